@@ -1,1 +1,22 @@
-fn main(){}
+//! The program: parse, run one command, turn the outcome into an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use elven_sync::commands::{self, Cli};
+use elven_sync::config::Environment;
+use elven_sync::output;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let environment = Environment::capture();
+    output::start_log(cli.verbose, environment.get("ELVEN_SYNC_LOG"));
+    match commands::run(cli, environment).await {
+        Ok(code) => ExitCode::from(code),
+        Err(problem) => {
+            output::error(&problem);
+            ExitCode::from(commands::FAILED)
+        }
+    }
+}

@@ -21,8 +21,8 @@ pub const SIGN_HEADER: &str = "elven-api-sign";
 /// `timestamp_ms` is Unix time in milliseconds, `method` upper case, and `path` begins with `/`,
 /// has no host and includes the query string when there is one.
 pub fn sign(secret: &SecretString, timestamp_ms: i64, method: &str, path: &str) -> String {
-    let mut mac = mac(secret, timestamp_ms, method, path);
-    STANDARD.encode(mac.finalize_reset().into_bytes())
+    let mac = mac(secret, timestamp_ms, method, path);
+    STANDARD.encode(mac.finalize().into_bytes())
 }
 
 /// Says whether `signature` is the one [`sign`] would give, in time that does not depend on how

@@ -1,0 +1,169 @@
+//! Alignment: from the ledger's instants and numerics to the API's wall-clock times and JSON numbers.
+//!
+//! Pure functions; nothing here rounds, and no amount passes through a float.
+
+use std::fmt::Write as _;
+
+use chrono::{DateTime, Datelike, NaiveDateTime, Timelike};
+use chrono_tz::Tz;
+
+/// Microseconds between the Unix epoch and 2000-01-01 00:00 UTC, from which PostgreSQL counts.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// A row cannot be sent as it stands; the reason is for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+/// No zone of the IANA database has this name.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` is not an IANA time zone{}", hint(.similar))]
+pub struct UnknownZone {
+    name: String,
+    similar: Vec<&'static str>,
+}
+
+fn hint(similar: &[&str]) -> String {
+    if similar.is_empty() {
+        "; names look like Europe/Zurich or UTC".to_owned()
+    } else {
+        format!("; did you mean {}?", similar.join(", "))
+    }
+}
+
+/// Finds a zone by its IANA name, exactly as spelled there.
+pub fn zone(name: &str) -> Result<Tz, UnknownZone> {
+    name.parse().map_err(|_| {
+        let wanted = name.to_lowercase();
+        let last_part = wanted.rsplit('/').next().unwrap_or(&wanted).replace(' ', "_");
+        let mut near: Vec<(usize, &'static str)> = chrono_tz::TZ_VARIANTS
+            .iter()
+            .map(|zone| {
+                let zone = zone.name();
+                let lower = zone.to_lowercase();
+                let city = lower.rsplit('/').next().unwrap_or(&lower);
+                let whole = strsim::damerau_levenshtein(&lower, &wanted);
+                (whole.min(1 + strsim::damerau_levenshtein(city, &last_part)), zone)
+            })
+            .filter(|(distance, _)| *distance <= 3)
+            .collect();
+        near.sort_unstable();
+        UnknownZone { name: name.to_owned(), similar: near.into_iter().take(3).map(|(_, zone)| zone).collect() }
+    })
+}
+
+/// The wall-clock time in `zone` at an instant, truncated to the second, with the rules in force at
+/// that instant.
+///
+/// `captured_at_us` counts microseconds from 2000-01-01 UTC, as PostgreSQL does. Truncation goes
+/// downwards before 1970 too: a balance is never given a time that had not come yet.
+///
+/// # Errors
+/// Infinite timestamps, and years outside 0001 to 9999, which the API's format cannot say.
+pub fn wall_clock(captured_at_us: i64, zone: Tz) -> Result<NaiveDateTime, Invalid> {
+    if captured_at_us == i64::MAX || captured_at_us == i64::MIN {
+        return Err(Invalid("captured_at is infinite".to_owned()));
+    }
+    captured_at_us
+        .checked_add(POSTGRES_EPOCH_US)
+        .and_then(|unix_us| DateTime::from_timestamp(unix_us.div_euclid(1_000_000), 0))
+        .map(|instant| instant.with_timezone(&zone).naive_local())
+        .filter(|local| (1..=9999).contains(&local.year()))
+        .ok_or_else(|| Invalid("captured_at is outside the years 0001 to 9999".to_owned()))
+}
+
+/// Appends `YYYY-MM-DD HH:mm:ss`. The year has to lie within 0000 to 9999.
+pub fn write_datetime(out: &mut Vec<u8>, local: NaiveDateTime) {
+    let year = local.year().unsigned_abs();
+    write_two_digits(out, year / 100);
+    write_two_digits(out, year % 100);
+    for (separator, part) in [
+        (b'-', local.month()),
+        (b'-', local.day()),
+        (b' ', local.hour()),
+        (b':', local.minute()),
+        (b':', local.second()),
+    ] {
+        out.push(separator);
+        write_two_digits(out, part);
+    }
+}
+
+fn write_two_digits(out: &mut Vec<u8>, number: u32) {
+    out.extend([digit(number / 10), digit(number)]);
+}
+
+fn digit(number: u32) -> u8 {
+    b"0123456789"[(number % 10) as usize]
+}
+
+/// Appends a `numeric` in PostgreSQL's binary form as a JSON number, with exactly its digits;
+/// trailing zeros of the fraction are trimmed.
+///
+/// The form (PostgreSQL source, `numeric_send`): four 16-bit words (count of groups, weight of the
+/// first group, sign, display scale), then groups of four decimal digits, each 0 to 9999.
+///
+/// # Errors
+/// NaN and the infinities, which JSON has no number for; bytes that are no `numeric`.
+pub fn write_number(out: &mut Vec<u8>, numeric: &[u8]) -> Result<(), Invalid> {
+    const NEGATIVE: u16 = 0x4000;
+    let malformed = || Invalid("balance is not a numeric in PostgreSQL's binary form".to_owned());
+    let (words, rest) = numeric.as_chunks::<2>();
+    let mut words = words.iter().map(|word| u16::from_be_bytes(*word));
+    let mut header = || words.next().ok_or_else(malformed);
+    let (count, weight, sign, _display_scale) = (header()?, header()?.cast_signed(), header()?, header()?);
+    match sign {
+        0 | NEGATIVE => {}
+        0xC000 => return Err(Invalid("balance is NaN".to_owned())),
+        0xD000 | 0xF000 => return Err(Invalid("balance is infinite".to_owned())),
+        _ => return Err(malformed()),
+    }
+    if words.len() != usize::from(count) || !rest.is_empty() || words.clone().any(|group| group > 9999) {
+        return Err(malformed());
+    }
+    if sign == NEGATIVE {
+        out.push(b'-');
+    }
+    // Groups that are not stored are zero, in front, between and behind.
+    let groups: Vec<u16> = words.collect();
+    let group = |place: i32| {
+        let index = usize::try_from(i32::from(weight) - place);
+        index.ok().and_then(|index| groups.get(index)).copied().unwrap_or(0)
+    };
+    let whole_from = i32::from(weight).max(0);
+    let mut text = group(whole_from).to_string();
+    for place in (0..whole_from).rev() {
+        write_group(&mut text, group(place));
+    }
+    let last_place = i32::from(weight) - i32::from(count) + 1;
+    if last_place < 0 {
+        text.push('.');
+        for place in (last_place..0).rev() {
+            write_group(&mut text, group(place));
+        }
+        text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
+    }
+    out.extend_from_slice(text.as_bytes());
+    Ok(())
+}
+
+fn write_group(text: &mut String, group: u16) {
+    // Writing to a String cannot fail.
+    let _ = write!(text, "{group:04}");
+}
+
+/// Refuses texts that the API could not mean: empty or blank, or with a control character (C0, DEL, C1).
+pub fn check_text(name: &str, text: Option<&str>) -> Result<(), Invalid> {
+    match text {
+        None => Err(Invalid(format!("{name} is NULL"))),
+        Some(text) if text.trim().is_empty() => Err(Invalid(format!("{name} is blank"))),
+        Some(text) if text.chars().any(char::is_control) => {
+            Err(Invalid(format!("{name} has a control character")))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "align_tests.rs"]
+mod tests;

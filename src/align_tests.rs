@@ -1,0 +1,161 @@
+//! Tables for alignment: instants, zones and numbers.
+
+use super::*;
+use chrono::{TimeZone, Utc};
+use proptest::prelude::*;
+
+fn micros(instant: &str) -> i64 {
+    DateTime::parse_from_rfc3339(instant).unwrap().timestamp_micros() - POSTGRES_EPOCH_US
+}
+
+fn aligned(instant: &str, zone_name: &str) -> String {
+    let mut out = Vec::new();
+    write_datetime(&mut out, wall_clock(micros(instant), zone(zone_name).unwrap()).unwrap());
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn promise_3_no_time_is_wrong() {
+    for (instant, zone, expected) in [
+        ("2024-03-10T06:59:59Z", "America/New_York", "2024-03-10 01:59:59"),
+        ("2024-03-10T07:00:00Z", "America/New_York", "2024-03-10 03:00:00"),
+        // The hour that comes twice: both instants have the same wall-clock time.
+        ("2024-11-03T05:30:00Z", "America/New_York", "2024-11-03 01:30:00"),
+        ("2024-11-03T06:30:00Z", "America/New_York", "2024-11-03 01:30:00"),
+        // Lord Howe Island moves its clocks by half an hour.
+        ("2024-04-06T14:59:59Z", "Australia/Lord_Howe", "2024-04-07 01:59:59"),
+        ("2024-04-06T15:00:00Z", "Australia/Lord_Howe", "2024-04-07 01:30:00"),
+        ("2024-01-15T12:00:00Z", "Asia/Kathmandu", "2024-01-15 17:45:00"),
+        ("2024-01-15T12:00:00Z", "Europe/Dublin", "2024-01-15 12:00:00"),
+        ("2024-07-15T12:00:00Z", "Europe/Dublin", "2024-07-15 13:00:00"),
+        // Morocco goes back an hour for Ramadan.
+        ("2024-03-20T12:00:00Z", "Africa/Casablanca", "2024-03-20 12:00:00"),
+        ("2024-05-20T12:00:00Z", "Africa/Casablanca", "2024-05-20 13:00:00"),
+        // Samoa had no 30 December 2011.
+        ("2011-12-30T09:59:59Z", "Pacific/Apia", "2011-12-29 23:59:59"),
+        ("2011-12-30T10:00:00Z", "Pacific/Apia", "2011-12-31 00:00:00"),
+        // Local mean time, to the second.
+        ("1880-01-01T00:00:00Z", "Europe/Zurich", "1880-01-01 00:34:08"),
+        ("2024-02-29T23:59:59Z", "UTC", "2024-02-29 23:59:59"),
+    ] {
+        assert_eq!(aligned(instant, zone), expected, "{instant} in {zone}");
+    }
+}
+
+#[test]
+fn seconds_are_truncated_downwards() {
+    assert_eq!(aligned("2024-01-01T00:00:00.999999Z", "UTC"), "2024-01-01 00:00:00");
+    assert_eq!(aligned("1969-12-31T23:59:58.000001Z", "UTC"), "1969-12-31 23:59:58");
+    assert_eq!(aligned("1969-12-31T23:59:58.999999Z", "UTC"), "1969-12-31 23:59:58");
+    assert_eq!(aligned("1999-12-31T23:59:59.999999Z", "UTC"), "1999-12-31 23:59:59");
+}
+
+#[test]
+fn times_that_cannot_be_sent_are_invalid() {
+    for us in [i64::MAX, i64::MIN, i64::MAX - 1, micros("9999-12-31T23:59:59Z") + 1_000_000] {
+        assert!(wall_clock(us, Tz::UTC).is_err(), "{us}");
+    }
+    // The local year counts.
+    assert!(wall_clock(micros("9999-12-31T23:30:00Z"), Tz::Europe__Zurich).is_err());
+    assert_eq!(aligned("0001-01-01T00:00:00Z", "UTC"), "0001-01-01 00:00:00");
+}
+
+#[test]
+fn an_unknown_zone_names_close_ones() {
+    assert!(zone("Europe/Zürich").unwrap_err().to_string().contains("Europe/Zurich"));
+    assert!(zone("new york").unwrap_err().to_string().contains("America/New_York"));
+    assert!(zone("qqqqqqqqqqq").unwrap_err().to_string().contains("look like"));
+    assert!(zone("europe/zurich").is_err(), "names are case-sensitive");
+}
+
+/// What PostgreSQL sends for a decimal literal without an exponent.
+fn numeric(text: &str) -> Vec<u8> {
+    let (sign, digits) = text.strip_prefix('-').map_or((0u16, text), |rest| (0x4000, rest));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let scale = u16::try_from(fraction.len()).unwrap();
+    let padded_whole = format!("{}{whole}", "0".repeat((4 - whole.len() % 4) % 4));
+    let padded = format!("{padded_whole}{fraction}{}", "0".repeat((4 - fraction.len() % 4) % 4));
+    let mut groups: Vec<u16> =
+        padded.as_bytes().chunks(4).map(|g| std::str::from_utf8(g).unwrap().parse().unwrap()).collect();
+    let mut weight = i16::try_from(padded_whole.len() / 4).unwrap() - 1;
+    while groups.first() == Some(&0) {
+        groups.remove(0);
+        weight -= 1;
+    }
+    while groups.last() == Some(&0) {
+        groups.pop();
+    }
+    if groups.is_empty() {
+        weight = 0;
+    }
+    let header = [u16::try_from(groups.len()).unwrap(), weight.cast_unsigned(), sign, scale];
+    header.into_iter().chain(groups).flat_map(u16::to_be_bytes).collect()
+}
+
+fn written(text: &str) -> String {
+    let mut out = Vec::new();
+    write_number(&mut out, &numeric(text)).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn promise_2_no_amount_is_altered() {
+    for (text, expected) in [
+        ("0", "0"),
+        ("0.000", "0"),
+        ("10.5", "10.5"),
+        ("10.500", "10.5"),
+        ("20.00", "20"),
+        ("-20.10", "-20.1"),
+        ("100000", "100000"),
+        ("10000000000000000", "10000000000000000"),
+        ("0.000000000000000001", "0.000000000000000001"),
+        ("-0.000000000000000001", "-0.000000000000000001"),
+        ("12345678901234567890.123456789012345678", "12345678901234567890.123456789012345678"),
+        ("99999999999999999999999999999999999999", "99999999999999999999999999999999999999"),
+        ("9007199254740993", "9007199254740993"),
+        ("1.00001", "1.00001"),
+        ("10000.00010000", "10000.0001"),
+    ] {
+        assert_eq!(written(text), expected);
+    }
+}
+
+#[test]
+fn numbers_that_json_does_not_have_are_invalid() {
+    let mut out = Vec::new();
+    for sign in [0xC000u16, 0xD000, 0xF000, 0x1234] {
+        let bytes: Vec<u8> = [0, 0, sign, 0].into_iter().flat_map(u16::to_be_bytes).collect();
+        assert!(write_number(&mut out, &bytes).is_err());
+    }
+    for malformed in [&[][..], &[0, 1, 0, 0, 0, 0, 0, 0], &[0, 0, 0, 0, 0, 0, 0, 0, 9]] {
+        assert!(write_number(&mut out, malformed).is_err());
+    }
+    assert_eq!(out, b"", "nothing is written for an invalid number");
+}
+
+proptest! {
+    #[test]
+    fn any_decimal_keeps_its_digits(negative: bool, whole in "0|[1-9][0-9]{0,40}", fraction in "[0-9]{0,40}") {
+        let text = format!("{}{whole}.{fraction}", if negative { "-" } else { "" });
+        let trimmed = text.trim_end_matches('0').trim_end_matches('.');
+        let is_zero = text.chars().all(|c| matches!(c, '0' | '.' | '-'));
+        prop_assume!(!is_zero, "PostgreSQL has no negative zero");
+        prop_assert_eq!(written(text.trim_end_matches('.')), trimmed);
+    }
+
+    #[test]
+    fn any_instant_is_what_the_zone_says(seconds in -4_000_000_000i64..8_000_000_000, zone_index in 0usize..590) {
+        let zone = chrono_tz::TZ_VARIANTS[zone_index % chrono_tz::TZ_VARIANTS.len()];
+        let local = wall_clock(seconds * 1_000_000 - POSTGRES_EPOCH_US, zone).unwrap();
+        prop_assert_eq!(local, Utc.timestamp_opt(seconds, 0).unwrap().with_timezone(&zone).naive_local());
+    }
+}
+
+#[test]
+fn blank_and_control_characters_are_invalid() {
+    for text in [None, Some(""), Some("  "), Some("a\u{0}"), Some("a\nb"), Some("\u{7f}"), Some("\u{85}x")] {
+        assert!(check_text("currency", text).is_err(), "{text:?}");
+    }
+    assert!(check_text("currency", Some("Ünïcode BTC")).is_ok());
+}

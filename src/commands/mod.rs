@@ -1,0 +1,106 @@
+//! The commands that people type.
+
+mod demo;
+mod entity;
+mod run;
+mod sandbox;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use sqlx::PgPool;
+
+use crate::config::{Environment, Flags, Settings};
+use crate::journal;
+use crate::output;
+
+/// All done.
+pub const SUCCEEDED: u8 = 0;
+/// Could not work.
+pub const FAILED: u8 = 1;
+/// Done, but a person should look.
+pub const INCOMPLETE: u8 = 3;
+
+/// Keeps the treasury balances of Elven equal to a PostgreSQL ledger.
+///
+/// Exit codes: 0 all done; 1 could not work; 2 wrong usage; 3 done, but a person should look; 130 or 143
+/// stopped by a signal.
+#[derive(Debug, Parser)]
+#[command(name = "elven-sync", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+    /// Log more to stderr: -v what is done, -vv each batch
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create or upgrade the sync schema
+    Migrate {
+        /// Also create the default ledger, `ledger.balance_snapshots`
+        #[arg(long)]
+        with_ledger: bool,
+    },
+    /// Say who is synced, and how
+    #[command(subcommand)]
+    Entity(entity::Command),
+    /// Upload what is new, for all entities, then exit
+    Run(run::Options),
+    /// Say how each entity is
+    Status {
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
+    /// A strict local Elven API to try things on
+    Sandbox(sandbox::Options),
+    /// The whole story on a scratch database and the sandbox, in a few seconds
+    Demo(demo::Options),
+}
+
+/// Runs one command; returns the exit code.
+pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
+    if let Command::Sandbox(options) = cli.command {
+        return sandbox::run(options).await;
+    }
+    let settings = Settings::load(&cli.flags, environment)?;
+    match cli.command {
+        Command::Migrate { with_ledger } => migrate(&settings, with_ledger).await,
+        Command::Entity(command) => entity::run(command, &settings).await,
+        Command::Run(options) => run::run(options, settings).await,
+        Command::Status { json } => run::status(&settings, json).await,
+        Command::Sandbox(options) => sandbox::run(options).await,
+        Command::Demo(options) => demo::run(options, settings).await,
+    }
+}
+
+async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
+    let pool = connect(settings).await?;
+    journal::migrate(&pool).await?;
+    output::line("the sync tables are up to date (schema elven_sync)");
+    if with_ledger {
+        journal::migrate_ledger(&pool).await?;
+        output::line("the default ledger is up to date (table ledger.balance_snapshots)");
+    }
+    Ok(SUCCEEDED)
+}
+
+/// Connects to the primary with enough connections for the entities worked on at once, each with a page
+/// being read ahead, and the heartbeat.
+async fn connect(settings: &Settings) -> anyhow::Result<PgPool> {
+    let url = settings.database_url()?;
+    let at_once = u32::try_from(settings.sync.entities_at_once).unwrap_or(u32::MAX / 2);
+    journal::connect(url, at_once.saturating_mul(2).saturating_add(2).min(64))
+        .await
+        .context("the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)")
+}
+
+/// The same, for commands that need the sync tables to be there.
+async fn connect_migrated(settings: &Settings) -> anyhow::Result<PgPool> {
+    let pool = connect(settings).await?;
+    journal::check_schema(&pool).await?;
+    Ok(pool)
+}

@@ -1,0 +1,75 @@
+//! `run` and `status`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{FAILED, INCOMPLETE, SUCCEEDED, connect_migrated};
+use crate::config::Settings;
+use crate::journal::RunStatus;
+use crate::output;
+use crate::sync::{Stop, Worker};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Only these entities
+    #[arg(long = "entity", value_name = "ID", num_args = 1..)]
+    entities: Vec<String>,
+    /// Read and align, but send and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// For machines
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
+    let (stop, stopped_by) = stop_on_signal()?;
+    let pool = connect_migrated(&settings).await?;
+    let worker = Worker::open(settings, pool, stop).await?;
+    let report = if options.dry_run {
+        worker.dry_run(&options.entities).await?
+    } else {
+        worker.run(&options.entities).await?
+    };
+    output::run_report(&report, options.json);
+    Ok(match report.status {
+        RunStatus::Succeeded => SUCCEEDED,
+        RunStatus::Failed => FAILED,
+        RunStatus::Incomplete => INCOMPLETE,
+        // By convention 128 and the number of the signal.
+        RunStatus::Interrupted => 128 + stopped_by.load(Ordering::Relaxed),
+    })
+}
+
+/// Turns the first SIGINT or SIGTERM into a request to stop; a second one ends the process at once.
+fn stop_on_signal() -> std::io::Result<(Stop, Arc<AtomicU8>)> {
+    const SIGINT: u8 = 2;
+    const SIGTERM: u8 = 15;
+    let (sender, stop) = watch::channel(false);
+    let stopped_by = Arc::new(AtomicU8::new(SIGTERM));
+    let noted = stopped_by.clone();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = interrupt.recv() => SIGINT,
+                _ = terminate.recv() => SIGTERM,
+            }
+        };
+        noted.store(next().await, Ordering::Relaxed);
+        tracing::warn!("stopping after what is in flight; a second signal stops at once");
+        let _ = sender.send(true);
+        std::process::exit(i32::from(128 + next().await));
+    });
+    Ok((stop, stopped_by))
+}
+
+pub(super) async fn status(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
+    let pool = connect_migrated(settings).await?;
+    output::health(&crate::sync::health(settings, &pool).await?, as_json);
+    Ok(SUCCEEDED)
+}

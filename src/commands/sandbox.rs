@@ -1,0 +1,46 @@
+//! `sandbox`: a local Elven API.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use super::SUCCEEDED;
+use crate::output;
+use crate::sandbox::{self, Sandbox};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8460")]
+    listen: SocketAddr,
+    /// The API key that it knows
+    #[arg(long, default_value = "sandbox-key")]
+    key: String,
+    /// The secret that belongs to it; a real one has no place here
+    #[arg(long, default_value = "sandbox-secret")]
+    secret: String,
+    /// Accounts that it knows; all, when none is named
+    #[arg(long = "account", value_name = "ID")]
+    accounts: Vec<String>,
+    /// Currencies that it knows besides the usual ones
+    #[arg(long = "currency", value_name = "SYMBOL")]
+    currencies: Vec<String>,
+}
+
+pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
+    let credential = sandbox::Credential::new("sandbox", &options.key, &options.secret);
+    let mut settings = sandbox::Options { listen: options.listen, credentials: vec![credential], ..Default::default() };
+    settings.currencies.extend(options.currencies);
+    if !options.accounts.is_empty() {
+        settings.accounts = Some(BTreeSet::from_iter(options.accounts));
+    }
+    let sandbox = Sandbox::start(settings).await?;
+    let url = sandbox.url();
+    output::line(format_args!(
+        "the sandbox listens; point elven-sync at it with\n\n  export ELVEN_API_URL={url}\n  export \
+         ELVEN_API_KEY={} ELVEN_API_SECRET={}\n\nwhat it received: {url}/sandbox   (Ctrl-C ends it)",
+        options.key, options.secret
+    ));
+    tokio::signal::ctrl_c().await?;
+    sandbox.stop().await;
+    Ok(SUCCEEDED)
+}

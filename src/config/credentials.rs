@@ -1,0 +1,140 @@
+//! Credentials: where a key and its secret are found, and the two once they are read.
+
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::{ConfigError, Environment, Settings, error};
+
+/// An API key and its secret, under the name that `entities.credential` has for it.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The API key.
+    pub key: SecretString,
+    /// The secret that signs requests.
+    pub secret: SecretString,
+}
+
+/// `[credentials.NAME]`: an environment variable or a file for each half.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CredentialSource {
+    /// Environment variable that holds the key.
+    pub key_env: Option<String>,
+    /// File that holds the key.
+    pub key_file: Option<PathBuf>,
+    /// Environment variable that holds the secret.
+    pub secret_env: Option<String>,
+    /// File that holds the secret.
+    pub secret_file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Reads the credential with this name.
+    ///
+    /// `default` is `ELVEN_API_KEY` and `ELVEN_API_SECRET` (or `..._FILE`), unless the configuration
+    /// says otherwise.
+    pub fn credential(&self, name: &str) -> Result<Credential, ConfigError> {
+        let source = match self.credentials.get(name) {
+            Some(source) => source.clone(),
+            None if name == "default" => CredentialSource {
+                key_env: Some("ELVEN_API_KEY".to_owned()),
+                key_file: self.environment.get("ELVEN_API_KEY_FILE").map(PathBuf::from),
+                secret_env: Some("ELVEN_API_SECRET".to_owned()),
+                secret_file: self.environment.get("ELVEN_API_SECRET_FILE").map(PathBuf::from),
+            },
+            None => {
+                return Err(error(format!(
+                    "credential `{name}` is not configured; hint: add [credentials.{name}] with key_env or key_file \
+                     and secret_env or secret_file to the configuration file"
+                )));
+            }
+        };
+        let read = |half: &str, variable: Option<&String>, file: Option<&PathBuf>| {
+            find(name, half, variable.map(String::as_str), file, &self.environment)
+        };
+        Ok(Credential {
+            name: name.to_owned(),
+            key: read("key", source.key_env.as_ref(), source.key_file.as_ref())?,
+            secret: read("secret", source.secret_env.as_ref(), source.secret_file.as_ref())?,
+        })
+    }
+}
+
+fn find(
+    name: &str,
+    half: &str,
+    variable: Option<&str>,
+    file: Option<&PathBuf>,
+    environment: &Environment,
+) -> Result<SecretString, ConfigError> {
+    let value = if let Some(path) = file {
+        std::fs::read_to_string(path).map_err(|problem| {
+            error(format!("the {half} of credential `{name}`: file {} cannot be read: {problem}", path.display()))
+        })?
+    } else if let Some(variable) = variable {
+        let value = environment.get(variable).ok_or_else(|| {
+            error(format!(
+                "the {half} of credential `{name}` is missing: {variable} is not set; hint: set {variable}, or \
+                 name a file that holds it"
+            ))
+        })?;
+        value.to_owned()
+    } else {
+        return Err(error(format!(
+            "the {half} of credential `{name}` is missing; hint: give {half}_env or {half}_file in \
+             [credentials.{name}]"
+        )));
+    };
+    let value = value.trim();
+    // Never repeat the value: it may be the secret with a typing error.
+    if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(error(format!(
+            "the {half} of credential `{name}` is empty or has characters that a header cannot carry; hint: check \
+             for a line break or a quotation mark in it"
+        )));
+    }
+    Ok(SecretString::from(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Flags;
+    use secrecy::ExposeSecret;
+
+    fn settings(variables: &[(&str, &str)]) -> Settings {
+        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Settings::load(&Flags::default(), environment).unwrap()
+    }
+
+    #[test]
+    fn each_half_is_found_or_named() {
+        let missing = settings(&[("ELVEN_API_KEY", "k")]).credential("default").unwrap_err().to_string();
+        assert!(missing.contains("ELVEN_API_SECRET is not set"), "{missing}");
+        let unknown = settings(&[]).credential("acme").unwrap_err().to_string();
+        assert!(unknown.contains("[credentials.acme]"), "{unknown}");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        std::fs::write(&path, "s3cret\n").unwrap();
+        let file = [("ELVEN_API_KEY", "k"), ("ELVEN_API_SECRET_FILE", path.to_str().unwrap())];
+        assert_eq!(settings(&file).credential("default").unwrap().secret.expose_secret(), "s3cret");
+    }
+
+    #[test]
+    fn no_secret_is_ever_printed() {
+        let settings = settings(&[
+            ("ELVEN_API_KEY", "key-7f3a"),
+            ("ELVEN_API_SECRET", "secret-9c1b"),
+            ("DATABASE_URL", "postgres://u:pw-5d2e@h/d"),
+        ]);
+        let credential = settings.credential("default").unwrap();
+        let printed = format!("{settings:?} {credential:?}");
+        for secret in ["7f3a", "9c1b", "5d2e"] {
+            assert!(!printed.contains(secret), "{printed}");
+        }
+    }
+}

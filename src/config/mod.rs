@@ -1,0 +1,397 @@
+//! Configuration: flags over environment over `elven-sync.toml`. No other module reads the environment.
+//!
+//! Any setting of the file can be given as `ELVEN_SYNC_<SECTION>__<KEY>`, e.g.
+//! `ELVEN_SYNC_RETRY__INITIAL=50ms`.
+
+mod credentials;
+mod number;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use url::{Host, Url};
+
+pub use credentials::{Credential, CredentialSource};
+
+use crate::batch::RECORDS_MAX;
+
+/// The configuration cannot be used; the message names the setting and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+fn error(message: impl Into<String>) -> ConfigError {
+    ConfigError(message.into())
+}
+
+/// Settings that may come as flags of any command.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// The configuration file [env: `ELVEN_SYNC_CONFIG`; default: ./elven-sync.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The database that holds ledger and sync tables [env: `DATABASE_URL`]
+    #[arg(long, global = true, value_name = "URL", hide_default_value = true)]
+    pub database_url: Option<String>,
+    /// Where the API is [env: `ELVEN_API_URL`; default: <https://openapi.elven.com>]
+    #[arg(long, global = true, value_name = "URL")]
+    pub api_url: Option<String>,
+}
+
+/// The environment of the process, read once.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl FromIterator<(String, String)> for Environment {
+    fn from_iter<T: IntoIterator<Item = (String, String)>>(variables: T) -> Self {
+        Self(variables.into_iter().collect())
+    }
+}
+
+impl Environment {
+    /// Reads the process environment. Variables that are not UTF-8 are passed over.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    pub fn capture() -> Self {
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect()
+    }
+
+    /// The value of a variable; an empty one counts as unset.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+}
+
+/// All settings of a process.
+#[derive(Debug)]
+pub struct Settings {
+    /// The primary: ledger and sync tables. A secret, since it may hold a password.
+    pub database_url: Option<SecretString>,
+    /// Where the API is: scheme, host and port.
+    pub api_url: Url,
+    /// Credentials by name, found but not read yet.
+    pub credentials: BTreeMap<String, CredentialSource>,
+    /// The ledger's table.
+    pub ledger: LedgerSettings,
+    /// How runs work.
+    pub sync: SyncSettings,
+    /// How the API is called.
+    pub api: ApiSettings,
+    /// How requests are repeated.
+    pub retry: RetrySettings,
+    /// The environment, for credentials that are kept there.
+    pub environment: Environment,
+}
+
+/// What `elven-sync.toml` may say.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    credentials: BTreeMap<String, CredentialSource>,
+    ledger: LedgerSettings,
+    sync: SyncSettings,
+    api: ApiSettings,
+    retry: RetrySettings,
+}
+
+/// `[ledger]`: which table, and which of its columns.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerSettings {
+    /// Schema-qualified table or view.
+    pub table: String,
+    /// Columns whose names differ from the default.
+    pub columns: Columns,
+}
+
+impl Default for LedgerSettings {
+    fn default() -> Self {
+        Self { table: "ledger.balance_snapshots".to_owned(), columns: Columns::default() }
+    }
+}
+
+/// `[ledger.columns]`: only what differs from the default names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Columns(BTreeMap<String, String>);
+
+impl Columns {
+    /// The roles that a column can have; each is also the default name.
+    pub const ROLES: [&str; 7] =
+        ["id", "entity_id", "entity_account_id", "currency", "captured_at", "balance", "change_xid"];
+
+    /// The column with a role.
+    pub fn get<'a>(&'a self, role: &'a str) -> &'a str {
+        self.0.get(role).map_or(role, String::as_str)
+    }
+}
+
+/// `[sync]`: how runs work.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SyncSettings {
+    /// Records in a request, 1 to 1000.
+    #[serde(deserialize_with = "number::from_text_or_number")]
+    pub batch_rows: usize,
+    /// Entities worked on at once.
+    #[serde(deserialize_with = "number::from_text_or_number")]
+    pub entities_at_once: usize,
+    /// Batches of one entity on their way at once. Not in use yet: one is sent at a time.
+    #[serde(deserialize_with = "number::from_text_or_number")]
+    pub requests_in_flight: usize,
+    /// Open rows an entity may have set aside. Not in use yet: a refusal stops the entity.
+    #[serde(deserialize_with = "number::from_text_or_number")]
+    pub max_rejections: usize,
+    /// How long a worker that stopped renewing keeps an entity.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+}
+
+impl Default for SyncSettings {
+    fn default() -> Self {
+        Self {
+            batch_rows: RECORDS_MAX,
+            entities_at_once: 4,
+            requests_in_flight: 4,
+            max_rejections: 100,
+            lease: Duration::from_secs(30),
+        }
+    }
+}
+
+/// `[api]`: how the API is called.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiSettings {
+    /// The longest a request may take in all.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// How far a signature's timestamp may be from the API's clock.
+    #[serde(with = "humantime_serde")]
+    pub signature_window: Duration,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(30), signature_window: Duration::from_secs(30) }
+    }
+}
+
+/// `[retry]`: how a request is repeated. Not in use yet: the next run repeats it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetrySettings {
+    /// Attempts in all.
+    #[serde(deserialize_with = "number::from_text_or_number")]
+    pub attempts: u32,
+    /// The first pause.
+    #[serde(with = "humantime_serde")]
+    pub initial: Duration,
+    /// The longest pause.
+    #[serde(with = "humantime_serde")]
+    pub max: Duration,
+}
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        Self { attempts: 6, initial: Duration::from_millis(500), max: Duration::from_secs(30) }
+    }
+}
+
+const DEFAULT_FILE: &str = "elven-sync.toml";
+const DEFAULT_API_URL: &str = "https://openapi.elven.com";
+const SETTING_PREFIX: &str = "ELVEN_SYNC_";
+
+impl Settings {
+    /// Puts the settings together and checks them.
+    pub fn load(flags: &Flags, environment: Environment) -> Result<Self, ConfigError> {
+        let file = read_file(flags, &environment)?;
+        let file = overlay(file, &environment)?;
+        if !(1..=RECORDS_MAX).contains(&file.sync.batch_rows) {
+            return Err(error(format!(
+                "[sync] batch_rows = {} is not possible: the API takes 1 to {RECORDS_MAX} records in a request; \
+                 hint: leave it out for {RECORDS_MAX}",
+                file.sync.batch_rows
+            )));
+        }
+        if file.sync.entities_at_once == 0 {
+            return Err(error("[sync] entities_at_once = 0 would do nothing; hint: leave it out for 4"));
+        }
+        for (name, value) in [
+            ("[sync] lease", file.sync.lease),
+            ("[api] timeout", file.api.timeout),
+            ("[api] signature_window", file.api.signature_window),
+        ] {
+            if value.is_zero() || value > Duration::from_secs(3600) {
+                return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
+            }
+        }
+        if let Some(role) = file.ledger.columns.0.keys().find(|role| !Columns::ROLES.contains(&role.as_str())) {
+            return Err(error(format!(
+                "[ledger.columns] {role} is not a column that the ledger can have; they are {}",
+                Columns::ROLES.join(", ")
+            )));
+        }
+        let api_url = flags.api_url.as_deref().or(environment.get("ELVEN_API_URL")).unwrap_or(DEFAULT_API_URL);
+        let database_url = flags.database_url.as_deref().or(environment.get("DATABASE_URL"));
+        Ok(Self {
+            database_url: database_url.map(SecretString::from),
+            api_url: check_api_url(api_url)?,
+            credentials: file.credentials,
+            ledger: file.ledger,
+            sync: file.sync,
+            api: file.api,
+            retry: file.retry,
+            environment,
+        })
+    }
+
+    /// The database URL, or an error that says how to give it.
+    pub fn database_url(&self) -> Result<&SecretString, ConfigError> {
+        self.database_url.as_ref().ok_or_else(|| {
+            error(
+                "DATABASE_URL is not set: it names the PostgreSQL database that holds the ledger; hint: \
+                 export DATABASE_URL=postgres://user:password@host/database",
+            )
+        })
+    }
+}
+
+fn read_file(flags: &Flags, environment: &Environment) -> Result<toml::Table, ConfigError> {
+    let named = flags.config.as_deref().or(environment.get("ELVEN_SYNC_CONFIG").map(Path::new));
+    let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            // Read twice: a setting that is wrong in the file is reported with its line.
+            let wrong = |problem| error(format!("{}: {problem}", path.display()));
+            toml::from_str::<File>(&text).map_err(|problem| wrong(problem.to_string()))?;
+            toml::from_str(&text).map_err(|problem| wrong(problem.to_string()))
+        }
+        Err(problem) if named.is_none() && problem.kind() == std::io::ErrorKind::NotFound => Ok(toml::Table::new()),
+        Err(problem) => Err(error(format!("the configuration file {} cannot be read: {problem}", path.display()))),
+    }
+}
+
+/// Lays `ELVEN_SYNC_<SECTION>__<KEY>` over the file.
+fn overlay(mut file: toml::Table, environment: &Environment) -> Result<File, ConfigError> {
+    let mut laid_over = Vec::new();
+    for (name, value) in &environment.0 {
+        let Some(path) = name.strip_prefix(SETTING_PREFIX).filter(|path| path.contains("__")) else {
+            continue;
+        };
+        let path = path.to_lowercase();
+        let mut keys: Vec<&str> = path.split("__").collect();
+        let Some(key) = keys.pop() else { continue };
+        let mut table = &mut file;
+        for section in keys {
+            let entry = table.entry(section).or_insert_with(|| toml::Table::new().into());
+            table = entry.as_table_mut().ok_or_else(|| error(format!("{name}: `{section}` has no keys")))?;
+        }
+        table.insert(key.to_owned(), value.clone().into());
+        laid_over.push(name.as_str());
+    }
+    file.try_into().map_err(|problem: toml::de::Error| {
+        error(format!("a setting from the environment ({}): {}", laid_over.join(", "), problem.message()))
+    })
+}
+
+/// Takes only scheme, host and port, and plain HTTP only where nobody can listen: a key and a
+/// signature travel in headers.
+fn check_api_url(text: &str) -> Result<Url, ConfigError> {
+    let url = Url::parse(text)
+        .map_err(|problem| error(format!("ELVEN_API_URL is not a URL ({problem}); hint: {DEFAULT_API_URL}")))?;
+    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    if url.path() != "/" || !bare || url.fragment().is_some() {
+        return Err(error(format!(
+            "ELVEN_API_URL has to be scheme, host and port alone, without a path or user; hint: {DEFAULT_API_URL}"
+        )));
+    }
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if is_loopback(&url) => Ok(url),
+        "http" => Err(error(format!(
+            "ELVEN_API_URL={url} would send the API key unencrypted: plain http is for loopback alone; hint: use \
+             https"
+        ))),
+        other => Err(error(format!("ELVEN_API_URL begins with {other}://; hint: use https"))),
+    }
+}
+
+/// Says whether the URL leads to this machine itself.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(variables: &[(&str, &str)]) -> Result<Settings, ConfigError> {
+        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Settings::load(&Flags::default(), environment)
+    }
+
+    #[test]
+    fn the_environment_lies_over_the_file_and_flags_over_both() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.toml");
+        std::fs::write(&path, "[sync]\nbatch_rows = 7\nentities_at_once = 2\n").unwrap();
+        let environment: Environment = [
+            ("ELVEN_SYNC_CONFIG", path.to_str().unwrap()),
+            ("ELVEN_SYNC_SYNC__BATCH_ROWS", "9"),
+            ("ELVEN_SYNC_API__TIMEOUT", "50ms"),
+            ("ELVEN_SYNC_LEDGER__COLUMNS__ID", "snapshot_id"),
+            ("ELVEN_API_URL", "https://env.example"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+        let flags = Flags { api_url: Some("http://127.0.0.1:1".to_owned()), ..Flags::default() };
+        let settings = Settings::load(&flags, environment).unwrap();
+        assert_eq!((settings.sync.batch_rows, settings.sync.entities_at_once), (9, 2));
+        assert_eq!(settings.api.timeout, Duration::from_millis(50));
+        assert_eq!(settings.ledger.columns.get("id"), "snapshot_id");
+        assert_eq!(settings.ledger.columns.get("balance"), "balance");
+        assert_eq!(settings.api_url.as_str(), "http://127.0.0.1:1/");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (name, value, expected) in [
+            ("ELVEN_SYNC_SYNC__BATCH_ROWS", "0", "batch_rows = 0"),
+            ("ELVEN_SYNC_SYNC__BATCH_ROWS", "1001", "1 to 1000"),
+            ("ELVEN_SYNC_SYNC__BATCH_ROWS", "many", "ELVEN_SYNC_SYNC__BATCH_ROWS"),
+            ("ELVEN_SYNC_SYNC__BATCH_ROW", "1", "unknown field"),
+            ("ELVEN_SYNC_SYNC__LEASE", "0s", "[sync] lease"),
+            ("ELVEN_SYNC_LEDGER__COLUMNS__AMOUNT", "x", "amount"),
+            ("ELVEN_API_URL", "http://openapi.elven.com", "https"),
+            ("ELVEN_API_URL", "http://127.0.0.1.example.com", "https"),
+            ("ELVEN_API_URL", "ftp://x", "ftp"),
+            ("ELVEN_API_URL", "https://user@host", "alone"),
+            ("ELVEN_API_URL", "https://host/path", "alone"),
+            ("ELVEN_API_URL", "nonsense", "not a URL"),
+            ("ELVEN_SYNC_CONFIG", "/nonexistent/x.toml", "cannot be read"),
+        ] {
+            let message = load(&[(name, value)]).unwrap_err().to_string();
+            assert!(message.contains(expected), "{name}={value}: {message}");
+        }
+        for url in ["http://localhost:80", "http://[::1]:80", "http://127.9.9.9", "https://openapi.elven.com"] {
+            assert!(load(&[("ELVEN_API_URL", url)]).is_ok(), "{url}");
+        }
+    }
+}

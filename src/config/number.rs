@@ -1,0 +1,25 @@
+//! Numbers that may come as text, since environment variables are nothing else.
+
+use std::{fmt::Display, str::FromStr};
+
+use serde::{Deserialize, Deserializer, de::Error};
+
+/// Takes a number, or a text that is one.
+pub(super) fn from_text_or_number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display> + Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a whole number")]
+    enum TextOrNumber<T> {
+        Number(T),
+        Text(String),
+    }
+    match TextOrNumber::deserialize(deserializer)? {
+        TextOrNumber::Number(number) => Ok(number),
+        TextOrNumber::Text(text) => {
+            text.trim().parse().map_err(|problem| D::Error::custom(format!("`{text}` is not a number: {problem}")))
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Elven: sign a request, send it, judge the answer.
+//!
+//! Deciding what to do about a verdict is the caller's; sleeping and writing happen elsewhere.
+
+pub mod client;
+pub mod sign;
+pub mod verdict;
+
+pub use client::{Client, Signed};
+pub use verdict::{Answer, Verdict, judge};

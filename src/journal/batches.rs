@@ -1,0 +1,297 @@
+//! Batches: announced before they are sent, settled together with the watermark.
+
+use sqlx::{Postgres, Transaction};
+
+use super::lanes::commit_if_held;
+use super::{Journal, JournalError, Kind, Lease, Problem, errors};
+use crate::batch::{Batch, InvalidRow};
+use crate::watermark::Cursor;
+
+/// A batch of an open pass that no answer was recorded for: it may have arrived.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// The batch.
+    pub batch_id: i64,
+    /// Where its interval ends.
+    pub last: Cursor,
+    /// SHA-256 of the body that was sent, in hex.
+    pub body_sha256: String,
+}
+
+/// The answer to a batch, as it is recorded.
+#[derive(Debug)]
+pub struct Settlement {
+    /// Status of the answer. `None`: nothing was sent.
+    pub http_status: Option<i32>,
+    /// From sending to the answer.
+    pub duration_ms: Option<i64>,
+    /// A request went out.
+    pub sent: bool,
+}
+
+impl Journal {
+    /// The batch of an open pass whose outcome is unknown, if there is one.
+    ///
+    /// One that was being sent when its worker stopped becomes `unknown` here.
+    pub async fn unfinished(&self, lease: &Lease, pass_id: i64) -> Result<Option<Unfinished>, JournalError> {
+        let row = sqlx::query!(
+            r#"update elven_sync.sync_batches b set status = 'unknown'
+                where b.pass_id = $1 and b.status in ('sending', 'unknown')
+                  and exists (select from elven_sync.sync_state s where s.entity_id = $2 and s.lease_epoch = $3)
+            returning b.batch_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256"#,
+            pass_id,
+            lease.entity_id,
+            lease.epoch
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| {
+            let xid = row.last_xid.parse().map_err(|_| sqlx::Error::Decode("not an xid8".into()))?;
+            let last = Cursor { xid, id: row.last_id };
+            Ok(Unfinished { batch_id: row.batch_id, last, body_sha256: row.body_sha256 })
+        })
+        .transpose()
+    }
+
+    /// Records a batch that is about to be sent, and checks the lease by doing so.
+    pub async fn announce(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        pass_id: i64,
+        batch: &Batch,
+    ) -> Result<i64, JournalError> {
+        let mut transaction = self.begin().await?;
+        let held = hold(&mut transaction, lease, batch.before.as_ref()).await?;
+        let batch_id = sqlx::query_scalar!(
+            "insert into elven_sync.sync_batches
+                    (run_id, pass_id, entity_id, before_xid, before_id, last_xid, last_id, row_ids, rows_read,
+                     row_count, rows_rejected, rows_superseded, body_bytes, body_sha256)
+             values ($1, $2, $3, $4::text::xid8, $5, $6::text::xid8, $7, $8, $9, $10, $11, $12, $13, $14)
+          returning batch_id",
+            run_id,
+            pass_id,
+            lease.entity_id,
+            batch.before.as_ref().map(|cursor| cursor.xid.to_string()),
+            batch.before.as_ref().map(|cursor| cursor.id.as_str()),
+            batch.last.xid.to_string(),
+            batch.last.id,
+            batch.row_ids,
+            count(batch.rows_read),
+            count(batch.records),
+            count(batch.invalid.len()),
+            count(batch.superseded),
+            count(batch.body.len()),
+            batch.body_sha256
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, held).await?;
+        Ok(batch_id)
+    }
+
+    /// Records that a batch whose outcome is unknown is about to be sent again.
+    ///
+    /// Its rows are written anew, since they may have changed meanwhile: then its hash does too.
+    pub async fn announce_again(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        batch_id: i64,
+        batch: &Batch,
+    ) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        let held = hold(&mut transaction, lease, batch.before.as_ref()).await?;
+        sqlx::query!(
+            "update elven_sync.sync_batches
+                set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = true, finished_at = null,
+                    row_ids = $3, rows_read = $4, row_count = $5, rows_rejected = $6, rows_superseded = $7,
+                    body_bytes = $8, body_sha256 = $9
+              where batch_id = $1",
+            batch_id,
+            run_id,
+            batch.row_ids,
+            count(batch.rows_read),
+            count(batch.records),
+            count(batch.invalid.len()),
+            count(batch.superseded),
+            count(batch.body.len()),
+            batch.body_sha256
+        )
+        .execute(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, held).await
+    }
+
+    /// Records an interval whose rows are gone or were written again since: nothing of it is to be sent.
+    pub async fn emptied(&self, lease: &Lease, batch_id: i64) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query!(
+            r#"with batch as (
+                update elven_sync.sync_batches
+                   set status = 'accepted', ambiguous = true, row_ids = '\x01', rows_read = 0, row_count = 0,
+                       rows_rejected = 0, rows_superseded = 0, body_bytes = 2, finished_at = clock_timestamp(),
+                       error = 'its rows were changed or deleted before its outcome was known'
+                 where batch_id = $3 returning last_xid, last_id)
+             update elven_sync.sync_state s set cursor_xid = batch.last_xid, cursor_id = batch.last_id
+               from batch where s.entity_id = $1 and s.lease_epoch = $2"#,
+            lease.entity_id,
+            lease.epoch,
+            batch_id
+        )
+        .execute(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, done.rows_affected()).await
+    }
+
+    /// Records an accepted batch: batch, watermark, counters and the rows set aside, in one transaction.
+    pub async fn settle(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        batch_id: i64,
+        batch: &Batch,
+        settlement: &Settlement,
+    ) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query!(
+            "update elven_sync.sync_state
+                set cursor_xid = $5::text::xid8, cursor_id = $6, rows_uploaded = rows_uploaded + $7
+              where entity_id = $1 and lease_epoch = $2
+                and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4",
+            lease.entity_id,
+            lease.epoch,
+            batch.before.as_ref().map(|cursor| cursor.xid.to_string()),
+            batch.before.as_ref().map(|cursor| cursor.id.as_str()),
+            batch.last.xid.to_string(),
+            batch.last.id,
+            i64::from(count(batch.records))
+        )
+        .execute(&mut *transaction)
+        .await?;
+        let problems: Vec<Problem> = batch.invalid.iter().map(|row| set_aside(batch_id, row)).collect();
+        errors::record(&mut transaction, run_id, &lease.entity_id, &problems).await?;
+        resolve_newer(&mut transaction, &lease.entity_id, batch_id).await?;
+        sqlx::query!(
+            "with batch as (
+                update elven_sync.sync_batches
+                   set status = 'accepted', http_status = $3, duration_ms = $4, error = null,
+                       finished_at = clock_timestamp()
+                 where batch_id = $2 returning *)
+             update elven_sync.sync_runs r
+                set rows_read = r.rows_read + b.rows_read, rows_uploaded = r.rows_uploaded + b.row_count,
+                    rows_rejected = r.rows_rejected + b.rows_rejected,
+                    rows_superseded = r.rows_superseded + b.rows_superseded,
+                    requests = r.requests + $5, retries = r.retries + case when b.ambiguous then $5 else 0 end,
+                    bytes_sent = r.bytes_sent + $5 * b.body_bytes
+               from batch b where r.run_id = $1",
+            run_id,
+            batch_id,
+            settlement.http_status,
+            settlement.duration_ms,
+            i64::from(settlement.sent)
+        )
+        .execute(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, done.rows_affected()).await
+    }
+
+    /// Records an answer that stops the lane: the watermark stays where it is.
+    ///
+    /// `status` is `unknown` when the batch may have arrived, else `rejected`; one that was ever unknown
+    /// stays so, because an earlier attempt may have arrived.
+    pub async fn refused(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        batch_id: i64,
+        status: &str,
+        settlement: &Settlement,
+        error: &str,
+    ) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query!(
+            "with batch as (
+                update elven_sync.sync_batches b
+                   set status = case when b.ambiguous then 'unknown' else $4 end, http_status = $5, duration_ms = $6, error = $7, finished_at = clock_timestamp()
+                 where b.batch_id = $3
+                   and exists (select from elven_sync.sync_state s where s.entity_id = $1 and s.lease_epoch = $2)
+             returning *)
+             update elven_sync.sync_runs r
+                set requests = r.requests + $9, retries = r.retries + case when b.ambiguous then $9 else 0 end,
+                    bytes_sent = r.bytes_sent + $9 * b.body_bytes
+               from batch b where r.run_id = $8",
+            lease.entity_id,
+            lease.epoch,
+            batch_id,
+            status,
+            settlement.http_status,
+            settlement.duration_ms,
+            error,
+            run_id,
+            i64::from(settlement.sent)
+        )
+        .execute(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, done.rows_affected()).await
+    }
+}
+
+/// Checks, and holds until the transaction ends, that the lease is ours, has not run out, and that the
+/// lane stands where the batch begins.
+async fn hold(
+    transaction: &mut Transaction<'static, Postgres>,
+    lease: &Lease,
+    before: Option<&Cursor>,
+) -> Result<u64, sqlx::Error> {
+    let held = sqlx::query!(
+        r#"select 1 as "held!" from elven_sync.sync_state
+            where entity_id = $1 and lease_epoch = $2 and lease_expires_at > clock_timestamp()
+              and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4
+              for update"#,
+        lease.entity_id,
+        lease.epoch,
+        before.map(|cursor| cursor.xid.to_string()),
+        before.map(|cursor| cursor.id.as_str())
+    )
+    .fetch_optional(&mut **transaction)
+    .await?;
+    Ok(u64::from(held.is_some()))
+}
+
+/// The upload of a newer version of a row resolves the error of an older one.
+async fn resolve_newer(
+    transaction: &mut Transaction<'static, Postgres>,
+    entity_id: &str,
+    batch_id: i64,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_errors e
+            set resolved_at = clock_timestamp(), resolution = 'a newer version of the row was uploaded'
+          where e.entity_id = $1 and e.ledger_id is not null and e.resolved_at is null
+            and e.batch_id is distinct from $2
+            and e.ledger_id in (select elven_sync.batch_row_ids($2))",
+        entity_id,
+        batch_id
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+fn set_aside(batch_id: i64, row: &InvalidRow) -> Problem {
+    Problem {
+        kind: Kind::InvalidRow,
+        batch_id: Some(batch_id),
+        ledger_id: Some(row.id.to_string()),
+        http_status: None,
+        api_code: None,
+        message: format!("{}; hint: correct the row, and the next run uploads it", row.reason),
+        record: Some(row.record.clone()),
+    }
+}
+
+/// A batch has at most 1000 records of bounded columns; a count of it fits into an integer.
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,92 @@
+//! Who is synced, and how they are.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgPool;
+
+use super::JournalError;
+
+/// A registered entity.
+#[derive(Clone, Debug, Serialize)]
+pub struct Entity {
+    /// As spelled in the ledger.
+    pub entity_id: String,
+    /// IANA zone; checked when it is used.
+    pub timezone: String,
+    /// Name of its credential in the configuration.
+    pub credential: String,
+    /// Left alone by runs.
+    pub paused: bool,
+}
+
+/// One row of `sync_health`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Health {
+    /// The entity.
+    pub entity_id: String,
+    /// Its zone.
+    pub timezone: String,
+    /// `paused`, `failing`, `behind` or `ok`.
+    pub status: String,
+    /// Rows that wait.
+    pub pending_rows: i64,
+    /// The oldest instant among them.
+    pub oldest_pending_at: Option<DateTime<Utc>>,
+    /// When it was last brought up to date.
+    pub last_success_at: Option<DateTime<Utc>>,
+    /// Why the last attempt failed.
+    pub last_error: Option<String>,
+    /// Unresolved errors.
+    pub open_errors: i64,
+}
+
+impl Entity {
+    /// Registers an entity. `false` when it was registered before, and then nothing changed.
+    pub async fn add(pool: &PgPool, entity: &Entity) -> Result<bool, JournalError> {
+        let done = sqlx::query!(
+            "insert into elven_sync.entities (entity_id, timezone, credential, paused)
+             values ($1, $2, $3, $4) on conflict do nothing",
+            entity.entity_id,
+            entity.timezone,
+            entity.credential,
+            entity.paused
+        )
+        .execute(pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// All registered entities, by id.
+    pub async fn list(pool: &PgPool) -> Result<Vec<Entity>, JournalError> {
+        Ok(sqlx::query_as!(
+            Entity,
+            "select entity_id, timezone, credential, paused from elven_sync.entities order by entity_id"
+        )
+        .fetch_all(pool)
+        .await?)
+    }
+
+    /// Pauses or resumes an entity. `false` when it is not registered.
+    pub async fn set_paused(pool: &PgPool, entity_id: &str, paused: bool) -> Result<bool, JournalError> {
+        let done =
+            sqlx::query!("update elven_sync.entities set paused = $2 where entity_id = $1", entity_id, paused)
+                .execute(pool)
+                .await?;
+        Ok(done.rows_affected() == 1)
+    }
+}
+
+impl Health {
+    /// The view `sync_health`.
+    pub async fn list(pool: &PgPool) -> Result<Vec<Health>, JournalError> {
+        Ok(sqlx::query_as!(
+            Health,
+            r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",
+                      pending_rows as "pending_rows!", oldest_pending_at, last_success_at, last_error,
+                      open_errors as "open_errors!"
+                 from elven_sync.sync_health order by entity_id"#
+        )
+        .fetch_all(pool)
+        .await?)
+    }
+}

@@ -1,0 +1,124 @@
+//! Problems that need a person, and rows that were set aside.
+
+use sqlx::{Postgres, Transaction};
+use strum::AsRefStr;
+
+use super::{Journal, JournalError};
+
+/// `sync_errors.kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Kind {
+    /// Refused here, before sending.
+    InvalidRow,
+    /// The key, the signature, a permission or the clock.
+    Auth,
+    /// The configuration, a wrong URL or a changed API.
+    Config,
+    /// Refused by the API as a whole.
+    RejectedBatch,
+    /// The API asked to come later.
+    Throttled,
+    /// The API could not be reached, or its answer is unknown.
+    Unavailable,
+    /// The entity's zone is not known.
+    Timezone,
+    /// Rows of an entity that is not registered.
+    UnregisteredEntity,
+    /// The watermark does not fit the database.
+    Watermark,
+}
+
+/// A problem to record.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// Which kind.
+    pub kind: Kind,
+    /// The batch it came up in.
+    pub batch_id: Option<i64>,
+    /// The ledger row, when it concerns one.
+    pub ledger_id: Option<String>,
+    /// Status of the answer.
+    pub http_status: Option<i32>,
+    /// Code in the answer.
+    pub api_code: Option<String>,
+    /// What happened and what to do.
+    pub message: String,
+    /// The row as it would have been sent.
+    pub record: Option<serde_json::Value>,
+}
+
+impl Problem {
+    /// A problem of a lane, without an answer behind it.
+    pub fn of_lane(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            batch_id: None,
+            ledger_id: None,
+            http_status: None,
+            api_code: None,
+            message: message.into(),
+            record: None,
+        }
+    }
+}
+
+/// Records problems of an entity; one that is open already counts another occurrence.
+pub(super) async fn record(
+    transaction: &mut Transaction<'static, Postgres>,
+    run_id: i64,
+    entity_id: &str,
+    problems: &[Problem],
+) -> Result<(), sqlx::Error> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let kinds: Vec<String> = problems.iter().map(|p| p.kind.as_ref().to_owned()).collect();
+    let batch_ids: Vec<Option<i64>> = problems.iter().map(|p| p.batch_id).collect();
+    let ledger_ids: Vec<Option<String>> = problems.iter().map(|p| p.ledger_id.clone()).collect();
+    let http_statuses: Vec<Option<i32>> = problems.iter().map(|p| p.http_status).collect();
+    let api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
+    let messages: Vec<String> = problems.iter().map(|p| p.message.clone()).collect();
+    let records: Vec<Option<serde_json::Value>> = problems.iter().map(|p| p.record.clone()).collect();
+    sqlx::query!(
+        "insert into elven_sync.sync_errors
+                (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
+         select $1, $2, p.* from unnest($3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[],
+                                        $9::jsonb[]) p
+         on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
+            set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
+                run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
+                api_code = excluded.api_code, message = excluded.message, record = excluded.record",
+        run_id,
+        entity_id,
+        &kinds,
+        &batch_ids as &[Option<i64>],
+        &ledger_ids as &[Option<String>],
+        &http_statuses as &[Option<i32>],
+        &api_codes as &[Option<String>],
+        &messages,
+        &records as &[Option<serde_json::Value>]
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+impl Journal {
+    /// Records that rows wait for each of these entities to be registered.
+    pub async fn note_unregistered(&self, run_id: i64, entity_ids: &[String]) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        for entity_id in entity_ids {
+            let problem = Problem::of_lane(
+                Kind::UnregisteredEntity,
+                format!(
+                    "the ledger has rows of entity `{entity_id}`, which is not registered; they wait; hint: \
+                     elven-sync entity add '{entity_id}' --timezone ZONE"
+                ),
+            );
+            record(&mut transaction, run_id, entity_id, &[problem]).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+}

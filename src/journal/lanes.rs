@@ -1,0 +1,309 @@
+//! Lanes: lease, watermark and pass of an entity.
+
+use sqlx::{Postgres, Transaction};
+
+use super::{Journal, JournalError, Problem, errors};
+use crate::ledger::{Pending, Progress};
+use crate::watermark::{Cursor, Snapshot};
+
+/// A lease on an entity. Every write of the lane names it.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// The entity.
+    pub entity_id: String,
+    /// Which of the leases given out on it.
+    pub epoch: i64,
+}
+
+/// What trying to lease an entity gave.
+#[derive(Debug)]
+pub enum Take {
+    /// It is ours, in this state.
+    Taken(Lease, Lane),
+    /// Another worker has it. Two looks at a lease that differ in `seen` show that it is alive.
+    Held {
+        /// The lease as it stood.
+        seen: String,
+    },
+}
+
+/// The state of an entity.
+#[derive(Clone, Debug, Default)]
+pub struct Lane {
+    /// The watermark.
+    pub settled: Option<Snapshot>,
+    /// The open pass and its target.
+    pub open: Option<(i64, Snapshot)>,
+    /// Where the open pass is.
+    pub cursor: Option<Cursor>,
+    /// The cluster that the watermark speaks of.
+    pub system_identifier: Option<i64>,
+    /// The table that it speaks of.
+    pub ledger_table: Option<String>,
+}
+
+/// A row of `sync_state` as it comes.
+struct StateRow {
+    settled: Option<String>,
+    pass_id: Option<i64>,
+    target: Option<String>,
+    cursor_xid: Option<String>,
+    cursor_id: Option<String>,
+    system_identifier: Option<i64>,
+    ledger_table: Option<String>,
+}
+
+impl StateRow {
+    fn into_lane(self) -> Result<Lane, JournalError> {
+        let snapshot = |text: Option<String>| text.map(|text| text.parse::<Snapshot>()).transpose();
+        let decode = |problem: Box<dyn std::error::Error + Send + Sync>| sqlx::Error::Decode(problem);
+        let settled = snapshot(self.settled).map_err(|problem| decode(problem.into()))?;
+        let target = snapshot(self.target).map_err(|problem| decode(problem.into()))?;
+        let cursor = match self.cursor_xid.zip(self.cursor_id) {
+            Some((xid, id)) => Some(Cursor { xid: xid.parse().map_err(|_| decode("not an xid8".into()))?, id }),
+            None => None,
+        };
+        Ok(Lane {
+            settled,
+            open: self.pass_id.zip(target),
+            cursor,
+            system_identifier: self.system_identifier,
+            ledger_table: self.ledger_table,
+        })
+    }
+}
+
+impl Lane {
+    /// How far the entity is, for the ledger.
+    pub fn progress(&self, entity_id: &str) -> Progress {
+        Progress {
+            entity_id: entity_id.to_owned(),
+            settled: self.settled.clone(),
+            target: self.open.as_ref().map(|(_, target)| target.clone()),
+            cursor: self.cursor.clone(),
+        }
+    }
+}
+
+impl Journal {
+    /// The states of these entities; one that was never run has the default.
+    pub async fn lanes(&self, entity_ids: &[String]) -> Result<Vec<(String, Lane)>, JournalError> {
+        let rows = sqlx::query!(
+            r#"select e.entity_id as "entity_id!", s.settled::text, s.pass_id, s.target::text,
+                      s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?"
+                 from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
+            entity_ids
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let state = StateRow {
+                    settled: row.settled,
+                    pass_id: row.pass_id,
+                    target: row.target,
+                    cursor_xid: row.cursor_xid,
+                    cursor_id: row.cursor_id,
+                    system_identifier: row.system_identifier,
+                    ledger_table: row.ledger_table,
+                };
+                Ok((row.entity_id, state.into_lane()?))
+            })
+            .collect()
+    }
+
+    /// Leases an entity, unless another worker has it.
+    ///
+    /// A lease that ran out is taken over once the API refuses whatever its holder may still send: after
+    /// the window in which a signature is good.
+    pub async fn take(&self, entity_id: &str) -> Result<Take, JournalError> {
+        let mut transaction = self.begin().await?;
+        let row = sqlx::query!(
+            r#"update elven_sync.sync_state
+                  set lease_owner = $2, lease_epoch = lease_epoch + 1,
+                      lease_expires_at = clock_timestamp() + make_interval(secs => $3)
+                where entity_id = (select entity_id from elven_sync.sync_state
+                                    where entity_id = $1
+                                      and (lease_owner is null
+                                           or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
+                                      for update skip locked)
+            returning lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
+                      system_identifier, ledger_table"#,
+            entity_id,
+            self.worker,
+            self.lease_seconds(),
+            self.signature_window.as_secs_f64()
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        if let Some(row) = row {
+            let state = StateRow {
+                settled: row.settled,
+                pass_id: row.pass_id,
+                target: row.target,
+                cursor_xid: row.cursor_xid,
+                cursor_id: row.cursor_id,
+                system_identifier: row.system_identifier,
+                ledger_table: row.ledger_table,
+            };
+            let lease = Lease { entity_id: entity_id.to_owned(), epoch: row.lease_epoch };
+            return Ok(Take::Taken(lease, state.into_lane()?));
+        }
+        let seen = sqlx::query_scalar!(
+            r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!"
+                 from elven_sync.sync_state where entity_id = $1"#,
+            entity_id
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(Take::Held { seen: seen.unwrap_or_default() })
+    }
+
+    /// Gives a lease back, so that nobody has to wait for it to run out.
+    pub async fn release(&self, lease: &Lease) -> Result<(), JournalError> {
+        sqlx::query!(
+            "update elven_sync.sync_state set lease_owner = null, lease_expires_at = null
+              where entity_id = $1 and lease_epoch = $2",
+            lease.entity_id,
+            lease.epoch
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Opens a pass: its row, and its target in the state.
+    pub async fn open_pass(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        target: &Snapshot,
+        system_identifier: i64,
+        ledger_table: &str,
+    ) -> Result<i64, JournalError> {
+        let mut transaction = self.begin().await?;
+        let pass_id = sqlx::query_scalar!(
+            "insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
+             select entity_id, $2, settled, $3::text::pg_snapshot from elven_sync.sync_state where entity_id = $1
+             returning pass_id",
+            lease.entity_id,
+            run_id,
+            target.to_string()
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        let done = sqlx::query!(
+            "update elven_sync.sync_state
+                set pass_id = $3, target = $4::text::pg_snapshot, system_identifier = $5, ledger_table = $6
+              where entity_id = $1 and lease_epoch = $2 and lease_expires_at > clock_timestamp()
+                and pass_id is null",
+            lease.entity_id,
+            lease.epoch,
+            pass_id,
+            target.to_string(),
+            system_identifier,
+            ledger_table
+        )
+        .execute(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, done.rows_affected()).await?;
+        Ok(pass_id)
+    }
+
+    /// Closes a pass that is through: its target becomes the watermark.
+    pub async fn close_pass(&self, lease: &Lease, pass_id: i64) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query!(
+            "with lane as (
+                update elven_sync.sync_state
+                   set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null
+                 where entity_id = $1 and lease_epoch = $2 and pass_id = $3
+                   and not exists (select from elven_sync.sync_batches b
+                                    where b.pass_id = $3 and b.status in ('sending', 'unknown'))
+             returning pass_id)
+             update elven_sync.sync_passes set finished_at = clock_timestamp()
+              where pass_id = $3 and exists (select from lane)",
+            lease.entity_id,
+            lease.epoch,
+            pass_id
+        )
+        .execute(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, done.rows_affected()).await
+    }
+
+    /// Records that a lane stopped where it is, and why.
+    pub async fn lane_failed(&self, lease: &Lease, run_id: i64, problem: &Problem) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query!(
+            "update elven_sync.sync_state
+                set last_error = $3, consecutive_failures = consecutive_failures + 1
+              where entity_id = $1 and lease_epoch = $2",
+            lease.entity_id,
+            lease.epoch,
+            problem.message
+        )
+        .execute(&mut *transaction)
+        .await?;
+        errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem)).await?;
+        commit_if_held(transaction, done.rows_affected()).await
+    }
+
+    /// Records that these entities are up to date: errors that concern their lanes are resolved by it.
+    ///
+    /// Entities that another worker has now are left to it.
+    pub async fn lanes_succeeded(&self, entity_ids: &[String]) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query!(
+            "with lanes as (
+                update elven_sync.sync_state
+                   set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
+                 where entity_id = any ($1) and (lease_owner is null or lease_owner = $2)
+             returning entity_id)
+             update elven_sync.sync_errors e
+                set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
+               from lanes where e.entity_id = lanes.entity_id and e.ledger_id is null and e.resolved_at is null
+                            and e.kind <> 'unregistered_entity'",
+            entity_ids,
+            self.worker
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Records what waits for these entities, for dashboards.
+    pub async fn note_pending(&self, pending: &[Pending]) -> Result<(), JournalError> {
+        let ids: Vec<String> = pending.iter().map(|p| p.entity_id.clone()).collect();
+        let rows: Vec<i64> = pending.iter().map(|p| p.rows).collect();
+        let oldest: Vec<Option<chrono::DateTime<chrono::Utc>>> = pending.iter().map(|p| p.oldest_at).collect();
+        sqlx::query!(
+            "update elven_sync.sync_state s
+                set pending_rows = p.rows, oldest_pending_at = p.oldest_at, checked_at = clock_timestamp()
+               from unnest($1::text[], $2::bigint[], $3::timestamptz[]) p (entity_id, rows, oldest_at)
+              where s.entity_id = p.entity_id",
+            &ids,
+            &rows,
+            &oldest as &[Option<chrono::DateTime<chrono::Utc>>]
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Commits when the fenced statement found its row, and rolls everything back when it did not.
+pub(super) async fn commit_if_held(
+    transaction: Transaction<'static, Postgres>,
+    rows_affected: u64,
+) -> Result<(), JournalError> {
+    if rows_affected == 1 {
+        transaction.commit().await?;
+        Ok(())
+    } else {
+        transaction.rollback().await?;
+        Err(JournalError::LeaseLost)
+    }
+}

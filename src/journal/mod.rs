@@ -1,0 +1,86 @@
+//! The journal: every statement about the sync tables is here, and nowhere else.
+//!
+//! Progress is monotonic and SQL enforces it: a write of a lane names the lease it holds and the
+//! cursor it starts from, and changes nothing when either is not so any more.
+
+mod batches;
+mod entities;
+mod errors;
+mod lanes;
+mod migrate;
+mod runs;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgPool, Postgres, Transaction};
+use std::{str::FromStr, time::Duration};
+
+pub use batches::{Settlement, Unfinished};
+pub use entities::{Entity, Health};
+pub use errors::{Kind, Problem};
+pub use lanes::{Lane, Lease, Take};
+pub use migrate::{check as check_schema, migrate, migrate_ledger};
+pub use runs::{Counters, RunStatus};
+
+/// The journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The lease went to another worker, or ran out: this worker may move nothing.
+    #[error("the lease of the entity was lost to another worker, or ran out")]
+    LeaseLost,
+    /// The sync schema is missing or older or newer than this program.
+    #[error("{0}")]
+    Schema(String),
+    /// PostgreSQL refused or went away.
+    #[error("the sync tables could not be used")]
+    Database(#[from] sqlx::Error),
+    /// A migration failed.
+    #[error("the schema could not be brought up to date")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+/// Connections to the database that holds ledger and sync tables.
+///
+/// `row_security = off`: a policy that would filter rows in silence becomes an error (PostgreSQL manual,
+/// "Client Connection Defaults").
+pub async fn connect(url: &SecretString, connections_max: u32) -> Result<PgPool, sqlx::Error> {
+    let options = PgConnectOptions::from_str(url.expose_secret())?
+        .application_name("elven-sync")
+        .options([("row_security", "off"), ("timezone", "UTC")]);
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(Duration::from_secs(10))
+        .connect_with(options)
+        .await
+}
+
+/// The sync tables of one installation, for one worker.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    pool: PgPool,
+    worker: String,
+    lease: Duration,
+    signature_window: Duration,
+}
+
+impl Journal {
+    /// Opens the sync tables and makes sure that this program knows their version.
+    pub async fn open(
+        pool: PgPool,
+        worker: String,
+        lease: Duration,
+        signature_window: Duration,
+    ) -> Result<Self, JournalError> {
+        migrate::check(&pool).await?;
+        Ok(Self { pool, worker, lease, signature_window })
+    }
+
+    /// Begins a transaction whose commit is durable whatever the database's default is.
+    async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        self.pool.begin_with("begin; set local synchronous_commit = on").await
+    }
+
+    fn lease_seconds(&self) -> f64 {
+        self.lease.as_secs_f64()
+    }
+}

@@ -1,0 +1,110 @@
+//! Runs: what a process did, also when it could not say so itself.
+
+use strum::AsRefStr;
+
+use super::{Journal, JournalError};
+
+/// `sync_runs.status` of a run that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum RunStatus {
+    /// All done.
+    Succeeded,
+    /// Done, but a person should look.
+    Incomplete,
+    /// Could not work.
+    Failed,
+    /// Stopped by a signal after finishing what was in flight.
+    Interrupted,
+}
+
+/// What a run did, as its row says.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Counters {
+    /// Ledger rows dealt with.
+    pub rows_read: i64,
+    /// Records that the API accepted.
+    pub rows_uploaded: i64,
+    /// Rows set aside.
+    pub rows_rejected: i64,
+    /// Rows not sent because a newer one was.
+    pub rows_superseded: i64,
+    /// Uploads sent.
+    pub requests: i64,
+    /// Uploads that repeated an earlier one.
+    pub retries: i64,
+    /// Bytes of bodies sent.
+    pub bytes_sent: i64,
+}
+
+impl Journal {
+    /// Marks runs that stopped without saying so: running by their row, without a sign of life.
+    pub async fn mark_interrupted(&self) -> Result<(), JournalError> {
+        sqlx::query!(
+            "update elven_sync.sync_runs
+                set status = 'interrupted', finished_at = clock_timestamp(),
+                    error = 'the process ended without finishing the run'
+              where status = 'running' and alive_until < clock_timestamp()"
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Begins a run.
+    pub async fn begin_run(&self) -> Result<i64, JournalError> {
+        let mut transaction = self.begin().await?;
+        let run_id = sqlx::query_scalar!(
+            "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until)
+             values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4)) returning run_id",
+            self.worker,
+            env!("CARGO_PKG_VERSION"),
+            chrono_tz::IANA_TZDB_VERSION,
+            self.lease_seconds()
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(run_id)
+    }
+
+    /// Gives a sign of life, and renews the leases that this worker holds.
+    pub async fn renew(&self, run_id: i64) -> Result<(), JournalError> {
+        sqlx::query!(
+            "with leases as (
+                update elven_sync.sync_state set lease_expires_at = clock_timestamp() + make_interval(secs => $3)
+                 where lease_owner = $2 and lease_expires_at > clock_timestamp())
+             update elven_sync.sync_runs set alive_until = clock_timestamp() + make_interval(secs => $3)
+              where run_id = $1 and status = 'running'",
+            run_id,
+            self.worker,
+            self.lease_seconds()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Ends a run and returns what it did.
+    pub async fn finish_run(
+        &self,
+        run_id: i64,
+        status: RunStatus,
+        error: Option<&str>,
+    ) -> Result<Counters, JournalError> {
+        let mut transaction = self.begin().await?;
+        let counters = sqlx::query_as!(
+            Counters,
+            "update elven_sync.sync_runs set status = $2, error = $3, finished_at = clock_timestamp()
+              where run_id = $1
+          returning rows_read, rows_uploaded, rows_rejected, rows_superseded, requests, retries, bytes_sent",
+            run_id,
+            status.as_ref(),
+            error
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(counters)
+    }
+}

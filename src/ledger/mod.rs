@@ -1,0 +1,261 @@
+//! The ledger: every statement about it is here, and all of them only read.
+//!
+//! Pages come as binary `COPY ... TO STDOUT`, the cheapest form in which PostgreSQL gives rows away:
+//! one message per row, decoded in [`row`] without going through text.
+
+mod row;
+mod table;
+
+use std::collections::VecDeque;
+
+use futures_util::TryStreamExt;
+use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolCopyExt};
+
+pub use row::Row;
+pub use table::Table;
+
+use crate::watermark::{self, Cursor, Segment, Snapshot};
+
+/// The ledger could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The table or view is missing or has not the columns that it should have.
+    #[error("{0}")]
+    Shape(String),
+    /// A row came in a form that the reader does not know.
+    #[error("a row of the ledger cannot be decoded: {0}")]
+    Decode(&'static str),
+    /// PostgreSQL refused or went away.
+    #[error("reading the ledger failed")]
+    Database(#[from] sqlx::Error),
+}
+
+/// The ledger of one installation.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    pool: PgPool,
+    table: Table,
+}
+
+/// How far an entity is, as the ledger needs to know it.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The entity.
+    pub entity_id: String,
+    /// Its watermark.
+    pub settled: Option<Snapshot>,
+    /// The target of its open pass.
+    pub target: Option<Snapshot>,
+    /// The cursor in its open pass.
+    pub cursor: Option<Cursor>,
+}
+
+/// What one look at the ledger told, all of it in a single snapshot.
+#[derive(Debug)]
+pub struct Look {
+    /// The snapshot in which the ledger was looked at: the target of passes that begin now.
+    pub target: Snapshot,
+    /// Identifies the cluster whose transaction ids these are.
+    pub system_identifier: i64,
+    /// Per entity asked for.
+    pub entities: Vec<News>,
+}
+
+/// Whether an entity has rows behind its watermark.
+#[derive(Debug)]
+pub struct News {
+    /// The entity.
+    pub entity_id: String,
+    /// There are rows that its watermark does not cover.
+    pub has_news: bool,
+    /// There are rows that claim a transaction which has not been given out yet.
+    pub from_the_future: bool,
+}
+
+/// Ledger rows of an entity that wait.
+#[derive(Debug)]
+pub struct Pending {
+    /// The entity.
+    pub entity_id: String,
+    /// How many rows.
+    pub rows: i64,
+    /// The oldest `captured_at` among them.
+    pub oldest_at: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+impl Ledger {
+    /// Finds the table and checks its columns against the catalogue.
+    pub async fn open(pool: PgPool, settings: &crate::config::LedgerSettings) -> Result<Self, LedgerError> {
+        let table = Table::find(&pool, settings).await?;
+        Ok(Self { pool, table })
+    }
+
+    /// The table's qualified name, as the watermark remembers it.
+    pub fn name(&self) -> &str {
+        self.table.name()
+    }
+
+    /// Looks which of the entities have rows behind their watermark.
+    ///
+    /// One statement, so that the target it returns is the very snapshot it looked in: a row that it
+    /// did not see belongs to a transaction that is not in the target.
+    pub async fn look(&self, lanes: &[Progress]) -> Result<Look, LedgerError> {
+        let rows: Vec<(String, i64, Option<String>, Option<bool>, Option<bool>)> =
+            sqlx::query_as(AssertSqlSafe(self.table.look_sql()))
+                .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
+                .bind(lanes.iter().map(|lane| lane.settled.as_ref().map(ToString::to_string)).collect::<Vec<_>>())
+                .fetch_all(&self.pool)
+                .await?;
+        let (target, system_identifier) = match rows.first() {
+            Some((target, system_identifier, ..)) => (parse_snapshot(target)?, *system_identifier),
+            None => return Err(LedgerError::Decode("no snapshot")),
+        };
+        let entities = rows
+            .into_iter()
+            .filter_map(|(_, _, entity_id, has_news, from_the_future)| {
+                Some(News { entity_id: entity_id?, has_news: has_news?, from_the_future: from_the_future? })
+            })
+            .collect();
+        Ok(Look { target, system_identifier, entities })
+    }
+
+    /// Counts the rows of each entity that have not been dealt with.
+    pub async fn pending(&self, lanes: &[Progress]) -> Result<Vec<Pending>, LedgerError> {
+        let text = |snapshot: &Option<Snapshot>| snapshot.as_ref().map(ToString::to_string);
+        let rows: Vec<(String, i64, Option<chrono::DateTime<chrono::Utc>>)> =
+            sqlx::query_as(AssertSqlSafe(self.table.pending_sql()))
+                .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
+                .bind(lanes.iter().map(|lane| text(&lane.settled)).collect::<Vec<_>>())
+                .bind(lanes.iter().map(|lane| text(&lane.target)).collect::<Vec<_>>())
+                .bind(lanes.iter().map(|lane| lane.cursor.as_ref().map(|c| c.xid.to_string())).collect::<Vec<_>>())
+                .bind(lanes.iter().map(|lane| lane.cursor.as_ref().map(|c| c.id.clone())).collect::<Vec<_>>())
+                .fetch_all(&self.pool)
+                .await?;
+        Ok(rows.into_iter().map(|(entity_id, rows, oldest_at)| Pending { entity_id, rows, oldest_at }).collect())
+    }
+
+    /// The entities of the ledger that are not in `registered`, one index probe each.
+    pub async fn unregistered(&self, registered: &[String]) -> Result<Vec<String>, LedgerError> {
+        Ok(sqlx::query_scalar(AssertSqlSafe(self.table.unregistered_sql()))
+            .bind(registered)
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
+    /// Begins to read a pass: the rows of `entity_id` in `target` and not in `settled`, behind `cursor`,
+    /// and up to and including `until` if that is given.
+    pub async fn pass(
+        &self,
+        entity_id: &str,
+        settled: Option<&Snapshot>,
+        target: &Snapshot,
+        cursor: Option<Cursor>,
+        until: Option<Cursor>,
+        page_rows: usize,
+    ) -> Result<Pass, LedgerError> {
+        let mut segments = watermark::segments(settled, target);
+        segments.retain(|segment| {
+            cursor.as_ref().is_none_or(|cursor| cursor.xid < segment.until)
+                && until.as_ref().is_none_or(|until| segment.from <= until.xid)
+        });
+        if segments.len() > 1 {
+            segments = self.without_empty_probes(entity_id, segments).await?;
+        }
+        Ok(Pass {
+            ledger: self.clone(),
+            entity_id: entity_id.to_owned(),
+            target: target.clone(),
+            segments: segments.into(),
+            cursor,
+            until,
+            page_rows,
+        })
+    }
+
+    /// Drops the segments in which the entity has no rows, in one statement for all of them: most
+    /// transactions that stay open for long never write to the ledger.
+    async fn without_empty_probes(
+        &self,
+        entity_id: &str,
+        segments: Vec<Segment>,
+    ) -> Result<Vec<Segment>, LedgerError> {
+        let found: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(self.table.probe_sql()))
+            .bind(entity_id)
+            .bind(segments.iter().map(|segment| segment.from.to_string()).collect::<Vec<_>>())
+            .bind(segments.iter().map(|segment| segment.until.to_string()).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|place| usize::try_from(place - 1).ok().and_then(|place| segments.get(place)).copied())
+            .collect())
+    }
+
+    async fn page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
+        let sql = self.table.page_sql(page);
+        let mut messages = self.pool.copy_out_raw(&sql).await?;
+        let mut rows = Vec::new();
+        let mut in_header = true;
+        while let Some(message) = messages.try_next().await? {
+            let tuple = if std::mem::take(&mut in_header) { row::after_header(message)? } else { message };
+            if let Some(row) = Row::decode(tuple, self.table.id_is_number())? {
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+fn parse_snapshot(text: &str) -> Result<Snapshot, LedgerError> {
+    text.parse().map_err(|_| LedgerError::Decode("not a snapshot"))
+}
+
+/// The rows of one pass of one entity, page by page. No transaction stays open between pages.
+#[derive(Debug)]
+pub struct Pass {
+    ledger: Ledger,
+    entity_id: String,
+    target: Snapshot,
+    segments: VecDeque<Segment>,
+    cursor: Option<Cursor>,
+    until: Option<Cursor>,
+    page_rows: usize,
+}
+
+/// What a page consists of: rows of an entity in a segment and in `target`, behind `after`, up to and
+/// including `until`, the first `rows_max` of them and whatever ties with the last.
+struct Page<'a> {
+    entity_id: &'a str,
+    target: &'a Snapshot,
+    segment: Segment,
+    after: Option<&'a Cursor>,
+    until: Option<&'a Cursor>,
+    rows_max: usize,
+}
+
+impl Pass {
+    /// The next rows in the order `(change_xid, id)`. `None` when the pass is through.
+    ///
+    /// A page holds about `page_rows` rows; a tie at its end makes it longer, never shorter.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<Row>>, LedgerError> {
+        while let Some(&segment) = self.segments.front() {
+            let page = Page {
+                entity_id: &self.entity_id,
+                target: &self.target,
+                segment,
+                after: self.cursor.as_ref(),
+                until: self.until.as_ref(),
+                rows_max: self.page_rows,
+            };
+            let rows = self.ledger.page(&page).await?;
+            if rows.len() < self.page_rows {
+                self.segments.pop_front();
+            }
+            if let Some(last) = rows.last() {
+                self.cursor = Some(last.cursor());
+                return Ok(Some(rows));
+            }
+        }
+        Ok(None)
+    }
+}

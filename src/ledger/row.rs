@@ -1,0 +1,175 @@
+//! A ledger row, decoded from PostgreSQL's binary `COPY` format (manual, "COPY", "Binary Format").
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::LedgerError;
+use crate::watermark::{Cursor, LedgerId, Xid};
+
+/// What a binary copy begins with; flags and the length of an extension follow, 4 bytes each.
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+
+/// One version of a ledger row. The texts and the amount stay in the bytes that came from PostgreSQL.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The transaction that wrote it.
+    pub xid: Xid,
+    /// Its id.
+    pub id: LedgerId,
+    /// The instant of the balance, in microseconds from 2000-01-01 UTC; `i64::MAX` and `MIN` are the
+    /// infinities. `None` for NULL.
+    pub captured_at_us: Option<i64>,
+    tuple: Bytes,
+    account: Option<Range<usize>>,
+    currency: Option<Range<usize>>,
+    balance: Option<Range<usize>>,
+}
+
+/// Cuts the header off the first message of a copy.
+pub(super) fn after_header(message: Bytes) -> Result<Bytes, LedgerError> {
+    let extension_at = SIGNATURE.len() + 4;
+    let extension: Option<&[u8; 4]> =
+        message.get(extension_at..).and_then(|rest| rest.first_chunk()).filter(|_| message.starts_with(SIGNATURE));
+    let size = extension.map(|length| extension_at + 4 + u32::from_be_bytes(*length) as usize);
+    match size {
+        Some(size) if size <= message.len() => Ok(message.slice(size..)),
+        _ => Err(LedgerError::Decode("no copy header")),
+    }
+}
+
+impl Row {
+    /// Decodes one tuple: change_xid, id, account, currency, captured_at, balance.
+    /// `None` for the trailer.
+    pub(super) fn decode(tuple: Bytes, id_is_number: bool) -> Result<Option<Self>, LedgerError> {
+        let mut fields = Fields { tuple: &tuple, at: 0 };
+        match fields.take::<2>().map(i16::from_be_bytes)? {
+            -1 => return Ok(None),
+            6 => {}
+            _ => return Err(LedgerError::Decode("unexpected number of columns")),
+        }
+        let xid = fields.eight_bytes()?.map(u64::from_be_bytes).ok_or(LedgerError::Decode("change_xid is NULL"))?;
+        let id = if id_is_number {
+            fields.eight_bytes()?.map(|bytes| LedgerId::Number(i64::from_be_bytes(bytes)))
+        } else {
+            fields.text()?.map(|range| LedgerId::Text(String::from_utf8_lossy(&tuple[range]).into_owned()))
+        };
+        let id = id.ok_or(LedgerError::Decode("id is NULL"))?;
+        let account = fields.text()?;
+        let currency = fields.text()?;
+        let captured_at_us = fields.eight_bytes()?.map(i64::from_be_bytes);
+        let balance = fields.next()?;
+        Ok(Some(Self { xid, id, captured_at_us, account, currency, balance, tuple }))
+    }
+
+    /// Builds a row from its parts.
+    #[cfg(test)]
+    pub fn new(
+        xid: Xid,
+        id: LedgerId,
+        account: Option<&str>,
+        currency: Option<&str>,
+        captured_at_us: Option<i64>,
+        balance: Option<&[u8]>,
+    ) -> Self {
+        let mut tuple = Vec::new();
+        let mut put = |part: Option<&[u8]>| {
+            part.map(|part| {
+                tuple.extend_from_slice(part);
+                tuple.len() - part.len()..tuple.len()
+            })
+        };
+        let account = put(account.map(str::as_bytes));
+        let currency = put(currency.map(str::as_bytes));
+        let balance = put(balance);
+        Self { xid, id, captured_at_us, account, currency, balance, tuple: tuple.into() }
+    }
+
+    /// Elven's key of the account. `None` for NULL.
+    pub fn account(&self) -> Option<&str> {
+        self.account.clone().and_then(|range| std::str::from_utf8(&self.tuple[range]).ok())
+    }
+
+    /// The currency. `None` for NULL.
+    pub fn currency(&self) -> Option<&str> {
+        self.currency.clone().and_then(|range| std::str::from_utf8(&self.tuple[range]).ok())
+    }
+
+    /// The amount, a `numeric` in binary form. `None` for NULL.
+    pub fn balance(&self) -> Option<&[u8]> {
+        self.balance.clone().map(|range| &self.tuple[range])
+    }
+
+    /// The place right behind this row.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { xid: self.xid, id: self.id.to_string() }
+    }
+
+    /// The row for a person to look at, as far as it can be shown in JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut number = Vec::new();
+        let balance = match self.balance().map(|numeric| crate::align::write_number(&mut number, numeric)) {
+            None => serde_json::Value::Null,
+            Some(Ok(())) => String::from_utf8_lossy(&number).into(),
+            Some(Err(reason)) => reason.to_string().into(),
+        };
+        let captured_at = self.captured_at_us.map(|us| match us {
+            i64::MAX => "infinity".to_owned(),
+            i64::MIN => "-infinity".to_owned(),
+            us => crate::align::wall_clock(us, chrono_tz::Tz::UTC)
+                .map_or_else(|reason| reason.to_string(), |utc| format!("{utc}Z")),
+        });
+        // jsonb cannot hold NUL, but neither can a text in PostgreSQL.
+        json!({
+            "entityAccountId": self.account(),
+            "currency": self.currency(),
+            "captured_at": captured_at,
+            "balance": balance,
+        })
+    }
+}
+
+/// The fields of a tuple, one after the other: a 4-byte length, -1 for NULL, and the bytes.
+struct Fields<'a> {
+    tuple: &'a [u8],
+    at: usize,
+}
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], LedgerError> {
+        let bytes = self.tuple.get(self.at..).and_then(|rest| rest.first_chunk::<N>());
+        self.at += N;
+        bytes.copied().ok_or(LedgerError::Decode("the row ends early"))
+    }
+
+    fn next(&mut self) -> Result<Option<Range<usize>>, LedgerError> {
+        let Ok(length) = usize::try_from(self.take().map(i32::from_be_bytes)?) else {
+            return Ok(None);
+        };
+        let range = self.at..self.at + length;
+        self.at = range.end;
+        if range.end > self.tuple.len() {
+            return Err(LedgerError::Decode("the row ends early"));
+        }
+        Ok(Some(range))
+    }
+
+    fn eight_bytes(&mut self) -> Result<Option<[u8; 8]>, LedgerError> {
+        let tuple = self.tuple;
+        self.next()?
+            .map(|range| tuple[range].try_into().map_err(|_| LedgerError::Decode("a number has not 8 bytes")))
+            .transpose()
+    }
+
+    fn text(&mut self) -> Result<Option<Range<usize>>, LedgerError> {
+        let tuple = self.tuple;
+        let range = self.next()?;
+        match range {
+            Some(range) if std::str::from_utf8(&tuple[range.clone()]).is_err() => {
+                Err(LedgerError::Decode("a text is not UTF-8"))
+            }
+            range => Ok(range),
+        }
+    }
+}

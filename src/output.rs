@@ -1,0 +1,194 @@
+//! What people and machines read: results on stdout, the log on stderr. Nothing prints elsewhere.
+
+use std::io::{IsTerminal, Write};
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::json;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::journal::Health;
+use crate::sync::{Ended, RunReport};
+
+/// The summary names each entity when there are at most this many.
+const ENTITIES_SHOWN_MAX: usize = 20;
+
+/// Writes a line to stdout. A reader that went away (`| head`) is no failure.
+pub fn line(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Reports why a command could not work, once, on stderr.
+pub fn error(problem: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", chain(problem.as_ref()));
+}
+
+/// An error and its causes in one line.
+pub fn chain(problem: &dyn std::error::Error) -> String {
+    let mut text = problem.to_string();
+    let mut source = problem.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Starts the log: warnings, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.
+pub fn start_log(verbose: u8, wanted: Option<&str>) {
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    let filter = wanted
+        .and_then(|wanted| wanted.parse::<Targets>().ok())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN).with_target("elven_sync", level));
+    let format = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    // A second subscriber, as in tests, is no harm.
+    let _ = tracing_subscriber::registry().with(filter).with(format).try_init();
+}
+
+/// A table in the house style: no frame, numbers to the right.
+pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for &column in numbers {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Says that an entity is not registered, with close names.
+pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
+    let mut near: Vec<(usize, &str)> =
+        known.iter().map(|known| (strsim::damerau_levenshtein(known, entity_id), *known)).collect();
+    near.sort_unstable();
+    match near.first().filter(|(distance, _)| *distance <= 3) {
+        Some((_, close)) => format!("entity `{entity_id}` is not registered; did you mean `{close}`?"),
+        None => format!(
+            "entity `{entity_id}` is not registered; hint: `elven-sync entity list` shows those that are, \
+             `elven-sync entity add` registers one"
+        ),
+    }
+}
+
+/// The summary of a run.
+pub fn run_report(report: &RunReport, as_json: bool) {
+    let pending: i64 = report.entities.iter().map(|entity| entity.rows_pending).sum();
+    if as_json {
+        line(json!({
+            "run_id": report.run_id,
+            "dry_run": report.run_id.is_none(),
+            "status": report.status.as_ref(),
+            "rows_read": report.counters.rows_read,
+            "rows_uploaded": report.counters.rows_uploaded,
+            "rows_rejected": report.counters.rows_rejected,
+            "rows_superseded": report.counters.rows_superseded,
+            "rows_pending": pending,
+            "requests": report.counters.requests,
+            "retries": report.counters.retries,
+            "bytes_sent": report.counters.bytes_sent,
+            "entities": report.entities,
+            "unregistered_entities": report.unregistered,
+        }));
+        return;
+    }
+    let counters = &report.counters;
+    match report.run_id {
+        Some(run_id) => line(format_args!(
+            "run {run_id} {}: {} rows read, {} uploaded, {} set aside, {} superseded, {pending} pending; {} requests",
+            report.status.as_ref(),
+            counters.rows_read,
+            counters.rows_uploaded,
+            counters.rows_rejected,
+            counters.rows_superseded,
+            counters.requests
+        )),
+        None => line(format_args!(
+            "dry run, nothing was sent or changed: {} rows would be read, {} uploaded in {} requests ({} bytes), {} \
+             set aside, {} superseded",
+            counters.rows_read,
+            counters.rows_uploaded,
+            counters.requests,
+            counters.bytes_sent,
+            counters.rows_rejected,
+            counters.rows_superseded
+        )),
+    }
+    if report.entities.is_empty() && report.unregistered.is_empty() {
+        line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
+    } else if (1..=ENTITIES_SHOWN_MAX).contains(&report.entities.len()) {
+        line(entities_table(report));
+    }
+    for entity in report.entities.iter().filter(|entity| entity.failure().is_some()).take(ENTITIES_SHOWN_MAX) {
+        line(format_args!("failed: {}", entity.failure().unwrap_or_default()));
+    }
+    for entity_id in report.unregistered.iter().take(ENTITIES_SHOWN_MAX) {
+        line(format_args!(
+            "unregistered: rows of `{entity_id}` wait; hint: elven-sync entity add '{entity_id}' --timezone ZONE"
+        ));
+    }
+}
+
+fn entities_table(report: &RunReport) -> Table {
+    let header = ["entity", "", "read", "uploaded", "set aside", "superseded", "pending"];
+    table(&header, &[2, 3, 4, 5, 6], report.entities.iter().map(|entity| {
+        let ended = match &entity.ended {
+            Ended::Done => "done",
+            Ended::Stopped => "stopped",
+            Ended::Held => "another worker is on it",
+            Ended::Failed(_) => "FAILED",
+        };
+        vec![
+            entity.entity_id.clone(),
+            ended.to_owned(),
+            entity.rows_read.to_string(),
+            entity.rows_uploaded.to_string(),
+            entity.rows_rejected.to_string(),
+            entity.rows_superseded.to_string(),
+            entity.rows_pending.to_string(),
+        ]
+    }))
+}
+
+/// `status`: what `sync_health` says.
+pub fn health(entities: &[Health], as_json: bool) {
+    if as_json {
+        line(json!({ "entities": entities }));
+        return;
+    }
+    if entities.is_empty() {
+        line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
+        return;
+    }
+    let when = |at: Option<chrono::DateTime<chrono::Utc>>| {
+        at.map_or_else(|| "-".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%SZ").to_string())
+    };
+    let header = ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
+    line(table(&header, &[2, 5], entities.iter().map(|entity| {
+        vec![
+            entity.entity_id.clone(),
+            entity.status.clone(),
+            entity.pending_rows.to_string(),
+            when(entity.oldest_pending_at),
+            when(entity.last_success_at),
+            entity.open_errors.to_string(),
+            entity.timezone.clone(),
+        ]
+    })));
+    for entity in entities {
+        if let Some(problem) = &entity.last_error {
+            line(format_args!("{}: {problem}", entity.entity_id));
+        }
+    }
+}

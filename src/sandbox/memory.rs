@@ -1,0 +1,196 @@
+//! What the sandbox remembers: the records it accepted, the requests it saw, and the sums of both.
+//! Every list is bounded; the sums go on.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer, ser::Error as _};
+use serde_json::value::RawValue;
+
+use super::validate::Record;
+
+/// Requests that are kept, the newest ones.
+pub(super) const REQUESTS_KEPT_MAX: usize = 10_000;
+/// Accounts that are told apart; records of further ones are kept and counted all the same.
+const ACCOUNTS_KEPT_MAX: usize = 100_000;
+
+/// One record that the sandbox accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Received {
+    /// The account it is for.
+    #[serde(rename = "entityAccountId")]
+    pub entity_account_id: String,
+    /// The currency, letter case as received.
+    pub currency: String,
+    /// The wall-clock time as received, `YYYY-MM-DD HH:mm:ss`.
+    pub datetime: String,
+    /// The number's text exactly as received.
+    #[serde(serialize_with = "as_number")]
+    pub balance: String,
+    /// Which request brought it ([`Request::seq`]).
+    pub request: u64,
+    /// Label of the credential that signed the request.
+    pub credential: String,
+}
+
+/// One request to the API part of the sandbox, accepted or not.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Request {
+    /// Counts from 1, in the order in which requests were judged.
+    pub seq: u64,
+    /// When it was judged.
+    pub at: DateTime<Utc>,
+    /// HTTP method.
+    pub method: String,
+    /// Path with its query string, as received; cut after 300 characters.
+    pub path: String,
+    /// Label of the credential that the key belongs to; `None` for no or an unknown key. Not proven
+    /// to be the sender's when `status` is 401.
+    pub credential: Option<String>,
+    /// HTTP status of the answer, also while that is being held; `None` when the connection was cut.
+    pub status: Option<u16>,
+    /// Bytes of the body as received. Of a body that is too large, those that were read.
+    pub body_bytes: u64,
+    /// SHA-256 of the body in hex; empty for a body that was not kept (too large, incomplete) and when
+    /// the sandbox is lax.
+    pub body_sha256: String,
+    /// Records that were accepted: all of the request's, or none.
+    pub records: u64,
+    /// Why it was refused.
+    pub message: Option<String>,
+    /// The fault that was made to happen ([`super::Fault::name`]).
+    pub fault: Option<&'static str>,
+}
+
+/// A balance as JSON: the number itself, digit by digit, which no number type of Rust could promise.
+fn as_number<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let number: &RawValue = serde_json::from_str(text).map_err(S::Error::custom)?;
+    number.serialize(serializer)
+}
+
+/// Sums over requests.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sums {
+    pub(super) requests: u64,
+    pub(super) refused: u64,
+    pub(super) records: u64,
+    pub(super) body_bytes: u64,
+}
+
+impl Sums {
+    fn add(&mut self, request: &Request) {
+        self.requests += 1;
+        self.refused += u64::from(request.message.is_some());
+        self.records += request.records;
+        self.body_bytes += request.body_bytes;
+    }
+}
+
+/// Everything that is remembered.
+#[derive(Default)]
+pub(super) struct Memory {
+    pub(super) total: Sums,
+    /// By label; requests without a known key only count in `total`.
+    pub(super) credentials: BTreeMap<String, Sums>,
+    /// Number of records by account, as far as [`ACCOUNTS_KEPT_MAX`] goes.
+    pub(super) accounts: BTreeMap<String, u64>,
+    /// The newest accepted records, oldest first.
+    pub(super) received: VecDeque<Received>,
+    /// The newest requests, oldest first.
+    pub(super) requests: VecDeque<Request>,
+}
+
+impl Memory {
+    /// Notes a request and the records it brought, both in one step, and gives the request its number.
+    pub(super) fn note(&mut self, mut request: Request, records: &[Record<'_>], records_kept_max: usize) {
+        request.seq = self.total.requests + 1;
+        self.total.add(&request);
+        if let Some(label) = &request.credential {
+            self.credentials.entry(label.clone()).or_default().add(&request);
+        }
+        let credential = request.credential.as_deref().unwrap_or_default();
+        for record in records {
+            self.count_account(&record.entity_account_id);
+            self.received.push_back(Received {
+                entity_account_id: record.entity_account_id.to_string(),
+                currency: record.currency.to_string(),
+                datetime: record.datetime.to_string(),
+                balance: record.balance.to_owned(),
+                request: request.seq,
+                credential: credential.to_owned(),
+            });
+        }
+        drop_oldest(&mut self.received, records_kept_max);
+        self.requests.push_back(request);
+        drop_oldest(&mut self.requests, REQUESTS_KEPT_MAX);
+    }
+
+    fn count_account(&mut self, account: &str) {
+        if let Some(records) = self.accounts.get_mut(account) {
+            *records += 1;
+        } else if self.accounts.len() < ACCOUNTS_KEPT_MAX {
+            self.accounts.insert(account.to_owned(), 1);
+        }
+    }
+
+    /// How many of the kept records repeat the account, currency and datetime of an earlier one.
+    pub(super) fn repeated(&self) -> usize {
+        let mut seen = HashSet::with_capacity(self.received.len());
+        let keys = self.received.iter().map(|Received { entity_account_id, currency, datetime, .. }| {
+            (entity_account_id, currency, datetime)
+        });
+        keys.filter(|key| !seen.insert(*key)).count()
+    }
+}
+
+fn drop_oldest<T>(list: &mut VecDeque<T>, len_max: usize) {
+    list.drain(..list.len().saturating_sub(len_max));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(account: &'static str, balance: &'static str) -> Record<'static> {
+        let (currency, datetime) = ("BTC".into(), "2023-01-01 01:01:01".into());
+        Record { entity_account_id: account.into(), currency, datetime, balance }
+    }
+
+    fn request(records: u64) -> Request {
+        Request { credential: Some("acme".to_owned()), body_bytes: 10, records, ..Request::default() }
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten_and_still_counted() {
+        let mut memory = Memory::default();
+        memory.note(request(2), &[record("a", "1"), record("b", "2")], 3);
+        memory.note(request(2), &[record("a", "3"), record("a", "4")], 3);
+
+        let balances: Vec<_> =
+            memory.received.iter().map(|record| (record.request, &*record.balance)).collect();
+        assert_eq!(balances, [(1, "2"), (2, "3"), (2, "4")]);
+        assert_eq!(memory.total.records, 4);
+        assert_eq!(memory.credentials["acme"].body_bytes, 20);
+        assert_eq!(memory.accounts["a"], 3);
+        assert_eq!(memory.repeated(), 1, "the first record of a is no longer known");
+    }
+
+    #[test]
+    fn requests_are_bounded() {
+        let mut memory = Memory::default();
+        for _ in 0..REQUESTS_KEPT_MAX + 5 {
+            memory.note(request(0), &[], 3);
+        }
+        assert_eq!(memory.requests.len(), REQUESTS_KEPT_MAX);
+        assert_eq!(memory.requests.front().map(|request| request.seq), Some(6));
+        assert_eq!(memory.total.requests, REQUESTS_KEPT_MAX as u64 + 5);
+    }
+
+    #[test]
+    fn a_balance_is_shown_as_the_same_number() {
+        let mut memory = Memory::default();
+        memory.note(request(1), &[record("a", "12345678901234567890123456789.000000000000000010")], 3);
+        let json = serde_json::to_string(&memory.received).unwrap();
+        assert!(json.contains(r#""balance":12345678901234567890123456789.000000000000000010,"#), "{json}");
+    }
+}

@@ -1,0 +1,225 @@
+//! The sandbox: a strict local stand-in for the Elven API, to try things on and to test against.
+//!
+//! It refuses what the real API is documented to refuse: a request that is not signed, is signed with an
+//! unknown key or too long ago; a batch of more than 1000 records; a record with other fields, types or
+//! formats than the documented ones, or for an account or a currency that it does not know. What it
+//! accepts it keeps in memory and shows, number by number as received, on a page at `/sandbox`.
+//!
+//! Where the documentation is silent the sandbox does one of the possible things, and a client may not
+//! count on it:
+//!
+//! - a batch with a fault is refused whole;
+//! - a second import of the same account, currency and datetime is accepted, and both are kept;
+//! - the codes in failure bodies are its own (HTTP status and two digits), and name the record at fault;
+//! - bodies are limited to [`Options::body_bytes_max`], pages of the lists to 1000 entries;
+//! - there is no version 4 of the import, no rate limit, and keys do not belong to entities.
+//!
+//! One request's way: `connection` accepts it, `auth` says who asks, `validate` reads an import (`lists`
+//! answer the rest), `refusal` words what is refused, `memory` keeps what is accepted, and `fault` is
+//! what went wrong on request. `api` calls them in that order; `page` shows what is remembered.
+
+mod connection;
+
+mod api;
+
+mod auth;
+
+mod validate;
+
+mod lists;
+
+mod currencies;
+
+mod refusal;
+
+mod memory;
+
+mod fault;
+
+mod page;
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    routing::{any, get},
+};
+use chrono::TimeDelta;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+pub use self::{
+    auth::Credential,
+    fault::{Fault, Gate},
+    memory::{Received, Request},
+};
+use self::{
+    connection::{Listener, Switch},
+    memory::Memory,
+    validate::Record,
+};
+
+/// How a sandbox behaves. The defaults know every account and no API key.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to listen; port 0 takes a free one. Default `127.0.0.1:0`.
+    pub listen: SocketAddr,
+    /// The API keys that are known. Default: none, so every request is refused.
+    pub credentials: Vec<Credential>,
+    /// The accounts that are known; `None`, the default: every account is.
+    pub accounts: Option<BTreeSet<String>>,
+    /// The currencies that are known, letter case included. Default: the circulating ISO 4217 codes and
+    /// well-known crypto symbols.
+    pub currencies: BTreeSet<String>,
+    /// How far a request's timestamp may be from the sandbox's clock, either way. Default 30 s, as on the
+    /// current page of the API; an older one says 5 s.
+    pub signature_window: Duration,
+    /// How far the sandbox's clock, and the `Date` of its answers, is ahead of the machine's; negative
+    /// for behind. Default 0.
+    pub clock_ahead: TimeDelta,
+    /// Bytes of a request's body; a larger one is answered 413. Default 10 MB, as no limit of the import
+    /// is documented; another call of the same service states 100 kB.
+    pub body_bytes_max: usize,
+    /// Records that are kept, the newest ones; counters go on beyond. Default 200,000, at some 300 bytes
+    /// each.
+    pub keep_records_max: usize,
+    /// For benchmarks: signature, size and outer shape are checked, records are counted and not kept.
+    pub lax: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            credentials: Vec::new(),
+            accounts: None,
+            currencies: currencies::BUILT_IN.iter().map(|(symbol, ..)| (*symbol).to_owned()).collect(),
+            signature_window: Duration::from_secs(30),
+            clock_ahead: TimeDelta::zero(),
+            body_bytes_max: 10_000_000,
+            keep_records_max: 200_000,
+            lax: false,
+        }
+    }
+}
+
+/// A running sandbox. It stops when this is dropped: nothing listens any more, answers that are held are
+/// cut, and requests that are being read are still answered.
+pub struct Sandbox {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    server: JoinHandle<io::Result<()>>,
+}
+
+impl Sandbox {
+    /// Starts a sandbox on the current Tokio runtime. Fails when the address cannot be listened on.
+    pub async fn start(options: Options) -> io::Result<Self> {
+        let listener = TcpListener::bind(options.listen).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            options,
+            memory: Mutex::default(),
+            faults: Mutex::default(),
+            stopping: watch::Sender::new(false),
+        });
+        let router = Router::new()
+            .route("/", get(page::redirect))
+            .route("/sandbox", get(page::html))
+            .route("/sandbox/received", get(page::received))
+            .route("/sandbox/requests", get(page::requests))
+            .route("/open/{*rest}", any(api::answer))
+            .fallback(api::unknown_path)
+            .method_not_allowed_fallback(api::wrong_method)
+            .with_state(Arc::clone(&shared));
+        let service = router.into_make_service_with_connect_info::<Switch>();
+        let server = tokio::spawn(axum::serve(Listener(listener), service).into_future());
+        Ok(Self { address, shared, server })
+    }
+
+    /// The address that it listens on, with the actual port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where a client on this machine finds it: `http://`, address and port, no path.
+    pub fn url(&self) -> String {
+        let ip = match self.address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        format!("http://{}", SocketAddr::new(ip, self.address.port()))
+    }
+
+    /// The accepted records in order of arrival, the newest [`Options::keep_records_max`].
+    pub fn received(&self) -> Vec<Received> {
+        self.shared.memory().received.iter().cloned().collect()
+    }
+
+    /// The requests to the API in the order in which they were judged, the newest 10,000.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.memory().requests.iter().cloned().collect()
+    }
+
+    /// Records accepted since the start.
+    pub fn records_accepted(&self) -> u64 {
+        self.shared.memory().total.records
+    }
+
+    /// Queues a fault for the next import; see [`Fault`] for which one that is.
+    pub fn inject(&self, fault: Fault) {
+        lock(&self.shared.faults).push_back(fault);
+    }
+
+    /// Stops the sandbox, and returns when its port is free again.
+    pub async fn stop(mut self) {
+        self.halt();
+        // Ends as cancelled, which is what was asked for.
+        (&mut self.server).await.ok();
+    }
+
+    fn halt(&self) {
+        self.shared.stopping.send_replace(true);
+        // The connections' tasks notice that the server is gone, and close when they are idle.
+        self.server.abort();
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+/// What the handle and the requests share.
+struct Shared {
+    options: Options,
+    memory: Mutex<Memory>,
+    faults: Mutex<VecDeque<Fault>>,
+    stopping: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        lock(&self.memory)
+    }
+
+    fn note(&self, request: Request, records: &[Record<'_>]) {
+        self.memory().note(request, records, self.options.keep_records_max);
+    }
+
+    /// Takes the first fault of the queue if it strikes an import that is accepted or, else, refused.
+    fn next_fault(&self, accepted: bool) -> Option<Fault> {
+        lock(&self.faults).pop_front_if(|fault| fault.strikes(accepted))
+    }
+}
+
+/// A panic of one request does not make the rest unreadable: every change is a single push.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,206 @@
+//! The rules of an import body, as documented for *Import Account Balances*; pure.
+//!
+//! The sandbox is stricter than the documentation only where a client cannot want the difference: an
+//! empty batch, unknown or repeated fields and blank strings are refused. No number is ever read: a
+//! balance is a piece of text that has the form of a JSON number, kept as it arrived.
+
+use std::{borrow::Cow, collections::BTreeSet, fmt};
+
+use chrono::NaiveDate;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::refusal::{Code, Refusal, quote};
+
+/// Records that one request may carry (documented).
+pub(super) const RECORDS_MAX: usize = 1000;
+
+/// What is known to this sandbox, and may therefore stand in a record.
+pub(super) struct Rules<'r> {
+    /// Known accounts; `None`: every account is known.
+    pub(super) accounts: Option<&'r BTreeSet<String>>,
+    /// Known currencies, letter case included.
+    pub(super) currencies: &'r BTreeSet<String>,
+}
+
+/// One record that follows the rules, borrowed from the body wherever it has no escapes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Record<'b> {
+    pub(super) entity_account_id: Cow<'b, str>,
+    pub(super) currency: Cow<'b, str>,
+    pub(super) datetime: Cow<'b, str>,
+    /// The number exactly as it was written.
+    pub(super) balance: &'b str,
+}
+
+/// Reads a whole import body, or says what the first fault in it is.
+///
+/// One fault refuses the batch. Whether the real API does so, or keeps the good records, is not documented.
+pub(super) fn validate<'b>(body: &'b [u8], rules: &Rules<'_>) -> Result<Vec<Record<'b>>, Refusal> {
+    let batch = Batch::read(body)?;
+    let check =
+        |(index, raw): (usize, &&'b RawValue)| record(raw, rules).map_err(|refusal| refusal.at(index));
+    batch.records.iter().enumerate().map(check).collect()
+}
+
+/// Counts the records of a body whose outer shape is right, and looks into none of them.
+pub(super) fn count(body: &[u8]) -> Result<usize, Refusal> {
+    Batch::read(body).map(|batch| batch.count)
+}
+
+/// The outer shape of a body: a JSON array of 1 to [`RECORDS_MAX`] values.
+struct Batch<'b> {
+    /// The first [`RECORDS_MAX`] values; a longer array is counted to its end and kept no further.
+    records: Vec<&'b RawValue>,
+    count: usize,
+}
+
+impl<'b> Batch<'b> {
+    fn read(body: &'b [u8]) -> Result<Self, Refusal> {
+        let batch: Self = serde_json::from_slice(body).map_err(|error| {
+            Refusal::new(Code::NotAnArray, format!("not a JSON array of records: {error}"))
+        })?;
+        match batch.count {
+            0 => Err(Refusal::new(Code::BatchEmpty, "the array holds no record")),
+            1..=RECORDS_MAX => Ok(batch),
+            count => {
+                let message = format!("{count} records in one request, at most {RECORDS_MAX} are allowed");
+                Err(Refusal::new(Code::BatchTooLong, message))
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Batch<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Values;
+        impl<'de> Visitor<'de> for Values {
+            type Value = Batch<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Self::Value, A::Error> {
+                let mut records = Vec::new();
+                while records.len() < RECORDS_MAX {
+                    let Some(value) = values.next_element()? else { break };
+                    records.push(value);
+                }
+                let mut count = records.len();
+                while values.next_element::<IgnoredAny>()?.is_some() {
+                    count += 1;
+                }
+                Ok(Batch { records, count })
+            }
+        }
+        deserializer.deserialize_seq(Values)
+    }
+}
+
+/// The fields of a record, not looked into: so a value of the wrong type is refused by the field's name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Fields<'b> {
+    #[serde(borrow)]
+    entity_account_id: &'b RawValue,
+    #[serde(borrow)]
+    currency: &'b RawValue,
+    #[serde(borrow)]
+    datetime: &'b RawValue,
+    #[serde(borrow)]
+    balance: &'b RawValue,
+}
+
+fn record<'b>(raw: &'b RawValue, rules: &Rules<'_>) -> Result<Record<'b>, Refusal> {
+    // serde would also take an array of four values for the four fields.
+    if !raw.get().starts_with('{') {
+        return Err(Refusal::new(Code::RecordShape, "not a JSON object"));
+    }
+    let fields: Fields<'b> = serde_json::from_str(raw.get())
+        .map_err(|error| Refusal::new(Code::RecordShape, format!("not the documented fields: {error}")))?;
+
+    let entity_account_id = text("entityAccountId", fields.entity_account_id)?;
+    let currency = text("currency", fields.currency)?;
+    let datetime = text("datetime", fields.datetime)?;
+    check_account(&entity_account_id, rules)?;
+    check_currency(&currency, rules)?;
+    if !is_wall_clock(&datetime) {
+        let message = format!("datetime {} is not a real time as YYYY-MM-DD HH:mm:ss", quote(&datetime));
+        return Err(Refusal::new(Code::Datetime, message));
+    }
+    Ok(Record { entity_account_id, currency, datetime, balance: number(fields.balance)? })
+}
+
+fn check_account(account: &str, rules: &Rules<'_>) -> Result<(), Refusal> {
+    if account.trim().is_empty() {
+        return Err(Refusal::new(Code::AccountBlank, "entityAccountId is blank"));
+    }
+    if rules.accounts.is_some_and(|known| !known.contains(account)) {
+        let message = format!("entityAccountId {} is not a known account", quote(account));
+        return Err(Refusal::new(Code::AccountUnknown, message));
+    }
+    Ok(())
+}
+
+fn check_currency(currency: &str, rules: &Rules<'_>) -> Result<(), Refusal> {
+    if currency.trim().is_empty() {
+        return Err(Refusal::new(Code::CurrencyBlank, "currency is blank"));
+    }
+    if !rules.currencies.contains(currency) {
+        let message = format!("currency {} is not known (upper and lower case differ)", quote(currency));
+        return Err(Refusal::new(Code::CurrencyUnknown, message));
+    }
+    Ok(())
+}
+
+/// The content of a JSON string; copied only when it has escapes.
+fn text<'b>(field: &str, raw: &'b RawValue) -> Result<Cow<'b, str>, Refusal> {
+    let json = raw.get();
+    let Some(content) = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return Err(Refusal::new(Code::RecordShape, format!("{field} is {}, not a string", quote(json))));
+    };
+    if !content.contains('\\') {
+        return Ok(Cow::Borrowed(content));
+    }
+    // Fails on half a surrogate pair, which has the form of a JSON string and stands for no text.
+    serde_json::from_str(json)
+        .map(Cow::Owned)
+        .map_err(|error| Refusal::new(Code::RecordShape, format!("{field} is not a string: {error}")))
+}
+
+/// The text of a JSON number. The JSON reader has proven that what begins like a number is one.
+fn number(raw: &RawValue) -> Result<&str, Refusal> {
+    let json = raw.get();
+    if json.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+        return Ok(json);
+    }
+    Err(Refusal::new(Code::Balance, format!("balance is {}, not a JSON number", quote(json))))
+}
+
+/// Says whether a text is exactly `YYYY-MM-DD HH:mm:ss` and stands for a time between the years 0001
+/// and 9999 that the calendar and a clock without leap seconds have.
+///
+/// Not checked: whether the account's time zone skips that hour. The sandbox knows no zones.
+fn is_wall_clock(text: &str) -> bool {
+    let Ok(bytes) = <&[u8; 19]>::try_from(text.as_bytes()) else { return false };
+    let form = b"dddd-dd-dd dd:dd:dd";
+    let fits = |(byte, form): (&u8, &u8)| if *form == b'd' { byte.is_ascii_digit() } else { byte == form };
+    if !bytes.iter().zip(form).all(fits) {
+        return false;
+    }
+    let value = |digits: &[u8]| digits.iter().fold(0, |value, digit| value * 10 + u32::from(digit - b'0'));
+    let (year, month, day) = (value(&bytes[0..4]), value(&bytes[5..7]), value(&bytes[8..10]));
+    let date = i32::try_from(year).ok().and_then(|year| NaiveDate::from_ymd_opt(year, month, day));
+    year >= 1
+        && date.is_some()
+        && value(&bytes[11..13]) < 24
+        && value(&bytes[14..16]) < 60
+        && value(&bytes[17..19]) < 60
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,428 @@
+//! One lane: lease, pass, pages, batches, answers, watermark.
+
+use std::time::{Duration, Instant};
+
+use chrono_tz::Tz;
+use tokio::task::JoinHandle;
+
+use super::{Ended, EntityReport, RunError, Target, Worker};
+use crate::batch::{self, Batch};
+use crate::elven::{Answer, Verdict, judge};
+use crate::journal::{Counters, JournalError, Kind, Lane, Lease, Problem, Settlement, Take, Unfinished};
+use crate::ledger::{LedgerError, Look, Pass, Row};
+use crate::watermark::{Cursor, Snapshot};
+
+/// A page holds this many batches: large enough that a page costs little, small enough that memory
+/// stays flat.
+const BATCHES_PER_PAGE: usize = 4;
+/// How often a lease that another worker holds is looked at.
+const LEASE_POLL: Duration = Duration::from_millis(250);
+
+/// Why a lane stopped before its pass was through.
+enum Halt {
+    /// A signal asked for it.
+    Stopped,
+    /// A problem to record.
+    Problem(Problem),
+    /// The lease is another worker's now.
+    LeaseLost,
+    /// The database went away: there is nowhere to record anything.
+    Broken(RunError),
+}
+
+impl From<JournalError> for Halt {
+    fn from(problem: JournalError) -> Self {
+        match problem {
+            JournalError::LeaseLost => Halt::LeaseLost,
+            other => Halt::Broken(other.into()),
+        }
+    }
+}
+
+impl From<LedgerError> for Halt {
+    fn from(problem: LedgerError) -> Self {
+        match problem {
+            LedgerError::Database(_) => Halt::Broken(problem.into()),
+            LedgerError::Shape(_) | LedgerError::Decode(_) => {
+                Halt::Problem(Problem::of_lane(Kind::Config, problem.to_string()))
+            }
+        }
+    }
+}
+
+/// A lane while this worker has its lease.
+struct Held<'a> {
+    worker: &'a Worker,
+    run_id: i64,
+    target: &'a Target,
+    lease: Lease,
+    report: EntityReport,
+}
+
+impl Worker {
+    /// Brings one entity up to date, or says why not.
+    pub(super) async fn lane(
+        &self,
+        run_id: i64,
+        target: &Target,
+        seen: &Lane,
+        look: &Look,
+    ) -> Result<EntityReport, RunError> {
+        let Some((lease, lane)) = self.take_or_leave(&target.entity_id).await? else {
+            return Ok(EntityReport::new(&target.entity_id, Ended::Held));
+        };
+        let report = EntityReport::new(&target.entity_id, Ended::Done);
+        let mut held = Held { worker: self, run_id, target, lease, report };
+        let halted = held.drive(lane, seen, look).await;
+        let ids = std::slice::from_ref(&target.entity_id);
+        held.report.ended = match halted {
+            Ok(()) => {
+                self.journal.lanes_succeeded(ids).await?;
+                Ended::Done
+            }
+            Err(Halt::Stopped) => Ended::Stopped,
+            Err(Halt::LeaseLost) => {
+                tracing::warn!(entity_id = target.entity_id, "the lease was lost; another worker goes on");
+                return Ok(EntityReport { ended: Ended::Held, ..held.report });
+            }
+            Err(Halt::Problem(problem)) => {
+                tracing::warn!(entity_id = target.entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
+                self.journal.lane_failed(&held.lease, run_id, &problem).await?;
+                Ended::Failed(problem.message)
+            }
+            Err(Halt::Broken(problem)) => return Err(problem),
+        };
+        self.journal.release(&held.lease).await?;
+        Ok(held.report)
+    }
+
+    /// Records a problem that keeps an entity from being worked on at all.
+    pub(super) async fn fail_lane(
+        &self,
+        run_id: i64,
+        entity_id: &str,
+        problem: Problem,
+    ) -> Result<EntityReport, RunError> {
+        if let Take::Taken(lease, _) = self.journal.take(entity_id).await? {
+            self.journal.lane_failed(&lease, run_id, &problem).await?;
+            self.journal.release(&lease).await?;
+        }
+        tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
+        Ok(EntityReport::failed(entity_id, problem.message))
+    }
+
+    /// Leases an entity. One whose holder keeps renewing is left to it; one that nobody renews is
+    /// waited for.
+    async fn take_or_leave(&self, entity_id: &str) -> Result<Option<(Lease, Lane)>, RunError> {
+        let mut first_seen = None;
+        loop {
+            match self.journal.take(entity_id).await? {
+                Take::Taken(lease, lane) => return Ok(Some((lease, lane))),
+                Take::Held { seen } => {
+                    if *first_seen.get_or_insert_with(|| seen.clone()) != seen || *self.stop.borrow() {
+                        return Ok(None);
+                    }
+                }
+            }
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+    }
+
+    /// What a run would do for an entity, without doing it.
+    pub(super) async fn rehearse(
+        &self,
+        entity_id: &str,
+        zone: Tz,
+        lane: &Lane,
+        look: &Look,
+        counters: &mut Counters,
+    ) -> Result<EntityReport, RunError> {
+        let mut report = EntityReport::idle(entity_id);
+        let target = lane.open.as_ref().map_or(&look.target, |(_, target)| target);
+        let mut rows = self.rows(entity_id, lane.settled.as_ref(), target, lane.cursor.clone(), None).await?;
+        let mut before = lane.cursor.clone();
+        while let Some(batch) = rows.next_batch(before, zone, self.settings.sync.batch_rows).await? {
+            report.count(&batch);
+            if batch.records > 0 {
+                counters.requests += 1;
+                counters.bytes_sent += i64::try_from(batch.body.len()).unwrap_or(i64::MAX);
+            }
+            before = Some(batch.last);
+        }
+        counters.rows_read += report.rows_read;
+        counters.rows_uploaded += report.rows_uploaded;
+        counters.rows_rejected += report.rows_rejected;
+        counters.rows_superseded += report.rows_superseded;
+        report.rows_pending = report.rows_read;
+        Ok(report)
+    }
+
+    async fn rows(
+        &self,
+        entity_id: &str,
+        settled: Option<&Snapshot>,
+        target: &Snapshot,
+        cursor: Option<Cursor>,
+        until: Option<Cursor>,
+    ) -> Result<Rows, LedgerError> {
+        let page_rows = self.settings.sync.batch_rows * BATCHES_PER_PAGE;
+        let pass = self.ledger.pass(entity_id, settled, target, cursor, until, page_rows).await?;
+        Ok(Rows { waiting: Vec::new(), ahead: Some(read_ahead(pass)) })
+    }
+}
+
+impl Held<'_> {
+    /// Finishes an open pass if there is one, and makes a new one over what has come since.
+    async fn drive(&mut self, mut lane: Lane, seen: &Lane, look: &Look) -> Result<(), Halt> {
+        let fresh;
+        let mut look = look;
+        if lane.settled != seen.settled {
+            // Another worker moved on since the look, whose target may be older than the watermark now.
+            fresh = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
+            look = &fresh;
+        }
+        let again;
+        if lane.open.is_some() {
+            self.worker.fits(&self.target.entity_id, &lane, look).map_err(Halt::Problem)?;
+            lane.settled = Some(self.pass(&lane, look).await?);
+            lane.open = None;
+            lane.cursor = None;
+            again = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
+            look = &again;
+        }
+        self.worker.fits(&self.target.entity_id, &lane, look).map_err(Halt::Problem)?;
+        if look.entities.iter().any(|news| news.entity_id == self.target.entity_id && news.has_news) {
+            self.pass(&lane, look).await?;
+        }
+        Ok(())
+    }
+
+    /// Goes through one pass from where it stands to its end; returns the new watermark.
+    async fn pass(&mut self, lane: &Lane, look: &Look) -> Result<Snapshot, Halt> {
+        let Worker { journal, ledger, settings, .. } = self.worker;
+        let (pass_id, target) = match lane.open.clone() {
+            Some(open) => open,
+            None => {
+                let (target, cluster) = (look.target.clone(), look.system_identifier);
+                (journal.open_pass(&self.lease, self.run_id, &target, cluster, ledger.name()).await?, target)
+            }
+        };
+        let mut cursor = lane.cursor.clone();
+        if let Some(unfinished) = journal.unfinished(&self.lease, pass_id).await? {
+            self.repeat(pass_id, lane.settled.as_ref(), &target, cursor, &unfinished).await?;
+            cursor = Some(unfinished.last);
+        }
+        let entity_id = &self.target.entity_id;
+        let mut rows =
+            self.worker.rows(entity_id, lane.settled.as_ref(), &target, cursor.clone(), None).await?;
+        while let Some(batch) = rows.next_batch(cursor, self.target.zone, settings.sync.batch_rows).await? {
+            if *self.worker.stop.borrow() {
+                return Err(Halt::Stopped);
+            }
+            self.deliver(pass_id, None, &batch).await?;
+            cursor = Some(batch.last);
+        }
+        journal.close_pass(&self.lease, pass_id).await?;
+        Ok(target)
+    }
+
+    /// Sends the recorded interval of a batch again whose outcome is unknown.
+    async fn repeat(
+        &mut self,
+        pass_id: i64,
+        settled: Option<&Snapshot>,
+        target: &Snapshot,
+        cursor: Option<Cursor>,
+        unfinished: &Unfinished,
+    ) -> Result<(), Halt> {
+        let until = Some(unfinished.last.clone());
+        let mut rows =
+            self.worker.rows(&self.target.entity_id, settled, target, cursor.clone(), until).await?;
+        let interval = rows.all().await?;
+        if interval.is_empty() {
+            self.worker.journal.emptied(&self.lease, unfinished.batch_id).await?;
+            return Ok(());
+        }
+        let batch = Batch { last: unfinished.last.clone(), ..Batch::build(cursor, &interval, self.target.zone) };
+        tracing::warn!(
+            entity_id = self.target.entity_id,
+            batch_id = unfinished.batch_id,
+            same_bytes = batch.body_sha256 == unfinished.body_sha256,
+            "the outcome of a batch is unknown; it is sent again"
+        );
+        self.deliver(pass_id, Some(unfinished.batch_id), &batch).await
+    }
+
+    /// Announces a batch, sends it, judges the answer and settles it.
+    ///
+    /// Signed before the lease is checked by announcing: whatever a worker that lost its lease still
+    /// sends carries a signature from before, which the API refuses once it is too old.
+    async fn deliver(&mut self, pass_id: i64, again: Option<i64>, batch: &Batch) -> Result<(), Halt> {
+        let Worker { journal, client, .. } = self.worker;
+        let credential = &self.target.credential;
+        let signed = client
+            .sign_import(credential)
+            .map_err(|problem| Halt::Problem(Problem::of_lane(Kind::Config, problem.to_string())))?;
+        let batch_id = match again {
+            Some(batch_id) => {
+                journal.announce_again(&self.lease, self.run_id, batch_id, batch).await?;
+                batch_id
+            }
+            None => journal.announce(&self.lease, self.run_id, pass_id, batch).await?,
+        };
+        if batch.records == 0 {
+            let nothing = Settlement { http_status: None, duration_ms: None, sent: false };
+            journal.settle(&self.lease, self.run_id, batch_id, batch, &nothing).await?;
+            self.report.count(batch);
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let answer = client.import(signed, batch.body.clone()).await;
+        let settlement = Settlement {
+            http_status: match &answer {
+                Answer::Response { status, .. } => Some(i32::from(*status)),
+                Answer::NotSent(_) | Answer::Lost(_) => None,
+            },
+            duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
+            sent: !matches!(answer, Answer::NotSent(_)),
+        };
+        let verdict = judge(&answer);
+        if verdict == Verdict::Accepted {
+            journal.settle(&self.lease, self.run_id, batch_id, batch, &settlement).await?;
+            self.report.count(batch);
+            tracing::debug!(
+                entity_id = self.target.entity_id,
+                batch_id,
+                records = batch.records,
+                body_bytes = batch.body.len(),
+                elapsed_ms = settlement.duration_ms,
+                "accepted"
+            );
+            return Ok(());
+        }
+        // Isolation, retries, waiting and the corrected clock have their place here: a decision from the
+        // verdict and the attempt. Until they come, whatever is not accepted stops the lane.
+        let (kind, status, message) = self.consequence(&verdict, &settlement, batch);
+        journal.refused(&self.lease, self.run_id, batch_id, status, &settlement, &message).await?;
+        let api_code = match verdict {
+            Verdict::Refused(reason) | Verdict::Unauthorized(reason) => reason.code,
+            _ => None,
+        };
+        Err(Halt::Problem(Problem {
+            batch_id: Some(batch_id),
+            http_status: settlement.http_status,
+            api_code,
+            ..Problem::of_lane(kind, message)
+        }))
+    }
+
+    /// The kind of problem that a verdict is, the status of its batch, and the words for an operator.
+    fn consequence(
+        &self,
+        verdict: &Verdict,
+        settlement: &Settlement,
+        batch: &Batch,
+    ) -> (Kind, &'static str, String) {
+        let status = settlement.http_status.map_or_else(|| "no answer".to_owned(), |s| format!("HTTP {s}"));
+        let credential = &self.target.credential.name;
+        let (records, bytes) = (batch.records, batch.body.len());
+        match verdict {
+            Verdict::Accepted => (Kind::Config, "accepted", String::new()),
+            Verdict::Refused(reason) => (
+                Kind::RejectedBatch,
+                "rejected",
+                format!(
+                    "the API refused a batch of {records} records ({status}): {reason}; hint: nothing was skipped; \
+                     correct the rows and run again"
+                ),
+            ),
+            Verdict::TooLarge => (
+                Kind::RejectedBatch,
+                "rejected",
+                format!("a body of {bytes} bytes is too large for the API ({status}); hint: lower [sync] batch_rows"),
+            ),
+            Verdict::Unauthorized(reason) => (
+                Kind::Auth,
+                "rejected",
+                format!(
+                    "the API refused credential `{credential}` ({status}): {reason}; hint: check the key, the secret, \
+                     its permission for balances, and this machine's clock"
+                ),
+            ),
+            Verdict::Misdirected => (
+                Kind::Config,
+                "rejected",
+                format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
+            ),
+            Verdict::Throttled => {
+                (Kind::Throttled, "rejected", format!("the API asks to come later ({status}); the next run tries again"))
+            }
+            Verdict::NotDelivered(reason) => (
+                Kind::Unavailable,
+                "rejected",
+                format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
+            ),
+            Verdict::Unknown(reason) => (
+                Kind::Unavailable,
+                "unknown",
+                format!("whether a batch of {records} records arrived is unknown ({status}): {reason}; the next run \
+                         sends it again"),
+            ),
+        }
+    }
+}
+
+type Ahead = JoinHandle<(Pass, Result<Option<Vec<Row>>, LedgerError>)>;
+
+fn read_ahead(mut pass: Pass) -> Ahead {
+    tokio::spawn(async move {
+        let page = pass.next_page().await;
+        (pass, page)
+    })
+}
+
+/// The rows of a pass, with the next page being read while a batch is under way.
+struct Rows {
+    waiting: Vec<Row>,
+    ahead: Option<Ahead>,
+}
+
+impl Rows {
+    /// The next batch, cut from where the last one ended. `None` when the pass is through.
+    async fn next_batch(
+        &mut self,
+        before: Option<Cursor>,
+        zone: Tz,
+        records_max: usize,
+    ) -> Result<Option<Batch>, LedgerError> {
+        while self.waiting.len() < records_max && self.read_page().await? {}
+        if self.waiting.is_empty() {
+            return Ok(None);
+        }
+        let Some(count) = batch::cut(&self.waiting, records_max) else {
+            return Err(LedgerError::Shape(format!(
+                "more than {records_max} rows of the ledger share one change_xid and id; hint: [ledger.columns] id \
+                 has to name a key"
+            )));
+        };
+        let batch = Batch::build(before, &self.waiting[..count], zone);
+        self.waiting.drain(..count);
+        Ok(Some(batch))
+    }
+
+    /// All rows that are left.
+    async fn all(&mut self) -> Result<Vec<Row>, LedgerError> {
+        while self.read_page().await? {}
+        Ok(std::mem::take(&mut self.waiting))
+    }
+
+    /// Takes in the page that was read ahead. `false` when there was none.
+    async fn read_page(&mut self) -> Result<bool, LedgerError> {
+        let Some(ahead) = self.ahead.take() else { return Ok(false) };
+        let (pass, page) = ahead.await.map_err(|_| LedgerError::Decode("the reader stopped"))?;
+        let Some(rows) = page? else { return Ok(false) };
+        self.waiting.extend(rows);
+        self.ahead = Some(read_ahead(pass));
+        Ok(true)
+    }
+}

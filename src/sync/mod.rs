@@ -1,0 +1,328 @@
+//! The story: one run over all entities, from the ledger to the journal.
+//!
+//! The only module that knows both the database and the API. The stages are its siblings and never
+//! call each other.
+
+mod lane;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono_tz::Tz;
+use futures_util::{StreamExt, stream};
+use sqlx::PgPool;
+use tokio::sync::watch;
+
+pub use report::{Ended, EntityReport, RunReport};
+
+use crate::align;
+use crate::config::{ConfigError, Credential, Settings};
+use crate::elven::Client;
+use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
+use crate::ledger::{Ledger, LedgerError, Look, Pending, Progress};
+
+/// A run could not work at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The ledger cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The sync tables cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The database cannot be reached.
+    #[error("the database cannot be reached; hint: check DATABASE_URL")]
+    Database(#[from] sqlx::Error),
+    /// The HTTP client cannot be built.
+    #[error("the HTTP client cannot be set up")]
+    Http(#[from] reqwest::Error),
+}
+
+/// Set once the process was asked to stop: batches in flight are finished, no new one begins.
+pub type Stop = watch::Receiver<bool>;
+
+/// Everything that a worker needs; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    settings: Arc<Settings>,
+    pool: PgPool,
+    ledger: Ledger,
+    journal: Journal,
+    client: Client,
+    stop: Stop,
+}
+
+/// A registered entity that can be worked on.
+#[derive(Clone, Debug)]
+struct Target {
+    entity_id: String,
+    zone: Tz,
+    credential: Arc<Credential>,
+}
+
+impl Worker {
+    /// Opens ledger and sync tables on connections to the primary.
+    pub async fn open(settings: Settings, pool: PgPool, stop: Stop) -> Result<Self, RunError> {
+        let worker = worker_name();
+        let journal =
+            Journal::open(pool.clone(), worker, settings.sync.lease, settings.api.signature_window).await?;
+        let ledger = Ledger::open(pool.clone(), &settings.ledger).await?;
+        let client = Client::new(&settings.api_url, settings.api.timeout)?;
+        Ok(Self { settings: Arc::new(settings), pool, ledger, journal, client, stop })
+    }
+
+    /// Brings the entities up to date: all that are not paused, or those named.
+    pub async fn run(&self, only: &[String]) -> Result<RunReport, RunError> {
+        let selected = self.select(only).await?;
+        let (targets, misfits) = self.targets(&selected)?;
+        self.journal.mark_interrupted().await?;
+        let run_id = self.journal.begin_run().await?;
+        let heartbeat = tokio::spawn(heartbeat(self.clone(), run_id));
+        let worked = self.work(run_id, only.is_empty(), &selected, targets, misfits).await;
+        heartbeat.abort();
+        let (status, error, entities, unregistered) = match worked {
+            Ok((entities, unregistered)) => {
+                let status = report::status(&entities, &unregistered, *self.stop.borrow());
+                let error = entities.iter().find_map(EntityReport::failure);
+                (status, error, entities, unregistered)
+            }
+            Err(problem) => {
+                let message = crate::output::chain(&problem);
+                // The run's row is truthful if it can be written; if not, the next run marks it.
+                if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await {
+                    tracing::warn!(run_id, error = %second, "the run's end could not be recorded");
+                }
+                return Err(problem);
+            }
+        };
+        let counters = self.journal.finish_run(run_id, status, error.as_deref()).await?;
+        self.journal.mark_interrupted().await?;
+        Ok(RunReport { run_id: Some(run_id), status, counters, entities, unregistered })
+    }
+
+    /// Reads and aligns what a run would send, and changes nothing.
+    pub async fn dry_run(&self, only: &[String]) -> Result<RunReport, RunError> {
+        let selected = self.select(only).await?;
+        let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
+        let lanes: BTreeMap<String, Lane> = self.journal.lanes(&ids).await?.into_iter().collect();
+        let look = self.ledger.look(&progress(&lanes)).await?;
+        let mut entities = Vec::new();
+        let mut counters = crate::journal::Counters::default();
+        for entity in &selected {
+            let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
+            let checked = align::zone(&entity.timezone)
+                .map_err(|problem| Problem::of_lane(Kind::Timezone, problem.to_string()))
+                .and_then(|zone| self.fits(&entity.entity_id, &lane, &look).map(|()| zone));
+            let report = match checked {
+                Ok(zone) => self.rehearse(&entity.entity_id, zone, &lane, &look, &mut counters).await?,
+                Err(problem) => EntityReport::failed(&entity.entity_id, problem.message),
+            };
+            entities.push(report);
+        }
+        let unregistered = if only.is_empty() { self.unregistered().await? } else { Vec::new() };
+        let status = report::status(&entities, &unregistered, false);
+        Ok(RunReport { run_id: None, status, counters, entities, unregistered })
+    }
+
+    async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
+        let all = Entity::list(&self.pool).await?;
+        if let Some(missing) = only.iter().find(|id| all.iter().all(|entity| entity.entity_id != **id)) {
+            let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
+            return Err(ConfigError(crate::output::unknown_entity(missing, &known)).into());
+        }
+        let wanted = |entity: &Entity| !entity.paused && (only.is_empty() || only.contains(&entity.entity_id));
+        Ok(all.into_iter().filter(wanted).collect())
+    }
+
+    /// Sorts out the entities that cannot be worked on, each with its problem. When no entity at all
+    /// has a usable credential, nothing is begun: then the installation is not set up yet.
+    fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<(String, Problem)>), ConfigError> {
+        let names: BTreeSet<&str> = selected.iter().map(|entity| entity.credential.as_str()).collect();
+        let mut credentials = BTreeMap::new();
+        let mut last_problem = None;
+        for name in names {
+            match self.settings.credential(name) {
+                Ok(credential) => {
+                    credentials.insert(name, Ok(Arc::new(credential)));
+                }
+                Err(problem) => {
+                    credentials.insert(name, Err(problem.to_string()));
+                    last_problem = Some(problem);
+                }
+            }
+        }
+        if let Some(problem) = last_problem.filter(|_| credentials.values().all(Result::is_err)) {
+            return Err(problem);
+        }
+        let mut targets = Vec::new();
+        let mut misfits = Vec::new();
+        for Entity { entity_id, timezone, credential, .. } in selected {
+            let missing = || Err(String::new());
+            let credential = credentials.get(credential.as_str()).cloned().unwrap_or_else(missing);
+            match (align::zone(timezone), credential) {
+                (Err(problem), _) => {
+                    let message = format!(
+                        "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = '{}'",
+                        entity_id.replace('\'', "''")
+                    );
+                    misfits.push((entity_id.clone(), Problem::of_lane(Kind::Timezone, message)));
+                }
+                (_, Err(message)) => misfits.push((entity_id.clone(), Problem::of_lane(Kind::Config, message))),
+                (Ok(zone), Ok(credential)) => {
+                    targets.push(Target { entity_id: entity_id.clone(), zone, credential });
+                }
+            }
+        }
+        Ok((targets, misfits))
+    }
+
+    async fn work(
+        &self,
+        run_id: i64,
+        whole_ledger: bool,
+        selected: &[Entity],
+        targets: Vec<Target>,
+        misfits: Vec<(String, Problem)>,
+    ) -> Result<(Vec<EntityReport>, Vec<String>), RunError> {
+        let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
+        let lanes: BTreeMap<String, Lane> = self.journal.lanes(&ids).await?.into_iter().collect();
+        let look = self.ledger.look(&progress(&lanes)).await?;
+        let mut reports = Vec::new();
+        for (entity_id, problem) in misfits {
+            reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
+        }
+        let has_work = |entity_id: &str| {
+            let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
+            open || look.entities.iter().any(|e| e.entity_id == entity_id && (e.has_news || e.from_the_future))
+        };
+        let (busy, idle): (Vec<Target>, Vec<Target>) = targets.into_iter().partition(|t| {
+            // A watermark that does not fit is a failure even when nothing seems to wait behind it.
+            let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
+            has_work(&t.entity_id) || self.fits(&t.entity_id, &lane, &look).is_err()
+        });
+        let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
+        let (look, lanes) = (&look, &lanes);
+        let worked: Vec<Result<EntityReport, RunError>> = stream::iter(busy)
+            .map(|target| async move {
+                let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
+                self.lane(run_id, &target, &seen, look).await
+            })
+            .buffer_unordered(self.settings.sync.entities_at_once)
+            .collect()
+            .await;
+        for report in worked {
+            reports.push(report?);
+        }
+        self.journal.lanes_succeeded(&idle).await?;
+        reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
+        self.count_pending(&mut reports, &idle).await?;
+        let unregistered = if whole_ledger { self.unregistered().await? } else { Vec::new() };
+        self.journal.note_unregistered(run_id, &unregistered).await?;
+        reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
+        Ok((reports, unregistered))
+    }
+
+    async fn unregistered(&self) -> Result<Vec<String>, RunError> {
+        let all = Entity::list(&self.pool).await?;
+        let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
+        Ok(self.ledger.unregistered(&ids).await?)
+    }
+
+    /// Counts what waits, and notes it for dashboards. Entities without news have nothing waiting.
+    async fn count_pending(&self, reports: &mut [EntityReport], idle: &[String]) -> Result<(), RunError> {
+        let ids: Vec<String> =
+            reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle.contains(id)).collect();
+        let lanes = self.journal.lanes(&ids).await?;
+        let progress: Vec<Progress> = lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
+        let mut pending = self.ledger.pending(&progress).await?;
+        for count in &pending {
+            if let Some(report) = reports.iter_mut().find(|report| report.entity_id == count.entity_id) {
+                report.rows_pending = count.rows;
+            }
+        }
+        pending.extend(idle.iter().map(|id| Pending { entity_id: id.clone(), rows: 0, oldest_at: None }));
+        self.journal.note_pending(&pending).await?;
+        Ok(())
+    }
+}
+
+/// What `sync_health` says, with what waits counted now.
+pub async fn health(settings: &Settings, pool: &PgPool) -> Result<Vec<Health>, RunError> {
+    let journal =
+        Journal::open(pool.clone(), worker_name(), settings.sync.lease, settings.api.signature_window).await?;
+    let ledger = Ledger::open(pool.clone(), &settings.ledger).await?;
+    let mut entities = Health::list(pool).await?;
+    let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
+    let lanes = journal.lanes(&ids).await?;
+    let progress: Vec<Progress> = lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
+    let mut pending: BTreeMap<String, Pending> =
+        ledger.pending(&progress).await?.into_iter().map(|p| (p.entity_id.clone(), p)).collect();
+    for entity in &mut entities {
+        if let Some(now) = pending.remove(&entity.entity_id) {
+            entity.pending_rows = now.rows;
+            entity.oldest_pending_at = now.oldest_at;
+            if matches!(entity.status.as_str(), "ok" | "behind") {
+                (if now.rows > 0 { "behind" } else { "ok" }).clone_into(&mut entity.status);
+            }
+        }
+    }
+    Ok(entities)
+}
+
+fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {
+    lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect()
+}
+
+/// Gives signs of life for as long as the run lasts.
+async fn heartbeat(worker: Worker, run_id: i64) {
+    let mut tick = tokio::time::interval(worker.settings.sync.lease.div_f64(3.0).max(Duration::from_millis(50)));
+    loop {
+        tick.tick().await;
+        if let Err(problem) = worker.journal.renew(run_id).await {
+            tracing::warn!(run_id, error = %crate::output::chain(&problem), "the leases could not be renewed");
+        }
+    }
+}
+
+/// Host, process and time of start: no two workers share a name.
+fn worker_name() -> String {
+    let host = gethostname::gethostname();
+    format!("{}/{}/{:x}", host.to_string_lossy(), std::process::id(), chrono::Utc::now().timestamp_micros())
+}
+
+impl Worker {
+    /// Refuses a watermark that does not belong to this cluster, this ledger table or this past.
+    fn fits(&self, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Problem> {
+        let refuse = |what: String| Err(Problem::of_lane(Kind::Watermark, what));
+        if lane.system_identifier.is_some_and(|identifier| identifier != look.system_identifier) {
+            return refuse(format!(
+                "the watermark of `{entity_id}` belongs to another PostgreSQL cluster, whose transaction ids mean \
+                 nothing here; was a dump restored?"
+            ));
+        }
+        if let Some(before) = lane.ledger_table.as_deref().filter(|before| *before != self.ledger.name()) {
+            return refuse(format!(
+                "the watermark of `{entity_id}` belongs to the ledger table {before}, but {} is configured",
+                self.ledger.name()
+            ));
+        }
+        let snapshots = [lane.settled.as_ref(), lane.open.as_ref().map(|(_, target)| target)];
+        if snapshots.into_iter().flatten().any(|snapshot| snapshot.xmax() > look.target.xmax()) {
+            return refuse(format!(
+                "the watermark of `{entity_id}` speaks of transactions that have not happened yet in this database"
+            ));
+        }
+        if look.entities.iter().any(|news| news.entity_id == entity_id && news.from_the_future) {
+            return refuse(format!(
+                "the ledger has rows of `{entity_id}` whose change_xid has not been given out yet in this database; \
+                 hint: stamp them anew, e.g. by updating each to its own values"
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! What a run has to say for itself.
+
+use serde::Serialize;
+
+use crate::journal::{Counters, RunStatus};
+
+/// How the work on an entity ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "ended", content = "reason")]
+pub enum Ended {
+    /// Up to date.
+    Done,
+    /// A signal stopped it between two batches.
+    Stopped,
+    /// Another worker is on it.
+    Held,
+    /// It stopped where it is.
+    Failed(String),
+}
+
+/// What was done for one entity.
+#[derive(Clone, Debug, Serialize)]
+pub struct EntityReport {
+    /// The entity.
+    pub entity_id: String,
+    /// How it ended.
+    #[serde(flatten)]
+    pub ended: Ended,
+    /// Ledger rows dealt with.
+    pub rows_read: i64,
+    /// Records that the API accepted; in a dry run, that would be sent.
+    pub rows_uploaded: i64,
+    /// Rows set aside.
+    pub rows_rejected: i64,
+    /// Rows not sent because a newer one was.
+    pub rows_superseded: i64,
+    /// Rows that wait.
+    pub rows_pending: i64,
+}
+
+impl EntityReport {
+    pub(super) fn new(entity_id: &str, ended: Ended) -> Self {
+        Self {
+            entity_id: entity_id.to_owned(),
+            ended,
+            rows_read: 0,
+            rows_uploaded: 0,
+            rows_rejected: 0,
+            rows_superseded: 0,
+            rows_pending: 0,
+        }
+    }
+
+    pub(super) fn idle(entity_id: &str) -> Self {
+        Self::new(entity_id, Ended::Done)
+    }
+
+    pub(super) fn failed(entity_id: &str, reason: String) -> Self {
+        Self::new(entity_id, Ended::Failed(reason))
+    }
+
+    /// The failure with the entity's name, if it failed.
+    pub fn failure(&self) -> Option<String> {
+        match &self.ended {
+            Ended::Failed(reason) => Some(format!("{}: {reason}", self.entity_id)),
+            Ended::Done | Ended::Stopped | Ended::Held => None,
+        }
+    }
+
+    pub(super) fn count(&mut self, batch: &crate::batch::Batch) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.rows_read += number(batch.rows_read);
+        self.rows_uploaded += number(batch.records);
+        self.rows_rejected += number(batch.invalid.len());
+        self.rows_superseded += number(batch.superseded);
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct RunReport {
+    /// Its row in `sync_runs`. `None` for a dry run.
+    pub run_id: Option<i64>,
+    /// How it ended.
+    pub status: RunStatus,
+    /// Totals, as in `sync_runs`.
+    pub counters: Counters,
+    /// Per entity, by id.
+    pub entities: Vec<EntityReport>,
+    /// Entities of the ledger whose rows wait for a registration.
+    pub unregistered: Vec<String>,
+}
+
+/// The status of a run by what became of its entities.
+pub(super) fn status(entities: &[EntityReport], unregistered: &[String], stopped: bool) -> RunStatus {
+    let failed = entities.iter().filter(|entity| entity.failure().is_some()).count();
+    let set_aside = entities.iter().any(|entity| entity.rows_rejected > 0);
+    if stopped {
+        RunStatus::Interrupted
+    } else if failed > 0 && failed == entities.len() {
+        RunStatus::Failed
+    } else if failed > 0 || set_aside || !unregistered.is_empty() {
+        RunStatus::Incomplete
+    } else {
+        RunStatus::Succeeded
+    }
+}
