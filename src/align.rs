@@ -48,7 +48,10 @@ pub fn zone(name: &str) -> Result<Tz, UnknownZone> {
             .filter(|(distance, _)| *distance <= 3)
             .collect();
         near.sort_unstable();
-        UnknownZone { name: name.to_owned(), similar: near.into_iter().take(3).map(|(_, zone)| zone).collect() }
+        UnknownZone {
+            name: name.to_owned(),
+            similar: near.into_iter().take(3).map(|(_, zone)| zone).collect(),
+        }
     })
 }
 

@@ -34,8 +34,9 @@ fn promise_3_no_time_is_wrong() {
         // Samoa had no 30 December 2011.
         ("2011-12-30T09:59:59Z", "Pacific/Apia", "2011-12-29 23:59:59"),
         ("2011-12-30T10:00:00Z", "Pacific/Apia", "2011-12-31 00:00:00"),
-        // Local mean time, to the second.
-        ("1880-01-01T00:00:00Z", "Europe/Zurich", "1880-01-01 00:34:08"),
+        // Local mean time, then Bern's, to the second.
+        ("1850-01-01T00:00:00Z", "Europe/Zurich", "1850-01-01 00:34:08"),
+        ("1880-01-01T00:00:00Z", "Europe/Zurich", "1880-01-01 00:29:46"),
         ("2024-02-29T23:59:59Z", "UTC", "2024-02-29 23:59:59"),
     ] {
         assert_eq!(aligned(instant, zone), expected, "{instant} in {zone}");

@@ -81,7 +81,8 @@ impl Batch {
                     continue;
                 }
             };
-            let place = newest.entry((record.account, record.currency, record.local)).or_insert(aligned.len());
+            let place =
+                newest.entry((record.account, record.currency, record.local)).or_insert(aligned.len());
             match aligned.get_mut(*place) {
                 None => aligned.push(record),
                 Some(rival) => {
@@ -101,7 +102,10 @@ impl Batch {
             record.write(&mut body);
         }
         body.push(b']');
-        #[expect(clippy::expect_used, reason = "the caller hands over rows; a batch of none has no place in a pass")]
+        #[expect(
+            clippy::expect_used,
+            reason = "the caller hands over rows; a batch of none has no place in a pass"
+        )]
         let last = rows.last().expect("a batch has rows").cursor();
         Self {
             before,

@@ -130,7 +130,8 @@ pub fn run_report(report: &RunReport, as_json: bool) {
     } else if (1..=ENTITIES_SHOWN_MAX).contains(&report.entities.len()) {
         line(entities_table(report));
     }
-    for entity in report.entities.iter().filter(|entity| entity.failure().is_some()).take(ENTITIES_SHOWN_MAX) {
+    for entity in report.entities.iter().filter(|entity| entity.failure().is_some()).take(ENTITIES_SHOWN_MAX)
+    {
         line(format_args!("failed: {}", entity.failure().unwrap_or_default()));
     }
     for entity_id in report.unregistered.iter().take(ENTITIES_SHOWN_MAX) {
@@ -142,23 +143,27 @@ pub fn run_report(report: &RunReport, as_json: bool) {
 
 fn entities_table(report: &RunReport) -> Table {
     let header = ["entity", "", "read", "uploaded", "set aside", "superseded", "pending"];
-    table(&header, &[2, 3, 4, 5, 6], report.entities.iter().map(|entity| {
-        let ended = match &entity.ended {
-            Ended::Done => "done",
-            Ended::Stopped => "stopped",
-            Ended::Held => "another worker is on it",
-            Ended::Failed(_) => "FAILED",
-        };
-        vec![
-            entity.entity_id.clone(),
-            ended.to_owned(),
-            entity.rows_read.to_string(),
-            entity.rows_uploaded.to_string(),
-            entity.rows_rejected.to_string(),
-            entity.rows_superseded.to_string(),
-            entity.rows_pending.to_string(),
-        ]
-    }))
+    table(
+        &header,
+        &[2, 3, 4, 5, 6],
+        report.entities.iter().map(|entity| {
+            let ended = match &entity.ended {
+                Ended::Done => "done",
+                Ended::Stopped => "stopped",
+                Ended::Held => "another worker is on it",
+                Ended::Failed(_) => "FAILED",
+            };
+            vec![
+                entity.entity_id.clone(),
+                ended.to_owned(),
+                entity.rows_read.to_string(),
+                entity.rows_uploaded.to_string(),
+                entity.rows_rejected.to_string(),
+                entity.rows_superseded.to_string(),
+                entity.rows_pending.to_string(),
+            ]
+        }),
+    )
 }
 
 /// `status`: what `sync_health` says.
@@ -174,18 +179,23 @@ pub fn health(entities: &[Health], as_json: bool) {
     let when = |at: Option<chrono::DateTime<chrono::Utc>>| {
         at.map_or_else(|| "-".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%SZ").to_string())
     };
-    let header = ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
-    line(table(&header, &[2, 5], entities.iter().map(|entity| {
-        vec![
-            entity.entity_id.clone(),
-            entity.status.clone(),
-            entity.pending_rows.to_string(),
-            when(entity.oldest_pending_at),
-            when(entity.last_success_at),
-            entity.open_errors.to_string(),
-            entity.timezone.clone(),
-        ]
-    })));
+    let header =
+        ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
+    line(table(
+        &header,
+        &[2, 5],
+        entities.iter().map(|entity| {
+            vec![
+                entity.entity_id.clone(),
+                entity.status.clone(),
+                entity.pending_rows.to_string(),
+                when(entity.oldest_pending_at),
+                when(entity.last_success_at),
+                entity.open_errors.to_string(),
+                entity.timezone.clone(),
+            ]
+        }),
+    ));
     for entity in entities {
         if let Some(problem) = &entity.last_error {
             line(format_args!("{}: {problem}", entity.entity_id));

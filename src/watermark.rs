@@ -158,11 +158,10 @@ mod tests {
     #[test]
     fn a_later_pass_probes_what_was_running_and_reads_on() {
         let (settled, target) = (snapshot("5:10:5,7,8"), snapshot("7:20:7,15"));
-        assert_eq!(segments(Some(&settled), &target), [
-            Segment { from: 5, until: 6 },
-            Segment { from: 8, until: 9 },
-            Segment { from: 10, until: 20 },
-        ]);
+        assert_eq!(
+            segments(Some(&settled), &target),
+            [Segment { from: 5, until: 6 }, Segment { from: 8, until: 9 }, Segment { from: 10, until: 20 },]
+        );
         assert_eq!(segments(Some(&target), &target), []);
     }
 

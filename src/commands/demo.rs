@@ -1,4 +1,206 @@
-//! `demo`.
+//! `demo`: the whole story on a scratch database and the sandbox.
+
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use tokio::sync::watch;
+use url::Url;
+
+use super::SUCCEEDED;
+use crate::config::{Environment, Flags, Settings};
+use crate::journal::{self, Entity, RunStatus};
+use crate::output::{self, line};
+use crate::sandbox::{self, Sandbox};
+use crate::sync::{RunReport, Worker};
+
+/// The entities, and the zones that they keep their books in.
+const ENTITIES: [(&str, &str); 4] = [
+    ("acme-us", "America/New_York"),
+    ("acme-eu", "Europe/Zurich"),
+    ("acme-np", "Asia/Kathmandu"),
+    ("acme-au", "Australia/Lord_Howe"),
+];
+
+/// A snapshot every 20 minutes over the days around the night of 3 November 2024, in which New York's
+/// clocks go back; each entity has three accounts.
+const SEED: &str = "
+    insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+    select entity_id, 'acct-' || entity_id || '-' || account, (array['BTC', 'ETH', 'USD'])[account],
+           '2024-11-01 00:00:00Z'::timestamptz + n * interval '20 minutes' + account * interval '1 second',
+           round((1000 + n * 1.37 + account / 7.0)::numeric, account * 6)
+      from elven_sync.entities, generate_series(0, 299) n, generate_series(1, 3) account";
+
+const LATE: &str = "
+    insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+    values ('acme-eu', 'acct-late', 'BTC', '2024-11-02 12:00:00Z', 0.000000000000000001)";
+
+const NEXT: &str = "
+    insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+    values ('acme-eu', 'acct-next', 'BTC', '2024-11-02 12:05:00Z', 42)";
+
 #[derive(Debug, clap::Args)]
-pub(super) struct Options {}
-pub(super) async fn run(_: Options, _: crate::config::Settings) -> anyhow::Result<u8> { Ok(0) }
+pub(super) struct Options {
+    /// Keep the scratch database, to look around in it
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
+    let scratch = Scratch::create(settings.database_url()?).await?;
+    let told = tokio::select! {
+        told = tell(&scratch) => told,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    if options.keep {
+        line(format_args!(
+            "\nThe database `{}` was kept; `drop database {}` removes it.",
+            scratch.name, scratch.name
+        ));
+    } else {
+        scratch.drop().await?;
+        if told.is_ok() {
+            line("\nThe scratch database is gone again; --keep leaves it to you.");
+        }
+    }
+    told.map(|()| SUCCEEDED)
+}
+
+/// A database of the demo's own.
+struct Scratch {
+    server: SecretString,
+    url: SecretString,
+    name: String,
+}
+
+impl Scratch {
+    async fn create(server: &SecretString) -> anyhow::Result<Self> {
+        let name =
+            format!("elven_sync_demo_{}_{}", std::process::id(), chrono::Utc::now().timestamp_millis());
+        let mut url = Url::parse(server.expose_secret())
+            .ok()
+            .context("DATABASE_URL is not a URL; hint: postgres://user:password@host/database")?;
+        url.set_path(&name);
+        let mut connection = PgConnection::connect(server.expose_secret())
+            .await
+            .context("the database cannot be reached; hint: check DATABASE_URL")?;
+        connection.execute(AssertSqlSafe(format!("create database {name}"))).await.context(
+            "a scratch database cannot be created; hint: the demo needs a role with CREATEDB, or use `make demo`, \
+             which starts a PostgreSQL of its own",
+        )?;
+        Ok(Self { server: server.clone(), url: SecretString::from(String::from(url)), name })
+    }
+
+    async fn drop(self) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(self.server.expose_secret()).await?;
+        connection.execute(AssertSqlSafe(format!("drop database {} with (force)", self.name))).await?;
+        Ok(())
+    }
+}
+
+async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let pool = journal::connect(&scratch.url, 4).await?;
+    journal::migrate(&pool).await?;
+    journal::migrate_ledger(&pool).await?;
+    for (entity_id, timezone) in ENTITIES {
+        let entity = Entity {
+            entity_id: entity_id.to_owned(),
+            timezone: timezone.to_owned(),
+            credential: "default".to_owned(),
+            paused: false,
+        };
+        Entity::add(&pool, &entity).await?;
+    }
+    let seeded = pool.execute(SEED).await?.rows_affected();
+    let sandbox = Sandbox::start(sandbox::Options {
+        credentials: vec![sandbox::Credential::new("demo", "demo-key", "demo-secret")],
+        ..sandbox::Options::default()
+    })
+    .await?;
+    line(format_args!(
+        "A ledger of {seeded} balance snapshots of {} entities, and a local Elven API at {}.",
+        ENTITIES.len(),
+        sandbox.url()
+    ));
+
+    heading("1. A transaction inserts a row for acme-eu and stays open. Then: elven-sync run");
+    let mut slow = PgConnection::connect(scratch.url.expose_secret()).await?;
+    slow.execute("begin").await?;
+    slow.execute(LATE).await?;
+    pool.execute(NEXT).await?;
+    let first = sync(scratch, &sandbox).await?;
+    output::run_report(&first, false);
+
+    heading("2. The late transaction commits, with a lower id than rows that were uploaded. elven-sync run");
+    slow.execute("commit").await?;
+    slow.close().await?;
+    let second = sync(scratch, &sandbox).await?;
+    output::run_report(&second, false);
+    if second.counters.rows_uploaded != 1 || first.counters.rows_read != i64::try_from(seeded)? + 1 {
+        bail!("the late row did not arrive exactly once; please report this");
+    }
+    line(
+        "The row that a watermark of ids or timestamps would have lost has arrived; nothing was sent twice.",
+    );
+
+    heading("3. The ledger's instants, and what the API received: the hour that New York has twice");
+    line(aligned_rows(&pool, &sandbox).await?);
+
+    heading("4. elven-sync status");
+    output::health(&journal::Health::list(&pool).await?, false);
+
+    heading("Where to look next");
+    line(
+        "  select * from elven_sync.sync_health;                      how each entity is\n  \
+         select * from elven_sync.sync_errors where resolved_at is null;   what needs a person\n  \
+         select * from elven_sync.sync_batches order by batch_id desc;     every request, with its hash\n  \
+         elven-sync sandbox                                         the same API, for your own ledger",
+    );
+    line(format_args!("\nAll of this took {:.1} s.", begun.elapsed().as_secs_f32()));
+    pool.close().await;
+    sandbox.stop().await;
+    Ok(())
+}
+
+fn heading(text: &str) {
+    line(format_args!("\n{text}\n"));
+}
+
+/// One run against the sandbox, as a person with this configuration would start it.
+async fn sync(scratch: &Scratch, sandbox: &Sandbox) -> anyhow::Result<RunReport> {
+    let environment: Environment = [
+        ("DATABASE_URL", scratch.url.expose_secret()),
+        ("ELVEN_API_URL", sandbox.url().as_str()),
+        ("ELVEN_API_KEY", "demo-key"),
+        ("ELVEN_API_SECRET", "demo-secret"),
+        ("ELVEN_SYNC_CONFIG", "/dev/null"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into_iter()
+    .collect();
+    let settings = Settings::load(&Flags::default(), environment)?;
+    let pool = journal::connect(&scratch.url, 8).await?;
+    let (_running, stop) = watch::channel(false);
+    let report = Worker::open(settings, pool.clone(), stop).await?.run(&[]).await?;
+    pool.close().await;
+    if report.status != RunStatus::Succeeded {
+        bail!("the run ended {}; please report this", report.status.as_ref());
+    }
+    Ok(report)
+}
+
+/// A handful of rows around the clock change, beside what was received for them.
+async fn aligned_rows(pool: &PgPool, sandbox: &Sandbox) -> anyhow::Result<comfy_table::Table> {
+    let ledger = crate::ledger::sample(pool).await?;
+    let received = sandbox.received();
+    let rows = ledger.into_iter().map(|(account, captured_at, balance)| {
+        // Balances of an account differ from row to row here, so that they tell which is which.
+        let arrived = received.iter().find(|r| r.entity_account_id == account && r.balance == balance);
+        let datetime = arrived.map_or_else(|| "superseded".to_owned(), |r| r.datetime.clone());
+        let number = arrived.map_or_else(String::new, |r| r.balance.clone());
+        vec![captured_at, balance, "->".to_owned(), datetime, number]
+    });
+    Ok(output::table(&["captured_at", "balance", "", "datetime (New York)", "balance"], &[1, 4], rows))
+}

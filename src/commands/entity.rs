@@ -57,7 +57,9 @@ async fn add(settings: &Settings, id: String, timezone: String, credential: Stri
     let entity = Entity { entity_id: id, timezone, credential, paused: false };
     if !Entity::add(&pool, &entity).await? {
         let known = Entity::list(&pool).await?.into_iter().find(|known| known.entity_id == entity.entity_id);
-        let Some(known) = known else { bail!("entity `{}` was removed just now; try again", entity.entity_id) };
+        let Some(known) = known else {
+            bail!("entity `{}` was removed just now; try again", entity.entity_id)
+        };
         if (&known.timezone, &known.credential) != (&entity.timezone, &entity.credential) {
             bail!(
                 "entity `{}` is registered already, with time zone {} and credential `{}`; nothing was changed; hint: \
@@ -89,10 +91,14 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
         output::line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
     } else {
         let header = ["entity", "time zone", "credential", "paused"];
-        output::line(output::table(&header, &[], entities.into_iter().map(|entity| {
-            let paused = if entity.paused { "paused" } else { "" };
-            vec![entity.entity_id, entity.timezone, entity.credential, paused.to_owned()]
-        })));
+        output::line(output::table(
+            &header,
+            &[],
+            entities.into_iter().map(|entity| {
+                let paused = if entity.paused { "paused" } else { "" };
+                vec![entity.entity_id, entity.timezone, entity.credential, paused.to_owned()]
+            }),
+        ));
     }
     Ok(SUCCEEDED)
 }
@@ -104,6 +110,9 @@ async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Resu
         let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
         bail!(output::unknown_entity(id, &known));
     }
-    output::line(format_args!("entity `{id}` is {}", if paused { "paused; its rows wait" } else { "resumed" }));
+    output::line(format_args!(
+        "entity `{id}` is {}",
+        if paused { "paused; its rows wait" } else { "resumed" }
+    ));
     Ok(SUCCEEDED)
 }

@@ -93,9 +93,9 @@ async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
 async fn connect(settings: &Settings) -> anyhow::Result<PgPool> {
     let url = settings.database_url()?;
     let at_once = u32::try_from(settings.sync.entities_at_once).unwrap_or(u32::MAX / 2);
-    journal::connect(url, at_once.saturating_mul(2).saturating_add(2).min(64))
-        .await
-        .context("the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)")
+    journal::connect(url, at_once.saturating_mul(2).saturating_add(2).min(64)).await.context(
+        "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
+    )
 }
 
 /// The same, for commands that need the sync tables to be there.

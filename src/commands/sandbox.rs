@@ -28,7 +28,8 @@ pub(super) struct Options {
 
 pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     let credential = sandbox::Credential::new("sandbox", &options.key, &options.secret);
-    let mut settings = sandbox::Options { listen: options.listen, credentials: vec![credential], ..Default::default() };
+    let mut settings =
+        sandbox::Options { listen: options.listen, credentials: vec![credential], ..Default::default() };
     settings.currencies.extend(options.currencies);
     if !options.accounts.is_empty() {
         settings.accounts = Some(BTreeSet::from_iter(options.accounts));

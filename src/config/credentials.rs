@@ -73,7 +73,10 @@ fn find(
 ) -> Result<SecretString, ConfigError> {
     let value = if let Some(path) = file {
         std::fs::read_to_string(path).map_err(|problem| {
-            error(format!("the {half} of credential `{name}`: file {} cannot be read: {problem}", path.display()))
+            error(format!(
+                "the {half} of credential `{name}`: file {} cannot be read: {problem}",
+                path.display()
+            ))
         })?
     } else if let Some(variable) = variable {
         let value = environment.get(variable).ok_or_else(|| {
@@ -107,7 +110,8 @@ mod tests {
     use secrecy::ExposeSecret;
 
     fn settings(variables: &[(&str, &str)]) -> Settings {
-        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let environment =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Settings::load(&Flags::default(), environment).unwrap()
     }
 

@@ -236,13 +236,15 @@ impl Settings {
                 return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
             }
         }
-        if let Some(role) = file.ledger.columns.0.keys().find(|role| !Columns::ROLES.contains(&role.as_str())) {
+        if let Some(role) = file.ledger.columns.0.keys().find(|role| !Columns::ROLES.contains(&role.as_str()))
+        {
             return Err(error(format!(
                 "[ledger.columns] {role} is not a column that the ledger can have; they are {}",
                 Columns::ROLES.join(", ")
             )));
         }
-        let api_url = flags.api_url.as_deref().or(environment.get("ELVEN_API_URL")).unwrap_or(DEFAULT_API_URL);
+        let api_url =
+            flags.api_url.as_deref().or(environment.get("ELVEN_API_URL")).unwrap_or(DEFAULT_API_URL);
         let database_url = flags.database_url.as_deref().or(environment.get("DATABASE_URL"));
         Ok(Self {
             database_url: database_url.map(SecretString::from),
@@ -277,8 +279,12 @@ fn read_file(flags: &Flags, environment: &Environment) -> Result<toml::Table, Co
             toml::from_str::<File>(&text).map_err(|problem| wrong(problem.to_string()))?;
             toml::from_str(&text).map_err(|problem| wrong(problem.to_string()))
         }
-        Err(problem) if named.is_none() && problem.kind() == std::io::ErrorKind::NotFound => Ok(toml::Table::new()),
-        Err(problem) => Err(error(format!("the configuration file {} cannot be read: {problem}", path.display()))),
+        Err(problem) if named.is_none() && problem.kind() == std::io::ErrorKind::NotFound => {
+            Ok(toml::Table::new())
+        }
+        Err(problem) => {
+            Err(error(format!("the configuration file {} cannot be read: {problem}", path.display())))
+        }
     }
 }
 
@@ -308,8 +314,9 @@ fn overlay(mut file: toml::Table, environment: &Environment) -> Result<File, Con
 /// Takes only scheme, host and port, and plain HTTP only where nobody can listen: a key and a
 /// signature travel in headers.
 fn check_api_url(text: &str) -> Result<Url, ConfigError> {
-    let url = Url::parse(text)
-        .map_err(|problem| error(format!("ELVEN_API_URL is not a URL ({problem}); hint: {DEFAULT_API_URL}")))?;
+    let url = Url::parse(text).map_err(|problem| {
+        error(format!("ELVEN_API_URL is not a URL ({problem}); hint: {DEFAULT_API_URL}"))
+    })?;
     let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
     if url.path() != "/" || !bare || url.fragment().is_some() {
         return Err(error(format!(
@@ -342,7 +349,8 @@ mod tests {
     use super::*;
 
     fn load(variables: &[(&str, &str)]) -> Result<Settings, ConfigError> {
-        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let environment =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Settings::load(&Flags::default(), environment)
     }
 
@@ -390,7 +398,8 @@ mod tests {
             let message = load(&[(name, value)]).unwrap_err().to_string();
             assert!(message.contains(expected), "{name}={value}: {message}");
         }
-        for url in ["http://localhost:80", "http://[::1]:80", "http://127.9.9.9", "https://openapi.elven.com"] {
+        for url in ["http://localhost:80", "http://[::1]:80", "http://127.9.9.9", "https://openapi.elven.com"]
+        {
             assert!(load(&[("ELVEN_API_URL", url)]).is_ok(), "{url}");
         }
     }

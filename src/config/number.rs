@@ -18,8 +18,9 @@ where
     }
     match TextOrNumber::deserialize(deserializer)? {
         TextOrNumber::Number(number) => Ok(number),
-        TextOrNumber::Text(text) => {
-            text.trim().parse().map_err(|problem| D::Error::custom(format!("`{text}` is not a number: {problem}")))
-        }
+        TextOrNumber::Text(text) => text
+            .trim()
+            .parse()
+            .map_err(|problem| D::Error::custom(format!("`{text}` is not a number: {problem}"))),
     }
 }

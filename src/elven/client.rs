@@ -53,7 +53,10 @@ impl Client {
     ///
     /// # Errors
     /// Key or signature are not fit for a header. The message does not repeat them.
-    pub fn sign_import(&self, credential: &Credential) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
+    pub fn sign_import(
+        &self,
+        credential: &Credential,
+    ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
         let timestamp_ms = Utc::now().timestamp_millis();
         let signature = sign(&credential.secret, timestamp_ms, "POST", IMPORT_PATH);
         let mut headers = HeaderMap::with_capacity(4);
@@ -82,7 +85,9 @@ impl Client {
         let mut body = Vec::new();
         while body.len() < ANSWER_BYTES_MAX {
             match response.chunk().await {
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk[..chunk.len().min(ANSWER_BYTES_MAX - body.len())]),
+                Ok(Some(chunk)) => {
+                    body.extend_from_slice(&chunk[..chunk.len().min(ANSWER_BYTES_MAX - body.len())])
+                }
                 Ok(None) => break,
                 // The status line came, but what it says of the records may be in the rest.
                 Err(problem) if status < 300 => return Answer::Lost(chain(&problem.without_url())),

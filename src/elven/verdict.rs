@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn every_row_of_the_table() {
-        const FAILURE: &str = r#"{"status":"failed","data":{"code":19734,"message":"The address is invalid"}}"#;
+        const FAILURE: &str =
+            r#"{"status":"failed","data":{"code":19734,"message":"The address is invalid"}}"#;
         let reason = Reason { code: Some("19734".into()), message: Some("The address is invalid".into()) };
         let unknown_json = Verdict::Unknown("the answer is not the documented JSON".into());
         let unknown_service = Verdict::Unknown("the service failed".into());

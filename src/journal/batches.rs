@@ -27,6 +27,8 @@ pub struct Settlement {
     pub duration_ms: Option<i64>,
     /// A request went out.
     pub sent: bool,
+    /// It repeated one whose outcome is unknown.
+    pub repeated: bool,
 }
 
 impl Journal {
@@ -124,20 +126,25 @@ impl Journal {
     }
 
     /// Records an interval whose rows are gone or were written again since: nothing of it is to be sent.
-    pub async fn emptied(&self, lease: &Lease, batch_id: i64) -> Result<(), JournalError> {
+    pub async fn emptied(&self, lease: &Lease, unfinished: &Unfinished) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
+        sqlx::query!(
+            r#"update elven_sync.sync_batches
+                  set status = 'accepted', ambiguous = true, row_ids = '\x01', rows_read = 0, row_count = 0,
+                      rows_rejected = 0, rows_superseded = 0, finished_at = clock_timestamp(),
+                      error = 'its rows were changed or deleted before its outcome was known'
+                where batch_id = $1"#,
+            unfinished.batch_id
+        )
+        .execute(&mut *transaction)
+        .await?;
         let done = sqlx::query!(
-            r#"with batch as (
-                update elven_sync.sync_batches
-                   set status = 'accepted', ambiguous = true, row_ids = '\x01', rows_read = 0, row_count = 0,
-                       rows_rejected = 0, rows_superseded = 0, body_bytes = 2, finished_at = clock_timestamp(),
-                       error = 'its rows were changed or deleted before its outcome was known'
-                 where batch_id = $3 returning last_xid, last_id)
-             update elven_sync.sync_state s set cursor_xid = batch.last_xid, cursor_id = batch.last_id
-               from batch where s.entity_id = $1 and s.lease_epoch = $2"#,
+            "update elven_sync.sync_state set cursor_xid = $3::text::xid8, cursor_id = $4
+              where entity_id = $1 and lease_epoch = $2",
             lease.entity_id,
             lease.epoch,
-            batch_id
+            unfinished.last.xid.to_string(),
+            unfinished.last.id
         )
         .execute(&mut *transaction)
         .await?;
@@ -173,26 +180,17 @@ impl Journal {
         errors::record(&mut transaction, run_id, &lease.entity_id, &problems).await?;
         resolve_newer(&mut transaction, &lease.entity_id, batch_id).await?;
         sqlx::query!(
-            "with batch as (
-                update elven_sync.sync_batches
-                   set status = 'accepted', http_status = $3, duration_ms = $4, error = null,
-                       finished_at = clock_timestamp()
-                 where batch_id = $2 returning *)
-             update elven_sync.sync_runs r
-                set rows_read = r.rows_read + b.rows_read, rows_uploaded = r.rows_uploaded + b.row_count,
-                    rows_rejected = r.rows_rejected + b.rows_rejected,
-                    rows_superseded = r.rows_superseded + b.rows_superseded,
-                    requests = r.requests + $5, retries = r.retries + case when b.ambiguous then $5 else 0 end,
-                    bytes_sent = r.bytes_sent + $5 * b.body_bytes
-               from batch b where r.run_id = $1",
-            run_id,
+            "update elven_sync.sync_batches
+                set status = 'accepted', http_status = $2, duration_ms = $3, error = null,
+                    finished_at = clock_timestamp()
+              where batch_id = $1",
             batch_id,
             settlement.http_status,
-            settlement.duration_ms,
-            i64::from(settlement.sent)
+            settlement.duration_ms
         )
         .execute(&mut *transaction)
         .await?;
+        count_in_run(&mut transaction, run_id, batch, settlement, true).await?;
         commit_if_held(transaction, done.rows_affected()).await
     }
 
@@ -204,37 +202,63 @@ impl Journal {
         &self,
         lease: &Lease,
         run_id: i64,
-        batch_id: i64,
+        (batch_id, batch): (i64, &Batch),
         status: &str,
         settlement: &Settlement,
         error: &str,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
         let done = sqlx::query!(
-            "with batch as (
-                update elven_sync.sync_batches b
-                   set status = case when b.ambiguous then 'unknown' else $4 end, http_status = $5, duration_ms = $6, error = $7, finished_at = clock_timestamp()
-                 where b.batch_id = $3
-                   and exists (select from elven_sync.sync_state s where s.entity_id = $1 and s.lease_epoch = $2)
-             returning *)
-             update elven_sync.sync_runs r
-                set requests = r.requests + $9, retries = r.retries + case when b.ambiguous then $9 else 0 end,
-                    bytes_sent = r.bytes_sent + $9 * b.body_bytes
-               from batch b where r.run_id = $8",
+            "update elven_sync.sync_batches b
+                set status = case when b.ambiguous then 'unknown' else $4 end, http_status = $5, duration_ms = $6,
+                    error = $7, finished_at = clock_timestamp()
+              where b.batch_id = $3
+                and exists (select from elven_sync.sync_state s where s.entity_id = $1 and s.lease_epoch = $2)",
             lease.entity_id,
             lease.epoch,
             batch_id,
             status,
             settlement.http_status,
             settlement.duration_ms,
-            error,
-            run_id,
-            i64::from(settlement.sent)
+            error
         )
         .execute(&mut *transaction)
         .await?;
+        count_in_run(&mut transaction, run_id, batch, settlement, false).await?;
         commit_if_held(transaction, done.rows_affected()).await
     }
+}
+
+/// Counts a request, and the rows of an accepted batch, in the run's row.
+///
+/// A statement of its own and the last before the commit: all lanes write this row, and a join against
+/// a statement that writes would lose the update when PostgreSQL has to look at the row again.
+async fn count_in_run(
+    transaction: &mut Transaction<'static, Postgres>,
+    run_id: i64,
+    batch: &Batch,
+    settlement: &Settlement,
+    accepted: bool,
+) -> Result<(), sqlx::Error> {
+    let rows = |number: usize| if accepted { i64::from(count(number)) } else { 0 };
+    sqlx::query!(
+        "update elven_sync.sync_runs
+            set rows_read = rows_read + $2, rows_uploaded = rows_uploaded + $3,
+                rows_rejected = rows_rejected + $4, rows_superseded = rows_superseded + $5,
+                requests = requests + $6, retries = retries + $7, bytes_sent = bytes_sent + $8
+          where run_id = $1",
+        run_id,
+        rows(batch.rows_read),
+        rows(batch.records),
+        rows(batch.invalid.len()),
+        rows(batch.superseded),
+        i64::from(settlement.sent),
+        i64::from(settlement.sent && settlement.repeated),
+        if settlement.sent { i64::from(count(batch.body.len())) } else { 0 }
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
 }
 
 /// Checks, and holds until the transaction ends, that the lease is ours, has not run out, and that the

@@ -68,10 +68,13 @@ impl Entity {
 
     /// Pauses or resumes an entity. `false` when it is not registered.
     pub async fn set_paused(pool: &PgPool, entity_id: &str, paused: bool) -> Result<bool, JournalError> {
-        let done =
-            sqlx::query!("update elven_sync.entities set paused = $2 where entity_id = $1", entity_id, paused)
-                .execute(pool)
-                .await?;
+        let done = sqlx::query!(
+            "update elven_sync.entities set paused = $2 where entity_id = $1",
+            entity_id,
+            paused
+        )
+        .execute(pool)
+        .await?;
         Ok(done.rows_affected() == 1)
     }
 }

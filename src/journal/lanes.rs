@@ -60,7 +60,9 @@ impl StateRow {
         let settled = snapshot(self.settled).map_err(|problem| decode(problem.into()))?;
         let target = snapshot(self.target).map_err(|problem| decode(problem.into()))?;
         let cursor = match self.cursor_xid.zip(self.cursor_id) {
-            Some((xid, id)) => Some(Cursor { xid: xid.parse().map_err(|_| decode("not an xid8".into()))?, id }),
+            Some((xid, id)) => {
+                Some(Cursor { xid: xid.parse().map_err(|_| decode("not an xid8".into()))?, id })
+            }
             None => None,
         };
         Ok(Lane {
@@ -234,7 +236,12 @@ impl Journal {
     }
 
     /// Records that a lane stopped where it is, and why.
-    pub async fn lane_failed(&self, lease: &Lease, run_id: i64, problem: &Problem) -> Result<(), JournalError> {
+    pub async fn lane_failed(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        problem: &Problem,
+    ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
         let done = sqlx::query!(
             "update elven_sync.sync_state
@@ -252,14 +259,17 @@ impl Journal {
 
     /// Records that these entities are up to date: errors that concern their lanes are resolved by it.
     ///
-    /// Entities that another worker has now are left to it.
+    /// Entities that another worker has now are left to it. Rows are locked in one order, so that two
+    /// workers cannot wait for each other.
     pub async fn lanes_succeeded(&self, entity_ids: &[String]) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
         sqlx::query!(
             "with lanes as (
                 update elven_sync.sync_state
                    set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
-                 where entity_id = any ($1) and (lease_owner is null or lease_owner = $2)
+                 where entity_id in (select entity_id from elven_sync.sync_state
+                                      where entity_id = any ($1) and (lease_owner is null or lease_owner = $2)
+                                      order by entity_id for update skip locked)
              returning entity_id)
              update elven_sync.sync_errors e
                 set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
@@ -278,12 +288,15 @@ impl Journal {
     pub async fn note_pending(&self, pending: &[Pending]) -> Result<(), JournalError> {
         let ids: Vec<String> = pending.iter().map(|p| p.entity_id.clone()).collect();
         let rows: Vec<i64> = pending.iter().map(|p| p.rows).collect();
-        let oldest: Vec<Option<chrono::DateTime<chrono::Utc>>> = pending.iter().map(|p| p.oldest_at).collect();
+        let oldest: Vec<Option<chrono::DateTime<chrono::Utc>>> =
+            pending.iter().map(|p| p.oldest_at).collect();
         sqlx::query!(
             "update elven_sync.sync_state s
                 set pending_rows = p.rows, oldest_pending_at = p.oldest_at, checked_at = clock_timestamp()
                from unnest($1::text[], $2::bigint[], $3::timestamptz[]) p (entity_id, rows, oldest_at)
-              where s.entity_id = p.entity_id",
+              where s.entity_id = p.entity_id
+                and s.entity_id in (select entity_id from elven_sync.sync_state
+                                     where entity_id = any ($1) order by entity_id for update skip locked)",
             &ids,
             &rows,
             &oldest as &[Option<chrono::DateTime<chrono::Utc>>]

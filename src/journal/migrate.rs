@@ -48,10 +48,13 @@ async fn apply(pool: &PgPool, mut migrator: Migrator) -> Result<(), JournalError
 /// Makes sure that the sync schema is there, in the version that this program was built with.
 pub async fn check(pool: &PgPool) -> Result<(), JournalError> {
     let schema = |message: &str| JournalError::Schema(message.to_owned());
-    let exists: bool =
-        sqlx::query_scalar("select to_regclass('elven_sync._migrations') is not null").fetch_one(pool).await?;
+    let exists: bool = sqlx::query_scalar("select to_regclass('elven_sync._migrations') is not null")
+        .fetch_one(pool)
+        .await?;
     if !exists {
-        return Err(schema("the sync tables do not exist in this database yet; hint: run `elven-sync migrate`"));
+        return Err(schema(
+            "the sync tables do not exist in this database yet; hint: run `elven-sync migrate`",
+        ));
     }
     let migrator = sync_migrations();
     let mut connection = pool.acquire().await?;
@@ -62,7 +65,9 @@ pub async fn check(pool: &PgPool) -> Result<(), JournalError> {
         return Err(schema("the sync tables are of an older version; hint: run `elven-sync migrate`"));
     }
     if done.iter().any(|version| !known.contains(version)) {
-        return Err(schema("the sync tables are of a newer version than this program; hint: upgrade elven-sync"));
+        return Err(schema(
+            "the sync tables are of a newer version than this program; hint: upgrade elven-sync",
+        ));
     }
     Ok(())
 }

@@ -69,15 +69,22 @@ impl Journal {
     }
 
     /// Gives a sign of life, and renews the leases that this worker holds.
+    ///
+    /// Two statements, each for itself: together they would lock the run's row before a lane's, and
+    /// settling a batch locks them the other way round.
     pub async fn renew(&self, run_id: i64) -> Result<(), JournalError> {
         sqlx::query!(
-            "with leases as (
-                update elven_sync.sync_state set lease_expires_at = clock_timestamp() + make_interval(secs => $3)
-                 where lease_owner = $2 and lease_expires_at > clock_timestamp())
-             update elven_sync.sync_runs set alive_until = clock_timestamp() + make_interval(secs => $3)
+            "update elven_sync.sync_state set lease_expires_at = clock_timestamp() + make_interval(secs => $2)
+              where lease_owner = $1 and lease_expires_at > clock_timestamp()",
+            self.worker,
+            self.lease_seconds()
+        )
+        .execute(&self.pool)
+        .await?;
+        sqlx::query!(
+            "update elven_sync.sync_runs set alive_until = clock_timestamp() + make_interval(secs => $2)
               where run_id = $1 and status = 'running'",
             run_id,
-            self.worker,
             self.lease_seconds()
         )
         .execute(&self.pool)

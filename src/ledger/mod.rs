@@ -30,6 +30,9 @@ pub enum LedgerError {
     Database(#[from] sqlx::Error),
 }
 
+/// Entities whose pending rows are counted in one statement.
+const ENTITIES_PER_COUNT_MAX: usize = 500;
+
 /// The ledger of one installation.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -103,7 +106,12 @@ impl Ledger {
         let rows: Vec<(String, i64, Option<String>, Option<bool>, Option<bool>)> =
             sqlx::query_as(AssertSqlSafe(self.table.look_sql()))
                 .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
-                .bind(lanes.iter().map(|lane| lane.settled.as_ref().map(ToString::to_string)).collect::<Vec<_>>())
+                .bind(
+                    lanes
+                        .iter()
+                        .map(|lane| lane.settled.as_ref().map(ToString::to_string))
+                        .collect::<Vec<_>>(),
+                )
                 .fetch_all(&self.pool)
                 .await?;
         let (target, system_identifier) = match rows.first() {
@@ -121,17 +129,20 @@ impl Ledger {
 
     /// Counts the rows of each entity that have not been dealt with.
     pub async fn pending(&self, lanes: &[Progress]) -> Result<Vec<Pending>, LedgerError> {
-        let text = |snapshot: &Option<Snapshot>| snapshot.as_ref().map(ToString::to_string);
-        let rows: Vec<(String, i64, Option<chrono::DateTime<chrono::Utc>>)> =
-            sqlx::query_as(AssertSqlSafe(self.table.pending_sql()))
-                .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
-                .bind(lanes.iter().map(|lane| text(&lane.settled)).collect::<Vec<_>>())
-                .bind(lanes.iter().map(|lane| text(&lane.target)).collect::<Vec<_>>())
-                .bind(lanes.iter().map(|lane| lane.cursor.as_ref().map(|c| c.xid.to_string())).collect::<Vec<_>>())
-                .bind(lanes.iter().map(|lane| lane.cursor.as_ref().map(|c| c.id.clone())).collect::<Vec<_>>())
-                .fetch_all(&self.pool)
-                .await?;
-        Ok(rows.into_iter().map(|(entity_id, rows, oldest_at)| Pending { entity_id, rows, oldest_at }).collect())
+        let mut pending = Vec::with_capacity(lanes.len());
+        for lanes in lanes.chunks(ENTITIES_PER_COUNT_MAX) {
+            let rows: Vec<(String, i64, Option<chrono::DateTime<chrono::Utc>>)> =
+                sqlx::query_as(AssertSqlSafe(self.table.pending_sql(lanes)))
+                    .persistent(false)
+                    .fetch_all(&self.pool)
+                    .await?;
+            pending.extend(rows.into_iter().map(|(entity_id, rows, oldest_at)| Pending {
+                entity_id,
+                rows,
+                oldest_at,
+            }));
+        }
+        Ok(pending)
     }
 
     /// The entities of the ledger that are not in `registered`, one index probe each.
@@ -187,7 +198,9 @@ impl Ledger {
             .await?;
         Ok(found
             .into_iter()
-            .filter_map(|place| usize::try_from(place - 1).ok().and_then(|place| segments.get(place)).copied())
+            .filter_map(|place| {
+                usize::try_from(place - 1).ok().and_then(|place| segments.get(place)).copied()
+            })
             .collect())
     }
 
@@ -204,6 +217,21 @@ impl Ledger {
         }
         Ok(rows)
     }
+}
+
+/// A few rows of the demo's ledger around the night in which New York's clocks go back: account,
+/// instant and balance as PostgreSQL prints them.
+pub(crate) async fn sample(pool: &PgPool) -> Result<Vec<(String, String, String)>, LedgerError> {
+    Ok(sqlx::query_as(
+        "select entity_account_id, to_char(captured_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS\"Z\"'),
+                trim_scale(balance)::text
+           from ledger.balance_snapshots
+          where entity_account_id = 'acct-acme-us-3'
+            and captured_at >= '2024-11-03 04:59Z' and captured_at < '2024-11-03 07:10Z'
+          order by captured_at",
+    )
+    .fetch_all(pool)
+    .await?)
 }
 
 fn parse_snapshot(text: &str) -> Result<Snapshot, LedgerError> {

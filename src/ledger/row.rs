@@ -30,8 +30,10 @@ pub struct Row {
 /// Cuts the header off the first message of a copy.
 pub(super) fn after_header(message: Bytes) -> Result<Bytes, LedgerError> {
     let extension_at = SIGNATURE.len() + 4;
-    let extension: Option<&[u8; 4]> =
-        message.get(extension_at..).and_then(|rest| rest.first_chunk()).filter(|_| message.starts_with(SIGNATURE));
+    let extension: Option<&[u8; 4]> = message
+        .get(extension_at..)
+        .and_then(|rest| rest.first_chunk())
+        .filter(|_| message.starts_with(SIGNATURE));
     let size = extension.map(|length| extension_at + 4 + u32::from_be_bytes(*length) as usize);
     match size {
         Some(size) if size <= message.len() => Ok(message.slice(size..)),
@@ -49,7 +51,8 @@ impl Row {
             6 => {}
             _ => return Err(LedgerError::Decode("unexpected number of columns")),
         }
-        let xid = fields.eight_bytes()?.map(u64::from_be_bytes).ok_or(LedgerError::Decode("change_xid is NULL"))?;
+        let xid =
+            fields.eight_bytes()?.map(u64::from_be_bytes).ok_or(LedgerError::Decode("change_xid is NULL"))?;
         let id = if id_is_number {
             fields.eight_bytes()?.map(|bytes| LedgerId::Number(i64::from_be_bytes(bytes)))
         } else {

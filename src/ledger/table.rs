@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use sqlx::{PgPool, Row as _};
 
-use super::{LedgerError, Page};
+use super::{LedgerError, Page, Progress};
 use crate::config::LedgerSettings;
-use crate::watermark::Cursor;
+use crate::watermark::{Cursor, Snapshot};
 
 /// A table or view with the columns of a ledger, checked against the catalogue.
 #[derive(Clone, Debug)]
@@ -82,9 +82,11 @@ impl Table {
             }
             quoted.push(format!("t.{}", quote_identifier(column)));
         }
-        let [id, entity, account, currency, captured_at, balance, xid] = quoted.try_into().unwrap_or_default();
+        let [id, entity, account, currency, captured_at, balance, xid] =
+            quoted.try_into().unwrap_or_default();
         let id_value = if is_number(&id_type) { format!("{id}::bigint") } else { format!("{id}::text") };
-        let columns = format!("{xid}, {id_value}, {account}::text, {currency}::text, {captured_at}, {balance}");
+        let columns =
+            format!("{xid}, {id_value}, {account}::text, {currency}::text, {captured_at}, {balance}");
         let name = format!("{}.{}", quote_identifier(schema), quote_identifier(relation));
         Ok(Self { name, id_type, entity, xid, id, captured_at, columns })
     }
@@ -103,16 +105,25 @@ impl Table {
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
         let &Page { entity_id, target, segment, after, until, rows_max } = page;
         let Self { name, entity, xid, id, id_type, columns, .. } = self;
-        let mut filter = format!("{entity} = {} and {xid} < '{}'::xid8", quote_literal(entity_id), segment.until);
+        let mut filter =
+            format!("{entity} = {} and {xid} < '{}'::xid8", quote_literal(entity_id), segment.until);
         // Writing to a String cannot fail.
         let _ = match after.filter(|after| after.xid >= segment.from) {
             Some(Cursor { xid: after, id: after_id }) => {
-                write!(filter, " and ({xid}, {id}) > ('{after}'::xid8, {}::{id_type})", quote_literal(after_id))
+                write!(
+                    filter,
+                    " and ({xid}, {id}) > ('{after}'::xid8, {}::{id_type})",
+                    quote_literal(after_id)
+                )
             }
             None => write!(filter, " and {xid} >= '{}'::xid8", segment.from),
         };
         if let Some(Cursor { xid: until, id: until_id }) = until {
-            let _ = write!(filter, " and ({xid}, {id}) <= ('{until}'::xid8, {}::{id_type})", quote_literal(until_id));
+            let _ = write!(
+                filter,
+                " and ({xid}, {id}) <= ('{until}'::xid8, {}::{id_type})",
+                quote_literal(until_id)
+            );
         }
         // Transactions that had not ended when the target was taken belong to a later pass.
         if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
@@ -125,50 +136,71 @@ impl Table {
     }
 
     /// $1 entity, $2 and $3 bounds of segments: the ordinals of those with rows, in order.
+    ///
+    /// `order by ... limit 1` and not `exists`: the planner expects to meet a matching row soon and
+    /// would rather scan the table, which is wrong whenever there is none.
     pub(super) fn probe_sql(&self) -> String {
-        let Self { name, entity, xid, .. } = self;
+        let Self { name, entity, xid, id, .. } = self;
         format!(
             "select s.place from unnest($2::text[], $3::text[]) with ordinality s (lower, upper, place)
-              where exists (select from {name} t where {entity} = $1
-                               and {xid} >= s.lower::xid8 and {xid} < s.upper::xid8)
+              cross join lateral (select from {name} t where {entity} = $1
+                                     and {xid} >= s.lower::xid8 and {xid} < s.upper::xid8
+                                   order by {xid}, {id} limit 1) found
               order by s.place"
         )
     }
 
     /// $1 entities, $2 their watermarks: snapshot, cluster, and per entity whether there is news. The
     /// outer join gives a row even when nothing was asked for.
+    ///
+    /// News is a row of a transaction in the range from the watermark's xmax on, or of one that was
+    /// running when the watermark was taken; three index probes per entity, for the reason given above.
     pub(super) fn look_sql(&self) -> String {
-        let Self { name, entity, xid, .. } = self;
+        let Self { name, entity, xid, id, .. } = self;
         format!(
             "select now.target::text, now.system_identifier, l.entity_id,
-                    exists (select from {name} t where {entity} = l.entity_id
-                               and {xid} >= coalesce(pg_snapshot_xmax(l.settled::pg_snapshot), '0'::xid8))
-                    or exists (select from {name} t where {entity} = l.entity_id
-                               and {xid} = any (array(select pg_snapshot_xip(l.settled::pg_snapshot)))),
-                    exists (select from {name} t where {entity} = l.entity_id
-                               and {xid} >= pg_snapshot_xmax(now.target))
+                    coalesce(newest.xid >= coalesce(pg_snapshot_xmax(l.settled::pg_snapshot), '0'::xid8), false)
+                    or exists (select from pg_snapshot_xip(l.settled::pg_snapshot) late (xid)
+                                cross join lateral (select from {name} t where {entity} = l.entity_id
+                                                       and {xid} = late.xid order by {id} limit 1) found),
+                    coalesce(newest.xid >= pg_snapshot_xmax(now.target), false)
                from (select pg_current_snapshot() as target, system_identifier from pg_control_system()) now
-               left join unnest($1::text[], $2::text[]) l (entity_id, settled) on true"
+               left join unnest($1::text[], $2::text[]) l (entity_id, settled) on true
+               left join lateral (select {xid} as xid from {name} t where {entity} = l.entity_id
+                                   order by {xid} desc, {id} desc limit 1) newest on true"
         )
     }
 
-    /// $1 entities, $2 watermarks, $3 targets, $4 and $5 cursors: what has not been dealt with.
-    pub(super) fn pending_sql(&self) -> String {
+    /// What has not been dealt with, per entity.
+    ///
+    /// The bounds are literals, so that the planner knows how little lies behind them; with parameters
+    /// it assumes a third of the table and scans it.
+    pub(super) fn pending_sql(&self, lanes: &[Progress]) -> String {
         let Self { name, entity, xid, id, id_type, captured_at, .. } = self;
-        format!(
-            "select l.entity_id, p.rows, p.oldest_at
-               from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-                    l (entity_id, settled, target, cursor_xid, cursor_id)
-              cross join lateral (
-                    select count(*) as rows, min({captured_at}) filter (where isfinite({captured_at})) as oldest_at
-                      from {name} t
-                     where {entity} = l.entity_id
-                       and ({xid} >= coalesce(pg_snapshot_xmax(l.settled::pg_snapshot), '0'::xid8)
-                            or {xid} = any (array(select pg_snapshot_xip(l.settled::pg_snapshot))))
-                       and (l.cursor_xid is null
-                            or not pg_visible_in_snapshot({xid}, l.target::pg_snapshot)
-                            or ({xid}, {id}) > (l.cursor_xid::xid8, l.cursor_id::{id_type}))) p"
-        )
+        let counts = lanes.iter().map(|lane| {
+            let entity_id = quote_literal(&lane.entity_id);
+            let settled = lane.settled.as_ref();
+            let mut filter = format!("{xid} >= '{}'::xid8", settled.map_or(0, Snapshot::xmax));
+            // Writing to a String cannot fail.
+            for late in settled.map_or(&[][..], Snapshot::running) {
+                let _ = write!(filter, " or {xid} = '{late}'::xid8");
+            }
+            filter = format!("({filter})");
+            if let (Some(target), Some(cursor)) = (&lane.target, &lane.cursor) {
+                let _ = write!(
+                    filter,
+                    " and (not pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot) or ({xid}, {id}) > \
+                     ('{}'::xid8, {}::{id_type}))",
+                    cursor.xid,
+                    quote_literal(&cursor.id)
+                );
+            }
+            format!(
+                "select {entity_id}::text, count(*), min({captured_at}) filter (where isfinite({captured_at})) \
+                 from {name} t where {entity} = {entity_id} and {filter}"
+            )
+        });
+        counts.collect::<Vec<_>>().join(" union all ")
     }
 
     /// $1 registered entities: the others that the ledger has, found by stepping through the index.
@@ -183,7 +215,6 @@ impl Table {
              select entity_id from e where entity_id <> all ($1)"
         )
     }
-
 }
 
 fn is_number(id_type: &str) -> bool {

@@ -86,7 +86,12 @@ impl Worker {
                 return Ok(EntityReport { ended: Ended::Held, ..held.report });
             }
             Err(Halt::Problem(problem)) => {
-                tracing::warn!(entity_id = target.entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
+                tracing::warn!(
+                    entity_id = target.entity_id,
+                    kind = problem.kind.as_ref(),
+                    "{}",
+                    problem.message
+                );
                 self.journal.lane_failed(&held.lease, run_id, &problem).await?;
                 Ended::Failed(problem.message)
             }
@@ -240,10 +245,11 @@ impl Held<'_> {
             self.worker.rows(&self.target.entity_id, settled, target, cursor.clone(), until).await?;
         let interval = rows.all().await?;
         if interval.is_empty() {
-            self.worker.journal.emptied(&self.lease, unfinished.batch_id).await?;
+            self.worker.journal.emptied(&self.lease, unfinished).await?;
             return Ok(());
         }
-        let batch = Batch { last: unfinished.last.clone(), ..Batch::build(cursor, &interval, self.target.zone) };
+        let batch =
+            Batch { last: unfinished.last.clone(), ..Batch::build(cursor, &interval, self.target.zone) };
         tracing::warn!(
             entity_id = self.target.entity_id,
             batch_id = unfinished.batch_id,
@@ -271,7 +277,8 @@ impl Held<'_> {
             None => journal.announce(&self.lease, self.run_id, pass_id, batch).await?,
         };
         if batch.records == 0 {
-            let nothing = Settlement { http_status: None, duration_ms: None, sent: false };
+            let nothing =
+                Settlement { http_status: None, duration_ms: None, sent: false, repeated: again.is_some() };
             journal.settle(&self.lease, self.run_id, batch_id, batch, &nothing).await?;
             self.report.count(batch);
             return Ok(());
@@ -285,6 +292,7 @@ impl Held<'_> {
             },
             duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
             sent: !matches!(answer, Answer::NotSent(_)),
+            repeated: again.is_some(),
         };
         let verdict = judge(&answer);
         if verdict == Verdict::Accepted {
@@ -303,7 +311,7 @@ impl Held<'_> {
         // Isolation, retries, waiting and the corrected clock have their place here: a decision from the
         // verdict and the attempt. Until they come, whatever is not accepted stops the lane.
         let (kind, status, message) = self.consequence(&verdict, &settlement, batch);
-        journal.refused(&self.lease, self.run_id, batch_id, status, &settlement, &message).await?;
+        journal.refused(&self.lease, self.run_id, (batch_id, batch), status, &settlement, &message).await?;
         let api_code = match verdict {
             Verdict::Refused(reason) | Verdict::Unauthorized(reason) => reason.code,
             _ => None,
@@ -339,7 +347,9 @@ impl Held<'_> {
             Verdict::TooLarge => (
                 Kind::RejectedBatch,
                 "rejected",
-                format!("a body of {bytes} bytes is too large for the API ({status}); hint: lower [sync] batch_rows"),
+                format!(
+                    "a body of {bytes} bytes is too large for the API ({status}); hint: lower [sync] batch_rows"
+                ),
             ),
             Verdict::Unauthorized(reason) => (
                 Kind::Auth,
@@ -354,9 +364,11 @@ impl Held<'_> {
                 "rejected",
                 format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
             ),
-            Verdict::Throttled => {
-                (Kind::Throttled, "rejected", format!("the API asks to come later ({status}); the next run tries again"))
-            }
+            Verdict::Throttled => (
+                Kind::Throttled,
+                "rejected",
+                format!("the API asks to come later ({status}); the next run tries again"),
+            ),
             Verdict::NotDelivered(reason) => (
                 Kind::Unavailable,
                 "rejected",
@@ -365,8 +377,10 @@ impl Held<'_> {
             Verdict::Unknown(reason) => (
                 Kind::Unavailable,
                 "unknown",
-                format!("whether a batch of {records} records arrived is unknown ({status}): {reason}; the next run \
-                         sends it again"),
+                format!(
+                    "whether a batch of {records} records arrived is unknown ({status}): {reason}; the next run \
+                         sends it again"
+                ),
             ),
         }
     }

@@ -94,7 +94,8 @@ impl Worker {
             Err(problem) => {
                 let message = crate::output::chain(&problem);
                 // The run's row is truthful if it can be written; if not, the next run marks it.
-                if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await {
+                if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await
+                {
                     tracing::warn!(run_id, error = %second, "the run's end could not be recorded");
                 }
                 return Err(problem);
@@ -135,7 +136,8 @@ impl Worker {
             let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
             return Err(ConfigError(crate::output::unknown_entity(missing, &known)).into());
         }
-        let wanted = |entity: &Entity| !entity.paused && (only.is_empty() || only.contains(&entity.entity_id));
+        let wanted =
+            |entity: &Entity| !entity.paused && (only.is_empty() || only.contains(&entity.entity_id));
         Ok(all.into_iter().filter(wanted).collect())
     }
 
@@ -172,7 +174,9 @@ impl Worker {
                     );
                     misfits.push((entity_id.clone(), Problem::of_lane(Kind::Timezone, message)));
                 }
-                (_, Err(message)) => misfits.push((entity_id.clone(), Problem::of_lane(Kind::Config, message))),
+                (_, Err(message)) => {
+                    misfits.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)))
+                }
                 (Ok(zone), Ok(credential)) => {
                     targets.push(Target { entity_id: entity_id.clone(), zone, credential });
                 }
@@ -198,7 +202,10 @@ impl Worker {
         }
         let has_work = |entity_id: &str| {
             let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
-            open || look.entities.iter().any(|e| e.entity_id == entity_id && (e.has_news || e.from_the_future))
+            open || look
+                .entities
+                .iter()
+                .any(|e| e.entity_id == entity_id && (e.has_news || e.from_the_future))
         };
         let (busy, idle): (Vec<Target>, Vec<Target>) = targets.into_iter().partition(|t| {
             // A watermark that does not fit is a failure even when nothing seems to wait behind it.
@@ -238,7 +245,8 @@ impl Worker {
         let ids: Vec<String> =
             reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle.contains(id)).collect();
         let lanes = self.journal.lanes(&ids).await?;
-        let progress: Vec<Progress> = lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
+        let progress: Vec<Progress> =
+            lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
         let mut pending = self.ledger.pending(&progress).await?;
         for count in &pending {
             if let Some(report) = reports.iter_mut().find(|report| report.entity_id == count.entity_id) {
@@ -254,7 +262,8 @@ impl Worker {
 /// What `sync_health` says, with what waits counted now.
 pub async fn health(settings: &Settings, pool: &PgPool) -> Result<Vec<Health>, RunError> {
     let journal =
-        Journal::open(pool.clone(), worker_name(), settings.sync.lease, settings.api.signature_window).await?;
+        Journal::open(pool.clone(), worker_name(), settings.sync.lease, settings.api.signature_window)
+            .await?;
     let ledger = Ledger::open(pool.clone(), &settings.ledger).await?;
     let mut entities = Health::list(pool).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
@@ -280,7 +289,8 @@ fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {
 
 /// Gives signs of life for as long as the run lasts.
 async fn heartbeat(worker: Worker, run_id: i64) {
-    let mut tick = tokio::time::interval(worker.settings.sync.lease.div_f64(3.0).max(Duration::from_millis(50)));
+    let mut tick =
+        tokio::time::interval(worker.settings.sync.lease.div_f64(3.0).max(Duration::from_millis(50)));
     loop {
         tick.tick().await;
         if let Err(problem) = worker.journal.renew(run_id).await {

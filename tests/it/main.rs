@@ -1,1 +1,19 @@
-#[test] fn t(){}
+//! The integration tests: a fresh migrated PostgreSQL database per test, real HTTP to the sandbox, and
+//! for whatever concerns a process, the real binary.
+
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    reason = "a test fails by panicking, and reads best as one piece"
+)]
+
+mod answers;
+mod commands;
+mod promises;
+mod sandbox;
+mod schema;
+mod support;
+mod watermark;
+mod workers;

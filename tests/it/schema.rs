@@ -1,0 +1,77 @@
+//! The schema: what an operator can read, and what SQL itself holds up.
+
+use sqlx::PgPool;
+
+use crate::support::Scene;
+
+#[sqlx::test(migrations = false)]
+async fn every_table_and_column_has_a_comment(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let bare: Vec<String> = sqlx::query_scalar(
+        "select c.relname || coalesce('.' || a.attname, '') from pg_class c
+           join pg_namespace n on n.oid = c.relnamespace and n.nspname in ('elven_sync', 'ledger')
+           left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+          where c.relkind in ('r', 'v') and c.relname not like '\\_%'
+            and (col_description(c.oid, a.attnum) is null or obj_description(c.oid, 'pg_class') is null)",
+    )
+    .fetch_all(&scene.pool)
+    .await
+    .unwrap();
+    assert_eq!(bare, Vec::<String>::new());
+}
+
+#[sqlx::test(migrations = false)]
+async fn migrating_twice_and_at_once_is_no_harm(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let (first, second) =
+        tokio::join!(scene.output(&["migrate", "--with-ledger"]), scene.output(&["migrate"]));
+    assert!(first.status.success() && second.status.success());
+    assert_eq!(
+        scene
+            .text(
+                "select count(*)::text from information_schema.tables where table_name like '%\\_migrations'"
+            )
+            .await,
+        "2"
+    );
+    assert_eq!(
+        scene.text("select to_regclass('public._sqlx_migrations')::text").await,
+        "NULL",
+        "not among the ledger's own"
+    );
+}
+
+/// The ids that a batch lists are those of the ledger, whatever their size, sign and type.
+#[sqlx::test(migrations = false)]
+async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
+    let mut scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene.sql("insert into ledger.balance_snapshots (id, entity_id, entity_account_id, currency, captured_at, balance)
+               overriding system value
+               select id, 'acme', 'a' || id, 'BTC', '2024-01-01Z', 1
+                 from unnest('{1,2,3,64,65,-1,-64,-65,300,8192,1000000,9223372036854775807,-9223372036854775808}'::bigint[]) id").await;
+    scene.run().await;
+    let listed = "select string_agg(id, ',' order by id) from elven_sync.sync_batches, elven_sync.batch_row_ids(batch_id) id";
+    let ledger = "select string_agg(id::text, ',' order by id::text) from ledger.balance_snapshots";
+    assert_eq!(scene.text(listed).await, scene.text(ledger).await);
+
+    scene.sql("create table ledger.by_uuid as select ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid as id,
+                      'acme' as entity_id, 'u' || n as entity_account_id, 'BTC' as currency, now() as captured_at,
+                      1::numeric as balance, pg_current_xact_id() as change_xid from generate_series(1, 3) n;
+               update elven_sync.sync_state set ledger_table = null;").await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.by_uuid");
+    scene.run().await;
+    let uuids = "select string_agg(right(id, 2), ',') from elven_sync.batch_row_ids((select max(batch_id) from elven_sync.sync_batches)) id";
+    assert_eq!(scene.text(uuids).await, "01,02,03");
+}
+
+/// The watermark of a lane moves only with the lease, and only from where it stands.
+#[sqlx::test(migrations = false)]
+async fn a_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    let broken = sqlx::query("update elven_sync.sync_state set cursor_xid = '1', cursor_id = '1'")
+        .execute(&scene.pool)
+        .await;
+    assert!(broken.is_err());
+}

@@ -1,0 +1,139 @@
+//! What every test needs: a scene of ledger, sandbox and connector.
+
+use std::collections::BTreeMap;
+use std::process::Output;
+use std::time::Duration;
+
+use elven_sync::config::{Environment, Flags, Settings};
+use elven_sync::journal::{self, Entity};
+use elven_sync::sandbox::{Credential, Options, Received, Sandbox};
+use elven_sync::sync::{RunError, RunReport, Worker};
+use sqlx::{ConnectOptions, PgPool};
+use tokio::process::Command;
+use tokio::sync::watch;
+
+pub const KEY: &str = "test-key-4be1";
+pub const SECRET: &str = "test-secret-91cd";
+
+/// A migrated database with the default ledger, and a sandbox.
+pub struct Scene {
+    pub pool: PgPool,
+    pub url: String,
+    pub sandbox: Sandbox,
+    variables: BTreeMap<String, String>,
+}
+
+impl Scene {
+    pub async fn new(pool: PgPool) -> Self {
+        journal::migrate(&pool).await.unwrap();
+        journal::migrate_ledger(&pool).await.unwrap();
+        let credentials =
+            vec![Credential::new("default", KEY, SECRET), Credential::new("second", "key-2", "secret-2")];
+        let sandbox = Sandbox::start(Options { credentials, ..Options::default() }).await.unwrap();
+        let url = pool.connect_options().to_url_lossy().to_string();
+        let variables = [
+            ("DATABASE_URL", url.as_str()),
+            ("ELVEN_API_URL", &sandbox.url()),
+            ("ELVEN_API_KEY", KEY),
+            ("ELVEN_API_SECRET", SECRET),
+            // Short, so that a test that waits for a dead worker does not wait long.
+            ("ELVEN_SYNC_SYNC__LEASE", "1s"),
+            ("ELVEN_SYNC_API__SIGNATURE_WINDOW", "300ms"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+        Self { pool, url, sandbox, variables }
+    }
+
+    /// Sets a variable of the connector's environment.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.variables.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Removes one.
+    pub fn unset(&mut self, name: &str) {
+        self.variables.remove(name);
+    }
+
+    pub async fn entity(&self, entity_id: &str, timezone: &str) {
+        let entity = Entity {
+            entity_id: entity_id.to_owned(),
+            timezone: timezone.to_owned(),
+            credential: "default".to_owned(),
+            paused: false,
+        };
+        assert!(Entity::add(&self.pool, &entity).await.unwrap());
+    }
+
+    pub async fn sql(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(&self.pool).await.unwrap();
+    }
+
+    /// A single value as text.
+    pub async fn text(&self, sql: &'static str) -> String {
+        let value: Option<String> = sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap();
+        value.unwrap_or_else(|| "NULL".to_owned())
+    }
+
+    /// Runs the connector in this process.
+    pub async fn try_run(&self) -> Result<RunReport, RunError> {
+        let environment: Environment = self.variables.clone().into_iter().collect();
+        let settings = Settings::load(&Flags::default(), environment).unwrap();
+        let pool = journal::connect(settings.database_url().unwrap(), 8).await.unwrap();
+        let (_sender, stop) = watch::channel(false);
+        let worker = Worker::open(settings, pool.clone(), stop).await?;
+        let report = worker.run(&[]).await;
+        pool.close().await;
+        report
+    }
+
+    pub async fn run(&self) -> RunReport {
+        self.try_run().await.unwrap()
+    }
+
+    /// The binary, with this scene's environment and nothing else.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_elven-sync"));
+        command.args(arguments).env_clear().envs(&self.variables).kill_on_drop(true);
+        command.current_dir(env!("CARGO_TARGET_TMPDIR"));
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command
+    }
+
+    pub async fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().await.unwrap()
+    }
+
+    /// Accounts and balances received, in order.
+    pub fn balances(&self) -> Vec<(String, String)> {
+        self.sandbox.received().into_iter().map(|r| (r.entity_account_id, r.balance)).collect()
+    }
+
+    /// What was received, sorted, as text.
+    pub fn received(&self) -> Vec<String> {
+        let shown =
+            |r: Received| format!("{} {} {} {}", r.entity_account_id, r.currency, r.datetime, r.balance);
+        let mut received: Vec<String> = self.sandbox.received().into_iter().map(shown).collect();
+        received.sort();
+        received
+    }
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until a condition holds, up to a deadline.
+pub async fn eventually<F: AsyncFn() -> bool>(what: &str, condition: F) {
+    let waiting = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+}

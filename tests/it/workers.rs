@@ -1,0 +1,142 @@
+//! Crashes, signals and several workers.
+
+use elven_sync::sandbox::{Fault, Gate};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::PgPool;
+use tokio::process::Child;
+
+use crate::support::{Scene, eventually, stdout};
+
+/// Three batches of two rows.
+async fn scene_with_three_batches(pool: PgPool) -> Scene {
+    let mut scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n").await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+    scene
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
+}
+
+/// A run that waits for the answer to its first batch.
+async fn held_run(scene: &Scene) -> (Child, Gate) {
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let child = scene.command(&["run"]).spawn().unwrap();
+    gate.reached().await;
+    (child, gate)
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_killed_run_is_marked_and_only_the_batch_in_flight_is_sent_twice(pool: PgPool) {
+    let scene = scene_with_three_batches(pool).await;
+    let (mut child, gate) = held_run(&scene).await;
+    signal(&child, Signal::SIGKILL);
+    child.wait().await.unwrap();
+    gate.open();
+    assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_runs").await, "running");
+    // The ledger goes on meanwhile: the interrupted pass is finished, then a new one is made.
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'a7', 'BTC', '2024-01-01Z', 7)").await;
+    let report = scene.run().await;
+    assert_eq!((report.counters.rows_uploaded, report.counters.retries), (7, 1));
+    let runs = "select string_agg(status || ' ' || (finished_at is not null), ',' order by run_id) from elven_sync.sync_runs";
+    assert_eq!(scene.text(runs).await, "interrupted true,succeeded true");
+    let batches =
+        "select string_agg(concat_ws(' ', pass_id, status, attempts, ambiguous), ',' order by batch_id)
+                     from elven_sync.sync_batches";
+    assert_eq!(scene.text(batches).await, "1 accepted 2 t,1 accepted 1 f,1 accepted 1 f,2 accepted 1 f");
+    let chain = "select bool_and(finished_at is not null)::text from elven_sync.sync_passes";
+    assert_eq!(scene.text(chain).await, "true");
+    let accounts: Vec<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
+    assert_eq!(accounts, ["a1", "a2", "a1", "a2", "a3", "a4", "a5", "a6", "a7"]);
+}
+
+/// Rows that change before an unknown batch is sent again belong to a later pass; its interval shrinks.
+#[sqlx::test(migrations = false)]
+async fn rows_that_changed_before_the_repeat_are_not_lost(pool: PgPool) {
+    for change in [
+        "update ledger.balance_snapshots set balance = 100 where id <= 2",
+        "update ledger.balance_snapshots set balance = 100 where id = 1",
+    ] {
+        sqlx::raw_sql("drop schema if exists ledger, elven_sync cascade").execute(&pool).await.unwrap();
+        let scene = scene_with_three_batches(pool.clone()).await;
+        scene.sandbox.inject(Fault::CutAfterWrite);
+        scene.run().await;
+        sqlx::query(sqlx::AssertSqlSafe(change)).execute(&pool).await.unwrap();
+        scene.run().await;
+        let last: std::collections::BTreeMap<String, String> = scene.balances().into_iter().collect();
+        let ledger: Vec<(String, String)> = sqlx::query_as(
+            "select entity_account_id, trim_scale(balance)::text from ledger.balance_snapshots",
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+        assert_eq!(last, ledger.into_iter().collect());
+        assert_eq!(
+            scene.text("select count(*)::text from elven_sync.sync_batches where status <> 'accepted'").await,
+            "0"
+        );
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
+    let mut scene = scene_with_three_batches(pool).await;
+    // A lease so long that the next run could not wait for it: it has to be released.
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
+    for (name, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
+        let (mut child, gate) = held_run(&scene).await;
+        signal(&child, name);
+        // The signal has to be noticed before the answer comes.
+        eventually("the process says that it stops", async || true).await;
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        gate.open();
+        assert_eq!(child.wait().await.unwrap().code(), Some(code));
+    }
+    let runs =
+        "select string_agg(status || ' ' || rows_uploaded, ',' order by run_id) from elven_sync.sync_runs";
+    assert_eq!(scene.text(runs).await, "interrupted 2,interrupted 2");
+    assert_eq!(scene.text("select lease_owner from elven_sync.sync_state").await, "NULL");
+    let output = scene.output(&["run", "--json"]).await;
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["rows_uploaded"], 2);
+    assert_eq!(scene.received().len(), 6, "each row once");
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_entity_is_left_to_the_worker_that_keeps_renewing(pool: PgPool) {
+    let scene = scene_with_three_batches(pool).await;
+    let (child, gate) = held_run(&scene).await;
+    let report = scene.run().await;
+    assert_eq!(report.counters.requests, 0);
+    assert_eq!(report.status, elven_sync::journal::RunStatus::Succeeded);
+    gate.open();
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+    assert_eq!(scene.received().len(), 6, "each row once");
+    assert_eq!(
+        scene.text("select string_agg(status, ',') from elven_sync.sync_runs").await,
+        "succeeded,succeeded"
+    );
+}
+
+/// A worker that was stopped, lost its lease and comes back can move nothing.
+#[sqlx::test(migrations = false)]
+async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
+    let scene = scene_with_three_batches(pool).await;
+    let (child, gate) = held_run(&scene).await;
+    signal(&child, Signal::SIGSTOP);
+    let report = scene.run().await;
+    assert_eq!(report.counters.rows_uploaded, 6);
+    let state =
+        "select concat_ws(' ', settled, pass_id, rows_uploaded, lease_epoch) from elven_sync.sync_state";
+    let before = scene.text(state).await;
+    gate.open();
+    signal(&child, Signal::SIGCONT);
+    child.wait_with_output().await.unwrap();
+    assert_eq!(scene.text(state).await, before);
+}
