@@ -68,6 +68,9 @@ impl Batch {
     ///
     /// Of rows that would have the same account, currency and second, the greatest
     /// `(captured_at, id)` is sent. The API does not document what a second import of such a key does.
+    ///
+    /// # Panics
+    /// When there are no rows: a batch of none has no place in a pass.
     pub fn build(before: Option<Cursor>, rows: &[Row], zone: Tz) -> Self {
         let mut invalid = Vec::new();
         let mut aligned: Vec<Aligned<'_>> = Vec::with_capacity(rows.len());

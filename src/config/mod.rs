@@ -232,7 +232,7 @@ impl Settings {
             ("[api] timeout", file.api.timeout),
             ("[api] signature_window", file.api.signature_window),
         ] {
-            if value.is_zero() || value > Duration::from_secs(3600) {
+            if value.is_zero() || value > Duration::from_hours(1) {
                 return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
             }
         }

@@ -86,12 +86,12 @@ impl Client {
         while body.len() < ANSWER_BYTES_MAX {
             match response.chunk().await {
                 Ok(Some(chunk)) => {
-                    body.extend_from_slice(&chunk[..chunk.len().min(ANSWER_BYTES_MAX - body.len())])
+                    let room = ANSWER_BYTES_MAX - body.len();
+                    body.extend_from_slice(&chunk[..chunk.len().min(room)]);
                 }
-                Ok(None) => break,
                 // The status line came, but what it says of the records may be in the rest.
                 Err(problem) if status < 300 => return Answer::Lost(chain(&problem.without_url())),
-                Err(_) => break,
+                Ok(None) | Err(_) => break,
             }
         }
         Answer::Response { status, body }

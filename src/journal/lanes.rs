@@ -152,6 +152,13 @@ impl Journal {
             let lease = Lease { entity_id: entity_id.to_owned(), epoch: row.lease_epoch };
             return Ok(Take::Taken(lease, state.into_lane()?));
         }
+        // An entity without a state would be waited for in vain.
+        sqlx::query!(
+            "insert into elven_sync.sync_state (entity_id) values ($1) on conflict do nothing",
+            entity_id
+        )
+        .execute(&self.pool)
+        .await?;
         let seen = sqlx::query_scalar!(
             r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!"
                  from elven_sync.sync_state where entity_id = $1"#,

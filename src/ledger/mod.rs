@@ -6,7 +6,7 @@
 mod row;
 mod table;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolCopyExt};
@@ -29,6 +29,9 @@ pub enum LedgerError {
     #[error("reading the ledger failed")]
     Database(#[from] sqlx::Error),
 }
+
+/// Target, cluster, and for an entity: its id, whether it has news, whether from the future.
+type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>);
 
 /// Entities whose pending rows are counted in one statement.
 const ENTITIES_PER_COUNT_MAX: usize = 500;
@@ -60,15 +63,13 @@ pub struct Look {
     pub target: Snapshot,
     /// Identifies the cluster whose transaction ids these are.
     pub system_identifier: i64,
-    /// Per entity asked for.
-    pub entities: Vec<News>,
+    /// By entity, for those asked for.
+    pub entities: BTreeMap<String, News>,
 }
 
 /// Whether an entity has rows behind its watermark.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct News {
-    /// The entity.
-    pub entity_id: String,
     /// There are rows that its watermark does not cover.
     pub has_news: bool,
     /// There are rows that claim a transaction which has not been given out yet.
@@ -84,6 +85,13 @@ pub struct Pending {
     pub rows: i64,
     /// The oldest `captured_at` among them.
     pub oldest_at: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+impl Look {
+    /// What the look told about an entity.
+    pub fn news(&self, entity_id: &str) -> News {
+        self.entities.get(entity_id).copied().unwrap_or_default()
+    }
 }
 
 impl Ledger {
@@ -103,17 +111,11 @@ impl Ledger {
     /// One statement, so that the target it returns is the very snapshot it looked in: a row that it
     /// did not see belongs to a transaction that is not in the target.
     pub async fn look(&self, lanes: &[Progress]) -> Result<Look, LedgerError> {
-        let rows: Vec<(String, i64, Option<String>, Option<bool>, Option<bool>)> =
-            sqlx::query_as(AssertSqlSafe(self.table.look_sql()))
-                .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
-                .bind(
-                    lanes
-                        .iter()
-                        .map(|lane| lane.settled.as_ref().map(ToString::to_string))
-                        .collect::<Vec<_>>(),
-                )
-                .fetch_all(&self.pool)
-                .await?;
+        let rows: Vec<LookRow> = sqlx::query_as(AssertSqlSafe(self.table.look_sql()))
+            .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
+            .bind(lanes.iter().map(|lane| lane.settled.as_ref().map(ToString::to_string)).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await?;
         let (target, system_identifier) = match rows.first() {
             Some((target, system_identifier, ..)) => (parse_snapshot(target)?, *system_identifier),
             None => return Err(LedgerError::Decode("no snapshot")),
@@ -121,7 +123,7 @@ impl Ledger {
         let entities = rows
             .into_iter()
             .filter_map(|(_, _, entity_id, has_news, from_the_future)| {
-                Some(News { entity_id: entity_id?, has_news: has_news?, from_the_future: from_the_future? })
+                Some((entity_id?, News { has_news: has_news?, from_the_future: from_the_future? }))
             })
             .collect();
         Ok(Look { target, system_identifier, entities })
@@ -210,7 +212,7 @@ impl Ledger {
         let mut rows = Vec::new();
         let mut in_header = true;
         while let Some(message) = messages.try_next().await? {
-            let tuple = if std::mem::take(&mut in_header) { row::after_header(message)? } else { message };
+            let tuple = if std::mem::take(&mut in_header) { row::after_header(&message)? } else { message };
             if let Some(row) = Row::decode(tuple, self.table.id_is_number())? {
                 rows.push(row);
             }

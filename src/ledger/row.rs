@@ -28,7 +28,7 @@ pub struct Row {
 }
 
 /// Cuts the header off the first message of a copy.
-pub(super) fn after_header(message: Bytes) -> Result<Bytes, LedgerError> {
+pub(super) fn after_header(message: &Bytes) -> Result<Bytes, LedgerError> {
     let extension_at = SIGNATURE.len() + 4;
     let extension: Option<&[u8; 4]> = message
         .get(extension_at..)
@@ -42,7 +42,7 @@ pub(super) fn after_header(message: Bytes) -> Result<Bytes, LedgerError> {
 }
 
 impl Row {
-    /// Decodes one tuple: change_xid, id, account, currency, captured_at, balance.
+    /// Decodes one tuple: `change_xid`, `id`, account, currency, `captured_at`, balance.
     /// `None` for the trailer.
     pub(super) fn decode(tuple: Bytes, id_is_number: bool) -> Result<Option<Self>, LedgerError> {
         let mut fields = Fields { tuple: &tuple, at: 0 };
@@ -63,7 +63,7 @@ impl Row {
         let currency = fields.text()?;
         let captured_at_us = fields.eight_bytes()?.map(i64::from_be_bytes);
         let balance = fields.next()?;
-        Ok(Some(Self { xid, id, captured_at_us, account, currency, balance, tuple }))
+        Ok(Some(Self { xid, id, captured_at_us, tuple, account, currency, balance }))
     }
 
     /// Builds a row from its parts.

@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use chrono_tz::Tz;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
+use super::fit::Misfit;
 use super::{Ended, EntityReport, RunError, Target, Worker};
 use crate::batch::{self, Batch};
 use crate::elven::{Answer, Verdict, judge};
@@ -39,6 +41,12 @@ impl From<JournalError> for Halt {
     }
 }
 
+impl From<Misfit> for Halt {
+    fn from(misfit: Misfit) -> Self {
+        Halt::Problem(misfit.into())
+    }
+}
+
 impl From<LedgerError> for Halt {
     fn from(problem: LedgerError) -> Self {
         match problem {
@@ -49,6 +57,9 @@ impl From<LedgerError> for Halt {
         }
     }
 }
+
+/// A slot, the lease, and the state that it was taken in.
+type Taken = (OwnedSemaphorePermit, Lease, Lane);
 
 /// A lane while this worker has its lease.
 struct Held<'a> {
@@ -68,8 +79,9 @@ impl Worker {
         seen: &Lane,
         look: &Look,
     ) -> Result<EntityReport, RunError> {
-        let Some((lease, lane)) = self.take_or_leave(&target.entity_id).await? else {
-            return Ok(EntityReport::new(&target.entity_id, Ended::Held));
+        let (_slot, lease, lane) = match self.take_or_leave(&target.entity_id).await? {
+            Ok(taken) => taken,
+            Err(ended) => return Ok(EntityReport::new(&target.entity_id, ended)),
         };
         let report = EntityReport::new(&target.entity_id, Ended::Done);
         let mut held = Held { worker: self, run_id, target, lease, report };
@@ -116,19 +128,23 @@ impl Worker {
         Ok(EntityReport::failed(entity_id, problem.message))
     }
 
-    /// Leases an entity. One whose holder keeps renewing is left to it; one that nobody renews is
-    /// waited for.
-    async fn take_or_leave(&self, entity_id: &str) -> Result<Option<(Lease, Lane)>, RunError> {
+    /// Leases an entity, and takes one of the slots of entities worked on at once.
+    ///
+    /// One whose holder keeps renewing is left to it; one that nobody renews is waited for, without a
+    /// slot, so that it delays nobody.
+    async fn take_or_leave(&self, entity_id: &str) -> Result<Result<Taken, Ended>, RunError> {
         let mut first_seen = None;
         loop {
+            let slot = self.slots.clone().acquire_owned().await.ok().filter(|_| !*self.stop.borrow());
+            let Some(slot) = slot else { return Ok(Err(Ended::Stopped)) };
             match self.journal.take(entity_id).await? {
-                Take::Taken(lease, lane) => return Ok(Some((lease, lane))),
-                Take::Held { seen } => {
-                    if *first_seen.get_or_insert_with(|| seen.clone()) != seen || *self.stop.borrow() {
-                        return Ok(None);
-                    }
+                Take::Taken(lease, lane) => return Ok(Ok((slot, lease, lane))),
+                Take::Held { seen } if *first_seen.get_or_insert_with(|| seen.clone()) != seen => {
+                    return Ok(Err(Ended::Held));
                 }
+                Take::Held { .. } => {}
             }
+            drop(slot);
             tokio::time::sleep(LEASE_POLL).await;
         }
     }
@@ -188,15 +204,15 @@ impl Held<'_> {
         }
         let again;
         if lane.open.is_some() {
-            self.worker.fits(&self.target.entity_id, &lane, look).map_err(Halt::Problem)?;
+            self.worker.fits(&self.target.entity_id, &lane, look)?;
             lane.settled = Some(self.pass(&lane, look).await?);
             lane.open = None;
             lane.cursor = None;
             again = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
             look = &again;
         }
-        self.worker.fits(&self.target.entity_id, &lane, look).map_err(Halt::Problem)?;
-        if look.entities.iter().any(|news| news.entity_id == self.target.entity_id && news.has_news) {
+        self.worker.fits(&self.target.entity_id, &lane, look)?;
+        if look.news(&self.target.entity_id).has_news {
             self.pass(&lane, look).await?;
         }
         Ok(())
@@ -205,12 +221,11 @@ impl Held<'_> {
     /// Goes through one pass from where it stands to its end; returns the new watermark.
     async fn pass(&mut self, lane: &Lane, look: &Look) -> Result<Snapshot, Halt> {
         let Worker { journal, ledger, settings, .. } = self.worker;
-        let (pass_id, target) = match lane.open.clone() {
-            Some(open) => open,
-            None => {
-                let (target, cluster) = (look.target.clone(), look.system_identifier);
-                (journal.open_pass(&self.lease, self.run_id, &target, cluster, ledger.name()).await?, target)
-            }
+        let (pass_id, target) = if let Some(open) = lane.open.clone() {
+            open
+        } else {
+            let (target, cluster) = (look.target.clone(), look.system_identifier);
+            (journal.open_pass(&self.lease, self.run_id, &target, cluster, ledger.name()).await?, target)
         };
         let mut cursor = lane.cursor.clone();
         if let Some(unfinished) = journal.unfinished(&self.lease, pass_id).await? {

@@ -3,6 +3,7 @@
 //! The only module that knows both the database and the API. The stages are its siblings and never
 //! call each other.
 
+mod fit;
 mod lane;
 mod report;
 
@@ -11,9 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono_tz::Tz;
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 use sqlx::PgPool;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use report::{Ended, EntityReport, RunReport};
 
@@ -21,7 +22,7 @@ use crate::align;
 use crate::config::{ConfigError, Credential, Settings};
 use crate::elven::Client;
 use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
-use crate::ledger::{Ledger, LedgerError, Look, Pending, Progress};
+use crate::ledger::{Ledger, LedgerError, Pending, Progress};
 
 /// A run could not work at all.
 #[derive(Debug, thiserror::Error)]
@@ -54,8 +55,12 @@ pub struct Worker {
     ledger: Ledger,
     journal: Journal,
     client: Client,
+    slots: Arc<Semaphore>,
     stop: Stop,
 }
+
+/// An entity that cannot be worked on, and why.
+type Unusable = (String, Problem);
 
 /// A registered entity that can be worked on.
 #[derive(Clone, Debug)]
@@ -73,17 +78,18 @@ impl Worker {
             Journal::open(pool.clone(), worker, settings.sync.lease, settings.api.signature_window).await?;
         let ledger = Ledger::open(pool.clone(), &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
-        Ok(Self { settings: Arc::new(settings), pool, ledger, journal, client, stop })
+        let slots = Arc::new(Semaphore::new(settings.sync.entities_at_once));
+        Ok(Self { settings: Arc::new(settings), pool, ledger, journal, client, slots, stop })
     }
 
     /// Brings the entities up to date: all that are not paused, or those named.
     pub async fn run(&self, only: &[String]) -> Result<RunReport, RunError> {
         let selected = self.select(only).await?;
-        let (targets, misfits) = self.targets(&selected)?;
+        let (targets, unusable) = self.targets(&selected)?;
         self.journal.mark_interrupted().await?;
         let run_id = self.journal.begin_run().await?;
         let heartbeat = tokio::spawn(heartbeat(self.clone(), run_id));
-        let worked = self.work(run_id, only.is_empty(), &selected, targets, misfits).await;
+        let worked = self.work(run_id, only.is_empty(), &selected, targets, unusable).await;
         heartbeat.abort();
         let (status, error, entities, unregistered) = match worked {
             Ok((entities, unregistered)) => {
@@ -116,12 +122,16 @@ impl Worker {
         let mut counters = crate::journal::Counters::default();
         for entity in &selected {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
-            let checked = align::zone(&entity.timezone)
-                .map_err(|problem| Problem::of_lane(Kind::Timezone, problem.to_string()))
-                .and_then(|zone| self.fits(&entity.entity_id, &lane, &look).map(|()| zone));
+            let checked =
+                align::zone(&entity.timezone).map_err(|problem| problem.to_string()).and_then(|zone| {
+                    match self.fits(&entity.entity_id, &lane, &look) {
+                        Ok(()) => Ok(zone),
+                        Err(misfit) => Err(misfit.to_string()),
+                    }
+                });
             let report = match checked {
                 Ok(zone) => self.rehearse(&entity.entity_id, zone, &lane, &look, &mut counters).await?,
-                Err(problem) => EntityReport::failed(&entity.entity_id, problem.message),
+                Err(problem) => EntityReport::failed(&entity.entity_id, problem),
             };
             entities.push(report);
         }
@@ -143,7 +153,7 @@ impl Worker {
 
     /// Sorts out the entities that cannot be worked on, each with its problem. When no entity at all
     /// has a usable credential, nothing is begun: then the installation is not set up yet.
-    fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<(String, Problem)>), ConfigError> {
+    fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
         let names: BTreeSet<&str> = selected.iter().map(|entity| entity.credential.as_str()).collect();
         let mut credentials = BTreeMap::new();
         let mut last_problem = None;
@@ -162,7 +172,7 @@ impl Worker {
             return Err(problem);
         }
         let mut targets = Vec::new();
-        let mut misfits = Vec::new();
+        let mut unusable = Vec::new();
         for Entity { entity_id, timezone, credential, .. } in selected {
             let missing = || Err(String::new());
             let credential = credentials.get(credential.as_str()).cloned().unwrap_or_else(missing);
@@ -172,17 +182,17 @@ impl Worker {
                         "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = '{}'",
                         entity_id.replace('\'', "''")
                     );
-                    misfits.push((entity_id.clone(), Problem::of_lane(Kind::Timezone, message)));
+                    unusable.push((entity_id.clone(), Problem::of_lane(Kind::Timezone, message)));
                 }
                 (_, Err(message)) => {
-                    misfits.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)))
+                    unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
                 }
                 (Ok(zone), Ok(credential)) => {
                     targets.push(Target { entity_id: entity_id.clone(), zone, credential });
                 }
             }
         }
-        Ok((targets, misfits))
+        Ok((targets, unusable))
     }
 
     async fn work(
@@ -191,21 +201,18 @@ impl Worker {
         whole_ledger: bool,
         selected: &[Entity],
         targets: Vec<Target>,
-        misfits: Vec<(String, Problem)>,
+        unusable: Vec<Unusable>,
     ) -> Result<(Vec<EntityReport>, Vec<String>), RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes: BTreeMap<String, Lane> = self.journal.lanes(&ids).await?.into_iter().collect();
         let look = self.ledger.look(&progress(&lanes)).await?;
         let mut reports = Vec::new();
-        for (entity_id, problem) in misfits {
+        for (entity_id, problem) in unusable {
             reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
         }
         let has_work = |entity_id: &str| {
             let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
-            open || look
-                .entities
-                .iter()
-                .any(|e| e.entity_id == entity_id && (e.has_news || e.from_the_future))
+            open || look.news(entity_id).has_news
         };
         let (busy, idle): (Vec<Target>, Vec<Target>) = targets.into_iter().partition(|t| {
             // A watermark that does not fit is a failure even when nothing seems to wait behind it.
@@ -213,15 +220,12 @@ impl Worker {
             has_work(&t.entity_id) || self.fits(&t.entity_id, &lane, &look).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
-        let (look, lanes) = (&look, &lanes);
-        let worked: Vec<Result<EntityReport, RunError>> = stream::iter(busy)
-            .map(|target| async move {
-                let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
-                self.lane(run_id, &target, &seen, look).await
-            })
-            .buffer_unordered(self.settings.sync.entities_at_once)
-            .collect()
-            .await;
+        // How many are worked on at once is up to the slots; the others only wait.
+        let worked = busy.iter().map(async |target| {
+            let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
+            self.lane(run_id, target, &seen, &look).await
+        });
+        let worked: Vec<Result<EntityReport, RunError>> = join_all(worked).await;
         for report in worked {
             reports.push(report?);
         }
@@ -242,8 +246,9 @@ impl Worker {
 
     /// Counts what waits, and notes it for dashboards. Entities without news have nothing waiting.
     async fn count_pending(&self, reports: &mut [EntityReport], idle: &[String]) -> Result<(), RunError> {
+        let idle_ids: BTreeSet<&String> = idle.iter().collect();
         let ids: Vec<String> =
-            reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle.contains(id)).collect();
+            reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle_ids.contains(id)).collect();
         let lanes = self.journal.lanes(&ids).await?;
         let progress: Vec<Progress> =
             lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
@@ -303,36 +308,4 @@ async fn heartbeat(worker: Worker, run_id: i64) {
 fn worker_name() -> String {
     let host = gethostname::gethostname();
     format!("{}/{}/{:x}", host.to_string_lossy(), std::process::id(), chrono::Utc::now().timestamp_micros())
-}
-
-impl Worker {
-    /// Refuses a watermark that does not belong to this cluster, this ledger table or this past.
-    fn fits(&self, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Problem> {
-        let refuse = |what: String| Err(Problem::of_lane(Kind::Watermark, what));
-        if lane.system_identifier.is_some_and(|identifier| identifier != look.system_identifier) {
-            return refuse(format!(
-                "the watermark of `{entity_id}` belongs to another PostgreSQL cluster, whose transaction ids mean \
-                 nothing here; was a dump restored?"
-            ));
-        }
-        if let Some(before) = lane.ledger_table.as_deref().filter(|before| *before != self.ledger.name()) {
-            return refuse(format!(
-                "the watermark of `{entity_id}` belongs to the ledger table {before}, but {} is configured",
-                self.ledger.name()
-            ));
-        }
-        let snapshots = [lane.settled.as_ref(), lane.open.as_ref().map(|(_, target)| target)];
-        if snapshots.into_iter().flatten().any(|snapshot| snapshot.xmax() > look.target.xmax()) {
-            return refuse(format!(
-                "the watermark of `{entity_id}` speaks of transactions that have not happened yet in this database"
-            ));
-        }
-        if look.entities.iter().any(|news| news.entity_id == entity_id && news.from_the_future) {
-            return refuse(format!(
-                "the ledger has rows of `{entity_id}` whose change_xid has not been given out yet in this database; \
-                 hint: stamp them anew, e.g. by updating each to its own values"
-            ));
-        }
-        Ok(())
-    }
 }

@@ -128,7 +128,7 @@ async fn a_run_of_one_entity_leaves_the_others(pool: PgPool) {
 async fn the_demo_tells_the_story_and_leaves_nothing_behind(pool: PgPool) {
     let scene = Scene::new(pool).await;
     let databases = "select string_agg(datname, ',' order by datname) from pg_database where datname like 'elven\\_sync\\_demo%'";
-    let output = tokio::time::timeout(Duration::from_secs(60), scene.output(&["demo"])).await.unwrap();
+    let output = tokio::time::timeout(Duration::from_mins(1), scene.output(&["demo"])).await.unwrap();
     let (text, log) = (stdout(&output), stderr(&output));
     assert_eq!(output.status.code(), Some(0), "{text}{log}");
     for expected in ["late", "America/New_York", "sync_health"] {
