@@ -24,15 +24,26 @@ pub fn error(problem: &anyhow::Error) {
     let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", chain(problem.as_ref()));
 }
 
-/// An error and its causes in one line.
-pub fn chain(problem: &dyn std::error::Error) -> String {
-    let mut text = problem.to_string();
+/// An error and its causes in one line, each said once.
+pub fn chain(problem: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = words(problem);
+    let mut text = last.clone();
     let mut source = problem.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let next = words(cause);
+        if !next.starts_with(&last) && !text.contains(&next) {
+            text = format!("{text}: {next}");
+            last = next;
+        }
         source = cause.source();
     }
     text
+}
+
+/// PostgreSQL's own message where there is one, without where in the server's source it was raised.
+fn words(problem: &(dyn std::error::Error + 'static)) -> String {
+    let raised = problem.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    raised.map_or_else(|| problem.to_string(), |raised| raised.message().to_owned())
 }
 
 /// Starts the log: warnings, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.

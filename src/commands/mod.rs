@@ -40,7 +40,7 @@ pub struct Cli {
 enum Command {
     /// Create or upgrade the sync schema
     Migrate {
-        /// Also create the default ledger, `ledger.balance_snapshots`
+        /// Also create the default ledger, a table of balance snapshots
         #[arg(long)]
         with_ledger: bool,
     },

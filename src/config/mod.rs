@@ -28,15 +28,16 @@ fn error(message: impl Into<String>) -> ConfigError {
 }
 
 /// Settings that may come as flags of any command.
+#[allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "clap shows these comments as they stand")]
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Flags {
-    /// The configuration file [env: `ELVEN_SYNC_CONFIG`; default: ./elven-sync.toml if it exists]
+    /// The configuration file [env: ELVEN_SYNC_CONFIG; default: ./elven-sync.toml if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The database that holds ledger and sync tables [env: `DATABASE_URL`]
+    /// The database that holds ledger and sync tables [env: DATABASE_URL]
     #[arg(long, global = true, value_name = "URL", hide_default_value = true)]
     pub database_url: Option<String>,
-    /// Where the API is [env: `ELVEN_API_URL`; default: <https://openapi.elven.com>]
+    /// Where the API is [env: ELVEN_API_URL; default: https://openapi.elven.com]
     #[arg(long, global = true, value_name = "URL")]
     pub api_url: Option<String>,
 }

@@ -78,8 +78,10 @@ impl Client {
         let request = self.http.post(self.import_url.clone()).headers(signed.0).body(body);
         let mut response = match request.send().await {
             Ok(response) => response,
-            Err(problem) if problem.is_connect() => return Answer::NotSent(chain(&problem.without_url())),
-            Err(problem) => return Answer::Lost(chain(&problem.without_url())),
+            Err(problem) if problem.is_connect() => {
+                return Answer::NotSent(crate::output::chain(&problem.without_url()));
+            }
+            Err(problem) => return Answer::Lost(crate::output::chain(&problem.without_url())),
         };
         let status = response.status().as_u16();
         let mut body = Vec::new();
@@ -90,21 +92,12 @@ impl Client {
                     body.extend_from_slice(&chunk[..chunk.len().min(room)]);
                 }
                 // The status line came, but what it says of the records may be in the rest.
-                Err(problem) if status < 300 => return Answer::Lost(chain(&problem.without_url())),
+                Err(problem) if status < 300 => {
+                    return Answer::Lost(crate::output::chain(&problem.without_url()));
+                }
                 Ok(None) | Err(_) => break,
             }
         }
         Answer::Response { status, body }
     }
-}
-
-/// An error with its causes in one line.
-fn chain(problem: &dyn std::error::Error) -> String {
-    let mut text = problem.to_string();
-    let mut source = problem.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

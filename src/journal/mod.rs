@@ -12,7 +12,7 @@ mod runs;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use std::{str::FromStr, time::Duration};
 
 pub use batches::{Settlement, Unfinished};
@@ -47,11 +47,13 @@ pub async fn connect(url: &SecretString, connections_max: u32) -> Result<PgPool,
     let options = PgConnectOptions::from_str(url.expose_secret())?
         .application_name("elven-sync")
         .options([("row_security", "off"), ("timezone", "UTC")]);
-    PgPoolOptions::new()
+    // A pool would try for as long as it may wait, and then only say that it waited: the first
+    // connection is made outside of it, so that what is wrong is said at once.
+    PgConnection::connect_with(&options).await?.close().await?;
+    Ok(PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(Duration::from_secs(10))
-        .connect_with(options)
-        .await
+        .connect_lazy_with(options))
 }
 
 /// The sync tables of one installation, for one worker.
