@@ -1,0 +1,33 @@
+# The commands that people type; continuous integration runs the same ones.
+# Each starts a throwaway PostgreSQL (scripts/with-postgres) unless it is given a database.
+
+CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
+ARGS ?=
+
+.PHONY: help demo test bench sqlx fmt
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: ## the whole story on a scratch database and a local API (ARGS=--keep leaves the database)
+	scripts/with-postgres $(CARGO) run --quiet --locked -- demo $(ARGS)
+
+# A database of yours is used only when TEST_DATABASE_URL names it, never because DATABASE_URL does.
+test: ## formatting, lints and all tests
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off scripts/with-postgres \
+		sh -c 'TEST_DATABASE_URL=$$DATABASE_URL exec "$$@"' sh $(CARGO) test --locked $(ARGS)
+
+bench: ## rows per second, CPU and memory, beside the limit of the database (ARGS="--rows 1000000")
+	scripts/with-postgres $(CARGO) run --release --quiet --locked --example bench -- $(ARGS)
+
+sqlx: ## describe the checked queries anew in .sqlx, after a query or a migration has changed
+	DATABASE_URL= ELVEN_PG_FSYNC=off scripts/with-postgres sh -ec ' \
+		psql() { "$$PSQL" "$$DATABASE_URL" -v ON_ERROR_STOP=1 -q "$$@"; }; PSQL=$${PSQL:-psql}; \
+		psql -c "create schema elven_sync" $(foreach f,$(sort $(wildcard migrations/*/*.sql)),-f $(f)); \
+		rm -f .sqlx/query-*.json; touch src/lib.rs; \
+		SQLX_OFFLINE=false SQLX_OFFLINE_DIR=$(CURDIR)/.sqlx $(CARGO) check --all-targets --locked'
+
+fmt: ## format the sources
+	$(CARGO) fmt
