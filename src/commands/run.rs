@@ -45,7 +45,7 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
 }
 
 /// Turns the first SIGINT or SIGTERM into a request to stop; a second one ends the process at once.
-fn stop_on_signal() -> std::io::Result<(Stop, Arc<AtomicU8>)> {
+pub(super) fn stop_on_signal() -> std::io::Result<(Stop, Arc<AtomicU8>)> {
     const SIGINT: u8 = 2;
     const SIGTERM: u8 = 15;
     let (sender, stop) = watch::channel(false);

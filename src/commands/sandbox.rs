@@ -41,7 +41,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
          ELVEN_API_KEY={} ELVEN_API_SECRET={}\n\nwhat it received: {url}/sandbox   (Ctrl-C ends it)",
         options.key, options.secret
     ));
-    tokio::signal::ctrl_c().await?;
+    let (mut stop, _) = super::run::stop_on_signal()?;
+    stop.changed().await?;
     sandbox.stop().await;
     Ok(SUCCEEDED)
 }

@@ -4,9 +4,10 @@ use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::PgPool;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
-use crate::support::{Scene, eventually, stdout};
+use crate::support::{Scene, stdout};
 
 /// Three batches of two rows.
 async fn scene_with_three_batches(pool: PgPool) -> Scene {
@@ -93,8 +94,14 @@ async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
         let (mut child, gate) = held_run(&scene).await;
         signal(&child, name);
         // The signal has to be noticed before the answer comes.
-        eventually("the process says that it stops", async || true).await;
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        while !log
+            .next_line()
+            .await
+            .unwrap()
+            .expect("the process says that it stops")
+            .contains("stopping after")
+        {}
         gate.open();
         assert_eq!(child.wait().await.unwrap().code(), Some(code));
     }
