@@ -44,6 +44,8 @@ pub struct Lane {
 
 /// A row of `sync_state` as it comes.
 struct StateRow {
+    entity_id: String,
+    lease_epoch: i64,
     settled: Option<String>,
     pass_id: Option<i64>,
     target: Option<String>,
@@ -90,28 +92,16 @@ impl Lane {
 impl Journal {
     /// The states of these entities; one that was never run has the default.
     pub async fn lanes(&self, entity_ids: &[String]) -> Result<Vec<(String, Lane)>, JournalError> {
-        let rows = sqlx::query!(
-            r#"select e.entity_id as "entity_id!", s.settled::text, s.pass_id, s.target::text,
+        let rows = sqlx::query_as!(
+            StateRow,
+            r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
                       s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?"
                  from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
             entity_ids
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                let state = StateRow {
-                    settled: row.settled,
-                    pass_id: row.pass_id,
-                    target: row.target,
-                    cursor_xid: row.cursor_xid,
-                    cursor_id: row.cursor_id,
-                    system_identifier: row.system_identifier,
-                    ledger_table: row.ledger_table,
-                };
-                Ok((row.entity_id, state.into_lane()?))
-            })
-            .collect()
+        rows.into_iter().map(|row| Ok((row.entity_id.clone(), row.into_lane()?))).collect()
     }
 
     /// Leases an entity, unless another worker has it.
@@ -120,7 +110,8 @@ impl Journal {
     /// the window in which a signature is good.
     pub async fn take(&self, entity_id: &str) -> Result<Take, JournalError> {
         let mut transaction = self.begin().await?;
-        let row = sqlx::query!(
+        let row = sqlx::query_as!(
+            StateRow,
             r#"update elven_sync.sync_state
                   set lease_owner = $2, lease_epoch = lease_epoch + 1,
                       lease_expires_at = clock_timestamp() + make_interval(secs => $3)
@@ -129,7 +120,7 @@ impl Journal {
                                       and (lease_owner is null
                                            or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
                                       for update skip locked)
-            returning lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
+            returning entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
                       system_identifier, ledger_table"#,
             entity_id,
             self.worker,
@@ -140,17 +131,8 @@ impl Journal {
         .await?;
         transaction.commit().await?;
         if let Some(row) = row {
-            let state = StateRow {
-                settled: row.settled,
-                pass_id: row.pass_id,
-                target: row.target,
-                cursor_xid: row.cursor_xid,
-                cursor_id: row.cursor_id,
-                system_identifier: row.system_identifier,
-                ledger_table: row.ledger_table,
-            };
-            let lease = Lease { entity_id: entity_id.to_owned(), epoch: row.lease_epoch };
-            return Ok(Take::Taken(lease, state.into_lane()?));
+            let lease = Lease { entity_id: row.entity_id.clone(), epoch: row.lease_epoch };
+            return Ok(Take::Taken(lease, row.into_lane()?));
         }
         // An entity without a state would be waited for in vain.
         sqlx::query!(

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use chrono_tz::Tz;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinHandle;
 
+use super::consequence::consequence;
 use super::fit::Misfit;
+use super::rows::Rows;
 use super::{Ended, EntityReport, RunError, Target, Worker};
-use crate::batch::{self, Batch};
+use crate::batch::Batch;
 use crate::elven::{Answer, Verdict, judge};
 use crate::journal::{Counters, JournalError, Kind, Lane, Lease, Problem, Settlement, Take, Unfinished};
-use crate::ledger::{LedgerError, Look, Pass, Row};
+use crate::ledger::{LedgerError, Look};
 use crate::watermark::{Cursor, Snapshot};
 
 /// A page holds this many batches: large enough that a page costs little, small enough that memory
@@ -188,7 +189,7 @@ impl Worker {
     ) -> Result<Rows, LedgerError> {
         let page_rows = self.settings.sync.batch_rows * BATCHES_PER_PAGE;
         let pass = self.ledger.pass(entity_id, settled, target, cursor, until, page_rows).await?;
-        Ok(Rows { waiting: Vec::new(), ahead: Some(read_ahead(pass)) })
+        Ok(Rows::of(pass))
     }
 }
 
@@ -323,9 +324,9 @@ impl Held<'_> {
             );
             return Ok(());
         }
-        // Isolation, retries, waiting and the corrected clock have their place here: a decision from the
-        // verdict and the attempt. Until they come, whatever is not accepted stops the lane.
-        let (kind, status, message) = self.consequence(&verdict, &settlement, batch);
+        // Until a decision comes from `consequence`, whatever is not accepted stops the lane.
+        let (kind, status, message) =
+            consequence(&verdict, settlement.http_status, batch, &self.target.credential.name);
         journal.refused(&self.lease, self.run_id, (batch_id, batch), status, &settlement, &message).await?;
         let api_code = match verdict {
             Verdict::Refused(reason) | Verdict::Unauthorized(reason) => reason.code,
@@ -337,121 +338,5 @@ impl Held<'_> {
             api_code,
             ..Problem::of_lane(kind, message)
         }))
-    }
-
-    /// The kind of problem that a verdict is, the status of its batch, and the words for an operator.
-    fn consequence(
-        &self,
-        verdict: &Verdict,
-        settlement: &Settlement,
-        batch: &Batch,
-    ) -> (Kind, &'static str, String) {
-        let status = settlement.http_status.map_or_else(|| "no answer".to_owned(), |s| format!("HTTP {s}"));
-        let credential = &self.target.credential.name;
-        let (records, bytes) = (batch.records, batch.body.len());
-        match verdict {
-            Verdict::Accepted => (Kind::Config, "accepted", String::new()),
-            Verdict::Refused(reason) => (
-                Kind::RejectedBatch,
-                "rejected",
-                format!(
-                    "the API refused a batch of {records} records ({status}): {reason}; hint: nothing was skipped; \
-                     correct the rows and run again"
-                ),
-            ),
-            Verdict::TooLarge => (
-                Kind::RejectedBatch,
-                "rejected",
-                format!(
-                    "a body of {bytes} bytes is too large for the API ({status}); hint: lower [sync] batch_rows"
-                ),
-            ),
-            Verdict::Unauthorized(reason) => (
-                Kind::Auth,
-                "rejected",
-                format!(
-                    "the API refused credential `{credential}` ({status}): {reason}; hint: check the key, the secret, \
-                     its permission for balances, and this machine's clock"
-                ),
-            ),
-            Verdict::Misdirected => (
-                Kind::Config,
-                "rejected",
-                format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
-            ),
-            Verdict::Throttled => (
-                Kind::Throttled,
-                "rejected",
-                format!("the API asks to come later ({status}); the next run tries again"),
-            ),
-            Verdict::NotDelivered(reason) => (
-                Kind::Unavailable,
-                "rejected",
-                format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
-            ),
-            Verdict::Unknown(reason) => (
-                Kind::Unavailable,
-                "unknown",
-                format!(
-                    "whether a batch of {records} records arrived is unknown ({status}): {reason}; the next run \
-                         sends it again"
-                ),
-            ),
-        }
-    }
-}
-
-type Ahead = JoinHandle<(Pass, Result<Option<Vec<Row>>, LedgerError>)>;
-
-fn read_ahead(mut pass: Pass) -> Ahead {
-    tokio::spawn(async move {
-        let page = pass.next_page().await;
-        (pass, page)
-    })
-}
-
-/// The rows of a pass, with the next page being read while a batch is under way.
-struct Rows {
-    waiting: Vec<Row>,
-    ahead: Option<Ahead>,
-}
-
-impl Rows {
-    /// The next batch, cut from where the last one ended. `None` when the pass is through.
-    async fn next_batch(
-        &mut self,
-        before: Option<Cursor>,
-        zone: Tz,
-        records_max: usize,
-    ) -> Result<Option<Batch>, LedgerError> {
-        while self.waiting.len() < records_max && self.read_page().await? {}
-        if self.waiting.is_empty() {
-            return Ok(None);
-        }
-        let Some(count) = batch::cut(&self.waiting, records_max) else {
-            return Err(LedgerError::Shape(format!(
-                "more than {records_max} rows of the ledger share one change_xid and id; hint: [ledger.columns] id \
-                 has to name a key"
-            )));
-        };
-        let batch = Batch::build(before, &self.waiting[..count], zone);
-        self.waiting.drain(..count);
-        Ok(Some(batch))
-    }
-
-    /// All rows that are left.
-    async fn all(&mut self) -> Result<Vec<Row>, LedgerError> {
-        while self.read_page().await? {}
-        Ok(std::mem::take(&mut self.waiting))
-    }
-
-    /// Takes in the page that was read ahead. `false` when there was none.
-    async fn read_page(&mut self) -> Result<bool, LedgerError> {
-        let Some(ahead) = self.ahead.take() else { return Ok(false) };
-        let (pass, page) = ahead.await.map_err(|_| LedgerError::Decode("the reader stopped"))?;
-        let Some(rows) = page? else { return Ok(false) };
-        self.waiting.extend(rows);
-        self.ahead = Some(read_ahead(pass));
-        Ok(true)
     }
 }

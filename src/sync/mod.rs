@@ -3,9 +3,11 @@
 //! The only module that knows both the database and the API. The stages are its siblings and never
 //! call each other.
 
+mod consequence;
 mod fit;
 mod lane;
 mod report;
+mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

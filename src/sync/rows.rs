@@ -1,0 +1,68 @@
+//! The rows of a pass on their way into batches, with the next page being read meanwhile.
+
+use chrono_tz::Tz;
+use tokio::task::JoinHandle;
+
+use crate::batch::{self, Batch};
+use crate::ledger::{LedgerError, Pass, Row};
+use crate::watermark::Cursor;
+
+type Ahead = JoinHandle<(Pass, Result<Option<Vec<Row>>, LedgerError>)>;
+
+fn read_ahead(mut pass: Pass) -> Ahead {
+    tokio::spawn(async move {
+        let page = pass.next_page().await;
+        (pass, page)
+    })
+}
+
+/// The rows of a pass, with the next page being read while a batch is under way.
+pub(super) struct Rows {
+    waiting: Vec<Row>,
+    ahead: Option<Ahead>,
+}
+
+impl Rows {
+    /// The rows of a pass, from where it stands.
+    pub(super) fn of(pass: Pass) -> Self {
+        Self { waiting: Vec::new(), ahead: Some(read_ahead(pass)) }
+    }
+
+    /// The next batch, cut from where the last one ended. `None` when the pass is through.
+    pub(super) async fn next_batch(
+        &mut self,
+        before: Option<Cursor>,
+        zone: Tz,
+        records_max: usize,
+    ) -> Result<Option<Batch>, LedgerError> {
+        while self.waiting.len() < records_max && self.read_page().await? {}
+        if self.waiting.is_empty() {
+            return Ok(None);
+        }
+        let Some(count) = batch::cut(&self.waiting, records_max) else {
+            return Err(LedgerError::Shape(format!(
+                "more than {records_max} rows of the ledger share one change_xid and id; hint: [ledger.columns] id \
+                 has to name a key"
+            )));
+        };
+        let batch = Batch::build(before, &self.waiting[..count], zone);
+        self.waiting.drain(..count);
+        Ok(Some(batch))
+    }
+
+    /// All rows that are left.
+    pub(super) async fn all(&mut self) -> Result<Vec<Row>, LedgerError> {
+        while self.read_page().await? {}
+        Ok(std::mem::take(&mut self.waiting))
+    }
+
+    /// Takes in the page that was read ahead. `false` when there was none.
+    async fn read_page(&mut self) -> Result<bool, LedgerError> {
+        let Some(ahead) = self.ahead.take() else { return Ok(false) };
+        let (pass, page) = ahead.await.map_err(|_| LedgerError::Decode("the reader stopped"))?;
+        let Some(rows) = page? else { return Ok(false) };
+        self.waiting.extend(rows);
+        self.ahead = Some(read_ahead(pass));
+        Ok(true)
+    }
+}
