@@ -24,8 +24,8 @@ bench: ## rows per second, CPU and memory, beside the limit of the database (ARG
 
 sqlx: ## describe the checked queries anew in .sqlx, after a query or a migration has changed
 	DATABASE_URL= ELVEN_PG_FSYNC=off scripts/with-postgres sh -ec ' \
-		psql() { "$$PSQL" "$$DATABASE_URL" -v ON_ERROR_STOP=1 -q "$$@"; }; PSQL=$${PSQL:-psql}; \
-		psql -c "create schema elven_sync" $(foreach f,$(sort $(wildcard migrations/*/*.sql)),-f $(f)); \
+		psql "$$DATABASE_URL" -v ON_ERROR_STOP=1 -q -c "create schema elven_sync" \
+			$(foreach f,$(sort $(wildcard migrations/*/*.sql)),-f $(f)); \
 		rm -f .sqlx/query-*.json; touch src/lib.rs; \
 		SQLX_OFFLINE=false SQLX_OFFLINE_DIR=$(CURDIR)/.sqlx $(CARGO) check --all-targets --locked'
 
