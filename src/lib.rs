@@ -10,7 +10,7 @@
 //! 6. [`journal`] records watermark, batch and errors in one transaction.
 //!
 //! [`sync`] tells the story: it alone calls the stages, in this order, and they never call each other.
-//! No SQL stands outside `ledger` and `journal`, no environment variable is read outside `config`, and
+//! No SQL stands outside `ledger` and `journal` (the demo, which plays the ledger's owner, apart), no environment variable is read outside `config`, and
 //! nothing is printed outside `output`.
 
 pub mod config;

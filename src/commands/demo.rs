@@ -40,6 +40,15 @@ const NEXT: &str = "
     insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
     values ('acme-eu', 'acct-next', 'BTC', '2024-11-02 12:05:00Z', 42)";
 
+/// Account, instant and balance, as PostgreSQL prints them, around that night.
+const SAMPLE: &str = "
+    select entity_account_id, to_char(captured_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS\"Z\"'),
+           trim_scale(balance)::text
+      from ledger.balance_snapshots
+     where entity_account_id = 'acct-acme-us-3'
+       and captured_at >= '2024-11-03 04:59Z' and captured_at < '2024-11-03 07:10Z'
+     order by captured_at";
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// Keep the scratch database, to look around in it
@@ -193,7 +202,7 @@ async fn sync(scratch: &Scratch, sandbox: &Sandbox) -> anyhow::Result<RunReport>
 
 /// A handful of rows around the clock change, beside what was received for them.
 async fn aligned_rows(pool: &PgPool, sandbox: &Sandbox) -> anyhow::Result<comfy_table::Table> {
-    let ledger = crate::ledger::sample(pool).await?;
+    let ledger: Vec<(String, String, String)> = sqlx::query_as(SAMPLE).fetch_all(pool).await?;
     let received = sandbox.received();
     let rows = ledger.into_iter().map(|(account, captured_at, balance)| {
         // Balances of an account differ from row to row here, so that they tell which is which.

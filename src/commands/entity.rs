@@ -2,11 +2,12 @@
 
 use anyhow::bail;
 use clap::Subcommand;
+use sqlx::PgPool;
 
-use super::{SUCCEEDED, connect_migrated};
+use super::{SUCCEEDED, connect};
 use crate::align;
 use crate::config::Settings;
-use crate::journal::Entity;
+use crate::journal::{self, Entity};
 use crate::output;
 
 #[derive(Debug, Subcommand)]
@@ -115,4 +116,11 @@ async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Resu
         if paused { "paused; its rows wait" } else { "resumed" }
     ));
     Ok(SUCCEEDED)
+}
+
+/// Connects, and makes sure that the sync tables are there: nothing else opens them here.
+async fn connect_migrated(settings: &Settings) -> anyhow::Result<PgPool> {
+    let pool = connect(settings).await?;
+    journal::check_schema(&pool).await?;
+    Ok(pool)
 }

@@ -63,17 +63,15 @@ enum Command {
 
 /// Runs one command; returns the exit code.
 pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
-    if let Command::Sandbox(options) = cli.command {
-        return sandbox::run(options).await;
-    }
-    let settings = Settings::load(&cli.flags, environment)?;
+    // Only the sandbox needs none: a wrong setting of the connector is no reason not to start it.
+    let settings = || Settings::load(&cli.flags, environment);
     match cli.command {
-        Command::Migrate { with_ledger } => migrate(&settings, with_ledger).await,
-        Command::Entity(command) => entity::run(command, &settings).await,
-        Command::Run(options) => run::run(options, settings).await,
-        Command::Status { json } => run::status(&settings, json).await,
+        Command::Migrate { with_ledger } => migrate(&settings()?, with_ledger).await,
+        Command::Entity(command) => entity::run(command, &settings()?).await,
+        Command::Run(options) => run::run(options, settings()?).await,
+        Command::Status { json } => run::status(&settings()?, json).await,
         Command::Sandbox(options) => sandbox::run(options).await,
-        Command::Demo(options) => demo::run(options, settings).await,
+        Command::Demo(options) => demo::run(options, settings()?).await,
     }
 }
 
@@ -96,11 +94,4 @@ async fn connect(settings: &Settings) -> anyhow::Result<PgPool> {
     journal::connect(url, at_once.saturating_mul(2).saturating_add(2).min(64)).await.context(
         "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
     )
-}
-
-/// The same, for commands that need the sync tables to be there.
-async fn connect_migrated(settings: &Settings) -> anyhow::Result<PgPool> {
-    let pool = connect(settings).await?;
-    journal::check_schema(&pool).await?;
-    Ok(pool)
 }

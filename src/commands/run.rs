@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{FAILED, INCOMPLETE, SUCCEEDED, connect_migrated};
+use super::{FAILED, INCOMPLETE, SUCCEEDED, connect};
 use crate::config::Settings;
 use crate::journal::RunStatus;
 use crate::output;
@@ -27,7 +27,7 @@ pub(super) struct Options {
 
 pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
     let (stop, stopped_by) = stop_on_signal()?;
-    let pool = connect_migrated(&settings).await?;
+    let pool = connect(&settings).await?;
     let worker = Worker::open(settings, pool, stop).await?;
     let report = if options.dry_run {
         worker.dry_run(&options.entities).await?
@@ -69,7 +69,7 @@ pub(super) fn stop_on_signal() -> std::io::Result<(Stop, Arc<AtomicU8>)> {
 }
 
 pub(super) async fn status(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
-    let pool = connect_migrated(settings).await?;
+    let pool = connect(settings).await?;
     output::health(&crate::sync::health(settings, &pool).await?, as_json);
     Ok(SUCCEEDED)
 }

@@ -126,8 +126,14 @@ impl Journal {
     }
 
     /// Records an interval whose rows are gone or were written again since: nothing of it is to be sent.
-    pub async fn emptied(&self, lease: &Lease, unfinished: &Unfinished) -> Result<(), JournalError> {
+    pub async fn emptied(
+        &self,
+        lease: &Lease,
+        before: Option<&Cursor>,
+        unfinished: &Unfinished,
+    ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
+        let moved = advance(&mut transaction, lease, before, &unfinished.last, 0).await?;
         sqlx::query!(
             r#"update elven_sync.sync_batches
                   set status = 'accepted', ambiguous = true, row_ids = '\x01', rows_read = 0, row_count = 0,
@@ -138,17 +144,7 @@ impl Journal {
         )
         .execute(&mut *transaction)
         .await?;
-        let done = sqlx::query!(
-            "update elven_sync.sync_state set cursor_xid = $3::text::xid8, cursor_id = $4
-              where entity_id = $1 and lease_epoch = $2",
-            lease.entity_id,
-            lease.epoch,
-            unfinished.last.xid.to_string(),
-            unfinished.last.id
-        )
-        .execute(&mut *transaction)
-        .await?;
-        commit_if_held(transaction, done.rows_affected()).await
+        commit_if_held(transaction, moved).await
     }
 
     /// Records an accepted batch: batch, watermark, counters and the rows set aside, in one transaction.
@@ -161,21 +157,8 @@ impl Journal {
         settlement: &Settlement,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
-        let done = sqlx::query!(
-            "update elven_sync.sync_state
-                set cursor_xid = $5::text::xid8, cursor_id = $6, rows_uploaded = rows_uploaded + $7
-              where entity_id = $1 and lease_epoch = $2
-                and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4",
-            lease.entity_id,
-            lease.epoch,
-            batch.before.as_ref().map(|cursor| cursor.xid.to_string()),
-            batch.before.as_ref().map(|cursor| cursor.id.as_str()),
-            batch.last.xid.to_string(),
-            batch.last.id,
-            i64::from(count(batch.records))
-        )
-        .execute(&mut *transaction)
-        .await?;
+        let records = i64::from(count(batch.records));
+        let moved = advance(&mut transaction, lease, batch.before.as_ref(), &batch.last, records).await?;
         let problems: Vec<Problem> = batch.invalid.iter().map(|row| set_aside(batch_id, row)).collect();
         errors::record(&mut transaction, run_id, &lease.entity_id, &problems).await?;
         resolve_newer(&mut transaction, &lease.entity_id, batch_id).await?;
@@ -191,7 +174,7 @@ impl Journal {
         .execute(&mut *transaction)
         .await?;
         count_in_run(&mut transaction, run_id, batch, settlement, true).await?;
-        commit_if_held(transaction, done.rows_affected()).await
+        commit_if_held(transaction, moved).await
     }
 
     /// Records an answer that stops the lane: the watermark stays where it is.
@@ -227,6 +210,33 @@ impl Journal {
         count_in_run(&mut transaction, run_id, batch, settlement, false).await?;
         commit_if_held(transaction, done.rows_affected()).await
     }
+}
+
+/// Moves the cursor over an interval: by the lease that is named, and from where the interval begins.
+/// Returns how many lanes moved, 1 or 0.
+async fn advance(
+    transaction: &mut Transaction<'static, Postgres>,
+    lease: &Lease,
+    before: Option<&Cursor>,
+    last: &Cursor,
+    records: i64,
+) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "update elven_sync.sync_state
+            set cursor_xid = $5::text::xid8, cursor_id = $6, rows_uploaded = rows_uploaded + $7
+          where entity_id = $1 and lease_epoch = $2
+            and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4",
+        lease.entity_id,
+        lease.epoch,
+        before.map(|cursor| cursor.xid.to_string()),
+        before.map(|cursor| cursor.id.as_str()),
+        last.xid.to_string(),
+        last.id,
+        records
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(done.rows_affected())
 }
 
 /// Counts a request, and the rows of an accepted batch, in the run's row.

@@ -1,5 +1,7 @@
 //! Lanes: lease, watermark and pass of an entity.
 
+use std::collections::BTreeMap;
+
 use sqlx::{Postgres, Transaction};
 
 use super::{Journal, JournalError, Problem, errors};
@@ -91,7 +93,7 @@ impl Lane {
 
 impl Journal {
     /// The states of these entities; one that was never run has the default.
-    pub async fn lanes(&self, entity_ids: &[String]) -> Result<Vec<(String, Lane)>, JournalError> {
+    pub async fn lanes(&self, entity_ids: &[String]) -> Result<BTreeMap<String, Lane>, JournalError> {
         let rows = sqlx::query_as!(
             StateRow,
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,

@@ -221,21 +221,6 @@ impl Ledger {
     }
 }
 
-/// A few rows of the demo's ledger around the night in which New York's clocks go back: account,
-/// instant and balance as PostgreSQL prints them.
-pub(crate) async fn sample(pool: &PgPool) -> Result<Vec<(String, String, String)>, LedgerError> {
-    Ok(sqlx::query_as(
-        "select entity_account_id, to_char(captured_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS\"Z\"'),
-                trim_scale(balance)::text
-           from ledger.balance_snapshots
-          where entity_account_id = 'acct-acme-us-3'
-            and captured_at >= '2024-11-03 04:59Z' and captured_at < '2024-11-03 07:10Z'
-          order by captured_at",
-    )
-    .fetch_all(pool)
-    .await?)
-}
-
 fn parse_snapshot(text: &str) -> Result<Snapshot, LedgerError> {
     text.parse().map_err(|_| LedgerError::Decode("not a snapshot"))
 }

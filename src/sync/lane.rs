@@ -261,7 +261,7 @@ impl Held<'_> {
             self.worker.rows(&self.target.entity_id, settled, target, cursor.clone(), until).await?;
         let interval = rows.all().await?;
         if interval.is_empty() {
-            self.worker.journal.emptied(&self.lease, unfinished).await?;
+            self.worker.journal.emptied(&self.lease, cursor.as_ref(), unfinished).await?;
             return Ok(());
         }
         let batch =

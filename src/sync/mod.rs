@@ -38,9 +38,6 @@ pub enum RunError {
     /// The sync tables cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The database cannot be reached.
-    #[error("the database cannot be reached; hint: check DATABASE_URL")]
-    Database(#[from] sqlx::Error),
     /// The HTTP client cannot be built.
     #[error("the HTTP client cannot be set up")]
     Http(#[from] reqwest::Error),
@@ -118,7 +115,7 @@ impl Worker {
     pub async fn dry_run(&self, only: &[String]) -> Result<RunReport, RunError> {
         let selected = self.select(only).await?;
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
-        let lanes: BTreeMap<String, Lane> = self.journal.lanes(&ids).await?.into_iter().collect();
+        let lanes = self.journal.lanes(&ids).await?;
         let look = self.ledger.look(&progress(&lanes)).await?;
         let mut entities = Vec::new();
         let mut counters = crate::journal::Counters::default();
@@ -156,28 +153,12 @@ impl Worker {
     /// Sorts out the entities that cannot be worked on, each with its problem. When no entity at all
     /// has a usable credential, nothing is begun: then the installation is not set up yet.
     fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
-        let names: BTreeSet<&str> = selected.iter().map(|entity| entity.credential.as_str()).collect();
-        let mut credentials = BTreeMap::new();
-        let mut last_problem = None;
-        for name in names {
-            match self.settings.credential(name) {
-                Ok(credential) => {
-                    credentials.insert(name, Ok(Arc::new(credential)));
-                }
-                Err(problem) => {
-                    credentials.insert(name, Err(problem.to_string()));
-                    last_problem = Some(problem);
-                }
-            }
-        }
-        if let Some(problem) = last_problem.filter(|_| credentials.values().all(Result::is_err)) {
-            return Err(problem);
-        }
+        let mut credentials: BTreeMap<&str, Result<Arc<Credential>, String>> = BTreeMap::new();
         let mut targets = Vec::new();
         let mut unusable = Vec::new();
         for Entity { entity_id, timezone, credential, .. } in selected {
-            let missing = || Err(String::new());
-            let credential = credentials.get(credential.as_str()).cloned().unwrap_or_else(missing);
+            let read = || self.settings.credential(credential).map(Arc::new).map_err(|p| p.to_string());
+            let credential = credentials.entry(credential).or_insert_with(read).clone();
             match (align::zone(timezone), credential) {
                 (Err(problem), _) => {
                     let message = format!(
@@ -194,6 +175,10 @@ impl Worker {
                 }
             }
         }
+        let missing: Option<Vec<String>> = credentials.into_values().map(Result::err).collect();
+        if let Some(problem) = missing.and_then(|mut missing| missing.pop()) {
+            return Err(ConfigError(problem));
+        }
         Ok((targets, unusable))
     }
 
@@ -206,7 +191,7 @@ impl Worker {
         unusable: Vec<Unusable>,
     ) -> Result<(Vec<EntityReport>, Vec<String>), RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
-        let lanes: BTreeMap<String, Lane> = self.journal.lanes(&ids).await?.into_iter().collect();
+        let lanes = self.journal.lanes(&ids).await?;
         let look = self.ledger.look(&progress(&lanes)).await?;
         let mut reports = Vec::new();
         for (entity_id, problem) in unusable {
@@ -251,14 +236,10 @@ impl Worker {
         let idle_ids: BTreeSet<&String> = idle.iter().collect();
         let ids: Vec<String> =
             reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle_ids.contains(id)).collect();
-        let lanes = self.journal.lanes(&ids).await?;
-        let progress: Vec<Progress> =
-            lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
-        let mut pending = self.ledger.pending(&progress).await?;
-        for count in &pending {
-            if let Some(report) = reports.iter_mut().find(|report| report.entity_id == count.entity_id) {
-                report.rows_pending = count.rows;
-            }
+        let mut pending = self.ledger.pending(&progress(&self.journal.lanes(&ids).await?)).await?;
+        let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
+        for report in reports {
+            report.rows_pending = rows.get(report.entity_id.as_str()).copied().unwrap_or(0);
         }
         pending.extend(idle.iter().map(|id| Pending { entity_id: id.clone(), rows: 0, oldest_at: None }));
         self.journal.note_pending(&pending).await?;
@@ -274,10 +255,9 @@ pub async fn health(settings: &Settings, pool: &PgPool) -> Result<Vec<Health>, R
     let ledger = Ledger::open(pool.clone(), &settings.ledger).await?;
     let mut entities = Health::list(pool).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
-    let lanes = journal.lanes(&ids).await?;
-    let progress: Vec<Progress> = lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
+    let pending = ledger.pending(&progress(&journal.lanes(&ids).await?)).await?;
     let mut pending: BTreeMap<String, Pending> =
-        ledger.pending(&progress).await?.into_iter().map(|p| (p.entity_id.clone(), p)).collect();
+        pending.into_iter().map(|p| (p.entity_id.clone(), p)).collect();
     for entity in &mut entities {
         if let Some(now) = pending.remove(&entity.entity_id) {
             entity.pending_rows = now.rows;
