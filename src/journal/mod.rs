@@ -42,11 +42,14 @@ pub enum JournalError {
 /// Connections to the database that holds ledger and sync tables.
 ///
 /// `row_security = off`: a policy that would filter rows in silence becomes an error (PostgreSQL manual,
-/// "Client Connection Defaults").
+/// "Client Connection Defaults"). `synchronous_commit = on`: what was written outlives a crash of the server,
+/// whatever the database's default is.
 pub async fn connect(url: &SecretString, connections_max: u32) -> Result<PgPool, sqlx::Error> {
-    let options = PgConnectOptions::from_str(url.expose_secret())?
-        .application_name("elven-sync")
-        .options([("row_security", "off"), ("timezone", "UTC")]);
+    let options = PgConnectOptions::from_str(url.expose_secret())?.application_name("elven-sync").options([
+        ("row_security", "off"),
+        ("synchronous_commit", "on"),
+        ("timezone", "UTC"),
+    ]);
     // A pool would try for as long as it may wait, and then only say that it waited: the first
     // connection is made outside of it, so that what is wrong is said at once.
     PgConnection::connect_with(&options).await?.close().await?;
@@ -77,7 +80,8 @@ impl Journal {
         Ok(Self { pool, worker, lease, signature_window })
     }
 
-    /// Begins a transaction whose commit is durable whatever the database's default is.
+    /// Begins a transaction that says itself that its commit is durable: a proxy may drop what was said
+    /// when the connection began, and on these transactions the watermark rests.
     async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         self.pool.begin_with("begin; set local synchronous_commit = on").await
     }

@@ -75,3 +75,44 @@ async fn a_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
         .await;
     assert!(broken.is_err());
 }
+
+/// Whatever the database's default is: each write of the journal is refused here when its commit would not
+/// wait for the disk.
+#[sqlx::test(migrations = false)]
+async fn journal_writes_are_durable_whatever_the_default(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.sql(
+        "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$;
+         create function demand_durability() returns trigger language plpgsql as $$ begin
+             if current_setting('synchronous_commit') <> 'on' and current_setting('application_name') = 'elven-sync' then
+                 raise exception 'a write of % is not durable', tg_table_name;
+             end if;
+             return null;
+         end $$;
+         do $$ declare t text; begin
+             foreach t in array '{entities,sync_state,sync_runs,sync_passes,sync_batches,sync_errors}'::text[] loop
+                 execute format('create trigger demand after insert or update or delete on elven_sync.%I
+                                 for each statement execute function demand_durability()', t);
+             end loop;
+         end $$;",
+    )
+    .await;
+    for arguments in [
+        &["entity", "add", "acme", "--timezone", "UTC"][..],
+        &["entity", "pause", "acme"],
+        &["entity", "resume", "acme"],
+    ] {
+        let output = scene.output(arguments).await;
+        assert!(output.status.success(), "{}", crate::support::stderr(&output));
+    }
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'b', 'BTC', '2024-01-01Z', 'NaN'),
+                    ('ghost', 'g', 'BTC', '2024-01-01Z', 1)",
+        )
+        .await;
+    let output = scene.output(&["run"]).await;
+    assert_eq!(output.status.code(), Some(3), "{}", crate::support::stderr(&output));
+    assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "2");
+}
