@@ -4,11 +4,13 @@
 
 use std::fmt::Write as _;
 
-use chrono::{DateTime, Datelike, NaiveDateTime, Timelike};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Timelike, Utc};
 use chrono_tz::Tz;
 
 /// Microseconds between the Unix epoch and 2000-01-01 00:00 UTC, from which PostgreSQL counts.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+/// No change of clocks leaves out more than a day (Samoa, 30 December 2011).
+const MINUTES_LEFT_OUT_MAX: i64 = 25 * 60;
 
 /// A row cannot be sent as it stands; the reason is for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +55,23 @@ pub fn zone(name: &str) -> Result<Tz, UnknownZone> {
             similar: near.into_iter().take(3).map(|(_, zone)| zone).collect(),
         }
     })
+}
+
+/// Reads a point in time as people write it: an RFC 3339 time, or a date, which is the first instant of
+/// that day in `zone`.
+pub fn instant(text: &str, zone: Tz) -> Result<DateTime<Utc>, Invalid> {
+    if let Ok(instant) = DateTime::parse_from_rfc3339(text) {
+        return Ok(instant.to_utc());
+    }
+    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").map_err(|_| {
+        Invalid(format!("`{text}` is neither a date like 2024-01-31 nor a time like 2024-01-31T12:00:00Z"))
+    })?;
+    // Where clocks go forward at midnight the day begins later, and a whole day was left out once.
+    let midnight = date.and_time(NaiveTime::MIN);
+    (0..=MINUTES_LEFT_OUT_MAX)
+        .find_map(|minute| zone.from_local_datetime(&(midnight + TimeDelta::minutes(minute))).earliest())
+        .map(|first| first.to_utc())
+        .ok_or_else(|| Invalid(format!("`{text}` is out of range")))
 }
 
 /// The wall-clock time in `zone` at an instant, truncated to the second, with the rules in force at

@@ -1,7 +1,6 @@
 //! Tables for alignment: instants, zones and numbers.
 
 use super::*;
-use chrono::{TimeZone, Utc};
 use proptest::prelude::*;
 
 fn micros(instant: &str) -> i64 {
@@ -159,4 +158,24 @@ fn blank_and_control_characters_are_invalid() {
         assert!(check_text("currency", text).is_err(), "{text:?}");
     }
     assert!(check_text("currency", Some("Ünïcode BTC")).is_ok());
+}
+
+#[test]
+fn a_date_begins_when_its_first_instant_is_in_the_zone() {
+    for (text, zone_name, expected) in [
+        ("2024-01-31", "UTC", "2024-01-31T00:00:00Z"),
+        ("2024-01-31", "Europe/Zurich", "2024-01-30T23:00:00Z"),
+        ("2024-01-31T12:00:00+01:00", "Asia/Tokyo", "2024-01-31T11:00:00Z"),
+        // Midnight came twice: the first one.
+        ("2024-11-03", "America/Havana", "2024-11-03T04:00:00Z"),
+        // Midnight was left out, and a whole day.
+        ("2018-11-04", "America/Sao_Paulo", "2018-11-04T03:00:00Z"),
+        ("2011-12-30", "Pacific/Apia", "2011-12-30T10:00:00Z"),
+    ] {
+        let expected = DateTime::parse_from_rfc3339(expected).unwrap().to_utc();
+        assert_eq!(instant(text, zone(zone_name).unwrap()), Ok(expected), "{text} {zone_name}");
+    }
+    for text in ["", "yesterday", "2024-13-01", "2024-01-31 12:00", "2024-01-31T12:00:00"] {
+        assert!(instant(text, Tz::UTC).is_err(), "{text}");
+    }
 }

@@ -9,6 +9,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::journal::Health;
+use crate::ledger::Writer;
 use crate::sync::{Ended, RunReport};
 
 /// The summary names each entity when there are at most this many.
@@ -177,10 +178,31 @@ fn entities_table(report: &RunReport) -> Table {
     )
 }
 
-/// `status`: what `sync_health` says.
-pub fn health(entities: &[Health], as_json: bool) {
+/// Asks a question that is answered by y or n; no answer is no.
+pub fn confirm(question: &str) -> std::io::Result<bool> {
+    let mut stdout = std::io::stdout().lock();
+    write!(stdout, "{question} [y/N] ")?;
+    stdout.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if !answer.ends_with('\n') {
+        writeln!(stdout)?;
+    }
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+/// A number with its thousands apart.
+pub fn thousands(number: i64) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    format!("{}{}", if number < 0 { "-" } else { "" }, groups.join(","))
+}
+
+/// `status`: what `sync_health` says, and whose rows will come later.
+pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool) {
     if as_json {
-        line(json!({ "entities": entities }));
+        line(json!({ "entities": entities, "oldest_writer": oldest_writer }));
         return;
     }
     if entities.is_empty() {
@@ -210,6 +232,41 @@ pub fn health(entities: &[Health], as_json: bool) {
     for entity in entities {
         if let Some(problem) = &entity.last_error {
             line(format_args!("{}: {problem}", entity.entity_id));
+        }
+    }
+    if let Some(writer) = oldest_writer {
+        line(format_args!("{}; its rows are uploaded after it has", describe(writer)));
+    }
+}
+
+/// Which transaction it is, and how to find it.
+fn describe(writer: &Writer) -> String {
+    let mut text = format!("transaction {} has written to the ledger and not ended", writer.transaction);
+    let who = [
+        writer.prepared_as.as_ref().map(|name| format!("prepared as '{name}'")),
+        writer.pid.map(|pid| format!("pid {pid}")),
+        writer.user_name.as_ref().map(|name| format!("user {name}")),
+        writer.application_name.clone(),
+        writer.state.clone(),
+        writer.since.map(|since| format!("since {}", since.format("%Y-%m-%d %H:%M:%SZ"))),
+    ];
+    let who: Vec<String> = who.into_iter().flatten().collect();
+    if !who.is_empty() {
+        text = format!("{text} ({})", who.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_stand_apart() {
+        for (number, expected) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (14_203, "14,203"), (-1_234_567, "-1,234,567")]
+        {
+            assert_eq!(thousands(number), expected);
         }
     }
 }

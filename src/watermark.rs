@@ -31,6 +31,11 @@ impl Snapshot {
         &self.running
     }
 
+    /// Says whether all that this snapshot contains is in the other one too.
+    pub fn is_within(&self, other: &Snapshot) -> bool {
+        self.xmax <= other.xmax && other.running.iter().all(|xid| !self.contains(*xid))
+    }
+
     /// Says whether the transaction had ended when the snapshot was taken.
     pub fn contains(&self, xid: Xid) -> bool {
         xid < self.xmax && self.running.binary_search(&xid).is_err()
@@ -173,6 +178,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn is_within_is_set_inclusion(one in snapshots(), other in snapshots()) {
+            let included = (0..64).all(|xid| !one.contains(xid) || other.contains(xid));
+            prop_assert_eq!(one.is_within(&other), included);
+        }
+
         /// Whatever the snapshots: the segments, less what the target does not contain, are the set
         /// "in target and not in settled", each transaction once and in order.
         #[test]

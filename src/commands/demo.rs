@@ -158,7 +158,7 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
     line(aligned_rows(&pool, &sandbox).await?);
 
     heading("4. elven-sync status");
-    output::health(&journal::Health::list(&pool).await?, false);
+    output::health(&journal::Health::list(&pool).await?, None, false);
 
     heading("Where to look next");
     line(

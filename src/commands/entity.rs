@@ -1,18 +1,21 @@
-//! `entity add | list | pause | resume`.
+//! `entity add | list | pause | resume | rewind | rebind`.
 
 use anyhow::bail;
 use clap::Subcommand;
 use sqlx::PgPool;
 
+use tokio::sync::watch;
+
 use super::{SUCCEEDED, connect};
 use crate::align;
 use crate::config::Settings;
-use crate::journal::{self, Entity};
+use crate::journal::{self, Entity, FromNow};
 use crate::output;
+use crate::sync::Worker;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Register an entity; its whole history in the ledger is uploaded by the next run
+    /// Register an entity; the next run uploads its whole history in the ledger
     Add {
         /// The entity, spelled as in the ledger
         id: String,
@@ -22,6 +25,9 @@ pub(super) enum Command {
         /// Name of its credential in the configuration
         #[arg(long, value_name = "NAME", default_value = "default")]
         credential: String,
+        /// Skip what the ledger has already: upload only what is written or updated from now on
+        #[arg(long)]
+        from_now: bool,
     },
     /// List the registered entities
     List {
@@ -39,46 +45,143 @@ pub(super) enum Command {
         /// The entity
         id: String,
     },
+    /// Move an entity's watermark back, so that the next run uploads again what came after it
+    Rewind {
+        /// The entity
+        id: String,
+        /// To where it stood at that time (RFC 3339, or a date in the entity's zone), or `start`
+        #[arg(long, value_name = "TIME", default_value = START)]
+        to: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Accept, after `pg_upgrade`, that the database has another system identifier
+    #[command(group(clap::ArgGroup::new("which").required(true).args(["ids", "all"])))]
+    Rebind {
+        /// The entities
+        #[arg(value_name = "ID")]
+        ids: Vec<String>,
+        /// All registered entities
+        #[arg(long)]
+        all: bool,
+    },
 }
+
+/// `rewind --to` this: everything again.
+const START: &str = "start";
 
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
     match command {
-        Command::Add { id, timezone, credential } => add(settings, id, timezone, credential).await,
+        Command::Add { id, timezone, credential, from_now } => {
+            add(settings, Entity { entity_id: id, timezone, credential, paused: false }, from_now).await
+        }
         Command::List { json } => list(settings, json).await,
         Command::Pause { id } => set_paused(settings, &id, true).await,
         Command::Resume { id } => set_paused(settings, &id, false).await,
+        Command::Rewind { id, to, yes } => rewind(settings, &id, &to, yes).await,
+        Command::Rebind { ids, all } => rebind(settings, ids, all).await,
     }
 }
 
-async fn add(settings: &Settings, id: String, timezone: String, credential: String) -> anyhow::Result<u8> {
-    align::zone(&timezone)?;
-    align::check_text("the entity's id", Some(&id))?;
-    align::check_text("the credential's name", Some(&credential))?;
+async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Result<u8> {
+    align::zone(&entity.timezone)?;
+    align::check_text("the entity's id", Some(&entity.entity_id))?;
+    align::check_text("the credential's name", Some(&entity.credential))?;
     let pool = connect_migrated(settings).await?;
-    let entity = Entity { entity_id: id, timezone, credential, paused: false };
-    if !Entity::add(&pool, &entity).await? {
-        let known = Entity::list(&pool).await?.into_iter().find(|known| known.entity_id == entity.entity_id);
-        let Some(known) = known else {
-            bail!("entity `{}` was removed just now; try again", entity.entity_id)
-        };
-        if (&known.timezone, &known.credential) != (&entity.timezone, &entity.credential) {
-            bail!(
-                "entity `{}` is registered already, with time zone {} and credential `{}`; nothing was changed; hint: \
-                 update elven_sync.entities to change it; what was uploaded before stays as it was",
-                known.entity_id,
-                known.timezone,
-                known.credential
-            );
+    let added = if from_now {
+        match worker(settings, &pool).await?.register_from_now(&entity).await? {
+            FromNow::Begun => true,
+            FromNow::Registered => false,
+            FromNow::HasWatermark => bail!(
+                "entity `{}` was synced before and has a watermark, behind which rows may wait; nothing was changed; \
+                 hint: without --from-now it goes on where it was",
+                entity.entity_id
+            ),
         }
-        output::line(format_args!("entity `{}` is registered already", known.entity_id));
-        return Ok(SUCCEEDED);
+    } else {
+        Entity::add(&pool, &entity).await?
+    };
+    if !added {
+        return already_registered(&pool, &entity, from_now).await;
     }
     output::line(format_args!(
-        "entity `{}` is registered: time zone {}, credential `{}`; the next run uploads its history",
-        entity.entity_id, entity.timezone, entity.credential
+        "entity `{}` is registered: time zone {}, credential `{}`; {}",
+        entity.entity_id,
+        entity.timezone,
+        entity.credential,
+        if from_now {
+            "what the ledger has already is skipped, runs upload what is written or updated from now on"
+        } else {
+            "the next run uploads its history"
+        }
     ));
     if let Err(problem) = settings.credential(&entity.credential) {
         output::line(format_args!("note: {problem}"));
+    }
+    Ok(SUCCEEDED)
+}
+
+/// Registering twice is no harm, as long as it says the same.
+async fn already_registered(pool: &PgPool, entity: &Entity, from_now: bool) -> anyhow::Result<u8> {
+    let known = registered(pool, &entity.entity_id).await?;
+    if (&known.timezone, &known.credential) != (&entity.timezone, &entity.credential) {
+        bail!(
+            "entity `{}` is registered already, with time zone {} and credential `{}`; nothing was changed; hint: \
+             update elven_sync.entities to change it; what was uploaded before stays as it was",
+            known.entity_id,
+            known.timezone,
+            known.credential
+        );
+    }
+    if from_now {
+        bail!(
+            "entity `{}` is registered already; its watermark stays where it is and nothing was changed; hint: \
+             --from-now is for a new entity",
+            known.entity_id
+        );
+    }
+    output::line(format_args!("entity `{}` is registered already", known.entity_id));
+    Ok(SUCCEEDED)
+}
+
+async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::Result<u8> {
+    let pool = connect_migrated(settings).await?;
+    let entity = registered(&pool, id).await?;
+    let at = if to == START { None } else { Some(align::instant(to, align::zone(&entity.timezone)?)?) };
+    let worker = worker(settings, &pool).await?;
+    let plan = worker.plan_rewind(id, at).await?;
+    output::line(format_args!(
+        "`{id}` moves back {} rows, {} of them already accepted; the next run uploads them again, and Elven may keep \
+         what it has of them",
+        output::thousands(plan.rows),
+        output::thousands(plan.accepted)
+    ));
+    if !yes && !output::confirm("Move it back?")? {
+        bail!("nothing was moved; hint: answer y, or say --yes");
+    }
+    worker.rewind(&plan).await?;
+    output::line(format_args!("`{id}` was moved back"));
+    Ok(SUCCEEDED)
+}
+
+async fn rebind(settings: &Settings, ids: Vec<String>, all: bool) -> anyhow::Result<u8> {
+    let pool = connect_migrated(settings).await?;
+    let ids = if all {
+        Entity::list(&pool).await?.into_iter().map(|entity| entity.entity_id).collect()
+    } else {
+        for id in &ids {
+            registered(&pool, id).await?;
+        }
+        ids
+    };
+    let worker = worker(settings, &pool).await?;
+    for id in &ids {
+        output::line(if worker.rebind(id).await? {
+            format!("`{id}` is bound to this cluster; the next run goes on where it was")
+        } else {
+            format!("`{id}` needs no rebinding: its watermark is of this cluster, or it has none yet")
+        });
     }
     Ok(SUCCEEDED)
 }
@@ -107,15 +210,28 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
 async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Result<u8> {
     let pool = connect_migrated(settings).await?;
     if !Entity::set_paused(&pool, id, paused).await? {
-        let entities = Entity::list(&pool).await?;
-        let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
-        bail!(output::unknown_entity(id, &known));
+        registered(&pool, id).await?;
     }
     output::line(format_args!(
         "entity `{id}` is {}",
         if paused { "paused; its rows wait" } else { "resumed" }
     ));
     Ok(SUCCEEDED)
+}
+
+/// The entity with this id, or an error that names those with a similar one.
+async fn registered(pool: &PgPool, id: &str) -> anyhow::Result<Entity> {
+    let entities = Entity::list(pool).await?;
+    if let Some(entity) = entities.iter().find(|entity| entity.entity_id == id) {
+        return Ok(entity.clone());
+    }
+    let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
+    bail!(output::unknown_entity(id, &known))
+}
+
+/// What moves watermarks also runs; here it is never asked to stop.
+async fn worker(settings: &Settings, pool: &PgPool) -> anyhow::Result<Worker> {
+    Ok(Worker::open(settings.clone(), pool.clone(), watch::channel(false).1).await?)
 }
 
 /// Connects, and makes sure that the sync tables are there: nothing else opens them here.

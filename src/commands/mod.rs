@@ -1,5 +1,6 @@
 //! The commands that people type.
 
+mod attach;
 mod demo;
 mod entity;
 mod run;
@@ -44,6 +45,8 @@ enum Command {
         #[arg(long)]
         with_ledger: bool,
     },
+    /// Prepare the configured ledger table: column, trigger, index
+    Attach(attach::Options),
     /// Say who is synced, and how
     #[command(subcommand)]
     Entity(entity::Command),
@@ -67,6 +70,7 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     let settings = || Settings::load(&cli.flags, environment);
     match cli.command {
         Command::Migrate { with_ledger } => migrate(&settings()?, with_ledger).await,
+        Command::Attach(options) => attach::run(options, &settings()?).await,
         Command::Entity(command) => entity::run(command, &settings()?).await,
         Command::Run(options) => run::run(options, settings()?).await,
         Command::Status { json } => run::status(&settings()?, json).await,

@@ -70,6 +70,7 @@ pub(super) fn stop_on_signal() -> std::io::Result<(Stop, Arc<AtomicU8>)> {
 
 pub(super) async fn status(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
     let pool = connect(settings).await?;
-    output::health(&crate::sync::health(settings, &pool).await?, as_json);
+    let (entities, oldest_writer) = crate::sync::health(settings, &pool).await?;
+    output::health(&entities, oldest_writer.as_ref(), as_json);
     Ok(SUCCEEDED)
 }

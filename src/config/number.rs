@@ -24,3 +24,12 @@ where
             .map_err(|problem| D::Error::custom(format!("`{text}` is not a number: {problem}"))),
     }
 }
+
+/// The same for a setting that has no default.
+pub(super) fn from_text_or_number_if_any<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display> + Deserialize<'de>,
+{
+    from_text_or_number(deserializer).map(Some)
+}

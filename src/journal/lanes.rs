@@ -215,7 +215,7 @@ impl Journal {
                    and not exists (select from elven_sync.sync_batches b
                                     where b.pass_id = $3 and b.status in ('sending', 'unknown'))
              returning pass_id)
-             update elven_sync.sync_passes set finished_at = clock_timestamp()
+             update elven_sync.sync_passes set finished_at = clock_timestamp(), written_by = pg_current_xact_id()
               where pass_id = $3 and exists (select from lane)",
             lease.entity_id,
             lease.epoch,

@@ -8,6 +8,7 @@ mod entities;
 mod errors;
 mod lanes;
 mod migrate;
+mod moves;
 mod runs;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -20,7 +21,11 @@ pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use lanes::{Lane, Lease, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
+pub use moves::{Earlier, FromNow, Origin, Seal};
 pub use runs::{Counters, RunStatus};
+
+/// Begins a transaction whose commit is durable.
+const DURABLE: &str = "begin; set local synchronous_commit = on";
 
 /// The journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +88,7 @@ impl Journal {
     /// Begins a transaction that says itself that its commit is durable: a proxy may drop what was said
     /// when the connection began, and on these transactions the watermark rests.
     async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.pool.begin_with("begin; set local synchronous_commit = on").await
+        self.pool.begin_with(DURABLE).await
     }
 
     fn lease_seconds(&self) -> f64 {

@@ -1,10 +1,14 @@
-//! The ledger: every statement about it is here, and all of them only read.
+//! The ledger: every statement about it is here, and all but those of [`attach`] only read.
 //!
 //! Pages come as binary `COPY ... TO STDOUT`, the cheapest form in which PostgreSQL gives rows away:
 //! one message per row, decoded in [`row`] without going through text.
 
+pub mod attach;
 mod row;
+mod standby;
+mod statements;
 mod table;
+mod writers;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,6 +17,7 @@ use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolCopyExt};
 
 pub use row::Row;
 pub use table::Table;
+pub use writers::Writer;
 
 use crate::watermark::{self, Cursor, Segment, Snapshot};
 
@@ -25,13 +30,17 @@ pub enum LedgerError {
     /// A row came in a form that the reader does not know.
     #[error("a row of the ledger cannot be decoded: {0}")]
     Decode(&'static str),
+    /// The standby cannot show the pages that are asked for.
+    #[error("{0}")]
+    Standby(String),
     /// PostgreSQL refused or went away.
     #[error("reading the ledger failed")]
     Database(#[from] sqlx::Error),
 }
 
-/// Target, cluster, and for an entity: its id, whether it has news, whether from the future.
-type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>);
+/// Target, cluster, and for an entity: its id, whether it has news, whether from the future, whether
+/// without a stamp.
+type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<bool>);
 
 /// Entities whose pending rows are counted in one statement.
 const ENTITIES_PER_COUNT_MAX: usize = 500;
@@ -40,6 +49,7 @@ const ENTITIES_PER_COUNT_MAX: usize = 500;
 #[derive(Clone, Debug)]
 pub struct Ledger {
     pool: PgPool,
+    standby: Option<PgPool>,
     table: Table,
 }
 
@@ -74,6 +84,8 @@ pub struct News {
     pub has_news: bool,
     /// There are rows that claim a transaction which has not been given out yet.
     pub from_the_future: bool,
+    /// There are rows that name no transaction at all.
+    pub unstamped: bool,
 }
 
 /// Ledger rows of an entity that wait.
@@ -95,10 +107,18 @@ impl Look {
 }
 
 impl Ledger {
-    /// Finds the table and checks its columns against the catalogue.
-    pub async fn open(pool: PgPool, settings: &crate::config::LedgerSettings) -> Result<Self, LedgerError> {
+    /// Finds the table and checks its columns against the catalogue. With a `standby`, pages come from
+    /// there; it has to be one of the primary behind `pool`.
+    pub async fn open(
+        pool: PgPool,
+        standby: Option<PgPool>,
+        settings: &crate::config::LedgerSettings,
+    ) -> Result<Self, LedgerError> {
         let table = Table::find(&pool, settings).await?;
-        Ok(Self { pool, table })
+        if let Some(standby) = &standby {
+            standby::check(&pool, standby).await?;
+        }
+        Ok(Self { pool, standby, table })
     }
 
     /// The table's qualified name, as the watermark remembers it.
@@ -122,8 +142,9 @@ impl Ledger {
         };
         let entities = rows
             .into_iter()
-            .filter_map(|(_, _, entity_id, has_news, from_the_future)| {
-                Some((entity_id?, News { has_news: has_news?, from_the_future: from_the_future? }))
+            .filter_map(|(_, _, entity_id, has_news, from_the_future, unstamped)| {
+                let (has_news, from_the_future, unstamped) = (has_news?, from_the_future?, unstamped?);
+                Some((entity_id?, News { has_news, from_the_future, unstamped }))
             })
             .collect();
         Ok(Look { target, system_identifier, entities })
@@ -155,20 +176,18 @@ impl Ledger {
             .await?)
     }
 
-    /// Begins to read a pass: the rows of `entity_id` in `target` and not in `settled`, behind `cursor`,
-    /// and up to and including `until` if that is given.
-    pub async fn pass(
-        &self,
-        entity_id: &str,
-        settled: Option<&Snapshot>,
-        target: &Snapshot,
-        cursor: Option<Cursor>,
-        until: Option<Cursor>,
-        page_rows: usize,
-    ) -> Result<Pass, LedgerError> {
+    /// The oldest transaction that has written to the ledger and not ended, if there is one: later
+    /// passes will have its rows, and wait for nothing else.
+    pub async fn oldest_writer(&self) -> Result<Option<Writer>, LedgerError> {
+        Ok(writers::oldest(&self.pool, self.table.name()).await?)
+    }
+
+    /// Begins to read a pass, or what is left of one.
+    pub async fn pass(&self, reading: Reading<'_>) -> Result<Pass, LedgerError> {
+        let Reading { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
         let mut segments = watermark::segments(settled, target);
         segments.retain(|segment| {
-            cursor.as_ref().is_none_or(|cursor| cursor.xid < segment.until)
+            after.as_ref().is_none_or(|after| after.xid < segment.until)
                 && until.as_ref().is_none_or(|until| segment.from <= until.xid)
         });
         if segments.len() > 1 {
@@ -177,9 +196,10 @@ impl Ledger {
         Ok(Pass {
             ledger: self.clone(),
             entity_id: entity_id.to_owned(),
+            proof_of: pass_id.filter(|_| self.standby.is_some()),
             target: target.clone(),
             segments: segments.into(),
-            cursor,
+            cursor: after,
             until,
             page_rows,
         })
@@ -206,9 +226,28 @@ impl Ledger {
             .collect())
     }
 
+    /// Reads a page: from the standby if there is one, but for a pass that no row proves.
     async fn page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
+        if let Some(after) =
+            page.after.filter(|after| self.table.id_may_be_null && after.xid >= page.segment.from)
+        {
+            self.check_ids(page.entity_id, after).await?;
+        }
         let sql = self.table.page_sql(page);
-        let mut messages = self.pool.copy_out_raw(&sql).await?;
+        let Some(standby) = self.standby.as_ref().filter(|_| page.proof_of.is_some()) else {
+            return self.copy(&self.pool, &sql).await;
+        };
+        let mut patience = standby::Patience::new();
+        loop {
+            match self.copy(standby, &sql).await {
+                Err(problem) if standby::is_behind(&problem) => patience.wait().await?,
+                read => return read,
+            }
+        }
+    }
+
+    async fn copy(&self, pool: &PgPool, sql: &str) -> Result<Vec<Row>, LedgerError> {
+        let mut messages = pool.copy_out_raw(sql).await?;
         let mut rows = Vec::new();
         let mut in_header = true;
         while let Some(message) = messages.try_next().await? {
@@ -219,10 +258,41 @@ impl Ledger {
         }
         Ok(rows)
     }
+
+    /// Makes sure that no row of the cursor's transaction is without an id, where the catalogue does not.
+    async fn check_ids(&self, entity_id: &str, after: &Cursor) -> Result<(), LedgerError> {
+        let found = sqlx::query(AssertSqlSafe(self.table.without_id_sql()))
+            .bind(entity_id)
+            .bind(after.xid.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        if found.is_some() { Err(LedgerError::Decode("id is NULL")) } else { Ok(()) }
+    }
 }
 
 fn parse_snapshot(text: &str) -> Result<Snapshot, LedgerError> {
     text.parse().map_err(|_| LedgerError::Decode("not a snapshot"))
+}
+
+/// What of a pass is to be read: the rows of `entity_id` in `target` and not in `settled`, behind `after`,
+/// and up to and including `until` if that is given.
+#[derive(Debug)]
+pub struct Reading<'a> {
+    /// The entity.
+    pub entity_id: &'a str,
+    /// The recorded pass; a standby that has its row has all that the target contains. `None` reads
+    /// from the primary.
+    pub pass_id: Option<i64>,
+    /// The watermark that the pass begins with.
+    pub settled: Option<&'a Snapshot>,
+    /// The watermark that it ends with.
+    pub target: &'a Snapshot,
+    /// The place to begin behind.
+    pub after: Option<Cursor>,
+    /// The place to end at.
+    pub until: Option<Cursor>,
+    /// Rows to a page, or a few more where ties are.
+    pub page_rows: usize,
 }
 
 /// The rows of one pass of one entity, page by page. No transaction stays open between pages.
@@ -230,6 +300,7 @@ fn parse_snapshot(text: &str) -> Result<Snapshot, LedgerError> {
 pub struct Pass {
     ledger: Ledger,
     entity_id: String,
+    proof_of: Option<i64>,
     target: Snapshot,
     segments: VecDeque<Segment>,
     cursor: Option<Cursor>,
@@ -246,6 +317,8 @@ struct Page<'a> {
     after: Option<&'a Cursor>,
     until: Option<&'a Cursor>,
     rows_max: usize,
+    /// The pass whose row the statement has to see; only asked for on a standby.
+    proof_of: Option<i64>,
 }
 
 impl Pass {
@@ -261,6 +334,7 @@ impl Pass {
                 after: self.cursor.as_ref(),
                 until: self.until.as_ref(),
                 rows_max: self.page_rows,
+                proof_of: self.proof_of,
             };
             let rows = self.ledger.page(&page).await?;
             if rows.len() < self.page_rows {

@@ -1,94 +1,117 @@
-//! The ledger's table, its columns, and the statements over them.
-
-use std::fmt::Write as _;
+//! The ledger's table: found in the catalogue, its columns checked and put into expressions.
 
 use sqlx::{PgPool, Row as _};
 
-use super::{LedgerError, Page, Progress};
+use super::LedgerError;
 use crate::config::LedgerSettings;
-use crate::watermark::{Cursor, Snapshot};
 
 /// A table or view with the columns of a ledger, checked against the catalogue.
+///
+/// The columns are SQL expressions over the alias `t`.
 #[derive(Clone, Debug)]
 pub struct Table {
-    name: String,
-    id_type: String,
-    entity: String,
-    xid: String,
-    id: String,
-    captured_at: String,
-    columns: String,
+    pub(super) name: String,
+    pub(super) id_type: String,
+    pub(super) entity: String,
+    pub(super) xid: String,
+    pub(super) id: String,
+    pub(super) captured_at: String,
+    /// What a page selects, in the order in which [`super::row`] decodes it.
+    pub(super) columns: String,
+    /// Columns that the catalogue does not promise to be filled, as in any view. A comparison with NULL
+    /// is never true, so such rows have to be looked for.
+    pub(super) id_may_be_null: bool,
+    pub(super) xid_may_be_null: bool,
+    pub(super) entity_may_be_null: bool,
 }
 
-/// The roles of columns, with the types that each may have.
+/// The roles of columns, with the types that each may have. A domain counts as the type beneath it.
 const ROLES: [(&str, &[&str]); 7] = [
     ("id", &["bigint", "integer", "smallint", "uuid", "text", "character varying"]),
     ("entity_id", &["text", "character varying"]),
     ("entity_account_id", &["text", "character varying", "uuid"]),
     ("currency", &["text", "character varying", "character"]),
-    ("captured_at", &["timestamp with time zone"]),
-    ("balance", &["numeric"]),
+    ("captured_at", &["timestamp with time zone", "timestamp without time zone"]),
+    ("balance", &["numeric", "bigint", "integer", "smallint"]),
     ("change_xid", &["xid8"]),
 ];
+
+/// $1 schema, $2 table: its kind and its columns. A domain may stand on another one.
+pub(super) const COLUMNS: &str = "
+    select c.relkind::text as relkind, a.attname::text as name, pg_catalog.format_type(base.oid, null) as type,
+           not a.attnotnull as may_be_null, coalesce(not l.collisdeterministic, false) as equates_texts
+      from pg_catalog.pg_class c
+      join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+      join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+      left join pg_catalog.pg_collation l on l.oid = a.attcollation
+     cross join lateral (
+           with recursive d (oid) as (
+               select a.atttypid
+               union all
+               select y.typbasetype from d join pg_catalog.pg_type y on y.oid = d.oid where y.typtype = 'd')
+           select d.oid from d join pg_catalog.pg_type y on y.oid = d.oid where y.typtype <> 'd') base
+     where n.nspname = $1 and c.relname = $2";
+
+/// A column of the ledger, as the catalogue describes it.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(super) struct Column {
+    relkind: String,
+    pub name: String,
+    #[sqlx(rename = "type")]
+    kind: String,
+    pub may_be_null: bool,
+    equates_texts: bool,
+}
 
 impl Table {
     /// Looks the table up and checks that each column is there and of a type that can be read.
     pub(super) async fn find(pool: &PgPool, settings: &LedgerSettings) -> Result<Self, LedgerError> {
-        let wanted = &settings.table;
-        let Some((schema, relation)) = wanted.split_once('.') else {
-            return Err(LedgerError::Shape(format!(
-                "[ledger] table = \"{wanted}\" has no schema; hint: write it as \"schema.table\""
-            )));
-        };
-        let found = sqlx::query(
-            "select a.attname::text, pg_catalog.format_type(a.atttypid, null)
-               from pg_catalog.pg_attribute a
-               join pg_catalog.pg_class c on c.oid = a.attrelid
-               join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-              where n.nspname = $1 and c.relname = $2 and a.attnum > 0 and not a.attisdropped",
-        )
-        .bind(schema)
-        .bind(relation)
-        .fetch_all(pool)
-        .await?;
-        if found.is_empty() {
-            return Err(LedgerError::Shape(format!(
-                "there is no ledger table {wanted}; hint: `elven-sync migrate --with-ledger` creates the default \
-                 one, or name yours under [ledger] table in the configuration"
-            )));
-        }
-        let mut id_type = String::new();
-        let mut quoted = Vec::new();
-        for (role, accepted) in ROLES {
-            let column = settings.columns.get(role);
-            let kind = found
-                .iter()
-                .find(|row| row.get::<&str, _>(0) == column)
-                .map(|row| row.get::<String, _>(1))
-                .ok_or_else(|| {
-                    LedgerError::Shape(format!(
-                        "the ledger table {wanted} has no column {column}; hint: name the one that holds the \
-                         {role} under [ledger.columns]"
-                    ))
-                })?;
-            if !accepted.contains(&kind.as_str()) {
+        let (schema, relation) =
+            settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
+        let columns: Vec<Column> =
+            sqlx::query_as(COLUMNS).bind(&schema).bind(&relation).fetch_all(pool).await?;
+        let table = &settings.table;
+        match columns.first().map(|column| column.relkind.as_str()) {
+            Some("r" | "p" | "v") => {}
+            None => return Err(missing(pool, settings, &schema, &relation).await?),
+            Some(kind) => {
                 return Err(LedgerError::Shape(format!(
-                    "column {column} of the ledger table {wanted} is {kind}, but {role} has to be {}",
-                    accepted.join(" or ")
+                    "the ledger {table} is a {}, whose rows do not carry transactions of this database in the order \
+                     in which they can be read; hint: name a table, or a view over one",
+                    if kind == "m" { "materialized view" } else { "foreign table or the like" }
                 )));
             }
-            if role == "id" {
-                id_type = kind;
-            }
-            quoted.push(format!("t.{}", quote_identifier(column)));
         }
-        let [id, entity, account, currency, captured_at, balance, xid] =
-            quoted.try_into().unwrap_or_default();
-        let id_value = if is_number(&id_type) { format!("{id}::bigint") } else { format!("{id}::text") };
-        let columns =
-            format!("{xid}, {id_value}, {account}::text, {currency}::text, {captured_at}, {balance}");
-        let name = format!("{}.{}", quote_identifier(schema), quote_identifier(relation));
-        Ok(Self { name, id_type, entity, xid, id, captured_at, columns })
+        let found = Found { settings, columns: &columns };
+        let id = found.role("id")?;
+        let entity = match &settings.entity {
+            Some(entity) => format!("{}::text", quote_literal(entity)),
+            None => found.role("entity_id")?.quoted(),
+        };
+        let account = found.role("entity_account_id")?.quoted();
+        let currency = found.role("currency")?.quoted();
+        let captured_at = found.captured_at()?;
+        let balance = found.balance()?;
+        let xid = found.role("change_xid")?;
+        let id_value = if is_number(&id.kind) { "bigint" } else { "text" };
+        let columns = format!(
+            "{}, {}::{id_value}, {account}::text, {currency}::text, {captured_at}, {balance}",
+            xid.quoted(),
+            id.quoted()
+        );
+        found.check_zone(pool).await?;
+        Ok(Self {
+            name: format!("{}.{}", quote_identifier(&schema), quote_identifier(&relation)),
+            id_type: id.kind.clone(),
+            entity,
+            xid: xid.quoted(),
+            id: id.quoted(),
+            captured_at,
+            columns,
+            id_may_be_null: id.may_be_null,
+            xid_may_be_null: xid.may_be_null,
+            entity_may_be_null: settings.entity.is_none() && found.role("entity_id")?.may_be_null,
+        })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -99,135 +122,151 @@ impl Table {
     pub(super) fn id_is_number(&self) -> bool {
         is_number(&self.id_type)
     }
+}
 
-    /// One page, as a copy. `with ties`: a partitioned ledger cannot have a unique id, and a page
-    /// that ended inside a tie would lose the rest of it, since the next one begins behind it.
-    pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
-        let &Page { entity_id, target, segment, after, until, rows_max } = page;
-        let Self { name, entity, xid, id, id_type, columns, .. } = self;
-        let mut filter =
-            format!("{entity} = {} and {xid} < '{}'::xid8", quote_literal(entity_id), segment.until);
-        // Writing to a String cannot fail.
-        let _ = match after.filter(|after| after.xid >= segment.from) {
-            Some(Cursor { xid: after, id: after_id }) => {
-                write!(
-                    filter,
-                    " and ({xid}, {id}) > ('{after}'::xid8, {}::{id_type})",
-                    quote_literal(after_id)
-                )
-            }
-            None => write!(filter, " and {xid} >= '{}'::xid8", segment.from),
+impl Column {
+    fn quoted(&self) -> String {
+        format!("t.{}", quote_identifier(&self.name))
+    }
+}
+
+/// The columns of the table that was found, to be matched with their roles.
+pub(super) struct Found<'a> {
+    pub settings: &'a LedgerSettings,
+    pub columns: &'a [Column],
+}
+
+impl Found<'_> {
+    /// The column with a role, if it is there and of an accepted type.
+    pub(super) fn role(&self, role: &str) -> Result<&Column, LedgerError> {
+        let table = &self.settings.table;
+        let name = self.settings.columns.get(role);
+        let Some(column) = self.columns.iter().find(|column| column.name == name) else {
+            let remedy = match role {
+                "change_xid" => {
+                    "`elven-sync attach` adds it to a table; a view has to select that of its table"
+                }
+                "entity_id" => {
+                    "name the one that holds it under [ledger.columns], or say [ledger] entity = \"...\""
+                }
+                _ => "name the one that holds it under [ledger.columns]",
+            };
+            return Err(LedgerError::Shape(format!(
+                "the ledger {table} has no column {name} for {role}; hint: {remedy}"
+            )));
         };
-        if let Some(Cursor { xid: until, id: until_id }) = until {
-            let _ = write!(
-                filter,
-                " and ({xid}, {id}) <= ('{until}'::xid8, {}::{id_type})",
-                quote_literal(until_id)
-            );
+        let accepted = ROLES.iter().find(|(known, _)| *known == role).map_or(&[][..], |(_, types)| types);
+        if !accepted.contains(&column.kind.as_str()) {
+            return Err(LedgerError::Shape(format!(
+                "column {name} of the ledger {table} is {}, but {role} has to be {}",
+                column.kind,
+                accepted.join(" or ")
+            )));
         }
-        // Transactions that had not ended when the target was taken belong to a later pass.
-        if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
-            let _ = write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot)");
+        // To PostgreSQL 'a' and 'A' would be one id, or one entity; to everybody else they are two.
+        if column.equates_texts && matches!(role, "id" | "entity_id") {
+            return Err(LedgerError::Shape(format!(
+                "column {name} of the ledger {table} has a collation that takes different texts for equal; hint: map \
+                 a view that selects it collate \"C\""
+            )));
         }
-        format!(
-            "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
-             fetch first {rows_max} rows with ties) to stdout (format binary)"
-        )
+        Ok(column)
     }
 
-    /// $1 entity, $2 and $3 bounds of segments: the ordinals of those with rows, in order.
-    ///
-    /// `order by ... limit 1` and not `exists`: the planner expects to meet a matching row soon and
-    /// would rather scan the table, which is wrong whenever there is none.
-    pub(super) fn probe_sql(&self) -> String {
-        let Self { name, entity, xid, id, .. } = self;
-        format!(
-            "select s.place from unnest($2::text[], $3::text[]) with ordinality s (lower, upper, place)
-              cross join lateral (select from {name} t where {entity} = $1
-                                     and {xid} >= s.lower::xid8 and {xid} < s.upper::xid8
-                                   order by {xid}, {id} limit 1) found
-              order by s.place"
-        )
-    }
-
-    /// $1 entities, $2 their watermarks: snapshot, cluster, and per entity whether there is news. The
-    /// outer join gives a row even when nothing was asked for.
-    ///
-    /// News is a row of a transaction in the range from the watermark's xmax on, or of one that was
-    /// running when the watermark was taken; three index probes per entity, for the reason given above.
-    pub(super) fn look_sql(&self) -> String {
-        let Self { name, entity, xid, id, .. } = self;
-        format!(
-            "select now.target::text, now.system_identifier, l.entity_id,
-                    coalesce(newest.xid >= coalesce(pg_snapshot_xmax(l.settled::pg_snapshot), '0'::xid8), false)
-                    or exists (select from pg_snapshot_xip(l.settled::pg_snapshot) late (xid)
-                                cross join lateral (select from {name} t where {entity} = l.entity_id
-                                                       and {xid} = late.xid order by {id} limit 1) found),
-                    coalesce(newest.xid >= pg_snapshot_xmax(now.target), false)
-               from (select pg_current_snapshot() as target, system_identifier from pg_control_system()) now
-               left join unnest($1::text[], $2::text[]) l (entity_id, settled) on true
-               left join lateral (select {xid} as xid from {name} t where {entity} = l.entity_id
-                                   order by {xid} desc, {id} desc limit 1) newest on true"
-        )
-    }
-
-    /// What has not been dealt with, per entity.
-    ///
-    /// The bounds are literals, so that the planner knows how little lies behind them; with parameters
-    /// it assumes a third of the table and scans it.
-    pub(super) fn pending_sql(&self, lanes: &[Progress]) -> String {
-        let Self { name, entity, xid, id, id_type, captured_at, .. } = self;
-        let counts = lanes.iter().map(|lane| {
-            let entity_id = quote_literal(&lane.entity_id);
-            let settled = lane.settled.as_ref();
-            let mut filter = format!("{xid} >= '{}'::xid8", settled.map_or(0, Snapshot::xmax));
-            // Writing to a String cannot fail.
-            for late in settled.map_or(&[][..], Snapshot::running) {
-                let _ = write!(filter, " or {xid} = '{late}'::xid8");
+    /// The instant. A `timestamp` is one only together with a zone, and only its owner knows which.
+    fn captured_at(&self) -> Result<String, LedgerError> {
+        let column = self.role("captured_at")?;
+        let with_zone = column.kind == "timestamp with time zone";
+        match &self.settings.captured_at_zone {
+            None if with_zone => Ok(column.quoted()),
+            Some(zone) if !with_zone => {
+                Ok(format!("({} at time zone {})", column.quoted(), quote_literal(zone)))
             }
-            filter = format!("({filter})");
-            if let (Some(target), Some(cursor)) = (&lane.target, &lane.cursor) {
-                let _ = write!(
-                    filter,
-                    " and (not pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot) or ({xid}, {id}) > \
-                     ('{}'::xid8, {}::{id_type}))",
-                    cursor.xid,
-                    quote_literal(&cursor.id)
-                );
-            }
-            format!(
-                "select {entity_id}::text, count(*), min({captured_at}) filter (where isfinite({captured_at})) \
-                 from {name} t where {entity} = {entity_id} and {filter}"
-            )
-        });
-        counts.collect::<Vec<_>>().join(" union all ")
+            None => Err(LedgerError::Shape(format!(
+                "column {} of the ledger {} is {}, which names no instant; hint: say in which zone it was written, \
+                 e.g. [ledger] captured_at_zone = \"UTC\", or make it timestamp with time zone",
+                column.name, self.settings.table, column.kind
+            ))),
+            Some(_) => Err(LedgerError::Shape(format!(
+                "[ledger] captured_at_zone is set, but column {} of the ledger {} is {} and names instants already; \
+                 hint: leave captured_at_zone out",
+                column.name, self.settings.table, column.kind
+            ))),
+        }
     }
 
-    /// $1 registered entities: the others that the ledger has, found by stepping through the index.
-    pub(super) fn unregistered_sql(&self) -> String {
-        let Self { name, entity, .. } = self;
-        format!(
-            "with recursive e as (
-                (select {entity}::text as entity_id from {name} t order by {entity} limit 1)
-                union all
-                select (select {entity}::text from {name} t where {entity} > e.entity_id order by {entity} limit 1)
-                  from e where e.entity_id is not null)
-             select entity_id from e where entity_id <> all ($1)"
-        )
+    /// The amount, as a numeric. An integer is one of minor units, and how minor has to be said.
+    fn balance(&self) -> Result<String, LedgerError> {
+        let column = self.role("balance")?;
+        match self.settings.balance_scale {
+            None if column.kind == "numeric" => Ok(column.quoted()),
+            Some(scale) if column.kind != "numeric" => {
+                // Exact: the product of two numerics has all digits of both.
+                Ok(format!("({}::numeric * '1e-{scale}'::numeric)", column.quoted()))
+            }
+            None => Err(LedgerError::Shape(format!(
+                "column {} of the ledger {} is {}; hint: say how many digits are behind the decimal point, e.g. \
+                 [ledger] balance_scale = 2 for cents and 0 for whole units",
+                column.name, self.settings.table, column.kind
+            ))),
+            Some(_) => Err(LedgerError::Shape(format!(
+                "[ledger] balance_scale is set, but column {} of the ledger {} is numeric and has its decimal point; \
+                 hint: leave balance_scale out",
+                column.name, self.settings.table
+            ))),
+        }
     }
+
+    /// Makes sure that the server knows the zone: its rules decide what a `timestamp` means.
+    async fn check_zone(&self, pool: &PgPool) -> Result<(), LedgerError> {
+        let Some(zone) = &self.settings.captured_at_zone else { return Ok(()) };
+        let known = sqlx::query("select now() at time zone $1").bind(zone).execute(pool).await;
+        known.map(drop).map_err(|problem| match problem.as_database_error() {
+            Some(refused) => LedgerError::Shape(format!(
+                "[ledger] captured_at_zone: the database does not know it: {}",
+                refused.message()
+            )),
+            None => problem.into(),
+        })
+    }
+}
+
+/// Says that there is no such table, and whether another spelling would find one.
+pub(super) async fn missing(
+    executor: impl sqlx::PgExecutor<'_>,
+    settings: &LedgerSettings,
+    schema: &str,
+    relation: &str,
+) -> Result<LedgerError, sqlx::Error> {
+    let similar = sqlx::query(
+        "select n.nspname || '.' || c.relname from pg_catalog.pg_class c
+           join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+          where lower(n.nspname) = lower($1) and lower(c.relname) = lower($2) and c.relkind in ('r', 'p', 'v')",
+    )
+    .bind(schema)
+    .bind(relation)
+    .fetch_optional(executor)
+    .await?;
+    let hint = match similar {
+        Some(row) => format!("names are spelled as in the catalogue; there is {}", row.get::<String, _>(0)),
+        None => "`elven-sync migrate --with-ledger` creates the default one, or name yours under [ledger] table in \
+                 the configuration"
+            .to_owned(),
+    };
+    Ok(LedgerError::Shape(format!("there is no ledger table {}; hint: {hint}", settings.table)))
 }
 
 fn is_number(id_type: &str) -> bool {
     matches!(id_type, "bigint" | "integer" | "smallint")
 }
 
-fn quote_identifier(name: &str) -> String {
+pub(super) fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Quotes a text as a literal that means the same whatever `standard_conforming_strings` is
 /// (manual, "String Constants with C-Style Escapes").
-fn quote_literal(text: &str) -> String {
+pub(super) fn quote_literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 

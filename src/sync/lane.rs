@@ -12,7 +12,7 @@ use super::{Ended, EntityReport, RunError, Target, Worker};
 use crate::batch::Batch;
 use crate::elven::{Answer, Verdict, judge};
 use crate::journal::{Counters, JournalError, Kind, Lane, Lease, Problem, Settlement, Take, Unfinished};
-use crate::ledger::{LedgerError, Look};
+use crate::ledger::{LedgerError, Look, Reading};
 use crate::watermark::{Cursor, Snapshot};
 
 /// A page holds this many batches: large enough that a page costs little, small enough that memory
@@ -54,6 +54,9 @@ impl From<LedgerError> for Halt {
             LedgerError::Database(_) => Halt::Broken(problem.into()),
             LedgerError::Shape(_) | LedgerError::Decode(_) => {
                 Halt::Problem(Problem::of_lane(Kind::Config, problem.to_string()))
+            }
+            LedgerError::Standby(_) => {
+                Halt::Problem(Problem::of_lane(Kind::Unavailable, problem.to_string()))
             }
         }
     }
@@ -161,7 +164,11 @@ impl Worker {
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::idle(entity_id);
         let target = lane.open.as_ref().map_or(&look.target, |(_, target)| target);
-        let mut rows = self.rows(entity_id, lane.settled.as_ref(), target, lane.cursor.clone(), None).await?;
+        let page_rows = self.page_rows();
+        let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
+        // From the primary: nothing is recorded that a standby could prove itself by.
+        let reading = Reading { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
+        let mut rows = Rows::of(self.ledger.pass(reading).await?);
         let mut before = lane.cursor.clone();
         while let Some(batch) = rows.next_batch(before, zone, self.settings.sync.batch_rows).await? {
             report.count(&batch);
@@ -179,17 +186,8 @@ impl Worker {
         Ok(report)
     }
 
-    async fn rows(
-        &self,
-        entity_id: &str,
-        settled: Option<&Snapshot>,
-        target: &Snapshot,
-        cursor: Option<Cursor>,
-        until: Option<Cursor>,
-    ) -> Result<Rows, LedgerError> {
-        let page_rows = self.settings.sync.batch_rows * BATCHES_PER_PAGE;
-        let pass = self.ledger.pass(entity_id, settled, target, cursor, until, page_rows).await?;
-        Ok(Rows::of(pass))
+    fn page_rows(&self) -> usize {
+        self.settings.sync.batch_rows * BATCHES_PER_PAGE
     }
 }
 
@@ -233,13 +231,25 @@ impl Held<'_> {
             self.repeat(pass_id, lane.settled.as_ref(), &target, cursor, &unfinished).await?;
             cursor = Some(unfinished.last);
         }
-        let entity_id = &self.target.entity_id;
-        let mut rows =
-            self.worker.rows(entity_id, lane.settled.as_ref(), &target, cursor.clone(), None).await?;
-        while let Some(batch) = rows.next_batch(cursor, self.target.zone, settings.sync.batch_rows).await? {
-            if *self.worker.stop.borrow() {
-                return Err(Halt::Stopped);
-            }
+        let reading = Reading {
+            entity_id: &self.target.entity_id,
+            pass_id: Some(pass_id),
+            settled: lane.settled.as_ref(),
+            target: &target,
+            after: cursor.clone(),
+            until: None,
+            page_rows: self.worker.page_rows(),
+        };
+        let mut rows = Rows::of(ledger.pass(reading).await?);
+        let mut stop = self.worker.stop.clone();
+        loop {
+            // A standby may let us wait for long; nothing is in flight here.
+            let batch = tokio::select! {
+                biased;
+                Ok(_) = stop.wait_for(|stop| *stop) => return Err(Halt::Stopped),
+                batch = rows.next_batch(cursor, self.target.zone, settings.sync.batch_rows) => batch?,
+            };
+            let Some(batch) = batch else { break };
             self.deliver(pass_id, None, &batch).await?;
             cursor = Some(batch.last);
         }
@@ -256,10 +266,16 @@ impl Held<'_> {
         cursor: Option<Cursor>,
         unfinished: &Unfinished,
     ) -> Result<(), Halt> {
-        let until = Some(unfinished.last.clone());
-        let mut rows =
-            self.worker.rows(&self.target.entity_id, settled, target, cursor.clone(), until).await?;
-        let interval = rows.all().await?;
+        let reading = Reading {
+            entity_id: &self.target.entity_id,
+            pass_id: Some(pass_id),
+            settled,
+            target,
+            after: cursor.clone(),
+            until: Some(unfinished.last.clone()),
+            page_rows: self.worker.page_rows(),
+        };
+        let interval = Rows::of(self.worker.ledger.pass(reading).await?).all().await?;
         if interval.is_empty() {
             self.worker.journal.emptied(&self.lease, cursor.as_ref(), unfinished).await?;
             return Ok(());

@@ -6,6 +6,7 @@
 mod consequence;
 mod fit;
 mod lane;
+mod moves;
 mod report;
 mod rows;
 
@@ -15,16 +16,18 @@ use std::time::Duration;
 
 use chrono_tz::Tz;
 use futures_util::future::join_all;
+use secrecy::SecretString;
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, watch};
 
+pub use moves::{MoveError, Rewind};
 pub use report::{Ended, EntityReport, RunReport};
 
 use crate::align;
 use crate::config::{ConfigError, Credential, Settings};
 use crate::elven::Client;
-use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
-use crate::ledger::{Ledger, LedgerError, Pending, Progress};
+use crate::journal::{self, Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
+use crate::ledger::{self, Ledger, LedgerError, Pending, Progress};
 
 /// A run could not work at all.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +78,11 @@ impl Worker {
         let worker = worker_name();
         let journal =
             Journal::open(pool.clone(), worker, settings.sync.lease, settings.api.signature_window).await?;
-        let ledger = Ledger::open(pool.clone(), &settings.ledger).await?;
+        let standby = match &settings.ledger_url {
+            Some(url) => Some(standby(url, pool.options().get_max_connections()).await?),
+            None => None,
+        };
+        let ledger = Ledger::open(pool.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
         let slots = Arc::new(Semaphore::new(settings.sync.entities_at_once));
         Ok(Self { settings: Arc::new(settings), pool, ledger, journal, client, slots, stop })
@@ -247,12 +254,26 @@ impl Worker {
     }
 }
 
-/// What `sync_health` says, with what waits counted now.
-pub async fn health(settings: &Settings, pool: &PgPool) -> Result<Vec<Health>, RunError> {
+/// Connects to the standby that pages are to be read from.
+async fn standby(url: &SecretString, connections_max: u32) -> Result<PgPool, LedgerError> {
+    journal::connect(url, connections_max).await.map_err(|problem| {
+        LedgerError::Standby(format!(
+            "the standby cannot be reached: {}; hint: check ELVEN_SYNC_LEDGER_URL, or leave it out to read from the \
+             primary",
+            crate::output::chain(&problem)
+        ))
+    })
+}
+
+/// What `sync_health` says, with what waits counted now, and who holds it up.
+pub async fn health(
+    settings: &Settings,
+    pool: &PgPool,
+) -> Result<(Vec<Health>, Option<ledger::Writer>), RunError> {
     let journal =
         Journal::open(pool.clone(), worker_name(), settings.sync.lease, settings.api.signature_window)
             .await?;
-    let ledger = Ledger::open(pool.clone(), &settings.ledger).await?;
+    let ledger = Ledger::open(pool.clone(), None, &settings.ledger).await?;
     let mut entities = Health::list(pool).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
     let pending = ledger.pending(&progress(&journal.lanes(&ids).await?)).await?;
@@ -267,7 +288,7 @@ pub async fn health(settings: &Settings, pool: &PgPool) -> Result<Vec<Health>, R
             }
         }
     }
-    Ok(entities)
+    Ok((entities, ledger.oldest_writer().await?))
 }
 
 fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {

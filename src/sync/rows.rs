@@ -58,11 +58,23 @@ impl Rows {
 
     /// Takes in the page that was read ahead. `false` when there was none.
     async fn read_page(&mut self) -> Result<bool, LedgerError> {
-        let Some(ahead) = self.ahead.take() else { return Ok(false) };
-        let (pass, page) = ahead.await.map_err(|_| LedgerError::Decode("the reader stopped"))?;
+        // Left in its place while it is waited for, so that it is not forgotten when the waiting ends early.
+        let Some(ahead) = &mut self.ahead else { return Ok(false) };
+        let read = ahead.await;
+        self.ahead = None;
+        let (pass, page) = read.map_err(|_| LedgerError::Decode("the reader stopped"))?;
         let Some(rows) = page? else { return Ok(false) };
         self.waiting.extend(rows);
         self.ahead = Some(read_ahead(pass));
         Ok(true)
+    }
+}
+
+impl Drop for Rows {
+    /// A page that nobody waits for any more is not waited for.
+    fn drop(&mut self) {
+        if let Some(ahead) = &self.ahead {
+            ahead.abort();
+        }
     }
 }

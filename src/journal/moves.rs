@@ -1,0 +1,211 @@
+//! Watermarks moved by a person: a start from now, a rewind, a rebind. Each leaves a row in `sync_passes`.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+
+use super::lanes::commit_if_held;
+use super::{DURABLE, Entity, Journal, JournalError, Lease};
+use crate::watermark::Snapshot;
+
+/// What a watermark speaks of.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// The cluster.
+    pub system_identifier: i64,
+    /// The table.
+    pub ledger_table: &'a str,
+}
+
+/// What became of a registration that skips what is already there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromNow {
+    /// It begins now.
+    Begun,
+    /// It was registered before; nothing was changed.
+    Registered,
+    /// It was registered and synced at an earlier time, and has a watermark; nothing was changed.
+    HasWatermark,
+}
+
+/// A watermark that an entity had.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    /// The watermark. `None`: the start.
+    pub settled: Option<Snapshot>,
+    /// Rows that were dealt with since and not accepted: set aside and still open, or superseded.
+    pub not_accepted_since: i64,
+}
+
+/// Whether the journal was written in this cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seal {
+    /// The rows of the journal are where they were written, or in an upgraded copy of the files.
+    Whole,
+    /// They were written again, as restoring a dump does.
+    Broken,
+    /// There is nothing to tell it by.
+    Missing,
+}
+
+impl Entity {
+    /// Registers an entity with a watermark: what `target` contains counts as dealt with.
+    pub async fn add_from_now(
+        pool: &PgPool,
+        entity: &Entity,
+        target: &Snapshot,
+        origin: Origin<'_>,
+    ) -> Result<FromNow, JournalError> {
+        let mut transaction = pool.begin_with(DURABLE).await?;
+        let added = sqlx::query!(
+            "insert into elven_sync.entities (entity_id, timezone, credential, paused)
+             values ($1, $2, $3, $4) on conflict do nothing",
+            entity.entity_id,
+            entity.timezone,
+            entity.credential,
+            entity.paused
+        )
+        .execute(&mut *transaction)
+        .await?;
+        if added.rows_affected() == 0 {
+            return Ok(FromNow::Registered);
+        }
+        // The trigger of the registration has made the state, unless there was one from before.
+        let begun = sqlx::query!(
+            "update elven_sync.sync_state
+                set settled = $2::text::pg_snapshot, system_identifier = $3, ledger_table = $4
+              where entity_id = $1 and settled is null and pass_id is null",
+            entity.entity_id,
+            target.to_string(),
+            origin.system_identifier,
+            origin.ledger_table
+        )
+        .execute(&mut *transaction)
+        .await?;
+        if begun.rows_affected() == 0 {
+            return Ok(FromNow::HasWatermark);
+        }
+        sqlx::query!(
+            "insert into elven_sync.sync_passes (entity_id, kind, target, finished_at)
+             values ($1, 'from_now', $2::text::pg_snapshot, clock_timestamp())",
+            entity.entity_id,
+            target.to_string()
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(FromNow::Begun)
+    }
+}
+
+impl Journal {
+    /// The watermark that an entity had at an instant; `None` asks for the start.
+    pub async fn earlier(&self, entity_id: &str, at: Option<DateTime<Utc>>) -> Result<Earlier, JournalError> {
+        let pass = sqlx::query!(
+            "select pass_id, target::text from elven_sync.sync_passes
+              where entity_id = $1 and finished_at <= $2 order by finished_at desc, pass_id desc limit 1",
+            entity_id,
+            at
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        let (pass_id, target) = pass.map_or((0, None), |pass| (pass.pass_id, pass.target));
+        let settled = target.map(|text| text.parse::<Snapshot>()).transpose();
+        let settled = settled.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
+        let not_accepted_since = sqlx::query_scalar!(
+            r#"select (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_batches
+                        where entity_id = $1 and pass_id > $2 and status = 'accepted')::bigint
+                    + (select count(*) from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id)
+                        where e.entity_id = $1 and e.ledger_id is not null and e.resolved_at is null
+                          and b.pass_id > $2) as "rows!""#,
+            entity_id,
+            pass_id
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Earlier { settled, not_accepted_since })
+    }
+
+    /// Moves a watermark back, to the start with `None`; an open pass is given up.
+    pub async fn rewind(&self, lease: &Lease, to: Option<&Snapshot>) -> Result<(), JournalError> {
+        let to = to.map(ToString::to_string);
+        let mut transaction = self.begin().await?;
+        let before = sqlx::query!(
+            "select settled::text, pass_id from elven_sync.sync_state where entity_id = $1 for update",
+            lease.entity_id
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        // From the start on, cluster and table are whatever the next pass finds.
+        let done = sqlx::query!(
+            "update elven_sync.sync_state
+                set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
+                    system_identifier = case when $3::text is null then null else system_identifier end,
+                    ledger_table = case when $3::text is null then null else ledger_table end
+              where entity_id = $1 and lease_epoch = $2 and lease_expires_at > clock_timestamp()",
+            lease.entity_id,
+            lease.epoch,
+            to
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "update elven_sync.sync_batches
+                set status = 'unknown', finished_at = clock_timestamp(),
+                    error = 'the entity was rewound before the outcome was known; its rows are sent again'
+              where pass_id = $1 and status in ('sending', 'unknown')",
+            before.pass_id
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
+             values ($1, 'rewind', $2::text::pg_snapshot, $3::text::pg_snapshot, clock_timestamp())",
+            lease.entity_id,
+            before.settled,
+            to
+        )
+        .execute(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, done.rows_affected()).await
+    }
+
+    /// Says whether the newest pass of an entity was written in this cluster, or in the one that it was
+    /// upgraded from: then the transaction that it names is also the one in its system column `xmin`.
+    pub async fn seal(&self, entity_id: &str) -> Result<Seal, JournalError> {
+        let whole = sqlx::query_scalar!(
+            "select xmin::text::bigint = mod(written_by::text::numeric, 4294967296)::bigint as whole
+               from elven_sync.sync_passes where entity_id = $1 order by pass_id desc limit 1",
+            entity_id
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(match whole.flatten() {
+            Some(true) => Seal::Whole,
+            Some(false) => Seal::Broken,
+            None => Seal::Missing,
+        })
+    }
+
+    /// Declares that the watermark of an entity speaks of this cluster.
+    pub async fn rebind(&self, lease: &Lease, system_identifier: i64) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query!(
+            "update elven_sync.sync_state set system_identifier = $3
+              where entity_id = $1 and lease_epoch = $2 and lease_expires_at > clock_timestamp()",
+            lease.entity_id,
+            lease.epoch,
+            system_identifier
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
+             select entity_id, 'rebind', settled, settled, clock_timestamp()
+               from elven_sync.sync_state where entity_id = $1",
+            lease.entity_id
+        )
+        .execute(&mut *transaction)
+        .await?;
+        commit_if_held(transaction, done.rows_affected()).await
+    }
+}

@@ -1,0 +1,236 @@
+//! What the catalogue says about a table that is to be prepared.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::super::LedgerError;
+use super::super::table::{self, Column, quote_identifier};
+use super::super::writers::BENEATH;
+use super::body;
+use crate::config::LedgerSettings;
+
+/// The table, or one of its partitions.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Relation {
+    pub oid: i64,
+    /// The partitioned table that this is a part of.
+    pub parent: Option<i64>,
+    pub schema: String,
+    pub table: String,
+    /// `pg_class.relkind`.
+    pub kind: String,
+    pub is_partition: bool,
+    /// `pg_class.relpersistence`.
+    pub persistence: String,
+    pub row_security: bool,
+}
+
+impl Relation {
+    pub(super) fn name(&self) -> String {
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.table))
+    }
+
+    pub(super) fn is_partitioned(&self) -> bool {
+        self.kind == "p"
+    }
+}
+
+/// A trigger that stamps rows, as [`super::body`] does.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Trigger {
+    pub relation: i64,
+    pub name: String,
+    /// Before insert and update, for each row, without a condition or a list of columns.
+    pub fires_always: bool,
+    /// `ENABLE ALWAYS`.
+    pub enabled_always: bool,
+    pub function: String,
+    /// No trigger of another table has the function.
+    pub function_is_ours_alone: bool,
+    source: String,
+}
+
+/// A plain B-tree index.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Index {
+    pub oid: i64,
+    pub relation: i64,
+    pub name: String,
+    pub columns: Vec<String>,
+    /// It has these columns and no more, and may hold equal entries.
+    pub is_plain: bool,
+    pub is_valid: bool,
+    /// The index of the partitioned table that it is a part of.
+    pub parent: Option<i64>,
+}
+
+/// What there is to know before a table is prepared.
+#[derive(Debug)]
+pub(super) struct Facts {
+    /// The table, then its partitions, parents first.
+    pub relations: Vec<Relation>,
+    /// The name of the column for the stamp, and the column if it is there.
+    pub stamp: (String, Option<Column>),
+    pub triggers: Vec<Trigger>,
+    pub indexes: Vec<Index>,
+    /// Publications whose subscribers would lack the column.
+    pub publications: Vec<String>,
+    /// Sequences of columns: of the index that a run needs, and of the one for backfills.
+    pub run_index: Vec<String>,
+    pub backfill_index: Vec<String>,
+}
+
+const TREE: &str = "
+    with recursive tree (oid, parent, depth) as (
+        select c.oid, null::oid, 0 from pg_catalog.pg_class c
+          join pg_catalog.pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = $2
+        union all
+        select i.inhrelid, i.inhparent, t.depth + 1 from tree t join pg_catalog.pg_inherits i on i.inhparent = t.oid)
+    select t.oid::bigint as oid, t.parent::bigint as parent, n.nspname::text as schema, c.relname::text as table,
+           c.relkind::text as kind, c.relispartition as is_partition, c.relpersistence::text as persistence,
+           c.relrowsecurity as row_security
+      from tree t join pg_catalog.pg_class c on c.oid = t.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     order by t.depth, n.nspname, c.relname";
+
+// tgtype: 1 for each row, 2 before, 4 insert, 16 update (src/include/catalog/pg_trigger.h).
+const TRIGGERS: &str = "
+    select t.tgrelid::bigint as relation, t.tgname::text as name,
+           t.tgtype = 23 and t.tgqual is null and t.tgattr::text = '' as fires_always,
+           t.tgenabled = 'A' as enabled_always, p.prosrc as source,
+           pg_catalog.format('%I.%I', n.nspname, p.proname) as function,
+           not exists (select from pg_catalog.pg_trigger x where x.tgfoid = p.oid and x.tgrelid <> all ($1::bigint[]::oid[]))
+               as function_is_ours_alone
+      from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
+      join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+     where t.tgrelid = any ($1::bigint[]::oid[])";
+
+const INDEXES: &str = "
+    select i.indexrelid::bigint as oid, i.indrelid::bigint as relation,
+           pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
+           array(select a.attname::text from unnest(i.indkey::int2[]) with ordinality k (attnum, place)
+                   join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+                  where k.place <= i.indnkeyatts order by k.place) as columns,
+           i.indnatts = i.indnkeyatts and not i.indisunique as is_plain,
+           i.indisvalid and i.indisready as is_valid, h.inhparent::bigint as parent
+      from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid
+      join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+      join pg_catalog.pg_am m on m.oid = c.relam and m.amname = 'btree'
+      left join pg_catalog.pg_inherits h on h.inhrelid = i.indexrelid
+     where i.indrelid = any ($1::bigint[]::oid[]) and i.indpred is null and i.indexprs is null
+       and not exists (select from unnest(i.indoption::int2[]) o where o <> 0)
+     order by c.relname";
+
+// A publication may list columns since PostgreSQL 15; through jsonb the statement is valid before, too.
+const PUBLICATIONS: &str = "
+    select distinct p.pubname::text
+      from pg_catalog.pg_publication_tables p
+      join pg_catalog.pg_namespace n on n.nspname = p.schemaname
+      join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+     where c.oid = any ($1::bigint[]::oid[])
+       and not exists (select from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication q on q.oid = r.prpubid
+                        where q.pubname = p.pubname and r.prrelid = any ($1::bigint[]::oid[])
+                          and to_jsonb(r) ->> 'prattrs' is not null)
+     order by 1";
+
+impl Facts {
+    /// Looks the table up, and refuses what cannot be prepared.
+    pub(super) async fn gather(
+        connection: &mut PgConnection,
+        settings: &LedgerSettings,
+    ) -> Result<Self, LedgerError> {
+        let (schema, table) =
+            settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
+        let columns: Vec<Column> =
+            sqlx::query_as(table::COLUMNS).bind(&schema).bind(&table).fetch_all(&mut *connection).await?;
+        if columns.is_empty() {
+            return Err(table::missing(&mut *connection, settings, &schema, &table).await?);
+        }
+        let relations: Vec<Relation> =
+            sqlx::query_as(TREE).bind(&schema).bind(&table).fetch_all(&mut *connection).await?;
+        refuse_what_has_no_triggers(connection, settings, &relations).await?;
+
+        let roles = table::Found { settings, columns: &columns };
+        let stamp_name = settings.columns.get("change_xid").to_owned();
+        let has_stamp = columns.iter().any(|column| column.name == stamp_name);
+        let stamp = if has_stamp { Some(roles.role("change_xid")?.clone()) } else { None };
+        let entity = match settings.entity {
+            Some(_) => None,
+            None => Some(roles.role("entity_id")?.name.clone()),
+        };
+        let id = roles.role("id")?.name.clone();
+        let captured_at = roles.role("captured_at").map(|column| column.name.clone());
+        let index = |middle: String| entity.iter().cloned().chain([middle, id.clone()]).collect();
+
+        let oids: Vec<i64> = relations.iter().map(|relation| relation.oid).collect();
+        let mut triggers: Vec<Trigger> =
+            sqlx::query_as(TRIGGERS).bind(&oids).fetch_all(&mut *connection).await?;
+        triggers.retain(|trigger| words(&trigger.source) == words(&body(&stamp_name)));
+        Ok(Self {
+            triggers,
+            indexes: sqlx::query_as(INDEXES).bind(&oids).fetch_all(&mut *connection).await?,
+            publications: sqlx::query_scalar(PUBLICATIONS).bind(&oids).fetch_all(&mut *connection).await?,
+            run_index: index(stamp_name.clone()),
+            backfill_index: captured_at.map(index).unwrap_or_default(),
+            stamp: (stamp_name, stamp),
+            relations,
+        })
+    }
+
+    /// The table itself.
+    pub(super) fn root(&self) -> &Relation {
+        &self.relations[0]
+    }
+
+    /// The trigger that stamps the rows of a relation.
+    pub(super) fn trigger(&self, relation: &Relation) -> Option<&Trigger> {
+        self.triggers.iter().find(|trigger| trigger.relation == relation.oid && trigger.fires_always)
+    }
+}
+
+async fn refuse_what_has_no_triggers(
+    connection: &mut PgConnection,
+    settings: &LedgerSettings,
+    relations: &[Relation],
+) -> Result<(), LedgerError> {
+    let table = &settings.table;
+    let refuse = |why: &str| Err(LedgerError::Shape(format!("{table} cannot be prepared: {why}")));
+    for (place, relation) in relations.iter().enumerate() {
+        match relation.kind.as_str() {
+            "r" | "p" if relation.persistence == "t" => return refuse("it is temporary"),
+            "r" | "p" if place > 0 && !relation.is_partition => {
+                return refuse(
+                    "other tables inherit from it, and no trigger of it fires for what is written to those; hint: use \
+                     declarative partitioning",
+                );
+            }
+            "r" | "p" => {}
+            "v" => {
+                let beneath = tables_beneath(connection, &relation.name()).await?.join(", ");
+                return refuse(&format!(
+                    "it is a view, and a trigger has to be on the table that is written to; hint: prepare that \
+                     ({beneath}) by ELVEN_SYNC_LEDGER__TABLE=... elven-sync attach, with \
+                     ELVEN_SYNC_LEDGER__COLUMNS__ID and ..._ENTITY_ID if its columns have other names, then let the \
+                     view select its change_xid"
+                ));
+            }
+            _ if place > 0 => {
+                return refuse(&format!("its partition {} is not a table of this database", relation.name()));
+            }
+            _ => return refuse("it is neither a table nor a view over one"),
+        }
+    }
+    Ok(())
+}
+
+async fn tables_beneath(connection: &mut PgConnection, view: &str) -> Result<Vec<String>, sqlx::Error> {
+    let sql = format!(
+        "with recursive {BENEATH} select pg_catalog.format('%I.%I', n.nspname, c.relname)
+           from beneath b join pg_catalog.pg_class c on c.oid = b.oid and c.relkind in ('r', 'p') and not c.relispartition
+           join pg_catalog.pg_namespace n on n.oid = c.relnamespace order by 1"
+    );
+    sqlx::query_scalar(AssertSqlSafe(sql)).bind(view).fetch_all(connection).await
+}
+
+/// The words of a function, whatever its lines and its quoting.
+fn words(source: &str) -> Vec<String> {
+    source.replace('"', "").split_whitespace().map(str::to_lowercase).collect()
+}

@@ -1,0 +1,339 @@
+//! `attach`: prepares a table that is there already, so that it can carry a watermark.
+//!
+//! A column with the id of the writing transaction, a trigger that fills it whatever the writer says,
+//! and the one index that a run needs. What is planned is the text of the statements, so that what a
+//! rehearsal prints is what is executed.
+
+mod facts;
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use self::facts::{Facts, Index, Relation};
+use super::LedgerError;
+use super::table::quote_identifier;
+use crate::config::LedgerSettings;
+
+/// PostgreSQL cuts longer names off.
+const NAME_BYTES_MAX: usize = 63;
+
+/// How a table is to be prepared.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// How long to wait for the moment in which the table is ours alone: everybody else who wants it
+    /// waits behind us.
+    pub lock_timeout: Duration,
+    /// Make the index that helps backfills, too.
+    pub backfill_index: bool,
+}
+
+/// A statement, or a few that are one transaction.
+#[derive(Debug)]
+pub struct Step {
+    /// What it is for.
+    pub why: String,
+    /// The text that is sent.
+    pub sql: String,
+}
+
+/// What is to be done to a table, and what to know before.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Would break something that works now.
+    pub breaks: Vec<String>,
+    /// Worth knowing.
+    pub notes: Vec<String>,
+    /// To be done in this order. Empty: all is done.
+    pub steps: Vec<Step>,
+}
+
+/// What the stamping function does. It names its schema, so that a writer's `search_path` cannot put
+/// another function in front of it.
+fn body(column: &str) -> String {
+    format!(
+        "begin\n    new.{} := pg_catalog.pg_current_xact_id();\n    return new;\nend",
+        quote_identifier(column)
+    )
+}
+
+/// Plans what is left to do.
+pub async fn plan(
+    connection: &mut PgConnection,
+    settings: &LedgerSettings,
+    wanted: &Wanted,
+) -> Result<Plan, LedgerError> {
+    let facts = Facts::gather(connection, settings).await?;
+    let mut plan = Plan::default();
+    stamp(&facts, wanted, &mut plan);
+    index(&facts, &facts.run_index, "", wanted, &mut plan);
+    if wanted.backfill_index {
+        index(&facts, &facts.backfill_index, "_backfill", wanted, &mut plan);
+    }
+    if !plan.steps.is_empty() {
+        plan.steps.push(Step {
+            why: "so that the planner knows the new column".to_owned(),
+            sql: format!("analyze {};", facts.root().name()),
+        });
+    }
+    if plan.steps.iter().any(|step| step.sql.contains("concurrently")) {
+        plan.steps.insert(
+            0,
+            Step {
+                why: "an index takes its time; these hold for this session alone".to_owned(),
+                sql: "set statement_timeout = 0; set lock_timeout = 0;".to_owned(),
+            },
+        );
+    }
+    Ok(plan)
+}
+
+/// Plans how to take everything away again.
+pub async fn plan_undo(
+    connection: &mut PgConnection,
+    settings: &LedgerSettings,
+    wanted: &Wanted,
+) -> Result<Plan, LedgerError> {
+    let facts = Facts::gather(connection, settings).await?;
+    let mut plan = Plan::default();
+    let table = facts.root().name();
+    let mut sql = Vec::new();
+    for trigger in facts.triggers.iter().filter(|trigger| trigger.relation == facts.root().oid) {
+        sql.push(format!("drop trigger {} on {table}", quote_identifier(&trigger.name)));
+        if trigger.function_is_ours_alone {
+            sql.push(format!("drop function {}()", trigger.function));
+        }
+    }
+    if facts.stamp.1.is_some() {
+        sql.push(format!("alter table {table} drop column {}", quote_identifier(&facts.stamp.0)));
+        plan.notes.push(
+            "the index goes with the column; attached again later, all rows count as new and are uploaded again"
+                .to_owned(),
+        );
+    }
+    let backfill = index_name(facts.root(), "_backfill");
+    if let Some(index) = facts.indexes.iter().find(|index| index.name.ends_with(&backfill)) {
+        sql.push(format!("drop index {}", index.name));
+    }
+    if !sql.is_empty() {
+        plan.steps.push(Step {
+            why: format!("trigger and column of {table}"),
+            sql: transaction(&sql, wanted.lock_timeout),
+        });
+    }
+    Ok(plan)
+}
+
+/// Column and trigger, in one transaction: there is no moment with the one and without the other.
+fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
+    let root = facts.root();
+    let (table, (name, column)) = (root.name(), &facts.stamp);
+    let quoted = quote_identifier(name);
+    let mut sql = Vec::new();
+    match column {
+        None => {
+            look_before_adding(facts, plan);
+            sql.push(format!(
+                "alter table {table} add column {quoted} xid8 not null default pg_catalog.pg_current_xact_id()"
+            ));
+            sql.push(format!(
+                "comment on column {table}.{quoted} is 'The transaction that wrote this version of the row. Set by a \
+                 trigger for elven-sync; never write it yourself.'"
+            ));
+        }
+        Some(column) if column.may_be_null => plan.notes.push(format!(
+            "{quoted} may be NULL; elven-sync refuses an entity with such rows until they are updated, which stamps them"
+        )),
+        Some(_) => {}
+    }
+    if facts.trigger(root).is_none() {
+        if column.is_some() {
+            plan.notes.push(format!(
+                "{quoted} was there without a trigger that fills it: rows may carry whatever their writers put there. \
+                 Update them to stamp them, e.g. update {table} set {quoted} = default"
+            ));
+        }
+        let called = format!("elven_sync_stamp_{name}");
+        let function = format!("{}.{}", quote_identifier(&root.schema), quote_identifier(&called));
+        let trigger = quote_identifier(&called);
+        sql.push(format!(
+            "create or replace function {function}() returns trigger language plpgsql as $elven_sync$\n{}\n$elven_sync$",
+            body(name)
+        ));
+        sql.push(format!("drop trigger if exists {trigger} on {table}"));
+        sql.push(format!(
+            "create trigger {trigger} before insert or update on {table} for each row execute function {function}()"
+        ));
+        // ALWAYS: fires in replication sessions too.
+        sql.push(format!("alter table {table} enable always trigger {trigger}"));
+    }
+    for relation in &facts.relations {
+        if let Some(trigger) = facts.trigger(relation).filter(|trigger| !trigger.enabled_always) {
+            sql.push(format!(
+                "alter table {} enable always trigger {}",
+                relation.name(),
+                quote_identifier(&trigger.name)
+            ));
+        }
+    }
+    if !sql.is_empty() {
+        plan.steps.push(Step {
+            why: format!(
+                "the stamp of {table}; the rows are not rewritten, the table is locked for a moment that is waited for \
+                 {:?} at most",
+                wanted.lock_timeout
+            ),
+            sql: transaction(&sql, wanted.lock_timeout),
+        });
+    }
+}
+
+/// Says what a further column does to others.
+fn look_before_adding(facts: &Facts, plan: &mut Plan) {
+    let root = facts.root();
+    let (table, name) = (root.name(), quote_identifier(&facts.stamp.0));
+    for publication in &facts.publications {
+        plan.breaks.push(format!(
+            "publication {} contains the table: its subscribers stop when the first row with {name} arrives, unless \
+             their tables have that column before (alter table ... add column {name} xid8)",
+            quote_identifier(publication)
+        ));
+    }
+    plan.notes.push(format!(
+        "COPY into {table} without a list of columns, and INSERT ... SELECT * from it, meet one more column: name the \
+         columns there"
+    ));
+    if facts.relations.iter().any(|relation| relation.row_security) {
+        plan.notes.push(format!(
+            "row-level security is on for {table}: the role that elven-sync runs as has to own the table or have \
+             BYPASSRLS, since a policy that hides rows from it is an error"
+        ));
+    }
+    if facts.relations.iter().any(|relation| relation.persistence == "u") {
+        plan.notes.push(format!("{table} is unlogged: a crash empties it, and a standby never has it"));
+    }
+}
+
+/// The index, built without keeping writers out: on a partitioned table partition by partition, since
+/// `CONCURRENTLY` is refused on the whole (manual, "CREATE INDEX").
+fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan: &mut Plan) {
+    if columns.is_empty() {
+        return;
+    }
+    let in_parts = facts.root().is_partitioned();
+    let list = columns.iter().map(|column| quote_identifier(column)).collect::<Vec<_>>().join(", ");
+    // In parts all have to be alike; alone, one that begins with these columns does as well.
+    let serves = |index: &&Index| {
+        if in_parts { index.is_plain && index.columns == columns } else { index.columns.starts_with(columns) }
+    };
+    let find = |relation: &Relation| {
+        let mut found = facts.indexes.iter().filter(|index| index.relation == relation.oid).filter(serves);
+        found.clone().find(|index| index.is_valid).or_else(|| found.next())
+    };
+    if find(facts.root()).is_some_and(|index| index.is_valid) {
+        return;
+    }
+    let new_name = |relation: &Relation| quote_identifier(&index_name(relation, suffix));
+    let mut attach = Vec::new();
+    for relation in &facts.relations {
+        let found = find(relation);
+        let name = match found {
+            Some(index) if relation.is_partitioned() || index.is_valid => index.name.clone(),
+            _ => format!("{}.{}", quote_identifier(&relation.schema), new_name(relation)),
+        };
+        match found {
+            Some(_) if relation.is_partitioned() => {}
+            Some(index) if index.is_valid => {}
+            None if relation.is_partitioned() => plan.steps.push(Step {
+                why: format!("the frame for the indexes of the partitions of {}", relation.name()),
+                sql: transaction(
+                    &[format!("create index {} on only {} ({list})", new_name(relation), relation.name())],
+                    wanted.lock_timeout,
+                ),
+            }),
+            _ => {
+                if let Some(broken) = found {
+                    plan.steps.push(Step {
+                        why: "left over from an attempt that did not end".to_owned(),
+                        sql: format!("drop index concurrently {};", broken.name),
+                    });
+                }
+                plan.steps.push(Step {
+                    why: format!("the index of {}; writers go on meanwhile", relation.name()),
+                    sql: format!(
+                        "create index concurrently {} on {} ({list});",
+                        new_name(relation),
+                        relation.name()
+                    ),
+                });
+            }
+        }
+        let parent = relation.parent.and_then(|parent| facts.relations.iter().find(|r| r.oid == parent));
+        if let Some(parent) = parent.filter(|_| relation.is_partition && relation.oid != facts.root().oid) {
+            let (within, is_attached) = match find(parent) {
+                Some(index) => (index.name.clone(), found.is_some_and(|part| part.parent == Some(index.oid))),
+                None => (format!("{}.{}", quote_identifier(&parent.schema), new_name(parent)), false),
+            };
+            if !is_attached {
+                attach.push(format!("alter index {within} attach partition {name}"));
+            }
+        }
+    }
+    if !attach.is_empty() {
+        plan.steps.push(Step {
+            why: format!("the indexes of the partitions become that of {}", facts.root().name()),
+            sql: transaction(&attach, wanted.lock_timeout),
+        });
+    }
+}
+
+/// `<table>_elven_sync`, or where that is too long a name by the table's id.
+fn index_name(relation: &Relation, suffix: &str) -> String {
+    let name = format!("{}_elven_sync{suffix}", relation.table);
+    if name.len() <= NAME_BYTES_MAX { name } else { format!("elven_sync_{}{suffix}", relation.oid) }
+}
+
+/// A transaction that would rather give up than make everybody wait.
+fn transaction(statements: &[String], lock_timeout: Duration) -> String {
+    let mut sql = format!("begin;\nset local lock_timeout = '{}ms';\n", lock_timeout.as_millis());
+    for statement in statements {
+        sql.push_str(statement);
+        sql.push_str(";\n");
+    }
+    sql.push_str("commit;");
+    sql
+}
+
+/// Takes one step. A transaction that fails leaves nothing behind; an index that fails leaves itself,
+/// and is dropped when the step is taken again.
+pub async fn take(connection: &mut PgConnection, step: &Step) -> Result<(), LedgerError> {
+    let taken = sqlx::raw_sql(AssertSqlSafe(step.sql.clone())).execute(&mut *connection).await;
+    let Err(problem) = taken else { return Ok(()) };
+    // Whatever comes of it: the connection is not used any more.
+    let _ = sqlx::raw_sql("rollback").execute(&mut *connection).await;
+    Err(problem.into())
+}
+
+/// Who holds the table, so that it could not be locked.
+pub async fn holders(
+    connection: &mut PgConnection,
+    settings: &LedgerSettings,
+) -> Result<Vec<String>, LedgerError> {
+    let (schema, table) =
+        settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
+    let name = format!("{}.{}", quote_identifier(&schema), quote_identifier(&table));
+    Ok(sqlx::query_scalar(
+        "select coalesce('pid ' || l.pid, 'a prepared transaction')
+                || coalesce(', user ' || a.usename, '') || coalesce(', ' || nullif(a.application_name, ''), '')
+                || coalesce(', ' || a.state, '') || coalesce(', since ' || date_trunc('second', a.xact_start), '')
+           from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+          where l.relation in (select $1::pg_catalog.regclass::oid
+                               union select inhrelid from pg_catalog.pg_inherits where inhparent = $1::pg_catalog.regclass)
+            and l.granted and l.pid is distinct from pg_backend_pid()
+            and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
+          group by l.pid, a.usename, a.application_name, a.state, a.xact_start order by a.xact_start limit 5",
+    )
+    .bind(name)
+    .fetch_all(connection)
+    .await?)
+}

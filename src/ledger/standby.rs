@@ -1,0 +1,91 @@
+//! Pages from a standby: right as long as it has replayed all that a pass is about.
+//!
+//! The snapshot of a statement on a standby is as old as the replay. That it covers the target is
+//! proven inside each statement by the row of the pass itself: that row was committed on the primary
+//! after the target was taken, a standby replays commits in order, and the page sees both in one
+//! snapshot. Comparing positions in the write-ahead log would not do within one statement, because the
+//! position may advance between the statement's snapshot and the comparison; and in two statements a
+//! proxy may ask two different servers.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::time::Instant;
+
+use super::LedgerError;
+
+/// Raised by `elven_sync.require_pass`.
+const PASS_NOT_SEEN: &str = "EL001";
+/// A standby on which not even the migration has arrived: no function, no table, no schema.
+const NOT_MIGRATED: [&str; 3] = ["42883", "42P01", "3F000"];
+/// The page was cancelled because replay needed the rows gone (manual, "Handling Query Conflicts").
+const RECOVERY_CONFLICT: &str = "40001";
+
+const WAIT_MAX: Duration = Duration::from_mins(2);
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A wait of this length is worth a line in the log.
+const WAIT_LOGGED: Duration = Duration::from_secs(5);
+
+/// Makes sure that both pools lead to the same database of the same cluster.
+pub(super) async fn check(primary: &PgPool, standby: &PgPool) -> Result<(), LedgerError> {
+    let identity =
+        "select system_identifier, (select oid::bigint from pg_database where datname = current_database())
+                      from pg_control_system()";
+    let here: (i64, i64) = sqlx::query_as(identity).fetch_one(primary).await?;
+    let there: (i64, i64) = sqlx::query_as(identity).fetch_one(standby).await?;
+    if here.0 != there.0 {
+        return Err(LedgerError::Standby(
+            "ELVEN_SYNC_LEDGER_URL leads to another PostgreSQL cluster than DATABASE_URL, whose transaction ids mean \
+             nothing here; hint: name a streaming standby of the primary, or leave it out"
+                .to_owned(),
+        ));
+    }
+    if here.1 != there.1 {
+        return Err(LedgerError::Standby(
+            "ELVEN_SYNC_LEDGER_URL leads to another database than DATABASE_URL; hint: name the same database on a \
+             standby of the primary"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// How long a reader has waited for a standby.
+pub(super) struct Patience {
+    begun: Instant,
+    pause: Duration,
+    logged: bool,
+}
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self { begun: Instant::now(), pause: PAUSE_MIN, logged: false }
+    }
+
+    /// Waits before the page is asked for again, longer each time, and gives up some day.
+    pub(super) async fn wait(&mut self) -> Result<(), LedgerError> {
+        if self.begun.elapsed() > WAIT_MAX {
+            return Err(LedgerError::Standby(format!(
+                "the standby has not replayed what the pass is about for {} s; hint: is its replay paused, or its \
+                 connection to the primary broken? Without ELVEN_SYNC_LEDGER_URL pages come from the primary",
+                WAIT_MAX.as_secs()
+            )));
+        }
+        if !self.logged && self.begun.elapsed() > WAIT_LOGGED {
+            self.logged = true;
+            tracing::warn!("waiting for the standby to replay what the primary has");
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Ok(())
+    }
+}
+
+/// Says whether a page failed for a reason that replaying more takes away.
+pub(super) fn is_behind(problem: &LedgerError) -> bool {
+    let LedgerError::Database(sqlx::Error::Database(refused)) = problem else { return false };
+    refused.code().is_some_and(|code| {
+        [PASS_NOT_SEEN, RECOVERY_CONFLICT].contains(&code.as_ref()) || NOT_MIGRATED.contains(&code.as_ref())
+    })
+}

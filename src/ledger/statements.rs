@@ -1,0 +1,152 @@
+//! The statements that read the ledger, as text: names and bounds of a table differ between installations.
+
+use std::fmt::Write as _;
+
+use super::table::{Table, quote_literal};
+use super::{Page, Progress};
+use crate::watermark::{Cursor, Snapshot};
+
+impl Table {
+    /// One page, as a copy. `with ties`: a partitioned ledger cannot have a unique id, and a page
+    /// that ended inside a tie would lose the rest of it, since the next one begins behind it.
+    pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
+        let &Page { entity_id, target, segment, after, until, rows_max, proof_of } = page;
+        let Self { name, entity, xid, id, id_type, columns, .. } = self;
+        let mut filter =
+            format!("{entity} = {} and {xid} < '{}'::xid8", quote_literal(entity_id), segment.until);
+        // Writing to a String cannot fail.
+        let _ = match after.filter(|after| after.xid >= segment.from) {
+            Some(Cursor { xid: after, id: after_id }) => {
+                write!(
+                    filter,
+                    " and ({xid}, {id}) > ('{after}'::xid8, {}::{id_type})",
+                    quote_literal(after_id)
+                )
+            }
+            None => write!(filter, " and {xid} >= '{}'::xid8", segment.from),
+        };
+        if let Some(Cursor { xid: until, id: until_id }) = until {
+            let _ = write!(
+                filter,
+                " and ({xid}, {id}) <= ('{until}'::xid8, {}::{id_type})",
+                quote_literal(until_id)
+            );
+        }
+        // Transactions that had not ended when the target was taken belong to a later pass.
+        if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
+            let _ = write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot)");
+        }
+        if let Some(pass_id) = proof_of {
+            let _ = write!(filter, " and elven_sync.require_pass({pass_id}, '{target}')");
+        }
+        format!(
+            "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
+             fetch first {rows_max} rows with ties) to stdout (format binary)"
+        )
+    }
+
+    /// $1 entity, $2 a transaction of which a page was read: `true` when one of its rows has no id. No
+    /// comparison with a cursor is true of such a row, so the pages behind it would not have it.
+    pub(super) fn without_id_sql(&self) -> String {
+        let Self { name, entity, xid, id, .. } = self;
+        format!(
+            "select true from {name} t where {entity} = $1 and {xid} = $2::xid8 and {id} is null
+              order by {xid}, {id} limit 1"
+        )
+    }
+
+    /// $1 entity, $2 and $3 bounds of segments: the ordinals of those with rows, in order.
+    ///
+    /// `order by ... limit 1` and not `exists`: the planner expects to meet a matching row soon and
+    /// would rather scan the table, which is wrong whenever there is none.
+    pub(super) fn probe_sql(&self) -> String {
+        let Self { name, entity, xid, id, .. } = self;
+        format!(
+            "select s.place from unnest($2::text[], $3::text[]) with ordinality s (lower, upper, place)
+              cross join lateral (select from {name} t where {entity} = $1
+                                     and {xid} >= s.lower::xid8 and {xid} < s.upper::xid8
+                                   order by {xid}, {id} limit 1) found
+              order by s.place"
+        )
+    }
+
+    /// $1 entities, $2 their watermarks: snapshot, cluster, and per entity whether there is news. The
+    /// outer join gives a row even when nothing was asked for.
+    ///
+    /// News is a row of a transaction in the range from the watermark's xmax on, or of one that was
+    /// running when the watermark was taken; three index probes per entity, for the reason given above.
+    pub(super) fn look_sql(&self) -> String {
+        let Self { name, entity, xid, id, .. } = self;
+        let unstamped = if self.xid_may_be_null {
+            format!(
+                "coalesce((select true from {name} t where {entity} = l.entity_id and {xid} is null
+                            order by {xid}, {id} limit 1), false)"
+            )
+        } else {
+            "false".to_owned()
+        };
+        format!(
+            "select now.target::text, now.system_identifier, l.entity_id,
+                    coalesce(newest.xid >= coalesce(pg_snapshot_xmax(l.settled::pg_snapshot), '0'::xid8), false)
+                    or exists (select from pg_snapshot_xip(l.settled::pg_snapshot) late (xid)
+                                cross join lateral (select from {name} t where {entity} = l.entity_id
+                                                       and {xid} = late.xid order by {id} limit 1) found),
+                    coalesce(newest.xid >= pg_snapshot_xmax(now.target), false), {unstamped}
+               from (select pg_current_snapshot() as target, system_identifier from pg_control_system()) now
+               left join unnest($1::text[], $2::text[]) l (entity_id, settled) on true
+               left join lateral (select {xid} as xid from {name} t where {entity} = l.entity_id and {xid} is not null
+                                   order by {xid} desc, {id} desc limit 1) newest on true"
+        )
+    }
+
+    /// What has not been dealt with, per entity.
+    ///
+    /// The bounds are literals, so that the planner knows how little lies behind them; with parameters
+    /// it assumes a third of the table and scans it.
+    pub(super) fn pending_sql(&self, lanes: &[Progress]) -> String {
+        let Self { name, entity, xid, id, id_type, captured_at, .. } = self;
+        let counts = lanes.iter().map(|lane| {
+            let entity_id = quote_literal(&lane.entity_id);
+            let settled = lane.settled.as_ref();
+            let mut filter = format!("{xid} >= '{}'::xid8", settled.map_or(0, Snapshot::xmax));
+            // Writing to a String cannot fail.
+            for late in settled.map_or(&[][..], Snapshot::running) {
+                let _ = write!(filter, " or {xid} = '{late}'::xid8");
+            }
+            filter = format!("({filter})");
+            if let (Some(target), Some(cursor)) = (&lane.target, &lane.cursor) {
+                let _ = write!(
+                    filter,
+                    " and (not pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot) or ({xid}, {id}) > \
+                     ('{}'::xid8, {}::{id_type}))",
+                    cursor.xid,
+                    quote_literal(&cursor.id)
+                );
+            }
+            format!(
+                "select {entity_id}::text, count(*), min({captured_at}) filter (where isfinite({captured_at})) \
+                 from {name} t where {entity} = {entity_id} and {filter}"
+            )
+        });
+        counts.collect::<Vec<_>>().join(" union all ")
+    }
+
+    /// $1 registered entities: the others that the ledger has, found by stepping through the index. Rows
+    /// without an entity come under an empty one, which cannot be registered.
+    pub(super) fn unregistered_sql(&self) -> String {
+        let Self { name, entity, .. } = self;
+        let nobodys = if self.entity_may_be_null {
+            format!("union (select '' from {name} t where {entity} is null order by {entity} limit 1)")
+        } else {
+            String::new()
+        };
+        format!(
+            "with recursive e as (
+                (select {entity}::text as entity_id from {name} t order by {entity} limit 1)
+                union all
+                select (select {entity}::text from {name} t where {entity} > e.entity_id order by {entity} limit 1)
+                  from e where e.entity_id is not null)
+             select entity_id from e where entity_id <> all ($1) {nobodys}"
+        )
+    }
+}

@@ -1,0 +1,61 @@
+//! Who holds things up: transactions that have written to the ledger and not ended.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgPool;
+
+/// A transaction that has written to the ledger and not ended.
+///
+/// It delays nobody else's rows; its own belong to the first pass that begins after its end.
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct Writer {
+    /// Its id, as in `pg_stat_activity.backend_xid`.
+    pub transaction: String,
+    /// The process of the server. `None` when it is prepared and belongs to no session.
+    pub pid: Option<i32>,
+    /// The name under which it was prepared (two-phase commit).
+    pub prepared_as: Option<String>,
+    /// Its user; `None` when this role may not see it.
+    pub user_name: Option<String>,
+    /// Its application, as it calls itself.
+    pub application_name: Option<String>,
+    /// What it does, as in `pg_stat_activity.state`.
+    pub state: Option<String>,
+    /// When it began, or was prepared; `None` when this role may not see it.
+    pub since: Option<DateTime<Utc>>,
+}
+
+/// All tables that a table or view consists of: partitions, and whatever a view is defined over.
+pub(super) const BENEATH: &str = "
+    beneath (oid) as (
+        select $1::pg_catalog.regclass::oid
+        union
+        select part.oid from beneath b cross join lateral (
+            select i.inhrelid as oid from pg_catalog.pg_inherits i where i.inhparent = b.oid
+            union all
+            select d.refobjid from pg_catalog.pg_rewrite r
+              join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.oid
+               and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+             where r.ev_class = b.oid) part)";
+
+/// The oldest writer, told by the locks: everybody may see those, while the activity of others is shown
+/// to members of `pg_monitor` alone.
+pub(super) async fn oldest(pool: &PgPool, table: &str) -> Result<Option<Writer>, sqlx::Error> {
+    let sql = format!(
+        "with recursive {BENEATH}
+         select x.transactionid::text as transaction, x.pid, p.gid as prepared_as,
+                coalesce(a.usename, p.owner)::text as user_name, nullif(a.application_name, '') as application_name,
+                a.state, coalesce(a.xact_start, p.prepared) as since
+           from pg_catalog.pg_locks x
+           left join pg_catalog.pg_stat_activity a on a.pid = x.pid
+           left join pg_catalog.pg_prepared_xacts p on x.pid is null and p.transaction = x.transactionid
+          where x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted
+            and x.virtualtransaction in (
+                    select l.virtualtransaction from pg_catalog.pg_locks l
+                      join pg_catalog.pg_database d on d.oid = l.database and d.datname = current_database()
+                     where l.relation in (select oid from beneath) and l.granted
+                       and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+          order by pg_catalog.age(x.transactionid) desc limit 1"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(table).fetch_optional(pool).await
+}

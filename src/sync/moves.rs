@@ -1,0 +1,181 @@
+//! Watermarks moved by a person: registered from now on, rewound, rebound.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::{RunError, Worker};
+use crate::journal::{Entity, FromNow, JournalError, Lane, Lease, Origin, Seal, Take};
+use crate::ledger::{LedgerError, Look, Progress};
+use crate::watermark::Snapshot;
+
+/// How often a lease that another worker holds is looked at.
+const LEASE_POLL: Duration = Duration::from_millis(250);
+
+/// A watermark cannot be moved as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    /// It would be wrong; the message says why, and the way out.
+    #[error("{0}")]
+    Refused(String),
+    /// The ledger or the sync tables cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+impl From<JournalError> for MoveError {
+    fn from(problem: JournalError) -> Self {
+        Self::Run(problem.into())
+    }
+}
+
+impl From<LedgerError> for MoveError {
+    fn from(problem: LedgerError) -> Self {
+        Self::Run(problem.into())
+    }
+}
+
+fn refused<T>(why: impl Into<String>) -> Result<T, MoveError> {
+    Err(MoveError::Refused(why.into()))
+}
+
+/// What moving a watermark back would do.
+#[derive(Debug)]
+pub struct Rewind {
+    entity_id: String,
+    to: Option<Snapshot>,
+    /// Rows that were dealt with and would be read again.
+    pub rows: i64,
+    /// How many of them the API has accepted.
+    pub accepted: i64,
+}
+
+impl Worker {
+    /// Registers an entity whose rows count as dealt with as far as they are there now. What open
+    /// transactions have written is not there yet, and is uploaded once they commit.
+    pub async fn register_from_now(&self, entity: &Entity) -> Result<FromNow, MoveError> {
+        let look = self.ledger.look(&[]).await?;
+        let origin = Origin { system_identifier: look.system_identifier, ledger_table: self.ledger.name() };
+        Ok(Entity::add_from_now(&self.pool, entity, &look.target, origin).await?)
+    }
+
+    /// Says what moving a watermark back would do: to where it stood at an instant, or to the start.
+    pub async fn plan_rewind(&self, entity_id: &str, at: Option<DateTime<Utc>>) -> Result<Rewind, MoveError> {
+        let (lane, look) = self.stand(entity_id).await?;
+        let earlier = self.journal.earlier(entity_id, at).await?;
+        self.check_rewind(entity_id, earlier.settled.as_ref(), &lane, &look)?;
+        let then = Progress {
+            settled: earlier.settled.clone(),
+            target: None,
+            cursor: None,
+            ..lane.progress(entity_id)
+        };
+        let behind = async |progress: Progress| -> Result<i64, LedgerError> {
+            Ok(self.ledger.pending(&[progress]).await?.first().map_or(0, |pending| pending.rows))
+        };
+        let rows = behind(then).await? - behind(lane.progress(entity_id)).await?;
+        Ok(Rewind {
+            entity_id: entity_id.to_owned(),
+            to: earlier.settled,
+            rows,
+            accepted: (rows - earlier.not_accepted_since).max(0),
+        })
+    }
+
+    /// Moves a watermark back.
+    pub async fn rewind(&self, rewind: &Rewind) -> Result<(), MoveError> {
+        let (lease, lane) = self.lease(&rewind.entity_id).await?;
+        let done = async {
+            let look = self.ledger.look(&[lane.progress(&rewind.entity_id)]).await?;
+            self.check_rewind(&rewind.entity_id, rewind.to.as_ref(), &lane, &look)?;
+            Ok(self.journal.rewind(&lease, rewind.to.as_ref()).await?)
+        };
+        let done = done.await;
+        self.journal.release(&lease).await?;
+        done
+    }
+
+    /// Accepts that the cluster has another identifier than the watermark of an entity says, because it
+    /// was upgraded by `pg_upgrade`, which goes on with the transaction ids. `false` when it fits anyway.
+    ///
+    /// Refuses a restored dump, in which the journal's rows were written anew, and transaction ids that
+    /// do not go on.
+    pub async fn rebind(&self, entity_id: &str) -> Result<bool, MoveError> {
+        let (lane, look) = self.stand(entity_id).await?;
+        let Some(before) = lane.system_identifier else { return Ok(false) };
+        if before == look.system_identifier {
+            return Ok(false);
+        }
+        let start_over = format!("hint: elven-sync entity rewind '{entity_id}'");
+        match self.journal.seal(entity_id).await? {
+            Seal::Whole => {}
+            Seal::Broken => {
+                return refused(format!(
+                    "this is not the upgraded cluster of the watermark of `{entity_id}`: the rows of elven_sync were \
+                     written anew here, as restoring a dump does, and so were those of the ledger; {start_over}"
+                ));
+            }
+            Seal::Missing => {
+                return refused(format!(
+                    "nothing tells whether the watermark of `{entity_id}` was written in this cluster; {start_over}"
+                ));
+            }
+        }
+        // With the identifier out of the way, everything else has to fit.
+        let same = Lane { system_identifier: Some(look.system_identifier), ..lane };
+        if let Err(misfit) = self.fits(entity_id, &same, &look) {
+            return refused(misfit.to_string());
+        }
+        let (lease, _) = self.lease(entity_id).await?;
+        let done = self.journal.rebind(&lease, look.system_identifier).await;
+        self.journal.release(&lease).await?;
+        done?;
+        Ok(true)
+    }
+
+    /// Never forward: what lies between would be skipped.
+    fn check_rewind(
+        &self,
+        entity_id: &str,
+        to: Option<&Snapshot>,
+        lane: &Lane,
+        look: &Look,
+    ) -> Result<(), MoveError> {
+        let Some(to) = to else { return Ok(()) };
+        if let Err(misfit) = self.fits(entity_id, lane, look) {
+            return refused(format!("only a rewind to the start is possible: {misfit}"));
+        }
+        if lane.settled.as_ref().is_none_or(|settled| !to.is_within(settled)) {
+            return refused(format!(
+                "the watermark of `{entity_id}` was ahead of where it is now, and moving it there would skip rows; hint: \
+                 name a later time or an earlier one, or the start"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Where an entity stands, and what the ledger says to that.
+    async fn stand(&self, entity_id: &str) -> Result<(Lane, Look), MoveError> {
+        let lanes = self.journal.lanes(&[entity_id.to_owned()]).await?;
+        let lane = lanes.get(entity_id).cloned().unwrap_or_default();
+        let look = self.ledger.look(&[lane.progress(entity_id)]).await?;
+        Ok((lane, look))
+    }
+
+    /// Leases an entity that no worker is on.
+    async fn lease(&self, entity_id: &str) -> Result<(Lease, Lane), MoveError> {
+        let mut first_seen = None;
+        loop {
+            match self.journal.take(entity_id).await? {
+                Take::Taken(lease, lane) => return Ok((lease, lane)),
+                Take::Held { seen } if *first_seen.get_or_insert_with(|| seen.clone()) != seen => {
+                    return refused(format!(
+                        "a worker is on `{entity_id}`; hint: elven-sync entity pause '{entity_id}', wait until its run \
+                         has ended, and try again"
+                    ));
+                }
+                Take::Held { .. } => tokio::time::sleep(LEASE_POLL).await,
+            }
+        }
+    }
+}
