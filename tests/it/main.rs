@@ -10,7 +10,9 @@
 )]
 
 mod answers;
+mod attach;
 mod commands;
+mod ledgers;
 mod promises;
 mod sandbox;
 mod schema;

@@ -1,0 +1,275 @@
+//! `attach` on tables that people have already.
+
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+
+use crate::support::{Scene, stderr, stdout};
+
+const PLAIN: &str = "create schema books;
+    create table books.balances (id bigint primary key, entity_id text, entity_account_id text not null,
+           currency text not null, captured_at timestamptz not null, balance numeric not null);
+    insert into books.balances select n, 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 100) n;";
+
+const PARTED: &str = "create schema books;
+    create table books.balances (id bigint not null, entity_id text, entity_account_id text not null,
+           currency text not null, captured_at timestamptz not null, balance numeric not null) partition by range (captured_at);
+    create table books.old partition of books.balances for values from (minvalue) to ('2024-01-01Z');
+    create table books.y24 partition of books.balances for values from ('2024-01-01Z') to ('2025-01-01Z') partition by list (currency);
+    create table books.y24_btc partition of books.y24 for values in ('BTC');
+    create table books.y24_rest partition of books.y24 default;
+    insert into books.balances select n, 'acme', 'a' || n, case n % 2 when 0 then 'BTC' else 'ETH' end,
+           timestamptz '2023-12-01Z' + n * interval '1 day', n from generate_series(1, 100) n;";
+
+/// The rows of entity acme of a table that knows nothing of elven-sync yet.
+async fn scene_with(pool: PgPool, sql: &'static str) -> Scene {
+    let mut scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene.sql(sql).await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    scene
+}
+
+/// What `attach` prints, when it succeeds.
+async fn attach(scene: &Scene, more: &[&str]) -> String {
+    let output = scene.output(&[&["attach"], more].concat()).await;
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    stdout(&output)
+}
+
+/// All that the catalogue knows of the tables and that attaching changes.
+async fn shape(scene: &Scene) -> String {
+    scene
+        .text(
+            "select string_agg(what, E'\\n' order by what) from (
+                select attrelid::regclass || '.' || attname || ' ' || attnotnull from pg_attribute
+                 where attrelid in (select oid from pg_class where relnamespace = 'books'::regnamespace and relkind in ('r', 'p')) and attnum > 0 and not attisdropped
+                union all
+                select tgrelid::regclass || ' ' || tgname || ' ' || tgenabled::text from pg_trigger where tgrelid::regclass::text like 'books.%'
+                union all
+                select pg_get_indexdef(indexrelid) || indisvalid from pg_index where indrelid::regclass::text like 'books.%'
+                union all
+                select proname || prosrc from pg_proc where pronamespace = 'books'::regnamespace) x (what)",
+        )
+        .await
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_plain_table_is_prepared_without_a_rewrite_and_taken_back(pool: PgPool) {
+    let scene = scene_with(pool, PLAIN).await;
+    let output = scene.output(&["run"]).await;
+    assert!(stderr(&output).contains("attach"), "{}", stderr(&output));
+    let file = "select pg_relation_filenode('books.balances')::text";
+    let (before, stored) = (shape(&scene).await, scene.text(file).await);
+    let rehearsal = attach(&scene, &["--dry-run"]).await;
+    assert_eq!(shape(&scene).await, before, "a rehearsal changes nothing");
+    attach(&scene, &[]).await;
+    assert_eq!(scene.text(file).await, stored, "the rows were rewritten");
+    assert!(attach(&scene, &[]).await.contains("nothing to do"));
+    let analyzed =
+        "select count(*)::text from pg_stats where schemaname = 'books' and attname = 'change_xid'";
+    assert_eq!(scene.text(analyzed).await, "1", "analyzed");
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+    assert_eq!(scene.run().await.counters.rows_read, 0);
+
+    // What the rehearsal printed, run by hand, does the same.
+    let after = shape(&scene).await;
+    attach(&scene, &["--undo"]).await;
+    assert_eq!(shape(&scene).await, before);
+    assert!(attach(&scene, &["--undo"]).await.contains("nothing to do"));
+    for step in rehearsal.split("\n-- ") {
+        let sql = step.split_once('\n').map_or("", |(_, sql)| sql);
+        scene.pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql))).await.unwrap();
+    }
+    assert_eq!(shape(&scene).await, after);
+    assert!(attach(&scene, &[]).await.contains("nothing to do"));
+    // Attached again, all rows count as new: nothing can hide behind the watermark of before.
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+}
+
+/// Each way round a default that a writer may take, as in the default ledger.
+#[sqlx::test(migrations = false)]
+async fn what_is_written_afterwards_is_stamped_whatever_the_writer_does(pool: PgPool) {
+    for parted in [false, true] {
+        let scene = Scene::new(pool.clone()).await;
+        scene.sql("drop schema if exists books cascade; delete from elven_sync.entities; delete from elven_sync.sync_state").await;
+        drop(scene);
+        let scene = scene_with(pool.clone(), if parted { PARTED } else { PLAIN }).await;
+        attach(&scene, &[]).await;
+        scene.run().await;
+        let mut writer = PgConnection::connect(&scene.url).await.unwrap();
+        for (way, sql) in [
+            ("insert", "insert into books.balances values (201, 'acme', 'x', 'BTC', '2024-02-01Z', 1)"),
+            ("insert select *", "insert into books.balances select id + 300, entity_id, 'y', currency, captured_at, balance, change_xid from books.balances where id = 50"),
+            ("update of the column", "update books.balances set balance = 2, change_xid = '3' where id = 50"),
+            ("update that moves the row", "update books.balances set captured_at = '2023-01-01Z' where id = 60"),
+            ("replica", "set session_replication_role = replica;
+                         insert into books.balances values (202, 'acme', 'z', 'ETH', '2024-02-01Z', 1, '3'); reset session_replication_role"),
+            ("search_path", "create schema evil; create function evil.pg_current_xact_id() returns xid8 language sql as $$ select '3'::xid8 $$;
+                             set search_path = evil, pg_catalog; insert into books.balances values (203, 'acme', 'w', 'ETH', '2024-02-01Z', 1);
+                             reset search_path; drop schema evil cascade"),
+        ] {
+            writer.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql))).await.unwrap();
+            assert_eq!(scene.run().await.counters.rows_uploaded, 1, "{way}, parted: {parted}");
+        }
+        if parted {
+            // A partition that is written to by its own name has the trigger, too.
+            scene
+                .sql("insert into books.y24_btc values (204, 'acme', 'v', 'BTC', '2024-03-01Z', 1, '3')")
+                .await;
+            assert_eq!(scene.run().await.counters.rows_uploaded, 1, "into the partition");
+        }
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_partitioned_table_is_prepared_partition_by_partition(pool: PgPool) {
+    let scene = scene_with(pool, PARTED).await;
+    let before = shape(&scene).await;
+    let rehearsal = attach(&scene, &["--dry-run", "--backfill-index"]).await;
+    assert_eq!(rehearsal.matches("create index concurrently").count(), 6, "{rehearsal}");
+    attach(&scene, &["--backfill-index"]).await;
+    let valid = "select count(*) filter (where indisvalid) || ' of ' || count(*) from pg_index where indrelid::regclass::text like 'books.%'";
+    assert_eq!(scene.text(valid).await, "10 of 10");
+    assert!(attach(&scene, &["--backfill-index"]).await.contains("nothing to do"));
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+
+    // A partition of later has everything; one in which the trigger was switched off gets it back.
+    scene.sql("create table books.y25 partition of books.balances for values from ('2025-01-01Z') to ('2026-01-01Z')").await;
+    assert!(attach(&scene, &[]).await.contains("nothing to do"));
+    scene.sql("alter table books.y24_btc disable trigger elven_sync_stamp_change_xid").await;
+    assert!(attach(&scene, &["--dry-run"]).await.contains("\"y24_btc\" enable always trigger"));
+    attach(&scene, &[]).await;
+    assert!(attach(&scene, &[]).await.contains("nothing to do"));
+    scene.sql("drop table books.y25").await;
+    attach(&scene, &["--undo"]).await;
+    assert_eq!(shape(&scene).await, before);
+}
+
+/// An attempt that was cut off leaves an index that does not count; the next one makes it anew. One of
+/// the table's own that serves is taken.
+#[sqlx::test(migrations = false)]
+async fn a_broken_index_is_made_anew_and_a_good_one_is_taken(pool: PgPool) {
+    let scene = scene_with(pool, PLAIN).await;
+    attach(&scene, &[]).await;
+    scene
+        .sql(
+            "update pg_index set indisvalid = false where indexrelid = 'books.balances_elven_sync'::regclass",
+        )
+        .await;
+    assert!(
+        attach(&scene, &["--dry-run"]).await.contains("drop index concurrently books.balances_elven_sync")
+    );
+    attach(&scene, &[]).await;
+    let valid =
+        "select indisvalid::text from pg_index where indexrelid = 'books.balances_elven_sync'::regclass";
+    assert_eq!(scene.text(valid).await, "true");
+    scene.sql("drop index books.balances_elven_sync; create index mine on books.balances (entity_id, change_xid, id, currency)").await;
+    assert!(attach(&scene, &[]).await.contains("nothing to do"));
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_table_that_is_in_use_is_not_waited_for_and_the_holder_is_named(pool: PgPool) {
+    let scene = scene_with(pool, PLAIN).await;
+    let before = shape(&scene).await;
+    let mut reader = PgConnection::connect(&scene.url).await.unwrap();
+    reader
+        .execute("set application_name = 'the report'; begin; select count(*) from books.balances")
+        .await
+        .unwrap();
+    let output = scene.output(&["attach", "--lock-timeout", "50ms"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.contains("the report")
+            && said.contains("idle in transaction")
+            && said.contains("--lock-timeout"),
+        "{said}"
+    );
+    assert_eq!(shape(&scene).await, before);
+    reader.execute("rollback").await.unwrap();
+    attach(&scene, &["--lock-timeout", "50ms"]).await;
+    for wrong in ["0s", "soon", "2h"] {
+        assert_eq!(
+            scene.output(&["attach", "--lock-timeout", wrong]).await.status.code(),
+            Some(2),
+            "{wrong}"
+        );
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn what_would_break_is_said_before(pool: PgPool) {
+    let mut scene = scene_with(pool, PLAIN).await;
+    scene.sql("create publication feed for table books.balances; alter table books.balances enable row level security").await;
+    let before = shape(&scene).await;
+    let output = scene.output(&["attach"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let said = stdout(&output);
+    assert!(said.contains("would break: publication \"feed\""), "{said}");
+    assert!(said.contains("row-level security") && said.contains("COPY"), "{said}");
+    assert_eq!(shape(&scene).await, before);
+    attach(&scene, &["--yes"]).await;
+    attach(&scene, &["--undo"]).await;
+    // A publication of some columns goes on as it is.
+    if scene.text("select (current_setting('server_version_num')::int >= 150000)::text").await == "true" {
+        scene
+            .sql("drop publication feed; create publication feed for table books.balances (id, balance)")
+            .await;
+        assert!(!attach(&scene, &["--dry-run"]).await.contains("would break"));
+    }
+    scene
+        .sql(
+            "create view books.shown as select * from books.balances where currency <> 'test';
+               create table books.child () inherits (books.balances);
+               create materialized view books.kept as select * from books.balances",
+        )
+        .await;
+    for (table, expected) in [
+        ("books.shown", "books.balances"),
+        ("books.balances", "inherit"),
+        ("books.kept", "neither a table nor a view"),
+        ("books.none", "there is no ledger table books.none"),
+    ] {
+        scene.set("ELVEN_SYNC_LEDGER__TABLE", table);
+        let output = scene.output(&["attach"]).await;
+        assert_eq!(output.status.code(), Some(1), "{table}");
+        assert!(stderr(&output).contains(expected), "{table}: {}", stderr(&output));
+    }
+}
+
+/// The default ledger is prepared as it is, and a view is read once the table beneath it is.
+#[sqlx::test(migrations = false)]
+async fn the_default_ledger_needs_nothing_and_a_view_needs_its_table(pool: PgPool) {
+    let mut scene = scene_with(pool, PLAIN).await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.balance_snapshots");
+    assert!(attach(&scene, &[]).await.contains("nothing to do"));
+    scene.sql("alter table books.balances rename column id to number").await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ID", "number");
+    attach(&scene, &[]).await;
+    scene.sql("create view books.shown as select number as id, entity_id, entity_account_id, currency, captured_at, balance, change_xid from books.balances").await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.shown");
+    scene.unset("ELVEN_SYNC_LEDGER__COLUMNS__ID");
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+    scene.sql("update books.balances set balance = 7 where number = 7").await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1);
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ID", "number");
+    let output = scene.output(&["attach", "--undo"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("defined over the column"), "{}", stderr(&output));
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_single_entity_needs_no_column(pool: PgPool) {
+    let mut scene = scene_with(pool, PLAIN).await;
+    scene.sql("alter table books.balances drop column entity_id").await;
+    scene.set("ELVEN_SYNC_LEDGER__ENTITY", "acme");
+    assert!(attach(&scene, &["--dry-run"]).await.contains("(\"change_xid\", \"id\")"));
+    attach(&scene, &[]).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "7");
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+    assert_eq!(scene.run().await.counters.rows_read, 0);
+    scene.set("ELVEN_SYNC_LEDGER__ENTITY", "it's another");
+    let report = scene.run().await;
+    assert_eq!(report.unregistered, ["it's another"]);
+}
