@@ -13,6 +13,7 @@ mod answers;
 mod attach;
 mod commands;
 mod ledgers;
+mod moves;
 mod promises;
 mod sandbox;
 mod schema;

@@ -1,0 +1,296 @@
+//! Watermarks moved by a person, many entities, and who holds things up.
+
+use elven_sync::journal::RunStatus;
+use elven_sync::sandbox::{Fault, Gate};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+use std::process::Stdio;
+use tokio::io::AsyncWriteExt;
+
+use crate::support::{Scene, eventually, stderr, stdout};
+
+const INSERT: &str =
+    "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)";
+
+/// Inserts rows `from..=to` of entity acme, whose accounts and balances are the same.
+async fn insert(connection: &mut PgConnection, from: i32, to: i32) {
+    let sql =
+        format!("{INSERT} select 'acme', n, 'BTC', '2024-01-01Z', n from generate_series({from}, {to}) n");
+    connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+}
+
+async fn session(scene: &Scene) -> PgConnection {
+    PgConnection::connect(&scene.url).await.unwrap()
+}
+
+/// What a command prints, when it succeeds.
+async fn said(scene: &Scene, arguments: &[&str]) -> String {
+    let output = scene.output(arguments).await;
+    assert!(output.status.success(), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
+    stdout(&output)
+}
+
+/// Why a command failed.
+async fn refused(scene: &Scene, arguments: &[&str]) -> String {
+    let output = scene.output(arguments).await;
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
+    stderr(&output)
+}
+
+#[sqlx::test(migrations = false)]
+async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let (mut slow, mut quick) = (session(&scene).await, session(&scene).await);
+    insert(&mut quick, 1, 50).await;
+    slow.execute("begin").await.unwrap();
+    insert(&mut slow, 51, 51).await;
+    said(&scene, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    insert(&mut quick, 52, 52).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1, "what came later");
+    slow.execute("commit").await.unwrap();
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1, "what had not been there yet");
+    scene.sql("update ledger.balance_snapshots set balance = -1 where entity_account_id = '7'").await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1, "a new version of what was skipped");
+    assert_eq!(
+        scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
+        "from_now,pass,pass,pass"
+    );
+    // It is for a new entity: a watermark never moves forward over rows that wait.
+    insert(&mut quick, 53, 53).await;
+    let again = ["entity", "add", "acme", "--timezone", "UTC", "--from-now"];
+    assert!(refused(&scene, &again).await.contains("registered already"));
+    scene.sql("delete from elven_sync.entities").await;
+    assert!(refused(&scene, &again).await.contains("has a watermark"));
+    assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "0");
+    said(&scene, &["entity", "add", "acme", "--timezone", "UTC"]).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "Europe/Zurich").await;
+    let mut writer = session(&scene).await;
+    insert(&mut writer, 1, 1000).await;
+    scene.run().await;
+    scene.sql("select pg_sleep(0.01)").await;
+    let between = scene
+        .text("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+        .await;
+    insert(&mut writer, 1001, 1500).await;
+    // One that cannot be sent, and two of one second of which one is superseded.
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'bad', 'BTC', '2024-01-01Z', 'NaN'), ('acme', 'twice', 'BTC', '2024-01-01Z', 1), ('acme', 'twice', 'BTC', '2024-01-01Z', 2)").await;
+    scene.run().await;
+    insert(&mut writer, 1501, 1600).await; // waits
+    let state = "select concat_ws(' ', settled, target, cursor_xid, cursor_id) from elven_sync.sync_state";
+    let before = scene.text(state).await;
+
+    // No answer is no.
+    let mut asked = scene.command(&["entity", "rewind", "acme"]).stdin(Stdio::null()).spawn().unwrap();
+    assert_eq!(asked.wait().await.unwrap().code(), Some(1));
+    let mut asked = scene.command(&["entity", "rewind", "acme"]).stdin(Stdio::piped()).spawn().unwrap();
+    asked.stdin.take().unwrap().write_all(b"no\n").await.unwrap();
+    let output = asked.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stdout(&output).contains("moves back 1,503 rows, 1,501 of them already accepted"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(scene.text(state).await, before);
+
+    let to_then = said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    assert!(to_then.contains("moves back 503 rows, 501 of them"), "{to_then}");
+    assert_eq!(scene.run().await.counters.rows_read, 603);
+    let mut asked =
+        scene.command(&["entity", "rewind", "acme", "--to", "start"]).stdin(Stdio::piped()).spawn().unwrap();
+    asked.stdin.take().unwrap().write_all(b"y\n").await.unwrap();
+    assert!(asked.wait_with_output().await.unwrap().status.success());
+    assert_eq!(scene.run().await.counters.rows_read, 1603);
+    assert_eq!(
+        scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
+        "pass,pass,rewind,pass,rewind,pass"
+    );
+    // Each begins where the one before ended.
+    let broken = "select count(*)::text from (select settled, lag(target) over (order by pass_id) as before from elven_sync.sync_passes) p
+                   where settled::text is distinct from before::text";
+    assert_eq!(scene.text(broken).await, "0");
+}
+
+/// A watermark that was rewound stands behind where it once was: going "back" there would skip rows.
+#[sqlx::test(migrations = false)]
+async fn a_rewind_never_moves_forward(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    let mut writer = session(&scene).await;
+    insert(&mut writer, 1, 10).await;
+    scene.run().await;
+    let ahead = scene
+        .text("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+        .await;
+    said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    assert!(
+        refused(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
+            .await
+            .contains("would skip rows")
+    );
+    assert_eq!(scene.run().await.counters.rows_read, 10);
+    assert!(
+        refused(&scene, &["entity", "rewind", "acme", "--to", "yesterday"]).await.contains("neither a date")
+    );
+    assert!(refused(&scene, &["entity", "rewind", "acne"]).await.contains("did you mean"));
+    // Before the first pass there is the start.
+    said(&scene, &["entity", "rewind", "acme", "--to", "2020-01-01", "--yes"]).await;
+    assert_eq!(scene.run().await.counters.rows_read, 10);
+}
+
+/// A pass that a crash left open, with a batch whose outcome is unknown, is given up by a rewind.
+#[sqlx::test(migrations = false)]
+async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
+    let mut scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    let mut writer = session(&scene).await;
+    insert(&mut writer, 1, 10).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
+    scene.sandbox.inject(Fault::CutAfterWrite);
+    assert_eq!(scene.run().await.status, RunStatus::Failed);
+    let batches = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches";
+    assert_eq!(scene.text(batches).await, "unknown");
+    let moved = said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    assert!(moved.contains("moves back 0 rows"), "{moved}");
+    assert_eq!(
+        scene.text("select coalesce(target::text, 'closed') from elven_sync.sync_state").await,
+        "closed"
+    );
+    let report = scene.run().await;
+    assert_eq!((report.status, report.counters.rows_read), (RunStatus::Succeeded, 10));
+    assert_eq!(scene.text(batches).await, "unknown,accepted,accepted,accepted");
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_entity_that_a_worker_is_on_is_not_moved(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    let mut writer = session(&scene).await;
+    insert(&mut writer, 1, 1).await;
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let run = async { scene.run().await };
+    let rewind = async {
+        gate.reached().await;
+        let why = refused(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+        assert!(why.contains("a worker is on `acme`"), "{why}");
+        gate.open();
+    };
+    let (report, ()) = tokio::join!(run, rewind);
+    assert_eq!(report.status, RunStatus::Succeeded);
+}
+
+/// What a dump restored elsewhere looks like to the seal: the rows of the journal written anew.
+#[sqlx::test(migrations = false)]
+async fn a_rebind_refuses_what_is_no_upgrade(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    let mut writer = session(&scene).await;
+    insert(&mut writer, 1, 3).await;
+    assert!(said(&scene, &["entity", "rebind", "acme"]).await.contains("needs no rebinding"));
+    scene.run().await;
+    assert!(said(&scene, &["entity", "rebind", "--all"]).await.contains("needs no rebinding"));
+    // As after pg_upgrade: another identifier, the rows untouched.
+    scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
+    let why = scene.run().await.entities[0].failure().unwrap();
+    assert!(why.contains("entity rebind 'acme'") && why.contains("entity rewind 'acme'"), "{why}");
+    scene.sql("create table spare as select * from elven_sync.sync_state").await;
+    scene.sql("update elven_sync.sync_state set settled = '9000000000:9000000000:'").await;
+    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("have not happened yet"));
+    scene.sql("update elven_sync.sync_state s set settled = p.settled from spare p").await;
+    scene.sql("update elven_sync.sync_state set ledger_table = 'other.table'").await;
+    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("belongs to the ledger table"));
+    scene.sql("update elven_sync.sync_state s set ledger_table = p.ledger_table from spare p").await;
+    assert!(said(&scene, &["entity", "rebind", "acme"]).await.contains("is bound"));
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    // As after restoring a dump: the same values in rows written by another transaction.
+    scene
+        .sql(
+            "update elven_sync.sync_state set system_identifier = 1;
+               update elven_sync.sync_passes set written_by = written_by",
+        )
+        .await;
+    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("written anew"));
+    scene.sql("update elven_sync.sync_passes set written_by = null").await;
+    assert!(refused(&scene, &["entity", "rebind", "--all"]).await.contains("nothing tells"));
+    said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 3);
+}
+
+/// 5,000 entities of which 3 have news: one look finds those three.
+#[sqlx::test(migrations = false)]
+async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_queries(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.sql("insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, 5000) n;
+               insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'e' || n, 'a', 'BTC', '2024-01-01Z', 1 from generate_series(1, 5000) n;
+               analyze ledger.balance_snapshots;
+               update elven_sync.sync_state set settled = pg_current_snapshot()").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'e' || n, 'b', 'BTC', '2024-01-01Z', 1 from unnest('{7,77,4777}'::int[]) n").await;
+    let quiet = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync' and datname = current_database()";
+    let count = "select xact_commit from pg_stat_database where datname = current_database()";
+    let mut before: i64 = sqlx::query_scalar(count).fetch_one(&scene.pool).await.unwrap();
+    let mut queries = Vec::new();
+    for expected in [3, 0] {
+        assert_eq!(scene.run().await.counters.rows_uploaded, expected);
+        eventually("the sessions end", async || scene.text(quiet).await == "0").await;
+        // A session reports what it did when it ends; reporting may come a moment later.
+        scene.sql("select pg_sleep(0.1)").await;
+        let after: i64 = sqlx::query_scalar(count).fetch_one(&scene.pool).await.unwrap();
+        queries.push(after - before);
+        before = after;
+    }
+    assert!(queries[0] > 10, "the statistics did not arrive: {queries:?}");
+    assert!(queries.iter().all(|queries| *queries < 120), "{queries:?} transactions");
+}
+
+#[sqlx::test(migrations = false)]
+async fn status_names_the_oldest_open_writer(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    assert!(!said(&scene, &["status"]).await.contains("not ended"));
+    let mut reader = session(&scene).await;
+    reader
+        .execute("begin; select pg_current_xact_id(); select count(*) from ledger.balance_snapshots")
+        .await
+        .unwrap();
+    let mut slow = session(&scene).await;
+    slow.execute("set application_name = 'month end'; begin").await.unwrap();
+    insert(&mut slow, 1, 1).await;
+    let mut quick = session(&scene).await;
+    quick.execute("begin").await.unwrap();
+    insert(&mut quick, 2, 2).await;
+    insert(&mut reader, 3, 3).await;
+    insert(&mut session(&scene).await, 4, 4).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1, "it delays nobody else's rows");
+    // The one that began first has the oldest id, though it wrote last.
+    let xid = |connection| async move {
+        sqlx::query_scalar::<_, String>("select pg_current_xact_id()::text")
+            .fetch_one(connection)
+            .await
+            .unwrap()
+    };
+    let text = said(&scene, &["status"]).await;
+    let oldest = xid(&mut reader).await;
+    assert!(
+        text.contains(&format!("transaction {oldest} has written to the ledger and not ended")),
+        "{text}"
+    );
+    reader.execute("rollback").await.unwrap();
+    let text = said(&scene, &["status"]).await;
+    assert!(text.contains("month end") && text.contains("idle in transaction"), "{text}");
+    slow.execute("prepare transaction 'close of May'").await.unwrap();
+    let json: serde_json::Value = serde_json::from_str(&said(&scene, &["status", "--json"]).await).unwrap();
+    assert_eq!(json["oldest_writer"]["prepared_as"], "close of May");
+    slow.execute("commit prepared 'close of May'").await.unwrap();
+    quick.execute("commit").await.unwrap();
+    assert!(!said(&scene, &["status"]).await.contains("not ended"));
+    assert_eq!(scene.run().await.counters.rows_uploaded, 2);
+}
