@@ -4,10 +4,10 @@
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 ARGS ?=
 
-.PHONY: help demo test bench sqlx fmt
+.PHONY: help demo test bench writer-cost sqlx fmt
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: ## the whole story on a scratch database and a local API (ARGS=--keep leaves the database)
 	scripts/with-postgres $(CARGO) run --quiet --locked -- demo $(ARGS)
@@ -21,6 +21,9 @@ test: ## formatting, lints and all tests
 
 bench: ## rows per second, CPU and memory, beside the limit of the database (ARGS="--rows 1000000")
 	scripts/with-postgres $(CARGO) run --release --quiet --locked --example bench -- $(ARGS)
+
+writer-cost: ## what attach costs those who write to the ledger (ARGS="--rows 200000")
+	scripts/with-postgres $(CARGO) run --release --quiet --locked --example writer_cost -- $(ARGS)
 
 sqlx: ## describe the checked queries anew in .sqlx, after a query or a migration has changed
 	DATABASE_URL= ELVEN_PG_FSYNC=off scripts/with-postgres sh -ec ' \
