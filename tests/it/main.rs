@@ -14,6 +14,7 @@ mod attach;
 mod commands;
 mod ledgers;
 mod moves;
+mod plans;
 mod promises;
 mod sandbox;
 mod schema;

@@ -266,39 +266,3 @@ async fn row_level_security_does_not_filter_in_silence(pool: PgPool) {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("row-level security"), "{}", stderr(&output));
 }
-
-/// Waits until the connector's sessions are gone: a session reports what it read when it ends, before it
-/// disappears from `pg_stat_activity`.
-async fn sessions_have_reported(scene: &Scene) {
-    let sessions = "select count(*)::text from pg_stat_activity
-                     where application_name = 'elven-sync' and datname = current_database()";
-    crate::support::eventually("the sessions end", async || scene.text(sessions).await == "0").await;
-}
-
-/// With a transaction open all day, an idle look probes that transaction and reads what is new: it does
-/// not read again all that was settled since.
-#[sqlx::test(migrations = false)]
-async fn settled_rows_are_not_read_again_because_of_an_open_transaction(pool: PgPool) {
-    let scene = scene_with_acme(pool).await;
-    let (mut slow, mut quick) = (session(&scene).await, session(&scene).await);
-    slow.execute("begin; select pg_current_xact_id()").await.unwrap();
-    quick
-        .execute("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
-                  select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 20000) n;
-                  analyze ledger.balance_snapshots")
-        .await
-        .unwrap();
-    let report = scene.run().await;
-    assert_eq!(report.counters.rows_uploaded, 20_000, "{report:?}");
-    insert(&mut quick, 1).await;
-    sessions_have_reported(&scene).await;
-    sqlx::query("select pg_stat_reset()").execute(&scene.pool).await.unwrap();
-    assert_eq!(scene.run().await.counters.rows_uploaded, 1);
-    let read = "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) from pg_stat_all_tables
-                 where schemaname = 'ledger' and relname = 'balance_snapshots'";
-    sessions_have_reported(&scene).await;
-    let rows: i64 = sqlx::query_scalar(read).fetch_one(&scene.pool).await.unwrap();
-    assert!(rows > 0, "the statistics did not arrive");
-    assert!(rows < 50, "{rows} rows were read to find one");
-    slow.execute("rollback").await.unwrap();
-}

@@ -1,0 +1,112 @@
+//! What a page costs on a ledger of 1,000,000 rows: its own rows and the open window, by the index alone.
+
+use elven_sync::sandbox::{Fault, Gate};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+
+use crate::support::{Scene, eventually};
+
+const ROWS: i64 = 1_000_000;
+
+/// A ledger with a long history.
+async fn scene_with_a_history(pool: PgPool) -> Scene {
+    let scene = Scene::new(pool).await;
+    // The default stamps these as well as the trigger would, and in a third of the time.
+    scene
+        .sql(
+            "alter table ledger.balance_snapshots disable trigger stamp_change_xid;
+             insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select case n % 10 when 0 then 'other' else 'acme' end, 'a' || n, 'BTC', '2024-01-01Z', n
+               from generate_series(1, 1000000) n;
+             alter table ledger.balance_snapshots enable always trigger stamp_change_xid;
+             analyze ledger.balance_snapshots;",
+        )
+        .await;
+    scene
+}
+
+/// What the connector's sessions, all ended, have read of the ledger since `forget`: rows by scanning the
+/// table, and entries of the index.
+async fn read(scene: &Scene) -> (i64, i64) {
+    // A session reports what it read when it ends, before it disappears from the list.
+    let sessions = "select count(*)::text from pg_stat_activity
+                     where application_name = 'elven-sync' and datname = current_database()";
+    eventually("the sessions end", async || scene.text(sessions).await == "0").await;
+    sqlx::query_as(
+        "select t.seq_tup_read, i.idx_tup_read from pg_stat_all_tables t join pg_stat_all_indexes i using (relid)
+          where t.relid = 'ledger.balance_snapshots'::regclass and i.indexrelname = 'balance_snapshots_change'",
+    )
+    .fetch_one(&scene.pool)
+    .await
+    .unwrap()
+}
+
+async fn forget(scene: &Scene) {
+    read(scene).await;
+    scene.sql("select pg_stat_reset()").await;
+}
+
+/// The first pass over a long history: each page is a part of the index, and nothing is sorted first.
+#[sqlx::test(migrations = false)]
+async fn a_page_reads_no_more_than_its_rows(pool: PgPool) {
+    let scene = scene_with_a_history(pool).await;
+    scene.entity("acme", "UTC").await;
+    forget(&scene).await;
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let mut run = scene.command(&["run"]).spawn().unwrap();
+    gate.reached().await;
+    // While the first batch is out, two pages are read: the one it is of, and the next.
+    let waiting = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync'
+                      and datname = current_database() and state <> 'idle'";
+    eventually("the next page is read", async || scene.text(waiting).await == "0").await;
+    run.kill().await.unwrap();
+    let (scanned, entries) = read(&scene).await;
+    assert_eq!(scanned, 0, "the table was scanned");
+    assert!(
+        (8000..8100).contains(&entries),
+        "{entries} entries of the index were read for two pages of 4,000 rows"
+    );
+}
+
+/// Behind a transaction that stays open: its probe, what is new, and nothing of what was settled since.
+#[sqlx::test(migrations = false)]
+async fn a_later_pass_reads_what_is_new_and_the_open_window(pool: PgPool) {
+    let scene = scene_with_a_history(pool).await;
+    let output = scene.output(&["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    assert!(output.status.success());
+    let mut slow = PgConnection::connect(&scene.url).await.unwrap();
+    let mut quick = PgConnection::connect(&scene.url).await.unwrap();
+    let insert = |count: i32, name: &str| {
+        sqlx::AssertSqlSafe(format!(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', '{name}' || n, 'BTC', '2024-01-01Z', n from generate_series(1, {count}) n"
+        ))
+    };
+    slow.execute("begin").await.unwrap();
+    slow.execute(insert(50, "slow")).await.unwrap();
+    quick.execute(insert(20_000, "settled")).await.unwrap();
+    assert_eq!(scene.run().await.counters.rows_uploaded, 20_000);
+    for (uploaded, window) in [(1000, 50), (0, 50)] {
+        if uploaded > 0 {
+            quick.execute(insert(uploaded, "new")).await.unwrap();
+        }
+        forget(&scene).await;
+        assert_eq!(scene.run().await.counters.rows_uploaded, i64::from(uploaded));
+        let (scanned, entries) = read(&scene).await;
+        assert_eq!(scanned, 0, "the table was scanned");
+        // The look, the page, and what is counted as pending meet the window once each.
+        let bound = i64::from(uploaded) + 3 * window + 50;
+        assert!(
+            entries <= bound,
+            "{entries} entries of the index for {uploaded} new rows, of {ROWS} in the ledger"
+        );
+    }
+    slow.execute("commit").await.unwrap();
+    forget(&scene).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 50);
+    let (scanned, entries) = read(&scene).await;
+    assert!(
+        scanned == 0 && entries <= 200,
+        "{scanned} rows scanned, {entries} entries read for 50 late rows"
+    );
+}
