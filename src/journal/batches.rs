@@ -3,7 +3,7 @@
 use sqlx::{Postgres, Transaction};
 
 use super::lanes::commit_if_held;
-use super::{Journal, JournalError, Kind, Lease, Problem, errors};
+use super::{Journal, JournalError, Kind, OpenPass, Problem, errors};
 use crate::batch::{Batch, InvalidRow};
 use crate::watermark::Cursor;
 
@@ -35,15 +35,17 @@ impl Journal {
     /// The batch of an open pass whose outcome is unknown, if there is one.
     ///
     /// One that was being sent when its worker stopped becomes `unknown` here.
-    pub async fn unfinished(&self, lease: &Lease, pass_id: i64) -> Result<Option<Unfinished>, JournalError> {
+    pub async fn unfinished(&self, pass: &OpenPass) -> Result<Option<Unfinished>, JournalError> {
         let row = sqlx::query!(
             r#"update elven_sync.sync_batches b set status = 'unknown'
                 where b.pass_id = $1 and b.status in ('sending', 'unknown')
-                  and exists (select from elven_sync.sync_state s where s.entity_id = $2 and s.lease_epoch = $3)
+                  and exists (select from elven_sync.sync_state s
+                               where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)
             returning b.batch_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256"#,
-            pass_id,
-            lease.entity_id,
-            lease.epoch
+            pass.pass_id,
+            pass.lease.entity_id,
+            pass.lease.epoch,
+            pass.lease.owner
         )
         .fetch_optional(&self.pool)
         .await?;
@@ -56,15 +58,9 @@ impl Journal {
     }
 
     /// Records a batch that is about to be sent, and checks the lease by doing so.
-    pub async fn announce(
-        &self,
-        lease: &Lease,
-        run_id: i64,
-        pass_id: i64,
-        batch: &Batch,
-    ) -> Result<i64, JournalError> {
+    pub async fn announce(&self, pass: &OpenPass, run_id: i64, batch: &Batch) -> Result<i64, JournalError> {
         let mut transaction = self.begin().await?;
-        let held = hold(&mut transaction, lease, batch.before.as_ref()).await?;
+        let held = hold(&mut transaction, pass, batch.before.as_ref()).await?;
         let batch_id = sqlx::query_scalar!(
             "insert into elven_sync.sync_batches
                     (run_id, pass_id, entity_id, before_xid, before_id, last_xid, last_id, row_ids, rows_read,
@@ -72,8 +68,8 @@ impl Journal {
              values ($1, $2, $3, $4::text::xid8, $5, $6::text::xid8, $7, $8, $9, $10, $11, $12, $13, $14)
           returning batch_id",
             run_id,
-            pass_id,
-            lease.entity_id,
+            pass.pass_id,
+            pass.lease.entity_id,
             batch.before.as_ref().map(|cursor| cursor.xid.to_string()),
             batch.before.as_ref().map(|cursor| cursor.id.as_str()),
             batch.last.xid.to_string(),
@@ -97,13 +93,13 @@ impl Journal {
     /// Its rows are written anew, since they may have changed meanwhile: then its hash does too.
     pub async fn announce_again(
         &self,
-        lease: &Lease,
+        pass: &OpenPass,
         run_id: i64,
         batch_id: i64,
         batch: &Batch,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
-        let held = hold(&mut transaction, lease, batch.before.as_ref()).await?;
+        let held = hold(&mut transaction, pass, batch.before.as_ref()).await?;
         sqlx::query!(
             "update elven_sync.sync_batches
                 set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = true, finished_at = null,
@@ -128,12 +124,12 @@ impl Journal {
     /// Records an interval whose rows are gone or were written again since: nothing of it is to be sent.
     pub async fn emptied(
         &self,
-        lease: &Lease,
+        pass: &OpenPass,
         before: Option<&Cursor>,
         unfinished: &Unfinished,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
-        let moved = advance(&mut transaction, lease, before, &unfinished.last, 0).await?;
+        let moved = advance(&mut transaction, pass, before, &unfinished.last, 0).await?;
         sqlx::query!(
             r#"update elven_sync.sync_batches
                   set status = 'accepted', ambiguous = true, row_ids = '\x01', rows_read = 0, row_count = 0,
@@ -150,7 +146,7 @@ impl Journal {
     /// Records an accepted batch: batch, watermark, counters and the rows set aside, in one transaction.
     pub async fn settle(
         &self,
-        lease: &Lease,
+        pass: &OpenPass,
         run_id: i64,
         batch_id: i64,
         batch: &Batch,
@@ -158,10 +154,10 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
         let records = i64::from(count(batch.records));
-        let moved = advance(&mut transaction, lease, batch.before.as_ref(), &batch.last, records).await?;
+        let moved = advance(&mut transaction, pass, batch.before.as_ref(), &batch.last, records).await?;
         let problems: Vec<Problem> = batch.invalid.iter().map(|row| set_aside(batch_id, row)).collect();
-        errors::record(&mut transaction, run_id, &lease.entity_id, &problems).await?;
-        resolve_newer(&mut transaction, &lease.entity_id, batch_id).await?;
+        errors::record(&mut transaction, run_id, &pass.lease.entity_id, &problems).await?;
+        resolve_newer(&mut transaction, &pass.lease.entity_id, batch_id).await?;
         sqlx::query!(
             "update elven_sync.sync_batches
                 set status = 'accepted', http_status = $2, duration_ms = $3, error = null,
@@ -183,7 +179,7 @@ impl Journal {
     /// stays so, because an earlier attempt may have arrived.
     pub async fn refused(
         &self,
-        lease: &Lease,
+        pass: &OpenPass,
         run_id: i64,
         (batch_id, batch): (i64, &Batch),
         status: &str,
@@ -196,14 +192,16 @@ impl Journal {
                 set status = case when b.ambiguous then 'unknown' else $4 end, http_status = $5, duration_ms = $6,
                     error = $7, finished_at = clock_timestamp()
               where b.batch_id = $3
-                and exists (select from elven_sync.sync_state s where s.entity_id = $1 and s.lease_epoch = $2)",
-            lease.entity_id,
-            lease.epoch,
+                and exists (select from elven_sync.sync_state s
+                             where s.entity_id = $1 and s.lease_epoch = $2 and s.lease_owner = $8)",
+            pass.lease.entity_id,
+            pass.lease.epoch,
             batch_id,
             status,
             settlement.http_status,
             settlement.duration_ms,
-            error
+            error,
+            pass.lease.owner
         )
         .execute(&mut *transaction)
         .await?;
@@ -212,11 +210,12 @@ impl Journal {
     }
 }
 
-/// Moves the cursor over an interval: by the lease that is named, and from where the interval begins.
+/// Moves the cursor over an interval: by the lease and in the pass that are named, and from where the
+/// interval begins.
 /// Returns how many lanes moved, 1 or 0.
 async fn advance(
     transaction: &mut Transaction<'static, Postgres>,
-    lease: &Lease,
+    pass: &OpenPass,
     before: Option<&Cursor>,
     last: &Cursor,
     records: i64,
@@ -224,15 +223,17 @@ async fn advance(
     let done = sqlx::query!(
         "update elven_sync.sync_state
             set cursor_xid = $5::text::xid8, cursor_id = $6, rows_uploaded = rows_uploaded + $7
-          where entity_id = $1 and lease_epoch = $2
+          where entity_id = $1 and lease_epoch = $2 and lease_owner = $8 and pass_id = $9
             and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4",
-        lease.entity_id,
-        lease.epoch,
+        pass.lease.entity_id,
+        pass.lease.epoch,
         before.map(|cursor| cursor.xid.to_string()),
         before.map(|cursor| cursor.id.as_str()),
         last.xid.to_string(),
         last.id,
-        records
+        records,
+        pass.lease.owner,
+        pass.pass_id
     )
     .execute(&mut **transaction)
     .await?;
@@ -271,22 +272,24 @@ async fn count_in_run(
     Ok(())
 }
 
-/// Checks, and holds until the transaction ends, that the lease is ours, has not run out, and that the
-/// lane stands where the batch begins.
+/// Checks, and holds until the transaction ends, that the lease is ours and has not run out, and
+/// that the pass is open and stands where the batch begins.
 async fn hold(
     transaction: &mut Transaction<'static, Postgres>,
-    lease: &Lease,
+    pass: &OpenPass,
     before: Option<&Cursor>,
 ) -> Result<u64, sqlx::Error> {
     let held = sqlx::query!(
         r#"select 1 as "held!" from elven_sync.sync_state
-            where entity_id = $1 and lease_epoch = $2 and lease_expires_at > clock_timestamp()
-              and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4
+            where entity_id = $1 and lease_epoch = $2 and lease_owner = $5 and lease_expires_at > clock_timestamp()
+              and pass_id = $6 and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4
               for update"#,
-        lease.entity_id,
-        lease.epoch,
+        pass.lease.entity_id,
+        pass.lease.epoch,
         before.map(|cursor| cursor.xid.to_string()),
-        before.map(|cursor| cursor.id.as_str())
+        before.map(|cursor| cursor.id.as_str()),
+        pass.lease.owner,
+        pass.pass_id
     )
     .fetch_optional(&mut **transaction)
     .await?;

@@ -6,15 +6,28 @@ use sqlx::{Postgres, Transaction};
 
 use super::{Journal, JournalError, Problem, errors};
 use crate::ledger::{Pending, Progress};
-use crate::watermark::{Cursor, Snapshot};
+use crate::watermark::{Cursor, NotASnapshot, Snapshot};
 
 /// A lease on an entity. Every write of the lane names it.
+///
+/// By its owner as well: after a failover that loses the tail, epochs are given out again.
 #[derive(Clone, Debug)]
 pub struct Lease {
     /// The entity.
     pub entity_id: String,
+    /// The worker.
+    pub owner: String,
     /// Which of the leases given out on it.
     pub epoch: i64,
+}
+
+/// A pass that is open under a lease. Every write of it names both.
+#[derive(Clone, Debug)]
+pub struct OpenPass {
+    /// The lease.
+    pub lease: Lease,
+    /// The pass.
+    pub pass_id: i64,
 }
 
 /// What trying to lease an entity gave.
@@ -133,7 +146,11 @@ impl Journal {
         .await?;
         transaction.commit().await?;
         if let Some(row) = row {
-            let lease = Lease { entity_id: row.entity_id.clone(), epoch: row.lease_epoch };
+            let lease = Lease {
+                entity_id: row.entity_id.clone(),
+                owner: self.worker.clone(),
+                epoch: row.lease_epoch,
+            };
             return Ok(Take::Taken(lease, row.into_lane()?));
         }
         // An entity without a state would be waited for in vain.
@@ -157,69 +174,84 @@ impl Journal {
     pub async fn release(&self, lease: &Lease) -> Result<(), JournalError> {
         sqlx::query!(
             "update elven_sync.sync_state set lease_owner = null, lease_expires_at = null
-              where entity_id = $1 and lease_epoch = $2",
+              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
             lease.entity_id,
-            lease.epoch
+            lease.epoch,
+            lease.owner
         )
         .execute(&self.pool)
         .await?;
         Ok(())
     }
 
-    /// Opens a pass: its row, and its target in the state.
+    /// Opens a pass behind `settled`: its row, and its target in the state. Returns both.
+    ///
+    /// The target is taken in the transaction that records it. So a server that knows of the pass is one
+    /// whose transactions the target speaks of, also after a failover between looking for news and this.
     pub async fn open_pass(
         &self,
         lease: &Lease,
         run_id: i64,
-        target: &Snapshot,
-        system_identifier: i64,
+        settled: Option<&Snapshot>,
         ledger_table: &str,
-    ) -> Result<i64, JournalError> {
+    ) -> Result<(i64, Snapshot), JournalError> {
+        let settled = settled.map(ToString::to_string);
         let mut transaction = self.begin().await?;
+        let now = sqlx::query!(
+            r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
+                 from pg_control_system()"#
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
         let pass_id = sqlx::query_scalar!(
             "insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
-             select entity_id, $2, settled, $3::text::pg_snapshot from elven_sync.sync_state where entity_id = $1
-             returning pass_id",
+             values ($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot) returning pass_id",
             lease.entity_id,
             run_id,
-            target.to_string()
+            settled,
+            now.target
         )
         .fetch_one(&mut *transaction)
         .await?;
         let done = sqlx::query!(
             "update elven_sync.sync_state
-                set pass_id = $3, target = $4::text::pg_snapshot, system_identifier = $5, ledger_table = $6
-              where entity_id = $1 and lease_epoch = $2 and lease_expires_at > clock_timestamp()
-                and pass_id is null",
+                set pass_id = $4, target = $5::text::pg_snapshot, system_identifier = $6, ledger_table = $7
+              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
+                and pass_id is null and settled::text is not distinct from $8",
             lease.entity_id,
             lease.epoch,
+            lease.owner,
             pass_id,
-            target.to_string(),
-            system_identifier,
-            ledger_table
+            now.target,
+            now.system_identifier,
+            ledger_table,
+            settled
         )
         .execute(&mut *transaction)
         .await?;
         commit_if_held(transaction, done.rows_affected()).await?;
-        Ok(pass_id)
+        let target =
+            now.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
+        Ok((pass_id, target))
     }
 
     /// Closes a pass that is through: its target becomes the watermark.
-    pub async fn close_pass(&self, lease: &Lease, pass_id: i64) -> Result<(), JournalError> {
+    pub async fn close_pass(&self, pass: &OpenPass) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
         let done = sqlx::query!(
             "with lane as (
                 update elven_sync.sync_state
                    set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null
-                 where entity_id = $1 and lease_epoch = $2 and pass_id = $3
+                 where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4
                    and not exists (select from elven_sync.sync_batches b
-                                    where b.pass_id = $3 and b.status in ('sending', 'unknown'))
+                                    where b.pass_id = $4 and b.status in ('sending', 'unknown'))
              returning pass_id)
              update elven_sync.sync_passes set finished_at = clock_timestamp(), written_by = pg_current_xact_id()
-              where pass_id = $3 and exists (select from lane)",
-            lease.entity_id,
-            lease.epoch,
-            pass_id
+              where pass_id = $4 and exists (select from lane)",
+            pass.lease.entity_id,
+            pass.lease.epoch,
+            pass.lease.owner,
+            pass.pass_id
         )
         .execute(&mut *transaction)
         .await?;
@@ -236,10 +268,11 @@ impl Journal {
         let mut transaction = self.begin().await?;
         let done = sqlx::query!(
             "update elven_sync.sync_state
-                set last_error = $3, consecutive_failures = consecutive_failures + 1
-              where entity_id = $1 and lease_epoch = $2",
+                set last_error = $4, consecutive_failures = consecutive_failures + 1
+              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
             lease.entity_id,
             lease.epoch,
+            lease.owner,
             problem.message
         )
         .execute(&mut *transaction)

@@ -19,7 +19,7 @@ use std::{str::FromStr, time::Duration};
 pub use batches::{Settlement, Unfinished};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
-pub use lanes::{Lane, Lease, Take};
+pub use lanes::{Lane, Lease, OpenPass, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Origin, Seal};
 pub use runs::{Counters, RunStatus};
@@ -33,6 +33,9 @@ pub enum JournalError {
     /// The lease went to another worker, or ran out: this worker may move nothing.
     #[error("the lease of the entity was lost to another worker, or ran out")]
     LeaseLost,
+    /// The run's row is not there, or is another worker's: nothing can be said of the run.
+    #[error("the row of the run is gone; was the database restored, or failed over?")]
+    RunLost,
     /// The sync schema is missing or older or newer than this program.
     #[error("{0}")]
     Schema(String),

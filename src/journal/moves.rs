@@ -141,10 +141,11 @@ impl Journal {
                 set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
                     system_identifier = case when $3::text is null then null else system_identifier end,
                     ledger_table = case when $3::text is null then null else ledger_table end
-              where entity_id = $1 and lease_epoch = $2 and lease_expires_at > clock_timestamp()",
+              where entity_id = $1 and lease_epoch = $2 and lease_owner = $4 and lease_expires_at > clock_timestamp()",
             lease.entity_id,
             lease.epoch,
-            to
+            to,
+            lease.owner
         )
         .execute(&mut *transaction)
         .await?;
@@ -191,10 +192,11 @@ impl Journal {
         let mut transaction = self.begin().await?;
         let done = sqlx::query!(
             "update elven_sync.sync_state set system_identifier = $3
-              where entity_id = $1 and lease_epoch = $2 and lease_expires_at > clock_timestamp()",
+              where entity_id = $1 and lease_epoch = $2 and lease_owner = $4 and lease_expires_at > clock_timestamp()",
             lease.entity_id,
             lease.epoch,
-            system_identifier
+            system_identifier,
+            lease.owner
         )
         .execute(&mut *transaction)
         .await?;

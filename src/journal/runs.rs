@@ -83,9 +83,10 @@ impl Journal {
         .await?;
         sqlx::query!(
             "update elven_sync.sync_runs set alive_until = clock_timestamp() + make_interval(secs => $2)
-              where run_id = $1 and status = 'running'",
+              where run_id = $1 and worker = $3 and status = 'running'",
             run_id,
-            self.lease_seconds()
+            self.lease_seconds(),
+            self.worker
         )
         .execute(&self.pool)
         .await?;
@@ -103,14 +104,16 @@ impl Journal {
         let counters = sqlx::query_as!(
             Counters,
             "update elven_sync.sync_runs set status = $2, error = $3, finished_at = clock_timestamp()
-              where run_id = $1
+              where run_id = $1 and worker = $4
           returning rows_read, rows_uploaded, rows_rejected, rows_superseded, requests, retries, bytes_sent",
             run_id,
             status.as_ref(),
-            error
+            error,
+            self.worker
         )
-        .fetch_one(&mut *transaction)
-        .await?;
+        .fetch_optional(&mut *transaction)
+        .await?
+        .ok_or(JournalError::RunLost)?;
         transaction.commit().await?;
         Ok(counters)
     }

@@ -69,7 +69,7 @@ pub struct Progress {
 /// What one look at the ledger told, all of it in a single snapshot.
 #[derive(Debug)]
 pub struct Look {
-    /// The snapshot in which the ledger was looked at: the target of passes that begin now.
+    /// The snapshot in which the ledger was looked at.
     pub target: Snapshot,
     /// Identifies the cluster whose transaction ids these are.
     pub system_identifier: i64,
@@ -128,8 +128,8 @@ impl Ledger {
 
     /// Looks which of the entities have rows behind their watermark.
     ///
-    /// One statement, so that the target it returns is the very snapshot it looked in: a row that it
-    /// did not see belongs to a transaction that is not in the target.
+    /// One statement, so that the snapshot it returns is the very one it looked in: a row that it did not
+    /// see belongs to a transaction that is not in that. (A pass takes its target when it is recorded.)
     pub async fn look(&self, lanes: &[Progress]) -> Result<Look, LedgerError> {
         let rows: Vec<LookRow> = sqlx::query_as(AssertSqlSafe(self.table.look_sql()))
             .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())

@@ -11,7 +11,9 @@ use super::rows::Rows;
 use super::{Ended, EntityReport, RunError, Target, Worker};
 use crate::batch::Batch;
 use crate::elven::{Answer, Verdict, judge};
-use crate::journal::{Counters, JournalError, Kind, Lane, Lease, Problem, Settlement, Take, Unfinished};
+use crate::journal::{
+    Counters, JournalError, Kind, Lane, Lease, OpenPass, Problem, Settlement, Take, Unfinished,
+};
 use crate::ledger::{LedgerError, Look, Reading};
 use crate::watermark::{Cursor, Snapshot};
 
@@ -197,14 +199,14 @@ impl Held<'_> {
         let fresh;
         let mut look = look;
         if lane.settled != seen.settled {
-            // Another worker moved on since the look, whose target may be older than the watermark now.
+            // Another worker moved on since the look, which may be older than the watermark now.
             fresh = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
             look = &fresh;
         }
         let again;
         if lane.open.is_some() {
             self.worker.fits(&self.target.entity_id, &lane, look)?;
-            lane.settled = Some(self.pass(&lane, look).await?);
+            lane.settled = Some(self.pass(&lane).await?);
             lane.open = None;
             lane.cursor = None;
             again = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
@@ -212,29 +214,29 @@ impl Held<'_> {
         }
         self.worker.fits(&self.target.entity_id, &lane, look)?;
         if look.news(&self.target.entity_id).has_news {
-            self.pass(&lane, look).await?;
+            self.pass(&lane).await?;
         }
         Ok(())
     }
 
     /// Goes through one pass from where it stands to its end; returns the new watermark.
-    async fn pass(&mut self, lane: &Lane, look: &Look) -> Result<Snapshot, Halt> {
+    async fn pass(&mut self, lane: &Lane) -> Result<Snapshot, Halt> {
         let Worker { journal, ledger, settings, .. } = self.worker;
-        let (pass_id, target) = if let Some(open) = lane.open.clone() {
-            open
-        } else {
-            let (target, cluster) = (look.target.clone(), look.system_identifier);
-            (journal.open_pass(&self.lease, self.run_id, &target, cluster, ledger.name()).await?, target)
+        let settled = lane.settled.as_ref();
+        let (pass_id, target) = match lane.open.clone() {
+            Some(open) => open,
+            None => journal.open_pass(&self.lease, self.run_id, settled, ledger.name()).await?,
         };
+        let pass = OpenPass { lease: self.lease.clone(), pass_id };
         let mut cursor = lane.cursor.clone();
-        if let Some(unfinished) = journal.unfinished(&self.lease, pass_id).await? {
-            self.repeat(pass_id, lane.settled.as_ref(), &target, cursor, &unfinished).await?;
+        if let Some(unfinished) = journal.unfinished(&pass).await? {
+            self.repeat(&pass, settled, &target, cursor, &unfinished).await?;
             cursor = Some(unfinished.last);
         }
         let reading = Reading {
             entity_id: &self.target.entity_id,
             pass_id: Some(pass_id),
-            settled: lane.settled.as_ref(),
+            settled,
             target: &target,
             after: cursor.clone(),
             until: None,
@@ -250,17 +252,17 @@ impl Held<'_> {
                 batch = rows.next_batch(cursor, self.target.zone, settings.sync.batch_rows) => batch?,
             };
             let Some(batch) = batch else { break };
-            self.deliver(pass_id, None, &batch).await?;
+            self.deliver(&pass, None, &batch).await?;
             cursor = Some(batch.last);
         }
-        journal.close_pass(&self.lease, pass_id).await?;
+        journal.close_pass(&pass).await?;
         Ok(target)
     }
 
     /// Sends the recorded interval of a batch again whose outcome is unknown.
     async fn repeat(
         &mut self,
-        pass_id: i64,
+        pass: &OpenPass,
         settled: Option<&Snapshot>,
         target: &Snapshot,
         cursor: Option<Cursor>,
@@ -268,7 +270,7 @@ impl Held<'_> {
     ) -> Result<(), Halt> {
         let reading = Reading {
             entity_id: &self.target.entity_id,
-            pass_id: Some(pass_id),
+            pass_id: Some(pass.pass_id),
             settled,
             target,
             after: cursor.clone(),
@@ -277,7 +279,7 @@ impl Held<'_> {
         };
         let interval = Rows::of(self.worker.ledger.pass(reading).await?).all().await?;
         if interval.is_empty() {
-            self.worker.journal.emptied(&self.lease, cursor.as_ref(), unfinished).await?;
+            self.worker.journal.emptied(pass, cursor.as_ref(), unfinished).await?;
             return Ok(());
         }
         let batch =
@@ -288,14 +290,14 @@ impl Held<'_> {
             same_bytes = batch.body_sha256 == unfinished.body_sha256,
             "the outcome of a batch is unknown; it is sent again"
         );
-        self.deliver(pass_id, Some(unfinished.batch_id), &batch).await
+        self.deliver(pass, Some(unfinished.batch_id), &batch).await
     }
 
     /// Announces a batch, sends it, judges the answer and settles it.
     ///
     /// Signed before the lease is checked by announcing: whatever a worker that lost its lease still
     /// sends carries a signature from before, which the API refuses once it is too old.
-    async fn deliver(&mut self, pass_id: i64, again: Option<i64>, batch: &Batch) -> Result<(), Halt> {
+    async fn deliver(&mut self, pass: &OpenPass, again: Option<i64>, batch: &Batch) -> Result<(), Halt> {
         let Worker { journal, client, .. } = self.worker;
         let credential = &self.target.credential;
         let signed = client
@@ -303,15 +305,15 @@ impl Held<'_> {
             .map_err(|problem| Halt::Problem(Problem::of_lane(Kind::Config, problem.to_string())))?;
         let batch_id = match again {
             Some(batch_id) => {
-                journal.announce_again(&self.lease, self.run_id, batch_id, batch).await?;
+                journal.announce_again(pass, self.run_id, batch_id, batch).await?;
                 batch_id
             }
-            None => journal.announce(&self.lease, self.run_id, pass_id, batch).await?,
+            None => journal.announce(pass, self.run_id, batch).await?,
         };
         if batch.records == 0 {
             let nothing =
                 Settlement { http_status: None, duration_ms: None, sent: false, repeated: again.is_some() };
-            journal.settle(&self.lease, self.run_id, batch_id, batch, &nothing).await?;
+            journal.settle(pass, self.run_id, batch_id, batch, &nothing).await?;
             self.report.count(batch);
             return Ok(());
         }
@@ -328,7 +330,7 @@ impl Held<'_> {
         };
         let verdict = judge(&answer);
         if verdict == Verdict::Accepted {
-            journal.settle(&self.lease, self.run_id, batch_id, batch, &settlement).await?;
+            journal.settle(pass, self.run_id, batch_id, batch, &settlement).await?;
             self.report.count(batch);
             tracing::debug!(
                 entity_id = self.target.entity_id,
@@ -343,7 +345,7 @@ impl Held<'_> {
         // Until a decision comes from `consequence`, whatever is not accepted stops the lane.
         let (kind, status, message) =
             consequence(&verdict, settlement.http_status, batch, &self.target.credential.name);
-        journal.refused(&self.lease, self.run_id, (batch_id, batch), status, &settlement, &message).await?;
+        journal.refused(pass, self.run_id, (batch_id, batch), status, &settlement, &message).await?;
         let api_code = match verdict {
             Verdict::Refused(reason) | Verdict::Unauthorized(reason) => reason.code,
             _ => None,
