@@ -13,7 +13,7 @@ mod writers;
 use std::collections::{BTreeMap, VecDeque};
 
 use futures_util::TryStreamExt;
-use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolCopyExt};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 pub use row::Row;
 pub use table::Table;
@@ -234,20 +234,21 @@ impl Ledger {
             self.check_ids(page.entity_id, after).await?;
         }
         let sql = self.table.page_sql(page);
-        let Some(standby) = self.standby.as_ref().filter(|_| page.proof_of.is_some()) else {
-            return self.copy(&self.pool, &sql).await;
+        let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
+            return self.copy(&mut *self.pool.acquire().await?, &sql).await;
         };
-        let mut patience = standby::Patience::new();
         loop {
-            match self.copy(standby, &sql).await {
-                Err(problem) if standby::is_behind(&problem) => patience.wait().await?,
+            let mut connection = standby.acquire().await?;
+            match self.copy(&mut connection, &sql).await {
+                Err(problem) if standby::is_behind(&problem) => connection.close().await?,
                 read => return read,
             }
+            standby::replayed(standby, pass_id, page.target).await?;
         }
     }
 
-    async fn copy(&self, pool: &PgPool, sql: &str) -> Result<Vec<Row>, LedgerError> {
-        let mut messages = pool.copy_out_raw(sql).await?;
+    async fn copy(&self, connection: &mut PgConnection, sql: &str) -> Result<Vec<Row>, LedgerError> {
+        let mut messages = connection.copy_out_raw(sql).await?;
         let mut rows = Vec::new();
         let mut in_header = true;
         while let Some(message) = messages.try_next().await? {

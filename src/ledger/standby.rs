@@ -13,6 +13,7 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 use super::LedgerError;
+use crate::watermark::Snapshot;
 
 /// Raised by `elven_sync.require_pass`.
 const PASS_NOT_SEEN: &str = "EL001";
@@ -51,35 +52,41 @@ pub(super) async fn check(primary: &PgPool, standby: &PgPool) -> Result<(), Ledg
     Ok(())
 }
 
-/// How long a reader has waited for a standby.
-pub(super) struct Patience {
-    begun: Instant,
-    pause: Duration,
-    logged: bool,
-}
-
-impl Patience {
-    pub(super) fn new() -> Self {
-        Self { begun: Instant::now(), pause: PAUSE_MIN, logged: false }
-    }
-
-    /// Waits before the page is asked for again, longer each time, and gives up some day.
-    pub(super) async fn wait(&mut self) -> Result<(), LedgerError> {
-        if self.begun.elapsed() > WAIT_MAX {
-            return Err(LedgerError::Standby(format!(
-                "the standby has not replayed what the pass is about for {} s; hint: is its replay paused, or its \
-                 connection to the primary broken? Without ELVEN_SYNC_LEDGER_URL pages come from the primary",
-                WAIT_MAX.as_secs()
-            )));
+/// Waits until a server behind the name has replayed a pass, asking more rarely each time.
+///
+/// On a new connection every time: behind one name may be several servers, and another one may be further.
+pub(super) async fn replayed(standby: &PgPool, pass_id: i64, target: &Snapshot) -> Result<(), LedgerError> {
+    let begun = Instant::now();
+    let mut pause = PAUSE_MIN;
+    let mut logged = false;
+    while begun.elapsed() < WAIT_MAX {
+        if !logged && begun.elapsed() > WAIT_LOGGED {
+            logged = true;
+            tracing::warn!(pass_id, "waiting for the standby to replay what the primary has");
         }
-        if !self.logged && self.begun.elapsed() > WAIT_LOGGED {
-            self.logged = true;
-            tracing::warn!("waiting for the standby to replay what the primary has");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+        let mut connection = standby.acquire().await?;
+        // Asked first, because a page that fails leaves an error in the server's log.
+        let seen = sqlx::query_scalar(
+            "select exists (select from elven_sync.sync_passes where pass_id = $1 and target::text = $2)",
+        )
+        .bind(pass_id)
+        .bind(target.to_string())
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(LedgerError::from);
+        match seen {
+            Ok(true) => return Ok(()),
+            Err(problem) if !is_behind(&problem) => return Err(problem),
+            Ok(false) | Err(_) => connection.close().await?,
         }
-        tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
-        Ok(())
     }
+    Err(LedgerError::Standby(format!(
+        "the standby has not replayed what the pass is about for {} s; hint: is its replay paused, or its connection to \
+         the primary broken? Without ELVEN_SYNC_LEDGER_URL pages come from the primary",
+        WAIT_MAX.as_secs()
+    )))
 }
 
 /// Says whether a page failed for a reason that replaying more takes away.

@@ -11,13 +11,16 @@
 
 mod answers;
 mod attach;
+mod cluster;
 mod commands;
+mod failover;
 mod ledgers;
 mod moves;
 mod plans;
 mod promises;
 mod sandbox;
 mod schema;
+mod standby;
 mod support;
 mod watermark;
 mod workers;

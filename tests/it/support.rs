@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use elven_sync::config::{Environment, Flags, Settings};
 use elven_sync::journal::{self, Entity};
-use elven_sync::sandbox::{Credential, Options, Received, Sandbox};
+use elven_sync::sandbox::{Credential, Fault, Gate, Options, Received, Sandbox};
 use elven_sync::sync::{RunError, RunReport, Worker};
-use sqlx::{ConnectOptions, PgPool};
-use tokio::process::Command;
+use sqlx::migrate::MigrateDatabase;
+use sqlx::{ConnectOptions, PgPool, Postgres};
+use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 pub const KEY: &str = "test-key-4be1";
@@ -44,6 +45,20 @@ impl Scene {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
         Self { pool, url, sandbox, variables }
+    }
+
+    /// The same in a database that is made first, on whatever server the address names.
+    pub async fn at(url: &str) -> Self {
+        Postgres::create_database(url).await.unwrap();
+        Self::new(PgPool::connect(url).await.unwrap()).await
+    }
+
+    /// From now on everybody goes to another address.
+    pub async fn move_to(&mut self, url: &str) {
+        self.pool.close().await;
+        self.pool = PgPool::connect(url).await.unwrap();
+        url.clone_into(&mut self.url);
+        self.set("DATABASE_URL", url);
     }
 
     /// Sets a variable of the connector's environment.
@@ -103,6 +118,16 @@ impl Scene {
 
     pub async fn output(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().await.unwrap()
+    }
+
+    /// A run that waits for the answer to its first batch.
+    pub async fn held_run(&self) -> (Child, Gate) {
+        let gate = Gate::new();
+        self.sandbox.inject(Fault::HoldResponse(gate.clone()));
+        let child = self.command(&["run"]).spawn().unwrap();
+        let reached = tokio::time::timeout(Duration::from_secs(20), gate.reached()).await;
+        assert!(reached.is_ok(), "the run sent nothing");
+        (child, gate)
     }
 
     /// Accounts and balances received, in order.

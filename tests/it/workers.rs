@@ -1,6 +1,6 @@
 //! Crashes, signals and several workers.
 
-use elven_sync::sandbox::{Fault, Gate};
+use elven_sync::sandbox::Fault;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::PgPool;
@@ -23,19 +23,10 @@ fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
 }
 
-/// A run that waits for the answer to its first batch.
-async fn held_run(scene: &Scene) -> (Child, Gate) {
-    let gate = Gate::new();
-    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
-    let child = scene.command(&["run"]).spawn().unwrap();
-    gate.reached().await;
-    (child, gate)
-}
-
 #[sqlx::test(migrations = false)]
 async fn a_killed_run_is_marked_and_only_the_batch_in_flight_is_sent_twice(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
-    let (mut child, gate) = held_run(&scene).await;
+    let (mut child, gate) = scene.held_run().await;
     signal(&child, Signal::SIGKILL);
     child.wait().await.unwrap();
     gate.open();
@@ -91,7 +82,7 @@ async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
     // A lease so long that the next run could not wait for it: it has to be released.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
     for (name, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
-        let (mut child, gate) = held_run(&scene).await;
+        let (mut child, gate) = scene.held_run().await;
         signal(&child, name);
         // The signal has to be noticed before the answer comes.
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -118,7 +109,7 @@ async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn an_entity_is_left_to_the_worker_that_keeps_renewing(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
-    let (child, gate) = held_run(&scene).await;
+    let (child, gate) = scene.held_run().await;
     let report = scene.run().await;
     assert_eq!(report.counters.requests, 0);
     assert_eq!(report.status, elven_sync::journal::RunStatus::Succeeded);
@@ -135,7 +126,7 @@ async fn an_entity_is_left_to_the_worker_that_keeps_renewing(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
-    let (child, gate) = held_run(&scene).await;
+    let (child, gate) = scene.held_run().await;
     signal(&child, Signal::SIGSTOP);
     let report = scene.run().await;
     assert_eq!(report.counters.rows_uploaded, 6);

@@ -1,0 +1,254 @@
+//! What can happen to the server: a crash, a failover, a restore, an upgrade. Each is done to a real one.
+
+use std::collections::BTreeMap;
+
+use elven_sync::journal::RunStatus;
+use elven_sync::sandbox::{Fault, Gate};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+
+use crate::cluster::Cluster;
+use crate::support::{Scene, eventually, stderr};
+
+const SETTLED: &str = "select settled::text from elven_sync.sync_state";
+
+/// A scene on a cluster of its own, with entity acme.
+async fn scene_on(cluster: &Cluster) -> Scene {
+    let scene = Scene::at(&cluster.url("ledger")).await;
+    scene.entity("acme", "UTC").await;
+    scene
+}
+
+/// Enters rows of acme, each in a transaction of its own.
+async fn enter(scene: &Scene, rows: &[(&str, i64)]) {
+    for (account, balance) in rows {
+        sqlx::query(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', $1, 'BTC', '2024-01-01Z', $2)",
+        )
+        .bind(account)
+        .bind(balance)
+        .execute(&scene.pool)
+        .await
+        .unwrap();
+    }
+}
+
+/// For every account of the ledger, what arrived last is what was entered last.
+async fn assert_no_row_is_lost(scene: &Scene) {
+    let last: BTreeMap<String, String> = scene.balances().into_iter().collect();
+    let ledger: Vec<(String, String)> = sqlx::query_as(
+        "select distinct on (entity_account_id) entity_account_id, trim_scale(balance)::text
+           from ledger.balance_snapshots order by entity_account_id, id desc",
+    )
+    .fetch_all(&scene.pool)
+    .await
+    .unwrap();
+    assert!(!ledger.is_empty());
+    for (account, balance) in ledger {
+        assert_eq!(last.get(&account), Some(&balance), "{account}");
+    }
+}
+
+/// A run is refused because of its watermark: it says `why`, and sends nothing.
+async fn assert_refused(scene: &Scene, why: &str) {
+    let before = scene.sandbox.requests().len();
+    let output = scene.output(&["run"]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(scene.sandbox.requests().len(), before);
+    let run = "select status from elven_sync.sync_runs order by run_id desc limit 1";
+    assert_eq!(scene.text(run).await, "failed");
+    let error = "select kind || ': ' || message from elven_sync.sync_errors where resolved_at is null";
+    let error = scene.text(error).await;
+    assert!(error.starts_with("watermark: ") && error.contains(why), "{error}");
+}
+
+/// Transaction ids are handed out again after it, and the lost watermark covered them.
+#[sqlx::test(migrations = false)]
+async fn an_asynchronous_failover_that_loses_the_tail_loses_no_row(pool: PgPool) {
+    let mut primary = Cluster::new(&pool).await;
+    let mut scene = scene_on(&primary).await;
+    enter(&scene, &[("a", 1), ("b", 1)]).await;
+    scene.run().await;
+    let standby = primary.standby().await;
+    standby.caught_up_with(&primary).await;
+    standby.stop_receiving().await;
+    enter(&scene, &[("c", 1), ("d", 1), ("e", 1)]).await;
+    scene.run().await;
+    assert_no_row_is_lost(&scene).await;
+    let lost = scene.text(SETTLED).await;
+
+    primary.crash();
+    standby.promote().await;
+    scene.move_to(&standby.url("ledger")).await;
+    assert_eq!(scene.text("select count(*)::text from ledger.balance_snapshots").await, "2");
+    enter(&scene, &[("c", 2), ("f", 1)]).await;
+    let below: bool = sqlx::query_scalar(
+        "select bool_and(change_xid < pg_snapshot_xmax($1::pg_snapshot)) from ledger.balance_snapshots",
+    )
+    .bind(&lost)
+    .fetch_one(&scene.pool)
+    .await
+    .unwrap();
+    assert!(below, "ids below {lost} are handed out again");
+    // Past it, so that nothing but the watermark itself could tell.
+    standby.burn_transaction_ids(1000).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_no_row_is_lost(&scene).await;
+}
+
+/// The application does not wait for the disk, so its newest rows are lost in a crash, with every
+/// transaction that is open. What a run has finished is not, nor is a prepared transaction.
+#[sqlx::test(migrations = false)]
+async fn a_crash_of_the_server_takes_watermark_and_ledger_back_together(pool: PgPool) {
+    let mut server = Cluster::new(&pool).await;
+    let mut scene = scene_on(&server).await;
+    server.sql("alter database ledger set synchronous_commit = off").await;
+    scene.move_to(&server.url("ledger")).await;
+    let insert =
+        "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+                  values ('acme', 'late', 'BTC', '2024-01-01Z', 1)";
+    let mut session = PgConnection::connect(&scene.url).await.unwrap();
+    for sql in ["begin", insert, "prepare transaction 'late'", "begin", insert] {
+        session.execute(sql).await.unwrap();
+    }
+    enter(&scene, &[("a", 1)]).await;
+    scene.run().await;
+    let settled = scene.text(SETTLED).await;
+    enter(&scene, &[("b", 1)]).await;
+    server.crash();
+    server.start().await;
+    assert_eq!(scene.text(SETTLED).await, settled);
+    enter(&scene, &[("b", 2), ("c", 1)]).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_no_row_is_lost(&scene).await;
+
+    // Now in the middle of a run: a batch has arrived, and its answer has not.
+    scene.sql("commit prepared 'late'").await;
+    let (child, gate) = scene.held_run().await;
+    enter(&scene, &[("d", 1)]).await;
+    server.crash();
+    server.start().await;
+    gate.open();
+    child.wait_with_output().await.unwrap();
+    enter(&scene, &[("d", 2), ("e", 1)]).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_no_row_is_lost(&scene).await;
+}
+
+/// Transaction ids of one cluster mean nothing in another, whichever of them has given out more, and no
+/// rebinding makes them: the rows of a restored journal were written anew.
+#[sqlx::test(migrations = false)]
+async fn a_dump_restored_elsewhere_is_refused(pool: PgPool) {
+    let (cluster, other) = (Cluster::new(&pool).await, Cluster::new(&pool).await);
+    let mut scene = scene_on(&cluster).await;
+    cluster.burn_transaction_ids(2000).await;
+    enter(&scene, &[("a", 1)]).await;
+    scene.run().await;
+    cluster.dump_into(&other, "ledger").await;
+    scene.move_to(&other.url("ledger")).await;
+    enter(&scene, &[("b", 1)]).await;
+    let ahead = "select (pg_snapshot_xmax(pg_current_snapshot()) > pg_snapshot_xmax(settled))::text
+                   from elven_sync.sync_state";
+    assert_eq!(scene.text(ahead).await, "false");
+    assert_refused(&scene, "another PostgreSQL cluster").await;
+    other.burn_transaction_ids(4000).await;
+    assert_eq!(scene.text(ahead).await, "true");
+    assert_refused(&scene, "another PostgreSQL cluster").await;
+    let output = scene.output(&["entity", "rebind", "acme"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("entity rewind 'acme'"), "{}", stderr(&output));
+    assert_refused(&scene, "entity rewind 'acme'").await;
+    assert!(scene.output(&["entity", "rewind", "acme", "--yes"]).await.status.success());
+    assert_eq!(scene.run().await.counters.rows_uploaded, 2);
+    assert_no_row_is_lost(&scene).await;
+}
+
+/// The transaction ids go on after an upgrade, and a person says that there was one.
+#[sqlx::test(migrations = false)]
+async fn a_pg_upgrade_is_refused_until_it_is_rebound(pool: PgPool) {
+    let cluster = Cluster::new(&pool).await;
+    let mut scene = scene_on(&cluster).await;
+    cluster.burn_transaction_ids(1000).await;
+    enter(&scene, &[("a", 1)]).await;
+    scene.run().await;
+    let identifier = "select system_identifier::text from pg_control_system()";
+    let before = cluster.text(identifier).await;
+    let upgraded = cluster.upgraded().await;
+    assert_ne!(upgraded.text(identifier).await, before);
+    scene.move_to(&upgraded.url("ledger")).await;
+    enter(&scene, &[("b", 1)]).await;
+    let behind = "select bool_and(not pg_visible_in_snapshot(change_xid, settled))::text
+                    from ledger.balance_snapshots, elven_sync.sync_state where entity_account_id = 'b'";
+    assert_eq!(scene.text(behind).await, "true", "transaction ids go on");
+    assert_refused(&scene, "entity rebind 'acme'").await;
+    let output = scene.output(&["entity", "rebind", "acme"]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1, "nothing again, and nothing skipped");
+    assert_no_row_is_lost(&scene).await;
+}
+
+/// A run that looked before a failover, and goes on after it at the same address, must not believe its look:
+/// the transaction ids it saw are handed out again.
+#[sqlx::test(migrations = false)]
+async fn a_run_that_outlives_a_failover_loses_no_row(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let mut scene = scene_on(&primary).await;
+    scene.entity("zeta", "UTC").await;
+    let insert =
+        "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+                  values ('zeta', 'z', 'BTC', '2024-01-01Z', 1)";
+    scene.sql(insert).await;
+    enter(&scene, &[("a", 1)]).await;
+    // The second entity waits for its turn while the first waits for its answer.
+    scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
+    let mut standby = primary.standby().await;
+    // The standby hears of the run, but not of what the run sees in the ledger.
+    let mut session = PgConnection::connect(&scene.url).await.unwrap();
+    session.execute("begin; lock table ledger.balance_snapshots").await.unwrap();
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let child = scene.command(&["run"]).spawn().unwrap();
+    let waiting = "select count(*)::text from pg_locks where not granted";
+    eventually("the run waits for the ledger", async || scene.text(waiting).await == "1").await;
+    assert_eq!(scene.text("select count(*)::text from elven_sync.sync_runs").await, "1");
+    standby.caught_up_with(&primary).await;
+    standby.stop_receiving().await;
+    primary.burn_transaction_ids(100).await;
+    session.execute("rollback").await.unwrap();
+    gate.reached().await;
+
+    standby.promote().await;
+    standby.take_the_place_of(primary).await;
+    gate.open();
+    child.wait_with_output().await.unwrap();
+    scene.sql("update ledger.balance_snapshots set balance = balance + 1").await;
+    standby.burn_transaction_ids(200).await;
+    scene.run().await;
+    assert_no_row_is_lost(&scene).await;
+}
+
+/// A worker that outlives a failover finds its lease lost, even where the next worker got one, a pass and a
+/// batch of the same numbers: those are handed out again too.
+#[sqlx::test(migrations = false)]
+async fn a_lease_that_was_lost_in_a_failover_moves_nothing(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let mut scene = scene_on(&primary).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+    let mut standby = primary.standby().await;
+    standby.caught_up_with(&primary).await;
+    standby.stop_receiving().await;
+    primary.burn_transaction_ids(100).await;
+    enter(&scene, &[("a", 1), ("b", 1)]).await;
+    let (first, first_gate) = scene.held_run().await;
+
+    standby.promote().await;
+    standby.take_the_place_of(primary).await;
+    enter(&scene, &[("c", 1), ("d", 1), ("e", 1), ("f", 1)]).await;
+    let (second, second_gate) = scene.held_run().await;
+    for (child, gate) in [(first, first_gate), (second, second_gate)] {
+        gate.open();
+        child.wait_with_output().await.unwrap();
+    }
+    scene.run().await;
+    assert_no_row_is_lost(&scene).await;
+}

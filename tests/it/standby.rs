@@ -1,0 +1,172 @@
+//! Pages from a standby: however far behind it is, nothing is skipped.
+
+use elven_sync::journal::RunStatus;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::cluster::Cluster;
+use crate::support::{Scene, eventually, stderr};
+
+const INSERT: &str =
+    "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)";
+
+/// A scene on a primary of its own whose pages come from a standby.
+async fn scene_on(primary: &Cluster, standby: &str) -> Scene {
+    let mut scene = Scene::at(&primary.url("ledger")).await;
+    scene.entity("acme", "UTC").await;
+    scene.set("ELVEN_SYNC_LEDGER_URL", standby);
+    // Pages of 4 rows: each has to prove itself.
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene
+}
+
+/// Enters rows of acme, whose accounts and balances are the same.
+async fn enter(connection: &mut PgConnection, numbers: std::ops::RangeInclusive<i32>) {
+    let (from, to) = numbers.into_inner();
+    let sql =
+        format!("{INSERT} select 'acme', n, 'BTC', '2024-01-01Z', n from generate_series({from}, {to}) n");
+    connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+}
+
+/// Accounts received, in order.
+fn accounts(scene: &Scene) -> Vec<i32> {
+    scene.balances().into_iter().map(|(account, _)| account.parse().unwrap()).collect()
+}
+
+/// A run that waits for the standby to replay its pass.
+async fn waiting_run(scene: &Scene) -> tokio::process::Child {
+    let open = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
+    let child = scene.command(&["run"]).spawn().unwrap();
+    eventually("the pass is open", async || scene.text(open).await == "1").await;
+    // Time in which a run that believed the standby would be through.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert_eq!(scene.text(open).await, "1", "the run did not wait");
+    child
+}
+
+/// With replay paused: rows that the standby does not show yet, among them one that committed late, and an
+/// update that it does not know of.
+#[sqlx::test(migrations = false)]
+async fn a_standby_that_is_behind_is_waited_for(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let standby = primary.standby().await;
+    let scene = scene_on(&primary, &standby.url("ledger")).await;
+    standby.caught_up_with(&primary).await;
+    let (mut slow, mut quick) =
+        (PgConnection::connect(&scene.url).await.unwrap(), PgConnection::connect(&scene.url).await.unwrap());
+    enter(&mut quick, 1..=10).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 10);
+    slow.execute("begin").await.unwrap();
+    enter(&mut slow, 11..=11).await;
+    enter(&mut quick, 12..=30).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 19);
+
+    standby.pause_replay().await;
+    slow.execute("commit").await.unwrap();
+    enter(&mut quick, 31..=40).await;
+    quick
+        .execute("update ledger.balance_snapshots set balance = -1 where entity_account_id = '1'")
+        .await
+        .unwrap();
+    let child = waiting_run(&scene).await;
+    assert_eq!(accounts(&scene).len(), 29, "nothing was sent of a page that is not proven");
+    standby.resume_replay().await;
+    assert!(child.wait_with_output().await.unwrap().status.success());
+    let mut later = accounts(&scene).split_off(29);
+    later.sort_unstable();
+    assert_eq!(later, [&[1, 11][..], &(31..=40).collect::<Vec<_>>()].concat());
+    assert!(scene.balances().contains(&("1".to_owned(), "-1".to_owned())));
+    assert_eq!(scene.run().await.counters.rows_read, 0);
+}
+
+/// A worker that waits for a standby stops when it is asked to, and the next one goes on.
+#[sqlx::test(migrations = false)]
+async fn waiting_for_a_standby_ends_with_a_signal(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let standby = primary.standby().await;
+    let mut scene = scene_on(&primary, &standby.url("ledger")).await;
+    standby.caught_up_with(&primary).await;
+    standby.pause_replay().await;
+    enter(&mut PgConnection::connect(&scene.url).await.unwrap(), 1..=10).await;
+    let child = waiting_run(&scene).await;
+    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
+    // From the primary it goes on without waiting.
+    scene.unset("ELVEN_SYNC_LEDGER_URL");
+    assert_eq!(scene.run().await.counters.rows_uploaded, 10);
+}
+
+/// One name, two standbys, of which one lags: connections take turns, as behind a proxy or in DNS.
+#[sqlx::test(migrations = false)]
+async fn a_lagging_standby_behind_the_same_name_skips_nothing(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let (first, second) = (primary.standby().await, primary.standby().await);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = format!("postgres://postgres@127.0.0.1:{}/ledger", listener.local_addr().unwrap().port());
+    let servers =
+        [first.url(""), second.url("")].map(|url| url.replace("postgres://postgres@", "").replace('/', ""));
+    let proxy = tokio::spawn(async move {
+        for server in servers.iter().cycle() {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = TcpStream::connect(server).await.unwrap();
+            tokio::spawn(async move {
+                copy_bidirectional(&mut client, &mut server).await.ok();
+                client.shutdown().await.ok();
+            });
+        }
+    });
+    let scene = scene_on(&primary, &name).await;
+    let mut writer = PgConnection::connect(&scene.url).await.unwrap();
+    first.caught_up_with(&primary).await;
+    second.caught_up_with(&primary).await;
+    enter(&mut writer, 1..=10).await;
+    scene.run().await;
+    second.pause_replay().await;
+    for number in 11..=60 {
+        enter(&mut writer, number..=number).await;
+        if number % 10 == 0 {
+            // It lags, and now and then comes a bit closer.
+            let run = scene.run();
+            let replay = async {
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                second.resume_replay().await;
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                second.pause_replay().await;
+            };
+            let (report, ()) = tokio::join!(run, replay);
+            assert_eq!(report.status, RunStatus::Succeeded);
+        }
+    }
+    second.resume_replay().await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(accounts(&scene), (1..=60).collect::<Vec<_>>());
+    proxy.abort();
+}
+
+/// A server that is none of the primary's standbys is refused before anything is read.
+#[sqlx::test(migrations = false)]
+async fn a_server_that_is_no_standby_of_the_primary_is_refused(pool: PgPool) {
+    let (primary, other) = (Cluster::new(&pool).await, Cluster::new(&pool).await);
+    other.sql("create database ledger").await;
+    let mut scene = scene_on(&primary, &other.url("ledger")).await;
+    enter(&mut PgConnection::connect(&scene.url).await.unwrap(), 1..=3).await;
+    for (url, expected) in [
+        (other.url("ledger"), "another PostgreSQL cluster"),
+        (primary.url("postgres"), "another database"),
+        (primary.url("nothing"), "cannot be reached"),
+    ] {
+        scene.set("ELVEN_SYNC_LEDGER_URL", &url);
+        let output = scene.output(&["run"]).await;
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        let said = stderr(&output);
+        assert!(said.contains("ELVEN_SYNC_LEDGER_URL") && said.contains(expected), "{said}");
+    }
+    assert_eq!(scene.text("select count(*)::text from elven_sync.sync_runs").await, "0");
+    // The primary itself is right as well: a standby may have been promoted under its name.
+    scene.set("ELVEN_SYNC_LEDGER_URL", &primary.url("ledger"));
+    assert_eq!(scene.run().await.counters.rows_uploaded, 3);
+}
