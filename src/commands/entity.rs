@@ -229,9 +229,10 @@ async fn registered(pool: &PgPool, id: &str) -> anyhow::Result<Entity> {
     bail!(output::unknown_entity(id, &known))
 }
 
-/// What moves watermarks also runs; here it is never asked to stop.
+/// What moves watermarks also runs; here it is never asked to stop, and reads no pages.
 async fn worker(settings: &Settings, pool: &PgPool) -> anyhow::Result<Worker> {
-    Ok(Worker::open(settings.clone(), pool.clone(), watch::channel(false).1).await?)
+    let settings = Settings { ledger_url: None, ..settings.clone() };
+    Ok(Worker::open(settings, pool.clone(), watch::channel(false).1).await?)
 }
 
 /// Connects, and makes sure that the sync tables are there: nothing else opens them here.

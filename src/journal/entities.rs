@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 
 use super::JournalError;
 
@@ -43,6 +43,10 @@ pub struct Health {
 impl Entity {
     /// Registers an entity. `false` when it was registered before, and then nothing changed.
     pub async fn add(pool: &PgPool, entity: &Entity) -> Result<bool, JournalError> {
+        Ok(Self::insert(pool, entity).await?)
+    }
+
+    pub(super) async fn insert(executor: impl PgExecutor<'_>, entity: &Entity) -> Result<bool, sqlx::Error> {
         let done = sqlx::query!(
             "insert into elven_sync.entities (entity_id, timezone, credential, paused)
              values ($1, $2, $3, $4) on conflict do nothing",
@@ -51,7 +55,7 @@ impl Entity {
             entity.credential,
             entity.paused
         )
-        .execute(pool)
+        .execute(executor)
         .await?;
         Ok(done.rows_affected() == 1)
     }

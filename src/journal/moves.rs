@@ -56,17 +56,7 @@ impl Entity {
         origin: Origin<'_>,
     ) -> Result<FromNow, JournalError> {
         let mut transaction = pool.begin_with(DURABLE).await?;
-        let added = sqlx::query!(
-            "insert into elven_sync.entities (entity_id, timezone, credential, paused)
-             values ($1, $2, $3, $4) on conflict do nothing",
-            entity.entity_id,
-            entity.timezone,
-            entity.credential,
-            entity.paused
-        )
-        .execute(&mut *transaction)
-        .await?;
-        if added.rows_affected() == 0 {
+        if !Self::insert(&mut *transaction, entity).await? {
             return Ok(FromNow::Registered);
         }
         // The trigger of the registration has made the state, unless there was one from before.
