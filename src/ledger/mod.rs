@@ -235,29 +235,32 @@ impl Ledger {
         }
         let sql = self.table.page_sql(page);
         let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
-            return self.copy(&mut *self.pool.acquire().await?, &sql).await;
+            return self.copy(&self.pool, sql).await;
         };
         loop {
-            let mut connection = standby.acquire().await?;
-            match self.copy(&mut connection, &sql).await {
-                Err(problem) if standby::is_behind(&problem) => connection.close().await?,
+            match self.copy(standby, sql.clone()).await {
+                Err(problem) if standby::is_behind(&problem) => {}
                 read => return read,
             }
             standby::replayed(standby, pass_id, page.target).await?;
         }
     }
 
-    async fn copy(&self, connection: &mut PgConnection, sql: &str) -> Result<Vec<Row>, LedgerError> {
-        let mut messages = connection.copy_out_raw(sql).await?;
-        let mut rows = Vec::new();
-        let mut in_header = true;
-        while let Some(message) = messages.try_next().await? {
-            let tuple = if std::mem::take(&mut in_header) { row::after_header(&message)? } else { message };
-            if let Some(row) = Row::decode(tuple, self.table.id_is_number())? {
-                rows.push(row);
+    /// Copies rows out, in a task of its own, so that a copy which has begun comes to its end even when
+    /// nobody waits for it any more. One that was left halfway, or failed, leaves its connection out of
+    /// step: the answer to it would be taken for that to the next statement.
+    async fn copy(&self, pool: &PgPool, sql: String) -> Result<Vec<Row>, LedgerError> {
+        let mut connection = pool.acquire().await?;
+        let id_is_number = self.table.id_is_number();
+        let copying = async move {
+            let copied = copy_out(&mut connection, &sql, id_is_number).await;
+            if copied.is_err() {
+                // Whatever comes of it: the error says more.
+                let _ = connection.close().await;
             }
-        }
-        Ok(rows)
+            copied
+        };
+        tokio::spawn(copying).await.map_err(|_| LedgerError::Decode("the reader stopped"))?
     }
 
     /// Makes sure that no row of the cursor's transaction is without an id, where the catalogue does not.
@@ -269,6 +272,23 @@ impl Ledger {
             .await?;
         if found.is_some() { Err(LedgerError::Decode("id is NULL")) } else { Ok(()) }
     }
+}
+
+async fn copy_out(
+    connection: &mut PgConnection,
+    sql: &str,
+    id_is_number: bool,
+) -> Result<Vec<Row>, LedgerError> {
+    let mut messages = connection.copy_out_raw(sql).await?;
+    let mut rows = Vec::new();
+    let mut in_header = true;
+    while let Some(message) = messages.try_next().await? {
+        let tuple = if std::mem::take(&mut in_header) { row::after_header(&message)? } else { message };
+        if let Some(row) = Row::decode(tuple, id_is_number)? {
+            rows.push(row);
+        }
+    }
+    Ok(rows)
 }
 
 fn parse_snapshot(text: &str) -> Result<Snapshot, LedgerError> {

@@ -18,6 +18,7 @@ mod ledgers;
 mod moves;
 mod plans;
 mod promises;
+mod random;
 mod sandbox;
 mod schema;
 mod standby;

@@ -91,10 +91,16 @@ impl Scene {
         value.unwrap_or_else(|| "NULL".to_owned())
     }
 
+    /// The connector's settings, with some variables changed.
+    pub fn settings(&self, changed: &[(&str, &str)]) -> Settings {
+        let changed = changed.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let environment: Environment = self.variables.clone().into_iter().chain(changed).collect();
+        Settings::load(&Flags::default(), environment).unwrap()
+    }
+
     /// Runs the connector in this process.
     pub async fn try_run(&self) -> Result<RunReport, RunError> {
-        let environment: Environment = self.variables.clone().into_iter().collect();
-        let settings = Settings::load(&Flags::default(), environment).unwrap();
+        let settings = self.settings(&[]);
         let pool = journal::connect(settings.database_url().unwrap(), 8).await.unwrap();
         let (_sender, stop) = watch::channel(false);
         let worker = Worker::open(settings, pool.clone(), stop).await?;
