@@ -283,7 +283,8 @@ impl Journal {
 
     /// Records that these entities are up to date: errors that concern their lanes are resolved by it.
     ///
-    /// Entities that another worker has now are left to it. Rows are locked in one order, so that two
+    /// Entities that another worker has now are left to it; one that died having brought an entity up to
+    /// date cannot say so any more. Rows are locked in one order, so that two
     /// workers cannot wait for each other.
     pub async fn lanes_succeeded(&self, entity_ids: &[String]) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
@@ -292,7 +293,9 @@ impl Journal {
                 update elven_sync.sync_state
                    set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
                  where entity_id in (select entity_id from elven_sync.sync_state
-                                      where entity_id = any ($1) and (lease_owner is null or lease_owner = $2)
+                                      where entity_id = any ($1)
+                                        and (lease_owner is null or lease_owner = $2
+                                             or lease_expires_at < clock_timestamp())
                                       order by entity_id for update skip locked)
              returning entity_id)
              update elven_sync.sync_errors e

@@ -138,3 +138,33 @@ async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     child.wait_with_output().await.unwrap();
     assert_eq!(scene.text(state).await, before);
 }
+
+/// A worker that dies after it has closed a pass leaves nothing to do, and its lease: the next one, which
+/// finds the entity idle, says that it is well.
+#[sqlx::test(migrations = false)]
+async fn an_entity_that_a_dead_worker_brought_up_to_date_is_well(pool: PgPool) {
+    let scene = scene_with_three_batches(pool).await;
+    scene.sandbox.inject(Fault::Answer { status: 429, body: String::new(), headers: Vec::new() });
+    scene.run().await;
+    assert_eq!(scene.text("select status from elven_sync.sync_health").await, "failing");
+    // Holds the worker where it says that all is well, until it is killed there.
+    scene.sql("create function die() returns trigger language plpgsql as $$ begin perform pg_sleep(60); return new; end $$;
+               create trigger die before update of last_success_at on elven_sync.sync_state
+                   for each row when (old.last_error is not null) execute function die()").await;
+    let mut child = scene.command(&["run"]).spawn().unwrap();
+    let sleeping = "select count(*)::text from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
+    crate::support::eventually("the worker is held", async || scene.text(sleeping).await == "1").await;
+    signal(&child, Signal::SIGKILL);
+    child.wait().await.unwrap();
+    scene.sql("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database();
+               drop trigger die on elven_sync.sync_state").await;
+    let expired = "select (lease_expires_at < clock_timestamp())::text from elven_sync.sync_state";
+    crate::support::eventually("the lease runs out", async || scene.text(expired).await == "true").await;
+    scene.run().await;
+    assert_eq!(
+        scene
+            .text("select status || open_errors || coalesce(last_error, '') from elven_sync.sync_health")
+            .await,
+        "ok0"
+    );
+}

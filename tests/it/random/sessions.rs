@@ -6,6 +6,7 @@ use fastrand::Rng;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 const SESSIONS: usize = 4;
+/// For all seeds under way the test server has room for 20.
 const PREPARED_MAX: usize = 2;
 
 /// Versions of rows: balances by account. No two versions of an entity have the same balance.
