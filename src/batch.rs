@@ -4,6 +4,7 @@
 //! again byte for byte.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
 use chrono::NaiveDateTime;
@@ -22,14 +23,16 @@ pub const RECORDS_MAX: usize = 1000;
 pub struct Batch {
     /// Where its interval begins: behind this row. `None`: at the start of the pass.
     pub before: Option<Cursor>,
-    /// Where its interval ends: its last row.
+    /// Where its interval ends: its last row, or that of the batch that it is a part of.
     pub last: Cursor,
+    /// Its rows, in the order of the cursor.
+    pub rows: Vec<Row>,
     /// Ids of all its rows, packed as the migration describes at `batch_row_ids`.
     pub row_ids: Vec<u8>,
-    /// Rows in the interval: records, invalid and superseded ones.
-    pub rows_read: usize,
-    /// Records in the body. When 0 there is nothing to send.
-    pub records: usize,
+    /// Which of the rows are the records of the body, in that order. None: there is nothing to send.
+    pub records: Vec<usize>,
+    /// What each record is a balance of, as a hash of account, currency and local time.
+    pub keys: Vec<u64>,
     /// Rows not sent because a newer one of the same account, currency and second is.
     pub superseded: usize,
     /// Rows that cannot be sent as they stand.
@@ -47,8 +50,8 @@ pub struct InvalidRow {
     pub id: LedgerId,
     /// Why it cannot be sent.
     pub reason: String,
-    /// The row as far as it can be shown.
-    pub record: serde_json::Value,
+    /// The row as far as it can be shown, as JSON.
+    pub record: String,
 }
 
 /// How many of `rows` the next batch takes: as many as `records_max` allows without ending inside a
@@ -59,8 +62,7 @@ pub fn cut(rows: &[Row], records_max: usize) -> Option<usize> {
     if rows.len() <= records_max {
         return Some(rows.len());
     }
-    let same = |a: &Row, b: &Row| a.xid == b.xid && a.id == b.id;
-    (1..=records_max).rev().find(|&end| !same(&rows[end - 1], &rows[end]))
+    (1..=records_max).rev().find(|&end| !tie(&rows[end - 1], &rows[end]))
 }
 
 impl Batch {
@@ -71,21 +73,21 @@ impl Batch {
     ///
     /// # Panics
     /// When there are no rows: a batch of none has no place in a pass.
-    pub fn build(before: Option<Cursor>, rows: &[Row], zone: Tz) -> Self {
+    pub fn build(before: Option<Cursor>, rows: Vec<Row>, zone: Tz) -> Self {
         let mut invalid = Vec::new();
         let mut aligned: Vec<Aligned<'_>> = Vec::with_capacity(rows.len());
-        let mut newest: HashMap<(&str, &str, NaiveDateTime), usize> = HashMap::with_capacity(rows.len());
+        let mut newest: HashMap<Key<'_>, usize> = HashMap::with_capacity(rows.len());
         let mut superseded = 0;
-        for row in rows {
-            let record = match Aligned::new(row, zone) {
+        for (place, row) in rows.iter().enumerate() {
+            let record = match Aligned::new(place, row, zone) {
                 Ok(record) => record,
                 Err(Invalid(reason)) => {
-                    invalid.push(InvalidRow { id: row.id.clone(), reason, record: row.to_json() });
+                    let record = row.to_json().to_string();
+                    invalid.push(InvalidRow { id: row.id.clone(), reason, record });
                     continue;
                 }
             };
-            let place =
-                newest.entry((record.account, record.currency, record.local)).or_insert(aligned.len());
+            let place = newest.entry(record.key()).or_insert(aligned.len());
             match aligned.get_mut(*place) {
                 None => aligned.push(record),
                 Some(rival) => {
@@ -114,18 +116,100 @@ impl Batch {
             before,
             last,
             row_ids: pack_ids(rows.iter().map(|row| &row.id)),
-            rows_read: rows.len(),
-            records: aligned.len(),
+            records: aligned.iter().map(|record| record.place).collect(),
+            keys: aligned.iter().map(Aligned::key_hash).collect(),
             superseded,
             invalid,
             body_sha256: hex::encode(Sha256::digest(&body)),
             body: body.into(),
+            rows,
         }
     }
+
+    /// A part of this batch, over the same interval.
+    #[must_use]
+    pub fn part(&self, rows: Vec<Row>, zone: Tz) -> Self {
+        Self { last: self.last.clone(), ..Self::build(self.before.clone(), rows, zone) }
+    }
+
+    /// Two halves of its records, with about as many each. `None` when they stand or fall together.
+    ///
+    /// Rows of one key stay together, so that the newest of them is sent from whichever half they are in;
+    /// so do rows that tie in `(change_xid, id)`, since a list of ids does not tell them apart.
+    pub fn halves(&self, zone: Tz) -> Option<[Self; 2]> {
+        let groups = self.groups(zone);
+        let mut records = vec![0; self.rows.len()];
+        for &row in &self.records {
+            records[groups[row]] += 1;
+        }
+        if records.iter().filter(|count| **count > 0).count() < 2 {
+            return None;
+        }
+        let mut in_first = vec![false; self.rows.len()];
+        let mut taken = 0;
+        for group in 0..records.len() {
+            // The first group with records is always taken, and never all of them are.
+            in_first[group] = taken == 0 || 2 * (taken + records[group]) <= self.records.len();
+            if !in_first[group] {
+                break;
+            }
+            taken += records[group];
+        }
+        let half = |first: bool| {
+            let rows = self.rows.iter().zip(&groups).filter(|(_, group)| in_first[**group] == first);
+            self.part(rows.map(|(row, _)| row.clone()).collect(), zone)
+        };
+        Some([half(true), half(false)])
+    }
+
+    /// Its records and what cannot be sent anyway, and the rows that were superseded by those records.
+    /// `None` when there are no such rows.
+    pub fn losers_apart(&self, zone: Tz) -> Option<[Self; 2]> {
+        let keyed = |place: usize| Aligned::new(place, &self.rows[place], zone).is_ok();
+        let (losers, others): (Vec<usize>, Vec<usize>) =
+            (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
+        let rows = |places: Vec<usize>| places.into_iter().map(|place| self.rows[place].clone()).collect();
+        (!losers.is_empty()).then(|| [self.part(rows(others), zone), self.part(rows(losers), zone)])
+    }
+
+    /// A record as it is in the body, as JSON.
+    pub fn record(&self, row: usize, zone: Tz) -> String {
+        let mut json = Vec::new();
+        if let Ok(record) = Aligned::new(row, &self.rows[row], zone) {
+            record.write(&mut json);
+        }
+        String::from_utf8(json).unwrap_or_default()
+    }
+
+    /// For each row, the first one of its group: of those that have to stay together.
+    fn groups(&self, zone: Tz) -> Vec<usize> {
+        let mut groups: Vec<usize> = (0..self.rows.len()).collect();
+        let mut first_of: HashMap<Key<'_>, usize> = HashMap::with_capacity(self.rows.len());
+        for (place, row) in self.rows.iter().enumerate() {
+            let before = place.checked_sub(1).filter(|&before| tie(&self.rows[before], row));
+            let same_key =
+                Aligned::new(place, row, zone).ok().and_then(|record| first_of.insert(record.key(), place));
+            for other in [before, same_key].into_iter().flatten() {
+                let (one, other) = (groups[place], groups[other]);
+                let (kept, dropped) = (one.min(other), one.max(other));
+                groups.iter_mut().filter(|group| **group == dropped).for_each(|group| *group = kept);
+            }
+        }
+        groups
+    }
+}
+
+/// What a record is a balance of: account, currency and local time.
+type Key<'a> = (&'a str, &'a str, NaiveDateTime);
+
+/// Rows that a cursor does not tell apart.
+fn tie(a: &Row, b: &Row) -> bool {
+    a.xid == b.xid && a.id == b.id
 }
 
 /// A row on its way into the body.
 struct Aligned<'a> {
+    place: usize,
     row: &'a Row,
     account: &'a str,
     currency: &'a str,
@@ -134,7 +218,7 @@ struct Aligned<'a> {
 }
 
 impl<'a> Aligned<'a> {
-    fn new(row: &'a Row, zone: Tz) -> Result<Self, Invalid> {
+    fn new(place: usize, row: &'a Row, zone: Tz) -> Result<Self, Invalid> {
         let (account, currency) = (row.account(), row.currency());
         align::check_text("entity_account_id", account)?;
         align::check_text("currency", currency)?;
@@ -143,7 +227,19 @@ impl<'a> Aligned<'a> {
         let numeric = row.balance().ok_or_else(|| Invalid("balance is NULL".to_owned()))?;
         let mut number = Vec::with_capacity(24);
         align::write_number(&mut number, numeric)?;
-        Ok(Self { row, account: account.unwrap_or(""), currency: currency.unwrap_or(""), local, number })
+        let (account, currency) = (account.unwrap_or(""), currency.unwrap_or(""));
+        Ok(Self { place, row, account, currency, local, number })
+    }
+
+    fn key(&self) -> Key<'a> {
+        (self.account, self.currency, self.local)
+    }
+
+    /// The same for equal keys; two keys that differ may share it, which costs a wait at most.
+    fn key_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.key().hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Orders rows of one key: the greater is the newer.
@@ -240,8 +336,8 @@ mod tests {
             ([row(1, 1, 5, ONE), row(1, 2, 0, TWO)], 1),
             ([row(1, 1, 0, ONE), row(1, 2, 0, TWO)], 2),
         ] {
-            let batch = Batch::build(None, &rows, Tz::UTC);
-            assert_eq!((batch.rows_read, batch.records, batch.superseded), (2, 1, 1));
+            let batch = Batch::build(None, rows.to_vec(), Tz::UTC);
+            assert_eq!((batch.rows.len(), batch.records.len(), batch.superseded), (2, 1, 1));
             let body = std::str::from_utf8(&batch.body).unwrap();
             assert_eq!(
                 body,
@@ -254,12 +350,15 @@ mod tests {
 
     #[test]
     fn an_invalid_row_is_set_aside_and_the_rest_goes_on() {
-        let batch = Batch::build(None, &[row(1, 1, 0, NAN), row(1, 2, 0, TWO)], Tz::UTC);
-        assert_eq!((batch.rows_read, batch.records, batch.superseded, batch.invalid.len()), (2, 1, 0, 1));
+        let batch = Batch::build(None, vec![row(1, 1, 0, NAN), row(1, 2, 0, TWO)], Tz::UTC);
+        assert_eq!(
+            (batch.rows.len(), batch.records.len(), batch.superseded, batch.invalid.len()),
+            (2, 1, 0, 1)
+        );
         assert_eq!(batch.invalid[0].id, LedgerId::Number(1));
         assert_eq!(batch.invalid[0].reason, "balance is NaN");
-        let none = Batch::build(None, &[row(1, 1, 0, NAN)], Tz::UTC);
-        assert_eq!((none.records, &none.body[..]), (0, &b"[]"[..]));
+        let none = Batch::build(None, vec![row(1, 1, 0, NAN)], Tz::UTC);
+        assert_eq!((none.records.len(), &none.body[..]), (0, &b"[]"[..]));
     }
 
     #[test]

@@ -233,12 +233,17 @@ pub struct SyncSettings {
     /// Entities worked on at once.
     #[serde(deserialize_with = "number::from_text_or_number")]
     pub entities_at_once: usize,
-    /// Batches of one entity on their way at once. Not in use yet: one is sent at a time.
+    /// Requests of one entity on their way at once.
     #[serde(deserialize_with = "number::from_text_or_number")]
     pub requests_in_flight: usize,
-    /// Open rows an entity may have set aside. Not in use yet: a refusal stops the entity.
+    /// Rows of an entity that may be set aside because the API refused them, before the entity stops.
     #[serde(deserialize_with = "number::from_text_or_number")]
     pub max_rejections: usize,
+    /// The most bytes that a request's body may have; learned from the API when it is not said.
+    #[serde(deserialize_with = "number::from_text_or_number_if_any")]
+    pub batch_bytes: Option<usize>,
+    /// What is done about a batch of which nobody knows whether it arrived.
+    pub on_ambiguous: OnAmbiguous,
     /// How long a worker that stopped renewing keeps an entity.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
@@ -251,9 +256,21 @@ impl Default for SyncSettings {
             entities_at_once: 4,
             requests_in_flight: 4,
             max_rejections: 100,
+            batch_bytes: None,
+            on_ambiguous: OnAmbiguous::Resend,
             lease: Duration::from_secs(30),
         }
     }
+}
+
+/// `[sync] on_ambiguous`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnAmbiguous {
+    /// Send it again, the same bytes.
+    Resend,
+    /// Stop the entity, until a person decides.
+    Hold,
 }
 
 /// `[api]`: how the API is called.
@@ -266,15 +283,22 @@ pub struct ApiSettings {
     /// How far a signature's timestamp may be from the API's clock.
     #[serde(with = "humantime_serde")]
     pub signature_window: Duration,
+    /// The most requests in a second with one credential; unlimited when it is not said.
+    #[serde(deserialize_with = "number::from_text_or_number_if_any")]
+    pub requests_per_second: Option<u32>,
 }
 
 impl Default for ApiSettings {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(30), signature_window: Duration::from_secs(30) }
+        Self {
+            timeout: Duration::from_secs(30),
+            signature_window: Duration::from_secs(30),
+            requests_per_second: None,
+        }
     }
 }
 
-/// `[retry]`: how a request is repeated. Not in use yet: the next run repeats it.
+/// `[retry]`: how a request is repeated.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetrySettings {
@@ -313,8 +337,18 @@ impl Settings {
                 file.sync.batch_rows
             )));
         }
-        if file.sync.entities_at_once == 0 {
-            return Err(error("[sync] entities_at_once = 0 would do nothing; hint: leave it out for 4"));
+        for (name, value) in [
+            ("[sync] entities_at_once", file.sync.entities_at_once),
+            ("[sync] requests_in_flight", file.sync.requests_in_flight),
+            ("[sync] batch_bytes", file.sync.batch_bytes.unwrap_or(1)),
+            ("[api] requests_per_second", file.api.requests_per_second.map_or(1, |rate| rate as usize)),
+            ("[retry] attempts", file.retry.attempts as usize),
+        ] {
+            if value == 0 {
+                return Err(error(format!(
+                    "{name} = 0 would do nothing; hint: leave it out for the default"
+                )));
+            }
         }
         for (name, value) in [
             ("[sync] lease", file.sync.lease),

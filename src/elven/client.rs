@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::Utc;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::redirect;
+use chrono::{DateTime, TimeDelta, Utc};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, RequestBuilder, redirect};
 use secrecy::ExposeSecret;
 use url::Url;
 
@@ -15,20 +15,28 @@ use crate::config::{Credential, is_loopback};
 
 /// Path of "Import Account Balances".
 pub const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
+/// The cheapest signed call that reads: it says whether a key is good without sending anything.
+pub const PROBE_PATH: &str = "/open/v3/entityAccount?page=1&limit=1";
 /// An answer is read up to this many bytes; the documented ones are far shorter.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// `Retry-After` is obeyed up to this long.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client for one API address.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
-    import_url: Url,
+    api_url: Url,
 }
 
-/// The headers of one attempt. Made right before sending: a signature ages.
+/// A request that is ready to be sent. Made right before: a signature ages.
 #[derive(Debug)]
-pub struct Signed(HeaderMap);
+pub struct Signed {
+    request: RequestBuilder,
+    /// The clock that it was signed by, less that of this machine.
+    ahead: TimeDelta,
+}
 
 impl Client {
     /// Builds a client. Proxies from the environment are honoured, except for loopback.
@@ -44,21 +52,46 @@ impl Client {
         if is_loopback(api_url) {
             http = http.no_proxy();
         }
-        let mut import_url = api_url.clone();
-        import_url.set_path(IMPORT_PATH);
-        Ok(Self { http: http.build()?, import_url })
+        Ok(Self { http: http.build()?, api_url: api_url.clone() })
     }
 
-    /// Signs an import with the present time.
+    /// Signs an import by a clock that is `ahead` of this machine's.
     ///
     /// # Errors
     /// Key or signature are not fit for a header. The message does not repeat them.
     pub fn sign_import(
         &self,
         credential: &Credential,
+        ahead: TimeDelta,
+        body: Bytes,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
-        let timestamp_ms = Utc::now().timestamp_millis();
-        let signature = sign(&credential.secret, timestamp_ms, "POST", IMPORT_PATH);
+        let mut signed = self.sign(credential, ahead, Method::POST, IMPORT_PATH)?;
+        let json = HeaderValue::from_static("application/json");
+        signed.request = signed.request.header(CONTENT_TYPE, json).body(body);
+        Ok(signed)
+    }
+
+    /// Signs a call that reads, to see whether the key is good.
+    ///
+    /// # Errors
+    /// As for an import.
+    pub fn sign_probe(
+        &self,
+        credential: &Credential,
+        ahead: TimeDelta,
+    ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
+        self.sign(credential, ahead, Method::GET, PROBE_PATH)
+    }
+
+    fn sign(
+        &self,
+        credential: &Credential,
+        ahead: TimeDelta,
+        method: Method,
+        path: &str,
+    ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
+        let timestamp_ms = (Utc::now() + ahead).timestamp_millis();
+        let signature = sign(&credential.secret, timestamp_ms, method.as_str(), path);
         let mut headers = HeaderMap::with_capacity(4);
         for (name, value) in [
             (KEY_HEADER, credential.key.expose_secret()),
@@ -69,21 +102,26 @@ impl Client {
             value.set_sensitive(true);
             headers.insert(HeaderName::from_static(name), value);
         }
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(Signed(headers))
+        let mut url = self.api_url.clone();
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        url.set_path(path);
+        url.set_query(query);
+        Ok(Signed { request: self.http.request(method, url).headers(headers), ahead })
     }
 
-    /// Sends one import and waits for its answer. Never fails: what went wrong is the answer.
-    pub async fn import(&self, signed: Signed, body: Bytes) -> Answer {
-        let request = self.http.post(self.import_url.clone()).headers(signed.0).body(body);
-        let mut response = match request.send().await {
+    /// Sends a request and waits for its answer. Never fails: what went wrong is the answer.
+    pub async fn send(&self, signed: Signed) -> Answer {
+        let mut response = match signed.request.send().await {
             Ok(response) => response,
             Err(problem) if problem.is_connect() => {
                 return Answer::NotSent(crate::output::chain(&problem.without_url()));
             }
             Err(problem) => return Answer::Lost(crate::output::chain(&problem.without_url())),
         };
+        let now = Utc::now();
         let status = response.status().as_u16();
+        let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, now));
+        let ahead = header(&response, &DATE).and_then(date).map(|theirs| theirs - (now + signed.ahead));
         let mut body = Vec::new();
         while body.len() < ANSWER_BYTES_MAX {
             match response.chunk().await {
@@ -98,6 +136,46 @@ impl Client {
                 Ok(None) | Err(_) => break,
             }
         }
-        Answer::Response { status, body }
+        Answer::Response { status, body, retry_after, ahead }
+    }
+}
+
+fn header<'a>(response: &'a reqwest::Response, name: &HeaderName) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+fn date(text: &str) -> Option<DateTime<Utc>> {
+    httpdate::parse_http_date(text.trim()).ok().map(DateTime::from)
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+fn wait(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let wait = match text.trim().parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => (date(text)? - now).to_std().unwrap_or_default(),
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_bounded() {
+        let now = DateTime::parse_from_rfc3339("2026-01-01T12:00:00Z").unwrap().to_utc();
+        for (text, expected) in [
+            ("0", Some(0)),
+            (" 7 ", Some(7)),
+            ("99999999", Some(3600)),
+            ("Thu, 01 Jan 2026 12:00:09 GMT", Some(9)),
+            ("Thu, 01 Jan 2026 11:00:00 GMT", Some(0)),
+            ("Fri, 02 Jan 2026 12:00:00 GMT", Some(3600)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(wait(text, now), expected.map(Duration::from_secs), "{text:?}");
+        }
     }
 }

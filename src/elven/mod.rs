@@ -7,4 +7,4 @@ pub mod sign;
 pub mod verdict;
 
 pub use client::{Client, Signed};
-pub use verdict::{Answer, Verdict, judge};
+pub use verdict::{Answer, Reason, Verdict, judge};

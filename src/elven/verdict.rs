@@ -1,7 +1,9 @@
 //! What an answer means: a pure function of what came back.
 
 use std::fmt;
+use std::time::Duration;
 
+use chrono::TimeDelta;
 use serde_json::Value;
 
 /// What came back for a request.
@@ -13,6 +15,10 @@ pub enum Answer {
         status: u16,
         /// The body's first bytes; a documented answer is short.
         body: Vec<u8>,
+        /// How long it asks to wait (`Retry-After`, RFC 9110).
+        retry_after: Option<Duration>,
+        /// How far the API's clock is ahead of the one that the request was signed by (`Date`).
+        ahead: Option<TimeDelta>,
     },
     /// The connection could not be made: nothing was sent.
     NotSent(String),
@@ -29,12 +35,12 @@ pub enum Verdict {
     Refused(Reason),
     /// The body is too large.
     TooLarge,
-    /// Key, signature, permission or clock.
-    Unauthorized(Reason),
+    /// Key, signature, permission or clock; and how far the API's clock is ahead.
+    Unauthorized(Reason, Option<TimeDelta>),
     /// Wrong URL, or the API changed.
     Misdirected,
-    /// Not now; not delivered.
-    Throttled,
+    /// Not now, but after some time; not delivered.
+    Throttled(Option<Duration>),
     /// Nothing was sent.
     NotDelivered(String),
     /// Whether the records are in is unknown.
@@ -70,8 +76,8 @@ impl fmt::Display for Reason {
 /// `data.message` (API page, "Errors"). Everything else is judged by its status alone, since a proxy
 /// may have written it.
 pub fn judge(answer: &Answer) -> Verdict {
-    let (status, body) = match answer {
-        Answer::Response { status, body } => (*status, body),
+    let (status, body, retry_after, ahead) = match answer {
+        Answer::Response { status, body, retry_after, ahead } => (*status, body, *retry_after, *ahead),
         Answer::NotSent(reason) => return Verdict::NotDelivered(reason.clone()),
         Answer::Lost(reason) => return Verdict::Unknown(reason.clone()),
     };
@@ -85,9 +91,9 @@ pub fn judge(answer: &Answer) -> Verdict {
             None => Verdict::Unknown("the answer is not the documented JSON".to_owned()),
         },
         400 | 422 => Verdict::Refused(reason.unwrap_or_default()),
-        401 | 403 => Verdict::Unauthorized(reason.unwrap_or_default()),
+        401 | 403 => Verdict::Unauthorized(reason.unwrap_or_default(), ahead),
         413 => Verdict::TooLarge,
-        408 | 425 | 429 | 503 => Verdict::Throttled,
+        408 | 425 | 429 | 503 => Verdict::Throttled(retry_after),
         400..500 => reason.map_or(Verdict::Misdirected, Verdict::Refused),
         500..600 => Verdict::Unknown("the service failed".to_owned()),
         _ => Verdict::Misdirected,
@@ -116,7 +122,7 @@ mod tests {
     use super::*;
 
     fn response(status: u16, body: &str) -> Answer {
-        Answer::Response { status, body: body.as_bytes().to_vec() }
+        Answer::Response { status, body: body.as_bytes().to_vec(), retry_after: None, ahead: None }
     }
 
     #[test]
@@ -137,16 +143,16 @@ mod tests {
             (response(422, "<html>"), Verdict::Refused(Reason::default())),
             (response(409, FAILURE), Verdict::Refused(reason.clone())),
             (response(413, "<html>"), Verdict::TooLarge),
-            (response(401, FAILURE), Verdict::Unauthorized(reason.clone())),
-            (response(403, ""), Verdict::Unauthorized(Reason::default())),
+            (response(401, FAILURE), Verdict::Unauthorized(reason.clone(), None)),
+            (response(403, ""), Verdict::Unauthorized(Reason::default(), None)),
             (response(404, "<html>"), Verdict::Misdirected),
             (response(404, r#"{"success":true}"#), Verdict::Misdirected),
             (response(301, ""), Verdict::Misdirected),
             (response(308, r#"{"success":true}"#), Verdict::Misdirected),
-            (response(408, ""), Verdict::Throttled),
-            (response(425, ""), Verdict::Throttled),
-            (response(429, FAILURE), Verdict::Throttled),
-            (response(503, ""), Verdict::Throttled),
+            (response(408, ""), Verdict::Throttled(None)),
+            (response(425, ""), Verdict::Throttled(None)),
+            (response(429, FAILURE), Verdict::Throttled(None)),
+            (response(503, ""), Verdict::Throttled(None)),
             (response(500, r#"{"success":true}"#), unknown_service.clone()),
             (response(502, "<html>"), unknown_service.clone()),
             (response(504, ""), unknown_service),

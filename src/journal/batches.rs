@@ -1,5 +1,7 @@
 //! Batches: announced before they are sent, settled together with the watermark.
 
+use std::collections::BTreeSet;
+
 use sqlx::{Postgres, Transaction};
 
 use super::lanes::commit_if_held;
@@ -7,136 +9,173 @@ use super::{Journal, JournalError, Kind, OpenPass, Problem, errors};
 use crate::batch::{Batch, InvalidRow};
 use crate::watermark::Cursor;
 
-/// A batch of an open pass that no answer was recorded for: it may have arrived.
+/// A batch of an open pass, as it was recorded.
 #[derive(Debug)]
-pub struct Unfinished {
+pub struct Recorded {
     /// The batch.
     pub batch_id: i64,
+    /// The batch that it is a part of.
+    pub parent_id: Option<i64>,
     /// Where its interval ends.
     pub last: Cursor,
+    /// Ids of its rows.
+    pub ids: BTreeSet<String>,
     /// SHA-256 of the body that was sent, in hex.
     pub body_sha256: String,
+    /// Its parts took its place.
+    pub is_split: bool,
+    /// All its rows have been dealt with.
+    pub is_done: bool,
+    /// It may have arrived.
+    pub may_have_arrived: bool,
+    /// It was sent before.
+    pub attempts: i32,
+    /// Runs in which its outcome stayed unknown.
+    pub unknown_runs: i32,
+}
+
+/// What is done to a lane in a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Doing<'a> {
+    /// The pass, under its lease.
+    pub pass: &'a OpenPass,
+    /// The run.
+    pub run_id: i64,
 }
 
 /// The answer to a batch, as it is recorded.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Settlement {
-    /// Status of the answer. `None`: nothing was sent.
+    /// Status of the answer. `None`: none came.
     pub http_status: Option<i32>,
     /// From sending to the answer.
     pub duration_ms: Option<i64>,
     /// A request went out.
     pub sent: bool,
-    /// It repeated one whose outcome is unknown.
+    /// It was not the first one for this batch.
     pub repeated: bool,
 }
 
+/// How far the cursor moves when a batch is done: over all that is done behind it.
+#[derive(Clone, Debug)]
+pub struct Advance {
+    /// Where it stands.
+    pub before: Option<Cursor>,
+    /// Where it goes.
+    pub last: Cursor,
+}
+
 impl Journal {
-    /// The batch of an open pass whose outcome is unknown, if there is one.
+    /// The batches of an open pass beyond its cursor, in the order in which they were announced, parts behind
+    /// what they are parts of.
     ///
     /// One that was being sent when its worker stopped becomes `unknown` here.
-    pub async fn unfinished(&self, pass: &OpenPass) -> Result<Option<Unfinished>, JournalError> {
-        let row = sqlx::query!(
-            r#"update elven_sync.sync_batches b set status = 'unknown'
-                where b.pass_id = $1 and b.status in ('sending', 'unknown')
-                  and exists (select from elven_sync.sync_state s
-                               where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)
-            returning b.batch_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256"#,
+    pub async fn recorded(&self, pass: &OpenPass) -> Result<Vec<Recorded>, JournalError> {
+        sqlx::query!(
+            "update elven_sync.sync_batches b set status = 'unknown'
+              where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0
+                and exists (select from elven_sync.sync_state s
+                             where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
             pass.pass_id,
             pass.lease.entity_id,
             pass.lease.epoch,
             pass.lease.owner
         )
-        .fetch_optional(&self.pool)
+        .execute(&self.pool)
         .await?;
-        row.map(|row| {
-            let xid = row.last_xid.parse().map_err(|_| sqlx::Error::Decode("not an xid8".into()))?;
-            let last = Cursor { xid, id: row.last_id };
-            Ok(Unfinished { batch_id: row.batch_id, last, body_sha256: row.body_sha256 })
-        })
-        .transpose()
+        let rows = sqlx::query!(
+            r#"select b.batch_id, b.parent_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256, b.status,
+                      b.row_count, b.attempts, b.unknown_runs,
+                      array(select elven_sync.batch_row_ids(b.batch_id)) as "ids!"
+                 from elven_sync.sync_batches b join elven_sync.sync_state s on s.pass_id = b.pass_id
+                where b.pass_id = $1
+                  and b.batch_id > coalesce((select max(d.batch_id) from elven_sync.sync_batches d
+                                              where d.pass_id = $1 and d.parent_id is null
+                                                and d.last_xid = s.cursor_xid and d.last_id = s.cursor_id), 0)
+                order by b.batch_id"#,
+            pass.pass_id
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let xid = row.last_xid.parse().map_err(|_| sqlx::Error::Decode("not an xid8".into()))?;
+                Ok(Recorded {
+                    batch_id: row.batch_id,
+                    parent_id: row.parent_id,
+                    last: Cursor { xid, id: row.last_id },
+                    ids: row.ids.into_iter().collect(),
+                    body_sha256: row.body_sha256,
+                    is_split: row.status == "split",
+                    is_done: row.status == "accepted" || (row.status == "rejected" && row.row_count == 0),
+                    may_have_arrived: row.status == "unknown",
+                    attempts: row.attempts,
+                    unknown_runs: row.unknown_runs,
+                })
+            })
+            .collect()
     }
 
     /// Records a batch that is about to be sent, and checks the lease by doing so.
-    pub async fn announce(&self, pass: &OpenPass, run_id: i64, batch: &Batch) -> Result<i64, JournalError> {
+    pub async fn announce(&self, doing: Doing<'_>, batch: &Batch) -> Result<i64, JournalError> {
         let mut transaction = self.begin().await?;
-        let held = hold(&mut transaction, pass, batch.before.as_ref()).await?;
-        let batch_id = sqlx::query_scalar!(
-            "insert into elven_sync.sync_batches
-                    (run_id, pass_id, entity_id, before_xid, before_id, last_xid, last_id, row_ids, rows_read,
-                     row_count, rows_rejected, rows_superseded, body_bytes, body_sha256)
-             values ($1, $2, $3, $4::text::xid8, $5, $6::text::xid8, $7, $8, $9, $10, $11, $12, $13, $14)
-          returning batch_id",
-            run_id,
-            pass.pass_id,
-            pass.lease.entity_id,
-            batch.before.as_ref().map(|cursor| cursor.xid.to_string()),
-            batch.before.as_ref().map(|cursor| cursor.id.as_str()),
-            batch.last.xid.to_string(),
-            batch.last.id,
-            batch.row_ids,
-            count(batch.rows_read),
-            count(batch.records),
-            count(batch.invalid.len()),
-            count(batch.superseded),
-            count(batch.body.len()),
-            batch.body_sha256
-        )
-        .fetch_one(&mut *transaction)
-        .await?;
+        let held = hold(&mut transaction, doing.pass).await?;
+        let batch_id = insert(&mut transaction, doing, None, batch, 1).await?;
         commit_if_held(transaction, held).await?;
         Ok(batch_id)
     }
 
-    /// Records that a batch whose outcome is unknown is about to be sent again.
+    /// Records that a batch which was recorded before is about to be sent, and checks the lease by doing so.
+    /// `lost`: an earlier attempt may have arrived.
     ///
     /// Its rows are written anew, since they may have changed meanwhile: then its hash does too.
     pub async fn announce_again(
         &self,
-        pass: &OpenPass,
-        run_id: i64,
+        doing: Doing<'_>,
         batch_id: i64,
         batch: &Batch,
+        lost: bool,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
-        let held = hold(&mut transaction, pass, batch.before.as_ref()).await?;
+        let held = hold(&mut transaction, doing.pass).await?;
         sqlx::query!(
             "update elven_sync.sync_batches
-                set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = true, finished_at = null,
-                    row_ids = $3, rows_read = $4, row_count = $5, rows_rejected = $6, rows_superseded = $7,
-                    body_bytes = $8, body_sha256 = $9
+                set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $10,
+                    finished_at = null, row_ids = $3, rows_read = $4, row_count = $5, rows_rejected = $6,
+                    rows_superseded = $7, body_bytes = $8, body_sha256 = $9
               where batch_id = $1",
             batch_id,
-            run_id,
+            doing.run_id,
             batch.row_ids,
-            count(batch.rows_read),
-            count(batch.records),
+            count(batch.rows.len()),
+            count(batch.records.len()),
             count(batch.invalid.len()),
             count(batch.superseded),
             count(batch.body.len()),
-            batch.body_sha256
+            batch.body_sha256,
+            lost
         )
         .execute(&mut *transaction)
         .await?;
         commit_if_held(transaction, held).await
     }
 
-    /// Records an interval whose rows are gone or were written again since: nothing of it is to be sent.
+    /// Records a batch whose rows are gone or were written again since: nothing of it is to be sent.
     pub async fn emptied(
         &self,
-        pass: &OpenPass,
-        before: Option<&Cursor>,
-        unfinished: &Unfinished,
+        doing: Doing<'_>,
+        batch_id: i64,
+        advance: Option<Advance>,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
-        let moved = advance(&mut transaction, pass, before, &unfinished.last, 0).await?;
+        let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
         sqlx::query!(
             r#"update elven_sync.sync_batches
-                  set status = 'accepted', ambiguous = true, row_ids = '\x01', rows_read = 0, row_count = 0,
-                      rows_rejected = 0, rows_superseded = 0, finished_at = clock_timestamp(),
+                  set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
+                      row_count = 0, rows_rejected = 0, rows_superseded = 0, finished_at = clock_timestamp(),
                       error = 'its rows were changed or deleted before its outcome was known'
                 where batch_id = $1"#,
-            unfinished.batch_id
+            batch_id
         )
         .execute(&mut *transaction)
         .await?;
@@ -146,91 +185,224 @@ impl Journal {
     /// Records an accepted batch: batch, watermark, counters and the rows set aside, in one transaction.
     pub async fn settle(
         &self,
-        pass: &OpenPass,
-        run_id: i64,
+        doing: Doing<'_>,
         batch_id: i64,
         batch: &Batch,
-        settlement: &Settlement,
+        settlement: Settlement,
+        advance: Option<Advance>,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
-        let records = i64::from(count(batch.records));
-        let moved = advance(&mut transaction, pass, batch.before.as_ref(), &batch.last, records).await?;
-        let problems: Vec<Problem> = batch.invalid.iter().map(|row| set_aside(batch_id, row)).collect();
-        errors::record(&mut transaction, run_id, &pass.lease.entity_id, &problems).await?;
-        resolve_newer(&mut transaction, &pass.lease.entity_id, batch_id).await?;
-        sqlx::query!(
-            "update elven_sync.sync_batches
-                set status = 'accepted', http_status = $2, duration_ms = $3, error = null,
-                    finished_at = clock_timestamp()
-              where batch_id = $1",
-            batch_id,
-            settlement.http_status,
-            settlement.duration_ms
-        )
-        .execute(&mut *transaction)
-        .await?;
-        count_in_run(&mut transaction, run_id, batch, settlement, true).await?;
+        let records = i64::from(count(batch.records.len()));
+        let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), records).await?;
+        let entity_id = &doing.pass.lease.entity_id;
+        let problems: Vec<Problem> = batch.invalid.iter().map(|row| invalid(batch_id, row)).collect();
+        errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
+        resolve_newer(&mut transaction, entity_id, batch_id).await?;
+        finish(&mut transaction, batch_id, "accepted", settlement, None).await?;
+        let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
+        count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
         commit_if_held(transaction, moved).await
     }
 
-    /// Records an answer that stops the lane: the watermark stays where it is.
+    /// Records an answer that is not the last word on a batch: it is sent again, by this run or a later one.
     ///
     /// `status` is `unknown` when the batch may have arrived, else `rejected`; one that was ever unknown
     /// stays so, because an earlier attempt may have arrived.
-    pub async fn refused(
+    pub async fn answered(
         &self,
-        pass: &OpenPass,
-        run_id: i64,
-        (batch_id, batch): (i64, &Batch),
+        doing: Doing<'_>,
+        batch_id: i64,
+        batch: &Batch,
         status: &str,
-        settlement: &Settlement,
+        settlement: Settlement,
         error: &str,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
-        let done = sqlx::query!(
-            "update elven_sync.sync_batches b
-                set status = case when b.ambiguous then 'unknown' else $4 end, http_status = $5, duration_ms = $6,
-                    error = $7, finished_at = clock_timestamp()
-              where b.batch_id = $3
+        let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
+        finish(&mut transaction, batch_id, status, settlement, Some(error)).await?;
+        let nothing = Done { uploaded: 0, rejected: 0, of: None };
+        count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
+        commit_if_held(transaction, held).await
+    }
+
+    /// Records that a run ends with the outcome of a batch unknown.
+    pub async fn count_unknown_run(&self, pass: &OpenPass, batch_id: i64) -> Result<(), JournalError> {
+        sqlx::query!(
+            "update elven_sync.sync_batches b set unknown_runs = unknown_runs + 1
+              where b.batch_id = $1 and b.status = 'unknown'
                 and exists (select from elven_sync.sync_state s
-                             where s.entity_id = $1 and s.lease_epoch = $2 and s.lease_owner = $8)",
+                             where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
+            batch_id,
             pass.lease.entity_id,
             pass.lease.epoch,
-            batch_id,
-            status,
-            settlement.http_status,
-            settlement.duration_ms,
-            error,
             pass.lease.owner
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Records that parts take the place of a refused batch, and the parts.
+    pub async fn split(
+        &self,
+        doing: Doing<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        parts: &[Batch; 2],
+        settlement: Settlement,
+        error: &str,
+    ) -> Result<[i64; 2], JournalError> {
+        let mut transaction = self.begin().await?;
+        let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
+        finish(&mut transaction, batch_id, "split", settlement, Some(error)).await?;
+        let mut ids = [0; 2];
+        for (id, part) in ids.iter_mut().zip(parts) {
+            *id = insert(&mut transaction, doing, Some(batch_id), part, 0).await?;
+        }
+        let nothing = Done { uploaded: 0, rejected: 0, of: None };
+        count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
+        commit_if_held(transaction, held).await?;
+        Ok(ids)
+    }
+
+    /// Sets the records of a refused batch aside, and what of it could not be sent anyway; the watermark goes
+    /// past them. `false`, and nothing is recorded, when the entity would have more than `rejections_max` rows
+    /// that the API refused.
+    pub async fn set_aside(
+        &self,
+        doing: Doing<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        (refused, rejections_max): (&[Problem], usize),
+        settlement: Settlement,
+        advance: Option<Advance>,
+    ) -> Result<bool, JournalError> {
+        let mut transaction = self.begin().await?;
+        let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
+        let entity_id = &doing.pass.lease.entity_id;
+        let mut problems: Vec<Problem> = batch.invalid.iter().map(|row| invalid(batch_id, row)).collect();
+        problems.extend(refused.iter().cloned());
+        errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
+        if errors::rejections(&mut *transaction, entity_id).await? > rejections_max {
+            transaction.rollback().await?;
+            return Ok(false);
+        }
+        let error = refused.first().map(|problem| problem.message.as_str());
+        finish(&mut transaction, batch_id, "rejected", settlement, error).await?;
+        sqlx::query!(
+            "update elven_sync.sync_batches set row_count = 0, rows_rejected = rows_rejected + row_count where batch_id = $1",
+            batch_id
         )
         .execute(&mut *transaction)
         .await?;
-        count_in_run(&mut transaction, run_id, batch, settlement, false).await?;
-        commit_if_held(transaction, done.rows_affected()).await
+        let done = Done { uploaded: 0, rejected: batch.invalid.len() + refused.len(), of: Some(batch) };
+        count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
+        commit_if_held(transaction, moved).await?;
+        Ok(true)
+    }
+
+    /// Rows of an entity that the API refused and that are still set aside.
+    pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
+        Ok(errors::rejections(&self.pool, entity_id).await?)
+    }
+
+    /// The smallest body of these entities that was too large for the API; of the last day alone, since
+    /// limits are lifted, too.
+    pub async fn too_large(&self, entity_ids: &[String]) -> Result<Option<usize>, JournalError> {
+        let refused = sqlx::query_scalar!(
+            "select min(body_bytes) from elven_sync.sync_batches
+              where entity_id = any ($1) and http_status = 413 and finished_at > clock_timestamp() - interval '1 day'",
+            entity_ids
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(refused.and_then(|bytes| usize::try_from(bytes).ok()))
     }
 }
 
-/// Moves the cursor over an interval: by the lease and in the pass that are named, and from where the
-/// interval begins.
-/// Returns how many lanes moved, 1 or 0.
-async fn advance(
+/// Inserts a batch that is about to be sent, or a part that waits for its turn.
+async fn insert(
+    transaction: &mut Transaction<'static, Postgres>,
+    doing: Doing<'_>,
+    parent_id: Option<i64>,
+    batch: &Batch,
+    attempts: i32,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        "insert into elven_sync.sync_batches
+                (run_id, pass_id, entity_id, before_xid, before_id, last_xid, last_id, row_ids, rows_read,
+                 row_count, rows_rejected, rows_superseded, body_bytes, body_sha256, parent_id, attempts)
+         values ($1, $2, $3, $4::text::xid8, $5, $6::text::xid8, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+      returning batch_id",
+        doing.run_id,
+        doing.pass.pass_id,
+        doing.pass.lease.entity_id,
+        batch.before.as_ref().map(|cursor| cursor.xid.to_string()),
+        batch.before.as_ref().map(|cursor| cursor.id.as_str()),
+        batch.last.xid.to_string(),
+        batch.last.id,
+        batch.row_ids,
+        count(batch.rows.len()),
+        count(batch.records.len()),
+        count(batch.invalid.len()),
+        count(batch.superseded),
+        count(batch.body.len()),
+        batch.body_sha256,
+        parent_id,
+        attempts
+    )
+    .fetch_one(&mut **transaction)
+    .await
+}
+
+/// Records the answer in the batch.
+async fn finish(
+    transaction: &mut Transaction<'static, Postgres>,
+    batch_id: i64,
+    status: &str,
+    settlement: Settlement,
+    error: Option<&str>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_batches
+            set status = case when $2 = 'rejected' and ambiguous and row_count > 0 then 'unknown' else $2 end,
+                http_status = $3, duration_ms = $4, error = $5, finished_at = clock_timestamp()
+          where batch_id = $1",
+        batch_id,
+        status,
+        settlement.http_status,
+        settlement.duration_ms,
+        error
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+/// Moves the cursor over what is done: by the lease and in the pass that are named, and from where it
+/// stands. Without an advance, locks the lane and checks that lease and pass are ours. Returns how many
+/// lanes that was, 1 or 0.
+async fn move_lane(
     transaction: &mut Transaction<'static, Postgres>,
     pass: &OpenPass,
-    before: Option<&Cursor>,
-    last: &Cursor,
+    advance: Option<&Advance>,
     records: i64,
 ) -> Result<u64, sqlx::Error> {
+    let before = advance.and_then(|advance| advance.before.as_ref());
+    let last = advance.map(|advance| &advance.last);
     let done = sqlx::query!(
         "update elven_sync.sync_state
-            set cursor_xid = $5::text::xid8, cursor_id = $6, rows_uploaded = rows_uploaded + $7
+            set cursor_xid = coalesce($5::text::xid8, cursor_xid), cursor_id = coalesce($6, cursor_id),
+                rows_uploaded = rows_uploaded + $7
           where entity_id = $1 and lease_epoch = $2 and lease_owner = $8 and pass_id = $9
-            and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4",
+            and ($5::text is null
+                 or (cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4))",
         pass.lease.entity_id,
         pass.lease.epoch,
         before.map(|cursor| cursor.xid.to_string()),
         before.map(|cursor| cursor.id.as_str()),
-        last.xid.to_string(),
-        last.id,
+        last.map(|cursor| cursor.xid.to_string()),
+        last.map(|cursor| cursor.id.as_str()),
         records,
         pass.lease.owner,
         pass.pass_id
@@ -240,18 +412,24 @@ async fn advance(
     Ok(done.rows_affected())
 }
 
-/// Counts a request, and the rows of an accepted batch, in the run's row.
+/// What became of the rows of a batch that is done. `of`: `None` when it is not.
+struct Done<'a> {
+    uploaded: usize,
+    rejected: usize,
+    of: Option<&'a Batch>,
+}
+
+/// Counts a request, and the rows of a batch that is done, in the run's row.
 ///
 /// A statement of its own and the last before the commit: all lanes write this row, and a join against
 /// a statement that writes would lose the update when PostgreSQL has to look at the row again.
 async fn count_in_run(
     transaction: &mut Transaction<'static, Postgres>,
     run_id: i64,
+    settlement: Settlement,
     batch: &Batch,
-    settlement: &Settlement,
-    accepted: bool,
+    done: Done<'_>,
 ) -> Result<(), sqlx::Error> {
-    let rows = |number: usize| if accepted { i64::from(count(number)) } else { 0 };
     sqlx::query!(
         "update elven_sync.sync_runs
             set rows_read = rows_read + $2, rows_uploaded = rows_uploaded + $3,
@@ -259,10 +437,10 @@ async fn count_in_run(
                 requests = requests + $6, retries = retries + $7, bytes_sent = bytes_sent + $8
           where run_id = $1",
         run_id,
-        rows(batch.rows_read),
-        rows(batch.records),
-        rows(batch.invalid.len()),
-        rows(batch.superseded),
+        i64::from(count(done.of.map_or(0, |batch| batch.rows.len()))),
+        i64::from(count(done.uploaded)),
+        i64::from(count(done.rejected)),
+        i64::from(count(done.of.map_or(0, |batch| batch.superseded))),
         i64::from(settlement.sent),
         i64::from(settlement.sent && settlement.repeated),
         if settlement.sent { i64::from(count(batch.body.len())) } else { 0 }
@@ -272,22 +450,16 @@ async fn count_in_run(
     Ok(())
 }
 
-/// Checks, and holds until the transaction ends, that the lease is ours and has not run out, and
-/// that the pass is open and stands where the batch begins.
-async fn hold(
-    transaction: &mut Transaction<'static, Postgres>,
-    pass: &OpenPass,
-    before: Option<&Cursor>,
-) -> Result<u64, sqlx::Error> {
+/// Checks, and holds until the transaction ends, that the lease is ours and has not run out, and that the
+/// pass is open.
+async fn hold(transaction: &mut Transaction<'static, Postgres>, pass: &OpenPass) -> Result<u64, sqlx::Error> {
     let held = sqlx::query!(
         r#"select 1 as "held!" from elven_sync.sync_state
-            where entity_id = $1 and lease_epoch = $2 and lease_owner = $5 and lease_expires_at > clock_timestamp()
-              and pass_id = $6 and cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4
+            where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
+              and pass_id = $4
               for update"#,
         pass.lease.entity_id,
         pass.lease.epoch,
-        before.map(|cursor| cursor.xid.to_string()),
-        before.map(|cursor| cursor.id.as_str()),
         pass.lease.owner,
         pass.pass_id
     )
@@ -316,7 +488,7 @@ async fn resolve_newer(
     Ok(())
 }
 
-fn set_aside(batch_id: i64, row: &InvalidRow) -> Problem {
+fn invalid(batch_id: i64, row: &InvalidRow) -> Problem {
     Problem {
         kind: Kind::InvalidRow,
         batch_id: Some(batch_id),

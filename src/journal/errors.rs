@@ -1,6 +1,6 @@
 //! Problems that need a person, and rows that were set aside.
 
-use sqlx::{Postgres, Transaction};
+use sqlx::{PgExecutor, Postgres, Transaction};
 use strum::AsRefStr;
 
 use super::{Journal, JournalError};
@@ -15,6 +15,8 @@ pub enum Kind {
     Auth,
     /// The configuration, a wrong URL or a changed API.
     Config,
+    /// Refused by the API, and isolated.
+    RejectedRow,
     /// Refused by the API as a whole.
     RejectedBatch,
     /// The API asked to come later.
@@ -44,8 +46,8 @@ pub struct Problem {
     pub api_code: Option<String>,
     /// What happened and what to do.
     pub message: String,
-    /// The row as it would have been sent.
-    pub record: Option<serde_json::Value>,
+    /// The row as it would have been sent, as JSON.
+    pub record: Option<String>,
 }
 
 impl Problem {
@@ -79,12 +81,13 @@ pub(super) async fn record(
     let http_statuses: Vec<Option<i32>> = problems.iter().map(|p| p.http_status).collect();
     let api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
     let messages: Vec<String> = problems.iter().map(|p| p.message.clone()).collect();
-    let records: Vec<Option<serde_json::Value>> = problems.iter().map(|p| p.record.clone()).collect();
+    let records: Vec<Option<String>> = problems.iter().map(|p| p.record.clone()).collect();
     sqlx::query!(
         "insert into elven_sync.sync_errors
                 (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
-         select $1, $2, p.* from unnest($3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[],
-                                        $9::jsonb[]) p
+         select $1, $2, kind, batch_id, ledger_id, http_status, api_code, message, record::jsonb
+           from unnest($3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[])
+                p (kind, batch_id, ledger_id, http_status, api_code, message, record)
          on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
             set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
                 run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
@@ -97,11 +100,23 @@ pub(super) async fn record(
         &http_statuses as &[Option<i32>],
         &api_codes as &[Option<String>],
         &messages,
-        &records as &[Option<serde_json::Value>]
+        &records as &[Option<String>]
     )
     .execute(&mut **transaction)
     .await?;
     Ok(())
+}
+
+/// Counts the rows of an entity that the API refused and that are still set aside.
+pub(super) async fn rejections(executor: impl PgExecutor<'_>, entity_id: &str) -> Result<usize, sqlx::Error> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from elven_sync.sync_errors
+            where entity_id = $1 and kind = 'rejected_row' and resolved_at is null"#,
+        entity_id
+    )
+    .fetch_one(executor)
+    .await?;
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 impl Journal {

@@ -1,6 +1,7 @@
 //! Lanes: lease, watermark and pass of an entity.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use sqlx::{Postgres, Transaction};
 
@@ -34,7 +35,7 @@ pub struct OpenPass {
 #[derive(Debug)]
 pub enum Take {
     /// It is ours, in this state.
-    Taken(Lease, Lane),
+    Taken(Lease, Box<Lane>),
     /// Another worker has it. Two looks at a lease that differ in `seen` show that it is alive.
     Held {
         /// The lease as it stood.
@@ -55,6 +56,8 @@ pub struct Lane {
     pub system_identifier: Option<i64>,
     /// The table that it speaks of.
     pub ledger_table: Option<String>,
+    /// How long the API has asked not to be called.
+    pub not_before: Option<Duration>,
 }
 
 /// A row of `sync_state` as it comes.
@@ -68,6 +71,7 @@ struct StateRow {
     cursor_id: Option<String>,
     system_identifier: Option<i64>,
     ledger_table: Option<String>,
+    not_before_s: Option<f64>,
 }
 
 impl StateRow {
@@ -88,6 +92,7 @@ impl StateRow {
             cursor,
             system_identifier: self.system_identifier,
             ledger_table: self.ledger_table,
+            not_before: self.not_before_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         })
     }
 }
@@ -110,7 +115,8 @@ impl Journal {
         let rows = sqlx::query_as!(
             StateRow,
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
-                      s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?"
+                      s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?",
+                      extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s
                  from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
             entity_ids
         )
@@ -136,7 +142,8 @@ impl Journal {
                                            or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
                                       for update skip locked)
             returning entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
-                      system_identifier, ledger_table"#,
+                      system_identifier, ledger_table,
+                      extract(epoch from not_before - clock_timestamp())::float8 as not_before_s"#,
             entity_id,
             self.worker,
             self.lease_seconds(),
@@ -151,7 +158,7 @@ impl Journal {
                 owner: self.worker.clone(),
                 epoch: row.lease_epoch,
             };
-            return Ok(Take::Taken(lease, row.into_lane()?));
+            return Ok(Take::Taken(lease, Box::new(row.into_lane()?)));
         }
         // An entity without a state would be waited for in vain.
         sqlx::query!(
@@ -244,7 +251,9 @@ impl Journal {
                    set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null
                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4
                    and not exists (select from elven_sync.sync_batches b
-                                    where b.pass_id = $4 and b.status in ('sending', 'unknown'))
+                                    where b.pass_id = $4
+                                      and (b.status in ('sending', 'unknown')
+                                           or (b.status = 'rejected' and b.row_count > 0)))
              returning pass_id)
              update elven_sync.sync_passes set finished_at = clock_timestamp(), written_by = pg_current_xact_id()
               where pass_id = $4 and exists (select from lane)",
@@ -258,22 +267,25 @@ impl Journal {
         commit_if_held(transaction, done.rows_affected()).await
     }
 
-    /// Records that a lane stopped where it is, and why.
+    /// Records that a lane stopped where it is, why, and how long the API asked not to be called.
     pub async fn lane_failed(
         &self,
         lease: &Lease,
         run_id: i64,
         problem: &Problem,
+        not_before: Option<Duration>,
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
         let done = sqlx::query!(
             "update elven_sync.sync_state
-                set last_error = $4, consecutive_failures = consecutive_failures + 1
+                set last_error = $4, consecutive_failures = consecutive_failures + 1,
+                    not_before = clock_timestamp() + make_interval(secs => $5)
               where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
             lease.entity_id,
             lease.epoch,
             lease.owner,
-            problem.message
+            problem.message,
+            not_before.map(|pause| pause.as_secs_f64())
         )
         .execute(&mut *transaction)
         .await?;

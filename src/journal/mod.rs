@@ -16,7 +16,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use std::{str::FromStr, time::Duration};
 
-pub use batches::{Settlement, Unfinished};
+pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use lanes::{Lane, Lease, OpenPass, Take};

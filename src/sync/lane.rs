@@ -1,21 +1,17 @@
 //! One lane: lease, pass, pages, batches, answers, watermark.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono_tz::Tz;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::consequence::consequence;
+use super::delivery::Delivery;
 use super::fit::Misfit;
-use super::rows::Rows;
+use super::rows::{Limits, Rows};
 use super::{Ended, EntityReport, RunError, Target, Worker};
-use crate::batch::Batch;
-use crate::elven::{Answer, Verdict, judge};
-use crate::journal::{
-    Counters, JournalError, Kind, Lane, Lease, OpenPass, Problem, Settlement, Take, Unfinished,
-};
+use crate::journal::{Counters, JournalError, Kind, Lane, Lease, OpenPass, Problem, Take};
 use crate::ledger::{LedgerError, Look, Reading};
-use crate::watermark::{Cursor, Snapshot};
+use crate::watermark::Snapshot;
 
 /// A page holds this many batches: large enough that a page costs little, small enough that memory
 /// stays flat.
@@ -24,15 +20,22 @@ const BATCHES_PER_PAGE: usize = 4;
 const LEASE_POLL: Duration = Duration::from_millis(250);
 
 /// Why a lane stopped before its pass was through.
-enum Halt {
+#[derive(Debug)]
+pub(super) enum Halt {
     /// A signal asked for it.
     Stopped,
-    /// A problem to record.
-    Problem(Problem),
+    /// A problem to record, and how long the API asked not to be called.
+    Problem(Box<Problem>, Option<Duration>),
     /// The lease is another worker's now.
     LeaseLost,
     /// The database went away: there is nowhere to record anything.
     Broken(RunError),
+}
+
+impl Halt {
+    pub(super) fn problem(problem: Problem) -> Self {
+        Halt::Problem(Box::new(problem), None)
+    }
 }
 
 impl From<JournalError> for Halt {
@@ -46,7 +49,7 @@ impl From<JournalError> for Halt {
 
 impl From<Misfit> for Halt {
     fn from(misfit: Misfit) -> Self {
-        Halt::Problem(misfit.into())
+        Halt::problem(misfit.into())
     }
 }
 
@@ -55,23 +58,23 @@ impl From<LedgerError> for Halt {
         match problem {
             LedgerError::Database(_) => Halt::Broken(problem.into()),
             LedgerError::Shape(_) | LedgerError::Decode(_) => {
-                Halt::Problem(Problem::of_lane(Kind::Config, problem.to_string()))
+                Halt::problem(Problem::of_lane(Kind::Config, problem.to_string()))
             }
             LedgerError::Standby(_) => {
-                Halt::Problem(Problem::of_lane(Kind::Unavailable, problem.to_string()))
+                Halt::problem(Problem::of_lane(Kind::Unavailable, problem.to_string()))
             }
         }
     }
 }
 
 /// A slot, the lease, and the state that it was taken in.
-type Taken = (OwnedSemaphorePermit, Lease, Lane);
+type Taken = (OwnedSemaphorePermit, Lease, Box<Lane>);
 
 /// A lane while this worker has its lease.
-struct Held<'a> {
-    worker: &'a Worker,
-    run_id: i64,
-    target: &'a Target,
+pub(super) struct Held<'a> {
+    pub worker: &'a Worker,
+    pub run_id: i64,
+    pub target: &'a Target,
     lease: Lease,
     report: EntityReport,
 }
@@ -89,6 +92,9 @@ impl Worker {
             Ok(taken) => taken,
             Err(ended) => return Ok(EntityReport::new(&target.entity_id, ended)),
         };
+        if let Some(pause) = lane.not_before {
+            target.channel.pause(pause);
+        }
         let report = EntityReport::new(&target.entity_id, Ended::Done);
         let mut held = Held { worker: self, run_id, target, lease, report };
         let halted = held.drive(lane, seen, look).await;
@@ -103,14 +109,14 @@ impl Worker {
                 tracing::warn!(entity_id = target.entity_id, "the lease was lost; another worker goes on");
                 return Ok(EntityReport { ended: Ended::Held, ..held.report });
             }
-            Err(Halt::Problem(problem)) => {
+            Err(Halt::Problem(problem, not_before)) => {
                 tracing::warn!(
                     entity_id = target.entity_id,
                     kind = problem.kind.as_ref(),
                     "{}",
                     problem.message
                 );
-                self.journal.lane_failed(&held.lease, run_id, &problem).await?;
+                self.journal.lane_failed(&held.lease, run_id, &problem, not_before).await?;
                 Ended::Failed(problem.message)
             }
             Err(Halt::Broken(problem)) => return Err(problem),
@@ -127,7 +133,7 @@ impl Worker {
         problem: Problem,
     ) -> Result<EntityReport, RunError> {
         if let Take::Taken(lease, _) = self.journal.take(entity_id).await? {
-            self.journal.lane_failed(&lease, run_id, &problem).await?;
+            self.journal.lane_failed(&lease, run_id, &problem, None).await?;
             self.journal.release(&lease).await?;
         }
         tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
@@ -172,9 +178,10 @@ impl Worker {
         let reading = Reading { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
         let mut rows = Rows::of(self.ledger.pass(reading).await?);
         let mut before = lane.cursor.clone();
-        while let Some(batch) = rows.next_batch(before, zone, self.settings.sync.batch_rows).await? {
+        let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
+        while let Some(batch) = rows.next_batch(before, zone, limits).await? {
             report.count(&batch);
-            if batch.records > 0 {
+            if !batch.records.is_empty() {
                 counters.requests += 1;
                 counters.bytes_sent += i64::try_from(batch.body.len()).unwrap_or(i64::MAX);
             }
@@ -195,7 +202,7 @@ impl Worker {
 
 impl Held<'_> {
     /// Finishes an open pass if there is one, and makes a new one over what has come since.
-    async fn drive(&mut self, mut lane: Lane, seen: &Lane, look: &Look) -> Result<(), Halt> {
+    async fn drive(&mut self, mut lane: Box<Lane>, seen: &Lane, look: &Look) -> Result<(), Halt> {
         let fresh;
         let mut look = look;
         if lane.settled != seen.settled {
@@ -221,140 +228,31 @@ impl Held<'_> {
 
     /// Goes through one pass from where it stands to its end; returns the new watermark.
     async fn pass(&mut self, lane: &Lane) -> Result<Snapshot, Halt> {
-        let Worker { journal, ledger, settings, .. } = self.worker;
+        let Worker { journal, ledger, .. } = self.worker;
         let settled = lane.settled.as_ref();
         let (pass_id, target) = match lane.open.clone() {
             Some(open) => open,
             None => journal.open_pass(&self.lease, self.run_id, settled, ledger.name()).await?,
         };
         let pass = OpenPass { lease: self.lease.clone(), pass_id };
-        let mut cursor = lane.cursor.clone();
-        if let Some(unfinished) = journal.unfinished(&pass).await? {
-            self.repeat(&pass, settled, &target, cursor, &unfinished).await?;
-            cursor = Some(unfinished.last);
-        }
-        let reading = Reading {
+        let reading = |after, until| Reading {
             entity_id: &self.target.entity_id,
             pass_id: Some(pass_id),
             settled,
             target: &target,
-            after: cursor.clone(),
-            until: None,
+            after,
+            until,
             page_rows: self.worker.page_rows(),
         };
-        let mut rows = Rows::of(ledger.pass(reading).await?);
-        let mut stop = self.worker.stop.clone();
-        loop {
-            // A standby may let us wait for long; nothing is in flight here.
-            let batch = tokio::select! {
-                biased;
-                Ok(_) = stop.wait_for(|stop| *stop) => return Err(Halt::Stopped),
-                batch = rows.next_batch(cursor, self.target.zone, settings.sync.batch_rows) => batch?,
-            };
-            let Some(batch) = batch else { break };
-            self.deliver(&pass, None, &batch).await?;
-            cursor = Some(batch.last);
-        }
+        let delivery = Delivery::new(self, pass.clone(), lane.cursor.clone());
+        let delivered = async {
+            let after = delivery.recover(&reading).await?;
+            delivery.go_on(Rows::of(ledger.pass(reading(after.clone(), None)).await?), after).await
+        };
+        let delivered = delivered.await;
+        delivery.report_to(&mut self.report);
+        delivered?;
         journal.close_pass(&pass).await?;
         Ok(target)
-    }
-
-    /// Sends the recorded interval of a batch again whose outcome is unknown.
-    async fn repeat(
-        &mut self,
-        pass: &OpenPass,
-        settled: Option<&Snapshot>,
-        target: &Snapshot,
-        cursor: Option<Cursor>,
-        unfinished: &Unfinished,
-    ) -> Result<(), Halt> {
-        let reading = Reading {
-            entity_id: &self.target.entity_id,
-            pass_id: Some(pass.pass_id),
-            settled,
-            target,
-            after: cursor.clone(),
-            until: Some(unfinished.last.clone()),
-            page_rows: self.worker.page_rows(),
-        };
-        let interval = Rows::of(self.worker.ledger.pass(reading).await?).all().await?;
-        if interval.is_empty() {
-            self.worker.journal.emptied(pass, cursor.as_ref(), unfinished).await?;
-            return Ok(());
-        }
-        let batch =
-            Batch { last: unfinished.last.clone(), ..Batch::build(cursor, &interval, self.target.zone) };
-        tracing::warn!(
-            entity_id = self.target.entity_id,
-            batch_id = unfinished.batch_id,
-            same_bytes = batch.body_sha256 == unfinished.body_sha256,
-            "the outcome of a batch is unknown; it is sent again"
-        );
-        self.deliver(pass, Some(unfinished.batch_id), &batch).await
-    }
-
-    /// Announces a batch, sends it, judges the answer and settles it.
-    ///
-    /// Signed before the lease is checked by announcing: whatever a worker that lost its lease still
-    /// sends carries a signature from before, which the API refuses once it is too old.
-    async fn deliver(&mut self, pass: &OpenPass, again: Option<i64>, batch: &Batch) -> Result<(), Halt> {
-        let Worker { journal, client, .. } = self.worker;
-        let credential = &self.target.credential;
-        let signed = client
-            .sign_import(credential)
-            .map_err(|problem| Halt::Problem(Problem::of_lane(Kind::Config, problem.to_string())))?;
-        let batch_id = match again {
-            Some(batch_id) => {
-                journal.announce_again(pass, self.run_id, batch_id, batch).await?;
-                batch_id
-            }
-            None => journal.announce(pass, self.run_id, batch).await?,
-        };
-        if batch.records == 0 {
-            let nothing =
-                Settlement { http_status: None, duration_ms: None, sent: false, repeated: again.is_some() };
-            journal.settle(pass, self.run_id, batch_id, batch, &nothing).await?;
-            self.report.count(batch);
-            return Ok(());
-        }
-        let begun = Instant::now();
-        let answer = client.import(signed, batch.body.clone()).await;
-        let settlement = Settlement {
-            http_status: match &answer {
-                Answer::Response { status, .. } => Some(i32::from(*status)),
-                Answer::NotSent(_) | Answer::Lost(_) => None,
-            },
-            duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
-            sent: !matches!(answer, Answer::NotSent(_)),
-            repeated: again.is_some(),
-        };
-        let verdict = judge(&answer);
-        if verdict == Verdict::Accepted {
-            journal.settle(pass, self.run_id, batch_id, batch, &settlement).await?;
-            self.report.count(batch);
-            tracing::debug!(
-                entity_id = self.target.entity_id,
-                batch_id,
-                records = batch.records,
-                body_bytes = batch.body.len(),
-                elapsed_ms = settlement.duration_ms,
-                "accepted"
-            );
-            return Ok(());
-        }
-        // Until a decision comes from `consequence`, whatever is not accepted stops the lane.
-        let (kind, status, message) =
-            consequence(&verdict, settlement.http_status, batch, &self.target.credential.name);
-        journal.refused(pass, self.run_id, (batch_id, batch), status, &settlement, &message).await?;
-        let api_code = match verdict {
-            Verdict::Refused(reason) | Verdict::Unauthorized(reason) => reason.code,
-            _ => None,
-        };
-        Err(Halt::Problem(Problem {
-            batch_id: Some(batch_id),
-            http_status: settlement.http_status,
-            api_code,
-            ..Problem::of_lane(kind, message)
-        }))
     }
 }

@@ -3,12 +3,15 @@
 //! The only module that knows both the database and the API. The stages are its siblings and never
 //! call each other.
 
-mod consequence;
+mod channel;
+mod decision;
+mod delivery;
 mod fit;
 mod lane;
 mod moves;
 mod report;
 mod rows;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,8 +26,9 @@ use tokio::sync::{Semaphore, watch};
 pub use moves::{MoveError, Rewind};
 pub use report::{Ended, EntityReport, RunReport};
 
+use self::channel::Channel;
 use crate::align;
-use crate::config::{ConfigError, Credential, Settings};
+use crate::config::{ConfigError, Settings};
 use crate::elven::Client;
 use crate::journal::{self, Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
 use crate::ledger::{self, Ledger, LedgerError, Pending, Progress};
@@ -69,7 +73,7 @@ type Unusable = (String, Problem);
 struct Target {
     entity_id: String,
     zone: Tz,
-    credential: Arc<Credential>,
+    channel: Arc<Channel>,
 }
 
 impl Worker {
@@ -160,13 +164,13 @@ impl Worker {
     /// Sorts out the entities that cannot be worked on, each with its problem. When no entity at all
     /// has a usable credential, nothing is begun: then the installation is not set up yet.
     fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
-        let mut credentials: BTreeMap<&str, Result<Arc<Credential>, String>> = BTreeMap::new();
+        let mut channels: BTreeMap<&str, Result<Arc<Channel>, String>> = BTreeMap::new();
         let mut targets = Vec::new();
         let mut unusable = Vec::new();
         for Entity { entity_id, timezone, credential, .. } in selected {
-            let read = || self.settings.credential(credential).map(Arc::new).map_err(|p| p.to_string());
-            let credential = credentials.entry(credential).or_insert_with(read).clone();
-            match (align::zone(timezone), credential) {
+            let open = || self.channel(credential).map(Arc::new).map_err(|problem| problem.to_string());
+            let channel = channels.entry(credential).or_insert_with(open).clone();
+            match (align::zone(timezone), channel) {
                 (Err(problem), _) => {
                     let message = format!(
                         "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = '{}'",
@@ -177,16 +181,38 @@ impl Worker {
                 (_, Err(message)) => {
                     unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
                 }
-                (Ok(zone), Ok(credential)) => {
-                    targets.push(Target { entity_id: entity_id.clone(), zone, credential });
+                (Ok(zone), Ok(channel)) => {
+                    targets.push(Target { entity_id: entity_id.clone(), zone, channel });
                 }
             }
         }
-        let missing: Option<Vec<String>> = credentials.into_values().map(Result::err).collect();
+        let missing: Option<Vec<String>> = channels.into_values().map(Result::err).collect();
         if let Some(problem) = missing.and_then(|mut missing| missing.pop()) {
             return Err(ConfigError(problem));
         }
         Ok((targets, unusable))
+    }
+
+    fn channel(&self, credential: &str) -> Result<Channel, ConfigError> {
+        let credential = self.settings.credential(credential)?;
+        let (rate, bytes) = (self.settings.api.requests_per_second, self.settings.sync.batch_bytes);
+        Ok(Channel::new(credential, self.client.clone(), rate, bytes))
+    }
+
+    /// Tells each channel which bodies the API has found too large of late.
+    async fn recall_sizes(&self, targets: &[Target]) -> Result<(), JournalError> {
+        let mut entities: BTreeMap<&str, (&Channel, Vec<String>)> = BTreeMap::new();
+        for target in targets {
+            let channel = &*target.channel;
+            let of = entities.entry(&channel.credential.name).or_insert_with(|| (channel, Vec::new()));
+            of.1.push(target.entity_id.clone());
+        }
+        for (channel, entity_ids) in entities.into_values() {
+            if let Some(bytes) = self.journal.too_large(&entity_ids).await? {
+                channel.too_large(bytes);
+            }
+        }
+        Ok(())
     }
 
     async fn work(
@@ -214,6 +240,7 @@ impl Worker {
             has_work(&t.entity_id) || self.fits(&t.entity_id, &lane, &look).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
+        self.recall_sizes(&busy).await?;
         // How many are worked on at once is up to the slots; the others only wait.
         let worked = busy.iter().map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();

@@ -163,7 +163,7 @@ impl Worker {
     }
 
     /// Leases an entity that no worker is on.
-    async fn lease(&self, entity_id: &str) -> Result<(Lease, Lane), MoveError> {
+    async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
         let mut first_seen = None;
         loop {
             match self.journal.take(entity_id).await? {

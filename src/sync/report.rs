@@ -69,10 +69,25 @@ impl EntityReport {
 
     pub(super) fn count(&mut self, batch: &crate::batch::Batch) {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.rows_read += number(batch.rows_read);
-        self.rows_uploaded += number(batch.records);
+        self.rows_read += number(batch.rows.len());
+        self.rows_uploaded += number(batch.records.len());
         self.rows_rejected += number(batch.invalid.len());
         self.rows_superseded += number(batch.superseded);
+    }
+
+    /// Counts a batch whose records were set aside.
+    pub(super) fn count_set_aside(&mut self, batch: &crate::batch::Batch) {
+        let records = i64::try_from(batch.records.len()).unwrap_or(i64::MAX);
+        self.count(batch);
+        self.rows_uploaded -= records;
+        self.rows_rejected += records;
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.rows_read += other.rows_read;
+        self.rows_uploaded += other.rows_uploaded;
+        self.rows_rejected += other.rows_rejected;
+        self.rows_superseded += other.rows_superseded;
     }
 }
 

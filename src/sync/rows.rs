@@ -16,6 +16,15 @@ fn read_ahead(mut pass: Pass) -> Ahead {
     })
 }
 
+/// How large a batch may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Records, or rows that become none.
+    pub records: usize,
+    /// Bytes of the body.
+    pub bytes: Option<usize>,
+}
+
 /// The rows of a pass, with the next page being read while a batch is under way.
 pub(super) struct Rows {
     waiting: Vec<Row>,
@@ -33,21 +42,31 @@ impl Rows {
         &mut self,
         before: Option<Cursor>,
         zone: Tz,
-        records_max: usize,
+        limits: Limits,
     ) -> Result<Option<Batch>, LedgerError> {
-        while self.waiting.len() < records_max && self.read_page().await? {}
-        if self.waiting.is_empty() {
-            return Ok(None);
+        while self.waiting.len() < limits.records && self.read_page().await? {}
+        let mut records_max = limits.records;
+        loop {
+            if self.waiting.is_empty() {
+                return Ok(None);
+            }
+            let Some(count) = batch::cut(&self.waiting, records_max) else {
+                return Err(LedgerError::Shape(format!(
+                    "more than {records_max} rows of the ledger share one change_xid and id; hint: [ledger.columns] id \
+                     has to name a key"
+                )));
+            };
+            let mut batch = Batch::build(before.clone(), self.waiting.drain(..count).collect(), zone);
+            let (bytes, bytes_max) = (batch.body.len(), limits.bytes.unwrap_or(usize::MAX));
+            // As many rows as would fit if all were alike; a tie that is too long for that goes as it is.
+            let fewer = (count * bytes_max.min(bytes) / bytes).max(1);
+            if bytes <= bytes_max || fewer >= count || batch::cut(&batch.rows, fewer).is_none() {
+                return Ok(Some(batch));
+            }
+            batch.rows.append(&mut self.waiting);
+            self.waiting = batch.rows;
+            records_max = fewer;
         }
-        let Some(count) = batch::cut(&self.waiting, records_max) else {
-            return Err(LedgerError::Shape(format!(
-                "more than {records_max} rows of the ledger share one change_xid and id; hint: [ledger.columns] id \
-                 has to name a key"
-            )));
-        };
-        let batch = Batch::build(before, &self.waiting[..count], zone);
-        self.waiting.drain(..count);
-        Ok(Some(batch))
     }
 
     /// All rows that are left.

@@ -1,0 +1,245 @@
+//! What all lanes of a credential share: its pauses, its clock, and what is known of the other side.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::TimeDelta;
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::Credential;
+use crate::elven::{Answer, Client, Signed};
+
+/// When the largest body that was accepted is within this share of the smallest one that was refused, the
+/// limit is known well enough: one part in so many.
+const LIMIT_KNOWN_WITHIN: usize = 20;
+
+/// The way to the API with one credential, for the length of a run.
+#[derive(Debug)]
+pub(super) struct Channel {
+    /// The credential.
+    pub credential: Credential,
+    client: Client,
+    /// The least time between two requests.
+    interval: Duration,
+    /// The most bytes that a body may have, as configured.
+    body_bytes: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    paused_until: Instant,
+    next_turn: Instant,
+    /// How far ahead of this machine's the clock is that requests are signed by.
+    ahead: TimeDelta,
+    /// The API took something from this credential in this run.
+    proven: bool,
+    accepted_bytes: usize,
+    refused_bytes: usize,
+}
+
+impl Channel {
+    pub(super) fn new(
+        credential: Credential,
+        client: Client,
+        requests_per_second: Option<u32>,
+        body_bytes: Option<usize>,
+    ) -> Self {
+        let now = Instant::now();
+        let state = State {
+            paused_until: now,
+            next_turn: now,
+            ahead: TimeDelta::zero(),
+            proven: false,
+            accepted_bytes: 0,
+            refused_bytes: usize::MAX,
+        };
+        Self {
+            credential,
+            client,
+            interval: requests_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1)),
+            body_bytes: body_bytes.unwrap_or(usize::MAX),
+            state: Mutex::new(state),
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // Each change is a single assignment: there is no half of one to fear.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a request may be made: for the rate, and for a pause that the API asked for.
+    ///
+    /// # Errors
+    /// The pause is longer than `wait_max`; returns how long.
+    pub(super) async fn turn(&self, wait_max: Duration) -> Result<(), Duration> {
+        let turn = {
+            let mut state = self.state();
+            let turn = state.next_turn.max(Instant::now());
+            state.next_turn = turn + self.interval;
+            turn
+        };
+        sleep_until(turn).await;
+        loop {
+            let paused_until = self.state().paused_until;
+            let pause = paused_until.saturating_duration_since(Instant::now());
+            if pause.is_zero() {
+                return Ok(());
+            }
+            if pause > wait_max {
+                return Err(pause);
+            }
+            sleep_until(paused_until).await;
+        }
+    }
+
+    /// Keeps everybody who uses the credential from calling for a while.
+    pub(super) fn pause(&self, pause: Duration) {
+        let mut state = self.state();
+        state.paused_until = state.paused_until.max(Instant::now() + pause);
+    }
+
+    /// Signs an import, by a clock that is `corrected` further ahead than is known to be right.
+    ///
+    /// # Errors
+    /// Key or signature are not fit for a header.
+    pub(super) fn sign_import(
+        &self,
+        corrected: TimeDelta,
+        body: Bytes,
+    ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
+        let ahead = self.state().ahead + corrected;
+        self.client.sign_import(&self.credential, ahead, body)
+    }
+
+    pub(super) async fn send(&self, signed: Signed) -> Answer {
+        self.client.send(signed).await
+    }
+
+    /// Keeps a correction of the clock, after it has worked.
+    pub(super) fn keep_clock(&self, corrected: TimeDelta) {
+        let mut state = self.state();
+        state.ahead += corrected;
+        let ahead_ms = state.ahead.num_milliseconds();
+        drop(state);
+        tracing::warn!(
+            credential = self.credential.name,
+            ahead_ms,
+            "the API's clock is off from this machine's; requests are signed by the API's; hint: check NTP"
+        );
+    }
+
+    /// Notes that a body of this size was accepted.
+    pub(super) fn accepted(&self, bytes: usize) {
+        let mut state = self.state();
+        state.proven = true;
+        state.accepted_bytes = state.accepted_bytes.max(bytes);
+        // The limit was lifted, or differs from record to record.
+        if state.refused_bytes <= bytes {
+            state.refused_bytes = usize::MAX;
+        }
+    }
+
+    /// Notes that a body of this size was too large.
+    pub(super) fn too_large(&self, bytes: usize) {
+        let mut state = self.state();
+        state.refused_bytes = state.refused_bytes.min(bytes);
+        if state.accepted_bytes >= bytes {
+            state.accepted_bytes = 0;
+        }
+    }
+
+    /// The largest body to make: below what was refused, and closer to that the more is known.
+    pub(super) fn body_bytes_max(&self) -> usize {
+        let state = self.state();
+        let (accepted, refused) = (state.accepted_bytes, state.refused_bytes);
+        let learned = if refused == usize::MAX {
+            refused
+        } else if refused - accepted <= refused / LIMIT_KNOWN_WITHIN {
+            accepted
+        } else {
+            accepted + (refused - accepted) / 2
+        };
+        learned.min(self.body_bytes)
+    }
+
+    /// Says whether credential and endpoint are good: something was accepted in this run, or a signed call
+    /// that reads is answered as documented. Else, what came back instead.
+    pub(super) async fn prove(&self, wait_max: Duration) -> Result<(), String> {
+        if self.state().proven {
+            return Ok(());
+        }
+        self.turn(wait_max).await.map_err(|_| "it asks to come later".to_owned())?;
+        let ahead = self.state().ahead;
+        let signed =
+            self.client.sign_probe(&self.credential, ahead).map_err(|problem| problem.to_string())?;
+        match self.client.send(signed).await {
+            Answer::Response { status: 200..300, body, .. } if is_list(&body) => {
+                self.state().proven = true;
+                Ok(())
+            }
+            Answer::Response { status, .. } => Err(format!("HTTP {status}")),
+            Answer::NotSent(reason) | Answer::Lost(reason) => Err(reason),
+        }
+    }
+}
+
+/// The documented answer to a call that reads: `{"total": n, "list": [...]}`.
+fn is_list(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|json| json["list"].is_array())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn channel(requests_per_second: Option<u32>) -> Channel {
+        let variables = [("ELVEN_API_KEY", "k"), ("ELVEN_API_SECRET", "s")];
+        let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let settings = Settings::load(&crate::config::Flags::default(), environment.into_iter().collect());
+        let settings = settings.unwrap();
+        let client = Client::new(&settings.api_url, Duration::from_secs(1)).unwrap();
+        Channel::new(settings.credential("default").unwrap(), client, requests_per_second, None)
+    }
+
+    #[test]
+    fn the_limit_of_bodies_is_closed_in_on() {
+        let channel = channel(None);
+        assert_eq!(channel.body_bytes_max(), usize::MAX);
+        // What the other side allows.
+        let limit = 100_000;
+        let mut refusals = 0;
+        let mut body = 120_000;
+        for _ in 0..20 {
+            if body > limit {
+                channel.too_large(body);
+                refusals += 1;
+            } else {
+                channel.accepted(body);
+            }
+            body = channel.body_bytes_max();
+        }
+        assert!((95_000..=limit).contains(&body), "{body}");
+        assert!(refusals <= 5, "{refusals} refusals");
+        // It was lifted.
+        channel.accepted(150_000);
+        assert_eq!(channel.body_bytes_max(), usize::MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_keep_the_rate_and_the_pause() {
+        let channel = channel(Some(10));
+        let begun = Instant::now();
+        for _ in 0..11 {
+            channel.turn(Duration::from_secs(30)).await.unwrap();
+        }
+        assert_eq!(begun.elapsed().as_millis(), 1000);
+        channel.pause(Duration::from_secs(5));
+        channel.turn(Duration::from_secs(30)).await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 6);
+        channel.pause(Duration::from_mins(1));
+        assert!(channel.turn(Duration::from_secs(30)).await.is_err());
+    }
+}

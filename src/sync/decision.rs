@@ -1,0 +1,144 @@
+//! What follows from a verdict: a pure function.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use crate::config::RetrySettings;
+use crate::elven::Verdict;
+
+/// A `Date` header has whole seconds, and is written some time before it is read: less than this is no skew.
+const SKEW_MIN: TimeDelta = TimeDelta::seconds(3);
+/// A clock that is further off is not corrected, since then something else is wrong.
+const SKEW_MAX: TimeDelta = TimeDelta::days(1);
+
+/// What was tried so far for a batch in this run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    /// The attempt whose answer is decided on, the first being 1.
+    pub number: u32,
+    /// The most that there may be.
+    pub attempts_max: u32,
+    /// It was signed by a clock that had been corrected because of an earlier answer.
+    pub clock_corrected: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// Record that the records are in.
+    Settle,
+    /// Find out which records are refused, and set them aside.
+    Isolate,
+    /// Wait, then send it again. `lost`: an attempt may have arrived.
+    Again {
+        /// The shortest time to wait.
+        after: Duration,
+        /// Everybody who uses this credential has to wait, too.
+        all: bool,
+        /// The outcome of the attempt is unknown.
+        lost: bool,
+    },
+    /// Sign by a clock that is further ahead by this, and send it again at once.
+    CorrectClock(TimeDelta),
+    /// Stop the lane where it is.
+    Stop {
+        /// Do not call again before this time has passed.
+        not_before: Option<Duration>,
+    },
+}
+
+/// Decides by the contract's table what follows from a verdict. `draw` is a random number, for the jitter.
+pub(super) fn decide(verdict: &Verdict, attempt: Attempt, retry: &RetrySettings, draw: u32) -> Decision {
+    let may_repeat = attempt.number < attempt.attempts_max;
+    let back_off = || full_jitter(attempt.number, retry, draw);
+    let stop = Decision::Stop { not_before: None };
+    match verdict {
+        Verdict::Accepted => Decision::Settle,
+        Verdict::Refused(_) | Verdict::TooLarge => Decision::Isolate,
+        Verdict::Unauthorized(_, Some(ahead))
+            if !attempt.clock_corrected && (SKEW_MIN..=SKEW_MAX).contains(&ahead.abs()) =>
+        {
+            Decision::CorrectClock(*ahead)
+        }
+        // Longer than we would ever wait by ourselves: the next run may find that the time has passed.
+        Verdict::Throttled(Some(asked)) if *asked > retry.max => Decision::Stop { not_before: Some(*asked) },
+        Verdict::Throttled(asked) if may_repeat => {
+            Decision::Again { after: asked.unwrap_or_default().max(back_off()), all: true, lost: false }
+        }
+        Verdict::Throttled(asked) => Decision::Stop { not_before: *asked },
+        Verdict::NotDelivered(_) if may_repeat => {
+            Decision::Again { after: back_off(), all: false, lost: false }
+        }
+        Verdict::Unknown(_) if may_repeat => Decision::Again { after: back_off(), all: false, lost: true },
+        Verdict::Unauthorized(..) | Verdict::Misdirected | Verdict::NotDelivered(_) | Verdict::Unknown(_) => {
+            stop
+        }
+    }
+}
+
+/// A pause between nothing and a bound that doubles with each attempt, so that many clients spread out
+/// (exponential backoff with full jitter).
+fn full_jitter(attempt: u32, retry: &RetrySettings, draw: u32) -> Duration {
+    let doubled = retry.initial.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
+    let bound_us = doubled.min(retry.max).as_micros();
+    let share = bound_us * u128::from(draw) / u128::from(u32::MAX);
+    Duration::from_micros(u64::try_from(share).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elven::Reason;
+
+    const RETRY: RetrySettings =
+        RetrySettings { attempts: 3, initial: Duration::from_millis(500), max: Duration::from_secs(4) };
+
+    #[test]
+    fn every_verdict_has_its_consequence() {
+        let refused = || Verdict::Refused(Reason::default());
+        let unauthorized =
+            |seconds| Verdict::Unauthorized(Reason::default(), Some(TimeDelta::seconds(seconds)));
+        let secs = Duration::from_secs;
+        let again = |after, all, lost| Decision::Again { after, all, lost };
+        let stop = |not_before| Decision::Stop { not_before };
+        for (verdict, number, clock_corrected, expected) in [
+            (Verdict::Accepted, 1, false, Decision::Settle),
+            (refused(), 1, false, Decision::Isolate),
+            (refused(), 3, false, Decision::Isolate),
+            (Verdict::TooLarge, 1, false, Decision::Isolate),
+            (unauthorized(90), 1, false, Decision::CorrectClock(TimeDelta::seconds(90))),
+            (unauthorized(-90), 3, false, Decision::CorrectClock(TimeDelta::seconds(-90))),
+            (unauthorized(90), 2, true, stop(None)),
+            (unauthorized(2), 1, false, stop(None)),
+            (unauthorized(100_000), 1, false, stop(None)),
+            (Verdict::Unauthorized(Reason::default(), None), 1, false, stop(None)),
+            (Verdict::Misdirected, 1, false, stop(None)),
+            (Verdict::Throttled(None), 1, false, again(Duration::from_millis(500), true, false)),
+            (Verdict::Throttled(Some(secs(3))), 1, false, again(secs(3), true, false)),
+            (Verdict::Throttled(Some(secs(3))), 3, false, stop(Some(secs(3)))),
+            (Verdict::Throttled(Some(secs(60))), 1, false, stop(Some(secs(60)))),
+            (Verdict::Throttled(None), 3, false, stop(None)),
+            (Verdict::NotDelivered(String::new()), 2, false, again(secs(1), false, false)),
+            (Verdict::NotDelivered(String::new()), 3, false, stop(None)),
+            (Verdict::Unknown(String::new()), 2, false, again(secs(1), false, true)),
+            (Verdict::Unknown(String::new()), 3, false, stop(None)),
+        ] {
+            let attempt = Attempt { number, attempts_max: 3, clock_corrected };
+            assert_eq!(
+                decide(&verdict, attempt, &RETRY, u32::MAX),
+                expected,
+                "{verdict:?}, attempt {number}"
+            );
+        }
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_are_drawn_from_nothing_on() {
+        let pauses: Vec<u128> =
+            (1..7).map(|attempt| full_jitter(attempt, &RETRY, u32::MAX).as_millis()).collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 4000, 4000]);
+        assert_eq!(full_jitter(40, &RETRY, u32::MAX / 2).as_millis(), 1999);
+        assert_eq!(full_jitter(3, &RETRY, 0), Duration::ZERO);
+    }
+}

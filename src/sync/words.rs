@@ -1,0 +1,169 @@
+//! What an operator is told about a verdict: the kind of problem, the status of the batch, and the words.
+
+use std::time::Duration;
+
+use crate::batch::Batch;
+use crate::elven::Verdict;
+use crate::journal::{Kind, Problem};
+
+/// What is recorded about an answer.
+#[derive(Clone, Debug)]
+pub(super) struct Words {
+    /// The kind of problem.
+    pub kind: Kind,
+    /// `sync_batches.status`.
+    pub status: &'static str,
+    /// What happened and what to do.
+    pub message: String,
+    /// The API's own code.
+    code: Option<String>,
+    /// What it says of each record, once that stands alone.
+    of_row: String,
+}
+
+/// The words for a verdict on a batch that was sent with a credential.
+pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, credential: &str) -> Words {
+    let status = http_status.map_or_else(|| "no answer".to_owned(), |s| format!("HTTP {s}"));
+    let (records, bytes) = (batch.records.len(), batch.body.len());
+    let words = |kind, status, message| Words { kind, status, message, code: None, of_row: String::new() };
+    match verdict {
+        Verdict::Accepted => words(Kind::Config, "accepted", String::new()),
+        Verdict::Refused(reason) => Words {
+            code: reason.code.clone(),
+            of_row: format!("the API refused it ({status}): {reason}"),
+            ..words(
+                Kind::RejectedBatch,
+                "rejected",
+                format!("the API refused a batch of {records} records ({status}): {reason}"),
+            )
+        },
+        Verdict::TooLarge => Words {
+            of_row: format!("its body of {bytes} bytes is too large for the API ({status})"),
+            ..words(
+                Kind::RejectedBatch,
+                "rejected",
+                format!("a body of {bytes} bytes is too large for the API ({status})"),
+            )
+        },
+        Verdict::Unauthorized(reason, ahead) => {
+            let clock = ahead.map_or_else(String::new, |ahead| {
+                format!("; the API's clock is {} s ahead of the signature", ahead.num_seconds())
+            });
+            Words {
+                code: reason.code.clone(),
+                ..words(
+                    Kind::Auth,
+                    "rejected",
+                    format!(
+                        "the API refused credential `{credential}` ({status}): {reason}{clock}; hint: check the key, the \
+                         secret, its permission for balances, and this machine's clock"
+                    ),
+                )
+            }
+        }
+        Verdict::Misdirected => words(
+            Kind::Config,
+            "rejected",
+            format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
+        ),
+        Verdict::Throttled(wait) => words(
+            Kind::Throttled,
+            "rejected",
+            wait.map_or_else(
+                || format!("the API asks to come later ({status}); the next run tries again"),
+                come_later,
+            ),
+        ),
+        Verdict::NotDelivered(reason) => words(
+            Kind::Unavailable,
+            "rejected",
+            format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
+        ),
+        Verdict::Unknown(reason) => words(
+            Kind::Unavailable,
+            "unknown",
+            format!(
+                "whether a batch of {records} records arrived is unknown ({status}): {reason}; it is sent again, the \
+                 same bytes"
+            ),
+        ),
+    }
+}
+
+/// The API named a time before which it is not to be called.
+pub(super) fn come_later(pause: Duration) -> String {
+    format!("the API asks to come later, in {} s; a run after that tries again", pause.as_secs().max(1))
+}
+
+/// A batch whose outcome is unknown is not sent again unless a person says so.
+pub(super) fn held(batch_id: i64, entity_id: &str) -> Problem {
+    let message = format!(
+        "whether batch {batch_id} arrived is unknown, and [sync] on_ambiguous = \"hold\"; hint: look it up at Elven \
+         (select * from elven_sync.batch_row_ids({batch_id})), then send it again by \
+         ELVEN_SYNC_SYNC__ON_AMBIGUOUS=resend elven-sync run --entity '{entity_id}'"
+    );
+    Problem { batch_id: Some(batch_id), ..Problem::of_lane(Kind::Unavailable, message) }
+}
+
+impl Words {
+    /// As the problem that stops a lane.
+    pub(super) fn into_problem(self, batch_id: i64, http_status: Option<i32>) -> Problem {
+        Problem {
+            batch_id: Some(batch_id),
+            http_status,
+            api_code: self.code,
+            ..Problem::of_lane(self.kind, self.message)
+        }
+    }
+
+    /// As the problem that a row has by itself.
+    pub(super) fn of_row(
+        &self,
+        batch_id: i64,
+        http_status: Option<i32>,
+        batch: &Batch,
+        row: usize,
+        zone: chrono_tz::Tz,
+    ) -> Problem {
+        Problem {
+            batch_id: Some(batch_id),
+            ledger_id: batch.rows.get(row).map(|row| row.id.to_string()),
+            http_status,
+            api_code: self.code.clone(),
+            record: Some(batch.record(row, zone)),
+            ..Problem::of_lane(
+                Kind::RejectedRow,
+                format!(
+                    "{}; hint: correct the row and the next run uploads it, or `elven-sync errors retry`",
+                    self.of_row
+                ),
+            )
+        }
+    }
+
+    /// Nothing more is set aside.
+    pub(super) fn too_many(self, open: usize) -> Self {
+        Self {
+            kind: Kind::RejectedBatch,
+            message: format!(
+                "{}; nothing more is set aside, since {open} rows of the entity are already ([sync] max_rejections); \
+                 hint: see to those, `elven-sync errors list`",
+                self.message
+            ),
+            ..self
+        }
+    }
+
+    /// Nothing is set aside, because it may be the key or the API that is wrong.
+    pub(super) fn unproven(self, instead: &str) -> Self {
+        Self {
+            kind: Kind::RejectedBatch,
+            message: format!(
+                "{}; nothing is set aside, since nothing shows that key and API are good (a call that only reads gave: \
+                 {instead}); hint: check the key, its permissions and ELVEN_API_URL",
+                self.message
+            ),
+            ..self
+        }
+    }
+}
