@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::SUCCEEDED;
 use crate::output;
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::{self, Rule, Sandbox};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -24,12 +24,30 @@ pub(super) struct Options {
     /// Currencies that it knows besides the usual ones
     #[arg(long = "currency", value_name = "SYMBOL")]
     currencies: Vec<String>,
+    /// What goes wrong, and when; can be repeated, --help lists what there is
+    #[arg(long = "fault", value_name = "FAULT", long_help = fault_help())]
+    rules: Vec<Rule>,
+    /// What faults with a rate are drawn from; any, when none is named
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+}
+
+fn fault_help() -> String {
+    format!("What goes wrong, and when; can be repeated: {}", Rule::grammar())
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     let credential = sandbox::Credential::new("sandbox", &options.key, &options.secret);
-    let mut settings =
-        sandbox::Options { listen: options.listen, credentials: vec![credential], ..Default::default() };
+    let faults = options.rules.iter().map(Rule::to_string).collect::<Vec<_>>().join(", ");
+    // Short enough to be typed again.
+    let seed = options.seed.unwrap_or_else(|| fastrand::u16(..).into());
+    let mut settings = sandbox::Options {
+        listen: options.listen,
+        credentials: vec![credential],
+        rules: options.rules,
+        seed,
+        ..Default::default()
+    };
     settings.currencies.extend(options.currencies);
     if !options.accounts.is_empty() {
         settings.accounts = Some(BTreeSet::from_iter(options.accounts));
@@ -41,6 +59,9 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
          ELVEN_API_KEY={} ELVEN_API_SECRET={}\n\nwhat it received: {url}/sandbox   (Ctrl-C ends it)",
         options.key, options.secret
     ));
+    if !faults.is_empty() {
+        output::line(format_args!("\nfaults: {faults}   (--seed {seed} draws the same again)"));
+    }
     let (mut stop, _) = super::run::stop_on_signal()?;
     stop.changed().await?;
     sandbox.stop().await;

@@ -12,7 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 
@@ -21,10 +21,11 @@ use super::{
     auth::Gatekeeper,
     connection::Switch,
     fault::{Fault, wait},
-    lists,
+    lists, lock,
     memory::Request,
     refusal::{Code, Refusal, clip_path},
-    validate::{Record, Rules, count, validate},
+    standing::{Asked, HTTP_DATE, Struck},
+    validate::{Known, Record, count, validate},
 };
 
 /// The import.
@@ -39,6 +40,29 @@ const DISCARDED_BYTES_MAX: u64 = 64 << 20;
 /// The answer to an accepted import, as documented.
 const SUCCESS: &str = r#"{"success":true}"#;
 
+/// What can be asked of the API.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Import,
+    Currencies,
+    Accounts,
+}
+
+impl Call {
+    fn of(head: &Parts) -> Result<Self, Refusal> {
+        let (call, allowed) = match head.uri.path() {
+            IMPORT_PATH => (Self::Import, Method::POST),
+            CURRENCIES_PATH => (Self::Currencies, Method::GET),
+            ACCOUNTS_PATH => (Self::Accounts, Method::GET),
+            _ => return Err(Refusal::new(Code::PathUnknown, "the sandbox has no such path")),
+        };
+        if head.method == allowed {
+            return Ok(call);
+        }
+        Err(Refusal::new(Code::MethodWrong, format!("only {allowed} is possible here")))
+    }
+}
+
 /// What an admitted request came to.
 enum Outcome<'b> {
     /// An import; its records are to be kept.
@@ -47,6 +71,13 @@ enum Outcome<'b> {
     Counted(usize),
     /// A list, as the JSON to answer with.
     List(String),
+}
+
+impl<'b> Outcome<'b> {
+    /// The records, where they were looked at.
+    fn records(&self) -> &[Record<'b>] {
+        if let Self::Records(records) = self { records } else { &[] }
+    }
 }
 
 /// Answers everything below `/open/`.
@@ -58,9 +89,7 @@ pub(super) async fn answer(
     let (head, body) = request.into_parts();
     // Read whatever the answer will be: a client that is cut off while it sends may never see one.
     let content = Content::read(body, shared.options.body_bytes_max).await;
-    let mut response = respond(&shared, &switch, &head, &content).await;
-    date(response.headers_mut(), shared.options.clock_ahead);
-    response
+    respond(&shared, &switch, &head, &content).await
 }
 
 /// Answers a path that is neither the API's nor the sandbox's own.
@@ -75,15 +104,43 @@ pub(super) async fn wrong_method() -> Response {
     json(refusal.status(), refusal.body())
 }
 
-/// Judges a request, keeps what is to be kept, and answers as usual or as the fault that is due demands.
+/// Judges a request, keeps what is to be kept, and answers as usual or as the faults that are due demand.
 async fn respond(shared: &Shared, switch: &Switch, head: &Parts, content: &Content) -> Response {
-    let judged = judge(shared, head, content);
-    let import = head.method == Method::POST && head.uri.path() == IMPORT_PATH;
-    let fault = if import { shared.next_fault(judged.is_ok()) } else { None };
+    let call = Call::of(head);
+    let mut struck = if call.is_ok() { lock(&shared.standing).clock() } else { Struck::default() };
+    let clock_ahead = struck.clock_ahead;
+    let gatekeeper = gatekeeper(shared, clock_ahead);
+    let judged = call.clone().and_then(|call| judge(shared, &gatekeeper, call, head, content));
+    if let Ok(call) = call {
+        let accepted = judged.as_ref().ok().map(Outcome::records);
+        let asked = Asked { import: call == Call::Import, body_bytes: content.bytes, accepted };
+        shared.strike(&mut struck, &asked);
+    }
 
-    let mut note = begin_note(shared, head, content);
+    let mut note = begin_note(shared, &gatekeeper, head, content);
+    note.fault = (!struck.names.is_empty()).then(|| struck.names.join(", "));
+    let (usual, records) = usual(judged, head, &mut note);
+    let mut response = if let Some(fault) = struck.fault {
+        carry_out(fault, shared, switch, usual, note, &records).await
+    } else {
+        shared.note(note, &records);
+        usual
+    };
+    if !struck.delay.is_zero() {
+        hold(shared, switch, tokio::time::sleep(struck.delay)).await;
+    }
+    date(response.headers_mut(), shared.now(clock_ahead));
+    response
+}
+
+/// The answer without a fault, and the records to keep; both noted.
+fn usual<'b>(
+    judged: Result<Outcome<'b>, Refusal>,
+    head: &Parts,
+    note: &mut Request,
+) -> (Response, Vec<Record<'b>>) {
     let mut records = Vec::new();
-    let usual = match judged {
+    let response = match judged {
         Ok(Outcome::Records(accepted)) => {
             note.records = accepted.len() as u64;
             records = accepted;
@@ -99,58 +156,71 @@ async fn respond(shared: &Shared, switch: &Switch, head: &Parts, content: &Conte
             refused(&refusal, head)
         }
     };
-    note.status = Some(usual.status().as_u16());
-    note.fault = fault.as_ref().map(Fault::name);
+    note.status = Some(response.status().as_u16());
+    (response, records)
+}
 
+/// Keeps what the fault lets be kept, and answers as it demands.
+async fn carry_out(
+    fault: Fault,
+    shared: &Shared,
+    switch: &Switch,
+    usual: Response,
+    note: Request,
+    records: &[Record<'_>],
+) -> Response {
     match fault {
-        None => {
-            shared.note(note, &records);
-            usual
-        }
-        Some(Fault::Answer { status, body, headers }) => {
+        Fault::Answer { status, body, headers } => {
             let response = prepared(status, body, &headers);
             let status = Some(response.status().as_u16());
             shared.note(Request { status, records: 0, message: None, ..note }, &[]);
             response
         }
-        Some(Fault::FailAfterWrite { status }) => {
+        Fault::FailAfterWrite { status } => {
             let response = prepared(status, String::new(), &[]);
-            shared.note(Request { status: Some(response.status().as_u16()), ..note }, &records);
+            shared.note(Request { status: Some(response.status().as_u16()), ..note }, records);
             response
         }
-        Some(Fault::CutAfterWrite) => {
-            shared.note(Request { status: None, ..note }, &records);
+        Fault::CutBeforeWrite => {
+            shared.note(Request { status: None, records: 0, message: None, ..note }, &[]);
             switch.cut();
             usual
         }
-        Some(Fault::HoldResponse(gate)) => {
-            shared.note(note, &records);
-            tokio::select! {
-                () = gate.hold() => {}
-                () = wait(&shared.stopping) => switch.cut(),
-            }
+        Fault::CutAfterWrite => {
+            shared.note(Request { status: None, ..note }, records);
+            switch.cut();
+            usual
+        }
+        Fault::HoldResponse(gate) => {
+            shared.note(note, records);
+            hold(shared, switch, gate.hold()).await;
             usual
         }
     }
 }
 
-/// Checks a request in the order path, method, signature, content. Order and codes of the real API are
-/// not documented.
-fn judge<'b>(shared: &Shared, head: &Parts, content: &'b Content) -> Result<Outcome<'b>, Refusal> {
-    let path = head.uri.path();
-    let allowed = match path {
-        IMPORT_PATH => Method::POST,
-        CURRENCIES_PATH | ACCOUNTS_PATH => Method::GET,
-        _ => return Err(Refusal::new(Code::PathUnknown, "the sandbox has no such path")),
-    };
-    if head.method != allowed {
-        return Err(Refusal::new(Code::MethodWrong, format!("only {allowed} is possible here")));
+/// Waits for something, at the longest until the sandbox stops; then the connection is cut.
+async fn hold(shared: &Shared, switch: &Switch, until: impl Future<Output = ()>) {
+    tokio::select! {
+        () = until => {}
+        () = wait(&shared.stopping) => switch.cut(),
     }
-    gatekeeper(shared).admit(&head.headers, head.method.as_str(), target(head))?;
-    match path {
-        CURRENCIES_PATH => lists::currency_list(shared, &head.uri).map(Outcome::List),
-        ACCOUNTS_PATH => lists::account_list(shared, &head.uri).map(Outcome::List),
-        _ => import(shared, &head.headers, content),
+}
+
+/// Checks signature and content, in this order, after path and method. Order and codes of the real API are
+/// not documented.
+fn judge<'b>(
+    shared: &Shared,
+    gatekeeper: &Gatekeeper<'_>,
+    call: Call,
+    head: &Parts,
+    content: &'b Content,
+) -> Result<Outcome<'b>, Refusal> {
+    gatekeeper.admit(&head.headers, head.method.as_str(), target(head))?;
+    match call {
+        Call::Import => import(shared, &head.headers, content),
+        Call::Currencies => lists::currency_list(shared, &head.uri).map(Outcome::List),
+        Call::Accounts => lists::account_list(shared, &head.uri).map(Outcome::List),
     }
 }
 
@@ -163,8 +233,8 @@ fn import<'b>(shared: &Shared, headers: &HeaderMap, content: &'b Content) -> Res
         return count(body).map(Outcome::Counted);
     }
     let options = &shared.options;
-    let rules = Rules { accounts: options.accounts.as_ref(), currencies: &options.currencies };
-    validate(body, &rules).map(Outcome::Records)
+    let known = Known { accounts: options.accounts.as_ref(), currencies: &options.currencies };
+    validate(body, &known).map(Outcome::Records)
 }
 
 /// Parameters such as a charset may follow the type.
@@ -174,10 +244,10 @@ fn is_json(headers: &HeaderMap) -> bool {
     media_type.trim().eq_ignore_ascii_case("application/json")
 }
 
-fn gatekeeper(shared: &Shared) -> Gatekeeper<'_> {
+fn gatekeeper(shared: &Shared, clock_ahead: TimeDelta) -> Gatekeeper<'_> {
     Gatekeeper {
         credentials: &shared.options.credentials,
-        now_ms: (Utc::now() + shared.options.clock_ahead).timestamp_millis(),
+        now_ms: shared.now(clock_ahead).timestamp_millis(),
         window: shared.options.signature_window,
     }
 }
@@ -188,13 +258,13 @@ fn target(head: &Parts) -> &str {
 }
 
 /// What is known of a request before it is judged.
-fn begin_note(shared: &Shared, head: &Parts, content: &Content) -> Request {
+fn begin_note(shared: &Shared, gatekeeper: &Gatekeeper<'_>, head: &Parts, content: &Content) -> Request {
     let digest = |body: &Vec<u8>| hex::encode(Sha256::digest(body));
     Request {
         at: Utc::now(),
         method: head.method.to_string(),
         path: clip_path(target(head)),
-        credential: gatekeeper(shared).named(&head.headers).map(|known| known.label.clone()),
+        credential: gatekeeper.named(&head.headers).map(|known| known.label.clone()),
         body_bytes: content.bytes,
         body_sha256: if shared.options.lax {
             String::new()
@@ -261,13 +331,12 @@ fn prepared(status: u16, body: String, headers: &[(String, String)]) -> Response
     })
 }
 
-/// Dates an answer by the sandbox's clock where that differs from the machine's, which hyper goes by.
-fn date(headers: &mut HeaderMap, clock_ahead: TimeDelta) {
-    if clock_ahead.is_zero() || headers.contains_key(DATE) {
+/// Dates an answer by the sandbox's clock, which may differ from the machine's, which hyper goes by.
+fn date(headers: &mut HeaderMap, now: DateTime<Utc>) {
+    if headers.contains_key(DATE) {
         return;
     }
-    let now = (Utc::now() + clock_ahead).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    if let Ok(now) = HeaderValue::from_str(&now) {
+    if let Ok(now) = HeaderValue::from_str(&now.format(HTTP_DATE).to_string()) {
         headers.insert(DATE, now);
     }
 }

@@ -6,9 +6,9 @@ use tokio::sync::watch;
 
 /// What is to go wrong with an import, named for what happened.
 ///
-/// Faults form a queue, and each happens once. [`Fault::Answer`] takes the next import whatever it holds. The others need
-/// something that was kept, so they wait for the next import that is accepted; a refused one passes them
-/// by and is answered with its refusal.
+/// Faults form a queue, and each happens once, in place of what the rules would do. Those of which nothing
+/// is kept take the next import whatever it holds. The others wait for the next import that is accepted; a
+/// refused one passes them by and is answered with its refusal.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// The request is not looked at, nothing of it is kept, and this is the answer.
@@ -25,6 +25,8 @@ pub enum Fault {
         /// HTTP status, 200 to 999.
         status: u16,
     },
+    /// Nothing of the request is kept, and the connection is closed without a byte of an answer.
+    CutBeforeWrite,
     /// The records are kept, and the connection is closed without a byte of an answer.
     CutAfterWrite,
     /// The records are kept, and the answer waits until the gate is opened. When the sandbox stops
@@ -38,6 +40,7 @@ impl Fault {
         match self {
             Fault::Answer { .. } => "Answer",
             Fault::FailAfterWrite { .. } => "FailAfterWrite",
+            Fault::CutBeforeWrite => "CutBeforeWrite",
             Fault::CutAfterWrite => "CutAfterWrite",
             Fault::HoldResponse(_) => "HoldResponse",
         }
@@ -45,7 +48,7 @@ impl Fault {
 
     /// Whether the fault has its way with a request that is accepted or, else, refused.
     pub(super) fn strikes(&self, accepted: bool) -> bool {
-        accepted || matches!(self, Fault::Answer { .. })
+        accepted || matches!(self, Fault::Answer { .. } | Fault::CutBeforeWrite)
     }
 }
 

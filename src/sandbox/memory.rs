@@ -58,8 +58,9 @@ pub struct Request {
     pub records: u64,
     /// Why it was refused.
     pub message: Option<String>,
-    /// The fault that was made to happen ([`super::Fault::name`]).
-    pub fault: Option<&'static str>,
+    /// What was made to go wrong: names as in [`super::Rule::grammar`] and of [`super::Fault::name`], with
+    /// commas between them.
+    pub fault: Option<String>,
 }
 
 /// A balance as JSON: the number itself, digit by digit, which no number type of Rust could promise.

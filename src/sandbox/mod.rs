@@ -16,7 +16,8 @@
 //!
 //! One request's way: `connection` accepts it, `auth` says who asks, `validate` reads an import (`lists`
 //! answer the rest), `refusal` words what is refused, `memory` keeps what is accepted, and `fault` is
-//! what went wrong on request. `api` calls them in that order; `page` shows what is remembered.
+//! what went wrong on request: once, or time and again by `rules`, which `standing` puts to work. `api`
+//! calls them in that order; `page` shows what is remembered.
 
 mod connection;
 
@@ -36,6 +37,10 @@ mod memory;
 
 mod fault;
 
+mod rules;
+
+mod standing;
+
 mod page;
 
 use std::{
@@ -50,17 +55,19 @@ use axum::{
     Router,
     routing::{any, get},
 };
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 pub use self::{
     auth::Credential,
     fault::{Fault, Gate},
     memory::{Received, Request},
+    rules::{Rule, RuleError},
 };
 use self::{
     connection::{Listener, Switch},
     memory::Memory,
+    standing::{Asked, Standing, Struck},
     validate::Record,
 };
 
@@ -88,6 +95,10 @@ pub struct Options {
     /// Records that are kept, the newest ones; counters go on beyond. Default 200,000, at some 300 bytes
     /// each.
     pub keep_records_max: usize,
+    /// What goes wrong, and when. Default: nothing.
+    pub rules: Vec<Rule>,
+    /// What the rules that have a rate draw from. Default 0.
+    pub seed: u64,
     /// For benchmarks: signature, size and outer shape are checked, records are counted and not kept.
     pub lax: bool,
 }
@@ -103,6 +114,8 @@ impl Default for Options {
             clock_ahead: TimeDelta::zero(),
             body_bytes_max: 10_000_000,
             keep_records_max: 200_000,
+            rules: Vec::new(),
+            seed: 0,
             lax: false,
         }
     }
@@ -122,6 +135,7 @@ impl Sandbox {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
+            standing: Mutex::new(Standing::new(options.rules.clone(), options.seed)),
             options,
             memory: Mutex::default(),
             faults: Mutex::default(),
@@ -176,6 +190,11 @@ impl Sandbox {
         lock(&self.shared.faults).push_back(fault);
     }
 
+    /// Replaces the rules. The new ones begin to count, and to draw from the seed, anew.
+    pub fn set_rules(&self, rules: Vec<Rule>) {
+        *lock(&self.shared.standing) = Standing::new(rules, self.shared.options.seed);
+    }
+
     /// Stops the sandbox, and returns when its port is free again.
     pub async fn stop(mut self) {
         self.halt();
@@ -201,6 +220,7 @@ struct Shared {
     options: Options,
     memory: Mutex<Memory>,
     faults: Mutex<VecDeque<Fault>>,
+    standing: Mutex<Standing>,
     stopping: watch::Sender<bool>,
 }
 
@@ -213,13 +233,25 @@ impl Shared {
         self.memory().note(request, records, self.options.keep_records_max);
     }
 
-    /// Takes the first fault of the queue if it strikes an import that is accepted or, else, refused.
-    fn next_fault(&self, accepted: bool) -> Option<Fault> {
-        lock(&self.faults).pop_front_if(|fault| fault.strikes(accepted))
+    /// Adds what goes wrong with a request: the first fault of the queue if that strikes it, or else what
+    /// the rules say.
+    fn strike(&self, struck: &mut Struck, asked: &Asked<'_>) {
+        let strikes = |fault: &mut Fault| asked.import && fault.strikes(asked.accepted.is_some());
+        if let Some(fault) = lock(&self.faults).pop_front_if(strikes) {
+            struck.names.push(fault.name().to_owned());
+            struck.fault = Some(fault);
+        } else {
+            lock(&self.standing).strike(struck, asked, self.now(struck.clock_ahead));
+        }
+    }
+
+    /// The API's clock, when a rule sets it ahead so far.
+    fn now(&self, ahead: TimeDelta) -> DateTime<Utc> {
+        Utc::now() + self.options.clock_ahead + ahead
     }
 }
 
-/// A panic of one request does not make the rest unreadable: every change is a single push.
+/// A panic of one request does not make the rest unreadable: every change is a push or a count.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -144,7 +144,7 @@ fn request_list(page: &mut String, memory: &Memory) {
 
 /// Why a request was refused, or which fault struck it.
 fn remark(request: &Request) -> String {
-    let fault = request.fault.map(|name| format!("fault: {name}"));
+    let fault = request.fault.as_ref().map(|names| format!("fault: {names}"));
     [fault, request.message.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 

@@ -44,6 +44,8 @@ pub(super) enum Code {
     Paging = 40_011,
     /// The body ended before it was complete.
     BodyIncomplete = 40_012,
+    /// A standing fault refuses it.
+    Fault = 40_013,
     /// One of the three headers is absent, repeated or not ASCII.
     HeaderMissing = 40_101,
     /// The API key is not one of the sandbox's.
@@ -54,6 +56,10 @@ pub(super) enum Code {
     TimestampStale = 40_104,
     /// The signature is not that of this timestamp, method and path.
     SignatureWrong = 40_105,
+    /// The API key is known and does not count any more.
+    KeyRevoked = 40_106,
+    /// The API key has no permission for this.
+    Forbidden = 40_301,
     /// The API has no such path.
     PathUnknown = 40_401,
     /// The path exists, for another method.
@@ -62,6 +68,8 @@ pub(super) enum Code {
     BodyTooLarge = 41_301,
     /// The content type is not `application/json`.
     ContentTypeWrong = 41_501,
+    /// Requests come too fast.
+    Throttled = 42_901,
 }
 
 /// A refused request: nothing of it was kept.

@@ -19,7 +19,7 @@ use super::refusal::{Code, Refusal, quote};
 pub(super) const RECORDS_MAX: usize = 1000;
 
 /// What is known to this sandbox, and may therefore stand in a record.
-pub(super) struct Rules<'r> {
+pub(super) struct Known<'r> {
     /// Known accounts; `None`: every account is known.
     pub(super) accounts: Option<&'r BTreeSet<String>>,
     /// Known currencies, letter case included.
@@ -39,10 +39,10 @@ pub(super) struct Record<'b> {
 /// Reads a whole import body, or says what the first fault in it is.
 ///
 /// One fault refuses the batch. Whether the real API does so, or keeps the good records, is not documented.
-pub(super) fn validate<'b>(body: &'b [u8], rules: &Rules<'_>) -> Result<Vec<Record<'b>>, Refusal> {
+pub(super) fn validate<'b>(body: &'b [u8], known: &Known<'_>) -> Result<Vec<Record<'b>>, Refusal> {
     let batch = Batch::read(body)?;
     let check =
-        |(index, raw): (usize, &&'b RawValue)| record(raw, rules).map_err(|refusal| refusal.at(index));
+        |(index, raw): (usize, &&'b RawValue)| record(raw, known).map_err(|refusal| refusal.at(index));
     batch.records.iter().enumerate().map(check).collect()
 }
 
@@ -115,7 +115,7 @@ struct Fields<'b> {
     balance: &'b RawValue,
 }
 
-fn record<'b>(raw: &'b RawValue, rules: &Rules<'_>) -> Result<Record<'b>, Refusal> {
+fn record<'b>(raw: &'b RawValue, known: &Known<'_>) -> Result<Record<'b>, Refusal> {
     // serde would also take an array of four values for the four fields.
     if !raw.get().starts_with('{') {
         return Err(Refusal::new(Code::RecordShape, "not a JSON object"));
@@ -126,8 +126,8 @@ fn record<'b>(raw: &'b RawValue, rules: &Rules<'_>) -> Result<Record<'b>, Refusa
     let entity_account_id = text("entityAccountId", fields.entity_account_id)?;
     let currency = text("currency", fields.currency)?;
     let datetime = text("datetime", fields.datetime)?;
-    check_account(&entity_account_id, rules)?;
-    check_currency(&currency, rules)?;
+    check_account(&entity_account_id, known)?;
+    check_currency(&currency, known)?;
     if !is_wall_clock(&datetime) {
         let message = format!("datetime {} is not a real time as YYYY-MM-DD HH:mm:ss", quote(&datetime));
         return Err(Refusal::new(Code::Datetime, message));
@@ -135,22 +135,22 @@ fn record<'b>(raw: &'b RawValue, rules: &Rules<'_>) -> Result<Record<'b>, Refusa
     Ok(Record { entity_account_id, currency, datetime, balance: number(fields.balance)? })
 }
 
-fn check_account(account: &str, rules: &Rules<'_>) -> Result<(), Refusal> {
+fn check_account(account: &str, known: &Known<'_>) -> Result<(), Refusal> {
     if account.trim().is_empty() {
         return Err(Refusal::new(Code::AccountBlank, "entityAccountId is blank"));
     }
-    if rules.accounts.is_some_and(|known| !known.contains(account)) {
+    if known.accounts.is_some_and(|accounts| !accounts.contains(account)) {
         let message = format!("entityAccountId {} is not a known account", quote(account));
         return Err(Refusal::new(Code::AccountUnknown, message));
     }
     Ok(())
 }
 
-fn check_currency(currency: &str, rules: &Rules<'_>) -> Result<(), Refusal> {
+fn check_currency(currency: &str, known: &Known<'_>) -> Result<(), Refusal> {
     if currency.trim().is_empty() {
         return Err(Refusal::new(Code::CurrencyBlank, "currency is blank"));
     }
-    if !rules.currencies.contains(currency) {
+    if !known.currencies.contains(currency) {
         let message = format!("currency {} is not known (upper and lower case differ)", quote(currency));
         return Err(Refusal::new(Code::CurrencyUnknown, message));
     }

@@ -20,6 +20,7 @@ mod plans;
 mod promises;
 mod random;
 mod sandbox;
+mod sandbox_faults;
 mod schema;
 mod standby;
 mod support;

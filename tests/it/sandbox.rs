@@ -13,8 +13,8 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header::CONT
 use serde_json::Value;
 use tokio::time::timeout;
 
-const IMPORT: &str = "/open/v3/account/treasuryBalance";
-const GOOD: &str = r#"[{"entityAccountId":"accountId123","currency":"BTC","datetime":"2023-01-01 01:01:01","balance":10.5},{"entityAccountId":"accountId456","currency":"ETH","datetime":"2023-01-02 02:02:02","balance":0.000000000000000001}]"#;
+pub const IMPORT: &str = "/open/v3/account/treasuryBalance";
+pub const GOOD: &str = r#"[{"entityAccountId":"accountId123","currency":"BTC","datetime":"2023-01-01 01:01:01","balance":10.5},{"entityAccountId":"accountId456","currency":"ETH","datetime":"2023-01-02 02:02:02","balance":0.000000000000000001}]"#;
 /// Nothing here should take a tenth of this.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -22,18 +22,18 @@ fn credential() -> Credential {
     Credential::new("acme", "the-key", "the-secret")
 }
 
-fn options() -> Options {
+pub fn options() -> Options {
     Options { credentials: vec![credential()], ..Options::default() }
 }
 
 /// A sandbox and a client that signs as `acme`.
-struct Bench {
-    sandbox: Sandbox,
+pub struct Bench {
+    pub sandbox: Sandbox,
     client: Client,
 }
 
 impl Bench {
-    async fn start(options: Options) -> Self {
+    pub async fn start(options: Options) -> Self {
         // A second installation fails, and the first one serves.
         rustls::crypto::ring::default_provider().install_default().ok();
         let client = Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
@@ -45,7 +45,7 @@ impl Bench {
         self.client.request(method, format!("{}{path}", self.sandbox.url()))
     }
 
-    fn signed_at(&self, method: Method, path: &str, timestamp_ms: i64) -> RequestBuilder {
+    pub fn signed_at(&self, method: Method, path: &str, timestamp_ms: i64) -> RequestBuilder {
         let signature = sign(&credential().secret, timestamp_ms, method.as_str(), path);
         self.bare(method, path)
             .header(KEY_HEADER, "the-key")
@@ -54,27 +54,27 @@ impl Bench {
             .header(CONTENT_TYPE, "application/json")
     }
 
-    fn signed(&self, method: Method, path: &str) -> RequestBuilder {
+    pub fn signed(&self, method: Method, path: &str) -> RequestBuilder {
         self.signed_at(method, path, Utc::now().timestamp_millis())
     }
 
-    async fn import(&self, body: impl Into<reqwest::Body>) -> Response {
+    pub async fn import(&self, body: impl Into<reqwest::Body>) -> Response {
         self.signed(Method::POST, IMPORT).body(body).send().await.unwrap()
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub async fn get(&self, path: &str) -> Value {
         let response = self.signed(Method::GET, path).send().await.unwrap();
         assert_eq!(response.status(), 200, "{path}");
         parse(response).await
     }
 }
 
-async fn parse(response: Response) -> Value {
+pub async fn parse(response: Response) -> Value {
     serde_json::from_str(&response.text().await.unwrap()).unwrap()
 }
 
 /// Checks for the documented failure body and gives its code.
-async fn refused(response: Response, status: u16) -> u64 {
+pub async fn refused(response: Response, status: u16) -> u64 {
     assert_eq!(response.status(), status);
     assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
     assert!(response.headers().contains_key("date"));
@@ -361,7 +361,7 @@ async fn an_answer_takes_the_place_of_the_next_import() {
     assert_eq!(response.headers()["retry-after"], "2");
     assert_eq!(response.text().await.unwrap(), "slow down");
     assert_eq!(bench.sandbox.records_accepted(), 0);
-    assert_eq!(bench.sandbox.requests()[1].fault, Some("Answer"));
+    assert_eq!(bench.sandbox.requests()[1].fault.as_deref(), Some("Answer"));
 
     assert_eq!(bench.import(GOOD).await.status(), 200, "it happens once");
 }

@@ -11,13 +11,13 @@ fn currencies() -> BTreeSet<String> {
 
 fn refusal(body: &str) -> Refusal {
     let (accounts, currencies) = (["accountId123", "accountId456"].map(String::from).into(), currencies());
-    let rules = Rules { accounts: Some(&accounts), currencies: &currencies };
-    validate(body.as_bytes(), &rules).expect_err(body)
+    let known = Known { accounts: Some(&accounts), currencies: &currencies };
+    validate(body.as_bytes(), &known).expect_err(body)
 }
 
 /// Validates under rules that know every account.
 fn accept(body: &str) -> Vec<Record<'_>> {
-    validate(body.as_bytes(), &Rules { accounts: None, currencies: &currencies() }).expect(body)
+    validate(body.as_bytes(), &Known { accounts: None, currencies: &currencies() }).expect(body)
 }
 
 /// A batch of one good record with one piece of it replaced.
@@ -68,8 +68,8 @@ fn outer_shape() {
     let invalid_utf8 = with("accountId123", "account").replace("account", "acc\u{1}").into_bytes();
     let invalid_utf8: Vec<u8> =
         invalid_utf8.iter().map(|byte| if *byte == 1 { 0xff } else { *byte }).collect();
-    let rules = Rules { accounts: None, currencies: &currencies() };
-    assert_eq!(validate(&invalid_utf8, &rules).unwrap_err().code, Code::NotAnArray);
+    let known = Known { accounts: None, currencies: &currencies() };
+    assert_eq!(validate(&invalid_utf8, &known).unwrap_err().code, Code::NotAnArray);
 }
 
 #[test]

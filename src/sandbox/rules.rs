@@ -1,0 +1,330 @@
+//! Standing faults as people write them; pure.
+
+use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
+
+use chrono::TimeDelta;
+use humantime_serde::re::humantime;
+use thiserror::Error;
+
+/// Every fault as it is written, and what a client meets. What stands in `[]` can be left out.
+const FAULTS: [(&str, &str); 21] = [
+    ("reject:account=ID", "400 for an import with a record of this account"),
+    ("reject:currency=SYMBOL", "400 for an import with a record in this currency"),
+    ("reject:negative", "400 for an import with a negative balance"),
+    ("reject:success-false", "200 for an import, with {\"success\": false}"),
+    ("refuses-all", "400 for every request"),
+    ("body-limit=SIZE", "413 and a proxy's page for an import with a larger body"),
+    ("revoked", "401"),
+    ("forbidden", "403"),
+    ("clock=OFFSET", "the API's clock is ahead (+90s) or behind (-90s)"),
+    ("changed", "404 and a page"),
+    ("redirect", "302 to another path"),
+    ("throttle[=WAIT]", "429, with Retry-After in seconds if WAIT is given"),
+    ("unavailable[=WAIT]", "503, with Retry-After as a date if WAIT is given"),
+    ("cut-before", "nothing is kept, and the connection is cut without an answer"),
+    ("outage=DURATION", "from an import on, for so long, every request is cut like that"),
+    ("answer-lost", "an import is kept, and the connection is cut without an answer"),
+    ("error-500", "nothing is kept, and 500"),
+    ("error-500-kept", "an import is kept, and 500"),
+    ("html-200", "nothing is kept, and 200 with the page of a network's login"),
+    ("html-502", "nothing is kept, and 502 with a proxy's page"),
+    ("slow=DURATION", "the answer comes so much later"),
+];
+
+/// What the values of [`FAULTS`] are.
+const VALUES: &str =
+    "DURATION, WAIT and OFFSET are e.g. 200ms, 5s or 2m, a day at most; SIZE is e.g. 500B, 100kB or 1MB";
+
+/// When a fault strikes.
+const SCHEDULES: &str = "N% (of the requests, drawn from the seed), every:N (the Nth, the 2Nth, ...), first:N (the first N) or \
+     once:N (the Nth alone)";
+
+/// The longest duration that a value may have. It keeps times that are reckoned with it in the calendar.
+const DURATION_MAX: Duration = Duration::from_hours(24);
+
+/// A standing fault: what goes wrong with requests, and with which of them.
+///
+/// It is written, and parsed, as `NAME[=VALUE][@WHEN]`, e.g. `throttle=2s@10%`. Without `@WHEN` it strikes
+/// every request that it can strike; an outage comes once. [`Rule::grammar`] lists what can be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    text: String,
+    pub(super) what: What,
+    pub(super) when: When,
+}
+
+impl Rule {
+    /// All that can be written, for people.
+    pub fn grammar() -> String {
+        let width = FAULTS.iter().map(|(usage, _)| usage.len()).max().unwrap_or_default();
+        let line = |(usage, meaning): &(&str, &str)| format!("  {usage:width$}  {meaning}\n");
+        let list: String = FAULTS.iter().map(line).collect();
+        format!("NAME[=VALUE][@WHEN], where NAME[=VALUE] is one of\n{list}{VALUES}.\n@WHEN is {SCHEDULES}.")
+    }
+
+    /// The fault's name, as the list of requests shows it.
+    pub(super) fn name(&self) -> &str {
+        self.text.split(['=', '@']).next().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for Rule {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let (fault, when) = text.rsplit_once('@').map_or((text, None), |(fault, when)| (fault, Some(when)));
+        let (name, value) = fault.split_once('=').map_or((fault, None), |(name, value)| (name, Some(value)));
+        let usage = usage(name).ok_or_else(|| RuleError::Name(name.to_owned()))?;
+        let what = What::read(name, value).ok_or_else(|| RuleError::Value(fault.to_owned(), usage))?;
+        let when = match when {
+            Some(when) => When::read(when).ok_or_else(|| RuleError::When(when.to_owned()))?,
+            None if matches!(what, What::Outage(_)) => When::Once(NonZeroU64::MIN),
+            None => When::Every(NonZeroU64::MIN),
+        };
+        Ok(Self { text: text.to_owned(), what, when })
+    }
+}
+
+/// Why a text is no [`Rule`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RuleError {
+    /// No fault has this name.
+    #[error("there is no fault `{0}`; there are {list}", list = FAULTS.map(|(usage, _)| usage).join(", "))]
+    Name(String),
+    /// The fault with its value, and how that is written.
+    #[error("`{0}` is not of the form `{1}`; {VALUES}")]
+    Value(String, &'static str),
+    /// What stands after the `@`.
+    #[error("`@{0}` does not say when; it is {SCHEDULES}")]
+    When(String),
+}
+
+/// How the fault of a name is written.
+fn usage(name: &str) -> Option<&'static str> {
+    let mut usages = FAULTS.iter().map(|(usage, _)| *usage);
+    usages.find(|usage| usage.split(['[', '=']).next() == Some(name))
+}
+
+/// What goes wrong; what it makes of an answer is in `standing`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    RejectAccount(String),
+    RejectCurrency(String),
+    RejectNegative,
+    SuccessFalse,
+    RefusesAll,
+    /// Bytes that are still accepted.
+    BodyLimit(u64),
+    Revoked,
+    Forbidden,
+    /// How far the clock is ahead; negative for behind.
+    Clock(TimeDelta),
+    Changed,
+    Redirect,
+    /// What `Retry-After` says, if it is there.
+    Throttle(Option<Duration>),
+    /// What `Retry-After` says, if it is there.
+    Unavailable(Option<Duration>),
+    CutBefore,
+    Outage(Duration),
+    AnswerLost,
+    Error500,
+    Error500Kept,
+    Html200,
+    Html502,
+    Slow(Duration),
+}
+
+impl What {
+    fn read(name: &str, value: Option<&str>) -> Option<Self> {
+        Some(match (name, value) {
+            ("reject:account", Some(id)) if !id.is_empty() => Self::RejectAccount(id.to_owned()),
+            ("reject:currency", Some(symbol)) if !symbol.is_empty() => {
+                Self::RejectCurrency(symbol.to_owned())
+            }
+            ("reject:negative", None) => Self::RejectNegative,
+            ("reject:success-false", None) => Self::SuccessFalse,
+            ("refuses-all", None) => Self::RefusesAll,
+            ("body-limit", Some(value)) => Self::BodyLimit(size(value)?),
+            ("revoked", None) => Self::Revoked,
+            ("forbidden", None) => Self::Forbidden,
+            ("clock", Some(value)) => Self::Clock(offset(value)?),
+            ("changed", None) => Self::Changed,
+            ("redirect", None) => Self::Redirect,
+            ("throttle", None) => Self::Throttle(None),
+            ("throttle", Some(value)) => Self::Throttle(Some(duration(value)?)),
+            ("unavailable", None) => Self::Unavailable(None),
+            ("unavailable", Some(value)) => Self::Unavailable(Some(duration(value)?)),
+            ("cut-before", None) => Self::CutBefore,
+            ("outage", Some(value)) => Self::Outage(duration(value)?),
+            ("answer-lost", None) => Self::AnswerLost,
+            ("error-500", None) => Self::Error500,
+            ("error-500-kept", None) => Self::Error500Kept,
+            ("html-200", None) => Self::Html200,
+            ("html-502", None) => Self::Html502,
+            ("slow", Some(value)) => Self::Slow(duration(value)?),
+            _ => return None,
+        })
+    }
+}
+
+/// With which of the requests that it can strike a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// So many in a hundred.
+    Rate(u8),
+    Every(NonZeroU64),
+    First(NonZeroU64),
+    Once(NonZeroU64),
+}
+
+impl When {
+    fn read(text: &str) -> Option<Self> {
+        if let Some(percent) = text.strip_suffix('%') {
+            return percent.parse().ok().filter(|percent| (1..=100).contains(percent)).map(Self::Rate);
+        }
+        let (kind, number) = text.split_once(':')?;
+        let number = number.parse().ok()?;
+        Some(match kind {
+            "every" => Self::Every(number),
+            "first" => Self::First(number),
+            "once" => Self::Once(number),
+            _ => return None,
+        })
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    humantime::parse_duration(text).ok().filter(|duration| *duration <= DURATION_MAX)
+}
+
+/// A duration with a sign; without one it is ahead.
+fn offset(text: &str) -> Option<TimeDelta> {
+    let (length, behind) = match text.strip_prefix('-') {
+        Some(length) => (length, true),
+        None => (text.strip_prefix('+').unwrap_or(text), false),
+    };
+    let offset = TimeDelta::from_std(duration(length)?).ok()?;
+    Some(if behind { -offset } else { offset })
+}
+
+fn size(text: &str) -> Option<u64> {
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let bytes = match unit {
+        "" | "B" => 1,
+        "kB" => 1_000,
+        "MB" => 1_000_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(text: &str) -> Rule {
+        text.parse().expect(text)
+    }
+
+    fn number(number: u64) -> NonZeroU64 {
+        number.try_into().unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_meant() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        for (text, what) in [
+            ("reject:account=a=b c", What::RejectAccount("a=b c".to_owned())),
+            ("reject:account=a@b@every:1", What::RejectAccount("a@b".to_owned())),
+            ("reject:currency=BTC@every:1", What::RejectCurrency("BTC".to_owned())),
+            ("body-limit=100kB", What::BodyLimit(100_000)),
+            ("body-limit=500B", What::BodyLimit(500)),
+            ("body-limit=1MB", What::BodyLimit(1_000_000)),
+            ("body-limit=0", What::BodyLimit(0)),
+            ("clock=+90s", What::Clock(TimeDelta::seconds(90))),
+            ("clock=90s", What::Clock(TimeDelta::seconds(90))),
+            ("clock=-1m 30s", What::Clock(TimeDelta::seconds(-90))),
+            ("throttle", What::Throttle(None)),
+            ("throttle=2s", What::Throttle(seconds(2))),
+            ("unavailable=1m", What::Unavailable(seconds(60))),
+            ("slow=1day", What::Slow(Duration::from_hours(24))),
+        ] {
+            let rule = rule(text);
+            assert_eq!((rule.what, rule.when), (what, When::Every(NonZeroU64::MIN)), "{text}");
+        }
+        for (text, when) in [
+            ("throttle@10%", When::Rate(10)),
+            ("throttle=2s@100%", When::Rate(100)),
+            ("outage=5s", When::Once(number(1))),
+            ("outage=5s@once:7", When::Once(number(7))),
+            ("cut-before@every:50", When::Every(number(50))),
+            ("error-500@first:3", When::First(number(3))),
+        ] {
+            assert_eq!(rule(text).when, when, "{text}");
+            assert_eq!(rule(text).to_string(), text);
+        }
+    }
+
+    /// As it is written with a value and, where that can be left out, without.
+    #[test]
+    fn every_fault_can_be_written_as_the_list_says_and_is_described() {
+        let page = include_str!("../../docs/sandbox.md");
+        for (usage, _) in FAULTS {
+            let with_value = usage.replace(['[', ']'], "");
+            let value = match with_value.split_once('=').map(|(_, value)| value) {
+                Some("SIZE") => "1kB",
+                Some("OFFSET" | "DURATION" | "WAIT") => "1s",
+                Some(_) => "x",
+                None => "",
+            };
+            let name = usage.split(['[', '=']).next().unwrap();
+            let text = if value.is_empty() { name.to_owned() } else { format!("{name}={value}") };
+            assert_eq!(rule(&text).name(), name);
+            assert_eq!(rule(&format!("{text}@5%")).name(), name);
+            assert_eq!(name.parse::<Rule>().is_ok(), value.is_empty() || usage.contains('['), "{usage}");
+            assert!(page.contains(&format!("\n| `{usage}` |")), "docs/sandbox.md describes {usage}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_said_to_be_so() {
+        for name in ["", "Throttle", "trottle@10%", "reject=a", "reject:", "=5s", "@10%", "throttle:1"] {
+            let problem = name.parse::<Rule>().expect_err(name);
+            assert!(matches!(&problem, RuleError::Name(_)), "{name}: {problem}");
+            assert!(problem.to_string().contains("reject:account=ID, "), "the list: {problem}");
+        }
+        for value in [
+            "reject:account",
+            "reject:account=",
+            "reject:negative=5",
+            "cut-before=",
+            "slow",
+            "slow=",
+            "slow=5",
+            "slow=25h",
+            "slow=-5s",
+            "clock=+-5s",
+            "clock=-99999999999years",
+            "body-limit=100kb",
+            "body-limit=kB",
+            "body-limit=-1",
+            "body-limit=99999999999999MB",
+            "throttle=soon",
+        ] {
+            let problem = value.parse::<Rule>().expect_err(value);
+            assert!(matches!(&problem, RuleError::Value(..)), "{value}: {problem}");
+        }
+        for when in ["", "10", "0%", "101%", "1.5%", "-1%", "%", "every", "every:", "every:0", "10:every"] {
+            let problem = format!("throttle@{when}").parse::<Rule>().expect_err(when);
+            assert_eq!(problem, RuleError::When(when.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What a client meets when the sandbox is told to fail, and what the sandbox has kept afterwards.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use elven_sync::journal::RunStatus;
+use elven_sync::sandbox::{Fault, Options, Rule};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Client, Method};
+use sqlx::PgPool;
+use tokio::process::Command;
+
+use crate::sandbox::{Bench, GOOD, IMPORT, options, parse, refused};
+use crate::support::{Scene, stderr, stdout};
+
+const LIST: &str = "/open/v3/entityAccount";
+
+async fn bench(rules: &[&str]) -> Bench {
+    Bench::start(Options { rules: parsed(rules), ..options() }).await
+}
+
+fn parsed(rules: &[&str]) -> Vec<Rule> {
+    rules.iter().map(|rule| rule.parse().unwrap()).collect()
+}
+
+/// The faults of each request so far.
+fn faults(bench: &Bench) -> Vec<String> {
+    bench.sandbox.requests().into_iter().map(|request| request.fault.unwrap_or_default()).collect()
+}
+
+#[tokio::test]
+async fn each_answer_has_its_status_and_shape_and_keeps_what_it_says() {
+    let (json, html) = (Some("application/json"), Some("text/html"));
+    let bench = bench(&[]).await;
+    let mut kept = 0;
+    for (rule, status, content_type, keeps, lists_too) in [
+        ("reject:account=accountId456", 400, json, false, false),
+        ("reject:currency=ETH", 400, json, false, false),
+        ("reject:success-false", 200, json, false, false),
+        ("refuses-all", 400, json, false, true),
+        ("body-limit=100B", 413, html, false, false),
+        ("revoked", 401, json, false, true),
+        ("forbidden", 403, json, false, true),
+        ("changed", 404, html, false, true),
+        ("throttle", 429, json, false, true),
+        ("unavailable", 503, html, false, true),
+        ("error-500", 500, html, false, true),
+        ("error-500-kept", 500, None, true, false),
+        ("html-200", 200, html, false, true),
+        ("html-502", 502, html, false, true),
+        ("slow=1ms", 200, json, true, true),
+    ] {
+        bench.sandbox.set_rules(parsed(&[rule]));
+        let response = bench.import(GOOD).await;
+        assert_eq!(response.status(), status, "{rule}");
+        assert_eq!(response.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap()), content_type);
+        assert!(!response.headers().contains_key("retry-after"), "{rule}");
+        if status >= 400 && content_type == json {
+            refused(response, status).await;
+        } else {
+            let body = response.text().await.unwrap();
+            assert_eq!(body.contains("<html>"), content_type == html, "{rule}: {body}");
+            assert!(!body.contains(r#""success":true"#) || keeps, "{rule}: {body}");
+        }
+        kept += if keeps { 2 } else { 0 };
+        assert_eq!(bench.sandbox.records_accepted(), kept, "{rule}");
+
+        let list = bench.signed(Method::GET, LIST).send().await.unwrap();
+        assert_eq!(list.status(), if lists_too { status } else { 200 }, "{rule}");
+        let name = rule.split('=').next().unwrap();
+        let shown = faults(&bench);
+        let expected = [name, if lists_too { name } else { "" }];
+        assert_eq!(shown[shown.len() - 2..], expected, "{rule}");
+    }
+    bench.sandbox.set_rules(Vec::new());
+    assert_eq!(bench.import(GOOD).await.status(), 200, "no rules, no faults");
+}
+
+#[tokio::test]
+async fn a_batch_is_rejected_for_what_it_holds() {
+    let bench = bench(&["reject:account=X", "reject:currency=EUR", "reject:negative"]).await;
+    for (good, bad) in [("accountId456", "X"), ("ETH", "EUR"), ("10.5", "-10.5")] {
+        let response = bench.import(GOOD.replace(good, bad)).await;
+        assert_eq!(response.status(), 400, "{bad}");
+        let message = parse(response).await["data"]["message"].as_str().unwrap().to_owned();
+        assert!(!message.contains(bad), "the culprit has to be found without: {message}");
+    }
+    assert_eq!(bench.sandbox.records_accepted(), 0);
+    assert_eq!(bench.import(GOOD).await.status(), 200);
+    assert_eq!(faults(&bench), ["reject:account", "reject:currency", "reject:negative", ""]);
+}
+
+#[tokio::test]
+async fn retry_after_is_a_number_or_a_date() {
+    let bench = bench(&["throttle=1500ms@once:1", "unavailable=1m"]).await;
+    let throttled = bench.import(GOOD).await;
+    assert_eq!(
+        (throttled.status().as_u16(), &throttled.headers()["retry-after"]),
+        (429, &"2".parse().unwrap())
+    );
+    let unavailable = bench.import(GOOD).await;
+    assert_eq!(unavailable.status(), 503);
+    let until = DateTime::parse_from_rfc2822(unavailable.headers()["retry-after"].to_str().unwrap()).unwrap();
+    assert!((58..=60).contains(&(until.to_utc() - Utc::now()).num_seconds()), "{until}");
+}
+
+#[tokio::test]
+async fn a_cut_connection_says_nothing_of_what_was_kept() {
+    let bench = bench(&[]).await;
+    for (rule, kept, list_is_cut) in
+        [("cut-before", 0, true), ("outage=1h", 0, true), ("answer-lost", 2, false)]
+    {
+        bench.sandbox.set_rules(parsed(&[rule]));
+        let error = bench.signed(Method::POST, IMPORT).body(GOOD).send().await.unwrap_err();
+        assert!(error.is_request() && !error.is_timeout() && !error.is_connect(), "{rule}: {error:?}");
+        assert_eq!(bench.sandbox.records_accepted(), kept, "{rule}");
+        assert_eq!(bench.sandbox.requests().last().unwrap().status, None);
+        assert_eq!(bench.signed(Method::GET, LIST).send().await.is_err(), list_is_cut, "{rule}");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_begins_with_an_import_and_is_over_after_its_time() {
+    let bench = bench(&["outage=300ms"]).await;
+    bench.get(LIST).await;
+    let began = Instant::now();
+    while bench.signed(Method::POST, IMPORT).body(GOOD).send().await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(5), "it does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    assert_eq!(bench.sandbox.records_accepted(), 2);
+}
+
+#[tokio::test]
+async fn who_follows_a_redirect_is_seen() {
+    let bench = bench(&["redirect"]).await;
+    let visits =
+        || bench.sandbox.requests().iter().filter(|request| request.path == "/open/redirected").count();
+    let request = bench.signed(Method::POST, IMPORT).body(GOOD).build().unwrap();
+    let careful = Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let response = careful.execute(request).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["location"]),
+        (302, &"/open/redirected".parse().unwrap())
+    );
+    assert_eq!(visits(), 0);
+    assert_eq!(bench.import(GOOD).await.status(), 404);
+    assert_eq!((visits(), bench.sandbox.records_accepted()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_refuses_and_tells_the_time() {
+    for (rule, off_s) in [("clock=+90s", 90), ("clock=-90s", -90)] {
+        let bench = bench(&[rule]).await;
+        let response = bench.import(GOOD).await;
+        let date = DateTime::parse_from_rfc2822(response.headers()["date"].to_str().unwrap()).unwrap();
+        assert_eq!(refused(response, 401).await, 40104);
+        let ahead_s = (date.to_utc() - Utc::now()).num_seconds();
+        assert!((off_s - 2..=off_s + 1).contains(&ahead_s), "{rule}: {date}");
+        for (method, path) in [(Method::POST, IMPORT), (Method::GET, LIST)] {
+            assert_eq!(bench.signed(method.clone(), path).body(GOOD).send().await.unwrap().status(), 401);
+            let corrected = bench.signed_at(method, path, date.timestamp_millis()).body(GOOD);
+            assert_eq!(corrected.send().await.unwrap().status(), 200, "{rule} {path}");
+        }
+        assert!(faults(&bench).iter().all(|fault| fault == "clock"));
+    }
+}
+
+#[tokio::test]
+async fn slow_is_slow_and_goes_along_with_others() {
+    let bench = bench(&["slow=100ms", "throttle@once:2"]).await;
+    for status in [200, 429] {
+        let began = Instant::now();
+        assert_eq!(bench.import(GOOD).await.status(), status);
+        assert!(began.elapsed() >= Duration::from_millis(100));
+    }
+    assert_eq!(faults(&bench), ["slow", "slow, throttle"]);
+    // Who does not wait so long has been served all the same.
+    bench.sandbox.set_rules(parsed(&["slow=1h"]));
+    let impatient = bench.signed(Method::POST, IMPORT).body(GOOD).timeout(Duration::from_millis(200));
+    assert!(impatient.send().await.unwrap_err().is_timeout());
+    assert_eq!(bench.sandbox.records_accepted(), 4);
+}
+
+#[tokio::test]
+async fn the_same_seed_strikes_the_same_requests() {
+    let struck = async |seed| {
+        let rules = parsed(&["throttle@30%", "answer-lost@30%"]);
+        let bench = Bench::start(Options { rules, seed, ..options() }).await;
+        for _ in 0..30 {
+            bench.signed(Method::POST, IMPORT).body(GOOD).send().await.ok();
+        }
+        faults(&bench)
+    };
+    let first = struck(1).await;
+    assert_eq!(struck(1).await, first);
+    assert_ne!(struck(2).await, first);
+    for fault in ["throttle", "answer-lost", ""] {
+        assert!(first.iter().any(|struck| struck == fault), "{fault}: {first:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_injected_fault_comes_before_the_rules() {
+    let bench = bench(&["throttle@first:1"]).await;
+    bench.sandbox.inject(Fault::CutBeforeWrite);
+    assert!(bench.signed(Method::POST, IMPORT).body(GOOD).send().await.is_err());
+    assert_eq!(bench.import(GOOD).await.status(), 429, "the rule has not counted the other's request");
+    assert_eq!(bench.import(GOOD).await.status(), 200);
+    assert_eq!(faults(&bench), ["CutBeforeWrite", "throttle", ""]);
+}
+
+#[tokio::test]
+async fn the_command_takes_faults_and_refuses_what_is_none() {
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_elven-sync"));
+        command.arg("sandbox").args(arguments).env_clear().kill_on_drop(true);
+        command
+    };
+    for (fault, expected) in
+        [("trottle", "there are reject:account=ID"), ("slow", "`slow=DURATION`"), ("throttle@10", "every:N")]
+    {
+        let output = command(&["--fault", fault]).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{fault}");
+        assert!(stderr(&output).contains(expected), "{fault}: {}", stderr(&output));
+    }
+    let help = stdout(&command(&["--help"]).output().await.unwrap());
+    assert!(help.contains("answer-lost") && help.contains("@WHEN is"), "{help}");
+}
+
+#[sqlx::test(migrations = false)]
+async fn whatever_happens_on_the_way_every_row_arrives(pool: PgPool) {
+    let mut scene = Scene::new(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.entity("acme", "UTC").await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n",
+        )
+        .await;
+    let rules =
+        ["throttle@20%", "answer-lost@20%", "cut-before@20%", "html-200@20%", "error-500-kept@once:1"];
+    scene.sandbox.set_rules(parsed(&rules));
+    let mut runs = 1;
+    while scene.run().await.status != RunStatus::Succeeded {
+        runs += 1;
+        assert!(runs < 100, "it does not come to its end");
+    }
+    let mut received = scene.received();
+    assert!(received.len() > 6, "an answer was lost, so its records came again: {received:?}");
+    received.dedup();
+    let expected: Vec<String> = (1..=6).map(|n| format!("a{n} BTC 2024-01-01 00:00:00 {n}")).collect();
+    assert_eq!(received, expected);
+}
