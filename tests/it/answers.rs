@@ -23,22 +23,21 @@ fn answer(status: u16, body: &str) -> Fault {
 }
 
 #[sqlx::test(migrations = false)]
-async fn whatever_is_not_accepted_stops_the_lane_alone(pool: PgPool) {
+async fn what_stops_a_lane_stops_no_other(pool: PgPool) {
     let mut scene = Scene::new(pool).await;
-    // One after the other, in the order of their ids, so that the fault meets acme.
+    // One after the other, in the order of their ids, so that the fault meets acme; and nothing is repeated.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
     scene.sql(ROWS).await;
     let failure = r#"{"status":"failed","data":{"code":19734,"message":"no"}}"#;
     for (round, (fault, kind, batch)) in [
-        (answer(400, failure), "rejected_batch", "rejected 1 f"),
-        (answer(200, r#"{"success":false}"#), "rejected_batch", "rejected 1 f"),
-        (answer(413, ""), "rejected_batch", "rejected 1 f"),
         (answer(401, failure), "auth", "rejected 1 f"),
-        (answer(404, "<html>"), "config", "rejected 1 f"),
-        (answer(302, ""), "config", "rejected 1 f"),
-        (answer(429, ""), "throttled", "rejected 1 f"),
+        (answer(403, ""), "auth", "rejected 2 f"),
+        (answer(404, "<html>"), "config", "rejected 3 f"),
+        (answer(302, ""), "config", "rejected 4 f"),
+        (answer(429, ""), "throttled", "rejected 5 f"),
     ]
     .into_iter()
     .enumerate()
@@ -56,8 +55,9 @@ async fn whatever_is_not_accepted_stops_the_lane_alone(pool: PgPool) {
             .sql("update ledger.balance_snapshots set balance = balance + 10 where entity_id = 'beta'")
             .await;
     }
-    let repeated = "select concat_ws(' ', occurrences, http_status) from elven_sync.sync_errors where kind = 'rejected_batch'";
-    assert_eq!(scene.text(repeated).await, "3 413", "one problem is one row");
+    let repeated =
+        "select concat_ws(' ', occurrences, http_status) from elven_sync.sync_errors where kind = 'auth'";
+    assert_eq!(scene.text(repeated).await, "2 403", "one problem is one row");
     let health = "select status || ' ' || pending_rows from elven_sync.sync_health where entity_id = 'acme'";
     assert_eq!(scene.text(health).await, "failing 1");
     // The API is well again: the lane goes on where it stood, and its errors are resolved.
@@ -83,7 +83,8 @@ async fn a_lost_answer_is_sent_again_byte_for_byte_and_marked(pool: PgPool) {
         if round == 0 {
             elven_sync::journal::migrate(&pool).await.unwrap();
         }
-        let scene = Scene::new(pool.clone()).await;
+        let mut scene = Scene::new(pool.clone()).await;
+        scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
         sqlx::raw_sql(
             "delete from elven_sync.entities; delete from elven_sync.sync_state;
                        delete from ledger.balance_snapshots; delete from elven_sync.sync_errors;
@@ -121,6 +122,7 @@ async fn an_unreachable_api_is_unavailable_and_nothing_is_lost(pool: PgPool) {
     let nobody = format!("http://{}", free.local_addr().unwrap());
     drop(free);
     scene.set("ELVEN_API_URL", &nobody);
+    scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.requests), (RunStatus::Failed, 0));
     assert_eq!(

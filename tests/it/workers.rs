@@ -81,6 +81,7 @@ async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     // A lease so long that the next run could not wait for it: it has to be released.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     for (name, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
         let (mut child, gate) = scene.held_run().await;
         signal(&child, name);
@@ -143,7 +144,8 @@ async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
 /// finds the entity idle, says that it is well.
 #[sqlx::test(migrations = false)]
 async fn an_entity_that_a_dead_worker_brought_up_to_date_is_well(pool: PgPool) {
-    let scene = scene_with_three_batches(pool).await;
+    let mut scene = scene_with_three_batches(pool).await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.inject(Fault::Answer { status: 429, body: String::new(), headers: Vec::new() });
     scene.run().await;
     assert_eq!(scene.text("select status from elven_sync.sync_health").await, "failing");
