@@ -151,6 +151,10 @@ async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::R
     let at = if to == START { None } else { Some(align::instant(to, align::zone(&entity.timezone)?)?) };
     let worker = worker(settings, &pool).await?;
     let plan = worker.plan_rewind(id, at).await?;
+    if !plan.is_move {
+        output::line(format_args!("the watermark of `{id}` stands there already; nothing was moved"));
+        return Ok(SUCCEEDED);
+    }
     output::line(format_args!(
         "`{id}` moves back {} rows, {} of them already accepted; the next run uploads them again, and Elven may keep \
          what it has of them",

@@ -124,13 +124,15 @@ impl Journal {
     pub async fn note_unregistered(&self, run_id: i64, entity_ids: &[String]) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
         for entity_id in entity_ids {
-            let problem = Problem::of_lane(
-                Kind::UnregisteredEntity,
+            let message = if entity_id.trim().is_empty() {
+                "the ledger has rows that name no entity; they wait; hint: fill their entity_id".to_owned()
+            } else {
                 format!(
                     "the ledger has rows of entity `{entity_id}`, which is not registered; they wait; hint: \
                      elven-sync entity add '{entity_id}' --timezone ZONE"
-                ),
-            );
+                )
+            };
+            let problem = Problem::of_lane(Kind::UnregisteredEntity, message);
             record(&mut transaction, run_id, entity_id, &[problem]).await?;
         }
         transaction.commit().await?;

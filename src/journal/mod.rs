@@ -21,7 +21,7 @@ pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use lanes::{Lane, Lease, OpenPass, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
-pub use moves::{Earlier, FromNow, Origin, Seal};
+pub use moves::{Earlier, FromNow, Seal};
 pub use runs::{Counters, RunStatus};
 
 /// Begins a transaction whose commit is durable.

@@ -7,15 +7,6 @@ use super::lanes::commit_if_held;
 use super::{DURABLE, Entity, Journal, JournalError, Lease};
 use crate::watermark::Snapshot;
 
-/// What a watermark speaks of.
-#[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
-    /// The cluster.
-    pub system_identifier: i64,
-    /// The table.
-    pub ledger_table: &'a str,
-}
-
 /// What became of a registration that skips what is already there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FromNow {
@@ -34,6 +25,8 @@ pub struct Earlier {
     pub settled: Option<Snapshot>,
     /// Rows that were dealt with since and not accepted: set aside and still open, or superseded.
     pub not_accepted_since: i64,
+    /// What was skipped since, by a start from then on.
+    pub skipped_since: Option<Snapshot>,
 }
 
 /// Whether the journal was written in this cluster.
@@ -48,14 +41,23 @@ pub enum Seal {
 }
 
 impl Entity {
-    /// Registers an entity with a watermark: what `target` contains counts as dealt with.
+    /// Registers an entity with a watermark: what transactions wrote that have ended by now counts as dealt
+    /// with.
+    ///
+    /// The snapshot is taken in the transaction that records it, as for a pass, and before that has an id:
+    /// a snapshot says nothing of its own transaction.
     pub async fn add_from_now(
         pool: &PgPool,
         entity: &Entity,
-        target: &Snapshot,
-        origin: Origin<'_>,
+        ledger_table: &str,
     ) -> Result<FromNow, JournalError> {
         let mut transaction = pool.begin_with(DURABLE).await?;
+        let now = sqlx::query!(
+            r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
+                 from pg_control_system()"#
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
         if !Self::insert(&mut *transaction, entity).await? {
             return Ok(FromNow::Registered);
         }
@@ -65,9 +67,9 @@ impl Entity {
                 set settled = $2::text::pg_snapshot, system_identifier = $3, ledger_table = $4
               where entity_id = $1 and settled is null and pass_id is null",
             entity.entity_id,
-            target.to_string(),
-            origin.system_identifier,
-            origin.ledger_table
+            now.target,
+            now.system_identifier,
+            ledger_table
         )
         .execute(&mut *transaction)
         .await?;
@@ -78,7 +80,7 @@ impl Entity {
             "insert into elven_sync.sync_passes (entity_id, kind, target, finished_at)
              values ($1, 'from_now', $2::text::pg_snapshot, clock_timestamp())",
             entity.entity_id,
-            target.to_string()
+            now.target
         )
         .execute(&mut *transaction)
         .await?;
@@ -112,7 +114,17 @@ impl Journal {
         )
         .fetch_one(&self.pool)
         .await?;
-        Ok(Earlier { settled, not_accepted_since })
+        let skipped = sqlx::query_scalar!(
+            r#"select target::text as "target!" from elven_sync.sync_passes
+                where entity_id = $1 and pass_id > $2 and kind = 'from_now' order by pass_id desc limit 1"#,
+            entity_id,
+            pass_id
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        let skipped_since = skipped.map(|text| text.parse::<Snapshot>()).transpose();
+        let skipped_since = skipped_since.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
+        Ok(Earlier { settled, not_accepted_since, skipped_since })
     }
 
     /// Moves a watermark back, to the start with `None`; an open pass is given up.

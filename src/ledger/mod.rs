@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use tokio::time::Instant;
 
 pub use row::Row;
 pub use table::Table;
@@ -182,6 +183,12 @@ impl Ledger {
         Ok(writers::oldest(&self.pool, self.table.name()).await?)
     }
 
+    /// The tables of the ledger in which no trigger is sure to stamp what is written: what is written to them
+    /// may land behind the watermark. None for a view, which may be over other tables as well.
+    pub async fn without_trigger(&self) -> Result<Vec<String>, LedgerError> {
+        Ok(writers::without_trigger(&self.pool, self.table.name()).await?)
+    }
+
     /// Begins to read a pass, or what is left of one.
     pub async fn pass(&self, reading: Reading<'_>) -> Result<Pass, LedgerError> {
         let Reading { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
@@ -237,12 +244,13 @@ impl Ledger {
         let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
             return self.copy(&self.pool, sql).await;
         };
+        let begun = Instant::now();
         loop {
-            match self.copy(standby, sql.clone()).await {
-                Err(problem) if standby::is_behind(&problem) => {}
+            let behind = match self.copy(standby, sql.clone()).await {
+                Err(problem) if standby::is_behind(&problem) => problem,
                 read => return read,
-            }
-            standby::replayed(standby, pass_id, page.target).await?;
+            };
+            standby::replayed(standby, pass_id, page.target, begun, &behind).await?;
         }
     }
 
@@ -260,7 +268,19 @@ impl Ledger {
             }
             copied
         };
-        tokio::spawn(copying).await.map_err(|_| LedgerError::Decode("the reader stopped"))?
+        match tokio::spawn(copying).await {
+            Ok(Err(LedgerError::Decode(row::ID_IS_NULL))) => Err(self.id_is_null()),
+            Ok(copied) => copied,
+            Err(_) => Err(LedgerError::Decode("the reader stopped")),
+        }
+    }
+
+    fn id_is_null(&self) -> LedgerError {
+        LedgerError::Shape(format!(
+            "the ledger {} has rows whose id is NULL, which no cursor can get past; hint: fill them, and make the column \
+             NOT NULL",
+            self.table.name()
+        ))
     }
 
     /// Makes sure that no row of the cursor's transaction is without an id, where the catalogue does not.
@@ -270,7 +290,7 @@ impl Ledger {
             .bind(after.xid.to_string())
             .fetch_optional(&self.pool)
             .await?;
-        if found.is_some() { Err(LedgerError::Decode("id is NULL")) } else { Ok(()) }
+        if found.is_some() { Err(self.id_is_null()) } else { Ok(()) }
     }
 }
 

@@ -11,6 +11,9 @@ use crate::watermark::{Cursor, LedgerId, Xid};
 /// What a binary copy begins with; flags and the length of an extension follow, 4 bytes each.
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
+/// Why a row cannot be decoded that has no id.
+pub(super) const ID_IS_NULL: &str = "id is NULL";
+
 /// One version of a ledger row. The texts and the amount stay in the bytes that came from PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -58,7 +61,7 @@ impl Row {
         } else {
             fields.text()?.map(|range| LedgerId::Text(String::from_utf8_lossy(&tuple[range]).into_owned()))
         };
-        let id = id.ok_or(LedgerError::Decode("id is NULL"))?;
+        let id = id.ok_or(LedgerError::Decode(ID_IS_NULL))?;
         let account = fields.text()?;
         let currency = fields.text()?;
         let captured_at_us = fields.eight_bytes()?.map(i64::from_be_bytes);

@@ -55,8 +55,14 @@ pub(super) async fn check(primary: &PgPool, standby: &PgPool) -> Result<(), Ledg
 /// Waits until a server behind the name has replayed a pass, asking more rarely each time.
 ///
 /// On a new connection every time: behind one name may be several servers, and another one may be further.
-pub(super) async fn replayed(standby: &PgPool, pass_id: i64, target: &Snapshot) -> Result<(), LedgerError> {
-    let begun = Instant::now();
+/// For so long in all that a page is asked for since `begun`; then `behind` is what it failed with last.
+pub(super) async fn replayed(
+    standby: &PgPool,
+    pass_id: i64,
+    target: &Snapshot,
+    begun: Instant,
+    behind: &LedgerError,
+) -> Result<(), LedgerError> {
     let mut pause = PAUSE_MIN;
     let mut logged = false;
     while begun.elapsed() < WAIT_MAX {
@@ -83,9 +89,10 @@ pub(super) async fn replayed(standby: &PgPool, pass_id: i64, target: &Snapshot) 
         }
     }
     Err(LedgerError::Standby(format!(
-        "the standby has not replayed what the pass is about for {} s; hint: is its replay paused, or its connection to \
-         the primary broken? Without ELVEN_SYNC_LEDGER_URL pages come from the primary",
-        WAIT_MAX.as_secs()
+        "the standby could not show what the pass is about for {} s ({}); hint: is its replay paused, or its connection \
+         to the primary broken? Without ELVEN_SYNC_LEDGER_URL pages come from the primary",
+        WAIT_MAX.as_secs(),
+        crate::output::chain(behind)
     )))
 }
 

@@ -36,9 +36,14 @@ impl Table {
         if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
             let _ = write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot)");
         }
-        if let Some(pass_id) = proof_of {
-            let _ = write!(filter, " and elven_sync.require_pass({pass_id}, '{target}')");
-        }
+        // In the limit and not in the filter: where the planner finds that no row can match, as it does when
+        // the standby does not have the entity's partition yet, it leaves a filter out.
+        let rows_max = match proof_of {
+            Some(pass_id) => {
+                format!("(case when elven_sync.require_pass({pass_id}, '{target}') then {rows_max} end)")
+            }
+            None => rows_max.to_string(),
+        };
         format!(
             "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
              fetch first {rows_max} rows with ties) to stdout (format binary)"

@@ -59,3 +59,18 @@ pub(super) async fn oldest(pool: &PgPool, table: &str) -> Result<Option<Writer>,
     );
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(table).fetch_optional(pool).await
 }
+
+/// A partitioned table counts with its partitions, in which the triggers are that fire.
+pub(super) async fn without_trigger(pool: &PgPool, table: &str) -> Result<Vec<String>, sqlx::Error> {
+    // tgtype: 1 for each row, 2 before, 4 insert, 16 update (src/include/catalog/pg_trigger.h).
+    let sql = format!(
+        "with recursive {BENEATH}
+         select b.oid::pg_catalog.regclass::text from beneath b join pg_catalog.pg_class c on c.oid = b.oid
+          where c.relkind in ('r', 'p')
+            and (select relkind from pg_catalog.pg_class where oid = $1::pg_catalog.regclass) <> 'v'
+            and not exists (select from pg_catalog.pg_trigger t
+                             where t.tgrelid = b.oid and t.tgtype = 23 and t.tgenabled = 'A')
+          order by 1"
+    );
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(table).fetch_all(pool).await
+}

@@ -96,6 +96,7 @@ impl Worker {
     pub async fn run(&self, only: &[String]) -> Result<RunReport, RunError> {
         let selected = self.select(only).await?;
         let (targets, unusable) = self.targets(&selected)?;
+        warn_of(&self.ledger.without_trigger().await?);
         self.journal.mark_interrupted().await?;
         let run_id = self.journal.begin_run().await?;
         let heartbeat = tokio::spawn(heartbeat(self.clone(), run_id));
@@ -315,7 +316,19 @@ pub async fn health(
             }
         }
     }
+    warn_of(&ledger.without_trigger().await?);
     Ok((entities, ledger.oldest_writer().await?))
+}
+
+/// What is written without a stamp may lie behind the watermark, and nobody would know.
+fn warn_of(without_trigger: &[String]) {
+    for table in without_trigger {
+        tracing::warn!(
+            table,
+            "no trigger that is enabled ALWAYS stamps what is written here, so rows may be passed over; hint: \
+             `elven-sync attach`, which also says how to stamp what was written meanwhile"
+        );
+    }
 }
 
 fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::{RunError, Worker};
-use crate::journal::{Entity, FromNow, JournalError, Lane, Lease, Origin, Seal, Take};
+use crate::journal::{Entity, FromNow, JournalError, Lane, Lease, Seal, Take};
 use crate::ledger::{LedgerError, Look, Progress};
 use crate::watermark::Snapshot;
 
@@ -44,7 +44,9 @@ fn refused<T>(why: impl Into<String>) -> Result<T, MoveError> {
 pub struct Rewind {
     entity_id: String,
     to: Option<Snapshot>,
-    /// Rows that were dealt with and would be read again.
+    /// It stands elsewhere now.
+    pub is_move: bool,
+    /// Rows that were dealt with, or skipped, and would be read again.
     pub rows: i64,
     /// How many of them the API has accepted.
     pub accepted: i64,
@@ -54,9 +56,7 @@ impl Worker {
     /// Registers an entity whose rows count as dealt with as far as they are there now. What open
     /// transactions have written is not there yet, and is uploaded once they commit.
     pub async fn register_from_now(&self, entity: &Entity) -> Result<FromNow, MoveError> {
-        let look = self.ledger.look(&[]).await?;
-        let origin = Origin { system_identifier: look.system_identifier, ledger_table: self.ledger.name() };
-        Ok(Entity::add_from_now(&self.pool, entity, &look.target, origin).await?)
+        Ok(Entity::add_from_now(&self.pool, entity, self.ledger.name()).await?)
     }
 
     /// Says what moving a watermark back would do: to where it stood at an instant, or to the start.
@@ -64,21 +64,27 @@ impl Worker {
         let (lane, look) = self.stand(entity_id).await?;
         let earlier = self.journal.earlier(entity_id, at).await?;
         self.check_rewind(entity_id, earlier.settled.as_ref(), &lane, &look)?;
-        let then = Progress {
-            settled: earlier.settled.clone(),
+        let rows_behind = async |progress: Progress| -> Result<i64, LedgerError> {
+            Ok(self.ledger.pending(&[progress]).await?.first().map_or(0, |pending| pending.rows))
+        };
+        let at = |settled: Option<&Snapshot>| Progress {
+            settled: settled.cloned(),
             target: None,
             cursor: None,
             ..lane.progress(entity_id)
         };
-        let behind = async |progress: Progress| -> Result<i64, LedgerError> {
-            Ok(self.ledger.pending(&[progress]).await?.first().map_or(0, |pending| pending.rows))
+        let all = rows_behind(at(earlier.settled.as_ref())).await?;
+        let rows = all - rows_behind(lane.progress(entity_id)).await?;
+        let skipped = match &earlier.skipped_since {
+            Some(skipped) => all - rows_behind(at(Some(skipped))).await?,
+            None => 0,
         };
-        let rows = behind(then).await? - behind(lane.progress(entity_id)).await?;
         Ok(Rewind {
             entity_id: entity_id.to_owned(),
+            is_move: lane.settled != earlier.settled || lane.open.is_some(),
             to: earlier.settled,
             rows,
-            accepted: (rows - earlier.not_accepted_since).max(0),
+            accepted: (rows - skipped - earlier.not_accepted_since).max(0),
         })
     }
 
@@ -165,6 +171,7 @@ impl Worker {
     /// Leases an entity that no worker is on.
     async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
         let mut first_seen = None;
+        let mut first_look = true;
         loop {
             match self.journal.take(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
@@ -174,7 +181,17 @@ impl Worker {
                          has ended, and try again"
                     ));
                 }
-                Take::Held { .. } => tokio::time::sleep(LEASE_POLL).await,
+                Take::Held { seen } => {
+                    if first_look {
+                        tracing::warn!(
+                            entity_id,
+                            lease = seen,
+                            "waiting for a lease that nobody seems to renew, until it and its signatures are too old"
+                        );
+                    }
+                    first_look = false;
+                    tokio::time::sleep(LEASE_POLL).await;
+                }
             }
         }
     }

@@ -136,7 +136,12 @@ async fn a_partitioned_table_is_prepared_partition_by_partition(pool: PgPool) {
     scene.sql("create table books.y25 partition of books.balances for values from ('2025-01-01Z') to ('2026-01-01Z')").await;
     assert!(attach(&scene, &[]).await.contains("nothing to do"));
     scene.sql("alter table books.y24_btc disable trigger elven_sync_stamp_change_xid").await;
-    assert!(attach(&scene, &["--dry-run"]).await.contains("\"y24_btc\" enable always trigger"));
+    let output = scene.output(&["run"]).await;
+    assert!(stderr(&output).contains("books.y24_btc"), "a run warns of it: {}", stderr(&output));
+    let rehearsal = attach(&scene, &["--dry-run"]).await;
+    assert!(
+        rehearsal.contains("\"y24_btc\" enable always trigger") && rehearsal.contains("keep an old stamp")
+    );
     attach(&scene, &[]).await;
     assert!(attach(&scene, &[]).await.contains("nothing to do"));
     scene.sql("drop table books.y25").await;
@@ -175,7 +180,8 @@ async fn a_table_that_is_in_use_is_not_waited_for_and_the_holder_is_named(pool: 
         .execute("set application_name = 'the report'; begin; select count(*) from books.balances")
         .await
         .unwrap();
-    let output = scene.output(&["attach", "--lock-timeout", "50ms"]).await;
+    let waiting = scene.output(&["attach", "--lock-timeout", "50ms"]);
+    let output = tokio::time::timeout(std::time::Duration::from_secs(20), waiting).await.unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = stderr(&output);
     assert!(
@@ -272,4 +278,39 @@ async fn a_single_entity_needs_no_column(pool: PgPool) {
     scene.set("ELVEN_SYNC_LEDGER__ENTITY", "it's another");
     let report = scene.run().await;
     assert_eq!(report.unregistered, ["it's another"]);
+}
+
+/// Indexes that do not give the order, names that others have, and a function that two tables share.
+#[sqlx::test(migrations = false)]
+async fn what_is_of_others_is_left_alone(pool: PgPool) {
+    let mut scene = scene_with(pool, PARTED).await;
+    scene.sql("alter table books.balances alter column id type text using id::text").await;
+    attach(&scene, &[]).await;
+    attach(&scene, &["--undo"]).await;
+    scene
+        .sql(
+            "alter table books.balances add column change_xid xid8 not null default pg_current_xact_id();
+               create index other_order on books.old (entity_id collate \"C\", change_xid, id);
+               create index other_class on books.y24_btc (entity_id text_pattern_ops, change_xid, id);
+               create table books.balances_elven_sync ()",
+        )
+        .await;
+    attach(&scene, &[]).await;
+    assert!(attach(&scene, &[]).await.contains("nothing to do"));
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+
+    scene.sql("create table books.second (like books.balances including defaults)").await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.second");
+    attach(&scene, &[]).await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    attach(&scene, &["--undo"]).await;
+    scene.sql("insert into books.second values ('1', 'acme', 'a', 'BTC', '2024-01-01Z', 1, '3')").await;
+
+    scene.sql("create function books.elven_sync_stamp_mine() returns trigger language plpgsql as 'begin return new; end'").await;
+    scene.set("ELVEN_SYNC_LEDGER__COLUMNS__CHANGE_XID", "mine");
+    let output = scene.output(&["attach"]).await;
+    assert!(stderr(&output).contains("none of elven-sync's"), "{}", stderr(&output));
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.old");
+    let output = scene.output(&["attach"]).await;
+    assert!(stderr(&output).contains("it is a partition"), "{}", stderr(&output));
 }

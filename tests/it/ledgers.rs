@@ -192,3 +192,33 @@ async fn rows_with_holes_are_not_passed_over(pool: PgPool) {
     last.reverse();
     assert!(last.contains(&("a3".to_owned(), "3".to_owned())));
 }
+
+/// A page that cannot be decoded is left halfway; the connection that it came on is not used again, or the
+/// answers to other entities' statements would be mixed up.
+#[sqlx::test(migrations = false)]
+async fn a_page_that_fails_harms_no_other_entity(pool: PgPool) {
+    let scene = scene_with(
+        pool,
+        &[("TABLE", "ledger.loose")],
+        "create table ledger.loose (id bigint, entity_id text, entity_account_id text, currency text,
+                captured_at timestamptz, balance numeric, change_xid xid8);
+         insert into ledger.loose select nullif(n % 1000, 500), 'e' || n % 4, 'a' || n, 'BTC', '2024-01-01Z', n, pg_current_xact_id()
+           from generate_series(1, 4000) n;",
+    )
+    .await;
+    for entity_id in ["e0", "e1", "e2", "e3"] {
+        scene.entity(entity_id, "UTC").await;
+    }
+    for _ in 0..5 {
+        let report = scene.run().await;
+        let failed: Vec<&str> = report
+            .entities
+            .iter()
+            .filter(|entity| entity.failure().is_some())
+            .map(|entity| entity.entity_id.as_str())
+            .collect();
+        assert_eq!(failed, ["e0"], "{report:?}");
+        assert!(report.entities[1].failure().unwrap().contains("id is NULL"));
+        scene.sql("update ledger.loose set change_xid = pg_current_xact_id()").await;
+    }
+}

@@ -43,6 +43,8 @@ async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
     insert(&mut quick, 1, 50).await;
     slow.execute("begin").await.unwrap();
     insert(&mut slow, 51, 51).await;
+    // Another one that ends later, so that the open one is within the range of the watermark.
+    quick.execute("select pg_current_xact_id()").await.unwrap();
     said(&scene, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     insert(&mut quick, 52, 52).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1, "what came later");
@@ -63,6 +65,15 @@ async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
     assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "0");
     said(&scene, &["entity", "add", "acme", "--timezone", "UTC"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1);
+    // What was skipped was never accepted: rows 51 to 53, and 7 again.
+    let plan = refused(&scene, &["entity", "rewind", "acme"]).await;
+    assert!(plan.contains("nothing was moved"), "{plan}");
+    let output = scene.output(&["entity", "rewind", "acme"]).await;
+    assert!(
+        stdout(&output).contains("moves back 53 rows, 4 of them already accepted"),
+        "{}",
+        stdout(&output)
+    );
 }
 
 #[sqlx::test(migrations = false)]
@@ -139,9 +150,26 @@ async fn a_rewind_never_moves_forward(pool: PgPool) {
         refused(&scene, &["entity", "rewind", "acme", "--to", "yesterday"]).await.contains("neither a date")
     );
     assert!(refused(&scene, &["entity", "rewind", "acne"]).await.contains("did you mean"));
+    // Neither from a watermark that was rewound less far.
+    let now = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let between = scene.text(now).await;
+    insert(&mut writer, 11, 20).await;
+    scene.run().await;
+    let ahead = scene.text(now).await;
+    said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    assert!(
+        refused(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
+            .await
+            .contains("would skip rows")
+    );
+    assert!(said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await.contains("already"));
+    // Nor to what is none of this cluster's.
+    scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
+    let elsewhere = refused(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    assert!(elsewhere.contains("only a rewind to the start"), "{elsewhere}");
     // Before the first pass there is the start.
     said(&scene, &["entity", "rewind", "acme", "--to", "2020-01-01", "--yes"]).await;
-    assert_eq!(scene.run().await.counters.rows_read, 10);
+    assert_eq!(scene.run().await.counters.rows_read, 20);
 }
 
 /// A pass that a crash left open, with a batch whose outcome is unknown, is given up by a rewind.
@@ -165,6 +193,8 @@ async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_read), (RunStatus::Succeeded, 10));
     assert_eq!(scene.text(batches).await, "unknown,accepted,accepted,accepted");
+    let given_up = "select (finished_at is not null and error like '%rewound%')::text from elven_sync.sync_batches order by batch_id limit 1";
+    assert_eq!(scene.text(given_up).await, "true");
 }
 
 #[sqlx::test(migrations = false)]
@@ -269,6 +299,9 @@ async fn status_names_the_oldest_open_writer(pool: PgPool) {
     let mut quick = session(&scene).await;
     quick.execute("begin").await.unwrap();
     insert(&mut quick, 2, 2).await;
+    // An older one that has not written holds nothing up.
+    let text = said(&scene, &["status"]).await;
+    assert!(text.contains("month end"), "{text}");
     insert(&mut reader, 3, 3).await;
     insert(&mut session(&scene).await, 4, 4).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1, "it delays nobody else's rows");

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::super::LedgerError;
 use super::super::table::{self, Column, quote_identifier};
 use super::super::writers::BENEATH;
-use super::body;
+use super::{SUFFIXES, body, index_called, stamp_called};
 use crate::config::LedgerSettings;
 
 /// The table, or one of its partitions.
@@ -49,7 +49,7 @@ pub(super) struct Trigger {
     source: String,
 }
 
-/// A plain B-tree index.
+/// A plain B-tree index, in the order of its columns themselves.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct Index {
     pub oid: i64,
@@ -72,6 +72,8 @@ pub(super) struct Facts {
     pub stamp: (String, Option<Column>),
     pub triggers: Vec<Trigger>,
     pub indexes: Vec<Index>,
+    /// Schema and name of what is called as an index of ours would be.
+    pub taken: Vec<(String, String)>,
     /// Publications whose subscribers would lack the column.
     pub publications: Vec<String>,
     /// Sequences of columns: of the index that a run needs, and of the one for backfills.
@@ -117,6 +119,11 @@ const INDEXES: &str = "
       left join pg_catalog.pg_inherits h on h.inhrelid = i.indexrelid
      where i.indrelid = any ($1::bigint[]::oid[]) and i.indpred is null and i.indexprs is null
        and not exists (select from unnest(i.indoption::int2[]) o where o <> 0)
+       and not exists (select from unnest(i.indclass::oid[]) o (oid) join pg_catalog.pg_opclass k on k.oid = o.oid
+                        where not k.opcdefault)
+       and not exists (select from unnest(i.indcollation::oid[], i.indkey::int2[]) o (colloid, attnum)
+                         join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = o.attnum
+                        where o.colloid <> 0 and o.colloid <> a.attcollation)
      order by c.relname";
 
 // A publication may list columns since PostgreSQL 15; through jsonb the statement is valid before, too.
@@ -130,6 +137,17 @@ const PUBLICATIONS: &str = "
                         where q.pubname = p.pubname and r.prrelid = any ($1::bigint[]::oid[])
                           and to_jsonb(r) ->> 'prattrs' is not null)
      order by 1";
+
+// A broken index is dropped before its name is given again.
+const TAKEN: &str = "
+    select n.nspname::text, c.relname::text
+      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where c.relname = any ($1)
+       and not exists (select from pg_catalog.pg_index i where i.indexrelid = c.oid and not i.indisvalid)";
+
+const FUNCTION: &str = "
+    select p.prosrc from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+     where n.nspname = $1 and p.proname = $2 and p.pronargs = 0";
 
 impl Facts {
     /// Looks the table up, and refuses what cannot be prepared.
@@ -163,8 +181,26 @@ impl Facts {
         let oids: Vec<i64> = relations.iter().map(|relation| relation.oid).collect();
         let mut triggers: Vec<Trigger> =
             sqlx::query_as(TRIGGERS).bind(&oids).fetch_all(&mut *connection).await?;
-        triggers.retain(|trigger| words(&trigger.source) == words(&body(&stamp_name)));
+        let ours = |source: &str| words(source) == words(&body(&stamp_name));
+        let called = stamp_called(&stamp_name);
+        let function: Option<String> =
+            sqlx::query_scalar(FUNCTION).bind(&schema).bind(&called).fetch_optional(&mut *connection).await?;
+        if function.is_some_and(|source| !ours(&source))
+            || triggers.iter().any(|trigger| trigger.name == called && !ours(&trigger.source))
+        {
+            return Err(LedgerError::Shape(format!(
+                "{} cannot be prepared: there is a function or trigger {called} that is none of elven-sync's; hint: give \
+                 it another name",
+                settings.table
+            )));
+        }
+        triggers.retain(|trigger| ours(&trigger.source));
+        let names: Vec<String> = relations
+            .iter()
+            .flat_map(|relation| SUFFIXES.map(|suffix| index_called(&relation.table, suffix)))
+            .collect();
         Ok(Self {
+            taken: sqlx::query_as(TAKEN).bind(names).fetch_all(&mut *connection).await?,
             triggers,
             indexes: sqlx::query_as(INDEXES).bind(&oids).fetch_all(&mut *connection).await?,
             publications: sqlx::query_scalar(PUBLICATIONS).bind(&oids).fetch_all(&mut *connection).await?,
@@ -196,6 +232,9 @@ async fn refuse_what_has_no_triggers(
     for (place, relation) in relations.iter().enumerate() {
         match relation.kind.as_str() {
             "r" | "p" if relation.persistence == "t" => return refuse("it is temporary"),
+            "r" | "p" if place == 0 && relation.is_partition => {
+                return refuse("it is a partition; hint: prepare the partitioned table that it belongs to");
+            }
             "r" | "p" if place > 0 && !relation.is_partition => {
                 return refuse(
                     "other tables inherit from it, and no trigger of it fires for what is written to those; hint: use \

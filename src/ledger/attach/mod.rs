@@ -13,10 +13,14 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use self::facts::{Facts, Index, Relation};
 use super::LedgerError;
 use super::table::quote_identifier;
+use super::writers::BENEATH;
 use crate::config::LedgerSettings;
 
 /// PostgreSQL cuts longer names off.
 const NAME_BYTES_MAX: usize = 63;
+/// What the names of the two indexes end with: of the one for runs, and of the one for backfills.
+const SUFFIXES: [&str; 2] = ["", BACKFILL];
+const BACKFILL: &str = "_backfill";
 
 /// How a table is to be prepared.
 #[derive(Clone, Debug)]
@@ -68,7 +72,14 @@ pub async fn plan(
     stamp(&facts, wanted, &mut plan);
     index(&facts, &facts.run_index, "", wanted, &mut plan);
     if wanted.backfill_index {
-        index(&facts, &facts.backfill_index, "_backfill", wanted, &mut plan);
+        if facts.backfill_index.is_empty() {
+            return Err(LedgerError::Shape(format!(
+                "{} has no column for captured_at, which the index for backfills is over; hint: name it under \
+                 [ledger.columns]",
+                settings.table
+            )));
+        }
+        index(&facts, &facts.backfill_index, BACKFILL, wanted, &mut plan);
     }
     if !plan.steps.is_empty() {
         plan.steps.push(Step {
@@ -111,8 +122,14 @@ pub async fn plan_undo(
                 .to_owned(),
         );
     }
-    let backfill = index_name(facts.root(), "_backfill");
-    if let Some(index) = facts.indexes.iter().find(|index| index.name.ends_with(&backfill)) {
+    let made = |index: &&Index| {
+        let name = index.name.replace('"', "");
+        let backfill = index_called(&facts.root().table, BACKFILL);
+        index.relation == facts.root().oid
+            && (name.ends_with(&backfill)
+                || name.ends_with(&format!("elven_sync_{}{BACKFILL}", facts.root().oid)))
+    };
+    if let Some(index) = facts.indexes.iter().find(made) {
         sql.push(format!("drop index {}", index.name));
     }
     if !sql.is_empty() {
@@ -153,7 +170,7 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
                  Update them to stamp them, e.g. update {table} set {quoted} = default"
             ));
         }
-        let called = format!("elven_sync_stamp_{name}");
+        let called = stamp_called(name);
         let function = format!("{}.{}", quote_identifier(&root.schema), quote_identifier(&called));
         let trigger = quote_identifier(&called);
         sql.push(format!(
@@ -169,6 +186,12 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
     }
     for relation in &facts.relations {
         if let Some(trigger) = facts.trigger(relation).filter(|trigger| !trigger.enabled_always) {
+            plan.notes.push(format!(
+                "the trigger of {} was switched off or not ALWAYS: rows written meanwhile keep an old stamp and are not \
+                 read. Update them to stamp them, e.g. update {} set {quoted} = default where ...",
+                relation.name(),
+                relation.name()
+            ));
             sql.push(format!(
                 "alter table {} enable always trigger {}",
                 relation.name(),
@@ -200,8 +223,8 @@ fn look_before_adding(facts: &Facts, plan: &mut Plan) {
         ));
     }
     plan.notes.push(format!(
-        "COPY into {table} without a list of columns, and INSERT ... SELECT * from it, meet one more column: name the \
-         columns there"
+        "COPY into {table} without a list of columns, INSERT ... SELECT * from it, and SQL functions that return its row \
+         type meet one more column: name the columns there"
     ));
     if facts.relations.iter().any(|relation| relation.row_security) {
         plan.notes.push(format!(
@@ -217,9 +240,6 @@ fn look_before_adding(facts: &Facts, plan: &mut Plan) {
 /// The index, built without keeping writers out: on a partitioned table partition by partition, since
 /// `CONCURRENTLY` is refused on the whole (manual, "CREATE INDEX").
 fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan: &mut Plan) {
-    if columns.is_empty() {
-        return;
-    }
     let in_parts = facts.root().is_partitioned();
     let list = columns.iter().map(|column| quote_identifier(column)).collect::<Vec<_>>().join(", ");
     // In parts all have to be alike; alone, one that begins with these columns does as well.
@@ -233,7 +253,7 @@ fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan:
     if find(facts.root()).is_some_and(|index| index.is_valid) {
         return;
     }
-    let new_name = |relation: &Relation| quote_identifier(&index_name(relation, suffix));
+    let new_name = |relation: &Relation| quote_identifier(&index_name(facts, relation, suffix));
     let mut attach = Vec::new();
     for relation in &facts.relations {
         let found = find(relation);
@@ -287,10 +307,28 @@ fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan:
     }
 }
 
-/// `<table>_elven_sync`, or where that is too long a name by the table's id.
-fn index_name(relation: &Relation, suffix: &str) -> String {
-    let name = format!("{}_elven_sync{suffix}", relation.table);
-    if name.len() <= NAME_BYTES_MAX { name } else { format!("elven_sync_{}{suffix}", relation.oid) }
+/// `<table>_elven_sync`, or where that is too long or something else is called so, by the table's id.
+fn index_name(facts: &Facts, relation: &Relation, suffix: &str) -> String {
+    let name = index_called(&relation.table, suffix);
+    let is_taken = facts.taken.iter().any(|(schema, taken)| *schema == relation.schema && *taken == name);
+    if name.len() <= NAME_BYTES_MAX && !is_taken {
+        name
+    } else {
+        format!("elven_sync_{}{suffix}", relation.oid)
+    }
+}
+
+fn index_called(table: &str, suffix: &str) -> String {
+    format!("{table}_elven_sync{suffix}")
+}
+
+/// The trigger and its function.
+fn stamp_called(column: &str) -> String {
+    let mut called = format!("elven_sync_stamp_{column}");
+    while called.len() > NAME_BYTES_MAX {
+        called.pop();
+    }
+    called
 }
 
 /// A transaction that would rather give up than make everybody wait.
@@ -322,18 +360,15 @@ pub async fn holders(
     let (schema, table) =
         settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
     let name = format!("{}.{}", quote_identifier(&schema), quote_identifier(&table));
-    Ok(sqlx::query_scalar(
-        "select coalesce('pid ' || l.pid, 'a prepared transaction')
+    let sql = format!(
+        "with recursive {BENEATH}
+         select coalesce('pid ' || l.pid, 'a prepared transaction')
                 || coalesce(', user ' || a.usename, '') || coalesce(', ' || nullif(a.application_name, ''), '')
                 || coalesce(', ' || a.state, '') || coalesce(', since ' || date_trunc('second', a.xact_start), '')
            from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid
-          where l.relation in (select $1::pg_catalog.regclass::oid
-                               union select inhrelid from pg_catalog.pg_inherits where inhparent = $1::pg_catalog.regclass)
-            and l.granted and l.pid is distinct from pg_backend_pid()
+          where l.relation in (select oid from beneath) and l.granted and l.pid is distinct from pg_backend_pid()
             and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
-          group by l.pid, a.usename, a.application_name, a.state, a.xact_start order by a.xact_start limit 5",
-    )
-    .bind(name)
-    .fetch_all(connection)
-    .await?)
+          group by l.pid, a.usename, a.application_name, a.state, a.xact_start order by a.xact_start limit 5"
+    );
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(name).fetch_all(connection).await?)
 }
