@@ -186,6 +186,20 @@ pub fn check_text(name: &str, text: Option<&str>) -> Result<(), Invalid> {
     }
 }
 
+/// Says whether a JSON number, as [`write_number`] writes it, changes on the way through a double (IEEE 754
+/// binary64), which is what many readers of JSON take numbers for.
+pub fn exceeds_a_double(number: &[u8]) -> bool {
+    // All of up to 15 significant digits survive.
+    const DIGITS_SAFE: usize = 15;
+    let digits = number.iter().filter(|byte| byte.is_ascii_digit()).count();
+    if digits <= DIGITS_SAFE {
+        return false;
+    }
+    let text = std::str::from_utf8(number).unwrap_or_default();
+    // Printed again a double has the fewest digits that tell it from its neighbours, and no exponent.
+    text.parse::<f64>().is_ok_and(|double| double.to_string() != text)
+}
+
 #[cfg(test)]
 #[path = "align_tests.rs"]
 mod tests;

@@ -179,3 +179,23 @@ fn a_date_begins_when_its_first_instant_is_in_the_zone() {
         assert!(instant(text, Tz::UTC).is_err(), "{text}");
     }
 }
+
+#[test]
+fn amounts_that_a_double_would_change_are_known() {
+    for (number, changes) in [
+        ("0", false),
+        ("0.1", false),
+        ("123456789012345", false),
+        ("0.000000000000000001", false),
+        ("9007199254740992", false),
+        ("9007199254740993", true),
+        ("-9007199254740993", true),
+        ("12345678901234567890", true),
+        ("0.1234567890123456789", true),
+        ("100000000000000000000000", false),
+        ("0.30000000000000004", false),
+        ("0.30000000000000001", true),
+    ] {
+        assert_eq!(exceeds_a_double(number.as_bytes()), changes, "{number}");
+    }
+}

@@ -37,6 +37,8 @@ pub struct Batch {
     pub superseded: usize,
     /// Rows that cannot be sent as they stand.
     pub invalid: Vec<InvalidRow>,
+    /// Records whose amount a reader would round that takes JSON numbers for doubles.
+    pub beyond_double: usize,
     /// The request body: a JSON array.
     pub body: Bytes,
     /// SHA-256 of the body, in hex.
@@ -120,6 +122,7 @@ impl Batch {
             keys: aligned.iter().map(Aligned::key_hash).collect(),
             superseded,
             invalid,
+            beyond_double: aligned.iter().filter(|record| align::exceeds_a_double(&record.number)).count(),
             body_sha256: hex::encode(Sha256::digest(&body)),
             body: body.into(),
             rows,
@@ -170,6 +173,15 @@ impl Batch {
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
         let rows = |places: Vec<usize>| places.into_iter().map(|place| self.rows[place].clone()).collect();
         (!losers.is_empty()).then(|| [self.part(rows(others), zone), self.part(rows(losers), zone)])
+    }
+
+    /// Whether another row is a newer one of a key of this batch: then that is the one to send.
+    pub fn is_superseded_by(&self, rival: &Row, zone: Tz) -> bool {
+        let Ok(rival) = Aligned::new(0, rival, zone) else { return false };
+        self.records
+            .iter()
+            .filter_map(|&row| Aligned::new(row, &self.rows[row], zone).ok())
+            .any(|record| record.key() == rival.key() && record.age() < rival.age())
     }
 
     /// A record as it is in the body, as JSON.

@@ -8,7 +8,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::journal::Health;
+use crate::journal::{Health, RecordedError};
 use crate::ledger::Writer;
 use crate::sync::{Ended, RunReport};
 
@@ -110,6 +110,7 @@ pub fn run_report(report: &RunReport, as_json: bool) {
             "requests": report.counters.requests,
             "retries": report.counters.retries,
             "bytes_sent": report.counters.bytes_sent,
+            "rows_beyond_double": report.counters.rows_beyond_double,
             "entities": report.entities,
             "unregistered_entities": report.unregistered,
         }));
@@ -136,6 +137,13 @@ pub fn run_report(report: &RunReport, as_json: bool) {
             counters.rows_rejected,
             counters.rows_superseded
         )),
+    }
+    if counters.rows_beyond_double > 0 {
+        line(format_args!(
+            "note: {} amounts have more digits than a double holds; they are sent exactly, but a reader that takes JSON \
+             numbers for doubles rounds them",
+            counters.rows_beyond_double
+        ));
     }
     if report.entities.is_empty() && report.unregistered.is_empty() {
         line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
@@ -236,6 +244,68 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
     }
     if let Some(writer) = oldest_writer {
         line(format_args!("{}; its rows are uploaded after it has", describe(writer)));
+    }
+}
+
+/// `errors list`.
+pub fn errors(errors: &[RecordedError], as_json: bool) {
+    if as_json {
+        line(json!({ "errors": errors }));
+        return;
+    }
+    if errors.is_empty() {
+        line("no error is open");
+        return;
+    }
+    let header = ["error", "kind", "entity", "row", "seen", "last", "message"];
+    line(table(
+        &header,
+        &[0, 4],
+        errors.iter().map(|error| {
+            vec![
+                error.error_id.to_string(),
+                error.kind.clone(),
+                error.entity_id.clone(),
+                error.ledger_id.clone().unwrap_or_default(),
+                error.occurrences.to_string(),
+                error.last_seen_at.format("%Y-%m-%d %H:%M:%SZ").to_string(),
+                error
+                    .resolution
+                    .as_ref()
+                    .map_or_else(|| error.message.clone(), |resolution| format!("resolved: {resolution}")),
+            ]
+        }),
+    ));
+}
+
+/// `errors show`: everything, one line each.
+pub fn error_in_full(error: &RecordedError, as_json: bool) {
+    if as_json {
+        line(json!(error));
+        return;
+    }
+    let when = |at: &chrono::DateTime<chrono::Utc>| at.format("%Y-%m-%d %H:%M:%SZ").to_string();
+    let number = |number: Option<i64>| number.map(|number| number.to_string());
+    for (name, value) in [
+        ("error", Some(error.error_id.to_string())),
+        ("kind", Some(error.kind.clone())),
+        ("entity", Some(error.entity_id.clone())),
+        ("ledger row", error.ledger_id.clone()),
+        ("message", Some(error.message.clone())),
+        ("HTTP status", number(error.http_status.map(i64::from))),
+        ("code of the API", error.api_code.clone()),
+        ("record", error.record.clone()),
+        ("seen", Some(error.occurrences.to_string())),
+        ("first seen", Some(when(&error.first_seen_at))),
+        ("last seen", Some(when(&error.last_seen_at))),
+        ("run", number(error.run_id)),
+        ("batch", number(error.batch_id)),
+        ("resolved", error.resolved_at.as_ref().map(when)),
+        ("resolution", error.resolution.clone()),
+    ] {
+        if let Some(value) = value {
+            line(format_args!("{name:16}{value}"));
+        }
     }
 }
 

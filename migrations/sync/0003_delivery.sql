@@ -6,6 +6,10 @@ alter table elven_sync.sync_batches add column unknown_runs integer not null def
 -- A part of a split batch is recorded before its turn comes.
 alter table elven_sync.sync_batches alter column attempts set default 0;
 
+-- Records whose amount has more digits than a double holds: sent exactly, but a reader may round them.
+alter table elven_sync.sync_batches add column rows_beyond_double integer not null default 0;
+alter table elven_sync.sync_runs add column rows_beyond_double bigint not null default 0;
+
 -- The smallest body that the API has refused for its size is asked for when a run begins.
 create index sync_batches_too_large on elven_sync.sync_batches (entity_id, finished_at) where http_status = 413;
 
@@ -23,3 +27,7 @@ comment on column elven_sync.sync_batches.status is
 comment on column elven_sync.sync_batches.attempts is 'How often it was sent, or was about to be. 0: its turn has not come.';
 comment on column elven_sync.sync_batches.unknown_runs is
     'Runs in which it ended without an answer that tells whether it arrived; after three of them each run tries it once.';
+comment on column elven_sync.sync_batches.rows_beyond_double is
+    'Records whose amount a reader would round that takes JSON numbers for doubles (IEEE 754 binary64); they were sent exactly.';
+comment on column elven_sync.sync_runs.rows_beyond_double is
+    'Records accepted whose amount a reader would round that takes JSON numbers for doubles; they were sent exactly.';

@@ -3,6 +3,7 @@
 mod attach;
 mod demo;
 mod entity;
+mod errors;
 mod run;
 mod sandbox;
 
@@ -58,6 +59,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// See to what was set aside, and to what stopped
+    #[command(subcommand)]
+    Errors(errors::Command),
     /// A strict local Elven API to try things on
     Sandbox(sandbox::Options),
     /// The whole story on a scratch database and the sandbox, in a few seconds
@@ -74,6 +78,7 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Entity(command) => entity::run(command, &settings()?).await,
         Command::Run(options) => run::run(options, settings()?).await,
         Command::Status { json } => run::status(&settings()?, json).await,
+        Command::Errors(command) => errors::run(command, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
         Command::Demo(options) => demo::run(options, settings()?).await,
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use sqlx::{Postgres, Transaction};
 
 use super::lanes::commit_if_held;
-use super::{Journal, JournalError, Kind, OpenPass, Problem, errors};
+use super::{Journal, JournalError, Kind, Lease, OpenPass, Problem, errors};
 use crate::batch::{Batch, InvalidRow};
 use crate::watermark::Cursor;
 
@@ -41,6 +41,21 @@ pub struct Doing<'a> {
     pub pass: &'a OpenPass,
     /// The run.
     pub run_id: i64,
+}
+
+/// Where a batch belongs.
+struct Place<'a> {
+    run: i64,
+    pass: Option<i64>,
+    entity: &'a str,
+    parent: Option<i64>,
+}
+
+impl<'a> Doing<'a> {
+    fn place(self, parent_id: Option<i64>) -> Place<'a> {
+        let Self { pass, run_id } = self;
+        Place { run: run_id, pass: Some(pass.pass_id), entity: &pass.lease.entity_id, parent: parent_id }
+    }
 }
 
 /// The answer to a batch, as it is recorded.
@@ -116,11 +131,72 @@ impl Journal {
             .collect()
     }
 
+    /// Records a batch outside of any pass that is about to be sent, and checks the lease by doing so.
+    pub async fn announce_alone(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        batch: &Batch,
+    ) -> Result<i64, JournalError> {
+        let mut transaction = self.begin().await?;
+        let held = sqlx::query_scalar!(
+            r#"select 1 as "held!" from elven_sync.sync_state
+                where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
+                  for update"#,
+            lease.entity_id,
+            lease.epoch,
+            lease.owner
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let place = Place { run: run_id, pass: None, entity: &lease.entity_id, parent: None };
+        let batch_id = insert(&mut transaction, place, batch, 1).await?;
+        commit_if_held(transaction, u64::from(held.is_some())).await?;
+        Ok(batch_id)
+    }
+
+    /// Records the last answer to a batch outside of any pass, after so many attempts.
+    pub async fn answered_alone(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        (batch_id, batch): (i64, &Batch),
+        (status, error): (&str, Option<&str>),
+        settlement: Settlement,
+        (attempts, ambiguous): (u32, bool),
+    ) -> Result<(), JournalError> {
+        let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
+        let mut transaction = self.begin().await?;
+        let held = sqlx::query!(
+            "update elven_sync.sync_state set rows_uploaded = rows_uploaded + $4
+              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+            lease.entity_id,
+            lease.epoch,
+            lease.owner,
+            i64::from(count(uploaded))
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "update elven_sync.sync_batches set attempts = $2, ambiguous = $3 where batch_id = $1",
+            batch_id,
+            i32::try_from(attempts).unwrap_or(i32::MAX),
+            ambiguous
+        )
+        .execute(&mut *transaction)
+        .await?;
+        finish(&mut transaction, batch_id, status, settlement, error).await?;
+        let of = (status == "accepted").then_some(batch);
+        let done = Done { uploaded, rejected: 0, of };
+        count_in_run(&mut transaction, run_id, settlement, batch, done).await?;
+        commit_if_held(transaction, held.rows_affected()).await
+    }
+
     /// Records a batch that is about to be sent, and checks the lease by doing so.
     pub async fn announce(&self, doing: Doing<'_>, batch: &Batch) -> Result<i64, JournalError> {
         let mut transaction = self.begin().await?;
         let held = hold(&mut transaction, doing.pass).await?;
-        let batch_id = insert(&mut transaction, doing, None, batch, 1).await?;
+        let batch_id = insert(&mut transaction, doing.place(None), batch, 1).await?;
         commit_if_held(transaction, held).await?;
         Ok(batch_id)
     }
@@ -142,7 +218,7 @@ impl Journal {
             "update elven_sync.sync_batches
                 set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $10,
                     finished_at = null, row_ids = $3, rows_read = $4, row_count = $5, rows_rejected = $6,
-                    rows_superseded = $7, body_bytes = $8, body_sha256 = $9
+                    rows_superseded = $7, body_bytes = $8, body_sha256 = $9, rows_beyond_double = $11
               where batch_id = $1",
             batch_id,
             doing.run_id,
@@ -153,7 +229,8 @@ impl Journal {
             count(batch.superseded),
             count(batch.body.len()),
             batch.body_sha256,
-            lost
+            lost,
+            count(batch.beyond_double)
         )
         .execute(&mut *transaction)
         .await?;
@@ -195,7 +272,7 @@ impl Journal {
         let records = i64::from(count(batch.records.len()));
         let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), records).await?;
         let entity_id = &doing.pass.lease.entity_id;
-        let problems: Vec<Problem> = batch.invalid.iter().map(|row| invalid(batch_id, row)).collect();
+        let problems: Vec<Problem> = batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
         resolve_newer(&mut transaction, entity_id, batch_id).await?;
         finish(&mut transaction, batch_id, "accepted", settlement, None).await?;
@@ -257,7 +334,7 @@ impl Journal {
         finish(&mut transaction, batch_id, "split", settlement, Some(error)).await?;
         let mut ids = [0; 2];
         for (id, part) in ids.iter_mut().zip(parts) {
-            *id = insert(&mut transaction, doing, Some(batch_id), part, 0).await?;
+            *id = insert(&mut transaction, doing.place(Some(batch_id)), part, 0).await?;
         }
         let nothing = Done { uploaded: 0, rejected: 0, of: None };
         count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
@@ -280,7 +357,8 @@ impl Journal {
         let mut transaction = self.begin().await?;
         let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
         let entity_id = &doing.pass.lease.entity_id;
-        let mut problems: Vec<Problem> = batch.invalid.iter().map(|row| invalid(batch_id, row)).collect();
+        let mut problems: Vec<Problem> =
+            batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         problems.extend(refused.iter().cloned());
         errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
         if errors::rejections(&mut *transaction, entity_id).await? > rejections_max {
@@ -323,20 +401,20 @@ impl Journal {
 /// Inserts a batch that is about to be sent, or a part that waits for its turn.
 async fn insert(
     transaction: &mut Transaction<'static, Postgres>,
-    doing: Doing<'_>,
-    parent_id: Option<i64>,
+    place: Place<'_>,
     batch: &Batch,
     attempts: i32,
 ) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, before_xid, before_id, last_xid, last_id, row_ids, rows_read,
-                 row_count, rows_rejected, rows_superseded, body_bytes, body_sha256, parent_id, attempts)
-         values ($1, $2, $3, $4::text::xid8, $5, $6::text::xid8, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+                 row_count, rows_rejected, rows_superseded, body_bytes, body_sha256, parent_id, attempts,
+                 rows_beyond_double)
+         values ($1, $2, $3, $4::text::xid8, $5, $6::text::xid8, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
       returning batch_id",
-        doing.run_id,
-        doing.pass.pass_id,
-        doing.pass.lease.entity_id,
+        place.run,
+        place.pass,
+        place.entity,
         batch.before.as_ref().map(|cursor| cursor.xid.to_string()),
         batch.before.as_ref().map(|cursor| cursor.id.as_str()),
         batch.last.xid.to_string(),
@@ -348,8 +426,9 @@ async fn insert(
         count(batch.superseded),
         count(batch.body.len()),
         batch.body_sha256,
-        parent_id,
-        attempts
+        place.parent,
+        attempts,
+        count(batch.beyond_double)
     )
     .fetch_one(&mut **transaction)
     .await
@@ -434,7 +513,8 @@ async fn count_in_run(
         "update elven_sync.sync_runs
             set rows_read = rows_read + $2, rows_uploaded = rows_uploaded + $3,
                 rows_rejected = rows_rejected + $4, rows_superseded = rows_superseded + $5,
-                requests = requests + $6, retries = retries + $7, bytes_sent = bytes_sent + $8
+                requests = requests + $6, retries = retries + $7, bytes_sent = bytes_sent + $8,
+                rows_beyond_double = rows_beyond_double + $9
           where run_id = $1",
         run_id,
         i64::from(count(done.of.map_or(0, |batch| batch.rows.len()))),
@@ -443,7 +523,8 @@ async fn count_in_run(
         i64::from(count(done.of.map_or(0, |batch| batch.superseded))),
         i64::from(settlement.sent),
         i64::from(settlement.sent && settlement.repeated),
-        if settlement.sent { i64::from(count(batch.body.len())) } else { 0 }
+        if settlement.sent { i64::from(count(batch.body.len())) } else { 0 },
+        if done.uploaded > 0 { i64::from(count(batch.beyond_double)) } else { 0 }
     )
     .execute(&mut **transaction)
     .await?;
@@ -488,10 +569,10 @@ async fn resolve_newer(
     Ok(())
 }
 
-fn invalid(batch_id: i64, row: &InvalidRow) -> Problem {
+pub(crate) fn invalid(batch_id: Option<i64>, row: &InvalidRow) -> Problem {
     Problem {
         kind: Kind::InvalidRow,
-        batch_id: Some(batch_id),
+        batch_id,
         ledger_id: Some(row.id.to_string()),
         http_status: None,
         api_code: None,

@@ -9,6 +9,7 @@ mod errors;
 mod lanes;
 mod migrate;
 mod moves;
+mod problems;
 mod runs;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -16,12 +17,14 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use std::{str::FromStr, time::Duration};
 
+pub(crate) use batches::invalid;
 pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use lanes::{Lane, Lease, OpenPass, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
+pub use problems::{RecordedError, Wanted};
 pub use runs::{Counters, RunStatus};
 
 /// Begins a transaction whose commit is durable.

@@ -35,6 +35,8 @@ pub struct Counters {
     pub retries: i64,
     /// Bytes of bodies sent.
     pub bytes_sent: i64,
+    /// Records accepted whose amount a reader that takes numbers for doubles would round.
+    pub rows_beyond_double: i64,
 }
 
 impl Journal {
@@ -51,16 +53,17 @@ impl Journal {
         Ok(())
     }
 
-    /// Begins a run.
-    pub async fn begin_run(&self) -> Result<i64, JournalError> {
+    /// Begins a run, of new rows (`incremental`) or of errors again (`retry`).
+    pub async fn begin_run(&self, kind: &str) -> Result<i64, JournalError> {
         let mut transaction = self.begin().await?;
         let run_id = sqlx::query_scalar!(
-            "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until)
-             values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4)) returning run_id",
+            "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, kind)
+             values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5) returning run_id",
             self.worker,
             env!("CARGO_PKG_VERSION"),
             chrono_tz::IANA_TZDB_VERSION,
-            self.lease_seconds()
+            self.lease_seconds(),
+            kind
         )
         .fetch_one(&mut *transaction)
         .await?;
@@ -105,7 +108,8 @@ impl Journal {
             Counters,
             "update elven_sync.sync_runs set status = $2, error = $3, finished_at = clock_timestamp()
               where run_id = $1 and worker = $4
-          returning rows_read, rows_uploaded, rows_rejected, rows_superseded, requests, retries, bytes_sent",
+          returning rows_read, rows_uploaded, rows_rejected, rows_superseded, requests, retries, bytes_sent,
+                    rows_beyond_double",
             run_id,
             status.as_ref(),
             error,

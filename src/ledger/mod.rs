@@ -189,6 +189,21 @@ impl Ledger {
         Ok(writers::without_trigger(&self.pool, self.table.name()).await?)
     }
 
+    /// The rows with an id, as they are now; several when the id is no key, none when it is gone.
+    pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
+        self.copy(&self.pool, self.table.row_sql(entity_id, id)).await
+    }
+
+    /// The rows that may have the same account, currency and wall-clock time as this one. On clocks that were
+    /// put back a day or less, that is.
+    pub async fn rivals(&self, entity_id: &str, row: &Row) -> Result<Vec<Row>, LedgerError> {
+        let (Some(account), Some(currency), Some(at)) = (row.account(), row.currency(), row.captured_at_us)
+        else {
+            return Ok(Vec::new());
+        };
+        self.copy(&self.pool, self.table.around_sql(entity_id, account, currency, at)).await
+    }
+
     /// Begins to read a pass, or what is left of one.
     pub async fn pass(&self, reading: Reading<'_>) -> Result<Pass, LedgerError> {
         let Reading { entity_id, pass_id, settled, target, after, until, page_rows } = reading;

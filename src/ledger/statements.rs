@@ -50,6 +50,46 @@ impl Table {
         )
     }
 
+    /// The rows with an id; several when the id is no key.
+    pub(super) fn row_sql(&self, entity_id: &str, id: &str) -> String {
+        let Self { name, entity, id: id_column, id_type, columns, .. } = self;
+        format!(
+            "copy (select {columns} from {name} t where {entity} = {} and {id_column} = {}::{id_type}) to stdout (format binary)",
+            quote_literal(entity_id),
+            quote_literal(id)
+        )
+    }
+
+    /// The rows of an account and currency around an instant, in microseconds from 2000-01-01 UTC: all that
+    /// may have the same wall-clock time.
+    pub(super) fn around_sql(
+        &self,
+        entity_id: &str,
+        account: &str,
+        currency: &str,
+        instant_us: i64,
+    ) -> String {
+        let Self {
+            name,
+            entity,
+            captured_at,
+            account: account_column,
+            currency: currency_column,
+            columns,
+            ..
+        } = self;
+        let instant = format!("timestamptz '2000-01-01 00:00:00Z' + {instant_us} * interval '1 microsecond'");
+        format!(
+            "copy (select {columns} from {name} t
+                    where {entity} = {} and {account_column}::text = {} and {currency_column}::text = {}
+                      and {captured_at} between {instant} - interval '26 hours' and {instant} + interval '26 hours')
+               to stdout (format binary)",
+            quote_literal(entity_id),
+            quote_literal(account),
+            quote_literal(currency)
+        )
+    }
+
     /// $1 entity, $2 a transaction of which a page was read: `true` when one of its rows has no id. No
     /// comparison with a cursor is true of such a row, so the pages behind it would not have it.
     pub(super) fn without_id_sql(&self) -> String {

@@ -16,6 +16,8 @@ pub struct Table {
     pub(super) xid: String,
     pub(super) id: String,
     pub(super) captured_at: String,
+    pub(super) account: String,
+    pub(super) currency: String,
     /// What a page selects, in the order in which [`super::row`] decodes it.
     pub(super) columns: String,
     /// Columns that the catalogue does not promise to be filled, as in any view. A comparison with NULL
@@ -107,6 +109,8 @@ impl Table {
             xid: xid.quoted(),
             id: id.quoted(),
             captured_at,
+            account,
+            currency,
             columns,
             id_may_be_null: id.may_be_null,
             xid_may_be_null: xid.may_be_null,

@@ -184,6 +184,7 @@ impl Worker {
             if !batch.records.is_empty() {
                 counters.requests += 1;
                 counters.bytes_sent += i64::try_from(batch.body.len()).unwrap_or(i64::MAX);
+                counters.rows_beyond_double += i64::try_from(batch.beyond_double).unwrap_or(i64::MAX);
             }
             before = Some(batch.last);
         }

@@ -10,6 +10,7 @@ mod fit;
 mod lane;
 mod moves;
 mod report;
+mod retry;
 mod rows;
 mod words;
 
@@ -25,6 +26,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use moves::{MoveError, Rewind};
 pub use report::{Ended, EntityReport, RunReport};
+pub use retry::Retried;
 
 use self::channel::Channel;
 use crate::align;
@@ -98,7 +100,7 @@ impl Worker {
         let (targets, unusable) = self.targets(&selected)?;
         warn_of(&self.ledger.without_trigger().await?);
         self.journal.mark_interrupted().await?;
-        let run_id = self.journal.begin_run().await?;
+        let run_id = self.journal.begin_run("incremental").await?;
         let heartbeat = tokio::spawn(heartbeat(self.clone(), run_id));
         let worked = self.work(run_id, only.is_empty(), &selected, targets, unusable).await;
         heartbeat.abort();

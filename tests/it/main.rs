@@ -13,6 +13,7 @@ mod answers;
 mod attach;
 mod cluster;
 mod commands;
+mod errors;
 mod failover;
 mod ledgers;
 mod moves;

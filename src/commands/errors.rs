@@ -1,0 +1,127 @@
+//! `errors list | show | retry | resolve`.
+
+use anyhow::bail;
+use clap::Subcommand;
+use sqlx::PgPool;
+use tokio::sync::watch;
+
+use super::{INCOMPLETE, SUCCEEDED, connect};
+use crate::config::Settings;
+use crate::journal::{self, RecordedError, Wanted};
+use crate::output;
+use crate::sync::Worker;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List open errors, the newest first
+    List {
+        /// Only of these entities
+        #[arg(long = "entity", value_name = "ID")]
+        entities: Vec<String>,
+        /// Only of these kinds, e.g. `rejected_row`
+        #[arg(long = "kind", value_name = "KIND")]
+        kinds: Vec<String>,
+        /// Also those that are resolved
+        #[arg(long)]
+        all: bool,
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that is known of an error
+    Show {
+        /// Its number
+        #[arg(value_name = "N")]
+        error_id: i64,
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read rows that were set aside from the ledger again, and send them
+    Retry {
+        /// Numbers of errors; all rows that were set aside, when none is named
+        #[arg(value_name = "N")]
+        error_ids: Vec<i64>,
+    },
+    /// Declare an error resolved; a row that was set aside is then not sent unless it is written again
+    Resolve {
+        /// Its number
+        #[arg(value_name = "N")]
+        error_id: i64,
+        /// Why, for whoever looks later
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+}
+
+pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
+    let pool = connect(settings).await?;
+    journal::check_schema(&pool).await?;
+    match command {
+        Command::List { entities, kinds, all, json } => {
+            let wanted = Wanted { entities, kinds, resolved: all, ..Wanted::default() };
+            output::errors(&RecordedError::list(&pool, &wanted).await?, json);
+        }
+        Command::Show { error_id, json } => output::error_in_full(&one(&pool, error_id).await?, json),
+        Command::Retry { error_ids } => return retry(settings, &pool, error_ids).await,
+        Command::Resolve { error_id, reason } => {
+            if reason.trim().is_empty() {
+                bail!("--reason is blank; hint: say why, for whoever looks later");
+            }
+            let error = one(&pool, error_id).await?;
+            if !RecordedError::resolve(&pool, error_id, &reason).await? {
+                let resolution = error.resolution.unwrap_or_default();
+                bail!("error {error_id} is resolved already: {resolution}; nothing was changed");
+            }
+            output::line(format_args!("error {error_id} is resolved"));
+        }
+    }
+    Ok(SUCCEEDED)
+}
+
+async fn one(pool: &PgPool, error_id: i64) -> anyhow::Result<RecordedError> {
+    let wanted = Wanted { ids: vec![error_id], resolved: true, ..Wanted::default() };
+    match RecordedError::list(pool, &wanted).await?.pop() {
+        Some(error) => Ok(error),
+        None => bail!("there is no error {error_id}; hint: elven-sync errors list"),
+    }
+}
+
+async fn retry(settings: &Settings, pool: &PgPool, error_ids: Vec<i64>) -> anyhow::Result<u8> {
+    let mut errors = Vec::new();
+    for error_id in &error_ids {
+        let error = one(pool, *error_id).await?;
+        if let Some(resolution) = &error.resolution {
+            bail!("error {error_id} is resolved already: {resolution}; nothing was sent");
+        }
+        if error.ledger_id.is_none() {
+            bail!(
+                "error {error_id} concerns no single row but the entity `{}`; nothing was sent; hint: elven-sync run \
+                 --entity '{}' tries that again",
+                error.entity_id,
+                error.entity_id
+            );
+        }
+        errors.push(error);
+    }
+    if error_ids.is_empty() {
+        errors = RecordedError::list(pool, &Wanted::default()).await?;
+        errors.retain(|error| error.ledger_id.is_some());
+    }
+    if errors.is_empty() {
+        output::line("no row is set aside");
+        return Ok(SUCCEEDED);
+    }
+    let settings = Settings { ledger_url: None, ..settings.clone() };
+    let worker = Worker::open(settings, pool.clone(), watch::channel(false).1).await?;
+    let retried = worker.retry(errors).await?;
+    for retried in &retried {
+        let (state, why) = match &retried.outcome {
+            Ok(resolution) => ("resolved", resolution),
+            Err(why) => ("still open", why),
+        };
+        output::line(format_args!("error {}: {state}: {why}", retried.error_id));
+    }
+    let open = retried.iter().any(|retried| retried.outcome.is_err());
+    Ok(if open { INCOMPLETE } else { SUCCEEDED })
+}

@@ -1,0 +1,134 @@
+//! Recorded errors, for the person who sees to them.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgPool;
+
+use super::lanes::commit_if_held;
+use super::{Journal, JournalError, Lease, Problem, errors};
+
+/// A row of `sync_errors`.
+#[derive(Clone, Debug, Serialize)]
+pub struct RecordedError {
+    /// Its number.
+    pub error_id: i64,
+    /// The kind, as in the table.
+    pub kind: String,
+    /// The entity.
+    pub entity_id: String,
+    /// The ledger row, if it concerns one.
+    pub ledger_id: Option<String>,
+    /// What happened and what to do.
+    pub message: String,
+    /// Status of the answer.
+    pub http_status: Option<i32>,
+    /// Code in the answer.
+    pub api_code: Option<String>,
+    /// The row as it would have been sent, as JSON.
+    pub record: Option<String>,
+    /// How often it was seen.
+    pub occurrences: i32,
+    /// When it was seen first.
+    pub first_seen_at: DateTime<Utc>,
+    /// When it was seen last.
+    pub last_seen_at: DateTime<Utc>,
+    /// When it was resolved; `None`: open.
+    pub resolved_at: Option<DateTime<Utc>>,
+    /// What resolved it.
+    pub resolution: Option<String>,
+    /// The run that saw it last.
+    pub run_id: Option<i64>,
+    /// The batch it came up in last.
+    pub batch_id: Option<i64>,
+}
+
+/// Which errors are asked for; nothing said means all.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// These alone.
+    pub ids: Vec<i64>,
+    /// Of these entities.
+    pub entities: Vec<String>,
+    /// Of these kinds.
+    pub kinds: Vec<String>,
+    /// Those that are resolved, too.
+    pub resolved: bool,
+}
+
+impl RecordedError {
+    /// Errors, the newest first.
+    pub async fn list(pool: &PgPool, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
+        Ok(sqlx::query_as!(
+            RecordedError,
+            r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, record::text, occurrences,
+                      first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
+                 from elven_sync.sync_errors
+                where ($4 or resolved_at is null)
+                  and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
+                  and (cardinality($2::text[]) = 0 or entity_id = any ($2))
+                  and (cardinality($3::text[]) = 0 or kind = any ($3))
+                order by last_seen_at desc, error_id desc"#,
+            &wanted.ids,
+            &wanted.entities,
+            &wanted.kinds,
+            wanted.resolved
+        )
+        .fetch_all(pool)
+        .await?)
+    }
+
+    /// Resolves an open error by a person's word. `false` when there is no open one of that number.
+    pub async fn resolve(pool: &PgPool, error_id: i64, reason: &str) -> Result<bool, JournalError> {
+        let mut transaction = pool.begin_with(super::DURABLE).await?;
+        let done = sqlx::query!(
+            "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
+              where error_id = $1 and resolved_at is null",
+            error_id,
+            reason
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(done.rows_affected() == 1)
+    }
+}
+
+impl Journal {
+    /// Records what became of an error that was tried again, under the lease of its entity: resolved, or seen
+    /// once more.
+    pub async fn retried(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        error_id: i64,
+        outcome: Result<&str, &Problem>,
+    ) -> Result<(), JournalError> {
+        let mut transaction = self.begin().await?;
+        let held = sqlx::query_scalar!(
+            r#"select 1 as "held!" from elven_sync.sync_state
+                where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 for update"#,
+            lease.entity_id,
+            lease.epoch,
+            lease.owner
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        match outcome {
+            Ok(resolution) => {
+                sqlx::query!(
+                    "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
+                      where error_id = $1 and resolved_at is null",
+                    error_id,
+                    resolution
+                )
+                .execute(&mut *transaction)
+                .await?;
+            }
+            Err(problem) => {
+                errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem))
+                    .await?;
+            }
+        }
+        commit_if_held(transaction, u64::from(held.is_some())).await
+    }
+}

@@ -1,0 +1,145 @@
+//! `errors`: what a person does about what was set aside.
+
+use sqlx::PgPool;
+
+use crate::support::{Scene, stderr, stdout};
+
+/// Five rows of acme: two that the API refuses, one that cannot be sent, two that arrive.
+async fn scene_with_rows_set_aside(pool: PgPool) -> Scene {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap(), "reject:account=y".parse().unwrap()]);
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance) values
+                 ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'x', 'BTC', '2024-01-01Z', 2.50),
+                 ('acme', 'b', 'BTC', '2024-01-01Z', 3), ('acme', 'y', 'BTC', '2024-01-01Z', 12345678901234567890.5),
+                 ('acme', 'c', 'BTC', '2024-01-01Z', 'NaN')",
+        )
+        .await;
+    let output = scene.output(&["run"]).await;
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert_eq!(scene.balances().len(), 2);
+    scene
+}
+
+const OPEN: &str =
+    "select string_agg(concat_ws(' ', error_id, kind, ledger_id, occurrences), ',' order by ledger_id)
+                      from elven_sync.sync_errors where resolved_at is null";
+
+async fn said(scene: &Scene, code: i32, arguments: &[&str]) -> String {
+    let output = scene.output(arguments).await;
+    let said = format!("{}{}", stdout(&output), stderr(&output));
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    said
+}
+
+#[sqlx::test(migrations = false)]
+async fn errors_are_listed_and_shown_with_the_record_as_it_would_have_been_sent(pool: PgPool) {
+    let scene = scene_with_rows_set_aside(pool).await;
+    let list = said(&scene, 0, &["errors", "list"]).await;
+    assert!(list.contains("rejected_row") && list.contains("invalid_row"), "{list}");
+    let of_kind = said(&scene, 0, &["errors", "list", "--kind", "invalid_row"]).await;
+    assert!(!of_kind.contains("rejected_row"));
+    assert!(said(&scene, 0, &["errors", "list", "--entity", "beta"]).await.contains("no error is open"));
+    let json: serde_json::Value =
+        serde_json::from_str(&said(&scene, 0, &["errors", "list", "--json"]).await).unwrap();
+    assert_eq!(json["errors"].as_array().unwrap().len(), 3);
+    let number = scene.text("select error_id::text from elven_sync.sync_errors where ledger_id = '4'").await;
+    let shown = said(&scene, 0, &["errors", "show", &number]).await;
+    for expected in
+        ["\"balance\": 12345678901234567890.5", "\"entityAccountId\": \"y\"", "400", "rejected_row", "acme"]
+    {
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+    assert!(said(&scene, 1, &["errors", "show", "999"]).await.contains("there is no error 999"));
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_retry_sends_what_the_ledger_holds_now_and_resolves_or_counts(pool: PgPool) {
+    let scene = scene_with_rows_set_aside(pool).await;
+    let before = scene.text(OPEN).await;
+    assert!(before.contains("rejected_row 2 1") && before.contains("invalid_row 5 1"), "{before}");
+    // Nothing has changed: each is seen once more.
+    said(&scene, 3, &["errors", "retry"]).await;
+    let again = scene.text(OPEN).await;
+    assert!(
+        again.contains("rejected_row 2 2")
+            && again.contains("rejected_row 4 2")
+            && again.contains("invalid_row 5 2"),
+        "{again}"
+    );
+    // The API knows the account now, and one row was corrected; it is not waited for until the next run.
+    scene.sandbox.set_rules(vec!["reject:account=y".parse().unwrap()]);
+    scene.sql("update ledger.balance_snapshots set balance = 7 where id = 5").await;
+    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    assert_eq!(retried.matches("uploaded").count(), 2, "{retried}");
+    assert!(scene.text(OPEN).await.ends_with("rejected_row 4 3"), "{}", scene.text(OPEN).await);
+    assert!(scene.balances().contains(&("x".to_owned(), "2.5".to_owned())));
+    assert!(scene.balances().contains(&("c".to_owned(), "7".to_owned())));
+    // The outage of an API is no news of a row, and the row is still there.
+    scene.sql("delete from ledger.balance_snapshots where id = 4").await;
+    let gone = said(&scene, 0, &["errors", "retry"]).await;
+    assert!(gone.contains("not in the ledger any more"), "{gone}");
+    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("no row is set aside"));
+    let runs = "select string_agg(distinct kind || ' ' || status, ',' order by kind || ' ' || status) from elven_sync.sync_runs";
+    assert_eq!(scene.text(runs).await, "incremental incomplete,retry incomplete,retry succeeded");
+    let batches = "select string_agg(distinct concat_ws(' ', status, row_count), ',' order by concat_ws(' ', status, row_count))
+                     from elven_sync.sync_batches where pass_id is null";
+    assert_eq!(scene.text(batches).await, "accepted 1,rejected 1");
+}
+
+/// The later upload wins at the API: an older row must not be sent over a newer one of its key.
+#[sqlx::test(migrations = false)]
+async fn a_retry_never_puts_an_older_row_over_a_newer_one(pool: PgPool) {
+    let scene = scene_with_rows_set_aside(pool).await;
+    scene.sandbox.set_rules(Vec::new());
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.9Z', 99)",
+        )
+        .await;
+    scene.run().await;
+    let number = scene.text("select error_id::text from elven_sync.sync_errors where ledger_id = '2'").await;
+    assert!(said(&scene, 0, &["errors", "retry", &number]).await.contains("superseded by row 6"));
+    let last = scene.balances().into_iter().rfind(|(account, _)| account == "x").unwrap();
+    assert_eq!(last.1, "99");
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_error_is_resolved_by_a_newer_version_or_by_a_word(pool: PgPool) {
+    let scene = scene_with_rows_set_aside(pool).await;
+    scene.sandbox.set_rules(Vec::new());
+    scene.sql("update ledger.balance_snapshots set balance = 8 where id in (2, 5)").await;
+    scene.run().await;
+    let resolved = "select string_agg(ledger_id, ',' order by ledger_id) from elven_sync.sync_errors
+                     where resolution = 'a newer version of the row was uploaded'";
+    assert_eq!(scene.text(resolved).await, "2,5");
+    let number =
+        scene.text("select error_id::text from elven_sync.sync_errors where resolved_at is null").await;
+    assert!(said(&scene, 2, &["errors", "resolve", &number]).await.contains("--reason"));
+    assert!(said(&scene, 1, &["errors", "resolve", &number, "--reason", " "]).await.contains("blank"));
+    said(&scene, 0, &["errors", "resolve", &number, "--reason", "closed account"]).await;
+    assert!(
+        said(&scene, 1, &["errors", "resolve", &number, "--reason", "again"])
+            .await
+            .contains("closed account")
+    );
+    assert!(said(&scene, 1, &["errors", "retry", &number]).await.contains("resolved already"));
+    assert!(said(&scene, 0, &["errors", "list", "--all"]).await.contains("closed account"));
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_error_of_an_entity_is_tried_again_by_a_run(pool: PgPool) {
+    let mut scene = scene_with_rows_set_aside(pool).await;
+    scene.sql("update ledger.balance_snapshots set balance = balance where id = 1").await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    scene.sandbox.set_rules(vec!["forbidden".parse().unwrap()]);
+    scene.run().await;
+    let number = scene.text("select error_id::text from elven_sync.sync_errors where kind = 'auth'").await;
+    assert!(said(&scene, 1, &["errors", "retry", &number]).await.contains("elven-sync run --entity 'acme'"));
+    // Rows are still refused, but not by a word about them: they count once more and say why.
+    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    assert!(retried.contains("credential"), "{retried}");
+}
