@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -57,7 +57,7 @@ struct Node {
 }
 
 /// What is on its way or done, in the order of the pass, from the cursor on.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Window {
     cursor: Option<Cursor>,
     /// Number of the first one that is not done.
@@ -76,18 +76,21 @@ impl Window {
         self.roots[root - self.first].1 += 1;
     }
 
-    /// Takes a part for done, and says how far the cursor moves by that: over all that is done in a row.
-    fn part_done(&mut self, root: usize) -> Option<Advance> {
-        self.roots[root - self.first].1 -= 1;
-        let before = self.cursor.clone();
+    /// What it is when a part is done, and how far the cursor moves by that: over all that is done in a row.
+    /// To be kept once the journal has it.
+    fn with_part_done(&self, root: usize) -> (Self, Option<Advance>) {
+        let mut then = self.clone();
+        then.roots[root - self.first].1 -= 1;
         let mut last = None;
-        while self.roots.front().is_some_and(|(_, parts)| *parts == 0) {
-            last = self.roots.pop_front().map(|(last, _)| last);
-            self.first += 1;
+        while then.roots.front().is_some_and(|(_, parts)| *parts == 0) {
+            last = then.roots.pop_front().map(|(last, _)| last);
+            then.first += 1;
         }
-        let last = last?;
-        self.cursor = Some(last.clone());
-        Some(Advance { before, last })
+        let advance = last.map(|last| Advance { before: self.cursor.clone(), last });
+        if let Some(Advance { last, .. }) = &advance {
+            then.cursor = Some(last.clone());
+        }
+        (then, advance)
     }
 }
 
@@ -170,8 +173,10 @@ impl Delivery {
     ) -> Result<(), Halt> {
         if rows.is_empty() {
             let mut window = self.window.lock().await;
-            let advance = window.part_done(root);
-            return Ok(self.worker.journal.emptied(self.doing(), leaf.batch_id, advance).await?);
+            let (then, advance) = window.with_part_done(root);
+            self.worker.journal.emptied(self.doing(), leaf.batch_id, advance).await?;
+            *window = then;
+            return Ok(());
         }
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
@@ -194,7 +199,7 @@ impl Delivery {
             repeated: leaf.attempts > 0,
             unknown_runs: leaf.unknown_runs,
         };
-        self.clone().deliver(node).await
+        self.deliver(node).await
     }
 
     /// Reads on, and sends what is read: up to so many requests at once, but never two batches that have a
@@ -292,24 +297,34 @@ impl Delivery {
     }
 
     /// Sends a batch until all its rows are accepted or set aside, by whatever it takes.
-    fn deliver(self: Arc<Self>, node: Node) -> BoxFuture<'static, Result<(), Halt>> {
-        async move {
-            let delivered = self.attempts(node).await;
-            if delivered.is_err() {
-                self.halted.send_replace(true);
+    ///
+    /// Its parts lie side by side and not one in the other: however often a batch is split, the stack does
+    /// not grow.
+    async fn deliver(&self, node: Node) -> Result<(), Halt> {
+        let mut first_halt = None;
+        let mut on_their_way = FuturesUnordered::new();
+        on_their_way.push(self.attempts(node));
+        while let Some(done) = on_their_way.next().await {
+            match done {
+                Ok(parts) => on_their_way.extend(parts.into_iter().map(|part| self.attempts(part))),
+                Err(halt) => {
+                    self.halted.send_replace(true);
+                    note(halt, &mut first_halt);
+                }
             }
-            delivered
         }
-        .boxed()
+        first_halt.map_or(Ok(()), Err)
     }
 
-    async fn attempts(self: &Arc<Self>, mut node: Node) -> Result<(), Halt> {
+    /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
+    async fn attempts(&self, mut node: Node) -> Result<Vec<Node>, Halt> {
         let settings = &self.worker.settings;
         let attempts_max = if node.unknown_runs >= UNKNOWN_RUNS_MAX { 1 } else { settings.retry.attempts };
         let mut corrected = TimeDelta::zero();
         let mut number = 1;
         if node.batch.records.is_empty() {
-            return self.settle(&node, Settlement::default()).await;
+            self.settle(&node, Settlement::default()).await?;
+            return Ok(Vec::new());
         }
         loop {
             let (signed, permit) = if let Some(ready) = node.ready.take() {
@@ -343,7 +358,8 @@ impl Delivery {
             match decide(&verdict, attempt, &settings.retry, fastrand::u32(..)) {
                 Decision::Settle => {
                     self.channel.accepted(node.batch.body.len());
-                    return self.settle(&node, settlement).await;
+                    self.settle(&node, settlement).await?;
+                    return Ok(Vec::new());
                 }
                 Decision::Isolate => return self.isolate(node, &verdict, settlement, words).await,
                 Decision::CorrectClock(ahead) => {
@@ -353,7 +369,7 @@ impl Delivery {
                     continue;
                 }
                 Decision::Again { lost: true, .. } if settings.sync.on_ambiguous == OnAmbiguous::Hold => {
-                    return self.stop(&node, words, settlement, None).await;
+                    return Err(self.stop(&node, words, settlement, None).await);
                 }
                 Decision::Again { after, all, lost } => {
                     self.answered(&node, &words, settlement).await?;
@@ -365,7 +381,7 @@ impl Delivery {
                     }
                 }
                 Decision::Stop { not_before } => {
-                    return self.stop(&node, words, settlement, not_before).await;
+                    return Err(self.stop(&node, words, settlement, not_before).await);
                 }
             }
             number += 1;
@@ -375,8 +391,9 @@ impl Delivery {
     /// Records that a batch is accepted, and moves the cursor over all that is done.
     async fn settle(&self, node: &Node, settlement: Settlement) -> Result<(), Halt> {
         let mut window = self.window.lock().await;
-        let advance = window.part_done(node.root);
+        let (then, advance) = window.with_part_done(node.root);
         self.worker.journal.settle(self.doing(), node.batch_id, &node.batch, settlement, advance).await?;
+        *window = then;
         drop(window);
         self.report(|report| report.count(&node.batch));
         tracing::debug!(
@@ -397,106 +414,95 @@ impl Delivery {
         Ok(self.worker.journal.answered(self.doing(), id, batch, status, settlement, message).await?)
     }
 
-    /// Records an answer after which the lane stops where it is.
+    /// Records an answer after which the lane stops where it is, and says why it does.
     async fn stop(
         &self,
         node: &Node,
         words: Words,
         settlement: Settlement,
         not_before: Option<Duration>,
-    ) -> Result<(), Halt> {
-        self.answered(node, &words, settlement).await?;
-        if words.status == "unknown" {
-            self.worker.journal.count_unknown_run(&self.pass, node.batch_id).await?;
+    ) -> Halt {
+        if let Err(halt) = self.answered(node, &words, settlement).await {
+            return halt;
+        }
+        if words.status == "unknown"
+            && let Err(problem) = self.worker.journal.count_unknown_run(&self.pass, node.batch_id).await
+        {
+            return problem.into();
         }
         if let Some(pause) = not_before {
             self.channel.pause(pause);
         }
         let problem = words.into_problem(node.batch_id, settlement.http_status);
-        Err(Halt::Problem(Box::new(problem), not_before))
+        Halt::Problem(Box::new(problem), not_before)
     }
 
-    /// Halves a refused batch until the refused records stand alone, and sets those aside.
+    /// Halves a refused batch, and returns the parts; a record that stands alone is set aside.
     async fn isolate(
-        self: &Arc<Self>,
+        &self,
         node: Node,
         verdict: &Verdict,
         settlement: Settlement,
         words: Words,
-    ) -> Result<(), Halt> {
+    ) -> Result<Vec<Node>, Halt> {
         let settings = &self.worker.settings;
+        let halves = node.batch.halves(self.zone);
         if *verdict == Verdict::TooLarge {
             self.channel.too_large(node.batch.body.len());
         } else {
-            // A revoked key or a changed contract refuses everything: then nothing is taken apart.
             let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
             if open >= settings.sync.max_rejections {
                 let words = words.too_many(open);
-                return self.stop(&node, words, settlement, None).await;
-            }
-            if let Err(instead) = self.channel.prove(settings.retry.max).await {
-                let words = words.unproven(&instead);
-                return self.stop(&node, words, settlement, None).await;
+                return Err(self.stop(&node, words, settlement, None).await);
             }
         }
-        if let Some(parts) = node.batch.halves(self.zone) {
-            return self.split(node, parts, settlement, &words.message).await;
-        }
-        if let Err(instead) = self.channel.prove(settings.retry.max).await {
+        // A revoked key or a changed contract refuses everything: then nothing is taken apart. That a body is
+        // too large says itself what is wrong with it, until it is a single record.
+        if (*verdict != Verdict::TooLarge || halves.is_none())
+            && let Err(instead) = self.channel.prove(settings.retry.max).await
+        {
             let words = words.unproven(&instead);
-            return self.stop(&node, words, settlement, None).await;
+            return Err(self.stop(&node, words, settlement, None).await);
         }
-        if let Some([winner, losers]) = node.batch.losers_apart(self.zone) {
-            let (root, batch_id) = (node.root, node.batch_id);
-            let parts = [winner, losers];
-            let ids = self
-                .worker
-                .journal
-                .split(self.doing(), batch_id, &node.batch, &parts, settlement, &words.message)
-                .await?;
-            self.window.lock().await.add_part(root);
-            let [winner, losers] = Self::nodes(root, ids, parts);
-            self.set_aside(&winner, Settlement::default(), words).await?;
-            return self.clone().deliver(losers).await;
+        if let Some(parts) = halves {
+            return Ok(self.split(&node, parts, settlement, &words.message).await?.into());
         }
-        self.set_aside(&node, settlement, words).await
+        if let Some(parts) = node.batch.losers_apart(self.zone) {
+            let [winner, losers] = self.split(&node, parts, settlement, &words.message).await?;
+            // It was the answer to the whole that refused it: no request is made for it alone.
+            let settlement = Settlement { sent: false, ..settlement };
+            self.set_aside(&winner, settlement, words).await?;
+            return Ok(vec![losers]);
+        }
+        self.set_aside(&node, settlement, words).await?;
+        Ok(Vec::new())
     }
 
-    /// Lets two parts take the place of a batch, both at once.
+    /// Lets two parts take the place of a batch.
     async fn split(
-        self: &Arc<Self>,
-        node: Node,
+        &self,
+        node: &Node,
         parts: [Batch; 2],
         settlement: Settlement,
         error: &str,
-    ) -> Result<(), Halt> {
+    ) -> Result<[Node; 2], Halt> {
         let ids = self
             .worker
             .journal
             .split(self.doing(), node.batch_id, &node.batch, &parts, settlement, error)
             .await?;
         self.window.lock().await.add_part(node.root);
-        let [first, second] = Self::nodes(node.root, ids, parts);
-        let (first, second) = tokio::join!(self.clone().deliver(first), self.clone().deliver(second));
-        // A problem says more than that the other part was stopped by it.
-        match (first, second) {
-            (Err(Halt::Stopped), Err(other)) | (Err(other), _) => Err(other),
-            (Ok(()), second) => second,
-        }
-    }
-
-    fn nodes(root: usize, ids: [i64; 2], parts: [Batch; 2]) -> [Node; 2] {
         let [first, second] = parts;
-        let node = |batch_id, batch| Node {
+        let part = |batch_id, batch| Node {
             batch_id,
             batch,
-            root,
+            root: node.root,
             ready: None,
             lost: false,
             repeated: false,
             unknown_runs: 0,
         };
-        [node(ids[0], first), node(ids[1], second)]
+        Ok([part(ids[0], first), part(ids[1], second)])
     }
 
     /// Sets the records of a batch aside that cannot be taken apart any further.
@@ -509,7 +515,7 @@ impl Delivery {
             .collect();
         let rejections_max = self.worker.settings.sync.max_rejections;
         let mut window = self.window.lock().await;
-        let advance = window.part_done(node.root);
+        let (then, advance) = window.with_part_done(node.root);
         let set_aside = self
             .worker
             .journal
@@ -522,11 +528,13 @@ impl Delivery {
                 advance,
             )
             .await?;
-        drop(window);
         if !set_aside {
+            drop(window);
             let words = words.too_many(rejections_max);
-            return self.stop(node, words, settlement, None).await;
+            return Err(self.stop(node, words, settlement, None).await);
         }
+        *window = then;
+        drop(window);
         self.report(|report| report.count_set_aside(&node.batch));
         Ok(())
     }
@@ -536,8 +544,7 @@ impl Delivery {
     }
 }
 
-/// Takes in that a batch is done, or why the lane has to stop: the first reason counts, unless that is only
-/// that something else has stopped it.
+/// Takes in that a batch is done, or why the lane has to stop.
 fn take(
     done: Result<(Vec<u64>, Result<(), Halt>), tokio::task::JoinError>,
     keys: &mut HashSet<u64>,
@@ -547,11 +554,14 @@ fn take(
         Ok((done, Ok(()))) => done.iter().for_each(|key| {
             keys.remove(key);
         }),
-        Ok((_, Err(halt))) => {
-            if first_halt.as_ref().is_none_or(|first| matches!(first, Halt::Stopped)) {
-                *first_halt = Some(halt);
-            }
-        }
+        Ok((_, Err(halt))) => note(halt, first_halt),
         Err(_) => *first_halt = Some(LedgerError::Decode("the sender stopped").into()),
+    }
+}
+
+/// Keeps the first reason to stop, unless that is only that something else has stopped it.
+fn note(halt: Halt, first_halt: &mut Option<Halt>) {
+    if first_halt.as_ref().is_none_or(|first| matches!(first, Halt::Stopped)) {
+        *first_halt = Some(halt);
     }
 }
