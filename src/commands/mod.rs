@@ -96,11 +96,11 @@ async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
 }
 
 /// Connects to the primary with enough connections for the entities worked on at once, each with a page
-/// being read ahead, and the heartbeat.
+/// being read ahead, a batch being announced and one being settled, and the heartbeat.
 async fn connect(settings: &Settings) -> anyhow::Result<PgPool> {
     let url = settings.database_url()?;
     let at_once = u32::try_from(settings.sync.entities_at_once).unwrap_or(u32::MAX / 2);
-    journal::connect(url, at_once.saturating_mul(2).saturating_add(2).min(64)).await.context(
+    journal::connect(url, at_once.saturating_mul(3).saturating_add(2).min(64)).await.context(
         "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
     )
 }

@@ -180,6 +180,8 @@ async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
     let mut writer = session(&scene).await;
     insert(&mut writer, 1, 10).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.inject(Fault::CutAfterWrite);
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     let batches = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches";

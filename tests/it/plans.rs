@@ -48,7 +48,8 @@ async fn forget(scene: &Scene) {
 /// The first pass over a long history: each page is a part of the index, and nothing is sorted first.
 #[sqlx::test(migrations = false)]
 async fn a_page_reads_no_more_than_its_rows(pool: PgPool) {
-    let scene = scene_with_a_history(pool).await;
+    let mut scene = scene_with_a_history(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
     forget(&scene).await;
     let gate = Gate::new();
