@@ -138,7 +138,7 @@ impl Batch {
     /// Two halves of its records, with about as many each. `None` when they stand or fall together.
     ///
     /// Rows of one key stay together, so that the newest of them is sent from whichever half they are in;
-    /// so do rows that tie in `(change_xid, id)`, since a list of ids does not tell them apart.
+    /// so do rows that share an id, since a list of ids does not tell them apart.
     pub fn halves(&self, zone: Tz) -> Option<[Self; 2]> {
         let groups = self.groups(zone);
         let mut records = vec![0; self.rows.len()];
@@ -196,12 +196,13 @@ impl Batch {
     /// For each row, the first one of its group: of those that have to stay together.
     fn groups(&self, zone: Tz) -> Vec<usize> {
         let mut groups: Vec<usize> = (0..self.rows.len()).collect();
-        let mut first_of: HashMap<Key<'_>, usize> = HashMap::with_capacity(self.rows.len());
+        let mut of_key: HashMap<Key<'_>, usize> = HashMap::with_capacity(self.rows.len());
+        let mut of_id: HashMap<&LedgerId, usize> = HashMap::with_capacity(self.rows.len());
         for (place, row) in self.rows.iter().enumerate() {
-            let before = place.checked_sub(1).filter(|&before| tie(&self.rows[before], row));
+            let same_id = of_id.insert(&row.id, place);
             let same_key =
-                Aligned::new(place, row, zone).ok().and_then(|record| first_of.insert(record.key(), place));
-            for other in [before, same_key].into_iter().flatten() {
+                Aligned::new(place, row, zone).ok().and_then(|record| of_key.insert(record.key(), place));
+            for other in [same_id, same_key].into_iter().flatten() {
                 let (one, other) = (groups[place], groups[other]);
                 let (kept, dropped) = (one.min(other), one.max(other));
                 groups.iter_mut().filter(|group| **group == dropped).for_each(|group| *group = kept);

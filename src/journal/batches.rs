@@ -123,7 +123,7 @@ impl Journal {
                     body_sha256: row.body_sha256,
                     is_split: row.status == "split",
                     is_done: row.status == "accepted" || (row.status == "rejected" && row.row_count == 0),
-                    may_have_arrived: row.status == "unknown",
+                    may_have_arrived: row.status == "unknown" && row.row_count > 0,
                     attempts: row.attempts,
                     unknown_runs: row.unknown_runs,
                 })
@@ -365,14 +365,15 @@ impl Journal {
             transaction.rollback().await?;
             return Ok(false);
         }
-        let error = refused.first().map(|problem| problem.message.as_str());
-        finish(&mut transaction, batch_id, "rejected", settlement, error).await?;
         sqlx::query!(
             "update elven_sync.sync_batches set row_count = 0, rows_rejected = rows_rejected + row_count where batch_id = $1",
             batch_id
         )
         .execute(&mut *transaction)
         .await?;
+        // Behind that, since a batch with records that was ever unknown stays so.
+        let error = refused.first().map(|problem| problem.message.as_str());
+        finish(&mut transaction, batch_id, "rejected", settlement, error).await?;
         let done = Done { uploaded: 0, rejected: batch.invalid.len() + refused.len(), of: Some(batch) };
         count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
         commit_if_held(transaction, moved).await?;

@@ -1,12 +1,14 @@
 //! Problems that need a person, and rows that were set aside.
 
+use std::collections::HashSet;
+
 use sqlx::{PgExecutor, Postgres, Transaction};
 use strum::AsRefStr;
 
 use super::{Journal, JournalError};
 
 /// `sync_errors.kind`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Kind {
     /// Refused here, before sending.
@@ -72,18 +74,22 @@ pub(super) async fn record(
     entity_id: &str,
     problems: &[Problem],
 ) -> Result<(), sqlx::Error> {
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let kinds: Vec<String> = problems.iter().map(|p| p.kind.as_ref().to_owned()).collect();
-    let batch_ids: Vec<Option<i64>> = problems.iter().map(|p| p.batch_id).collect();
-    let ledger_ids: Vec<Option<String>> = problems.iter().map(|p| p.ledger_id.clone()).collect();
-    let http_statuses: Vec<Option<i32>> = problems.iter().map(|p| p.http_status).collect();
-    let api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
-    let messages: Vec<String> = problems.iter().map(|p| p.message.clone()).collect();
-    let records: Vec<Option<String>> = problems.iter().map(|p| p.record.clone()).collect();
-    sqlx::query!(
-        "insert into elven_sync.sync_errors
+    let mut rest: Vec<&Problem> = problems.iter().collect();
+    while !rest.is_empty() {
+        // A statement cannot count the same problem twice, and rows of a ledger may share an id.
+        let mut seen = HashSet::new();
+        let (problems, repeated): (Vec<&Problem>, Vec<&Problem>) =
+            rest.into_iter().partition(|problem| seen.insert((problem.kind, problem.ledger_id.as_deref())));
+        rest = repeated;
+        let kinds: Vec<String> = problems.iter().map(|p| p.kind.as_ref().to_owned()).collect();
+        let batch_ids: Vec<Option<i64>> = problems.iter().map(|p| p.batch_id).collect();
+        let ledger_ids: Vec<Option<String>> = problems.iter().map(|p| p.ledger_id.clone()).collect();
+        let http_statuses: Vec<Option<i32>> = problems.iter().map(|p| p.http_status).collect();
+        let api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
+        let messages: Vec<String> = problems.iter().map(|p| p.message.clone()).collect();
+        let records: Vec<Option<String>> = problems.iter().map(|p| p.record.clone()).collect();
+        sqlx::query!(
+            "insert into elven_sync.sync_errors
                 (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
          select $1, $2, kind, batch_id, ledger_id, http_status, api_code, message, record::jsonb
            from unnest($3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[])
@@ -92,18 +98,19 @@ pub(super) async fn record(
             set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
                 run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
                 api_code = excluded.api_code, message = excluded.message, record = excluded.record",
-        run_id,
-        entity_id,
-        &kinds,
-        &batch_ids as &[Option<i64>],
-        &ledger_ids as &[Option<String>],
-        &http_statuses as &[Option<i32>],
-        &api_codes as &[Option<String>],
-        &messages,
-        &records as &[Option<String>]
-    )
-    .execute(&mut **transaction)
-    .await?;
+            run_id,
+            entity_id,
+            &kinds,
+            &batch_ids as &[Option<i64>],
+            &ledger_ids as &[Option<String>],
+            &http_statuses as &[Option<i32>],
+            &api_codes as &[Option<String>],
+            &messages,
+            &records as &[Option<String>]
+        )
+        .execute(&mut **transaction)
+        .await?;
+    }
     Ok(())
 }
 
