@@ -229,6 +229,12 @@ impl Worker {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids).await?;
         let look = self.ledger.look(&progress(&lanes)).await?;
+        // Before any lane begins: all who use a credential wait for what one of them was asked to wait.
+        for target in &targets {
+            if let Some(pause) = lanes.get(&target.entity_id).and_then(|lane| lane.not_before) {
+                target.channel.pause(pause);
+            }
+        }
         let mut reports = Vec::new();
         for (entity_id, problem) in unusable {
             reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
