@@ -38,6 +38,13 @@ pub struct Signed {
     ahead: TimeDelta,
 }
 
+impl Signed {
+    /// How far ahead of this machine's the clock is that it was signed by.
+    pub fn ahead(&self) -> TimeDelta {
+        self.ahead
+    }
+}
+
 impl Client {
     /// Builds a client. Proxies from the environment are honoured, except for loopback.
     pub fn new(api_url: &Url, timeout: Duration) -> Result<Self, reqwest::Error> {

@@ -56,6 +56,17 @@ pub struct Reason {
     pub message: Option<String>,
 }
 
+impl Reason {
+    /// Leaves a secret out.
+    pub fn hide(&mut self, secret: &str) {
+        for text in [&mut self.code, &mut self.message].into_iter().flatten() {
+            if text.contains(secret) {
+                *text = text.replace(secret, "[hidden]");
+            }
+        }
+    }
+}
+
 /// A message of the API is kept up to this many characters.
 pub const MESSAGE_CHARS_MAX: usize = 500;
 

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::TimeDelta;
+use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
+use super::decision::SKEW_MIN;
 use crate::config::Credential;
-use crate::elven::{Answer, Client, Signed};
+use crate::elven::{Answer, Client, Signed, Verdict, judge};
 
 /// When the largest body that was accepted is within this share of the smallest one that was refused, the
 /// limit is known well enough: one part in so many.
@@ -100,16 +102,17 @@ impl Channel {
         state.paused_until = state.paused_until.max(Instant::now() + pause);
     }
 
-    /// Signs an import, by a clock that is `corrected` further ahead than is known to be right.
+    /// Signs an import, by a clock that is so far `ahead` of this machine's, or else by the one that is known
+    /// to be right.
     ///
     /// # Errors
     /// Key or signature are not fit for a header.
     pub(super) fn sign_import(
         &self,
-        corrected: TimeDelta,
+        ahead: Option<TimeDelta>,
         body: Bytes,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
-        let ahead = self.state().ahead + corrected;
+        let ahead = ahead.unwrap_or_else(|| self.state().ahead);
         self.client.sign_import(&self.credential, ahead, body)
     }
 
@@ -117,12 +120,24 @@ impl Channel {
         self.client.send(signed).await
     }
 
-    /// Keeps a correction of the clock, after it has worked.
-    pub(super) fn keep_clock(&self, corrected: TimeDelta) {
-        let mut state = self.state();
-        state.ahead += corrected;
-        let ahead_ms = state.ahead.num_milliseconds();
-        drop(state);
+    /// Judges an answer. Where it repeats key or secret, those are left out: its words are recorded.
+    pub(super) fn judge(&self, answer: &Answer) -> Verdict {
+        let mut verdict = judge(answer);
+        if let Verdict::Refused(reason) | Verdict::Unauthorized(reason, _) = &mut verdict {
+            reason.hide(self.credential.key.expose_secret());
+            reason.hide(self.credential.secret.expose_secret());
+        }
+        verdict
+    }
+
+    /// Keeps a clock that has worked: how far it is ahead of this machine's.
+    pub(super) fn keep_clock(&self, ahead: TimeDelta) {
+        let before = std::mem::replace(&mut self.state().ahead, ahead);
+        if (ahead - before).abs() < SKEW_MIN {
+            // Found by several requests that were under way at once.
+            return;
+        }
+        let ahead_ms = ahead.num_milliseconds();
         tracing::warn!(
             credential = self.credential.name,
             ahead_ms,

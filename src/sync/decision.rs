@@ -8,7 +8,7 @@ use crate::config::RetrySettings;
 use crate::elven::Verdict;
 
 /// A `Date` header has whole seconds, and is written some time before it is read: less than this is no skew.
-const SKEW_MIN: TimeDelta = TimeDelta::seconds(3);
+pub(super) const SKEW_MIN: TimeDelta = TimeDelta::seconds(3);
 /// A clock that is further off is not corrected, since then something else is wrong.
 const SKEW_MAX: TimeDelta = TimeDelta::days(1);
 
@@ -39,7 +39,7 @@ pub(super) enum Decision {
         /// The outcome of the attempt is unknown.
         lost: bool,
     },
-    /// Sign by a clock that is further ahead by this, and send it again at once.
+    /// Sign by a clock that is further ahead than the last one by this, and send it again at once.
     CorrectClock(TimeDelta),
     /// Stop the lane where it is.
     Stop {

@@ -19,7 +19,7 @@ use super::words::{self, Words};
 use super::{EntityReport, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Signed, Verdict, judge};
+use crate::elven::{Answer, Signed, Verdict};
 use crate::journal::{Advance, Doing, Kind, OpenPass, Problem, Recorded, Settlement};
 use crate::ledger::{LedgerError, Reading};
 use crate::watermark::Cursor;
@@ -216,10 +216,8 @@ impl Delivery {
         let mut halted = self.halted.subscribe();
         let mut first_halt = None;
         let ended = loop {
-            let limits = Limits {
-                records: self.worker.settings.sync.batch_rows,
-                bytes: Some(self.channel.body_bytes_max()),
-            };
+            let bytes_max = self.channel.body_bytes_max();
+            let limits = Limits { records: self.worker.settings.sync.batch_rows, bytes: Some(bytes_max) };
             // A standby may let us wait for long.
             let batch = tokio::select! {
                 biased;
@@ -231,7 +229,6 @@ impl Delivery {
                     Err(problem) => break Err(problem.into()),
                 },
             };
-            before = Some(batch.last.clone());
             while on_their_way.len() >= at_once || batch.keys.iter().any(|key| keys.contains(key)) {
                 let Some(done) = on_their_way.join_next().await else { break };
                 take(done, &mut keys, &mut first_halt);
@@ -239,6 +236,13 @@ impl Delivery {
             while let Some(done) = on_their_way.try_join_next() {
                 take(done, &mut keys, &mut first_halt);
             }
+            // The limit may have been learned meanwhile.
+            let learned = self.channel.body_bytes_max();
+            if learned < bytes_max && learned < batch.body.len() {
+                rows.put_back(batch);
+                continue;
+            }
+            before = Some(batch.last.clone());
             let batch_keys = batch.keys.clone();
             match self.announce(batch).await {
                 Ok(node) => {
@@ -261,8 +265,7 @@ impl Delivery {
     /// Signs a batch, then records it, so that the lease is checked after signing. In this order for one batch
     /// after the other: the journal never has one without those before it.
     async fn announce(&self, batch: Batch) -> Result<Node, Halt> {
-        let ready =
-            if batch.records.is_empty() { None } else { Some(self.sign(&batch, TimeDelta::zero()).await?) };
+        let ready = if batch.records.is_empty() { None } else { Some(self.sign(&batch, None).await?) };
         let batch_id = self.worker.journal.announce(self.doing(), &batch).await?;
         let root = self.window.lock().await.push(batch.last.clone(), 1);
         Ok(Node { batch_id, batch, root, ready, lost: false, repeated: false, unknown_runs: 0 })
@@ -272,7 +275,7 @@ impl Delivery {
     async fn sign(
         &self,
         batch: &Batch,
-        corrected: TimeDelta,
+        corrected: Option<TimeDelta>,
     ) -> Result<(Signed, OwnedSemaphorePermit), Halt> {
         let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| Halt::Stopped)?;
         self.or_halt(self.channel.turn(self.worker.settings.retry.max)).await?.map_err(|pause| {
@@ -298,29 +301,34 @@ impl Delivery {
 
     /// Sends a batch until all its rows are accepted or set aside, by whatever it takes.
     ///
-    /// Its parts lie side by side and not one in the other: however often a batch is split, the stack does
-    /// not grow.
+    /// The latest parts are sent first: when all is refused, single records soon say so. And they lie side by
+    /// side, not one in the other: however often a batch is split, the stack does not grow.
     async fn deliver(&self, node: Node) -> Result<(), Halt> {
+        let at_once = self.worker.settings.sync.requests_in_flight;
         let mut first_halt = None;
+        let mut waiting = vec![node];
         let mut on_their_way = FuturesUnordered::new();
-        on_their_way.push(self.attempts(node));
-        while let Some(done) = on_their_way.next().await {
-            match done {
-                Ok(parts) => on_their_way.extend(parts.into_iter().map(|part| self.attempts(part))),
-                Err(halt) => {
+        loop {
+            let room = waiting.len().saturating_sub(at_once - on_their_way.len());
+            on_their_way.extend(waiting.drain(room..).map(|node| self.attempts(node)));
+            match on_their_way.next().await {
+                None => return first_halt.map_or(Ok(()), Err),
+                Some(Ok(parts)) => waiting.extend(parts),
+                Some(Err(halt)) => {
                     self.halted.send_replace(true);
+                    waiting.clear();
                     note(halt, &mut first_halt);
                 }
             }
         }
-        first_halt.map_or(Ok(()), Err)
     }
 
     /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
     async fn attempts(&self, mut node: Node) -> Result<Vec<Node>, Halt> {
         let settings = &self.worker.settings;
         let attempts_max = if node.unknown_runs >= UNKNOWN_RUNS_MAX { 1 } else { settings.retry.attempts };
-        let mut corrected = TimeDelta::zero();
+        // A clock that is being tried: how far it is ahead of this machine's.
+        let mut corrected = None;
         let mut number = 1;
         if node.batch.records.is_empty() {
             self.settle(&node, Settlement::default()).await?;
@@ -335,7 +343,7 @@ impl Delivery {
                 self.worker.journal.announce_again(self.doing(), batch_id, &node.batch, lost).await?;
                 ready
             };
-            let begun = Instant::now();
+            let (begun, signed_ahead) = (Instant::now(), signed.ahead());
             let answer = self.channel.send(signed).await;
             drop(permit);
             let settlement = Settlement {
@@ -348,11 +356,14 @@ impl Delivery {
                 repeated: node.repeated,
             };
             node.repeated = true;
-            let verdict = judge(&answer);
-            if !corrected.is_zero() && !matches!(verdict, Verdict::Unauthorized(..)) {
-                self.channel.keep_clock(std::mem::take(&mut corrected));
+            let verdict = self.channel.judge(&answer);
+            // What else comes back may be from somebody who did not look at the signature.
+            if matches!(verdict, Verdict::Accepted | Verdict::Refused(_))
+                && let Some(ahead) = corrected.take()
+            {
+                self.channel.keep_clock(ahead);
             }
-            let attempt = Attempt { number, attempts_max, clock_corrected: !corrected.is_zero() };
+            let attempt = Attempt { number, attempts_max, clock_corrected: corrected.is_some() };
             let words =
                 words::of(&verdict, settlement.http_status, &node.batch, &self.channel.credential.name);
             match decide(&verdict, attempt, &settings.retry, fastrand::u32(..)) {
@@ -364,7 +375,7 @@ impl Delivery {
                 Decision::Isolate => return self.isolate(node, &verdict, settlement, words).await,
                 Decision::CorrectClock(ahead) => {
                     self.answered(&node, &words, settlement).await?;
-                    corrected = ahead;
+                    corrected = Some(signed_ahead + ahead);
                     // The corrected attempt is one more.
                     continue;
                 }

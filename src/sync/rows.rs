@@ -56,17 +56,22 @@ impl Rows {
                      has to name a key"
                 )));
             };
-            let mut batch = Batch::build(before.clone(), self.waiting.drain(..count).collect(), zone);
+            let batch = Batch::build(before.clone(), self.waiting.drain(..count).collect(), zone);
             let (bytes, bytes_max) = (batch.body.len(), limits.bytes.unwrap_or(usize::MAX));
             // As many rows as would fit if all were alike; a tie that is too long for that goes as it is.
             let fewer = (count * bytes_max.min(bytes) / bytes).max(1);
             if bytes <= bytes_max || fewer >= count || batch::cut(&batch.rows, fewer).is_none() {
                 return Ok(Some(batch));
             }
-            batch.rows.append(&mut self.waiting);
-            self.waiting = batch.rows;
+            self.put_back(batch);
             records_max = fewer;
         }
+    }
+
+    /// Takes back the rows of the latest batch.
+    pub(super) fn put_back(&mut self, mut batch: Batch) {
+        batch.rows.append(&mut self.waiting);
+        self.waiting = batch.rows;
     }
 
     /// All rows that are left.
