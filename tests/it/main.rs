@@ -13,6 +13,7 @@ mod answers;
 mod attach;
 mod cluster;
 mod commands;
+mod delivery;
 mod errors;
 mod failover;
 mod ledgers;

@@ -19,7 +19,7 @@ async fn bench(rules: &[&str]) -> Bench {
     Bench::start(Options { rules: parsed(rules), ..options() }).await
 }
 
-fn parsed(rules: &[&str]) -> Vec<Rule> {
+pub fn parsed(rules: &[&str]) -> Vec<Rule> {
     rules.iter().map(|rule| rule.parse().unwrap()).collect()
 }
 

@@ -1,0 +1,150 @@
+//! Several requests of one entity at once, and the order that they keep all the same.
+
+use elven_sync::journal::RunStatus;
+use elven_sync::sandbox::{Fault, Gate};
+use sqlx::PgPool;
+
+use super::{add_rows, imports, scene};
+use crate::sandbox_faults::parsed;
+use crate::support::{Scene, eventually};
+
+const ACCEPTED: &str = "select count(*)::text from elven_sync.sync_batches where status = 'accepted'";
+const CURSOR: &str = "select cursor_id from elven_sync.sync_state";
+
+async fn scene_of_single_rows(pool: PgPool) -> Scene {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
+    scene
+}
+
+/// Waits long enough for whatever should not happen.
+async fn a_while() {
+    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_cursor_moves_over_what_is_finished_in_a_row(pool: PgPool) {
+    let scene = scene_of_single_rows(pool).await;
+    add_rows(&scene, "acme", 9).await;
+    let gates: Vec<Gate> = (0..4).map(|_| Gate::new()).collect();
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let mut child = scene.command(&["run"]).spawn().unwrap();
+    for gate in &gates {
+        gate.reached().await;
+    }
+    a_while().await;
+    assert_eq!(imports(&scene).len(), 4, "four are under way, and no fifth");
+    let first = scene.balances()[0].0.clone();
+    // All but the one that arrived first, whichever of the batches that is.
+    gates[1..].iter().for_each(Gate::open);
+    eventually("all others are accepted", async || scene.text(ACCEPTED).await == "8").await;
+    let before = format!("{}", first[1..].parse::<u32>().unwrap() - 1);
+    let expected = if before == "0" { "NULL" } else { &before };
+    assert_eq!(scene.text(CURSOR).await, expected, "the cursor stays before {first}");
+    child.kill().await.unwrap();
+    gates[0].open();
+
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    let arrived: Vec<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
+    assert_eq!(arrived.len(), 10, "what was finished is not sent again: {arrived:?}");
+    assert_eq!(arrived[9], first);
+    let all = "select concat_ws(' ', count(*), sum(attempts), count(*) filter (where ambiguous)) from elven_sync.sync_batches";
+    assert_eq!(scene.text(all).await, "9 10 1");
+}
+
+/// The later upload of an account, currency and second wins: so these wait for each other.
+#[sqlx::test(migrations = false)]
+async fn batches_that_share_a_key_are_never_under_way_together(pool: PgPool) {
+    let scene = scene_of_single_rows(pool).await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.5Z', 1), ('acme', 'y', 'BTC', '2024-01-01Z', 2),
+                      ('acme', 'x', 'BTC', '2024-01-01 00:00:00.4Z', 3), ('acme', 'x', 'BTC', '2024-01-01 00:00:01Z', 4)").await;
+    // One of the first two attempts is lost, so that its batch is being repeated; another one is held.
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::CutAfterWrite);
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let holding = async {
+        gate.reached().await;
+        a_while().await;
+        let values: Vec<String> = scene.balances().into_iter().map(|(_, balance)| balance).collect();
+        let first = values.iter().rposition(|value| value == "1").unwrap();
+        let x_is_held =
+            scene.text("select status from elven_sync.sync_batches order by batch_id limit 1").await
+                != "accepted";
+        assert!(!x_is_held || !values.contains(&"3".to_owned()), "{values:?}");
+        assert!(values.iter().position(|value| value == "3").is_none_or(|third| first < third), "{values:?}");
+        gate.open();
+    };
+    let (report, ()) = tokio::join!(scene.run(), holding);
+    assert_eq!(report.counters.rows_uploaded, 4);
+    let of_x: Vec<String> = scene
+        .balances()
+        .into_iter()
+        .filter(|(account, balance)| account == "x" && balance != "4")
+        .map(|(_, balance)| balance)
+        .collect();
+    assert!(of_x.is_sorted() && of_x.ends_with(&["3".to_owned()]), "in the order of the pass: {of_x:?}");
+}
+
+/// However often they are repeated.
+#[sqlx::test(migrations = false)]
+async fn values_of_one_key_arrive_in_their_order(pool: PgPool) {
+    let scene = scene_of_single_rows(pool).await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'acme', 'k' || n % 3, 'BTC', '2024-01-01Z', n from generate_series(1, 60) n").await;
+    scene.sandbox.set_rules(parsed(&[
+        "error-500-kept@10%",
+        "throttle@10%",
+        "cut-before@10%",
+        "slow=10ms@30%",
+    ]));
+    while scene.run().await.status != RunStatus::Succeeded {}
+    for key in ["k0", "k1", "k2"] {
+        let mut values: Vec<u32> = scene
+            .balances()
+            .into_iter()
+            .filter(|(account, _)| account == key)
+            .map(|(_, balance)| balance.parse().unwrap())
+            .collect();
+        assert!(values.is_sorted(), "{key}: {values:?}");
+        values.dedup();
+        assert_eq!(values.len(), 20, "{key}");
+    }
+}
+
+/// Slow answers do not add up: so many requests are under way at once, and no more.
+#[sqlx::test(migrations = false)]
+async fn as_many_requests_are_under_way_as_may_be(pool: PgPool) {
+    let mut scene = scene_of_single_rows(pool).await;
+    add_rows(&scene, "acme", 40).await;
+    scene.sandbox.set_rules(parsed(&["slow=50ms"]));
+    for (at_once, fastest_ms, slowest_ms) in [("4", 500, 1_600), ("1", 2_000, 20_000)] {
+        scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", at_once);
+        scene.sql("update ledger.balance_snapshots set balance = balance + 1").await;
+        let before = imports(&scene).len();
+        scene.run().await;
+        let imports = imports(&scene).split_off(before);
+        assert_eq!(imports.len(), 40);
+        // From the first request to the last answer.
+        let took = (imports[39].at - imports[0].at).num_milliseconds() + 50;
+        assert!((fastest_ms..slowest_ms).contains(&took), "{took} ms with {at_once} at once");
+    }
+}
+
+/// The parts of a refused batch are no way around the limit.
+#[sqlx::test(migrations = false)]
+async fn parts_count_among_the_requests_under_way(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    add_rows(&scene, "acme", 16).await;
+    scene.sandbox.set_rules(parsed(&["slow=30ms", "reject:currency=BTC"]));
+    scene.run().await;
+    let times: Vec<_> = imports(&scene).into_iter().map(|import| import.at).collect();
+    assert_eq!(times.len(), 31, "all of the halves down to single records");
+    // Of three in a row the third comes after the first was answered.
+    let closest = times.windows(3).map(|three| (three[2] - three[0]).num_milliseconds()).min().unwrap();
+    assert!(closest >= 25, "{closest} ms");
+}

@@ -1,0 +1,322 @@
+//! Rows that the API refuses: found among those that it takes, and nothing set aside that is not proven bad.
+
+use std::collections::BTreeSet;
+
+use elven_sync::journal::RunStatus;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use super::{BATCHES, ERRORS, add_rows, answered, failure, imports, scene};
+use crate::sandbox_faults::parsed;
+use crate::support::Scene;
+
+/// What holds of the journal whatever was refused and split.
+async fn the_books_balance(scene: &Scene) {
+    let parts = "select count(*)::text from elven_sync.sync_batches b where b.status = 'split'
+                    and b.rows_read <> (select sum(rows_read) from elven_sync.sync_batches p where p.parent_id = b.batch_id)";
+    assert_eq!(scene.text(parts).await, "0", "the parts of a batch have its rows");
+    let runs =
+        "select concat_ws(' ', sum(rows_read), sum(rows_uploaded), sum(rows_rejected), sum(rows_superseded))
+                  from elven_sync.sync_runs";
+    let leaves =
+        "select concat_ws(' ', sum(rows_read), sum(row_count), sum(rows_rejected), sum(rows_superseded))
+                    from elven_sync.sync_batches where status in ('accepted', 'rejected')";
+    assert_eq!(scene.text(runs).await, scene.text(leaves).await, "runs and batches count the same");
+    let open = "select concat_ws(' ', (select count(*) from elven_sync.sync_batches where status in ('sending', 'unknown')),
+                                      (select count(*) from elven_sync.sync_passes where finished_at is null))";
+    assert_eq!(scene.text(open).await, "0 0", "nothing is left open");
+}
+
+/// 1000 records, of which the API refuses some: at the edges, side by side, and anywhere.
+#[sqlx::test(migrations = false)]
+async fn exactly_the_refused_rows_are_set_aside(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', 'a' || n, 'BTC', '2024-01-01 12:00:00Z', n + 12345678901234567890.123456789012345670
+               from generate_series(0, 999) n",
+        )
+        .await;
+    let mut random = fastrand::Rng::with_seed(20);
+    let mut poison: BTreeSet<usize> = [0, 1, 499, 999].into();
+    while poison.len() < 21 {
+        poison.insert(random.usize(..1000));
+    }
+    let rules: Vec<String> = poison.iter().map(|n| format!("reject:account=a{n}")).collect();
+    scene.sandbox.set_rules(parsed(&rules.iter().map(String::as_str).collect::<Vec<_>>()));
+    let report = scene.run().await;
+    assert_eq!(report.status, RunStatus::Incomplete);
+    let counters = &report.counters;
+    assert_eq!((counters.rows_read, counters.rows_uploaded, counters.rows_rejected), (1000, 979, 21));
+
+    let set_aside: Vec<String> = sqlx::query_scalar(
+        "select concat_ws(' ', l.entity_account_id, e.kind, e.http_status, e.api_code, e.occurrences)
+           from elven_sync.sync_errors e join ledger.balance_snapshots l on l.id::text = e.ledger_id
+          where e.resolved_at is null and e.message like '%a record cannot be imported%' order by l.id",
+    )
+    .fetch_all(&scene.pool)
+    .await
+    .unwrap();
+    let expected: Vec<String> = poison.iter().map(|n| format!("a{n} rejected_row 400 40013 1")).collect();
+    assert_eq!(set_aside, expected);
+    let exact =
+        "select bool_and(e.record->>'entityAccountId' = l.entity_account_id and e.record->>'currency' = 'BTC'
+                                 and e.record->>'datetime' = '2024-01-01 12:00:00'
+                                 and e.record->>'balance' = trim_scale(l.balance)::text)::text || count(*)
+                   from elven_sync.sync_errors e join ledger.balance_snapshots l on l.id::text = e.ledger_id";
+    assert_eq!(scene.text(exact).await, "true21", "the record is what would have been sent");
+
+    let received: Vec<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
+    let once: BTreeSet<String> = received.iter().cloned().collect();
+    let good: BTreeSet<String> = (0..1000).filter(|n| !poison.contains(n)).map(|n| format!("a{n}")).collect();
+    assert_eq!((received.len(), once), (979, good), "all others arrive exactly once");
+
+    // Each refused record costs two requests for each time that 1000 can be halved, at most.
+    let requests = imports(&scene).len();
+    assert!(requests <= 1 + 21 * 2 * 10, "{requests} requests");
+    assert_eq!(counters.requests, i64::try_from(requests).unwrap());
+    let bytes: u64 = imports(&scene).iter().map(|import| import.body_bytes).sum();
+    assert_eq!(counters.bytes_sent, i64::try_from(bytes).unwrap());
+    let leaves = "select count(*) || ' ' || count(distinct id) from elven_sync.sync_batches b, elven_sync.batch_row_ids(batch_id) id
+                   where b.status <> 'split'";
+    assert_eq!(scene.text(leaves).await, "1000 1000", "each row is in one part");
+    let whole = "select concat_ws(' ', status, rows_read, parent_id is null) from elven_sync.sync_batches order by batch_id limit 1";
+    assert_eq!(scene.text(whole).await, "split 1000 t");
+    the_books_balance(&scene).await;
+
+    assert_eq!(scene.run().await.counters.requests, 0, "a second run sends nothing");
+}
+
+#[sqlx::test(migrations = false)]
+async fn success_false_is_a_refusal_too(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    add_rows(&scene, "acme", 8).await;
+    scene.sandbox.set_rules(parsed(&["reject:success-false@first:3"]));
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded, "in halves and quarters all is well");
+    assert_eq!(scene.balances().len(), 8);
+    the_books_balance(&scene).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    add_rows(&scene, "acme", 3).await;
+    scene.sandbox.set_rules(parsed(&["reject:success-false@once:1"]));
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    assert_eq!(scene.text(ERRORS).await, "rejected_row 200");
+    assert_eq!(scene.balances().len(), 10);
+    the_books_balance(&scene).await;
+}
+
+/// Of three rows of one account, currency and second the newest is sent; it is refused, and so is the next.
+#[sqlx::test(migrations = false)]
+async fn rows_that_a_refused_one_superseded_are_sent_after_all(pool: PgPool) {
+    let scene = scene(pool).await;
+    add_rows(&scene, "acme", 20).await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.1Z', 7), ('acme', 'x', 'BTC', '2024-01-01 00:00:00.3Z', -3),
+                      ('acme', 'x', 'BTC', '2024-01-01 00:00:00.2Z', -2), ('acme', 'x', 'BTC', '2024-01-01 00:00:00.0Z', 6)").await;
+    scene.sandbox.set_rules(parsed(&["reject:negative"]));
+    let report = scene.run().await;
+    let counters = &report.counters;
+    assert_eq!((counters.rows_uploaded, counters.rows_rejected, counters.rows_superseded), (21, 2, 1));
+    let of_x: Vec<String> = scene.received().into_iter().filter(|record| record.starts_with('x')).collect();
+    assert_eq!(of_x, ["x BTC 2024-01-01 00:00:00 7"]);
+    let set_aside =
+        "select string_agg(concat_ws(' ', kind, http_status, record->>'balance'), ',' order by error_id)
+                       from elven_sync.sync_errors";
+    assert_eq!(scene.text(set_aside).await, "rejected_row 400 -3,rejected_row 400 -2");
+    the_books_balance(&scene).await;
+    assert_eq!(scene.run().await.counters.requests, 0);
+}
+
+/// A ledger without a unique id: three rows each share one.
+const PARTS: &str = "
+    create table ledger.parts (
+        id bigint not null generated always as (entity_account_id::bigint / 3) stored,
+        entity_id text not null, entity_account_id text not null, currency text not null,
+        captured_at timestamptz not null, balance numeric not null, change_xid xid8 not null
+    ) partition by hash (entity_account_id);
+    create table ledger.parts_0 partition of ledger.parts for values with (modulus 2, remainder 0);
+    create table ledger.parts_1 partition of ledger.parts for values with (modulus 2, remainder 1);
+    create index on ledger.parts (entity_id, change_xid, id);
+    create trigger stamp_change_xid before insert or update on ledger.parts
+        for each row execute function ledger.stamp_change_xid();";
+
+async fn scene_with_parts(pool: PgPool) -> Scene {
+    let mut scene = scene(pool).await;
+    scene.sql(PARTS).await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.parts");
+    scene
+}
+
+/// Rows that share id and transaction cannot be told apart in the journal: they are set aside together.
+#[sqlx::test(migrations = false)]
+async fn a_tie_with_a_refused_row_stands_alone(pool: PgPool) {
+    let scene = scene_with_parts(pool).await;
+    scene.sql("insert into ledger.parts (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'acme', n::text, 'BTC', '2024-01-01Z', case when n in (15, 16) then 'NaN'::numeric else n end
+                 from generate_series(0, 17) n").await;
+    scene.sandbox.set_rules(parsed(&["reject:account=4"]));
+    let report = scene.run().await;
+    let counters = &report.counters;
+    assert_eq!((counters.rows_read, counters.rows_uploaded, counters.rows_rejected), (18, 13, 5));
+    let accounts: BTreeSet<i64> =
+        scene.balances().iter().map(|(account, _)| account.parse().unwrap()).collect();
+    assert_eq!(accounts, (0..18).filter(|n| ![3, 4, 5, 15, 16].contains(n)).collect());
+    assert_eq!(scene.balances().len(), 13);
+    let set_aside = "select string_agg(concat_ws(' ', kind, ledger_id, occurrences), ',' order by ledger_id)
+                       from elven_sync.sync_errors";
+    assert_eq!(scene.text(set_aside).await, "rejected_row 1 3,invalid_row 5 2");
+    the_books_balance(&scene).await;
+    assert_eq!(scene.run().await.counters.requests, 0);
+}
+
+/// A worker that comes later finds the rows of a part by their ids: no other part may have the same.
+#[sqlx::test(migrations = false)]
+async fn parts_are_found_again_where_ids_repeat(pool: PgPool) {
+    let mut scene = scene_with_parts(pool).await;
+    // In one batch: each id three times, from three transactions.
+    for remainder in 0..3 {
+        sqlx::query(
+            "insert into ledger.parts (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', n::text, 'BTC', '2024-01-01Z', n from generate_series(0, 11) n where n % 3 = $1",
+        )
+        .bind(remainder)
+        .execute(&scene.pool)
+        .await
+        .unwrap();
+    }
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    // The batch is refused, the probe is answered, and its parts meet an API that is busy.
+    scene.sandbox.set_rules(parsed(&["reject:success-false@once:1", "throttle@once:2", "throttle@once:2"]));
+    assert_eq!(scene.run().await.status, RunStatus::Failed);
+    let split = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches where status = 'split'";
+    assert_eq!(scene.text(split).await, "split");
+    scene.run().await;
+    let mut accounts: Vec<i64> =
+        scene.balances().iter().map(|(account, _)| account.parse().unwrap()).collect();
+    accounts.sort_unstable();
+    assert_eq!(accounts, (0..12).collect::<Vec<i64>>(), "each row once");
+    the_books_balance(&scene).await;
+}
+
+/// Half of a batch arrived, half of it did not, and the worker is gone: the next one goes on with the parts.
+#[sqlx::test(migrations = false)]
+async fn an_isolation_that_was_cut_short_is_taken_up_again(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    add_rows(&scene, "acme", 64).await;
+    let mut runs = 0;
+    loop {
+        runs += 1;
+        // Every fifth request brings the run to its end.
+        scene.sandbox.set_rules(parsed(&["throttle@every:5", "reject:account=a7", "reject:account=a50"]));
+        if scene.run().await.status != RunStatus::Failed {
+            break;
+        }
+        assert!(runs < 50, "it comes to its end");
+    }
+    assert!(runs > 3, "{runs} runs: it was cut short");
+    let accounts: BTreeSet<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
+    assert_eq!((scene.balances().len(), accounts.len()), (62, 62), "each row once");
+    let set_aside = "select string_agg(record->>'entityAccountId', ',' order by ledger_id::int) from elven_sync.sync_errors
+                      where kind = 'rejected_row'";
+    assert_eq!(scene.text(set_aside).await, "a7,a50");
+    the_books_balance(&scene).await;
+}
+
+/// It may have arrived the first time, and it is refused the second time.
+#[sqlx::test(migrations = false)]
+async fn a_row_that_was_unknown_before_it_was_refused_is_set_aside(pool: PgPool) {
+    let scene = scene(pool).await;
+    add_rows(&scene, "acme", 1).await;
+    scene.sandbox.set_rules(parsed(&["error-500@once:1", "reject:account=a1"]));
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    assert_eq!(scene.text(BATCHES).await, "rejected 2 t 400");
+    assert_eq!(scene.text(ERRORS).await, "rejected_row 400 40013");
+    the_books_balance(&scene).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_api_that_refuses_everything_sets_nothing_aside(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
+    add_rows(&scene, "acme", 100).await;
+    scene.sandbox.set_rules(parsed(&["refuses-all"]));
+    for _ in 0..20 {
+        let before = scene.sandbox.requests().len();
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+        // As many as may be under way at once, and a probe for each.
+        let requests = scene.sandbox.requests().len() - before;
+        assert!((1..=8).contains(&requests), "{requests}");
+    }
+    assert_eq!(scene.text(ERRORS).await, "rejected_batch 400 40013");
+    scene.sandbox.set_rules(Vec::new());
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(scene.balances().len(), 100);
+    the_books_balance(&scene).await;
+}
+
+/// The lists answer, so key and endpoint seem good, and yet the contract has changed.
+/// `ELVEN_RUNS=1000` makes that many runs.
+#[sqlx::test(migrations = false)]
+async fn an_api_that_refuses_all_imports_fills_no_table(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "5");
+    add_rows(&scene, "acme", 64).await;
+    scene.sandbox.set_rules(parsed(&["reject:currency=BTC"]));
+    let set_aside = "select count(*)::text from elven_sync.sync_errors where kind = 'rejected_row'";
+    for run in 1..=super::variable("ELVEN_RUNS").unwrap_or(100) {
+        let before = imports(&scene).len();
+        let report = scene.run().await;
+        assert_eq!(report.status, RunStatus::Failed, "run {run}");
+        // Once the limit is reached there is nothing to find out any more.
+        let requests = imports(&scene).len() - before;
+        assert!(requests <= if run == 1 { 64 } else { 4 }, "{requests} requests in run {run}");
+        assert_eq!(scene.text(set_aside).await, "5", "run {run}");
+    }
+    let lane = "select kind || ' ' || http_status from elven_sync.sync_errors where ledger_id is null and resolved_at is null";
+    assert_eq!(scene.text(lane).await, "rejected_batch 400");
+    scene.sandbox.set_rules(Vec::new());
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(scene.balances().len(), 59, "what was set aside waits for a person, the rest is there");
+}
+
+/// One row too many is refused while others are on their way: those count, and the cursor stays behind it.
+#[sqlx::test(migrations = false)]
+async fn the_row_beyond_the_limit_is_not_passed_over(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "1");
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+    add_rows(&scene, "acme", 24).await;
+    let poison = ["reject:account=a1", "reject:account=a4", "reject:account=a5", "reject:account=a12"];
+    scene.sandbox.set_rules(parsed(&[&["slow=20ms@every:3"][..], &poison].concat()));
+    for _ in 0..3 {
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+    }
+    scene.sql("update elven_sync.sync_errors set resolved_at = now(), resolution = 'by hand' where kind = 'rejected_row'").await;
+    scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "10");
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    assert_eq!(scene.balances().len(), 20, "each good row once");
+    let set_aside = "select string_agg(record->>'entityAccountId', ',' order by ledger_id::int) from elven_sync.sync_errors
+                      where kind = 'rejected_row'";
+    assert_eq!(scene.text(set_aside).await, "a1,a4,a5,a12");
+    the_books_balance(&scene).await;
+}
+
+/// A newer version of a row that was set aside is uploaded, and resolves its error.
+#[sqlx::test(migrations = false)]
+async fn a_corrected_row_is_uploaded(pool: PgPool) {
+    let scene = scene(pool).await;
+    add_rows(&scene, "acme", 8).await;
+    scene.sandbox.inject(failure(422, "no"));
+    scene.sandbox.set_rules(parsed(&["reject:account=a3"]));
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    assert!(answered(&scene, 422) == 1 && scene.balances().len() == 7);
+    scene
+        .sql("update ledger.balance_snapshots set entity_account_id = 'a30' where entity_account_id = 'a3'")
+        .await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!((scene.text(ERRORS).await.as_str(), scene.balances().len()), ("NULL", 8));
+    let by_id = AssertSqlSafe("select resolution from elven_sync.sync_errors where ledger_id is not null");
+    let resolution: String = sqlx::query_scalar(by_id).fetch_one(&scene.pool).await.unwrap();
+    assert_eq!(resolution, "a newer version of the row was uploaded");
+}

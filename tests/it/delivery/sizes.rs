@@ -1,0 +1,66 @@
+//! Bodies that are too large: learned where the limit is, and kept below it.
+
+use elven_sync::journal::RunStatus;
+use sqlx::PgPool;
+
+use super::{ERRORS, add_rows, answered, imports, scene};
+use crate::sandbox_faults::parsed;
+
+#[sqlx::test(migrations = false)]
+async fn the_limit_of_the_api_is_learned_and_remembered(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    add_rows(&scene, "acme", 3000).await;
+    // A batch of a hundred has 8 kB.
+    scene.sandbox.set_rules(parsed(&["body-limit=5kB"]));
+    let report = scene.run().await;
+    assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 3000));
+    assert_eq!(scene.balances().len(), 3000);
+    let refused = answered(&scene, 413);
+    assert!((1..=5).contains(&refused), "{refused} bodies were too large: the limit is not learned");
+    let learned: Vec<u64> =
+        imports(&scene).iter().rev().skip(1).take(20).map(|import| import.body_bytes).collect();
+    assert!(
+        learned.iter().all(|bytes| (4_500..=5_000).contains(bytes)),
+        "close below the limit: {learned:?}"
+    );
+
+    add_rows(&scene, "acme", 1000).await;
+    let before = imports(&scene).len();
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert!(imports(&scene)[before].body_bytes <= 5_000, "remembered by the next run");
+    assert!(answered(&scene, 413) <= refused + 1);
+}
+
+#[sqlx::test(migrations = false)]
+async fn batch_bytes_cuts_before_the_api_has_to(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_BYTES", "3000");
+    add_rows(&scene, "acme", 500).await;
+    scene.sandbox.set_rules(parsed(&["body-limit=3000B"]));
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!((answered(&scene, 413), scene.balances().len()), (0, 500));
+    let largest = imports(&scene).iter().map(|import| import.body_bytes).max().unwrap();
+    assert!((2_850..=3_000).contains(&largest), "{largest}");
+    let recorded = "select max(body_bytes)::text from elven_sync.sync_batches";
+    assert_eq!(scene.text(recorded).await, largest.to_string());
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_record_that_is_too_large_alone_is_set_aside(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
+    add_rows(&scene, "acme", 6).await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', repeat('x', 1000), 'BTC', '2024-01-01Z', 1)").await;
+    add_rows(&scene, "acme", 6).await;
+    scene.sandbox.set_rules(parsed(&["body-limit=900B"]));
+    let report = scene.run().await;
+    assert_eq!(report.status, RunStatus::Incomplete);
+    assert_eq!((report.counters.rows_uploaded, report.counters.rows_rejected), (12, 1));
+    assert_eq!(scene.text(ERRORS).await, "rejected_row 413");
+    let whole = "select (length(record->>'entityAccountId') = 1000 and message like '%too large%')::text
+                   from elven_sync.sync_errors";
+    assert_eq!(scene.text(whole).await, "true");
+}
