@@ -10,7 +10,7 @@ use super::decision::{Attempt, Decision, decide};
 use super::words::{self, Words};
 use super::{RunError, Target, Worker, heartbeat};
 use crate::batch::Batch;
-use crate::elven::{Answer, judge};
+use crate::elven::{Answer, Verdict};
 use crate::journal::{Entity, Kind, Lease, Problem, RecordedError, RunStatus, Settlement, Take};
 
 /// What became of an error that was tried again.
@@ -124,10 +124,9 @@ impl Worker {
             }
         }
         let batch_id = self.journal.announce_alone(lease, run_id, &batch).await?;
-        let (answer, settlement, sent) = self.ask(&target.channel, &batch).await;
-        let verdict = judge(&answer);
+        let (verdict, settlement, sent) = self.ask(&target.channel, &batch).await;
         let words = words::of(&verdict, settlement.http_status, &batch, &target.channel.credential.name);
-        let accepted = verdict == crate::elven::Verdict::Accepted;
+        let accepted = verdict == Verdict::Accepted;
         let (status, message) =
             if accepted { ("accepted", None) } else { (words.status, Some(words.message.as_str())) };
         let answered = (status, message);
@@ -141,19 +140,23 @@ impl Worker {
 
     /// Sends a batch, as often as it takes and is allowed. Returns also how often that was, and whether an
     /// earlier attempt than the last may have arrived.
-    async fn ask(&self, channel: &Channel, batch: &Batch) -> (Answer, Settlement, (u32, bool)) {
+    async fn ask(&self, channel: &Channel, batch: &Batch) -> (Verdict, Settlement, (u32, bool)) {
         let retry = &self.settings.retry;
-        let mut corrected = TimeDelta::zero();
+        let mut corrected = None;
         let mut number = 1;
         let mut ambiguous = false;
         loop {
             let pause = channel.turn(retry.max).await.err();
             let signed = channel.sign_import(corrected, batch.body.clone());
             let begun = Instant::now();
+            let mut signed_ahead = TimeDelta::zero();
             let answer = match (pause, signed) {
                 (Some(pause), _) => Answer::NotSent(words::come_later(pause)),
                 (None, Err(problem)) => Answer::NotSent(problem.to_string()),
-                (None, Ok(signed)) => channel.send(signed).await,
+                (None, Ok(signed)) => {
+                    signed_ahead = signed.ahead();
+                    channel.send(signed).await
+                }
             };
             let settlement = Settlement {
                 http_status: match &answer {
@@ -164,17 +167,23 @@ impl Worker {
                 sent: !matches!(answer, Answer::NotSent(_)),
                 repeated: number > 1,
             };
+            let verdict = channel.judge(&answer);
+            if matches!(verdict, Verdict::Accepted | Verdict::Refused(_))
+                && let Some(ahead) = corrected.take()
+            {
+                channel.keep_clock(ahead);
+            }
             let attempt =
-                Attempt { number, attempts_max: retry.attempts, clock_corrected: !corrected.is_zero() };
-            match decide(&judge(&answer), attempt, retry, fastrand::u32(..)) {
-                Decision::CorrectClock(ahead) => corrected = ahead,
+                Attempt { number, attempts_max: retry.attempts, clock_corrected: corrected.is_some() };
+            match decide(&verdict, attempt, retry, fastrand::u32(..)) {
+                Decision::CorrectClock(ahead) => corrected = Some(signed_ahead + ahead),
                 Decision::Again { after, lost, .. } => {
                     number += 1;
                     ambiguous |= lost;
                     tokio::time::sleep(after).await;
                 }
                 Decision::Settle | Decision::Isolate | Decision::Stop { .. } => {
-                    return (answer, settlement, (number, ambiguous));
+                    return (verdict, settlement, (number, ambiguous));
                 }
             }
         }
