@@ -346,15 +346,7 @@ impl Delivery {
             let (begun, signed_ahead) = (Instant::now(), signed.ahead());
             let answer = self.channel.send(signed).await;
             drop(permit);
-            let settlement = Settlement {
-                http_status: match &answer {
-                    Answer::Response { status, .. } => Some(i32::from(*status)),
-                    Answer::NotSent(_) | Answer::Lost(_) => None,
-                },
-                duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
-                sent: !matches!(answer, Answer::NotSent(_)),
-                repeated: node.repeated,
-            };
+            let settlement = settlement(&answer, begun, node.repeated);
             node.repeated = true;
             let verdict = self.channel.judge(&answer);
             // What else comes back may be from somebody who did not look at the signature.
@@ -574,5 +566,18 @@ fn take(
 fn note(halt: Halt, first_halt: &mut Option<Halt>) {
     if first_halt.as_ref().is_none_or(|first| matches!(first, Halt::Stopped)) {
         *first_halt = Some(halt);
+    }
+}
+
+/// What is recorded of an answer.
+pub(super) fn settlement(answer: &Answer, begun: Instant, repeated: bool) -> Settlement {
+    Settlement {
+        http_status: match answer {
+            Answer::Response { status, .. } => Some(i32::from(*status)),
+            Answer::NotSent(_) | Answer::Lost(_) => None,
+        },
+        duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
+        sent: !matches!(answer, Answer::NotSent(_)),
+        repeated,
     }
 }

@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 
 use super::channel::Channel;
 use super::decision::{Attempt, Decision, decide};
+use super::delivery::settlement;
 use super::words::{self, Words};
 use super::{RunError, Target, Worker, heartbeat};
 use crate::batch::Batch;
@@ -158,15 +159,7 @@ impl Worker {
                     channel.send(signed).await
                 }
             };
-            let settlement = Settlement {
-                http_status: match &answer {
-                    Answer::Response { status, .. } => Some(i32::from(*status)),
-                    Answer::NotSent(_) | Answer::Lost(_) => None,
-                },
-                duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
-                sent: !matches!(answer, Answer::NotSent(_)),
-                repeated: number > 1,
-            };
+            let settlement = settlement(&answer, begun, number > 1);
             let verdict = channel.judge(&answer);
             if matches!(verdict, Verdict::Accepted | Verdict::Refused(_))
                 && let Some(ahead) = corrected.take()
