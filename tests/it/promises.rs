@@ -60,6 +60,57 @@ async fn promises_1_2_3_every_row_arrives_exactly_once_and_exactly_right(pool: P
     );
 }
 
+/// Hours that are left out, repeated, half, negative or a day long; and offsets with seconds, from before
+/// there were time zones.
+const CHANGES: &str = "
+    create table changes (entity_id text, at timestamptz);
+    insert into changes values
+        ('America/New_York', '2024-03-10 07:00Z'), ('America/New_York', '2024-11-03 06:00Z'),
+        ('America/New_York', '1966-10-30 06:00Z'), ('America/New_York', '1883-11-18 17:00Z'),
+        ('Australia/Lord_Howe', '2024-04-06 15:00Z'), ('Australia/Lord_Howe', '2024-10-05 15:30Z'),
+        ('Europe/Dublin', '2024-03-31 01:00Z'), ('Europe/Dublin', '2024-10-27 01:00Z'),
+        ('Europe/Dublin', '1971-10-31 02:00Z'), ('Europe/Dublin', '1916-05-21 02:25:21Z'),
+        ('Africa/Casablanca', '2024-03-10 02:00Z'), ('Africa/Casablanca', '2024-04-14 02:00Z'),
+        ('Africa/Monrovia', '1972-01-07 00:44:30Z'), ('Europe/Zurich', '1941-05-05 00:00Z'),
+        ('Pacific/Apia', '2011-12-30 10:00Z');
+    insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+    select entity_id, 'a', 'BTC', at + step, row_number() over ()
+      from changes, lateral (
+           select n * interval '10 minutes' from generate_series(-18, 18) n
+           union all select n * interval '1 microsecond' from generate_series(-1, 1) n where n <> 0
+           union all select n * interval '1 second' from generate_series(-1, 1) n where n <> 0) steps (step)";
+
+#[sqlx::test(migrations = false)]
+async fn promise_3_every_change_of_the_clocks_is_as_postgresql_has_it(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.sql(CHANGES).await;
+    let zones: Vec<String> =
+        sqlx::query_scalar("select distinct entity_id from changes").fetch_all(&scene.pool).await.unwrap();
+    for zone in &zones {
+        scene.entity(zone, zone).await;
+    }
+    let report = scene.run().await;
+    assert_eq!(report.status, RunStatus::Succeeded);
+    // Each entity has a single batch: of the rows of one second, or of one repeated hour, the newest counts.
+    let mut expected: Vec<String> = sqlx::query_scalar(
+        "select distinct on (entity_id, local) concat_ws(' ', 'a', 'BTC', local, balance)
+           from (select entity_id, captured_at, id, balance,
+                        to_char(date_trunc('second', captured_at at time zone entity_id), 'YYYY-MM-DD HH24:MI:SS') as local
+                   from ledger.balance_snapshots) rows
+          order by entity_id, local, captured_at desc, id desc",
+    )
+    .fetch_all(&scene.pool)
+    .await
+    .unwrap();
+    expected.sort();
+    let received = scene.received();
+    assert_eq!(received.iter().zip(&expected).find(|(got, wanted)| got != wanted), None);
+    let (sent, superseded) = (report.counters.rows_uploaded, report.counters.rows_superseded);
+    assert_eq!((received.len(), sent + superseded), (expected.len(), report.counters.rows_read));
+    assert!(superseded > 60, "{superseded}: hours were repeated");
+    assert!(!received.iter().any(|record| record.contains(" 2011-12-30 ")), "Samoa had no such day");
+}
+
 #[sqlx::test(migrations = false)]
 async fn promise_1_an_updated_row_is_uploaded_again(pool: PgPool) {
     let scene = Scene::new(pool).await;
