@@ -547,6 +547,19 @@ impl Delivery {
     }
 }
 
+/// What is recorded of an answer, whatever it means.
+fn settlement(answer: &Answer, begun: Instant, repeated: bool) -> Settlement {
+    Settlement {
+        http_status: match answer {
+            Answer::Response { status, .. } => Some(i32::from(*status)),
+            Answer::NotSent(_) | Answer::Lost(_) => None,
+        },
+        duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
+        sent: !matches!(answer, Answer::NotSent(_)),
+        repeated,
+    }
+}
+
 /// Takes in that a batch is done, or why the lane has to stop.
 fn take(
     done: Result<(Vec<u64>, Result<(), Halt>), tokio::task::JoinError>,

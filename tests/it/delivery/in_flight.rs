@@ -121,7 +121,7 @@ async fn as_many_requests_are_under_way_as_may_be(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
     add_rows(&scene, "acme", 40).await;
     scene.sandbox.set_rules(parsed(&["slow=50ms"]));
-    for (at_once, fastest_ms, slowest_ms) in [("4", 500, 1_600), ("1", 2_000, 20_000)] {
+    for (at_once, fastest_ms, slowest_ms) in [("4", 500, 1_900), ("1", 2_000, 20_000)] {
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", at_once);
         scene.sql("update ledger.balance_snapshots set balance = balance + 1").await;
         let before = imports(&scene).len();
@@ -139,11 +139,12 @@ async fn as_many_requests_are_under_way_as_may_be(pool: PgPool) {
 async fn parts_count_among_the_requests_under_way(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     add_rows(&scene, "acme", 16).await;
     scene.sandbox.set_rules(parsed(&["slow=30ms", "reject:currency=BTC"]));
     scene.run().await;
     let times: Vec<_> = imports(&scene).into_iter().map(|import| import.at).collect();
-    assert_eq!(times.len(), 31, "all of the halves down to single records");
+    assert_eq!(times.len(), 4 * 7, "all of the halves down to single records");
     // Of three in a row the third comes after the first was answered.
     let closest = times.windows(3).map(|three| (three[2] - three[0]).num_milliseconds()).min().unwrap();
     assert!(closest >= 25, "{closest} ms");
