@@ -11,13 +11,13 @@ mod migrate;
 mod moves;
 mod problems;
 mod runs;
+mod steps;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use std::{str::FromStr, time::Duration};
 
-pub(crate) use batches::invalid;
 pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
@@ -26,6 +26,7 @@ pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{RecordedError, Wanted};
 pub use runs::{Counters, RunStatus};
+pub(crate) use steps::invalid;
 
 /// Begins a transaction whose commit is durable.
 const DURABLE: &str = "begin; set local synchronous_commit = on";

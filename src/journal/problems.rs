@@ -4,8 +4,11 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgPool;
 
+use super::batches::Settlement;
 use super::lanes::commit_if_held;
+use super::steps::{Done, Place, count, count_in_run, finish, insert};
 use super::{Journal, JournalError, Lease, Problem, errors};
+use crate::batch::Batch;
 
 /// A row of `sync_errors`.
 #[derive(Clone, Debug, Serialize)]
@@ -94,6 +97,67 @@ impl RecordedError {
 }
 
 impl Journal {
+    /// Records a batch outside of any pass that is about to be sent, and checks the lease by doing so.
+    pub async fn announce_alone(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        batch: &Batch,
+    ) -> Result<i64, JournalError> {
+        let mut transaction = self.begin().await?;
+        let held = sqlx::query_scalar!(
+            r#"select 1 as "held!" from elven_sync.sync_state
+                where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
+                  for update"#,
+            lease.entity_id,
+            lease.epoch,
+            lease.owner
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let place = Place { run: run_id, pass: None, entity: &lease.entity_id, parent: None };
+        let batch_id = insert(&mut transaction, place, batch, 1).await?;
+        commit_if_held(transaction, u64::from(held.is_some())).await?;
+        Ok(batch_id)
+    }
+
+    /// Records the last answer to a batch outside of any pass, after so many attempts.
+    pub async fn answered_alone(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        (batch_id, batch): (i64, &Batch),
+        (status, error): (&str, Option<&str>),
+        settlement: Settlement,
+        (attempts, ambiguous): (u32, bool),
+    ) -> Result<(), JournalError> {
+        let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
+        let mut transaction = self.begin().await?;
+        let held = sqlx::query!(
+            "update elven_sync.sync_state set rows_uploaded = rows_uploaded + $4
+              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+            lease.entity_id,
+            lease.epoch,
+            lease.owner,
+            i64::from(count(uploaded))
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "update elven_sync.sync_batches set attempts = $2, ambiguous = $3 where batch_id = $1",
+            batch_id,
+            i32::try_from(attempts).unwrap_or(i32::MAX),
+            ambiguous
+        )
+        .execute(&mut *transaction)
+        .await?;
+        finish(&mut transaction, batch_id, status, settlement, error).await?;
+        let of = (status == "accepted").then_some(batch);
+        let done = Done { uploaded, rejected: 0, of };
+        count_in_run(&mut transaction, run_id, settlement, batch, done).await?;
+        commit_if_held(transaction, held.rows_affected()).await
+    }
+
     /// Records what became of an error that was tried again, under the lease of its entity: resolved, or seen
     /// once more.
     pub async fn retried(

@@ -1,7 +1,11 @@
 //! Delivery: the batches of one pass on their way, several at once, until each row is accepted, set aside, or
 //! the lane stops.
 
-use std::collections::{BTreeMap, HashSet};
+mod isolation;
+mod recovery;
+mod window;
+
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +15,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use self::window::Window;
 use super::channel::Channel;
 use super::decision::{Attempt, Decision, decide};
 use super::lane::{Halt, Held};
@@ -20,8 +25,8 @@ use super::{EntityReport, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Signed, Verdict};
-use crate::journal::{Advance, Doing, Kind, OpenPass, Problem, Recorded, Settlement};
-use crate::ledger::{LedgerError, Reading};
+use crate::journal::{Doing, Kind, OpenPass, Problem, Settlement};
+use crate::ledger::LedgerError;
 use crate::watermark::Cursor;
 
 /// A batch that ended unknown in so many runs is tried once by each later one.
@@ -56,47 +61,9 @@ struct Node {
     unknown_runs: i32,
 }
 
-/// What is on its way or done, in the order of the pass, from the cursor on.
-#[derive(Clone, Default)]
-struct Window {
-    cursor: Option<Cursor>,
-    /// Number of the first one that is not done.
-    first: usize,
-    /// For each: where it ends, and how many parts of it are not done.
-    roots: std::collections::VecDeque<(Cursor, usize)>,
-}
-
-impl Window {
-    fn push(&mut self, last: Cursor, parts: usize) -> usize {
-        self.roots.push_back((last, parts));
-        self.first + self.roots.len() - 1
-    }
-
-    fn add_part(&mut self, root: usize) {
-        self.roots[root - self.first].1 += 1;
-    }
-
-    /// What it is when a part is done, and how far the cursor moves by that: over all that is done in a row.
-    /// To be kept once the journal has it.
-    fn with_part_done(&self, root: usize) -> (Self, Option<Advance>) {
-        let mut then = self.clone();
-        then.roots[root - self.first].1 -= 1;
-        let mut last = None;
-        while then.roots.front().is_some_and(|(_, parts)| *parts == 0) {
-            last = then.roots.pop_front().map(|(last, _)| last);
-            then.first += 1;
-        }
-        let advance = last.map(|last| Advance { before: self.cursor.clone(), last });
-        if let Some(Advance { last, .. }) = &advance {
-            then.cursor = Some(last.clone());
-        }
-        (then, advance)
-    }
-}
-
 impl Delivery {
     pub(super) fn new(held: &Held<'_>, pass: OpenPass, cursor: Option<Cursor>) -> Arc<Self> {
-        let window = Window { cursor, ..Window::default() };
+        let window = Window::at(cursor);
         Arc::new(Self {
             worker: held.worker.clone(),
             run_id: held.run_id,
@@ -117,89 +84,6 @@ impl Delivery {
 
     fn doing(&self) -> Doing<'_> {
         Doing { pass: &self.pass, run_id: self.run_id }
-    }
-
-    /// Replays what the journal has of the pass beyond the cursor: what is done is passed over, the rest is sent
-    /// over its recorded interval. Returns where to go on reading.
-    pub(super) async fn recover<'r>(
-        self: &Arc<Self>,
-        reading: &impl Fn(Option<Cursor>, Option<Cursor>) -> Reading<'r>,
-    ) -> Result<Option<Cursor>, Halt> {
-        let recorded = self.worker.journal.recorded(&self.pass).await?;
-        let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
-        for part in &recorded {
-            if let Some(parent_id) = part.parent_id {
-                parts.entry(parent_id).or_default().push(part);
-            }
-        }
-        let roots: Vec<&Recorded> = recorded.iter().filter(|batch| batch.parent_id.is_none()).collect();
-        // All at once, so that the cursor passes over those that are done as soon as those before them are.
-        let mut open = Vec::new();
-        for root in &roots {
-            let mut leaves = vec![*root];
-            while let Some(split) = leaves.iter().position(|leaf| leaf.is_split) {
-                let split = leaves.swap_remove(split);
-                leaves.extend(parts.get(&split.batch_id).into_iter().flatten());
-            }
-            leaves.retain(|leaf| !leaf.is_done);
-            leaves.sort_by_key(|leaf| leaf.batch_id);
-            let number = self.window.lock().await.push(root.last.clone(), leaves.len());
-            open.push((number, *root, leaves));
-        }
-        let mut after = self.window.lock().await.cursor.clone();
-        for (number, root, leaves) in open {
-            if !leaves.is_empty() {
-                let interval = reading(after.clone(), Some(root.last.clone()));
-                let rows = Rows::of(self.worker.ledger.pass(interval).await?).all().await?;
-                for leaf in leaves {
-                    let rows =
-                        rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
-                    self.redo(number, root, leaf, rows, after.clone()).await?;
-                }
-            }
-            after = Some(root.last.clone());
-        }
-        Ok(after)
-    }
-
-    /// Sends a recorded batch, or a part of one, over again.
-    async fn redo(
-        self: &Arc<Self>,
-        root: usize,
-        whole: &Recorded,
-        leaf: &Recorded,
-        rows: Vec<crate::ledger::Row>,
-        before: Option<Cursor>,
-    ) -> Result<(), Halt> {
-        if rows.is_empty() {
-            let mut window = self.window.lock().await;
-            let (then, advance) = window.with_part_done(root);
-            self.worker.journal.emptied(self.doing(), leaf.batch_id, advance).await?;
-            *window = then;
-            return Ok(());
-        }
-        if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
-            return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
-        }
-        let batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, self.zone) };
-        if leaf.may_have_arrived {
-            tracing::warn!(
-                entity_id = self.pass.lease.entity_id,
-                batch_id = leaf.batch_id,
-                same_bytes = batch.body_sha256 == leaf.body_sha256,
-                "the outcome of a batch is unknown; it is sent again"
-            );
-        }
-        let node = Node {
-            batch_id: leaf.batch_id,
-            batch,
-            root,
-            ready: None,
-            lost: leaf.may_have_arrived,
-            repeated: leaf.attempts > 0,
-            unknown_runs: leaf.unknown_runs,
-        };
-        self.deliver(node).await
     }
 
     /// Reads on, and sends what is read: up to so many requests at once, but never two batches that have a
@@ -440,123 +324,8 @@ impl Delivery {
         Halt::Problem(Box::new(problem), not_before)
     }
 
-    /// Halves a refused batch, and returns the parts; a record that stands alone is set aside.
-    async fn isolate(
-        &self,
-        node: Node,
-        verdict: &Verdict,
-        settlement: Settlement,
-        words: Words,
-    ) -> Result<Vec<Node>, Halt> {
-        let settings = &self.worker.settings;
-        let halves = node.batch.halves(self.zone);
-        if *verdict == Verdict::TooLarge {
-            self.channel.too_large(node.batch.body.len());
-        } else {
-            let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
-            if open >= settings.sync.max_rejections {
-                let words = words.too_many(open);
-                return Err(self.stop(&node, words, settlement, None).await);
-            }
-        }
-        // A revoked key or a changed contract refuses everything: then nothing is taken apart. That a body is
-        // too large says itself what is wrong with it, until it is a single record.
-        if (*verdict != Verdict::TooLarge || halves.is_none())
-            && let Err(instead) = self.channel.prove(settings.retry.max).await
-        {
-            let words = words.unproven(&instead);
-            return Err(self.stop(&node, words, settlement, None).await);
-        }
-        if let Some(parts) = halves {
-            return Ok(self.split(&node, parts, settlement, &words.message).await?.into());
-        }
-        if let Some(parts) = node.batch.losers_apart(self.zone) {
-            let [winner, losers] = self.split(&node, parts, settlement, &words.message).await?;
-            // It was the answer to the whole that refused it: no request is made for it alone.
-            let settlement = Settlement { sent: false, ..settlement };
-            self.set_aside(&winner, settlement, words).await?;
-            return Ok(vec![losers]);
-        }
-        self.set_aside(&node, settlement, words).await?;
-        Ok(Vec::new())
-    }
-
-    /// Lets two parts take the place of a batch.
-    async fn split(
-        &self,
-        node: &Node,
-        parts: [Batch; 2],
-        settlement: Settlement,
-        error: &str,
-    ) -> Result<[Node; 2], Halt> {
-        let ids = self
-            .worker
-            .journal
-            .split(self.doing(), node.batch_id, &node.batch, &parts, settlement, error)
-            .await?;
-        self.window.lock().await.add_part(node.root);
-        let [first, second] = parts;
-        let part = |batch_id, batch| Node {
-            batch_id,
-            batch,
-            root: node.root,
-            ready: None,
-            lost: false,
-            repeated: false,
-            unknown_runs: 0,
-        };
-        Ok([part(ids[0], first), part(ids[1], second)])
-    }
-
-    /// Sets the records of a batch aside that cannot be taken apart any further.
-    async fn set_aside(&self, node: &Node, settlement: Settlement, words: Words) -> Result<(), Halt> {
-        let refused: Vec<Problem> = node
-            .batch
-            .records
-            .iter()
-            .map(|&row| words.of_row(node.batch_id, settlement.http_status, &node.batch, row, self.zone))
-            .collect();
-        let rejections_max = self.worker.settings.sync.max_rejections;
-        let mut window = self.window.lock().await;
-        let (then, advance) = window.with_part_done(node.root);
-        let set_aside = self
-            .worker
-            .journal
-            .set_aside(
-                self.doing(),
-                node.batch_id,
-                &node.batch,
-                (&refused, rejections_max),
-                settlement,
-                advance,
-            )
-            .await?;
-        if !set_aside {
-            drop(window);
-            let words = words.too_many(rejections_max);
-            return Err(self.stop(node, words, settlement, None).await);
-        }
-        *window = then;
-        drop(window);
-        self.report(|report| report.count_set_aside(&node.batch));
-        Ok(())
-    }
-
     fn report(&self, change: impl FnOnce(&mut EntityReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-/// What is recorded of an answer, whatever it means.
-fn settlement(answer: &Answer, begun: Instant, repeated: bool) -> Settlement {
-    Settlement {
-        http_status: match answer {
-            Answer::Response { status, .. } => Some(i32::from(*status)),
-            Answer::NotSent(_) | Answer::Lost(_) => None,
-        },
-        duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
-        sent: !matches!(answer, Answer::NotSent(_)),
-        repeated,
     }
 }
 

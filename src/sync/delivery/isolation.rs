@@ -1,0 +1,112 @@
+//! Isolation: a refused batch is taken apart until the refused records stand alone, and those are set aside.
+
+use super::super::lane::Halt;
+use super::super::words::Words;
+use super::{Delivery, Node};
+use crate::batch::Batch;
+use crate::elven::Verdict;
+use crate::journal::{Problem, Settlement};
+
+impl Delivery {
+    /// Halves a refused batch, and returns the parts; a record that stands alone is set aside.
+    pub(super) async fn isolate(
+        &self,
+        node: Node,
+        verdict: &Verdict,
+        settlement: Settlement,
+        words: Words,
+    ) -> Result<Vec<Node>, Halt> {
+        let settings = &self.worker.settings;
+        let halves = node.batch.halves(self.zone);
+        if *verdict == Verdict::TooLarge {
+            self.channel.too_large(node.batch.body.len());
+        } else {
+            let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
+            if open >= settings.sync.max_rejections {
+                let words = words.too_many(open);
+                return Err(self.stop(&node, words, settlement, None).await);
+            }
+        }
+        // A revoked key or a changed contract refuses everything: then nothing is taken apart. That a body is
+        // too large says itself what is wrong with it, until it is a single record.
+        if (*verdict != Verdict::TooLarge || halves.is_none())
+            && let Err(instead) = self.channel.prove(settings.retry.max).await
+        {
+            let words = words.unproven(&instead);
+            return Err(self.stop(&node, words, settlement, None).await);
+        }
+        if let Some(parts) = halves {
+            return Ok(self.split(&node, parts, settlement, &words.message).await?.into());
+        }
+        if let Some(parts) = node.batch.losers_apart(self.zone) {
+            let [winner, losers] = self.split(&node, parts, settlement, &words.message).await?;
+            // It was the answer to the whole that refused it: no request is made for it alone.
+            let settlement = Settlement { sent: false, ..settlement };
+            self.set_aside(&winner, settlement, words).await?;
+            return Ok(vec![losers]);
+        }
+        self.set_aside(&node, settlement, words).await?;
+        Ok(Vec::new())
+    }
+
+    /// Lets two parts take the place of a batch.
+    async fn split(
+        &self,
+        node: &Node,
+        parts: [Batch; 2],
+        settlement: Settlement,
+        error: &str,
+    ) -> Result<[Node; 2], Halt> {
+        let ids = self
+            .worker
+            .journal
+            .split(self.doing(), node.batch_id, &node.batch, &parts, settlement, error)
+            .await?;
+        self.window.lock().await.add_part(node.root);
+        let [first, second] = parts;
+        let part = |batch_id, batch| Node {
+            batch_id,
+            batch,
+            root: node.root,
+            ready: None,
+            lost: false,
+            repeated: false,
+            unknown_runs: 0,
+        };
+        Ok([part(ids[0], first), part(ids[1], second)])
+    }
+
+    /// Sets the records of a batch aside that cannot be taken apart any further.
+    async fn set_aside(&self, node: &Node, settlement: Settlement, words: Words) -> Result<(), Halt> {
+        let refused: Vec<Problem> = node
+            .batch
+            .records
+            .iter()
+            .map(|&row| words.of_row(node.batch_id, settlement.http_status, &node.batch, row, self.zone))
+            .collect();
+        let rejections_max = self.worker.settings.sync.max_rejections;
+        let mut window = self.window.lock().await;
+        let (then, advance) = window.with_part_done(node.root);
+        let set_aside = self
+            .worker
+            .journal
+            .set_aside(
+                self.doing(),
+                node.batch_id,
+                &node.batch,
+                (&refused, rejections_max),
+                settlement,
+                advance,
+            )
+            .await?;
+        if !set_aside {
+            drop(window);
+            let words = words.too_many(rejections_max);
+            return Err(self.stop(node, words, settlement, None).await);
+        }
+        *window = then;
+        drop(window);
+        self.report(|report| report.count_set_aside(&node.batch));
+        Ok(())
+    }
+}

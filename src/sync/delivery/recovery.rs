@@ -1,0 +1,99 @@
+//! Recovery: what an earlier worker has left of a pass.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::lane::Halt;
+use super::super::rows::Rows;
+use super::super::words;
+use super::{Delivery, Node};
+use crate::batch::Batch;
+use crate::config::OnAmbiguous;
+use crate::journal::Recorded;
+use crate::ledger::{Reading, Row};
+use crate::watermark::Cursor;
+
+impl Delivery {
+    /// Replays what the journal has of the pass beyond the cursor: what is done is passed over, the rest is sent
+    /// over its recorded interval. Returns where to go on reading.
+    pub(in crate::sync) async fn recover<'r>(
+        self: &Arc<Self>,
+        reading: &impl Fn(Option<Cursor>, Option<Cursor>) -> Reading<'r>,
+    ) -> Result<Option<Cursor>, Halt> {
+        let recorded = self.worker.journal.recorded(&self.pass).await?;
+        let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
+        for part in &recorded {
+            if let Some(parent_id) = part.parent_id {
+                parts.entry(parent_id).or_default().push(part);
+            }
+        }
+        let roots: Vec<&Recorded> = recorded.iter().filter(|batch| batch.parent_id.is_none()).collect();
+        // All at once, so that the cursor passes over those that are done as soon as those before them are.
+        let mut open = Vec::new();
+        for root in &roots {
+            let mut leaves = vec![*root];
+            while let Some(split) = leaves.iter().position(|leaf| leaf.is_split) {
+                let split = leaves.swap_remove(split);
+                leaves.extend(parts.get(&split.batch_id).into_iter().flatten());
+            }
+            leaves.retain(|leaf| !leaf.is_done);
+            leaves.sort_by_key(|leaf| leaf.batch_id);
+            let number = self.window.lock().await.push(root.last.clone(), leaves.len());
+            open.push((number, *root, leaves));
+        }
+        let mut after = self.window.lock().await.cursor.clone();
+        for (number, root, leaves) in open {
+            if !leaves.is_empty() {
+                let interval = reading(after.clone(), Some(root.last.clone()));
+                let rows = Rows::of(self.worker.ledger.pass(interval).await?).all().await?;
+                for leaf in leaves {
+                    let rows =
+                        rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
+                    self.redo(number, root, leaf, rows, after.clone()).await?;
+                }
+            }
+            after = Some(root.last.clone());
+        }
+        Ok(after)
+    }
+
+    /// Sends a recorded batch, or a part of one, over again.
+    async fn redo(
+        self: &Arc<Self>,
+        root: usize,
+        whole: &Recorded,
+        leaf: &Recorded,
+        rows: Vec<Row>,
+        before: Option<Cursor>,
+    ) -> Result<(), Halt> {
+        if rows.is_empty() {
+            let mut window = self.window.lock().await;
+            let (then, advance) = window.with_part_done(root);
+            self.worker.journal.emptied(self.doing(), leaf.batch_id, advance).await?;
+            *window = then;
+            return Ok(());
+        }
+        if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
+            return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
+        }
+        let batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, self.zone) };
+        if leaf.may_have_arrived {
+            tracing::warn!(
+                entity_id = self.pass.lease.entity_id,
+                batch_id = leaf.batch_id,
+                same_bytes = batch.body_sha256 == leaf.body_sha256,
+                "the outcome of a batch is unknown; it is sent again"
+            );
+        }
+        let node = Node {
+            batch_id: leaf.batch_id,
+            batch,
+            root,
+            ready: None,
+            lost: leaf.may_have_arrived,
+            repeated: leaf.attempts > 0,
+            unknown_runs: leaf.unknown_runs,
+        };
+        self.deliver(node).await
+    }
+}
