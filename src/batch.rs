@@ -172,7 +172,12 @@ impl Batch {
         let (losers, others): (Vec<usize>, Vec<usize>) =
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
         let rows = |places: Vec<usize>| places.into_iter().map(|place| self.rows[place].clone()).collect();
-        (!losers.is_empty()).then(|| [self.part(rows(others), zone), self.part(rows(losers), zone)])
+        // A list of ids would not tell such parts apart.
+        let shares_id = losers
+            .iter()
+            .any(|&loser| others.iter().any(|&other| self.rows[other].id == self.rows[loser].id));
+        (!losers.is_empty() && !shares_id)
+            .then(|| [self.part(rows(others), zone), self.part(rows(losers), zone)])
     }
 
     /// Whether another row is a newer one of a key of this batch: then that is the one to send.

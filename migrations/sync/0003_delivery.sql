@@ -6,6 +6,9 @@ alter table elven_sync.sync_batches add column unknown_runs integer not null def
 -- A part of a split batch is recorded before its turn comes.
 alter table elven_sync.sync_batches alter column attempts set default 0;
 
+-- A person's word resolved it, and nothing was sent.
+alter table elven_sync.sync_errors add column dismissed boolean not null default false;
+
 -- Records whose amount has more digits than a double holds: sent exactly, but a reader may round them.
 alter table elven_sync.sync_batches add column rows_beyond_double integer not null default 0;
 alter table elven_sync.sync_runs add column rows_beyond_double bigint not null default 0;
@@ -31,3 +34,4 @@ comment on column elven_sync.sync_batches.rows_beyond_double is
     'Records whose amount a reader would round that takes JSON numbers for doubles (IEEE 754 binary64); they were sent exactly.';
 comment on column elven_sync.sync_runs.rows_beyond_double is
     'Records accepted whose amount a reader would round that takes JSON numbers for doubles; they were sent exactly.';
+comment on column elven_sync.sync_errors.dismissed is 'True: resolved by a person''s word; nothing was sent.';

@@ -1,13 +1,16 @@
 //! `errors list | show | retry | resolve`.
 
+use std::sync::atomic::Ordering;
+
 use anyhow::bail;
 use clap::Subcommand;
 use sqlx::PgPool;
-use tokio::sync::watch;
+use strum::VariantNames;
 
+use super::run::stop_on_signal;
 use super::{INCOMPLETE, SUCCEEDED, connect};
 use crate::config::Settings;
-use crate::journal::{self, RecordedError, Wanted};
+use crate::journal::{self, Kind, RecordedError, Wanted};
 use crate::output;
 use crate::sync::Worker;
 
@@ -19,7 +22,7 @@ pub(super) enum Command {
         #[arg(long = "entity", value_name = "ID")]
         entities: Vec<String>,
         /// Only of these kinds, e.g. `rejected_row`
-        #[arg(long = "kind", value_name = "KIND")]
+        #[arg(long = "kind", value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(Kind::VARIANTS))]
         kinds: Vec<String>,
         /// Also those that are resolved
         #[arg(long)]
@@ -113,7 +116,8 @@ async fn retry(settings: &Settings, pool: &PgPool, error_ids: Vec<i64>) -> anyho
         return Ok(SUCCEEDED);
     }
     let settings = Settings { ledger_url: None, ..settings.clone() };
-    let worker = Worker::open(settings, pool.clone(), watch::channel(false).1).await?;
+    let (stop, stopped_by) = stop_on_signal()?;
+    let worker = Worker::open(settings, pool.clone(), stop.clone()).await?;
     let retried = worker.retry(errors).await?;
     for retried in &retried {
         let (state, why) = match &retried.outcome {
@@ -121,6 +125,9 @@ async fn retry(settings: &Settings, pool: &PgPool, error_ids: Vec<i64>) -> anyho
             Err(why) => ("still open", why),
         };
         output::line(format_args!("error {}: {state}: {why}", retried.error_id));
+    }
+    if *stop.borrow() {
+        return Ok(128 + stopped_by.load(Ordering::Relaxed));
     }
     let open = retried.iter().any(|retried| retried.outcome.is_err());
     Ok(if open { INCOMPLETE } else { SUCCEEDED })

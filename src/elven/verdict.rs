@@ -52,17 +52,18 @@ pub enum Verdict {
 pub struct Reason {
     /// `data.code` of the documented failure body.
     pub code: Option<String>,
-    /// `data.message`, cut to [`MESSAGE_CHARS_MAX`].
+    /// `data.message`.
     pub message: Option<String>,
 }
 
 impl Reason {
-    /// Leaves a secret out.
-    pub fn hide(&mut self, secret: &str) {
+    /// Leaves secrets out, then cuts the words to [`MESSAGE_CHARS_MAX`]: what is cut first hides no more.
+    pub fn without(&mut self, secrets: &[&str]) {
         for text in [&mut self.code, &mut self.message].into_iter().flatten() {
-            if text.contains(secret) {
+            for secret in secrets {
                 *text = text.replace(secret, "[hidden]");
             }
+            *text = text.chars().take(MESSAGE_CHARS_MAX).collect();
         }
     }
 }
@@ -123,9 +124,9 @@ fn failure(json: &Value) -> Option<Reason> {
     (code.is_some() || message.is_some()).then_some(Reason { code, message })
 }
 
-/// A foreign text, fit for a log line and a table: no control characters, not longer than the limit.
+/// A foreign text, fit for a log line and a table: no control characters.
 fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect()
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]
@@ -176,9 +177,19 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_at_the_cut_is_left_out_whole() {
+        let message = Some(format!("{} the-secret-key", "x".repeat(MESSAGE_CHARS_MAX - 8)));
+        let mut reason = Reason { code: Some("the-secret-key".to_owned()), message };
+        reason.without(&["the-secret-key"]);
+        assert_eq!(reason.code.as_deref(), Some("[hidden]"));
+        assert!(reason.message.is_some_and(|message| message.ends_with("x [hidde")));
+    }
+
+    #[test]
     fn a_foreign_message_is_cut_and_cleaned() {
         let body = format!(r#"{{"data":{{"message":"a\n{}"}}}}"#, "x".repeat(1000));
-        let Verdict::Refused(reason) = judge(&response(400, &body)) else { panic!("refused") };
+        let Verdict::Refused(mut reason) = judge(&response(400, &body)) else { panic!("refused") };
+        reason.without(&[]);
         let message = reason.message.unwrap();
         assert_eq!(message.len(), MESSAGE_CHARS_MAX);
         assert!(!message.contains('\n'));

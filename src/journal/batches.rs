@@ -17,7 +17,7 @@ pub struct Recorded {
     pub parent_id: Option<i64>,
     /// Where its interval ends.
     pub last: Cursor,
-    /// Ids of its rows.
+    /// Ids of its rows, when they are not all dealt with.
     pub ids: BTreeSet<String>,
     /// SHA-256 of the body that was sent, in hex.
     pub body_sha256: String,
@@ -85,7 +85,8 @@ impl Journal {
         let rows = sqlx::query!(
             r#"select b.batch_id, b.parent_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256, b.status,
                       b.row_count, b.attempts, b.unknown_runs,
-                      array(select elven_sync.batch_row_ids(b.batch_id)) as "ids!"
+                      case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
+                           then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
                  from elven_sync.sync_batches b join elven_sync.sync_state s on s.pass_id = b.pass_id
                 where b.pass_id = $1
                   and b.batch_id > coalesce((select max(d.batch_id) from elven_sync.sync_batches d
@@ -183,13 +184,14 @@ impl Journal {
     }
 
     /// Records an accepted batch: batch, watermark, counters and the rows set aside, in one transaction.
+    /// `resolves`: the entity has rows set aside, some of which it may answer.
     pub async fn settle(
         &self,
         doing: Doing<'_>,
         batch_id: i64,
         batch: &Batch,
         settlement: Settlement,
-        advance: Option<Advance>,
+        (advance, resolves): (Option<Advance>, bool),
     ) -> Result<(), JournalError> {
         let mut transaction = self.begin().await?;
         let records = i64::from(count(batch.records.len()));
@@ -197,7 +199,28 @@ impl Journal {
         let entity_id = &doing.pass.lease.entity_id;
         let problems: Vec<Problem> = batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
-        resolve_newer(&mut transaction, entity_id, batch_id).await?;
+        if !settlement.sent {
+            // Nothing was left to send of what it once was; what was sent then may have arrived.
+            sqlx::query!(
+                "update elven_sync.sync_batches
+                    set ambiguous = ambiguous or status = 'unknown', row_ids = $2, rows_read = $3, row_count = $4,
+                        rows_rejected = $5, rows_superseded = $6, body_bytes = $7, body_sha256 = $8
+                  where batch_id = $1",
+                batch_id,
+                batch.row_ids,
+                count(batch.rows.len()),
+                count(batch.records.len()),
+                count(batch.invalid.len()),
+                count(batch.superseded),
+                count(batch.body.len()),
+                batch.body_sha256
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        if resolves {
+            resolve_newer(&mut transaction, entity_id, batch_id, batch).await?;
+        }
         finish(&mut transaction, batch_id, "accepted", settlement, None).await?;
         let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
         count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
@@ -301,6 +324,18 @@ impl Journal {
         count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
         commit_if_held(transaction, moved).await?;
         Ok(true)
+    }
+
+    /// Says whether an entity has rows that are still set aside.
+    pub async fn has_rows_set_aside(&self, entity_id: &str) -> Result<bool, JournalError> {
+        let open = sqlx::query_scalar!(
+            r#"select exists (select from elven_sync.sync_errors
+                               where entity_id = $1 and ledger_id is not null and resolved_at is null) as "open!""#,
+            entity_id
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(open)
     }
 
     /// Rows of an entity that the API refused and that are still set aside.

@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 
 use sqlx::{PgExecutor, Postgres, Transaction};
-use strum::AsRefStr;
+use strum::{AsRefStr, VariantNames};
 
 use super::{Journal, JournalError};
 
 /// `sync_errors.kind`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Kind {
     /// Refused here, before sending.
@@ -107,6 +107,24 @@ pub(super) async fn record(
             &api_codes as &[Option<String>],
             &messages,
             &records as &[Option<String>]
+        )
+        .execute(&mut **transaction)
+        .await?;
+    }
+    let (kinds, ids): (Vec<String>, Vec<String>) = problems
+        .iter()
+        .filter_map(|problem| Some((problem.kind.as_ref().to_owned(), problem.ledger_id.clone()?)))
+        .unzip();
+    if !ids.is_empty() {
+        // A row has one problem at a time.
+        sqlx::query!(
+            "update elven_sync.sync_errors e
+                set resolved_at = clock_timestamp(), resolution = 'another problem of the row took its place'
+               from unnest($2::text[], $3::text[]) now (kind, ledger_id)
+              where e.entity_id = $1 and e.ledger_id = now.ledger_id and e.kind <> now.kind and e.resolved_at is null",
+            entity_id,
+            &kinds,
+            &ids
         )
         .execute(&mut **transaction)
         .await?;

@@ -279,7 +279,7 @@ impl Journal {
         let done = sqlx::query!(
             "update elven_sync.sync_state
                 set last_error = $4, consecutive_failures = consecutive_failures + 1,
-                    not_before = clock_timestamp() + make_interval(secs => $5)
+                    not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $5))
               where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
             lease.entity_id,
             lease.epoch,

@@ -1,5 +1,7 @@
 //! Recorded errors, for the person who sees to them.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgPool;
@@ -84,7 +86,7 @@ impl RecordedError {
     pub async fn resolve(pool: &PgPool, error_id: i64, reason: &str) -> Result<bool, JournalError> {
         let mut transaction = pool.begin_with(super::DURABLE).await?;
         let done = sqlx::query!(
-            "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
+            "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2, dismissed = true
               where error_id = $1 and resolved_at is null",
             error_id,
             reason
@@ -97,6 +99,44 @@ impl RecordedError {
 }
 
 impl Journal {
+    /// Of these rows of an entity, those whose present version was set aside, or which a person has dismissed:
+    /// each with the last transaction that its problem can be about.
+    pub async fn set_aside_until(
+        &self,
+        entity_id: &str,
+        ids: &[String],
+    ) -> Result<Vec<(String, u64)>, JournalError> {
+        let rows = sqlx::query!(
+            r#"select e.ledger_id as "ledger_id!", max(b.last_xid::text::numeric)::text as until
+                 from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
+                where e.entity_id = $1 and e.ledger_id = any ($2) and (e.resolved_at is null or e.dismissed)
+                group by e.ledger_id"#,
+            entity_id,
+            ids
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        // Without a batch it was found by looking at the row as it is.
+        let until = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
+        Ok(rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect())
+    }
+
+    /// Records that the API asked not to be called for an entity for a while.
+    pub async fn note_pause(&self, lease: &Lease, pause: Duration) -> Result<(), JournalError> {
+        sqlx::query!(
+            "update elven_sync.sync_state
+                set not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $4))
+              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+            lease.entity_id,
+            lease.epoch,
+            lease.owner,
+            pause.as_secs_f64()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// Records a batch outside of any pass that is about to be sent, and checks the lease by doing so.
     pub async fn announce_alone(
         &self,
@@ -115,8 +155,29 @@ impl Journal {
         )
         .fetch_optional(&mut *transaction)
         .await?;
+        // One that a worker was sending when it died may have arrived.
+        sqlx::query!(
+            "update elven_sync.sync_batches set status = 'unknown'
+              where entity_id = $1 and pass_id is null and backfill_id is null and status = 'sending'",
+            lease.entity_id
+        )
+        .execute(&mut *transaction)
+        .await?;
         let place = Place { run: run_id, pass: None, entity: &lease.entity_id, parent: None };
         let batch_id = insert(&mut transaction, place, batch, 1).await?;
+        let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
+        sqlx::query!(
+            "update elven_sync.sync_batches b set ambiguous = true
+              where b.batch_id = $1
+                and exists (select from elven_sync.sync_batches u
+                             where u.entity_id = $2 and u.pass_id is null and u.status = 'unknown'
+                               and exists (select from elven_sync.batch_row_ids(u.batch_id) id where id = any ($3)))",
+            batch_id,
+            lease.entity_id,
+            &ids
+        )
+        .execute(&mut *transaction)
+        .await?;
         commit_if_held(transaction, u64::from(held.is_some())).await?;
         Ok(batch_id)
     }
@@ -144,7 +205,7 @@ impl Journal {
         .execute(&mut *transaction)
         .await?;
         sqlx::query!(
-            "update elven_sync.sync_batches set attempts = $2, ambiguous = $3 where batch_id = $1",
+            "update elven_sync.sync_batches set attempts = $2, ambiguous = ambiguous or $3 where batch_id = $1",
             batch_id,
             i32::try_from(attempts).unwrap_or(i32::MAX),
             ambiguous

@@ -180,15 +180,16 @@ pub(super) async fn resolve_newer(
     transaction: &mut Transaction<'static, Postgres>,
     entity_id: &str,
     batch_id: i64,
+    batch: &Batch,
 ) -> Result<(), sqlx::Error> {
+    let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
     sqlx::query!(
         "update elven_sync.sync_errors e
             set resolved_at = clock_timestamp(), resolution = 'a newer version of the row was uploaded'
-          where e.entity_id = $1 and e.ledger_id is not null and e.resolved_at is null
-            and e.batch_id is distinct from $2
-            and e.ledger_id in (select elven_sync.batch_row_ids($2))",
+          where e.entity_id = $1 and e.ledger_id = any ($3) and e.resolved_at is null and e.batch_id is distinct from $2",
         entity_id,
-        batch_id
+        batch_id,
+        &ids
     )
     .execute(&mut **transaction)
     .await?;

@@ -124,8 +124,8 @@ impl Channel {
     pub(super) fn judge(&self, answer: &Answer) -> Verdict {
         let mut verdict = judge(answer);
         if let Verdict::Refused(reason) | Verdict::Unauthorized(reason, _) = &mut verdict {
-            reason.hide(self.credential.key.expose_secret());
-            reason.hide(self.credential.secret.expose_secret());
+            let Credential { key, secret, .. } = &self.credential;
+            reason.without(&[key.expose_secret(), secret.expose_secret()]);
         }
         verdict
     }
@@ -180,24 +180,42 @@ impl Channel {
     }
 
     /// Says whether credential and endpoint are good: something was accepted in this run, or a signed call
-    /// that reads is answered as documented. Else, what came back instead.
-    pub(super) async fn prove(&self, wait_max: Duration) -> Result<(), String> {
+    /// that reads is answered as documented.
+    pub(super) async fn prove(&self, wait_max: Duration) -> Result<(), Unproven> {
         if self.state().proven {
             return Ok(());
         }
-        self.turn(wait_max).await.map_err(|_| "it asks to come later".to_owned())?;
+        self.turn(wait_max).await.map_err(|pause| Unproven::Later(Verdict::Throttled(Some(pause)), None))?;
         let ahead = self.state().ahead;
-        let signed =
-            self.client.sign_probe(&self.credential, ahead).map_err(|problem| problem.to_string())?;
-        match self.client.send(signed).await {
-            Answer::Response { status: 200..300, body, .. } if is_list(&body) => {
+        let signed = self
+            .client
+            .sign_probe(&self.credential, ahead)
+            .map_err(|problem| Unproven::Otherwise(problem.to_string()))?;
+        let answer = self.client.send(signed).await;
+        let status = match &answer {
+            Answer::Response { status: 200..300, body, .. } if is_list(body) => {
                 self.state().proven = true;
-                Ok(())
+                return Ok(());
             }
-            Answer::Response { status, .. } => Err(format!("HTTP {status}")),
-            Answer::NotSent(reason) | Answer::Lost(reason) => Err(reason),
-        }
+            Answer::Response { status, .. } => Some(i32::from(*status)),
+            Answer::NotSent(_) | Answer::Lost(_) => None,
+        };
+        Err(match self.judge(&answer) {
+            verdict @ (Verdict::Throttled(_) | Verdict::NotDelivered(_)) => Unproven::Later(verdict, status),
+            verdict @ Verdict::Unknown(_) if status.is_none_or(|status| status >= 500) => {
+                Unproven::Later(verdict, status)
+            }
+            _ => Unproven::Otherwise(status.map_or_else(String::new, |status| format!("HTTP {status}"))),
+        })
     }
+}
+
+/// Why credential and endpoint are not known to be good.
+pub(super) enum Unproven {
+    /// They could not be asked now: what came back, and its status.
+    Later(Verdict, Option<i32>),
+    /// They were, and something else came back than is documented.
+    Otherwise(String),
 }
 
 /// The documented answer to a call that reads: `{"total": n, "list": [...]}`.

@@ -11,8 +11,11 @@ use super::delivery::settlement;
 use super::words::{self, Words};
 use super::{RunError, Target, Worker, heartbeat};
 use crate::batch::Batch;
+use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict};
 use crate::journal::{Entity, Kind, Lease, Problem, RecordedError, RunStatus, Settlement, Take};
+use crate::ledger::Row;
+use crate::watermark::LedgerId;
 
 /// What became of an error that was tried again.
 #[derive(Debug)]
@@ -57,6 +60,7 @@ impl Worker {
         }
         let open = retried.iter().any(|retried| retried.outcome.is_err());
         let status = match (&failed, open) {
+            (None, _) if *self.stop.borrow() => RunStatus::Interrupted,
             (Some(_), _) => RunStatus::Failed,
             (None, true) => RunStatus::Incomplete,
             (None, false) => RunStatus::Succeeded,
@@ -73,70 +77,140 @@ impl Worker {
         errors: Vec<RecordedError>,
         retried: &mut Vec<Retried>,
     ) -> Result<(), RunError> {
-        let Take::Taken(lease, _) = self.journal.take(&target.entity_id).await? else {
-            retried.extend(errors.iter().map(|error| Retried {
-                error_id: error.error_id,
-                outcome: Err("a worker is on its entity; try again when that has ended".to_owned()),
-            }));
+        let not_now = |why: &str| {
+            errors
+                .iter()
+                .map(|error| Retried { error_id: error.error_id, outcome: Err(why.to_owned()) })
+                .collect::<Vec<_>>()
+        };
+        let Take::Taken(lease, lane) = self.journal.take(&target.entity_id).await? else {
+            retried.extend(not_now(
+                "a worker is on its entity, or one has died there just now; try again in a minute",
+            ));
             return Ok(());
         };
-        for error in &errors {
-            let outcome = self.retry_row(run_id, target, &lease, error).await?;
-            let recorded = match &outcome {
-                Ok(resolution) => Ok(resolution.as_str()),
-                Err(problem) => Err(problem),
-            };
-            self.journal.retried(&lease, run_id, error.error_id, recorded).await?;
-            if outcome.as_ref().is_err_and(|problem| problem.kind.as_ref() != error.kind) {
-                let replaced = Ok("another problem of the row took its place");
-                self.journal.retried(&lease, run_id, error.error_id, replaced).await?;
+        let look = self.ledger.look(&[lane.progress(&target.entity_id)]).await?;
+        let done = if let Err(misfit) = self.fits(&target.entity_id, &lane, &look) {
+            retried.extend(not_now(&misfit.to_string()));
+            Ok(())
+        } else {
+            if let Some(pause) = lane.not_before {
+                target.channel.pause(pause);
             }
-            let outcome = outcome.map_err(|problem| problem.message);
-            retried.push(Retried { error_id: error.error_id, outcome });
-        }
-        Ok(self.journal.release(&lease).await?)
+            self.retry_rows(run_id, target, &lease, errors, retried).await
+        };
+        self.journal.release(&lease).await?;
+        done
     }
 
-    /// What becomes of a row that was set aside: what resolves it, or the problem that it has now.
+    /// One row after the other, the oldest first: of two rows of one key the newer one arrives later.
+    async fn retry_rows(
+        &self,
+        run_id: i64,
+        target: &Target,
+        lease: &Lease,
+        errors: Vec<RecordedError>,
+        retried: &mut Vec<Retried>,
+    ) -> Result<(), RunError> {
+        let mut rows = Vec::new();
+        for error in errors {
+            let ledger_id = error.ledger_id.as_deref().unwrap_or_default();
+            match self.ledger.rows_with_id(&target.entity_id, ledger_id).await {
+                Ok(found) => rows.push((error, found)),
+                // For example an id that is none of the ledger's key.
+                Err(problem) => {
+                    let outcome = Err(crate::output::chain(&problem));
+                    retried.push(Retried { error_id: error.error_id, outcome });
+                }
+            }
+        }
+        let age = |rows: &[Row]| rows.iter().map(|row| (row.captured_at_us, row.id.clone())).max();
+        rows.sort_by_cached_key(|(_, rows)| age(rows));
+        for (error, rows) in rows {
+            let error_id = error.error_id;
+            if *self.stop.borrow() {
+                let outcome = Err("stopped before its turn".to_owned());
+                retried.push(Retried { error_id, outcome });
+                continue;
+            }
+            let outcome = match self.retry_row(run_id, target, lease, &error, rows).await? {
+                Tried::Resolved(resolution) => {
+                    self.journal.retried(lease, run_id, error_id, Ok(&resolution)).await?;
+                    Ok(resolution)
+                }
+                Tried::Open(problem) => {
+                    self.journal.retried(lease, run_id, error_id, Err(&problem)).await?;
+                    Err(problem.message)
+                }
+                Tried::NotNow(why) => Err(why),
+            };
+            retried.push(Retried { error_id, outcome });
+        }
+        Ok(())
+    }
+
+    /// What becomes of a row that was set aside.
     async fn retry_row(
         &self,
         run_id: i64,
         target: &Target,
         lease: &Lease,
         error: &RecordedError,
-    ) -> Result<Result<String, Problem>, RunError> {
-        let (entity_id, zone) = (&target.entity_id, target.zone);
-        let ledger_id = error.ledger_id.as_deref().unwrap_or_default();
-        let rows = self.ledger.rows_with_id(entity_id, ledger_id).await?;
+        rows: Vec<Row>,
+    ) -> Result<Tried, RunError> {
+        let (zone, channel) = (target.zone, &target.channel);
         if rows.is_empty() {
-            return Ok(Ok("the row is not in the ledger any more".to_owned()));
+            return Ok(Tried::Resolved("the row is not in the ledger any more".to_owned()));
         }
         let batch = Batch::build(None, rows, zone);
         if let Some(invalid) = batch.invalid.first() {
-            return Ok(Err(crate::journal::invalid(None, invalid)));
+            return Ok(Tried::Open(crate::journal::invalid(None, invalid)));
         }
-        for row in &batch.rows {
-            let rivals = self.ledger.rivals(entity_id, row).await?;
-            if let Some(newer) = rivals.iter().find(|rival| batch.is_superseded_by(rival, zone)) {
-                return Ok(Ok(format!(
-                    "superseded by row {} of the same account, currency and second",
-                    newer.id
-                )));
-            }
+        if let Some(newer) = self.superseded_by(&target.entity_id, &batch, zone).await? {
+            let resolution = format!("superseded by row {newer} of the same account, currency and second");
+            return Ok(Tried::Resolved(resolution));
+        }
+        if let Err(pause) = channel.turn(self.settings.retry.max).await {
+            return Ok(Tried::NotNow(words::come_later(pause)));
         }
         let batch_id = self.journal.announce_alone(lease, run_id, &batch).await?;
-        let (verdict, settlement, sent) = self.ask(&target.channel, &batch).await;
-        let words = words::of(&verdict, settlement.http_status, &batch, &target.channel.credential.name);
+        let (verdict, settlement, sent) = self.ask(channel, &batch).await;
+        let words = words::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
         let accepted = verdict == Verdict::Accepted;
-        let (status, message) =
+        let answered =
             if accepted { ("accepted", None) } else { (words.status, Some(words.message.as_str())) };
-        let answered = (status, message);
         self.journal.answered_alone(lease, run_id, (batch_id, &batch), answered, settlement, sent).await?;
         if accepted {
-            return Ok(Ok("uploaded by `errors retry`".to_owned()));
+            return Ok(Tried::Resolved("uploaded by `errors retry`".to_owned()));
+        }
+        if let Verdict::Throttled(Some(pause)) = verdict {
+            channel.pause(pause);
+            self.journal.note_pause(lease, pause).await?;
         }
         let of_row = words.of_row(batch_id, settlement.http_status, &batch, 0, zone);
-        Ok(Err(still_open(&words, of_row, &error.kind)))
+        Ok(Tried::Open(still_open(&words, of_row, &error.kind)))
+    }
+
+    /// A newer row of a key of the batch, if there is one that was or will be uploaded: not one that is set
+    /// aside itself, or that a person has dismissed.
+    async fn superseded_by(
+        &self,
+        entity_id: &str,
+        batch: &Batch,
+        zone: chrono_tz::Tz,
+    ) -> Result<Option<LedgerId>, RunError> {
+        let mut newer = Vec::new();
+        for row in &batch.rows {
+            let rivals = self.ledger.rivals(entity_id, row).await?;
+            newer.extend(rivals.into_iter().filter(|rival| batch.is_superseded_by(rival, zone)));
+        }
+        let ids: Vec<String> = newer.iter().map(|rival| rival.id.to_string()).collect();
+        let set_aside = self.journal.set_aside_until(entity_id, &ids).await?;
+        let is_set_aside = |rival: &Row| {
+            let id = rival.id.to_string();
+            set_aside.iter().any(|(set_aside, until)| *set_aside == id && rival.xid <= *until)
+        };
+        Ok(newer.into_iter().find(|rival| !is_set_aside(rival)).map(|rival| rival.id))
     }
 
     /// Sends a batch, as often as it takes and is allowed. Returns also how often that was, and whether an
@@ -147,14 +221,11 @@ impl Worker {
         let mut number = 1;
         let mut ambiguous = false;
         loop {
-            let pause = channel.turn(retry.max).await.err();
-            let signed = channel.sign_import(corrected, batch.body.clone());
             let begun = Instant::now();
             let mut signed_ahead = TimeDelta::zero();
-            let answer = match (pause, signed) {
-                (Some(pause), _) => Answer::NotSent(words::come_later(pause)),
-                (None, Err(problem)) => Answer::NotSent(problem.to_string()),
-                (None, Ok(signed)) => {
+            let answer = match channel.sign_import(corrected, batch.body.clone()) {
+                Err(problem) => Answer::NotSent(problem.to_string()),
+                Ok(signed) => {
                     signed_ahead = signed.ahead();
                     channel.send(signed).await
                 }
@@ -170,17 +241,33 @@ impl Worker {
                 Attempt { number, attempts_max: retry.attempts, clock_corrected: corrected.is_some() };
             match decide(&verdict, attempt, retry, fastrand::u32(..)) {
                 Decision::CorrectClock(ahead) => corrected = Some(signed_ahead + ahead),
-                Decision::Again { after, lost, .. } => {
+                Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
                     number += 1;
                     ambiguous |= lost;
                     tokio::time::sleep(after).await;
+                    if channel.turn(retry.max).await.is_err() {
+                        return (verdict, settlement, (number, ambiguous));
+                    }
                 }
-                Decision::Settle | Decision::Isolate | Decision::Stop { .. } => {
-                    return (verdict, settlement, (number, ambiguous));
-                }
+                _ => return (verdict, settlement, (number, ambiguous)),
             }
         }
     }
+
+    /// After a signal, or when what may have arrived is held for a person, nothing is sent again.
+    fn gives_up(&self, lost: bool) -> bool {
+        *self.stop.borrow() || (lost && self.settings.sync.on_ambiguous == OnAmbiguous::Hold)
+    }
+}
+
+/// What became of a row.
+enum Tried {
+    /// Its error is resolved by this.
+    Resolved(String),
+    /// It has this problem, once more.
+    Open(Problem),
+    /// It was not tried.
+    NotNow(String),
 }
 
 /// The problem that a row still has: the API refuses it, or it could not be asked, which is no news of the row.

@@ -1,8 +1,9 @@
 //! `errors`: what a person does about what was set aside.
 
+use elven_sync::sandbox::{Fault, Gate};
 use sqlx::PgPool;
 
-use crate::support::{Scene, stderr, stdout};
+use crate::support::{Scene, eventually, stderr, stdout};
 
 /// Five rows of acme: two that the API refuses, one that cannot be sent, two that arrive.
 async fn scene_with_rows_set_aside(pool: PgPool) -> Scene {
@@ -42,6 +43,7 @@ async fn errors_are_listed_and_shown_with_the_record_as_it_would_have_been_sent(
     let of_kind = said(&scene, 0, &["errors", "list", "--kind", "invalid_row"]).await;
     assert!(!of_kind.contains("rejected_row"));
     assert!(said(&scene, 0, &["errors", "list", "--entity", "beta"]).await.contains("no error is open"));
+    assert!(said(&scene, 2, &["errors", "list", "--kind", "nope"]).await.contains("rejected_batch"));
     let json: serde_json::Value =
         serde_json::from_str(&said(&scene, 0, &["errors", "list", "--json"]).await).unwrap();
     assert_eq!(json["errors"].as_array().unwrap().len(), 3);
@@ -142,4 +144,99 @@ async fn an_error_of_an_entity_is_tried_again_by_a_run(pool: PgPool) {
     // Rows are still refused, but not by a word about them: they count once more and say why.
     let retried = said(&scene, 3, &["errors", "retry"]).await;
     assert!(retried.contains("credential"), "{retried}");
+}
+
+/// A newer row that is set aside itself does not supersede an older one: the older is sent, and the newer one
+/// arrives after it if it ever does.
+#[sqlx::test(migrations = false)]
+async fn a_row_that_is_set_aside_supersedes_nothing(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance) values
+                 ('acme', 'a', 'BTC', '2024-01-01 10:00:00.1Z', 1), ('acme', 'a', 'BTC', '2024-01-01 10:00:00.9Z', -9)",
+        )
+        .await;
+    scene.sandbox.set_rules(vec!["reject:account=a".parse().unwrap()]);
+    scene.run().await;
+    scene.sandbox.set_rules(vec!["reject:negative".parse().unwrap()]);
+    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    assert!(!retried.contains("superseded"), "{retried}");
+    assert_eq!(scene.balances(), [("a".to_owned(), "1".to_owned())]);
+    // Dismissed by a person it supersedes nothing either; updated, it does.
+    scene.sql("update ledger.balance_snapshots set balance = 2 where id = 1").await;
+    scene.sandbox.set_rules(vec!["reject:account=a".parse().unwrap()]);
+    scene.run().await;
+    let number = scene
+        .text(
+            "select error_id::text from elven_sync.sync_errors where ledger_id = '2' and resolved_at is null",
+        )
+        .await;
+    said(&scene, 0, &["errors", "resolve", &number, "--reason", "a mistake"]).await;
+    scene.sandbox.set_rules(Vec::new());
+    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("uploaded"));
+    assert_eq!(scene.balances().last().unwrap().1, "2");
+}
+
+/// A retry that dies in mid-flight may have sent its row: the next one says so.
+#[sqlx::test(migrations = false)]
+async fn a_retry_that_dies_leaves_its_batch_unknown_and_the_next_is_ambiguous(pool: PgPool) {
+    let scene = scene_with_rows_set_aside(pool).await;
+    scene.sandbox.set_rules(Vec::new());
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let number = scene.text("select error_id::text from elven_sync.sync_errors where ledger_id = '2'").await;
+    let mut child = scene.command(&["errors", "retry", &number]).spawn().unwrap();
+    gate.reached().await;
+    child.kill().await.unwrap();
+    gate.open();
+    let expired =
+        "select (lease_expires_at + interval '300 ms' < clock_timestamp())::text from elven_sync.sync_state";
+    eventually("the lease runs out", async || scene.text(expired).await == "true").await;
+    said(&scene, 0, &["errors", "retry", &number]).await;
+    let batches = "select string_agg(concat_ws(' ', status, ambiguous), ',' order by batch_id) from elven_sync.sync_batches
+                    where pass_id is null";
+    assert_eq!(scene.text(batches).await, "unknown f,accepted t");
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_retry_obeys_the_watermark_and_the_pause(pool: PgPool) {
+    let mut scene = scene_with_rows_set_aside(pool).await;
+    scene.sql("create table ledger.other (like ledger.balance_snapshots including all);
+               insert into ledger.other overriding system value select id, entity_id, 'other', currency, captured_at, 777
+                 from ledger.balance_snapshots").await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.other");
+    scene.sandbox.set_rules(Vec::new());
+    let sent = scene.sandbox.requests().len();
+    let refused = said(&scene, 3, &["errors", "retry"]).await;
+    assert!(refused.contains("belongs to the ledger table"), "{refused}");
+    scene.unset("ELVEN_SYNC_LEDGER__TABLE");
+    scene.sandbox.set_rules(vec!["throttle=1800s".parse().unwrap()]);
+    for _ in 0..2 {
+        said(&scene, 3, &["errors", "retry"]).await;
+    }
+    assert_eq!(scene.sandbox.requests().len(), sent + 1, "the API asked to come later");
+    let later =
+        "select (not_before > clock_timestamp() + interval '25 minutes')::text from elven_sync.sync_state";
+    assert_eq!(scene.text(later).await, "true");
+}
+
+/// A batch whose outcome is unknown, and of which nothing is left to send but what cannot be sent: it is
+/// closed with what it is now, and still says that it may have arrived.
+#[sqlx::test(migrations = false)]
+async fn an_unknown_batch_with_nothing_left_to_send_says_so(pool: PgPool) {
+    let mut scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'acme', 'a' || n, 'BTC', '2024-01-01Z', case n when 3 then 'NaN'::numeric else n end from generate_series(1, 5) n").await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    scene.sandbox.set_rules(vec!["answer-lost@once:1".parse().unwrap()]);
+    scene.run().await;
+    scene.sql("update ledger.balance_snapshots set balance = balance + 10 where id <> 3").await;
+    scene.run().await;
+    let batches = "select string_agg(concat_ws(' ', status, ambiguous, rows_read, row_count, (select count(*) from elven_sync.batch_row_ids(batch_id))), ',' order by batch_id)
+                     from elven_sync.sync_batches";
+    assert_eq!(scene.text(batches).await, "accepted t 1 0 1,accepted f 4 4 4");
+    assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_state").await, "4");
 }

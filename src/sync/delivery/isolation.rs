@@ -1,7 +1,10 @@
 //! Isolation: a refused batch is taken apart until the refused records stand alone, and those are set aside.
 
 use super::super::lane::Halt;
-use super::super::words::Words;
+use std::sync::atomic::Ordering;
+
+use super::super::channel::Unproven;
+use super::super::words::{self, Words};
 use super::{Delivery, Node};
 use crate::batch::Batch;
 use crate::elven::Verdict;
@@ -29,11 +32,20 @@ impl Delivery {
         }
         // A revoked key or a changed contract refuses everything: then nothing is taken apart. That a body is
         // too large says itself what is wrong with it, until it is a single record.
-        if (*verdict != Verdict::TooLarge || halves.is_none())
-            && let Err(instead) = self.channel.prove(settings.retry.max).await
-        {
-            let words = words.unproven(&instead);
-            return Err(self.stop(&node, words, settlement, None).await);
+        if *verdict != Verdict::TooLarge || halves.is_none() {
+            match self.or_halt(self.channel.prove(settings.retry.max)).await? {
+                Ok(()) => {}
+                Err(Unproven::Otherwise(instead)) => {
+                    return Err(self.stop(&node, words.unproven(&instead), settlement, None).await);
+                }
+                Err(Unproven::Later(verdict, status)) => {
+                    let not_before = if let Verdict::Throttled(asked) = verdict { asked } else { None };
+                    let mut words = words::of(&verdict, status, &node.batch, &self.channel.credential.name);
+                    // Of the batch it is known that it was refused.
+                    words.status = "rejected";
+                    return Err(self.stop(&node, words, settlement, not_before).await);
+                }
+            }
         }
         if let Some(parts) = halves {
             return Ok(self.split(&node, parts, settlement, &words.message).await?.into());
@@ -106,6 +118,7 @@ impl Delivery {
         }
         *window = then;
         drop(window);
+        self.has_set_aside.store(true, Ordering::Relaxed);
         self.report(|report| report.count_set_aside(&node.batch));
         Ok(())
     }

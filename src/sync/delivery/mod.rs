@@ -6,6 +6,7 @@ mod recovery;
 mod window;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,6 @@ use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Signed, Verdict};
 use crate::journal::{Doing, Kind, OpenPass, Problem, Settlement};
-use crate::ledger::LedgerError;
 use crate::watermark::Cursor;
 
 /// A batch that ended unknown in so many runs is tried once by each later one.
@@ -43,6 +43,8 @@ pub(super) struct Delivery {
     in_flight: Arc<Semaphore>,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
     halted: watch::Sender<bool>,
+    /// The entity has rows set aside, whose errors an upload may resolve.
+    has_set_aside: AtomicBool,
     report: Mutex<EntityReport>,
 }
 
@@ -73,6 +75,7 @@ impl Delivery {
             window: tokio::sync::Mutex::new(window),
             in_flight: Arc::new(Semaphore::new(held.worker.settings.sync.requests_in_flight)),
             halted: watch::Sender::new(false),
+            has_set_aside: AtomicBool::new(false),
             report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
         })
     }
@@ -113,7 +116,10 @@ impl Delivery {
                     Err(problem) => break Err(problem.into()),
                 },
             };
-            while on_their_way.len() >= at_once || batch.keys.iter().any(|key| keys.contains(key)) {
+            while on_their_way.len() >= at_once
+                || batch.keys.iter().any(|key| keys.contains(key))
+                || self.window.lock().await.is_full()
+            {
                 let Some(done) = on_their_way.join_next().await else { break };
                 take(done, &mut keys, &mut first_halt);
             }
@@ -279,7 +285,9 @@ impl Delivery {
     async fn settle(&self, node: &Node, settlement: Settlement) -> Result<(), Halt> {
         let mut window = self.window.lock().await;
         let (then, advance) = window.with_part_done(node.root);
-        self.worker.journal.settle(self.doing(), node.batch_id, &node.batch, settlement, advance).await?;
+        let moves = (advance, self.has_set_aside.load(Ordering::Relaxed));
+        self.worker.journal.settle(self.doing(), node.batch_id, &node.batch, settlement, moves).await?;
+        self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
         *window = then;
         drop(window);
         self.report(|report| report.count(&node.batch));
@@ -320,7 +328,12 @@ impl Delivery {
         if let Some(pause) = not_before {
             self.channel.pause(pause);
         }
-        let problem = words.into_problem(node.batch_id, settlement.http_status);
+        let held = words.status == "unknown" && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold;
+        let problem = if held {
+            words::held(node.batch_id, &self.pass.lease.entity_id)
+        } else {
+            words.into_problem(node.batch_id, settlement.http_status)
+        };
         Halt::Problem(Box::new(problem), not_before)
     }
 
@@ -340,14 +353,17 @@ fn take(
             keys.remove(key);
         }),
         Ok((_, Err(halt))) => note(halt, first_halt),
-        Err(_) => *first_halt = Some(LedgerError::Decode("the sender stopped").into()),
+        Err(died) => std::panic::resume_unwind(died.into_panic()),
     }
 }
 
 /// Keeps the first reason to stop, unless that is only that something else has stopped it.
+/// However many have it, the longest pause that the API asked for is kept.
 fn note(halt: Halt, first_halt: &mut Option<Halt>) {
-    if first_halt.as_ref().is_none_or(|first| matches!(first, Halt::Stopped)) {
-        *first_halt = Some(halt);
+    match (first_halt, halt) {
+        (Some(Halt::Problem(_, first)), Halt::Problem(_, pause)) => *first = (*first).max(pause),
+        (first @ (None | Some(Halt::Stopped)), halt) => *first = Some(halt),
+        _ => {}
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::super::lane::Halt;
 use super::super::rows::Rows;
@@ -20,6 +21,8 @@ impl Delivery {
         self: &Arc<Self>,
         reading: &impl Fn(Option<Cursor>, Option<Cursor>) -> Reading<'r>,
     ) -> Result<Option<Cursor>, Halt> {
+        let set_aside = self.worker.journal.has_rows_set_aside(&self.pass.lease.entity_id).await?;
+        self.has_set_aside.store(set_aside, Ordering::Relaxed);
         let recorded = self.worker.journal.recorded(&self.pass).await?;
         let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
         for part in &recorded {

@@ -16,6 +16,10 @@ pub(super) struct Window {
     roots: VecDeque<(Cursor, usize)>,
 }
 
+/// One batch may take long while others go on behind it: so many of those, and then it is waited for. What is
+/// done beyond the cursor has to be looked at when a later worker goes on here.
+const BATCHES_MAX: usize = 256;
+
 impl Window {
     /// Of a lane that stands here.
     pub(super) fn at(cursor: Option<Cursor>) -> Self {
@@ -25,6 +29,10 @@ impl Window {
     pub(super) fn push(&mut self, last: Cursor, parts: usize) -> usize {
         self.roots.push_back((last, parts));
         self.first + self.roots.len() - 1
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.roots.len() >= BATCHES_MAX
     }
 
     pub(super) fn add_part(&mut self, root: usize) {
