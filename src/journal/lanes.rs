@@ -264,7 +264,25 @@ impl Journal {
         )
         .execute(&mut *transaction)
         .await?;
+        if done.rows_affected() == 0 && self.is_open(pass).await? {
+            transaction.rollback().await?;
+            return Err(JournalError::Unfinished(pass.pass_id));
+        }
         commit_if_held(transaction, done.rows_affected()).await
+    }
+
+    /// Says whether the pass is still open, and the lease ours.
+    async fn is_open(&self, pass: &OpenPass) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar!(
+            r#"select exists (select from elven_sync.sync_state
+                               where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4) as "open!""#,
+            pass.lease.entity_id,
+            pass.lease.epoch,
+            pass.lease.owner,
+            pass.pass_id
+        )
+        .fetch_one(&self.pool)
+        .await
     }
 
     /// Records that a lane stopped where it is, why, and how long the API asked not to be called.

@@ -37,6 +37,12 @@ pub enum JournalError {
     /// The lease went to another worker, or ran out: this worker may move nothing.
     #[error("the lease of the entity was lost to another worker, or ran out")]
     LeaseLost,
+    /// All of a pass was read, and yet a batch of it has no answer: it is not closed over that.
+    #[error(
+        "pass {0} has a batch without an answer behind its cursor, so it cannot be closed; hint: look at \
+         elven_sync.sync_batches; `elven-sync entity rewind` sends its rows again"
+    )]
+    Unfinished(i64),
     /// The run's row is not there, or is another worker's: nothing can be said of the run.
     #[error("the row of the run is gone; was the database restored, or failed over?")]
     RunLost,
