@@ -182,7 +182,7 @@ mod tests {
         let mut reason = Reason { code: Some("the-secret-key".to_owned()), message };
         reason.without(&["the-secret-key"]);
         assert_eq!(reason.code.as_deref(), Some("[hidden]"));
-        assert!(reason.message.is_some_and(|message| message.ends_with("x [hidde")));
+        assert!(reason.message.is_some_and(|message| message.ends_with("x [hidden")));
     }
 
     #[test]
