@@ -16,6 +16,8 @@ async fn scene_with_three_batches(pool: PgPool) -> Scene {
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n").await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+    // One after the other, so that it is known which of them a crash meets.
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene
 }
 
@@ -81,7 +83,6 @@ async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     // A lease so long that the next run could not wait for it: it has to be released.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
-    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     for (name, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
         let (mut child, gate) = scene.held_run().await;
         signal(&child, name);
