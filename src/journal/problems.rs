@@ -60,6 +60,21 @@ pub struct Wanted {
     pub resolved: bool,
 }
 
+/// The last answer to a batch outside of any pass.
+#[derive(Clone, Copy, Debug)]
+pub struct LastAnswer<'a> {
+    /// `sync_batches.status`.
+    pub status: &'a str,
+    /// What was wrong with it.
+    pub error: Option<&'a str>,
+    /// How often the batch was sent.
+    pub attempts: u32,
+    /// An earlier attempt may have arrived.
+    pub ambiguous: bool,
+    /// Its row was refused, and is set aside as before.
+    pub stays_set_aside: bool,
+}
+
 impl RecordedError {
     /// Errors, the newest first.
     pub async fn list(pool: &PgPool, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
@@ -182,16 +197,16 @@ impl Journal {
         Ok(batch_id)
     }
 
-    /// Records the last answer to a batch outside of any pass, after so many attempts.
+    /// Records the last answer to a batch outside of any pass.
     pub async fn answered_alone(
         &self,
         lease: &Lease,
         run_id: i64,
         (batch_id, batch): (i64, &Batch),
-        (status, error): (&str, Option<&str>),
+        last: LastAnswer<'_>,
         settlement: Settlement,
-        (attempts, ambiguous): (u32, bool),
     ) -> Result<(), JournalError> {
+        let LastAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
         let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
         let mut transaction = self.begin().await?;
         let held = sqlx::query!(
@@ -205,10 +220,15 @@ impl Journal {
         .execute(&mut *transaction)
         .await?;
         sqlx::query!(
-            "update elven_sync.sync_batches set attempts = $2, ambiguous = ambiguous or $3 where batch_id = $1",
+            "update elven_sync.sync_batches
+                set attempts = $2, ambiguous = ambiguous or $3,
+                    row_count = case when $4 then 0 else row_count end,
+                    rows_rejected = case when $4 then rows_rejected + row_count else rows_rejected end
+              where batch_id = $1",
             batch_id,
             i32::try_from(attempts).unwrap_or(i32::MAX),
-            ambiguous
+            ambiguous,
+            stays_set_aside
         )
         .execute(&mut *transaction)
         .await?;

@@ -155,8 +155,9 @@ impl Found<'_> {
                 }
                 _ => "name the one that holds it under [ledger.columns]",
             };
+            let role = if name == role { String::new() } else { format!(" for {role}") };
             return Err(LedgerError::Shape(format!(
-                "the ledger {table} has no column {name} for {role}; hint: {remedy}"
+                "the ledger {table} has no column {name}{role}; hint: {remedy}"
             )));
         };
         let accepted = ROLES.iter().find(|(known, _)| *known == role).map_or(&[][..], |(_, types)| types);

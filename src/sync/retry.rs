@@ -13,7 +13,7 @@ use super::{RunError, Target, Worker, heartbeat};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict};
-use crate::journal::{Entity, Kind, Lease, Problem, RecordedError, RunStatus, Settlement, Take};
+use crate::journal::{Entity, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Take};
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
 
@@ -174,12 +174,17 @@ impl Worker {
             return Ok(Tried::NotNow(words::come_later(pause)));
         }
         let batch_id = self.journal.announce_alone(lease, run_id, &batch).await?;
-        let (verdict, settlement, sent) = self.ask(channel, &batch).await;
+        let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, &batch).await;
         let words = words::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
         let accepted = verdict == Verdict::Accepted;
-        let answered =
-            if accepted { ("accepted", None) } else { (words.status, Some(words.message.as_str())) };
-        self.journal.answered_alone(lease, run_id, (batch_id, &batch), answered, settlement, sent).await?;
+        let last = LastAnswer {
+            status: if accepted { "accepted" } else { words.status },
+            error: (!accepted).then_some(words.message.as_str()),
+            attempts,
+            ambiguous,
+            stays_set_aside: words.kind == Kind::RejectedBatch && !accepted,
+        };
+        self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement).await?;
         if accepted {
             return Ok(Tried::Resolved("uploaded by `errors retry`".to_owned()));
         }
