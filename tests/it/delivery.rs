@@ -127,6 +127,38 @@ async fn each_answer_has_its_consequence_and_afterwards_all_is_well(pool: PgPool
     assert_eq!(scene.text(set_aside).await, "0", "none of this sets a row aside");
 }
 
+/// The statuses that no standing fault of the sandbox has: for one batch of one row each.
+#[sqlx::test(migrations = false)]
+async fn the_other_statuses_mean_what_the_table_says(pool: PgPool) {
+    const REFUSAL: &str = r#"{"status":"failed","data":{"code":19734,"message":"no"}}"#;
+    let scene = scene(pool).await;
+    let batch = "select concat_ws(' ', status, attempts, ambiguous, row_count) from elven_sync.sync_batches order by batch_id desc limit 1";
+    let open = "select coalesce(string_agg(kind || ' ' || coalesce(api_code, ''), ','), '') from elven_sync.sync_errors where resolved_at is null";
+    for (status, body, expected, error) in [
+        (408, "", "accepted 2 f 1", ""),
+        (425, "", "accepted 2 f 1", ""),
+        (504, "<html>", "accepted 2 t 1", ""),
+        (204, "", "accepted 2 t 1", ""),
+        (422, "<html>", "rejected 1 f 0", "rejected_row "),
+        (409, REFUSAL, "rejected 1 f 0", "rejected_row 19734"),
+        (409, "<html>", "rejected 1 f 1", "config "),
+        (308, "", "rejected 1 f 1", "config "),
+    ] {
+        add_rows(&scene, "acme", 1).await;
+        scene.sandbox.inject(Fault::Answer { status, body: body.to_owned(), headers: Vec::new() });
+        scene.run().await;
+        assert_eq!(scene.text(batch).await, expected, "{status} {body}");
+        assert_eq!(scene.text(open).await, error, "{status} {body}");
+        scene
+            .sql(
+                "delete from ledger.balance_snapshots;
+                 update elven_sync.sync_errors set resolved_at = now(), resolution = 'by the test' where resolved_at is null",
+            )
+            .await;
+        scene.run().await;
+    }
+}
+
 #[sqlx::test(migrations = false)]
 async fn an_answer_that_comes_too_late_is_not_known(pool: PgPool) {
     let mut scene = scene(pool).await;
