@@ -18,8 +18,9 @@ async fn scene_on(primary: &Cluster, standby: &str) -> Scene {
     let mut scene = Scene::at(&primary.url("ledger")).await;
     scene.entity("acme", "UTC").await;
     scene.set("ELVEN_SYNC_LEDGER_URL", standby);
-    // Pages of 4 rows: each has to prove itself.
+    // Pages of 4 rows: each has to prove itself. One after the other, so that they arrive in the order of the pass.
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene
 }
 
