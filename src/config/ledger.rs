@@ -1,0 +1,146 @@
+//! `[ledger]`: the table, and what its columns are.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{ConfigError, error, number};
+use crate::align;
+
+/// An integer has at most 19 digits; ledgers in wei have 18 of them behind the point.
+const BALANCE_SCALE_MAX: u32 = 100;
+
+/// `[ledger]`: which table, and which of its columns.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerSettings {
+    /// Schema-qualified table or view.
+    pub table: String,
+    /// Columns whose names differ from the default.
+    pub columns: Columns,
+    /// The IANA zone of a `captured_at` without one, a `timestamp`.
+    pub captured_at_zone: Option<String>,
+    /// How many digits of an integer `balance` are behind the decimal point, e.g. 2 for cents.
+    #[serde(deserialize_with = "number::from_text_or_number_if_any")]
+    pub balance_scale: Option<u32>,
+    /// The entity of all rows, when the ledger has no column for it.
+    pub entity: Option<String>,
+}
+
+impl Default for LedgerSettings {
+    fn default() -> Self {
+        Self {
+            table: "ledger.balance_snapshots".to_owned(),
+            columns: Columns::default(),
+            captured_at_zone: None,
+            balance_scale: None,
+            entity: None,
+        }
+    }
+}
+
+impl LedgerSettings {
+    /// Schema and table. Each is spelled as in the catalogue; double quotes, as in SQL, are needed only
+    /// around one that contains a dot.
+    pub fn schema_and_table(&self) -> Result<(String, String), ConfigError> {
+        let (schema, rest) = identifier(&self.table)?;
+        let (table, rest) = match rest.strip_prefix('.') {
+            Some(rest) => identifier(rest)?,
+            None => (String::new(), rest),
+        };
+        if schema.is_empty() || table.is_empty() || !rest.is_empty() {
+            return Err(error(format!(
+                "[ledger] table = '{}' is not a schema and a table; hint: write it as \"schema.table\"",
+                self.table
+            )));
+        }
+        Ok((schema, table))
+    }
+
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        self.schema_and_table()?;
+        if let Some(role) = self.columns.0.keys().find(|role| !Columns::ROLES.contains(&role.as_str())) {
+            return Err(error(format!(
+                "[ledger.columns] {role} is not a column that the ledger can have; they are {}",
+                Columns::ROLES.join(", ")
+            )));
+        }
+        if let Some(zone) = &self.captured_at_zone {
+            align::zone(zone).map_err(|problem| error(format!("[ledger] captured_at_zone: {problem}")))?;
+        }
+        if self.balance_scale.is_some_and(|scale| scale > BALANCE_SCALE_MAX) {
+            return Err(error(format!("[ledger] balance_scale has to be 0 to {BALANCE_SCALE_MAX}")));
+        }
+        if self.entity.is_some() && self.columns.0.contains_key("entity_id") {
+            return Err(error(
+                "[ledger] entity and [ledger.columns] entity_id exclude each other: either all rows are of one \
+                 entity, or a column says whose they are",
+            ));
+        }
+        if let Some(entity) = &self.entity {
+            align::check_text("[ledger] entity", Some(entity))
+                .map_err(|problem| error(problem.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes an identifier off the beginning of a text, and returns it with the rest.
+fn identifier(text: &str) -> Result<(String, &str), ConfigError> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find('.').unwrap_or(text.len());
+        return Ok((text[..end].to_owned(), &text[end..]));
+    };
+    let mut name = String::new();
+    let mut rest = quoted;
+    loop {
+        let Some(end) = rest.find('"') else {
+            return Err(error(format!("[ledger] table: a double quote is missing in {text}")));
+        };
+        name.push_str(&rest[..end]);
+        rest = &rest[end + 1..];
+        match rest.strip_prefix('"') {
+            Some(more) => {
+                name.push('"');
+                rest = more;
+            }
+            None => return Ok((name, rest)),
+        }
+    }
+}
+
+/// `[ledger.columns]`: only what differs from the default names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Columns(BTreeMap<String, String>);
+
+impl Columns {
+    /// The roles that a column can have; each is also the default name.
+    pub const ROLES: [&str; 7] =
+        ["id", "entity_id", "entity_account_id", "currency", "captured_at", "balance", "change_xid"];
+
+    /// The column with a role.
+    pub fn get<'a>(&'a self, role: &'a str) -> &'a str {
+        self.0.get(role).map_or(role, String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_named_as_the_catalogue_spells_it() {
+        let named = |table: &str| {
+            let settings = LedgerSettings { table: table.to_owned(), ..LedgerSettings::default() };
+            settings.schema_and_table().ok()
+        };
+        let parts = |schema: &str, table: &str| Some((schema.to_owned(), table.to_owned()));
+        assert_eq!(named("accounting.Balances 2"), parts("accounting", "Balances 2"));
+        assert_eq!(named(r#""a.b"."c""d""#), parts("a.b", r#"c"d"#));
+        assert_eq!(named(r#"a."b""#), parts("a", "b"));
+        for wrong in ["", ".", "a.", ".b", r#""a"b.c"#, r#"a."b"c"#, r#"a."b"#, r#"a."b"""#] {
+            assert_eq!(named(wrong), None, "{wrong}");
+        }
+    }
+}
