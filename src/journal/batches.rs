@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::lanes::commit_if_held;
-use super::steps::{Done, count, count_in_run, finish, hold, insert, invalid, move_lane, resolve_newer};
+use super::steps::{
+    Done, count, count_in_run, finish, hold, insert, invalid, move_lane, resolve_newer, rewrite,
+};
 use super::{Journal, JournalError, OpenPass, Problem, errors};
 use crate::batch::Batch;
 use crate::watermark::Cursor;
@@ -140,24 +142,16 @@ impl Journal {
         let held = hold(&mut transaction, doing.pass).await?;
         sqlx::query!(
             "update elven_sync.sync_batches
-                set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $10,
-                    finished_at = null, row_ids = $3, rows_read = $4, row_count = $5, rows_rejected = $6,
-                    rows_superseded = $7, body_bytes = $8, body_sha256 = $9, rows_beyond_double = $11
+                set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
+                    finished_at = null
               where batch_id = $1",
             batch_id,
             doing.run_id,
-            batch.row_ids,
-            count(batch.rows.len()),
-            count(batch.records.len()),
-            count(batch.invalid.len()),
-            count(batch.superseded),
-            count(batch.body.len()),
-            batch.body_sha256,
-            lost,
-            count(batch.beyond_double)
+            lost
         )
         .execute(&mut *transaction)
         .await?;
+        rewrite(&mut transaction, batch_id, batch).await?;
         commit_if_held(transaction, held).await
     }
 
@@ -202,21 +196,12 @@ impl Journal {
         if !settlement.sent {
             // Nothing was left to send of what it once was; what was sent then may have arrived.
             sqlx::query!(
-                "update elven_sync.sync_batches
-                    set ambiguous = ambiguous or status = 'unknown', row_ids = $2, rows_read = $3, row_count = $4,
-                        rows_rejected = $5, rows_superseded = $6, body_bytes = $7, body_sha256 = $8
-                  where batch_id = $1",
-                batch_id,
-                batch.row_ids,
-                count(batch.rows.len()),
-                count(batch.records.len()),
-                count(batch.invalid.len()),
-                count(batch.superseded),
-                count(batch.body.len()),
-                batch.body_sha256
+                "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
+                batch_id
             )
             .execute(&mut *transaction)
             .await?;
+            rewrite(&mut transaction, batch_id, batch).await?;
         }
         if resolves {
             resolve_newer(&mut transaction, entity_id, batch_id, batch).await?;

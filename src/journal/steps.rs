@@ -57,6 +57,32 @@ pub(super) async fn insert(
     .await
 }
 
+/// Writes anew what a batch consists of: its rows may have changed since it was recorded.
+pub(super) async fn rewrite(
+    transaction: &mut Transaction<'static, Postgres>,
+    batch_id: i64,
+    batch: &Batch,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_batches
+            set row_ids = $2, rows_read = $3, row_count = $4, rows_rejected = $5, rows_superseded = $6,
+                body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9
+          where batch_id = $1",
+        batch_id,
+        batch.row_ids,
+        count(batch.rows.len()),
+        count(batch.records.len()),
+        count(batch.invalid.len()),
+        count(batch.superseded),
+        count(batch.body.len()),
+        batch.body_sha256,
+        count(batch.beyond_double)
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
 /// Records the answer in the batch.
 pub(super) async fn finish(
     transaction: &mut Transaction<'static, Postgres>,
