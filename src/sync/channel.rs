@@ -121,7 +121,7 @@ impl Channel {
     }
 
     /// Judges an answer. Where it repeats key or secret, those are left out: its words are recorded.
-    pub(super) fn judge(&self, answer: &Answer) -> Verdict {
+    fn judge(&self, answer: &Answer) -> Verdict {
         let mut verdict = judge(answer);
         if let Verdict::Refused(reason) | Verdict::Unauthorized(reason, _) = &mut verdict {
             let Credential { key, secret, .. } = &self.credential;
@@ -130,8 +130,20 @@ impl Channel {
         verdict
     }
 
+    /// Judges an answer to a request that was signed by a clock under trial, if one is; keeps that clock when it
+    /// has worked. What else comes back may be from somebody who did not look at the signature.
+    pub(super) fn hear(&self, answer: &Answer, corrected: &mut Option<TimeDelta>) -> Verdict {
+        let verdict = self.judge(answer);
+        if matches!(verdict, Verdict::Accepted | Verdict::Refused(_))
+            && let Some(ahead) = corrected.take()
+        {
+            self.keep_clock(ahead);
+        }
+        verdict
+    }
+
     /// Keeps a clock that has worked: how far it is ahead of this machine's.
-    pub(super) fn keep_clock(&self, ahead: TimeDelta) {
+    fn keep_clock(&self, ahead: TimeDelta) {
         let before = std::mem::replace(&mut self.state().ahead, ahead);
         if (ahead - before).abs() < SKEW_MIN {
             // Found by several requests that were under way at once.

@@ -17,7 +17,7 @@ use crate::watermark::Snapshot;
 /// stays flat.
 const BATCHES_PER_PAGE: usize = 4;
 /// How often a lease that another worker holds is looked at.
-const LEASE_POLL: Duration = Duration::from_millis(250);
+pub(super) const LEASE_POLL: Duration = Duration::from_millis(250);
 
 /// Why a lane stopped before its pass was through.
 #[derive(Debug)]

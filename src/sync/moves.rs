@@ -1,16 +1,12 @@
 //! Watermarks moved by a person: registered from now on, rewound, rebound.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 
+use super::lane::LEASE_POLL;
 use super::{RunError, Worker};
 use crate::journal::{Entity, FromNow, JournalError, Lane, Lease, Seal, Take};
 use crate::ledger::{LedgerError, Look, Progress};
 use crate::watermark::Snapshot;
-
-/// How often a lease that another worker holds is looked at.
-const LEASE_POLL: Duration = Duration::from_millis(250);
 
 /// A watermark cannot be moved as asked.
 #[derive(Debug, thiserror::Error)]

@@ -236,12 +236,7 @@ impl Worker {
                 }
             };
             let settlement = settlement(&answer, begun, number > 1);
-            let verdict = channel.judge(&answer);
-            if matches!(verdict, Verdict::Accepted | Verdict::Refused(_))
-                && let Some(ahead) = corrected.take()
-            {
-                channel.keep_clock(ahead);
-            }
+            let verdict = channel.hear(&answer, &mut corrected);
             let attempt =
                 Attempt { number, attempts_max: retry.attempts, clock_corrected: corrected.is_some() };
             match decide(&verdict, attempt, retry, fastrand::u32(..)) {

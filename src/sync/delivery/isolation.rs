@@ -1,9 +1,9 @@
 //! Isolation: a refused batch is taken apart until the refused records stand alone, and those are set aside.
 
-use super::super::lane::Halt;
 use std::sync::atomic::Ordering;
 
 use super::super::channel::Unproven;
+use super::super::lane::Halt;
 use super::super::words::{self, Words};
 use super::{Delivery, Node};
 use crate::batch::Batch;
@@ -98,7 +98,7 @@ impl Delivery {
             .collect();
         let rejections_max = self.worker.settings.sync.max_rejections;
         let mut window = self.window.lock().await;
-        let (then, advance) = window.with_part_done(node.root);
+        let advance = window.advance_after(node.root);
         let set_aside = self
             .worker
             .journal
@@ -116,7 +116,7 @@ impl Delivery {
             let words = words.too_many(rejections_max);
             return Err(self.stop(node, words, settlement, None).await);
         }
-        *window = then;
+        window.part_done(node.root);
         drop(window);
         self.has_set_aside.store(true, Ordering::Relaxed);
         self.report(|report| report.count_set_aside(&node.batch));

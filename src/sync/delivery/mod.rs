@@ -25,7 +25,7 @@ use super::words::{self, Words};
 use super::{EntityReport, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Signed, Verdict};
+use crate::elven::{Answer, Signed};
 use crate::journal::{Doing, Kind, OpenPass, Problem, Settlement};
 use crate::watermark::Cursor;
 
@@ -238,13 +238,7 @@ impl Delivery {
             drop(permit);
             let settlement = settlement(&answer, begun, node.repeated);
             node.repeated = true;
-            let verdict = self.channel.judge(&answer);
-            // What else comes back may be from somebody who did not look at the signature.
-            if matches!(verdict, Verdict::Accepted | Verdict::Refused(_))
-                && let Some(ahead) = corrected.take()
-            {
-                self.channel.keep_clock(ahead);
-            }
+            let verdict = self.channel.hear(&answer, &mut corrected);
             let attempt = Attempt { number, attempts_max, clock_corrected: corrected.is_some() };
             let words =
                 words::of(&verdict, settlement.http_status, &node.batch, &self.channel.credential.name);
@@ -284,11 +278,11 @@ impl Delivery {
     /// Records that a batch is accepted, and moves the cursor over all that is done.
     async fn settle(&self, node: &Node, settlement: Settlement) -> Result<(), Halt> {
         let mut window = self.window.lock().await;
-        let (then, advance) = window.with_part_done(node.root);
+        let advance = window.advance_after(node.root);
         let moves = (advance, self.has_set_aside.load(Ordering::Relaxed));
         self.worker.journal.settle(self.doing(), node.batch_id, &node.batch, settlement, moves).await?;
         self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
-        *window = then;
+        window.part_done(node.root);
         drop(window);
         self.report(|report| report.count(&node.batch));
         tracing::debug!(

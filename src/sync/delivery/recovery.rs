@@ -1,7 +1,6 @@
 //! Recovery: what an earlier worker has left of a pass.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::super::lane::Halt;
@@ -18,7 +17,7 @@ impl Delivery {
     /// Replays what the journal has of the pass beyond the cursor: what is done is passed over, the rest is sent
     /// over its recorded interval. Returns where to go on reading.
     pub(in crate::sync) async fn recover<'r>(
-        self: &Arc<Self>,
+        &self,
         reading: &impl Fn(Option<Cursor>, Option<Cursor>) -> Reading<'r>,
     ) -> Result<Option<Cursor>, Halt> {
         let set_aside = self.worker.journal.has_rows_set_aside(&self.pass.lease.entity_id).await?;
@@ -62,7 +61,7 @@ impl Delivery {
 
     /// Sends a recorded batch, or a part of one, over again.
     async fn redo(
-        self: &Arc<Self>,
+        &self,
         root: usize,
         whole: &Recorded,
         leaf: &Recorded,
@@ -71,9 +70,9 @@ impl Delivery {
     ) -> Result<(), Halt> {
         if rows.is_empty() {
             let mut window = self.window.lock().await;
-            let (then, advance) = window.with_part_done(root);
+            let advance = window.advance_after(root);
             self.worker.journal.emptied(self.doing(), leaf.batch_id, advance).await?;
-            *window = then;
+            window.part_done(root);
             return Ok(());
         }
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {

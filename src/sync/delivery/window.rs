@@ -6,7 +6,7 @@ use crate::journal::Advance;
 use crate::watermark::Cursor;
 
 /// What is on its way or done, in the order of the pass, from the cursor on.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(super) struct Window {
     /// Where the lane stands.
     pub(super) cursor: Option<Cursor>,
@@ -39,20 +39,21 @@ impl Window {
         self.roots[root - self.first].1 += 1;
     }
 
-    /// What it is when a part is done, and how far the cursor moves by that: over all that is done in a row.
-    /// To be kept once the journal has it.
-    pub(super) fn with_part_done(&self, root: usize) -> (Self, Option<Advance>) {
-        let mut then = self.clone();
-        then.roots[root - self.first].1 -= 1;
-        let mut last = None;
-        while then.roots.front().is_some_and(|(_, parts)| *parts == 0) {
-            last = then.roots.pop_front().map(|(last, _)| last);
-            then.first += 1;
+    /// How far the cursor will move when this part is done: over all that is done in a row.
+    pub(super) fn advance_after(&self, root: usize) -> Option<Advance> {
+        let is_done = |(place, (_, parts)): &(usize, &(Cursor, usize))| {
+            parts - usize::from(self.first + place == root) == 0
+        };
+        let (_, (last, _)) = self.roots.iter().enumerate().take_while(is_done).last()?;
+        Some(Advance { before: self.cursor.clone(), last: last.clone() })
+    }
+
+    /// Takes a part for done, once the journal has it.
+    pub(super) fn part_done(&mut self, root: usize) {
+        self.roots[root - self.first].1 -= 1;
+        while self.roots.front().is_some_and(|(_, parts)| *parts == 0) {
+            self.cursor = self.roots.pop_front().map(|(last, _)| last);
+            self.first += 1;
         }
-        let advance = last.map(|last| Advance { before: self.cursor.clone(), last });
-        if let Some(Advance { last, .. }) = &advance {
-            then.cursor = Some(last.clone());
-        }
-        (then, advance)
     }
 }
