@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 
 use self::connector::{Connector, Connectors};
 use self::sessions::{Owner, Sessions};
-use crate::support::Scene;
+use crate::support::{PARTS, Scene};
 
 const SEEDS: i64 = 200;
 /// Seeds under way at the same time, each an entity of one database.
@@ -27,19 +27,6 @@ const AT_ONCE: usize = 8;
 const STEPS: usize = 50;
 /// Accounts and balances that a seed may use up.
 const NUMBERS: i64 = 10_000;
-
-/// A ledger without a unique id: up to three rows that were written together tie in `(change_xid, id)`.
-const PARTS: &str = "
-    create table ledger.parts (
-        id bigint not null generated always as (entity_account_id::bigint / 3) stored,
-        entity_id text not null, entity_account_id text not null, currency text not null,
-        captured_at timestamptz not null, balance numeric not null, change_xid xid8 not null
-    ) partition by hash (entity_account_id);
-    create table ledger.parts_0 partition of ledger.parts for values with (modulus 2, remainder 0);
-    create table ledger.parts_1 partition of ledger.parts for values with (modulus 2, remainder 1);
-    create index on ledger.parts (entity_id, change_xid, id);
-    create trigger stamp_change_xid before insert or update on ledger.parts
-        for each row execute function ledger.stamp_change_xid();";
 
 #[sqlx::test(migrations = false)]
 async fn no_row_is_lost_whatever_the_sessions_do(pool: PgPool) {

@@ -16,6 +16,19 @@ use tokio::sync::watch;
 pub const KEY: &str = "test-key-4be1";
 pub const SECRET: &str = "test-secret-91cd";
 
+/// A ledger without a unique id: up to three rows that were written together tie in `(change_xid, id)`.
+pub const PARTS: &str = "
+    create table ledger.parts (
+        id bigint not null generated always as (entity_account_id::bigint / 3) stored,
+        entity_id text not null, entity_account_id text not null, currency text not null,
+        captured_at timestamptz not null, balance numeric not null, change_xid xid8 not null
+    ) partition by hash (entity_account_id);
+    create table ledger.parts_0 partition of ledger.parts for values with (modulus 2, remainder 0);
+    create table ledger.parts_1 partition of ledger.parts for values with (modulus 2, remainder 1);
+    create index on ledger.parts (entity_id, change_xid, id);
+    create trigger stamp_change_xid before insert or update on ledger.parts
+        for each row execute function ledger.stamp_change_xid();";
+
 /// A migrated database with the default ledger, and a sandbox.
 pub struct Scene {
     pub pool: PgPool,

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::{BATCHES, ERRORS, add_rows, answered, failure, imports, scene};
 use crate::sandbox_faults::parsed;
-use crate::support::Scene;
+use crate::support::{PARTS, Scene};
 
 /// What holds of the journal whatever was refused and split.
 async fn the_books_balance(scene: &Scene) {
@@ -128,19 +128,7 @@ async fn rows_that_a_refused_one_superseded_are_sent_after_all(pool: PgPool) {
     assert_eq!(scene.run().await.counters.requests, 0);
 }
 
-/// A ledger without a unique id: three rows each share one.
-const PARTS: &str = "
-    create table ledger.parts (
-        id bigint not null generated always as (entity_account_id::bigint / 3) stored,
-        entity_id text not null, entity_account_id text not null, currency text not null,
-        captured_at timestamptz not null, balance numeric not null, change_xid xid8 not null
-    ) partition by hash (entity_account_id);
-    create table ledger.parts_0 partition of ledger.parts for values with (modulus 2, remainder 0);
-    create table ledger.parts_1 partition of ledger.parts for values with (modulus 2, remainder 1);
-    create index on ledger.parts (entity_id, change_xid, id);
-    create trigger stamp_change_xid before insert or update on ledger.parts
-        for each row execute function ledger.stamp_change_xid();";
-
+/// Three rows each share an id.
 async fn scene_with_parts(pool: PgPool) -> Scene {
     let mut scene = scene(pool).await;
     scene.sql(PARTS).await;
