@@ -39,3 +39,7 @@ comment on column elven_sync.sync_passes.written_by is
     'The transaction that wrote this row last. Equal to its xmin in the cluster where it was written, and after pg_upgrade; not in a restored dump.';
 comment on function elven_sync.require_pass(bigint, text) is
     'Raises EL001 unless the calling statement sees the pass: the proof that a standby has replayed all that the pass is about.';
+comment on column elven_sync.sync_passes.run_id is 'The run that began it. NULL: a person moved the watermark.';
+comment on column elven_sync.sync_passes.finished_at is 'When it was through. NULL: open, or given up by a rewind.';
+comment on column elven_sync.sync_state.lease_epoch is
+    'Counts the leases given out; every write of a worker names the one it holds, and itself, so that a worker that lost its lease can move nothing.';
