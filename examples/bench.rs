@@ -17,6 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use elven_sync::config::{Environment, Flags, Settings};
+use elven_sync::database::Database;
 use elven_sync::journal::{self, RunStatus};
 use elven_sync::output::line;
 use elven_sync::sandbox::{Credential, Options, Sandbox};
@@ -128,7 +129,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(arguments: &Arguments, url: &str) -> anyhow::Result<()> {
-    let pool = journal::connect(&url.to_owned().into(), 2).await?;
+    let pool = PgPool::connect(url).await?;
     seed(&pool, arguments).await?;
     let receiver = Receiver::start().await?;
     let (mut limits, mut runs) = (Vec::new(), Vec::new());
@@ -151,8 +152,9 @@ async fn measure(arguments: &Arguments, url: &str) -> anyhow::Result<()> {
 
 async fn seed(pool: &PgPool, arguments: &Arguments) -> anyhow::Result<()> {
     let entities = i64::from(arguments.entities);
-    journal::migrate(pool).await?;
-    journal::migrate_ledger(pool).await?;
+    let database = Database::from(pool.clone());
+    journal::migrate(&database).await?;
+    journal::migrate_ledger(&database).await?;
     sqlx::query(REGISTER).bind(entities).execute(pool).await?;
     sqlx::query(SEED).bind(i64::from(arguments.rows)).bind(entities).execute(pool).await?;
     pool.execute("vacuum (analyze) ledger.balance_snapshots").await?;
@@ -192,9 +194,10 @@ async fn upload(database_url: &str, api_url: &str) -> anyhow::Result<Taken> {
 async fn connect() -> anyhow::Result<()> {
     let begun = Instant::now();
     let settings = Settings::load(&Flags::default(), Environment::capture())?;
-    let pool = journal::connect(settings.database_url()?, 10).await?;
+    let database =
+        Database::connect(settings.database_url()?, 10, settings.database.reconnect_timeout).await?;
     let (_running, stop) = watch::channel(false);
-    let report = Worker::open(settings, pool, stop).await?.run(&[]).await?;
+    let report = Worker::open(settings, database, stop).await?.run(&[]).await?;
     if report.status != RunStatus::Succeeded {
         let failure = report.entities.iter().find_map(EntityReport::failure).unwrap_or_default();
         bail!("the run ended {}: {failure}", report.status.as_ref());

@@ -15,7 +15,7 @@ use elven_sync::config::{Environment, LedgerSettings};
 use elven_sync::ledger::attach::{self, Wanted};
 use elven_sync::output::line;
 use futures_util::TryStreamExt;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use url::Url;
 
 /// The cost of column, trigger and index to writers of the ledger
@@ -71,7 +71,7 @@ async fn main() -> anyhow::Result<()> {
 async fn measure(url: &str, arguments: &Arguments) -> anyhow::Result<()> {
     let Arguments { rows, runs } = *arguments;
     let mut connection = PgConnection::connect(url).await?;
-    let copied = prepare(&mut connection, rows).await?;
+    let copied = prepare(url, &mut connection, rows).await?;
     line(format_args!("{rows} rows, medians of {runs}, µs a row, and in % of the bare table\n"));
     line(format_args!(
         "{:24}{:>14}{:>14}{:>14}{:>14}{:>14}",
@@ -103,7 +103,7 @@ async fn measure(url: &str, arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Makes the source of the rows, and the table in each of its stages; returns the rows as COPY has them.
-async fn prepare(connection: &mut PgConnection, rows: u32) -> anyhow::Result<Bytes> {
+async fn prepare(url: &str, connection: &mut PgConnection, rows: u32) -> anyhow::Result<Bytes> {
     let source = format!(
         "create table source as
          select 'entity-' || n % 8 as entity_id, md5((n % 1000)::text) as entity_account_id, 'BTC' as currency,
@@ -120,7 +120,7 @@ async fn prepare(connection: &mut PgConnection, rows: u32) -> anyhow::Result<Byt
         connection.execute(AssertSqlSafe(table)).await?;
         let settings = LedgerSettings { table: format!("public.{stage}"), ..LedgerSettings::default() };
         let wanted = Wanted { lock_timeout: Duration::from_secs(2), backfill_index: stage == "backfill" };
-        let plan = attach::plan(connection, &settings, &wanted).await?;
+        let plan = attach::plan(&PgPool::connect(url).await?.into(), &settings, &wanted).await?;
         for step in &plan.steps {
             let is_index = step.sql.contains("concurrently");
             if stage != "bare" && (!is_index || ["index", "backfill"].contains(&stage)) {

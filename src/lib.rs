@@ -14,6 +14,7 @@
 //! nothing is printed outside `output`.
 
 pub mod config;
+pub mod database;
 
 pub mod watermark;
 

@@ -7,6 +7,7 @@ use anyhow::bail;
 
 use super::{SUCCEEDED, connect};
 use crate::config::Settings;
+use crate::database::Database;
 use crate::ledger::LedgerError;
 use crate::ledger::attach::{self, Plan, Wanted};
 use crate::output;
@@ -41,14 +42,13 @@ fn lock_timeout(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
-    let pool = connect(settings).await?;
-    let mut connection = pool.acquire().await?;
+    let database = connect(settings).await?;
     let wanted = Wanted { lock_timeout: options.lock_timeout, backfill_index: options.backfill_index };
     let table = &settings.ledger.table;
     let plan = if options.undo {
-        attach::plan_undo(&mut connection, &settings.ledger, &wanted).await?
+        attach::plan_undo(&database, &settings.ledger, &wanted).await?
     } else {
-        attach::plan(&mut connection, &settings.ledger, &wanted).await?
+        attach::plan(&database, &settings.ledger, &wanted).await?
     };
     if options.dry_run {
         print(&plan);
@@ -63,11 +63,13 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
         }
         bail!("{table} was left as it is; hint: see to the above, then say attach --yes");
     }
+    // One for all: a step may set something for those behind it.
+    let mut connection = database.session().await?;
     for step in &plan.steps {
         output::line(format_args!("{}", step.why));
         tracing::info!(sql = step.sql, "attach");
         if let Err(problem) = attach::take(&mut connection, step).await {
-            return Err(explain(problem, &mut connection, settings, &options).await);
+            return Err(explain(problem, &database, settings, &options).await);
         }
     }
     let done = if options.undo { "has no stamp" } else { "is prepared" };
@@ -94,7 +96,7 @@ fn print(plan: &Plan) {
 /// Adds the remedy that goes with PostgreSQL's refusal.
 async fn explain(
     problem: LedgerError,
-    connection: &mut sqlx::PgConnection,
+    database: &Database,
     settings: &Settings,
     options: &Options,
 ) -> anyhow::Error {
@@ -106,7 +108,7 @@ async fn explain(
     match code.as_deref() {
         // lock_not_available
         Some("55P03") => {
-            let holders = attach::holders(connection, &settings.ledger).await.unwrap_or_default();
+            let holders = attach::holders(database, &settings.ledger).await.unwrap_or_default();
             let who = if holders.is_empty() {
                 "whoever held it has let go by now".to_owned()
             } else {

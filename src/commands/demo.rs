@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::sync::watch;
 use url::Url;
 
 use super::SUCCEEDED;
-use crate::config::{Environment, Flags, Settings};
+use crate::config::{DatabaseSettings, Environment, Flags, Settings};
+use crate::database::Database;
 use crate::journal::{self, Entity, RunStatus};
 use crate::output::{self, line};
 use crate::sandbox::{self, Sandbox};
@@ -110,9 +111,9 @@ impl Scratch {
 
 async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let pool = journal::connect(&scratch.url, 4).await?;
-    journal::migrate(&pool).await?;
-    journal::migrate_ledger(&pool).await?;
+    let database = Database::connect(&scratch.url, 4, DatabaseSettings::default().reconnect_timeout).await?;
+    journal::migrate(&database).await?;
+    journal::migrate_ledger(&database).await?;
     for (entity_id, timezone) in ENTITIES {
         let entity = Entity {
             entity_id: entity_id.to_owned(),
@@ -120,9 +121,9 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
             credential: "default".to_owned(),
             paused: false,
         };
-        Entity::add(&pool, &entity).await?;
+        Entity::add(&database, &entity).await?;
     }
-    let seeded = pool.execute(SEED).await?.rows_affected();
+    let seeded = database.execute(|| SEED).await?.rows_affected();
     let sandbox = Sandbox::start(sandbox::Options {
         credentials: vec![sandbox::Credential::new("demo", "demo-key", "demo-secret")],
         ..sandbox::Options::default()
@@ -138,7 +139,7 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
     let mut slow = PgConnection::connect(scratch.url.expose_secret()).await?;
     slow.execute("begin").await?;
     slow.execute(LATE).await?;
-    pool.execute(NEXT).await?;
+    database.execute(|| NEXT).await?;
     let first = sync(scratch, &sandbox).await?;
     output::run_report(&first, false);
 
@@ -155,10 +156,10 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
     );
 
     heading("3. The ledger's instants, and what the API received: the hour that New York has twice");
-    line(aligned_rows(&pool, &sandbox).await?);
+    line(aligned_rows(&database, &sandbox).await?);
 
     heading("4. elven-sync status");
-    output::health(&journal::Health::list(&pool).await?, None, false);
+    output::health(&journal::Health::list(&database).await?, None, false);
 
     heading("Where to look next");
     line(
@@ -168,7 +169,7 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
          elven-sync sandbox                                         the same API, for your own ledger",
     );
     line(format_args!("\nAll of this took {:.1} s.", begun.elapsed().as_secs_f32()));
-    pool.close().await;
+    database.close().await;
     sandbox.stop().await;
     Ok(())
 }
@@ -190,10 +191,10 @@ async fn sync(scratch: &Scratch, sandbox: &Sandbox) -> anyhow::Result<RunReport>
     .into_iter()
     .collect();
     let settings = Settings::load(&Flags::default(), environment)?;
-    let pool = journal::connect(&scratch.url, 8).await?;
+    let database = Database::connect(&scratch.url, 8, settings.database.reconnect_timeout).await?;
     let (_running, stop) = watch::channel(false);
-    let report = Worker::open(settings, pool.clone(), stop).await?.run(&[]).await?;
-    pool.close().await;
+    let report = Worker::open(settings, database.clone(), stop).await?.run(&[]).await?;
+    database.close().await;
     if report.status != RunStatus::Succeeded {
         bail!("the run ended {}; please report this", report.status.as_ref());
     }
@@ -201,8 +202,8 @@ async fn sync(scratch: &Scratch, sandbox: &Sandbox) -> anyhow::Result<RunReport>
 }
 
 /// A handful of rows around the clock change, beside what was received for them.
-async fn aligned_rows(pool: &PgPool, sandbox: &Sandbox) -> anyhow::Result<comfy_table::Table> {
-    let ledger: Vec<(String, String, String)> = sqlx::query_as(SAMPLE).fetch_all(pool).await?;
+async fn aligned_rows(database: &Database, sandbox: &Sandbox) -> anyhow::Result<comfy_table::Table> {
+    let ledger: Vec<(String, String, String)> = sqlx::query_as(SAMPLE).fetch_all(database).await?;
     let received = sandbox.received();
     let rows = ledger.into_iter().map(|(account, captured_at, balance)| {
         // Balances of an account differ from row to row here, so that they tell which is which.

@@ -2,13 +2,13 @@
 
 use anyhow::bail;
 use clap::Subcommand;
-use sqlx::PgPool;
 
 use tokio::sync::watch;
 
 use super::{SUCCEEDED, connect};
 use crate::align;
 use crate::config::Settings;
+use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
 use crate::sync::Worker;
@@ -88,9 +88,9 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
     align::zone(&entity.timezone)?;
     align::check_text("the entity's id", Some(&entity.entity_id))?;
     align::check_text("the credential's name", Some(&entity.credential))?;
-    let pool = connect_migrated(settings).await?;
+    let database = connect_migrated(settings).await?;
     let added = if from_now {
-        match worker(settings, &pool).await?.register_from_now(&entity).await? {
+        match worker(settings, &database).await?.register_from_now(&entity).await? {
             FromNow::Begun => true,
             FromNow::Registered => false,
             FromNow::HasWatermark => bail!(
@@ -100,10 +100,10 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
             ),
         }
     } else {
-        Entity::add(&pool, &entity).await?
+        Entity::add(&database, &entity).await?
     };
     if !added {
-        return already_registered(&pool, &entity, from_now).await;
+        return already_registered(&database, &entity, from_now).await;
     }
     output::line(format_args!(
         "entity `{}` is registered: time zone {}, credential `{}`; {}",
@@ -123,8 +123,8 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
 }
 
 /// Registering twice is no harm, as long as it says the same.
-async fn already_registered(pool: &PgPool, entity: &Entity, from_now: bool) -> anyhow::Result<u8> {
-    let known = registered(pool, &entity.entity_id).await?;
+async fn already_registered(database: &Database, entity: &Entity, from_now: bool) -> anyhow::Result<u8> {
+    let known = registered(database, &entity.entity_id).await?;
     if (&known.timezone, &known.credential) != (&entity.timezone, &entity.credential) {
         bail!(
             "entity `{}` is registered already, with time zone {} and credential `{}`; nothing was changed; hint: \
@@ -146,10 +146,10 @@ async fn already_registered(pool: &PgPool, entity: &Entity, from_now: bool) -> a
 }
 
 async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::Result<u8> {
-    let pool = connect_migrated(settings).await?;
-    let entity = registered(&pool, id).await?;
+    let database = connect_migrated(settings).await?;
+    let entity = registered(&database, id).await?;
     let at = if to == START { None } else { Some(align::instant(to, align::zone(&entity.timezone)?)?) };
-    let worker = worker(settings, &pool).await?;
+    let worker = worker(settings, &database).await?;
     let plan = worker.plan_rewind(id, at).await?;
     if !plan.is_move {
         output::line(format_args!("the watermark of `{id}` stands there already; nothing was moved"));
@@ -170,16 +170,16 @@ async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::R
 }
 
 async fn rebind(settings: &Settings, ids: Vec<String>, all: bool) -> anyhow::Result<u8> {
-    let pool = connect_migrated(settings).await?;
+    let database = connect_migrated(settings).await?;
     let ids = if all {
-        Entity::list(&pool).await?.into_iter().map(|entity| entity.entity_id).collect()
+        Entity::list(&database).await?.into_iter().map(|entity| entity.entity_id).collect()
     } else {
         for id in &ids {
-            registered(&pool, id).await?;
+            registered(&database, id).await?;
         }
         ids
     };
-    let worker = worker(settings, &pool).await?;
+    let worker = worker(settings, &database).await?;
     for id in &ids {
         output::line(if worker.rebind(id).await? {
             format!("`{id}` is bound to this cluster; the next run goes on where it was")
@@ -191,8 +191,8 @@ async fn rebind(settings: &Settings, ids: Vec<String>, all: bool) -> anyhow::Res
 }
 
 async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
-    let pool = connect_migrated(settings).await?;
-    let entities = Entity::list(&pool).await?;
+    let database = connect_migrated(settings).await?;
+    let entities = Entity::list(&database).await?;
     if as_json {
         output::line(serde_json::json!({ "entities": entities }));
     } else if entities.is_empty() {
@@ -212,9 +212,9 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
 }
 
 async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Result<u8> {
-    let pool = connect_migrated(settings).await?;
-    if !Entity::set_paused(&pool, id, paused).await? {
-        registered(&pool, id).await?;
+    let database = connect_migrated(settings).await?;
+    if !Entity::set_paused(&database, id, paused).await? {
+        registered(&database, id).await?;
     }
     output::line(format_args!(
         "entity `{id}` is {}",
@@ -224,8 +224,8 @@ async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Resu
 }
 
 /// The entity with this id, or an error that names those with a similar one.
-async fn registered(pool: &PgPool, id: &str) -> anyhow::Result<Entity> {
-    let entities = Entity::list(pool).await?;
+async fn registered(database: &Database, id: &str) -> anyhow::Result<Entity> {
+    let entities = Entity::list(database).await?;
     if let Some(entity) = entities.iter().find(|entity| entity.entity_id == id) {
         return Ok(entity.clone());
     }
@@ -234,14 +234,14 @@ async fn registered(pool: &PgPool, id: &str) -> anyhow::Result<Entity> {
 }
 
 /// What moves watermarks also runs; here it is never asked to stop, and reads no pages.
-async fn worker(settings: &Settings, pool: &PgPool) -> anyhow::Result<Worker> {
+async fn worker(settings: &Settings, database: &Database) -> anyhow::Result<Worker> {
     let settings = Settings { ledger_url: None, ..settings.clone() };
-    Ok(Worker::open(settings, pool.clone(), watch::channel(false).1).await?)
+    Ok(Worker::open(settings, database.clone(), watch::channel(false).1).await?)
 }
 
 /// Connects, and makes sure that the sync tables are there: nothing else opens them here.
-async fn connect_migrated(settings: &Settings) -> anyhow::Result<PgPool> {
-    let pool = connect(settings).await?;
-    journal::check_schema(&pool).await?;
-    Ok(pool)
+async fn connect_migrated(settings: &Settings) -> anyhow::Result<Database> {
+    let database = connect(settings).await?;
+    journal::check_schema(&database).await?;
+    Ok(database)
 }

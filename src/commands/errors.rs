@@ -4,12 +4,12 @@ use std::sync::atomic::Ordering;
 
 use anyhow::bail;
 use clap::Subcommand;
-use sqlx::PgPool;
 use strum::VariantNames;
 
 use super::run::stop_on_signal;
 use super::{INCOMPLETE, SUCCEEDED, connect};
 use crate::config::Settings;
+use crate::database::Database;
 use crate::journal::{self, Kind, RecordedError, Wanted};
 use crate::output;
 use crate::sync::Worker;
@@ -58,21 +58,21 @@ pub(super) enum Command {
 }
 
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
-    let pool = connect(settings).await?;
-    journal::check_schema(&pool).await?;
+    let database = connect(settings).await?;
+    journal::check_schema(&database).await?;
     match command {
         Command::List { entities, kinds, all, json } => {
             let wanted = Wanted { entities, kinds, resolved: all, ..Wanted::default() };
-            output::errors(&RecordedError::list(&pool, &wanted).await?, json);
+            output::errors(&RecordedError::list(&database, &wanted).await?, json);
         }
-        Command::Show { error_id, json } => output::error_in_full(&one(&pool, error_id).await?, json),
-        Command::Retry { error_ids } => return retry(settings, &pool, error_ids).await,
+        Command::Show { error_id, json } => output::error_in_full(&one(&database, error_id).await?, json),
+        Command::Retry { error_ids } => return retry(settings, &database, error_ids).await,
         Command::Resolve { error_id, reason } => {
             if reason.trim().is_empty() {
                 bail!("--reason is blank; hint: say why, for whoever looks later");
             }
-            let error = one(&pool, error_id).await?;
-            if !RecordedError::resolve(&pool, error_id, &reason).await? {
+            let error = one(&database, error_id).await?;
+            if !RecordedError::resolve(&database, error_id, &reason).await? {
                 let resolution = error.resolution.unwrap_or_default();
                 bail!("error {error_id} is resolved already: {resolution}; nothing was changed");
             }
@@ -82,18 +82,18 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
     Ok(SUCCEEDED)
 }
 
-async fn one(pool: &PgPool, error_id: i64) -> anyhow::Result<RecordedError> {
+async fn one(database: &Database, error_id: i64) -> anyhow::Result<RecordedError> {
     let wanted = Wanted { ids: vec![error_id], resolved: true, ..Wanted::default() };
-    match RecordedError::list(pool, &wanted).await?.pop() {
+    match RecordedError::list(database, &wanted).await?.pop() {
         Some(error) => Ok(error),
         None => bail!("there is no error {error_id}; hint: elven-sync errors list"),
     }
 }
 
-async fn retry(settings: &Settings, pool: &PgPool, error_ids: Vec<i64>) -> anyhow::Result<u8> {
+async fn retry(settings: &Settings, database: &Database, error_ids: Vec<i64>) -> anyhow::Result<u8> {
     let mut errors = Vec::new();
     for error_id in &error_ids {
-        let error = one(pool, *error_id).await?;
+        let error = one(database, *error_id).await?;
         if let Some(resolution) = &error.resolution {
             bail!("error {error_id} is resolved already: {resolution}; nothing was sent");
         }
@@ -108,7 +108,7 @@ async fn retry(settings: &Settings, pool: &PgPool, error_ids: Vec<i64>) -> anyho
         errors.push(error);
     }
     if error_ids.is_empty() {
-        errors = RecordedError::list(pool, &Wanted::default()).await?;
+        errors = RecordedError::list(database, &Wanted::default()).await?;
         errors.retain(|error| error.ledger_id.is_some());
     }
     if errors.is_empty() {
@@ -117,7 +117,7 @@ async fn retry(settings: &Settings, pool: &PgPool, error_ids: Vec<i64>) -> anyho
     }
     let settings = Settings { ledger_url: None, ..settings.clone() };
     let (stop, stopped_by) = stop_on_signal()?;
-    let worker = Worker::open(settings, pool.clone(), stop.clone()).await?;
+    let worker = Worker::open(settings, database.clone(), stop.clone()).await?;
     let retried = worker.retry(errors).await?;
     for retried in &retried {
         let (state, why) = match &retried.outcome {

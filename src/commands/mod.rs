@@ -9,9 +9,9 @@ mod sandbox;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sqlx::PgPool;
 
 use crate::config::{Environment, Flags, Settings};
+use crate::database::Database;
 use crate::journal;
 use crate::output;
 
@@ -85,11 +85,11 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
 }
 
 async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
-    let pool = connect(settings).await?;
-    journal::migrate(&pool).await?;
+    let database = connect(settings).await?;
+    journal::migrate(&database).await?;
     output::line("the sync tables are up to date (schema elven_sync)");
     if with_ledger {
-        journal::migrate_ledger(&pool).await?;
+        journal::migrate_ledger(&database).await?;
         output::line("the default ledger is up to date (table ledger.balance_snapshots)");
     }
     Ok(SUCCEEDED)
@@ -97,10 +97,11 @@ async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
 
 /// Connects to the primary with enough connections for the entities worked on at once, each with a page
 /// being read ahead, a batch being announced and one being settled, and the heartbeat.
-async fn connect(settings: &Settings) -> anyhow::Result<PgPool> {
+async fn connect(settings: &Settings) -> anyhow::Result<Database> {
     let url = settings.database_url()?;
     let at_once = u32::try_from(settings.sync.entities_at_once).unwrap_or(u32::MAX / 2);
-    journal::connect(url, at_once.saturating_mul(3).saturating_add(2).min(64)).await.context(
+    let connections_max = at_once.saturating_mul(3).saturating_add(2).min(64);
+    Database::connect(url, connections_max, settings.database.reconnect_timeout).await.context(
         "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
     )
 }

@@ -27,8 +27,8 @@ pub(super) struct Options {
 
 pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
     let (stop, stopped_by) = stop_on_signal()?;
-    let pool = connect(&settings).await?;
-    let worker = Worker::open(settings, pool, stop).await?;
+    let database = connect(&settings).await?;
+    let worker = Worker::open(settings, database, stop).await?;
     let report = if options.dry_run {
         worker.dry_run(&options.entities).await?
     } else {
@@ -69,8 +69,8 @@ pub(super) fn stop_on_signal() -> std::io::Result<(Stop, Arc<AtomicU8>)> {
 }
 
 pub(super) async fn status(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
-    let pool = connect(settings).await?;
-    let (entities, oldest_writer) = crate::sync::health(settings, &pool).await?;
+    let database = connect(settings).await?;
+    let (entities, oldest_writer) = crate::sync::health(settings, &database).await?;
     output::health(&entities, oldest_writer.as_ref(), as_json);
     Ok(SUCCEEDED)
 }

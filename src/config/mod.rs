@@ -88,6 +88,8 @@ pub struct Settings {
     pub credentials: BTreeMap<String, CredentialSource>,
     /// The ledger's table.
     pub ledger: LedgerSettings,
+    /// How the database is used.
+    pub database: DatabaseSettings,
     /// How runs work.
     pub sync: SyncSettings,
     /// How the API is called.
@@ -104,9 +106,25 @@ pub struct Settings {
 struct File {
     credentials: BTreeMap<String, CredentialSource>,
     ledger: LedgerSettings,
+    database: DatabaseSettings,
     sync: SyncSettings,
     api: ApiSettings,
     retry: RetrySettings,
+}
+
+/// `[database]`: how the database is used.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DatabaseSettings {
+    /// How long a run waits for a database that went away before it fails.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_timeout: Duration,
+}
+
+impl Default for DatabaseSettings {
+    fn default() -> Self {
+        Self { reconnect_timeout: Duration::from_mins(1) }
+    }
 }
 
 /// `[sync]`: how runs work.
@@ -133,6 +151,9 @@ pub struct SyncSettings {
     /// How long a worker that stopped renewing keeps an entity.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    /// How long what is in flight may take once the process was asked to stop.
+    #[serde(with = "humantime_serde")]
+    pub shutdown_grace: Duration,
 }
 
 impl Default for SyncSettings {
@@ -145,6 +166,7 @@ impl Default for SyncSettings {
             batch_bytes: None,
             on_ambiguous: OnAmbiguous::Resend,
             lease: Duration::from_secs(30),
+            shutdown_grace: Duration::from_secs(25),
         }
     }
 }
@@ -235,7 +257,9 @@ impl Settings {
             }
         }
         for (name, value) in [
+            ("[database] reconnect_timeout", file.database.reconnect_timeout),
             ("[sync] lease", file.sync.lease),
+            ("[sync] shutdown_grace", file.sync.shutdown_grace),
             ("[api] timeout", file.api.timeout),
             ("[api] signature_window", file.api.signature_window),
         ] {
@@ -253,6 +277,7 @@ impl Settings {
             api_url: check_api_url(api_url)?,
             credentials: file.credentials,
             ledger: file.ledger,
+            database: file.database,
             sync: file.sync,
             api: file.api,
             retry: file.retry,

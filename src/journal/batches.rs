@@ -72,19 +72,21 @@ impl Journal {
     ///
     /// One that was being sent when its worker stopped becomes `unknown` here.
     pub async fn recorded(&self, pass: &OpenPass) -> Result<Vec<Recorded>, JournalError> {
-        sqlx::query!(
-            "update elven_sync.sync_batches b set status = 'unknown'
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_batches b set status = 'unknown'
               where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0
                 and exists (select from elven_sync.sync_state s
                              where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
-            pass.pass_id,
-            pass.lease.entity_id,
-            pass.lease.epoch,
-            pass.lease.owner
-        )
-        .execute(&self.pool)
-        .await?;
-        let rows = sqlx::query!(
+                    pass.pass_id,
+                    pass.lease.entity_id,
+                    pass.lease.epoch,
+                    pass.lease.owner
+                )
+            })
+            .await?;
+        let rows = self.database.again(|| sqlx::query!(
             r#"select b.batch_id, b.parent_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256, b.status,
                       b.row_count, b.attempts, b.unknown_runs,
                       case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
@@ -96,9 +98,7 @@ impl Journal {
                                                 and d.last_xid = s.cursor_xid and d.last_id = s.cursor_id), 0)
                 order by b.batch_id"#,
             pass.pass_id
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        ).fetch_all(&self.database)).await?;
         rows.into_iter()
             .map(|row| {
                 let xid = row.last_xid.parse().map_err(|_| sqlx::Error::Decode("not an xid8".into()))?;
@@ -120,11 +120,15 @@ impl Journal {
 
     /// Records a batch that is about to be sent, and checks the lease by doing so.
     pub async fn announce(&self, doing: Doing<'_>, batch: &Batch) -> Result<i64, JournalError> {
-        let mut transaction = self.begin().await?;
-        let held = hold(&mut transaction, doing.pass).await?;
-        let batch_id = insert(&mut transaction, doing.place(None), batch, 1).await?;
-        commit_if_held(transaction, held).await?;
-        Ok(batch_id)
+        self.database
+            .again(|| async {
+                let mut transaction = self.database.begin().await?;
+                let held = hold(&mut transaction, doing.pass).await?;
+                let batch_id = insert(&mut transaction, doing.place(None), batch, 1).await?;
+                commit_if_held(transaction, held).await?;
+                Ok(batch_id)
+            })
+            .await
     }
 
     /// Records that a batch which was recorded before is about to be sent, and checks the lease by doing so.
@@ -138,21 +142,25 @@ impl Journal {
         batch: &Batch,
         lost: bool,
     ) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
-        let held = hold(&mut transaction, doing.pass).await?;
-        sqlx::query!(
-            "update elven_sync.sync_batches
+        self.database
+            .again(|| async {
+                let mut transaction = self.database.begin().await?;
+                let held = hold(&mut transaction, doing.pass).await?;
+                sqlx::query!(
+                    "update elven_sync.sync_batches
                 set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
                     finished_at = null
               where batch_id = $1",
-            batch_id,
-            doing.run_id,
-            lost
-        )
-        .execute(&mut *transaction)
-        .await?;
-        rewrite(&mut transaction, batch_id, batch).await?;
-        commit_if_held(transaction, held).await
+                    batch_id,
+                    doing.run_id,
+                    lost
+                )
+                .execute(&mut transaction)
+                .await?;
+                rewrite(&mut transaction, batch_id, batch).await?;
+                commit_if_held(transaction, held).await
+            })
+            .await
     }
 
     /// Records a batch whose rows are gone or were written again since: nothing of it is to be sent.
@@ -162,7 +170,8 @@ impl Journal {
         batch_id: i64,
         advance: Option<Advance>,
     ) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
         sqlx::query!(
             r#"update elven_sync.sync_batches
@@ -172,9 +181,10 @@ impl Journal {
                 where batch_id = $1"#,
             batch_id
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         commit_if_held(transaction, moved).await
+        }).await
     }
 
     /// Records an accepted batch: batch, watermark, counters and the rows set aside, in one transaction.
@@ -187,7 +197,8 @@ impl Journal {
         settlement: Settlement,
         (advance, resolves): (Option<Advance>, bool),
     ) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         let records = i64::from(count(batch.records.len()));
         let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), records).await?;
         let entity_id = &doing.pass.lease.entity_id;
@@ -199,7 +210,7 @@ impl Journal {
                 "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
                 batch_id
             )
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
             rewrite(&mut transaction, batch_id, batch).await?;
         }
@@ -210,6 +221,7 @@ impl Journal {
         let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
         count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
         commit_if_held(transaction, moved).await
+        }).await
     }
 
     /// Records an answer that is not the last word on a batch: it is sent again, by this run or a later one.
@@ -225,28 +237,34 @@ impl Journal {
         settlement: Settlement,
         error: &str,
     ) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
-        let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
-        finish(&mut transaction, batch_id, status, settlement, Some(error)).await?;
-        let nothing = Done { uploaded: 0, rejected: 0, of: None };
-        count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
-        commit_if_held(transaction, held).await
+        self.database
+            .again(|| async {
+                let mut transaction = self.database.begin().await?;
+                let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
+                finish(&mut transaction, batch_id, status, settlement, Some(error)).await?;
+                let nothing = Done { uploaded: 0, rejected: 0, of: None };
+                count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
+                commit_if_held(transaction, held).await
+            })
+            .await
     }
 
     /// Records that a run ends with the outcome of a batch unknown.
     pub async fn count_unknown_run(&self, pass: &OpenPass, batch_id: i64) -> Result<(), JournalError> {
-        sqlx::query!(
-            "update elven_sync.sync_batches b set unknown_runs = unknown_runs + 1
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_batches b set unknown_runs = unknown_runs + 1
               where b.batch_id = $1 and b.status = 'unknown'
                 and exists (select from elven_sync.sync_state s
                              where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
-            batch_id,
-            pass.lease.entity_id,
-            pass.lease.epoch,
-            pass.lease.owner
-        )
-        .execute(&self.pool)
-        .await?;
+                    batch_id,
+                    pass.lease.entity_id,
+                    pass.lease.epoch,
+                    pass.lease.owner
+                )
+            })
+            .await?;
         Ok(())
     }
 
@@ -260,17 +278,21 @@ impl Journal {
         settlement: Settlement,
         error: &str,
     ) -> Result<[i64; 2], JournalError> {
-        let mut transaction = self.begin().await?;
-        let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
-        finish(&mut transaction, batch_id, "split", settlement, Some(error)).await?;
-        let mut ids = [0; 2];
-        for (id, part) in ids.iter_mut().zip(parts) {
-            *id = insert(&mut transaction, doing.place(Some(batch_id)), part, 0).await?;
-        }
-        let nothing = Done { uploaded: 0, rejected: 0, of: None };
-        count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
-        commit_if_held(transaction, held).await?;
-        Ok(ids)
+        self.database
+            .again(|| async {
+                let mut transaction = self.database.begin().await?;
+                let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
+                finish(&mut transaction, batch_id, "split", settlement, Some(error)).await?;
+                let mut ids = [0; 2];
+                for (id, part) in ids.iter_mut().zip(parts) {
+                    *id = insert(&mut transaction, doing.place(Some(batch_id)), part, 0).await?;
+                }
+                let nothing = Done { uploaded: 0, rejected: 0, of: None };
+                count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
+                commit_if_held(transaction, held).await?;
+                Ok(ids)
+            })
+            .await
     }
 
     /// Sets the records of a refused batch aside, and what of it could not be sent anyway; the watermark goes
@@ -285,14 +307,15 @@ impl Journal {
         settlement: Settlement,
         advance: Option<Advance>,
     ) -> Result<bool, JournalError> {
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
         let entity_id = &doing.pass.lease.entity_id;
         let mut problems: Vec<Problem> =
             batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         problems.extend(refused.iter().cloned());
         errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
-        if errors::rejections(&mut *transaction, entity_id).await? > rejections_max {
+        if errors::rejections(&mut transaction, entity_id).await? > rejections_max {
             transaction.rollback().await?;
             return Ok(false);
         }
@@ -300,7 +323,7 @@ impl Journal {
             "update elven_sync.sync_batches set row_count = 0, rows_rejected = rows_rejected + row_count where batch_id = $1",
             batch_id
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         // Behind that, since a batch with records that was ever unknown stays so.
         let error = refused.first().map(|problem| problem.message.as_str());
@@ -309,35 +332,32 @@ impl Journal {
         count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
         commit_if_held(transaction, moved).await?;
         Ok(true)
+        }).await
     }
 
     /// Says whether an entity has rows that are still set aside.
     pub async fn has_rows_set_aside(&self, entity_id: &str) -> Result<bool, JournalError> {
-        let open = sqlx::query_scalar!(
+        let open = self.database.again(|| sqlx::query_scalar!(
             r#"select exists (select from elven_sync.sync_errors
                                where entity_id = $1 and ledger_id is not null and resolved_at is null) as "open!""#,
             entity_id
-        )
-        .fetch_one(&self.pool)
-        .await?;
+        ).fetch_one(&self.database)).await?;
         Ok(open)
     }
 
     /// Rows of an entity that the API refused and that are still set aside.
     pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
-        Ok(errors::rejections(&self.pool, entity_id).await?)
+        Ok(self.database.again(|| errors::rejections(&self.database, entity_id)).await?)
     }
 
     /// The smallest body of these entities that was too large for the API; of the last day alone, since
     /// limits are lifted, too.
     pub async fn too_large(&self, entity_ids: &[String]) -> Result<Option<usize>, JournalError> {
-        let refused = sqlx::query_scalar!(
+        let refused = self.database.again(|| sqlx::query_scalar!(
             "select min(body_bytes) from elven_sync.sync_batches
               where entity_id = any ($1) and http_status = 413 and finished_at > clock_timestamp() - interval '1 day'",
             entity_ids
-        )
-        .fetch_one(&self.pool)
-        .await?;
+        ).fetch_one(&self.database)).await?;
         Ok(refused.and_then(|bytes| usize::try_from(bytes).ok()))
     }
 }

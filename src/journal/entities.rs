@@ -2,9 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{PgExecutor, PgPool};
+use sqlx::PgExecutor;
 
 use super::JournalError;
+use crate::database::Database;
 
 /// A registered entity.
 #[derive(Clone, Debug, Serialize)]
@@ -42,8 +43,14 @@ pub struct Health {
 
 impl Entity {
     /// Registers an entity. `false` when it was registered before, and then nothing changed.
-    pub async fn add(pool: &PgPool, entity: &Entity) -> Result<bool, JournalError> {
-        Ok(Self::insert(pool, entity).await?)
+    pub async fn add(database: &Database, entity: &Entity) -> Result<bool, JournalError> {
+        let add = || async {
+            let mut transaction = database.begin().await?;
+            let added = Self::insert(&mut transaction, entity).await?;
+            transaction.commit().await?;
+            Ok(added)
+        };
+        Ok(database.again(add).await.map_err(|problem: sqlx::Error| problem)?)
     }
 
     pub(super) async fn insert(executor: impl PgExecutor<'_>, entity: &Entity) -> Result<bool, sqlx::Error> {
@@ -61,39 +68,50 @@ impl Entity {
     }
 
     /// All registered entities, by id.
-    pub async fn list(pool: &PgPool) -> Result<Vec<Entity>, JournalError> {
-        Ok(sqlx::query_as!(
+    pub async fn list(database: &Database) -> Result<Vec<Entity>, JournalError> {
+        Ok(database
+            .again(|| {
+                sqlx::query_as!(
             Entity,
             "select entity_id, timezone, credential, paused from elven_sync.entities order by entity_id"
-        )
-        .fetch_all(pool)
-        .await?)
+        ).fetch_all(database)
+            })
+            .await?)
     }
 
     /// Pauses or resumes an entity. `false` when it is not registered.
-    pub async fn set_paused(pool: &PgPool, entity_id: &str, paused: bool) -> Result<bool, JournalError> {
-        let done = sqlx::query!(
-            "update elven_sync.entities set paused = $2 where entity_id = $1",
-            entity_id,
-            paused
-        )
-        .execute(pool)
-        .await?;
+    pub async fn set_paused(
+        database: &Database,
+        entity_id: &str,
+        paused: bool,
+    ) -> Result<bool, JournalError> {
+        let done = database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.entities set paused = $2 where entity_id = $1",
+                    entity_id,
+                    paused
+                )
+            })
+            .await?;
         Ok(done.rows_affected() == 1)
     }
 }
 
 impl Health {
     /// The view `sync_health`.
-    pub async fn list(pool: &PgPool) -> Result<Vec<Health>, JournalError> {
-        Ok(sqlx::query_as!(
-            Health,
-            r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",
+    pub async fn list(database: &Database) -> Result<Vec<Health>, JournalError> {
+        Ok(database
+            .again(|| {
+                sqlx::query_as!(
+                    Health,
+                    r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",
                       pending_rows as "pending_rows!", oldest_pending_at, last_success_at, last_error,
                       open_errors as "open_errors!"
                  from elven_sync.sync_health order by entity_id"#
-        )
-        .fetch_all(pool)
-        .await?)
+                )
+                .fetch_all(database)
+            })
+            .await?)
     }
 }

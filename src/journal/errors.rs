@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use sqlx::{PgExecutor, Postgres, Transaction};
+use sqlx::PgExecutor;
 use strum::{AsRefStr, VariantNames};
 
 use super::{Journal, JournalError};
+use crate::database::Transaction;
 
 /// `sync_errors.kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, VariantNames)]
@@ -69,7 +70,7 @@ impl Problem {
 
 /// Records problems of an entity; one that is open already counts another occurrence.
 pub(super) async fn record(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     run_id: i64,
     entity_id: &str,
     problems: &[Problem],
@@ -108,7 +109,7 @@ pub(super) async fn record(
             &messages,
             &records as &[Option<String>]
         )
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     }
     let (kinds, ids): (Vec<String>, Vec<String>) = problems
@@ -126,7 +127,7 @@ pub(super) async fn record(
             &kinds,
             &ids
         )
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     }
     Ok(())
@@ -147,7 +148,8 @@ pub(super) async fn rejections(executor: impl PgExecutor<'_>, entity_id: &str) -
 impl Journal {
     /// Records that rows wait for each of these entities to be registered.
     pub async fn note_unregistered(&self, run_id: i64, entity_ids: &[String]) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         for entity_id in entity_ids {
             let message = if entity_id.trim().is_empty() {
                 "the ledger has rows that name no entity; they wait; hint: fill their entity_id".to_owned()
@@ -162,5 +164,6 @@ impl Journal {
         }
         transaction.commit().await?;
         Ok(())
+        }).await
     }
 }

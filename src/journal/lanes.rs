@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sqlx::{Postgres, Transaction};
-
 use super::{Journal, JournalError, Problem, errors};
+use crate::database::Transaction;
 use crate::ledger::{Pending, Progress};
 use crate::watermark::{Cursor, NotASnapshot, Snapshot};
 
@@ -112,16 +111,14 @@ impl Lane {
 impl Journal {
     /// The states of these entities; one that was never run has the default.
     pub async fn lanes(&self, entity_ids: &[String]) -> Result<BTreeMap<String, Lane>, JournalError> {
-        let rows = sqlx::query_as!(
+        let rows = self.database.again(|| sqlx::query_as!(
             StateRow,
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
                       s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s
                  from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
             entity_ids
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        ).fetch_all(&self.database)).await?;
         rows.into_iter().map(|row| Ok((row.entity_id.clone(), row.into_lane()?))).collect()
     }
 
@@ -130,8 +127,9 @@ impl Journal {
     /// A lease that ran out is taken over once the API refuses whatever its holder may still send: after
     /// the window in which a signature is good.
     pub async fn take(&self, entity_id: &str) -> Result<Take, JournalError> {
-        let mut transaction = self.begin().await?;
-        let row = sqlx::query_as!(
+        let take = || async {
+            let mut transaction = self.database.begin().await?;
+            let row = sqlx::query_as!(
             StateRow,
             r#"update elven_sync.sync_state
                   set lease_owner = $2, lease_epoch = lease_epoch + 1,
@@ -149,10 +147,12 @@ impl Journal {
             self.lease_seconds(),
             self.signature_window.as_secs_f64()
         )
-        .fetch_optional(&mut *transaction)
+        .fetch_optional(&mut transaction)
         .await?;
-        transaction.commit().await?;
-        if let Some(row) = row {
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>(row)
+        };
+        if let Some(row) = self.database.again(take).await? {
             let lease = Lease {
                 entity_id: row.entity_id.clone(),
                 owner: self.worker.clone(),
@@ -161,33 +161,41 @@ impl Journal {
             return Ok(Take::Taken(lease, Box::new(row.into_lane()?)));
         }
         // An entity without a state would be waited for in vain.
-        sqlx::query!(
-            "insert into elven_sync.sync_state (entity_id) values ($1) on conflict do nothing",
-            entity_id
-        )
-        .execute(&self.pool)
-        .await?;
-        let seen = sqlx::query_scalar!(
-            r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!"
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "insert into elven_sync.sync_state (entity_id) values ($1) on conflict do nothing",
+                    entity_id
+                )
+            })
+            .await?;
+        let seen = self
+            .database
+            .again(|| {
+                sqlx::query_scalar!(
+                    r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!"
                  from elven_sync.sync_state where entity_id = $1"#,
-            entity_id
-        )
-        .fetch_optional(&self.pool)
-        .await?;
+                    entity_id
+                )
+                .fetch_optional(&self.database)
+            })
+            .await?;
         Ok(Take::Held { seen: seen.unwrap_or_default() })
     }
 
     /// Gives a lease back, so that nobody has to wait for it to run out.
     pub async fn release(&self, lease: &Lease) -> Result<(), JournalError> {
-        sqlx::query!(
-            "update elven_sync.sync_state set lease_owner = null, lease_expires_at = null
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_state set lease_owner = null, lease_expires_at = null
               where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
-            lease.entity_id,
-            lease.epoch,
-            lease.owner
-        )
-        .execute(&self.pool)
-        .await?;
+                    lease.entity_id,
+                    lease.epoch,
+                    lease.owner
+                )
+            })
+            .await?;
         Ok(())
     }
 
@@ -203,12 +211,13 @@ impl Journal {
         ledger_table: &str,
     ) -> Result<(i64, Snapshot), JournalError> {
         let settled = settled.map(ToString::to_string);
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         let now = sqlx::query!(
             r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
                  from pg_control_system()"#
         )
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         let pass_id = sqlx::query_scalar!(
             "insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
@@ -218,7 +227,7 @@ impl Journal {
             settled,
             now.target
         )
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         let done = sqlx::query!(
             "update elven_sync.sync_state
@@ -234,17 +243,19 @@ impl Journal {
             ledger_table,
             settled
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         commit_if_held(transaction, done.rows_affected()).await?;
         let target =
             now.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
         Ok((pass_id, target))
+        }).await
     }
 
     /// Closes a pass that is through: its target becomes the watermark.
     pub async fn close_pass(&self, pass: &OpenPass) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         let done = sqlx::query!(
             "with lane as (
                 update elven_sync.sync_state
@@ -262,27 +273,14 @@ impl Journal {
             pass.lease.owner,
             pass.pass_id
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
-        if done.rows_affected() == 0 && self.is_open(pass).await? {
+        if done.rows_affected() == 0 && is_open(&mut transaction, pass).await? {
             transaction.rollback().await?;
             return Err(JournalError::Unfinished(pass.pass_id));
         }
         commit_if_held(transaction, done.rows_affected()).await
-    }
-
-    /// Says whether the pass is still open, and the lease ours.
-    async fn is_open(&self, pass: &OpenPass) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar!(
-            r#"select exists (select from elven_sync.sync_state
-                               where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4) as "open!""#,
-            pass.lease.entity_id,
-            pass.lease.epoch,
-            pass.lease.owner,
-            pass.pass_id
-        )
-        .fetch_one(&self.pool)
-        .await
+        }).await
     }
 
     /// Records that a lane stopped where it is, why, and how long the API asked not to be called.
@@ -293,22 +291,27 @@ impl Journal {
         problem: &Problem,
         not_before: Option<Duration>,
     ) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
-        let done = sqlx::query!(
-            "update elven_sync.sync_state
+        self.database
+            .again(|| async {
+                let mut transaction = self.database.begin().await?;
+                let done = sqlx::query!(
+                    "update elven_sync.sync_state
                 set last_error = $4, consecutive_failures = consecutive_failures + 1,
                     not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $5))
               where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
-            lease.entity_id,
-            lease.epoch,
-            lease.owner,
-            problem.message,
-            not_before.map(|pause| pause.as_secs_f64())
-        )
-        .execute(&mut *transaction)
-        .await?;
-        errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem)).await?;
-        commit_if_held(transaction, done.rows_affected()).await
+                    lease.entity_id,
+                    lease.epoch,
+                    lease.owner,
+                    problem.message,
+                    not_before.map(|pause| pause.as_secs_f64())
+                )
+                .execute(&mut transaction)
+                .await?;
+                errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem))
+                    .await?;
+                commit_if_held(transaction, done.rows_affected()).await
+            })
+            .await
     }
 
     /// Records that these entities are up to date: errors that concern their lanes are resolved by it.
@@ -317,7 +320,8 @@ impl Journal {
     /// date cannot say so any more. Rows are locked in one order, so that two
     /// workers cannot wait for each other.
     pub async fn lanes_succeeded(&self, entity_ids: &[String]) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         sqlx::query!(
             "with lanes as (
                 update elven_sync.sync_state
@@ -335,10 +339,11 @@ impl Journal {
             entity_ids,
             self.worker
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         transaction.commit().await?;
         Ok(())
+        }).await
     }
 
     /// Records what waits for these entities, for dashboards.
@@ -347,28 +352,41 @@ impl Journal {
         let rows: Vec<i64> = pending.iter().map(|p| p.rows).collect();
         let oldest: Vec<Option<chrono::DateTime<chrono::Utc>>> =
             pending.iter().map(|p| p.oldest_at).collect();
-        sqlx::query!(
-            "update elven_sync.sync_state s
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_state s
                 set pending_rows = p.rows, oldest_pending_at = p.oldest_at, checked_at = clock_timestamp()
                from unnest($1::text[], $2::bigint[], $3::timestamptz[]) p (entity_id, rows, oldest_at)
               where s.entity_id = p.entity_id
                 and s.entity_id in (select entity_id from elven_sync.sync_state
                                      where entity_id = any ($1) order by entity_id for update skip locked)",
-            &ids,
-            &rows,
-            &oldest as &[Option<chrono::DateTime<chrono::Utc>>]
-        )
-        .execute(&self.pool)
-        .await?;
+                    &ids,
+                    &rows,
+                    &oldest as &[Option<chrono::DateTime<chrono::Utc>>]
+                )
+            })
+            .await?;
         Ok(())
     }
 }
 
+/// Says whether the pass is still open, and the lease ours.
+async fn is_open(transaction: &mut Transaction, pass: &OpenPass) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select exists (select from elven_sync.sync_state
+                           where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4) as "open!""#,
+        pass.lease.entity_id,
+        pass.lease.epoch,
+        pass.lease.owner,
+        pass.pass_id
+    )
+    .fetch_one(transaction)
+    .await
+}
+
 /// Commits when the fenced statement found its row, and rolls everything back when it did not.
-pub(super) async fn commit_if_held(
-    transaction: Transaction<'static, Postgres>,
-    rows_affected: u64,
-) -> Result<(), JournalError> {
+pub(super) async fn commit_if_held(transaction: Transaction, rows_affected: u64) -> Result<(), JournalError> {
     if rows_affected == 1 {
         transaction.commit().await?;
         Ok(())

@@ -1,9 +1,10 @@
 //! The schema and its version.
 
-use sqlx::migrate::{Migrate, Migrator};
-use sqlx::{Connection, PgPool};
+use sqlx::migrate::Migrator;
+use sqlx::{Connection, Executor};
 
 use super::JournalError;
+use crate::database::Database;
 
 /// Any number; every elven-sync uses the same, so that two migrations wait for each other.
 const LOCK_ID: i64 = 0x656c_7665_6e5f_7379;
@@ -23,44 +24,44 @@ fn ledger_migrations() -> Migrator {
 }
 
 /// Creates or upgrades the sync schema.
-pub async fn migrate(pool: &PgPool) -> Result<(), JournalError> {
-    apply(pool, sync_migrations()).await
+pub async fn migrate(database: &Database) -> Result<(), JournalError> {
+    apply(database, sync_migrations()).await
 }
 
 /// Creates or upgrades the default ledger.
-pub async fn migrate_ledger(pool: &PgPool) -> Result<(), JournalError> {
-    apply(pool, ledger_migrations()).await
+pub async fn migrate_ledger(database: &Database) -> Result<(), JournalError> {
+    apply(database, ledger_migrations()).await
 }
 
 /// One transaction for all: an upgrade that fails leaves the schema as it was. The lock belongs to the
-/// transaction, since a lock of the session does not survive a transaction-pooling proxy.
-async fn apply(pool: &PgPool, mut migrator: Migrator) -> Result<(), JournalError> {
+/// transaction, since a lock of the session does not survive a transaction-pooling proxy. For the same reason the
+/// migrator finds no named statement of an earlier one, and leaves none behind.
+async fn apply(database: &Database, mut migrator: Migrator) -> Result<(), JournalError> {
     migrator.set_locking(false);
-    let mut connection = pool.acquire().await?;
+    let mut connection = database.session().await?;
     let mut transaction = connection.begin().await?;
+    transaction.execute("deallocate all; set local client_min_messages = warning").await?;
     sqlx::query("select pg_advisory_xact_lock($1)").bind(LOCK_ID).execute(&mut *transaction).await?;
-    sqlx::query("set local client_min_messages = warning").execute(&mut *transaction).await?;
     migrator.run_direct(None, &mut *transaction, false).await?;
+    transaction.execute("deallocate all").await?;
     transaction.commit().await?;
+    // It still believes in its statements.
+    connection.close().await?;
     Ok(())
 }
 
 /// Makes sure that the sync schema is there, in the version that this program was built with.
-pub async fn check(pool: &PgPool) -> Result<(), JournalError> {
+pub async fn check(database: &Database) -> Result<(), JournalError> {
     let schema = |message: &str| JournalError::Schema(message.to_owned());
-    let exists: bool = sqlx::query_scalar("select to_regclass('elven_sync._migrations') is not null")
-        .fetch_one(pool)
-        .await?;
-    if !exists {
+    let exists = "select to_regclass('elven_sync._migrations') is not null";
+    if !database.again(|| sqlx::query_scalar(exists).fetch_one(database)).await? {
         return Err(schema(
             "the sync tables do not exist in this database yet; hint: run `elven-sync migrate`",
         ));
     }
-    let migrator = sync_migrations();
-    let mut connection = pool.acquire().await?;
-    let applied = connection.list_applied_migrations(&migrator.table_name).await?;
-    let known: Vec<i64> = migrator.iter().map(|migration| migration.version).collect();
-    let done: Vec<i64> = applied.iter().map(|migration| migration.version).collect();
+    let applied = "select version from elven_sync._migrations";
+    let done: Vec<i64> = database.again(|| sqlx::query_scalar(applied).fetch_all(database)).await?;
+    let known: Vec<i64> = sync_migrations().iter().map(|migration| migration.version).collect();
     if known.iter().any(|version| !done.contains(version)) {
         return Err(schema("the sync tables are of an older version; hint: run `elven-sync migrate`"));
     }

@@ -13,10 +13,7 @@ mod problems;
 mod runs;
 mod steps;
 
-use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
 pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
@@ -28,8 +25,7 @@ pub use problems::{LastAnswer, RecordedError, Wanted};
 pub use runs::{Counters, RunStatus};
 pub(crate) use steps::invalid;
 
-/// Begins a transaction whose commit is durable.
-const DURABLE: &str = "begin; set local synchronous_commit = on";
+use crate::database::{Database, Passing};
 
 /// The journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -57,30 +53,16 @@ pub enum JournalError {
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 
-/// Connections to the database that holds ledger and sync tables.
-///
-/// `row_security = off`: a policy that would filter rows in silence becomes an error (PostgreSQL manual,
-/// "Client Connection Defaults"). `synchronous_commit = on`: what was written outlives a crash of the server,
-/// whatever the database's default is.
-pub async fn connect(url: &SecretString, connections_max: u32) -> Result<PgPool, sqlx::Error> {
-    let options = PgConnectOptions::from_str(url.expose_secret())?.application_name("elven-sync").options([
-        ("row_security", "off"),
-        ("synchronous_commit", "on"),
-        ("timezone", "UTC"),
-    ]);
-    // A pool would try for as long as it may wait, and then only say that it waited: the first
-    // connection is made outside of it, so that what is wrong is said at once.
-    PgConnection::connect_with(&options).await?.close().await?;
-    Ok(PgPoolOptions::new()
-        .max_connections(connections_max)
-        .acquire_timeout(Duration::from_secs(10))
-        .connect_lazy_with(options))
+impl Passing for JournalError {
+    fn is_passing(&self) -> bool {
+        matches!(self, JournalError::Database(problem) if problem.is_passing())
+    }
 }
 
 /// The sync tables of one installation, for one worker.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    pool: PgPool,
+    database: Database,
     worker: String,
     lease: Duration,
     signature_window: Duration,
@@ -89,19 +71,13 @@ pub struct Journal {
 impl Journal {
     /// Opens the sync tables and makes sure that this program knows their version.
     pub async fn open(
-        pool: PgPool,
+        database: Database,
         worker: String,
         lease: Duration,
         signature_window: Duration,
     ) -> Result<Self, JournalError> {
-        migrate::check(&pool).await?;
-        Ok(Self { pool, worker, lease, signature_window })
-    }
-
-    /// Begins a transaction that says itself that its commit is durable: a proxy may drop what was said
-    /// when the connection began, and on these transactions the watermark rests.
-    async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.pool.begin_with(DURABLE).await
+        migrate::check(&database).await?;
+        Ok(Self { database, worker, lease, signature_window })
     }
 
     fn lease_seconds(&self) -> f64 {

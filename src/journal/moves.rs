@@ -1,10 +1,10 @@
 //! Watermarks moved by a person: a start from now, a rewind, a rebind. Each leaves a row in `sync_passes`.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
 
 use super::lanes::commit_if_held;
-use super::{DURABLE, Entity, Journal, JournalError, Lease};
+use super::{Entity, Journal, JournalError, Lease};
+use crate::database::Database;
 use crate::watermark::Snapshot;
 
 /// What became of a registration that skips what is already there.
@@ -47,63 +47,71 @@ impl Entity {
     /// The snapshot is taken in the transaction that records it, as for a pass, and before that has an id:
     /// a snapshot says nothing of its own transaction.
     pub async fn add_from_now(
-        pool: &PgPool,
+        database: &Database,
         entity: &Entity,
         ledger_table: &str,
     ) -> Result<FromNow, JournalError> {
-        let mut transaction = pool.begin_with(DURABLE).await?;
-        let now = sqlx::query!(
+        database
+            .again(|| async {
+                let mut transaction = database.begin().await?;
+                let now = sqlx::query!(
             r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
                  from pg_control_system()"#
         )
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
-        if !Self::insert(&mut *transaction, entity).await? {
-            return Ok(FromNow::Registered);
-        }
-        // The trigger of the registration has made the state, unless there was one from before.
-        let begun = sqlx::query!(
-            "update elven_sync.sync_state
+                if !Self::insert(&mut transaction, entity).await? {
+                    return Ok(FromNow::Registered);
+                }
+                // The trigger of the registration has made the state, unless there was one from before.
+                let begun = sqlx::query!(
+                    "update elven_sync.sync_state
                 set settled = $2::text::pg_snapshot, system_identifier = $3, ledger_table = $4
               where entity_id = $1 and settled is null and pass_id is null",
-            entity.entity_id,
-            now.target,
-            now.system_identifier,
-            ledger_table
-        )
-        .execute(&mut *transaction)
-        .await?;
-        if begun.rows_affected() == 0 {
-            return Ok(FromNow::HasWatermark);
-        }
-        sqlx::query!(
-            "insert into elven_sync.sync_passes (entity_id, kind, target, finished_at)
+                    entity.entity_id,
+                    now.target,
+                    now.system_identifier,
+                    ledger_table
+                )
+                .execute(&mut transaction)
+                .await?;
+                if begun.rows_affected() == 0 {
+                    return Ok(FromNow::HasWatermark);
+                }
+                sqlx::query!(
+                    "insert into elven_sync.sync_passes (entity_id, kind, target, finished_at)
              values ($1, 'from_now', $2::text::pg_snapshot, clock_timestamp())",
-            entity.entity_id,
-            now.target
-        )
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(FromNow::Begun)
+                    entity.entity_id,
+                    now.target
+                )
+                .execute(&mut transaction)
+                .await?;
+                transaction.commit().await?;
+                Ok(FromNow::Begun)
+            })
+            .await
     }
 }
 
 impl Journal {
     /// The watermark that an entity had at an instant; `None` asks for the start.
     pub async fn earlier(&self, entity_id: &str, at: Option<DateTime<Utc>>) -> Result<Earlier, JournalError> {
-        let pass = sqlx::query!(
-            "select pass_id, target::text from elven_sync.sync_passes
+        let pass = self
+            .database
+            .again(|| {
+                sqlx::query!(
+                    "select pass_id, target::text from elven_sync.sync_passes
               where entity_id = $1 and finished_at <= $2 order by finished_at desc, pass_id desc limit 1",
-            entity_id,
-            at
-        )
-        .fetch_optional(&self.pool)
-        .await?;
+                    entity_id,
+                    at
+                )
+                .fetch_optional(&self.database)
+            })
+            .await?;
         let (pass_id, target) = pass.map_or((0, None), |pass| (pass.pass_id, pass.target));
         let settled = target.map(|text| text.parse::<Snapshot>()).transpose();
         let settled = settled.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
-        let not_accepted_since = sqlx::query_scalar!(
+        let not_accepted_since = self.database.again(|| sqlx::query_scalar!(
             r#"select (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_batches
                         where entity_id = $1 and pass_id > $2 and status = 'accepted')::bigint
                     + (select count(*) from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
@@ -111,17 +119,19 @@ impl Journal {
                           and coalesce(b.pass_id > $2, true)) as "rows!""#,
             entity_id,
             pass_id
-        )
-        .fetch_one(&self.pool)
-        .await?;
-        let skipped = sqlx::query_scalar!(
-            r#"select target::text as "target!" from elven_sync.sync_passes
+        ).fetch_one(&self.database)).await?;
+        let skipped = self
+            .database
+            .again(|| {
+                sqlx::query_scalar!(
+                    r#"select target::text as "target!" from elven_sync.sync_passes
                 where entity_id = $1 and pass_id > $2 and kind = 'from_now' order by pass_id desc limit 1"#,
-            entity_id,
-            pass_id
-        )
-        .fetch_optional(&self.pool)
-        .await?;
+                    entity_id,
+                    pass_id
+                )
+                .fetch_optional(&self.database)
+            })
+            .await?;
         let skipped_since = skipped.map(|text| text.parse::<Snapshot>()).transpose();
         let skipped_since = skipped_since.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
         Ok(Earlier { settled, not_accepted_since, skipped_since })
@@ -130,12 +140,13 @@ impl Journal {
     /// Moves a watermark back, to the start with `None`; an open pass is given up.
     pub async fn rewind(&self, lease: &Lease, to: Option<&Snapshot>) -> Result<(), JournalError> {
         let to = to.map(ToString::to_string);
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         let before = sqlx::query!(
             "select settled::text, pass_id from elven_sync.sync_state where entity_id = $1 for update",
             lease.entity_id
         )
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         // From the start on, cluster and table are whatever the next pass finds.
         let done = sqlx::query!(
@@ -149,7 +160,7 @@ impl Journal {
             to,
             lease.owner
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         sqlx::query!(
             "update elven_sync.sync_batches
@@ -158,7 +169,7 @@ impl Journal {
               where pass_id = $1 and status in ('sending', 'unknown')",
             before.pass_id
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         sqlx::query!(
             "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
@@ -167,21 +178,26 @@ impl Journal {
             before.settled,
             to
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         commit_if_held(transaction, done.rows_affected()).await
+        }).await
     }
 
     /// Says whether the newest pass of an entity was written in this cluster, or in the one that it was
     /// upgraded from: then the transaction that it names is also the one in its system column `xmin`.
     pub async fn seal(&self, entity_id: &str) -> Result<Seal, JournalError> {
-        let whole = sqlx::query_scalar!(
-            "select xmin::text::bigint = mod(written_by::text::numeric, 4294967296)::bigint as whole
+        let whole = self
+            .database
+            .again(|| {
+                sqlx::query_scalar!(
+                    "select xmin::text::bigint = mod(written_by::text::numeric, 4294967296)::bigint as whole
                from elven_sync.sync_passes where entity_id = $1 order by pass_id desc limit 1",
-            entity_id
-        )
-        .fetch_optional(&self.pool)
-        .await?;
+                    entity_id
+                )
+                .fetch_optional(&self.database)
+            })
+            .await?;
         Ok(match whole.flatten() {
             Some(true) => Seal::Whole,
             Some(false) => Seal::Broken,
@@ -191,7 +207,8 @@ impl Journal {
 
     /// Declares that the watermark of an entity speaks of this cluster.
     pub async fn rebind(&self, lease: &Lease, system_identifier: i64) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         let done = sqlx::query!(
             "update elven_sync.sync_state set system_identifier = $3
               where entity_id = $1 and lease_epoch = $2 and lease_owner = $4 and lease_expires_at > clock_timestamp()",
@@ -200,7 +217,7 @@ impl Journal {
             system_identifier,
             lease.owner
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         sqlx::query!(
             "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
@@ -208,8 +225,9 @@ impl Journal {
                from elven_sync.sync_state where entity_id = $1",
             lease.entity_id
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         commit_if_held(transaction, done.rows_affected()).await
+        }).await
     }
 }

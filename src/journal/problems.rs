@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgPool;
 
 use super::batches::Settlement;
 use super::lanes::commit_if_held;
 use super::steps::{Done, Place, count, count_in_run, finish, insert};
 use super::{Journal, JournalError, Lease, Problem, errors};
 use crate::batch::Batch;
+use crate::database::Database;
 
 /// A row of `sync_errors`.
 #[derive(Clone, Debug, Serialize)]
@@ -77,8 +77,8 @@ pub struct LastAnswer<'a> {
 
 impl RecordedError {
     /// Errors, the newest first.
-    pub async fn list(pool: &PgPool, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
-        Ok(sqlx::query_as!(
+    pub async fn list(database: &Database, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
+        Ok(database.again(|| sqlx::query_as!(
             RecordedError,
             r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, record::text, occurrences,
                       first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
@@ -92,24 +92,24 @@ impl RecordedError {
             &wanted.entities,
             &wanted.kinds,
             wanted.resolved
-        )
-        .fetch_all(pool)
-        .await?)
+        ).fetch_all(database)).await?)
     }
 
     /// Resolves an open error by a person's word. `false` when there is no open one of that number.
-    pub async fn resolve(pool: &PgPool, error_id: i64, reason: &str) -> Result<bool, JournalError> {
-        let mut transaction = pool.begin_with(super::DURABLE).await?;
+    pub async fn resolve(database: &Database, error_id: i64, reason: &str) -> Result<bool, JournalError> {
+        database.again(|| async {
+        let mut transaction = database.begin().await?;
         let done = sqlx::query!(
             "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2, dismissed = true
               where error_id = $1 and resolved_at is null",
             error_id,
             reason
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         transaction.commit().await?;
         Ok(done.rows_affected() == 1)
+        }).await
     }
 }
 
@@ -121,16 +121,20 @@ impl Journal {
         entity_id: &str,
         ids: &[String],
     ) -> Result<Vec<(String, u64)>, JournalError> {
-        let rows = sqlx::query!(
-            r#"select e.ledger_id as "ledger_id!", max(b.last_xid::text::numeric)::text as until
+        let rows = self
+            .database
+            .again(|| {
+                sqlx::query!(
+                    r#"select e.ledger_id as "ledger_id!", max(b.last_xid::text::numeric)::text as until
                  from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
                 where e.entity_id = $1 and e.ledger_id = any ($2) and (e.resolved_at is null or e.dismissed)
                 group by e.ledger_id"#,
-            entity_id,
-            ids
-        )
-        .fetch_all(&self.pool)
-        .await?;
+                    entity_id,
+                    ids
+                )
+                .fetch_all(&self.database)
+            })
+            .await?;
         // Without a batch it was found by looking at the row as it is.
         let until = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
         Ok(rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect())
@@ -138,17 +142,19 @@ impl Journal {
 
     /// Records that the API asked not to be called for an entity for a while.
     pub async fn note_pause(&self, lease: &Lease, pause: Duration) -> Result<(), JournalError> {
-        sqlx::query!(
-            "update elven_sync.sync_state
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_state
                 set not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $4))
               where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
-            lease.entity_id,
-            lease.epoch,
-            lease.owner,
-            pause.as_secs_f64()
-        )
-        .execute(&self.pool)
-        .await?;
+                    lease.entity_id,
+                    lease.epoch,
+                    lease.owner,
+                    pause.as_secs_f64()
+                )
+            })
+            .await?;
         Ok(())
     }
 
@@ -159,7 +165,8 @@ impl Journal {
         run_id: i64,
         batch: &Batch,
     ) -> Result<i64, JournalError> {
-        let mut transaction = self.begin().await?;
+        self.database.again(|| async {
+        let mut transaction = self.database.begin().await?;
         let held = sqlx::query_scalar!(
             r#"select 1 as "held!" from elven_sync.sync_state
                 where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
@@ -168,7 +175,7 @@ impl Journal {
             lease.epoch,
             lease.owner
         )
-        .fetch_optional(&mut *transaction)
+        .fetch_optional(&mut transaction)
         .await?;
         // One that a worker was sending when it died may have arrived.
         sqlx::query!(
@@ -176,7 +183,7 @@ impl Journal {
               where entity_id = $1 and pass_id is null and backfill_id is null and status = 'sending'",
             lease.entity_id
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         let place = Place { run: run_id, pass: None, entity: &lease.entity_id, parent: None };
         let batch_id = insert(&mut transaction, place, batch, 1).await?;
@@ -191,10 +198,11 @@ impl Journal {
             lease.entity_id,
             &ids
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         commit_if_held(transaction, u64::from(held.is_some())).await?;
         Ok(batch_id)
+        }).await
     }
 
     /// Records the last answer to a batch outside of any pass.
@@ -208,35 +216,39 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let LastAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
         let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
-        let mut transaction = self.begin().await?;
-        let held = sqlx::query!(
-            "update elven_sync.sync_state set rows_uploaded = rows_uploaded + $4
+        self.database
+            .again(|| async {
+                let mut transaction = self.database.begin().await?;
+                let held = sqlx::query!(
+                    "update elven_sync.sync_state set rows_uploaded = rows_uploaded + $4
               where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
-            lease.entity_id,
-            lease.epoch,
-            lease.owner,
-            i64::from(count(uploaded))
-        )
-        .execute(&mut *transaction)
-        .await?;
-        sqlx::query!(
-            "update elven_sync.sync_batches
+                    lease.entity_id,
+                    lease.epoch,
+                    lease.owner,
+                    i64::from(count(uploaded))
+                )
+                .execute(&mut transaction)
+                .await?;
+                sqlx::query!(
+                    "update elven_sync.sync_batches
                 set attempts = $2, ambiguous = ambiguous or $3,
                     row_count = case when $4 then 0 else row_count end,
                     rows_rejected = case when $4 then rows_rejected + row_count else rows_rejected end
               where batch_id = $1",
-            batch_id,
-            i32::try_from(attempts).unwrap_or(i32::MAX),
-            ambiguous,
-            stays_set_aside
-        )
-        .execute(&mut *transaction)
-        .await?;
-        finish(&mut transaction, batch_id, status, settlement, error).await?;
-        let of = (status == "accepted").then_some(batch);
-        let done = Done { uploaded, rejected: 0, of };
-        count_in_run(&mut transaction, run_id, settlement, batch, done).await?;
-        commit_if_held(transaction, held.rows_affected()).await
+                    batch_id,
+                    i32::try_from(attempts).unwrap_or(i32::MAX),
+                    ambiguous,
+                    stays_set_aside
+                )
+                .execute(&mut transaction)
+                .await?;
+                finish(&mut transaction, batch_id, status, settlement, error).await?;
+                let of = (status == "accepted").then_some(batch);
+                let done = Done { uploaded, rejected: 0, of };
+                count_in_run(&mut transaction, run_id, settlement, batch, done).await?;
+                commit_if_held(transaction, held.rows_affected()).await
+            })
+            .await
     }
 
     /// Records what became of an error that was tried again, under the lease of its entity: resolved, or seen
@@ -248,32 +260,41 @@ impl Journal {
         error_id: i64,
         outcome: Result<&str, &Problem>,
     ) -> Result<(), JournalError> {
-        let mut transaction = self.begin().await?;
-        let held = sqlx::query_scalar!(
-            r#"select 1 as "held!" from elven_sync.sync_state
+        self.database
+            .again(|| async {
+                let mut transaction = self.database.begin().await?;
+                let held = sqlx::query_scalar!(
+                    r#"select 1 as "held!" from elven_sync.sync_state
                 where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 for update"#,
-            lease.entity_id,
-            lease.epoch,
-            lease.owner
-        )
-        .fetch_optional(&mut *transaction)
-        .await?;
-        match outcome {
-            Ok(resolution) => {
-                sqlx::query!(
+                    lease.entity_id,
+                    lease.epoch,
+                    lease.owner
+                )
+                .fetch_optional(&mut transaction)
+                .await?;
+                match outcome {
+                    Ok(resolution) => {
+                        sqlx::query!(
                     "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
                       where error_id = $1 and resolved_at is null",
                     error_id,
                     resolution
                 )
-                .execute(&mut *transaction)
-                .await?;
-            }
-            Err(problem) => {
-                errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem))
-                    .await?;
-            }
-        }
-        commit_if_held(transaction, u64::from(held.is_some())).await
+                        .execute(&mut transaction)
+                        .await?;
+                    }
+                    Err(problem) => {
+                        errors::record(
+                            &mut transaction,
+                            run_id,
+                            &lease.entity_id,
+                            std::slice::from_ref(problem),
+                        )
+                        .await?;
+                    }
+                }
+                commit_if_held(transaction, u64::from(held.is_some())).await
+            })
+            .await
     }
 }

@@ -1,10 +1,9 @@
 //! The steps that the writes of a batch are made of, each a statement of the caller's transaction.
 
-use sqlx::{Postgres, Transaction};
-
 use super::batches::{Advance, Doing, Settlement};
 use super::{Kind, OpenPass, Problem};
 use crate::batch::{Batch, InvalidRow};
+use crate::database::Transaction;
 
 /// Where a batch belongs.
 pub(super) struct Place<'a> {
@@ -23,7 +22,7 @@ impl<'a> Doing<'a> {
 
 /// Inserts a batch that is about to be sent, or a part that waits for its turn.
 pub(super) async fn insert(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     place: Place<'_>,
     batch: &Batch,
     attempts: i32,
@@ -53,13 +52,13 @@ pub(super) async fn insert(
         attempts,
         count(batch.beyond_double)
     )
-    .fetch_one(&mut **transaction)
+    .fetch_one(&mut *transaction)
     .await
 }
 
 /// Writes anew what a batch consists of: its rows may have changed since it was recorded.
 pub(super) async fn rewrite(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     batch_id: i64,
     batch: &Batch,
 ) -> Result<(), sqlx::Error> {
@@ -78,14 +77,14 @@ pub(super) async fn rewrite(
         batch.body_sha256,
         count(batch.beyond_double)
     )
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }
 
 /// Records the answer in the batch.
 pub(super) async fn finish(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     batch_id: i64,
     status: &str,
     settlement: Settlement,
@@ -102,7 +101,7 @@ pub(super) async fn finish(
         settlement.duration_ms,
         error
     )
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }
@@ -111,7 +110,7 @@ pub(super) async fn finish(
 /// stands. Without an advance, locks the lane and checks that lease and pass are ours. Returns how many
 /// lanes that was, 1 or 0.
 pub(super) async fn move_lane(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     pass: &OpenPass,
     advance: Option<&Advance>,
     records: i64,
@@ -135,7 +134,7 @@ pub(super) async fn move_lane(
         pass.lease.owner,
         pass.pass_id
     )
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(done.rows_affected())
 }
@@ -152,7 +151,7 @@ pub(super) struct Done<'a> {
 /// A statement of its own and the last before the commit: all lanes write this row, and a join against
 /// a statement that writes would lose the update when PostgreSQL has to look at the row again.
 pub(super) async fn count_in_run(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     run_id: i64,
     settlement: Settlement,
     batch: &Batch,
@@ -175,17 +174,14 @@ pub(super) async fn count_in_run(
         if settlement.sent { i64::from(count(batch.body.len())) } else { 0 },
         if done.uploaded > 0 { i64::from(count(batch.beyond_double)) } else { 0 }
     )
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }
 
 /// Checks, and holds until the transaction ends, that the lease is ours and has not run out, and that the
 /// pass is open.
-pub(super) async fn hold(
-    transaction: &mut Transaction<'static, Postgres>,
-    pass: &OpenPass,
-) -> Result<u64, sqlx::Error> {
+pub(super) async fn hold(transaction: &mut Transaction, pass: &OpenPass) -> Result<u64, sqlx::Error> {
     let held = sqlx::query!(
         r#"select 1 as "held!" from elven_sync.sync_state
             where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
@@ -196,14 +192,14 @@ pub(super) async fn hold(
         pass.lease.owner,
         pass.pass_id
     )
-    .fetch_optional(&mut **transaction)
+    .fetch_optional(&mut *transaction)
     .await?;
     Ok(u64::from(held.is_some()))
 }
 
 /// The upload of a newer version of a row resolves the error of an older one.
 pub(super) async fn resolve_newer(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     entity_id: &str,
     batch_id: i64,
     batch: &Batch,
@@ -217,7 +213,7 @@ pub(super) async fn resolve_newer(
         batch_id,
         &ids
     )
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }

@@ -13,13 +13,14 @@ mod writers;
 use std::collections::{BTreeMap, VecDeque};
 
 use futures_util::TryStreamExt;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
 pub use row::Row;
 pub use table::Table;
 pub use writers::Writer;
 
+use crate::database::{Database, Passing};
 use crate::watermark::{self, Cursor, Segment, Snapshot};
 
 /// The ledger could not be read.
@@ -39,6 +40,13 @@ pub enum LedgerError {
     Database(#[from] sqlx::Error),
 }
 
+impl Passing for LedgerError {
+    fn is_passing(&self) -> bool {
+        // What a standby is behind with is waited for elsewhere.
+        matches!(self, LedgerError::Database(problem) if problem.is_passing() && !standby::is_behind(self))
+    }
+}
+
 /// Target, cluster, and for an entity: its id, whether it has news, whether from the future, whether
 /// without a stamp.
 type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<bool>);
@@ -49,8 +57,8 @@ const ENTITIES_PER_COUNT_MAX: usize = 500;
 /// The ledger of one installation.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    pool: PgPool,
-    standby: Option<PgPool>,
+    primary: Database,
+    standby: Option<Database>,
     table: Table,
 }
 
@@ -109,17 +117,17 @@ impl Look {
 
 impl Ledger {
     /// Finds the table and checks its columns against the catalogue. With a `standby`, pages come from
-    /// there; it has to be one of the primary behind `pool`.
+    /// there; it has to be one of that primary.
     pub async fn open(
-        pool: PgPool,
-        standby: Option<PgPool>,
+        primary: Database,
+        standby: Option<Database>,
         settings: &crate::config::LedgerSettings,
     ) -> Result<Self, LedgerError> {
-        let table = Table::find(&pool, settings).await?;
+        let table = Table::find(&primary, settings).await?;
         if let Some(standby) = &standby {
-            standby::check(&pool, standby).await?;
+            standby::check(&primary, standby).await?;
         }
-        Ok(Self { pool, standby, table })
+        Ok(Self { primary, standby, table })
     }
 
     /// The table's qualified name, as the watermark remembers it.
@@ -132,11 +140,18 @@ impl Ledger {
     /// One statement, so that the snapshot it returns is the very one it looked in: a row that it did not
     /// see belongs to a transaction that is not in that. (A pass takes its target when it is recorded.)
     pub async fn look(&self, lanes: &[Progress]) -> Result<Look, LedgerError> {
-        let rows: Vec<LookRow> = sqlx::query_as(AssertSqlSafe(self.table.look_sql()))
-            .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
-            .bind(lanes.iter().map(|lane| lane.settled.as_ref().map(ToString::to_string)).collect::<Vec<_>>())
-            .fetch_all(&self.pool)
-            .await?;
+        let look = || {
+            sqlx::query_as(AssertSqlSafe(self.table.look_sql()))
+                .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
+                .bind(
+                    lanes
+                        .iter()
+                        .map(|lane| lane.settled.as_ref().map(ToString::to_string))
+                        .collect::<Vec<_>>(),
+                )
+                .fetch_all(&self.primary)
+        };
+        let rows: Vec<LookRow> = self.primary.again(look).await?;
         let (target, system_identifier) = match rows.first() {
             Some((target, system_identifier, ..)) => (parse_snapshot(target)?, *system_identifier),
             None => return Err(LedgerError::Decode("no snapshot")),
@@ -155,11 +170,10 @@ impl Ledger {
     pub async fn pending(&self, lanes: &[Progress]) -> Result<Vec<Pending>, LedgerError> {
         let mut pending = Vec::with_capacity(lanes.len());
         for lanes in lanes.chunks(ENTITIES_PER_COUNT_MAX) {
+            let count =
+                || sqlx::query_as(AssertSqlSafe(self.table.pending_sql(lanes))).fetch_all(&self.primary);
             let rows: Vec<(String, i64, Option<chrono::DateTime<chrono::Utc>>)> =
-                sqlx::query_as(AssertSqlSafe(self.table.pending_sql(lanes)))
-                    .persistent(false)
-                    .fetch_all(&self.pool)
-                    .await?;
+                self.primary.again(count).await?;
             pending.extend(rows.into_iter().map(|(entity_id, rows, oldest_at)| Pending {
                 entity_id,
                 rows,
@@ -171,27 +185,29 @@ impl Ledger {
 
     /// The entities of the ledger that are not in `registered`, one index probe each.
     pub async fn unregistered(&self, registered: &[String]) -> Result<Vec<String>, LedgerError> {
-        Ok(sqlx::query_scalar(AssertSqlSafe(self.table.unregistered_sql()))
-            .bind(registered)
-            .fetch_all(&self.pool)
-            .await?)
+        let look = || {
+            sqlx::query_scalar(AssertSqlSafe(self.table.unregistered_sql()))
+                .bind(registered)
+                .fetch_all(&self.primary)
+        };
+        Ok(self.primary.again(look).await?)
     }
 
     /// The oldest transaction that has written to the ledger and not ended, if there is one: later
     /// passes will have its rows, and wait for nothing else.
     pub async fn oldest_writer(&self) -> Result<Option<Writer>, LedgerError> {
-        Ok(writers::oldest(&self.pool, self.table.name()).await?)
+        Ok(writers::oldest(&self.primary, self.table.name()).await?)
     }
 
     /// The tables of the ledger in which no trigger is sure to stamp what is written: what is written to them
     /// may land behind the watermark. None for a view, which may be over other tables as well.
     pub async fn without_trigger(&self) -> Result<Vec<String>, LedgerError> {
-        Ok(writers::without_trigger(&self.pool, self.table.name()).await?)
+        Ok(writers::without_trigger(&self.primary, self.table.name()).await?)
     }
 
     /// The rows with an id, as they are now; several when the id is no key, none when it is gone.
     pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
-        self.copy(&self.pool, self.table.row_sql(entity_id, id)).await
+        self.copy(&self.primary, self.table.row_sql(entity_id, id)).await
     }
 
     /// The rows that may have the same account, currency and wall-clock time as this one. On clocks that were
@@ -201,7 +217,7 @@ impl Ledger {
         else {
             return Ok(Vec::new());
         };
-        self.copy(&self.pool, self.table.around_sql(entity_id, account, currency, at)).await
+        self.copy(&self.primary, self.table.around_sql(entity_id, account, currency, at)).await
     }
 
     /// Begins to read a pass, or what is left of one.
@@ -234,12 +250,14 @@ impl Ledger {
         entity_id: &str,
         segments: Vec<Segment>,
     ) -> Result<Vec<Segment>, LedgerError> {
-        let found: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(self.table.probe_sql()))
-            .bind(entity_id)
-            .bind(segments.iter().map(|segment| segment.from.to_string()).collect::<Vec<_>>())
-            .bind(segments.iter().map(|segment| segment.until.to_string()).collect::<Vec<_>>())
-            .fetch_all(&self.pool)
-            .await?;
+        let probe = || {
+            sqlx::query_scalar(AssertSqlSafe(self.table.probe_sql()))
+                .bind(entity_id)
+                .bind(segments.iter().map(|segment| segment.from.to_string()).collect::<Vec<_>>())
+                .bind(segments.iter().map(|segment| segment.until.to_string()).collect::<Vec<_>>())
+                .fetch_all(&self.primary)
+        };
+        let found: Vec<i64> = self.primary.again(probe).await?;
         Ok(found
             .into_iter()
             .filter_map(|place| {
@@ -257,7 +275,7 @@ impl Ledger {
         }
         let sql = self.table.page_sql(page);
         let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
-            return self.copy(&self.pool, sql).await;
+            return self.copy(&self.primary, sql).await;
         };
         let begun = Instant::now();
         loop {
@@ -269,25 +287,26 @@ impl Ledger {
         }
     }
 
-    /// Copies rows out, in a task of its own, so that a copy which has begun comes to its end even when
-    /// nobody waits for it any more. One that was left halfway, or failed, leaves its connection out of
-    /// step: the answer to it would be taken for that to the next statement.
-    async fn copy(&self, pool: &PgPool, sql: String) -> Result<Vec<Row>, LedgerError> {
-        let mut connection = pool.acquire().await?;
+    /// Copies rows out, again from the beginning when the connection is lost.
+    async fn copy(&self, from: &Database, sql: String) -> Result<Vec<Row>, LedgerError> {
+        match from.again(|| self.copy_once(from, sql.clone())).await {
+            Err(LedgerError::Decode(row::ID_IS_NULL)) => Err(self.id_is_null()),
+            copied => copied,
+        }
+    }
+
+    /// In a task of its own, so that a copy which has begun comes to its end even when nobody waits for it any
+    /// more. One that was left halfway, or failed, leaves its connection out of step: the answer to it would be
+    /// taken for that to the next statement.
+    async fn copy_once(&self, from: &Database, sql: String) -> Result<Vec<Row>, LedgerError> {
+        let mut transaction = from.begin_reading().await?;
         let id_is_number = self.table.id_is_number();
         let copying = async move {
-            let copied = copy_out(&mut connection, &sql, id_is_number).await;
-            if copied.is_err() {
-                // Whatever comes of it: the error says more.
-                let _ = connection.close().await;
-            }
-            copied
+            let rows = copy_out(transaction.connection()?, &sql, id_is_number).await?;
+            transaction.commit().await?;
+            Ok(rows)
         };
-        match tokio::spawn(copying).await {
-            Ok(Err(LedgerError::Decode(row::ID_IS_NULL))) => Err(self.id_is_null()),
-            Ok(copied) => copied,
-            Err(_) => Err(LedgerError::Decode("the reader stopped")),
-        }
+        tokio::spawn(copying).await.unwrap_or(Err(LedgerError::Decode("the reader stopped")))
     }
 
     fn id_is_null(&self) -> LedgerError {
@@ -300,11 +319,13 @@ impl Ledger {
 
     /// Makes sure that no row of the cursor's transaction is without an id, where the catalogue does not.
     async fn check_ids(&self, entity_id: &str, after: &Cursor) -> Result<(), LedgerError> {
-        let found = sqlx::query(AssertSqlSafe(self.table.without_id_sql()))
-            .bind(entity_id)
-            .bind(after.xid.to_string())
-            .fetch_optional(&self.pool)
-            .await?;
+        let look = || {
+            sqlx::query(AssertSqlSafe(self.table.without_id_sql()))
+                .bind(entity_id)
+                .bind(after.xid.to_string())
+                .fetch_optional(&self.primary)
+        };
+        let found = self.primary.again(look).await?;
         if found.is_some() { Err(self.id_is_null()) } else { Ok(()) }
     }
 }

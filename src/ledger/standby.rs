@@ -9,10 +9,10 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
 use tokio::time::Instant;
 
 use super::LedgerError;
+use crate::database::Database;
 use crate::watermark::Snapshot;
 
 /// Raised by `elven_sync.require_pass`.
@@ -29,12 +29,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const WAIT_LOGGED: Duration = Duration::from_secs(5);
 
 /// Makes sure that both pools lead to the same database of the same cluster.
-pub(super) async fn check(primary: &PgPool, standby: &PgPool) -> Result<(), LedgerError> {
+pub(super) async fn check(primary: &Database, standby: &Database) -> Result<(), LedgerError> {
     let identity =
         "select system_identifier, (select oid::bigint from pg_database where datname = current_database())
                       from pg_control_system()";
-    let here: (i64, i64) = sqlx::query_as(identity).fetch_one(primary).await?;
-    let there: (i64, i64) = sqlx::query_as(identity).fetch_one(standby).await?;
+    let here: (i64, i64) = primary.again(|| sqlx::query_as(identity).fetch_one(primary)).await?;
+    let there: (i64, i64) = standby.again(|| sqlx::query_as(identity).fetch_one(standby)).await?;
     if here.0 != there.0 {
         return Err(LedgerError::Standby(
             "ELVEN_SYNC_LEDGER_URL leads to another PostgreSQL cluster than DATABASE_URL, whose transaction ids mean \
@@ -57,7 +57,7 @@ pub(super) async fn check(primary: &PgPool, standby: &PgPool) -> Result<(), Ledg
 /// On a new connection every time: behind one name may be several servers, and another one may be further.
 /// For so long in all that a page is asked for since `begun`; then `behind` is what it failed with last.
 pub(super) async fn replayed(
-    standby: &PgPool,
+    standby: &Database,
     pass_id: i64,
     target: &Snapshot,
     begun: Instant,
@@ -72,20 +72,21 @@ pub(super) async fn replayed(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
-        let mut connection = standby.acquire().await?;
+        let mut transaction = standby.again(|| standby.begin_reading()).await?;
         // Asked first, because a page that fails leaves an error in the server's log.
         let seen = sqlx::query_scalar(
             "select exists (select from elven_sync.sync_passes where pass_id = $1 and target::text = $2)",
         )
         .bind(pass_id)
         .bind(target.to_string())
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut transaction)
         .await
         .map_err(LedgerError::from);
         match seen {
-            Ok(true) => return Ok(()),
+            Ok(true) => return Ok(transaction.commit().await?),
             Err(problem) if !is_behind(&problem) => return Err(problem),
-            Ok(false) | Err(_) => connection.close().await?,
+            // Dropped, it closes its connection.
+            Ok(false) | Err(_) => {}
         }
     }
     Err(LedgerError::Standby(format!(

@@ -1,9 +1,10 @@
 //! The ledger's table: found in the catalogue, its columns checked and put into expressions.
 
-use sqlx::{PgPool, Row as _};
+use sqlx::Row as _;
 
 use super::LedgerError;
 use crate::config::LedgerSettings;
+use crate::database::Database;
 
 /// A table or view with the columns of a ledger, checked against the catalogue.
 ///
@@ -67,15 +68,16 @@ pub(super) struct Column {
 
 impl Table {
     /// Looks the table up and checks that each column is there and of a type that can be read.
-    pub(super) async fn find(pool: &PgPool, settings: &LedgerSettings) -> Result<Self, LedgerError> {
+    pub(super) async fn find(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
         let (schema, relation) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
-        let columns: Vec<Column> =
-            sqlx::query_as(COLUMNS).bind(&schema).bind(&relation).fetch_all(pool).await?;
+        let columns: Vec<Column> = database
+            .again(|| sqlx::query_as(COLUMNS).bind(&schema).bind(&relation).fetch_all(database))
+            .await?;
         let table = &settings.table;
         match columns.first().map(|column| column.relkind.as_str()) {
             Some("r" | "p" | "v") => {}
-            None => return Err(missing(pool, settings, &schema, &relation).await?),
+            None => return Err(missing(database, settings, &schema, &relation).await?),
             Some(kind) => {
                 return Err(LedgerError::Shape(format!(
                     "the ledger {table} is a {}, whose rows do not carry transactions of this database in the order \
@@ -101,7 +103,7 @@ impl Table {
             xid.quoted(),
             id.quoted()
         );
-        found.check_zone(pool).await?;
+        found.check_zone(database).await?;
         Ok(Self {
             name: format!("{}.{}", quote_identifier(&schema), quote_identifier(&relation)),
             id_type: id.kind.clone(),
@@ -223,9 +225,11 @@ impl Found<'_> {
     }
 
     /// Makes sure that the server knows the zone: its rules decide what a `timestamp` means.
-    async fn check_zone(&self, pool: &PgPool) -> Result<(), LedgerError> {
+    async fn check_zone(&self, database: &Database) -> Result<(), LedgerError> {
         let Some(zone) = &self.settings.captured_at_zone else { return Ok(()) };
-        let known = sqlx::query("select now() at time zone $1").bind(zone).execute(pool).await;
+        let known = database
+            .again(|| sqlx::query("select now() at time zone $1").bind(zone).fetch_one(database))
+            .await;
         known.map(drop).map_err(|problem| match problem.as_database_error() {
             Some(refused) => LedgerError::Shape(format!(
                 "[ledger] captured_at_zone: the database does not know it: {}",

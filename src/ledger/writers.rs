@@ -1,8 +1,8 @@
 //! Who holds things up: transactions that have written to the ledger and not ended.
 
+use crate::database::Database;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgPool;
 
 /// A transaction that has written to the ledger and not ended.
 ///
@@ -40,7 +40,7 @@ pub(super) const BENEATH: &str = "
 
 /// The oldest writer, told by the locks: everybody may see those, while the activity of others is shown
 /// to members of `pg_monitor` alone.
-pub(super) async fn oldest(pool: &PgPool, table: &str) -> Result<Option<Writer>, sqlx::Error> {
+pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Writer>, sqlx::Error> {
     let sql = format!(
         "with recursive {BENEATH}
          select x.transactionid::text as transaction, x.pid, p.gid as prepared_as,
@@ -57,11 +57,13 @@ pub(super) async fn oldest(pool: &PgPool, table: &str) -> Result<Option<Writer>,
                        and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
           order by pg_catalog.age(x.transactionid) desc limit 1"
     );
-    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(table).fetch_optional(pool).await
+    database
+        .again(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_optional(database))
+        .await
 }
 
 /// A partitioned table counts with its partitions, in which the triggers are that fire.
-pub(super) async fn without_trigger(pool: &PgPool, table: &str) -> Result<Vec<String>, sqlx::Error> {
+pub(super) async fn without_trigger(database: &Database, table: &str) -> Result<Vec<String>, sqlx::Error> {
     // tgtype: 1 for each row, 2 before, 4 insert, 16 update (src/include/catalog/pg_trigger.h).
     let sql = format!(
         "with recursive {BENEATH}
@@ -72,5 +74,7 @@ pub(super) async fn without_trigger(pool: &PgPool, table: &str) -> Result<Vec<St
                              where t.tgrelid = b.oid and t.tgtype = 23 and t.tgenabled = 'A')
           order by 1"
     );
-    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(table).fetch_all(pool).await
+    database
+        .again(|| sqlx::query_scalar(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_all(database))
+        .await
 }

@@ -21,7 +21,6 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use futures_util::future::join_all;
 use secrecy::SecretString;
-use sqlx::PgPool;
 use tokio::sync::{Semaphore, watch};
 
 pub use moves::{MoveError, Rewind};
@@ -31,8 +30,9 @@ pub use retry::Retried;
 use self::channel::Channel;
 use crate::align;
 use crate::config::{ConfigError, Settings};
+use crate::database::Database;
 use crate::elven::Client;
-use crate::journal::{self, Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
+use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
 use crate::ledger::{self, Ledger, LedgerError, Pending, Progress};
 
 /// A run could not work at all.
@@ -59,7 +59,7 @@ pub type Stop = watch::Receiver<bool>;
 #[derive(Clone, Debug)]
 pub struct Worker {
     settings: Arc<Settings>,
-    pool: PgPool,
+    database: Database,
     ledger: Ledger,
     journal: Journal,
     client: Client,
@@ -80,18 +80,19 @@ struct Target {
 
 impl Worker {
     /// Opens ledger and sync tables on connections to the primary.
-    pub async fn open(settings: Settings, pool: PgPool, stop: Stop) -> Result<Self, RunError> {
+    pub async fn open(settings: Settings, database: Database, stop: Stop) -> Result<Self, RunError> {
         let worker = worker_name();
         let journal =
-            Journal::open(pool.clone(), worker, settings.sync.lease, settings.api.signature_window).await?;
+            Journal::open(database.clone(), worker, settings.sync.lease, settings.api.signature_window)
+                .await?;
         let standby = match &settings.ledger_url {
-            Some(url) => Some(standby(url, pool.options().get_max_connections()).await?),
+            Some(url) => Some(standby(url, &database).await?),
             None => None,
         };
-        let ledger = Ledger::open(pool.clone(), standby, &settings.ledger).await?;
+        let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
         let slots = Arc::new(Semaphore::new(settings.sync.entities_at_once));
-        Ok(Self { settings: Arc::new(settings), pool, ledger, journal, client, slots, stop })
+        Ok(Self { settings: Arc::new(settings), database, ledger, journal, client, slots, stop })
     }
 
     /// Brings the entities up to date: all that are not paused, or those named.
@@ -154,7 +155,7 @@ impl Worker {
     }
 
     async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
-        let all = Entity::list(&self.pool).await?;
+        let all = Entity::list(&self.database).await?;
         if let Some(missing) = only.iter().find(|id| all.iter().all(|entity| entity.entity_id != **id)) {
             let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
             return Err(ConfigError(crate::output::unknown_entity(missing, &known)).into());
@@ -269,7 +270,7 @@ impl Worker {
     }
 
     async fn unregistered(&self) -> Result<Vec<String>, RunError> {
-        let all = Entity::list(&self.pool).await?;
+        let all = Entity::list(&self.database).await?;
         let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
         Ok(self.ledger.unregistered(&ids).await?)
     }
@@ -291,8 +292,8 @@ impl Worker {
 }
 
 /// Connects to the standby that pages are to be read from.
-async fn standby(url: &SecretString, connections_max: u32) -> Result<PgPool, LedgerError> {
-    journal::connect(url, connections_max).await.map_err(|problem| {
+async fn standby(url: &SecretString, primary: &Database) -> Result<Database, LedgerError> {
+    primary.beside(url).await.map_err(|problem| {
         LedgerError::Standby(format!(
             "the standby cannot be reached: {}; hint: check ELVEN_SYNC_LEDGER_URL, or leave it out to read from the \
              primary",
@@ -304,13 +305,13 @@ async fn standby(url: &SecretString, connections_max: u32) -> Result<PgPool, Led
 /// What `sync_health` says, with what waits counted now, and who holds it up.
 pub async fn health(
     settings: &Settings,
-    pool: &PgPool,
+    database: &Database,
 ) -> Result<(Vec<Health>, Option<ledger::Writer>), RunError> {
     let journal =
-        Journal::open(pool.clone(), worker_name(), settings.sync.lease, settings.api.signature_window)
+        Journal::open(database.clone(), worker_name(), settings.sync.lease, settings.api.signature_window)
             .await?;
-    let ledger = Ledger::open(pool.clone(), None, &settings.ledger).await?;
-    let mut entities = Health::list(pool).await?;
+    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let mut entities = Health::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
     let pending = ledger.pending(&progress(&journal.lanes(&ids).await?)).await?;
     let mut pending: BTreeMap<String, Pending> =

@@ -52,7 +52,7 @@ impl Worker {
     /// Registers an entity whose rows count as dealt with as far as they are there now. What open
     /// transactions have written is not there yet, and is uploaded once they commit.
     pub async fn register_from_now(&self, entity: &Entity) -> Result<FromNow, MoveError> {
-        Ok(Entity::add_from_now(&self.pool, entity, self.ledger.name()).await?)
+        Ok(Entity::add_from_now(&self.database, entity, self.ledger.name()).await?)
     }
 
     /// Says what moving a watermark back would do: to where it stood at an instant, or to the start.

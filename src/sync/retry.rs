@@ -31,7 +31,7 @@ impl Worker {
     /// request for each row. Rows that have a newer rival of the same account, currency and second are not sent:
     /// the later upload would win.
     pub async fn retry(&self, errors: Vec<RecordedError>) -> Result<Vec<Retried>, RunError> {
-        let entities = Entity::list(&self.pool).await?;
+        let entities = Entity::list(&self.database).await?;
         let mut by_entity: BTreeMap<String, Vec<RecordedError>> = BTreeMap::new();
         for error in errors {
             by_entity.entry(error.entity_id.clone()).or_default().push(error);

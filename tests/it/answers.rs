@@ -81,7 +81,7 @@ async fn a_lost_answer_is_sent_again_byte_for_byte_and_marked(pool: PgPool) {
     {
         // The same database, another entity each time.
         if round == 0 {
-            elven_sync::journal::migrate(&pool).await.unwrap();
+            elven_sync::journal::migrate(&pool.clone().into()).await.unwrap();
         }
         let mut scene = Scene::new(pool.clone()).await;
         scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");

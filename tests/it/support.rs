@@ -5,6 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use elven_sync::config::{Environment, Flags, Settings};
+use elven_sync::database::Database;
 use elven_sync::journal::{self, Entity};
 use elven_sync::sandbox::{Credential, Fault, Gate, Options, Received, Sandbox};
 use elven_sync::sync::{RunError, RunReport, Worker};
@@ -39,8 +40,9 @@ pub struct Scene {
 
 impl Scene {
     pub async fn new(pool: PgPool) -> Self {
-        journal::migrate(&pool).await.unwrap();
-        journal::migrate_ledger(&pool).await.unwrap();
+        let database = Database::from(pool.clone());
+        journal::migrate(&database).await.unwrap();
+        journal::migrate_ledger(&database).await.unwrap();
         let credentials =
             vec![Credential::new("default", KEY, SECRET), Credential::new("second", "key-2", "secret-2")];
         let sandbox = Sandbox::start(Options { credentials, ..Options::default() }).await.unwrap();
@@ -91,7 +93,7 @@ impl Scene {
             credential: "default".to_owned(),
             paused: false,
         };
-        assert!(Entity::add(&self.pool, &entity).await.unwrap());
+        assert!(Entity::add(&self.pool.clone().into(), &entity).await.unwrap());
     }
 
     pub async fn sql(&self, sql: &'static str) {
@@ -111,14 +113,21 @@ impl Scene {
         Settings::load(&Flags::default(), environment).unwrap()
     }
 
+    /// The database, as the connector uses it.
+    pub async fn database(&self, connections_max: u32) -> Database {
+        let settings = self.settings(&[]);
+        let url = settings.database_url().unwrap();
+        Database::connect(url, connections_max, settings.database.reconnect_timeout).await.unwrap()
+    }
+
     /// Runs the connector in this process.
     pub async fn try_run(&self) -> Result<RunReport, RunError> {
         let settings = self.settings(&[]);
-        let pool = journal::connect(settings.database_url().unwrap(), 8).await.unwrap();
+        let database = self.database(8).await;
         let (_sender, stop) = watch::channel(false);
-        let worker = Worker::open(settings, pool.clone(), stop).await?;
+        let worker = Worker::open(settings, database.clone(), stop).await?;
         let report = worker.run(&[]).await;
-        pool.close().await;
+        database.close().await;
         report
     }
 

@@ -1,12 +1,13 @@
 //! What the catalogue says about a table that is to be prepared.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::AssertSqlSafe;
 
 use super::super::LedgerError;
 use super::super::table::{self, Column, quote_identifier};
 use super::super::writers::BENEATH;
 use super::{SUFFIXES, body, index_called, stamp_called};
 use crate::config::LedgerSettings;
+use crate::database::Database;
 
 /// The table, or one of its partitions.
 #[derive(Debug, sqlx::FromRow)]
@@ -151,20 +152,17 @@ const FUNCTION: &str = "
 
 impl Facts {
     /// Looks the table up, and refuses what cannot be prepared.
-    pub(super) async fn gather(
-        connection: &mut PgConnection,
-        settings: &LedgerSettings,
-    ) -> Result<Self, LedgerError> {
+    pub(super) async fn gather(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
         let (schema, table) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
         let columns: Vec<Column> =
-            sqlx::query_as(table::COLUMNS).bind(&schema).bind(&table).fetch_all(&mut *connection).await?;
+            sqlx::query_as(table::COLUMNS).bind(&schema).bind(&table).fetch_all(database).await?;
         if columns.is_empty() {
-            return Err(table::missing(&mut *connection, settings, &schema, &table).await?);
+            return Err(table::missing(database, settings, &schema, &table).await?);
         }
         let relations: Vec<Relation> =
-            sqlx::query_as(TREE).bind(&schema).bind(&table).fetch_all(&mut *connection).await?;
-        refuse_what_has_no_triggers(connection, settings, &relations).await?;
+            sqlx::query_as(TREE).bind(&schema).bind(&table).fetch_all(database).await?;
+        refuse_what_has_no_triggers(database, settings, &relations).await?;
 
         let roles = table::Found { settings, columns: &columns };
         let stamp_name = settings.columns.get("change_xid").to_owned();
@@ -179,12 +177,11 @@ impl Facts {
         let index = |middle: String| entity.iter().cloned().chain([middle, id.clone()]).collect();
 
         let oids: Vec<i64> = relations.iter().map(|relation| relation.oid).collect();
-        let mut triggers: Vec<Trigger> =
-            sqlx::query_as(TRIGGERS).bind(&oids).fetch_all(&mut *connection).await?;
+        let mut triggers: Vec<Trigger> = sqlx::query_as(TRIGGERS).bind(&oids).fetch_all(database).await?;
         let ours = |source: &str| words(source) == words(&body(&stamp_name));
         let called = stamp_called(&stamp_name);
         let function: Option<String> =
-            sqlx::query_scalar(FUNCTION).bind(&schema).bind(&called).fetch_optional(&mut *connection).await?;
+            sqlx::query_scalar(FUNCTION).bind(&schema).bind(&called).fetch_optional(database).await?;
         if function.is_some_and(|source| !ours(&source))
             || triggers.iter().any(|trigger| trigger.name == called && !ours(&trigger.source))
         {
@@ -200,10 +197,10 @@ impl Facts {
             .flat_map(|relation| SUFFIXES.map(|suffix| index_called(&relation.table, suffix)))
             .collect();
         Ok(Self {
-            taken: sqlx::query_as(TAKEN).bind(names).fetch_all(&mut *connection).await?,
+            taken: sqlx::query_as(TAKEN).bind(names).fetch_all(database).await?,
             triggers,
-            indexes: sqlx::query_as(INDEXES).bind(&oids).fetch_all(&mut *connection).await?,
-            publications: sqlx::query_scalar(PUBLICATIONS).bind(&oids).fetch_all(&mut *connection).await?,
+            indexes: sqlx::query_as(INDEXES).bind(&oids).fetch_all(database).await?,
+            publications: sqlx::query_scalar(PUBLICATIONS).bind(&oids).fetch_all(database).await?,
             run_index: index(stamp_name.clone()),
             backfill_index: captured_at.map(index).unwrap_or_default(),
             stamp: (stamp_name, stamp),
@@ -223,7 +220,7 @@ impl Facts {
 }
 
 async fn refuse_what_has_no_triggers(
-    connection: &mut PgConnection,
+    database: &Database,
     settings: &LedgerSettings,
     relations: &[Relation],
 ) -> Result<(), LedgerError> {
@@ -243,7 +240,7 @@ async fn refuse_what_has_no_triggers(
             }
             "r" | "p" => {}
             "v" => {
-                let beneath = tables_beneath(connection, &relation.name()).await?.join(", ");
+                let beneath = tables_beneath(database, &relation.name()).await?.join(", ");
                 return refuse(&format!(
                     "it is a view, and a trigger has to be on the table that is written to; hint: prepare that \
                      ({beneath}) by ELVEN_SYNC_LEDGER__TABLE=... elven-sync attach, with \
@@ -260,13 +257,13 @@ async fn refuse_what_has_no_triggers(
     Ok(())
 }
 
-async fn tables_beneath(connection: &mut PgConnection, view: &str) -> Result<Vec<String>, sqlx::Error> {
+async fn tables_beneath(database: &Database, view: &str) -> Result<Vec<String>, sqlx::Error> {
     let sql = format!(
         "with recursive {BENEATH} select pg_catalog.format('%I.%I', n.nspname, c.relname)
            from beneath b join pg_catalog.pg_class c on c.oid = b.oid and c.relkind in ('r', 'p') and not c.relispartition
            join pg_catalog.pg_namespace n on n.oid = c.relnamespace order by 1"
     );
-    sqlx::query_scalar(AssertSqlSafe(sql)).bind(view).fetch_all(connection).await
+    sqlx::query_scalar(AssertSqlSafe(sql)).bind(view).fetch_all(database).await
 }
 
 /// The words of a function, whatever its lines and its quoting.

@@ -15,6 +15,7 @@ use super::LedgerError;
 use super::table::quote_identifier;
 use super::writers::BENEATH;
 use crate::config::LedgerSettings;
+use crate::database::Database;
 
 /// PostgreSQL cuts longer names off.
 const NAME_BYTES_MAX: usize = 63;
@@ -63,11 +64,11 @@ fn body(column: &str) -> String {
 
 /// Plans what is left to do.
 pub async fn plan(
-    connection: &mut PgConnection,
+    database: &Database,
     settings: &LedgerSettings,
     wanted: &Wanted,
 ) -> Result<Plan, LedgerError> {
-    let facts = Facts::gather(connection, settings).await?;
+    let facts = Facts::gather(database, settings).await?;
     let mut plan = Plan::default();
     stamp(&facts, wanted, &mut plan);
     index(&facts, &facts.run_index, "", wanted, &mut plan);
@@ -101,11 +102,11 @@ pub async fn plan(
 
 /// Plans how to take everything away again.
 pub async fn plan_undo(
-    connection: &mut PgConnection,
+    database: &Database,
     settings: &LedgerSettings,
     wanted: &Wanted,
 ) -> Result<Plan, LedgerError> {
-    let facts = Facts::gather(connection, settings).await?;
+    let facts = Facts::gather(database, settings).await?;
     let mut plan = Plan::default();
     let table = facts.root().name();
     let mut sql = Vec::new();
@@ -353,10 +354,7 @@ pub async fn take(connection: &mut PgConnection, step: &Step) -> Result<(), Ledg
 }
 
 /// Who holds the table, so that it could not be locked.
-pub async fn holders(
-    connection: &mut PgConnection,
-    settings: &LedgerSettings,
-) -> Result<Vec<String>, LedgerError> {
+pub async fn holders(database: &Database, settings: &LedgerSettings) -> Result<Vec<String>, LedgerError> {
     let (schema, table) =
         settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
     let name = format!("{}.{}", quote_identifier(&schema), quote_identifier(&table));
@@ -370,5 +368,5 @@ pub async fn holders(
             and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
           group by l.pid, a.usename, a.application_name, a.state, a.xact_start order by a.xact_start limit 5"
     );
-    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(name).fetch_all(connection).await?)
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(name).fetch_all(database).await?)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use elven_sync::journal::{self, RunStatus};
+use elven_sync::journal::RunStatus;
 use elven_sync::sync::Worker;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::watch;
@@ -254,8 +254,7 @@ async fn an_api_that_refuses_all_imports_for_1000_runs_fills_no_table(pool: PgPo
     add_rows(&scene, "acme", 64).await;
     scene.sandbox.set_rules(parsed(&["reject:currency=BTC"]));
     let settings = scene.settings(&[]);
-    let connections = journal::connect(settings.database_url().unwrap(), 8).await.unwrap();
-    let worker = Worker::open(settings, connections, watch::channel(false).1).await.unwrap();
+    let worker = Worker::open(settings, scene.database(8).await, watch::channel(false).1).await.unwrap();
     let set_aside = "select count(*)::text from elven_sync.sync_errors where kind = 'rejected_row'";
     let mut before = 0;
     for run in 1..=1000 {

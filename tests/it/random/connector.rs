@@ -7,11 +7,11 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use elven_sync::journal;
 use elven_sync::sandbox::{Credential, Fault, Gate, Options, Received, Sandbox};
 use elven_sync::sync::{RunReport, Worker};
 use fastrand::Rng;
-use sqlx::{Executor, PgConnection, PgPool};
+use secrecy::ExposeSecret;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -35,7 +35,7 @@ impl Connectors {
         };
         Self {
             sandbox: Sandbox::start(options).await.unwrap(),
-            pool: journal::connect(scene.settings(&[]).database_url().unwrap(), 4).await.unwrap(),
+            pool: PgPool::connect(scene.settings(&[]).database_url().unwrap().expose_secret()).await.unwrap(),
             workers: HashMap::new(),
         }
     }
@@ -49,7 +49,7 @@ impl Connectors {
             ("ELVEN_SYNC_LEDGER__TABLE", table),
             ("ELVEN_SYNC_SYNC__BATCH_ROWS", &batch_rows.to_string()),
         ]);
-        let worker = Worker::open(settings, self.pool.clone(), watch::channel(false).1).await.unwrap();
+        let worker = Worker::open(settings, self.pool.clone().into(), watch::channel(false).1).await.unwrap();
         self.workers.insert((table, batch_rows), worker.clone());
         worker
     }
@@ -186,15 +186,11 @@ impl<'a> Connector<'a> {
         report
     }
 
-    /// Ends what a run that died has left open, after what it said last, as the server does when
-    /// connections end.
+    /// Waits until the connections that a run which died has left in the middle of something are closed.
     async fn end_transactions(&self) {
         let pool = &self.connectors.pool;
         while pool.num_idle() < pool.size() as usize {
             tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        for mut connection in std::iter::from_fn(|| pool.try_acquire()).collect::<Vec<_>>() {
-            connection.execute("rollback").await.unwrap();
         }
     }
 }

@@ -1,0 +1,281 @@
+//! PostgreSQL: transactions that outlive the loss of a connection and go through a proxy.
+//!
+//! A proxy that pools by transaction (`PgBouncer`) gives each transaction whichever server connection is
+//! free. So nothing here belongs to a session: every statement is in an explicit transaction and unnamed
+//! ([`executor`]), and what has to hold is set for the transaction alone.
+
+mod executor;
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult};
+use sqlx::{Connection, Execute, Executor, PgConnection, PgPool, Postgres, Row};
+use tokio::time::{Instant, timeout};
+
+/// The first and the longest pause between attempts to go on.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// The longest that the outcome of one commit is asked for at a stretch.
+const POOL_WAIT_MAX: Duration = Duration::from_secs(10);
+/// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
+/// shut down, crashed and starting up, idle for too long (its worker was frozen), read-only for the time of
+/// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.
+const PASSING: [&str; 9] = ["57P01", "57P02", "57P03", "25P03", "25006", "53300", "40001", "40P01", "57P05"];
+
+/// How a database is, as far as this process knows.
+#[derive(Debug, Default)]
+struct Condition(AtomicU8);
+
+const WELL: u8 = 0;
+const TROUBLED: u8 = 1;
+const GIVEN_UP: u8 = 2;
+
+/// One database; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pool: PgPool,
+    reconnect_timeout: Duration,
+    condition: Arc<Condition>,
+}
+
+/// Says of an error whether what failed may succeed when it is simply done again.
+pub trait Passing {
+    /// It may.
+    fn is_passing(&self) -> bool;
+}
+
+impl Passing for sqlx::Error {
+    fn is_passing(&self) -> bool {
+        match self {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
+            sqlx::Error::Database(refused) => {
+                refused.code().is_some_and(|code| code.starts_with("08") || PASSING.contains(&code.as_ref()))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Database {
+    /// Connects, with at most so many connections at once. `reconnect_timeout`: how long a database that is
+    /// there now may be away later.
+    pub async fn connect(
+        url: &SecretString,
+        connections_max: u32,
+        reconnect_timeout: Duration,
+    ) -> Result<Self, sqlx::Error> {
+        // Proxies refuse start-up parameters that they do not know.
+        let options = PgConnectOptions::from_str(url.expose_secret())?
+            .application_name("elven-sync")
+            .extra_float_digits(None);
+        // A pool would try for as long as it may wait, and then only say that it waited: the first
+        // connection is made outside of it, so that what is wrong is said at once.
+        PgConnection::connect_with(&options).await?.close().await?;
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(POOL_WAIT_MAX.min(reconnect_timeout))
+            .connect_lazy_with(options);
+        Ok(Self { pool, reconnect_timeout, condition: Arc::default() })
+    }
+
+    /// Connects to another one, with as many connections and as much patience.
+    pub async fn beside(&self, url: &SecretString) -> Result<Self, sqlx::Error> {
+        let connections_max = self.pool.options().get_max_connections();
+        Self::connect(url, connections_max, self.reconnect_timeout).await
+    }
+
+    /// Ends all connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// A connection outside of any transaction: for statements that PostgreSQL refuses inside of one.
+    pub async fn session(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        self.pool.acquire().await
+    }
+
+    /// Begins a transaction that writes. It is durable whatever the database's default is, and PostgreSQL ends it
+    /// when its worker freezes in the middle of it, since it may hold the rows of an entity locked.
+    pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
+        let idle_max = self.statement_max().as_millis();
+        self.begin_with(format!(
+            "begin; set local synchronous_commit = on; set local row_security = off; \
+             set local idle_in_transaction_session_timeout = {idle_max}; \
+             select pg_current_xact_id()::text"
+        ))
+        .await
+    }
+
+    /// Begins a transaction that only reads.
+    ///
+    /// `row_security = off`: a policy that would filter rows in silence becomes an error (PostgreSQL manual,
+    /// "Client Connection Defaults").
+    pub async fn begin_reading(&self) -> Result<Transaction, sqlx::Error> {
+        self.begin_with("begin read only; set local row_security = off".to_owned()).await
+    }
+
+    async fn begin_with(&self, sql: String) -> Result<Transaction, sqlx::Error> {
+        // Whole from here on: dropped in the middle of it, the connection is closed.
+        let mut transaction =
+            Transaction { database: self.clone(), connection: Some(self.pool.acquire().await?), id: None };
+        let begun = transaction.connection()?.fetch_optional(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)));
+        let begun = within(Some(self.statement_max()), begun).await?;
+        transaction.id = begun.map(|row| row.try_get(0)).transpose()?;
+        Ok(transaction)
+    }
+
+    /// Does something again for as long as it fails for a passing reason and the database may be away.
+    ///
+    /// What is done has to be a transaction: one of which nobody knows whether it was committed is not done
+    /// again before that is known (see [`Transaction::commit`]).
+    pub async fn again<T, E, F>(&self, mut what: impl FnMut() -> F) -> Result<T, E>
+    where
+        E: Passing + std::error::Error + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        let begun = Instant::now();
+        let mut pause = PAUSES.0;
+        loop {
+            let problem = match what().await {
+                Err(problem) if problem.is_passing() => problem,
+                done => {
+                    if self.condition.0.swap(WELL, Ordering::Relaxed) != WELL {
+                        tracing::info!("the database is back");
+                    }
+                    return done;
+                }
+            };
+            // Once somebody has waited in vain nobody else does.
+            let given_up = self.condition.0.load(Ordering::Relaxed) == GIVEN_UP;
+            if given_up || begun.elapsed() + pause > self.reconnect_timeout {
+                self.condition.0.store(GIVEN_UP, Ordering::Relaxed);
+                return Err(problem);
+            }
+            if self.condition.0.swap(TROUBLED, Ordering::Relaxed) == WELL {
+                tracing::warn!(
+                    error = crate::output::chain(&problem),
+                    "the database is in trouble; waiting for it for {:?} at most",
+                    self.reconnect_timeout
+                );
+            }
+            // Jitter, so that what was cut off together does not come back together.
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// One statement that writes, in a transaction of its own, again until it is committed.
+    pub async fn execute<'q, Q>(&self, query: impl Fn() -> Q) -> Result<PgQueryResult, sqlx::Error>
+    where
+        Q: Execute<'q, Postgres> + 'q,
+    {
+        self.again(|| async {
+            let mut transaction = self.begin().await?;
+            let done = transaction.execute(query()).await?;
+            transaction.commit().await?;
+            Ok(done)
+        })
+        .await
+    }
+
+    /// How long a statement of a writing transaction may take, and how long its connection may then lie idle.
+    fn statement_max(&self) -> Duration {
+        self.reconnect_timeout / 3
+    }
+
+    /// Says whether a transaction was committed whose commit got no answer. Asked until it is known: its server
+    /// process may not have noticed yet that we are gone, and a server in recovery does not know the end.
+    async fn was_committed(&self, id: &str) -> Result<bool, sqlx::Error> {
+        self.again(async || {
+            let asked = sqlx::query_scalar(
+                "select case when pg_is_in_recovery() then 'in progress' else pg_xact_status($1::text::xid8) end",
+            );
+            let status: Result<Option<String>, sqlx::Error> = asked.bind(id).fetch_one(self).await;
+            match status {
+                Ok(Some(status)) if status == "committed" => Ok(true),
+                Ok(Some(status)) if status == "in progress" => {
+                    Err(sqlx::Error::Io(std::io::Error::other("a commit has no outcome yet")))
+                }
+                Ok(_) => Ok(false),
+                // The id has not been given out yet: a failover has lost it.
+                Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("22023") => Ok(false),
+                Err(problem) => Err(problem),
+            }
+        })
+        .await
+    }
+}
+
+impl From<PgPool> for Database {
+    /// Uses connections that somebody else has set up.
+    fn from(pool: PgPool) -> Self {
+        Self { pool, reconnect_timeout: Duration::from_mins(1), condition: Arc::default() }
+    }
+}
+
+/// A transaction. Dropped before its end, it takes its connection with it: whatever that was in the middle
+/// of, the next one to use it would get the answer.
+#[derive(Debug)]
+pub struct Transaction {
+    database: Database,
+    connection: Option<PoolConnection<Postgres>>,
+    /// Its `xid8`, if it writes.
+    id: Option<String>,
+}
+
+impl Transaction {
+    /// The connection, e.g. to copy from.
+    pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
+    }
+
+    /// Commits. When the connection is lost over that, finds out whether it was, so that an error always means
+    /// that nothing was written. (Manual, "Transaction ID and Snapshot Information Functions":
+    /// `pg_xact_status` is there for that.)
+    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
+        let Err(problem) = self.end("commit").await else { return Ok(()) };
+        let (true, Some(id)) = (problem.is_passing(), self.id.take()) else { return Err(problem) };
+        if self.database.was_committed(&id).await? { Ok(()) } else { Err(problem) }
+    }
+
+    /// Undoes everything.
+    pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
+        self.end("rollback").await
+    }
+
+    async fn end(&mut self, how: &'static str) -> Result<(), sqlx::Error> {
+        let limit = self.limit();
+        within(limit, self.connection()?.execute(how)).await?;
+        // Back to the pool.
+        self.connection = None;
+        Ok(())
+    }
+
+    /// How long a statement may take: what is read may be much.
+    fn limit(&self) -> Option<Duration> {
+        self.id.as_ref().map(|_| self.database.statement_max())
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.close_on_drop();
+        }
+    }
+}
+
+/// Waits for an answer, for no longer than that: a network may swallow what is sent and say nothing.
+async fn within<T>(
+    limit: Option<Duration>,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let Some(limit) = limit else { return answer.await };
+    timeout(limit, answer).await.unwrap_or_else(|_| {
+        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer")))
+    })
+}
