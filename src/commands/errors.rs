@@ -116,7 +116,7 @@ async fn retry(settings: &Settings, database: &Database, error_ids: Vec<i64>) ->
         return Ok(SUCCEEDED);
     }
     let settings = Settings { ledger_url: None, ..settings.clone() };
-    let (stop, stopped_by) = stop_on_signal()?;
+    let (stop, stopped_by) = stop_on_signal(settings.sync.shutdown_grace)?;
     let worker = Worker::open(settings, database.clone(), stop.clone()).await?;
     let retried = worker.retry(errors).await?;
     for retried in &retried {

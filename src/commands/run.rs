@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -26,7 +27,7 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
-    let (stop, stopped_by) = stop_on_signal()?;
+    let (stop, stopped_by) = stop_on_signal(settings.sync.shutdown_grace)?;
     let database = connect(&settings).await?;
     let worker = Worker::open(settings, database, stop).await?;
     let report = if options.dry_run {
@@ -44,8 +45,12 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
     })
 }
 
-/// Turns the first SIGINT or SIGTERM into a request to stop; a second one ends the process at once.
-pub(super) fn stop_on_signal() -> std::io::Result<(Stop, Arc<AtomicU8>)> {
+/// What has to be written down after the grace, before a scheduler's patience (often 30 s) ends.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(3);
+
+/// Turns the first SIGINT or SIGTERM into a request to stop; a second one ends the process at once, and so does
+/// not having stopped when the grace is over.
+pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<AtomicU8>)> {
     const SIGINT: u8 = 2;
     const SIGTERM: u8 = 15;
     let (sender, stop) = watch::channel(false);
@@ -60,10 +65,16 @@ pub(super) fn stop_on_signal() -> std::io::Result<(Stop, Arc<AtomicU8>)> {
                 _ = terminate.recv() => SIGTERM,
             }
         };
-        noted.store(next().await, Ordering::Relaxed);
+        let first = next().await;
+        noted.store(first, Ordering::Relaxed);
         tracing::warn!("stopping after what is in flight; a second signal stops at once");
         let _ = sender.send(true);
-        std::process::exit(i32::from(128 + next().await));
+        let second = tokio::time::timeout(grace + LAST_WORDS_MAX, next()).await;
+        let last = second.unwrap_or_else(|_| {
+            tracing::error!("what is in flight could not be finished in time; the next run sees to it");
+            first
+        });
+        std::process::exit(i32::from(128 + last));
     });
     Ok((stop, stopped_by))
 }

@@ -62,7 +62,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     if !faults.is_empty() {
         output::line(format_args!("\nfaults: {faults}   (--seed {seed} draws the same again)"));
     }
-    let (mut stop, _) = super::run::stop_on_signal()?;
+    let (mut stop, _) = super::run::stop_on_signal(std::time::Duration::ZERO)?;
     stop.changed().await?;
     sandbox.stop().await;
     Ok(SUCCEEDED)

@@ -163,7 +163,7 @@ impl Database {
                 );
             }
             // Jitter, so that what was cut off together does not come back together.
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            tokio::time::sleep(pause / 2 + (pause / 2).mul_f64(fastrand::f64())).await;
             pause = (pause * 2).min(PAUSES.1);
         }
     }

@@ -36,6 +36,8 @@ pub struct Signed {
     request: RequestBuilder,
     /// The clock that it was signed by, less that of this machine.
     ahead: TimeDelta,
+    /// When it was signed, by the clock of this machine.
+    at: DateTime<Utc>,
 }
 
 impl Signed {
@@ -43,6 +45,16 @@ impl Signed {
     pub fn ahead(&self) -> TimeDelta {
         self.ahead
     }
+
+    /// When it was signed, by the clock of this machine.
+    pub fn at(&self) -> DateTime<Utc> {
+        self.at
+    }
+}
+
+/// Says whether more time has passed since then; a clock that was set back counts, too.
+pub fn is_older_than(at: DateTime<Utc>, age: Duration) -> bool {
+    (Utc::now() - at).abs().to_std().is_ok_and(|since| since > age)
 }
 
 impl Client {
@@ -97,7 +109,8 @@ impl Client {
         method: Method,
         path: &str,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
-        let timestamp_ms = (Utc::now() + ahead).timestamp_millis();
+        let at = Utc::now();
+        let timestamp_ms = (at + ahead).timestamp_millis();
         let signature = sign(&credential.secret, timestamp_ms, method.as_str(), path);
         let mut headers = HeaderMap::with_capacity(4);
         for (name, value) in [
@@ -113,7 +126,7 @@ impl Client {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         url.set_path(path);
         url.set_query(query);
-        Ok(Signed { request: self.http.request(method, url).headers(headers), ahead })
+        Ok(Signed { request: self.http.request(method, url).headers(headers), ahead, at })
     }
 
     /// Sends a request and waits for its answer. Never fails: what went wrong is the answer.

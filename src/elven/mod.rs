@@ -6,5 +6,5 @@ pub mod client;
 pub mod sign;
 pub mod verdict;
 
-pub use client::{Client, Signed};
+pub use client::{Client, Signed, is_older_than};
 pub use verdict::{Answer, Reason, Verdict, judge};

@@ -8,6 +8,7 @@ use super::steps::{
 };
 use super::{Journal, JournalError, OpenPass, Problem, errors};
 use crate::batch::Batch;
+use crate::database::Transaction;
 use crate::watermark::Cursor;
 
 /// A batch of an open pass, as it was recorded.
@@ -76,9 +77,9 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_batches b set status = 'unknown'
-              where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0
-                and exists (select from elven_sync.sync_state s
-                             where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
+                      where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0
+                        and exists (select from elven_sync.sync_state s
+                                     where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
                     pass.pass_id,
                     pass.lease.entity_id,
                     pass.lease.epoch,
@@ -118,17 +119,20 @@ impl Journal {
             .collect()
     }
 
+    async fn hold(&self, transaction: &mut Transaction, pass: &OpenPass) -> Result<u64, sqlx::Error> {
+        hold(transaction, &pass.lease, Some(pass.pass_id), self.lease_seconds()).await
+    }
+
     /// Records a batch that is about to be sent, and checks the lease by doing so.
     pub async fn announce(&self, doing: Doing<'_>, batch: &Batch) -> Result<i64, JournalError> {
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let held = hold(&mut transaction, doing.pass).await?;
-                let batch_id = insert(&mut transaction, doing.place(None), batch, 1).await?;
-                commit_if_held(transaction, held).await?;
-                Ok(batch_id)
-            })
-            .await
+        let announce = || async {
+            let mut transaction = self.database.begin().await?;
+            let held = self.hold(&mut transaction, doing.pass).await?;
+            let batch_id = insert(&mut transaction, doing.place(None), batch, 1).await?;
+            commit_if_held(transaction, held).await?;
+            Ok(batch_id)
+        };
+        self.database.again(announce).await
     }
 
     /// Records that a batch which was recorded before is about to be sent, and checks the lease by doing so.
@@ -142,25 +146,24 @@ impl Journal {
         batch: &Batch,
         lost: bool,
     ) -> Result<(), JournalError> {
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let held = hold(&mut transaction, doing.pass).await?;
-                sqlx::query!(
-                    "update elven_sync.sync_batches
-                set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
-                    finished_at = null
-              where batch_id = $1",
-                    batch_id,
-                    doing.run_id,
-                    lost
-                )
-                .execute(&mut transaction)
-                .await?;
-                rewrite(&mut transaction, batch_id, batch).await?;
-                commit_if_held(transaction, held).await
-            })
-            .await
+        let announce_again = || async {
+            let mut transaction = self.database.begin().await?;
+            let held = self.hold(&mut transaction, doing.pass).await?;
+            sqlx::query!(
+                "update elven_sync.sync_batches
+                    set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
+                        finished_at = null
+                  where batch_id = $1",
+                batch_id,
+                doing.run_id,
+                lost
+            )
+            .execute(&mut transaction)
+            .await?;
+            rewrite(&mut transaction, batch_id, batch).await?;
+            commit_if_held(transaction, held).await
+        };
+        self.database.again(announce_again).await
     }
 
     /// Records a batch whose rows are gone or were written again since: nothing of it is to be sent.
@@ -170,21 +173,22 @@ impl Journal {
         batch_id: i64,
         advance: Option<Advance>,
     ) -> Result<(), JournalError> {
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
-        sqlx::query!(
-            r#"update elven_sync.sync_batches
-                  set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
-                      row_count = 0, rows_rejected = 0, rows_superseded = 0, finished_at = clock_timestamp(),
-                      error = 'its rows were changed or deleted before its outcome was known'
-                where batch_id = $1"#,
-            batch_id
-        )
-        .execute(&mut transaction)
-        .await?;
-        commit_if_held(transaction, moved).await
-        }).await
+        let emptied = || async {
+            let mut transaction = self.database.begin().await?;
+            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
+            sqlx::query!(
+                r#"update elven_sync.sync_batches
+                      set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
+                          row_count = 0, rows_rejected = 0, rows_superseded = 0, finished_at = clock_timestamp(),
+                          error = 'its rows were changed or deleted before its outcome was known'
+                    where batch_id = $1"#,
+                batch_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            commit_if_held(transaction, moved).await
+        };
+        self.database.again(emptied).await
     }
 
     /// Records an accepted batch: batch, watermark, counters and the rows set aside, in one transaction.
@@ -197,31 +201,33 @@ impl Journal {
         settlement: Settlement,
         (advance, resolves): (Option<Advance>, bool),
     ) -> Result<(), JournalError> {
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        let records = i64::from(count(batch.records.len()));
-        let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), records).await?;
-        let entity_id = &doing.pass.lease.entity_id;
-        let problems: Vec<Problem> = batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
-        errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
-        if !settlement.sent {
-            // Nothing was left to send of what it once was; what was sent then may have arrived.
-            sqlx::query!(
-                "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
-                batch_id
-            )
-            .execute(&mut transaction)
-            .await?;
-            rewrite(&mut transaction, batch_id, batch).await?;
-        }
-        if resolves {
-            resolve_newer(&mut transaction, entity_id, batch_id, batch).await?;
-        }
-        finish(&mut transaction, batch_id, "accepted", settlement, None).await?;
-        let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-        count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
-        commit_if_held(transaction, moved).await
-        }).await
+        let settle = || async {
+            let mut transaction = self.database.begin().await?;
+            let records = i64::from(count(batch.records.len()));
+            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), records).await?;
+            let entity_id = &doing.pass.lease.entity_id;
+            let problems: Vec<Problem> =
+                batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
+            errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
+            if !settlement.sent {
+                // Nothing was left to send of what it once was; what was sent then may have arrived.
+                sqlx::query!(
+                    "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
+                    batch_id
+                )
+                .execute(&mut transaction)
+                .await?;
+                rewrite(&mut transaction, batch_id, batch).await?;
+            }
+            if resolves {
+                resolve_newer(&mut transaction, entity_id, batch_id, batch).await?;
+            }
+            finish(&mut transaction, batch_id, "accepted", settlement, None).await?;
+            let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
+            count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
+            commit_if_held(transaction, moved).await
+        };
+        self.database.again(settle).await
     }
 
     /// Records an answer that is not the last word on a batch: it is sent again, by this run or a later one.
@@ -237,16 +243,15 @@ impl Journal {
         settlement: Settlement,
         error: &str,
     ) -> Result<(), JournalError> {
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
-                finish(&mut transaction, batch_id, status, settlement, Some(error)).await?;
-                let nothing = Done { uploaded: 0, rejected: 0, of: None };
-                count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
-                commit_if_held(transaction, held).await
-            })
-            .await
+        let answered = || async {
+            let mut transaction = self.database.begin().await?;
+            let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
+            finish(&mut transaction, batch_id, status, settlement, Some(error)).await?;
+            let nothing = Done { uploaded: 0, rejected: 0, of: None };
+            count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
+            commit_if_held(transaction, held).await
+        };
+        self.database.again(answered).await
     }
 
     /// Records that a run ends with the outcome of a batch unknown.
@@ -255,9 +260,9 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_batches b set unknown_runs = unknown_runs + 1
-              where b.batch_id = $1 and b.status = 'unknown'
-                and exists (select from elven_sync.sync_state s
-                             where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
+                      where b.batch_id = $1 and b.status = 'unknown'
+                        and exists (select from elven_sync.sync_state s
+                                     where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
                     batch_id,
                     pass.lease.entity_id,
                     pass.lease.epoch,
@@ -278,21 +283,20 @@ impl Journal {
         settlement: Settlement,
         error: &str,
     ) -> Result<[i64; 2], JournalError> {
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
-                finish(&mut transaction, batch_id, "split", settlement, Some(error)).await?;
-                let mut ids = [0; 2];
-                for (id, part) in ids.iter_mut().zip(parts) {
-                    *id = insert(&mut transaction, doing.place(Some(batch_id)), part, 0).await?;
-                }
-                let nothing = Done { uploaded: 0, rejected: 0, of: None };
-                count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
-                commit_if_held(transaction, held).await?;
-                Ok(ids)
-            })
-            .await
+        let split = || async {
+            let mut transaction = self.database.begin().await?;
+            let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
+            finish(&mut transaction, batch_id, "split", settlement, Some(error)).await?;
+            let mut ids = [0; 2];
+            for (id, part) in ids.iter_mut().zip(parts) {
+                *id = insert(&mut transaction, doing.place(Some(batch_id)), part, 0).await?;
+            }
+            let nothing = Done { uploaded: 0, rejected: 0, of: None };
+            count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
+            commit_if_held(transaction, held).await?;
+            Ok(ids)
+        };
+        self.database.again(split).await
     }
 
     /// Sets the records of a refused batch aside, and what of it could not be sent anyway; the watermark goes
@@ -307,32 +311,33 @@ impl Journal {
         settlement: Settlement,
         advance: Option<Advance>,
     ) -> Result<bool, JournalError> {
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
-        let entity_id = &doing.pass.lease.entity_id;
-        let mut problems: Vec<Problem> =
-            batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
-        problems.extend(refused.iter().cloned());
-        errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
-        if errors::rejections(&mut transaction, entity_id).await? > rejections_max {
-            transaction.rollback().await?;
-            return Ok(false);
-        }
-        sqlx::query!(
-            "update elven_sync.sync_batches set row_count = 0, rows_rejected = rows_rejected + row_count where batch_id = $1",
-            batch_id
-        )
-        .execute(&mut transaction)
-        .await?;
-        // Behind that, since a batch with records that was ever unknown stays so.
-        let error = refused.first().map(|problem| problem.message.as_str());
-        finish(&mut transaction, batch_id, "rejected", settlement, error).await?;
-        let done = Done { uploaded: 0, rejected: batch.invalid.len() + refused.len(), of: Some(batch) };
-        count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
-        commit_if_held(transaction, moved).await?;
-        Ok(true)
-        }).await
+        let set_aside = || async {
+            let mut transaction = self.database.begin().await?;
+            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
+            let entity_id = &doing.pass.lease.entity_id;
+            let mut problems: Vec<Problem> =
+                batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
+            problems.extend(refused.iter().cloned());
+            errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
+            if errors::rejections(&mut transaction, entity_id).await? > rejections_max {
+                transaction.rollback().await?;
+                return Ok(false);
+            }
+            sqlx::query!(
+                "update elven_sync.sync_batches set row_count = 0, rows_rejected = rows_rejected + row_count where batch_id = $1",
+                batch_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            // Behind that, since a batch with records that was ever unknown stays so.
+            let error = refused.first().map(|problem| problem.message.as_str());
+            finish(&mut transaction, batch_id, "rejected", settlement, error).await?;
+            let done = Done { uploaded: 0, rejected: batch.invalid.len() + refused.len(), of: Some(batch) };
+            count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
+            commit_if_held(transaction, moved).await?;
+            Ok(true)
+        };
+        self.database.again(set_aside).await
     }
 
     /// Says whether an entity has rows that are still set aside.

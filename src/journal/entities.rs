@@ -72,9 +72,9 @@ impl Entity {
         Ok(database
             .again(|| {
                 sqlx::query_as!(
-            Entity,
-            "select entity_id, timezone, credential, paused from elven_sync.entities order by entity_id"
-        ).fetch_all(database)
+                    Entity,
+                    "select entity_id, timezone, credential, paused from elven_sync.entities order by entity_id"
+                ).fetch_all(database)
             })
             .await?)
     }
@@ -106,9 +106,9 @@ impl Health {
                 sqlx::query_as!(
                     Health,
                     r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",
-                      pending_rows as "pending_rows!", oldest_pending_at, last_success_at, last_error,
-                      open_errors as "open_errors!"
-                 from elven_sync.sync_health order by entity_id"#
+                              pending_rows as "pending_rows!", oldest_pending_at, last_success_at, last_error,
+                              open_errors as "open_errors!"
+                         from elven_sync.sync_health order by entity_id"#
                 )
                 .fetch_all(database)
             })

@@ -148,22 +148,24 @@ pub(super) async fn rejections(executor: impl PgExecutor<'_>, entity_id: &str) -
 impl Journal {
     /// Records that rows wait for each of these entities to be registered.
     pub async fn note_unregistered(&self, run_id: i64, entity_ids: &[String]) -> Result<(), JournalError> {
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        for entity_id in entity_ids {
-            let message = if entity_id.trim().is_empty() {
-                "the ledger has rows that name no entity; they wait; hint: fill their entity_id".to_owned()
-            } else {
-                format!(
-                    "the ledger has rows of entity `{entity_id}`, which is not registered; they wait; hint: \
-                     elven-sync entity add '{entity_id}' --timezone ZONE"
-                )
-            };
-            let problem = Problem::of_lane(Kind::UnregisteredEntity, message);
-            record(&mut transaction, run_id, entity_id, &[problem]).await?;
-        }
-        transaction.commit().await?;
-        Ok(())
-        }).await
+        let note_unregistered = || async {
+            let mut transaction = self.database.begin().await?;
+            for entity_id in entity_ids {
+                let message = if entity_id.trim().is_empty() {
+                    "the ledger has rows that name no entity; they wait; hint: fill their entity_id"
+                        .to_owned()
+                } else {
+                    format!(
+                        "the ledger has rows of entity `{entity_id}`, which is not registered; they wait; hint: \
+                         elven-sync entity add '{entity_id}' --timezone ZONE"
+                    )
+                };
+                let problem = Problem::of_lane(Kind::UnregisteredEntity, message);
+                record(&mut transaction, run_id, entity_id, &[problem]).await?;
+            }
+            transaction.commit().await?;
+            Ok(())
+        };
+        self.database.again(note_unregistered).await
     }
 }

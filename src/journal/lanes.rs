@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::steps::hold;
 use super::{Journal, JournalError, Problem, errors};
 use crate::database::Transaction;
 use crate::ledger::{Pending, Progress};
@@ -130,23 +131,23 @@ impl Journal {
         let take = || async {
             let mut transaction = self.database.begin().await?;
             let row = sqlx::query_as!(
-            StateRow,
-            r#"update elven_sync.sync_state
-                  set lease_owner = $2, lease_epoch = lease_epoch + 1,
-                      lease_expires_at = clock_timestamp() + make_interval(secs => $3)
-                where entity_id = (select entity_id from elven_sync.sync_state
-                                    where entity_id = $1
-                                      and (lease_owner is null
-                                           or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
-                                      for update skip locked)
-            returning entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
-                      system_identifier, ledger_table,
-                      extract(epoch from not_before - clock_timestamp())::float8 as not_before_s"#,
-            entity_id,
-            self.worker,
-            self.lease_seconds(),
-            self.signature_window.as_secs_f64()
-        )
+                StateRow,
+                r#"update elven_sync.sync_state
+                      set lease_owner = $2, lease_epoch = lease_epoch + 1,
+                          lease_expires_at = clock_timestamp() + make_interval(secs => $3)
+                    where entity_id = (select entity_id from elven_sync.sync_state
+                                        where entity_id = $1
+                                          and (lease_owner is null
+                                               or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
+                                          for update skip locked)
+                returning entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
+                          system_identifier, ledger_table,
+                          extract(epoch from not_before - clock_timestamp())::float8 as not_before_s"#,
+                entity_id,
+                self.worker,
+                self.lease_seconds(),
+                self.signature_window.as_secs_f64()
+            )
         .fetch_optional(&mut transaction)
         .await?;
             transaction.commit().await?;
@@ -174,7 +175,7 @@ impl Journal {
             .again(|| {
                 sqlx::query_scalar!(
                     r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!"
-                 from elven_sync.sync_state where entity_id = $1"#,
+                         from elven_sync.sync_state where entity_id = $1"#,
                     entity_id
                 )
                 .fetch_optional(&self.database)
@@ -183,13 +184,23 @@ impl Journal {
         Ok(Take::Held { seen: seen.unwrap_or_default() })
     }
 
+    /// Checks that a lease is ours, before something is sent under it.
+    pub async fn check_lease(&self, lease: &Lease) -> Result<(), JournalError> {
+        let check_lease = || async {
+            let mut transaction = self.database.begin().await?;
+            let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
+            commit_if_held(transaction, held).await
+        };
+        self.database.again(check_lease).await
+    }
+
     /// Gives a lease back, so that nobody has to wait for it to run out.
     pub async fn release(&self, lease: &Lease) -> Result<(), JournalError> {
         self.database
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_state set lease_owner = null, lease_expires_at = null
-              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+                      where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                     lease.entity_id,
                     lease.epoch,
                     lease.owner
@@ -211,76 +222,78 @@ impl Journal {
         ledger_table: &str,
     ) -> Result<(i64, Snapshot), JournalError> {
         let settled = settled.map(ToString::to_string);
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        let now = sqlx::query!(
-            r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
-                 from pg_control_system()"#
-        )
-        .fetch_one(&mut transaction)
-        .await?;
-        let pass_id = sqlx::query_scalar!(
-            "insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
-             values ($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot) returning pass_id",
-            lease.entity_id,
-            run_id,
-            settled,
-            now.target
-        )
-        .fetch_one(&mut transaction)
-        .await?;
-        let done = sqlx::query!(
-            "update elven_sync.sync_state
-                set pass_id = $4, target = $5::text::pg_snapshot, system_identifier = $6, ledger_table = $7
-              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
-                and pass_id is null and settled::text is not distinct from $8",
-            lease.entity_id,
-            lease.epoch,
-            lease.owner,
-            pass_id,
-            now.target,
-            now.system_identifier,
-            ledger_table,
-            settled
-        )
-        .execute(&mut transaction)
-        .await?;
-        commit_if_held(transaction, done.rows_affected()).await?;
-        let target =
-            now.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
-        Ok((pass_id, target))
-        }).await
+        let open_pass = || async {
+            let mut transaction = self.database.begin().await?;
+            let now = sqlx::query!(
+                r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
+                     from pg_control_system()"#
+            )
+            .fetch_one(&mut transaction)
+            .await?;
+            let pass_id = sqlx::query_scalar!(
+                "insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
+                 values ($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot) returning pass_id",
+                lease.entity_id,
+                run_id,
+                settled,
+                now.target
+            )
+            .fetch_one(&mut transaction)
+            .await?;
+            let done = sqlx::query!(
+                "update elven_sync.sync_state
+                    set pass_id = $4, target = $5::text::pg_snapshot, system_identifier = $6, ledger_table = $7
+                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
+                    and settled::text is not distinct from $8",
+                lease.entity_id,
+                lease.epoch,
+                lease.owner,
+                pass_id,
+                now.target,
+                now.system_identifier,
+                ledger_table,
+                settled
+            )
+            .execute(&mut transaction)
+            .await?;
+            commit_if_held(transaction, done.rows_affected()).await?;
+            let target =
+                now.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
+            Ok((pass_id, target))
+        };
+        self.database.again(open_pass).await
     }
 
     /// Closes a pass that is through: its target becomes the watermark.
     pub async fn close_pass(&self, pass: &OpenPass) -> Result<(), JournalError> {
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        let done = sqlx::query!(
-            "with lane as (
-                update elven_sync.sync_state
-                   set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null
-                 where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4
-                   and not exists (select from elven_sync.sync_batches b
-                                    where b.pass_id = $4
-                                      and (b.status in ('sending', 'unknown')
-                                           or (b.status = 'rejected' and b.row_count > 0)))
-             returning pass_id)
-             update elven_sync.sync_passes set finished_at = clock_timestamp(), written_by = pg_current_xact_id()
-              where pass_id = $4 and exists (select from lane)",
-            pass.lease.entity_id,
-            pass.lease.epoch,
-            pass.lease.owner,
-            pass.pass_id
-        )
-        .execute(&mut transaction)
-        .await?;
-        if done.rows_affected() == 0 && is_open(&mut transaction, pass).await? {
-            transaction.rollback().await?;
-            return Err(JournalError::Unfinished(pass.pass_id));
-        }
-        commit_if_held(transaction, done.rows_affected()).await
-        }).await
+        let close_pass = || async {
+            let mut transaction = self.database.begin().await?;
+            let done = sqlx::query!(
+                "with lane as (
+                    update elven_sync.sync_state
+                       set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null
+                     where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4
+                       and not exists (select from elven_sync.sync_batches b
+                                        where b.pass_id = $4
+                                          and (b.status in ('sending', 'unknown')
+                                               or (b.status = 'rejected' and b.row_count > 0)))
+                 returning pass_id)
+                 update elven_sync.sync_passes set finished_at = clock_timestamp(), written_by = pg_current_xact_id()
+                  where pass_id = $4 and exists (select from lane)",
+                pass.lease.entity_id,
+                pass.lease.epoch,
+                pass.lease.owner,
+                pass.pass_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            if done.rows_affected() == 0 && is_open(&mut transaction, pass).await? {
+                transaction.rollback().await?;
+                return Err(JournalError::Unfinished(pass.pass_id));
+            }
+            commit_if_held(transaction, done.rows_affected()).await
+        };
+        self.database.again(close_pass).await
     }
 
     /// Records that a lane stopped where it is, why, and how long the API asked not to be called.
@@ -291,27 +304,25 @@ impl Journal {
         problem: &Problem,
         not_before: Option<Duration>,
     ) -> Result<(), JournalError> {
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let done = sqlx::query!(
-                    "update elven_sync.sync_state
-                set last_error = $4, consecutive_failures = consecutive_failures + 1,
-                    not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $5))
-              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
-                    lease.entity_id,
-                    lease.epoch,
-                    lease.owner,
-                    problem.message,
-                    not_before.map(|pause| pause.as_secs_f64())
-                )
-                .execute(&mut transaction)
-                .await?;
-                errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem))
-                    .await?;
-                commit_if_held(transaction, done.rows_affected()).await
-            })
-            .await
+        let lane_failed = || async {
+            let mut transaction = self.database.begin().await?;
+            let done = sqlx::query!(
+                "update elven_sync.sync_state
+                    set last_error = $4, consecutive_failures = consecutive_failures + 1,
+                        not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $5))
+                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+                lease.entity_id,
+                lease.epoch,
+                lease.owner,
+                problem.message,
+                not_before.map(|pause| pause.as_secs_f64())
+            )
+            .execute(&mut transaction)
+            .await?;
+            errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem)).await?;
+            commit_if_held(transaction, done.rows_affected()).await
+        };
+        self.database.again(lane_failed).await
     }
 
     /// Records that these entities are up to date: errors that concern their lanes are resolved by it.
@@ -320,30 +331,31 @@ impl Journal {
     /// date cannot say so any more. Rows are locked in one order, so that two
     /// workers cannot wait for each other.
     pub async fn lanes_succeeded(&self, entity_ids: &[String]) -> Result<(), JournalError> {
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        sqlx::query!(
-            "with lanes as (
-                update elven_sync.sync_state
-                   set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
-                 where entity_id in (select entity_id from elven_sync.sync_state
-                                      where entity_id = any ($1)
-                                        and (lease_owner is null or lease_owner = $2
-                                             or lease_expires_at < clock_timestamp())
-                                      order by entity_id for update skip locked)
-             returning entity_id)
-             update elven_sync.sync_errors e
-                set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
-               from lanes where e.entity_id = lanes.entity_id and e.ledger_id is null and e.resolved_at is null
-                            and e.kind <> 'unregistered_entity'",
-            entity_ids,
-            self.worker
-        )
-        .execute(&mut transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(())
-        }).await
+        let lanes_succeeded = || async {
+            let mut transaction = self.database.begin().await?;
+            sqlx::query!(
+                "with lanes as (
+                    update elven_sync.sync_state
+                       set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
+                     where entity_id in (select entity_id from elven_sync.sync_state
+                                          where entity_id = any ($1)
+                                            and (lease_owner is null or lease_owner = $2
+                                                 or lease_expires_at < clock_timestamp())
+                                          order by entity_id for update skip locked)
+                 returning entity_id)
+                 update elven_sync.sync_errors e
+                    set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
+                   from lanes where e.entity_id = lanes.entity_id and e.ledger_id is null and e.resolved_at is null
+                                and e.kind <> 'unregistered_entity'",
+                entity_ids,
+                self.worker
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(())
+        };
+        self.database.again(lanes_succeeded).await
     }
 
     /// Records what waits for these entities, for dashboards.
@@ -356,11 +368,11 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_state s
-                set pending_rows = p.rows, oldest_pending_at = p.oldest_at, checked_at = clock_timestamp()
-               from unnest($1::text[], $2::bigint[], $3::timestamptz[]) p (entity_id, rows, oldest_at)
-              where s.entity_id = p.entity_id
-                and s.entity_id in (select entity_id from elven_sync.sync_state
-                                     where entity_id = any ($1) order by entity_id for update skip locked)",
+                        set pending_rows = p.rows, oldest_pending_at = p.oldest_at, checked_at = clock_timestamp()
+                       from unnest($1::text[], $2::bigint[], $3::timestamptz[]) p (entity_id, rows, oldest_at)
+                      where s.entity_id = p.entity_id
+                        and s.entity_id in (select entity_id from elven_sync.sync_state
+                                             where entity_id = any ($1) order by entity_id for update skip locked)",
                     &ids,
                     &rows,
                     &oldest as &[Option<chrono::DateTime<chrono::Utc>>]

@@ -51,45 +51,44 @@ impl Entity {
         entity: &Entity,
         ledger_table: &str,
     ) -> Result<FromNow, JournalError> {
-        database
-            .again(|| async {
-                let mut transaction = database.begin().await?;
-                let now = sqlx::query!(
-            r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
-                 from pg_control_system()"#
-        )
-        .fetch_one(&mut transaction)
-        .await?;
-                if !Self::insert(&mut transaction, entity).await? {
-                    return Ok(FromNow::Registered);
-                }
-                // The trigger of the registration has made the state, unless there was one from before.
-                let begun = sqlx::query!(
-                    "update elven_sync.sync_state
-                set settled = $2::text::pg_snapshot, system_identifier = $3, ledger_table = $4
-              where entity_id = $1 and settled is null and pass_id is null",
-                    entity.entity_id,
-                    now.target,
-                    now.system_identifier,
-                    ledger_table
-                )
-                .execute(&mut transaction)
-                .await?;
-                if begun.rows_affected() == 0 {
-                    return Ok(FromNow::HasWatermark);
-                }
-                sqlx::query!(
-                    "insert into elven_sync.sync_passes (entity_id, kind, target, finished_at)
-             values ($1, 'from_now', $2::text::pg_snapshot, clock_timestamp())",
-                    entity.entity_id,
-                    now.target
-                )
-                .execute(&mut transaction)
-                .await?;
-                transaction.commit().await?;
-                Ok(FromNow::Begun)
-            })
-            .await
+        let add_from_now = || async {
+            let mut transaction = database.begin().await?;
+            let now = sqlx::query!(
+                r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
+                     from pg_control_system()"#
+            )
+            .fetch_one(&mut transaction)
+            .await?;
+            if !Self::insert(&mut transaction, entity).await? {
+                return Ok(FromNow::Registered);
+            }
+            // The trigger of the registration has made the state, unless there was one from before.
+            let begun = sqlx::query!(
+                "update elven_sync.sync_state
+                    set settled = $2::text::pg_snapshot, system_identifier = $3, ledger_table = $4
+                  where entity_id = $1 and settled is null and pass_id is null",
+                entity.entity_id,
+                now.target,
+                now.system_identifier,
+                ledger_table
+            )
+            .execute(&mut transaction)
+            .await?;
+            if begun.rows_affected() == 0 {
+                return Ok(FromNow::HasWatermark);
+            }
+            sqlx::query!(
+                "insert into elven_sync.sync_passes (entity_id, kind, target, finished_at)
+                 values ($1, 'from_now', $2::text::pg_snapshot, clock_timestamp())",
+                entity.entity_id,
+                now.target
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(FromNow::Begun)
+        };
+        database.again(add_from_now).await
     }
 }
 
@@ -101,7 +100,7 @@ impl Journal {
             .again(|| {
                 sqlx::query!(
                     "select pass_id, target::text from elven_sync.sync_passes
-              where entity_id = $1 and finished_at <= $2 order by finished_at desc, pass_id desc limit 1",
+                      where entity_id = $1 and finished_at <= $2 order by finished_at desc, pass_id desc limit 1",
                     entity_id,
                     at
                 )
@@ -125,7 +124,7 @@ impl Journal {
             .again(|| {
                 sqlx::query_scalar!(
                     r#"select target::text as "target!" from elven_sync.sync_passes
-                where entity_id = $1 and pass_id > $2 and kind = 'from_now' order by pass_id desc limit 1"#,
+                        where entity_id = $1 and pass_id > $2 and kind = 'from_now' order by pass_id desc limit 1"#,
                     entity_id,
                     pass_id
                 )
@@ -140,48 +139,49 @@ impl Journal {
     /// Moves a watermark back, to the start with `None`; an open pass is given up.
     pub async fn rewind(&self, lease: &Lease, to: Option<&Snapshot>) -> Result<(), JournalError> {
         let to = to.map(ToString::to_string);
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        let before = sqlx::query!(
-            "select settled::text, pass_id from elven_sync.sync_state where entity_id = $1 for update",
-            lease.entity_id
-        )
-        .fetch_one(&mut transaction)
-        .await?;
-        // From the start on, cluster and table are whatever the next pass finds.
-        let done = sqlx::query!(
-            "update elven_sync.sync_state
-                set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
-                    system_identifier = case when $3::text is null then null else system_identifier end,
-                    ledger_table = case when $3::text is null then null else ledger_table end
-              where entity_id = $1 and lease_epoch = $2 and lease_owner = $4 and lease_expires_at > clock_timestamp()",
-            lease.entity_id,
-            lease.epoch,
-            to,
-            lease.owner
-        )
-        .execute(&mut transaction)
-        .await?;
-        sqlx::query!(
-            "update elven_sync.sync_batches
-                set status = 'unknown', finished_at = clock_timestamp(),
-                    error = 'the entity was rewound before the outcome was known; its rows are sent again'
-              where pass_id = $1 and status in ('sending', 'unknown')",
-            before.pass_id
-        )
-        .execute(&mut transaction)
-        .await?;
-        sqlx::query!(
-            "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
-             values ($1, 'rewind', $2::text::pg_snapshot, $3::text::pg_snapshot, clock_timestamp())",
-            lease.entity_id,
-            before.settled,
-            to
-        )
-        .execute(&mut transaction)
-        .await?;
-        commit_if_held(transaction, done.rows_affected()).await
-        }).await
+        let rewind = || async {
+            let mut transaction = self.database.begin().await?;
+            let before = sqlx::query!(
+                "select settled::text, pass_id from elven_sync.sync_state where entity_id = $1 for update",
+                lease.entity_id
+            )
+            .fetch_one(&mut transaction)
+            .await?;
+            // From the start on, cluster and table are whatever the next pass finds.
+            let done = sqlx::query!(
+                "update elven_sync.sync_state
+                    set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
+                        system_identifier = case when $3::text is null then null else system_identifier end,
+                        ledger_table = case when $3::text is null then null else ledger_table end
+                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $4",
+                lease.entity_id,
+                lease.epoch,
+                to,
+                lease.owner
+            )
+            .execute(&mut transaction)
+            .await?;
+            sqlx::query!(
+                "update elven_sync.sync_batches
+                    set status = 'unknown', finished_at = clock_timestamp(),
+                        error = 'the entity was rewound before the outcome was known; its rows are sent again'
+                  where pass_id = $1 and status in ('sending', 'unknown')",
+                before.pass_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            sqlx::query!(
+                "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
+                 values ($1, 'rewind', $2::text::pg_snapshot, $3::text::pg_snapshot, clock_timestamp())",
+                lease.entity_id,
+                before.settled,
+                to
+            )
+            .execute(&mut transaction)
+            .await?;
+            commit_if_held(transaction, done.rows_affected()).await
+        };
+        self.database.again(rewind).await
     }
 
     /// Says whether the newest pass of an entity was written in this cluster, or in the one that it was
@@ -192,7 +192,7 @@ impl Journal {
             .again(|| {
                 sqlx::query_scalar!(
                     "select xmin::text::bigint = mod(written_by::text::numeric, 4294967296)::bigint as whole
-               from elven_sync.sync_passes where entity_id = $1 order by pass_id desc limit 1",
+                       from elven_sync.sync_passes where entity_id = $1 order by pass_id desc limit 1",
                     entity_id
                 )
                 .fetch_optional(&self.database)
@@ -207,27 +207,28 @@ impl Journal {
 
     /// Declares that the watermark of an entity speaks of this cluster.
     pub async fn rebind(&self, lease: &Lease, system_identifier: i64) -> Result<(), JournalError> {
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        let done = sqlx::query!(
-            "update elven_sync.sync_state set system_identifier = $3
-              where entity_id = $1 and lease_epoch = $2 and lease_owner = $4 and lease_expires_at > clock_timestamp()",
-            lease.entity_id,
-            lease.epoch,
-            system_identifier,
-            lease.owner
-        )
-        .execute(&mut transaction)
-        .await?;
-        sqlx::query!(
-            "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
-             select entity_id, 'rebind', settled, settled, clock_timestamp()
-               from elven_sync.sync_state where entity_id = $1",
-            lease.entity_id
-        )
-        .execute(&mut transaction)
-        .await?;
-        commit_if_held(transaction, done.rows_affected()).await
-        }).await
+        let rebind = || async {
+            let mut transaction = self.database.begin().await?;
+            let done = sqlx::query!(
+                "update elven_sync.sync_state set system_identifier = $3
+                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $4",
+                lease.entity_id,
+                lease.epoch,
+                system_identifier,
+                lease.owner
+            )
+            .execute(&mut transaction)
+            .await?;
+            sqlx::query!(
+                "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
+                 select entity_id, 'rebind', settled, settled, clock_timestamp()
+                   from elven_sync.sync_state where entity_id = $1",
+                lease.entity_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            commit_if_held(transaction, done.rows_affected()).await
+        };
+        self.database.again(rebind).await
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::batches::Settlement;
 use super::lanes::commit_if_held;
-use super::steps::{Done, Place, count, count_in_run, finish, insert};
+use super::steps::{Done, Place, count, count_in_run, finish, hold, insert};
 use super::{Journal, JournalError, Lease, Problem, errors};
 use crate::batch::Batch;
 use crate::database::Database;
@@ -97,19 +97,20 @@ impl RecordedError {
 
     /// Resolves an open error by a person's word. `false` when there is no open one of that number.
     pub async fn resolve(database: &Database, error_id: i64, reason: &str) -> Result<bool, JournalError> {
-        database.again(|| async {
-        let mut transaction = database.begin().await?;
-        let done = sqlx::query!(
-            "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2, dismissed = true
-              where error_id = $1 and resolved_at is null",
-            error_id,
-            reason
-        )
-        .execute(&mut transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(done.rows_affected() == 1)
-        }).await
+        let resolve = || async {
+            let mut transaction = database.begin().await?;
+            let done = sqlx::query!(
+                "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2, dismissed = true
+                  where error_id = $1 and resolved_at is null",
+                error_id,
+                reason
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(done.rows_affected() == 1)
+        };
+        database.again(resolve).await
     }
 }
 
@@ -126,9 +127,9 @@ impl Journal {
             .again(|| {
                 sqlx::query!(
                     r#"select e.ledger_id as "ledger_id!", max(b.last_xid::text::numeric)::text as until
-                 from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
-                where e.entity_id = $1 and e.ledger_id = any ($2) and (e.resolved_at is null or e.dismissed)
-                group by e.ledger_id"#,
+                         from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
+                        where e.entity_id = $1 and e.ledger_id = any ($2) and (e.resolved_at is null or e.dismissed)
+                        group by e.ledger_id"#,
                     entity_id,
                     ids
                 )
@@ -146,8 +147,8 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_state
-                set not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $4))
-              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+                        set not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $4))
+                      where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                     lease.entity_id,
                     lease.epoch,
                     lease.owner,
@@ -165,44 +166,36 @@ impl Journal {
         run_id: i64,
         batch: &Batch,
     ) -> Result<i64, JournalError> {
-        self.database.again(|| async {
-        let mut transaction = self.database.begin().await?;
-        let held = sqlx::query_scalar!(
-            r#"select 1 as "held!" from elven_sync.sync_state
-                where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
-                  for update"#,
-            lease.entity_id,
-            lease.epoch,
-            lease.owner
-        )
-        .fetch_optional(&mut transaction)
-        .await?;
-        // One that a worker was sending when it died may have arrived.
-        sqlx::query!(
-            "update elven_sync.sync_batches set status = 'unknown'
-              where entity_id = $1 and pass_id is null and backfill_id is null and status = 'sending'",
-            lease.entity_id
-        )
-        .execute(&mut transaction)
-        .await?;
-        let place = Place { run: run_id, pass: None, entity: &lease.entity_id, parent: None };
-        let batch_id = insert(&mut transaction, place, batch, 1).await?;
-        let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
-        sqlx::query!(
-            "update elven_sync.sync_batches b set ambiguous = true
-              where b.batch_id = $1
-                and exists (select from elven_sync.sync_batches u
-                             where u.entity_id = $2 and u.pass_id is null and u.status = 'unknown'
-                               and exists (select from elven_sync.batch_row_ids(u.batch_id) id where id = any ($3)))",
-            batch_id,
-            lease.entity_id,
-            &ids
-        )
-        .execute(&mut transaction)
-        .await?;
-        commit_if_held(transaction, u64::from(held.is_some())).await?;
-        Ok(batch_id)
-        }).await
+        let announce_alone = || async {
+            let mut transaction = self.database.begin().await?;
+            let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
+            // One that a worker was sending when it died may have arrived.
+            sqlx::query!(
+                "update elven_sync.sync_batches set status = 'unknown'
+                  where entity_id = $1 and pass_id is null and backfill_id is null and status = 'sending'",
+                lease.entity_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            let place = Place { run: run_id, pass: None, entity: &lease.entity_id, parent: None };
+            let batch_id = insert(&mut transaction, place, batch, 1).await?;
+            let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
+            sqlx::query!(
+                "update elven_sync.sync_batches b set ambiguous = true
+                  where b.batch_id = $1
+                    and exists (select from elven_sync.sync_batches u
+                                 where u.entity_id = $2 and u.pass_id is null and u.status = 'unknown'
+                                   and exists (select from elven_sync.batch_row_ids(u.batch_id) id where id = any ($3)))",
+                batch_id,
+                lease.entity_id,
+                &ids
+            )
+            .execute(&mut transaction)
+            .await?;
+            commit_if_held(transaction, held).await?;
+            Ok(batch_id)
+        };
+        self.database.again(announce_alone).await
     }
 
     /// Records the last answer to a batch outside of any pass.
@@ -216,39 +209,38 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let LastAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
         let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let held = sqlx::query!(
-                    "update elven_sync.sync_state set rows_uploaded = rows_uploaded + $4
-              where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
-                    lease.entity_id,
-                    lease.epoch,
-                    lease.owner,
-                    i64::from(count(uploaded))
-                )
-                .execute(&mut transaction)
-                .await?;
-                sqlx::query!(
-                    "update elven_sync.sync_batches
-                set attempts = $2, ambiguous = ambiguous or $3,
-                    row_count = case when $4 then 0 else row_count end,
-                    rows_rejected = case when $4 then rows_rejected + row_count else rows_rejected end
-              where batch_id = $1",
-                    batch_id,
-                    i32::try_from(attempts).unwrap_or(i32::MAX),
-                    ambiguous,
-                    stays_set_aside
-                )
-                .execute(&mut transaction)
-                .await?;
-                finish(&mut transaction, batch_id, status, settlement, error).await?;
-                let of = (status == "accepted").then_some(batch);
-                let done = Done { uploaded, rejected: 0, of };
-                count_in_run(&mut transaction, run_id, settlement, batch, done).await?;
-                commit_if_held(transaction, held.rows_affected()).await
-            })
-            .await
+        let answered_alone = || async {
+            let mut transaction = self.database.begin().await?;
+            let held = sqlx::query!(
+                "update elven_sync.sync_state set rows_uploaded = rows_uploaded + $4
+                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+                lease.entity_id,
+                lease.epoch,
+                lease.owner,
+                i64::from(count(uploaded))
+            )
+            .execute(&mut transaction)
+            .await?;
+            sqlx::query!(
+                "update elven_sync.sync_batches
+                    set attempts = $2, ambiguous = ambiguous or $3,
+                        row_count = case when $4 then 0 else row_count end,
+                        rows_rejected = case when $4 then rows_rejected + row_count else rows_rejected end
+                  where batch_id = $1",
+                batch_id,
+                i32::try_from(attempts).unwrap_or(i32::MAX),
+                ambiguous,
+                stays_set_aside
+            )
+            .execute(&mut transaction)
+            .await?;
+            finish(&mut transaction, batch_id, status, settlement, error).await?;
+            let of = (status == "accepted").then_some(batch);
+            let done = Done { uploaded, rejected: 0, of };
+            count_in_run(&mut transaction, run_id, settlement, batch, done).await?;
+            commit_if_held(transaction, held.rows_affected()).await
+        };
+        self.database.again(answered_alone).await
     }
 
     /// Records what became of an error that was tried again, under the lease of its entity: resolved, or seen
@@ -260,41 +252,27 @@ impl Journal {
         error_id: i64,
         outcome: Result<&str, &Problem>,
     ) -> Result<(), JournalError> {
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let held = sqlx::query_scalar!(
-                    r#"select 1 as "held!" from elven_sync.sync_state
-                where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 for update"#,
-                    lease.entity_id,
-                    lease.epoch,
-                    lease.owner
-                )
-                .fetch_optional(&mut transaction)
-                .await?;
-                match outcome {
-                    Ok(resolution) => {
-                        sqlx::query!(
-                    "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
-                      where error_id = $1 and resolved_at is null",
-                    error_id,
-                    resolution
-                )
-                        .execute(&mut transaction)
-                        .await?;
-                    }
-                    Err(problem) => {
-                        errors::record(
-                            &mut transaction,
-                            run_id,
-                            &lease.entity_id,
-                            std::slice::from_ref(problem),
-                        )
-                        .await?;
-                    }
+        let retried = || async {
+            let mut transaction = self.database.begin().await?;
+            let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
+            match outcome {
+                Ok(resolution) => {
+                    sqlx::query!(
+                        "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
+                          where error_id = $1 and resolved_at is null",
+                        error_id,
+                        resolution
+                    )
+                    .execute(&mut transaction)
+                    .await?;
                 }
-                commit_if_held(transaction, u64::from(held.is_some())).await
-            })
-            .await
+                Err(problem) => {
+                    errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem))
+                        .await?;
+                }
+            }
+            commit_if_held(transaction, held).await
+        };
+        self.database.again(retried).await
     }
 }

@@ -46,9 +46,9 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_runs
-                set status = 'interrupted', finished_at = clock_timestamp(),
-                    error = 'the process ended without finishing the run'
-              where status = 'running' and alive_until < clock_timestamp()"
+                        set status = 'interrupted', finished_at = clock_timestamp(),
+                            error = 'the process ended without finishing the run'
+                      where status = 'running' and alive_until < clock_timestamp()"
                 )
             })
             .await?;
@@ -57,24 +57,23 @@ impl Journal {
 
     /// Begins a run, of new rows (`incremental`) or of errors again (`retry`).
     pub async fn begin_run(&self, kind: &str) -> Result<i64, JournalError> {
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let run_id = sqlx::query_scalar!(
-                    "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, kind)
-             values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5) returning run_id",
-                    self.worker,
-                    env!("CARGO_PKG_VERSION"),
-                    chrono_tz::IANA_TZDB_VERSION,
-                    self.lease_seconds(),
-                    kind
-                )
-                .fetch_one(&mut transaction)
-                .await?;
-                transaction.commit().await?;
-                Ok(run_id)
-            })
-            .await
+        let begin_run = || async {
+            let mut transaction = self.database.begin().await?;
+            let run_id = sqlx::query_scalar!(
+                "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, kind)
+                 values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5) returning run_id",
+                self.worker,
+                env!("CARGO_PKG_VERSION"),
+                chrono_tz::IANA_TZDB_VERSION,
+                self.lease_seconds(),
+                kind
+            )
+            .fetch_one(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(run_id)
+        };
+        self.database.again(begin_run).await
     }
 
     /// Gives a sign of life, and renews the leases that this worker holds.
@@ -85,22 +84,22 @@ impl Journal {
         self.database
             .execute(|| {
                 sqlx::query!(
-            "update elven_sync.sync_state set lease_expires_at = clock_timestamp() + make_interval(secs => $2)
-              where lease_owner = $1 and lease_expires_at > clock_timestamp()",
-            self.worker,
-            self.lease_seconds()
-        )
+                    "update elven_sync.sync_state set lease_expires_at = clock_timestamp() + make_interval(secs => $2)
+                      where lease_owner = $1",
+                    self.worker,
+                    self.lease_seconds()
+                )
             })
             .await?;
         self.database
             .execute(|| {
                 sqlx::query!(
-            "update elven_sync.sync_runs set alive_until = clock_timestamp() + make_interval(secs => $2)
-              where run_id = $1 and worker = $3 and status = 'running'",
-            run_id,
-            self.lease_seconds(),
-            self.worker
-        )
+                    "update elven_sync.sync_runs set alive_until = clock_timestamp() + make_interval(secs => $2)
+                      where run_id = $1 and worker = $3 and status = 'running'",
+                    run_id,
+                    self.lease_seconds(),
+                    self.worker
+                )
             })
             .await?;
         Ok(())
@@ -113,26 +112,25 @@ impl Journal {
         status: RunStatus,
         error: Option<&str>,
     ) -> Result<Counters, JournalError> {
-        self.database
-            .again(|| async {
-                let mut transaction = self.database.begin().await?;
-                let counters = sqlx::query_as!(
-                    Counters,
-                    "update elven_sync.sync_runs set status = $2, error = $3, finished_at = clock_timestamp()
-              where run_id = $1 and worker = $4
-          returning rows_read, rows_uploaded, rows_rejected, rows_superseded, requests, retries, bytes_sent,
-                    rows_beyond_double",
-                    run_id,
-                    status.as_ref(),
-                    error,
-                    self.worker
-                )
-                .fetch_optional(&mut transaction)
-                .await?
-                .ok_or(JournalError::RunLost)?;
-                transaction.commit().await?;
-                Ok(counters)
-            })
-            .await
+        let finish_run = || async {
+            let mut transaction = self.database.begin().await?;
+            let counters = sqlx::query_as!(
+                Counters,
+                "update elven_sync.sync_runs set status = $2, error = $3, finished_at = clock_timestamp()
+                  where run_id = $1 and worker = $4
+              returning rows_read, rows_uploaded, rows_rejected, rows_superseded, requests, retries, bytes_sent,
+                        rows_beyond_double",
+                run_id,
+                status.as_ref(),
+                error,
+                self.worker
+            )
+            .fetch_optional(&mut transaction)
+            .await?
+            .ok_or(JournalError::RunLost)?;
+            transaction.commit().await?;
+            Ok(counters)
+        };
+        self.database.again(finish_run).await
     }
 }

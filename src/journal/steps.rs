@@ -1,7 +1,7 @@
 //! The steps that the writes of a batch are made of, each a statement of the caller's transaction.
 
 use super::batches::{Advance, Doing, Settlement};
-use super::{Kind, OpenPass, Problem};
+use super::{Kind, Lease, OpenPass, Problem};
 use crate::batch::{Batch, InvalidRow};
 use crate::database::Transaction;
 
@@ -179,21 +179,38 @@ pub(super) async fn count_in_run(
     Ok(())
 }
 
-/// Checks, and holds until the transaction ends, that the lease is ours and has not run out, and that the
-/// pass is open.
-pub(super) async fn hold(transaction: &mut Transaction, pass: &OpenPass) -> Result<u64, sqlx::Error> {
-    let held = sqlx::query!(
-        r#"select 1 as "held!" from elven_sync.sync_state
-            where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_expires_at > clock_timestamp()
-              and pass_id = $4
+/// Checks, and holds until the transaction ends, that the lease is ours and, if one is named, the pass open.
+/// Returns how many lanes that was, 1 or 0.
+///
+/// A lease that ran out and that nobody took, because the database was away or the worker stood still, is given
+/// its time again: what is sent after this check is sent under a lease, and whoever takes over waits from then.
+pub(super) async fn hold(
+    transaction: &mut Transaction,
+    lease: &Lease,
+    pass_id: Option<i64>,
+    lease_seconds: f64,
+) -> Result<u64, sqlx::Error> {
+    let held = sqlx::query_scalar!(
+        r#"select lease_expires_at > clock_timestamp() as "is_alive!" from elven_sync.sync_state
+            where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and ($4::bigint is null or pass_id = $4)
               for update"#,
-        pass.lease.entity_id,
-        pass.lease.epoch,
-        pass.lease.owner,
-        pass.pass_id
+        lease.entity_id,
+        lease.epoch,
+        lease.owner,
+        pass_id
     )
     .fetch_optional(&mut *transaction)
     .await?;
+    if held == Some(false) {
+        sqlx::query!(
+            "update elven_sync.sync_state set lease_expires_at = clock_timestamp() + make_interval(secs => $2)
+              where entity_id = $1",
+            lease.entity_id,
+            lease_seconds
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
     Ok(u64::from(held.is_some()))
 }
 

@@ -21,6 +21,8 @@ pub(super) struct Attempt {
     pub attempts_max: u32,
     /// It was signed by a clock that had been corrected because of an earlier answer.
     pub clock_corrected: bool,
+    /// More time than a signature is good for lay between signing and the answer.
+    pub aged: bool,
 }
 
 /// What is to be done.
@@ -60,6 +62,10 @@ pub(super) fn decide(verdict: &Verdict, attempt: Attempt, retry: &RetrySettings,
             if !attempt.clock_corrected && (SKEW_MIN..=SKEW_MAX).contains(&ahead.abs()) =>
         {
             Decision::CorrectClock(*ahead)
+        }
+        // The worker stood still, or the network did: the signature was too old when it arrived.
+        Verdict::Unauthorized(..) if attempt.aged && may_repeat => {
+            Decision::Again { after: back_off(), all: false, lost: false }
         }
         // Longer than we would ever wait by ourselves: the next run may find that the time has passed.
         Verdict::Throttled(Some(asked)) if *asked > retry.max => Decision::Stop { not_before: Some(*asked) },
@@ -124,12 +130,25 @@ mod tests {
             (Verdict::Unknown(String::new()), 2, false, again(secs(1), false, true)),
             (Verdict::Unknown(String::new()), 3, false, stop(None)),
         ] {
-            let attempt = Attempt { number, attempts_max: 3, clock_corrected };
+            let attempt = Attempt { number, attempts_max: 3, clock_corrected, aged: false };
             assert_eq!(
                 decide(&verdict, attempt, &RETRY, u32::MAX),
                 expected,
                 "{verdict:?}, attempt {number}"
             );
+        }
+    }
+
+    #[test]
+    fn a_signature_that_has_aged_on_its_way_is_made_anew() {
+        let verdict = Verdict::Unauthorized(Reason::default(), Some(TimeDelta::zero()));
+        for (number, aged, expected) in [
+            (1, true, Decision::Again { after: Duration::from_millis(500), all: false, lost: false }),
+            (1, false, Decision::Stop { not_before: None }),
+            (3, true, Decision::Stop { not_before: None }),
+        ] {
+            let attempt = Attempt { number, attempts_max: 3, clock_corrected: false, aged };
+            assert_eq!(decide(&verdict, attempt, &RETRY, u32::MAX), expected);
         }
     }
 

@@ -24,6 +24,8 @@ pub(super) const LEASE_POLL: Duration = Duration::from_millis(250);
 pub(super) enum Halt {
     /// A signal asked for it.
     Stopped,
+    /// A signal asked for it, and an answer was not waited for any more.
+    CutOff,
     /// A problem to record, and how long the API asked not to be called.
     Problem(Box<Problem>, Option<Duration>),
     /// The lease is another worker's now.
@@ -105,8 +107,13 @@ impl Worker {
                 Ended::Done
             }
             Err(Halt::Stopped) => Ended::Stopped,
+            // What was sent may still arrive, so the lease is left to run out: until then, and until the
+            // signature is too old, nobody else sends.
+            Err(Halt::CutOff) => return Ok(EntityReport { ended: Ended::Stopped, ..held.report }),
             Err(Halt::LeaseLost) => {
                 tracing::warn!(entity_id = target.entity_id, "the lease was lost; another worker goes on");
+                // If it is still ours after all, it is not kept from others.
+                self.journal.release(&held.lease).await?;
                 return Ok(EntityReport { ended: Ended::Held, ..held.report });
             }
             Err(Halt::Problem(problem, not_before)) => {

@@ -22,6 +22,7 @@ use chrono_tz::Tz;
 use futures_util::future::join_all;
 use secrecy::SecretString;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 pub use moves::{MoveError, Rewind};
 pub use report::{Ended, EntityReport, RunReport};
@@ -52,7 +53,8 @@ pub enum RunError {
     Http(#[from] reqwest::Error),
 }
 
-/// Set once the process was asked to stop: batches in flight are finished, no new one begins.
+/// Set once the process was asked to stop: batches in flight are finished, no new one begins. Those that
+/// take longer than `shutdown_grace` are given up.
 pub type Stop = watch::Receiver<bool>;
 
 /// Everything that a worker needs; cheap to clone.
@@ -65,6 +67,8 @@ pub struct Worker {
     client: Client,
     slots: Arc<Semaphore>,
     stop: Stop,
+    /// Set once the grace after `stop` is over, too.
+    cut_off: Stop,
 }
 
 /// An entity that cannot be worked on, and why.
@@ -92,7 +96,8 @@ impl Worker {
         let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
         let slots = Arc::new(Semaphore::new(settings.sync.entities_at_once));
-        Ok(Self { settings: Arc::new(settings), database, ledger, journal, client, slots, stop })
+        let cut_off = after(stop.clone(), settings.sync.shutdown_grace);
+        Ok(Self { settings: Arc::new(settings), database, ledger, journal, client, slots, stop, cut_off })
     }
 
     /// Brings the entities up to date: all that are not paused, or those named.
@@ -102,9 +107,8 @@ impl Worker {
         warn_of(&self.ledger.without_trigger().await?);
         self.journal.mark_interrupted().await?;
         let run_id = self.journal.begin_run("incremental").await?;
-        let heartbeat = tokio::spawn(heartbeat(self.clone(), run_id));
-        let worked = self.work(run_id, only.is_empty(), &selected, targets, unusable).await;
-        heartbeat.abort();
+        let work = Box::pin(self.work(run_id, only.is_empty(), &selected, targets, unusable));
+        let worked = self.alive(run_id, work).await;
         let (status, error, entities, unregistered) = match worked {
             Ok((entities, unregistered)) => {
                 let status = report::status(&entities, &unregistered, *self.stop.borrow());
@@ -269,6 +273,20 @@ impl Worker {
         Ok((reports, unregistered))
     }
 
+    /// Gives signs of life for as long as the work of a run lasts, and ends the work when nobody can hear them any more.
+    async fn alive<T>(
+        &self,
+        run_id: i64,
+        work: impl Future<Output = Result<T, RunError>>,
+    ) -> Result<T, RunError> {
+        let mut heart = JoinSet::new();
+        heart.spawn(heartbeat(self.clone(), run_id));
+        tokio::select! {
+            worked = work => worked,
+            Some(Ok(problem)) = heart.join_next() => Err(problem.into()),
+        }
+    }
+
     async fn unregistered(&self) -> Result<Vec<String>, RunError> {
         let all = Entity::list(&self.database).await?;
         let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
@@ -344,16 +362,28 @@ fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {
     lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect()
 }
 
-/// Gives signs of life for as long as the run lasts.
-async fn heartbeat(worker: Worker, run_id: i64) {
+/// Gives signs of life, until that fails for longer than a database may be away.
+async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
     let mut tick =
         tokio::time::interval(worker.settings.sync.lease.div_f64(3.0).max(Duration::from_millis(50)));
     loop {
         tick.tick().await;
         if let Err(problem) = worker.journal.renew(run_id).await {
-            tracing::warn!(run_id, error = %crate::output::chain(&problem), "the leases could not be renewed");
+            return problem;
         }
     }
+}
+
+/// Says that a stop was asked for, so much later.
+fn after(mut stop: Stop, grace: Duration) -> Stop {
+    let (sender, later) = watch::channel(false);
+    tokio::spawn(async move {
+        if stop.wait_for(|stop| *stop).await.is_ok() {
+            tokio::time::sleep(grace).await;
+            sender.send_replace(true);
+        }
+    });
+    later
 }
 
 /// Host, process and time of start: no two workers share a name.

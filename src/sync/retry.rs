@@ -9,7 +9,7 @@ use super::channel::Channel;
 use super::decision::{Attempt, Decision, decide};
 use super::delivery::settlement;
 use super::words::{self, Words};
-use super::{RunError, Target, Worker, heartbeat};
+use super::{RunError, Target, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict};
@@ -41,17 +41,15 @@ impl Worker {
         let (targets, unusable) = self.targets(&concerned)?;
         self.journal.mark_interrupted().await?;
         let run_id = self.journal.begin_run("retry").await?;
-        let heartbeat = tokio::spawn(heartbeat(self.clone(), run_id));
         let mut retried = Vec::new();
-        let mut failed = None;
-        for target in &targets {
-            let errors = by_entity.remove(&target.entity_id).unwrap_or_default();
-            if let Err(problem) = self.retry_entity(run_id, target, errors, &mut retried).await {
-                failed = Some(problem);
-                break;
+        let work = async {
+            for target in &targets {
+                let errors = by_entity.remove(&target.entity_id).unwrap_or_default();
+                self.retry_entity(run_id, target, errors, &mut retried).await?;
             }
-        }
-        heartbeat.abort();
+            Ok(())
+        };
+        let failed = self.alive(run_id, work).await.err();
         // What is left belongs to entities that are not registered, or cannot be worked on.
         for error in by_entity.into_values().flatten() {
             let why = unusable.iter().find(|(entity_id, _)| *entity_id == error.entity_id);
@@ -174,7 +172,7 @@ impl Worker {
             return Ok(Tried::NotNow(words::come_later(pause)));
         }
         let batch_id = self.journal.announce_alone(lease, run_id, &batch).await?;
-        let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, &batch).await;
+        let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, lease, &batch).await?;
         let words = words::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
         let accepted = verdict == Verdict::Accepted;
         let last = LastAnswer {
@@ -220,7 +218,12 @@ impl Worker {
 
     /// Sends a batch, as often as it takes and is allowed. Returns also how often that was, and whether an
     /// earlier attempt than the last may have arrived.
-    async fn ask(&self, channel: &Channel, batch: &Batch) -> (Verdict, Settlement, (u32, bool)) {
+    async fn ask(
+        &self,
+        channel: &Channel,
+        lease: &Lease,
+        batch: &Batch,
+    ) -> Result<(Verdict, Settlement, (u32, bool)), RunError> {
         let retry = &self.settings.retry;
         let mut corrected = None;
         let mut number = 1;
@@ -232,13 +235,18 @@ impl Worker {
                 Err(problem) => Answer::NotSent(problem.to_string()),
                 Ok(signed) => {
                     signed_ahead = signed.ahead();
+                    self.journal.check_lease(lease).await?;
                     channel.send(signed).await
                 }
             };
             let settlement = settlement(&answer, begun, number > 1);
             let verdict = channel.hear(&answer, &mut corrected);
-            let attempt =
-                Attempt { number, attempts_max: retry.attempts, clock_corrected: corrected.is_some() };
+            let attempt = Attempt {
+                number,
+                attempts_max: retry.attempts,
+                clock_corrected: corrected.is_some(),
+                aged: false,
+            };
             match decide(&verdict, attempt, retry, fastrand::u32(..)) {
                 Decision::CorrectClock(ahead) => corrected = Some(signed_ahead + ahead),
                 Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
@@ -246,10 +254,10 @@ impl Worker {
                     ambiguous |= lost;
                     tokio::time::sleep(after).await;
                     if channel.turn(retry.max).await.is_err() {
-                        return (verdict, settlement, (number, ambiguous));
+                        return Ok((verdict, settlement, (number, ambiguous)));
                     }
                 }
-                _ => return (verdict, settlement, (number, ambiguous)),
+                _ => return Ok((verdict, settlement, (number, ambiguous))),
             }
         }
     }

@@ -21,6 +21,19 @@ pub(super) struct Words {
     of_row: String,
 }
 
+/// What is recorded when an answer was not waited for.
+pub(super) fn cut_off() -> Words {
+    let message =
+        "the process had to stop before the answer came ([sync] shutdown_grace); the next run sends it again";
+    Words {
+        kind: Kind::Unavailable,
+        status: "unknown",
+        message: message.to_owned(),
+        code: None,
+        of_row: String::new(),
+    }
+}
+
 /// The words for a verdict on a batch that was sent with a credential.
 pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, credential: &str) -> Words {
     let status = http_status.map_or_else(|| "no answer".to_owned(), |s| format!("HTTP {s}"));

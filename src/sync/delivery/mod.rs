@@ -25,12 +25,15 @@ use super::words::{self, Words};
 use super::{EntityReport, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Signed};
+use crate::elven::{Answer, Signed, is_older_than};
 use crate::journal::{Doing, Kind, OpenPass, Problem, Settlement};
 use crate::watermark::Cursor;
 
 /// A batch that ended unknown in so many runs is tried once by each later one.
 const UNKNOWN_RUNS_MAX: i32 = 3;
+
+/// How often a request is signed anew because the signature aged while it was recorded.
+const SIGNED_ANEW_MAX: usize = 3;
 
 /// The batches of one pass on their way.
 pub(super) struct Delivery {
@@ -171,11 +174,12 @@ impl Delivery {
         self.or_halt(self.channel.turn(self.worker.settings.retry.max)).await?.map_err(|pause| {
             Halt::Problem(Box::new(Problem::of_lane(Kind::Throttled, words::come_later(pause))), Some(pause))
         })?;
-        let signed = self
-            .channel
-            .sign_import(corrected, batch.body.clone())
-            .map_err(|problem| Halt::problem(Problem::of_lane(Kind::Config, problem.to_string())))?;
-        Ok((signed, permit))
+        Ok((self.signed(batch, corrected)?, permit))
+    }
+
+    fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, Halt> {
+        let signed = self.channel.sign_import(corrected, batch.body.clone());
+        signed.map_err(|problem| Halt::problem(Problem::of_lane(Kind::Config, problem.to_string())))
     }
 
     /// Waits for something, unless the lane has to stop meanwhile.
@@ -216,6 +220,7 @@ impl Delivery {
     /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
     async fn attempts(&self, mut node: Node) -> Result<Vec<Node>, Halt> {
         let settings = &self.worker.settings;
+        let window = settings.api.signature_window;
         let attempts_max = if node.unknown_runs >= UNKNOWN_RUNS_MAX { 1 } else { settings.retry.attempts };
         // A clock that is being tried: how far it is ahead of this machine's.
         let mut corrected = None;
@@ -233,13 +238,20 @@ impl Delivery {
                 self.worker.journal.announce_again(self.doing(), batch_id, &node.batch, lost).await?;
                 ready
             };
-            let (begun, signed_ahead) = (Instant::now(), signed.ahead());
-            let answer = self.channel.send(signed).await;
+            let signed = self.fresh(signed, &node.batch, corrected).await?;
+            let (begun, signed_ahead, signed_at) = (Instant::now(), signed.ahead(), signed.at());
+            let answer = self.answer(signed).await;
             drop(permit);
+            let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
             let settlement = settlement(&answer, begun, node.repeated);
             node.repeated = true;
             let verdict = self.channel.hear(&answer, &mut corrected);
-            let attempt = Attempt { number, attempts_max, clock_corrected: corrected.is_some() };
+            let attempt = Attempt {
+                number,
+                attempts_max,
+                clock_corrected: corrected.is_some(),
+                aged: is_older_than(signed_at, window),
+            };
             let words =
                 words::of(&verdict, settlement.http_status, &node.batch, &self.channel.credential.name);
             match decide(&verdict, attempt, &settings.retry, fastrand::u32(..)) {
@@ -273,6 +285,47 @@ impl Delivery {
             }
             number += 1;
         }
+    }
+
+    /// Signs anew, and checks the lease behind that, when it has taken too long to record what is about to be sent:
+    /// the API would refuse the signature.
+    async fn fresh(
+        &self,
+        mut signed: Signed,
+        batch: &Batch,
+        corrected: Option<TimeDelta>,
+    ) -> Result<Signed, Halt> {
+        let good_for = self.worker.settings.api.signature_window / 2;
+        for _ in 0..SIGNED_ANEW_MAX {
+            if !is_older_than(signed.at(), good_for) {
+                break;
+            }
+            signed = self.signed(batch, corrected)?;
+            self.worker.journal.check_lease(&self.pass.lease).await?;
+        }
+        Ok(signed)
+    }
+
+    /// Sends a request. `None`: there was no time left to wait for the answer.
+    async fn answer(&self, signed: Signed) -> Option<Answer> {
+        let mut cut_off = self.worker.cut_off.clone();
+        tokio::select! {
+            biased;
+            answer = self.channel.send(signed) => Some(answer),
+            Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => None,
+        }
+    }
+
+    /// Records that an answer was not waited for.
+    async fn cut_off(&self, node: &Node, begun: Instant) -> Halt {
+        let settlement = Settlement {
+            http_status: None,
+            duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
+            sent: true,
+            repeated: node.repeated,
+        };
+        let recorded = self.answered(node, &words::cut_off(), settlement).await;
+        recorded.err().unwrap_or(Halt::CutOff)
     }
 
     /// Records that a batch is accepted, and moves the cursor over all that is done.
@@ -356,7 +409,7 @@ fn take(
 fn note(halt: Halt, first_halt: &mut Option<Halt>) {
     match (first_halt, halt) {
         (Some(Halt::Problem(_, first)), Halt::Problem(_, pause)) => *first = (*first).max(pause),
-        (first @ (None | Some(Halt::Stopped)), halt) => *first = Some(halt),
+        (first @ (None | Some(Halt::Stopped)), halt) | (first, halt @ Halt::CutOff) => *first = Some(halt),
         _ => {}
     }
 }

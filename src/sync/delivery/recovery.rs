@@ -47,7 +47,9 @@ impl Delivery {
         for (number, root, leaves) in open {
             if !leaves.is_empty() {
                 let interval = reading(after.clone(), Some(root.last.clone()));
-                let rows = Rows::of(self.worker.ledger.pass(interval).await?).all().await?;
+                let pass = self.worker.ledger.pass(interval).await?;
+                // A standby may let us wait for long.
+                let rows = self.or_halt(Rows::of(pass).all()).await??;
                 for leaf in leaves {
                     let rows =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
