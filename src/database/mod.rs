@@ -19,8 +19,8 @@ use tokio::time::{Instant, timeout};
 
 /// The first and the longest pause between attempts to go on.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// The longest that the outcome of one commit is asked for at a stretch.
-const POOL_WAIT_MAX: Duration = Duration::from_secs(10);
+/// The longest that a pool tries by itself to get a connection.
+const POOL_WAIT_MAX: Duration = Duration::from_secs(5);
 /// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
 /// shut down, crashed and starting up, idle for too long (its worker was frozen), read-only for the time of
 /// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.

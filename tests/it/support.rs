@@ -11,6 +11,7 @@ use elven_sync::sandbox::{Credential, Fault, Gate, Options, Received, Sandbox};
 use elven_sync::sync::{RunError, RunReport, Worker};
 use sqlx::migrate::MigrateDatabase;
 use sqlx::{ConnectOptions, PgPool, Postgres};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
@@ -179,6 +180,14 @@ pub fn stderr(output: &Output) -> String {
 
 pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until a process writes a line with this to its standard error, which is read no further.
+pub async fn until_it_says(child: &mut Child, words: &str) {
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    while !log.next_line().await.unwrap().expect("the process says so").contains(words) {}
+    // Not closed, so that the process can go on writing.
+    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
 }
 
 /// Waits until a condition holds, up to a deadline.

@@ -4,13 +4,12 @@ use elven_sync::sandbox::Fault;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::PgPool;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
-use crate::support::{Scene, stdout};
+use crate::support::{Scene, stdout, until_it_says};
 
 /// Three batches of two rows.
-async fn scene_with_three_batches(pool: PgPool) -> Scene {
+pub async fn scene_with_three_batches(pool: PgPool) -> Scene {
     let mut scene = Scene::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -21,7 +20,7 @@ async fn scene_with_three_batches(pool: PgPool) -> Scene {
     scene
 }
 
-fn signal(child: &Child, signal: Signal) {
+pub fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
 }
 
@@ -87,14 +86,7 @@ async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
         let (mut child, gate) = scene.held_run().await;
         signal(&child, name);
         // The signal has to be noticed before the answer comes.
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        while !log
-            .next_line()
-            .await
-            .unwrap()
-            .expect("the process says that it stops")
-            .contains("stopping after")
-        {}
+        until_it_says(&mut child, "stopping after").await;
         gate.open();
         assert_eq!(child.wait().await.unwrap().code(), Some(code));
     }

@@ -1,0 +1,219 @@
+//! Trouble with the database: connections that end, commits without an answer, a server that restarts, is
+//! read-only for a while, or stays away.
+
+use std::time::Duration;
+
+use elven_sync::journal::RunStatus;
+use elven_sync::sandbox::{Fault, Gate};
+use nix::sys::signal::Signal;
+use sqlx::{Connection, PgConnection, PgPool};
+
+use crate::cluster::Cluster;
+use crate::proxy::{Failure, Network};
+use crate::support::{Scene, eventually, stderr};
+use crate::workers::{scene_with_three_batches, signal};
+
+/// What the journal says of a run over three batches of two rows.
+const COUNTED: &str = "select concat_ws(' ', r.status, r.rows_read, r.rows_uploaded, r.requests, r.retries, s.rows_uploaded,
+           (select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id) from elven_sync.sync_batches),
+           (select count(*) from elven_sync.sync_passes where finished_at is not null))
+      from elven_sync.sync_runs r, elven_sync.sync_state s";
+const ALL_ONCE: &str = "succeeded 6 6 3 0 6 accepted 1 f,accepted 1 f,accepted 1 f 1";
+
+async fn add_six_rows(scene: &Scene) {
+    scene.entity("acme", "UTC").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n").await;
+}
+
+/// A scene on a cluster of its own, with batches of two rows, one after the other.
+async fn scene_on(cluster: &Cluster) -> Scene {
+    let mut scene = Scene::at(&cluster.url("ledger")).await;
+    add_six_rows(&scene).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    scene
+}
+
+/// Whichever commit of a run does not arrive: it is done again, and all is counted once and sent once.
+#[sqlx::test(migrations = false)]
+async fn a_commit_that_is_lost_is_done_again(pool: PgPool) {
+    each_commit_of_a_run(pool, Failure::Lost).await;
+}
+
+/// Whichever commit of a run gets no answer: it is asked about, and not done twice.
+#[sqlx::test(migrations = false)]
+async fn a_commit_without_an_answer_is_asked_about_and_never_done_twice(pool: PgPool) {
+    each_commit_of_a_run(pool, Failure::Unanswered).await;
+}
+
+async fn each_commit_of_a_run(pool: PgPool, failure: Failure) {
+    let mut scene = scene_with_three_batches(pool).await;
+    let network = Network::to(&scene.url).await;
+    scene.set("DATABASE_URL", network.url());
+    for number in 1.. {
+        let again = "truncate elven_sync.sync_runs, elven_sync.sync_passes, elven_sync.sync_batches restart identity cascade;
+                     update elven_sync.sync_state set settled = null, pass_id = null, target = null, cursor_xid = null,
+                         cursor_id = null, rows_uploaded = 0, lease_owner = null, system_identifier = null";
+        scene.sql(again).await;
+        let received = scene.received().len();
+        network.fail(number, failure);
+        let report = scene.run().await;
+        assert_eq!(report.status, RunStatus::Succeeded, "commit {number}");
+        assert_eq!(scene.text(COUNTED).await, ALL_ONCE, "commit {number}");
+        assert_eq!(scene.received().len() - received, 6, "commit {number}: each row once");
+        if !network.has_failed() {
+            assert!(number > 20, "a run has more commits than {number}");
+            break;
+        }
+    }
+}
+
+/// Nothing comes back, and nobody says why: it is not waited for, for ever. The server lets go of what a
+/// transaction that nobody ends has locked.
+#[sqlx::test(migrations = false)]
+async fn a_commit_that_the_network_swallows_is_given_up_and_done_again(pool: PgPool) {
+    let mut scene = scene_with_three_batches(pool).await;
+    let network = Network::to(&scene.url).await;
+    scene.set("DATABASE_URL", network.url());
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let child = scene.command(&["run"]).spawn().unwrap();
+    gate.reached().await;
+    // The next commit that writes is that of a heartbeat or settles the batch, and holds the lane's row.
+    network.fail(1, Failure::Swallowed);
+    gate.open();
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+    assert!(network.has_failed());
+    assert_eq!(scene.text(COUNTED).await, ALL_ONCE);
+    assert_eq!(scene.received().len(), 6, "each row once");
+}
+
+#[sqlx::test(migrations = false)]
+async fn killed_connections_are_made_anew(pool: PgPool) {
+    let scene = scene_with_three_batches(pool).await;
+    let (child, gate) = scene.held_run().await;
+    scene
+        .sql(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+                where datname = current_database() and application_name = 'elven-sync'",
+        )
+        .await;
+    gate.open();
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+    assert_eq!(scene.text(COUNTED).await, ALL_ONCE);
+    assert_eq!(scene.received().len(), 6, "each row once");
+}
+
+/// Longer than the lease, which nobody takes meanwhile: it is this worker's again.
+#[sqlx::test(migrations = false)]
+async fn a_run_outlives_a_restart_of_its_server(pool: PgPool) {
+    let mut cluster = Cluster::new(&pool).await;
+    let scene = scene_on(&cluster).await;
+    let (child, gate) = scene.held_run().await;
+    cluster.crash();
+    gate.open();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    cluster.start().await;
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(scene.text(COUNTED).await, ALL_ONCE);
+    assert_eq!(scene.received().len(), 6, "the answer that came meanwhile counts");
+}
+
+/// As after a failover to a server that is not promoted yet.
+#[sqlx::test(migrations = false)]
+async fn a_server_that_is_read_only_for_a_while_is_waited_for(pool: PgPool) {
+    let cluster = Cluster::new(&pool).await;
+    let scene = scene_on(&cluster).await;
+    let (child, gate) = scene.held_run().await;
+    let ours = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'elven-sync'";
+    let switch = async |to: &str| {
+        cluster.sql(&format!("alter system set default_transaction_read_only = {to}")).await;
+        cluster.sql("select pg_reload_conf()").await;
+        // Connections that are there keep what they began with.
+        let setting = async || cluster.text("show default_transaction_read_only").await == to;
+        eventually("the setting is in force", setting).await;
+        cluster.sql(ours).await;
+    };
+    switch("on").await;
+    gate.open();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_batches").await, "sending");
+    switch("off").await;
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(scene.text(COUNTED).await, ALL_ONCE);
+    assert_eq!(scene.received().len(), 6, "each row once");
+}
+
+/// A promoted standby that has all that the primary had: the connector's address leads there a little later.
+#[sqlx::test(migrations = false)]
+async fn a_run_outlives_a_failover(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let scene = scene_on(&primary).await;
+    let mut standby = primary.standby().await;
+    let (child, gate) = scene.held_run().await;
+    standby.caught_up_with(&primary).await;
+    // It starts as a standby of a primary that is gone, where the primary was: in recovery, for a while.
+    standby.take_the_place_of(primary).await;
+    gate.open();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    standby.promote().await;
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(scene.text(COUNTED).await, ALL_ONCE);
+    assert_eq!(scene.received().len(), 6, "each row once");
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_database_that_stays_away_fails_the_run_in_bounded_time_and_the_next_one_goes_on(pool: PgPool) {
+    let mut cluster = Cluster::new(&pool).await;
+    let mut scene = scene_on(&cluster).await;
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
+    let (child, gate) = scene.held_run().await;
+    cluster.crash();
+    gate.open();
+    let ended = tokio::time::timeout(Duration::from_secs(15), child.wait_with_output()).await;
+    let output = ended.expect("it ends").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("could not be used"), "{}", stderr(&output));
+    cluster.start().await;
+    // Nobody could say anything of it.
+    assert_eq!(scene.text("select status from elven_sync.sync_runs").await, "running");
+    let report = scene.run().await;
+    assert_eq!((report.counters.rows_uploaded, report.counters.retries), (6, 1));
+    let runs = "select string_agg(concat_ws(' ', status, rows_uploaded), ',' order by run_id) from elven_sync.sync_runs";
+    assert_eq!(scene.text(runs).await, "interrupted 0,succeeded 6");
+    assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_state").await, "6");
+    assert_eq!(scene.received().len(), 8, "the batch whose answer could not be recorded is sent twice");
+    let first = "select concat_ws(' ', status, attempts, ambiguous) from elven_sync.sync_batches order by batch_id limit 1";
+    assert_eq!(scene.text(first).await, "accepted 2 t");
+}
+
+/// A worker that freezes in the middle of a transaction holds the lane's row: the server ends that, so that the lane
+/// can be taken over.
+#[sqlx::test(migrations = false)]
+async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: PgPool) {
+    let mut scene = scene_with_three_batches(pool).await;
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
+    // Waits for a lock when it records its second batch, and is stopped there.
+    let mut session = PgConnection::connect(&scene.url).await.unwrap();
+    let (child, gate) = scene.held_run().await;
+    let mut lock = session.begin().await.unwrap();
+    sqlx::query("lock table elven_sync.sync_runs in exclusive mode").execute(&mut *lock).await.unwrap();
+    gate.open();
+    let waiting = "select count(*)::text from pg_stat_activity
+                    where datname = current_database() and wait_event_type = 'Lock' and query ilike '%rows_superseded = rows_superseded%'";
+    eventually("the run waits in a transaction", async || scene.text(waiting).await == "1").await;
+    signal(&child, Signal::SIGSTOP);
+    lock.rollback().await.unwrap();
+    let report = scene.run().await;
+    assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 6));
+    signal(&child, Signal::SIGCONT);
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+    let state = "select concat_ws(' ', rows_uploaded, pass_id is null) from elven_sync.sync_state";
+    assert_eq!(scene.text(state).await, "6 t");
+    assert_eq!(scene.received().len(), 8, "the batch that was not settled is sent twice");
+}

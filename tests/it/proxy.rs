@@ -1,0 +1,128 @@
+//! A network between the connector and its database that fails where a test wants it to: at a commit.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use url::Url;
+
+/// What happens to a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It does not arrive, and the connection is cut.
+    Lost,
+    /// It arrives, and the connection is cut before the answer.
+    Unanswered,
+    /// It does not arrive, and neither side hears anything more of the other.
+    Swallowed,
+}
+
+/// The network. Messages are told apart as in the manual, "Frontend/Backend Protocol".
+pub struct Network {
+    url: String,
+    fails: Arc<Fails>,
+}
+
+struct Fails {
+    server: String,
+    commits: AtomicU64,
+    next: Mutex<Option<(u64, Failure)>>,
+}
+
+impl Network {
+    /// Leads to the database at this address.
+    pub async fn to(url: &str) -> Self {
+        let mut url = Url::parse(url).unwrap();
+        let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5432));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
+        // What is encrypted cannot be looked into.
+        url.query_pairs_mut().append_pair("sslmode", "disable");
+        let fails = Arc::new(Fails { server, commits: AtomicU64::new(0), next: Mutex::new(None) });
+        let shared = fails.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(carry(client, shared.clone()));
+            }
+        });
+        Self { url: url.into(), fails }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Lets the `number`th commit from now on fail, counted from 1.
+    pub fn fail(&self, number: u64, failure: Failure) {
+        let at = self.fails.commits.load(Ordering::SeqCst) + number;
+        *self.fails.next.lock().unwrap() = Some((at, failure));
+    }
+
+    /// Says whether that has happened.
+    pub fn has_failed(&self) -> bool {
+        self.fails.next.lock().unwrap().is_none()
+    }
+}
+
+impl Fails {
+    fn at_commit(&self) -> Option<Failure> {
+        let number = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut next = self.next.lock().unwrap();
+        next.take_if(|(at, _)| *at == number).map(|(_, failure)| failure)
+    }
+}
+
+/// Carries one connection to its end.
+async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
+    let server = TcpStream::connect(&fails.server).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    // The first message has no kind.
+    to_server.write_all(&message(&mut from_client, 0).await?).await?;
+    let (silence, silent) = oneshot::channel();
+    let answers = tokio::spawn(async move {
+        tokio::select! {
+            _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
+            _ = silent => {}
+        }
+        (from_server, to_client)
+    });
+    let (message, failure) = loop {
+        let message = message(&mut from_client, 1).await?;
+        // A simple query; those that end a transaction which only reads count, too.
+        let is_commit = message[0] == b'Q' && message[5..].starts_with(b"commit");
+        match is_commit.then(|| fails.at_commit()).flatten() {
+            None => to_server.write_all(&message).await?,
+            Some(failure) => break (message, failure),
+        }
+    };
+    silence.send(()).ok();
+    // Held, so that no side learns that the other is gone.
+    let (mut from_server, _to_client) = answers.await?;
+    match failure {
+        Failure::Lost => {}
+        Failure::Unanswered => {
+            to_server.write_all(&message).await?;
+            from_server.read_u8().await?;
+        }
+        Failure::Swallowed => tokio::time::sleep(Duration::from_mins(1)).await,
+    }
+    Ok(())
+}
+
+/// A message: its kind, if it has one, its length, and as much as that says.
+async fn message(from: &mut OwnedReadHalf, kind_bytes: usize) -> std::io::Result<Vec<u8>> {
+    let mut message = vec![0; kind_bytes + 4];
+    from.read_exact(&mut message).await?;
+    let length = u32::from_be_bytes(message[kind_bytes..].try_into().unwrap());
+    message.resize(kind_bytes + usize::try_from(length).unwrap(), 0);
+    from.read_exact(&mut message[kind_bytes + 4..]).await?;
+    Ok(message)
+}
