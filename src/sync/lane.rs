@@ -1,6 +1,7 @@
 //! One lane: lease, pass, pages, batches, answers, watermark.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use chrono_tz::Tz;
 use tokio::sync::OwnedSemaphorePermit;
@@ -26,6 +27,8 @@ pub(super) enum Halt {
     Stopped,
     /// A signal asked for it, and an answer was not waited for any more.
     CutOff,
+    /// Others wait for their turn.
+    Yielded,
     /// A problem to record, and how long the API asked not to be called.
     Problem(Box<Problem>, Option<Duration>),
     /// The lease is another worker's now.
@@ -77,6 +80,7 @@ pub(super) struct Held<'a> {
     pub worker: &'a Worker,
     pub run_id: i64,
     pub target: &'a Target,
+    pub since: Instant,
     lease: Lease,
     report: EntityReport,
 }
@@ -90,46 +94,25 @@ impl Worker {
         seen: &Lane,
         look: &Look,
     ) -> Result<EntityReport, RunError> {
-        let (_slot, lease, lane) = match self.take_or_leave(&target.entity_id).await? {
-            Ok(taken) => taken,
-            Err(ended) => return Ok(EntityReport::new(&target.entity_id, ended)),
-        };
-        if let Some(pause) = lane.not_before {
-            target.channel.pause(pause);
+        let mut report = EntityReport::new(&target.entity_id, Ended::Done);
+        loop {
+            let (slot, lease, lane) = match self.take_or_leave(&target.entity_id).await? {
+                Ok(taken) => taken,
+                Err(ended) => return Ok(EntityReport { ended, ..report }),
+            };
+            if let Some(pause) = lane.not_before {
+                target.channel.pause(pause);
+            }
+            let mut held = Held { worker: self, run_id, target, lease, report, since: Instant::now() };
+            let halted = held.drive(lane, seen, look).await;
+            let yielded = matches!(halted, Err(Halt::Yielded));
+            report = held.end(halted).await?;
+            if !yielded {
+                return Ok(report);
+            }
+            // Behind all who wait, and whichever worker comes first.
+            drop(slot);
         }
-        let report = EntityReport::new(&target.entity_id, Ended::Done);
-        let mut held = Held { worker: self, run_id, target, lease, report };
-        let halted = held.drive(lane, seen, look).await;
-        let ids = std::slice::from_ref(&target.entity_id);
-        held.report.ended = match halted {
-            Ok(()) => {
-                self.journal.lanes_succeeded(ids).await?;
-                Ended::Done
-            }
-            Err(Halt::Stopped) => Ended::Stopped,
-            // What was sent may still arrive, so the lease is left to run out: until then, and until the
-            // signature is too old, nobody else sends.
-            Err(Halt::CutOff) => return Ok(EntityReport { ended: Ended::Stopped, ..held.report }),
-            Err(Halt::LeaseLost) => {
-                tracing::warn!(entity_id = target.entity_id, "the lease was lost; another worker goes on");
-                // If it is still ours after all, it is not kept from others.
-                self.journal.release(&held.lease).await?;
-                return Ok(EntityReport { ended: Ended::Held, ..held.report });
-            }
-            Err(Halt::Problem(problem, not_before)) => {
-                tracing::warn!(
-                    entity_id = target.entity_id,
-                    kind = problem.kind.as_ref(),
-                    "{}",
-                    problem.message
-                );
-                self.journal.lane_failed(&held.lease, run_id, &problem, not_before).await?;
-                Ended::Failed(problem.message)
-            }
-            Err(Halt::Broken(problem)) => return Err(problem),
-        };
-        self.journal.release(&held.lease).await?;
-        Ok(held.report)
     }
 
     /// Records a problem that keeps an entity from being worked on at all.
@@ -154,7 +137,9 @@ impl Worker {
     async fn take_or_leave(&self, entity_id: &str) -> Result<Result<Taken, Ended>, RunError> {
         let mut first_seen = None;
         loop {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             let slot = self.slots.clone().acquire_owned().await.ok().filter(|_| !*self.stop.borrow());
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             let Some(slot) = slot else { return Ok(Err(Ended::Stopped)) };
             match self.journal.take(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok(Ok((slot, lease, lane))),
@@ -166,6 +151,13 @@ impl Worker {
             drop(slot);
             tokio::time::sleep(LEASE_POLL).await;
         }
+    }
+
+    /// Says whether a lane that got its slot then has had its share, and others wait for theirs: it is given back, to be
+    /// taken up again by whichever worker is free.
+    pub(super) fn has_had_its_share(&self, since: Instant) -> bool {
+        // As long as leases go without renewal: much longer than giving one back and taking it takes.
+        self.waiting.load(Ordering::Relaxed) > 0 && since.elapsed() > self.renewed_every()
     }
 
     /// What a run would do for an entity, without doing it.
@@ -209,12 +201,47 @@ impl Worker {
 }
 
 impl Held<'_> {
+    /// Records how the lane ended, and gives its lease back.
+    async fn end(self, halted: Result<(), Halt>) -> Result<EntityReport, RunError> {
+        let Held { worker, run_id, target, lease, mut report, .. } = self;
+        let journal = &worker.journal;
+        report.ended = match halted {
+            Ok(()) => {
+                journal.lanes_succeeded(std::slice::from_ref(&target.entity_id)).await?;
+                Ended::Done
+            }
+            Err(Halt::Stopped) => Ended::Stopped,
+            Err(Halt::Yielded) => Ended::Done,
+            // What was sent may still arrive, so the lease is left to run out: until then, and until the
+            // signature is too old, nobody else sends.
+            Err(Halt::CutOff) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
+            Err(Halt::LeaseLost) => {
+                tracing::warn!(entity_id = target.entity_id, "the lease was lost; another worker goes on");
+                Ended::Held
+            }
+            Err(Halt::Problem(problem, not_before)) => {
+                tracing::warn!(
+                    entity_id = target.entity_id,
+                    kind = problem.kind.as_ref(),
+                    "{}",
+                    problem.message
+                );
+                journal.lane_failed(&lease, run_id, &problem, not_before).await?;
+                Ended::Failed(problem.message)
+            }
+            Err(Halt::Broken(problem)) => return Err(problem),
+        };
+        // Of no effect when it went to another worker.
+        journal.release(&lease).await?;
+        Ok(report)
+    }
+
     /// Finishes an open pass if there is one, and makes a new one over what has come since.
     async fn drive(&mut self, mut lane: Box<Lane>, seen: &Lane, look: &Look) -> Result<(), Halt> {
         let fresh;
         let mut look = look;
-        if lane.settled != seen.settled {
-            // Another worker moved on since the look, which may be older than the watermark now.
+        if (&lane.settled, &lane.open) != (&seen.settled, &seen.open) {
+            // Somebody moved on since the look, which may be older than watermark and target now.
             fresh = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
             look = &fresh;
         }

@@ -16,6 +16,7 @@ mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use chrono_tz::Tz;
@@ -66,6 +67,8 @@ pub struct Worker {
     journal: Journal,
     client: Client,
     slots: Arc<Semaphore>,
+    /// Lanes that wait for a slot.
+    waiting: Arc<AtomicUsize>,
     stop: Stop,
     /// Set once the grace after `stop` is over, too.
     cut_off: Stop,
@@ -96,8 +99,19 @@ impl Worker {
         let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
         let slots = Arc::new(Semaphore::new(settings.sync.entities_at_once));
+        let waiting = Arc::default();
         let cut_off = after(stop.clone(), settings.sync.shutdown_grace);
-        Ok(Self { settings: Arc::new(settings), database, ledger, journal, client, slots, stop, cut_off })
+        Ok(Self {
+            settings: Arc::new(settings),
+            database,
+            ledger,
+            journal,
+            client,
+            slots,
+            waiting,
+            stop,
+            cut_off,
+        })
     }
 
     /// Brings the entities up to date: all that are not paused, or those named.
@@ -273,6 +287,10 @@ impl Worker {
         Ok((reports, unregistered))
     }
 
+    fn renewed_every(&self) -> Duration {
+        (self.settings.sync.lease / 3).max(Duration::from_millis(50))
+    }
+
     /// Gives signs of life for as long as the work of a run lasts, and ends the work when nobody can hear them any more.
     async fn alive<T>(
         &self,
@@ -364,8 +382,7 @@ fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {
 
 /// Gives signs of life, until that fails for longer than a database may be away.
 async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
-    let mut tick =
-        tokio::time::interval(worker.settings.sync.lease.div_f64(3.0).max(Duration::from_millis(50)));
+    let mut tick = tokio::time::interval(worker.renewed_every());
     loop {
         tick.tick().await;
         if let Err(problem) = worker.journal.renew(run_id).await {

@@ -185,7 +185,7 @@ pub fn stdout(output: &Output) -> String {
 /// Waits until a process writes a line with this to its standard error, which is read no further.
 pub async fn until_it_says(child: &mut Child, words: &str) {
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-    while !log.next_line().await.unwrap().expect("the process says so").contains(words) {}
+    while !log.next_line().await.unwrap().unwrap().contains(words) {}
     // Not closed, so that the process can go on writing.
     tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
 }

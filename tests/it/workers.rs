@@ -1,12 +1,15 @@
 //! Crashes, signals and several workers.
 
-use elven_sync::sandbox::Fault;
+use std::time::Duration;
+
+use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::PgPool;
 use tokio::process::Child;
 
-use crate::support::{Scene, stdout, until_it_says};
+use crate::sandbox_faults::parsed;
+use crate::support::{Scene, stderr, stdout, until_it_says};
 
 /// Three batches of two rows.
 pub async fn scene_with_three_batches(pool: PgPool) -> Scene {
@@ -162,4 +165,84 @@ async fn an_entity_that_a_dead_worker_brought_up_to_date_is_well(pool: PgPool) {
             .await,
         "ok0"
     );
+}
+
+/// Rows of an entity, each a batch of its own.
+async fn add_rows(scene: &Scene, entity_id: &str, rows: i32) {
+    scene.entity(entity_id, "UTC").await;
+    sqlx::query(
+        "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+         select $1, $1 || n, 'BTC', '2024-01-01Z', n from generate_series(1, $2) n",
+    )
+    .bind(entity_id)
+    .bind(rows)
+    .execute(&scene.pool)
+    .await
+    .unwrap();
+}
+
+/// With one entity at a time, the huge one first: it makes room for the small ones, and is finished all the same.
+#[sqlx::test(migrations = false)]
+async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
+    let mut scene = Scene::new(pool).await;
+    add_rows(&scene, "a-huge", 150).await;
+    add_rows(&scene, "b-small", 1).await;
+    add_rows(&scene, "c-small", 1).await;
+    for (name, value) in [
+        ("ELVEN_SYNC_SYNC__BATCH_ROWS", "1"),
+        ("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1"),
+        ("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1"),
+        ("ELVEN_SYNC_SYNC__LEASE", "150ms"),
+    ] {
+        scene.set(name, value);
+    }
+    scene.sandbox.set_rules(parsed(&["slow=10ms"]));
+    let report = scene.run().await;
+    assert_eq!((report.counters.rows_uploaded, report.counters.retries), (152, 0));
+    let arrived: Vec<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
+    assert_eq!(arrived.len(), 152, "each row once");
+    let place = |prefix: &str| arrived.iter().position(|account| account.starts_with(prefix)).unwrap();
+    assert!(place("a-huge") < place("b-small"), "the huge one is first");
+    assert!(place("b-small") < 150 && place("c-small") < 150, "and makes room: {arrived:?}");
+    let leases = "select lease_epoch > 1 and lease_owner is null from elven_sync.sync_state where entity_id = 'a-huge'";
+    assert!(sqlx::query_scalar::<_, bool>(leases).fetch_one(&scene.pool).await.unwrap());
+}
+
+/// An API that takes as long as it likes has twice as many requests to answer at once.
+#[sqlx::test(migrations = false)]
+async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
+    let mut scene = Scene::new(pool).await;
+    for entity in ["e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8"] {
+        add_rows(&scene, entity, 5).await;
+    }
+    for (name, value) in [
+        ("ELVEN_SYNC_SYNC__BATCH_ROWS", "1"),
+        ("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "2"),
+        ("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1"),
+    ] {
+        scene.set(name, value);
+    }
+    let gates: Vec<Gate> = (0..4).map(|_| Gate::new()).collect();
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let workers = [scene.command(&["run"]).spawn().unwrap(), scene.command(&["run"]).spawn().unwrap()];
+    for gate in &gates {
+        let reached = tokio::time::timeout(Duration::from_secs(20), gate.reached()).await;
+        assert!(reached.is_ok(), "one worker has two requests under way, two have four");
+    }
+    gates.iter().for_each(Gate::open);
+    for worker in workers {
+        let output = worker.wait_with_output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+    assert_eq!(scene.received().len(), 40, "each record once");
+    assert_eq!(
+        scene.text("select count(*)::text from elven_sync.sync_batches where attempts > 1").await,
+        "0"
+    );
+    let share =
+        "select string_agg(status, ',') || ' ' || sum(rows_uploaded) || ' ' || bool_and(rows_uploaded >= 10)
+                   from elven_sync.sync_runs";
+    assert_eq!(scene.text(share).await, "succeeded,succeeded 40 true");
 }

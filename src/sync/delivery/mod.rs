@@ -44,6 +44,8 @@ pub(super) struct Delivery {
     pass: OpenPass,
     window: tokio::sync::Mutex<Window>,
     in_flight: Arc<Semaphore>,
+    /// When the lane got its slot.
+    since: Instant,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
     halted: watch::Sender<bool>,
     /// The entity has rows set aside, whose errors an upload may resolve.
@@ -77,6 +79,7 @@ impl Delivery {
             pass,
             window: tokio::sync::Mutex::new(window),
             in_flight: Arc::new(Semaphore::new(held.worker.settings.sync.requests_in_flight)),
+            since: held.since,
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(false),
             report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
@@ -144,6 +147,10 @@ impl Delivery {
                     on_their_way.spawn(async move { (batch_keys, delivery.deliver(node).await) });
                 }
                 Err(halt) => break Err(halt),
+            }
+            // Not before something was done: whoever waits would only give way again.
+            if self.worker.has_had_its_share(self.since) {
+                break Err(Halt::Yielded);
             }
         };
         while let Some(done) = on_their_way.join_next().await {
@@ -409,7 +416,9 @@ fn take(
 fn note(halt: Halt, first_halt: &mut Option<Halt>) {
     match (first_halt, halt) {
         (Some(Halt::Problem(_, first)), Halt::Problem(_, pause)) => *first = (*first).max(pause),
-        (first @ (None | Some(Halt::Stopped)), halt) | (first, halt @ Halt::CutOff) => *first = Some(halt),
+        (first @ (None | Some(Halt::Stopped | Halt::Yielded)), halt) | (first, halt @ Halt::CutOff) => {
+            *first = Some(halt);
+        }
         _ => {}
     }
 }
