@@ -10,10 +10,12 @@
 //! 6. [`journal`] records watermark, batch and errors in one transaction.
 //!
 //! [`sync`] tells the story: it alone calls the stages, in this order, and they never call each other.
-//! No SQL stands outside `ledger` and `journal` (the demo, which plays the ledger's owner, apart), no environment variable is read outside `config`, and
-//! nothing is printed outside `output`.
+//! `ledger` and `journal` ask PostgreSQL through [`database`], whose transactions outlive a lost connection.
+//! No SQL about a table stands outside of those two (the demo, which plays the ledger's owner, apart), no
+//! environment variable is read outside `config`, and nothing is printed outside `output`.
 
 pub mod config;
+
 pub mod database;
 
 pub mod watermark;
