@@ -21,6 +21,8 @@ use tokio::time::{Instant, timeout};
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// The longest that a pool tries by itself to get a connection.
 const POOL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// No statement is given up earlier than that.
+const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
 /// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
 /// shut down, crashed and starting up, idle for too long (its worker was frozen), read-only for the time of
 /// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.
@@ -184,7 +186,7 @@ impl Database {
 
     /// How long a statement of a writing transaction may take, and how long its connection may then lie idle.
     fn statement_max(&self) -> Duration {
-        self.reconnect_timeout / 3
+        (self.reconnect_timeout / 3).max(STATEMENT_MAX_MIN)
     }
 
     /// Says whether a transaction was committed whose commit got no answer. Asked until it is known: its server
@@ -276,6 +278,7 @@ async fn within<T>(
 ) -> Result<T, sqlx::Error> {
     let Some(limit) = limit else { return answer.await };
     timeout(limit, answer).await.unwrap_or_else(|_| {
-        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer")))
+        let problem = format!("the database gave no answer for {limit:?}");
+        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, problem)))
     })
 }

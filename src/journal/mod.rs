@@ -42,6 +42,11 @@ pub enum JournalError {
     /// The run's row is not there, or is another worker's: nothing can be said of the run.
     #[error("the row of the run is gone; was the database restored, or failed over?")]
     RunLost,
+    /// The server only replays what another one writes.
+    #[error(
+        "DATABASE_URL leads to a standby, which cannot be written; hint: name the primary there, and a standby to read pages          from in ELVEN_SYNC_LEDGER_URL"
+    )]
+    Standby,
     /// The sync schema is missing or older or newer than this program.
     #[error("{0}")]
     Schema(String),

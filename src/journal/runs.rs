@@ -55,6 +55,13 @@ impl Journal {
         Ok(())
     }
 
+    /// Makes sure that the server can be written. One that is read-only for a while in the middle of a run is waited for;
+    /// a run that would begin on a standby is not meant for it.
+    pub async fn refuse_standby(&self) -> Result<(), JournalError> {
+        let look = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(&self.database);
+        if self.database.again(look).await? { Err(JournalError::Standby) } else { Ok(()) }
+    }
+
     /// Begins a run, of new rows (`incremental`) or of errors again (`retry`).
     pub async fn begin_run(&self, kind: &str) -> Result<i64, JournalError> {
         let begin_run = || async {

@@ -119,6 +119,7 @@ impl Worker {
         let selected = self.select(only).await?;
         let (targets, unusable) = self.targets(&selected)?;
         warn_of(&self.ledger.without_trigger().await?);
+        self.journal.refuse_standby().await?;
         self.journal.mark_interrupted().await?;
         let run_id = self.journal.begin_run("incremental").await?;
         let work = Box::pin(self.work(run_id, only.is_empty(), &selected, targets, unusable));

@@ -39,6 +39,7 @@ impl Worker {
         let concerned: Vec<Entity> =
             entities.into_iter().filter(|entity| by_entity.contains_key(&entity.entity_id)).collect();
         let (targets, unusable) = self.targets(&concerned)?;
+        self.journal.refuse_standby().await?;
         self.journal.mark_interrupted().await?;
         let run_id = self.journal.begin_run("retry").await?;
         let mut retried = Vec::new();

@@ -159,7 +159,10 @@ async fn a_run_outlives_a_failover(pool: PgPool) {
     // It starts as a standby of a primary that is gone, where the primary was: in recovery, for a while.
     standby.take_the_place_of(primary).await;
     gate.open();
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // A run that would begin there now is told where it is.
+    let output = scene.output(&["run"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("DATABASE_URL leads to a standby"), "{}", stderr(&output));
     standby.promote().await;
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
