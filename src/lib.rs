@@ -32,6 +32,8 @@ pub mod journal;
 
 pub mod sync;
 
+pub mod fault_point;
+
 pub mod sandbox;
 
 pub mod commands;

@@ -70,6 +70,8 @@ enum Command {
 
 /// Runs one command; returns the exit code.
 pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
+    #[cfg(feature = "fault-points")]
+    crate::fault_point::arm(environment.get("ELVEN_SYNC_FAULT_POINT"))?;
     // Only the sandbox needs none: a wrong setting of the connector is no reason not to start it.
     let settings = || Settings::load(&cli.flags, environment);
     match cli.command {

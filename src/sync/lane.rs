@@ -10,6 +10,7 @@ use super::delivery::Delivery;
 use super::fit::Misfit;
 use super::rows::{Limits, Rows};
 use super::{Ended, EntityReport, RunError, Target, Worker};
+use crate::fault_point::{Step, after, around, before};
 use crate::journal::{Counters, JournalError, Kind, Lane, Lease, OpenPass, Problem, Take};
 use crate::ledger::{LedgerError, Look, Reading};
 use crate::watermark::Snapshot;
@@ -141,8 +142,12 @@ impl Worker {
             let slot = self.slots.clone().acquire_owned().await.ok().filter(|_| !*self.stop.borrow());
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             let Some(slot) = slot else { return Ok(Err(Ended::Stopped)) };
+            before(Step::TakeLease);
             match self.journal.take(entity_id).await? {
-                Take::Taken(lease, lane) => return Ok(Ok((slot, lease, lane))),
+                Take::Taken(lease, lane) => {
+                    after(Step::TakeLease);
+                    return Ok(Ok((slot, lease, lane)));
+                }
                 Take::Held { seen } if *first_seen.get_or_insert_with(|| seen.clone()) != seen => {
                     return Ok(Err(Ended::Held));
                 }
@@ -207,7 +212,8 @@ impl Held<'_> {
         let journal = &worker.journal;
         report.ended = match halted {
             Ok(()) => {
-                journal.lanes_succeeded(std::slice::from_ref(&target.entity_id)).await?;
+                let ids = std::slice::from_ref(&target.entity_id);
+                around(Step::Succeed, journal.lanes_succeeded(ids)).await?;
                 Ended::Done
             }
             Err(Halt::Stopped) => Ended::Stopped,
@@ -226,13 +232,14 @@ impl Held<'_> {
                     "{}",
                     problem.message
                 );
-                journal.lane_failed(&lease, run_id, &problem, not_before).await?;
+                let failed = journal.lane_failed(&lease, run_id, &problem, not_before);
+                around(Step::Fail, failed).await?;
                 Ended::Failed(problem.message)
             }
             Err(Halt::Broken(problem)) => return Err(problem),
         };
         // Of no effect when it went to another worker.
-        journal.release(&lease).await?;
+        around(Step::ReleaseLease, journal.release(&lease)).await?;
         Ok(report)
     }
 
@@ -267,7 +274,10 @@ impl Held<'_> {
         let settled = lane.settled.as_ref();
         let (pass_id, target) = match lane.open.clone() {
             Some(open) => open,
-            None => journal.open_pass(&self.lease, self.run_id, settled, ledger.name()).await?,
+            None => {
+                let opened = journal.open_pass(&self.lease, self.run_id, settled, ledger.name());
+                around(Step::OpenPass, opened).await?
+            }
         };
         let pass = OpenPass { lease: self.lease.clone(), pass_id };
         let reading = |after, until| Reading {
@@ -287,7 +297,7 @@ impl Held<'_> {
         let delivered = delivered.await;
         delivery.report_to(&mut self.report);
         delivered?;
-        journal.close_pass(&pass).await?;
+        around(Step::ClosePass, journal.close_pass(&pass)).await?;
         Ok(target)
     }
 }

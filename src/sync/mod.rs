@@ -34,6 +34,7 @@ use crate::align;
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
 use crate::elven::Client;
+use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
 use crate::ledger::{self, Ledger, LedgerError, Pending, Progress};
 
@@ -121,7 +122,7 @@ impl Worker {
         warn_of(&self.ledger.without_trigger().await?);
         self.journal.refuse_standby().await?;
         self.journal.mark_interrupted().await?;
-        let run_id = self.journal.begin_run("incremental").await?;
+        let run_id = around(Step::BeginRun, self.journal.begin_run("incremental")).await?;
         let work = Box::pin(self.work(run_id, only.is_empty(), &selected, targets, unusable));
         let worked = self.alive(run_id, work).await;
         let (status, error, entities, unregistered) = match worked {
@@ -140,7 +141,8 @@ impl Worker {
                 return Err(problem);
             }
         };
-        let counters = self.journal.finish_run(run_id, status, error.as_deref()).await?;
+        let finished = self.journal.finish_run(run_id, status, error.as_deref());
+        let counters = around(Step::FinishRun, finished).await?;
         self.journal.mark_interrupted().await?;
         Ok(RunReport { run_id: Some(run_id), status, counters, entities, unregistered })
     }
@@ -279,7 +281,7 @@ impl Worker {
         for report in worked {
             reports.push(report?);
         }
-        self.journal.lanes_succeeded(&idle).await?;
+        around(Step::Succeed, self.journal.lanes_succeeded(&idle)).await?;
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(&mut reports, &idle).await?;
         let unregistered = if whole_ledger { self.unregistered().await? } else { Vec::new() };
@@ -386,7 +388,7 @@ async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
     let mut tick = tokio::time::interval(worker.renewed_every());
     loop {
         tick.tick().await;
-        if let Err(problem) = worker.journal.renew(run_id).await {
+        if let Err(problem) = around(Step::RenewLease, worker.journal.renew(run_id)).await {
             return problem;
         }
     }

@@ -13,6 +13,7 @@ use super::{RunError, Target, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict};
+use crate::fault_point::{Step, after, around, before};
 use crate::journal::{Entity, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Take};
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
@@ -41,7 +42,7 @@ impl Worker {
         let (targets, unusable) = self.targets(&concerned)?;
         self.journal.refuse_standby().await?;
         self.journal.mark_interrupted().await?;
-        let run_id = self.journal.begin_run("retry").await?;
+        let run_id = around(Step::BeginRun, self.journal.begin_run("retry")).await?;
         let mut retried = Vec::new();
         let work = async {
             for target in &targets {
@@ -65,7 +66,7 @@ impl Worker {
             (None, false) => RunStatus::Succeeded,
         };
         let message = failed.as_ref().map(|problem| crate::output::chain(problem));
-        self.journal.finish_run(run_id, status, message.as_deref()).await?;
+        around(Step::FinishRun, self.journal.finish_run(run_id, status, message.as_deref())).await?;
         failed.map_or(Ok(retried), Err)
     }
 
@@ -82,12 +83,14 @@ impl Worker {
                 .map(|error| Retried { error_id: error.error_id, outcome: Err(why.to_owned()) })
                 .collect::<Vec<_>>()
         };
+        before(Step::TakeLease);
         let Take::Taken(lease, lane) = self.journal.take(&target.entity_id).await? else {
             retried.extend(not_now(
                 "a worker is on its entity, or one has died there just now; try again in a minute",
             ));
             return Ok(());
         };
+        after(Step::TakeLease);
         let look = self.ledger.look(&[lane.progress(&target.entity_id)]).await?;
         let done = if let Err(misfit) = self.fits(&target.entity_id, &lane, &look) {
             retried.extend(not_now(&misfit.to_string()));
@@ -98,7 +101,7 @@ impl Worker {
             }
             self.retry_rows(run_id, target, &lease, errors, retried).await
         };
-        self.journal.release(&lease).await?;
+        around(Step::ReleaseLease, self.journal.release(&lease)).await?;
         done
     }
 
@@ -134,11 +137,13 @@ impl Worker {
             }
             let outcome = match self.retry_row(run_id, target, lease, &error, rows).await? {
                 Tried::Resolved(resolution) => {
-                    self.journal.retried(lease, run_id, error_id, Ok(&resolution)).await?;
+                    let resolved = self.journal.retried(lease, run_id, error_id, Ok(&resolution));
+                    around(Step::Resolve, resolved).await?;
                     Ok(resolution)
                 }
                 Tried::Open(problem) => {
-                    self.journal.retried(lease, run_id, error_id, Err(&problem)).await?;
+                    let still_open = self.journal.retried(lease, run_id, error_id, Err(&problem));
+                    around(Step::Resolve, still_open).await?;
                     Err(problem.message)
                 }
                 Tried::NotNow(why) => Err(why),
@@ -172,7 +177,8 @@ impl Worker {
         if let Err(pause) = channel.turn(self.settings.retry.max).await {
             return Ok(Tried::NotNow(words::come_later(pause)));
         }
-        let batch_id = self.journal.announce_alone(lease, run_id, &batch).await?;
+        let announced = self.journal.announce_alone(lease, run_id, &batch);
+        let batch_id = around(Step::Announce, announced).await?;
         let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, lease, &batch).await?;
         let words = words::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
         let accepted = verdict == Verdict::Accepted;
@@ -183,7 +189,8 @@ impl Worker {
             ambiguous,
             stays_set_aside: words.kind == Kind::RejectedBatch && !accepted,
         };
-        self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement).await?;
+        let answered = self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement);
+        around(Step::Settle, answered).await?;
         if accepted {
             return Ok(Tried::Resolved("uploaded by `errors retry`".to_owned()));
         }
@@ -237,7 +244,7 @@ impl Worker {
                 Ok(signed) => {
                     signed_ahead = signed.ahead();
                     self.journal.check_lease(lease).await?;
-                    channel.send(signed).await
+                    around(Step::Send, channel.send(signed)).await
                 }
             };
             let settlement = settlement(&answer, begun, number > 1);

@@ -8,6 +8,7 @@ use super::super::words::{self, Words};
 use super::{Delivery, Node};
 use crate::batch::Batch;
 use crate::elven::Verdict;
+use crate::fault_point::{Step, around};
 use crate::journal::{Problem, Settlement};
 
 impl Delivery {
@@ -69,11 +70,9 @@ impl Delivery {
         settlement: Settlement,
         error: &str,
     ) -> Result<[Node; 2], Halt> {
-        let ids = self
-            .worker
-            .journal
-            .split(self.doing(), node.batch_id, &node.batch, &parts, settlement, error)
-            .await?;
+        let (doing, journal) = (self.doing(), &self.worker.journal);
+        let split = journal.split(doing, node.batch_id, &node.batch, &parts, settlement, error);
+        let ids = around(Step::Split, split).await?;
         self.window.lock().await.add_part(node.root);
         let [first, second] = parts;
         let part = |batch_id, batch| Node {
@@ -99,19 +98,10 @@ impl Delivery {
         let rejections_max = self.worker.settings.sync.max_rejections;
         let mut window = self.window.lock().await;
         let advance = window.advance_after(node.root);
-        let set_aside = self
-            .worker
-            .journal
-            .set_aside(
-                self.doing(),
-                node.batch_id,
-                &node.batch,
-                (&refused, rejections_max),
-                settlement,
-                advance,
-            )
-            .await?;
-        if !set_aside {
+        let (doing, journal) = (self.doing(), &self.worker.journal);
+        let refused = (&refused[..], rejections_max);
+        let set_aside = journal.set_aside(doing, node.batch_id, &node.batch, refused, settlement, advance);
+        if !around(Step::SetAside, set_aside).await? {
             drop(window);
             let words = words.too_many(rejections_max);
             return Err(self.stop(node, words, settlement, None).await);

@@ -26,6 +26,7 @@ use super::{EntityReport, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Signed, is_older_than};
+use crate::fault_point::{Step, around};
 use crate::journal::{Doing, Kind, OpenPass, Problem, Settlement};
 use crate::watermark::Cursor;
 
@@ -166,7 +167,7 @@ impl Delivery {
     /// after the other: the journal never has one without those before it.
     async fn announce(&self, batch: Batch) -> Result<Node, Halt> {
         let ready = if batch.records.is_empty() { None } else { Some(self.sign(&batch, None).await?) };
-        let batch_id = self.worker.journal.announce(self.doing(), &batch).await?;
+        let batch_id = around(Step::Announce, self.worker.journal.announce(self.doing(), &batch)).await?;
         let root = self.window.lock().await.push(batch.last.clone(), 1);
         Ok(Node { batch_id, batch, root, ready, lost: false, repeated: false, unknown_runs: 0 })
     }
@@ -242,12 +243,13 @@ impl Delivery {
             } else {
                 let ready = self.sign(&node.batch, corrected).await?;
                 let (batch_id, lost) = (node.batch_id, node.lost);
-                self.worker.journal.announce_again(self.doing(), batch_id, &node.batch, lost).await?;
+                let again = self.worker.journal.announce_again(self.doing(), batch_id, &node.batch, lost);
+                around(Step::Announce, again).await?;
                 ready
             };
             let signed = self.fresh(signed, &node.batch, corrected).await?;
             let (begun, signed_ahead, signed_at) = (Instant::now(), signed.ahead(), signed.at());
-            let answer = self.answer(signed).await;
+            let answer = around(Step::Send, self.answer(signed)).await;
             drop(permit);
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
             let settlement = settlement(&answer, begun, node.repeated);
@@ -340,7 +342,9 @@ impl Delivery {
         let mut window = self.window.lock().await;
         let advance = window.advance_after(node.root);
         let moves = (advance, self.has_set_aside.load(Ordering::Relaxed));
-        self.worker.journal.settle(self.doing(), node.batch_id, &node.batch, settlement, moves).await?;
+        let (doing, journal) = (self.doing(), &self.worker.journal);
+        let settled = journal.settle(doing, node.batch_id, &node.batch, settlement, moves);
+        around(Step::Settle, settled).await?;
         self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
         window.part_done(node.root);
         drop(window);
@@ -360,7 +364,8 @@ impl Delivery {
     async fn answered(&self, node: &Node, words: &Words, settlement: Settlement) -> Result<(), Halt> {
         let Words { status, message, .. } = words;
         let (id, batch) = (node.batch_id, &node.batch);
-        Ok(self.worker.journal.answered(self.doing(), id, batch, status, settlement, message).await?)
+        let answered = self.worker.journal.answered(self.doing(), id, batch, status, settlement, message);
+        Ok(around(Step::Answer, answered).await?)
     }
 
     /// Records an answer after which the lane stops where it is, and says why it does.

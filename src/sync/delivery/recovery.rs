@@ -9,6 +9,7 @@ use super::super::words;
 use super::{Delivery, Node};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
+use crate::fault_point::{Step, around};
 use crate::journal::Recorded;
 use crate::ledger::{Reading, Row};
 use crate::watermark::Cursor;
@@ -22,7 +23,7 @@ impl Delivery {
     ) -> Result<Option<Cursor>, Halt> {
         let set_aside = self.worker.journal.has_rows_set_aside(&self.pass.lease.entity_id).await?;
         self.has_set_aside.store(set_aside, Ordering::Relaxed);
-        let recorded = self.worker.journal.recorded(&self.pass).await?;
+        let recorded = around(Step::Recover, self.worker.journal.recorded(&self.pass)).await?;
         let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
         for part in &recorded {
             if let Some(parent_id) = part.parent_id {
@@ -73,7 +74,8 @@ impl Delivery {
         if rows.is_empty() {
             let mut window = self.window.lock().await;
             let advance = window.advance_after(root);
-            self.worker.journal.emptied(self.doing(), leaf.batch_id, advance).await?;
+            let emptied = self.worker.journal.emptied(self.doing(), leaf.batch_id, advance);
+            around(Step::Empty, emptied).await?;
             window.part_done(root);
             return Ok(());
         }
