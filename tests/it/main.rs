@@ -13,6 +13,7 @@ mod answers;
 mod attach;
 mod cluster;
 mod commands;
+mod crashes;
 mod database;
 mod delivery;
 mod errors;

@@ -44,9 +44,14 @@ impl Scene {
         let database = Database::from(pool.clone());
         journal::migrate(&database).await.unwrap();
         journal::migrate_ledger(&database).await.unwrap();
+        Self::beside(pool, Options::default()).await
+    }
+
+    /// Another sandbox, and a connector to it, on a database that is migrated already.
+    pub async fn beside(pool: PgPool, options: Options) -> Self {
         let credentials =
             vec![Credential::new("default", KEY, SECRET), Credential::new("second", "key-2", "secret-2")];
-        let sandbox = Sandbox::start(Options { credentials, ..Options::default() }).await.unwrap();
+        let sandbox = Sandbox::start(Options { credentials, ..options }).await.unwrap();
         let url = pool.connect_options().to_url_lossy().to_string();
         let variables = [
             ("DATABASE_URL", url.as_str()),
@@ -123,11 +128,16 @@ impl Scene {
 
     /// Runs the connector in this process.
     pub async fn try_run(&self) -> Result<RunReport, RunError> {
+        self.try_run_of(&[]).await
+    }
+
+    /// The same for these entities alone.
+    pub async fn try_run_of(&self, entity_ids: &[String]) -> Result<RunReport, RunError> {
         let settings = self.settings(&[]);
         let database = self.database(8).await;
         let (_sender, stop) = watch::channel(false);
         let worker = Worker::open(settings, database.clone(), stop).await?;
-        let report = worker.run(&[]).await;
+        let report = worker.run(entity_ids).await;
         database.close().await;
         report
     }

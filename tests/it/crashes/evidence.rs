@@ -1,0 +1,193 @@
+//! What a crash left, and what has to be so once another run has gone on: ledger, journal and API compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{AssertSqlSafe, FromRow};
+
+use crate::sandbox::IMPORT;
+use crate::support::Scene;
+
+/// A batch, as the journal has it.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Batch {
+    batch_id: i64,
+    status: String,
+    attempts: i32,
+    ambiguous: bool,
+    row_count: i32,
+    accounts: Vec<String>,
+}
+
+impl Batch {
+    /// Nobody knows whether it has arrived.
+    pub fn is_in_flight(&self) -> bool {
+        self.row_count > 0 && (self.status == "unknown" || (self.status == "sending" && self.attempts > 0))
+    }
+
+    fn is_done(&self) -> bool {
+        self.status == "accepted"
+            || self.status == "split"
+            || (self.status == "rejected" && self.row_count == 0)
+    }
+}
+
+/// What is looked at: the entities of a case, which share their database with those of others.
+pub struct Case<'s> {
+    pub scene: &'s Scene,
+    pub entities: Vec<String>,
+}
+
+/// How things stood when a process had been killed.
+#[derive(Debug)]
+pub struct Stand {
+    batches: Vec<Batch>,
+    /// How often each account's record was accepted.
+    arrived: BTreeMap<String, usize>,
+}
+
+impl Case<'_> {
+    pub async fn stand(&self) -> Stand {
+        let batches = sqlx::query_as(
+            "select batch_id, status, attempts, ambiguous, row_count,
+                    array(select s.entity_account_id from elven_sync.batch_row_ids(batch_id) r (id)
+                            join ledger.balance_snapshots s on s.id = r.id::bigint) as accounts
+               from elven_sync.sync_batches where entity_id = any ($1) order by batch_id",
+        );
+        let batches = batches.bind(&self.entities).fetch_all(&self.scene.pool).await.unwrap();
+        let mut arrived = BTreeMap::new();
+        for (account, _) in self.scene.balances() {
+            *arrived.entry(account).or_default() += 1;
+        }
+        Stand { batches, arrived }
+    }
+
+    /// A value of a query in which `ENTITIES` are those of the case, and `RUNS` these.
+    async fn value(&self, runs: &[i64], sql: &str) -> String {
+        let sql = sql.replace("ENTITIES", &format!("array['{}']", self.entities.join("', '")));
+        let sql = sql.replace("RUNS", &format!("array{runs:?}::bigint[]"));
+        let value: Option<String> =
+            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.scene.pool).await.unwrap();
+        value.unwrap_or_default()
+    }
+}
+
+impl Stand {
+    pub fn in_flight(&self) -> impl Iterator<Item = &Batch> {
+        self.batches.iter().filter(|batch| batch.is_in_flight())
+    }
+
+    /// What a later run may do to a batch: nothing to one that is done; and one that was in flight says for ever
+    /// that it may have arrived before.
+    fn leads_to(&self, now: &Self) {
+        for before in &self.batches {
+            let after = now.batches.iter().find(|batch| batch.batch_id == before.batch_id).expect("it stays");
+            if before.is_done() {
+                let unchanged = (&after.status, after.attempts, after.ambiguous);
+                assert_eq!(unchanged, (&before.status, before.attempts, before.ambiguous), "{before:?}");
+            } else if before.is_in_flight() {
+                let again = after.attempts > before.attempts || after.row_count == 0;
+                assert!(again && after.ambiguous, "{before:?} became {after:?}");
+            }
+        }
+    }
+}
+
+/// What all crashes of a case left, in their order.
+pub struct Crashes<'s> {
+    pub case: Case<'s>,
+    pub stands: Vec<Stand>,
+    /// All runs of the case.
+    pub runs: Vec<i64>,
+    /// Accounts whose rows were written again after the last crash.
+    pub updated: BTreeSet<String>,
+    /// Answers that came and were not recorded before the process was killed.
+    pub unrecorded: usize,
+}
+
+impl Crashes<'_> {
+    /// Asserts that nothing is missing, that nothing was sent twice but what was in flight, and that the journal
+    /// says all of that.
+    pub async fn are_overcome(&self) {
+        let now = self.case.stand().await;
+        for stand in &self.stands {
+            stand.leads_to(&now);
+        }
+        let ids = |batches: Vec<&Batch>| -> BTreeSet<i64> { batches.iter().map(|b| b.batch_id).collect() };
+        let in_flight = ids(self.stands.iter().flat_map(Stand::in_flight).collect());
+        let ambiguous = ids(now.batches.iter().filter(|batch| batch.ambiguous).collect());
+        assert_eq!(ambiguous, in_flight, "what was in flight, and nothing else: {:?}", now.batches);
+        assert!(now.batches.iter().all(Batch::is_done), "{:?}", now.batches);
+        self.each_row_arrived(&now).await;
+        self.journal_is_whole().await;
+    }
+
+    async fn each_row_arrived(&self, now: &Stand) {
+        let last = self.stands.last().unwrap();
+        let in_flight: BTreeSet<&String> = last.in_flight().flat_map(|batch| &batch.accounts).collect();
+        let newest: BTreeMap<String, String> = self.case.scene.balances().into_iter().collect();
+        let rows: Vec<(String, String, Option<String>)> = sqlx::query_as(
+            "select entity_account_id, trim_scale(balance)::text,
+                    (select string_agg(kind, ' ') from elven_sync.sync_errors e
+                      where e.ledger_id = s.id::text and e.resolved_at is null)
+               from ledger.balance_snapshots s where entity_id = any ($1)",
+        )
+        .bind(&self.case.entities)
+        .fetch_all(&self.case.scene.pool)
+        .await
+        .unwrap();
+        assert!(!rows.is_empty());
+        for (account, balance, set_aside) in rows {
+            let kind = ["rejected_row", "invalid_row"].into_iter().find(|kind| account.contains(kind));
+            assert_eq!(set_aside.as_deref(), kind, "{account}");
+            let before = last.arrived.get(&account).copied().unwrap_or(0);
+            let again = before == 0 || in_flight.contains(&account) || self.updated.contains(&account);
+            let expected = if kind.is_some() { 0 } else { before + usize::from(again) };
+            assert_eq!(now.arrived.get(&account).copied().unwrap_or(0), expected, "times {account} arrived");
+            if kind.is_none() {
+                assert_eq!(newest[&account], balance, "{account}");
+            }
+        }
+    }
+
+    /// Counters agree, passes chain, leases are free, and every run has ended or is said to have been killed.
+    async fn journal_is_whole(&self) {
+        let value = async |sql| self.case.value(&self.runs, sql).await;
+        let in_runs = "select concat_ws(' ', sum(rows_read), sum(rows_uploaded), sum(rows_rejected), sum(rows_superseded))
+                         from elven_sync.sync_runs where run_id = any (RUNS)";
+        let in_batches = "select concat_ws(' ', sum(rows_read), sum(row_count) filter (where status = 'accepted'),
+                                           sum(rows_rejected), sum(rows_superseded))
+                            from elven_sync.sync_batches where status <> 'split' and entity_id = any (ENTITIES)";
+        assert_eq!(value(in_runs).await, value(in_batches).await, "counters of runs and of batches");
+        let in_states =
+            "select sum(rows_uploaded)::text from elven_sync.sync_state where entity_id = any (ENTITIES)";
+        let uploaded = "select sum(rows_uploaded)::text from elven_sync.sync_runs where run_id = any (RUNS)";
+        assert_eq!(value(in_states).await, value(uploaded).await, "rows uploaded by states and by runs");
+        let requests = "select sum(requests)::text from elven_sync.sync_runs where run_id = any (RUNS)";
+        let requests: usize = value(requests).await.parse().unwrap();
+        let imports =
+            self.case.scene.sandbox.requests().iter().filter(|request| request.path == IMPORT).count();
+        assert_eq!(imports - requests, self.unrecorded, "requests without a recorded answer");
+        let open = "select coalesce(string_agg(pass_id::text, ' '), '') from (
+                        select pass_id, finished_at, settled,
+                               lag(target) over (partition by entity_id order by pass_id) as before
+                          from elven_sync.sync_passes where entity_id = any (ENTITIES)) p
+                     where finished_at is null or settled::text is distinct from before::text";
+        assert_eq!(
+            value(open).await,
+            "",
+            "passes that are open, or begin elsewhere than the one before ended"
+        );
+        let astray = "select string_agg(entity_id, ' ') from elven_sync.sync_state s
+                       where entity_id = any (ENTITIES)
+                         and (lease_owner is not null or pass_id is not null or cursor_id is not null
+                              or settled::text <> (select target::text from elven_sync.sync_passes p
+                                                    where p.entity_id = s.entity_id order by pass_id desc limit 1))";
+        assert_eq!(value(astray).await, "", "entities that are leased, in a pass, or stand elsewhere");
+        let unwell = "select string_agg(entity_id || ' ' || status, ', ') from elven_sync.sync_health
+                       where entity_id = any (ENTITIES) and (status <> 'ok' or last_error is not null)";
+        assert_eq!(value(unwell).await, "", "entities that are not well");
+        let runs = "select string_agg(run_id || ' ' || status, ', ') from elven_sync.sync_runs
+                     where run_id = any (RUNS) and (status = 'running' or finished_at is null)";
+        assert_eq!(value(runs).await, "", "runs that seem to go on");
+    }
+}
