@@ -8,19 +8,19 @@ use std::collections::HashSet;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use elven_sync::fault_point::{Side, Step};
-use elven_sync::journal::RunStatus;
+use elven_sync::journal::{self, RunStatus};
 use elven_sync::sandbox::{Fault, Options};
-use elven_sync::sync::RunReport;
+use elven_sync::sync::Worker;
 use futures_util::{FutureExt, StreamExt, stream};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
 use strum::IntoEnumIterator;
+use tokio::sync::watch;
 
-use self::evidence::{Case, Crashes, Stand};
+use self::evidence::Stand;
 use crate::sandbox_faults::parsed;
 use crate::support::{Scene, eventually, stderr};
 
@@ -60,7 +60,7 @@ fn points(steps: &[(Step, &[u32])]) -> Vec<Point> {
     points
 }
 
-/// In a run over two entities: at the first of them, and at the second one or a later batch of the first.
+/// In a run of new rows.
 const OF_A_RUN: [(Step, &[u32]); 15] = [
     (Step::BeginRun, &[1]),
     (Step::TakeLease, &[1, 2]),
@@ -129,43 +129,64 @@ fn every_step_is_crashed_at() {
 }
 
 /// A case: entities of its own in the database of the test, and an API of its own.
-struct Place {
+struct Case {
     scene: Scene,
+    /// Connections of workers in this process, for all cases.
+    pool: PgPool,
     entities: Vec<String>,
     runs: Vec<i64>,
     stands: Vec<Stand>,
+    /// Accounts whose rows were written again after the last crash.
+    updated: Vec<String>,
+    /// Answers that came and were not recorded before the process was killed.
     unrecorded: usize,
 }
 
-/// Runs a case for each of the points, many at once. All of them run, and then those that failed are named.
-async fn each(pool: PgPool, points: Vec<Point>, case: impl AsyncFn(Place, Point)) {
+/// Crashes at each of the points, many at once, goes on after each crash, and looks at what they have come to.
+/// All of them do that, and then those where something is wrong are named.
+async fn crash_at_each(pool: PgPool, points: Vec<Point>, crash: impl AsyncFn(&mut Case, Point)) {
     let database = Scene::new(pool).await;
-    let failed = Mutex::new(Vec::new());
-    stream::iter(points)
-        .for_each_concurrent(AT_ONCE, async |point| {
-            let place = Place::new(database.pool.clone()).await;
-            if AssertUnwindSafe(case(place, point)).catch_unwind().await.is_err() {
-                failed.lock().unwrap().push(point.to_string());
-            }
-        })
-        .await;
-    let failed = failed.into_inner().unwrap();
+    let pool = journal::connect(database.settings(&[]).database_url().unwrap(), 16).await.unwrap();
+    let cases = stream::iter(points).map(async |point| {
+        let mut case = Case::new(&database, pool.clone()).await;
+        let gone_on = async {
+            crash(&mut case, point).await;
+            case.go_on().await;
+        };
+        let gone_on = AssertUnwindSafe(gone_on).catch_unwind().await;
+        (point, gone_on.is_ok(), case)
+    });
+    let cases: Vec<(Point, bool, Case)> = cases.buffer_unordered(AT_ONCE).collect().await;
+    // Once dead runs have stopped giving signs of life, a later one says what became of them.
+    let alive = "select count(*)::text from elven_sync.sync_runs
+                  where status = 'running' and alive_until > clock_timestamp()";
+    eventually("the dead runs' time is over", async || database.text(alive).await == "0").await;
+    let report = database.run().await;
+    assert_eq!((report.status, report.counters.rows_read), (RunStatus::Succeeded, 0), "nothing was left");
+    let mut failed = Vec::new();
+    for (point, gone_on, case) in cases {
+        let overcome = async { case.is_overcome().await };
+        if !gone_on || AssertUnwindSafe(overcome).catch_unwind().await.is_err() {
+            failed.push(point.to_string());
+        }
+    }
     assert!(failed.is_empty(), "it failed at {}", failed.join(", "));
 }
 
-impl Place {
+impl Case {
     /// One batch after the other, with hardly a pause between two attempts.
-    async fn new(pool: PgPool) -> Self {
-        let mut scene = Scene::beside(pool, Options::default()).await;
+    async fn new(database: &Scene, pool: PgPool) -> Self {
+        let mut scene = Scene::beside(database.pool.clone(), Options::default()).await;
         scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
         scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
         scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
         scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
-        Self { scene, entities: Vec::new(), runs: Vec::new(), stands: Vec::new(), unrecorded: 0 }
+        let (entities, runs, stands, updated) = Default::default();
+        Self { scene, pool, entities, runs, stands, updated, unrecorded: 0 }
     }
 
-    /// Adds an entity with four batches of two rows: the second one has a row that the API refuses, the third one a
+    /// Adds an entity with three batches of two rows: the second one has a row that the API refuses, the third one a
     /// row that cannot be sent.
     async fn add_entity(&mut self) {
         static ENTITIES: AtomicU32 = AtomicU32::new(0);
@@ -175,7 +196,7 @@ impl Place {
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
              select $1, concat_ws(' ', $1, n, case n when 3 then 'rejected_row' when 5 then 'invalid_row' end),
                     case n when 3 then 'ETH' else 'BTC' end, '2024-01-01Z', case n when 5 then 'NaN' else n::numeric end
-               from generate_series(1, 8) n",
+               from generate_series(1, 6) n",
         )
         .bind(&entity_id)
         .execute(&self.scene.pool)
@@ -195,12 +216,8 @@ impl Place {
         .unwrap();
     }
 
-    fn case(&self) -> Case<'_> {
-        Case { scene: &self.scene, entities: self.entities.clone() }
-    }
-
     /// Starts the connector, and expects that it dies at the point.
-    async fn killed(&mut self, arguments: &[&str], point: Point) -> &Stand {
+    async fn kill(&mut self, arguments: &[&str], point: Point) -> &Stand {
         let mut command = self.scene.command(arguments);
         command.env(FAULT_POINT, format!("{point}=kill"));
         let child = command.spawn().unwrap();
@@ -211,66 +228,49 @@ impl Place {
         let run = sqlx::query_scalar("select run_id from elven_sync.sync_runs where strpos(worker, $1) > 0");
         self.runs.extend(run.bind(worker).fetch_optional(&self.scene.pool).await.unwrap() as Option<i64>);
         self.unrecorded += usize::from(point.loses_an_answer());
-        let stand = self.case().stand().await;
+        let stand = self.stand().await;
         self.stands.push(stand);
         self.stands.last().unwrap()
     }
 
-    async fn killed_run(&mut self, point: Point) -> &Stand {
+    async fn kill_run(&mut self, point: Point) -> &Stand {
         let entities = self.entities.clone();
         let arguments: Vec<&str> =
             ["run", "--entity"].into_iter().chain(entities.iter().map(String::as_str)).collect();
-        self.killed(&arguments, point).await
+        self.kill(&arguments, point).await
     }
 
-    async fn run(&mut self) -> RunReport {
-        let report = self.scene.try_run_of(&self.entities).await.unwrap();
-        self.runs.extend(report.run_id);
-        report
-    }
-
-    /// Goes on after the last crash, with new rows too, and looks at what all crashes have come to.
-    async fn goes_on(mut self, updated: &[String]) {
+    /// Goes on after the last crash, with new rows too.
+    async fn go_on(&mut self) {
         self.add_a_row_each().await;
-        let report = self.run().await;
+        let (_sender, stop) = watch::channel(false);
+        let worker = Worker::open(self.scene.settings(&[]), self.pool.clone(), stop).await.unwrap();
+        let report = worker.run(&self.entities).await.unwrap();
+        self.runs.extend(report.run_id);
         assert!(matches!(report.status, RunStatus::Succeeded | RunStatus::Incomplete), "{report:?}");
-        // Once dead runs have stopped giving signs of life, a later one says what became of them.
-        eventually("the dead runs' time is over", async || {
-            let alive = sqlx::query_scalar::<_, bool>(
-                "select exists (select from elven_sync.sync_runs
-                                 where run_id = any ($1) and status = 'running' and alive_until > clock_timestamp())",
-            );
-            !alive.bind(&self.runs).fetch_one(&self.scene.pool).await.unwrap()
-        })
-        .await;
-        let before = self.scene.sandbox.requests().len();
-        assert_eq!(self.run().await.status, RunStatus::Succeeded);
-        assert_eq!(self.scene.sandbox.requests().len(), before, "nothing was left");
-        let case = Case { scene: &self.scene, entities: self.entities };
-        let (stands, runs, unrecorded) = (self.stands, self.runs, self.unrecorded);
-        let updated = updated.iter().cloned().collect();
-        Crashes { case, stands, runs, updated, unrecorded }.are_overcome().await;
     }
 }
 
 #[sqlx::test(migrations = false)]
 async fn a_run_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
-    each(pool, points(&OF_A_RUN), async |mut place, point| {
-        place.add_entity().await;
-        place.add_entity().await;
+    crash_at_each(pool, points(&OF_A_RUN), async |case, point| {
+        // The other steps come once for each entity, one after the other.
+        let of_a_batch = matches!(point.0, Step::Announce | Step::Send | Step::Answer | Step::Settle);
+        for _ in 0..if of_a_batch { 1 } else { point.2 } {
+            case.add_entity().await;
+        }
         // The first batch is refused twice, for a moment.
         for _ in 0..2 {
             let (body, headers) = (String::new(), Vec::new());
-            place.scene.sandbox.inject(Fault::Answer { status: 503, body, headers });
+            case.scene.sandbox.inject(Fault::Answer { status: 503, body, headers });
         }
-        let stand = place.killed_run(point).await;
+        let stand = case.kill_run(point).await;
         assert!(stand.in_flight().count() <= 1);
         if let (Step::Announce | Step::Send | Step::Settle, side) = (point.0, point.1) {
             let announced = (point.0, side) != (Step::Announce, Side::Before);
             let settled = (point.0, side) == (Step::Settle, Side::After);
             assert_eq!(stand.in_flight().count(), usize::from(announced && !settled));
         }
-        place.goes_on(&[]).await;
     })
     .await;
 }

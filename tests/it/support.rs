@@ -128,16 +128,11 @@ impl Scene {
 
     /// Runs the connector in this process.
     pub async fn try_run(&self) -> Result<RunReport, RunError> {
-        self.try_run_of(&[]).await
-    }
-
-    /// The same for these entities alone.
-    pub async fn try_run_of(&self, entity_ids: &[String]) -> Result<RunReport, RunError> {
         let settings = self.settings(&[]);
         let database = self.database(8).await;
         let (_sender, stop) = watch::channel(false);
         let worker = Worker::open(settings, database.clone(), stop).await?;
-        let report = worker.run(entity_ids).await;
+        let report = worker.run(&[]).await;
         database.close().await;
         report
     }

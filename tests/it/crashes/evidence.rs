@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{AssertSqlSafe, FromRow};
 
+use super::Case;
 use crate::sandbox::IMPORT;
-use crate::support::Scene;
 
 /// A batch, as the journal has it.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -31,12 +31,6 @@ impl Batch {
     }
 }
 
-/// What is looked at: the entities of a case, which share their database with those of others.
-pub struct Case<'s> {
-    pub scene: &'s Scene,
-    pub entities: Vec<String>,
-}
-
 /// How things stood when a process had been killed.
 #[derive(Debug)]
 pub struct Stand {
@@ -45,7 +39,7 @@ pub struct Stand {
     arrived: BTreeMap<String, usize>,
 }
 
-impl Case<'_> {
+impl Case {
     pub async fn stand(&self) -> Stand {
         let batches = sqlx::query_as(
             "select batch_id, status, attempts, ambiguous, row_count,
@@ -61,10 +55,10 @@ impl Case<'_> {
         Stand { batches, arrived }
     }
 
-    /// A value of a query in which `ENTITIES` are those of the case, and `RUNS` these.
-    async fn value(&self, runs: &[i64], sql: &str) -> String {
+    /// A value of a query in which `ENTITIES` and `RUNS` are those of the case.
+    async fn value(&self, sql: &str) -> String {
         let sql = sql.replace("ENTITIES", &format!("array['{}']", self.entities.join("', '")));
-        let sql = sql.replace("RUNS", &format!("array{runs:?}::bigint[]"));
+        let sql = sql.replace("RUNS", &format!("array{:?}::bigint[]", self.runs));
         let value: Option<String> =
             sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.scene.pool).await.unwrap();
         value.unwrap_or_default()
@@ -92,23 +86,11 @@ impl Stand {
     }
 }
 
-/// What all crashes of a case left, in their order.
-pub struct Crashes<'s> {
-    pub case: Case<'s>,
-    pub stands: Vec<Stand>,
-    /// All runs of the case.
-    pub runs: Vec<i64>,
-    /// Accounts whose rows were written again after the last crash.
-    pub updated: BTreeSet<String>,
-    /// Answers that came and were not recorded before the process was killed.
-    pub unrecorded: usize,
-}
-
-impl Crashes<'_> {
+impl Case {
     /// Asserts that nothing is missing, that nothing was sent twice but what was in flight, and that the journal
     /// says all of that.
-    pub async fn are_overcome(&self) {
-        let now = self.case.stand().await;
+    pub async fn is_overcome(&self) {
+        let now = self.stand().await;
         for stand in &self.stands {
             stand.leads_to(&now);
         }
@@ -124,15 +106,15 @@ impl Crashes<'_> {
     async fn each_row_arrived(&self, now: &Stand) {
         let last = self.stands.last().unwrap();
         let in_flight: BTreeSet<&String> = last.in_flight().flat_map(|batch| &batch.accounts).collect();
-        let newest: BTreeMap<String, String> = self.case.scene.balances().into_iter().collect();
+        let newest: BTreeMap<String, String> = self.scene.balances().into_iter().collect();
         let rows: Vec<(String, String, Option<String>)> = sqlx::query_as(
             "select entity_account_id, trim_scale(balance)::text,
                     (select string_agg(kind, ' ') from elven_sync.sync_errors e
                       where e.ledger_id = s.id::text and e.resolved_at is null)
                from ledger.balance_snapshots s where entity_id = any ($1)",
         )
-        .bind(&self.case.entities)
-        .fetch_all(&self.case.scene.pool)
+        .bind(&self.entities)
+        .fetch_all(&self.scene.pool)
         .await
         .unwrap();
         assert!(!rows.is_empty());
@@ -151,7 +133,7 @@ impl Crashes<'_> {
 
     /// Counters agree, passes chain, leases are free, and every run has ended or is said to have been killed.
     async fn journal_is_whole(&self) {
-        let value = async |sql| self.case.value(&self.runs, sql).await;
+        let value = async |sql| self.value(sql).await;
         let in_runs = "select concat_ws(' ', sum(rows_read), sum(rows_uploaded), sum(rows_rejected), sum(rows_superseded))
                          from elven_sync.sync_runs where run_id = any (RUNS)";
         let in_batches = "select concat_ws(' ', sum(rows_read), sum(row_count) filter (where status = 'accepted'),
@@ -164,8 +146,7 @@ impl Crashes<'_> {
         assert_eq!(value(in_states).await, value(uploaded).await, "rows uploaded by states and by runs");
         let requests = "select sum(requests)::text from elven_sync.sync_runs where run_id = any (RUNS)";
         let requests: usize = value(requests).await.parse().unwrap();
-        let imports =
-            self.case.scene.sandbox.requests().iter().filter(|request| request.path == IMPORT).count();
+        let imports = self.scene.sandbox.requests().iter().filter(|request| request.path == IMPORT).count();
         assert_eq!(imports - requests, self.unrecorded, "requests without a recorded answer");
         let open = "select coalesce(string_agg(pass_id::text, ' '), '') from (
                         select pass_id, finished_at, settled,
