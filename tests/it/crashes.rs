@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
+use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use elven_sync::fault_point::{Side, Step};
@@ -26,7 +27,7 @@ use crate::support::{Scene, eventually, stderr};
 
 const FAULT_POINT: &str = "ELVEN_SYNC_FAULT_POINT";
 /// Cases under way at once; most of the time they wait for the lease of a dead worker.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 12;
 
 /// Where a process stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,10 +85,10 @@ const OF_A_RECOVERY: [(Step, &[u32]); 14] = [
     (Step::BeginRun, &[1]),
     (Step::TakeLease, &[1]),
     (Step::RenewLease, &[1]),
-    (Step::Recover, &[1, 2]),
+    (Step::Recover, &[1]),
     (Step::Announce, &[1, 2]),
-    (Step::Send, &[1, 2]),
-    (Step::Settle, &[1, 2]),
+    (Step::Send, &[1]),
+    (Step::Settle, &[1]),
     (Step::Split, &[1]),
     (Step::SetAside, &[1]),
     (Step::ClosePass, &[1, 2]),
@@ -96,10 +97,17 @@ const OF_A_RECOVERY: [(Step, &[u32]); 14] = [
     (Step::ReleaseLease, &[1]),
     (Step::FinishRun, &[1]),
 ];
+const OF_CHANGED_ROWS: [(Step, &[u32]); 5] = [
+    (Step::Announce, &[1]),
+    (Step::Send, &[1]),
+    (Step::Settle, &[1]),
+    (Step::Split, &[1]),
+    (Step::SetAside, &[1]),
+];
 const OF_AN_EMPTIED_BATCH: [(Step, &[u32]); 1] = [(Step::Empty, &[1])];
 const OF_A_FAILURE: [(Step, &[u32]); 2] = [(Step::Answer, &[1]), (Step::Fail, &[1])];
 const OF_SEVERAL_IN_FLIGHT: [(Step, &[u32]); 3] =
-    [(Step::Announce, &[1, 3, 6]), (Step::Send, &[1, 3, 6]), (Step::Settle, &[1, 3, 6])];
+    [(Step::Announce, &[1, 5]), (Step::Send, &[1, 5]), (Step::Settle, &[1, 5])];
 const OF_A_RETRY: [(Step, &[u32]); 8] = [
     (Step::BeginRun, &[1]),
     (Step::TakeLease, &[1]),
@@ -116,6 +124,7 @@ fn every_step_is_crashed_at() {
     let crashed_at: HashSet<Step> = [
         &OF_A_RUN[..],
         &OF_A_RECOVERY,
+        &OF_CHANGED_ROWS,
         &OF_AN_EMPTIED_BATCH,
         &OF_A_FAILURE,
         &OF_SEVERAL_IN_FLIGHT,
@@ -138,23 +147,33 @@ struct Case {
     stands: Vec<Stand>,
     /// Accounts whose rows were written again after the last crash.
     updated: Vec<String>,
-    /// Answers that came and were not recorded before the process was killed.
-    unrecorded: usize,
+    /// Answers that came and were not recorded before the process was killed: at least and at most.
+    unrecorded: (usize, usize),
 }
 
-/// Crashes at each of the points, many at once, goes on after each crash, and looks at what they have come to.
-/// All of them do that, and then those where something is wrong are named.
+/// Crashes at each of the points, goes on after each crash, and looks at what they have come to.
 async fn crash_at_each(pool: PgPool, points: Vec<Point>, crash: impl AsyncFn(&mut Case, Point)) {
+    let crash_and_go_on = async |case: &mut Case, point| {
+        crash(case, point).await;
+        case.go_on().await;
+    };
+    at_each(pool, points, crash_and_go_on, Case::is_overcome).await;
+}
+
+/// Does something at each of the points, many at once, and then looks at what it has come to. All of them do that,
+/// and then those where something is wrong are named.
+async fn at_each(
+    pool: PgPool,
+    points: Vec<Point>,
+    act: impl AsyncFn(&mut Case, Point),
+    look: impl AsyncFn(&Case),
+) {
     let database = Scene::new(pool).await;
     let pool = journal::connect(database.settings(&[]).database_url().unwrap(), 16).await.unwrap();
     let cases = stream::iter(points).map(async |point| {
         let mut case = Case::new(&database, pool.clone()).await;
-        let gone_on = async {
-            crash(&mut case, point).await;
-            case.go_on().await;
-        };
-        let gone_on = AssertUnwindSafe(gone_on).catch_unwind().await;
-        (point, gone_on.is_ok(), case)
+        let acted = AssertUnwindSafe(act(&mut case, point)).catch_unwind().await;
+        (point, acted.is_ok(), case)
     });
     let cases: Vec<(Point, bool, Case)> = cases.buffer_unordered(AT_ONCE).collect().await;
     // Once dead runs have stopped giving signs of life, a later one says what became of them.
@@ -164,9 +183,8 @@ async fn crash_at_each(pool: PgPool, points: Vec<Point>, crash: impl AsyncFn(&mu
     let report = database.run().await;
     assert_eq!((report.status, report.counters.rows_read), (RunStatus::Succeeded, 0), "nothing was left");
     let mut failed = Vec::new();
-    for (point, gone_on, case) in cases {
-        let overcome = async { case.is_overcome().await };
-        if !gone_on || AssertUnwindSafe(overcome).catch_unwind().await.is_err() {
+    for (point, acted, case) in cases {
+        if !acted || AssertUnwindSafe(look(&case)).catch_unwind().await.is_err() {
             failed.push(point.to_string());
         }
     }
@@ -183,7 +201,7 @@ impl Case {
         scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
         scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
         let (entities, runs, stands, updated) = Default::default();
-        Self { scene, pool, entities, runs, stands, updated, unrecorded: 0 }
+        Self { scene, pool, entities, runs, stands, updated, unrecorded: (0, 0) }
     }
 
     /// Adds an entity with three batches of two rows: the second one has a row that the API refuses, the third one a
@@ -205,30 +223,54 @@ impl Case {
         self.entities.push(entity_id);
     }
 
-    async fn add_a_row_each(&self) {
+    async fn add_rows_to_each(&self, count: i32) {
         sqlx::query(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
-             select e, concat_ws(' ', e, 'later', gen_random_uuid()), 'BTC', '2024-01-01Z', 9 from unnest($1::text[]) e",
+             select e, concat_ws(' ', e, 'later', gen_random_uuid()), 'BTC', '2024-01-01Z', 9
+               from unnest($1::text[]) e, generate_series(1, $2)",
         )
         .bind(&self.entities)
+        .bind(count)
         .execute(&self.scene.pool)
         .await
         .unwrap();
     }
 
-    /// Starts the connector, and expects that it dies at the point.
-    async fn kill(&mut self, arguments: &[&str], point: Point) -> &Stand {
+    /// Writes these rows again.
+    async fn update(&mut self, numbers: &str) {
+        let updated = format!(
+            "update ledger.balance_snapshots set balance = balance + 100
+              where entity_id = any ($1) and split_part(entity_account_id, ' ', 2)::int in {numbers}
+          returning entity_account_id"
+        );
+        let updated = sqlx::query_scalar(sqlx::AssertSqlSafe(updated)).bind(&self.entities);
+        self.updated = updated.fetch_all(&self.scene.pool).await.unwrap();
+        assert!(!self.updated.is_empty());
+    }
+
+    /// Starts the connector, to stop at a point if one is named, and waits for its end.
+    async fn start(&mut self, arguments: &[&str], point: Option<Point>) -> Output {
         let mut command = self.scene.command(arguments);
-        command.env(FAULT_POINT, format!("{point}=kill"));
+        command.env(FAULT_POINT, point.map(|point| format!("{point}=kill")).unwrap_or_default());
         let child = command.spawn().unwrap();
         let worker = format!("/{}/", child.id().unwrap());
         let output = child.wait_with_output().await.unwrap();
+        let run = sqlx::query_scalar("select run_id from elven_sync.sync_runs where strpos(worker, $1) > 0");
+        let run: Option<i64> = run.bind(worker).fetch_optional(&self.scene.pool).await.unwrap();
+        self.runs.extend(run);
+        output
+    }
+
+    /// Starts the connector, and expects that it dies at the point.
+    async fn kill(&mut self, arguments: &[&str], point: Point) -> &Stand {
+        let output = self.start(arguments, Some(point)).await;
         let killed = output.status.signal() == Some(Signal::SIGKILL as i32);
         assert!(killed, "{point} was not reached: {:?}\n{}", output.status, stderr(&output));
-        let run = sqlx::query_scalar("select run_id from elven_sync.sync_runs where strpos(worker, $1) > 0");
-        self.runs.extend(run.bind(worker).fetch_optional(&self.scene.pool).await.unwrap() as Option<i64>);
-        self.unrecorded += usize::from(point.loses_an_answer());
         let stand = self.stand().await;
+        let lost = usize::from(point.loses_an_answer());
+        let in_flight = stand.in_flight().count();
+        self.unrecorded.0 += lost;
+        self.unrecorded.1 += if in_flight > 1 { in_flight } else { lost };
         self.stands.push(stand);
         self.stands.last().unwrap()
     }
@@ -242,9 +284,11 @@ impl Case {
 
     /// Goes on after the last crash, with new rows too.
     async fn go_on(&mut self) {
-        self.add_a_row_each().await;
+        self.add_rows_to_each(1).await;
         let (_sender, stop) = watch::channel(false);
-        let worker = Worker::open(self.scene.settings(&[]), self.pool.clone(), stop).await.unwrap();
+        // Only the dead one's lease has to be short.
+        let settings = self.scene.settings(&[("ELVEN_SYNC_SYNC__LEASE", "30s")]);
+        let worker = Worker::open(settings, self.pool.clone(), stop).await.unwrap();
         let report = worker.run(&self.entities).await.unwrap();
         self.runs.extend(report.run_id);
         assert!(matches!(report.status, RunStatus::Succeeded | RunStatus::Incomplete), "{report:?}");
@@ -273,4 +317,100 @@ async fn a_run_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
         }
     })
     .await;
+}
+
+/// Whatever the first worker was killed at; new rows come meanwhile.
+#[sqlx::test(migrations = false)]
+async fn a_recovery_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
+    const FIRST: [Point; 4] = [
+        Point(Step::Announce, Side::After, 1),
+        Point(Step::Send, Side::Before, 1),
+        Point(Step::Send, Side::After, 1),
+        Point(Step::Settle, Side::Before, 1),
+    ];
+    crash_at_each(pool, points(&OF_A_RECOVERY), async |case, point| {
+        case.add_entity().await;
+        let first = FIRST[(point.0 as usize + point.1 as usize + point.2 as usize) % FIRST.len()];
+        assert_eq!(case.kill_run(first).await.in_flight().count(), 1);
+        case.add_rows_to_each(1).await;
+        assert!(case.kill_run(point).await.in_flight().count() <= 1);
+    })
+    .await;
+}
+
+/// Their new versions belong to a later pass. What was in flight and is unchanged is sent again all the same.
+#[sqlx::test(migrations = false)]
+async fn rows_that_change_between_crash_and_recovery_arrive_as_they_are_now(pool: PgPool) {
+    crash_at_each(pool, points(&OF_CHANGED_ROWS), async |case, point| {
+        case.add_entity().await;
+        case.kill_run(point).await;
+        case.update("(1, 4, 6)").await;
+    })
+    .await;
+}
+
+/// Of the batch in flight no row is left as it was.
+#[sqlx::test(migrations = false)]
+async fn a_batch_that_has_lost_its_rows_is_closed_whatever_crashes(pool: PgPool) {
+    crash_at_each(pool, points(&OF_AN_EMPTIED_BATCH), async |case, point| {
+        case.add_entity().await;
+        case.kill_run(Point(Step::Send, Side::After, 1)).await;
+        case.update("(1, 2)").await;
+        case.kill_run(point).await;
+    })
+    .await;
+}
+
+/// The answer is lost, and the lane about to stop for it.
+#[sqlx::test(migrations = false)]
+async fn a_failure_that_is_killed_while_it_is_recorded_is_overcome(pool: PgPool) {
+    crash_at_each(pool, points(&OF_A_FAILURE), async |case, point| {
+        case.add_entity().await;
+        case.scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+        case.scene.sandbox.inject(Fault::CutAfterWrite);
+        assert_eq!(case.kill_run(point).await.in_flight().count(), 1);
+    })
+    .await;
+}
+
+/// What was announced and not settled is sent again, up to four batches, and nothing else is.
+#[sqlx::test(migrations = false)]
+async fn several_batches_in_flight_are_all_accounted_for(pool: PgPool) {
+    let most_in_flight = AtomicU32::new(0);
+    crash_at_each(pool, points(&OF_SEVERAL_IN_FLIGHT), async |case, point| {
+        case.add_entity().await;
+        case.scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+        case.scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
+        case.add_rows_to_each(12).await;
+        case.scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=20ms"]));
+        let in_flight = case.kill_run(point).await.in_flight().count();
+        assert!(in_flight <= 4, "{in_flight}");
+        most_in_flight.fetch_max(u32::try_from(in_flight).unwrap(), Ordering::Relaxed);
+    })
+    .await;
+    assert!(most_in_flight.into_inner() > 1);
+}
+
+/// Each is one request, outside of any pass; what was in flight is seen in a batch of its own.
+#[sqlx::test(migrations = false)]
+async fn a_retry_that_is_killed_at_any_step_can_be_made_again(pool: PgPool) {
+    let crash_and_retry = async |case: &mut Case, point| {
+        case.add_entity().await;
+        case.go_on().await;
+        case.scene.sandbox.set_rules(Vec::new());
+        let error_id = "select error_id::text from elven_sync.sync_errors
+                         where kind = 'rejected_row' and resolved_at is null and entity_id = any (ENTITIES)";
+        let retried = case.value(error_id).await;
+        case.kill(&["errors", "retry", &retried], point).await;
+        let taken = "select (lease_owner is not null and lease_expires_at + interval '0.4s' > clock_timestamp())::text
+                       from elven_sync.sync_state where entity_id = any (ENTITIES)";
+        eventually("the lease is past", async || case.value(taken).await == "false").await;
+        if case.value(error_id).await == retried {
+            let output = case.start(&["errors", "retry", &retried], None).await;
+            assert!(output.status.success(), "{}", stderr(&output));
+        }
+        // With new rows, so that a lease which the dead one has left is taken over, too.
+        case.go_on().await;
+    };
+    at_each(pool, points(&OF_A_RETRY), crash_and_retry, Case::is_retried).await;
 }

@@ -55,13 +55,35 @@ impl Case {
         Stand { batches, arrived }
     }
 
+    /// Asserts that the rows that the API had refused are there now: once, unless the journal has a batch of which
+    /// nobody knows whether it arrived, and says so of the one that was accepted.
+    pub async fn is_retried(&self) {
+        let open = "select count(*)::text from elven_sync.sync_errors
+                     where kind = 'rejected_row' and resolved_at is null and entity_id = any (ENTITIES)";
+        assert_eq!(self.value(open).await, "0", "rows that are still set aside");
+        let now = self.stand().await;
+        let is_retry = |batch: &&Batch| batch.row_count > 0 && batch.accounts[0].contains("rejected_row");
+        for batch in now.batches.iter().filter(is_retry).filter(|batch| batch.status != "split") {
+            let maybe = self.stands[0].in_flight().any(|other| other.accounts == batch.accounts);
+            assert!(!maybe || batch.ambiguous || batch.status == "unknown", "{batch:?}");
+            let arrived = now.arrived[&batch.accounts[0]];
+            // Accepted and resolved are two transactions: after a crash between them the row is sent once more.
+            let unresolved = self.stands[0]
+                .batches
+                .iter()
+                .any(|other| other.status == "accepted" && other.accounts == batch.accounts);
+            assert!(arrived == 1 || (arrived == 2 && (maybe || unresolved)), "{arrived} times: {batch:?}");
+        }
+        self.journal_is_whole().await;
+    }
+
     /// A value of a query in which `ENTITIES` and `RUNS` are those of the case.
-    async fn value(&self, sql: &str) -> String {
+    pub async fn value(&self, sql: &str) -> String {
         let sql = sql.replace("ENTITIES", &format!("array['{}']", self.entities.join("', '")));
         let sql = sql.replace("RUNS", &format!("array{:?}::bigint[]", self.runs));
-        let value: Option<String> =
-            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.scene.pool).await.unwrap();
-        value.unwrap_or_default()
+        let value: Option<Option<String>> =
+            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_optional(&self.scene.pool).await.unwrap();
+        value.flatten().unwrap_or_default()
     }
 }
 
@@ -91,8 +113,16 @@ impl Case {
     /// says all of that.
     pub async fn is_overcome(&self) {
         let now = self.stand().await;
-        for stand in &self.stands {
+        for (nth, stand) in self.stands.iter().enumerate() {
             stand.leads_to(&now);
+            if let Some(next) = self.stands.get(nth + 1) {
+                let in_flight: BTreeSet<&String> = stand.in_flight().flat_map(|b| &b.accounts).collect();
+                for (account, times) in &next.arrived {
+                    let before = stand.arrived.get(account).copied().unwrap_or(0);
+                    let may_again = before == 0 || in_flight.contains(account);
+                    assert!(*times <= before + usize::from(may_again), "times {account} arrived");
+                }
+            }
         }
         let ids = |batches: Vec<&Batch>| -> BTreeSet<i64> { batches.iter().map(|b| b.batch_id).collect() };
         let in_flight = ids(self.stands.iter().flat_map(Stand::in_flight).collect());
@@ -121,13 +151,20 @@ impl Case {
         for (account, balance, set_aside) in rows {
             let kind = ["rejected_row", "invalid_row"].into_iter().find(|kind| account.contains(kind));
             assert_eq!(set_aside.as_deref(), kind, "{account}");
-            let before = last.arrived.get(&account).copied().unwrap_or(0);
-            let again = before == 0 || in_flight.contains(&account) || self.updated.contains(&account);
-            let expected = if kind.is_some() { 0 } else { before + usize::from(again) };
-            assert_eq!(now.arrived.get(&account).copied().unwrap_or(0), expected, "times {account} arrived");
-            if kind.is_none() {
-                assert_eq!(newest[&account], balance, "{account}");
+            let arrived = now.arrived.get(&account).copied().unwrap_or(0);
+            if kind.is_some() {
+                assert_eq!(arrived, 0, "times {account} arrived");
+                continue;
             }
+            assert_eq!(newest[&account], balance, "{account}");
+            let before = last.arrived.get(&account).copied().unwrap_or(0);
+            let in_flight = in_flight.contains(&account);
+            let again = before == 0 || in_flight || self.updated.contains(&account);
+            // Of several in flight, one may have been on the wire when the process died.
+            let on_the_wire = before == 0 && in_flight && self.unrecorded.1 > self.unrecorded.0;
+            let expected =
+                before + usize::from(again)..=before + usize::from(again) + usize::from(on_the_wire);
+            assert!(expected.contains(&arrived), "{arrived} times {account} arrived, not {expected:?}");
         }
     }
 
@@ -138,7 +175,7 @@ impl Case {
                          from elven_sync.sync_runs where run_id = any (RUNS)";
         let in_batches = "select concat_ws(' ', sum(rows_read), sum(row_count) filter (where status = 'accepted'),
                                            sum(rows_rejected), sum(rows_superseded))
-                            from elven_sync.sync_batches where status <> 'split' and entity_id = any (ENTITIES)";
+                            from elven_sync.sync_batches where status not in ('split', 'unknown') and entity_id = any (ENTITIES)";
         assert_eq!(value(in_runs).await, value(in_batches).await, "counters of runs and of batches");
         let in_states =
             "select sum(rows_uploaded)::text from elven_sync.sync_state where entity_id = any (ENTITIES)";
@@ -147,7 +184,9 @@ impl Case {
         let requests = "select sum(requests)::text from elven_sync.sync_runs where run_id = any (RUNS)";
         let requests: usize = value(requests).await.parse().unwrap();
         let imports = self.scene.sandbox.requests().iter().filter(|request| request.path == IMPORT).count();
-        assert_eq!(imports - requests, self.unrecorded, "requests without a recorded answer");
+        let (least, most) = self.unrecorded;
+        let unrecorded = imports - requests;
+        assert!((least..=most).contains(&unrecorded), "{unrecorded} requests without a recorded answer");
         let open = "select coalesce(string_agg(pass_id::text, ' '), '') from (
                         select pass_id, finished_at, settled,
                                lag(target) over (partition by entity_id order by pass_id) as before
