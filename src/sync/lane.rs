@@ -272,12 +272,11 @@ impl Held<'_> {
     async fn pass(&mut self, lane: &Lane) -> Result<Snapshot, Halt> {
         let Worker { journal, ledger, .. } = self.worker;
         let settled = lane.settled.as_ref();
-        let (pass_id, target) = match lane.open.clone() {
-            Some(open) => open,
-            None => {
-                let opened = journal.open_pass(&self.lease, self.run_id, settled, ledger.name());
-                around(Step::OpenPass, opened).await?
-            }
+        let (pass_id, target) = if let Some(open) = lane.open.clone() {
+            open
+        } else {
+            let opened = journal.open_pass(&self.lease, self.run_id, settled, ledger.name());
+            around(Step::OpenPass, opened).await?
         };
         let pass = OpenPass { lease: self.lease.clone(), pass_id };
         let reading = |after, until| Reading {

@@ -10,6 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use elven_sync::fault_point::{Side, Step};
 use elven_sync::journal::{self, RunStatus};
@@ -28,6 +29,9 @@ use crate::support::{Scene, eventually, stderr};
 const FAULT_POINT: &str = "ELVEN_SYNC_FAULT_POINT";
 /// Cases under way at once; most of the time they wait for the lease of a dead worker.
 const AT_ONCE: usize = 12;
+
+/// How old a signature may be for the API. The connector is told less where nobody is left who may send late.
+const SIGNATURE_WINDOW: Duration = Duration::from_secs(2);
 
 /// Where a process stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -194,7 +198,8 @@ async fn at_each(
 impl Case {
     /// One batch after the other, with hardly a pause between two attempts.
     async fn new(database: &Scene, pool: PgPool) -> Self {
-        let mut scene = Scene::beside(database.pool.clone(), Options::default()).await;
+        let options = Options { signature_window: SIGNATURE_WINDOW, ..Options::default() };
+        let mut scene = Scene::beside(database.pool.clone(), options).await;
         scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
         scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");

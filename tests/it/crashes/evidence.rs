@@ -10,7 +10,8 @@ use crate::sandbox::IMPORT;
 /// A batch, as the journal has it.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct Batch {
-    batch_id: i64,
+    #[sqlx(rename = "batch_id")]
+    id: i64,
     status: String,
     attempts: i32,
     ambiguous: bool,
@@ -96,7 +97,7 @@ impl Stand {
     /// that it may have arrived before.
     fn leads_to(&self, now: &Self) {
         for before in &self.batches {
-            let after = now.batches.iter().find(|batch| batch.batch_id == before.batch_id).expect("it stays");
+            let after = now.batches.iter().find(|batch| batch.id == before.id).unwrap();
             if before.is_done() {
                 let unchanged = (&after.status, after.attempts, after.ambiguous);
                 assert_eq!(unchanged, (&before.status, before.attempts, before.ambiguous), "{before:?}");
@@ -124,7 +125,7 @@ impl Case {
                 }
             }
         }
-        let ids = |batches: Vec<&Batch>| -> BTreeSet<i64> { batches.iter().map(|b| b.batch_id).collect() };
+        let ids = |batches: Vec<&Batch>| -> BTreeSet<i64> { batches.iter().map(|b| b.id).collect() };
         let in_flight = ids(self.stands.iter().flat_map(Stand::in_flight).collect());
         let ambiguous = ids(now.batches.iter().filter(|batch| batch.ambiguous).collect());
         assert_eq!(ambiguous, in_flight, "what was in flight, and nothing else: {:?}", now.batches);

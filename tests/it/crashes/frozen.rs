@@ -1,1 +1,146 @@
+//! A worker that freezes, is taken over, and comes back: it moves nothing, and the API refuses what it still sends.
 
+use elven_sync::fault_point::{Side, Step};
+use elven_sync::sandbox::{Fault, Gate, Request};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::PgPool;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
+
+use super::{Case, FAULT_POINT, Point, SIGNATURE_WINDOW, at_each, points};
+use crate::sandbox::IMPORT;
+
+/// While it has the lease, and a while longer.
+const OF_A_LEASE: [(Step, &[u32]); 10] = [
+    (Step::TakeLease, &[1]),
+    (Step::OpenPass, &[1]),
+    (Step::Recover, &[1]),
+    (Step::Announce, &[1, 2]),
+    (Step::Send, &[1, 2]),
+    (Step::Settle, &[1, 2]),
+    (Step::Split, &[1]),
+    (Step::SetAside, &[1]),
+    (Step::ClosePass, &[1]),
+    (Step::ReleaseLease, &[1]),
+];
+
+/// Between the look at the lease and sending: what it signed long ago leaves it now.
+fn sends_late(point: Point) -> bool {
+    matches!((point.0, point.1), (Step::Announce, Side::After) | (Step::Send, Side::Before))
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
+}
+
+impl Case {
+    /// Starts a run that is to freeze. Its lease is shorter than its signatures are good for, so that whoever took
+    /// over when the lease has run out, and not later, would be too early.
+    fn spawn(&mut self, point: Option<Point>) -> Child {
+        self.scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", &format!("{}ms", SIGNATURE_WINDOW.as_millis()));
+        let mut command = self.scene.command(&["run", "--entity", &self.entities[0]]);
+        command.env(FAULT_POINT, point.map(|point| format!("{point}=stop")).unwrap_or_default());
+        command.spawn().unwrap()
+    }
+
+    fn imports(&self) -> Vec<Request> {
+        self.scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
+    }
+
+    /// All that a worker moves; but not when it last looked, and saw that all was well.
+    async fn state(&self) -> String {
+        self.value(
+            "select concat_ws(E'\\n',
+                (select string_agg((to_jsonb(s) - 'checked_at' - 'last_success_at')::text, E'\\n') from elven_sync.sync_state s
+                  where entity_id = any (ENTITIES)),
+                (select string_agg(to_jsonb(p)::text, E'\\n' order by pass_id) from elven_sync.sync_passes p
+                  where entity_id = any (ENTITIES)),
+                (select string_agg(to_jsonb(b)::text, E'\\n' order by batch_id) from elven_sync.sync_batches b
+                  where entity_id = any (ENTITIES)),
+                (select string_agg(to_jsonb(e)::text, E'\\n' order by error_id) from elven_sync.sync_errors e
+                  where entity_id = any (ENTITIES)))",
+        )
+        .await
+    }
+
+    /// Another worker takes over from one that is frozen; rows that it knows are written again before that. Then it
+    /// is continued. Returns what it still sent.
+    async fn is_taken_over(&mut self, child: Child, thaw: impl FnOnce()) -> Vec<Request> {
+        self.update("(1, 2, 4)").await;
+        self.go_on().await;
+        let (state, received, sent) = (self.state().await, self.scene.received(), self.imports().len());
+        thaw();
+        signal(&child, Signal::SIGCONT);
+        let output = child.wait_with_output().await.unwrap();
+        assert!(output.status.code().is_some(), "{:?}", output.status);
+        assert_eq!(self.state().await, state, "it moves nothing");
+        assert_eq!(self.scene.received(), received, "nothing of what it sends is taken");
+        self.newest_is_right().await;
+        self.imports().split_off(sent)
+    }
+
+    /// Of each account the API has what the ledger has now.
+    async fn newest_is_right(&self) {
+        let newest: std::collections::BTreeMap<String, String> = self.scene.balances().into_iter().collect();
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "select entity_account_id, trim_scale(balance)::text from ledger.balance_snapshots
+              where entity_id = any ($1) and currency = 'BTC' and balance <> 'NaN'",
+        )
+        .bind(&self.entities)
+        .fetch_all(&self.scene.pool)
+        .await
+        .unwrap();
+        assert!(rows.len() > 4);
+        for (account, balance) in rows {
+            assert_eq!(newest[&account], balance, "{account}");
+        }
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_worker_that_freezes_at_any_step_moves_nothing_when_it_comes_back(pool: PgPool) {
+    let freeze = async |case: &mut Case, point| {
+        case.add_entity().await;
+        let mut child = case.spawn(Some(point));
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        loop {
+            let line = log.next_line().await.unwrap();
+            if line.unwrap_or_else(|| panic!("{point} was not reached")).contains("stopped at a fault point")
+            {
+                break;
+            }
+        }
+        let sent = case.is_taken_over(child, || ()).await;
+        if sends_late(point) {
+            let [late] = &sent[..] else { panic!("{sent:?}") };
+            let message = late.message.as_deref().unwrap_or_default();
+            assert!(late.status == Some(401) && message.contains("from the server's clock"), "{late:?}");
+        } else {
+            assert!(sent.is_empty(), "{sent:?}");
+        }
+    };
+    let mut points = points(&OF_A_LEASE);
+    points.retain(|point| {
+        let has_no_lease =
+            matches!((point.0, point.1), (Step::TakeLease, Side::Before) | (Step::ReleaseLease, Side::After));
+        !has_no_lease
+    });
+    at_each(pool, points, freeze, async |_| ()).await;
+}
+
+/// It has sent, and waits for an answer.
+#[sqlx::test(migrations = false)]
+async fn a_worker_that_freezes_before_the_answer_moves_nothing_when_it_comes_back(pool: PgPool) {
+    let freeze = async |case: &mut Case, _| {
+        case.add_entity().await;
+        let gate = Gate::new();
+        case.scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+        let child = case.spawn(None);
+        gate.reached().await;
+        signal(&child, Signal::SIGSTOP);
+        assert_eq!(case.stand().await.in_flight().count(), 1);
+        assert!(case.is_taken_over(child, || gate.open()).await.is_empty());
+    };
+    at_each(pool, vec![Point(Step::Send, Side::After, 1)], freeze, async |_| ()).await;
+}
