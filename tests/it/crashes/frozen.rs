@@ -1,5 +1,6 @@
 //! A worker that freezes, is taken over, and comes back: it moves nothing, and the API refuses what it still sends.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use elven_sync::fault_point::{Side, Step};
 use elven_sync::sandbox::{Fault, Gate, Request};
 use nix::sys::signal::{Signal, kill};
@@ -8,7 +9,8 @@ use sqlx::PgPool;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
-use super::{Case, FAULT_POINT, Point, SIGNATURE_WINDOW, at_each, points};
+use super::points::{Point, points};
+use super::{Case, FAULT_POINT, SIGNATURE_WINDOW, at_each};
 use crate::sandbox::IMPORT;
 
 /// While it has the lease, and a while longer.
@@ -68,7 +70,14 @@ impl Case {
     /// is continued. Returns what it still sent.
     async fn is_taken_over(&mut self, child: Child, thaw: impl FnOnce()) -> Vec<Request> {
         self.update("(1, 2, 4)").await;
+        let expires_at = sqlx::query_scalar::<_, DateTime<Utc>>(
+            "select lease_expires_at from elven_sync.sync_state where entity_id = any ($1)",
+        );
+        let expires_at = expires_at.bind(&self.entities).fetch_one(&self.scene.pool).await.unwrap();
+        let sent = self.imports().len();
         self.go_on().await;
+        let early = expires_at + SIGNATURE_WINDOW - self.imports()[sent].at;
+        assert!(early <= TimeDelta::zero(), "taken over while a signature was good for another {early}");
         let (state, received, sent) = (self.state().await, self.scene.received(), self.imports().len());
         thaw();
         signal(&child, Signal::SIGCONT);
