@@ -161,26 +161,26 @@ impl Journal {
             };
             return Ok(Take::Taken(lease, Box::new(row.into_lane()?)));
         }
-        // An entity without a state would be waited for in vain.
-        self.database
-            .execute(|| {
-                sqlx::query!(
-                    "insert into elven_sync.sync_state (entity_id) values ($1) on conflict do nothing",
-                    entity_id
-                )
-            })
-            .await?;
-        let seen = self
-            .database
-            .again(|| {
-                sqlx::query_scalar!(
-                    r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!"
-                         from elven_sync.sync_state where entity_id = $1"#,
-                    entity_id
-                )
-                .fetch_optional(&self.database)
-            })
-            .await?;
+        let look = || {
+            sqlx::query_scalar!(
+                r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!"
+                     from elven_sync.sync_state where entity_id = $1"#,
+                entity_id
+            )
+            .fetch_optional(&self.database)
+        };
+        let seen = self.database.again(look).await?;
+        if seen.is_none() {
+            // An entity without a state would be waited for in vain.
+            self.database
+                .execute(|| {
+                    sqlx::query!(
+                        "insert into elven_sync.sync_state (entity_id) values ($1) on conflict do nothing",
+                        entity_id
+                    )
+                })
+                .await?;
+        }
         Ok(Take::Held { seen: seen.unwrap_or_default() })
     }
 

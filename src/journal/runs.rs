@@ -40,7 +40,8 @@ pub struct Counters {
 }
 
 impl Journal {
-    /// Marks runs that stopped without saying so: running by their row, without a sign of life.
+    /// Marks runs that stopped without saying so: running by their row, without a sign of life. One whose row is locked
+    /// is left for later: its worker may stand still in the middle of a transaction.
     pub async fn mark_interrupted(&self) -> Result<(), JournalError> {
         self.database
             .execute(|| {
@@ -48,7 +49,9 @@ impl Journal {
                     "update elven_sync.sync_runs
                         set status = 'interrupted', finished_at = clock_timestamp(),
                             error = 'the process ended without finishing the run'
-                      where status = 'running' and alive_until < clock_timestamp()"
+                      where run_id in (select run_id from elven_sync.sync_runs
+                                       where status = 'running' and alive_until < clock_timestamp()
+                                         for update skip locked)"
                 )
             })
             .await?;

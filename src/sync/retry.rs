@@ -51,7 +51,7 @@ impl Worker {
             }
             Ok(())
         };
-        let failed = self.alive(run_id, work).await.err();
+        let failed = self.alive(run_id, Box::pin(work)).await.err();
         // What is left belongs to entities that are not registered, or cannot be worked on.
         for error in by_entity.into_values().flatten() {
             let why = unusable.iter().find(|(entity_id, _)| *entity_id == error.entity_id);

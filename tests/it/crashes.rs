@@ -11,8 +11,9 @@ use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use elven_sync::database::Database;
 use elven_sync::fault_point::{Side, Step};
-use elven_sync::journal::{self, RunStatus};
+use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Options};
 use elven_sync::sync::Worker;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -39,7 +40,7 @@ const SIGNATURE_WINDOW: Duration = Duration::from_secs(2);
 struct Case {
     scene: Scene,
     /// Connections of workers in this process, for all cases.
-    pool: PgPool,
+    database: Database,
     entities: Vec<String>,
     runs: Vec<i64>,
     stands: Vec<Stand>,
@@ -66,10 +67,10 @@ async fn at_each(
     act: impl AsyncFn(&mut Case, Point),
     look: impl AsyncFn(&Case),
 ) {
-    let database = Scene::new(pool).await;
-    let pool = journal::connect(database.settings(&[]).database_url().unwrap(), 16).await.unwrap();
+    let scene = Scene::new(pool).await;
+    let database = scene.database(16).await;
     let cases = stream::iter(points).map(async |point| {
-        let mut case = Case::new(&database, pool.clone()).await;
+        let mut case = Case::new(&scene, database.clone()).await;
         let acted = AssertUnwindSafe(act(&mut case, point)).catch_unwind().await;
         (point, acted.is_ok(), case)
     });
@@ -77,8 +78,8 @@ async fn at_each(
     // Once dead runs have stopped giving signs of life, a later one says what became of them.
     let alive = "select count(*)::text from elven_sync.sync_runs
                   where status = 'running' and alive_until > clock_timestamp()";
-    eventually("the dead runs' time is over", async || database.text(alive).await == "0").await;
-    let idle = database.run().await;
+    eventually("the dead runs' time is over", async || scene.text(alive).await == "0").await;
+    let idle = scene.run().await;
     let mut failed = Vec::new();
     for (point, acted, case) in cases {
         if !acted || AssertUnwindSafe(look(&case)).catch_unwind().await.is_err() {
@@ -91,16 +92,16 @@ async fn at_each(
 
 impl Case {
     /// One batch after the other, with hardly a pause between two attempts.
-    async fn new(database: &Scene, pool: PgPool) -> Self {
+    async fn new(beside: &Scene, database: Database) -> Self {
         let options = Options { signature_window: SIGNATURE_WINDOW, ..Options::default() };
-        let mut scene = Scene::beside(database.pool.clone(), options).await;
+        let mut scene = Scene::beside(beside.pool.clone(), options).await;
         scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
         scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
         scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
         scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
         let (entities, runs, stands, updated) = Default::default();
-        Self { scene, pool, entities, runs, stands, updated, unrecorded: (0, 0) }
+        Self { scene, database, entities, runs, stands, updated, unrecorded: (0, 0) }
     }
 
     /// Adds an entity with three batches of two rows: the second one has a row that the API refuses, the third one a
@@ -187,7 +188,7 @@ impl Case {
         let (_sender, stop) = watch::channel(false);
         // Only the dead one's lease has to be short.
         let settings = self.scene.settings(&[("ELVEN_SYNC_SYNC__LEASE", "30s")]);
-        let worker = Worker::open(settings, self.pool.clone(), stop).await.unwrap();
+        let worker = Worker::open(settings, self.database.clone(), stop).await.unwrap();
         let report = worker.run(&self.entities).await.unwrap();
         self.runs.extend(report.run_id);
         assert!(matches!(report.status, RunStatus::Succeeded | RunStatus::Incomplete), "{report:?}");

@@ -27,9 +27,9 @@ const OF_A_LEASE: [(Step, &[u32]); 10] = [
     (Step::ReleaseLease, &[1]),
 ];
 
-/// Between the look at the lease and sending: what it signed long ago leaves it now.
+/// Behind the look at whether lease and signature still hold: what it signed long ago leaves it now.
 fn sends_late(point: Point) -> bool {
-    matches!((point.0, point.1), (Step::Announce, Side::After) | (Step::Send, Side::Before))
+    matches!((point.0, point.1), (Step::Send, Side::Before))
 }
 
 fn signal(child: &Child, signal: Signal) {
