@@ -178,6 +178,20 @@ impl Cluster {
         self.end(Signal::SIGQUIT);
     }
 
+    /// Ends the server in good order, but does not wait for those who are connected.
+    pub async fn stop(&mut self) {
+        let Some(server) = &mut self.server else { return };
+        kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), Signal::SIGINT).unwrap();
+        for _ in 0..1000 {
+            if server.try_wait().unwrap().is_some() {
+                self.server = None;
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the server does not end: {}", self.log());
+    }
+
     /// Starts the server again, where it was.
     pub async fn start(&mut self) {
         assert!(self.try_start().await, "{}", self.log());

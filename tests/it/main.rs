@@ -28,6 +28,7 @@ mod sandbox;
 mod sandbox_faults;
 mod schema;
 mod shutdown;
+mod soak;
 mod standby;
 mod support;
 mod watermark;

@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 
 use self::connector::{Connector, Connectors};
 use self::sessions::{Owner, Sessions};
-use crate::support::{PARTS, Scene};
+use crate::support::{PARTS, Scene, variable};
 
 const SEEDS: i64 = 200;
 /// Seeds under way at the same time, each an entity of one database.
@@ -64,11 +64,6 @@ async fn no_row_is_lost_whatever_the_sessions_do(pool: PgPool) {
                               (select count(*) from elven_sync.sync_passes), (select count(*) from elven_sync.sync_batches),
                               (select count(*) from elven_sync.sync_batches where ambiguous)) from elven_sync.sync_runs";
     println!("{}", scene.text(done).await);
-}
-
-#[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
-fn variable(name: &str) -> Option<i64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap())
 }
 
 /// The watermark, account and balance of a row that it covers, and the place of both.

@@ -195,6 +195,12 @@ pub async fn until_it_says(child: &mut Child, words: &str) {
     tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
 }
 
+/// A number that the person who runs the tests has set.
+#[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
+pub fn variable(name: &str) -> Option<i64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
 /// Waits until a condition holds, up to a deadline.
 pub async fn eventually<F: AsyncFn() -> bool>(what: &str, condition: F) {
     let waiting = async {

@@ -1,0 +1,170 @@
+//! Any crash, any number of workers: everything that can happen happens at the same time, drawn from a
+//! seed; then there is peace, and all that was promised is looked for.
+//!
+//! `ELVEN_SEED=17` repeats the decisions of a seed; when they meet the workers is up to the machine. The long
+//! one (`make soak`) takes `ELVEN_SOAK_SECONDS` and `ELVEN_SOAK_ROWS`.
+
+mod api;
+mod checks;
+mod diary;
+mod journal;
+mod storm;
+mod workers;
+mod writers;
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures_util::future::join_all;
+use sqlx::PgPool;
+
+use self::api::Api;
+use self::diary::Diary;
+use self::storm::{Counts, Storm};
+use self::workers::Workers;
+use crate::cluster::Cluster;
+use crate::support::{Scene, variable};
+
+const WORKERS: usize = 4;
+const WRITERS: usize = 4;
+const ENTITIES: usize = 20;
+/// As [`Scene`] sets them.
+const LEASE: Duration = Duration::from_secs(1);
+const SIGNATURE_WINDOW: Duration = Duration::from_millis(300);
+/// The longest that the rest may take, behind the storm: a hang is a failure.
+const END_MAX: Duration = Duration::from_mins(1);
+
+/// Their hours of 2024-10-27 differ: in some of them one comes twice.
+const ZONES: [&str; 6] =
+    ["UTC", "Europe/Zurich", "America/New_York", "Asia/Kolkata", "Europe/London", "Pacific/Auckland"];
+
+/// What is asked of one soak.
+struct Plan {
+    seed: u64,
+    storm: Duration,
+    /// Rows that are entered, some of which are deleted.
+    rows: usize,
+}
+
+impl Plan {
+    fn new(storm_s: i64, rows: i64) -> Self {
+        let seed = variable("ELVEN_SEED").map_or_else(|| u64::from(fastrand::u16(..)), i64::unsigned_abs);
+        Self {
+            seed,
+            storm: Duration::from_secs(storm_s.unsigned_abs()),
+            rows: rows.unsigned_abs().try_into().unwrap(),
+        }
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn soak(pool: PgPool) {
+    Box::pin(weather(&pool, Plan::new(8, 4_000))).await;
+}
+
+#[sqlx::test(migrations = false)]
+#[ignore = "takes minutes: make soak"]
+async fn soak_for_long(pool: PgPool) {
+    let seconds = variable("ELVEN_SOAK_SECONDS").unwrap_or(180);
+    let rows = variable("ELVEN_SOAK_ROWS").unwrap_or(60_000);
+    Box::pin(weather(&pool, Plan::new(seconds, rows))).await;
+}
+
+/// The storm, the peace, and what has to be so then.
+async fn weather(like: &PgPool, plan: Plan) {
+    println!("to repeat what is done: ELVEN_SEED={}", plan.seed);
+    let mut cluster = Cluster::new(like).await;
+    let diary = Diary::begin();
+    let api = Api::start(plan.seed).await;
+    let mut scene = Scene::at(&cluster.url("ledger")).await;
+    sqlx::raw_sql(include_str!("soak/watch.sql")).execute(&scene.pool).await.unwrap();
+    for number in 0..ENTITIES {
+        scene.entity(&entity_id(number), ZONES[number % ZONES.len()]).await;
+    }
+    scene.pool.close().await;
+    scene.set("ELVEN_API_URL", &api.sandbox.url());
+    scene.set("ELVEN_SYNC_API__TIMEOUT", "2s");
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "30");
+    // All workers together must not need more connections than the server has.
+    scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "2");
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "3");
+    scene.set("ELVEN_SYNC_RETRY__INITIAL", "20ms");
+    scene.set("ELVEN_SYNC_RETRY__MAX", "300ms");
+
+    let workers = Workers::new(&scene, &diary, WORKERS);
+    let counts = in_time(&scene.url, &workers, plan.storm + END_MAX, async {
+        storm(&plan, &scene, &mut cluster, &workers, &api, &diary).await
+    })
+    .await;
+    diary.note("peace");
+    let runs = in_time(&scene.url, &workers, END_MAX, workers.run_until_all_is_done(&api)).await;
+    diary.note(format!("all is done after {runs} runs"));
+    checks::all(&scene.url, &api).await;
+    println!("{}", summary(&plan, &scene.url, &counts, &workers, &api).await);
+}
+
+/// Workers and writers at work, and all that is done to them.
+async fn storm(
+    plan: &Plan,
+    scene: &Scene,
+    cluster: &mut Cluster,
+    workers: &Workers<'_>,
+    api: &Api,
+    diary: &Diary,
+) -> Counts {
+    let mut random = Rng::with_seed(plan.seed);
+    let over = Cell::new(false);
+    let writers: Vec<_> =
+        (0..WRITERS).map(|_| writers::write(plan, &scene.url, random.fork(), diary, &over)).collect();
+    let storm = async {
+        let mut storm = Storm::new(plan, &scene.url, cluster, workers, api, diary, random);
+        storm.rage().await;
+        over.set(true);
+        workers.stop();
+        storm.counts
+    };
+    let (counts, ..) = tokio::join!(storm, workers.work(), join_all(writers));
+    writers::end_prepared(&scene.url).await;
+    counts
+}
+
+/// Waits for something; when that takes too long, says what everybody is doing.
+async fn in_time<T>(url: &str, workers: &Workers<'_>, limit: Duration, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done,
+        Err(_) => panic!("not done in {limit:?}\n{}\n{}", workers.doing(), diary::sessions(url).await),
+    }
+}
+
+fn entity_id(number: usize) -> String {
+    format!("e{number:02}")
+}
+
+/// The account of an entity that the API may refuse.
+fn account_refused(entity_id: &str) -> String {
+    format!("{entity_id}-refused")
+}
+
+/// Whether the API refuses that account: for every other entity.
+fn is_refused(account: &str) -> bool {
+    (0..ENTITIES).step_by(2).any(|number| account == account_refused(&entity_id(number)))
+}
+
+async fn summary(plan: &Plan, url: &str, counts: &Counts, workers: &Workers<'_>, api: &Api) -> String {
+    let journal = "select format('%s rows in %s versions, %s taken over, %s requests announced, %s batches, %s repeated, \
+                                  %s ambiguous, %s split, %s rows set aside',
+                          (select count(*) from ledger.balance_snapshots), (select count(*) from soak.versions),
+                          (select count(*) from soak.takes where took_over), (select count(*) from soak.sends), count(*),
+                          count(*) filter (where attempts > 1), count(*) filter (where ambiguous),
+                          count(*) filter (where status = 'split'),
+                          (select count(*) from elven_sync.sync_errors where ledger_id is not null and resolved_at is null))
+                     from elven_sync.sync_batches";
+    let journal = checks::text(url, journal).await;
+    let fenced = checks::text(url, &api.came_too_late()).await;
+    let runs = workers.runs();
+    format!(
+        "seed {}: {runs} runs, {counts}, {journal}; {fenced} requests of a worker that had lost its lease were refused",
+        plan.seed
+    )
+}

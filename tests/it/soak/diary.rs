@@ -1,0 +1,71 @@
+//! What was done when, for whoever has to find out why a soak failed.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, PgConnection};
+use tempfile::TempDir;
+
+/// Lines of each worker's log that are shown.
+const LOG_LINES: usize = 40;
+
+/// What was done, and what the workers said.
+pub struct Diary {
+    begun: Instant,
+    entries: RefCell<Vec<(Duration, String)>>,
+    logs: TempDir,
+}
+
+impl Diary {
+    pub fn begin() -> Self {
+        Self { begun: Instant::now(), entries: RefCell::default(), logs: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn note(&self, entry: impl Into<String>) {
+        self.entries.borrow_mut().push((self.begun.elapsed(), entry.into()));
+    }
+
+    /// Where a worker writes what it says.
+    pub fn log(&self, worker: usize) -> File {
+        File::options().create(true).append(true).open(self.logs.path().join(worker.to_string())).unwrap()
+    }
+}
+
+impl Drop for Diary {
+    #[expect(clippy::print_stderr, reason = "a failed test shows its standard error")]
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let mut text = String::new();
+        for (at, entry) in self.entries.borrow().iter() {
+            writeln!(text, "{:9.3} s  {entry}", at.as_secs_f64()).unwrap();
+        }
+        for worker in 0.. {
+            let Ok(log) = fs::read_to_string(self.logs.path().join(worker.to_string())) else { break };
+            let mut lines: Vec<&str> = log.lines().collect();
+            lines.dedup();
+            let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+            writeln!(text, "the last words of worker {worker}:\n{}", last.join("\n")).unwrap();
+        }
+        eprintln!("{text}");
+    }
+}
+
+/// What the sessions of the server are doing.
+pub async fn sessions(url: &str) -> String {
+    let ask = async {
+        let sql = "select concat_ws('  ', pid, application_name, state, wait_event, xact_start::time, query_start::time,
+                                    pg_blocking_pids(pid)::text, left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
+                     from pg_stat_activity where datname = current_database() order by query_start";
+        let mut connection = PgConnection::connect(url).await?;
+        sqlx::query_scalar::<_, String>(sql).fetch_all(&mut connection).await
+    };
+    match tokio::time::timeout(Duration::from_secs(5), ask).await {
+        Ok(Ok(sessions)) => sessions.join("\n"),
+        Ok(Err(problem)) => format!("the server says: {problem}"),
+        Err(_) => "the server does not answer".to_owned(),
+    }
+}

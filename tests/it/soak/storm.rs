@@ -1,0 +1,282 @@
+//! The storm: what is done to workers, server and API, one blow after the other.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use nix::sys::signal::Signal;
+use sqlx::{Connection, Executor, PgConnection};
+
+use super::api::Api;
+use super::diary::Diary;
+use super::workers::{Process, Workers};
+use super::{LEASE, Plan, SIGNATURE_WINDOW};
+use crate::cluster::Cluster;
+
+/// The longest that a worker is waited for to come to a gate.
+const GATE_MAX: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    Kill,
+    KillAnnouncing,
+    Terminate,
+    FreezeShortly,
+    FreezeBeyondLease,
+    FreezeAnnouncing,
+    CutSessions,
+    Crash,
+    Restart,
+    Weather,
+}
+
+/// Dealt out in an order drawn anew each time, so that a short storm has some of each.
+const DECK: [Blow; 24] = {
+    use Blow::*;
+    [
+        Kill,
+        Kill,
+        KillAnnouncing,
+        KillAnnouncing,
+        Terminate,
+        Terminate,
+        FreezeShortly,
+        FreezeShortly,
+        FreezeBeyondLease,
+        FreezeBeyondLease,
+        FreezeAnnouncing,
+        FreezeAnnouncing,
+        FreezeAnnouncing,
+        CutSessions,
+        CutSessions,
+        Crash,
+        Restart,
+        Weather,
+        Weather,
+        Weather,
+        Weather,
+        Weather,
+        Weather,
+        Weather,
+    ]
+};
+
+/// What the API may do, as `docs/sandbox.md` describes it.
+const FAULTS: [&str; 18] = [
+    "throttle@20%",
+    "throttle=1s@2%",
+    "unavailable@20%",
+    "outage=300ms@every:20",
+    "answer-lost@20%",
+    "answer-lost@50%",
+    "cut-before@15%",
+    "slow=100ms@30%",
+    "slow=600ms@10%",
+    "slow=3s@1%",
+    "error-500@15%",
+    "error-500-kept@20%",
+    "html-200@5%",
+    "html-502@10%",
+    "body-limit=1500B",
+    "revoked@5%",
+    "changed@3%",
+    "redirect@3%",
+];
+
+/// How often what was done.
+#[derive(Default)]
+pub struct Counts {
+    kills: usize,
+    stops: usize,
+    freezes: usize,
+    at_gates: usize,
+    cuts: usize,
+    crashes: usize,
+    restarts: usize,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kills, stops, freezes, at_gates, cuts, crashes, restarts } = self;
+        write!(
+            f,
+            "{kills} killed, {stops} stopped, {freezes} frozen, {at_gates} of these about to send, {cuts} sessions cut, \
+             {crashes} crashes and {restarts} restarts of the server"
+        )
+    }
+}
+
+pub struct Storm<'a> {
+    plan: &'a Plan,
+    url: &'a str,
+    cluster: &'a mut Cluster,
+    workers: &'a Workers<'a>,
+    api: &'a Api,
+    diary: &'a Diary,
+    random: Rng,
+    deck: Vec<Blow>,
+    /// Who is frozen, and until when.
+    frozen: Vec<(Instant, Process)>,
+    pub counts: Counts,
+}
+
+impl<'a> Storm<'a> {
+    pub fn new(
+        plan: &'a Plan,
+        url: &'a str,
+        cluster: &'a mut Cluster,
+        workers: &'a Workers<'a>,
+        api: &'a Api,
+        diary: &'a Diary,
+        random: Rng,
+    ) -> Self {
+        let (deck, frozen, counts) = (Vec::new(), Vec::new(), Counts::default());
+        Self { plan, url, cluster, workers, api, diary, random, deck, frozen, counts }
+    }
+
+    /// Blow after blow, for as long as is planned.
+    pub async fn rage(&mut self) {
+        let begun = Instant::now();
+        while begun.elapsed() < self.plan.storm {
+            let next = Instant::now() + Duration::from_millis(self.random.u64(30..400));
+            while Instant::now() < next {
+                self.thaw(false);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            self.api.collect();
+            if self.deck.is_empty() {
+                self.deck = DECK.to_vec();
+                self.random.shuffle(&mut self.deck);
+            }
+            let blow = self.deck.pop().unwrap();
+            self.strike(blow).await;
+        }
+        self.api.set_faults(&[]);
+        self.thaw(true);
+    }
+
+    async fn strike(&mut self, blow: Blow) {
+        // Drawn for every blow, so that what follows does not depend on who happened to be there.
+        let (victim, part) = (self.random.usize(..), self.random.u64(..1000));
+        let mut faults: Vec<&str> =
+            (0..self.random.u8(..4)).filter_map(|_| self.random.choice(FAULTS)).collect();
+        let awake: Vec<Process> = self
+            .workers
+            .processes()
+            .into_iter()
+            .filter(|p| self.frozen.iter().all(|(_, f)| f != p))
+            .collect();
+        let victim = awake.get(victim % awake.len().max(1)).copied();
+        let done = match (blow, victim) {
+            (Blow::Weather, _) => {
+                faults.dedup();
+                self.api.set_faults(&faults);
+                faults.join(" ")
+            }
+            (Blow::Crash, _) => {
+                self.cluster.crash();
+                tokio::time::sleep(Duration::from_millis(part / 3)).await;
+                self.cluster.start().await;
+                self.counts.crashes += 1;
+                String::new()
+            }
+            (Blow::Restart, _) => {
+                self.cluster.stop().await;
+                self.cluster.start().await;
+                self.counts.restarts += 1;
+                String::new()
+            }
+            (Blow::CutSessions, _) => {
+                let cut = self.cut_sessions(part).await.unwrap();
+                self.counts.cuts += cut;
+                format!("{cut} of them")
+            }
+            (_, None) => "nobody is there".to_owned(),
+            (Blow::Kill, Some(victim)) => {
+                self.counts.kills += usize::from(self.workers.signal(victim, Signal::SIGKILL));
+                format!("{victim:?}")
+            }
+            (Blow::Terminate, Some(victim)) => {
+                self.counts.stops += usize::from(self.workers.signal(victim, Signal::SIGTERM));
+                format!("{victim:?}")
+            }
+            (Blow::FreezeShortly, Some(victim)) => self.freeze(victim, Duration::from_millis(20 + part)),
+            (Blow::FreezeBeyondLease, Some(victim)) => self.freeze(victim, beyond_lease(part)),
+            (Blow::KillAnnouncing | Blow::FreezeAnnouncing, Some(victim)) => {
+                match self.at_gate(victim, blow, part).await.unwrap() {
+                    Some(done) => done,
+                    None => format!("worker {} does not come", victim.worker),
+                }
+            }
+        };
+        self.diary.note(format!("{blow:?} {done}"));
+    }
+
+    fn freeze(&mut self, victim: Process, length: Duration) -> String {
+        if self.workers.signal(victim, Signal::SIGSTOP) {
+            self.counts.freezes += 1;
+            self.frozen.push((Instant::now() + length, victim));
+        }
+        format!("{victim:?} for {length:?}")
+    }
+
+    fn thaw(&mut self, all: bool) {
+        let now = Instant::now();
+        for (_, process) in self.frozen.extract_if(.., |(until, _)| all || *until <= now) {
+            let is_there = self.workers.signal(process, Signal::SIGCONT);
+            self.diary.note(format!("{process:?} goes on: {is_there}"));
+        }
+    }
+
+    /// Some of the sessions, or all.
+    async fn cut_sessions(&self, part: u64) -> sqlx::Result<usize> {
+        let mut connection = PgConnection::connect(self.url).await?;
+        let cut = sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+              where datname = current_database() and pid <> pg_backend_pid() and pid % 4 <= $1",
+        )
+        .bind(i32::try_from(part % 4).unwrap())
+        .fetch_all(&mut connection)
+        .await?;
+        connection.close().await?;
+        Ok(cut.len())
+    }
+
+    /// Meets a worker while it commits that a batch is about to be sent. `None`: it announced nothing in time.
+    async fn at_gate(&mut self, victim: Process, blow: Blow, part: u64) -> sqlx::Result<Option<String>> {
+        let worker = victim.worker;
+        let mut gate = PgConnection::connect(self.url).await?;
+        gate.execute("select pg_advisory_lock(1)").await?;
+        sqlx::query("insert into soak.gates values ($1)").bind(worker.to_string()).execute(&mut gate).await?;
+        let waiting = "select exists (select from pg_locks where locktype = 'advisory' and not granted)";
+        let begun = Instant::now();
+        let mut is_there = false;
+        while !is_there && begun.elapsed() < GATE_MAX {
+            self.thaw(false);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            is_there = sqlx::query_scalar(waiting).fetch_one(&mut gate).await?;
+        }
+        // By now it may be another run of that worker.
+        let victim = self.workers.processes().into_iter().find(|process| process.worker == worker);
+        let done = match victim.filter(|_| is_there) {
+            None => None,
+            Some(victim) if matches!(blow, Blow::KillAnnouncing) => {
+                self.counts.kills += usize::from(self.workers.signal(victim, Signal::SIGKILL));
+                Some(format!("{victim:?}"))
+            }
+            Some(victim) => {
+                self.counts.at_gates += 1;
+                Some(self.freeze(victim, beyond_lease(part)))
+            }
+        };
+        gate.execute("delete from soak.gates").await?;
+        // The commit that waits here ends, whoever waits for it.
+        gate.close().await?;
+        Ok(done)
+    }
+}
+
+/// So long that another worker takes over, and sends.
+fn beyond_lease(part: u64) -> Duration {
+    LEASE + SIGNATURE_WINDOW + Duration::from_millis(300 + part)
+}

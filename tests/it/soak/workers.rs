@@ -1,0 +1,139 @@
+//! Workers: each runs the binary again and again, until it is told to stop.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Write as _;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::api::Api;
+use super::checks;
+use super::diary::Diary;
+use crate::support::{Scene, stderr};
+
+/// Between two runs, as a scheduler would have it.
+const PAUSE: Duration = Duration::from_millis(30);
+/// The longest that a run in peace may take.
+const RUN_MAX: Duration = Duration::from_secs(30);
+
+pub struct Workers<'a> {
+    scene: &'a Scene,
+    diary: &'a Diary,
+    workers: Vec<Worker>,
+    stopping: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Worker {
+    runs: Cell<usize>,
+    /// The run under way. It is forgotten in the moment in which it is waited for, and so never another one.
+    process: RefCell<Option<Pid>>,
+}
+
+/// A run of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub worker: usize,
+    pid: Pid,
+}
+
+impl<'a> Workers<'a> {
+    pub fn new(scene: &'a Scene, diary: &'a Diary, count: usize) -> Self {
+        let workers = (0..count).map(|_| Worker::default()).collect();
+        Self { scene, diary, workers, stopping: Cell::new(false) }
+    }
+
+    /// All of them at work, until [`stop`](Self::stop).
+    pub async fn work(&self) {
+        join_all((0..self.workers.len()).map(|worker| self.work_as(worker))).await;
+    }
+
+    async fn work_as(&self, number: usize) {
+        let worker = &self.workers[number];
+        while !self.stopping.get() {
+            let mut command = self.run_as(&format!("{number}-{}", worker.runs.get()));
+            let mut child = command.stdout(Stdio::null()).stderr(self.diary.log(number)).spawn().unwrap();
+            *worker.process.borrow_mut() = child.id().map(|id| Pid::from_raw(id.try_into().unwrap()));
+            let status = child.wait().await.unwrap();
+            *worker.process.borrow_mut() = None;
+            worker.runs.set(worker.runs.get() + 1);
+            let killed = [Signal::SIGKILL, Signal::SIGTERM]
+                .map(|signal| Some(signal as i32))
+                .contains(&status.signal());
+            let ended = killed || [0, 1, 3, 143].map(Some).contains(&status.code());
+            assert!(ended, "a run of worker {number} ended with {status}");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// The process names itself to the server, for those who watch there.
+    fn run_as(&self, name: &str) -> tokio::process::Command {
+        let mut command = self.scene.command(&["run"]);
+        let url = &self.scene.url;
+        let more = if url.contains('?') { '&' } else { '?' };
+        command.env("DATABASE_URL", format!("{url}{more}options=-c%20soak.process%3D{name}"));
+        command
+    }
+
+    /// Runs under way.
+    pub fn processes(&self) -> Vec<Process> {
+        let process = |(number, worker): (usize, &Worker)| {
+            worker.process.borrow().map(|pid| Process { worker: number, pid })
+        };
+        self.workers.iter().enumerate().filter_map(process).collect()
+    }
+
+    /// Signals a run, if it is still under way.
+    pub fn signal(&self, process: Process, signal: Signal) -> bool {
+        let is_there = *self.workers[process.worker].process.borrow() == Some(process.pid);
+        if is_there {
+            kill(process.pid, signal).unwrap();
+        }
+        is_there
+    }
+
+    /// Asks everybody to stop, also who is frozen.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        for process in self.processes() {
+            self.signal(process, Signal::SIGTERM);
+            self.signal(process, Signal::SIGCONT);
+        }
+    }
+
+    pub fn runs(&self) -> usize {
+        self.workers.iter().map(|worker| worker.runs.get()).sum()
+    }
+
+    /// The runs under way, and what they are doing.
+    pub fn doing(&self) -> String {
+        let mut text = String::new();
+        for Process { worker, pid } in self.processes() {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or("");
+            writeln!(text, "worker {worker}: process {pid} {state}").unwrap();
+        }
+        text
+    }
+
+    /// One run after the other until one has nothing left to do and to complain of; returns how many it took.
+    pub async fn run_until_all_is_done(&self, api: &Api) -> usize {
+        for number in 1.. {
+            let run = self.run_as(&format!("peace-{number}")).output();
+            let output = tokio::time::timeout(RUN_MAX, run).await.expect("a run ends in time").unwrap();
+            api.collect();
+            self.diary.note(format!("a run in peace: {}, {}", output.status, stderr(&output)));
+            assert!([0, 1, 3].map(Some).contains(&output.status.code()), "{}", output.status);
+            let under_way = "select count(*)::text from elven_sync.sync_runs where status = 'running'";
+            if output.status.success() && checks::text(&self.scene.url, under_way).await == "0" {
+                return number;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        unreachable!()
+    }
+}
