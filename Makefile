@@ -4,7 +4,7 @@
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 ARGS ?=
 
-.PHONY: help demo test bench writer-cost sqlx fmt
+.PHONY: help demo test soak bench writer-cost sqlx fmt
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -18,6 +18,10 @@ test: ## formatting, lints and all tests
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off scripts/with-postgres \
 		sh -c 'TEST_DATABASE_URL=$$DATABASE_URL exec "$$@"' sh $(CARGO) test --locked $(ARGS)
+
+soak: ## crashes, freezes, faults and restarts under load for some minutes (ELVEN_SOAK_SECONDS=600 ELVEN_SOAK_ROWS=200000 ELVEN_SEED=7)
+	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off scripts/with-postgres \
+		$(CARGO) test --locked --test it -- --ignored --nocapture soak $(ARGS)
 
 bench: ## rows per second, CPU and memory, beside the limit of the database (ARGS="--rows 1000000")
 	scripts/with-postgres $(CARGO) run --release --quiet --locked --example bench -- $(ARGS)

@@ -60,7 +60,9 @@ impl Plan {
 
 #[sqlx::test(migrations = false)]
 async fn soak(pool: PgPool) {
-    Box::pin(weather(&pool, Plan::new(8, 4_000))).await;
+    let plan = Plan::new(8, 4_000);
+    println!("to repeat what is done: ELVEN_SEED={}", plan.seed);
+    println!("{}", Box::pin(weather(&pool, plan)).await);
 }
 
 #[sqlx::test(migrations = false)]
@@ -68,12 +70,13 @@ async fn soak(pool: PgPool) {
 async fn soak_for_long(pool: PgPool) {
     let seconds = variable("ELVEN_SOAK_SECONDS").unwrap_or(180);
     let rows = variable("ELVEN_SOAK_ROWS").unwrap_or(60_000);
-    Box::pin(weather(&pool, Plan::new(seconds, rows))).await;
+    let plan = Plan::new(seconds, rows);
+    println!("to repeat what is done: ELVEN_SEED={}", plan.seed);
+    println!("{}", Box::pin(weather(&pool, plan)).await);
 }
 
-/// The storm, the peace, and what has to be so then.
-async fn weather(like: &PgPool, plan: Plan) {
-    println!("to repeat what is done: ELVEN_SEED={}", plan.seed);
+/// The storm, the peace, and what has to be so then; returns what there was.
+async fn weather(like: &PgPool, plan: Plan) -> String {
     let mut cluster = Cluster::new(like).await;
     let diary = Diary::begin();
     let api = Api::start(plan.seed).await;
@@ -101,7 +104,7 @@ async fn weather(like: &PgPool, plan: Plan) {
     let runs = in_time(&scene.url, &workers, END_MAX, workers.run_until_all_is_done(&api)).await;
     diary.note(format!("all is done after {runs} runs"));
     checks::all(&scene.url, &api).await;
-    println!("{}", summary(&plan, &scene.url, &counts, &workers, &api).await);
+    summary(&plan, &scene.url, &counts, &workers, &api).await
 }
 
 /// Workers and writers at work, and all that is done to them.
@@ -131,10 +134,10 @@ async fn storm(
 
 /// Waits for something; when that takes too long, says what everybody is doing.
 async fn in_time<T>(url: &str, workers: &Workers<'_>, limit: Duration, work: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(limit, work).await {
-        Ok(done) => done,
-        Err(_) => panic!("not done in {limit:?}\n{}\n{}", workers.doing(), diary::sessions(url).await),
+    if let Ok(done) = tokio::time::timeout(limit, work).await {
+        return done;
     }
+    panic!("not done in {limit:?}\n{}\n{}", workers.doing(), diary::sessions(url).await)
 }
 
 fn entity_id(number: usize) -> String {

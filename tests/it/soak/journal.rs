@@ -9,7 +9,7 @@ use super::checks::{Version, none};
 
 #[derive(Debug, FromRow)]
 pub struct Batch {
-    batch_id: i64,
+    id: i64,
     parent_id: Option<i64>,
     pass_id: i64,
     pub status: String,
@@ -36,7 +36,7 @@ impl Batch {
 
 #[derive(Debug, FromRow)]
 struct Pass {
-    pass_id: i64,
+    id: i64,
     entity_id: String,
     settled: Option<String>,
     target: String,
@@ -95,7 +95,7 @@ const WRONG: [(&str, &str); 6] = [
 impl Journal {
     pub async fn read(database: &mut PgConnection) -> Self {
         let batches: Vec<Batch> = sqlx::query_as(
-            "select batch_id, parent_id, pass_id, status, row_count, rows_read, body_sha256, ambiguous,
+            "select batch_id as id, parent_id, pass_id, status, row_count, rows_read, body_sha256, ambiguous,
                     before_xid || ' ' || before_id as before, last_xid || ' ' || last_id as last,
                     array(select elven_sync.batch_row_ids(batch_id)::bigint) as row_ids
                from elven_sync.sync_batches order by batch_id",
@@ -104,7 +104,7 @@ impl Journal {
         .await
         .unwrap();
         let passes: Vec<Pass> = sqlx::query_as(
-            "select pass_id, entity_id, settled::text, target::text, finished_at is not null as is_finished
+            "select pass_id as id, entity_id, settled::text, target::text, finished_at is not null as is_finished
                from elven_sync.sync_passes order by pass_id",
         )
         .fetch_all(&mut *database)
@@ -124,11 +124,11 @@ impl Journal {
         let mut lists: HashMap<(i64, i64), Vec<i64>> = HashMap::new();
         for batch in batches.iter().filter(|batch| batch.is_leaf()) {
             for id in &batch.row_ids {
-                lists.entry((batch.pass_id, *id)).or_default().push(batch.batch_id);
+                lists.entry((batch.pass_id, *id)).or_default().push(batch.id);
             }
         }
         Self {
-            batches: batches.into_iter().map(|batch| (batch.batch_id, batch)).collect(),
+            batches: batches.into_iter().map(|batch| (batch.id, batch)).collect(),
             passes: of_entity,
             open_errors: errors.into_iter().map(|(entity, id, kind)| ((entity, id), kind)).collect(),
             lists,
@@ -153,7 +153,7 @@ impl Journal {
         let passes = self.passes.get(&version.entity_id)?;
         let xid = version.xid.cast_unsigned();
         let first = passes.partition_point(|(_, target)| !target.contains(xid));
-        passes.get(first).map(|(pass, _)| pass.pass_id)
+        passes.get(first).map(|(pass, _)| pass.id)
     }
 
     /// Where a row was dealt with: the pass, and the whole batch.
@@ -194,7 +194,7 @@ impl Journal {
                 if batch.before.as_deref() != before {
                     wrong.push(format!("{batch:?} begins not where the one before it ends: {before:?}"));
                 }
-            } else if self.batches[&self.root(batch.batch_id)].last != batch.last {
+            } else if self.batches[&self.root(batch.id)].last != batch.last {
                 wrong.push(format!("{batch:?} ends not where the whole does"));
             }
         }

@@ -278,5 +278,5 @@ impl<'a> Storm<'a> {
 
 /// So long that another worker takes over, and sends.
 fn beyond_lease(part: u64) -> Duration {
-    LEASE + SIGNATURE_WINDOW + Duration::from_millis(300 + part)
+    LEASE + SIGNATURE_WINDOW + Duration::from_millis(600 + part)
 }

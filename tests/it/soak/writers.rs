@@ -133,10 +133,8 @@ async fn statement(plan: &Plan, connection: &mut PgConnection, random: &mut Rng)
         return insert(plan, connection, random, &entity_id).await;
     }
     // Some rows that nobody else has locked, from a random one on.
-    let rows = format!(
-        "array(select id from ledger.balance_snapshots where entity_id = $1 and id >= $2
-                order by id limit $3 for update skip locked)"
-    );
+    let rows = "array(select id from ledger.balance_snapshots where entity_id = $1 and id >= $2
+                order by id limit $3 for update skip locked)";
     let (sql, count) = if kind < 95 {
         (
             format!("update ledger.balance_snapshots set balance = {BALANCE} where id = any ({rows})"),
