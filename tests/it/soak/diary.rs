@@ -54,12 +54,13 @@ impl Drop for Diary {
     }
 }
 
-/// What the sessions of the server are doing.
+/// What the sessions of the server are doing, and what the watchers in it complain of.
 pub async fn sessions(url: &str) -> String {
     let ask = async {
         let sql = "select concat_ws('  ', pid, application_name, state, wait_event, xact_start::time, query_start::time,
                                     pg_blocking_pids(pid)::text, left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
-                     from pg_stat_activity where datname = current_database() order by query_start";
+                     from pg_stat_activity where datname = current_database()
+                   union all (select concat_ws(' ', 'complaint:', at::time, process, what) from soak.complaints order by at limit 20)";
         let mut connection = PgConnection::connect(url).await?;
         sqlx::query_scalar::<_, String>(sql).fetch_all(&mut connection).await
     };
