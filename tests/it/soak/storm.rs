@@ -20,10 +20,12 @@ const GATE_MAX: Duration = Duration::from_secs(1);
 enum Blow {
     Kill,
     KillAnnouncing,
+    KillSettling,
     Terminate,
     FreezeShortly,
     FreezeBeyondLease,
     FreezeAnnouncing,
+    FreezeSettling,
     CutSessions,
     Crash,
     Restart,
@@ -35,9 +37,9 @@ const DECK: [Blow; 24] = {
     use Blow::*;
     [
         Kill,
-        Kill,
         KillAnnouncing,
         KillAnnouncing,
+        KillSettling,
         Terminate,
         Terminate,
         FreezeShortly,
@@ -46,7 +48,7 @@ const DECK: [Blow; 24] = {
         FreezeBeyondLease,
         FreezeAnnouncing,
         FreezeAnnouncing,
-        FreezeAnnouncing,
+        FreezeSettling,
         CutSessions,
         CutSessions,
         Crash,
@@ -100,7 +102,7 @@ impl fmt::Display for Counts {
         let Self { kills, stops, freezes, at_gates, cuts, crashes, restarts } = self;
         write!(
             f,
-            "{kills} killed, {stops} stopped, {freezes} frozen, {at_gates} of these about to send, {cuts} sessions cut, \
+            "{kills} killed, {stops} stopped, {freezes} frozen, {at_gates} of these about to send or to settle, {cuts} sessions cut, \
              {crashes} crashes and {restarts} restarts of the server"
         )
     }
@@ -202,11 +204,13 @@ impl<'a> Storm<'a> {
             }
             (Blow::FreezeShortly, Some(victim)) => self.freeze(victim, Duration::from_millis(20 + part)),
             (Blow::FreezeBeyondLease, Some(victim)) => self.freeze(victim, beyond_lease(part)),
-            (Blow::KillAnnouncing | Blow::FreezeAnnouncing, Some(victim)) => {
-                match self.at_gate(victim, blow, part).await.unwrap() {
-                    Some(done) => done,
-                    None => format!("worker {} does not come", victim.worker),
-                }
+            (Blow::KillAnnouncing, Some(victim)) => self.at_gate(victim, "announcing", None).await.unwrap(),
+            (Blow::KillSettling, Some(victim)) => self.at_gate(victim, "settling", None).await.unwrap(),
+            (Blow::FreezeAnnouncing, Some(victim)) => {
+                self.at_gate(victim, "announcing", Some(beyond_lease(part))).await.unwrap()
+            }
+            (Blow::FreezeSettling, Some(victim)) => {
+                self.at_gate(victim, "settling", Some(beyond_lease(part))).await.unwrap()
             }
         };
         self.diary.note(format!("{blow:?} {done}"));
@@ -242,12 +246,21 @@ impl<'a> Storm<'a> {
         Ok(cut.len())
     }
 
-    /// Meets a worker while it commits that a batch is about to be sent. `None`: it announced nothing in time.
-    async fn at_gate(&mut self, victim: Process, blow: Blow, part: u64) -> sqlx::Result<Option<String>> {
+    /// Meets a worker at a place where it is about to send, or has been answered; kills it there, or freezes it.
+    async fn at_gate(
+        &mut self,
+        victim: Process,
+        place: &str,
+        freeze: Option<Duration>,
+    ) -> sqlx::Result<String> {
         let worker = victim.worker;
         let mut gate = PgConnection::connect(self.url).await?;
         gate.execute("select pg_advisory_lock(1)").await?;
-        sqlx::query("insert into soak.gates values ($1)").bind(worker.to_string()).execute(&mut gate).await?;
+        sqlx::query("insert into soak.gates values ($1, $2)")
+            .bind(worker.to_string())
+            .bind(place)
+            .execute(&mut gate)
+            .await?;
         let waiting = "select exists (select from pg_locks where locktype = 'advisory' and not granted)";
         let begun = Instant::now();
         let mut is_there = false;
@@ -258,19 +271,19 @@ impl<'a> Storm<'a> {
         }
         // By now it may be another run of that worker.
         let victim = self.workers.processes().into_iter().find(|process| process.worker == worker);
-        let done = match victim.filter(|_| is_there) {
-            None => None,
-            Some(victim) if matches!(blow, Blow::KillAnnouncing) => {
+        let done = match (victim.filter(|_| is_there), freeze) {
+            (None, _) => format!("worker {worker} does not come"),
+            (Some(victim), None) => {
                 self.counts.kills += usize::from(self.workers.signal(victim, Signal::SIGKILL));
-                Some(format!("{victim:?}"))
+                format!("{victim:?}")
             }
-            Some(victim) => {
+            (Some(victim), Some(length)) => {
                 self.counts.at_gates += 1;
-                Some(self.freeze(victim, beyond_lease(part)))
+                self.freeze(victim, length)
             }
         };
         gate.execute("delete from soak.gates").await?;
-        // The commit that waits here ends, whoever waits for it.
+        // What waits here goes on in the server, whatever became of the worker.
         gate.close().await?;
         Ok(done)
     }

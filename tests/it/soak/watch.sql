@@ -148,15 +148,18 @@ end $$;
 create trigger watch_batches after insert or update or delete on elven_sync.sync_batches
     for each row execute function soak.watch_batches();
 
--- Holds the workers that are named while they commit that a batch is about to be sent: one that is stopped
--- there finds, when it goes on, that it may send.
-create table soak.gates (worker text);
+-- Holds a worker at a place that is named: `announcing`, while it commits that a batch is about to be sent, so
+-- that one which is stopped there finds, when it goes on, that it may send; or `settling`, before it commits
+-- what was answered, with all locks that it takes for that.
+create table soak.gates (worker text, place text);
 create function soak.wait_at_gate() returns trigger language plpgsql as $$
 begin
-    if exists (select from soak.gates where worker = split_part(soak.process(), '-', 1)) then
+    if exists (select from soak.gates where (worker, place) = (split_part(soak.process(), '-', 1), tg_argv[0])) then
         perform pg_advisory_xact_lock_shared(1);
     end if;
     return null;
 end $$;
 create constraint trigger wait_at_gate after insert or update of attempts on elven_sync.sync_batches
-    deferrable initially deferred for each row execute function soak.wait_at_gate();
+    deferrable initially deferred for each row execute function soak.wait_at_gate('announcing');
+create trigger wait_at_gate after update of requests on elven_sync.sync_runs
+    for each row execute function soak.wait_at_gate('settling');
