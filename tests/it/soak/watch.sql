@@ -155,7 +155,8 @@ create table soak.gates (worker text, place text);
 create function soak.wait_at_gate() returns trigger language plpgsql as $$
 begin
     if exists (select from soak.gates where (worker, place) = (split_part(soak.process(), '-', 1), tg_argv[0])) then
-        perform pg_advisory_xact_lock_shared(1);
+        perform pg_advisory_lock_shared(1);
+        perform pg_advisory_unlock_shared(1);
     end if;
     return null;
 end $$;
