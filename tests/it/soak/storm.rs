@@ -1,6 +1,7 @@
 //! The storm: what is done to workers, server and API, one blow after the other.
 
 use std::fmt;
+use std::iter::repeat_n;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -32,36 +33,21 @@ enum Blow {
     Weather,
 }
 
-/// Dealt out in an order drawn anew each time, so that a short storm has some of each.
-const DECK: [Blow; 24] = {
-    use Blow::*;
-    [
-        Kill,
-        KillAnnouncing,
-        KillAnnouncing,
-        KillSettling,
-        Terminate,
-        Terminate,
-        FreezeShortly,
-        FreezeShortly,
-        FreezeBeyondLease,
-        FreezeBeyondLease,
-        FreezeAnnouncing,
-        FreezeAnnouncing,
-        FreezeSettling,
-        CutSessions,
-        CutSessions,
-        Crash,
-        Restart,
-        Weather,
-        Weather,
-        Weather,
-        Weather,
-        Weather,
-        Weather,
-        Weather,
-    ]
-};
+/// How many of each are dealt out, in an order drawn anew each time, so that a short storm has some of all.
+const DECK: [(Blow, usize); 12] = [
+    (Blow::Kill, 1),
+    (Blow::KillAnnouncing, 2),
+    (Blow::KillSettling, 1),
+    (Blow::Terminate, 2),
+    (Blow::FreezeShortly, 2),
+    (Blow::FreezeBeyondLease, 2),
+    (Blow::FreezeAnnouncing, 2),
+    (Blow::FreezeSettling, 1),
+    (Blow::CutSessions, 2),
+    (Blow::Crash, 1),
+    (Blow::Restart, 1),
+    (Blow::Weather, 7),
+];
 
 /// What the API may do, as `docs/sandbox.md` describes it.
 const FAULTS: [&str; 18] = [
@@ -147,7 +133,7 @@ impl<'a> Storm<'a> {
             }
             self.api.collect();
             if self.deck.is_empty() {
-                self.deck = DECK.to_vec();
+                self.deck = DECK.iter().flat_map(|(blow, count)| repeat_n(*blow, *count)).collect();
                 self.random.shuffle(&mut self.deck);
             }
             let blow = self.deck.pop().unwrap();

@@ -14,7 +14,7 @@ const ROWS_MAX: u64 = 30;
 const REFUSED_ONE_IN: usize = 15 * ENTITIES;
 /// Transactions that one writer has prepared and not ended; the server has room for ten.
 const PREPARED_MAX: usize = 2;
-/// A balance that no other version has. One in many cannot be sent.
+/// A balance that no other version has. One in many cannot be sent; which, follows from the seed as well.
 const BALANCE: &str = "case when random() < 0.004 then 'NaN' else nextval('soak.version') / 4.0 end";
 
 /// Writes one writer's share of the rows, spread over the storm.
@@ -89,8 +89,10 @@ impl Writer<'_> {
             return Ok(0);
         }
         // A commit that is not waited for may be lost in a crash, but never after it was sent.
-        let begin = if random.bool() { "begin" } else { "begin; set local synchronous_commit = off" };
-        connection.execute(sqlx::raw_sql(begin)).await?;
+        let waits = if random.bool() { "on" } else { "off" };
+        let begin =
+            format!("begin; set local synchronous_commit = {waits}; select setseed({})", random.f64());
+        connection.execute(sqlx::raw_sql(AssertSqlSafe(begin))).await?;
         let mut rows = 0;
         for _ in 0..random.u8(1..4) {
             let undone = random.u8(..10) == 0;
