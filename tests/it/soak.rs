@@ -33,7 +33,7 @@ const ENTITIES: usize = 20;
 const LEASE: Duration = Duration::from_secs(1);
 const SIGNATURE_WINDOW: Duration = Duration::from_millis(300);
 /// The longest that the rest may take, behind the storm: a hang is a failure.
-const END_MAX: Duration = Duration::from_mins(1);
+const END_MAX: Duration = Duration::from_mins(2);
 
 /// Their hours of 2024-10-27 differ: in some of them one comes twice.
 const ZONES: [&str; 6] =
