@@ -13,6 +13,7 @@ mod workers;
 mod writers;
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -134,7 +135,9 @@ async fn storm(
 
 /// Waits for something; when that takes too long, says what everybody is doing.
 async fn in_time<T>(url: &str, workers: &Workers<'_>, limit: Duration, work: impl Future<Output = T>) -> T {
-    if let Ok(done) = tokio::time::timeout(limit, work).await {
+    // Kept until that is said: to drop it kills the workers.
+    let mut work = pin!(work);
+    if let Ok(done) = tokio::time::timeout(limit, work.as_mut()).await {
         return done;
     }
     panic!("not done in {limit:?}\n{}\n{}", workers.doing(), diary::sessions(url).await)
