@@ -195,28 +195,41 @@ async fn a_database_that_stays_away_fails_the_run_in_bounded_time_and_the_next_o
     assert_eq!(scene.text(first).await, "accepted 2 t");
 }
 
-/// A worker that freezes in the middle of a transaction holds the lane's row: the server ends that, so that the lane
-/// can be taken over.
+/// A worker that freezes in the middle of a transaction holds rows of its run and its lane. That delays no other
+/// lane, and the server ends it, so that this one can be taken over.
 #[sqlx::test(migrations = false)]
 async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
-    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
-    // Waits for a lock when it records its second batch, and is stopped there.
-    let mut session = PgConnection::connect(&scene.url).await.unwrap();
-    let (child, gate) = scene.held_run().await;
-    let mut lock = session.begin().await.unwrap();
-    sqlx::query("lock table elven_sync.sync_runs in exclusive mode").execute(&mut *lock).await.unwrap();
-    gate.open();
-    let waiting = "select count(*)::text from pg_stat_activity
-                    where datname = current_database() and wait_event_type = 'Lock' and query ilike '%rows_superseded = rows_superseded%'";
-    eventually("the run waits in a transaction", async || scene.text(waiting).await == "1").await;
+    scene.entity("other", "UTC").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('other', 'b', 'BTC', '2024-01-01Z', 7)").await;
+    // Of which a third is how long a transaction may lie idle.
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "12s");
+    scene.sql("create function gate() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock_shared(1); return null; end $$;
+               create trigger gate after update of requests on elven_sync.sync_runs for each row execute function gate()").await;
+    let mut gate = PgConnection::connect(&scene.url).await.unwrap();
+    sqlx::query("select pg_advisory_lock(1)").execute(&mut gate).await.unwrap();
+    let child = scene.command(&["run", "--entity", "acme"]).spawn().unwrap();
+    let waiting = "select count(*)::text from pg_locks where locktype = 'advisory' and not granted
+                      and database = (select oid from pg_database where datname = current_database())";
+    eventually("the worker is in a transaction", async || scene.text(waiting).await == "1").await;
     signal(&child, Signal::SIGSTOP);
-    lock.rollback().await.unwrap();
+    sqlx::query("select pg_advisory_unlock(1)").execute(&mut gate).await.unwrap();
+    let idle = "select count(*)::text from pg_stat_activity
+                 where datname = current_database() and state = 'idle in transaction'";
+    let silent = "select (alive_until < clock_timestamp())::text from elven_sync.sync_runs";
+    eventually("the run is silent", async || scene.text(silent).await == "true").await;
+    let output = scene.output(&["run", "--entity", "other"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(scene.text(idle).await, "1", "the other one still holds what it has locked");
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 6));
+    let state =
+        "select string_agg(concat_ws(' ', entity_id, rows_uploaded, pass_id is null), ',' order by entity_id)
+                   from elven_sync.sync_state";
+    assert_eq!(scene.text(state).await, "acme 6 t,other 1 t");
     signal(&child, Signal::SIGCONT);
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
-    let state = "select concat_ws(' ', rows_uploaded, pass_id is null) from elven_sync.sync_state";
-    assert_eq!(scene.text(state).await, "6 t");
-    assert_eq!(scene.received().len(), 8, "the batch that was not settled is sent twice");
+    assert_eq!(scene.text(state).await, "acme 6 t,other 1 t");
+    assert_eq!(scene.received().len(), 9, "the batch that was not settled is sent twice");
 }
