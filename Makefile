@@ -15,6 +15,7 @@ demo: ## the whole story on a scratch database and a local API (ARGS=--keep leav
 # A database of yours is used only when TEST_DATABASE_URL names it, never because DATABASE_URL does.
 test: ## formatting, lints and all tests
 	$(CARGO) fmt --check
+	$(CARGO) clippy --locked -- -D warnings # as it is shipped, without what only tests switch on
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off scripts/with-postgres \
 		sh -c 'TEST_DATABASE_URL=$$DATABASE_URL exec "$$@"' sh $(CARGO) test --locked $(ARGS)

@@ -15,7 +15,7 @@ use elven_sync::database::Database;
 use elven_sync::fault_point::{Side, Step};
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Options};
-use elven_sync::sync::Worker;
+use elven_sync::sync::{Ended, Worker};
 use futures_util::{FutureExt, StreamExt, stream};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
@@ -31,10 +31,10 @@ use crate::support::{Scene, eventually, stderr};
 
 const FAULT_POINT: &str = "ELVEN_SYNC_FAULT_POINT";
 /// Cases under way at once; most of the time they wait for the lease of a dead worker.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 18;
 
 /// How old a signature may be for the API. The connector is told less where nobody is left who may send late.
-const SIGNATURE_WINDOW: Duration = Duration::from_secs(2);
+const SIGNATURE_WINDOW: Duration = Duration::from_secs(3);
 
 /// A case: entities of its own in the database of the test, and an API of its own.
 struct Case {
@@ -46,6 +46,7 @@ struct Case {
     stands: Vec<Stand>,
     /// Accounts whose rows were written again after the last crash.
     updated: Vec<String>,
+    one_at_a_time: bool,
     /// Answers that came and were not recorded before the process was killed: at least and at most.
     unrecorded: (usize, usize),
 }
@@ -75,19 +76,22 @@ async fn at_each(
         (point, acted.is_ok(), case)
     });
     let cases: Vec<(Point, bool, Case)> = cases.buffer_unordered(AT_ONCE).collect().await;
+    let name = |points: Vec<Point>| points.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let failed = name(cases.iter().filter(|(_, acted, _)| !acted).map(|(point, ..)| *point).collect());
+    assert!(failed.is_empty(), "it failed at {failed}");
     // Once dead runs have stopped giving signs of life, a later one says what became of them.
     let alive = "select count(*)::text from elven_sync.sync_runs
                   where status = 'running' and alive_until > clock_timestamp()";
     eventually("the dead runs' time is over", async || scene.text(alive).await == "0").await;
     let idle = scene.run().await;
-    let mut failed = Vec::new();
-    for (point, acted, case) in cases {
-        if !acted || AssertUnwindSafe(look(&case)).catch_unwind().await.is_err() {
-            failed.push(point.to_string());
+    assert_eq!((idle.status, idle.counters.rows_read), (RunStatus::Succeeded, 0), "nothing was left");
+    let mut wrong = Vec::new();
+    for (point, _, case) in cases {
+        if AssertUnwindSafe(look(&case)).catch_unwind().await.is_err() {
+            wrong.push(point);
         }
     }
-    assert!(failed.is_empty(), "it failed at {}", failed.join(", "));
-    assert_eq!((idle.status, idle.counters.rows_read), (RunStatus::Succeeded, 0), "nothing was left");
+    assert!(wrong.is_empty(), "it was not overcome at {}", name(wrong));
 }
 
 impl Case {
@@ -101,7 +105,7 @@ impl Case {
         scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
         scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
         let (entities, runs, stands, updated) = Default::default();
-        Self { scene, database, entities, runs, stands, updated, unrecorded: (0, 0) }
+        Self { scene, database, entities, runs, stands, updated, one_at_a_time: true, unrecorded: (0, 0) }
     }
 
     /// Adds an entity with three batches of two rows: the second one has a row that the API refuses, the third one a
@@ -170,7 +174,7 @@ impl Case {
         let lost = usize::from(point.loses_an_answer());
         let in_flight = stand.in_flight().count();
         self.unrecorded.0 += lost;
-        self.unrecorded.1 += if in_flight > 1 { in_flight } else { lost };
+        self.unrecorded.1 += if self.one_at_a_time { lost } else { in_flight.max(lost) };
         self.stands.push(stand);
         self.stands.last().unwrap()
     }
@@ -189,8 +193,19 @@ impl Case {
         // Only the dead one's lease has to be short.
         let settings = self.scene.settings(&[("ELVEN_SYNC_SYNC__LEASE", "30s")]);
         let worker = Worker::open(settings, self.database.clone(), stop).await.unwrap();
-        let report = worker.run(&self.entities).await.unwrap();
-        self.runs.extend(report.run_id);
+        let report = loop {
+            let report = worker.run(&self.entities).await.unwrap();
+            self.runs.extend(report.run_id);
+            // The server may still be renewing a lease for the dead one, and a slow machine signs in vain.
+            let is_slow = |ended: &Ended| match ended {
+                Ended::Held => true,
+                Ended::Failed(why) => why.contains("from the server's clock"),
+                Ended::Done | Ended::Stopped => false,
+            };
+            if !report.entities.iter().any(|entity| is_slow(&entity.ended)) {
+                break report;
+            }
+        };
         assert!(matches!(report.status, RunStatus::Succeeded | RunStatus::Incomplete), "{report:?}");
     }
 }
@@ -281,6 +296,7 @@ async fn several_batches_in_flight_are_all_accounted_for(pool: PgPool) {
         case.add_entity().await;
         case.scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
         case.scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
+        case.one_at_a_time = false;
         case.add_rows_to_each(12).await;
         case.scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=20ms"]));
         let in_flight = case.kill_run(point).await.in_flight().count();
