@@ -142,7 +142,8 @@ impl Database {
         let begun = Instant::now();
         let mut pause = PAUSES.0;
         loop {
-            let problem = match what().await {
+            // Boxed, since it is large, and lies in the futures of all who call.
+            let problem = match Box::pin(what()).await {
                 Err(problem) if problem.is_passing() => problem,
                 done => {
                     if self.condition.0.swap(WELL, Ordering::Relaxed) != WELL {

@@ -77,7 +77,7 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_batches b set status = 'unknown'
-                      where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0
+                      where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0 and b.row_count > 0
                         and exists (select from elven_sync.sync_state s
                                      where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
                     pass.pass_id,

@@ -133,6 +133,23 @@ pub(super) async fn record(
     Ok(())
 }
 
+/// Resolves the errors that concern the lanes of entities, by their being up to date.
+pub(super) async fn resolve_of_lanes(
+    transaction: &mut Transaction,
+    entity_ids: &[String],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_errors
+            set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
+          where entity_id = any ($1) and ledger_id is null and resolved_at is null
+            and kind <> 'unregistered_entity'",
+        entity_ids
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
 /// Counts the rows of an entity that the API refused and that are still set aside.
 pub(super) async fn rejections(executor: impl PgExecutor<'_>, entity_id: &str) -> Result<usize, sqlx::Error> {
     let count = sqlx::query_scalar!(

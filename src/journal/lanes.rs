@@ -325,37 +325,50 @@ impl Journal {
         self.database.again(lane_failed).await
     }
 
-    /// Records that these entities are up to date: errors that concern their lanes are resolved by it.
-    ///
-    /// Entities that another worker has now are left to it; one that died having brought an entity up to
-    /// date cannot say so any more. Rows are locked in one order, so that two
-    /// workers cannot wait for each other.
-    pub async fn lanes_succeeded(&self, entity_ids: &[String]) -> Result<(), JournalError> {
-        let lanes_succeeded = || async {
+    /// Records that the entity of a lease is up to date: errors that concern its lane are resolved by it.
+    pub async fn lane_succeeded(&self, lease: &Lease) -> Result<(), JournalError> {
+        let lane_succeeded = || async {
             let mut transaction = self.database.begin().await?;
-            sqlx::query!(
-                "with lanes as (
-                    update elven_sync.sync_state
-                       set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
-                     where entity_id in (select entity_id from elven_sync.sync_state
-                                          where entity_id = any ($1)
-                                            and (lease_owner is null or lease_owner = $2
-                                                 or lease_expires_at < clock_timestamp())
-                                          order by entity_id for update skip locked)
-                 returning entity_id)
-                 update elven_sync.sync_errors e
-                    set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
-                   from lanes where e.entity_id = lanes.entity_id and e.ledger_id is null and e.resolved_at is null
-                                and e.kind <> 'unregistered_entity'",
-                entity_ids,
-                self.worker
+            let done = sqlx::query!(
+                "update elven_sync.sync_state
+                    set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
+                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+                lease.entity_id,
+                lease.epoch,
+                lease.owner
             )
             .execute(&mut transaction)
             .await?;
+            errors::resolve_of_lanes(&mut transaction, std::slice::from_ref(&lease.entity_id)).await?;
+            commit_if_held(transaction, done.rows_affected()).await
+        };
+        self.database.again(lane_succeeded).await
+    }
+
+    /// Records that entities which had no news are up to date.
+    ///
+    /// Those that another worker has now are left to it; one that died having brought an entity up to date cannot say
+    /// so any more. Rows are locked in one order, so that two workers cannot wait for each other.
+    pub async fn found_idle(&self, entity_ids: &[String]) -> Result<(), JournalError> {
+        let found_idle = || async {
+            let mut transaction = self.database.begin().await?;
+            let idle = sqlx::query_scalar!(
+                "update elven_sync.sync_state
+                    set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
+                  where entity_id in (select entity_id from elven_sync.sync_state
+                                       where entity_id = any ($1)
+                                         and (lease_owner is null or lease_expires_at < clock_timestamp())
+                                       order by entity_id for update skip locked)
+              returning entity_id",
+                entity_ids
+            )
+            .fetch_all(&mut transaction)
+            .await?;
+            errors::resolve_of_lanes(&mut transaction, &idle).await?;
             transaction.commit().await?;
             Ok(())
         };
-        self.database.again(lanes_succeeded).await
+        self.database.again(found_idle).await
     }
 
     /// Records what waits for these entities, for dashboards.

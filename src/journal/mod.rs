@@ -21,7 +21,7 @@ pub use errors::{Kind, Problem};
 pub use lanes::{Lane, Lease, OpenPass, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
-pub use problems::{LastAnswer, RecordedError, Wanted};
+pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
 pub(crate) use steps::invalid;
 

@@ -10,7 +10,7 @@ use super::lanes::commit_if_held;
 use super::steps::{Done, Place, count, count_in_run, finish, hold, insert};
 use super::{Journal, JournalError, Lease, Problem, errors};
 use crate::batch::Batch;
-use crate::database::Database;
+use crate::database::{Database, Transaction};
 
 /// A row of `sync_errors`.
 #[derive(Clone, Debug, Serialize)]
@@ -73,6 +73,15 @@ pub struct LastAnswer<'a> {
     pub ambiguous: bool,
     /// Its row was refused, and is set aside as before.
     pub stays_set_aside: bool,
+}
+
+/// What became of an error that was tried again.
+#[derive(Clone, Copy, Debug)]
+pub struct Tried<'a> {
+    /// The error.
+    pub error_id: i64,
+    /// What resolved it, or what is wrong with its row, once more.
+    pub outcome: Result<&'a str, &'a Problem>,
 }
 
 impl RecordedError {
@@ -198,7 +207,8 @@ impl Journal {
         self.database.again(announce_alone).await
     }
 
-    /// Records the last answer to a batch outside of any pass.
+    /// Records the last answer to a batch outside of any pass, and what that means for the error it was for: an error
+    /// that stays open although its row was accepted would have it sent again.
     pub async fn answered_alone(
         &self,
         lease: &Lease,
@@ -206,6 +216,7 @@ impl Journal {
         (batch_id, batch): (i64, &Batch),
         last: LastAnswer<'_>,
         settlement: Settlement,
+        tried: Tried<'_>,
     ) -> Result<(), JournalError> {
         let LastAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
         let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
@@ -235,6 +246,7 @@ impl Journal {
             .execute(&mut transaction)
             .await?;
             finish(&mut transaction, batch_id, status, settlement, error).await?;
+            conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
             let of = (status == "accepted").then_some(batch);
             let done = Done { uploaded, rejected: 0, of };
             count_in_run(&mut transaction, run_id, settlement, batch, done).await?;
@@ -243,36 +255,39 @@ impl Journal {
         self.database.again(answered_alone).await
     }
 
-    /// Records what became of an error that was tried again, under the lease of its entity: resolved, or seen
-    /// once more.
-    pub async fn retried(
-        &self,
-        lease: &Lease,
-        run_id: i64,
-        error_id: i64,
-        outcome: Result<&str, &Problem>,
-    ) -> Result<(), JournalError> {
+    /// Records what became of an error that was tried again without a request, under the lease of its entity.
+    pub async fn retried(&self, lease: &Lease, run_id: i64, tried: Tried<'_>) -> Result<(), JournalError> {
         let retried = || async {
             let mut transaction = self.database.begin().await?;
             let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
-            match outcome {
-                Ok(resolution) => {
-                    sqlx::query!(
-                        "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
-                          where error_id = $1 and resolved_at is null",
-                        error_id,
-                        resolution
-                    )
-                    .execute(&mut transaction)
-                    .await?;
-                }
-                Err(problem) => {
-                    errors::record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem))
-                        .await?;
-                }
-            }
+            conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
             commit_if_held(transaction, held).await
         };
         self.database.again(retried).await
     }
+}
+
+/// Resolves an error, or counts it once more.
+async fn conclude(
+    transaction: &mut Transaction,
+    run_id: i64,
+    entity_id: &str,
+    tried: Tried<'_>,
+) -> Result<(), sqlx::Error> {
+    match tried.outcome {
+        Ok(resolution) => {
+            sqlx::query!(
+                "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
+                  where error_id = $1 and resolved_at is null",
+                tried.error_id,
+                resolution
+            )
+            .execute(transaction)
+            .await?;
+        }
+        Err(problem) => {
+            errors::record(transaction, run_id, entity_id, std::slice::from_ref(problem)).await?;
+        }
+    }
+    Ok(())
 }

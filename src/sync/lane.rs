@@ -209,34 +209,28 @@ impl Held<'_> {
     /// Records how the lane ended, and gives its lease back.
     async fn end(self, halted: Result<(), Halt>) -> Result<EntityReport, RunError> {
         let Held { worker, run_id, target, lease, mut report, .. } = self;
-        let journal = &worker.journal;
-        report.ended = match halted {
-            Ok(()) => {
-                let ids = std::slice::from_ref(&target.entity_id);
-                around(Step::Succeed, journal.lanes_succeeded(ids)).await?;
-                Ended::Done
+        let (journal, entity_id) = (&worker.journal, &target.entity_id);
+        let recorded = match halted {
+            Ok(()) => around(Step::Succeed, journal.lane_succeeded(&lease)).await.map(|()| Ended::Done),
+            Err(Halt::Problem(problem, not_before)) => {
+                tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
+                let failed = journal.lane_failed(&lease, run_id, &problem, not_before);
+                around(Step::Fail, failed).await.map(|()| Ended::Failed(problem.message))
             }
-            Err(Halt::Stopped) => Ended::Stopped,
-            Err(Halt::Yielded) => Ended::Done,
+            Err(Halt::Stopped) => Ok(Ended::Stopped),
+            Err(Halt::Yielded) => Ok(Ended::Done),
             // What was sent may still arrive, so the lease is left to run out: until then, and until the
             // signature is too old, nobody else sends.
             Err(Halt::CutOff) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
-            Err(Halt::LeaseLost) => {
-                tracing::warn!(entity_id = target.entity_id, "the lease was lost; another worker goes on");
+            Err(Halt::LeaseLost) => Err(JournalError::LeaseLost),
+            Err(Halt::Broken(problem)) => return Err(problem),
+        };
+        report.ended = match recorded {
+            Err(JournalError::LeaseLost) => {
+                tracing::warn!(entity_id, "the lease was lost; another worker goes on");
                 Ended::Held
             }
-            Err(Halt::Problem(problem, not_before)) => {
-                tracing::warn!(
-                    entity_id = target.entity_id,
-                    kind = problem.kind.as_ref(),
-                    "{}",
-                    problem.message
-                );
-                let failed = journal.lane_failed(&lease, run_id, &problem, not_before);
-                around(Step::Fail, failed).await?;
-                Ended::Failed(problem.message)
-            }
-            Err(Halt::Broken(problem)) => return Err(problem),
+            ended => ended?,
         };
         // Of no effect when it went to another worker.
         around(Step::ReleaseLease, journal.release(&lease)).await?;

@@ -123,7 +123,7 @@ impl Worker {
         self.journal.refuse_standby().await?;
         self.journal.mark_interrupted().await?;
         let run_id = around(Step::BeginRun, self.journal.begin_run("incremental")).await?;
-        let work = Box::pin(self.work(run_id, only.is_empty(), &selected, targets, unusable));
+        let work = self.work(run_id, only.is_empty(), &selected, targets, unusable);
         let worked = self.alive(run_id, work).await;
         let (status, error, entities, unregistered) = match worked {
             Ok((entities, unregistered)) => {
@@ -281,7 +281,7 @@ impl Worker {
         for report in worked {
             reports.push(report?);
         }
-        around(Step::Succeed, self.journal.lanes_succeeded(&idle)).await?;
+        around(Step::Succeed, self.journal.found_idle(&idle)).await?;
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(&mut reports, &idle).await?;
         let unregistered = if whole_ledger { self.unregistered().await? } else { Vec::new() };

@@ -14,7 +14,9 @@ use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict};
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::{Entity, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Take};
+use crate::journal::{
+    Entity, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Take, Tried,
+};
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
 
@@ -51,7 +53,7 @@ impl Worker {
             }
             Ok(())
         };
-        let failed = self.alive(run_id, Box::pin(work)).await.err();
+        let failed = self.alive(run_id, work).await.err();
         // What is left belongs to entities that are not registered, or cannot be worked on.
         for error in by_entity.into_values().flatten() {
             let why = unusable.iter().find(|(entity_id, _)| *entity_id == error.entity_id);
@@ -136,17 +138,18 @@ impl Worker {
                 continue;
             }
             let outcome = match self.retry_row(run_id, target, lease, &error, rows).await? {
-                Tried::Resolved(resolution) => {
-                    let resolved = self.journal.retried(lease, run_id, error_id, Ok(&resolution));
-                    around(Step::Resolve, resolved).await?;
+                Outcome::Resolved(resolution) => {
+                    let tried = Tried { error_id, outcome: Ok(&resolution) };
+                    around(Step::Resolve, self.journal.retried(lease, run_id, tried)).await?;
                     Ok(resolution)
                 }
-                Tried::Open(problem) => {
-                    let still_open = self.journal.retried(lease, run_id, error_id, Err(&problem));
-                    around(Step::Resolve, still_open).await?;
+                Outcome::Open(problem) => {
+                    let tried = Tried { error_id, outcome: Err(&problem) };
+                    around(Step::Resolve, self.journal.retried(lease, run_id, tried)).await?;
                     Err(problem.message)
                 }
-                Tried::NotNow(why) => Err(why),
+                Outcome::Recorded(outcome) => outcome,
+                Outcome::NotNow(why) => Err(why),
             };
             retried.push(Retried { error_id, outcome });
         }
@@ -161,21 +164,21 @@ impl Worker {
         lease: &Lease,
         error: &RecordedError,
         rows: Vec<Row>,
-    ) -> Result<Tried, RunError> {
+    ) -> Result<Outcome, RunError> {
         let (zone, channel) = (target.zone, &target.channel);
         if rows.is_empty() {
-            return Ok(Tried::Resolved("the row is not in the ledger any more".to_owned()));
+            return Ok(Outcome::Resolved("the row is not in the ledger any more".to_owned()));
         }
         let batch = Batch::build(None, rows, zone);
         if let Some(invalid) = batch.invalid.first() {
-            return Ok(Tried::Open(crate::journal::invalid(None, invalid)));
+            return Ok(Outcome::Open(crate::journal::invalid(None, invalid)));
         }
         if let Some(newer) = self.superseded_by(&target.entity_id, &batch, zone).await? {
             let resolution = format!("superseded by row {newer} of the same account, currency and second");
-            return Ok(Tried::Resolved(resolution));
+            return Ok(Outcome::Resolved(resolution));
         }
         if let Err(pause) = channel.turn(self.settings.retry.max).await {
-            return Ok(Tried::NotNow(words::come_later(pause)));
+            return Ok(Outcome::NotNow(words::come_later(pause)));
         }
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
@@ -189,17 +192,18 @@ impl Worker {
             ambiguous,
             stays_set_aside: words.kind == Kind::RejectedBatch && !accepted,
         };
-        let answered = self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement);
-        around(Step::Settle, answered).await?;
-        if accepted {
-            return Ok(Tried::Resolved("uploaded by `errors retry`".to_owned()));
-        }
+        let of_row = words.of_row(batch_id, settlement.http_status, &batch, 0, zone);
+        let still_open = still_open(&words, of_row, &error.kind);
+        let outcome = if accepted { Ok("uploaded by `errors retry`") } else { Err(&still_open) };
+        let tried = Tried { error_id: error.error_id, outcome };
+        let answered =
+            self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, tried);
+        around(Step::Resolve, around(Step::Settle, answered)).await?;
         if let Verdict::Throttled(Some(pause)) = verdict {
             channel.pause(pause);
             self.journal.note_pause(lease, pause).await?;
         }
-        let of_row = words.of_row(batch_id, settlement.http_status, &batch, 0, zone);
-        Ok(Tried::Open(still_open(&words, of_row, &error.kind)))
+        Ok(Outcome::Recorded(outcome.map(str::to_owned).map_err(|problem| problem.message.clone())))
     }
 
     /// A newer row of a key of the batch, if there is one that was or will be uploaded: not one that is set
@@ -277,11 +281,13 @@ impl Worker {
 }
 
 /// What became of a row.
-enum Tried {
+enum Outcome {
     /// Its error is resolved by this.
     Resolved(String),
     /// It has this problem, once more.
     Open(Problem),
+    /// What came of sending it, which is recorded already.
+    Recorded(Result<String, String>),
     /// It was not tried.
     NotNow(String),
 }

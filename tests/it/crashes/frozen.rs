@@ -54,7 +54,7 @@ impl Case {
     async fn state(&self) -> String {
         self.value(
             "select concat_ws(E'\\n',
-                (select string_agg((to_jsonb(s) - 'checked_at' - 'last_success_at')::text, E'\\n') from elven_sync.sync_state s
+                (select string_agg((to_jsonb(s) - 'checked_at')::text, E'\\n') from elven_sync.sync_state s
                   where entity_id = any (ENTITIES)),
                 (select string_agg(to_jsonb(p)::text, E'\\n' order by pass_id) from elven_sync.sync_passes p
                   where entity_id = any (ENTITIES)),

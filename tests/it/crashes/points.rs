@@ -23,7 +23,7 @@ impl Point {
         matches!(
             (self.0, self.1),
             (Step::Send, Side::After)
-                | (Step::Settle | Step::Split | Step::SetAside | Step::Answer, Side::Before)
+                | (Step::Settle | Step::Resolve | Step::Split | Step::SetAside | Step::Answer, Side::Before)
         )
     }
 }
