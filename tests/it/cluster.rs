@@ -32,20 +32,21 @@ const SETTINGS: [&str; 11] = [
     "shared_buffers=16MB",
 ];
 
-/// Ends a cluster's server and removes its folder when its input ends, which is when the test was killed.
+/// Ends a server, by the file with its process, and removes its folder when its input ends, which is when the
+/// test was killed.
 const WATCHDOG: &str =
-    r#"trap '' INT; read -r _; (kill -s QUIT "$(head -n 1 data/postmaster.pid)"); sleep 2; rm -rf "$PWD""#;
+    r#"trap '' INT; read -r _; (kill -s QUIT "$(head -n 1 "$0")"); sleep 2; rm -rf "$PWD""#;
 
 /// PostgreSQL's programs, and whom to run them as, since they refuse root.
 #[derive(Clone)]
-struct Programs {
+pub struct Programs {
     folder: PathBuf,
     user: Option<(u32, u32)>,
 }
 
 impl Programs {
     /// Those of a running server; `folder` is one that belongs to whoever runs this test.
-    async fn of(server: &PgPool, mine: &Path) -> Self {
+    pub async fn of(server: &PgPool, mine: &Path) -> Self {
         let ask = async |sql| -> PathBuf {
             sqlx::query_scalar::<_, String>(sql).fetch_one(server).await.unwrap().into()
         };
@@ -62,7 +63,8 @@ impl Programs {
         Self { folder, user }
     }
 
-    fn command(&self, program: &str, dir: &Path) -> Command {
+    /// One of them, or by its whole path another program that refuses root.
+    pub fn command(&self, program: &str, dir: &Path) -> Command {
         let mut command = Command::new(self.folder.join(program));
         // Away from the variables that programs of PostgreSQL obey, and from a folder they may not enter.
         command.env_clear().env("LC_ALL", "C").current_dir(dir).kill_on_drop(true);
@@ -71,6 +73,16 @@ impl Programs {
             command.uid(user).gid(group);
         }
         command
+    }
+
+    /// Makes a folder that of whoever they run as, and starts the watchdog over the server that lives in it.
+    pub fn guard(&self, dir: &Path, pid_file: &str) -> Child {
+        if let Some((user, group)) = self.user {
+            chown(dir, Some(user), Some(group)).unwrap();
+        }
+        let mut watchdog = self.command("/bin/sh", dir);
+        watchdog.args(["-c", WATCHDOG, pid_file]).stdin(Stdio::piped());
+        watchdog.into_std().spawn().unwrap()
     }
 
     async fn run(&self, dir: &Path, program: &str, arguments: &[&str]) {
@@ -235,12 +247,7 @@ impl Cluster {
     }
 
     fn unmade(dir: TempDir, programs: Programs) -> Self {
-        if let Some((user, group)) = programs.user {
-            chown(dir.path(), Some(user), Some(group)).unwrap();
-        }
-        let mut watchdog = programs.command("/bin/sh", dir.path());
-        watchdog.args(["-c", WATCHDOG]).stdin(Stdio::piped());
-        let watchdog = watchdog.into_std().spawn().unwrap();
+        let watchdog = programs.guard(dir.path(), "data/postmaster.pid");
         Self { programs, dir, port: 0, server: None, watchdog }
     }
 
@@ -257,9 +264,8 @@ impl Cluster {
 
     async fn started(mut self) -> Self {
         for _ in 0..10 {
-            // Below the ports that systems give to clients, so that it is still free after a crash. Only
-            // the server itself can take one without a race, so it tries one after another.
-            self.port = 20_000 + u16::try_from(RandomState::new().hash_one(0) % 12_000).unwrap();
+            // Only the server itself can take one without a race, so it tries one after another.
+            self.port = some_port();
             if self.try_start().await {
                 return self;
             }
@@ -326,7 +332,12 @@ impl Drop for Cluster {
     }
 }
 
+/// One below the ports that systems give to clients, so that it is still free after a crash.
+pub fn some_port() -> u16 {
+    20_000 + u16::try_from(RandomState::new().hash_one(0) % 12_000).unwrap()
+}
+
 /// A folder that whoever runs the server can reach.
-fn folder() -> TempDir {
+pub fn folder() -> TempDir {
     tempfile::Builder::new().prefix("elven-cluster.").tempdir().unwrap()
 }

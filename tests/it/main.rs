@@ -21,6 +21,7 @@ mod failover;
 mod ledgers;
 mod moves;
 mod plans;
+mod pooler;
 mod promises;
 mod proxy;
 mod random;

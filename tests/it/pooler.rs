@@ -1,0 +1,235 @@
+//! The connector behind a connection pooler: a real `PgBouncer` that pools transactions, as it is when nobody
+//! has changed its settings. A client has no session of its own there: each of its transactions meets whatever
+//! server connection is free, and `PgBouncer` before 1.21 knows no prepared statement.
+
+mod commands;
+mod outages;
+mod sessions;
+mod workers;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row};
+use tempfile::TempDir;
+use url::Url;
+
+use crate::cluster::{Programs, folder, some_port};
+use crate::support::Scene;
+
+/// Connections to the server that a pooler has, for each database and user: fewer than a worker wants, so
+/// that they go from hand to hand.
+const SERVER_CONNECTIONS: usize = 3;
+
+/// A user whom policies of row-level security apply to.
+const READER: &str = "elven_sync_pooled";
+
+/// A `PgBouncer` in front of a server. Nothing is left of it when it is dropped.
+struct Pooler {
+    programs: Programs,
+    dir: TempDir,
+    server: Url,
+    port: u16,
+    process: Option<Child>,
+    watchdog: Child,
+}
+
+impl Pooler {
+    /// One in front of the server of these connections, with further settings, a line each.
+    async fn new(pool: &PgPool, settings: &str) -> Self {
+        let dir = folder();
+        let programs = Programs::of(pool, dir.path()).await;
+        let watchdog = programs.guard(dir.path(), "pid");
+        let server = pool.connect_options().to_url_lossy();
+        let mut pooler = Self { programs, dir, server, port: 0, process: None, watchdog };
+        for _ in 0..10 {
+            pooler.port = some_port();
+            pooler.configure(settings);
+            if pooler.try_start().await {
+                return pooler;
+            }
+        }
+        panic!("pgbouncer did not start: {}", pooler.log());
+    }
+
+    /// Round robin: a transaction gets the connection that was idle longest, and not the one that the same
+    /// client has just given back.
+    fn configure(&self, settings: &str) {
+        let (host, port) = (self.server.host_str().unwrap(), self.server.port().unwrap_or(5432));
+        let (user, password) = (self.server.username(), self.server.password().unwrap_or_default());
+        let file = |name: &str, text: String| fs::write(self.dir.path().join(name), text).unwrap();
+        file("users", format!("\"{user}\" \"{password}\"\n\"{READER}\" \"\"\n"));
+        file(
+            "settings",
+            format!(
+                "[databases]\n* = host={host} port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+                 listen_port = {}\nunix_socket_dir =\nauth_type = trust\nauth_file = users\nadmin_users = {user}\n\
+                 pidfile = pid\npool_mode = transaction\ndefault_pool_size = {SERVER_CONNECTIONS}\n\
+                 server_round_robin = 1\n{settings}\n",
+                self.port
+            ),
+        );
+    }
+
+    /// Says whether it accepts connections now; it has ended if not.
+    async fn try_start(&mut self) -> bool {
+        let seen = self.log().len();
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        let mut command = self.programs.command(program().to_str().unwrap(), self.dir.path());
+        command.arg("settings").stdout(log.try_clone().unwrap()).stderr(log);
+        let process = self.process.insert(command.into_std().spawn().unwrap());
+        for _ in 0..1000 {
+            if self.log()[seen..].contains("process up") {
+                return true;
+            }
+            if process_has_ended(process) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.kill();
+        false
+    }
+
+    /// Ends it without a word, as a crash does.
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().ok();
+            process.wait().ok();
+        }
+    }
+
+    /// Starts it again, where it was.
+    async fn start(&mut self) {
+        assert!(self.try_start().await, "{}", self.log());
+    }
+
+    /// Where a database is, through the pooler.
+    fn url(&self, database: &str) -> String {
+        let mut url = self.server.clone();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(self.port)).unwrap();
+        url.set_path(database);
+        url.set_query(None);
+        url.to_string()
+    }
+
+    /// A connection through it that asks for nothing when it begins.
+    async fn connect(&self, database: &str) -> PgConnection {
+        let options = PgConnectOptions::from_str(&self.url(database)).unwrap().extra_float_digits(None);
+        options.ssl_mode(sqlx::postgres::PgSslMode::Disable).connect().await.unwrap()
+    }
+
+    /// Says something to the pooler itself (`PgBouncer` manual, "Admin console").
+    async fn command(&self, command: &'static str) {
+        self.connect("pgbouncer").await.execute(sqlx::raw_sql(command)).await.unwrap();
+    }
+
+    /// What every connection to the server answers, in the order of their processes. All are in use at once,
+    /// so that the pooler has as many as it may have.
+    async fn ask_each(&self, database: &str, sql: &str) -> Vec<String> {
+        let mut clients = Vec::new();
+        for _ in 0..SERVER_CONNECTIONS {
+            let mut client = self.connect(database).await;
+            client.execute("begin").await.unwrap();
+            clients.push(client);
+        }
+        let mut answers = Vec::new();
+        for client in &mut clients {
+            let sql = format!("select pg_backend_pid(), ({sql})::text");
+            let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(&mut *client).await.unwrap();
+            answers.push((row.get::<i32, _>(0), row.get::<Option<String>, _>(1).unwrap_or_default()));
+        }
+        for mut client in clients {
+            client.execute("rollback").await.unwrap();
+            client.close().await.unwrap();
+        }
+        answers.sort();
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Pooler {
+    #[expect(clippy::print_stderr, reason = "a failed test shows its standard error")]
+    fn drop(&mut self) {
+        self.kill();
+        self.watchdog.kill().ok();
+        self.watchdog.wait().ok();
+        if std::thread::panicking() {
+            let log = self.log();
+            let last: Vec<&str> = log.lines().rev().take(20).collect();
+            eprintln!("the log of pgbouncer on port {}, newest first:\n{}", self.port, last.join("\n"));
+        }
+    }
+}
+
+fn process_has_ended(process: &mut Child) -> bool {
+    process.try_wait().unwrap().is_some()
+}
+
+/// Where pgbouncer is: systems keep it where only root looks.
+fn program() -> PathBuf {
+    let find = "PATH=$PATH:/usr/sbin:/usr/local/sbin && command -v pgbouncer";
+    let found = Command::new("/bin/sh").args(["-c", find]).stderr(Stdio::null()).output().unwrap().stdout;
+    let found = String::from_utf8(found).unwrap();
+    assert!(!found.is_empty(), "this test needs pgbouncer; hint: `make test` installs it");
+    found.trim().into()
+}
+
+/// A scene whose connector goes through a pooler of its own; the test itself does not.
+async fn scene_behind(pool: PgPool, settings: &str) -> (Scene, Pooler) {
+    let pooler = Pooler::new(&pool, settings).await;
+    let mut scene = Scene::new(pool).await;
+    let database = scene.pool.connect_options().get_database().unwrap().to_owned();
+    scene.set("DATABASE_URL", &pooler.url(&database));
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
+    scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "4");
+    // All connections to the server are there before the connector comes: the first ones it uses would
+    // otherwise be the only ones.
+    pooler.ask_each(&database, "null").await;
+    (scene, pooler)
+}
+
+/// The name of a scene's database.
+fn database(scene: &Scene) -> String {
+    scene.pool.connect_options().get_database().unwrap().to_owned()
+}
+
+/// Entities `e1`, `e2`, ..., each with rows in transactions of some rows each.
+async fn enter(scene: &Scene, entities: usize, rows: usize) {
+    for n in 1..=entities {
+        scene.entity(&format!("e{n}"), "UTC").await;
+    }
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        "do $$ begin for part in 0..4 loop
+             insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'e' || e, format('e%s-%s', e, n), 'BTC', '2024-01-01Z', n
+               from generate_series(1, {entities}) e, generate_series(1, {rows}) n where n % 5 = part;
+             commit;
+         end loop; end $$"
+    )))
+    .execute(&scene.pool)
+    .await
+    .unwrap();
+}
+
+/// How often each row arrived: the least and the most, and how many did.
+fn arrivals(scene: &Scene) -> (usize, usize, usize) {
+    let mut times = std::collections::BTreeMap::<String, usize>::new();
+    for (account, _) in scene.balances() {
+        *times.entry(account).or_default() += 1;
+    }
+    (
+        times.values().copied().min().unwrap_or_default(),
+        times.values().copied().max().unwrap_or_default(),
+        times.len(),
+    )
+}

@@ -1,0 +1,140 @@
+//! What people type, through a pooler.
+
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+
+use super::sessions::assert_no_trace;
+use super::{database, enter, scene_behind};
+use crate::support::{Scene, stderr, stdout};
+
+/// What a command prints, when it ends with this code.
+async fn said(scene: &Scene, code: i32, arguments: &[&str]) -> String {
+    let output = scene.output(arguments).await;
+    let said = format!("{}{}", stdout(&output), stderr(&output));
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    said
+}
+
+#[sqlx::test(migrations = false)]
+async fn two_migrations_at_once_make_one_schema(pool: PgPool) {
+    let (scene, pooler) = scene_behind(pool, "").await;
+    let shape = "select string_agg(oid::regclass || ' ' || relkind::text, ',' order by oid::regclass::text) from pg_class
+                  where relnamespace in ('ledger'::regnamespace, 'elven_sync'::regnamespace)";
+    let before = scene.text(shape).await;
+    scene.sql("drop schema ledger, elven_sync cascade").await;
+    let migrate = ["migrate", "--with-ledger"];
+    let (first, second) = tokio::join!(scene.output(&migrate), scene.output(&migrate));
+    for output in [first, second] {
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    assert_eq!(scene.text(shape).await, before);
+    said(&scene, 0, &migrate).await;
+    assert_no_trace(&scene, &pooler).await;
+    said(&scene, 0, &["entity", "add", "acme", "--timezone", "UTC"]).await;
+    assert!(said(&scene, 0, &["run"]).await.contains("acme"));
+}
+
+#[sqlx::test(migrations = false)]
+async fn every_command_works(pool: PgPool) {
+    let (mut scene, pooler) = scene_behind(pool, "").await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
+    enter(&scene, 2, 20).await;
+    scene.sandbox.set_rules(vec!["reject:account=e1-3".parse().unwrap()]);
+    said(&scene, 0, &["entity", "add", "late", "--timezone", "Asia/Tokyo", "--from-now"]).await;
+    assert!(said(&scene, 0, &["run", "--dry-run"]).await.contains("e2"));
+    said(&scene, 3, &["run"]).await;
+    let status: serde_json::Value =
+        serde_json::from_str(&said(&scene, 0, &["status", "--json"]).await).unwrap();
+    assert_eq!(status["entities"].as_array().unwrap().len(), 3, "{status}");
+    assert!(said(&scene, 0, &["errors", "list"]).await.contains("rejected_row"));
+    assert!(said(&scene, 0, &["errors", "show", "1"]).await.contains("e1-3"));
+    said(&scene, 3, &["errors", "retry"]).await;
+    said(&scene, 0, &["errors", "resolve", "1", "--reason", "closed"]).await;
+    assert!(said(&scene, 0, &["errors", "list"]).await.contains("no error is open"));
+    assert!(said(&scene, 0, &["entity", "rewind", "e2", "--yes"]).await.contains("20 rows"));
+    said(&scene, 0, &["entity", "rebind", "--all"]).await;
+    said(&scene, 0, &["entity", "pause", "e1"]).await;
+    said(&scene, 0, &["run"]).await;
+    said(&scene, 0, &["entity", "resume", "e1"]).await;
+    assert!(said(&scene, 0, &["entity", "list"]).await.contains("Asia/Tokyo"));
+    let uploaded = "select string_agg(entity_id || ' ' || rows_uploaded, ',' order by entity_id) from elven_sync.sync_state";
+    assert_eq!(scene.text(uploaded).await, "e1 19,e2 40,late 0");
+    assert_no_trace(&scene, &pooler).await;
+}
+
+/// An index that is built while writers go on takes no transaction, and no setting of a session reaches it.
+#[sqlx::test(migrations = false)]
+async fn a_table_is_attached_and_taken_back(pool: PgPool) {
+    let (mut scene, pooler) = scene_behind(pool, "").await;
+    scene.entity("acme", "UTC").await;
+    scene
+        .sql(
+            "create schema books;
+             create table books.balances (id bigint primary key, entity_id text, entity_account_id text not null,
+                    currency text not null, captured_at timestamptz not null, balance numeric not null);
+             insert into books.balances select n, 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 100) n",
+        )
+        .await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    let mut reader = PgConnection::connect(&scene.url).await.unwrap();
+    reader
+        .execute("set application_name = 'the report'; begin; select count(*) from books.balances")
+        .await
+        .unwrap();
+    let refused = tokio::time::timeout(
+        std::time::Duration::from_secs(20),
+        said(&scene, 1, &["attach", "--lock-timeout", "50ms"]),
+    );
+    let refused = refused.await.unwrap();
+    assert!(refused.contains("the report") && refused.contains("--lock-timeout"), "{refused}");
+    reader.execute("rollback").await.unwrap();
+    assert_no_trace(&scene, &pooler).await;
+
+    assert!(said(&scene, 0, &["attach", "--dry-run"]).await.contains("create index concurrently"));
+    said(&scene, 0, &["attach", "--backfill-index"]).await;
+    assert!(said(&scene, 0, &["attach", "--backfill-index"]).await.contains("nothing to do"));
+    assert_no_trace(&scene, &pooler).await;
+    let indexes =
+        "select count(*)::text from pg_index where indrelid = 'books.balances'::regclass and indisvalid";
+    assert_eq!(scene.text(indexes).await, "3");
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+    said(&scene, 0, &["attach", "--undo"]).await;
+    assert_eq!(scene.text(indexes).await, "1");
+    assert_no_trace(&scene, &pooler).await;
+}
+
+/// A database whose statements are cut short: the index takes its time all the same.
+#[sqlx::test(migrations = false)]
+async fn an_index_may_take_longer_than_the_statements_of_others(pool: PgPool) {
+    sqlx::raw_sql(
+        "do $$ begin execute format('alter database %I set statement_timeout = ''200ms''', current_database()); end $$",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let (mut scene, pooler) = scene_behind(pool, "").await;
+    // Reading a row takes 5 ms when the index is built, and 100 of them take longer than a statement may.
+    scene
+        .sql(
+            "set statement_timeout = 0; create schema books;
+             create table books.balances (id bigint primary key, entity_id text, entity_account_id text not null,
+                    currency text not null, captured_at timestamptz not null, balance numeric not null);
+             insert into books.balances select n, 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 100) n",
+        )
+        .await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    // The build of an index waits for the transactions that could write to the table.
+    let mut writer = PgConnection::connect(&scene.url).await.unwrap();
+    let attach = scene.command(&["attach"]).spawn().unwrap();
+    let stamped = "select count(*)::text from pg_trigger where tgrelid = 'books.balances'::regclass";
+    crate::support::eventually("the stamp is there", async || scene.text(stamped).await == "1").await;
+    writer
+        .execute("set statement_timeout = 0; begin; update books.balances set balance = 2 where id = 1")
+        .await
+        .unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    writer.execute("commit").await.unwrap();
+    let output = attach.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    let timeouts = pooler.ask_each(&database(&scene), "select current_setting('statement_timeout')").await;
+    assert!(timeouts.iter().all(|timeout| timeout == "200ms"), "{timeouts:?}");
+}

@@ -1,0 +1,101 @@
+//! The pooler goes away and comes back, pauses, and loses its connections to the server.
+
+use elven_sync::journal::RunStatus;
+use elven_sync::sandbox::{Fault, Gate};
+use sqlx::PgPool;
+
+use super::{arrivals, enter, scene_behind};
+use crate::support::{Scene, eventually, stderr};
+
+/// Twelve batches, of which the first waits for its answer.
+async fn entered(scene: &mut Scene) {
+    enter(scene, 2, 12).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+}
+
+/// Nothing is missing and nothing waits, whichever run has done it.
+async fn assert_complete(scene: &Scene) {
+    let report = scene.run().await;
+    assert_eq!(report.status, RunStatus::Succeeded, "{:?}", report.entities);
+    let (least, most, rows) = arrivals(scene);
+    assert_eq!((least, rows), (1, 24));
+    assert!(most <= 2, "only what was in flight is sent again");
+    let open = "select string_agg(status, ',') from elven_sync.sync_batches where status <> 'accepted'";
+    assert_eq!(scene.text(open).await, "NULL");
+    assert_eq!(scene.text("select string_agg(distinct status, ',') from elven_sync.sync_health").await, "ok");
+}
+
+/// Killed while answers are awaited, and back before they come.
+#[sqlx::test(migrations = false)]
+async fn a_pooler_that_was_started_again_costs_no_row(pool: PgPool) {
+    let (mut scene, mut pooler) = scene_behind(pool, "").await;
+    entered(&mut scene).await;
+    let (child, gate) = scene.held_run().await;
+    pooler.kill();
+    pooler.start().await;
+    gate.open();
+    let output = child.wait_with_output().await.unwrap();
+    // A worker may find its connections dead and go on with new ones, or leave the rest to the next run.
+    assert!(matches!(output.status.code(), Some(0 | 1 | 3)), "{}", stderr(&output));
+    assert_complete(&scene).await;
+}
+
+/// Gone when the answers come, and for good as far as that run can see.
+#[sqlx::test(migrations = false)]
+async fn a_run_whose_pooler_went_away_ends_and_says_so(pool: PgPool) {
+    let (mut scene, mut pooler) = scene_behind(pool, "").await;
+    entered(&mut scene).await;
+    let (child, gate) = scene.held_run().await;
+    pooler.kill();
+    gate.open();
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(60), child.wait_with_output()).await;
+    let output = ended.expect("the run ends").unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    pooler.start().await;
+    assert_complete(&scene).await;
+    assert!(scene.text("select status from elven_sync.sync_runs order by run_id limit 1").await != "running");
+}
+
+/// `PAUSE` is how poolers are told of a server's restart: clients wait, and nothing is an error.
+#[sqlx::test(migrations = false)]
+async fn a_pause_is_waited_out(pool: PgPool) {
+    let (mut scene, pooler) = scene_behind(pool, "").await;
+    entered(&mut scene).await;
+    let (child, gate) = scene.held_run().await;
+    pooler.command("pause").await;
+    gate.open();
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    pooler.command("resume").await;
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_complete(&scene).await;
+}
+
+/// The pooler's connections to the server are closed one after another while a run is at work, as
+/// `server_lifetime` does, and as a server's restart does all at once.
+#[sqlx::test(migrations = false)]
+async fn server_connections_that_go_cost_no_row(pool: PgPool) {
+    let (mut scene, pooler) = scene_behind(pool, "").await;
+    entered(&mut scene).await;
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    scene.sandbox.set_rules(vec!["slow=50ms".parse().unwrap()]);
+    let child = scene.command(&["run"]).spawn().unwrap();
+    gate.reached().await;
+    // Those without a transaction: the pooler replaces them, and nobody notices.
+    pooler.command("reconnect").await;
+    gate.open();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    // And some with one.
+    scene.sql("update ledger.balance_snapshots set balance = balance + 100").await;
+    let mut child = scene.command(&["run"]).spawn().unwrap();
+    let kill = "select coalesce(count(pg_terminate_backend(pid)), 0)::text from pg_stat_activity
+                 where datname = current_database() and pid <> pg_backend_pid() and application_name = 'elven-sync'";
+    eventually("a connection is closed", async || scene.text(kill).await != "0").await;
+    eventually("the run ends", async || child.try_wait().unwrap().is_some()).await;
+    let report = scene.run().await;
+    assert_eq!(report.status, RunStatus::Succeeded, "{:?}", report.entities);
+    let last: std::collections::BTreeMap<String, String> = scene.balances().into_iter().collect();
+    assert_eq!((last.len(), last["e2-12"].as_str()), (24, "112"));
+}
