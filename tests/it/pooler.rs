@@ -81,12 +81,12 @@ impl Pooler {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let mut command = self.programs.command(program().to_str().unwrap(), self.dir.path());
         command.arg("settings").stdout(log.try_clone().unwrap()).stderr(log);
-        let process = self.process.insert(command.into_std().spawn().unwrap());
+        self.process = Some(command.into_std().spawn().unwrap());
         for _ in 0..1000 {
             if self.log()[seen..].contains("process up") {
                 return true;
             }
-            if process_has_ended(process) {
+            if self.process.as_mut().unwrap().try_wait().unwrap().is_some() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -169,10 +169,6 @@ impl Drop for Pooler {
             eprintln!("the log of pgbouncer on port {}, newest first:\n{}", self.port, last.join("\n"));
         }
     }
-}
-
-fn process_has_ended(process: &mut Child) -> bool {
-    process.try_wait().unwrap().is_some()
 }
 
 /// Where pgbouncer is: systems keep it where only root looks.

@@ -1,7 +1,6 @@
 //! The pooler goes away and comes back, pauses, and loses its connections to the server.
 
 use elven_sync::journal::RunStatus;
-use elven_sync::sandbox::{Fault, Gate};
 use sqlx::PgPool;
 
 use super::{arrivals, enter, scene_behind};
@@ -48,7 +47,7 @@ async fn a_run_whose_pooler_went_away_ends_and_says_so(pool: PgPool) {
     let (child, gate) = scene.held_run().await;
     pooler.kill();
     gate.open();
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(60), child.wait_with_output()).await;
+    let ended = tokio::time::timeout(std::time::Duration::from_mins(1), child.wait_with_output()).await;
     let output = ended.expect("the run ends").unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     pooler.start().await;
@@ -77,11 +76,8 @@ async fn a_pause_is_waited_out(pool: PgPool) {
 async fn server_connections_that_go_cost_no_row(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
-    let gate = Gate::new();
-    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     scene.sandbox.set_rules(vec!["slow=50ms".parse().unwrap()]);
-    let child = scene.command(&["run"]).spawn().unwrap();
-    gate.reached().await;
+    let (child, gate) = scene.held_run().await;
     // Those without a transaction: the pooler replaces them, and nobody notices.
     pooler.command("reconnect").await;
     gate.open();
@@ -89,11 +85,12 @@ async fn server_connections_that_go_cost_no_row(pool: PgPool) {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     // And some with one.
     scene.sql("update ledger.balance_snapshots set balance = balance + 100").await;
-    let mut child = scene.command(&["run"]).spawn().unwrap();
+    let child = scene.command(&["run"]).spawn().unwrap();
     let kill = "select coalesce(count(pg_terminate_backend(pid)), 0)::text from pg_stat_activity
                  where datname = current_database() and pid <> pg_backend_pid() and application_name = 'elven-sync'";
     eventually("a connection is closed", async || scene.text(kill).await != "0").await;
-    eventually("the run ends", async || child.try_wait().unwrap().is_some()).await;
+    let ended = tokio::time::timeout(std::time::Duration::from_mins(1), child.wait_with_output()).await;
+    ended.expect("the run ends").unwrap();
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Succeeded, "{:?}", report.entities);
     let last: std::collections::BTreeMap<String, String> = scene.balances().into_iter().collect();
