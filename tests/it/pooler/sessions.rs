@@ -49,7 +49,7 @@ async fn a_client_has_no_session_of_its_own(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn every_transaction_that_writes_is_durable(pool: PgPool) {
     for settings in ["", "ignore_startup_parameters = options, extra_float_digits"] {
-        let again = "drop schema if exists ledger, elven_sync cascade; drop table if exists seen;
+        let again = "drop schema if exists ledger, elven_sync cascade; drop table if exists public.seen;
             do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$";
         sqlx::raw_sql(again).execute(&pool).await.unwrap();
         let (scene, pooler) = scene_behind(pool.clone(), settings).await;
@@ -59,14 +59,14 @@ async fn every_transaction_that_writes_is_durable(pool: PgPool) {
         enter(&scene, 2, 20).await;
         scene
             .sql(
-                "create table seen (place text, synchronous_commit text, unique (place, synchronous_commit));
-                 create function see() returns trigger language plpgsql as $$ begin
-                     insert into seen values (tg_table_name, current_setting('synchronous_commit')) on conflict do nothing;
+                "create table public.seen (place text, synchronous_commit text, unique (place, synchronous_commit));
+                 create or replace function public.see() returns trigger language plpgsql as $$ begin
+                     insert into public.seen values (tg_table_name, current_setting('synchronous_commit')) on conflict do nothing;
                      return null; end $$;
                  do $$ declare place text; begin
                      for place in select relname from pg_class where relnamespace = 'elven_sync'::regnamespace and relkind = 'r'
                      loop execute format('create trigger see after insert or update or delete on elven_sync.%I
-                                          for each statement execute function see()', place); end loop; end $$",
+                                          for each statement execute function public.see()', place); end loop; end $$",
             )
             .await;
         scene.sandbox.set_rules(vec!["reject:account=e1-3".parse().unwrap()]);
@@ -82,9 +82,9 @@ async fn every_transaction_that_writes_is_durable(pool: PgPool) {
             let output = scene.output(arguments).await;
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
         }
-        let seen = "select string_agg(place, ',') from seen where synchronous_commit <> 'on'";
+        let seen = "select string_agg(place, ',') from public.seen where synchronous_commit <> 'on'";
         assert_eq!(scene.text(seen).await, "NULL", "written without waiting for the disk");
-        let seen = "select count(*)::text from seen where place in
+        let seen = "select count(*)::text from public.seen where place in
                     ('entities', 'sync_state', 'sync_runs', 'sync_passes', 'sync_batches', 'sync_errors')";
         assert_eq!(scene.text(seen).await, "6", "all are written");
     }
@@ -117,7 +117,7 @@ async fn a_policy_that_hides_rows_is_an_error(pool: PgPool) {
         scene
             .sql(
                 "alter table ledger.balance_snapshots enable row level security;
-                 create policy some on ledger.balance_snapshots using (balance < 3);
+                 create policy few on ledger.balance_snapshots using (balance < 3);
                  update ledger.balance_snapshots set balance = balance",
             )
             .await;
