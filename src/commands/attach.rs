@@ -63,7 +63,6 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
         }
         bail!("{table} was left as it is; hint: see to the above, then say attach --yes");
     }
-    // One for all: a step may set something for those behind it.
     let mut connection = database.session().await?;
     for step in &plan.steps {
         output::line(format_args!("{}", step.why));

@@ -95,9 +95,15 @@ impl Database {
         self.pool.close().await;
     }
 
-    /// A connection outside of any transaction: for statements that PostgreSQL refuses inside of one.
-    pub async fn session(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        self.pool.acquire().await
+    /// A connection outside of any transaction, for statements that PostgreSQL refuses inside of one. They may take
+    /// their time, whatever the role's limits are; but a proxy may refuse to say so, and then they have those.
+    pub async fn session(&self) -> Result<PgConnection, sqlx::Error> {
+        let options = self.pool.connect_options();
+        let unlimited = options.as_ref().clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+        match PgConnection::connect_with(&unlimited).await {
+            Err(sqlx::Error::Database(_)) => PgConnection::connect_with(&options).await,
+            connected => connected,
+        }
     }
 
     /// Begins a transaction that writes. It is durable whatever the database's default is, and PostgreSQL ends it

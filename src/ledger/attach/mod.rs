@@ -89,12 +89,9 @@ pub async fn plan(
         });
     }
     if plan.steps.iter().any(|step| step.sql.contains("concurrently")) {
-        plan.steps.insert(
-            0,
-            Step {
-                why: "an index takes its time; these hold for this session alone".to_owned(),
-                sql: "set statement_timeout = 0; set lock_timeout = 0;".to_owned(),
-            },
+        plan.notes.push(
+            "an index takes its time: attach builds it on a connection of its own without time limits; in psql,              `set statement_timeout = 0; set lock_timeout = 0;` comes first"
+                .to_owned(),
         );
     }
     Ok(plan)

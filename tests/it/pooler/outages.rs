@@ -43,6 +43,7 @@ async fn a_pooler_that_was_started_again_costs_no_row(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn a_run_whose_pooler_went_away_ends_and_says_so(pool: PgPool) {
     let (mut scene, mut pooler) = scene_behind(pool, "").await;
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
     entered(&mut scene).await;
     let (child, gate) = scene.held_run().await;
     pooler.kill();
