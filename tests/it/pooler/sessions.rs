@@ -140,10 +140,15 @@ async fn a_run_leaves_nothing_behind_in_the_connections_that_others_get(pool: Pg
     scene.sandbox.set_rules(vec!["reject:account=e1-3".parse().unwrap()]);
     // Also where an answer is lost, and where a run is refused.
     scene.sandbox.inject(Fault::CutAfterWrite);
-    for arguments in
-        [&["run"][..], &["run"], &["errors", "retry"], &["status"], &["run", "--entity", "nobody"]]
-    {
-        scene.output(arguments).await;
+    for (arguments, code) in [
+        (&["run"][..], 3),
+        (&["run"], 0),
+        (&["errors", "retry"], 3),
+        (&["status"], 0),
+        (&["run", "--entity", "nobody"], 1),
+    ] {
+        let output = scene.output(arguments).await;
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
         assert_no_trace(&scene, &pooler).await;
     }
 }
