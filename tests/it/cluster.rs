@@ -35,7 +35,7 @@ const SETTINGS: [&str; 11] = [
 /// Ends a server, by the file with its process, and removes its folder when its input ends, which is when the
 /// test was killed.
 const WATCHDOG: &str =
-    r#"trap '' INT; read -r _; (kill -s QUIT "$(head -n 1 "$0")"); sleep 2; rm -rf "$PWD""#;
+    r#"trap '' INT; read -r _; (kill -s "$1" "$(head -n 1 "$0")"); sleep 2; rm -rf "$PWD""#;
 
 /// PostgreSQL's programs, and whom to run them as, since they refuse root.
 #[derive(Clone)]
@@ -76,12 +76,14 @@ impl Programs {
     }
 
     /// Makes a folder that of whoever they run as, and starts the watchdog over the server that lives in it.
-    pub fn guard(&self, dir: &Path, pid_file: &str) -> Child {
+    pub fn guard(&self, dir: &Path, pid_file: &str, signal: Signal) -> Child {
         if let Some((user, group)) = self.user {
             chown(dir, Some(user), Some(group)).unwrap();
         }
         let mut watchdog = self.command("/bin/sh", dir);
-        watchdog.args(["-c", WATCHDOG, pid_file]).stdin(Stdio::piped());
+        watchdog
+            .args(["-c", WATCHDOG, pid_file, signal.as_str().trim_start_matches("SIG")])
+            .stdin(Stdio::piped());
         watchdog.into_std().spawn().unwrap()
     }
 
@@ -247,7 +249,7 @@ impl Cluster {
     }
 
     fn unmade(dir: TempDir, programs: Programs) -> Self {
-        let watchdog = programs.guard(dir.path(), "data/postmaster.pid");
+        let watchdog = programs.guard(dir.path(), "data/postmaster.pid", Signal::SIGQUIT);
         Self { programs, dir, port: 0, server: None, watchdog }
     }
 

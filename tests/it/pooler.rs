@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row};
 use tempfile::TempDir;
@@ -43,7 +44,7 @@ impl Pooler {
     async fn new(pool: &PgPool, settings: &str) -> Self {
         let dir = folder();
         let programs = Programs::of(pool, dir.path()).await;
-        let watchdog = programs.guard(dir.path(), "pid");
+        let watchdog = programs.guard(dir.path(), "pid", Signal::SIGKILL);
         let server = pool.connect_options().to_url_lossy();
         let mut pooler = Self { programs, dir, server, port: 0, process: None, watchdog };
         for _ in 0..10 {
