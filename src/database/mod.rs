@@ -6,9 +6,10 @@
 
 mod executor;
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -28,10 +29,6 @@ const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
 /// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.
 const PASSING: [&str; 9] = ["57P01", "57P02", "57P03", "25P03", "25006", "53300", "40001", "40P01", "57P05"];
 
-/// How a database is, as far as this process knows.
-#[derive(Debug, Default)]
-struct Condition(AtomicU8);
-
 const WELL: u8 = 0;
 const TROUBLED: u8 = 1;
 const GIVEN_UP: u8 = 2;
@@ -41,7 +38,37 @@ const GIVEN_UP: u8 = 2;
 pub struct Database {
     pool: PgPool,
     reconnect_timeout: Duration,
-    condition: Arc<Condition>,
+    process: Arc<Process>,
+}
+
+/// What the clones of a [`Database`] share.
+#[derive(Debug)]
+struct Process {
+    /// How the database is, as far as this process knows.
+    condition: AtomicU8,
+    /// Marks its commits in `elven_sync.sync_commits`.
+    number: i64,
+    commits: Mutex<Commits>,
+}
+
+/// The transactions of a process that write.
+#[derive(Debug, Default)]
+struct Commits {
+    begun: i64,
+    /// Those of which it is not known how they ended.
+    open: BTreeSet<i64>,
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Self { condition: AtomicU8::new(WELL), number: fastrand::i64(..), commits: Mutex::default() }
+    }
+}
+
+impl Process {
+    fn commits(&self) -> MutexGuard<'_, Commits> {
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Says of an error whether what failed may succeed when it is simply done again.
@@ -81,7 +108,7 @@ impl Database {
             .max_connections(connections_max)
             .acquire_timeout(POOL_WAIT_MAX.min(reconnect_timeout))
             .connect_lazy_with(options);
-        Ok(Self { pool, reconnect_timeout, condition: Arc::default() })
+        Ok(Self { pool, reconnect_timeout, process: Arc::default() })
     }
 
     /// Connects to another one, with as many connections and as much patience.
@@ -110,12 +137,17 @@ impl Database {
     /// when its worker freezes in the middle of it, since it may hold the rows of an entity locked.
     pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         let idle_max = self.statement_max().as_millis();
-        self.begin_with(format!(
-            "begin; set local synchronous_commit = on; set local row_security = off; \
-             set local idle_in_transaction_session_timeout = {idle_max}; \
-             select pg_current_xact_id()::text"
-        ))
-        .await
+        let mut transaction = Transaction::of(self).await?;
+        let (process, number) = (self.process.number, transaction.number());
+        transaction
+            .begin(format!(
+                "begin; set local synchronous_commit = on; set local row_security = off; \
+                 set local idle_in_transaction_session_timeout = {idle_max}; \
+                 insert into elven_sync.sync_commits (process, number) values ({process}, {number}) \
+                     returning pg_current_xact_id()::text"
+            ))
+            .await?;
+        Ok(transaction)
     }
 
     /// Begins a transaction that only reads.
@@ -123,16 +155,8 @@ impl Database {
     /// `row_security = off`: a policy that would filter rows in silence becomes an error (PostgreSQL manual,
     /// "Client Connection Defaults").
     pub async fn begin_reading(&self) -> Result<Transaction, sqlx::Error> {
-        self.begin_with("begin read only; set local row_security = off".to_owned()).await
-    }
-
-    async fn begin_with(&self, sql: String) -> Result<Transaction, sqlx::Error> {
-        // Whole from here on: dropped in the middle of it, the connection is closed.
-        let mut transaction =
-            Transaction { database: self.clone(), connection: Some(self.pool.acquire().await?), id: None };
-        let begun = transaction.connection()?.fetch_optional(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)));
-        let begun = within(Some(self.statement_max()), begun).await?;
-        transaction.id = begun.map(|row| row.try_get(0)).transpose()?;
+        let mut transaction = Transaction::of(self).await?;
+        transaction.begin("begin read only; set local row_security = off".to_owned()).await?;
         Ok(transaction)
     }
 
@@ -152,19 +176,19 @@ impl Database {
             let problem = match Box::pin(what()).await {
                 Err(problem) if problem.is_passing() => problem,
                 done => {
-                    if self.condition.0.swap(WELL, Ordering::Relaxed) != WELL {
+                    if self.process.condition.swap(WELL, Ordering::Relaxed) != WELL {
                         tracing::info!("the database is back");
                     }
                     return done;
                 }
             };
             // Once somebody has waited in vain nobody else does.
-            let given_up = self.condition.0.load(Ordering::Relaxed) == GIVEN_UP;
+            let given_up = self.process.condition.load(Ordering::Relaxed) == GIVEN_UP;
             if given_up || begun.elapsed() + pause > self.reconnect_timeout {
-                self.condition.0.store(GIVEN_UP, Ordering::Relaxed);
+                self.process.condition.store(GIVEN_UP, Ordering::Relaxed);
                 return Err(problem);
             }
-            if self.condition.0.swap(TROUBLED, Ordering::Relaxed) == WELL {
+            if self.process.condition.swap(TROUBLED, Ordering::Relaxed) == WELL {
                 tracing::warn!(
                     error = crate::output::chain(&problem),
                     "the database is in trouble; waiting for it for {:?} at most",
@@ -196,33 +220,47 @@ impl Database {
         (self.reconnect_timeout / 3).max(STATEMENT_MAX_MIN)
     }
 
-    /// Says whether a transaction was committed whose commit got no answer. Asked until it is known: its server
-    /// process may not have noticed yet that we are gone, and a server in recovery does not know the end.
-    async fn was_committed(&self, id: &str) -> Result<bool, sqlx::Error> {
+    /// Says whether a transaction was committed whose commit got no answer, by the row that it has left then. Asked
+    /// once the transaction cannot be under way any more: its server process may not have noticed that we are gone,
+    /// and a server in recovery does not know the end.
+    async fn was_committed(&self, id: &str, number: i64) -> Result<bool, sqlx::Error> {
         self.again(async || {
-            let asked = sqlx::query_scalar(
-                "select case when pg_is_in_recovery() then 'in progress' else pg_xact_status($1::text::xid8) end",
-            );
-            let status: Result<Option<String>, sqlx::Error> = asked.bind(id).fetch_one(self).await;
-            match status {
-                Ok(Some(status)) if status == "committed" => Ok(true),
-                Ok(Some(status)) if status == "in progress" => {
-                    Err(sqlx::Error::Io(std::io::Error::other("a commit has no outcome yet")))
+            let under_way = "select pg_is_in_recovery() or pg_xact_status($1::text::xid8) = 'in progress'";
+            match sqlx::query_scalar(under_way).bind(id).fetch_one(self).await {
+                Ok(Some(true)) => {
+                    return Err(sqlx::Error::Io(std::io::Error::other("a commit has no outcome yet")));
                 }
-                Ok(_) => Ok(false),
-                // The id has not been given out yet: a failover has lost it.
-                Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("22023") => Ok(false),
-                Err(problem) => Err(problem),
+                Ok(Some(false) | None) => {}
+                // An id that has not been given out yet: a crash or a failover has lost it.
+                Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("22023") => {}
+                Err(problem) => return Err(problem),
             }
+            // Not by the id, which is given out again when it was lost.
+            let is_there =
+                "select exists (select from elven_sync.sync_commits where process = $1 and number = $2)";
+            sqlx::query_scalar(is_there).bind(self.process.number).bind(number).fetch_one(self).await
         })
         .await
+    }
+
+    /// Removes what this process has noted of commits whose outcome is known, and what others have left long ago.
+    pub async fn forget_commits(&self) -> Result<(), sqlx::Error> {
+        let known_below = {
+            let commits = self.process.commits();
+            commits.open.first().copied().unwrap_or(commits.begun + 1)
+        };
+        // Nobody waits for longer than an hour for a database.
+        let sql = "delete from elven_sync.sync_commits
+                    where (process = $1 and number < $2) or begun_at < clock_timestamp() - interval '3 hours'";
+        self.execute(|| sqlx::query(sql).bind(self.process.number).bind(known_below)).await?;
+        Ok(())
     }
 }
 
 impl From<PgPool> for Database {
     /// Uses connections that somebody else has set up.
     fn from(pool: PgPool) -> Self {
-        Self { pool, reconnect_timeout: Duration::from_mins(1), condition: Arc::default() }
+        Self { pool, reconnect_timeout: Duration::from_mins(1), process: Arc::default() }
     }
 }
 
@@ -234,21 +272,46 @@ pub struct Transaction {
     connection: Option<PoolConnection<Postgres>>,
     /// Its `xid8`, if it writes.
     id: Option<String>,
+    /// Its number in `elven_sync.sync_commits`, if it writes.
+    number: Option<i64>,
 }
 
 impl Transaction {
+    async fn of(database: &Database) -> Result<Self, sqlx::Error> {
+        let connection = Some(database.pool.acquire().await?);
+        Ok(Self { database: database.clone(), connection, id: None, number: None })
+    }
+
+    /// Draws the number by which it will be known whether it was committed.
+    fn number(&mut self) -> i64 {
+        let mut commits = self.database.process.commits();
+        commits.begun += 1;
+        let number = commits.begun;
+        commits.open.insert(number);
+        self.number = Some(number);
+        number
+    }
+
+    async fn begin(&mut self, sql: String) -> Result<(), sqlx::Error> {
+        let limit = Some(self.database.statement_max());
+        let begun = self.connection()?.fetch_optional(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)));
+        self.id = within(limit, begun).await?.map(|row| row.try_get(0)).transpose()?;
+        Ok(())
+    }
+
     /// The connection, e.g. to copy from.
     pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
         self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
     }
 
     /// Commits. When the connection is lost over that, finds out whether it was, so that an error always means
-    /// that nothing was written. (Manual, "Transaction ID and Snapshot Information Functions":
-    /// `pg_xact_status` is there for that.)
+    /// that nothing was written.
     pub async fn commit(mut self) -> Result<(), sqlx::Error> {
         let Err(problem) = self.end("commit").await else { return Ok(()) };
-        let (true, Some(id)) = (problem.is_passing(), self.id.take()) else { return Err(problem) };
-        if self.database.was_committed(&id).await? { Ok(()) } else { Err(problem) }
+        let (true, Some(id), Some(number)) = (problem.is_passing(), self.id.take(), self.number) else {
+            return Err(problem);
+        };
+        if self.database.was_committed(&id, number).await? { Ok(()) } else { Err(problem) }
     }
 
     /// Undoes everything.
@@ -274,6 +337,9 @@ impl Drop for Transaction {
     fn drop(&mut self) {
         if let Some(connection) = &mut self.connection {
             connection.close_on_drop();
+        }
+        if let Some(number) = self.number {
+            self.database.process.commits().open.remove(&number);
         }
     }
 }

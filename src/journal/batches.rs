@@ -149,19 +149,20 @@ impl Journal {
         let announce_again = || async {
             let mut transaction = self.database.begin().await?;
             let held = self.hold(&mut transaction, doing.pass).await?;
-            sqlx::query!(
+            let done = sqlx::query!(
                 "update elven_sync.sync_batches
                     set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
                         finished_at = null
-                  where batch_id = $1",
+                  where batch_id = $1 and entity_id = $4",
                 batch_id,
                 doing.run_id,
-                lost
+                lost,
+                doing.pass.lease.entity_id
             )
             .execute(&mut transaction)
             .await?;
             rewrite(&mut transaction, batch_id, batch).await?;
-            commit_if_held(transaction, held).await
+            commit_if_held(transaction, held.min(done.rows_affected())).await
         };
         self.database.again(announce_again).await
     }
@@ -176,17 +177,18 @@ impl Journal {
         let emptied = || async {
             let mut transaction = self.database.begin().await?;
             let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
-            sqlx::query!(
+            let done = sqlx::query!(
                 r#"update elven_sync.sync_batches
                       set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
                           row_count = 0, rows_rejected = 0, rows_superseded = 0, finished_at = clock_timestamp(),
                           error = 'its rows were changed or deleted before its outcome was known'
-                    where batch_id = $1"#,
-                batch_id
+                    where batch_id = $1 and entity_id = $2"#,
+                batch_id,
+                doing.pass.lease.entity_id
             )
             .execute(&mut transaction)
             .await?;
-            commit_if_held(transaction, moved).await
+            commit_if_held(transaction, moved.min(done.rows_affected())).await
         };
         self.database.again(emptied).await
     }
@@ -222,10 +224,10 @@ impl Journal {
             if resolves {
                 resolve_newer(&mut transaction, entity_id, batch_id, batch).await?;
             }
-            finish(&mut transaction, batch_id, "accepted", settlement, None).await?;
-            let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-            count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
-            commit_if_held(transaction, moved).await
+            let done = finish(&mut transaction, entity_id, batch_id, "accepted", settlement, None).await?;
+            let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
+            count_in_run(&mut transaction, doing.run_id, settlement, batch, all).await?;
+            commit_if_held(transaction, moved.min(done)).await
         };
         self.database.again(settle).await
     }
@@ -246,10 +248,11 @@ impl Journal {
         let answered = || async {
             let mut transaction = self.database.begin().await?;
             let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
-            finish(&mut transaction, batch_id, status, settlement, Some(error)).await?;
+            let entity_id = &doing.pass.lease.entity_id;
+            let done = finish(&mut transaction, entity_id, batch_id, status, settlement, Some(error)).await?;
             let nothing = Done { uploaded: 0, rejected: 0, of: None };
             count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
-            commit_if_held(transaction, held).await
+            commit_if_held(transaction, held.min(done)).await
         };
         self.database.again(answered).await
     }
@@ -286,14 +289,16 @@ impl Journal {
         let split = || async {
             let mut transaction = self.database.begin().await?;
             let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
-            finish(&mut transaction, batch_id, "split", settlement, Some(error)).await?;
+            let entity_id = &doing.pass.lease.entity_id;
+            let done =
+                finish(&mut transaction, entity_id, batch_id, "split", settlement, Some(error)).await?;
             let mut ids = [0; 2];
             for (id, part) in ids.iter_mut().zip(parts) {
                 *id = insert(&mut transaction, doing.place(Some(batch_id)), part, 0).await?;
             }
             let nothing = Done { uploaded: 0, rejected: 0, of: None };
             count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
-            commit_if_held(transaction, held).await?;
+            commit_if_held(transaction, held.min(done)).await?;
             Ok(ids)
         };
         self.database.again(split).await
@@ -331,10 +336,10 @@ impl Journal {
             .await?;
             // Behind that, since a batch with records that was ever unknown stays so.
             let error = refused.first().map(|problem| problem.message.as_str());
-            finish(&mut transaction, batch_id, "rejected", settlement, error).await?;
-            let done = Done { uploaded: 0, rejected: batch.invalid.len() + refused.len(), of: Some(batch) };
-            count_in_run(&mut transaction, doing.run_id, settlement, batch, done).await?;
-            commit_if_held(transaction, moved).await?;
+            let done = finish(&mut transaction, entity_id, batch_id, "rejected", settlement, error).await?;
+            let all = Done { uploaded: 0, rejected: batch.invalid.len() + refused.len(), of: Some(batch) };
+            count_in_run(&mut transaction, doing.run_id, settlement, batch, all).await?;
+            commit_if_held(transaction, moved.min(done)).await?;
             Ok(true)
         };
         self.database.again(set_aside).await

@@ -245,12 +245,13 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
-            finish(&mut transaction, batch_id, status, settlement, error).await?;
+            let done =
+                finish(&mut transaction, &lease.entity_id, batch_id, status, settlement, error).await?;
             conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
             let of = (status == "accepted").then_some(batch);
-            let done = Done { uploaded, rejected: 0, of };
-            count_in_run(&mut transaction, run_id, settlement, batch, done).await?;
-            commit_if_held(transaction, held.rows_affected()).await
+            let all = Done { uploaded, rejected: 0, of };
+            count_in_run(&mut transaction, run_id, settlement, batch, all).await?;
+            commit_if_held(transaction, held.rows_affected().min(done)).await
         };
         self.database.again(answered_alone).await
     }

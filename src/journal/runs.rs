@@ -139,8 +139,10 @@ impl Journal {
             .await?
             .ok_or(JournalError::RunLost)?;
             transaction.commit().await?;
-            Ok(counters)
+            Ok::<_, JournalError>(counters)
         };
-        self.database.again(finish_run).await
+        let counters = self.database.again(finish_run).await?;
+        self.database.forget_commits().await?;
+        Ok(counters)
     }
 }

@@ -82,28 +82,31 @@ pub(super) async fn rewrite(
     Ok(())
 }
 
-/// Records the answer in the batch.
+/// Records the answer in a batch of the entity. Returns how many batches that was, 1 or 0: a failover that loses the
+/// tail takes it along, and gives its number to another one.
 pub(super) async fn finish(
     transaction: &mut Transaction,
+    entity_id: &str,
     batch_id: i64,
     status: &str,
     settlement: Settlement,
     error: Option<&str>,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
         "update elven_sync.sync_batches
             set status = case when $2 = 'rejected' and ambiguous and row_count > 0 then 'unknown' else $2 end,
                 http_status = $3, duration_ms = $4, error = $5, finished_at = clock_timestamp()
-          where batch_id = $1",
+          where batch_id = $1 and entity_id = $6",
         batch_id,
         status,
         settlement.http_status,
         settlement.duration_ms,
-        error
+        error,
+        entity_id
     )
     .execute(&mut *transaction)
     .await?;
-    Ok(())
+    Ok(done.rows_affected())
 }
 
 /// Moves the cursor over what is done: by the lease and in the pass that are named, and from where it

@@ -18,6 +18,11 @@ const COUNTED: &str = "select concat_ws(' ', r.status, r.rows_read, r.rows_uploa
            (select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id) from elven_sync.sync_batches),
            (select count(*) from elven_sync.sync_passes where finished_at is not null))
       from elven_sync.sync_runs r, elven_sync.sync_state s";
+/// As if there had been no run yet.
+const AGAIN: &str =
+    "truncate elven_sync.sync_runs, elven_sync.sync_passes, elven_sync.sync_batches restart identity cascade;
+     update elven_sync.sync_state set settled = null, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
+            rows_uploaded = 0, lease_owner = null, system_identifier = null";
 const ALL_ONCE: &str = "succeeded 6 6 3 0 6 accepted 1 f,accepted 1 f,accepted 1 f 1";
 
 async fn add_six_rows(scene: &Scene) {
@@ -52,10 +57,7 @@ async fn each_commit_of_a_run(pool: PgPool, failure: Failure) {
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
     for number in 1.. {
-        let again = "truncate elven_sync.sync_runs, elven_sync.sync_passes, elven_sync.sync_batches restart identity cascade;
-                     update elven_sync.sync_state set settled = null, pass_id = null, target = null, cursor_xid = null,
-                         cursor_id = null, rows_uploaded = 0, lease_owner = null, system_identifier = null";
-        scene.sql(again).await;
+        scene.sql(AGAIN).await;
         let received = scene.received().len();
         network.fail(number, failure);
         let report = scene.run().await;
@@ -120,6 +122,38 @@ async fn a_run_outlives_a_restart_of_its_server(pool: PgPool) {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(scene.text(COUNTED).await, ALL_ONCE);
     assert_eq!(scene.received().len(), 6, "the answer that came meanwhile counts");
+}
+
+/// A crash takes a transaction along of which nothing had reached the disk, and its id is given out again: that
+/// another one of that id was committed says nothing about it.
+#[sqlx::test(migrations = false)]
+async fn a_commit_whose_id_was_given_out_again_is_not_taken_for_done(pool: PgPool) {
+    let mut cluster = Cluster::new(&pool).await;
+    let mut scene = scene_on(&cluster).await;
+    // No heartbeat comes between.
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "1m");
+    let network = Network::to(&scene.url).await;
+    scene.set("DATABASE_URL", network.url());
+    // Settling and announcing, in turn, and closing the pass.
+    for number in 1..=6 {
+        let mut session = PgConnection::connect(&scene.url).await.unwrap();
+        sqlx::raw_sql(AGAIN).execute(&mut session).await.unwrap();
+        let received = scene.received().len();
+        let (child, gate) = scene.held_run().await;
+        network.break_down(number, Failure::Lost);
+        gate.open();
+        eventually("the commit is lost", async || network.has_failed()).await;
+        cluster.crash();
+        cluster.start().await;
+        cluster.burn_transaction_ids(100).await;
+        network.mend();
+        let output = child.wait_with_output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "commit {number}: {}", stderr(&output));
+        let mut session = PgConnection::connect(&scene.url).await.unwrap();
+        let counted: String = sqlx::query_scalar(COUNTED).fetch_one(&mut session).await.unwrap();
+        assert_eq!(counted, ALL_ONCE, "commit {number}");
+        assert_eq!(scene.received().len() - received, 6, "commit {number}: each row once");
+    }
 }
 
 /// As after a failover to a server that is not promoted yet.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use url::Url;
 
 /// What happens to a commit.
@@ -31,6 +31,8 @@ struct Fails {
     server: String,
     commits: AtomicU64,
     next: Mutex<Option<(u64, Failure)>>,
+    /// Whether nobody gets through.
+    down: watch::Sender<bool>,
 }
 
 impl Network {
@@ -43,7 +45,12 @@ impl Network {
         url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
         // What is encrypted cannot be looked into.
         url.query_pairs_mut().append_pair("sslmode", "disable");
-        let fails = Arc::new(Fails { server, commits: AtomicU64::new(0), next: Mutex::new(None) });
+        let fails = Arc::new(Fails {
+            server,
+            commits: AtomicU64::new(0),
+            next: Mutex::new(None),
+            down: watch::Sender::new(false),
+        });
         let shared = fails.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -63,6 +70,16 @@ impl Network {
         *self.fails.next.lock().unwrap() = Some((at, failure));
     }
 
+    /// The same, and then nobody gets through until [`Network::mend`].
+    pub fn break_down(&self, number: u64, failure: Failure) {
+        self.fail(number, failure);
+        self.fails.down.send_replace(true);
+    }
+
+    pub fn mend(&self) {
+        self.fails.down.send_replace(false);
+    }
+
     /// Says whether that has happened.
     pub fn has_failed(&self) -> bool {
         self.fails.next.lock().unwrap().is_none()
@@ -79,6 +96,8 @@ impl Fails {
 
 /// Carries one connection to its end.
 async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
+    // Only those that come later: the others fail by themselves.
+    fails.down.subscribe().wait_for(|down| !*down).await.ok();
     let server = TcpStream::connect(&fails.server).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
