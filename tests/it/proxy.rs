@@ -108,10 +108,10 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
     let (silence, silent) = oneshot::channel();
     let answers = tokio::spawn(async move {
         tokio::select! {
-            _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
-            _ = silent => {}
+            // The server has closed: so does the other side, by dropping it.
+            _ = tokio::io::copy(&mut from_server, &mut to_client) => None,
+            _ = silent => Some((from_server, to_client)),
         }
-        (from_server, to_client)
     });
     let (message, failure) = loop {
         let message = message(&mut from_client, 1).await?;
@@ -124,7 +124,7 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
     };
     silence.send(()).ok();
     // Held, so that no side learns that the other is gone.
-    let (mut from_server, _to_client) = answers.await?;
+    let Some((mut from_server, _to_client)) = answers.await? else { return Ok(()) };
     match failure {
         Failure::Lost => {}
         Failure::Unanswered => {
