@@ -176,7 +176,7 @@ impl Database {
             let problem = match Box::pin(what()).await {
                 Err(problem) if problem.is_passing() => problem,
                 done => {
-                    if self.process.condition.swap(WELL, Ordering::Relaxed) != WELL {
+                    if done.is_ok() && self.process.condition.swap(WELL, Ordering::Relaxed) != WELL {
                         tracing::info!("the database is back");
                     }
                     return done;
@@ -308,15 +308,33 @@ impl Transaction {
     /// that nothing was written.
     pub async fn commit(mut self) -> Result<(), sqlx::Error> {
         let Err(problem) = self.end("commit").await else { return Ok(()) };
+        // Given up first: it takes the place of one to ask with.
+        self.close();
         let (true, Some(id), Some(number)) = (problem.is_passing(), self.id.take(), self.number) else {
             return Err(problem);
         };
-        if self.database.was_committed(&id, number).await? { Ok(()) } else { Err(problem) }
+        match self.database.was_committed(&id, number).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(problem),
+            // Nothing that passes: it may have been done, so it is not to be done again.
+            Err(unknown) => {
+                let unknown = crate::output::chain(&unknown);
+                Err(sqlx::Error::Protocol(format!(
+                    "whether a commit was done could not be found out: {unknown}"
+                )))
+            }
+        }
     }
 
     /// Undoes everything.
     pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
         self.end("rollback").await
+    }
+
+    fn close(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            connection.close_on_drop();
+        }
     }
 
     async fn end(&mut self, how: &'static str) -> Result<(), sqlx::Error> {
@@ -335,9 +353,7 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        if let Some(connection) = &mut self.connection {
-            connection.close_on_drop();
-        }
+        self.close();
         if let Some(number) = self.number {
             self.database.process.commits().open.remove(&number);
         }
