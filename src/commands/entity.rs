@@ -89,6 +89,7 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
     align::check_text("the entity's id", Some(&entity.entity_id))?;
     align::check_text("the credential's name", Some(&entity.credential))?;
     let database = connect_migrated(settings).await?;
+    journal::refuse_standby(&database).await?;
     let added = if from_now {
         match worker(settings, &database).await?.register_from_now(&entity).await? {
             FromNow::Begun => true,
@@ -147,6 +148,7 @@ async fn already_registered(database: &Database, entity: &Entity, from_now: bool
 
 async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::Result<u8> {
     let database = connect_migrated(settings).await?;
+    journal::refuse_standby(&database).await?;
     let entity = registered(&database, id).await?;
     let at = if to == START { None } else { Some(align::instant(to, align::zone(&entity.timezone)?)?) };
     let worker = worker(settings, &database).await?;
@@ -171,6 +173,7 @@ async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::R
 
 async fn rebind(settings: &Settings, ids: Vec<String>, all: bool) -> anyhow::Result<u8> {
     let database = connect_migrated(settings).await?;
+    journal::refuse_standby(&database).await?;
     let ids = if all {
         Entity::list(&database).await?.into_iter().map(|entity| entity.entity_id).collect()
     } else {
@@ -213,6 +216,7 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
 
 async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Result<u8> {
     let database = connect_migrated(settings).await?;
+    journal::refuse_standby(&database).await?;
     if !Entity::set_paused(&database, id, paused).await? {
         registered(&database, id).await?;
     }

@@ -71,6 +71,7 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
             if reason.trim().is_empty() {
                 bail!("--reason is blank; hint: say why, for whoever looks later");
             }
+            journal::refuse_standby(&database).await?;
             let error = one(&database, error_id).await?;
             if !RecordedError::resolve(&database, error_id, &reason).await? {
                 let resolution = error.resolution.unwrap_or_default();

@@ -22,6 +22,8 @@ use tokio::time::{Instant, timeout};
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// The longest that a pool tries by itself to get a connection.
 const POOL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The longest that a first connection may take.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// No statement is given up earlier than that.
 const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
 /// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
@@ -103,7 +105,7 @@ impl Database {
             .extra_float_digits(None);
         // A pool would try for as long as it may wait, and then only say that it waited: the first
         // connection is made outside of it, so that what is wrong is said at once.
-        PgConnection::connect_with(&options).await?.close().await?;
+        within(CONNECT_MAX, PgConnection::connect_with(&options)).await?.close().await?;
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(POOL_WAIT_MAX.min(reconnect_timeout))
@@ -127,8 +129,8 @@ impl Database {
     pub async fn session(&self) -> Result<PgConnection, sqlx::Error> {
         let options = self.pool.connect_options();
         let unlimited = options.as_ref().clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-        match PgConnection::connect_with(&unlimited).await {
-            Err(sqlx::Error::Database(_)) => PgConnection::connect_with(&options).await,
+        match within(CONNECT_MAX, PgConnection::connect_with(&unlimited)).await {
+            Err(sqlx::Error::Database(_)) => within(CONNECT_MAX, PgConnection::connect_with(&options)).await,
             connected => connected,
         }
     }
@@ -169,7 +171,8 @@ impl Database {
         E: Passing + std::error::Error + 'static,
         F: Future<Output = Result<T, E>>,
     {
-        let begun = Instant::now();
+        // When it failed first: what it took until then was no waiting.
+        let mut waits_since = None;
         let mut pause = PAUSES.0;
         loop {
             // Boxed, since it is large, and lies in the futures of all who call.
@@ -184,7 +187,8 @@ impl Database {
             };
             // Once somebody has waited in vain nobody else does.
             let given_up = self.process.condition.load(Ordering::Relaxed) == GIVEN_UP;
-            if given_up || begun.elapsed() + pause > self.reconnect_timeout {
+            let waited = waits_since.get_or_insert_with(Instant::now).elapsed();
+            if given_up || waited + pause > self.reconnect_timeout {
                 self.process.condition.store(GIVEN_UP, Ordering::Relaxed);
                 return Err(problem);
             }
@@ -218,6 +222,11 @@ impl Database {
     /// How long a statement of a writing transaction may take, and how long its connection may then lie idle.
     fn statement_max(&self) -> Duration {
         (self.reconnect_timeout / 3).max(STATEMENT_MAX_MIN)
+    }
+
+    /// How long a statement may take that reads, or a page that is copied.
+    fn read_max(&self) -> Duration {
+        self.reconnect_timeout * 10
     }
 
     /// Says whether a transaction was committed whose commit got no answer, by the row that it has left then. Asked
@@ -293,7 +302,7 @@ impl Transaction {
     }
 
     async fn begin(&mut self, sql: String) -> Result<(), sqlx::Error> {
-        let limit = Some(self.database.statement_max());
+        let limit = self.database.statement_max();
         let begun = self.connection()?.fetch_optional(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)));
         self.id = within(limit, begun).await?.map(|row| row.try_get(0)).transpose()?;
         Ok(())
@@ -346,8 +355,8 @@ impl Transaction {
     }
 
     /// How long a statement may take: what is read may be much.
-    fn limit(&self) -> Option<Duration> {
-        self.id.as_ref().map(|_| self.database.statement_max())
+    pub(crate) fn limit(&self) -> Duration {
+        if self.number.is_some() { self.database.statement_max() } else { self.database.read_max() }
     }
 }
 
@@ -361,13 +370,12 @@ impl Drop for Transaction {
 }
 
 /// Waits for an answer, for no longer than that: a network may swallow what is sent and say nothing.
-async fn within<T>(
-    limit: Option<Duration>,
-    answer: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, sqlx::Error> {
-    let Some(limit) = limit else { return answer.await };
+pub(crate) async fn within<T, E: From<sqlx::Error>>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     timeout(limit, answer).await.unwrap_or_else(|_| {
         let problem = format!("the database gave no answer for {limit:?}");
-        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, problem)))
+        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, problem)).into())
     })
 }

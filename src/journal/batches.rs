@@ -153,11 +153,13 @@ impl Journal {
                 "update elven_sync.sync_batches
                     set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
                         finished_at = null
-                  where batch_id = $1 and entity_id = $4",
+                  where batch_id = $1 and entity_id = $4 and last_xid = $5::text::xid8 and last_id = $6",
                 batch_id,
                 doing.run_id,
                 lost,
-                doing.pass.lease.entity_id
+                doing.pass.lease.entity_id,
+                batch.last.xid.to_string(),
+                batch.last.id
             )
             .execute(&mut transaction)
             .await?;
@@ -224,7 +226,8 @@ impl Journal {
             if resolves {
                 resolve_newer(&mut transaction, entity_id, batch_id, batch).await?;
             }
-            let done = finish(&mut transaction, entity_id, batch_id, "accepted", settlement, None).await?;
+            let done =
+                finish(&mut transaction, entity_id, (batch_id, batch), "accepted", settlement, None).await?;
             let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
             count_in_run(&mut transaction, doing.run_id, settlement, batch, all).await?;
             commit_if_held(transaction, moved.min(done)).await
@@ -249,7 +252,9 @@ impl Journal {
             let mut transaction = self.database.begin().await?;
             let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
             let entity_id = &doing.pass.lease.entity_id;
-            let done = finish(&mut transaction, entity_id, batch_id, status, settlement, Some(error)).await?;
+            let done =
+                finish(&mut transaction, entity_id, (batch_id, batch), status, settlement, Some(error))
+                    .await?;
             let nothing = Done { uploaded: 0, rejected: 0, of: None };
             count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
             commit_if_held(transaction, held.min(done)).await
@@ -291,7 +296,8 @@ impl Journal {
             let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
             let entity_id = &doing.pass.lease.entity_id;
             let done =
-                finish(&mut transaction, entity_id, batch_id, "split", settlement, Some(error)).await?;
+                finish(&mut transaction, entity_id, (batch_id, batch), "split", settlement, Some(error))
+                    .await?;
             let mut ids = [0; 2];
             for (id, part) in ids.iter_mut().zip(parts) {
                 *id = insert(&mut transaction, doing.place(Some(batch_id)), part, 0).await?;
@@ -336,7 +342,8 @@ impl Journal {
             .await?;
             // Behind that, since a batch with records that was ever unknown stays so.
             let error = refused.first().map(|problem| problem.message.as_str());
-            let done = finish(&mut transaction, entity_id, batch_id, "rejected", settlement, error).await?;
+            let done =
+                finish(&mut transaction, entity_id, (batch_id, batch), "rejected", settlement, error).await?;
             let all = Done { uploaded: 0, rejected: batch.invalid.len() + refused.len(), of: Some(batch) };
             count_in_run(&mut transaction, doing.run_id, settlement, batch, all).await?;
             commit_if_held(transaction, moved.min(done)).await?;

@@ -58,6 +58,13 @@ pub enum JournalError {
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 
+/// Makes sure that the server can be written. One that is read-only for a while in the middle of a run is waited for; a
+/// run or a command that would begin on a standby is not meant for it.
+pub async fn refuse_standby(database: &Database) -> Result<(), JournalError> {
+    let look = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(database);
+    if database.again(look).await? { Err(JournalError::Standby) } else { Ok(()) }
+}
+
 impl Passing for JournalError {
     fn is_passing(&self) -> bool {
         matches!(self, JournalError::Database(problem) if problem.is_passing())

@@ -44,8 +44,8 @@ impl Entity {
     /// Registers an entity with a watermark: what transactions wrote that have ended by now counts as dealt
     /// with.
     ///
-    /// The snapshot is taken in the transaction that records it, as for a pass, and before that has an id:
-    /// a snapshot says nothing of its own transaction.
+    /// The snapshot is taken in the transaction that records it, as for a pass. It says nothing of its own transaction,
+    /// which writes nothing to the ledger.
     pub async fn add_from_now(
         database: &Database,
         entity: &Entity,

@@ -246,7 +246,8 @@ impl Journal {
             .execute(&mut transaction)
             .await?;
             let done =
-                finish(&mut transaction, &lease.entity_id, batch_id, status, settlement, error).await?;
+                finish(&mut transaction, &lease.entity_id, (batch_id, batch), status, settlement, error)
+                    .await?;
             conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
             let of = (status == "accepted").then_some(batch);
             let all = Done { uploaded, rejected: 0, of };

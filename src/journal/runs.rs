@@ -58,13 +58,6 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes sure that the server can be written. One that is read-only for a while in the middle of a run is waited for;
-    /// a run that would begin on a standby is not meant for it.
-    pub async fn refuse_standby(&self) -> Result<(), JournalError> {
-        let look = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(&self.database);
-        if self.database.again(look).await? { Err(JournalError::Standby) } else { Ok(()) }
-    }
-
     /// Begins a run, of new rows (`incremental`) or of errors again (`retry`).
     pub async fn begin_run(&self, kind: &str) -> Result<i64, JournalError> {
         let begin_run = || async {
@@ -86,7 +79,8 @@ impl Journal {
         self.database.again(begin_run).await
     }
 
-    /// Gives a sign of life, and renews the leases that this worker holds.
+    /// Gives a sign of life, and renews the leases that this worker holds; but for those whose rows are locked: who
+    /// has one locked is no reason to lose the others, and it is given its time again before something is sent.
     ///
     /// Two statements, each for itself: together they would lock the run's row before a lane's, and
     /// settling a batch locks them the other way round.
@@ -95,7 +89,8 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_state set lease_expires_at = clock_timestamp() + make_interval(secs => $2)
-                      where lease_owner = $1",
+                      where entity_id in (select entity_id from elven_sync.sync_state
+                                           where lease_owner = $1 order by entity_id for update skip locked)",
                     self.worker,
                     self.lease_seconds()
                 )

@@ -82,12 +82,12 @@ pub(super) async fn rewrite(
     Ok(())
 }
 
-/// Records the answer in a batch of the entity. Returns how many batches that was, 1 or 0: a failover that loses the
-/// tail takes it along, and gives its number to another one.
+/// Records the answer in a batch. Returns how many batches that was, 1 or 0: a failover that loses the tail takes
+/// announced batches along, and gives their numbers to others.
 pub(super) async fn finish(
     transaction: &mut Transaction,
     entity_id: &str,
-    batch_id: i64,
+    (batch_id, batch): (i64, &Batch),
     status: &str,
     settlement: Settlement,
     error: Option<&str>,
@@ -96,13 +96,16 @@ pub(super) async fn finish(
         "update elven_sync.sync_batches
             set status = case when $2 = 'rejected' and ambiguous and row_count > 0 then 'unknown' else $2 end,
                 http_status = $3, duration_ms = $4, error = $5, finished_at = clock_timestamp()
-          where batch_id = $1 and entity_id = $6",
+          where batch_id = $1 and entity_id = $6 and last_xid = $7::text::xid8 and last_id = $8 and body_sha256 = $9",
         batch_id,
         status,
         settlement.http_status,
         settlement.duration_ms,
         error,
-        entity_id
+        entity_id,
+        batch.last.xid.to_string(),
+        batch.last.id,
+        batch.body_sha256
     )
     .execute(&mut *transaction)
     .await?;

@@ -20,7 +20,7 @@ pub use row::Row;
 pub use table::Table;
 pub use writers::Writer;
 
-use crate::database::{Database, Passing};
+use crate::database::{Database, Passing, within};
 use crate::watermark::{self, Cursor, Segment, Snapshot};
 
 /// The ledger could not be read.
@@ -302,7 +302,8 @@ impl Ledger {
         let mut transaction = from.begin_reading().await?;
         let id_is_number = self.table.id_is_number();
         let copying = async move {
-            let rows = copy_out(transaction.connection()?, &sql, id_is_number).await?;
+            let limit = transaction.limit();
+            let rows = within(limit, copy_out(transaction.connection()?, &sql, id_is_number)).await?;
             transaction.commit().await?;
             Ok(rows)
         };

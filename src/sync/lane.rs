@@ -223,7 +223,17 @@ impl Held<'_> {
             // signature is too old, nobody else sends.
             Err(Halt::CutOff) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
             Err(Halt::LeaseLost) => Err(JournalError::LeaseLost),
-            Err(Halt::Broken(problem)) => return Err(problem),
+            Err(Halt::Broken(problem)) => {
+                // So that others can go on with it, should the database be well: the run may take long to end.
+                if let Err(second) = journal.release(&lease).await {
+                    tracing::warn!(
+                        entity_id,
+                        error = crate::output::chain(&second),
+                        "the lease runs out by itself"
+                    );
+                }
+                return Err(problem);
+            }
         };
         report.ended = match recorded {
             Err(JournalError::LeaseLost) => {

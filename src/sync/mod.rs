@@ -35,7 +35,7 @@ use crate::config::{ConfigError, Settings};
 use crate::database::Database;
 use crate::elven::Client;
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus};
+use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
 use crate::ledger::{self, Ledger, LedgerError, Pending, Progress};
 
 /// A run could not work at all.
@@ -120,7 +120,7 @@ impl Worker {
         let selected = self.select(only).await?;
         let (targets, unusable) = self.targets(&selected)?;
         warn_of(&self.ledger.without_trigger().await?);
-        self.journal.refuse_standby().await?;
+        refuse_standby(&self.database).await?;
         self.journal.mark_interrupted().await?;
         let run_id = around(Step::BeginRun, self.journal.begin_run("incremental")).await?;
         let work = self.work(run_id, only.is_empty(), &selected, targets, unusable);
@@ -271,6 +271,12 @@ impl Worker {
             has_work(&t.entity_id) || self.fits(&t.entity_id, &lane, &look).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
+        if !idle.is_empty() {
+            // Now, since it is true now: the others may take hours.
+            self.journal.found_idle(&idle).await?;
+            let nothing = idle.iter().map(|id| Pending { entity_id: id.clone(), rows: 0, oldest_at: None });
+            self.journal.note_pending(&nothing.collect::<Vec<_>>()).await?;
+        }
         self.recall_sizes(&busy).await?;
         // How many are worked on at once is up to the slots; the others only wait.
         let worked = busy.iter().map(async |target| {
@@ -281,7 +287,6 @@ impl Worker {
         for report in worked {
             reports.push(report?);
         }
-        around(Step::Succeed, self.journal.found_idle(&idle)).await?;
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(&mut reports, &idle).await?;
         let unregistered = if whole_ledger { self.unregistered().await? } else { Vec::new() };
@@ -314,17 +319,16 @@ impl Worker {
         Ok(self.ledger.unregistered(&ids).await?)
     }
 
-    /// Counts what waits, and notes it for dashboards. Entities without news have nothing waiting.
+    /// Counts what waits, and notes it for dashboards. Of entities without news that was done when they were looked at.
     async fn count_pending(&self, reports: &mut [EntityReport], idle: &[String]) -> Result<(), RunError> {
         let idle_ids: BTreeSet<&String> = idle.iter().collect();
         let ids: Vec<String> =
             reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle_ids.contains(id)).collect();
-        let mut pending = self.ledger.pending(&progress(&self.journal.lanes(&ids).await?)).await?;
+        let pending = self.ledger.pending(&progress(&self.journal.lanes(&ids).await?)).await?;
         let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
         for report in reports {
             report.rows_pending = rows.get(report.entity_id.as_str()).copied().unwrap_or(0);
         }
-        pending.extend(idle.iter().map(|id| Pending { entity_id: id.clone(), rows: 0, oldest_at: None }));
         self.journal.note_pending(&pending).await?;
         Ok(())
     }

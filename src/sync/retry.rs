@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use chrono::TimeDelta;
+use chrono::{TimeDelta, Utc};
 
 use super::channel::Channel;
 use super::decision::{Attempt, Decision, decide};
@@ -12,13 +12,17 @@ use super::words::{self, Words};
 use super::{RunError, Target, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Verdict};
+use crate::elven::{Answer, Signed, Verdict, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
     Entity, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Take, Tried,
+    refuse_standby,
 };
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
+
+/// Said of an error whose turn a signal came before.
+const STOPPED: &str = "stopped before its turn";
 
 /// What became of an error that was tried again.
 #[derive(Debug)]
@@ -42,7 +46,7 @@ impl Worker {
         let concerned: Vec<Entity> =
             entities.into_iter().filter(|entity| by_entity.contains_key(&entity.entity_id)).collect();
         let (targets, unusable) = self.targets(&concerned)?;
-        self.journal.refuse_standby().await?;
+        refuse_standby(&self.database).await?;
         self.journal.mark_interrupted().await?;
         let run_id = around(Step::BeginRun, self.journal.begin_run("retry")).await?;
         let mut retried = Vec::new();
@@ -103,7 +107,10 @@ impl Worker {
             }
             self.retry_rows(run_id, target, &lease, errors, retried).await
         };
-        around(Step::ReleaseLease, self.journal.release(&lease)).await?;
+        // What was not waited for may still arrive: then the lease is left to run out, as in a run.
+        if !*self.cut_off.borrow() {
+            around(Step::ReleaseLease, self.journal.release(&lease)).await?;
+        }
         done
     }
 
@@ -133,7 +140,7 @@ impl Worker {
         for (error, rows) in rows {
             let error_id = error.error_id;
             if *self.stop.borrow() {
-                let outcome = Err("stopped before its turn".to_owned());
+                let outcome = Err(STOPPED.to_owned());
                 retried.push(Retried { error_id, outcome });
                 continue;
             }
@@ -177,8 +184,10 @@ impl Worker {
             let resolution = format!("superseded by row {newer} of the same account, currency and second");
             return Ok(Outcome::Resolved(resolution));
         }
-        if let Err(pause) = channel.turn(self.settings.retry.max).await {
-            return Ok(Outcome::NotNow(words::come_later(pause)));
+        match self.unless_stopped(channel.turn(self.settings.retry.max)).await {
+            Some(Ok(())) => {}
+            Some(Err(pause)) => return Ok(Outcome::NotNow(words::come_later(pause))),
+            None => return Ok(Outcome::NotNow(STOPPED.to_owned())),
         }
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
@@ -236,19 +245,20 @@ impl Worker {
         lease: &Lease,
         batch: &Batch,
     ) -> Result<(Verdict, Settlement, (u32, bool)), RunError> {
-        let retry = &self.settings.retry;
+        let (retry, window) = (&self.settings.retry, self.settings.api.signature_window);
         let mut corrected = None;
         let mut number = 1;
         let mut ambiguous = false;
         loop {
             let begun = Instant::now();
-            let mut signed_ahead = TimeDelta::zero();
+            let (mut signed_ahead, mut signed_at) = (TimeDelta::zero(), Utc::now());
             let answer = match channel.sign_import(corrected, batch.body.clone()) {
                 Err(problem) => Answer::NotSent(problem.to_string()),
                 Ok(signed) => {
-                    signed_ahead = signed.ahead();
+                    (signed_ahead, signed_at) = (signed.ahead(), signed.at());
                     self.journal.check_lease(lease).await?;
-                    around(Step::Send, channel.send(signed)).await
+                    // One that aged over that is refused for it, and made anew like any other that is.
+                    around(Step::Send, self.answer(channel, signed)).await
                 }
             };
             let settlement = settlement(&answer, begun, number > 1);
@@ -257,20 +267,43 @@ impl Worker {
                 number,
                 attempts_max: retry.attempts,
                 clock_corrected: corrected.is_some(),
-                aged: false,
+                aged: is_older_than(signed_at, window),
             };
             match decide(&verdict, attempt, retry, fastrand::u32(..)) {
                 Decision::CorrectClock(ahead) => corrected = Some(signed_ahead + ahead),
                 Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
-                    number += 1;
-                    ambiguous |= lost;
-                    tokio::time::sleep(after).await;
-                    if channel.turn(retry.max).await.is_err() {
+                    let turn = async {
+                        tokio::time::sleep(after).await;
+                        channel.turn(retry.max).await.is_ok()
+                    };
+                    if !self.unless_stopped(turn).await.unwrap_or(false) {
                         return Ok((verdict, settlement, (number, ambiguous)));
                     }
+                    number += 1;
+                    ambiguous |= lost;
                 }
                 _ => return Ok((verdict, settlement, (number, ambiguous))),
             }
+        }
+    }
+
+    /// Sends a request. One whose answer there is no time left to wait for counts as lost.
+    async fn answer(&self, channel: &Channel, signed: Signed) -> Answer {
+        let mut cut_off = self.cut_off.clone();
+        tokio::select! {
+            biased;
+            answer = channel.send(signed) => answer,
+            Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => Answer::Lost(words::cut_off().message),
+        }
+    }
+
+    /// Waits for something. `None`: a signal came meanwhile.
+    async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            Ok(_) = stop.wait_for(|stop| *stop) => None,
+            done = waiting => Some(done),
         }
     }
 

@@ -29,7 +29,7 @@ use self::points::{
 use crate::sandbox_faults::parsed;
 use crate::support::{Scene, eventually, stderr};
 
-const FAULT_POINT: &str = "ELVEN_SYNC_FAULT_POINT";
+pub const FAULT_POINT: &str = "ELVEN_SYNC_FAULT_POINT";
 /// Cases under way at once; most of the time they wait for the lease of a dead worker.
 const AT_ONCE: usize = 18;
 

@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
+use elven_sync::database::Database;
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::Signal;
+use secrecy::SecretString;
 use sqlx::{Connection, PgConnection, PgPool};
+use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
 use crate::proxy::{Failure, Network};
@@ -238,7 +241,7 @@ async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: Pg
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('other', 'b', 'BTC', '2024-01-01Z', 7)").await;
     // Of which a third is how long a transaction may lie idle.
-    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "12s");
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "30s");
     scene.sql("create function gate() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock_shared(1); return null; end $$;
                create trigger gate after update of requests on elven_sync.sync_runs for each row execute function gate()").await;
     let mut gate = PgConnection::connect(&scene.url).await.unwrap();
@@ -266,4 +269,77 @@ async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: Pg
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
     assert_eq!(scene.text(state).await, "acme 6 t,other 1 t");
     assert_eq!(scene.received().len(), 9, "the batch that was not settled is sent twice");
+}
+
+/// A page of which nothing more arrives would hold the entity for ever, since its lease is renewed meanwhile.
+#[sqlx::test(migrations = false)]
+async fn a_page_that_the_network_swallows_does_not_hold_the_entity_for_ever(pool: PgPool) {
+    let mut scene = scene_with_three_batches(pool).await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'acme', 'b' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 60) n").await;
+    let network = Network::to(&scene.url).await;
+    scene.set("DATABASE_URL", network.url());
+    // Ten times that is how long a page may take.
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
+    let (child, gate) = scene.held_run().await;
+    let mut lock = PgConnection::connect(&scene.url).await.unwrap();
+    sqlx::raw_sql("begin; lock table ledger.balance_snapshots in access exclusive mode")
+        .execute(&mut lock)
+        .await
+        .unwrap();
+    gate.open();
+    let waiting = "select count(*)::text from pg_locks where not granted and relation = 'ledger.balance_snapshots'::regclass";
+    eventually("a page is being read", async || scene.text(waiting).await == "1").await;
+    network.forget();
+    sqlx::raw_sql("rollback").execute(&mut lock).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_mins(1), child.wait_with_output()).await;
+    let output = ended.expect("the run ends").unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(scene.received().len(), 66, "each row once");
+}
+
+/// With a single connection: the one whose commit is asked about makes room for the one to ask with.
+#[sqlx::test(migrations = false)]
+async fn a_commit_is_asked_about_without_its_connection(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let network = Network::to(&scene.url).await;
+    let url = SecretString::from(network.url().to_owned());
+    let database = Database::connect(&url, 1, Duration::from_secs(8)).await.unwrap();
+    network.fail(1, Failure::Unanswered);
+    let insert = "insert into elven_sync.entities (entity_id, timezone) values ('acme', 'UTC')";
+    database.execute(|| sqlx::query(insert)).await.unwrap();
+    assert!(network.has_failed());
+    assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "1");
+}
+
+/// The time to wait for a database begins when it is lost, however long the statement had run.
+#[sqlx::test(migrations = false)]
+async fn what_ran_for_long_before_its_connection_was_lost_is_done_again(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let url = SecretString::from(scene.url.clone());
+    let database = Database::connect(&url, 2, Duration::from_secs(1)).await.unwrap();
+    let long = tokio::spawn(async move {
+        let sleep = || sqlx::query_scalar::<_, i32>("select 1 from pg_sleep(2)").fetch_one(&database);
+        database.again(sleep).await
+    });
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    scene
+        .sql(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+                where datname = current_database() and application_name = 'elven-sync'",
+        )
+        .await;
+    assert_eq!(long.await.unwrap().unwrap(), 1);
+}
+
+/// Something accepts the connection and never answers.
+#[sqlx::test(migrations = false)]
+async fn a_server_that_never_answers_is_given_up(pool: PgPool) {
+    let mut scene = scene_with_three_batches(pool).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    scene.set("DATABASE_URL", &format!("postgres://postgres@{}/postgres", silent.local_addr().unwrap()));
+    let ended = tokio::time::timeout(Duration::from_secs(40), scene.output(&["run"])).await;
+    let output = ended.expect("it ends");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no answer for 10s"), "{}", stderr(&output));
 }

@@ -1,9 +1,14 @@
 //! `errors`: what a person does about what was set aside.
 
-use elven_sync::sandbox::{Fault, Gate};
+use std::time::Duration;
+
+use elven_sync::sandbox::{Fault, Gate, Options};
+use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
-use crate::support::{Scene, eventually, stderr, stdout};
+use crate::crashes::FAULT_POINT;
+use crate::support::{Scene, eventually, stderr, stdout, until_it_says};
+use crate::workers::signal;
 
 /// Five rows of acme: two that the API refuses, one that cannot be sent, two that arrive.
 async fn scene_with_rows_set_aside(pool: PgPool) -> Scene {
@@ -241,4 +246,57 @@ async fn an_unknown_batch_with_nothing_left_to_send_says_so(pool: PgPool) {
                      from elven_sync.sync_batches";
     assert_eq!(scene.text(batches).await, "accepted t 1 0 1,accepted f 4 4 4");
     assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_state").await, "4");
+}
+
+/// `errors retry` is frozen at this point and taken over by a run; then it comes back. Returns the status of what it
+/// still sent.
+async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
+    let database = elven_sync::database::Database::from(pool.clone());
+    elven_sync::journal::migrate(&database).await.unwrap();
+    elven_sync::journal::migrate_ledger(&database).await.unwrap();
+    let options = Options { signature_window: Duration::from_millis(300), ..Options::default() };
+    let scene = Scene::beside(pool, options).await;
+    scene.entity("acme", "UTC").await;
+    scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'x', 'BTC', '2024-01-01Z', 2)").await;
+    assert_eq!(scene.output(&["run"]).await.status.code(), Some(3));
+    scene.sandbox.set_rules(Vec::new());
+    let mut retry = scene.command(&["errors", "retry"]);
+    let mut retry = retry.env(FAULT_POINT, format!("{point}=stop")).spawn().unwrap();
+    until_it_says(&mut retry, "stopped at a fault point").await;
+    scene.sql("update ledger.balance_snapshots set balance = 3").await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 2);
+    let sent = scene.sandbox.requests().len();
+    let journal = "select concat_ws(E'\\n', (select string_agg((to_jsonb(s) - 'checked_at')::text, '') from elven_sync.sync_state s),
+                          (select string_agg(to_jsonb(b)::text, '' order by batch_id) from elven_sync.sync_batches b),
+                          (select string_agg(to_jsonb(e)::text, '' order by error_id) from elven_sync.sync_errors e))";
+    let (before, received) = (scene.text(journal).await, scene.received());
+    signal(&retry, Signal::SIGCONT);
+    retry.wait().await.unwrap();
+    assert_eq!(scene.text(journal).await, before, "it moves nothing");
+    assert_eq!(scene.received(), received, "and nothing of what it sends is taken");
+    let requests = scene.sandbox.requests().split_off(sent);
+    assert!(requests.len() < 2, "{requests:?}");
+    requests.first().and_then(|request| request.status)
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_retry_that_was_taken_over_before_it_signed_sends_nothing(pool: PgPool) {
+    assert_eq!(comes_back_from(pool, "announce:after").await, None);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_retry_that_was_taken_over_before_it_sent_is_refused_for_its_timestamp(pool: PgPool) {
+    assert_eq!(comes_back_from(pool, "send:before").await, Some(401));
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_retry_that_was_taken_over_before_it_is_recorded_records_nothing(pool: PgPool) {
+    assert_eq!(comes_back_from(pool, "settle:before").await, None);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_retry_that_was_taken_over_before_it_is_announced_announces_nothing(pool: PgPool) {
+    assert_eq!(comes_back_from(pool, "announce:before").await, None);
 }

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
+use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::cluster::Cluster;
-use crate::support::{Scene, eventually, stderr};
+use crate::crashes::FAULT_POINT;
+use crate::support::{Scene, eventually, stderr, until_it_says};
+use crate::workers::signal;
 
 const SETTLED: &str = "select settled::text from elven_sync.sync_state";
 
@@ -251,4 +254,45 @@ async fn a_lease_that_was_lost_in_a_failover_moves_nothing(pool: PgPool) {
     }
     scene.run().await;
     assert_no_row_is_lost(&scene).await;
+}
+
+/// A failover that loses an announced batch gives its number to the next one, of another entity: the answer to the
+/// one is not taken for an answer to the other.
+#[sqlx::test(migrations = false)]
+async fn a_failover_that_gives_batch_numbers_out_again_loses_no_row(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let scene = scene_on(&primary).await;
+    scene.entity("beta", "UTC").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('beta', 'b', 'BTC', '2024-01-01Z', 1)").await;
+    // A sequence writes 32 numbers ahead: the next one is the first that does so again.
+    scene.sql("select setval('elven_sync.sync_batches_batch_id_seq', 100)").await;
+    let mut standby = primary.standby().await;
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let mut acme = scene.command(&["run", "--entity", "acme"]);
+    let mut acme = acme.env(FAULT_POINT, "announce:before=stop").spawn().unwrap();
+    until_it_says(&mut acme, "stopped at a fault point").await;
+    standby.caught_up_with(&primary).await;
+    standby.stop_receiving().await;
+    signal(&acme, Signal::SIGCONT);
+    gate.reached().await;
+    let batches =
+        "select string_agg(concat_ws(' ', batch_id, entity_id, status), ',') from elven_sync.sync_batches";
+    assert_eq!(scene.text(batches).await, "101 acme sending");
+    standby.promote().await;
+    standby.take_the_place_of(primary).await;
+    let mut beta = scene.command(&["run", "--entity", "beta"]);
+    beta.env(FAULT_POINT, "send:before=kill").output().await.unwrap();
+    assert_eq!(scene.text(batches).await, "101 beta sending");
+    gate.open();
+    acme.wait().await.unwrap();
+    assert_eq!(scene.text(batches).await, "101 beta sending", "the answer was acme's");
+    let last = scene.output(&["run"]).await;
+    assert_eq!(last.status.code(), Some(0), "{}", stderr(&last));
+    // That acme's row was sent is what the failover has lost: it is sent once more.
+    assert_eq!(
+        scene.received(),
+        ["a BTC 2024-01-01 00:00:00 1", "a BTC 2024-01-01 00:00:00 1", "b BTC 2024-01-01 00:00:00 1"]
+    );
 }

@@ -33,6 +33,8 @@ struct Fails {
     next: Mutex<Option<(u64, Failure)>>,
     /// Whether nobody gets through.
     down: watch::Sender<bool>,
+    /// How often the connections that were there have been forgotten.
+    forgotten: watch::Sender<u32>,
 }
 
 impl Network {
@@ -50,6 +52,7 @@ impl Network {
             commits: AtomicU64::new(0),
             next: Mutex::new(None),
             down: watch::Sender::new(false),
+            forgotten: watch::Sender::new(0),
         });
         let shared = fails.clone();
         tokio::spawn(async move {
@@ -78,6 +81,11 @@ impl Network {
 
     pub fn mend(&self) {
         self.fails.down.send_replace(false);
+    }
+
+    /// Carries nothing more on the connections that are there, as a firewall does that has forgotten them.
+    pub fn forget(&self) {
+        self.fails.forgotten.send_modify(|times| *times += 1);
     }
 
     /// Says whether that has happened.
@@ -113,8 +121,12 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
             _ = silent => Some((from_server, to_client)),
         }
     });
+    let mut forgotten = fails.forgotten.subscribe();
     let (message, failure) = loop {
-        let message = message(&mut from_client, 1).await?;
+        let message = tokio::select! {
+            message = message(&mut from_client, 1) => message?,
+            Ok(()) = forgotten.changed() => break (Vec::new(), Failure::Swallowed),
+        };
         // A simple query; those that end a transaction which only reads count, too.
         let is_commit = message[0] == b'Q' && message[5..].starts_with(b"commit");
         match is_commit.then(|| fails.at_commit()).flatten() {

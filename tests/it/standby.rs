@@ -219,3 +219,27 @@ async fn a_standby_from_before_the_migration_is_waited_for(pool: PgPool) {
     assert!(child.wait_with_output().await.unwrap().status.success());
     assert_eq!(accounts(&scene), [1, 2, 3]);
 }
+
+/// A command that writes says at once where it is, as a run does.
+#[sqlx::test(migrations = false)]
+async fn a_command_that_writes_is_not_for_a_standby(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let mut scene = Scene::at(&primary.url("ledger")).await;
+    scene.entity("acme", "UTC").await;
+    let standby = primary.standby().await;
+    standby.caught_up_with(&primary).await;
+    scene.set("DATABASE_URL", &standby.url("ledger"));
+    for arguments in [
+        &["entity", "pause", "acme"][..],
+        &["entity", "add", "beta", "--timezone", "UTC"],
+        &["entity", "rewind", "acme", "--yes"],
+        &["entity", "rebind", "acme"],
+        &["errors", "resolve", "1", "--reason", "seen"],
+        &["run"],
+    ] {
+        let output = scene.output(arguments).await;
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&output).contains("DATABASE_URL leads to a standby"), "{}", stderr(&output));
+    }
+    assert_eq!(scene.output(&["status"]).await.status.code(), Some(0));
+}

@@ -246,3 +246,74 @@ async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
                    from elven_sync.sync_runs";
     assert_eq!(scene.text(share).await, "succeeded,succeeded 40 true");
 }
+
+/// Somebody has an entity's row locked, as in a psql that was left open: that ends no other lane.
+#[sqlx::test(migrations = false)]
+async fn a_row_that_somebody_has_locked_ends_no_other_lane(pool: PgPool) {
+    let mut scene = scene_with_three_batches(pool).await;
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
+    add_rows(&scene, "beta", 1).await;
+    let gates = [Gate::new(), Gate::new()];
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let child = scene.command(&["run"]).spawn().unwrap();
+    for gate in &gates {
+        gate.reached().await;
+    }
+    let mut lock = scene.pool.begin().await.unwrap();
+    let beta = "select from elven_sync.sync_state where entity_id = 'beta' for update";
+    sqlx::query(beta).execute(&mut *lock).await.unwrap();
+    // Longer than a heartbeat waits for anything.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let lease = "select (lease_expires_at > clock_timestamp())::text from elven_sync.sync_state where entity_id = 'acme'";
+    assert_eq!(scene.text(lease).await, "true");
+    gates.iter().for_each(Gate::open);
+    let acme = "select concat_ws(' ', rows_uploaded, settled is not null) from elven_sync.sync_state where entity_id = 'acme'";
+    crate::support::eventually("acme is through", async || scene.text(acme).await == "6 t").await;
+    lock.rollback().await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(scene.received().len(), 7, "each row once");
+}
+
+/// What another worker found out meanwhile is not taken back by a look that is older.
+#[sqlx::test(migrations = false)]
+async fn an_old_look_does_not_take_back_a_newer_failure(pool: PgPool) {
+    let scene = scene_with_three_batches(pool).await;
+    scene.entity("beta", "UTC").await;
+    // Finds beta idle, and then works on acme for long.
+    let (child, gate) = scene.held_run().await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('beta', 'b', 'BTC', '2024-01-01Z', 1)").await;
+    scene.sandbox.set_rules(parsed(&["revoked"]));
+    let other = scene.output(&["run", "--entity", "beta"]).await;
+    assert_eq!(other.status.code(), Some(1), "{}", stderr(&other));
+    scene.sandbox.set_rules(Vec::new());
+    gate.open();
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+    let health = "select concat_ws(' ', status, pending_rows, open_errors) from elven_sync.sync_health where entity_id = 'beta'";
+    assert_eq!(scene.text(health).await, "failing 1 1");
+}
+
+/// A lane that breaks gives its entity to others, however long the other lanes of its worker take.
+#[sqlx::test(migrations = false)]
+async fn a_lane_that_broke_gives_its_entity_to_others(pool: PgPool) {
+    let mut scene = scene_with_three_batches(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "1m");
+    add_rows(&scene, "beta", 1).await;
+    scene.sql("create function broken() returns trigger language plpgsql as $$ begin raise exception 'broken'; end $$;
+               create trigger broken before insert on elven_sync.sync_batches
+                   for each row when (new.entity_id = 'beta') execute function broken()").await;
+    let (child, gate) = scene.held_run().await;
+    let free = "select coalesce(bool_and(lease_epoch > 0 and lease_owner is null), false)::text
+                  from elven_sync.sync_state where entity_id = 'beta'";
+    crate::support::eventually("beta was given back", async || scene.text(free).await == "true").await;
+    scene.sql("drop trigger broken on elven_sync.sync_batches").await;
+    let other = scene.output(&["run", "--entity", "beta"]).await;
+    assert_eq!(other.status.code(), Some(0), "{}", stderr(&other));
+    gate.open();
+    // That something is broken is said in the end.
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
+    assert_eq!(scene.received().len(), 7, "each row once");
+}
