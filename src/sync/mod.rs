@@ -33,7 +33,7 @@ use self::channel::Channel;
 use crate::align;
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
-use crate::elven::Client;
+use crate::elven::{Answer, Client, Signed};
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
 use crate::ledger::{self, Ledger, LedgerError, Pending, Progress};
@@ -293,6 +293,16 @@ impl Worker {
         self.journal.note_unregistered(run_id, &unregistered).await?;
         reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
         Ok((reports, unregistered))
+    }
+
+    /// Sends a request. `None`: after a stop there was no time left to wait for the answer.
+    async fn answer(&self, channel: &Channel, signed: Signed) -> Option<Answer> {
+        let mut cut_off = self.cut_off.clone();
+        tokio::select! {
+            biased;
+            answer = channel.send(signed) => Some(answer),
+            Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => None,
+        }
     }
 
     fn renewed_every(&self) -> Duration {

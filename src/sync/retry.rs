@@ -12,7 +12,7 @@ use super::words::{self, Words};
 use super::{RunError, Target, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Signed, Verdict, is_older_than};
+use crate::elven::{Answer, Verdict, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
     Entity, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Take, Tried,
@@ -258,7 +258,8 @@ impl Worker {
                     (signed_ahead, signed_at) = (signed.ahead(), signed.at());
                     self.journal.check_lease(lease).await?;
                     // One that aged over that is refused for it, and made anew like any other that is.
-                    around(Step::Send, self.answer(channel, signed)).await
+                    let answer = around(Step::Send, self.answer(channel, signed)).await;
+                    answer.unwrap_or_else(|| Answer::Lost(words::cut_off().message))
                 }
             };
             let settlement = settlement(&answer, begun, number > 1);
@@ -284,16 +285,6 @@ impl Worker {
                 }
                 _ => return Ok((verdict, settlement, (number, ambiguous))),
             }
-        }
-    }
-
-    /// Sends a request. One whose answer there is no time left to wait for counts as lost.
-    async fn answer(&self, channel: &Channel, signed: Signed) -> Answer {
-        let mut cut_off = self.cut_off.clone();
-        tokio::select! {
-            biased;
-            answer = channel.send(signed) => answer,
-            Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => Answer::Lost(words::cut_off().message),
         }
     }
 

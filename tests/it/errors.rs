@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
 use crate::crashes::FAULT_POINT;
-use crate::support::{Scene, eventually, stderr, stdout, until_it_says};
+use crate::support::{Scene, eventually, said, stderr, stdout, until_it_says};
 use crate::workers::signal;
 
 /// Five rows of acme: two that the API refuses, one that cannot be sent, two that arrive.
@@ -32,13 +32,6 @@ async fn scene_with_rows_set_aside(pool: PgPool) -> Scene {
 const OPEN: &str =
     "select string_agg(concat_ws(' ', error_id, kind, ledger_id, occurrences), ',' order by ledger_id)
                       from elven_sync.sync_errors where resolved_at is null";
-
-async fn said(scene: &Scene, code: i32, arguments: &[&str]) -> String {
-    let output = scene.output(arguments).await;
-    let said = format!("{}{}", stdout(&output), stderr(&output));
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-    said
-}
 
 #[sqlx::test(migrations = false)]
 async fn errors_are_listed_and_shown_with_the_record_as_it_would_have_been_sent(pool: PgPool) {

@@ -187,6 +187,14 @@ pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// What a command prints, when it ends with this code.
+pub async fn said(scene: &Scene, code: i32, arguments: &[&str]) -> String {
+    let output = scene.output(arguments).await;
+    let said = format!("{}{}", stdout(&output), stderr(&output));
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    said
+}
+
 /// Waits until a process writes a line with this to its standard error, which is read no further.
 pub async fn until_it_says(child: &mut Child, words: &str) {
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -249,7 +249,7 @@ impl Delivery {
             };
             let signed = self.fresh(signed, &node.batch, corrected).await?;
             let (begun, signed_ahead, signed_at) = (Instant::now(), signed.ahead(), signed.at());
-            let answer = around(Step::Send, self.answer(signed)).await;
+            let answer = around(Step::Send, self.worker.answer(&self.channel, signed)).await;
             drop(permit);
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
             let settlement = settlement(&answer, begun, node.repeated);
@@ -315,25 +315,11 @@ impl Delivery {
         Ok(signed)
     }
 
-    /// Sends a request. `None`: there was no time left to wait for the answer.
-    async fn answer(&self, signed: Signed) -> Option<Answer> {
-        let mut cut_off = self.worker.cut_off.clone();
-        tokio::select! {
-            biased;
-            answer = self.channel.send(signed) => Some(answer),
-            Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => None,
-        }
-    }
-
     /// Records that an answer was not waited for.
     async fn cut_off(&self, node: &Node, begun: Instant) -> Halt {
-        let settlement = Settlement {
-            http_status: None,
-            duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
-            sent: true,
-            repeated: node.repeated,
-        };
-        let recorded = self.answered(node, &words::cut_off(), settlement).await;
+        let words = words::cut_off();
+        let settlement = settlement(&Answer::Lost(words.message.clone()), begun, node.repeated);
+        let recorded = self.answered(node, &words, settlement).await;
         recorded.err().unwrap_or(Halt::CutOff)
     }
 

@@ -3,8 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use elven_sync::fault_point::{Side, Step};
 use elven_sync::sandbox::{Fault, Gate, Request};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use sqlx::PgPool;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
@@ -12,6 +11,7 @@ use tokio::process::Child;
 use super::points::{Point, points};
 use super::{Case, FAULT_POINT, SIGNATURE_WINDOW, at_each};
 use crate::sandbox::IMPORT;
+use crate::workers::signal;
 
 /// While it has the lease, and a while longer.
 const OF_A_LEASE: [(Step, &[u32]); 10] = [
@@ -30,10 +30,6 @@ const OF_A_LEASE: [(Step, &[u32]); 10] = [
 /// Behind the look at whether lease and signature still hold: what it signed long ago leaves it now.
 fn sends_late(point: Point) -> bool {
     matches!((point.0, point.1), (Step::Send, Side::Before))
-}
-
-fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
 }
 
 impl Case {

@@ -4,15 +4,7 @@ use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use super::sessions::assert_no_trace;
 use super::{database, enter, scene_behind};
-use crate::support::{Scene, stderr, stdout};
-
-/// What a command prints, when it ends with this code.
-async fn said(scene: &Scene, code: i32, arguments: &[&str]) -> String {
-    let output = scene.output(arguments).await;
-    let said = format!("{}{}", stdout(&output), stderr(&output));
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-    said
-}
+use crate::support::{said, stderr};
 
 #[sqlx::test(migrations = false)]
 async fn two_migrations_at_once_make_one_schema(pool: PgPool) {

@@ -1,17 +1,12 @@
 //! Runs, crashes and several workers, through a pooler.
 
 use elven_sync::journal::RunStatus;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use sqlx::PgPool;
-use tokio::process::Child;
 
 use super::{arrivals, enter, scene_behind};
 use crate::support::{Scene, eventually, stderr};
-
-fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
-}
+use crate::workers::signal;
 
 /// All batches were accepted, and none is sent twice for want of an answer.
 async fn assert_accepted(scene: &Scene) {
