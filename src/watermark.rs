@@ -5,6 +5,7 @@
 //! says of *every* transaction whether it had ended. (PostgreSQL manual, "Transaction ID and Snapshot
 //! Information Functions".)
 
+use std::num::ParseIntError;
 use std::{fmt, str::FromStr};
 
 /// A 64-bit transaction id (`xid8`): given out in ascending order, never again.
@@ -101,6 +102,17 @@ pub struct Cursor {
     pub xid: Xid,
     /// Its id, as text.
     pub id: String,
+}
+
+impl Cursor {
+    /// A cursor as its columns have it: both parts, or neither.
+    pub(crate) fn from_columns(
+        xid: Option<String>,
+        id: Option<String>,
+    ) -> Result<Option<Self>, ParseIntError> {
+        let Some((xid, id)) = xid.zip(id) else { return Ok(None) };
+        Ok(Some(Self { xid: xid.parse()?, id }))
+    }
 }
 
 /// Transaction ids from `from` up to, not including, `until`.

@@ -119,6 +119,11 @@ impl Database {
         Self::connect(url, connections_max, self.reconnect_timeout).await
     }
 
+    /// How long a database that is there may be away later.
+    pub fn reconnect_timeout(&self) -> Duration {
+        self.reconnect_timeout
+    }
+
     /// Ends all connections.
     pub async fn close(&self) {
         self.pool.close().await;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::contents::{Answered, Contents, New, finish, insert, rewrite};
+use super::group::{Answer, Handed, Writing};
 use super::lanes::commit_if_held;
-use super::steps::{
-    Done, count, count_in_run, finish, hold, insert, invalid, move_lane, resolve_newer, rewrite,
-};
-use super::{Journal, JournalError, OpenPass, Problem, errors};
+use super::steps::{Done, count_in_run, hold, invalid, move_lane};
+use super::{Counters, Journal, JournalError, OpenPass, Problem, errors};
 use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::watermark::Cursor;
@@ -123,16 +123,14 @@ impl Journal {
         hold(transaction, &pass.lease, Some(pass.pass_id), self.lease_seconds()).await
     }
 
-    /// Records a batch that is about to be sent, and checks the lease by doing so.
-    pub async fn announce(&self, doing: Doing<'_>, batch: &Batch) -> Result<i64, JournalError> {
-        let announce = || async {
-            let mut transaction = self.database.begin().await?;
-            let held = self.hold(&mut transaction, doing.pass).await?;
-            let batch_id = insert(&mut transaction, doing.place(None), batch, 1).await?;
-            commit_if_held(transaction, held).await?;
-            Ok(batch_id)
-        };
-        self.database.again(announce).await
+    /// Waits until all is written that was handed in for a pass: a write that moves its cursor follows.
+    async fn caught_up(&self, doing: Doing<'_>) -> Result<(), JournalError> {
+        self.group.hand_in(doing, Writing::Nothing).written().await.map(drop)
+    }
+
+    /// Hands in a batch that is about to be sent. Once that is written the lease was checked.
+    pub fn announce(&self, doing: Doing<'_>, batch: &Batch) -> Handed {
+        self.group.hand_in(doing, Writing::Announcement(batch.into()))
     }
 
     /// Records that a batch which was recorded before is about to be sent, and checks the lease by doing so.
@@ -146,6 +144,7 @@ impl Journal {
         batch: &Batch,
         lost: bool,
     ) -> Result<(), JournalError> {
+        let contents = Contents::from(batch);
         let announce_again = || async {
             let mut transaction = self.database.begin().await?;
             let held = self.hold(&mut transaction, doing.pass).await?;
@@ -163,7 +162,7 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
-            rewrite(&mut transaction, batch_id, batch).await?;
+            rewrite(&mut transaction, batch_id, &contents).await?;
             commit_if_held(transaction, held.min(done.rows_affected())).await
         };
         self.database.again(announce_again).await
@@ -176,6 +175,7 @@ impl Journal {
         batch_id: i64,
         advance: Option<Advance>,
     ) -> Result<(), JournalError> {
+        self.caught_up(doing).await?;
         let emptied = || async {
             let mut transaction = self.database.begin().await?;
             let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
@@ -195,71 +195,65 @@ impl Journal {
         self.database.again(emptied).await
     }
 
-    /// Records an accepted batch: batch, watermark, counters and the rows set aside, in one transaction.
+    /// Hands in that a batch was accepted: batch, watermark, counters and the rows set aside, in one transaction.
     /// `resolves`: the entity has rows set aside, some of which it may answer.
-    pub async fn settle(
+    pub fn settle(
         &self,
         doing: Doing<'_>,
         batch_id: i64,
         batch: &Batch,
         settlement: Settlement,
         (advance, resolves): (Option<Advance>, bool),
-    ) -> Result<(), JournalError> {
-        let settle = || async {
-            let mut transaction = self.database.begin().await?;
-            let records = i64::from(count(batch.records.len()));
-            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), records).await?;
-            let entity_id = &doing.pass.lease.entity_id;
-            let problems: Vec<Problem> =
-                batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
-            errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
-            if !settlement.sent {
-                // Nothing was left to send of what it once was; what was sent then may have arrived.
-                sqlx::query!(
-                    "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
-                    batch_id
-                )
-                .execute(&mut transaction)
-                .await?;
-                rewrite(&mut transaction, batch_id, batch).await?;
-            }
-            if resolves {
-                resolve_newer(&mut transaction, entity_id, batch_id, batch).await?;
-            }
-            let done =
-                finish(&mut transaction, entity_id, (batch_id, batch), "accepted", settlement, None).await?;
-            let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-            count_in_run(&mut transaction, doing.run_id, settlement, batch, all).await?;
-            commit_if_held(transaction, moved.min(done)).await
+    ) -> Handed {
+        let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
+        let ids = || batch.rows.iter().map(|row| row.id.to_string()).collect();
+        let answer = Answer {
+            answered: Answered::new(doing, (batch_id, batch), "accepted", settlement),
+            advance,
+            counted: Counters::of(batch, settlement, all),
+            problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
+            resolves: if resolves { ids() } else { Vec::new() },
+            rewritten: (!settlement.sent).then(|| batch.into()),
         };
-        self.database.again(settle).await
+        self.group.hand_in(doing, Writing::Answer(answer.into()))
     }
 
-    /// Records an answer that is not the last word on a batch: it is sent again, by this run or a later one.
+    /// Hands in an answer that is not the last word on a batch: it is sent again, by this run or a later one.
     ///
     /// `status` is `unknown` when the batch may have arrived, else `rejected`; one that was ever unknown
     /// stays so, because an earlier attempt may have arrived.
-    pub async fn answered(
+    pub fn answered(
         &self,
         doing: Doing<'_>,
         batch_id: i64,
         batch: &Batch,
-        status: &str,
+        status: &'static str,
         settlement: Settlement,
         error: &str,
-    ) -> Result<(), JournalError> {
-        let answered = || async {
-            let mut transaction = self.database.begin().await?;
-            let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
-            let entity_id = &doing.pass.lease.entity_id;
-            let done =
-                finish(&mut transaction, entity_id, (batch_id, batch), status, settlement, Some(error))
-                    .await?;
-            let nothing = Done { uploaded: 0, rejected: 0, of: None };
-            count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
-            commit_if_held(transaction, held.min(done)).await
+    ) -> Handed {
+        let answered = Answered::new(doing, (batch_id, batch), status, settlement).because(Some(error));
+        self.hand_in_without_rows(doing, batch, answered)
+    }
+
+    /// Hands in that a batch which was announced is not sent now: that was no attempt.
+    pub fn withdraw(&self, doing: Doing<'_>, batch_id: i64, batch: &Batch, why: &str) -> Handed {
+        let nothing = Settlement::default();
+        let answered = Answered::new(doing, (batch_id, batch), "rejected", nothing).because(Some(why));
+        self.hand_in_without_rows(doing, batch, answered.withdrawn())
+    }
+
+    /// Hands in an answer by which nothing becomes of the rows.
+    fn hand_in_without_rows(&self, doing: Doing<'_>, batch: &Batch, answered: Answered) -> Handed {
+        let nothing = Done { uploaded: 0, rejected: 0, of: None };
+        let answer = Answer {
+            advance: None,
+            counted: Counters::of(batch, answered.settlement, nothing),
+            problems: Vec::new(),
+            resolves: Vec::new(),
+            rewritten: None,
+            answered,
         };
-        self.database.again(answered).await
+        self.group.hand_in(doing, Writing::Answer(answer.into()))
     }
 
     /// Records that a run ends with the outcome of a batch unknown.
@@ -291,19 +285,17 @@ impl Journal {
         settlement: Settlement,
         error: &str,
     ) -> Result<[i64; 2], JournalError> {
+        let answered = Answered::new(doing, (batch_id, batch), "split", settlement).because(Some(error));
+        let counted = Counters::of(batch, settlement, Done { uploaded: 0, rejected: 0, of: None });
+        let parts = [Contents::from(&parts[0]), Contents::from(&parts[1])];
         let split = || async {
             let mut transaction = self.database.begin().await?;
             let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
-            let entity_id = &doing.pass.lease.entity_id;
-            let done =
-                finish(&mut transaction, entity_id, (batch_id, batch), "split", settlement, Some(error))
-                    .await?;
-            let mut ids = [0; 2];
-            for (id, part) in ids.iter_mut().zip(parts) {
-                *id = insert(&mut transaction, doing.place(Some(batch_id)), part, 0).await?;
-            }
-            let nothing = Done { uploaded: 0, rejected: 0, of: None };
-            count_in_run(&mut transaction, doing.run_id, settlement, batch, nothing).await?;
+            let done = finish(&mut transaction, &[&answered]).await?;
+            let place = doing.place(Some(batch_id));
+            let new = parts.each_ref().map(|contents| New { place, contents, attempts: 0 });
+            let ids = insert(&mut transaction, new).await?;
+            count_in_run(&mut transaction, doing.run_id, &counted).await?;
             commit_if_held(transaction, held.min(done)).await?;
             Ok(ids)
         };
@@ -322,13 +314,18 @@ impl Journal {
         settlement: Settlement,
         advance: Option<Advance>,
     ) -> Result<bool, JournalError> {
+        self.caught_up(doing).await?;
+        let entity_id = &doing.pass.lease.entity_id;
+        let mut problems: Vec<Problem> =
+            batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
+        problems.extend(refused.iter().cloned());
+        let error = refused.first().map(|problem| problem.message.as_str());
+        let answered = Answered::new(doing, (batch_id, batch), "rejected", settlement).because(error);
+        let all = Done { uploaded: 0, rejected: problems.len(), of: Some(batch) };
+        let counted = Counters::of(batch, settlement, all);
         let set_aside = || async {
             let mut transaction = self.database.begin().await?;
             let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
-            let entity_id = &doing.pass.lease.entity_id;
-            let mut problems: Vec<Problem> =
-                batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
-            problems.extend(refused.iter().cloned());
             errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
             if errors::rejections(&mut transaction, entity_id).await? > rejections_max {
                 transaction.rollback().await?;
@@ -341,11 +338,8 @@ impl Journal {
             .execute(&mut transaction)
             .await?;
             // Behind that, since a batch with records that was ever unknown stays so.
-            let error = refused.first().map(|problem| problem.message.as_str());
-            let done =
-                finish(&mut transaction, entity_id, (batch_id, batch), "rejected", settlement, error).await?;
-            let all = Done { uploaded: 0, rejected: batch.invalid.len() + refused.len(), of: Some(batch) };
-            count_in_run(&mut transaction, doing.run_id, settlement, batch, all).await?;
+            let done = finish(&mut transaction, &[&answered]).await?;
+            count_in_run(&mut transaction, doing.run_id, &counted).await?;
             commit_if_held(transaction, moved.min(done)).await?;
             Ok(true)
         };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::group::Stopped;
 use super::steps::hold;
 use super::{Journal, JournalError, Problem, errors};
 use crate::database::Transaction;
@@ -29,6 +30,14 @@ pub struct OpenPass {
     pub lease: Lease,
     /// The pass.
     pub pass_id: i64,
+    pub(super) stopped: Stopped,
+}
+
+impl OpenPass {
+    /// A pass that was opened, or found open, under the lease.
+    pub fn new(lease: Lease, pass_id: i64) -> Self {
+        Self { lease, pass_id, stopped: Stopped::default() }
+    }
 }
 
 /// What trying to lease an entity gave.
@@ -80,12 +89,8 @@ impl StateRow {
         let decode = |problem: Box<dyn std::error::Error + Send + Sync>| sqlx::Error::Decode(problem);
         let settled = snapshot(self.settled).map_err(|problem| decode(problem.into()))?;
         let target = snapshot(self.target).map_err(|problem| decode(problem.into()))?;
-        let cursor = match self.cursor_xid.zip(self.cursor_id) {
-            Some((xid, id)) => {
-                Some(Cursor { xid: xid.parse().map_err(|_| decode("not an xid8".into()))?, id })
-            }
-            None => None,
-        };
+        let cursor = Cursor::from_columns(self.cursor_xid, self.cursor_id)
+            .map_err(|problem| decode(problem.into()))?;
         Ok(Lane {
             settled,
             open: self.pass_id.zip(target),

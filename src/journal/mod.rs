@@ -4,8 +4,10 @@
 //! cursor it starts from, and changes nothing when either is not so any more.
 
 mod batches;
+mod contents;
 mod entities;
 mod errors;
+mod group;
 mod lanes;
 mod migrate;
 mod moves;
@@ -13,11 +15,13 @@ mod problems;
 mod runs;
 mod steps;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
+pub use group::Handed;
 pub use lanes::{Lane, Lease, OpenPass, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
@@ -25,6 +29,7 @@ pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
 pub(crate) use steps::invalid;
 
+use self::group::Group;
 use crate::database::{Database, Passing};
 
 /// The journal could not be read or written.
@@ -50,6 +55,9 @@ pub enum JournalError {
     /// The sync schema is missing or older or newer than this program.
     #[error("{0}")]
     Schema(String),
+    /// Something that belongs before it could not be recorded.
+    #[error(transparent)]
+    Stopped(Arc<JournalError>),
     /// PostgreSQL refused or went away.
     #[error("the sync tables could not be used")]
     Database(#[from] sqlx::Error),
@@ -67,7 +75,11 @@ pub async fn refuse_standby(database: &Database) -> Result<(), JournalError> {
 
 impl Passing for JournalError {
     fn is_passing(&self) -> bool {
-        matches!(self, JournalError::Database(problem) if problem.is_passing())
+        match self {
+            JournalError::Database(problem) => problem.is_passing(),
+            JournalError::Stopped(problem) => problem.is_passing(),
+            _ => false,
+        }
     }
 }
 
@@ -78,6 +90,7 @@ pub struct Journal {
     worker: String,
     lease: Duration,
     signature_window: Duration,
+    group: Group,
 }
 
 impl Journal {
@@ -89,7 +102,8 @@ impl Journal {
         signature_window: Duration,
     ) -> Result<Self, JournalError> {
         migrate::check(&database).await?;
-        Ok(Self { database, worker, lease, signature_window })
+        let group = Group::start(database.clone(), lease);
+        Ok(Self { database, worker, lease, signature_window, group })
     }
 
     fn lease_seconds(&self) -> f64 {

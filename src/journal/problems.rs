@@ -6,9 +6,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::batches::Settlement;
+use super::contents::{Answered, Contents, New, Place, finish, insert};
 use super::lanes::commit_if_held;
-use super::steps::{Done, Place, count, count_in_run, finish, hold, insert};
-use super::{Journal, JournalError, Lease, Problem, errors};
+use super::steps::{Done, count, count_in_run, hold};
+use super::{Counters, Journal, JournalError, Lease, Problem, errors};
 use crate::batch::Batch;
 use crate::database::{Database, Transaction};
 
@@ -64,7 +65,7 @@ pub struct Wanted {
 #[derive(Clone, Copy, Debug)]
 pub struct LastAnswer<'a> {
     /// `sync_batches.status`.
-    pub status: &'a str,
+    pub status: &'static str,
     /// What was wrong with it.
     pub error: Option<&'a str>,
     /// How often the batch was sent.
@@ -175,6 +176,7 @@ impl Journal {
         run_id: i64,
         batch: &Batch,
     ) -> Result<i64, JournalError> {
+        let contents = Contents::from(batch);
         let announce_alone = || async {
             let mut transaction = self.database.begin().await?;
             let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
@@ -187,7 +189,8 @@ impl Journal {
             .execute(&mut transaction)
             .await?;
             let place = Place { run: run_id, pass: None, entity: &lease.entity_id, parent: None };
-            let batch_id = insert(&mut transaction, place, batch, 1).await?;
+            let [batch_id] =
+                insert(&mut transaction, [New { place, contents: &contents, attempts: 1 }]).await?;
             let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
             sqlx::query!(
                 "update elven_sync.sync_batches b set ambiguous = true
@@ -220,6 +223,10 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let LastAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
         let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
+        let answered =
+            Answered::of_entity(&lease.entity_id, (batch_id, batch), status, settlement).because(error);
+        let of = (status == "accepted").then_some(batch);
+        let counted = Counters::of(batch, settlement, Done { uploaded, rejected: 0, of });
         let answered_alone = || async {
             let mut transaction = self.database.begin().await?;
             let held = sqlx::query!(
@@ -245,13 +252,9 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
-            let done =
-                finish(&mut transaction, &lease.entity_id, (batch_id, batch), status, settlement, error)
-                    .await?;
+            let done = finish(&mut transaction, &[&answered]).await?;
             conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
-            let of = (status == "accepted").then_some(batch);
-            let all = Done { uploaded, rejected: 0, of };
-            count_in_run(&mut transaction, run_id, settlement, batch, all).await?;
+            count_in_run(&mut transaction, run_id, &counted).await?;
             commit_if_held(transaction, held.rows_affected().min(done)).await
         };
         self.database.again(answered_alone).await

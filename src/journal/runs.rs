@@ -39,6 +39,19 @@ pub struct Counters {
     pub rows_beyond_double: i64,
 }
 
+impl std::ops::AddAssign<&Counters> for Counters {
+    fn add_assign(&mut self, more: &Self) {
+        self.rows_read += more.rows_read;
+        self.rows_uploaded += more.rows_uploaded;
+        self.rows_rejected += more.rows_rejected;
+        self.rows_superseded += more.rows_superseded;
+        self.requests += more.requests;
+        self.retries += more.retries;
+        self.bytes_sent += more.bytes_sent;
+        self.rows_beyond_double += more.rows_beyond_double;
+    }
+}
+
 impl Journal {
     /// Marks runs that stopped without saying so: running by their row, without a sign of life. One whose row is locked
     /// is left for later: its worker may stand still in the middle of a transaction.

@@ -83,6 +83,14 @@ impl Channel {
             turn
         };
         sleep_until(turn).await;
+        self.calm(wait_max).await
+    }
+
+    /// Waits for the end of a pause that the API asked for.
+    ///
+    /// # Errors
+    /// It is longer than `wait_max`; returns how long.
+    pub(super) async fn calm(&self, wait_max: Duration) -> Result<(), Duration> {
         loop {
             let paused_until = self.state().paused_until;
             let pause = paused_until.saturating_duration_since(Instant::now());
@@ -112,7 +120,7 @@ impl Channel {
         ahead: Option<TimeDelta>,
         body: Bytes,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
-        let ahead = ahead.unwrap_or_else(|| self.state().ahead);
+        let ahead = ahead.unwrap_or_else(|| self.ahead());
         self.client.sign_import(&self.credential, ahead, body)
     }
 
@@ -140,6 +148,11 @@ impl Channel {
             self.keep_clock(ahead);
         }
         verdict
+    }
+
+    /// How far ahead of this machine's the clock is that requests are signed by.
+    pub(super) fn ahead(&self) -> TimeDelta {
+        self.state().ahead
     }
 
     /// Keeps a clock that has worked: how far it is ahead of this machine's.

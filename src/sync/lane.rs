@@ -282,7 +282,7 @@ impl Held<'_> {
             let opened = journal.open_pass(&self.lease, self.run_id, settled, ledger.name());
             around(Step::OpenPass, opened).await?
         };
-        let pass = OpenPass { lease: self.lease.clone(), pass_id };
+        let pass = OpenPass::new(self.lease.clone(), pass_id);
         let reading = |after, until| Reading {
             entity_id: &self.target.entity_id,
             pass_id: Some(pass_id),

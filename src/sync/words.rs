@@ -21,6 +21,9 @@ pub(super) struct Words {
     of_row: String,
 }
 
+/// What is recorded of a batch that was ready to be sent when its lane had to stop.
+pub(super) const NOT_SENT: &str = "it was not sent, since the lane stopped first; the next run sends it";
+
 /// What is recorded when an answer was not waited for.
 pub(super) fn cut_off() -> Words {
     let message =

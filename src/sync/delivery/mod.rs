@@ -26,8 +26,8 @@ use super::{EntityReport, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Signed, is_older_than};
-use crate::fault_point::{Step, around};
-use crate::journal::{Doing, Kind, OpenPass, Problem, Settlement};
+use crate::fault_point::{Step, after, around, before};
+use crate::journal::{Doing, Handed, Kind, OpenPass, Problem, Settlement};
 use crate::watermark::Cursor;
 
 /// A batch that ended unknown in so many runs is tried once by each later one.
@@ -35,6 +35,12 @@ const UNKNOWN_RUNS_MAX: i32 = 3;
 
 /// How often a request is signed anew because the signature aged while it was recorded.
 const SIGNED_ANEW_MAX: usize = 3;
+
+/// How many batches are recorded as being sent, when so many requests may be in flight at once: half as many more, so
+/// that the wire does not wait for the journal. No more, since a crash leaves the outcome of each unknown.
+const fn under_way_max(at_once: usize) -> usize {
+    at_once + at_once / 2
+}
 
 /// The batches of one pass on their way.
 pub(super) struct Delivery {
@@ -44,7 +50,10 @@ pub(super) struct Delivery {
     channel: Arc<Channel>,
     pass: OpenPass,
     window: tokio::sync::Mutex<Window>,
-    in_flight: Arc<Semaphore>,
+    /// Room for batches that are recorded as being sent.
+    room: Arc<Semaphore>,
+    /// Slots for requests.
+    slots: Arc<Semaphore>,
     /// When the lane got its slot.
     since: Instant,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
@@ -60,8 +69,10 @@ struct Node {
     batch: Batch,
     /// Which of the batches that were cut from the pass it is, or is a part of.
     root: usize,
-    /// Signed and announced already.
-    ready: Option<(Signed, OwnedSemaphorePermit)>,
+    /// Taken before it is announced, and kept until its answer is recorded.
+    room: Option<OwnedSemaphorePermit>,
+    /// The request, signed before it was announced.
+    signed: Option<Signed>,
     /// An attempt may have arrived.
     lost: bool,
     /// It was sent before.
@@ -69,9 +80,20 @@ struct Node {
     unknown_runs: i32,
 }
 
+/// A batch that was signed and is being recorded.
+struct Announced {
+    batch: Batch,
+    room: OwnedSemaphorePermit,
+    /// `None`: there is nothing to send.
+    signed: Option<Signed>,
+    root: usize,
+    handed: Handed,
+}
+
 impl Delivery {
     pub(super) fn new(held: &Held<'_>, pass: OpenPass, cursor: Option<Cursor>) -> Arc<Self> {
         let window = Window::at(cursor);
+        let at_once = held.worker.settings.sync.requests_in_flight;
         Arc::new(Self {
             worker: held.worker.clone(),
             run_id: held.run_id,
@@ -79,7 +101,8 @@ impl Delivery {
             channel: held.target.channel.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
-            in_flight: Arc::new(Semaphore::new(held.worker.settings.sync.requests_in_flight)),
+            room: Arc::new(Semaphore::new(under_way_max(at_once))),
+            slots: Arc::new(Semaphore::new(at_once)),
             since: held.since,
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(false),
@@ -123,7 +146,7 @@ impl Delivery {
                     Err(problem) => break Err(problem.into()),
                 },
             };
-            while on_their_way.len() >= at_once
+            while on_their_way.len() >= under_way_max(at_once)
                 || batch.keys.iter().any(|key| keys.contains(key))
                 || self.window.lock().await.is_full()
             {
@@ -142,10 +165,10 @@ impl Delivery {
             before = Some(batch.last.clone());
             let batch_keys = batch.keys.clone();
             match self.announce(batch).await {
-                Ok(node) => {
+                Ok(announced) => {
                     keys.extend(&batch_keys);
                     let delivery = self.clone();
-                    on_their_way.spawn(async move { (batch_keys, delivery.deliver(node).await) });
+                    on_their_way.spawn(async move { (batch_keys, delivery.deliver_new(announced).await) });
                 }
                 Err(halt) => break Err(halt),
             }
@@ -163,26 +186,41 @@ impl Delivery {
         }
     }
 
-    /// Signs a batch, then records it, so that the lease is checked after signing. In this order for one batch
-    /// after the other: the journal never has one without those before it.
-    async fn announce(&self, batch: Batch) -> Result<Node, Halt> {
-        let ready = if batch.records.is_empty() { None } else { Some(self.sign(&batch, None).await?) };
-        let batch_id = around(Step::Announce, self.worker.journal.announce(self.doing(), &batch)).await?;
-        let root = self.window.lock().await.push(batch.last.clone(), 1);
-        Ok(Node { batch_id, batch, root, ready, lost: false, repeated: false, unknown_runs: 0 })
+    /// Signs a batch, then hands it in to be recorded, so that the lease is checked after signing. One batch after
+    /// the other, and without waiting: others are recorded while this one waits for its turn.
+    async fn announce(&self, batch: Batch) -> Result<Announced, Halt> {
+        self.or_halt(self.channel.calm(self.worker.settings.retry.max)).await?.map_err(later)?;
+        let room = self.permit(&self.room).await?;
+        let signed = if batch.records.is_empty() { None } else { Some(self.signed(&batch, None)?) };
+        before(Step::Announce);
+        let handed = self.worker.journal.announce(self.doing(), &batch);
+        let number = self.window.lock().await.push(batch.last.clone(), 1);
+        Ok(Announced { batch, room, signed, root: number, handed })
     }
 
-    /// Waits for a turn, and signs.
-    async fn sign(
-        &self,
-        batch: &Batch,
-        corrected: Option<TimeDelta>,
-    ) -> Result<(Signed, OwnedSemaphorePermit), Halt> {
-        let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| Halt::Stopped)?;
-        self.or_halt(self.channel.turn(self.worker.settings.retry.max)).await?.map_err(|pause| {
-            Halt::Problem(Box::new(Problem::of_lane(Kind::Throttled, words::come_later(pause))), Some(pause))
-        })?;
-        Ok((self.signed(batch, corrected)?, permit))
+    /// Sends a batch once it is recorded.
+    async fn deliver_new(&self, announced: Announced) -> Result<(), Halt> {
+        let Announced { batch, room, signed, root, handed } = announced;
+        let batch_id = handed.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
+        after(Step::Announce);
+        let room = Some(room);
+        let node =
+            Node { batch_id, batch, root, room, signed, lost: false, repeated: false, unknown_runs: 0 };
+        self.deliver(node).await
+    }
+
+    async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Halt> {
+        self.or_halt(of.clone().acquire_owned()).await?.map_err(|_| Halt::Stopped)
+    }
+
+    /// Waits until a request may be made: for a slot, unless there is one, and for the channel.
+    async fn turn(&self, slot: Option<OwnedSemaphorePermit>) -> Result<OwnedSemaphorePermit, Halt> {
+        let slot = match slot {
+            Some(slot) => slot,
+            None => self.permit(&self.slots).await?,
+        };
+        self.or_halt(self.channel.turn(self.worker.settings.retry.max)).await?.map_err(later)?;
+        Ok(slot)
     }
 
     fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, Halt> {
@@ -233,24 +271,18 @@ impl Delivery {
         // A clock that is being tried: how far it is ahead of this machine's.
         let mut corrected = None;
         let mut number = 1;
+        if node.room.is_none() {
+            node.room = Some(self.permit(&self.room).await?);
+        }
         if node.batch.records.is_empty() {
             self.settle(&node, Settlement::default()).await?;
             return Ok(Vec::new());
         }
+        let mut kept = None;
         loop {
-            let (signed, permit) = if let Some(ready) = node.ready.take() {
-                ready
-            } else {
-                let ready = self.sign(&node.batch, corrected).await?;
-                let (batch_id, lost) = (node.batch_id, node.lost);
-                let again = self.worker.journal.announce_again(self.doing(), batch_id, &node.batch, lost);
-                around(Step::Announce, again).await?;
-                ready
-            };
-            let signed = self.fresh(signed, &node.batch, corrected).await?;
+            let (slot, signed) = self.ready(&mut node, kept.take(), corrected).await?;
             let (begun, signed_ahead, signed_at) = (Instant::now(), signed.ahead(), signed.at());
             let answer = around(Step::Send, self.worker.answer(&self.channel, signed)).await;
-            drop(permit);
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
             let settlement = settlement(&answer, begun, node.repeated);
             node.repeated = true;
@@ -265,6 +297,7 @@ impl Delivery {
                 words::of(&verdict, settlement.http_status, &node.batch, &self.channel.credential.name);
             match decide(&verdict, attempt, &settings.retry, fastrand::u32(..)) {
                 Decision::Settle => {
+                    drop(slot);
                     self.channel.accepted(node.batch.body.len());
                     self.settle(&node, settlement).await?;
                     return Ok(Vec::new());
@@ -273,6 +306,7 @@ impl Delivery {
                 Decision::CorrectClock(ahead) => {
                     self.answered(&node, &words, settlement).await?;
                     corrected = Some(signed_ahead + ahead);
+                    kept = Some(slot);
                     // The corrected attempt is one more.
                     continue;
                 }
@@ -282,6 +316,7 @@ impl Delivery {
                 Decision::Again { after, all, lost } => {
                     self.answered(&node, &words, settlement).await?;
                     node.lost |= lost;
+                    kept = Some(slot);
                     if all {
                         self.channel.pause(after);
                     } else {
@@ -296,8 +331,30 @@ impl Delivery {
         }
     }
 
-    /// Signs anew, and checks the lease behind that, when it has taken too long to record what is about to be sent:
-    /// the API would refuse the signature.
+    /// Waits for a turn, with a request that was signed and then recorded as about to be sent.
+    async fn ready(
+        &self,
+        node: &mut Node,
+        slot: Option<OwnedSemaphorePermit>,
+        corrected: Option<TimeDelta>,
+    ) -> Result<(OwnedSemaphorePermit, Signed), Halt> {
+        let turn = self.turn(slot).await;
+        let (slot, signed) = match (node.signed.take(), turn) {
+            (Some(signed), Ok(slot)) => (slot, signed),
+            (Some(_), Err(halt)) => return Err(self.withdraw(node, halt).await),
+            (None, turn) => {
+                let (slot, signed) = (turn?, self.signed(&node.batch, corrected)?);
+                let (batch_id, lost) = (node.batch_id, node.lost);
+                let again = self.worker.journal.announce_again(self.doing(), batch_id, &node.batch, lost);
+                around(Step::Announce, again).await?;
+                (slot, signed)
+            }
+        };
+        Ok((slot, self.fresh(signed, &node.batch, corrected).await?))
+    }
+
+    /// Signs anew, and checks the lease behind that, when it took too long to record what is about to be sent, or
+    /// the clock was found to be off meanwhile: the API would refuse the signature.
     async fn fresh(
         &self,
         mut signed: Signed,
@@ -306,7 +363,8 @@ impl Delivery {
     ) -> Result<Signed, Halt> {
         let good_for = self.worker.settings.api.signature_window / 2;
         for _ in 0..SIGNED_ANEW_MAX {
-            if !is_older_than(signed.at(), good_for) {
+            let ahead = corrected.unwrap_or_else(|| self.channel.ahead());
+            if !is_older_than(signed.at(), good_for) && signed.ahead() == ahead {
                 break;
             }
             signed = self.signed(batch, corrected)?;
@@ -323,17 +381,31 @@ impl Delivery {
         recorded.err().unwrap_or(Halt::CutOff)
     }
 
+    /// Records that a batch which was announced is not sent, since the lane stops; returns why.
+    async fn withdraw(&self, node: &Node, halt: Halt) -> Halt {
+        let (id, why) = (node.batch_id, words::NOT_SENT);
+        let withdrawn = self.worker.journal.withdraw(self.doing(), id, &node.batch, why);
+        match around(Step::Answer, withdrawn.written()).await {
+            Ok(_) => halt,
+            Err(problem) => problem.into(),
+        }
+    }
+
     /// Records that a batch is accepted, and moves the cursor over all that is done.
     async fn settle(&self, node: &Node, settlement: Settlement) -> Result<(), Halt> {
-        let mut window = self.window.lock().await;
-        let advance = window.advance_after(node.root);
-        let moves = (advance, self.has_set_aside.load(Ordering::Relaxed));
-        let (doing, journal) = (self.doing(), &self.worker.journal);
-        let settled = journal.settle(doing, node.batch_id, &node.batch, settlement, moves);
-        around(Step::Settle, settled).await?;
-        self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
-        window.part_done(node.root);
-        drop(window);
+        before(Step::Settle);
+        let handed = {
+            let mut window = self.window.lock().await;
+            let moves = (window.advance_after(node.root), self.has_set_aside.load(Ordering::Relaxed));
+            let (doing, journal) = (self.doing(), &self.worker.journal);
+            let handed = journal.settle(doing, node.batch_id, &node.batch, settlement, moves);
+            // What moves the cursor next is handed in behind this, and so it is written behind it or not at all.
+            window.part_done(node.root);
+            self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
+            handed
+        };
+        handed.written().await?;
+        after(Step::Settle);
         self.report(|report| report.count(&node.batch));
         tracing::debug!(
             entity_id = self.pass.lease.entity_id,
@@ -351,7 +423,8 @@ impl Delivery {
         let Words { status, message, .. } = words;
         let (id, batch) = (node.batch_id, &node.batch);
         let answered = self.worker.journal.answered(self.doing(), id, batch, status, settlement, message);
-        Ok(around(Step::Answer, answered).await?)
+        around(Step::Answer, answered.written()).await?;
+        Ok(())
     }
 
     /// Records an answer after which the lane stops where it is, and says why it does.
@@ -385,6 +458,11 @@ impl Delivery {
     fn report(&self, change: impl FnOnce(&mut EntityReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// The API asked not to be called for longer than it is waited for.
+fn later(pause: Duration) -> Halt {
+    Halt::Problem(Box::new(Problem::of_lane(Kind::Throttled, words::come_later(pause))), Some(pause))
 }
 
 /// Takes in that a batch is done, or why the lane has to stop.

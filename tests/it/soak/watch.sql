@@ -116,6 +116,7 @@ end $$;
 create trigger watch_passes after update or delete on elven_sync.sync_passes
     for each row execute function soak.watch_passes();
 
+-- One that was announced and then not sent is withdrawn: that was no attempt.
 create function soak.watch_batches() returns trigger language plpgsql as $$
 begin
     if tg_op = 'DELETE' then
@@ -123,7 +124,9 @@ begin
         return null;
     elsif tg_op = 'UPDATE' then
         if old.status in ('accepted', 'split') or (old.status = 'rejected' and old.row_count = 0)
-           or new.attempts < old.attempts or (old.ambiguous and not new.ambiguous) then
+           or new.attempts < old.attempts
+                  - (old.status = 'sending' and new.status in ('rejected', 'unknown') and new.http_status is null)::integer
+           or (old.ambiguous and not new.ambiguous) then
             perform soak.complain('a batch that was done was written again, or what is known of it went back',
                                   old.entity_id, old::text, new::text);
         end if;

@@ -1,0 +1,233 @@
+//! Rows of `sync_batches`: what is kept of a batch, and of the answer to it. Many at a time in one statement.
+
+use super::batches::{Doing, Settlement};
+use super::steps::count;
+use crate::batch::Batch;
+use crate::database::Transaction;
+use crate::watermark::Cursor;
+
+/// Where a batch belongs.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub run: i64,
+    pub pass: Option<i64>,
+    pub entity: &'a str,
+    pub parent: Option<i64>,
+}
+
+impl<'a> Doing<'a> {
+    pub(super) fn place(self, parent_id: Option<i64>) -> Place<'a> {
+        let Self { pass, run_id } = self;
+        Place { run: run_id, pass: Some(pass.pass_id), entity: &pass.lease.entity_id, parent: parent_id }
+    }
+}
+
+/// What is kept of a batch. Its rows and its body are not.
+#[derive(Clone, Debug)]
+pub(super) struct Contents {
+    before: Option<Cursor>,
+    last: Cursor,
+    row_ids: Vec<u8>,
+    rows_read: i32,
+    row_count: i32,
+    rows_rejected: i32,
+    rows_superseded: i32,
+    rows_beyond_double: i32,
+    body_bytes: i32,
+    body_sha256: String,
+}
+
+impl From<&Batch> for Contents {
+    fn from(batch: &Batch) -> Self {
+        Self {
+            before: batch.before.clone(),
+            last: batch.last.clone(),
+            row_ids: batch.row_ids.clone(),
+            rows_read: count(batch.rows.len()),
+            row_count: count(batch.records.len()),
+            rows_rejected: count(batch.invalid.len()),
+            rows_superseded: count(batch.superseded),
+            rows_beyond_double: count(batch.beyond_double),
+            body_bytes: count(batch.body.len()),
+            body_sha256: batch.body_sha256.clone(),
+        }
+    }
+}
+
+/// A batch that is recorded for the first time. `attempts`: 1 when it is about to be sent, 0 for a part that waits
+/// for its turn.
+pub(super) struct New<'a> {
+    pub place: Place<'a>,
+    pub contents: &'a Contents,
+    pub attempts: i32,
+}
+
+/// Records some batches; returns their numbers.
+pub(super) async fn insert<const N: usize>(
+    transaction: &mut Transaction,
+    new: [New<'_>; N],
+) -> Result<[i64; N], sqlx::Error> {
+    let ids = insert_all(transaction, &new).await?;
+    ids.try_into().map_err(|_| sqlx::Error::Protocol("not every batch was recorded".into()))
+}
+
+/// Records batches; returns their numbers, which ascend in the order given.
+pub(super) async fn insert_all(
+    transaction: &mut Transaction,
+    new: &[New<'_>],
+) -> Result<Vec<i64>, sqlx::Error> {
+    let before = |new: &New<'_>| new.contents.before.clone();
+    sqlx::query_scalar!(
+        "insert into elven_sync.sync_batches
+                (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
+                 rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes, body_sha256)
+         select run_id, pass_id, entity_id, parent_id, attempts, before_xid::xid8, before_id, last_xid::xid8, last_id,
+                row_ids, rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes,
+                body_sha256
+           from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
+                       $8::text[], $9::text[], $10::bytea[], $11::integer[], $12::integer[], $13::integer[],
+                       $14::integer[], $15::integer[], $16::integer[], $17::text[])
+                with ordinality b (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid,
+                                   last_id, row_ids, rows_read, row_count, rows_rejected, rows_superseded,
+                                   rows_beyond_double, body_bytes, body_sha256, place)
+          order by place
+      returning batch_id",
+        &column(new, |new| new.place.run),
+        &column(new, |new| new.place.pass) as &[Option<i64>],
+        &column(new, |new| new.place.entity.to_owned()),
+        &column(new, |new| new.place.parent) as &[Option<i64>],
+        &column(new, |new| new.attempts),
+        &column(new, |new| before(new).map(|cursor| cursor.xid.to_string())) as &[Option<String>],
+        &column(new, |new| before(new).map(|cursor| cursor.id)) as &[Option<String>],
+        &column(new, |new| new.contents.last.xid.to_string()),
+        &column(new, |new| new.contents.last.id.clone()),
+        &column(new, |new| new.contents.row_ids.clone()),
+        &column(new, |new| new.contents.rows_read),
+        &column(new, |new| new.contents.row_count),
+        &column(new, |new| new.contents.rows_rejected),
+        &column(new, |new| new.contents.rows_superseded),
+        &column(new, |new| new.contents.rows_beyond_double),
+        &column(new, |new| new.contents.body_bytes),
+        &column(new, |new| new.contents.body_sha256.clone())
+    )
+    .fetch_all(&mut *transaction)
+    .await
+}
+
+/// Writes anew what a batch consists of: its rows may have changed since it was recorded.
+pub(super) async fn rewrite(
+    transaction: &mut Transaction,
+    batch_id: i64,
+    contents: &Contents,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_batches
+            set row_ids = $2, rows_read = $3, row_count = $4, rows_rejected = $5, rows_superseded = $6,
+                body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9
+          where batch_id = $1",
+        batch_id,
+        contents.row_ids,
+        contents.rows_read,
+        contents.row_count,
+        contents.rows_rejected,
+        contents.rows_superseded,
+        contents.body_bytes,
+        contents.body_sha256,
+        contents.rows_beyond_double
+    )
+    .execute(&mut *transaction)
+    .await?;
+    Ok(())
+}
+
+/// The answer to a batch.
+///
+/// The batch is named by what it is, too: a failover that loses the tail takes announced batches along, and gives their
+/// numbers to others.
+#[derive(Clone, Debug)]
+pub(super) struct Answered {
+    pub batch_id: i64,
+    entity_id: String,
+    last: Cursor,
+    body_sha256: String,
+    pub status: &'static str,
+    pub settlement: Settlement,
+    error: Option<String>,
+    /// That was no attempt.
+    withdrawn: bool,
+}
+
+impl Answered {
+    pub(super) fn new(
+        doing: Doing<'_>,
+        batch: (i64, &Batch),
+        status: &'static str,
+        settlement: Settlement,
+    ) -> Self {
+        Self::of_entity(&doing.pass.lease.entity_id, batch, status, settlement)
+    }
+
+    pub(super) fn of_entity(
+        entity_id: &str,
+        (batch_id, batch): (i64, &Batch),
+        status: &'static str,
+        settlement: Settlement,
+    ) -> Self {
+        Self {
+            batch_id,
+            entity_id: entity_id.to_owned(),
+            last: batch.last.clone(),
+            body_sha256: batch.body_sha256.clone(),
+            status,
+            settlement,
+            error: None,
+            withdrawn: false,
+        }
+    }
+
+    /// The batch was announced, and then not sent.
+    pub(super) fn withdrawn(self) -> Self {
+        Self { withdrawn: true, ..self }
+    }
+
+    pub(super) fn because(self, error: Option<&str>) -> Self {
+        Self { error: error.map(str::to_owned), ..self }
+    }
+}
+
+/// Records answers. Returns how many batches there were to record them in: the others are not ours.
+pub(super) async fn finish(
+    transaction: &mut Transaction,
+    answered: &[&Answered],
+) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "update elven_sync.sync_batches b
+            set status = case when a.status = 'rejected' and b.ambiguous and b.row_count > 0
+                              then 'unknown' else a.status end,
+                http_status = a.http_status, duration_ms = a.duration_ms, error = a.error,
+                attempts = b.attempts - a.withdrawn::integer, finished_at = clock_timestamp()
+           from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[],
+                       $8::bigint[], $9::text[], $10::boolean[])
+                a (batch_id, entity_id, last_xid, last_id, body_sha256, status, http_status, duration_ms, error,
+                   withdrawn)
+          where b.batch_id = a.batch_id and b.entity_id = a.entity_id and b.last_xid = a.last_xid::xid8
+            and b.last_id = a.last_id and b.body_sha256 = a.body_sha256",
+        &column(answered, |a| a.batch_id),
+        &column(answered, |a| a.entity_id.clone()),
+        &column(answered, |a| a.last.xid.to_string()),
+        &column(answered, |a| a.last.id.clone()),
+        &column(answered, |a| a.body_sha256.clone()),
+        &column(answered, |a| a.status.to_owned()),
+        &column(answered, |a| a.settlement.http_status) as &[Option<i32>],
+        &column(answered, |a| a.settlement.duration_ms) as &[Option<i64>],
+        &column(answered, |a| a.error.clone()) as &[Option<String>],
+        &column(answered, |a| a.withdrawn)
+    )
+    .execute(&mut *transaction)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+fn column<T, C>(rows: &[T], of: impl Fn(&T) -> C) -> Vec<C> {
+    rows.iter().map(of).collect()
+}

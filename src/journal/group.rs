@@ -1,0 +1,447 @@
+//! Group commit: what the lanes of a worker record of their batches, many at a time in one transaction.
+//!
+//! A durable commit costs about as much for one batch as for fifty. So lanes hand in what they have to record, and
+//! wait for it; one task writes all that was handed in while it wrote what came before. What is handed in for a pass is
+//! written in that order, and from the first failure on not at all: the journal never has a batch of a pass
+//! without those before it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+
+use super::batches::{Advance, Doing};
+use super::contents::{Answered, Contents, New, finish, insert_all, rewrite};
+use super::steps::{count_in_run, resolve_newer};
+use super::{Counters, JournalError, OpenPass, Problem, errors};
+use crate::database::{Database, Passing, Transaction};
+use crate::watermark::Cursor;
+
+/// The most that is written in one transaction.
+const GROUP_MAX: usize = 256;
+/// How long more is waited for when much is handed in: whoever waits has others under way.
+const GATHERING: Duration = Duration::from_millis(4);
+/// How long a lane is left alone whose row somebody else has locked.
+const LOCKED: Duration = Duration::from_millis(10);
+
+/// What a lane has to record.
+#[derive(Debug)]
+pub(super) enum Writing {
+    /// A batch is about to be sent.
+    Announcement(Contents),
+    /// An answer came.
+    Answer(Box<Answer>),
+    /// Nothing: it is waited for all that was handed in before.
+    Nothing,
+}
+
+/// An answer to a batch, and what follows from it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub answered: Answered,
+    /// How far the cursor moves.
+    pub advance: Option<Advance>,
+    pub counted: Counters,
+    /// Rows that were set aside before sending.
+    pub problems: Vec<Problem>,
+    /// Rows of which older versions may be set aside.
+    pub resolves: Vec<String>,
+    /// What the batch consists of, when that is not what was announced.
+    pub rewritten: Option<Contents>,
+}
+
+/// Why nothing more of a pass is recorded, once something could not be.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stopped(Arc<OnceLock<Arc<JournalError>>>);
+
+/// Something that was handed in. It is written whether or not it is waited for.
+#[derive(Debug)]
+pub struct Handed(oneshot::Receiver<Result<i64, JournalError>>);
+
+impl Handed {
+    /// Waits until it is written. Returns the number of the batch.
+    pub async fn written(self) -> Result<i64, JournalError> {
+        self.0.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
+    }
+}
+
+/// Something that was handed in, on its way.
+#[derive(Debug)]
+struct Entry {
+    pass: OpenPass,
+    run_id: i64,
+    writing: Writing,
+    since: Instant,
+    reply: oneshot::Sender<Result<i64, JournalError>>,
+}
+
+impl Entry {
+    fn entity_id(&self) -> &str {
+        &self.pass.lease.entity_id
+    }
+
+    fn doing(&self) -> Doing<'_> {
+        Doing { pass: &self.pass, run_id: self.run_id }
+    }
+
+    fn answer(&self) -> Option<&Answer> {
+        if let Writing::Answer(answer) = &self.writing { Some(answer) } else { None }
+    }
+
+    fn contents(&self) -> Option<&Contents> {
+        if let Writing::Announcement(contents) = &self.writing { Some(contents) } else { None }
+    }
+
+    fn say(self, outcome: Result<i64, JournalError>) {
+        let outcome = outcome.map_err(|problem| self.pass.stopped.by(problem));
+        // Nobody may wait for it any more.
+        let _ = self.reply.send(outcome);
+    }
+}
+
+impl Stopped {
+    /// Takes a problem for the reason, unless there is one; returns the reason.
+    fn by(&self, problem: JournalError) -> JournalError {
+        shared(self.0.get_or_init(|| Arc::new(problem)))
+    }
+
+    fn reason(&self) -> Option<JournalError> {
+        self.0.get().map(shared)
+    }
+}
+
+/// The same problem for one more.
+fn shared(problem: &Arc<JournalError>) -> JournalError {
+    match **problem {
+        JournalError::LeaseLost => JournalError::LeaseLost,
+        _ => JournalError::Stopped(problem.clone()),
+    }
+}
+
+/// Where to hand in.
+#[derive(Clone, Debug)]
+pub(super) struct Group(UnboundedSender<Entry>);
+
+impl Group {
+    /// Starts the task that writes. It ends when nobody can hand in anything any more.
+    pub(super) fn start(database: Database, lease: Duration) -> Self {
+        // Without a bound of its own: each lane has a bounded number of batches under way.
+        let (sender, receiver) = unbounded_channel();
+        tokio::spawn(Writer { database, lease }.write_all_of(receiver));
+        Self(sender)
+    }
+
+    pub(super) fn hand_in(&self, doing: Doing<'_>, writing: Writing) -> Handed {
+        let (reply, handed) = oneshot::channel();
+        let Doing { pass, run_id } = doing;
+        // Should the task be gone, then so is `reply`, and whoever waits hears of it.
+        let _ = self.0.send(Entry { pass: pass.clone(), run_id, writing, since: Instant::now(), reply });
+        Handed(handed)
+    }
+}
+
+struct Writer {
+    database: Database,
+    lease: Duration,
+}
+
+impl Writer {
+    async fn write_all_of(self, mut handed_in: UnboundedReceiver<Entry>) {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut pause = Duration::ZERO;
+        loop {
+            tokio::time::sleep(pause).await;
+            if entries.is_empty() && handed_in.recv_many(&mut entries, GROUP_MAX).await == 0 {
+                return;
+            }
+            while entries.len() < GROUP_MAX
+                && let Ok(entry) = handed_in.try_recv()
+            {
+                entries.push(entry);
+            }
+            let many = entries.len() > 1;
+            entries = self.write_together(entries).await;
+            pause = match (entries.is_empty(), many) {
+                (false, _) => LOCKED,
+                (true, true) => GATHERING,
+                (true, false) => Duration::ZERO,
+            };
+        }
+    }
+
+    /// Writes entries, and says so. Returns those whose lanes somebody else has locked.
+    async fn write_together(&self, entries: Vec<Entry>) -> Vec<Entry> {
+        let mut wanted = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match entry.pass.stopped.reason() {
+                Some(reason) => entry.say(Err(reason)),
+                None => wanted.push(entry),
+            }
+        }
+        if wanted.is_empty() {
+            return wanted;
+        }
+        match self.database.again(|| self.write(&wanted)).await {
+            Ok(written) => self.tell(wanted, written),
+            // One of them is the reason, or the lease of one is lost: the others are not to suffer from it.
+            Err(problem) if wanted.len() > 1 && !problem.is_passing() => {
+                let mut locked = Vec::new();
+                for entry in wanted {
+                    // Which goes no deeper: this is a group of one.
+                    locked.extend(Box::pin(self.write_together(vec![entry])).await);
+                }
+                locked
+            }
+            Err(problem) => {
+                let problem = Arc::new(problem);
+                for entry in wanted {
+                    entry.say(Err(shared(&problem)));
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// Says of each entry that it is written. Returns those that are not, but for those that have waited too long.
+    fn tell(&self, entries: Vec<Entry>, written: Vec<Option<i64>>) -> Vec<Entry> {
+        let mut locked = Vec::new();
+        for (entry, written) in entries.into_iter().zip(written) {
+            match written {
+                Some(batch_id) => entry.say(Ok(batch_id)),
+                None if entry.since.elapsed() < self.database.reconnect_timeout() => locked.push(entry),
+                None => {
+                    let problem = format!(
+                        "the row of entity {} in elven_sync.sync_state is locked by another transaction",
+                        entry.entity_id()
+                    );
+                    let problem = std::io::Error::new(std::io::ErrorKind::TimedOut, problem);
+                    entry.say(Err(sqlx::Error::Io(problem).into()));
+                }
+            }
+        }
+        locked
+    }
+
+    /// Writes entries in one transaction. Returns the number of each one's batch, or `None` when its lane is
+    /// locked by somebody else.
+    async fn write(&self, entries: &[Entry]) -> Result<Vec<Option<i64>>, JournalError> {
+        let mut transaction = self.database.begin().await?;
+        match self.fill(&mut transaction, entries).await {
+            Ok(written) if written.iter().all(Option::is_none) => {
+                transaction.rollback().await?;
+                Ok(written)
+            }
+            Ok(written) => {
+                transaction.commit().await?;
+                Ok(written)
+            }
+            Err(JournalError::LeaseLost) => {
+                transaction.rollback().await?;
+                Err(JournalError::LeaseLost)
+            }
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Rows are locked in one order everywhere: lanes by entity, then batches and errors, then the run's.
+    async fn fill(
+        &self,
+        transaction: &mut Transaction,
+        entries: &[Entry],
+    ) -> Result<Vec<Option<i64>>, JournalError> {
+        let mut lanes = lock(transaction, entries).await?;
+        let mut ours = Vec::with_capacity(entries.len());
+        for entry in entries {
+            if let Some(lane) = lanes.get_mut(entry.entity_id()) {
+                lane.admit(entry)?;
+                ours.push(entry);
+            }
+        }
+        let new: Vec<New<'_>> = ours
+            .iter()
+            .filter_map(|entry| {
+                Some(New { place: entry.doing().place(None), contents: entry.contents()?, attempts: 1 })
+            })
+            .collect();
+        let numbers = if new.is_empty() { Vec::new() } else { insert_all(transaction, &new).await? };
+        let answers: Vec<(&Entry, &Answer)> =
+            ours.iter().filter_map(|entry| Some((*entry, entry.answer()?))).collect();
+        record(transaction, &answers).await?;
+        self.move_lanes(transaction, &lanes).await?;
+        let mut counted: BTreeMap<i64, Counters> = BTreeMap::new();
+        for (entry, answer) in answers {
+            *counted.entry(entry.run_id).or_default() += &answer.counted;
+        }
+        for (run_id, counted) in counted {
+            count_in_run(transaction, run_id, &counted).await?;
+        }
+        let mut numbers = numbers.into_iter();
+        let mut number = |entry: &Entry| match &entry.writing {
+            Writing::Announcement(_) => numbers.next(),
+            Writing::Answer(answer) => Some(answer.answered.batch_id),
+            Writing::Nothing => Some(0),
+        };
+        let is_ours = |entry: &&Entry| lanes.contains_key(entry.entity_id());
+        Ok(entries.iter().map(|entry| Some(entry).filter(is_ours).and_then(&mut number)).collect())
+    }
+
+    /// Moves the cursors, and gives leases their time again that ran out and that nobody took: what is sent from now
+    /// on is sent under a lease, and whoever takes over waits from then.
+    async fn move_lanes(
+        &self,
+        transaction: &mut Transaction,
+        lanes: &BTreeMap<String, Locked>,
+    ) -> Result<(), sqlx::Error> {
+        let moved: Vec<(&String, &Locked)> = lanes.iter().filter(|(_, lane)| lane.is_changed()).collect();
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<String> = moved.iter().map(|(entity_id, _)| (*entity_id).clone()).collect();
+        let cursor = |lane: &Locked| lane.moved_to.clone();
+        let xids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.xid.to_string())).collect();
+        let row_ids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.id)).collect();
+        let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.uploaded).collect();
+        let renewed: Vec<_> = moved.iter().map(|(_, lane)| lane.renewed).collect();
+        sqlx::query!(
+            "update elven_sync.sync_state s
+                set cursor_xid = coalesce(m.cursor_xid::xid8, s.cursor_xid),
+                    cursor_id = coalesce(m.cursor_id, s.cursor_id), rows_uploaded = s.rows_uploaded + m.uploaded,
+                    lease_expires_at = case when m.renewed then clock_timestamp() + make_interval(secs => $6)
+                                            else s.lease_expires_at end
+               from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::boolean[])
+                    m (entity_id, cursor_xid, cursor_id, uploaded, renewed)
+              where s.entity_id = m.entity_id",
+            &ids,
+            &xids as &[Option<String>],
+            &row_ids as &[Option<String>],
+            &uploaded,
+            &renewed,
+            self.lease.as_secs_f64()
+        )
+        .execute(transaction)
+        .await?;
+        Ok(())
+    }
+}
+
+/// A lane, locked by the transaction, and what the transaction does to it.
+#[derive(Debug)]
+struct Locked {
+    owner: Option<String>,
+    epoch: i64,
+    pass_id: Option<i64>,
+    cursor: Option<Cursor>,
+    has_run_out: bool,
+    moved_to: Option<Cursor>,
+    uploaded: i64,
+    renewed: bool,
+}
+
+impl Locked {
+    /// Makes sure that lease and pass are those of the entry and that the cursor stands where it moves from, and
+    /// notes what it does.
+    fn admit(&mut self, entry: &Entry) -> Result<(), JournalError> {
+        let OpenPass { lease, pass_id, .. } = &entry.pass;
+        let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
+        if !is_held || self.pass_id != Some(*pass_id) {
+            return Err(JournalError::LeaseLost);
+        }
+        self.renewed |= self.has_run_out && entry.contents().is_some();
+        if let Some(answer) = entry.answer() {
+            self.uploaded += answer.counted.rows_uploaded;
+            if let Some(Advance { before, last }) = &answer.advance {
+                if self.moved_to.as_ref().or(self.cursor.as_ref()) != before.as_ref() {
+                    return Err(JournalError::LeaseLost);
+                }
+                self.moved_to = Some(last.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn is_changed(&self) -> bool {
+        self.moved_to.is_some() || self.uploaded > 0 || self.renewed
+    }
+}
+
+/// Locks the lanes of entries, but for those that somebody else has locked: who stands still is no reason for others
+/// to wait. One that is not there any more is nobody's.
+async fn lock(
+    transaction: &mut Transaction,
+    entries: &[Entry],
+) -> Result<BTreeMap<String, Locked>, JournalError> {
+    let ids: BTreeSet<&str> = entries.iter().map(Entry::entity_id).collect();
+    let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
+    let rows = sqlx::query!(
+        r#"select entity_id, lease_owner, lease_epoch, pass_id, cursor_xid::text, cursor_id,
+                  coalesce(lease_expires_at <= clock_timestamp(), false) as "has_run_out!"
+             from elven_sync.sync_state where entity_id = any ($1) order by entity_id for update skip locked"#,
+        &ids
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    let mut lanes = BTreeMap::new();
+    for row in rows {
+        let cursor = Cursor::from_columns(row.cursor_xid, row.cursor_id)
+            .map_err(|problem| sqlx::Error::Decode(problem.into()))?;
+        lanes.insert(
+            row.entity_id,
+            Locked {
+                owner: row.lease_owner,
+                epoch: row.lease_epoch,
+                pass_id: row.pass_id,
+                cursor,
+                has_run_out: row.has_run_out,
+                moved_to: None,
+                uploaded: 0,
+                renewed: false,
+            },
+        );
+    }
+    if lanes.len() < ids.len() {
+        let there = sqlx::query_scalar!(
+            r#"select count(*) as "count!" from elven_sync.sync_state where entity_id = any ($1)"#,
+            &ids
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        if usize::try_from(there).is_ok_and(|there| there < ids.len()) {
+            return Err(JournalError::LeaseLost);
+        }
+    }
+    Ok(lanes)
+}
+
+/// Records answers, and what they mean for rows that are set aside.
+async fn record(transaction: &mut Transaction, answers: &[(&Entry, &Answer)]) -> Result<(), JournalError> {
+    if answers.is_empty() {
+        return Ok(());
+    }
+    for (_, answer) in answers {
+        if let Some(contents) = &answer.rewritten {
+            let batch_id = answer.answered.batch_id;
+            // Nothing was left to send of what it once was; what was sent then may have arrived.
+            sqlx::query!(
+                "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
+                batch_id
+            )
+            .execute(&mut *transaction)
+            .await?;
+            rewrite(transaction, batch_id, contents).await?;
+        }
+    }
+    let answered: Vec<&Answered> = answers.iter().map(|(_, answer)| &answer.answered).collect();
+    if finish(transaction, &answered).await? != answered.len() as u64 {
+        return Err(JournalError::LeaseLost);
+    }
+    for (entry, answer) in answers {
+        errors::record(transaction, entry.run_id, entry.entity_id(), &answer.problems).await?;
+        if !answer.resolves.is_empty() {
+            let batch_id = answer.answered.batch_id;
+            resolve_newer(transaction, entry.entity_id(), batch_id, &answer.resolves).await?;
+        }
+    }
+    Ok(())
+}
