@@ -2,8 +2,8 @@
 //!
 //! A durable commit costs about as much for one batch as for fifty. So lanes hand in what they have to record, and
 //! wait for it; one task writes all that was handed in while it wrote what came before. What is handed in for a pass is
-//! written in that order, and from the first failure on not at all: the journal never has a batch of a pass
-//! without those before it.
+//! written in that order. When a batch cannot be announced none behind it is: the journal never has a batch of a
+//! pass without those before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -52,7 +52,7 @@ pub(super) struct Answer {
     pub rewritten: Option<Contents>,
 }
 
-/// Why nothing more of a pass is recorded, once something could not be.
+/// Why no more batches of a pass are announced, once one could not be.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stopped(Arc<OnceLock<Arc<JournalError>>>);
 
@@ -94,8 +94,16 @@ impl Entry {
         if let Writing::Announcement(contents) = &self.writing { Some(contents) } else { None }
     }
 
+    /// Why it is not to be written, if there is a reason: an announcement of the pass before it was not. (Of answers the
+    /// cursor that they move from says whether they fit.)
+    fn is_too_late(&self) -> Option<JournalError> {
+        self.contents().and_then(|_| self.pass.stopped.reason())
+    }
+
     fn say(self, outcome: Result<i64, JournalError>) {
-        let outcome = outcome.map_err(|problem| self.pass.stopped.by(problem));
+        let is_announcement = self.contents().is_some();
+        let outcome =
+            outcome.map_err(|problem| if is_announcement { self.pass.stopped.by(problem) } else { problem });
         // Nobody may wait for it any more.
         let _ = self.reply.send(outcome);
     }
@@ -175,7 +183,7 @@ impl Writer {
     async fn write_together(&self, entries: Vec<Entry>) -> Vec<Entry> {
         let mut wanted = Vec::with_capacity(entries.len());
         for entry in entries {
-            match entry.pass.stopped.reason() {
+            match entry.is_too_late() {
                 Some(reason) => entry.say(Err(reason)),
                 None => wanted.push(entry),
             }
@@ -186,14 +194,7 @@ impl Writer {
         match self.database.again(|| self.write(&wanted)).await {
             Ok(written) => self.tell(wanted, written),
             // One of them is the reason, or the lease of one is lost: the others are not to suffer from it.
-            Err(problem) if wanted.len() > 1 && !problem.is_passing() => {
-                let mut locked = Vec::new();
-                for entry in wanted {
-                    // Which goes no deeper: this is a group of one.
-                    locked.extend(Box::pin(self.write_together(vec![entry])).await);
-                }
-                locked
-            }
+            Err(problem) if wanted.len() > 1 && !problem.is_passing() => self.write_each(wanted).await,
             Err(problem) => {
                 let problem = Arc::new(problem);
                 for entry in wanted {
@@ -202,6 +203,21 @@ impl Writer {
                 Vec::new()
             }
         }
+    }
+
+    /// Writes entries one after the other, each in its own transaction.
+    async fn write_each(&self, entries: Vec<Entry>) -> Vec<Entry> {
+        let mut locked: Vec<Entry> = Vec::new();
+        for entry in entries {
+            // What waits for a lane waits behind what was handed in before.
+            if locked.iter().any(|before| before.entity_id() == entry.entity_id()) {
+                locked.push(entry);
+            } else {
+                // Which goes no deeper: this is a group of one.
+                locked.extend(Box::pin(self.write_together(vec![entry])).await);
+            }
+        }
+        locked
     }
 
     /// Says of each entry that it is written. Returns those that are not, but for those that have waited too long.
@@ -237,9 +253,10 @@ impl Writer {
                 transaction.commit().await?;
                 Ok(written)
             }
-            Err(JournalError::LeaseLost) => {
+            // Undone at once, since what it has locked is tried again at once.
+            Err(problem) if !problem.is_passing() => {
                 transaction.rollback().await?;
-                Err(JournalError::LeaseLost)
+                Err(problem)
             }
             Err(problem) => Err(problem),
         }

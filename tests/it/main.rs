@@ -18,6 +18,7 @@ mod database;
 mod delivery;
 mod errors;
 mod failover;
+mod groups;
 mod ledgers;
 mod moves;
 mod plans;

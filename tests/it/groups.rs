@@ -1,0 +1,164 @@
+//! What lanes record of their batches is written together: many in one durable commit, in order, and each for itself
+//! when one of them cannot be written.
+
+use elven_sync::journal::RunStatus;
+use elven_sync::sandbox::{Fault, Gate};
+use nix::sys::signal::Signal;
+use sqlx::PgPool;
+
+use crate::support::{Scene, eventually, stderr};
+use crate::workers::signal;
+
+/// Rows of four entities, in batches of two.
+async fn scene(pool: PgPool) -> Scene {
+    let mut scene = Scene::new(pool).await;
+    for entity_id in ["a", "b", "c", "d"] {
+        scene.entity(entity_id, "UTC").await;
+    }
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+    scene
+}
+
+async fn add_rows(scene: &Scene) {
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select e, e || n, 'BTC', '2024-01-01Z', n from generate_series(1, 60) n, unnest(array['a', 'b', 'c', 'd']) e
+              order by n, e",
+        )
+        .await;
+}
+
+const DONE: &str = "select string_agg(concat_ws(' ', s.entity_id, s.rows_uploaded, s.pass_id is null), ',' order by s.entity_id)
+                      from elven_sync.sync_state s";
+
+/// Batches that do not begin where the one announced before them ends.
+const GAPS: &str = "select count(*) filter (where before is distinct from previous)::text from (
+                        select (before_xid, before_id)::text as before,
+                               lag((last_xid, last_id)::text, 1, '(,)') over (partition by pass_id order by batch_id) as previous
+                          from elven_sync.sync_batches) b";
+
+/// Each batch is announced and settled, which would be two commits each.
+#[sqlx::test(migrations = false)]
+async fn batches_of_all_lanes_share_commits(pool: PgPool) {
+    let scene = scene(pool).await;
+    add_rows(&scene).await;
+    scene
+        .sql(
+            "create table written (xid xid8, kind text);
+             create function note() returns trigger language plpgsql as $$
+             begin insert into written values (pg_current_xact_id(), tg_op); return null; end $$;
+             create trigger note after insert or update on elven_sync.sync_batches for each row execute function note()",
+        )
+        .await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(scene.text(DONE).await, "a 60 t,b 60 t,c 60 t,d 60 t");
+    let commits = "select concat_ws(' ', count(*), count(distinct xid)) from written";
+    let commits = scene.text(commits).await;
+    let (written, commits) = commits.split_once(' ').unwrap();
+    assert_eq!(written, "240", "120 batches were announced and settled");
+    assert!(commits.parse::<u32>().unwrap() < 120, "{commits} commits for that");
+}
+
+/// The numbers of batches ascend in the order of the pass, whatever else is written with them: recovery rests on it.
+#[sqlx::test(migrations = false)]
+async fn batches_of_a_pass_are_numbered_in_its_order(pool: PgPool) {
+    let scene = scene(pool).await;
+    add_rows(&scene).await;
+    scene.run().await;
+    assert_eq!(scene.text(GAPS).await, "0");
+}
+
+/// One batch cannot be recorded: then none behind it is, since recovery would take the gap for done. What other lanes
+/// hand in at the same moment is written all the same.
+#[sqlx::test(migrations = false)]
+async fn what_cannot_be_recorded_stops_its_lane_and_leaves_no_gap(pool: PgPool) {
+    let scene = scene(pool).await;
+    add_rows(&scene).await;
+    scene
+        .sql(
+            "create function refuse() returns trigger language plpgsql as
+                 $$ begin raise 'no room for this one'; end $$;
+             create trigger refuse before insert on elven_sync.sync_batches for each row
+                 when (new.entity_id = 'b' and new.last_id = '30') execute function refuse()",
+        )
+        .await;
+    let output = scene.output(&["run"]).await;
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("no room for this one"), "{}", stderr(&output));
+    assert_eq!(scene.text(GAPS).await, "0");
+    let of_b = "select count(*)::text from elven_sync.sync_batches where entity_id = 'b'";
+    assert_eq!(scene.text(of_b).await, "3", "those before the one that could not be recorded");
+    assert_eq!(
+        scene
+            .text(
+                "select string_agg(concat_ws(' ', entity_id, rows_uploaded), ',' order by entity_id)
+                             from elven_sync.sync_state where entity_id <> 'b'"
+            )
+            .await,
+        "a 60,c 60,d 60"
+    );
+    scene.sql("drop trigger refuse on elven_sync.sync_batches").await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(scene.text(DONE).await, "a 60 t,b 60 t,c 60 t,d 60 t");
+    assert_eq!(scene.balances().len(), 240);
+}
+
+/// A stop finds a batch recorded that waits for its turn: it is not sent, and nobody counts it for sent.
+#[sqlx::test(migrations = false)]
+async fn a_batch_that_waits_for_its_turn_is_withdrawn_by_a_stop(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    add_rows(&scene).await;
+    let gates = [Gate::new(), Gate::new()];
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let child = scene.command(&["run", "--entity", "a"]).spawn().unwrap();
+    for gate in &gates {
+        gate.reached().await;
+    }
+    let recorded = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by status) from elven_sync.sync_batches";
+    eventually("a third is recorded", async || {
+        scene.text(recorded).await == "sending 1 f,sending 1 f,sending 1 f"
+    })
+    .await;
+    signal(&child, Signal::SIGTERM);
+    eventually("the third is withdrawn", async || {
+        scene.text(recorded).await == "rejected 0 f,sending 1 f,sending 1 f"
+    })
+    .await;
+    gates.iter().for_each(Gate::open);
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(143));
+    assert_eq!(scene.text(recorded).await, "accepted 1 f,accepted 1 f,rejected 0 f");
+    let report = scene.run().await;
+    assert_eq!((report.status, report.counters.retries), (RunStatus::Succeeded, 0));
+    assert_eq!(scene.text(DONE).await, "a 60 t,b 60 t,c 60 t,d 60 t");
+    assert_eq!(scene.received().len(), 240, "nothing is sent twice");
+}
+
+/// Somebody has the row of one entity locked: that delays no other.
+#[sqlx::test(migrations = false)]
+async fn a_locked_lane_delays_no_other(pool: PgPool) {
+    let scene = scene(pool).await;
+    add_rows(&scene).await;
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let child = scene.command(&["run"]).spawn().unwrap();
+    gate.reached().await;
+    let mut lock = scene.pool.begin().await.unwrap();
+    let locked: String = sqlx::query_scalar(
+        "select s.entity_id from elven_sync.sync_state s join elven_sync.sync_batches b using (pass_id)
+          where b.status = 'sending' order by b.batch_id limit 1 for update of s",
+    )
+    .fetch_one(&mut *lock)
+    .await
+    .unwrap();
+    gate.open();
+    let others = "select count(*)::text from elven_sync.sync_state where rows_uploaded = 60";
+    eventually("the others are done", async || scene.text(others).await == "3").await;
+    lock.rollback().await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{locked}: {}", stderr(&output));
+    assert_eq!(scene.text(DONE).await, "a 60 t,b 60 t,c 60 t,d 60 t");
+}
