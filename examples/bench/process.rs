@@ -1,0 +1,106 @@
+//! Programs, and what they take.
+//!
+//! A small process stands between the benchmark and the program: what the system says of all children of that
+//! process is then about this one program, to the microsecond.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use elven_sync::output::line;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Kill it after so many seconds; it must not have ended before
+    #[arg(long)]
+    kill_after: Option<u64>,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// What a program took, from its start to its end.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Taken {
+    pub(crate) elapsed_s: f64,
+    /// User and system time.
+    pub(crate) cpu_s: f64,
+    /// The most memory that it ever had resident.
+    pub(crate) peak_rss_mib: f64,
+    /// What it wrote to stdout.
+    pub(crate) output: String,
+    succeeded: bool,
+}
+
+/// The role: runs a program and says what it took.
+pub(crate) fn measure(options: &Options) -> anyhow::Result<()> {
+    let (program, arguments) = options.command.split_first().context("no program")?;
+    let began = Instant::now();
+    let mut child = std::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{} cannot be started", program.display()))?;
+    if let Some(seconds) = options.kill_after {
+        std::thread::sleep(Duration::from_secs(seconds));
+        ensure!(child.try_wait()?.is_none(), "it ended before it could be killed");
+        child.kill()?;
+    }
+    let output = child.wait_with_output()?;
+    let elapsed_s = began.elapsed().as_secs_f64();
+    line(serde_json::to_string(&Taken {
+        elapsed_s,
+        cpu_s: cpu_s(UsageWho::RUSAGE_CHILDREN)?,
+        peak_rss_mib: peak_rss_mib()?,
+        output: String::from_utf8(output.stdout)?,
+        succeeded: output.status.success() || options.kill_after.is_some(),
+    })?);
+    Ok(())
+}
+
+/// Runs a program; what it writes to stderr is shown.
+pub(crate) async fn run(
+    command: &[&Path],
+    environment: &[(String, String)],
+    kill_after: Option<Duration>,
+) -> anyhow::Result<Taken> {
+    let mut measuring = myself("measure")?;
+    if let Some(after) = kill_after {
+        measuring.arg("--kill-after").arg(after.as_secs().to_string());
+    }
+    let running = measuring.arg("--").args(command).envs(environment.iter().cloned()).spawn()?;
+    let output = running.wait_with_output().await?; // Not output(), which would keep stderr.
+    let name = command.iter().map(|part| part.display().to_string()).collect::<Vec<_>>().join(" ");
+    ensure!(output.status.success(), "{name} could not be measured");
+    let taken: Taken = serde_json::from_slice(&output.stdout)?;
+    ensure!(taken.succeeded, "{name} failed: {}", taken.output);
+    Ok(taken)
+}
+
+/// This program in another role.
+pub(crate) fn myself(role: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(role).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
+    Ok(command)
+}
+
+/// User and system time.
+pub(crate) fn cpu_s(who: UsageWho) -> anyhow::Result<f64> {
+    let usage = getrusage(who)?;
+    let micros = |time: TimeVal| u64::try_from(time.num_microseconds()).map(Duration::from_micros);
+    Ok((micros(usage.user_time())? + micros(usage.system_time())?).as_secs_f64())
+}
+
+fn peak_rss_mib() -> anyhow::Result<f64> {
+    let peak: u32 = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss().try_into()?;
+    // In KiB, and on macOS in bytes.
+    let unit = if cfg!(target_os = "macos") { 1024.0 * 1024.0 } else { 1024.0 };
+    Ok(f64::from(peak) / unit)
+}

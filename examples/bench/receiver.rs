@@ -1,0 +1,166 @@
+//! The receiver: an API that accepts everything, in a process of its own, and costs next to nothing.
+//!
+//! A thread per connection reads requests as HTTP/1.1 with a content length, counts the records of a body by
+//! their opening braces, and answers as the documentation says of success. Signatures are not looked at.
+
+use std::io::{BufRead, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use elven_sync::output::line;
+use nix::sys::resource::UsageWho;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+
+use crate::process::{cpu_s, myself};
+
+/// Larger than a body of 1000 records is, so that most need few reads.
+const BUFFER_BYTES: usize = 256 << 10;
+
+const ANSWER: &[u8] =
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 16\r\n\r\n{\"success\":true}";
+
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// From the first byte of a request to its answer, in milliseconds
+    #[arg(long, default_value_t = 0)]
+    pub(crate) latency: u32,
+    /// Accept connections and read nothing
+    #[arg(long)]
+    pub(crate) stalled: bool,
+}
+
+/// What came since the start.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Arrived {
+    pub(crate) requests: u64,
+    pub(crate) records: u64,
+    pub(crate) cpu_s: f64,
+}
+
+#[derive(Default)]
+struct Counters {
+    requests: AtomicU64,
+    records: AtomicU64,
+}
+
+/// The role: says where it listens, then at each line of its input how much came, until its input ends.
+pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    line(format_args!("http://{}", listener.local_addr()?));
+    let counters = Arc::new(Counters::default());
+    let (shared, options) = (counters.clone(), options.clone());
+    std::thread::spawn(move || {
+        let mut stalled = Vec::new();
+        for stream in listener.incoming().flatten() {
+            if options.stalled {
+                stalled.push(stream);
+                continue;
+            }
+            let counters = shared.clone();
+            let latency = Duration::from_millis(options.latency.into());
+            // A client that hangs up ends its thread.
+            std::thread::spawn(move || answer_all(stream, latency, &counters));
+        }
+    });
+    for asked in std::io::stdin().lock().lines() {
+        asked?;
+        line(serde_json::to_string(&Arrived {
+            requests: counters.requests.load(Ordering::SeqCst),
+            records: counters.records.load(Ordering::SeqCst),
+            cpu_s: cpu_s(UsageWho::RUSAGE_SELF)?,
+        })?);
+    }
+    Ok(())
+}
+
+/// One request after the other, until the client hangs up.
+fn answer_all(mut stream: TcpStream, latency: Duration, counters: &Counters) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let (mut filled, mut began) = (0, None);
+        let head_bytes = loop {
+            let read = stream.read(&mut buffer[filled..])?;
+            if read == 0 {
+                return Ok(());
+            }
+            began.get_or_insert_with(Instant::now);
+            filled += read;
+            if let Some(end) = buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
+            if filled == buffer.len() {
+                bail!("a head of more than {BUFFER_BYTES} bytes");
+            }
+        };
+        let length = content_length(&buffer[..head_bytes])?;
+        let mut missing = (head_bytes + length).checked_sub(filled).context("requests in a pipeline")?;
+        let mut records = count_records(&buffer[head_bytes..filled]);
+        while missing > 0 {
+            let room = missing.min(BUFFER_BYTES);
+            let read = stream.read(&mut buffer[..room])?;
+            if read == 0 {
+                bail!("the body ended early");
+            }
+            records += count_records(&buffer[..read]);
+            missing -= read;
+        }
+        if let Some(began) = began {
+            std::thread::sleep(latency.saturating_sub(began.elapsed()));
+        }
+        counters.records.fetch_add(records, Ordering::SeqCst);
+        counters.requests.fetch_add(1, Ordering::SeqCst);
+        stream.write_all(ANSWER)?;
+    }
+}
+
+fn content_length(head: &[u8]) -> anyhow::Result<usize> {
+    let head = std::str::from_utf8(head)?;
+    let mut lengths = head.lines().filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse())
+    });
+    Ok(lengths.next().transpose()?.unwrap_or(0))
+}
+
+/// Opening braces. Sums of up to 255 fit a byte, which lets the compiler count many at once.
+fn count_records(bytes: &[u8]) -> u64 {
+    let braces = |chunk: &[u8]| chunk.iter().map(|byte| u8::from(*byte == b'{')).sum::<u8>();
+    bytes.chunks(255).map(|chunk| u64::from(braces(chunk))).sum()
+}
+
+/// A receiver that runs.
+pub(crate) struct Receiver {
+    pub(crate) url: String,
+    input: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// Ends with this.
+    _process: Child,
+}
+
+impl Receiver {
+    pub(crate) async fn start(options: &Options) -> anyhow::Result<Self> {
+        let mut command = myself("receiver")?;
+        command.arg("--latency").arg(options.latency.to_string());
+        if options.stalled {
+            command.arg("--stalled");
+        }
+        let mut process = command.stdin(Stdio::piped()).spawn()?;
+        let input = process.stdin.take().context("the receiver has no input")?;
+        let mut lines = BufReader::new(process.stdout.take().context("the receiver has no output")?).lines();
+        let url = lines.next_line().await?.context("the receiver did not start")?;
+        Ok(Self { url, input, lines, _process: process })
+    }
+
+    pub(crate) async fn arrived(&mut self) -> anyhow::Result<Arrived> {
+        self.input.write_all(b"\n").await?;
+        let answer = self.lines.next_line().await?.context("the receiver ended early")?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+}

@@ -1,0 +1,88 @@
+//! How the cost grows: linear in rows, flat in the rows that are there already, bounded in entities.
+
+use super::Run;
+use super::memory::LARGE_ROWS;
+use crate::Bench;
+use crate::receiver::{Options, Receiver};
+use crate::report::Target::{AtLeast, AtMost};
+use crate::report::median;
+
+const NAME: &str = "curve";
+const NEW_ROWS: u32 = 1000;
+const MANY_ENTITIES: u32 = 1000;
+/// What a run over new rows may take behind the most old rows, of what it takes behind the fewest. Flat is
+/// 1; the rest is the noise of runs that are this short.
+const FLAT: f64 = 1.25;
+
+pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
+    let entities = bench.arguments.entities;
+    let mut sizes = vec![10_000, 100_000, bench.arguments.rows.max(1_000_000)];
+    if bench.arguments.large {
+        sizes.push(LARGE_ROWS);
+    }
+    let mut receiver = Receiver::start(&Options::default()).await?;
+    let mut behind = Vec::new();
+    for rows in sizes.iter().copied() {
+        let mut ledger = bench.ledgers.take(rows, entities).await?;
+        let runs = full(bench, &ledger, &mut receiver).await?;
+        let cpu = runs.iter().map(|run| Some(run.cpu()));
+        bench.report.add(
+            NAME,
+            format!("{rows} rows"),
+            "ms",
+            None,
+            runs.iter().map(|run| Some(run.elapsed_ms())),
+        );
+        bench.report.add(NAME, "rate", "rows/s", None, runs.iter().map(|run| Some(run.rate())));
+        bench.report.add(NAME, "CPU of the connector", "s per million rows", None, cpu);
+        ledger.settle().await?;
+        let mut few = Vec::new();
+        for _ in 0..bench.arguments.runs {
+            ledger.add(NEW_ROWS).await?;
+            few.push(bench.sync(&ledger, &mut receiver, NEW_ROWS, &[]).await?);
+        }
+        bench.ledgers.drop(ledger).await?;
+        let name = format!("{NEW_ROWS} new rows behind {rows}");
+        let elapsed: Vec<_> = few.iter().map(|run| Some(run.elapsed_ms())).collect();
+        behind.push(median(&elapsed));
+        bench.report.add(NAME, name, "ms", None, elapsed);
+    }
+    let growth = behind.last().copied().flatten().zip(behind.first().copied().flatten());
+    let growth = [growth.map(|(most, fewest)| most / fewest)];
+    bench.report.add(NAME, "behind the most, to behind the fewest", "", Some(AtMost(FLAT)), growth);
+    many_entities(bench, &mut receiver).await
+}
+
+async fn full(
+    bench: &mut Bench,
+    ledger: &crate::ledgers::Ledger,
+    receiver: &mut Receiver,
+) -> anyhow::Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    for _ in 0..bench.arguments.runs {
+        ledger.reset().await?;
+        runs.push(bench.sync(ledger, receiver, ledger.rows, &[]).await?);
+    }
+    Ok(runs)
+}
+
+/// In turns, so that what else the machine does disturbs both alike.
+async fn many_entities(bench: &mut Bench, receiver: &mut Receiver) -> anyhow::Result<()> {
+    let rows = bench.arguments.rows;
+    let few = bench.ledgers.take(rows, bench.arguments.entities).await?;
+    let many = bench.ledgers.take(rows, MANY_ENTITIES).await?;
+    let (mut rates, mut ratios) = (Vec::new(), Vec::new());
+    for _ in 0..bench.arguments.runs {
+        few.reset().await?;
+        many.reset().await?;
+        let few = bench.sync(&few, receiver, rows, &[]).await?;
+        let many = bench.sync(&many, receiver, rows, &[]).await?;
+        rates.push(Some(many.rate()));
+        ratios.push(Some(many.rate() / few.rate()));
+    }
+    bench.ledgers.give_back(few);
+    bench.ledgers.give_back(many);
+    bench.report.add(NAME, format!("{MANY_ENTITIES} entities, row by row"), "rows/s", None, rates);
+    bench.report.add(NAME, "ratio to few entities", "", Some(AtLeast(0.5)), ratios);
+    Ok(())
+}

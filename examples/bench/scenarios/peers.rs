@@ -1,0 +1,88 @@
+//! The same upload, without a journal, by other programs. Each is left out where what it needs is missing.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::ensure;
+
+use super::environment;
+use crate::Bench;
+use crate::receiver::{Options, Receiver};
+
+const NAME: &str = "peers";
+
+/// What it is called, its script, and what has to work for it to run.
+const PYTHON: [(&str, &str, &str); 2] = [
+    ("Python: cursor, orjson, 8 in flight", "cursor_orjson.py", "import psycopg, orjson, aiohttp"),
+    ("dlt: custom destination", "dlt_destination.py", "import dlt, psycopg, orjson, requests"),
+];
+const NODE: (&str, &str, &str) = (
+    "Node: query stream, undici, 8 in flight",
+    "query_stream.cjs",
+    "for (const name of ['pg', 'pg-query-stream', 'undici']) require(name)",
+);
+
+struct Peer {
+    name: &'static str,
+    program: PathBuf,
+    script: PathBuf,
+    check: [String; 2],
+}
+
+pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/bench/peers");
+    let python = bench.arguments.python.clone().unwrap_or_else(|| "python3".into());
+    let mut peers: Vec<Peer> = PYTHON
+        .into_iter()
+        .map(|(name, script, check)| Peer {
+            name,
+            program: python.clone(),
+            script: scripts.join(script),
+            check: ["-c".to_owned(), check.to_owned()],
+        })
+        .collect();
+    let (name, script, check) = NODE;
+    peers.push(Peer {
+        name,
+        program: "node".into(),
+        script: scripts.join(script),
+        check: ["-e".to_owned(), check.to_owned()],
+    });
+    let ledger = bench.ledgers.take(bench.arguments.rows, bench.arguments.entities).await?;
+    let mut receiver = Receiver::start(&Options::default()).await?;
+    let modules = bench.arguments.node.as_ref().map(|folder| folder.join("node_modules"));
+    for peer in peers {
+        let mut variables = environment(&ledger.url, &receiver);
+        if let Some(modules) = &modules {
+            variables.push(("NODE_PATH".to_owned(), modules.display().to_string()));
+        }
+        if !is_there(&peer, &variables).await {
+            bench.report.note(format!("{}: left out, `{}` does not work here", peer.name, peer.check[1]));
+            continue;
+        }
+        let mut runs = Vec::new();
+        for _ in 0..bench.arguments.runs {
+            let run = bench.run(&ledger, &mut receiver, &[&peer.program, &peer.script], &variables).await?;
+            let arrived = run.arrived.records;
+            ensure!(arrived == u64::from(ledger.rows), "{}: {arrived} records arrived", peer.name);
+            runs.push(run);
+        }
+        let report = &mut bench.report;
+        report.add(NAME, peer.name, "rows/s", None, runs.iter().map(|run| Some(run.rate())));
+        let unit = "s per million rows";
+        report.add(NAME, "CPU of the client", unit, None, runs.iter().map(|run| Some(run.cpu())));
+        let server = runs.iter().map(|run| run.server.cpu_s.map(|cpu| cpu * 1e6 / run.rows()));
+        report.add(NAME, "CPU of the server", unit, None, server);
+        report.add(NAME, "peak memory", "MiB", None, runs.iter().map(|run| Some(run.taken.peak_rss_mib)));
+    }
+    bench.ledgers.give_back(ledger);
+    Ok(())
+}
+
+async fn is_there(peer: &Peer, environment: &[(String, String)]) -> bool {
+    let checked = tokio::process::Command::new(&peer.program)
+        .args(&peer.check)
+        .envs(environment.iter().cloned())
+        .output()
+        .await;
+    checked.is_ok_and(|output| output.status.success())
+}
