@@ -4,7 +4,7 @@
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 ARGS ?=
 
-.PHONY: help demo test soak bench writer-cost sqlx fmt
+.PHONY: help demo test soak bench micro writer-cost sqlx fmt
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,6 +28,9 @@ soak: ## crashes, freezes, faults and restarts under load for some minutes (ELVE
 bench: ## speed, cost and memory beside the limits of database and wire (ARGS="--only upload,idle --runs 5", ARGS=--help)
 	$(CARGO) build --release --quiet --locked
 	scripts/with-postgres $(CARGO) run --release --quiet --locked --example bench -- $(ARGS)
+
+micro: ## decode, align, encode and sign alone (ARGS=encode; ARGS="--save-baseline before")
+	$(CARGO) bench --quiet --locked --bench micro -- $(ARGS)
 
 writer-cost: ## what attach costs those who write to the ledger (ARGS="--rows 200000")
 	scripts/with-postgres $(CARGO) run --release --quiet --locked --example writer_cost -- $(ARGS)

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use elven_sync::config::Environment;
+use elven_sync::config::{Environment, Flags, Settings};
 use elven_sync::output;
 
 use ledgers::Ledgers;
@@ -112,7 +112,7 @@ fn main() -> anyhow::Result<()> {
 
 #[tokio::main]
 async fn conduct(arguments: Arguments) -> anyhow::Result<()> {
-    output::start_log(0, Some("warn,bench=info"));
+    output::start_log(0, Some("warn,sqlx=error,bench=info"));
     let environment = Environment::capture();
     let url = environment.get("DATABASE_URL").context("set DATABASE_URL, or `make bench`")?;
     let connector = match &arguments.binary {
@@ -125,7 +125,9 @@ async fn conduct(arguments: Arguments) -> anyhow::Result<()> {
         connector.display()
     );
     let server = Server::connect(url).await.context("the database cannot be reached")?;
-    let report = Report::new(&server.facts(), &arguments);
+    let flags = Flags { config: Some("/dev/null".into()), ..Flags::default() };
+    let settings = Settings::load(&flags, environment.clone())?;
+    let report = Report::new(&server.facts(), &settings.sync, &arguments);
     let mut bench = Bench { arguments, connector, server, ledgers: Ledgers::new(url)?, report };
     let measured = tokio::select! {
         measured = bench.measure() => measured,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use elven_sync::config::SyncSettings;
 use elven_sync::output::{line, table};
 use serde_json::{Value, json};
 
@@ -56,7 +57,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(server: &Value, arguments: &Arguments) -> Self {
+    pub(crate) fn new(server: &Value, settings: &SyncSettings, arguments: &Arguments) -> Self {
         let head = json!({
             "date": chrono::Utc::now().format("%Y-%m-%d %H:%M:%SZ").to_string(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -68,6 +69,11 @@ impl Report {
             "runs": arguments.runs,
             "latency_ms": arguments.latency,
             "large": arguments.large,
+            "settings": {
+                "batch_rows": settings.batch_rows,
+                "entities_at_once": settings.entities_at_once,
+                "requests_in_flight": settings.requests_in_flight,
+            },
         });
         Self { head, figures: Vec::new(), notes: Vec::new() }
     }

@@ -16,7 +16,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
-pub use row::Row;
+pub use row::{Decoder, Row};
 pub use table::Table;
 pub use writers::Writer;
 
@@ -338,12 +338,9 @@ async fn copy_out(
 ) -> Result<Vec<Row>, LedgerError> {
     let mut messages = connection.copy_out_raw(sql).await?;
     let mut rows = Vec::new();
-    let mut in_header = true;
+    let mut decoder = Decoder::new(id_is_number);
     while let Some(message) = messages.try_next().await? {
-        let tuple = if std::mem::take(&mut in_header) { row::after_header(&message)? } else { message };
-        if let Some(row) = Row::decode(tuple, id_is_number)? {
-            rows.push(row);
-        }
+        rows.extend(decoder.row(message)?);
     }
     Ok(rows)
 }

@@ -30,8 +30,28 @@ pub struct Row {
     balance: Option<Range<usize>>,
 }
 
+/// Decodes the messages of a copy, one after the other.
+#[derive(Debug)]
+pub struct Decoder {
+    id_is_number: bool,
+    in_header: bool,
+}
+
+impl Decoder {
+    /// For a copy from its beginning.
+    pub fn new(id_is_number: bool) -> Self {
+        Self { id_is_number, in_header: true }
+    }
+
+    /// The row in a message: `change_xid`, `id`, account, currency, `captured_at`, balance. `None` for the trailer.
+    pub fn row(&mut self, message: Bytes) -> Result<Option<Row>, LedgerError> {
+        let tuple = if std::mem::take(&mut self.in_header) { after_header(&message)? } else { message };
+        Row::decode(tuple, self.id_is_number)
+    }
+}
+
 /// Cuts the header off the first message of a copy.
-pub(super) fn after_header(message: &Bytes) -> Result<Bytes, LedgerError> {
+fn after_header(message: &Bytes) -> Result<Bytes, LedgerError> {
     let extension_at = SIGNATURE.len() + 4;
     let extension: Option<&[u8; 4]> = message
         .get(extension_at..)
@@ -47,7 +67,7 @@ pub(super) fn after_header(message: &Bytes) -> Result<Bytes, LedgerError> {
 impl Row {
     /// Decodes one tuple: `change_xid`, `id`, account, currency, `captured_at`, balance.
     /// `None` for the trailer.
-    pub(super) fn decode(tuple: Bytes, id_is_number: bool) -> Result<Option<Self>, LedgerError> {
+    fn decode(tuple: Bytes, id_is_number: bool) -> Result<Option<Self>, LedgerError> {
         let mut fields = Fields { tuple: &tuple, at: 0 };
         match fields.take::<2>().map(i16::from_be_bytes)? {
             -1 => return Ok(None),

@@ -33,8 +33,14 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
             None,
             runs.iter().map(|run| Some(run.elapsed_ms())),
         );
-        bench.report.add(NAME, "rate", "rows/s", None, runs.iter().map(|run| Some(run.rate())));
-        bench.report.add(NAME, "CPU of the connector", "s per million rows", None, cpu);
+        bench.report.add(
+            NAME,
+            format!("{rows} rows: rate"),
+            "rows/s",
+            None,
+            runs.iter().map(|run| Some(run.rate())),
+        );
+        bench.report.add(NAME, format!("{rows} rows: CPU"), "s per million rows", None, cpu);
         ledger.settle().await?;
         let mut few = Vec::new();
         for _ in 0..bench.arguments.runs {
@@ -83,6 +89,6 @@ async fn many_entities(bench: &mut Bench, receiver: &mut Receiver) -> anyhow::Re
     bench.ledgers.give_back(few);
     bench.ledgers.give_back(many);
     bench.report.add(NAME, format!("{MANY_ENTITIES} entities, row by row"), "rows/s", None, rates);
-    bench.report.add(NAME, "ratio to few entities", "", Some(AtLeast(0.5)), ratios);
+    bench.report.add(NAME, "ratio to few entities, in turns", "", Some(AtLeast(0.5)), ratios);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! All rows over a round trip: 8 requests in flight, in several ways.
 
+use super::entities_of;
 use crate::Bench;
 use crate::limits::Replay;
 use crate::receiver::{Options, Receiver};
@@ -24,7 +25,13 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         replayed.push(replay.send(rows).await?);
     }
     bench.report.add(NAME, "bodies replayed", "rows/s", None, replayed.iter().copied().map(Some));
-    bench.report.add(NAME, "ratio to the limit", "", None, replayed.iter().map(|rate| Some(rate / limit)));
+    bench.report.add(
+        NAME,
+        "bodies replayed: ratio to the limit",
+        "",
+        None,
+        replayed.iter().map(|rate| Some(rate / limit)),
+    );
     for (entities, at_once, in_flight) in WAYS {
         let ledger = bench.ledgers.take(rows, entities).await?;
         let settings = [
@@ -37,14 +44,13 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
             runs.push(bench.sync(&ledger, &mut receiver, rows, &settings).await?);
         }
         bench.ledgers.give_back(ledger);
-        let plural = if entities == 1 { "entity" } else { "entities" };
-        let way = format!("{entities} {plural}, {at_once} at once, {in_flight} in flight each");
+        let way = format!("{}, {at_once} at once, {in_flight} in flight each", entities_of(entities));
         let rates = runs.iter().map(|run| Some(run.rate()));
         bench.report.add(NAME, way.clone(), "rows/s", None, rates);
         let ratios = runs.iter().map(|run| Some(run.rate() / limit));
-        bench.report.add(NAME, "ratio to the limit", "", Some(AtLeast(RATIO)), ratios);
+        bench.report.add(NAME, format!("{way}: ratio to the limit"), "", Some(AtLeast(RATIO)), ratios);
         let cpu = runs.iter().map(|run| Some(run.cpu()));
-        bench.report.add(NAME, "CPU of the connector", "s per million rows", None, cpu);
+        bench.report.add(NAME, format!("{way}: CPU"), "s per million rows", None, cpu);
     }
     Ok(())
 }

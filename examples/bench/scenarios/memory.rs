@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Run;
+use super::{Run, entities_of};
 use crate::Bench;
 use crate::receiver::{Options, Receiver};
 use crate::report::Target::AtMost;
@@ -27,7 +27,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         ledger.reset().await?;
         let Run { taken, .. } = bench.sync(&ledger, &mut receiver, rows, &[]).await?;
         bench.ledgers.give_back(ledger);
-        let name = format!("{rows} rows, {entities} entities");
+        let name = format!("{rows} rows, {}", entities_of(entities));
         bench.report.add(NAME, name, "MiB", Some(AtMost(LIMIT_MIB)), [Some(taken.peak_rss_mib)]);
     }
     let stalled = Receiver::start(&Options { stalled: true, ..Options::default() }).await?;
@@ -37,7 +37,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         let taken = bench.sync_killed(&ledger, &stalled, STALL).await?;
         // What it left behind is no concern of the next scenario.
         bench.ledgers.drop(ledger).await?;
-        let name = format!("receiver stalled, {entities} entities");
+        let name = format!("receiver stalled, {}", entities_of(entities));
         bench.report.add(NAME, name, "MiB", Some(AtMost(LIMIT_MIB)), [Some(taken.peak_rss_mib)]);
     }
     Ok(())

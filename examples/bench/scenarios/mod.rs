@@ -166,7 +166,10 @@ fn environment(database: &Url, receiver: &Receiver) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// Counters are far below 2^53.
+fn entities_of(count: u32) -> String {
+    format!("{count} {}", if count == 1 { "entity" } else { "entities" })
+}
+
 #[expect(clippy::cast_precision_loss, reason = "counters are far below 2^53")]
 fn float(count: u64) -> f64 {
     count as f64

@@ -69,10 +69,16 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         let report = &mut bench.report;
         report.add(NAME, peer.name, "rows/s", None, runs.iter().map(|run| Some(run.rate())));
         let unit = "s per million rows";
-        report.add(NAME, "CPU of the client", unit, None, runs.iter().map(|run| Some(run.cpu())));
+        report.add(NAME, format!("{}: CPU", peer.name), unit, None, runs.iter().map(|run| Some(run.cpu())));
         let server = runs.iter().map(|run| run.server.cpu_s.map(|cpu| cpu * 1e6 / run.rows()));
-        report.add(NAME, "CPU of the server", unit, None, server);
-        report.add(NAME, "peak memory", "MiB", None, runs.iter().map(|run| Some(run.taken.peak_rss_mib)));
+        report.add(NAME, format!("{}: CPU of the server", peer.name), unit, None, server);
+        report.add(
+            NAME,
+            format!("{}: peak memory", peer.name),
+            "MiB",
+            None,
+            runs.iter().map(|run| Some(run.taken.peak_rss_mib)),
+        );
     }
     bench.ledgers.give_back(ledger);
     Ok(())

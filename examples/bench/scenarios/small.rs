@@ -5,7 +5,7 @@ use crate::Bench;
 use crate::ledgers::Ledger;
 use crate::proxy::{Asked, Proxy};
 use crate::receiver::{Options, Receiver};
-use crate::report::Target::AtMost;
+use crate::report::Target::{self, AtMost};
 
 const IDLE: &str = "idle";
 const ONE_ROW: &str = "one-row";
@@ -20,10 +20,10 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     let entities = bench.arguments.idle_entities;
     let mut ledger = up_to_date(bench, &mut receiver, entities * ROWS_PER_ENTITY, entities).await?;
     let runs = repeat(bench, &mut ledger, &mut receiver, 0).await?;
-    let (asked, _) = counted(bench, &mut ledger, &mut receiver, 0).await?;
+    let asked = counted(bench, &mut ledger, &mut receiver, 0).await?;
     bench.ledgers.drop(ledger).await?;
-    let (name, target) = (format!("{entities} entities without news"), Some(AtMost(1000.0)));
-    report(bench, IDLE, name, target, &runs);
+    let name = format!("{entities} entities without news");
+    report(bench, IDLE, &name, Some(AtMost(1000.0)), &runs);
     let thousands = f64::from(entities) / 1e3;
     let per_thousand = [Some(f64::from(asked.statements) / thousands)];
     bench.report.add(IDLE, "statements", "per 1000 entities", Some(AtMost(5.0)), per_thousand);
@@ -33,10 +33,10 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     let mut ledger = up_to_date(bench, &mut receiver, OLD_ROWS, entities).await?;
     let nothing = repeat(bench, &mut ledger, &mut receiver, 0).await?;
     let one = repeat(bench, &mut ledger, &mut receiver, 1).await?;
-    let (asked, _) = counted(bench, &mut ledger, &mut receiver, 1).await?;
+    let asked = counted(bench, &mut ledger, &mut receiver, 1).await?;
     bench.ledgers.drop(ledger).await?;
-    report(bench, ONE_ROW, format!("no new row, {entities} entities"), None, &nothing);
-    report(bench, ONE_ROW, format!("one new row, {entities} entities"), Some(AtMost(50.0)), &one);
+    report(bench, ONE_ROW, "no new row", None, &nothing);
+    report(bench, ONE_ROW, "one new row", Some(AtMost(50.0)), &one);
     report_asked(bench, ONE_ROW, asked);
     Ok(())
 }
@@ -76,28 +76,22 @@ async fn counted(
     ledger: &mut Ledger,
     receiver: &mut Receiver,
     new_rows: u32,
-) -> anyhow::Result<(Asked, Run)> {
+) -> anyhow::Result<Asked> {
     ledger.add(new_rows).await?;
     let proxy = Proxy::start(&ledger.url).await?;
     let direct = std::mem::replace(&mut ledger.url, proxy.url.clone());
     let run = bench.sync(ledger, receiver, new_rows, &[]).await;
     ledger.url = direct;
-    Ok((proxy.asked(), run?))
+    run.map(|_| proxy.asked())
 }
 
-fn report(
-    bench: &mut Bench,
-    scenario: &'static str,
-    name: String,
-    target: Option<crate::report::Target>,
-    runs: &[Run],
-) {
+fn report(bench: &mut Bench, scenario: &'static str, name: &str, target: Option<Target>, runs: &[Run]) {
     let elapsed = runs.iter().map(|run| Some(run.elapsed_ms()));
     bench.report.add(scenario, name, "ms from start to exit", target, elapsed);
     let cpu = runs.iter().map(|run| Some(run.taken.cpu_s * 1e3));
-    bench.report.add(scenario, "CPU of the connector", "ms", None, cpu);
+    bench.report.add(scenario, format!("{name}: CPU"), "ms", None, cpu);
     let peak = runs.iter().map(|run| Some(run.taken.peak_rss_mib));
-    bench.report.add(scenario, "peak memory", "MiB", None, peak);
+    bench.report.add(scenario, format!("{name}: peak memory"), "MiB", None, peak);
 }
 
 fn report_asked(bench: &mut Bench, scenario: &'static str, asked: Asked) {
