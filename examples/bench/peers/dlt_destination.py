@@ -12,6 +12,8 @@ import time
 from itertools import groupby
 from zoneinfo import ZoneInfo
 
+os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"
+
 import dlt
 import orjson
 import psycopg

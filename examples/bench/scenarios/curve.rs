@@ -13,33 +13,28 @@ const MANY_ENTITIES: u32 = 1000;
 /// What a run over new rows may take behind the most old rows, of what it takes behind the fewest. Flat is
 /// 1; the rest is the noise of runs that are this short.
 const FLAT: f64 = 1.25;
+/// What a row may cost among the most rows, of what it costs among a tenth or less.
+const LINEAR: f64 = 1.1;
 
 pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     let entities = bench.arguments.entities;
-    let mut sizes = vec![10_000, 100_000, bench.arguments.rows.max(1_000_000)];
+    let mut sizes = vec![10_000, 100_000];
+    sizes.retain(|rows| *rows < bench.arguments.rows);
+    sizes.push(bench.arguments.rows);
     if bench.arguments.large {
         sizes.push(LARGE_ROWS);
     }
     let mut receiver = Receiver::start(&Options::default()).await?;
-    let mut behind = Vec::new();
+    let (mut costs, mut behind) = (Vec::new(), Vec::new());
     for rows in sizes.iter().copied() {
         let mut ledger = bench.ledgers.take(rows, entities).await?;
         let runs = full(bench, &ledger, &mut receiver).await?;
-        let cpu = runs.iter().map(|run| Some(run.cpu()));
-        bench.report.add(
-            NAME,
-            format!("{rows} rows"),
-            "ms",
-            None,
-            runs.iter().map(|run| Some(run.elapsed_ms())),
-        );
-        bench.report.add(
-            NAME,
-            format!("{rows} rows: rate"),
-            "rows/s",
-            None,
-            runs.iter().map(|run| Some(run.rate())),
-        );
+        let cpu: Vec<_> = runs.iter().map(|run| Some(run.cpu())).collect();
+        costs.push(median(&cpu));
+        let elapsed = runs.iter().map(|run| Some(run.elapsed_ms()));
+        bench.report.add(NAME, format!("{rows} rows"), "ms", None, elapsed);
+        let rates = runs.iter().map(|run| Some(run.rate()));
+        bench.report.add(NAME, format!("{rows} rows: rate"), "rows/s", None, rates);
         bench.report.add(NAME, format!("{rows} rows: CPU"), "s per million rows", None, cpu);
         ledger.settle().await?;
         let mut few = Vec::new();
@@ -53,10 +48,18 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         behind.push(median(&elapsed));
         bench.report.add(NAME, name, "ms", None, elapsed);
     }
-    let growth = behind.last().copied().flatten().zip(behind.first().copied().flatten());
-    let growth = [growth.map(|(most, fewest)| most / fewest)];
-    bench.report.add(NAME, "behind the most, to behind the fewest", "", Some(AtMost(FLAT)), growth);
+    // The smallest size says more of starting a process than of rows.
+    let linear = [ratio(costs.get(1..).unwrap_or_default())];
+    bench.report.add(NAME, "CPU per row: most rows, to fewer", "", Some(AtMost(LINEAR)), linear);
+    let flat = [ratio(&behind)];
+    bench.report.add(NAME, "new rows: behind the most, to the fewest", "", Some(AtMost(FLAT)), flat);
     many_entities(bench, &mut receiver).await
+}
+
+/// The last to the first.
+fn ratio(medians: &[Option<f64>]) -> Option<f64> {
+    let (first, last) = ((*medians.first()?)?, (*medians.last()?)?);
+    Some(last / first)
 }
 
 async fn full(

@@ -13,7 +13,11 @@ const NAME: &str = "peers";
 /// What it is called, its script, and what has to work for it to run.
 const PYTHON: [(&str, &str, &str); 2] = [
     ("Python: cursor, orjson, 8 in flight", "cursor_orjson.py", "import psycopg, orjson, aiohttp"),
-    ("dlt: custom destination", "dlt_destination.py", "import dlt, psycopg, orjson, requests"),
+    (
+        "dlt: custom destination",
+        "dlt_destination.py",
+        "import dlt.sources.sql_database, pyarrow, psycopg, orjson, requests",
+    ),
 ];
 const NODE: (&str, &str, &str) = (
     "Node: query stream, undici, 8 in flight",
