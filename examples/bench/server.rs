@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::Context;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection};
@@ -113,7 +114,7 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(QUIET_MAX, waiting).await??;
+        tokio::time::timeout(QUIET_MAX, waiting).await.context("connections were left behind")??;
         if self.version < 150_000 {
             // Its collector is told by a message, and writes at most twice a second.
             tokio::time::sleep(Duration::from_secs(1)).await;

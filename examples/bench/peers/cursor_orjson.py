@@ -9,6 +9,8 @@ import hashlib
 import hmac
 import os
 import time
+from itertools import groupby
+from operator import itemgetter
 from zoneinfo import ZoneInfo
 
 import aiohttp
@@ -38,7 +40,7 @@ def body(rows, zone):
         {
             "entityAccountId": account,
             "currency": currency,
-            "datetime": captured_at.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S"),
+            "datetime": captured_at.astimezone(zone).isoformat(" ")[:19],
             "balance": orjson.Fragment(format(balance, "f")),
         }
         for _, account, currency, captured_at, balance in rows
@@ -52,18 +54,14 @@ async def send(session, queue):
 
 
 async def batches(connection):
-    """At most 1000 rows of one entity each."""
+    """At most 1000 rows of one entity each; a few more batches than needed, at the ends of pages."""
     async with connection.cursor("ledger", binary=True) as cursor:
-        cursor.itersize = 10_000
         await cursor.execute(ROWS)
-        batch = []
-        async for row in cursor:
-            if batch and (len(batch) == 1000 or batch[0][0] != row[0]):
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+        while page := await cursor.fetchmany(10_000):
+            for _, rows in groupby(page, key=itemgetter(0)):
+                rows = list(rows)
+                for start in range(0, len(rows), 1000):
+                    yield rows[start : start + 1000]
 
 
 async def main():

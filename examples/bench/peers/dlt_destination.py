@@ -1,6 +1,6 @@
 """The upload with dlt: its table source with the pyarrow back end, and a destination of our own.
 
-Needs dlt[sql_database], pyarrow, psycopg[binary], orjson, requests.
+Needs dlt, sqlalchemy, pyarrow, psycopg[binary], orjson, requests.
 """
 
 import base64
@@ -41,7 +41,12 @@ def headers():
     }
 
 
-@dlt.destination(batch_size=8000, loader_file_format="parquet", naming_convention="direct", loader_parallelism_strategy="parallel")
+@dlt.destination(
+    batch_size=8000,
+    loader_file_format="parquet",
+    naming_convention="direct",
+    loader_parallelism_strategy="parallel",
+)
 def elven(items, table):
     rows = sorted(items.to_pylist(), key=lambda row: row["entity_id"])
     for entity, of_entity in groupby(rows, key=lambda row: row["entity_id"]):
@@ -51,7 +56,7 @@ def elven(items, table):
                 {
                     "entityAccountId": row["entity_account_id"],
                     "currency": row["currency"],
-                    "datetime": row["captured_at"].astimezone(zones[entity]).strftime("%Y-%m-%d %H:%M:%S"),
+                    "datetime": row["captured_at"].astimezone(zones[entity]).isoformat(" ")[:19],
                     "balance": orjson.Fragment(format(row["balance"], "f")),
                 }
                 for row in of_entity[start : start + 1000]
