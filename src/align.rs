@@ -2,10 +2,12 @@
 //!
 //! Pure functions; nothing here rounds, and no amount passes through a float.
 
-use std::fmt::Write as _;
+mod number;
 
 use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Timelike, Utc};
 use chrono_tz::Tz;
+
+pub use number::{Number, exceeds_a_double};
 
 /// Microseconds between the Unix epoch and 2000-01-01 00:00 UTC, from which PostgreSQL counts.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -119,61 +121,6 @@ fn digit(number: u32) -> u8 {
     b"0123456789"[(number % 10) as usize]
 }
 
-/// Appends a `numeric` in PostgreSQL's binary form as a JSON number, with exactly its digits;
-/// trailing zeros of the fraction are trimmed.
-///
-/// The form (PostgreSQL source, `numeric_send`): four 16-bit words (count of groups, weight of the
-/// first group, sign, display scale), then groups of four decimal digits, each 0 to 9999.
-///
-/// # Errors
-/// NaN and the infinities, which JSON has no number for; bytes that are no `numeric`.
-pub fn write_number(out: &mut Vec<u8>, numeric: &[u8]) -> Result<(), Invalid> {
-    const NEGATIVE: u16 = 0x4000;
-    let malformed = || Invalid("balance is not a numeric in PostgreSQL's binary form".to_owned());
-    let (words, rest) = numeric.as_chunks::<2>();
-    let mut words = words.iter().map(|word| u16::from_be_bytes(*word));
-    let mut header = || words.next().ok_or_else(malformed);
-    let (count, weight, sign, _display_scale) = (header()?, header()?.cast_signed(), header()?, header()?);
-    match sign {
-        0 | NEGATIVE => {}
-        0xC000 => return Err(Invalid("balance is NaN".to_owned())),
-        0xD000 | 0xF000 => return Err(Invalid("balance is infinite".to_owned())),
-        _ => return Err(malformed()),
-    }
-    if words.len() != usize::from(count) || !rest.is_empty() || words.clone().any(|group| group > 9999) {
-        return Err(malformed());
-    }
-    if sign == NEGATIVE {
-        out.push(b'-');
-    }
-    // Groups that are not stored are zero, in front, between and behind.
-    let groups: Vec<u16> = words.collect();
-    let group = |place: i32| {
-        let index = usize::try_from(i32::from(weight) - place);
-        index.ok().and_then(|index| groups.get(index)).copied().unwrap_or(0)
-    };
-    let whole_from = i32::from(weight).max(0);
-    let mut text = group(whole_from).to_string();
-    for place in (0..whole_from).rev() {
-        write_group(&mut text, group(place));
-    }
-    let last_place = i32::from(weight) - i32::from(count) + 1;
-    if last_place < 0 {
-        text.push('.');
-        for place in (last_place..0).rev() {
-            write_group(&mut text, group(place));
-        }
-        text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
-    }
-    out.extend_from_slice(text.as_bytes());
-    Ok(())
-}
-
-fn write_group(text: &mut String, group: u16) {
-    // Writing to a String cannot fail.
-    let _ = write!(text, "{group:04}");
-}
-
 /// Refuses texts that the API could not mean: empty or blank, or with a control character (C0, DEL, C1).
 pub fn check_text(name: &str, text: Option<&str>) -> Result<(), Invalid> {
     match text {
@@ -184,20 +131,6 @@ pub fn check_text(name: &str, text: Option<&str>) -> Result<(), Invalid> {
         }
         Some(_) => Ok(()),
     }
-}
-
-/// Says whether a JSON number, as [`write_number`] writes it, changes on the way through a double (IEEE 754
-/// binary64), which is what many readers of JSON take numbers for.
-pub fn exceeds_a_double(number: &[u8]) -> bool {
-    // All of up to 15 significant digits survive.
-    const DIGITS_SAFE: usize = 15;
-    let digits = number.iter().filter(|byte| byte.is_ascii_digit()).count();
-    if digits <= DIGITS_SAFE {
-        return false;
-    }
-    let text = std::str::from_utf8(number).unwrap_or_default();
-    // Printed again a double has the fewest digits that tell it from its neighbours, and no exponent.
-    text.parse::<f64>().is_ok_and(|double| double.to_string() != text)
 }
 
 #[cfg(test)]

@@ -94,8 +94,23 @@ fn numeric(text: &str) -> Vec<u8> {
 
 fn written(text: &str) -> String {
     let mut out = Vec::new();
-    write_number(&mut out, &numeric(text)).unwrap();
+    Number::read(&numeric(text)).unwrap().write(&mut out);
     String::from_utf8(out).unwrap()
+}
+
+/// The digits of all places from the first to the last, or to the units, with the point behind these.
+fn written_plainly(first: i16, groups: &[u16]) -> String {
+    let first = i32::from(first);
+    let last = first - i32::try_from(groups.len()).unwrap() + 1;
+    let digits = |place: i32| {
+        let group = usize::try_from(first - place).ok().and_then(|index| groups.get(index));
+        format!("{:04}", group.copied().unwrap_or(0))
+    };
+    let whole: String = (0..=first.max(0)).rev().map(digits).collect();
+    let fraction: String = (last.min(0)..0).rev().map(digits).collect();
+    let text = format!("{whole}.{fraction}").trim_matches('0').trim_end_matches('.').to_owned();
+    // Of the group that is written first one digit is left at least.
+    if text.is_empty() || text.starts_with('.') { format!("0{text}") } else { text }
 }
 
 #[test]
@@ -123,15 +138,15 @@ fn promise_2_no_amount_is_altered() {
 
 #[test]
 fn numbers_that_json_does_not_have_are_invalid() {
-    let mut out = Vec::new();
     for sign in [0xC000u16, 0xD000, 0xF000, 0x1234] {
         let bytes: Vec<u8> = [0, 0, sign, 0].into_iter().flat_map(u16::to_be_bytes).collect();
-        assert!(write_number(&mut out, &bytes).is_err());
+        assert!(Number::read(&bytes).is_err());
     }
-    for malformed in [&[][..], &[0, 1, 0, 0, 0, 0, 0, 0], &[0, 0, 0, 0, 0, 0, 0, 0, 9]] {
-        assert!(write_number(&mut out, malformed).is_err());
+    for malformed in
+        [&[][..], &[0, 1, 0, 0, 0, 0, 0, 0], &[0, 0, 0, 0, 0, 0, 0, 0, 9], &[0, 1, 0, 0, 0, 0, 0, 0, 39, 16]]
+    {
+        assert!(Number::read(malformed).is_err(), "{malformed:?}");
     }
-    assert_eq!(out, b"", "nothing is written for an invalid number");
 }
 
 proptest! {
@@ -142,6 +157,46 @@ proptest! {
         let is_zero = text.chars().all(|c| matches!(c, '0' | '.' | '-'));
         prop_assume!(!is_zero, "PostgreSQL has no negative zero");
         prop_assert_eq!(written(text.trim_end_matches('.')), trimmed);
+    }
+
+    #[test]
+    fn any_groups_are_written_in_their_places(
+        weight in -6i16..6,
+        groups in prop::collection::vec(prop_oneof![Just(0u16), 0u16..10_000], 0..8),
+        scale: u16,
+    ) {
+        let header = [u16::try_from(groups.len()).unwrap(), weight.cast_unsigned(), 0, scale];
+        let bytes: Vec<u8> = header.into_iter().chain(groups.clone()).flat_map(u16::to_be_bytes).collect();
+        let mut out = Vec::new();
+        Number::read(&bytes).unwrap().write(&mut out);
+        // Zeros in front of the first group that is not zero: PostgreSQL does not send such groups.
+        let written = String::from_utf8(out).unwrap();
+        let trimmed = written.trim_start_matches('0');
+        let trimmed = if trimmed.is_empty() || trimmed.starts_with('.') { format!("0{trimmed}") } else { trimmed.to_owned() };
+        prop_assert_eq!(trimmed, written_plainly(weight, &groups));
+    }
+
+    #[test]
+    fn a_double_changes_what_it_prints_differently(
+        negative: bool,
+        whole in "0|[1-9][0-9]{0,24}|[1-9][0-9]{0,9}0{0,30}",
+        fraction in "|0{0,6}[0-9]{0,12}[1-9]|0{300}[1-9]|0{320}[0-9]{0,20}[1-9]",
+    ) {
+        let sign = if negative { "-" } else { "" };
+        let point = if fraction.is_empty() { "" } else { "." };
+        let number = format!("{sign}{whole}{point}{fraction}");
+        let printed = number.parse::<f64>().unwrap().to_string();
+        prop_assert_eq!(exceeds_a_double(number.as_bytes()), printed != number, "{} {}", number, printed);
+    }
+
+    #[test]
+    fn a_double_as_it_is_printed_survives(double: f64, places in 0usize..20) {
+        for number in [double.to_string(), (double % 1e6).to_string(), format!("{:.places$}", double % 1e3)] {
+            let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { &number };
+            if !double.is_finite() { continue; }
+            let changes = number.parse::<f64>().unwrap().to_string() != number;
+            prop_assert_eq!(exceeds_a_double(number.as_bytes()), changes, "{}", number);
+        }
     }
 
     #[test]

@@ -244,7 +244,7 @@ impl<'a> Aligned<'a> {
         let local = align::wall_clock(captured_at_us, zone)?;
         let numeric = row.balance().ok_or_else(|| Invalid("balance is NULL".to_owned()))?;
         let mut number = Vec::with_capacity(24);
-        align::write_number(&mut number, numeric)?;
+        align::Number::read(numeric)?.write(&mut number);
         let (account, currency) = (account.unwrap_or(""), currency.unwrap_or(""));
         Ok(Self { place, row, account, currency, local, number })
     }

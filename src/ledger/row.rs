@@ -135,9 +135,12 @@ impl Row {
     /// The row for a person to look at, as far as it can be shown in JSON.
     pub fn to_json(&self) -> serde_json::Value {
         let mut number = Vec::new();
-        let balance = match self.balance().map(|numeric| crate::align::write_number(&mut number, numeric)) {
+        let balance = match self.balance().map(crate::align::Number::read) {
             None => serde_json::Value::Null,
-            Some(Ok(())) => String::from_utf8_lossy(&number).into(),
+            Some(Ok(balance)) => {
+                balance.write(&mut number);
+                String::from_utf8_lossy(&number).into()
+            }
             Some(Err(reason)) => reason.to_string().into(),
         };
         let captured_at = self.captured_at_us.map(|us| match us {
