@@ -2,15 +2,17 @@
 //!
 //! Pure functions; nothing here rounds, and no amount passes through a float.
 
+mod clock;
 mod number;
+mod text;
 
-use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Timelike, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 
+pub use clock::{Clock, write_datetime};
 pub use number::{Number, exceeds_a_double};
+pub use text::Text;
 
-/// Microseconds between the Unix epoch and 2000-01-01 00:00 UTC, from which PostgreSQL counts.
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 /// No change of clocks leaves out more than a day (Samoa, 30 December 2011).
 const MINUTES_LEFT_OUT_MAX: i64 = 25 * 60;
 
@@ -74,63 +76,6 @@ pub fn instant(text: &str, zone: Tz) -> Result<DateTime<Utc>, Invalid> {
         .find_map(|minute| zone.from_local_datetime(&(midnight + TimeDelta::minutes(minute))).earliest())
         .map(|first| first.to_utc())
         .ok_or_else(|| Invalid(format!("`{text}` is out of range")))
-}
-
-/// The wall-clock time in `zone` at an instant, truncated to the second, with the rules in force at
-/// that instant.
-///
-/// `captured_at_us` counts microseconds from 2000-01-01 UTC, as PostgreSQL does. Truncation goes
-/// downwards before 1970 too: a balance is never given a time that had not come yet.
-///
-/// # Errors
-/// Infinite timestamps, and years outside 0001 to 9999, which the API's format cannot say.
-pub fn wall_clock(captured_at_us: i64, zone: Tz) -> Result<NaiveDateTime, Invalid> {
-    if captured_at_us == i64::MAX || captured_at_us == i64::MIN {
-        return Err(Invalid("captured_at is infinite".to_owned()));
-    }
-    captured_at_us
-        .checked_add(POSTGRES_EPOCH_US)
-        .and_then(|unix_us| DateTime::from_timestamp(unix_us.div_euclid(1_000_000), 0))
-        .map(|instant| instant.with_timezone(&zone).naive_local())
-        .filter(|local| (1..=9999).contains(&local.year()))
-        .ok_or_else(|| Invalid("captured_at is outside the years 0001 to 9999".to_owned()))
-}
-
-/// Appends `YYYY-MM-DD HH:mm:ss`. The year has to lie within 0000 to 9999.
-pub fn write_datetime(out: &mut Vec<u8>, local: NaiveDateTime) {
-    let year = local.year().unsigned_abs();
-    write_two_digits(out, year / 100);
-    write_two_digits(out, year % 100);
-    for (separator, part) in [
-        (b'-', local.month()),
-        (b'-', local.day()),
-        (b' ', local.hour()),
-        (b':', local.minute()),
-        (b':', local.second()),
-    ] {
-        out.push(separator);
-        write_two_digits(out, part);
-    }
-}
-
-fn write_two_digits(out: &mut Vec<u8>, number: u32) {
-    out.extend([digit(number / 10), digit(number)]);
-}
-
-fn digit(number: u32) -> u8 {
-    b"0123456789"[(number % 10) as usize]
-}
-
-/// Refuses texts that the API could not mean: empty or blank, or with a control character (C0, DEL, C1).
-pub fn check_text(name: &str, text: Option<&str>) -> Result<(), Invalid> {
-    match text {
-        None => Err(Invalid(format!("{name} is NULL"))),
-        Some(text) if text.trim().is_empty() => Err(Invalid(format!("{name} is blank"))),
-        Some(text) if text.chars().any(char::is_control) => {
-            Err(Invalid(format!("{name} has a control character")))
-        }
-        Some(_) => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,16 @@
 //! Tables for alignment: instants, zones and numbers.
 
+use super::clock::POSTGRES_EPOCH_US;
 use super::*;
+use chrono::{NaiveDateTime, Offset};
 use proptest::prelude::*;
 
 fn micros(instant: &str) -> i64 {
     DateTime::parse_from_rfc3339(instant).unwrap().timestamp_micros() - POSTGRES_EPOCH_US
+}
+
+fn wall_clock(us: i64, zone: Tz) -> Result<NaiveDateTime, Invalid> {
+    Clock::of(zone).at(us)
 }
 
 fn aligned(instant: &str, zone_name: &str) -> String {
@@ -190,10 +196,15 @@ proptest! {
     }
 
     #[test]
-    fn a_double_as_it_is_printed_survives(double: f64, places in 0usize..20) {
-        for number in [double.to_string(), (double % 1e6).to_string(), format!("{:.places$}", double % 1e3)] {
-            let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { &number };
-            if !double.is_finite() { continue; }
+    fn a_double_as_it_is_printed_survives(
+        double in any::<f64>(),
+        large in -1e18f64..1e18,
+        small in -1e3f64..1e3,
+        places in 0usize..20,
+    ) {
+        for number in [double.to_string(), large.to_string(), format!("{small:.places$}")] {
+            let is_whole = !number.contains('.');
+            let number = if is_whole { &number } else { number.trim_end_matches('0').trim_end_matches('.') };
             let changes = number.parse::<f64>().unwrap().to_string() != number;
             prop_assert_eq!(exceeds_a_double(number.as_bytes()), changes, "{}", number);
         }
@@ -202,17 +213,98 @@ proptest! {
     #[test]
     fn any_instant_is_what_the_zone_says(seconds in -4_000_000_000i64..8_000_000_000, zone_index in 0usize..590) {
         let zone = chrono_tz::TZ_VARIANTS[zone_index % chrono_tz::TZ_VARIANTS.len()];
-        let local = wall_clock(seconds * 1_000_000 - POSTGRES_EPOCH_US, zone).unwrap();
-        prop_assert_eq!(local, Utc.timestamp_opt(seconds, 0).unwrap().with_timezone(&zone).naive_local());
+        prop_assert_eq!(wall_clock(postgres_us(seconds), zone), Ok(plain(seconds, zone)));
+    }
+
+    /// Whatever it remembers.
+    #[test]
+    fn a_clock_that_was_asked_before_says_the_same(
+        since in -4_000_000_000i64..5_000_000_000,
+        steps in prop::collection::vec(prop_oneof![-90_000i64..90_000, -10i64..10], 1..50),
+        zone_index in 0usize..590,
+    ) {
+        let zone = chrono_tz::TZ_VARIANTS[zone_index % chrono_tz::TZ_VARIANTS.len()];
+        let mut clock = Clock::of(zone);
+        for around in changes(since..since + 400 * DAY_S, zone).into_iter().chain([since]) {
+            let mut seconds = around;
+            for step in &steps {
+                seconds += step;
+                prop_assert_eq!(clock.at(postgres_us(seconds)), Ok(plain(seconds, zone)), "{} {}", zone, seconds);
+            }
+        }
+    }
+
+    #[test]
+    fn any_time_is_written_as_chrono_does(seconds in -62_135_596_800i64..253_402_300_800) {
+        let local = DateTime::from_timestamp(seconds, 0).unwrap().naive_utc();
+        let mut out = Vec::new();
+        write_datetime(&mut out, local);
+        prop_assert_eq!(String::from_utf8(out).unwrap(), local.format("%Y-%m-%d %H:%M:%S").to_string());
+    }
+
+    #[test]
+    fn any_text_is_refused_or_what_json_has(text in "[ -~]{0,20}|\\PC{0,20}|(?s:.{0,4})|[a\"\\\\\u{7f}\u{85} ]{0,4}") {
+        let refused = text.trim().is_empty() || text.chars().any(char::is_control);
+        let read = Text::read("text", Some(&text));
+        prop_assert_eq!(read.is_err(), refused);
+        if let Ok(read) = read {
+            let mut out = Vec::new();
+            read.write(&mut out);
+            prop_assert_eq!(out, serde_json::to_vec(&text).unwrap());
+        }
+    }
+}
+
+const DAY_S: i64 = 86_400;
+
+fn postgres_us(unix_s: i64) -> i64 {
+    unix_s * 1_000_000 - POSTGRES_EPOCH_US
+}
+
+fn plain(unix_s: i64, zone: Tz) -> NaiveDateTime {
+    Utc.timestamp_opt(unix_s, 0).unwrap().with_timezone(&zone).naive_local()
+}
+
+fn offset_s(unix_s: i64, zone: Tz) -> i32 {
+    Utc.timestamp_opt(unix_s, 0).unwrap().with_timezone(&zone).offset().fix().local_minus_utc()
+}
+
+/// The first seconds of new offsets, found in steps of five days.
+fn changes(within: std::ops::Range<i64>, zone: Tz) -> Vec<i64> {
+    let mut found = Vec::new();
+    let mut offset = offset_s(within.start, zone);
+    for step in within.step_by(5 * 86_400) {
+        if offset_s(step, zone) == offset {
+            continue;
+        }
+        let (mut old, mut new) = (step - 5 * DAY_S, step);
+        while new - old > 1 {
+            let middle = i64::midpoint(old, new);
+            if offset_s(middle, zone) == offset { old = middle } else { new = middle }
+        }
+        found.push(new);
+        offset = offset_s(step, zone);
+    }
+    found
+}
+
+/// A [`Clock`] takes an offset to last for a day that begins and ends with it.
+#[test]
+fn no_clock_was_changed_twice_within_two_days() {
+    for zone in chrono_tz::TZ_VARIANTS {
+        let changes = changes(-2_000_000_000..2_300_000_000, zone);
+        for (one, next) in changes.iter().zip(changes.iter().skip(1)) {
+            assert!(next - one > 2 * DAY_S, "{zone}: {one} and {next}");
+        }
     }
 }
 
 #[test]
 fn blank_and_control_characters_are_invalid() {
     for text in [None, Some(""), Some("  "), Some("a\u{0}"), Some("a\nb"), Some("\u{7f}"), Some("\u{85}x")] {
-        assert!(check_text("currency", text).is_err(), "{text:?}");
+        assert!(Text::read("currency", text).is_err(), "{text:?}");
     }
-    assert!(check_text("currency", Some("Ünïcode BTC")).is_ok());
+    assert!(Text::read("currency", Some("Ünïcode BTC")).is_ok());
 }
 
 #[test]

@@ -3,20 +3,30 @@
 //! The same rows always give the same body, so that a batch whose outcome is unknown can be sent
 //! again byte for byte.
 
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::ops::Range;
 
 use bytes::Bytes;
 use chrono::NaiveDateTime;
 use chrono_tz::Tz;
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use sha2::{Digest, Sha256};
 
-use crate::align::{self, Invalid};
+use crate::align::{self, Clock, Invalid, Number, Text};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId};
 
 /// The most records that the API takes in one request.
 pub const RECORDS_MAX: usize = 1000;
+
+/// Room for a record in the body; where that is not enough the body is moved once or twice.
+const RECORD_BYTES: usize = 160;
+
+/// The [`Batch::keys`] of batches that are under way.
+pub type KeysUnderWay = HashSet<u64, FixedState>;
 
 /// Ledger rows that belong together in one request, aligned and serialised.
 #[derive(Debug)]
@@ -76,12 +86,14 @@ impl Batch {
     /// # Panics
     /// When there are no rows: a batch of none has no place in a pass.
     pub fn build(before: Option<Cursor>, rows: Vec<Row>, zone: Tz) -> Self {
+        let mut clock = Clock::of(zone);
         let mut invalid = Vec::new();
-        let mut aligned: Vec<Aligned<'_>> = Vec::with_capacity(rows.len());
-        let mut newest: HashMap<Key<'_>, usize> = HashMap::with_capacity(rows.len());
+        let mut winners: Vec<Aligned<'_>> = Vec::with_capacity(rows.len());
+        let mut keys: Vec<u64> = Vec::with_capacity(rows.len());
+        let mut of_key: HashTable<usize> = HashTable::with_capacity(rows.len());
         let mut superseded = 0;
         for (place, row) in rows.iter().enumerate() {
-            let record = match Aligned::new(place, row, zone) {
+            let record = match Aligned::new(place, row, &mut clock) {
                 Ok(record) => record,
                 Err(Invalid(reason)) => {
                     let record = row.to_json().to_string();
@@ -89,26 +101,24 @@ impl Batch {
                     continue;
                 }
             };
-            let place = newest.entry(record.key()).or_insert(aligned.len());
-            match aligned.get_mut(*place) {
-                None => aligned.push(record),
-                Some(rival) => {
+            let hash = record.key_hash();
+            let same_key = |winner: &usize| winners[*winner].key() == record.key();
+            match of_key.entry(hash, same_key, |winner| keys[*winner]) {
+                Entry::Vacant(unseen) => {
+                    unseen.insert(winners.len());
+                    winners.push(record);
+                    keys.push(hash);
+                }
+                Entry::Occupied(rival) => {
                     superseded += 1;
+                    let rival = &mut winners[*rival.get()];
                     if rival.age() < record.age() {
                         *rival = record;
                     }
                 }
             }
         }
-        let mut body = Vec::with_capacity(2 + aligned.len() * 144);
-        body.push(b'[');
-        for (n, record) in aligned.iter().enumerate() {
-            if n > 0 {
-                body.push(b',');
-            }
-            record.write(&mut body);
-        }
-        body.push(b']');
+        let (body, beyond_double) = body(&winners);
         #[expect(
             clippy::expect_used,
             reason = "the caller hands over rows; a batch of none has no place in a pass"
@@ -118,11 +128,11 @@ impl Batch {
             before,
             last,
             row_ids: pack_ids(rows.iter().map(|row| &row.id)),
-            records: aligned.iter().map(|record| record.place).collect(),
-            keys: aligned.iter().map(Aligned::key_hash).collect(),
+            records: winners.iter().map(|record| record.place).collect(),
+            keys,
             superseded,
             invalid,
-            beyond_double: aligned.iter().filter(|record| align::exceeds_a_double(&record.number)).count(),
+            beyond_double,
             body_sha256: hex::encode(Sha256::digest(&body)),
             body: body.into(),
             rows,
@@ -168,7 +178,8 @@ impl Batch {
     /// Its records and what cannot be sent anyway, and the rows that were superseded by those records.
     /// `None` when there are no such rows.
     pub fn losers_apart(&self, zone: Tz) -> Option<[Self; 2]> {
-        let keyed = |place: usize| Aligned::new(place, &self.rows[place], zone).is_ok();
+        let mut clock = Clock::of(zone);
+        let mut keyed = |place: usize| Aligned::new(place, &self.rows[place], &mut clock).is_ok();
         let (losers, others): (Vec<usize>, Vec<usize>) =
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
         let rows = |places: Vec<usize>| places.into_iter().map(|place| self.rows[place].clone()).collect();
@@ -182,17 +193,18 @@ impl Batch {
 
     /// Whether another row is a newer one of a key of this batch: then that is the one to send.
     pub fn is_superseded_by(&self, rival: &Row, zone: Tz) -> bool {
-        let Ok(rival) = Aligned::new(0, rival, zone) else { return false };
+        let mut clock = Clock::of(zone);
+        let Ok(rival) = Aligned::new(0, rival, &mut clock) else { return false };
         self.records
             .iter()
-            .filter_map(|&row| Aligned::new(row, &self.rows[row], zone).ok())
+            .filter_map(|&row| Aligned::new(row, &self.rows[row], &mut clock).ok())
             .any(|record| record.key() == rival.key() && record.age() < rival.age())
     }
 
     /// A record as it is in the body, as JSON.
     pub fn record(&self, row: usize, zone: Tz) -> String {
         let mut json = Vec::new();
-        if let Ok(record) = Aligned::new(row, &self.rows[row], zone) {
+        if let Ok(record) = Aligned::new(row, &self.rows[row], &mut Clock::of(zone)) {
             record.write(&mut json);
         }
         String::from_utf8(json).unwrap_or_default()
@@ -200,13 +212,14 @@ impl Batch {
 
     /// For each row, the first one of its group: of those that have to stay together.
     fn groups(&self, zone: Tz) -> Vec<usize> {
+        let mut clock = Clock::of(zone);
         let mut groups: Vec<usize> = (0..self.rows.len()).collect();
         let mut of_key: HashMap<Key<'_>, usize> = HashMap::with_capacity(self.rows.len());
         let mut of_id: HashMap<&LedgerId, usize> = HashMap::with_capacity(self.rows.len());
         for (place, row) in self.rows.iter().enumerate() {
             let same_id = of_id.insert(&row.id, place);
-            let same_key =
-                Aligned::new(place, row, zone).ok().and_then(|record| of_key.insert(record.key(), place));
+            let record = Aligned::new(place, row, &mut clock).ok();
+            let same_key = record.and_then(|record| of_key.insert(record.key(), place));
             for other in [same_id, same_key].into_iter().flatten() {
                 let (one, other) = (groups[place], groups[other]);
                 let (kept, dropped) = (one.min(other), one.max(other));
@@ -229,35 +242,29 @@ fn tie(a: &Row, b: &Row) -> bool {
 struct Aligned<'a> {
     place: usize,
     row: &'a Row,
-    account: &'a str,
-    currency: &'a str,
+    account: Text<'a>,
+    currency: Text<'a>,
     local: NaiveDateTime,
-    number: Vec<u8>,
+    balance: Number<'a>,
 }
 
 impl<'a> Aligned<'a> {
-    fn new(place: usize, row: &'a Row, zone: Tz) -> Result<Self, Invalid> {
-        let (account, currency) = (row.account(), row.currency());
-        align::check_text("entity_account_id", account)?;
-        align::check_text("currency", currency)?;
+    fn new(place: usize, row: &'a Row, clock: &mut Clock) -> Result<Self, Invalid> {
+        let account = Text::read("entity_account_id", row.account())?;
+        let currency = Text::read("currency", row.currency())?;
         let captured_at_us = row.captured_at_us.ok_or_else(|| Invalid("captured_at is NULL".to_owned()))?;
-        let local = align::wall_clock(captured_at_us, zone)?;
+        let local = clock.at(captured_at_us)?;
         let numeric = row.balance().ok_or_else(|| Invalid("balance is NULL".to_owned()))?;
-        let mut number = Vec::with_capacity(24);
-        align::Number::read(numeric)?.write(&mut number);
-        let (account, currency) = (account.unwrap_or(""), currency.unwrap_or(""));
-        Ok(Self { place, row, account, currency, local, number })
+        Ok(Self { place, row, account, currency, local, balance: Number::read(numeric)? })
     }
 
     fn key(&self) -> Key<'a> {
-        (self.account, self.currency, self.local)
+        (self.account.as_str(), self.currency.as_str(), self.local)
     }
 
-    /// The same for equal keys; two keys that differ may share it, which costs a wait at most.
+    /// The same for equal keys, in whichever batch; two keys that differ may share it, which costs a wait at most.
     fn key_hash(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.key().hash(&mut hasher);
-        hasher.finish()
+        FixedState::with_seed(0).hash_one(self.key())
     }
 
     /// Orders rows of one key: the greater is the newer.
@@ -265,22 +272,37 @@ impl<'a> Aligned<'a> {
         (self.row.captured_at_us, &self.row.id)
     }
 
-    fn write(&self, body: &mut Vec<u8>) {
+    /// Appends the record; returns where in the body its balance stands.
+    fn write(&self, body: &mut Vec<u8>) -> Range<usize> {
         body.extend_from_slice(br#"{"entityAccountId":"#);
-        write_json_string(body, self.account);
+        self.account.write(body);
         body.extend_from_slice(br#","currency":"#);
-        write_json_string(body, self.currency);
+        self.currency.write(body);
         body.extend_from_slice(br#","datetime":""#);
         align::write_datetime(body, self.local);
         body.extend_from_slice(br#"","balance":"#);
-        body.extend_from_slice(&self.number);
+        let balance = body.len();
+        self.balance.write(body);
+        let balance = balance..body.len();
         body.push(b'}');
+        balance
     }
 }
 
-fn write_json_string(body: &mut Vec<u8>, text: &str) {
-    #[expect(clippy::expect_used, reason = "a string always serialises, and writing to a Vec cannot fail")]
-    serde_json::to_writer(body, text).expect("a string is JSON");
+/// The body over these records, and how many of them have an amount that a double would change.
+fn body(records: &[Aligned<'_>]) -> (Vec<u8>, usize) {
+    let mut body = Vec::with_capacity(2 + records.len() * RECORD_BYTES);
+    let mut beyond_double = 0;
+    body.push(b'[');
+    for (n, record) in records.iter().enumerate() {
+        if n > 0 {
+            body.push(b',');
+        }
+        let balance = record.write(&mut body);
+        beyond_double += usize::from(align::exceeds_a_double(&body[balance]));
+    }
+    body.push(b']');
+    (body, beyond_double)
 }
 
 /// Packs ids as the migration describes at `batch_row_ids`: differences of numbers, or texts.
@@ -326,62 +348,5 @@ fn push_groups(packed: &mut Vec<u8>, mut number: u128) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(xid: u64, id: i64, captured_at_us: i64, balance: &[u16]) -> Row {
-        let numeric: Vec<u8> = balance.iter().flat_map(|word| word.to_be_bytes()).collect();
-        Row::new(xid, LedgerId::Number(id), Some("acct"), Some("BTC"), Some(captured_at_us), Some(&numeric))
-    }
-
-    const ONE: &[u16] = &[1, 0, 0, 0, 1];
-    const TWO: &[u16] = &[1, 0, 0, 0, 2];
-    const NAN: &[u16] = &[0, 0, 0xC000, 0];
-
-    #[test]
-    fn a_batch_never_ends_inside_a_tie() {
-        let rows = [row(1, 1, 0, ONE), row(1, 2, 0, ONE), row(1, 2, 0, ONE), row(1, 3, 0, ONE)];
-        assert_eq!(cut(&rows, 4), Some(4));
-        assert_eq!(cut(&rows, 3), Some(3));
-        assert_eq!(cut(&rows, 2), Some(1), "ids 2 and 2 stay together");
-        assert_eq!(cut(&rows[1..], 1), None, "two rows with one cursor do not fit");
-    }
-
-    #[test]
-    fn the_greater_captured_at_then_id_is_sent_and_the_other_counted() {
-        for (rows, expected) in [
-            ([row(1, 1, 0, ONE), row(1, 2, 5, TWO)], 2),
-            ([row(1, 1, 5, ONE), row(1, 2, 0, TWO)], 1),
-            ([row(1, 1, 0, ONE), row(1, 2, 0, TWO)], 2),
-        ] {
-            let batch = Batch::build(None, rows.to_vec(), Tz::UTC);
-            assert_eq!((batch.rows.len(), batch.records.len(), batch.superseded), (2, 1, 1));
-            let body = std::str::from_utf8(&batch.body).unwrap();
-            assert_eq!(
-                body,
-                format!(
-                    r#"[{{"entityAccountId":"acct","currency":"BTC","datetime":"2000-01-01 00:00:00","balance":{expected}}}]"#
-                )
-            );
-        }
-    }
-
-    #[test]
-    fn an_invalid_row_is_set_aside_and_the_rest_goes_on() {
-        let batch = Batch::build(None, vec![row(1, 1, 0, NAN), row(1, 2, 0, TWO)], Tz::UTC);
-        assert_eq!(
-            (batch.rows.len(), batch.records.len(), batch.superseded, batch.invalid.len()),
-            (2, 1, 0, 1)
-        );
-        assert_eq!(batch.invalid[0].id, LedgerId::Number(1));
-        assert_eq!(batch.invalid[0].reason, "balance is NaN");
-        let none = Batch::build(None, vec![row(1, 1, 0, NAN)], Tz::UTC);
-        assert_eq!((none.records.len(), &none.body[..]), (0, &b"[]"[..]));
-    }
-
-    #[test]
-    fn close_ids_take_a_byte_each() {
-        let ids: Vec<LedgerId> = (1000..1100).map(LedgerId::Number).collect();
-        assert_eq!(pack_ids(ids.iter()).len(), 1 + 2 + 99);
-    }
-}
+#[path = "batch_tests.rs"]
+mod tests;

@@ -86,8 +86,8 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
 
 async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Result<u8> {
     align::zone(&entity.timezone)?;
-    align::check_text("the entity's id", Some(&entity.entity_id))?;
-    align::check_text("the credential's name", Some(&entity.credential))?;
+    align::Text::read("the entity's id", Some(&entity.entity_id))?;
+    align::Text::read("the credential's name", Some(&entity.credential))?;
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;
     let added = if from_now {

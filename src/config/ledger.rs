@@ -78,7 +78,7 @@ impl LedgerSettings {
             ));
         }
         if let Some(entity) = &self.entity {
-            align::check_text("[ledger] entity", Some(entity))
+            align::Text::read("[ledger] entity", Some(entity))
                 .map_err(|problem| error(problem.to_string()))?;
         }
         Ok(())

@@ -146,7 +146,8 @@ impl Row {
         let captured_at = self.captured_at_us.map(|us| match us {
             i64::MAX => "infinity".to_owned(),
             i64::MIN => "-infinity".to_owned(),
-            us => crate::align::wall_clock(us, chrono_tz::Tz::UTC)
+            us => crate::align::Clock::of(chrono_tz::Tz::UTC)
+                .at(us)
                 .map_or_else(|reason| reason.to_string(), |utc| format!("{utc}Z")),
         });
         // jsonb cannot hold NUL, but neither can a text in PostgreSQL.

@@ -1,0 +1,86 @@
+//! Instants: from the microseconds of PostgreSQL to the wall clock of a zone.
+
+use std::ops::Range;
+
+use chrono::{DateTime, Datelike, NaiveDateTime, Offset, TimeZone, Timelike};
+use chrono_tz::Tz;
+
+use super::Invalid;
+
+/// Microseconds between the Unix epoch and 2000-01-01 00:00 UTC, from which PostgreSQL counts.
+pub(super) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+const DAY_S: i64 = 86_400;
+
+/// The wall clock of a zone. It remembers by how much it was ahead of UTC on the day that it was asked about
+/// last: to look that up is most of the work, and the rows of a batch are often of a few days.
+#[derive(Debug)]
+pub struct Clock {
+    zone: Tz,
+    /// A day in UTC, in Unix seconds, on which the zone kept its offset. Empty at first.
+    day: Range<i64>,
+    offset_s: i64,
+}
+
+impl Clock {
+    /// The clock of a zone.
+    pub fn of(zone: Tz) -> Self {
+        Self { zone, day: 0..0, offset_s: 0 }
+    }
+
+    /// The wall-clock time at an instant, truncated to the second, with the rules in force at that instant.
+    ///
+    /// `captured_at_us` counts microseconds from 2000-01-01 UTC, as PostgreSQL does. Truncation goes
+    /// downwards before 1970 too: a balance is never given a time that had not come yet.
+    ///
+    /// # Errors
+    /// Infinite timestamps, and years outside 0001 to 9999, which the API's format cannot say.
+    pub fn at(&mut self, captured_at_us: i64) -> Result<NaiveDateTime, Invalid> {
+        if captured_at_us == i64::MAX || captured_at_us == i64::MIN {
+            return Err(Invalid("captured_at is infinite".to_owned()));
+        }
+        captured_at_us
+            .checked_add(POSTGRES_EPOCH_US)
+            .map(|unix_us| unix_us.div_euclid(1_000_000))
+            .and_then(|unix_s| DateTime::from_timestamp(unix_s + self.offset_s(unix_s)?, 0))
+            .map(|local| local.naive_utc())
+            .filter(|local| (1..=9999).contains(&local.year()))
+            .ok_or_else(|| Invalid("captured_at is outside the years 0001 to 9999".to_owned()))
+    }
+
+    /// Seconds by which the clock is ahead of UTC.
+    fn offset_s(&mut self, unix_s: i64) -> Option<i64> {
+        if !self.day.contains(&unix_s) {
+            let begin = unix_s - unix_s.rem_euclid(DAY_S);
+            let (first, last) = (self.look_up(begin)?, self.look_up(begin + DAY_S - 1)?);
+            if first != last {
+                return self.look_up(unix_s);
+            }
+            // No clock was ever changed twice within a day: in the tz database it took six at least.
+            (self.day, self.offset_s) = (begin..begin + DAY_S, first);
+        }
+        Some(self.offset_s)
+    }
+
+    fn look_up(&self, unix_s: i64) -> Option<i64> {
+        let utc = DateTime::from_timestamp(unix_s, 0)?.naive_utc();
+        Some(self.zone.offset_from_utc_datetime(&utc).fix().local_minus_utc().into())
+    }
+}
+
+/// Appends `YYYY-MM-DD HH:mm:ss`. The year has to lie within 0000 to 9999.
+pub fn write_datetime(out: &mut Vec<u8>, local: NaiveDateTime) {
+    let year = local.year().unsigned_abs();
+    let [century, year] = [year / 100, year % 100].map(two_digits);
+    let [month, day] = [local.month(), local.day()].map(two_digits);
+    let [hour, minute, second] = [local.hour(), local.minute(), local.second()].map(two_digits);
+    let text = [
+        century[0], century[1], year[0], year[1], b'-', month[0], month[1], b'-', day[0], day[1], b' ',
+        hour[0], hour[1], b':', minute[0], minute[1], b':', second[0], second[1],
+    ];
+    out.extend_from_slice(&text);
+}
+
+fn two_digits(number: u32) -> [u8; 2] {
+    [number / 10, number].map(|digits| b"0123456789"[(digits % 10) as usize])
+}

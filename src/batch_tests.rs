@@ -1,0 +1,121 @@
+//! What becomes of rows in a batch.
+
+use super::*;
+use proptest::prelude::*;
+
+fn row(xid: u64, id: i64, captured_at_us: i64, balance: &[u16]) -> Row {
+    let numeric: Vec<u8> = balance.iter().flat_map(|word| word.to_be_bytes()).collect();
+    Row::new(xid, LedgerId::Number(id), Some("acct"), Some("BTC"), Some(captured_at_us), Some(&numeric))
+}
+
+const ONE: &[u16] = &[1, 0, 0, 0, 1];
+const TWO: &[u16] = &[1, 0, 0, 0, 2];
+const NAN: &[u16] = &[0, 0, 0xC000, 0];
+
+#[test]
+fn a_batch_never_ends_inside_a_tie() {
+    let rows = [row(1, 1, 0, ONE), row(1, 2, 0, ONE), row(1, 2, 0, ONE), row(1, 3, 0, ONE)];
+    assert_eq!(cut(&rows, 4), Some(4));
+    assert_eq!(cut(&rows, 3), Some(3));
+    assert_eq!(cut(&rows, 2), Some(1), "ids 2 and 2 stay together");
+    assert_eq!(cut(&rows[1..], 1), None, "two rows with one cursor do not fit");
+}
+
+#[test]
+fn the_greater_captured_at_then_id_is_sent_and_the_other_counted() {
+    for (rows, expected) in [
+        ([row(1, 1, 0, ONE), row(1, 2, 5, TWO)], 2),
+        ([row(1, 1, 5, ONE), row(1, 2, 0, TWO)], 1),
+        ([row(1, 1, 0, ONE), row(1, 2, 0, TWO)], 2),
+    ] {
+        let batch = Batch::build(None, rows.to_vec(), Tz::UTC);
+        assert_eq!((batch.rows.len(), batch.records.len(), batch.superseded), (2, 1, 1));
+        let body = std::str::from_utf8(&batch.body).unwrap();
+        assert_eq!(
+            body,
+            format!(
+                r#"[{{"entityAccountId":"acct","currency":"BTC","datetime":"2000-01-01 00:00:00","balance":{expected}}}]"#
+            )
+        );
+    }
+}
+
+#[test]
+fn an_invalid_row_is_set_aside_and_the_rest_goes_on() {
+    let batch = Batch::build(None, vec![row(1, 1, 0, NAN), row(1, 2, 0, TWO)], Tz::UTC);
+    assert_eq!((batch.rows.len(), batch.records.len(), batch.superseded, batch.invalid.len()), (2, 1, 0, 1));
+    assert_eq!(batch.invalid[0].id, LedgerId::Number(1));
+    assert_eq!(batch.invalid[0].reason, "balance is NaN");
+    let none = Batch::build(None, vec![row(1, 1, 0, NAN)], Tz::UTC);
+    assert_eq!((none.records.len(), &none.body[..]), (0, &b"[]"[..]));
+}
+
+#[test]
+fn close_ids_take_a_byte_each() {
+    let ids: Vec<LedgerId> = (1000..1100).map(LedgerId::Number).collect();
+    assert_eq!(pack_ids(ids.iter()).len(), 1 + 2 + 99);
+}
+
+/// One of the few accounts, currencies, instants and amounts of which the rows below consist.
+fn any_row() -> impl Strategy<Value = Row> {
+    let text = |texts: &'static [Option<&'static str>]| prop::sample::select(texts);
+    let account = text(&[Some("a"), Some("b"), Some("ä\"\\"), Some(" "), Some("tab\t"), None]);
+    let currency = text(&[Some("BTC"), Some("ETH"), Some("BTC"), None]);
+    // An hour before clocks were put back in Zurich, and the hour behind: the same wall-clock time.
+    let before = 783_302_400_000_000;
+    let instants =
+        [before, before + 1, before + 999_999, before + 3_600_000_000, before + 86_400_000_000, i64::MAX];
+    let instant = prop::option::weighted(0.95, prop::sample::select(instants.to_vec()));
+    let balances: [&[u16]; 5] = [ONE, TWO, NAN, &[6, 1, 0x4000, 0, 12, 3456, 7890, 1234, 5678, 9012], &[1]];
+    let balance = prop::option::weighted(0.95, prop::sample::select(balances.to_vec()));
+    (0u64..3, 0i64..5, account, currency, instant, balance).prop_map(
+        |(xid, id, account, currency, at, balance)| {
+            let numeric =
+                balance.map(|words| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>());
+            Row::new(xid, LedgerId::Number(id), account, currency, at, numeric.as_deref())
+        },
+    )
+}
+
+proptest! {
+    /// What a batch is by its definition: looked for among all rows, one at a time.
+    #[test]
+    fn of_each_key_the_newest_stands_where_the_first_stood(rows in prop::collection::vec(any_row(), 1..40)) {
+        let zone = Tz::Europe__Zurich;
+        let read = |row: &Row| {
+            let mut number = Vec::new();
+            Number::read(row.balance()?).ok()?.write(&mut number);
+            let local = Clock::of(zone).at(row.captured_at_us?).ok()?;
+            Text::read("account", row.account()).and(Text::read("currency", row.currency())).ok()?;
+            let key = (row.account()?.to_owned(), row.currency()?.to_owned(), local);
+            Some((key, String::from_utf8(number).unwrap()))
+        };
+        let key = |place: usize| read(&rows[place]).map(|(key, _)| key);
+        let age = |place: usize| (rows[place].captured_at_us, &rows[place].id);
+        let places = 0..rows.len();
+        let firsts = places.clone().filter(|&place| key(place).is_some() && !(0..place).any(|other| key(other) == key(place)));
+        // Of rows of one age the first.
+        let newest = |first: usize| {
+            places.clone().filter(|&other| key(other) == key(first)).rev().max_by_key(|&other| age(other)).unwrap()
+        };
+        let records: Vec<usize> = firsts.map(newest).collect();
+        let json = |&place: &usize| {
+            let ((account, currency, local), number) = read(&rows[place]).unwrap();
+            let (account, currency) = (serde_json::to_string(&account).unwrap(), serde_json::to_string(&currency).unwrap());
+            let datetime = local.format("%Y-%m-%d %H:%M:%S");
+            format!(r#"{{"entityAccountId":{account},"currency":{currency},"datetime":"{datetime}","balance":{number}}}"#)
+        };
+        let body = format!("[{}]", records.iter().map(json).collect::<Vec<_>>().join(","));
+        let invalid: Vec<&LedgerId> = places.clone().filter(|&place| key(place).is_none()).map(|place| &rows[place].id).collect();
+
+        let batch = Batch::build(None, rows.clone(), zone);
+        prop_assert_eq!(std::str::from_utf8(&batch.body).unwrap(), &body);
+        prop_assert_eq!(&batch.records, &records);
+        prop_assert_eq!(batch.invalid.iter().map(|row| &row.id).collect::<Vec<_>>(), invalid);
+        prop_assert_eq!(batch.superseded, rows.len() - records.len() - batch.invalid.len());
+        let beyond = records.iter().filter(|&&place| align::exceeds_a_double(read(&rows[place]).unwrap().1.as_bytes()));
+        prop_assert_eq!(batch.beyond_double, beyond.count());
+        prop_assert_eq!(batch.keys.len(), records.len());
+        prop_assert_eq!(batch.body_sha256, hex::encode(Sha256::digest(&body)));
+    }
+}
