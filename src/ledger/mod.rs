@@ -51,6 +51,9 @@ impl Passing for LedgerError {
 /// without a stamp.
 type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<bool>);
 
+/// Where a row is looked for there are few like it.
+const ROWS_FEW: usize = 1;
+
 /// Entities whose pending rows are counted in one statement.
 const ENTITIES_PER_COUNT_MAX: usize = 500;
 
@@ -207,7 +210,7 @@ impl Ledger {
 
     /// The rows with an id, as they are now; several when the id is no key, none when it is gone.
     pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
-        self.copy(&self.primary, self.table.row_sql(entity_id, id)).await
+        self.copy(&self.primary, self.table.row_sql(entity_id, id), ROWS_FEW).await
     }
 
     /// The rows that may have the same account, currency and wall-clock time as this one. On clocks that were
@@ -217,7 +220,7 @@ impl Ledger {
         else {
             return Ok(Vec::new());
         };
-        self.copy(&self.primary, self.table.around_sql(entity_id, account, currency, at)).await
+        self.copy(&self.primary, self.table.around_sql(entity_id, account, currency, at), ROWS_FEW).await
     }
 
     /// Begins to read a pass, or what is left of one.
@@ -275,11 +278,11 @@ impl Ledger {
         }
         let sql = self.table.page_sql(page);
         let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
-            return self.copy(&self.primary, sql).await;
+            return self.copy(&self.primary, sql, page.rows_max).await;
         };
         let begun = Instant::now();
         loop {
-            let behind = match self.copy(standby, sql.clone()).await {
+            let behind = match self.copy(standby, sql.clone(), page.rows_max).await {
                 Err(problem) if standby::is_behind(&problem) => problem,
                 read => return read,
             };
@@ -287,9 +290,9 @@ impl Ledger {
         }
     }
 
-    /// Copies rows out, again from the beginning when the connection is lost.
-    async fn copy(&self, from: &Database, sql: String) -> Result<Vec<Row>, LedgerError> {
-        match from.again(|| self.copy_once(from, sql.clone())).await {
+    /// Copies rows out, about so many, again from the beginning when the connection is lost.
+    async fn copy(&self, from: &Database, sql: String, expected: usize) -> Result<Vec<Row>, LedgerError> {
+        match from.again(|| self.copy_once(from, sql.clone(), expected)).await {
             Err(LedgerError::Decode(row::ID_IS_NULL)) => Err(self.id_is_null()),
             copied => copied,
         }
@@ -298,12 +301,19 @@ impl Ledger {
     /// In a task of its own, so that a copy which has begun comes to its end even when nobody waits for it any
     /// more. One that was left halfway, or failed, leaves its connection out of step: the answer to it would be
     /// taken for that to the next statement.
-    async fn copy_once(&self, from: &Database, sql: String) -> Result<Vec<Row>, LedgerError> {
+    async fn copy_once(
+        &self,
+        from: &Database,
+        sql: String,
+        expected: usize,
+    ) -> Result<Vec<Row>, LedgerError> {
         let mut transaction = from.begin_reading().await?;
         let id_is_number = self.table.id_is_number();
         let copying = async move {
             let limit = transaction.limit();
-            let rows = within(limit, copy_out(transaction.connection()?, &sql, id_is_number)).await?;
+            let mut rows = Vec::with_capacity(expected);
+            let copied = copy_out(transaction.connection()?, &sql, id_is_number, &mut rows);
+            within(limit, copied).await?;
             transaction.commit().await?;
             Ok(rows)
         };
@@ -335,14 +345,14 @@ async fn copy_out(
     connection: &mut PgConnection,
     sql: &str,
     id_is_number: bool,
-) -> Result<Vec<Row>, LedgerError> {
+    rows: &mut Vec<Row>,
+) -> Result<(), LedgerError> {
     let mut messages = connection.copy_out_raw(sql).await?;
-    let mut rows = Vec::new();
     let mut decoder = Decoder::new(id_is_number);
     while let Some(message) = messages.try_next().await? {
         rows.extend(decoder.row(message)?);
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn parse_snapshot(text: &str) -> Result<Snapshot, LedgerError> {

@@ -1,7 +1,5 @@
 //! A ledger row, decoded from PostgreSQL's binary `COPY` format (manual, "COPY", "Binary Format").
 
-use std::ops::Range;
-
 use bytes::Bytes;
 use serde_json::json;
 
@@ -25,9 +23,22 @@ pub struct Row {
     /// infinities. `None` for NULL.
     pub captured_at_us: Option<i64>,
     tuple: Bytes,
-    account: Option<Range<usize>>,
-    currency: Option<Range<usize>>,
-    balance: Option<Range<usize>>,
+    account: Option<Field>,
+    currency: Option<Field>,
+    balance: Option<Field>,
+}
+
+/// Where in the tuple the bytes of a field are. Small, since rows are moved about by the thousand.
+#[derive(Clone, Copy, Debug)]
+struct Field {
+    begin: u32,
+    end: u32,
+}
+
+impl Field {
+    fn of(self, tuple: &[u8]) -> &[u8] {
+        tuple.get(self.begin as usize..self.end as usize).unwrap_or_default()
+    }
 }
 
 /// Decodes the messages of a copy, one after the other.
@@ -79,7 +90,7 @@ impl Row {
         let id = if id_is_number {
             fields.eight_bytes()?.map(|bytes| LedgerId::Number(i64::from_be_bytes(bytes)))
         } else {
-            fields.text()?.map(|range| LedgerId::Text(String::from_utf8_lossy(&tuple[range]).into_owned()))
+            fields.text()?.map(|id| LedgerId::Text(String::from_utf8_lossy(id.of(&tuple)).into_owned()))
         };
         let id = id.ok_or(LedgerError::Decode(ID_IS_NULL))?;
         let account = fields.text()?;
@@ -102,8 +113,10 @@ impl Row {
         let mut tuple = Vec::new();
         let mut put = |part: Option<&[u8]>| {
             part.map(|part| {
+                let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+                let begin = place(tuple.len());
                 tuple.extend_from_slice(part);
-                tuple.len() - part.len()..tuple.len()
+                Field { begin, end: place(tuple.len()) }
             })
         };
         let account = put(account.map(str::as_bytes));
@@ -114,17 +127,17 @@ impl Row {
 
     /// Elven's key of the account. `None` for NULL.
     pub fn account(&self) -> Option<&str> {
-        self.account.clone().and_then(|range| std::str::from_utf8(&self.tuple[range]).ok())
+        self.account.and_then(|field| std::str::from_utf8(field.of(&self.tuple)).ok())
     }
 
     /// The currency. `None` for NULL.
     pub fn currency(&self) -> Option<&str> {
-        self.currency.clone().and_then(|range| std::str::from_utf8(&self.tuple[range]).ok())
+        self.currency.and_then(|field| std::str::from_utf8(field.of(&self.tuple)).ok())
     }
 
     /// The amount, a `numeric` in binary form. `None` for NULL.
     pub fn balance(&self) -> Option<&[u8]> {
-        self.balance.clone().map(|range| &self.tuple[range])
+        self.balance.map(|field| field.of(&self.tuple))
     }
 
     /// The place right behind this row.
@@ -173,33 +186,29 @@ impl Fields<'_> {
         bytes.copied().ok_or(LedgerError::Decode("the row ends early"))
     }
 
-    fn next(&mut self) -> Result<Option<Range<usize>>, LedgerError> {
-        let Ok(length) = usize::try_from(self.take().map(i32::from_be_bytes)?) else {
+    fn next(&mut self) -> Result<Option<Field>, LedgerError> {
+        let Ok(length) = u32::try_from(self.take().map(i32::from_be_bytes)?) else {
             return Ok(None);
         };
-        let range = self.at..self.at + length;
-        self.at = range.end;
-        if range.end > self.tuple.len() {
+        let begin = u32::try_from(self.at).map_err(|_| LedgerError::Decode("the row is too long"))?;
+        let end = begin.checked_add(length).ok_or(LedgerError::Decode("the row is too long"))?;
+        self.at = end as usize;
+        if self.at > self.tuple.len() {
             return Err(LedgerError::Decode("the row ends early"));
         }
-        Ok(Some(range))
+        Ok(Some(Field { begin, end }))
     }
 
     fn eight_bytes(&mut self) -> Result<Option<[u8; 8]>, LedgerError> {
-        let tuple = self.tuple;
-        self.next()?
-            .map(|range| tuple[range].try_into().map_err(|_| LedgerError::Decode("a number has not 8 bytes")))
-            .transpose()
+        let bytes = self.next()?.map(|field| field.of(self.tuple).try_into());
+        bytes.transpose().map_err(|_| LedgerError::Decode("a number has not 8 bytes"))
     }
 
-    fn text(&mut self) -> Result<Option<Range<usize>>, LedgerError> {
-        let tuple = self.tuple;
-        let range = self.next()?;
-        match range {
-            Some(range) if std::str::from_utf8(&tuple[range.clone()]).is_err() => {
-                Err(LedgerError::Decode("a text is not UTF-8"))
-            }
-            range => Ok(range),
+    fn text(&mut self) -> Result<Option<Field>, LedgerError> {
+        let field = self.next()?;
+        match field.map(|field| std::str::from_utf8(field.of(self.tuple))) {
+            Some(Err(_)) => Err(LedgerError::Decode("a text is not UTF-8")),
+            None | Some(Ok(_)) => Ok(field),
         }
     }
 }

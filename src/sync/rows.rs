@@ -1,5 +1,7 @@
 //! The rows of a pass on their way into batches, with the next page being read meanwhile.
 
+use std::collections::VecDeque;
+
 use chrono_tz::Tz;
 use tokio::task::JoinHandle;
 
@@ -27,14 +29,14 @@ pub(super) struct Limits {
 
 /// The rows of a pass, with the next page being read while a batch is under way.
 pub(super) struct Rows {
-    waiting: Vec<Row>,
+    waiting: VecDeque<Row>,
     ahead: Option<Ahead>,
 }
 
 impl Rows {
     /// The rows of a pass, from where it stands.
     pub(super) fn of(pass: Pass) -> Self {
-        Self { waiting: Vec::new(), ahead: Some(read_ahead(pass)) }
+        Self { waiting: VecDeque::new(), ahead: Some(read_ahead(pass)) }
     }
 
     /// The next batch, cut from where the last one ended. `None` when the pass is through.
@@ -50,7 +52,7 @@ impl Rows {
             if self.waiting.is_empty() {
                 return Ok(None);
             }
-            let Some(count) = batch::cut(&self.waiting, records_max) else {
+            let Some(count) = batch::cut(self.waiting.make_contiguous(), records_max) else {
                 return Err(LedgerError::Shape(format!(
                     "more than {records_max} rows of the ledger share one change_xid and id; hint: [ledger.columns] id \
                      has to name a key"
@@ -69,15 +71,15 @@ impl Rows {
     }
 
     /// Takes back the rows of the latest batch.
-    pub(super) fn put_back(&mut self, mut batch: Batch) {
-        batch.rows.append(&mut self.waiting);
-        self.waiting = batch.rows;
+    pub(super) fn put_back(&mut self, batch: Batch) {
+        let behind = std::mem::replace(&mut self.waiting, batch.rows.into());
+        self.waiting.extend(behind);
     }
 
     /// All rows that are left.
     pub(super) async fn all(&mut self) -> Result<Vec<Row>, LedgerError> {
         while self.read_page().await? {}
-        Ok(std::mem::take(&mut self.waiting))
+        Ok(std::mem::take(&mut self.waiting).into())
     }
 
     /// Takes in the page that was read ahead. `false` when there was none.
@@ -88,7 +90,11 @@ impl Rows {
         self.ahead = None;
         let (pass, page) = read.map_err(|_| LedgerError::Decode("the reader stopped"))?;
         let Some(rows) = page? else { return Ok(false) };
-        self.waiting.extend(rows);
+        if self.waiting.is_empty() {
+            self.waiting = rows.into();
+        } else {
+            self.waiting.extend(rows);
+        }
         self.ahead = Some(read_ahead(pass));
         Ok(true)
     }
