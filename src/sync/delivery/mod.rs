@@ -5,7 +5,6 @@ mod isolation;
 mod recovery;
 mod window;
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use super::lane::{Halt, Held};
 use super::rows::{Limits, Rows};
 use super::words::{self, Words};
 use super::{EntityReport, Worker};
-use crate::batch::Batch;
+use crate::batch::{Batch, KeysUnderWay};
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Signed, is_older_than};
 use crate::fault_point::{Step, after, around, before};
@@ -127,7 +126,7 @@ impl Delivery {
         mut before: Option<Cursor>,
     ) -> Result<(), Halt> {
         let mut on_their_way = JoinSet::new();
-        let mut keys: HashSet<u64> = HashSet::new();
+        let mut keys = KeysUnderWay::default();
         let at_once = self.worker.settings.sync.requests_in_flight;
         let mut stop = self.worker.stop.clone();
         let mut halted = self.halted.subscribe();
@@ -468,7 +467,7 @@ fn later(pause: Duration) -> Halt {
 /// Takes in that a batch is done, or why the lane has to stop.
 fn take(
     done: Result<(Vec<u64>, Result<(), Halt>), tokio::task::JoinError>,
-    keys: &mut HashSet<u64>,
+    keys: &mut KeysUnderWay,
     first_halt: &mut Option<Halt>,
 ) {
     match done {
