@@ -4,6 +4,7 @@
 //! free. So nothing here belongs to a session: every statement is in an explicit transaction and unnamed
 //! ([`executor`]), and what has to hold is set for the transaction alone.
 
+mod connections;
 mod executor;
 
 use std::collections::BTreeSet;
@@ -13,23 +14,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult};
-use sqlx::{Connection, Execute, Executor, PgConnection, PgPool, Postgres, Row};
+use sqlx::postgres::{PgConnectOptions, PgQueryResult};
+use sqlx::{Execute, Executor, PgConnection, PgPool, Postgres, Row};
 use tokio::time::{Instant, timeout};
+
+use self::connections::{Connections, InUse};
 
 /// The first and the longest pause between attempts to go on.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// The longest that a pool tries by itself to get a connection.
-const POOL_WAIT_MAX: Duration = Duration::from_secs(5);
-/// The longest that a first connection may take.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// No statement is given up earlier than that.
 const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
 /// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
 /// shut down, crashed and starting up, idle for too long (its worker was frozen), read-only for the time of
 /// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.
 const PASSING: [&str; 9] = ["57P01", "57P02", "57P03", "25P03", "25006", "53300", "40001", "40P01", "57P05"];
+
+/// How a transaction begins that only reads.
+///
+/// `row_security = off`: a policy that would filter rows in silence becomes an error (`PostgreSQL` manual,
+/// "Client Connection Defaults"). `jit = off`: what is asked is many small probes of an index, estimated as many
+/// rows, and to compile that takes longer than to do it.
+const BEGIN_READING: &str = "begin read only; set local row_security = off; set local jit = off";
 
 const WELL: u8 = 0;
 const TROUBLED: u8 = 1;
@@ -38,7 +43,7 @@ const GIVEN_UP: u8 = 2;
 /// One database; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Database {
-    pool: PgPool,
+    connections: Arc<Connections>,
     reconnect_timeout: Duration,
     process: Arc<Process>,
 }
@@ -103,20 +108,16 @@ impl Database {
         let options = PgConnectOptions::from_str(url.expose_secret())?
             .application_name("elven-sync")
             .extra_float_digits(None);
-        // A pool would try for as long as it may wait, and then only say that it waited: the first
-        // connection is made outside of it, so that what is wrong is said at once.
-        within(CONNECT_MAX, PgConnection::connect_with(&options)).await?.close().await?;
-        let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(POOL_WAIT_MAX.min(reconnect_timeout))
-            .connect_lazy_with(options);
-        Ok(Self { pool, reconnect_timeout, process: Arc::default() })
+        let connections = Connections::new(options, connections_max);
+        // So that what is wrong is said at once, and not after the wait for a database that was there before.
+        let first = connections.take().await?;
+        connections.give_back(first);
+        Ok(Self { connections: Arc::new(connections), reconnect_timeout, process: Arc::default() })
     }
 
     /// Connects to another one, with as many connections and as much patience.
     pub async fn beside(&self, url: &SecretString) -> Result<Self, sqlx::Error> {
-        let connections_max = self.pool.options().get_max_connections();
-        Self::connect(url, connections_max, self.reconnect_timeout).await
+        Self::connect(url, self.connections.count_max, self.reconnect_timeout).await
     }
 
     /// How long a database that is there may be away later.
@@ -126,16 +127,16 @@ impl Database {
 
     /// Ends all connections.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.connections.close().await;
     }
 
     /// A connection outside of any transaction, for statements that PostgreSQL refuses inside of one. They may take
     /// their time, whatever the role's limits are; but a proxy may refuse to say so, and then they have those.
     pub async fn session(&self) -> Result<PgConnection, sqlx::Error> {
-        let options = self.pool.connect_options();
-        let unlimited = options.as_ref().clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-        match within(CONNECT_MAX, PgConnection::connect_with(&unlimited)).await {
-            Err(sqlx::Error::Database(_)) => within(CONNECT_MAX, PgConnection::connect_with(&options)).await,
+        let options = &self.connections.options;
+        let unlimited = options.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+        match self.connections.connect(&unlimited).await {
+            Err(sqlx::Error::Database(_)) => self.connections.connect(options).await,
             connected => connected,
         }
     }
@@ -148,7 +149,7 @@ impl Database {
         let (process, number) = (self.process.number, transaction.number());
         transaction
             .begin(format!(
-                "begin; set local synchronous_commit = on; set local row_security = off; \
+                "begin; set local synchronous_commit = on; set local row_security = off; set local jit = off; \
                  set local idle_in_transaction_session_timeout = {idle_max}; \
                  insert into elven_sync.sync_commits (process, number) values ({process}, {number}) \
                      returning pg_current_xact_id()::text"
@@ -158,12 +159,9 @@ impl Database {
     }
 
     /// Begins a transaction that only reads.
-    ///
-    /// `row_security = off`: a policy that would filter rows in silence becomes an error (PostgreSQL manual,
-    /// "Client Connection Defaults").
     pub async fn begin_reading(&self) -> Result<Transaction, sqlx::Error> {
         let mut transaction = Transaction::of(self).await?;
-        transaction.begin("begin read only; set local row_security = off".to_owned()).await?;
+        transaction.begin(BEGIN_READING.to_owned()).await?;
         Ok(transaction)
     }
 
@@ -272,9 +270,11 @@ impl Database {
 }
 
 impl From<PgPool> for Database {
-    /// Uses connections that somebody else has set up.
+    /// Connects as somebody else does, with as many connections of its own.
     fn from(pool: PgPool) -> Self {
-        Self { pool, reconnect_timeout: Duration::from_mins(1), process: Arc::default() }
+        let options = pool.connect_options().as_ref().clone();
+        let connections = Arc::new(Connections::new(options, pool.options().get_max_connections()));
+        Self { connections, reconnect_timeout: Duration::from_mins(1), process: Arc::default() }
     }
 }
 
@@ -283,7 +283,7 @@ impl From<PgPool> for Database {
 #[derive(Debug)]
 pub struct Transaction {
     database: Database,
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<InUse>,
     /// Its `xid8`, if it writes.
     id: Option<String>,
     /// Its number in `elven_sync.sync_commits`, if it writes.
@@ -292,7 +292,7 @@ pub struct Transaction {
 
 impl Transaction {
     async fn of(database: &Database) -> Result<Self, sqlx::Error> {
-        let connection = Some(database.pool.acquire().await?);
+        let connection = Some(database.connections.take().await?);
         Ok(Self { database: database.clone(), connection, id: None, number: None })
     }
 
@@ -315,7 +315,7 @@ impl Transaction {
 
     /// The connection, e.g. to copy from.
     pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
-        self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
+        Ok(&mut self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)?.connection)
     }
 
     /// Commits. When the connection is lost over that, finds out whether it was, so that an error always means
@@ -346,17 +346,22 @@ impl Transaction {
     }
 
     fn close(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            connection.close_on_drop();
+        if let Some(connection) = self.connection.take() {
+            self.database.connections.end(connection);
         }
     }
 
     async fn end(&mut self, how: &'static str) -> Result<(), sqlx::Error> {
         let limit = self.limit();
         within(limit, self.connection()?.execute(how)).await?;
-        // Back to the pool.
-        self.connection = None;
+        self.give_back();
         Ok(())
+    }
+
+    fn give_back(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.database.connections.give_back(connection);
+        }
     }
 
     /// How long a statement may take: what is read may be much.
