@@ -19,6 +19,7 @@ use sqlx::{Execute, Executor, PgConnection, PgPool, Postgres, Row};
 use tokio::time::{Instant, timeout};
 
 use self::connections::{Connections, InUse};
+pub use self::executor::AtOnce;
 
 /// The first and the longest pause between attempts to go on.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -254,19 +255,6 @@ impl Database {
         })
         .await
     }
-
-    /// Removes what this process has noted of commits whose outcome is known, and what others have left long ago.
-    pub async fn forget_commits(&self) -> Result<(), sqlx::Error> {
-        let known_below = {
-            let commits = self.process.commits();
-            commits.open.first().copied().unwrap_or(commits.begun + 1)
-        };
-        // Nobody waits for longer than an hour for a database.
-        let sql = "delete from elven_sync.sync_commits
-                    where (process = $1 and number < $2) or begun_at < clock_timestamp() - interval '3 hours'";
-        self.execute(|| sqlx::query(sql).bind(self.process.number).bind(known_below)).await?;
-        Ok(())
-    }
 }
 
 impl From<PgPool> for Database {
@@ -316,6 +304,24 @@ impl Transaction {
     /// The connection, e.g. to copy from.
     pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
         Ok(&mut self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)?.connection)
+    }
+
+    /// Removes what this process has noted of commits whose outcome is known, and what others have left long ago. Of
+    /// the latter what somebody else is removing is left to him, since two could wait for each other.
+    pub async fn forget_commits(&mut self) -> Result<(), sqlx::Error> {
+        let process = &self.database.process;
+        let known_below = {
+            let commits = process.commits();
+            commits.open.first().copied().unwrap_or(commits.begun + 1)
+        };
+        // Nobody waits for longer than an hour for a database.
+        let sql = "delete from elven_sync.sync_commits
+                    where (process = $1 and number < $2)
+                       or (process, number) in (select process, number from elven_sync.sync_commits
+                                                 where begun_at < clock_timestamp() - interval '3 hours'
+                                                   for update skip locked)";
+        sqlx::query(sql).bind(process.number).bind(known_below).execute(self).await?;
+        Ok(())
     }
 
     /// Commits. When the connection is lost over that, finds out whether it was, so that an error always means

@@ -74,7 +74,7 @@ impl Entity {
                 sqlx::query_as!(
                     Entity,
                     "select entity_id, timezone, credential, paused from elven_sync.entities order by entity_id"
-                ).fetch_all(database)
+                ).fetch_all(database.at_once())
             })
             .await?)
     }

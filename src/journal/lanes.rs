@@ -7,7 +7,7 @@ use super::group::Stopped;
 use super::steps::hold;
 use super::{Journal, JournalError, Problem, errors};
 use crate::database::Transaction;
-use crate::ledger::{Pending, Progress};
+use crate::ledger::Progress;
 use crate::watermark::{Cursor, NotASnapshot, Snapshot};
 
 /// A lease on an entity. Every write of the lane names it.
@@ -229,33 +229,27 @@ impl Journal {
         let settled = settled.map(ToString::to_string);
         let open_pass = || async {
             let mut transaction = self.database.begin().await?;
-            let now = sqlx::query!(
-                r#"select pg_current_snapshot()::text as "target!", system_identifier as "system_identifier!"
-                     from pg_control_system()"#
-            )
-            .fetch_one(&mut transaction)
-            .await?;
-            let pass_id = sqlx::query_scalar!(
-                "insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
-                 values ($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot) returning pass_id",
+            let pass = sqlx::query!(
+                r#"insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
+                   values ($1, $2, $3::text::pg_snapshot, pg_current_snapshot())
+                returning pass_id, target::text as "target!""#,
                 lease.entity_id,
                 run_id,
-                settled,
-                now.target
+                settled
             )
             .fetch_one(&mut transaction)
             .await?;
             let done = sqlx::query!(
                 "update elven_sync.sync_state
-                    set pass_id = $4, target = $5::text::pg_snapshot, system_identifier = $6, ledger_table = $7
+                    set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6,
+                        system_identifier = (select system_identifier from pg_control_system())
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
-                    and settled::text is not distinct from $8",
+                    and settled::text is not distinct from $7",
                 lease.entity_id,
                 lease.epoch,
                 lease.owner,
-                pass_id,
-                now.target,
-                now.system_identifier,
+                pass.pass_id,
+                pass.target,
                 ledger_table,
                 settled
             )
@@ -263,20 +257,26 @@ impl Journal {
             .await?;
             commit_if_held(transaction, done.rows_affected()).await?;
             let target =
-                now.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
-            Ok((pass_id, target))
+                pass.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
+            Ok((pass.pass_id, target))
         };
         self.database.again(open_pass).await
     }
 
-    /// Closes a pass that is through: its target becomes the watermark.
-    pub async fn close_pass(&self, pass: &OpenPass) -> Result<(), JournalError> {
+    /// Closes a pass that is through: its target becomes the watermark. With `ends` the entity is up to date with
+    /// that, as by [`Journal::lane_succeeded`], in the same transaction: it is by far the most frequent end.
+    pub async fn close_pass(&self, pass: &OpenPass, ends: bool) -> Result<(), JournalError> {
         let close_pass = || async {
             let mut transaction = self.database.begin().await?;
             let done = sqlx::query!(
                 "with lane as (
                     update elven_sync.sync_state
-                       set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null
+                       set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
+                           last_success_at = case when $5 then clock_timestamp() else last_success_at end,
+                           last_error = case when $5 then null else last_error end,
+                           consecutive_failures = case when $5 then 0 else consecutive_failures end,
+                           lease_owner = case when $5 then null else lease_owner end,
+                           lease_expires_at = case when $5 then null else lease_expires_at end
                      where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4
                        and not exists (select from elven_sync.sync_batches b
                                         where b.pass_id = $4
@@ -288,7 +288,8 @@ impl Journal {
                 pass.lease.entity_id,
                 pass.lease.epoch,
                 pass.lease.owner,
-                pass.pass_id
+                pass.pass_id,
+                ends
             )
             .execute(&mut transaction)
             .await?;
@@ -296,12 +297,17 @@ impl Journal {
                 transaction.rollback().await?;
                 return Err(JournalError::Unfinished(pass.pass_id));
             }
+            if ends {
+                errors::resolve_of_lanes(&mut transaction, std::slice::from_ref(&pass.lease.entity_id))
+                    .await?;
+            }
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.again(close_pass).await
     }
 
-    /// Records that a lane stopped where it is, why, and how long the API asked not to be called.
+    /// Records that a lane stopped where it is, why, and how long the API asked not to be called; and gives its lease
+    /// back.
     pub async fn lane_failed(
         &self,
         lease: &Lease,
@@ -314,7 +320,8 @@ impl Journal {
             let done = sqlx::query!(
                 "update elven_sync.sync_state
                     set last_error = $4, consecutive_failures = consecutive_failures + 1,
-                        not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $5))
+                        not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $5)),
+                        lease_owner = null, lease_expires_at = null
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                 lease.entity_id,
                 lease.epoch,
@@ -330,13 +337,15 @@ impl Journal {
         self.database.again(lane_failed).await
     }
 
-    /// Records that the entity of a lease is up to date: errors that concern its lane are resolved by it.
+    /// Records that the entity of a lease is up to date, which resolves the errors that concern its lane; and gives the
+    /// lease back.
     pub async fn lane_succeeded(&self, lease: &Lease) -> Result<(), JournalError> {
         let lane_succeeded = || async {
             let mut transaction = self.database.begin().await?;
             let done = sqlx::query!(
                 "update elven_sync.sync_state
-                    set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
+                    set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0,
+                        lease_owner = null, lease_expires_at = null
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                 lease.entity_id,
                 lease.epoch,
@@ -348,56 +357,6 @@ impl Journal {
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.again(lane_succeeded).await
-    }
-
-    /// Records that entities which had no news are up to date.
-    ///
-    /// Those that another worker has now are left to it; one that died having brought an entity up to date cannot say
-    /// so any more. Rows are locked in one order, so that two workers cannot wait for each other.
-    pub async fn found_idle(&self, entity_ids: &[String]) -> Result<(), JournalError> {
-        let found_idle = || async {
-            let mut transaction = self.database.begin().await?;
-            let idle = sqlx::query_scalar!(
-                "update elven_sync.sync_state
-                    set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0
-                  where entity_id in (select entity_id from elven_sync.sync_state
-                                       where entity_id = any ($1)
-                                         and (lease_owner is null or lease_expires_at < clock_timestamp())
-                                       order by entity_id for update skip locked)
-              returning entity_id",
-                entity_ids
-            )
-            .fetch_all(&mut transaction)
-            .await?;
-            errors::resolve_of_lanes(&mut transaction, &idle).await?;
-            transaction.commit().await?;
-            Ok(())
-        };
-        self.database.again(found_idle).await
-    }
-
-    /// Records what waits for these entities, for dashboards.
-    pub async fn note_pending(&self, pending: &[Pending]) -> Result<(), JournalError> {
-        let ids: Vec<String> = pending.iter().map(|p| p.entity_id.clone()).collect();
-        let rows: Vec<i64> = pending.iter().map(|p| p.rows).collect();
-        let oldest: Vec<Option<chrono::DateTime<chrono::Utc>>> =
-            pending.iter().map(|p| p.oldest_at).collect();
-        self.database
-            .execute(|| {
-                sqlx::query!(
-                    "update elven_sync.sync_state s
-                        set pending_rows = p.rows, oldest_pending_at = p.oldest_at, checked_at = clock_timestamp()
-                       from unnest($1::text[], $2::bigint[], $3::timestamptz[]) p (entity_id, rows, oldest_at)
-                      where s.entity_id = p.entity_id
-                        and s.entity_id in (select entity_id from elven_sync.sync_state
-                                             where entity_id = any ($1) order by entity_id for update skip locked)",
-                    &ids,
-                    &rows,
-                    &oldest as &[Option<chrono::DateTime<chrono::Utc>>]
-                )
-            })
-            .await?;
-        Ok(())
     }
 }
 

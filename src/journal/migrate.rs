@@ -53,14 +53,19 @@ async fn apply(database: &Database, mut migrator: Migrator) -> Result<(), Journa
 /// Makes sure that the sync schema is there, in the version that this program was built with.
 pub async fn check(database: &Database) -> Result<(), JournalError> {
     let schema = |message: &str| JournalError::Schema(message.to_owned());
-    let exists = "select to_regclass('elven_sync._migrations') is not null";
-    if !database.again(|| sqlx::query_scalar(exists).fetch_one(database)).await? {
-        return Err(schema(
-            "the sync tables do not exist in this database yet; hint: run `elven-sync migrate`",
-        ));
-    }
-    let applied = "select version from elven_sync._migrations";
-    let done: Vec<i64> = database.again(|| sqlx::query_scalar(applied).fetch_all(database)).await?;
+    let applied =
+        || sqlx::query_scalar("select version from elven_sync._migrations").fetch_all(database.at_once());
+    let done: Vec<i64> = match database.again(applied).await {
+        // No such table, or no such schema.
+        Err(sqlx::Error::Database(refused))
+            if matches!(refused.code().as_deref(), Some("42P01" | "3F000")) =>
+        {
+            return Err(schema(
+                "the sync tables do not exist in this database yet; hint: run `elven-sync migrate`",
+            ));
+        }
+        applied => applied?,
+    };
     let known: Vec<i64> = sync_migrations().iter().map(|migration| migration.version).collect();
     if known.iter().any(|version| !done.contains(version)) {
         return Err(schema("the sync tables are of an older version; hint: run `elven-sync migrate`"));

@@ -3,6 +3,7 @@
 use strum::AsRefStr;
 
 use super::{Journal, JournalError};
+use crate::database::Transaction;
 
 /// `sync_runs.status` of a run that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
@@ -53,28 +54,11 @@ impl std::ops::AddAssign<&Counters> for Counters {
 }
 
 impl Journal {
-    /// Marks runs that stopped without saying so: running by their row, without a sign of life. One whose row is locked
-    /// is left for later: its worker may stand still in the middle of a transaction.
-    pub async fn mark_interrupted(&self) -> Result<(), JournalError> {
-        self.database
-            .execute(|| {
-                sqlx::query!(
-                    "update elven_sync.sync_runs
-                        set status = 'interrupted', finished_at = clock_timestamp(),
-                            error = 'the process ended without finishing the run'
-                      where run_id in (select run_id from elven_sync.sync_runs
-                                       where status = 'running' and alive_until < clock_timestamp()
-                                         for update skip locked)"
-                )
-            })
-            .await?;
-        Ok(())
-    }
-
-    /// Begins a run, of new rows (`incremental`) or of errors again (`retry`).
+    /// Begins a run, of new rows (`incremental`) or of errors again (`retry`), and says of others that they stopped.
     pub async fn begin_run(&self, kind: &str) -> Result<i64, JournalError> {
         let begin_run = || async {
             let mut transaction = self.database.begin().await?;
+            mark_interrupted(&mut transaction).await?;
             let run_id = sqlx::query_scalar!(
                 "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, kind)
                  values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5) returning run_id",
@@ -123,7 +107,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Ends a run and returns what it did.
+    /// Ends a run and returns what it did; says of others that they stopped, and puts `sync_commits` in order.
     pub async fn finish_run(
         &self,
         run_id: i64,
@@ -146,16 +130,27 @@ impl Journal {
             .fetch_optional(&mut transaction)
             .await?
             .ok_or(JournalError::RunLost)?;
+            mark_interrupted(&mut transaction).await?;
+            transaction.forget_commits().await?;
             transaction.commit().await?;
             Ok::<_, JournalError>(counters)
         };
-        let counters = self.database.again(finish_run).await?;
-        if let Err(problem) = self.database.forget_commits().await {
-            tracing::warn!(
-                error = crate::output::chain(&problem),
-                "sync_commits was not tidied; a later run does it"
-            );
-        }
-        Ok(counters)
+        self.database.again(finish_run).await
     }
+}
+
+/// Marks runs that stopped without saying so: running by their row, without a sign of life. One whose row is locked
+/// is left for later: its worker may stand still in the middle of a transaction.
+async fn mark_interrupted(transaction: &mut Transaction) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_runs
+            set status = 'interrupted', finished_at = clock_timestamp(),
+                error = 'the process ended without finishing the run'
+          where run_id in (select run_id from elven_sync.sync_runs
+                           where status = 'running' and alive_until < clock_timestamp()
+                             for update skip locked)"
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
 }

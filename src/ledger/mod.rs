@@ -143,17 +143,8 @@ impl Ledger {
     /// One statement, so that the snapshot it returns is the very one it looked in: a row that it did not
     /// see belongs to a transaction that is not in that. (A pass takes its target when it is recorded.)
     pub async fn look(&self, lanes: &[Progress]) -> Result<Look, LedgerError> {
-        let look = || {
-            sqlx::query_as(AssertSqlSafe(self.table.look_sql()))
-                .bind(lanes.iter().map(|lane| lane.entity_id.clone()).collect::<Vec<_>>())
-                .bind(
-                    lanes
-                        .iter()
-                        .map(|lane| lane.settled.as_ref().map(ToString::to_string))
-                        .collect::<Vec<_>>(),
-                )
-                .fetch_all(&self.primary)
-        };
+        let sql = self.table.look_sql(lanes);
+        let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
         let rows: Vec<LookRow> = self.primary.again(look).await?;
         let (target, system_identifier) = match rows.first() {
             Some((target, system_identifier, ..)) => (parse_snapshot(target)?, *system_identifier),
@@ -173,14 +164,13 @@ impl Ledger {
     pub async fn pending(&self, lanes: &[Progress]) -> Result<Vec<Pending>, LedgerError> {
         let mut pending = Vec::with_capacity(lanes.len());
         for lanes in lanes.chunks(ENTITIES_PER_COUNT_MAX) {
-            let count =
-                || sqlx::query_as(AssertSqlSafe(self.table.pending_sql(lanes))).fetch_all(&self.primary);
-            let rows: Vec<(String, i64, Option<chrono::DateTime<chrono::Utc>>)> =
-                self.primary.again(count).await?;
-            pending.extend(rows.into_iter().map(|(entity_id, rows, oldest_at)| Pending {
+            let sql = self.table.pending_sql(lanes);
+            let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
+            let rows: Vec<(String, i64, Option<i64>)> = self.primary.again(count).await?;
+            pending.extend(rows.into_iter().map(|(entity_id, rows, oldest_us)| Pending {
                 entity_id,
                 rows,
-                oldest_at,
+                oldest_at: oldest_us.and_then(chrono::DateTime::from_timestamp_micros),
             }));
         }
         Ok(pending)
@@ -188,11 +178,8 @@ impl Ledger {
 
     /// The entities of the ledger that are not in `registered`, one index probe each.
     pub async fn unregistered(&self, registered: &[String]) -> Result<Vec<String>, LedgerError> {
-        let look = || {
-            sqlx::query_scalar(AssertSqlSafe(self.table.unregistered_sql()))
-                .bind(registered)
-                .fetch_all(&self.primary)
-        };
+        let sql = self.table.unregistered_sql(registered);
+        let look = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
         Ok(self.primary.again(look).await?)
     }
 
@@ -253,13 +240,8 @@ impl Ledger {
         entity_id: &str,
         segments: Vec<Segment>,
     ) -> Result<Vec<Segment>, LedgerError> {
-        let probe = || {
-            sqlx::query_scalar(AssertSqlSafe(self.table.probe_sql()))
-                .bind(entity_id)
-                .bind(segments.iter().map(|segment| segment.from.to_string()).collect::<Vec<_>>())
-                .bind(segments.iter().map(|segment| segment.until.to_string()).collect::<Vec<_>>())
-                .fetch_all(&self.primary)
-        };
+        let sql = self.table.probe_sql(entity_id, &segments);
+        let probe = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
         let found: Vec<i64> = self.primary.again(probe).await?;
         Ok(found
             .into_iter()

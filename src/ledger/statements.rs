@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::table::{Table, quote_literal};
+use super::table::{Table, quote_array, quote_literal};
 use super::{Page, Progress};
-use crate::watermark::{Cursor, Snapshot};
+use crate::watermark::{Cursor, Segment, Snapshot};
 
 impl Table {
     /// One page, as a copy. `with ties`: a partitioned ledger cannot have a unique id, and a page
@@ -100,28 +100,38 @@ impl Table {
         )
     }
 
-    /// $1 entity, $2 and $3 bounds of segments: the ordinals of those with rows, in order.
+    /// The ordinals of the segments in which an entity has rows, in order.
     ///
     /// `order by ... limit 1` and not `exists`: the planner expects to meet a matching row soon and
     /// would rather scan the table, which is wrong whenever there is none.
-    pub(super) fn probe_sql(&self) -> String {
+    pub(super) fn probe_sql(&self, entity_id: &str, segments: &[Segment]) -> String {
         let Self { name, entity, xid, id, .. } = self;
+        let bounds = |bound: fn(&Segment) -> u64| {
+            let bounds: Vec<String> = segments.iter().map(|segment| bound(segment).to_string()).collect();
+            quote_array(bounds.iter().map(|bound| Some(bound.as_str())))
+        };
+        let (lower, upper) = (bounds(|segment| segment.from), bounds(|segment| segment.until));
+        let entity_id = quote_literal(entity_id);
         format!(
-            "select s.place from unnest($2::text[], $3::text[]) with ordinality s (lower, upper, place)
-              cross join lateral (select from {name} t where {entity} = $1
+            "select s.place from unnest({lower}, {upper}) with ordinality s (lower, upper, place)
+              cross join lateral (select from {name} t where {entity} = {entity_id}
                                      and {xid} >= s.lower::xid8 and {xid} < s.upper::xid8
                                    order by {xid}, {id} limit 1) found
               order by s.place"
         )
     }
 
-    /// $1 entities, $2 their watermarks: snapshot, cluster, and per entity whether there is news. The
-    /// outer join gives a row even when nothing was asked for.
+    /// Snapshot, cluster, and per entity whether there is news. The outer join gives a row even when nothing was
+    /// asked for.
     ///
     /// News is a row of a transaction in the range from the watermark's xmax on, or of one that was
     /// running when the watermark was taken; three index probes per entity, for the reason given above.
-    pub(super) fn look_sql(&self) -> String {
+    pub(super) fn look_sql(&self, lanes: &[Progress]) -> String {
         let Self { name, entity, xid, id, .. } = self;
+        let ids = quote_array(lanes.iter().map(|lane| Some(lane.entity_id.as_str())));
+        let settled: Vec<Option<String>> =
+            lanes.iter().map(|lane| lane.settled.as_ref().map(ToString::to_string)).collect();
+        let settled = quote_array(settled.iter().map(Option::as_deref));
         let unstamped = if self.xid_may_be_null {
             format!(
                 "coalesce((select true from {name} t where {entity} = l.entity_id and {xid} is null
@@ -138,7 +148,7 @@ impl Table {
                                                        and {xid} = late.xid order by {id} limit 1) found),
                     coalesce(newest.xid >= pg_snapshot_xmax(now.target), false), {unstamped}
                from (select pg_current_snapshot() as target, system_identifier from pg_control_system()) now
-               left join unnest($1::text[], $2::text[]) l (entity_id, settled) on true
+               left join unnest({ids}, {settled}) l (entity_id, settled) on true
                left join lateral (select {xid} as xid from {name} t where {entity} = l.entity_id and {xid} is not null
                                    order by {xid} desc, {id} desc limit 1) newest on true"
         )
@@ -169,17 +179,20 @@ impl Table {
                 );
             }
             format!(
-                "select {entity_id}::text, count(*), min({captured_at}) filter (where isfinite({captured_at})) \
+                "select {entity_id}::text, count(*), \
+                 least(extract(epoch from min({captured_at}) filter (where isfinite({captured_at}))) * 1000000, \
+                       9223372036854775000)::bigint \
                  from {name} t where {entity} = {entity_id} and {filter}"
             )
         });
         counts.collect::<Vec<_>>().join(" union all ")
     }
 
-    /// $1 registered entities: the others that the ledger has, found by stepping through the index. Rows
-    /// without an entity come under an empty one, which cannot be registered.
-    pub(super) fn unregistered_sql(&self) -> String {
+    /// The entities of the ledger that are not registered, found by stepping through the index. Rows without an
+    /// entity come under an empty one, which cannot be registered.
+    pub(super) fn unregistered_sql(&self, registered: &[String]) -> String {
         let Self { name, entity, .. } = self;
+        let registered = quote_array(registered.iter().map(|id| Some(id.as_str())));
         let nobodys = if self.entity_may_be_null {
             format!("union (select '' from {name} t where {entity} is null order by {entity} limit 1)")
         } else {
@@ -191,7 +204,7 @@ impl Table {
                 union all
                 select (select {entity}::text from {name} t where {entity} > e.entity_id order by {entity} limit 1)
                   from e where e.entity_id is not null)
-             select entity_id from e where entity_id <> all ($1) {nobodys}"
+             select entity_id from e where entity_id <> all ({registered}) {nobodys}"
         )
     }
 }

@@ -1,6 +1,6 @@
 //! The ledger's table: found in the catalogue, its columns checked and put into expressions.
 
-use sqlx::Row as _;
+use sqlx::{AssertSqlSafe, Row as _};
 
 use super::LedgerError;
 use crate::config::LedgerSettings;
@@ -39,9 +39,11 @@ const ROLES: [(&str, &[&str]); 7] = [
     ("change_xid", &["xid8"]),
 ];
 
-/// $1 schema, $2 table: its kind and its columns. A domain may stand on another one.
-pub(super) const COLUMNS: &str = "
-    select c.relkind::text as relkind, a.attname::text as name, pg_catalog.format_type(base.oid, null) as type,
+/// Kind and columns of a table. A domain may stand on another one.
+pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
+    let (schema, relation) = (quote_literal(schema), quote_literal(relation));
+    format!(
+        "select c.relkind::text as relkind, a.attname::text as name, pg_catalog.format_type(base.oid, null) as type,
            not a.attnotnull as may_be_null, coalesce(not l.collisdeterministic, false) as equates_texts
       from pg_catalog.pg_class c
       join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -53,7 +55,9 @@ pub(super) const COLUMNS: &str = "
                union all
                select y.typbasetype from d join pg_catalog.pg_type y on y.oid = d.oid where y.typtype = 'd')
            select d.oid from d join pg_catalog.pg_type y on y.oid = d.oid where y.typtype <> 'd') base
-     where n.nspname = $1 and c.relname = $2";
+     where n.nspname = {schema}::text and c.relname = {relation}::text"
+    )
+}
 
 /// A column of the ledger, as the catalogue describes it.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -71,9 +75,9 @@ impl Table {
     pub(super) async fn find(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
         let (schema, relation) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
-        let columns: Vec<Column> = database
-            .again(|| sqlx::query_as(COLUMNS).bind(&schema).bind(&relation).fetch_all(database))
-            .await?;
+        let look =
+            || sqlx::query_as(AssertSqlSafe(columns_sql(&schema, &relation))).fetch_all(database.at_once());
+        let columns: Vec<Column> = database.again(look).await?;
         let table = &settings.table;
         match columns.first().map(|column| column.relkind.as_str()) {
             Some("r" | "p" | "v") => {}
@@ -279,6 +283,15 @@ pub(super) fn quote_literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
+/// Quotes texts as the literal of an array of them.
+pub(super) fn quote_array<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> String {
+    let quoted = texts.into_iter().map(|text| match text {
+        Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+        None => "NULL".to_owned(),
+    });
+    format!("{}::text[]", quote_literal(&format!("{{{}}}", quoted.collect::<Vec<_>>().join(","))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,5 +300,6 @@ mod tests {
     fn quotes_cannot_be_broken_out_of() {
         assert_eq!(quote_literal(r"a'b\"), r"E'a''b\\'");
         assert_eq!(quote_identifier(r#"a"b"#), r#""a""b""#);
+        assert_eq!(quote_array([Some(r#"a'"\"#), None]), r#"E'{"a''\\"\\\\",NULL}'::text[]"#);
     }
 }

@@ -1,5 +1,6 @@
 //! Who holds things up: transactions that have written to the ledger and not ended.
 
+use super::table::quote_literal;
 use crate::database::Database;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -74,7 +75,8 @@ pub(super) async fn without_trigger(database: &Database, table: &str) -> Result<
                              where t.tgrelid = b.oid and t.tgtype = 23 and t.tgenabled = 'A')
           order by 1"
     );
+    let sql = sql.replace("$1", &quote_literal(table));
     database
-        .again(|| sqlx::query_scalar(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_all(database))
+        .again(|| sqlx::query_scalar(sqlx::AssertSqlSafe(sql.clone())).fetch_all(database.at_once()))
         .await
 }

@@ -125,7 +125,6 @@ impl Worker {
     ) -> Result<EntityReport, RunError> {
         if let Take::Taken(lease, _) = self.journal.take(entity_id).await? {
             self.journal.lane_failed(&lease, run_id, &problem, None).await?;
-            self.journal.release(&lease).await?;
         }
         tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
         Ok(EntityReport::failed(entity_id, problem.message))
@@ -206,19 +205,23 @@ impl Worker {
 }
 
 impl Held<'_> {
-    /// Records how the lane ended, and gives its lease back.
+    /// Records how the lane ended, unless that is done, and gives its lease back.
     async fn end(self, halted: Result<(), Halt>) -> Result<EntityReport, RunError> {
         let Held { worker, run_id, target, lease, mut report, .. } = self;
         let (journal, entity_id) = (&worker.journal, &target.entity_id);
         let recorded = match halted {
-            Ok(()) => around(Step::Succeed, journal.lane_succeeded(&lease)).await.map(|()| Ended::Done),
+            Ok(()) => Ok(Ended::Done),
             Err(Halt::Problem(problem, not_before)) => {
                 tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
                 let failed = journal.lane_failed(&lease, run_id, &problem, not_before);
-                around(Step::Fail, failed).await.map(|()| Ended::Failed(problem.message))
+                around(Step::Fail, around(Step::ReleaseLease, failed))
+                    .await
+                    .map(|()| Ended::Failed(problem.message))
             }
-            Err(Halt::Stopped) => Ok(Ended::Stopped),
-            Err(Halt::Yielded) => Ok(Ended::Done),
+            Err(halt @ (Halt::Stopped | Halt::Yielded)) => {
+                let ended = if matches!(halt, Halt::Stopped) { Ended::Stopped } else { Ended::Done };
+                around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| ended)
+            }
             // What was sent may still arrive, so the lease is left to run out: until then, and until the
             // signature is too old, nobody else sends.
             Err(Halt::CutOff) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
@@ -242,12 +245,11 @@ impl Held<'_> {
             }
             ended => ended?,
         };
-        // Of no effect when it went to another worker.
-        around(Step::ReleaseLease, journal.release(&lease)).await?;
         Ok(report)
     }
 
-    /// Finishes an open pass if there is one, and makes a new one over what has come since.
+    /// Finishes an open pass if there is one, and makes a new one over what has come since. Then the entity is up to
+    /// date, which is recorded, and the lease given back.
     async fn drive(&mut self, mut lane: Box<Lane>, seen: &Lane, look: &Look) -> Result<(), Halt> {
         let fresh;
         let mut look = look;
@@ -259,7 +261,7 @@ impl Held<'_> {
         let again;
         if lane.open.is_some() {
             self.worker.fits(&self.target.entity_id, &lane, look)?;
-            lane.settled = Some(self.pass(&lane).await?);
+            lane.settled = Some(self.pass(&lane, false).await?);
             lane.open = None;
             lane.cursor = None;
             again = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
@@ -267,13 +269,16 @@ impl Held<'_> {
         }
         self.worker.fits(&self.target.entity_id, &lane, look)?;
         if look.news(&self.target.entity_id).has_news {
-            self.pass(&lane).await?;
+            self.pass(&lane, true).await?;
+        } else {
+            let succeeded = self.worker.journal.lane_succeeded(&self.lease);
+            around(Step::Succeed, around(Step::ReleaseLease, succeeded)).await?;
         }
         Ok(())
     }
 
-    /// Goes through one pass from where it stands to its end; returns the new watermark.
-    async fn pass(&mut self, lane: &Lane) -> Result<Snapshot, Halt> {
+    /// Goes through one pass from where it stands to its end; returns the new watermark. `is_last`: the lane ends with it.
+    async fn pass(&mut self, lane: &Lane, is_last: bool) -> Result<Snapshot, Halt> {
         let Worker { journal, ledger, .. } = self.worker;
         let settled = lane.settled.as_ref();
         let (pass_id, target) = if let Some(open) = lane.open.clone() {
@@ -300,7 +305,12 @@ impl Held<'_> {
         let delivered = delivered.await;
         delivery.report_to(&mut self.report);
         delivered?;
-        around(Step::ClosePass, journal.close_pass(&pass)).await?;
+        let closed = around(Step::ClosePass, journal.close_pass(&pass, is_last));
+        if is_last {
+            around(Step::Succeed, around(Step::ReleaseLease, closed)).await?;
+        } else {
+            closed.await?;
+        }
         Ok(target)
     }
 }

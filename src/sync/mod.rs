@@ -24,6 +24,7 @@ use futures_util::future::join_all;
 use secrecy::SecretString;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 pub use moves::{MoveError, Rewind};
 pub use report::{Ended, EntityReport, RunReport};
@@ -121,7 +122,6 @@ impl Worker {
         let (targets, unusable) = self.targets(&selected)?;
         warn_of(&self.ledger.without_trigger().await?);
         refuse_standby(&self.database).await?;
-        self.journal.mark_interrupted().await?;
         let run_id = around(Step::BeginRun, self.journal.begin_run("incremental")).await?;
         let work = self.work(run_id, only.is_empty(), &selected, targets, unusable);
         let worked = self.alive(run_id, work).await;
@@ -143,7 +143,6 @@ impl Worker {
         };
         let finished = self.journal.finish_run(run_id, status, error.as_deref());
         let counters = around(Step::FinishRun, finished).await?;
-        self.journal.mark_interrupted().await?;
         Ok(RunReport { run_id: Some(run_id), status, counters, entities, unregistered })
     }
 
@@ -274,8 +273,6 @@ impl Worker {
         if !idle.is_empty() {
             // Now, since it is true now: the others may take hours.
             self.journal.found_idle(&idle).await?;
-            let nothing = idle.iter().map(|id| Pending { entity_id: id.clone(), rows: 0, oldest_at: None });
-            self.journal.note_pending(&nothing.collect::<Vec<_>>()).await?;
         }
         self.recall_sizes(&busy).await?;
         // How many are worked on at once is up to the slots; the others only wait.
@@ -290,7 +287,9 @@ impl Worker {
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(&mut reports, &idle).await?;
         let unregistered = if whole_ledger { self.unregistered().await? } else { Vec::new() };
-        self.journal.note_unregistered(run_id, &unregistered).await?;
+        if !unregistered.is_empty() {
+            self.journal.note_unregistered(run_id, &unregistered).await?;
+        }
         reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
         Ok((reports, unregistered))
     }
@@ -334,6 +333,9 @@ impl Worker {
         let idle_ids: BTreeSet<&String> = idle.iter().collect();
         let ids: Vec<String> =
             reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle_ids.contains(id)).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
         let pending = self.ledger.pending(&progress(&self.journal.lanes(&ids).await?)).await?;
         let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
         for report in reports {
@@ -399,7 +401,9 @@ fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {
 
 /// Gives signs of life, until that fails for longer than a database may be away.
 async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
-    let mut tick = tokio::time::interval(worker.renewed_every());
+    let every = worker.renewed_every();
+    // Run and leases begin with their whole time.
+    let mut tick = tokio::time::interval_at(Instant::now() + every, every);
     loop {
         tick.tick().await;
         if let Err(problem) = around(Step::RenewLease, worker.journal.renew(run_id)).await {

@@ -47,7 +47,6 @@ impl Worker {
             entities.into_iter().filter(|entity| by_entity.contains_key(&entity.entity_id)).collect();
         let (targets, unusable) = self.targets(&concerned)?;
         refuse_standby(&self.database).await?;
-        self.journal.mark_interrupted().await?;
         let run_id = around(Step::BeginRun, self.journal.begin_run("retry")).await?;
         let mut retried = Vec::new();
         let work = async {

@@ -155,8 +155,9 @@ impl Facts {
     pub(super) async fn gather(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
         let (schema, table) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
-        let columns: Vec<Column> =
-            sqlx::query_as(table::COLUMNS).bind(&schema).bind(&table).fetch_all(database).await?;
+        let columns: Vec<Column> = sqlx::query_as(sqlx::AssertSqlSafe(table::columns_sql(&schema, &table)))
+            .fetch_all(database)
+            .await?;
         if columns.is_empty() {
             return Err(table::missing(database, settings, &schema, &table).await?);
         }

@@ -1,0 +1,62 @@
+//! What waits for each entity, for dashboards: noted after each look.
+
+use chrono::{DateTime, Utc};
+
+use super::{Journal, JournalError, errors};
+use crate::ledger::Pending;
+
+impl Journal {
+    /// Records that nothing waits for entities which had no news: they are up to date.
+    ///
+    /// Those that another worker has now are left to it to say so; one that died having brought an entity up to date
+    /// cannot any more. Rows are locked in one order, so that two workers cannot wait for each other.
+    pub async fn found_idle(&self, entity_ids: &[String]) -> Result<(), JournalError> {
+        let found_idle = || async {
+            let mut transaction = self.database.begin().await?;
+            let noted = sqlx::query!(
+                r#"update elven_sync.sync_state s
+                      set pending_rows = 0, oldest_pending_at = null, checked_at = clock_timestamp(),
+                          last_success_at = case when i.is_free then clock_timestamp() else last_success_at end,
+                          last_error = case when i.is_free then null else last_error end,
+                          consecutive_failures = case when i.is_free then 0 else consecutive_failures end
+                     from (select entity_id, lease_owner is null or lease_expires_at < clock_timestamp() as is_free
+                             from elven_sync.sync_state where entity_id = any ($1)
+                            order by entity_id for update skip locked) i
+                    where s.entity_id = i.entity_id
+                returning s.entity_id, i.is_free as "is_free!""#,
+                entity_ids
+            )
+            .fetch_all(&mut transaction)
+            .await?;
+            let idle: Vec<String> =
+                noted.into_iter().filter(|noted| noted.is_free).map(|noted| noted.entity_id).collect();
+            errors::resolve_of_lanes(&mut transaction, &idle).await?;
+            transaction.commit().await?;
+            Ok(())
+        };
+        self.database.again(found_idle).await
+    }
+
+    /// Records what waits for these entities.
+    pub async fn note_pending(&self, pending: &[Pending]) -> Result<(), JournalError> {
+        let ids: Vec<String> = pending.iter().map(|p| p.entity_id.clone()).collect();
+        let rows: Vec<i64> = pending.iter().map(|p| p.rows).collect();
+        let oldest: Vec<Option<DateTime<Utc>>> = pending.iter().map(|p| p.oldest_at).collect();
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_state s
+                        set pending_rows = p.rows, oldest_pending_at = p.oldest_at, checked_at = clock_timestamp()
+                       from unnest($1::text[], $2::bigint[], $3::timestamptz[]) p (entity_id, rows, oldest_at)
+                      where s.entity_id = p.entity_id
+                        and s.entity_id in (select entity_id from elven_sync.sync_state
+                                             where entity_id = any ($1) order by entity_id for update skip locked)",
+                    &ids,
+                    &rows,
+                    &oldest as &[Option<DateTime<Utc>>]
+                )
+            })
+            .await?;
+        Ok(())
+    }
+}
