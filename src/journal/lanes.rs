@@ -40,6 +40,28 @@ impl OpenPass {
     }
 }
 
+/// A pass to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'a> {
+    /// The run.
+    pub run_id: i64,
+    /// Where the entity was seen: the pass begins behind that.
+    pub seen: &'a Lane,
+    /// The ledger's table.
+    pub ledger_table: &'a str,
+}
+
+impl Opening<'_> {
+    /// Says whether an entity is where it was seen, without an open pass.
+    fn fits(&self, lane: &Lane) -> bool {
+        let Lane { settled, open, system_identifier, ledger_table, .. } = lane;
+        let seen = self.seen;
+        open.is_none()
+            && (settled, system_identifier, ledger_table)
+                == (&seen.settled, &seen.system_identifier, &seen.ledger_table)
+    }
+}
+
 /// What trying to lease an entity gave.
 #[derive(Debug)]
 pub enum Take {
@@ -133,6 +155,15 @@ impl Journal {
     /// A lease that ran out is taken over once the API refuses whatever its holder may still send: after
     /// the window in which a signature is good.
     pub async fn take(&self, entity_id: &str) -> Result<Take, JournalError> {
+        Ok(self.take_and_open(entity_id, None).await?.0)
+    }
+
+    /// The same, and opens a pass in that transaction if one is wanted and the entity still is where it was seen.
+    pub async fn take_and_open(
+        &self,
+        entity_id: &str,
+        opening: Option<Opening<'_>>,
+    ) -> Result<(Take, Option<(i64, Snapshot)>), JournalError> {
         let take = || async {
             let mut transaction = self.database.begin().await?;
             let row = sqlx::query_as!(
@@ -153,18 +184,27 @@ impl Journal {
                 self.lease_seconds(),
                 self.signature_window.as_secs_f64()
             )
-        .fetch_optional(&mut transaction)
-        .await?;
-            transaction.commit().await?;
-            Ok::<_, sqlx::Error>(row)
-        };
-        if let Some(row) = self.database.again(take).await? {
+            .fetch_optional(&mut transaction)
+            .await?;
+            let Some(row) = row else {
+                transaction.rollback().await?;
+                return Ok(None);
+            };
             let lease = Lease {
                 entity_id: row.entity_id.clone(),
                 owner: self.worker.clone(),
                 epoch: row.lease_epoch,
             };
-            return Ok(Take::Taken(lease, Box::new(row.into_lane()?)));
+            let lane = row.into_lane()?;
+            let opened = match opening.filter(|opening| opening.fits(&lane)) {
+                Some(opening) => open(&mut transaction, &lease, opening).await?,
+                None => None,
+            };
+            transaction.commit().await?;
+            Ok::<_, JournalError>(Some((Take::Taken(lease, Box::new(lane)), opened)))
+        };
+        if let Some(taken) = self.database.again(take).await? {
+            return Ok(taken);
         }
         let look = || {
             sqlx::query_scalar!(
@@ -186,7 +226,7 @@ impl Journal {
                 })
                 .await?;
         }
-        Ok(Take::Held { seen: seen.unwrap_or_default() })
+        Ok((Take::Held { seen: seen.unwrap_or_default() }, None))
     }
 
     /// Checks that a lease is ours, before something is sent under it.
@@ -215,50 +255,20 @@ impl Journal {
         Ok(())
     }
 
-    /// Opens a pass behind `settled`: its row, and its target in the state. Returns both.
+    /// Opens a pass: its row, and its target in the state. Returns both.
     ///
     /// The target is taken in the transaction that records it. So a server that knows of the pass is one
     /// whose transactions the target speaks of, also after a failover between looking for news and this.
     pub async fn open_pass(
         &self,
         lease: &Lease,
-        run_id: i64,
-        settled: Option<&Snapshot>,
-        ledger_table: &str,
+        opening: Opening<'_>,
     ) -> Result<(i64, Snapshot), JournalError> {
-        let settled = settled.map(ToString::to_string);
         let open_pass = || async {
             let mut transaction = self.database.begin().await?;
-            let pass = sqlx::query!(
-                r#"insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
-                   values ($1, $2, $3::text::pg_snapshot, pg_current_snapshot())
-                returning pass_id, target::text as "target!""#,
-                lease.entity_id,
-                run_id,
-                settled
-            )
-            .fetch_one(&mut transaction)
-            .await?;
-            let done = sqlx::query!(
-                "update elven_sync.sync_state
-                    set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6,
-                        system_identifier = (select system_identifier from pg_control_system())
-                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
-                    and settled::text is not distinct from $7",
-                lease.entity_id,
-                lease.epoch,
-                lease.owner,
-                pass.pass_id,
-                pass.target,
-                ledger_table,
-                settled
-            )
-            .execute(&mut transaction)
-            .await?;
-            commit_if_held(transaction, done.rows_affected()).await?;
-            let target =
-                pass.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
-            Ok((pass.pass_id, target))
+            let opened = open(&mut transaction, lease, opening).await?;
+            commit_if_held(transaction, u64::from(opened.is_some())).await?;
+            opened.ok_or(JournalError::LeaseLost)
         };
         self.database.again(open_pass).await
     }
@@ -358,6 +368,43 @@ impl Journal {
         };
         self.database.again(lane_succeeded).await
     }
+}
+
+/// Opens a pass by a lease, behind where the entity is. `None` when it is not there, or not the lease's any more.
+async fn open(
+    transaction: &mut Transaction,
+    lease: &Lease,
+    opening: Opening<'_>,
+) -> Result<Option<(i64, Snapshot)>, sqlx::Error> {
+    let settled = opening.seen.settled.as_ref().map(ToString::to_string);
+    let pass = sqlx::query!(
+        r#"insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
+           values ($1, $2, $3::text::pg_snapshot, pg_current_snapshot())
+        returning pass_id, target::text as "target!""#,
+        lease.entity_id,
+        opening.run_id,
+        settled
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    let done = sqlx::query!(
+        "update elven_sync.sync_state
+            set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6,
+                system_identifier = (select system_identifier from pg_control_system())
+          where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
+            and settled::text is not distinct from $7",
+        lease.entity_id,
+        lease.epoch,
+        lease.owner,
+        pass.pass_id,
+        pass.target,
+        opening.ledger_table,
+        settled
+    )
+    .execute(&mut *transaction)
+    .await?;
+    let target = pass.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
+    Ok((done.rows_affected() == 1).then_some((pass.pass_id, target)))
 }
 
 /// Says whether the pass is still open, and the lease ours.

@@ -23,7 +23,7 @@ pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use group::Handed;
-pub use lanes::{Lane, Lease, OpenPass, Take};
+pub use lanes::{Lane, Lease, OpenPass, Opening, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};

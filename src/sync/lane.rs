@@ -11,7 +11,7 @@ use super::fit::Misfit;
 use super::rows::{Limits, Rows};
 use super::{Ended, EntityReport, RunError, Target, Worker};
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::{Counters, JournalError, Kind, Lane, Lease, OpenPass, Problem, Take};
+use crate::journal::{Counters, JournalError, Kind, Lane, Lease, OpenPass, Opening, Problem, Take};
 use crate::ledger::{LedgerError, Look, Reading};
 use crate::watermark::Snapshot;
 
@@ -73,8 +73,11 @@ impl From<LedgerError> for Halt {
     }
 }
 
-/// A slot, the lease, and the state that it was taken in.
-type Taken = (OwnedSemaphorePermit, Lease, Box<Lane>);
+/// A pass and its target.
+type Opened = (i64, Snapshot);
+
+/// A slot, the lease, the state that it was taken in, and the pass that was opened with it, if one was.
+type Taken = (OwnedSemaphorePermit, Lease, Box<Lane>, Option<Opened>);
 
 /// A lane while this worker has its lease.
 pub(super) struct Held<'a> {
@@ -96,8 +99,13 @@ impl Worker {
         look: &Look,
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::new(&target.entity_id, Ended::Done);
+        // What has to be so for a pass is known from the look, as long as the entity is where it was then.
+        let is_due = look.news(&target.entity_id).has_news
+            && seen.open.is_none()
+            && self.fits(&target.entity_id, seen, look).is_ok();
+        let opening = is_due.then(|| Opening { run_id, seen, ledger_table: self.ledger.name() });
         loop {
-            let (slot, lease, lane) = match self.take_or_leave(&target.entity_id).await? {
+            let (slot, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
                 Ok(taken) => taken,
                 Err(ended) => return Ok(EntityReport { ended, ..report }),
             };
@@ -105,7 +113,7 @@ impl Worker {
                 target.channel.pause(pause);
             }
             let mut held = Held { worker: self, run_id, target, lease, report, since: Instant::now() };
-            let halted = held.drive(lane, seen, look).await;
+            let halted = held.drive(lane, opened, seen, look).await;
             let yielded = matches!(halted, Err(Halt::Yielded));
             report = held.end(halted).await?;
             if !yielded {
@@ -134,7 +142,11 @@ impl Worker {
     ///
     /// One whose holder keeps renewing is left to it; one that nobody renews is waited for, without a
     /// slot, so that it delays nobody.
-    async fn take_or_leave(&self, entity_id: &str) -> Result<Result<Taken, Ended>, RunError> {
+    async fn take_or_leave(
+        &self,
+        entity_id: &str,
+        opening: Option<Opening<'_>>,
+    ) -> Result<Result<Taken, Ended>, RunError> {
         let mut first_seen = None;
         loop {
             self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -142,10 +154,17 @@ impl Worker {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             let Some(slot) = slot else { return Ok(Err(Ended::Stopped)) };
             before(Step::TakeLease);
-            match self.journal.take(entity_id).await? {
+            if opening.is_some() {
+                before(Step::OpenPass);
+            }
+            let (taken, opened) = self.journal.take_and_open(entity_id, opening).await?;
+            match taken {
                 Take::Taken(lease, lane) => {
+                    if opened.is_some() {
+                        after(Step::OpenPass);
+                    }
                     after(Step::TakeLease);
-                    return Ok(Ok((slot, lease, lane)));
+                    return Ok(Ok((slot, lease, lane, opened)));
                 }
                 Take::Held { seen } if *first_seen.get_or_insert_with(|| seen.clone()) != seen => {
                     return Ok(Err(Ended::Held));
@@ -250,7 +269,17 @@ impl Held<'_> {
 
     /// Finishes an open pass if there is one, and makes a new one over what has come since. Then the entity is up to
     /// date, which is recorded, and the lease given back.
-    async fn drive(&mut self, mut lane: Box<Lane>, seen: &Lane, look: &Look) -> Result<(), Halt> {
+    async fn drive(
+        &mut self,
+        mut lane: Box<Lane>,
+        opened: Option<Opened>,
+        seen: &Lane,
+        look: &Look,
+    ) -> Result<(), Halt> {
+        if opened.is_some() {
+            lane.open = opened;
+            return self.pass(&lane, true).await.map(drop);
+        }
         let fresh;
         let mut look = look;
         if (&lane.settled, &lane.open) != (&seen.settled, &seen.open) {
@@ -284,8 +313,8 @@ impl Held<'_> {
         let (pass_id, target) = if let Some(open) = lane.open.clone() {
             open
         } else {
-            let opened = journal.open_pass(&self.lease, self.run_id, settled, ledger.name());
-            around(Step::OpenPass, opened).await?
+            let opening = Opening { run_id: self.run_id, seen: lane, ledger_table: ledger.name() };
+            around(Step::OpenPass, journal.open_pass(&self.lease, opening)).await?
         };
         let pass = OpenPass::new(self.lease.clone(), pass_id);
         let reading = |after, until| Reading {

@@ -16,6 +16,7 @@ mod commands;
 mod crashes;
 mod database;
 mod delivery;
+mod economy;
 mod errors;
 mod failover;
 mod groups;

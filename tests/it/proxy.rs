@@ -1,4 +1,5 @@
-//! A network between the connector and its database that fails where a test wants it to: at a commit.
+//! A network between the connector and its database that fails where a test wants it to, at a commit, and that counts
+//! what is asked over it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,8 @@ pub struct Network {
 struct Fails {
     server: String,
     commits: AtomicU64,
+    connections: AtomicU64,
+    statements: AtomicU64,
     next: Mutex<Option<(u64, Failure)>>,
     /// Whether nobody gets through.
     down: watch::Sender<bool>,
@@ -50,6 +53,8 @@ impl Network {
         let fails = Arc::new(Fails {
             server,
             commits: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            statements: AtomicU64::new(0),
             next: Mutex::new(None),
             down: watch::Sender::new(false),
             forgotten: watch::Sender::new(0),
@@ -65,6 +70,13 @@ impl Network {
 
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Connections made since the last time this was asked, and statements sent over all of them: what begins and ends
+    /// a transaction counts as well, and several that go in one message count as one.
+    pub fn count(&self) -> (u64, u64) {
+        let Fails { connections, statements, .. } = &*self.fails;
+        (connections.swap(0, Ordering::SeqCst), statements.swap(0, Ordering::SeqCst))
     }
 
     /// Lets the `number`th commit from now on fail, counted from 1.
@@ -106,6 +118,7 @@ impl Fails {
 async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
     // Only those that come later: the others fail by themselves.
     fails.down.subscribe().wait_for(|down| !*down).await.ok();
+    fails.connections.fetch_add(1, Ordering::SeqCst);
     let server = TcpStream::connect(&fails.server).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -127,8 +140,13 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
             message = message(&mut from_client, 1) => message?,
             Ok(()) = forgotten.changed() => break (Vec::new(), Failure::Swallowed),
         };
-        // A simple query; those that end a transaction which only reads count, too.
-        let is_commit = message[0] == b'Q' && message[5..].starts_with(b"commit");
+        if matches!(message.first(), Some(b'Q' | b'E')) {
+            fails.statements.fetch_add(1, Ordering::SeqCst);
+        }
+        // A simple query; those that end a transaction which only reads count, too, be it by itself or in one message
+        // with all the rest.
+        let is_commit =
+            message[0] == b'Q' && (message[5..].starts_with(b"commit") || message.ends_with(b"; commit\0"));
         match is_commit.then(|| fails.at_commit()).flatten() {
             None => to_server.write_all(&message).await?,
             Some(failure) => break (message, failure),

@@ -127,8 +127,12 @@ async fn a_worker_that_freezes_at_any_step_moves_nothing_when_it_comes_back(pool
     };
     let mut points = points(&OF_A_LEASE);
     points.retain(|point| {
-        let has_no_lease =
-            matches!((point.0, point.1), (Step::TakeLease, Side::Before) | (Step::ReleaseLease, Side::After));
+        // A pass is opened with the lease, and the last one closed with giving it back.
+        let has_no_lease = matches!(
+            (point.0, point.1),
+            (Step::TakeLease | Step::OpenPass, Side::Before)
+                | (Step::ClosePass | Step::ReleaseLease, Side::After)
+        );
         !has_no_lease
     });
     at_each(pool, points, freeze, async |_| ()).await;

@@ -48,11 +48,17 @@ create function soak.is_within(one pg_snapshot, other pg_snapshot) returns boole
                            and not exists (select from pg_snapshot_xip(other) x where pg_visible_in_snapshot(x, one)))
 $$;
 
--- Whether the process that writes was given the lease as it stands.
+-- Whether the process that writes was given a lease.
+create function soak.was_given(entity text, lease bigint) returns boolean language sql volatile as $$
+    select exists (select from soak.takes t
+                    where t.entity_id = entity and t.epoch = lease and t.process = soak.process())
+$$;
+
+-- Whether it was given the lease as it stands.
 create function soak.has_lease(entity text) returns boolean language sql volatile as $$
-    select exists (select from elven_sync.sync_state s join soak.takes t
-                       on t.entity_id = s.entity_id and t.epoch = s.lease_epoch and t.process = soak.process()
-                    where s.entity_id = entity and s.lease_owner is not null)
+    select exists (select from elven_sync.sync_state s
+                    where s.entity_id = entity and s.lease_owner is not null
+                      and soak.was_given(s.entity_id, s.lease_epoch))
 $$;
 
 create function soak.watch_state() returns trigger language plpgsql as $$
@@ -74,7 +80,9 @@ begin
     if (new.settled::text, new.pass_id, new.target::text, new.cursor_xid, new.cursor_id, new.rows_uploaded)
         is distinct from
        (old.settled::text, old.pass_id, old.target::text, old.cursor_xid, old.cursor_id, old.rows_uploaded) then
-        if not soak.has_lease(new.entity_id) then
+        -- As it stood: the last pass is closed together with giving it back.
+        if old.lease_owner is null or new.lease_epoch <> old.lease_epoch
+           or not soak.was_given(new.entity_id, old.lease_epoch) then
             wrong := wrong || 'moved without the lease'::text;
         end if;
         if not soak.is_within(old.settled, new.settled) then

@@ -1,0 +1,77 @@
+//! What a run asks of its database: as much for many entities as for few, and little for each that has news.
+
+use sqlx::PgPool;
+
+use crate::proxy::Network;
+use crate::support::{Scene, stderr};
+
+/// A ledger of entities whose rows are all dealt with, and a network to it.
+async fn scene_with(pool: PgPool, entities: i32) -> (Scene, Network) {
+    let mut scene = Scene::new(pool).await;
+    let network = Network::to(&scene.url).await;
+    scene.set("DATABASE_URL", network.url());
+    // A run has ended before it has to give a sign of life.
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "10m");
+    sqlx::query(
+        "insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, $1) n",
+    )
+    .bind(entities)
+    .execute(&scene.pool)
+    .await
+    .unwrap();
+    add_rows_to(&scene, entities).await;
+    scene
+        .sql(
+            "update elven_sync.sync_state
+                set settled = pg_current_snapshot(), ledger_table = '\"ledger\".\"balance_snapshots\"',
+                    system_identifier = (select system_identifier from pg_control_system())",
+        )
+        .await;
+    (scene, network)
+}
+
+/// Adds a row to each of the first entities.
+async fn add_rows_to(scene: &Scene, entities: i32) {
+    sqlx::query(
+        "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+         select 'e' || n, 'a', 'BTC', clock_timestamp(), n from generate_series(1, $1) n",
+    )
+    .bind(entities)
+    .execute(&scene.pool)
+    .await
+    .unwrap();
+}
+
+/// Connections and statements of a run that uploads so many rows.
+async fn cost(scene: &Scene, network: &Network, rows: i64) -> (u64, u64) {
+    let received = scene.received().len();
+    network.count();
+    let output = scene.output(&["run"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(scene.received().len() - received, usize::try_from(rows).unwrap());
+    network.count()
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_idle_run_asks_as_much_for_many_entities_as_for_few(pool: PgPool) {
+    let (scene, network) = scene_with(pool, 2000).await;
+    let (connections, statements) = cost(&scene, &network, 0).await;
+    assert!(statements <= 25, "{statements} statements");
+    assert_eq!(connections, 1, "one transaction after the other");
+    let well = "select count(*)::text from elven_sync.sync_health where status = 'ok' and last_success_at is not null";
+    assert_eq!(scene.text(well).await, "2000", "all are noted to be well");
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_entity_with_news_costs_a_bounded_number_of_statements(pool: PgPool) {
+    let (scene, network) = scene_with(pool, 100).await;
+    let mut costs = Vec::new();
+    for entities in [1, 21] {
+        add_rows_to(&scene, entities).await;
+        costs.push(cost(&scene, &network, entities.into()).await.1);
+    }
+    let [one, many] = costs[..] else { unreachable!() };
+    assert!(one <= 70, "{one} statements for one row");
+    let each = (many - one) / 20;
+    assert!(each <= 26, "{each} statements for each entity with a row");
+}
