@@ -360,15 +360,4 @@ impl Journal {
     pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
         Ok(self.database.again(|| errors::rejections(&self.database, entity_id)).await?)
     }
-
-    /// The smallest body of these entities that was too large for the API; of the last day alone, since
-    /// limits are lifted, too.
-    pub async fn too_large(&self, entity_ids: &[String]) -> Result<Option<usize>, JournalError> {
-        let refused = self.database.again(|| sqlx::query_scalar!(
-            "select min(body_bytes) from elven_sync.sync_batches
-              where entity_id = any ($1) and http_status = 413 and finished_at > clock_timestamp() - interval '1 day'",
-            entity_ids
-        ).fetch_one(&self.database)).await?;
-        Ok(refused.and_then(|bytes| usize::try_from(bytes).ok()))
-    }
 }

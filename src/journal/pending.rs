@@ -1,4 +1,6 @@
-//! What waits for each entity, for dashboards: noted after each look.
+//! What is asked and noted of many entities at once, however many they are.
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
@@ -58,5 +60,25 @@ impl Journal {
             })
             .await?;
         Ok(())
+    }
+
+    /// Of each of these entities the smallest body that was too large for the API, if one was; of the last day alone,
+    /// since limits are lifted, too.
+    pub async fn too_large(&self, entity_ids: &[String]) -> Result<BTreeMap<String, usize>, JournalError> {
+        let refused = self
+            .database
+            .again(|| {
+                sqlx::query!(
+                    r#"select entity_id, min(body_bytes) as "body_bytes!" from elven_sync.sync_batches
+                        where entity_id = any ($1) and http_status = 413
+                          and finished_at > clock_timestamp() - interval '1 day'
+                        group by entity_id"#,
+                    entity_ids
+                )
+                .fetch_all(&self.database)
+            })
+            .await?;
+        let bytes = |bytes: i32| usize::try_from(bytes).unwrap_or(0);
+        Ok(refused.into_iter().map(|refused| (refused.entity_id, bytes(refused.body_bytes))).collect())
     }
 }

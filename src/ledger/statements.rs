@@ -204,7 +204,9 @@ impl Table {
                 union all
                 select (select {entity}::text from {name} t where {entity} > e.entity_id order by {entity} limit 1)
                   from e where e.entity_id is not null)
-             select entity_id from e where entity_id <> all ({registered}) {nobodys}"
+             select entity_id from e
+              where entity_id is not null
+                and not exists (select from unnest({registered}) r (entity_id) where r.entity_id = e.entity_id) {nobodys}"
         )
     }
 }

@@ -225,15 +225,14 @@ impl Worker {
 
     /// Tells each channel which bodies the API has found too large of late.
     async fn recall_sizes(&self, targets: &[Target]) -> Result<(), JournalError> {
-        let mut entities: BTreeMap<&str, (&Channel, Vec<String>)> = BTreeMap::new();
-        for target in targets {
-            let channel = &*target.channel;
-            let of = entities.entry(&channel.credential.name).or_insert_with(|| (channel, Vec::new()));
-            of.1.push(target.entity_id.clone());
+        if targets.is_empty() {
+            return Ok(());
         }
-        for (channel, entity_ids) in entities.into_values() {
-            if let Some(bytes) = self.journal.too_large(&entity_ids).await? {
-                channel.too_large(bytes);
+        let entity_ids: Vec<String> = targets.iter().map(|target| target.entity_id.clone()).collect();
+        let refused = self.journal.too_large(&entity_ids).await?;
+        for target in targets {
+            if let Some(&bytes) = refused.get(&target.entity_id) {
+                target.channel.too_large(bytes);
             }
         }
         Ok(())
