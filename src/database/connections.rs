@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout};
 
 use super::within;
 
-/// The longest that a connection may take to be made.
+/// The longest that a connection may take to be made that nothing else waits for.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// The longest that is waited for others to give one back.
+/// The longest that a transaction waits for others to give one back, and again for one to be made.
 const TURN_MAX: Duration = Duration::from_secs(5);
 /// One that was used so lately is not asked whether it is well: if it is not, the transaction is begun again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -29,6 +29,7 @@ const AGE_MAX: Duration = Duration::from_mins(30);
 pub(super) struct Connections {
     pub(super) options: PgConnectOptions,
     pub(super) count_max: u32,
+    turn_max: Duration,
     places: Arc<Semaphore>,
     /// The one used last comes last.
     idle: Mutex<Vec<Idle>>,
@@ -50,9 +51,11 @@ pub(super) struct InUse {
 }
 
 impl Connections {
-    pub(super) fn new(options: PgConnectOptions, count_max: u32) -> Self {
+    /// At most so many at once. `away_max`: how long the database may be away.
+    pub(super) fn new(options: PgConnectOptions, count_max: u32, away_max: Duration) -> Self {
         let places = usize::try_from(count_max).unwrap_or(Semaphore::MAX_PERMITS);
-        Self { options, count_max, places: Arc::new(Semaphore::new(places)), idle: Mutex::default() }
+        let (places, turn_max) = (Arc::new(Semaphore::new(places)), TURN_MAX.min(away_max));
+        Self { options, count_max, turn_max, places, idle: Mutex::default() }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
@@ -61,7 +64,7 @@ impl Connections {
 
     /// A connection: the one that was used last, or a new one.
     pub(super) async fn take(&self) -> Result<InUse, sqlx::Error> {
-        let place = timeout(TURN_MAX, self.places.clone().acquire_owned()).await;
+        let place = timeout(self.turn_max, self.places.clone().acquire_owned()).await;
         let place = place.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)?;
         let known = self.idle().pop();
         if let Some(Idle { mut connection, made, since }) = known {
@@ -70,7 +73,7 @@ impl Connections {
             }
             self.forget_idle();
         }
-        let connection = self.connect(&self.options).await?;
+        let connection = within(self.turn_max, PgConnection::connect_with(&self.options)).await?;
         Ok(InUse { connection, made: Instant::now(), _place: place })
     }
 
@@ -84,6 +87,12 @@ impl Connections {
         if made.elapsed() < AGE_MAX && !self.places.is_closed() {
             self.idle().push(Idle { connection, made, since: Instant::now() });
         }
+    }
+
+    /// Keeps one that was made, for whoever comes first.
+    pub(super) fn keep(&self, connection: PgConnection) {
+        let now = Instant::now();
+        self.idle().push(Idle { connection, made: now, since: now });
     }
 
     /// Ends one in whatever state it is. What has befallen it may have befallen those that lie idle.

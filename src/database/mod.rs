@@ -109,10 +109,9 @@ impl Database {
         let options = PgConnectOptions::from_str(url.expose_secret())?
             .application_name("elven-sync")
             .extra_float_digits(None);
-        let connections = Connections::new(options, connections_max);
+        let connections = Connections::new(options, connections_max, reconnect_timeout);
         // So that what is wrong is said at once, and not after the wait for a database that was there before.
-        let first = connections.take().await?;
-        connections.give_back(first);
+        connections.keep(connections.connect(&connections.options).await?);
         Ok(Self { connections: Arc::new(connections), reconnect_timeout, process: Arc::default() })
     }
 
@@ -261,8 +260,10 @@ impl From<PgPool> for Database {
     /// Connects as somebody else does, with as many connections of its own.
     fn from(pool: PgPool) -> Self {
         let options = pool.connect_options().as_ref().clone();
-        let connections = Arc::new(Connections::new(options, pool.options().get_max_connections()));
-        Self { connections, reconnect_timeout: Duration::from_mins(1), process: Arc::default() }
+        let (connections_max, reconnect_timeout) =
+            (pool.options().get_max_connections(), Duration::from_mins(1));
+        let connections = Arc::new(Connections::new(options, connections_max, reconnect_timeout));
+        Self { connections, reconnect_timeout, process: Arc::default() }
     }
 }
 
