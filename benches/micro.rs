@@ -5,7 +5,7 @@ use std::hint::black_box;
 use bytes::{BufMut, Bytes, BytesMut};
 use chrono_tz::Tz;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use elven_sync::align;
+use elven_sync::align::{Clock, Number};
 use elven_sync::batch::Batch;
 use elven_sync::elven::client::IMPORT_PATH;
 use elven_sync::elven::sign::sign;
@@ -65,17 +65,17 @@ fn micro(criterion: &mut Criterion) {
     });
     let instants = instants();
     group.bench_function("align: wall clock", |bencher| {
-        bencher
-            .iter(|| instants.iter().filter(|us| align::wall_clock(black_box(**us), ZONE).is_ok()).count());
+        let mut clock = Clock::of(ZONE);
+        bencher.iter(|| instants.iter().filter(|us| clock.at(black_box(**us)).is_ok()).count());
     });
     let balances = balances();
     group.bench_function("align: numbers", |bencher| {
         bencher.iter(|| {
             let mut out = Vec::with_capacity(32 * balances.len());
-            balances
-                .iter()
-                .filter(|numeric| align::write_number(&mut out, black_box(numeric)).is_ok())
-                .count()
+            for number in balances.iter().filter_map(|numeric| Number::read(black_box(numeric)).ok()) {
+                number.write(&mut out);
+            }
+            out
         });
     });
     let rows = decode(messages());
