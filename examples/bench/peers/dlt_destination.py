@@ -71,7 +71,9 @@ table = sql_table(
     table="balance_snapshots",
     backend="pyarrow",
     chunk_size=50_000,
-    included_columns=["entity_id", "entity_account_id", "currency", "captured_at", "balance"],
+    included_columns=["id", "entity_id", "entity_account_id", "currency", "captured_at", "balance"],
 )
+# A numeric without a scale is otherwise taken for one of 9 decimals.
+table.apply_hints(columns={"balance": {"data_type": "decimal", "precision": 38, "scale": 18}})
 with tempfile.TemporaryDirectory() as folder:
     dlt.pipeline("elven_bench", destination=elven, pipelines_dir=folder).run(table)

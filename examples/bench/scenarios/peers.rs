@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
-use super::environment;
+use super::{Run, environment};
 use crate::Bench;
+use crate::ledgers::Ledger;
 use crate::receiver::{Options, Receiver};
 
 const NAME: &str = "peers";
@@ -63,13 +64,13 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
             bench.report.note(format!("{}: left out, `{}` does not work here", peer.name, peer.check[1]));
             continue;
         }
-        let mut runs = Vec::new();
-        for _ in 0..bench.arguments.runs {
-            let run = bench.run(&ledger, &mut receiver, &[&peer.program, &peer.script], &variables).await?;
-            let arrived = run.arrived.records;
-            ensure!(arrived == u64::from(ledger.rows), "{}: {arrived} records arrived", peer.name);
-            runs.push(run);
-        }
+        let runs = match repeat(bench, &peer, &ledger, &mut receiver, &variables).await {
+            Ok(runs) => runs,
+            Err(problem) => {
+                bench.report.note(format!("{}: {problem:#}", peer.name));
+                continue;
+            }
+        };
         let report = &mut bench.report;
         report.add(NAME, peer.name, "rows/s", None, runs.iter().map(|run| Some(run.rate())));
         let unit = "s per million rows";
@@ -86,6 +87,23 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     }
     bench.ledgers.give_back(ledger);
     Ok(())
+}
+
+async fn repeat(
+    bench: &mut Bench,
+    peer: &Peer,
+    ledger: &Ledger,
+    receiver: &mut Receiver,
+    variables: &[(String, String)],
+) -> anyhow::Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    for _ in 0..bench.arguments.runs {
+        let run = bench.run(ledger, receiver, &[&peer.program, &peer.script], variables).await?;
+        let (rows, arrived) = (ledger.rows, run.arrived.records);
+        ensure!(arrived == u64::from(rows), "of {rows} records {arrived} arrived");
+        runs.push(run);
+    }
+    Ok(runs)
 }
 
 async fn is_there(peer: &Peer, environment: &[(String, String)]) -> bool {
