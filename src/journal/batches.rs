@@ -346,16 +346,6 @@ impl Journal {
         self.database.again(set_aside).await
     }
 
-    /// Says whether an entity has rows that are still set aside.
-    pub async fn has_rows_set_aside(&self, entity_id: &str) -> Result<bool, JournalError> {
-        let open = self.database.again(|| sqlx::query_scalar!(
-            r#"select exists (select from elven_sync.sync_errors
-                               where entity_id = $1 and ledger_id is not null and resolved_at is null) as "open!""#,
-            entity_id
-        ).fetch_one(&self.database)).await?;
-        Ok(open)
-    }
-
     /// Rows of an entity that the API refused and that are still set aside.
     pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
         Ok(self.database.again(|| errors::rejections(&self.database, entity_id)).await?)

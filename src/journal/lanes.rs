@@ -89,6 +89,8 @@ pub struct Lane {
     pub ledger_table: Option<String>,
     /// How long the API has asked not to be called.
     pub not_before: Option<Duration>,
+    /// It has rows set aside, whose errors an upload may resolve. Of use under the lease alone, so asked for with it.
+    pub has_rows_set_aside: bool,
 }
 
 /// A row of `sync_state` as it comes.
@@ -103,6 +105,7 @@ struct StateRow {
     system_identifier: Option<i64>,
     ledger_table: Option<String>,
     not_before_s: Option<f64>,
+    has_rows_set_aside: bool,
 }
 
 impl StateRow {
@@ -120,6 +123,7 @@ impl StateRow {
             system_identifier: self.system_identifier,
             ledger_table: self.ledger_table,
             not_before: self.not_before_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            has_rows_set_aside: self.has_rows_set_aside,
         })
     }
 }
@@ -143,7 +147,8 @@ impl Journal {
             StateRow,
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
                       s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?",
-                      extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s
+                      extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
+                      false as "has_rows_set_aside!"
                  from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
             entity_ids
         ).fetch_all(&self.database)).await?;
@@ -168,7 +173,7 @@ impl Journal {
             let mut transaction = self.database.begin().await?;
             let row = sqlx::query_as!(
                 StateRow,
-                r#"update elven_sync.sync_state
+                r#"update elven_sync.sync_state s
                       set lease_owner = $2, lease_epoch = lease_epoch + 1,
                           lease_expires_at = clock_timestamp() + make_interval(secs => $3)
                     where entity_id = (select entity_id from elven_sync.sync_state
@@ -178,7 +183,10 @@ impl Journal {
                                           for update skip locked)
                 returning entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
                           system_identifier, ledger_table,
-                          extract(epoch from not_before - clock_timestamp())::float8 as not_before_s"#,
+                          extract(epoch from not_before - clock_timestamp())::float8 as not_before_s,
+                          exists (select from elven_sync.sync_errors e
+                                   where e.entity_id = s.entity_id and e.ledger_id is not null
+                                     and e.resolved_at is null) as "has_rows_set_aside!""#,
                 entity_id,
                 self.worker,
                 self.lease_seconds(),

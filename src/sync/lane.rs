@@ -85,6 +85,8 @@ pub(super) struct Held<'a> {
     pub run_id: i64,
     pub target: &'a Target,
     pub since: Instant,
+    /// The entity has rows set aside.
+    pub has_rows_set_aside: bool,
     lease: Lease,
     report: EntityReport,
 }
@@ -112,7 +114,8 @@ impl Worker {
             if let Some(pause) = lane.not_before {
                 target.channel.pause(pause);
             }
-            let mut held = Held { worker: self, run_id, target, lease, report, since: Instant::now() };
+            let (since, has_rows_set_aside) = (Instant::now(), lane.has_rows_set_aside);
+            let mut held = Held { worker: self, run_id, target, since, has_rows_set_aside, lease, report };
             let halted = held.drive(lane, opened, seen, look).await;
             let yielded = matches!(halted, Err(Halt::Yielded));
             report = held.end(halted).await?;
@@ -277,8 +280,7 @@ impl Held<'_> {
         look: &Look,
     ) -> Result<(), Halt> {
         if opened.is_some() {
-            lane.open = opened;
-            return self.pass(&lane, true).await.map(drop);
+            return self.pass(&lane, opened, true).await.map(drop);
         }
         let fresh;
         let mut look = look;
@@ -290,7 +292,7 @@ impl Held<'_> {
         let again;
         if lane.open.is_some() {
             self.worker.fits(&self.target.entity_id, &lane, look)?;
-            lane.settled = Some(self.pass(&lane, false).await?);
+            lane.settled = Some(self.pass(&lane, None, false).await?);
             lane.open = None;
             lane.cursor = None;
             again = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
@@ -298,7 +300,7 @@ impl Held<'_> {
         }
         self.worker.fits(&self.target.entity_id, &lane, look)?;
         if look.news(&self.target.entity_id).has_news {
-            self.pass(&lane, true).await?;
+            self.pass(&lane, None, true).await?;
         } else {
             let succeeded = self.worker.journal.lane_succeeded(&self.lease);
             around(Step::Succeed, around(Step::ReleaseLease, succeeded)).await?;
@@ -306,11 +308,13 @@ impl Held<'_> {
         Ok(())
     }
 
-    /// Goes through one pass from where it stands to its end; returns the new watermark. `is_last`: the lane ends with it.
-    async fn pass(&mut self, lane: &Lane, is_last: bool) -> Result<Snapshot, Halt> {
+    /// Goes through one pass to its end: the one that was just opened, or that is open, from where it stands, or a new
+    /// one. Returns the new watermark. `is_last`: the lane ends with it.
+    async fn pass(&mut self, lane: &Lane, opened: Option<Opened>, is_last: bool) -> Result<Snapshot, Halt> {
         let Worker { journal, ledger, .. } = self.worker;
         let settled = lane.settled.as_ref();
-        let (pass_id, target) = if let Some(open) = lane.open.clone() {
+        let is_new = lane.open.is_none();
+        let (pass_id, target) = if let Some(open) = opened.or_else(|| lane.open.clone()) {
             open
         } else {
             let opening = Opening { run_id: self.run_id, seen: lane, ledger_table: ledger.name() };
@@ -328,11 +332,13 @@ impl Held<'_> {
         };
         let delivery = Delivery::new(self, pass.clone(), lane.cursor.clone());
         let delivered = async {
-            let after = delivery.recover(&reading).await?;
+            // Of a new one nobody has left anything.
+            let after = if is_new { None } else { delivery.recover(&reading).await? };
             delivery.go_on(Rows::of(ledger.pass(reading(after.clone(), None)).await?), after).await
         };
         let delivered = delivered.await;
         delivery.report_to(&mut self.report);
+        self.has_rows_set_aside = delivery.has_set_aside();
         delivered?;
         let closed = around(Step::ClosePass, journal.close_pass(&pass, is_last));
         if is_last {

@@ -104,7 +104,7 @@ impl Delivery {
             slots: Arc::new(Semaphore::new(at_once)),
             since: held.since,
             halted: watch::Sender::new(false),
-            has_set_aside: AtomicBool::new(false),
+            has_set_aside: AtomicBool::new(held.has_rows_set_aside),
             report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
         })
     }
@@ -112,6 +112,10 @@ impl Delivery {
     /// Adds what was done to the report of the lane.
     pub(super) fn report_to(&self, report: &mut EntityReport) {
         report.add(&self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn has_set_aside(&self) -> bool {
+        self.has_set_aside.load(Ordering::Relaxed)
     }
 
     fn doing(&self) -> Doing<'_> {
@@ -395,7 +399,7 @@ impl Delivery {
         before(Step::Settle);
         let handed = {
             let mut window = self.window.lock().await;
-            let moves = (window.advance_after(node.root), self.has_set_aside.load(Ordering::Relaxed));
+            let moves = (window.advance_after(node.root), self.has_set_aside());
             let (doing, journal) = (self.doing(), &self.worker.journal);
             let handed = journal.settle(doing, node.batch_id, &node.batch, settlement, moves);
             // What moves the cursor next is handed in behind this, and so it is written behind it or not at all.

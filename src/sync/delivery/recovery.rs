@@ -1,7 +1,6 @@
 //! Recovery: what an earlier worker has left of a pass.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use super::super::lane::Halt;
 use super::super::rows::Rows;
@@ -21,8 +20,6 @@ impl Delivery {
         &self,
         reading: &impl Fn(Option<Cursor>, Option<Cursor>) -> Reading<'r>,
     ) -> Result<Option<Cursor>, Halt> {
-        let set_aside = self.worker.journal.has_rows_set_aside(&self.pass.lease.entity_id).await?;
-        self.has_set_aside.store(set_aside, Ordering::Relaxed);
         let recorded = around(Step::Recover, self.worker.journal.recorded(&self.pass)).await?;
         let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
         for part in &recorded {

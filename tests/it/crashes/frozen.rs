@@ -14,10 +14,9 @@ use crate::sandbox::IMPORT;
 use crate::workers::signal;
 
 /// While it has the lease, and a while longer.
-const OF_A_LEASE: [(Step, &[u32]); 10] = [
+const OF_A_LEASE: [(Step, &[u32]); 9] = [
     (Step::TakeLease, &[1]),
     (Step::OpenPass, &[1]),
-    (Step::Recover, &[1]),
     (Step::Announce, &[1]),
     (Step::Send, &[1]),
     (Step::Settle, &[1]),

@@ -40,12 +40,11 @@ pub fn points(steps: &[(Step, &[u32])]) -> Vec<Point> {
 }
 
 /// In a run of new rows.
-pub const OF_A_RUN: [(Step, &[u32]); 15] = [
+pub const OF_A_RUN: [(Step, &[u32]); 14] = [
     (Step::BeginRun, &[1]),
     (Step::TakeLease, &[1, 2]),
     (Step::RenewLease, &[1]),
     (Step::OpenPass, &[1, 2]),
-    (Step::Recover, &[1, 2]),
     (Step::Announce, &[1, 5]),
     (Step::Send, &[1, 5]),
     (Step::Answer, &[1, 2]),
