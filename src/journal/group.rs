@@ -21,7 +21,9 @@ use crate::watermark::Cursor;
 
 /// The most that is written in one transaction.
 const GROUP_MAX: usize = 256;
-/// How long more is waited for when much is handed in: whoever waits has others under way.
+/// When so many were written together, more is waited for: then the processor is what is short, and not time.
+const MANY: usize = 8;
+/// So long.
 const GATHERING: Duration = Duration::from_millis(4);
 /// How long a lane is left alone whose row somebody else has locked.
 const LOCKED: Duration = Duration::from_millis(10);
@@ -169,7 +171,7 @@ impl Writer {
             {
                 entries.push(entry);
             }
-            let many = entries.len() > 1;
+            let many = entries.len() >= MANY;
             entries = self.write_together(entries).await;
             pause = match (entries.is_empty(), many) {
                 (false, _) => LOCKED,

@@ -38,7 +38,7 @@ const SIGNED_ANEW_MAX: usize = 3;
 /// How many batches are recorded as being sent, when so many requests may be in flight at once: half as many more, so
 /// that the wire does not wait for the journal. No more, since a crash leaves the outcome of each unknown.
 const fn under_way_max(at_once: usize) -> usize {
-    at_once + at_once / 2
+    2 * at_once - 1
 }
 
 /// The batches of one pass on their way.
