@@ -5,19 +5,21 @@
 //! written in that order. When a batch cannot be announced none behind it is: the journal never has a batch of a
 //! pass without those before it.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod lanes;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use self::lanes::{lock, move_lanes};
 use super::batches::{Advance, Doing};
 use super::contents::{Answered, Contents, New, finish, insert_all, rewrite};
 use super::steps::{count_in_run, resolve_newer};
 use super::{Counters, JournalError, OpenPass, Problem, errors};
 use crate::database::{Database, Passing, Transaction};
-use crate::watermark::Cursor;
 
 /// The most that is written in one transaction.
 const GROUP_MAX: usize = 256;
@@ -288,7 +290,7 @@ impl Writer {
         let answers: Vec<(&Entry, &Answer)> =
             ours.iter().filter_map(|entry| Some((*entry, entry.answer()?))).collect();
         record(transaction, &answers).await?;
-        self.move_lanes(transaction, &lanes).await?;
+        move_lanes(transaction, &lanes, self.lease).await?;
         let mut counted: BTreeMap<i64, Counters> = BTreeMap::new();
         for (entry, answer) in answers {
             *counted.entry(entry.run_id).or_default() += &answer.counted;
@@ -305,132 +307,6 @@ impl Writer {
         let is_ours = |entry: &&Entry| lanes.contains_key(entry.entity_id());
         Ok(entries.iter().map(|entry| Some(entry).filter(is_ours).and_then(&mut number)).collect())
     }
-
-    /// Moves the cursors, and gives leases their time again that ran out and that nobody took: what is sent from now
-    /// on is sent under a lease, and whoever takes over waits from then.
-    async fn move_lanes(
-        &self,
-        transaction: &mut Transaction,
-        lanes: &BTreeMap<String, Locked>,
-    ) -> Result<(), sqlx::Error> {
-        let moved: Vec<(&String, &Locked)> = lanes.iter().filter(|(_, lane)| lane.is_changed()).collect();
-        if moved.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<String> = moved.iter().map(|(entity_id, _)| (*entity_id).clone()).collect();
-        let cursor = |lane: &Locked| lane.moved_to.clone();
-        let xids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.xid.to_string())).collect();
-        let row_ids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.id)).collect();
-        let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.uploaded).collect();
-        let renewed: Vec<_> = moved.iter().map(|(_, lane)| lane.renewed).collect();
-        sqlx::query!(
-            "update elven_sync.sync_state s
-                set cursor_xid = coalesce(m.cursor_xid::xid8, s.cursor_xid),
-                    cursor_id = coalesce(m.cursor_id, s.cursor_id), rows_uploaded = s.rows_uploaded + m.uploaded,
-                    lease_expires_at = case when m.renewed then clock_timestamp() + make_interval(secs => $6)
-                                            else s.lease_expires_at end
-               from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::boolean[])
-                    m (entity_id, cursor_xid, cursor_id, uploaded, renewed)
-              where s.entity_id = m.entity_id",
-            &ids,
-            &xids as &[Option<String>],
-            &row_ids as &[Option<String>],
-            &uploaded,
-            &renewed,
-            self.lease.as_secs_f64()
-        )
-        .execute(transaction)
-        .await?;
-        Ok(())
-    }
-}
-
-/// A lane, locked by the transaction, and what the transaction does to it.
-#[derive(Debug)]
-struct Locked {
-    owner: Option<String>,
-    epoch: i64,
-    pass_id: Option<i64>,
-    cursor: Option<Cursor>,
-    has_run_out: bool,
-    moved_to: Option<Cursor>,
-    uploaded: i64,
-    renewed: bool,
-}
-
-impl Locked {
-    /// Makes sure that lease and pass are those of the entry and that the cursor stands where it moves from, and
-    /// notes what it does.
-    fn admit(&mut self, entry: &Entry) -> Result<(), JournalError> {
-        let OpenPass { lease, pass_id, .. } = &entry.pass;
-        let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
-        if !is_held || self.pass_id != Some(*pass_id) {
-            return Err(JournalError::LeaseLost);
-        }
-        self.renewed |= self.has_run_out && entry.contents().is_some();
-        if let Some(answer) = entry.answer() {
-            self.uploaded += answer.counted.rows_uploaded;
-            if let Some(Advance { before, last }) = &answer.advance {
-                if self.moved_to.as_ref().or(self.cursor.as_ref()) != before.as_ref() {
-                    return Err(JournalError::LeaseLost);
-                }
-                self.moved_to = Some(last.clone());
-            }
-        }
-        Ok(())
-    }
-
-    fn is_changed(&self) -> bool {
-        self.moved_to.is_some() || self.uploaded > 0 || self.renewed
-    }
-}
-
-/// Locks the lanes of entries, but for those that somebody else has locked: who stands still is no reason for others
-/// to wait. One that is not there any more is nobody's.
-async fn lock(
-    transaction: &mut Transaction,
-    entries: &[Entry],
-) -> Result<BTreeMap<String, Locked>, JournalError> {
-    let ids: BTreeSet<&str> = entries.iter().map(Entry::entity_id).collect();
-    let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
-    let rows = sqlx::query!(
-        r#"select entity_id, lease_owner, lease_epoch, pass_id, cursor_xid::text, cursor_id,
-                  coalesce(lease_expires_at <= clock_timestamp(), false) as "has_run_out!"
-             from elven_sync.sync_state where entity_id = any ($1) order by entity_id for update skip locked"#,
-        &ids
-    )
-    .fetch_all(&mut *transaction)
-    .await?;
-    let mut lanes = BTreeMap::new();
-    for row in rows {
-        let cursor = Cursor::from_columns(row.cursor_xid, row.cursor_id)
-            .map_err(|problem| sqlx::Error::Decode(problem.into()))?;
-        lanes.insert(
-            row.entity_id,
-            Locked {
-                owner: row.lease_owner,
-                epoch: row.lease_epoch,
-                pass_id: row.pass_id,
-                cursor,
-                has_run_out: row.has_run_out,
-                moved_to: None,
-                uploaded: 0,
-                renewed: false,
-            },
-        );
-    }
-    if lanes.len() < ids.len() {
-        let there = sqlx::query_scalar!(
-            r#"select count(*) as "count!" from elven_sync.sync_state where entity_id = any ($1)"#,
-            &ids
-        )
-        .fetch_one(&mut *transaction)
-        .await?;
-        if usize::try_from(there).is_ok_and(|there| there < ids.len()) {
-            return Err(JournalError::LeaseLost);
-        }
-    }
-    Ok(lanes)
 }
 
 /// Records answers, and what they mean for rows that are set aside.
