@@ -101,8 +101,7 @@ async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
 /// being read ahead, a batch being announced and one being settled, and the heartbeat.
 async fn connect(settings: &Settings) -> anyhow::Result<Database> {
     let url = settings.database_url()?;
-    let at_once = u32::try_from(settings.sync.entities_at_once).unwrap_or(u32::MAX / 2);
-    let connections_max = at_once.saturating_mul(3).saturating_add(2).min(64);
+    let connections_max = settings.sync.entities_at_once.saturating_mul(3).saturating_add(2).min(64);
     Database::connect(url, connections_max, settings.database.reconnect_timeout).await.context(
         "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
     )

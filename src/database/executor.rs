@@ -210,7 +210,7 @@ impl AtOnce<'_> {
         let sql = format!("{BEGIN_READING}; {}; commit", query.sql().as_str());
         let mut transaction = Transaction::of(self.0).await?;
         let results = transaction.results(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
-        transaction.give_back();
+        transaction.connection = None;
         Ok(results)
     }
 }

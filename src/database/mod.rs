@@ -44,7 +44,7 @@ const GIVEN_UP: u8 = 2;
 /// One database; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Database {
-    connections: Arc<Connections>,
+    connections: Connections,
     reconnect_timeout: Duration,
     process: Arc<Process>,
 }
@@ -102,22 +102,22 @@ impl Database {
     /// there now may be away later.
     pub async fn connect(
         url: &SecretString,
-        connections_max: u32,
+        connections_max: usize,
         reconnect_timeout: Duration,
     ) -> Result<Self, sqlx::Error> {
         // Proxies refuse start-up parameters that they do not know.
         let options = PgConnectOptions::from_str(url.expose_secret())?
             .application_name("elven-sync")
             .extra_float_digits(None);
-        let connections = Connections::new(options, connections_max, reconnect_timeout);
+        let connections = connections::new(options, connections_max, reconnect_timeout);
         // So that what is wrong is said at once, and not after the wait for a database that was there before.
-        connections.keep(connections.connect(&connections.options).await?);
-        Ok(Self { connections: Arc::new(connections), reconnect_timeout, process: Arc::default() })
+        connections::first(&connections).await?;
+        Ok(Self { connections, reconnect_timeout, process: Arc::default() })
     }
 
     /// Connects to another one, with as many connections and as much patience.
     pub async fn beside(&self, url: &SecretString) -> Result<Self, sqlx::Error> {
-        Self::connect(url, self.connections.count_max, self.reconnect_timeout).await
+        Self::connect(url, self.connections.status().max_size, self.reconnect_timeout).await
     }
 
     /// How long a database that is there may be away later.
@@ -127,16 +127,16 @@ impl Database {
 
     /// Ends all connections.
     pub async fn close(&self) {
-        self.connections.close().await;
+        connections::close(&self.connections).await;
     }
 
     /// A connection outside of any transaction, for statements that PostgreSQL refuses inside of one. They may take
     /// their time, whatever the role's limits are; but a proxy may refuse to say so, and then they have those.
     pub async fn session(&self) -> Result<PgConnection, sqlx::Error> {
-        let options = &self.connections.options;
+        let options = &self.connections.manager().options;
         let unlimited = options.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-        match self.connections.connect(&unlimited).await {
-            Err(sqlx::Error::Database(_)) => self.connections.connect(options).await,
+        match connections::connect(&unlimited).await {
+            Err(sqlx::Error::Database(_)) => connections::connect(options).await,
             connected => connected,
         }
     }
@@ -260,9 +260,9 @@ impl From<PgPool> for Database {
     /// Connects as somebody else does, with as many connections of its own.
     fn from(pool: PgPool) -> Self {
         let options = pool.connect_options().as_ref().clone();
-        let (connections_max, reconnect_timeout) =
-            (pool.options().get_max_connections(), Duration::from_mins(1));
-        let connections = Arc::new(Connections::new(options, connections_max, reconnect_timeout));
+        let reconnect_timeout = Duration::from_mins(1);
+        let connections_max = pool.options().get_max_connections() as usize;
+        let connections = connections::new(options, connections_max, reconnect_timeout);
         Self { connections, reconnect_timeout, process: Arc::default() }
     }
 }
@@ -272,6 +272,7 @@ impl From<PgPool> for Database {
 #[derive(Debug)]
 pub struct Transaction {
     database: Database,
+    /// None once it is at its end, and the connection lies idle or is being ended.
     connection: Option<InUse>,
     /// Its `xid8`, if it writes.
     id: Option<String>,
@@ -281,7 +282,8 @@ pub struct Transaction {
 
 impl Transaction {
     async fn of(database: &Database) -> Result<Self, sqlx::Error> {
-        let connection = Some(database.connections.take().await?);
+        let connection =
+            Some(connections::take(&database.connections, database.connections.timeouts()).await?);
         Ok(Self { database: database.clone(), connection, id: None, number: None })
     }
 
@@ -304,7 +306,7 @@ impl Transaction {
 
     /// The connection, e.g. to copy from.
     pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
-        Ok(&mut self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)?.connection)
+        self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
     }
 
     /// Removes what this process has noted of commits whose outcome is known, and what others have left long ago. Of
@@ -354,21 +356,15 @@ impl Transaction {
 
     fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
-            self.database.connections.end(connection);
+            connections::end(&self.database.connections, connection);
         }
     }
 
     async fn end(&mut self, how: &'static str) -> Result<(), sqlx::Error> {
         let limit = self.limit();
         within(limit, self.connection()?.execute(how)).await?;
-        self.give_back();
+        self.connection = None;
         Ok(())
-    }
-
-    fn give_back(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.database.connections.give_back(connection);
-        }
     }
 
     /// How long a statement may take: what is read may be much.
@@ -391,8 +387,10 @@ pub(crate) async fn within<T, E: From<sqlx::Error>>(
     limit: Duration,
     answer: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    timeout(limit, answer).await.unwrap_or_else(|_| {
-        let problem = format!("the database gave no answer for {limit:?}");
-        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, problem)).into())
-    })
+    timeout(limit, answer).await.unwrap_or_else(|_| Err(no_answer(limit).into()))
+}
+
+fn no_answer(limit: Duration) -> sqlx::Error {
+    let problem = format!("the database gave no answer for {limit:?}");
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, problem))
 }

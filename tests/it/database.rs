@@ -2,7 +2,7 @@
 //! read-only for a while, or stays away.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use elven_sync::database::Database;
 use elven_sync::journal::RunStatus;
@@ -313,6 +313,26 @@ async fn a_commit_is_asked_about_without_its_connection(pool: PgPool) {
     database.execute(|| sqlx::query(insert)).await.unwrap();
     assert!(network.has_failed());
     assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "1");
+}
+
+/// What lay idle while the network forgot it is not asked one after the other.
+#[sqlx::test(migrations = false)]
+async fn idle_connections_that_the_network_has_forgotten_cost_one_question(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let network = Network::to(&scene.url).await;
+    let url = SecretString::from(network.url().to_owned());
+    let database = Database::connect(&url, 6, Duration::from_mins(1)).await.unwrap();
+    let at_once = futures_util::future::try_join_all((0..6).map(|_| database.begin_reading())).await.unwrap();
+    for transaction in at_once {
+        transaction.rollback().await.unwrap();
+    }
+    assert_eq!(network.count().0, 6);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    network.forget();
+    let since = Instant::now();
+    database.begin_reading().await.unwrap().rollback().await.unwrap();
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    assert_eq!(network.count().0, 1, "a new one");
 }
 
 /// The time to wait for a database begins when it is lost, however long the statement had run.

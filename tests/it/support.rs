@@ -120,7 +120,7 @@ impl Scene {
     }
 
     /// The database, as the connector uses it.
-    pub async fn database(&self, connections_max: u32) -> Database {
+    pub async fn database(&self, connections_max: usize) -> Database {
         let settings = self.settings(&[]);
         let url = settings.database_url().unwrap();
         Database::connect(url, connections_max, settings.database.reconnect_timeout).await.unwrap()
