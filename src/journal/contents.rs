@@ -25,8 +25,8 @@ impl<'a> Doing<'a> {
 /// What is kept of a batch. Its rows and its body are not.
 #[derive(Clone, Debug)]
 pub(super) struct Contents {
-    before: Option<Cursor>,
-    last: Cursor,
+    pub before: Option<Cursor>,
+    pub last: Cursor,
     row_ids: Vec<u8>,
     rows_read: i32,
     row_count: i32,

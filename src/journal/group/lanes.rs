@@ -16,6 +16,8 @@ pub(super) struct Locked {
     epoch: i64,
     pass_id: Option<i64>,
     cursor: Option<Cursor>,
+    /// Where the batch ends that was announced last in the pass.
+    announced: Option<Cursor>,
     has_run_out: bool,
     moved_to: Option<Cursor>,
     uploaded: i64,
@@ -23,15 +25,24 @@ pub(super) struct Locked {
 }
 
 impl Locked {
-    /// Makes sure that lease and pass are those of the entry and that the cursor stands where it moves from, and
-    /// notes what it does.
+    /// Makes sure that lease and pass are those of the entry, that the cursor stands where it moves from and that a batch
+    /// begins where the one before it ends, and notes what it does.
+    ///
+    /// A failover that loses the tail may leave lease and pass and take batches that were announced: one behind those
+    /// would leave a gap, which recovery takes for done.
     pub(super) fn admit(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let OpenPass { lease, pass_id, .. } = &entry.pass;
         let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
         if !is_held || self.pass_id != Some(*pass_id) {
             return Err(JournalError::LeaseLost);
         }
-        self.renewed |= self.has_run_out && entry.contents().is_some();
+        if let Some(contents) = entry.contents() {
+            if self.announced != contents.before {
+                return Err(JournalError::LeaseLost);
+            }
+            self.announced = Some(contents.last.clone());
+            self.renewed |= self.has_run_out;
+        }
         if let Some(answer) = entry.answer() {
             self.uploaded += answer.counted.rows_uploaded;
             if let Some(Advance { before, last }) = &answer.advance {
@@ -58,24 +69,30 @@ pub(super) async fn lock(
     let ids: BTreeSet<&str> = entries.iter().map(Entry::entity_id).collect();
     let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
     let rows = sqlx::query!(
-        r#"select entity_id, lease_owner, lease_epoch, pass_id, cursor_xid::text, cursor_id,
-                  coalesce(lease_expires_at <= clock_timestamp(), false) as "has_run_out!"
-             from elven_sync.sync_state where entity_id = any ($1) order by entity_id for update skip locked"#,
+        r#"select s.entity_id, s.lease_owner, s.lease_epoch, s.pass_id, s.cursor_xid::text, s.cursor_id,
+                  coalesce(s.lease_expires_at <= clock_timestamp(), false) as "has_run_out!",
+                  announced.last_xid::text as "last_xid?", announced.last_id as "last_id?"
+             from elven_sync.sync_state s
+             left join lateral (select b.last_xid, b.last_id from elven_sync.sync_batches b
+                                 where b.pass_id = s.pass_id and b.parent_id is null
+                                 order by b.batch_id desc limit 1) announced on true
+            where s.entity_id = any ($1) order by s.entity_id for update of s skip locked"#,
         &ids
     )
     .fetch_all(&mut *transaction)
     .await?;
     let mut lanes = BTreeMap::new();
     for row in rows {
-        let cursor = Cursor::from_columns(row.cursor_xid, row.cursor_id)
-            .map_err(|problem| sqlx::Error::Decode(problem.into()))?;
+        let cursor =
+            |xid, id| Cursor::from_columns(xid, id).map_err(|problem| sqlx::Error::Decode(problem.into()));
         lanes.insert(
             row.entity_id,
             Locked {
                 owner: row.lease_owner,
                 epoch: row.lease_epoch,
                 pass_id: row.pass_id,
-                cursor,
+                cursor: cursor(row.cursor_xid, row.cursor_id)?,
+                announced: cursor(row.last_xid, row.last_id)?,
                 has_run_out: row.has_run_out,
                 moved_to: None,
                 uploaded: 0,

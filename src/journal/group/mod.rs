@@ -77,7 +77,8 @@ struct Entry {
     pass: OpenPass,
     run_id: i64,
     writing: Writing,
-    since: Instant,
+    /// Since when its lane has been found locked.
+    locked_since: Option<Instant>,
     reply: oneshot::Sender<Result<i64, JournalError>>,
 }
 
@@ -149,7 +150,7 @@ impl Group {
         let (reply, handed) = oneshot::channel();
         let Doing { pass, run_id } = doing;
         // Should the task be gone, then so is `reply`, and whoever waits hears of it.
-        let _ = self.0.send(Entry { pass: pass.clone(), run_id, writing, since: Instant::now(), reply });
+        let _ = self.0.send(Entry { pass: pass.clone(), run_id, writing, locked_since: None, reply });
         Handed(handed)
     }
 }
@@ -196,10 +197,11 @@ impl Writer {
             return wanted;
         }
         match self.database.again(|| self.write(&wanted)).await {
-            Ok(written) => self.tell(wanted, written),
+            Ok(Ok(written)) => self.tell(wanted, written),
             // One of them is the reason, or the lease of one is lost: the others are not to suffer from it.
-            Err(problem) if wanted.len() > 1 && !problem.is_passing() => self.write_each(wanted).await,
-            Err(problem) => {
+            Ok(Err(_)) if wanted.len() > 1 => self.write_each(wanted).await,
+            // Of a commit it may not be known whether it was done: then nothing is to be done again.
+            Ok(Err(problem)) | Err(problem) => {
                 let problem = Arc::new(problem);
                 for entry in wanted {
                     entry.say(Err(shared(&problem)));
@@ -227,11 +229,12 @@ impl Writer {
     /// Says of each entry that it is written. Returns those that are not, but for those that have waited too long.
     fn tell(&self, entries: Vec<Entry>, written: Vec<Option<i64>>) -> Vec<Entry> {
         let mut locked = Vec::new();
-        for (entry, written) in entries.into_iter().zip(written) {
-            match written {
-                Some(batch_id) => entry.say(Ok(batch_id)),
-                None if entry.since.elapsed() < self.database.reconnect_timeout() => locked.push(entry),
-                None => {
+        for (mut entry, written) in entries.into_iter().zip(written) {
+            let Some(batch_id) = written else {
+                let waits_since = *entry.locked_since.get_or_insert_with(Instant::now);
+                if waits_since.elapsed() < self.database.reconnect_timeout() {
+                    locked.push(entry);
+                } else {
                     let problem = format!(
                         "the row of entity {} in elven_sync.sync_state is locked by another transaction",
                         entry.entity_id()
@@ -239,31 +242,25 @@ impl Writer {
                     let problem = std::io::Error::new(std::io::ErrorKind::TimedOut, problem);
                     entry.say(Err(sqlx::Error::Io(problem).into()));
                 }
-            }
+                continue;
+            };
+            entry.say(Ok(batch_id));
         }
         locked
     }
 
     /// Writes entries in one transaction. Returns the number of each one's batch, or `None` when its lane is
-    /// locked by somebody else.
-    async fn write(&self, entries: &[Entry]) -> Result<Vec<Option<i64>>, JournalError> {
+    /// locked by somebody else; or what is wrong with one of them, when for that nothing is written.
+    async fn write(&self, entries: &[Entry]) -> Result<Result<Vec<Option<i64>>, JournalError>, JournalError> {
         let mut transaction = self.database.begin().await?;
-        match self.fill(&mut transaction, entries).await {
-            Ok(written) if written.iter().all(Option::is_none) => {
-                transaction.rollback().await?;
-                Ok(written)
-            }
-            Ok(written) => {
-                transaction.commit().await?;
-                Ok(written)
-            }
+        let filled = self.fill(&mut transaction, entries).await;
+        match &filled {
+            Ok(written) if written.iter().any(Option::is_some) => transaction.commit().await?,
+            Err(problem) if problem.is_passing() => return filled.map(Ok),
             // Undone at once, since what it has locked is tried again at once.
-            Err(problem) if !problem.is_passing() => {
-                transaction.rollback().await?;
-                Err(problem)
-            }
-            Err(problem) => Err(problem),
+            Ok(_) | Err(_) => transaction.rollback().await?,
         }
+        Ok(filled)
     }
 
     /// Rows are locked in one order everywhere: lanes by entity, then batches and errors, then the run's.

@@ -280,7 +280,10 @@ fn take(
 fn note(halt: Halt, first_halt: &mut Option<Halt>) {
     match (first_halt, halt) {
         (Some(Halt::Problem(_, first)), Halt::Problem(_, pause)) => *first = (*first).max(pause),
-        (first @ (None | Some(Halt::Stopped | Halt::Yielded)), halt) | (first, halt @ Halt::CutOff) => {
+        // What could not be written for another reason than the lease has others behind it refused as if for the lease.
+        (first @ Some(Halt::LeaseLost), halt @ Halt::Broken(_))
+        | (first @ (None | Some(Halt::Stopped | Halt::Yielded)), halt)
+        | (first, halt @ Halt::CutOff) => {
             *first = Some(halt);
         }
         _ => {}
