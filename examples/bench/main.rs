@@ -67,6 +67,9 @@ struct Arguments {
     /// Also 10,000,000 rows in `memory` and `curve`: some minutes and 10 GB more
     #[arg(long)]
     large: bool,
+    /// Replace the ledger's index by one that holds all that a page needs (see docs/ledgers.md)
+    #[arg(long)]
+    covering: bool,
     /// Write all figures as JSON, to a file beside the table, or instead of it to stdout
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
@@ -128,7 +131,8 @@ async fn conduct(arguments: Arguments) -> anyhow::Result<()> {
     let flags = Flags { config: Some("/dev/null".into()), ..Flags::default() };
     let settings = Settings::load(&flags, environment.clone())?;
     let report = Report::new(&server.facts(), &settings.sync, &arguments);
-    let mut bench = Bench { arguments, connector, server, ledgers: Ledgers::new(url)?, report };
+    let ledgers = Ledgers::new(url, arguments.covering)?;
+    let mut bench = Bench { arguments, connector, server, ledgers, report };
     let measured = tokio::select! {
         measured = bench.measure() => measured,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),

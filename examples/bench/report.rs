@@ -69,6 +69,7 @@ impl Report {
             "runs": arguments.runs,
             "latency_ms": arguments.latency,
             "large": arguments.large,
+            "covering": arguments.covering,
             "settings": {
                 "batch_rows": settings.batch_rows,
                 "entities_at_once": settings.entities_at_once,
