@@ -196,3 +196,36 @@ async fn batches_that_a_failover_took_along_leave_no_gap(pool: PgPool) {
     assert_eq!(scene.text(GAPS).await, "0");
     assert_eq!(scene.text("select rows_read::text from (select sum(rows_read) as rows_read from elven_sync.sync_batches where entity_id = 'a') b").await, "60");
 }
+
+/// A batch of an open pass is gone, whoever took it: what it covered is not passed over, and nothing is sent beside it.
+#[sqlx::test(migrations = false)]
+async fn a_gap_among_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    add_rows(&scene).await;
+    let gates = [Gate::new(), Gate::new()];
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let mut child = scene.command(&["run", "--entity", "a"]).spawn().unwrap();
+    for gate in &gates {
+        gate.reached().await;
+    }
+    let recorded = "select count(*)::text from elven_sync.sync_batches";
+    eventually("three are recorded", async || scene.text(recorded).await == "3").await;
+    child.kill().await.unwrap();
+    gates.iter().for_each(Gate::open);
+    scene.sql("delete from elven_sync.sync_batches where batch_id = (select min(batch_id) + 1 from elven_sync.sync_batches)").await;
+    let sent = scene.received().len();
+    let output = scene.output(&["run", "--entity", "a"]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(scene.received().len(), sent);
+    let problem = "select kind || ': ' || message from elven_sync.sync_errors where resolved_at is null";
+    let problem = scene.text(problem).await;
+    assert!(problem.starts_with("watermark: pass 1 has no batch for what lies before batch 3"), "{problem}");
+    let rewound = scene.output(&["entity", "rewind", "a", "--yes"]).await;
+    assert_eq!(rewound.status.code(), Some(0), "{}", stderr(&rewound));
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(scene.text(DONE).await, "a 60 t,b 60 t,c 60 t,d 60 t");
+    assert_eq!(scene.balances().len(), 240 + sent);
+}
