@@ -229,3 +229,35 @@ async fn a_gap_among_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
     assert_eq!(scene.text(DONE).await, "a 60 t,b 60 t,c 60 t,d 60 t");
     assert_eq!(scene.balances().len(), 240 + sent);
 }
+
+/// Each thing that a write of a lane names besides its batch: when one of them is not so any more, the answer is not
+/// recorded, and nothing more is sent.
+#[sqlx::test(migrations = false)]
+async fn what_is_not_the_lanes_any_more_is_not_written(pool: PgPool) {
+    const MOVED: [(&str, &str); 4] = [
+        ("a", "lease_owner = 'somebody else'"),
+        ("b", "lease_epoch = lease_epoch + 1"),
+        ("c", "pass_id = pass_id + 1000"),
+        ("d", "cursor_xid = '1', cursor_id = '1'"),
+    ];
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    add_rows(&scene).await;
+    for (number, (entity_id, moved)) in MOVED.into_iter().enumerate() {
+        let gate = Gate::new();
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+        let child = scene.command(&["run", "--entity", entity_id]).spawn().unwrap();
+        gate.reached().await;
+        let sql = format!("update elven_sync.sync_state set {moved} where entity_id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(entity_id).execute(&scene.pool).await.unwrap();
+        let state = "select string_agg(concat_ws(' ', entity_id, pass_id, cursor_xid, cursor_id, rows_uploaded), ',' order by entity_id)
+                       from elven_sync.sync_state";
+        let before = scene.text(state).await;
+        gate.open();
+        child.wait_with_output().await.unwrap();
+        assert_eq!(scene.text(state).await, before, "{moved}");
+        let accepted = "select count(*)::text from elven_sync.sync_batches where status <> 'sending'";
+        assert_eq!(scene.text(accepted).await, "0", "{moved}");
+        assert_eq!(scene.received().len(), 2 * (number + 1), "{moved}: a second batch went out");
+    }
+}
