@@ -261,3 +261,75 @@ async fn what_is_not_the_lanes_any_more_is_not_written(pool: PgPool) {
         assert_eq!(scene.received().len(), 2 * (number + 1), "{moved}: a second batch went out");
     }
 }
+
+/// A batch is named by what it is, since its number may have been given out again.
+#[sqlx::test(migrations = false)]
+async fn an_answer_is_not_recorded_for_another_batch_of_that_number(pool: PgPool) {
+    const OTHER: [(&str, &str); 3] =
+        [("a", "body_sha256 = '0'"), ("b", "entity_id = 'c'"), ("d", "last_id = '1000'")];
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    add_rows(&scene).await;
+    for (entity_id, other) in OTHER {
+        let gate = Gate::new();
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+        let child = scene.command(&["run", "--entity", entity_id]).spawn().unwrap();
+        gate.reached().await;
+        let sql = format!("update elven_sync.sync_batches set {other} where entity_id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(entity_id).execute(&scene.pool).await.unwrap();
+        gate.open();
+        child.wait_with_output().await.unwrap();
+        let answered =
+            "select concat_ws(' ', (select count(*) from elven_sync.sync_batches where status <> 'sending'),
+                                         (select sum(rows_uploaded) from elven_sync.sync_state))";
+        assert_eq!(scene.text(answered).await, "0 0", "{other}");
+    }
+}
+
+/// By another zone's clock a row of a batch whose answer is unknown is in the year 10000: nothing of the batch is left to
+/// send, and it does not say any more that it has a record.
+#[sqlx::test(migrations = false)]
+async fn a_batch_of_which_nothing_is_left_to_send_says_so(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('a', 'a1', 'BTC', '9999-12-31 23:30Z', 1)",
+        )
+        .await;
+    let (mut child, gate) = scene.held_run().await;
+    child.kill().await.unwrap();
+    gate.open();
+    scene.sql("update elven_sync.entities set timezone = 'Europe/Zurich' where entity_id = 'a'").await;
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    let batch = "select concat_ws(' ', status, ambiguous, rows_read, row_count, rows_rejected) from elven_sync.sync_batches";
+    assert_eq!(scene.text(batch).await, "accepted t 1 0 1");
+    assert_eq!(scene.received().len(), 1);
+}
+
+/// Whoever renews leases passes over lanes that are locked, as a busy one may be each time: so what is written to it
+/// renews its lease.
+#[sqlx::test(migrations = false)]
+async fn the_lease_of_a_busy_lane_is_renewed_by_what_is_written_to_it(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    add_rows(&scene).await;
+    scene
+        .sql(
+            "create function ignore() returns trigger language plpgsql as $$ begin return null; end $$;
+             create trigger ignore before update on elven_sync.sync_state for each row
+                 when (new.lease_expires_at <> old.lease_expires_at and new.lease_epoch = old.lease_epoch
+                       and new.cursor_id is not distinct from old.cursor_id) execute function ignore()",
+        )
+        .await;
+    scene.sandbox.set_rules(vec!["slow=100ms".parse().unwrap()]);
+    let child = scene.command(&["run", "--entity", "a"]).spawn().unwrap();
+    let accepted = "select count(*)::text from elven_sync.sync_batches where status = 'accepted'";
+    eventually("twice the time of the lease is over", async || {
+        scene.text(accepted).await.parse::<u32>().unwrap() >= 20
+    })
+    .await;
+    let is_alive = "select (lease_expires_at > clock_timestamp())::text from elven_sync.sync_state where entity_id = 'a'";
+    assert_eq!(scene.text(is_alive).await, "true");
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+}
