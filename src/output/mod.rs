@@ -1,5 +1,8 @@
 //! What people and machines read: results on stdout, the log on stderr. Nothing prints elsewhere.
 
+mod backfills;
+mod progress;
+
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -7,6 +10,9 @@ use serde_json::json;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub use backfills::{backfill_report, backfills, rehearsal};
+pub use progress::{Watched, watch};
 
 use crate::journal::{Health, RecordedError};
 use crate::ledger::Writer;
@@ -47,18 +53,19 @@ fn words(problem: &(dyn std::error::Error + 'static)) -> String {
     raised.map_or_else(|| problem.to_string(), |raised| raised.message().to_owned())
 }
 
-/// Starts the log: warnings, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.
+/// Starts the log: warnings and how far long work is, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.
 pub fn start_log(verbose: u8, wanted: Option<&str>) {
     let level = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    let filter = wanted
-        .and_then(|wanted| wanted.parse::<Targets>().ok())
-        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN).with_target("elven_sync", level));
+    let filter = wanted.and_then(|wanted| wanted.parse::<Targets>().ok()).unwrap_or_else(|| {
+        let all = Targets::new().with_default(LevelFilter::WARN).with_target("elven_sync", level);
+        all.with_target("elven_sync::progress", LevelFilter::INFO.max(level))
+    });
     let format = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(progress::Log::default)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     // A second subscriber, as in tests, is no harm.
@@ -96,26 +103,11 @@ pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
 
 /// The summary of a run.
 pub fn run_report(report: &RunReport, as_json: bool) {
-    let pending: i64 = report.entities.iter().map(|entity| entity.rows_pending).sum();
     if as_json {
-        line(json!({
-            "run_id": report.run_id,
-            "dry_run": report.run_id.is_none(),
-            "status": report.status.as_ref(),
-            "rows_read": report.counters.rows_read,
-            "rows_uploaded": report.counters.rows_uploaded,
-            "rows_rejected": report.counters.rows_rejected,
-            "rows_superseded": report.counters.rows_superseded,
-            "rows_pending": pending,
-            "requests": report.counters.requests,
-            "retries": report.counters.retries,
-            "bytes_sent": report.counters.bytes_sent,
-            "rows_beyond_double": report.counters.rows_beyond_double,
-            "entities": report.entities,
-            "unregistered_entities": report.unregistered,
-        }));
+        line(run_json(report));
         return;
     }
+    let pending = pending(report);
     let counters = &report.counters;
     match report.run_id {
         Some(run_id) => line(format_args!(
@@ -159,6 +151,29 @@ pub fn run_report(report: &RunReport, as_json: bool) {
             "unregistered: rows of `{entity_id}` wait; hint: elven-sync entity add '{entity_id}' --timezone ZONE"
         ));
     }
+}
+
+fn pending(report: &RunReport) -> i64 {
+    report.entities.iter().map(|entity| entity.rows_pending).sum()
+}
+
+fn run_json(report: &RunReport) -> serde_json::Value {
+    json!({
+        "run_id": report.run_id,
+        "dry_run": report.run_id.is_none(),
+        "status": report.status.as_ref(),
+        "rows_read": report.counters.rows_read,
+        "rows_uploaded": report.counters.rows_uploaded,
+        "rows_rejected": report.counters.rows_rejected,
+        "rows_superseded": report.counters.rows_superseded,
+        "rows_pending": pending(report),
+        "requests": report.counters.requests,
+        "retries": report.counters.retries,
+        "bytes_sent": report.counters.bytes_sent,
+        "rows_beyond_double": report.counters.rows_beyond_double,
+        "entities": report.entities,
+        "unregistered_entities": report.unregistered,
+    })
 }
 
 fn entities_table(report: &RunReport) -> Table {
