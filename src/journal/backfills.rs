@@ -245,7 +245,7 @@ impl Journal {
             .await?;
             let begun = match found {
                 None => Begun::Missing,
-                Some(found) if found.status == "cancelled" || found.left == 0 => Begun::Ended(found.status),
+                Some(found) if is_over(&found.status, found.left) => Begun::Ended(found.status),
                 Some(_) => match alive_run(&mut transaction, backfill_id).await? {
                     Some((run_id, worker, alive_until)) => Begun::Busy { run_id, worker, alive_until },
                     None => Begun::Run(self.insert_run(&mut transaction, "backfill").await?),
@@ -368,7 +368,7 @@ impl Journal {
         self.database.again(finish).await
     }
 
-    /// Records how a run ends that has worked on a backfill; one that was cancelled stays so. Returns how it ended.
+    /// Records how a run ends that has worked on a backfill; one that was cancelled stays so.
     pub async fn finish_backfill(
         &self,
         backfill_id: i64,
@@ -391,16 +391,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Says whether a backfill was cancelled.
-    pub async fn is_cancelled(&self, backfill_id: i64) -> Result<bool, JournalError> {
-        let look = || {
-            sqlx::query_scalar!(
-                r#"select status = 'cancelled' as "is_cancelled!" from elven_sync.sync_backfills where backfill_id = $1"#,
-                backfill_id
-            )
-            .fetch_optional(&self.database)
-        };
-        Ok(self.database.again(look).await?.unwrap_or(false))
+    /// Puts the batches of a backfill in order that was cancelled while this worker was on it.
+    pub async fn close_cancelled(&self, backfill_id: i64) -> Result<(), JournalError> {
+        Ok(close_cancelled(&self.database, backfill_id).await?)
     }
 }
 
@@ -438,8 +431,32 @@ impl Backfill {
             transaction.commit().await?;
             Ok::<_, sqlx::Error>(alive.map_or(Cancelled::Done, |(run_id, ..)| Cancelled::Stopping(run_id)))
         };
-        Ok(database.again(cancel).await?)
+        let cancelled = database.again(cancel).await?;
+        if cancelled == Cancelled::Done {
+            close_cancelled(database, backfill_id).await?;
+        }
+        Ok(cancelled)
     }
+}
+
+/// Says whether nothing can be done for a backfill any more. One that died when all was done has yet to be said to be so.
+fn is_over(status: &str, entities_left: i64) -> bool {
+    matches!(status, "cancelled" | "succeeded") || (status == "incomplete" && entities_left == 0)
+}
+
+/// Says of the batches of a cancelled backfill whose turn has not come that it does not come, and of those that a dead
+/// worker has left that nobody knows whether they arrived.
+async fn close_cancelled(database: &Database, backfill_id: i64) -> Result<(), sqlx::Error> {
+    let closed = database.execute(|| {
+        sqlx::query!(
+            "update elven_sync.sync_batches
+                set status = case when attempts > 0 then 'unknown' else 'rejected' end,
+                    finished_at = clock_timestamp(), error = 'the backfill was cancelled'
+              where backfill_id = $1 and status = 'sending'",
+            backfill_id
+        )
+    });
+    closed.await.map(drop)
 }
 
 /// The run that works on a backfill, while it gives signs of life: run, worker, until when.
@@ -464,8 +481,9 @@ async fn unfinished(transaction: &mut Transaction, asked: &Asked) -> Result<Opti
         "select backfill_id from elven_sync.sync_backfills b
           where status not in ('succeeded', 'cancelled') and range_from = $1 and range_to = $2
             and coalesce(entities, '{}') = $3 and coalesce(accounts, '{}') = $4 and coalesce(currencies, '{}') = $5
-            and exists (select from elven_sync.sync_backfill_lanes l
-                         where l.backfill_id = b.backfill_id and l.finished_at is null)
+            and (status <> 'incomplete'
+                 or exists (select from elven_sync.sync_backfill_lanes l
+                             where l.backfill_id = b.backfill_id and l.finished_at is null))
           order by backfill_id desc limit 1",
         from,
         to,

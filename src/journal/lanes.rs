@@ -277,9 +277,14 @@ impl Journal {
             transaction.commit().await?;
             Ok::<_, JournalError>(Some((Take::Taken(lease, Box::new(lane)), opened)))
         };
-        if let Some(taken) = self.database.again(take).await? {
-            return Ok(taken);
+        match self.database.again(take).await? {
+            Some(taken) => Ok(taken),
+            None => Ok((self.held(entity_id).await?, None)),
         }
+    }
+
+    /// Who has the lease of an entity that could not be taken.
+    async fn held(&self, entity_id: &str) -> Result<Take, JournalError> {
         let look = || {
             sqlx::query!(
                 r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!",
@@ -310,7 +315,7 @@ impl Journal {
             (held.seen, holder)
         });
         let (seen, holder) = held.unwrap_or((String::new(), Holder::Nobody));
-        Ok((Take::Held { seen, holder }, None))
+        Ok(Take::Held { seen, holder })
     }
 
     /// Says that an entity is wanted which a backfill has, so that it makes room.

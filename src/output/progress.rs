@@ -64,9 +64,9 @@ pub fn watch(rows_done: &RowsDone) -> Watched {
         let begun = Instant::now();
         let shown = async {
             if std::io::stderr().is_terminal() {
-                draw(&rows_done).await
+                draw(&rows_done, begun).await;
             } else {
-                log(&rows_done, begun).await
+                log(&rows_done, begun).await;
             }
         };
         tokio::select! {
@@ -88,7 +88,7 @@ async fn log(rows_done: &RowsDone, begun: Instant) {
         tracing::info!(
             target: "elven_sync::progress",
             rows_done = total.done,
-            rows_total = total.total,
+            rows_total = total.expected,
             rows_per_second = total.rate,
             left = total.left.map(in_words),
             entities_left = entities.iter().filter(|entity| !entity.has_ended).count(),
@@ -97,11 +97,10 @@ async fn log(rows_done: &RowsDone, begun: Instant) {
     }
 }
 
-async fn draw(rows_done: &RowsDone) {
+async fn draw(rows_done: &RowsDone, begun: Instant) {
     tokio::time::sleep(BARS_AFTER).await;
     let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
     let all = bars.add(bar());
-    let begun = Instant::now() - BARS_AFTER;
     let mut of_entities: BTreeMap<String, ProgressBar> = BTreeMap::new();
     *BARS.lock().unwrap_or_else(PoisonError::into_inner) = Some(bars.clone());
     loop {
@@ -136,7 +135,7 @@ fn bar() -> ProgressBar {
 
 fn show(bar: &ProgressBar, prefix: &str, total: &Total) {
     let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
-    bar.set_length(unsigned(total.total.unwrap_or(0)));
+    bar.set_length(unsigned(total.expected.unwrap_or(0)));
     bar.set_position(unsigned(total.done));
     bar.set_prefix(prefix.to_owned());
     bar.set_message(total.to_string());
@@ -147,7 +146,7 @@ fn show(bar: &ProgressBar, prefix: &str, total: &Total) {
 struct Total {
     done: i64,
     /// `None`: of one of them it is not known.
-    total: Option<i64>,
+    expected: Option<i64>,
     /// Rows per second.
     rate: i64,
     left: Option<Duration>,
@@ -157,20 +156,20 @@ impl Total {
     fn of(entities: &[EntityProgress], since: Instant) -> Self {
         let done = entities.iter().map(|entity| entity.rows_done).sum();
         let here: i64 = entities.iter().map(|entity| entity.rows_done_here).sum();
-        let totals = entities.iter().map(|entity| entity.rows_total);
-        let total = totals.sum::<Option<i64>>().filter(|total| *total > 0).map(|total| total.max(done));
+        let expected = entities.iter().map(|entity| entity.rows_total);
+        let expected = expected.sum::<Option<i64>>().filter(|rows| *rows > 0).map(|rows| rows.max(done));
         let elapsed_ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX).max(1);
         let rate = here.saturating_mul(1000) / elapsed_ms;
-        let left = total.filter(|_| rate > 0).and_then(|total| u64::try_from((total - done) / rate).ok());
-        Self { done, total, rate, left: left.map(Duration::from_secs) }
+        let left = expected.filter(|_| rate > 0).and_then(|rows| u64::try_from((rows - done) / rate).ok());
+        Self { done, expected, rate, left: left.map(Duration::from_secs) }
     }
 }
 
 impl std::fmt::Display for Total {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", thousands(self.done))?;
-        if let Some(total) = self.total {
-            write!(f, " of {}", thousands(total))?;
+        if let Some(expected) = self.expected {
+            write!(f, " of {}", thousands(expected))?;
         }
         write!(f, " rows, {}/s", thousands(self.rate))?;
         if let Some(left) = self.left {
@@ -202,7 +201,7 @@ mod tests {
     fn what_is_left_goes_by_what_was_done_here() {
         let since = Instant::now() - Duration::from_secs(10);
         let total = Total::of(&[entity(1500, 1000, Some(2500)), entity(0, 0, Some(500))], since);
-        assert_eq!((total.done, total.total, total.rate), (1500, Some(3000), 99));
+        assert_eq!((total.done, total.expected, total.rate), (1500, Some(3000), 99));
         assert_eq!(total.to_string(), "1,500 of 3,000 rows, 99/s, 15 s left");
     }
 
@@ -212,7 +211,7 @@ mod tests {
         let total = Total::of(&[entity(1000, 1000, None), entity(0, 0, Some(500))], since);
         assert_eq!(total.to_string(), "1,000 rows, 99/s");
         // More may come than was counted.
-        assert_eq!(Total::of(&[entity(600, 0, Some(500))], since).total, Some(600));
+        assert_eq!(Total::of(&[entity(600, 0, Some(500))], since).expected, Some(600));
     }
 
     #[test]

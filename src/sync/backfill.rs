@@ -66,13 +66,12 @@ impl Worker {
     pub async fn backfill(&self, asked: &Asked) -> Result<BackfillReport, BackfillError> {
         let ranges = self.ranges(asked).await?;
         refuse_standby(&self.database).await?;
-        let (backfill_id, is_new) = match self.journal.unfinished(asked).await? {
-            Some(backfill_id) => (backfill_id, false),
-            None => {
-                let rows = self.ledger.count_ranges(&ranges).await?;
-                let lanes: Vec<(Range, i64)> = ranges.into_iter().zip(rows).collect();
-                around(Step::AskBackfill, self.journal.ask(asked, &lanes)).await?
-            }
+        let (backfill_id, is_new) = if let Some(backfill_id) = self.journal.unfinished(asked).await? {
+            (backfill_id, false)
+        } else {
+            let rows = self.ledger.count_ranges(&ranges).await?;
+            let lanes: Vec<(Range, i64)> = ranges.into_iter().zip(rows).collect();
+            around(Step::AskBackfill, self.journal.ask(asked, &lanes)).await?
         };
         self.work_on(backfill_id, !is_new).await
     }
@@ -334,12 +333,16 @@ impl Worker {
             return Err(BackfillError::Refused(format!("backfill {backfill_id} is gone")));
         };
         if now.status == "cancelled" {
+            self.journal.close_cancelled(backfill_id).await?;
             return Ok((BackfillStatus::Cancelled, RunStatus::Incomplete));
         }
         // A signal that came when all was done has stopped nothing.
-        let status = report::status(entities, &[], *self.stop.borrow() && now.entities_left > 0);
+        let mut status = report::status(entities, &[], *self.stop.borrow() && now.entities_left > 0);
+        // Set aside by earlier runs, too.
+        if status == RunStatus::Succeeded && now.rows_rejected > 0 {
+            status = RunStatus::Incomplete;
+        }
         let of_backfill = match status {
-            RunStatus::Succeeded if now.rows_rejected > 0 => BackfillStatus::Incomplete,
             RunStatus::Succeeded => BackfillStatus::Succeeded,
             RunStatus::Incomplete => BackfillStatus::Incomplete,
             RunStatus::Failed => BackfillStatus::Failed,
