@@ -84,7 +84,7 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Attach(options) => attach::run(options, &settings()?).await,
         Command::Entity(command) => entity::run(command, &settings()?).await,
         Command::Run(options) => run::run(options, settings()?).await,
-        Command::Backfill(options) => backfill::run(options, settings()?).await,
+        Command::Backfill(options) => Box::pin(backfill::run(options, settings()?)).await,
         Command::Status { json } => run::status(&settings()?, json).await,
         Command::Errors(command) => errors::run(command, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,

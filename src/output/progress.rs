@@ -197,9 +197,13 @@ mod tests {
         EntityProgress { rows_done, rows_done_here, rows_total, ..EntityProgress::default() }
     }
 
+    fn ten_seconds_ago() -> Instant {
+        Instant::now().checked_sub(Duration::from_secs(10)).unwrap()
+    }
+
     #[test]
     fn what_is_left_goes_by_what_was_done_here() {
-        let since = Instant::now() - Duration::from_secs(10);
+        let since = ten_seconds_ago();
         let total = Total::of(&[entity(1500, 1000, Some(2500)), entity(0, 0, Some(500))], since);
         assert_eq!((total.done, total.expected, total.rate), (1500, Some(3000), 99));
         assert_eq!(total.to_string(), "1,500 of 3,000 rows, 99/s, 15 s left");
@@ -207,7 +211,7 @@ mod tests {
 
     #[test]
     fn without_a_total_nothing_is_said_of_what_is_left() {
-        let since = Instant::now() - Duration::from_secs(10);
+        let since = ten_seconds_ago();
         let total = Total::of(&[entity(1000, 1000, None), entity(0, 0, Some(500))], since);
         assert_eq!(total.to_string(), "1,000 rows, 99/s");
         // More may come than was counted.

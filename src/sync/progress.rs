@@ -31,7 +31,7 @@ pub struct EntityProgress {
     pub rows_done_here: i64,
     /// About how many there are in all. `None`: not counted.
     pub rows_total: Option<i64>,
-    /// When the first row was dealt with here.
+    /// When it was begun with here.
     pub begun_at: Option<Instant>,
     /// There is nothing more to come.
     pub has_ended: bool,
@@ -56,11 +56,14 @@ impl Progress {
         });
     }
 
+    pub(super) fn begin(&self, entity_id: &str) {
+        self.change(entity_id, |entity| _ = entity.begun_at.get_or_insert_with(Instant::now));
+    }
+
     pub(super) fn add(&self, entity_id: &str, rows: i64) {
         self.change(entity_id, |entity| {
             entity.rows_done += rows;
             entity.rows_done_here += rows;
-            entity.begun_at.get_or_insert_with(Instant::now);
         });
     }
 

@@ -96,6 +96,7 @@ impl Delivery {
     ) -> Arc<Self> {
         let window = Window::at(cursor);
         let at_once = held.worker.settings.sync.requests_in_flight;
+        held.worker.progress.begin(&held.target.entity_id);
         Arc::new(Self {
             worker: held.worker.clone(),
             run_id: held.run_id,

@@ -1,26 +1,55 @@
 //! Backfills that are killed, stopped, cancelled and gone on with.
 
 use std::os::unix::process::ExitStatusExt;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use elven_sync::fault_point::{Side, Step};
 use elven_sync::sandbox::{Fault, Gate};
 use fastrand::Rng;
+use futures_util::{FutureExt, StreamExt, stream};
 use nix::sys::signal::Signal;
-use sqlx::PgPool;
+use sqlx::migrate::MigrateDatabase;
+use sqlx::{ConnectOptions, PgPool, Postgres};
 
 use super::{add_minutes, backfill_2024, texts};
 use crate::crashes::FAULT_POINT;
-use crate::crashes::points::{OF_A_BACKFILL, points};
+use crate::crashes::points::{OF_A_BACKFILL, Point, points};
 use crate::sandbox_faults::parsed;
 use crate::support::{Scene, eventually, said, stderr, stdout, until_it_says, variable};
 use crate::workers::signal;
+
+/// Cases under way at once; most of the time they wait for the lease of a dead worker.
+const AT_ONCE: usize = 6;
 
 const RANGE: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
 
 /// Two entities with rows before, in and behind the range, some that cannot be sent and some that the API refuses.
 async fn scene_of(pool: PgPool, rows: i32) -> Scene {
-    let mut scene = Scene::new(pool).await;
+    prepared(Scene::new(pool).await, rows).await
+}
+
+/// Does something in a database of its own for each of these, several at once.
+async fn in_each<T: std::fmt::Display>(pool: &PgPool, of: Vec<T>, rows: i32, act: impl AsyncFn(&Scene, T)) {
+    let url = pool.connect_options().to_url_lossy();
+    let cases = stream::iter(of.into_iter().enumerate()).map(async |(n, one)| {
+        let mut url = url.clone();
+        // A name of PostgreSQL is short.
+        url.set_path(&format!("backfill_{:x}_{n}", fastrand::u64(..)));
+        let scene = prepared(Scene::at(url.as_str()).await, rows).await;
+        let name = one.to_string();
+        let acted = AssertUnwindSafe(act(&scene, one)).catch_unwind().await;
+        scene.pool.close().await;
+        Postgres::force_drop_database(url.as_str()).await.unwrap();
+        (name, acted)
+    });
+    let cases: Vec<(String, Result<(), _>)> = cases.buffer_unordered(AT_ONCE).collect().await;
+    let failed: Vec<String> =
+        cases.into_iter().filter(|(_, acted)| acted.is_err()).map(|(name, _)| name).collect();
+    assert!(failed.is_empty(), "it failed at {}", failed.join(", "));
+}
+
+async fn prepared(mut scene: Scene, rows: i32) -> Scene {
     for (name, value) in [
         ("ELVEN_SYNC_SYNC__BATCH_ROWS", "5"),
         ("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2"),
@@ -89,88 +118,101 @@ async fn is_covered(scene: &Scene) {
 /// `ELVEN_SEEDS=50` takes that many.
 #[sqlx::test(migrations = false)]
 async fn killed_at_random_moments_and_resumed_the_range_is_exactly_covered(pool: PgPool) {
-    for seed in 0..variable("ELVEN_SEEDS").unwrap_or(4) {
-        sqlx::raw_sql("drop schema if exists ledger, elven_sync cascade").execute(&pool).await.unwrap();
-        let scene = scene_of(pool.clone(), 60).await;
-        scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=15ms", "answer-lost@5%"]));
-        let mut rng = Rng::with_seed(seed.cast_unsigned());
-        let mut killed = 0;
-        loop {
-            let arguments: &[&str] =
-                if killed > 0 && rng.bool() { &["backfill", "--resume", "1"] } else { &RANGE };
-            let child = scene.command(arguments).spawn().unwrap();
-            let id = child.id().unwrap();
-            let waiting = child.wait_with_output();
-            tokio::pin!(waiting);
-            // It waits for the lease of the one before first.
-            let patience = Duration::from_millis(rng.u64(50..if killed == 0 { 500 } else { 1800 }));
-            if let Ok(output) = tokio::time::timeout(patience, &mut waiting).await {
-                let output = output.unwrap();
-                if output.status.code() == Some(3) {
-                    break;
-                }
-                panic!("{:?} {}", output.status, stderr(&output));
+    let seeds = (0..variable("ELVEN_SEEDS").unwrap_or(6)).collect();
+    in_each(&pool, seeds, 60, kill_at_random_moments).await;
+}
+
+async fn kill_at_random_moments(scene: &Scene, seed: i64) {
+    scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=15ms", "answer-lost@5%"]));
+    let mut rng = Rng::with_seed(seed.cast_unsigned());
+    let mut killed = 0;
+    // It may be killed when all is done and recorded.
+    let is_done = "select coalesce(max(status), '') from elven_sync.sync_backfills";
+    while scene.text(is_done).await != "incomplete" {
+        let arguments: &[&str] =
+            if killed > 0 && rng.bool() { &["backfill", "--resume", "1"] } else { &RANGE };
+        let child = scene.command(arguments).spawn().unwrap();
+        let id = child.id().unwrap();
+        let waiting = child.wait_with_output();
+        tokio::pin!(waiting);
+        // It waits for the lease of the one before first.
+        let patience = Duration::from_millis(rng.u64(50..if killed == 0 { 500 } else { 1800 }));
+        if let Ok(output) = tokio::time::timeout(patience, &mut waiting).await {
+            let output = output.unwrap();
+            if output.status.code() == Some(3) {
+                break;
             }
-            let pid = nix::unistd::Pid::from_raw(i32::try_from(id).unwrap());
-            nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
-            waiting.await.unwrap();
-            killed += 1;
-            assert!(killed < 60, "it makes no progress");
+            // It was killed before it had recorded what was asked for.
+            let is_missing =
+                arguments.contains(&"--resume") && stderr(&output).contains("there is no backfill");
+            assert!(is_missing, "{:?} {}", output.status, stderr(&output));
+            continue;
         }
-        assert!(killed > 0);
-        is_covered(&scene).await;
-        let status =
-            "select concat_ws(' ', count(*), min(status), min(rows_rejected)) from elven_sync.sync_backfills";
-        assert_eq!(scene.text(status).await, "1 incomplete 2", "seed {seed}");
-        // What died is said to have been interrupted, once its time is over.
-        let alive = "select count(*)::text from elven_sync.sync_runs where status = 'running' and alive_until > clock_timestamp()";
-        eventually("no run is alive", async || scene.text(alive).await == "0").await;
-        scene.output(&["run"]).await;
-        let runs = "select count(*)::text from elven_sync.sync_runs where status = 'running'";
-        assert_eq!(scene.text(runs).await, "0");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(id).unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+        waiting.await.unwrap();
+        killed += 1;
+        assert!(killed < 60, "it makes no progress");
     }
+    assert!(killed > 0);
+    is_covered(scene).await;
+    let status =
+        "select concat_ws(' ', count(*), min(status), min(rows_rejected)) from elven_sync.sync_backfills";
+    assert_eq!(scene.text(status).await, "1 incomplete 2", "seed {seed}");
+    // What died is said to have been interrupted, once its time is over.
+    let alive = "select count(*)::text from elven_sync.sync_runs where status = 'running' and alive_until > clock_timestamp()";
+    eventually("no run is alive", async || scene.text(alive).await == "0").await;
+    scene.output(&["run"]).await;
+    let runs = "select count(*)::text from elven_sync.sync_runs where status = 'running'";
+    assert_eq!(scene.text(runs).await, "0");
 }
 
 #[sqlx::test(migrations = false)]
 async fn killed_at_any_step_and_resumed_the_range_is_exactly_covered(pool: PgPool) {
-    for point in points(&OF_A_BACKFILL) {
-        sqlx::raw_sql("drop schema if exists ledger, elven_sync cascade").execute(&pool).await.unwrap();
-        let scene = scene_of(pool.clone(), 13).await;
-        for _ in 0..2 {
-            let (body, headers) = (String::new(), Vec::new());
-            scene.sandbox.inject(Fault::Answer { status: 503, body, headers });
-        }
-        if point.0 == Step::RenewLease {
-            scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=250ms"]));
-        }
-        if point.0 == Step::Recover || point.0 == Step::Empty {
-            let mut first = scene.command(&RANGE);
-            first.env(FAULT_POINT, "send:after@4=kill");
-            assert_eq!(first.output().await.unwrap().status.signal(), Some(9));
-            if point.0 == Step::Empty {
-                // Whatever was in flight is gone.
-                scene.sql("delete from ledger.balance_snapshots where id in (
-                               select id::bigint from elven_sync.sync_batches b, elven_sync.batch_row_ids(b.batch_id) id
-                                where b.status = 'sending')").await;
-            }
-        }
-        let mut command = scene.command(&RANGE);
-        command.env(FAULT_POINT, format!("{point}=kill"));
-        let output = command.output().await.unwrap();
-        assert_eq!(output.status.signal(), Some(9), "{point}: {}", stderr(&output));
-        let output = scene.output(&RANGE).await;
-        assert_eq!(output.status.code(), Some(3), "{point}: {}", stderr(&output));
-        if point.0 == Step::Empty {
-            let left = "select count(*)::text from elven_sync.sync_backfill_lanes where finished_at is null";
-            assert_eq!(scene.text(left).await, "0");
-            continue;
-        }
-        if (point.0, point.1) == (Step::FinishRun, Side::After) {
-            // Nothing was left of the first: asked for again, it is another one.
-            assert_eq!(scene.text("select count(*)::text from elven_sync.sync_backfills").await, "2");
-            continue;
-        }
-        is_covered(&scene).await;
+    in_each(&pool, points(&OF_A_BACKFILL), 13, kill_at).await;
+}
+
+async fn kill_at(scene: &Scene, point: Point) {
+    for _ in 0..2 {
+        let (body, headers) = (String::new(), Vec::new());
+        scene.sandbox.inject(Fault::Answer { status: 503, body, headers });
+    }
+    if point.0 == Step::RenewLease {
+        scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=250ms"]));
+    }
+    if matches!(point.0, Step::Recover | Step::Empty) {
+        let mut first = scene.command(&RANGE);
+        first.env(FAULT_POINT, "send:after@4=kill");
+        assert_eq!(first.output().await.unwrap().status.signal(), Some(9));
+    }
+    if point.0 == Step::Empty {
+        // What was in flight is gone.
+        let gone = "delete from ledger.balance_snapshots where id in (
+                        select id::bigint from elven_sync.sync_batches b, elven_sync.batch_row_ids(b.batch_id) id
+                         where b.status = 'sending')";
+        scene.sql(gone).await;
+    }
+    let mut command = scene.command(&RANGE);
+    command.env(FAULT_POINT, format!("{point}=kill"));
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status.signal(), Some(9), "{point}: {}", stderr(&output));
+    let output = scene.output(&RANGE).await;
+    if point.0 == Step::Empty {
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{point}: {}", stderr(&output));
+        let left = "select count(*)::text from elven_sync.sync_backfill_lanes where finished_at is null";
+        assert_eq!(scene.text(left).await, "0");
+        let empty = "select (count(*) > 0)::text from elven_sync.sync_batches where status = 'accepted' and rows_read = 0";
+        assert_eq!(scene.text(empty).await, "true");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(3), "{point}: {}", stderr(&output));
+    let backfills = scene.text("select count(*)::text from elven_sync.sync_backfills").await;
+    if (point.0, point.1) == (Step::FinishRun, Side::After) {
+        // Nothing was left of the first: asked for again, it is another one.
+        assert_eq!(backfills, "2", "{point}");
+    } else {
+        assert_eq!(backfills, "1", "{point}");
+        is_covered(scene).await;
     }
 }
 

@@ -51,7 +51,8 @@ async fn a_date_is_a_day_in_each_entitys_own_zone(pool: PgPool) {
     let expected = "select s.entity_account_id from ledger.balance_snapshots s join elven_sync.entities e using (entity_id)
                      where (captured_at at time zone e.timezone)::date in ('2024-05-01', '2024-05-02')";
     let (mut received, mut expected) = (accounts_since(&scene, 0), texts(&scene, expected).await);
-    (received.sort(), expected.sort());
+    received.sort();
+    expected.sort();
     assert_eq!(received, expected);
     assert_eq!(received.len(), 6 * 192);
 }
@@ -93,7 +94,8 @@ async fn ranges_over_changes_of_clocks_are_as_postgresql_has_them(pool: PgPool) 
         );
         let mut expected = texts(&scene, &expected).await;
         let mut received = accounts_since(&scene, before);
-        (expected.sort(), received.sort());
+        expected.sort();
+        received.sort();
         assert_eq!(received, expected, "{zone} {day}");
     }
 }

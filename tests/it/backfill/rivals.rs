@@ -164,7 +164,8 @@ async fn what_is_sent_is_the_newest_of_its_key_whatever_the_rows(pool: PgPool) {
             sqlx::query_scalar(AssertSqlSafe(expected)).fetch_all(&scene.pool).await.unwrap();
         let mut received = balances_since(&scene, before);
         let mut expected = expected;
-        (received.sort(), expected.sort());
+        received.sort();
+        expected.sort();
         assert_eq!(received, expected, "seed {seed}: {zone} until {until}, batches of {batch_rows}");
     }
     assert!(!accounts_since(&scene, 0).is_empty());
