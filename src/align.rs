@@ -9,7 +9,7 @@ mod text;
 use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 
-pub use clock::{Clock, write_datetime};
+pub use clock::{Clock, POSTGRES_EPOCH_US, write_datetime};
 pub use number::{Number, exceeds_a_double};
 pub use text::Text;
 

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::NaiveDateTime;
@@ -17,10 +18,13 @@ use sha2::{Digest, Sha256};
 
 use crate::align::{self, Clock, Invalid, Number, Text};
 use crate::ledger::Row;
-use crate::watermark::{Cursor, LedgerId};
+use crate::watermark::{Cursor, LedgerId, Order};
 
 /// The most records that the API takes in one request.
 pub const RECORDS_MAX: usize = 1000;
+
+/// The place of a row that is not in the batch.
+const OUTSIDE: usize = usize::MAX;
 
 /// Room for a record in the body; where that is not enough the body is moved once or twice.
 const RECORD_BYTES: usize = 160;
@@ -37,13 +41,15 @@ pub struct Batch {
     pub last: Cursor,
     /// Its rows, in the order of the cursor.
     pub rows: Vec<Row>,
+    /// Newer rows of its keys that are not in it: what they supersede is not sent, in its parts neither.
+    pub rivals: Arc<[Row]>,
     /// Ids of all its rows, packed as the migration describes at `batch_row_ids`.
     pub row_ids: Vec<u8>,
     /// Which of the rows are the records of the body, in that order. None: there is nothing to send.
     pub records: Vec<usize>,
     /// What each record is a balance of, as a hash of account, currency and local time.
     pub keys: Vec<u64>,
-    /// Rows not sent because a newer one of the same account, currency and second is.
+    /// Rows not sent because a newer one of the same account, currency and second is, or was.
     pub superseded: usize,
     /// Rows that cannot be sent as they stand.
     pub invalid: Vec<InvalidRow>,
@@ -67,14 +73,14 @@ pub struct InvalidRow {
 }
 
 /// How many of `rows` the next batch takes: as many as `records_max` allows without ending inside a
-/// tie of `(change_xid, id)`, since the cursor could not tell the rows of a tie apart.
+/// tie of the order, since the cursor could not tell the rows of a tie apart.
 ///
 /// `None` when the first tie alone is larger, which no cursor can get past: then `id` is no key.
-pub fn cut(rows: &[Row], records_max: usize) -> Option<usize> {
+pub fn cut(order: Order, rows: &[Row], records_max: usize) -> Option<usize> {
     if rows.len() <= records_max {
         return Some(rows.len());
     }
-    (1..=records_max).rev().find(|&end| !tie(&rows[end - 1], &rows[end]))
+    (1..=records_max).rev().find(|&end| !tie(order, &rows[end - 1], &rows[end]))
 }
 
 impl Batch {
@@ -86,6 +92,11 @@ impl Batch {
     /// # Panics
     /// When there are no rows: a batch of none has no place in a pass.
     pub fn build(before: Option<Cursor>, rows: Vec<Row>, zone: Tz) -> Self {
+        Self::build_beside(before, rows, Arc::default(), zone)
+    }
+
+    /// The same where newer rows of its keys may be outside of it: they supersede the rows of the batch.
+    fn build_beside(before: Option<Cursor>, rows: Vec<Row>, rivals: Arc<[Row]>, zone: Tz) -> Self {
         let mut clock = Clock::of(zone);
         let mut invalid = Vec::new();
         let mut winners: Vec<Aligned<'_>> = Vec::with_capacity(rows.len());
@@ -118,12 +129,24 @@ impl Batch {
                 }
             }
         }
+        for rival in rivals.iter().filter_map(|rival| Aligned::new(OUTSIDE, rival, &mut clock).ok()) {
+            let same_key = |winner: &usize| winners[*winner].key() == rival.key();
+            if let Some(&winner) = of_key.find(rival.key_hash(), same_key)
+                && winners[winner].age() < rival.age()
+            {
+                superseded += usize::from(winners[winner].place != OUTSIDE);
+                winners[winner] = rival;
+            }
+        }
+        let mut sent = winners.iter().map(|winner| winner.place != OUTSIDE);
+        keys.retain(|_| sent.next().unwrap_or_default());
+        winners.retain(|winner| winner.place != OUTSIDE);
         let (body, beyond_double) = body(&winners);
         #[expect(
             clippy::expect_used,
             reason = "the caller hands over rows; a batch of none has no place in a pass"
         )]
-        let last = rows.last().expect("a batch has rows").cursor();
+        let last = rows.last().expect("a batch has rows").cursor(Order::ChangeXid);
         Self {
             before,
             last,
@@ -136,13 +159,43 @@ impl Batch {
             body_sha256: hex::encode(Sha256::digest(&body)),
             body: body.into(),
             rows,
+            rivals,
         }
     }
 
     /// A part of this batch, over the same interval.
     #[must_use]
     pub fn part(&self, rows: Vec<Row>, zone: Tz) -> Self {
-        Self { last: self.last.clone(), ..Self::build(self.before.clone(), rows, zone) }
+        let part = Self::build_beside(self.before.clone(), rows, self.rivals.clone(), zone);
+        Self { last: self.last.clone(), ..part }
+    }
+
+    /// This batch without what these rows supersede, which are not in it.
+    #[must_use]
+    pub fn beside(self, rivals: Vec<Row>, zone: Tz) -> Self {
+        let beside = Self::build_beside(self.before, self.rows, rivals.into(), zone);
+        Self { last: self.last, ..beside }
+    }
+
+    /// Of these rows, which are not in the batch, those that supersede one of its records.
+    pub fn superseded_by<'r>(&self, others: impl Iterator<Item = &'r Row>, zone: Tz) -> Vec<&'r Row> {
+        let mut clock = Clock::of(zone);
+        let mut found: Vec<&Row> = Vec::new();
+        let mut ages: HashMap<u64, Vec<Aligned<'_>>> = HashMap::new();
+        for other in others {
+            if ages.is_empty() {
+                // Not before there is something to compare with: most batches have nothing behind them.
+                for (&row, &key) in self.records.iter().zip(&self.keys) {
+                    ages.entry(key).or_default().extend(Aligned::new(row, &self.rows[row], &mut clock));
+                }
+            }
+            let Ok(other_row) = Aligned::new(OUTSIDE, other, &mut clock) else { continue };
+            let same_key = ages.get(&other_row.key_hash()).into_iter().flatten();
+            if same_key.clone().any(|own| own.key() == other_row.key() && own.age() < other_row.age()) {
+                found.push(other);
+            }
+        }
+        found
     }
 
     /// Two halves of its records, with about as many each. `None` when they stand or fall together.
@@ -234,8 +287,12 @@ impl Batch {
 type Key<'a> = (&'a str, &'a str, NaiveDateTime);
 
 /// Rows that a cursor does not tell apart.
-fn tie(a: &Row, b: &Row) -> bool {
-    a.xid == b.xid && a.id == b.id
+fn tie(order: Order, a: &Row, b: &Row) -> bool {
+    let together = match order {
+        Order::ChangeXid => a.xid == b.xid,
+        Order::CapturedAt => a.captured_at_us == b.captured_at_us,
+    };
+    together && a.id == b.id
 }
 
 /// A row on its way into the body.

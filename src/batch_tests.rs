@@ -15,10 +15,10 @@ const NAN: &[u16] = &[0, 0, 0xC000, 0];
 #[test]
 fn a_batch_never_ends_inside_a_tie() {
     let rows = [row(1, 1, 0, ONE), row(1, 2, 0, ONE), row(1, 2, 0, ONE), row(1, 3, 0, ONE)];
-    assert_eq!(cut(&rows, 4), Some(4));
-    assert_eq!(cut(&rows, 3), Some(3));
-    assert_eq!(cut(&rows, 2), Some(1), "ids 2 and 2 stay together");
-    assert_eq!(cut(&rows[1..], 1), None, "two rows with one cursor do not fit");
+    assert_eq!(cut(Order::ChangeXid, &rows, 4), Some(4));
+    assert_eq!(cut(Order::ChangeXid, &rows, 3), Some(3));
+    assert_eq!(cut(Order::ChangeXid, &rows, 2), Some(1), "ids 2 and 2 stay together");
+    assert_eq!(cut(Order::ChangeXid, &rows[1..], 1), None, "two rows with one cursor do not fit");
 }
 
 #[test]

@@ -9,6 +9,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::AsRefStr, strum::EnumIter, strum::EnumString)]
 #[strum(serialize_all = "snake_case")]
 pub enum Step {
+    /// A backfill and its lanes get their rows.
+    AskBackfill,
     /// The run gets its row.
     BeginRun,
     /// The lease of an entity is taken. Waiting for another worker's comes before that, each look once.
@@ -35,6 +37,8 @@ pub enum Step {
     Empty,
     /// The target of a pass becomes the watermark.
     ClosePass,
+    /// The range of an entity is through, in a backfill.
+    FinishLane,
     /// An entity is up to date, and the errors of its lane resolved.
     Succeed,
     /// A lane stops where it is, and says why.

@@ -95,23 +95,51 @@ impl fmt::Display for LedgerId {
     }
 }
 
-/// A place inside a pass: behind the row with this transaction and id.
+/// The orders in which rows go out, each completed by the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// That of a pass.
+    ChangeXid,
+    /// That of a backfill.
+    CapturedAt,
+}
+
+/// A place inside a pass or a backfill: behind the row with this id there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// `change_xid` of the row.
-    pub xid: Xid,
-    /// Its id, as text.
+    /// What the order goes by.
+    pub at: At,
+    /// The id of the row, as text.
     pub id: String,
 }
 
+/// What an order goes by, of one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// In a pass: its `change_xid`.
+    Xid(Xid),
+    /// In a backfill: its `captured_at`, in microseconds from 2000-01-01 UTC.
+    Instant(i64),
+}
+
 impl Cursor {
-    /// A cursor as its columns have it: both parts, or neither.
+    /// A cursor of a pass as its columns have it: both parts, or neither.
     pub(crate) fn from_columns(
         xid: Option<String>,
         id: Option<String>,
     ) -> Result<Option<Self>, ParseIntError> {
         let Some((xid, id)) = xid.zip(id) else { return Ok(None) };
-        Ok(Some(Self { xid: xid.parse()?, id }))
+        Ok(Some(Self { at: At::Xid(xid.parse()?), id }))
+    }
+
+    /// The transaction, in a pass.
+    pub fn xid(&self) -> Option<Xid> {
+        if let At::Xid(xid) = self.at { Some(xid) } else { None }
+    }
+
+    /// The instant in microseconds from 2000-01-01 UTC, in a backfill.
+    pub fn captured_at_us(&self) -> Option<i64> {
+        if let At::Instant(us) = self.at { Some(us) } else { None }
     }
 }
 

@@ -8,9 +8,12 @@ use chrono_tz::Tz;
 use super::Invalid;
 
 /// Microseconds between the Unix epoch and 2000-01-01 00:00 UTC, from which PostgreSQL counts.
-pub(super) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+pub const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 const DAY_S: i64 = 86_400;
+
+/// Clocks are between 12 hours behind UTC and 14 ahead: by no more than that can they be put back.
+const PUT_BACK_MAX_S: i64 = 26 * 3600;
 
 /// The wall clock of a zone. It remembers by how much it was ahead of UTC on the day that it was asked about
 /// last: to look that up is most of the work, and the rows of a batch are often of a few days.
@@ -46,6 +49,29 @@ impl Clock {
             .map(|local| local.naive_utc())
             .filter(|local| (1..=9999).contains(&local.year()))
             .ok_or_else(|| Invalid("captured_at is outside the years 0001 to 9999".to_owned()))
+    }
+
+    /// The instant from which on the wall clock shows none of the seconds any more that it has shown from one instant
+    /// to another one: the end of the last second, or later when clocks are put back about then. All three in
+    /// microseconds from 2000-01-01 UTC.
+    pub fn repeats_until(&self, first_us: i64, last_us: i64) -> i64 {
+        let second = |us: i64| us.saturating_add(POSTGRES_EPOCH_US).div_euclid(1_000_000);
+        let end = second(last_us) + 1;
+        let (mut before, mut behind) =
+            (second(first_us).max(end - PUT_BACK_MAX_S), end.saturating_add(PUT_BACK_MAX_S));
+        let mut until = end;
+        if let (Some(ahead), Some(later)) = (self.look_up(before), self.look_up(behind))
+            && ahead > later
+        {
+            // No clock was ever changed twice within so short a time: the first second after the change is searched for.
+            while behind - before > 1 {
+                let middle = before + (behind - before) / 2;
+                *(if self.look_up(middle) == Some(ahead) { &mut before } else { &mut behind }) = middle;
+            }
+            let again = end.min(behind) + (ahead - later);
+            until = if again > behind { end.max(again) } else { end };
+        }
+        until.saturating_mul(1_000_000).saturating_sub(POSTGRES_EPOCH_US)
     }
 
     /// Seconds by which the clock is ahead of UTC.

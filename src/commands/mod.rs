@@ -1,6 +1,7 @@
 //! The commands that people type.
 
 mod attach;
+mod backfill;
 mod demo;
 mod entity;
 mod errors;
@@ -19,6 +20,8 @@ use crate::output;
 pub const SUCCEEDED: u8 = 0;
 /// Could not work.
 pub const FAILED: u8 = 1;
+/// Wrong usage.
+pub const WRONG_USAGE: u8 = 2;
 /// Done, but a person should look.
 pub const INCOMPLETE: u8 = 3;
 
@@ -53,6 +56,8 @@ enum Command {
     Entity(entity::Command),
     /// Upload what is new, for all entities, then exit
     Run(run::Options),
+    /// Upload a range of `captured_at` again, whatever was uploaded before
+    Backfill(backfill::Options),
     /// Say how each entity is
     Status {
         /// For machines
@@ -79,6 +84,7 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Attach(options) => attach::run(options, &settings()?).await,
         Command::Entity(command) => entity::run(command, &settings()?).await,
         Command::Run(options) => run::run(options, settings()?).await,
+        Command::Backfill(options) => Box::pin(backfill::run(options, settings()?)).await,
         Command::Status { json } => run::status(&settings()?, json).await,
         Command::Errors(command) => errors::run(command, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,

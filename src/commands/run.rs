@@ -33,7 +33,10 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
     let report = if options.dry_run {
         worker.dry_run(&options.entities).await?
     } else {
-        worker.run(&options.entities).await?
+        let watched = output::watch(worker.progress());
+        let report = worker.run(&options.entities).await;
+        watched.end().await;
+        report?
     };
     output::run_report(&report, options.json);
     Ok(match report.status {

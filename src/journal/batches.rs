@@ -1,18 +1,20 @@
 //! Batches: announced before they are sent, settled together with the watermark.
 
 use std::collections::BTreeSet;
-use std::num::ParseIntError;
+
+use chrono::{DateTime, Utc};
 
 use super::contents::{Answered, Contents, New, finish, insert, rewrite};
 use super::group::{Answer, Handed, Writing};
 use super::lanes::commit_if_held;
-use super::steps::{Done, count_in_run, hold, invalid, move_lane};
-use super::{Counters, Journal, JournalError, OpenPass, Problem, errors};
+use super::steps::{Done, at, count_in, hold, invalid, move_lane, xid};
+use super::{Counters, Course, Journal, JournalError, Lease, OpenPass, Problem, errors};
 use crate::batch::Batch;
 use crate::database::Transaction;
-use crate::watermark::Cursor;
+use crate::ledger::instant_us;
+use crate::watermark::{At, Cursor};
 
-/// A batch of an open pass, as it was recorded.
+/// A batch of an open pass or backfill, as it was recorded.
 #[derive(Debug)]
 pub struct Recorded {
     /// The batch.
@@ -42,7 +44,7 @@ pub struct Recorded {
 /// What is done to a lane in a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Doing<'a> {
-    /// The pass, under its lease.
+    /// The pass or the backfill, under its lease.
     pub pass: &'a OpenPass,
     /// The run.
     pub run_id: i64,
@@ -70,28 +72,106 @@ pub struct Advance {
     pub last: Cursor,
 }
 
+/// A row of `sync_batches` as it comes.
+struct BatchRow {
+    batch_id: i64,
+    parent_id: Option<i64>,
+    before_xid: Option<String>,
+    before_at: Option<DateTime<Utc>>,
+    before_id: Option<String>,
+    last_xid: Option<String>,
+    last_at: Option<DateTime<Utc>>,
+    last_id: String,
+    body_sha256: String,
+    status: String,
+    row_count: i32,
+    attempts: i32,
+    unknown_runs: i32,
+    ids: Vec<String>,
+}
+
+impl BatchRow {
+    fn into_recorded(self) -> Result<Recorded, sqlx::Error> {
+        let place = |xid: Option<String>, at: Option<DateTime<Utc>>| {
+            let xid = xid.and_then(|xid| xid.parse().ok()).map(At::Xid);
+            xid.or_else(|| at.map(|at| At::Instant(instant_us(at))))
+        };
+        let before = place(self.before_xid, self.before_at).zip(self.before_id);
+        let at = place(self.last_xid, self.last_at)
+            .ok_or_else(|| sqlx::Error::Decode("neither an xid8 nor an instant".into()))?;
+        let is_done = self.status == "accepted" || (self.status == "rejected" && self.row_count == 0);
+        Ok(Recorded {
+            batch_id: self.batch_id,
+            parent_id: self.parent_id,
+            before: before.map(|(at, id)| Cursor { at, id }),
+            last: Cursor { at, id: self.last_id },
+            ids: self.ids.into_iter().collect(),
+            body_sha256: self.body_sha256,
+            is_split: self.status == "split",
+            is_done,
+            may_have_arrived: self.status == "unknown" && self.row_count > 0,
+            attempts: self.attempts,
+            unknown_runs: self.unknown_runs,
+        })
+    }
+}
+
 impl Journal {
-    /// The batches of an open pass beyond its cursor, in the order in which they were announced, parts behind
+    /// The batches of an open pass or backfill beyond its cursor, in the order in which they were announced, parts behind
     /// what they are parts of.
     ///
     /// One that was being sent when its worker stopped becomes `unknown` here.
     pub async fn recorded(&self, pass: &OpenPass) -> Result<Vec<Recorded>, JournalError> {
-        self.database
-            .execute(|| {
-                sqlx::query!(
-                    "update elven_sync.sync_batches b set status = 'unknown'
-                      where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0 and b.row_count > 0
-                        and exists (select from elven_sync.sync_state s
-                                     where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
-                    pass.pass_id,
-                    pass.lease.entity_id,
-                    pass.lease.epoch,
-                    pass.lease.owner
-                )
-            })
-            .await?;
-        let rows = self.database.again(|| sqlx::query!(
-            r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256, b.status,
+        let rows = match pass.course {
+            Course::Pass(pass_id) => {
+                self.recover_pass(pass_id, &pass.lease).await?;
+                self.recorded_in_pass(pass_id).await?
+            }
+            Course::Backfill(backfill_id) => {
+                self.recover_backfill(backfill_id, &pass.lease).await?;
+                self.recorded_in_backfill(backfill_id, &pass.lease.entity_id).await?
+            }
+        };
+        Ok(rows.into_iter().map(BatchRow::into_recorded).collect::<Result<_, _>>()?)
+    }
+
+    async fn recover_pass(&self, pass_id: i64, lease: &Lease) -> Result<(), sqlx::Error> {
+        let recovered = self.database.execute(|| {
+            sqlx::query!(
+                "update elven_sync.sync_batches b set status = 'unknown'
+                  where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0 and b.row_count > 0
+                    and exists (select from elven_sync.sync_state s
+                                 where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
+                pass_id,
+                lease.entity_id,
+                lease.epoch,
+                lease.owner
+            )
+        });
+        recovered.await.map(drop)
+    }
+
+    async fn recover_backfill(&self, backfill_id: i64, lease: &Lease) -> Result<(), sqlx::Error> {
+        let recovered = self.database.execute(|| {
+            sqlx::query!(
+                "update elven_sync.sync_batches b set status = 'unknown'
+                  where b.backfill_id = $1 and b.entity_id = $2 and b.status = 'sending' and b.attempts > 0
+                    and b.row_count > 0
+                    and exists (select from elven_sync.sync_state s
+                                 where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
+                backfill_id,
+                lease.entity_id,
+                lease.epoch,
+                lease.owner
+            )
+        });
+        recovered.await.map(drop)
+    }
+
+    async fn recorded_in_pass(&self, pass_id: i64) -> Result<Vec<BatchRow>, sqlx::Error> {
+        self.database.again(|| sqlx::query_as!(
+            BatchRow,
+            r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
                       b.row_count, b.attempts, b.unknown_runs,
                       case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
                            then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
@@ -101,32 +181,35 @@ impl Journal {
                                               where d.pass_id = $1 and d.parent_id is null
                                                 and d.last_xid = s.cursor_xid and d.last_id = s.cursor_id), 0)
                 order by b.batch_id"#,
-            pass.pass_id
-        ).fetch_all(&self.database)).await?;
-        rows.into_iter()
-            .map(|row| {
-                let decode = |problem: ParseIntError| sqlx::Error::Decode(problem.into());
-                let before = Cursor::from_columns(row.before_xid, row.before_id).map_err(decode)?;
-                let xid = row.last_xid.parse().map_err(decode)?;
-                Ok(Recorded {
-                    batch_id: row.batch_id,
-                    parent_id: row.parent_id,
-                    before,
-                    last: Cursor { xid, id: row.last_id },
-                    ids: row.ids.into_iter().collect(),
-                    body_sha256: row.body_sha256,
-                    is_split: row.status == "split",
-                    is_done: row.status == "accepted" || (row.status == "rejected" && row.row_count == 0),
-                    may_have_arrived: row.status == "unknown" && row.row_count > 0,
-                    attempts: row.attempts,
-                    unknown_runs: row.unknown_runs,
-                })
-            })
-            .collect()
+            pass_id
+        ).fetch_all(&self.database)).await
+    }
+
+    async fn recorded_in_backfill(
+        &self,
+        backfill_id: i64,
+        entity_id: &str,
+    ) -> Result<Vec<BatchRow>, sqlx::Error> {
+        self.database.again(|| sqlx::query_as!(
+            BatchRow,
+            r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
+                      b.row_count, b.attempts, b.unknown_runs,
+                      case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
+                           then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
+                 from elven_sync.sync_batches b
+                 join elven_sync.sync_backfill_lanes l on l.backfill_id = b.backfill_id and l.entity_id = b.entity_id
+                where b.backfill_id = $1 and b.entity_id = $2
+                  and b.batch_id > coalesce((select max(d.batch_id) from elven_sync.sync_batches d
+                                              where d.backfill_id = $1 and d.entity_id = $2 and d.parent_id is null
+                                                and d.last_at = l.cursor_at and d.last_id = l.cursor_id), 0)
+                order by b.batch_id"#,
+            backfill_id,
+            entity_id
+        ).fetch_all(&self.database)).await
     }
 
     async fn hold(&self, transaction: &mut Transaction, pass: &OpenPass) -> Result<u64, sqlx::Error> {
-        hold(transaction, &pass.lease, Some(pass.pass_id), self.lease_seconds()).await
+        hold(transaction, &pass.lease, Some(pass.course), self.lease_seconds()).await
     }
 
     /// Waits until all is written that was handed in for a pass: a write that moves its cursor follows.
@@ -158,13 +241,15 @@ impl Journal {
                 "update elven_sync.sync_batches
                     set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
                         finished_at = null
-                  where batch_id = $1 and entity_id = $4 and last_xid = $5::text::xid8 and last_id = $6",
+                  where batch_id = $1 and entity_id = $4 and last_xid is not distinct from $5::text::xid8
+                    and last_at is not distinct from $7 and last_id = $6",
                 batch_id,
                 doing.run_id,
                 lost,
                 doing.pass.lease.entity_id,
-                batch.last.xid.to_string(),
-                batch.last.id
+                xid(&batch.last),
+                batch.last.id,
+                at(&batch.last)
             )
             .execute(&mut transaction)
             .await?;
@@ -184,7 +269,8 @@ impl Journal {
         self.caught_up(doing).await?;
         let emptied = || async {
             let mut transaction = self.database.begin().await?;
-            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
+            let nothing = Counters::default();
+            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), &nothing).await?;
             let done = sqlx::query!(
                 r#"update elven_sync.sync_batches
                       set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
@@ -296,12 +382,12 @@ impl Journal {
         let parts = [Contents::from(&parts[0]), Contents::from(&parts[1])];
         let split = || async {
             let mut transaction = self.database.begin().await?;
-            let held = move_lane(&mut transaction, doing.pass, None, 0).await?;
+            let held = move_lane(&mut transaction, doing.pass, None, &Counters::default()).await?;
             let done = finish(&mut transaction, &[&answered]).await?;
             let place = doing.place(Some(batch_id));
             let new = parts.each_ref().map(|contents| New { place, contents, attempts: 0 });
             let ids = insert(&mut transaction, new).await?;
-            count_in_run(&mut transaction, doing.run_id, &counted).await?;
+            count_in(&mut transaction, doing, &counted).await?;
             commit_if_held(transaction, held.min(done)).await?;
             Ok(ids)
         };
@@ -331,7 +417,7 @@ impl Journal {
         let counted = Counters::of(batch, settlement, all);
         let set_aside = || async {
             let mut transaction = self.database.begin().await?;
-            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), 0).await?;
+            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), &counted).await?;
             errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
             if errors::rejections(&mut transaction, entity_id).await? > rejections_max {
                 transaction.rollback().await?;
@@ -345,7 +431,7 @@ impl Journal {
             .await?;
             // Behind that, since a batch with records that was ever unknown stays so.
             let done = finish(&mut transaction, &[&answered]).await?;
-            count_in_run(&mut transaction, doing.run_id, &counted).await?;
+            count_in(&mut transaction, doing, &counted).await?;
             commit_if_held(transaction, moved.min(done)).await?;
             Ok(true)
         };

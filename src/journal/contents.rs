@@ -1,7 +1,10 @@
 //! Rows of `sync_batches`: what is kept of a batch, and of the answer to it. Many at a time in one statement.
 
+use chrono::{DateTime, Utc};
+
+use super::Course;
 use super::batches::{Doing, Settlement};
-use super::steps::count;
+use super::steps::{at, count, xid};
 use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::watermark::Cursor;
@@ -10,7 +13,8 @@ use crate::watermark::Cursor;
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub run: i64,
-    pub pass: Option<i64>,
+    /// `None`: neither a pass nor a backfill.
+    pub course: Option<Course>,
     pub entity: &'a str,
     pub parent: Option<i64>,
 }
@@ -18,7 +22,7 @@ pub(super) struct Place<'a> {
 impl<'a> Doing<'a> {
     pub(super) fn place(self, parent_id: Option<i64>) -> Place<'a> {
         let Self { pass, run_id } = self;
-        Place { run: run_id, pass: Some(pass.pass_id), entity: &pass.lease.entity_id, parent: parent_id }
+        Place { run: run_id, course: Some(pass.course), entity: &pass.lease.entity_id, parent: parent_id }
     }
 }
 
@@ -77,29 +81,32 @@ pub(super) async fn insert_all(
     new: &[New<'_>],
 ) -> Result<Vec<i64>, sqlx::Error> {
     let before = |new: &New<'_>| new.contents.before.clone();
+    let course = |new: &New<'_>| new.place.course;
     sqlx::query_scalar!(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
-                 rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes, body_sha256)
+                 rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes, body_sha256,
+                 backfill_id, before_at, last_at)
          select run_id, pass_id, entity_id, parent_id, attempts, before_xid::xid8, before_id, last_xid::xid8, last_id,
                 row_ids, rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes,
-                body_sha256
+                body_sha256, backfill_id, before_at, last_at
            from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
                        $8::text[], $9::text[], $10::bytea[], $11::integer[], $12::integer[], $13::integer[],
-                       $14::integer[], $15::integer[], $16::integer[], $17::text[])
+                       $14::integer[], $15::integer[], $16::integer[], $17::text[], $18::bigint[],
+                       $19::timestamptz[], $20::timestamptz[])
                 with ordinality b (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid,
                                    last_id, row_ids, rows_read, row_count, rows_rejected, rows_superseded,
-                                   rows_beyond_double, body_bytes, body_sha256, place)
+                                   rows_beyond_double, body_bytes, body_sha256, backfill_id, before_at, last_at, place)
           order by place
       returning batch_id",
         &column(new, |new| new.place.run),
-        &column(new, |new| new.place.pass) as &[Option<i64>],
+        &column(new, |new| course(new).and_then(Course::pass_id)) as &[Option<i64>],
         &column(new, |new| new.place.entity.to_owned()),
         &column(new, |new| new.place.parent) as &[Option<i64>],
         &column(new, |new| new.attempts),
-        &column(new, |new| before(new).map(|cursor| cursor.xid.to_string())) as &[Option<String>],
+        &column(new, |new| before(new).as_ref().and_then(xid)) as &[Option<String>],
         &column(new, |new| before(new).map(|cursor| cursor.id)) as &[Option<String>],
-        &column(new, |new| new.contents.last.xid.to_string()),
+        &column(new, |new| xid(&new.contents.last)) as &[Option<String>],
         &column(new, |new| new.contents.last.id.clone()),
         &column(new, |new| new.contents.row_ids.clone()),
         &column(new, |new| new.contents.rows_read),
@@ -108,7 +115,10 @@ pub(super) async fn insert_all(
         &column(new, |new| new.contents.rows_superseded),
         &column(new, |new| new.contents.rows_beyond_double),
         &column(new, |new| new.contents.body_bytes),
-        &column(new, |new| new.contents.body_sha256.clone())
+        &column(new, |new| new.contents.body_sha256.clone()),
+        &column(new, |new| course(new).and_then(Course::backfill_id)) as &[Option<i64>],
+        &column(new, |new| before(new).as_ref().and_then(at)) as &[Option<DateTime<Utc>>],
+        &column(new, |new| at(&new.contents.last)) as &[Option<DateTime<Utc>>]
     )
     .fetch_all(&mut *transaction)
     .await
@@ -207,21 +217,23 @@ pub(super) async fn finish(
                 http_status = a.http_status, duration_ms = a.duration_ms, error = a.error,
                 attempts = b.attempts - a.withdrawn::integer, finished_at = clock_timestamp()
            from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[],
-                       $8::bigint[], $9::text[], $10::boolean[])
+                       $8::bigint[], $9::text[], $10::boolean[], $11::timestamptz[])
                 a (batch_id, entity_id, last_xid, last_id, body_sha256, status, http_status, duration_ms, error,
-                   withdrawn)
-          where b.batch_id = a.batch_id and b.entity_id = a.entity_id and b.last_xid = a.last_xid::xid8
+                   withdrawn, last_at)
+          where b.batch_id = a.batch_id and b.entity_id = a.entity_id
+            and b.last_xid is not distinct from a.last_xid::xid8 and b.last_at is not distinct from a.last_at
             and b.last_id = a.last_id and b.body_sha256 = a.body_sha256",
         &column(answered, |a| a.batch_id),
         &column(answered, |a| a.entity_id.clone()),
-        &column(answered, |a| a.last.xid.to_string()),
+        &column(answered, |a| xid(&a.last)) as &[Option<String>],
         &column(answered, |a| a.last.id.clone()),
         &column(answered, |a| a.body_sha256.clone()),
         &column(answered, |a| a.status.to_owned()),
         &column(answered, |a| a.settlement.http_status) as &[Option<i32>],
         &column(answered, |a| a.settlement.duration_ms) as &[Option<i64>],
         &column(answered, |a| a.error.clone()) as &[Option<String>],
-        &column(answered, |a| a.withdrawn)
+        &column(answered, |a| a.withdrawn),
+        &column(answered, |a| at(&a.last)) as &[Option<DateTime<Utc>>]
     )
     .execute(&mut *transaction)
     .await?;

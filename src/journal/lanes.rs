@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::group::Stopped;
 use super::steps::hold;
 use super::{Journal, JournalError, Problem, errors};
@@ -23,20 +25,47 @@ pub struct Lease {
     pub epoch: i64,
 }
 
-/// A pass that is open under a lease. Every write of it names both.
+/// What a lane goes through, and what its batches belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// A pass.
+    Pass(i64),
+    /// The entity's lane of a backfill.
+    Backfill(i64),
+}
+
+impl Course {
+    /// The pass, if it is one.
+    pub fn pass_id(self) -> Option<i64> {
+        if let Course::Pass(pass_id) = self { Some(pass_id) } else { None }
+    }
+
+    /// The backfill, if it is one.
+    pub fn backfill_id(self) -> Option<i64> {
+        if let Course::Backfill(backfill_id) = self { Some(backfill_id) } else { None }
+    }
+}
+
+/// A pass, or an entity's lane of a backfill, that is open under a lease. Every write of it names both.
 #[derive(Clone, Debug)]
 pub struct OpenPass {
     /// The lease.
     pub lease: Lease,
-    /// The pass.
-    pub pass_id: i64,
+    /// What is open.
+    pub course: Course,
     pub(super) stopped: Stopped,
+    pub(super) unwanted: watch::Sender<bool>,
 }
 
 impl OpenPass {
-    /// A pass that was opened, or found open, under the lease.
-    pub fn new(lease: Lease, pass_id: i64) -> Self {
-        Self { lease, pass_id, stopped: Stopped::default() }
+    /// What was opened, or found open, under the lease.
+    pub fn new(lease: Lease, course: Course) -> Self {
+        Self { lease, course, stopped: Stopped::default(), unwanted: watch::Sender::new(false) }
+    }
+
+    /// Turns true once a backfill ought to give the lease back: somebody waits for it, or the backfill was cancelled.
+    pub fn unwanted(&self) -> watch::Receiver<bool> {
+        self.unwanted.subscribe()
     }
 }
 
@@ -71,8 +100,33 @@ pub enum Take {
     Held {
         /// The lease as it stood.
         seen: String,
+        /// For what it was taken.
+        holder: Holder,
     },
 }
+
+/// Who has a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// It is being given back or taken just now, or its row is locked.
+    Nobody,
+    /// A run, a retry, or a person's command.
+    Run,
+    /// A backfill, which makes room for the others.
+    Backfill,
+}
+
+/// For what an entity is leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// For what is new, for errors again, or by a person.
+    Run,
+    /// For a slice of a backfill: not while anybody else waits for it.
+    Backfill,
+}
+
+/// How long an entity that somebody waits for is left to him by backfills. He looks several times a second.
+const WANTED_FOR: Duration = Duration::from_secs(2);
 
 /// The state of an entity.
 #[derive(Clone, Debug, Default)]
@@ -160,7 +214,12 @@ impl Journal {
     /// A lease that ran out is taken over once the API refuses whatever its holder may still send: after
     /// the window in which a signature is good.
     pub async fn take(&self, entity_id: &str) -> Result<Take, JournalError> {
-        Ok(self.take_and_open(entity_id, None).await?.0)
+        Ok(self.take_and_open(entity_id, None, Purpose::Run).await?.0)
+    }
+
+    /// The same for a slice of a backfill, unless somebody else waits for the entity.
+    pub async fn take_for_backfill(&self, entity_id: &str) -> Result<Take, JournalError> {
+        Ok(self.take_and_open(entity_id, None, Purpose::Backfill).await?.0)
     }
 
     /// The same, and opens a pass in that transaction if one is wanted and the entity still is where it was seen.
@@ -168,18 +227,23 @@ impl Journal {
         &self,
         entity_id: &str,
         opening: Option<Opening<'_>>,
+        purpose: Purpose,
     ) -> Result<(Take, Option<(i64, Snapshot)>), JournalError> {
+        let of_backfill = purpose == Purpose::Backfill;
         let take = || async {
             let mut transaction = self.database.begin().await?;
             let row = sqlx::query_as!(
                 StateRow,
                 r#"update elven_sync.sync_state s
                       set lease_owner = $2, lease_epoch = lease_epoch + 1,
-                          lease_expires_at = clock_timestamp() + make_interval(secs => $3)
+                          lease_expires_at = clock_timestamp() + make_interval(secs => $3),
+                          lease_kind = case when $5 then 'backfill' end, lease_wanted_at = null
                     where entity_id = (select entity_id from elven_sync.sync_state
                                         where entity_id = $1
                                           and (lease_owner is null
                                                or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
+                                          and (not $5 or lease_wanted_at is null
+                                               or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
                                           for update skip locked)
                 returning entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
                           system_identifier, ledger_table,
@@ -190,7 +254,9 @@ impl Journal {
                 entity_id,
                 self.worker,
                 self.lease_seconds(),
-                self.signature_window.as_secs_f64()
+                self.signature_window.as_secs_f64(),
+                of_backfill,
+                WANTED_FOR.as_secs_f64()
             )
             .fetch_optional(&mut transaction)
             .await?;
@@ -211,12 +277,18 @@ impl Journal {
             transaction.commit().await?;
             Ok::<_, JournalError>(Some((Take::Taken(lease, Box::new(lane)), opened)))
         };
-        if let Some(taken) = self.database.again(take).await? {
-            return Ok(taken);
+        match self.database.again(take).await? {
+            Some(taken) => Ok(taken),
+            None => Ok((self.held(entity_id).await?, None)),
         }
+    }
+
+    /// Who has the lease of an entity that could not be taken.
+    async fn held(&self, entity_id: &str) -> Result<Take, JournalError> {
         let look = || {
-            sqlx::query_scalar!(
-                r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!"
+            sqlx::query!(
+                r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!",
+                          lease_owner is not null as "is_held!", lease_kind is not null as "by_backfill!"
                      from elven_sync.sync_state where entity_id = $1"#,
                 entity_id
             )
@@ -234,7 +306,30 @@ impl Journal {
                 })
                 .await?;
         }
-        Ok((Take::Held { seen: seen.unwrap_or_default() }, None))
+        let held = seen.map(|held| {
+            let holder = match (held.is_held, held.by_backfill) {
+                (false, _) => Holder::Nobody,
+                (true, true) => Holder::Backfill,
+                (true, false) => Holder::Run,
+            };
+            (held.seen, holder)
+        });
+        let (seen, holder) = held.unwrap_or((String::new(), Holder::Nobody));
+        Ok(Take::Held { seen, holder })
+    }
+
+    /// Says that an entity is wanted which a backfill has, so that it makes room.
+    pub async fn want(&self, entity_id: &str) -> Result<(), JournalError> {
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_state set lease_wanted_at = clock_timestamp()
+                      where entity_id = $1 and lease_kind = 'backfill'",
+                    entity_id
+                )
+            })
+            .await?;
+        Ok(())
     }
 
     /// Checks that a lease is ours, before something is sent under it.
@@ -252,7 +347,8 @@ impl Journal {
         self.database
             .execute(|| {
                 sqlx::query!(
-                    "update elven_sync.sync_state set lease_owner = null, lease_expires_at = null
+                    "update elven_sync.sync_state
+                        set lease_owner = null, lease_expires_at = null, lease_kind = null
                       where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                     lease.entity_id,
                     lease.epoch,
@@ -284,6 +380,7 @@ impl Journal {
     /// Closes a pass that is through: its target becomes the watermark. With `ends` the entity is up to date with
     /// that, as by [`Journal::lane_succeeded`], in the same transaction: it is by far the most frequent end.
     pub async fn close_pass(&self, pass: &OpenPass, ends: bool) -> Result<(), JournalError> {
+        let Some(pass_id) = pass.course.pass_id() else { return Ok(()) };
         let close_pass = || async {
             let mut transaction = self.database.begin().await?;
             let done = sqlx::query!(
@@ -306,14 +403,14 @@ impl Journal {
                 pass.lease.entity_id,
                 pass.lease.epoch,
                 pass.lease.owner,
-                pass.pass_id,
+                pass_id,
                 ends
             )
             .execute(&mut transaction)
             .await?;
             if done.rows_affected() == 0 && is_open(&mut transaction, pass).await? {
                 transaction.rollback().await?;
-                return Err(JournalError::Unfinished(pass.pass_id));
+                return Err(JournalError::Unfinished(pass_id));
             }
             if ends {
                 errors::resolve_of_lanes(&mut transaction, std::slice::from_ref(&pass.lease.entity_id))
@@ -339,7 +436,7 @@ impl Journal {
                 "update elven_sync.sync_state
                     set last_error = $4, consecutive_failures = consecutive_failures + 1,
                         not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $5)),
-                        lease_owner = null, lease_expires_at = null
+                        lease_owner = null, lease_expires_at = null, lease_kind = null
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                 lease.entity_id,
                 lease.epoch,
@@ -426,7 +523,7 @@ async fn is_open(transaction: &mut Transaction, pass: &OpenPass) -> Result<bool,
         pass.lease.entity_id,
         pass.lease.epoch,
         pass.lease.owner,
-        pass.pass_id
+        pass.course.pass_id()
     )
     .fetch_one(transaction)
     .await

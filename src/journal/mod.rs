@@ -3,6 +3,7 @@
 //! Progress is monotonic and SQL enforces it: a write of a lane names the lease it holds and the
 //! cursor it starts from, and changes nothing when either is not so any more.
 
+mod backfills;
 mod batches;
 mod contents;
 mod entities;
@@ -19,11 +20,12 @@ mod steps;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use backfills::{Asked, Backfill, BackfillLane, BackfillStatus, Begun, Cancelled};
 pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use group::Handed;
-pub use lanes::{Lane, Lease, OpenPass, Opening, Take};
+pub use lanes::{Course, Holder, Lane, Lease, OpenPass, Opening, Purpose, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
@@ -45,6 +47,12 @@ pub enum JournalError {
          elven_sync.sync_batches; `elven-sync entity rewind` sends its rows again"
     )]
     Unfinished(i64),
+    /// All of a range was read, and yet a batch of it has no answer: it is not finished over that.
+    #[error(
+        "backfill {0} has a batch without an answer behind its cursor, so it is not finished; hint: look at \
+         elven_sync.sync_batches; `elven-sync backfill --resume {0}` sends it again"
+    )]
+    UnfinishedRange(i64),
     /// The run's row is not there, or is another worker's: nothing can be said of the run.
     #[error("the row of the run is gone; was the database restored, or failed over?")]
     RunLost,

@@ -10,7 +10,7 @@ use crate::ledger::Pending;
 impl Journal {
     /// Records that nothing waits for entities which had no news: they are up to date.
     ///
-    /// Those that another worker has now are left to it to say so; one that died having brought an entity up to date
+    /// Those that another worker has now are left to it to say so, but for a backfill, which would not say it; one that died having brought an entity up to date
     /// cannot any more. Rows are locked in one order, so that two workers cannot wait for each other.
     pub async fn found_idle(&self, entity_ids: &[String]) -> Result<(), JournalError> {
         let found_idle = || async {
@@ -21,7 +21,8 @@ impl Journal {
                           last_success_at = case when i.is_free then clock_timestamp() else last_success_at end,
                           last_error = case when i.is_free then null else last_error end,
                           consecutive_failures = case when i.is_free then 0 else consecutive_failures end
-                     from (select entity_id, lease_owner is null or lease_expires_at < clock_timestamp() as is_free
+                     from (select entity_id, lease_owner is null or lease_expires_at < clock_timestamp()
+                                             or lease_kind is not null as is_free
                              from elven_sync.sync_state where entity_id = any ($1)
                             order by entity_id for update skip locked) i
                     where s.entity_id = i.entity_id

@@ -188,7 +188,7 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
-            let place = Place { run: run_id, pass: None, entity: &lease.entity_id, parent: None };
+            let place = Place { run: run_id, course: None, entity: &lease.entity_id, parent: None };
             let [batch_id] =
                 insert(&mut transaction, [New { place, contents: &contents, attempts: 1 }]).await?;
             let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
@@ -196,7 +196,7 @@ impl Journal {
                 "update elven_sync.sync_batches b set ambiguous = true
                   where b.batch_id = $1
                     and exists (select from elven_sync.sync_batches u
-                                 where u.entity_id = $2 and u.pass_id is null and u.status = 'unknown'
+                                 where u.entity_id = $2 and u.pass_id is null and u.backfill_id is null and u.status = 'unknown'
                                    and exists (select from elven_sync.batch_row_ids(u.batch_id) id where id = any ($3)))",
                 batch_id,
                 lease.entity_id,

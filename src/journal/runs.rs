@@ -40,6 +40,22 @@ pub struct Counters {
     pub rows_beyond_double: i64,
 }
 
+impl Counters {
+    /// Counts a batch as if it had been sent and accepted.
+    pub(crate) fn rehearse(&mut self, batch: &crate::batch::Batch) {
+        let large = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.rows_read += large(batch.rows.len());
+        self.rows_uploaded += large(batch.records.len());
+        self.rows_rejected += large(batch.invalid.len());
+        self.rows_superseded += large(batch.superseded);
+        if !batch.records.is_empty() {
+            self.requests += 1;
+            self.bytes_sent += large(batch.body.len());
+            self.rows_beyond_double += large(batch.beyond_double);
+        }
+    }
+}
+
 impl std::ops::AddAssign<&Counters> for Counters {
     fn add_assign(&mut self, more: &Self) {
         self.rows_read += more.rows_read;
@@ -58,22 +74,32 @@ impl Journal {
     pub async fn begin_run(&self, kind: &str) -> Result<i64, JournalError> {
         let begin_run = || async {
             let mut transaction = self.database.begin().await?;
-            mark_interrupted(&mut transaction).await?;
-            let run_id = sqlx::query_scalar!(
-                "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, kind)
-                 values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5) returning run_id",
-                self.worker,
-                env!("CARGO_PKG_VERSION"),
-                chrono_tz::IANA_TZDB_VERSION,
-                self.lease_seconds(),
-                kind
-            )
-            .fetch_one(&mut transaction)
-            .await?;
+            let run_id = self.insert_run(&mut transaction, kind).await?;
             transaction.commit().await?;
             Ok(run_id)
         };
         self.database.again(begin_run).await
+    }
+
+    /// The row of a run that begins; says of others that they stopped.
+    pub(super) async fn insert_run(
+        &self,
+        transaction: &mut Transaction,
+        kind: &str,
+    ) -> Result<i64, JournalError> {
+        mark_interrupted(transaction).await?;
+        let run_id = sqlx::query_scalar!(
+            "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, kind)
+             values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5) returning run_id",
+            self.worker,
+            env!("CARGO_PKG_VERSION"),
+            chrono_tz::IANA_TZDB_VERSION,
+            self.lease_seconds(),
+            kind
+        )
+        .fetch_one(transaction)
+        .await?;
+        Ok(run_id)
     }
 
     /// Gives a sign of life, and renews the leases that this worker holds; but for those whose rows are locked: who
@@ -142,15 +168,30 @@ impl Journal {
 /// Marks runs that stopped without saying so: running by their row, without a sign of life. One whose row is locked
 /// is left for later: its worker may stand still in the middle of a transaction.
 async fn mark_interrupted(transaction: &mut Transaction) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+    let interrupted = sqlx::query_scalar!(
         "update elven_sync.sync_runs
             set status = 'interrupted', finished_at = clock_timestamp(),
                 error = 'the process ended without finishing the run'
           where run_id in (select run_id from elven_sync.sync_runs
                            where status = 'running' and alive_until < clock_timestamp()
-                             for update skip locked)"
+                             for update skip locked)
+      returning case when kind = 'backfill' then run_id end"
     )
-    .execute(transaction)
+    .fetch_all(&mut *transaction)
     .await?;
+    if interrupted.into_iter().flatten().next().is_some() {
+        // One that is locked is being begun or cancelled just now.
+        sqlx::query!(
+            "update elven_sync.sync_backfills
+                set status = 'interrupted', finished_at = clock_timestamp(),
+                    error = 'the process ended without finishing the run'
+              where backfill_id in (select b.backfill_id
+                                      from elven_sync.sync_backfills b join elven_sync.sync_runs r using (run_id)
+                                     where b.status = 'running' and r.status <> 'running'
+                                       for update of b skip locked)"
+        )
+        .execute(transaction)
+        .await?;
+    }
     Ok(())
 }

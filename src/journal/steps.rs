@@ -1,37 +1,99 @@
 //! The steps that the writes of a batch are made of, each a statement of the caller's transaction.
 
-use super::batches::{Advance, Settlement};
-use super::{Counters, Kind, Lease, OpenPass, Problem};
+use chrono::{DateTime, Utc};
+
+use super::batches::{Advance, Doing, Settlement};
+use super::{Counters, Course, Kind, Lease, OpenPass, Problem};
 use crate::batch::{Batch, InvalidRow};
 use crate::database::Transaction;
+use crate::ledger::instant;
+use crate::watermark::Cursor;
 
-/// Moves the cursor over what is done: by the lease and in the pass that are named, and from where it
-/// stands. Without an advance, locks the lane and checks that lease and pass are ours. Returns how many
-/// lanes that was, 1 or 0.
+/// `change_xid` of a place, as its column has it. NULL in a backfill.
+pub(super) fn xid(cursor: &Cursor) -> Option<String> {
+    cursor.xid().map(|xid| xid.to_string())
+}
+
+/// `captured_at` of a place, as its column has it. NULL in a pass.
+pub(super) fn at(cursor: &Cursor) -> Option<DateTime<Utc>> {
+    cursor.captured_at_us().map(instant)
+}
+
+/// Moves the cursor over what is done: by the lease and in the pass or backfill that are named, and from where
+/// it stands. Without an advance, locks the lane and checks that both are ours. Returns how many lanes that was, 1 or 0.
 pub(super) async fn move_lane(
     transaction: &mut Transaction,
     pass: &OpenPass,
     advance: Option<&Advance>,
-    records: i64,
+    counted: &Counters,
 ) -> Result<u64, sqlx::Error> {
     let before = advance.and_then(|advance| advance.before.as_ref());
     let last = advance.map(|advance| &advance.last);
+    let pass_id = match pass.course {
+        Course::Pass(pass_id) => pass_id,
+        Course::Backfill(backfill_id) => {
+            let of_backfill = (&pass.lease, backfill_id);
+            return move_backfill_lane(transaction, of_backfill, before, last, counted).await;
+        }
+    };
     let done = sqlx::query!(
         "update elven_sync.sync_state
-            set cursor_xid = coalesce($5::text::xid8, cursor_xid), cursor_id = coalesce($6, cursor_id),
-                rows_uploaded = rows_uploaded + $7
-          where entity_id = $1 and lease_epoch = $2 and lease_owner = $8 and pass_id = $9
+            set cursor_xid = coalesce($5::text::xid8, cursor_xid), cursor_id = coalesce($6, cursor_id)
+          where entity_id = $1 and lease_epoch = $2 and lease_owner = $7 and pass_id = $8
             and ($5::text is null
                  or (cursor_xid is not distinct from $3::text::xid8 and cursor_id is not distinct from $4))",
         pass.lease.entity_id,
         pass.lease.epoch,
-        before.map(|cursor| cursor.xid.to_string()),
+        before.and_then(xid),
         before.map(|cursor| cursor.id.as_str()),
-        last.map(|cursor| cursor.xid.to_string()),
+        last.and_then(xid),
         last.map(|cursor| cursor.id.as_str()),
-        records,
         pass.lease.owner,
-        pass.pass_id
+        pass_id
+    )
+    .execute(&mut *transaction)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+async fn move_backfill_lane(
+    transaction: &mut Transaction,
+    (lease, backfill_id): (&Lease, i64),
+    before: Option<&Cursor>,
+    last: Option<&Cursor>,
+    counted: &Counters,
+) -> Result<u64, sqlx::Error> {
+    // Held until the transaction ends: nobody else writes the lane of a backfill meanwhile.
+    let held = sqlx::query_scalar!(
+        r#"select true as "held!" from elven_sync.sync_state
+            where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and lease_kind = 'backfill' for update"#,
+        lease.entity_id,
+        lease.epoch,
+        lease.owner
+    )
+    .fetch_optional(&mut *transaction)
+    .await?;
+    if held.is_none() {
+        return Ok(0);
+    }
+    let done = sqlx::query!(
+        "update elven_sync.sync_backfill_lanes
+            set cursor_at = coalesce($5, cursor_at), cursor_id = coalesce($6, cursor_id), rows_read = rows_read + $7,
+                rows_uploaded = rows_uploaded + $8, rows_rejected = rows_rejected + $9,
+                rows_superseded = rows_superseded + $10
+          where backfill_id = $1 and entity_id = $2 and finished_at is null
+            and ($5::timestamptz is null
+                 or (cursor_at is not distinct from $3 and cursor_id is not distinct from $4))",
+        backfill_id,
+        lease.entity_id,
+        before.and_then(at),
+        before.map(|cursor| cursor.id.as_str()),
+        last.and_then(at),
+        last.map(|cursor| cursor.id.as_str()),
+        counted.rows_read,
+        counted.rows_uploaded,
+        counted.rows_rejected,
+        counted.rows_superseded
     )
     .execute(&mut *transaction)
     .await?;
@@ -63,8 +125,43 @@ impl Counters {
     }
 }
 
-/// Counts in the run's row. The last statement before the commit: all that a worker writes of batches writes this
-/// row.
+/// Counts in the run's row, and then in that of a backfill. The last statements before the commit: all that a worker
+/// writes of batches writes these rows.
+pub(super) async fn count_in(
+    transaction: &mut Transaction,
+    doing: Doing<'_>,
+    more: &Counters,
+) -> Result<(), sqlx::Error> {
+    count_in_run(transaction, doing.run_id, more).await?;
+    if let Course::Backfill(backfill_id) = doing.pass.course {
+        count_in_backfill(transaction, backfill_id, more).await?;
+    }
+    Ok(())
+}
+
+/// Counts in the row of a backfill: behind all else, since two of its lanes may be at it.
+pub(super) async fn count_in_backfill(
+    transaction: &mut Transaction,
+    backfill_id: i64,
+    more: &Counters,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_backfills
+            set rows_read = rows_read + $2, rows_uploaded = rows_uploaded + $3, rows_rejected = rows_rejected + $4,
+                rows_superseded = rows_superseded + $5
+          where backfill_id = $1",
+        backfill_id,
+        more.rows_read,
+        more.rows_uploaded,
+        more.rows_rejected,
+        more.rows_superseded
+    )
+    .execute(&mut *transaction)
+    .await?;
+    Ok(())
+}
+
+/// Counts in the run's row.
 pub(super) async fn count_in_run(
     transaction: &mut Transaction,
     run_id: i64,
@@ -92,25 +189,26 @@ pub(super) async fn count_in_run(
     Ok(())
 }
 
-/// Checks, and holds until the transaction ends, that the lease is ours and, if one is named, the pass open.
-/// Returns how many lanes that was, 1 or 0.
+/// Checks, and holds until the transaction ends, that the lease is ours and, if one is named, the pass open, or the
+/// lease a backfill's. Returns how many lanes that was, 1 or 0.
 ///
 /// A lease that ran out and that nobody took, because the database was away or the worker stood still, is given
 /// its time again: what is sent after this check is sent under a lease, and whoever takes over waits from then.
 pub(super) async fn hold(
     transaction: &mut Transaction,
     lease: &Lease,
-    pass_id: Option<i64>,
+    course: Option<Course>,
     lease_seconds: f64,
 ) -> Result<u64, sqlx::Error> {
     let held = sqlx::query_scalar!(
         r#"select lease_expires_at > clock_timestamp() as "is_alive!" from elven_sync.sync_state
             where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and ($4::bigint is null or pass_id = $4)
-              for update"#,
+              and (not $5 or lease_kind = 'backfill') for update"#,
         lease.entity_id,
         lease.epoch,
         lease.owner,
-        pass_id
+        course.and_then(Course::pass_id),
+        course.and_then(Course::backfill_id).is_some()
     )
     .fetch_optional(&mut *transaction)
     .await?;

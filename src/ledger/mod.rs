@@ -4,6 +4,7 @@
 //! one message per row, decoded in [`row`] without going through text.
 
 pub mod attach;
+mod range;
 mod row;
 mod standby;
 mod statements;
@@ -16,12 +17,13 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
+pub use range::{Range, RangePages, instant, instant_us};
 pub use row::{Decoder, Row};
 pub use table::Table;
 pub use writers::Writer;
 
 use crate::database::{Database, Passing, within};
-use crate::watermark::{self, Cursor, Segment, Snapshot};
+use crate::watermark::{self, Cursor, Order, Segment, Snapshot};
 
 /// The ledger could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -215,8 +217,8 @@ impl Ledger {
         let Reading { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
         let mut segments = watermark::segments(settled, target);
         segments.retain(|segment| {
-            after.as_ref().is_none_or(|after| after.xid < segment.until)
-                && until.as_ref().is_none_or(|until| segment.from <= until.xid)
+            after.as_ref().is_none_or(|after| after.xid() < Some(segment.until))
+                && until.as_ref().is_none_or(|until| Some(segment.from) <= until.xid())
         });
         if segments.len() > 1 {
             segments = self.without_empty_probes(entity_id, segments).await?;
@@ -253,8 +255,8 @@ impl Ledger {
 
     /// Reads a page: from the standby if there is one, but for a pass that no row proves.
     async fn page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
-        if let Some(after) =
-            page.after.filter(|after| self.table.id_may_be_null && after.xid >= page.segment.from)
+        if let Some(after) = page.after.and_then(Cursor::xid).filter(|xid| *xid >= page.segment.from)
+            && self.table.id_may_be_null
         {
             self.check_ids(page.entity_id, after).await?;
         }
@@ -311,11 +313,11 @@ impl Ledger {
     }
 
     /// Makes sure that no row of the cursor's transaction is without an id, where the catalogue does not.
-    async fn check_ids(&self, entity_id: &str, after: &Cursor) -> Result<(), LedgerError> {
+    async fn check_ids(&self, entity_id: &str, after: watermark::Xid) -> Result<(), LedgerError> {
         let look = || {
             sqlx::query(AssertSqlSafe(self.table.without_id_sql()))
                 .bind(entity_id)
-                .bind(after.xid.to_string())
+                .bind(after.to_string())
                 .fetch_optional(&self.primary)
         };
         let found = self.primary.again(look).await?;
@@ -343,7 +345,7 @@ fn parse_snapshot(text: &str) -> Result<Snapshot, LedgerError> {
 
 /// What of a pass is to be read: the rows of `entity_id` in `target` and not in `settled`, behind `after`,
 /// and up to and including `until` if that is given.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Reading<'a> {
     /// The entity.
     pub entity_id: &'a str,
@@ -360,6 +362,33 @@ pub struct Reading<'a> {
     pub until: Option<Cursor>,
     /// Rows to a page, or a few more where ties are.
     pub page_rows: usize,
+}
+
+/// What is read of an entity, in one of the orders.
+#[derive(Debug)]
+pub enum Pages {
+    /// A pass.
+    Pass(Pass),
+    /// A range, for a backfill.
+    Range(RangePages),
+}
+
+impl Pages {
+    /// The order of their rows.
+    pub fn order(&self) -> Order {
+        match self {
+            Pages::Pass(_) => Order::ChangeXid,
+            Pages::Range(_) => Order::CapturedAt,
+        }
+    }
+
+    /// The next rows. `None` when there are no more.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<Row>>, LedgerError> {
+        match self {
+            Pages::Pass(pass) => pass.next_page().await,
+            Pages::Range(range) => range.next_page().await,
+        }
+    }
 }
 
 /// The rows of one pass of one entity, page by page. No transaction stays open between pages.
@@ -408,7 +437,7 @@ impl Pass {
                 self.segments.pop_front();
             }
             if let Some(last) = rows.last() {
-                self.cursor = Some(last.cursor());
+                self.cursor = Some(last.cursor(Order::ChangeXid));
                 return Ok(Some(rows));
             }
         }

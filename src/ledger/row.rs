@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::LedgerError;
-use crate::watermark::{Cursor, LedgerId, Xid};
+use crate::watermark::{At, Cursor, LedgerId, Order, Xid};
 
 /// What a binary copy begins with; flags and the length of an extension follow, 4 bytes each.
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -141,8 +141,13 @@ impl Row {
     }
 
     /// The place right behind this row.
-    pub fn cursor(&self) -> Cursor {
-        Cursor { xid: self.xid, id: self.id.to_string() }
+    pub fn cursor(&self, order: Order) -> Cursor {
+        let at = match order {
+            Order::ChangeXid => At::Xid(self.xid),
+            // No range of a backfill has rows without one.
+            Order::CapturedAt => At::Instant(self.captured_at_us.unwrap_or(i64::MAX)),
+        };
+        Cursor { at, id: self.id.to_string() }
     }
 
     /// The row for a person to look at, as far as it can be shown in JSON.

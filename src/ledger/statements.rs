@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
+use super::range::{Range, instant, instant_literal};
 use super::table::{Table, quote_array, quote_literal};
 use super::{Page, Progress};
-use crate::watermark::{Cursor, Segment, Snapshot};
+use crate::watermark::{At, Cursor, Segment, Snapshot};
 
 impl Table {
     /// One page, as a copy. `with ties`: a partitioned ledger cannot have a unique id, and a page
@@ -15,17 +16,17 @@ impl Table {
         let mut filter =
             format!("{entity} = {} and {xid} < '{}'::xid8", quote_literal(entity_id), segment.until);
         // Writing to a String cannot fail.
-        let _ = match after.filter(|after| after.xid >= segment.from) {
-            Some(Cursor { xid: after, id: after_id }) => {
+        let _ = match after {
+            Some(Cursor { at: At::Xid(after), id: after_id }) if *after >= segment.from => {
                 write!(
                     filter,
                     " and ({xid}, {id}) > ('{after}'::xid8, {}::{id_type})",
                     quote_literal(after_id)
                 )
             }
-            None => write!(filter, " and {xid} >= '{}'::xid8", segment.from),
+            _ => write!(filter, " and {xid} >= '{}'::xid8", segment.from),
         };
-        if let Some(Cursor { xid: until, id: until_id }) = until {
+        if let Some(Cursor { at: At::Xid(until), id: until_id }) = until {
             let _ = write!(
                 filter,
                 " and ({xid}, {id}) <= ('{until}'::xid8, {}::{id_type})",
@@ -48,6 +49,114 @@ impl Table {
             "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
              fetch first {rows_max} rows with ties) to stdout (format binary)"
         )
+    }
+
+    /// A page of a range, as a copy; ties as in a page of a pass.
+    pub(super) fn range_sql(
+        &self,
+        range: &Range,
+        after: Option<&Cursor>,
+        until: Option<&Cursor>,
+        rows_max: usize,
+    ) -> String {
+        let Self { name, columns, captured_at, id, .. } = self;
+        let id_in_order = self.id_in_order(id);
+        let mut filter = self.range_filter(range);
+        let place = |cursor: &Cursor| {
+            let at = instant_literal(instant(cursor.captured_at_us().unwrap_or(i64::MAX)));
+            let id = self.id_in_order(&format!("{}::{}", quote_literal(&cursor.id), self.id_type));
+            (at, id)
+        };
+        // Writing to a String cannot fail.
+        if let Some((at, after_id)) = after.map(place) {
+            // One without an id comes last of its instant. Found here, it is refused when it is read.
+            let nobodys = if self.id_may_be_null {
+                format!(" or ({captured_at} = {at} and {id} is null)")
+            } else {
+                String::new()
+            };
+            let _ = write!(
+                filter,
+                " and {captured_at} >= {at} and (({captured_at}, {id_in_order}) > ({at}, {after_id}){nobodys})"
+            );
+        }
+        if let Some((at, until_id)) = until.map(place) {
+            let _ = write!(filter, " and ({captured_at}, {id_in_order}) <= ({at}, {until_id})");
+        }
+        format!(
+            "copy (select {columns} from {name} t where {filter} order by {captured_at}, {id_in_order} \
+             fetch first {rows_max} rows with ties) to stdout (format binary)"
+        )
+    }
+
+    /// Which of the rows with one `captured_at` is the newest is told by their ids, and for texts by their bytes.
+    fn id_in_order(&self, id: &str) -> String {
+        if matches!(self.id_type.as_str(), "text" | "character varying") {
+            format!("{id} collate \"C\"")
+        } else {
+            id.to_owned()
+        }
+    }
+
+    /// What all rows of a range have in common.
+    fn range_filter(&self, range: &Range) -> String {
+        let Self { entity, captured_at, account, currency, .. } = self;
+        let Range { entity_id, from, to, accounts, currencies } = range;
+        let mut filter = format!(
+            "{entity} = {} and {captured_at} >= {} and {captured_at} < {}",
+            quote_literal(entity_id),
+            instant_literal(*from),
+            instant_literal(*to)
+        );
+        for (column, wanted) in [(account, accounts), (currency, currencies)] {
+            if !wanted.is_empty() {
+                let wanted = quote_array(wanted.iter().map(|wanted| Some(wanted.as_str())));
+                let _ = write!(filter, " and {column}::text = any ({wanted})");
+            }
+        }
+        filter
+    }
+
+    /// How many rows each range has.
+    pub(super) fn range_counts_sql(&self, ranges: &[Range]) -> String {
+        let name = &self.name;
+        let count = |(place, range)| {
+            let filter = self.range_filter(range);
+            format!("select {place}::integer as place, count(*) as rows from {name} t where {filter}")
+        };
+        let counts: Vec<String> = ranges.iter().enumerate().map(count).collect();
+        format!("select c.rows from ({}) c order by c.place", counts.join(" union all "))
+    }
+
+    /// Says of a table whether it has an index that leads to a range; and how to make one. `None`: the columns are
+    /// expressions.
+    pub(super) fn range_index_sql(&self) -> Option<(String, String)> {
+        let Self { name, entity_column, captured_at_column, id, .. } = self;
+        let captured_at = captured_at_column.as_ref()?;
+        let leading: Vec<&str> = entity_column.iter().chain([captured_at]).map(String::as_str).collect();
+        let number = |column: &str| {
+            format!(
+                "(select attnum from pg_catalog.pg_attribute where attrelid = c.oid and attname = {})",
+                quote_literal(column)
+            )
+        };
+        let keys: Vec<String> = leading
+            .iter()
+            .enumerate()
+            .map(|(place, column)| format!("i.indkey[{place}] = {}", number(column)))
+            .collect();
+        let sql = format!(
+            "select exists (select from pg_catalog.pg_index i
+                             where i.indrelid = c.oid and i.indisvalid and i.indpred is null and {})
+               from pg_catalog.pg_class c where c.oid = {}::regclass and c.relkind in ('r', 'p')",
+            keys.join(" and "),
+            quote_literal(name)
+        );
+        let columns: Vec<String> =
+            leading.iter().map(|column| super::table::quote_identifier(column)).collect();
+        let id = id.trim_start_matches("t.");
+        let remedy = format!("create index concurrently on {name} ({}, {id})", columns.join(", "));
+        Some((sql, remedy))
     }
 
     /// The rows with an id; several when the id is no key.
@@ -169,13 +278,14 @@ impl Table {
                 let _ = write!(filter, " or {xid} = '{late}'::xid8");
             }
             filter = format!("({filter})");
-            if let (Some(target), Some(cursor)) = (&lane.target, &lane.cursor) {
+            if let (Some(target), Some(Cursor { at: At::Xid(cursor_xid), id: cursor_id })) =
+                (&lane.target, &lane.cursor)
+            {
                 let _ = write!(
                     filter,
                     " and (not pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot) or ({xid}, {id}) > \
-                     ('{}'::xid8, {}::{id_type}))",
-                    cursor.xid,
-                    quote_literal(&cursor.id)
+                     ('{cursor_xid}'::xid8, {}::{id_type}))",
+                    quote_literal(cursor_id)
                 );
             }
             format!(

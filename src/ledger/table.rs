@@ -17,6 +17,9 @@ pub struct Table {
     pub(super) xid: String,
     pub(super) id: String,
     pub(super) captured_at: String,
+    /// The columns by which a range is found, as they are called; without one where it is no plain column.
+    pub(super) entity_column: Option<String>,
+    pub(super) captured_at_column: Option<String>,
     pub(super) account: String,
     pub(super) currency: String,
     /// What a page selects, in the order in which [`super::row`] decodes it.
@@ -115,6 +118,8 @@ impl Table {
             xid: xid.quoted(),
             id: id.quoted(),
             captured_at,
+            entity_column: found.entity_column()?,
+            captured_at_column: found.captured_at_column()?,
             account,
             currency,
             columns,
@@ -204,6 +209,18 @@ impl Found<'_> {
                 column.name, self.settings.table, column.kind
             ))),
         }
+    }
+
+    fn entity_column(&self) -> Result<Option<String>, LedgerError> {
+        if self.settings.entity.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(self.role("entity_id")?.name.clone()))
+    }
+
+    fn captured_at_column(&self) -> Result<Option<String>, LedgerError> {
+        let column = self.role("captured_at")?;
+        Ok(self.settings.captured_at_zone.is_none().then(|| column.name.clone()))
     }
 
     /// The amount, as a numeric. An integer is one of minor units, and how minor has to be said.

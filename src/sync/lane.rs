@@ -7,11 +7,13 @@ use chrono_tz::Tz;
 use super::delivery::Delivery;
 use super::fit::Misfit;
 use super::places::Place;
-use super::rows::{Limits, Rows};
+use super::rows::{Limits, Rows, Source};
 use super::{Ended, EntityReport, RunError, Target, Worker};
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::{Counters, JournalError, Kind, Lane, Lease, OpenPass, Opening, Problem, Take};
-use crate::ledger::{LedgerError, Look, Reading};
+use crate::journal::{
+    Counters, Course, JournalError, Kind, Lane, Lease, OpenPass, Opening, Problem, Purpose, Take,
+};
+use crate::ledger::{LedgerError, Look, Pages, Reading};
 use crate::watermark::Snapshot;
 
 /// A page holds this many batches: large enough that a page costs little, small enough that memory
@@ -58,6 +60,16 @@ impl From<Misfit> for Halt {
     }
 }
 
+impl From<RunError> for Halt {
+    fn from(problem: RunError) -> Self {
+        match problem {
+            RunError::Ledger(problem) => problem.into(),
+            RunError::Journal(problem) => problem.into(),
+            RunError::Config(_) | RunError::Http(_) => Halt::Broken(problem),
+        }
+    }
+}
+
 impl From<LedgerError> for Halt {
     fn from(problem: LedgerError) -> Self {
         match problem {
@@ -87,8 +99,8 @@ pub(super) struct Held<'a> {
     pub place: Place,
     /// The entity has rows set aside.
     pub has_rows_set_aside: bool,
-    lease: Lease,
-    report: EntityReport,
+    pub lease: Lease,
+    pub report: EntityReport,
 }
 
 impl Worker {
@@ -150,16 +162,15 @@ impl Worker {
         entity_id: &str,
         opening: Option<Opening<'_>>,
     ) -> Result<Result<Taken, Ended>, RunError> {
-        let mut first_seen = None;
+        let mut patience = self.patience();
         loop {
-            let place = self.places.take().await.filter(|_| !*self.stop.borrow());
-            let Some(place) = place else { return Ok(Err(Ended::Stopped)) };
+            let Some(place) = self.place().await else { return Ok(Err(Ended::Stopped)) };
             before(Step::TakeLease);
             if opening.is_some() {
                 before(Step::OpenPass);
             }
-            let (taken, opened) = self.journal.take_and_open(entity_id, opening).await?;
-            match taken {
+            let (taken, opened) = self.journal.take_and_open(entity_id, opening, Purpose::Run).await?;
+            let holder = match taken {
                 Take::Taken(lease, lane) => {
                     if opened.is_some() {
                         after(Step::OpenPass);
@@ -167,14 +178,19 @@ impl Worker {
                     after(Step::TakeLease);
                     return Ok(Ok((place, lease, lane, opened)));
                 }
-                Take::Held { seen } if *first_seen.get_or_insert_with(|| seen.clone()) != seen => {
+                Take::Held { seen, holder } if !patience.lasts(&seen, holder) => {
                     return Ok(Err(Ended::Held));
                 }
-                Take::Held { .. } => {}
-            }
+                Take::Held { holder, .. } => holder,
+            };
             drop(place);
-            tokio::time::sleep(LEASE_POLL).await;
+            self.wait_for(entity_id, holder).await?;
         }
+    }
+
+    /// One of the places of entities worked on at once. `None`: a signal came.
+    pub(super) async fn place(&self) -> Option<Place> {
+        self.places.take().await.filter(|_| !*self.stop.borrow())
     }
 
     /// Says whether a lane that got its place then has had its share, and others wait for theirs: it is given back, to be
@@ -199,34 +215,26 @@ impl Worker {
         let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
         // From the primary: nothing is recorded that a standby could prove itself by.
         let reading = Reading { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
-        let mut rows = Rows::of(self.ledger.pass(reading).await?);
+        let mut rows = Rows::of(Pages::Pass(self.ledger.pass(reading).await?), None);
         let mut before = lane.cursor.clone();
         let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         while let Some(batch) = rows.next_batch(before, zone, limits).await? {
             report.count(&batch);
-            if !batch.records.is_empty() {
-                counters.requests += 1;
-                counters.bytes_sent += i64::try_from(batch.body.len()).unwrap_or(i64::MAX);
-                counters.rows_beyond_double += i64::try_from(batch.beyond_double).unwrap_or(i64::MAX);
-            }
+            counters.rehearse(&batch);
             before = Some(batch.last);
         }
-        counters.rows_read += report.rows_read;
-        counters.rows_uploaded += report.rows_uploaded;
-        counters.rows_rejected += report.rows_rejected;
-        counters.rows_superseded += report.rows_superseded;
         report.rows_pending = report.rows_read;
         Ok(report)
     }
 
-    fn page_rows(&self) -> usize {
+    pub(super) fn page_rows(&self) -> usize {
         self.settings.sync.batch_rows * BATCHES_PER_PAGE
     }
 }
 
 impl Held<'_> {
     /// Records how the lane ended, unless that is done, and gives its lease back.
-    async fn end(self, halted: Result<(), Halt>) -> Result<EntityReport, RunError> {
+    pub(super) async fn end(self, halted: Result<(), Halt>) -> Result<EntityReport, RunError> {
         let Held { worker, run_id, target, lease, mut report, .. } = self;
         let (journal, entity_id) = (&worker.journal, &target.entity_id);
         let recorded = match halted {
@@ -318,23 +326,18 @@ impl Held<'_> {
             let opening = Opening { run_id: self.run_id, seen: lane, ledger_table: ledger.name() };
             around(Step::OpenPass, journal.open_pass(&self.lease, opening)).await?
         };
-        let pass = OpenPass::new(self.lease.clone(), pass_id);
-        let reading = |after, until| Reading {
-            entity_id: &self.target.entity_id,
-            pass_id: Some(pass_id),
-            settled,
-            target: &target,
-            after,
-            until,
-            page_rows: self.worker.page_rows(),
-        };
+        let pass = OpenPass::new(self.lease.clone(), Course::Pass(pass_id));
+        let (entity_id, page_rows) = (&self.target.entity_id, self.worker.page_rows());
+        let (after, until, pass_id) = (None, None, Some(pass_id));
+        let reading = Reading { entity_id, pass_id, settled, target: &target, after, until, page_rows };
+        let source = Source::Pass(ledger, reading);
         // With the last pass the place to read is given back when all is read.
         let place = if is_last { self.place.reading.take() } else { None };
-        let delivery = Delivery::new(self, pass.clone(), lane.cursor.clone(), place);
+        let delivery = Delivery::new(self, pass.clone(), lane.cursor.clone(), (place, None));
         let delivered = async {
             // Of a new one nobody has left anything.
-            let after = if is_new { None } else { delivery.recover(&reading).await? };
-            delivery.go_on(Rows::of(ledger.pass(reading(after.clone(), None)).await?), after).await
+            let after = if is_new { None } else { delivery.recover(&source).await? };
+            delivery.go_on(source.read(after.clone(), None).await?, after).await
         };
         let delivered = delivered.await;
         delivery.report_to(&mut self.report);

@@ -3,15 +3,20 @@
 //! The only module that knows both the database and the API. The stages are its siblings and never
 //! call each other.
 
+mod backfill;
 mod channel;
 mod decision;
 mod delivery;
 mod fit;
 mod lane;
 mod moves;
+mod patience;
 mod places;
+mod progress;
+mod rehearsal;
 mod report;
 mod retry;
+mod rivals;
 mod rows;
 mod words;
 
@@ -26,7 +31,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+pub use backfill::{BackfillError, BackfillReport};
 pub use moves::{MoveError, Rewind};
+pub use progress::{EntityProgress, Progress as RowsDone};
+pub use rehearsal::Rehearsal;
 pub use report::{Ended, EntityReport, RunReport};
 pub use retry::Retried;
 
@@ -73,6 +81,7 @@ pub struct Worker {
     stop: Stop,
     /// Set once the grace after `stop` is over, too.
     cut_off: Stop,
+    progress: RowsDone,
 }
 
 /// An entity that cannot be worked on, and why.
@@ -101,7 +110,17 @@ impl Worker {
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
         let places = Arc::new(Places::new(&settings.sync));
         let cut_off = after(stop.clone(), settings.sync.shutdown_grace);
-        Ok(Self { settings: Arc::new(settings), database, ledger, journal, client, places, stop, cut_off })
+        Ok(Self {
+            settings: Arc::new(settings),
+            database,
+            ledger,
+            journal,
+            client,
+            places,
+            stop,
+            cut_off,
+            progress: RowsDone::default(),
+        })
     }
 
     /// Brings the entities up to date: all that are not paused, or those named.
@@ -265,9 +284,12 @@ impl Worker {
         // How many are worked on at once is up to the places; the others only wait.
         let worked = busy.iter().map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
-            self.lane(run_id, target, &seen, &look).await
+            let worked = self.lane(run_id, target, &seen, &look).await;
+            self.progress.end(&target.entity_id);
+            worked
         });
-        let worked: Vec<Result<EntityReport, RunError>> = join_all(worked).await;
+        let busy_ids: Vec<String> = busy.iter().map(|target| target.entity_id.clone()).collect();
+        let worked = self.counted_meanwhile(&busy_ids, join_all(worked)).await;
         for report in worked {
             reports.push(report?);
         }

@@ -2,9 +2,8 @@
 
 use chrono::{DateTime, Utc};
 
-use super::lane::LEASE_POLL;
 use super::{RunError, Worker};
-use crate::journal::{Entity, FromNow, JournalError, Lane, Lease, Seal, Take};
+use crate::journal::{Entity, FromNow, Holder, JournalError, Lane, Lease, Seal, Take};
 use crate::ledger::{LedgerError, Look, Progress};
 use crate::watermark::Snapshot;
 
@@ -166,19 +165,19 @@ impl Worker {
 
     /// Leases an entity that no worker is on.
     async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
-        let mut first_seen = None;
+        let mut patience = self.patience();
         let mut first_look = true;
         loop {
             match self.journal.take(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
-                Take::Held { seen } if *first_seen.get_or_insert_with(|| seen.clone()) != seen => {
+                Take::Held { seen, holder } if !patience.lasts(&seen, holder) => {
                     return refused(format!(
                         "a worker is on `{entity_id}`; hint: elven-sync entity pause '{entity_id}', wait until its run \
                          has ended, and try again"
                     ));
                 }
-                Take::Held { seen } => {
-                    if first_look {
+                Take::Held { seen, holder } => {
+                    if first_look && holder == Holder::Run {
                         tracing::warn!(
                             entity_id,
                             lease = seen,
@@ -186,7 +185,7 @@ impl Worker {
                         );
                     }
                     first_look = false;
-                    tokio::time::sleep(LEASE_POLL).await;
+                    self.wait_for(entity_id, holder).await?;
                 }
             }
         }

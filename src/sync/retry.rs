@@ -15,7 +15,7 @@ use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
-    Entity, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Take, Tried,
+    Entity, JournalError, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Tried,
     refuse_standby,
 };
 use crate::ledger::Row;
@@ -89,7 +89,7 @@ impl Worker {
                 .collect::<Vec<_>>()
         };
         before(Step::TakeLease);
-        let Take::Taken(lease, lane) = self.journal.take(&target.entity_id).await? else {
+        let Some((lease, lane)) = self.take_unless_run(&target.entity_id).await? else {
             retried.extend(not_now(
                 "a worker is on its entity, or one has died there just now; try again in a minute",
             ));
@@ -227,13 +227,22 @@ impl Worker {
             let rivals = self.ledger.rivals(entity_id, row).await?;
             newer.extend(rivals.into_iter().filter(|rival| batch.is_superseded_by(rival, zone)));
         }
-        let ids: Vec<String> = newer.iter().map(|rival| rival.id.to_string()).collect();
+        Ok(self.not_set_aside(entity_id, newer).await?.into_iter().next().map(|rival| rival.id))
+    }
+
+    /// Of these rows those that were or will be uploaded as they are now.
+    pub(super) async fn not_set_aside(
+        &self,
+        entity_id: &str,
+        mut rows: Vec<Row>,
+    ) -> Result<Vec<Row>, JournalError> {
+        let ids: Vec<String> = rows.iter().map(|row| row.id.to_string()).collect();
         let set_aside = self.journal.set_aside_until(entity_id, &ids).await?;
-        let is_set_aside = |rival: &Row| {
-            let id = rival.id.to_string();
-            set_aside.iter().any(|(set_aside, until)| *set_aside == id && rival.xid <= *until)
-        };
-        Ok(newer.into_iter().find(|rival| !is_set_aside(rival)).map(|rival| rival.id))
+        rows.retain(|row| {
+            let id = row.id.to_string();
+            !set_aside.iter().any(|(set_aside, until)| *set_aside == id && row.xid <= *until)
+        });
+        Ok(rows)
     }
 
     /// Sends a batch, as often as it takes and is allowed. Returns also how often that was, and whether an

@@ -1,20 +1,23 @@
-//! The rows of a pass on their way into batches, with the next page being read meanwhile.
+//! The rows of a pass or a range on their way into batches, with the next page being read meanwhile.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use chrono_tz::Tz;
 use tokio::task::JoinHandle;
 
+use super::RunError;
+use super::rivals::Rivals;
 use crate::batch::{self, Batch};
-use crate::ledger::{LedgerError, Pass, Row};
-use crate::watermark::Cursor;
+use crate::ledger::{Ledger, LedgerError, Pages, Range, Reading, Row};
+use crate::watermark::{Cursor, Order};
 
-type Ahead = JoinHandle<(Pass, Result<Option<Vec<Row>>, LedgerError>)>;
+type Ahead = JoinHandle<(Pages, Result<Option<Vec<Row>>, LedgerError>)>;
 
-fn read_ahead(mut pass: Pass) -> Ahead {
+fn read_ahead(mut pages: Pages) -> Ahead {
     tokio::spawn(async move {
-        let page = pass.next_page().await;
-        (pass, page)
+        let page = pages.next_page().await;
+        (pages, page)
     })
 }
 
@@ -27,42 +30,80 @@ pub(super) struct Limits {
     pub bytes: Option<usize>,
 }
 
-/// The rows of a pass, with the next page being read while a batch is under way.
+/// What a lane reads.
+pub(super) enum Source<'a> {
+    /// A pass.
+    Pass(&'a Ledger, Reading<'a>),
+    /// A range, for a backfill, in pages of so many rows.
+    Range(&'a Ledger, Arc<Range>, usize),
+}
+
+impl Source<'_> {
+    /// What of it lies behind a place, up to and including another one.
+    pub(super) async fn read(
+        &self,
+        after: Option<Cursor>,
+        until: Option<Cursor>,
+    ) -> Result<Pages, LedgerError> {
+        Ok(match self {
+            Source::Pass(ledger, pass) => {
+                Pages::Pass(ledger.pass(Reading { after, until, ..pass.clone() }).await?)
+            }
+            Source::Range(ledger, range, page_rows) => {
+                Pages::Range(ledger.range(range.clone(), after, until, *page_rows))
+            }
+        })
+    }
+}
+
+/// The rows of a pass or a range, with the next page being read while a batch is under way.
 pub(super) struct Rows {
+    order: Order,
+    /// In a backfill.
+    rivals: Option<Arc<Rivals>>,
     waiting: VecDeque<Row>,
     ahead: Option<Ahead>,
 }
 
 impl Rows {
-    /// The rows of a pass, from where it stands.
-    pub(super) fn of(pass: Pass) -> Self {
-        Self { waiting: VecDeque::new(), ahead: Some(read_ahead(pass)) }
+    /// The rows of these pages. With `rivals` the batches are without what those supersede.
+    pub(super) fn of(pages: Pages, rivals: Option<Arc<Rivals>>) -> Self {
+        Self { order: pages.order(), rivals, waiting: VecDeque::new(), ahead: Some(read_ahead(pages)) }
     }
 
-    /// The next batch, cut from where the last one ended. `None` when the pass is through.
+    /// The next batch, cut from where the last one ended. `None` when all is through.
     pub(super) async fn next_batch(
         &mut self,
         before: Option<Cursor>,
         zone: Tz,
         limits: Limits,
-    ) -> Result<Option<Batch>, LedgerError> {
-        while self.waiting.len() < limits.records && self.read_page().await? {}
+    ) -> Result<Option<Batch>, RunError> {
+        // With a row behind the batch, so that the rivals of most need not be asked for.
+        let wanted = limits.records + usize::from(self.rivals.is_some());
+        while self.waiting.len() < wanted && self.read_page().await? {}
         let mut records_max = limits.records;
         loop {
             if self.waiting.is_empty() {
                 return Ok(None);
             }
-            let Some(count) = batch::cut(self.waiting.make_contiguous(), records_max) else {
-                return Err(LedgerError::Shape(format!(
-                    "more than {records_max} rows of the ledger share one change_xid and id; hint: [ledger.columns] id \
-                     has to name a key"
-                )));
+            let Some(count) = batch::cut(self.order, self.waiting.make_contiguous(), records_max) else {
+                let order = if self.order == Order::ChangeXid { "change_xid" } else { "captured_at" };
+                return Err(RunError::Ledger(LedgerError::Shape(format!(
+                    "more than {records_max} rows of the ledger share one {order} and id; hint: [ledger.columns] id has \
+                     to name a key"
+                ))));
             };
-            let batch = Batch::build(before.clone(), self.waiting.drain(..count).collect(), zone);
+            let mut batch = Batch::build(before.clone(), self.waiting.drain(..count).collect(), zone);
+            if let Some(last) = batch.rows.last().filter(|_| self.order != Order::ChangeXid) {
+                batch.last = last.cursor(self.order);
+            }
+            if let Some(rivals) = &self.rivals {
+                batch = rivals.apart(batch, &self.waiting, zone).await?;
+            }
             let (bytes, bytes_max) = (batch.body.len(), limits.bytes.unwrap_or(usize::MAX));
             // As many rows as would fit if all were alike; a tie that is too long for that goes as it is.
             let fewer = (count * bytes_max.min(bytes) / bytes).max(1);
-            if bytes <= bytes_max || fewer >= count || batch::cut(&batch.rows, fewer).is_none() {
+            if bytes <= bytes_max || fewer >= count || batch::cut(self.order, &batch.rows, fewer).is_none() {
                 return Ok(Some(batch));
             }
             self.put_back(batch);
@@ -88,14 +129,14 @@ impl Rows {
         let Some(ahead) = &mut self.ahead else { return Ok(false) };
         let read = ahead.await;
         self.ahead = None;
-        let (pass, page) = read.map_err(|_| LedgerError::Decode("the reader stopped"))?;
+        let (pages, page) = read.map_err(|_| LedgerError::Decode("the reader stopped"))?;
         let Some(rows) = page? else { return Ok(false) };
         if self.waiting.is_empty() {
             self.waiting = rows.into();
         } else {
             self.waiting.extend(rows);
         }
-        self.ahead = Some(read_ahead(pass));
+        self.ahead = Some(read_ahead(pages));
         Ok(true)
     }
 }

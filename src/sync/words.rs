@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::elven::Verdict;
-use crate::journal::{Kind, Problem};
+use crate::journal::{Course, Kind, Problem};
 
 /// What is recorded about an answer.
 #[derive(Clone, Debug)]
@@ -37,12 +37,21 @@ pub(super) fn cut_off() -> Words {
     }
 }
 
-/// Said of a pass whose batches do not touch.
-pub(super) fn gap(pass_id: i64, batch_id: i64, entity_id: &str) -> String {
+/// Said of a pass or a backfill whose batches do not touch.
+pub(super) fn gap(course: Course, batch_id: i64, entity_id: &str) -> String {
+    let (of, remedy) = match course {
+        Course::Pass(pass_id) => (
+            format!("pass {pass_id}"),
+            format!("`elven-sync entity rewind '{entity_id}'` uploads everything again"),
+        ),
+        Course::Backfill(backfill_id) => (
+            format!("backfill {backfill_id}"),
+            format!("`elven-sync backfill cancel {backfill_id}`, and ask for the range again"),
+        ),
+    };
     format!(
-        "pass {pass_id} has no batch for what lies before batch {batch_id}, so its rows may never have been sent; was \
-         elven_sync.sync_batches changed by hand, or restored? hint: `elven-sync entity rewind '{entity_id}'` uploads \
-         everything again"
+        "{of} has no batch for what lies before batch {batch_id}, so its rows may never have been sent; was \
+         elven_sync.sync_batches changed by hand, or restored? hint: {remedy}"
     )
 }
 

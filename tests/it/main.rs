@@ -11,6 +11,7 @@
 
 mod answers;
 mod attach;
+mod backfill;
 mod cluster;
 mod commands;
 mod crashes;

@@ -3,25 +3,40 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::super::batches::Advance;
-use super::super::{JournalError, OpenPass};
+use super::super::steps::{at, xid};
+use super::super::{Counters, Course, JournalError, OpenPass};
 use super::Entry;
 use crate::database::Transaction;
-use crate::watermark::Cursor;
+use crate::ledger::instant_us;
+use crate::watermark::{At, Cursor};
 
 /// A lane, locked by the transaction, and what the transaction does to it.
 #[derive(Debug)]
 pub(super) struct Locked {
     owner: Option<String>,
     epoch: i64,
-    pass_id: Option<i64>,
-    cursor: Option<Cursor>,
-    /// Where the batch ends that was announced last in the pass.
-    announced: Option<Cursor>,
+    /// The pass that is open.
+    pass: Option<Stand>,
+    /// The backfill that the entries are about, when its lane is unfinished and the lease is a backfill's.
+    backfill: Option<Stand>,
     is_aging: bool,
+    /// Somebody waits for the lease.
+    is_wanted: bool,
     moved_to: Option<Cursor>,
-    uploaded: i64,
+    counted: Counters,
     renewed: bool,
+}
+
+/// How far a pass or a backfill is.
+#[derive(Debug)]
+struct Stand {
+    id: i64,
+    cursor: Option<Cursor>,
+    /// Where the batch ends that was announced last in it.
+    announced: Option<Cursor>,
 }
 
 impl Locked {
@@ -31,32 +46,39 @@ impl Locked {
     /// A failover that loses the tail may leave lease and pass and take batches that were announced: one behind those
     /// would leave a gap, which recovery takes for done.
     pub(super) fn admit(&mut self, entry: &Entry) -> Result<(), JournalError> {
-        let OpenPass { lease, pass_id, .. } = &entry.pass;
+        let OpenPass { lease, course, unwanted, .. } = &entry.pass;
         let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
-        if !is_held || self.pass_id != Some(*pass_id) {
+        let (stand, id) = match *course {
+            Course::Pass(pass_id) => (&mut self.pass, pass_id),
+            Course::Backfill(backfill_id) => (&mut self.backfill, backfill_id),
+        };
+        let Some(stand) = stand.as_mut().filter(|stand| is_held && stand.id == id) else {
             return Err(JournalError::LeaseLost);
-        }
+        };
         if let Some(contents) = entry.contents() {
-            if self.announced != contents.before {
+            if stand.announced != contents.before {
                 return Err(JournalError::LeaseLost);
             }
-            self.announced = Some(contents.last.clone());
+            stand.announced = Some(contents.last.clone());
         }
         self.renewed |= self.is_aging;
         if let Some(answer) = entry.answer() {
-            self.uploaded += answer.counted.rows_uploaded;
+            self.counted += &answer.counted;
             if let Some(Advance { before, last }) = &answer.advance {
-                if self.moved_to.as_ref().or(self.cursor.as_ref()) != before.as_ref() {
+                if self.moved_to.as_ref().or(stand.cursor.as_ref()) != before.as_ref() {
                     return Err(JournalError::LeaseLost);
                 }
                 self.moved_to = Some(last.clone());
             }
         }
+        if self.is_wanted && course.backfill_id().is_some() {
+            unwanted.send_replace(true);
+        }
         Ok(())
     }
 
     fn is_changed(&self) -> bool {
-        self.moved_to.is_some() || self.uploaded > 0 || self.renewed
+        self.moved_to.is_some() || self.counted.rows_read > 0 || self.renewed
     }
 }
 
@@ -72,6 +94,7 @@ pub(super) async fn lock(
     let rows = sqlx::query!(
         r#"select s.entity_id, s.lease_owner, s.lease_epoch, s.pass_id, s.cursor_xid::text, s.cursor_id,
                   coalesce(s.lease_expires_at < clock_timestamp() + make_interval(secs => $2), false) as "is_aging!",
+                  s.lease_wanted_at is not null as "is_wanted!",
                   announced.last_xid::text as "last_xid?", announced.last_id as "last_id?"
              from elven_sync.sync_state s
              left join lateral (select b.last_xid, b.last_id from elven_sync.sync_batches b
@@ -87,17 +110,18 @@ pub(super) async fn lock(
     for row in rows {
         let cursor =
             |xid, id| Cursor::from_columns(xid, id).map_err(|problem| sqlx::Error::Decode(problem.into()));
+        let (at, announced) = (cursor(row.cursor_xid, row.cursor_id)?, cursor(row.last_xid, row.last_id)?);
         lanes.insert(
             row.entity_id,
             Locked {
                 owner: row.lease_owner,
                 epoch: row.lease_epoch,
-                pass_id: row.pass_id,
-                cursor: cursor(row.cursor_xid, row.cursor_id)?,
-                announced: cursor(row.last_xid, row.last_id)?,
+                pass: row.pass_id.map(|id| Stand { id, cursor: at, announced }),
+                backfill: None,
                 is_aging: row.is_aging,
+                is_wanted: row.is_wanted,
                 moved_to: None,
-                uploaded: 0,
+                counted: Counters::default(),
                 renewed: false,
             },
         );
@@ -113,7 +137,58 @@ pub(super) async fn lock(
             return Err(JournalError::LeaseLost);
         }
     }
+    add_backfills(transaction, entries, &mut lanes).await?;
     Ok(lanes)
+}
+
+/// Adds to locked lanes how far the backfills are that entries are about. Nobody else writes those: they belong to the
+/// lease.
+async fn add_backfills(
+    transaction: &mut Transaction,
+    entries: &[Entry],
+    lanes: &mut BTreeMap<String, Locked>,
+) -> Result<(), JournalError> {
+    let backfills: BTreeSet<(&str, i64)> = entries
+        .iter()
+        .filter_map(|entry| Some((entry.entity_id(), entry.pass.course.backfill_id()?)))
+        .filter(|(entity_id, _)| lanes.contains_key(*entity_id))
+        .collect();
+    if backfills.is_empty() {
+        return Ok(());
+    }
+    let (entity_ids, backfill_ids): (Vec<String>, Vec<i64>) =
+        backfills.into_iter().map(|(entity_id, backfill_id)| (entity_id.to_owned(), backfill_id)).unzip();
+    let rows = sqlx::query!(
+        r#"select l.entity_id, l.backfill_id, l.cursor_at, l.cursor_id, b.status = 'cancelled' as "is_cancelled!",
+                  announced.last_at as "last_at?", announced.last_id as "last_id?"
+             from unnest($1::text[], $2::bigint[]) e (entity_id, backfill_id)
+             join elven_sync.sync_state s on s.entity_id = e.entity_id and s.lease_kind = 'backfill'
+             join elven_sync.sync_backfills b on b.backfill_id = e.backfill_id
+             join elven_sync.sync_backfill_lanes l
+               on l.backfill_id = e.backfill_id and l.entity_id = e.entity_id and l.finished_at is null
+             left join lateral (select a.last_at, a.last_id from elven_sync.sync_batches a
+                                 where a.backfill_id = e.backfill_id and a.entity_id = e.entity_id
+                                   and a.parent_id is null
+                                 order by a.batch_id desc limit 1) announced on true"#,
+        &entity_ids,
+        &backfill_ids
+    )
+    .fetch_all(transaction)
+    .await?;
+    for row in rows {
+        let cursor = |at: Option<DateTime<Utc>>, id: Option<String>| {
+            at.zip(id).map(|(at, id)| Cursor { at: At::Instant(instant_us(at)), id })
+        };
+        if let Some(lane) = lanes.get_mut(&row.entity_id) {
+            lane.is_wanted |= row.is_cancelled;
+            lane.backfill = Some(Stand {
+                id: row.backfill_id,
+                cursor: cursor(row.cursor_at, row.cursor_id),
+                announced: cursor(row.last_at, row.last_id),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Moves the cursors, and gives leases their time again that are half over, or that ran out and that nobody took: what is
@@ -129,10 +204,10 @@ pub(super) async fn move_lanes(
         return Ok(());
     }
     let ids: Vec<String> = moved.iter().map(|(entity_id, _)| (*entity_id).clone()).collect();
-    let cursor = |lane: &Locked| lane.moved_to.clone();
-    let xids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.xid.to_string())).collect();
+    let cursor = |lane: &Locked| lane.moved_to.clone().filter(|cursor| cursor.xid().is_some());
+    let xids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).as_ref().and_then(xid)).collect();
     let row_ids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.id)).collect();
-    let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.uploaded).collect();
+    let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.counted.rows_uploaded).collect();
     let renewed: Vec<_> = moved.iter().map(|(_, lane)| lane.renewed).collect();
     sqlx::query!(
         "update elven_sync.sync_state s
@@ -149,6 +224,52 @@ pub(super) async fn move_lanes(
         &uploaded,
         &renewed,
         lease.as_secs_f64()
+    )
+    .execute(&mut *transaction)
+    .await?;
+    move_backfills(transaction, lanes).await
+}
+
+/// Moves the cursors of backfills, and counts in their lanes.
+async fn move_backfills(
+    transaction: &mut Transaction,
+    lanes: &BTreeMap<String, Locked>,
+) -> Result<(), sqlx::Error> {
+    let moved: Vec<(&String, &Locked, &Stand)> = lanes
+        .iter()
+        .filter(|(_, lane)| lane.is_changed())
+        .filter_map(|(id, lane)| Some((id, lane, lane.backfill.as_ref()?)))
+        .collect();
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<String> = moved.iter().map(|(entity_id, ..)| (*entity_id).clone()).collect();
+    let backfills: Vec<i64> = moved.iter().map(|(.., stand)| stand.id).collect();
+    let ats: Vec<_> = moved.iter().map(|(_, lane, _)| lane.moved_to.as_ref().and_then(at)).collect();
+    let row_ids: Vec<_> =
+        moved.iter().map(|(_, lane, _)| lane.moved_to.as_ref().map(|cursor| cursor.id.clone())).collect();
+    let counted = |of: fn(&Counters) -> i64| -> Vec<i64> {
+        moved.iter().map(|(_, lane, _)| of(&lane.counted)).collect()
+    };
+    sqlx::query!(
+        "update elven_sync.sync_backfill_lanes l
+            set cursor_at = coalesce(m.cursor_at, l.cursor_at), cursor_id = coalesce(m.cursor_id, l.cursor_id),
+                rows_read = l.rows_read + m.rows_read, rows_uploaded = l.rows_uploaded + m.rows_uploaded,
+                rows_rejected = l.rows_rejected + m.rows_rejected,
+                rows_superseded = l.rows_superseded + m.rows_superseded
+           from unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::bigint[], $6::bigint[],
+                       $7::bigint[], $8::bigint[])
+                m (entity_id, backfill_id, cursor_at, cursor_id, rows_read, rows_uploaded, rows_rejected,
+                   rows_superseded)
+          where l.backfill_id = m.backfill_id and l.entity_id = m.entity_id",
+        &ids,
+        &backfills,
+        &ats as &[Option<DateTime<Utc>>],
+        &row_ids as &[Option<String>],
+        &counted(|counters| counters.rows_read),
+        &counted(|counters| counters.rows_uploaded),
+        &counted(|counters| counters.rows_rejected),
+        &counted(|counters| counters.rows_superseded)
     )
     .execute(transaction)
     .await?;

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use self::lanes::{lock, move_lanes};
 use super::batches::{Advance, Doing};
 use super::contents::{Answered, Contents, New, finish, insert_all, rewrite};
-use super::steps::{count_in_run, resolve_newer};
+use super::steps::{count_in_backfill, count_in_run, resolve_newer};
 use super::{Counters, JournalError, OpenPass, Problem, errors};
 use crate::database::{Database, Passing, Transaction};
 
@@ -290,13 +290,7 @@ impl Writer {
             ours.iter().filter_map(|entry| Some((*entry, entry.answer()?))).collect();
         record(transaction, &answers).await?;
         move_lanes(transaction, &lanes, self.lease).await?;
-        let mut counted: BTreeMap<i64, Counters> = BTreeMap::new();
-        for (entry, answer) in answers {
-            *counted.entry(entry.run_id).or_default() += &answer.counted;
-        }
-        for (run_id, counted) in counted {
-            count_in_run(transaction, run_id, &counted).await?;
-        }
+        count(transaction, &answers).await?;
         let mut numbers = numbers.into_iter();
         let mut number = |entry: &Entry| match &entry.writing {
             Writing::Announcement(_) => numbers.next(),
@@ -306,6 +300,25 @@ impl Writer {
         let is_ours = |entry: &&Entry| lanes.contains_key(entry.entity_id());
         Ok(entries.iter().map(|entry| Some(entry).filter(is_ours).and_then(&mut number)).collect())
     }
+}
+
+/// Counts what answers mean, in the rows of runs and then in those of backfills.
+async fn count(transaction: &mut Transaction, answers: &[(&Entry, &Answer)]) -> Result<(), JournalError> {
+    let mut in_runs: BTreeMap<i64, Counters> = BTreeMap::new();
+    let mut in_backfills: BTreeMap<i64, Counters> = BTreeMap::new();
+    for (entry, answer) in answers {
+        *in_runs.entry(entry.run_id).or_default() += &answer.counted;
+        if let Some(backfill_id) = entry.pass.course.backfill_id() {
+            *in_backfills.entry(backfill_id).or_default() += &answer.counted;
+        }
+    }
+    for (run_id, counted) in in_runs {
+        count_in_run(transaction, run_id, &counted).await?;
+    }
+    for (backfill_id, counted) in in_backfills {
+        count_in_backfill(transaction, backfill_id, &counted).await?;
+    }
+    Ok(())
 }
 
 /// Records answers, and what they mean for rows that are set aside.

@@ -182,7 +182,12 @@ impl Delivery {
     }
 
     /// Records an answer that is not the last word.
-    async fn answered(&self, node: &Node, words: &Words, settlement: Settlement) -> Result<(), Halt> {
+    pub(super) async fn answered(
+        &self,
+        node: &Node,
+        words: &Words,
+        settlement: Settlement,
+    ) -> Result<(), Halt> {
         let Words { status, message, .. } = words;
         let (id, batch) = (node.batch_id, &node.batch);
         let answered = self.worker.journal.answered(self.doing(), id, batch, status, settlement, message);

@@ -34,7 +34,15 @@ impl Delivery {
         // A revoked key or a changed contract refuses everything: then nothing is taken apart. That a body is
         // too large says itself what is wrong with it, until it is a single record.
         if *verdict != Verdict::TooLarge || halves.is_none() {
-            match self.or_halt(self.channel.prove(settings.retry.max)).await? {
+            let proven = match self.or_halt(self.channel.prove(settings.retry.max)).await {
+                Ok(proven) => proven,
+                Err(halt) => {
+                    // That it was refused is known all the same.
+                    self.answered(&node, &words, settlement).await?;
+                    return Err(halt);
+                }
+            };
+            match proven {
                 Ok(()) => {}
                 Err(Unproven::Otherwise(instead)) => {
                     return Err(self.stop(&node, words.unproven(&instead), settlement, None).await);

@@ -1,4 +1,4 @@
-//! Delivery: the batches of one pass on their way, several at once, until each row is accepted, set aside, or
+//! Delivery: the batches of one pass or backfill on their way, several at once, until each row is accepted, set aside, or
 //! the lane stops.
 
 mod attempts;
@@ -20,13 +20,15 @@ pub(super) use self::attempts::settlement;
 use self::window::Window;
 use super::channel::Channel;
 use super::lane::{Halt, Held};
+use super::rivals::Rivals;
 use super::rows::{Limits, Rows};
 use super::words;
 use super::{EntityReport, Worker};
 use crate::batch::{Batch, KeysUnderWay};
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
-use crate::journal::{Doing, Handed, Kind, OpenPass, Problem};
+use crate::journal::{Course, Doing, Handed, Kind, OpenPass, Problem};
+use crate::ledger::Pages;
 use crate::watermark::Cursor;
 
 /// How many batches are recorded as being sent, when so many requests may be in flight at once: half as many more, so
@@ -35,7 +37,7 @@ const fn under_way_max(at_once: usize) -> usize {
     2 * at_once - 1
 }
 
-/// The batches of one pass on their way.
+/// The batches of one pass, or of a slice of a backfill, on their way.
 pub(super) struct Delivery {
     worker: Worker,
     run_id: i64,
@@ -51,6 +53,8 @@ pub(super) struct Delivery {
     since: Instant,
     /// The place to read, if it is given back when all is read.
     place: Mutex<Option<OwnedSemaphorePermit>>,
+    /// In a backfill: newer rows of the keys of a batch, which are not in it.
+    rivals: Option<Arc<Rivals>>,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
     halted: watch::Sender<bool>,
     /// The entity has rows set aside, whose errors an upload may resolve.
@@ -90,10 +94,11 @@ impl Delivery {
         held: &Held<'_>,
         pass: OpenPass,
         cursor: Option<Cursor>,
-        place: Option<OwnedSemaphorePermit>,
+        (place, rivals): (Option<OwnedSemaphorePermit>, Option<Arc<Rivals>>),
     ) -> Arc<Self> {
         let window = Window::at(cursor);
         let at_once = held.worker.settings.sync.requests_in_flight;
+        held.worker.progress.begin(&held.target.entity_id);
         Arc::new(Self {
             worker: held.worker.clone(),
             run_id: held.run_id,
@@ -105,6 +110,7 @@ impl Delivery {
             slots: Arc::new(Semaphore::new(at_once)),
             since: held.since,
             place: Mutex::new(place),
+            rivals,
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(held.has_rows_set_aside),
             report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
@@ -128,14 +134,16 @@ impl Delivery {
     /// record for the same account, currency and second, because the later upload wins.
     pub(super) async fn go_on(
         self: &Arc<Self>,
-        mut rows: Rows,
+        pages: Pages,
         mut before: Option<Cursor>,
     ) -> Result<(), Halt> {
+        let mut rows = Rows::of(pages, self.rivals.clone());
         let mut on_their_way = JoinSet::new();
         let mut keys = KeysUnderWay::default();
         let at_once = self.worker.settings.sync.requests_in_flight;
         let mut stop = self.worker.stop.clone();
         let mut halted = self.halted.subscribe();
+        let mut unwanted = self.pass.unwanted();
         let mut first_halt = None;
         let ended = loop {
             let bytes_max = self.channel.body_bytes_max();
@@ -145,6 +153,7 @@ impl Delivery {
                 biased;
                 Ok(_) = stop.wait_for(|stop| *stop) => break Err(Halt::Stopped),
                 Ok(_) = halted.wait_for(|halted| *halted) => break Ok(()),
+                Ok(_) = unwanted.wait_for(|unwanted| *unwanted) => break Err(Halt::Yielded),
                 batch = rows.next_batch(before.clone(), self.zone, limits) => match batch {
                     Ok(Some(batch)) => batch,
                     Ok(None) => break Ok(()),
@@ -160,6 +169,9 @@ impl Delivery {
             }
             while let Some(done) = on_their_way.try_join_next() {
                 take(done, &mut keys, &mut first_halt);
+            }
+            if *unwanted.borrow() {
+                break Err(Halt::Yielded);
             }
             // The limit may have been learned meanwhile.
             let learned = self.channel.body_bytes_max();
@@ -178,17 +190,33 @@ impl Delivery {
                 Err(halt) => break Err(halt),
             }
             // Not before something was done: whoever waits would only give way again.
-            if self.worker.has_had_its_share(self.since) {
+            if self.has_had_its_share() {
                 break Err(Halt::Yielded);
             }
         };
         drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
-        while let Some(done) = on_their_way.join_next().await {
-            take(done, &mut keys, &mut first_halt);
+        while !on_their_way.is_empty() {
+            tokio::select! {
+                Some(done) = on_their_way.join_next() => take(done, &mut keys, &mut first_halt),
+                // Somebody waits for the lease of a backfill: what is not in flight yet is not waited for.
+                Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {
+                    self.halted.send_replace(true);
+                }
+            }
         }
-        match first_halt {
-            Some(halt) => Err(halt),
-            None => ended,
+        match (first_halt, ended) {
+            // What was taken back for that.
+            (Some(Halt::Stopped), Err(Halt::Yielded)) if !*self.worker.stop.borrow() => Err(Halt::Yielded),
+            (Some(halt), _) => Err(halt),
+            (None, ended) => ended,
+        }
+    }
+
+    /// Says whether the lane is to be given back between two batches.
+    fn has_had_its_share(&self) -> bool {
+        match self.pass.course {
+            Course::Pass(_) => self.worker.has_had_its_share(self.since),
+            Course::Backfill(_) => self.since.elapsed() > self.worker.slice_max(),
         }
     }
 
@@ -260,7 +288,10 @@ impl Delivery {
     }
 
     fn report(&self, change: impl FnOnce(&mut EntityReport)) {
-        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = report.rows_read;
+        change(&mut report);
+        self.worker.progress.add(&self.pass.lease.entity_id, report.rows_read - before);
     }
 }
 

@@ -1,25 +1,22 @@
-//! Recovery: what an earlier worker has left of a pass.
+//! Recovery: what an earlier worker, or slice, has left of a pass or a backfill.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::super::lane::Halt;
-use super::super::rows::Rows;
+use super::super::rows::{Rows, Source};
 use super::super::words;
 use super::{Delivery, Node};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::fault_point::{Step, around};
 use crate::journal::{Kind, Problem, Recorded};
-use crate::ledger::{Reading, Row};
+use crate::ledger::Row;
 use crate::watermark::Cursor;
 
 impl Delivery {
-    /// Replays what the journal has of the pass beyond the cursor: what is done is passed over, the rest is sent
+    /// Replays what the journal has of the pass or backfill beyond the cursor: what is done is passed over, the rest is sent
     /// over its recorded interval. Returns where to go on reading.
-    pub(in crate::sync) async fn recover<'r>(
-        &self,
-        reading: &impl Fn(Option<Cursor>, Option<Cursor>) -> Reading<'r>,
-    ) -> Result<Option<Cursor>, Halt> {
+    pub(in crate::sync) async fn recover(&self, source: &Source<'_>) -> Result<Option<Cursor>, Halt> {
         let recorded = around(Step::Recover, self.worker.journal.recorded(&self.pass)).await?;
         let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
         for part in &recorded {
@@ -45,10 +42,9 @@ impl Delivery {
         let mut after = self.window.lock().await.cursor.clone();
         for (number, root, leaves) in open {
             if !leaves.is_empty() {
-                let interval = reading(after.clone(), Some(root.last.clone()));
-                let pass = self.worker.ledger.pass(interval).await?;
+                let interval = source.read(after.clone(), Some(root.last.clone())).await?;
                 // A standby may let us wait for long.
-                let rows = self.or_halt(Rows::of(pass).all()).await??;
+                let rows = self.or_halt(Rows::of(interval, None).all()).await??;
                 for leaf in leaves {
                     let rows =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
@@ -66,7 +62,7 @@ impl Delivery {
         let mut after = self.window.lock().await.cursor.clone();
         for root in roots {
             if root.before != after {
-                let message = words::gap(self.pass.pass_id, root.batch_id, &self.pass.lease.entity_id);
+                let message = words::gap(self.pass.course, root.batch_id, &self.pass.lease.entity_id);
                 return Err(Halt::problem(Problem::of_lane(Kind::Watermark, message)));
             }
             after = Some(root.last.clone());
@@ -94,7 +90,10 @@ impl Delivery {
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
         }
-        let batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, self.zone) };
+        let mut batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, self.zone) };
+        if let Some(rivals) = &self.rivals {
+            batch = rivals.apart(batch, &VecDeque::new(), self.zone).await?;
+        }
         if leaf.may_have_arrived {
             tracing::warn!(
                 entity_id = self.pass.lease.entity_id,

@@ -96,6 +96,24 @@ pub const OF_A_RETRY: [(Step, &[u32]); 8] = [
     (Step::FinishRun, &[1]),
 ];
 
+pub const OF_A_BACKFILL: [(Step, &[u32]); 15] = [
+    (Step::AskBackfill, &[1]),
+    (Step::BeginRun, &[1]),
+    (Step::TakeLease, &[1, 2]),
+    (Step::RenewLease, &[1]),
+    (Step::Recover, &[1]),
+    (Step::Announce, &[1, 4]),
+    (Step::Send, &[1, 4]),
+    (Step::Answer, &[1]),
+    (Step::Settle, &[1, 3]),
+    (Step::Split, &[1]),
+    (Step::SetAside, &[1]),
+    (Step::Empty, &[1]),
+    (Step::FinishLane, &[1, 2]),
+    (Step::ReleaseLease, &[1]),
+    (Step::FinishRun, &[1]),
+];
+
 #[test]
 fn every_step_is_crashed_at() {
     let crashed_at: HashSet<Step> = [
@@ -106,6 +124,7 @@ fn every_step_is_crashed_at() {
         &OF_A_FAILURE,
         &OF_SEVERAL_IN_FLIGHT,
         &OF_A_RETRY,
+        &OF_A_BACKFILL,
     ]
     .into_iter()
     .flatten()

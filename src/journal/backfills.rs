@@ -1,0 +1,496 @@
+//! Backfills: what was asked for, how far each entity is, and how it ended.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use strum::AsRefStr;
+
+use super::lanes::commit_if_held;
+use super::{Journal, JournalError, Lease, OpenPass};
+use crate::database::{Database, Transaction};
+use crate::ledger::{Range, instant_us};
+use crate::watermark::{At, Cursor};
+
+/// Two that ask for the same at once are not to begin it twice. Any number; each elven-sync uses the same.
+const ASKING_LOCK_ID: i64 = 0x656c_7665_6e5f_6266;
+
+/// What a backfill is to upload, as it was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Asked {
+    /// First day or instant.
+    pub from: String,
+    /// The day or instant behind the last one.
+    pub to: String,
+    /// Only these entities, sorted; none named means all that are not paused.
+    pub entities: Vec<String>,
+    /// Only these accounts, sorted.
+    pub accounts: Vec<String>,
+    /// Only these currencies, sorted.
+    pub currencies: Vec<String>,
+}
+
+/// `sync_backfills.status` of one that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum BackfillStatus {
+    /// All done.
+    Succeeded,
+    /// Rows were set aside, or an entity failed.
+    Incomplete,
+    /// Every entity failed, or nothing could be done.
+    Failed,
+    /// Stopped by a signal.
+    Interrupted,
+    /// By a person.
+    Cancelled,
+}
+
+/// A row of `sync_backfills`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Backfill {
+    /// Its number.
+    pub backfill_id: i64,
+    /// First day or instant, as it was asked for.
+    pub range_from: String,
+    /// The day or instant behind the last one.
+    pub range_to: String,
+    /// Only these entities.
+    pub entities: Option<Vec<String>>,
+    /// Only these accounts.
+    pub accounts: Option<Vec<String>>,
+    /// Only these currencies.
+    pub currencies: Option<Vec<String>>,
+    /// As in the table.
+    pub status: String,
+    /// Rows in the range when it was asked for.
+    pub rows_total: i64,
+    /// Ledger rows dealt with.
+    pub rows_read: i64,
+    /// Records that the API accepted.
+    pub rows_uploaded: i64,
+    /// Rows set aside.
+    pub rows_rejected: i64,
+    /// Rows not sent because a newer one was, or is to be.
+    pub rows_superseded: i64,
+    /// When it was asked for.
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// The run that works on it, or did so last.
+    pub run_id: Option<i64>,
+    /// Entities whose range is not through.
+    pub entities_left: i64,
+}
+
+impl Backfill {
+    /// What it is to upload.
+    pub fn asked(&self) -> Asked {
+        let some = |of: &Option<Vec<String>>| of.clone().unwrap_or_default();
+        Asked {
+            from: self.range_from.clone(),
+            to: self.range_to.clone(),
+            entities: some(&self.entities),
+            accounts: some(&self.accounts),
+            currencies: some(&self.currencies),
+        }
+    }
+
+    /// Backfills, the newest first.
+    pub async fn list(database: &Database) -> Result<Vec<Self>, JournalError> {
+        Ok(Self::some(database, None).await?)
+    }
+
+    /// The one with a number.
+    pub async fn find(database: &Database, backfill_id: i64) -> Result<Option<Self>, JournalError> {
+        Ok(Self::some(database, Some(backfill_id)).await?.pop())
+    }
+
+    async fn some(database: &Database, backfill_id: Option<i64>) -> Result<Vec<Self>, sqlx::Error> {
+        database.again(|| sqlx::query_as!(
+            Backfill,
+            r#"select backfill_id, range_from, range_to, entities, accounts, currencies, status, rows_total, rows_read,
+                      rows_uploaded, rows_rejected, rows_superseded, started_at, finished_at, error, run_id,
+                      (select count(*) from elven_sync.sync_backfill_lanes l
+                        where l.backfill_id = b.backfill_id and l.finished_at is null) as "entities_left!"
+                 from elven_sync.sync_backfills b where ($1::bigint is null or backfill_id = $1)
+                order by backfill_id desc"#,
+            backfill_id
+        ).fetch_all(database)).await
+    }
+}
+
+/// An entity of a backfill.
+#[derive(Clone, Debug)]
+pub struct BackfillLane {
+    /// What is to be read.
+    pub range: Range,
+    /// How far it is.
+    pub cursor: Option<Cursor>,
+    /// Rows in the range when it was asked for.
+    pub rows_total: i64,
+    /// Rows dealt with.
+    pub rows_read: i64,
+    /// It is through.
+    pub is_finished: bool,
+}
+
+/// Whether a run has begun to work on a backfill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It has.
+    Run(i64),
+    /// Another run is on it. Two answers that differ in `alive_until` show that it is alive.
+    Busy {
+        /// That run.
+        run_id: i64,
+        /// Its worker.
+        worker: String,
+        /// Its sign of life.
+        alive_until: DateTime<Utc>,
+    },
+    /// There is nothing left to do; the status as in the table.
+    Ended(String),
+    /// There is no such backfill.
+    Missing,
+}
+
+/// What became of a request to cancel a backfill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It is cancelled, and nobody works on it.
+    Done,
+    /// It is cancelled; the run that works on it stops after what is in flight.
+    Stopping(i64),
+    /// It had ended already; the status as in the table.
+    Ended(String),
+    /// There is no such backfill.
+    Missing,
+}
+
+impl Journal {
+    /// The unfinished backfill that was asked for in the same words, if there is one.
+    pub async fn unfinished(&self, asked: &Asked) -> Result<Option<i64>, JournalError> {
+        let unfinished = || async {
+            let mut transaction = self.database.begin_reading().await?;
+            let found = unfinished(&mut transaction, asked).await?;
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>(found)
+        };
+        Ok(self.database.again(unfinished).await?)
+    }
+
+    /// Records a backfill and its lanes, each with the rows in its range. Returns its number, and `false` when somebody
+    /// has asked for the same meanwhile.
+    pub async fn ask(&self, asked: &Asked, lanes: &[(Range, i64)]) -> Result<(i64, bool), JournalError> {
+        let some = |of: &[String]| if of.is_empty() { None } else { Some(of.to_vec()) };
+        let [entities, accounts, currencies] =
+            [&asked.entities, &asked.accounts, &asked.currencies].map(|of| some(of));
+        let ids: Vec<String> = lanes.iter().map(|(range, _)| range.entity_id.clone()).collect();
+        let from: Vec<DateTime<Utc>> = lanes.iter().map(|(range, _)| range.from).collect();
+        let to: Vec<DateTime<Utc>> = lanes.iter().map(|(range, _)| range.to).collect();
+        let totals: Vec<i64> = lanes.iter().map(|(_, rows)| *rows).collect();
+        let ask = || async {
+            let mut transaction = self.database.begin().await?;
+            sqlx::query!("select pg_advisory_xact_lock($1)", ASKING_LOCK_ID)
+                .fetch_one(&mut transaction)
+                .await?;
+            if let Some(backfill_id) = unfinished(&mut transaction, asked).await? {
+                transaction.rollback().await?;
+                return Ok((backfill_id, false));
+            }
+            let backfill_id = sqlx::query_scalar!(
+                "insert into elven_sync.sync_backfills
+                        (range_from, range_to, entities, accounts, currencies, status, finished_at, rows_total)
+                 values ($1, $2, $3, $4, $5, 'interrupted', clock_timestamp(), $6) returning backfill_id",
+                asked.from,
+                asked.to,
+                entities.as_deref(),
+                accounts.as_deref(),
+                currencies.as_deref(),
+                totals.iter().sum::<i64>()
+            )
+            .fetch_one(&mut transaction)
+            .await?;
+            sqlx::query!(
+                "insert into elven_sync.sync_backfill_lanes (backfill_id, entity_id, range_from, range_to, rows_total)
+                 select $1, entity_id, range_from, range_to, rows_total
+                   from unnest($2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[])
+                        l (entity_id, range_from, range_to, rows_total)",
+                backfill_id,
+                &ids,
+                &from,
+                &to,
+                &totals
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>((backfill_id, true))
+        };
+        Ok(self.database.again(ask).await?)
+    }
+
+    /// Begins a run that works on a backfill, unless another one does.
+    pub async fn begin_backfill(&self, backfill_id: i64) -> Result<Begun, JournalError> {
+        let begin = || async {
+            let mut transaction = self.database.begin().await?;
+            let found = sqlx::query!(
+                r#"select b.status, (select count(*) from elven_sync.sync_backfill_lanes l
+                                      where l.backfill_id = b.backfill_id and l.finished_at is null) as "left!"
+                     from elven_sync.sync_backfills b where backfill_id = $1 for update"#,
+                backfill_id
+            )
+            .fetch_optional(&mut transaction)
+            .await?;
+            let begun = match found {
+                None => Begun::Missing,
+                Some(found) if is_over(&found.status, found.left) => Begun::Ended(found.status),
+                Some(_) => match alive_run(&mut transaction, backfill_id).await? {
+                    Some((run_id, worker, alive_until)) => Begun::Busy { run_id, worker, alive_until },
+                    None => Begun::Run(self.insert_run(&mut transaction, "backfill").await?),
+                },
+            };
+            let Begun::Run(run_id) = begun else {
+                transaction.rollback().await?;
+                return Ok(begun);
+            };
+            sqlx::query!(
+                "update elven_sync.sync_backfills
+                    set status = 'running', run_id = $2, finished_at = null, error = null
+                  where backfill_id = $1",
+                backfill_id,
+                run_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok::<_, JournalError>(begun)
+        };
+        self.database.again(begin).await
+    }
+
+    /// The entities of a backfill, by id.
+    pub async fn backfill_lanes(&self, backfill_id: i64) -> Result<Vec<BackfillLane>, JournalError> {
+        let lanes = || {
+            sqlx::query!(
+                r#"select l.entity_id, l.range_from, l.range_to, l.cursor_at, l.cursor_id, l.rows_total, l.rows_read,
+                          l.finished_at is not null as "is_finished!", coalesce(b.accounts, '{}') as "accounts!",
+                          coalesce(b.currencies, '{}') as "currencies!"
+                     from elven_sync.sync_backfill_lanes l join elven_sync.sync_backfills b using (backfill_id)
+                    where backfill_id = $1 order by l.entity_id"#,
+                backfill_id
+            )
+            .fetch_all(&self.database)
+        };
+        let lanes = self.database.again(lanes).await?;
+        Ok(lanes
+            .into_iter()
+            .map(|row| BackfillLane {
+                cursor: row
+                    .cursor_at
+                    .zip(row.cursor_id)
+                    .map(|(at, id)| Cursor { at: At::Instant(instant_us(at)), id }),
+                range: Range {
+                    entity_id: row.entity_id,
+                    from: row.range_from,
+                    to: row.range_to,
+                    accounts: row.accounts,
+                    currencies: row.currencies,
+                },
+                rows_total: row.rows_total,
+                rows_read: row.rows_read,
+                is_finished: row.is_finished,
+            })
+            .collect())
+    }
+
+    /// Where an entity of a backfill stands now. `None`: somebody has cancelled the backfill, or it is another run's.
+    pub async fn backfill_stand(
+        &self,
+        backfill_id: i64,
+        run_id: i64,
+        entity_id: &str,
+    ) -> Result<Option<Option<Cursor>>, JournalError> {
+        let stand = || {
+            sqlx::query!(
+                "select l.cursor_at, l.cursor_id
+                   from elven_sync.sync_backfill_lanes l join elven_sync.sync_backfills b using (backfill_id)
+                  where l.backfill_id = $1 and l.entity_id = $2 and b.run_id = $3 and b.status = 'running'
+                    and l.finished_at is null",
+                backfill_id,
+                entity_id,
+                run_id
+            )
+            .fetch_optional(&self.database)
+        };
+        let stand = self.database.again(stand).await?;
+        Ok(stand.map(|row| {
+            let cursor = row.cursor_at.zip(row.cursor_id);
+            cursor.map(|(at, id)| Cursor { at: At::Instant(instant_us(at)), id })
+        }))
+    }
+
+    /// Records that the range of an entity is through, and gives the lease back.
+    pub async fn finish_backfill_lane(&self, open: &OpenPass) -> Result<(), JournalError> {
+        let Some(backfill_id) = open.course.backfill_id() else { return Ok(()) };
+        let Lease { entity_id, owner, epoch } = &open.lease;
+        let finish = || async {
+            let mut transaction = self.database.begin().await?;
+            let released = sqlx::query!(
+                "update elven_sync.sync_state
+                    set lease_owner = null, lease_expires_at = null, lease_kind = null
+                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+                entity_id,
+                epoch,
+                owner
+            )
+            .execute(&mut transaction)
+            .await?;
+            let done = sqlx::query!(
+                "update elven_sync.sync_backfill_lanes set finished_at = clock_timestamp()
+                  where backfill_id = $1 and entity_id = $2
+                    and not exists (select from elven_sync.sync_batches b
+                                     where b.backfill_id = $1 and b.entity_id = $2
+                                       and (b.status in ('sending', 'unknown')
+                                            or (b.status = 'rejected' and b.row_count > 0)))",
+                backfill_id,
+                entity_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            if released.rows_affected() == 1 && done.rows_affected() == 0 {
+                transaction.rollback().await?;
+                return Err(JournalError::UnfinishedRange(backfill_id));
+            }
+            commit_if_held(transaction, released.rows_affected()).await
+        };
+        self.database.again(finish).await
+    }
+
+    /// Records how a run ends that has worked on a backfill; one that was cancelled stays so.
+    pub async fn finish_backfill(
+        &self,
+        backfill_id: i64,
+        run_id: i64,
+        status: BackfillStatus,
+        error: Option<&str>,
+    ) -> Result<(), JournalError> {
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_backfills set status = $3, error = $4, finished_at = clock_timestamp()
+                      where backfill_id = $1 and run_id = $2 and status = 'running'",
+                    backfill_id,
+                    run_id,
+                    status.as_ref(),
+                    error
+                )
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Puts the batches of a backfill in order that was cancelled while this worker was on it.
+    pub async fn close_cancelled(&self, backfill_id: i64) -> Result<(), JournalError> {
+        Ok(close_cancelled(&self.database, backfill_id).await?)
+    }
+}
+
+impl Backfill {
+    /// Cancels a backfill: what is in flight is finished by whoever works on it.
+    pub async fn cancel(database: &Database, backfill_id: i64) -> Result<Cancelled, JournalError> {
+        let cancel = || async {
+            let mut transaction = database.begin().await?;
+            let status = sqlx::query_scalar!(
+                "select status from elven_sync.sync_backfills where backfill_id = $1 for update",
+                backfill_id
+            )
+            .fetch_optional(&mut transaction)
+            .await?;
+            let ended = match status {
+                None => Some(Cancelled::Missing),
+                Some(status) if matches!(status.as_str(), "succeeded" | "cancelled") => {
+                    Some(Cancelled::Ended(status))
+                }
+                Some(_) => None,
+            };
+            if let Some(ended) = ended {
+                transaction.rollback().await?;
+                return Ok(ended);
+            }
+            let alive = alive_run(&mut transaction, backfill_id).await?;
+            sqlx::query!(
+                "update elven_sync.sync_backfills
+                    set status = 'cancelled', finished_at = clock_timestamp(), error = 'cancelled by a person'
+                  where backfill_id = $1",
+                backfill_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>(alive.map_or(Cancelled::Done, |(run_id, ..)| Cancelled::Stopping(run_id)))
+        };
+        let cancelled = database.again(cancel).await?;
+        if cancelled == Cancelled::Done {
+            close_cancelled(database, backfill_id).await?;
+        }
+        Ok(cancelled)
+    }
+}
+
+/// Says whether nothing can be done for a backfill any more. One that died when all was done has yet to be said to be so.
+fn is_over(status: &str, entities_left: i64) -> bool {
+    matches!(status, "cancelled" | "succeeded") || (status == "incomplete" && entities_left == 0)
+}
+
+/// Says of the batches of a cancelled backfill whose turn has not come that it does not come, and of those that a dead
+/// worker has left that nobody knows whether they arrived.
+async fn close_cancelled(database: &Database, backfill_id: i64) -> Result<(), sqlx::Error> {
+    let closed = database.execute(|| {
+        sqlx::query!(
+            "update elven_sync.sync_batches
+                set status = case when attempts > 0 then 'unknown' else 'rejected' end,
+                    finished_at = clock_timestamp(), error = 'the backfill was cancelled'
+              where backfill_id = $1 and status = 'sending'",
+            backfill_id
+        )
+    });
+    closed.await.map(drop)
+}
+
+/// The run that works on a backfill, while it gives signs of life: run, worker, until when.
+async fn alive_run(
+    transaction: &mut Transaction,
+    backfill_id: i64,
+) -> Result<Option<(i64, String, DateTime<Utc>)>, sqlx::Error> {
+    let alive = sqlx::query!(
+        "select r.run_id, r.worker, r.alive_until
+           from elven_sync.sync_backfills b join elven_sync.sync_runs r using (run_id)
+          where b.backfill_id = $1 and r.status = 'running' and r.alive_until >= clock_timestamp()",
+        backfill_id
+    )
+    .fetch_optional(transaction)
+    .await?;
+    Ok(alive.map(|run| (run.run_id, run.worker, run.alive_until)))
+}
+
+async fn unfinished(transaction: &mut Transaction, asked: &Asked) -> Result<Option<i64>, sqlx::Error> {
+    let Asked { from, to, entities, accounts, currencies } = asked;
+    sqlx::query_scalar!(
+        "select backfill_id from elven_sync.sync_backfills b
+          where status not in ('succeeded', 'cancelled') and range_from = $1 and range_to = $2
+            and coalesce(entities, '{}') = $3 and coalesce(accounts, '{}') = $4 and coalesce(currencies, '{}') = $5
+            and (status <> 'incomplete'
+                 or exists (select from elven_sync.sync_backfill_lanes l
+                             where l.backfill_id = b.backfill_id and l.finished_at is null))
+          order by backfill_id desc limit 1",
+        from,
+        to,
+        entities,
+        accounts,
+        currencies
+    )
+    .fetch_optional(transaction)
+    .await
+}

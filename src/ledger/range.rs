@@ -1,0 +1,111 @@
+//! Ranges of `captured_at`, as backfills read them: in the order `(captured_at, id)`, and from the primary alone, since a
+//! standby may still have an older version of a row than was sent.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Datelike, Timelike, Utc};
+use sqlx::AssertSqlSafe;
+
+use super::{Ledger, LedgerError, Row};
+use crate::align::POSTGRES_EPOCH_US;
+use crate::watermark::{Cursor, Order};
+
+/// The rows of an entity from one instant up to, not including, another one.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// The entity.
+    pub entity_id: String,
+    /// The first instant.
+    pub from: DateTime<Utc>,
+    /// The instant behind the last one.
+    pub to: DateTime<Utc>,
+    /// Only of these accounts; none named means all.
+    pub accounts: Vec<String>,
+    /// Only in these currencies; none named means all.
+    pub currencies: Vec<String>,
+}
+
+/// The rows of a range, page by page. No transaction stays open between pages.
+#[derive(Debug)]
+pub struct RangePages {
+    ledger: Ledger,
+    range: Arc<Range>,
+    after: Option<Cursor>,
+    until: Option<Cursor>,
+    page_rows: usize,
+    is_through: bool,
+}
+
+impl RangePages {
+    /// The next rows in the order `(captured_at, id)`. `None` when the range is through.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<Row>>, LedgerError> {
+        if self.is_through {
+            return Ok(None);
+        }
+        let Self { ledger, range, after, until, page_rows, .. } = self;
+        let sql = ledger.table.range_sql(range, after.as_ref(), until.as_ref(), *page_rows);
+        let rows = ledger.copy(&ledger.primary, sql, self.page_rows).await?;
+        self.is_through = rows.len() < self.page_rows;
+        self.after = rows.last().map(|row| row.cursor(Order::CapturedAt)).or_else(|| self.after.take());
+        Ok(if rows.is_empty() { None } else { Some(rows) })
+    }
+}
+
+impl Ledger {
+    /// Begins to read a range behind a place, or from its start, up to and including another place or to its end.
+    pub fn range(
+        &self,
+        range: Arc<Range>,
+        after: Option<Cursor>,
+        until: Option<Cursor>,
+        page_rows: usize,
+    ) -> RangePages {
+        RangePages { ledger: self.clone(), range, after, until, page_rows, is_through: false }
+    }
+
+    /// Counts the rows of each range, in the order given.
+    pub async fn count_ranges(&self, ranges: &[Range]) -> Result<Vec<i64>, LedgerError> {
+        let mut counts = Vec::with_capacity(ranges.len());
+        for ranges in ranges.chunks(super::ENTITIES_PER_COUNT_MAX) {
+            let sql = self.table.range_counts_sql(ranges);
+            let count = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
+            let counted: Vec<i64> = self.primary.again(count).await?;
+            counts.extend(counted);
+        }
+        Ok(counts)
+    }
+
+    /// What is missing for ranges to be found without reading the whole table, as a statement that makes it. `None` also
+    /// for a view, whose tables are not known here.
+    pub async fn without_range_index(&self) -> Result<Option<String>, LedgerError> {
+        let Some((sql, remedy)) = self.table.range_index_sql() else { return Ok(None) };
+        let look = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_optional(self.primary.at_once());
+        let has_index: Option<bool> = self.primary.again(look).await?;
+        Ok(if has_index == Some(false) { Some(remedy) } else { None })
+    }
+}
+
+/// The instant so many microseconds from 2000-01-01 UTC. Beyond what can be said it is the last one that can.
+pub fn instant(us: i64) -> DateTime<Utc> {
+    let since_1970 = us.checked_add(POSTGRES_EPOCH_US);
+    since_1970.and_then(DateTime::from_timestamp_micros).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+/// Microseconds from 2000-01-01 UTC to an instant.
+pub fn instant_us(at: DateTime<Utc>) -> i64 {
+    at.timestamp_micros() - POSTGRES_EPOCH_US
+}
+
+/// An instant as a literal, exact to the microsecond.
+pub(super) fn instant_literal(at: DateTime<Utc>) -> String {
+    let (year, era) = if at.year() > 0 { (at.year(), "") } else { (1 - at.year(), " BC") };
+    format!(
+        "'{year:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:06}+00{era}'::timestamptz",
+        at.month(),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+        at.nanosecond() / 1000
+    )
+}

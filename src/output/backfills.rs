@@ -1,0 +1,110 @@
+//! Backfills, as they are reported.
+
+use serde_json::json;
+
+use super::progress::in_words;
+use super::{ENTITIES_SHOWN_MAX, line, run_json, run_report, table, thousands};
+use crate::journal::Backfill;
+use crate::sync::{BackfillReport, Rehearsal};
+
+/// The summary of a run on a backfill.
+pub fn backfill_report(report: &BackfillReport, as_json: bool) {
+    let BackfillReport { backfill, resumed, run } = report;
+    if as_json {
+        let mut all = run_json(run);
+        all["resumed"] = (*resumed).into();
+        all["backfill"] = json!(backfill);
+        line(all);
+        return;
+    }
+    line(format_args!(
+        "backfill {} from {} to {}{}: {}, {} of {} rows done",
+        backfill.backfill_id,
+        backfill.range_from,
+        backfill.range_to,
+        if *resumed { ", gone on with where it stopped" } else { "" },
+        backfill.status,
+        thousands(backfill.rows_read),
+        thousands(backfill.rows_total.max(backfill.rows_read)),
+    ));
+    run_report(run, false);
+    if backfill.entities_left > 0 && backfill.status != "cancelled" {
+        line(format_args!(
+            "{} entities are not through; hint: elven-sync backfill --resume {}",
+            backfill.entities_left, backfill.backfill_id
+        ));
+    }
+}
+
+/// What a backfill would do.
+pub fn rehearsal(rehearsal: &Rehearsal, as_json: bool) {
+    let Rehearsal { counters, batches, first_record, last_record, at_rate, .. } = rehearsal;
+    if as_json {
+        let mut all = json!(rehearsal);
+        all["dry_run"] = true.into();
+        all["at_rate_s"] = at_rate.map(|rate| rate.as_secs()).into();
+        line(all);
+        return;
+    }
+    line(format_args!(
+        "dry run, nothing was sent or changed: {} rows in {} batches would be read, {} uploaded in {} requests ({} bytes), \
+         {} set aside, {} superseded",
+        counters.rows_read,
+        batches,
+        counters.rows_uploaded,
+        counters.requests,
+        counters.bytes_sent,
+        counters.rows_rejected,
+        counters.rows_superseded
+    ));
+    for (name, record) in [("first", first_record), ("last", last_record)] {
+        if let Some(record) = record {
+            line(format_args!("{name} record: {record}"));
+        }
+    }
+    line(match at_rate {
+        Some(duration) => format!("it would take {} at [api] requests_per_second", in_words(*duration)),
+        None => "how long it would take is up to the API: no [api] requests_per_second is set".to_owned(),
+    });
+    for entity in &rehearsal.entities {
+        if let Some(failure) = entity.failure() {
+            line(format_args!("would fail: {failure}"));
+        } else if rehearsal.entities.len() <= ENTITIES_SHOWN_MAX {
+            line(format_args!("{}: {} rows", entity.entity_id, entity.rows_read));
+        }
+    }
+}
+
+/// `backfill list`.
+pub fn backfills(backfills: &[Backfill], as_json: bool) {
+    if as_json {
+        line(json!({ "backfills": backfills }));
+        return;
+    }
+    if backfills.is_empty() {
+        line("no backfill was ever asked for");
+        return;
+    }
+    let header =
+        ["backfill", "status", "from", "to", "only", "rows", "done", "uploaded", "set aside", "asked for"];
+    line(table(
+        &header,
+        &[0, 5, 6, 7, 8],
+        backfills.iter().map(|backfill| {
+            let only = [&backfill.entities, &backfill.accounts, &backfill.currencies];
+            let only: Vec<String> = only.into_iter().flatten().map(|of| of.join(", ")).collect();
+            vec![
+                backfill.backfill_id.to_string(),
+                backfill.status.clone(),
+                backfill.range_from.clone(),
+                backfill.range_to.clone(),
+                only.join("; "),
+                backfill.rows_total.to_string(),
+                backfill.rows_read.to_string(),
+                backfill.rows_uploaded.to_string(),
+                backfill.rows_rejected.to_string(),
+                backfill.started_at.format("%Y-%m-%d %H:%M:%SZ").to_string(),
+            ]
+        }),
+    ));
+}

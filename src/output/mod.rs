@@ -1,0 +1,357 @@
+//! What people and machines read: results on stdout, the log on stderr. Nothing prints elsewhere.
+
+mod backfills;
+mod progress;
+
+use std::io::{IsTerminal, Write};
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::json;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+pub use backfills::{backfill_report, backfills, rehearsal};
+pub use progress::{Watched, watch};
+
+use crate::journal::{Health, RecordedError};
+use crate::ledger::Writer;
+use crate::sync::{Ended, RunReport};
+
+/// The summary names each entity when there are at most this many.
+const ENTITIES_SHOWN_MAX: usize = 20;
+
+/// Writes a line to stdout. A reader that went away (`| head`) is no failure.
+pub fn line(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Reports why a command could not work, once, on stderr.
+pub fn error(problem: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", chain(problem.as_ref()));
+}
+
+/// An error and its causes in one line, each said once.
+pub fn chain(problem: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = words(problem);
+    let mut text = last.clone();
+    let mut source = problem.source();
+    while let Some(cause) = source {
+        let next = words(cause);
+        if !next.starts_with(&last) && !text.contains(&next) {
+            text = format!("{text}: {next}");
+            last = next;
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// PostgreSQL's own message where there is one, without where in the server's source it was raised.
+fn words(problem: &(dyn std::error::Error + 'static)) -> String {
+    let raised = problem.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    raised.map_or_else(|| problem.to_string(), |raised| raised.message().to_owned())
+}
+
+/// Starts the log: warnings and how far long work is, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.
+pub fn start_log(verbose: u8, wanted: Option<&str>) {
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    let filter = wanted.and_then(|wanted| wanted.parse::<Targets>().ok()).unwrap_or_else(|| {
+        let all = Targets::new().with_default(LevelFilter::WARN).with_target("elven_sync", level);
+        all.with_target("elven_sync::progress", LevelFilter::INFO.max(level))
+    });
+    let format = tracing_subscriber::fmt::layer()
+        .with_writer(progress::Log::default)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    // A second subscriber, as in tests, is no harm.
+    let _ = tracing_subscriber::registry().with(filter).with(format).try_init();
+}
+
+/// A table in the house style: no frame, numbers to the right.
+pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for &column in numbers {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Says that an entity is not registered, with close names.
+pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
+    let mut near: Vec<(usize, &str)> =
+        known.iter().map(|known| (strsim::damerau_levenshtein(known, entity_id), *known)).collect();
+    near.sort_unstable();
+    match near.first().filter(|(distance, _)| *distance <= 3) {
+        Some((_, close)) => format!("entity `{entity_id}` is not registered; did you mean `{close}`?"),
+        None => format!(
+            "entity `{entity_id}` is not registered; hint: `elven-sync entity list` shows those that are, \
+             `elven-sync entity add` registers one"
+        ),
+    }
+}
+
+/// The summary of a run.
+pub fn run_report(report: &RunReport, as_json: bool) {
+    if as_json {
+        line(run_json(report));
+        return;
+    }
+    let pending = pending(report);
+    let counters = &report.counters;
+    match report.run_id {
+        Some(run_id) => line(format_args!(
+            "run {run_id} {}: {} rows read, {} uploaded, {} set aside, {} superseded, {pending} pending; {} requests",
+            report.status.as_ref(),
+            counters.rows_read,
+            counters.rows_uploaded,
+            counters.rows_rejected,
+            counters.rows_superseded,
+            counters.requests
+        )),
+        None => line(format_args!(
+            "dry run, nothing was sent or changed: {} rows would be read, {} uploaded in {} requests ({} bytes), {} \
+             set aside, {} superseded",
+            counters.rows_read,
+            counters.rows_uploaded,
+            counters.requests,
+            counters.bytes_sent,
+            counters.rows_rejected,
+            counters.rows_superseded
+        )),
+    }
+    if counters.rows_beyond_double > 0 {
+        line(format_args!(
+            "note: {} amounts have more digits than a double holds; they are sent exactly, but a reader that takes JSON \
+             numbers for doubles rounds them",
+            counters.rows_beyond_double
+        ));
+    }
+    if report.entities.is_empty() && report.unregistered.is_empty() {
+        line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
+    } else if (1..=ENTITIES_SHOWN_MAX).contains(&report.entities.len()) {
+        line(entities_table(report));
+    }
+    for entity in report.entities.iter().filter(|entity| entity.failure().is_some()).take(ENTITIES_SHOWN_MAX)
+    {
+        line(format_args!("failed: {}", entity.failure().unwrap_or_default()));
+    }
+    for entity_id in report.unregistered.iter().take(ENTITIES_SHOWN_MAX) {
+        line(format_args!(
+            "unregistered: rows of `{entity_id}` wait; hint: elven-sync entity add '{entity_id}' --timezone ZONE"
+        ));
+    }
+}
+
+fn pending(report: &RunReport) -> i64 {
+    report.entities.iter().map(|entity| entity.rows_pending).sum()
+}
+
+fn run_json(report: &RunReport) -> serde_json::Value {
+    json!({
+        "run_id": report.run_id,
+        "dry_run": report.run_id.is_none(),
+        "status": report.status.as_ref(),
+        "rows_read": report.counters.rows_read,
+        "rows_uploaded": report.counters.rows_uploaded,
+        "rows_rejected": report.counters.rows_rejected,
+        "rows_superseded": report.counters.rows_superseded,
+        "rows_pending": pending(report),
+        "requests": report.counters.requests,
+        "retries": report.counters.retries,
+        "bytes_sent": report.counters.bytes_sent,
+        "rows_beyond_double": report.counters.rows_beyond_double,
+        "entities": report.entities,
+        "unregistered_entities": report.unregistered,
+    })
+}
+
+fn entities_table(report: &RunReport) -> Table {
+    let header = ["entity", "", "read", "uploaded", "set aside", "superseded", "pending"];
+    table(
+        &header,
+        &[2, 3, 4, 5, 6],
+        report.entities.iter().map(|entity| {
+            let ended = match &entity.ended {
+                Ended::Done => "done",
+                Ended::Stopped => "stopped",
+                Ended::Held => "another worker is on it",
+                Ended::Failed(_) => "FAILED",
+            };
+            vec![
+                entity.entity_id.clone(),
+                ended.to_owned(),
+                entity.rows_read.to_string(),
+                entity.rows_uploaded.to_string(),
+                entity.rows_rejected.to_string(),
+                entity.rows_superseded.to_string(),
+                entity.rows_pending.to_string(),
+            ]
+        }),
+    )
+}
+
+/// Asks a question that is answered by y or n; no answer is no.
+pub fn confirm(question: &str) -> std::io::Result<bool> {
+    let mut stdout = std::io::stdout().lock();
+    write!(stdout, "{question} [y/N] ")?;
+    stdout.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if !answer.ends_with('\n') {
+        writeln!(stdout)?;
+    }
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+/// A number with its thousands apart.
+pub fn thousands(number: i64) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    format!("{}{}", if number < 0 { "-" } else { "" }, groups.join(","))
+}
+
+/// `status`: what `sync_health` says, and whose rows will come later.
+pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool) {
+    if as_json {
+        line(json!({ "entities": entities, "oldest_writer": oldest_writer }));
+        return;
+    }
+    if entities.is_empty() {
+        line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
+        return;
+    }
+    let when = |at: Option<chrono::DateTime<chrono::Utc>>| {
+        at.map_or_else(|| "-".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%SZ").to_string())
+    };
+    let header =
+        ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
+    line(table(
+        &header,
+        &[2, 5],
+        entities.iter().map(|entity| {
+            vec![
+                entity.entity_id.clone(),
+                entity.status.clone(),
+                entity.pending_rows.to_string(),
+                when(entity.oldest_pending_at),
+                when(entity.last_success_at),
+                entity.open_errors.to_string(),
+                entity.timezone.clone(),
+            ]
+        }),
+    ));
+    for entity in entities {
+        if let Some(problem) = &entity.last_error {
+            line(format_args!("{}: {problem}", entity.entity_id));
+        }
+    }
+    if let Some(writer) = oldest_writer {
+        line(format_args!("{}; its rows are uploaded after it has", describe(writer)));
+    }
+}
+
+/// `errors list`.
+pub fn errors(errors: &[RecordedError], as_json: bool) {
+    if as_json {
+        line(json!({ "errors": errors }));
+        return;
+    }
+    if errors.is_empty() {
+        line("no error is open");
+        return;
+    }
+    let header = ["error", "kind", "entity", "row", "seen", "last", "message"];
+    line(table(
+        &header,
+        &[0, 4],
+        errors.iter().map(|error| {
+            vec![
+                error.error_id.to_string(),
+                error.kind.clone(),
+                error.entity_id.clone(),
+                error.ledger_id.clone().unwrap_or_default(),
+                error.occurrences.to_string(),
+                error.last_seen_at.format("%Y-%m-%d %H:%M:%SZ").to_string(),
+                error
+                    .resolution
+                    .as_ref()
+                    .map_or_else(|| error.message.clone(), |resolution| format!("resolved: {resolution}")),
+            ]
+        }),
+    ));
+}
+
+/// `errors show`: everything, one line each.
+pub fn error_in_full(error: &RecordedError, as_json: bool) {
+    if as_json {
+        line(json!(error));
+        return;
+    }
+    let when = |at: &chrono::DateTime<chrono::Utc>| at.format("%Y-%m-%d %H:%M:%SZ").to_string();
+    let number = |number: Option<i64>| number.map(|number| number.to_string());
+    for (name, value) in [
+        ("error", Some(error.error_id.to_string())),
+        ("kind", Some(error.kind.clone())),
+        ("entity", Some(error.entity_id.clone())),
+        ("ledger row", error.ledger_id.clone()),
+        ("message", Some(error.message.clone())),
+        ("HTTP status", number(error.http_status.map(i64::from))),
+        ("code of the API", error.api_code.clone()),
+        ("record", error.record.clone()),
+        ("seen", Some(error.occurrences.to_string())),
+        ("first seen", Some(when(&error.first_seen_at))),
+        ("last seen", Some(when(&error.last_seen_at))),
+        ("run", number(error.run_id)),
+        ("batch", number(error.batch_id)),
+        ("resolved", error.resolved_at.as_ref().map(when)),
+        ("resolution", error.resolution.clone()),
+    ] {
+        if let Some(value) = value {
+            line(format_args!("{name:16}{value}"));
+        }
+    }
+}
+
+/// Which transaction it is, and how to find it.
+fn describe(writer: &Writer) -> String {
+    let mut text = format!("transaction {} has written to the ledger and not ended", writer.transaction);
+    let who = [
+        writer.prepared_as.as_ref().map(|name| format!("prepared as '{name}'")),
+        writer.pid.map(|pid| format!("pid {pid}")),
+        writer.user_name.as_ref().map(|name| format!("user {name}")),
+        writer.application_name.clone(),
+        writer.state.clone(),
+        writer.since.map(|since| format!("since {}", since.format("%Y-%m-%d %H:%M:%SZ"))),
+    ];
+    let who: Vec<String> = who.into_iter().flatten().collect();
+    if !who.is_empty() {
+        text = format!("{text} ({})", who.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_stand_apart() {
+        for (number, expected) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (14_203, "14,203"), (-1_234_567, "-1,234,567")]
+        {
+            assert_eq!(thousands(number), expected);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Progress: bars on a terminal, a line in the log every few seconds where there is none.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::thousands;
+use crate::sync::{EntityProgress, RowsDone};
+
+/// Bars are drawn from here on: most runs are over by then.
+const BARS_AFTER: Duration = Duration::from_secs(2);
+/// How often they are drawn.
+const BARS_EVERY: Duration = Duration::from_millis(250);
+/// How often a line is written to the log instead.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Entities with a bar of their own at once.
+const ENTITIES_MAX: usize = 6;
+
+/// The bars on the terminal, which the log must not tear.
+static BARS: Mutex<Option<MultiProgress>> = Mutex::new(None);
+
+/// Where the log is written: between two drawings of the bars.
+#[derive(Debug, Default)]
+pub(super) struct Log;
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let bars = BARS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let write = || std::io::stderr().lock().write_all(line);
+        bars.map_or_else(write, |bars| bars.suspend(write)).map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// Somebody watches, until this ends.
+#[derive(Debug)]
+pub struct Watched {
+    end: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Watched {
+    /// Takes the bars away.
+    pub async fn end(self) {
+        let _ = self.end.send(());
+        let _ = self.task.await;
+    }
+}
+
+/// Shows how far the work is on stderr, if it takes long.
+pub fn watch(rows_done: &RowsDone) -> Watched {
+    rows_done.watch();
+    let (end, mut ended) = oneshot::channel();
+    let rows_done = rows_done.clone();
+    let task = tokio::spawn(async move {
+        let begun = Instant::now();
+        let shown = async {
+            if std::io::stderr().is_terminal() {
+                draw(&rows_done, begun).await;
+            } else {
+                log(&rows_done, begun).await;
+            }
+        };
+        tokio::select! {
+            _ = &mut ended => {}
+            () = shown => {}
+        }
+        if let Some(bars) = BARS.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = bars.clear();
+        }
+    });
+    Watched { end, task }
+}
+
+async fn log(rows_done: &RowsDone, begun: Instant) {
+    loop {
+        tokio::time::sleep(LINE_EVERY).await;
+        let entities = rows_done.entities();
+        let total = Total::of(&entities, begun);
+        tracing::info!(
+            target: "elven_sync::progress",
+            rows_done = total.done,
+            rows_total = total.expected,
+            rows_per_second = total.rate,
+            left = total.left.map(in_words),
+            entities_left = entities.iter().filter(|entity| !entity.has_ended).count(),
+            "progress"
+        );
+    }
+}
+
+async fn draw(rows_done: &RowsDone, begun: Instant) {
+    tokio::time::sleep(BARS_AFTER).await;
+    let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+    let all = bars.add(bar());
+    let mut of_entities: BTreeMap<String, ProgressBar> = BTreeMap::new();
+    *BARS.lock().unwrap_or_else(PoisonError::into_inner) = Some(bars.clone());
+    loop {
+        let entities = rows_done.entities();
+        for entity in &entities {
+            if entity.has_ended {
+                if let Some(ended) = of_entities.remove(&entity.entity_id) {
+                    bars.remove(&ended);
+                }
+            } else if entity.begun_at.is_some() {
+                if of_entities.len() < ENTITIES_MAX && !of_entities.contains_key(&entity.entity_id) {
+                    of_entities.insert(entity.entity_id.clone(), bars.insert_before(&all, bar()));
+                }
+                if let Some(bar) = of_entities.get(&entity.entity_id) {
+                    let since = entity.begun_at.unwrap_or(begun);
+                    show(bar, &entity.entity_id, &Total::of(std::slice::from_ref(entity), since));
+                }
+            }
+        }
+        show(&all, "all", &Total::of(&entities, begun));
+        tokio::time::sleep(BARS_EVERY).await;
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{prefix:>20!} {wide_bar} {msg}") {
+        bar.set_style(style.progress_chars("##-"));
+    }
+    bar
+}
+
+fn show(bar: &ProgressBar, prefix: &str, total: &Total) {
+    let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
+    bar.set_length(unsigned(total.expected.unwrap_or(0)));
+    bar.set_position(unsigned(total.done));
+    bar.set_prefix(prefix.to_owned());
+    bar.set_message(total.to_string());
+}
+
+/// How far several entities are together.
+#[derive(Debug, PartialEq, Eq)]
+struct Total {
+    done: i64,
+    /// `None`: of one of them it is not known.
+    expected: Option<i64>,
+    /// Rows per second.
+    rate: i64,
+    left: Option<Duration>,
+}
+
+impl Total {
+    fn of(entities: &[EntityProgress], since: Instant) -> Self {
+        let done = entities.iter().map(|entity| entity.rows_done).sum();
+        let here: i64 = entities.iter().map(|entity| entity.rows_done_here).sum();
+        let expected = entities.iter().map(|entity| entity.rows_total);
+        let expected = expected.sum::<Option<i64>>().filter(|rows| *rows > 0).map(|rows| rows.max(done));
+        let elapsed_ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX).max(1);
+        let rate = here.saturating_mul(1000) / elapsed_ms;
+        let left = expected.filter(|_| rate > 0).and_then(|rows| u64::try_from((rows - done) / rate).ok());
+        Self { done, expected, rate, left: left.map(Duration::from_secs) }
+    }
+}
+
+impl std::fmt::Display for Total {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", thousands(self.done))?;
+        if let Some(expected) = self.expected {
+            write!(f, " of {}", thousands(expected))?;
+        }
+        write!(f, " rows, {}/s", thousands(self.rate))?;
+        if let Some(left) = self.left {
+            write!(f, ", {} left", in_words(left))?;
+        }
+        Ok(())
+    }
+}
+
+/// A duration as people say it, to the second.
+pub(super) fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entity(rows_done: i64, rows_done_here: i64, rows_total: Option<i64>) -> EntityProgress {
+        EntityProgress { rows_done, rows_done_here, rows_total, ..EntityProgress::default() }
+    }
+
+    fn ten_seconds_ago() -> Instant {
+        Instant::now().checked_sub(Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn what_is_left_goes_by_what_was_done_here() {
+        let since = ten_seconds_ago();
+        let total = Total::of(&[entity(1500, 1000, Some(2500)), entity(0, 0, Some(500))], since);
+        assert_eq!((total.done, total.expected, total.rate), (1500, Some(3000), 99));
+        assert_eq!(total.to_string(), "1,500 of 3,000 rows, 99/s, 15 s left");
+    }
+
+    #[test]
+    fn without_a_total_nothing_is_said_of_what_is_left() {
+        let since = ten_seconds_ago();
+        let total = Total::of(&[entity(1000, 1000, None), entity(0, 0, Some(500))], since);
+        assert_eq!(total.to_string(), "1,000 rows, 99/s");
+        // More may come than was counted.
+        assert_eq!(Total::of(&[entity(600, 0, Some(500))], since).expected, Some(600));
+    }
+
+    #[test]
+    fn durations_are_said_as_people_do() {
+        for (seconds, words) in [(59, "59 s"), (61, "1 min 1 s"), (3600 * 26 + 120, "26 h 2 min")] {
+            assert_eq!(in_words(Duration::from_secs(seconds)), words);
+        }
+    }
+}

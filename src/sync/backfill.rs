@@ -1,0 +1,408 @@
+//! Backfills: ranges of `captured_at` uploaded again, in slices, so that runs are not kept waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use super::delivery::Delivery;
+use super::lane::{Halt, Held, LEASE_POLL};
+use super::places::Place;
+use super::rivals::Rivals;
+use super::rows::Source;
+use super::{Ended, EntityReport, RunError, RunReport, Target, Worker, report};
+use crate::align;
+use crate::fault_point::{Step, after, around, before};
+use crate::journal::{
+    Asked, Backfill, BackfillLane, BackfillStatus, Begun, Course, Entity, JournalError, Lane, Lease,
+    OpenPass, RunStatus, Take, refuse_standby,
+};
+use crate::ledger::{LedgerError, Range};
+use crate::watermark::Cursor;
+
+/// A slice of a backfill ends after so long, or after a third of the lease.
+const SLICE_MAX: Duration = Duration::from_secs(2);
+
+/// A backfill cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub enum BackfillError {
+    /// It was asked for in a way that makes no sense: nothing was recorded.
+    #[error("{0}")]
+    Usage(String),
+    /// As things are it is not possible; the message says the way out.
+    #[error("{0}")]
+    Refused(String),
+    /// The ledger, the sync tables or the configuration cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+impl From<JournalError> for BackfillError {
+    fn from(problem: JournalError) -> Self {
+        Self::Run(problem.into())
+    }
+}
+
+impl From<LedgerError> for BackfillError {
+    fn from(problem: LedgerError) -> Self {
+        Self::Run(problem.into())
+    }
+}
+
+/// What a backfill did.
+#[derive(Debug)]
+pub struct BackfillReport {
+    /// Its row, as it is now.
+    pub backfill: Backfill,
+    /// It was begun by an earlier run.
+    pub resumed: bool,
+    /// What this run did.
+    pub run: RunReport,
+}
+
+impl Worker {
+    /// Uploads a range again. The same range asked for again while it is unfinished goes on where it stopped.
+    pub async fn backfill(&self, asked: &Asked) -> Result<BackfillReport, BackfillError> {
+        let ranges = self.ranges(asked).await?;
+        refuse_standby(&self.database).await?;
+        let (backfill_id, is_new) = if let Some(backfill_id) = self.journal.unfinished(asked).await? {
+            (backfill_id, false)
+        } else {
+            let rows = self.ledger.count_ranges(&ranges).await?;
+            let lanes: Vec<(Range, i64)> = ranges.into_iter().zip(rows).collect();
+            around(Step::AskBackfill, self.journal.ask(asked, &lanes)).await?
+        };
+        self.work_on(backfill_id, !is_new).await
+    }
+
+    /// Goes on with a backfill where it stopped.
+    pub async fn resume_backfill(&self, backfill_id: i64) -> Result<BackfillReport, BackfillError> {
+        refuse_standby(&self.database).await?;
+        self.work_on(backfill_id, true).await
+    }
+
+    /// The range of each entity that was asked for, by its own zone.
+    pub(super) async fn ranges(&self, asked: &Asked) -> Result<Vec<Range>, BackfillError> {
+        let all = Entity::list(&self.database).await?;
+        let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
+        if let Some(missing) = asked.entities.iter().find(|id| !known.contains(&id.as_str())) {
+            return Err(BackfillError::Usage(crate::output::unknown_entity(missing, &known)));
+        }
+        let is_asked =
+            |entity: &&Entity| asked.entities.is_empty() || asked.entities.contains(&entity.entity_id);
+        let mut ranges = Vec::new();
+        for entity in all.iter().filter(is_asked) {
+            if entity.paused && !asked.entities.is_empty() {
+                return Err(BackfillError::Refused(paused(&entity.entity_id)));
+            }
+            if !entity.paused {
+                ranges.push(range(entity, asked)?);
+            }
+        }
+        if ranges.is_empty() {
+            return Err(BackfillError::Refused(
+                "no entity to work on; hint: elven-sync entity add ID --timezone ZONE".to_owned(),
+            ));
+        }
+        Ok(ranges)
+    }
+
+    async fn work_on(&self, backfill_id: i64, resumed: bool) -> Result<BackfillReport, BackfillError> {
+        if let Some(remedy) = self.ledger.without_range_index().await? {
+            tracing::warn!(
+                "no index of the ledger leads to a range of captured_at, so each page reads the table from its beginning; \
+                 hint: elven-sync attach --backfill-index, or {remedy}"
+            );
+        }
+        let lanes = self.journal.backfill_lanes(backfill_id).await?;
+        let left: Vec<BackfillLane> = lanes.into_iter().filter(|lane| !lane.is_finished).collect();
+        let entities: BTreeMap<String, Entity> = Entity::list(&self.database)
+            .await?
+            .into_iter()
+            .map(|entity| (entity.entity_id.clone(), entity))
+            .collect();
+        let usable: Vec<Entity> = left
+            .iter()
+            .filter_map(|lane| entities.get(&lane.range.entity_id))
+            .filter(|entity| !entity.paused)
+            .cloned()
+            .collect();
+        let (targets, unusable) = self.targets(&usable).map_err(RunError::from)?;
+        let run_id = self.begin_backfill(backfill_id).await?;
+        let work = async {
+            let mut reports = Vec::new();
+            for (entity_id, problem) in unusable {
+                reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
+            }
+            reports.extend(self.backfill_lanes((run_id, backfill_id), &left, &targets).await?);
+            let is_reported: BTreeSet<String> =
+                reports.iter().map(|report| report.entity_id.clone()).collect();
+            for lane in left.iter().filter(|lane| !is_reported.contains(&lane.range.entity_id)) {
+                let entity_id = &lane.range.entity_id;
+                let why = match entities.get(entity_id) {
+                    Some(_) => paused(entity_id),
+                    None => format!("entity `{entity_id}` is not registered any more"),
+                };
+                reports.push(EntityReport::failed(entity_id, why));
+            }
+            reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
+            Ok(reports)
+        };
+        let worked = self.alive(run_id, work).await;
+        self.end_backfill(backfill_id, run_id, resumed, worked).await
+    }
+
+    /// Begins a run on a backfill; one that another worker is on is left to it, and one that nobody gives signs of life
+    /// for is waited for.
+    async fn begin_backfill(&self, backfill_id: i64) -> Result<i64, BackfillError> {
+        let mut first_seen = None;
+        loop {
+            let begun = around(Step::BeginRun, self.journal.begin_backfill(backfill_id)).await?;
+            let refused = match begun {
+                Begun::Run(run_id) => return Ok(run_id),
+                Begun::Missing => {
+                    format!("there is no backfill {backfill_id}; hint: elven-sync backfill list")
+                }
+                Begun::Ended(status) => format!(
+                    "backfill {backfill_id} is {status} and cannot be gone on with; hint: ask for the range again with \
+                     --from and --to"
+                ),
+                Begun::Busy { run_id, worker, alive_until } => {
+                    let is_first = first_seen.is_none();
+                    if *first_seen.get_or_insert(alive_until) != alive_until {
+                        format!(
+                            "run {run_id} of {worker} is on backfill {backfill_id}; hint: wait for it, or elven-sync \
+                             backfill cancel {backfill_id}"
+                        )
+                    } else if *self.stop.borrow() {
+                        format!("stopped while run {run_id} of {worker} may be on backfill {backfill_id}")
+                    } else {
+                        if is_first {
+                            tracing::warn!(
+                                backfill_id,
+                                run_id,
+                                worker,
+                                "waiting for a run that may have died"
+                            );
+                        }
+                        tokio::time::sleep(LEASE_POLL).await;
+                        continue;
+                    }
+                }
+            };
+            return Err(BackfillError::Refused(refused));
+        }
+    }
+
+    /// Works on all lanes; how many at once is up to the places.
+    async fn backfill_lanes(
+        &self,
+        (run_id, backfill_id): (i64, i64),
+        lanes: &[BackfillLane],
+        targets: &[Target],
+    ) -> Result<Vec<EntityReport>, RunError> {
+        let lane_of = |target: &Target| lanes.iter().find(|lane| lane.range.entity_id == target.entity_id);
+        for lane in targets.iter().filter_map(lane_of) {
+            self.progress.expect(&lane.range.entity_id, lane.rows_total, lane.rows_read);
+        }
+        self.recall_sizes(targets).await?;
+        let worked = targets.iter().filter_map(|target| Some((target, lane_of(target)?))).map(
+            async |(target, lane)| {
+                let mut report = self.backfill_lane(run_id, backfill_id, target, lane).await?;
+                self.progress.end(&target.entity_id);
+                if report.ended != Ended::Done {
+                    report.rows_pending = (lane.rows_total - lane.rows_read - report.rows_read).max(0);
+                }
+                Ok(report)
+            },
+        );
+        join_all(worked).await.into_iter().collect()
+    }
+
+    /// Works on one entity, a slice at a time, until its range is through.
+    async fn backfill_lane(
+        &self,
+        run_id: i64,
+        backfill_id: i64,
+        target: &Target,
+        lane: &BackfillLane,
+    ) -> Result<EntityReport, RunError> {
+        let range = Arc::new(lane.range.clone());
+        let entity_id = &target.entity_id;
+        let mut report = EntityReport::new(entity_id, Ended::Done);
+        loop {
+            let Some((place, lease, state)) = self.take_slice(run_id, backfill_id, entity_id).await? else {
+                return Ok(EntityReport { ended: Ended::Stopped, ..report });
+            };
+            let stand = self.journal.backfill_stand(backfill_id, run_id, entity_id).await?;
+            if let Some(pause) = state.not_before {
+                target.channel.pause(pause);
+            }
+            let (since, has_rows_set_aside) = (Instant::now(), state.has_rows_set_aside);
+            let mut held = 
+                Held { worker: self, run_id, target, since, place, has_rows_set_aside, lease, report };
+            let halted = match stand {
+                Some(cursor) => held.slice(backfill_id, &range, cursor).await,
+                // It was cancelled.
+                None => Err(Halt::Stopped),
+            };
+            let yielded = matches!(halted, Err(Halt::Yielded));
+            report = held.end(halted).await?;
+            // A lease that was lost is taken again, and what was left of it recovered.
+            if !yielded && report.ended != Ended::Held {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// A place, and the lease of an entity, for a slice. Whoever else has it is waited for, without the place. `None`: a
+    /// signal came, or the backfill was cancelled.
+    async fn take_slice(
+        &self,
+        run_id: i64,
+        backfill_id: i64,
+        entity_id: &str,
+    ) -> Result<Option<(Place, Lease, Box<Lane>)>, RunError> {
+        loop {
+            let Some(place) = self.place().await else { return Ok(None) };
+            before(Step::TakeLease);
+            let taken = self.journal.take_for_backfill(entity_id).await?;
+            if let Take::Taken(lease, lane) = taken {
+                after(Step::TakeLease);
+                return Ok(Some((place, lease, lane)));
+            }
+            drop(place);
+            if self.journal.backfill_stand(backfill_id, run_id, entity_id).await?.is_none() {
+                return Ok(None);
+            }
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+    }
+
+    pub(super) fn slice_max(&self) -> Duration {
+        SLICE_MAX.min(self.settings.sync.lease / 3)
+    }
+
+    /// Records how a run ended that has worked on a backfill.
+    async fn end_backfill(
+        &self,
+        backfill_id: i64,
+        run_id: i64,
+        resumed: bool,
+        worked: Result<Vec<EntityReport>, RunError>,
+    ) -> Result<BackfillReport, BackfillError> {
+        let (journal, failed) = (&self.journal, (BackfillStatus::Failed, RunStatus::Failed));
+        let ended = match &worked {
+            Ok(entities) => {
+                let error = entities.iter().find_map(EntityReport::failure);
+                self.status_of(backfill_id, entities).await.map(|status| (status, error))
+            }
+            Err(problem) => Ok((failed, Some(crate::output::chain(problem)))),
+        };
+        let ((of_backfill, status), error) = ended?;
+        let finished = async {
+            journal.finish_backfill(backfill_id, run_id, of_backfill, error.as_deref()).await?;
+            journal.finish_run(run_id, status, error.as_deref()).await
+        };
+        let finished = around(Step::FinishRun, finished).await;
+        let entities = match worked {
+            Ok(entities) => entities,
+            Err(problem) => {
+                if let Err(second) = finished {
+                    tracing::warn!(run_id, error = %second, "the run's end could not be recorded");
+                }
+                return Err(problem.into());
+            }
+        };
+        let counters = finished?;
+        let Some(backfill) = Backfill::find(&self.database, backfill_id).await? else {
+            return Err(BackfillError::Refused(format!("backfill {backfill_id} is gone")));
+        };
+        let run = RunReport { run_id: Some(run_id), status, counters, entities, unregistered: Vec::new() };
+        Ok(BackfillReport { backfill, resumed, run })
+    }
+
+    /// How a backfill and its run ended, by what became of its entities.
+    async fn status_of(
+        &self,
+        backfill_id: i64,
+        entities: &[EntityReport],
+    ) -> Result<(BackfillStatus, RunStatus), BackfillError> {
+        let Some(now) = Backfill::find(&self.database, backfill_id).await? else {
+            return Err(BackfillError::Refused(format!("backfill {backfill_id} is gone")));
+        };
+        if now.status == "cancelled" {
+            self.journal.close_cancelled(backfill_id).await?;
+            return Ok((BackfillStatus::Cancelled, RunStatus::Incomplete));
+        }
+        // A signal that came when all was done has stopped nothing.
+        let mut status = report::status(entities, &[], *self.stop.borrow() && now.entities_left > 0);
+        // Set aside by earlier runs, too.
+        if status == RunStatus::Succeeded && now.rows_rejected > 0 {
+            status = RunStatus::Incomplete;
+        }
+        let of_backfill = match status {
+            RunStatus::Succeeded => BackfillStatus::Succeeded,
+            RunStatus::Incomplete => BackfillStatus::Incomplete,
+            RunStatus::Failed => BackfillStatus::Failed,
+            RunStatus::Interrupted => BackfillStatus::Interrupted,
+        };
+        Ok((of_backfill, status))
+    }
+}
+
+impl Held<'_> {
+    /// Works on the range for as long as a slice lasts. What was read under an earlier lease is read again, since rows
+    /// may have changed: then a run has sent newer values.
+    async fn slice(
+        &mut self,
+        backfill_id: i64,
+        range: &Arc<Range>,
+        cursor: Option<Cursor>,
+    ) -> Result<(), Halt> {
+        let Worker { journal, ledger, .. } = self.worker;
+        let open = OpenPass::new(self.lease.clone(), Course::Backfill(backfill_id));
+        let source = Source::Range(ledger, range.clone(), self.worker.page_rows());
+        let rivals = Arc::new(Rivals::new(self.worker.clone(), range.clone()));
+        let delivery = Delivery::new(self, open.clone(), cursor, (None, Some(rivals)));
+        let delivered = async {
+            let after = delivery.recover(&source).await?;
+            delivery.go_on(source.read(after.clone(), None).await?, after).await
+        };
+        let delivered = delivered.await;
+        delivery.report_to(&mut self.report);
+        self.has_rows_set_aside = delivery.has_set_aside();
+        delivered?;
+        let finished = journal.finish_backfill_lane(&open);
+        around(Step::FinishLane, around(Step::ReleaseLease, finished)).await?;
+        Ok(())
+    }
+}
+
+/// The range of an entity: a date is the first instant of that day in its zone.
+fn range(entity: &Entity, asked: &Asked) -> Result<Range, BackfillError> {
+    let zone = align::zone(&entity.timezone)
+        .map_err(|problem| BackfillError::Refused(format!("entity `{}`: {problem}", entity.entity_id)))?;
+    let instant =
+        |text: &str| align::instant(text, zone).map_err(|problem| BackfillError::Usage(problem.to_string()));
+    let (from, to) = (instant(&asked.from)?, instant(&asked.to)?);
+    if from >= to {
+        return Err(BackfillError::Usage(format!(
+            "--from {} is not before --to {} for entity `{}` in {}; hint: the end is not included: one day is --from \
+             2024-03-01 --to 2024-03-02",
+            asked.from, asked.to, entity.entity_id, entity.timezone
+        )));
+    }
+    Ok(Range {
+        entity_id: entity.entity_id.clone(),
+        from,
+        to,
+        accounts: asked.accounts.clone(),
+        currencies: asked.currencies.clone(),
+    })
+}
+
+fn paused(entity_id: &str) -> String {
+    format!("entity `{entity_id}` is paused; hint: elven-sync entity resume '{entity_id}'")
+}

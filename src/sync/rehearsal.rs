@@ -1,0 +1,133 @@
+//! What a backfill would do, without doing it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::rivals::Rivals;
+use super::rows::{Limits, Rows};
+use super::{BackfillError, EntityReport, RunError, Target, Worker};
+use crate::batch::Batch;
+use crate::journal::{Asked, Counters, Entity};
+use crate::ledger::{Pages, Range};
+use crate::watermark::Cursor;
+
+/// What a backfill would do.
+#[derive(Debug, Default, Serialize)]
+pub struct Rehearsal {
+    /// Totals.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// Per entity, by id.
+    pub entities: Vec<EntityReport>,
+    /// Batches, those included of which nothing would be sent.
+    pub batches: i64,
+    /// The record with the earliest instant, as it would be sent: JSON.
+    pub first_record: Option<String>,
+    /// The one with the latest.
+    pub last_record: Option<String>,
+    /// How long it takes at `requests_per_second`. `None`: no limit is set.
+    #[serde(skip)]
+    pub at_rate: Option<Duration>,
+    #[serde(skip)]
+    first_at: Option<i64>,
+    #[serde(skip)]
+    last_at: Option<i64>,
+}
+
+impl Worker {
+    /// Reads and aligns what a backfill would send, and changes nothing.
+    pub async fn rehearse_backfill(&self, asked: &Asked) -> Result<Rehearsal, BackfillError> {
+        let ranges = self.ranges(asked).await?;
+        self.rehearse_ranges(ranges.into_iter().map(|range| (range, None)).collect()).await
+    }
+
+    /// The same for what is left of one that was begun.
+    pub async fn rehearse_rest(&self, backfill_id: i64) -> Result<Rehearsal, BackfillError> {
+        let lanes = self.journal.backfill_lanes(backfill_id).await?;
+        if lanes.is_empty() {
+            return Err(BackfillError::Refused(format!(
+                "there is no backfill {backfill_id}; hint: elven-sync backfill list"
+            )));
+        }
+        let left = lanes.into_iter().filter(|lane| !lane.is_finished);
+        self.rehearse_ranges(left.map(|lane| (lane.range, lane.cursor)).collect()).await
+    }
+
+    async fn rehearse_ranges(
+        &self,
+        ranges: Vec<(Range, Option<Cursor>)>,
+    ) -> Result<Rehearsal, BackfillError> {
+        let entities = Entity::list(&self.database).await?;
+        let of_range = |entity: &Entity| ranges.iter().any(|(range, _)| range.entity_id == entity.entity_id);
+        let selected: Vec<Entity> = entities.iter().filter(|entity| of_range(entity)).cloned().collect();
+        let (targets, unusable) = self.targets(&selected).map_err(RunError::from)?;
+        let mut rehearsal = Rehearsal::default();
+        let mut requests: BTreeMap<&str, i64> = BTreeMap::new();
+        for (range, cursor) in ranges {
+            let Some(target) = targets.iter().find(|target| target.entity_id == range.entity_id) else {
+                continue;
+            };
+            let before = rehearsal.counters.requests;
+            self.rehearse_range(&mut rehearsal, target, range, cursor).await?;
+            *requests.entry(&target.channel.credential.name).or_default() +=
+                rehearsal.counters.requests - before;
+        }
+        for (entity_id, problem) in unusable {
+            rehearsal.entities.push(EntityReport::failed(&entity_id, problem.message));
+        }
+        // Each credential has a rate of its own.
+        let most = u32::try_from(requests.into_values().max().unwrap_or(0)).unwrap_or(u32::MAX);
+        let rate = self.settings.api.requests_per_second;
+        rehearsal.at_rate = rate.map(|rate| Duration::from_secs(most.into()) / rate.max(1));
+        Ok(rehearsal)
+    }
+
+    async fn rehearse_range(
+        &self,
+        rehearsal: &mut Rehearsal,
+        target: &Target,
+        range: Range,
+        mut cursor: Option<Cursor>,
+    ) -> Result<(), RunError> {
+        let range = Arc::new(range);
+        let pages = self.ledger.range(range.clone(), cursor.clone(), None, self.page_rows());
+        let rivals = Arc::new(Rivals::new(self.clone(), range));
+        let mut rows = Rows::of(Pages::Range(pages), Some(rivals));
+        let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
+        let mut report = EntityReport::idle(&target.entity_id);
+        while let Some(batch) = rows.next_batch(cursor, target.zone, limits).await? {
+            report.count(&batch);
+            rehearsal.add(&batch, target.zone);
+            cursor = Some(batch.last);
+        }
+        report.rows_pending = report.rows_read;
+        rehearsal.entities.push(report);
+        Ok(())
+    }
+}
+
+impl Rehearsal {
+    fn add(&mut self, batch: &Batch, zone: chrono_tz::Tz) {
+        self.counters.rehearse(batch);
+        self.batches += 1;
+        for &row in &batch.records {
+            let at = batch.rows[row].captured_at_us;
+            if self.first_at.is_none() || at < self.first_at {
+                self.first_at = at;
+                self.first_record = Some(batch.record(row, zone));
+            }
+            if self.last_at.is_none() || at >= self.last_at {
+                self.last_at = at;
+                self.last_record = None;
+            }
+        }
+        if self.last_record.is_none()
+            && let Some(&last) = batch.records.iter().max_by_key(|&&row| batch.rows[row].captured_at_us)
+        {
+            self.last_record = Some(batch.record(last, zone));
+        }
+    }
+}

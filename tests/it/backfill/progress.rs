@@ -1,0 +1,81 @@
+//! What whoever waits for it sees.
+
+use std::io::Read;
+use std::process::Stdio;
+
+use nix::pty::{Winsize, openpty};
+use sqlx::PgPool;
+
+use super::add_minutes;
+use crate::sandbox_faults::parsed;
+use crate::support::{Scene, stderr};
+
+const RANGE: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
+
+/// Batches that take some seconds together.
+async fn scene_that_takes(pool: PgPool, rows: i32, each: &str) -> Scene {
+    let mut scene = Scene::new(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    scene.entity("acme", "UTC").await;
+    add_minutes(&scene, "acme", rows).await;
+    scene.sandbox.set_rules(parsed(&[each]));
+    scene
+}
+
+/// Also of a run over a long history. One that is over soon says nothing.
+#[sqlx::test(migrations = false)]
+async fn without_a_terminal_a_line_says_every_few_seconds_how_far_it_is(pool: PgPool) {
+    let scene = scene_that_takes(pool, 100, "slow=700ms").await;
+    for arguments in [&RANGE[..], &["run"]] {
+        let output = scene.output(arguments).await;
+        let log = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{log}");
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("INFO progress")).collect();
+        assert_eq!(lines.len(), 1, "after 5 seconds of 7: {log}");
+        for words in ["rows_done=", "rows_total=100", "rows_per_second=", "left=", "entities_left=1"] {
+            assert!(lines[0].contains(words), "{words}: {}", lines[0]);
+        }
+    }
+    let mut command = scene.command(&RANGE);
+    command.env("ELVEN_SYNC_LOG", "warn");
+    assert!(!stderr(&command.output().await.unwrap()).contains("progress"), "it was asked not to");
+    scene.sandbox.set_rules(Vec::new());
+    assert!(!stderr(&scene.output(&RANGE).await).contains("progress"));
+}
+
+#[sqlx::test(migrations = false)]
+async fn on_a_terminal_there_are_bars_that_the_log_does_not_tear(pool: PgPool) {
+    let scene = scene_that_takes(pool, 70, "slow=700ms").await;
+    let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = openpty(Some(&size), None).unwrap();
+    let mut child = scene
+        .command(&["-vv", "backfill", "--from", "2024-01-01", "--to", "2025-01-01"])
+        .env("TERM", "xterm-256color")
+        .stderr(Stdio::from(terminal.slave))
+        .spawn()
+        .unwrap();
+    let mut master = std::fs::File::from(terminal.master);
+    let reading = std::thread::spawn(move || {
+        let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+        // Once nobody has it open any more, reading fails.
+        while let Ok(count @ 1..) = master.read(&mut buffer) {
+            seen.extend_from_slice(&buffer[..count]);
+        }
+        String::from_utf8_lossy(&seen).into_owned()
+    });
+    assert_eq!(child.wait().await.unwrap().code(), Some(0));
+    drop(child);
+    let seen = reading.join().unwrap();
+    assert!(seen.contains("of 70 rows") && seen.contains("/s") && seen.contains("left"), "{seen}");
+    assert!(seen.contains("acme") && seen.contains("all"), "{seen}");
+    // The bars are wiped away before a line of the log is written, each line by itself.
+    let accepted: Vec<&str> = seen.lines().filter(|line| line.contains("accepted")).collect();
+    assert_eq!(accepted.len(), 7, "{seen}");
+    for line in accepted {
+        let before = line.split("accepted").next().unwrap();
+        assert!(!before.rsplit("\u{1b}[2K").next().unwrap().contains("rows,"), "{line:?}");
+    }
+    // In the end they are gone.
+    assert!(!seen.contains("INFO progress"), "{seen}");
+}
