@@ -360,18 +360,12 @@ async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", 200_000).await;
-    scene
-        .sql(
-            "create index by_range on ledger.balance_snapshots (entity_id, captured_at, id);
-               analyze ledger.balance_snapshots; select pg_stat_reset()",
-        )
-        .await;
-    said(
-        &scene,
-        0,
-        &["backfill", "--from", "2024-03-01", "--to", "2024-03-02", "--account", "acme-90000", "--dry-run"],
-    )
-    .await;
+    scene.sql("create index by_range on ledger.balance_snapshots (entity_id, captured_at, id)").await;
+    scene.sql("analyze ledger.balance_snapshots").await;
+    // The other sessions of this test have told by then what they have read.
+    scene.pool.close().await;
+    scene.pool = PgPool::connect(&scene.url).await.unwrap();
+    scene.sql("select pg_stat_reset()").await;
     said(&scene, 0, &["backfill", "--from", "2024-03-01", "--to", "2024-03-02"]).await;
     let sessions = "select count(*)::text from pg_stat_activity
                      where application_name = 'elven-sync' and datname = current_database()";
@@ -384,9 +378,9 @@ async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
     .await
     .unwrap();
     assert_eq!(scanned, 0, "the table was scanned");
-    // The dry run; counted; and read, with what lies behind each page.
+    // Counted, and read, with what lies behind each page.
     assert!(
-        (3 * 1440..4 * 1440 + 100).contains(&entries),
+        (2 * 1440..3 * 1440).contains(&entries),
         "{entries} entries of the index for a day of 1,440 rows"
     );
     assert_eq!(scene.received().len(), 1440);

@@ -92,6 +92,31 @@ async fn a_run_gets_the_entity_within_a_moment_of_a_long_backfill(pool: PgPool) 
     child.kill().await.unwrap();
 }
 
+/// Batches that wait for their turn at a slow rate are taken back for it, and sent later: once.
+#[sqlx::test(migrations = false)]
+async fn a_run_does_not_wait_for_what_is_not_in_flight_yet(pool: PgPool) {
+    let mut scene = scene_with_long_backfill(pool, 24).await;
+    scene.run().await;
+    let before = scene.received().len();
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'new', 'BTC', '2026-01-01Z', 1)").await;
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "30s");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
+    scene.set("ELVEN_SYNC_API__REQUESTS_PER_SECOND", "1");
+    let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
+    let batches = "select count(*)::text from elven_sync.sync_batches where backfill_id is not null";
+    eventually("seven batches are recorded", async || scene.text(batches).await == "7").await;
+    let begun = Instant::now();
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1);
+    assert!(begun.elapsed() < Duration::from_millis(3500), "{:?}", begun.elapsed());
+    scene.unset("ELVEN_SYNC_API__REQUESTS_PER_SECOND");
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(scene.received().len() - before, 25, "each row once");
+    let sent = "select concat_ws(' ', count(*), max(attempts), bool_or(ambiguous)) from elven_sync.sync_batches where backfill_id is not null";
+    assert_eq!(scene.text(sent).await, "12 1 f");
+}
+
 /// An error that is tried again, and a person's rewind, get it as well.
 #[sqlx::test(migrations = false)]
 async fn a_retry_and_a_rewind_get_the_entity_from_a_backfill(pool: PgPool) {
