@@ -1,5 +1,7 @@
 //! What people and machines read: results on stdout, the log on stderr. Nothing prints elsewhere.
 
+pub mod proof;
+
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, Table, presets};

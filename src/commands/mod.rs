@@ -6,6 +6,7 @@ mod entity;
 mod errors;
 mod run;
 mod sandbox;
+mod verify;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -62,6 +63,8 @@ enum Command {
     /// See to what was set aside, and to what stopped
     #[command(subcommand)]
     Errors(errors::Command),
+    /// Prove from the journal that nothing was skipped; changes nothing
+    Verify(verify::Options),
     /// A strict local Elven API to try things on
     Sandbox(sandbox::Options),
     /// The whole story on a scratch database and the sandbox, in a few seconds
@@ -81,6 +84,7 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Run(options) => run::run(options, settings()?).await,
         Command::Status { json } => run::status(&settings()?, json).await,
         Command::Errors(command) => errors::run(command, &settings()?).await,
+        Command::Verify(options) => verify::run(options, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
         Command::Demo(options) => demo::run(options, settings()?).await,
     }

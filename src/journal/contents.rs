@@ -35,6 +35,8 @@ pub(super) struct Contents {
     rows_beyond_double: i32,
     body_bytes: i32,
     body_sha256: String,
+    rejected_ids: Option<Vec<u8>>,
+    timezone: &'static str,
 }
 
 impl From<&Batch> for Contents {
@@ -50,6 +52,8 @@ impl From<&Batch> for Contents {
             rows_beyond_double: count(batch.beyond_double),
             body_bytes: count(batch.body.len()),
             body_sha256: batch.body_sha256.clone(),
+            rejected_ids: batch.rejected_ids(),
+            timezone: batch.zone.name(),
         }
     }
 }
@@ -80,16 +84,17 @@ pub(super) async fn insert_all(
     sqlx::query_scalar!(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
-                 rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes, body_sha256)
+                 rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes, body_sha256,
+                 rejected_ids, timezone)
          select run_id, pass_id, entity_id, parent_id, attempts, before_xid::xid8, before_id, last_xid::xid8, last_id,
                 row_ids, rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes,
-                body_sha256
+                body_sha256, rejected_ids, timezone
            from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
                        $8::text[], $9::text[], $10::bytea[], $11::integer[], $12::integer[], $13::integer[],
-                       $14::integer[], $15::integer[], $16::integer[], $17::text[])
+                       $14::integer[], $15::integer[], $16::integer[], $17::text[], $18::bytea[], $19::text[])
                 with ordinality b (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid,
                                    last_id, row_ids, rows_read, row_count, rows_rejected, rows_superseded,
-                                   rows_beyond_double, body_bytes, body_sha256, place)
+                                   rows_beyond_double, body_bytes, body_sha256, rejected_ids, timezone, place)
           order by place
       returning batch_id",
         &column(new, |new| new.place.run),
@@ -108,7 +113,9 @@ pub(super) async fn insert_all(
         &column(new, |new| new.contents.rows_superseded),
         &column(new, |new| new.contents.rows_beyond_double),
         &column(new, |new| new.contents.body_bytes),
-        &column(new, |new| new.contents.body_sha256.clone())
+        &column(new, |new| new.contents.body_sha256.clone()),
+        &column(new, |new| new.contents.rejected_ids.clone()) as &[Option<Vec<u8>>],
+        &column(new, |new| new.contents.timezone.to_owned())
     )
     .fetch_all(&mut *transaction)
     .await
@@ -123,7 +130,7 @@ pub(super) async fn rewrite(
     sqlx::query!(
         "update elven_sync.sync_batches
             set row_ids = $2, rows_read = $3, row_count = $4, rows_rejected = $5, rows_superseded = $6,
-                body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9
+                body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9, rejected_ids = $10, timezone = $11
           where batch_id = $1",
         batch_id,
         contents.row_ids,
@@ -133,7 +140,9 @@ pub(super) async fn rewrite(
         contents.rows_superseded,
         contents.body_bytes,
         contents.body_sha256,
-        contents.rows_beyond_double
+        contents.rows_beyond_double,
+        contents.rejected_ids,
+        contents.timezone
     )
     .execute(&mut *transaction)
     .await?;

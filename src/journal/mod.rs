@@ -13,6 +13,7 @@ mod migrate;
 mod moves;
 mod pending;
 mod problems;
+pub mod proof;
 mod runs;
 mod steps;
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::table::{Table, quote_array, quote_literal};
+use super::proof::Part;
 use super::{Page, Progress};
 use crate::watermark::{Cursor, Segment, Snapshot};
 
@@ -11,7 +12,31 @@ impl Table {
     /// that ended inside a tie would lose the rest of it, since the next one begins behind it.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
         let &Page { entity_id, target, segment, after, until, rows_max, proof_of } = page;
-        let Self { name, entity, xid, id, id_type, columns, .. } = self;
+        let Self { name, xid, id, columns, .. } = self;
+        let filter = self.interval_filter(entity_id, target, segment, (after, until));
+        // In the limit and not in the filter: where the planner finds that no row can match, as it does when
+        // the standby does not have the entity's partition yet, it leaves a filter out.
+        let rows_max = match proof_of {
+            Some(pass_id) => {
+                format!("(case when elven_sync.require_pass({pass_id}, '{target}') then {rows_max} end)")
+            }
+            None => rows_max.to_string(),
+        };
+        format!(
+            "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
+             fetch first {rows_max} rows with ties) to stdout (format binary)"
+        )
+    }
+
+    /// Rows of an entity in a segment and in `target`, behind `after` and up to and including `until`.
+    fn interval_filter(
+        &self,
+        entity_id: &str,
+        target: &Snapshot,
+        segment: Segment,
+        (after, until): (Option<&Cursor>, Option<&Cursor>),
+    ) -> String {
+        let Self { entity, xid, id, id_type, .. } = self;
         let mut filter =
             format!("{entity} = {} and {xid} < '{}'::xid8", quote_literal(entity_id), segment.until);
         // Writing to a String cannot fail.
@@ -36,17 +61,33 @@ impl Table {
         if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
             let _ = write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot)");
         }
-        // In the limit and not in the filter: where the planner finds that no row can match, as it does when
-        // the standby does not have the entity's partition yet, it leaves a filter out.
-        let rows_max = match proof_of {
-            Some(pass_id) => {
-                format!("(case when elven_sync.require_pass({pass_id}, '{target}') then {rows_max} end)")
+        filter
+    }
+
+    /// The rows of an interval in one of its segments, at most so many: their columns, or the place of the interval
+    /// and their ids.
+    ///
+    /// Ordered and limited, which PostgreSQL answers from the index whatever it expects an interval to hold.
+    pub(super) fn interval_sql(&self, of: &Part<'_>, listed_as: Option<usize>) -> String {
+        let &Part { entity_id, target, segment, after, until, rows_max } = of;
+        let Self { name, xid, id, columns, .. } = self;
+        let filter = self.interval_filter(entity_id, target, segment, (after, until));
+        let columns = match listed_as {
+            Some(place) => {
+                format!("{place}::integer, {id}::{}", if self.id_is_number() { "bigint" } else { "text" })
             }
-            None => rows_max.to_string(),
+            None => columns.clone(),
         };
+        format!("(select {columns} from {name} t where {filter} order by {xid}, {id} limit {rows_max})")
+    }
+
+    /// The entities that have rows with an id, each with the transaction that wrote them last.
+    pub(super) fn holders_sql(&self, id: &str) -> String {
+        let Self { name, entity, xid, id: id_column, id_type, .. } = self;
         format!(
-            "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
-             fetch first {rows_max} rows with ties) to stdout (format binary)"
+            "select {entity}::text, max({xid}::text::numeric)::text from {name} t
+              where {id_column} = {}::{id_type} and {entity} is not null group by 1 order by 1",
+            quote_literal(id)
         )
     }
 

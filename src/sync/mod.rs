@@ -12,6 +12,7 @@ mod moves;
 mod report;
 mod retry;
 mod rows;
+mod verify;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,11 +30,12 @@ use tokio::time::Instant;
 pub use moves::{MoveError, Rewind};
 pub use report::{Ended, EntityReport, RunReport};
 pub use retry::Retried;
+pub use verify::{EntityProof, Finding, verify};
 
 use self::channel::Channel;
 use crate::align;
 use crate::config::{ConfigError, Settings};
-use crate::database::Database;
+use crate::database::{Database, Passing};
 use crate::elven::{Answer, Client, Signed};
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
@@ -54,6 +56,16 @@ pub enum RunError {
     /// The HTTP client cannot be built.
     #[error("the HTTP client cannot be set up")]
     Http(#[from] reqwest::Error),
+}
+
+impl Passing for RunError {
+    fn is_passing(&self) -> bool {
+        match self {
+            RunError::Ledger(problem) => problem.is_passing(),
+            RunError::Journal(problem) => problem.is_passing(),
+            RunError::Config(_) | RunError::Http(_) => false,
+        }
+    }
 }
 
 /// Set once the process was asked to stop: batches in flight are finished, no new one begins. Those that
