@@ -1,6 +1,7 @@
 //! What people and machines read: results on stdout, the log on stderr. Nothing prints elsewhere.
 
 pub mod proof;
+pub mod row;
 
 use std::io::{IsTerminal, Write};
 

@@ -54,12 +54,8 @@ enum Command {
     Entity(entity::Command),
     /// Upload what is new, for all entities, then exit
     Run(run::Options),
-    /// Say how each entity is
-    Status {
-        /// For machines
-        #[arg(long)]
-        json: bool,
-    },
+    /// Say how each entity is, or what became of a row
+    Status(run::StatusOptions),
     /// See to what was set aside, and to what stopped
     #[command(subcommand)]
     Errors(errors::Command),
@@ -82,7 +78,7 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Attach(options) => attach::run(options, &settings()?).await,
         Command::Entity(command) => entity::run(command, &settings()?).await,
         Command::Run(options) => run::run(options, settings()?).await,
-        Command::Status { json } => run::status(&settings()?, json).await,
+        Command::Status(options) => run::status(&settings()?, options).await,
         Command::Errors(command) => errors::run(command, &settings()?).await,
         Command::Verify(options) => verify::run(options, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,

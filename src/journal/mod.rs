@@ -4,6 +4,7 @@
 //! cursor it starts from, and changes nothing when either is not so any more.
 
 mod batches;
+pub mod carried;
 mod contents;
 mod entities;
 mod errors;

@@ -145,10 +145,7 @@ pub async fn changes(transaction: &mut Transaction, entity_id: &str) -> Result<V
 }
 
 /// What was pruned of an entity's journal, if something was.
-pub async fn pruned(
-    transaction: &mut Transaction,
-    entity_id: &str,
-) -> Result<Option<Pruned>, JournalError> {
+pub async fn pruned(transaction: &mut Transaction, entity_id: &str) -> Result<Option<Pruned>, JournalError> {
     Ok(sqlx::query_as!(
         Pruned,
         "select passes, batches, rows_uploaded, until from elven_sync.sync_pruned where entity_id = $1",

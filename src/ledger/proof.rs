@@ -94,19 +94,14 @@ impl Ledger {
         let limit = transaction.limit();
         for part in interval.parts(entity_id) {
             let sql = format!("copy {} to stdout (format binary)", self.table.interval_sql(&part, None));
-            let copied =
-                copy_out(transaction.connection()?, &sql, self.table.id_is_number(), &mut rows);
+            let copied = copy_out(transaction.connection()?, &sql, self.table.id_is_number(), &mut rows);
             within(limit, copied).await.map_err(|problem| self.name_missing_id(problem))?;
         }
         Ok(rows)
     }
 
     /// Looks at one entity, as [`Ledger::look`] does.
-    pub async fn look_in(
-        &self,
-        transaction: &mut Transaction,
-        lane: &Progress,
-    ) -> Result<Look, LedgerError> {
+    pub async fn look_in(&self, transaction: &mut Transaction, lane: &Progress) -> Result<Look, LedgerError> {
         let sql = self.table.look_sql(std::slice::from_ref(lane));
         let rows: Vec<LookRow> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
         Look::of(rows)
@@ -125,12 +120,23 @@ impl Ledger {
     }
 
     /// The entities that have rows with an id, each with the transaction that wrote them last.
-    pub async fn holders(&self, id: &str) -> Result<Vec<(String, u64)>, LedgerError> {
-        let sql = self.table.holders_sql(id);
+    pub async fn holders(&self, id: &LedgerId) -> Result<Vec<(String, u64)>, LedgerError> {
+        let sql = self.table.holders_sql(&id.to_string());
         let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-        let found: Result<Vec<(String, String)>, sqlx::Error> = self.primary.again(look).await;
-        let found = found.map_err(|problem| self.no_id(id, problem))?;
+        let found: Vec<(String, String)> = self.primary.again(look).await?;
         Ok(found.into_iter().filter_map(|(entity_id, xid)| Some((entity_id, xid.parse().ok()?))).collect())
+    }
+
+    /// An id as the ledger has it, from how a person writes it.
+    pub async fn id(&self, written: &str) -> Result<LedgerId, LedgerError> {
+        let sql = self.table.id_sql(written);
+        let look = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.primary.at_once());
+        let id: Result<String, sqlx::Error> = self.primary.again(look).await;
+        let id = id.map_err(|problem| self.no_id(written, problem))?;
+        Ok(match id.parse() {
+            Ok(number) if self.table.id_is_number() => LedgerId::Number(number),
+            _ => LedgerId::Text(id),
+        })
     }
 
     /// Says of an id that it cannot be one of the ledger's, if that is what is wrong.
@@ -139,7 +145,7 @@ impl Ledger {
         // invalid_text_representation, numeric_value_out_of_range
         match code.as_deref() {
             Some("22P02" | "22003") => LedgerError::Shape(format!(
-                "`{id}` is no id of the ledger {}, whose ids are of type {}",
+                "`{id}` is no id of the ledger {}, whose ids are of type {}; hint: give the value of its id column",
                 self.table.name(),
                 self.table.id_type
             )),

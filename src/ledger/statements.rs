@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::table::{Table, quote_array, quote_literal};
 use super::proof::Part;
+use super::table::{Table, quote_array, quote_literal};
 use super::{Page, Progress};
 use crate::watermark::{Cursor, Segment, Snapshot};
 
@@ -79,6 +79,11 @@ impl Table {
             None => columns.clone(),
         };
         format!("(select {columns} from {name} t where {filter} order by {xid}, {id} limit {rows_max})")
+    }
+
+    /// An id as PostgreSQL writes it.
+    pub(super) fn id_sql(&self, id: &str) -> String {
+        format!("select {}::{}::text", quote_literal(id), self.id_type)
     }
 
     /// The entities that have rows with an id, each with the transaction that wrote them last.

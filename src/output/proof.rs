@@ -28,7 +28,8 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
         return;
     }
     let count = |count: usize| i64::try_from(count).map(thousands).unwrap_or_default();
-    let header = ["entity", "", "passes", "batches", "rows proven", "pending", "set aside", "bodies", "findings"];
+    let header =
+        ["entity", "", "passes", "batches", "rows proven", "pending", "set aside", "bodies", "findings"];
     line(table(
         &header,
         &[2, 3, 4, 5, 6, 7, 8],

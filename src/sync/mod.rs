@@ -11,6 +11,7 @@ mod lane;
 mod moves;
 mod report;
 mod retry;
+mod row;
 mod rows;
 mod verify;
 mod words;
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 pub use moves::{MoveError, Rewind};
 pub use report::{Ended, EntityReport, RunReport};
 pub use retry::Retried;
+pub use row::{RowReport, Verdict as RowVerdict, of_row};
 pub use verify::{EntityProof, Finding, verify};
 
 use self::channel::Channel;

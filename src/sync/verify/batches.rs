@@ -175,7 +175,8 @@ impl Checker<'_> {
             let ids = self.ids(&node);
             let parts = parts.get(&node.batch_id).map_or(&[][..], Vec::as_slice);
             let expected = if node.status == "split" { PARTS } else { 0 };
-            let own: HashSet<&LedgerId> = if parts.is_empty() { HashSet::new() } else { ids.iter().collect() };
+            let own: HashSet<&LedgerId> =
+                if parts.is_empty() { HashSet::new() } else { ids.iter().collect() };
             let fits = |part: &Kept| {
                 part.last == node.last
                     && unpack_ids(&part.row_ids).is_some_and(|ids| ids.iter().all(|id| own.contains(id)))
@@ -188,9 +189,8 @@ impl Checker<'_> {
                     node.status,
                     parts.len()
                 );
-                self.report.find(
-                    Finding::new("parts", message).of_pass(node.pass_id).of_batch(Some(node.batch_id)),
-                );
+                self.report
+                    .find(Finding::new("parts", message).of_pass(node.pass_id).of_batch(Some(node.batch_id)));
             }
             if parts.is_empty() {
                 leaves.push(Leaf { ids, batch: node });

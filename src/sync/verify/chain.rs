@@ -10,18 +10,18 @@ const SHOWN_MAX: usize = 60;
 
 /// What is left of the changes of a watermark when those are left out that a rewind took back.
 #[derive(Debug, Default)]
-pub(super) struct Chain {
+pub(in crate::sync) struct Chain {
     /// The passes, in order; the last one may be open.
     pub links: Vec<Link>,
-    /// What was there at registration was skipped.
-    pub skipped_from_now: bool,
+    /// The others: what was skipped at registration, or pruned.
+    pub others: Vec<Change>,
     /// Where it is broken.
     pub findings: Vec<Finding>,
 }
 
 /// A pass of the chain.
 #[derive(Clone, Debug)]
-pub(super) struct Link {
+pub(in crate::sync) struct Link {
     pub pass_id: i64,
     pub settled: Option<Snapshot>,
     pub target: Snapshot,
@@ -32,7 +32,7 @@ pub(super) struct Link {
 }
 
 /// Follows the changes of a watermark to where the entity is now.
-pub(super) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
+pub(in crate::sync) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
     let mut chain = Chain::default();
     let mut stack: Vec<Change> = Vec::new();
     let mut seen: Vec<Snapshot> = Vec::new();
@@ -73,8 +73,9 @@ pub(super) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
         stack.push(change);
     }
     chain.ends_at(stack.last().filter(|top| is_open(top)), watermark.as_ref(), lane);
-    chain.skipped_from_now = stack.iter().any(|change| change.kind == "from_now");
-    for change in stack.into_iter().filter(|change| change.kind == "pass") {
+    let (passes, others) = stack.into_iter().partition(|change| change.kind == "pass");
+    chain.others = others;
+    for change in passes {
         chain.add(change, lane);
     }
     chain
@@ -104,7 +105,13 @@ impl Chain {
         let kept = exact.or_else(|| stack.iter().position(covers));
         let is_known = seen.contains(to) || stack.iter().any(|c| c.kind == "pruned" && covers(c));
         match kept {
-            Some(kept) if is_known => stack.truncate(kept + 1),
+            Some(kept) if is_known => {
+                stack.truncate(kept + 1);
+                if let Some(last) = stack.last_mut() {
+                    // What it dealt with beyond that waits again.
+                    last.target = Some(to.clone());
+                }
+            }
             _ => self.find(
                 "chain",
                 rewind,
@@ -179,7 +186,11 @@ mod tests {
     const C: &str = "30:30:";
 
     /// The passes that are left, and the kinds of findings.
-    fn followed(changes: Vec<Change>, settled: &str, open: Option<(i64, &str)>) -> (Vec<i64>, Vec<&'static str>) {
+    fn followed(
+        changes: Vec<Change>,
+        settled: &str,
+        open: Option<(i64, &str)>,
+    ) -> (Vec<i64>, Vec<&'static str>) {
         let lane = Lane {
             settled: (!settled.is_empty()).then(|| settled.parse().unwrap()),
             open: open.map(|(pass_id, target)| (pass_id, target.parse().unwrap())),
@@ -202,18 +213,44 @@ mod tests {
             (vec![pass(1, "", A), pass(2, A, B)], B, None, vec![1, 2]),
             (vec![pass(1, "", A), open(pass(2, A, B))], A, Some((2, B)), vec![1, 2]),
             (vec![pass(1, "", A), pass(2, A, B), change(3, "rewind", B, A)], A, None, vec![1]),
-            (vec![pass(1, "", A), pass(2, A, B), change(3, "rewind", B, ""), pass(4, "", C)], C, None, vec![4]),
+            (
+                vec![pass(1, "", A), pass(2, A, B), change(3, "rewind", B, ""), pass(4, "", C)],
+                C,
+                None,
+                vec![4],
+            ),
             // A pass that was open when its entity was rewound.
-            (vec![pass(1, "", A), open(pass(2, A, B)), change(3, "rewind", A, A), pass(4, A, C)], C, None, vec![1, 4]),
+            (
+                vec![pass(1, "", A), open(pass(2, A, B)), change(3, "rewind", A, A), pass(4, A, C)],
+                C,
+                None,
+                vec![1, 4],
+            ),
             // Back to where an earlier rewind came from: what the third pass dealt with covers it.
             (
-                vec![pass(1, "", A), pass(2, A, B), change(3, "rewind", B, A), pass(4, A, C), change(5, "rewind", C, B)],
+                vec![
+                    pass(1, "", A),
+                    pass(2, A, B),
+                    change(3, "rewind", B, A),
+                    pass(4, A, C),
+                    change(5, "rewind", C, B),
+                ],
                 B,
                 None,
                 vec![1, 4],
             ),
-            (vec![pass(1, "", A), open(pass(2, A, B)), change(3, "rebind", A, A)], A, Some((2, B)), vec![1, 2]),
-            (vec![pass(1, "", A), pass(2, A, B), change(3, "rebind", A, A), pass(4, B, C)], C, None, vec![1, 2, 4]),
+            (
+                vec![pass(1, "", A), open(pass(2, A, B)), change(3, "rebind", A, A)],
+                A,
+                Some((2, B)),
+                vec![1, 2],
+            ),
+            (
+                vec![pass(1, "", A), pass(2, A, B), change(3, "rebind", A, A), pass(4, B, C)],
+                C,
+                None,
+                vec![1, 2, 4],
+            ),
             (vec![change(1, "from_now", "", A), pass(2, A, B)], B, None, vec![2]),
             (vec![change(2, "pruned", "", B), pass(3, B, C)], C, None, vec![3]),
             (vec![change(2, "pruned", "", B), change(3, "rewind", B, A), pass(4, A, C)], C, None, vec![4]),

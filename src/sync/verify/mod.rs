@@ -6,7 +6,7 @@
 //! the batch ([`rows`]). Nothing is changed, and what others write meanwhile is not seen.
 
 mod batches;
-mod chain;
+pub(super) mod chain;
 mod rows;
 
 use chrono_tz::Tz;
@@ -29,6 +29,8 @@ const TOGETHER_MAX: usize = 200;
 const COUNTED_MAX: usize = 1000;
 /// Of each entity so many findings are kept; the others are counted.
 const FINDINGS_MAX: usize = 100;
+/// Of each finding so many rows are named.
+const ROWS_NAMED_MAX: usize = 20;
 /// Of each entity so many whole batches have their bodies made again, unless all are asked for.
 const SAMPLE: usize = 20;
 
@@ -41,15 +43,15 @@ pub struct Finding {
     pub pass_id: Option<i64>,
     /// The batch.
     pub batch_id: Option<i64>,
-    /// The ledger row.
-    pub ledger_id: Option<String>,
+    /// The ledger rows, or the first of them.
+    pub ledger_ids: Vec<String>,
     /// What it is, what it means, and what to do.
     pub message: String,
 }
 
 impl Finding {
     fn new(what: &'static str, message: impl Into<String>) -> Self {
-        Self { what, pass_id: None, batch_id: None, ledger_id: None, message: message.into() }
+        Self { what, pass_id: None, batch_id: None, ledger_ids: Vec::new(), message: message.into() }
     }
 
     fn of_pass(self, pass_id: i64) -> Self {
@@ -60,8 +62,8 @@ impl Finding {
         Self { batch_id, ..self }
     }
 
-    fn of_row(self, ledger_id: String) -> Self {
-        Self { ledger_id: Some(ledger_id), ..self }
+    fn of_rows(self, ledger_ids: Vec<String>) -> Self {
+        Self { ledger_ids, ..self }
     }
 }
 
@@ -155,11 +157,11 @@ async fn prove(
     let changes = proof::changes(&mut transaction, entity_id).await?;
     let zone = proof::timezone(&mut transaction, entity_id).await?;
     let pruned = proof::pruned(&mut transaction, entity_id).await?;
-    let Chain { links, skipped_from_now, findings } = chain::follow(changes, &lane);
+    let Chain { links, others, findings } = chain::follow(changes, &lane);
     let mut report = EntityProof {
         entity_id: entity_id.to_owned(),
         passes: links.len(),
-        skipped_from_now,
+        skipped_from_now: others.iter().any(|change| change.kind == "from_now"),
         pruned,
         ..EntityProof::default()
     };

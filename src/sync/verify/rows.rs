@@ -1,9 +1,9 @@
 //! What the ledger holds, against what the batches claim.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::batches::{Claim, Leaf};
-use super::{Checker, Finding};
+use super::{Checker, Finding, ROWS_NAMED_MAX};
 use crate::align;
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;
@@ -39,7 +39,7 @@ impl Checker<'_> {
         if !self.fits {
             return Ok(());
         }
-        let mut unlisted: Vec<(usize, LedgerId)> = Vec::new();
+        let mut unlisted: BTreeMap<usize, Vec<LedgerId>> = BTreeMap::new();
         {
             let (intervals, mut left): (Vec<_>, Vec<_>) = claims
                 .iter_mut()
@@ -54,13 +54,13 @@ impl Checker<'_> {
                         *times -= 1;
                         *proven += usize::from(*is_done);
                     }
-                    None => unlisted.push((place, id)),
+                    None => unlisted.entry(place).or_default().push(id),
                 }
             };
             self.ledger.listed(transaction, self.entity_id, &intervals, row).await?;
         }
-        for (place, id) in unlisted {
-            self.report.find(unlisted_row(&claims[place], &id));
+        for (place, ids) in unlisted {
+            self.report.find(unlisted_rows(&claims[place], &ids));
         }
         for claim in claims.iter().filter(|claim| claim.is_sampled && !claim.leaves.is_empty()) {
             let rows = self.ledger.rows_of(transaction, self.entity_id, &claim.interval()).await?;
@@ -141,7 +141,7 @@ impl Checker<'_> {
                         batch.batch_id
                     );
                     let finding = Finding::new("no_error", message).of_pass(batch.pass_id);
-                    self.report.find(finding.of_batch(Some(batch.batch_id)).of_row(id));
+                    self.report.find(finding.of_batch(Some(batch.batch_id)).of_rows(vec![id]));
                 }
                 continue;
             }
@@ -164,15 +164,27 @@ impl Checker<'_> {
     }
 }
 
-fn unlisted_row(claim: &Claim<'_>, id: &LedgerId) -> Finding {
-    let what = match claim.batch_id {
-        Some(batch_id) => format!("lies in the interval of batch {batch_id}, which does not list it"),
-        None => "lies behind the last batch of its pass, which is closed".to_owned(),
+/// Rows of an interval that are one too many. Of more than a hundred that is known alone.
+fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
+    let (what, place) = match claim.batch_id {
+        Some(batch_id) => (
+            "unlisted_row",
+            format!(
+                "lie behind what comes before batch {batch_id} and up to its end, and it does not list them"
+            ),
+        ),
+        None => ("row_behind", "lie behind the last batch of its pass, which is closed".to_owned()),
+    };
+    let named: Vec<String> = ids.iter().take(ROWS_NAMED_MAX).map(ToString::to_string).collect();
+    let more = match ids.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} or more others"),
     };
     let message = format!(
-        "row {id} of the ledger {what}: it came behind the watermark, round the trigger that stamps what is written, or \
-         the journal was altered; it was not uploaded; hint: update the row, and the next run uploads it"
+        "rows {}{more} of the ledger {place}: they came behind the watermark, round the trigger that stamps what is \
+         written, or the journal was altered; nothing says that they were uploaded; hint: update them, and the next run \
+         uploads them",
+        named.join(", ")
     );
-    let what = if claim.batch_id.is_some() { "unlisted_row" } else { "row_behind" };
-    Finding::new(what, message).of_pass(claim.link.pass_id).of_batch(claim.batch_id).of_row(id.to_string())
+    Finding::new(what, message).of_pass(claim.link.pass_id).of_batch(claim.batch_id).of_rows(named)
 }
