@@ -43,6 +43,49 @@ create index sync_errors_batch on elven_sync.sync_errors (batch_id) where batch_
 create index sync_errors_run on elven_sync.sync_errors (run_id) where run_id is not null;
 create index sync_passes_run on elven_sync.sync_passes (run_id) where run_id is not null;
 
+-- What may be pruned besides passes that are through. "Open" is an error that nobody has resolved, or that a person has
+-- dismissed: that goes on saying of its row that it is not to be sent.
+
+-- Passes of an entity that a rewind gave up, which ended before a time, without open errors.
+create function elven_sync.passes_given_up(entity text, before timestamptz) returns setof bigint
+    language sql stable
+    set search_path = pg_catalog, pg_temp as
+$$
+    select p.pass_id from elven_sync.sync_passes p
+     where p.entity_id = entity and p.kind = 'pass' and p.finished_at is null
+       and p.pass_id is distinct from (select s.pass_id from elven_sync.sync_state s where s.entity_id = entity)
+       and exists (select from elven_sync.sync_passes r
+                    where r.entity_id = entity and r.kind = 'rewind' and r.pass_id > p.pass_id and r.finished_at < before)
+       and not exists (select from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id)
+                        where e.entity_id = entity and (e.resolved_at is null or e.dismissed) and b.pass_id = p.pass_id)
+$$;
+
+-- Batches of an entity outside of any pass: retries that were answered, and backfills that have ended, without open
+-- errors.
+create function elven_sync.batches_loose(entity text, before timestamptz) returns setof bigint
+    language sql stable
+    set search_path = pg_catalog, pg_temp as
+$$
+    with open_matter as (
+        select e.batch_id, b.backfill_id
+          from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id)
+         where e.entity_id = entity and (e.resolved_at is null or e.dismissed))
+    select b.batch_id from elven_sync.sync_batches b
+     where b.entity_id = entity and b.pass_id is null
+       and case when b.backfill_id is null
+                then b.status in ('accepted', 'rejected') and b.finished_at < before
+                     and not exists (select from open_matter o where o.batch_id = b.batch_id)
+                else b.backfill_id in (select f.backfill_id from elven_sync.sync_backfills f
+                                        where f.finished_at < before and f.status in ('succeeded', 'incomplete', 'cancelled'))
+                     and not exists (select from open_matter o where o.backfill_id = b.backfill_id)
+           end
+$$;
+
+comment on function elven_sync.passes_given_up(text, timestamptz) is
+    'Passes of an entity that a rewind gave up before a time, and that may be pruned.';
+comment on function elven_sync.batches_loose(text, timestamptz) is
+    'Batches of an entity of retries and ended backfills from before a time, which may be pruned.';
+
 comment on column elven_sync.sync_batches.rejected_ids is
     'Ids of the rows that are set aside by it, packed as row_ids. NULL: none, or from before version 0006 of the schema.';
 comment on column elven_sync.sync_batches.timezone is

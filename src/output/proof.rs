@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{line, table, thousands};
+use crate::journal::PruneReport;
 use crate::sync::EntityProof;
 
 /// What the proof is about, whatever it finds.
@@ -113,4 +114,41 @@ fn not_proven(entities: &[EntityProof], deep: bool) -> String {
         }
     }
     not_proven
+}
+
+/// The report of `prune`.
+pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
+    if as_json {
+        let PruneReport { before, entities, runs } = report;
+        line(json!({ "dry_run": rehearsed, "before": before, "entities": entities, "runs": runs }));
+        return;
+    }
+    let before = report.before.format("%Y-%m-%d %H:%M:%SZ");
+    if !report.entities.is_empty() {
+        let header = ["entity", "passes", "batches", "errors", ""];
+        line(table(
+            &header,
+            &[1, 2, 3],
+            report.entities.iter().map(|entity| {
+                vec![
+                    entity.entity_id.clone(),
+                    entity.passes.to_string(),
+                    entity.batches.to_string(),
+                    entity.errors.to_string(),
+                    if entity.busy { "somebody else has it locked; try again" } else { "" }.to_owned(),
+                ]
+            }),
+        ));
+    }
+    if rehearsed {
+        line(format_args!(
+            "dry run, nothing was changed: these passes and batches ended before {before} and would be folded into \
+             sync_pruned; resolved errors and runs that nothing else refers to go with them"
+        ));
+    } else {
+        line(format_args!(
+            "what ended before {before} is folded into sync_pruned, and {} runs that nothing refers to any more are gone",
+            report.runs
+        ));
+    }
 }
