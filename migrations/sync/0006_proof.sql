@@ -43,8 +43,20 @@ create index sync_errors_batch on elven_sync.sync_errors (batch_id) where batch_
 create index sync_errors_run on elven_sync.sync_errors (run_id) where run_id is not null;
 create index sync_passes_run on elven_sync.sync_passes (run_id) where run_id is not null;
 
--- What may be pruned besides passes that are through. "Open" is an error that nobody has resolved, or that a person has
+-- What may be pruned. "Open" is an error that nobody has resolved, or that a person has
 -- dismissed: that goes on saying of its row that it is not to be sent.
+
+-- Passes of an entity that were through before a time, without open errors; but never the newest change of its watermark.
+create function elven_sync.passes_through(entity text, before timestamptz) returns setof bigint
+    language sql stable
+    set search_path = pg_catalog, pg_temp as
+$$
+    select p.pass_id from elven_sync.sync_passes p
+     where p.entity_id = entity and p.kind = 'pass' and p.finished_at < before
+       and p.pass_id < (select max(n.pass_id) from elven_sync.sync_passes n where n.entity_id = entity)
+       and p.pass_id not in (select b.pass_id from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id)
+                              where e.entity_id = entity and (e.resolved_at is null or e.dismissed) and b.pass_id is not null)
+$$;
 
 -- Passes of an entity that a rewind gave up, which ended before a time, without open errors.
 create function elven_sync.passes_given_up(entity text, before timestamptz) returns setof bigint
@@ -81,6 +93,8 @@ $$
            end
 $$;
 
+comment on function elven_sync.passes_through(text, timestamptz) is
+    'Passes of an entity that were through before a time, and that may be pruned.';
 comment on function elven_sync.passes_given_up(text, timestamptz) is
     'Passes of an entity that a rewind gave up before a time, and that may be pruned.';
 comment on function elven_sync.batches_loose(text, timestamptz) is

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{INCOMPLETE, SUCCEEDED, connect, duration};
 use crate::config::Settings;
-use crate::{journal, output};
+use crate::{journal, output, sync};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -23,7 +23,7 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
     let database = connect(settings).await?;
     journal::check_schema(&database).await?;
     journal::refuse_standby(&database).await?;
-    let report = journal::prune(&database, options.older_than, options.dry_run).await?;
+    let report = sync::prune(&database, options.older_than, options.dry_run).await?;
     output::proof::pruned(&report, options.dry_run, options.json);
     Ok(if report.entities.iter().any(|entity| entity.busy) { INCOMPLETE } else { SUCCEEDED })
 }

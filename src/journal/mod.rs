@@ -15,7 +15,7 @@ mod moves;
 mod pending;
 mod problems;
 pub mod proof;
-mod prune;
+pub mod prune;
 mod runs;
 mod steps;
 
@@ -30,7 +30,6 @@ pub use lanes::{Lane, Lease, OpenPass, Opening, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
-pub use prune::{PruneReport, prune};
 pub use runs::{Counters, RunStatus};
 pub(crate) use steps::invalid;
 

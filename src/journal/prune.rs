@@ -7,12 +7,10 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use serde::Serialize;
-
 use super::JournalError;
 use crate::batch::unpack_ids;
 use crate::database::{Database, Transaction};
+use chrono::{DateTime, Utc};
 
 /// Batches, or passes, or errors, or runs that go in one transaction.
 const ROWS_PER_TRANSACTION: usize = 1000;
@@ -22,44 +20,40 @@ const ROWS_MAX: i64 = 1000;
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// What was pruned of an entity, or would be.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct PrunedEntity {
+/// A lane is locked by somebody else.
+#[derive(Clone, Copy, Debug)]
+pub struct Busy;
+
+/// One step: how many rows it took, or that the lane is busy.
+pub type Pruned = Result<Result<u64, Busy>, JournalError>;
+
+/// Prunes one entity, step by step.
+#[derive(Clone, Copy, Debug)]
+pub struct Pruner<'a> {
+    /// The database.
+    pub database: &'a Database,
     /// The entity.
-    pub entity_id: String,
+    pub entity_id: &'a str,
+    /// What has ended before this goes.
+    pub before: DateTime<Utc>,
+}
+
+/// What would go of an entity. Fewer errors may, since some belong to the proof of what stays.
+#[derive(Clone, Copy, Debug)]
+pub struct WouldGo {
     /// Passes.
     pub passes: u64,
     /// Batches.
     pub batches: u64,
-    /// Resolved errors.
+    /// Errors.
     pub errors: u64,
-    /// Somebody else had it locked all the time, and it was left for later.
-    pub busy: bool,
 }
 
-/// What was pruned, or would be.
-#[derive(Clone, Debug, Serialize)]
-pub struct PruneReport {
-    /// What has ended before this goes.
-    pub before: DateTime<Utc>,
-    /// By entity, for those of which there is something to prune.
-    pub entities: Vec<PrunedEntity>,
-    /// Runs that nothing refers to any more; not counted in a rehearsal.
-    pub runs: u64,
-}
-
-/// A lane is locked by somebody else.
-struct Busy;
-
-/// One step: how many rows it took, or that the lane is busy.
-type Step = Result<Result<u64, Busy>, JournalError>;
-
-/// Prunes what has ended so long ago, or counts it.
-pub async fn prune(
+/// When what has ended so long ago had ended, by the clock of the database; and the entities that there are.
+pub async fn scope(
     database: &Database,
     older_than: Duration,
-    rehearse: bool,
-) -> Result<PruneReport, JournalError> {
+) -> Result<(DateTime<Utc>, Vec<String>), JournalError> {
     let before: DateTime<Utc> = database
         .again(|| {
             sqlx::query_scalar!(
@@ -69,62 +63,16 @@ pub async fn prune(
             .fetch_one(database)
         })
         .await?;
-    let ids: Vec<String> = database
+    let entities = database
         .again(|| {
             sqlx::query_scalar!("select entity_id from elven_sync.sync_state order by entity_id")
                 .fetch_all(database)
         })
         .await?;
-    let mut entities = Vec::new();
-    for entity_id in ids {
-        let pruner = Pruner { database, entity_id: &entity_id, before };
-        let mut pruned = PrunedEntity { entity_id: entity_id.clone(), ..PrunedEntity::default() };
-        if rehearse {
-            (pruned.passes, pruned.batches) = pruner.rehearse().await?;
-        } else {
-            pruned.busy = pruner.prune(&mut pruned).await?.is_err();
-        }
-        if pruned.busy || pruned.passes + pruned.batches + pruned.errors > 0 {
-            entities.push(pruned);
-        }
-    }
-    let runs = if rehearse { 0 } else { prune_runs(database, before).await? };
-    Ok(PruneReport { before, entities, runs })
-}
-
-/// Prunes one entity.
-struct Pruner<'a> {
-    database: &'a Database,
-    entity_id: &'a str,
-    before: DateTime<Utc>,
+    Ok((before, entities))
 }
 
 impl Pruner<'_> {
-    async fn prune(&self, pruned: &mut PrunedEntity) -> Result<Result<(), Busy>, JournalError> {
-        macro_rules! all_of {
-            ($step:expr, $count:expr) => {
-                loop {
-                    match $step.await? {
-                        Ok(0) => break,
-                        Ok(rows) => *$count += rows,
-                        Err(busy) => return Ok(Err(busy)),
-                    }
-                }
-            };
-        }
-        let mut given_up = 0;
-        all_of!(self.declare(), &mut pruned.passes);
-        for group in self.groups().await? {
-            all_of!(self.remove_batches(&group), &mut pruned.batches);
-        }
-        all_of!(self.remove_loose_batches(), &mut pruned.batches);
-        all_of!(self.remove_given_up(), &mut given_up);
-        all_of!(self.remove_errors(), &mut pruned.errors);
-        all_of!(self.fold(), &mut 0);
-        pruned.passes += given_up;
-        Ok(Ok(()))
-    }
-
     /// Begins a transaction with the lane locked. `None`: somebody else has it, for longer than a moment.
     async fn locked(&self) -> Result<Option<Transaction>, JournalError> {
         for _ in 0..LOCK_TRIES {
@@ -146,20 +94,13 @@ impl Pruner<'_> {
 
     /// Declares passes pruned whose batches may go: those that are through and of which no row is an open matter. Never
     /// the newest change of a watermark: by that `entity rebind` tells an upgraded cluster from a restored dump.
-    async fn declare(&self) -> Step {
+    pub async fn declare(&self) -> Pruned {
         let declare = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
             let declared = sqlx::query!(
                 "update elven_sync.sync_passes
                     set kind = 'pruned', run_id = null, last_xid = null, last_id = null, written_by = pg_current_xact_id()
-                  where pass_id in (
-                        select p.pass_id from elven_sync.sync_passes p
-                         where p.entity_id = $1 and p.kind = 'pass' and p.finished_at < $2
-                           and p.pass_id < (select max(pass_id) from elven_sync.sync_passes where entity_id = $1)
-                           and p.pass_id not in (
-                               select b.pass_id from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id)
-                                where e.entity_id = $1 and (e.resolved_at is null or e.dismissed) and b.pass_id is not null)
-                         order by p.pass_id limit $3)",
+                  where pass_id in (select pass_id from elven_sync.passes_through($1, $2) pass_id order by pass_id limit $3)",
                 self.entity_id,
                 self.before,
                 ROWS_MAX
@@ -168,7 +109,7 @@ impl Pruner<'_> {
             .await?
             .rows_affected();
             // No link of the chain: it moves nothing.
-            sqlx::query!(
+            let rebinds = sqlx::query!(
                 "delete from elven_sync.sync_passes
                   where entity_id = $1 and kind = 'rebind' and finished_at < $2
                     and pass_id < (select max(pass_id) from elven_sync.sync_passes where entity_id = $1)",
@@ -176,16 +117,17 @@ impl Pruner<'_> {
                 self.before
             )
             .execute(&mut transaction)
-            .await?;
+            .await?
+            .rows_affected();
             self.count(&mut transaction, declared, 0).await?;
-            transaction.commit().await?;
+            finish(transaction, declared + rebinds).await?;
             Ok(Ok(declared))
         };
         self.database.again(declare).await
     }
 
     /// The passes whose batches go, a few small ones together.
-    async fn groups(&self) -> Result<Vec<Vec<i64>>, JournalError> {
+    pub async fn groups(&self) -> Result<Vec<Vec<i64>>, JournalError> {
         let counted = self
             .database
             .again(|| {
@@ -220,7 +162,7 @@ impl Pruner<'_> {
     }
 
     /// Removes some batches of passes. The latest first: parts are later than what they are parts of.
-    async fn remove_batches(&self, pass_ids: &[i64]) -> Step {
+    pub async fn remove_batches(&self, pass_ids: &[i64]) -> Pruned {
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
             let batch_ids = sqlx::query_scalar!(
@@ -236,7 +178,7 @@ impl Pruner<'_> {
     }
 
     /// Removes some batches of retries, and of backfills that have ended.
-    async fn remove_loose_batches(&self) -> Step {
+    pub async fn remove_loose_batches(&self) -> Pruned {
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
             let batch_ids = sqlx::query_scalar!(
@@ -254,7 +196,7 @@ impl Pruner<'_> {
     }
 
     /// Removes batches, keeps their totals, and lets go of what is said of them in errors that stay.
-    async fn remove(&self, mut transaction: Transaction, batch_ids: &[i64]) -> Step {
+    async fn remove(&self, mut transaction: Transaction, batch_ids: &[i64]) -> Pruned {
         sqlx::query!(
             "update elven_sync.sync_errors set batch_id = null
               where batch_id = any ($1) and resolved_at is not null and not dismissed",
@@ -293,12 +235,13 @@ impl Pruner<'_> {
         )
         .fetch_one(&mut transaction)
         .await?;
-        transaction.commit().await?;
-        Ok(Ok(u64::try_from(removed).unwrap_or(0)))
+        let removed = u64::try_from(removed).unwrap_or(0);
+        finish(transaction, removed).await?;
+        Ok(Ok(removed))
     }
 
     /// Removes passes that a rewind gave up, once their batches are gone: they are no part of the chain.
-    async fn remove_given_up(&self) -> Step {
+    pub async fn remove_given_up(&self) -> Pruned {
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
             let removed = sqlx::query!(
@@ -312,7 +255,7 @@ impl Pruner<'_> {
             .await?
             .rows_affected();
             self.count(&mut transaction, removed, 0).await?;
-            transaction.commit().await?;
+            finish(transaction, removed).await?;
             Ok(Ok(removed))
         };
         self.database.again(remove).await
@@ -320,7 +263,7 @@ impl Pruner<'_> {
 
     /// Removes resolved errors whose batch is gone, but for those of rows that a batch which is kept has set aside: they
     /// are part of its proof.
-    async fn remove_errors(&self) -> Step {
+    pub async fn remove_errors(&self) -> Pruned {
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
             let errors = sqlx::query!(
@@ -345,7 +288,7 @@ impl Pruner<'_> {
                     .await?
                     .rows_affected();
             self.count(&mut transaction, 0, removed).await?;
-            transaction.commit().await?;
+            finish(transaction, removed).await?;
             Ok(Ok(removed))
         };
         self.database.again(remove).await
@@ -363,48 +306,32 @@ impl Pruner<'_> {
         Ok(lists.filter_map(|ids| unpack_ids(&ids)).flatten().map(|id| id.to_string()).collect())
     }
 
-    /// Makes one of pruned passes that follow each other, up to some at a time.
-    async fn fold(&self) -> Step {
+    /// Makes one of pruned passes that follow each other, among the next changes of the watermark from one on. Returns
+    /// where to go on.
+    pub async fn fold(&self, from: i64) -> Result<Result<Option<i64>, Busy>, JournalError> {
         let fold = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
-            let changes = sqlx::query!(
+            let links = sqlx::query_as!(
+                Link,
                 r#"select pass_id, settled::text, target::text, kind = 'pruned' and not exists (
                               select from elven_sync.sync_batches b where b.pass_id = p.pass_id) as "is_empty!"
-                     from elven_sync.sync_passes p where entity_id = $1 order by pass_id"#,
-                self.entity_id
+                     from elven_sync.sync_passes p where entity_id = $1 and pass_id >= $2 order by pass_id limit $3"#,
+                self.entity_id,
+                from,
+                ROWS_MAX
             )
             .fetch_all(&mut transaction)
             .await?;
             let mut folded = 0;
-            let links: Vec<Link> = changes
-                .into_iter()
-                .map(|row| Link {
-                    pass_id: row.pass_id,
-                    settled: row.settled,
-                    target: row.target,
-                    is_empty: row.is_empty,
-                })
-                .collect();
-            for group in links.chunk_by(follows).filter(|group| group.len() > 1) {
-                let [first, .., last] = group else { continue };
-                let gone: Vec<i64> = group[..group.len() - 1].iter().map(|link| link.pass_id).collect();
-                sqlx::query!(
-                    "update elven_sync.sync_passes l
-                        set settled = f.settled, started_at = f.started_at, written_by = pg_current_xact_id()
-                       from (select settled, started_at from elven_sync.sync_passes where pass_id = $2) f
-                      where l.pass_id = $1",
-                    last.pass_id,
-                    first.pass_id
-                )
-                .execute(&mut transaction)
-                .await?;
-                sqlx::query!("delete from elven_sync.sync_passes where pass_id = any ($1)", &gone)
-                    .execute(&mut transaction)
-                    .await?;
-                folded += gone.len() as u64;
+            for group in links.chunk_by(follows) {
+                if let [first, .., last] = group {
+                    let gone: Vec<i64> = group.iter().map(|link| link.pass_id).collect();
+                    folded += fold_into(&mut transaction, last.pass_id, first.pass_id, &gone).await?;
+                }
             }
-            transaction.commit().await?;
-            Ok(Ok(folded))
+            finish(transaction, folded).await?;
+            let is_last = links.len() < ROWS_PER_TRANSACTION;
+            Ok(Ok(links.last().filter(|_| !is_last).map(|link| link.pass_id)))
         };
         self.database.again(fold).await
     }
@@ -435,8 +362,8 @@ impl Pruner<'_> {
         Ok(())
     }
 
-    /// Counts passes and batches that would go.
-    async fn rehearse(&self) -> Result<(u64, u64), JournalError> {
+    /// Counts what would go.
+    pub async fn would_go(&self) -> Result<WouldGo, JournalError> {
         let counted = self
             .database
             .again(|| {
@@ -444,17 +371,16 @@ impl Pruner<'_> {
                     r#"with gone (pass_id, is_new) as (
                            select p.pass_id, p.kind = 'pass' from elven_sync.sync_passes p
                             where p.entity_id = $1
-                              and (p.kind = 'pruned' or p.pass_id in (select elven_sync.passes_given_up($1, $2))
-                                   or (p.kind = 'pass' and p.finished_at < $2
-                                       and p.pass_id < (select max(pass_id) from elven_sync.sync_passes where entity_id = $1)
-                                       and p.pass_id not in (
-                                           select b.pass_id from elven_sync.sync_errors e
-                                             join elven_sync.sync_batches b using (batch_id)
-                                            where e.entity_id = $1 and (e.resolved_at is null or e.dismissed)
-                                              and b.pass_id is not null))))
+                              and (p.kind = 'pruned' or p.pass_id in (select elven_sync.passes_through($1, $2))
+                                   or p.pass_id in (select elven_sync.passes_given_up($1, $2)))),
+                            batches (batch_id) as (
+                           select batch_id from gone join elven_sync.sync_batches using (pass_id)
+                           union all select elven_sync.batches_loose($1, $2))
                        select (select count(*) from gone where is_new) as "passes!",
-                              (select count(*) from gone join elven_sync.sync_batches b using (pass_id))
-                              + (select count(*) from elven_sync.batches_loose($1, $2)) as "batches!""#,
+                              (select count(*) from batches) as "batches!",
+                              (select count(*) from elven_sync.sync_errors e
+                                where e.entity_id = $1 and e.resolved_at < $2 and not e.dismissed
+                                  and (e.batch_id is null or e.batch_id in (select batch_id from batches))) as "errors!""#,
                     self.entity_id,
                     self.before
                 )
@@ -462,7 +388,11 @@ impl Pruner<'_> {
             })
             .await?;
         let number = |count: i64| u64::try_from(count).unwrap_or(0);
-        Ok((number(counted.passes), number(counted.batches)))
+        Ok(WouldGo {
+            passes: number(counted.passes),
+            batches: number(counted.batches),
+            errors: number(counted.errors),
+        })
     }
 }
 
@@ -480,8 +410,45 @@ fn follows(one: &Link, next: &Link) -> bool {
     one.is_empty && next.is_empty && one.target == next.settled
 }
 
-/// Removes runs that nothing refers to any more, some in each transaction.
-async fn prune_runs(database: &Database, before: DateTime<Utc>) -> Result<u64, JournalError> {
+/// Lets one pruned pass begin where the first of a group begins, and removes the others.
+async fn fold_into(
+    transaction: &mut Transaction,
+    last: i64,
+    first: i64,
+    group: &[i64],
+) -> Result<u64, JournalError> {
+    sqlx::query!(
+        "update elven_sync.sync_passes l
+            set settled = f.settled, started_at = f.started_at, written_by = pg_current_xact_id()
+           from (select settled, started_at from elven_sync.sync_passes where pass_id = $2) f
+          where l.pass_id = $1",
+        last,
+        first
+    )
+    .execute(&mut *transaction)
+    .await?;
+    let gone = sqlx::query!(
+        "delete from elven_sync.sync_passes where pass_id = any ($1) and pass_id <> $2",
+        group,
+        last
+    )
+    .execute(transaction)
+    .await?;
+    Ok(gone.rows_affected())
+}
+
+/// Commits when something was done, and saves that otherwise.
+async fn finish(transaction: Transaction, rows: u64) -> Result<(), JournalError> {
+    if rows > 0 {
+        transaction.commit().await?
+    } else {
+        transaction.rollback().await?
+    }
+    Ok(())
+}
+
+/// Removes runs that have ended and that nothing refers to any more, some in each transaction.
+pub async fn prune_runs(database: &Database, before: DateTime<Utc>) -> Result<u64, JournalError> {
     let mut behind = 0;
     let mut removed = 0;
     loop {

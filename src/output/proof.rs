@@ -3,8 +3,7 @@
 use serde_json::json;
 
 use super::{line, table, thousands};
-use crate::journal::PruneReport;
-use crate::sync::EntityProof;
+use crate::sync::{EntityProof, PruneReport};
 
 /// What the proof is about, whatever it finds.
 const NOT_PROVEN: &str = "that Elven still holds what it accepted; rows that were deleted before they were read; \

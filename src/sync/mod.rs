@@ -9,6 +9,7 @@ mod delivery;
 mod fit;
 mod lane;
 mod moves;
+mod prune;
 mod report;
 mod retry;
 mod row;
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use moves::{MoveError, Rewind};
+pub use prune::{PruneReport, PrunedEntity, prune};
 pub use report::{Ended, EntityReport, RunReport};
 pub use retry::Retried;
 pub use row::{RowReport, Verdict as RowVerdict, of_row};

@@ -3,7 +3,7 @@
 
 mod evidence;
 mod frozen;
-mod points;
+pub mod points;
 
 use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;

@@ -26,6 +26,7 @@ mod plans;
 mod pooler;
 mod promises;
 mod proxy;
+mod prune;
 mod random;
 mod row;
 mod sandbox;
