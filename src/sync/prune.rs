@@ -45,8 +45,8 @@ pub async fn prune(
     let (before, ids) = prune::scope(database, older_than).await?;
     let mut entities = Vec::new();
     for entity_id in ids {
-        let pruner = Pruner { database, entity_id: &entity_id, before };
-        let would_go = pruner.would_go().await?;
+        let lane = Pruner { database, entity_id: &entity_id, before };
+        let would_go = lane.would_go().await?;
         let prune::WouldGo { passes, batches, errors } = would_go;
         if passes + batches + errors == 0 {
             continue;
@@ -54,7 +54,7 @@ pub async fn prune(
         let mut pruned = PrunedEntity { entity_id: entity_id.clone(), passes, batches, errors, busy: false };
         if !rehearse {
             (pruned.passes, pruned.batches, pruned.errors) = (0, 0, 0);
-            pruned.busy = entity(pruner, &mut pruned).await?.is_err();
+            pruned.busy = entity(lane, &mut pruned).await?.is_err();
         }
         if pruned.busy || pruned.passes + pruned.batches + pruned.errors > 0 {
             entities.push(pruned);
@@ -65,19 +65,19 @@ pub async fn prune(
 }
 
 /// All steps for one entity, in this order: each leaves what `verify` can prove.
-async fn entity(pruner: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<Result<(), Busy>, JournalError> {
+async fn entity(lane: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<Result<(), Busy>, JournalError> {
     let mut given_up = 0;
     let steps = async {
-        all(async || pruner.declare().await, &mut pruned.passes).await?;
-        for group in pruner.groups().await.map_err(Stopped::By)? {
-            all(async || pruner.remove_batches(&group).await, &mut pruned.batches).await?;
+        all(async || lane.declare().await, &mut pruned.passes).await?;
+        for group in lane.groups().await.map_err(Stopped::By)? {
+            all(async || lane.remove_batches(&group).await, &mut pruned.batches).await?;
         }
-        all(async || pruner.remove_loose_batches().await, &mut pruned.batches).await?;
-        all(async || pruner.remove_given_up().await, &mut given_up).await?;
-        all(async || pruner.remove_errors().await, &mut pruned.errors).await?;
+        all(async || lane.remove_loose_batches().await, &mut pruned.batches).await?;
+        all(async || lane.remove_given_up().await, &mut given_up).await?;
+        all(async || lane.remove_errors().await, &mut pruned.errors).await?;
         let mut from = 0;
         loop {
-            match around(Step::Prune, pruner.fold(from)).await.map_err(Stopped::By)? {
+            match around(Step::Prune, lane.fold(from)).await.map_err(Stopped::By)? {
                 Ok(Some(next)) => from = next,
                 Ok(None) => return Ok(()),
                 Err(busy) => return Err(Stopped::Busy(busy)),

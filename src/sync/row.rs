@@ -166,8 +166,8 @@ async fn judge(
     };
     let leaf = carried.iter().rfind(|batch| batch.pass_id == Some(link.pass_id) && batch.status != "split");
     let Some(leaf) = leaf else {
-        return Ok(if link.open.is_some() {
-            waits(known, format!("belongs to pass {}, which is open and has not come to it", link.pass_id))
+        return Ok(if link.is_open() {
+            waits(known, &format!("belongs to pass {}, which is open and has not come to it", link.pass_id))
         } else {
             let says = format!(
                 "belongs to pass {}, which is closed, and no batch of it lists the row; hint: `elven-sync verify` says \
@@ -182,7 +182,7 @@ async fn judge(
     }
     if leaf.status != "accepted" {
         let says = format!("is in batch {}, which is `{}`", leaf.batch_id, leaf.status);
-        return Ok(waits(known, says));
+        return Ok(waits(known, &says));
     }
     if leaf.has_superseded
         && let Some(newer) = superseded_by(ledger, entity_id, known, (row, leaf)).await?
@@ -223,10 +223,10 @@ fn not_in_a_pass(known: &Known<'_>, row: &Row) -> Said {
         }
         _ => "it was written after the last pass began, and the next one has it".to_owned(),
     };
-    waits(known, why)
+    waits(known, &why)
 }
 
-fn waits(known: &Known<'_>, why: String) -> Said {
+fn waits(known: &Known<'_>, why: &str) -> Said {
     let mut says = format!("waits: {why}");
     if known.entity.is_some_and(|entity| entity.paused) {
         says.push_str("; the entity is paused; hint: elven-sync entity resume");

@@ -55,10 +55,9 @@ async fn old_passes_become_one_and_the_rest_is_proven(pool: PgPool) {
     let before = scene.text(JOURNAL).await;
     assert_eq!(before, "pass,pass,pass,pass,pass,pass 18 0 6");
     let rehearsed = said(&scene, 0, &["prune", "--older-than", "90d", "--dry-run"]).await;
-    assert!(
-        rehearsed.contains("acme       4       12") && rehearsed.contains("nothing was changed"),
-        "{rehearsed}"
-    );
+    let words: Vec<&str> = rehearsed.split_whitespace().collect();
+    assert!(words.windows(3).any(|words| words == ["acme", "4", "12"]), "{rehearsed}");
+    assert!(rehearsed.contains("nothing was changed"), "{rehearsed}");
     assert_eq!(scene.text(JOURNAL).await, before);
     let json: Value =
         serde_json::from_str(&said(&scene, 0, &["prune", "--older-than", "90d", "--json"]).await).unwrap();

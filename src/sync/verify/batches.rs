@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::chain::Link;
+use super::chain::{Link, Stage};
 use super::{Checker, Finding};
 use crate::batch::unpack_ids;
 use crate::database::Transaction;
@@ -40,7 +40,7 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     pub(super) fn of(link: &'a Link) -> Self {
-        Self { link, at: None, is_behind_cursor: link.open == Some(None) }
+        Self { link, at: None, is_behind_cursor: link.stage == Stage::Open(None) }
     }
 }
 
@@ -126,7 +126,7 @@ impl Checker<'_> {
                 leaves,
                 is_sampled: self.sample.takes_next(),
             });
-            if walk.link.open.as_ref().and_then(Option::as_ref) == Some(&last) {
+            if matches!(&walk.link.stage, Stage::Open(Some(cursor)) if *cursor == last) {
                 walk.is_behind_cursor = true;
             }
             walk.at = Some(last);
@@ -136,20 +136,22 @@ impl Checker<'_> {
     /// The end of a pass: its last batch ends where it was closed, and behind that there is no row.
     pub(super) fn end<'a>(&mut self, walk: Walk<'a>, claims: &mut Vec<Claim<'a>>) {
         let Walk { link, at, is_behind_cursor } = walk;
-        if link.open.is_some() {
-            if !is_behind_cursor {
+        let closed = match &link.stage {
+            // What is behind the last batch waits.
+            Stage::Open(_) if is_behind_cursor => return,
+            Stage::Open(_) => {
                 let message = "no batch of the open pass ends where its cursor is: the cursor was moved by hand, or a \
                                batch removed; hint: `elven-sync entity rewind` uploads again";
                 self.report.find(Finding::new("gap", message).of_pass(link.pass_id));
+                return;
             }
-            // What is behind the last batch waits.
-            return;
-        }
-        if link.last.is_some() && link.last != at {
+            Stage::Closed(last) => last,
+        };
+        if closed.is_some() && *closed != at {
             let message = format!(
                 "the pass was closed {}, but its last batch ends {}: a batch was removed or altered; hint: restore it \
                  from a backup, or `elven-sync entity rewind` uploads again",
-                place(link.last.as_ref()),
+                place(closed.as_ref()),
                 place(at.as_ref())
             );
             self.report.find(Finding::new("gap", message).of_pass(link.pass_id));

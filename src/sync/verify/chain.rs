@@ -25,10 +25,22 @@ pub(in crate::sync) struct Link {
     pub pass_id: i64,
     pub settled: Option<Snapshot>,
     pub target: Snapshot,
-    /// Where it was closed, if that is known.
-    pub last: Option<Cursor>,
-    /// How far it is, when it is open.
-    pub open: Option<Option<Cursor>>,
+    pub stage: Stage,
+}
+
+/// Whether a pass is through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::sync) enum Stage {
+    /// It was closed, here if that is known.
+    Closed(Option<Cursor>),
+    /// It is open, and has come so far.
+    Open(Option<Cursor>),
+}
+
+impl Link {
+    pub(in crate::sync) fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open(_))
+    }
 }
 
 /// Follows the changes of a watermark to where the entity is now.
@@ -41,21 +53,21 @@ pub(in crate::sync) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
         if change.kind == "rebind" {
             // It accepts another cluster, and may come while a pass is open.
             if change.settled != change.target {
-                chain.find("chain", &change, "is a rebind and yet moves the watermark".to_owned());
+                chain.find("chain", &change, "is a rebind and yet moves the watermark");
             }
             continue;
         }
         if let Some(open) = stack.pop_if(|top| is_open(top))
             && change.kind != "rewind"
         {
-            chain.find("open_pass", &open, "was never finished nor given up, and others follow".to_owned());
+            chain.find("open_pass", &open, "was never finished nor given up, and others follow");
         }
         if change.settled != watermark {
             let (begins, ended) = (shown(change.settled.as_ref()), shown(watermark.as_ref()));
             chain.find(
                 "chain",
                 &change,
-                format!(
+                &format!(
                     "begins at {begins}, but what is before it ended at {ended}: a pass was removed or a watermark \
                      altered, and what lies between may have been skipped"
                 ),
@@ -86,7 +98,7 @@ fn is_open(change: &Change) -> bool {
 }
 
 impl Chain {
-    fn find(&mut self, what: &'static str, change: &Change, message: String) {
+    fn find(&mut self, what: &'static str, change: &Change, message: &str) {
         let message = format!(
             "the change of the watermark in sync_passes {message}; hint: restore the row from a backup, or `elven-sync \
              entity rewind` uploads again"
@@ -115,7 +127,7 @@ impl Chain {
             _ => self.find(
                 "chain",
                 rewind,
-                format!("is a rewind to {}, where the watermark never was", shown(Some(to))),
+                &format!("is a rewind to {}, where the watermark never was", shown(Some(to))),
             ),
         }
     }
@@ -144,15 +156,16 @@ impl Chain {
     }
 
     fn add(&mut self, change: Change, lane: &Lane) {
-        let open = is_open(&change).then(|| lane.cursor.clone());
+        let is_open = is_open(&change);
         let Change { pass_id, settled, target: Some(target), last, .. } = change else {
-            return self.find("chain", &change, "is a pass without a target".to_owned());
+            return self.find("chain", &change, "is a pass without a target");
         };
         if settled.as_ref().is_some_and(|settled| !settled.is_within(&target)) {
             let message = "a pass moves the watermark back: its target was altered; hint: restore the row from a backup";
             self.findings.push(Finding::new("chain", message).of_pass(pass_id));
         }
-        self.links.push(Link { pass_id, settled, target, last, open });
+        let stage = if is_open { Stage::Open(lane.cursor.clone()) } else { Stage::Closed(last) };
+        self.links.push(Link { pass_id, settled, target, stage });
     }
 }
 

@@ -165,7 +165,9 @@ async fn prove(
         pruned,
         ..EntityProof::default()
     };
-    findings.into_iter().for_each(|finding| report.find(finding));
+    for finding in findings {
+        report.find(finding);
+    }
     let misfit = fit::fits(ledger.name(), entity_id, &lane, &look).err();
     let fits = misfit.is_none();
     match misfit {
