@@ -24,7 +24,7 @@ use crate::journal::{Journal, JournalError};
 use crate::ledger::{Ledger, LedgerError};
 
 /// Batches, and passes, that are looked at together.
-const TOGETHER_MAX: usize = 200;
+const TOGETHER_MAX: usize = 100;
 /// Passes whose batches are counted together.
 const COUNTED_MAX: usize = 1000;
 /// Of each entity so many findings are kept; the others are counted.
