@@ -8,8 +8,8 @@ use super::{Ledger, LedgerError, Look, LookRow, Progress, copy_out};
 use crate::database::{Transaction, within};
 use crate::watermark::{self, Cursor, LedgerId, Segment, Snapshot};
 
-/// Intervals, or segments of them, that are asked for in one statement.
-const PARTS_PER_STATEMENT_MAX: usize = 200;
+/// Pieces of intervals that are asked for in one statement.
+const PIECES_PER_STATEMENT_MAX: usize = 200;
 
 /// Rows of a pass behind one place and up to another.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct Interval<'a> {
     pub after: Option<Cursor>,
     /// Up to and including this. `None`: to the end of the pass.
     pub until: Option<Cursor>,
-    /// No more are read of a segment of it.
+    /// No more are read of a piece of it.
     pub rows_max: usize,
 }
 
@@ -62,10 +62,10 @@ impl Ledger {
             .iter()
             .enumerate()
             .flat_map(|(place, interval)| interval.parts(entity_id).map(move |part| (place, part)))
-            .map(|(place, part)| self.table.interval_sql(&part, Some(place)))
+            .flat_map(|(place, part)| self.table.interval_sql(&part, Some(place)))
             .collect();
         let limit = transaction.limit();
-        for selects in selects.chunks(PARTS_PER_STATEMENT_MAX) {
+        for selects in selects.chunks(PIECES_PER_STATEMENT_MAX) {
             let sql = format!("copy ({}) to stdout (format binary)", selects.join(" union all "));
             let id_is_number = self.table.id_is_number();
             let copied = async {
@@ -92,8 +92,8 @@ impl Ledger {
     ) -> Result<Vec<Row>, LedgerError> {
         let mut rows = Vec::new();
         let limit = transaction.limit();
-        for part in interval.parts(entity_id) {
-            let sql = format!("copy {} to stdout (format binary)", self.table.interval_sql(&part, None));
+        for select in interval.parts(entity_id).flat_map(|part| self.table.interval_sql(&part, None)) {
+            let sql = format!("copy {select} to stdout (format binary)");
             let copied = copy_out(transaction.connection()?, &sql, self.table.id_is_number(), &mut rows);
             within(limit, copied).await.map_err(|problem| self.name_missing_id(problem))?;
         }

@@ -64,21 +64,56 @@ impl Table {
         filter
     }
 
-    /// The rows of an interval in one of its segments, at most so many: their columns, or the place of the interval
-    /// and their ids.
+    /// The rows of an interval in one of its segments, at most so many of each piece: their columns, or the place of the
+    /// interval and their ids. In the order of the pass, piece by piece.
     ///
-    /// Ordered and limited, which PostgreSQL answers from the index whatever it expects an interval to hold.
-    pub(super) fn interval_sql(&self, of: &Part<'_>, listed_as: Option<usize>) -> String {
-        let &Part { entity_id, target, segment, after, until, rows_max } = of;
-        let Self { name, xid, id, columns, .. } = self;
-        let filter = self.interval_filter(entity_id, target, segment, (after, until));
+    /// In pieces, since a scan of the index begins where a comparison of rows says, but does not end there (seen on
+    /// PostgreSQL 15): it went on over all that the transaction wrote. Ordered and limited, which PostgreSQL answers from
+    /// the index whatever it expects a piece to hold.
+    pub(super) fn interval_sql(&self, of: &Part<'_>, listed_as: Option<usize>) -> Vec<String> {
+        let Self { name, entity, xid, id, columns, .. } = self;
+        let mut filter = format!("{entity} = {}", quote_literal(of.entity_id));
+        if of.target.running().iter().any(|running| (of.segment.from..of.segment.until).contains(running)) {
+            // Writing to a String cannot fail.
+            let _ =
+                write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{}'::pg_snapshot)", of.target);
+        }
         let columns = match listed_as {
             Some(place) => {
                 format!("{place}::integer, {id}::{}", if self.id_is_number() { "bigint" } else { "text" })
             }
             None => columns.clone(),
         };
-        format!("(select {columns} from {name} t where {filter} order by {xid}, {id} limit {rows_max})")
+        let rows_max = of.rows_max;
+        let select = |piece: String| {
+            format!(
+                "(select {columns} from {name} t where {filter} and {piece} order by {xid}, {id} limit {rows_max})"
+            )
+        };
+        self.pieces(of).into_iter().map(select).collect()
+    }
+
+    /// The transactions of an interval in one of its segments: the rest of the one in which it begins, those between, and
+    /// the beginning of the one in which it ends.
+    fn pieces(&self, of: &Part<'_>) -> Vec<String> {
+        let Self { xid, id, id_type, .. } = self;
+        let Segment { mut from, mut until } = of.segment;
+        let behind = of.after.filter(|after| after.xid >= from);
+        let up_to = of.until.filter(|last| last.xid < until);
+        let literal = |cursor: &Cursor| format!("{}::{id_type}", quote_literal(&cursor.id));
+        let begin =
+            behind.map(|after| format!("{xid} = '{}'::xid8 and {id} > {}", after.xid, literal(after)));
+        let end = up_to.map(|last| format!("{id} <= {}", literal(last)));
+        if let (Some(after), Some(last), Some(begin), Some(end)) = (behind, up_to, &begin, &end)
+            && after.xid == last.xid
+        {
+            return vec![format!("{begin} and {end}")];
+        }
+        from = behind.map_or(from, |after| after.xid + 1);
+        until = up_to.map_or(until, |last| last.xid);
+        let between = (from < until).then(|| format!("{xid} >= '{from}'::xid8 and {xid} < '{until}'::xid8"));
+        let end = up_to.zip(end).map(|(last, end)| format!("{xid} = '{}'::xid8 and {end}", last.xid));
+        [begin, between, end].into_iter().flatten().collect()
     }
 
     /// An id as PostgreSQL writes it.

@@ -29,7 +29,7 @@ const SEEDS: i64 = 200;
 const AT_ONCE: usize = 8;
 const STEPS: usize = 50;
 /// Steps after which `verify` has its turn, while sessions and a run may be in the middle of something.
-const PROVEN_EVERY: usize = 7;
+const PROVEN_EVERY: usize = 17;
 /// Accounts and balances that a seed may use up.
 const NUMBERS: i64 = 10_000;
 
