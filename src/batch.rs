@@ -3,6 +3,8 @@
 //! The same rows always give the same body, so that a batch whose outcome is unknown can be sent
 //! again byte for byte.
 
+mod ids;
+
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::ops::Range;
@@ -16,6 +18,9 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use sha2::{Digest, Sha256};
 
+pub use self::ids::unpack_ids;
+
+use self::ids::pack_ids;
 use crate::align::{self, Clock, Invalid, Number, Text};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
@@ -59,6 +64,8 @@ pub struct Batch {
     pub body: Bytes,
     /// SHA-256 of the body, in hex.
     pub body_sha256: String,
+    /// The zone of its wall-clock times.
+    pub zone: Tz,
 }
 
 /// A row that is set aside before sending.
@@ -158,9 +165,21 @@ impl Batch {
             beyond_double,
             body_sha256: hex::encode(Sha256::digest(&body)),
             body: body.into(),
+            zone,
             rows,
             rivals,
         }
+    }
+
+    /// Ids of the rows that cannot be sent as they stand, packed. `None` when there are none.
+    pub fn rejected_ids(&self) -> Option<Vec<u8>> {
+        (!self.invalid.is_empty()).then(|| pack_ids(self.invalid.iter().map(|row| &row.id)))
+    }
+
+    /// Ids of all rows but for those that were superseded, packed: what is set aside when the records are refused.
+    pub fn ids_not_superseded(&self) -> Vec<u8> {
+        let records = self.records.iter().map(|&place| &self.rows[place].id);
+        pack_ids(self.invalid.iter().map(|row| &row.id).chain(records))
     }
 
     /// A part of this batch, over the same interval.
@@ -360,48 +379,6 @@ fn body(records: &[Aligned<'_>]) -> (Vec<u8>, usize) {
     }
     body.push(b']');
     (body, beyond_double)
-}
-
-/// Packs ids as the migration describes at `batch_row_ids`: differences of numbers, or texts.
-fn pack_ids<'a>(ids: impl Iterator<Item = &'a LedgerId> + Clone) -> Vec<u8> {
-    let numbers: Option<Vec<i64>> = ids
-        .clone()
-        .map(|id| match id {
-            LedgerId::Number(number) => Some(*number),
-            LedgerId::Text(_) => None,
-        })
-        .collect();
-    if let Some(numbers) = numbers {
-        let mut packed = vec![1];
-        let mut previous: i64 = 0;
-        for number in numbers {
-            let difference = i128::from(number) - i128::from(previous);
-            // Zigzag: small differences of either sign become small numbers without one.
-            push_groups(&mut packed, ((difference << 1) ^ (difference >> 127)).cast_unsigned());
-            previous = number;
-        }
-        packed
-    } else {
-        let mut packed = vec![2];
-        for text in ids.map(ToString::to_string) {
-            push_groups(&mut packed, text.len() as u128);
-            packed.extend_from_slice(text.as_bytes());
-        }
-        packed
-    }
-}
-
-/// Appends a number in groups of 7 bits, the lowest first; all but the last have the eighth bit set.
-fn push_groups(packed: &mut Vec<u8>, mut number: u128) {
-    loop {
-        let [low, ..] = number.to_le_bytes();
-        number >>= 7;
-        if number == 0 {
-            packed.push(low & 0x7f);
-            return;
-        }
-        packed.push(low | 0x80);
-    }
 }
 
 #[cfg(test)]

@@ -56,6 +56,18 @@ fn close_ids_take_a_byte_each() {
     assert_eq!(pack_ids(ids.iter()).len(), 1 + 2 + 99);
 }
 
+#[test]
+fn packed_ids_are_unpacked_as_they_were() {
+    let numbers = [1, 2, 3, 64, 65, -1, -64, -65, 300, i64::MAX, i64::MIN, 0].map(LedgerId::Number);
+    let texts = ["", "a", "ü", &"x".repeat(300)].map(|text| LedgerId::Text(text.to_owned()));
+    for ids in [&numbers[..], &texts[..], &[]] {
+        assert_eq!(unpack_ids(&pack_ids(ids.iter())).unwrap(), ids);
+    }
+    for broken in [&[][..], &[3, 1], &[1, 0x80], &[2, 5, b'a'], &[2, 1, 0xff]] {
+        assert_eq!(unpack_ids(broken), None, "{broken:?}");
+    }
+}
+
 /// One of the few accounts, currencies, instants and amounts of which the rows below consist.
 fn any_row() -> impl Strategy<Value = Row> {
     let text = |texts: &'static [Option<&'static str>]| prop::sample::select(texts);

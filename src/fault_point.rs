@@ -49,6 +49,8 @@ pub enum Step {
     ReleaseLease,
     /// The run's row says how it ended.
     FinishRun,
+    /// Something that ended long ago is pruned.
+    Prune,
 }
 
 #[cfg(feature = "fault-points")]

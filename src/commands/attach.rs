@@ -33,9 +33,7 @@ pub(super) struct Options {
 }
 
 fn lock_timeout(text: &str) -> Result<Duration, String> {
-    let wanted: humantime_serde::Serde<Duration> =
-        serde_json::from_value(text.into()).map_err(|problem| problem.to_string())?;
-    let wanted = wanted.into_inner();
+    let wanted = super::duration(text)?;
     let range = Duration::from_millis(1)..=Duration::from_hours(1);
     // To PostgreSQL 0 would mean: for ever.
     if range.contains(&wanted) { Ok(wanted) } else { Err("it has to be 1ms to 1h".to_owned()) }

@@ -5,8 +5,12 @@ mod backfill;
 mod demo;
 mod entity;
 mod errors;
+mod prune;
 mod run;
 mod sandbox;
+mod verify;
+
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -58,15 +62,15 @@ enum Command {
     Run(run::Options),
     /// Upload a range of `captured_at` again, whatever was uploaded before
     Backfill(backfill::Options),
-    /// Say how each entity is
-    Status {
-        /// For machines
-        #[arg(long)]
-        json: bool,
-    },
+    /// Say how each entity is, or what became of a row
+    Status(run::StatusOptions),
     /// See to what was set aside, and to what stopped
     #[command(subcommand)]
     Errors(errors::Command),
+    /// Prove from the journal that nothing was skipped; changes nothing
+    Verify(verify::Options),
+    /// Fold what has ended long ago into totals, so that the journal does not grow for ever
+    Prune(prune::Options),
     /// A strict local Elven API to try things on
     Sandbox(sandbox::Options),
     /// The whole story on a scratch database and the sandbox, in a few seconds
@@ -85,11 +89,20 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Entity(command) => entity::run(command, &settings()?).await,
         Command::Run(options) => run::run(options, settings()?).await,
         Command::Backfill(options) => Box::pin(backfill::run(options, settings()?)).await,
-        Command::Status { json } => run::status(&settings()?, json).await,
+        Command::Status(options) => run::status(&settings()?, options).await,
         Command::Errors(command) => errors::run(command, &settings()?).await,
+        Command::Verify(options) => verify::run(options, &settings()?).await,
+        Command::Prune(options) => prune::run(options, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
         Command::Demo(options) => demo::run(options, settings()?).await,
     }
+}
+
+/// A time span as people write it, e.g. `90d` or `1h 30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wanted: humantime_serde::Serde<Duration> =
+        serde_json::from_value(text.into()).map_err(|problem| problem.to_string())?;
+    Ok(wanted.into_inner())
 }
 
 async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {

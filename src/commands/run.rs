@@ -82,9 +82,28 @@ pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<Atom
     Ok((stop, stopped_by))
 }
 
-pub(super) async fn status(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusOptions {
+    /// What became of this ledger row: which request carried it, or why it has not gone
+    #[arg(long, value_name = "LEDGER_ID")]
+    row: Option<String>,
+    /// Only of this entity
+    #[arg(long, value_name = "ID", requires = "row")]
+    entity: Option<String>,
+    /// For machines
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
+    if let Some(row) = &options.row {
+        let reports = crate::sync::of_row(settings, &database, row, options.entity.as_deref()).await?;
+        output::row::report(row, &reports, options.json);
+        let well = !reports.is_empty() && !reports.iter().any(|report| report.verdict.needs_a_person());
+        return Ok(if well { SUCCEEDED } else { INCOMPLETE });
+    }
     let (entities, oldest_writer) = crate::sync::health(settings, &database).await?;
-    output::health(&entities, oldest_writer.as_ref(), as_json);
+    output::health(&entities, oldest_writer.as_ref(), options.json);
     Ok(SUCCEEDED)
 }

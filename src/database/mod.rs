@@ -37,6 +37,10 @@ const PASSING: [&str; 9] = ["57P01", "57P02", "57P03", "25P03", "25006", "53300"
 /// rows, and to compile that takes longer than to do it.
 const BEGIN_READING: &str = "begin read only; set local row_security = off; set local jit = off";
 
+/// The same in one snapshot, whatever is written meanwhile.
+const BEGIN_SNAPSHOT: &str =
+    "begin isolation level repeatable read read only; set local row_security = off; set local jit = off";
+
 const WELL: u8 = 0;
 const TROUBLED: u8 = 1;
 const GIVEN_UP: u8 = 2;
@@ -162,6 +166,13 @@ impl Database {
     pub async fn begin_reading(&self) -> Result<Transaction, sqlx::Error> {
         let mut transaction = Transaction::of(self).await?;
         transaction.begin(BEGIN_READING.to_owned()).await?;
+        Ok(transaction)
+    }
+
+    /// Begins a transaction that only reads, all of it in the snapshot of its first statement.
+    pub async fn begin_snapshot(&self) -> Result<Transaction, sqlx::Error> {
+        let mut transaction = Transaction::of(self).await?;
+        transaction.begin(BEGIN_SNAPSHOT.to_owned()).await?;
         Ok(transaction)
     }
 

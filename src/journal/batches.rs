@@ -274,7 +274,7 @@ impl Journal {
             let done = sqlx::query!(
                 r#"update elven_sync.sync_batches
                       set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
-                          row_count = 0, rows_rejected = 0, rows_superseded = 0, finished_at = clock_timestamp(),
+                          row_count = 0, rows_rejected = 0, rows_superseded = 0, rejected_ids = null, finished_at = clock_timestamp(),
                           error = 'its rows were changed or deleted before its outcome was known'
                     where batch_id = $1 and entity_id = $2"#,
                 batch_id,
@@ -413,6 +413,7 @@ impl Journal {
         problems.extend(refused.iter().cloned());
         let error = refused.first().map(|problem| problem.message.as_str());
         let answered = Answered::new(doing, (batch_id, batch), "rejected", settlement).because(error);
+        let all_ids = batch.ids_not_superseded();
         let all = Done { uploaded: 0, rejected: problems.len(), of: Some(batch) };
         let counted = Counters::of(batch, settlement, all);
         let set_aside = || async {
@@ -424,8 +425,11 @@ impl Journal {
                 return Ok(false);
             }
             sqlx::query!(
-                "update elven_sync.sync_batches set row_count = 0, rows_rejected = rows_rejected + row_count where batch_id = $1",
-                batch_id
+                "update elven_sync.sync_batches
+                    set row_count = 0, rows_rejected = rows_rejected + row_count, rejected_ids = $2
+                  where batch_id = $1",
+                batch_id,
+                &all_ids
             )
             .execute(&mut transaction)
             .await?;

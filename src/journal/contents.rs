@@ -39,6 +39,8 @@ pub(super) struct Contents {
     rows_beyond_double: i32,
     body_bytes: i32,
     body_sha256: String,
+    rejected_ids: Option<Vec<u8>>,
+    timezone: &'static str,
 }
 
 impl From<&Batch> for Contents {
@@ -54,6 +56,8 @@ impl From<&Batch> for Contents {
             rows_beyond_double: count(batch.beyond_double),
             body_bytes: count(batch.body.len()),
             body_sha256: batch.body_sha256.clone(),
+            rejected_ids: batch.rejected_ids(),
+            timezone: batch.zone.name(),
         }
     }
 }
@@ -86,17 +90,18 @@ pub(super) async fn insert_all(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
                  rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes, body_sha256,
-                 backfill_id, before_at, last_at)
+                 backfill_id, before_at, last_at, rejected_ids, timezone)
          select run_id, pass_id, entity_id, parent_id, attempts, before_xid::xid8, before_id, last_xid::xid8, last_id,
                 row_ids, rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes,
-                body_sha256, backfill_id, before_at, last_at
+                body_sha256, backfill_id, before_at, last_at, rejected_ids, timezone
            from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
                        $8::text[], $9::text[], $10::bytea[], $11::integer[], $12::integer[], $13::integer[],
                        $14::integer[], $15::integer[], $16::integer[], $17::text[], $18::bigint[],
-                       $19::timestamptz[], $20::timestamptz[])
+                       $19::timestamptz[], $20::timestamptz[], $21::bytea[], $22::text[])
                 with ordinality b (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid,
                                    last_id, row_ids, rows_read, row_count, rows_rejected, rows_superseded,
-                                   rows_beyond_double, body_bytes, body_sha256, backfill_id, before_at, last_at, place)
+                                   rows_beyond_double, body_bytes, body_sha256, backfill_id, before_at, last_at,
+                                   rejected_ids, timezone, place)
           order by place
       returning batch_id",
         &column(new, |new| new.place.run),
@@ -118,7 +123,9 @@ pub(super) async fn insert_all(
         &column(new, |new| new.contents.body_sha256.clone()),
         &column(new, |new| course(new).and_then(Course::backfill_id)) as &[Option<i64>],
         &column(new, |new| before(new).as_ref().and_then(at)) as &[Option<DateTime<Utc>>],
-        &column(new, |new| at(&new.contents.last)) as &[Option<DateTime<Utc>>]
+        &column(new, |new| at(&new.contents.last)) as &[Option<DateTime<Utc>>],
+        &column(new, |new| new.contents.rejected_ids.clone()) as &[Option<Vec<u8>>],
+        &column(new, |new| new.contents.timezone.to_owned())
     )
     .fetch_all(&mut *transaction)
     .await
@@ -133,7 +140,7 @@ pub(super) async fn rewrite(
     sqlx::query!(
         "update elven_sync.sync_batches
             set row_ids = $2, rows_read = $3, row_count = $4, rows_rejected = $5, rows_superseded = $6,
-                body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9
+                body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9, rejected_ids = $10, timezone = $11
           where batch_id = $1",
         batch_id,
         contents.row_ids,
@@ -143,7 +150,9 @@ pub(super) async fn rewrite(
         contents.rows_superseded,
         contents.body_bytes,
         contents.body_sha256,
-        contents.rows_beyond_double
+        contents.rows_beyond_double,
+        contents.rejected_ids,
+        contents.timezone
     )
     .execute(&mut *transaction)
     .await?;

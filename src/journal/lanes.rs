@@ -148,22 +148,22 @@ pub struct Lane {
 }
 
 /// A row of `sync_state` as it comes.
-struct StateRow {
-    entity_id: String,
-    lease_epoch: i64,
-    settled: Option<String>,
-    pass_id: Option<i64>,
-    target: Option<String>,
-    cursor_xid: Option<String>,
-    cursor_id: Option<String>,
-    system_identifier: Option<i64>,
-    ledger_table: Option<String>,
-    not_before_s: Option<f64>,
-    has_rows_set_aside: bool,
+pub(super) struct StateRow {
+    pub entity_id: String,
+    pub lease_epoch: i64,
+    pub settled: Option<String>,
+    pub pass_id: Option<i64>,
+    pub target: Option<String>,
+    pub cursor_xid: Option<String>,
+    pub cursor_id: Option<String>,
+    pub system_identifier: Option<i64>,
+    pub ledger_table: Option<String>,
+    pub not_before_s: Option<f64>,
+    pub has_rows_set_aside: bool,
 }
 
 impl StateRow {
-    fn into_lane(self) -> Result<Lane, JournalError> {
+    pub(super) fn into_lane(self) -> Result<Lane, JournalError> {
         let snapshot = |text: Option<String>| text.map(|text| text.parse::<Snapshot>()).transpose();
         let decode = |problem: Box<dyn std::error::Error + Send + Sync>| sqlx::Error::Decode(problem);
         let settled = snapshot(self.settled).map_err(|problem| decode(problem.into()))?;
@@ -398,8 +398,11 @@ impl Journal {
                                           and (b.status in ('sending', 'unknown')
                                                or (b.status = 'rejected' and b.row_count > 0)))
                  returning pass_id)
-                 update elven_sync.sync_passes set finished_at = clock_timestamp(), written_by = pg_current_xact_id()
-                  where pass_id = $4 and exists (select from lane)",
+                 update elven_sync.sync_passes p
+                    set finished_at = clock_timestamp(), written_by = pg_current_xact_id(),
+                        last_xid = s.cursor_xid, last_id = s.cursor_id
+                   from (select cursor_xid, cursor_id from elven_sync.sync_state where entity_id = $1) s
+                  where p.pass_id = $4 and exists (select from lane)",
                 pass.lease.entity_id,
                 pass.lease.epoch,
                 pass.lease.owner,

@@ -5,6 +5,7 @@
 
 mod backfills;
 mod batches;
+pub mod carried;
 mod contents;
 mod entities;
 mod errors;
@@ -14,6 +15,8 @@ mod migrate;
 mod moves;
 mod pending;
 mod problems;
+pub mod proof;
+pub mod prune;
 mod runs;
 mod steps;
 

@@ -27,6 +27,8 @@ pub struct Earlier {
     pub not_accepted_since: i64,
     /// What was skipped since, by a start from then on.
     pub skipped_since: Option<Snapshot>,
+    /// Where the watermark stood at that instant was pruned, as all that ended before this.
+    pub pruned_until: Option<DateTime<Utc>>,
 }
 
 /// Whether the journal was written in this cluster.
@@ -107,6 +109,19 @@ impl Journal {
                 .fetch_optional(&self.database)
             })
             .await?;
+        let pruned_until = self
+            .database
+            .again(|| {
+                sqlx::query_scalar!(
+                    "select case when kind = 'pruned' and started_at <= $2 then finished_at end from elven_sync.sync_passes
+                      where entity_id = $1 and finished_at > $2 order by finished_at, pass_id limit 1",
+                    entity_id,
+                    at
+                )
+                .fetch_optional(&self.database)
+            })
+            .await?
+            .flatten();
         let (pass_id, target) = pass.map_or((0, None), |pass| (pass.pass_id, pass.target));
         let settled = target.map(|text| text.parse::<Snapshot>()).transpose();
         let settled = settled.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
@@ -133,7 +148,7 @@ impl Journal {
             .await?;
         let skipped_since = skipped.map(|text| text.parse::<Snapshot>()).transpose();
         let skipped_since = skipped_since.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
-        Ok(Earlier { settled, not_accepted_since, skipped_since })
+        Ok(Earlier { settled, not_accepted_since, skipped_since, pruned_until })
     }
 
     /// Moves a watermark back, to the start with `None`; an open pass is given up.

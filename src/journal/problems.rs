@@ -243,7 +243,8 @@ impl Journal {
                 "update elven_sync.sync_batches
                     set attempts = $2, ambiguous = ambiguous or $3,
                         row_count = case when $4 then 0 else row_count end,
-                        rows_rejected = case when $4 then rows_rejected + row_count else rows_rejected end
+                        rows_rejected = case when $4 then rows_rejected + row_count else rows_rejected end,
+                        rejected_ids = case when $4 then row_ids else rejected_ids end
                   where batch_id = $1",
                 batch_id,
                 i32::try_from(attempts).unwrap_or(i32::MAX),

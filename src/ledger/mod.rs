@@ -4,6 +4,7 @@
 //! one message per row, decoded in [`row`] without going through text.
 
 pub mod attach;
+mod proof;
 mod range;
 mod row;
 mod standby;
@@ -17,6 +18,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
+pub use proof::Interval;
 pub use range::{Range, RangePages, instant, instant_us};
 pub use row::{Decoder, Row};
 pub use table::Table;
@@ -114,6 +116,21 @@ pub struct Pending {
 }
 
 impl Look {
+    fn of(rows: Vec<LookRow>) -> Result<Self, LedgerError> {
+        let (target, system_identifier) = match rows.first() {
+            Some((target, system_identifier, ..)) => (parse_snapshot(target)?, *system_identifier),
+            None => return Err(LedgerError::Decode("no snapshot")),
+        };
+        let entities = rows
+            .into_iter()
+            .filter_map(|(_, _, entity_id, has_news, from_the_future, unstamped)| {
+                let (has_news, from_the_future, unstamped) = (has_news?, from_the_future?, unstamped?);
+                Some((entity_id?, News { has_news, from_the_future, unstamped }))
+            })
+            .collect();
+        Ok(Look { target, system_identifier, entities })
+    }
+
     /// What the look told about an entity.
     pub fn news(&self, entity_id: &str) -> News {
         self.entities.get(entity_id).copied().unwrap_or_default()
@@ -147,19 +164,7 @@ impl Ledger {
     pub async fn look(&self, lanes: &[Progress]) -> Result<Look, LedgerError> {
         let sql = self.table.look_sql(lanes);
         let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-        let rows: Vec<LookRow> = self.primary.again(look).await?;
-        let (target, system_identifier) = match rows.first() {
-            Some((target, system_identifier, ..)) => (parse_snapshot(target)?, *system_identifier),
-            None => return Err(LedgerError::Decode("no snapshot")),
-        };
-        let entities = rows
-            .into_iter()
-            .filter_map(|(_, _, entity_id, has_news, from_the_future, unstamped)| {
-                let (has_news, from_the_future, unstamped) = (has_news?, from_the_future?, unstamped?);
-                Some((entity_id?, News { has_news, from_the_future, unstamped }))
-            })
-            .collect();
-        Ok(Look { target, system_identifier, entities })
+        Look::of(self.primary.again(look).await?)
     }
 
     /// Counts the rows of each entity that have not been dealt with.

@@ -61,6 +61,30 @@ impl Decoder {
     }
 }
 
+/// Decodes the messages of a copy of places and ids, one after the other.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub id_is_number: bool,
+    pub in_header: bool,
+}
+
+impl Listed {
+    /// The place and the id in a message. `None` for the trailer.
+    pub(super) fn row(&mut self, message: Bytes) -> Result<Option<(i32, LedgerId)>, LedgerError> {
+        let tuple = if std::mem::take(&mut self.in_header) { after_header(&message)? } else { message };
+        let mut fields = Fields { tuple: &tuple, at: 0 };
+        match fields.take::<2>().map(i16::from_be_bytes)? {
+            -1 => return Ok(None),
+            2 => {}
+            _ => return Err(LedgerError::Decode("unexpected number of columns")),
+        }
+        let place = fields.next()?.and_then(|place| place.of(&tuple).try_into().ok());
+        let place = place.map(i32::from_be_bytes).ok_or(LedgerError::Decode("no place"))?;
+        let id = fields.id(&tuple, self.id_is_number)?.ok_or(LedgerError::Decode(ID_IS_NULL))?;
+        Ok(Some((place, id)))
+    }
+}
+
 /// Cuts the header off the first message of a copy.
 fn after_header(message: &Bytes) -> Result<Bytes, LedgerError> {
     let extension_at = SIGNATURE.len() + 4;
@@ -87,12 +111,7 @@ impl Row {
         }
         let xid =
             fields.eight_bytes()?.map(u64::from_be_bytes).ok_or(LedgerError::Decode("change_xid is NULL"))?;
-        let id = if id_is_number {
-            fields.eight_bytes()?.map(|bytes| LedgerId::Number(i64::from_be_bytes(bytes)))
-        } else {
-            fields.text()?.map(|id| LedgerId::Text(String::from_utf8_lossy(id.of(&tuple)).into_owned()))
-        };
-        let id = id.ok_or(LedgerError::Decode(ID_IS_NULL))?;
+        let id = fields.id(&tuple, id_is_number)?.ok_or(LedgerError::Decode(ID_IS_NULL))?;
         let account = fields.text()?;
         let currency = fields.text()?;
         let captured_at_us = fields.eight_bytes()?.map(i64::from_be_bytes);
@@ -207,6 +226,14 @@ impl Fields<'_> {
     fn eight_bytes(&mut self) -> Result<Option<[u8; 8]>, LedgerError> {
         let bytes = self.next()?.map(|field| field.of(self.tuple).try_into());
         bytes.transpose().map_err(|_| LedgerError::Decode("a number has not 8 bytes"))
+    }
+
+    fn id(&mut self, tuple: &[u8], is_number: bool) -> Result<Option<LedgerId>, LedgerError> {
+        Ok(if is_number {
+            self.eight_bytes()?.map(|bytes| LedgerId::Number(i64::from_be_bytes(bytes)))
+        } else {
+            self.text()?.map(|id| LedgerId::Text(String::from_utf8_lossy(id.of(tuple)).into_owned()))
+        })
     }
 
     fn text(&mut self) -> Result<Option<Field>, LedgerError> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::proof::Part;
 use super::range::{Range, instant, instant_literal};
 use super::table::{Table, quote_array, quote_literal};
 use super::{Page, Progress};
@@ -12,7 +13,31 @@ impl Table {
     /// that ended inside a tie would lose the rest of it, since the next one begins behind it.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
         let &Page { entity_id, target, segment, after, until, rows_max, proof_of } = page;
-        let Self { name, entity, xid, id, id_type, columns, .. } = self;
+        let Self { name, xid, id, columns, .. } = self;
+        let filter = self.interval_filter(entity_id, target, segment, (after, until));
+        // In the limit and not in the filter: where the planner finds that no row can match, as it does when
+        // the standby does not have the entity's partition yet, it leaves a filter out.
+        let rows_max = match proof_of {
+            Some(pass_id) => {
+                format!("(case when elven_sync.require_pass({pass_id}, '{target}') then {rows_max} end)")
+            }
+            None => rows_max.to_string(),
+        };
+        format!(
+            "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
+             fetch first {rows_max} rows with ties) to stdout (format binary)"
+        )
+    }
+
+    /// Rows of an entity in a segment and in `target`, behind `after` and up to and including `until`.
+    fn interval_filter(
+        &self,
+        entity_id: &str,
+        target: &Snapshot,
+        segment: Segment,
+        (after, until): (Option<&Cursor>, Option<&Cursor>),
+    ) -> String {
+        let Self { entity, xid, id, id_type, .. } = self;
         let mut filter =
             format!("{entity} = {} and {xid} < '{}'::xid8", quote_literal(entity_id), segment.until);
         // Writing to a String cannot fail.
@@ -37,17 +62,74 @@ impl Table {
         if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
             let _ = write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot)");
         }
-        // In the limit and not in the filter: where the planner finds that no row can match, as it does when
-        // the standby does not have the entity's partition yet, it leaves a filter out.
-        let rows_max = match proof_of {
-            Some(pass_id) => {
-                format!("(case when elven_sync.require_pass({pass_id}, '{target}') then {rows_max} end)")
+        filter
+    }
+
+    /// The rows of an interval in one of its segments, at most so many of each piece: their columns, or the place of the
+    /// interval and their ids. In the order of the pass, piece by piece.
+    ///
+    /// In pieces, since a scan of the index begins where a comparison of rows says, but does not end there (seen on
+    /// PostgreSQL 15): it went on over all that the transaction wrote. Ordered and limited, which PostgreSQL answers from
+    /// the index whatever it expects a piece to hold.
+    pub(super) fn interval_sql(&self, of: &Part<'_>, listed_as: Option<usize>) -> Vec<String> {
+        let Self { name, entity, xid, id, columns, .. } = self;
+        let mut filter = format!("{entity} = {}", quote_literal(of.entity_id));
+        if of.target.running().iter().any(|running| (of.segment.from..of.segment.until).contains(running)) {
+            // Writing to a String cannot fail.
+            let _ =
+                write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{}'::pg_snapshot)", of.target);
+        }
+        let columns = match listed_as {
+            Some(place) => {
+                format!("{place}::integer, {id}::{}", if self.id_is_number() { "bigint" } else { "text" })
             }
-            None => rows_max.to_string(),
+            None => columns.clone(),
         };
+        let rows_max = of.rows_max;
+        let select = |piece: String| {
+            format!(
+                "(select {columns} from {name} t where {filter} and {piece} order by {xid}, {id} limit {rows_max})"
+            )
+        };
+        self.pieces(of).into_iter().map(select).collect()
+    }
+
+    /// The transactions of an interval in one of its segments: the rest of the one in which it begins, those between, and
+    /// the beginning of the one in which it ends.
+    fn pieces(&self, of: &Part<'_>) -> Vec<String> {
+        let Self { xid, id, id_type, .. } = self;
+        let Segment { mut from, mut until } = of.segment;
+        let place = |cursor: &Cursor| {
+            cursor.xid().map(|xid| (xid, format!("{}::{id_type}", quote_literal(&cursor.id))))
+        };
+        let behind = of.after.and_then(place).filter(|(after, _)| *after >= from);
+        let up_to = of.until.and_then(place).filter(|(last, _)| *last < until);
+        let begin = behind.as_ref().map(|(after, row)| format!("{xid} = '{after}'::xid8 and {id} > {row}"));
+        let end = up_to.as_ref().map(|(_, row)| format!("{id} <= {row}"));
+        if let (Some((after, _)), Some((last, _)), Some(begin), Some(end)) = (&behind, &up_to, &begin, &end)
+            && after == last
+        {
+            return vec![format!("{begin} and {end}")];
+        }
+        from = behind.map_or(from, |(after, _)| after + 1);
+        until = up_to.as_ref().map_or(until, |(last, _)| *last);
+        let between = (from < until).then(|| format!("{xid} >= '{from}'::xid8 and {xid} < '{until}'::xid8"));
+        let end = up_to.zip(end).map(|((last, _), end)| format!("{xid} = '{last}'::xid8 and {end}"));
+        [begin, between, end].into_iter().flatten().collect()
+    }
+
+    /// An id as PostgreSQL writes it.
+    pub(super) fn id_sql(&self, id: &str) -> String {
+        format!("select {}::{}::text", quote_literal(id), self.id_type)
+    }
+
+    /// The entities that have rows with an id, each with the transaction that wrote them last.
+    pub(super) fn holders_sql(&self, id: &str) -> String {
+        let Self { name, entity, xid, id: id_column, id_type, .. } = self;
         format!(
-            "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
-             fetch first {rows_max} rows with ties) to stdout (format binary)"
+            "select {entity}::text, max({xid}::text::numeric)::text from {name} t
+              where {id_column} = {}::{id_type} and {entity} is not null group by 1 order by 1",
+            quote_literal(id)
         )
     }
 

@@ -2,6 +2,8 @@
 
 mod backfills;
 mod progress;
+pub mod proof;
+pub mod row;
 
 use std::io::{IsTerminal, Write};
 

@@ -240,7 +240,7 @@ impl Worker {
                 target.channel.pause(pause);
             }
             let (since, has_rows_set_aside) = (Instant::now(), state.has_rows_set_aside);
-            let mut held = 
+            let mut held =
                 Held { worker: self, run_id, target, since, place, has_rows_set_aside, lease, report };
             let halted = match stand {
                 Some(cursor) => held.slice(backfill_id, &range, cursor).await,

@@ -13,11 +13,14 @@ mod moves;
 mod patience;
 mod places;
 mod progress;
+mod prune;
 mod rehearsal;
 mod report;
 mod retry;
 mod rivals;
+mod row;
 mod rows;
+mod verify;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,15 +37,18 @@ use tokio::time::Instant;
 pub use backfill::{BackfillError, BackfillReport};
 pub use moves::{MoveError, Rewind};
 pub use progress::{EntityProgress, Progress as RowsDone};
+pub use prune::{PruneReport, PrunedEntity, prune};
 pub use rehearsal::Rehearsal;
 pub use report::{Ended, EntityReport, RunReport};
 pub use retry::Retried;
+pub use row::{RowReport, Verdict as RowVerdict, of_row};
+pub use verify::{EntityProof, Finding, verify};
 
 use self::channel::Channel;
 use self::places::Places;
 use crate::align;
 use crate::config::{ConfigError, Settings};
-use crate::database::Database;
+use crate::database::{Database, Passing};
 use crate::elven::{Answer, Client, Signed};
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
@@ -63,6 +69,16 @@ pub enum RunError {
     /// The HTTP client cannot be built.
     #[error("the HTTP client cannot be set up")]
     Http(#[from] reqwest::Error),
+}
+
+impl Passing for RunError {
+    fn is_passing(&self) -> bool {
+        match self {
+            RunError::Ledger(problem) => problem.is_passing(),
+            RunError::Journal(problem) => problem.is_passing(),
+            RunError::Config(_) | RunError::Http(_) => false,
+        }
+    }
 }
 
 /// Set once the process was asked to stop: batches in flight are finished, no new one begins. Those that

@@ -58,6 +58,13 @@ impl Worker {
     pub async fn plan_rewind(&self, entity_id: &str, at: Option<DateTime<Utc>>) -> Result<Rewind, MoveError> {
         let (lane, look) = self.stand(entity_id).await?;
         let earlier = self.journal.earlier(entity_id, at).await?;
+        if let Some(until) = earlier.pruned_until {
+            return refused(format!(
+                "where the watermark of `{entity_id}` stood then was pruned from the journal; hint: name a time from {} on, \
+                 or the start",
+                until.to_rfc3339()
+            ));
+        }
         self.check_rewind(entity_id, earlier.settled.as_ref(), &lane, &look)?;
         let rows_behind = async |progress: Progress| -> Result<i64, LedgerError> {
             Ok(self.ledger.pending(&[progress]).await?.first().map_or(0, |pending| pending.rows))

@@ -111,3 +111,46 @@ async fn a_later_pass_reads_what_is_new_and_the_open_window(pool: PgPool) {
         "{scanned} rows scanned, {entries} entries read for 50 late rows"
     );
 }
+
+/// What is behind the watermark is read once by its intervals, and once more for the bodies that are made again; and
+/// nothing else of the ledger.
+#[sqlx::test(migrations = false)]
+async fn verify_reads_the_intervals_of_the_batches_and_no_more(pool: PgPool) {
+    let scene = scene_with_a_history(pool).await;
+    let output = scene.output(&["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    assert!(output.status.success());
+    // All in one transaction: then it takes the ids to tell one interval from another.
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', 'new' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 40000) n;
+             analyze ledger.balance_snapshots",
+        )
+        .await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 40_000);
+    for (arguments, bodies) in [(&["verify"][..], 20_000), (&["verify", "--deep"], 40_000)] {
+        forget(&scene).await;
+        let output = scene.output(arguments).await;
+        assert!(output.status.success(), "{}", crate::support::stdout(&output));
+        assert_eq!(read(&scene).await.0, 0, "the table was scanned");
+        // Of either index, whichever PostgreSQL finds cheaper where ids ascend with transactions.
+        let (entries, pages): (i64, i64) = sqlx::query_as(
+            "select sum(idx_tup_read)::bigint, sum(idx_blks_hit + idx_blks_read)::bigint
+               from pg_stat_all_indexes join pg_statio_all_indexes using (indexrelid)
+              where pg_stat_all_indexes.relid = 'ledger.balance_snapshots'::regclass",
+        )
+        .fetch_one(&scene.pool)
+        .await
+        .unwrap();
+        // A page has some 250 entries; a scan that did not end with its interval would go on over all others.
+        assert!(pages < 1200, "{arguments:?}: {pages} pages of the indexes");
+        // Of each interval one entry more may be looked at than it has rows.
+        let (least, most) = (40_000 + bodies, 40_000 + bodies + 500);
+        assert!((least..most).contains(&entries), "{arguments:?}: {entries} entries of the indexes");
+    }
+    // The row alone, by its key.
+    let row = scene.text("select max(id)::text from ledger.balance_snapshots").await;
+    forget(&scene).await;
+    assert!(scene.output(&["status", "--row", &row]).await.status.success());
+    assert_eq!(read(&scene).await.0, 0, "the table was scanned");
+}

@@ -10,7 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::Duration;
 
+use elven_sync::config::Settings;
+use elven_sync::database::Database;
 use elven_sync::journal::RunStatus;
+use elven_sync::sync::{EntityProof, verify};
 use elven_sync::watermark::Snapshot;
 use fastrand::Rng;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -25,6 +28,8 @@ const SEEDS: i64 = 200;
 /// Seeds under way at the same time, each an entity of one database.
 const AT_ONCE: usize = 8;
 const STEPS: usize = 50;
+/// Steps after which `verify` has its turn, while sessions and a run may be in the middle of something.
+const PROVEN_EVERY: usize = 17;
 /// Accounts and balances that a seed may use up.
 const NUMBERS: i64 = 10_000;
 
@@ -43,10 +48,12 @@ async fn no_row_is_lost_whatever_the_sessions_do(pool: PgPool) {
         let mut observer = PgConnection::connect(&scene.url).await.unwrap();
         let mut sessions = Sessions::open(&scene.url).await;
         let mut connectors = Connectors::open(&scene).await;
+        let prover = scene.database(2).await;
         while let Some(number) = { next.lock().await.next() } {
             let trial = async {
                 let mut seed =
-                    Seed::begin(&scene, &mut observer, &mut sessions, &mut connectors, number).await;
+                    Seed::begin(&scene, (&mut observer, &prover), &mut sessions, &mut connectors, number)
+                        .await;
                 seed.steps().await;
                 seed.end().await;
             };
@@ -58,6 +65,7 @@ async fn no_row_is_lost_whatever_the_sessions_do(pool: PgPool) {
             }
         }
         connectors.close().await;
+        prover.close().await;
     };
     stream::iter(0..AT_ONCE).for_each_concurrent(None, work).await;
     let done = "select format('%s runs, %s passes, %s batches, %s of them repeated', count(*),
@@ -76,6 +84,9 @@ struct Seed<'a> {
     step: usize,
     random: Rng,
     observer: &'a mut PgConnection,
+    /// Proves from the journal that nothing was skipped.
+    prover: &'a Database,
+    settings: Settings,
     owner: Owner<'a>,
     connector: Connector<'a>,
     /// Accounts and balances in order of arrival.
@@ -88,7 +99,7 @@ struct Seed<'a> {
 impl<'a> Seed<'a> {
     async fn begin(
         scene: &Scene,
-        observer: &'a mut PgConnection,
+        (observer, prover): (&'a mut PgConnection, &'a Database),
         sessions: &'a mut Sessions,
         connectors: &'a mut Connectors,
         number: i64,
@@ -110,6 +121,8 @@ impl<'a> Seed<'a> {
             step: 0,
             random,
             observer,
+            prover,
+            settings: scene.settings(&[("ELVEN_SYNC_LEDGER__TABLE", table)]),
             owner,
             connector,
             received: Vec::new(),
@@ -174,6 +187,11 @@ impl<'a> Seed<'a> {
                 assert!(contains_all, "step {step}: the watermark went back from {before}: {place}");
             }
             self.settled = settled;
+        }
+        if step.is_multiple_of(PROVEN_EVERY) || step > STEPS {
+            let proof = verify(&self.settings, self.prover, std::slice::from_ref(&self.entity_id), true);
+            let proof = proof.await.unwrap();
+            assert!(proof.iter().all(EntityProof::holds), "step {step}: {proof:?}");
         }
     }
 

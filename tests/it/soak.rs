@@ -26,6 +26,7 @@ use self::storm::{Counts, Storm};
 use self::workers::Workers;
 use crate::cluster::Cluster;
 use crate::support::{Scene, variable};
+use crate::verify::holds;
 
 const WORKERS: usize = 4;
 const WRITERS: usize = 4;
@@ -105,6 +106,7 @@ async fn weather(like: &PgPool, plan: Plan) -> String {
     let runs = in_time(&scene.url, &workers, END_MAX, workers.run_until_all_is_done(&api)).await;
     diary.note(format!("all is done after {runs} runs"));
     checks::all(&scene.url, &api).await;
+    holds(&scene).await;
     summary(&plan, &scene.url, &counts, &workers, &api).await
 }
 

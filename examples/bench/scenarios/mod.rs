@@ -4,6 +4,7 @@ mod curve;
 mod latency;
 mod memory;
 mod peers;
+mod proof;
 mod small;
 mod upload;
 
@@ -34,6 +35,8 @@ pub(crate) enum Scenario {
     Idle,
     /// Cost by rows, behind old rows, and by entities
     Curve,
+    /// `verify`, a sample of the bodies and all of them, and `status --row`, over all rows
+    Verify,
     /// The same upload by other programs; only when it is named
     Peers,
 }
@@ -61,6 +64,7 @@ impl Scenario {
             Self::Memory => memory::measure(bench).await,
             Self::Idle => small::measure(bench).await,
             Self::Curve => curve::measure(bench).await,
+            Self::Verify => proof::measure(bench).await,
             Self::Peers => peers::measure(bench).await,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use elven_sync::sync::{EntityProof, verify};
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::Case;
@@ -41,7 +42,14 @@ pub struct Stand {
 }
 
 impl Case {
+    /// Asserts that `verify` has nothing to say, at whatever step a process was killed.
+    async fn proof_holds(&self) {
+        let proof = verify(&self.scene.settings(&[]), &self.database, &self.entities, true).await.unwrap();
+        assert!(proof.iter().all(EntityProof::holds), "{proof:?}");
+    }
+
     pub async fn stand(&self) -> Stand {
+        self.proof_holds().await;
         let batches = sqlx::query_as(
             "select batch_id, status, attempts, ambiguous, row_count,
                     array(select s.entity_account_id from elven_sync.batch_row_ids(batch_id) r (id)
@@ -71,6 +79,7 @@ impl Case {
             assert!(arrived == 1 || (arrived == 2 && maybe), "{arrived} times: {batch:?}");
         }
         self.journal_is_whole().await;
+        self.proof_holds().await;
     }
 
     /// A value of a query in which `ENTITIES` and `RUNS` are those of the case.

@@ -95,6 +95,9 @@ pub const OF_A_RETRY: [(Step, &[u32]); 8] = [
     (Step::ReleaseLease, &[1]),
     (Step::FinishRun, &[1]),
 ];
+/// In `tests/it/prune.rs`.
+pub const OF_A_PRUNE: [(Step, &[u32]); 1] =
+    [(Step::Prune, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16])];
 
 pub const OF_A_BACKFILL: [(Step, &[u32]); 15] = [
     (Step::AskBackfill, &[1]),
@@ -125,6 +128,7 @@ fn every_step_is_crashed_at() {
         &OF_SEVERAL_IN_FLIGHT,
         &OF_A_RETRY,
         &OF_A_BACKFILL,
+        &OF_A_PRUNE,
     ]
     .into_iter()
     .flatten()

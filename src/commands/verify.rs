@@ -1,0 +1,26 @@
+//! `verify`: proves from the journal that nothing was skipped, or says where that is not so.
+
+use super::{INCOMPLETE, SUCCEEDED, connect};
+use crate::config::Settings;
+use crate::output;
+use crate::sync::{self, EntityProof};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Only these entities
+    #[arg(long = "entity", value_name = "ID", num_args = 1..)]
+    entities: Vec<String>,
+    /// Make all bodies again from the ledger and compare their hashes, not those of a sample
+    #[arg(long)]
+    deep: bool,
+    /// For machines
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
+    let database = connect(settings).await?;
+    let entities = sync::verify(settings, &database, &options.entities, options.deep).await?;
+    output::proof::report(&entities, options.deep, options.json);
+    Ok(if entities.iter().all(EntityProof::holds) { SUCCEEDED } else { INCOMPLETE })
+}

@@ -1,0 +1,141 @@
+//! Which batches carried a ledger row.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::{JournalError, RecordedError};
+use crate::batch::unpack_ids;
+use crate::database::Transaction;
+use crate::watermark::LedgerId;
+
+/// Batches whose lists are looked through at a time.
+const LISTS_PER_PAGE: i64 = 1000;
+
+/// A batch that lists a row.
+#[derive(Clone, Debug, Serialize)]
+pub struct Carried {
+    /// Its entity.
+    pub entity_id: String,
+    /// Its number.
+    pub batch_id: i64,
+    /// The batch that it is a part of.
+    pub parent_id: Option<i64>,
+    /// Its pass. `None`: a backfill or a retry.
+    pub pass_id: Option<i64>,
+    /// Its backfill.
+    pub backfill_id: Option<i64>,
+    /// The run that sent it last.
+    pub run_id: i64,
+    /// `incremental`, `backfill` or `retry`.
+    pub run_kind: String,
+    /// `sending`, `accepted`, `rejected`, `split` or `unknown`.
+    pub status: String,
+    /// How often it was sent.
+    pub attempts: i32,
+    /// An attempt may have arrived of which no answer came.
+    pub ambiguous: bool,
+    /// Status of the last answer.
+    pub http_status: Option<i32>,
+    /// From sending to that.
+    pub duration_ms: Option<i64>,
+    /// SHA-256 of the body, in hex.
+    pub body_sha256: String,
+    /// What was wrong with the last answer.
+    pub error: Option<String>,
+    /// When it was recorded.
+    pub created_at: DateTime<Utc>,
+    /// When its answer was.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// The row was set aside by it.
+    pub set_aside: bool,
+    /// Some rows of it were not sent because newer ones were.
+    pub has_superseded: bool,
+    /// The zone that its body was made with, if that was noted.
+    pub timezone: Option<String>,
+    /// All rows that it lists.
+    #[serde(skip)]
+    pub ids: Vec<LedgerId>,
+}
+
+/// The batches that list a row, in order. All lists are looked through, which takes the longer the more there are.
+pub async fn carried(
+    transaction: &mut Transaction,
+    id: &LedgerId,
+    entity_id: Option<&str>,
+) -> Result<Vec<Carried>, JournalError> {
+    let mut found = Vec::new();
+    let mut behind = 0;
+    loop {
+        let page = sqlx::query!(
+            "select batch_id, row_ids from elven_sync.sync_batches
+              where batch_id > $1 and ($2::text is null or entity_id = $2) order by batch_id limit $3",
+            behind,
+            entity_id,
+            LISTS_PER_PAGE
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        let Some(last) = page.last() else { break };
+        behind = last.batch_id;
+        let lists = |packed: &[u8]| unpack_ids(packed).is_some_and(|ids| ids.contains(id));
+        found.extend(page.iter().filter(|batch| lists(&batch.row_ids)).map(|batch| batch.batch_id));
+    }
+    let rows = sqlx::query!(
+        "select b.entity_id, b.batch_id, b.parent_id, b.pass_id, b.backfill_id, b.run_id, r.kind, b.status, b.attempts,
+                b.ambiguous, b.http_status, b.duration_ms, b.body_sha256, b.error, b.created_at, b.finished_at,
+                b.rejected_ids, b.rows_superseded, b.timezone, b.row_ids, b.rows_rejected, b.row_count
+           from elven_sync.sync_batches b join elven_sync.sync_runs r using (run_id)
+          where b.batch_id = any ($1) order by b.batch_id",
+        &found
+    )
+    .fetch_all(transaction)
+    .await?;
+    let carried = rows.into_iter().map(|row| {
+        let is_rejected = |packed: &[u8]| unpack_ids(packed).is_some_and(|ids| ids.contains(id));
+        Carried {
+            entity_id: row.entity_id,
+            batch_id: row.batch_id,
+            parent_id: row.parent_id,
+            pass_id: row.pass_id,
+            backfill_id: row.backfill_id,
+            run_id: row.run_id,
+            run_kind: row.kind,
+            set_aside: row
+                .rejected_ids
+                .as_deref()
+                .map_or(row.rows_rejected > 0 && row.row_count == 0, is_rejected),
+            status: row.status,
+            attempts: row.attempts,
+            ambiguous: row.ambiguous,
+            http_status: row.http_status,
+            duration_ms: row.duration_ms,
+            body_sha256: row.body_sha256,
+            error: row.error,
+            created_at: row.created_at,
+            finished_at: row.finished_at,
+            has_superseded: row.rows_superseded > 0,
+            timezone: row.timezone,
+            ids: unpack_ids(&row.row_ids).unwrap_or_default(),
+        }
+    });
+    Ok(carried.collect())
+}
+
+/// The errors of a row, the newest first, resolved ones too.
+pub async fn errors_of(
+    transaction: &mut Transaction,
+    ledger_id: &str,
+    entity_id: Option<&str>,
+) -> Result<Vec<RecordedError>, JournalError> {
+    Ok(sqlx::query_as!(
+        RecordedError,
+        r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, record::text, occurrences,
+                  first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
+             from elven_sync.sync_errors where ledger_id = $1 and ($2::text is null or entity_id = $2)
+            order by error_id desc"#,
+        ledger_id,
+        entity_id
+    )
+    .fetch_all(transaction)
+    .await?)
+}

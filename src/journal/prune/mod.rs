@@ -1,0 +1,267 @@
+//! Retention: what ended long ago is folded into totals, and the chain of watermarks stays whole.
+//!
+//! In bounded transactions, each of which leaves a journal that `verify` can prove: a pass is declared pruned first, then its
+//! batches go, then pruned passes that follow each other become one. So it may be stopped anywhere, and goes on
+//! the next time. Each is under the lock of the lane, and a worker that is on it waits for a moment at most.
+
+mod fold;
+mod removal;
+
+use std::time::Duration;
+
+use super::JournalError;
+use crate::database::{Database, Transaction};
+use chrono::{DateTime, Utc};
+
+/// Batches, or passes, or errors, or runs that go in one transaction.
+const ROWS_PER_TRANSACTION: usize = 1000;
+/// The same, for SQL.
+const ROWS_MAX: i64 = 1000;
+/// How often, and how long apart, a lane is tried that somebody else has locked.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// A lane is locked by somebody else.
+#[derive(Clone, Copy, Debug)]
+pub struct Busy;
+
+/// One step: how many rows it took, or that the lane is busy.
+pub type Pruned = Result<Result<u64, Busy>, JournalError>;
+
+/// Prunes one entity, step by step.
+#[derive(Clone, Copy, Debug)]
+pub struct Pruner<'a> {
+    /// The database.
+    pub database: &'a Database,
+    /// The entity.
+    pub entity_id: &'a str,
+    /// What has ended before this goes.
+    pub before: DateTime<Utc>,
+}
+
+/// What would go of an entity. Fewer errors may, since some belong to the proof of what stays.
+#[derive(Clone, Copy, Debug)]
+pub struct WouldGo {
+    /// Passes.
+    pub passes: u64,
+    /// Batches.
+    pub batches: u64,
+    /// Errors.
+    pub errors: u64,
+}
+
+/// When what has ended so long ago had ended, by the clock of the database; and the entities that there are.
+pub async fn scope(
+    database: &Database,
+    older_than: Duration,
+) -> Result<(DateTime<Utc>, Vec<String>), JournalError> {
+    let before: DateTime<Utc> = database
+        .again(|| {
+            sqlx::query_scalar!(
+                r#"select clock_timestamp() - make_interval(secs => $1) as "before!""#,
+                older_than.as_secs_f64()
+            )
+            .fetch_one(database)
+        })
+        .await?;
+    let entities = database
+        .again(|| {
+            sqlx::query_scalar!("select entity_id from elven_sync.sync_state order by entity_id")
+                .fetch_all(database)
+        })
+        .await?;
+    Ok((before, entities))
+}
+
+impl Pruner<'_> {
+    /// Begins a transaction with the lane locked. `None`: somebody else has it, for longer than a moment.
+    async fn locked(&self) -> Result<Option<Transaction>, JournalError> {
+        for _ in 0..LOCK_TRIES {
+            let mut transaction = self.database.begin().await?;
+            let locked = sqlx::query_scalar!(
+                r#"select true as "locked!" from elven_sync.sync_state where entity_id = $1 for update skip locked"#,
+                self.entity_id
+            )
+            .fetch_optional(&mut transaction)
+            .await?;
+            if locked.is_some() {
+                return Ok(Some(transaction));
+            }
+            transaction.rollback().await?;
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+        Ok(None)
+    }
+
+    /// Declares passes pruned whose batches may go: those that are through and of which no row is an open matter. Never
+    /// the newest change of a watermark: by that `entity rebind` tells an upgraded cluster from a restored dump.
+    pub async fn declare(&self) -> Pruned {
+        let declare = || async {
+            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let declared = sqlx::query!(
+                "update elven_sync.sync_passes
+                    set kind = 'pruned', run_id = null, last_xid = null, last_id = null, written_by = pg_current_xact_id()
+                  where pass_id in (select pass_id from elven_sync.passes_through($1, $2) pass_id order by pass_id limit $3)",
+                self.entity_id,
+                self.before,
+                ROWS_MAX
+            )
+            .execute(&mut transaction)
+            .await?
+            .rows_affected();
+            // No link of the chain: it moves nothing.
+            let rebinds = sqlx::query!(
+                "delete from elven_sync.sync_passes
+                  where entity_id = $1 and kind = 'rebind' and finished_at < $2
+                    and pass_id < (select max(pass_id) from elven_sync.sync_passes where entity_id = $1)",
+                self.entity_id,
+                self.before
+            )
+            .execute(&mut transaction)
+            .await?
+            .rows_affected();
+            self.count(&mut transaction, declared, 0).await?;
+            finish(transaction, declared + rebinds).await?;
+            Ok(Ok(declared))
+        };
+        self.database.again(declare).await
+    }
+
+    /// The passes whose batches go, a few small ones together.
+    pub async fn groups(&self) -> Result<Vec<Vec<i64>>, JournalError> {
+        let counted = self
+            .database
+            .again(|| {
+                sqlx::query!(
+                    r#"select p.pass_id, count(*) as "batches!"
+                         from elven_sync.sync_passes p join elven_sync.sync_batches b using (pass_id)
+                        where p.entity_id = $1
+                          and (p.kind = 'pruned' or p.pass_id in (select elven_sync.passes_given_up($1, $2)))
+                        group by p.pass_id order by p.pass_id"#,
+                    self.entity_id,
+                    self.before
+                )
+                .fetch_all(self.database)
+            })
+            .await?;
+        let mut groups: Vec<Vec<i64>> = Vec::new();
+        let mut room = 0;
+        for pass in counted {
+            let batches = usize::try_from(pass.batches).unwrap_or(usize::MAX);
+            match groups.last_mut() {
+                Some(group) if batches <= room => {
+                    group.push(pass.pass_id);
+                    room -= batches;
+                }
+                _ => {
+                    groups.push(vec![pass.pass_id]);
+                    room = ROWS_PER_TRANSACTION.saturating_sub(batches);
+                }
+            }
+        }
+        Ok(groups)
+    }
+
+    /// Adds to what is known of what was pruned.
+    async fn count(
+        &self,
+        transaction: &mut Transaction,
+        passes: u64,
+        errors: u64,
+    ) -> Result<(), JournalError> {
+        if passes + errors == 0 {
+            return Ok(());
+        }
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        sqlx::query!(
+            "insert into elven_sync.sync_pruned (entity_id, until, passes, errors) values ($1, $2, $3, $4)
+             on conflict (entity_id) do update
+                set until = greatest(sync_pruned.until, excluded.until), passes = sync_pruned.passes + excluded.passes,
+                    errors = sync_pruned.errors + excluded.errors",
+            self.entity_id,
+            self.before,
+            number(passes),
+            number(errors)
+        )
+        .execute(transaction)
+        .await?;
+        Ok(())
+    }
+
+    /// Counts what would go.
+    pub async fn would_go(&self) -> Result<WouldGo, JournalError> {
+        let counted = self
+            .database
+            .again(|| {
+                sqlx::query!(
+                    r#"with gone (pass_id, is_new) as (
+                           select p.pass_id, p.kind = 'pass' from elven_sync.sync_passes p
+                            where p.entity_id = $1
+                              and (p.kind = 'pruned' or p.pass_id in (select elven_sync.passes_through($1, $2))
+                                   or p.pass_id in (select elven_sync.passes_given_up($1, $2)))),
+                            batches (batch_id) as (
+                           select batch_id from gone join elven_sync.sync_batches using (pass_id)
+                           union all select elven_sync.batches_loose($1, $2))
+                       select (select count(*) from gone where is_new) as "passes!",
+                              (select count(*) from batches) as "batches!",
+                              (select count(*) from elven_sync.sync_errors e
+                                where e.entity_id = $1 and e.resolved_at < $2 and not e.dismissed
+                                  and (e.batch_id is null or e.batch_id in (select batch_id from batches))) as "errors!""#,
+                    self.entity_id,
+                    self.before
+                )
+                .fetch_one(self.database)
+            })
+            .await?;
+        let number = |count: i64| u64::try_from(count).unwrap_or(0);
+        Ok(WouldGo {
+            passes: number(counted.passes),
+            batches: number(counted.batches),
+            errors: number(counted.errors),
+        })
+    }
+}
+
+/// Commits when something was done, and saves that otherwise.
+async fn finish(transaction: Transaction, rows: u64) -> Result<(), JournalError> {
+    if rows > 0 {
+        transaction.commit().await?;
+    } else {
+        transaction.rollback().await?;
+    }
+    Ok(())
+}
+
+/// Removes runs that have ended and that nothing refers to any more, some in each transaction.
+pub async fn prune_runs(database: &Database, before: DateTime<Utc>) -> Result<u64, JournalError> {
+    let mut behind = 0;
+    let mut removed = 0;
+    loop {
+        let old: Vec<i64> = database
+            .again(|| {
+                sqlx::query_scalar!(
+                    "select run_id from elven_sync.sync_runs where run_id > $1 and finished_at < $2 order by run_id limit $3",
+                    behind,
+                    before,
+                    ROWS_MAX
+                )
+                .fetch_all(database)
+            })
+            .await?;
+        let Some(last) = old.last() else { return Ok(removed) };
+        behind = *last;
+        let done = database
+            .execute(|| {
+                sqlx::query!(
+                    "delete from elven_sync.sync_runs r
+                      where r.run_id = any ($1)
+                        and not exists (select from elven_sync.sync_batches b where b.run_id = r.run_id)
+                        and not exists (select from elven_sync.sync_passes p where p.run_id = r.run_id)
+                        and not exists (select from elven_sync.sync_errors e where e.run_id = r.run_id)",
+                    &old
+                )
+            })
+            .await?;
+        removed += done.rows_affected();
+    }
+}

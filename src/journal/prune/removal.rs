@@ -1,0 +1,155 @@
+//! What goes: batches, passes that were given up, and errors.
+
+use std::collections::HashSet;
+
+use super::{Busy, Pruned, Pruner, ROWS_MAX, ROWS_PER_TRANSACTION, finish};
+use crate::batch::unpack_ids;
+use crate::database::Transaction;
+use crate::journal::JournalError;
+
+impl Pruner<'_> {
+    /// Removes some batches of passes. The latest first: parts are later than what they are parts of.
+    pub async fn remove_batches(&self, pass_ids: &[i64]) -> Pruned {
+        let remove = || async {
+            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let batch_ids = sqlx::query_scalar!(
+                "select batch_id from elven_sync.sync_batches where pass_id = any ($1) order by batch_id desc limit $2",
+                pass_ids,
+                ROWS_MAX
+            )
+            .fetch_all(&mut transaction)
+            .await?;
+            self.remove(transaction, &batch_ids).await
+        };
+        self.database.again(remove).await
+    }
+
+    /// Removes some batches of retries, and of backfills that have ended.
+    pub async fn remove_loose_batches(&self) -> Pruned {
+        let remove = || async {
+            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let batch_ids = sqlx::query_scalar!(
+                r#"select batch_id as "batch_id!" from elven_sync.batches_loose($1, $2) batch_id
+                    order by batch_id desc limit $3"#,
+                self.entity_id,
+                self.before,
+                ROWS_MAX
+            )
+            .fetch_all(&mut transaction)
+            .await?;
+            self.remove(transaction, &batch_ids).await
+        };
+        self.database.again(remove).await
+    }
+
+    /// Removes batches, keeps their totals, and lets go of what is said of them in errors that stay.
+    async fn remove(&self, mut transaction: Transaction, batch_ids: &[i64]) -> Pruned {
+        sqlx::query!(
+            "update elven_sync.sync_errors set batch_id = null
+              where batch_id = any ($1) and resolved_at is not null and not dismissed",
+            batch_ids
+        )
+        .execute(&mut transaction)
+        .await?;
+        let removed = sqlx::query_scalar!(
+            r#"with gone as (delete from elven_sync.sync_batches where batch_id = any ($2) returning *),
+                    done as (select * from gone where status = 'accepted' or (status = 'rejected' and row_count = 0)),
+                    totals as (
+                    insert into elven_sync.sync_pruned
+                           (entity_id, until, batches, requests, bytes_sent, rows_read, rows_uploaded, rows_rejected,
+                            rows_superseded)
+                    select $1, $3, g.batches, g.requests, g.bytes_sent, d.rows_read, d.rows_uploaded, d.rows_rejected,
+                           d.rows_superseded
+                      from (select count(*) as batches, coalesce(sum(attempts), 0) as requests,
+                                   coalesce(sum(attempts::bigint * body_bytes), 0) as bytes_sent from gone) g,
+                           (select coalesce(sum(rows_read), 0) as rows_read, coalesce(sum(row_count), 0) as rows_uploaded,
+                                   coalesce(sum(rows_rejected), 0) as rows_rejected,
+                                   coalesce(sum(rows_superseded), 0) as rows_superseded from done) d
+                     where g.batches > 0
+                    on conflict (entity_id) do update
+                       set until = greatest(sync_pruned.until, excluded.until),
+                           batches = sync_pruned.batches + excluded.batches,
+                           requests = sync_pruned.requests + excluded.requests,
+                           bytes_sent = sync_pruned.bytes_sent + excluded.bytes_sent,
+                           rows_read = sync_pruned.rows_read + excluded.rows_read,
+                           rows_uploaded = sync_pruned.rows_uploaded + excluded.rows_uploaded,
+                           rows_rejected = sync_pruned.rows_rejected + excluded.rows_rejected,
+                           rows_superseded = sync_pruned.rows_superseded + excluded.rows_superseded)
+               select count(*) as "count!" from gone"#,
+            self.entity_id,
+            batch_ids,
+            self.before
+        )
+        .fetch_one(&mut transaction)
+        .await?;
+        let removed = u64::try_from(removed).unwrap_or(0);
+        finish(transaction, removed).await?;
+        Ok(Ok(removed))
+    }
+
+    /// Removes passes that a rewind gave up, once their batches are gone: they are no part of the chain.
+    pub async fn remove_given_up(&self) -> Pruned {
+        let remove = || async {
+            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let removed = sqlx::query!(
+                "delete from elven_sync.sync_passes p
+                  where p.pass_id in (select elven_sync.passes_given_up($1, $2))
+                    and not exists (select from elven_sync.sync_batches b where b.pass_id = p.pass_id)",
+                self.entity_id,
+                self.before
+            )
+            .execute(&mut transaction)
+            .await?
+            .rows_affected();
+            self.count(&mut transaction, removed, 0).await?;
+            finish(transaction, removed).await?;
+            Ok(Ok(removed))
+        };
+        self.database.again(remove).await
+    }
+
+    /// Removes resolved errors whose batch is gone, but for those of rows that a batch which is kept has set aside: they
+    /// are part of its proof.
+    pub async fn remove_errors(&self) -> Pruned {
+        let remove = || async {
+            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let errors = sqlx::query!(
+                "select error_id, ledger_id from elven_sync.sync_errors
+                  where entity_id = $1 and resolved_at < $2 and not dismissed and batch_id is null",
+                self.entity_id,
+                self.before
+            )
+            .fetch_all(&mut transaction)
+            .await?;
+            let concerns_rows = errors.iter().any(|error| error.ledger_id.is_some());
+            let kept = if concerns_rows { self.set_aside(&mut transaction).await? } else { HashSet::new() };
+            let error_ids: Vec<i64> = errors
+                .into_iter()
+                .filter(|error| error.ledger_id.as_ref().is_none_or(|id| !kept.contains(id)))
+                .map(|error| error.error_id)
+                .take(ROWS_PER_TRANSACTION)
+                .collect();
+            let removed =
+                sqlx::query!("delete from elven_sync.sync_errors where error_id = any ($1)", &error_ids)
+                    .execute(&mut transaction)
+                    .await?
+                    .rows_affected();
+            self.count(&mut transaction, 0, removed).await?;
+            finish(transaction, removed).await?;
+            Ok(Ok(removed))
+        };
+        self.database.again(remove).await
+    }
+
+    /// The rows that the batches which are left have set aside.
+    async fn set_aside(&self, transaction: &mut Transaction) -> Result<HashSet<String>, JournalError> {
+        let batches = sqlx::query!(
+            "select rejected_ids, row_ids from elven_sync.sync_batches where entity_id = $1 and rows_rejected > 0",
+            self.entity_id
+        )
+        .fetch_all(transaction)
+        .await?;
+        let lists = batches.into_iter().map(|batch| batch.rejected_ids.unwrap_or(batch.row_ids));
+        Ok(lists.filter_map(|ids| unpack_ids(&ids)).flatten().map(|id| id.to_string()).collect())
+    }
+}

@@ -1,0 +1,163 @@
+//! Reading the ledger against what the journal says of it: in one snapshot with the journal, and in its order.
+
+use futures_util::TryStreamExt;
+use sqlx::AssertSqlSafe;
+
+use super::row::{ID_IS_NULL, Listed, Row};
+use super::{Ledger, LedgerError, Look, LookRow, Progress, copy_out};
+use crate::database::{Transaction, within};
+use crate::watermark::{self, Cursor, LedgerId, Segment, Snapshot};
+
+/// Pieces of intervals that are asked for in one statement.
+const PIECES_PER_STATEMENT_MAX: usize = 200;
+
+/// Rows of a pass behind one place and up to another.
+#[derive(Clone, Debug)]
+pub struct Interval<'a> {
+    /// The watermark that the pass began with.
+    pub settled: Option<&'a Snapshot>,
+    /// The watermark that it ended with.
+    pub target: &'a Snapshot,
+    /// Behind this. `None`: from the start of the pass.
+    pub after: Option<Cursor>,
+    /// Up to and including this. `None`: to the end of the pass.
+    pub until: Option<Cursor>,
+    /// No more are read of a piece of it.
+    pub rows_max: usize,
+}
+
+/// An interval in one of its segments.
+pub(super) struct Part<'a> {
+    pub entity_id: &'a str,
+    pub target: &'a Snapshot,
+    pub segment: Segment,
+    pub after: Option<&'a Cursor>,
+    pub until: Option<&'a Cursor>,
+    pub rows_max: usize,
+}
+
+impl Interval<'_> {
+    fn parts<'a>(&'a self, entity_id: &'a str) -> impl Iterator<Item = Part<'a>> {
+        let (after, until) = (self.after.as_ref(), self.until.as_ref());
+        let meets = move |segment: &Segment| {
+            let xid = |cursor: Option<&Cursor>| cursor.and_then(Cursor::xid);
+            xid(after).is_none_or(|after| after < segment.until)
+                && xid(until).is_none_or(|until| segment.from <= until)
+        };
+        let Self { settled, target, rows_max, .. } = *self;
+        let segments = watermark::segments(settled, target).into_iter().filter(meets);
+        segments.map(move |segment| Part { entity_id, target, segment, after, until, rows_max })
+    }
+}
+
+impl Ledger {
+    /// Names the rows of intervals: the place of the interval among them, and the id of the row.
+    pub async fn listed(
+        &self,
+        transaction: &mut Transaction,
+        entity_id: &str,
+        intervals: &[Interval<'_>],
+        mut row: impl FnMut(usize, LedgerId),
+    ) -> Result<(), LedgerError> {
+        let selects: Vec<String> = intervals
+            .iter()
+            .enumerate()
+            .flat_map(|(place, interval)| interval.parts(entity_id).map(move |part| (place, part)))
+            .flat_map(|(place, part)| self.table.interval_sql(&part, Some(place)))
+            .collect();
+        let limit = transaction.limit();
+        for selects in selects.chunks(PIECES_PER_STATEMENT_MAX) {
+            let sql = format!("copy ({}) to stdout (format binary)", selects.join(" union all "));
+            let id_is_number = self.table.id_is_number();
+            let copied = async {
+                let mut messages = transaction.connection()?.copy_out_raw(&sql).await?;
+                let mut listed = Listed { id_is_number, in_header: true };
+                while let Some(message) = messages.try_next().await? {
+                    if let Some((place, id)) = listed.row(message)? {
+                        row(usize::try_from(place).unwrap_or(usize::MAX), id);
+                    }
+                }
+                Ok(())
+            };
+            within(limit, copied).await.map_err(|problem| self.name_missing_id(problem))?;
+        }
+        Ok(())
+    }
+
+    /// The rows of an interval, in the order of the pass.
+    pub async fn rows_of(
+        &self,
+        transaction: &mut Transaction,
+        entity_id: &str,
+        interval: &Interval<'_>,
+    ) -> Result<Vec<Row>, LedgerError> {
+        let mut rows = Vec::new();
+        let limit = transaction.limit();
+        for select in interval.parts(entity_id).flat_map(|part| self.table.interval_sql(&part, None)) {
+            let sql = format!("copy {select} to stdout (format binary)");
+            let copied = copy_out(transaction.connection()?, &sql, self.table.id_is_number(), &mut rows);
+            within(limit, copied).await.map_err(|problem| self.name_missing_id(problem))?;
+        }
+        Ok(rows)
+    }
+
+    /// Looks at one entity, as [`Ledger::look`] does.
+    pub async fn look_in(&self, transaction: &mut Transaction, lane: &Progress) -> Result<Look, LedgerError> {
+        let sql = self.table.look_sql(std::slice::from_ref(lane));
+        let rows: Vec<LookRow> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
+        Look::of(rows)
+    }
+
+    /// Counts the rows of an entity that have not been dealt with.
+    pub async fn pending_in(
+        &self,
+        transaction: &mut Transaction,
+        lane: &Progress,
+    ) -> Result<i64, LedgerError> {
+        let sql = self.table.pending_sql(std::slice::from_ref(lane));
+        let rows: Vec<(String, i64, Option<i64>)> =
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
+        Ok(rows.first().map_or(0, |(_, rows, _)| *rows))
+    }
+
+    /// The entities that have rows with an id, each with the transaction that wrote them last.
+    pub async fn holders(&self, id: &LedgerId) -> Result<Vec<(String, u64)>, LedgerError> {
+        let sql = self.table.holders_sql(&id.to_string());
+        let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
+        let found: Vec<(String, String)> = self.primary.again(look).await?;
+        Ok(found.into_iter().filter_map(|(entity_id, xid)| Some((entity_id, xid.parse().ok()?))).collect())
+    }
+
+    /// An id as the ledger has it, from how a person writes it.
+    pub async fn id(&self, written: &str) -> Result<LedgerId, LedgerError> {
+        let sql = self.table.id_sql(written);
+        let look = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.primary.at_once());
+        let id: Result<String, sqlx::Error> = self.primary.again(look).await;
+        let id = id.map_err(|problem| self.no_id(written, problem))?;
+        Ok(match id.parse() {
+            Ok(number) if self.table.id_is_number() => LedgerId::Number(number),
+            _ => LedgerId::Text(id),
+        })
+    }
+
+    /// Says of an id that it cannot be one of the ledger's, if that is what is wrong.
+    fn no_id(&self, id: &str, problem: sqlx::Error) -> LedgerError {
+        let code = problem.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        // invalid_text_representation, numeric_value_out_of_range
+        match code.as_deref() {
+            Some("22P02" | "22003") => LedgerError::Shape(format!(
+                "`{id}` is no id of the ledger {}, whose ids are of type {}; hint: give the value of its id column",
+                self.table.name(),
+                self.table.id_type
+            )),
+            _ => problem.into(),
+        }
+    }
+
+    fn name_missing_id(&self, problem: LedgerError) -> LedgerError {
+        match problem {
+            LedgerError::Decode(ID_IS_NULL) => self.id_is_null(),
+            other => other,
+        }
+    }
+}

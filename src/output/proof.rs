@@ -1,0 +1,153 @@
+//! What `verify` found out, for a person or a machine.
+
+use serde_json::json;
+
+use super::{line, table, thousands};
+use crate::sync::{EntityProof, PruneReport};
+
+/// What the proof is about, whatever it finds.
+const NOT_PROVEN: &str = "that Elven still holds what it accepted; rows that were deleted before they were read; \
+                          what backfills and retries sent; bodies of which rows have changed since";
+
+/// The report of `verify`. Nothing is proven of an entity with a finding.
+pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
+    let holds = entities.iter().all(EntityProof::holds);
+    let (proven, not_proven) = (proven(entities), not_proven(entities, deep));
+    if as_json {
+        line(json!({
+            "holds": holds,
+            "deep": deep,
+            "entities": entities,
+            "proven": proven,
+            "not_proven": not_proven,
+        }));
+        return;
+    }
+    if entities.is_empty() {
+        line("no entity is registered, and none was: there is nothing to prove");
+        return;
+    }
+    let count = |count: usize| i64::try_from(count).map(thousands).unwrap_or_default();
+    let header =
+        ["entity", "", "passes", "batches", "rows proven", "pending", "set aside", "bodies", "findings"];
+    line(table(
+        &header,
+        &[2, 3, 4, 5, 6, 7, 8],
+        entities.iter().map(|entity| {
+            vec![
+                entity.entity_id.clone(),
+                if entity.holds() { "holds" } else { "BROKEN" }.to_owned(),
+                count(entity.passes),
+                count(entity.batches),
+                count(entity.rows_proven),
+                thousands(entity.rows_pending),
+                thousands(entity.rows_set_aside),
+                count(entity.bodies_proven),
+                count(entity.findings.len() + entity.more_findings),
+            ]
+        }),
+    ));
+    for entity in entities {
+        for finding in &entity.findings {
+            line(format_args!("{}: {}", place(entity, finding), finding.message));
+        }
+        if entity.more_findings > 0 {
+            line(format_args!("{}: and {} more like these", entity.entity_id, entity.more_findings));
+        }
+    }
+    line(format_args!("proven: {proven}."));
+    line(format_args!("not proven: {not_proven}."));
+}
+
+fn place(entity: &EntityProof, finding: &crate::sync::Finding) -> String {
+    let mut place = entity.entity_id.clone();
+    if let Some(pass_id) = finding.pass_id {
+        place = format!("{place}, pass {pass_id}");
+    }
+    if let Some(batch_id) = finding.batch_id {
+        place = format!("{place}, batch {batch_id}");
+    }
+    place
+}
+
+fn proven(entities: &[EntityProof]) -> String {
+    let whole: Vec<&EntityProof> = entities.iter().filter(|entity| entity.holds()).collect();
+    let sum = |of: fn(&EntityProof) -> i64| thousands(whole.iter().map(|entity| of(entity)).sum());
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let rows = whole.iter().map(|entity| entity.rows_proven).sum::<usize>();
+    let broken = entities.len() - whole.len();
+    let but = if broken > 0 { format!(" (nothing of the {broken} with findings)") } else { String::new() };
+    format!(
+        "of {} of {} entities{but}, each row that the ledger holds behind the watermark is in the one batch that dealt with \
+         it ({} rows), was uploaded, superseded or set aside with its error ({}), or waits ({}), and {} bodies have the \
+         hash that was recorded",
+        whole.len(),
+        entities.len(),
+        thousands(count(rows)),
+        sum(|entity| entity.rows_set_aside),
+        sum(|entity| entity.rows_pending),
+        thousands(count(whole.iter().map(|entity| entity.bodies_proven).sum())),
+    )
+}
+
+fn not_proven(entities: &[EntityProof], deep: bool) -> String {
+    let mut not_proven = NOT_PROVEN.to_owned();
+    let names = |of: fn(&EntityProof) -> bool| entities.iter().filter(|entity| of(entity)).count();
+    if !deep {
+        not_proven.push_str("; bodies outside of the sample (--deep makes all of them again)");
+    }
+    let unprovable: usize = entities.iter().map(|entity| entity.bodies_not_provable).sum();
+    if unprovable > 0 {
+        not_proven = format!(
+            "{not_proven}; {unprovable} bodies that were made with other rules of time zones, or before the zone was \
+             recorded"
+        );
+    }
+    for (count, what) in [
+        (names(|entity| entity.skipped_from_now), "rows that were there when {} was registered --from-now"),
+        (names(|entity| entity.pruned.is_some()), "what was pruned of the journal of {}"),
+    ] {
+        if count > 0 {
+            let entities = format!("{count} {}", if count == 1 { "entity" } else { "entities" });
+            not_proven = format!("{not_proven}; {}", what.replace("{}", &entities));
+        }
+    }
+    not_proven
+}
+
+/// The report of `prune`.
+pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
+    if as_json {
+        let PruneReport { before, entities, runs } = report;
+        line(json!({ "dry_run": rehearsed, "before": before, "entities": entities, "runs": runs }));
+        return;
+    }
+    let before = report.before.format("%Y-%m-%d %H:%M:%SZ");
+    if !report.entities.is_empty() {
+        let header = ["entity", "passes", "batches", "errors", ""];
+        line(table(
+            &header,
+            &[1, 2, 3],
+            report.entities.iter().map(|entity| {
+                vec![
+                    entity.entity_id.clone(),
+                    entity.passes.to_string(),
+                    entity.batches.to_string(),
+                    entity.errors.to_string(),
+                    if entity.busy { "somebody else has it locked; try again" } else { "" }.to_owned(),
+                ]
+            }),
+        ));
+    }
+    if rehearsed {
+        line(format_args!(
+            "dry run, nothing was changed: these passes and batches ended before {before} and would be folded into \
+             sync_pruned; resolved errors and runs that nothing else refers to go with them"
+        ));
+    } else {
+        line(format_args!(
+            "what ended before {before} is folded into sync_pruned, and {} runs that nothing refers to any more are gone",
+            report.runs
+        ));
+    }
+}

@@ -1,0 +1,66 @@
+//! What `status --row` says, for a person or a machine.
+
+use serde_json::json;
+
+use super::{line, table};
+use crate::sync::RowReport;
+
+/// What became of a row, for each entity that has it.
+pub fn report(row: &str, reports: &[RowReport], as_json: bool) {
+    if as_json {
+        line(json!({ "row": row, "entities": reports }));
+        return;
+    }
+    if reports.is_empty() {
+        line(format_args!(
+            "row {row} is neither in the ledger nor in the journal; hint: it may belong to a journal that was pruned, or to \
+             another ledger"
+        ));
+    }
+    for report in reports {
+        let entity_id = &report.entity_id;
+        line(format_args!("{entity_id}: row {row} {}", report.says));
+        for row in &report.rows {
+            line(format_args!("  in the ledger: {row}"));
+        }
+        if let Some(xid) = report.change_xid {
+            line(format_args!("  written by transaction {xid}"));
+        }
+        if !report.carried.is_empty() {
+            let header =
+                ["batch", "part of", "pass", "run", "", "status", "attempts", "HTTP", "ms", "answered"];
+            let number = |number: Option<i64>| number.map_or_else(String::new, |number| number.to_string());
+            line(table(
+                &header,
+                &[0, 1, 2, 3, 6, 7, 8],
+                report.carried.iter().map(|batch| {
+                    let mut status = batch.status.clone();
+                    for (holds, word) in [(batch.set_aside, "set aside"), (batch.ambiguous, "ambiguous")] {
+                        if holds {
+                            status = format!("{status}, {word}");
+                        }
+                    }
+                    vec![
+                        batch.batch_id.to_string(),
+                        number(batch.parent_id),
+                        number(batch.pass_id),
+                        batch.run_id.to_string(),
+                        batch.run_kind.clone(),
+                        status,
+                        batch.attempts.to_string(),
+                        number(batch.http_status.map(i64::from)),
+                        number(batch.duration_ms),
+                        batch
+                            .finished_at
+                            .map_or_else(String::new, |at| at.format("%Y-%m-%d %H:%M:%SZ").to_string()),
+                    ]
+                }),
+            ));
+        }
+        for error in &report.errors {
+            let state =
+                error.resolution.as_ref().map_or_else(|| "open".to_owned(), |why| format!("resolved: {why}"));
+            line(format_args!("  error {} ({}), {state}: {}", error.error_id, error.kind, error.message));
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Retention: what ended long ago is folded into totals, one durable step after the other.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::database::Database;
+use crate::fault_point::{Step, around};
+use crate::journal::JournalError;
+use crate::journal::prune::{self, Busy, Pruned, Pruner};
+
+/// What was pruned of an entity, or would be.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PrunedEntity {
+    /// The entity.
+    pub entity_id: String,
+    /// Passes.
+    pub passes: u64,
+    /// Batches.
+    pub batches: u64,
+    /// Resolved errors; in a rehearsal, at most.
+    pub errors: u64,
+    /// Somebody else had it locked all the time, and it was left for later.
+    pub busy: bool,
+}
+
+/// What was pruned, or would be.
+#[derive(Clone, Debug, Serialize)]
+pub struct PruneReport {
+    /// What has ended before this goes.
+    pub before: DateTime<Utc>,
+    /// By entity, for those of which there is something to prune.
+    pub entities: Vec<PrunedEntity>,
+    /// Runs that nothing refers to any more; not counted in a rehearsal.
+    pub runs: u64,
+}
+
+/// Prunes what has ended so long ago, or counts it.
+pub async fn prune(
+    database: &Database,
+    older_than: Duration,
+    rehearse: bool,
+) -> Result<PruneReport, JournalError> {
+    let (before, ids) = prune::scope(database, older_than).await?;
+    let mut entities = Vec::new();
+    for entity_id in ids {
+        let lane = Pruner { database, entity_id: &entity_id, before };
+        let would_go = lane.would_go().await?;
+        let prune::WouldGo { passes, batches, errors } = would_go;
+        if passes + batches + errors == 0 {
+            continue;
+        }
+        let mut pruned = PrunedEntity { entity_id: entity_id.clone(), passes, batches, errors, busy: false };
+        if !rehearse {
+            (pruned.passes, pruned.batches, pruned.errors) = (0, 0, 0);
+            pruned.busy = entity(lane, &mut pruned).await?.is_err();
+        }
+        if pruned.busy || pruned.passes + pruned.batches + pruned.errors > 0 {
+            entities.push(pruned);
+        }
+    }
+    let runs = if rehearse { 0 } else { around(Step::Prune, prune::prune_runs(database, before)).await? };
+    Ok(PruneReport { before, entities, runs })
+}
+
+/// All steps for one entity, in this order: each leaves what `verify` can prove.
+async fn entity(lane: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<Result<(), Busy>, JournalError> {
+    let mut given_up = 0;
+    let steps = async {
+        all(async || lane.declare().await, &mut pruned.passes).await?;
+        for group in lane.groups().await.map_err(Stopped::By)? {
+            all(async || lane.remove_batches(&group).await, &mut pruned.batches).await?;
+        }
+        all(async || lane.remove_loose_batches().await, &mut pruned.batches).await?;
+        all(async || lane.remove_given_up().await, &mut given_up).await?;
+        all(async || lane.remove_errors().await, &mut pruned.errors).await?;
+        let mut from = 0;
+        loop {
+            match around(Step::Prune, lane.fold(from)).await.map_err(Stopped::By)? {
+                Ok(Some(next)) => from = next,
+                Ok(None) => return Ok(()),
+                Err(busy) => return Err(Stopped::Busy(busy)),
+            }
+        }
+    };
+    let stopped = steps.await;
+    pruned.passes += given_up;
+    match stopped {
+        Ok(()) => Ok(Ok(())),
+        Err(Stopped::Busy(busy)) => Ok(Err(busy)),
+        Err(Stopped::By(problem)) => Err(problem),
+    }
+}
+
+/// Why a step was not done.
+enum Stopped {
+    Busy(Busy),
+    By(JournalError),
+}
+
+/// Does a step until nothing is left of it, and counts.
+async fn all(step: impl AsyncFn() -> Pruned, count: &mut u64) -> Result<(), Stopped> {
+    loop {
+        match around(Step::Prune, step()).await.map_err(Stopped::By)? {
+            Ok(0) => return Ok(()),
+            Ok(rows) => *count += rows,
+            Err(busy) => return Err(Stopped::Busy(busy)),
+        }
+    }
+}

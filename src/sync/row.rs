@@ -1,0 +1,294 @@
+//! What became of a ledger row: which request carried it, or why it has not gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::verify::chain::{self, Chain, Link};
+use super::{RunError, worker_name};
+use crate::align;
+use crate::batch::Batch;
+use crate::config::{ConfigError, Settings};
+use crate::database::Database;
+use crate::journal::carried::{self, Carried};
+use crate::journal::proof::{self, Change};
+use crate::journal::{Entity, Health, Journal, JournalError, Lane, RecordedError};
+use crate::ledger::{Ledger, Row};
+use crate::watermark::{LedgerId, Snapshot};
+
+/// What is to be said of a row, for machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Its present version was accepted.
+    Uploaded,
+    /// A newer row of its account, currency and second was sent in its place.
+    Superseded,
+    /// It is in `sync_errors`, and open there.
+    SetAside,
+    /// It was set aside, and a person or another row has resolved that.
+    Resolved,
+    /// It waits.
+    Pending,
+    /// It was skipped on request.
+    Skipped,
+    /// It was dealt with, and the journal of that was pruned.
+    Pruned,
+    /// The ledger does not have it any more.
+    Deleted,
+    /// It should have been dealt with, and nothing says so.
+    Missing,
+}
+
+impl Verdict {
+    /// A person should look.
+    pub fn needs_a_person(self) -> bool {
+        matches!(self, Verdict::SetAside | Verdict::Missing)
+    }
+}
+
+/// What became of a row of an entity.
+#[derive(Clone, Debug, Serialize)]
+pub struct RowReport {
+    /// The entity.
+    pub entity_id: String,
+    /// The row as the ledger has it now, as JSON; several when its id is no key.
+    pub rows: Vec<serde_json::Value>,
+    /// The transaction that wrote its present version.
+    pub change_xid: Option<u64>,
+    /// The batches that list it, this version or an earlier one, in order.
+    pub carried: Vec<Carried>,
+    /// Its errors, the newest first.
+    pub errors: Vec<RecordedError>,
+    /// What is to be said.
+    pub verdict: Verdict,
+    /// The same in a sentence.
+    pub says: String,
+}
+
+/// What is known of an entity.
+struct Known<'a> {
+    entity: Option<&'a Entity>,
+    last_error: Option<&'a str>,
+    lane: Lane,
+    chain: Chain,
+}
+
+/// Says what became of a row, for each entity that has it in the ledger or in the journal; none when nothing is known of it.
+pub async fn of_row(
+    settings: &Settings,
+    database: &Database,
+    written: &str,
+    only: Option<&str>,
+) -> Result<Vec<RowReport>, RunError> {
+    let (lease, window) = (settings.sync.lease, settings.api.signature_window);
+    Journal::open(database.clone(), worker_name(), lease, window).await?;
+    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let entities = Entity::list(database).await?;
+    let health = Health::list(database).await?;
+    let id = ledger.id(written).await?;
+    let mut holders: BTreeMap<String, u64> = ledger.holders(&id).await?.into_iter().collect();
+    holders.retain(|entity_id, _| only.is_none_or(|only| only == entity_id));
+    let look = || async {
+        let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
+        let carried = carried::carried(&mut transaction, &id, only).await?;
+        let errors = carried::errors_of(&mut transaction, &id.to_string(), only).await?;
+        let mut concerned: BTreeSet<String> = holders.keys().cloned().collect();
+        concerned.extend(carried.iter().map(|batch| batch.entity_id.clone()));
+        concerned.extend(errors.iter().map(|error| error.entity_id.clone()));
+        let mut found = Vec::new();
+        for entity_id in concerned {
+            let lane = proof::lane(&mut transaction, &entity_id).await?;
+            let changes = proof::changes(&mut transaction, &entity_id).await?;
+            found.push((entity_id, chain::follow(changes, &lane), lane));
+        }
+        transaction.commit().await.map_err(JournalError::from)?;
+        Ok::<_, RunError>((carried, errors, found))
+    };
+    let (carried, errors, found) = database.again(look).await?;
+    if let Some(only) = only
+        && found.is_empty()
+        && entities.iter().all(|entity| entity.entity_id != only)
+    {
+        let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
+        return Err(ConfigError(crate::output::unknown_entity(only, &known)).into());
+    }
+    let mut reports = Vec::new();
+    for (entity_id, chain, lane) in found {
+        let rows = ledger.rows_with_id(&entity_id, &id.to_string()).await?;
+        let of_entity = |health: &&Health| health.entity_id == entity_id;
+        let known = Known {
+            entity: entities.iter().find(|entity| entity.entity_id == entity_id),
+            last_error: health.iter().find(of_entity).and_then(|health| health.last_error.as_deref()),
+            lane,
+            chain,
+        };
+        let carried: Vec<Carried> = carried.iter().filter(|b| b.entity_id == entity_id).cloned().collect();
+        let errors: Vec<RecordedError> =
+            errors.iter().filter(|error| error.entity_id == entity_id).cloned().collect();
+        let (verdict, says) = judge(&ledger, &entity_id, &known, (&rows, &carried, &errors)).await?;
+        reports.push(RowReport {
+            change_xid: rows.iter().map(|row| row.xid).max(),
+            rows: rows.iter().map(Row::to_json).collect(),
+            entity_id,
+            carried,
+            errors,
+            verdict,
+            says,
+        });
+    }
+    Ok(reports)
+}
+
+type Said = (Verdict, String);
+
+/// What is to be said of the present version of a row.
+async fn judge(
+    ledger: &Ledger,
+    entity_id: &str,
+    known: &Known<'_>,
+    (rows, carried, errors): (&[Row], &[Carried], &[RecordedError]),
+) -> Result<Said, RunError> {
+    let Some(row) = rows.iter().max_by_key(|row| row.xid) else {
+        let last = carried.iter().rfind(|batch| batch.status == "accepted" && !batch.set_aside);
+        let says = match last {
+            Some(batch) => format!("is not in the ledger any more; its last version went {}", went(batch)),
+            None => "is not in the ledger any more; no version of it was uploaded".to_owned(),
+        };
+        return Ok((Verdict::Deleted, says));
+    };
+    let covers = |link: &&Link| {
+        link.target.contains(row.xid)
+            && !link.settled.as_ref().is_some_and(|settled| settled.contains(row.xid))
+    };
+    let Some(link) = known.chain.links.iter().rfind(covers) else {
+        return Ok(not_in_a_pass(known, row));
+    };
+    let leaf = carried.iter().rfind(|batch| batch.pass_id == Some(link.pass_id) && batch.status != "split");
+    let Some(leaf) = leaf else {
+        return Ok(if link.is_open() {
+            waits(known, &format!("belongs to pass {}, which is open and has not come to it", link.pass_id))
+        } else {
+            let says = format!(
+                "belongs to pass {}, which is closed, and no batch of it lists the row; hint: `elven-sync verify` says \
+                 more; updating the row uploads it",
+                link.pass_id
+            );
+            (Verdict::Missing, says)
+        });
+    };
+    if leaf.set_aside && matches!(leaf.status.as_str(), "accepted" | "rejected") {
+        return Ok(set_aside(leaf, carried, errors));
+    }
+    if leaf.status != "accepted" {
+        let says = format!("is in batch {}, which is `{}`", leaf.batch_id, leaf.status);
+        return Ok(waits(known, &says));
+    }
+    if leaf.has_superseded
+        && let Some(newer) = superseded_by(ledger, entity_id, known, (row, leaf)).await?
+    {
+        let says = format!(
+            "was superseded by row {newer} of the same account, currency and second, which went in its place {}",
+            went(leaf)
+        );
+        return Ok((Verdict::Superseded, says));
+    }
+    Ok((Verdict::Uploaded, format!("was uploaded {}", went(leaf))))
+}
+
+/// What is to be said when no pass of the journal has the version.
+fn not_in_a_pass(known: &Known<'_>, row: &Row) -> Said {
+    let has = |watermark: Option<&Snapshot>| watermark.is_some_and(|watermark| watermark.contains(row.xid));
+    if has(known.lane.settled.as_ref()) {
+        let covers = |change: &&Change| has(change.target.as_ref()) && !has(change.settled.as_ref());
+        return match known.chain.others.iter().find(covers).map(|change| change.kind.as_str()) {
+            Some("from_now") => (
+                Verdict::Skipped,
+                "was there when the entity was registered --from-now, and is skipped; hint: updating it uploads it".to_owned(),
+            ),
+            Some(_) => (
+                Verdict::Pruned,
+                "was dealt with by a pass whose batches were pruned from the journal".to_owned(),
+            ),
+            None => (
+                Verdict::Missing,
+                "lies behind the watermark, and no pass of the journal has it; hint: `elven-sync verify` says more".to_owned(),
+            ),
+        };
+    }
+    let why = match &known.lane.settled {
+        _ if known.entity.is_none() => "its entity is not registered; hint: elven-sync entity add".to_owned(),
+        Some(settled) if settled.xmax() > row.xid => {
+            format!("transaction {} was open when the last pass began, and the next one has it", row.xid)
+        }
+        _ => "it was written after the last pass began, and the next one has it".to_owned(),
+    };
+    waits(known, &why)
+}
+
+fn waits(known: &Known<'_>, why: &str) -> Said {
+    let mut says = format!("waits: {why}");
+    if known.entity.is_some_and(|entity| entity.paused) {
+        says.push_str("; the entity is paused; hint: elven-sync entity resume");
+    } else if let Some(error) = known.last_error {
+        says = format!("{says}; the entity has stopped: {error}");
+    }
+    (Verdict::Pending, says)
+}
+
+fn set_aside(leaf: &Carried, carried: &[Carried], errors: &[RecordedError]) -> Said {
+    let later = carried.iter().rfind(|batch| {
+        batch.batch_id > leaf.batch_id
+            && batch.pass_id.is_none()
+            && batch.status == "accepted"
+            && !batch.set_aside
+    });
+    if let Some(later) = later {
+        let says = format!("was set aside by batch {}, and uploaded since {}", leaf.batch_id, went(later));
+        return (Verdict::Uploaded, says);
+    }
+    match errors.first() {
+        Some(RecordedError { error_id, resolution: Some(resolution), .. }) => {
+            let says = format!(
+                "was set aside by batch {}; error {error_id} is resolved: {resolution}",
+                leaf.batch_id
+            );
+            (Verdict::Resolved, says)
+        }
+        Some(error) => {
+            let says = format!(
+                "was set aside by batch {}, error {}: {}",
+                leaf.batch_id, error.error_id, error.message
+            );
+            (Verdict::SetAside, says)
+        }
+        None => {
+            let says = format!(
+                "was set aside by batch {}, and sync_errors says nothing of it; hint: updating the row uploads it",
+                leaf.batch_id
+            );
+            (Verdict::Missing, says)
+        }
+    }
+}
+
+/// The row of a batch that was sent in place of this one, if it still can be told.
+async fn superseded_by(
+    ledger: &Ledger,
+    entity_id: &str,
+    known: &Known<'_>,
+    (row, leaf): (&Row, &Carried),
+) -> Result<Option<LedgerId>, RunError> {
+    let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
+    let Some(zone) = zone.and_then(|name| align::zone(name).ok()) else { return Ok(None) };
+    let batch = Batch::build(None, vec![row.clone()], zone);
+    let rivals = ledger.rivals(entity_id, row).await?;
+    let newer = rivals.into_iter().filter(|rival| leaf.ids.contains(&rival.id));
+    Ok(newer.into_iter().find(|rival| batch.is_superseded_by(rival, zone)).map(|rival| rival.id))
+}
+
+fn went(batch: &Carried) -> String {
+    let when = batch.finished_at.unwrap_or(batch.created_at).format("%Y-%m-%d %H:%M:%SZ");
+    let twice = if batch.ambiguous { ", and may have arrived more than once" } else { "" };
+    format!("in batch {} of run {} on {when}{twice}", batch.batch_id, batch.run_id)
+}

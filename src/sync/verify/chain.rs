@@ -1,0 +1,297 @@
+//! The chain of watermarks: each change begins where the one before ended, and the last one ends where the entity is.
+
+use super::Finding;
+use crate::journal::Lane;
+use crate::journal::proof::Change;
+use crate::watermark::{Cursor, Snapshot};
+
+/// A watermark is shown up to this many characters: it may list many transactions.
+const SHOWN_MAX: usize = 60;
+
+/// What is left of the changes of a watermark when those are left out that a rewind took back.
+#[derive(Debug, Default)]
+pub(in crate::sync) struct Chain {
+    /// The passes, in order; the last one may be open.
+    pub links: Vec<Link>,
+    /// The others: what was skipped at registration, or pruned.
+    pub others: Vec<Change>,
+    /// Where it is broken.
+    pub findings: Vec<Finding>,
+}
+
+/// A pass of the chain.
+#[derive(Clone, Debug)]
+pub(in crate::sync) struct Link {
+    pub pass_id: i64,
+    pub settled: Option<Snapshot>,
+    pub target: Snapshot,
+    pub stage: Stage,
+}
+
+/// Whether a pass is through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::sync) enum Stage {
+    /// It was closed, here if that is known.
+    Closed(Option<Cursor>),
+    /// It is open, and has come so far.
+    Open(Option<Cursor>),
+}
+
+impl Link {
+    pub(in crate::sync) fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open(_))
+    }
+}
+
+/// Follows the changes of a watermark to where the entity is now.
+pub(in crate::sync) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
+    let mut chain = Chain::default();
+    let mut stack: Vec<Change> = Vec::new();
+    let mut seen: Vec<Snapshot> = Vec::new();
+    let mut watermark: Option<Snapshot> = None;
+    for change in changes {
+        if change.kind == "rebind" {
+            // It accepts another cluster, and may come while a pass is open.
+            if change.settled != change.target {
+                chain.find("chain", &change, "is a rebind and yet moves the watermark");
+            }
+            continue;
+        }
+        if let Some(open) = stack.pop_if(|top| is_open(top))
+            && change.kind != "rewind"
+        {
+            chain.find("open_pass", &open, "was never finished nor given up, and others follow");
+        }
+        if change.settled != watermark {
+            let (begins, ended) = (shown(change.settled.as_ref()), shown(watermark.as_ref()));
+            chain.find(
+                "chain",
+                &change,
+                &format!(
+                    "begins at {begins}, but what is before it ended at {ended}: a pass was removed or a watermark \
+                     altered, and what lies between may have been skipped"
+                ),
+            );
+        }
+        if change.kind == "rewind" {
+            chain.rewind(&change, &mut stack, &seen);
+            watermark.clone_from(&change.target);
+            continue;
+        }
+        if !is_open(&change) {
+            watermark.clone_from(&change.target);
+            seen.extend(change.target.clone());
+        }
+        stack.push(change);
+    }
+    chain.ends_at(stack.last().filter(|top| is_open(top)), watermark.as_ref(), lane);
+    let (passes, others) = stack.into_iter().partition(|change| change.kind == "pass");
+    chain.others = others;
+    for change in passes {
+        chain.add(change, lane);
+    }
+    chain
+}
+
+fn is_open(change: &Change) -> bool {
+    change.kind == "pass" && change.finished_at.is_none()
+}
+
+impl Chain {
+    fn find(&mut self, what: &'static str, change: &Change, message: &str) {
+        let message = format!(
+            "the change of the watermark in sync_passes {message}; hint: restore the row from a backup, or `elven-sync \
+             entity rewind` uploads again"
+        );
+        self.findings.push(Finding::new(what, message).of_pass(change.pass_id));
+    }
+
+    /// Takes back what a rewind took back: all behind the change that covers where it went.
+    fn rewind(&mut self, rewind: &Change, stack: &mut Vec<Change>, seen: &[Snapshot]) {
+        let Some(to) = &rewind.target else {
+            stack.clear();
+            return;
+        };
+        let covers = |change: &Change| change.target.as_ref().is_some_and(|target| to.is_within(target));
+        let exact = stack.iter().rposition(|change| change.target.as_ref() == Some(to));
+        let kept = exact.or_else(|| stack.iter().position(covers));
+        let is_known = seen.contains(to) || stack.iter().any(|c| c.kind == "pruned" && covers(c));
+        match kept {
+            Some(kept) if is_known => {
+                stack.truncate(kept + 1);
+                if let Some(last) = stack.last_mut() {
+                    // What it dealt with beyond that waits again.
+                    last.target = Some(to.clone());
+                }
+            }
+            _ => self.find(
+                "chain",
+                rewind,
+                &format!("is a rewind to {}, where the watermark never was", shown(Some(to))),
+            ),
+        }
+    }
+
+    /// The state of the entity is where its last change has ended, and the open pass is the one that is open.
+    fn ends_at(&mut self, open: Option<&Change>, watermark: Option<&Snapshot>, lane: &Lane) {
+        if lane.settled.as_ref() != watermark {
+            let (stands, ended) = (shown(lane.settled.as_ref()), shown(watermark));
+            self.findings.push(Finding::new(
+                "watermark",
+                format!(
+                    "the watermark in sync_state is {stands}, but the last change in sync_passes ended at {ended}: it \
+                     was moved by hand, or a pass was removed; rows between the two may have been skipped; hint: \
+                     `elven-sync entity rewind` uploads again"
+                ),
+            ));
+        }
+        let recorded = open.map(|open| (open.pass_id, open.target.as_ref()));
+        let stated = lane.open.as_ref().map(|(pass_id, target)| (*pass_id, Some(target)));
+        if recorded != stated {
+            let pass_id = stated.or(recorded).map(|(pass_id, _)| pass_id);
+            let message = "the open pass in sync_state and the unfinished one in sync_passes are not the same, or have \
+                           different targets: one of them was altered; hint: `elven-sync entity rewind` uploads again";
+            self.findings.push(Finding { pass_id, ..Finding::new("open_pass", message) });
+        }
+    }
+
+    fn add(&mut self, change: Change, lane: &Lane) {
+        let is_open = is_open(&change);
+        let Change { pass_id, settled, target: Some(target), last, .. } = change else {
+            return self.find("chain", &change, "is a pass without a target");
+        };
+        if settled.as_ref().is_some_and(|settled| !settled.is_within(&target)) {
+            let message = "a pass moves the watermark back: its target was altered; hint: restore the row from a backup";
+            self.findings.push(Finding::new("chain", message).of_pass(pass_id));
+        }
+        let stage = if is_open { Stage::Open(lane.cursor.clone()) } else { Stage::Closed(last) };
+        self.links.push(Link { pass_id, settled, target, stage });
+    }
+}
+
+fn shown(watermark: Option<&Snapshot>) -> String {
+    let Some(watermark) = watermark else { return "the start".to_owned() };
+    let text = watermark.to_string();
+    match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(pass_id: i64, kind: &str, settled: &str, target: &str) -> Change {
+        let snapshot = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
+        Change {
+            pass_id,
+            kind: kind.to_owned(),
+            settled: snapshot(settled),
+            target: snapshot(target),
+            finished_at: Some(chrono::DateTime::UNIX_EPOCH),
+            last: None,
+        }
+    }
+
+    const A: &str = "10:10:";
+    const B: &str = "20:20:";
+    const C: &str = "30:30:";
+
+    /// The passes that are left, and the kinds of findings.
+    fn followed(
+        changes: Vec<Change>,
+        settled: &str,
+        open: Option<(i64, &str)>,
+    ) -> (Vec<i64>, Vec<&'static str>) {
+        let lane = Lane {
+            settled: (!settled.is_empty()).then(|| settled.parse().unwrap()),
+            open: open.map(|(pass_id, target)| (pass_id, target.parse().unwrap())),
+            ..Lane::default()
+        };
+        let chain = follow(changes, &lane);
+        let whats = chain.findings.iter().map(|finding| finding.what).collect();
+        (chain.links.iter().map(|link| link.pass_id).collect(), whats)
+    }
+
+    fn open(change: Change) -> Change {
+        Change { finished_at: None, ..change }
+    }
+
+    #[test]
+    fn what_a_person_or_a_prune_may_do_breaks_no_chain() {
+        let pass = |id, settled, target| change(id, "pass", settled, target);
+        for (changes, settled, opened, links) in [
+            (vec![], "", None, vec![]),
+            (vec![pass(1, "", A), pass(2, A, B)], B, None, vec![1, 2]),
+            (vec![pass(1, "", A), open(pass(2, A, B))], A, Some((2, B)), vec![1, 2]),
+            (vec![pass(1, "", A), pass(2, A, B), change(3, "rewind", B, A)], A, None, vec![1]),
+            (
+                vec![pass(1, "", A), pass(2, A, B), change(3, "rewind", B, ""), pass(4, "", C)],
+                C,
+                None,
+                vec![4],
+            ),
+            // A pass that was open when its entity was rewound.
+            (
+                vec![pass(1, "", A), open(pass(2, A, B)), change(3, "rewind", A, A), pass(4, A, C)],
+                C,
+                None,
+                vec![1, 4],
+            ),
+            // Back to where an earlier rewind came from: what the third pass dealt with covers it.
+            (
+                vec![
+                    pass(1, "", A),
+                    pass(2, A, B),
+                    change(3, "rewind", B, A),
+                    pass(4, A, C),
+                    change(5, "rewind", C, B),
+                ],
+                B,
+                None,
+                vec![1, 4],
+            ),
+            (
+                vec![pass(1, "", A), open(pass(2, A, B)), change(3, "rebind", A, A)],
+                A,
+                Some((2, B)),
+                vec![1, 2],
+            ),
+            (
+                vec![pass(1, "", A), pass(2, A, B), change(3, "rebind", A, A), pass(4, B, C)],
+                C,
+                None,
+                vec![1, 2, 4],
+            ),
+            (vec![change(1, "from_now", "", A), pass(2, A, B)], B, None, vec![2]),
+            (vec![change(2, "pruned", "", B), pass(3, B, C)], C, None, vec![3]),
+            (vec![change(2, "pruned", "", B), change(3, "rewind", B, A), pass(4, A, C)], C, None, vec![4]),
+        ] {
+            assert_eq!(followed(changes.clone(), settled, opened), (links, vec![]), "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_else_was_done_to_it_is_found() {
+        let pass = |id, settled, target| change(id, "pass", settled, target);
+        for (changes, settled, opened, what) in [
+            (vec![pass(1, "", A), pass(3, B, C)], C, None, "chain"),
+            (vec![pass(2, A, B)], B, None, "chain"),
+            (vec![pass(1, "", A)], B, None, "watermark"),
+            (vec![pass(1, "", B)], A, None, "watermark"),
+            (vec![], A, None, "watermark"),
+            (vec![pass(1, "", A), open(pass(2, A, B))], A, None, "open_pass"),
+            (vec![pass(1, "", A)], A, Some((2, B)), "open_pass"),
+            (vec![pass(1, "", A), open(pass(2, A, B))], A, Some((2, C)), "open_pass"),
+            (vec![open(pass(1, "", A)), pass(2, "", B)], B, None, "open_pass"),
+            (vec![pass(1, "", A), change(2, "rewind", A, B)], B, None, "chain"),
+            (vec![pass(1, "", C), change(2, "rewind", C, B)], B, None, "chain"),
+            (vec![pass(1, "", A), change(2, "rebind", A, B)], A, None, "chain"),
+            (vec![pass(1, "", B), pass(2, B, A)], A, None, "chain"),
+        ] {
+            let (_, found) = followed(changes.clone(), settled, opened);
+            assert_eq!(found, [what], "{changes:?}");
+        }
+    }
+}

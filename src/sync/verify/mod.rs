@@ -1,0 +1,294 @@
+//! The proof that nothing was skipped, from the journal and the ledger as they are at one moment.
+//!
+//! Each version of a ledger row belongs to one pass of its entity, and in it to the interval of one batch, which lists
+//! it. So it is enough that the passes form a chain up to the watermark ([`chain`]), that the batches of a pass touch
+//! and say of themselves what adds up ([`batches`]), and that what the ledger holds in an interval is in the list of
+//! the batch ([`rows`]). Nothing is changed, and what others write meanwhile is not seen.
+
+mod batches;
+pub(super) mod chain;
+mod rows;
+
+use chrono_tz::Tz;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+
+use self::batches::Walk;
+use self::chain::{Chain, Link};
+use super::{RunError, fit, worker_name};
+use crate::align;
+use crate::config::{ConfigError, Settings};
+use crate::database::{Database, Transaction};
+use crate::journal::proof::{self, Pruned};
+use crate::journal::{Journal, JournalError};
+use crate::ledger::{Ledger, LedgerError};
+
+/// Batches, and passes, that are looked at together.
+const TOGETHER_MAX: usize = 100;
+/// Passes whose batches are counted together.
+const COUNTED_MAX: usize = 1000;
+/// Of each entity so many findings are kept; the others are counted.
+const FINDINGS_MAX: usize = 100;
+/// Of each finding so many rows are named.
+const ROWS_NAMED_MAX: usize = 20;
+/// Of each entity so many whole batches have their bodies made again, unless all are asked for.
+const SAMPLE: usize = 20;
+
+/// Something that is not as it has to be.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// What kind it is: a word for machines.
+    pub what: &'static str,
+    /// The pass.
+    pub pass_id: Option<i64>,
+    /// The batch.
+    pub batch_id: Option<i64>,
+    /// The ledger rows, or the first of them.
+    pub ledger_ids: Vec<String>,
+    /// What it is, what it means, and what to do.
+    pub message: String,
+}
+
+impl Finding {
+    fn new(what: &'static str, message: impl Into<String>) -> Self {
+        Self { what, pass_id: None, batch_id: None, ledger_ids: Vec::new(), message: message.into() }
+    }
+
+    fn of_pass(self, pass_id: i64) -> Self {
+        Self { pass_id: Some(pass_id), ..self }
+    }
+
+    fn of_batch(self, batch_id: Option<i64>) -> Self {
+        Self { batch_id, ..self }
+    }
+
+    fn of_rows(self, ledger_ids: Vec<String>) -> Self {
+        Self { ledger_ids, ..self }
+    }
+}
+
+/// What was found out about an entity.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct EntityProof {
+    /// The entity.
+    pub entity_id: String,
+    /// Passes that were looked at, since the last rewind.
+    pub passes: usize,
+    /// Batches of theirs, parts not counted.
+    pub batches: usize,
+    /// Ledger rows of which it is proven that a batch dealt with them.
+    pub rows_proven: usize,
+    /// Ledger rows that wait.
+    pub rows_pending: i64,
+    /// Rows that these batches set aside.
+    pub rows_set_aside: i64,
+    /// Bodies that were made again from the ledger and have the hash that was recorded.
+    pub bodies_proven: usize,
+    /// Bodies that could not be made again, since rows of them have changed since.
+    pub bodies_changed: usize,
+    /// Bodies that came out differently for a known reason: other rules of time zones, or a zone that was not recorded.
+    pub bodies_not_provable: usize,
+    /// What was there when it was registered was skipped on request.
+    pub skipped_from_now: bool,
+    /// What was pruned from its journal, of which nothing is proven.
+    pub pruned: Option<Pruned>,
+    /// What is not as it has to be.
+    pub findings: Vec<Finding>,
+    /// Further findings, not kept.
+    pub more_findings: usize,
+}
+
+impl EntityProof {
+    fn find(&mut self, finding: Finding) {
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(finding);
+        } else {
+            self.more_findings += 1;
+        }
+    }
+
+    /// Everything is as it has to be.
+    pub fn holds(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// Checks all entities that have a journal, or those named. `deep`: makes all bodies again, not a sample.
+pub async fn verify(
+    settings: &Settings,
+    database: &Database,
+    only: &[String],
+    deep: bool,
+) -> Result<Vec<EntityProof>, RunError> {
+    let (lease, window) = (settings.sync.lease, settings.api.signature_window);
+    // Refuses a schema of another version.
+    Journal::open(database.clone(), worker_name(), lease, window).await?;
+    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    super::warn_of(&ledger.without_trigger().await?);
+    let all = database.again(|| async {
+        let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
+        proof::entities(&mut transaction).await
+    });
+    let all = all.await?;
+    if let Some(missing) = only.iter().find(|id| !all.contains(id)) {
+        let known: Vec<&str> = all.iter().map(String::as_str).collect();
+        return Err(ConfigError(crate::output::unknown_entity(missing, &known)).into());
+    }
+    let selected = all.into_iter().filter(|id| only.is_empty() || only.contains(id));
+    let (database, ledger) = (&database, &ledger);
+    stream::iter(selected)
+        .map(async |entity_id| database.again(|| prove(database, ledger, &entity_id, deep)).await)
+        .buffered(settings.sync.entities_at_once.max(1))
+        .try_collect()
+        .await
+}
+
+/// Checks one entity, all of it in one snapshot.
+async fn prove(
+    database: &Database,
+    ledger: &Ledger,
+    entity_id: &str,
+    deep: bool,
+) -> Result<EntityProof, RunError> {
+    let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
+    let lane = proof::lane(&mut transaction, entity_id).await?;
+    let progress = lane.progress(entity_id);
+    let look = ledger.look_in(&mut transaction, &progress).await?;
+    let changes = proof::changes(&mut transaction, entity_id).await?;
+    let zone = proof::timezone(&mut transaction, entity_id).await?;
+    let pruned = proof::pruned(&mut transaction, entity_id).await?;
+    let Chain { links, others, findings } = chain::follow(changes, &lane);
+    let mut report = EntityProof {
+        entity_id: entity_id.to_owned(),
+        passes: links.len(),
+        skipped_from_now: others.iter().any(|change| change.kind == "from_now"),
+        pruned,
+        ..EntityProof::default()
+    };
+    for finding in findings {
+        report.find(finding);
+    }
+    let misfit = fit::fits(ledger.name(), entity_id, &lane, &look).err();
+    let fits = misfit.is_none();
+    match misfit {
+        Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),
+        None => report.rows_pending = ledger.pending_in(&mut transaction, &progress).await?,
+    }
+    let zone = zone.and_then(|name| align::zone(&name).ok());
+    let mut checker = Checker { ledger, entity_id, zone, fits, report, sample: Sample::default() };
+    checker.sample.step = if deep { Some(1) } else { None };
+    checker.passes(&mut transaction, &links).await?;
+    transaction.commit().await.map_err(JournalError::from)?;
+    Ok(checker.report)
+}
+
+/// Which whole batches have their bodies made again: every so manieth.
+#[derive(Default)]
+struct Sample {
+    /// Known once the batches were counted.
+    step: Option<usize>,
+    offset: usize,
+    seen: usize,
+}
+
+impl Sample {
+    fn of(&mut self, batches: usize) {
+        let step = *self.step.get_or_insert((batches / SAMPLE).max(1));
+        // Another one each time, so that what is checked again and again is checked all over.
+        self.offset = fastrand::usize(..step);
+    }
+
+    fn takes_next(&mut self) -> bool {
+        self.seen += 1;
+        self.seen % self.step.unwrap_or(1) == self.offset
+    }
+}
+
+/// What goes through the passes of an entity.
+struct Checker<'a> {
+    ledger: &'a Ledger,
+    entity_id: &'a str,
+    /// The zone that the entity has now.
+    zone: Option<Tz>,
+    /// The watermark is one of this ledger: only then its rows say something.
+    fits: bool,
+    report: EntityProof,
+    sample: Sample,
+}
+
+impl Checker<'_> {
+    /// Goes through passes: a few small ones together, a large one in pages.
+    async fn passes(&mut self, transaction: &mut Transaction, links: &[Link]) -> Result<(), RunError> {
+        let mut counts = Vec::with_capacity(links.len());
+        for links in links.chunks(COUNTED_MAX) {
+            let pass_ids: Vec<i64> = links.iter().map(|link| link.pass_id).collect();
+            let counted = proof::count_roots(transaction, &pass_ids).await?;
+            counts.extend(pass_ids.iter().map(|pass_id| counted.get(pass_id).copied().unwrap_or(0)));
+        }
+        self.report.batches = counts.iter().sum();
+        self.sample.of(self.report.batches);
+        let mut from = 0;
+        while from < links.len() {
+            let mut until = from + 1;
+            let mut batches = counts[from];
+            while until < links.len()
+                && until - from < TOGETHER_MAX
+                && batches + counts[until] <= TOGETHER_MAX
+            {
+                batches += counts[until];
+                until += 1;
+            }
+            if batches > TOGETHER_MAX {
+                self.large(transaction, &links[from]).await?;
+            } else {
+                self.small(transaction, &links[from..until]).await?;
+            }
+            from = until;
+        }
+        Ok(())
+    }
+
+    /// Passes with few batches.
+    async fn small(&mut self, transaction: &mut Transaction, links: &[Link]) -> Result<(), RunError> {
+        let pass_ids: Vec<i64> = links.iter().map(|link| link.pass_id).collect();
+        let roots = proof::roots_of_all(transaction, &pass_ids).await?;
+        let parts = batches::parts(transaction, &roots).await?;
+        let mut roots = roots.into_iter().peekable();
+        let mut claims = Vec::new();
+        for link in links {
+            let mut walk = Walk::of(link);
+            let mut of_pass = Vec::new();
+            while let Some(root) = roots.next_if(|root| root.pass_id == link.pass_id) {
+                of_pass.push(root);
+            }
+            self.go_over(&mut walk, of_pass, &parts, &mut claims);
+            self.end(walk, &mut claims);
+        }
+        self.check_rows(transaction, claims).await
+    }
+
+    /// A pass with many batches.
+    async fn large(&mut self, transaction: &mut Transaction, link: &Link) -> Result<(), RunError> {
+        let mut walk = Walk::of(link);
+        let mut behind = 0;
+        loop {
+            let page = i64::try_from(TOGETHER_MAX).unwrap_or(i64::MAX);
+            let roots = proof::roots_of(transaction, link.pass_id, behind, page).await?;
+            let Some(last) = roots.last() else { break };
+            behind = last.batch_id;
+            let parts = batches::parts(transaction, &roots).await?;
+            let mut claims = Vec::new();
+            self.go_over(&mut walk, roots, &parts, &mut claims);
+            self.check_rows(transaction, claims).await?;
+        }
+        let mut claims = Vec::new();
+        self.end(walk, &mut claims);
+        self.check_rows(transaction, claims).await
+    }
+}
+
+impl From<sqlx::Error> for RunError {
+    fn from(problem: sqlx::Error) -> Self {
+        LedgerError::from(problem).into()
+    }
+}

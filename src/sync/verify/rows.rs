@@ -1,0 +1,190 @@
+//! What the ledger holds, against what the batches claim.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::batches::{Claim, Leaf};
+use super::{Checker, Finding, ROWS_NAMED_MAX};
+use crate::align;
+use crate::batch::{Batch, unpack_ids};
+use crate::database::Transaction;
+use crate::journal::proof;
+use crate::ledger::{Interval, Row};
+use crate::sync::RunError;
+use crate::watermark::LedgerId;
+
+/// So many rows more than a batch lists are read of its interval: any is one too many.
+const ROWS_TOO_MANY: usize = 100;
+
+impl Claim<'_> {
+    fn interval(&self) -> Interval<'_> {
+        Interval {
+            settled: self.link.settled.as_ref(),
+            target: &self.link.target,
+            after: self.after.clone(),
+            until: self.until.clone(),
+            rows_max: self.rows + ROWS_TOO_MANY,
+        }
+    }
+}
+
+impl Checker<'_> {
+    /// Compares claims with the ledger and with the rows that were set aside.
+    pub(super) async fn check_rows(
+        &mut self,
+        transaction: &mut Transaction,
+        mut claims: Vec<Claim<'_>>,
+    ) -> Result<(), RunError> {
+        self.check_set_aside(transaction, &claims).await?;
+        // Transaction ids of another cluster, or ids of another table, mean nothing here.
+        if !self.fits {
+            return Ok(());
+        }
+        let mut unlisted: BTreeMap<usize, Vec<LedgerId>> = BTreeMap::new();
+        {
+            let (intervals, mut left): (Vec<_>, Vec<_>) = claims
+                .iter_mut()
+                .map(|claim| (std::mem::take(&mut claim.ids), &*claim))
+                .map(|(ids, claim)| (claim.interval(), (ids, claim.is_done)))
+                .unzip();
+            let proven = &mut self.report.rows_proven;
+            let row = |place: usize, id: LedgerId| {
+                let Some((ids, is_done)) = left.get_mut(place) else { return };
+                match ids.get_mut(&id).filter(|times| **times > 0) {
+                    Some(times) => {
+                        *times -= 1;
+                        *proven += usize::from(*is_done);
+                    }
+                    None => unlisted.entry(place).or_default().push(id),
+                }
+            };
+            self.ledger.listed(transaction, self.entity_id, &intervals, row).await?;
+        }
+        for (place, ids) in unlisted {
+            self.report.find(unlisted_rows(&claims[place], &ids));
+        }
+        for claim in claims.iter().filter(|claim| claim.is_sampled && !claim.leaves.is_empty()) {
+            let rows = self.ledger.rows_of(transaction, self.entity_id, &claim.interval()).await?;
+            for leaf in claim.leaves.iter().filter(|leaf| leaf.batch.is_done() && leaf.batch.rows_read > 0) {
+                self.check_body(leaf, &rows);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a body again, as far as its rows are what they were.
+    fn check_body(&mut self, leaf: &Leaf, rows: &[Row]) {
+        let batch = &leaf.batch;
+        let ids: HashSet<&LedgerId> = leaf.ids.iter().collect();
+        let rows: Vec<Row> = rows.iter().filter(|row| ids.contains(&row.id)).cloned().collect();
+        if rows.is_empty() || rows.len() != leaf.ids.len() {
+            self.report.bodies_changed += 1;
+            return;
+        }
+        // The order of rows that share an id is PostgreSQL's.
+        let has_ties = ids.len() < rows.len();
+        let recorded = batch.timezone.as_deref().map(|name| align::zone(name).ok());
+        let Some(zone) = recorded.unwrap_or(self.zone) else {
+            self.report.bodies_not_provable += 1;
+            return;
+        };
+        let made = Batch::build(None, rows, zone);
+        if made.body_sha256 == batch.body_sha256 {
+            self.report.bodies_proven += 1;
+        } else if recorded.is_none() || has_ties || batch.tzdata != chrono_tz::IANA_TZDB_VERSION {
+            self.report.bodies_not_provable += 1;
+        } else {
+            let message = format!(
+                "the rows of batch {0} make another body now than the one whose hash was recorded (body_sha256), and none \
+                 has a newer change_xid: the hash was altered, or rows were changed without their stamp, or [ledger] maps \
+                 them differently; hint: see docs/ledgers.md on what goes round the trigger; updating the rows uploads \
+                 them again",
+                batch.batch_id
+            );
+            self.report
+                .find(Finding::new("body", message).of_pass(batch.pass_id).of_batch(Some(batch.batch_id)));
+        }
+    }
+
+    /// Each row that was set aside has its row in `sync_errors`.
+    async fn check_set_aside(
+        &mut self,
+        transaction: &mut Transaction,
+        claims: &[Claim<'_>],
+    ) -> Result<(), RunError> {
+        let leaves = claims.iter().filter(|claim| claim.is_done).flat_map(|claim| &claim.leaves);
+        let leaves: Vec<&Leaf> = leaves.filter(|leaf| leaf.batch.rows_rejected > 0).collect();
+        if leaves.is_empty() {
+            return Ok(());
+        }
+        let mut asked: Vec<String> = Vec::new();
+        let mut of_leaves: Vec<(&Leaf, Vec<String>)> = Vec::new();
+        for leaf in leaves {
+            self.report.rows_set_aside += i64::from(leaf.batch.rows_rejected);
+            let ids = match &leaf.batch.rejected_ids {
+                Some(packed) => unpack_ids(packed).unwrap_or_default(),
+                // Before they were recorded: then it is known only how many they are.
+                None => leaf.ids.clone(),
+            };
+            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            asked.extend(ids.iter().cloned());
+            of_leaves.push((leaf, ids));
+        }
+        let found = proof::with_error(transaction, self.entity_id, &asked).await?;
+        let found: HashSet<String> = found.into_iter().collect();
+        for (leaf, ids) in of_leaves {
+            let batch = &leaf.batch;
+            if batch.rejected_ids.is_some() {
+                for id in ids.into_iter().filter(|id| !found.contains(id)) {
+                    let message = format!(
+                        "batch {} has set row {id} aside, but sync_errors says nothing of it: that row was removed; hint: \
+                         updating the row {id} in the ledger uploads it",
+                        batch.batch_id
+                    );
+                    let finding = Finding::new("no_error", message).of_pass(batch.pass_id);
+                    self.report.find(finding.of_batch(Some(batch.batch_id)).of_rows(vec![id]));
+                }
+                continue;
+            }
+            let distinct: HashSet<&String> = ids.iter().collect();
+            let known = distinct.iter().filter(|id| found.contains(**id)).count();
+            let expected = usize::try_from(batch.rows_rejected).unwrap_or(0);
+            // Rows that share an id share an error.
+            if distinct.len() == ids.len() && known < expected {
+                let message = format!(
+                    "batch {} has set {expected} of its rows aside, but sync_errors has only {known} of them: rows of it \
+                     were removed; hint: `elven-sync entity rewind` uploads again",
+                    batch.batch_id
+                );
+                self.report.find(
+                    Finding::new("no_error", message).of_pass(batch.pass_id).of_batch(Some(batch.batch_id)),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows of an interval that are one too many. Of more than a hundred that is known alone.
+fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
+    let (what, place) = match claim.batch_id {
+        Some(batch_id) => (
+            "unlisted_row",
+            format!(
+                "lie behind what comes before batch {batch_id} and up to its end, and it does not list them"
+            ),
+        ),
+        None => ("row_behind", "lie behind the last batch of its pass, which is closed".to_owned()),
+    };
+    let named: Vec<String> = ids.iter().take(ROWS_NAMED_MAX).map(ToString::to_string).collect();
+    let more = match ids.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} or more others"),
+    };
+    let message = format!(
+        "rows {}{more} of the ledger {place}: they came behind the watermark, round the trigger that stamps what is \
+         written, or the journal was altered; nothing says that they were uploaded; hint: update them, and the next run \
+         uploads them",
+        named.join(", ")
+    );
+    Finding::new(what, message).of_pass(claim.link.pass_id).of_batch(claim.batch_id).of_rows(named)
+}
