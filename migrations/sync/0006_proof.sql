@@ -87,7 +87,11 @@ $$
                 then b.status in ('accepted', 'rejected') and b.finished_at < before
                      and not exists (select from open_matter o where o.batch_id = b.batch_id)
                 else b.backfill_id in (select f.backfill_id from elven_sync.sync_backfills f
-                                        where f.finished_at < before and f.status in ('succeeded', 'incomplete', 'cancelled'))
+                                        where f.finished_at < before
+                                          and (f.status = 'cancelled'
+                                               or not exists (select from elven_sync.sync_backfill_lanes l
+                                                               where l.backfill_id = f.backfill_id
+                                                                 and l.finished_at is null)))
                      and not exists (select from open_matter o where o.backfill_id = b.backfill_id)
            end
 $$;

@@ -4,6 +4,7 @@ use elven_sync::fault_point::Side;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
+use crate::backfill::backfill_2024;
 use crate::crashes::FAULT_POINT;
 use crate::crashes::points::{OF_A_PRUNE, points};
 use crate::support::{Scene, eventually, said};
@@ -286,4 +287,33 @@ async fn a_prune_disturbs_no_worker_and_waits_for_none(pool: PgPool) {
     holds(&scene).await;
     said(&scene, 2, &["prune"]).await;
     said(&scene, 2, &["prune", "--older-than", "soon"]).await;
+}
+
+/// A backfill that can be gone on with keeps its batches, however old it is: what was done of it is known by them.
+#[sqlx::test(migrations = false)]
+async fn batches_of_backfills_go_once_nothing_of_them_is_left_to_do(pool: PgPool) {
+    let scene = scene(pool).await;
+    run(&scene, 0, 24).await;
+    backfill_2024(&scene, 0, &[]).await;
+    assert_eq!(holds(&scene).await, (25, 0));
+    let left = "
+        update elven_sync.sync_backfills set finished_at = finished_at - interval '1 year';
+        update elven_sync.sync_backfill_lanes set finished_at = null";
+    scene.sql(AGE).await;
+    scene.sql(left).await;
+    scene.sql("update elven_sync.sync_backfills set status = 'incomplete'").await;
+    run(&scene, 100, 101).await;
+    said(&scene, 0, PRUNE).await;
+    let batches = "select count(*)::text from elven_sync.sync_batches where backfill_id is not null";
+    assert_eq!(scene.text(batches).await, "3", "it can be gone on with");
+    scene
+        .sql("update elven_sync.sync_backfill_lanes set finished_at = clock_timestamp() - interval '1 year'")
+        .await;
+    said(&scene, 0, PRUNE).await;
+    assert_eq!(scene.text(batches).await, "0");
+    let runs = "select string_agg(kind, ',' order by run_id) from elven_sync.sync_runs";
+    assert_eq!(scene.text(runs).await, "backfill,incremental", "what is left of the backfill names its run");
+    assert_eq!(holds(&scene).await, (2, 0));
+    backfill_2024(&scene, 0, &[]).await;
+    assert_eq!(holds(&scene).await, (2, 0));
 }

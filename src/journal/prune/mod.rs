@@ -257,7 +257,8 @@ pub async fn prune_runs(database: &Database, before: DateTime<Utc>) -> Result<u6
                       where r.run_id = any ($1)
                         and not exists (select from elven_sync.sync_batches b where b.run_id = r.run_id)
                         and not exists (select from elven_sync.sync_passes p where p.run_id = r.run_id)
-                        and not exists (select from elven_sync.sync_errors e where e.run_id = r.run_id)",
+                        and not exists (select from elven_sync.sync_errors e where e.run_id = r.run_id)
+                        and not exists (select from elven_sync.sync_backfills f where f.run_id = r.run_id)",
                     &old
                 )
             })
