@@ -67,7 +67,9 @@ pub fn instant(text: &str, zone: Tz) -> Result<DateTime<Utc>, Invalid> {
     if let Ok(instant) = DateTime::parse_from_rfc3339(text) {
         return Ok(instant.to_utc());
     }
-    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").map_err(|_| {
+    // Written in full: chrono would also read the first of a month that somebody has mistyped.
+    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().filter(|date| date.to_string() == text);
+    let date = date.ok_or_else(|| {
         Invalid(format!("`{text}` is neither a date like 2024-01-31 nor a time like 2024-01-31T12:00:00Z"))
     })?;
     // Where clocks go forward at midnight the day begins later, and a whole day was left out once.
