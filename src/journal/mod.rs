@@ -3,6 +3,7 @@
 //! Progress is monotonic and SQL enforces it: a write of a lane names the lease it holds and the
 //! cursor it starts from, and changes nothing when either is not so any more.
 
+mod backfill_rows;
 mod backfills;
 mod batches;
 mod contents;
@@ -21,7 +22,8 @@ mod steps;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use backfills::{Asked, Backfill, BackfillLane, BackfillStatus, Begun, Cancelled};
+pub use backfill_rows::{Backfill, Cancelled};
+pub use backfills::{Asked, BackfillLane, BackfillStatus, Begun};
 pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
