@@ -348,3 +348,43 @@ fn amounts_that_a_double_would_change_are_known() {
         assert_eq!(exceeds_a_double(number.as_bytes()), changes, "{number}");
     }
 }
+
+/// Whenever it is looked: a second that was shown is not shown again from then on, and until then it is at most by as
+/// much later as the clock is put back.
+#[test]
+fn what_was_shown_is_not_shown_again_from_that_instant_on() {
+    for (zone, change) in [
+        ("Europe/Zurich", "2024-10-27T01:00:00Z"),
+        ("Australia/Lord_Howe", "2024-04-06T15:00:00Z"),
+        ("America/Sao_Paulo", "2018-02-18T02:00:00Z"),
+        ("Europe/Zurich", "2024-03-31T01:00:00Z"),
+        ("UTC", "2024-10-27T01:00:00Z"),
+    ] {
+        let clock = Clock::of(zone.parse().unwrap());
+        let mut shown = Clock::of(zone.parse().unwrap());
+        let change = micros(change);
+        let minutes: Vec<i64> = (-300..300).map(|minute| change + minute * 60_000_000 + 250_000).collect();
+        for (place, &last) in minutes.iter().enumerate() {
+            for first in [last, minutes[place.saturating_sub(45)], minutes[0]] {
+                let until = clock.repeats_until(first, last);
+                assert!(
+                    until > last && until <= last + 2 * 3_600_000_000 + 1_000_000,
+                    "{zone} {last} {until}"
+                );
+                let seen: Vec<_> = minutes
+                    .iter()
+                    .filter(|at| (first..=last).contains(*at))
+                    .map(|at| shown.at(*at).unwrap())
+                    .collect();
+                let again = minutes
+                    .iter()
+                    .filter(|at| **at >= until)
+                    .find(|at| seen.contains(&shown.at(**at).unwrap()));
+                assert_eq!(again, None, "{zone}: from {first} to {last}, until {until}");
+            }
+        }
+        // Far from any change it is the end of the second.
+        let far = micros("2024-07-01T12:00:00Z");
+        assert_eq!(clock.repeats_until(far - 5_000_000, far + 999_999), far + 1_000_000);
+    }
+}

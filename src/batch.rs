@@ -90,6 +90,11 @@ pub fn cut(order: Order, rows: &[Row], records_max: usize) -> Option<usize> {
     (1..=records_max).rev().find(|&end| !tie(order, &rows[end - 1], &rows[end]))
 }
 
+/// The hash under which the key of a row is among the [`Batch::keys`]. `None`: it cannot be sent.
+pub fn key_hash(row: &Row, clock: &mut Clock) -> Option<u64> {
+    Aligned::new(OUTSIDE, row, clock).ok().map(|row| row.key_hash())
+}
+
 impl Batch {
     /// Aligns and serialises rows, which must not be empty and in the order of the cursor.
     ///

@@ -68,8 +68,9 @@ impl Clock {
                 let middle = before + (behind - before) / 2;
                 *(if self.look_up(middle) == Some(ahead) { &mut before } else { &mut behind }) = middle;
             }
-            let again = end.min(behind) + (ahead - later);
-            until = if again > behind { end.max(again) } else { end };
+            // Not only to where the last second comes again, so that it is the same instant for all that is near.
+            let again = behind + (ahead - later);
+            until = if end + (ahead - later) > behind { end.max(again) } else { end };
         }
         until.saturating_mul(1_000_000).saturating_sub(POSTGRES_EPOCH_US)
     }

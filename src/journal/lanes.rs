@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::group::Stopped;
-use super::steps::hold;
 use super::{Journal, JournalError, Problem, errors};
 use crate::database::Transaction;
 use crate::ledger::Progress;
@@ -82,7 +81,7 @@ pub struct Opening<'a> {
 
 impl Opening<'_> {
     /// Says whether an entity is where it was seen, without an open pass.
-    fn fits(&self, lane: &Lane) -> bool {
+    pub(super) fn fits(&self, lane: &Lane) -> bool {
         let Lane { settled, open, system_identifier, ledger_table, .. } = lane;
         let seen = self.seen;
         open.is_none()
@@ -90,43 +89,6 @@ impl Opening<'_> {
                 == (&seen.settled, &seen.system_identifier, &seen.ledger_table)
     }
 }
-
-/// What trying to lease an entity gave.
-#[derive(Debug)]
-pub enum Take {
-    /// It is ours, in this state.
-    Taken(Lease, Box<Lane>),
-    /// Another worker has it. Two looks at a lease that differ in `seen` show that it is alive.
-    Held {
-        /// The lease as it stood.
-        seen: String,
-        /// For what it was taken.
-        holder: Holder,
-    },
-}
-
-/// Who has a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
-    /// It is being given back or taken just now, or its row is locked.
-    Nobody,
-    /// A run, a retry, or a person's command.
-    Run,
-    /// A backfill, which makes room for the others.
-    Backfill,
-}
-
-/// For what an entity is leased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// For what is new, for errors again, or by a person.
-    Run,
-    /// For a slice of a backfill: not while anybody else waits for it.
-    Backfill,
-}
-
-/// How long an entity that somebody waits for is left to him by backfills. He looks several times a second.
-const WANTED_FOR: Duration = Duration::from_secs(2);
 
 /// The state of an entity.
 #[derive(Clone, Debug, Default)]
@@ -149,17 +111,17 @@ pub struct Lane {
 
 /// A row of `sync_state` as it comes.
 pub(super) struct StateRow {
-    pub entity_id: String,
-    pub lease_epoch: i64,
-    pub settled: Option<String>,
-    pub pass_id: Option<i64>,
-    pub target: Option<String>,
-    pub cursor_xid: Option<String>,
-    pub cursor_id: Option<String>,
-    pub system_identifier: Option<i64>,
-    pub ledger_table: Option<String>,
-    pub not_before_s: Option<f64>,
-    pub has_rows_set_aside: bool,
+    pub(super) entity_id: String,
+    pub(super) lease_epoch: i64,
+    pub(super) settled: Option<String>,
+    pub(super) pass_id: Option<i64>,
+    pub(super) target: Option<String>,
+    pub(super) cursor_xid: Option<String>,
+    pub(super) cursor_id: Option<String>,
+    pub(super) system_identifier: Option<i64>,
+    pub(super) ledger_table: Option<String>,
+    pub(super) not_before_s: Option<f64>,
+    pub(super) has_rows_set_aside: bool,
 }
 
 impl StateRow {
@@ -207,156 +169,6 @@ impl Journal {
             entity_ids
         ).fetch_all(&self.database)).await?;
         rows.into_iter().map(|row| Ok((row.entity_id.clone(), row.into_lane()?))).collect()
-    }
-
-    /// Leases an entity, unless another worker has it.
-    ///
-    /// A lease that ran out is taken over once the API refuses whatever its holder may still send: after
-    /// the window in which a signature is good.
-    pub async fn take(&self, entity_id: &str) -> Result<Take, JournalError> {
-        Ok(self.take_and_open(entity_id, None, Purpose::Run).await?.0)
-    }
-
-    /// The same for a slice of a backfill, unless somebody else waits for the entity.
-    pub async fn take_for_backfill(&self, entity_id: &str) -> Result<Take, JournalError> {
-        Ok(self.take_and_open(entity_id, None, Purpose::Backfill).await?.0)
-    }
-
-    /// The same, and opens a pass in that transaction if one is wanted and the entity still is where it was seen.
-    pub async fn take_and_open(
-        &self,
-        entity_id: &str,
-        opening: Option<Opening<'_>>,
-        purpose: Purpose,
-    ) -> Result<(Take, Option<(i64, Snapshot)>), JournalError> {
-        let of_backfill = purpose == Purpose::Backfill;
-        let take = || async {
-            let mut transaction = self.database.begin().await?;
-            let row = sqlx::query_as!(
-                StateRow,
-                r#"update elven_sync.sync_state s
-                      set lease_owner = $2, lease_epoch = lease_epoch + 1,
-                          lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-                          lease_kind = case when $5 then 'backfill' end, lease_wanted_at = null
-                    where entity_id = (select entity_id from elven_sync.sync_state
-                                        where entity_id = $1
-                                          and (lease_owner is null
-                                               or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
-                                          and (not $5 or lease_wanted_at is null
-                                               or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
-                                          for update skip locked)
-                returning entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
-                          system_identifier, ledger_table,
-                          extract(epoch from not_before - clock_timestamp())::float8 as not_before_s,
-                          exists (select from elven_sync.sync_errors e
-                                   where e.entity_id = s.entity_id and e.ledger_id is not null
-                                     and e.resolved_at is null) as "has_rows_set_aside!""#,
-                entity_id,
-                self.worker,
-                self.lease_seconds(),
-                self.signature_window.as_secs_f64(),
-                of_backfill,
-                WANTED_FOR.as_secs_f64()
-            )
-            .fetch_optional(&mut transaction)
-            .await?;
-            let Some(row) = row else {
-                transaction.rollback().await?;
-                return Ok(None);
-            };
-            let lease = Lease {
-                entity_id: row.entity_id.clone(),
-                owner: self.worker.clone(),
-                epoch: row.lease_epoch,
-            };
-            let lane = row.into_lane()?;
-            let opened = match opening.filter(|opening| opening.fits(&lane)) {
-                Some(opening) => open(&mut transaction, &lease, opening).await?,
-                None => None,
-            };
-            transaction.commit().await?;
-            Ok::<_, JournalError>(Some((Take::Taken(lease, Box::new(lane)), opened)))
-        };
-        match self.database.again(take).await? {
-            Some(taken) => Ok(taken),
-            None => Ok((self.held(entity_id).await?, None)),
-        }
-    }
-
-    /// Who has the lease of an entity that could not be taken.
-    async fn held(&self, entity_id: &str) -> Result<Take, JournalError> {
-        let look = || {
-            sqlx::query!(
-                r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!",
-                          lease_owner is not null as "is_held!", lease_kind is not null as "by_backfill!"
-                     from elven_sync.sync_state where entity_id = $1"#,
-                entity_id
-            )
-            .fetch_optional(&self.database)
-        };
-        let seen = self.database.again(look).await?;
-        if seen.is_none() {
-            // An entity without a state would be waited for in vain.
-            self.database
-                .execute(|| {
-                    sqlx::query!(
-                        "insert into elven_sync.sync_state (entity_id) values ($1) on conflict do nothing",
-                        entity_id
-                    )
-                })
-                .await?;
-        }
-        let held = seen.map(|held| {
-            let holder = match (held.is_held, held.by_backfill) {
-                (false, _) => Holder::Nobody,
-                (true, true) => Holder::Backfill,
-                (true, false) => Holder::Run,
-            };
-            (held.seen, holder)
-        });
-        let (seen, holder) = held.unwrap_or((String::new(), Holder::Nobody));
-        Ok(Take::Held { seen, holder })
-    }
-
-    /// Says that an entity is wanted which a backfill has, so that it makes room.
-    pub async fn want(&self, entity_id: &str) -> Result<(), JournalError> {
-        self.database
-            .execute(|| {
-                sqlx::query!(
-                    "update elven_sync.sync_state set lease_wanted_at = clock_timestamp()
-                      where entity_id = $1 and lease_kind = 'backfill'",
-                    entity_id
-                )
-            })
-            .await?;
-        Ok(())
-    }
-
-    /// Checks that a lease is ours, before something is sent under it.
-    pub async fn check_lease(&self, lease: &Lease) -> Result<(), JournalError> {
-        let check_lease = || async {
-            let mut transaction = self.database.begin().await?;
-            let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
-            commit_if_held(transaction, held).await
-        };
-        self.database.again(check_lease).await
-    }
-
-    /// Gives a lease back, so that nobody has to wait for it to run out.
-    pub async fn release(&self, lease: &Lease) -> Result<(), JournalError> {
-        self.database
-            .execute(|| {
-                sqlx::query!(
-                    "update elven_sync.sync_state
-                        set lease_owner = null, lease_expires_at = null, lease_kind = null
-                      where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
-                    lease.entity_id,
-                    lease.epoch,
-                    lease.owner
-                )
-            })
-            .await?;
-        Ok(())
     }
 
     /// Opens a pass: its row, and its target in the state. Returns both.
@@ -480,7 +292,7 @@ impl Journal {
 
 /// Opens a pass by a lease, behind where the entity is. `None` when it is not there, or not the lease's any more, or when
 /// this is another cluster than the one it was seen in.
-async fn open(
+pub(super) async fn open(
     transaction: &mut Transaction,
     lease: &Lease,
     opening: Opening<'_>,

@@ -3,6 +3,7 @@
 //! Progress is monotonic and SQL enforces it: a write of a lane names the lease it holds and the
 //! cursor it starts from, and changes nothing when either is not so any more.
 
+mod backfill_rows;
 mod backfills;
 mod batches;
 pub mod carried;
@@ -11,6 +12,7 @@ mod entities;
 mod errors;
 mod group;
 mod lanes;
+mod leases;
 mod migrate;
 mod moves;
 mod pending;
@@ -23,12 +25,14 @@ mod steps;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use backfills::{Asked, Backfill, BackfillLane, BackfillStatus, Begun, Cancelled};
+pub use backfill_rows::{Backfill, Cancelled};
+pub use backfills::{Asked, BackfillLane, BackfillStatus, Begun};
 pub use batches::{Advance, Doing, Recorded, Settlement};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use group::Handed;
-pub use lanes::{Course, Holder, Lane, Lease, OpenPass, Opening, Purpose, Take};
+pub use lanes::{Course, Lane, Lease, OpenPass, Opening};
+pub use leases::{Holder, Purpose, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};

@@ -204,16 +204,16 @@ mod tests {
     #[test]
     fn what_is_left_goes_by_what_was_done_here() {
         let since = ten_seconds_ago();
-        let total = Total::of(&[entity(1500, 1000, Some(2500)), entity(0, 0, Some(500))], since);
-        assert_eq!((total.done, total.expected, total.rate), (1500, Some(3000), 99));
-        assert_eq!(total.to_string(), "1,500 of 3,000 rows, 99/s, 15 s left");
+        let total = Total::of(&[entity(1505, 1005, Some(2500)), entity(0, 0, Some(500))], since);
+        assert_eq!((total.done, total.expected, total.rate), (1505, Some(3000), 100));
+        assert_eq!(total.to_string(), "1,505 of 3,000 rows, 100/s, 14 s left");
     }
 
     #[test]
     fn without_a_total_nothing_is_said_of_what_is_left() {
         let since = ten_seconds_ago();
-        let total = Total::of(&[entity(1000, 1000, None), entity(0, 0, Some(500))], since);
-        assert_eq!(total.to_string(), "1,000 rows, 99/s");
+        let total = Total::of(&[entity(1005, 1005, None), entity(0, 0, Some(500))], since);
+        assert_eq!(total.to_string(), "1,005 rows, 100/s");
         // More may come than was counted.
         assert_eq!(Total::of(&[entity(600, 0, Some(500))], since).expected, Some(600));
     }

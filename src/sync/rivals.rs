@@ -3,26 +3,39 @@
 //! A backfill sends in the order `(captured_at, id)`. What has the same account, currency and local second as a row of a
 //! batch and lies behind the batch is newer, and may have arrived already: the older one is not sent after it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use chrono_tz::Tz;
+use tokio::sync::Mutex;
 
 use super::{RunError, Worker};
 use crate::align::Clock;
-use crate::batch::Batch;
-use crate::ledger::{Range, Row, instant};
-use crate::watermark::Order;
+use crate::batch::{Batch, key_hash};
+use crate::ledger::{Range, RangePages, Row, instant};
+use crate::watermark::{Cursor, Order};
+
+/// Rows that are kept while many batches have the same rows behind them, as when all accounts are captured at one
+/// instant. Where there are more they are read again for each batch.
+const ROWS_KEPT_MAX: usize = 100_000;
 
 /// Looks for the rivals of the batches of a range. Also beyond its end, which may cut a second or an hour that repeats.
 pub(super) struct Rivals {
     worker: Worker,
     range: Arc<Range>,
+    behind: Mutex<Option<Behind>>,
+}
+
+/// The rows behind a batch, up to an instant; of use for the batches that follow and look as far.
+struct Behind {
+    until: i64,
+    /// By the hash of their keys. `None`: there are too many.
+    rows: Option<HashMap<u64, Vec<Row>>>,
 }
 
 impl Rivals {
     pub(super) fn new(worker: Worker, range: Arc<Range>) -> Self {
-        Self { worker, range }
+        Self { worker, range, behind: Mutex::new(None) }
     }
 
     /// The batch without the rows that are superseded by rows behind it: by those that wait to be cut, which are without
@@ -40,20 +53,78 @@ impl Rivals {
         };
         let until = Clock::of(zone).repeats_until(first, last);
         let is_before = |row: &&Row| row.captured_at_us.is_some_and(|at| at < until);
-        let mut rivals: Vec<Row> =
-            batch.superseded_by(waiting.iter().take_while(is_before), zone).into_iter().cloned().collect();
-        if waiting.back().as_ref().is_none_or(is_before) {
-            let after = waiting.back().map_or(batch.last.clone(), |row| row.cursor(Order::CapturedAt));
-            let behind = Arc::new(Range { to: instant(until), ..Range::clone(&self.range) });
-            let mut pages = self.worker.ledger.range(behind, Some(after), None, self.worker.page_rows());
-            while let Some(rows) = pages.next_page().await? {
-                rivals.extend(batch.superseded_by(rows.iter(), zone).into_iter().cloned());
-            }
-        }
+        let rivals = if waiting.back().as_ref().is_none_or(is_before) {
+            self.in_ledger(&batch, waiting, until, zone).await?
+        } else {
+            superseding(&batch, waiting.iter().take_while(is_before), zone)
+        };
         if rivals.is_empty() {
             return Ok(batch);
         }
         let rivals = self.worker.not_set_aside(&self.range.entity_id, rivals).await?;
         Ok(if rivals.is_empty() { batch } else { batch.beside(rivals, zone) })
     }
+
+    /// The rivals of a batch among the rows that wait, and all that the ledger has behind these up to an instant.
+    async fn in_ledger(
+        &self,
+        batch: &Batch,
+        waiting: &VecDeque<Row>,
+        until: i64,
+        zone: Tz,
+    ) -> Result<Vec<Row>, RunError> {
+        let mut behind = self.behind.lock().await;
+        let after = waiting.back().map_or(batch.last.clone(), |row| row.cursor(Order::CapturedAt));
+        if behind.as_ref().is_none_or(|behind| behind.until != until) {
+            let rows = self.keep(waiting, self.pages(after.clone(), until), zone).await?;
+            *behind = Some(Behind { until, rows });
+        }
+        if let Some(Behind { rows: Some(rows), .. }) = behind.as_ref() {
+            let same_key = batch.keys.iter().filter_map(|key| rows.get(key)).flatten();
+            // Of these the batch that they were read for may have had some: it was too large, and was cut again.
+            return Ok(superseding(batch, same_key.chain(waiting), zone));
+        }
+        let mut rivals = superseding(batch, waiting.iter(), zone);
+        let mut pages = self.pages(after, until);
+        while let Some(rows) = pages.next_page().await? {
+            rivals.extend(superseding(batch, rows.iter(), zone));
+        }
+        Ok(rivals)
+    }
+
+    fn pages(&self, after: Cursor, until: i64) -> RangePages {
+        let behind = Arc::new(Range { to: instant(until), ..Range::clone(&self.range) });
+        self.worker.ledger.range(behind, Some(after), None, self.worker.page_rows())
+    }
+
+    /// Rows by their keys. `None`: there are too many to keep.
+    async fn keep(
+        &self,
+        waiting: &VecDeque<Row>,
+        mut pages: RangePages,
+        zone: Tz,
+    ) -> Result<Option<HashMap<u64, Vec<Row>>>, RunError> {
+        let mut clock = Clock::of(zone);
+        let mut kept: HashMap<u64, Vec<Row>> = HashMap::new();
+        let mut keep = |row: &Row| {
+            if let Some(key) = key_hash(row, &mut clock) {
+                kept.entry(key).or_default().push(row.clone());
+            }
+        };
+        waiting.iter().for_each(&mut keep);
+        let mut count = waiting.len();
+        while let Some(rows) = pages.next_page().await? {
+            count += rows.len();
+            if count > ROWS_KEPT_MAX {
+                return Ok(None);
+            }
+            rows.iter().for_each(&mut keep);
+        }
+        Ok(Some(kept))
+    }
+}
+
+/// Those of some rows that supersede records of a batch.
+fn superseding<'r>(batch: &Batch, rows: impl Iterator<Item = &'r Row>, zone: Tz) -> Vec<Row> {
+    batch.superseded_by(rows, zone).into_iter().cloned().collect()
 }

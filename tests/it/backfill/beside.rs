@@ -92,6 +92,25 @@ async fn a_run_gets_the_entity_within_a_moment_of_a_long_backfill(pool: PgPool) 
     child.kill().await.unwrap();
 }
 
+/// However often the lease is renewed meanwhile: another run would be left alone.
+#[sqlx::test(migrations = false)]
+async fn a_run_waits_for_what_a_backfill_has_in_flight(pool: PgPool) {
+    let scene = scene_with_long_backfill(pool, 4).await;
+    scene.run().await;
+    scene.sql("update ledger.balance_snapshots set balance = 7 where id = 4").await;
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
+    gate.reached().await;
+    let (report, ()) = tokio::join!(scene.run(), async {
+        // The lease lasts for 3 seconds, and is renewed each.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        gate.open();
+    });
+    assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 1));
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+}
+
 /// Batches that wait for their turn at a slow rate are taken back for it, and sent later: once.
 #[sqlx::test(migrations = false)]
 async fn a_run_does_not_wait_for_what_is_not_in_flight_yet(pool: PgPool) {

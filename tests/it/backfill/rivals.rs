@@ -111,6 +111,21 @@ async fn parts_of_a_batch_know_its_rivals(pool: PgPool) {
     assert_eq!(scene.text(counted).await, "6 3 1 2");
 }
 
+/// All accounts are captured at one instant, in many batches, some of them once more within the second.
+#[sqlx::test(migrations = false)]
+async fn a_second_with_many_accounts_has_its_rivals_found(pool: PgPool) {
+    let scene = scene_in(pool, "UTC", "50").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               select 'acme', 'a' || n % 4800, 'BTC', '2024-01-01Z'::timestamptz + n / 4800 * interval '0.5 seconds', n
+                 from generate_series(0, 4999) n").await;
+    backfill_2024(&scene, 0, &[]).await;
+    let counted =
+        "select concat_ws(' ', rows_read, rows_uploaded, rows_superseded) from elven_sync.sync_backfills";
+    assert_eq!(scene.text(counted).await, "5000 4800 200");
+    let last: std::collections::BTreeMap<String, String> = scene.balances().into_iter().collect();
+    assert_eq!((last.len(), last["a0"].as_str(), last["a199"].as_str()), (4800, "4800", "4999"));
+}
+
 /// Whatever the rows, the zone, the size of a batch and the end of the range: a row is sent if and only if the ledger has
 /// none that is newer for its account, currency and local second. `ELVEN_SEEDS=200` takes that many.
 #[sqlx::test(migrations = false)]

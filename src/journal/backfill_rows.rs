@@ -1,0 +1,169 @@
+//! Rows of `sync_backfills`, for the person who looks at them or cancels one.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::{Asked, JournalError};
+use crate::database::{Database, Transaction};
+
+/// A row of `sync_backfills`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Backfill {
+    /// Its number.
+    pub backfill_id: i64,
+    /// First day or instant, as it was asked for.
+    pub range_from: String,
+    /// The day or instant behind the last one.
+    pub range_to: String,
+    /// Only these entities.
+    pub entities: Option<Vec<String>>,
+    /// Only these accounts.
+    pub accounts: Option<Vec<String>>,
+    /// Only these currencies.
+    pub currencies: Option<Vec<String>>,
+    /// As in the table.
+    pub status: String,
+    /// Rows in the range when it was asked for.
+    pub rows_total: i64,
+    /// Ledger rows dealt with.
+    pub rows_read: i64,
+    /// Records that the API accepted.
+    pub rows_uploaded: i64,
+    /// Rows set aside.
+    pub rows_rejected: i64,
+    /// Rows not sent because a newer one was, or is to be.
+    pub rows_superseded: i64,
+    /// When it was asked for.
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// The run that works on it, or did so last.
+    pub run_id: Option<i64>,
+    /// Entities whose range is not through.
+    pub entities_left: i64,
+}
+
+impl Backfill {
+    /// What it is to upload.
+    pub fn asked(&self) -> Asked {
+        let some = |of: &Option<Vec<String>>| of.clone().unwrap_or_default();
+        Asked {
+            from: self.range_from.clone(),
+            to: self.range_to.clone(),
+            entities: some(&self.entities),
+            accounts: some(&self.accounts),
+            currencies: some(&self.currencies),
+        }
+    }
+
+    /// Backfills, the newest first.
+    pub async fn list(database: &Database) -> Result<Vec<Self>, JournalError> {
+        Ok(Self::some(database, None).await?)
+    }
+
+    /// The one with a number.
+    pub async fn find(database: &Database, backfill_id: i64) -> Result<Option<Self>, JournalError> {
+        Ok(Self::some(database, Some(backfill_id)).await?.pop())
+    }
+
+    async fn some(database: &Database, backfill_id: Option<i64>) -> Result<Vec<Self>, sqlx::Error> {
+        database.again(|| sqlx::query_as!(
+            Backfill,
+            r#"select backfill_id, range_from, range_to, entities, accounts, currencies, status, rows_total, rows_read,
+                      rows_uploaded, rows_rejected, rows_superseded, started_at, finished_at, error, run_id,
+                      (select count(*) from elven_sync.sync_backfill_lanes l
+                        where l.backfill_id = b.backfill_id and l.finished_at is null) as "entities_left!"
+                 from elven_sync.sync_backfills b where ($1::bigint is null or backfill_id = $1)
+                order by backfill_id desc"#,
+            backfill_id
+        ).fetch_all(database)).await
+    }
+}
+
+/// What became of a request to cancel a backfill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It is cancelled, and nobody works on it.
+    Done,
+    /// It is cancelled; the run that works on it stops after what is in flight.
+    Stopping(i64),
+    /// It had ended already; the status as in the table.
+    Ended(String),
+    /// There is no such backfill.
+    Missing,
+}
+
+impl Backfill {
+    /// Cancels a backfill: what is in flight is finished by whoever works on it.
+    pub async fn cancel(database: &Database, backfill_id: i64) -> Result<Cancelled, JournalError> {
+        let cancel = || async {
+            let mut transaction = database.begin().await?;
+            let status = sqlx::query_scalar!(
+                "select status from elven_sync.sync_backfills where backfill_id = $1 for update",
+                backfill_id
+            )
+            .fetch_optional(&mut transaction)
+            .await?;
+            let ended = match status {
+                None => Some(Cancelled::Missing),
+                Some(status) if matches!(status.as_str(), "succeeded" | "cancelled") => {
+                    Some(Cancelled::Ended(status))
+                }
+                Some(_) => None,
+            };
+            if let Some(ended) = ended {
+                transaction.rollback().await?;
+                return Ok(ended);
+            }
+            let alive = alive_run(&mut transaction, backfill_id).await?;
+            sqlx::query!(
+                "update elven_sync.sync_backfills
+                    set status = 'cancelled', finished_at = clock_timestamp(), error = 'cancelled by a person'
+                  where backfill_id = $1",
+                backfill_id
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>(alive.map_or(Cancelled::Done, |(run_id, ..)| Cancelled::Stopping(run_id)))
+        };
+        let cancelled = database.again(cancel).await?;
+        if cancelled == Cancelled::Done {
+            close_cancelled(database, backfill_id).await?;
+        }
+        Ok(cancelled)
+    }
+}
+
+/// Says of the batches of a cancelled backfill whose turn has not come that it does not come, and of those that a dead
+/// worker has left that nobody knows whether they arrived.
+pub(super) async fn close_cancelled(database: &Database, backfill_id: i64) -> Result<(), sqlx::Error> {
+    let closed = database.execute(|| {
+        sqlx::query!(
+            "update elven_sync.sync_batches
+                set status = case when attempts > 0 then 'unknown' else 'rejected' end,
+                    finished_at = clock_timestamp(), error = 'the backfill was cancelled'
+              where backfill_id = $1 and status = 'sending'",
+            backfill_id
+        )
+    });
+    closed.await.map(drop)
+}
+
+/// The run that works on a backfill, while it gives signs of life: run, worker, until when.
+pub(super) async fn alive_run(
+    transaction: &mut Transaction,
+    backfill_id: i64,
+) -> Result<Option<(i64, String, DateTime<Utc>)>, sqlx::Error> {
+    let alive = sqlx::query!(
+        "select r.run_id, r.worker, r.alive_until
+           from elven_sync.sync_backfills b join elven_sync.sync_runs r using (run_id)
+          where b.backfill_id = $1 and r.status = 'running' and r.alive_until >= clock_timestamp()",
+        backfill_id
+    )
+    .fetch_optional(transaction)
+    .await?;
+    Ok(alive.map(|run| (run.run_id, run.worker, run.alive_until)))
+}
