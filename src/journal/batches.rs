@@ -1,6 +1,7 @@
 //! Batches: announced before they are sent, settled together with the watermark.
 
 use std::collections::BTreeSet;
+use std::num::ParseIntError;
 
 use super::contents::{Answered, Contents, New, finish, insert, rewrite};
 use super::group::{Answer, Handed, Writing};
@@ -18,6 +19,8 @@ pub struct Recorded {
     pub batch_id: i64,
     /// The batch that it is a part of.
     pub parent_id: Option<i64>,
+    /// Where its interval begins.
+    pub before: Option<Cursor>,
     /// Where its interval ends.
     pub last: Cursor,
     /// Ids of its rows, when they are not all dealt with.
@@ -88,7 +91,7 @@ impl Journal {
             })
             .await?;
         let rows = self.database.again(|| sqlx::query!(
-            r#"select b.batch_id, b.parent_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256, b.status,
+            r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_id, b.last_xid::text as "last_xid!", b.last_id, b.body_sha256, b.status,
                       b.row_count, b.attempts, b.unknown_runs,
                       case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
                            then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
@@ -102,10 +105,13 @@ impl Journal {
         ).fetch_all(&self.database)).await?;
         rows.into_iter()
             .map(|row| {
-                let xid = row.last_xid.parse().map_err(|_| sqlx::Error::Decode("not an xid8".into()))?;
+                let decode = |problem: ParseIntError| sqlx::Error::Decode(problem.into());
+                let before = Cursor::from_columns(row.before_xid, row.before_id).map_err(decode)?;
+                let xid = row.last_xid.parse().map_err(decode)?;
                 Ok(Recorded {
                     batch_id: row.batch_id,
                     parent_id: row.parent_id,
+                    before,
                     last: Cursor { xid, id: row.last_id },
                     ids: row.ids.into_iter().collect(),
                     body_sha256: row.body_sha256,

@@ -381,7 +381,8 @@ impl Journal {
     }
 }
 
-/// Opens a pass by a lease, behind where the entity is. `None` when it is not there, or not the lease's any more.
+/// Opens a pass by a lease, behind where the entity is. `None` when it is not there, or not the lease's any more, or when
+/// this is another cluster than the one it was seen in.
 async fn open(
     transaction: &mut Transaction,
     lease: &Lease,
@@ -403,7 +404,9 @@ async fn open(
             set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6,
                 system_identifier = (select system_identifier from pg_control_system())
           where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
-            and settled::text is not distinct from $7",
+            and settled::text is not distinct from $7
+            and (system_identifier is null
+                 or system_identifier = (select system_identifier from pg_control_system()))",
         lease.entity_id,
         lease.epoch,
         lease.owner,

@@ -1,13 +1,12 @@
 //! One lane: lease, pass, pages, batches, answers, watermark.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use chrono_tz::Tz;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::delivery::Delivery;
 use super::fit::Misfit;
+use super::places::Place;
 use super::rows::{Limits, Rows};
 use super::{Ended, EntityReport, RunError, Target, Worker};
 use crate::fault_point::{Step, after, around, before};
@@ -76,8 +75,8 @@ impl From<LedgerError> for Halt {
 /// A pass and its target.
 type Opened = (i64, Snapshot);
 
-/// A slot, the lease, the state that it was taken in, and the pass that was opened with it, if one was.
-type Taken = (OwnedSemaphorePermit, Lease, Box<Lane>, Option<Opened>);
+/// A place, the lease, the state that it was taken in, and the pass that was opened with it, if one was.
+type Taken = (Place, Lease, Box<Lane>, Option<Opened>);
 
 /// A lane while this worker has its lease.
 pub(super) struct Held<'a> {
@@ -85,6 +84,7 @@ pub(super) struct Held<'a> {
     pub run_id: i64,
     pub target: &'a Target,
     pub since: Instant,
+    pub place: Place,
     /// The entity has rows set aside.
     pub has_rows_set_aside: bool,
     lease: Lease,
@@ -107,7 +107,7 @@ impl Worker {
             && self.fits(&target.entity_id, seen, look).is_ok();
         let opening = is_due.then(|| Opening { run_id, seen, ledger_table: self.ledger.name() });
         loop {
-            let (slot, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
+            let (place, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
                 Ok(taken) => taken,
                 Err(ended) => return Ok(EntityReport { ended, ..report }),
             };
@@ -115,15 +115,15 @@ impl Worker {
                 target.channel.pause(pause);
             }
             let (since, has_rows_set_aside) = (Instant::now(), lane.has_rows_set_aside);
-            let mut held = Held { worker: self, run_id, target, since, has_rows_set_aside, lease, report };
+            let mut held =
+                Held { worker: self, run_id, target, since, place, has_rows_set_aside, lease, report };
             let halted = held.drive(lane, opened, seen, look).await;
             let yielded = matches!(halted, Err(Halt::Yielded));
             report = held.end(halted).await?;
             if !yielded {
                 return Ok(report);
             }
-            // Behind all who wait, and whichever worker comes first.
-            drop(slot);
+            // Now behind all who wait, and whichever worker comes first.
         }
     }
 
@@ -141,10 +141,10 @@ impl Worker {
         Ok(EntityReport::failed(entity_id, problem.message))
     }
 
-    /// Leases an entity, and takes one of the slots of entities worked on at once.
+    /// Leases an entity, and takes one of the places of entities worked on at once.
     ///
     /// One whose holder keeps renewing is left to it; one that nobody renews is waited for, without a
-    /// slot, so that it delays nobody.
+    /// place, so that it delays nobody.
     async fn take_or_leave(
         &self,
         entity_id: &str,
@@ -152,10 +152,8 @@ impl Worker {
     ) -> Result<Result<Taken, Ended>, RunError> {
         let mut first_seen = None;
         loop {
-            self.waiting.fetch_add(1, Ordering::Relaxed);
-            let slot = self.slots.clone().acquire_owned().await.ok().filter(|_| !*self.stop.borrow());
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            let Some(slot) = slot else { return Ok(Err(Ended::Stopped)) };
+            let place = self.places.take().await.filter(|_| !*self.stop.borrow());
+            let Some(place) = place else { return Ok(Err(Ended::Stopped)) };
             before(Step::TakeLease);
             if opening.is_some() {
                 before(Step::OpenPass);
@@ -167,23 +165,23 @@ impl Worker {
                         after(Step::OpenPass);
                     }
                     after(Step::TakeLease);
-                    return Ok(Ok((slot, lease, lane, opened)));
+                    return Ok(Ok((place, lease, lane, opened)));
                 }
                 Take::Held { seen } if *first_seen.get_or_insert_with(|| seen.clone()) != seen => {
                     return Ok(Err(Ended::Held));
                 }
                 Take::Held { .. } => {}
             }
-            drop(slot);
+            drop(place);
             tokio::time::sleep(LEASE_POLL).await;
         }
     }
 
-    /// Says whether a lane that got its slot then has had its share, and others wait for theirs: it is given back, to be
+    /// Says whether a lane that got its place then has had its share, and others wait for theirs: it is given back, to be
     /// taken up again by whichever worker is free.
     pub(super) fn has_had_its_share(&self, since: Instant) -> bool {
         // As long as leases go without renewal: much longer than giving one back and taking it takes.
-        self.waiting.load(Ordering::Relaxed) > 0 && since.elapsed() > self.renewed_every()
+        self.places.are_wanted() && since.elapsed() > self.renewed_every()
     }
 
     /// What a run would do for an entity, without doing it.
@@ -330,7 +328,9 @@ impl Held<'_> {
             until,
             page_rows: self.worker.page_rows(),
         };
-        let delivery = Delivery::new(self, pass.clone(), lane.cursor.clone());
+        // With the last pass the place to read is given back when all is read.
+        let place = if is_last { self.place.reading.take() } else { None };
+        let delivery = Delivery::new(self, pass.clone(), lane.cursor.clone(), place);
         let delivered = async {
             // Of a new one nobody has left anything.
             let after = if is_new { None } else { delivery.recover(&reading).await? };

@@ -9,6 +9,7 @@ mod delivery;
 mod fit;
 mod lane;
 mod moves;
+mod places;
 mod prune;
 mod report;
 mod retry;
@@ -19,13 +20,12 @@ mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use chrono_tz::Tz;
 use futures_util::future::join_all;
 use secrecy::SecretString;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -37,6 +37,7 @@ pub use row::{RowReport, Verdict as RowVerdict, of_row};
 pub use verify::{EntityProof, Finding, verify};
 
 use self::channel::Channel;
+use self::places::Places;
 use crate::align;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Passing};
@@ -84,9 +85,7 @@ pub struct Worker {
     ledger: Ledger,
     journal: Journal,
     client: Client,
-    slots: Arc<Semaphore>,
-    /// Lanes that wait for a slot.
-    waiting: Arc<AtomicUsize>,
+    places: Arc<Places>,
     stop: Stop,
     /// Set once the grace after `stop` is over, too.
     cut_off: Stop,
@@ -116,20 +115,9 @@ impl Worker {
         };
         let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
-        let slots = Arc::new(Semaphore::new(settings.sync.entities_at_once));
-        let waiting = Arc::default();
+        let places = Arc::new(Places::new(&settings.sync));
         let cut_off = after(stop.clone(), settings.sync.shutdown_grace);
-        Ok(Self {
-            settings: Arc::new(settings),
-            database,
-            ledger,
-            journal,
-            client,
-            slots,
-            waiting,
-            stop,
-            cut_off,
-        })
+        Ok(Self { settings: Arc::new(settings), database, ledger, journal, client, places, stop, cut_off })
     }
 
     /// Brings the entities up to date: all that are not paused, or those named.
@@ -290,7 +278,7 @@ impl Worker {
             self.journal.found_idle(&idle).await?;
         }
         self.recall_sizes(&busy).await?;
-        // How many are worked on at once is up to the slots; the others only wait.
+        // How many are worked on at once is up to the places; the others only wait.
         let worked = busy.iter().map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
             self.lane(run_id, target, &seen, &look).await

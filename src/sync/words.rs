@@ -37,6 +37,15 @@ pub(super) fn cut_off() -> Words {
     }
 }
 
+/// Said of a pass whose batches do not touch.
+pub(super) fn gap(pass_id: i64, batch_id: i64, entity_id: &str) -> String {
+    format!(
+        "pass {pass_id} has no batch for what lies before batch {batch_id}, so its rows may never have been sent; was \
+         elven_sync.sync_batches changed by hand, or restored? hint: `elven-sync entity rewind '{entity_id}'` uploads \
+         everything again"
+    )
+}
+
 /// The words for a verdict on a batch that was sent with a credential.
 pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, credential: &str) -> Words {
     let status = http_status.map_or_else(|| "no answer".to_owned(), |s| format!("HTTP {s}"));

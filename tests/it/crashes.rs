@@ -221,9 +221,12 @@ async fn a_run_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
     crash_at_each(pool, points(&OF_A_RUN), async |case, point| {
         // The other steps come once for each entity, one after the other.
         let of_a_batch = matches!(point.0, Step::Announce | Step::Send | Step::Answer | Step::Settle);
-        for _ in 0..if of_a_batch { 1 } else { point.2 } {
+        let entities = if of_a_batch { 1 } else { point.2 };
+        for _ in 0..entities {
             case.add_entity().await;
         }
+        // While one comes to its end the next one may have begun.
+        case.one_at_a_time = entities == 1;
         // The first batch is refused twice, for a moment.
         for _ in 0..2 {
             let (body, headers) = (String::new(), Vec::new());

@@ -196,3 +196,140 @@ async fn batches_that_a_failover_took_along_leave_no_gap(pool: PgPool) {
     assert_eq!(scene.text(GAPS).await, "0");
     assert_eq!(scene.text("select rows_read::text from (select sum(rows_read) as rows_read from elven_sync.sync_batches where entity_id = 'a') b").await, "60");
 }
+
+/// A batch of an open pass is gone, whoever took it: what it covered is not passed over, and nothing is sent beside it.
+#[sqlx::test(migrations = false)]
+async fn a_gap_among_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    add_rows(&scene).await;
+    let gates = [Gate::new(), Gate::new()];
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let mut child = scene.command(&["run", "--entity", "a"]).spawn().unwrap();
+    for gate in &gates {
+        gate.reached().await;
+    }
+    let recorded = "select count(*)::text from elven_sync.sync_batches";
+    eventually("three are recorded", async || scene.text(recorded).await == "3").await;
+    child.kill().await.unwrap();
+    gates.iter().for_each(Gate::open);
+    scene.sql("delete from elven_sync.sync_batches where batch_id = (select min(batch_id) + 1 from elven_sync.sync_batches)").await;
+    let sent = scene.received().len();
+    let output = scene.output(&["run", "--entity", "a"]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(scene.received().len(), sent);
+    let problem = "select kind || ': ' || message from elven_sync.sync_errors where resolved_at is null";
+    let problem = scene.text(problem).await;
+    assert!(problem.starts_with("watermark: pass 1 has no batch for what lies before batch 3"), "{problem}");
+    let rewound = scene.output(&["entity", "rewind", "a", "--yes"]).await;
+    assert_eq!(rewound.status.code(), Some(0), "{}", stderr(&rewound));
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(scene.text(DONE).await, "a 60 t,b 60 t,c 60 t,d 60 t");
+    assert_eq!(scene.balances().len(), 240 + sent);
+}
+
+/// Each thing that a write of a lane names besides its batch: when one of them is not so any more, the answer is not
+/// recorded, and nothing more is sent.
+#[sqlx::test(migrations = false)]
+async fn what_is_not_the_lanes_any_more_is_not_written(pool: PgPool) {
+    const MOVED: [(&str, &str); 4] = [
+        ("a", "lease_owner = 'somebody else'"),
+        ("b", "lease_epoch = lease_epoch + 1"),
+        ("c", "pass_id = pass_id + 1000"),
+        ("d", "cursor_xid = '1', cursor_id = '1'"),
+    ];
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    add_rows(&scene).await;
+    for (number, (entity_id, moved)) in MOVED.into_iter().enumerate() {
+        let gate = Gate::new();
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+        let child = scene.command(&["run", "--entity", entity_id]).spawn().unwrap();
+        gate.reached().await;
+        let sql = format!("update elven_sync.sync_state set {moved} where entity_id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(entity_id).execute(&scene.pool).await.unwrap();
+        let state = "select string_agg(concat_ws(' ', entity_id, pass_id, cursor_xid, cursor_id, rows_uploaded), ',' order by entity_id)
+                       from elven_sync.sync_state";
+        let before = scene.text(state).await;
+        gate.open();
+        child.wait_with_output().await.unwrap();
+        assert_eq!(scene.text(state).await, before, "{moved}");
+        let accepted = "select count(*)::text from elven_sync.sync_batches where status <> 'sending'";
+        assert_eq!(scene.text(accepted).await, "0", "{moved}");
+        assert_eq!(scene.received().len(), 2 * (number + 1), "{moved}: a second batch went out");
+    }
+}
+
+/// A batch is named by what it is, since its number may have been given out again.
+#[sqlx::test(migrations = false)]
+async fn an_answer_is_not_recorded_for_another_batch_of_that_number(pool: PgPool) {
+    const OTHER: [(&str, &str); 3] =
+        [("a", "body_sha256 = '0'"), ("b", "entity_id = 'c'"), ("d", "last_id = '1000'")];
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    add_rows(&scene).await;
+    for (entity_id, other) in OTHER {
+        let gate = Gate::new();
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+        let child = scene.command(&["run", "--entity", entity_id]).spawn().unwrap();
+        gate.reached().await;
+        let sql = format!("update elven_sync.sync_batches set {other} where entity_id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(entity_id).execute(&scene.pool).await.unwrap();
+        gate.open();
+        child.wait_with_output().await.unwrap();
+        let answered =
+            "select concat_ws(' ', (select count(*) from elven_sync.sync_batches where status <> 'sending'),
+                                         (select sum(rows_uploaded) from elven_sync.sync_state))";
+        assert_eq!(scene.text(answered).await, "0 0", "{other}");
+    }
+}
+
+/// By another zone's clock a row of a batch whose answer is unknown is in the year 10000: nothing of the batch is left to
+/// send, and it does not say any more that it has a record.
+#[sqlx::test(migrations = false)]
+async fn a_batch_of_which_nothing_is_left_to_send_says_so(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('a', 'a1', 'BTC', '9999-12-31 23:30Z', 1)",
+        )
+        .await;
+    let (mut child, gate) = scene.held_run().await;
+    child.kill().await.unwrap();
+    gate.open();
+    scene.sql("update elven_sync.entities set timezone = 'Europe/Zurich' where entity_id = 'a'").await;
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    let batch = "select concat_ws(' ', status, ambiguous, rows_read, row_count, rows_rejected) from elven_sync.sync_batches";
+    assert_eq!(scene.text(batch).await, "accepted t 1 0 1");
+    assert_eq!(scene.received().len(), 1);
+}
+
+/// Whoever renews leases passes over lanes that are locked, as a busy one may be each time: so what is written to it
+/// renews its lease.
+#[sqlx::test(migrations = false)]
+async fn the_lease_of_a_busy_lane_is_renewed_by_what_is_written_to_it(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    add_rows(&scene).await;
+    scene
+        .sql(
+            "create function ignore() returns trigger language plpgsql as $$ begin return null; end $$;
+             create trigger ignore before update on elven_sync.sync_state for each row
+                 when (new.lease_expires_at <> old.lease_expires_at and new.lease_epoch = old.lease_epoch
+                       and new.cursor_id is not distinct from old.cursor_id) execute function ignore()",
+        )
+        .await;
+    scene.sandbox.set_rules(vec!["slow=100ms".parse().unwrap()]);
+    let child = scene.command(&["run", "--entity", "a"]).spawn().unwrap();
+    let accepted = "select count(*)::text from elven_sync.sync_batches where status = 'accepted'";
+    eventually("twice the time of the lease is over", async || {
+        scene.text(accepted).await.parse::<u32>().unwrap() >= 20
+    })
+    .await;
+    let is_alive = "select (lease_expires_at > clock_timestamp())::text from elven_sync.sync_state where entity_id = 'a'";
+    assert_eq!(scene.text(is_alive).await, "true");
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+}

@@ -18,7 +18,7 @@ pub(super) struct Locked {
     cursor: Option<Cursor>,
     /// Where the batch ends that was announced last in the pass.
     announced: Option<Cursor>,
-    has_run_out: bool,
+    is_aging: bool,
     moved_to: Option<Cursor>,
     uploaded: i64,
     renewed: bool,
@@ -41,8 +41,8 @@ impl Locked {
                 return Err(JournalError::LeaseLost);
             }
             self.announced = Some(contents.last.clone());
-            self.renewed |= self.has_run_out;
         }
+        self.renewed |= self.is_aging;
         if let Some(answer) = entry.answer() {
             self.uploaded += answer.counted.rows_uploaded;
             if let Some(Advance { before, last }) = &answer.advance {
@@ -65,19 +65,21 @@ impl Locked {
 pub(super) async fn lock(
     transaction: &mut Transaction,
     entries: &[Entry],
+    lease: Duration,
 ) -> Result<BTreeMap<String, Locked>, JournalError> {
     let ids: BTreeSet<&str> = entries.iter().map(Entry::entity_id).collect();
     let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
     let rows = sqlx::query!(
         r#"select s.entity_id, s.lease_owner, s.lease_epoch, s.pass_id, s.cursor_xid::text, s.cursor_id,
-                  coalesce(s.lease_expires_at <= clock_timestamp(), false) as "has_run_out!",
+                  coalesce(s.lease_expires_at < clock_timestamp() + make_interval(secs => $2), false) as "is_aging!",
                   announced.last_xid::text as "last_xid?", announced.last_id as "last_id?"
              from elven_sync.sync_state s
              left join lateral (select b.last_xid, b.last_id from elven_sync.sync_batches b
                                  where b.pass_id = s.pass_id and b.parent_id is null
                                  order by b.batch_id desc limit 1) announced on true
             where s.entity_id = any ($1) order by s.entity_id for update of s skip locked"#,
-        &ids
+        &ids,
+        (lease / 2).as_secs_f64()
     )
     .fetch_all(&mut *transaction)
     .await?;
@@ -93,7 +95,7 @@ pub(super) async fn lock(
                 pass_id: row.pass_id,
                 cursor: cursor(row.cursor_xid, row.cursor_id)?,
                 announced: cursor(row.last_xid, row.last_id)?,
-                has_run_out: row.has_run_out,
+                is_aging: row.is_aging,
                 moved_to: None,
                 uploaded: 0,
                 renewed: false,
@@ -114,8 +116,9 @@ pub(super) async fn lock(
     Ok(lanes)
 }
 
-/// Moves the cursors, and gives leases their time again that ran out and that nobody took: what is sent from now
-/// on is sent under a lease, and whoever takes over waits from then.
+/// Moves the cursors, and gives leases their time again that are half over, or that ran out and that nobody took: what is
+/// sent from now on is sent under a lease, and whoever takes over waits from then. (The renewal that comes round by itself
+/// passes over lanes that are locked, as those are that are written to all the time.)
 pub(super) async fn move_lanes(
     transaction: &mut Transaction,
     lanes: &BTreeMap<String, Locked>,

@@ -169,7 +169,9 @@ impl Writer {
             if entries.is_empty() && handed_in.recv_many(&mut entries, GROUP_MAX).await == 0 {
                 return;
             }
-            while entries.len() < GROUP_MAX
+            // Beside those that wait for their lanes, however many they are.
+            let together = entries.len() + GROUP_MAX;
+            while entries.len() < together
                 && let Ok(entry) = handed_in.try_recv()
             {
                 entries.push(entry);
@@ -269,7 +271,7 @@ impl Writer {
         transaction: &mut Transaction,
         entries: &[Entry],
     ) -> Result<Vec<Option<i64>>, JournalError> {
-        let mut lanes = lock(transaction, entries).await?;
+        let mut lanes = lock(transaction, entries, self.lease).await?;
         let mut ours = Vec::with_capacity(entries.len());
         for entry in entries {
             if let Some(lane) = lanes.get_mut(entry.entity_id()) {

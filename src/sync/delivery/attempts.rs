@@ -22,6 +22,9 @@ const UNKNOWN_RUNS_MAX: i32 = 3;
 /// How often a request is signed anew because the signature aged while it was recorded.
 const SIGNED_ANEW_MAX: usize = 3;
 
+/// A slot for a request: one of the lane's, and one of all lanes'.
+type Slot = [OwnedSemaphorePermit; 2];
+
 impl Delivery {
     /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
     pub(super) async fn attempts(&self, mut node: Node) -> Result<Vec<Node>, Halt> {
@@ -95,9 +98,9 @@ impl Delivery {
     async fn ready(
         &self,
         node: &mut Node,
-        slot: Option<OwnedSemaphorePermit>,
+        slot: Option<Slot>,
         corrected: Option<TimeDelta>,
-    ) -> Result<(OwnedSemaphorePermit, Signed), Halt> {
+    ) -> Result<(Slot, Signed), Halt> {
         let turn = self.turn(slot).await;
         let (slot, signed) = match (node.signed.take(), turn) {
             (Some(signed), Ok(slot)) => (slot, signed),
@@ -216,10 +219,10 @@ impl Delivery {
     }
 
     /// Waits until a request may be made: for a slot, unless there is one, and for the channel.
-    async fn turn(&self, slot: Option<OwnedSemaphorePermit>) -> Result<OwnedSemaphorePermit, Halt> {
+    async fn turn(&self, slot: Option<Slot>) -> Result<Slot, Halt> {
         let slot = match slot {
             Some(slot) => slot,
-            None => self.permit(&self.slots).await?,
+            None => [self.permit(&self.slots).await?, self.permit(self.worker.places.requests()).await?],
         };
         self.or_halt(self.channel.turn(self.worker.settings.retry.max)).await?.map_err(later)?;
         Ok(slot)

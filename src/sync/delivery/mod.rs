@@ -47,8 +47,10 @@ pub(super) struct Delivery {
     room: Arc<Semaphore>,
     /// Slots for requests.
     slots: Arc<Semaphore>,
-    /// When the lane got its slot.
+    /// When the lane got its place.
     since: Instant,
+    /// The place to read, if it is given back when all is read.
+    place: Mutex<Option<OwnedSemaphorePermit>>,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
     halted: watch::Sender<bool>,
     /// The entity has rows set aside, whose errors an upload may resolve.
@@ -84,7 +86,12 @@ struct Announced {
 }
 
 impl Delivery {
-    pub(super) fn new(held: &Held<'_>, pass: OpenPass, cursor: Option<Cursor>) -> Arc<Self> {
+    pub(super) fn new(
+        held: &Held<'_>,
+        pass: OpenPass,
+        cursor: Option<Cursor>,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Arc<Self> {
         let window = Window::at(cursor);
         let at_once = held.worker.settings.sync.requests_in_flight;
         Arc::new(Self {
@@ -97,6 +104,7 @@ impl Delivery {
             room: Arc::new(Semaphore::new(under_way_max(at_once))),
             slots: Arc::new(Semaphore::new(at_once)),
             since: held.since,
+            place: Mutex::new(place),
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(held.has_rows_set_aside),
             report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
@@ -174,6 +182,7 @@ impl Delivery {
                 break Err(Halt::Yielded);
             }
         };
+        drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
         while let Some(done) = on_their_way.join_next().await {
             take(done, &mut keys, &mut first_halt);
         }
@@ -287,5 +296,58 @@ fn note(halt: Halt, first_halt: &mut Option<Halt>) {
             *first = Some(halt);
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::JournalError;
+
+    /// What is kept of reasons that come one after the other.
+    fn noted(halts: impl IntoIterator<Item = Halt>) -> Option<Halt> {
+        let mut first = None;
+        halts.into_iter().for_each(|halt| note(halt, &mut first));
+        first
+    }
+
+    fn problem(message: &str, pause: Option<u64>) -> Halt {
+        let problem = Problem::of_lane(Kind::Throttled, message);
+        Halt::Problem(Box::new(problem), pause.map(Duration::from_secs))
+    }
+
+    fn broken() -> Halt {
+        Halt::Broken(JournalError::RunLost.into())
+    }
+
+    #[test]
+    fn the_first_reason_to_stop_is_kept_and_the_longest_pause() {
+        let halt = noted([problem("first", Some(5)), problem("second", Some(60)), problem("third", None)]);
+        let Some(Halt::Problem(problem, pause)) = halt else { panic!("{halt:?}") };
+        assert_eq!((problem.message.as_str(), pause), ("first", Some(Duration::from_mins(1))));
+    }
+
+    #[test]
+    fn that_something_else_has_stopped_it_is_no_reason_of_its_own() {
+        for other in [Halt::Stopped, Halt::Yielded] {
+            assert!(matches!(noted([other, problem("why", None)]), Some(Halt::Problem(..))));
+        }
+        assert!(matches!(noted([problem("why", None), Halt::Stopped]), Some(Halt::Problem(..))));
+        assert!(matches!(noted([problem("why", None), Halt::LeaseLost]), Some(Halt::Problem(..))));
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_the_reason_and_not_the_lease_that_others_miss_then() {
+        assert!(matches!(noted([Halt::LeaseLost, broken()]), Some(Halt::Broken(_))));
+        assert!(matches!(noted([broken(), Halt::LeaseLost]), Some(Halt::Broken(_))));
+    }
+
+    /// Else the lease would be given back, and what may still arrive could meet another worker's.
+    #[test]
+    fn an_answer_that_was_not_waited_for_is_what_counts() {
+        for other in [Halt::Stopped, problem("why", None), Halt::LeaseLost, broken()] {
+            assert!(matches!(noted([other, Halt::CutOff]), Some(Halt::CutOff)));
+        }
+        assert!(matches!(noted([Halt::CutOff, problem("why", None)]), Some(Halt::CutOff)));
     }
 }

@@ -9,7 +9,7 @@ use super::{Delivery, Node};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::fault_point::{Step, around};
-use crate::journal::Recorded;
+use crate::journal::{Kind, Problem, Recorded};
 use crate::ledger::{Reading, Row};
 use crate::watermark::Cursor;
 
@@ -28,6 +28,7 @@ impl Delivery {
             }
         }
         let roots: Vec<&Recorded> = recorded.iter().filter(|batch| batch.parent_id.is_none()).collect();
+        self.refuse_gap(&roots).await?;
         // All at once, so that the cursor passes over those that are done as soon as those before them are.
         let mut open = Vec::new();
         for root in &roots {
@@ -57,6 +58,20 @@ impl Delivery {
             after = Some(root.last.clone());
         }
         Ok(after)
+    }
+
+    /// Makes sure that each recorded batch begins where the one before it ends: what lies between would be taken for done.
+    /// No crash leaves such a gap; somebody has deleted a batch, or a restore has.
+    async fn refuse_gap(&self, roots: &[&Recorded]) -> Result<(), Halt> {
+        let mut after = self.window.lock().await.cursor.clone();
+        for root in roots {
+            if root.before != after {
+                let message = words::gap(self.pass.pass_id, root.batch_id, &self.pass.lease.entity_id);
+                return Err(Halt::problem(Problem::of_lane(Kind::Watermark, message)));
+            }
+            after = Some(root.last.clone());
+        }
+        Ok(())
     }
 
     /// Sends a recorded batch, or a part of one, over again.

@@ -153,3 +153,55 @@ async fn parts_count_among_the_requests_under_way(pool: PgPool) {
     let closest = times.windows(3).map(|three| (three[2] - three[0]).num_milliseconds()).min().unwrap();
     assert!(closest >= 25, "{closest} ms");
 }
+
+/// An entity of which all is read only waits for its answers: the next one begins meanwhile. However many do, no more
+/// requests are under way than the settings allow for all of them.
+#[sqlx::test(migrations = false)]
+async fn entities_that_wait_for_answers_make_room_for_others(pool: PgPool) {
+    let mut scene = scene_of_single_rows(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    for entity_id in ["b", "c", "d"] {
+        scene.entity(entity_id, "UTC").await;
+    }
+    for entity_id in ["acme", "b", "c", "d"] {
+        add_rows(&scene, entity_id, 1).await;
+    }
+    let gates: Vec<Gate> = (0..4).map(|_| Gate::new()).collect();
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let child = scene.command(&["run"]).spawn().unwrap();
+    gates[0].reached().await;
+    gates[1].reached().await;
+    a_while().await;
+    assert_eq!(imports(&scene).len(), 2, "two entities wait for their answers, and a third does not begin");
+    gates.iter().for_each(Gate::open);
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+    assert_eq!(scene.balances().len(), 4);
+}
+
+/// The bound of all entities together is theirs, whichever are reading.
+#[sqlx::test(migrations = false)]
+async fn the_requests_of_all_entities_are_bounded_together(pool: PgPool) {
+    let mut scene = scene_of_single_rows(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "2");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    for entity_id in ["b", "c", "d"] {
+        scene.entity(entity_id, "UTC").await;
+    }
+    for entity_id in ["acme", "b", "c", "d"] {
+        add_rows(&scene, entity_id, 4).await;
+    }
+    let gates: Vec<Gate> = (0..8).map(|_| Gate::new()).collect();
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let child = scene.command(&["run"]).spawn().unwrap();
+    eventually("four are under way", async || imports(&scene).len() == 4).await;
+    a_while().await;
+    assert_eq!(imports(&scene).len(), 4);
+    gates.iter().for_each(Gate::open);
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+    assert_eq!(scene.balances().len(), 16);
+}

@@ -1,0 +1,66 @@
+//! Places: how many entities are worked on at once, and how many requests are in flight for all of them.
+//!
+//! An entity of which all is read needs little any more: it waits for its last answers, and the next one may begin
+//! meanwhile. So there are places to read, `entities_at_once` of them, and as many again for those that only wait. What
+//! Elven sees is bounded by itself: `entities_at_once` times `requests_in_flight` at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::SyncSettings;
+
+/// The places that the lanes of a worker share.
+#[derive(Debug)]
+pub(super) struct Places {
+    lanes: Arc<Semaphore>,
+    reading: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    /// Lanes that wait for a place.
+    waiting: AtomicUsize,
+}
+
+/// A lane's place. Given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// Until all is read.
+    pub reading: Option<OwnedSemaphorePermit>,
+    _lane: OwnedSemaphorePermit,
+}
+
+impl Places {
+    pub(super) fn new(settings: &SyncSettings) -> Self {
+        let SyncSettings { entities_at_once, requests_in_flight, .. } = *settings;
+        let places = |number: usize| Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)));
+        Self {
+            lanes: places(entities_at_once.saturating_mul(2)),
+            reading: places(entities_at_once),
+            requests: places(entities_at_once.saturating_mul(requests_in_flight)),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Waits for a place. `None`: there will be none any more.
+    pub(super) async fn take(&self) -> Option<Place> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let place = async {
+            let lane = self.lanes.clone().acquire_owned().await.ok()?;
+            let reading = self.reading.clone().acquire_owned().await.ok()?;
+            Some(Place { reading: Some(reading), _lane: lane })
+        };
+        let place = place.await;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        place
+    }
+
+    /// Whether lanes wait for a place.
+    pub(super) fn are_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Places for requests, of all lanes together.
+    pub(super) fn requests(&self) -> &Arc<Semaphore> {
+        &self.requests
+    }
+}
