@@ -128,6 +128,8 @@ impl Journal {
         let not_accepted_since = self.database.again(|| sqlx::query_scalar!(
             r#"select (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_batches
                         where entity_id = $1 and pass_id > $2 and status = 'accepted')::bigint
+                    + (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_pruned
+                        where entity_id = $1 and $2 = 0)::bigint
                     + (select count(*) from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
                         where e.entity_id = $1 and e.ledger_id is not null and e.resolved_at is null
                           and coalesce(b.pass_id > $2, true)) as "rows!""#,

@@ -21,7 +21,7 @@ use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
 use crate::journal::proof::{self, Pruned};
 use crate::journal::{Journal, JournalError};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::Ledger;
 
 /// Batches, and passes, that are looked at together.
 const TOGETHER_MAX: usize = 100;
@@ -284,11 +284,5 @@ impl Checker<'_> {
         let mut claims = Vec::new();
         self.end(walk, &mut claims);
         self.check_rows(transaction, claims).await
-    }
-}
-
-impl From<sqlx::Error> for RunError {
-    fn from(problem: sqlx::Error) -> Self {
-        LedgerError::from(problem).into()
     }
 }

@@ -308,6 +308,29 @@ async fn runs_and_writers_at_the_same_time(pool: PgPool) {
     assert!(times > 5, "{times} times");
 }
 
+/// It is kept waiting in the middle, and then goes on with what was there when it began.
+#[sqlx::test(migrations = false)]
+async fn what_is_written_meanwhile_is_not_seen(pool: PgPool) {
+    let scene = scene(pool).await;
+    insert(&scene, 1, 20).await;
+    scene.run().await;
+    insert(&scene, 21, 25).await;
+    let mut lock = PgConnection::connect(&scene.url).await.unwrap();
+    // Read after the watermark and before the batches; runs have nothing to do with it.
+    lock.execute("begin; lock table elven_sync.sync_pruned in access exclusive mode").await.unwrap();
+    let meanwhile = async {
+        let waits = "select count(*)::text from pg_locks where not granted and relation = 'elven_sync.sync_pruned'::regclass";
+        eventually("verify waits", async || scene.text(waits).await == "1").await;
+        insert(&scene, 26, 32).await;
+        scene.sql("update ledger.balance_snapshots set balance = 0 where id = 7").await;
+        assert_eq!(scene.run().await.counters.rows_uploaded, 13);
+        lock.execute("rollback").await.unwrap();
+    };
+    let (proven, ()) = tokio::join!(holds(&scene), meanwhile);
+    assert_eq!(proven, (20, 5));
+    assert_eq!(holds(&scene).await, (32, 0));
+}
+
 /// A role that may only read.
 #[sqlx::test(migrations = false)]
 async fn verify_needs_to_read_and_no_more(pool: PgPool) {
