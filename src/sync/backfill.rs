@@ -250,8 +250,11 @@ impl Worker {
             let yielded = matches!(halted, Err(Halt::Yielded));
             report = held.end(halted).await?;
             // A lease that was lost is taken again, and what was left of it recovered.
-            if !yielded && report.ended != Ended::Held {
-                return Ok(report);
+            if !yielded {
+                if report.ended != Ended::Held {
+                    return Ok(report);
+                }
+                tokio::time::sleep(LEASE_POLL).await;
             }
         }
     }

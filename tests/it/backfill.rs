@@ -143,7 +143,7 @@ async fn texts_as_ids_are_ordered_by_their_bytes(pool: PgPool) {
                    change_xid xid8 not null default pg_current_xact_id());
                insert into ledger.named
                select id, 'acme', 'a', 'BTC', '2024-01-01Z', row_number() over ()
-                 from unnest(array['b', 'B', 'a', 'A', '_', 'c-1', 'c1']) id").await;
+                 from unnest(array['a', 'B', 'C', '_', 'D']) id").await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.named");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.entity("acme", "UTC").await;

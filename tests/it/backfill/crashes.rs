@@ -284,6 +284,8 @@ async fn one_that_is_cancelled_stops_after_what_is_in_flight_and_is_not_gone_on_
 #[sqlx::test(migrations = false)]
 async fn one_that_somebody_works_on_is_refused_and_one_that_died_is_waited_for(pool: PgPool) {
     let scene = scene_of(pool, 20).await;
+    // An answer that is held is a yes.
+    scene.sql("update ledger.balance_snapshots set currency = 'BTC'").await;
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let mut child = scene.command(&RANGE).spawn().unwrap();

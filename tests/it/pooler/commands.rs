@@ -47,9 +47,14 @@ async fn every_command_works(pool: PgPool) {
     said(&scene, 0, &["entity", "pause", "e1"]).await;
     said(&scene, 0, &["run"]).await;
     said(&scene, 0, &["entity", "resume", "e1"]).await;
+    let range = ["backfill", "--from", "1990-01-01", "--to", "2090-01-01"];
+    assert!(said(&scene, 0, &[&range[..], &["--dry-run"]].concat()).await.contains("40 rows"));
+    assert!(said(&scene, 3, &range).await.contains("39 uploaded, 1 set aside"));
+    assert!(said(&scene, 0, &["backfill", "list"]).await.contains("incomplete"));
+    said(&scene, 1, &["backfill", "cancel", "7"]).await;
     assert!(said(&scene, 0, &["entity", "list"]).await.contains("Asia/Tokyo"));
     let uploaded = "select string_agg(entity_id || ' ' || rows_uploaded, ',' order by entity_id) from elven_sync.sync_state";
-    assert_eq!(scene.text(uploaded).await, "e1 19,e2 40,late 0");
+    assert_eq!(scene.text(uploaded).await, "e1 38,e2 60,late 0");
     assert!(said(&scene, 0, &["verify", "--deep"]).await.contains("proven: of 3 of 3 entities"));
     said(&scene, 0, &["status", "--row", "1"]).await;
     said(&scene, 0, &["prune", "--older-than", "0s"]).await;
