@@ -47,7 +47,7 @@ const TRIGGER_ON: &str = "alter table ledger.balance_snapshots enable always tri
 
 /// Makes the connector forget that it ever ran.
 const RESET: [&str; 4] = [
-    "truncate elven_sync.sync_errors, elven_sync.sync_batches, elven_sync.sync_backfills,
+    "truncate elven_sync.sync_errors, elven_sync.sync_batches, elven_sync.sync_backfill_lanes, elven_sync.sync_backfills,
               elven_sync.sync_passes, elven_sync.sync_runs",
     "update elven_sync.sync_state
         set settled = null, pass_id = null, target = null, cursor_xid = null, cursor_id = null, rows_uploaded = 0",

@@ -115,11 +115,13 @@ impl Worker {
         if !self.progress.0.is_watched.load(Ordering::Relaxed) {
             return Ok(());
         }
+        // Before the cursors are read: what is done while the rest is counted is part of that.
+        let done: BTreeMap<String, i64> =
+            self.progress.lock().iter().map(|(id, entity)| (id.clone(), entity.rows_done)).collect();
         let lanes = self.journal.lanes(entity_ids).await?;
         for pending in self.ledger.pending(&super::progress(&lanes)).await? {
-            self.progress.change(&pending.entity_id, |entity| {
-                entity.rows_total = Some(entity.rows_done + pending.rows);
-            });
+            let done = done.get(&pending.entity_id).copied().unwrap_or(0);
+            self.progress.change(&pending.entity_id, |entity| entity.rows_total = Some(done + pending.rows));
         }
         Ok(())
     }
