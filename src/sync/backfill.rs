@@ -341,8 +341,8 @@ impl Worker {
         }
         // A signal that came when all was done has stopped nothing.
         let mut status = report::status(entities, &[], *self.stop.borrow() && now.entities_left > 0);
-        // Set aside by earlier runs, too.
-        if status == RunStatus::Succeeded && now.rows_rejected > 0 {
+        // Set aside by earlier runs, too; and never all done while a range is not through.
+        if status == RunStatus::Succeeded && (now.rows_rejected > 0 || now.entities_left > 0) {
             status = RunStatus::Incomplete;
         }
         let of_backfill = match status {

@@ -233,7 +233,8 @@ async fn a_run_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
             case.scene.sandbox.inject(Fault::Answer { status: 503, body, headers });
         }
         let stand = case.kill_run(point).await;
-        assert!(stand.in_flight().count() <= 1);
+        // While one entity waits for its last answers the next one has begun, with a batch of its own.
+        assert!(stand.in_flight().count() <= entities.min(2) as usize);
         if let (Step::Announce | Step::Send | Step::Settle, side) = (point.0, point.1) {
             let announced = (point.0, side) != (Step::Announce, Side::Before);
             let settled = (point.0, side) == (Step::Settle, Side::After);

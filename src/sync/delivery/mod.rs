@@ -205,8 +205,10 @@ impl Delivery {
             }
         }
         match (first_halt, ended) {
-            // What was taken back for that.
-            (Some(Halt::Stopped), Err(Halt::Yielded)) if !*self.worker.stop.borrow() => Err(Halt::Yielded),
+            // What was taken back because somebody waits for the lease, also when all had been read by then.
+            (Some(Halt::Stopped), Ok(()) | Err(Halt::Yielded)) if !*self.worker.stop.borrow() => {
+                Err(Halt::Yielded)
+            }
             (Some(halt), _) => Err(halt),
             (None, ended) => ended,
         }
