@@ -270,12 +270,7 @@ impl Batch {
 
     /// Whether another row is a newer one of a key of this batch: then that is the one to send.
     pub fn is_superseded_by(&self, rival: &Row, zone: Tz) -> bool {
-        let mut clock = Clock::of(zone);
-        let Ok(rival) = Aligned::new(0, rival, &mut clock) else { return false };
-        self.records
-            .iter()
-            .filter_map(|&row| Aligned::new(row, &self.rows[row], &mut clock).ok())
-            .any(|record| record.key() == rival.key() && record.age() < rival.age())
+        !self.superseded_by(std::iter::once(rival), zone).is_empty()
     }
 
     /// A record as it is in the body, as JSON.

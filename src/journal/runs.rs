@@ -2,7 +2,10 @@
 
 use strum::AsRefStr;
 
+use super::batches::Settlement;
+use super::steps::Done;
 use super::{Journal, JournalError};
+use crate::batch::Batch;
 use crate::database::Transaction;
 
 /// `sync_runs.status` of a run that ended.
@@ -42,17 +45,10 @@ pub struct Counters {
 
 impl Counters {
     /// Counts a batch as if it had been sent and accepted.
-    pub(crate) fn rehearse(&mut self, batch: &crate::batch::Batch) {
-        let large = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        self.rows_read += large(batch.rows.len());
-        self.rows_uploaded += large(batch.records.len());
-        self.rows_rejected += large(batch.invalid.len());
-        self.rows_superseded += large(batch.superseded);
-        if !batch.records.is_empty() {
-            self.requests += 1;
-            self.bytes_sent += large(batch.body.len());
-            self.rows_beyond_double += large(batch.beyond_double);
-        }
+    pub(crate) fn rehearse(&mut self, batch: &Batch) {
+        let settlement = Settlement { sent: !batch.records.is_empty(), ..Settlement::default() };
+        let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
+        *self += &Self::of(batch, settlement, all);
     }
 }
 

@@ -58,11 +58,16 @@ impl Table {
                 quote_literal(until_id)
             );
         }
-        // Transactions that had not ended when the target was taken belong to a later pass.
+        filter + &self.only_in(target, segment)
+    }
+
+    /// Leaves out of a segment the transactions that had not ended when the target was taken: they belong to a later pass.
+    fn only_in(&self, target: &Snapshot, segment: Segment) -> String {
         if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
-            let _ = write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot)");
+            format!(" and pg_catalog.pg_visible_in_snapshot({}, '{target}'::pg_snapshot)", self.xid)
+        } else {
+            String::new()
         }
-        filter
     }
 
     /// The rows of an interval in one of its segments, at most so many of each piece: their columns, or the place of the
@@ -73,12 +78,8 @@ impl Table {
     /// the index whatever it expects a piece to hold.
     pub(super) fn interval_sql(&self, of: &Part<'_>, listed_as: Option<usize>) -> Vec<String> {
         let Self { name, entity, xid, id, columns, .. } = self;
-        let mut filter = format!("{entity} = {}", quote_literal(of.entity_id));
-        if of.target.running().iter().any(|running| (of.segment.from..of.segment.until).contains(running)) {
-            // Writing to a String cannot fail.
-            let _ =
-                write!(filter, " and pg_catalog.pg_visible_in_snapshot({xid}, '{}'::pg_snapshot)", of.target);
-        }
+        let filter =
+            format!("{entity} = {}{}", quote_literal(of.entity_id), self.only_in(of.target, of.segment));
         let columns = match listed_as {
             Some(place) => {
                 format!("{place}::integer, {id}::{}", if self.id_is_number() { "bigint" } else { "text" })

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::RunError;
 use super::verify::chain::{self, Chain, Link};
-use super::{RunError, worker_name};
 use crate::align;
 use crate::batch::Batch;
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
 use crate::journal::carried::{self, Carried};
 use crate::journal::proof::{self, Change};
-use crate::journal::{Entity, Health, Journal, JournalError, Lane, RecordedError};
+use crate::journal::{Entity, Health, JournalError, Lane, RecordedError, check_schema};
 use crate::ledger::{Ledger, Row};
 use crate::watermark::{LedgerId, Snapshot};
 
@@ -81,8 +81,7 @@ pub async fn of_row(
     written: &str,
     only: Option<&str>,
 ) -> Result<Vec<RowReport>, RunError> {
-    let (lease, window) = (settings.sync.lease, settings.api.signature_window);
-    Journal::open(database.clone(), worker_name(), lease, window).await?;
+    check_schema(database).await?;
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     let entities = Entity::list(database).await?;
     let health = Health::list(database).await?;

@@ -15,12 +15,12 @@ use serde::Serialize;
 
 use self::batches::Walk;
 use self::chain::{Chain, Link};
-use super::{RunError, fit, worker_name};
+use super::{RunError, fit};
 use crate::align;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
 use crate::journal::proof::{self, Pruned};
-use crate::journal::{Journal, JournalError};
+use crate::journal::{JournalError, check_schema};
 use crate::ledger::Ledger;
 
 /// Batches, and passes, that are looked at together.
@@ -120,9 +120,7 @@ pub async fn verify(
     only: &[String],
     deep: bool,
 ) -> Result<Vec<EntityProof>, RunError> {
-    let (lease, window) = (settings.sync.lease, settings.api.signature_window);
-    // Refuses a schema of another version.
-    Journal::open(database.clone(), worker_name(), lease, window).await?;
+    check_schema(database).await?;
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     super::warn_of(&ledger.without_trigger().await?);
     let all = database.again(|| async {
