@@ -204,6 +204,11 @@ impl Delivery {
                 }
             }
         }
+        self.outcome(first_halt, ended)
+    }
+
+    /// Why the lane stops, if it does, by the first reason that a batch gave and by how reading ended.
+    fn outcome(&self, first_halt: Option<Halt>, ended: Result<(), Halt>) -> Result<(), Halt> {
         match (first_halt, ended) {
             // What was taken back because somebody waits for the lease, also when all had been read by then.
             (Some(Halt::Stopped), Ok(()) | Err(Halt::Yielded)) if !*self.worker.stop.borrow() => {
