@@ -178,6 +178,22 @@ pub fn segments(settled: Option<&Snapshot>, target: &Snapshot) -> Vec<Segment> {
     segments
 }
 
+/// Those of the [`segments`] in which rows behind `after` and up to `until` can be.
+pub fn segments_between(
+    settled: Option<&Snapshot>,
+    target: &Snapshot,
+    after: Option<&Cursor>,
+    until: Option<&Cursor>,
+) -> Vec<Segment> {
+    let xid = |cursor: Option<&Cursor>| cursor.and_then(Cursor::xid);
+    let (after, until) = (xid(after), xid(until));
+    let mut segments = segments(settled, target);
+    segments.retain(|segment| {
+        after.is_none_or(|after| after < segment.until) && until.is_none_or(|until| segment.from <= until)
+    });
+    segments
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

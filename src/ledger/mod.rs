@@ -223,11 +223,7 @@ impl Ledger {
     /// Begins to read a pass, or what is left of one.
     pub async fn pass(&self, reading: Reading<'_>) -> Result<Pass, LedgerError> {
         let Reading { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
-        let mut segments = watermark::segments(settled, target);
-        segments.retain(|segment| {
-            after.as_ref().is_none_or(|after| after.xid() < Some(segment.until))
-                && until.as_ref().is_none_or(|until| Some(segment.from) <= until.xid())
-        });
+        let mut segments = watermark::segments_between(settled, target, after.as_ref(), until.as_ref());
         if segments.len() > 1 {
             segments = self.without_empty_probes(entity_id, segments).await?;
         }

@@ -3,13 +3,14 @@
 use futures_util::TryStreamExt;
 use sqlx::AssertSqlSafe;
 
+use super::pages::Page;
 use super::row::{ID_IS_NULL, Listed, Row};
 use super::{Ledger, LedgerError, Look, LookRow, Progress, copy_out};
 use crate::database::{Transaction, within};
-use crate::watermark::{self, Cursor, LedgerId, Segment, Snapshot};
+use crate::watermark::{self, Cursor, LedgerId, Snapshot};
 
-/// Pieces of intervals that are asked for in one statement.
-const PIECES_PER_STATEMENT_MAX: usize = 200;
+/// Pages that are asked for in one statement.
+const PAGES_PER_STATEMENT_MAX: usize = 200;
 
 /// Rows of a pass behind one place and up to another.
 #[derive(Clone, Debug)]
@@ -22,31 +23,25 @@ pub struct Interval<'a> {
     pub after: Option<Cursor>,
     /// Up to and including this. `None`: to the end of the pass.
     pub until: Option<Cursor>,
-    /// No more are read of a piece of it.
-    pub rows_max: usize,
-}
-
-/// An interval in one of its segments.
-pub(super) struct Part<'a> {
-    pub entity_id: &'a str,
-    pub target: &'a Snapshot,
-    pub segment: Segment,
-    pub after: Option<&'a Cursor>,
-    pub until: Option<&'a Cursor>,
+    /// No more are read of it in one segment.
     pub rows_max: usize,
 }
 
 impl Interval<'_> {
-    fn parts<'a>(&'a self, entity_id: &'a str) -> impl Iterator<Item = Part<'a>> {
-        let (after, until) = (self.after.as_ref(), self.until.as_ref());
-        let meets = move |segment: &Segment| {
-            let xid = |cursor: Option<&Cursor>| cursor.and_then(Cursor::xid);
-            xid(after).is_none_or(|after| after < segment.until)
-                && xid(until).is_none_or(|until| segment.from <= until)
-        };
-        let Self { settled, target, rows_max, .. } = *self;
-        let segments = watermark::segments(settled, target).into_iter().filter(meets);
-        segments.map(move |segment| Part { entity_id, target, segment, after, until, rows_max })
+    /// In each of its segments.
+    fn pages<'a>(&'a self, entity_id: &'a str) -> impl Iterator<Item = Page<'a>> {
+        let &Self { settled, target, ref after, ref until, rows_max } = self;
+        let (after, until) = (after.as_ref(), until.as_ref());
+        let segments = watermark::segments_between(settled, target, after, until).into_iter();
+        segments.map(move |segment| Page {
+            entity_id,
+            target,
+            segment,
+            after,
+            until,
+            rows_max,
+            proof_of: None,
+        })
     }
 }
 
@@ -62,11 +57,11 @@ impl Ledger {
         let selects: Vec<String> = intervals
             .iter()
             .enumerate()
-            .flat_map(|(place, interval)| interval.parts(entity_id).map(move |part| (place, part)))
-            .flat_map(|(place, part)| self.table.interval_sql(&part, Some(place)))
+            .flat_map(|(place, interval)| interval.pages(entity_id).map(move |page| (place, page)))
+            .map(|(place, page)| self.table.listed_sql(&page, place))
             .collect();
         let limit = transaction.limit();
-        for selects in selects.chunks(PIECES_PER_STATEMENT_MAX) {
+        for selects in selects.chunks(PAGES_PER_STATEMENT_MAX) {
             let sql = format!("copy ({}) to stdout (format binary)", selects.join(" union all "));
             let id_is_number = self.table.id_is_number();
             let copied = async {
@@ -93,8 +88,8 @@ impl Ledger {
     ) -> Result<Vec<Row>, LedgerError> {
         let mut rows = Vec::new();
         let limit = transaction.limit();
-        for select in interval.parts(entity_id).flat_map(|part| self.table.interval_sql(&part, None)) {
-            let sql = format!("copy {select} to stdout (format binary)");
+        for page in interval.pages(entity_id) {
+            let sql = self.table.page_sql(&page);
             let copied = copy_out(transaction.connection()?, &sql, self.table.id_is_number(), &mut rows);
             within(limit, copied).await.map_err(|problem| self.name_missing_id(problem))?;
         }

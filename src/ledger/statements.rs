@@ -2,19 +2,53 @@
 
 use std::fmt::Write as _;
 
-use super::proof::Part;
 use super::range::{Range, instant, instant_literal};
 use super::table::{Table, quote_array, quote_literal};
 use super::{Page, Progress};
 use crate::watermark::{At, Cursor, Segment, Snapshot};
 
 impl Table {
-    /// One page, as a copy. `with ties`: a partitioned ledger cannot have a unique id, and a page
-    /// that ended inside a tie would lose the rest of it, since the next one begins behind it.
+    /// One page, as a copy.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
-        let &Page { entity_id, target, segment, after, until, rows_max, proof_of } = page;
-        let Self { name, xid, id, columns, .. } = self;
-        let filter = self.interval_filter(entity_id, target, segment, (after, until));
+        format!("copy {} to stdout (format binary)", self.rows_sql(page, &self.columns))
+    }
+
+    /// The rows of a page: the place of the page among others, and their ids.
+    pub(super) fn listed_sql(&self, page: &Page<'_>, place: usize) -> String {
+        let id_type = if self.id_is_number() { "bigint" } else { "text" };
+        self.rows_sql(page, &format!("{place}::integer, {}::{id_type}", self.id))
+    }
+
+    /// `with ties`: a partitioned ledger cannot have a unique id, and a page that ended inside a tie would lose the
+    /// rest of it, since the next one begins behind it.
+    ///
+    /// Rows behind `until` are left out of what was read already: a scan of the index begins where a comparison of rows
+    /// says, but does not end there (seen on PostgreSQL 15), and would go on over all that the transaction wrote. Nor is
+    /// that transaction asked for by `=`, which would make the order that of the ids alone: then PostgreSQL may walk the
+    /// index of those.
+    fn rows_sql(&self, page: &Page<'_>, columns: &str) -> String {
+        let &Page { entity_id, target, mut segment, after, until, rows_max, proof_of } = page;
+        let Self { name, entity, xid, id, id_type, .. } = self;
+        let mut within = String::new();
+        if let Some(Cursor { at: At::Xid(until), id: until_id }) = until
+            && *until < segment.until
+        {
+            segment.until = until + 1;
+            let until_id = quote_literal(until_id);
+            within = format!(" where ({xid}, {id}) <= ('{until}'::xid8, {until_id}::{id_type})");
+        }
+        let begin = match after {
+            Some(Cursor { at: At::Xid(after), id: after_id }) if *after >= segment.from => {
+                format!("({xid}, {id}) > ('{after}'::xid8, {}::{id_type})", quote_literal(after_id))
+            }
+            _ => format!("{xid} >= '{}'::xid8", segment.from),
+        };
+        let filter = format!(
+            "{entity} = {} and {xid} < '{}'::xid8 and {begin}{}",
+            quote_literal(entity_id),
+            segment.until,
+            self.only_in(target, segment)
+        );
         // In the limit and not in the filter: where the planner finds that no row can match, as it does when
         // the standby does not have the entity's partition yet, it leaves a filter out.
         let rows_max = match proof_of {
@@ -24,41 +58,9 @@ impl Table {
             None => rows_max.to_string(),
         };
         format!(
-            "copy (select {columns} from {name} t where {filter} order by {xid}, {id} \
-             fetch first {rows_max} rows with ties) to stdout (format binary)"
+            "(select {columns} from (select * from {name} t where {filter} order by {xid}, {id} \
+               fetch first {rows_max} rows with ties) t{within} order by {xid}, {id})"
         )
-    }
-
-    /// Rows of an entity in a segment and in `target`, behind `after` and up to and including `until`.
-    fn interval_filter(
-        &self,
-        entity_id: &str,
-        target: &Snapshot,
-        segment: Segment,
-        (after, until): (Option<&Cursor>, Option<&Cursor>),
-    ) -> String {
-        let Self { entity, xid, id, id_type, .. } = self;
-        let mut filter =
-            format!("{entity} = {} and {xid} < '{}'::xid8", quote_literal(entity_id), segment.until);
-        // Writing to a String cannot fail.
-        let _ = match after {
-            Some(Cursor { at: At::Xid(after), id: after_id }) if *after >= segment.from => {
-                write!(
-                    filter,
-                    " and ({xid}, {id}) > ('{after}'::xid8, {}::{id_type})",
-                    quote_literal(after_id)
-                )
-            }
-            _ => write!(filter, " and {xid} >= '{}'::xid8", segment.from),
-        };
-        if let Some(Cursor { at: At::Xid(until), id: until_id }) = until {
-            let _ = write!(
-                filter,
-                " and ({xid}, {id}) <= ('{until}'::xid8, {}::{id_type})",
-                quote_literal(until_id)
-            );
-        }
-        filter + &self.only_in(target, segment)
     }
 
     /// Leaves out of a segment the transactions that had not ended when the target was taken: they belong to a later pass.
@@ -68,55 +70,6 @@ impl Table {
         } else {
             String::new()
         }
-    }
-
-    /// The rows of an interval in one of its segments, at most so many of each piece: their columns, or the place of the
-    /// interval and their ids. In the order of the pass, piece by piece.
-    ///
-    /// In pieces, since a scan of the index begins where a comparison of rows says, but does not end there (seen on
-    /// PostgreSQL 15): it went on over all that the transaction wrote. Ordered and limited, which PostgreSQL answers from
-    /// the index whatever it expects a piece to hold.
-    pub(super) fn interval_sql(&self, of: &Part<'_>, listed_as: Option<usize>) -> Vec<String> {
-        let Self { name, entity, xid, id, columns, .. } = self;
-        let filter =
-            format!("{entity} = {}{}", quote_literal(of.entity_id), self.only_in(of.target, of.segment));
-        let columns = match listed_as {
-            Some(place) => {
-                format!("{place}::integer, {id}::{}", if self.id_is_number() { "bigint" } else { "text" })
-            }
-            None => columns.clone(),
-        };
-        let rows_max = of.rows_max;
-        let select = |piece: String| {
-            format!(
-                "(select {columns} from {name} t where {filter} and {piece} order by {xid}, {id} limit {rows_max})"
-            )
-        };
-        self.pieces(of).into_iter().map(select).collect()
-    }
-
-    /// The transactions of an interval in one of its segments: the rest of the one in which it begins, those between, and
-    /// the beginning of the one in which it ends.
-    fn pieces(&self, of: &Part<'_>) -> Vec<String> {
-        let Self { xid, id, id_type, .. } = self;
-        let Segment { mut from, mut until } = of.segment;
-        let place = |cursor: &Cursor| {
-            cursor.xid().map(|xid| (xid, format!("{}::{id_type}", quote_literal(&cursor.id))))
-        };
-        let behind = of.after.and_then(place).filter(|(after, _)| *after >= from);
-        let up_to = of.until.and_then(place).filter(|(last, _)| *last < until);
-        let begin = behind.as_ref().map(|(after, row)| format!("{xid} = '{after}'::xid8 and {id} > {row}"));
-        let end = up_to.as_ref().map(|(_, row)| format!("{id} <= {row}"));
-        if let (Some((after, _)), Some((last, _)), Some(begin), Some(end)) = (&behind, &up_to, &begin, &end)
-            && after == last
-        {
-            return vec![format!("{begin} and {end}")];
-        }
-        from = behind.map_or(from, |(after, _)| after + 1);
-        until = up_to.as_ref().map_or(until, |(last, _)| *last);
-        let between = (from < until).then(|| format!("{xid} >= '{from}'::xid8 and {xid} < '{until}'::xid8"));
-        let end = up_to.zip(end).map(|((last, _), end)| format!("{xid} = '{last}'::xid8 and {end}"));
-        [begin, between, end].into_iter().flatten().collect()
     }
 
     /// An id as PostgreSQL writes it.
@@ -164,7 +117,10 @@ impl Table {
             );
         }
         if let Some((at, until_id)) = until.map(place) {
-            let _ = write!(filter, " and ({captured_at}, {id_in_order}) <= ({at}, {until_id})");
+            let _ = write!(
+                filter,
+                " and {captured_at} <= {at} and ({captured_at}, {id_in_order}) <= ({at}, {until_id})"
+            );
         }
         format!(
             "copy (select {columns} from {name} t where {filter} order by {captured_at}, {id_in_order} \
@@ -317,7 +273,9 @@ impl Table {
     /// asked for.
     ///
     /// News is a row of a transaction in the range from the watermark's xmax on, or of one that was
-    /// running when the watermark was taken; three index probes per entity, for the reason given above.
+    /// running when the watermark was taken; an index probe per entity and one for each of those, for the reason given
+    /// above. `between` and not `=`, which would make the order that of the ids alone: then PostgreSQL may walk the
+    /// index of those, from the first to the last where the transaction has written nothing of the entity.
     pub(super) fn look_sql(&self, lanes: &[Progress]) -> String {
         let Self { name, entity, xid, id, .. } = self;
         let ids = quote_array(lanes.iter().map(|lane| Some(lane.entity_id.as_str())));
@@ -337,7 +295,8 @@ impl Table {
                     coalesce(newest.xid >= coalesce(pg_snapshot_xmax(l.settled::pg_snapshot), '0'::xid8), false)
                     or exists (select from pg_snapshot_xip(l.settled::pg_snapshot) late (xid)
                                 cross join lateral (select from {name} t where {entity} = l.entity_id
-                                                       and {xid} = late.xid order by {id} limit 1) found),
+                                                       and {xid} between late.xid and late.xid
+                                                     order by {xid}, {id} limit 1) found),
                     coalesce(newest.xid >= pg_snapshot_xmax(now.target), false), {unstamped}
                from (select pg_current_snapshot() as target, system_identifier from pg_control_system()) now
                left join unnest({ids}, {settled}) l (entity_id, settled) on true

@@ -351,37 +351,3 @@ async fn an_api_that_asks_to_come_later_stops_it_where_it_is(pool: PgPool) {
     said(&scene, 0, &["backfill", "--resume", "1"]).await;
     assert_eq!(scene.received().len(), 4);
 }
-
-/// A long history, of which each page of a range is a part of the index.
-#[sqlx::test(migrations = false)]
-async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
-    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
-    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
-    scene.entity("acme", "UTC").await;
-    add_minutes(&scene, "acme", 200_000).await;
-    scene.sql("create index by_range on ledger.balance_snapshots (entity_id, captured_at, id)").await;
-    scene.sql("analyze ledger.balance_snapshots").await;
-    // The other sessions of this test have told by then what they have read.
-    scene.pool.close().await;
-    scene.pool = PgPool::connect(&scene.url).await.unwrap();
-    scene.sql("select pg_stat_reset()").await;
-    said(&scene, 0, &["backfill", "--from", "2024-03-01", "--to", "2024-03-02"]).await;
-    let sessions = "select count(*)::text from pg_stat_activity
-                     where application_name = 'elven-sync' and datname = current_database()";
-    crate::support::eventually("the sessions end", async || scene.text(sessions).await == "0").await;
-    let (scanned, entries): (i64, i64) = sqlx::query_as(
-        "select t.seq_tup_read, i.idx_tup_read from pg_stat_all_tables t join pg_stat_all_indexes i using (relid)
-          where t.relid = 'ledger.balance_snapshots'::regclass and i.indexrelname = 'by_range'",
-    )
-    .fetch_one(&scene.pool)
-    .await
-    .unwrap();
-    assert_eq!(scanned, 0, "the table was scanned");
-    // Counted, and read, with what lies behind each page.
-    assert!(
-        (2 * 1440..3 * 1440).contains(&entries),
-        "{entries} entries of the index for a day of 1,440 rows"
-    );
-    assert_eq!(scene.received().len(), 1440);
-}

@@ -13,7 +13,7 @@ use crate::sync::RunError;
 use crate::watermark::LedgerId;
 
 /// So many rows more than a batch lists are read of its interval: any is one too many.
-const ROWS_TOO_MANY: usize = 100;
+const ROWS_TOO_MANY: usize = ROWS_NAMED_MAX + 1;
 
 impl Claim<'_> {
     fn interval(&self) -> Interval<'_> {
@@ -164,7 +164,7 @@ impl Checker<'_> {
     }
 }
 
-/// Rows of an interval that are one too many. Of more than a hundred that is known alone.
+/// Rows of an interval that are one too many. Of more than are named it is known alone.
 fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
     let (what, place) = match claim.batch_id {
         Some(batch_id) => (
