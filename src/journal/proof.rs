@@ -251,8 +251,8 @@ pub async fn roots_of(
                   b.last_xid::text as "last_xid?", b.last_id, b.row_ids, b.rejected_ids, b.rows_read, b.row_count,
                   b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone, r.tzdata
              from elven_sync.sync_batches b join elven_sync.sync_runs r using (run_id)
-            where b.pass_id = $1 and b.parent_id is null and b.batch_id > $2
-            order by b.batch_id limit $3"#,
+            where b.pass_id <= $1 and (b.pass_id, b.batch_id) > ($1, $2) and b.parent_id is null
+            order by b.pass_id, b.batch_id limit $3"#,
         pass_id,
         behind,
         batches_max

@@ -28,7 +28,7 @@ async fn scene_with_a_history(pool: PgPool) -> Scene {
     scene
 }
 
-/// What was read of the ledger.
+/// What was read of a table.
 struct Reads {
     /// Rows, by scanning the table.
     scanned: i64,
@@ -38,15 +38,20 @@ struct Reads {
     pages: i64,
 }
 
-/// What all sessions have read since [`forget`].
+/// What all sessions have read of the ledger since [`forget`].
 async fn reads(scene: &Scene) -> Reads {
+    reads_of(scene, "ledger.balance_snapshots").await
+}
+
+async fn reads_of(scene: &Scene, table: &str) -> Reads {
     sessions_end(scene).await;
     let (scanned, entries, pages) = sqlx::query_as(
         "select min(seq_tup_read), sum(idx_tup_read)::bigint, sum(idx_blks_hit + idx_blks_read)::bigint
            from pg_stat_all_tables t join pg_stat_all_indexes i using (relid)
            join pg_statio_all_indexes p using (indexrelid)
-          where t.relid = 'ledger.balance_snapshots'::regclass",
+          where t.relid = $1::text::regclass",
     )
+    .bind(table)
     .fetch_one(&scene.pool)
     .await
     .unwrap();
@@ -194,4 +199,44 @@ async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
         "{entries} entries of the index for a day of 1,440 rows"
     );
     assert_eq!(scene.received().len(), 1440);
+}
+
+/// A long journal, nearly all of it of one pass, as after a first upload: what others do is no reason to read it.
+#[sqlx::test(migrations = false)]
+async fn a_long_journal_is_not_read(pool: PgPool) {
+    let mut scene = Scene::new(pool).await;
+    scene.entity("other", "UTC").await;
+    scene.entity("acme", "UTC").await;
+    scene
+        .sql(
+            "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, status, finished_at)
+             values ('w', 'v', 't', '2024-01-01Z', 'succeeded', '2024-01-01Z');
+             insert into elven_sync.sync_passes (entity_id, run_id, target, finished_at)
+             values ('other', 1, '100:100:', '2024-01-01Z');
+             insert into elven_sync.sync_batches
+                    (run_id, pass_id, entity_id, last_xid, last_id, row_ids, rows_read, row_count, body_bytes, body_sha256,
+                     status, finished_at)
+             select 1, 1, 'other', '5', n, '', 1000, 1000, 1, '', 'accepted', '2024-01-01Z'
+               from generate_series(1, 100000) n;
+             alter table elven_sync.sync_batches set (autovacuum_enabled = off);
+             analyze elven_sync.sync_batches",
+        )
+        .await;
+    add_minutes(&scene, "acme", 3000).await;
+    for arguments in [
+        &["run"][..],
+        &["run"],
+        &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--entity", "acme"],
+        &["verify", "--entity", "acme"],
+        &["status"],
+        &["errors", "list"],
+    ] {
+        forget(&mut scene).await;
+        said(&scene, 0, arguments).await;
+        let Reads { scanned, entries, .. } = reads_of(&scene, "elven_sync.sync_batches").await;
+        assert!(
+            scanned == 0 && entries < 100,
+            "{arguments:?}: {scanned} batches scanned, {entries} entries of their indexes"
+        );
+    }
 }

@@ -84,6 +84,9 @@ impl Locked {
 
 /// Locks the lanes of entries, but for those that somebody else has locked: who stands still is no reason for others
 /// to wait. One that is not there any more is nobody's.
+///
+/// The last batch of a pass is asked for by `between`: with `=` its order would be that of the batches alone, and
+/// PostgreSQL might go back through all of them where the pass has none yet.
 pub(super) async fn lock(
     transaction: &mut Transaction,
     entries: &[Entry],
@@ -98,8 +101,8 @@ pub(super) async fn lock(
                   announced.last_xid::text as "last_xid?", announced.last_id as "last_id?"
              from elven_sync.sync_state s
              left join lateral (select b.last_xid, b.last_id from elven_sync.sync_batches b
-                                 where b.pass_id = s.pass_id and b.parent_id is null
-                                 order by b.batch_id desc limit 1) announced on true
+                                 where b.pass_id between s.pass_id and s.pass_id and b.parent_id is null
+                                 order by b.pass_id desc, b.batch_id desc limit 1) announced on true
             where s.entity_id = any ($1) order by s.entity_id for update of s skip locked"#,
         &ids,
         (lease / 2).as_secs_f64()
@@ -167,9 +170,9 @@ async fn add_backfills(
              join elven_sync.sync_backfill_lanes l
                on l.backfill_id = e.backfill_id and l.entity_id = e.entity_id and l.finished_at is null
              left join lateral (select a.last_at, a.last_id from elven_sync.sync_batches a
-                                 where a.backfill_id = e.backfill_id and a.entity_id = e.entity_id
-                                   and a.parent_id is null
-                                 order by a.batch_id desc limit 1) announced on true"#,
+                                 where a.backfill_id between e.backfill_id and e.backfill_id
+                                   and a.entity_id = e.entity_id and a.parent_id is null
+                                 order by a.backfill_id desc, a.batch_id desc limit 1) announced on true"#,
         &entity_ids,
         &backfill_ids
     )

@@ -8,12 +8,13 @@ use crate::database::Transaction;
 use crate::journal::JournalError;
 
 impl Pruner<'_> {
-    /// Removes some batches of passes. The latest first: parts are later than what they are parts of.
+    /// Removes some batches of passes. The latest of a pass first: parts are later than what they are parts of.
     pub async fn remove_batches(&self, pass_ids: &[i64]) -> Pruned {
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
             let batch_ids = sqlx::query_scalar!(
-                "select batch_id from elven_sync.sync_batches where pass_id = any ($1) order by batch_id desc limit $2",
+                "select batch_id from elven_sync.sync_batches where pass_id = any ($1)
+                  order by pass_id desc, batch_id desc limit $2",
                 pass_ids,
                 ROWS_MAX
             )
