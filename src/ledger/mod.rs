@@ -58,6 +58,9 @@ impl Passing for LedgerError {
 /// without a stamp.
 type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<bool>);
 
+/// An entity, its rows, and the oldest `captured_at` among them in microseconds of Unix time.
+type CountRow = (String, i64, Option<i64>);
+
 /// Where a row is looked for there are few like it.
 const ROWS_FEW: usize = 1;
 
@@ -170,20 +173,37 @@ impl Ledger {
         Look::of(self.primary.again(look).await?)
     }
 
-    /// Counts the rows of each entity that have not been dealt with.
+    /// Counts the rows of each entity that have not been dealt with. Where there is no news that takes no more than a look.
     pub async fn pending(&self, lanes: &[Progress]) -> Result<Vec<Pending>, LedgerError> {
-        let mut pending = Vec::with_capacity(lanes.len());
-        for lanes in lanes.chunks(ENTITIES_PER_COUNT_MAX) {
-            let sql = self.table.pending_sql(lanes);
-            let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-            let rows: Vec<(String, i64, Option<i64>)> = self.primary.again(count).await?;
-            pending.extend(rows.into_iter().map(|(entity_id, rows, oldest_us)| Pending {
+        let look = self.look(lanes).await?;
+        let (some, none): (Vec<_>, Vec<_>) =
+            lanes.iter().partition(|lane| lane.target.is_some() || look.news(&lane.entity_id).has_news);
+        let none = none.into_iter().map(|lane| (lane.entity_id.clone(), 0, None));
+        let counted = self.counted(&some, true).await?.into_iter().chain(none);
+        Ok(counted
+            .map(|(entity_id, rows, oldest_us)| Pending {
                 entity_id,
                 rows,
                 oldest_at: oldest_us.and_then(chrono::DateTime::from_timestamp_micros),
-            }));
+            })
+            .collect())
+    }
+
+    /// The same of entities that have news, as far as the index tells it.
+    pub async fn rows_pending(&self, lanes: &[Progress]) -> Result<Vec<(String, i64)>, LedgerError> {
+        let counted = self.counted(&lanes.iter().collect::<Vec<_>>(), false).await?;
+        Ok(counted.into_iter().map(|(entity_id, rows, _)| (entity_id, rows)).collect())
+    }
+
+    async fn counted(&self, lanes: &[&Progress], with_oldest: bool) -> Result<Vec<CountRow>, LedgerError> {
+        let mut counted = Vec::with_capacity(lanes.len());
+        for lanes in lanes.chunks(ENTITIES_PER_COUNT_MAX) {
+            let sql = self.table.pending_sql(lanes, with_oldest);
+            let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
+            let rows: Vec<CountRow> = self.primary.again(count).await?;
+            counted.extend(rows);
         }
-        Ok(pending)
+        Ok(counted)
     }
 
     /// The entities of the ledger that are not in `registered`, one index probe each.
@@ -295,7 +315,7 @@ impl Ledger {
         sql: String,
         expected: usize,
     ) -> Result<Vec<Row>, LedgerError> {
-        let mut transaction = from.begin_reading().await?;
+        let mut transaction = from.begin_reading_in_order().await?;
         let id_is_number = self.table.id_is_number();
         let copying = async move {
             let limit = transaction.limit();

@@ -5,7 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::pages::Page;
 use super::row::{ID_IS_NULL, Listed, Row};
-use super::{Ledger, LedgerError, Look, LookRow, Progress, copy_out};
+use super::{CountRow, Ledger, LedgerError, Look, LookRow, Progress, copy_out};
 use crate::database::{Transaction, within};
 use crate::watermark::{self, Cursor, LedgerId, Snapshot};
 
@@ -109,9 +109,8 @@ impl Ledger {
         transaction: &mut Transaction,
         lane: &Progress,
     ) -> Result<i64, LedgerError> {
-        let sql = self.table.pending_sql(std::slice::from_ref(lane));
-        let rows: Vec<(String, i64, Option<i64>)> =
-            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
+        let sql = self.table.pending_sql(&[lane], false);
+        let rows: Vec<CountRow> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
         Ok(rows.first().map_or(0, |(_, rows, _)| *rows))
     }
 

@@ -305,11 +305,11 @@ impl Table {
         )
     }
 
-    /// What has not been dealt with, per entity.
+    /// What has not been dealt with, per entity; `with_oldest`: and since when, for which the rows themselves are read.
     ///
     /// The bounds are literals, so that the planner knows how little lies behind them; with parameters
     /// it assumes a third of the table and scans it.
-    pub(super) fn pending_sql(&self, lanes: &[Progress]) -> String {
+    pub(super) fn pending_sql(&self, lanes: &[&Progress], with_oldest: bool) -> String {
         let Self { name, entity, xid, id, id_type, captured_at, .. } = self;
         let counts = lanes.iter().map(|lane| {
             let entity_id = quote_literal(&lane.entity_id);
@@ -330,11 +330,16 @@ impl Table {
                     quote_literal(cursor_id)
                 );
             }
+            let oldest = if with_oldest {
+                format!(
+                    "least(extract(epoch from min({captured_at}) filter (where isfinite({captured_at}))) * 1000000, \
+                           9223372036854775000)::bigint"
+                )
+            } else {
+                "null::bigint".to_owned()
+            };
             format!(
-                "select {entity_id}::text, count(*), \
-                 least(extract(epoch from min({captured_at}) filter (where isfinite({captured_at}))) * 1000000, \
-                       9223372036854775000)::bigint \
-                 from {name} t where {entity} = {entity_id} and {filter}"
+                "select {entity_id}::text, count(*), {oldest} from {name} t where {entity} = {entity_id} and {filter}"
             )
         });
         counts.collect::<Vec<_>>().join(" union all ")

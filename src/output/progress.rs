@@ -18,6 +18,8 @@ const BARS_AFTER: Duration = Duration::from_secs(2);
 const BARS_EVERY: Duration = Duration::from_millis(250);
 /// How often a line is written to the log instead.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+/// So that the first line has it.
+const COUNTED_FOR_LINES_AFTER: Duration = Duration::from_secs(4);
 /// Entities with a bar of their own at once.
 const ENTITIES_MAX: usize = 6;
 
@@ -57,13 +59,14 @@ impl Watched {
 
 /// Shows how far the work is on stderr, if it takes long.
 pub fn watch(rows_done: &RowsDone) -> Watched {
-    rows_done.watch();
+    let is_terminal = std::io::stderr().is_terminal();
+    rows_done.watch(if is_terminal { BARS_AFTER } else { COUNTED_FOR_LINES_AFTER });
     let (end, mut ended) = oneshot::channel();
     let rows_done = rows_done.clone();
     let task = tokio::spawn(async move {
         let begun = Instant::now();
         let shown = async {
-            if std::io::stderr().is_terminal() {
+            if is_terminal {
                 draw(&rows_done, begun).await;
             } else {
                 log(&rows_done, begun).await;

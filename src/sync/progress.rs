@@ -1,14 +1,10 @@
 //! How far the work is, for whoever watches it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{RunError, Worker};
-
-/// The rows of a run are counted when it has lasted so long: of most runs there is nothing to watch.
-const COUNTED_AFTER: Duration = Duration::from_secs(2);
 
 /// How far a run or a backfill is; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -16,7 +12,8 @@ pub struct Progress(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    is_watched: AtomicBool,
+    /// When the rows of a run are counted, if somebody watches.
+    counted_after: OnceLock<Duration>,
     entities: Mutex<BTreeMap<String, EntityProgress>>,
 }
 
@@ -38,9 +35,10 @@ pub struct EntityProgress {
 }
 
 impl Progress {
-    /// Says that somebody watches: then it is worth to count what there is.
-    pub fn watch(&self) {
-        self.0.is_watched.store(true, Ordering::Relaxed);
+    /// Says that somebody watches: then it is worth to count what there is, once a run has lasted so long. Of most runs
+    /// there is nothing to watch.
+    pub fn watch(&self, counted_after: Duration) {
+        self.0.counted_after.get_or_init(|| counted_after);
     }
 
     /// How far each entity is that was worked on, by id.
@@ -111,17 +109,15 @@ impl Worker {
 
     /// Counts what waits for these entities, once a run has lasted for a while and if somebody watches it.
     async fn count_for_progress(&self, entity_ids: &[String]) -> Result<(), RunError> {
-        tokio::time::sleep(COUNTED_AFTER).await;
-        if !self.progress.0.is_watched.load(Ordering::Relaxed) {
-            return Ok(());
-        }
+        let Some(&counted_after) = self.progress.0.counted_after.get() else { return Ok(()) };
+        tokio::time::sleep(counted_after).await;
         // Before the cursors are read: what is done while the rest is counted is part of that.
         let done: BTreeMap<String, i64> =
             self.progress.lock().iter().map(|(id, entity)| (id.clone(), entity.rows_done)).collect();
         let lanes = self.journal.lanes(entity_ids).await?;
-        for pending in self.ledger.pending(&super::progress(&lanes)).await? {
-            let done = done.get(&pending.entity_id).copied().unwrap_or(0);
-            self.progress.change(&pending.entity_id, |entity| entity.rows_total = Some(done + pending.rows));
+        for (entity_id, rows) in self.ledger.rows_pending(&super::progress(&lanes)).await? {
+            let done = done.get(&entity_id).copied().unwrap_or(0);
+            self.progress.change(&entity_id, |entity| entity.rows_total = Some(done + rows));
         }
         Ok(())
     }
