@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::group::Stopped;
+use super::batches::Doing;
+use super::group::{Closing, Handed, Stopped, Writing};
 use super::{Journal, JournalError, Problem, errors};
 use crate::database::Transaction;
 use crate::ledger::Progress;
@@ -79,17 +80,6 @@ pub struct Opening<'a> {
     pub ledger_table: &'a str,
 }
 
-impl Opening<'_> {
-    /// Says whether an entity is where it was seen, without an open pass.
-    pub(super) fn fits(&self, lane: &Lane) -> bool {
-        let Lane { settled, open, system_identifier, ledger_table, .. } = lane;
-        let seen = self.seen;
-        open.is_none()
-            && (settled, system_identifier, ledger_table)
-                == (&seen.settled, &seen.system_identifier, &seen.ledger_table)
-    }
-}
-
 /// The state of an entity.
 #[derive(Clone, Debug, Default)]
 pub struct Lane {
@@ -122,6 +112,8 @@ pub(super) struct StateRow {
     pub(super) ledger_table: Option<String>,
     pub(super) not_before_s: Option<f64>,
     pub(super) has_rows_set_aside: bool,
+    /// The pass was opened just now.
+    pub(super) is_opened: bool,
 }
 
 impl StateRow {
@@ -164,7 +156,7 @@ impl Journal {
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
                       s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
-                      false as "has_rows_set_aside!"
+                      false as "has_rows_set_aside!", false as "is_opened!"
                  from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
             entity_ids
         ).fetch_all(&self.database)).await?;
@@ -189,51 +181,10 @@ impl Journal {
         self.database.again(open_pass).await
     }
 
-    /// Closes a pass that is through: its target becomes the watermark. With `ends` the entity is up to date with
-    /// that, as by [`Journal::lane_succeeded`], in the same transaction: it is by far the most frequent end.
-    pub async fn close_pass(&self, pass: &OpenPass, ends: bool) -> Result<(), JournalError> {
-        let Some(pass_id) = pass.course.pass_id() else { return Ok(()) };
-        let close_pass = || async {
-            let mut transaction = self.database.begin().await?;
-            let done = sqlx::query!(
-                "with lane as (
-                    update elven_sync.sync_state
-                       set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
-                           last_success_at = case when $5 then clock_timestamp() else last_success_at end,
-                           last_error = case when $5 then null else last_error end,
-                           consecutive_failures = case when $5 then 0 else consecutive_failures end,
-                           lease_owner = case when $5 then null else lease_owner end,
-                           lease_expires_at = case when $5 then null else lease_expires_at end
-                     where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4
-                       and not exists (select from elven_sync.sync_batches b
-                                        where b.pass_id = $4
-                                          and (b.status in ('sending', 'unknown')
-                                               or (b.status = 'rejected' and b.row_count > 0)))
-                 returning pass_id)
-                 update elven_sync.sync_passes p
-                    set finished_at = clock_timestamp(), written_by = pg_current_xact_id(),
-                        last_xid = s.cursor_xid, last_id = s.cursor_id
-                   from (select cursor_xid, cursor_id from elven_sync.sync_state where entity_id = $1) s
-                  where p.pass_id = $4 and exists (select from lane)",
-                pass.lease.entity_id,
-                pass.lease.epoch,
-                pass.lease.owner,
-                pass_id,
-                ends
-            )
-            .execute(&mut transaction)
-            .await?;
-            if done.rows_affected() == 0 && is_open(&mut transaction, pass).await? {
-                transaction.rollback().await?;
-                return Err(JournalError::Unfinished(pass_id));
-            }
-            if ends {
-                errors::resolve_of_lanes(&mut transaction, std::slice::from_ref(&pass.lease.entity_id))
-                    .await?;
-            }
-            commit_if_held(transaction, done.rows_affected()).await
-        };
-        self.database.again(close_pass).await
+    /// Hands in that a pass is through, whose last batch ends at `last`: its target becomes the watermark. With `ends` the
+    /// entity is up to date with that, as by [`Journal::lane_succeeded`], in the same transaction.
+    pub fn close_pass(&self, doing: Doing<'_>, last: Option<Cursor>, ends: bool) -> Handed {
+        self.group.hand_in(doing, Writing::Closing(Closing { last, ends }))
     }
 
     /// Records that a lane stopped where it is, why, and how long the API asked not to be called; and gives its lease
@@ -292,7 +243,7 @@ impl Journal {
 
 /// Opens a pass by a lease, behind where the entity is. `None` when it is not there, or not the lease's any more, or when
 /// this is another cluster than the one it was seen in.
-pub(super) async fn open(
+async fn open(
     transaction: &mut Transaction,
     lease: &Lease,
     opening: Opening<'_>,
@@ -328,20 +279,6 @@ pub(super) async fn open(
     .await?;
     let target = pass.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
     Ok((done.rows_affected() == 1).then_some((pass.pass_id, target)))
-}
-
-/// Says whether the pass is still open, and the lease ours.
-async fn is_open(transaction: &mut Transaction, pass: &OpenPass) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"select exists (select from elven_sync.sync_state
-                           where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id = $4) as "open!""#,
-        pass.lease.entity_id,
-        pass.lease.epoch,
-        pass.lease.owner,
-        pass.course.pass_id()
-    )
-    .fetch_one(transaction)
-    .await
 }
 
 /// Commits when the fenced statement found its row, and rolls everything back when it did not.

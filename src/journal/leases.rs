@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::lanes::{Lane, Lease, Opening, StateRow, commit_if_held, open};
+use super::lanes::{Lane, Lease, Opening, StateRow, commit_if_held};
 use super::steps::hold;
 use super::{Journal, JournalError};
 use crate::watermark::Snapshot;
@@ -66,33 +66,57 @@ impl Journal {
         purpose: Purpose,
     ) -> Result<(Take, Option<(i64, Snapshot)>), JournalError> {
         let of_backfill = purpose == Purpose::Backfill;
+        let seen = opening.map(|opening| opening.seen);
+        let settled = seen.and_then(|seen| seen.settled.as_ref()).map(ToString::to_string);
+        // The target is of the snapshot in which the statement began. A watermark that is the one which was seen is older.
         let take = || async {
             let mut transaction = self.database.begin().await?;
             let row = sqlx::query_as!(
                 StateRow,
-                r#"update elven_sync.sync_state s
-                      set lease_owner = $2, lease_epoch = lease_epoch + 1,
+                r#"with cluster as materialized (select system_identifier from pg_control_system()),
+                        free as (
+                        select s.* from elven_sync.sync_state s
+                         where entity_id = $1
+                           and (lease_owner is null
+                                or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
+                           and (not $5 or lease_wanted_at is null
+                                or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
+                           for update skip locked),
+                        opened as (
+                        insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
+                        select entity_id, $7, settled, pg_current_snapshot() from free
+                         where $7::bigint is not null and pass_id is null and settled::text is not distinct from $8
+                           and system_identifier is not distinct from $9 and ledger_table is not distinct from $10
+                           and (system_identifier is null or system_identifier = (select system_identifier from cluster))
+                     returning pass_id, target)
+                   update elven_sync.sync_state s
+                      set lease_owner = $2, lease_epoch = s.lease_epoch + 1,
                           lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-                          lease_kind = case when $5 then 'backfill' end, lease_wanted_at = null
-                    where entity_id = (select entity_id from elven_sync.sync_state
-                                        where entity_id = $1
-                                          and (lease_owner is null
-                                               or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
-                                          and (not $5 or lease_wanted_at is null
-                                               or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
-                                          for update skip locked)
-                returning entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
-                          system_identifier, ledger_table,
-                          extract(epoch from not_before - clock_timestamp())::float8 as not_before_s,
+                          lease_kind = case when $5 then 'backfill' end, lease_wanted_at = null,
+                          pass_id = coalesce(o.pass_id, s.pass_id), target = coalesce(o.target, s.target),
+                          ledger_table = case when o.pass_id is null then s.ledger_table else $11 end,
+                          system_identifier = case when o.pass_id is null then s.system_identifier
+                                                   else (select system_identifier from cluster) end
+                     from free left join opened o on true
+                    where s.entity_id = free.entity_id
+                returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
+                          s.cursor_id, s.system_identifier, s.ledger_table,
+                          extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                           exists (select from elven_sync.sync_errors e
                                    where e.entity_id = s.entity_id and e.ledger_id is not null
-                                     and e.resolved_at is null) as "has_rows_set_aside!""#,
+                                     and e.resolved_at is null) as "has_rows_set_aside!",
+                          o.pass_id is not null as "is_opened!""#,
                 entity_id,
                 self.worker,
                 self.lease_seconds(),
                 self.signature_window.as_secs_f64(),
                 of_backfill,
-                WANTED_FOR.as_secs_f64()
+                WANTED_FOR.as_secs_f64(),
+                opening.map(|opening| opening.run_id),
+                settled,
+                seen.and_then(|seen| seen.system_identifier),
+                seen.and_then(|seen| seen.ledger_table.as_deref()),
+                opening.map(|opening| opening.ledger_table)
             )
             .fetch_optional(&mut transaction)
             .await?;
@@ -105,11 +129,9 @@ impl Journal {
                 owner: self.worker.clone(),
                 epoch: row.lease_epoch,
             };
-            let lane = row.into_lane()?;
-            let opened = match opening.filter(|opening| opening.fits(&lane)) {
-                Some(opening) => open(&mut transaction, &lease, opening).await?,
-                None => None,
-            };
+            let is_opened = row.is_opened;
+            let mut lane = row.into_lane()?;
+            let opened = if is_opened { lane.open.take() } else { None };
             transaction.commit().await?;
             Ok::<_, JournalError>(Some((Take::Taken(lease, Box::new(lane)), opened)))
         };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Manner};
 use super::lane::{Halt, Held, LEASE_POLL};
 use super::places::Place;
 use super::rivals::Rivals;
@@ -368,7 +368,8 @@ impl Held<'_> {
         let open = OpenPass::new(self.lease.clone(), Course::Backfill(backfill_id));
         let source = Source::Range(ledger, range.clone(), self.worker.page_rows());
         let rivals = Arc::new(Rivals::new(self.worker.clone(), range.clone()));
-        let delivery = Delivery::new(self, open.clone(), cursor, (None, Some(rivals)));
+        let manner = Manner { rivals: Some(rivals), ..Manner::default() };
+        let delivery = Delivery::new(self, open.clone(), cursor, manner);
         let delivered = async {
             let after = delivery.recover(&source).await?;
             delivery.go_on(source.read(after.clone(), None).await?, after).await

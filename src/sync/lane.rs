@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use chrono_tz::Tz;
 
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Manner};
 use super::fit::Misfit;
 use super::places::Place;
 use super::rows::{Limits, Rows, Source};
@@ -333,7 +333,8 @@ impl Held<'_> {
         let source = Source::Pass(ledger, reading);
         // With the last pass the place to read is given back when all is read.
         let place = if is_last { self.place.reading.take() } else { None };
-        let delivery = Delivery::new(self, pass.clone(), lane.cursor.clone(), (place, None));
+        let manner = Manner { place, ends: is_last, ..Manner::default() };
+        let delivery = Delivery::new(self, pass, lane.cursor.clone(), manner);
         let delivered = async {
             // Of a new one nobody has left anything.
             let after = if is_new { None } else { delivery.recover(&source).await? };
@@ -343,12 +344,7 @@ impl Held<'_> {
         delivery.report_to(&mut self.report);
         self.has_rows_set_aside = delivery.has_set_aside();
         delivered?;
-        let closed = around(Step::ClosePass, journal.close_pass(&pass, is_last));
-        if is_last {
-            around(Step::Succeed, around(Step::ReleaseLease, closed)).await?;
-        } else {
-            closed.await?;
-        }
+        delivery.close().await?;
         Ok(target)
     }
 }

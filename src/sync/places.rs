@@ -1,8 +1,9 @@
 //! Places: how many entities are worked on at once, and how many requests are in flight for all of them.
 //!
 //! An entity of which all is read needs little any more: it waits for its last answers, and the next one may begin
-//! meanwhile. So there are places to read, `entities_at_once` of them, and as many again for those that only wait. What
-//! Elven sees is bounded by itself: `entities_at_once` times `requests_in_flight` at once.
+//! meanwhile. So there are places to read, `entities_at_once` of them, and more for those that only wait: as many in all as
+//! there may be requests, since each of many small entities has but one. What Elven sees is bounded by itself:
+//! `entities_at_once` times `requests_in_flight` at once; and so are the batches under way, which take memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,12 +12,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::SyncSettings;
 
+/// How many batches of a lane are recorded as being sent, when so many requests of it may be in flight at once: half as
+/// many more, so that the wire does not wait for the journal. No more, since a crash leaves the outcome of each unknown.
+pub(super) const fn under_way_max(requests_in_flight: usize) -> usize {
+    requests_in_flight.saturating_mul(2) - 1
+}
+
 /// The places that the lanes of a worker share.
 #[derive(Debug)]
 pub(super) struct Places {
     lanes: Arc<Semaphore>,
     reading: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    under_way: Arc<Semaphore>,
     /// Lanes that wait for a place.
     waiting: AtomicUsize,
 }
@@ -34,9 +42,12 @@ impl Places {
         let SyncSettings { entities_at_once, requests_in_flight, .. } = *settings;
         let places = |number: usize| Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)));
         Self {
-            lanes: places(entities_at_once.saturating_mul(2)),
+            lanes: places(entities_at_once.saturating_mul(requests_in_flight.max(2))),
             reading: places(entities_at_once),
             requests: places(entities_at_once.saturating_mul(requests_in_flight)),
+            under_way: places(
+                entities_at_once.saturating_mul(2).saturating_mul(under_way_max(requests_in_flight)),
+            ),
             waiting: AtomicUsize::new(0),
         }
     }
@@ -62,5 +73,10 @@ impl Places {
     /// Places for requests, of all lanes together.
     pub(super) fn requests(&self) -> &Arc<Semaphore> {
         &self.requests
+    }
+
+    /// Room for batches that are recorded as being sent, of all lanes together.
+    pub(super) fn under_way(&self) -> &Arc<Semaphore> {
+        &self.under_way
     }
 }

@@ -171,10 +171,10 @@ impl Case {
         let killed = output.status.signal() == Some(Signal::SIGKILL as i32);
         assert!(killed, "{point} was not reached: {:?}\n{}", output.status, stderr(&output));
         let stand = self.stand().await;
-        let lost = usize::from(point.loses_an_answer());
+        let (least, most) = point.answers_lost();
         let in_flight = stand.in_flight().count();
-        self.unrecorded.0 += lost;
-        self.unrecorded.1 += if self.one_at_a_time { lost } else { in_flight.max(lost) };
+        self.unrecorded.0 += least;
+        self.unrecorded.1 += if self.one_at_a_time { most } else { in_flight.max(most) };
         self.stands.push(stand);
         self.stands.last().unwrap()
     }

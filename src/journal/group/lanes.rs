@@ -40,11 +40,11 @@ struct Stand {
 }
 
 impl Locked {
-    /// Makes sure that lease and pass are those of the entry, that the cursor stands where it moves from and that a batch
-    /// begins where the one before it ends, and notes what it does.
+    /// Makes sure that lease and pass are those of the entry, that the cursor stands where it moves from, that a batch
+    /// begins where the one before it ends and that a pass ends where its last one does, and notes what it does.
     ///
     /// A failover that loses the tail may leave lease and pass and take batches that were announced: one behind those
-    /// would leave a gap, which recovery takes for done.
+    /// would leave a gap, which recovery takes for done; and a pass that is closed without them takes all for done.
     pub(super) fn admit(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let OpenPass { lease, course, unwanted, .. } = &entry.pass;
         let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
@@ -70,6 +70,11 @@ impl Locked {
                 }
                 self.moved_to = Some(last.clone());
             }
+        }
+        if let Some(closing) = entry.closing()
+            && self.moved_to.as_ref().or(stand.cursor.as_ref()) != closing.last.as_ref()
+        {
+            return Err(JournalError::LeaseLost);
         }
         if self.is_wanted && course.backfill_id().is_some() {
             unwanted.send_replace(true);

@@ -1,10 +1,12 @@
-//! Group commit: what the lanes of a worker record of their batches, many at a time in one transaction.
+//! Group commit: what the lanes of a worker record of their batches and of the end of their passes, many at a time in one
+//! transaction.
 //!
 //! A durable commit costs about as much for one batch as for fifty. So lanes hand in what they have to record, and
 //! wait for it; one task writes all that was handed in while it wrote what came before. What is handed in for a pass is
 //! written in that order. When a batch cannot be announced none behind it is: the journal never has a batch of a
 //! pass without those before it.
 
+mod closing;
 mod lanes;
 
 use std::collections::BTreeMap;
@@ -14,12 +16,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use self::closing::close;
 use self::lanes::{lock, move_lanes};
 use super::batches::{Advance, Doing};
 use super::contents::{Answered, Contents, New, finish, insert_all, rewrite};
 use super::steps::{count_in_backfill, count_in_run, resolve_newer};
 use super::{Counters, JournalError, OpenPass, Problem, errors};
 use crate::database::{Database, Passing, Transaction};
+use crate::watermark::Cursor;
 
 /// The most that is written in one transaction.
 const GROUP_MAX: usize = 256;
@@ -37,6 +41,8 @@ pub(super) enum Writing {
     Announcement(Contents),
     /// An answer came.
     Answer(Box<Answer>),
+    /// The pass is through.
+    Closing(Closing),
     /// Nothing: it is waited for all that was handed in before.
     Nothing,
 }
@@ -54,6 +60,15 @@ pub(super) struct Answer {
     pub resolves: Vec<String>,
     /// What the batch consists of, when that is not what was announced.
     pub rewritten: Option<Contents>,
+}
+
+/// The end of a pass.
+#[derive(Debug)]
+pub(super) struct Closing {
+    /// Where its last batch ends. `None`: it had none.
+    pub last: Option<Cursor>,
+    /// The entity is up to date with that.
+    pub ends: bool,
 }
 
 /// Why no more batches of a pass are announced, once one could not be.
@@ -97,6 +112,10 @@ impl Entry {
 
     fn contents(&self) -> Option<&Contents> {
         if let Writing::Announcement(contents) = &self.writing { Some(contents) } else { None }
+    }
+
+    fn closing(&self) -> Option<&Closing> {
+        if let Writing::Closing(closing) = &self.writing { Some(closing) } else { None }
     }
 
     /// Why it is not to be written, if there is a reason: an announcement of the pass before it was not. (Of answers the
@@ -265,7 +284,7 @@ impl Writer {
         Ok(filled)
     }
 
-    /// Rows are locked in one order everywhere: lanes by entity, then batches and errors, then the run's.
+    /// Rows are locked in one order everywhere: lanes by entity, then batches, passes and errors, then the run's.
     async fn fill(
         &self,
         transaction: &mut Transaction,
@@ -290,12 +309,15 @@ impl Writer {
             ours.iter().filter_map(|entry| Some((*entry, entry.answer()?))).collect();
         record(transaction, &answers).await?;
         move_lanes(transaction, &lanes, self.lease).await?;
+        let closings: Vec<(&Entry, &Closing)> =
+            ours.iter().filter_map(|entry| Some((*entry, entry.closing()?))).collect();
+        close(transaction, &closings).await?;
         count(transaction, &answers).await?;
         let mut numbers = numbers.into_iter();
         let mut number = |entry: &Entry| match &entry.writing {
             Writing::Announcement(_) => numbers.next(),
             Writing::Answer(answer) => Some(answer.answered.batch_id),
-            Writing::Nothing => Some(0),
+            Writing::Closing(_) | Writing::Nothing => Some(0),
         };
         let is_ours = |entry: &&Entry| lanes.contains_key(entry.entity_id());
         Ok(entries.iter().map(|entry| Some(entry).filter(is_ours).and_then(&mut number)).collect())

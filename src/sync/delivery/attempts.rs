@@ -1,5 +1,6 @@
 //! Attempts: a batch is sent until its answer is the last word on it, and each answer is recorded.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ impl Delivery {
         let mut corrected = None;
         let mut number = 1;
         if node.room.is_none() {
-            node.room = Some(self.permit(&self.room).await?);
+            node.room = Some(self.room().await?);
         }
         if node.batch.records.is_empty() {
             self.settle(&node, Settlement::default()).await?;
@@ -165,6 +166,14 @@ impl Delivery {
             // What moves the cursor next is handed in behind this, and so it is written behind it or not at all.
             window.part_done(node.root);
             self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
+            // Right behind it, so that both are written at once. Where that is not written, neither is this.
+            if window.is_empty()
+                && self.pass.course.pass_id().is_some()
+                && self.is_all_read.load(Ordering::Relaxed)
+            {
+                let closing = self.hand_in_closing(&window);
+                self.closing.lock().unwrap_or_else(PoisonError::into_inner).replace(closing);
+            }
             handed
         };
         handed.written().await?;

@@ -20,6 +20,7 @@ pub(super) use self::attempts::settlement;
 use self::window::Window;
 use super::channel::Channel;
 use super::lane::{Halt, Held};
+use super::places::under_way_max;
 use super::rivals::Rivals;
 use super::rows::{Limits, Rows};
 use super::words;
@@ -31,11 +32,8 @@ use crate::journal::{Course, Doing, Handed, Kind, OpenPass, Problem};
 use crate::ledger::Pages;
 use crate::watermark::Cursor;
 
-/// How many batches are recorded as being sent, when so many requests may be in flight at once: half as many more, so
-/// that the wire does not wait for the journal. No more, since a crash leaves the outcome of each unknown.
-const fn under_way_max(at_once: usize) -> usize {
-    2 * at_once - 1
-}
+/// Room for a batch that is recorded as being sent: the lane's, and that of all lanes.
+type Room = [OwnedSemaphorePermit; 2];
 
 /// The batches of one pass, or of a slice of a backfill, on their way.
 pub(super) struct Delivery {
@@ -55,11 +53,28 @@ pub(super) struct Delivery {
     place: Mutex<Option<OwnedSemaphorePermit>>,
     /// In a backfill: newer rows of the keys of a batch, which are not in it.
     rivals: Option<Arc<Rivals>>,
+    /// The entity is up to date with the end of the pass.
+    ends: bool,
+    /// Nothing more is cut from the pass.
+    is_all_read: AtomicBool,
+    /// That the pass is through, once that was handed in.
+    closing: Mutex<Option<Handed>>,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
     halted: watch::Sender<bool>,
     /// The entity has rows set aside, whose errors an upload may resolve.
     has_set_aside: AtomicBool,
     report: Mutex<EntityReport>,
+}
+
+/// How it is delivered.
+#[derive(Default)]
+pub(super) struct Manner {
+    /// The place to read, to be given back when all is read.
+    pub place: Option<OwnedSemaphorePermit>,
+    /// In a backfill: newer rows of the keys of a batch.
+    pub rivals: Option<Arc<Rivals>>,
+    /// The entity is up to date with the end of the pass.
+    pub ends: bool,
 }
 
 /// A batch, or a part of one, on its way.
@@ -69,7 +84,7 @@ struct Node {
     /// Which of the batches that were cut from the pass it is, or is a part of.
     root: usize,
     /// Taken before it is announced, and kept until its answer is recorded.
-    room: Option<OwnedSemaphorePermit>,
+    room: Option<Room>,
     /// The request, signed before it was announced.
     signed: Option<Signed>,
     /// An attempt may have arrived.
@@ -82,7 +97,7 @@ struct Node {
 /// A batch that was signed and is being recorded.
 struct Announced {
     batch: Batch,
-    room: OwnedSemaphorePermit,
+    room: Room,
     /// `None`: there is nothing to send.
     signed: Option<Signed>,
     root: usize,
@@ -90,12 +105,8 @@ struct Announced {
 }
 
 impl Delivery {
-    pub(super) fn new(
-        held: &Held<'_>,
-        pass: OpenPass,
-        cursor: Option<Cursor>,
-        (place, rivals): (Option<OwnedSemaphorePermit>, Option<Arc<Rivals>>),
-    ) -> Arc<Self> {
+    pub(super) fn new(held: &Held<'_>, pass: OpenPass, cursor: Option<Cursor>, manner: Manner) -> Arc<Self> {
+        let Manner { place, rivals, ends } = manner;
         let window = Window::at(cursor);
         let at_once = held.worker.settings.sync.requests_in_flight;
         held.worker.progress.begin(&held.target.entity_id);
@@ -111,6 +122,9 @@ impl Delivery {
             since: held.since,
             place: Mutex::new(place),
             rivals,
+            ends,
+            is_all_read: AtomicBool::new(false),
+            closing: Mutex::default(),
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(held.has_rows_set_aside),
             report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
@@ -156,7 +170,10 @@ impl Delivery {
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted) => break Err(Halt::Yielded),
                 batch = rows.next_batch(before.clone(), self.zone, limits) => match batch {
                     Ok(Some(batch)) => batch,
-                    Ok(None) => break Ok(()),
+                    Ok(None) => {
+                        self.is_all_read.store(true, Ordering::Relaxed);
+                        break Ok(());
+                    }
                     Err(problem) => break Err(problem.into()),
                 },
             };
@@ -207,6 +224,29 @@ impl Delivery {
         self.outcome(first_halt, ended)
     }
 
+    /// Closes the pass, all of which is delivered; unless that was handed in with the answer to its last batch.
+    pub(super) async fn close(&self) -> Result<(), Halt> {
+        let handed_in = self.closing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let handed = match handed_in {
+            Some(handed) => handed,
+            None => self.hand_in_closing(&*self.window.lock().await),
+        };
+        let closed = handed.written().await;
+        self.steps_of_closing().for_each(after);
+        closed?;
+        Ok(())
+    }
+
+    fn hand_in_closing(&self, window: &Window) -> Handed {
+        self.steps_of_closing().for_each(before);
+        self.worker.journal.close_pass(self.doing(), window.cursor.clone(), self.ends)
+    }
+
+    fn steps_of_closing(&self) -> impl Iterator<Item = Step> {
+        let ends = self.ends.then_some([Step::Succeed, Step::ReleaseLease]);
+        std::iter::once(Step::ClosePass).chain(ends.into_iter().flatten())
+    }
+
     /// Why the lane stops, if it does, by the first reason that a batch gave and by how reading ended.
     fn outcome(&self, first_halt: Option<Halt>, ended: Result<(), Halt>) -> Result<(), Halt> {
         match (first_halt, ended) {
@@ -231,7 +271,7 @@ impl Delivery {
     /// the other, and without waiting: others are recorded while this one waits for its turn.
     async fn announce(&self, batch: Batch) -> Result<Announced, Halt> {
         self.or_halt(self.channel.calm(self.worker.settings.retry.max)).await?.map_err(later)?;
-        let room = self.permit(&self.room).await?;
+        let room = self.room().await?;
         let signed = if batch.records.is_empty() { None } else { Some(self.signed(&batch, None)?) };
         before(Step::Announce);
         let handed = self.worker.journal.announce(self.doing(), &batch);
@@ -248,6 +288,10 @@ impl Delivery {
         let node =
             Node { batch_id, batch, root, room, signed, lost: false, repeated: false, unknown_runs: 0 };
         self.deliver(node).await
+    }
+
+    async fn room(&self) -> Result<Room, Halt> {
+        Ok([self.permit(&self.room).await?, self.permit(self.worker.places.under_way()).await?])
     }
 
     async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Halt> {

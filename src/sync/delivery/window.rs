@@ -35,6 +35,11 @@ impl Window {
         self.roots.len() >= BATCHES_MAX
     }
 
+    /// All is done that is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.roots.is_empty()
+    }
+
     pub(super) fn add_part(&mut self, root: usize) {
         self.roots[root - self.first].1 += 1;
     }

@@ -18,13 +18,17 @@ impl fmt::Display for Point {
 }
 
 impl Point {
-    /// An answer has come by then that the journal will never hear of.
-    pub fn loses_an_answer(self) -> bool {
-        matches!(
-            (self.0, self.1),
+    /// How many answers have come by then that the journal will never hear of, at least and at most.
+    pub fn answers_lost(self) -> (usize, usize) {
+        match (self.0, self.1) {
             (Step::Send, Side::After)
-                | (Step::Settle | Step::Resolve | Step::Split | Step::SetAside | Step::Answer, Side::Before)
-        )
+            | (Step::Settle | Step::Resolve | Step::Split | Step::SetAside | Step::Answer, Side::Before) => {
+                (1, 1)
+            }
+            // With the answer to its last batch, if that is not recorded yet.
+            (Step::ClosePass | Step::Succeed | Step::ReleaseLease, Side::Before) => (0, 1),
+            _ => (0, 0),
+        }
     }
 }
 

@@ -80,8 +80,14 @@ begin
     if (new.settled::text, new.pass_id, new.target::text, new.cursor_xid, new.cursor_id, new.rows_uploaded)
         is distinct from
        (old.settled::text, old.pass_id, old.target::text, old.cursor_xid, old.cursor_id, old.rows_uploaded) then
-        -- As it stood: the last pass is closed together with giving it back.
-        if old.lease_owner is null or new.lease_epoch <> old.lease_epoch
+        -- As it stood: the last pass is closed together with giving it back; but for a pass that is opened together with
+        -- taking it.
+        if new.lease_epoch = old.lease_epoch + 1 and new.lease_owner is not null and old.pass_id is null then
+            if (new.settled::text, new.cursor_xid, new.cursor_id, new.rows_uploaded)
+                is distinct from (old.settled::text, old.cursor_xid, old.cursor_id, old.rows_uploaded) then
+                wrong := wrong || 'moved while the lease was taken'::text;
+            end if;
+        elsif old.lease_owner is null or new.lease_epoch <> old.lease_epoch
            or not soak.was_given(new.entity_id, old.lease_epoch) then
             wrong := wrong || 'moved without the lease'::text;
         end if;

@@ -1,0 +1,60 @@
+//! Passes that are through: their targets become the watermarks.
+
+use super::super::{JournalError, errors};
+use super::{Closing, Entry};
+use crate::database::Transaction;
+
+/// Closes passes of lanes that are locked and were checked, each once all its batches are done. Those that end with it are
+/// up to date, which resolves the errors that concern their lanes, and their leases are given back: by far the most
+/// frequent end.
+pub(super) async fn close(
+    transaction: &mut Transaction,
+    closings: &[(&Entry, &Closing)],
+) -> Result<(), JournalError> {
+    let passes: Vec<(&str, i64, bool)> = closings
+        .iter()
+        .filter_map(|(entry, closing)| Some((entry.entity_id(), entry.pass.course.pass_id()?, closing.ends)))
+        .collect();
+    let Some((_, first, _)) = passes.first() else { return Ok(()) };
+    let entity_ids: Vec<String> = passes.iter().map(|(entity_id, ..)| (*entity_id).to_owned()).collect();
+    let pass_ids: Vec<i64> = passes.iter().map(|(_, pass_id, _)| *pass_id).collect();
+    let ends: Vec<bool> = passes.iter().map(|(.., ends)| *ends).collect();
+    // Whether a batch is open is asked for by pass, and in the order of the index: see `lock`.
+    let closed = sqlx::query!(
+        "with closing as (select * from unnest($1::text[], $2::bigint[], $3::boolean[]) c (entity_id, pass_id, ends)),
+              lane as (
+                  update elven_sync.sync_state s
+                     set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
+                         last_success_at = case when c.ends then clock_timestamp() else last_success_at end,
+                         last_error = case when c.ends then null else last_error end,
+                         consecutive_failures = case when c.ends then 0 else consecutive_failures end,
+                         lease_owner = case when c.ends then null else lease_owner end,
+                         lease_expires_at = case when c.ends then null else lease_expires_at end
+                    from closing c
+                   where s.entity_id = c.entity_id and s.pass_id = c.pass_id
+                     and (select true from elven_sync.sync_batches b
+                           where b.pass_id between c.pass_id and c.pass_id
+                             and (b.status in ('sending', 'unknown') or (b.status = 'rejected' and b.row_count > 0))
+                           order by b.pass_id, b.batch_id limit 1) is null
+               returning c.pass_id)
+         update elven_sync.sync_passes p
+            set finished_at = clock_timestamp(), written_by = pg_current_xact_id(),
+                last_xid = s.cursor_xid, last_id = s.cursor_id
+           from closing c join elven_sync.sync_state s using (entity_id)
+          where p.pass_id = c.pass_id and c.pass_id in (select pass_id from lane)",
+        &entity_ids,
+        &pass_ids,
+        &ends
+    )
+    .execute(&mut *transaction)
+    .await?;
+    if closed.rows_affected() != passes.len() as u64 {
+        return Err(JournalError::Unfinished(*first));
+    }
+    let up_to_date = passes.iter().filter(|(.., ends)| *ends);
+    let up_to_date: Vec<String> = up_to_date.map(|(entity_id, ..)| (*entity_id).to_owned()).collect();
+    if !up_to_date.is_empty() {
+        errors::resolve_of_lanes(transaction, &up_to_date).await?;
+    }
+    Ok(())
+}
