@@ -1,9 +1,10 @@
 //! Places: how many entities are worked on at once, and how many requests are in flight for all of them.
 //!
 //! An entity of which all is read needs little any more: it waits for its last answers, and the next one may begin
-//! meanwhile. So there are places to read, `entities_at_once` of them, and more for those that only wait: as many in all as
-//! there may be requests, since each of many small entities has but one. What Elven sees is bounded by itself:
-//! `entities_at_once` times `requests_in_flight` at once; and so are the batches under way, which take memory.
+//! meanwhile. So there are places to read, `entities_at_once` of them, and more for those that only wait: for each of the
+//! former as many in all as a lane may have batches under way, since of many small entities each has but one. What Elven
+//! sees is bounded by itself: `entities_at_once` times `requests_in_flight` at once; and so are the batches under way,
+//! which take memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,13 +42,12 @@ impl Places {
     pub(super) fn new(settings: &SyncSettings) -> Self {
         let SyncSettings { entities_at_once, requests_in_flight, .. } = *settings;
         let places = |number: usize| Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)));
+        let batches = under_way_max(requests_in_flight);
         Self {
-            lanes: places(entities_at_once.saturating_mul(requests_in_flight.max(2))),
+            lanes: places(entities_at_once.saturating_mul(batches.max(2))),
             reading: places(entities_at_once),
             requests: places(entities_at_once.saturating_mul(requests_in_flight)),
-            under_way: places(
-                entities_at_once.saturating_mul(2).saturating_mul(under_way_max(requests_in_flight)),
-            ),
+            under_way: places(entities_at_once.saturating_mul(batches.saturating_mul(2))),
             waiting: AtomicUsize::new(0),
         }
     }
