@@ -189,21 +189,21 @@ impl Batch {
 
     /// A part of this batch, over the same interval.
     #[must_use]
-    pub fn part(&self, rows: Vec<Row>, zone: Tz) -> Self {
-        let part = Self::build_beside(self.before.clone(), rows, self.rivals.clone(), zone);
+    pub fn part(&self, rows: Vec<Row>) -> Self {
+        let part = Self::build_beside(self.before.clone(), rows, self.rivals.clone(), self.zone);
         Self { last: self.last.clone(), ..part }
     }
 
     /// This batch without what these rows supersede, which are not in it.
     #[must_use]
-    pub fn beside(self, rivals: Vec<Row>, zone: Tz) -> Self {
-        let beside = Self::build_beside(self.before, self.rows, rivals.into(), zone);
+    pub fn beside(self, rivals: Vec<Row>) -> Self {
+        let beside = Self::build_beside(self.before, self.rows, rivals.into(), self.zone);
         Self { last: self.last, ..beside }
     }
 
     /// Of these rows, which are not in the batch, those that supersede one of its records.
-    pub fn superseded_by<'r>(&self, others: impl Iterator<Item = &'r Row>, zone: Tz) -> Vec<&'r Row> {
-        let mut clock = Clock::of(zone);
+    pub fn superseded_by<'r>(&self, others: impl Iterator<Item = &'r Row>) -> Vec<&'r Row> {
+        let mut clock = Clock::of(self.zone);
         let mut found: Vec<&Row> = Vec::new();
         let mut ages: HashMap<u64, Vec<Aligned<'_>>> = HashMap::new();
         for other in others {
@@ -226,8 +226,8 @@ impl Batch {
     ///
     /// Rows of one key stay together, so that the newest of them is sent from whichever half they are in;
     /// so do rows that share an id, since a list of ids does not tell them apart.
-    pub fn halves(&self, zone: Tz) -> Option<[Self; 2]> {
-        let groups = self.groups(zone);
+    pub fn halves(&self) -> Option<[Self; 2]> {
+        let groups = self.groups();
         let mut records = vec![0; self.rows.len()];
         for &row in &self.records {
             records[groups[row]] += 1;
@@ -247,15 +247,15 @@ impl Batch {
         }
         let half = |first: bool| {
             let rows = self.rows.iter().zip(&groups).filter(|(_, group)| in_first[**group] == first);
-            self.part(rows.map(|(row, _)| row.clone()).collect(), zone)
+            self.part(rows.map(|(row, _)| row.clone()).collect())
         };
         Some([half(true), half(false)])
     }
 
     /// Its records and what cannot be sent anyway, and the rows that were superseded by those records.
     /// `None` when there are no such rows.
-    pub fn losers_apart(&self, zone: Tz) -> Option<[Self; 2]> {
-        let mut clock = Clock::of(zone);
+    pub fn losers_apart(&self) -> Option<[Self; 2]> {
+        let mut clock = Clock::of(self.zone);
         let mut keyed = |place: usize| Aligned::new(place, &self.rows[place], &mut clock).is_ok();
         let (losers, others): (Vec<usize>, Vec<usize>) =
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
@@ -264,27 +264,26 @@ impl Batch {
         let shares_id = losers
             .iter()
             .any(|&loser| others.iter().any(|&other| self.rows[other].id == self.rows[loser].id));
-        (!losers.is_empty() && !shares_id)
-            .then(|| [self.part(rows(others), zone), self.part(rows(losers), zone)])
+        (!losers.is_empty() && !shares_id).then(|| [self.part(rows(others)), self.part(rows(losers))])
     }
 
     /// Whether another row is a newer one of a key of this batch: then that is the one to send.
-    pub fn is_superseded_by(&self, rival: &Row, zone: Tz) -> bool {
-        !self.superseded_by(std::iter::once(rival), zone).is_empty()
+    pub fn is_superseded_by(&self, rival: &Row) -> bool {
+        !self.superseded_by(std::iter::once(rival)).is_empty()
     }
 
     /// A record as it is in the body, as JSON.
-    pub fn record(&self, row: usize, zone: Tz) -> String {
+    pub fn record(&self, row: usize) -> String {
         let mut json = Vec::new();
-        if let Ok(record) = Aligned::new(row, &self.rows[row], &mut Clock::of(zone)) {
+        if let Ok(record) = Aligned::new(row, &self.rows[row], &mut Clock::of(self.zone)) {
             record.write(&mut json);
         }
         String::from_utf8(json).unwrap_or_default()
     }
 
     /// For each row, the first one of its group: of those that have to stay together.
-    fn groups(&self, zone: Tz) -> Vec<usize> {
-        let mut clock = Clock::of(zone);
+    fn groups(&self) -> Vec<usize> {
+        let mut clock = Clock::of(self.zone);
         let mut groups: Vec<usize> = (0..self.rows.len()).collect();
         let mut of_key: HashMap<Key<'_>, usize> = HashMap::with_capacity(self.rows.len());
         let mut of_id: HashMap<&LedgerId, usize> = HashMap::with_capacity(self.rows.len());

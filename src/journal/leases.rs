@@ -41,6 +41,9 @@ pub enum Purpose {
     Backfill,
 }
 
+/// A pass that was opened with a lease, and its target.
+type Opened = (i64, Snapshot);
+
 /// How long an entity that somebody waits for is left to him by backfills. He looks several times a second.
 const WANTED_FOR: Duration = Duration::from_secs(2);
 
@@ -64,81 +67,86 @@ impl Journal {
         entity_id: &str,
         opening: Option<Opening<'_>>,
         purpose: Purpose,
-    ) -> Result<(Take, Option<(i64, Snapshot)>), JournalError> {
+    ) -> Result<(Take, Option<Opened>), JournalError> {
         let of_backfill = purpose == Purpose::Backfill;
-        let seen = opening.map(|opening| opening.seen);
-        let settled = seen.and_then(|seen| seen.settled.as_ref()).map(ToString::to_string);
-        // The target is of the snapshot in which the statement began. A watermark that is the one which was seen is older.
-        let take = || async {
-            let mut transaction = self.database.begin().await?;
-            let row = sqlx::query_as!(
-                StateRow,
-                r#"with cluster as materialized (select system_identifier from pg_control_system()),
-                        free as (
-                        select s.* from elven_sync.sync_state s
-                         where entity_id = $1
-                           and (lease_owner is null
-                                or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
-                           and (not $5 or lease_wanted_at is null
-                                or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
-                           for update skip locked),
-                        opened as (
-                        insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
-                        select entity_id, $7, settled, pg_current_snapshot() from free
-                         where $7::bigint is not null and pass_id is null and settled::text is not distinct from $8
-                           and system_identifier is not distinct from $9 and ledger_table is not distinct from $10
-                           and (system_identifier is null or system_identifier = (select system_identifier from cluster))
-                     returning pass_id, target)
-                   update elven_sync.sync_state s
-                      set lease_owner = $2, lease_epoch = s.lease_epoch + 1,
-                          lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-                          lease_kind = case when $5 then 'backfill' end, lease_wanted_at = null,
-                          pass_id = coalesce(o.pass_id, s.pass_id), target = coalesce(o.target, s.target),
-                          ledger_table = case when o.pass_id is null then s.ledger_table else $11 end,
-                          system_identifier = case when o.pass_id is null then s.system_identifier
-                                                   else (select system_identifier from cluster) end
-                     from free left join opened o on true
-                    where s.entity_id = free.entity_id
-                returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
-                          s.cursor_id, s.system_identifier, s.ledger_table,
-                          extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
-                          exists (select from elven_sync.sync_errors e
-                                   where e.entity_id = s.entity_id and e.ledger_id is not null
-                                     and e.resolved_at is null) as "has_rows_set_aside!",
-                          o.pass_id is not null as "is_opened!""#,
-                entity_id,
-                self.worker,
-                self.lease_seconds(),
-                self.signature_window.as_secs_f64(),
-                of_backfill,
-                WANTED_FOR.as_secs_f64(),
-                opening.map(|opening| opening.run_id),
-                settled,
-                seen.and_then(|seen| seen.system_identifier),
-                seen.and_then(|seen| seen.ledger_table.as_deref()),
-                opening.map(|opening| opening.ledger_table)
-            )
-            .fetch_optional(&mut transaction)
-            .await?;
-            let Some(row) = row else {
-                transaction.rollback().await?;
-                return Ok(None);
-            };
-            let lease = Lease {
-                entity_id: row.entity_id.clone(),
-                owner: self.worker.clone(),
-                epoch: row.lease_epoch,
-            };
-            let is_opened = row.is_opened;
-            let mut lane = row.into_lane()?;
-            let opened = if is_opened { lane.open.take() } else { None };
-            transaction.commit().await?;
-            Ok::<_, JournalError>(Some((Take::Taken(lease, Box::new(lane)), opened)))
-        };
-        match self.database.again(take).await? {
+        match self.database.again(|| self.take_if_free(entity_id, opening, of_backfill)).await? {
             Some(taken) => Ok(taken),
             None => Ok((self.held(entity_id).await?, None)),
         }
+    }
+
+    /// `None`: somebody else has the lease, or the row locked.
+    ///
+    /// The target is of the snapshot in which the statement began: a watermark that is the one which was seen is older.
+    async fn take_if_free(
+        &self,
+        entity_id: &str,
+        opening: Option<Opening<'_>>,
+        of_backfill: bool,
+    ) -> Result<Option<(Take, Option<Opened>)>, JournalError> {
+        let seen = opening.map(|opening| opening.seen);
+        let settled = seen.and_then(|seen| seen.settled.as_ref()).map(ToString::to_string);
+        let mut transaction = self.database.begin().await?;
+        let row = sqlx::query_as!(
+            StateRow,
+            r#"with cluster as materialized (select system_identifier from pg_control_system()),
+                    free as (
+                    select s.* from elven_sync.sync_state s
+                     where entity_id = $1
+                       and (lease_owner is null
+                            or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
+                       and (not $5 or lease_wanted_at is null
+                            or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
+                       for update skip locked),
+                    opened as (
+                    insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
+                    select entity_id, $7, settled, pg_current_snapshot() from free
+                     where $7::bigint is not null and pass_id is null and settled::text is not distinct from $8
+                       and system_identifier is not distinct from $9 and ledger_table is not distinct from $10
+                       and (system_identifier is null or system_identifier = (select system_identifier from cluster))
+                 returning pass_id, target)
+               update elven_sync.sync_state s
+                  set lease_owner = $2, lease_epoch = s.lease_epoch + 1,
+                      lease_expires_at = clock_timestamp() + make_interval(secs => $3),
+                      lease_kind = case when $5 then 'backfill' end, lease_wanted_at = null,
+                      pass_id = coalesce(o.pass_id, s.pass_id), target = coalesce(o.target, s.target),
+                      ledger_table = case when o.pass_id is null then s.ledger_table else $11 end,
+                      system_identifier = case when o.pass_id is null then s.system_identifier
+                                               else (select system_identifier from cluster) end
+                 from free left join opened o on true
+                where s.entity_id = free.entity_id
+            returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
+                      s.cursor_id, s.system_identifier, s.ledger_table,
+                      extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
+                      exists (select from elven_sync.sync_errors e
+                               where e.entity_id = s.entity_id and e.ledger_id is not null
+                                 and e.resolved_at is null) as "has_rows_set_aside!",
+                      o.pass_id is not null as "is_opened!""#,
+            entity_id,
+            self.worker,
+            self.lease_seconds(),
+            self.signature_window.as_secs_f64(),
+            of_backfill,
+            WANTED_FOR.as_secs_f64(),
+            opening.map(|opening| opening.run_id),
+            settled,
+            seen.and_then(|seen| seen.system_identifier),
+            seen.and_then(|seen| seen.ledger_table.as_deref()),
+            opening.map(|opening| opening.ledger_table)
+        )
+        .fetch_optional(&mut transaction)
+        .await?;
+        let Some(row) = row else {
+            transaction.rollback().await?;
+            return Ok(None);
+        };
+        let lease =
+            Lease { entity_id: row.entity_id.clone(), owner: self.worker.clone(), epoch: row.lease_epoch };
+        let is_opened = row.is_opened;
+        let mut lane = row.into_lane()?;
+        let opened = if is_opened { lane.open.take() } else { None };
+        transaction.commit().await?;
+        Ok(Some((Take::Taken(lease, Box::new(lane)), opened)))
     }
 
     /// Who has the lease of an entity that could not be taken.

@@ -100,7 +100,7 @@ impl Worker {
         let mut report = EntityReport::idle(&target.entity_id);
         while let Some(batch) = rows.next_batch(cursor, target.zone, limits).await? {
             report.count(&batch);
-            rehearsal.add(&batch, target.zone);
+            rehearsal.add(&batch);
             cursor = Some(batch.last);
         }
         report.rows_pending = report.rows_read;
@@ -110,14 +110,14 @@ impl Worker {
 }
 
 impl Rehearsal {
-    fn add(&mut self, batch: &Batch, zone: chrono_tz::Tz) {
+    fn add(&mut self, batch: &Batch) {
         self.counters.rehearse(batch);
         self.batches += 1;
         for &row in &batch.records {
             let at = batch.rows[row].captured_at_us;
             if self.first_at.is_none() || at < self.first_at {
                 self.first_at = at;
-                self.first_record = Some(batch.record(row, zone));
+                self.first_record = Some(batch.record(row));
             }
             if self.last_at.is_none() || at >= self.last_at {
                 self.last_at = at;
@@ -127,7 +127,7 @@ impl Rehearsal {
         if self.last_record.is_none()
             && let Some(&last) = batch.records.iter().max_by_key(|&&row| batch.rows[row].captured_at_us)
         {
-            self.last_record = Some(batch.record(last, zone));
+            self.last_record = Some(batch.record(last));
         }
     }
 }

@@ -171,15 +171,15 @@ impl Worker {
         error: &RecordedError,
         rows: Vec<Row>,
     ) -> Result<Outcome, RunError> {
-        let (zone, channel) = (target.zone, &target.channel);
+        let channel = &target.channel;
         if rows.is_empty() {
             return Ok(Outcome::Resolved("the row is not in the ledger any more".to_owned()));
         }
-        let batch = Batch::build(None, rows, zone);
+        let batch = Batch::build(None, rows, target.zone);
         if let Some(invalid) = batch.invalid.first() {
             return Ok(Outcome::Open(crate::journal::invalid(None, invalid)));
         }
-        if let Some(newer) = self.superseded_by(&target.entity_id, &batch, zone).await? {
+        if let Some(newer) = self.superseded_by(&target.entity_id, &batch).await? {
             let resolution = format!("superseded by row {newer} of the same account, currency and second");
             return Ok(Outcome::Resolved(resolution));
         }
@@ -200,7 +200,7 @@ impl Worker {
             ambiguous,
             stays_set_aside: words.kind == Kind::RejectedBatch && !accepted,
         };
-        let of_row = words.of_row(batch_id, settlement.http_status, &batch, 0, zone);
+        let of_row = words.of_row(batch_id, settlement.http_status, &batch, 0);
         let still_open = still_open(&words, of_row, &error.kind);
         let outcome = if accepted { Ok("uploaded by `errors retry`") } else { Err(&still_open) };
         let tried = Tried { error_id: error.error_id, outcome };
@@ -216,16 +216,11 @@ impl Worker {
 
     /// A newer row of a key of the batch, if there is one that was or will be uploaded: not one that is set
     /// aside itself, or that a person has dismissed.
-    async fn superseded_by(
-        &self,
-        entity_id: &str,
-        batch: &Batch,
-        zone: chrono_tz::Tz,
-    ) -> Result<Option<LedgerId>, RunError> {
+    async fn superseded_by(&self, entity_id: &str, batch: &Batch) -> Result<Option<LedgerId>, RunError> {
         let mut newer = Vec::new();
         for row in &batch.rows {
             let rivals = self.ledger.rivals(entity_id, row).await?;
-            newer.extend(rivals.into_iter().filter(|rival| batch.is_superseded_by(rival, zone)));
+            newer.extend(rivals.into_iter().filter(|rival| batch.is_superseded_by(rival)));
         }
         Ok(self.not_set_aside(entity_id, newer).await?.into_iter().next().map(|rival| rival.id))
     }

@@ -40,29 +40,24 @@ impl Rivals {
 
     /// The batch without the rows that are superseded by rows behind it: by those that wait to be cut, which are without
     /// a gap, or by those of the ledger behind these.
-    pub(super) async fn apart(
-        &self,
-        batch: Batch,
-        waiting: &VecDeque<Row>,
-        zone: Tz,
-    ) -> Result<Batch, RunError> {
+    pub(super) async fn apart(&self, batch: Batch, waiting: &VecDeque<Row>) -> Result<Batch, RunError> {
         let instant_of = |row: Option<&Row>| row.and_then(|row| row.captured_at_us);
         let (Some(first), Some(last)) = (instant_of(batch.rows.first()), instant_of(batch.rows.last()))
         else {
             return Ok(batch);
         };
-        let until = Clock::of(zone).repeats_until(first, last);
+        let until = Clock::of(batch.zone).repeats_until(first, last);
         let is_before = |row: &&Row| row.captured_at_us.is_some_and(|at| at < until);
         let rivals = if waiting.back().as_ref().is_none_or(is_before) {
-            self.in_ledger(&batch, waiting, until, zone).await?
+            self.in_ledger(&batch, waiting, until).await?
         } else {
-            superseding(&batch, waiting.iter().take_while(is_before), zone)
+            superseding(&batch, waiting.iter().take_while(is_before))
         };
         if rivals.is_empty() {
             return Ok(batch);
         }
         let rivals = self.worker.not_set_aside(&self.range.entity_id, rivals).await?;
-        Ok(if rivals.is_empty() { batch } else { batch.beside(rivals, zone) })
+        Ok(if rivals.is_empty() { batch } else { batch.beside(rivals) })
     }
 
     /// The rivals of a batch among the rows that wait, and all that the ledger has behind these up to an instant.
@@ -71,23 +66,22 @@ impl Rivals {
         batch: &Batch,
         waiting: &VecDeque<Row>,
         until: i64,
-        zone: Tz,
     ) -> Result<Vec<Row>, RunError> {
         let mut behind = self.behind.lock().await;
         let after = waiting.back().map_or(batch.last.clone(), |row| row.cursor(Order::CapturedAt));
         if behind.as_ref().is_none_or(|behind| behind.until != until) {
-            let rows = self.keep(waiting, self.pages(after.clone(), until), zone).await?;
+            let rows = self.keep(waiting, self.pages(after.clone(), until), batch.zone).await?;
             *behind = Some(Behind { until, rows });
         }
         if let Some(Behind { rows: Some(rows), .. }) = behind.as_ref() {
             let same_key = batch.keys.iter().filter_map(|key| rows.get(key)).flatten();
             // Of these the batch that they were read for may have had some: it was too large, and was cut again.
-            return Ok(superseding(batch, same_key.chain(waiting), zone));
+            return Ok(superseding(batch, same_key.chain(waiting)));
         }
-        let mut rivals = superseding(batch, waiting.iter(), zone);
+        let mut rivals = superseding(batch, waiting.iter());
         let mut pages = self.pages(after, until);
         while let Some(rows) = pages.next_page().await? {
-            rivals.extend(superseding(batch, rows.iter(), zone));
+            rivals.extend(superseding(batch, rows.iter()));
         }
         Ok(rivals)
     }
@@ -125,6 +119,6 @@ impl Rivals {
 }
 
 /// Those of some rows that supersede records of a batch.
-fn superseding<'r>(batch: &Batch, rows: impl Iterator<Item = &'r Row>, zone: Tz) -> Vec<Row> {
-    batch.superseded_by(rows, zone).into_iter().cloned().collect()
+fn superseding<'r>(batch: &Batch, rows: impl Iterator<Item = &'r Row>) -> Vec<Row> {
+    batch.superseded_by(rows).into_iter().cloned().collect()
 }

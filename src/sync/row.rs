@@ -283,7 +283,7 @@ async fn superseded_by(
     let batch = Batch::build(None, vec![row.clone()], zone);
     let rivals = ledger.rivals(entity_id, row).await?;
     let newer = rivals.into_iter().filter(|rival| leaf.ids.contains(&rival.id));
-    Ok(newer.into_iter().find(|rival| batch.is_superseded_by(rival, zone)).map(|rival| rival.id))
+    Ok(newer.into_iter().find(|rival| batch.is_superseded_by(rival)).map(|rival| rival.id))
 }
 
 fn went(batch: &Carried) -> String {

@@ -157,14 +157,13 @@ impl Words {
         http_status: Option<i32>,
         batch: &Batch,
         row: usize,
-        zone: chrono_tz::Tz,
     ) -> Problem {
         Problem {
             batch_id: Some(batch_id),
             ledger_id: batch.rows.get(row).map(|row| row.id.to_string()),
             http_status,
             api_code: self.code.clone(),
-            record: Some(batch.record(row, zone)),
+            record: Some(batch.record(row)),
             ..Problem::of_lane(
                 Kind::RejectedRow,
                 format!(

@@ -21,7 +21,7 @@ impl Delivery {
         words: Words,
     ) -> Result<Vec<Node>, Halt> {
         let settings = &self.worker.settings;
-        let halves = node.batch.halves(self.zone);
+        let halves = node.batch.halves();
         if *verdict == Verdict::TooLarge {
             self.channel.too_large(node.batch.body.len());
         } else {
@@ -59,7 +59,7 @@ impl Delivery {
         if let Some(parts) = halves {
             return Ok(self.split(&node, parts, settlement, &words.message).await?.into());
         }
-        if let Some(parts) = node.batch.losers_apart(self.zone) {
+        if let Some(parts) = node.batch.losers_apart() {
             let [winner, losers] = self.split(&node, parts, settlement, &words.message).await?;
             // It was the answer to the whole that refused it: no request is made for it alone.
             let settlement = Settlement { sent: false, ..settlement };
@@ -102,7 +102,7 @@ impl Delivery {
             .batch
             .records
             .iter()
-            .map(|&row| words.of_row(node.batch_id, settlement.http_status, &node.batch, row, self.zone))
+            .map(|&row| words.of_row(node.batch_id, settlement.http_status, &node.batch, row))
             .collect();
         let rejections_max = self.worker.settings.sync.max_rejections;
         let mut window = self.window.lock().await;

@@ -92,7 +92,7 @@ impl Delivery {
         }
         let mut batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, self.zone) };
         if let Some(rivals) = &self.rivals {
-            batch = rivals.apart(batch, &VecDeque::new(), self.zone).await?;
+            batch = rivals.apart(batch, &VecDeque::new()).await?;
         }
         if leaf.may_have_arrived {
             tracing::warn!(
