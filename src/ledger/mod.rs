@@ -61,6 +61,15 @@ type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<
 /// An entity, its rows, and the oldest `captured_at` among them in microseconds of Unix time.
 type CountRow = (String, i64, Option<i64>);
 
+/// How PostgreSQL may come to the rows.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// By whatever index the ledger has, or none.
+    Any,
+    /// By the index that a ledger has to have, whose order they come in.
+    InOrder,
+}
+
 /// Where a row is looked for there are few like it.
 const ROWS_FEW: usize = 1;
 
@@ -227,7 +236,7 @@ impl Ledger {
 
     /// The rows with an id, as they are now; several when the id is no key, none when it is gone.
     pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
-        self.copy(&self.primary, self.table.row_sql(entity_id, id), ROWS_FEW).await
+        self.copy(&self.primary, self.table.row_sql(entity_id, id), ROWS_FEW, Way::Any).await
     }
 
     /// The rows that may have the same account, currency and wall-clock time as this one. On clocks that were
@@ -237,7 +246,8 @@ impl Ledger {
         else {
             return Ok(Vec::new());
         };
-        self.copy(&self.primary, self.table.around_sql(entity_id, account, currency, at), ROWS_FEW).await
+        let sql = self.table.around_sql(entity_id, account, currency, at);
+        self.copy(&self.primary, sql, ROWS_FEW, Way::Any).await
     }
 
     /// Begins to read a pass, or what is left of one.
@@ -286,11 +296,11 @@ impl Ledger {
         }
         let sql = self.table.page_sql(page);
         let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
-            return self.copy(&self.primary, sql, page.rows_max).await;
+            return self.copy(&self.primary, sql, page.rows_max, Way::InOrder).await;
         };
         let begun = Instant::now();
         loop {
-            let behind = match self.copy(standby, sql.clone(), page.rows_max).await {
+            let behind = match self.copy(standby, sql.clone(), page.rows_max, Way::InOrder).await {
                 Err(problem) if standby::is_behind(&problem) => problem,
                 read => return read,
             };
@@ -299,8 +309,14 @@ impl Ledger {
     }
 
     /// Copies rows out, about so many, again from the beginning when the connection is lost.
-    async fn copy(&self, from: &Database, sql: String, expected: usize) -> Result<Vec<Row>, LedgerError> {
-        match from.again(|| self.copy_once(from, sql.clone(), expected)).await {
+    async fn copy(
+        &self,
+        from: &Database,
+        sql: String,
+        expected: usize,
+        way: Way,
+    ) -> Result<Vec<Row>, LedgerError> {
+        match from.again(|| self.copy_once(from, sql.clone(), expected, way)).await {
             Err(LedgerError::Decode(row::ID_IS_NULL)) => Err(self.id_is_null()),
             copied => copied,
         }
@@ -314,8 +330,12 @@ impl Ledger {
         from: &Database,
         sql: String,
         expected: usize,
+        way: Way,
     ) -> Result<Vec<Row>, LedgerError> {
-        let mut transaction = from.begin_reading_in_order().await?;
+        let mut transaction = match way {
+            Way::Any => from.begin_reading().await?,
+            Way::InOrder => from.begin_reading_in_order().await?,
+        };
         let id_is_number = self.table.id_is_number();
         let copying = async move {
             let limit = transaction.limit();

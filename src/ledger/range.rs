@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::{Ledger, LedgerError, Row};
+use super::{Ledger, LedgerError, Row, Way};
 use crate::align::POSTGRES_EPOCH_US;
 use crate::watermark::{Cursor, Order};
 
@@ -44,7 +44,7 @@ impl RangePages {
         }
         let Self { ledger, range, after, until, page_rows, .. } = self;
         let sql = ledger.table.range_sql(range, after.as_ref(), until.as_ref(), *page_rows);
-        let rows = ledger.copy(&ledger.primary, sql, self.page_rows).await?;
+        let rows = ledger.copy(&ledger.primary, sql, self.page_rows, Way::Any).await?;
         self.is_through = rows.len() < self.page_rows;
         self.after = rows.last().map(|row| row.cursor(Order::CapturedAt)).or_else(|| self.after.take());
         Ok(if rows.is_empty() { None } else { Some(rows) })

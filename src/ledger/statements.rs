@@ -3,20 +3,20 @@
 use std::fmt::Write as _;
 
 use super::range::{Range, instant, instant_literal};
-use super::table::{Table, quote_array, quote_literal};
+use super::table::{COLUMNS, Table, quote_array, quote_literal};
 use super::{Page, Progress};
 use crate::watermark::{At, Cursor, Segment, Snapshot};
 
 impl Table {
     /// One page, as a copy.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
-        format!("copy {} to stdout (format binary)", self.rows_sql(page, &self.columns))
+        format!("copy {} to stdout (format binary)", self.rows_sql(page, (&self.columns, COLUMNS)))
     }
 
     /// The rows of a page: the place of the page among others, and their ids.
     pub(super) fn listed_sql(&self, page: &Page<'_>, place: usize) -> String {
         let id_type = if self.id_is_number() { "bigint" } else { "text" };
-        self.rows_sql(page, &format!("{place}::integer, {}::{id_type}", self.id))
+        self.rows_sql(page, (&format!("{place}::integer, {}::{id_type}", self.id), 2))
     }
 
     /// `with ties`: a partitioned ledger cannot have a unique id, and a page that ended inside a tie would lose the
@@ -25,17 +25,16 @@ impl Table {
     /// Rows behind `until` are left out of what was read already: a scan of the index begins where a comparison of rows
     /// says, but does not end there (seen on PostgreSQL 15), and would go on over all that the transaction wrote. Nor is
     /// that transaction asked for by `=`, which would make the order that of the ids alone: then PostgreSQL may walk the
-    /// index of those.
-    fn rows_sql(&self, page: &Page<'_>, columns: &str) -> String {
+    /// index of those. Columns that are not the ledger's are not named, since it may be forbidden to read them.
+    fn rows_sql(&self, page: &Page<'_>, (columns, number): (&str, usize)) -> String {
         let &Page { entity_id, target, mut segment, after, until, rows_max, proof_of } = page;
         let Self { name, entity, xid, id, id_type, .. } = self;
-        let mut within = String::new();
+        let mut end = None;
         if let Some(Cursor { at: At::Xid(until), id: until_id }) = until
             && *until < segment.until
         {
             segment.until = until + 1;
-            let until_id = quote_literal(until_id);
-            within = format!(" where ({xid}, {id}) <= ('{until}'::xid8, {until_id}::{id_type})");
+            end = Some(format!("(s.xid, s.id) <= ('{until}'::xid8, {}::{id_type})", quote_literal(until_id)));
         }
         let begin = match after {
             Some(Cursor { at: At::Xid(after), id: after_id }) if *after >= segment.from => {
@@ -57,9 +56,20 @@ impl Table {
             }
             None => rows_max.to_string(),
         };
+        let read = |columns: &str| {
+            format!(
+                "(select {columns} from {name} t where {filter} order by {xid}, {id} \
+                   fetch first {rows_max} rows with ties)"
+            )
+        };
+        let Some(end) = end else { return read(columns) };
+        let names =
+            |prefix: &str| (1..=number).map(|n| format!("{prefix}c{n}")).collect::<Vec<_>>().join(", ");
         format!(
-            "(select {columns} from (select * from {name} t where {filter} order by {xid}, {id} \
-               fetch first {rows_max} rows with ties) t{within} order by {xid}, {id})"
+            "(select {} from {} s ({}, xid, id) where {end} order by s.xid, s.id)",
+            names("s."),
+            read(&format!("{columns}, {xid}, {id}")),
+            names("")
         )
     }
 

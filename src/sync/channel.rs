@@ -86,6 +86,11 @@ impl Channel {
         self.calm(wait_max).await
     }
 
+    /// Whether the API has asked for a pause that has not ended.
+    pub(super) fn is_paused(&self) -> bool {
+        self.state().paused_until > Instant::now()
+    }
+
     /// Waits for the end of a pause that the API asked for.
     ///
     /// # Errors

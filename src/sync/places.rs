@@ -16,7 +16,12 @@ use crate::config::SyncSettings;
 /// How many batches of a lane are recorded as being sent, when so many requests of it may be in flight at once: half as
 /// many more, so that the wire does not wait for the journal. No more, since a crash leaves the outcome of each unknown.
 pub(super) const fn under_way_max(requests_in_flight: usize) -> usize {
-    requests_in_flight.saturating_mul(2) - 1
+    requests_in_flight.saturating_mul(2).saturating_sub(1)
+}
+
+/// So many places, or as many as there can be.
+pub(super) fn places(number: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)))
 }
 
 /// The places that the lanes of a worker share.
@@ -41,7 +46,6 @@ pub(super) struct Place {
 impl Places {
     pub(super) fn new(settings: &SyncSettings) -> Self {
         let SyncSettings { entities_at_once, requests_in_flight, .. } = *settings;
-        let places = |number: usize| Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)));
         let batches = under_way_max(requests_in_flight);
         Self {
             lanes: places(entities_at_once.saturating_mul(batches.max(2))),

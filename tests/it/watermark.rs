@@ -262,7 +262,9 @@ async fn row_level_security_does_not_filter_in_silence(pool: PgPool) {
     insert(&mut writer, 1).await;
     scene.sql("do $$ begin create role elven_sync_reader login; exception when duplicate_object then null; end $$;
                grant usage on schema ledger, elven_sync to elven_sync_reader;
-               grant select on ledger.balance_snapshots to elven_sync_reader;
+               alter table ledger.balance_snapshots add column internal_note text;
+               grant select (id, entity_id, entity_account_id, currency, captured_at, balance, change_xid)
+                  on ledger.balance_snapshots to elven_sync_reader;
                grant all on all tables in schema elven_sync to elven_sync_reader;
                grant all on all sequences in schema elven_sync to elven_sync_reader;").await;
     let mut url = url::Url::parse(&scene.url).unwrap();

@@ -19,7 +19,8 @@ pub(super) async fn close(
     let entity_ids: Vec<String> = passes.iter().map(|(entity_id, ..)| (*entity_id).to_owned()).collect();
     let pass_ids: Vec<i64> = passes.iter().map(|(_, pass_id, _)| *pass_id).collect();
     let ends: Vec<bool> = passes.iter().map(|(.., ends)| *ends).collect();
-    // Whether a batch is open is asked for by pass, and in the order of the index: see `lock`.
+    // Whether a batch is open is asked in the order of the index, as in `lock`, and of the pass of the locked row: asked of
+    // `c` it is asked before that row is looked for, and PostgreSQL then goes through all of them for each pass.
     let closed = sqlx::query!(
         "with closing as (select * from unnest($1::text[], $2::bigint[], $3::boolean[]) c (entity_id, pass_id, ends)),
               lane as (
@@ -33,7 +34,7 @@ pub(super) async fn close(
                     from closing c
                    where s.entity_id = c.entity_id and s.pass_id = c.pass_id
                      and (select true from elven_sync.sync_batches b
-                           where b.pass_id between c.pass_id and c.pass_id
+                           where b.pass_id between s.pass_id and s.pass_id
                              and (b.status in ('sending', 'unknown') or (b.status = 'rejected' and b.row_count > 0))
                            order by b.pass_id, b.batch_id limit 1) is null
                returning c.pass_id)
@@ -49,6 +50,7 @@ pub(super) async fn close(
     .execute(&mut *transaction)
     .await?;
     if closed.rows_affected() != passes.len() as u64 {
+        // Of several, whichever it is: each is tried by itself then.
         return Err(JournalError::Unfinished(*first));
     }
     let up_to_date = passes.iter().filter(|(.., ends)| *ends);

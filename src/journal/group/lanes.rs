@@ -175,9 +175,9 @@ async fn add_backfills(
              join elven_sync.sync_backfill_lanes l
                on l.backfill_id = e.backfill_id and l.entity_id = e.entity_id and l.finished_at is null
              left join lateral (select a.last_at, a.last_id from elven_sync.sync_batches a
-                                 where a.backfill_id between e.backfill_id and e.backfill_id
-                                   and a.entity_id = e.entity_id and a.parent_id is null
-                                 order by a.backfill_id desc, a.batch_id desc limit 1) announced on true"#,
+                                 where a.backfill_id = e.backfill_id
+                                   and a.entity_id between e.entity_id and e.entity_id and a.parent_id is null
+                                 order by a.entity_id desc, a.batch_id desc limit 1) announced on true"#,
         &entity_ids,
         &backfill_ids
     )

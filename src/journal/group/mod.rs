@@ -284,7 +284,7 @@ impl Writer {
         Ok(filled)
     }
 
-    /// Rows are locked in one order everywhere: lanes by entity, then batches, passes and errors, then the run's.
+    /// Rows are locked in one order everywhere: lanes by entity, then batches and errors, passes, then the run's.
     async fn fill(
         &self,
         transaction: &mut Transaction,

@@ -24,7 +24,17 @@ const UNKNOWN_RUNS_MAX: i32 = 3;
 const SIGNED_ANEW_MAX: usize = 3;
 
 /// A slot for a request: one of the lane's, and one of all lanes'.
-type Slot = [OwnedSemaphorePermit; 2];
+struct Slot {
+    lanes: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+impl Slot {
+    /// The lane's, to wait with before the same batch is sent again: the other lanes are not to wait as well.
+    fn lanes_alone(self) -> OwnedSemaphorePermit {
+        self.lanes
+    }
+}
 
 impl Delivery {
     /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
@@ -68,9 +78,9 @@ impl Delivery {
                 }
                 Decision::Isolate => return self.isolate(node, &verdict, settlement, words).await,
                 Decision::CorrectClock(ahead) => {
+                    kept = Some(slot.lanes_alone());
                     self.answered(&node, &words, settlement).await?;
                     corrected = Some(signed_ahead + ahead);
-                    kept = Some(slot);
                     // The corrected attempt is one more.
                     continue;
                 }
@@ -78,9 +88,9 @@ impl Delivery {
                     return Err(self.stop(&node, words, settlement, None).await);
                 }
                 Decision::Again { after, all, lost } => {
+                    kept = Some(slot.lanes_alone());
                     self.answered(&node, &words, settlement).await?;
                     node.lost |= lost;
-                    kept = Some(slot);
                     if all {
                         self.channel.pause(after);
                     } else {
@@ -99,7 +109,7 @@ impl Delivery {
     async fn ready(
         &self,
         node: &mut Node,
-        slot: Option<Slot>,
+        slot: Option<OwnedSemaphorePermit>,
         corrected: Option<TimeDelta>,
     ) -> Result<(Slot, Signed), Halt> {
         let turn = self.turn(slot).await;
@@ -167,10 +177,7 @@ impl Delivery {
             window.part_done(node.root);
             self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
             // Right behind it, so that both are written at once. Where that is not written, neither is this.
-            if window.is_empty()
-                && self.pass.course.pass_id().is_some()
-                && self.is_all_read.load(Ordering::Relaxed)
-            {
+            if window.is_through() && self.pass.course.pass_id().is_some() {
                 let closing = self.hand_in_closing(&window);
                 self.closing.lock().unwrap_or_else(PoisonError::into_inner).replace(closing);
             }
@@ -232,14 +239,23 @@ impl Delivery {
         Halt::Problem(Box::new(problem), not_before)
     }
 
-    /// Waits until a request may be made: for a slot, unless there is one, and for the channel.
-    async fn turn(&self, slot: Option<Slot>) -> Result<Slot, Halt> {
-        let slot = match slot {
+    /// Waits until a request may be made: for a slot of the lane, unless there is one, for the channel, and for a slot of
+    /// all lanes, which is not kept through a pause.
+    async fn turn(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Slot, Halt> {
+        let lanes = match slot {
             Some(slot) => slot,
-            None => [self.permit(&self.slots).await?, self.permit(self.worker.places.requests()).await?],
+            None => self.permit(&self.slots).await?,
         };
-        self.or_halt(self.channel.turn(self.worker.settings.retry.max)).await?.map_err(later)?;
-        Ok(slot)
+        let wait_max = self.worker.settings.retry.max;
+        self.or_halt(self.channel.turn(wait_max)).await?.map_err(later)?;
+        loop {
+            let of_all = self.permit(self.worker.places.requests()).await?;
+            if !self.channel.is_paused() {
+                return Ok(Slot { lanes, _of_all: of_all });
+            }
+            drop(of_all);
+            self.or_halt(self.channel.calm(wait_max)).await?.map_err(later)?;
+        }
     }
 }
 

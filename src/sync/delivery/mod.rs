@@ -20,7 +20,7 @@ pub(super) use self::attempts::settlement;
 use self::window::Window;
 use super::channel::Channel;
 use super::lane::{Halt, Held};
-use super::places::under_way_max;
+use super::places::{places, under_way_max};
 use super::rivals::Rivals;
 use super::rows::{Limits, Rows};
 use super::words;
@@ -31,6 +31,9 @@ use crate::fault_point::{Step, after, before};
 use crate::journal::{Course, Doing, Handed, Kind, OpenPass, Problem};
 use crate::ledger::Pages;
 use crate::watermark::Cursor;
+
+/// The keys of a batch that was on its way, and what came of it.
+type Delivered = (Vec<u64>, Result<(), Halt>);
 
 /// Room for a batch that is recorded as being sent: the lane's, and that of all lanes.
 type Room = [OwnedSemaphorePermit; 2];
@@ -55,8 +58,6 @@ pub(super) struct Delivery {
     rivals: Option<Arc<Rivals>>,
     /// The entity is up to date with the end of the pass.
     ends: bool,
-    /// Nothing more is cut from the pass.
-    is_all_read: AtomicBool,
     /// That the pass is through, once that was handed in.
     closing: Mutex<Option<Handed>>,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
@@ -117,13 +118,12 @@ impl Delivery {
             channel: held.target.channel.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
-            room: Arc::new(Semaphore::new(under_way_max(at_once))),
-            slots: Arc::new(Semaphore::new(at_once)),
+            room: places(under_way_max(at_once)),
+            slots: places(at_once),
             since: held.since,
             place: Mutex::new(place),
             rivals,
             ends,
-            is_all_read: AtomicBool::new(false),
             closing: Mutex::default(),
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(held.has_rows_set_aside),
@@ -158,7 +158,7 @@ impl Delivery {
         let mut stop = self.worker.stop.clone();
         let mut halted = self.halted.subscribe();
         let mut unwanted = self.pass.unwanted();
-        let mut first_halt = None;
+        let (mut first_halt, mut is_all_read) = (None, false);
         let ended = loop {
             let bytes_max = self.channel.body_bytes_max();
             let limits = Limits { records: self.worker.settings.sync.batch_rows, bytes: Some(bytes_max) };
@@ -171,7 +171,7 @@ impl Delivery {
                 batch = rows.next_batch(before.clone(), self.zone, limits) => match batch {
                     Ok(Some(batch)) => batch,
                     Ok(None) => {
-                        self.is_all_read.store(true, Ordering::Relaxed);
+                        is_all_read = true;
                         break Ok(());
                     }
                     Err(problem) => break Err(problem.into()),
@@ -211,17 +211,31 @@ impl Delivery {
                 break Err(Halt::Yielded);
             }
         };
+        if is_all_read {
+            self.window.lock().await.end();
+        }
         drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.finish(on_their_way, &mut keys, &mut first_halt).await;
+        self.outcome(first_halt, ended)
+    }
+
+    /// Waits for what is on its way.
+    async fn finish(
+        &self,
+        mut on_their_way: JoinSet<Delivered>,
+        keys: &mut KeysUnderWay,
+        first_halt: &mut Option<Halt>,
+    ) {
+        let mut unwanted = self.pass.unwanted();
         while !on_their_way.is_empty() {
             tokio::select! {
-                Some(done) = on_their_way.join_next() => take(done, &mut keys, &mut first_halt),
+                Some(done) = on_their_way.join_next() => take(done, keys, first_halt),
                 // Somebody waits for the lease of a backfill: what is not in flight yet is not waited for.
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {
                     self.halted.send_replace(true);
                 }
             }
         }
-        self.outcome(first_halt, ended)
     }
 
     /// Closes the pass, all of which is delivered; unless that was handed in with the answer to its last batch.
@@ -353,7 +367,7 @@ fn later(pause: Duration) -> Halt {
 
 /// Takes in that a batch is done, or why the lane has to stop.
 fn take(
-    done: Result<(Vec<u64>, Result<(), Halt>), tokio::task::JoinError>,
+    done: Result<Delivered, tokio::task::JoinError>,
     keys: &mut KeysUnderWay,
     first_halt: &mut Option<Halt>,
 ) {

@@ -14,6 +14,8 @@ pub(super) struct Window {
     first: usize,
     /// For each: where it ends, and how many parts of it are not done.
     roots: VecDeque<(Cursor, usize)>,
+    /// Nothing more comes.
+    is_all_read: bool,
 }
 
 /// One batch may take long while others go on behind it: so many of those, and then it is waited for. What is
@@ -35,9 +37,14 @@ impl Window {
         self.roots.len() >= BATCHES_MAX
     }
 
-    /// All is done that is on its way.
-    pub(super) fn is_empty(&self) -> bool {
-        self.roots.is_empty()
+    /// Notes that nothing more comes.
+    pub(super) fn end(&mut self) {
+        self.is_all_read = true;
+    }
+
+    /// All is read, and all of it done.
+    pub(super) fn is_through(&self) -> bool {
+        self.is_all_read && self.roots.is_empty()
     }
 
     pub(super) fn add_part(&mut self, root: usize) {

@@ -5,7 +5,7 @@ use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate, Request};
 use sqlx::PgPool;
 
-use super::{add_rows, imports, scene};
+use super::{add_rows, imports, scene, second_key};
 use crate::sandbox_faults::parsed;
 use crate::support::{Scene, eventually};
 
@@ -205,4 +205,25 @@ async fn the_requests_of_all_entities_are_bounded_together(pool: PgPool) {
     gates.iter().for_each(Gate::open);
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
     assert_eq!(scene.balances().len(), 12);
+}
+
+/// Two entities wait for the end of a pause that their key was asked for, with all the requests that there may be: one of
+/// another key does not wait with them.
+#[sqlx::test(migrations = false)]
+async fn a_key_that_has_to_wait_keeps_no_request_from_another(pool: PgPool) {
+    let mut scene = scene_of_single_rows(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    second_key(&mut scene);
+    for entity_id in ["beta", "other"] {
+        scene.entity(entity_id, "UTC").await;
+    }
+    scene.sql("update elven_sync.entities set credential = 'second' where entity_id = 'other'").await;
+    for entity_id in ["acme", "beta", "other"] {
+        add_rows(&scene, entity_id, 1).await;
+    }
+    scene.sandbox.set_rules(parsed(&["slow=300ms", "throttle=3s@first:2"]));
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    let by: Vec<String> = imports(&scene).into_iter().filter_map(|request| request.credential).collect();
+    assert_eq!(by, ["default", "default", "second", "default", "default"]);
 }

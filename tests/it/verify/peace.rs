@@ -339,7 +339,9 @@ async fn verify_needs_to_read_and_no_more(pool: PgPool) {
     scene.run().await;
     scene.sql("do $$ begin create role elven_sync_verifier login; exception when duplicate_object or unique_violation then null; end $$;
                grant usage on schema ledger, elven_sync to elven_sync_verifier;
-               grant select on ledger.balance_snapshots to elven_sync_verifier;
+               alter table ledger.balance_snapshots add column internal_note text;
+               grant select (id, entity_id, entity_account_id, currency, captured_at, balance, change_xid)
+                  on ledger.balance_snapshots to elven_sync_verifier;
                grant select on all tables in schema elven_sync to elven_sync_verifier;").await;
     let mut url = url::Url::parse(&scene.url).unwrap();
     url.set_username("elven_sync_verifier").unwrap();
