@@ -163,7 +163,8 @@ impl Journal {
         rows.into_iter().map(|row| Ok((row.entity_id.clone(), row.into_lane()?))).collect()
     }
 
-    /// Opens a pass: its row, and its target in the state. Returns both.
+    /// Opens a pass: its row, and its target in the state. Returns both. (Most are opened with the lease: see
+    /// [`Journal::take_and_open`]. This is for one that follows another under the same lease.)
     ///
     /// The target is taken in the transaction that records it. So a server that knows of the pass is one
     /// whose transactions the target speaks of, also after a failover between looking for news and this.

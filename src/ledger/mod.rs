@@ -198,7 +198,7 @@ impl Ledger {
             .collect())
     }
 
-    /// The same of entities that have news, as far as the index tells it.
+    /// The same, each counted and without the oldest: by the index alone.
     pub async fn rows_pending(&self, lanes: &[Progress]) -> Result<Vec<(String, i64)>, LedgerError> {
         let counted = self.counted(&lanes.iter().collect::<Vec<_>>(), false).await?;
         Ok(counted.into_iter().map(|(entity_id, rows, _)| (entity_id, rows)).collect())

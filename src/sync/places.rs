@@ -1,10 +1,9 @@
 //! Places: how many entities are worked on at once, and how many requests are in flight for all of them.
 //!
 //! An entity of which all is read needs little any more: it waits for its last answers, and the next one may begin
-//! meanwhile. So there are places to read, `entities_at_once` of them, and more for those that only wait: for each of the
-//! former as many in all as a lane may have batches under way, since of many small entities each has but one. What Elven
-//! sees is bounded by itself: `entities_at_once` times `requests_in_flight` at once; and so are the batches under way,
-//! which take memory.
+//! meanwhile. So there are `entities_at_once` places to read, and more lanes that only wait: `entities_at_once` times the
+//! batches that a lane may have under way in all, since of many small entities each has but one. What Elven sees is bounded
+//! by itself: `entities_at_once` times `requests_in_flight` at once; and so are the batches under way, which take memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
