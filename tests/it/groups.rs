@@ -333,3 +333,25 @@ async fn the_lease_of_a_busy_lane_is_renewed_by_what_is_written_to_it(pool: PgPo
     assert_eq!(scene.text(is_alive).await, "true");
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
 }
+
+/// Somebody undoes what is recorded of a batch, in the same moment: the pass is not closed over it.
+#[sqlx::test(migrations = false)]
+async fn a_pass_is_not_closed_over_a_batch_without_an_answer(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'a', 'BTC', '2024-01-01Z', 1);
+             create function undo() returns trigger language plpgsql as $$ begin new.status := 'sending'; return new; end $$;
+             create trigger undo before update on elven_sync.sync_batches for each row execute function undo();",
+        )
+        .await;
+    let output = scene.output(&["run"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("pass 1 has a batch without an answer"), "{}", stderr(&output));
+    let state = "select concat_ws(' ', settled is null, pass_id, cursor_id, lease_owner is null) from elven_sync.sync_state";
+    assert_eq!(scene.text(state).await, "t 1 1 t");
+    scene.sql("drop trigger undo on elven_sync.sync_batches; update elven_sync.sync_batches set status = 'accepted'").await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+}
