@@ -222,7 +222,7 @@ async fn a_key_that_has_to_wait_keeps_no_request_from_another(pool: PgPool) {
     for entity_id in ["acme", "beta", "other"] {
         add_rows(&scene, entity_id, 1).await;
     }
-    scene.sandbox.set_rules(parsed(&["slow=300ms", "throttle=3s@first:2"]));
+    scene.sandbox.set_rules(parsed(&["slow=1s", "throttle=4s@first:2"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let by: Vec<String> = imports(&scene).into_iter().filter_map(|request| request.credential).collect();
     assert_eq!(by, ["default", "default", "second", "default", "default"]);
