@@ -170,22 +170,22 @@ impl Database {
 
     /// Begins a transaction that only reads.
     pub async fn begin_reading(&self) -> Result<Transaction, sqlx::Error> {
-        let mut transaction = Transaction::of(self).await?;
-        transaction.begin(BEGIN_READING.to_owned()).await?;
-        Ok(transaction)
+        self.begin_by(BEGIN_READING).await
     }
 
     /// Begins a transaction that only reads, rows in the order of an index.
     pub async fn begin_reading_in_order(&self) -> Result<Transaction, sqlx::Error> {
-        let mut transaction = Transaction::of(self).await?;
-        transaction.begin(BEGIN_READING_IN_ORDER.to_owned()).await?;
-        Ok(transaction)
+        self.begin_by(BEGIN_READING_IN_ORDER).await
     }
 
     /// Begins a transaction that only reads, all of it in the snapshot of its first statement.
     pub async fn begin_snapshot(&self) -> Result<Transaction, sqlx::Error> {
+        self.begin_by(BEGIN_SNAPSHOT).await
+    }
+
+    async fn begin_by(&self, sql: &str) -> Result<Transaction, sqlx::Error> {
         let mut transaction = Transaction::of(self).await?;
-        transaction.begin(BEGIN_SNAPSHOT.to_owned()).await?;
+        transaction.begin(sql.to_owned()).await?;
         Ok(transaction)
     }
 

@@ -163,21 +163,54 @@ impl Journal {
         rows.into_iter().map(|row| Ok((row.entity_id.clone(), row.into_lane()?))).collect()
     }
 
-    /// Opens a pass: its row, and its target in the state. Returns both. (Most are opened with the lease: see
-    /// [`Journal::take_and_open`]. This is for one that follows another under the same lease.)
+    /// Opens a pass by a lease, behind where the entity is: its row, and its target in the state. Returns both. (Most are
+    /// opened with the lease: see [`Journal::take_and_open`]. This is for one that follows another under the same lease.)
     ///
     /// The target is taken in the transaction that records it. So a server that knows of the pass is one
     /// whose transactions the target speaks of, also after a failover between looking for news and this.
+    ///
+    /// # Errors
+    /// The entity is not there, or not the lease's any more, or this is another cluster than the one it was seen in.
     pub async fn open_pass(
         &self,
         lease: &Lease,
         opening: Opening<'_>,
     ) -> Result<(i64, Snapshot), JournalError> {
+        let settled = opening.seen.settled.as_ref().map(ToString::to_string);
         let open_pass = || async {
             let mut transaction = self.database.begin().await?;
-            let opened = open(&mut transaction, lease, opening).await?;
-            commit_if_held(transaction, u64::from(opened.is_some())).await?;
-            opened.ok_or(JournalError::LeaseLost)
+            let pass = sqlx::query!(
+                r#"insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
+                   values ($1, $2, $3::text::pg_snapshot, pg_current_snapshot())
+                returning pass_id, target::text as "target!""#,
+                lease.entity_id,
+                opening.run_id,
+                settled
+            )
+            .fetch_one(&mut transaction)
+            .await?;
+            let done = sqlx::query!(
+                "update elven_sync.sync_state
+                    set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6,
+                        system_identifier = (select system_identifier from pg_control_system())
+                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
+                    and settled::text is not distinct from $7
+                    and (system_identifier is null
+                         or system_identifier = (select system_identifier from pg_control_system()))",
+                lease.entity_id,
+                lease.epoch,
+                lease.owner,
+                pass.pass_id,
+                pass.target,
+                opening.ledger_table,
+                settled
+            )
+            .execute(&mut transaction)
+            .await?;
+            let target: Snapshot =
+                pass.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
+            commit_if_held(transaction, done.rows_affected()).await?;
+            Ok((pass.pass_id, target))
         };
         self.database.again(open_pass).await
     }
@@ -240,46 +273,6 @@ impl Journal {
         };
         self.database.again(lane_succeeded).await
     }
-}
-
-/// Opens a pass by a lease, behind where the entity is. `None` when it is not there, or not the lease's any more, or when
-/// this is another cluster than the one it was seen in.
-async fn open(
-    transaction: &mut Transaction,
-    lease: &Lease,
-    opening: Opening<'_>,
-) -> Result<Option<(i64, Snapshot)>, sqlx::Error> {
-    let settled = opening.seen.settled.as_ref().map(ToString::to_string);
-    let pass = sqlx::query!(
-        r#"insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
-           values ($1, $2, $3::text::pg_snapshot, pg_current_snapshot())
-        returning pass_id, target::text as "target!""#,
-        lease.entity_id,
-        opening.run_id,
-        settled
-    )
-    .fetch_one(&mut *transaction)
-    .await?;
-    let done = sqlx::query!(
-        "update elven_sync.sync_state
-            set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6,
-                system_identifier = (select system_identifier from pg_control_system())
-          where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
-            and settled::text is not distinct from $7
-            and (system_identifier is null
-                 or system_identifier = (select system_identifier from pg_control_system()))",
-        lease.entity_id,
-        lease.epoch,
-        lease.owner,
-        pass.pass_id,
-        pass.target,
-        opening.ledger_table,
-        settled
-    )
-    .execute(&mut *transaction)
-    .await?;
-    let target = pass.target.parse().map_err(|problem: NotASnapshot| sqlx::Error::Decode(problem.into()))?;
-    Ok((done.rows_affected() == 1).then_some((pass.pass_id, target)))
 }
 
 /// Commits when the fenced statement found its row, and rolls everything back when it did not.

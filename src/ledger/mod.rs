@@ -309,6 +309,10 @@ impl Ledger {
     }
 
     /// Copies rows out, about so many, again from the beginning when the connection is lost.
+    ///
+    /// In a task of its own, so that a copy which has begun comes to its end even when nobody waits for it any
+    /// more. One that was left halfway, or failed, leaves its connection out of step: the answer to it would be
+    /// taken for that to the next statement.
     async fn copy(
         &self,
         from: &Database,
@@ -316,36 +320,31 @@ impl Ledger {
         expected: usize,
         way: Way,
     ) -> Result<Vec<Row>, LedgerError> {
-        match from.again(|| self.copy_once(from, sql.clone(), expected, way)).await {
-            Err(LedgerError::Decode(row::ID_IS_NULL)) => Err(self.id_is_null()),
-            copied => copied,
-        }
+        let id_is_number = self.table.id_is_number();
+        let copy = || async {
+            let mut transaction = match way {
+                Way::Any => from.begin_reading().await?,
+                Way::InOrder => from.begin_reading_in_order().await?,
+            };
+            let sql = sql.clone();
+            let copying = async move {
+                let limit = transaction.limit();
+                let mut rows = Vec::with_capacity(expected);
+                let copied = copy_out(transaction.connection()?, &sql, id_is_number, &mut rows);
+                within(limit, copied).await?;
+                transaction.commit().await?;
+                Ok(rows)
+            };
+            tokio::spawn(copying).await.unwrap_or(Err(LedgerError::Decode("the reader stopped")))
+        };
+        from.again(copy).await.map_err(|problem| self.name_missing_id(problem))
     }
 
-    /// In a task of its own, so that a copy which has begun comes to its end even when nobody waits for it any
-    /// more. One that was left halfway, or failed, leaves its connection out of step: the answer to it would be
-    /// taken for that to the next statement.
-    async fn copy_once(
-        &self,
-        from: &Database,
-        sql: String,
-        expected: usize,
-        way: Way,
-    ) -> Result<Vec<Row>, LedgerError> {
-        let mut transaction = match way {
-            Way::Any => from.begin_reading().await?,
-            Way::InOrder => from.begin_reading_in_order().await?,
-        };
-        let id_is_number = self.table.id_is_number();
-        let copying = async move {
-            let limit = transaction.limit();
-            let mut rows = Vec::with_capacity(expected);
-            let copied = copy_out(transaction.connection()?, &sql, id_is_number, &mut rows);
-            within(limit, copied).await?;
-            transaction.commit().await?;
-            Ok(rows)
-        };
-        tokio::spawn(copying).await.unwrap_or(Err(LedgerError::Decode("the reader stopped")))
+    fn name_missing_id(&self, problem: LedgerError) -> LedgerError {
+        match problem {
+            LedgerError::Decode(row::ID_IS_NULL) => self.id_is_null(),
+            other => other,
+        }
     }
 
     fn id_is_null(&self) -> LedgerError {

@@ -4,7 +4,7 @@ use futures_util::TryStreamExt;
 use sqlx::AssertSqlSafe;
 
 use super::pages::Page;
-use super::row::{ID_IS_NULL, Listed, Row};
+use super::row::{Listed, Row};
 use super::{CountRow, Ledger, LedgerError, Look, LookRow, Progress, copy_out};
 use crate::database::{Transaction, within};
 use crate::watermark::{self, Cursor, LedgerId, Snapshot};
@@ -145,13 +145,6 @@ impl Ledger {
                 self.table.id_type
             )),
             _ => problem.into(),
-        }
-    }
-
-    fn name_missing_id(&self, problem: LedgerError) -> LedgerError {
-        match problem {
-            LedgerError::Decode(ID_IS_NULL) => self.id_is_null(),
-            other => other,
         }
     }
 }

@@ -75,7 +75,7 @@ impl Listed {
         let mut fields = Fields { tuple: &tuple, at: 0 };
         match fields.take::<2>().map(i16::from_be_bytes)? {
             -1 => return Ok(None),
-            2 => {}
+            LISTED_COLUMNS => {}
             _ => return Err(LedgerError::Decode("unexpected number of columns")),
         }
         let place = fields.next()?.and_then(|place| place.of(&tuple).try_into().ok());
@@ -84,6 +84,10 @@ impl Listed {
         Ok(Some((place, id)))
     }
 }
+
+/// How many columns a row is decoded from, and one that is only listed.
+pub(super) const COLUMNS: i16 = 6;
+pub(super) const LISTED_COLUMNS: i16 = 2;
 
 /// Cuts the header off the first message of a copy.
 fn after_header(message: &Bytes) -> Result<Bytes, LedgerError> {
@@ -106,7 +110,7 @@ impl Row {
         let mut fields = Fields { tuple: &tuple, at: 0 };
         match fields.take::<2>().map(i16::from_be_bytes)? {
             -1 => return Ok(None),
-            6 => {}
+            COLUMNS => {}
             _ => return Err(LedgerError::Decode("unexpected number of columns")),
         }
         let xid =

@@ -3,20 +3,21 @@
 use std::fmt::Write as _;
 
 use super::range::{Range, instant, instant_literal};
-use super::table::{COLUMNS, Table, quote_array, quote_literal};
+use super::row;
+use super::table::{Table, quote_array, quote_literal};
 use super::{Page, Progress};
 use crate::watermark::{At, Cursor, Segment, Snapshot};
 
 impl Table {
     /// One page, as a copy.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
-        format!("copy {} to stdout (format binary)", self.rows_sql(page, (&self.columns, COLUMNS)))
+        format!("copy {} to stdout (format binary)", self.rows_sql(page, (&self.columns, row::COLUMNS)))
     }
 
     /// The rows of a page: the place of the page among others, and their ids.
     pub(super) fn listed_sql(&self, page: &Page<'_>, place: usize) -> String {
         let id_type = if self.id_is_number() { "bigint" } else { "text" };
-        self.rows_sql(page, (&format!("{place}::integer, {}::{id_type}", self.id), 2))
+        self.rows_sql(page, (&format!("{place}::integer, {}::{id_type}", self.id), row::LISTED_COLUMNS))
     }
 
     /// `with ties`: a partitioned ledger cannot have a unique id, and a page that ended inside a tie would lose the
@@ -26,7 +27,7 @@ impl Table {
     /// says, but does not end there (seen on PostgreSQL 15), and would go on over all that the transaction wrote. Nor is
     /// that transaction asked for by `=`, which would make the order that of the ids alone: then PostgreSQL may walk the
     /// index of those. Columns that are not the ledger's are not named, since it may be forbidden to read them.
-    fn rows_sql(&self, page: &Page<'_>, (columns, number): (&str, usize)) -> String {
+    fn rows_sql(&self, page: &Page<'_>, (columns, number): (&str, i16)) -> String {
         let &Page { entity_id, target, mut segment, after, until, rows_max, proof_of } = page;
         let Self { name, entity, xid, id, id_type, .. } = self;
         let mut end = None;

@@ -31,9 +31,6 @@ pub struct Table {
     pub(super) entity_may_be_null: bool,
 }
 
-/// How many columns a page selects.
-pub(super) const COLUMNS: usize = 6;
-
 /// The roles of columns, with the types that each may have. A domain counts as the type beneath it.
 const ROLES: [(&str, &[&str]); 7] = [
     ("id", &["bigint", "integer", "smallint", "uuid", "text", "character varying"]),

@@ -203,12 +203,14 @@ async fn a_short_retry_after_is_waited_for_in_seconds_or_as_a_date(pool: PgPool)
     }
 }
 
-/// A key besides the default one, called `second`.
-fn second_key(scene: &mut Scene) {
+/// An entity called `other`, with a key of its own, called `second`.
+async fn add_other_with_its_own_key(scene: &mut Scene) {
     scene.set("ELVEN_SYNC_CREDENTIALS__SECOND__KEY_ENV", "SECOND_KEY");
     scene.set("ELVEN_SYNC_CREDENTIALS__SECOND__SECRET_ENV", "SECOND_SECRET");
     scene.set("SECOND_KEY", "key-2");
     scene.set("SECOND_SECRET", "secret-2");
+    scene.entity("other", "UTC").await;
+    scene.sql("update elven_sync.entities set credential = 'second' where entity_id = 'other'").await;
 }
 
 /// Longer than a run waits: then it stops, and so do all who use the credential, and runs that come too early.
@@ -218,11 +220,8 @@ async fn a_long_retry_after_holds_for_the_credential_and_for_the_next_run(pool: 
     scene.set("ELVEN_SYNC_RETRY__MAX", "5s");
     // In the order of their ids: acme comes to its turn before beta, which knows of the pause.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
-    second_key(&mut scene);
-    for entity_id in ["beta", "other"] {
-        scene.entity(entity_id, "UTC").await;
-    }
-    scene.sql("update elven_sync.entities set credential = 'second' where entity_id = 'other'").await;
+    add_other_with_its_own_key(&mut scene).await;
+    scene.entity("beta", "UTC").await;
     add_rows(&scene, "beta", 2).await;
     scene.sandbox.set_rules(parsed(&["throttle=2m@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);

@@ -1,6 +1,5 @@
 //! Attempts: a batch is sent until its answer is the last word on it, and each answer is recorded.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -178,8 +177,7 @@ impl Delivery {
             self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
             // Right behind it, so that both are written at once. Where that is not written, neither is this.
             if window.is_through() && self.pass.course.pass_id().is_some() {
-                let closing = self.hand_in_closing(&window);
-                self.closing.lock().unwrap_or_else(PoisonError::into_inner).replace(closing);
+                window.closing = Some(self.hand_in_closing(&window));
             }
             handed
         };

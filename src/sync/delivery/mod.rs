@@ -58,8 +58,6 @@ pub(super) struct Delivery {
     rivals: Option<Arc<Rivals>>,
     /// The entity is up to date with the end of the pass.
     ends: bool,
-    /// That the pass is through, once that was handed in.
-    closing: Mutex<Option<Handed>>,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
     halted: watch::Sender<bool>,
     /// The entity has rows set aside, whose errors an upload may resolve.
@@ -124,7 +122,6 @@ impl Delivery {
             place: Mutex::new(place),
             rivals,
             ends,
-            closing: Mutex::default(),
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(held.has_rows_set_aside),
             report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
@@ -240,10 +237,10 @@ impl Delivery {
 
     /// Closes the pass, all of which is delivered; unless that was handed in with the answer to its last batch.
     pub(super) async fn close(&self) -> Result<(), Halt> {
-        let handed_in = self.closing.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let handed = match handed_in {
-            Some(handed) => handed,
-            None => self.hand_in_closing(&*self.window.lock().await),
+        let handed = {
+            let mut window = self.window.lock().await;
+            let handed_in = window.closing.take();
+            handed_in.unwrap_or_else(|| self.hand_in_closing(&window))
         };
         let closed = handed.written().await;
         self.steps_of_closing().for_each(after);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::journal::Advance;
+use crate::journal::{Advance, Handed};
 use crate::watermark::Cursor;
 
 /// What is on its way or done, in the order of the pass, from the cursor on.
@@ -16,6 +16,8 @@ pub(super) struct Window {
     roots: VecDeque<(Cursor, usize)>,
     /// Nothing more comes.
     is_all_read: bool,
+    /// That the pass is through, once that was handed in.
+    pub(super) closing: Option<Handed>,
 }
 
 /// One batch may take long while others go on behind it: so many of those, and then it is waited for. What is

@@ -5,7 +5,7 @@ use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate, Request};
 use sqlx::PgPool;
 
-use super::{add_rows, imports, scene, second_key};
+use super::{add_other_with_its_own_key, add_rows, imports, scene};
 use crate::sandbox_faults::parsed;
 use crate::support::{Scene, eventually};
 
@@ -214,11 +214,8 @@ async fn a_key_that_has_to_wait_keeps_no_request_from_another(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
-    second_key(&mut scene);
-    for entity_id in ["beta", "other"] {
-        scene.entity(entity_id, "UTC").await;
-    }
-    scene.sql("update elven_sync.entities set credential = 'second' where entity_id = 'other'").await;
+    add_other_with_its_own_key(&mut scene).await;
+    scene.entity("beta", "UTC").await;
     for entity_id in ["acme", "beta", "other"] {
         add_rows(&scene, entity_id, 1).await;
     }
