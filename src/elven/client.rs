@@ -9,6 +9,7 @@ use reqwest::{Method, RequestBuilder, redirect};
 use secrecy::ExposeSecret;
 use url::Url;
 
+use super::connecting::{Late, OpenedLate};
 use super::sign::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign};
 use super::verdict::Answer;
 use crate::config::{Credential, is_loopback};
@@ -38,6 +39,8 @@ pub struct Signed {
     ahead: TimeDelta,
     /// When it was signed, by the clock of this machine.
     at: DateTime<Utc>,
+    /// By which of the keys that were read in this run.
+    keys: u32,
 }
 
 impl Signed {
@@ -49,6 +52,17 @@ impl Signed {
     /// When it was signed, by the clock of this machine.
     pub fn at(&self) -> DateTime<Utc> {
         self.at
+    }
+
+    /// By which of the keys that were read in this run it was signed, counted from 0.
+    pub fn keys(&self) -> u32 {
+        self.keys
+    }
+
+    /// Notes which of the keys that were read in this run signed it.
+    #[must_use]
+    pub fn with_keys(self, keys: u32) -> Self {
+        Self { keys, ..self }
     }
 }
 
@@ -67,7 +81,8 @@ impl Client {
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(timeout)
-            .tcp_nodelay(true);
+            .tcp_nodelay(true)
+            .connector_layer(Late::default());
         if is_loopback(api_url) {
             http = http.no_proxy();
         }
@@ -130,13 +145,14 @@ impl Client {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         url.set_path(path);
         url.set_query(query);
-        Ok(Signed { request: self.http.request(method, url).headers(headers), ahead, at })
+        Ok(Signed { request: self.http.request(method, url).headers(headers), ahead, at, keys: 0 })
     }
 
     /// Sends a request and waits for its answer. Never fails: what went wrong is the answer.
     pub async fn send(&self, signed: Signed) -> Answer {
         let mut response = match signed.request.send().await {
             Ok(response) => response,
+            Err(problem) if OpenedLate::is_behind(&problem) => return Answer::OpenedLate,
             Err(problem) if problem.is_connect() => {
                 return Answer::NotSent(crate::output::chain(&problem.without_url()));
             }

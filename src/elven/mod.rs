@@ -3,6 +3,7 @@
 //! Deciding what to do about a verdict is the caller's; sleeping and writing happen elsewhere.
 
 pub mod client;
+mod connecting;
 pub mod sign;
 pub mod verdict;
 

@@ -22,6 +22,8 @@ pub enum Answer {
     },
     /// The connection could not be made: nothing was sent.
     NotSent(String),
+    /// The connection took long to open: nothing was sent, and it is open for the request that is signed next.
+    OpenedLate,
     /// Time-out or cut after the request may have been written: nobody knows what happened.
     Lost(String),
 }
@@ -91,6 +93,7 @@ pub fn judge(answer: &Answer) -> Verdict {
     let (status, body, retry_after, ahead) = match answer {
         Answer::Response { status, body, retry_after, ahead } => (*status, body, *retry_after, *ahead),
         Answer::NotSent(reason) => return Verdict::NotDelivered(reason.clone()),
+        Answer::OpenedLate => return Verdict::NotDelivered("connecting took too long".to_owned()),
         Answer::Lost(reason) => return Verdict::Unknown(reason.clone()),
     };
     let json: Option<Value> = serde_json::from_slice(body).ok();
@@ -169,6 +172,7 @@ mod tests {
             (response(502, "<html>"), unknown_service.clone()),
             (response(504, ""), unknown_service),
             (Answer::NotSent("refused".into()), Verdict::NotDelivered("refused".into())),
+            (Answer::OpenedLate, Verdict::NotDelivered("connecting took too long".into())),
             (Answer::Lost("timed out".into()), Verdict::Unknown("timed out".into())),
         ];
         for (answer, expected) in table {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 
-use super::contents::{Answered, Contents, New, finish, insert, rewrite};
+use super::contents::{Answered, Contents, New, finish, insert, mark_ambiguous, rewrite};
 use super::group::{Answer, Handed, Writing};
 use super::lanes::commit_if_held;
 use super::steps::{Done, at, count_in, hold, invalid, move_lane, xid};
@@ -367,7 +367,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Records that parts take the place of a refused batch, and the parts.
+    /// Records parts in the place of a batch. `ambiguous`: their rows may have arrived.
     pub async fn split(
         &self,
         doing: Doing<'_>,
@@ -375,7 +375,7 @@ impl Journal {
         batch: &Batch,
         parts: &[Batch; 2],
         settlement: Settlement,
-        error: &str,
+        (error, ambiguous): (&str, bool),
     ) -> Result<[i64; 2], JournalError> {
         let answered = Answered::new(doing, (batch_id, batch), "split", settlement).because(Some(error));
         let counted = Counters::of(batch, settlement, Done { uploaded: 0, rejected: 0, of: None });
@@ -387,6 +387,9 @@ impl Journal {
             let place = doing.place(Some(batch_id));
             let new = parts.each_ref().map(|contents| New { place, contents, attempts: 0 });
             let ids = insert(&mut transaction, new).await?;
+            if ambiguous {
+                mark_ambiguous(&mut transaction, &ids).await?;
+            }
             count_in(&mut transaction, doing, &counted).await?;
             commit_if_held(transaction, held.min(done)).await?;
             Ok(ids)

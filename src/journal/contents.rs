@@ -131,6 +131,17 @@ pub(super) async fn insert_all(
     .await
 }
 
+/// Notes that the rows of new batches may have arrived, by an attempt for what they are parts of.
+pub(super) async fn mark_ambiguous(
+    transaction: &mut Transaction,
+    batch_ids: &[i64],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!("update elven_sync.sync_batches set ambiguous = true where batch_id = any ($1)", batch_ids)
+        .execute(&mut *transaction)
+        .await?;
+    Ok(())
+}
+
 /// Writes anew what a batch consists of: its rows may have changed since it was recorded.
 pub(super) async fn rewrite(
     transaction: &mut Transaction,

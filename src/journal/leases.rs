@@ -1,6 +1,8 @@
 //! Leases: who may work on an entity, and who waits for it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
 
 use super::lanes::{Lane, Lease, Opening, StateRow, commit_if_held};
 use super::steps::hold;
@@ -46,6 +48,25 @@ type Opened = (i64, Snapshot);
 
 /// How long an entity that somebody waits for is left to him by backfills. He looks several times a second.
 const WANTED_FOR: Duration = Duration::from_secs(2);
+
+/// How long a lease lasts, as this machine knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Lasts {
+    /// Before the database was asked.
+    begun: Instant,
+    /// The same by the clock of this machine, which goes on while the machine is suspended.
+    at: DateTime<Utc>,
+    /// How long the lease lasted when the database answered.
+    left: Duration,
+}
+
+impl Lasts {
+    /// Says whether the lease has certainly not run out yet.
+    pub fn is_sure(&self) -> bool {
+        let elapsed = (Utc::now() - self.at).abs().to_std().unwrap_or(Duration::MAX);
+        self.begun.elapsed().max(elapsed) < self.left
+    }
+}
 
 impl Journal {
     /// Leases an entity, unless another worker has it.
@@ -198,12 +219,23 @@ impl Journal {
         Ok(())
     }
 
-    /// Checks that a lease is ours, before something is sent under it.
-    pub async fn check_lease(&self, lease: &Lease) -> Result<(), JournalError> {
+    /// Checks that a lease is ours, before something is sent under it. Returns how long it lasts.
+    pub async fn check_lease(&self, lease: &Lease) -> Result<Lasts, JournalError> {
         let check_lease = || async {
+            let (begun, at) = (Instant::now(), Utc::now());
             let mut transaction = self.database.begin().await?;
             let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
-            commit_if_held(transaction, held).await
+            let left_s = sqlx::query_scalar!(
+                r#"select extract(epoch from lease_expires_at - clock_timestamp())::float8 as left_s
+                     from elven_sync.sync_state where entity_id = $1"#,
+                lease.entity_id
+            )
+            .fetch_optional(&mut transaction)
+            .await?
+            .flatten();
+            commit_if_held(transaction, held).await?;
+            let left = left_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            Ok(Lasts { begun, at, left: left.unwrap_or_default() })
         };
         self.database.again(check_lease).await
     }

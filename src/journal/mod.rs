@@ -3,6 +3,7 @@
 //! Progress is monotonic and SQL enforces it: a write of a lane names the lease it holds and the
 //! cursor it starts from, and changes nothing when either is not so any more.
 
+mod accepted;
 mod backfill_rows;
 mod backfills;
 mod batches;
@@ -32,7 +33,7 @@ pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use group::Handed;
 pub use lanes::{Course, Lane, Lease, OpenPass, Opening};
-pub use leases::{Holder, Purpose, Take};
+pub use leases::{Holder, Lasts, Purpose, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};

@@ -210,7 +210,7 @@ impl Journal {
         self.database.again(announce_alone).await
     }
 
-    /// Records the last answer to a batch outside of any pass, and what that means for the error it was for: an error
+    /// Records the last answer to a batch outside of any pass, and what that means for the error it was for, if for one: an error
     /// that stays open although its row was accepted would have it sent again.
     pub async fn answered_alone(
         &self,
@@ -219,7 +219,7 @@ impl Journal {
         (batch_id, batch): (i64, &Batch),
         last: LastAnswer<'_>,
         settlement: Settlement,
-        tried: Tried<'_>,
+        tried: Option<Tried<'_>>,
     ) -> Result<(), JournalError> {
         let LastAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
         let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
@@ -254,7 +254,9 @@ impl Journal {
             .execute(&mut transaction)
             .await?;
             let done = finish(&mut transaction, &[&answered]).await?;
-            conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
+            if let Some(tried) = tried {
+                conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
+            }
             count_in_run(&mut transaction, run_id, &counted).await?;
             commit_if_held(transaction, held.rows_affected().min(done)).await
         };

@@ -9,7 +9,8 @@ use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
 use super::decision::SKEW_MIN;
-use crate::config::Credential;
+use super::remedies::Taken;
+use crate::config::{Credential, Settings};
 use crate::elven::{Answer, Client, Signed, Verdict, judge};
 
 /// When the largest body that was accepted is within this share of the smallest one that was refused, the
@@ -19,7 +20,7 @@ const LIMIT_KNOWN_WITHIN: usize = 20;
 /// The way to the API with one credential, for the length of a run.
 #[derive(Debug)]
 pub(super) struct Channel {
-    /// The credential.
+    /// The credential, as it was read when the run began.
     pub credential: Credential,
     client: Client,
     /// The least time between two requests.
@@ -37,6 +38,14 @@ struct State {
     ahead: TimeDelta,
     /// The API took something from this credential in this run.
     proven: bool,
+    /// It took an import from this credential in this run.
+    accepted: bool,
+    /// The call that reads was answered with this 4xx status, so that it proves nothing in this run.
+    no_list: Option<u16>,
+    /// The key and the secret that were read after a refusal, each time that they were new.
+    read_again: Vec<Credential>,
+    /// What was done about a refused signature, and did not help.
+    failed: Taken,
     accepted_bytes: usize,
     refused_bytes: usize,
 }
@@ -54,6 +63,10 @@ impl Channel {
             next_turn: now,
             ahead: TimeDelta::zero(),
             proven: false,
+            accepted: false,
+            no_list: None,
+            read_again: Vec::new(),
+            failed: Taken::default(),
             accepted_bytes: 0,
             refused_bytes: usize::MAX,
         };
@@ -126,7 +139,49 @@ impl Channel {
         body: Bytes,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
         let ahead = ahead.unwrap_or_else(|| self.ahead());
-        self.client.sign_import(&self.credential, ahead, body)
+        let (credential, keys) = self.in_use();
+        Ok(self.client.sign_import(&credential, ahead, body)?.with_keys(keys))
+    }
+
+    /// The key and the secret that requests are signed by, and which of those that were read they are.
+    fn in_use(&self) -> (Credential, u32) {
+        let state = self.state();
+        let credential = state.read_again.last().unwrap_or(&self.credential).clone();
+        (credential, u32::try_from(state.read_again.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Which of the keys that were read in this run signs requests, counted from 0.
+    pub(super) fn keys(&self) -> u32 {
+        self.in_use().1
+    }
+
+    /// Reads the files of the credential. `None`: they hold the key and the secret that are in use, or cannot be read.
+    pub(super) fn new_keys(&self, settings: &Settings) -> Option<Credential> {
+        let read = settings.credential(&self.credential.name).ok()?;
+        let (used, _) = self.in_use();
+        let is_same = read.key.expose_secret() == used.key.expose_secret()
+            && read.secret.expose_secret() == used.secret.expose_secret();
+        (!is_same).then_some(read)
+    }
+
+    /// Signs by another key and secret from now on.
+    pub(super) fn use_keys(&self, read: Credential) {
+        tracing::warn!(
+            credential = self.credential.name,
+            "the API refused the key; its files hold a new one"
+        );
+        self.state().read_again.push(read);
+    }
+
+    /// What was done about a refused signature in this run, and did not help.
+    pub(super) fn failed(&self) -> Taken {
+        self.state().failed
+    }
+
+    /// Notes what was done about a refused signature, and did not help.
+    pub(super) fn note_failed(&self, taken: Taken) {
+        let mut state = self.state();
+        state.failed = state.failed.and(taken);
     }
 
     pub(super) async fn send(&self, signed: Signed) -> Answer {
@@ -137,8 +192,10 @@ impl Channel {
     fn judge(&self, answer: &Answer) -> Verdict {
         let mut verdict = judge(answer);
         if let Verdict::Refused(reason) | Verdict::Unauthorized(reason, _) = &mut verdict {
-            let Credential { key, secret, .. } = &self.credential;
-            reason.without(&[key.expose_secret(), secret.expose_secret()]);
+            let read_again = self.state().read_again.clone();
+            for Credential { key, secret, .. } in std::iter::once(&self.credential).chain(&read_again) {
+                reason.without(&[key.expose_secret(), secret.expose_secret()]);
+            }
         }
         verdict
     }
@@ -179,6 +236,7 @@ impl Channel {
     pub(super) fn accepted(&self, bytes: usize) {
         let mut state = self.state();
         state.proven = true;
+        state.accepted = true;
         state.accepted_bytes = state.accepted_bytes.max(bytes);
         // The limit was lifted, or differs from record to record.
         if state.refused_bytes <= bytes {
@@ -209,31 +267,60 @@ impl Channel {
         learned.min(self.body_bytes)
     }
 
+    /// Credential and endpoint are known to be good: an import was accepted in this run, or the call that reads gave a
+    /// list.
+    pub(super) fn is_proven(&self) -> bool {
+        self.state().proven
+    }
+
+    /// An import was accepted in this run.
+    pub(super) fn has_accepted(&self) -> bool {
+        self.state().accepted
+    }
+
     /// Says whether credential and endpoint are good: something was accepted in this run, or a signed call
     /// that reads is answered as documented.
     pub(super) async fn prove(&self, wait_max: Duration) -> Result<(), Unproven> {
-        if self.state().proven {
-            return Ok(());
+        let no_list = {
+            let state = self.state();
+            if state.proven {
+                return Ok(());
+            }
+            state.no_list
+        };
+        if let Some(status) = no_list {
+            return Err(Unproven::NoList(status));
         }
         self.turn(wait_max).await.map_err(|pause| Unproven::Later(Verdict::Throttled(Some(pause)), None))?;
-        let ahead = self.state().ahead;
-        let signed = self
-            .client
-            .sign_probe(&self.credential, ahead)
-            .map_err(|problem| Unproven::Otherwise(problem.to_string()))?;
-        let answer = self.client.send(signed).await;
+        let probe = async || {
+            let ahead = self.state().ahead;
+            let signed = self.client.sign_probe(&self.in_use().0, ahead);
+            let signed = signed.map_err(|problem| Unproven::Otherwise(problem.to_string()))?;
+            Ok(self.client.send(signed).await)
+        };
+        let mut answer = probe().await?;
+        if answer == Answer::OpenedLate {
+            // The connection is open now.
+            answer = probe().await?;
+        }
         let status = match &answer {
             Answer::Response { status: 200..300, body, .. } if is_list(body) => {
                 self.state().proven = true;
                 return Ok(());
             }
             Answer::Response { status, .. } => Some(i32::from(*status)),
-            Answer::NotSent(_) | Answer::Lost(_) => None,
+            Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => None,
         };
         Err(match self.judge(&answer) {
             verdict @ (Verdict::Throttled(_) | Verdict::NotDelivered(_)) => Unproven::Later(verdict, status),
             verdict @ Verdict::Unknown(_) if status.is_none_or(|status| status >= 500) => {
                 Unproven::Later(verdict, status)
+            }
+            _ if let Some(status) = status.and_then(|status| u16::try_from(status).ok())
+                && (400..500).contains(&status) =>
+            {
+                self.state().no_list = Some(status);
+                Unproven::NoList(status)
             }
             _ => Unproven::Otherwise(status.map_or_else(String::new, |status| format!("HTTP {status}"))),
         })
@@ -244,6 +331,8 @@ impl Channel {
 pub(super) enum Unproven {
     /// They could not be asked now: what came back, and its status.
     Later(Verdict, Option<i32>),
+    /// The call that reads was answered with this 4xx status: the key may be one that may only import.
+    NoList(u16),
     /// They were, and something else came back than is documented.
     Otherwise(String),
 }

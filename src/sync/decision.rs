@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
+use super::remedies::Possible;
 use crate::config::RetrySettings;
 use crate::elven::Verdict;
 
@@ -19,8 +20,8 @@ pub(super) struct Attempt {
     pub number: u32,
     /// The most that there may be.
     pub attempts_max: u32,
-    /// It was signed by a clock that had been corrected because of an earlier answer.
-    pub clock_corrected: bool,
+    /// What may be done about a refused signature.
+    pub possible: Possible,
     /// More time than a signature is good for lay between signing and the answer.
     pub aged: bool,
 }
@@ -41,6 +42,10 @@ pub(super) enum Decision {
         /// The outcome of the attempt is unknown.
         lost: bool,
     },
+    /// Sign it again, and send it at once.
+    SignAgain,
+    /// Sign by the key that the files hold now, and send it again at once.
+    ReadKeys,
     /// Sign by a clock that is further ahead than the last one by this, and send it again at once.
     CorrectClock(TimeDelta),
     /// Stop the lane where it is.
@@ -58,11 +63,13 @@ pub(super) fn decide(verdict: &Verdict, attempt: Attempt, retry: &RetrySettings,
     match verdict {
         Verdict::Accepted => Decision::Settle,
         Verdict::Refused(_) | Verdict::TooLarge => Decision::Isolate,
+        Verdict::Unauthorized(..) if attempt.possible.sign_again => Decision::SignAgain,
         Verdict::Unauthorized(_, Some(ahead))
-            if !attempt.clock_corrected && (SKEW_MIN..=SKEW_MAX).contains(&ahead.abs()) =>
+            if attempt.possible.correct_clock && (SKEW_MIN..=SKEW_MAX).contains(&ahead.abs()) =>
         {
             Decision::CorrectClock(*ahead)
         }
+        Verdict::Unauthorized(..) if attempt.possible.read_keys => Decision::ReadKeys,
         // The worker stood still, or the network did: the signature was too old when it arrived.
         Verdict::Unauthorized(..) if attempt.aged && may_repeat => {
             Decision::Again { after: back_off(), all: false, lost: false }
@@ -130,7 +137,8 @@ mod tests {
             (Verdict::Unknown(String::new()), 2, false, again(secs(1), false, true)),
             (Verdict::Unknown(String::new()), 3, false, stop(None)),
         ] {
-            let attempt = Attempt { number, attempts_max: 3, clock_corrected, aged: false };
+            let possible = Possible { correct_clock: !clock_corrected, ..Possible::default() };
+            let attempt = Attempt { number, attempts_max: 3, possible, aged: false };
             assert_eq!(
                 decide(&verdict, attempt, &RETRY, u32::MAX),
                 expected,
@@ -147,8 +155,26 @@ mod tests {
             (1, false, Decision::Stop { not_before: None }),
             (3, true, Decision::Stop { not_before: None }),
         ] {
-            let attempt = Attempt { number, attempts_max: 3, clock_corrected: false, aged };
+            let attempt = Attempt { number, attempts_max: 3, possible: Possible::default(), aged };
             assert_eq!(decide(&verdict, attempt, &RETRY, u32::MAX), expected);
+        }
+    }
+
+    /// After the last attempt, too: they are none.
+    #[test]
+    fn a_refused_signature_is_made_again_then_by_the_right_clock_and_then_by_the_new_key() {
+        let skewed = Verdict::Unauthorized(Reason::default(), Some(TimeDelta::seconds(90)));
+        let correct = Decision::CorrectClock(TimeDelta::seconds(90));
+        let stop = Decision::Stop { not_before: None };
+        for (sign_again, correct_clock, read_keys, expected) in [
+            (true, true, true, Decision::SignAgain),
+            (false, true, true, correct),
+            (false, false, true, Decision::ReadKeys),
+            (false, false, false, stop),
+        ] {
+            let possible = Possible { sign_again, correct_clock, read_keys };
+            let attempt = Attempt { number: 3, attempts_max: 3, possible, aged: false };
+            assert_eq!(decide(&skewed, attempt, &RETRY, u32::MAX), expected);
         }
     }
 

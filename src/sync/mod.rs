@@ -13,13 +13,16 @@ mod moves;
 mod patience;
 mod places;
 mod progress;
+mod proving;
 mod prune;
 mod rehearsal;
+mod remedies;
 mod report;
 mod retry;
 mod rivals;
 mod row;
 mod rows;
+mod signing;
 mod verify;
 mod words;
 
@@ -46,6 +49,7 @@ pub use verify::{EntityProof, Finding, verify};
 
 use self::channel::Channel;
 use self::places::Places;
+use self::proving::Proving;
 use crate::align;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Passing};
@@ -109,6 +113,8 @@ struct Target {
     entity_id: String,
     zone: Tz,
     channel: Arc<Channel>,
+    /// What was done in the run to prove that its credential and the endpoint are good.
+    proving: Arc<Proving>,
 }
 
 impl Worker {
@@ -229,7 +235,8 @@ impl Worker {
                     unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
                 }
                 (Ok(zone), Ok(channel)) => {
-                    targets.push(Target { entity_id: entity_id.clone(), zone, channel });
+                    let proving = Arc::new(Proving::default());
+                    targets.push(Target { entity_id: entity_id.clone(), zone, channel, proving });
                 }
             }
         }

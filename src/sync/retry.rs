@@ -1,13 +1,12 @@
 //! Rows that were set aside, tried again on request.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
-
-use chrono::{TimeDelta, Utc};
 
 use super::channel::Channel;
 use super::decision::{Attempt, Decision, decide};
 use super::delivery::settlement;
+use super::remedies::Remedies;
+use super::signing::{Sent, Unsigned};
 use super::words::{self, Words};
 use super::{RunError, Target, Worker};
 use crate::batch::Batch;
@@ -205,7 +204,7 @@ impl Worker {
         let outcome = if accepted { Ok("uploaded by `errors retry`") } else { Err(&still_open) };
         let tried = Tried { error_id: error.error_id, outcome };
         let answered =
-            self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, tried);
+            self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, Some(tried));
         around(Step::Resolve, around(Step::Settle, answered)).await?;
         if let Verdict::Throttled(Some(pause)) = verdict {
             channel.pause(pause);
@@ -242,39 +241,44 @@ impl Worker {
 
     /// Sends a batch, as often as it takes and is allowed. Returns also how often that was, and whether an
     /// earlier attempt than the last may have arrived.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         channel: &Channel,
         lease: &Lease,
         batch: &Batch,
     ) -> Result<(Verdict, Settlement, (u32, bool)), RunError> {
         let (retry, window) = (&self.settings.retry, self.settings.api.signature_window);
-        let mut corrected = None;
+        let mut remedies = Remedies::default();
         let mut number = 1;
         let mut ambiguous = false;
         loop {
-            let begun = Instant::now();
-            let (mut signed_ahead, mut signed_at) = (TimeDelta::zero(), Utc::now());
-            let answer = match channel.sign_import(corrected, batch.body.clone()) {
-                Err(problem) => Answer::NotSent(problem.to_string()),
-                Ok(signed) => {
-                    (signed_ahead, signed_at) = (signed.ahead(), signed.at());
-                    self.journal.check_lease(lease).await?;
-                    // One that aged over that is refused for it, and made anew like any other that is.
-                    let answer = around(Step::Send, self.answer(channel, signed)).await;
-                    answer.unwrap_or_else(|| Answer::Lost(words::cut_off().message))
+            let sending = async {
+                let signed = self.fresh(channel, lease, &batch.body, remedies.trial, None).await?;
+                self.send_fresh(channel, lease, &batch.body, remedies.trial, signed).await
+            };
+            let Sent { answer, begun, by } = match sending.await {
+                Ok(sent) => sent,
+                Err(Unsigned::Lease(problem)) => return Err(problem.into()),
+                Err(Unsigned::Key(problem)) => {
+                    let answer = Answer::NotSent(problem.to_string());
+                    let settlement = settlement(&answer, std::time::Instant::now(), number > 1);
+                    let verdict = channel.hear(&answer, &mut remedies.trial);
+                    return Ok((verdict, settlement, (number, ambiguous)));
                 }
             };
+            let answer = answer.unwrap_or_else(|| Answer::Lost(words::cut_off().message));
             let settlement = settlement(&answer, begun, number > 1);
-            let verdict = channel.hear(&answer, &mut corrected);
+            let verdict = channel.hear(&answer, &mut remedies.trial);
             let attempt = Attempt {
                 number,
                 attempts_max: retry.attempts,
-                clock_corrected: corrected.is_some(),
-                aged: is_older_than(signed_at, window),
+                possible: remedies.possible(channel, &self.settings, &by, &verdict),
+                aged: is_older_than(by.at, window),
             };
             match decide(&verdict, attempt, retry, fastrand::u32(..)) {
-                Decision::CorrectClock(ahead) => corrected = Some(signed_ahead + ahead),
+                step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
+                    remedies.take(&step, &by, channel);
+                }
                 Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
                     let turn = async {
                         tokio::time::sleep(after).await;
@@ -292,7 +296,7 @@ impl Worker {
     }
 
     /// Waits for something. `None`: a signal came meanwhile.
-    async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
         let mut stop = self.stop.clone();
         tokio::select! {
             biased;

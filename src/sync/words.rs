@@ -113,14 +113,19 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
             "rejected",
             format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
         ),
-        Verdict::Unknown(reason) => words(
-            Kind::Unavailable,
-            "unknown",
-            format!(
-                "whether a batch of {records} records arrived is unknown ({status}): {reason}; it is sent again, the \
-                 same bytes"
+        Verdict::Unknown(reason) => Words {
+            of_row: format!(
+                "whether it arrived is unknown: it was sent alone, and three runs ended so ({status}: {reason})"
             ),
-        ),
+            ..words(
+                Kind::Unavailable,
+                "unknown",
+                format!(
+                    "whether a batch of {records} records arrived is unknown ({status}): {reason}; it is sent again, the \
+                     same bytes"
+                ),
+            )
+        },
     }
 }
 

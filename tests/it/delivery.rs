@@ -98,7 +98,6 @@ async fn each_answer_has_its_consequence_and_afterwards_all_is_well(pool: PgPool
         ("redirect", "rejected 1 f 302", "config 302", "accepted 2 f 200", 1),
         ("revoked", "rejected 1 f 401", "auth 401 40106", "accepted 2 f 200", 1),
         ("forbidden", "rejected 1 f 403", "auth 403 40301", "accepted 2 f 200", 1),
-        ("refuses-all", "rejected 1 f 400", "rejected_batch 400 40013", "accepted 2 f 200", 1),
     ] {
         add_rows(&scene, "acme", 2).await;
         let before = (imports(&scene).len(), scene.sandbox.records_accepted());

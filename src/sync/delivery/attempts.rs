@@ -8,19 +8,14 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::decision::{Attempt, Decision, decide};
 use super::super::lane::Halt;
+use super::super::remedies::Remedies;
+use super::super::signing::Sent;
 use super::super::words::{self, Words};
 use super::{Delivery, Node, later};
-use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Signed, is_older_than};
+use crate::elven::{Answer, Signed, Verdict, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::Settlement;
-
-/// A batch that ended unknown in so many runs is tried once by each later one.
-const UNKNOWN_RUNS_MAX: i32 = 3;
-
-/// How often a request is signed anew because the signature aged while it was recorded.
-const SIGNED_ANEW_MAX: usize = 3;
 
 /// A slot for a request: one of the lane's, and one of all lanes'.
 struct Slot {
@@ -35,36 +30,59 @@ impl Slot {
     }
 }
 
+/// A batch with the last answer to it, which is not recorded.
+pub(super) struct Answered {
+    pub node: Node,
+    pub words: Words,
+    pub settlement: Settlement,
+}
+
+/// What came of sending a batch.
+pub(super) enum Tried {
+    /// It was accepted, which is recorded.
+    Accepted,
+    /// It was refused.
+    Refused(Answered, Verdict),
+    /// The outcome is unknown, after the last attempt of the run.
+    Unknown(Answered),
+}
+
 impl Delivery {
     /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
-    pub(super) async fn attempts(&self, mut node: Node) -> Result<Vec<Node>, Halt> {
-        let settings = &self.worker.settings;
-        let window = settings.api.signature_window;
-        let attempts_max = if node.unknown_runs >= UNKNOWN_RUNS_MAX { 1 } else { settings.retry.attempts };
-        // A clock that is being tried: how far it is ahead of this machine's.
-        let mut corrected = None;
-        let mut number = 1;
-        if node.room.is_none() {
-            node.room = Some(self.room().await?);
+    pub(super) async fn attempts(&self, node: Node) -> Result<Vec<Node>, Halt> {
+        match self.tried(node).await? {
+            Tried::Accepted => Ok(Vec::new()),
+            Tried::Refused(answered, verdict) => self.isolate(answered, &verdict).await,
+            Tried::Unknown(answered) => self.unknown(answered).await,
         }
+    }
+
+    /// Sends a batch until its answer is the last word on it.
+    pub(super) async fn tried(&self, mut node: Node) -> Result<Tried, Halt> {
+        let settings = &self.worker.settings;
+        let attempts_max = if node.once { 1 } else { settings.retry.attempts };
+        let (mut remedies, mut number) = (Remedies::default(), 1);
+        self.admit(&mut node).await?;
         if node.batch.records.is_empty() {
             self.settle(&node, Settlement::default()).await?;
-            return Ok(Vec::new());
+            return Ok(Tried::Accepted);
         }
         let mut kept = None;
         loop {
-            let (slot, signed) = self.ready(&mut node, kept.take(), corrected).await?;
-            let (begun, signed_ahead, signed_at) = (Instant::now(), signed.ahead(), signed.at());
-            let answer = around(Step::Send, self.worker.answer(&self.channel, signed)).await;
+            let (slot, signed) = self.ready(&mut node, kept.take(), remedies.trial).await?;
+            let is_counted = self.count_for_proof();
+            let (lease, body) = (&self.pass.lease, &node.batch.body);
+            let sent = self.worker.send_fresh(&self.channel, lease, body, remedies.trial, signed).await?;
+            let Sent { answer, begun, by } = sent;
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
             let settlement = settlement(&answer, begun, node.repeated);
             node.repeated = true;
-            let verdict = self.channel.hear(&answer, &mut corrected);
+            let verdict = self.channel.hear(&answer, &mut remedies.trial);
             let attempt = Attempt {
                 number,
                 attempts_max,
-                clock_corrected: corrected.is_some(),
-                aged: is_older_than(signed_at, window),
+                possible: remedies.possible(&self.channel, settings, &by, &verdict),
+                aged: is_older_than(by.at, settings.api.signature_window),
             };
             let words =
                 words::of(&verdict, settlement.http_status, &node.batch, &self.channel.credential.name);
@@ -73,14 +91,19 @@ impl Delivery {
                     drop(slot);
                     self.channel.accepted(node.batch.body.len());
                     self.settle(&node, settlement).await?;
-                    return Ok(Vec::new());
+                    return Ok(Tried::Accepted);
                 }
-                Decision::Isolate => return self.isolate(node, &verdict, settlement, words).await,
-                Decision::CorrectClock(ahead) => {
+                Decision::Isolate => {
+                    if matches!(verdict, Verdict::Refused(_)) && !self.channel.is_proven() {
+                        self.target.proving.begin(is_counted);
+                    }
+                    return Ok(Tried::Refused(Answered { node, words, settlement }, verdict));
+                }
+                // What is sent after these is no attempt more.
+                step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
                     kept = Some(slot.lanes_alone());
                     self.answered(&node, &words, settlement).await?;
-                    corrected = Some(signed_ahead + ahead);
-                    // The corrected attempt is one more.
+                    remedies.take(&step, &by, &self.channel);
                     continue;
                 }
                 Decision::Again { lost: true, .. } if settings.sync.on_ambiguous == OnAmbiguous::Hold => {
@@ -97,11 +120,37 @@ impl Delivery {
                     }
                 }
                 Decision::Stop { not_before } => {
-                    return Err(self.stop(&node, words, settlement, not_before).await);
+                    drop(slot);
+                    let answered = Answered { node, words, settlement };
+                    return self.stop_unless_unknown(answered, &answer, &verdict, not_before).await;
                 }
             }
             number += 1;
         }
+    }
+
+    /// Stops the lane after the last attempt, unless the outcome of the batch is unknown.
+    async fn stop_unless_unknown(
+        &self,
+        Answered { node, words, settlement }: Answered,
+        answer: &Answer,
+        verdict: &Verdict,
+        not_before: Option<Duration>,
+    ) -> Result<Tried, Halt> {
+        match self.unknown_after_all(answer, verdict, &node).await? {
+            Some(words) => Ok(Tried::Unknown(Answered { node, words, settlement })),
+            None => Err(self.stop(&node, words, settlement, not_before).await),
+        }
+    }
+
+    /// Waits until a batch may be sent, if it has to wait for others at all.
+    async fn admit(&self, node: &mut Node) -> Result<(), Halt> {
+        self.await_turn_of_proof(node).await?;
+        // A part by which the credential is proven is the only one of its lane.
+        if node.room.is_none() && node.turn.is_none() {
+            node.room = Some(self.room().await?);
+        }
+        Ok(())
     }
 
     /// Waits for a turn, with a request that was signed and then recorded as about to be sent.
@@ -123,27 +172,9 @@ impl Delivery {
                 (slot, signed)
             }
         };
-        Ok((slot, self.fresh(signed, &node.batch, corrected).await?))
-    }
-
-    /// Signs anew, and checks the lease behind that, when it took too long to record what is about to be sent, or
-    /// the clock was found to be off meanwhile: the API would refuse the signature.
-    async fn fresh(
-        &self,
-        mut signed: Signed,
-        batch: &Batch,
-        corrected: Option<TimeDelta>,
-    ) -> Result<Signed, Halt> {
-        let good_for = self.worker.settings.api.signature_window / 2;
-        for _ in 0..SIGNED_ANEW_MAX {
-            let ahead = corrected.unwrap_or_else(|| self.channel.ahead());
-            if !is_older_than(signed.at(), good_for) && signed.ahead() == ahead {
-                break;
-            }
-            signed = self.signed(batch, corrected)?;
-            self.worker.journal.check_lease(&self.pass.lease).await?;
-        }
-        Ok(signed)
+        let (lease, body) = (&self.pass.lease, &node.batch.body);
+        let signed = self.worker.fresh(&self.channel, lease, body, corrected, Some(signed)).await?;
+        Ok((slot, signed))
     }
 
     /// Records that an answer was not waited for.
@@ -155,7 +186,7 @@ impl Delivery {
     }
 
     /// Records that a batch which was announced is not sent, since the lane stops; returns why.
-    async fn withdraw(&self, node: &Node, halt: Halt) -> Halt {
+    pub(super) async fn withdraw(&self, node: &Node, halt: Halt) -> Halt {
         let (id, why) = (node.batch_id, words::NOT_SENT);
         let withdrawn = self.worker.journal.withdraw(self.doing(), id, &node.batch, why);
         match around(Step::Answer, withdrawn.written()).await {
@@ -262,10 +293,10 @@ pub(in crate::sync) fn settlement(answer: &Answer, begun: Instant, repeated: boo
     Settlement {
         http_status: match answer {
             Answer::Response { status, .. } => Some(i32::from(*status)),
-            Answer::NotSent(_) | Answer::Lost(_) => None,
+            Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => None,
         },
         duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
-        sent: !matches!(answer, Answer::NotSent(_)),
+        sent: !matches!(answer, Answer::NotSent(_) | Answer::OpenedLate),
         repeated,
     }
 }

@@ -1,66 +1,98 @@
 //! Isolation: a refused batch is taken apart until the refused records stand alone, and those are set aside.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use super::super::channel::Unproven;
 use super::super::lane::Halt;
+use super::super::proving::{Permit, Resent};
 use super::super::words::{self, Words};
+use super::attempts::Answered;
 use super::{Delivery, Node};
 use crate::batch::Batch;
 use crate::elven::Verdict;
 use crate::fault_point::{Step, around};
 use crate::journal::{Problem, Settlement};
 
+/// A refused record that stands alone, and waits until the credential is proven good. Others may prove it meanwhile.
+pub(super) struct Parked {
+    answered: Answered,
+    because: Arc<Refusal>,
+}
+
+/// The turn of a refused batch to prove the credential by its parts.
+#[derive(Clone)]
+pub(super) struct Turn {
+    _permit: Permit,
+    because: Arc<Refusal>,
+}
+
+/// Why a credential has to be proven good by parts.
+pub(super) struct Refusal {
+    words: Words,
+    http_status: Option<i32>,
+    /// Status of the answer to the call that reads.
+    list_status: u16,
+}
+
+impl Refusal {
+    /// What is said when a record that was accepted before proved nothing either.
+    fn unproven(&self, resent: &Resent) -> Words {
+        let list = format!("HTTP {}", self.list_status);
+        let instead = match resent {
+            Resent::Otherwise(why) => format!("{list}, and a record that was accepted before: {why}"),
+            Resent::Accepted | Resent::Nothing => list,
+        };
+        self.words.clone().unproven(&instead)
+    }
+}
+
+/// Whether records may be set aside.
+enum Proof {
+    /// They may: credential and endpoint are good.
+    Good,
+    /// The call that reads gave no list: parts are sent to find out, one at a time.
+    ByParts(Turn),
+}
+
 impl Delivery {
     /// Halves a refused batch, and returns the parts; a record that stands alone is set aside.
-    pub(super) async fn isolate(
-        &self,
-        node: Node,
-        verdict: &Verdict,
-        settlement: Settlement,
-        words: Words,
-    ) -> Result<Vec<Node>, Halt> {
-        let settings = &self.worker.settings;
-        let halves = node.batch.halves();
+    pub(super) async fn isolate(&self, mut answered: Answered, verdict: &Verdict) -> Result<Vec<Node>, Halt> {
+        let halves = answered.node.batch.halves();
         if *verdict == Verdict::TooLarge {
-            self.channel.too_large(node.batch.body.len());
+            self.channel.too_large(answered.node.batch.body.len());
         } else {
             let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
-            if open >= settings.sync.max_rejections {
-                let words = words.too_many(open);
-                return Err(self.stop(&node, words, settlement, None).await);
+            if open >= self.worker.settings.sync.max_rejections {
+                let Answered { node, words, settlement } = answered;
+                return Err(self.stop(&node, words.too_many(open), settlement, None).await);
             }
         }
-        // A revoked key or a changed contract refuses everything: then nothing is taken apart. That a body is
+        // A revoked key or a changed contract refuses everything: then nothing is set aside. That a body is
         // too large says itself what is wrong with it, until it is a single record.
+        let mut turn = None;
         if *verdict != Verdict::TooLarge || halves.is_none() {
-            let proven = match self.or_halt(self.channel.prove(settings.retry.max)).await {
-                Ok(proven) => proven,
-                Err(halt) => {
-                    // That it was refused is known all the same.
-                    self.answered(&node, &words, settlement).await?;
-                    return Err(halt);
+            match self.prove(&mut answered).await? {
+                Proof::Good => {}
+                Proof::ByParts(held) if halves.is_none() => {
+                    return self.park(answered, held.because).await;
                 }
-            };
-            match proven {
-                Ok(()) => {}
-                Err(Unproven::Otherwise(instead)) => {
-                    return Err(self.stop(&node, words.unproven(&instead), settlement, None).await);
-                }
-                Err(Unproven::Later(verdict, status)) => {
-                    let not_before = if let Verdict::Throttled(asked) = verdict { asked } else { None };
-                    let mut words = words::of(&verdict, status, &node.batch, &self.channel.credential.name);
-                    // Of the batch it is known that it was refused.
-                    words.status = "rejected";
-                    return Err(self.stop(&node, words, settlement, not_before).await);
-                }
+                Proof::ByParts(held) => turn = Some(held),
             }
         }
+        let Answered { node, words, settlement } = answered;
         if let Some(parts) = halves {
-            return Ok(self.split(&node, parts, settlement, &words.message).await?.into());
+            let parts = self.split(&node, parts, settlement, &words).await?;
+            return Ok(parts.into_iter().map(|part| Node { turn: turn.clone(), ..part }).collect());
         }
+        self.alone(Answered { node, words, settlement }).await
+    }
+
+    /// Sets a record aside that stands alone. Returns the rows that it superseded, which are sent in its place.
+    pub(super) async fn alone(&self, answered: Answered) -> Result<Vec<Node>, Halt> {
+        let Answered { node, words, settlement } = answered;
         if let Some(parts) = node.batch.losers_apart() {
-            let [winner, losers] = self.split(&node, parts, settlement, &words.message).await?;
+            let [winner, losers] = self.split(&node, parts, settlement, &words).await?;
             // It was the answer to the whole that refused it: no request is made for it alone.
             let settlement = Settlement { sent: false, ..settlement };
             self.set_aside(&winner, settlement, words).await?;
@@ -70,29 +102,162 @@ impl Delivery {
         Ok(Vec::new())
     }
 
+    /// Finds out whether credential and endpoint are good. Where only parts can tell, waits until it is the turn of this
+    /// batch; its answer is recorded by then.
+    async fn prove(&self, answered: &mut Answered) -> Result<Proof, Halt> {
+        let wait_max = self.worker.settings.retry.max;
+        let proven = match self.or_halt(self.channel.prove(wait_max)).await {
+            Ok(proven) => proven,
+            Err(halt) => {
+                // That it was refused is known all the same.
+                self.answered(&answered.node, &answered.words, answered.settlement).await?;
+                return Err(halt);
+            }
+        };
+        let Answered { node, words, settlement } = answered;
+        match proven {
+            Ok(()) => Ok(Proof::Good),
+            Err(Unproven::NoList(status)) => {
+                if let Some(turn) = node.turn.take() {
+                    return Ok(Proof::ByParts(turn));
+                }
+                self.answered(node, words, *settlement).await?;
+                settlement.sent = false;
+                // Those whose turn it is need room.
+                node.room = None;
+                let permit = self.or_halt(self.target.proving.permit()).await?;
+                if self.channel.is_proven() {
+                    return Ok(Proof::Good);
+                }
+                let (words, http_status) = (words.clone(), settlement.http_status);
+                let because = Arc::new(Refusal { words, http_status, list_status: status });
+                *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(because.clone());
+                Ok(Proof::ByParts(Turn { _permit: permit, because }))
+            }
+            Err(Unproven::Otherwise(instead)) => {
+                let words = words.clone().unproven(&instead);
+                Err(self.stop(node, words, *settlement, None).await)
+            }
+            Err(Unproven::Later(verdict, status)) => {
+                let not_before = if let Verdict::Throttled(asked) = verdict { asked } else { None };
+                let mut words = words::of(&verdict, status, &node.batch, &self.channel.credential.name);
+                // Of the batch it is known that it was refused.
+                words.status = "rejected";
+                Err(self.stop(node, words, *settlement, not_before).await)
+            }
+        }
+    }
+
+    /// Keeps a refused record that stands alone until the credential is proven good, or nothing is left to prove it by.
+    async fn park(&self, answered: Answered, because: Arc<Refusal>) -> Result<Vec<Node>, Halt> {
+        let Answered { mut node, words, mut settlement } = answered;
+        if settlement.sent {
+            self.answered(&node, &words, settlement).await?;
+            settlement.sent = false;
+        }
+        node.room = None;
+        let answered = Answered { node, words, settlement };
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).push(Parked { answered, because });
+        Ok(Vec::new())
+    }
+
+    /// Sends a record again that was accepted before, once a run.
+    pub(super) async fn resend_known(&self) -> Result<Resent, Halt> {
+        let resent = self.worker.resend_known(self.run_id, &self.target, &self.pass.lease);
+        Ok(resent.await?)
+    }
+
+    /// Sets aside what of a batch waited until the credential was proven good. Where nothing proves it, the lane stops.
+    pub(super) async fn conclude(&self, root: usize) -> Result<(), Halt> {
+        loop {
+            let parked = {
+                let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+                let of_root = parked.iter().position(|parked| parked.answered.node.root == root);
+                of_root.map(|place| parked.swap_remove(place))
+            };
+            let Some(Parked { answered, because }) = parked else { return Ok(()) };
+            if !self.channel.is_proven() {
+                let resent = self.resend_known().await?;
+                if resent != Resent::Accepted {
+                    self.halted.send_replace(true);
+                    let Answered { node, settlement, .. } = answered;
+                    return Err(self.stop(&node, because.unproven(&resent), settlement, None).await);
+                }
+            }
+            let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
+            if open >= self.worker.settings.sync.max_rejections {
+                let Answered { node, words, settlement } = answered;
+                self.halted.send_replace(true);
+                return Err(self.stop(&node, words.too_many(open), settlement, None).await);
+            }
+            for losers in self.alone(answered).await? {
+                // Among them one may be refused and stand alone as well.
+                self.deliver(losers).await?;
+            }
+        }
+    }
+
+    /// Parts are sent one at a time, since a batch was refused and nothing has proven the credential good.
+    pub(super) fn is_being_proven(&self) -> bool {
+        self.target.proving.has_begun() && !self.channel.is_proven()
+    }
+
+    /// Lets a batch wait while the credential is being proven by the parts of another one. When so many requests were sent
+    /// and none was accepted, a record that was accepted before is tried, and else the lane stops.
+    pub(super) async fn await_turn_of_proof(&self, node: &Node) -> Result<(), Halt> {
+        if !self.is_being_proven() {
+            return Ok(());
+        }
+        let waited = async {
+            if node.turn.is_none() {
+                self.or_halt(self.target.proving.permit()).await?;
+            }
+            self.stop_without_proof(node.batch_id).await
+        };
+        match waited.await {
+            Err(halt) if node.signed.is_some() => Err(self.withdraw(node, halt).await),
+            waited => waited,
+        }
+    }
+
+    async fn stop_without_proof(&self, batch_id: i64) -> Result<(), Halt> {
+        if self.channel.is_proven() || self.target.proving.allows_more() {
+            return Ok(());
+        }
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(refusal) = refusal else { return Ok(()) };
+        let resent = self.resend_known().await?;
+        if resent == Resent::Accepted {
+            return Ok(());
+        }
+        Err(Halt::problem(refusal.unproven(&resent).into_problem(batch_id, refusal.http_status)))
+    }
+
+    /// Counts a request that is sent while the credential is being proven.
+    pub(super) fn count_for_proof(&self) -> bool {
+        let is_counted = self.is_being_proven();
+        if is_counted {
+            self.target.proving.count();
+        }
+        is_counted
+    }
+
     /// Lets two parts take the place of a batch.
-    async fn split(
+    pub(super) async fn split(
         &self,
         node: &Node,
         parts: [Batch; 2],
         settlement: Settlement,
-        error: &str,
+        words: &Words,
     ) -> Result<[Node; 2], Halt> {
         let (doing, journal) = (self.doing(), &self.worker.journal);
-        let split = journal.split(doing, node.batch_id, &node.batch, &parts, settlement, error);
+        let lost = words.status == "unknown";
+        let why = (words.message.as_str(), lost);
+        let split = journal.split(doing, node.batch_id, &node.batch, &parts, settlement, why);
         let ids = around(Step::Split, split).await?;
         self.window.lock().await.add_part(node.root);
         let [first, second] = parts;
-        let part = |batch_id, batch| Node {
-            batch_id,
-            batch,
-            root: node.root,
-            room: None,
-            signed: None,
-            lost: false,
-            repeated: false,
-            unknown_runs: 0,
-        };
+        let part = |batch_id, batch| Node { lost, once: node.once, ..Node::new(batch_id, batch, node.root) };
         Ok([part(ids[0], first), part(ids[1], second)])
     }
 

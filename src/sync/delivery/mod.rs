@@ -3,7 +3,9 @@
 
 mod attempts;
 mod isolation;
+mod parts;
 mod recovery;
+mod unknown;
 mod window;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,12 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 pub(super) use self::attempts::settlement;
+use self::isolation::{Parked, Refusal, Turn};
 use self::window::Window;
 use super::channel::Channel;
 use super::lane::{Halt, Held};
@@ -24,7 +25,7 @@ use super::places::{places, under_way_max};
 use super::rivals::Rivals;
 use super::rows::{Limits, Rows};
 use super::words;
-use super::{EntityReport, Worker};
+use super::{EntityReport, Target, Worker};
 use crate::batch::{Batch, KeysUnderWay};
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
@@ -44,6 +45,7 @@ pub(super) struct Delivery {
     run_id: i64,
     zone: chrono_tz::Tz,
     channel: Arc<Channel>,
+    target: Target,
     pass: OpenPass,
     window: tokio::sync::Mutex<Window>,
     /// Room for batches that are recorded as being sent.
@@ -63,6 +65,10 @@ pub(super) struct Delivery {
     /// The entity has rows set aside, whose errors an upload may resolve.
     has_set_aside: AtomicBool,
     report: Mutex<EntityReport>,
+    /// Refused records that stand alone, and wait until the credential is proven good.
+    parked: Mutex<Vec<Parked>>,
+    /// The last refusal while nothing proved the credential good.
+    refusal: Mutex<Option<Arc<Refusal>>>,
 }
 
 /// How it is delivered.
@@ -91,6 +97,10 @@ struct Node {
     /// It was sent before.
     repeated: bool,
     unknown_runs: i32,
+    /// It, or what it is a part of, ended unknown in three runs: a run tries it once.
+    once: bool,
+    /// It is sent to prove that the credential is good, and no other part of the entity meanwhile.
+    turn: Option<Turn>,
 }
 
 /// A batch that was signed and is being recorded.
@@ -114,6 +124,7 @@ impl Delivery {
             run_id: held.run_id,
             zone: held.target.zone,
             channel: held.target.channel.clone(),
+            target: held.target.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
             room: places(under_way_max(at_once)),
@@ -125,6 +136,8 @@ impl Delivery {
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(held.has_rows_set_aside),
             report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
+            parked: Mutex::new(Vec::new()),
+            refusal: Mutex::new(None),
         })
     }
 
@@ -295,10 +308,9 @@ impl Delivery {
         let Announced { batch, room, signed, root, handed } = announced;
         let batch_id = handed.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
         after(Step::Announce);
-        let room = Some(room);
-        let node =
-            Node { batch_id, batch, root, room, signed, lost: false, repeated: false, unknown_runs: 0 };
-        self.deliver(node).await
+        let node = Node { room: Some(room), signed, ..Node::new(batch_id, batch, root) };
+        self.deliver(node).await?;
+        self.conclude(root).await
     }
 
     async fn room(&self) -> Result<Room, Halt> {
@@ -322,30 +334,6 @@ impl Delivery {
             Ok(_) = stop.wait_for(|stop| *stop) => Err(Halt::Stopped),
             Ok(_) = halted.wait_for(|halted| *halted) => Err(Halt::Stopped),
             done = waiting => Ok(done),
-        }
-    }
-
-    /// Sends a batch until all its rows are accepted or set aside, by whatever it takes.
-    ///
-    /// The latest parts are sent first: when all is refused, single records soon say so. And they lie side by
-    /// side, not one in the other: however often a batch is split, the stack does not grow.
-    async fn deliver(&self, node: Node) -> Result<(), Halt> {
-        let at_once = self.worker.settings.sync.requests_in_flight;
-        let mut first_halt = None;
-        let mut waiting = vec![node];
-        let mut on_their_way = FuturesUnordered::new();
-        loop {
-            let room = waiting.len().saturating_sub(at_once - on_their_way.len());
-            on_their_way.extend(waiting.drain(room..).map(|node| self.attempts(node)));
-            match on_their_way.next().await {
-                None => return first_halt.map_or(Ok(()), Err),
-                Some(Ok(parts)) => waiting.extend(parts),
-                Some(Err(halt)) => {
-                    self.halted.send_replace(true);
-                    waiting.clear();
-                    note(halt, &mut first_halt);
-                }
-            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::super::lane::Halt;
 use super::super::rows::{Rows, Source};
 use super::super::words;
+use super::unknown::{Leaf, Lineage};
 use super::{Delivery, Node};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
@@ -24,6 +25,7 @@ impl Delivery {
                 parts.entry(parent_id).or_default().push(part);
             }
         }
+        let lineage = Lineage::of(&recorded);
         let roots: Vec<&Recorded> = recorded.iter().filter(|batch| batch.parent_id.is_none()).collect();
         self.refuse_gap(&roots).await?;
         // All at once, so that the cursor passes over those that are done as soon as those before them are.
@@ -35,7 +37,8 @@ impl Delivery {
                 leaves.extend(parts.get(&split.batch_id).into_iter().flatten());
             }
             leaves.retain(|leaf| !leaf.is_done);
-            leaves.sort_by_key(|leaf| leaf.batch_id);
+            // Those that nothing is known to be wrong with first: the others may stop the lane.
+            leaves.sort_by_key(|leaf| (lineage.is_once(leaf), leaf.batch_id));
             let number = self.window.lock().await.push(root.last.clone(), leaves.len());
             open.push((number, *root, leaves));
         }
@@ -45,11 +48,22 @@ impl Delivery {
                 let interval = source.read(after.clone(), Some(root.last.clone())).await?;
                 // A standby may let us wait for long.
                 let rows = self.or_halt(Rows::of(interval, None).all()).await??;
+                let mut once = Vec::new();
                 for leaf in leaves {
                     let rows =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
-                    self.redo(number, root, leaf, rows, after.clone()).await?;
+                    let Some(mut node) = self.redo(number, root, leaf, rows, after.clone()).await? else {
+                        continue;
+                    };
+                    node.once = lineage.is_once(leaf);
+                    if node.once {
+                        once.push(Leaf { node, parent_id: leaf.parent_id });
+                    } else {
+                        self.deliver(node).await?;
+                    }
                 }
+                self.take_apart(once, lineage.good_parents()).await?;
+                self.conclude(number).await?;
             }
             after = Some(root.last.clone());
         }
@@ -70,7 +84,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// Sends a recorded batch, or a part of one, over again.
+    /// A recorded batch, or a part of one, to be sent over again. `None`: nothing is left of it.
     async fn redo(
         &self,
         root: usize,
@@ -78,14 +92,14 @@ impl Delivery {
         leaf: &Recorded,
         rows: Vec<Row>,
         before: Option<Cursor>,
-    ) -> Result<(), Halt> {
+    ) -> Result<Option<Node>, Halt> {
         if rows.is_empty() {
             let mut window = self.window.lock().await;
             let advance = window.advance_after(root);
             let emptied = self.worker.journal.emptied(self.doing(), leaf.batch_id, advance);
             around(Step::Empty, emptied).await?;
             window.part_done(root);
-            return Ok(());
+            return Ok(None);
         }
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
@@ -102,16 +116,11 @@ impl Delivery {
                 "the outcome of a batch is unknown; it is sent again"
             );
         }
-        let node = Node {
-            batch_id: leaf.batch_id,
-            batch,
-            root,
-            room: None,
-            signed: None,
+        Ok(Some(Node {
             lost: leaf.may_have_arrived,
             repeated: leaf.attempts > 0,
             unknown_runs: leaf.unknown_runs,
-        };
-        self.deliver(node).await
+            ..Node::new(leaf.batch_id, batch, root)
+        }))
     }
 }

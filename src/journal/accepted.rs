@@ -1,0 +1,54 @@
+//! What was accepted lately: to find a record by which a credential can be proven good.
+
+use super::{Journal, JournalError};
+use crate::batch::unpack_ids;
+use crate::watermark::LedgerId;
+
+/// So many batches are looked at.
+const BATCHES_MAX: i64 = 10;
+
+/// A batch that was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The transaction of its last row.
+    pub last_xid: u64,
+    /// Its rows, in the order of the pass. Some may have been superseded.
+    pub ids: Vec<LedgerId>,
+    /// Those that it set aside.
+    pub set_aside: Vec<LedgerId>,
+}
+
+impl Journal {
+    /// The batches of an entity that were accepted last in this time zone, the newest first. Without those of backfills,
+    /// which do not record the versions of their rows.
+    pub async fn accepted_lately(
+        &self,
+        entity_id: &str,
+        timezone: &str,
+    ) -> Result<Vec<Accepted>, JournalError> {
+        let rows = self
+            .database
+            .again(|| {
+                sqlx::query!(
+                    r#"select last_xid::text as "last_xid!", row_ids, rejected_ids
+                         from elven_sync.sync_batches
+                        where entity_id = $1 and timezone = $2 and status = 'accepted' and row_count > 0
+                          and last_xid is not null
+                        order by batch_id desc limit $3"#,
+                    entity_id,
+                    timezone,
+                    BATCHES_MAX
+                )
+                .fetch_all(&self.database)
+            })
+            .await?;
+        let accepted = rows.into_iter().filter_map(|row| {
+            Some(Accepted {
+                last_xid: row.last_xid.parse().ok()?,
+                ids: unpack_ids(&row.row_ids)?,
+                set_aside: row.rejected_ids.as_deref().and_then(unpack_ids).unwrap_or_default(),
+            })
+        });
+        Ok(accepted.collect())
+    }
+}

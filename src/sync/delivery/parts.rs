@@ -1,0 +1,64 @@
+//! A batch and its parts on their way.
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::super::lane::Halt;
+use super::{Delivery, Node, note};
+use crate::batch::Batch;
+
+impl Node {
+    /// Of a batch that is recorded.
+    pub(super) fn new(batch_id: i64, batch: Batch, root: usize) -> Self {
+        Self {
+            batch_id,
+            batch,
+            root,
+            room: None,
+            signed: None,
+            lost: false,
+            repeated: false,
+            unknown_runs: 0,
+            once: false,
+            turn: None,
+        }
+    }
+}
+
+impl Delivery {
+    /// Sends a batch until all its rows are accepted or set aside, by whatever it takes.
+    ///
+    /// The latest parts are sent first: when all is refused, single records soon say so. And they lie side by
+    /// side, not one in the other: however often a batch is split, the stack does not grow.
+    pub(super) async fn deliver(&self, node: Node) -> Result<(), Halt> {
+        let at_once = self.worker.settings.sync.requests_in_flight;
+        let mut first_halt = None;
+        let mut waiting = vec![node];
+        let mut on_their_way = FuturesUnordered::new();
+        let mut parts_of_proof = 0;
+        loop {
+            let mut room = waiting.len().saturating_sub(at_once.saturating_sub(on_their_way.len()));
+            if self.is_being_proven() {
+                // One after the other, so that single records are soon met. What waits for its turn holds nobody up.
+                room = waiting.len().saturating_sub(usize::from(parts_of_proof == 0));
+            }
+            for node in waiting.drain(room..) {
+                let is_part_of_proof = node.turn.is_some();
+                parts_of_proof += usize::from(is_part_of_proof);
+                on_their_way.push(async move { (is_part_of_proof, self.attempts(node).await) });
+            }
+            let Some((was_part_of_proof, tried)) = on_their_way.next().await else {
+                return first_halt.map_or(Ok(()), Err);
+            };
+            parts_of_proof -= usize::from(was_part_of_proof);
+            match tried {
+                Ok(parts) => waiting.extend(parts),
+                Err(halt) => {
+                    self.halted.send_replace(true);
+                    waiting.clear();
+                    note(halt, &mut first_halt);
+                }
+            }
+        }
+    }
+}

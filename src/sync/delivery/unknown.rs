@@ -1,0 +1,273 @@
+//! Batches whose outcome stays unknown: after three runs they are taken apart, until the records stand alone that the API
+//! cannot answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::channel::Unproven;
+use super::super::lane::Halt;
+use super::super::proving::Resent;
+use super::super::words::{self, Words};
+use super::attempts::{Answered, Tried};
+use super::{Delivery, Node};
+use crate::config::OnAmbiguous;
+use crate::elven::{Answer, Verdict};
+use crate::journal::{Kind, Problem, Recorded, Settlement};
+
+/// A batch that ended unknown in so many runs is tried once by each later one, and taken apart.
+const UNKNOWN_RUNS_MAX: i32 = 3;
+/// The most requests that a run sends for such a batch and its parts.
+const REQUESTS_MAX: u32 = 24;
+
+/// What is sent of such a batch: itself, or a part of it.
+pub(super) struct Leaf {
+    pub node: Node,
+    /// What it is a part of.
+    pub parent_id: Option<i64>,
+}
+
+/// Which batches are parts of which.
+pub(super) struct Lineage<'a> {
+    by_id: BTreeMap<i64, &'a Recorded>,
+}
+
+impl<'a> Lineage<'a> {
+    pub(super) fn of(recorded: &'a [Recorded]) -> Self {
+        Self { by_id: recorded.iter().map(|batch| (batch.batch_id, batch)).collect() }
+    }
+
+    /// Whether a run tries a batch once: it, or one that it is a part of, ended unknown in three runs.
+    pub(super) fn is_once(&self, leaf: &Recorded) -> bool {
+        let parent = |batch: &&'a Recorded| self.by_id.get(&batch.parent_id?).copied();
+        leaf.unknown_runs >= UNKNOWN_RUNS_MAX
+            || std::iter::successors(leaf.parent_id.and_then(|id| self.by_id.get(&id).copied()), parent)
+                .any(|batch| batch.unknown_runs >= UNKNOWN_RUNS_MAX)
+    }
+
+    /// The batches one of whose parts is done: that the other one is not is up to its rows.
+    pub(super) fn good_parents(&self) -> BTreeSet<i64> {
+        self.by_id.values().filter(|batch| batch.is_done).filter_map(|batch| batch.parent_id).collect()
+    }
+}
+
+/// A batch, or a part, whose outcome is unknown in this run as well, which is recorded.
+struct Unknown {
+    answered: Answered,
+    parent_id: Option<i64>,
+}
+
+/// What is left of a batch that is taken apart.
+#[derive(Default)]
+struct Left {
+    /// Not tried in this run.
+    untried: Vec<Leaf>,
+    unknown: Vec<Unknown>,
+    refused: Vec<(Answered, Verdict)>,
+    requests: u32,
+}
+
+impl Delivery {
+    /// What follows when the last attempt of a run leaves the outcome of a batch unknown: the lane stops; but a record that
+    /// stands alone, and ended so in three runs, is set aside.
+    pub(super) async fn unknown(&self, answered: Answered) -> Result<Vec<Node>, Halt> {
+        if self.is_unknown_for_good(&answered.node) && self.is_import_good(&answered.node, true).await? {
+            return self.alone(answered).await;
+        }
+        let Answered { node, words, settlement } = answered;
+        Err(self.stop(&node, words, settlement, None).await)
+    }
+
+    /// Sends the leaves of a batch that ended unknown in three runs, each once. Where one of two parts is done, or a part
+    /// ended unknown in three runs itself, it is halved. `good_parents`: batches one of whose parts is done.
+    pub(super) async fn take_apart(
+        &self,
+        mut leaves: Vec<Leaf>,
+        mut good_parents: BTreeSet<i64>,
+    ) -> Result<(), Halt> {
+        if leaves.is_empty() {
+            return Ok(());
+        }
+        // From the end: those first that were tried least.
+        leaves.sort_by_key(|leaf| std::cmp::Reverse((leaf.node.unknown_runs, leaf.node.batch_id)));
+        let mut left = Left { untried: leaves, ..Left::default() };
+        let tried = self.halve_and_try(&mut left, &mut good_parents).await;
+        let stopped = match tried {
+            Ok(()) => self.end_of_taking_apart(&mut left, &good_parents).await,
+            Err(halt) => Err(halt),
+        };
+        for Unknown { answered, .. } in &left.unknown {
+            self.worker.journal.count_unknown_run(&self.pass, answered.node.batch_id).await?;
+        }
+        stopped
+    }
+
+    async fn halve_and_try(&self, left: &mut Left, good_parents: &mut BTreeSet<i64>) -> Result<(), Halt> {
+        loop {
+            while left.requests < REQUESTS_MAX
+                && let Some(leaf) = left.untried.pop()
+            {
+                left.requests += 1;
+                self.try_once(leaf, left, good_parents).await?;
+            }
+            let is_due = |unknown: &Unknown| {
+                let node = &unknown.answered.node;
+                let is_siblings_good = unknown.parent_id.is_some_and(|id| good_parents.contains(&id));
+                (is_siblings_good || node.unknown_runs >= UNKNOWN_RUNS_MAX) && !is_alone(node)
+            };
+            let Some(place) = left.unknown.iter().position(is_due) else { return Ok(()) };
+            if left.requests + 2 > REQUESTS_MAX || !self.is_worth_taking_apart().await? {
+                return Ok(());
+            }
+            let Answered { node, words, settlement } = left.unknown.swap_remove(place).answered;
+            let Some(halves) = node.batch.halves() else { continue };
+            let parts = self.split(&node, halves, settlement, &words).await?;
+            let parent_id = Some(node.batch_id);
+            left.untried.extend(parts.map(|part| Leaf { node: part, parent_id }));
+        }
+    }
+
+    async fn try_once(
+        &self,
+        Leaf { node, parent_id }: Leaf,
+        left: &mut Left,
+        good_parents: &mut BTreeSet<i64>,
+    ) -> Result<(), Halt> {
+        let mut answered = match self.tried(node).await? {
+            Tried::Accepted => {
+                good_parents.extend(parent_id);
+                return Ok(());
+            }
+            Tried::Refused(answered, verdict) => {
+                // An answer that is one: the API is not what makes the other part unknown.
+                good_parents.extend(parent_id);
+                left.refused.push((answered, verdict));
+                let Some((answered, _)) = left.refused.last_mut() else { return Ok(()) };
+                return self.record(answered).await;
+            }
+            Tried::Unknown(answered) => answered,
+        };
+        self.record(&mut answered).await?;
+        left.unknown.push(Unknown { answered, parent_id });
+        Ok(())
+    }
+
+    /// Records an answer at once, since what follows from it depends on other answers.
+    async fn record(&self, answered: &mut Answered) -> Result<(), Halt> {
+        self.answered(&answered.node, &answered.words, answered.settlement).await?;
+        answered.settlement = Settlement { sent: false, ..answered.settlement };
+        answered.node.room = None;
+        Ok(())
+    }
+
+    /// Isolates what was refused, sets records aside that were unknown in three runs, and stops the lane if anything is
+    /// left.
+    async fn end_of_taking_apart(&self, left: &mut Left, good_parents: &BTreeSet<i64>) -> Result<(), Halt> {
+        for (answered, verdict) in std::mem::take(&mut left.refused) {
+            let root = answered.node.root;
+            for part in self.isolate(answered, &verdict).await? {
+                self.deliver(part).await?;
+            }
+            self.conclude(root).await?;
+        }
+        let mut place = 0;
+        while let Some(Unknown { answered, parent_id }) = left.unknown.get(place) {
+            let is_whole = parent_id.is_none_or(|id| good_parents.contains(&id));
+            if !self.is_unknown_for_good(&answered.node)
+                || !self.is_import_good(&answered.node, is_whole).await?
+            {
+                place += 1;
+                continue;
+            }
+            for losers in self.alone(left.unknown.swap_remove(place).answered).await? {
+                self.deliver(losers).await?;
+            }
+        }
+        if let Some(Unknown { answered, .. }) = left.unknown.first() {
+            let Answered { node, words, settlement } = answered;
+            let problem = words.clone().into_problem(node.batch_id, settlement.http_status);
+            return Err(Halt::problem(problem));
+        }
+        if left.untried.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "the outcome of a batch was unknown in three runs, and {REQUESTS_MAX} requests of this run were sent for its parts; \
+             the next run sends the rest"
+        );
+        Err(Halt::problem(Problem::of_lane(Kind::Unavailable, message)))
+    }
+
+    /// Whether this is the third run, or a later one, that ends with the outcome of a record unknown that stands alone.
+    fn is_unknown_for_good(&self, node: &Node) -> bool {
+        let may_be_sent_again = self.worker.settings.sync.on_ambiguous != OnAmbiguous::Hold;
+        may_be_sent_again && node.unknown_runs + 1 >= UNKNOWN_RUNS_MAX && is_alone(node)
+    }
+
+    /// Whether the API takes imports in this run, so that it is up to a record that its outcome is unknown. By a record that
+    /// was accepted before, where nothing was accepted in this run; where there is none, the call that reads has to do
+    /// for a record that is no part whose other half is unknown as well.
+    async fn is_import_good(&self, node: &Node, is_whole: bool) -> Result<bool, Halt> {
+        if self.channel.has_accepted() {
+            return Ok(true);
+        }
+        match self.resend_known().await? {
+            Resent::Accepted => Ok(true),
+            Resent::Otherwise(why) => {
+                tracing::warn!(
+                    entity_id = self.pass.lease.entity_id,
+                    batch_id = node.batch_id,
+                    "a record that was accepted before is not accepted now, so no row is set aside: {why}"
+                );
+                Ok(false)
+            }
+            Resent::Nothing if !is_whole => Ok(false),
+            Resent::Nothing => {
+                Ok(self.or_halt(self.channel.prove(self.worker.settings.retry.max)).await?.is_ok())
+            }
+        }
+    }
+
+    /// Whether the API is good for more than a failure: else its batches are left whole.
+    async fn is_worth_taking_apart(&self) -> Result<bool, Halt> {
+        let proven = self.or_halt(self.channel.prove(self.worker.settings.retry.max)).await?;
+        // A key that may only import is proven by the parts: where both end unknown, that is the end of it.
+        Ok(matches!(proven, Ok(()) | Err(Unproven::NoList(_))))
+    }
+
+    /// What is said of a batch after whose last attempt the outcome is unknown. `None`: it is known. The page of a firewall
+    /// that comes for one batch while others are accepted leaves it unknown, too: the rows are what it does not like.
+    pub(super) async fn unknown_after_all(
+        &self,
+        answer: &Answer,
+        verdict: &Verdict,
+        node: &Node,
+    ) -> Result<Option<Words>, Halt> {
+        if self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
+            return Ok(None);
+        }
+        let name = &self.channel.credential.name;
+        let status =
+            if let Answer::Response { status, .. } = answer { Some(i32::from(*status)) } else { None };
+        if matches!(verdict, Verdict::Unknown(_)) {
+            return Ok(Some(words::of(verdict, status, &node.batch, name)));
+        }
+        if !is_page_of_firewall(answer) {
+            return Ok(None);
+        }
+        if !self.channel.has_accepted() && self.resend_known().await? != Resent::Accepted {
+            return Ok(None);
+        }
+        let verdict = Verdict::Unknown("a page came instead of an answer, as from a firewall".to_owned());
+        Ok(Some(words::of(&verdict, status, &node.batch, name)))
+    }
+}
+
+/// Its records stand or fall together.
+fn is_alone(node: &Node) -> bool {
+    node.batch.halves().is_none()
+}
+
+/// 403 or 406 with a page, which the API does not answer with.
+fn is_page_of_firewall(answer: &Answer) -> bool {
+    let Answer::Response { status: 403 | 406, body, .. } = answer else { return false };
+    body.trim_ascii_start().starts_with(b"<")
+}

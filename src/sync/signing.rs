@@ -1,0 +1,131 @@
+//! Signatures that are fresh when their request is written.
+//!
+//! A request is signed, then the lease is checked, then it is sent. A takeover waits until the lease has run out and
+//! signatures made under it are too old, so the API fences off what a frozen worker still sends.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use reqwest::header::InvalidHeaderValue;
+
+use super::Worker;
+use super::channel::Channel;
+use super::lane::Halt;
+use crate::elven::{Answer, Signed, is_older_than};
+use crate::fault_point::{Step, around};
+use crate::journal::{JournalError, Kind, Lease, Problem};
+
+/// A signature that is older than this is made again before its request is handed over. With the time that opening a
+/// connection may take, a signature is at most 1 s old when its request is written.
+const FRESH_FOR: Duration = Duration::from_millis(600);
+/// How often in a row a request is signed again since connecting took long.
+const OPENED_LATE_MAX: usize = 3;
+
+/// By what a request was signed, and when by the clock of this machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SignedBy {
+    pub ahead: TimeDelta,
+    pub at: DateTime<Utc>,
+    pub keys: u32,
+}
+
+impl From<&Signed> for SignedBy {
+    fn from(signed: &Signed) -> Self {
+        Self { ahead: signed.ahead(), at: signed.at(), keys: signed.keys() }
+    }
+}
+
+/// A request that was sent.
+pub(super) struct Sent {
+    /// `None`: after a stop there was no time left to wait for it.
+    pub answer: Option<Answer>,
+    pub begun: Instant,
+    pub by: SignedBy,
+}
+
+/// Why a request could not be signed.
+#[derive(Debug)]
+pub(super) enum Unsigned {
+    /// Key or signature are not fit for a header.
+    Key(InvalidHeaderValue),
+    /// The lease could not be checked, or is lost.
+    Lease(JournalError),
+}
+
+impl From<InvalidHeaderValue> for Unsigned {
+    fn from(problem: InvalidHeaderValue) -> Self {
+        Self::Key(problem)
+    }
+}
+
+impl From<JournalError> for Unsigned {
+    fn from(problem: JournalError) -> Self {
+        Self::Lease(problem)
+    }
+}
+
+impl From<Unsigned> for Halt {
+    fn from(problem: Unsigned) -> Self {
+        match problem {
+            Unsigned::Key(problem) => Halt::problem(Problem::of_lane(Kind::Config, problem.to_string())),
+            Unsigned::Lease(problem) => problem.into(),
+        }
+    }
+}
+
+impl Worker {
+    /// A signature that is fresh, behind which the lease was checked: the given one, which was, or a new one where that
+    /// has aged, or clock or key were found to be wrong meanwhile. `trial`: a clock that is being tried.
+    pub(super) async fn fresh(
+        &self,
+        channel: &Channel,
+        lease: &Lease,
+        body: &Bytes,
+        trial: Option<TimeDelta>,
+        signed: Option<Signed>,
+    ) -> Result<Signed, Unsigned> {
+        let good_for = FRESH_FOR.min(self.settings.api.signature_window / 2);
+        let is_fresh = |signed: &Signed| !is_older_than(signed.at(), good_for);
+        let is_right = |signed: &Signed| {
+            let ahead = trial.unwrap_or_else(|| channel.ahead());
+            signed.ahead() == ahead && signed.keys() == channel.keys()
+        };
+        if let Some(signed) = signed.filter(|signed| is_fresh(signed) && is_right(signed)) {
+            return Ok(signed);
+        }
+        loop {
+            let signed = channel.sign_import(trial, body.clone())?;
+            let lasts = self.journal.check_lease(lease).await?;
+            if is_fresh(&signed) {
+                return Ok(signed);
+            }
+            // The check took long: as far as is known from it, the lease lasts.
+            let signed = channel.sign_import(trial, body.clone())?;
+            if lasts.is_sure() {
+                return Ok(signed);
+            }
+        }
+    }
+
+    /// Sends a request, and waits for its answer. It is signed again when connecting took long.
+    pub(super) async fn send_fresh(
+        &self,
+        channel: &Channel,
+        lease: &Lease,
+        body: &Bytes,
+        trial: Option<TimeDelta>,
+        mut signed: Signed,
+    ) -> Result<Sent, Unsigned> {
+        let mut opened_late = 0;
+        loop {
+            let (by, begun) = (SignedBy::from(&signed), Instant::now());
+            let answer = around(Step::Send, self.answer(channel, signed)).await;
+            opened_late += 1;
+            if answer != Some(Answer::OpenedLate) || opened_late > OPENED_LATE_MAX {
+                return Ok(Sent { answer, begun, by });
+            }
+            signed = self.fresh(channel, lease, body, trial, None).await?;
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A key that may only import: the call that reads is refused, and yet refused rows are found and set aside.
+
+use std::collections::BTreeSet;
+
+use elven_sync::journal::RunStatus;
+use sqlx::PgPool;
+
+use super::{add, all_is_well, among, good, scene, set_aside};
+use crate::backfill::backfill_2024;
+use crate::stub::{Asked, Said, Stub, said};
+use crate::support::Scene;
+
+/// Refuses imports that contain the word `bad`, and every call that reads.
+fn import_only(asked: &Asked) -> Said {
+    match asked.is_import() {
+        true if asked.body.contains("bad") => said(400),
+        true => said(200),
+        false => said(403),
+    }
+}
+
+fn refuse_all(asked: &Asked) -> Said {
+    said(if asked.is_import() { 400 } else { 403 })
+}
+
+/// What is open in `sync_errors` about the lane.
+async fn lane_error(scene: &Scene) -> String {
+    scene
+        .text(
+            "select coalesce(string_agg(concat_ws(' ', kind, http_status, api_code), ','), '') from elven_sync.sync_errors
+              where ledger_id is null and resolved_at is null",
+        )
+        .await
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_lone_bad_row_behind_an_import_only_key_does_not_stop_its_entity(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, import_only).await;
+    add(&scene, &["ok".to_owned()]).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    add(&scene, &["bad".to_owned()]).await;
+    let before = stub.imports().len();
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    assert_eq!(set_aside(&scene).await, "bad");
+    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(Asked::records).collect();
+    let accounts: Vec<&str> = sent.iter().map(|(account, _)| account.as_str()).collect();
+    assert_eq!(accounts, ["bad", "ok"], "a record that was accepted before proves the key");
+    let loose =
+        "select concat_ws(' ', b.status, b.attempts, b.row_count, r.kind) from elven_sync.sync_batches b
+                   join elven_sync.sync_runs r using (run_id) where b.pass_id is null";
+    assert_eq!(scene.text(loose).await, "accepted 1 1 incremental", "it is recorded like a retry");
+    for n in 1..=3 {
+        add(&scene, &[format!("later{n}")]).await;
+        assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    }
+    assert_eq!(lane_error(&scene).await, "");
+    all_is_well(&scene).await;
+}
+
+/// In the very first batch: at its start, at its end, several.
+#[sqlx::test(migrations = false)]
+async fn bad_rows_in_the_first_batch_are_found_by_its_halves(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, import_only).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
+    for (case, places) in [&[0][..], &[99], &[0, 1], &[98, 99], &[0, 50, 99], &[130]].into_iter().enumerate()
+    {
+        let names: Vec<String> = places.iter().map(|place| format!("bad{case}-{place}")).collect();
+        let bad: Vec<(usize, &str)> = places.iter().copied().zip(names.iter().map(String::as_str)).collect();
+        let accounts = among(150, &bad);
+        add(&scene, &accounts).await;
+        let before = (stub.imports().len(), stub.accepted().len());
+        assert_eq!(scene.run().await.status, RunStatus::Incomplete, "{places:?}");
+        let accepted: Vec<String> = stub.accepted().split_off(before.1).into_iter().map(|(a, _)| a).collect();
+        let expected: BTreeSet<&String> = accounts.iter().filter(|a| !a.starts_with("bad")).collect();
+        assert_eq!(accepted.iter().collect::<BTreeSet<_>>(), expected, "{places:?}");
+        assert_eq!(accepted.len(), expected.len(), "each once");
+        assert!(set_aside(&scene).await.ends_with(&names.join(",")), "{places:?}");
+        let requests = stub.imports().len() - before.0;
+        assert!(requests <= 2 + 2 * 7 * places.len(), "{places:?}: {requests} requests");
+        all_is_well(&scene).await;
+        // As if it were the first one again.
+        scene.sql("delete from ledger.balance_snapshots").await;
+    }
+}
+
+/// Every second row: hardly a part is without one.
+#[sqlx::test(migrations = false)]
+async fn a_batch_that_is_half_bad_is_taken_apart_in_the_end(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, import_only).await;
+    let accounts: Vec<String> =
+        (0..64).map(|n| if n % 2 == 0 { format!("bad{n}") } else { format!("a{n}") }).collect();
+    add(&scene, &accounts).await;
+    let (runs, status) = super::runs_until_done(&scene, 5).await;
+    assert_eq!(status, RunStatus::Incomplete, "after {runs} runs");
+    assert_eq!((stub.accepted().len(), set_aside(&scene).await.split(',').count()), (32, 32));
+    all_is_well(&scene).await;
+}
+
+/// A revoked key or a changed contract, with and without a record that was accepted before.
+#[sqlx::test(migrations = false)]
+async fn an_import_that_refuses_everything_sets_nothing_aside_and_is_asked_20_times_a_run(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
+    let stub = Stub::of(&mut scene, refuse_all).await;
+    add(&scene, &good(1_000)).await;
+    for has_accepted in [false, true] {
+        for run in 1..=4 {
+            let before = stub.imports().len();
+            assert_eq!(scene.run().await.status, RunStatus::Failed);
+            let requests = stub.imports().len() - before;
+            assert!((1..=20).contains(&requests), "{requests} requests in run {run}");
+            assert_eq!(
+                (set_aside(&scene).await.as_str(), stub.accepted().len()),
+                ("", usize::from(has_accepted) * 1_000)
+            );
+            assert_eq!(lane_error(&scene).await, "rejected_batch 400 19734");
+        }
+        stub.answer(import_only);
+        assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+        all_is_well(&scene).await;
+        stub.answer(refuse_all);
+        if !has_accepted {
+            add(&scene, &(1..=500).map(|n| format!("b{n}")).collect::<Vec<_>>()).await;
+        }
+    }
+    assert_eq!(stub.accepted().len(), 1_500);
+}
+
+/// Nothing shows that the key is good.
+#[sqlx::test(migrations = false)]
+async fn a_lone_bad_row_before_anything_was_accepted_is_not_set_aside(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, import_only).await;
+    add(&scene, &["bad".to_owned()]).await;
+    for _ in 0..3 {
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+    }
+    assert_eq!((stub.imports().len(), set_aside(&scene).await.as_str()), (3, ""));
+    assert_eq!(lane_error(&scene).await, "rejected_batch 400 19734");
+    scene.sql("update ledger.balance_snapshots set entity_account_id = 'good'").await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    all_is_well(&scene).await;
+}
+
+/// The record that is sent again is as it was accepted, and the newest one of its account, currency and second.
+#[sqlx::test(migrations = false)]
+async fn what_is_sent_to_prove_a_key_changes_nothing_at_elven(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, import_only).await;
+    // Of `two` the second one is sent, and the first one superseded.
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'one', 'BTC', '2024-01-01Z', 1), ('acme', 'two', 'BTC', '2024-01-01 00:00:00.5Z', 2),
+                    ('acme', 'two', 'BTC', '2024-01-01Z', 3), ('acme', 'three', 'BTC', '2024-01-01Z', 4)",
+        )
+        .await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    // A newer version of `three` waits, in the same pass as the bad row, and so does an older rival of `two`.
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'bad', 'BTC', '2024-01-01Z', 5)",
+        )
+        .await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    scene.sql("update ledger.balance_snapshots set balance = 40 where entity_account_id = 'three'").await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'two', 'BTC', '2024-01-01 00:00:00.2Z', 6)",
+        )
+        .await;
+    let before = stub.imports().len();
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(Asked::records).collect();
+    let sent: Vec<String> = sent.iter().map(|(account, balance)| format!("{account} {balance}")).collect();
+    assert_eq!(sent, ["bad 5", "one 1", "three 40", "two 6"]);
+    assert_eq!(set_aside(&scene).await, "bad");
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_backfill_sets_bad_rows_aside_by_an_import_only_key(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, |asked| said(if asked.is_import() { 200 } else { 403 })).await;
+    add(&scene, &among(40, &[(0, "bad0"), (39, "bad39")])).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    stub.answer(import_only);
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "20");
+    backfill_2024(&scene, 3, &[]).await;
+    assert_eq!((set_aside(&scene).await.as_str(), stub.accepted().len()), ("bad0,bad39", 78));
+    // Alone.
+    scene.sql("delete from ledger.balance_snapshots where entity_account_id not in ('bad39', 'a5')").await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    backfill_2024(&scene, 3, &[]).await;
+    assert_eq!(set_aside(&scene).await, "bad0,bad39");
+    all_is_well(&scene).await;
+}
+
+/// The process dies before and after each step by which the key is proven.
+#[sqlx::test(migrations = false)]
+async fn a_crash_while_a_key_is_proven_is_overcome(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, import_only).await;
+    add(&scene, &["ok".to_owned()]).await;
+    scene.run().await;
+    for (n, point) in
+        ["announce:before@2", "announce:after@2", "send:after@2", "settle:before@1", "settle:after@1"]
+            .into_iter()
+            .enumerate()
+    {
+        add(&scene, &[format!("bad{n}")]).await;
+        scene.set("ELVEN_SYNC_FAULT_POINT", &format!("{point}=kill"));
+        let killed = scene.output(&["run"]).await;
+        assert_eq!(killed.status.code(), None, "{point}: {}", crate::support::stderr(&killed));
+        scene.unset("ELVEN_SYNC_FAULT_POINT");
+        super::runs_until_done(&scene, 3).await;
+        assert!(set_aside(&scene).await.ends_with(&format!("bad{n}")), "{point}");
+    }
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert!(stub.accepted().iter().all(|(account, _)| account == "ok"), "{:?}", stub.accepted());
+    let passes = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
+    assert_eq!(scene.text(passes).await, "0");
+    crate::support::said(&scene, 0, &["verify"]).await;
+}

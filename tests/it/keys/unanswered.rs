@@ -1,0 +1,284 @@
+//! A record that the API cannot answer is found in the batches of some runs and set aside; an API that answers nothing
+//! takes no batch apart beyond a bound, and sets nothing aside.
+
+use std::collections::BTreeSet;
+
+use elven_sync::journal::RunStatus;
+use sqlx::PgPool;
+
+use super::{add, all_is_well, among, good, scene, set_aside};
+use crate::backfill::backfill_2024;
+use crate::stub::{Asked, Said, Stub, list, said};
+use crate::support::Scene;
+
+/// The most requests of a run for a batch that stays unknown.
+const REQUESTS_MAX: usize = 24;
+
+/// Fails over imports that contain the word `poison`.
+fn fails_over_poison(asked: &Asked) -> Said {
+    match asked.is_import() {
+        true if asked.body.contains("poison") => said(500),
+        true => said(200),
+        false => list(),
+    }
+}
+
+fn fails_over_all(asked: &Asked) -> Said {
+    if asked.is_import() { said(500) } else { list() }
+}
+
+/// Runs until nothing fails any more. No run sends more for a batch than it may; returns how many runs it took.
+async fn until_isolated(scene: &Scene, stub: &Stub, runs_max: usize) -> usize {
+    for run in 1..=runs_max {
+        let before = stub.imports().len();
+        let status = scene.run().await.status;
+        let poisoned = stub.imports().split_off(before).iter().filter(|asked| asked.status >= 400).count();
+        assert!(poisoned <= REQUESTS_MAX, "{poisoned} requests of run {run} failed");
+        if run > 3 {
+            let requests = stub.imports().len() - before;
+            // And a record that was accepted before.
+            assert!(requests <= REQUESTS_MAX + 1, "{requests} requests in run {run}");
+        }
+        if status != RunStatus::Failed {
+            assert_eq!(status, RunStatus::Incomplete);
+            return run;
+        }
+    }
+    panic!("not isolated after {runs_max} runs: {}", set_aside(scene).await);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_record_that_the_api_cannot_answer_is_isolated_over_some_runs(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, fails_over_poison).await;
+    let accounts = among(2_500, &[(499, "poison")]);
+    add(&scene, &accounts).await;
+    let runs = until_isolated(&scene, &stub, 8).await;
+    assert_eq!(runs, 6, "three for the batch, and three for the record");
+    assert_eq!(set_aside(&scene).await, "poison");
+    let error = "select concat_ws(' ', kind, http_status, occurrences) from elven_sync.sync_errors where ledger_id is not null";
+    assert_eq!(scene.text(error).await, "rejected_row 500 1");
+    let accepted: BTreeSet<String> = stub.accepted().into_iter().map(|(account, _)| account).collect();
+    assert_eq!(accepted.len(), 2_499);
+    // But for the one that shows that the API is good.
+    assert!(stub.accepted().len() <= 2_500, "each row once");
+    let parts = "select bool_and(ambiguous)::text from elven_sync.sync_batches where parent_id is not null";
+    assert_eq!(scene.text(parts).await, "true", "all of it may have arrived before");
+    all_is_well(&scene).await;
+    add(&scene, &["later".to_owned()]).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+}
+
+/// At the start, at the end, side by side, in both halves, and in several batches.
+#[sqlx::test(migrations = false)]
+async fn wherever_such_records_are_they_are_isolated(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "32");
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    let stub = Stub::of(&mut scene, fails_over_poison).await;
+    for (case, places) in [&[0][..], &[31], &[3, 4], &[2, 3], &[1, 30], &[5, 40]].into_iter().enumerate() {
+        let names: Vec<String> = places.iter().map(|place| format!("poison{case}-{place}")).collect();
+        let poison: Vec<(usize, &str)> =
+            places.iter().copied().zip(names.iter().map(String::as_str)).collect();
+        let accounts = among(64, &poison);
+        add(&scene, &accounts).await;
+        let before = stub.accepted().len();
+        let runs = until_isolated(&scene, &stub, 40).await;
+        assert!(set_aside(&scene).await.ends_with(&names.join(",")), "{places:?} after {runs} runs");
+        let accepted: BTreeSet<String> =
+            stub.accepted().split_off(before).into_iter().map(|(a, _)| a).collect();
+        let expected = accounts.into_iter().filter(|a| !a.starts_with("poison"));
+        assert!(accepted.is_superset(&expected.collect()), "{places:?}");
+        all_is_well(&scene).await;
+        scene.sql("delete from ledger.balance_snapshots").await;
+    }
+}
+
+/// The lists answer, and imports do not: before and after something was accepted.
+#[sqlx::test(migrations = false)]
+async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
+    let stub = Stub::of(&mut scene, fails_over_all).await;
+    for accepted in [0, 8] {
+        add(&scene, &(1..=8).map(|n| format!("r{accepted}-{n}")).collect::<Vec<_>>()).await;
+        for run in 1..=16 {
+            let before = stub.imports().len();
+            assert_eq!(scene.run().await.status, RunStatus::Failed);
+            let requests = stub.imports().len() - before;
+            assert!(requests <= REQUESTS_MAX, "{requests} requests in run {run}");
+        }
+        assert_eq!((set_aside(&scene).await.as_str(), stub.accepted().len()), ("", accepted));
+        stub.answer(fails_over_poison);
+        assert_eq!(super::runs_until_done(&scene, 2).await.1, RunStatus::Succeeded);
+        all_is_well(&scene).await;
+        stub.answer(fails_over_all);
+        scene.sql("delete from ledger.balance_snapshots").await;
+        let accepted = stub.accepted().iter().map(|(account, _)| account.clone()).collect::<BTreeSet<_>>();
+        assert!(accepted.len().is_multiple_of(8), "{accepted:?}");
+    }
+}
+
+/// While the whole API fails, nothing is taken apart.
+#[sqlx::test(migrations = false)]
+async fn an_outage_of_the_whole_api_leaves_batches_whole(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, |_| said(500)).await;
+    add(&scene, &good(10)).await;
+    for (run, requests) in [(1, 2), (2, 2), (3, 2), (4, 1), (5, 1), (6, 1)] {
+        let before = stub.imports().len();
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+        assert_eq!(stub.imports().len() - before, requests, "run {run}");
+    }
+    assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_batches").await, "unknown");
+}
+
+/// In a pass of its own, in the first three runs that meet it.
+#[sqlx::test(migrations = false)]
+async fn a_lone_record_that_the_api_cannot_answer_is_set_aside_after_three_runs(pool: PgPool) {
+    for (accepted_before, get) in [(true, 200), (true, 403), (false, 200)] {
+        // The same database, emptied.
+        let mut scene = if accepted_before && get == 200 {
+            scene(pool.clone()).await
+        } else {
+            sqlx::raw_sql("drop schema elven_sync cascade; drop schema ledger cascade")
+                .execute(&pool)
+                .await
+                .unwrap();
+            scene(pool.clone()).await
+        };
+        let stub = Stub::of(&mut scene, move |asked| {
+            if !asked.is_import() && get == 403 { said(403) } else { fails_over_poison(asked) }
+        })
+        .await;
+        if accepted_before {
+            add(&scene, &["ok".to_owned()]).await;
+            scene.run().await;
+        }
+        add(&scene, &["poison".to_owned()]).await;
+        for _ in 0..2 {
+            assert_eq!(scene.run().await.status, RunStatus::Failed);
+        }
+        assert_eq!(set_aside(&scene).await, "");
+        assert_ne!(scene.run().await.status, RunStatus::Succeeded);
+        assert_eq!(set_aside(&scene).await, "poison", "{accepted_before} {get}");
+        add(&scene, &["later".to_owned()]).await;
+        assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+        assert!(stub.accepted().iter().any(|(account, _)| account == "later"));
+        all_is_well(&scene).await;
+    }
+}
+
+/// Whoever holds what is ambiguous looks at it first.
+#[sqlx::test(migrations = false)]
+async fn what_is_held_is_not_taken_apart(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, fails_over_poison).await;
+    add(&scene, &among(4, &[(1, "poison")])).await;
+    for _ in 0..3 {
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+    }
+    scene.set("ELVEN_SYNC_SYNC__ON_AMBIGUOUS", "hold");
+    let before = stub.imports().len();
+    for _ in 0..3 {
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+    }
+    assert_eq!(stub.imports().len(), before, "nothing is sent again");
+    scene.unset("ELVEN_SYNC_SYNC__ON_AMBIGUOUS");
+    until_isolated(&scene, &stub, 4).await;
+    all_is_well(&scene).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_backfill_isolates_such_a_record_too(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    let stub = Stub::of(&mut scene, |asked| if asked.is_import() { said(200) } else { list() }).await;
+    add(&scene, &among(40, &[(7, "poison")])).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    stub.answer(fails_over_poison);
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "20");
+    for _ in 0..5 {
+        backfill_2024(&scene, 1, &[]).await;
+    }
+    backfill_2024(&scene, 3, &[]).await;
+    assert_eq!(set_aside(&scene).await, "poison");
+    all_is_well(&scene).await;
+}
+
+/// A firewall answers for one batch, with a page, while others are accepted.
+#[sqlx::test(migrations = false)]
+async fn a_page_of_a_firewall_for_one_batch_counts_as_unknown(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let page = |status| Said { body: "<html>Attention Required!</html>".to_owned(), ..said(status) };
+    for (n, status) in [403, 406].into_iter().enumerate() {
+        let stub = Stub::of(&mut scene, move |asked| match asked.is_import() {
+            true if asked.body.contains("poison") => page(status),
+            true => said(200),
+            false => list(),
+        })
+        .await;
+        add(&scene, &[format!("ok{n}")]).await;
+        scene.run().await;
+        let poison = format!("poison{n}");
+        add(&scene, &among(8, &[(3, &poison)])).await;
+        until_isolated(&scene, &stub, 7).await;
+        assert!(set_aside(&scene).await.ends_with(&poison));
+        all_is_well(&scene).await;
+        // For everything: then it is not the rows.
+        stub.answer(move |_| page(status));
+        add(&scene, &[format!("more{n}")]).await;
+        for _ in 0..4 {
+            assert_eq!(scene.run().await.status, RunStatus::Failed);
+        }
+        let health = "select status from elven_sync.sync_batches order by batch_id desc limit 1";
+        assert_ne!(scene.text(health).await, "unknown");
+        stub.answer(|asked| if asked.is_import() { said(200) } else { list() });
+        assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    }
+}
+
+/// The process dies at each step while a batch is taken apart.
+#[sqlx::test(migrations = false)]
+async fn a_crash_while_a_batch_is_taken_apart_is_overcome(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    let stub = Stub::of(&mut scene, fails_over_poison).await;
+    add(&scene, &["ok".to_owned()]).await;
+    scene.run().await;
+    for (n, point) in [
+        "split:before@1",
+        "split:after@1",
+        "split:after@2",
+        "answer:after@2",
+        "send:after@3",
+        "set_aside:before@1",
+        "set_aside:after@1",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let poison = format!("poison{n}");
+        add(&scene, &among(8, &[(n % 8, &poison)])).await;
+        let mut killed = false;
+        for _ in 0..20 {
+            if !killed {
+                scene.set("ELVEN_SYNC_FAULT_POINT", &format!("{point}=kill"));
+            }
+            let run = scene.output(&["run"]).await;
+            killed |= run.status.code().is_none();
+            scene.unset("ELVEN_SYNC_FAULT_POINT");
+            if set_aside(&scene).await.ends_with(&poison) && run.status.code().is_some() {
+                break;
+            }
+        }
+        assert!(killed, "{point} was reached");
+        assert!(set_aside(&scene).await.ends_with(&poison), "{point}");
+        super::runs_until_done(&scene, 2).await;
+    }
+    assert!(stub.accepted().iter().all(|(account, _)| !account.starts_with("poison")));
+    let open = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
+    assert_eq!(scene.text(open).await, "0");
+    crate::support::said(&scene, 0, &["verify"]).await;
+}

@@ -1,0 +1,158 @@
+//! A small API on loopback that answers as a test says, for faults that the sandbox does not have.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::support::Scene;
+
+/// A request, and the status that it was answered with.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub method: Method,
+    pub key: String,
+    /// How old its signature was when it arrived.
+    pub age_ms: i64,
+    pub body: String,
+    /// 0 as long as it is not answered.
+    pub status: u16,
+}
+
+impl Asked {
+    pub fn is_import(&self) -> bool {
+        self.method == Method::POST
+    }
+
+    /// Accounts and balances of its records, in order.
+    pub fn records(&self) -> Vec<(String, String)> {
+        let json: Vec<Value> = serde_json::from_str(&self.body).unwrap_or_default();
+        json.iter()
+            .map(|record| {
+                let account = record["entityAccountId"].as_str().unwrap().to_owned();
+                (account, record["balance"].to_string())
+            })
+            .collect()
+    }
+
+    /// Whether it has a record of this account.
+    pub fn has(&self, account: &str) -> bool {
+        self.records().iter().any(|(has, _)| has == account)
+    }
+}
+
+/// What is answered.
+#[derive(Clone, Debug)]
+pub struct Said {
+    pub status: u16,
+    pub body: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub after: Duration,
+}
+
+/// A documented answer.
+pub fn said(status: u16) -> Said {
+    let body = match status {
+        200..300 => r#"{"success":true}"#,
+        500.. => r#"{"message":"Internal server error"}"#,
+        _ => r#"{"status":"failed","data":{"code":19734,"message":"no"}}"#,
+    };
+    Said { status, body: body.to_owned(), headers: Vec::new(), after: Duration::ZERO }
+}
+
+/// The documented answer to a call that reads.
+pub fn list() -> Said {
+    Said { body: r#"{"total":0,"list":[]}"#.to_owned(), ..said(200) }
+}
+
+type Answer = dyn Fn(&Asked) -> Said + Send + Sync;
+
+struct Api {
+    answer: Mutex<Box<Answer>>,
+    asked: Mutex<Vec<Asked>>,
+}
+
+/// The API. It ends with the test.
+pub struct Stub {
+    url: String,
+    api: Arc<Api>,
+    server: JoinHandle<()>,
+}
+
+impl Stub {
+    /// Answers so, and is the API of the scene from now on.
+    pub async fn of(scene: &mut Scene, answer: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+        let stub = Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), answer);
+        scene.set("ELVEN_API_URL", &stub.url);
+        stub
+    }
+
+    /// The same on a socket that is open already.
+    pub fn on(listener: TcpListener, answer: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let api = Arc::new(Api { answer: Mutex::new(Box::new(answer)), asked: Mutex::default() });
+        let router = Router::new().fallback(serve).with_state(api.clone());
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, api, server }
+    }
+
+    /// Answers otherwise from now on.
+    pub fn answer(&self, answer: impl Fn(&Asked) -> Said + Send + Sync + 'static) {
+        *self.api.answer.lock().unwrap() = Box::new(answer);
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.api.asked.lock().unwrap().clone()
+    }
+
+    /// The imports that arrived, in order.
+    pub fn imports(&self) -> Vec<Asked> {
+        self.asked().into_iter().filter(Asked::is_import).collect()
+    }
+
+    /// Accounts and balances that were accepted, in the order of arrival.
+    pub fn accepted(&self) -> Vec<(String, String)> {
+        let accepted = |asked: &Asked| asked.status == 200;
+        self.imports().iter().filter(|asked| accepted(asked)).flat_map(Asked::records).collect()
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn serve(
+    State(api): State<Arc<Api>>,
+    method: Method,
+    _: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let signed_at_ms: i64 = header("elven-api-timestamp").parse().unwrap_or_default();
+    let mut asked = Asked {
+        method,
+        key: header("elven-api-key").to_owned(),
+        age_ms: chrono::Utc::now().timestamp_millis() - signed_at_ms,
+        body: String::from_utf8_lossy(&body).into_owned(),
+        status: 0,
+    };
+    let said = (api.answer.lock().unwrap())(&asked);
+    asked.status = said.status;
+    api.asked.lock().unwrap().push(asked);
+    tokio::time::sleep(said.after).await;
+    let mut response = (StatusCode::from_u16(said.status).unwrap(), said.body).into_response();
+    for (name, value) in said.headers {
+        response.headers_mut().insert(name, value.parse().unwrap());
+    }
+    response
+}
