@@ -183,6 +183,9 @@ impl Worker {
             let resolution = format!("superseded by row {newer} of the same account, currency and second");
             return Ok(Outcome::Resolved(resolution));
         }
+        if let Some(left) = lease.fence.of_new(&batch) {
+            return Ok(Outcome::NotNow(words::fenced_retry(left)));
+        }
         match self.unless_stopped(channel.turn(self.settings.retry.max)).await {
             Some(Ok(())) => {}
             Some(Err(pause)) => return Ok(Outcome::NotNow(words::come_later(pause))),
@@ -267,6 +270,9 @@ impl Worker {
             };
             let settlement = settlement(&answer, begun, number > 1);
             let verdict = channel.hear(&answer, &mut corrected);
+            if matches!(verdict, Verdict::Unknown(_)) {
+                lease.fence.note_lost(batch, begun, channel.ahead_of_api());
+            }
             let attempt = Attempt {
                 number,
                 attempts_max: retry.attempts,
@@ -292,7 +298,7 @@ impl Worker {
     }
 
     /// Waits for something. `None`: a signal came meanwhile.
-    async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
         let mut stop = self.stop.clone();
         tokio::select! {
             biased;

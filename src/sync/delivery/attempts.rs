@@ -12,7 +12,7 @@ use super::super::words::{self, Words};
 use super::{Delivery, Node, later};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Signed, is_older_than};
+use crate::elven::{Answer, Signed, Verdict, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::Settlement;
 
@@ -44,6 +44,9 @@ impl Delivery {
         // A clock that is being tried: how far it is ahead of this machine's.
         let mut corrected = None;
         let mut number = 1;
+        if node.signed.is_none() {
+            self.refuse_fenced_part(&node.batch)?;
+        }
         if node.room.is_none() {
             node.room = Some(self.room().await?);
         }
@@ -57,9 +60,12 @@ impl Delivery {
             let (begun, signed_ahead, signed_at) = (Instant::now(), signed.ahead(), signed.at());
             let answer = around(Step::Send, self.worker.answer(&self.channel, signed)).await;
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
+            let verdict = self.channel.hear(&answer, &mut corrected);
+            if matches!(verdict, Verdict::Unknown(_)) {
+                self.note_lost(&node.batch, begun);
+            }
             let settlement = settlement(&answer, begun, node.repeated);
             node.repeated = true;
-            let verdict = self.channel.hear(&answer, &mut corrected);
             let attempt = Attempt {
                 number,
                 attempts_max,
@@ -148,6 +154,7 @@ impl Delivery {
 
     /// Records that an answer was not waited for.
     async fn cut_off(&self, node: &Node, begun: Instant) -> Halt {
+        self.note_lost(&node.batch, begun);
         let words = words::cut_off();
         let settlement = settlement(&Answer::Lost(words.message.clone()), begun, node.repeated);
         let recorded = self.answered(node, &words, settlement).await;
