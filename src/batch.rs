@@ -176,6 +176,11 @@ impl Batch {
         }
     }
 
+    /// Its records as rows, each with the hash of its key.
+    pub fn keyed_rows(&self) -> impl Iterator<Item = (u64, &Row)> {
+        self.keys.iter().copied().zip(self.records.iter().map(|&place| &self.rows[place]))
+    }
+
     /// Ids of the rows that cannot be sent as they stand, packed. `None` when there are none.
     pub fn rejected_ids(&self) -> Option<Vec<u8>> {
         (!self.invalid.is_empty()).then(|| pack_ids(self.invalid.iter().map(|row| &row.id)))

@@ -246,16 +246,18 @@ impl Journal {
     /// Records that the range of an entity is through, and gives the lease back.
     pub async fn finish_backfill_lane(&self, open: &OpenPass) -> Result<(), JournalError> {
         let Some(backfill_id) = open.course.backfill_id() else { return Ok(()) };
-        let Lease { entity_id, owner, epoch } = &open.lease;
+        let Lease { entity_id, owner, epoch, fence } = &open.lease;
         let finish = || async {
             let mut transaction = self.database.begin().await?;
             let released = sqlx::query!(
                 "update elven_sync.sync_state
-                    set lease_owner = null, lease_expires_at = null, lease_kind = null
+                    set lease_owner = null, lease_expires_at = null, lease_kind = null,
+                        fence_until = greatest(fence_until, clock_timestamp() + make_interval(secs => $4))
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                 entity_id,
                 epoch,
-                owner
+                owner,
+                fence.seconds_left()
             )
             .execute(&mut transaction)
             .await?;

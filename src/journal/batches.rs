@@ -8,7 +8,7 @@ use super::contents::{Answered, Contents, New, finish, insert, mark_ambiguous, r
 use super::group::{Answer, Handed, Writing};
 use super::lanes::commit_if_held;
 use super::steps::{Done, at, count_in, hold, invalid, move_lane, xid};
-use super::{Counters, Course, Journal, JournalError, Lease, OpenPass, Problem, errors};
+use super::{Counters, Course, Journal, JournalError, OpenPass, Problem, errors};
 use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::ledger::instant_us;
@@ -39,6 +39,17 @@ pub struct Recorded {
     pub attempts: i32,
     /// Runs in which its outcome stayed unknown.
     pub unknown_runs: i32,
+    /// Where it lies.
+    pub side: Side,
+}
+
+/// Where a batch lies, seen from the cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Beyond it.
+    Beyond,
+    /// The cursor has passed it.
+    Passed,
 }
 
 /// What is done to a lane in a run.
@@ -87,6 +98,7 @@ struct BatchRow {
     row_count: i32,
     attempts: i32,
     unknown_runs: i32,
+    is_passed: bool,
     ids: Vec<String>,
 }
 
@@ -112,13 +124,14 @@ impl BatchRow {
             may_have_arrived: self.status == "unknown" && self.row_count > 0,
             attempts: self.attempts,
             unknown_runs: self.unknown_runs,
+            side: if self.is_passed { Side::Passed } else { Side::Beyond },
         })
     }
 }
 
 impl Journal {
-    /// The batches of an open pass or backfill beyond its cursor, in the order in which they were announced, parts behind
-    /// what they are parts of.
+    /// The batches of an open pass or backfill beyond its cursor, and those before it that have no answer, in the order
+    /// in which they were announced, parts behind what they are parts of.
     ///
     /// One that was being sent when its worker stopped becomes `unknown` here.
     pub async fn recorded(&self, pass: &OpenPass) -> Result<Vec<Recorded>, JournalError> {
@@ -135,51 +148,21 @@ impl Journal {
         Ok(rows.into_iter().map(BatchRow::into_recorded).collect::<Result<_, _>>()?)
     }
 
-    async fn recover_pass(&self, pass_id: i64, lease: &Lease) -> Result<(), sqlx::Error> {
-        let recovered = self.database.execute(|| {
-            sqlx::query!(
-                "update elven_sync.sync_batches b set status = 'unknown'
-                  where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0 and b.row_count > 0
-                    and exists (select from elven_sync.sync_state s
-                                 where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
-                pass_id,
-                lease.entity_id,
-                lease.epoch,
-                lease.owner
-            )
-        });
-        recovered.await.map(drop)
-    }
-
-    async fn recover_backfill(&self, backfill_id: i64, lease: &Lease) -> Result<(), sqlx::Error> {
-        let recovered = self.database.execute(|| {
-            sqlx::query!(
-                "update elven_sync.sync_batches b set status = 'unknown'
-                  where b.backfill_id = $1 and b.entity_id = $2 and b.status = 'sending' and b.attempts > 0
-                    and b.row_count > 0
-                    and exists (select from elven_sync.sync_state s
-                                 where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
-                backfill_id,
-                lease.entity_id,
-                lease.epoch,
-                lease.owner
-            )
-        });
-        recovered.await.map(drop)
-    }
-
     async fn recorded_in_pass(&self, pass_id: i64) -> Result<Vec<BatchRow>, sqlx::Error> {
         self.database.again(|| sqlx::query_as!(
             BatchRow,
             r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
-                      b.row_count, b.attempts, b.unknown_runs,
+                      b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
                       case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
                            then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
                  from elven_sync.sync_batches b join elven_sync.sync_state s on s.pass_id = b.pass_id
+                 cross join lateral (
+                      select coalesce(max(d.batch_id), 0) as batch_id from elven_sync.sync_batches d
+                       where d.pass_id = $1 and d.parent_id is null
+                         and d.last_xid = s.cursor_xid and d.last_id = s.cursor_id) passed
                 where b.pass_id = $1
-                  and b.batch_id > coalesce((select max(d.batch_id) from elven_sync.sync_batches d
-                                              where d.pass_id = $1 and d.parent_id is null
-                                                and d.last_xid = s.cursor_xid and d.last_id = s.cursor_id), 0)
+                  and (b.batch_id > passed.batch_id or b.status in ('sending', 'unknown')
+                       or (b.status = 'rejected' and b.row_count > 0))
                 order by b.batch_id"#,
             pass_id
         ).fetch_all(&self.database)).await
@@ -193,15 +176,18 @@ impl Journal {
         self.database.again(|| sqlx::query_as!(
             BatchRow,
             r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
-                      b.row_count, b.attempts, b.unknown_runs,
+                      b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
                       case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
                            then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
                  from elven_sync.sync_batches b
                  join elven_sync.sync_backfill_lanes l on l.backfill_id = b.backfill_id and l.entity_id = b.entity_id
+                 cross join lateral (
+                      select coalesce(max(d.batch_id), 0) as batch_id from elven_sync.sync_batches d
+                       where d.backfill_id = $1 and d.entity_id = $2 and d.parent_id is null
+                         and d.last_at = l.cursor_at and d.last_id = l.cursor_id) passed
                 where b.backfill_id = $1 and b.entity_id = $2
-                  and b.batch_id > coalesce((select max(d.batch_id) from elven_sync.sync_batches d
-                                              where d.backfill_id = $1 and d.entity_id = $2 and d.parent_id is null
-                                                and d.last_at = l.cursor_at and d.last_id = l.cursor_id), 0)
+                  and (b.batch_id > passed.batch_id or b.status in ('sending', 'unknown')
+                       or (b.status = 'rejected' and b.row_count > 0))
                 order by b.batch_id"#,
             backfill_id,
             entity_id
@@ -212,9 +198,11 @@ impl Journal {
         hold(transaction, &pass.lease, Some(pass.course), self.lease_seconds()).await
     }
 
-    /// Waits until all is written that was handed in for a pass: a write that moves its cursor follows.
-    async fn caught_up(&self, doing: Doing<'_>) -> Result<(), JournalError> {
-        self.group.hand_in(doing, Writing::Nothing).written().await.map(drop)
+    /// Waits until all is written that was handed in for a pass: a write that moves its cursor follows, unless an
+    /// answer that was handed in could not be written.
+    async fn caught_up(&self, doing: Doing<'_>, advance: Option<&Advance>) -> Result<(), JournalError> {
+        self.group.hand_in(doing, Writing::Nothing).written().await?;
+        advance.and_then(|_| doing.pass.unwritten.reason()).map_or(Ok(()), Err)
     }
 
     /// Hands in a batch that is about to be sent. Once that is written the lease was checked.
@@ -266,7 +254,7 @@ impl Journal {
         batch_id: i64,
         advance: Option<Advance>,
     ) -> Result<(), JournalError> {
-        self.caught_up(doing).await?;
+        self.caught_up(doing, advance.as_ref()).await?;
         let emptied = || async {
             let mut transaction = self.database.begin().await?;
             let nothing = Counters::default();
@@ -409,7 +397,7 @@ impl Journal {
         settlement: Settlement,
         advance: Option<Advance>,
     ) -> Result<bool, JournalError> {
-        self.caught_up(doing).await?;
+        self.caught_up(doing, advance.as_ref()).await?;
         let entity_id = &doing.pass.lease.entity_id;
         let mut problems: Vec<Problem> =
             batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();

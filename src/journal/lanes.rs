@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::batches::Doing;
-use super::group::{Closing, Handed, Stopped, Writing};
-use super::{Journal, JournalError, Problem, errors};
+use super::group::{Closing, Handed, Stopped, Unwritten, Writing};
+use super::{Fence, Journal, JournalError, Problem, errors};
 use crate::database::Transaction;
 use crate::ledger::Progress;
 use crate::watermark::{Cursor, NotASnapshot, Snapshot};
@@ -23,6 +23,8 @@ pub struct Lease {
     pub owner: String,
     /// Which of the leases given out on it.
     pub epoch: i64,
+    /// What was sent and may still arrive, which is written down when the lease is given back.
+    pub fence: Fence,
 }
 
 /// What a lane goes through, and what its batches belong to.
@@ -54,13 +56,20 @@ pub struct OpenPass {
     /// What is open.
     pub course: Course,
     pub(super) stopped: Stopped,
+    pub(super) unwritten: Unwritten,
     pub(super) unwanted: watch::Sender<bool>,
 }
 
 impl OpenPass {
     /// What was opened, or found open, under the lease.
     pub fn new(lease: Lease, course: Course) -> Self {
-        Self { lease, course, stopped: Stopped::default(), unwanted: watch::Sender::new(false) }
+        Self {
+            lease,
+            course,
+            stopped: Stopped::default(),
+            unwritten: Unwritten::default(),
+            unwanted: watch::Sender::new(false),
+        }
     }
 
     /// Turns true once a backfill ought to give the lease back: somebody waits for it, or the backfill was cancelled.
@@ -111,6 +120,7 @@ pub(super) struct StateRow {
     pub(super) system_identifier: Option<i64>,
     pub(super) ledger_table: Option<String>,
     pub(super) not_before_s: Option<f64>,
+    pub(super) fence_s: Option<f64>,
     pub(super) has_rows_set_aside: bool,
     /// The pass was opened just now.
     pub(super) is_opened: bool,
@@ -156,7 +166,7 @@ impl Journal {
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
                       s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
-                      false as "has_rows_set_aside!", false as "is_opened!"
+                      null::float8 as fence_s, false as "has_rows_set_aside!", false as "is_opened!"
                  from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
             entity_ids
         ).fetch_all(&self.database)).await?;
@@ -236,13 +246,15 @@ impl Journal {
                 "update elven_sync.sync_state
                     set last_error = $4, consecutive_failures = consecutive_failures + 1,
                         not_before = greatest(not_before, clock_timestamp() + make_interval(secs => $5)),
+                        fence_until = greatest(fence_until, clock_timestamp() + make_interval(secs => $6)),
                         lease_owner = null, lease_expires_at = null, lease_kind = null
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                 lease.entity_id,
                 lease.epoch,
                 lease.owner,
                 problem.message,
-                not_before.map(|pause| pause.as_secs_f64())
+                not_before.map(|pause| pause.as_secs_f64()),
+                lease.fence.seconds_left()
             )
             .execute(&mut transaction)
             .await?;
@@ -260,11 +272,13 @@ impl Journal {
             let done = sqlx::query!(
                 "update elven_sync.sync_state
                     set last_success_at = clock_timestamp(), last_error = null, consecutive_failures = 0,
+                        fence_until = greatest(fence_until, clock_timestamp() + make_interval(secs => $4)),
                         lease_owner = null, lease_expires_at = null
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                 lease.entity_id,
                 lease.epoch,
-                lease.owner
+                lease.owner,
+                lease.fence.seconds_left()
             )
             .execute(&mut transaction)
             .await?;

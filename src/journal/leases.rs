@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::lanes::{Lane, Lease, Opening, StateRow, commit_if_held};
 use super::steps::hold;
-use super::{Journal, JournalError};
+use super::{Fence, Journal, JournalError};
 use crate::watermark::Snapshot;
 
 /// What trying to lease an entity gave.
@@ -139,6 +139,7 @@ impl Journal {
             returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
                       s.cursor_id, s.system_identifier, s.ledger_table,
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
+                      extract(epoch from s.fence_until - clock_timestamp())::float8 as fence_s,
                       exists (select from elven_sync.sync_errors e
                                where e.entity_id = s.entity_id and e.ledger_id is not null
                                  and e.resolved_at is null) as "has_rows_set_aside!",
@@ -161,8 +162,10 @@ impl Journal {
             transaction.rollback().await?;
             return Ok(None);
         };
-        let lease =
-            Lease { entity_id: row.entity_id.clone(), owner: self.worker.clone(), epoch: row.lease_epoch };
+        let fenced = row.fence_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let fence = Fence::new(self.signature_window, fenced);
+        let (entity_id, owner) = (row.entity_id.clone(), self.worker.clone());
+        let lease = Lease { entity_id, owner, epoch: row.lease_epoch, fence };
         let is_opened = row.is_opened;
         let mut lane = row.into_lane()?;
         let opened = if is_opened { lane.open.take() } else { None };
@@ -240,17 +243,19 @@ impl Journal {
         self.database.again(check_lease).await
     }
 
-    /// Gives a lease back, so that nobody has to wait for it to run out.
+    /// Gives a lease back, so that nobody has to wait for it to run out, and notes what may still arrive of it.
     pub async fn release(&self, lease: &Lease) -> Result<(), JournalError> {
         self.database
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_state
-                        set lease_owner = null, lease_expires_at = null, lease_kind = null
+                        set lease_owner = null, lease_expires_at = null, lease_kind = null,
+                            fence_until = greatest(fence_until, clock_timestamp() + make_interval(secs => $4))
                       where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
                     lease.entity_id,
                     lease.epoch,
-                    lease.owner
+                    lease.owner,
+                    lease.fence.seconds_left()
                 )
             })
             .await?;

@@ -11,6 +11,7 @@ pub mod carried;
 mod contents;
 mod entities;
 mod errors;
+mod fence;
 mod group;
 mod lanes;
 mod leases;
@@ -20,6 +21,7 @@ mod pending;
 mod problems;
 pub mod proof;
 pub mod prune;
+mod recovery;
 mod runs;
 mod steps;
 
@@ -28,9 +30,10 @@ use std::time::Duration;
 
 pub use backfill_rows::{Backfill, Cancelled};
 pub use backfills::{Asked, BackfillLane, BackfillStatus, Begun};
-pub use batches::{Advance, Doing, Recorded, Settlement};
+pub use batches::{Advance, Doing, Recorded, Settlement, Side};
 pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
+pub use fence::Fence;
 pub use group::Handed;
 pub use lanes::{Course, Lane, Lease, OpenPass, Opening};
 pub use leases::{Holder, Lasts, Purpose, Take};
@@ -51,8 +54,8 @@ pub enum JournalError {
     LeaseLost,
     /// All of a pass was read, and yet a batch of it has no answer: it is not closed over that.
     #[error(
-        "pass {0} has a batch without an answer behind its cursor, so it cannot be closed; hint: look at \
-         elven_sync.sync_batches; `elven-sync entity rewind` sends its rows again"
+        "pass {0} has a batch without an answer behind its cursor, so it cannot be closed; hint: `elven-sync run` \
+         sends it again"
     )]
     Unfinished(i64),
     /// All of a range was read, and yet a batch of it has no answer: it is not finished over that.

@@ -18,7 +18,7 @@ pub use progress::{Watched, watch};
 
 use crate::journal::{Health, RecordedError};
 use crate::ledger::Writer;
-use crate::sync::{Ended, RunReport};
+use crate::sync::{Ended, EntityReport, RunReport};
 
 /// The summary names each entity when there are at most this many.
 const ENTITIES_SHOWN_MAX: usize = 20;
@@ -148,6 +148,9 @@ pub fn run_report(report: &RunReport, as_json: bool) {
     {
         line(format_args!("failed: {}", entity.failure().unwrap_or_default()));
     }
+    for why in report.entities.iter().filter_map(EntityReport::left_to_a_later_run).take(ENTITIES_SHOWN_MAX) {
+        line(format_args!("waits: {why}"));
+    }
     for entity_id in report.unregistered.iter().take(ENTITIES_SHOWN_MAX) {
         line(format_args!(
             "unregistered: rows of `{entity_id}` wait; hint: elven-sync entity add '{entity_id}' --timezone ZONE"
@@ -188,6 +191,7 @@ fn entities_table(report: &RunReport) -> Table {
                 Ended::Done => "done",
                 Ended::Stopped => "stopped",
                 Ended::Held => "another worker is on it",
+                Ended::Fenced(_) => "waits",
                 Ended::Failed(_) => "FAILED",
             };
             vec![

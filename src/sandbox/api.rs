@@ -28,6 +28,8 @@ use super::{
     validate::{Known, Record, count, validate},
 };
 
+mod late;
+
 /// The import.
 const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
 const CURRENCIES_PATH: &str = "/open/v3/currency";
@@ -89,7 +91,7 @@ pub(super) async fn answer(
     let (head, body) = request.into_parts();
     // Read whatever the answer will be: a client that is cut off while it sends may never see one.
     let content = Content::read(body, shared.options.body_bytes_max).await;
-    respond(&shared, &switch, &head, &content).await
+    respond(&shared, &switch, &Arc::new((head, content))).await
 }
 
 /// Answers a path that is neither the API's nor the sandbox's own.
@@ -105,7 +107,8 @@ pub(super) async fn wrong_method() -> Response {
 }
 
 /// Judges a request, keeps what is to be kept, and answers as usual or as the faults that are due demand.
-async fn respond(shared: &Shared, switch: &Switch, head: &Parts, content: &Content) -> Response {
+async fn respond(shared: &Arc<Shared>, switch: &Switch, asked: &Arc<(Parts, Content)>) -> Response {
+    let (head, content) = &**asked;
     let call = Call::of(head);
     let mut struck = if call.is_ok() { lock(&shared.standing).clock() } else { Struck::default() };
     let clock_ahead = struck.clock_ahead;
@@ -120,7 +123,10 @@ async fn respond(shared: &Shared, switch: &Switch, head: &Parts, content: &Conte
     let mut note = begin_note(shared, &gatekeeper, head, content);
     note.fault = (!struck.names.is_empty()).then(|| struck.names.join(", "));
     let (usual, records) = usual(judged, head, &mut note);
-    let mut response = if let Some(fault) = struck.fault {
+    let mut response = if let Some(Fault::DeliverLate(delay)) = struck.fault {
+        tokio::spawn(late::deliver(shared.clone(), asked.clone(), delay, note.fault.clone()));
+        carry_out(Fault::CutBeforeWrite, shared, switch, usual, note, &records).await
+    } else if let Some(fault) = struck.fault {
         carry_out(fault, shared, switch, usual, note, &records).await
     } else {
         shared.note(note, &records);
@@ -181,7 +187,8 @@ async fn carry_out(
             shared.note(Request { status: Some(response.status().as_u16()), ..note }, records);
             response
         }
-        Fault::CutBeforeWrite => {
+        // What is delivered late is taken care of by whoever does that.
+        Fault::CutBeforeWrite | Fault::DeliverLate(_) => {
             shared.note(Request { status: None, records: 0, message: None, ..note }, &[]);
             switch.cut();
             usual

@@ -1,6 +1,7 @@
 //! Faults on request: what can go wrong between a client and the API, made to happen.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -29,6 +30,9 @@ pub enum Fault {
     CutBeforeWrite,
     /// The records are kept, and the connection is closed without a byte of an answer.
     CutAfterWrite,
+    /// The connection is closed without a byte of an answer. The request is judged, and kept if it is accepted, so much
+    /// later: its signature by the clock of then.
+    DeliverLate(Duration),
     /// The records are kept, and the answer waits until the gate is opened. When the sandbox stops
     /// first, the connection is cut.
     HoldResponse(Gate),
@@ -42,6 +46,7 @@ impl Fault {
             Fault::FailAfterWrite { .. } => "FailAfterWrite",
             Fault::CutBeforeWrite => "CutBeforeWrite",
             Fault::CutAfterWrite => "CutAfterWrite",
+            Fault::DeliverLate(_) => "DeliverLate",
             Fault::HoldResponse(_) => "HoldResponse",
         }
     }

@@ -7,7 +7,7 @@ use humantime_serde::re::humantime;
 use thiserror::Error;
 
 /// Every fault as it is written, and what a client meets. What stands in `[]` can be left out.
-const FAULTS: [(&str, &str); 21] = [
+const FAULTS: [(&str, &str); 22] = [
     ("reject:account=ID", "400 for an import with a record of this account"),
     ("reject:currency=SYMBOL", "400 for an import with a record in this currency"),
     ("reject:negative", "400 for an import with a negative balance"),
@@ -24,6 +24,7 @@ const FAULTS: [(&str, &str); 21] = [
     ("cut-before", "nothing is kept, and the connection is cut without an answer"),
     ("outage=DURATION", "from an import on, for so long, every request is cut like that"),
     ("answer-lost", "an import is kept, and the connection is cut without an answer"),
+    ("late=DURATION", "an import is cut without an answer, and arrives so much later"),
     ("error-500", "nothing is kept, and 500"),
     ("error-500-kept", "an import is kept, and 500"),
     ("html-200", "nothing is kept, and 200 with the page of a network's login"),
@@ -134,6 +135,7 @@ pub(super) enum What {
     CutBefore,
     Outage(Duration),
     AnswerLost,
+    Late(Duration),
     Error500,
     Error500Kept,
     Html200,
@@ -164,6 +166,7 @@ impl What {
             ("cut-before", None) => Self::CutBefore,
             ("outage", Some(value)) => Self::Outage(duration(value)?),
             ("answer-lost", None) => Self::AnswerLost,
+            ("late", Some(value)) => Self::Late(duration(value)?),
             ("error-500", None) => Self::Error500,
             ("error-500-kept", None) => Self::Error500Kept,
             ("html-200", None) => Self::Html200,
@@ -255,6 +258,7 @@ mod tests {
             ("throttle", What::Throttle(None)),
             ("throttle=2s", What::Throttle(seconds(2))),
             ("unavailable=1m", What::Unavailable(seconds(60))),
+            ("late=4s", What::Late(Duration::from_secs(4))),
             ("slow=1day", What::Slow(Duration::from_hours(24))),
         ] {
             let rule = rule(text);

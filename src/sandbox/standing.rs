@@ -133,7 +133,7 @@ fn concerns(what: &What, asked: &Asked<'_>) -> bool {
         What::RejectAccount(account) => records.any(|record| record.entity_account_id == *account),
         What::RejectCurrency(currency) => records.any(|record| record.currency == *currency),
         What::RejectNegative => records.any(|record| record.balance.starts_with('-')),
-        What::SuccessFalse | What::AnswerLost | What::Error500Kept => {
+        What::SuccessFalse | What::AnswerLost | What::Late(_) | What::Error500Kept => {
             asked.import && asked.accepted.is_some()
         }
         What::BodyLimit(bytes) => asked.import && asked.body_bytes > *bytes,
@@ -168,6 +168,7 @@ fn fault(what: &What, now: DateTime<Utc>) -> Option<Fault> {
         }
         What::CutBefore | What::Outage(_) => Fault::CutBeforeWrite,
         What::AnswerLost => Fault::CutAfterWrite,
+        What::Late(delay) => Fault::DeliverLate(*delay),
         What::Error500 => page(StatusCode::INTERNAL_SERVER_ERROR, None),
         What::Error500Kept => Fault::FailAfterWrite { status: 500 },
         What::Html200 => html(StatusCode::OK, "Log in to use this network", None),

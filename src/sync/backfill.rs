@@ -231,6 +231,7 @@ impl Worker {
         let range = Arc::new(lane.range.clone());
         let entity_id = &target.entity_id;
         let mut report = EntityReport::new(entity_id, Ended::Done);
+        let mut lease_before = None;
         loop {
             let Some((place, lease, state)) = self.take_slice(run_id, backfill_id, entity_id).await? else {
                 return Ok(EntityReport { ended: Ended::Stopped, ..report });
@@ -239,6 +240,8 @@ impl Worker {
             if let Some(pause) = state.not_before {
                 target.channel.pause(pause);
             }
+            let lease = lease.after(lease_before.take());
+            lease_before = Some(lease.clone());
             let (since, has_rows_set_aside) = (Instant::now(), state.has_rows_set_aside);
             let mut held =
                 Held { worker: self, run_id, target, since, place, has_rows_set_aside, lease, report };
@@ -248,7 +251,13 @@ impl Worker {
                 None => Err(Halt::Stopped),
             };
             let yielded = matches!(halted, Err(Halt::Yielded));
+            let fenced = if let Err(Halt::Fenced(left)) = halted { Some(left) } else { None };
             report = held.end(halted).await?;
+            if let Some(left) = fenced {
+                // Without lease and place, and then with what is left.
+                self.unless_stopped(tokio::time::sleep(left)).await;
+                continue;
+            }
             // A lease that was lost is taken again, and what was left of it recovered.
             if !yielded {
                 if report.ended != Ended::Held {

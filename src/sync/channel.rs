@@ -48,6 +48,8 @@ struct State {
     failed: Taken,
     accepted_bytes: usize,
     refused_bytes: usize,
+    /// How far the clock that the last answer was signed for is ahead of the API's, as far as its date tells.
+    ahead_of_api: Duration,
 }
 
 impl Channel {
@@ -69,6 +71,7 @@ impl Channel {
             failed: Taken::default(),
             accepted_bytes: 0,
             refused_bytes: usize::MAX,
+            ahead_of_api: Duration::ZERO,
         };
         Self {
             credential,
@@ -203,6 +206,11 @@ impl Channel {
     /// Judges an answer to a request that was signed by a clock under trial, if one is; keeps that clock when it
     /// has worked. What else comes back may be from somebody who did not look at the signature.
     pub(super) fn hear(&self, answer: &Answer, corrected: &mut Option<TimeDelta>) -> Verdict {
+        if let Answer::Response { ahead: Some(ahead), .. } = answer {
+            // Less than that is no skew.
+            let behind = (-*ahead).to_std().ok().filter(|_| -*ahead >= SKEW_MIN);
+            self.state().ahead_of_api = behind.unwrap_or_default();
+        }
         let verdict = self.judge(answer);
         if matches!(verdict, Verdict::Accepted | Verdict::Refused(_))
             && let Some(ahead) = corrected.take()
@@ -215,6 +223,11 @@ impl Channel {
     /// How far ahead of this machine's the clock is that requests are signed by.
     pub(super) fn ahead(&self) -> TimeDelta {
         self.state().ahead
+    }
+
+    /// How far signatures are dated ahead of the API's clock, which takes them for so much longer.
+    pub(super) fn ahead_of_api(&self) -> Duration {
+        self.state().ahead_of_api
     }
 
     /// Keeps a clock that has worked: how far it is ahead of this machine's.

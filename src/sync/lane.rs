@@ -8,6 +8,7 @@ use super::delivery::{Delivery, Manner};
 use super::fit::Misfit;
 use super::places::Place;
 use super::rows::{Limits, Rows, Source};
+use super::words;
 use super::{Ended, EntityReport, RunError, Target, Worker};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
@@ -31,6 +32,8 @@ pub(super) enum Halt {
     CutOff,
     /// Others wait for their turn.
     Yielded,
+    /// An attempt whose answer was lost may arrive for so long, and what is next may not be sent before.
+    Fenced(Duration),
     /// A problem to record, and how long the API asked not to be called.
     Problem(Box<Problem>, Option<Duration>),
     /// The lease is another worker's now.
@@ -113,6 +116,7 @@ impl Worker {
         look: &Look,
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::new(&target.entity_id, Ended::Done);
+        let mut lease_before = None;
         // What has to be so for a pass is known from the look, as long as the entity is where it was then.
         let is_due = look.news(&target.entity_id).has_news
             && seen.open.is_none()
@@ -126,6 +130,8 @@ impl Worker {
             if let Some(pause) = lane.not_before {
                 target.channel.pause(pause);
             }
+            let lease = lease.after(lease_before.take());
+            lease_before = Some(lease.clone());
             let (since, has_rows_set_aside) = (Instant::now(), lane.has_rows_set_aside);
             let mut held =
                 Held { worker: self, run_id, target, since, place, has_rows_set_aside, lease, report };
@@ -249,6 +255,11 @@ impl Held<'_> {
             Err(halt @ (Halt::Stopped | Halt::Yielded)) => {
                 let ended = if matches!(halt, Halt::Stopped) { Ended::Stopped } else { Ended::Done };
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| ended)
+            }
+            Err(Halt::Fenced(left)) => {
+                let waits = words::fenced(left);
+                tracing::info!(entity_id, "{waits}");
+                around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| Ended::Fenced(waits))
             }
             // What was sent may still arrive, so the lease is left to run out: until then, and until the
             // signature is too old, nobody else sends.

@@ -86,6 +86,10 @@ impl Worker {
         let resend = async || {
             let Some(batch) = self.known(target).await? else { return Ok(Resent::Nothing) };
             let Target { channel, proving, .. } = target;
+            if lease.fence.of_new(&batch).is_some() {
+                let why = "not sent yet, since a request whose answer was lost may still arrive";
+                return Ok(Resent::Otherwise(why.to_owned()));
+            }
             match self.unless_stopped(channel.turn(self.settings.retry.max)).await {
                 Some(Ok(())) => {}
                 Some(Err(pause)) => return Ok(Resent::Otherwise(super::words::come_later(pause))),

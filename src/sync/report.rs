@@ -14,6 +14,8 @@ pub enum Ended {
     Stopped,
     /// Another worker is on it.
     Held,
+    /// A request whose answer was lost may still arrive, so the rest is left to a later run. The text says how long.
+    Fenced(String),
     /// It stopped where it is.
     Failed(String),
 }
@@ -63,7 +65,15 @@ impl EntityReport {
     pub fn failure(&self) -> Option<String> {
         match &self.ended {
             Ended::Failed(reason) => Some(format!("{}: {reason}", self.entity_id)),
-            Ended::Done | Ended::Stopped | Ended::Held => None,
+            Ended::Done | Ended::Stopped | Ended::Held | Ended::Fenced(_) => None,
+        }
+    }
+
+    /// Why the rest of its rows is left to a later run, with the entity's name, if that is so.
+    pub fn left_to_a_later_run(&self) -> Option<String> {
+        match &self.ended {
+            Ended::Fenced(why) => Some(format!("{}: {why}", self.entity_id)),
+            _ => None,
         }
     }
 

@@ -182,6 +182,9 @@ impl Worker {
             let resolution = format!("superseded by row {newer} of the same account, currency and second");
             return Ok(Outcome::Resolved(resolution));
         }
+        if let Some(left) = lease.fence.of_new(&batch) {
+            return Ok(Outcome::NotNow(words::fenced_retry(left)));
+        }
         match self.unless_stopped(channel.turn(self.settings.retry.max)).await {
             Some(Ok(())) => {}
             Some(Err(pause)) => return Ok(Outcome::NotNow(words::come_later(pause))),
@@ -269,6 +272,9 @@ impl Worker {
             let answer = answer.unwrap_or_else(|| Answer::Lost(words::cut_off().message));
             let settlement = settlement(&answer, begun, number > 1);
             let verdict = channel.hear(&answer, &mut remedies.trial);
+            if matches!(verdict, Verdict::Unknown(_)) {
+                lease.fence.note_lost(batch, begun, channel.ahead_of_api());
+            }
             let attempt = Attempt {
                 number,
                 attempts_max: retry.attempts,

@@ -55,6 +55,15 @@ pub(super) fn gap(course: Course, batch_id: i64, entity_id: &str) -> String {
     )
 }
 
+/// Said of a batch without an answer that cannot be sent again any more.
+pub(super) fn followed(batch_id: i64, entity_id: &str) -> String {
+    format!(
+        "no answer to batch {batch_id} is recorded, and another row of one of its accounts, currencies and seconds was \
+         sent after it, so the batch is not sent again; hint: `elven-sync entity rewind '{entity_id}'` uploads \
+         everything again, in order"
+    )
+}
+
 /// The words for a verdict on a batch that was sent with a credential.
 pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, credential: &str) -> Words {
     let status = http_status.map_or_else(|| "no answer".to_owned(), |s| format!("HTTP {s}"));
@@ -132,6 +141,29 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
 /// The API named a time before which it is not to be called.
 pub(super) fn come_later(pause: Duration) -> String {
     format!("the API asks to come later, in {} s; a run after that tries again", pause.as_secs().max(1))
+}
+
+/// A request whose answer was lost may arrive for so long.
+pub(super) fn fenced(left: Duration) -> String {
+    format!(
+        "the answer to a request was lost, and the network may still deliver that request; nothing else is sent for \
+         {} s (sync_state.fence_until); hint: the next run after that sends the rows that are left",
+        seconds_up(left)
+    )
+}
+
+/// The same of a row that is tried again.
+pub(super) fn fenced_retry(left: Duration) -> String {
+    format!(
+        "the answer to an earlier request was lost, and the network may still deliver that request \
+         (sync_state.fence_until); hint: elven-sync errors retry, in {} s",
+        seconds_up(left)
+    )
+}
+
+/// In whole seconds, the next one up.
+fn seconds_up(left: Duration) -> u64 {
+    left.as_secs() + u64::from(left.subsec_nanos() > 0)
 }
 
 /// A batch whose outcome is unknown is not sent again unless a person says so.

@@ -206,7 +206,7 @@ impl Case {
             let is_slow = |ended: &Ended| match ended {
                 Ended::Held => true,
                 Ended::Failed(why) => why.contains("from the server's clock"),
-                Ended::Done | Ended::Stopped => false,
+                Ended::Done | Ended::Stopped | Ended::Fenced(_) => false,
             };
             if !report.entities.iter().any(|entity| is_slow(&entity.ended)) {
                 break report;

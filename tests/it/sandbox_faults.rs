@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use tokio::process::Command;
 
 use crate::sandbox::{Bench, GOOD, IMPORT, options, parse, refused};
-use crate::support::{Scene, stderr, stdout};
+use crate::support::{Scene, eventually, stderr, stdout};
 
 const LIST: &str = "/open/v3/entityAccount";
 
@@ -116,6 +116,24 @@ async fn a_cut_connection_says_nothing_of_what_was_kept() {
         assert_eq!(bench.sandbox.records_accepted(), kept, "{rule}");
         assert_eq!(bench.sandbox.requests().last().unwrap().status, None);
         assert_eq!(bench.signed(Method::GET, LIST).send().await.is_err(), list_is_cut, "{rule}");
+    }
+}
+
+/// As a network may do it: the client has given up by then. The signature is that of the request as it was sent.
+#[tokio::test]
+async fn a_late_request_is_cut_off_and_judged_when_it_arrives() {
+    for (window, status, kept) in [(Duration::from_secs(30), 200, 2), (Duration::from_millis(100), 401, 0)] {
+        let rules = parsed(&["late=500ms@once:1"]);
+        let bench = Bench::start(Options { rules, signature_window: window, ..options() }).await;
+        let error = bench.signed(Method::POST, IMPORT).body(GOOD).send().await.unwrap_err();
+        assert!(error.is_request() && !error.is_timeout() && !error.is_connect(), "{error:?}");
+        let requests = bench.sandbox.requests();
+        assert_eq!((requests.len(), requests[0].status, requests[0].records), (1, None, 0));
+        eventually("it arrives", async || bench.sandbox.requests().len() == 2).await;
+        let late = bench.sandbox.requests().pop().unwrap();
+        assert_eq!((late.status, late.records), (Some(status), kept));
+        assert_eq!(late.fault.as_deref(), Some("late, delivered"));
+        assert_eq!(bench.sandbox.records_accepted(), kept);
     }
 }
 

@@ -31,7 +31,16 @@ pub const PARTS: &str = "
     create trigger stamp_change_xid before insert or update on ledger.parts
         for each row execute function ledger.stamp_change_xid();";
 
-/// A migrated database with the default ledger, and a sandbox.
+/// As if each command came after the fence of the one before it: `sync_state.fence_until` is as long as NULL.
+const FENCES_ARE_OVER: &str = "
+    create or replace function fence_is_over() returns trigger language plpgsql as
+        $$ begin new.fence_until := null; return new; end $$;
+    drop trigger if exists fence_is_over on elven_sync.sync_state;
+    create trigger fence_is_over before insert or update on elven_sync.sync_state
+        for each row execute function fence_is_over()";
+
+/// A migrated database with the default ledger, and a sandbox. A command does not wait for what one before it has sent and
+/// may still arrive, since nothing does, unless [`Scene::with_fences`] says so.
 pub struct Scene {
     pub pool: PgPool,
     pub url: String,
@@ -44,6 +53,7 @@ impl Scene {
         let database = Database::from(pool.clone());
         journal::migrate(&database).await.unwrap();
         journal::migrate_ledger(&database).await.unwrap();
+        sqlx::raw_sql(FENCES_ARE_OVER).execute(&pool).await.unwrap();
         Self::beside(pool, Options::default()).await
     }
 
@@ -66,6 +76,12 @@ impl Scene {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
         Self { pool, url, sandbox, variables }
+    }
+
+    /// From now on fences last as long as they do: the signature window of [`Scene::beside`] and 3 s.
+    pub async fn with_fences(self) -> Self {
+        self.sql("drop trigger fence_is_over on elven_sync.sync_state").await;
+        self
     }
 
     /// The same in a database that is made first, on whatever server the address names.

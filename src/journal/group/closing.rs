@@ -19,10 +19,13 @@ pub(super) async fn close(
     let entity_ids: Vec<String> = passes.iter().map(|(entity_id, ..)| (*entity_id).to_owned()).collect();
     let pass_ids: Vec<i64> = passes.iter().map(|(_, pass_id, _)| *pass_id).collect();
     let ends: Vec<bool> = passes.iter().map(|(.., ends)| *ends).collect();
+    let of_passes = closings.iter().filter(|(entry, _)| entry.pass.course.pass_id().is_some());
+    let fences: Vec<_> = of_passes.map(|(entry, _)| entry.pass.lease.fence.seconds_left()).collect();
     // Whether a batch is open is asked in the order of the index, as in `lock`, and of the pass of the locked row: asked of
     // `c` it is asked before that row is looked for, and PostgreSQL then goes through all of them for each pass.
     let closed = sqlx::query!(
-        "with closing as (select * from unnest($1::text[], $2::bigint[], $3::boolean[]) c (entity_id, pass_id, ends)),
+        "with closing as (select * from unnest($1::text[], $2::bigint[], $3::boolean[], $4::float8[])
+                                          c (entity_id, pass_id, ends, fence)),
               lane as (
                   update elven_sync.sync_state s
                      set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
@@ -30,7 +33,8 @@ pub(super) async fn close(
                          last_error = case when c.ends then null else last_error end,
                          consecutive_failures = case when c.ends then 0 else consecutive_failures end,
                          lease_owner = case when c.ends then null else lease_owner end,
-                         lease_expires_at = case when c.ends then null else lease_expires_at end
+                         lease_expires_at = case when c.ends then null else lease_expires_at end,
+                         fence_until = greatest(fence_until, clock_timestamp() + make_interval(secs => c.fence))
                     from closing c
                    where s.entity_id = c.entity_id and s.pass_id = c.pass_id
                      and (select true from elven_sync.sync_batches b
@@ -45,7 +49,8 @@ pub(super) async fn close(
           where p.pass_id = c.pass_id and c.pass_id in (select pass_id from lane)",
         &entity_ids,
         &pass_ids,
-        &ends
+        &ends,
+        &fences as &[Option<f64>]
     )
     .execute(&mut *transaction)
     .await?;

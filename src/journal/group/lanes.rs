@@ -64,7 +64,7 @@ impl Locked {
         self.renewed |= self.is_aging;
         if let Some(answer) = entry.answer() {
             self.counted += &answer.counted;
-            if let Some(Advance { before, last }) = &answer.advance {
+            if let Some(Advance { before, last }) = entry.advance() {
                 if self.moved_to.as_ref().or(stand.cursor.as_ref()) != before.as_ref() {
                     return Err(JournalError::LeaseLost);
                 }

@@ -4,7 +4,8 @@
 //! A durable commit costs about as much for one batch as for fifty. So lanes hand in what they have to record, and
 //! wait for it; one task writes all that was handed in while it wrote what came before. What is handed in for a pass is
 //! written in that order. When a batch cannot be announced none behind it is: the journal never has a batch of a
-//! pass without those before it.
+//! pass without those before it. When an answer cannot be written, the cursor of its pass moves no further and the pass
+//! is not closed: each batch that the cursor has passed has an answer.
 
 mod closing;
 mod lanes;
@@ -71,9 +72,14 @@ pub(super) struct Closing {
     pub ends: bool,
 }
 
-/// Why no more batches of a pass are announced, once one could not be.
+/// Why no more of a kind is written for a pass, once something of it could not be: for announcements, why no more
+/// batches are announced.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stopped(Arc<OnceLock<Arc<JournalError>>>);
+
+/// Why the cursor of a pass moves no further, once an answer of it could not be written. The window that says how far
+/// it may move takes an answer for recorded when it is handed in.
+pub(super) type Unwritten = Stopped;
 
 /// Something that was handed in. It is written whether or not it is waited for.
 #[derive(Debug)]
@@ -118,16 +124,28 @@ impl Entry {
         if let Writing::Closing(closing) = &self.writing { Some(closing) } else { None }
     }
 
-    /// Why it is not to be written, if there is a reason: an announcement of the pass before it was not. (Of answers the
-    /// cursor that they move from says whether they fit.)
+    /// Why it is not to be written, if there is a reason: an announcement of the pass before it was not; or it is the
+    /// end of the pass, and an answer was not. (Answers are, without moving the cursor.)
     fn is_too_late(&self) -> Option<JournalError> {
-        self.contents().and_then(|_| self.pass.stopped.reason())
+        match self.writing {
+            Writing::Announcement(_) => self.pass.stopped.reason(),
+            Writing::Closing(_) => self.pass.unwritten.reason(),
+            Writing::Answer(_) | Writing::Nothing => None,
+        }
+    }
+
+    /// How far the cursor moves with it: nowhere, once an answer of the pass could not be written.
+    fn advance(&self) -> Option<&Advance> {
+        let advance = self.answer()?.advance.as_ref();
+        advance.filter(|_| self.pass.unwritten.reason().is_none())
     }
 
     fn say(self, outcome: Result<i64, JournalError>) {
-        let is_announcement = self.contents().is_some();
-        let outcome =
-            outcome.map_err(|problem| if is_announcement { self.pass.stopped.by(problem) } else { problem });
+        let outcome = outcome.map_err(|problem| match self.writing {
+            Writing::Announcement(_) => self.pass.stopped.by(problem),
+            Writing::Answer(_) => self.pass.unwritten.by(problem),
+            Writing::Closing(_) | Writing::Nothing => problem,
+        });
         // Nobody may wait for it any more.
         let _ = self.reply.send(outcome);
     }
@@ -139,7 +157,7 @@ impl Stopped {
         shared(self.0.get_or_init(|| Arc::new(problem)))
     }
 
-    fn reason(&self) -> Option<JournalError> {
+    pub(super) fn reason(&self) -> Option<JournalError> {
         self.0.get().map(shared)
     }
 }

@@ -75,9 +75,12 @@ impl Delivery {
             let sent = self.worker.send_fresh(&self.channel, lease, body, remedies.trial, signed).await?;
             let Sent { answer, begun, by } = sent;
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
+            let verdict = self.channel.hear(&answer, &mut remedies.trial);
+            if matches!(verdict, Verdict::Unknown(_)) {
+                self.note_lost(&node.batch, begun);
+            }
             let settlement = settlement(&answer, begun, node.repeated);
             node.repeated = true;
-            let verdict = self.channel.hear(&answer, &mut remedies.trial);
             let attempt = Attempt {
                 number,
                 attempts_max,
@@ -145,6 +148,9 @@ impl Delivery {
 
     /// Waits until a batch may be sent, if it has to wait for others at all.
     async fn admit(&self, node: &mut Node) -> Result<(), Halt> {
+        if node.signed.is_none() {
+            self.refuse_fenced_part(&node.batch)?;
+        }
         self.await_turn_of_proof(node).await?;
         // A part by which the credential is proven is the only one of its lane.
         if node.room.is_none() && node.turn.is_none() {
@@ -179,6 +185,7 @@ impl Delivery {
 
     /// Records that an answer was not waited for.
     async fn cut_off(&self, node: &Node, begun: Instant) -> Halt {
+        self.note_lost(&node.batch, begun);
         let words = words::cut_off();
         let settlement = settlement(&Answer::Lost(words.message.clone()), begun, node.repeated);
         let recorded = self.answered(node, &words, settlement).await;

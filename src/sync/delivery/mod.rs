@@ -2,8 +2,10 @@
 //! the lane stops.
 
 mod attempts;
+mod fenced;
 mod isolation;
 mod parts;
+mod passed_over;
 mod recovery;
 mod unknown;
 mod window;
@@ -294,6 +296,7 @@ impl Delivery {
     /// Signs a batch, then hands it in to be recorded, so that the lease is checked after signing. One batch after
     /// the other, and without waiting: others are recorded while this one waits for its turn.
     async fn announce(&self, batch: Batch) -> Result<Announced, Halt> {
+        self.refuse_fenced(&batch)?;
         self.or_halt(self.channel.calm(self.worker.settings.retry.max)).await?.map_err(later)?;
         let room = self.room().await?;
         let signed = if batch.records.is_empty() { None } else { Some(self.signed(&batch, None)?) };
@@ -373,6 +376,7 @@ fn note(halt: Halt, first_halt: &mut Option<Halt>) {
         // What could not be written for another reason than the lease has others behind it refused as if for the lease.
         (first @ Some(Halt::LeaseLost), halt @ Halt::Broken(_))
         | (first @ (None | Some(Halt::Stopped | Halt::Yielded)), halt)
+        | (first @ Some(Halt::Fenced(_)), halt @ (Halt::Problem(..) | Halt::LeaseLost | Halt::Broken(_)))
         | (first, halt @ Halt::CutOff) => {
             *first = Some(halt);
         }

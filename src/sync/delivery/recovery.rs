@@ -6,7 +6,7 @@ use super::super::lane::Halt;
 use super::super::rows::{Rows, Source};
 use super::super::words;
 use super::unknown::{Leaf, Lineage};
-use super::{Delivery, Node};
+use super::{Delivery, Node, passed_over};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::fault_point::{Step, around};
@@ -19,6 +19,7 @@ impl Delivery {
     /// over its recorded interval. Returns where to go on reading.
     pub(in crate::sync) async fn recover(&self, source: &Source<'_>) -> Result<Option<Cursor>, Halt> {
         let recorded = around(Step::Recover, self.worker.journal.recorded(&self.pass)).await?;
+        let (recorded, passed_over) = passed_over::apart(recorded);
         let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
         for part in &recorded {
             if let Some(parent_id) = part.parent_id {
@@ -28,6 +29,7 @@ impl Delivery {
         let lineage = Lineage::of(&recorded);
         let roots: Vec<&Recorded> = recorded.iter().filter(|batch| batch.parent_id.is_none()).collect();
         self.refuse_gap(&roots).await?;
+        self.redo_passed_over(source, &passed_over).await?;
         // All at once, so that the cursor passes over those that are done as soon as those before them are.
         let mut open = Vec::new();
         for root in &roots {
@@ -85,7 +87,7 @@ impl Delivery {
     }
 
     /// A recorded batch, or a part of one, to be sent over again. `None`: nothing is left of it.
-    async fn redo(
+    pub(super) async fn redo(
         &self,
         root: usize,
         whole: &Recorded,
@@ -108,6 +110,7 @@ impl Delivery {
         if let Some(rivals) = &self.rivals {
             batch = rivals.apart(batch, &VecDeque::new()).await?;
         }
+        self.refuse_fenced_again(leaf, &batch)?;
         if leaf.may_have_arrived {
             tracing::warn!(
                 entity_id = self.pass.lease.entity_id,

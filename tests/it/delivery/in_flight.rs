@@ -80,7 +80,12 @@ async fn batches_that_share_a_key_are_never_under_way_together(pool: PgPool) {
         gate.open();
     };
     let (report, ()) = tokio::join!(scene.run(), holding);
-    assert_eq!(report.counters.rows_uploaded, 4);
+    let mut uploaded = report.counters.rows_uploaded;
+    // What the lost attempt keeps waiting is left to the next run.
+    if report.entities[0].rows_pending > 0 {
+        uploaded += scene.run().await.counters.rows_uploaded;
+    }
+    assert_eq!(uploaded, 4);
     let of_x: Vec<String> = scene
         .balances()
         .into_iter()
@@ -102,7 +107,13 @@ async fn values_of_one_key_arrive_in_their_order(pool: PgPool) {
         "cut-before@10%",
         "slow=10ms@30%",
     ]));
-    while scene.run().await.status != RunStatus::Succeeded {}
+    loop {
+        let report = scene.run().await;
+        // What an attempt that was lost keeps waiting is left to the next run.
+        if report.status == RunStatus::Succeeded && report.entities[0].rows_pending == 0 {
+            break;
+        }
+    }
     for key in ["k0", "k1", "k2"] {
         let mut values: Vec<u32> = scene
             .balances()

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::api::Api;
 use super::checks;
 use super::diary::Diary;
-use crate::support::{Scene, stderr};
+use crate::support::{Scene, stderr, stdout};
 
 /// Between two runs, as a scheduler would have it.
 const PAUSE: Duration = Duration::from_millis(30);
@@ -126,7 +126,9 @@ impl<'a> Workers<'a> {
             self.diary.note(format!("a run in peace: {}, {}", output.status, stderr(&output)));
             assert!([0, 1, 3].map(Some).contains(&output.status.code()), "{}", output.status);
             let under_way = "select count(*)::text from elven_sync.sync_runs where status = 'running'";
-            if output.status.success() && checks::text(&self.scene.url, under_way).await == "0" {
+            // A run leaves what is fenced by an attempt of its own to the next one.
+            let is_all = stdout(&output).contains(" 0 pending");
+            if output.status.success() && is_all && checks::text(&self.scene.url, under_way).await == "0" {
                 return number;
             }
             tokio::time::sleep(PAUSE).await;

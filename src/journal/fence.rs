@@ -1,0 +1,164 @@
+//! The fence behind attempts whose answer was lost.
+//!
+//! The network may deliver such an attempt late, for as long as the API takes its signature. Until the signature is too
+//! old, only the same rows are sent for its keys: a newer row would else be followed by the older one.
+//!
+//! A lease knows the keys of its own lost attempts. What it leaves behind is `sync_state.fence_until`, which is for the
+//! whole lane, since the keys are not kept in the database.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
+
+use super::Lease;
+use crate::batch::Batch;
+use crate::ledger::Row;
+
+/// How much longer than a signature is good for an attempt is taken to be able to arrive: clocks differ by less.
+pub(crate) const MARGIN: Duration = Duration::from_secs(3);
+
+/// What may still arrive of a lane. Clones are the same fence.
+#[derive(Clone, Debug)]
+pub struct Fence(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// How long an attempt may arrive after it was signed.
+    length: Duration,
+    /// Until then an attempt of an earlier lease may arrive, of which neither batch nor keys are known.
+    lane_until: Option<Instant>,
+    lost: Mutex<Lost>,
+}
+
+/// Attempts of this lease whose answer was lost.
+#[derive(Debug, Default)]
+struct Lost {
+    /// The last of them may arrive until then.
+    until: Option<Instant>,
+    /// By the hash of the key: the row that was sent for it, as a hash, and until when it may arrive.
+    rows: HashMap<u64, (u64, Instant), FixedState>,
+}
+
+impl Fence {
+    /// Of a lane that is fenced for so long by what earlier leases have sent.
+    pub(super) fn new(signature_window: Duration, lane: Option<Duration>) -> Self {
+        let lane_until = lane.map(|lane| Instant::now() + lane);
+        Self(Arc::new(Inner { length: signature_window + MARGIN, lane_until, lost: Mutex::default() }))
+    }
+
+    fn lost_ones(&self) -> MutexGuard<'_, Lost> {
+        // Each change leaves a longer fence or the same: there is no half of one to fear.
+        self.0.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the answer to an attempt was lost. `sent_at`: when it was signed or later. `ahead`: how far the clock
+    /// that it was signed by is ahead of the API's, which takes the signature for so much longer.
+    pub fn note_lost(&self, batch: &Batch, sent_at: Instant, ahead: Duration) {
+        self.close_for(batch, sent_at + self.0.length + ahead);
+    }
+
+    /// Notes that a batch of an earlier lease, whose attempt may still arrive, is sent again.
+    pub fn note_inherited(&self, batch: &Batch) {
+        if let Some(lane_until) = self.0.lane_until {
+            self.close_for(batch, lane_until);
+        }
+    }
+
+    fn close_for(&self, batch: &Batch, until: Instant) {
+        let now = Instant::now();
+        let mut lost = self.lost_ones();
+        lost.rows.retain(|_, (_, until)| *until > now);
+        for (key, row) in batch.keyed_rows() {
+            let row = hash_of(row);
+            let (of, ends) = lost.rows.entry(key).or_insert((row, until));
+            // Another row cannot be sent for the key before the fence of this one ends.
+            (*of, *ends) = (row, until.max(*ends));
+        }
+        lost.until = lost.until.max(Some(until));
+    }
+
+    /// For how long an attempt of an earlier lease may arrive: then only its batch may be sent.
+    pub fn of_lane(&self) -> Option<Duration> {
+        self.0.lane_until.and_then(left)
+    }
+
+    /// For how long an attempt of this lease may arrive that had another row for a key of this batch.
+    pub fn of_keys(&self, batch: &Batch) -> Option<Duration> {
+        let lost = self.lost_ones();
+        // Nothing was lost, or long ago: nothing is compared.
+        lost.until.and_then(left)?;
+        let fenced = batch.keyed_rows().filter_map(|(key, row)| {
+            lost.rows.get(&key).filter(|(sent, _)| *sent != hash_of(row)).map(|(_, until)| *until)
+        });
+        fenced.max().and_then(left)
+    }
+
+    /// For how long this batch, which was never sent, has to wait.
+    pub fn of_new(&self, batch: &Batch) -> Option<Duration> {
+        if batch.records.is_empty() {
+            return None;
+        }
+        self.of_lane().max(self.of_keys(batch))
+    }
+
+    /// For how many seconds an attempt of this lease may still arrive: what the lease leaves behind.
+    pub(super) fn seconds_left(&self) -> Option<f64> {
+        self.lost_ones().until.and_then(left).map(|left| left.as_secs_f64())
+    }
+}
+
+impl Lease {
+    /// The lease with the fence of the one before it, if nobody had one in between: then the keys are known.
+    #[must_use]
+    pub fn after(self, before: Option<Lease>) -> Self {
+        match before {
+            Some(Lease { owner, epoch, fence, .. }) if owner == self.owner && epoch + 1 == self.epoch => {
+                Self { fence, ..self }
+            }
+            _ => self,
+        }
+    }
+}
+
+/// What is left until then. `None`: nothing.
+fn left(until: Instant) -> Option<Duration> {
+    Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+}
+
+/// The version of a row.
+fn hash_of(row: &Row) -> u64 {
+    FixedState::with_seed(0).hash_one((row.xid, &row.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(owner: &str, epoch: i64) -> Lease {
+        let fence = Fence::new(Duration::from_secs(30), None);
+        Lease { entity_id: "acme".to_owned(), owner: owner.to_owned(), epoch, fence }
+    }
+
+    /// Whoever had the lease in between may have sent something of which the keys are not known.
+    #[test]
+    fn a_lease_knows_the_keys_of_the_one_right_before_it_alone() {
+        let before = lease("one", 4);
+        let is_same = |after: &Lease| Arc::ptr_eq(&after.fence.0, &before.fence.0);
+        assert!(is_same(&lease("one", 5).after(Some(before.clone()))));
+        for (owner, epoch) in [("one", 6), ("other", 5), ("one", 4)] {
+            assert!(!is_same(&lease(owner, epoch).after(Some(before.clone()))), "{owner} {epoch}");
+        }
+        assert!(!is_same(&lease("one", 5).after(None)));
+    }
+
+    #[test]
+    fn a_fence_in_the_past_is_none() {
+        assert_eq!(Fence::new(Duration::ZERO, Some(Duration::ZERO)).of_lane(), None);
+        let fence = Fence::new(Duration::ZERO, Some(Duration::from_secs(5)));
+        assert!(fence.of_lane().is_some_and(|left| left > Duration::from_secs(4)));
+        assert_eq!(fence.seconds_left(), None, "what others have left is not left once more");
+    }
+}

@@ -1,0 +1,30 @@
+//! Requests that the network delivers late.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::request::Parts;
+use chrono::TimeDelta;
+
+use super::{Call, Content, Shared, begin_note, gatekeeper, judge, usual, wait};
+
+/// Judges an import after a while, as if it had arrived then, keeps what is accepted of it, and notes it as one more
+/// request. Nobody gets the answer. When the sandbox stops first, the import is lost.
+pub(super) async fn deliver(
+    shared: Arc<Shared>,
+    asked: Arc<(Parts, Content)>,
+    delay: Duration,
+    fault: Option<String>,
+) {
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        () = wait(&shared.stopping) => return,
+    }
+    let (head, content) = &*asked;
+    let gatekeeper = gatekeeper(&shared, TimeDelta::zero());
+    let judged = judge(&shared, &gatekeeper, Call::Import, head, content);
+    let mut note = begin_note(&shared, &gatekeeper, head, content);
+    note.fault = fault.map(|fault| format!("{fault}, delivered"));
+    let (_, records) = usual(judged, head, &mut note);
+    shared.note(note, &records);
+}

@@ -1,0 +1,40 @@
+//! What is not sent while an attempt whose answer was lost may still arrive.
+
+use std::time::Instant;
+
+use super::super::lane::Halt;
+use super::Delivery;
+use crate::batch::Batch;
+use crate::journal::{Fence, Recorded};
+
+impl Delivery {
+    fn fence(&self) -> &Fence {
+        &self.pass.lease.fence
+    }
+
+    /// Notes that the answer to an attempt was lost, at once: what is sent next has to know.
+    pub(super) fn note_lost(&self, batch: &Batch, sent_at: Instant) {
+        self.fence().note_lost(batch, sent_at, self.channel.ahead_of_api());
+    }
+
+    /// Makes sure that a batch, which was never sent, cannot be followed by an older row of one of its keys.
+    pub(super) fn refuse_fenced(&self, batch: &Batch) -> Result<(), Halt> {
+        self.fence().of_new(batch).map_or(Ok(()), |left| Err(Halt::Fenced(left)))
+    }
+
+    /// The same of a part: what it is a part of was sent, and may still arrive with another row for a key of the part.
+    pub(super) fn refuse_fenced_part(&self, part: &Batch) -> Result<(), Halt> {
+        self.fence().of_keys(part).map_or(Ok(()), |left| Err(Halt::Fenced(left)))
+    }
+
+    /// The same of a batch that was recorded before. While an attempt of an earlier lease may arrive, only its batch
+    /// may be sent, as it was.
+    pub(super) fn refuse_fenced_again(&self, recorded: &Recorded, batch: &Batch) -> Result<(), Halt> {
+        let Some(left) = self.fence().of_lane().filter(|_| !batch.records.is_empty()) else { return Ok(()) };
+        if recorded.may_have_arrived && recorded.body_sha256 == batch.body_sha256 {
+            self.fence().note_inherited(batch);
+            return Ok(());
+        }
+        Err(Halt::Fenced(left))
+    }
+}

@@ -1,0 +1,93 @@
+//! Batches that the cursor has passed although no answer to them is recorded. Versions before 0.1.1 have left them: an
+//! answer that could not be written did not keep the cursor from moving on.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::super::lane::Halt;
+use super::super::rows::{Rows, Source};
+use super::super::words;
+use super::Delivery;
+use crate::align::Clock;
+use crate::batch::key_hash;
+use crate::journal::{Course, Kind, Problem, Recorded, Side};
+use crate::ledger::Row;
+use crate::watermark::Cursor;
+
+/// What lies beyond the cursor, and the batches without an answer that it has passed.
+pub(super) fn apart(recorded: Vec<Recorded>) -> (Vec<Recorded>, Vec<Recorded>) {
+    let places: BTreeMap<i64, (Option<i64>, Side)> =
+        recorded.iter().map(|batch| (batch.batch_id, (batch.parent_id, batch.side))).collect();
+    // A part belongs where the whole does, which is not listed when it was split before the cursor passed it.
+    let is_beyond = |batch: &Recorded| {
+        let mut place = (batch.parent_id, batch.side);
+        while let (Some(parent_id), _) = place {
+            let Some(whole) = places.get(&parent_id) else { return false };
+            place = *whole;
+        }
+        place.1 == Side::Beyond
+    };
+    let beyond: Vec<bool> = recorded.iter().map(is_beyond).collect();
+    let mut beyond = beyond.into_iter();
+    let (beyond, passed): (Vec<_>, Vec<_>) =
+        recorded.into_iter().partition(|_| beyond.next().unwrap_or_default());
+    (beyond, passed.into_iter().filter(|batch| !batch.is_done && !batch.is_split).collect())
+}
+
+impl Delivery {
+    /// Sends such batches again, before anything else. A batch is refused when another row of one of its keys was read
+    /// behind it: that row may have arrived, and would be followed by the older one.
+    pub(super) async fn redo_passed_over(
+        &self,
+        source: &Source<'_>,
+        passed: &[Recorded],
+    ) -> Result<(), Halt> {
+        let mut window = self.window.lock().await;
+        let Some(cursor) = window.cursor.clone().filter(|_| !passed.is_empty()) else { return Ok(()) };
+        // As one that ends where the cursor stands, and so it moves no further before they are done.
+        let number = window.push(cursor.clone(), passed.len());
+        drop(window);
+        for leaf in passed {
+            let interval = source.read(leaf.before.clone(), Some(leaf.last.clone())).await?;
+            let rows = self.or_halt(Rows::of(interval, None).all()).await??;
+            let rows: Vec<Row> =
+                rows.into_iter().filter(|row| leaf.ids.contains(&row.id.to_string())).collect();
+            let entity_id = &self.pass.lease.entity_id;
+            if self.is_followed(source, leaf, &rows, &cursor).await? {
+                let message = words::followed(leaf.batch_id, entity_id);
+                return Err(Halt::problem(Problem::of_lane(Kind::Watermark, message)));
+            }
+            tracing::warn!(
+                entity_id,
+                batch_id = leaf.batch_id,
+                "the cursor has passed a batch without an answer; it is sent again"
+            );
+            if let Some(node) = self.redo(number, leaf, leaf, rows, leaf.before.clone()).await? {
+                self.deliver(node).await?;
+            }
+        }
+        self.conclude(number).await
+    }
+
+    /// Whether a pass has a row between a batch and the cursor with a key of the batch. (A backfill looks for such rows
+    /// with each batch.)
+    async fn is_followed(
+        &self,
+        source: &Source<'_>,
+        leaf: &Recorded,
+        rows: &[Row],
+        cursor: &Cursor,
+    ) -> Result<bool, Halt> {
+        if matches!(self.pass.course, Course::Backfill(_)) {
+            return Ok(false);
+        }
+        let mut clock = Clock::of(self.zone);
+        let keys: HashSet<u64> = rows.iter().filter_map(|row| key_hash(row, &mut clock)).collect();
+        let mut pages = source.read(Some(leaf.last.clone()), Some(cursor.clone())).await?;
+        while let Some(page) = self.or_halt(pages.next_page()).await?? {
+            if page.iter().filter_map(|row| key_hash(row, &mut clock)).any(|key| keys.contains(&key)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,290 @@
+//! An answer that could not be written: the cursor does not move over its batch, whatever other answers do.
+
+use elven_sync::journal::RunStatus;
+use elven_sync::sandbox::{Fault, Gate};
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::process::Child;
+
+use crate::backfill::{add_minutes, backfill_2024};
+use crate::sandbox_faults::parsed;
+use crate::support::{Scene, eventually, said, stderr};
+
+/// Two batches of a row each, both in flight at once.
+async fn scene(pool: PgPool) -> Scene {
+    let mut scene = Scene::new(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "2s");
+    scene
+}
+
+/// A command that has two batches in flight, and the gates of their answers, the first batch's first.
+async fn both_in_flight(scene: &Scene, arguments: &[&str], first: &str) -> (Child, [Gate; 2]) {
+    let gates = [Gate::new(), Gate::new()];
+    let before = scene.balances().len();
+    for gate in &gates {
+        scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    }
+    let child = scene.command(arguments).spawn().unwrap();
+    for gate in &gates {
+        gate.reached().await;
+    }
+    let [one, other] = gates;
+    let is_first = scene.balances()[before].0 == first;
+    (child, if is_first { [one, other] } else { [other, one] })
+}
+
+/// PostgreSQL refuses the answer to the second batch of an entity, by this SQLSTATE; each time that it does moves a sequence.
+async fn refuse_the_second(scene: &Scene, entity_id: &str, sqlstate: &str) {
+    let sql = format!(
+        "create sequence if not exists refusals;
+         create or replace function refuse() returns trigger language plpgsql as $$
+             begin perform nextval('refusals'); raise 'not now' using errcode = '{sqlstate}'; end $$;
+         create or replace trigger refuse before update on elven_sync.sync_batches for each row
+             when (new.status = 'accepted' and new.entity_id = '{entity_id}' and new.before_id is not null)
+             execute function refuse()"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&scene.pool).await.unwrap();
+}
+
+const REFUSED: &str = "select is_called::text from refusals";
+const BATCHES: &str = "select string_agg(status, ' ' order by b.batch_id) from elven_sync.sync_batches b
+                        where b.entity_id = (select max(entity_id) from elven_sync.sync_state)";
+/// Rows behind the cursor, of the entity that came last.
+const PASSED: &str =
+    "select count(*)::text from elven_sync.sync_state s join elven_sync.sync_batches b using (pass_id)
+                       where s.entity_id = (select max(entity_id) from elven_sync.sync_state)
+                         and (b.last_xid, b.last_id::bigint) <= (s.cursor_xid, s.cursor_id::bigint)";
+
+/// The row of the second batch of an entity.
+const BATCH: &str =
+    "select 1 from elven_sync.sync_batches where entity_id = $1 and before_id is not null for update";
+/// Statements of the connector that wait for a lock.
+const BLOCKED: &str = "select count(*)::text from pg_stat_activity
+                        where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
+const CANCEL: &str = "select pg_cancel_backend(pid) from pg_stat_activity
+                       where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
+
+/// Once nothing is in the way any more: the batch is sent again, and nothing is stuck.
+async fn the_next_run_goes_on(scene: &Scene, entity_id: &str) {
+    let before = scene.balances().len();
+    let report = scene.run().await;
+    assert_eq!(report.status, RunStatus::Succeeded, "{entity_id}: {report:?}");
+    let again: Vec<String> = scene.balances().into_iter().skip(before).map(|(account, _)| account).collect();
+    assert_eq!(again, [format!("{entity_id}-1")], "what was recorded is not sent again");
+    assert_eq!(scene.text(BATCHES).await, "accepted accepted");
+    said(scene, 0, &["verify"]).await;
+}
+
+/// Whatever PostgreSQL says: a lock that was not given, a statement that was cancelled, no disk, a deadlock, no memory, no
+/// permission, a damaged page.
+#[sqlx::test(migrations = false)]
+async fn an_answer_that_was_not_written_stops_every_later_advance_of_its_pass(pool: PgPool) {
+    let scene = scene(pool).await;
+    for (number, sqlstate) in
+        ["55P03", "57014", "53100", "40P01", "40001", "53200", "42501", "XX001", "P0001"]
+            .into_iter()
+            .enumerate()
+    {
+        let entity_id = format!("e{number}");
+        scene.entity(&entity_id, "UTC").await;
+        add_minutes(&scene, &entity_id, 2).await;
+        refuse_the_second(&scene, &entity_id, sqlstate).await;
+        let run = ["run", "--entity", &entity_id];
+        let (child, [first, second]) = both_in_flight(&scene, &run, &format!("{entity_id}-0")).await;
+        second.open();
+        eventually("the answer is refused", async || scene.text(REFUSED).await == "true").await;
+        if sqlstate.starts_with("40") {
+            // It is tried for as long as a database may be away.
+            tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        }
+        // Until it was heard of: by then nothing of the second batch is under way any more.
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        first.open();
+        let output = child.wait_with_output().await.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{sqlstate}: {}", stderr(&output));
+        assert!(stderr(&output).contains("not now"), "{sqlstate}: {}", stderr(&output));
+        assert_eq!(scene.text(BATCHES).await, "accepted sending", "{sqlstate}");
+        assert_eq!(scene.text(PASSED).await, "0", "{sqlstate}");
+        scene.sql("drop trigger refuse on elven_sync.sync_batches; drop sequence refusals").await;
+        the_next_run_goes_on(&scene, &entity_id).await;
+    }
+}
+
+/// The means by which it happens: a row that somebody has locked, limits of the database, an operator.
+#[sqlx::test(migrations = false)]
+async fn locks_limits_and_cancelled_statements_cost_a_run_and_nothing_else(pool: PgPool) {
+    const BATCH: &str =
+        "select 1 from elven_sync.sync_batches where entity_id = $1 and before_id is not null for update";
+    const STATE: &str = "select 1 from elven_sync.sync_state where entity_id = $1 for update";
+    let scene = scene(pool).await;
+    for (number, (limit, locked, cancels)) in [
+        ("lock_timeout = '300ms'", BATCH, false),
+        ("statement_timeout = '1s'", BATCH, false),
+        ("lock_timeout = 0", BATCH, true),
+        ("lock_timeout = 0", STATE, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let entity_id = format!("e{number}");
+        scene.entity(&entity_id, "UTC").await;
+        add_minutes(&scene, &entity_id, 2).await;
+        let set = format!(
+            "do $$ begin execute format('alter database %I set {}', current_database()); end $$",
+            limit.replace('\'', "''")
+        );
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&scene.pool).await.unwrap();
+        let run = ["run", "--entity", &entity_id];
+        let (mut child, [first, second]) = both_in_flight(&scene, &run, &format!("{entity_id}-0")).await;
+        let mut lock = scene.pool.begin().await.unwrap();
+        sqlx::query(locked).bind(&entity_id).execute(&mut *lock).await.unwrap();
+        second.open();
+        if locked == BATCH {
+            eventually("the answer waits for the lock", async || scene.text(BLOCKED).await != "0").await;
+            if cancels {
+                scene.sql(CANCEL).await;
+            }
+            eventually("it does not any more", async || scene.text(BLOCKED).await == "0").await;
+        } else {
+            // A lane whose row is locked is left alone for as long as a database may be away.
+            tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        }
+        // Heard of by now.
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        assert!(child.try_wait().unwrap().is_none(), "{limit}: it waits for the first answer");
+        lock.rollback().await.unwrap();
+        first.open();
+        let output = child.wait_with_output().await.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{limit}, {cancels}: {}", stderr(&output));
+        assert_eq!(scene.text(BATCHES).await, "accepted sending", "{limit}, {cancels}");
+        assert_eq!(scene.text(PASSED).await, "0", "{limit}, {cancels}");
+        the_next_run_goes_on(&scene, &entity_id).await;
+    }
+}
+
+/// Nor does a row that is set aside move it, which waits for what was handed in before.
+#[sqlx::test(migrations = false)]
+async fn what_is_set_aside_moves_the_cursor_over_no_answer_that_was_not_written(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1m");
+    scene.entity("e", "UTC").await;
+    add_minutes(&scene, "e", 2).await;
+    scene
+        .sql("update ledger.balance_snapshots set currency = case when id = 1 then 'NONE' else 'BTC' end")
+        .await;
+    // The first batch is refused, and then it is seen whether the key is good, which takes its time.
+    scene.sandbox.set_rules(parsed(&["slow=2s@once:2"]));
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let child = scene.command(&["run"]).spawn().unwrap();
+    gate.reached().await;
+    let is_tried = async || scene.sandbox.requests().iter().any(|request| request.method == "GET");
+    eventually("the key is tried", is_tried).await;
+    let mut lock = scene.pool.begin().await.unwrap();
+    sqlx::query(BATCH).bind("e").execute(&mut *lock).await.unwrap();
+    gate.open();
+    eventually("the answer waits for the lock", async || scene.text(BLOCKED).await != "0").await;
+    // By then it is known that the key is good, and the row is to be set aside.
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    scene.sql(CANCEL).await;
+    let output = child.wait_with_output().await.unwrap();
+    lock.rollback().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(scene.text(BATCHES).await, "sending sending");
+    assert_eq!(scene.text(PASSED).await, "0");
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    assert_eq!(scene.text(BATCHES).await, "rejected accepted");
+    said(&scene, 0, &["verify"]).await;
+}
+
+/// The same of a backfill.
+#[sqlx::test(migrations = false)]
+async fn a_backfill_goes_on_behind_no_answer_that_was_not_written(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene.entity("e", "UTC").await;
+    add_minutes(&scene, "e", 2).await;
+    scene.run().await;
+    refuse_the_second(&scene, "e", "53100").await;
+    let range = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
+    let (child, [first, second]) = both_in_flight(&scene, &range, "e-0").await;
+    second.open();
+    eventually("the answer is refused", async || scene.text(REFUSED).await == "true").await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    first.open();
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
+    let cursor =
+        "select concat_ws(' ', cursor_id is null, finished_at is null) from elven_sync.sync_backfill_lanes";
+    assert_eq!(scene.text(cursor).await, "t t");
+    scene.sql("drop trigger refuse on elven_sync.sync_batches").await;
+    backfill_2024(&scene, 0, &[]).await;
+    let batches = "select string_agg(concat_ws(' ', status, attempts), ',' order by batch_id)
+                     from elven_sync.sync_batches where backfill_id is not null";
+    assert_eq!(scene.text(batches).await, "accepted 1,accepted 2");
+}
+
+/// As an earlier version may have left it: the pass is open, and its cursor has passed a batch without an answer.
+const REOPEN: &str = "
+    update elven_sync.sync_state s
+       set settled = null, pass_id = p.pass_id, target = s.settled, cursor_xid = p.last_xid, cursor_id = p.last_id
+      from elven_sync.sync_passes p where p.entity_id = s.entity_id;
+    update elven_sync.sync_passes set finished_at = null, last_xid = null, last_id = null, written_by = null;
+    update elven_sync.sync_batches set status = 'sending' where batch_id = (select min(batch_id) from elven_sync.sync_batches)";
+
+#[sqlx::test(migrations = false)]
+async fn a_batch_that_the_cursor_has_passed_without_an_answer_is_sent_again(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene.entity("e", "UTC").await;
+    add_minutes(&scene, "e", 3).await;
+    scene.run().await;
+    scene.sql(REOPEN).await;
+    add_minutes(&scene, "e", 1).await;
+    let report = scene.run().await;
+    assert_eq!((report.status, report.counters.rows_read), (RunStatus::Succeeded, 2), "{report:?}");
+    let accounts: Vec<String> = scene.balances().into_iter().skip(3).map(|(account, _)| account).collect();
+    assert_eq!(accounts, ["e-0", "e-0"], "the batch, and the row that is new");
+    let batches = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id)
+                     from elven_sync.sync_batches";
+    assert_eq!(scene.text(batches).await, "accepted 2 t,accepted 1 f,accepted 1 f,accepted 1 f");
+    said(&scene, 0, &["verify"]).await;
+}
+
+/// Another row of its key was read behind it, and has arrived: the older one does not come behind that.
+#[sqlx::test(migrations = false)]
+async fn a_batch_that_was_passed_does_not_come_behind_a_newer_row(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene.entity("e", "UTC").await;
+    add_minutes(&scene, "e", 1).await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('e', 'e-0', 'BTC', '2024-01-01 00:00:00.5Z', 7)").await;
+    scene.run().await;
+    assert_eq!(scene.balances().len(), 2);
+    scene.sql(REOPEN).await;
+    let refused = said(&scene, 1, &["run"]).await;
+    assert!(refused.contains("no answer to batch 1 is recorded"), "{refused}");
+    assert_eq!(scene.balances().len(), 2, "nothing is sent");
+    said(&scene, 0, &["entity", "rewind", "e", "--yes"]).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    let balances: Vec<String> = scene.balances().into_iter().skip(2).map(|(_, balance)| balance).collect();
+    assert_eq!(balances, ["0", "7"]);
+}
+
+/// Parts of a batch that was taken apart, too.
+#[sqlx::test(migrations = false)]
+async fn parts_of_a_batch_that_was_passed_are_sent_again(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
+    scene.entity("e", "UTC").await;
+    add_minutes(&scene, "e", 4).await;
+    scene.sandbox.set_rules(parsed(&["reject:account=e-1"]));
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    scene.sql(REOPEN).await;
+    scene.sql("update elven_sync.sync_batches set status = 'split' where batch_id = (select min(batch_id) from elven_sync.sync_batches);
+               update elven_sync.sync_batches set status = 'sending' where parent_id is not null and status = 'accepted'").await;
+    let before = scene.balances().len();
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    let accounts: Vec<String> =
+        scene.balances().into_iter().skip(before).map(|(account, _)| account).collect();
+    assert_eq!(accounts, ["e-0"]);
+    said(&scene, 0, &["verify"]).await;
+}
