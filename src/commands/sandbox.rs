@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::SUCCEEDED;
 use crate::output;
-use crate::sandbox::{self, Rule, Sandbox};
+use crate::sandbox::{self, Answers, Rule, Sandbox};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -24,6 +24,9 @@ pub(super) struct Options {
     /// Currencies that it knows besides the usual ones
     #[arg(long = "currency", value_name = "SYMBOL")]
     currencies: Vec<String>,
+    /// The envelope of its answers: the API's pages disagree about it
+    #[arg(long, value_enum, default_value_t)]
+    answers: Answers,
     /// What goes wrong, and when; can be repeated, --help lists what there is
     #[arg(long = "fault", value_name = "FAULT", long_help = fault_help())]
     rules: Vec<Rule>,
@@ -44,6 +47,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     let mut settings = sandbox::Options {
         listen: options.listen,
         credentials: vec![credential],
+        answers: options.answers,
         rules: options.rules,
         seed,
         ..Default::default()

@@ -223,7 +223,7 @@ impl Channel {
             .map_err(|problem| Unproven::Otherwise(problem.to_string()))?;
         let answer = self.client.send(signed).await;
         let status = match &answer {
-            Answer::Response { status: 200..300, body, .. } if is_list(body) => {
+            Answer::Response { status: 200..300, envelope, .. } if envelope.is_list => {
                 self.state().proven = true;
                 return Ok(());
             }
@@ -246,11 +246,6 @@ pub(super) enum Unproven {
     Later(Verdict, Option<i32>),
     /// They were, and something else came back than is documented.
     Otherwise(String),
-}
-
-/// The documented answer to a call that reads: `{"total": n, "list": [...]}`.
-fn is_list(body: &[u8]) -> bool {
-    serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|json| json["list"].is_array())
 }
 
 #[cfg(test)]

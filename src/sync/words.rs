@@ -100,6 +100,14 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
             "rejected",
             format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
         ),
+        Verdict::Intercepted => words(
+            Kind::Config,
+            "rejected",
+            format!(
+                "a proxy or firewall answered with a page of its own instead of the API ({status}); hint: check \
+                 ELVEN_API_URL, HTTPS_PROXY, and what the firewall's log says of the request"
+            ),
+        ),
         Verdict::Throttled(wait) => words(
             Kind::Throttled,
             "rejected",
@@ -107,6 +115,11 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                 || format!("the API asks to come later ({status}); the next run tries again"),
                 come_later,
             ),
+        ),
+        Verdict::NotDelivered(reason) if http_status.is_some() => words(
+            Kind::Unavailable,
+            "rejected",
+            format!("the API took nothing ({status}): {reason}; the next run sends it again"),
         ),
         Verdict::NotDelivered(reason) => words(
             Kind::Unavailable,

@@ -18,6 +18,7 @@ mod crashes;
 mod database;
 mod delivery;
 mod economy;
+mod envelopes;
 mod errors;
 mod failover;
 mod groups;
