@@ -58,16 +58,27 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     }
     let sandbox = Sandbox::start(settings).await?;
     let url = sandbox.url();
-    output::line(format_args!(
+    output::lines(format_args!(
         "the sandbox listens; point elven-sync at it with\n\n  export ELVEN_API_URL={url}\n  export \
          ELVEN_API_KEY={} ELVEN_API_SECRET={}\n\nwhat it received: {url}/sandbox   (Ctrl-C ends it)",
-        options.key, options.secret
+        exported(&options.key),
+        exported(&options.secret)
     ));
     if !faults.is_empty() {
-        output::line(format_args!("\nfaults: {faults}   (--seed {seed} draws the same again)"));
+        output::lines(format_args!(
+            "\nfaults: {}   (--seed {seed} draws the same again)",
+            output::escaped(&faults)
+        ));
     }
     let (mut stop, _) = super::run::stop_on_signal(std::time::Duration::ZERO)?;
     stop.changed().await?;
     sandbox.stop().await;
     Ok(SUCCEEDED)
+}
+
+/// A value as a shell takes it; in quotes only where that is needed.
+fn exported(value: &str) -> String {
+    let is_plain =
+        value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    if is_plain && !value.is_empty() { value.to_owned() } else { output::quoted(value) }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::batch::Batch;
 use crate::elven::Verdict;
 use crate::journal::{Course, Kind, Problem};
+use crate::output::{quoted_argument, quoted_option};
 
 /// What is recorded about an answer.
 #[derive(Clone, Debug)]
@@ -42,7 +43,7 @@ pub(super) fn gap(course: Course, batch_id: i64, entity_id: &str) -> String {
     let (of, remedy) = match course {
         Course::Pass(pass_id) => (
             format!("pass {pass_id}"),
-            format!("`elven-sync entity rewind '{entity_id}'` uploads everything again"),
+            format!("`elven-sync entity rewind {}` uploads everything again", quoted_argument(entity_id)),
         ),
         Course::Backfill(backfill_id) => (
             format!("backfill {backfill_id}"),
@@ -147,7 +148,8 @@ pub(super) fn held(batch_id: i64, entity_id: &str) -> Problem {
     let message = format!(
         "whether batch {batch_id} arrived is unknown, and [sync] on_ambiguous = \"hold\"; hint: look it up at Elven \
          (select * from elven_sync.batch_row_ids({batch_id})), then send it again by \
-         ELVEN_SYNC_SYNC__ON_AMBIGUOUS=resend elven-sync run --entity '{entity_id}'"
+         ELVEN_SYNC_SYNC__ON_AMBIGUOUS=resend elven-sync run {}",
+        quoted_option("--entity", entity_id)
     );
     Problem { batch_id: Some(batch_id), ..Problem::of_lane(Kind::Unavailable, message) }
 }

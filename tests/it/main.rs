@@ -22,6 +22,7 @@ mod envelopes;
 mod errors;
 mod failover;
 mod groups;
+mod hostile;
 mod ledgers;
 mod moves;
 mod plans;
