@@ -72,6 +72,7 @@ impl Settings {
 }
 
 /// Half of a credential.
+#[derive(Clone, Copy)]
 struct Wanted<'a> {
     name: &'a str,
     /// `key` or `secret`.

@@ -149,7 +149,8 @@ impl Client {
         let status = response.status().as_u16();
         let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, now));
         let ahead = header(&response, &DATE).and_then(date).map(|theirs| theirs - (now + signed.ahead));
-        match body::read(response, deadline).await {
+        // On the heap: of the futures that a lane is made of, this one is large.
+        match Box::pin(body::read(response, deadline)).await {
             Ok(envelope) => Answer::Response { status, envelope, retry_after, ahead },
             Err(problem) => Answer::Lost(problem),
         }

@@ -132,19 +132,22 @@ mod tests {
 
     const LATER: Duration = Duration::from_secs(7);
 
+    const FAILURE: &str = r#"{"status":"failed","data":{"code":19734,"message":"The address is invalid"}}"#;
+    const PAGE: &str = " \n<html>blocked</html>";
+    const TOP: &str = r#"{"code":5,"message":"no"}"#;
+
+    fn reason() -> Reason {
+        Reason { code: Some("19734".into()), message: Some("The address is invalid".into()) }
+    }
+
+    fn of_top() -> Reason {
+        Reason { code: Some("5".into()), message: Some("no".into()) }
+    }
+
     #[test]
-    fn every_row_of_the_table() {
-        const FAILURE: &str =
-            r#"{"status":"failed","data":{"code":19734,"message":"The address is invalid"}}"#;
-        const PAGE: &str = " \n<html>blocked</html>";
-        const TOP: &str = r#"{"code":5,"message":"no"}"#;
-        let reason = Reason { code: Some("19734".into()), message: Some("The address is invalid".into()) };
-        let of_top = Reason { code: Some("5".into()), message: Some("no".into()) };
-        let refused = || Verdict::Refused(reason.clone());
+    fn every_row_of_the_table_for_a_2xx() {
         let nothing = || Verdict::Refused(Reason::default());
         let unknown_json = || Verdict::Unknown("the answer is not the documented JSON".into());
-        let unknown_service = || Verdict::Unknown("the service failed".into());
-        let unavailable = || Verdict::NotDelivered("the service is unavailable".into());
         let table = [
             (response(200, r#"{"success":true}"#), Verdict::Accepted),
             (response(201, r#"{"success": true, "more": 1}"#), Verdict::Accepted),
@@ -155,11 +158,25 @@ mod tests {
             (response(200, r#"{"success":false}"#), nothing()),
             (response(200, r#"{"status":"error","data":{}}"#), nothing()),
             (response(200, r#"{"success":"success","data":false}"#), nothing()),
-            (response(200, FAILURE), refused()),
-            (response(200, r#"{"success":false,"code":5,"message":"no"}"#), Verdict::Refused(of_top.clone())),
+            (response(200, FAILURE), Verdict::Refused(reason())),
+            (response(200, r#"{"success":false,"code":5,"message":"no"}"#), Verdict::Refused(of_top())),
             (response(200, r#"{"data":{"success":true}}"#), unknown_json()),
             (response(200, "<html>welcome</html>"), unknown_json()),
             (response(204, ""), unknown_json()),
+        ];
+        for (answer, expected) in table {
+            assert_eq!(judge(&answer), expected, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn every_other_row_of_the_table() {
+        let (reason, of_top) = (reason(), of_top());
+        let refused = || Verdict::Refused(reason.clone());
+        let nothing = || Verdict::Refused(Reason::default());
+        let unknown_service = || Verdict::Unknown("the service failed".into());
+        let unavailable = || Verdict::NotDelivered("the service is unavailable".into());
+        let table = [
             (response(301, ""), Verdict::Misdirected),
             (response(308, r#"{"success":true}"#), Verdict::Misdirected),
             (response(404, "<html>"), Verdict::Misdirected),

@@ -101,14 +101,7 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
             "rejected",
             format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
         ),
-        Verdict::Intercepted => words(
-            Kind::Config,
-            "rejected",
-            format!(
-                "a proxy or firewall answered with a page of its own instead of the API ({status}); hint: check \
-                 ELVEN_API_URL, HTTPS_PROXY, and what the firewall's log says of the request"
-            ),
-        ),
+        Verdict::Intercepted => words(Kind::Config, "rejected", intercepted(&status)),
         Verdict::Throttled(wait) => words(
             Kind::Throttled,
             "rejected",
@@ -117,16 +110,9 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                 come_later,
             ),
         ),
-        Verdict::NotDelivered(reason) if http_status.is_some() => words(
-            Kind::Unavailable,
-            "rejected",
-            format!("the API took nothing ({status}): {reason}; the next run sends it again"),
-        ),
-        Verdict::NotDelivered(reason) => words(
-            Kind::Unavailable,
-            "rejected",
-            format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
-        ),
+        Verdict::NotDelivered(reason) => {
+            words(Kind::Unavailable, "rejected", not_delivered(reason, http_status))
+        }
         Verdict::Unknown(reason) => words(
             Kind::Unavailable,
             "unknown",
@@ -135,6 +121,24 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                  same bytes"
             ),
         ),
+    }
+}
+
+/// Said of a page that a proxy or a firewall wrote.
+fn intercepted(status: &str) -> String {
+    format!(
+        "a proxy or firewall answered with a page of its own instead of the API ({status}); hint: check ELVEN_API_URL, \
+         HTTPS_PROXY, and what the firewall's log says of the request"
+    )
+}
+
+/// Said of a batch that the API did not take.
+fn not_delivered(reason: &str, http_status: Option<i32>) -> String {
+    match http_status {
+        Some(status) => {
+            format!("the API did not take the batch (HTTP {status}): {reason}; the next run sends it again")
+        }
+        None => format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
     }
 }
 

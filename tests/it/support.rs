@@ -205,7 +205,7 @@ pub async fn until_it_says(child: &mut Child, words: &str) {
     tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
 }
 
-/// The envelope of the sandbox's answers that `make test` runs the tests under: ELVEN_TEST_ANSWERS, or else the bare one.
+/// The envelope of the sandbox's answers that `make test` runs the tests under: `ELVEN_TEST_ANSWERS`, or else the bare one.
 #[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
 fn answers() -> Answers {
     std::env::var("ELVEN_TEST_ANSWERS")
