@@ -60,10 +60,11 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// Leaves secrets out, then cuts the words to [`MESSAGE_CHARS_MAX`]: what is cut first hides no more.
+    /// Leaves secrets out, then cuts the words to [`MESSAGE_CHARS_MAX`]: what is cut first hides no more. A short secret is
+    /// not looked for, since most messages would have it by chance.
     pub fn without(&mut self, secrets: &[&str]) {
         for text in [&mut self.code, &mut self.message].into_iter().flatten() {
-            for secret in secrets {
+            for secret in secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
                 *text = text.replace(secret, "[hidden]");
             }
             *text = text.chars().take(MESSAGE_CHARS_MAX).collect();
@@ -71,6 +72,8 @@ impl Reason {
     }
 }
 
+/// A secret shorter than this is not looked for in a message.
+const SECRET_BYTES_MIN: usize = 8;
 /// A message of the API is kept up to this many characters.
 pub const MESSAGE_CHARS_MAX: usize = 500;
 
@@ -232,6 +235,13 @@ mod tests {
         reason.without(&["the-secret-key"]);
         assert_eq!(reason.code.as_deref(), Some("[hidden]"));
         assert!(reason.message.is_some_and(|message| message.ends_with("x [hidden")));
+    }
+
+    #[test]
+    fn a_short_key_garbles_no_message() {
+        let mut reason = Reason { code: None, message: Some("no such key".to_owned()) };
+        reason.without(&["k", "such"]);
+        assert_eq!(reason.message.as_deref(), Some("no such key"));
     }
 
     #[test]
