@@ -83,7 +83,7 @@ fn print(plan: &Plan) {
         }
     }
     for step in &plan.steps {
-        output::line(format_args!("\n-- {}\n{}", step.why, step.sql));
+        output::lines(format_args!("\n-- {}\n{}", output::escaped(&step.why), step.sql));
     }
     if plan.steps.is_empty() {
         output::line("-- there is nothing to do");

@@ -10,9 +10,9 @@ use url::Url;
 
 use super::SUCCEEDED;
 use crate::config::{DatabaseSettings, Environment, Flags, Settings};
-use crate::database::Database;
+use crate::database::{self, Database};
 use crate::journal::{self, Entity, RunStatus};
-use crate::output::{self, line};
+use crate::output::{self, line, lines};
 use crate::sandbox::{self, Sandbox};
 use crate::sync::{RunReport, Worker};
 
@@ -64,14 +64,14 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
     if options.keep {
-        line(format_args!(
+        lines(format_args!(
             "\nThe database `{}` was kept; `drop database {}` removes it.",
             scratch.name, scratch.name
         ));
     } else {
         scratch.drop().await?;
         if told.is_ok() {
-            line("\nThe scratch database is gone again; --keep leaves it to you.");
+            lines("\nThe scratch database is gone again; --keep leaves it to you.");
         }
     }
     told.map(|()| SUCCEEDED)
@@ -92,7 +92,7 @@ impl Scratch {
             .ok()
             .context("DATABASE_URL is not a URL; hint: postgres://user:password@host/database")?;
         url.set_path(&name);
-        let mut connection = PgConnection::connect(server.expose_secret())
+        let mut connection = PgConnection::connect_with(&database::options(server)?)
             .await
             .context("the database cannot be reached; hint: check DATABASE_URL")?;
         connection.execute(AssertSqlSafe(format!("create database {name}"))).await.context(
@@ -103,7 +103,7 @@ impl Scratch {
     }
 
     async fn drop(self) -> anyhow::Result<()> {
-        let mut connection = PgConnection::connect(self.server.expose_secret()).await?;
+        let mut connection = PgConnection::connect_with(&database::options(&self.server)?).await?;
         connection.execute(AssertSqlSafe(format!("drop database {} with (force)", self.name))).await?;
         Ok(())
     }
@@ -136,7 +136,7 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
     ));
 
     heading("1. A transaction inserts a row for acme-eu and stays open. Then: elven-sync run");
-    let mut slow = PgConnection::connect(scratch.url.expose_secret()).await?;
+    let mut slow = PgConnection::connect_with(&database::options(&scratch.url)?).await?;
     slow.execute("begin").await?;
     slow.execute(LATE).await?;
     database.execute(|| NEXT).await?;
@@ -156,26 +156,26 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
     );
 
     heading("3. The ledger's instants, and what the API received: the hour that New York has twice");
-    line(aligned_rows(&database, &sandbox).await?);
+    lines(aligned_rows(&database, &sandbox).await?);
 
     heading("4. elven-sync status");
     output::health(&journal::Health::list(&database).await?, None, false);
 
     heading("Where to look next");
-    line(
+    lines(
         "  select * from elven_sync.sync_health;                      how each entity is\n  \
          select * from elven_sync.sync_errors where resolved_at is null;   what needs a person\n  \
          select * from elven_sync.sync_batches order by batch_id desc;     every request, with its hash\n  \
          elven-sync sandbox                                         the same API, for your own ledger",
     );
-    line(format_args!("\nAll of this took {:.1} s.", begun.elapsed().as_secs_f32()));
+    lines(format_args!("\nAll of this took {:.1} s.", begun.elapsed().as_secs_f32()));
     database.close().await;
     sandbox.stop().await;
     Ok(())
 }
 
 fn heading(text: &str) {
-    line(format_args!("\n{text}\n"));
+    lines(format_args!("\n{text}\n"));
 }
 
 /// One run against the sandbox, as a person with this configuration would start it.

@@ -197,12 +197,12 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
     let database = connect_migrated(settings).await?;
     let entities = Entity::list(&database).await?;
     if as_json {
-        output::line(serde_json::json!({ "entities": entities }));
+        output::json_line(&serde_json::json!({ "entities": entities }));
     } else if entities.is_empty() {
         output::line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
     } else {
         let header = ["entity", "time zone", "credential", "paused"];
-        output::line(output::table(
+        output::lines(output::table(
             &header,
             &[],
             entities.into_iter().map(|entity| {

@@ -100,10 +100,10 @@ async fn retry(settings: &Settings, database: &Database, error_ids: Vec<i64>) ->
         }
         if error.ledger_id.is_none() {
             bail!(
-                "error {error_id} concerns no single row but the entity `{}`; nothing was sent; hint: elven-sync run \
-                 --entity '{}' tries that again",
+                "error {error_id} concerns no single row but the entity `{}`; nothing was sent; hint: elven-sync run {} \
+                 tries that again",
                 error.entity_id,
-                error.entity_id
+                output::quoted_option("--entity", &error.entity_id)
             );
         }
         errors.push(error);

@@ -94,7 +94,7 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Verify(options) => verify::run(options, &settings()?).await,
         Command::Prune(options) => prune::run(options, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
-        Command::Demo(options) => demo::run(options, settings()?).await,
+        Command::Demo(options) => Box::pin(demo::run(options, settings()?)).await,
     }
 }
 

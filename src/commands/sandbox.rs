@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::SUCCEEDED;
 use crate::output;
-use crate::sandbox::{self, Rule, Sandbox};
+use crate::sandbox::{self, Answers, Rule, Sandbox};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -24,6 +24,9 @@ pub(super) struct Options {
     /// Currencies that it knows besides the usual ones
     #[arg(long = "currency", value_name = "SYMBOL")]
     currencies: Vec<String>,
+    /// The envelope of its answers: the API's pages disagree about it
+    #[arg(long, value_enum, default_value_t)]
+    answers: Answers,
     /// What goes wrong, and when; can be repeated, --help lists what there is
     #[arg(long = "fault", value_name = "FAULT", long_help = fault_help())]
     rules: Vec<Rule>,
@@ -44,6 +47,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     let mut settings = sandbox::Options {
         listen: options.listen,
         credentials: vec![credential],
+        answers: options.answers,
         rules: options.rules,
         seed,
         ..Default::default()
@@ -54,16 +58,27 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     }
     let sandbox = Sandbox::start(settings).await?;
     let url = sandbox.url();
-    output::line(format_args!(
+    output::lines(format_args!(
         "the sandbox listens; point elven-sync at it with\n\n  export ELVEN_API_URL={url}\n  export \
          ELVEN_API_KEY={} ELVEN_API_SECRET={}\n\nwhat it received: {url}/sandbox   (Ctrl-C ends it)",
-        options.key, options.secret
+        exported(&options.key),
+        exported(&options.secret)
     ));
     if !faults.is_empty() {
-        output::line(format_args!("\nfaults: {faults}   (--seed {seed} draws the same again)"));
+        output::lines(format_args!(
+            "\nfaults: {}   (--seed {seed} draws the same again)",
+            output::escaped(&faults)
+        ));
     }
     let (mut stop, _) = super::run::stop_on_signal(std::time::Duration::ZERO)?;
     stop.changed().await?;
     sandbox.stop().await;
     Ok(SUCCEEDED)
+}
+
+/// A value as a shell takes it; in quotes only where that is needed.
+fn exported(value: &str) -> String {
+    let is_plain =
+        value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    if is_plain && !value.is_empty() { value.to_owned() } else { output::quoted(value) }
 }

@@ -20,7 +20,11 @@ pub struct Credential {
 
 /// `[credentials.NAME]`: an environment variable or a file for each half.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a section with key_env or key_file, and secret_env or secret_file"
+)]
 pub struct CredentialSource {
     /// Environment variable that holds the key.
     pub key_env: Option<String>,
@@ -48,13 +52,16 @@ impl Settings {
             },
             None => {
                 return Err(error(format!(
-                    "credential `{name}` is not configured; hint: add [credentials.{name}] with key_env or key_file \
-                     and secret_env or secret_file to the configuration file"
+                    "credential `{name}` is not configured; hint: add [credentials.{}] with key_env or key_file \
+                     and secret_env or secret_file to the configuration file",
+                    toml_key(name)
                 )));
             }
         };
+        let is_configured = self.credentials.contains_key(name);
         let read = |half: &str, variable: Option<&String>, file: Option<&PathBuf>| {
-            find(name, half, variable.map(String::as_str), file, &self.environment)
+            let wanted = Wanted { name, half, is_configured };
+            find(wanted, variable.map(String::as_str), file, &self.environment)
         };
         Ok(Credential {
             name: name.to_owned(),
@@ -64,32 +71,60 @@ impl Settings {
     }
 }
 
+/// Half of a credential.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    name: &'a str,
+    /// `key` or `secret`.
+    half: &'a str,
+    /// A section of the configuration says where it is.
+    is_configured: bool,
+}
+
+impl Wanted<'_> {
+    /// The setting that says where it is. What it says is not repeated: it may be the secret itself, in the wrong place.
+    fn setting(&self, kind: &str) -> String {
+        let Self { name, half, is_configured } = self;
+        if *is_configured {
+            format!("[credentials.{}] {half}_{kind}", toml_key(name))
+        } else {
+            format!("ELVEN_API_{}_{}", half.to_uppercase(), kind.to_uppercase())
+        }
+    }
+}
+
 fn find(
-    name: &str,
-    half: &str,
+    wanted: Wanted<'_>,
     variable: Option<&str>,
     file: Option<&PathBuf>,
     environment: &Environment,
 ) -> Result<SecretString, ConfigError> {
+    let Wanted { name, half, is_configured } = wanted;
     let value = if let Some(path) = file {
         std::fs::read_to_string(path).map_err(|problem| {
             error(format!(
-                "the {half} of credential `{name}`: file {} cannot be read: {problem}",
-                path.display()
+                "the {half} of credential `{name}`: the file that {} names cannot be read: {problem}",
+                wanted.setting("file")
             ))
         })?
     } else if let Some(variable) = variable {
         let value = environment.get(variable).ok_or_else(|| {
+            let (what, hint) = if is_configured {
+                let what = format!("the environment variable that {} names", wanted.setting("env"));
+                (what, "set it".to_owned())
+            } else {
+                (variable.to_owned(), format!("set {variable}"))
+            };
             error(format!(
-                "the {half} of credential `{name}` is missing: {variable} is not set; hint: set {variable}, or \
-                 name a file that holds it"
+                "the {half} of credential `{name}` is missing: {what} is not set; hint: {hint}, or name a file that \
+                 holds it"
             ))
         })?;
         value.to_owned()
     } else {
         return Err(error(format!(
-            "the {half} of credential `{name}` is missing; hint: give {half}_env or {half}_file in \
-             [credentials.{name}]"
+            "the {half} of credential `{name}` is missing; hint: give {half}_env or {half}_file in [credentials.{}]",
+            toml_key(name)
         )));
     };
     let value = value.trim();
@@ -101,6 +136,12 @@ fn find(
         )));
     }
     Ok(SecretString::from(value))
+}
+
+/// A name as a key of a TOML file, in quotes where that is needed. Strings of TOML have the escapes of JSON.
+fn toml_key(name: &str) -> String {
+    let is_bare = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    if is_bare && !name.is_empty() { name.to_owned() } else { serde_json::Value::from(name).to_string() }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ const BALANCE_SCALE_MAX: u32 = 100;
 
 /// `[ledger]`: which table, and which of its columns.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct LedgerSettings {
     /// Schema-qualified table or view.
     pub table: String,
@@ -49,10 +49,9 @@ impl LedgerSettings {
             None => (String::new(), rest),
         };
         if schema.is_empty() || table.is_empty() || !rest.is_empty() {
-            return Err(error(format!(
-                "[ledger] table = '{}' is not a schema and a table; hint: write it as \"schema.table\"",
-                self.table
-            )));
+            return Err(error(
+                "[ledger] table is not a schema and a table; hint: write it as \"schema.table\"",
+            ));
         }
         Ok((schema, table))
     }
@@ -66,7 +65,11 @@ impl LedgerSettings {
             )));
         }
         if let Some(zone) = &self.captured_at_zone {
-            align::zone(zone).map_err(|problem| error(format!("[ledger] captured_at_zone: {problem}")))?;
+            // Without the value, which may be a secret that was written here by mistake.
+            let wrong = |problem: &str| problem.replace(&format!("`{zone}`"), "the value");
+            align::zone(zone).map_err(|problem| {
+                error(format!("[ledger] captured_at_zone: {}", wrong(&problem.to_string())))
+            })?;
         }
         if self.balance_scale.is_some_and(|scale| scale > BALANCE_SCALE_MAX) {
             return Err(error(format!("[ledger] balance_scale has to be 0 to {BALANCE_SCALE_MAX}")));
@@ -95,7 +98,7 @@ fn identifier(text: &str) -> Result<(String, &str), ConfigError> {
     let mut rest = quoted;
     loop {
         let Some(end) = rest.find('"') else {
-            return Err(error(format!("[ledger] table: a double quote is missing in {text}")));
+            return Err(error("[ledger] table: a double quote is missing"));
         };
         name.push_str(&rest[..end]);
         rest = &rest[end + 1..];

@@ -5,6 +5,7 @@
 
 mod credentials;
 mod ledger;
+mod mistake;
 mod number;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ use url::{Host, Url};
 
 pub use credentials::{Credential, CredentialSource};
 pub use ledger::{Columns, LedgerSettings};
+
+use mistake::Source;
 
 use crate::batch::RECORDS_MAX;
 
@@ -102,7 +105,7 @@ pub struct Settings {
 
 /// What `elven-sync.toml` may say.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a section")]
 struct File {
     credentials: BTreeMap<String, CredentialSource>,
     ledger: LedgerSettings,
@@ -114,7 +117,7 @@ struct File {
 
 /// `[database]`: how the database is used.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct DatabaseSettings {
     /// How long a run waits for a database that went away before it fails.
     #[serde(with = "humantime_serde")]
@@ -129,7 +132,7 @@ impl Default for DatabaseSettings {
 
 /// `[sync]`: how runs work.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct SyncSettings {
     /// Records in a request, 1 to 1000.
     #[serde(deserialize_with = "number::from_text_or_number")]
@@ -183,7 +186,7 @@ pub enum OnAmbiguous {
 
 /// `[api]`: how the API is called.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct ApiSettings {
     /// The longest a request may take in all.
     #[serde(with = "humantime_serde")]
@@ -208,7 +211,7 @@ impl Default for ApiSettings {
 
 /// `[retry]`: how a request is repeated.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct RetrySettings {
     /// Attempts in all.
     #[serde(deserialize_with = "number::from_text_or_number")]
@@ -234,40 +237,11 @@ const SETTING_PREFIX: &str = "ELVEN_SYNC_";
 impl Settings {
     /// Puts the settings together and checks them.
     pub fn load(flags: &Flags, environment: Environment) -> Result<Self, ConfigError> {
-        let file = read_file(flags, &environment)?;
-        let file = overlay(file, &environment)?;
-        if !(1..=RECORDS_MAX).contains(&file.sync.batch_rows) {
-            return Err(error(format!(
-                "[sync] batch_rows = {} is not possible: the API takes 1 to {RECORDS_MAX} records in a request; \
-                 hint: leave it out for {RECORDS_MAX}",
-                file.sync.batch_rows
-            )));
-        }
-        for (name, value) in [
-            ("[sync] entities_at_once", file.sync.entities_at_once),
-            ("[sync] requests_in_flight", file.sync.requests_in_flight),
-            ("[sync] batch_bytes", file.sync.batch_bytes.unwrap_or(1)),
-            ("[api] requests_per_second", file.api.requests_per_second.map_or(1, |rate| rate as usize)),
-            ("[retry] attempts", file.retry.attempts as usize),
-        ] {
-            if value == 0 {
-                return Err(error(format!(
-                    "{name} = 0 would do nothing; hint: leave it out for the default"
-                )));
-            }
-        }
-        for (name, value) in [
-            ("[database] reconnect_timeout", file.database.reconnect_timeout),
-            ("[sync] lease", file.sync.lease),
-            ("[sync] shutdown_grace", file.sync.shutdown_grace),
-            ("[api] timeout", file.api.timeout),
-            ("[api] signature_window", file.api.signature_window),
-        ] {
-            if value.is_zero() || value > Duration::from_hours(1) {
-                return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
-            }
-        }
-        file.ledger.check()?;
+        let (path, text) = read_file(flags, &environment)?;
+        let source =
+            Source { file: text.as_deref().map(|text| (path.as_path(), text)), environment: &environment };
+        let file = overlay(source.parse()?, &environment)?;
+        check(&file).map_err(|problem| source.located(problem))?;
         let api_url =
             flags.api_url.as_deref().or(environment.get("ELVEN_API_URL")).unwrap_or(DEFAULT_API_URL);
         let database_url = flags.database_url.as_deref().or(environment.get("DATABASE_URL"));
@@ -296,18 +270,48 @@ impl Settings {
     }
 }
 
-fn read_file(flags: &Flags, environment: &Environment) -> Result<toml::Table, ConfigError> {
+/// Checks what a type alone cannot say. Each message begins with the setting.
+fn check(file: &File) -> Result<(), ConfigError> {
+    if !(1..=RECORDS_MAX).contains(&file.sync.batch_rows) {
+        return Err(error(format!(
+            "[sync] batch_rows = {} is not possible: the API takes 1 to {RECORDS_MAX} records in a request; \
+             hint: leave it out for {RECORDS_MAX}",
+            file.sync.batch_rows
+        )));
+    }
+    for (name, value) in [
+        ("[sync] entities_at_once", file.sync.entities_at_once),
+        ("[sync] requests_in_flight", file.sync.requests_in_flight),
+        ("[sync] batch_bytes", file.sync.batch_bytes.unwrap_or(1)),
+        ("[api] requests_per_second", file.api.requests_per_second.map_or(1, |rate| rate as usize)),
+        ("[retry] attempts", file.retry.attempts as usize),
+    ] {
+        if value == 0 {
+            return Err(error(format!("{name} = 0 would do nothing; hint: leave it out for the default")));
+        }
+    }
+    for (name, value) in [
+        ("[database] reconnect_timeout", file.database.reconnect_timeout),
+        ("[sync] lease", file.sync.lease),
+        ("[sync] shutdown_grace", file.sync.shutdown_grace),
+        ("[api] timeout", file.api.timeout),
+        ("[api] signature_window", file.api.signature_window),
+    ] {
+        if value.is_zero() || value > Duration::from_hours(1) {
+            return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
+        }
+    }
+    file.ledger.check()
+}
+
+/// The configuration file, and its text if it is there.
+fn read_file(flags: &Flags, environment: &Environment) -> Result<(PathBuf, Option<String>), ConfigError> {
     let named = flags.config.as_deref().or(environment.get("ELVEN_SYNC_CONFIG").map(Path::new));
     let path = named.unwrap_or(Path::new(DEFAULT_FILE));
     match std::fs::read_to_string(path) {
-        Ok(text) => {
-            // Read twice: a setting that is wrong in the file is reported with its line.
-            let wrong = |problem| error(format!("{}: {problem}", path.display()));
-            toml::from_str::<File>(&text).map_err(|problem| wrong(problem.to_string()))?;
-            toml::from_str(&text).map_err(|problem| wrong(problem.to_string()))
-        }
+        Ok(text) => Ok((path.to_owned(), Some(text))),
         Err(problem) if named.is_none() && problem.kind() == std::io::ErrorKind::NotFound => {
-            Ok(toml::Table::new())
+            Ok((path.to_owned(), None))
         }
         Err(problem) => {
             Err(error(format!("the configuration file {} cannot be read: {problem}", path.display())))
@@ -318,24 +322,39 @@ fn read_file(flags: &Flags, environment: &Environment) -> Result<toml::Table, Co
 /// Lays `ELVEN_SYNC_<SECTION>__<KEY>` over the file.
 fn overlay(mut file: toml::Table, environment: &Environment) -> Result<File, ConfigError> {
     let mut laid_over = Vec::new();
-    for (name, value) in &environment.0 {
+    for (name, value) in environment.0.iter().filter(|(_, value)| !value.is_empty()) {
         let Some(path) = name.strip_prefix(SETTING_PREFIX).filter(|path| path.contains("__")) else {
             continue;
         };
         let path = path.to_lowercase();
         let mut keys: Vec<&str> = path.split("__").collect();
         let Some(key) = keys.pop() else { continue };
-        let mut table = &mut file;
-        for section in keys {
-            let entry = table.entry(section).or_insert_with(|| toml::Table::new().into());
-            table = entry.as_table_mut().ok_or_else(|| error(format!("{name}: `{section}` has no keys")))?;
-        }
-        table.insert(key.to_owned(), value.clone().into());
-        laid_over.push(name.as_str());
+        insert(&mut file, &keys, key, value)
+            .map_err(|section| error(format!("{name}: `{section}` has no keys")))?;
+        laid_over.push((name, keys.join("."), key.to_owned(), value));
     }
     file.try_into().map_err(|problem: toml::de::Error| {
-        error(format!("a setting from the environment ({}): {}", laid_over.join(", "), problem.message()))
+        // The file alone is right, and so one of the variables is wrong by itself.
+        let wrong = laid_over.iter().find_map(|(name, sections, key, value)| {
+            let mut alone = toml::Table::new();
+            let sections: Vec<&str> = sections.split('.').collect();
+            insert(&mut alone, &sections, key, value).ok()?;
+            let problem = alone.try_into::<File>().err()?;
+            Some(mistake::in_environment(name, &problem))
+        });
+        wrong.unwrap_or_else(|| mistake::in_environment("ELVEN_SYNC_...", &problem))
     })
+}
+
+/// Sets a key of a section, or returns what is no section.
+fn insert<'a>(table: &mut toml::Table, sections: &[&'a str], key: &str, value: &str) -> Result<(), &'a str> {
+    let mut table = table;
+    for section in sections {
+        let entry = table.entry(*section).or_insert_with(|| toml::Table::new().into());
+        table = entry.as_table_mut().ok_or(*section)?;
+    }
+    table.insert(key.to_owned(), value.into());
+    Ok(())
 }
 
 /// Takes only scheme, host and port, and plain HTTP only where nobody can listen: a key and a

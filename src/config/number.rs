@@ -11,17 +11,17 @@ where
     T: FromStr<Err: Display> + Deserialize<'de>,
 {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a whole number")]
+    #[serde(untagged, expecting = "no number, expected a whole number")]
     enum TextOrNumber<T> {
         Number(T),
         Text(String),
     }
     match TextOrNumber::deserialize(deserializer)? {
         TextOrNumber::Number(number) => Ok(number),
-        TextOrNumber::Text(text) => text
-            .trim()
-            .parse()
-            .map_err(|problem| D::Error::custom(format!("`{text}` is not a number: {problem}"))),
+        // Without the text: it may be a secret that was written here by mistake.
+        TextOrNumber::Text(text) => {
+            text.trim().parse().map_err(|_| D::Error::custom("no number, expected a whole number"))
+        }
     }
 }
 

@@ -34,12 +34,18 @@ pub(super) type Connections = Pool<Maker>;
 pub(super) type InUse = Object<Maker>;
 
 /// Makes connections, and says which of those that lie idle may be used.
-#[derive(Debug)]
 pub(super) struct Maker {
     pub(super) options: PgConnectOptions,
     /// One was not well that lay idle, and no new one is being made yet: what has befallen it may have befallen the
     /// others, and to ask them all could take long.
     unwell: AtomicBool,
+}
+
+impl std::fmt::Debug for Maker {
+    /// Without the options, which hold the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maker").field("unwell", &self.unwell).finish_non_exhaustive()
+    }
 }
 
 impl Manager for Maker {

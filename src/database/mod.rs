@@ -4,20 +4,21 @@
 //! free. So nothing here belongs to a session: every statement is in an explicit transaction and unnamed
 //! ([`executor`]), and what has to hold is set for the transaction alone.
 
+mod address;
 mod connections;
 mod executor;
 
 use std::collections::BTreeSet;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgQueryResult};
+use secrecy::SecretString;
+use sqlx::postgres::PgQueryResult;
 use sqlx::{Execute, Executor, PgConnection, PgPool, Postgres, Row};
 use tokio::time::{Instant, timeout};
 
+pub use self::address::options;
 use self::connections::{Connections, InUse};
 pub use self::executor::AtOnce;
 
@@ -116,9 +117,7 @@ impl Database {
         reconnect_timeout: Duration,
     ) -> Result<Self, sqlx::Error> {
         // Proxies refuse start-up parameters that they do not know.
-        let options = PgConnectOptions::from_str(url.expose_secret())?
-            .application_name("elven-sync")
-            .extra_float_digits(None);
+        let options = address::options(url)?.application_name("elven-sync").extra_float_digits(None);
         let connections = connections::new(options, connections_max, reconnect_timeout);
         // So that what is wrong is said at once, and not after the wait for a database that was there before.
         connections::first(&connections).await?;

@@ -7,8 +7,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, redirect};
 use secrecy::ExposeSecret;
+use tokio::time::Instant;
 use url::Url;
 
+use super::body;
 use super::connecting::{Late, OpenedLate};
 use super::sign::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign};
 use super::verdict::Answer;
@@ -18,8 +20,6 @@ use crate::config::{Credential, is_loopback};
 pub const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
 /// The cheapest signed call that reads: it says whether a key is good without sending anything.
 pub const PROBE_PATH: &str = "/open/v3/entityAccount?page=1&limit=1";
-/// An answer is read up to this many bytes; the documented ones are far shorter.
-pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// `Retry-After` is obeyed up to this long.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +29,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Client {
     http: reqwest::Client,
     api_url: Url,
+    /// The longest that a request may take in all.
+    timeout: Duration,
 }
 
 /// A request that is ready to be sent. Made right before: a signature ages.
@@ -90,7 +92,7 @@ impl Client {
             // Nothing is encrypted, so the certificates of the system are not read either.
             http = http.tls_certs_only([]);
         }
-        Ok(Self { http: http.build()?, api_url: api_url.clone() })
+        Ok(Self { http: http.build()?, api_url: api_url.clone(), timeout })
     }
 
     /// Signs an import by a clock that is `ahead` of this machine's.
@@ -150,7 +152,8 @@ impl Client {
 
     /// Sends a request and waits for its answer. Never fails: what went wrong is the answer.
     pub async fn send(&self, signed: Signed) -> Answer {
-        let mut response = match signed.request.send().await {
+        let deadline = Instant::now() + self.timeout;
+        let response = match signed.request.send().await {
             Ok(response) => response,
             Err(problem) if OpenedLate::is_behind(&problem) => return Answer::OpenedLate,
             Err(problem) if problem.is_connect() => {
@@ -162,21 +165,11 @@ impl Client {
         let status = response.status().as_u16();
         let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, now));
         let ahead = header(&response, &DATE).and_then(date).map(|theirs| theirs - (now + signed.ahead));
-        let mut body = Vec::new();
-        while body.len() < ANSWER_BYTES_MAX {
-            match response.chunk().await {
-                Ok(Some(chunk)) => {
-                    let room = ANSWER_BYTES_MAX - body.len();
-                    body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-                }
-                // The status line came, but what it says of the records may be in the rest.
-                Err(problem) if status < 300 => {
-                    return Answer::Lost(crate::output::chain(&problem.without_url()));
-                }
-                Ok(None) | Err(_) => break,
-            }
+        // On the heap: of the futures that a lane is made of, this one is large.
+        match Box::pin(body::read(response, deadline)).await {
+            Ok(envelope) => Answer::Response { status, envelope, retry_after, ahead },
+            Err(problem) => Answer::Lost(problem),
         }
-        Answer::Response { status, body, retry_after, ahead }
     }
 }
 

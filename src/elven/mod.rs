@@ -2,10 +2,13 @@
 //!
 //! Deciding what to do about a verdict is the caller's; sleeping and writing happen elsewhere.
 
+mod body;
 pub mod client;
 mod connecting;
+pub mod envelope;
 pub mod sign;
 pub mod verdict;
 
 pub use client::{Client, Signed, is_older_than};
+pub use envelope::Envelope;
 pub use verdict::{Answer, Reason, Verdict, judge};

@@ -4,17 +4,18 @@ use std::fmt;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use serde_json::Value;
+
+use super::envelope::{Envelope, Says};
 
 /// What came back for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// An HTTP response, its body read up to a limit.
+    /// An HTTP response.
     Response {
         /// The HTTP status.
         status: u16,
-        /// The body's first bytes; a documented answer is short.
-        body: Vec<u8>,
+        /// What its body says.
+        envelope: Envelope,
         /// How long it asks to wait (`Retry-After`, RFC 9110).
         retry_after: Option<Duration>,
         /// How far the API's clock is ahead of the one that the request was signed by (`Date`).
@@ -41,9 +42,11 @@ pub enum Verdict {
     Unauthorized(Reason, Option<TimeDelta>),
     /// Wrong URL, or the API changed.
     Misdirected,
+    /// A proxy or a firewall wrote a page instead of the API's answer.
+    Intercepted,
     /// Not now, but after some time; not delivered.
     Throttled(Option<Duration>),
-    /// Nothing was sent.
+    /// Nothing was sent, or the service took nothing of what was.
     NotDelivered(String),
     /// Whether the records are in is unknown.
     Unknown(String),
@@ -52,17 +55,18 @@ pub enum Verdict {
 /// The API's own words for a failure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reason {
-    /// `data.code` of the documented failure body.
+    /// `code` of the failure body.
     pub code: Option<String>,
-    /// `data.message`.
+    /// `message`.
     pub message: Option<String>,
 }
 
 impl Reason {
-    /// Leaves secrets out, then cuts the words to [`MESSAGE_CHARS_MAX`]: what is cut first hides no more.
+    /// Leaves secrets out, then cuts the words to [`MESSAGE_CHARS_MAX`]: what is cut first hides no more. A short secret is
+    /// not looked for, since most messages would have it by chance.
     pub fn without(&mut self, secrets: &[&str]) {
         for text in [&mut self.code, &mut self.message].into_iter().flatten() {
-            for secret in secrets {
+            for secret in secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
                 *text = text.replace(secret, "[hidden]");
             }
             *text = text.chars().take(MESSAGE_CHARS_MAX).collect();
@@ -70,6 +74,8 @@ impl Reason {
     }
 }
 
+/// A secret shorter than this is not looked for in a message.
+const SECRET_BYTES_MIN: usize = 8;
 /// A message of the API is kept up to this many characters.
 pub const MESSAGE_CHARS_MAX: usize = 500;
 
@@ -84,52 +90,36 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Judges an answer by the contract's table.
-///
-/// Documented are 2xx with `{"success": <boolean>}` and, with a 4xx, a body with `data.code` and
-/// `data.message` (API page, "Errors"). Everything else is judged by its status alone, since a proxy
-/// may have written it.
+/// Judges an answer by the contract's table, which goes by the status first: a proxy may have written any body.
 pub fn judge(answer: &Answer) -> Verdict {
-    let (status, body, retry_after, ahead) = match answer {
-        Answer::Response { status, body, retry_after, ahead } => (*status, body, *retry_after, *ahead),
+    let (status, envelope, retry_after, ahead) = match answer {
+        Answer::Response { status, envelope, retry_after, ahead } => {
+            (*status, envelope, *retry_after, *ahead)
+        }
         Answer::NotSent(reason) => return Verdict::NotDelivered(reason.clone()),
         Answer::OpenedLate => return Verdict::NotDelivered("connecting took too long".to_owned()),
         Answer::Lost(reason) => return Verdict::Unknown(reason.clone()),
     };
-    let json: Option<Value> = serde_json::from_slice(body).ok();
-    let success = json.as_ref().and_then(|json| json.get("success")).and_then(Value::as_bool);
-    let reason = json.as_ref().and_then(failure);
+    let reason = || envelope.reason.clone();
     match status {
-        200..300 => match success {
-            Some(true) => Verdict::Accepted,
-            Some(false) => Verdict::Refused(reason.unwrap_or_default()),
-            None => Verdict::Unknown("the answer is not the documented JSON".to_owned()),
+        200..300 => match envelope.says {
+            Says::Yes => Verdict::Accepted,
+            Says::No => Verdict::Refused(reason()),
+            Says::Nothing => Verdict::Unknown("the answer is not the documented JSON".to_owned()),
+            Says::Unreadable(why) => Verdict::Unknown(why.to_owned()),
         },
-        400 | 422 => Verdict::Refused(reason.unwrap_or_default()),
-        401 | 403 => Verdict::Unauthorized(reason.unwrap_or_default(), ahead),
+        404 | 405 | 407 | 410 | 451 => Verdict::Misdirected,
+        400 | 401 | 403 | 422 if envelope.is_page => Verdict::Intercepted,
         413 => Verdict::TooLarge,
-        408 | 425 | 429 | 503 => Verdict::Throttled(retry_after),
-        400..500 => reason.map_or(Verdict::Misdirected, Verdict::Refused),
+        408 | 425 | 429 => Verdict::Throttled(retry_after),
+        503 if retry_after.is_some() => Verdict::Throttled(retry_after),
+        503 => Verdict::NotDelivered("the service is unavailable".to_owned()),
+        401 | 403 => Verdict::Unauthorized(reason(), ahead),
+        400 | 422 => Verdict::Refused(reason()),
+        400..500 if envelope.is_failure => Verdict::Refused(reason()),
         500..600 => Verdict::Unknown("the service failed".to_owned()),
         _ => Verdict::Misdirected,
     }
-}
-
-/// The documented failure body: `{"status": "failed", "data": {"code": 19734, "message": "..."}}`.
-fn failure(json: &Value) -> Option<Reason> {
-    let data = json.get("data")?;
-    let code = data.get("code").and_then(|code| match code {
-        Value::Number(number) => Some(number.to_string()),
-        Value::String(text) => Some(shown(text)),
-        _ => None,
-    });
-    let message = data.get("message").and_then(Value::as_str).map(shown);
-    (code.is_some() || message.is_some()).then_some(Reason { code, message })
-}
-
-/// A foreign text, fit for a log line and a table: no control characters.
-fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]
@@ -137,40 +127,102 @@ mod tests {
     use super::*;
 
     fn response(status: u16, body: &str) -> Answer {
-        Answer::Response { status, body: body.as_bytes().to_vec(), retry_after: None, ahead: None }
+        let envelope = Envelope::read(body.as_bytes(), None);
+        Answer::Response { status, envelope, retry_after: None, ahead: None }
+    }
+
+    fn response_later(status: u16, body: &str) -> Answer {
+        let envelope = Envelope::read(body.as_bytes(), None);
+        Answer::Response { status, envelope, retry_after: Some(LATER), ahead: None }
+    }
+
+    const LATER: Duration = Duration::from_secs(7);
+
+    const FAILURE: &str = r#"{"status":"failed","data":{"code":19734,"message":"The address is invalid"}}"#;
+    const PAGE: &str = " \n<html>blocked</html>";
+    const TOP: &str = r#"{"code":5,"message":"no"}"#;
+
+    fn reason() -> Reason {
+        Reason { code: Some("19734".into()), message: Some("The address is invalid".into()) }
+    }
+
+    fn of_top() -> Reason {
+        Reason { code: Some("5".into()), message: Some("no".into()) }
     }
 
     #[test]
-    fn every_row_of_the_table() {
-        const FAILURE: &str =
-            r#"{"status":"failed","data":{"code":19734,"message":"The address is invalid"}}"#;
-        let reason = Reason { code: Some("19734".into()), message: Some("The address is invalid".into()) };
-        let unknown_json = Verdict::Unknown("the answer is not the documented JSON".into());
-        let unknown_service = Verdict::Unknown("the service failed".into());
+    fn every_row_of_the_table_for_a_2xx() {
+        let nothing = || Verdict::Refused(Reason::default());
+        let unknown_json = || Verdict::Unknown("the answer is not the documented JSON".into());
         let table = [
             (response(200, r#"{"success":true}"#), Verdict::Accepted),
             (response(201, r#"{"success": true, "more": 1}"#), Verdict::Accepted),
-            (response(200, r#"{"success":false}"#), Verdict::Refused(Reason::default())),
-            (response(200, r#"{"success":"true"}"#), unknown_json.clone()),
-            (response(200, "<html>welcome</html>"), unknown_json.clone()),
-            (response(204, ""), unknown_json),
-            (response(400, FAILURE), Verdict::Refused(reason.clone())),
-            (response(422, "<html>"), Verdict::Refused(Reason::default())),
-            (response(409, FAILURE), Verdict::Refused(reason.clone())),
-            (response(413, "<html>"), Verdict::TooLarge),
-            (response(401, FAILURE), Verdict::Unauthorized(reason.clone(), None)),
-            (response(403, ""), Verdict::Unauthorized(Reason::default(), None)),
-            (response(404, "<html>"), Verdict::Misdirected),
-            (response(404, r#"{"success":true}"#), Verdict::Misdirected),
+            (response(200, r#"{"success":"true"}"#), Verdict::Accepted),
+            (response(202, r#"{"status":"success","data":{}}"#), Verdict::Accepted),
+            (response(200, r#"{"success":"success","data":true}"#), Verdict::Accepted),
+            (response_later(200, r#"{"success":true}"#), Verdict::Accepted),
+            (response(200, r#"{"success":false}"#), nothing()),
+            (response(200, r#"{"status":"error","data":{}}"#), nothing()),
+            (response(200, r#"{"success":"success","data":false}"#), nothing()),
+            (response(200, FAILURE), Verdict::Refused(reason())),
+            (response(200, r#"{"success":false,"code":5,"message":"no"}"#), Verdict::Refused(of_top())),
+            (response(200, r#"{"data":{"success":true}}"#), unknown_json()),
+            (response(200, "<html>welcome</html>"), unknown_json()),
+            (response(204, ""), unknown_json()),
+        ];
+        for (answer, expected) in table {
+            assert_eq!(judge(&answer), expected, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn every_other_row_of_the_table() {
+        let (reason, of_top) = (reason(), of_top());
+        let refused = || Verdict::Refused(reason.clone());
+        let nothing = || Verdict::Refused(Reason::default());
+        let unknown_service = || Verdict::Unknown("the service failed".into());
+        let unavailable = || Verdict::NotDelivered("the service is unavailable".into());
+        let table = [
             (response(301, ""), Verdict::Misdirected),
             (response(308, r#"{"success":true}"#), Verdict::Misdirected),
+            (response(404, "<html>"), Verdict::Misdirected),
+            (response(404, r#"{"success":true}"#), Verdict::Misdirected),
+            (response(404, FAILURE), Verdict::Misdirected),
+            (response(405, FAILURE), Verdict::Misdirected),
+            (response(407, FAILURE), Verdict::Misdirected),
+            (response(410, FAILURE), Verdict::Misdirected),
+            (response(451, FAILURE), Verdict::Misdirected),
+            (response(400, PAGE), Verdict::Intercepted),
+            (response(401, PAGE), Verdict::Intercepted),
+            (response(403, PAGE), Verdict::Intercepted),
+            (response(422, PAGE), Verdict::Intercepted),
+            (response(413, PAGE), Verdict::TooLarge),
+            (response(413, FAILURE), Verdict::TooLarge),
             (response(408, ""), Verdict::Throttled(None)),
-            (response(425, ""), Verdict::Throttled(None)),
+            (response(425, PAGE), Verdict::Throttled(None)),
             (response(429, FAILURE), Verdict::Throttled(None)),
-            (response(503, ""), Verdict::Throttled(None)),
-            (response(500, r#"{"success":true}"#), unknown_service.clone()),
-            (response(502, "<html>"), unknown_service.clone()),
-            (response(504, ""), unknown_service),
+            (response_later(429, ""), Verdict::Throttled(Some(LATER))),
+            (response_later(503, PAGE), Verdict::Throttled(Some(LATER))),
+            (response(503, FAILURE), unavailable()),
+            (response(503, PAGE), unavailable()),
+            (response(503, r#"{"success":true}"#), unavailable()),
+            (response(401, FAILURE), Verdict::Unauthorized(reason.clone(), None)),
+            (response(403, ""), Verdict::Unauthorized(Reason::default(), None)),
+            (response(403, TOP), Verdict::Unauthorized(of_top.clone(), None)),
+            (response(400, FAILURE), refused()),
+            (response(400, ""), nothing()),
+            (response(400, TOP), Verdict::Refused(of_top)),
+            (response(422, r#"{"success":true}"#), nothing()),
+            (response(402, FAILURE), refused()),
+            (response(409, FAILURE), refused()),
+            (response(418, r#"{"success":false}"#), nothing()),
+            (response(409, TOP), Verdict::Misdirected),
+            (response(409, PAGE), Verdict::Misdirected),
+            (response(402, ""), Verdict::Misdirected),
+            (response(500, r#"{"success":true}"#), unknown_service()),
+            (response(502, "<html>"), unknown_service()),
+            (response(504, ""), unknown_service()),
+            (response_later(500, ""), unknown_service()),
             (Answer::NotSent("refused".into()), Verdict::NotDelivered("refused".into())),
             (Answer::OpenedLate, Verdict::NotDelivered("connecting took too long".into())),
             (Answer::Lost("timed out".into()), Verdict::Unknown("timed out".into())),
@@ -187,6 +239,13 @@ mod tests {
         reason.without(&["the-secret-key"]);
         assert_eq!(reason.code.as_deref(), Some("[hidden]"));
         assert!(reason.message.is_some_and(|message| message.ends_with("x [hidden")));
+    }
+
+    #[test]
+    fn a_short_key_garbles_no_message() {
+        let mut reason = Reason { code: None, message: Some("no such key".to_owned()) };
+        reason.without(&["k", "such"]);
+        assert_eq!(reason.message.as_deref(), Some("no such key"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use strum::{AsRefStr, VariantNames};
 
 use super::{Journal, JournalError};
 use crate::database::Transaction;
+use crate::output;
 
 /// `sync_errors.kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, VariantNames)]
@@ -173,8 +174,8 @@ impl Journal {
                         .to_owned()
                 } else {
                     format!(
-                        "the ledger has rows of entity `{entity_id}`, which is not registered; they wait; hint: \
-                         elven-sync entity add '{entity_id}' --timezone ZONE"
+                        "the ledger has rows of entity `{entity_id}`, which is not registered; they wait; hint: {}",
+                        output::registering(entity_id)
                     )
                 };
                 let problem = Problem::of_lane(Kind::UnregisteredEntity, message);

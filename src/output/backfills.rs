@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::progress::in_words;
-use super::{ENTITIES_SHOWN_MAX, line, run_json, run_report, table, thousands};
+use super::{ENTITIES_SHOWN_MAX, json_line, line, lines, run_json, run_report, table, thousands};
 use crate::journal::Backfill;
 use crate::sync::{BackfillReport, Rehearsal};
 
@@ -14,7 +14,7 @@ pub fn backfill_report(report: &BackfillReport, as_json: bool) {
         let mut all = run_json(run);
         all["resumed"] = (*resumed).into();
         all["backfill"] = json!(backfill);
-        line(all);
+        json_line(&all);
         return;
     }
     line(format_args!(
@@ -43,7 +43,7 @@ pub fn rehearsal(rehearsal: &Rehearsal, as_json: bool) {
         let mut all = json!(rehearsal);
         all["dry_run"] = true.into();
         all["at_rate_s"] = at_rate.map(|rate| rate.as_secs()).into();
-        line(all);
+        json_line(&all);
         return;
     }
     line(format_args!(
@@ -78,7 +78,7 @@ pub fn rehearsal(rehearsal: &Rehearsal, as_json: bool) {
 /// `backfill list`.
 pub fn backfills(backfills: &[Backfill], as_json: bool) {
     if as_json {
-        line(json!({ "backfills": backfills }));
+        json_line(&json!({ "backfills": backfills }));
         return;
     }
     if backfills.is_empty() {
@@ -87,7 +87,7 @@ pub fn backfills(backfills: &[Backfill], as_json: bool) {
     }
     let header =
         ["backfill", "status", "from", "to", "only", "rows", "done", "uploaded", "set aside", "asked for"];
-    line(table(
+    lines(table(
         &header,
         &[0, 5, 6, 7, 8],
         backfills.iter().map(|backfill| {

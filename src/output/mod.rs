@@ -1,6 +1,8 @@
 //! What people and machines read: results on stdout, the log on stderr. Nothing prints elsewhere.
 
 mod backfills;
+mod escape;
+mod log;
 mod progress;
 pub mod proof;
 pub mod row;
@@ -9,11 +11,13 @@ use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
+pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
+use escape::{escaped_json, escaped_lines};
 pub use progress::{Watched, watch};
 
 use crate::journal::{Health, RecordedError};
@@ -23,14 +27,30 @@ use crate::sync::{Ended, EntityReport, RunReport};
 /// The summary names each entity when there are at most this many.
 const ENTITIES_SHOWN_MAX: usize = 20;
 
-/// Writes a line to stdout. A reader that went away (`| head`) is no failure.
+/// Writes one line to stdout, escaped: whatever it holds, it stays one line and a terminal obeys none of it. A reader
+/// that went away (`| head`) is no failure.
 pub fn line(text: impl std::fmt::Display) {
+    write(&escaped(&text.to_string()));
+}
+
+/// Writes text of several lines to stdout, escaped. What it holds from outside has to be [`escaped`] before, since it may
+/// have lines of its own.
+pub fn lines(text: impl std::fmt::Display) {
+    write(&escaped_lines(&text.to_string()));
+}
+
+/// Writes JSON to stdout. Its texts are exact, and a terminal obeys none of them.
+pub fn json_line(json: &serde_json::Value) {
+    write(&escaped_json(json));
+}
+
+fn write(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
 /// Reports why a command could not work, once, on stderr.
 pub fn error(problem: &anyhow::Error) {
-    let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", chain(problem.as_ref()));
+    let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", escaped(&chain(problem.as_ref())));
 }
 
 /// An error and its causes in one line, each said once.
@@ -69,17 +89,25 @@ pub fn start_log(verbose: u8, wanted: Option<&str>) {
     let format = tracing_subscriber::fmt::layer()
         .with_writer(progress::Log::default)
         .with_ansi(std::io::stderr().is_terminal())
+        .fmt_fields(log::Fields)
         .with_target(false);
     // A second subscriber, as in tests, is no harm.
-    let _ = tracing_subscriber::registry().with(filter).with(format).try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(filter_fn(is_fit)).with(format).try_init();
 }
 
-/// A table in the house style: no frame, numbers to the right.
+/// Whether what a dependency logs is fit for a log: sqlx logs the value of a parameter of an address that it does not
+/// know, and a line of a password file.
+fn is_fit(metadata: &tracing::Metadata<'_>) -> bool {
+    let holds = |name| metadata.fields().field(name).is_some();
+    !(metadata.target().starts_with("sqlx_postgres::options") && (holds("value") || holds("line")))
+}
+
+/// A table in the house style: no frame, numbers to the right. Its cells are escaped.
 pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| escaped(cell)));
     }
     for &column in numbers {
         if let Some(column) = table.column_mut(column) {
@@ -103,10 +131,22 @@ pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
     }
 }
 
+/// What to do about rows of an entity that is not registered: the command that registers it.
+pub fn registering(entity_id: &str) -> String {
+    if entity_id.contains(char::is_control) {
+        return "correct the entity_id of these rows: it has a control character, and cannot be registered"
+            .to_owned();
+    }
+    if entity_id.starts_with('-') {
+        return format!("elven-sync entity add --timezone ZONE {}", quoted_argument(entity_id));
+    }
+    format!("elven-sync entity add {} --timezone ZONE", quoted(entity_id))
+}
+
 /// The summary of a run.
 pub fn run_report(report: &RunReport, as_json: bool) {
     if as_json {
-        line(run_json(report));
+        json_line(&run_json(report));
         return;
     }
     let pending = pending(report);
@@ -142,7 +182,7 @@ pub fn run_report(report: &RunReport, as_json: bool) {
     if report.entities.is_empty() && report.unregistered.is_empty() {
         line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
     } else if (1..=ENTITIES_SHOWN_MAX).contains(&report.entities.len()) {
-        line(entities_table(report));
+        lines(entities_table(report));
     }
     for entity in report.entities.iter().filter(|entity| entity.failure().is_some()).take(ENTITIES_SHOWN_MAX)
     {
@@ -152,9 +192,7 @@ pub fn run_report(report: &RunReport, as_json: bool) {
         line(format_args!("waits: {why}"));
     }
     for entity_id in report.unregistered.iter().take(ENTITIES_SHOWN_MAX) {
-        line(format_args!(
-            "unregistered: rows of `{entity_id}` wait; hint: elven-sync entity add '{entity_id}' --timezone ZONE"
-        ));
+        line(format_args!("unregistered: rows of `{entity_id}` wait; hint: {}", registering(entity_id)));
     }
 }
 
@@ -210,7 +248,7 @@ fn entities_table(report: &RunReport) -> Table {
 /// Asks a question that is answered by y or n; no answer is no.
 pub fn confirm(question: &str) -> std::io::Result<bool> {
     let mut stdout = std::io::stdout().lock();
-    write!(stdout, "{question} [y/N] ")?;
+    write!(stdout, "{} [y/N] ", escaped(question))?;
     stdout.flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
@@ -231,7 +269,7 @@ pub fn thousands(number: i64) -> String {
 /// `status`: what `sync_health` says, and whose rows will come later.
 pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool) {
     if as_json {
-        line(json!({ "entities": entities, "oldest_writer": oldest_writer }));
+        json_line(&json!({ "entities": entities, "oldest_writer": oldest_writer }));
         return;
     }
     if entities.is_empty() {
@@ -243,7 +281,7 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
     };
     let header =
         ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
-    line(table(
+    lines(table(
         &header,
         &[2, 5],
         entities.iter().map(|entity| {
@@ -271,7 +309,7 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
 /// `errors list`.
 pub fn errors(errors: &[RecordedError], as_json: bool) {
     if as_json {
-        line(json!({ "errors": errors }));
+        json_line(&json!({ "errors": errors }));
         return;
     }
     if errors.is_empty() {
@@ -279,7 +317,7 @@ pub fn errors(errors: &[RecordedError], as_json: bool) {
         return;
     }
     let header = ["error", "kind", "entity", "row", "seen", "last", "message"];
-    line(table(
+    lines(table(
         &header,
         &[0, 4],
         errors.iter().map(|error| {
@@ -302,7 +340,7 @@ pub fn errors(errors: &[RecordedError], as_json: bool) {
 /// `errors show`: everything, one line each.
 pub fn error_in_full(error: &RecordedError, as_json: bool) {
     if as_json {
-        line(json!(error));
+        json_line(&json!(error));
         return;
     }
     let when = |at: &chrono::DateTime<chrono::Utc>| at.format("%Y-%m-%d %H:%M:%SZ").to_string();

@@ -140,7 +140,7 @@ fn show(bar: &ProgressBar, prefix: &str, total: &Total) {
     let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
     bar.set_length(unsigned(total.expected.unwrap_or(0)));
     bar.set_position(unsigned(total.done));
-    bar.set_prefix(prefix.to_owned());
+    bar.set_prefix(super::escaped(prefix));
     bar.set_message(total.to_string());
 }
 

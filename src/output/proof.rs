@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{line, table, thousands};
+use super::{json_line, line, lines, table, thousands};
 use crate::sync::{EntityProof, PruneReport};
 
 /// What the proof is about, whatever it finds.
@@ -14,7 +14,7 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
     let holds = entities.iter().all(EntityProof::holds);
     let (proven, not_proven) = (proven(entities), not_proven(entities, deep));
     if as_json {
-        line(json!({
+        json_line(&json!({
             "holds": holds,
             "deep": deep,
             "entities": entities,
@@ -30,7 +30,7 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
     let count = |count: usize| i64::try_from(count).map(thousands).unwrap_or_default();
     let header =
         ["entity", "", "passes", "batches", "rows proven", "pending", "set aside", "bodies", "findings"];
-    line(table(
+    lines(table(
         &header,
         &[2, 3, 4, 5, 6, 7, 8],
         entities.iter().map(|entity| {
@@ -119,13 +119,13 @@ fn not_proven(entities: &[EntityProof], deep: bool) -> String {
 pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
     if as_json {
         let PruneReport { before, entities, runs } = report;
-        line(json!({ "dry_run": rehearsed, "before": before, "entities": entities, "runs": runs }));
+        json_line(&json!({ "dry_run": rehearsed, "before": before, "entities": entities, "runs": runs }));
         return;
     }
     let before = report.before.format("%Y-%m-%d %H:%M:%SZ");
     if !report.entities.is_empty() {
         let header = ["entity", "passes", "batches", "errors", ""];
-        line(table(
+        lines(table(
             &header,
             &[1, 2, 3],
             report.entities.iter().map(|entity| {

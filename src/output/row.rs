@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use super::{line, table};
+use super::{json_line, line, lines, table};
 use crate::sync::RowReport;
 
 /// What became of a row, for each entity that has it.
 pub fn report(row: &str, reports: &[RowReport], as_json: bool) {
     if as_json {
-        line(json!({ "row": row, "entities": reports }));
+        json_line(&json!({ "row": row, "entities": reports }));
         return;
     }
     if reports.is_empty() {
@@ -30,7 +30,7 @@ pub fn report(row: &str, reports: &[RowReport], as_json: bool) {
             let header =
                 ["batch", "part of", "pass", "run", "", "status", "attempts", "HTTP", "ms", "answered"];
             let number = |number: Option<i64>| number.map_or_else(String::new, |number| number.to_string());
-            line(table(
+            lines(table(
                 &header,
                 &[0, 1, 2, 3, 6, 7, 8],
                 report.carried.iter().map(|batch| {

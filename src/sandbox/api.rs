@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Shared,
+    answers::Answers,
     auth::Gatekeeper,
     connection::Switch,
     fault::{Fault, wait},
@@ -38,9 +39,6 @@ const ACCOUNTS_PATH: &str = "/open/v3/entityAccount";
 /// Bytes beyond the limit that are read and thrown away before a 413, so that a client which is still
 /// sending meets an answer and not a reset. Past these the connection is closed on it.
 const DISCARDED_BYTES_MAX: u64 = 64 << 20;
-
-/// The answer to an accepted import, as documented.
-const SUCCESS: &str = r#"{"success":true}"#;
 
 /// What can be asked of the API.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,13 +114,15 @@ async fn respond(shared: &Arc<Shared>, switch: &Switch, asked: &Arc<(Parts, Cont
     let judged = call.clone().and_then(|call| judge(shared, &gatekeeper, call, head, content));
     if let Ok(call) = call {
         let accepted = judged.as_ref().ok().map(Outcome::records);
-        let asked = Asked { import: call == Call::Import, body_bytes: content.bytes, accepted };
+        let import = call == Call::Import;
+        let answers = shared.options.answers;
+        let asked = Asked { import, body_bytes: content.bytes, accepted, answers };
         shared.strike(&mut struck, &asked);
     }
 
     let mut note = begin_note(shared, &gatekeeper, head, content);
     note.fault = (!struck.names.is_empty()).then(|| struck.names.join(", "));
-    let (usual, records) = usual(judged, head, &mut note);
+    let (usual, records) = usual(judged, head, shared.options.answers, &mut note);
     let mut response = if let Some(Fault::DeliverLate(delay)) = struck.fault {
         tokio::spawn(late::deliver(shared.clone(), asked.clone(), delay, note.fault.clone()));
         carry_out(Fault::CutBeforeWrite, shared, switch, usual, note, &records).await
@@ -143,6 +143,7 @@ async fn respond(shared: &Arc<Shared>, switch: &Switch, asked: &Arc<(Parts, Cont
 fn usual<'b>(
     judged: Result<Outcome<'b>, Refusal>,
     head: &Parts,
+    answers: Answers,
     note: &mut Request,
 ) -> (Response, Vec<Record<'b>>) {
     let mut records = Vec::new();
@@ -150,13 +151,13 @@ fn usual<'b>(
         Ok(Outcome::Records(accepted)) => {
             note.records = accepted.len() as u64;
             records = accepted;
-            json(StatusCode::OK, SUCCESS.to_owned())
+            json(StatusCode::OK, answers.success().to_owned())
         }
         Ok(Outcome::Counted(count)) => {
             note.records = count as u64;
-            json(StatusCode::OK, SUCCESS.to_owned())
+            json(StatusCode::OK, answers.success().to_owned())
         }
-        Ok(Outcome::List(list)) => json(StatusCode::OK, list),
+        Ok(Outcome::List(list)) => json(StatusCode::OK, answers.list(list)),
         Err(refusal) => {
             note.message = Some(refusal.to_string());
             refused(&refusal, head)

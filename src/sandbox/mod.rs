@@ -21,6 +21,8 @@
 
 mod connection;
 
+mod answers;
+
 mod api;
 
 mod auth;
@@ -59,6 +61,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 pub use self::{
+    answers::Answers,
     auth::Credential,
     fault::{Fault, Gate},
     memory::{Received, Request},
@@ -95,6 +98,8 @@ pub struct Options {
     /// Records that are kept, the newest ones; counters go on beyond. Default 200,000, at some 300 bytes
     /// each.
     pub keep_records_max: usize,
+    /// The envelope of answers. Default: bare, as the page of the import says.
+    pub answers: Answers,
     /// What goes wrong, and when. Default: nothing.
     pub rules: Vec<Rule>,
     /// What the rules that have a rate draw from. Default 0.
@@ -114,6 +119,7 @@ impl Default for Options {
             clock_ahead: TimeDelta::zero(),
             body_bytes_max: 10_000_000,
             keep_records_max: 200_000,
+            answers: Answers::default(),
             rules: Vec::new(),
             seed: 0,
             lax: false,

@@ -11,7 +11,7 @@ const FAULTS: [(&str, &str); 22] = [
     ("reject:account=ID", "400 for an import with a record of this account"),
     ("reject:currency=SYMBOL", "400 for an import with a record in this currency"),
     ("reject:negative", "400 for an import with a negative balance"),
-    ("reject:success-false", "200 for an import, with {\"success\": false}"),
+    ("reject:success-false", "200 for an import, with a body that says no, e.g. {\"success\": false}"),
     ("refuses-all", "400 for every request"),
     ("body-limit=SIZE", "413 and a proxy's page for an import with a larger body"),
     ("revoked", "401"),

@@ -10,6 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use fastrand::Rng;
 
 use super::{
+    answers::Answers,
     fault::Fault,
     refusal::{Code, Refusal},
     rules::{Rule, What, When},
@@ -28,6 +29,8 @@ pub(super) struct Asked<'r> {
     pub(super) body_bytes: u64,
     /// The records of an import that would be accepted, if they are looked at; `None` when it would be refused.
     pub(super) accepted: Option<&'r [Record<'r>]>,
+    /// How an answer with status 200 is wrapped.
+    pub(super) answers: Answers,
 }
 
 /// What goes wrong with a request.
@@ -83,7 +86,7 @@ impl Standing {
             struck.names.push(running.rule.name().to_owned());
             match running.rule.what {
                 What::Slow(delay) => struck.delay += delay,
-                ref what => struck.fault = fault(what, now),
+                ref what => struck.fault = fault(what, asked.answers, now),
             }
         }
     }
@@ -143,14 +146,14 @@ fn concerns(what: &What, asked: &Asked<'_>) -> bool {
 }
 
 /// What becomes of the answer; `None` for what leaves it as it is.
-fn fault(what: &What, now: DateTime<Utc>) -> Option<Fault> {
+fn fault(what: &What, answers: Answers, now: DateTime<Utc>) -> Option<Fault> {
     Some(match what {
         What::Clock(_) | What::Slow(_) => return None,
         // Which record it was is left unsaid: the real API is not documented to say it.
         What::RejectAccount(_) | What::RejectCurrency(_) | What::RejectNegative => {
             refusal(Code::Fault, "a record cannot be imported", None)
         }
-        What::SuccessFalse => answer(StatusCode::OK, JSON, r#"{"success":false}"#.to_owned(), None),
+        What::SuccessFalse => answer(StatusCode::OK, JSON, answers.refusal().to_owned(), None),
         What::RefusesAll => refusal(Code::Fault, "the request is not understood", None),
         What::BodyLimit(_) => page(StatusCode::PAYLOAD_TOO_LARGE, None),
         What::Revoked => refusal(Code::KeyRevoked, "the key has been revoked", None),
@@ -211,7 +214,8 @@ fn answer(status: StatusCode, content_type: &str, body: String, header: Header) 
 mod tests {
     use super::*;
 
-    const IMPORT: Asked<'_> = Asked { import: true, body_bytes: 100, accepted: Some(&[]) };
+    const IMPORT: Asked<'_> =
+        Asked { import: true, body_bytes: 100, accepted: Some(&[]), answers: Answers::Bare };
     const REFUSED: Asked<'_> = Asked { accepted: None, ..IMPORT };
     const LIST: Asked<'_> = Asked { import: false, ..IMPORT };
 

@@ -19,6 +19,7 @@ use crate::journal::{
     OpenPass, RunStatus, Take, refuse_standby,
 };
 use crate::ledger::{LedgerError, Range};
+use crate::output::quoted_argument;
 use crate::watermark::Cursor;
 
 /// A slice of a backfill ends after so long, or after a third of the lease.
@@ -417,5 +418,5 @@ fn range(entity: &Entity, asked: &Asked) -> Result<Range, BackfillError> {
 }
 
 fn paused(entity_id: &str) -> String {
-    format!("entity `{entity_id}` is paused; hint: elven-sync entity resume '{entity_id}'")
+    format!("entity `{entity_id}` is paused; hint: elven-sync entity resume {}", quoted_argument(entity_id))
 }

@@ -317,7 +317,7 @@ impl Channel {
             answer = probe().await?;
         }
         let status = match &answer {
-            Answer::Response { status: 200..300, body, .. } if is_list(body) => {
+            Answer::Response { status: 200..300, envelope, .. } if envelope.is_list => {
                 self.state().proven = true;
                 return Ok(());
             }
@@ -348,11 +348,6 @@ pub(super) enum Unproven {
     NoList(u16),
     /// They were, and something else came back than is documented.
     Otherwise(String),
-}
-
-/// The documented answer to a call that reads: `{"total": n, "list": [...]}`.
-fn is_list(body: &[u8]) -> bool {
-    serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|json| json["list"].is_array())
 }
 
 #[cfg(test)]

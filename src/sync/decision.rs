@@ -84,9 +84,11 @@ pub(super) fn decide(verdict: &Verdict, attempt: Attempt, retry: &RetrySettings,
             Decision::Again { after: back_off(), all: false, lost: false }
         }
         Verdict::Unknown(_) if may_repeat => Decision::Again { after: back_off(), all: false, lost: true },
-        Verdict::Unauthorized(..) | Verdict::Misdirected | Verdict::NotDelivered(_) | Verdict::Unknown(_) => {
-            stop
-        }
+        Verdict::Unauthorized(..)
+        | Verdict::Misdirected
+        | Verdict::Intercepted
+        | Verdict::NotDelivered(_)
+        | Verdict::Unknown(_) => stop,
     }
 }
 
@@ -127,6 +129,7 @@ mod tests {
             (unauthorized(100_000), 1, false, stop(None)),
             (Verdict::Unauthorized(Reason::default(), None), 1, false, stop(None)),
             (Verdict::Misdirected, 1, false, stop(None)),
+            (Verdict::Intercepted, 1, false, stop(None)),
             (Verdict::Throttled(None), 1, false, again(Duration::from_millis(500), true, false)),
             (Verdict::Throttled(Some(secs(3))), 1, false, again(secs(3), true, false)),
             (Verdict::Throttled(Some(secs(3))), 3, false, stop(Some(secs(3)))),

@@ -3,6 +3,7 @@
 use super::Worker;
 use crate::journal::{Kind, Lane, Problem};
 use crate::ledger::Look;
+use crate::output::quoted_argument;
 
 /// A watermark does not fit: to go on would skip rows in silence.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +30,8 @@ pub(super) fn fits(table: &str, entity_id: &str, lane: &Lane, look: &Look) -> Re
     if lane.system_identifier.is_some_and(|identifier| identifier != look.system_identifier) {
         return refuse(format!(
             "the watermark of `{entity_id}` belongs to another PostgreSQL cluster, whose transaction ids mean \
-             nothing here; hint: after pg_upgrade, `elven-sync entity rebind '{entity_id}'`; after a dump was \
-             restored, {}",
+             nothing here; hint: after pg_upgrade, `elven-sync entity rebind {}`; after a dump was restored, {}",
+            quoted_argument(entity_id),
             start_over(entity_id)
         ));
     }
@@ -62,5 +63,5 @@ pub(super) fn fits(table: &str, entity_id: &str, lane: &Lane, look: &Look) -> Re
 }
 
 fn start_over(entity_id: &str) -> String {
-    format!("`elven-sync entity rewind '{entity_id}'` uploads everything again")
+    format!("`elven-sync entity rewind {}` uploads everything again", quoted_argument(entity_id))
 }

@@ -57,6 +57,7 @@ use crate::elven::{Answer, Client, Signed};
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
 use crate::ledger::{self, Ledger, LedgerError, Pending, Progress};
+use crate::output::quoted_sql;
 
 /// A run could not work at all.
 #[derive(Debug, thiserror::Error)]
@@ -226,8 +227,8 @@ impl Worker {
             match (align::zone(timezone), channel) {
                 (Err(problem), _) => {
                     let message = format!(
-                        "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = '{}'",
-                        entity_id.replace('\'', "''")
+                        "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = {}",
+                        quoted_sql(entity_id)
                     );
                     unusable.push((entity_id.clone(), Problem::of_lane(Kind::Timezone, message)));
                 }

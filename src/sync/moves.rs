@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use super::{RunError, Worker};
 use crate::journal::{Entity, FromNow, Holder, JournalError, Lane, Lease, Seal, Take};
 use crate::ledger::{LedgerError, Look, Progress};
+use crate::output::quoted_argument;
 use crate::watermark::Snapshot;
 
 /// A watermark cannot be moved as asked.
@@ -114,7 +115,7 @@ impl Worker {
         if before == look.system_identifier {
             return Ok(false);
         }
-        let start_over = format!("hint: elven-sync entity rewind '{entity_id}'");
+        let start_over = format!("hint: elven-sync entity rewind {}", quoted_argument(entity_id));
         match self.journal.seal(entity_id).await? {
             Seal::Whole => {}
             Seal::Broken => {
@@ -179,8 +180,9 @@ impl Worker {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
                 Take::Held { seen, holder } if !patience.lasts(&seen, holder) => {
                     return refused(format!(
-                        "a worker is on `{entity_id}`; hint: elven-sync entity pause '{entity_id}', wait until its run \
-                         has ended, and try again"
+                        "a worker is on `{entity_id}`; hint: elven-sync entity pause {}, wait until its run has ended, \
+                         and try again",
+                        quoted_argument(entity_id)
                     ));
                 }
                 Take::Held { seen, holder } => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::batch::Batch;
 use crate::elven::Verdict;
 use crate::journal::{Course, Kind, Problem};
+use crate::output::{quoted_argument, quoted_option};
 
 /// What is recorded about an answer.
 #[derive(Clone, Debug)]
@@ -42,7 +43,7 @@ pub(super) fn gap(course: Course, batch_id: i64, entity_id: &str) -> String {
     let (of, remedy) = match course {
         Course::Pass(pass_id) => (
             format!("pass {pass_id}"),
-            format!("`elven-sync entity rewind '{entity_id}'` uploads everything again"),
+            format!("`elven-sync entity rewind {}` uploads everything again", quoted_argument(entity_id)),
         ),
         Course::Backfill(backfill_id) => (
             format!("backfill {backfill_id}"),
@@ -109,6 +110,7 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
             "rejected",
             format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
         ),
+        Verdict::Intercepted => words(Kind::Config, "rejected", intercepted(&status)),
         Verdict::Throttled(wait) => words(
             Kind::Throttled,
             "rejected",
@@ -117,11 +119,9 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                 come_later,
             ),
         ),
-        Verdict::NotDelivered(reason) => words(
-            Kind::Unavailable,
-            "rejected",
-            format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
-        ),
+        Verdict::NotDelivered(reason) => {
+            words(Kind::Unavailable, "rejected", not_delivered(reason, http_status))
+        }
         Verdict::Unknown(reason) => Words {
             of_row: format!(
                 "whether it arrived is unknown: it was sent alone, and three runs ended so ({status}: {reason})"
@@ -135,6 +135,24 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                 ),
             )
         },
+    }
+}
+
+/// Said of a page that a proxy or a firewall wrote.
+fn intercepted(status: &str) -> String {
+    format!(
+        "a proxy or firewall answered with a page of its own instead of the API ({status}); hint: check ELVEN_API_URL, \
+         HTTPS_PROXY, and what the firewall's log says of the request"
+    )
+}
+
+/// Said of a batch that the API did not take.
+fn not_delivered(reason: &str, http_status: Option<i32>) -> String {
+    match http_status {
+        Some(status) => {
+            format!("the API did not take the batch (HTTP {status}): {reason}; the next run sends it again")
+        }
+        None => format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
     }
 }
 
@@ -171,7 +189,8 @@ pub(super) fn held(batch_id: i64, entity_id: &str) -> Problem {
     let message = format!(
         "whether batch {batch_id} arrived is unknown, and [sync] on_ambiguous = \"hold\"; hint: look it up at Elven \
          (select * from elven_sync.batch_row_ids({batch_id})), then send it again by \
-         ELVEN_SYNC_SYNC__ON_AMBIGUOUS=resend elven-sync run --entity '{entity_id}'"
+         ELVEN_SYNC_SYNC__ON_AMBIGUOUS=resend elven-sync run {}",
+        quoted_option("--entity", entity_id)
     );
     Problem { batch_id: Some(batch_id), ..Problem::of_lane(Kind::Unavailable, message) }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::process::Output;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use elven_sync::config::{Environment, Flags, Settings};
 use elven_sync::database::Database;
 use elven_sync::journal::{self, Entity};
-use elven_sync::sandbox::{Credential, Fault, Gate, Options, Received, Sandbox};
+use elven_sync::sandbox::{Answers, Credential, Fault, Gate, Options, Received, Sandbox};
 use elven_sync::sync::{RunError, RunReport, Worker};
 use sqlx::migrate::MigrateDatabase;
 use sqlx::{ConnectOptions, PgPool, Postgres};
@@ -61,7 +62,8 @@ impl Scene {
     pub async fn beside(pool: PgPool, options: Options) -> Self {
         let credentials =
             vec![Credential::new("default", KEY, SECRET), Credential::new("second", "key-2", "secret-2")];
-        let sandbox = Sandbox::start(Options { credentials, ..options }).await.unwrap();
+        let answers = if options.answers == Answers::default() { answers() } else { options.answers };
+        let sandbox = Sandbox::start(Options { credentials, answers, ..options }).await.unwrap();
         let url = pool.connect_options().to_url_lossy().to_string();
         let variables = [
             ("DATABASE_URL", url.as_str()),
@@ -217,6 +219,13 @@ pub async fn until_it_says(child: &mut Child, words: &str) {
     while !log.next_line().await.unwrap().unwrap().contains(words) {}
     // Not closed, so that the process can go on writing.
     tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+}
+
+/// The envelope of the sandbox's answers that `make test` runs the tests under: `ELVEN_TEST_ANSWERS`, or else the bare one.
+#[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
+fn answers() -> Answers {
+    std::env::var("ELVEN_TEST_ANSWERS")
+        .map_or_else(|_| Answers::default(), |name| ValueEnum::from_str(&name, false).unwrap())
 }
 
 /// A number that the person who runs the tests has set.
