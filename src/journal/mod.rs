@@ -20,6 +20,7 @@ mod problems;
 pub mod proof;
 pub mod prune;
 mod runs;
+mod skipped;
 mod steps;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
+pub use skipped::Skipped;
 pub(crate) use steps::invalid;
 
 use self::group::Group;

@@ -215,14 +215,24 @@ impl Worker {
     }
 
     /// A newer row of a key of the batch, if there is one that was or will be uploaded: not one that is set
-    /// aside itself, or that a person has dismissed.
+    /// aside itself, that a person has dismissed, or that a registration from now on has skipped.
     async fn superseded_by(&self, entity_id: &str, batch: &Batch) -> Result<Option<LedgerId>, RunError> {
         let mut newer = Vec::new();
         for row in &batch.rows {
             let rivals = self.ledger.rivals(entity_id, row).await?;
             newer.extend(rivals.into_iter().filter(|rival| batch.is_superseded_by(rival)));
         }
-        Ok(self.not_set_aside(entity_id, newer).await?.into_iter().next().map(|rival| rival.id))
+        let newer = self.not_set_aside(entity_id, newer).await?;
+        Ok(self.not_skipped(entity_id, newer).await?.into_iter().next().map(|rival| rival.id))
+    }
+
+    /// Of these rows those that no registration from now on has skipped.
+    async fn not_skipped(&self, entity_id: &str, mut rows: Vec<Row>) -> Result<Vec<Row>, JournalError> {
+        if !rows.is_empty() {
+            let skipped = self.journal.skipped(entity_id).await?;
+            rows.retain(|row| !skipped.has(row));
+        }
+        Ok(rows)
     }
 
     /// Of these rows those that were or will be uploaded as they are now.

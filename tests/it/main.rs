@@ -34,6 +34,7 @@ mod sandbox;
 mod sandbox_faults;
 mod schema;
 mod shutdown;
+mod skipped;
 mod soak;
 mod standby;
 mod support;
