@@ -22,6 +22,7 @@ pub mod prune;
 mod runs;
 mod skipped;
 mod steps;
+mod texts;
 
 use std::sync::Arc;
 use std::time::Duration;

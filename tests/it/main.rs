@@ -38,6 +38,7 @@ mod skipped;
 mod soak;
 mod standby;
 mod support;
+mod unreadable;
 mod verify;
 mod watermark;
 mod workers;

@@ -213,7 +213,7 @@ impl<'a> Seed<'a> {
             let report = self.connector.runs(self.observer).await;
             self.check().await;
             if report.status == RunStatus::Succeeded {
-                assert_eq!(report.entities[0].rows_pending, 0);
+                assert_eq!(report.entities[0].rows_pending, Some(0));
                 break;
             }
         }
