@@ -330,8 +330,8 @@ struct Aligned<'a> {
 
 impl<'a> Aligned<'a> {
     fn new(place: usize, row: &'a Row, clock: &mut Clock) -> Result<Self, Invalid> {
-        let account = Text::read("entity_account_id", row.account())?;
-        let currency = Text::read("currency", row.currency())?;
+        let account = Text::read(ACCOUNT, row.account()).map_err(|why| not_text(row, 0, why))?;
+        let currency = Text::read(CURRENCY, row.currency()).map_err(|why| not_text(row, 1, why))?;
         let captured_at_us = row.captured_at_us.ok_or_else(|| Invalid("captured_at is NULL".to_owned()))?;
         let local = clock.at(captured_at_us)?;
         let numeric = row.balance().ok_or_else(|| Invalid("balance is NULL".to_owned()))?;
@@ -366,6 +366,21 @@ impl<'a> Aligned<'a> {
         let balance = balance..body.len();
         body.push(b'}');
         balance
+    }
+}
+
+/// The roles of the texts of a row, in the order of [`Row::has_bytes_for_text`].
+const ACCOUNT: &str = "entity_account_id";
+const CURRENCY: &str = "currency";
+
+/// Why a text cannot be sent: that its bytes are not text, or else what was found before.
+#[cold]
+fn not_text(row: &Row, which: usize, why: Invalid) -> Invalid {
+    let name = [ACCOUNT, CURRENCY][which];
+    if row.has_bytes_for_text()[which] {
+        Invalid(format!("{name} is not valid text in the encoding of the database"))
+    } else {
+        why
     }
 }
 

@@ -111,7 +111,7 @@ async fn upload(options: Options, settings: Settings) -> Result<u8, Failure> {
         };
         let rehearsal = rehearsed.map_err(Failure::Backfill)?;
         output::rehearsal(&rehearsal, options.json);
-        return Ok(if rehearsal.counters.rows_rejected > 0 { INCOMPLETE } else { SUCCEEDED });
+        return Ok(if rehearsal.needs_a_person() { INCOMPLETE } else { SUCCEEDED });
     }
     let watched = output::watch(worker.progress());
     let report = match options.resume {

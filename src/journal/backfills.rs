@@ -6,6 +6,7 @@ use strum::AsRefStr;
 
 use super::backfill_rows::{alive_run, close_cancelled};
 use super::lanes::commit_if_held;
+use super::texts::storable_one;
 use super::{Journal, JournalError, Lease, OpenPass};
 use crate::database::Transaction;
 use crate::ledger::{Range, instant_us};
@@ -290,6 +291,7 @@ impl Journal {
         status: BackfillStatus,
         error: Option<&str>,
     ) -> Result<(), JournalError> {
+        let error = self.database.again(|| storable_one(&self.database, error)).await?;
         self.database
             .execute(|| {
                 sqlx::query!(

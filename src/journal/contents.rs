@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use super::Course;
 use super::batches::{Doing, Settlement};
 use super::steps::{at, count, xid};
+use super::texts::storable;
 use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::watermark::Cursor;
@@ -230,6 +231,8 @@ pub(super) async fn finish(
     transaction: &mut Transaction,
     answered: &[&Answered],
 ) -> Result<u64, sqlx::Error> {
+    let mut errors: Vec<Option<String>> = column(answered, |a| a.error.clone());
+    storable(&mut *transaction, [&mut errors]).await?;
     let done = sqlx::query!(
         "update elven_sync.sync_batches b
             set status = case when a.status = 'rejected' and b.ambiguous and b.row_count > 0
@@ -251,7 +254,7 @@ pub(super) async fn finish(
         &column(answered, |a| a.status.to_owned()),
         &column(answered, |a| a.settlement.http_status) as &[Option<i32>],
         &column(answered, |a| a.settlement.duration_ms) as &[Option<i64>],
-        &column(answered, |a| a.error.clone()) as &[Option<String>],
+        &errors as &[Option<String>],
         &column(answered, |a| a.withdrawn),
         &column(answered, |a| at(&a.last)) as &[Option<DateTime<Utc>>]
     )

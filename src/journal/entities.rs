@@ -29,8 +29,8 @@ pub struct Health {
     pub timezone: String,
     /// `paused`, `failing`, `behind` or `ok`.
     pub status: String,
-    /// Rows that wait.
-    pub pending_rows: i64,
+    /// Rows that wait. `None`: the database cannot count them.
+    pub pending_rows: Option<i64>,
     /// The oldest instant among them.
     pub oldest_pending_at: Option<DateTime<Utc>>,
     /// When it was last brought up to date.
@@ -106,7 +106,7 @@ impl Health {
                 sqlx::query_as!(
                     Health,
                     r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",
-                              pending_rows as "pending_rows!", oldest_pending_at, last_success_at, last_error,
+                              pending_rows as "pending_rows?", oldest_pending_at, last_success_at, last_error,
                               open_errors as "open_errors!"
                          from elven_sync.sync_health order by entity_id"#
                 )

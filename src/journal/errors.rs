@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use sqlx::PgExecutor;
 use strum::{AsRefStr, VariantNames};
 
+use super::texts::storable;
 use super::{Journal, JournalError};
 use crate::database::Transaction;
 use crate::output;
@@ -33,6 +34,8 @@ pub enum Kind {
     UnregisteredEntity,
     /// The watermark does not fit the database.
     Watermark,
+    /// The database could not read the rows of the entity.
+    Ledger,
 }
 
 /// A problem to record.
@@ -87,9 +90,10 @@ pub(super) async fn record(
         let batch_ids: Vec<Option<i64>> = problems.iter().map(|p| p.batch_id).collect();
         let ledger_ids: Vec<Option<String>> = problems.iter().map(|p| p.ledger_id.clone()).collect();
         let http_statuses: Vec<Option<i32>> = problems.iter().map(|p| p.http_status).collect();
-        let api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
-        let messages: Vec<String> = problems.iter().map(|p| p.message.clone()).collect();
-        let records: Vec<Option<String>> = problems.iter().map(|p| p.record.clone()).collect();
+        let mut api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
+        let mut messages: Vec<Option<String>> = problems.iter().map(|p| Some(p.message.clone())).collect();
+        let mut records: Vec<Option<String>> = problems.iter().map(|p| p.record.clone()).collect();
+        storable(&mut *transaction, [&mut api_codes, &mut messages, &mut records]).await?;
         sqlx::query!(
             "insert into elven_sync.sync_errors
                 (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
@@ -107,7 +111,7 @@ pub(super) async fn record(
             &ledger_ids as &[Option<String>],
             &http_statuses as &[Option<i32>],
             &api_codes as &[Option<String>],
-            &messages,
+            &messages as &[Option<String>],
             &records as &[Option<String>]
         )
         .execute(&mut *transaction)

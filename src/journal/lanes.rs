@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::batches::Doing;
 use super::group::{Closing, Handed, Stopped, Unwritten, Writing};
+use super::texts::storable_one;
 use super::{Fence, Journal, JournalError, Problem, errors};
 use crate::database::Transaction;
 use crate::ledger::Progress;
@@ -242,6 +243,7 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let lane_failed = || async {
             let mut transaction = self.database.begin().await?;
+            let message = storable_one(&mut transaction, Some(&problem.message)).await?;
             let done = sqlx::query!(
                 "update elven_sync.sync_state
                     set last_error = $4, consecutive_failures = consecutive_failures + 1,
@@ -252,7 +254,7 @@ impl Journal {
                 lease.entity_id,
                 lease.epoch,
                 lease.owner,
-                problem.message,
+                message,
                 not_before.map(|pause| pause.as_secs_f64()),
                 lease.fence.seconds_left()
             )

@@ -23,7 +23,9 @@ pub mod proof;
 pub mod prune;
 mod recovery;
 mod runs;
+mod skipped;
 mod steps;
+mod texts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +43,7 @@ pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
+pub use skipped::Skipped;
 pub(crate) use steps::invalid;
 
 use self::group::Group;

@@ -9,6 +9,7 @@ use super::batches::Settlement;
 use super::contents::{Answered, Contents, New, Place, finish, insert};
 use super::lanes::commit_if_held;
 use super::steps::{Done, count, count_in_run, hold};
+use super::texts::storable_one;
 use super::{Counters, Journal, JournalError, Lease, Problem, errors};
 use crate::batch::Batch;
 use crate::database::{Database, Transaction};
@@ -109,6 +110,7 @@ impl RecordedError {
     pub async fn resolve(database: &Database, error_id: i64, reason: &str) -> Result<bool, JournalError> {
         let resolve = || async {
             let mut transaction = database.begin().await?;
+            let reason = storable_one(&mut transaction, Some(reason)).await?;
             let done = sqlx::query!(
                 "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2, dismissed = true
                   where error_id = $1 and resolved_at is null",

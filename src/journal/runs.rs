@@ -4,6 +4,7 @@ use strum::AsRefStr;
 
 use super::batches::Settlement;
 use super::steps::Done;
+use super::texts::storable_one;
 use super::{Journal, JournalError};
 use crate::batch::Batch;
 use crate::database::Transaction;
@@ -138,6 +139,7 @@ impl Journal {
     ) -> Result<Counters, JournalError> {
         let finish_run = || async {
             let mut transaction = self.database.begin().await?;
+            let error = storable_one(&mut transaction, error).await?;
             let counters = sqlx::query_as!(
                 Counters,
                 "update elven_sync.sync_runs set status = $2, error = $3, finished_at = clock_timestamp()

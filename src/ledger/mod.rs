@@ -5,12 +5,14 @@
 
 pub mod attach;
 mod pages;
+mod pending;
 mod proof;
 mod range;
 mod row;
 mod standby;
 mod statements;
 mod table;
+mod unreadable;
 mod writers;
 
 use std::collections::BTreeMap;
@@ -20,11 +22,14 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
 use self::pages::Page;
+use self::unreadable::{Asked, Parts};
 pub use pages::{Pages, Pass, Reading};
+pub use pending::Pending;
 pub use proof::Interval;
 pub use range::{Range, RangePages, instant, instant_us};
 pub use row::{Decoder, Row};
 pub use table::Table;
+pub use unreadable::{Unreadable, Unreadables};
 pub use writers::Writer;
 
 use crate::database::{Database, Passing, within};
@@ -42,6 +47,9 @@ pub enum LedgerError {
     /// The standby cannot show the pages that are asked for.
     #[error("{0}")]
     Standby(String),
+    /// PostgreSQL could not read the rows of an entity: a failed cast, a timeout, a damaged block.
+    #[error(transparent)]
+    Unreadable(Unreadable),
     /// PostgreSQL refused or went away.
     #[error("reading the ledger failed")]
     Database(#[from] sqlx::Error),
@@ -58,9 +66,6 @@ impl Passing for LedgerError {
 /// without a stamp.
 type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<bool>);
 
-/// An entity, its rows, and the oldest `captured_at` among them in microseconds of Unix time.
-type CountRow = (String, i64, Option<i64>);
-
 /// How PostgreSQL may come to the rows.
 #[derive(Clone, Copy, Debug)]
 enum Way {
@@ -73,8 +78,8 @@ enum Way {
 /// Where a row is looked for there are few like it.
 const ROWS_FEW: usize = 1;
 
-/// Entities whose pending rows are counted in one statement.
-const ENTITIES_PER_COUNT_MAX: usize = 500;
+/// No row further from the year 2000 can be sent, in microseconds: it lies about 9,500 years from it.
+const SENT_US_MAX: u64 = 300_000_000_000_000_000;
 
 /// The ledger of one installation.
 #[derive(Clone, Debug)]
@@ -106,6 +111,8 @@ pub struct Look {
     pub system_identifier: i64,
     /// By entity, for those asked for.
     pub entities: BTreeMap<String, News>,
+    /// Those whose rows the database cannot read.
+    pub unreadable: Unreadables,
 }
 
 /// Whether an entity has rows behind its watermark.
@@ -117,17 +124,6 @@ pub struct News {
     pub from_the_future: bool,
     /// There are rows that name no transaction at all.
     pub unstamped: bool,
-}
-
-/// Ledger rows of an entity that wait.
-#[derive(Debug)]
-pub struct Pending {
-    /// The entity.
-    pub entity_id: String,
-    /// How many rows.
-    pub rows: i64,
-    /// The oldest `captured_at` among them.
-    pub oldest_at: Option<chrono::DateTime<chrono::Utc>>,
 }
 
 impl Look {
@@ -143,7 +139,7 @@ impl Look {
                 Some((entity_id?, News { has_news, from_the_future, unstamped }))
             })
             .collect();
-        Ok(Look { target, system_identifier, entities })
+        Ok(Look { target, system_identifier, entities, unreadable: Unreadables::new() })
     }
 
     /// What the look told about an entity.
@@ -175,44 +171,36 @@ impl Ledger {
     /// Looks which of the entities have rows behind their watermark.
     ///
     /// One statement, so that the snapshot it returns is the very one it looked in: a row that it did not
-    /// see belongs to a transaction that is not in that. (A pass takes its target when it is recorded.)
+    /// see belongs to a transaction that is not in that. (A pass takes its target when it is recorded.) When the rows of an
+    /// entity cannot be read the statement fails; then the entities are asked for in parts, behind a snapshot.
     pub async fn look(&self, lanes: &[Progress]) -> Result<Look, LedgerError> {
-        let sql = self.table.look_sql(lanes);
+        match self.look_by(self.table.look_sql(lanes)).await {
+            Err(problem) if problem.is_about_rows() => {}
+            looked => return looked,
+        }
+        // What fails even when no entity is asked for, such as a missing right on the ledger, concerns all of them.
+        let mut look = self.look_by(self.table.look_sql(&[])).await?;
+        let mut parts = Parts::of(lanes);
+        while let Some(part) = parts.next() {
+            let told = self.look_by(self.table.look_sql(part)).await;
+            look.entities.extend(parts.took(part, told)?.into_iter().flat_map(|told| told.entities));
+        }
+        look.unreadable = parts.unreadable();
+        Ok(look)
+    }
+
+    /// Looks at one entity.
+    ///
+    /// # Errors
+    /// Also when its rows cannot be read.
+    pub async fn look_at(&self, lane: &Progress) -> Result<Look, LedgerError> {
+        let look = self.look_by(self.table.look_sql(std::slice::from_ref(lane))).await;
+        look.map_err(|problem| problem.about(&lane.entity_id))
+    }
+
+    async fn look_by(&self, sql: String) -> Result<Look, LedgerError> {
         let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
         Look::of(self.primary.again(look).await?)
-    }
-
-    /// Counts the rows of each entity that have not been dealt with. Where there is no news that takes no more than a look.
-    pub async fn pending(&self, lanes: &[Progress]) -> Result<Vec<Pending>, LedgerError> {
-        let look = self.look(lanes).await?;
-        let (some, none): (Vec<_>, Vec<_>) =
-            lanes.iter().partition(|lane| lane.target.is_some() || look.news(&lane.entity_id).has_news);
-        let none = none.into_iter().map(|lane| (lane.entity_id.clone(), 0, None));
-        let counted = self.counted(&some, true).await?.into_iter().chain(none);
-        Ok(counted
-            .map(|(entity_id, rows, oldest_us)| Pending {
-                entity_id,
-                rows,
-                oldest_at: oldest_us.and_then(chrono::DateTime::from_timestamp_micros),
-            })
-            .collect())
-    }
-
-    /// The same, each counted and without the oldest: by the index alone.
-    pub async fn rows_pending(&self, lanes: &[Progress]) -> Result<Vec<(String, i64)>, LedgerError> {
-        let counted = self.counted(&lanes.iter().collect::<Vec<_>>(), false).await?;
-        Ok(counted.into_iter().map(|(entity_id, rows, _)| (entity_id, rows)).collect())
-    }
-
-    async fn counted(&self, lanes: &[&Progress], with_oldest: bool) -> Result<Vec<CountRow>, LedgerError> {
-        let mut counted = Vec::with_capacity(lanes.len());
-        for lanes in lanes.chunks(ENTITIES_PER_COUNT_MAX) {
-            let sql = self.table.pending_sql(lanes, with_oldest);
-            let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-            let rows: Vec<CountRow> = self.primary.again(count).await?;
-            counted.extend(rows);
-        }
-        Ok(counted)
     }
 
     /// The entities of the ledger that are not in `registered`, one index probe each.
@@ -236,7 +224,9 @@ impl Ledger {
 
     /// The rows with an id, as they are now; several when the id is no key, none when it is gone.
     pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
-        self.copy(&self.primary, self.table.row_sql(entity_id, id), ROWS_FEW, Way::Any).await
+        let sql = |table: &Table| table.row_sql(entity_id, id);
+        let rows = self.copy(&self.primary, sql, ROWS_FEW, Way::Any).await;
+        rows.map_err(|problem| problem.about(entity_id))
     }
 
     /// The rows that may have the same account, currency and wall-clock time as this one. On clocks that were
@@ -246,8 +236,13 @@ impl Ledger {
         else {
             return Ok(Vec::new());
         };
-        let sql = self.table.around_sql(entity_id, account, currency, at);
-        self.copy(&self.primary, sql, ROWS_FEW, Way::Any).await
+        // What lies far outside of the years that can be sent has no wall-clock time in common with anything.
+        if at.unsigned_abs() > SENT_US_MAX {
+            return Ok(Vec::new());
+        }
+        let sql = |table: &Table| table.around_sql(entity_id, account, currency, at);
+        let rows = self.copy(&self.primary, sql, ROWS_FEW, Way::Any).await;
+        rows.map_err(|problem| problem.about(entity_id))
     }
 
     /// Begins to read a pass, or what is left of one.
@@ -255,7 +250,8 @@ impl Ledger {
         let Reading { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
         let mut segments = watermark::segments_between(settled, target, after.as_ref(), until.as_ref());
         if segments.len() > 1 {
-            segments = self.without_empty_probes(entity_id, segments).await?;
+            let probed = self.without_empty_probes(entity_id, segments).await;
+            segments = probed.map_err(|problem| problem.about(entity_id))?;
         }
         Ok(Pass {
             ledger: self.clone(),
@@ -288,23 +284,49 @@ impl Ledger {
     }
 
     /// Reads a page: from the standby if there is one, but for a pass that no row proves.
+    ///
+    /// # Errors
+    /// Also when the database cannot read its rows; then with the first of them that fails, if that can be found.
     async fn page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
+        match self.read_page(page).await {
+            Ok(rows) => Ok(rows),
+            Err(problem) => Err(self.unreadable(page.entity_id, Asked::Pass(page), problem).await),
+        }
+    }
+
+    async fn read_page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
         if let Some(after) = page.after.and_then(Cursor::xid).filter(|xid| *xid >= page.segment.from)
             && self.table.id_may_be_null
         {
             self.check_ids(page.entity_id, after).await?;
         }
-        let sql = self.table.page_sql(page);
+        let sql = |table: &Table| table.page_sql(page);
         let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
             return self.copy(&self.primary, sql, page.rows_max, Way::InOrder).await;
         };
         let begun = Instant::now();
         loop {
-            let behind = match self.copy(standby, sql.clone(), page.rows_max, Way::InOrder).await {
+            let behind = match self.copy(standby, sql, page.rows_max, Way::InOrder).await {
                 Err(problem) if standby::is_behind(&problem) => problem,
                 read => return read,
             };
             standby::replayed(standby, pass_id, page.target, begun, &behind).await?;
+        }
+    }
+
+    /// Copies rows out, about so many; in the careful way when a value of one of them cannot be converted.
+    async fn copy(
+        &self,
+        from: &Database,
+        sql: impl Fn(&Table) -> String,
+        expected: usize,
+        way: Way,
+    ) -> Result<Vec<Row>, LedgerError> {
+        match self.copy_by(from, sql(&self.table), expected, way).await {
+            Err(problem) if problem.is_about_a_value() => {
+                self.copy_by(from, sql(&self.table.careful()), expected, way).await
+            }
+            copied => copied,
         }
     }
 
@@ -313,7 +335,7 @@ impl Ledger {
     /// In a task of its own, so that a copy which has begun comes to its end even when nobody waits for it any
     /// more. One that was left halfway, or failed, leaves its connection out of step: the answer to it would be
     /// taken for that to the next statement.
-    async fn copy(
+    async fn copy_by(
         &self,
         from: &Database,
         sql: String,
@@ -338,6 +360,12 @@ impl Ledger {
             tokio::spawn(copying).await.unwrap_or(Err(LedgerError::Decode("the reader stopped")))
         };
         from.again(copy).await.map_err(|problem| self.name_missing_id(problem))
+    }
+
+    /// The same ledger, read in the careful way: no time is out of range, and any bytes are taken for a text.
+    #[must_use]
+    pub fn careful(&self) -> Self {
+        Self { table: self.table.careful(), ..self.clone() }
     }
 
     fn name_missing_id(&self, problem: LedgerError) -> LedgerError {

@@ -68,6 +68,7 @@ pub struct Pass {
 
 /// What a page consists of: rows of an entity in a segment and in `target`, behind `after`, up to and
 /// including `until`, the first `rows_max` of them and whatever ties with the last.
+#[derive(Clone, Copy)]
 pub(super) struct Page<'a> {
     pub(super) entity_id: &'a str,
     pub(super) target: &'a Snapshot,

@@ -4,8 +4,9 @@ use futures_util::TryStreamExt;
 use sqlx::AssertSqlSafe;
 
 use super::pages::Page;
+use super::pending::CountRow;
 use super::row::{Listed, Row};
-use super::{CountRow, Ledger, LedgerError, Look, LookRow, Progress, copy_out};
+use super::{Ledger, LedgerError, Look, LookRow, Progress, copy_out};
 use crate::database::{Transaction, within};
 use crate::watermark::{self, Cursor, LedgerId, Snapshot};
 

@@ -1,12 +1,14 @@
 //! Ranges of `captured_at`, as backfills read them: in the order `(captured_at, id)`, and from the primary alone, since a
 //! standby may still have an older version of a row than was sent.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::{Ledger, LedgerError, Row, Way};
+use super::unreadable::{Asked, Parts};
+use super::{Ledger, LedgerError, Row, Table, Way};
 use crate::align::POSTGRES_EPOCH_US;
 use crate::watermark::{Cursor, Order};
 
@@ -43,8 +45,15 @@ impl RangePages {
             return Ok(None);
         }
         let Self { ledger, range, after, until, page_rows, .. } = self;
-        let sql = ledger.table.range_sql(range, after.as_ref(), until.as_ref(), *page_rows);
-        let rows = ledger.copy(&ledger.primary, sql, self.page_rows, Way::Any).await?;
+        let (behind, up_to, rows_max) = (after.as_ref(), until.as_ref(), *page_rows);
+        let sql = |table: &Table| table.range_sql(range, behind, up_to, rows_max);
+        let rows = match ledger.copy(&ledger.primary, sql, rows_max, Way::Any).await {
+            Ok(rows) => rows,
+            Err(problem) => {
+                let asked = Asked::Range(range, behind, up_to, rows_max);
+                return Err(ledger.unreadable(&range.entity_id, asked, problem).await);
+            }
+        };
         self.is_through = rows.len() < self.page_rows;
         self.after = rows.last().map(|row| row.cursor(Order::CapturedAt)).or_else(|| self.after.take());
         Ok(if rows.is_empty() { None } else { Some(rows) })
@@ -63,16 +72,32 @@ impl Ledger {
         RangePages { ledger: self.clone(), range, after, until, page_rows, is_through: false }
     }
 
-    /// Counts the rows of each range, in the order given.
-    pub async fn count_ranges(&self, ranges: &[Range]) -> Result<Vec<i64>, LedgerError> {
+    /// Counts the rows of each range, in the order given. `None` for those whose rows cannot be counted, since the
+    /// database cannot read them.
+    pub async fn count_ranges(&self, ranges: &[Range]) -> Result<Vec<Option<i64>>, LedgerError> {
         let mut counts = Vec::with_capacity(ranges.len());
-        for ranges in ranges.chunks(super::ENTITIES_PER_COUNT_MAX) {
-            let sql = self.table.range_counts_sql(ranges);
-            let count = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-            let counted: Vec<i64> = self.primary.again(count).await?;
-            counts.extend(counted);
+        for ranges in ranges.chunks(super::pending::ENTITIES_PER_COUNT_MAX) {
+            match self.count_in(&self.table, ranges).await {
+                Err(problem) if problem.is_about_rows() => {
+                    let mut told: BTreeMap<&str, i64> = BTreeMap::new();
+                    let mut parts = Parts::of(ranges);
+                    while let Some(part) = parts.next() {
+                        let counted = self.count_in(&self.table.careful(), part).await;
+                        let counted = parts.took(part, counted)?.into_iter().flatten();
+                        told.extend(part.iter().map(|range| range.entity_id.as_str()).zip(counted));
+                    }
+                    counts.extend(ranges.iter().map(|range| told.get(range.entity_id.as_str()).copied()));
+                }
+                counted => counts.extend(counted?.into_iter().map(Some)),
+            }
         }
         Ok(counts)
+    }
+
+    async fn count_in(&self, table: &Table, ranges: &[Range]) -> Result<Vec<i64>, LedgerError> {
+        let sql = table.range_counts_sql(ranges);
+        let count = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
+        Ok(self.primary.again(count).await?)
     }
 
     /// What is missing for ranges to be found without reading the whole table, as a statement that makes it. `None` also

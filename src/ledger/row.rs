@@ -116,8 +116,9 @@ impl Row {
         let xid =
             fields.eight_bytes()?.map(u64::from_be_bytes).ok_or(LedgerError::Decode("change_xid is NULL"))?;
         let id = fields.id(&tuple, id_is_number)?.ok_or(LedgerError::Decode(ID_IS_NULL))?;
-        let account = fields.text()?;
-        let currency = fields.text()?;
+        // Whether these are texts is found out when the row is aligned: a row of which one is not is set aside.
+        let account = fields.next()?;
+        let currency = fields.next()?;
         let captured_at_us = fields.eight_bytes()?.map(i64::from_be_bytes);
         let balance = fields.next()?;
         Ok(Some(Self { xid, id, captured_at_us, tuple, account, currency, balance }))
@@ -148,14 +149,26 @@ impl Row {
         Self { xid, id, captured_at_us, account, currency, balance, tuple: tuple.into() }
     }
 
-    /// Elven's key of the account. `None` for NULL.
+    /// Elven's key of the account. `None` for NULL, and for bytes that are not text.
     pub fn account(&self) -> Option<&str> {
         self.account.and_then(|field| std::str::from_utf8(field.of(&self.tuple)).ok())
     }
 
-    /// The currency. `None` for NULL.
+    /// The currency. `None` for NULL, and for bytes that are not text.
     pub fn currency(&self) -> Option<&str> {
         self.currency.and_then(|field| std::str::from_utf8(field.of(&self.tuple)).ok())
+    }
+
+    /// Account and currency with the bytes that are not text replaced, for a person to look at.
+    fn lossy(&self) -> [Option<std::borrow::Cow<'_, str>>; 2] {
+        let lossy = |field: Field| String::from_utf8_lossy(field.of(&self.tuple));
+        [self.account.map(lossy), self.currency.map(lossy)]
+    }
+
+    /// The account, or the currency, is there, and its bytes are not text.
+    pub fn has_bytes_for_text(&self) -> [bool; 2] {
+        let read = [self.account(), self.currency()];
+        [read[0].is_none() && self.account.is_some(), read[1].is_none() && self.currency.is_some()]
     }
 
     /// The amount, a `numeric` in binary form. `None` for NULL.
@@ -191,10 +204,11 @@ impl Row {
                 .at(us)
                 .map_or_else(|reason| reason.to_string(), |utc| format!("{utc}Z")),
         });
+        let [account, currency] = self.lossy();
         // jsonb cannot hold NUL, but neither can a text in PostgreSQL.
         json!({
-            "entityAccountId": self.account(),
-            "currency": self.currency(),
+            "entityAccountId": account,
+            "currency": currency,
             "captured_at": captured_at,
             "balance": balance,
         })

@@ -8,6 +8,15 @@ use super::table::{Table, quote_array, quote_literal};
 use super::{Page, Progress};
 use crate::watermark::{At, Cursor, Segment, Snapshot};
 
+/// What the rows have in common whose values are read one after the other, to find one that fails.
+#[derive(Clone, Copy)]
+pub(super) enum Probe<'a> {
+    /// Rows of an entity in a segment.
+    Pass(&'a str, Segment),
+    /// Rows of a range.
+    Range(&'a Range),
+}
+
 impl Table {
     /// One page, as a copy.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
@@ -18,6 +27,38 @@ impl Table {
     pub(super) fn listed_sql(&self, page: &Page<'_>, place: usize) -> String {
         let id_type = if self.id_is_number() { "bigint" } else { "text" };
         self.rows_sql(page, (&format!("{place}::integer, {}::{id_type}", self.id), row::LISTED_COLUMNS))
+    }
+
+    /// The ids of the rows of a page, in order.
+    pub(super) fn ids_sql(&self, page: &Page<'_>) -> String {
+        format!("select p.id from {} p (id)", self.rows_sql(page, (&format!("{}::text", self.id), 1)))
+    }
+
+    /// The ids of the rows of a page of a range, in order.
+    pub(super) fn range_ids_sql(
+        &self,
+        range: &Range,
+        after: Option<&Cursor>,
+        until: Option<&Cursor>,
+        rows_max: usize,
+    ) -> String {
+        self.range_rows_sql(&format!("{}::text", self.id), range, (after, until), rows_max)
+    }
+
+    /// Rows by their ids, as a copy.
+    pub(super) fn probed_sql(&self, probe: Probe<'_>, ids: &[String]) -> String {
+        let Self { name, entity, xid, id, id_type, columns, .. } = self;
+        let filter = match probe {
+            Probe::Pass(entity_id, Segment { from, until }) => format!(
+                "{entity} = {} and {xid} >= '{from}'::xid8 and {xid} < '{until}'::xid8",
+                quote_literal(entity_id)
+            ),
+            Probe::Range(range) => self.range_filter(range),
+        };
+        let ids = quote_array(ids.iter().map(|id| Some(id.as_str())));
+        format!(
+            "copy (select {columns} from {name} t where {filter} and {id} = any ({ids}::{id_type}[])) to stdout (format binary)"
+        )
     }
 
     /// `with ties`: a partitioned ledger cannot have a unique id, and a page that ended inside a tie would lose the
@@ -106,7 +147,18 @@ impl Table {
         until: Option<&Cursor>,
         rows_max: usize,
     ) -> String {
-        let Self { name, columns, captured_at, id, .. } = self;
+        let rows = self.range_rows_sql(&self.columns, range, (after, until), rows_max);
+        format!("copy ({rows}) to stdout (format binary)")
+    }
+
+    fn range_rows_sql(
+        &self,
+        columns: &str,
+        range: &Range,
+        (after, until): (Option<&Cursor>, Option<&Cursor>),
+        rows_max: usize,
+    ) -> String {
+        let Self { name, captured_at, id, .. } = self;
         let id_in_order = self.id_in_order(id);
         let mut filter = self.range_filter(range);
         let place = |cursor: &Cursor| {
@@ -134,8 +186,8 @@ impl Table {
             );
         }
         format!(
-            "copy (select {columns} from {name} t where {filter} order by {captured_at}, {id_in_order} \
-             fetch first {rows_max} rows with ties) to stdout (format binary)"
+            "select {columns} from {name} t where {filter} order by {captured_at}, {id_in_order} \
+             fetch first {rows_max} rows with ties"
         )
     }
 

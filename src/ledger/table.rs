@@ -24,11 +24,20 @@ pub struct Table {
     pub(super) currency: String,
     /// What a page selects, in the order in which [`super::row`] decodes it.
     pub(super) columns: String,
+    careful: Careful,
     /// Columns that the catalogue does not promise to be filled, as in any view. A comparison with NULL
     /// is never true, so such rows have to be looked for.
     pub(super) id_may_be_null: bool,
     pub(super) xid_may_be_null: bool,
     pub(super) entity_may_be_null: bool,
+}
+
+/// The same for rows of which PostgreSQL cannot convert a value: the others are read, and that row comes in a form in
+/// which it is found to be invalid. It takes longer, so it is used for pages that have failed.
+#[derive(Clone, Debug)]
+struct Careful {
+    captured_at: String,
+    columns: String,
 }
 
 /// The roles of columns, with the types that each may have. A domain counts as the type beneath it.
@@ -105,11 +114,20 @@ impl Table {
         let balance = found.balance()?;
         let xid = found.role("change_xid")?;
         let id_value = if is_number(&id.kind) { "bigint" } else { "text" };
-        let columns = format!(
-            "{}, {}::{id_value}, {account}::text, {currency}::text, {captured_at}, {balance}",
-            xid.quoted(),
-            id.quoted()
-        );
+        let careful_at = found.careful_captured_at()?;
+        let columns = |account: &str, currency: &str, captured_at: &str| {
+            let (xid, id) = (xid.quoted(), id.quoted());
+            format!("{xid}, {id}::{id_value}, {account}, {currency}, {captured_at}, {balance}")
+        };
+        let careful = Careful {
+            columns: columns(
+                &format!("elven_sync.utf8_or_bytes({account}::text)"),
+                &format!("elven_sync.utf8_or_bytes({currency}::text)"),
+                &careful_at,
+            ),
+            captured_at: careful_at,
+        };
+        let columns = columns(&format!("{account}::text"), &format!("{currency}::text"), &captured_at);
         found.check_zone(database).await?;
         Ok(Self {
             name: format!("{}.{}", quote_identifier(&schema), quote_identifier(&relation)),
@@ -123,6 +141,7 @@ impl Table {
             account,
             currency,
             columns,
+            careful,
             id_may_be_null: id.may_be_null,
             xid_may_be_null: xid.may_be_null,
             entity_may_be_null: settings.entity.is_none() && found.role("entity_id")?.may_be_null,
@@ -131,6 +150,12 @@ impl Table {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same table, read in a way in which no time is out of range and any bytes are taken for a text.
+    pub(super) fn careful(&self) -> Self {
+        let Careful { captured_at, columns } = self.careful.clone();
+        Self { captured_at, columns, ..self.clone() }
     }
 
     /// Whether ids are whole numbers (then read as `bigint`) or texts.
@@ -209,6 +234,18 @@ impl Found<'_> {
                 column.name, self.settings.table, column.kind
             ))),
         }
+    }
+
+    /// The instant, where `AT TIME ZONE` may lead out of the range of a timestamp: what lies within some weeks of its ends
+    /// is moved away from them. It is far outside of the years that can be sent, before and after.
+    fn careful_captured_at(&self) -> Result<String, LedgerError> {
+        let Some(zone) = &self.settings.captured_at_zone else { return self.captured_at() };
+        let column = self.role("captured_at")?.quoted();
+        Ok(format!(
+            "(case when isfinite({column}) then least(greatest({column}, timestamp '4713-01-10 BC'), \
+             timestamp '294276-12-01') else {column} end at time zone {})",
+            quote_literal(zone)
+        ))
     }
 
     fn entity_column(&self) -> Result<Option<String>, LedgerError> {

@@ -191,13 +191,22 @@ pub fn run_report(report: &RunReport, as_json: bool) {
     for why in report.entities.iter().filter_map(EntityReport::left_to_a_later_run).take(ENTITIES_SHOWN_MAX) {
         line(format_args!("waits: {why}"));
     }
+    if let Some(problem) = &report.unregistered_unknown {
+        line(problem);
+    }
     for entity_id in report.unregistered.iter().take(ENTITIES_SHOWN_MAX) {
         line(format_args!("unregistered: rows of `{entity_id}` wait; hint: {}", registering(entity_id)));
     }
 }
 
+/// Rows that wait, of the entities whose rows the database can count.
 fn pending(report: &RunReport) -> i64 {
-    report.entities.iter().map(|entity| entity.rows_pending).sum()
+    report.entities.iter().filter_map(|entity| entity.rows_pending).sum()
+}
+
+/// A number of rows; a question mark where the database cannot count them.
+fn counted(rows: Option<i64>) -> String {
+    rows.map_or_else(|| "?".to_owned(), |rows| rows.to_string())
 }
 
 fn run_json(report: &RunReport) -> serde_json::Value {
@@ -216,6 +225,7 @@ fn run_json(report: &RunReport) -> serde_json::Value {
         "rows_beyond_double": report.counters.rows_beyond_double,
         "entities": report.entities,
         "unregistered_entities": report.unregistered,
+        "unregistered_unknown": report.unregistered_unknown,
     })
 }
 
@@ -239,7 +249,7 @@ fn entities_table(report: &RunReport) -> Table {
                 entity.rows_uploaded.to_string(),
                 entity.rows_rejected.to_string(),
                 entity.rows_superseded.to_string(),
-                entity.rows_pending.to_string(),
+                counted(entity.rows_pending),
             ]
         }),
     )
@@ -288,7 +298,7 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
             vec![
                 entity.entity_id.clone(),
                 entity.status.clone(),
-                entity.pending_rows.to_string(),
+                counted(entity.pending_rows),
                 when(entity.oldest_pending_at),
                 when(entity.last_success_at),
                 entity.open_errors.to_string(),

@@ -71,6 +71,8 @@ impl Worker {
             (backfill_id, false)
         } else {
             let rows = self.ledger.count_ranges(&ranges).await?;
+            // Of rows that cannot be counted it is found out when they are read whether they can be sent.
+            let rows = rows.into_iter().map(Option::unwrap_or_default);
             let lanes: Vec<(Range, i64)> = ranges.into_iter().zip(rows).collect();
             around(Step::AskBackfill, self.journal.ask(asked, &lanes)).await?
         };
@@ -213,7 +215,8 @@ impl Worker {
                 let mut report = self.backfill_lane(run_id, backfill_id, target, lane).await?;
                 self.progress.end(&target.entity_id);
                 if report.ended != Ended::Done {
-                    report.rows_pending = (lane.rows_total - lane.rows_read - report.rows_read).max(0);
+                    let left = lane.rows_total - lane.rows_read - report.rows_read;
+                    report.rows_pending = Some(left.max(0));
                 }
                 Ok(report)
             },
@@ -332,7 +335,14 @@ impl Worker {
         let Some(backfill) = Backfill::find(&self.database, backfill_id).await? else {
             return Err(BackfillError::Refused(format!("backfill {backfill_id} is gone")));
         };
-        let run = RunReport { run_id: Some(run_id), status, counters, entities, unregistered: Vec::new() };
+        let run = RunReport {
+            run_id: Some(run_id),
+            status,
+            counters,
+            entities,
+            unregistered: Vec::new(),
+            unregistered_unknown: None,
+        };
         Ok(BackfillReport { backfill, resumed, run })
     }
 

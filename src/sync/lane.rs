@@ -76,7 +76,10 @@ impl From<RunError> for Halt {
 impl From<LedgerError> for Halt {
     fn from(problem: LedgerError) -> Self {
         match problem {
-            LedgerError::Database(_) => Halt::Broken(problem.into()),
+            _ if problem.is_about_rows() => {
+                Halt::problem(Problem::of_lane(Kind::Ledger, problem.in_words_of_entity()))
+            }
+            LedgerError::Database(_) | LedgerError::Unreadable(_) => Halt::Broken(problem.into()),
             LedgerError::Shape(_) | LedgerError::Decode(_) => {
                 Halt::problem(Problem::of_lane(Kind::Config, problem.to_string()))
             }
@@ -221,15 +224,32 @@ impl Worker {
         let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
         // From the primary: nothing is recorded that a standby could prove itself by.
         let reading = Reading { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
-        let mut rows = Rows::of(Pages::Pass(self.ledger.pass(reading).await?), None);
+        let pass = match self.ledger.pass(reading).await {
+            Err(problem) if problem.is_about_rows() => {
+                return Ok(EntityReport::failed(entity_id, problem.in_words_of_entity()));
+            }
+            pass => pass?,
+        };
+        let mut rows = Rows::of(Pages::Pass(pass), None);
         let mut before = lane.cursor.clone();
         let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
-        while let Some(batch) = rows.next_batch(before, zone, limits).await? {
-            report.count(&batch);
-            counters.rehearse(&batch);
-            before = Some(batch.last);
+        loop {
+            match rows.next_batch(before, zone, limits).await {
+                Ok(Some(batch)) => {
+                    report.count(&batch);
+                    counters.rehearse(&batch);
+                    before = Some(batch.last);
+                }
+                Ok(None) => break,
+                // The others are rehearsed all the same.
+                Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
+                    report.ended = Ended::Failed(problem.in_words_of_entity());
+                    break;
+                }
+                Err(problem) => return Err(problem),
+            }
         }
-        report.rows_pending = report.rows_read;
+        report.rows_pending = if report.ended == Ended::Done { Some(report.rows_read) } else { None };
         Ok(report)
     }
 
@@ -303,7 +323,7 @@ impl Held<'_> {
         let mut look = look;
         if (&lane.settled, &lane.open) != (&seen.settled, &seen.open) {
             // Somebody moved on since the look, which may be older than watermark and target now.
-            fresh = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
+            fresh = self.worker.ledger.look_at(&lane.progress(&self.target.entity_id)).await?;
             look = &fresh;
         }
         let again;
@@ -312,7 +332,7 @@ impl Held<'_> {
             lane.settled = Some(self.pass(&lane, None, false).await?);
             lane.open = None;
             lane.cursor = None;
-            again = self.worker.ledger.look(&[lane.progress(&self.target.entity_id)]).await?;
+            again = self.worker.ledger.look_at(&lane.progress(&self.target.entity_id)).await?;
             look = &again;
         }
         self.worker.fits(&self.target.entity_id, &lane, look)?;

@@ -24,9 +24,10 @@ mod row;
 mod rows;
 mod signing;
 mod verify;
+mod waiting;
 mod words;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,13 +51,14 @@ pub use verify::{EntityProof, Finding, verify};
 use self::channel::Channel;
 use self::places::Places;
 use self::proving::Proving;
+use self::report::Unregistered;
 use crate::align;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Passing};
 use crate::elven::{Answer, Client, Signed};
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
-use crate::ledger::{self, Ledger, LedgerError, Pending, Progress};
+use crate::ledger::{self, Ledger, LedgerError, Pending, Progress, Unreadable};
 use crate::output::quoted_sql;
 
 /// A run could not work at all.
@@ -157,9 +159,9 @@ impl Worker {
         let worked = self.alive(run_id, work).await;
         let (status, error, entities, unregistered) = match worked {
             Ok((entities, unregistered)) => {
-                let status = report::status(&entities, &unregistered, *self.stop.borrow());
+                let status = unregistered.status(&entities, *self.stop.borrow());
                 let error = entities.iter().find_map(EntityReport::failure);
-                (status, error, entities, unregistered)
+                (status, error.or_else(|| unregistered.unknown.clone()), entities, unregistered)
             }
             Err(problem) => {
                 let message = crate::output::chain(&problem);
@@ -173,7 +175,8 @@ impl Worker {
         };
         let finished = self.journal.finish_run(run_id, status, error.as_deref());
         let counters = around(Step::FinishRun, finished).await?;
-        Ok(RunReport { run_id: Some(run_id), status, counters, entities, unregistered })
+        let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
+        Ok(RunReport { run_id: Some(run_id), status, counters, entities, unregistered, unregistered_unknown })
     }
 
     /// Reads and aligns what a run would send, and changes nothing.
@@ -188,6 +191,9 @@ impl Worker {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
             let checked =
                 align::zone(&entity.timezone).map_err(|problem| problem.to_string()).and_then(|zone| {
+                    if let Some(unreadable) = look.unreadable.get(&entity.entity_id) {
+                        return Err(unreadable.message.clone());
+                    }
                     match self.fits(&entity.entity_id, &lane, &look) {
                         Ok(()) => Ok(zone),
                         Err(misfit) => Err(misfit.to_string()),
@@ -199,9 +205,10 @@ impl Worker {
             };
             entities.push(report);
         }
-        let unregistered = if only.is_empty() { self.unregistered().await? } else { Vec::new() };
-        let status = report::status(&entities, &unregistered, false);
-        Ok(RunReport { run_id: None, status, counters, entities, unregistered })
+        let unregistered = if only.is_empty() { self.unregistered().await? } else { Unregistered::default() };
+        let status = unregistered.status(&entities, false);
+        let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
+        Ok(RunReport { run_id: None, status, counters, entities, unregistered, unregistered_unknown })
     }
 
     async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
@@ -276,7 +283,7 @@ impl Worker {
         selected: &[Entity],
         targets: Vec<Target>,
         unusable: Vec<Unusable>,
-    ) -> Result<(Vec<EntityReport>, Vec<String>), RunError> {
+    ) -> Result<(Vec<EntityReport>, Unregistered), RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids).await?;
         let look = self.ledger.look(&progress(&lanes)).await?;
@@ -287,14 +294,20 @@ impl Worker {
             }
         }
         let mut reports = Vec::new();
-        for (entity_id, problem) in unusable {
+        let unreadable = look.unreadable.values().cloned();
+        let unreadable = unreadable
+            .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)));
+        // One that cannot be worked on anyway says the first reason.
+        let unreadable = unreadable.filter(|(id, _)| unusable.iter().all(|(unusable, _)| unusable != id));
+        for (entity_id, problem) in unreadable.chain(unusable.iter().cloned()) {
             reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
         }
+        let targets = targets.into_iter().filter(|target| !look.unreadable.contains_key(&target.entity_id));
         let has_work = |entity_id: &str| {
             let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
             open || look.news(entity_id).has_news
         };
-        let (busy, idle): (Vec<Target>, Vec<Target>) = targets.into_iter().partition(|t| {
+        let (busy, idle): (Vec<Target>, Vec<Target>) = targets.partition(|t| {
             // A watermark that does not fit is a failure even when nothing seems to wait behind it.
             let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
             has_work(&t.entity_id) || self.fits(&t.entity_id, &lane, &look).is_err()
@@ -319,9 +332,9 @@ impl Worker {
         }
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(&mut reports, &idle).await?;
-        let unregistered = if whole_ledger { self.unregistered().await? } else { Vec::new() };
-        if !unregistered.is_empty() {
-            self.journal.note_unregistered(run_id, &unregistered).await?;
+        let unregistered = if whole_ledger { self.unregistered().await? } else { Unregistered::default() };
+        if !unregistered.entity_ids.is_empty() {
+            self.journal.note_unregistered(run_id, &unregistered.entity_ids).await?;
         }
         reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
         Ok((reports, unregistered))
@@ -354,29 +367,6 @@ impl Worker {
             Some(Ok(problem)) = heart.join_next() => Err(problem.into()),
         }
     }
-
-    async fn unregistered(&self) -> Result<Vec<String>, RunError> {
-        let all = Entity::list(&self.database).await?;
-        let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
-        Ok(self.ledger.unregistered(&ids).await?)
-    }
-
-    /// Counts what waits, and notes it for dashboards. Of entities without news that was done when they were looked at.
-    async fn count_pending(&self, reports: &mut [EntityReport], idle: &[String]) -> Result<(), RunError> {
-        let idle_ids: BTreeSet<&String> = idle.iter().collect();
-        let ids: Vec<String> =
-            reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle_ids.contains(id)).collect();
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let pending = self.ledger.pending(&progress(&self.journal.lanes(&ids).await?)).await?;
-        let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
-        for report in reports {
-            report.rows_pending = rows.get(report.entity_id.as_str()).copied().unwrap_or(0);
-        }
-        self.journal.note_pending(&pending).await?;
-        Ok(())
-    }
 }
 
 /// Connects to the standby that pages are to be read from.
@@ -401,16 +391,24 @@ pub async fn health(
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     let mut entities = Health::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
-    let pending = ledger.pending(&progress(&journal.lanes(&ids).await?)).await?;
+    let (pending, mut unreadable) = ledger.pending(&progress(&journal.lanes(&ids).await?)).await?;
     let mut pending: BTreeMap<String, Pending> =
         pending.into_iter().map(|p| (p.entity_id.clone(), p)).collect();
     for entity in &mut entities {
         if let Some(now) = pending.remove(&entity.entity_id) {
-            entity.pending_rows = now.rows;
+            entity.pending_rows = Some(now.rows);
             entity.oldest_pending_at = now.oldest_at;
             if matches!(entity.status.as_str(), "ok" | "behind") {
                 (if now.rows > 0 { "behind" } else { "ok" }).clone_into(&mut entity.status);
             }
+        }
+        // How many wait cannot be told: what a run has counted some time ago is not said in its place.
+        if let Some(now) = unreadable.remove(&entity.entity_id) {
+            (entity.pending_rows, entity.oldest_pending_at) = (None, None);
+            if matches!(entity.status.as_str(), "ok" | "behind") {
+                "failing".clone_into(&mut entity.status);
+            }
+            entity.last_error.get_or_insert(now.message);
         }
     }
     warn_of(&ledger.without_trigger().await?);

@@ -68,7 +68,11 @@ impl Worker {
         }
         self.check_rewind(entity_id, earlier.settled.as_ref(), &lane, &look)?;
         let rows_behind = async |progress: Progress| -> Result<i64, LedgerError> {
-            Ok(self.ledger.pending(&[progress]).await?.first().map_or(0, |pending| pending.rows))
+            let (pending, unreadable) = self.ledger.pending(&[progress]).await?;
+            match unreadable.into_values().next() {
+                Some(unreadable) => Err(LedgerError::Unreadable(unreadable)),
+                None => Ok(pending.first().map_or(0, |pending| pending.rows)),
+            }
         };
         let at = |settled: Option<&Snapshot>| Progress {
             settled: settled.cloned(),
@@ -95,7 +99,7 @@ impl Worker {
     pub async fn rewind(&self, rewind: &Rewind) -> Result<(), MoveError> {
         let (lease, lane) = self.lease(&rewind.entity_id).await?;
         let done = async {
-            let look = self.ledger.look(&[lane.progress(&rewind.entity_id)]).await?;
+            let look = self.ledger.look_at(&lane.progress(&rewind.entity_id)).await?;
             self.check_rewind(&rewind.entity_id, rewind.to.as_ref(), &lane, &look)?;
             Ok(self.journal.rewind(&lease, rewind.to.as_ref()).await?)
         };
@@ -167,7 +171,7 @@ impl Worker {
     async fn stand(&self, entity_id: &str) -> Result<(Lane, Look), MoveError> {
         let lanes = self.journal.lanes(&[entity_id.to_owned()]).await?;
         let lane = lanes.get(entity_id).cloned().unwrap_or_default();
-        let look = self.ledger.look(&[lane.progress(entity_id)]).await?;
+        let look = self.ledger.look_at(&lane.progress(entity_id)).await?;
         Ok((lane, look))
     }
 

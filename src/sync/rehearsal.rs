@@ -71,7 +71,14 @@ impl Worker {
                 continue;
             };
             let before = rehearsal.counters.requests;
-            self.rehearse_range(&mut rehearsal, target, range, cursor).await?;
+            match self.rehearse_range(&mut rehearsal, target, range, cursor).await {
+                Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
+                    rehearsal
+                        .entities
+                        .push(EntityReport::failed(&target.entity_id, problem.in_words_of_entity()));
+                }
+                rehearsed => rehearsed?,
+            }
             *requests.entry(&target.channel.credential.name).or_default() +=
                 rehearsal.counters.requests - before;
         }
@@ -103,13 +110,18 @@ impl Worker {
             rehearsal.add(&batch);
             cursor = Some(batch.last);
         }
-        report.rows_pending = report.rows_read;
+        report.rows_pending = Some(report.rows_read);
         rehearsal.entities.push(report);
         Ok(())
     }
 }
 
 impl Rehearsal {
+    /// A person should look: rows would be set aside, or an entity would fail.
+    pub fn needs_a_person(&self) -> bool {
+        self.counters.rows_rejected > 0 || self.entities.iter().any(|entity| entity.failure().is_some())
+    }
+
     fn add(&mut self, batch: &Batch) {
         self.counters.rehearse(batch);
         self.batches += 1;

@@ -36,8 +36,8 @@ pub struct EntityReport {
     pub rows_rejected: i64,
     /// Rows not sent because a newer one was.
     pub rows_superseded: i64,
-    /// Rows that wait.
-    pub rows_pending: i64,
+    /// Rows that wait. `None`: that is not known.
+    pub rows_pending: Option<i64>,
 }
 
 impl EntityReport {
@@ -49,7 +49,7 @@ impl EntityReport {
             rows_uploaded: 0,
             rows_rejected: 0,
             rows_superseded: 0,
-            rows_pending: 0,
+            rows_pending: Some(0),
         }
     }
 
@@ -58,7 +58,7 @@ impl EntityReport {
     }
 
     pub(super) fn failed(entity_id: &str, reason: String) -> Self {
-        Self::new(entity_id, Ended::Failed(reason))
+        Self { rows_pending: None, ..Self::new(entity_id, Ended::Failed(reason)) }
     }
 
     /// The failure with the entity's name, if it failed.
@@ -114,6 +114,25 @@ pub struct RunReport {
     pub entities: Vec<EntityReport>,
     /// Entities of the ledger whose rows wait for a registration.
     pub unregistered: Vec<String>,
+    /// Why these could not be looked for, if so.
+    pub unregistered_unknown: Option<String>,
+}
+
+/// Entities of the ledger that are not registered, and why they could not be looked for, if so.
+#[derive(Debug, Default)]
+pub(super) struct Unregistered {
+    pub entity_ids: Vec<String>,
+    pub unknown: Option<String>,
+}
+
+impl Unregistered {
+    /// The status of a run: a person should look also when nobody knows whether rows wait for a registration.
+    pub(super) fn status(&self, entities: &[EntityReport], stopped: bool) -> RunStatus {
+        match status(entities, &self.entity_ids, stopped) {
+            RunStatus::Succeeded if self.unknown.is_some() => RunStatus::Incomplete,
+            status => status,
+        }
+    }
 }
 
 /// The status of a run by what became of its entities.

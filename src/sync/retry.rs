@@ -95,9 +95,13 @@ impl Worker {
             return Ok(());
         };
         after(Step::TakeLease);
-        let look = self.ledger.look(&[lane.progress(&target.entity_id)]).await?;
-        let done = if let Err(misfit) = self.fits(&target.entity_id, &lane, &look) {
-            retried.extend(not_now(&misfit.to_string()));
+        let fits = match self.ledger.look_at(&lane.progress(&target.entity_id)).await {
+            Ok(look) => self.fits(&target.entity_id, &lane, &look).map_err(|misfit| misfit.to_string()),
+            Err(problem) if problem.is_about_rows() => Err(problem.in_words_of_entity()),
+            Err(problem) => return Err(problem.into()),
+        };
+        let done = if let Err(why) = fits {
+            retried.extend(not_now(&why));
             Ok(())
         } else {
             if let Some(pause) = lane.not_before {
@@ -126,9 +130,9 @@ impl Worker {
             let ledger_id = error.ledger_id.as_deref().unwrap_or_default();
             match self.ledger.rows_with_id(&target.entity_id, ledger_id).await {
                 Ok(found) => rows.push((error, found)),
-                // For example an id that is none of the ledger's key.
+                // For example an id that is none of the ledger's key, or a row that cannot be read.
                 Err(problem) => {
-                    let outcome = Err(crate::output::chain(&problem));
+                    let outcome = Err(problem.in_words_of_entity());
                     retried.push(Retried { error_id: error.error_id, outcome });
                 }
             }
@@ -178,7 +182,14 @@ impl Worker {
         if let Some(invalid) = batch.invalid.first() {
             return Ok(Outcome::Open(crate::journal::invalid(None, invalid)));
         }
-        if let Some(newer) = self.superseded_by(&target.entity_id, &batch).await? {
+        let newer = match self.superseded_by(&target.entity_id, &batch).await {
+            // Whether it is the newest of its key cannot be told.
+            Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
+                return Ok(Outcome::NotNow(problem.in_words_of_entity()));
+            }
+            newer => newer?,
+        };
+        if let Some(newer) = newer {
             let resolution = format!("superseded by row {newer} of the same account, currency and second");
             return Ok(Outcome::Resolved(resolution));
         }
@@ -217,14 +228,24 @@ impl Worker {
     }
 
     /// A newer row of a key of the batch, if there is one that was or will be uploaded: not one that is set
-    /// aside itself, or that a person has dismissed.
+    /// aside itself, that a person has dismissed, or that a registration from now on has skipped.
     async fn superseded_by(&self, entity_id: &str, batch: &Batch) -> Result<Option<LedgerId>, RunError> {
         let mut newer = Vec::new();
         for row in &batch.rows {
             let rivals = self.ledger.rivals(entity_id, row).await?;
             newer.extend(rivals.into_iter().filter(|rival| batch.is_superseded_by(rival)));
         }
-        Ok(self.not_set_aside(entity_id, newer).await?.into_iter().next().map(|rival| rival.id))
+        let newer = self.not_set_aside(entity_id, newer).await?;
+        Ok(self.not_skipped(entity_id, newer).await?.into_iter().next().map(|rival| rival.id))
+    }
+
+    /// Of these rows those that no registration from now on has skipped.
+    async fn not_skipped(&self, entity_id: &str, mut rows: Vec<Row>) -> Result<Vec<Row>, JournalError> {
+        if !rows.is_empty() {
+            let skipped = self.journal.skipped(entity_id).await?;
+            rows.retain(|row| !skipped.has(row));
+        }
+        Ok(rows)
     }
 
     /// Of these rows those that were or will be uploaded as they are now.

@@ -4,7 +4,7 @@
 //! batch and lies behind the batch is newer, and may have arrived already: the older one is not sent after it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use chrono_tz::Tz;
 use tokio::sync::Mutex;
@@ -12,7 +12,8 @@ use tokio::sync::Mutex;
 use super::{RunError, Worker};
 use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
-use crate::ledger::{Range, RangePages, Row, instant};
+use crate::journal::Skipped;
+use crate::ledger::{Range, RangePages, Row, instant, instant_us};
 use crate::watermark::{Cursor, Order};
 
 /// Rows that are kept while many batches have the same rows behind them, as when all accounts are captured at one
@@ -24,6 +25,8 @@ pub(super) struct Rivals {
     worker: Worker,
     range: Arc<Range>,
     behind: Mutex<Option<Behind>>,
+    /// Asked for once: nobody else sends rows of the entity while it has the lease.
+    skipped: OnceLock<Skipped>,
 }
 
 /// The rows behind a batch, up to an instant; of use for the batches that follow and look as far.
@@ -35,7 +38,7 @@ struct Behind {
 
 impl Rivals {
     pub(super) fn new(worker: Worker, range: Arc<Range>) -> Self {
-        Self { worker, range, behind: Mutex::new(None) }
+        Self { worker, range, behind: Mutex::new(None), skipped: OnceLock::new() }
     }
 
     /// The batch without the rows that are superseded by rows behind it: by those that wait to be cut, which are without
@@ -57,7 +60,25 @@ impl Rivals {
             return Ok(batch);
         }
         let rivals = self.worker.not_set_aside(&self.range.entity_id, rivals).await?;
+        let rivals = self.not_skipped(rivals).await?;
         Ok(if rivals.is_empty() { batch } else { batch.beside(rivals) })
+    }
+
+    /// Of these rows those that Elven has or will have: not what a registration from now on has skipped, unless it lies in
+    /// the range, and so is sent by the backfill itself.
+    async fn not_skipped(&self, mut rivals: Vec<Row>) -> Result<Vec<Row>, RunError> {
+        let end = instant_us(self.range.to);
+        let is_in_range = |row: &Row| row.captured_at_us.is_some_and(|at| at < end);
+        if !rivals.iter().all(is_in_range) {
+            let skipped = if let Some(skipped) = self.skipped.get() {
+                skipped
+            } else {
+                let asked = self.worker.journal.skipped(&self.range.entity_id).await?;
+                self.skipped.get_or_init(|| asked)
+            };
+            rivals.retain(|row| is_in_range(row) || !skipped.has(row));
+        }
+        Ok(rivals)
     }
 
     /// The rivals of a batch among the rows that wait, and all that the ledger has behind these up to an instant.

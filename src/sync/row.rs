@@ -38,12 +38,14 @@ pub enum Verdict {
     Deleted,
     /// It should have been dealt with, and nothing says so.
     Missing,
+    /// The database cannot read it.
+    Unreadable,
 }
 
 impl Verdict {
     /// A person should look.
     pub fn needs_a_person(self) -> bool {
-        matches!(self, Verdict::SetAside | Verdict::Missing)
+        matches!(self, Verdict::SetAside | Verdict::Missing | Verdict::Unreadable)
     }
 }
 
@@ -86,7 +88,7 @@ pub async fn of_row(
     let entities = Entity::list(database).await?;
     let health = Health::list(database).await?;
     let id = ledger.id(written).await?;
-    let mut holders: BTreeMap<String, u64> = ledger.holders(&id).await?.into_iter().collect();
+    let mut holders = holders(&ledger, &entities, &id).await?;
     holders.retain(|entity_id, _| only.is_none_or(|only| only == entity_id));
     let look = || async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
@@ -114,7 +116,10 @@ pub async fn of_row(
     }
     let mut reports = Vec::new();
     for (entity_id, chain, lane) in found {
-        let rows = ledger.rows_with_id(&entity_id, &id.to_string()).await?;
+        let rows = match ledger.rows_with_id(&entity_id, &id.to_string()).await {
+            Err(problem) if problem.is_about_rows() => Err(problem.in_words_of_entity()),
+            rows => Ok(rows?),
+        };
         let of_entity = |health: &&Health| health.entity_id == entity_id;
         let known = Known {
             entity: entities.iter().find(|entity| entity.entity_id == entity_id),
@@ -125,9 +130,13 @@ pub async fn of_row(
         let carried: Vec<Carried> = carried.iter().filter(|b| b.entity_id == entity_id).cloned().collect();
         let errors: Vec<RecordedError> =
             errors.iter().filter(|error| error.entity_id == entity_id).cloned().collect();
-        let (verdict, says) = judge(&ledger, &entity_id, &known, (&rows, &carried, &errors)).await?;
+        let (verdict, says) = match &rows {
+            Ok(rows) => judge(&ledger, &entity_id, &known, (rows, &carried, &errors)).await?,
+            Err(why) => (Verdict::Unreadable, format!("cannot be read: {why}")),
+        };
+        let rows = rows.unwrap_or_default();
         reports.push(RowReport {
-            change_xid: rows.iter().map(|row| row.xid).max(),
+            change_xid: rows.iter().map(|row| row.xid).max().or_else(|| holders.get(&entity_id).copied()?),
             rows: rows.iter().map(Row::to_json).collect(),
             entity_id,
             carried,
@@ -137,6 +146,32 @@ pub async fn of_row(
         });
     }
     Ok(reports)
+}
+
+/// The entities that have rows with an id, each with the transaction that wrote them last, if that can be told.
+///
+/// Where the rows of some entity cannot be read, each registered one is asked for its own.
+async fn holders(
+    ledger: &Ledger,
+    entities: &[Entity],
+    id: &LedgerId,
+) -> Result<BTreeMap<String, Option<u64>>, RunError> {
+    match ledger.holders(id).await {
+        Err(problem) if problem.is_about_rows() => {}
+        holders => return Ok(holders?.into_iter().map(|(entity_id, xid)| (entity_id, Some(xid))).collect()),
+    }
+    let mut holders = BTreeMap::new();
+    for Entity { entity_id, .. } in entities {
+        let xid = match ledger.rows_with_id(entity_id, &id.to_string()).await {
+            Err(problem) if problem.is_about_rows() => None,
+            rows => match rows?.iter().map(|row| row.xid).max() {
+                None => continue,
+                newest => newest,
+            },
+        };
+        holders.insert(entity_id.clone(), xid);
+    }
+    Ok(holders)
 }
 
 type Said = (Verdict, String);
@@ -281,7 +316,10 @@ async fn superseded_by(
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
     let Some(zone) = zone.and_then(|name| align::zone(name).ok()) else { return Ok(None) };
     let batch = Batch::build(None, vec![row.clone()], zone);
-    let rivals = ledger.rivals(entity_id, row).await?;
+    let rivals = match ledger.rivals(entity_id, row).await {
+        Err(problem) if problem.is_about_rows() => return Ok(None),
+        rivals => rivals?,
+    };
     let newer = rivals.into_iter().filter(|rival| leaf.ids.contains(&rival.id));
     Ok(newer.into_iter().find(|rival| batch.is_superseded_by(rival)).map(|rival| rival.id))
 }

@@ -187,6 +187,12 @@ impl Cluster {
         self.sql(&format!("do $$ begin for n in 1..{count} loop {burn}; end loop; end $$")).await;
     }
 
+    /// Overwrites the beginning of the first block of a file of it, as a failing disk does. Its server must not run.
+    pub fn damage(&self, path: &str) {
+        let file = File::options().write(true).open(self.dir.path().join("data").join(path)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 100], 0).unwrap();
+    }
+
     /// Ends the server without a word, as a crash does.
     pub fn crash(&mut self) {
         self.end(Signal::SIGQUIT);

@@ -21,7 +21,7 @@ use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
 use crate::journal::proof::{self, Pruned};
 use crate::journal::{JournalError, check_schema};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerError};
 
 /// Batches, and passes, that are looked at together.
 const TOGETHER_MAX: usize = 100;
@@ -135,49 +135,80 @@ pub async fn verify(
     let selected = all.into_iter().filter(|id| only.is_empty() || only.contains(id));
     let (database, ledger) = (&database, &ledger);
     stream::iter(selected)
-        .map(async |entity_id| database.again(|| prove(database, ledger, &entity_id, deep)).await)
+        .map(async |entity_id| prove(database, ledger, &entity_id, deep).await)
         .buffered(settings.sync.entities_at_once.max(1))
         .try_collect()
         .await
 }
 
-/// Checks one entity, all of it in one snapshot.
+/// Checks one entity. When a row of it has a value that cannot be converted, in the careful way: such a row was set aside,
+/// which is as it has to be.
 async fn prove(
     database: &Database,
     ledger: &Ledger,
     entity_id: &str,
     deep: bool,
 ) -> Result<EntityProof, RunError> {
-    let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
-    let lane = proof::lane(&mut transaction, entity_id).await?;
-    let progress = lane.progress(entity_id);
-    let look = ledger.look_in(&mut transaction, &progress).await?;
-    let changes = proof::changes(&mut transaction, entity_id).await?;
-    let zone = proof::timezone(&mut transaction, entity_id).await?;
-    let pruned = proof::pruned(&mut transaction, entity_id).await?;
-    let Chain { links, others, findings } = chain::follow(changes, &lane);
-    let mut report = EntityProof {
-        entity_id: entity_id.to_owned(),
-        passes: links.len(),
-        skipped_from_now: others.iter().any(|change| change.kind == "from_now"),
-        pruned,
-        ..EntityProof::default()
+    let prove = async |ledger: &Ledger| {
+        let proven = || async {
+            let mut report = EntityProof { entity_id: entity_id.to_owned(), ..EntityProof::default() };
+            let problem = match prove_in_snapshot(database, ledger, deep, &mut report).await {
+                Err(RunError::Ledger(problem)) if problem.is_about_rows() => Some(problem),
+                proven => {
+                    proven?;
+                    None
+                }
+            };
+            Ok::<_, RunError>((report, problem))
+        };
+        database.again(proven).await
     };
+    let (mut report, mut problem) = prove(ledger).await?;
+    if problem.as_ref().is_some_and(LedgerError::is_about_a_value) {
+        (report, problem) = prove(&ledger.careful()).await?;
+    }
+    if let Some(problem) = problem {
+        let message =
+            format!("{}; what was to be checked behind that is not proven", problem.in_words_of_entity());
+        report.find(Finding::new("ledger", message));
+    }
+    Ok(report)
+}
+
+/// Checks one entity, all of it in one snapshot. What was found before an error is in the report.
+async fn prove_in_snapshot(
+    database: &Database,
+    ledger: &Ledger,
+    deep: bool,
+    report: &mut EntityProof,
+) -> Result<(), RunError> {
+    let entity_id = report.entity_id.clone();
+    let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
+    let lane = proof::lane(&mut transaction, &entity_id).await?;
+    let progress = lane.progress(&entity_id);
+    let changes = proof::changes(&mut transaction, &entity_id).await?;
+    let zone = proof::timezone(&mut transaction, &entity_id).await?;
+    report.pruned = proof::pruned(&mut transaction, &entity_id).await?;
+    let Chain { links, others, findings } = chain::follow(changes, &lane);
+    report.passes = links.len();
+    report.skipped_from_now = others.iter().any(|change| change.kind == "from_now");
     for finding in findings {
         report.find(finding);
     }
-    let misfit = fit::fits(ledger.name(), entity_id, &lane, &look).err();
+    let look = ledger.look_in(&mut transaction, &progress).await?;
+    let misfit = fit::fits(ledger.name(), &entity_id, &lane, &look).err();
     let fits = misfit.is_none();
     match misfit {
         Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),
         None => report.rows_pending = ledger.pending_in(&mut transaction, &progress).await?,
     }
     let zone = zone.and_then(|name| align::zone(&name).ok());
-    let mut checker = Checker { ledger, entity_id, zone, fits, report, sample: Sample::default() };
+    let mut checker =
+        Checker { ledger, entity_id: &entity_id, zone, fits, report, sample: Sample::default() };
     checker.sample.step = if deep { Some(1) } else { None };
     checker.passes(&mut transaction, &links).await?;
     transaction.commit().await.map_err(JournalError::from)?;
-    Ok(checker.report)
+    Ok(())
 }
 
 /// Which whole batches have their bodies made again: every so manieth.
@@ -210,7 +241,7 @@ struct Checker<'a> {
     zone: Option<Tz>,
     /// The watermark is one of this ledger: only then its rows say something.
     fits: bool,
-    report: EntityProof,
+    report: &'a mut EntityProof,
     sample: Sample,
 }
 

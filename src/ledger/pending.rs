@@ -1,0 +1,96 @@
+//! How many rows of each entity wait.
+
+use sqlx::AssertSqlSafe;
+
+use super::unreadable::Parts;
+use super::{Ledger, LedgerError, Progress, Table, Unreadables};
+
+/// An entity, its rows, and the oldest `captured_at` among them in microseconds of Unix time.
+pub(super) type CountRow = (String, i64, Option<i64>);
+
+/// Entities whose pending rows are counted in one statement.
+pub(super) const ENTITIES_PER_COUNT_MAX: usize = 500;
+
+/// Ledger rows of an entity that wait.
+#[derive(Debug)]
+pub struct Pending {
+    /// The entity.
+    pub entity_id: String,
+    /// How many rows.
+    pub rows: i64,
+    /// The oldest `captured_at` among them.
+    pub oldest_at: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+impl Ledger {
+    /// Counts the rows of each entity that have not been dealt with, but for those whose rows cannot be read. Where there is
+    /// no news that takes no more than a look.
+    pub async fn pending(&self, lanes: &[Progress]) -> Result<(Vec<Pending>, Unreadables), LedgerError> {
+        let look = self.look(lanes).await?;
+        let readable = lanes.iter().filter(|lane| !look.unreadable.contains_key(&lane.entity_id));
+        let (some, none): (Vec<_>, Vec<_>) =
+            readable.partition(|lane| lane.target.is_some() || look.news(&lane.entity_id).has_news);
+        let none = none.into_iter().map(|lane| (lane.entity_id.clone(), 0, None));
+        let (counted, unreadable) = self.counted(&some, true).await?;
+        let pending = counted.into_iter().chain(none).map(|(entity_id, rows, oldest_us)| Pending {
+            entity_id,
+            rows,
+            oldest_at: oldest_us.and_then(chrono::DateTime::from_timestamp_micros),
+        });
+        Ok((pending.collect(), look.unreadable.into_iter().chain(unreadable).collect()))
+    }
+
+    /// The same, each counted and without the oldest: by the index alone.
+    pub async fn rows_pending(&self, lanes: &[Progress]) -> Result<Vec<(String, i64)>, LedgerError> {
+        let (counted, _) = self.counted(&lanes.iter().collect::<Vec<_>>(), false).await?;
+        Ok(counted.into_iter().map(|(entity_id, rows, _)| (entity_id, rows)).collect())
+    }
+
+    async fn counted(
+        &self,
+        lanes: &[&Progress],
+        with_oldest: bool,
+    ) -> Result<(Vec<CountRow>, Unreadables), LedgerError> {
+        let (mut counted, mut unreadable) = (Vec::with_capacity(lanes.len()), Unreadables::new());
+        for lanes in lanes.chunks(ENTITIES_PER_COUNT_MAX) {
+            match self.count(&self.table, lanes, with_oldest).await {
+                Err(problem) if problem.is_about_rows() => {
+                    let mut parts = Parts::of(lanes);
+                    while let Some(part) = parts.next() {
+                        let told = self.count_somehow(part, with_oldest).await;
+                        counted.extend(parts.took(part, told)?.into_iter().flatten());
+                    }
+                    unreadable.extend(parts.unreadable());
+                }
+                rows => counted.extend(rows?),
+            }
+        }
+        Ok((counted, unreadable))
+    }
+
+    /// Counts rows some of which may have a time out of range, or none that can be read.
+    async fn count_somehow(
+        &self,
+        lanes: &[&Progress],
+        with_oldest: bool,
+    ) -> Result<Vec<CountRow>, LedgerError> {
+        match self.count(&self.table.careful(), lanes, with_oldest).await {
+            // How many there are can often be told without a look at what they hold.
+            Err(problem) if with_oldest && lanes.len() == 1 && problem.is_about_rows() => {
+                self.count(&self.table, lanes, false).await
+            }
+            counted => counted,
+        }
+    }
+
+    async fn count(
+        &self,
+        table: &Table,
+        lanes: &[&Progress],
+        with_oldest: bool,
+    ) -> Result<Vec<CountRow>, LedgerError> {
+        let sql = table.pending_sql(lanes, with_oldest);
+        let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
+        Ok(self.primary.again(count).await?)
+    }
+}

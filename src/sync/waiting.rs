@@ -1,0 +1,54 @@
+//! Rows that wait: of entities that are worked on, and of those that nobody has registered.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::report::Unregistered;
+use super::{EntityReport, RunError, Worker, progress};
+use crate::journal::Entity;
+use crate::ledger::Unreadable;
+
+impl Worker {
+    /// Looks for the entities of the ledger that are not registered.
+    pub(super) async fn unregistered(&self) -> Result<Unregistered, RunError> {
+        let all = Entity::list(&self.database).await?;
+        let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
+        match self.ledger.unregistered(&ids).await {
+            Ok(entity_ids) => Ok(Unregistered { entity_ids, unknown: None }),
+            // The registered entities do not depend on it.
+            Err(problem) if problem.is_about_rows() => {
+                let unknown = format!(
+                    "entities that are not registered could not be looked for: {}",
+                    problem.in_words()
+                );
+                Ok(Unregistered { entity_ids: Vec::new(), unknown: Some(unknown) })
+            }
+            Err(problem) => Err(problem.into()),
+        }
+    }
+
+    /// Counts what waits, and notes it for dashboards. Of entities without news that was done when they were looked at.
+    pub(super) async fn count_pending(
+        &self,
+        reports: &mut [EntityReport],
+        idle: &[String],
+    ) -> Result<(), RunError> {
+        let idle_ids: BTreeSet<&String> = idle.iter().collect();
+        let ids: Vec<String> =
+            reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle_ids.contains(id)).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let (pending, unreadable) = self.ledger.pending(&progress(&self.journal.lanes(&ids).await?)).await?;
+        let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
+        for report in reports.iter_mut().filter(|report| !idle_ids.contains(&report.entity_id)) {
+            report.rows_pending = rows.get(report.entity_id.as_str()).copied();
+        }
+        // A lane that has failed has said why.
+        let has_failed = |id: &String| reports.iter().any(|r| r.entity_id == *id && r.failure().is_some());
+        for Unreadable { entity_id, message } in unreadable.values().filter(|u| !has_failed(&u.entity_id)) {
+            tracing::warn!(entity_id, "the rows that wait could not be counted: {message}");
+        }
+        self.journal.note_pending(&pending).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! A newer row that `--from-now` skipped: it is not at Elven, and no run sends it, so it supersedes nothing.
+
+use sqlx::PgPool;
+
+use crate::sandbox_faults::parsed;
+use crate::support::{Scene, said};
+
+/// Two rows of one second that are there when acme is registered from now on.
+async fn scene_from_now(pool: PgPool) -> Scene {
+    let scene = Scene::new(pool).await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'a', 'BTC', '2024-01-01 00:00:00.9Z', 2)",
+        )
+        .await;
+    register(&scene).await;
+    scene
+}
+
+async fn register(scene: &Scene) {
+    said(scene, 0, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    said(scene, 0, &["run"]).await;
+}
+
+/// As if the entity had been taken out of service and registered again from now on.
+async fn register_again(scene: &Scene) {
+    said(scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    scene.sql("delete from elven_sync.entities").await;
+    register(scene).await;
+}
+
+fn balances_since(scene: &Scene, records: usize) -> Vec<String> {
+    scene.balances().into_iter().skip(records).map(|(_, balance)| balance).collect()
+}
+
+/// A backfill whose end lies between the two rows. Returns what it sent.
+async fn backfill_of_the_older(scene: &Scene) -> Vec<String> {
+    let before = scene.balances().len();
+    said(scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
+    balances_since(scene, before)
+}
+
+async fn backfill_of_both(scene: &Scene) -> Vec<String> {
+    let before = scene.balances().len();
+    said(scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    balances_since(scene, before)
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_newer_row_skipped_by_from_now_does_not_supersede_in_a_backfill(pool: PgPool) {
+    let scene = scene_from_now(pool).await;
+    assert_eq!(scene.balances().len(), 0);
+    let cut = ["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z", "--dry-run"];
+    assert!(said(&scene, 0, &cut).await.contains("1 uploaded"));
+    assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
+    // In the range of the backfill the newer one is sent by that, and counts.
+    assert_eq!(backfill_of_both(&scene).await, ["2"]);
+    // It has arrived now: the older one must not come after it.
+    assert!(backfill_of_the_older(&scene).await.is_empty());
+    assert!(said(&scene, 0, &cut).await.contains("0 uploaded"));
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_newer_row_that_runs_send_supersedes_although_it_was_once_skipped(pool: PgPool) {
+    let scene = scene_from_now(pool).await;
+    // Rewound to where the registration began, it is skipped as before.
+    said(&scene, 0, &["entity", "rewind", "acme", "--to", "2999-01-01T00:00:00Z", "--yes"]).await;
+    assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
+    // Rewound to the start, the next run sends it.
+    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    assert!(backfill_of_the_older(&scene).await.is_empty());
+    said(&scene, 0, &["run"]).await;
+    assert_eq!(balances_since(&scene, 1), ["2"]);
+    // Registered from now on once more, it is skipped again; but it was sent before that.
+    register_again(&scene).await;
+    assert!(backfill_of_the_older(&scene).await.is_empty());
+    // What was written between the two registrations was never sent.
+    scene.sql("update ledger.balance_snapshots set balance = 3 where id = 2").await;
+    register_again(&scene).await;
+    assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
+    // Written again, it waits for the next run.
+    scene.sql("update ledger.balance_snapshots set balance = 4 where id = 2").await;
+    assert!(backfill_of_the_older(&scene).await.is_empty());
+}
+
+/// Of what a backfill has not come to, or was not asked for, nothing has arrived.
+#[sqlx::test(migrations = false)]
+async fn a_backfill_counts_as_far_as_it_has_come(pool: PgPool) {
+    let mut scene = scene_from_now(pool).await;
+    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--account", "b"]).await;
+    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--currency", "ETH"]).await;
+    said(&scene, 0, &["backfill", "--from", "2024-01-02", "--to", "2024-01-03"]).await;
+    assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
+    // One that stops before it has come to the row.
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    scene.sandbox.set_rules(parsed(&["throttle=1s@once:1"]));
+    said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-03"]).await;
+    scene.sandbox.set_rules(Vec::new());
+    assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
+    // One that set it aside.
+    scene.sandbox.set_rules(parsed(&["reject:account=a"]));
+    said(&scene, 3, &["backfill", "--from", "2024-01-01T00:00:00.5Z", "--to", "2024-01-02"]).await;
+    scene.sandbox.set_rules(Vec::new());
+    assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
+    said(&scene, 0, &["errors", "retry"]).await;
+    assert!(backfill_of_the_older(&scene).await.is_empty());
+}
+
+/// A backfill has sent the newer row, and its answer was lost.
+#[sqlx::test(migrations = false)]
+async fn a_newer_row_that_may_have_arrived_supersedes(pool: PgPool) {
+    let mut scene = scene_from_now(pool).await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    scene.sandbox.set_rules(parsed(&["answer-lost@once:1"]));
+    said(&scene, 1, &["backfill", "--from", "2024-01-01T00:00:00.5Z", "--to", "2024-01-02"]).await;
+    assert_eq!(balances_since(&scene, 0), ["2"]);
+    assert!(backfill_of_the_older(&scene).await.is_empty());
+    said(&scene, 0, &["backfill", "cancel", "1"]).await;
+    assert!(backfill_of_the_older(&scene).await.is_empty());
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_newer_row_skipped_by_from_now_does_not_supersede_in_a_retry(pool: PgPool) {
+    let scene = scene_from_now(pool).await;
+    let set_aside = async |balance: i32| {
+        scene.sandbox.set_rules(parsed(&["reject:account=a"]));
+        sqlx::query("update ledger.balance_snapshots set balance = $1 where id = 1")
+            .bind(balance)
+            .execute(&scene.pool)
+            .await
+            .unwrap();
+        said(&scene, 3, &["run"]).await;
+        scene.sandbox.set_rules(Vec::new());
+    };
+    set_aside(10).await;
+    let retried = said(&scene, 0, &["errors", "retry"]).await;
+    assert!(retried.contains("uploaded") && !retried.contains("superseded"), "{retried}");
+    assert_eq!(balances_since(&scene, 0), ["10"]);
+    // A backfill has sent the newer one.
+    assert_eq!(backfill_of_both(&scene).await, ["2"]);
+    set_aside(11).await;
+    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("superseded by row 2"));
+    assert_eq!(balances_since(&scene, 2), [""; 0]);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_retry_counts_the_newer_row_once_a_run_is_to_send_it(pool: PgPool) {
+    let scene = scene_from_now(pool).await;
+    scene.sandbox.set_rules(parsed(&["reject:account=a"]));
+    scene.sql("update ledger.balance_snapshots set balance = 10 where id = 1").await;
+    said(&scene, 3, &["run"]).await;
+    scene.sandbox.set_rules(Vec::new());
+    scene.sql("update ledger.balance_snapshots set balance = 20 where id = 2").await;
+    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("superseded by row 2"));
+}

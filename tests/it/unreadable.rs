@@ -1,0 +1,490 @@
+//! Rows that the database cannot read, rows that only cannot be sent, and messages that it cannot hold.
+
+use std::fmt::Write as _;
+
+use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::cluster::Cluster;
+use crate::support::{Scene, said, stderr, stdout};
+
+/// Entities acme and beta with three rows each, in a view whose columns are made from those of a table.
+async fn scene_with_view(pool: PgPool, columns: &str) -> Scene {
+    let mut scene = Scene::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene.entity("beta", "UTC").await;
+    scene
+        .sql(
+            "create schema books;
+             create table books.raw (id bigint primary key, entity_id text not null, bal text not null default '1',
+                    divisor integer not null default 1, change_xid xid8 not null default pg_current_xact_id());
+             create index on books.raw (entity_id, change_xid, id);
+             create function books.refuse(id bigint, divisor integer) returns numeric language plpgsql stable as
+             $$ begin if divisor = 0 then raise 'row % has no price', id using detail = 'see the price list'; end if; return 1; end $$;
+             create function books.damaged(divisor integer) returns numeric language plpgsql stable as
+             $$ begin if divisor = 0 then raise 'invalid page in block 7' using errcode = 'data_corrupted'; end if; return 1; end $$;
+             create function books.wait(divisor integer) returns numeric language plpgsql stable as
+             $$ begin if divisor = 0 then perform pg_sleep(60); end if; return 1; end $$;
+             insert into books.raw (id, entity_id) select n, case when n <= 3 then 'acme' else 'beta' end from generate_series(1, 6) n",
+        )
+        .await;
+    let view = format!(
+        "create view books.balances as select id, entity_id, 'a' || id as entity_account_id, 'BTC' as currency,
+                timestamptz '2024-01-01Z' + id * interval '1 hour' as captured_at, change_xid, {columns} from books.raw"
+    );
+    sqlx::raw_sql(AssertSqlSafe(view)).execute(&scene.pool).await.unwrap();
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    scene
+}
+
+const OPEN: &str =
+    "select string_agg(concat_ws(' ', entity_id, kind, ledger_id, message), E'\\n' order by entity_id)
+                      from elven_sync.sync_errors where resolved_at is null";
+
+const HEALTH: &str =
+    "select string_agg(entity_id || ' ' || status, ',' order by entity_id) from elven_sync.sync_health";
+
+/// Runs, and makes sure that acme is done and reported, and beta is failing with these words.
+async fn stops_beta_alone(scene: &Scene, words: &[&str]) {
+    let report = said(scene, 3, &["run"]).await;
+    assert!(report.contains("failed: beta: ") && !report.contains("failed: acme"), "{report}");
+    let done = report.lines().find(|line| line.trim_start().starts_with("acme")).unwrap();
+    assert!(done.contains("done"), "{report}");
+    assert_eq!(scene.text(HEALTH).await, "acme ok,beta failing");
+    let error = scene.text(OPEN).await;
+    assert!(error.starts_with("beta ledger ") && error.contains("hint:"), "{error}");
+    for words in words {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let received: Vec<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
+    for account in ["a1", "a2", "a3"] {
+        assert!(received.contains(&account.to_owned()), "{received:?}");
+    }
+    let status = said(scene, 0, &["status"]).await;
+    assert!(status.contains("beta: the database could not read this entity's rows"), "{status}");
+    let runs =
+        "select status || ' ' || coalesce(error, '') from elven_sync.sync_runs order by run_id desc limit 1";
+    assert!(scene.text(runs).await.starts_with("incomplete beta: "), "{}", scene.text(runs).await);
+}
+
+async fn status_json(scene: &Scene) -> serde_json::Value {
+    let output = scene.output(&["status", "--json"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+/// A person corrects the row, and all is well.
+async fn goes_on_once_corrected(scene: &Scene, rows: usize) {
+    said(scene, 0, &["run"]).await;
+    assert_eq!(scene.text(OPEN).await, "NULL");
+    assert_eq!(scene.text(HEALTH).await, "acme ok,beta ok");
+    assert_eq!(scene.received().len(), rows);
+    said(scene, 0, &["verify"]).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_value_that_cannot_be_cast_stops_its_entity_alone_and_its_row_is_named(pool: PgPool) {
+    let scene = scene_with_view(pool, "bal::numeric as balance").await;
+    scene.sql("update books.raw set bal = 'N/A', change_xid = default where id = 5").await;
+    let words = ["invalid input syntax for type numeric: \"N/A\"", "22P02", "row 5"];
+    stops_beta_alone(&scene, &words).await;
+    assert!(said(&scene, 0, &["errors", "list", "--kind", "ledger"]).await.contains("N/A"));
+    let json = status_json(&scene).await;
+    assert_eq!(json["entities"][1]["pending_rows"], 3, "{json}");
+    // Whatever else is asked, it is the entity that is named, and nothing of the others is hidden.
+    let rehearsed = said(&scene, 3, &["run", "--dry-run"]).await;
+    assert!(rehearsed.contains("failed: beta: ") && rehearsed.contains("row 5"), "{rehearsed}");
+    let backfill = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
+    let rehearsed = said(&scene, 3, &[&backfill[..], &["--dry-run"]].concat()).await;
+    assert!(rehearsed.contains("would fail: beta: ") && rehearsed.contains("acme: 3 rows"), "{rehearsed}");
+    let backfilled = said(&scene, 3, &backfill).await;
+    assert!(backfilled.contains("failed: beta: ") && backfilled.contains("row 5"), "{backfilled}");
+    assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_backfills").await, "3");
+    let of_row = said(&scene, 3, &["status", "--row", "5"]).await;
+    assert!(of_row.contains("beta") && of_row.contains("row 5") && of_row.contains("N/A"), "{of_row}");
+    assert!(said(&scene, 0, &["status", "--row", "4"]).await.contains("waits"));
+    said(&scene, 0, &["entity", "rewind", "beta", "--yes"]).await;
+    scene.sql("update books.raw set bal = '2', change_xid = default where id = 5").await;
+    said(&scene, 0, &backfill).await;
+    goes_on_once_corrected(&scene, 12).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn any_error_raised_over_its_rows_stops_the_entity_alone(pool: PgPool) {
+    let correct = "update books.raw set divisor = 1, change_xid = default where divisor = 0";
+    for (columns, words) in [
+        ("1 / divisor::numeric as balance", &["division by zero", "22012", "row 4"][..]),
+        ("books.refuse(id, divisor) as balance", &["row 6 has no price", "see the price list", "P0001"]),
+        ("books.damaged(divisor) as balance", &["invalid page in block 7", "XX001", "row 6"]),
+        // Not even whether there is news can be told.
+        (
+            "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --",
+            &["division by zero"],
+        ),
+    ] {
+        sqlx::raw_sql("drop schema if exists books, ledger, elven_sync cascade")
+            .execute(&pool)
+            .await
+            .unwrap();
+        let scene = scene_with_view(pool.clone(), columns).await;
+        scene.sql("update books.raw set divisor = 0 where id = 6").await;
+        if words.contains(&"row 4") {
+            scene.sql("update books.raw set divisor = 0 where id = 4").await;
+        }
+        stops_beta_alone(&scene, words).await;
+        scene.sql(correct).await;
+        goes_on_once_corrected(&scene, 6).await;
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_statement_timeout_stops_its_entity_alone(pool: PgPool) {
+    let scene = scene_with_view(pool, "books.wait(divisor) as balance").await;
+    scene.sql("update books.raw set divisor = 0 where id = 5").await;
+    scene
+        .sql("do $$ begin execute format('alter database %I set statement_timeout = ''2s''', current_database()); end $$")
+        .await;
+    stops_beta_alone(&scene, &["canceling statement due to statement timeout", "57014"]).await;
+    assert!(!scene.text(OPEN).await.contains("row 5"), "it is not known which row takes long");
+    scene.sql("update books.raw set divisor = 1, change_xid = default where id = 5").await;
+    goes_on_once_corrected(&scene, 6).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_damaged_block_stops_its_entity_alone(pool: PgPool) {
+    let mut cluster = Cluster::new(&pool).await;
+    let scene = Scene::at(&cluster.url("ledger")).await;
+    scene.entity("acme", "UTC").await;
+    scene.entity("beta", "UTC").await;
+    scene
+        .sql(
+            "create table ledger.parts (
+                id bigint not null, entity_id text not null, entity_account_id text not null, currency text not null,
+                captured_at timestamptz not null, balance numeric not null, change_xid xid8 not null default pg_current_xact_id()
+             ) partition by list (entity_id);
+             create table ledger.parts_acme partition of ledger.parts for values in ('acme');
+             create table ledger.parts_beta partition of ledger.parts for values in ('beta');
+             create index on ledger.parts (entity_id, change_xid, id);
+             insert into ledger.parts (id, entity_id, entity_account_id, currency, captured_at, balance)
+             select n, case when n <= 3 then 'acme' else 'beta' end, 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n;
+             checkpoint",
+        )
+        .await;
+    let path = scene.text("select pg_relation_filepath('ledger.parts_beta')").await;
+    let mut scene = scene;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.parts");
+    scene.pool.close().await;
+    cluster.stop().await;
+    cluster.damage(&path);
+    cluster.start().await;
+    let url = scene.url.clone();
+    scene.move_to(&url).await;
+    stops_beta_alone(&scene, &["invalid page in block 0", "XX001"]).await;
+    // Not even its rows can be counted.
+    let json = status_json(&scene).await;
+    assert_eq!(json["entities"][0]["pending_rows"], 0, "{json}");
+    assert!(json["entities"][1]["pending_rows"].is_null(), "{json}");
+    let verified = said(&scene, 3, &["verify"]).await;
+    assert!(verified.contains("invalid page in block 0"), "{verified}");
+}
+
+/// A view is broken for a row after its rows were uploaded, and for another one that was set aside.
+#[sqlx::test(migrations = false)]
+async fn verify_and_retry_name_what_they_cannot_read(pool: PgPool) {
+    let scene = scene_with_view(pool, "bal::numeric as balance").await;
+    scene.sql("update books.raw set bal = 'NaN' where id in (3, 6)").await;
+    said(&scene, 3, &["run"]).await;
+    scene.sql("update books.raw set bal = '' where id in (5, 6)").await;
+    let verified = said(&scene, 3, &["verify", "--deep"]).await;
+    for words in ["beta", "this entity's rows: invalid input syntax for type numeric: \"\"", "22P02"] {
+        assert!(verified.contains(words), "{words}: {verified}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_slice(&scene.output(&["verify", "--deep", "--json"]).await.stdout).unwrap();
+    assert_eq!(json["entities"][0]["bodies_proven"], 1, "{json}");
+    assert_eq!(json["entities"][1]["findings"][0]["what"], "ledger", "{json}");
+    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    assert!(retried.contains("still open: balance is NaN"), "{retried}");
+    assert!(
+        retried.contains("still open: the database could not read this entity's rows: invalid input"),
+        "{retried}"
+    );
+    // Whether a row is the newest of its key cannot be told.
+    scene
+        .sql("update books.raw set bal = '1' where id = 6; update books.raw set bal = 'NaN' where id = 4")
+        .await;
+    scene
+        .sql(
+            "create or replace view books.balances as select id, entity_id, 'a' as entity_account_id, 'BTC' as currency,
+                    timestamptz '2024-01-01Z' as captured_at, change_xid, bal::numeric as balance from books.raw",
+        )
+        .await;
+    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    assert!(retried.contains("error 2: still open: the database could not read"), "{retried}");
+    assert_eq!(scene.received().len(), 4);
+}
+
+/// Whether rows wait for a registration cannot be told; all else is done and reported.
+#[sqlx::test(migrations = false)]
+async fn unreadable_rows_of_an_unregistered_entity_do_not_hide_the_others(pool: PgPool) {
+    let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
+    let scene = scene_with_view(pool, columns).await;
+    scene.sql("insert into books.raw (id, entity_id, divisor) values (7, 'gamma', 0)").await;
+    let report = said(&scene, 3, &["run"]).await;
+    assert!(report.contains("not registered") && report.contains("division by zero"), "{report}");
+    assert_eq!(scene.received().len(), 6);
+    assert_eq!(scene.text(HEALTH).await, "acme ok,beta ok");
+    let run = "select status || ' ' || error from elven_sync.sync_runs";
+    assert!(scene.text(run).await.starts_with("incomplete "), "{}", scene.text(run).await);
+}
+
+/// The rows of one of 302 entities cannot be read, and the statement over all of them fails.
+#[sqlx::test(migrations = false)]
+async fn the_entity_whose_rows_cannot_be_read_is_found_among_many(pool: PgPool) {
+    let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
+    let scene = scene_with_view(pool, columns).await;
+    scene
+        .sql(
+            "insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, 300) n;
+             insert into books.raw (id, entity_id, divisor) select n + 6, 'e' || n, (n % 250 > 0)::integer from generate_series(1, 300) n",
+        )
+        .await;
+    let report = said(&scene, 3, &["run"]).await;
+    assert!(report.contains("failed: e250: "), "{report}");
+    assert_eq!(scene.received().len(), 305);
+    let failing = "select string_agg(entity_id, ',') from elven_sync.sync_health where status <> 'ok'";
+    assert_eq!(scene.text(failing).await, "e250");
+    let pending = said(&scene, 0, &["status"]).await;
+    let of_entity =
+        pending.lines().find(|line| line.starts_with(" e250 ")).unwrap_or_else(|| panic!("{pending}"));
+    assert!(of_entity.contains("failing") && of_entity.contains('?'), "{of_entity}");
+}
+
+const BACKFILL: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
+
+/// Rows 1 and 9 can be sent, and those between cannot: they are set aside, whatever is asked.
+async fn sets_aside_what_cannot_be_sent(scene: &Scene, unfit: &[(&str, &str)]) {
+    let report = said(scene, 3, &["run"]).await;
+    assert!(report.contains(&format!("2 uploaded, {} set aside", unfit.len())), "{report}");
+    let errors = "select string_agg(concat_ws(' ', ledger_id, kind, message), E'\\n' order by ledger_id)
+                    from elven_sync.sync_errors where resolved_at is null";
+    let errors = scene.text(errors).await;
+    assert_eq!(errors.lines().count(), unfit.len(), "{errors}");
+    for (id, why) in unfit {
+        assert!(
+            errors.lines().any(|line| line.starts_with(&format!("{id} invalid_row {why}"))),
+            "{id} {why}: {errors}"
+        );
+        let of_row = said(scene, 3, &["status", "--row", id]).await;
+        assert!(of_row.contains("set aside") && of_row.contains(why), "{of_row}");
+    }
+    assert!(said(scene, 0, &["status", "--row", "1"]).await.contains("was uploaded"));
+    said(scene, 0, &["verify", "--deep"]).await;
+    let retried = said(scene, 3, &["errors", "retry"]).await;
+    assert_eq!(retried.matches("still open").count(), unfit.len(), "{retried}");
+    assert!(retried.contains(unfit[0].1), "{retried}");
+    said(scene, 0, &["status"]).await;
+    said(scene, 0, &["errors", "list"]).await;
+    assert_eq!(scene.received().len(), 2);
+    said(scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    let rehearsed = said(scene, 3, &["run", "--dry-run"]).await;
+    assert!(
+        rehearsed.contains("2 uploaded in 1 requests")
+            && rehearsed.contains(&format!("{} set aside", unfit.len())),
+        "{rehearsed}"
+    );
+    said(scene, 3, &["run"]).await;
+    assert_eq!(scene.received().len(), 4);
+}
+
+#[sqlx::test(migrations = false)]
+async fn times_out_of_range_are_set_aside_and_the_other_rows_go(pool: PgPool) {
+    for zone in ["UTC", "America/New_York", "Asia/Tokyo"] {
+        sqlx::raw_sql("drop schema if exists books, ledger, elven_sync cascade")
+            .execute(&pool)
+            .await
+            .unwrap();
+        let mut scene = Scene::new(pool.clone()).await;
+        scene.entity("acme", "Europe/Zurich").await;
+        scene
+            .sql(
+                "create schema books;
+                 create table books.t (id bigint primary key, entity_id text not null default 'acme', entity_account_id text default 'a',
+                        currency text default 'BTC', captured_at timestamp, balance numeric default 1,
+                        change_xid xid8 not null default pg_current_xact_id());
+                 create index on books.t (entity_id, change_xid, id);
+                 insert into books.t (id, captured_at) values (1, '2024-01-01 10:00'), (2, '294276-12-31 23:59:59.999999'),
+                        (3, '4714-11-24 00:00:00 BC'), (4, 'infinity'), (5, '-infinity'), (6, '10000-01-02'), (7, '0002-01-01 BC'),
+                        (9, '2024-01-01 11:00')",
+            )
+            .await;
+        scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.t");
+        scene.set("ELVEN_SYNC_LEDGER__CAPTURED_AT_ZONE", zone);
+        let (outside, infinite) =
+            ("captured_at is outside the years 0001 to 9999", "captured_at is infinite");
+        let unfit = [
+            ("2", outside),
+            ("3", outside),
+            ("4", infinite),
+            ("5", infinite),
+            ("6", outside),
+            ("7", outside),
+        ];
+        // With rows that wait, whose oldest is asked for.
+        said(&scene, 0, &["status"]).await;
+        sets_aside_what_cannot_be_sent(&scene, &unfit).await;
+        let before = scene.received().len();
+        said(&scene, 0, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
+        said(&scene, 0, &BACKFILL).await;
+        assert_eq!(scene.received().len(), before + 2, "{zone}");
+    }
+}
+
+/// A scene in a database of its own, of another encoding.
+async fn scene_in_encoding(pool: &PgPool, encoding: &str) -> Scene {
+    let name: String = sqlx::query_scalar("select current_database()").fetch_one(pool).await.unwrap();
+    // A name has at most 63 bytes, of which the end differs between tests.
+    let name = format!("{}_{}", encoding.to_lowercase(), &name[name.len() - 40..]);
+    let create = format!(
+        "create database \"{name}\" encoding '{encoding}' template template0 lc_collate 'C' lc_ctype 'C'"
+    );
+    sqlx::raw_sql(AssertSqlSafe(create)).execute(pool).await.unwrap();
+    let options = pool.connect_options().as_ref().clone().database(&name);
+    Scene::new(PgPool::connect(options.to_url_lossy().as_str()).await.unwrap()).await
+}
+
+async fn drop_database(scene: Scene, pool: &PgPool) {
+    let name = scene.text("select current_database()::text").await;
+    scene.pool.close().await;
+    sqlx::raw_sql(AssertSqlSafe(format!("drop database \"{name}\" with (force)")))
+        .execute(pool)
+        .await
+        .unwrap();
+}
+
+/// Bytes that PostgreSQL takes for text without looking at them.
+const BYTES_AS_TEXT: &str = "create cast (bytea as text) without function";
+
+#[sqlx::test(migrations = false)]
+async fn bytes_that_are_not_text_are_set_aside_and_the_other_rows_go(pool: PgPool) {
+    // In UTF-8 by way of a cast, as in a cluster that is damaged; without an encoding; and bytes that mean nothing in theirs.
+    for (encoding, bytes) in [("UTF8", "ff"), ("SQL_ASCII", "ff"), ("WIN1252", "81"), ("EUC_JP", "8ea1ff")] {
+        let scene = scene_in_encoding(&pool, encoding).await;
+        scene.entity("acme", "UTC").await;
+        scene.sql(BYTES_AS_TEXT).await;
+        let insert = format!(
+            r"insert into ledger.balance_snapshots (id, entity_id, entity_account_id, currency, captured_at, balance)
+              overriding system value values
+                 (1, 'acme', 'a', 'BTC', '2024-01-01 10:00Z', 1),
+                 (2, 'acme', '\x41{bytes}'::bytea::text, 'BTC', '2024-01-01 10:00Z', 2),
+                 (3, 'acme', 'a', '\x41{bytes}'::bytea::text, '2024-01-01 10:00Z', 3),
+                 (9, 'acme', 'b', 'BTC', '2024-01-01 11:00Z', 9)"
+        );
+        sqlx::raw_sql(AssertSqlSafe(insert)).execute(&scene.pool).await.unwrap();
+        let unfit = [("2", "entity_account_id is not valid text"), ("3", "currency is not valid text")];
+        sets_aside_what_cannot_be_sent(&scene, &unfit).await;
+        let before = scene.received().len();
+        said(&scene, 3, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
+        said(&scene, 3, &BACKFILL).await;
+        assert_eq!(scene.received().len(), before + 2, "{encoding}");
+        drop_database(scene, &pool).await;
+    }
+}
+
+/// An API that refuses each import with this message, and whose lists are empty.
+async fn api_that_refuses(message: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                let mut buffer = [0; 4096];
+                loop {
+                    let read = connection.read(&mut buffer).await.unwrap_or(0);
+                    if read == 0 {
+                        return;
+                    }
+                    request.extend_from_slice(&buffer[..read]);
+                    let text = String::from_utf8_lossy(&request).into_owned();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                    let length = head.lines().find_map(|line| {
+                        let (name, value) = line.split_once(':')?;
+                        name.eq_ignore_ascii_case("content-length")
+                            .then(|| value.trim().parse::<usize>().ok())?
+                    });
+                    if body.len() < length.unwrap_or(0) {
+                        continue;
+                    }
+                    let (status, answer) = if head.starts_with("GET") {
+                        ("200 OK", r#"{"total":0,"list":[]}"#.to_owned())
+                    } else {
+                        let answer = format!(
+                            r#"{{"status":"failed","data":{{"code":"{message}","message":"{message}"}}}}"#
+                        );
+                        ("400 Bad Request", answer)
+                    };
+                    let mut response = String::new();
+                    let _ = write!(
+                        response,
+                        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{answer}",
+                        answer.len()
+                    );
+                    let _ = connection.write_all(response.as_bytes()).await;
+                    return;
+                }
+            });
+        }
+    });
+    url
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_message_that_the_database_cannot_hold_is_stored_with_replacement_characters(pool: PgPool) {
+    let message = "Größe: 账户不存在 😀";
+    for (encoding, stored) in [
+        ("UTF8", "Größe: 账户不存在 😀"),
+        ("SQL_ASCII", "Größe: 账户不存在 😀"),
+        ("LATIN1", "Größe: ????? ?"),
+        ("WIN1252", "Größe: ????? ?"),
+        // It has these characters, but neither the umlaut nor the sharp s.
+        ("EUC_CN", "Gr??e: 账户不存在 ?"),
+    ] {
+        let mut scene = scene_in_encoding(&pool, encoding).await;
+        scene.entity("acme", "UTC").await;
+        scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+                   values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'b', 'BTC', '2024-01-01Z', 2)").await;
+        let api = api_that_refuses(message).await;
+        scene.set("ELVEN_API_URL", &api);
+        let report = said(&scene, 3, &["run"]).await;
+        assert!(report.contains("2 set aside"), "{encoding}: {report}");
+        let errors = "select string_agg(concat_ws(' ', ledger_id, kind, api_code, message, record->>'entityAccountId'), E'\\n' order by ledger_id)
+                        from elven_sync.sync_errors";
+        let errors = scene.text(errors).await;
+        assert_eq!(errors.matches(stored).count(), 6, "{encoding}: {errors}");
+        let batches = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches";
+        assert_eq!(scene.text(batches).await, "split,rejected,rejected", "{encoding}");
+        said(&scene, 3, &["errors", "retry"]).await;
+        said(&scene, 0, &["run"]).await;
+        // A lane that stops stores it, too, as do the run and a backfill.
+        scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "0");
+        scene.sql("update ledger.balance_snapshots set balance = 3 where id = 1").await;
+        said(&scene, 1, &["run"]).await;
+        let stops = "select concat_ws(' ', (select last_error from elven_sync.sync_state), (select error from elven_sync.sync_runs order by run_id desc limit 1))";
+        let stopped = scene.text(stops).await;
+        assert_eq!(stopped.matches(stored).count(), 4, "{encoding}: {stopped}");
+        said(&scene, 1, &BACKFILL).await;
+        let of_backfill = scene.text("select error from elven_sync.sync_backfills").await;
+        assert!(of_backfill.contains(stored), "{encoding}: {of_backfill}");
+        let number = scene
+            .text("select max(error_id)::text from elven_sync.sync_errors where resolved_at is null")
+            .await;
+        said(&scene, 0, &["errors", "resolve", &number, "--reason", message]).await;
+        let resolution = scene
+            .text("select string_agg(resolution, ',') from elven_sync.sync_errors where dismissed")
+            .await;
+        assert_eq!(resolution, stored, "{encoding}");
+        drop_database(scene, &pool).await;
+    }
+}
