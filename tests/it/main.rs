@@ -21,6 +21,7 @@ mod economy;
 mod errors;
 mod failover;
 mod groups;
+mod health;
 mod ledgers;
 mod moves;
 mod plans;
