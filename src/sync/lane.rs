@@ -1,11 +1,13 @@
 //! One lane: lease, pass, pages, batches, answers, watermark.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono_tz::Tz;
 
 use super::delivery::{Delivery, Manner};
 use super::fit::Misfit;
+use super::invalid_start::InvalidStart;
 use super::places::Place;
 use super::rows::{Limits, Rows, Source};
 use super::{Ended, EntityReport, RunError, Target, Worker};
@@ -99,6 +101,8 @@ pub(super) struct Held<'a> {
     pub place: Place,
     /// The entity has rows set aside.
     pub has_rows_set_aside: bool,
+    /// The first rows that the lane reads in the run.
+    pub start: Arc<InvalidStart>,
     pub lease: Lease,
     pub report: EntityReport,
 }
@@ -113,6 +117,7 @@ impl Worker {
         look: &Look,
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::new(&target.entity_id, Ended::Done);
+        let start = self.invalid_start(&target.entity_id);
         // What has to be so for a pass is known from the look, as long as the entity is where it was then.
         let is_due = look.news(&target.entity_id).has_news
             && seen.open.is_none()
@@ -126,9 +131,9 @@ impl Worker {
             if let Some(pause) = lane.not_before {
                 target.channel.pause(pause);
             }
-            let (since, has_rows_set_aside) = (Instant::now(), lane.has_rows_set_aside);
+            let (since, has_rows_set_aside, start) = (Instant::now(), lane.has_rows_set_aside, start.clone());
             let mut held =
-                Held { worker: self, run_id, target, since, place, has_rows_set_aside, lease, report };
+                Held { worker: self, run_id, target, since, place, has_rows_set_aside, start, lease, report };
             let halted = held.drive(lane, opened, seen, look).await;
             let yielded = matches!(halted, Err(Halt::Yielded));
             report = held.end(halted).await?;
@@ -215,16 +220,32 @@ impl Worker {
         let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
         // From the primary: nothing is recorded that a standby could prove itself by.
         let reading = Reading { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
-        let mut rows = Rows::of(Pages::Pass(self.ledger.pass(reading).await?), None);
+        let start = self.invalid_start(entity_id);
+        let mut rows = Rows::of(Pages::Pass(self.ledger.pass(reading).await?), None, start);
         let mut before = lane.cursor.clone();
         let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
-        while let Some(batch) = rows.next_batch(before, zone, limits).await? {
+        loop {
+            let batch = match rows.next_batch(before, zone, limits).await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break,
+                // What would stop the lane.
+                Err(RunError::Ledger(LedgerError::Shape(message))) => {
+                    report.ended = Ended::Failed(message);
+                    break;
+                }
+                Err(problem) => return Err(problem),
+            };
             report.count(&batch);
             counters.rehearse(&batch);
             before = Some(batch.last);
         }
         report.rows_pending = report.rows_read;
         Ok(report)
+    }
+
+    /// For a lane that begins to read.
+    pub(super) fn invalid_start(&self, entity_id: &str) -> Arc<InvalidStart> {
+        Arc::new(InvalidStart::new(entity_id, self.settings.sync.on_invalid_start))
     }
 
     pub(super) fn page_rows(&self) -> usize {

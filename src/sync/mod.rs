@@ -8,6 +8,7 @@ mod channel;
 mod decision;
 mod delivery;
 mod fit;
+mod invalid_start;
 mod lane;
 mod moves;
 mod patience;

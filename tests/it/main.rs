@@ -22,6 +22,7 @@ mod errors;
 mod failover;
 mod groups;
 mod health;
+mod invalid_start;
 mod ledgers;
 mod moves;
 mod plans;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::super::invalid_start::Start;
 use super::super::lane::Halt;
 use super::super::rows::{Rows, Source};
 use super::super::words;
@@ -12,6 +13,18 @@ use crate::fault_point::{Step, around};
 use crate::journal::{Kind, Problem, Recorded};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
+
+/// A recorded batch, or a part of one, that is sent again.
+struct Redo<'r> {
+    /// Its place in the window.
+    root: usize,
+    /// The batch.
+    whole: &'r Recorded,
+    /// The batch, or the part of it.
+    leaf: &'r Recorded,
+    /// Its rows as they are now. `None`: none is left.
+    batch: Option<Batch>,
+}
 
 impl Delivery {
     /// Replays what the journal has of the pass or backfill beyond the cursor: what is done is passed over, the rest is sent
@@ -40,20 +53,38 @@ impl Delivery {
             open.push((number, *root, leaves));
         }
         let mut after = self.window.lock().await.cursor.clone();
+        // Held back while all rows are invalid, as in `Rows::next_batch`.
+        let mut held: Vec<Redo<'_>> = Vec::new();
         for (number, root, leaves) in open {
             if !leaves.is_empty() {
                 let interval = source.read(after.clone(), Some(root.last.clone())).await?;
                 // A standby may let us wait for long.
-                let rows = self.or_halt(Rows::of(interval, None).all()).await??;
+                let rows = self.or_halt(Rows::of(interval, None, self.start.clone()).all()).await??;
                 for leaf in leaves {
-                    let rows =
+                    let rows: Vec<Row> =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
-                    self.redo(number, root, leaf, rows, after.clone()).await?;
+                    let build = |rows| Batch::build(after.clone(), rows, self.zone);
+                    let batch = if rows.is_empty() { None } else { Some(build(rows)) };
+                    held.push(Redo { root: number, whole: root, leaf, batch });
+                    if self.start.look(held.iter().filter_map(|redo| redo.batch.as_ref()))? == Start::Valid {
+                        self.redo_all(&mut held).await?;
+                    }
                 }
             }
             after = Some(root.last.clone());
         }
+        self.redo_all(&mut held).await?;
         Ok(after)
+    }
+
+    async fn redo_all(&self, held: &mut Vec<Redo<'_>>) -> Result<(), Halt> {
+        for redo in held.drain(..) {
+            if let Some(batch) = &redo.batch {
+                self.start.let_through(batch);
+            }
+            self.redo(redo).await?;
+        }
+        Ok(())
     }
 
     /// Makes sure that each recorded batch begins where the one before it ends: what lies between would be taken for done.
@@ -71,26 +102,20 @@ impl Delivery {
     }
 
     /// Sends a recorded batch, or a part of one, over again.
-    async fn redo(
-        &self,
-        root: usize,
-        whole: &Recorded,
-        leaf: &Recorded,
-        rows: Vec<Row>,
-        before: Option<Cursor>,
-    ) -> Result<(), Halt> {
-        if rows.is_empty() {
+    async fn redo(&self, redo: Redo<'_>) -> Result<(), Halt> {
+        let Redo { root, whole, leaf, batch } = redo;
+        let Some(batch) = batch else {
             let mut window = self.window.lock().await;
             let advance = window.advance_after(root);
             let emptied = self.worker.journal.emptied(self.doing(), leaf.batch_id, advance);
             around(Step::Empty, emptied).await?;
             window.part_done(root);
             return Ok(());
-        }
+        };
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
         }
-        let mut batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, self.zone) };
+        let mut batch = Batch { last: whole.last.clone(), ..batch };
         if let Some(rivals) = &self.rivals {
             batch = rivals.apart(batch, &VecDeque::new()).await?;
         }
