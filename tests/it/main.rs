@@ -14,6 +14,7 @@ mod attach;
 mod backfill;
 mod cluster;
 mod commands;
+mod commits;
 mod crashes;
 mod database;
 mod delivery;
