@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::{FAILED, INCOMPLETE, SUCCEEDED, connect};
 use crate::config::Settings;
-use crate::journal::RunStatus;
+use crate::journal::{Health, RunStatus};
 use crate::output;
 use crate::sync::{Stop, Worker};
 
@@ -105,5 +105,5 @@ pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyho
     }
     let (entities, oldest_writer) = crate::sync::health(settings, &database).await?;
     output::health(&entities, oldest_writer.as_ref(), options.json);
-    Ok(SUCCEEDED)
+    Ok(if entities.iter().any(Health::needs_a_person) { INCOMPLETE } else { SUCCEEDED })
 }

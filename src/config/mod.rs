@@ -7,6 +7,7 @@ mod credentials;
 mod ledger;
 mod mistake;
 mod number;
+mod on_invalid_start;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use url::{Host, Url};
 
 pub use credentials::{Credential, CredentialSource};
 pub use ledger::{Columns, LedgerSettings};
+pub use on_invalid_start::OnInvalidStart;
 
 use mistake::Source;
 
@@ -151,6 +153,8 @@ pub struct SyncSettings {
     pub batch_bytes: Option<usize>,
     /// What is done about a batch of which nobody knows whether it arrived.
     pub on_ambiguous: OnAmbiguous,
+    /// What is done when the first 1,000 rows that a lane reads in a run are all invalid.
+    pub on_invalid_start: OnInvalidStart,
     /// How long a worker that stopped renewing keeps an entity.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
@@ -168,6 +172,7 @@ impl Default for SyncSettings {
             max_rejections: 100,
             batch_bytes: None,
             on_ambiguous: OnAmbiguous::Resend,
+            on_invalid_start: OnInvalidStart::Stop,
             lease: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(25),
         }

@@ -11,7 +11,7 @@ use deadpool::managed::{
     Manager, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType, Timeouts,
 };
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 use tokio::time::timeout;
 
 use super::{no_answer, within};
@@ -82,9 +82,20 @@ pub(super) fn new(options: PgConnectOptions, count_max: usize, away_max: Duratio
         .expect("a pool with a runtime")
 }
 
-/// Makes the first one, which then lies idle.
-pub(super) async fn first(connections: &Connections) -> Result<(), sqlx::Error> {
-    take(connections, Timeouts { create: Some(CONNECT_MAX), ..connections.timeouts() }).await.map(drop)
+/// Makes the first one, which then lies idle. Returns `statement_timeout` as the role or the database has it; zero: none.
+pub(super) async fn first(connections: &Connections) -> Result<Duration, sqlx::Error> {
+    let limits = Timeouts { create: Some(CONNECT_MAX), ..connections.timeouts() };
+    let mut connection = take(connections, limits).await?;
+    let ask = "select extract(epoch from current_setting('statement_timeout')::interval)::float8";
+    let seconds = within(CONNECT_MAX, connection.fetch_optional(sqlx::raw_sql(ask))).await;
+    let seconds = seconds.and_then(|row| row.map(|row| row.try_get::<f64, _>(0)).transpose());
+    match seconds {
+        Ok(seconds) => Ok(Duration::try_from_secs_f64(seconds.unwrap_or_default()).unwrap_or_default()),
+        Err(problem) => {
+            end(connections, connection);
+            Err(problem)
+        }
+    }
 }
 
 /// A connection: the one that was used last, or a new one.

@@ -207,7 +207,8 @@ impl AtOnce<'_> {
         if !query.binds_nothing() {
             return self.0.read(query).await;
         }
-        let sql = format!("{BEGIN_READING}; {}; commit", query.sql().as_str());
+        let limited = self.0.server_ends_after(self.0.read_max());
+        let sql = format!("{BEGIN_READING}; {limited} {}; commit", query.sql().as_str());
         let mut transaction = Transaction::of(self.0).await?;
         let results = transaction.results(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
         transaction.connection = None;

@@ -5,10 +5,10 @@
 //! ([`executor`]), and what has to hold is set for the transaction alone.
 
 mod address;
+mod commits;
 mod connections;
 mod executor;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use sqlx::{Execute, Executor, PgConnection, PgPool, Postgres, Row};
 use tokio::time::{Instant, timeout};
 
 pub use self::address::options;
+use self::commits::Commits;
 use self::connections::{Connections, InUse};
 pub use self::executor::AtOnce;
 
@@ -26,6 +27,10 @@ pub use self::executor::AtOnce;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// No statement is given up earlier than that.
 const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
+/// So much later, at least, PostgreSQL ends a statement that was given up.
+const SERVER_ENDS_LATER_MIN: Duration = Duration::from_millis(500);
+/// The largest `statement_timeout`, in milliseconds.
+const STATEMENT_TIMEOUT_MAX_MS: u128 = 2_147_483_647;
 /// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
 /// shut down, crashed and starting up, idle for too long (its worker was frozen), read-only for the time of
 /// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.
@@ -57,6 +62,8 @@ const GIVEN_UP: u8 = 2;
 pub struct Database {
     connections: Connections,
     reconnect_timeout: Duration,
+    /// `statement_timeout` of the role or the database. Zero: none.
+    server_limit: Duration,
     process: Arc<Process>,
 }
 
@@ -68,14 +75,6 @@ struct Process {
     /// Marks its commits in `elven_sync.sync_commits`.
     number: i64,
     commits: Mutex<Commits>,
-}
-
-/// The transactions of a process that write.
-#[derive(Debug, Default)]
-struct Commits {
-    begun: i64,
-    /// Those of which it is not known how they ended.
-    open: BTreeSet<i64>,
 }
 
 impl Default for Process {
@@ -120,8 +119,8 @@ impl Database {
         let options = address::options(url)?.application_name("elven-sync").extra_float_digits(None);
         let connections = connections::new(options, connections_max, reconnect_timeout);
         // So that what is wrong is said at once, and not after the wait for a database that was there before.
-        connections::first(&connections).await?;
-        Ok(Self { connections, reconnect_timeout, process: Arc::default() })
+        let server_limit = connections::first(&connections).await?;
+        Ok(Self { connections, reconnect_timeout, server_limit, process: Arc::default() })
     }
 
     /// Connects to another one, with as many connections and as much patience.
@@ -159,9 +158,10 @@ impl Database {
         transaction
             .begin(format!(
                 "begin; set local synchronous_commit = on; set local row_security = off; set local jit = off; \
-                 set local idle_in_transaction_session_timeout = {idle_max}; \
+                 set local idle_in_transaction_session_timeout = {idle_max}; {} \
                  insert into elven_sync.sync_commits (process, number) values ({process}, {number}) \
-                     returning pg_current_xact_id()::text"
+                     returning pg_current_xact_id()::text",
+                self.server_ends_after(self.statement_max())
             ))
             .await?;
         Ok(transaction)
@@ -184,8 +184,19 @@ impl Database {
 
     async fn begin_by(&self, sql: &str) -> Result<Transaction, sqlx::Error> {
         let mut transaction = Transaction::of(self).await?;
-        transaction.begin(sql.to_owned()).await?;
+        transaction.begin(format!("{sql}; {}", self.server_ends_after(self.read_max()))).await?;
         Ok(transaction)
+    }
+
+    /// Sets that PostgreSQL ends a statement which the connector has given up: it would not notice that nobody waits for
+    /// the answer, and go on. A little later than the connector, whose own limit says what may be done again. A shorter
+    /// limit of the role or the database stays.
+    fn server_ends_after(&self, limit: Duration) -> String {
+        let limit = limit + (limit / 10).max(SERVER_ENDS_LATER_MIN);
+        if !self.server_limit.is_zero() && self.server_limit <= limit {
+            return String::new();
+        }
+        format!("set local statement_timeout = {};", limit.as_millis().min(STATEMENT_TIMEOUT_MAX_MS))
     }
 
     /// Does something again for as long as it fails for a passing reason and the database may be away.
@@ -286,7 +297,7 @@ impl From<PgPool> for Database {
         let reconnect_timeout = Duration::from_mins(1);
         let connections_max = pool.options().get_max_connections() as usize;
         let connections = connections::new(options, connections_max, reconnect_timeout);
-        Self { connections, reconnect_timeout, process: Arc::default() }
+        Self { connections, reconnect_timeout, server_limit: Duration::ZERO, process: Arc::default() }
     }
 }
 
@@ -330,24 +341,6 @@ impl Transaction {
     /// The connection, e.g. to copy from.
     pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
         self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
-    }
-
-    /// Removes what this process has noted of commits whose outcome is known, and what others have left long ago. Of
-    /// the latter what somebody else is removing is left to him, since two could wait for each other.
-    pub async fn forget_commits(&mut self) -> Result<(), sqlx::Error> {
-        let process = &self.database.process;
-        let known_below = {
-            let commits = process.commits();
-            commits.open.first().copied().unwrap_or(commits.begun + 1)
-        };
-        // Nobody waits for longer than an hour for a database.
-        let sql = "delete from elven_sync.sync_commits
-                    where (process = $1 and number < $2)
-                       or (process, number) in (select process, number from elven_sync.sync_commits
-                                                 where begun_at < clock_timestamp() - interval '3 hours'
-                                                   for update skip locked)";
-        sqlx::query(sql).bind(process.number).bind(known_below).execute(self).await?;
-        Ok(())
     }
 
     /// Commits. When the connection is lost over that, finds out whether it was, so that an error always means

@@ -27,7 +27,7 @@ pub struct Health {
     pub entity_id: String,
     /// Its zone.
     pub timezone: String,
-    /// `paused`, `failing`, `behind` or `ok`.
+    /// `paused`, `failing`, `incomplete`, `behind` or `ok`.
     pub status: String,
     /// Rows that wait. `None`: the database cannot count them.
     pub pending_rows: Option<i64>,
@@ -99,6 +99,11 @@ impl Entity {
 }
 
 impl Health {
+    /// A person has to look: the last attempt failed, or rows are set aside.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self.status.as_str(), "failing" | "incomplete")
+    }
+
     /// The view `sync_health`.
     pub async fn list(database: &Database) -> Result<Vec<Health>, JournalError> {
         Ok(database

@@ -298,3 +298,14 @@ pub async fn with_error(
     .fetch_all(transaction)
     .await?)
 }
+
+/// How many rows of an entity are set aside now.
+pub async fn set_aside(transaction: &mut Transaction, entity_id: &str) -> Result<i64, JournalError> {
+    Ok(sqlx::query_scalar!(
+        r#"select count(*) as "count!" from elven_sync.sync_errors
+            where entity_id = $1 and resolved_at is null and ledger_id is not null"#,
+        entity_id
+    )
+    .fetch_one(transaction)
+    .await?)
+}

@@ -130,7 +130,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Ends a run and returns what it did; says of others that they stopped, and puts `sync_commits` in order.
+    /// Ends a run and returns what it did; says of others that they stopped, and removes rows of `sync_commits`.
     pub async fn finish_run(
         &self,
         run_id: i64,
@@ -155,11 +155,12 @@ impl Journal {
             .await?
             .ok_or(JournalError::RunLost)?;
             mark_interrupted(&mut transaction).await?;
-            transaction.forget_commits().await?;
             transaction.commit().await?;
             Ok::<_, JournalError>(counters)
         };
-        self.database.again(finish_run).await
+        let counters = self.database.again(finish_run).await?;
+        self.database.forget_commits().await;
+        Ok(counters)
     }
 }
 

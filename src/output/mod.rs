@@ -310,6 +310,13 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
         if let Some(problem) = &entity.last_error {
             line(format_args!("{}: {problem}", entity.entity_id));
         }
+        if entity.status == "incomplete" {
+            line(format_args!(
+                "{0}: {1} errors are open, and rows are set aside; hint: elven-sync errors list --entity '{0}'",
+                entity.entity_id,
+                thousands(entity.open_errors)
+            ));
+        }
     }
     if let Some(writer) = oldest_writer {
         line(format_args!("{}; its rows are uploaded after it has", describe(writer)));

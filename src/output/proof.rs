@@ -1,9 +1,16 @@
 //! What `verify` found out, for a person or a machine.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::{json_line, line, lines, table, thousands};
-use crate::sync::{EntityProof, PruneReport};
+use crate::sync::{EntityProof, Finding, PruneReport};
+
+/// Of each kind so many findings are printed in full; of more only the first, and how many there are.
+const FINDINGS_SHOWN_MAX: usize = 5;
+/// Batches that are named of those that are not printed in full.
+const BATCHES_NAMED_MAX: usize = 10;
 
 /// What the proof is about, whatever it finds.
 const NOT_PROVEN: &str = "that Elven still holds what it accepted; rows that were deleted before they were read; \
@@ -28,11 +35,21 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
         return;
     }
     let count = |count: usize| i64::try_from(count).map(thousands).unwrap_or_default();
-    let header =
-        ["entity", "", "passes", "batches", "rows proven", "pending", "set aside", "bodies", "findings"];
+    let header = [
+        "entity",
+        "",
+        "passes",
+        "batches",
+        "rows proven",
+        "pending",
+        "set aside",
+        "open",
+        "bodies",
+        "findings",
+    ];
     lines(table(
         &header,
-        &[2, 3, 4, 5, 6, 7, 8],
+        &[2, 3, 4, 5, 6, 7, 8, 9],
         entities.iter().map(|entity| {
             vec![
                 entity.entity_id.clone(),
@@ -42,24 +59,58 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
                 count(entity.rows_proven),
                 thousands(entity.rows_pending),
                 thousands(entity.rows_set_aside),
+                thousands(entity.rows_set_aside_open),
                 count(entity.bodies_proven),
                 count(entity.findings.len() + entity.more_findings),
             ]
         }),
     ));
     for entity in entities {
-        for finding in &entity.findings {
-            line(format_args!("{}: {}", place(entity, finding), finding.message));
-        }
-        if entity.more_findings > 0 {
-            line(format_args!("{}: and {} more like these", entity.entity_id, entity.more_findings));
-        }
+        findings(entity);
     }
     line(format_args!("proven: {proven}."));
     line(format_args!("not proven: {not_proven}."));
 }
 
-fn place(entity: &EntityProof, finding: &crate::sync::Finding) -> String {
+/// The findings of an entity: of each kind the first ones in full, of the others their batches.
+fn findings(entity: &EntityProof) {
+    let mut of_kind: BTreeMap<&str, Vec<&Finding>> = BTreeMap::new();
+    for finding in &entity.findings {
+        of_kind.entry(finding.what).or_default().push(finding);
+    }
+    for (kind, findings) in of_kind {
+        let shown = if findings.len() > FINDINGS_SHOWN_MAX { 1 } else { findings.len() };
+        for finding in &findings[..shown] {
+            line(format_args!("{}: {}", place(entity, finding), finding.message));
+        }
+        let others = &findings[shown..];
+        if others.is_empty() {
+            continue;
+        }
+        let batches: Vec<String> = others
+            .iter()
+            .filter_map(|finding| finding.batch_id)
+            .take(BATCHES_NAMED_MAX)
+            .map(|batch_id| batch_id.to_string())
+            .collect();
+        let more = if batches.len() < others.len() { ", ..." } else { "" };
+        let all_at_once = entity.backfill().filter(|_| kind == "body");
+        let all_at_once = all_at_once.map_or_else(String::new, |backfill| {
+            format!("; hint: `{backfill}` sends the rows of all these batches")
+        });
+        line(format_args!(
+            "{}: and {} more of this kind (`{kind}`), in batches {}{more}; --json shows each{all_at_once}",
+            entity.entity_id,
+            others.len(),
+            batches.join(", "),
+        ));
+    }
+    if entity.more_findings > 0 {
+        line(format_args!("{}: and {} more findings", entity.entity_id, entity.more_findings));
+    }
+}
+
+fn place(entity: &EntityProof, finding: &Finding) -> String {
     let mut place = entity.entity_id.clone();
     if let Some(pass_id) = finding.pass_id {
         place = format!("{place}, pass {pass_id}");

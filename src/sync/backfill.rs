@@ -236,6 +236,7 @@ impl Worker {
         let entity_id = &target.entity_id;
         let mut report = EntityReport::new(entity_id, Ended::Done);
         let mut lease_before = None;
+        let start = self.invalid_start(entity_id);
         loop {
             let Some((place, lease, state)) = self.take_slice(run_id, backfill_id, entity_id).await? else {
                 return Ok(EntityReport { ended: Ended::Stopped, ..report });
@@ -246,9 +247,10 @@ impl Worker {
             }
             let lease = lease.after(lease_before.take());
             lease_before = Some(lease.clone());
-            let (since, has_rows_set_aside) = (Instant::now(), state.has_rows_set_aside);
+            let (since, has_rows_set_aside, start) =
+                (Instant::now(), state.has_rows_set_aside, start.clone());
             let mut held =
-                Held { worker: self, run_id, target, since, place, has_rows_set_aside, lease, report };
+                Held { worker: self, run_id, target, since, place, has_rows_set_aside, start, lease, report };
             let halted = match stand {
                 Some(cursor) => held.slice(backfill_id, &range, cursor).await,
                 // It was cancelled.

@@ -1,11 +1,13 @@
 //! One lane: lease, pass, pages, batches, answers, watermark.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono_tz::Tz;
 
 use super::delivery::{Delivery, Manner};
 use super::fit::Misfit;
+use super::invalid_start::InvalidStart;
 use super::places::Place;
 use super::rows::{Limits, Rows, Source};
 use super::words;
@@ -105,6 +107,8 @@ pub(super) struct Held<'a> {
     pub place: Place,
     /// The entity has rows set aside.
     pub has_rows_set_aside: bool,
+    /// The first rows that the lane reads in the run.
+    pub start: Arc<InvalidStart>,
     pub lease: Lease,
     pub report: EntityReport,
 }
@@ -120,6 +124,7 @@ impl Worker {
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::new(&target.entity_id, Ended::Done);
         let mut lease_before = None;
+        let start = self.invalid_start(&target.entity_id);
         // What has to be so for a pass is known from the look, as long as the entity is where it was then.
         let is_due = look.news(&target.entity_id).has_news
             && seen.open.is_none()
@@ -135,9 +140,9 @@ impl Worker {
             }
             let lease = lease.after(lease_before.take());
             lease_before = Some(lease.clone());
-            let (since, has_rows_set_aside) = (Instant::now(), lane.has_rows_set_aside);
+            let (since, has_rows_set_aside, start) = (Instant::now(), lane.has_rows_set_aside, start.clone());
             let mut held =
-                Held { worker: self, run_id, target, since, place, has_rows_set_aside, lease, report };
+                Held { worker: self, run_id, target, since, place, has_rows_set_aside, start, lease, report };
             let halted = held.drive(lane, opened, seen, look).await;
             let yielded = matches!(halted, Err(Halt::Yielded));
             report = held.end(halted).await?;
@@ -230,7 +235,7 @@ impl Worker {
             }
             pass => pass?,
         };
-        let mut rows = Rows::of(Pages::Pass(pass), None);
+        let mut rows = Rows::of(Pages::Pass(pass), None, self.invalid_start(entity_id));
         let mut before = lane.cursor.clone();
         let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         loop {
@@ -241,6 +246,11 @@ impl Worker {
                     before = Some(batch.last);
                 }
                 Ok(None) => break,
+                // What would stop the lane.
+                Err(RunError::Ledger(LedgerError::Shape(message))) => {
+                    report.ended = Ended::Failed(message);
+                    break;
+                }
                 // The others are rehearsed all the same.
                 Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
                     report.ended = Ended::Failed(problem.in_words_of_entity());
@@ -251,6 +261,11 @@ impl Worker {
         }
         report.rows_pending = if report.ended == Ended::Done { Some(report.rows_read) } else { None };
         Ok(report)
+    }
+
+    /// For a lane that begins to read.
+    pub(super) fn invalid_start(&self, entity_id: &str) -> Arc<InvalidStart> {
+        Arc::new(InvalidStart::new(entity_id, self.settings.sync.on_invalid_start))
     }
 
     pub(super) fn page_rows(&self) -> usize {

@@ -8,6 +8,7 @@ mod channel;
 mod decision;
 mod delivery;
 mod fit;
+mod invalid_start;
 mod lane;
 mod moves;
 mod patience;
@@ -362,6 +363,9 @@ impl Worker {
     ) -> Result<T, RunError> {
         let mut heart = JoinSet::new();
         heart.spawn(heartbeat(self.clone(), run_id));
+        // Beside it, so that no sign of life waits for that.
+        let (database, every) = (self.database.clone(), self.renewed_every());
+        heart.spawn(async move { match database.keep_forgetting(every).await {} });
         tokio::select! {
             worked = work => worked,
             Some(Ok(problem)) = heart.join_next() => Err(problem.into()),

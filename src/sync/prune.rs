@@ -61,6 +61,10 @@ pub async fn prune(
         }
     }
     let runs = if rehearse { 0 } else { around(Step::Prune, prune::prune_runs(database, before)).await? };
+    if !rehearse {
+        // It has left a row for each of its steps.
+        database.forget_commits().await;
+    }
     Ok(PruneReport { before, entities, runs })
 }
 

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::rivals::Rivals;
 use super::rows::{Limits, Rows};
-use super::{BackfillError, EntityReport, RunError, Target, Worker};
+use super::{BackfillError, Ended, EntityReport, RunError, Target, Worker};
 use crate::batch::Batch;
 use crate::journal::{Asked, Counters, Entity};
-use crate::ledger::{Pages, Range};
+use crate::ledger::{LedgerError, Pages, Range};
 use crate::watermark::Cursor;
 
 /// What a backfill would do.
@@ -102,10 +102,21 @@ impl Worker {
         let range = Arc::new(range);
         let pages = self.ledger.range(range.clone(), cursor.clone(), None, self.page_rows());
         let rivals = Arc::new(Rivals::new(self.clone(), range));
-        let mut rows = Rows::of(Pages::Range(pages), Some(rivals));
+        let start = self.invalid_start(&target.entity_id);
+        let mut rows = Rows::of(Pages::Range(pages), Some(rivals), start);
         let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         let mut report = EntityReport::idle(&target.entity_id);
-        while let Some(batch) = rows.next_batch(cursor, target.zone, limits).await? {
+        loop {
+            let batch = match rows.next_batch(cursor, target.zone, limits).await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break,
+                // What would stop the lane.
+                Err(RunError::Ledger(LedgerError::Shape(message))) => {
+                    report.ended = Ended::Failed(message);
+                    break;
+                }
+                Err(problem) => return Err(problem),
+            };
             report.count(&batch);
             rehearsal.add(&batch);
             cursor = Some(batch.last);

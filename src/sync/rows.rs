@@ -7,6 +7,7 @@ use chrono_tz::Tz;
 use tokio::task::JoinHandle;
 
 use super::RunError;
+use super::invalid_start::{InvalidStart, Start};
 use super::rivals::Rivals;
 use crate::batch::{self, Batch};
 use crate::ledger::{Ledger, LedgerError, Pages, Range, Reading, Row};
@@ -63,16 +64,49 @@ pub(super) struct Rows {
     rivals: Option<Arc<Rivals>>,
     waiting: VecDeque<Row>,
     ahead: Option<Ahead>,
+    start: Arc<InvalidStart>,
+    /// Batches that were held back until a valid row was read, and the one that has it.
+    held: VecDeque<Batch>,
 }
 
 impl Rows {
     /// The rows of these pages. With `rivals` the batches are without what those supersede.
-    pub(super) fn of(pages: Pages, rivals: Option<Arc<Rivals>>) -> Self {
-        Self { order: pages.order(), rivals, waiting: VecDeque::new(), ahead: Some(read_ahead(pages)) }
+    pub(super) fn of(pages: Pages, rivals: Option<Arc<Rivals>>, start: Arc<InvalidStart>) -> Self {
+        let (order, waiting, held) = (pages.order(), VecDeque::new(), VecDeque::new());
+        Self { order, rivals, waiting, ahead: Some(read_ahead(pages)), start, held }
     }
 
     /// The next batch, cut from where the last one ended. `None` when all is through.
+    ///
+    /// Batches of invalid rows alone come once a valid row was read behind them, or nothing is left to read.
     pub(super) async fn next_batch(
+        &mut self,
+        before: Option<Cursor>,
+        zone: Tz,
+        limits: Limits,
+    ) -> Result<Option<Batch>, RunError> {
+        let are_held = !self.held.is_empty();
+        let mut before = before;
+        while !are_held && let Some(batch) = self.cut_batch(before, zone, limits).await? {
+            before = Some(batch.last.clone());
+            self.held.push_back(batch);
+            if self.start.look(self.held.iter())? == Start::Valid {
+                break;
+            }
+        }
+        let Some(batch) = self.held.pop_front() else { return Ok(None) };
+        // The limit may have been learned while it was held back. Of those the last one alone has records.
+        if are_held && batch.body.len() > limits.bytes.unwrap_or(usize::MAX) {
+            let before = batch.before.clone();
+            self.put_back(batch);
+            return self.cut_batch(before, zone, limits).await;
+        }
+        self.start.let_through(&batch);
+        Ok(Some(batch))
+    }
+
+    /// Cuts a batch from the rows that are read. `None` when all is through.
+    async fn cut_batch(
         &mut self,
         before: Option<Cursor>,
         zone: Tz,

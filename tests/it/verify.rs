@@ -1,6 +1,7 @@
 //! `verify`: whatever was done to the journal or round it is found, and what people and workers do is not.
 
 mod peace;
+mod repairs;
 mod tampering;
 
 use std::collections::BTreeSet;

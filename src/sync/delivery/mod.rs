@@ -22,6 +22,7 @@ pub(super) use self::attempts::settlement;
 use self::isolation::{Parked, Refusal, Turn};
 use self::window::Window;
 use super::channel::Channel;
+use super::invalid_start::InvalidStart;
 use super::lane::{Halt, Held};
 use super::places::{places, under_way_max};
 use super::rivals::Rivals;
@@ -60,6 +61,7 @@ pub(super) struct Delivery {
     place: Mutex<Option<OwnedSemaphorePermit>>,
     /// In a backfill: newer rows of the keys of a batch, which are not in it.
     rivals: Option<Arc<Rivals>>,
+    start: Arc<InvalidStart>,
     /// The entity is up to date with the end of the pass.
     ends: bool,
     /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
@@ -134,6 +136,7 @@ impl Delivery {
             since: held.since,
             place: Mutex::new(place),
             rivals,
+            start: held.start.clone(),
             ends,
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(held.has_rows_set_aside),
@@ -163,7 +166,7 @@ impl Delivery {
         pages: Pages,
         mut before: Option<Cursor>,
     ) -> Result<(), Halt> {
-        let mut rows = Rows::of(pages, self.rivals.clone());
+        let mut rows = Rows::of(pages, self.rivals.clone(), self.start.clone());
         let mut on_their_way = JoinSet::new();
         let mut keys = KeysUnderWay::default();
         let at_once = self.worker.settings.sync.requests_in_flight;

@@ -7,8 +7,9 @@ use super::super::lane::Halt;
 use super::super::rows::{Rows, Source};
 use super::super::words;
 use super::Delivery;
+use super::recovery::Redo;
 use crate::align::Clock;
-use crate::batch::key_hash;
+use crate::batch::{Batch, key_hash};
 use crate::journal::{Course, Kind, Problem, Recorded, Side};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
@@ -48,7 +49,7 @@ impl Delivery {
         drop(window);
         for leaf in passed {
             let interval = source.read(leaf.before.clone(), Some(leaf.last.clone())).await?;
-            let rows = self.or_halt(Rows::of(interval, None).all()).await??;
+            let rows = self.or_halt(Rows::of(interval, None, self.start.clone()).all()).await??;
             let rows: Vec<Row> =
                 rows.into_iter().filter(|row| leaf.ids.contains(&row.id.to_string())).collect();
             let entity_id = &self.pass.lease.entity_id;
@@ -61,7 +62,9 @@ impl Delivery {
                 batch_id = leaf.batch_id,
                 "the cursor has passed a batch without an answer; it is sent again"
             );
-            if let Some(node) = self.redo(number, leaf, leaf, rows, leaf.before.clone()).await? {
+            let build = |rows| Batch::build(leaf.before.clone(), rows, self.zone);
+            let batch = if rows.is_empty() { None } else { Some(build(rows)) };
+            if let Some(node) = self.redo(Redo { root: number, whole: leaf, leaf, batch }).await? {
                 self.deliver(node).await?;
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::super::invalid_start::Start;
 use super::super::lane::Halt;
 use super::super::rows::{Rows, Source};
 use super::super::words;
@@ -13,6 +14,18 @@ use crate::fault_point::{Step, around};
 use crate::journal::{Kind, Problem, Recorded};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
+
+/// A recorded batch, or a part of one, that is sent again.
+pub(super) struct Redo<'r> {
+    /// Its place in the window.
+    pub root: usize,
+    /// The batch.
+    pub whole: &'r Recorded,
+    /// The batch, or the part of it.
+    pub leaf: &'r Recorded,
+    /// Its rows as they are now. `None`: none is left.
+    pub batch: Option<Batch>,
+}
 
 impl Delivery {
     /// Replays what the journal has of the pass or backfill beyond the cursor: what is done is passed over, the rest is sent
@@ -45,31 +58,55 @@ impl Delivery {
             open.push((number, *root, leaves));
         }
         let mut after = self.window.lock().await.cursor.clone();
+        // Held back while all rows are invalid, as in `Rows::next_batch`.
+        let mut held: Vec<Redo<'_>> = Vec::new();
         for (number, root, leaves) in open {
             if !leaves.is_empty() {
                 let interval = source.read(after.clone(), Some(root.last.clone())).await?;
                 // A standby may let us wait for long.
-                let rows = self.or_halt(Rows::of(interval, None).all()).await??;
-                let mut once = Vec::new();
+                let rows = self.or_halt(Rows::of(interval, None, self.start.clone()).all()).await??;
+                let mut start = Start::Undecided;
                 for leaf in leaves {
-                    let rows =
+                    let rows: Vec<Row> =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
-                    let Some(mut node) = self.redo(number, root, leaf, rows, after.clone()).await? else {
-                        continue;
-                    };
-                    node.once = lineage.is_once(leaf);
-                    if node.once {
-                        once.push(Leaf { node, parent_id: leaf.parent_id });
-                    } else {
-                        self.deliver(node).await?;
-                    }
+                    let build = |rows| Batch::build(after.clone(), rows, self.zone);
+                    let batch = if rows.is_empty() { None } else { Some(build(rows)) };
+                    held.push(Redo { root: number, whole: root, leaf, batch });
+                    start = self.start.look(held.iter().filter_map(|redo| redo.batch.as_ref()))?;
                 }
-                self.take_apart(once, lineage.good_parents()).await?;
-                self.conclude(number).await?;
+                if start == Start::Valid {
+                    self.redo_all(&mut held, &lineage).await?;
+                }
             }
             after = Some(root.last.clone());
         }
+        self.redo_all(&mut held, &lineage).await?;
         Ok(after)
+    }
+
+    /// Sends recorded batches again that were held back, root by root.
+    async fn redo_all(&self, held: &mut Vec<Redo<'_>>, lineage: &Lineage<'_>) -> Result<(), Halt> {
+        let mut held = held.drain(..).peekable();
+        let mut once = Vec::new();
+        while let Some(redo) = held.next() {
+            let (root, leaf) = (redo.root, redo.leaf);
+            if let Some(batch) = &redo.batch {
+                self.start.let_through(batch);
+            }
+            if let Some(node) = self.redo(redo).await? {
+                if lineage.is_once(leaf) {
+                    let node = Node { once: true, ..node };
+                    once.push(Leaf { node, parent_id: leaf.parent_id });
+                } else {
+                    self.deliver(node).await?;
+                }
+            }
+            if held.peek().is_none_or(|next| next.root != root) {
+                self.take_apart(std::mem::take(&mut once), lineage.good_parents()).await?;
+                self.conclude(root).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes sure that each recorded batch begins where the one before it ends: what lies between would be taken for done.
@@ -87,26 +124,20 @@ impl Delivery {
     }
 
     /// A recorded batch, or a part of one, to be sent over again. `None`: nothing is left of it.
-    pub(super) async fn redo(
-        &self,
-        root: usize,
-        whole: &Recorded,
-        leaf: &Recorded,
-        rows: Vec<Row>,
-        before: Option<Cursor>,
-    ) -> Result<Option<Node>, Halt> {
-        if rows.is_empty() {
+    pub(super) async fn redo(&self, redo: Redo<'_>) -> Result<Option<Node>, Halt> {
+        let Redo { root, whole, leaf, batch } = redo;
+        let Some(batch) = batch else {
             let mut window = self.window.lock().await;
             let advance = window.advance_after(root);
             let emptied = self.worker.journal.emptied(self.doing(), leaf.batch_id, advance);
             around(Step::Empty, emptied).await?;
             window.part_done(root);
             return Ok(None);
-        }
+        };
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
         }
-        let mut batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, self.zone) };
+        let mut batch = Batch { last: whole.last.clone(), ..batch };
         if let Some(rivals) = &self.rivals {
             batch = rivals.apart(batch, &VecDeque::new()).await?;
         }

@@ -220,6 +220,11 @@ impl Checker<'_> {
             && Some(rejected.len()) != number(batch.rows_rejected)
         {
             Some("lists more or fewer rows as set aside than it counts (rows_rejected)")
+        } else if let (Some(listed), Some(Some(rejected))) = (&listed, &rejected)
+            && !rejected.is_empty()
+            && !is_part(rejected, listed)
+        {
+            Some("lists rows as set aside that it has not read")
         } else {
             None
         };
@@ -234,6 +239,12 @@ impl Checker<'_> {
         }
         listed.unwrap_or_default()
     }
+}
+
+/// All of these rows are among the others.
+fn is_part(rows: &[LedgerId], of: &[LedgerId]) -> bool {
+    let of: HashSet<&LedgerId> = of.iter().collect();
+    rows.iter().all(|row| of.contains(row))
 }
 
 fn place(cursor: Option<&Cursor>) -> String {

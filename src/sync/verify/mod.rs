@@ -8,6 +8,7 @@
 mod batches;
 pub(super) mod chain;
 mod rows;
+mod span;
 
 use chrono_tz::Tz;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use self::batches::Walk;
 use self::chain::{Chain, Link};
+use self::span::Span;
 use super::{RunError, fit};
 use crate::align;
 use crate::config::{ConfigError, Settings};
@@ -80,8 +82,10 @@ pub struct EntityProof {
     pub rows_proven: usize,
     /// Ledger rows that wait.
     pub rows_pending: i64,
-    /// Rows that these batches set aside.
+    /// Rows that these batches set aside, whatever became of them.
     pub rows_set_aside: i64,
+    /// Rows of the entity that are set aside now: their errors are open.
+    pub rows_set_aside_open: i64,
     /// Bodies that were made again from the ledger and have the hash that was recorded.
     pub bodies_proven: usize,
     /// Bodies that could not be made again, since rows of them have changed since.
@@ -96,6 +100,9 @@ pub struct EntityProof {
     pub findings: Vec<Finding>,
     /// Further findings, not kept.
     pub more_findings: usize,
+    /// When the rows were captured of all bodies that came out differently.
+    #[serde(skip)]
+    resend: Option<Span>,
 }
 
 impl EntityProof {
@@ -105,6 +112,11 @@ impl EntityProof {
         } else {
             self.more_findings += 1;
         }
+    }
+
+    /// The command that sends the rows again of all bodies that came out differently. `None`: there are none.
+    pub fn backfill(&self) -> Option<String> {
+        self.resend.map(|span| Span::backfill(Some(span), &self.entity_id))
     }
 
     /// Everything is as it has to be.
@@ -189,6 +201,7 @@ async fn prove_in_snapshot(
     let changes = proof::changes(&mut transaction, &entity_id).await?;
     let zone = proof::timezone(&mut transaction, &entity_id).await?;
     report.pruned = proof::pruned(&mut transaction, &entity_id).await?;
+    report.rows_set_aside_open = proof::set_aside(&mut transaction, &entity_id).await?;
     let Chain { links, others, findings } = chain::follow(changes, &lane);
     report.passes = links.len();
     report.skipped_from_now = others.iter().any(|change| change.kind == "from_now");

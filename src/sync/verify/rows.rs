@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::batches::{Claim, Leaf};
+use super::span::Span;
 use super::{Checker, Finding, ROWS_NAMED_MAX};
 use crate::align;
 use crate::batch::{Batch, unpack_ids};
@@ -62,26 +63,36 @@ impl Checker<'_> {
         for (place, ids) in unlisted {
             self.report.find(unlisted_rows(&claims[place], &ids));
         }
-        for claim in claims.iter().filter(|claim| claim.is_sampled && !claim.leaves.is_empty()) {
+        for claim in claims.iter().filter(|claim| claim.is_sampled && claim.leaves.iter().any(has_body)) {
             let rows = self.ledger.rows_of(transaction, self.entity_id, &claim.interval()).await?;
-            for leaf in claim.leaves.iter().filter(|leaf| leaf.batch.is_done() && leaf.batch.rows_read > 0) {
+            for leaf in claim.leaves.iter().filter(|leaf| has_body(leaf)) {
                 self.check_body(leaf, &rows);
             }
         }
         Ok(())
     }
 
-    /// Makes a body again, as far as its rows are what they were.
+    /// Makes a body again, as far as its rows are what they were. Rows that were set aside had no part in it: they
+    /// supersede nothing, and whether they were corrected is no matter of this batch.
     fn check_body(&mut self, leaf: &Leaf, rows: &[Row]) {
         let batch = &leaf.batch;
-        let ids: HashSet<&LedgerId> = leaf.ids.iter().collect();
-        let rows: Vec<Row> = rows.iter().filter(|row| ids.contains(&row.id)).cloned().collect();
-        if rows.is_empty() || rows.len() != leaf.ids.len() {
+        let all: HashSet<&LedgerId> = leaf.ids.iter().collect();
+        // The order of rows that share an id is PostgreSQL's, and a list of ids does not tell which of them was set aside.
+        let has_ties = all.len() < leaf.ids.len();
+        let set_aside = batch.rejected_ids.as_deref().filter(|_| !has_ties).and_then(unpack_ids);
+        let set_aside: HashSet<LedgerId> =
+            set_aside.unwrap_or_default().into_iter().filter(|id| all.contains(id)).collect();
+        let rows: Vec<Row> = rows
+            .iter()
+            .filter(|row| all.contains(&row.id) && !set_aside.contains(&row.id))
+            .cloned()
+            .collect();
+        if rows.is_empty() || rows.len() != leaf.ids.len() - set_aside.len() {
             self.report.bodies_changed += 1;
             return;
         }
-        // The order of rows that share an id is PostgreSQL's.
-        let has_ties = ids.len() < rows.len();
+        // From before they were recorded.
+        let unknown_set_aside = batch.rows_rejected > 0 && batch.rejected_ids.is_none();
         let recorded = batch.timezone.as_deref().map(|name| align::zone(name).ok());
         let Some(zone) = recorded.unwrap_or(self.zone) else {
             self.report.bodies_not_provable += 1;
@@ -90,18 +101,16 @@ impl Checker<'_> {
         let made = Batch::build(None, rows, zone);
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
-        } else if recorded.is_none() || has_ties || batch.tzdata != chrono_tz::IANA_TZDB_VERSION {
+        } else if recorded.is_none()
+            || has_ties
+            || unknown_set_aside
+            || batch.tzdata != chrono_tz::IANA_TZDB_VERSION
+        {
             self.report.bodies_not_provable += 1;
         } else {
-            let message = format!(
-                "the rows of batch {0} make another body now than the one whose hash was recorded (body_sha256), and none \
-                 has a newer change_xid: the hash was altered, or rows were changed without their stamp, or [ledger] maps \
-                 them differently; hint: see docs/ledgers.md on what goes round the trigger; updating the rows uploads \
-                 them again",
-                batch.batch_id
-            );
-            self.report
-                .find(Finding::new("body", message).of_pass(batch.pass_id).of_batch(Some(batch.batch_id)));
+            self.report.resend = Span::around(self.report.resend, Span::of(&made.rows));
+            let finding = other_body(batch.batch_id, self.entity_id, &made.rows);
+            self.report.find(finding.of_pass(batch.pass_id));
         }
     }
 
@@ -162,6 +171,30 @@ impl Checker<'_> {
         }
         Ok(())
     }
+}
+
+/// The API accepted at least one record of it: then there is a body to be made again.
+fn has_body(leaf: &Leaf) -> bool {
+    leaf.batch.status == "accepted" && leaf.batch.row_count > 0
+}
+
+/// A body that comes out otherwise than it was sent.
+fn other_body(batch_id: i64, entity_id: &str, rows: &[Row]) -> Finding {
+    let named: Vec<String> = rows.iter().take(ROWS_NAMED_MAX).map(|row| row.id.to_string()).collect();
+    let more = match rows.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "the ledger shows other values now for rows among those that batch {batch_id} has sent ({}{more}), although none \
+         has a newer change_xid: a view or a mapping table that [ledger] reads shows other values now, or rows were \
+         changed without their stamp, or the recorded hash (body_sha256) was altered; Elven may hold the earlier values; \
+         hint: `{}` sends what the ledger shows now; this finding ends when the rows are updated in the ledger, so that \
+         they get a newer change_xid and the next run uploads them",
+        named.join(", "),
+        Span::backfill(Span::of(rows), entity_id)
+    );
+    Finding::new("body", message).of_batch(Some(batch_id)).of_rows(named)
 }
 
 /// Rows of an interval that are one too many. Of more than are named it is known alone.

@@ -208,8 +208,12 @@ impl Case {
                               or settled::text <> (select target::text from elven_sync.sync_passes p
                                                     where p.entity_id = s.entity_id order by pass_id desc limit 1))";
         assert_eq!(value(astray).await, "", "entities that are leased, in a pass, or stand elsewhere");
-        let unwell = "select string_agg(entity_id || ' ' || status, ', ') from elven_sync.sync_health
-                       where entity_id = any (ENTITIES) and (status <> 'ok' or last_error is not null)";
+        let unwell = "select string_agg(entity_id || ' ' || status, ', ') from elven_sync.sync_health h
+                       where entity_id = any (ENTITIES)
+                         and (last_error is not null
+                              or status <> case when exists (select from elven_sync.sync_errors e
+                                                              where e.entity_id = h.entity_id and e.ledger_id is not null
+                                                                and e.resolved_at is null) then 'incomplete' else 'ok' end)";
         assert_eq!(value(unwell).await, "", "entities that are not well");
         let runs = "select string_agg(run_id || ' ' || status, ', ') from elven_sync.sync_runs
                      where run_id = any (RUNS) and (status = 'running' or finished_at is null)";

@@ -35,7 +35,7 @@ async fn every_command_works(pool: PgPool) {
     assert!(said(&scene, 0, &["run", "--dry-run"]).await.contains("e2"));
     said(&scene, 3, &["run"]).await;
     let status: serde_json::Value =
-        serde_json::from_str(&said(&scene, 0, &["status", "--json"]).await).unwrap();
+        serde_json::from_str(&said(&scene, 3, &["status", "--json"]).await).unwrap();
     assert_eq!(status["entities"].as_array().unwrap().len(), 3, "{status}");
     assert!(said(&scene, 0, &["errors", "list"]).await.contains("rejected_row"));
     assert!(said(&scene, 0, &["errors", "show", "1"]).await.contains("e1-3"));

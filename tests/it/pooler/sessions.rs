@@ -144,7 +144,7 @@ async fn a_run_leaves_nothing_behind_in_the_connections_that_others_get(pool: Pg
         (&["run"][..], 3),
         (&["run"], 0),
         (&["errors", "retry"], 3),
-        (&["status"], 0),
+        (&["status"], 3),
         (&["run", "--entity", "nobody"], 1),
     ] {
         let output = scene.output(arguments).await;

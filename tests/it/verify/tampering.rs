@@ -147,6 +147,24 @@ const TAMPERING: &[(&str, &str, &[&str])] = &[
         &["body"],
     ),
     (
+        "a balance was changed without its stamp beside a row that was set aside",
+        "alter table ledger.balance_snapshots disable trigger stamp_change_xid;
+         update ledger.balance_snapshots set balance = balance + 1 where id = 210;
+         alter table ledger.balance_snapshots enable always trigger stamp_change_xid",
+        &["body"],
+    ),
+    (
+        "a row of another batch is said to be set aside",
+        "update elven_sync.sync_batches set rejected_ids = (select rejected_ids from saved.batches where status = 'rejected')
+          where batch_id = nth_batch(3)",
+        &["counts"],
+    ),
+    (
+        "row 210, which was sent, is said to be set aside",
+        "update elven_sync.sync_batches set rejected_ids = '\\x01a403' where batch_id = nth_batch(3)",
+        &["body", "no_error"],
+    ),
+    (
         "a list of rows was exchanged",
         "update elven_sync.sync_batches set row_ids = (select row_ids from saved.batches where batch_id = nth_batch(4))
           where batch_id = nth_batch(1)",

@@ -1,0 +1,13 @@
+//! What is done about a lane whose first rows are all invalid.
+
+use serde::Deserialize;
+
+/// `[sync] on_invalid_start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnInvalidStart {
+    /// Stop the lane, since the mapping is probably mistaken.
+    Stop,
+    /// Set the rows aside.
+    SetAside,
+}

@@ -1,0 +1,98 @@
+//! A mistaken mapping: the first 1,000 rows that a lane reads in a run are all invalid.
+//!
+//! Such rows are held back, so that none of them is set aside before it is known that others are valid.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::align::Clock;
+use crate::batch::{self, Batch};
+use crate::config::OnInvalidStart;
+use crate::ledger::LedgerError;
+
+/// So many rows show that it is not the rows that are wrong.
+const ROWS: usize = 1000;
+/// Reasons that are named, the commonest first.
+const REASONS_NAMED_MAX: usize = 3;
+
+/// What a lane has read so far in a run, in all its passes and slices.
+#[derive(Debug, Default)]
+pub(super) struct InvalidStart {
+    /// Invalid rows, none of them behind a valid one, that were let through.
+    rows: AtomicUsize,
+    /// A valid row was read, or invalid rows are set aside however many they are.
+    is_over: AtomicBool,
+    /// Named in the message.
+    entity_id: String,
+}
+
+/// What is to be done with a batch, and with those held back before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// All rows so far are invalid: what follows decides.
+    Undecided,
+    /// There is a valid row.
+    Valid,
+}
+
+impl InvalidStart {
+    /// Of a lane that begins to read.
+    pub(super) fn new(entity_id: &str, wanted: OnInvalidStart) -> Self {
+        let is_over = AtomicBool::new(wanted == OnInvalidStart::SetAside);
+        Self { rows: AtomicUsize::new(0), is_over, entity_id: entity_id.to_owned() }
+    }
+
+    /// Looks at batches that follow each other, all but the last of which are undecided.
+    pub(super) fn look<'b>(
+        &self,
+        batches: impl DoubleEndedIterator<Item = &'b Batch> + Clone,
+    ) -> Result<Start, LedgerError> {
+        if self.is_over.load(Ordering::Relaxed) {
+            return Ok(Start::Valid);
+        }
+        let Some(last) = batches.clone().next_back() else { return Ok(Start::Undecided) };
+        let mut clock = Clock::of(last.zone);
+        let valid_behind = last.rows.iter().position(|row| batch::key_hash(row, &mut clock).is_some());
+        let rows_before = batches.clone().rev().skip(1).map(|batch| batch.rows.len()).sum::<usize>();
+        let let_through = self.rows.load(Ordering::Relaxed);
+        let invalid = let_through + rows_before + valid_behind.unwrap_or(last.rows.len());
+        if invalid >= ROWS {
+            return Err(LedgerError::Shape(self.message(invalid, batches)));
+        }
+        if valid_behind.is_none() {
+            return Ok(Start::Undecided);
+        }
+        self.is_over.store(true, Ordering::Relaxed);
+        Ok(Start::Valid)
+    }
+
+    /// Counts the rows of a batch that is let through, in case all of them are invalid.
+    pub(super) fn let_through(&self, batch: &Batch) {
+        self.rows.fetch_add(batch.rows.len(), Ordering::Relaxed);
+    }
+
+    fn message<'b>(&self, rows: usize, batches: impl Iterator<Item = &'b Batch>) -> String {
+        let mut reasons: BTreeMap<&str, (usize, String)> = BTreeMap::new();
+        for row in batches.flat_map(|batch| &batch.invalid) {
+            let first = || (0, format!("row {} {}", row.id, row.record));
+            reasons.entry(&row.reason).or_insert_with(first).0 += 1;
+        }
+        let mut reasons: Vec<_> = reasons.into_iter().collect();
+        reasons.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
+        let thousands = |count: usize| crate::output::thousands(i64::try_from(count).unwrap_or(i64::MAX));
+        let reasons: Vec<String> = reasons
+            .into_iter()
+            .take(REASONS_NAMED_MAX)
+            .map(|(reason, (count, example))| format!("{} rows: {reason}, e.g. {example}", thousands(count)))
+            .collect();
+        format!(
+            "the first {} rows are all invalid, as after a mistake in the mapping, so none of them is set aside ({}); \
+             hint: check [ledger] table, [ledger.columns] and the view, then `elven-sync run`; if the rows are invalid \
+             indeed, correct or delete them in the ledger, or set them aside by \
+             ELVEN_SYNC_SYNC__ON_INVALID_START=set_aside elven-sync run --entity '{}'",
+            thousands(rows),
+            reasons.join("; "),
+            self.entity_id
+        )
+    }
+}
