@@ -57,7 +57,7 @@ impl LedgerSettings {
         Ok((schema, table))
     }
 
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, zones: &align::Zones) -> Result<(), ConfigError> {
         self.schema_and_table()?;
         if let Some(role) = self.columns.0.keys().find(|role| !Columns::ROLES.contains(&role.as_str())) {
             return Err(error(format!(
@@ -66,7 +66,7 @@ impl LedgerSettings {
             )));
         }
         if let Some(zone) = &self.captured_at_zone {
-            align::zone(zone).map_err(|problem| error(format!("[ledger] captured_at_zone: {problem}")))?;
+            zones.get(zone).map_err(|problem| error(format!("[ledger] captured_at_zone: {problem}")))?;
         }
         if self.balance_scale.is_some_and(|scale| scale > BALANCE_SCALE_MAX) {
             return Err(error(format!("[ledger] balance_scale has to be 0 to {BALANCE_SCALE_MAX}")));

@@ -18,6 +18,7 @@ use url::{Host, Url};
 pub use credentials::{Credential, CredentialSource};
 pub use ledger::{Columns, LedgerSettings};
 
+use crate::align::Zones;
 use crate::batch::RECORDS_MAX;
 
 /// The configuration cannot be used; the message names the setting and the remedy.
@@ -96,6 +97,8 @@ pub struct Settings {
     pub api: ApiSettings,
     /// How requests are repeated.
     pub retry: RetrySettings,
+    /// The zone rules in use.
+    pub zones: Zones,
     /// The environment, for credentials that are kept there.
     pub environment: Environment,
 }
@@ -110,6 +113,16 @@ struct File {
     sync: SyncSettings,
     api: ApiSettings,
     retry: RetrySettings,
+    time: TimeSettings,
+}
+
+/// `[time]`: how wall-clock times are made.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimeSettings {
+    /// Which zone rules are used: a folder of zone files, or `bundled` for those in the program. By default the newest of
+    /// those in the program and those of the system (`TZDIR`, `/usr/share/zoneinfo`).
+    pub zoneinfo: Option<String>,
 }
 
 /// `[database]`: how the database is used.
@@ -267,7 +280,14 @@ impl Settings {
                 return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
             }
         }
-        file.ledger.check()?;
+        let zoneinfo = file.time.zoneinfo.as_deref().filter(|zoneinfo| !zoneinfo.is_empty());
+        let zones = Zones::choose(zoneinfo, environment.get("TZDIR")).map_err(|problem| {
+            error(format!(
+                "[time] zoneinfo: {problem}; hint: leave it out for the newest rules of the program and the system, or set \
+                 it to \"bundled\""
+            ))
+        })?;
+        file.ledger.check(&zones)?;
         let api_url =
             flags.api_url.as_deref().or(environment.get("ELVEN_API_URL")).unwrap_or(DEFAULT_API_URL);
         let database_url = flags.database_url.as_deref().or(environment.get("DATABASE_URL"));
@@ -281,6 +301,7 @@ impl Settings {
             sync: file.sync,
             api: file.api,
             retry: file.retry,
+            zones,
             environment,
         })
     }

@@ -21,6 +21,7 @@ pub mod proof;
 pub mod prune;
 mod runs;
 mod steps;
+mod zones;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
+pub use zones::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 pub(crate) use steps::invalid;
 
 use self::group::Group;

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use self::pages::Page;
 pub use pages::{Pages, Pass, Reading};
 pub use proof::Interval;
-pub use range::{Range, RangePages, instant, instant_us};
+pub use range::{Range, RangePages, Uploaded, instant, instant_us};
 pub use row::{Decoder, Row};
 pub use table::Table;
 pub use writers::Writer;

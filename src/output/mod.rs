@@ -139,6 +139,9 @@ pub fn run_report(report: &RunReport, as_json: bool) {
             counters.rows_beyond_double
         ));
     }
+    for note in &report.notes {
+        line(format_args!("note: {note}"));
+    }
     if report.entities.is_empty() && report.unregistered.is_empty() {
         line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
     } else if (1..=ENTITIES_SHOWN_MAX).contains(&report.entities.len()) {
@@ -175,6 +178,7 @@ fn run_json(report: &RunReport) -> serde_json::Value {
         "rows_beyond_double": report.counters.rows_beyond_double,
         "entities": report.entities,
         "unregistered_entities": report.unregistered,
+        "notes": report.notes,
     })
 }
 

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use chrono_tz::Tz;
-
 use super::delivery::{Delivery, Manner};
 use super::fit::Misfit;
 use super::places::Place;
 use super::rows::{Limits, Rows, Source};
 use super::{Ended, EntityReport, RunError, Target, Worker};
+use crate::align::Zone;
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
     Counters, Course, JournalError, Kind, Lane, Lease, OpenPass, Opening, Problem, Purpose, Take,
@@ -204,7 +203,7 @@ impl Worker {
     pub(super) async fn rehearse(
         &self,
         entity_id: &str,
-        zone: Tz,
+        zone: &Zone,
         lane: &Lane,
         look: &Look,
         counters: &mut Counters,

@@ -22,12 +22,12 @@ mod row;
 mod rows;
 mod verify;
 mod words;
+mod zone_rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono_tz::Tz;
 use futures_util::future::join_all;
 use secrecy::SecretString;
 use tokio::sync::watch;
@@ -46,7 +46,7 @@ pub use verify::{EntityProof, Finding, verify};
 
 use self::channel::Channel;
 use self::places::Places;
-use crate::align;
+use crate::align::Zone;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Passing};
 use crate::elven::{Answer, Client, Signed};
@@ -107,7 +107,7 @@ type Unusable = (String, Problem);
 #[derive(Clone, Debug)]
 struct Target {
     entity_id: String,
-    zone: Tz,
+    zone: Zone,
     channel: Arc<Channel>,
 }
 
@@ -145,8 +145,13 @@ impl Worker {
         let (targets, unusable) = self.targets(&selected)?;
         warn_of(&self.ledger.without_trigger().await?);
         refuse_standby(&self.database).await?;
-        let run_id = around(Step::BeginRun, self.journal.begin_run("incremental")).await?;
-        let work = self.work(run_id, only.is_empty(), &selected, targets, unusable);
+        let run_id = around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version())).await?;
+        let mut notes = Vec::new();
+        let work = async {
+            // Before anything is sent: what is counted was uploaded by the earlier rules.
+            notes = self.compare_rules(run_id, &targets).await;
+            self.work(run_id, only.is_empty(), &selected, targets, unusable).await
+        };
         let worked = self.alive(run_id, work).await;
         let (status, error, entities, unregistered) = match worked {
             Ok((entities, unregistered)) => {
@@ -166,7 +171,7 @@ impl Worker {
         };
         let finished = self.journal.finish_run(run_id, status, error.as_deref());
         let counters = around(Step::FinishRun, finished).await?;
-        Ok(RunReport { run_id: Some(run_id), status, counters, entities, unregistered })
+        Ok(RunReport { run_id: Some(run_id), status, counters, entities, unregistered, notes })
     }
 
     /// Reads and aligns what a run would send, and changes nothing.
@@ -180,21 +185,21 @@ impl Worker {
         for entity in &selected {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
             let checked =
-                align::zone(&entity.timezone).map_err(|problem| problem.to_string()).and_then(|zone| {
+                self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string()).and_then(|zone| {
                     match self.fits(&entity.entity_id, &lane, &look) {
                         Ok(()) => Ok(zone),
                         Err(misfit) => Err(misfit.to_string()),
                     }
                 });
             let report = match checked {
-                Ok(zone) => self.rehearse(&entity.entity_id, zone, &lane, &look, &mut counters).await?,
+                Ok(zone) => self.rehearse(&entity.entity_id, &zone, &lane, &look, &mut counters).await?,
                 Err(problem) => EntityReport::failed(&entity.entity_id, problem),
             };
             entities.push(report);
         }
         let unregistered = if only.is_empty() { self.unregistered().await? } else { Vec::new() };
         let status = report::status(&entities, &unregistered, false);
-        Ok(RunReport { run_id: None, status, counters, entities, unregistered })
+        Ok(RunReport { run_id: None, status, counters, entities, unregistered, notes: Vec::new() })
     }
 
     async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
@@ -217,7 +222,7 @@ impl Worker {
         for Entity { entity_id, timezone, credential, .. } in selected {
             let open = || self.channel(credential).map(Arc::new).map_err(|problem| problem.to_string());
             let channel = channels.entry(credential).or_insert_with(open).clone();
-            match (align::zone(timezone), channel) {
+            match (self.settings.zones.get(timezone), channel) {
                 (Err(problem), _) => {
                     let message = format!(
                         "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = '{}'",

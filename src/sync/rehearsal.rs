@@ -98,7 +98,7 @@ impl Worker {
         let mut rows = Rows::of(Pages::Range(pages), Some(rivals));
         let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         let mut report = EntityReport::idle(&target.entity_id);
-        while let Some(batch) = rows.next_batch(cursor, target.zone, limits).await? {
+        while let Some(batch) = rows.next_batch(cursor, &target.zone, limits).await? {
             report.count(&batch);
             rehearsal.add(&batch);
             cursor = Some(batch.last);

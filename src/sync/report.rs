@@ -104,6 +104,8 @@ pub struct RunReport {
     pub entities: Vec<EntityReport>,
     /// Entities of the ledger whose rows wait for a registration.
     pub unregistered: Vec<String>,
+    /// What a person should know of the run, in sentences.
+    pub notes: Vec<String>,
 }
 
 /// The status of a run by what became of its entities.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::RunError;
 use super::verify::chain::{self, Chain, Link};
-use crate::align;
+use crate::align::Zones;
 use crate::batch::Batch;
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
@@ -68,6 +68,7 @@ pub struct RowReport {
 
 /// What is known of an entity.
 struct Known<'a> {
+    zones: &'a Zones,
     entity: Option<&'a Entity>,
     last_error: Option<&'a str>,
     lane: Lane,
@@ -117,6 +118,7 @@ pub async fn of_row(
         let rows = ledger.rows_with_id(&entity_id, &id.to_string()).await?;
         let of_entity = |health: &&Health| health.entity_id == entity_id;
         let known = Known {
+            zones: &settings.zones,
             entity: entities.iter().find(|entity| entity.entity_id == entity_id),
             last_error: health.iter().find(of_entity).and_then(|health| health.last_error.as_deref()),
             lane,
@@ -279,8 +281,8 @@ async fn superseded_by(
     (row, leaf): (&Row, &Carried),
 ) -> Result<Option<LedgerId>, RunError> {
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
-    let Some(zone) = zone.and_then(|name| align::zone(name).ok()) else { return Ok(None) };
-    let batch = Batch::build(None, vec![row.clone()], zone);
+    let Some(zone) = zone.and_then(|name| known.zones.get(name).ok()) else { return Ok(None) };
+    let batch = Batch::build(None, vec![row.clone()], &zone);
     let rivals = ledger.rivals(entity_id, row).await?;
     let newer = rivals.into_iter().filter(|rival| leaf.ids.contains(&rival.id));
     Ok(newer.into_iter().find(|rival| batch.is_superseded_by(rival)).map(|rival| rival.id))

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use chrono_tz::Tz;
 use tokio::task::JoinHandle;
 
 use super::RunError;
 use super::rivals::Rivals;
+use crate::align::Zone;
 use crate::batch::{self, Batch};
 use crate::ledger::{Ledger, LedgerError, Pages, Range, Reading, Row};
 use crate::watermark::{Cursor, Order};
@@ -75,7 +75,7 @@ impl Rows {
     pub(super) async fn next_batch(
         &mut self,
         before: Option<Cursor>,
-        zone: Tz,
+        zone: &Zone,
         limits: Limits,
     ) -> Result<Option<Batch>, RunError> {
         // With a row behind the batch, so that the rivals of most need not be asked for.

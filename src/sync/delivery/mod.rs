@@ -25,6 +25,7 @@ use super::rivals::Rivals;
 use super::rows::{Limits, Rows};
 use super::words;
 use super::{EntityReport, Worker};
+use crate::align::Zone;
 use crate::batch::{Batch, KeysUnderWay};
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
@@ -42,7 +43,7 @@ type Room = [OwnedSemaphorePermit; 2];
 pub(super) struct Delivery {
     worker: Worker,
     run_id: i64,
-    zone: chrono_tz::Tz,
+    zone: Zone,
     channel: Arc<Channel>,
     pass: OpenPass,
     window: tokio::sync::Mutex<Window>,
@@ -112,7 +113,7 @@ impl Delivery {
         Arc::new(Self {
             worker: held.worker.clone(),
             run_id: held.run_id,
-            zone: held.target.zone,
+            zone: held.target.zone.clone(),
             channel: held.target.channel.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
@@ -165,7 +166,7 @@ impl Delivery {
                 Ok(_) = stop.wait_for(|stop| *stop) => break Err(Halt::Stopped),
                 Ok(_) = halted.wait_for(|halted| *halted) => break Ok(()),
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted) => break Err(Halt::Yielded),
-                batch = rows.next_batch(before.clone(), self.zone, limits) => match batch {
+                batch = rows.next_batch(before.clone(), &self.zone, limits) => match batch {
                     Ok(Some(batch)) => batch,
                     Ok(None) => {
                         is_all_read = true;

@@ -90,11 +90,22 @@ impl Delivery {
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
         }
-        let mut batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, self.zone) };
+        let mut batch = Batch { last: whole.last.clone(), ..Batch::build(before, rows, &self.zone) };
         if let Some(rivals) = &self.rivals {
             batch = rivals.apart(batch, &VecDeque::new()).await?;
         }
-        if leaf.may_have_arrived {
+        let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.zone.follows(rules));
+        if leaf.may_have_arrived && has_other_rules {
+            tracing::warn!(
+                entity_id = self.pass.lease.entity_id,
+                batch_id = leaf.batch_id,
+                same_bytes = batch.body_sha256 == leaf.body_sha256,
+                "the outcome of a batch is unknown; it is sent again by zone rules {}, while it was made by {}: records whose \
+                 wall-clock time differs may be at Elven with both",
+                self.zone.rules(),
+                leaf.zone_rules.as_deref().unwrap_or_default()
+            );
+        } else if leaf.may_have_arrived {
             tracing::warn!(
                 entity_id = self.pass.lease.entity_id,
                 batch_id = leaf.batch_id,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::batches::{Claim, Leaf};
 use super::{Checker, Finding, ROWS_NAMED_MAX};
-use crate::align;
+use crate::align::{Offsets, Zone};
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;
 use crate::journal::proof;
@@ -65,14 +65,39 @@ impl Checker<'_> {
         for claim in claims.iter().filter(|claim| claim.is_sampled && !claim.leaves.is_empty()) {
             let rows = self.ledger.rows_of(transaction, self.entity_id, &claim.interval()).await?;
             for leaf in claim.leaves.iter().filter(|leaf| leaf.batch.is_done() && leaf.batch.rows_read > 0) {
-                self.check_body(leaf, &rows);
+                let recorded = self.recorded_zone(transaction, leaf).await?;
+                self.check_body(leaf, &rows, recorded);
             }
         }
         Ok(())
     }
 
-    /// Makes a body again, as far as its rows are what they were.
-    fn check_body(&mut self, leaf: &Leaf, rows: &[Row]) {
+    /// The zone that the body of a batch was made with, by its rules of that time as far as they are known. `None`: they
+    /// are not.
+    async fn recorded_zone(
+        &self,
+        transaction: &mut Transaction,
+        leaf: &Leaf,
+    ) -> Result<Option<Zone>, RunError> {
+        let Some(name) = leaf.batch.timezone.as_deref() else { return Ok(None) };
+        let in_use = self.zones.get(name).ok();
+        Ok(match &leaf.batch.zone_rules {
+            Some(rules) => match in_use.filter(|zone| zone.follows(rules)) {
+                Some(zone) => Some(zone),
+                None => {
+                    let offsets = proof::offsets(transaction, name, rules).await?;
+                    offsets.map(|offsets| Zone::recorded(name, rules, offsets))
+                }
+            },
+            None if leaf.batch.tzdata == chrono_tz::IANA_TZDB_VERSION => {
+                Offsets::of_chrono_tz(name).map(|offsets| Zone::new(name, &leaf.batch.tzdata, offsets))
+            }
+            None => None,
+        })
+    }
+
+    /// Makes a body again, as far as its rows are what they were. `recorded`: the zone by the rules of that time.
+    fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>) {
         let batch = &leaf.batch;
         let ids: HashSet<&LedgerId> = leaf.ids.iter().collect();
         let rows: Vec<Row> = rows.iter().filter(|row| ids.contains(&row.id)).cloned().collect();
@@ -82,15 +107,19 @@ impl Checker<'_> {
         }
         // The order of rows that share an id is PostgreSQL's.
         let has_ties = ids.len() < rows.len();
-        let recorded = batch.timezone.as_deref().map(|name| align::zone(name).ok());
-        let Some(zone) = recorded.unwrap_or(self.zone) else {
+        let has_rules = recorded.is_some();
+        let in_use = || match &batch.timezone {
+            Some(name) => self.zones.get(name).ok(),
+            None => self.zone.clone(),
+        };
+        let Some(zone) = recorded.or_else(in_use) else {
             self.report.bodies_not_provable += 1;
             return;
         };
-        let made = Batch::build(None, rows, zone);
+        let made = Batch::build(None, rows, &zone);
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
-        } else if recorded.is_none() || has_ties || batch.tzdata != chrono_tz::IANA_TZDB_VERSION {
+        } else if !has_rules || has_ties {
             self.report.bodies_not_provable += 1;
         } else {
             let message = format!(
