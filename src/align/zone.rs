@@ -36,6 +36,7 @@ const MAGIC: &[u8] = b"TZif";
 const HEADER_BYTES: usize = 44;
 const VERSION_AT: usize = 4;
 const LEAP_SECONDS_AT: usize = 28;
+const TIMES_AT: usize = 32;
 
 /// A time zone with the rules it follows; cheap to clone.
 #[derive(Clone)]
@@ -194,12 +195,12 @@ impl Offsets {
         let (begin, end) = (-5_364_662_400, 4_133_980_800);
         let first_s = offset_s(begin)?;
         let (mut offset, mut changes) = (first_s, Vec::new());
-        for day in (begin..end).step_by(86_400) {
+        for day in (begin..end).step_by(2 * 86_400) {
             let next = offset_s(day)?;
             if next == offset {
                 continue;
             }
-            let (mut before, mut behind) = (day - DAY_S, day);
+            let (mut before, mut behind) = (day - 2 * DAY_S, day);
             while behind - before > 1 {
                 let middle = i64::midpoint(before, behind);
                 *(if offset_s(middle)? == offset { &mut before } else { &mut behind }) = middle;
@@ -280,7 +281,8 @@ pub fn local_time(at: DateTime<Utc>, offset_s: i64) -> String {
 /// rule that holds after the last listed change.
 fn refuse_unusable(tzif: &[u8]) -> Result<(), BadZoneFile> {
     let damaged = |what: &str| BadZoneFile::Damaged(what.to_owned());
-    let header = |at: usize| tzif.get(at..at.checked_add(HEADER_BYTES)?).filter(|header| header.starts_with(MAGIC));
+    let header =
+        |at: usize| tzif.get(at..at.checked_add(HEADER_BYTES)?).filter(|header| header.starts_with(MAGIC));
     let count = |header: &[u8], at: usize| {
         let bytes = header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         bytes.map_or(usize::MAX, |bytes| u32::from_be_bytes(bytes) as usize)
@@ -290,7 +292,8 @@ fn refuse_unusable(tzif: &[u8]) -> Result<(), BadZoneFile> {
     }
     let first = header(0).ok_or_else(|| damaged("it is cut off"))?;
     // Counts of indicators, leap seconds, times, types and letters; a time takes 4 bytes in the first part.
-    let [utc, std, leap, times, types, letters] = [20, 24, LEAP_SECONDS_AT, 32, 36, 40].map(|at| count(first, at));
+    let [utc, std, leap, times, types, letters] =
+        [20, 24, LEAP_SECONDS_AT, TIMES_AT, 36, 40].map(|at| count(first, at));
     if leap > 0 {
         return Err(BadZoneFile::LeapSeconds);
     }
@@ -300,9 +303,15 @@ fn refuse_unusable(tzif: &[u8]) -> Result<(), BadZoneFile> {
     let length = [(times, 5), (types, 6), (letters, 1), (std, 1), (utc, 1)]
         .into_iter()
         .try_fold(HEADER_BYTES, |length, (count, bytes)| length.checked_add(count.checked_mul(bytes)?));
-    let second = length.and_then(header).ok_or_else(|| damaged("it is cut off"))?;
+    let (second, begin) =
+        length.and_then(|at| header(at).zip(Some(at))).ok_or_else(|| damaged("it is cut off"))?;
     if count(second, LEAP_SECONDS_AT) > 0 {
         return Err(BadZoneFile::LeapSeconds);
+    }
+    let times = tzif[begin + HEADER_BYTES..].chunks_exact(8).take(count(second, TIMES_AT));
+    let times = times.filter_map(|time| time.try_into().ok()).map(i64::from_be_bytes);
+    if !times.clone().zip(times.skip(1)).all(|(one, next)| one < next) {
+        return Err(damaged("its changes are not in order"));
     }
     Ok(())
 }

@@ -17,6 +17,9 @@ const BUNDLED: &str = "bundled";
 /// No zone file is larger; the largest ones have about 4 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// `2026f-12-g0123abcd` and the like are versions, too.
+const VERSION_LENGTH_MAX: usize = 40;
+
 /// A folder of zone files has the first one within so many levels.
 const LEVELS_MAX: usize = 4;
 
@@ -66,16 +69,19 @@ impl Zones {
     /// # Errors
     /// `zoneinfo` is not a folder of zone files, or its files count leap seconds.
     pub fn choose(zoneinfo: Option<&str>, tzdir: Option<&str>) -> Result<Self, BadFolder> {
+        Self::choose_from(zoneinfo, tzdir, SYSTEM_FOLDER)
+    }
+
+    fn choose_from(zoneinfo: Option<&str>, tzdir: Option<&str>, system: &str) -> Result<Self, BadFolder> {
         let named = match zoneinfo {
             None => None,
             Some(BUNDLED) => Some(Source::Bundled),
-            Some(path) => Some(Source::open(Path::new(path)).map_err(|reason| BadFolder {
-                path: path.into(),
-                reason,
-            })?),
+            Some(path) => Some(
+                Source::open(Path::new(path)).map_err(|reason| BadFolder { path: path.into(), reason })?,
+            ),
         };
         let mut sources = vec![Source::Bundled];
-        for path in tzdir.into_iter().chain([SYSTEM_FOLDER]) {
+        for path in tzdir.into_iter().chain([system]) {
             match Source::open(Path::new(path)) {
                 Ok(source) => sources.push(source),
                 Err(reason) if Some(path) == tzdir => {
@@ -126,10 +132,16 @@ impl Inner {
         });
         match other {
             Some(zone) => {
-                tracing::warn!(zone = name, rules = zone.rules(), "{why}; the rules are taken from another source");
+                tracing::warn!(
+                    zone = name,
+                    rules = zone.rules(),
+                    "{why}; the rules are taken from another source"
+                );
                 Ok(zone)
             }
-            None if damage.is_some() => Err(UnknownZone(format!("{why}; hint: reinstall the zone files (package tzdata)"))),
+            None if damage.is_some() => {
+                Err(UnknownZone(format!("{why}; hint: reinstall the zone files (package tzdata)")))
+            }
             None => Err(unknown(name)),
         }
     }
@@ -143,8 +155,10 @@ impl Source {
         match first_zone_file(path, LEVELS_MAX) {
             None => return Err("it has no time zone files".to_owned()),
             Some(file) if Offsets::read("", &file) == Err(BadZoneFile::LeapSeconds) => {
-                return Err(format!("its files count leap seconds, which the API and PostgreSQL do not; hint: \
-                                    the folder without them is usually {SYSTEM_FOLDER}"));
+                return Err(format!(
+                    "its files count leap seconds, which the API and PostgreSQL do not; hint: \
+                                    the folder without them is usually {SYSTEM_FOLDER}"
+                ));
             }
             Some(_) => {}
         }
@@ -214,13 +228,15 @@ fn version_of(folder: &Path) -> Option<String> {
         let line = file.split(|byte| *byte == b'\n').next()?;
         Some(String::from_utf8_lossy(line).trim().to_owned())
     };
-    let named = first_line("tzdata.zi").and_then(|line| Some(line.strip_prefix("# version ")?.trim().to_owned()));
-    let version = named.or_else(|| first_line("+VERSION"))?;
     // It is shown, and kept in tables.
-    let is_version = newer(Some(&version), None).is_gt()
-        && version.len() <= 40
-        && version.chars().all(|c| c.is_ascii_graphic());
-    is_version.then_some(version)
+    let is_version = |version: &String| {
+        newer(Some(version), None).is_gt()
+            && version.len() <= VERSION_LENGTH_MAX
+            && version.chars().all(|c| c.is_ascii_graphic())
+    };
+    let named =
+        first_line("tzdata.zi").and_then(|line| Some(line.strip_prefix("# version ")?.trim().to_owned()));
+    named.filter(is_version).or_else(|| first_line("+VERSION").filter(is_version))
 }
 
 /// The contents of a file. `None`: there is no such file.
@@ -251,7 +267,9 @@ fn first_zone_file(folder: &Path, levels: usize) -> Option<Vec<u8>> {
 fn refuse(name: &str) -> Result<(), UnknownZone> {
     let is_part = |part: &str| {
         !matches!(part, "" | "." | "..")
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.'))
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.'))
     };
     if name.len() > 255 || !name.split('/').all(is_part) {
         return Err(unknown(name));
@@ -300,3 +318,7 @@ fn unknown(name: &str) -> UnknownZone {
         format!("`{name}` is not an IANA time zone; did you mean {}?", near.join(", "))
     })
 }
+
+#[cfg(test)]
+#[path = "zones_tests.rs"]
+mod tests;

@@ -150,7 +150,8 @@ async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::R
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;
     let entity = registered(&database, id).await?;
-    let at = if to == START { None } else { Some(align::instant(to, &settings.zones.get(&entity.timezone)?)?) };
+    let at =
+        if to == START { None } else { Some(align::instant(to, &settings.zones.get(&entity.timezone)?)?) };
     let worker = worker(settings, &database).await?;
     let plan = worker.plan_rewind(id, at).await?;
     if !plan.is_move {

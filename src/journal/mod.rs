@@ -38,8 +38,8 @@ pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, Seal};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
-pub use zones::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 pub(crate) use steps::invalid;
+pub use zones::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 
 use self::group::Group;
 use crate::database::{Database, Passing};

@@ -25,6 +25,7 @@ pub use proof::Interval;
 pub use range::{Range, RangePages, Uploaded, instant, instant_us};
 pub use row::{Decoder, Row};
 pub use table::Table;
+pub(crate) use table::quote_literal;
 pub use writers::Writer;
 
 use crate::database::{Database, Passing, within};

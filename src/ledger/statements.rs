@@ -365,9 +365,12 @@ impl Table {
         periods: &[std::ops::Range<i64>],
     ) -> Option<String> {
         let Self { name, entity, xid, id, id_type, captured_at, .. } = self;
-        let in_snapshot = |snapshot: &Snapshot| format!("pg_visible_in_snapshot({xid}, '{snapshot}'::pg_snapshot)");
+        let in_snapshot =
+            |snapshot: &Snapshot| format!("pg_visible_in_snapshot({xid}, '{snapshot}'::pg_snapshot)");
         let mut done: Vec<String> = lane.settled.iter().map(in_snapshot).collect();
-        if let (Some(target), Some(Cursor { at: At::Xid(cursor_xid), id: cursor_id })) = (&lane.target, &lane.cursor) {
+        if let (Some(target), Some(Cursor { at: At::Xid(cursor_xid), id: cursor_id })) =
+            (&lane.target, &lane.cursor)
+        {
             done.push(format!(
                 "({} and ({xid}, {id}) <= ('{cursor_xid}'::xid8, {}::{id_type}))",
                 in_snapshot(target),
@@ -379,7 +382,8 @@ impl Table {
         }
         // Begins and ends take turns, so an instant lies in a period when an odd number of them is not behind it.
         let seconds = periods.iter().flat_map(|period| [period.start, period.end]);
-        let limits = seconds.map(|unix_s| instant_literal(instant_of_second(unix_s))).collect::<Vec<_>>().join(", ");
+        let limits =
+            seconds.map(|unix_s| instant_literal(instant_of_second(unix_s))).collect::<Vec<_>>().join(", ");
         let skipped = skipped.map(|skipped| format!(" and not {}", in_snapshot(skipped))).unwrap_or_default();
         let us = |of: &str| format!("(extract(epoch from {of}({captured_at})) * 1000000)::bigint");
         Some(format!(

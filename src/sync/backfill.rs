@@ -392,7 +392,8 @@ impl Held<'_> {
 
 /// The range of an entity: a date is the first instant of that day in its zone.
 fn range(zones: &Zones, entity: &Entity, asked: &Asked) -> Result<Range, BackfillError> {
-    let zone = zones.get(&entity.timezone)
+    let zone = zones
+        .get(&entity.timezone)
         .map_err(|problem| BackfillError::Refused(format!("entity `{}`: {problem}", entity.entity_id)))?;
     let instant =
         |text: &str| align::instant(text, &zone).map_err(|problem| BackfillError::Usage(problem.to_string()));

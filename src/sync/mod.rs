@@ -145,7 +145,9 @@ impl Worker {
         let (targets, unusable) = self.targets(&selected)?;
         warn_of(&self.ledger.without_trigger().await?);
         refuse_standby(&self.database).await?;
-        let run_id = around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version())).await?;
+        let run_id =
+            around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
+                .await?;
         let mut notes = Vec::new();
         let work = async {
             // Before anything is sent: what is counted was uploaded by the earlier rules.
@@ -185,12 +187,12 @@ impl Worker {
         for entity in &selected {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
             let checked =
-                self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string()).and_then(|zone| {
-                    match self.fits(&entity.entity_id, &lane, &look) {
+                self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string()).and_then(
+                    |zone| match self.fits(&entity.entity_id, &lane, &look) {
                         Ok(()) => Ok(zone),
                         Err(misfit) => Err(misfit.to_string()),
-                    }
-                });
+                    },
+                );
             let report = match checked {
                 Ok(zone) => self.rehearse(&entity.entity_id, &zone, &lane, &look, &mut counters).await?,
                 Err(problem) => EntityReport::failed(&entity.entity_id, problem),

@@ -47,7 +47,8 @@ impl Worker {
             entities.into_iter().filter(|entity| by_entity.contains_key(&entity.entity_id)).collect();
         let (targets, unusable) = self.targets(&concerned)?;
         refuse_standby(&self.database).await?;
-        let run_id = around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
+        let run_id =
+            around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
         let mut retried = Vec::new();
         let work = async {
             self.compare_rules(run_id, &targets).await;

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::{RunError, Target, Worker};
 use crate::align::{Offsets, Zone};
-use crate::journal::{EarlierRules, Lane, RulesFact, ServerDifference};
+use crate::journal::{EarlierRules, RulesFact, ServerDifference};
 use crate::ledger::Uploaded;
+use crate::watermark::Snapshot;
 
 /// So far ahead the rules of the database server are compared.
 const COMPARED_DAYS: u64 = 366;
@@ -36,7 +37,9 @@ impl Worker {
             }
             Err(problem) => {
                 let problem = crate::output::chain(&problem);
-                tracing::warn!("the time zone rules could not be compared with those of earlier runs: {problem}");
+                tracing::warn!(
+                    "the time zone rules could not be compared with those of earlier runs: {problem}"
+                );
                 Vec::new()
             }
         }
@@ -49,13 +52,11 @@ impl Worker {
             .chain(self.ledger_zone())
             .map(|zone| (zone.name().to_owned(), zone))
             .collect();
-        let entities: Vec<(String, Zone)> =
-            targets.iter().map(|target| (target.entity_id.clone(), target.zone.clone())).collect();
         let zones: Vec<Zone> = zones.into_values().collect();
         let now = Utc::now();
         let until = now.checked_add_days(Days::new(COMPARED_DAYS)).unwrap_or(now);
-        let seen = self.journal.see_rules(run_id, &entities, &zones, (now, until)).await?;
-        let mut notes = self.notes_of_entities(targets, seen.changed).await?;
+        let seen = self.journal.see_rules(run_id, &zones, (now, until)).await?;
+        let mut notes = self.notes_of_entities(targets, seen.changed, seen.tzdata.as_deref()).await?;
         notes.extend(self.notes_of_server(&zones, &seen.on_server, seen.reported).await?);
         Ok(notes)
     }
@@ -71,58 +72,55 @@ impl Worker {
         &self,
         targets: &[Target],
         changed: Vec<EarlierRules>,
+        tzdata: Option<&str>,
     ) -> Result<Vec<String>, RunError> {
-        if changed.is_empty() {
-            return Ok(Vec::new());
-        }
-        let ids: Vec<String> = changed.iter().map(|earlier| earlier.entity_id.clone()).collect();
-        let lanes = self.journal.lanes(&ids).await?;
+        let targets: BTreeMap<&str, &Target> =
+            targets.iter().map(|target| (target.entity_id.as_str(), target)).collect();
         let (mut notes, mut facts) = (Vec::new(), Vec::new());
         for earlier in changed {
-            let Some(target) = targets.iter().find(|target| target.entity_id == earlier.entity_id) else { continue };
-            let lane = lanes.get(&earlier.entity_id).cloned().unwrap_or_default();
-            let change = self.change_of(&target.zone, &earlier, &lane).await?;
-            notes.extend(change.as_ref().and_then(|change| change.note(&earlier.entity_id, &target.zone)));
+            // One may not have been selected, or was given another zone just now.
+            let zone = targets.get(earlier.entity_id.as_str()).map(|target| &target.zone);
+            let Some(zone) = zone.filter(|zone| zone.name() == earlier.timezone) else { continue };
+            let change = match earlier_rules(&earlier, tzdata, zone, &self.settings.zones.version()) {
+                Some(rules) => Some(self.change_to(zone, &earlier, rules).await?),
+                None => None,
+            };
+            notes.extend(change.as_ref().and_then(|change| change.note(&earlier.entity_id, zone)));
             let value = json!({
-                "timezone": target.zone.name(),
-                "rules": target.zone.rules(),
+                "timezone": zone.name(),
+                "rules": zone.rules(),
                 "changed": change.map(|change| change.to_json(&earlier.entity_id)),
             });
-            facts.push(RulesFact { entity_id: earlier.entity_id, zone: target.zone.clone(), value });
+            facts.push(RulesFact { entity_id: earlier.entity_id, zone: zone.clone(), value });
         }
-        self.journal.record_rules(&facts).await?;
+        if !facts.is_empty() {
+            self.journal.record_rules(&facts).await?;
+        }
         Ok(notes)
     }
 
-    /// What a change of the rules means for the uploaded rows of an entity. `None`: nothing was uploaded by other rules of
-    /// this zone.
-    async fn change_of(
+    /// What a change of the rules means for the uploaded rows of an entity. `rules`: those of its earlier uploads.
+    async fn change_to(
         &self,
         zone: &Zone,
         earlier: &EarlierRules,
-        lane: &Lane,
-    ) -> Result<Option<RulesChange>, RunError> {
-        if earlier.rows_uploaded == 0 {
-            return Ok(None);
-        }
-        let (rules, offsets) = match (&earlier.recorded, &earlier.tzdata) {
-            // Somebody has given the entity another zone.
-            (Some((name, _)), _) if name != zone.name() => return Ok(None),
-            // The same offsets under another version or from another source.
-            (Some((_, rules)), _) if zone.follows(rules) => return Ok(None),
-            (Some((name, rules)), _) => (rules.clone(), self.journal.recorded_offsets(name, rules).await?),
-            (None, Some(tzdata)) if *tzdata == self.settings.zones.version() => return Ok(None),
-            (None, Some(tzdata)) if tzdata == chrono_tz::IANA_TZDB_VERSION => {
-                (tzdata.clone(), Offsets::of_chrono_tz(zone.name()))
-            }
-            (None, Some(tzdata)) => (tzdata.clone(), None),
-            (None, None) => return Ok(None),
+        rules: String,
+    ) -> Result<RulesChange, RunError> {
+        let offsets = if earlier.recorded.is_some() {
+            self.journal.recorded_offsets(zone.name(), &rules).await?
+        } else if rules == chrono_tz::IANA_TZDB_VERSION {
+            Offsets::of_chrono_tz(zone.name())
+        } else {
+            None
         };
-        let Some(offsets) = offsets else { return Ok(Some(RulesChange { rules, uploaded: None })) };
+        let Some(offsets) = offsets else { return Ok(RulesChange { rules, uploaded: None }) };
         let periods = zone.offsets().differences(&offsets);
+        let lanes = self.journal.lanes(std::slice::from_ref(&earlier.entity_id)).await?;
+        let lane = lanes.get(&earlier.entity_id).cloned().unwrap_or_default();
+        let skipped: Option<Snapshot> = earlier.skipped.as_ref().and_then(|skipped| skipped.parse().ok());
         let progress = lane.progress(&earlier.entity_id);
-        let uploaded = self.ledger.uploaded_in(&progress, earlier.skipped.as_ref(), &periods).await?;
-        Ok(Some(RulesChange { rules, uploaded: Some((uploaded, periods)) }))
+        let uploaded = self.ledger.uploaded_in(&progress, skipped.as_ref(), &periods).await?;
+        Ok(RulesChange { rules, uploaded: Some((uploaded, periods)) })
     }
 
     /// Says for which zones the server has other rules, unless that was said.
@@ -144,7 +142,8 @@ impl Worker {
             .collect();
         for difference in differences {
             // While it lasts the first instant at which they differ is a later one each time.
-            let known = reported.get(&difference.zone).filter(|known| known["rules"] == rules_of(&difference.zone));
+            let known =
+                reported.get(&difference.zone).filter(|known| known["rules"] == rules_of(&difference.zone));
             let found = || difference_json(difference, rules_of(&difference.zone));
             value.insert(difference.zone.clone(), known.cloned().unwrap_or_else(found));
         }
@@ -153,7 +152,8 @@ impl Worker {
             return Ok(Vec::new());
         }
         self.journal.record_server_rules(&value).await?;
-        let is_new = |difference: &&ServerDifference| reported.get(&difference.zone) != value.get(&difference.zone);
+        let is_new =
+            |difference: &&ServerDifference| reported.get(&difference.zone) != value.get(&difference.zone);
         let new: Vec<&ServerDifference> = differences.iter().filter(is_new).collect();
         let ledger_zone = self.settings.ledger.captured_at_zone.as_deref();
         let mut notes: Vec<String> = new
@@ -170,6 +170,21 @@ impl Worker {
         }
         Ok(notes)
     }
+}
+
+/// The rules of earlier uploads of an entity, if they are others than those in use: what was recorded for it, or the version
+/// that an earlier version of this program recorded for its last run.
+fn earlier_rules(earlier: &EarlierRules, tzdata: Option<&str>, zone: &Zone, in_use: &str) -> Option<String> {
+    let EarlierRules { recorded, rows_uploaded, .. } = earlier;
+    let rules = match recorded {
+        _ if *rows_uploaded == 0 => None,
+        // Another zone is no change of rules; and the same offsets may be those of another version.
+        Some((name, rules)) => {
+            Some(rules.as_str()).filter(|rules| name == zone.name() && !zone.follows(rules))
+        }
+        None => tzdata.filter(|tzdata| *tzdata != in_use),
+    };
+    rules.map(str::to_owned)
 }
 
 /// The zone rules of an entity are others than those of its earlier uploads.
@@ -210,13 +225,12 @@ impl RulesChange {
     fn to_json(&self, entity_id: &str) -> Value {
         let uploaded = self.uploaded.as_ref().and_then(|(uploaded, _)| uploaded.as_ref());
         let periods = self.uploaded.as_ref().map(|(_, periods)| periods);
-        let instant = |unix_s: i64| DateTime::from_timestamp(unix_s, 0).map(second);
         json!({
             "earlier_rules": self.rules,
             "rows": uploaded.map_or(0, |uploaded| uploaded.rows),
             "first_captured_at": uploaded.map(|uploaded| second(uploaded.first)),
             "last_captured_at": uploaded.map(|uploaded| second(uploaded.last)),
-            "differ_from": periods.and_then(|periods| instant(periods.first()?.start)),
+            "differ_from": periods.and_then(|periods| Some(instant(periods.first()?.start))),
             "is_known": periods.is_some(),
             "backfill": uploaded.map(|uploaded| backfill(entity_id, uploaded)),
         })
@@ -235,18 +249,25 @@ fn second(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
+fn instant(unix_s: i64) -> String {
+    DateTime::from_timestamp(unix_s, 0).map(second).unwrap_or_default()
+}
+
 fn difference_json(difference: &ServerDifference, rules: &str) -> Value {
     json!({
         "rules": rules,
-        "at": second(difference.at),
-        "elven_sync": difference.local.to_string(),
-        "server": difference.on_server.map(|local| local.to_string()),
+        "at": instant(difference.at_s),
+        "elven_sync": difference.local,
+        "server": difference.on_server,
     })
 }
 
 fn server_note(difference: &ServerDifference, rules: &str, ledger_zone: Option<&str>) -> String {
-    let ServerDifference { zone, at, local, on_server } = difference;
-    let says = on_server.map_or_else(|| "does not know the zone".to_owned(), |on_server| format!("has {on_server}"));
+    let ServerDifference { zone, at_s, local, on_server } = difference;
+    let says = match on_server {
+        Some(on_server) => format!("has {on_server}"),
+        None => "does not know the zone".to_owned(),
+    };
     let means = if ledger_zone == Some(zone) {
         "the server's rules decide which instants the ledger's captured_at names ([ledger] captured_at_zone), so rows are \
          sent with a wrong time"
@@ -262,6 +283,6 @@ fn server_note(difference: &ServerDifference, rules: &str, ledger_zone: Option<&
     format!(
         "time zone {zone}: the rules of the database server differ from those in use ({rules}): at {} the server {says}, \
          elven-sync has {local}; {means}; hint: {hint}",
-        second(*at)
+        instant(*at_s)
     )
 }

@@ -40,3 +40,4 @@ mod support;
 mod verify;
 mod watermark;
 mod workers;
+mod zones;

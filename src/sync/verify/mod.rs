@@ -134,7 +134,9 @@ pub async fn verify(
     let selected = all.into_iter().filter(|id| only.is_empty() || only.contains(id));
     let (database, ledger) = (&database, &ledger);
     stream::iter(selected)
-        .map(async |entity_id| database.again(|| prove(database, ledger, &settings.zones, &entity_id, deep)).await)
+        .map(async |entity_id| {
+            database.again(|| prove(database, ledger, &settings.zones, &entity_id, deep)).await
+        })
         .buffered(settings.sync.entities_at_once.max(1))
         .try_collect()
         .await
