@@ -1,6 +1,7 @@
 //! Alignment: from the ledger's instants and numerics to the API's wall-clock times and JSON numbers.
 //!
-//! Pure functions, but for [`Zones`], which reads zone files; nothing here rounds, and no amount passes through a float.
+//! Pure functions, but for [`Zones`], which reads zone files; nothing here rounds, and no amount passes through a
+//! float.
 
 mod clock;
 mod number;

@@ -12,8 +12,8 @@ pub const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 /// Clocks are between 12 hours behind UTC and 14 ahead: by no more than that can they be put back.
 const PUT_BACK_MAX_S: i64 = 26 * 3600;
 
-/// The wall clock of a zone. It remembers the period between two changes of the clock that it was asked about last: to look
-/// that up is most of the work, and the rows of a batch are often of one period.
+/// The wall clock of a zone. It remembers the period between two changes of the clock that it was asked about last:
+/// to look that up is most of the work, and the rows of a batch are often of one period.
 #[derive(Debug)]
 pub struct Clock {
     zone: Zone,

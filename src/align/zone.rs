@@ -1,7 +1,7 @@
 //! A time zone: which offset from UTC is in force at which instant.
 //!
-//! The offsets of a zone are listed once, when the zone is loaded, so that a lookup is a binary search, two sets of rules
-//! can be compared, and the rules of earlier uploads can be kept.
+//! The offsets of a zone are listed once, when the zone is loaded, so that a lookup is a binary search, two sets of
+//! rules can be compared, and the rules of earlier uploads can be kept.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 /// Two days before the year 0001: with any offset, no earlier instant is sent.
 const BEGIN_S: i64 = -62_135_596_800 - 2 * DAY_S;
 
-/// 2500-01-01 UTC, in Unix seconds. From 2100 on a zone follows a yearly rule, and the calendar repeats exactly every 400
-/// years, its weekdays included. So the changes of 400 years are those of all later years.
+/// 2500-01-01 UTC, in Unix seconds. From 2100 on a zone follows a yearly rule, and the calendar repeats exactly every
+/// 400 years, its weekdays included. So the changes of 400 years are those of all later years.
 const END_S: i64 = 16_725_225_600;
 
 /// 400 years of the Gregorian calendar.
@@ -76,8 +76,8 @@ impl Zone {
         &self.0.name
     }
 
-    /// Version, origin and fingerprint of its rules, e.g. `2026f bundled 1f0c5a77e2d1`. The fingerprint is a hash of its
-    /// offsets: two zones with the same one show the same wall-clock times.
+    /// Version, origin and fingerprint of its rules, e.g. `2026f bundled 1f0c5a77e2d1`. The fingerprint is a hash of
+    /// its offsets: two zones with the same one show the same wall-clock times.
     pub fn rules(&self) -> &str {
         &self.0.rules
     }
@@ -142,7 +142,7 @@ pub struct Offsets {
 }
 
 impl Offsets {
-    /// Reads a zone file in the format TZif, version 2 or later: earlier ones do not say what holds after 2037.
+    /// Reads a zone file in the format `TZif`, version 2 or later: earlier ones do not say what holds after 2037.
     ///
     /// # Errors
     /// What is wrong with the file: it is no zone file, it is cut off, or it counts leap seconds.
@@ -160,8 +160,8 @@ impl Offsets {
         Self::listed(first_s, changes).map_err(BadZoneFile::Damaged)
     }
 
-    /// The offsets that changes make, which are in order; those that change nothing, or too early or too late to matter,
-    /// are left out.
+    /// The offsets that changes make, which are in order; those that change nothing, or too early or too late to
+    /// matter, are left out.
     ///
     /// # Errors
     /// The changes are out of order, or too many.
@@ -183,7 +183,8 @@ impl Offsets {
         Ok(offsets)
     }
 
-    /// The offsets that the program used before it recorded its rules: those of `chrono-tz`, which change no more after 2099.
+    /// The offsets that the program used before it recorded its rules: those of `chrono-tz`, which change no more
+    /// after 2099.
     pub fn of_chrono_tz(name: &str) -> Option<Self> {
         use chrono::{Offset, TimeZone};
         let zone: chrono_tz::Tz = name.parse().ok()?;
@@ -243,9 +244,9 @@ impl Offsets {
         let mut found: Vec<Range<i64>> = Vec::new();
         let mut at = i64::MIN;
         while at < END_S {
-            let ((one, offset_s), (other, other_s)) = (self.at(at), others.at(at));
-            let end = one.end.min(other.end);
-            if offset_s != other_s {
+            let ((own, offset_s), (theirs, of_others)) = (self.at(at), others.at(at));
+            let end = own.end.min(theirs.end);
+            if offset_s != of_others {
                 match found.last_mut().filter(|last| last.end == at) {
                     Some(last) => last.end = end,
                     None => found.push(at..end),
@@ -277,8 +278,8 @@ pub fn local_time(at: DateTime<Utc>, offset_s: i64) -> String {
     (at.naive_utc() + TimeDelta::seconds(offset_s)).format("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Refuses what jiff would read but is not to be used: leap seconds, which it leaves out of the time, and files without the
-/// rule that holds after the last listed change.
+/// Refuses what jiff would read but is not to be used: leap seconds, which it leaves out of the time, and files
+/// without the rule that holds after the last listed change.
 fn refuse_unusable(tzif: &[u8]) -> Result<(), BadZoneFile> {
     let damaged = |what: &str| BadZoneFile::Damaged(what.to_owned());
     let header =

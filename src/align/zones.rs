@@ -107,8 +107,8 @@ impl Zones {
         self.0.chosen.to_string()
     }
 
-    /// Finds a zone by its IANA name, exactly as spelled there. One that the rules in use lack, or whose file is damaged,
-    /// is taken from the other rules, which is logged.
+    /// Finds a zone by its IANA name, exactly as spelled there. One that the rules in use lack, or whose file is
+    /// damaged, is taken from the other rules, which is logged.
     ///
     /// # Errors
     /// No zone has this name, with names that are close; or it is none whose times can be sent.
@@ -210,8 +210,8 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// Orders versions: by year and letters, as `2025b` and `2026f`. What follows these, as in `2026f-dirty`, does not count,
-/// and no version at all is older than any.
+/// Orders versions: by year and letters, as `2025b` and `2026f`. What follows these, as in `2026f-dirty`, does not
+/// count, and no version at all is older than any.
 fn newer(one: Option<&str>, other: Option<&str>) -> Ordering {
     let release = |version: Option<&str>| {
         let (year, letters) = version?.split_at_checked(4)?;

@@ -6,6 +6,7 @@
 mod credentials;
 mod ledger;
 mod number;
+mod time;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use url::{Host, Url};
 
 pub use credentials::{Credential, CredentialSource};
 pub use ledger::{Columns, LedgerSettings};
+pub use time::TimeSettings;
 
 use crate::align::Zones;
 use crate::batch::RECORDS_MAX;
@@ -114,15 +116,6 @@ struct File {
     api: ApiSettings,
     retry: RetrySettings,
     time: TimeSettings,
-}
-
-/// `[time]`: how wall-clock times are made.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TimeSettings {
-    /// Which zone rules are used: a folder of zone files, or `bundled` for those in the program. By default the newest of
-    /// those in the program and those of the system (`TZDIR`, `/usr/share/zoneinfo`).
-    pub zoneinfo: Option<String>,
 }
 
 /// `[database]`: how the database is used.
@@ -280,13 +273,7 @@ impl Settings {
                 return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
             }
         }
-        let zoneinfo = file.time.zoneinfo.as_deref().filter(|zoneinfo| !zoneinfo.is_empty());
-        let zones = Zones::choose(zoneinfo, environment.get("TZDIR")).map_err(|problem| {
-            error(format!(
-                "[time] zoneinfo: {problem}; hint: leave it out for the newest rules of the program and the system, or set \
-                 it to \"bundled\""
-            ))
-        })?;
+        let zones = file.time.zones(environment.get("TZDIR"))?;
         file.ledger.check(&zones)?;
         let api_url =
             flags.api_url.as_deref().or(environment.get("ELVEN_API_URL")).unwrap_or(DEFAULT_API_URL);
@@ -449,6 +436,8 @@ mod tests {
             ("ELVEN_API_URL", "https://host/path", "alone"),
             ("ELVEN_API_URL", "nonsense", "not a URL"),
             ("ELVEN_SYNC_CONFIG", "/nonexistent/x.toml", "cannot be read"),
+            ("ELVEN_SYNC_TIME__ZONEINFO", "/nonexistent", "[time] zoneinfo"),
+            ("ELVEN_SYNC_TIME__ZONE", "UTC", "unknown field"),
         ] {
             let message = load(&[(name, value)]).unwrap_err().to_string();
             assert!(message.contains(expected), "{name}={value}: {message}");

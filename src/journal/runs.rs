@@ -66,8 +66,8 @@ impl std::ops::AddAssign<&Counters> for Counters {
 }
 
 impl Journal {
-    /// Begins a run, of new rows (`incremental`) or of errors again (`retry`), by zone rules of this version and origin, and
-    /// says of others that they stopped.
+    /// Begins a run, of new rows (`incremental`) or of errors again (`retry`), by zone rules of this version and
+    /// origin, and says of others that they stopped.
     pub async fn begin_run(&self, kind: &str, tzdata: &str) -> Result<i64, JournalError> {
         let begin_run = || async {
             let mut transaction = self.database.begin().await?;

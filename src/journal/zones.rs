@@ -73,8 +73,8 @@ pub struct RulesFact {
 }
 
 impl Journal {
-    /// Compares these zones with the rules that were recorded for the entities that have them, and with the rules of the
-    /// server between two instants. One message, since each run asks.
+    /// Compares these zones with the rules that were recorded for the entities that have them, and with the rules of
+    /// the server between two instants. One message, since each run asks.
     pub async fn see_rules(
         &self,
         run_id: i64,
@@ -165,8 +165,8 @@ fn seen_sql(run_id: i64, zones: &[Zone], from_s: i64, to_s: i64) -> String {
               periods (timezone, begins, ends, offset_s) as (values {}),
               asked as (
                   select p.timezone, array_agg(to_timestamp(s.at) order by s.at) as instants,
-                         array_agg((to_timestamp(s.at) at time zone 'UTC') + make_interval(secs => p.offset_s) order by s.at)
-                             as locals
+                         array_agg((to_timestamp(s.at) at time zone 'UTC') + make_interval(secs => p.offset_s)
+                                   order by s.at) as locals
                     from periods p
                    cross join lateral (select generate_series(p.begins, p.ends, {COMPARED_EVERY_S}) as at
                                        union select p.ends) s
@@ -186,7 +186,8 @@ fn seen_sql(run_id: i64, zones: &[Zone], from_s: i64, to_s: i64) -> String {
                           on f.name = '{OF_ENTITY}' and coalesce(f.entity_id, '') = e.entity_id
                    left join elven_sync.sync_state s on s.entity_id = e.entity_id
                   where (f.value ->> 'timezone', f.value ->> 'rules') is distinct from (u.timezone, u.rules)), '[]'),
-             'tzdata', (select r.tzdata from elven_sync.sync_runs r where r.run_id < {run_id} order by r.run_id desc limit 1),
+             'tzdata', (select r.tzdata from elven_sync.sync_runs r where r.run_id < {run_id}
+                         order by r.run_id desc limit 1),
              'on_server', coalesce((
                  select json_agg(json_build_object(
                             'zone', a.timezone, 'at_s', extract(epoch from d.at)::bigint,

@@ -356,8 +356,8 @@ impl Table {
         counts.collect::<Vec<_>>().join(" union all ")
     }
 
-    /// How many rows of an entity that were dealt with were captured in some periods, and the earliest and the latest of
-    /// them. `None`: nothing was dealt with, or there is no period.
+    /// How many rows of an entity that were dealt with were captured in some periods, and the earliest and the latest
+    /// of them. `None`: nothing was dealt with, or there is no period.
     pub(super) fn uploaded_sql(
         &self,
         lane: &Progress,

@@ -1,5 +1,5 @@
-//! Changes of the zone rules: which uploaded rows have other wall-clock times now, and where the database server has other
-//! rules than this program. Each is reported once per change.
+//! Changes of the zone rules: which uploaded rows have other wall-clock times now, and where the database server has
+//! other rules than this program. Each is reported once per change.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,8 +20,8 @@ const COMPARED_DAYS: u64 = 366;
 const ZONES_NAMED_MAX: usize = 5;
 
 impl Worker {
-    /// Compares the zone rules in use with those of earlier uploads and with those of the database server. Returns what a
-    /// person should know; the same is logged, and kept in `sync_facts`.
+    /// Compares the zone rules in use with those of earlier uploads and with those of the database server. Returns
+    /// what a person should know; the same is logged, and kept in `sync_facts`.
     ///
     /// Nothing depends on it: when it fails, the run goes on, and the next one compares again.
     pub(super) async fn compare_rules(&self, run_id: i64, targets: &[Target]) -> Vec<String> {
@@ -172,8 +172,8 @@ impl Worker {
     }
 }
 
-/// The rules of earlier uploads of an entity, if they are others than those in use: what was recorded for it, or the version
-/// that an earlier version of this program recorded for its last run.
+/// The rules of earlier uploads of an entity, if they are others than those in use: what was recorded for it, or the
+/// version that an earlier version of this program recorded for its last run.
 fn earlier_rules(earlier: &EarlierRules, tzdata: Option<&str>, zone: &Zone, in_use: &str) -> Option<String> {
     let EarlierRules { recorded, rows_uploaded, .. } = earlier;
     let rules = match recorded {
@@ -191,8 +191,8 @@ fn earlier_rules(earlier: &EarlierRules, tzdata: Option<&str>, zone: &Zone, in_u
 struct RulesChange {
     /// Those of its earlier uploads.
     rules: String,
-    /// The uploaded rows whose wall-clock time differs, if there are any, and the periods in which it does. `None`: what the
-    /// earlier rules say is not known.
+    /// The uploaded rows whose wall-clock time differs, if there are any, and the periods in which it does. `None`:
+    /// what the earlier rules say is not known.
     uploaded: Option<(Option<Uploaded>, Vec<Range<i64>>)>,
 }
 
@@ -207,13 +207,13 @@ impl RulesChange {
         );
         match uploaded {
             None => Some(format!(
-                "{changed}, which are not known to this program, so it cannot say which uploaded rows have other wall-clock \
-                 times; hint: where the rules differ, send the range again with elven-sync backfill"
+                "{changed}, which are not known to this program, so it cannot say which uploaded rows have other \
+                 wall-clock times; hint: where the rules differ, send the range again with elven-sync backfill"
             )),
             Some((None, _)) => None,
             Some((Some(uploaded), _)) => Some(format!(
-                "{changed}. {} uploaded rows captured from {} to {} have other wall-clock times; their records with the \
-                 earlier times stay at Elven until they are deleted there; hint: {}",
+                "{changed}. {} uploaded rows captured from {} to {} have other wall-clock times; their records with \
+                 the earlier times stay at Elven until they are deleted there; hint: {}",
                 crate::output::thousands(uploaded.rows),
                 second(uploaded.first),
                 second(uploaded.last),
@@ -269,8 +269,8 @@ fn server_note(difference: &ServerDifference, rules: &str, ledger_zone: Option<&
         None => "does not know the zone".to_owned(),
     };
     let means = if ledger_zone == Some(zone) {
-        "the server's rules decide which instants the ledger's captured_at names ([ledger] captured_at_zone), so rows are \
-         sent with a wrong time"
+        "the server's rules decide which instants the ledger's captured_at names ([ledger] captured_at_zone), so rows \
+         are sent with a wrong time"
     } else {
         "elven-sync sends its own, so SQL with AT TIME ZONE does not show what Elven has"
     };
@@ -281,8 +281,8 @@ fn server_note(difference: &ServerDifference, rules: &str, ledger_zone: Option<&
         "update the time zone data of the database server (package tzdata, or PostgreSQL itself)"
     };
     format!(
-        "time zone {zone}: the rules of the database server differ from those in use ({rules}): at {} the server {says}, \
-         elven-sync has {local}; {means}; hint: {hint}",
+        "time zone {zone}: the rules of the database server differ from those in use ({rules}): at {} the server \
+         {says}, elven-sync has {local}; {means}; hint: {hint}",
         instant(*at_s)
     )
 }

@@ -100,8 +100,8 @@ impl Delivery {
                 entity_id = self.pass.lease.entity_id,
                 batch_id = leaf.batch_id,
                 same_bytes = batch.body_sha256 == leaf.body_sha256,
-                "the outcome of a batch is unknown; it is sent again by zone rules {}, while it was made by {}: records whose \
-                 wall-clock time differs may be at Elven with both",
+                "the outcome of a batch is unknown; it is sent again by zone rules {}, while it was made by {}: records \
+                 whose wall-clock time differs may be at Elven with both",
                 self.zone.rules(),
                 leaf.zone_rules.as_deref().unwrap_or_default()
             );

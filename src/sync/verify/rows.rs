@@ -72,8 +72,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// The zone that the body of a batch was made with, by its rules of that time as far as they are known. `None`: they
-    /// are not.
+    /// The zone that the body of a batch was made with, by its rules of that time as far as they are known. `None`:
+    /// they are not.
     async fn recorded_zone(
         &self,
         transaction: &mut Transaction,
@@ -82,13 +82,11 @@ impl Checker<'_> {
         let Some(name) = leaf.batch.timezone.as_deref() else { return Ok(None) };
         let in_use = self.zones.get(name).ok();
         Ok(match &leaf.batch.zone_rules {
-            Some(rules) => match in_use.filter(|zone| zone.follows(rules)) {
-                Some(zone) => Some(zone),
-                None => {
-                    let offsets = proof::offsets(transaction, name, rules).await?;
-                    offsets.map(|offsets| Zone::recorded(name, rules, offsets))
-                }
-            },
+            Some(rules) if in_use.as_ref().is_some_and(|zone| zone.follows(rules)) => in_use,
+            Some(rules) => {
+                let offsets = proof::offsets(transaction, name, rules).await?;
+                offsets.map(|offsets| Zone::recorded(name, rules, offsets))
+            }
             None if leaf.batch.tzdata == chrono_tz::IANA_TZDB_VERSION => {
                 Offsets::of_chrono_tz(name).map(|offsets| Zone::new(name, &leaf.batch.tzdata, offsets))
             }
