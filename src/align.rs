@@ -14,7 +14,7 @@ use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 pub use clock::{Clock, POSTGRES_EPOCH_US, write_datetime};
 pub use number::{Number, exceeds_a_double};
 pub use text::Text;
-pub use zone::{BadZoneFile, Change, Offsets, Zone, local_time};
+pub use zone::{BadZoneFile, Change, Offsets, Zone};
 pub use zones::{BadFolder, UnknownZone, Zones};
 
 /// No change of clocks leaves out more than a day (Samoa, 30 December 2011).

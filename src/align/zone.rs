@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::DateTime;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
@@ -271,11 +271,6 @@ impl Offsets {
     fn last_s(&self) -> i64 {
         self.changes.last().map_or(self.first_s, |change| change.offset_s)
     }
-}
-
-/// The time that a clock shows, for a message.
-pub fn local_time(at: DateTime<Utc>, offset_s: i64) -> String {
-    (at.naive_utc() + TimeDelta::seconds(offset_s)).format("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// Refuses what jiff would read but is not to be used: leap seconds, which it leaves out of the time, and files

@@ -16,7 +16,10 @@ use crate::watermark::Snapshot;
 /// So far ahead the rules of the database server are compared.
 const COMPARED_DAYS: u64 = 366;
 
-/// The note names no more zones than this.
+/// No more entities are named than this.
+const ENTITIES_NAMED_MAX: usize = 20;
+
+/// No more zones are named than this.
 const ZONES_NAMED_MAX: usize = 5;
 
 impl Worker {
@@ -95,6 +98,14 @@ impl Worker {
         }
         if !facts.is_empty() {
             self.journal.record_rules(&facts).await?;
+        }
+        if notes.len() > ENTITIES_NAMED_MAX {
+            let more = notes.split_off(ENTITIES_NAMED_MAX).len();
+            notes.push(format!(
+                "the time zone rules of {more} more entities have changed, with uploaded rows that have other \
+                 wall-clock times; hint: select entity_id, value -> 'changed' from elven_sync.sync_facts where name = \
+                 'zone_rules'"
+            ));
         }
         Ok(notes)
     }
@@ -212,9 +223,10 @@ impl RulesChange {
             )),
             Some((None, _)) => None,
             Some((Some(uploaded), _)) => Some(format!(
-                "{changed}. {} uploaded rows captured from {} to {} have other wall-clock times; their records with \
-                 the earlier times stay at Elven until they are deleted there; hint: {}",
+                "{changed}. The wall-clock time changes for {} uploaded {} captured from {} to {}; the records with the \
+                 earlier times stay at Elven until they are deleted there; hint: {}",
                 crate::output::thousands(uploaded.rows),
+                if uploaded.rows == 1 { "row" } else { "rows" },
                 second(uploaded.first),
                 second(uploaded.last),
                 backfill(entity_id, uploaded)
