@@ -29,6 +29,8 @@ pub struct EarlierRules {
     pub timezone: String,
     /// The zone and rules that were recorded. `None`: nothing was.
     pub recorded: Option<(String, String)>,
+    /// Version of the rules of the run that opened its newest pass, or of the run before this one.
+    pub tzdata: Option<String>,
     /// Records of the entity that were uploaded.
     pub rows_uploaded: i64,
     /// Rows in this snapshot were skipped when the entity was registered, and not uploaded.
@@ -53,8 +55,6 @@ pub struct ServerDifference {
 pub struct RulesSeen {
     /// Registered entities whose rules changed, or were never recorded.
     pub changed: Vec<EarlierRules>,
-    /// Version of the rules of the run before this one. `None`: it is the first.
-    pub tzdata: Option<String>,
     /// Zones for which the server has other rules.
     pub on_server: Vec<ServerDifference>,
     /// What was last recorded of these. `None`: nothing was.
@@ -177,6 +177,11 @@ fn seen_sql(run_id: i64, zones: &[Zone], from_s: i64, to_s: i64) -> String {
                             'entity_id', e.entity_id, 'timezone', e.timezone,
                             'recorded', case when f.name is not null
                                              then json_build_array(f.value ->> 'timezone', f.value ->> 'rules') end,
+                            'tzdata', coalesce(
+                                (select r.tzdata from elven_sync.sync_passes p join elven_sync.sync_runs r using (run_id)
+                                  where p.entity_id = e.entity_id and p.kind = 'pass' order by p.pass_id desc limit 1),
+                                (select r.tzdata from elven_sync.sync_runs r where r.run_id < {run_id}
+                                  order by r.run_id desc limit 1)),
                             'rows_uploaded', coalesce(s.rows_uploaded, 0),
                             'skipped', (select p.target::text from elven_sync.sync_passes p
                                          where p.entity_id = e.entity_id and p.kind = 'from_now'
@@ -186,8 +191,6 @@ fn seen_sql(run_id: i64, zones: &[Zone], from_s: i64, to_s: i64) -> String {
                           on f.name = '{OF_ENTITY}' and coalesce(f.entity_id, '') = e.entity_id
                    left join elven_sync.sync_state s on s.entity_id = e.entity_id
                   where (f.value ->> 'timezone', f.value ->> 'rules') is distinct from (u.timezone, u.rules)), '[]'),
-             'tzdata', (select r.tzdata from elven_sync.sync_runs r where r.run_id < {run_id}
-                         order by r.run_id desc limit 1),
              'on_server', coalesce((
                  select json_agg(json_build_object(
                             'zone', a.timezone, 'at_s', extract(epoch from d.at)::bigint,

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -151,8 +151,12 @@ impl Worker {
         let mut notes = Vec::new();
         let work = async {
             // Before anything is sent: what is counted was uploaded by the earlier rules.
-            notes = self.compare_rules(run_id, &targets).await;
-            self.work(run_id, only.is_empty(), &selected, targets, unusable).await
+            let seen = self.see_rules(run_id, &targets).await;
+            let compared = self.notes_of_rules(&targets, seen);
+            let worked = self.work(run_id, only.is_empty(), &selected, targets.clone(), unusable);
+            let (compared, worked) = join(compared, worked).await;
+            notes = compared;
+            worked
         };
         let worked = self.alive(run_id, work).await;
         let (status, error, entities, unregistered) = match worked {

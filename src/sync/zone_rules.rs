@@ -2,14 +2,14 @@
 //! other rules than this program. Each is reported once per change.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use chrono::{DateTime, Days, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use super::{RunError, Target, Worker};
 use crate::align::{Offsets, Zone};
-use crate::journal::{EarlierRules, RulesFact, ServerDifference};
+use crate::database::Passing;
+use crate::journal::{EarlierRules, JournalError, Lane, RulesFact, RulesSeen, ServerDifference};
 use crate::ledger::Uploaded;
 use crate::watermark::Snapshot;
 
@@ -22,33 +22,28 @@ const ENTITIES_NAMED_MAX: usize = 20;
 /// No more zones are named than this.
 const ZONES_NAMED_MAX: usize = 5;
 
+/// What was seen of the rules before a run sends anything.
+#[derive(Debug)]
+pub(super) struct Seen {
+    zones: Vec<Zone>,
+    rules: RulesSeen,
+    /// Where the entities were whose rules have changed: what is behind that was uploaded by the earlier rules.
+    lanes: BTreeMap<String, Lane>,
+}
+
 impl Worker {
     /// Compares the zone rules in use with those of earlier uploads and with those of the database server. Returns
     /// what a person should know; the same is logged, and kept in `sync_facts`.
-    ///
-    /// Nothing depends on it: when it fails, the run goes on, and the next one compares again.
     pub(super) async fn compare_rules(&self, run_id: i64, targets: &[Target]) -> Vec<String> {
-        if targets.is_empty() {
-            return Vec::new();
-        }
-        match self.changes_of_rules(run_id, targets).await {
-            Ok(notes) => {
-                for note in &notes {
-                    tracing::warn!("{note}");
-                }
-                notes
-            }
-            Err(problem) => {
-                let problem = crate::output::chain(&problem);
-                tracing::warn!(
-                    "the time zone rules could not be compared with those of earlier runs: {problem}"
-                );
-                Vec::new()
-            }
-        }
+        let seen = self.see_rules(run_id, targets).await;
+        self.notes_of_rules(targets, seen).await
     }
 
-    async fn changes_of_rules(&self, run_id: i64, targets: &[Target]) -> Result<Vec<String>, RunError> {
+    /// Looks at the rules. `None`: that failed, which is no reason not to send, and the next run looks again.
+    pub(super) async fn see_rules(&self, run_id: i64, targets: &[Target]) -> Option<Seen> {
+        if targets.is_empty() {
+            return None;
+        }
         let zones: BTreeMap<String, Zone> = targets
             .iter()
             .map(|target| target.zone.clone())
@@ -58,10 +53,39 @@ impl Worker {
         let zones: Vec<Zone> = zones.into_values().collect();
         let now = Utc::now();
         let until = now.checked_add_days(Days::new(COMPARED_DAYS)).unwrap_or(now);
-        let seen = self.journal.see_rules(run_id, &zones, (now, until)).await?;
-        let mut notes = self.notes_of_entities(targets, seen.changed, seen.tzdata.as_deref()).await?;
-        notes.extend(self.notes_of_server(&zones, &seen.on_server, seen.reported).await?);
-        Ok(notes)
+        let see = async {
+            let rules = self.journal.see_rules(run_id, &zones, (now, until)).await?;
+            let uploaded = rules.changed.iter().filter(|earlier| earlier.rows_uploaded > 0);
+            let ids: Vec<String> = uploaded.map(|earlier| earlier.entity_id.clone()).collect();
+            let lanes = if ids.is_empty() { BTreeMap::new() } else { self.journal.lanes(&ids).await? };
+            Ok::<_, JournalError>((rules, lanes))
+        };
+        match see.await {
+            Ok((rules, lanes)) => Some(Seen { zones, rules, lanes }),
+            Err(problem) => {
+                not_compared(&problem);
+                None
+            }
+        }
+    }
+
+    /// Counts the rows that a change of the rules concerns, and records what is known. That may take long, and what is
+    /// sent meanwhile does not count.
+    pub(super) async fn notes_of_rules(&self, targets: &[Target], seen: Option<Seen>) -> Vec<String> {
+        let Some(Seen { zones, rules, lanes }) = seen else { return Vec::new() };
+        let notes = async {
+            let mut notes = self.notes_of_entities(targets, rules.changed, &lanes).await?;
+            notes.extend(self.notes_of_server(&zones, &rules.on_server, rules.reported).await?);
+            Ok::<_, RunError>(notes)
+        };
+        let notes = notes.await.unwrap_or_else(|problem| {
+            not_compared(&problem);
+            Vec::new()
+        });
+        for note in &notes {
+            tracing::warn!("{note}");
+        }
+        notes
     }
 
     /// The zone of a ledger whose `captured_at` has none: there the server's rules say which instant is meant.
@@ -75,7 +99,7 @@ impl Worker {
         &self,
         targets: &[Target],
         changed: Vec<EarlierRules>,
-        tzdata: Option<&str>,
+        lanes: &BTreeMap<String, Lane>,
     ) -> Result<Vec<String>, RunError> {
         let targets: BTreeMap<&str, &Target> =
             targets.iter().map(|target| (target.entity_id.as_str(), target)).collect();
@@ -84,8 +108,8 @@ impl Worker {
             // One may not have been selected, or was given another zone just now.
             let zone = targets.get(earlier.entity_id.as_str()).map(|target| &target.zone);
             let Some(zone) = zone.filter(|zone| zone.name() == earlier.timezone) else { continue };
-            let change = match earlier_rules(&earlier, tzdata, zone, &self.settings.zones.version()) {
-                Some(rules) => Some(self.change_to(zone, &earlier, rules).await?),
+            let change = match earlier_rules(&earlier, zone, &self.settings.zones.version()) {
+                Some(rules) => Some(self.change_to(zone, &earlier, rules, lanes).await?),
                 None => None,
             };
             notes.extend(change.as_ref().and_then(|change| change.note(&earlier.entity_id, zone)));
@@ -116,6 +140,7 @@ impl Worker {
         zone: &Zone,
         earlier: &EarlierRules,
         rules: String,
+        lanes: &BTreeMap<String, Lane>,
     ) -> Result<RulesChange, RunError> {
         let offsets = if earlier.recorded.is_some() {
             self.journal.recorded_offsets(zone.name(), &rules).await?
@@ -124,14 +149,22 @@ impl Worker {
         } else {
             None
         };
-        let Some(offsets) = offsets else { return Ok(RulesChange { rules, uploaded: None }) };
+        let Some(offsets) = offsets else { return Ok(RulesChange { rules, rows: Rows::RulesUnknown }) };
         let periods = zone.offsets().differences(&offsets);
-        let lanes = self.journal.lanes(std::slice::from_ref(&earlier.entity_id)).await?;
         let lane = lanes.get(&earlier.entity_id).cloned().unwrap_or_default();
         let skipped: Option<Snapshot> = earlier.skipped.as_ref().and_then(|skipped| skipped.parse().ok());
         let progress = lane.progress(&earlier.entity_id);
-        let uploaded = self.ledger.uploaded_in(&progress, skipped.as_ref(), &periods).await?;
-        Ok(RulesChange { rules, uploaded: Some((uploaded, periods)) })
+        let rows = match self.ledger.uploaded_in(&progress, skipped.as_ref(), &periods).await {
+            Ok(None) => Rows::None,
+            Ok(Some(uploaded)) => Rows::Counted(uploaded),
+            Err(problem) if problem.is_passing() => return Err(problem.into()),
+            // One entity must not keep others from being reported, nor be counted in vain in each run.
+            Err(problem) => Rows::NotCounted {
+                problem: crate::output::chain(&problem),
+                from: periods.first().map(|period| instant(period.start)).unwrap_or_default(),
+            },
+        };
+        Ok(RulesChange { rules, rows })
     }
 
     /// Says for which zones the server has other rules, unless that was said.
@@ -184,68 +217,92 @@ impl Worker {
 }
 
 /// The rules of earlier uploads of an entity, if they are others than those in use: what was recorded for it, or the
-/// version that an earlier version of this program recorded for its last run.
-fn earlier_rules(earlier: &EarlierRules, tzdata: Option<&str>, zone: &Zone, in_use: &str) -> Option<String> {
-    let EarlierRules { recorded, rows_uploaded, .. } = earlier;
+/// version that an earlier version of this program recorded for a run.
+fn earlier_rules(earlier: &EarlierRules, zone: &Zone, in_use: &str) -> Option<String> {
+    let EarlierRules { recorded, rows_uploaded, tzdata, .. } = earlier;
     let rules = match recorded {
         _ if *rows_uploaded == 0 => None,
         // Another zone is no change of rules; and the same offsets may be those of another version.
         Some((name, rules)) => {
             Some(rules.as_str()).filter(|rules| name == zone.name() && !zone.follows(rules))
         }
-        None => tzdata.filter(|tzdata| *tzdata != in_use),
+        None => tzdata.as_deref().filter(|tzdata| *tzdata != in_use),
     };
     rules.map(str::to_owned)
+}
+
+fn not_compared(problem: &(dyn std::error::Error + 'static)) {
+    let problem = crate::output::chain(problem);
+    tracing::warn!("the time zone rules could not be compared with those of earlier runs: {problem}");
 }
 
 /// The zone rules of an entity are others than those of its earlier uploads.
 struct RulesChange {
     /// Those of its earlier uploads.
     rules: String,
-    /// The uploaded rows whose wall-clock time differs, if there are any, and the periods in which it does. `None`:
-    /// what the earlier rules say is not known.
-    uploaded: Option<(Option<Uploaded>, Vec<Range<i64>>)>,
+    rows: Rows,
+}
+
+/// The uploaded rows whose wall-clock time is another one by the rules in use.
+enum Rows {
+    /// There are none.
+    None,
+    /// There are these.
+    Counted(Uploaded),
+    /// The ledger could not be asked; the first instant at which the rules differ is known.
+    NotCounted { problem: String, from: String },
+    /// What the earlier rules say is not known.
+    RulesUnknown,
 }
 
 impl RulesChange {
     /// What a person has to know, if rows are concerned.
     fn note(&self, entity_id: &str, zone: &Zone) -> Option<String> {
-        let Self { rules, uploaded } = self;
+        let Self { rules, rows } = self;
         let changed = format!(
             "entity `{entity_id}`: the rules of time zone {} are {} now; earlier uploads were made by {rules}",
             zone.name(),
             zone.rules()
         );
-        match uploaded {
-            None => Some(format!(
-                "{changed}, which are not known to this program, so it cannot say which uploaded rows have other \
-                 wall-clock times; hint: where the rules differ, send the range again with elven-sync backfill"
-            )),
-            Some((None, _)) => None,
-            Some((Some(uploaded), _)) => Some(format!(
-                "{changed}. The wall-clock time changes for {} uploaded {} captured from {} to {}; the records with the \
-                 earlier times stay at Elven until they are deleted there; hint: {}",
+        match rows {
+            Rows::None => None,
+            Rows::Counted(uploaded) => Some(format!(
+                "{changed}. The wall-clock time changes for {} uploaded {} captured from {} to {}; the records with \
+                 the earlier times stay at Elven until they are deleted there; hint: {}",
                 crate::output::thousands(uploaded.rows),
                 if uploaded.rows == 1 { "row" } else { "rows" },
                 second(uploaded.first),
                 second(uploaded.last),
                 backfill(entity_id, uploaded)
             )),
+            Rows::NotCounted { problem, from } => Some(format!(
+                "{changed}. The wall-clock time changes for rows captured from {from} on, which could not be counted: \
+                 {problem}; the records with the earlier times stay at Elven until they are deleted there; hint: send \
+                 the rows from then on again with elven-sync backfill"
+            )),
+            Rows::RulesUnknown => Some(format!(
+                "{changed}, which are not known to this program, so it cannot say for which uploaded rows the \
+                 wall-clock time changes; hint: where the rules differ, send the range again with elven-sync backfill"
+            )),
         }
     }
 
     fn to_json(&self, entity_id: &str) -> Value {
-        let uploaded = self.uploaded.as_ref().and_then(|(uploaded, _)| uploaded.as_ref());
-        let periods = self.uploaded.as_ref().map(|(_, periods)| periods);
-        json!({
-            "earlier_rules": self.rules,
-            "rows": uploaded.map_or(0, |uploaded| uploaded.rows),
-            "first_captured_at": uploaded.map(|uploaded| second(uploaded.first)),
-            "last_captured_at": uploaded.map(|uploaded| second(uploaded.last)),
-            "differ_from": periods.and_then(|periods| Some(instant(periods.first()?.start))),
-            "is_known": periods.is_some(),
-            "backfill": uploaded.map(|uploaded| backfill(entity_id, uploaded)),
-        })
+        let rules = &self.rules;
+        match &self.rows {
+            Rows::None => json!({ "earlier_rules": rules, "rows": 0 }),
+            Rows::Counted(uploaded) => json!({
+                "earlier_rules": rules,
+                "rows": uploaded.rows,
+                "first_captured_at": second(uploaded.first),
+                "last_captured_at": second(uploaded.last),
+                "backfill": backfill(entity_id, uploaded),
+            }),
+            Rows::NotCounted { problem, from } => {
+                json!({ "earlier_rules": rules, "rows": null, "differ_from": from, "problem": problem })
+            }
+            Rows::RulesUnknown => json!({ "earlier_rules": rules, "rows": null }),
+        }
     }
 }
 

@@ -188,6 +188,11 @@ async fn uploads_of_a_version_that_recorded_no_rules_are_compared_with_its_rules
         "{text}"
     );
     assert!(!run(&scene).await.contains("note: entity"));
+    // Each entity is compared with its own last run, and not with that of the installation.
+    scene.sql(forget).await;
+    let only = ["run", "--entity", "Europe/Zurich"];
+    assert!(said(&scene, 0, &only).await.contains("note: entity `Europe/Zurich`"));
+    assert!(run(&scene).await.contains("note: entity `America/Vancouver`"));
     // Rules that are not known: that is said, too.
     scene.sql(forget).await;
     scene.sql("update elven_sync.sync_runs set tzdata = '2011k'").await;
