@@ -4,7 +4,7 @@
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 ARGS ?=
 
-.PHONY: help demo test test-answers soak bench micro writer-cost sqlx fmt
+.PHONY: help demo test test-answers soak bench micro writer-cost sqlx zoneinfo fmt
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -51,6 +51,11 @@ sqlx: ## describe the checked queries anew in .sqlx, after a query or a migratio
 			$(foreach f,$(sort $(wildcard migrations/*/*.sql)),-f $(f)); \
 		rm -f .sqlx/query-*.json; touch src/lib.rs; \
 		SQLX_OFFLINE=false SQLX_OFFLINE_DIR=$(CURDIR)/.sqlx $(CARGO) check --all-targets --locked'
+
+zoneinfo: ## compile the zone rules that tests use, after a source in tests/data/zoneinfo has changed
+	cd tests/data/zoneinfo && for rules in newer:fat older:slim; do \
+		name=$${rules%:*} && rm -rf $$name && zic -b $${rules#*:} -d $$name $$name.zi && cp $$name.zi $$name/tzdata.zi || exit 1; \
+	done
 
 fmt: ## format the sources
 	$(CARGO) fmt

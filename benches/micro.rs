@@ -3,9 +3,8 @@
 use std::hint::black_box;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use chrono_tz::Tz;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use elven_sync::align::{Clock, Number};
+use elven_sync::align::{Clock, Number, Zone, Zones};
 use elven_sync::batch::Batch;
 use elven_sync::elven::client::IMPORT_PATH;
 use elven_sync::elven::sign::sign;
@@ -13,8 +12,11 @@ use elven_sync::ledger::{Decoder, Row};
 use secrecy::SecretString;
 
 const ROWS: u16 = 1000;
-const ZONE: Tz = Tz::Europe__Zurich;
 const MINUTE_US: i64 = 60_000_000;
+
+fn zone() -> Zone {
+    Zones::bundled().get("Europe/Zurich").unwrap_or_else(|_| Zone::utc())
+}
 
 /// Instants in steps of 61 minutes, from 2020 on: they meet both changes of clocks.
 fn instants() -> Vec<i64> {
@@ -65,7 +67,7 @@ fn micro(criterion: &mut Criterion) {
     });
     let instants = instants();
     group.bench_function("align: wall clock", |bencher| {
-        let mut clock = Clock::of(ZONE);
+        let mut clock = Clock::of(&zone());
         bencher.iter(|| instants.iter().filter(|us| clock.at(black_box(**us)).is_ok()).count());
     });
     let balances = balances();
@@ -80,8 +82,10 @@ fn micro(criterion: &mut Criterion) {
     });
     let rows = decode(messages());
     assert_eq!(rows.len(), usize::from(ROWS), "all rows can be decoded");
+    let zone = zone();
+    assert_eq!(zone.name(), "Europe/Zurich");
     group.bench_function("encode: Batch::build", |bencher| {
-        bencher.iter_batched(|| rows.clone(), |rows| Batch::build(None, rows, ZONE), BatchSize::SmallInput);
+        bencher.iter_batched(|| rows.clone(), |rows| Batch::build(None, rows, &zone), BatchSize::SmallInput);
     });
     group.finish();
     let secret = SecretString::from("secret");

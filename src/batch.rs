@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::NaiveDateTime;
-use chrono_tz::Tz;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -21,7 +20,7 @@ use sha2::{Digest, Sha256};
 pub use self::ids::unpack_ids;
 
 use self::ids::pack_ids;
-use crate::align::{self, Clock, Invalid, Number, Text};
+use crate::align::{self, Clock, Invalid, Number, Text, Zone};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
 
@@ -65,7 +64,7 @@ pub struct Batch {
     /// SHA-256 of the body, in hex.
     pub body_sha256: String,
     /// The zone of its wall-clock times.
-    pub zone: Tz,
+    pub zone: Zone,
 }
 
 /// A row that is set aside before sending.
@@ -103,12 +102,12 @@ impl Batch {
     ///
     /// # Panics
     /// When there are no rows: a batch of none has no place in a pass.
-    pub fn build(before: Option<Cursor>, rows: Vec<Row>, zone: Tz) -> Self {
+    pub fn build(before: Option<Cursor>, rows: Vec<Row>, zone: &Zone) -> Self {
         Self::build_beside(before, rows, Arc::default(), zone)
     }
 
     /// The same where newer rows of its keys may be outside of it: they supersede the rows of the batch.
-    fn build_beside(before: Option<Cursor>, rows: Vec<Row>, rivals: Arc<[Row]>, zone: Tz) -> Self {
+    fn build_beside(before: Option<Cursor>, rows: Vec<Row>, rivals: Arc<[Row]>, zone: &Zone) -> Self {
         let mut clock = Clock::of(zone);
         let mut invalid = Vec::new();
         let mut winners: Vec<Aligned<'_>> = Vec::with_capacity(rows.len());
@@ -170,7 +169,7 @@ impl Batch {
             beyond_double,
             body_sha256: hex::encode(Sha256::digest(&body)),
             body: body.into(),
-            zone,
+            zone: zone.clone(),
             rows,
             rivals,
         }
@@ -195,20 +194,20 @@ impl Batch {
     /// A part of this batch, over the same interval.
     #[must_use]
     pub fn part(&self, rows: Vec<Row>) -> Self {
-        let part = Self::build_beside(self.before.clone(), rows, self.rivals.clone(), self.zone);
+        let part = Self::build_beside(self.before.clone(), rows, self.rivals.clone(), &self.zone);
         Self { last: self.last.clone(), ..part }
     }
 
     /// This batch without what these rows supersede, which are not in it.
     #[must_use]
     pub fn beside(self, rivals: Vec<Row>) -> Self {
-        let beside = Self::build_beside(self.before, self.rows, rivals.into(), self.zone);
+        let beside = Self::build_beside(self.before, self.rows, rivals.into(), &self.zone);
         Self { last: self.last, ..beside }
     }
 
     /// Of these rows, which are not in the batch, those that supersede one of its records.
     pub fn superseded_by<'r>(&self, others: impl Iterator<Item = &'r Row>) -> Vec<&'r Row> {
-        let mut clock = Clock::of(self.zone);
+        let mut clock = Clock::of(&self.zone);
         let mut found: Vec<&Row> = Vec::new();
         let mut ages: HashMap<u64, Vec<Aligned<'_>>> = HashMap::new();
         for other in others {
@@ -260,7 +259,7 @@ impl Batch {
     /// Its records and what cannot be sent anyway, and the rows that were superseded by those records.
     /// `None` when there are no such rows.
     pub fn losers_apart(&self) -> Option<[Self; 2]> {
-        let mut clock = Clock::of(self.zone);
+        let mut clock = Clock::of(&self.zone);
         let mut keyed = |place: usize| Aligned::new(place, &self.rows[place], &mut clock).is_ok();
         let (losers, others): (Vec<usize>, Vec<usize>) =
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
@@ -280,7 +279,7 @@ impl Batch {
     /// A record as it is in the body, as JSON.
     pub fn record(&self, row: usize) -> String {
         let mut json = Vec::new();
-        if let Ok(record) = Aligned::new(row, &self.rows[row], &mut Clock::of(self.zone)) {
+        if let Ok(record) = Aligned::new(row, &self.rows[row], &mut Clock::of(&self.zone)) {
             record.write(&mut json);
         }
         String::from_utf8(json).unwrap_or_default()
@@ -288,7 +287,7 @@ impl Batch {
 
     /// For each row, the first one of its group: of those that have to stay together.
     fn groups(&self) -> Vec<usize> {
-        let mut clock = Clock::of(self.zone);
+        let mut clock = Clock::of(&self.zone);
         let mut groups: Vec<usize> = (0..self.rows.len()).collect();
         let mut of_key: HashMap<Key<'_>, usize> = HashMap::with_capacity(self.rows.len());
         let mut of_id: HashMap<&LedgerId, usize> = HashMap::with_capacity(self.rows.len());

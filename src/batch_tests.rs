@@ -28,7 +28,7 @@ fn the_greater_captured_at_then_id_is_sent_and_the_other_counted() {
         ([row(1, 1, 5, ONE), row(1, 2, 0, TWO)], 1),
         ([row(1, 1, 0, ONE), row(1, 2, 0, TWO)], 2),
     ] {
-        let batch = Batch::build(None, rows.to_vec(), Tz::UTC);
+        let batch = Batch::build(None, rows.to_vec(), &Zone::utc());
         assert_eq!((batch.rows.len(), batch.records.len(), batch.superseded), (2, 1, 1));
         let body = std::str::from_utf8(&batch.body).unwrap();
         assert_eq!(
@@ -42,11 +42,11 @@ fn the_greater_captured_at_then_id_is_sent_and_the_other_counted() {
 
 #[test]
 fn an_invalid_row_is_set_aside_and_the_rest_goes_on() {
-    let batch = Batch::build(None, vec![row(1, 1, 0, NAN), row(1, 2, 0, TWO)], Tz::UTC);
+    let batch = Batch::build(None, vec![row(1, 1, 0, NAN), row(1, 2, 0, TWO)], &Zone::utc());
     assert_eq!((batch.rows.len(), batch.records.len(), batch.superseded, batch.invalid.len()), (2, 1, 0, 1));
     assert_eq!(batch.invalid[0].id, LedgerId::Number(1));
     assert_eq!(batch.invalid[0].reason, "balance is NaN");
-    let none = Batch::build(None, vec![row(1, 1, 0, NAN)], Tz::UTC);
+    let none = Batch::build(None, vec![row(1, 1, 0, NAN)], &Zone::utc());
     assert_eq!((none.records.len(), &none.body[..]), (0, &b"[]"[..]));
 }
 
@@ -93,11 +93,11 @@ proptest! {
     /// What a batch is by its definition: looked for among all rows, one at a time.
     #[test]
     fn of_each_key_the_newest_stands_where_the_first_stood(rows in prop::collection::vec(any_row(), 1..40)) {
-        let zone = Tz::Europe__Zurich;
+        let zone = crate::align::Zones::bundled().get("Europe/Zurich").unwrap();
         let read = |row: &Row| {
             let mut number = Vec::new();
             Number::read(row.balance()?).ok()?.write(&mut number);
-            let local = Clock::of(zone).at(row.captured_at_us?).ok()?;
+            let local = Clock::of(&zone).at(row.captured_at_us?).ok()?;
             Text::read("account", row.account()).and(Text::read("currency", row.currency())).ok()?;
             let key = (row.account()?.to_owned(), row.currency()?.to_owned(), local);
             Some((key, String::from_utf8(number).unwrap()))
@@ -120,7 +120,7 @@ proptest! {
         let body = format!("[{}]", records.iter().map(json).collect::<Vec<_>>().join(","));
         let invalid: Vec<&LedgerId> = places.clone().filter(|&place| key(place).is_none()).map(|place| &rows[place].id).collect();
 
-        let batch = Batch::build(None, rows.clone(), zone);
+        let batch = Batch::build(None, rows.clone(), &zone);
         prop_assert_eq!(std::str::from_utf8(&batch.body).unwrap(), &body);
         prop_assert_eq!(&batch.records, &records);
         prop_assert_eq!(batch.invalid.iter().map(|row| &row.id).collect::<Vec<_>>(), invalid);

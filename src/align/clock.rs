@@ -2,33 +2,30 @@
 
 use std::ops::Range;
 
-use chrono::{DateTime, Datelike, NaiveDateTime, Offset, TimeZone, Timelike};
-use chrono_tz::Tz;
+use chrono::{DateTime, Datelike, NaiveDateTime, Timelike};
 
-use super::Invalid;
+use super::{Invalid, Zone};
 
 /// Microseconds between the Unix epoch and 2000-01-01 00:00 UTC, from which PostgreSQL counts.
 pub const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
-const DAY_S: i64 = 86_400;
-
 /// Clocks are between 12 hours behind UTC and 14 ahead: by no more than that can they be put back.
 const PUT_BACK_MAX_S: i64 = 26 * 3600;
 
-/// The wall clock of a zone. It remembers by how much it was ahead of UTC on the day that it was asked about
-/// last: to look that up is most of the work, and the rows of a batch are often of a few days.
+/// The wall clock of a zone. It remembers the period between two changes of the clock that it was asked about last:
+/// to look that up is most of the work, and the rows of a batch are often of one period.
 #[derive(Debug)]
 pub struct Clock {
-    zone: Tz,
-    /// A day in UTC, in Unix seconds, on which the zone kept its offset. Empty at first.
-    day: Range<i64>,
+    zone: Zone,
+    /// In Unix seconds; the zone keeps its offset in it. Empty at first.
+    period: Range<i64>,
     offset_s: i64,
 }
 
 impl Clock {
     /// The clock of a zone.
-    pub fn of(zone: Tz) -> Self {
-        Self { zone, day: 0..0, offset_s: 0 }
+    pub fn of(zone: &Zone) -> Self {
+        Self { zone: zone.clone(), period: 0..0, offset_s: 0 }
     }
 
     /// The wall-clock time at an instant, truncated to the second, with the rules in force at that instant.
@@ -45,7 +42,7 @@ impl Clock {
         captured_at_us
             .checked_add(POSTGRES_EPOCH_US)
             .map(|unix_us| unix_us.div_euclid(1_000_000))
-            .and_then(|unix_s| DateTime::from_timestamp(unix_s + self.offset_s(unix_s)?, 0))
+            .and_then(|unix_s| DateTime::from_timestamp(unix_s + self.offset_s(unix_s), 0))
             .map(|local| local.naive_utc())
             .filter(|local| (1..=9999).contains(&local.year()))
             .ok_or_else(|| Invalid("captured_at is outside the years 0001 to 9999".to_owned()))
@@ -56,42 +53,27 @@ impl Clock {
     /// microseconds from 2000-01-01 UTC.
     pub fn repeats_until(&self, first_us: i64, last_us: i64) -> i64 {
         let second = |us: i64| us.saturating_add(POSTGRES_EPOCH_US).div_euclid(1_000_000);
-        let end = second(last_us) + 1;
-        let (mut before, mut behind) =
-            (second(first_us).max(end - PUT_BACK_MAX_S), end.saturating_add(PUT_BACK_MAX_S));
+        let (first, end) = (second(first_us), second(last_us) + 1);
         let mut until = end;
-        if let (Some(ahead), Some(later)) = (self.look_up(before), self.look_up(behind))
-            && ahead > later
-        {
-            // No clock was ever changed twice within so short a time: the first second after the change is searched for.
-            while behind - before > 1 {
-                let middle = before + (behind - before) / 2;
-                *(if self.look_up(middle) == Some(ahead) { &mut before } else { &mut behind }) = middle;
-            }
+        let (mut before, mut offset_s) = self.zone.offsets().at(first.max(end - PUT_BACK_MAX_S));
+        while before.end < end.saturating_add(PUT_BACK_MAX_S) {
+            let (behind, later_s) = self.zone.offsets().at(before.end);
+            let put_back_s = offset_s - later_s;
             // Not only to where the last second comes again, so that it is the same instant for all that is near.
-            let again = behind + (ahead - later);
-            until = if end + (ahead - later) > behind { end.max(again) } else { end };
+            if put_back_s > 0 && end + put_back_s > before.end {
+                until = until.max(before.end + put_back_s);
+            }
+            (before, offset_s) = (behind, later_s);
         }
         until.saturating_mul(1_000_000).saturating_sub(POSTGRES_EPOCH_US)
     }
 
     /// Seconds by which the clock is ahead of UTC.
-    fn offset_s(&mut self, unix_s: i64) -> Option<i64> {
-        if !self.day.contains(&unix_s) {
-            let begin = unix_s - unix_s.rem_euclid(DAY_S);
-            let (first, last) = (self.look_up(begin)?, self.look_up(begin + DAY_S - 1)?);
-            if first != last {
-                return self.look_up(unix_s);
-            }
-            // No clock was ever changed twice within a day: in the tz database it took six at least.
-            (self.day, self.offset_s) = (begin..begin + DAY_S, first);
+    fn offset_s(&mut self, unix_s: i64) -> i64 {
+        if !self.period.contains(&unix_s) {
+            (self.period, self.offset_s) = self.zone.offsets().at(unix_s);
         }
-        Some(self.offset_s)
-    }
-
-    fn look_up(&self, unix_s: i64) -> Option<i64> {
-        let utc = DateTime::from_timestamp(unix_s, 0)?.naive_utc();
-        Some(self.zone.offset_from_utc_datetime(&utc).fix().local_minus_utc().into())
+        self.offset_s
     }
 }
 

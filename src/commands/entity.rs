@@ -85,7 +85,7 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
 }
 
 async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Result<u8> {
-    align::zone(&entity.timezone)?;
+    settings.zones.get(&entity.timezone)?;
     align::Text::read("the entity's id", Some(&entity.entity_id))?;
     align::Text::read("the credential's name", Some(&entity.credential))?;
     let database = connect_migrated(settings).await?;
@@ -150,7 +150,8 @@ async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::R
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;
     let entity = registered(&database, id).await?;
-    let at = if to == START { None } else { Some(align::instant(to, align::zone(&entity.timezone)?)?) };
+    let at =
+        if to == START { None } else { Some(align::instant(to, &settings.zones.get(&entity.timezone)?)?) };
     let worker = worker(settings, &database).await?;
     let plan = worker.plan_rewind(id, at).await?;
     if !plan.is_move {

@@ -56,7 +56,7 @@ impl LedgerSettings {
         Ok((schema, table))
     }
 
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, zones: &align::Zones) -> Result<(), ConfigError> {
         self.schema_and_table()?;
         if let Some(role) = self.columns.0.keys().find(|role| !Columns::ROLES.contains(&role.as_str())) {
             return Err(error(format!(
@@ -67,7 +67,7 @@ impl LedgerSettings {
         if let Some(zone) = &self.captured_at_zone {
             // Without the value, which may be a secret that was written here by mistake.
             let wrong = |problem: &str| problem.replace(&format!("`{zone}`"), "the value");
-            align::zone(zone).map_err(|problem| {
+            zones.get(zone).map_err(|problem| {
                 error(format!("[ledger] captured_at_zone: {}", wrong(&problem.to_string())))
             })?;
         }

@@ -8,6 +8,7 @@ mod ledger;
 mod mistake;
 mod number;
 mod on_invalid_start;
+mod time;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,9 +21,11 @@ use url::{Host, Url};
 pub use credentials::{Credential, CredentialSource};
 pub use ledger::{Columns, LedgerSettings};
 pub use on_invalid_start::OnInvalidStart;
+pub use time::TimeSettings;
 
 use mistake::Source;
 
+use crate::align::Zones;
 use crate::batch::RECORDS_MAX;
 
 /// The configuration cannot be used; the message names the setting and the remedy.
@@ -101,6 +104,8 @@ pub struct Settings {
     pub api: ApiSettings,
     /// How requests are repeated.
     pub retry: RetrySettings,
+    /// The zone rules in use.
+    pub zones: Zones,
     /// The environment, for credentials that are kept there.
     pub environment: Environment,
 }
@@ -115,6 +120,7 @@ struct File {
     sync: SyncSettings,
     api: ApiSettings,
     retry: RetrySettings,
+    time: TimeSettings,
 }
 
 /// `[database]`: how the database is used.
@@ -246,7 +252,8 @@ impl Settings {
         let source =
             Source { file: text.as_deref().map(|text| (path.as_path(), text)), environment: &environment };
         let file = overlay(source.parse()?, &environment)?;
-        check(&file).map_err(|problem| source.located(problem))?;
+        let zones = file.time.zones(environment.get("TZDIR")).map_err(|problem| source.located(problem))?;
+        check(&file, &zones).map_err(|problem| source.located(problem))?;
         let api_url =
             flags.api_url.as_deref().or(environment.get("ELVEN_API_URL")).unwrap_or(DEFAULT_API_URL);
         let database_url = flags.database_url.as_deref().or(environment.get("DATABASE_URL"));
@@ -260,6 +267,7 @@ impl Settings {
             sync: file.sync,
             api: file.api,
             retry: file.retry,
+            zones,
             environment,
         })
     }
@@ -276,7 +284,7 @@ impl Settings {
 }
 
 /// Checks what a type alone cannot say. Each message begins with the setting.
-fn check(file: &File) -> Result<(), ConfigError> {
+fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
     if !(1..=RECORDS_MAX).contains(&file.sync.batch_rows) {
         return Err(error(format!(
             "[sync] batch_rows = {} is not possible: the API takes 1 to {RECORDS_MAX} records in a request; \
@@ -306,7 +314,7 @@ fn check(file: &File) -> Result<(), ConfigError> {
             return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
         }
     }
-    file.ledger.check()
+    file.ledger.check(zones)
 }
 
 /// The configuration file, and its text if it is there.
@@ -452,6 +460,8 @@ mod tests {
             ("ELVEN_API_URL", "https://host/path", "alone"),
             ("ELVEN_API_URL", "nonsense", "not a URL"),
             ("ELVEN_SYNC_CONFIG", "/nonexistent/x.toml", "cannot be read"),
+            ("ELVEN_SYNC_TIME__ZONEINFO", "/nonexistent", "[time] zoneinfo"),
+            ("ELVEN_SYNC_TIME__ZONE", "UTC", "unknown field"),
         ] {
             let message = load(&[(name, value)]).unwrap_err().to_string();
             assert!(message.contains(expected), "{name}={value}: {message}");

@@ -145,7 +145,7 @@ impl Journal {
     }
 
     /// Begins a run that works on a backfill, unless another one does.
-    pub async fn begin_backfill(&self, backfill_id: i64) -> Result<Begun, JournalError> {
+    pub async fn begin_backfill(&self, backfill_id: i64, tzdata: &str) -> Result<Begun, JournalError> {
         let begin = || async {
             let mut transaction = self.database.begin().await?;
             let found = sqlx::query!(
@@ -161,7 +161,7 @@ impl Journal {
                 Some(found) if is_over(&found.status, found.left) => Begun::Ended(found.status),
                 Some(_) => match alive_run(&mut transaction, backfill_id).await? {
                     Some((run_id, worker, alive_until)) => Begun::Busy { run_id, worker, alive_until },
-                    None => Begun::Run(self.insert_run(&mut transaction, "backfill").await?),
+                    None => Begun::Run(self.insert_run(&mut transaction, "backfill", tzdata).await?),
                 },
             };
             let Begun::Run(run_id) = begun else {

@@ -29,6 +29,8 @@ pub struct Recorded {
     pub ids: BTreeSet<String>,
     /// SHA-256 of the body that was sent, in hex.
     pub body_sha256: String,
+    /// The rules of its zone that the body was made with, if they were noted.
+    pub zone_rules: Option<String>,
     /// Its parts took its place.
     pub is_split: bool,
     /// All its rows have been dealt with.
@@ -94,6 +96,7 @@ struct BatchRow {
     last_at: Option<DateTime<Utc>>,
     last_id: String,
     body_sha256: String,
+    zone_rules: Option<String>,
     status: String,
     row_count: i32,
     attempts: i32,
@@ -119,6 +122,7 @@ impl BatchRow {
             last: Cursor { at, id: self.last_id },
             ids: self.ids.into_iter().collect(),
             body_sha256: self.body_sha256,
+            zone_rules: self.zone_rules,
             is_split: self.status == "split",
             is_done,
             may_have_arrived: self.status == "unknown" && self.row_count > 0,
@@ -152,7 +156,7 @@ impl Journal {
         self.database.again(|| sqlx::query_as!(
             BatchRow,
             r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
-                      b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
+                      b.zone_rules, b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
                       case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
                            then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
                  from elven_sync.sync_batches b join elven_sync.sync_state s on s.pass_id = b.pass_id
@@ -176,7 +180,7 @@ impl Journal {
         self.database.again(|| sqlx::query_as!(
             BatchRow,
             r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
-                      b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
+                      b.zone_rules, b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
                       case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
                            then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
                  from elven_sync.sync_batches b

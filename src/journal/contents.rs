@@ -41,7 +41,8 @@ pub(super) struct Contents {
     body_bytes: i32,
     body_sha256: String,
     rejected_ids: Option<Vec<u8>>,
-    timezone: &'static str,
+    timezone: String,
+    zone_rules: String,
 }
 
 impl From<&Batch> for Contents {
@@ -58,7 +59,8 @@ impl From<&Batch> for Contents {
             body_bytes: count(batch.body.len()),
             body_sha256: batch.body_sha256.clone(),
             rejected_ids: batch.rejected_ids(),
-            timezone: batch.zone.name(),
+            timezone: batch.zone.name().to_owned(),
+            zone_rules: batch.zone.rules().to_owned(),
         }
     }
 }
@@ -91,18 +93,18 @@ pub(super) async fn insert_all(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
                  rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes, body_sha256,
-                 backfill_id, before_at, last_at, rejected_ids, timezone)
+                 backfill_id, before_at, last_at, rejected_ids, timezone, zone_rules)
          select run_id, pass_id, entity_id, parent_id, attempts, before_xid::xid8, before_id, last_xid::xid8, last_id,
                 row_ids, rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes,
-                body_sha256, backfill_id, before_at, last_at, rejected_ids, timezone
+                body_sha256, backfill_id, before_at, last_at, rejected_ids, timezone, zone_rules
            from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
                        $8::text[], $9::text[], $10::bytea[], $11::integer[], $12::integer[], $13::integer[],
                        $14::integer[], $15::integer[], $16::integer[], $17::text[], $18::bigint[],
-                       $19::timestamptz[], $20::timestamptz[], $21::bytea[], $22::text[])
+                       $19::timestamptz[], $20::timestamptz[], $21::bytea[], $22::text[], $23::text[])
                 with ordinality b (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid,
                                    last_id, row_ids, rows_read, row_count, rows_rejected, rows_superseded,
                                    rows_beyond_double, body_bytes, body_sha256, backfill_id, before_at, last_at,
-                                   rejected_ids, timezone, place)
+                                   rejected_ids, timezone, zone_rules, place)
           order by place
       returning batch_id",
         &column(new, |new| new.place.run),
@@ -126,7 +128,8 @@ pub(super) async fn insert_all(
         &column(new, |new| before(new).as_ref().and_then(at)) as &[Option<DateTime<Utc>>],
         &column(new, |new| at(&new.contents.last)) as &[Option<DateTime<Utc>>],
         &column(new, |new| new.contents.rejected_ids.clone()) as &[Option<Vec<u8>>],
-        &column(new, |new| new.contents.timezone.to_owned())
+        &column(new, |new| new.contents.timezone.clone()),
+        &column(new, |new| new.contents.zone_rules.clone())
     )
     .fetch_all(&mut *transaction)
     .await
@@ -152,7 +155,8 @@ pub(super) async fn rewrite(
     sqlx::query!(
         "update elven_sync.sync_batches
             set row_ids = $2, rows_read = $3, row_count = $4, rows_rejected = $5, rows_superseded = $6,
-                body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9, rejected_ids = $10, timezone = $11
+                body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9, rejected_ids = $10, timezone = $11,
+                zone_rules = $12
           where batch_id = $1",
         batch_id,
         contents.row_ids,
@@ -164,7 +168,8 @@ pub(super) async fn rewrite(
         contents.body_sha256,
         contents.rows_beyond_double,
         contents.rejected_ids,
-        contents.timezone
+        contents.timezone,
+        contents.zone_rules
     )
     .execute(&mut *transaction)
     .await?;

@@ -26,6 +26,7 @@ mod runs;
 mod skipped;
 mod steps;
 mod texts;
+mod zones;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,7 @@ pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
 pub use skipped::Skipped;
 pub(crate) use steps::invalid;
+pub use zones::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 
 use self::group::Group;
 use crate::database::{Database, Passing};

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::lanes::StateRow;
 use super::{JournalError, Lane};
+use crate::align::Offsets;
 use crate::database::Transaction;
 use crate::watermark::{Cursor, Snapshot};
 
@@ -60,7 +61,9 @@ pub struct Kept {
     pub status: String,
     /// The zone that its body was made with, if that was noted.
     pub timezone: Option<String>,
-    /// The zone rules of the run that sent it last.
+    /// The rules of the zone that its body was made with, if they were noted.
+    pub zone_rules: Option<String>,
+    /// The version of the zone rules of the run that sent it last.
     pub tzdata: String,
 }
 
@@ -190,6 +193,7 @@ struct KeptRow {
     body_sha256: String,
     status: String,
     timezone: Option<String>,
+    zone_rules: Option<String>,
     tzdata: String,
 }
 
@@ -214,9 +218,19 @@ impl KeptRow {
             body_sha256: self.body_sha256,
             status: self.status,
             timezone: self.timezone,
+            zone_rules: self.zone_rules,
             tzdata: self.tzdata,
         })
     }
+}
+
+/// The offsets of a zone by rules that were recorded. `None`: they were not.
+pub async fn offsets(
+    transaction: &mut Transaction,
+    zone: &str,
+    rules: &str,
+) -> Result<Option<Offsets>, JournalError> {
+    super::zones::offsets(transaction, zone, rules).await
 }
 
 /// All whole batches of some passes, in order.
@@ -228,7 +242,8 @@ pub async fn roots_of_all(
         KeptRow,
         r#"select b.batch_id, b.parent_id, b.pass_id, b.entity_id, b.before_xid::text, b.before_id,
                   b.last_xid::text as "last_xid?", b.last_id, b.row_ids, b.rejected_ids, b.rows_read, b.row_count,
-                  b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone, r.tzdata
+                  b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone,
+                  b.zone_rules, r.tzdata
              from elven_sync.sync_batches b join elven_sync.sync_runs r using (run_id)
             where b.pass_id = any ($1) and b.parent_id is null
             order by b.pass_id, b.batch_id"#,
@@ -250,7 +265,8 @@ pub async fn roots_of(
         KeptRow,
         r#"select b.batch_id, b.parent_id, b.pass_id, b.entity_id, b.before_xid::text, b.before_id,
                   b.last_xid::text as "last_xid?", b.last_id, b.row_ids, b.rejected_ids, b.rows_read, b.row_count,
-                  b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone, r.tzdata
+                  b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone,
+                  b.zone_rules, r.tzdata
              from elven_sync.sync_batches b join elven_sync.sync_runs r using (run_id)
             where b.pass_id <= $1 and (b.pass_id, b.batch_id) > ($1, $2) and b.parent_id is null
             order by b.pass_id, b.batch_id limit $3"#,
@@ -273,7 +289,8 @@ pub async fn parts_of(transaction: &mut Transaction, batch_ids: &[i64]) -> Resul
                select b.batch_id from elven_sync.sync_batches b join part p on b.parent_id = p.batch_id)
            select b.batch_id, b.parent_id, b.pass_id, b.entity_id, b.before_xid::text, b.before_id,
                   b.last_xid::text as "last_xid?", b.last_id, b.row_ids, b.rejected_ids, b.rows_read, b.row_count,
-                  b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone, r.tzdata
+                  b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone,
+                  b.zone_rules, r.tzdata
              from part join elven_sync.sync_batches b using (batch_id) join elven_sync.sync_runs r using (run_id)
             order by b.batch_id"#,
         batch_ids

@@ -67,11 +67,12 @@ impl std::ops::AddAssign<&Counters> for Counters {
 }
 
 impl Journal {
-    /// Begins a run, of new rows (`incremental`) or of errors again (`retry`), and says of others that they stopped.
-    pub async fn begin_run(&self, kind: &str) -> Result<i64, JournalError> {
+    /// Begins a run, of new rows (`incremental`) or of errors again (`retry`), by zone rules of this version and
+    /// origin, and says of others that they stopped.
+    pub async fn begin_run(&self, kind: &str, tzdata: &str) -> Result<i64, JournalError> {
         let begin_run = || async {
             let mut transaction = self.database.begin().await?;
-            let run_id = self.insert_run(&mut transaction, kind).await?;
+            let run_id = self.insert_run(&mut transaction, kind, tzdata).await?;
             transaction.commit().await?;
             Ok(run_id)
         };
@@ -83,6 +84,7 @@ impl Journal {
         &self,
         transaction: &mut Transaction,
         kind: &str,
+        tzdata: &str,
     ) -> Result<i64, JournalError> {
         mark_interrupted(transaction).await?;
         let run_id = sqlx::query_scalar!(
@@ -90,7 +92,7 @@ impl Journal {
              values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5) returning run_id",
             self.worker,
             env!("CARGO_PKG_VERSION"),
-            chrono_tz::IANA_TZDB_VERSION,
+            tzdata,
             self.lease_seconds(),
             kind
         )

@@ -26,9 +26,10 @@ use self::unreadable::{Asked, Parts};
 pub use pages::{Pages, Pass, Reading};
 pub use pending::Pending;
 pub use proof::Interval;
-pub use range::{Range, RangePages, instant, instant_us};
+pub use range::{Range, RangePages, Uploaded, instant, instant_us};
 pub use row::{Decoder, Row};
 pub use table::Table;
+pub(crate) use table::quote_literal;
 pub use unreadable::{Unreadable, Unreadables};
 pub use writers::Writer;
 

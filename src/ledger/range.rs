@@ -8,9 +8,12 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 use sqlx::AssertSqlSafe;
 
 use super::unreadable::{Asked, Parts};
-use super::{Ledger, LedgerError, Row, Table, Way};
+use super::{Ledger, LedgerError, Progress, Row, Table, Way};
 use crate::align::POSTGRES_EPOCH_US;
-use crate::watermark::{Cursor, Order};
+use crate::watermark::{Cursor, Order, Snapshot};
+
+/// 0001-01-01 UTC, in Unix seconds.
+const FIRST_SECOND: i64 = -62_135_596_800;
 
 /// The rows of an entity from one instant up to, not including, another one.
 #[derive(Clone, Debug)]
@@ -25,6 +28,17 @@ pub struct Range {
     pub accounts: Vec<String>,
     /// Only in these currencies; none named means all.
     pub currencies: Vec<String>,
+}
+
+/// Rows that were dealt with.
+#[derive(Clone, Debug)]
+pub struct Uploaded {
+    /// How many.
+    pub rows: i64,
+    /// The earliest `captured_at` among them.
+    pub first: DateTime<Utc>,
+    /// The latest one.
+    pub last: DateTime<Utc>,
 }
 
 /// The rows of a range, page by page. No transaction stays open between pages.
@@ -100,6 +114,21 @@ impl Ledger {
         Ok(self.primary.again(count).await?)
     }
 
+    /// Counts the rows of an entity that were dealt with and were captured in one of some periods, in order and in Unix
+    /// seconds; but for those in a snapshot that was skipped. `None`: there are none.
+    pub async fn uploaded_in(
+        &self,
+        lane: &Progress,
+        skipped: Option<&Snapshot>,
+        periods: &[std::ops::Range<i64>],
+    ) -> Result<Option<Uploaded>, LedgerError> {
+        let Some(sql) = self.table.uploaded_sql(lane, skipped, periods) else { return Ok(None) };
+        let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_one(self.primary.at_once());
+        let (rows, first, last): (i64, Option<i64>, Option<i64>) = self.primary.again(count).await?;
+        let at = |us: Option<i64>| us.and_then(DateTime::from_timestamp_micros);
+        Ok(at(first).zip(at(last)).map(|(first, last)| Uploaded { rows, first, last }))
+    }
+
     /// What is missing for ranges to be found without reading the whole table, as a statement that makes it. `None` also
     /// for a view, whose tables are not known here.
     pub async fn without_range_index(&self) -> Result<Option<String>, LedgerError> {
@@ -114,6 +143,11 @@ impl Ledger {
 pub fn instant(us: i64) -> DateTime<Utc> {
     let since_1970 = us.checked_add(POSTGRES_EPOCH_US);
     since_1970.and_then(DateTime::from_timestamp_micros).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+/// The instant so many seconds from 1970. Before the year 0001 it is the beginning of that: no earlier instant is sent.
+pub(super) fn instant_of_second(unix_s: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(unix_s.max(FIRST_SECOND), 0).unwrap_or_default()
 }
 
 /// Microseconds from 2000-01-01 UTC to an instant.

@@ -200,7 +200,7 @@ impl Row {
         let captured_at = self.captured_at_us.map(|us| match us {
             i64::MAX => "infinity".to_owned(),
             i64::MIN => "-infinity".to_owned(),
-            us => crate::align::Clock::of(chrono_tz::Tz::UTC)
+            us => crate::align::Clock::of(&crate::align::Zone::utc())
                 .at(us)
                 .map_or_else(|reason| reason.to_string(), |utc| format!("{utc}Z")),
         });

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::range::{Range, instant, instant_literal};
+use super::range::{Range, instant, instant_literal, instant_of_second};
 use super::row;
 use super::table::{Table, quote_array, quote_literal};
 use super::{Page, Progress};
@@ -406,6 +406,47 @@ impl Table {
             )
         });
         counts.collect::<Vec<_>>().join(" union all ")
+    }
+
+    /// How many rows of an entity that were dealt with were captured in some periods, and the earliest and the latest
+    /// of them. `None`: nothing was dealt with, or there is no period.
+    pub(super) fn uploaded_sql(
+        &self,
+        lane: &Progress,
+        skipped: Option<&Snapshot>,
+        periods: &[std::ops::Range<i64>],
+    ) -> Option<String> {
+        let Self { name, entity, xid, id, id_type, captured_at, .. } = self;
+        let in_snapshot =
+            |snapshot: &Snapshot| format!("pg_visible_in_snapshot({xid}, '{snapshot}'::pg_snapshot)");
+        let mut done: Vec<String> = lane.settled.iter().map(in_snapshot).collect();
+        if let (Some(target), Some(Cursor { at: At::Xid(cursor_xid), id: cursor_id })) =
+            (&lane.target, &lane.cursor)
+        {
+            done.push(format!(
+                "({} and ({xid}, {id}) <= ('{cursor_xid}'::xid8, {}::{id_type}))",
+                in_snapshot(target),
+                quote_literal(cursor_id)
+            ));
+        }
+        if done.is_empty() || periods.is_empty() {
+            return None;
+        }
+        // Begins and ends take turns, so an instant lies in a period when an odd number of them is not behind it.
+        let seconds = periods.iter().flat_map(|period| [period.start, period.end]);
+        let limits =
+            seconds.map(|unix_s| instant_literal(instant_of_second(unix_s))).collect::<Vec<_>>().join(", ");
+        let skipped = skipped.map(|skipped| format!(" and not {}", in_snapshot(skipped))).unwrap_or_default();
+        let us = |of: &str| format!("(extract(epoch from {of}({captured_at})) * 1000000)::bigint");
+        Some(format!(
+            "select count(*), {}, {} from {name} t
+              where {entity} = {} and ({}){skipped} and isfinite({captured_at})
+                and width_bucket({captured_at}, array[{limits}]) % 2 = 1",
+            us("min"),
+            us("max"),
+            quote_literal(&lane.entity_id),
+            done.join(" or ")
+        ))
     }
 
     /// The entities of the ledger that are not registered, found by stepping through the index. Rows without an

@@ -333,7 +333,7 @@ pub(super) fn quote_identifier(name: &str) -> String {
 
 /// Quotes a text as a literal that means the same whatever `standard_conforming_strings` is
 /// (manual, "String Constants with C-Style Escapes").
-pub(super) fn quote_literal(text: &str) -> String {
+pub(crate) fn quote_literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 

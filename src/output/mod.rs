@@ -179,6 +179,9 @@ pub fn run_report(report: &RunReport, as_json: bool) {
             counters.rows_beyond_double
         ));
     }
+    for note in &report.notes {
+        line(format_args!("note: {note}"));
+    }
     if report.entities.is_empty() && report.unregistered.is_empty() {
         line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
     } else if (1..=ENTITIES_SHOWN_MAX).contains(&report.entities.len()) {
@@ -226,6 +229,7 @@ fn run_json(report: &RunReport) -> serde_json::Value {
         "entities": report.entities,
         "unregistered_entities": report.unregistered,
         "unregistered_unknown": report.unregistered_unknown,
+        "notes": report.notes,
     })
 }
 

@@ -12,7 +12,7 @@ use super::places::Place;
 use super::rivals::Rivals;
 use super::rows::Source;
 use super::{Ended, EntityReport, RunError, RunReport, Target, Worker, report};
-use crate::align;
+use crate::align::{self, Zones};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
     Asked, Backfill, BackfillLane, BackfillStatus, Begun, Course, Entity, JournalError, Lane, Lease,
@@ -100,7 +100,7 @@ impl Worker {
                 return Err(BackfillError::Refused(paused(&entity.entity_id)));
             }
             if !entity.paused {
-                ranges.push(range(entity, asked)?);
+                ranges.push(range(&self.settings.zones, entity, asked)?);
             }
         }
         if ranges.is_empty() {
@@ -133,7 +133,9 @@ impl Worker {
             .collect();
         let (targets, unusable) = self.targets(&usable).map_err(RunError::from)?;
         let run_id = self.begin_backfill(backfill_id).await?;
+        let mut notes = Vec::new();
         let work = async {
+            notes = self.compare_rules(run_id, &targets).await;
             let mut reports = Vec::new();
             for (entity_id, problem) in unusable {
                 reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
@@ -153,15 +155,18 @@ impl Worker {
             Ok(reports)
         };
         let worked = self.alive(run_id, work).await;
-        self.end_backfill(backfill_id, run_id, resumed, worked).await
+        let mut report = self.end_backfill(backfill_id, run_id, resumed, worked).await?;
+        report.run.notes = notes;
+        Ok(report)
     }
 
     /// Begins a run on a backfill; one that another worker is on is left to it, and one that nobody gives signs of life
     /// for is waited for.
     async fn begin_backfill(&self, backfill_id: i64) -> Result<i64, BackfillError> {
         let mut first_seen = None;
+        let tzdata = self.settings.zones.version();
         loop {
-            let begun = around(Step::BeginRun, self.journal.begin_backfill(backfill_id)).await?;
+            let begun = around(Step::BeginRun, self.journal.begin_backfill(backfill_id, &tzdata)).await?;
             let refused = match begun {
                 Begun::Run(run_id) => return Ok(run_id),
                 Begun::Missing => {
@@ -344,6 +349,7 @@ impl Worker {
             entities,
             unregistered: Vec::new(),
             unregistered_unknown: None,
+            notes: Vec::new(),
         };
         Ok(BackfillReport { backfill, resumed, run })
     }
@@ -407,11 +413,12 @@ impl Held<'_> {
 }
 
 /// The range of an entity: a date is the first instant of that day in its zone.
-fn range(entity: &Entity, asked: &Asked) -> Result<Range, BackfillError> {
-    let zone = align::zone(&entity.timezone)
+fn range(zones: &Zones, entity: &Entity, asked: &Asked) -> Result<Range, BackfillError> {
+    let zone = zones
+        .get(&entity.timezone)
         .map_err(|problem| BackfillError::Refused(format!("entity `{}`: {problem}", entity.entity_id)))?;
     let instant =
-        |text: &str| align::instant(text, zone).map_err(|problem| BackfillError::Usage(problem.to_string()));
+        |text: &str| align::instant(text, &zone).map_err(|problem| BackfillError::Usage(problem.to_string()));
     let (from, to) = (instant(&asked.from)?, instant(&asked.to)?);
     if from >= to {
         return Err(BackfillError::Usage(format!(

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono_tz::Tz;
-
 use super::delivery::{Delivery, Manner};
 use super::fit::Misfit;
 use super::invalid_start::InvalidStart;
@@ -12,6 +10,7 @@ use super::places::Place;
 use super::rows::{Limits, Rows, Source};
 use super::words;
 use super::{Ended, EntityReport, RunError, Target, Worker};
+use crate::align::Zone;
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
     Counters, Course, JournalError, Kind, Lane, Lease, OpenPass, Opening, Problem, Purpose, Take,
@@ -218,7 +217,7 @@ impl Worker {
     pub(super) async fn rehearse(
         &self,
         entity_id: &str,
-        zone: Tz,
+        zone: &Zone,
         lane: &Lane,
         look: &Look,
         counters: &mut Counters,

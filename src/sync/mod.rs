@@ -27,13 +27,13 @@ mod signing;
 mod verify;
 mod waiting;
 mod words;
+mod zone_rules;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono_tz::Tz;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -53,7 +53,7 @@ use self::channel::Channel;
 use self::places::Places;
 use self::proving::Proving;
 use self::report::Unregistered;
-use crate::align;
+use crate::align::Zone;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Passing};
 use crate::elven::{Answer, Client, Signed};
@@ -115,7 +115,7 @@ type Unusable = (String, Problem);
 #[derive(Clone, Debug)]
 struct Target {
     entity_id: String,
-    zone: Tz,
+    zone: Zone,
     channel: Arc<Channel>,
     /// What was done in the run to prove that its credential and the endpoint are good.
     proving: Arc<Proving>,
@@ -155,8 +155,19 @@ impl Worker {
         let (targets, unusable) = self.targets(&selected)?;
         warn_of(&self.ledger.without_trigger().await?);
         refuse_standby(&self.database).await?;
-        let run_id = around(Step::BeginRun, self.journal.begin_run("incremental")).await?;
-        let work = self.work(run_id, only.is_empty(), &selected, targets, unusable);
+        let run_id =
+            around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
+                .await?;
+        let mut notes = Vec::new();
+        let work = async {
+            // Before anything is sent: what is counted was uploaded by the earlier rules.
+            let seen = self.see_rules(run_id, &targets).await;
+            let compared = self.notes_of_rules(&targets, seen);
+            let worked = self.work(run_id, only.is_empty(), &selected, targets.clone(), unusable);
+            let (compared, worked) = join(compared, worked).await;
+            notes = compared;
+            worked
+        };
         let worked = self.alive(run_id, work).await;
         let (status, error, entities, unregistered) = match worked {
             Ok((entities, unregistered)) => {
@@ -177,7 +188,8 @@ impl Worker {
         let finished = self.journal.finish_run(run_id, status, error.as_deref());
         let counters = around(Step::FinishRun, finished).await?;
         let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
-        Ok(RunReport { run_id: Some(run_id), status, counters, entities, unregistered, unregistered_unknown })
+        let run_id = Some(run_id);
+        Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
     }
 
     /// Reads and aligns what a run would send, and changes nothing.
@@ -190,18 +202,9 @@ impl Worker {
         let mut counters = crate::journal::Counters::default();
         for entity in &selected {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
-            let checked =
-                align::zone(&entity.timezone).map_err(|problem| problem.to_string()).and_then(|zone| {
-                    if let Some(unreadable) = look.unreadable.get(&entity.entity_id) {
-                        return Err(unreadable.message.clone());
-                    }
-                    match self.fits(&entity.entity_id, &lane, &look) {
-                        Ok(()) => Ok(zone),
-                        Err(misfit) => Err(misfit.to_string()),
-                    }
-                });
+            let checked = self.zone_to_rehearse(entity, &lane, &look);
             let report = match checked {
-                Ok(zone) => self.rehearse(&entity.entity_id, zone, &lane, &look, &mut counters).await?,
+                Ok(zone) => self.rehearse(&entity.entity_id, &zone, &lane, &look, &mut counters).await?,
                 Err(problem) => EntityReport::failed(&entity.entity_id, problem),
             };
             entities.push(report);
@@ -209,7 +212,18 @@ impl Worker {
         let unregistered = if only.is_empty() { self.unregistered().await? } else { Unregistered::default() };
         let status = unregistered.status(&entities, false);
         let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
-        Ok(RunReport { run_id: None, status, counters, entities, unregistered, unregistered_unknown })
+        let (run_id, notes) = (None, Vec::new());
+        Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
+    }
+
+    /// The zone of an entity that a run would read, or why it would not.
+    fn zone_to_rehearse(&self, entity: &Entity, lane: &Lane, look: &ledger::Look) -> Result<Zone, String> {
+        let zone = self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string())?;
+        if let Some(unreadable) = look.unreadable.get(&entity.entity_id) {
+            return Err(unreadable.message.clone());
+        }
+        self.fits(&entity.entity_id, lane, look).map_err(|misfit| misfit.to_string())?;
+        Ok(zone)
     }
 
     async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
@@ -232,7 +246,7 @@ impl Worker {
         for Entity { entity_id, timezone, credential, .. } in selected {
             let open = || self.channel(credential).map(Arc::new).map_err(|problem| problem.to_string());
             let channel = channels.entry(credential).or_insert_with(open).clone();
-            match (align::zone(timezone), channel) {
+            match (self.settings.zones.get(timezone), channel) {
                 (Err(problem), _) => {
                     let message = format!(
                         "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = {}",

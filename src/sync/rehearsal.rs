@@ -107,7 +107,7 @@ impl Worker {
         let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         let mut report = EntityReport::idle(&target.entity_id);
         loop {
-            let batch = match rows.next_batch(cursor, target.zone, limits).await {
+            let batch = match rows.next_batch(cursor, &target.zone, limits).await {
                 Ok(Some(batch)) => batch,
                 Ok(None) => break,
                 // What would stop the lane.

@@ -116,6 +116,8 @@ pub struct RunReport {
     pub unregistered: Vec<String>,
     /// Why these could not be looked for, if so.
     pub unregistered_unknown: Option<String>,
+    /// What a person should know of the run, in sentences.
+    pub notes: Vec<String>,
 }
 
 /// Entities of the ledger that are not registered, and why they could not be looked for, if so.

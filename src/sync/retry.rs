@@ -46,9 +46,11 @@ impl Worker {
             entities.into_iter().filter(|entity| by_entity.contains_key(&entity.entity_id)).collect();
         let (targets, unusable) = self.targets(&concerned)?;
         refuse_standby(&self.database).await?;
-        let run_id = around(Step::BeginRun, self.journal.begin_run("retry")).await?;
+        let run_id =
+            around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
         let mut retried = Vec::new();
         let work = async {
+            self.compare_rules(run_id, &targets).await;
             for target in &targets {
                 let errors = by_entity.remove(&target.entity_id).unwrap_or_default();
                 self.retry_entity(run_id, target, errors, &mut retried).await?;
@@ -178,7 +180,7 @@ impl Worker {
         if rows.is_empty() {
             return Ok(Outcome::Resolved("the row is not in the ledger any more".to_owned()));
         }
-        let batch = Batch::build(None, rows, target.zone);
+        let batch = Batch::build(None, rows, &target.zone);
         if let Some(invalid) = batch.invalid.first() {
             return Ok(Outcome::Open(crate::journal::invalid(None, invalid)));
         }

@@ -6,11 +6,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
-use chrono_tz::Tz;
 use tokio::sync::Mutex;
 
 use super::{RunError, Worker};
-use crate::align::Clock;
+use crate::align::{Clock, Zone};
 use crate::batch::{Batch, key_hash};
 use crate::journal::Skipped;
 use crate::ledger::{Range, RangePages, Row, instant, instant_us};
@@ -49,7 +48,7 @@ impl Rivals {
         else {
             return Ok(batch);
         };
-        let until = Clock::of(batch.zone).repeats_until(first, last);
+        let until = Clock::of(&batch.zone).repeats_until(first, last);
         let is_before = |row: &&Row| row.captured_at_us.is_some_and(|at| at < until);
         let rivals = if waiting.back().as_ref().is_none_or(is_before) {
             self.in_ledger(&batch, waiting, until).await?
@@ -91,7 +90,7 @@ impl Rivals {
         let mut behind = self.behind.lock().await;
         let after = waiting.back().map_or(batch.last.clone(), |row| row.cursor(Order::CapturedAt));
         if behind.as_ref().is_none_or(|behind| behind.until != until) {
-            let rows = self.keep(waiting, self.pages(after.clone(), until), batch.zone).await?;
+            let rows = self.keep(waiting, self.pages(after.clone(), until), &batch.zone).await?;
             *behind = Some(Behind { until, rows });
         }
         if let Some(Behind { rows: Some(rows), .. }) = behind.as_ref() {
@@ -117,7 +116,7 @@ impl Rivals {
         &self,
         waiting: &VecDeque<Row>,
         mut pages: RangePages,
-        zone: Tz,
+        zone: &Zone,
     ) -> Result<Option<HashMap<u64, Vec<Row>>>, RunError> {
         let mut clock = Clock::of(zone);
         let mut kept: HashMap<u64, Vec<Row>> = HashMap::new();

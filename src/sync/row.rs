@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::RunError;
 use super::verify::chain::{self, Chain, Link};
-use crate::align;
+use crate::align::Zones;
 use crate::batch::Batch;
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
@@ -70,6 +70,7 @@ pub struct RowReport {
 
 /// What is known of an entity.
 struct Known<'a> {
+    zones: &'a Zones,
     entity: Option<&'a Entity>,
     last_error: Option<&'a str>,
     lane: Lane,
@@ -122,6 +123,7 @@ pub async fn of_row(
         };
         let of_entity = |health: &&Health| health.entity_id == entity_id;
         let known = Known {
+            zones: &settings.zones,
             entity: entities.iter().find(|entity| entity.entity_id == entity_id),
             last_error: health.iter().find(of_entity).and_then(|health| health.last_error.as_deref()),
             lane,
@@ -314,8 +316,8 @@ async fn superseded_by(
     (row, leaf): (&Row, &Carried),
 ) -> Result<Option<LedgerId>, RunError> {
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
-    let Some(zone) = zone.and_then(|name| align::zone(name).ok()) else { return Ok(None) };
-    let batch = Batch::build(None, vec![row.clone()], zone);
+    let Some(zone) = zone.and_then(|name| known.zones.get(name).ok()) else { return Ok(None) };
+    let batch = Batch::build(None, vec![row.clone()], &zone);
     let rivals = match ledger.rivals(entity_id, row).await {
         Err(problem) if problem.is_about_rows() => return Ok(None),
         rivals => rivals?,

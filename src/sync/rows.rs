@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use chrono_tz::Tz;
 use tokio::task::JoinHandle;
 
 use super::RunError;
 use super::invalid_start::{InvalidStart, Start};
 use super::rivals::Rivals;
+use crate::align::Zone;
 use crate::batch::{self, Batch};
 use crate::ledger::{Ledger, LedgerError, Pages, Range, Reading, Row};
 use crate::watermark::{Cursor, Order};
@@ -82,7 +82,7 @@ impl Rows {
     pub(super) async fn next_batch(
         &mut self,
         before: Option<Cursor>,
-        zone: Tz,
+        zone: &Zone,
         limits: Limits,
     ) -> Result<Option<Batch>, RunError> {
         let are_held = !self.held.is_empty();

@@ -51,3 +51,4 @@ mod unwritten;
 mod verify;
 mod watermark;
 mod workers;
+mod zones;

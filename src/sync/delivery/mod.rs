@@ -29,6 +29,7 @@ use super::rivals::Rivals;
 use super::rows::{Limits, Rows};
 use super::words;
 use super::{EntityReport, Target, Worker};
+use crate::align::Zone;
 use crate::batch::{Batch, KeysUnderWay};
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
@@ -46,7 +47,7 @@ type Room = [OwnedSemaphorePermit; 2];
 pub(super) struct Delivery {
     worker: Worker,
     run_id: i64,
-    zone: chrono_tz::Tz,
+    zone: Zone,
     channel: Arc<Channel>,
     target: Target,
     pass: OpenPass,
@@ -126,7 +127,7 @@ impl Delivery {
         Arc::new(Self {
             worker: held.worker.clone(),
             run_id: held.run_id,
-            zone: held.target.zone,
+            zone: held.target.zone.clone(),
             channel: held.target.channel.clone(),
             target: held.target.clone(),
             pass,
@@ -183,7 +184,7 @@ impl Delivery {
                 Ok(_) = stop.wait_for(|stop| *stop) => break Err(Halt::Stopped),
                 Ok(_) = halted.wait_for(|halted| *halted) => break Ok(()),
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted) => break Err(Halt::Yielded),
-                batch = rows.next_batch(before.clone(), self.zone, limits) => match batch {
+                batch = rows.next_batch(before.clone(), &self.zone, limits) => match batch {
                     Ok(Some(batch)) => batch,
                     Ok(None) => {
                         is_all_read = true;

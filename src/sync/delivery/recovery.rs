@@ -69,7 +69,7 @@ impl Delivery {
                 for leaf in leaves {
                     let rows: Vec<Row> =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
-                    let build = |rows| Batch::build(after.clone(), rows, self.zone);
+                    let build = |rows| Batch::build(after.clone(), rows, &self.zone);
                     let batch = if rows.is_empty() { None } else { Some(build(rows)) };
                     held.push(Redo { root: number, whole: root, leaf, batch });
                     start = self.start.look(held.iter().filter_map(|redo| redo.batch.as_ref()))?;
@@ -142,7 +142,18 @@ impl Delivery {
             batch = rivals.apart(batch, &VecDeque::new()).await?;
         }
         self.refuse_fenced_again(leaf, &batch)?;
-        if leaf.may_have_arrived {
+        let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.zone.follows(rules));
+        if leaf.may_have_arrived && has_other_rules {
+            tracing::warn!(
+                entity_id = self.pass.lease.entity_id,
+                batch_id = leaf.batch_id,
+                same_bytes = batch.body_sha256 == leaf.body_sha256,
+                "the outcome of a batch is unknown; it is sent again by zone rules {}, while it was made by {}: records \
+                 whose wall-clock time differs may be at Elven with both",
+                self.zone.rules(),
+                leaf.zone_rules.as_deref().unwrap_or_default()
+            );
+        } else if leaf.may_have_arrived {
             tracing::warn!(
                 entity_id = self.pass.lease.entity_id,
                 batch_id = leaf.batch_id,

@@ -10,7 +10,6 @@ pub(super) mod chain;
 mod rows;
 mod span;
 
-use chrono_tz::Tz;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
@@ -18,7 +17,7 @@ use self::batches::Walk;
 use self::chain::{Chain, Link};
 use self::span::Span;
 use super::{RunError, fit};
-use crate::align;
+use crate::align::{Zone, Zones};
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
 use crate::journal::proof::{self, Pruned};
@@ -147,7 +146,7 @@ pub async fn verify(
     let selected = all.into_iter().filter(|id| only.is_empty() || only.contains(id));
     let (database, ledger) = (&database, &ledger);
     stream::iter(selected)
-        .map(async |entity_id| prove(database, ledger, &entity_id, deep).await)
+        .map(async |entity_id| prove(database, ledger, &settings.zones, &entity_id, deep).await)
         .buffered(settings.sync.entities_at_once.max(1))
         .try_collect()
         .await
@@ -158,6 +157,7 @@ pub async fn verify(
 async fn prove(
     database: &Database,
     ledger: &Ledger,
+    zones: &Zones,
     entity_id: &str,
     deep: bool,
 ) -> Result<EntityProof, RunError> {
@@ -215,9 +215,9 @@ async fn prove_in_snapshot(
         Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),
         None => report.rows_pending = ledger.pending_in(&mut transaction, &progress).await?,
     }
-    let zone = zone.and_then(|name| align::zone(&name).ok());
-    let mut checker =
-        Checker { ledger, entity_id: &entity_id, zone, fits, report, sample: Sample::default() };
+    let zone = zone.and_then(|name| zones.get(&name).ok());
+    let (entity_id, sample) = (&entity_id[..], Sample::default());
+    let mut checker = Checker { ledger, entity_id, zones, zone, fits, report, sample };
     checker.sample.step = if deep { Some(1) } else { None };
     checker.passes(&mut transaction, &links).await?;
     transaction.commit().await.map_err(JournalError::from)?;
@@ -250,8 +250,10 @@ impl Sample {
 struct Checker<'a> {
     ledger: &'a Ledger,
     entity_id: &'a str,
+    /// The zone rules in use.
+    zones: &'a Zones,
     /// The zone that the entity has now.
-    zone: Option<Tz>,
+    zone: Option<Zone>,
     /// The watermark is one of this ledger: only then its rows say something.
     fits: bool,
     report: &'a mut EntityProof,

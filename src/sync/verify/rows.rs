@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::batches::{Claim, Leaf};
 use super::span::Span;
 use super::{Checker, Finding, ROWS_NAMED_MAX};
-use crate::align;
+use crate::align::{Offsets, Zone};
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;
 use crate::journal::proof;
@@ -66,15 +66,39 @@ impl Checker<'_> {
         for claim in claims.iter().filter(|claim| claim.is_sampled && claim.leaves.iter().any(has_body)) {
             let rows = self.ledger.rows_of(transaction, self.entity_id, &claim.interval()).await?;
             for leaf in claim.leaves.iter().filter(|leaf| has_body(leaf)) {
-                self.check_body(leaf, &rows);
+                let recorded = self.recorded_zone(transaction, leaf).await?;
+                self.check_body(leaf, &rows, recorded);
             }
         }
         Ok(())
     }
 
+    /// The zone that the body of a batch was made with, by its rules of that time as far as they are known. `None`:
+    /// they are not.
+    async fn recorded_zone(
+        &self,
+        transaction: &mut Transaction,
+        leaf: &Leaf,
+    ) -> Result<Option<Zone>, RunError> {
+        let Some(name) = leaf.batch.timezone.as_deref() else { return Ok(None) };
+        let in_use = self.zones.get(name).ok();
+        Ok(match &leaf.batch.zone_rules {
+            Some(rules) if in_use.as_ref().is_some_and(|zone| zone.follows(rules)) => in_use,
+            Some(rules) => {
+                let offsets = proof::offsets(transaction, name, rules).await?;
+                offsets.map(|offsets| Zone::recorded(name, rules, offsets))
+            }
+            None if leaf.batch.tzdata == chrono_tz::IANA_TZDB_VERSION => {
+                Offsets::of_chrono_tz(name).map(|offsets| Zone::new(name, &leaf.batch.tzdata, offsets))
+            }
+            None => None,
+        })
+    }
+
     /// Makes a body again, as far as its rows are what they were. Rows that were set aside had no part in it: they
-    /// supersede nothing, and whether they were corrected is no matter of this batch.
-    fn check_body(&mut self, leaf: &Leaf, rows: &[Row]) {
+    /// supersede nothing, and whether they were corrected is no matter of this batch. `recorded`: the zone by the rules of
+    /// that time.
+    fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>) {
         let batch = &leaf.batch;
         let all: HashSet<&LedgerId> = leaf.ids.iter().collect();
         // The order of rows that share an id is PostgreSQL's, and a list of ids does not tell which of them was set aside.
@@ -93,19 +117,19 @@ impl Checker<'_> {
         }
         // From before they were recorded.
         let unknown_set_aside = batch.rows_rejected > 0 && batch.rejected_ids.is_none();
-        let recorded = batch.timezone.as_deref().map(|name| align::zone(name).ok());
-        let Some(zone) = recorded.unwrap_or(self.zone) else {
+        let has_rules = recorded.is_some();
+        let in_use = || match &batch.timezone {
+            Some(name) => self.zones.get(name).ok(),
+            None => self.zone.clone(),
+        };
+        let Some(zone) = recorded.or_else(in_use) else {
             self.report.bodies_not_provable += 1;
             return;
         };
-        let made = Batch::build(None, rows, zone);
+        let made = Batch::build(None, rows, &zone);
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
-        } else if recorded.is_none()
-            || has_ties
-            || unknown_set_aside
-            || batch.tzdata != chrono_tz::IANA_TZDB_VERSION
-        {
+        } else if !has_rules || has_ties || unknown_set_aside {
             self.report.bodies_not_provable += 1;
         } else {
             self.report.resend = Span::around(self.report.resend, Span::of(&made.rows));

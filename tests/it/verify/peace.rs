@@ -207,9 +207,9 @@ async fn a_zone_that_changes(pool: PgPool) {
     scene.run().await;
     assert_eq!(holds(&scene).await, (30, 0));
     assert_eq!(proof(&scene, true).await[0].bodies_proven, 4);
-    // From before zones were recorded, or made with other rules: then it is no tampering.
+    // From before zones were recorded, or made with rules that are not known: then it is no tampering.
     scene.sql("update elven_sync.sync_batches set timezone = null where batch_id = 1").await;
-    scene.sql("update elven_sync.sync_runs set tzdata = '1999a'; update elven_sync.sync_batches set body_sha256 = 'x' where batch_id = 2").await;
+    scene.sql("update elven_sync.sync_batches set zone_rules = '1999a bundled 0', body_sha256 = 'x' where batch_id = 2").await;
     holds(&scene).await;
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.bodies_proven, entity.bodies_not_provable), (2, 2), "{entity:?}");

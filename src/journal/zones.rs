@@ -1,0 +1,251 @@
+//! Zone rules: which ones were in use, what they say, and what the database server makes of the same instants.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::Value;
+use sqlx::AssertSqlSafe;
+
+use super::{Journal, JournalError};
+use crate::align::{Change, Offsets, Zone};
+use crate::database::Transaction;
+use crate::ledger::quote_literal;
+
+/// Name of the fact that has the rules of an entity.
+const OF_ENTITY: &str = "zone_rules";
+/// Between two of the instants at which the rules of the server are compared.
+const COMPARED_EVERY_S: i64 = 72 * 3600;
+
+/// Name of the fact that has what differs on the database server.
+const OF_SERVER: &str = "server_zone_rules";
+
+/// An entity whose zone rules are not those recorded for it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct EarlierRules {
+    /// The entity.
+    pub entity_id: String,
+    /// The zone that it has now.
+    pub timezone: String,
+    /// The zone and rules that were recorded. `None`: nothing was.
+    pub recorded: Option<(String, String)>,
+    /// Version of the rules of the run that opened its newest pass, or of the run before this one.
+    pub tzdata: Option<String>,
+    /// Records of the entity that were uploaded.
+    pub rows_uploaded: i64,
+    /// Rows in this snapshot were skipped when the entity was registered, and not uploaded.
+    pub skipped: Option<String>,
+}
+
+/// A zone for which the rules of the database server differ.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ServerDifference {
+    /// The zone.
+    pub zone: String,
+    /// The first instant of those compared at which they differ, in Unix seconds.
+    pub at_s: i64,
+    /// The wall-clock time by the rules of this program.
+    pub local: String,
+    /// The wall-clock time by those of the server. `None`: it does not know the zone.
+    pub on_server: Option<String>,
+}
+
+/// What the journal and the server say of the zone rules in use.
+#[derive(Debug, Deserialize)]
+pub struct RulesSeen {
+    /// Registered entities whose rules changed, or were never recorded.
+    pub changed: Vec<EarlierRules>,
+    /// Zones for which the server has other rules.
+    pub on_server: Vec<ServerDifference>,
+    /// What was last recorded of these. `None`: nothing was.
+    pub reported: Option<Value>,
+}
+
+/// The rules of an entity, and what was reported of them.
+#[derive(Debug)]
+pub struct RulesFact {
+    /// The entity.
+    pub entity_id: String,
+    /// Its zone.
+    pub zone: Zone,
+    /// What is kept for people to read.
+    pub value: Value,
+}
+
+impl Journal {
+    /// Compares these zones with the rules that were recorded for the entities that have them, and with the rules of
+    /// the server between two instants. One message, since each run asks.
+    pub async fn see_rules(
+        &self,
+        run_id: i64,
+        zones: &[Zone],
+        (from, to): (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<RulesSeen, JournalError> {
+        let sql = seen_sql(run_id, zones, from.timestamp(), to.timestamp());
+        let see = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.database.at_once());
+        let seen: String = self.database.again(see).await?;
+        serde_json::from_str(&seen).map_err(|problem| sqlx::Error::Decode(problem.into()).into())
+    }
+
+    /// The offsets of a zone by rules that were recorded. `None`: they were not.
+    pub async fn recorded_offsets(&self, zone: &str, rules: &str) -> Result<Option<Offsets>, JournalError> {
+        let read = || async {
+            let mut transaction = self.database.begin_reading().await?;
+            let offsets = offsets(&mut transaction, zone, rules).await?;
+            transaction.commit().await?;
+            Ok::<_, JournalError>(offsets)
+        };
+        self.database.again(read).await
+    }
+
+    /// Records the rules of entities, and what these rules say.
+    pub async fn record_rules(&self, facts: &[RulesFact]) -> Result<(), JournalError> {
+        let record = || async {
+            let mut transaction = self.database.begin().await?;
+            let zones: BTreeMap<_, _> =
+                facts.iter().map(|fact| ((fact.zone.name(), fact.zone.rules()), &fact.zone)).collect();
+            for zone in zones.into_values() {
+                insert_offsets(&mut transaction, zone).await?;
+            }
+            let entity_ids: Vec<&str> = facts.iter().map(|fact| fact.entity_id.as_str()).collect();
+            let values: Vec<Value> = facts.iter().map(|fact| fact.value.clone()).collect();
+            sqlx::query!(
+                "insert into elven_sync.sync_facts (name, entity_id, value)
+                 select $1, entity_id, value from unnest($2::text[], $3::jsonb[]) f (entity_id, value)
+                  order by entity_id
+                 on conflict (name, coalesce(entity_id, '')) do update
+                    set value = excluded.value, since = clock_timestamp(), checked_at = clock_timestamp()",
+                OF_ENTITY,
+                &entity_ids as &[&str],
+                &values
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(())
+        };
+        self.database.again(record).await
+    }
+
+    /// Records for which zones the server has other rules.
+    pub async fn record_server_rules(&self, value: &Value) -> Result<(), JournalError> {
+        self.database
+            .execute(|| {
+                sqlx::query!(
+                    "insert into elven_sync.sync_facts (name, value) values ($1, $2)
+                     on conflict (name, coalesce(entity_id, '')) do update
+                        set value = excluded.value, since = clock_timestamp(), checked_at = clock_timestamp()",
+                    OF_SERVER,
+                    value
+                )
+            })
+            .await?;
+        Ok(())
+    }
+}
+
+/// Compares with the server every three days, and around each change of the clock.
+fn seen_sql(run_id: i64, zones: &[Zone], from_s: i64, to_s: i64) -> String {
+    let rules: Vec<String> = zones
+        .iter()
+        .map(|zone| format!("({}, {})", quote_literal(zone.name()), quote_literal(zone.rules())))
+        .collect();
+    let mut periods = Vec::new();
+    for zone in zones {
+        let mut at = from_s;
+        while at < to_s {
+            let (period, offset_s) = zone.offsets().at(at);
+            let end = period.end.min(to_s);
+            periods.push(format!("({}, {at}, {}, {offset_s})", quote_literal(zone.name()), end - 1));
+            at = end;
+        }
+    }
+    format!(
+        "with used (timezone, rules) as (values {}),
+              periods (timezone, begins, ends, offset_s) as (values {}),
+              asked as (
+                  select p.timezone, array_agg(to_timestamp(s.at) order by s.at) as instants,
+                         array_agg((to_timestamp(s.at) at time zone 'UTC') + make_interval(secs => p.offset_s)
+                                   order by s.at) as locals
+                    from periods p
+                   cross join lateral (select generate_series(p.begins, p.ends, {COMPARED_EVERY_S}) as at
+                                       union select p.ends) s
+                   group by p.timezone)
+         select json_build_object(
+             'changed', coalesce((
+                 select json_agg(json_build_object(
+                            'entity_id', e.entity_id, 'timezone', e.timezone,
+                            'recorded', case when f.name is not null
+                                             then json_build_array(f.value ->> 'timezone', f.value ->> 'rules') end,
+                            'tzdata', coalesce(
+                                (select r.tzdata from elven_sync.sync_passes p join elven_sync.sync_runs r using (run_id)
+                                  where p.entity_id = e.entity_id and p.kind = 'pass' order by p.pass_id desc limit 1),
+                                (select r.tzdata from elven_sync.sync_runs r where r.run_id < {run_id}
+                                  order by r.run_id desc limit 1)),
+                            'rows_uploaded', coalesce(s.rows_uploaded, 0),
+                            'skipped', (select p.target::text from elven_sync.sync_passes p
+                                         where p.entity_id = e.entity_id and p.kind = 'from_now'
+                                         order by p.pass_id desc limit 1)) order by e.entity_id)
+                   from elven_sync.entities e join used u using (timezone)
+                   left join elven_sync.sync_facts f
+                          on f.name = '{OF_ENTITY}' and coalesce(f.entity_id, '') = e.entity_id
+                   left join elven_sync.sync_state s on s.entity_id = e.entity_id
+                  where (f.value ->> 'timezone', f.value ->> 'rules') is distinct from (u.timezone, u.rules)), '[]'),
+             'on_server', coalesce((
+                 select json_agg(json_build_object(
+                            'zone', a.timezone, 'at_s', extract(epoch from d.at)::bigint,
+                            'local', to_char(d.local, 'YYYY-MM-DD HH24:MI:SS'),
+                            'on_server', to_char(d.on_server, 'YYYY-MM-DD HH24:MI:SS')) order by a.timezone)
+                   from asked a
+                  cross join lateral (
+                      select u.at, u.local, u.on_server
+                        from unnest(a.instants, a.locals, elven_sync.server_clock(a.timezone, a.instants))
+                             u (at, local, on_server)
+                       where u.on_server is distinct from u.local order by u.at limit 1) d), '[]'),
+             'reported', (select f.value from elven_sync.sync_facts f
+                           where f.name = '{OF_SERVER}' and coalesce(f.entity_id, '') = ''))::text",
+        rules.join(", "),
+        periods.join(", ")
+    )
+}
+
+/// The offsets of a zone by rules that were recorded. `None`: they were not.
+pub(super) async fn offsets(
+    transaction: &mut Transaction,
+    zone: &str,
+    rules: &str,
+) -> Result<Option<Offsets>, JournalError> {
+    let row = sqlx::query!(
+        "select changes, offsets_s from elven_sync.sync_zone_rules where timezone = $1 and rules = $2",
+        zone,
+        rules
+    )
+    .fetch_optional(transaction)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let Some((first, later)) = row.offsets_s.split_first() else { return Ok(None) };
+    let changes = row.changes.iter().zip(later);
+    let changes =
+        changes.map(|(at, offset_s)| Change { at_s: at.timestamp(), offset_s: i64::from(*offset_s) });
+    Ok(Offsets::listed(i64::from(*first), changes).ok())
+}
+
+async fn insert_offsets(transaction: &mut Transaction, zone: &Zone) -> Result<(), sqlx::Error> {
+    let offsets = zone.offsets();
+    let changes: Vec<DateTime<Utc>> =
+        offsets.changes().iter().filter_map(|change| DateTime::from_timestamp(change.at_s, 0)).collect();
+    let all =
+        std::iter::once(offsets.first_s()).chain(offsets.changes().iter().map(|change| change.offset_s));
+    let all: Vec<i32> = all.map(|offset_s| i32::try_from(offset_s).unwrap_or_default()).collect();
+    sqlx::query!(
+        "insert into elven_sync.sync_zone_rules (timezone, rules, changes, offsets_s)
+         values ($1, $2, $3, $4) on conflict do nothing",
+        zone.name(),
+        zone.rules(),
+        &changes,
+        &all
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! Changes of the zone rules: which uploaded rows have other wall-clock times now, and where the database server has
+//! other rules than this program. Each is reported once per change.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Days, SecondsFormat, Utc};
+use serde_json::{Value, json};
+
+use super::{RunError, Target, Worker};
+use crate::align::{Offsets, Zone};
+use crate::database::Passing;
+use crate::journal::{EarlierRules, JournalError, Lane, RulesFact, RulesSeen, ServerDifference};
+use crate::ledger::Uploaded;
+use crate::watermark::Snapshot;
+
+/// So far ahead the rules of the database server are compared.
+const COMPARED_DAYS: u64 = 366;
+
+/// No more entities are named than this.
+const ENTITIES_NAMED_MAX: usize = 20;
+
+/// No more zones are named than this.
+const ZONES_NAMED_MAX: usize = 5;
+
+/// What was seen of the rules before a run sends anything.
+#[derive(Debug)]
+pub(super) struct Seen {
+    zones: Vec<Zone>,
+    rules: RulesSeen,
+    /// Where the entities were whose rules have changed: what is behind that was uploaded by the earlier rules.
+    lanes: BTreeMap<String, Lane>,
+}
+
+impl Worker {
+    /// Compares the zone rules in use with those of earlier uploads and with those of the database server. Returns
+    /// what a person should know; the same is logged, and kept in `sync_facts`.
+    pub(super) async fn compare_rules(&self, run_id: i64, targets: &[Target]) -> Vec<String> {
+        let seen = self.see_rules(run_id, targets).await;
+        self.notes_of_rules(targets, seen).await
+    }
+
+    /// Looks at the rules. `None`: that failed, which is no reason not to send, and the next run looks again.
+    pub(super) async fn see_rules(&self, run_id: i64, targets: &[Target]) -> Option<Seen> {
+        if targets.is_empty() {
+            return None;
+        }
+        let zones: BTreeMap<String, Zone> = targets
+            .iter()
+            .map(|target| target.zone.clone())
+            .chain(self.ledger_zone())
+            .map(|zone| (zone.name().to_owned(), zone))
+            .collect();
+        let zones: Vec<Zone> = zones.into_values().collect();
+        let now = Utc::now();
+        let until = now.checked_add_days(Days::new(COMPARED_DAYS)).unwrap_or(now);
+        let see = async {
+            let rules = self.journal.see_rules(run_id, &zones, (now, until)).await?;
+            let uploaded = rules.changed.iter().filter(|earlier| earlier.rows_uploaded > 0);
+            let ids: Vec<String> = uploaded.map(|earlier| earlier.entity_id.clone()).collect();
+            let lanes = if ids.is_empty() { BTreeMap::new() } else { self.journal.lanes(&ids).await? };
+            Ok::<_, JournalError>((rules, lanes))
+        };
+        match see.await {
+            Ok((rules, lanes)) => Some(Seen { zones, rules, lanes }),
+            Err(problem) => {
+                not_compared(&problem);
+                None
+            }
+        }
+    }
+
+    /// Counts the rows that a change of the rules concerns, and records what is known. That may take long, and what is
+    /// sent meanwhile does not count.
+    pub(super) async fn notes_of_rules(&self, targets: &[Target], seen: Option<Seen>) -> Vec<String> {
+        let Some(Seen { zones, rules, lanes }) = seen else { return Vec::new() };
+        let notes = async {
+            let mut notes = self.notes_of_entities(targets, rules.changed, &lanes).await?;
+            notes.extend(self.notes_of_server(&zones, &rules.on_server, rules.reported).await?);
+            Ok::<_, RunError>(notes)
+        };
+        let notes = notes.await.unwrap_or_else(|problem| {
+            not_compared(&problem);
+            Vec::new()
+        });
+        for note in &notes {
+            tracing::warn!("{note}");
+        }
+        notes
+    }
+
+    /// The zone of a ledger whose `captured_at` has none: there the server's rules say which instant is meant.
+    fn ledger_zone(&self) -> Option<Zone> {
+        let name = self.settings.ledger.captured_at_zone.as_deref()?;
+        self.settings.zones.get(name).ok()
+    }
+
+    /// Counts the uploaded rows of entities whose rules have changed, and records the rules.
+    async fn notes_of_entities(
+        &self,
+        targets: &[Target],
+        changed: Vec<EarlierRules>,
+        lanes: &BTreeMap<String, Lane>,
+    ) -> Result<Vec<String>, RunError> {
+        let targets: BTreeMap<&str, &Target> =
+            targets.iter().map(|target| (target.entity_id.as_str(), target)).collect();
+        let (mut notes, mut facts) = (Vec::new(), Vec::new());
+        for earlier in changed {
+            // One may not have been selected, or was given another zone just now.
+            let zone = targets.get(earlier.entity_id.as_str()).map(|target| &target.zone);
+            let Some(zone) = zone.filter(|zone| zone.name() == earlier.timezone) else { continue };
+            let change = match earlier_rules(&earlier, zone, &self.settings.zones.version()) {
+                Some(rules) => Some(self.change_to(zone, &earlier, rules, lanes).await?),
+                None => None,
+            };
+            notes.extend(change.as_ref().and_then(|change| change.note(&earlier.entity_id, zone)));
+            let value = json!({
+                "timezone": zone.name(),
+                "rules": zone.rules(),
+                "changed": change.map(|change| change.to_json(&earlier.entity_id)),
+            });
+            facts.push(RulesFact { entity_id: earlier.entity_id, zone: zone.clone(), value });
+        }
+        if !facts.is_empty() {
+            self.journal.record_rules(&facts).await?;
+        }
+        if notes.len() > ENTITIES_NAMED_MAX {
+            let more = notes.split_off(ENTITIES_NAMED_MAX).len();
+            notes.push(format!(
+                "the time zone rules of {more} more entities have changed, with uploaded rows that have other \
+                 wall-clock times; hint: select entity_id, value -> 'changed' from elven_sync.sync_facts where name = \
+                 'zone_rules'"
+            ));
+        }
+        Ok(notes)
+    }
+
+    /// What a change of the rules means for the uploaded rows of an entity. `rules`: those of its earlier uploads.
+    async fn change_to(
+        &self,
+        zone: &Zone,
+        earlier: &EarlierRules,
+        rules: String,
+        lanes: &BTreeMap<String, Lane>,
+    ) -> Result<RulesChange, RunError> {
+        let offsets = if earlier.recorded.is_some() {
+            self.journal.recorded_offsets(zone.name(), &rules).await?
+        } else if rules == chrono_tz::IANA_TZDB_VERSION {
+            Offsets::of_chrono_tz(zone.name())
+        } else {
+            None
+        };
+        let Some(offsets) = offsets else { return Ok(RulesChange { rules, rows: Rows::RulesUnknown }) };
+        let periods = zone.offsets().differences(&offsets);
+        let lane = lanes.get(&earlier.entity_id).cloned().unwrap_or_default();
+        let skipped: Option<Snapshot> = earlier.skipped.as_ref().and_then(|skipped| skipped.parse().ok());
+        let progress = lane.progress(&earlier.entity_id);
+        let rows = match self.ledger.uploaded_in(&progress, skipped.as_ref(), &periods).await {
+            Ok(None) => Rows::None,
+            Ok(Some(uploaded)) => Rows::Counted(uploaded),
+            Err(problem) if problem.is_passing() => return Err(problem.into()),
+            // One entity must not keep others from being reported, nor be counted in vain in each run.
+            Err(problem) => Rows::NotCounted {
+                problem: crate::output::chain(&problem),
+                from: periods.first().map(|period| instant(period.start)).unwrap_or_default(),
+            },
+        };
+        Ok(RulesChange { rules, rows })
+    }
+
+    /// Says for which zones the server has other rules, unless that was said.
+    async fn notes_of_server(
+        &self,
+        zones: &[Zone],
+        differences: &[ServerDifference],
+        reported: Option<Value>,
+    ) -> Result<Vec<String>, RunError> {
+        let reported = reported.unwrap_or_else(|| json!({}));
+        let rules_of = |name: &str| zones.iter().find(|zone| zone.name() == name).map_or("", Zone::rules);
+        // One run may be of a few entities: what was said of other zones still holds.
+        let mut value: serde_json::Map<String, Value> = reported
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| zones.iter().all(|zone| zone.name() != name.as_str()))
+            .map(|(name, known)| (name.clone(), known.clone()))
+            .collect();
+        for difference in differences {
+            // While it lasts the first instant at which they differ is a later one each time.
+            let known =
+                reported.get(&difference.zone).filter(|known| known["rules"] == rules_of(&difference.zone));
+            let found = || difference_json(difference, rules_of(&difference.zone));
+            value.insert(difference.zone.clone(), known.cloned().unwrap_or_else(found));
+        }
+        let value = Value::Object(value);
+        if value == reported {
+            return Ok(Vec::new());
+        }
+        self.journal.record_server_rules(&value).await?;
+        let is_new =
+            |difference: &&ServerDifference| reported.get(&difference.zone) != value.get(&difference.zone);
+        let new: Vec<&ServerDifference> = differences.iter().filter(is_new).collect();
+        let ledger_zone = self.settings.ledger.captured_at_zone.as_deref();
+        let mut notes: Vec<String> = new
+            .iter()
+            .take(ZONES_NAMED_MAX)
+            .map(|difference| server_note(difference, rules_of(&difference.zone), ledger_zone))
+            .collect();
+        if new.len() > ZONES_NAMED_MAX {
+            let more = new.len() - ZONES_NAMED_MAX;
+            notes.push(format!(
+                "the rules of the database server differ for {more} more time zones; hint: select value from \
+                 elven_sync.sync_facts where name = 'server_zone_rules'"
+            ));
+        }
+        Ok(notes)
+    }
+}
+
+/// The rules of earlier uploads of an entity, if they are others than those in use: what was recorded for it, or the
+/// version that an earlier version of this program recorded for a run.
+fn earlier_rules(earlier: &EarlierRules, zone: &Zone, in_use: &str) -> Option<String> {
+    let EarlierRules { recorded, rows_uploaded, tzdata, .. } = earlier;
+    let rules = match recorded {
+        _ if *rows_uploaded == 0 => None,
+        // Another zone is no change of rules; and the same offsets may be those of another version.
+        Some((name, rules)) => {
+            Some(rules.as_str()).filter(|rules| name == zone.name() && !zone.follows(rules))
+        }
+        None => tzdata.as_deref().filter(|tzdata| *tzdata != in_use),
+    };
+    rules.map(str::to_owned)
+}
+
+fn not_compared(problem: &(dyn std::error::Error + 'static)) {
+    let problem = crate::output::chain(problem);
+    tracing::warn!("the time zone rules could not be compared with those of earlier runs: {problem}");
+}
+
+/// The zone rules of an entity are others than those of its earlier uploads.
+struct RulesChange {
+    /// Those of its earlier uploads.
+    rules: String,
+    rows: Rows,
+}
+
+/// The uploaded rows whose wall-clock time is another one by the rules in use.
+enum Rows {
+    /// There are none.
+    None,
+    /// There are these.
+    Counted(Uploaded),
+    /// The ledger could not be asked; the first instant at which the rules differ is known.
+    NotCounted { problem: String, from: String },
+    /// What the earlier rules say is not known.
+    RulesUnknown,
+}
+
+impl RulesChange {
+    /// What a person has to know, if rows are concerned.
+    fn note(&self, entity_id: &str, zone: &Zone) -> Option<String> {
+        let Self { rules, rows } = self;
+        let changed = format!(
+            "entity `{entity_id}`: the rules of time zone {} are {} now; earlier uploads were made by {rules}",
+            zone.name(),
+            zone.rules()
+        );
+        match rows {
+            Rows::None => None,
+            Rows::Counted(uploaded) => Some(format!(
+                "{changed}. The wall-clock time changes for {} uploaded {} captured from {} to {}; the records with \
+                 the earlier times stay at Elven until they are deleted there; hint: {}",
+                crate::output::thousands(uploaded.rows),
+                if uploaded.rows == 1 { "row" } else { "rows" },
+                second(uploaded.first),
+                second(uploaded.last),
+                backfill(entity_id, uploaded)
+            )),
+            Rows::NotCounted { problem, from } => Some(format!(
+                "{changed}. The wall-clock time changes for rows captured from {from} on, which could not be counted: \
+                 {problem}; the records with the earlier times stay at Elven until they are deleted there; hint: send \
+                 the rows from then on again with elven-sync backfill"
+            )),
+            Rows::RulesUnknown => Some(format!(
+                "{changed}, which are not known to this program, so it cannot say for which uploaded rows the \
+                 wall-clock time changes; hint: where the rules differ, send the range again with elven-sync backfill"
+            )),
+        }
+    }
+
+    fn to_json(&self, entity_id: &str) -> Value {
+        let rules = &self.rules;
+        match &self.rows {
+            Rows::None => json!({ "earlier_rules": rules, "rows": 0 }),
+            Rows::Counted(uploaded) => json!({
+                "earlier_rules": rules,
+                "rows": uploaded.rows,
+                "first_captured_at": second(uploaded.first),
+                "last_captured_at": second(uploaded.last),
+                "backfill": backfill(entity_id, uploaded),
+            }),
+            Rows::NotCounted { problem, from } => {
+                json!({ "earlier_rules": rules, "rows": null, "differ_from": from, "problem": problem })
+            }
+            Rows::RulesUnknown => json!({ "earlier_rules": rules, "rows": null }),
+        }
+    }
+}
+
+/// The command that sends rows with their present times.
+fn backfill(entity_id: &str, uploaded: &Uploaded) -> String {
+    let quoted = entity_id.replace('\'', "'\\''");
+    // The end of a range is not part of it.
+    let end = DateTime::from_timestamp(uploaded.last.timestamp() + 1, 0).unwrap_or(uploaded.last);
+    format!("elven-sync backfill --entity '{quoted}' --from {} --to {}", second(uploaded.first), second(end))
+}
+
+fn second(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+fn instant(unix_s: i64) -> String {
+    DateTime::from_timestamp(unix_s, 0).map(second).unwrap_or_default()
+}
+
+fn difference_json(difference: &ServerDifference, rules: &str) -> Value {
+    json!({
+        "rules": rules,
+        "at": instant(difference.at_s),
+        "elven_sync": difference.local,
+        "server": difference.on_server,
+    })
+}
+
+fn server_note(difference: &ServerDifference, rules: &str, ledger_zone: Option<&str>) -> String {
+    let ServerDifference { zone, at_s, local, on_server } = difference;
+    let says = match on_server {
+        Some(on_server) => format!("has {on_server}"),
+        None => "does not know the zone".to_owned(),
+    };
+    let means = if ledger_zone == Some(zone) {
+        "the server's rules decide which instants the ledger's captured_at names ([ledger] captured_at_zone), so rows \
+         are sent with a wrong time"
+    } else {
+        "elven-sync sends its own, so SQL with AT TIME ZONE does not show what Elven has"
+    };
+    // PostgreSQL looks among its abbreviations first.
+    let hint = if on_server.is_some() && zone.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        "PostgreSQL takes this name for an abbreviation with one fixed offset; name a zone such as Europe/Paris instead"
+    } else {
+        "update the time zone data of the database server (package tzdata, or PostgreSQL itself)"
+    };
+    format!(
+        "time zone {zone}: the rules of the database server differ from those in use ({rules}): at {} the server \
+         {says}, elven-sync has {local}; {means}; hint: {hint}",
+        instant(*at_s)
+    )
+}
