@@ -3,6 +3,7 @@
 //! Progress is monotonic and SQL enforces it: a write of a lane names the lease it holds and the
 //! cursor it starts from, and changes nothing when either is not so any more.
 
+mod actions;
 mod backfill_rows;
 mod backfills;
 mod batches;
@@ -34,7 +35,7 @@ pub use group::Handed;
 pub use lanes::{Course, Lane, Lease, OpenPass, Opening};
 pub use leases::{Holder, Purpose, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
-pub use moves::{Earlier, FromNow, Seal};
+pub use moves::{Earlier, FromNow, OpenWork, Rebound, Seal, Sealed};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
 pub(crate) use steps::invalid;

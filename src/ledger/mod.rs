@@ -4,6 +4,7 @@
 //! one message per row, decoded in [`row`] without going through text.
 
 pub mod attach;
+mod mapping;
 mod pages;
 mod proof;
 mod range;
@@ -20,6 +21,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
 use self::pages::Page;
+pub(crate) use mapping::belongs_to;
+pub use mapping::{Changes, Mapping};
 pub use pages::{Pages, Pass, Reading};
 pub use proof::Interval;
 pub use range::{Range, RangePages, instant, instant_us};
@@ -170,6 +173,11 @@ impl Ledger {
     /// The table's qualified name, as the watermark remembers it.
     pub fn name(&self) -> &str {
         self.table.name()
+    }
+
+    /// How the ledger is read, as the watermark remembers it.
+    pub fn mapping(&self) -> &Mapping {
+        &self.table.mapping
     }
 
     /// Looks which of the entities have rows behind their watermark.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{line, table, thousands};
-use crate::sync::{EntityProof, PruneReport};
+use crate::sync::{EntityProof, PruneReport, PrunedEntity};
 
 /// What the proof is about, whatever it finds.
 const NOT_PROVEN: &str = "that Elven still holds what it accepted; rows that were deleted before they were read; \
@@ -134,7 +134,14 @@ pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
                     entity.passes.to_string(),
                     entity.batches.to_string(),
                     entity.errors.to_string(),
-                    if entity.busy { "somebody else has it locked; try again" } else { "" }.to_owned(),
+                    match entity {
+                        PrunedEntity { foreign: true, .. } => {
+                            "this cluster did not write its journal; see elven-sync verify"
+                        }
+                        PrunedEntity { busy: true, .. } => "somebody else has it locked; try again",
+                        PrunedEntity { .. } => "",
+                    }
+                    .to_owned(),
                 ]
             }),
         ));

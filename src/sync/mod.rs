@@ -14,6 +14,7 @@ mod patience;
 mod places;
 mod progress;
 mod prune;
+mod rebind;
 mod rehearsal;
 mod report;
 mod retry;
@@ -38,6 +39,7 @@ pub use backfill::{BackfillError, BackfillReport};
 pub use moves::{MoveError, Rewind};
 pub use progress::{EntityProgress, Progress as RowsDone};
 pub use prune::{PruneReport, PrunedEntity, prune};
+pub use rebind::{Rebind, Rebinding};
 pub use rehearsal::Rehearsal;
 pub use report::{Ended, EntityReport, RunReport};
 pub use retry::Retried;
@@ -91,6 +93,8 @@ pub struct Worker {
     settings: Arc<Settings>,
     database: Database,
     ledger: Ledger,
+    /// How the ledger is read, as the journal records it.
+    mapping: Arc<str>,
     journal: Journal,
     client: Client,
     places: Arc<Places>,
@@ -129,6 +133,7 @@ impl Worker {
         Ok(Self {
             settings: Arc::new(settings),
             database,
+            mapping: ledger.mapping().to_json().into(),
             ledger,
             journal,
             client,
@@ -294,7 +299,7 @@ impl Worker {
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
         if !idle.is_empty() {
             // Now, since it is true now: the others may take hours.
-            self.journal.found_idle(&idle).await?;
+            self.journal.found_idle(&idle, &self.mapping).await?;
         }
         self.recall_sizes(&busy).await?;
         // How many are worked on at once is up to the places; the others only wait.

@@ -97,15 +97,22 @@ impl Worker {
         };
         after(Step::TakeLease);
         let look = self.ledger.look(&[lane.progress(&target.entity_id)]).await?;
-        let done = if let Err(misfit) = self.fits(&target.entity_id, &lane, &look) {
+        let fits = self
+            .is_journal_of_this(&target.entity_id, &lane)
+            .and_then(|()| self.fits(&target.entity_id, &lane, &look));
+        if let Err(misfit) = fits {
             retried.extend(not_now(&misfit.to_string()));
-            Ok(())
-        } else {
-            if let Some(pause) = lane.not_before {
-                target.channel.pause(pause);
-            }
-            self.retry_rows(run_id, target, &lease, errors, retried).await
-        };
+            let problem = misfit.into();
+            let failed = self.journal.lane_failed(&lease, run_id, &problem, None);
+            return Ok(around(Step::Fail, around(Step::ReleaseLease, failed)).await?);
+        }
+        if lane.mapping.is_none() {
+            self.journal.fill_mapping(&lease, &self.mapping).await?;
+        }
+        if let Some(pause) = lane.not_before {
+            target.channel.pause(pause);
+        }
+        let done = self.retry_rows(run_id, target, &lease, errors, retried).await;
         // What was not waited for may still arrive: then the lease is left to run out, as in a run.
         if !*self.cut_off.borrow() {
             around(Step::ReleaseLease, self.journal.release(&lease)).await?;

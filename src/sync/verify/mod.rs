@@ -9,6 +9,8 @@ mod batches;
 pub(super) mod chain;
 mod rows;
 
+use std::collections::VecDeque;
+
 use chrono_tz::Tz;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
@@ -20,8 +22,9 @@ use crate::align;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
 use crate::journal::proof::{self, Pruned};
-use crate::journal::{JournalError, check_schema};
+use crate::journal::{JournalError, Lane, Sealed, check_schema};
 use crate::ledger::Ledger;
+use crate::watermark::Snapshot;
 
 /// Batches, and passes, that are looked at together.
 const TOGETHER_MAX: usize = 100;
@@ -31,6 +34,8 @@ const COUNTED_MAX: usize = 1000;
 const FINDINGS_MAX: usize = 100;
 /// Of each finding so many rows are named.
 const ROWS_NAMED_MAX: usize = 20;
+/// Of each entity so many of the newest batches have their ids counted.
+const NEWEST: usize = 100;
 /// Of each entity so many whole batches have their bodies made again, unless all are asked for.
 const SAMPLE: usize = 20;
 
@@ -148,14 +153,50 @@ async fn prove(
     entity_id: &str,
     deep: bool,
 ) -> Result<EntityProof, RunError> {
+    Ok(prove_as(database, ledger, entity_id, Asked::Verify { deep }).await?.report)
+}
+
+/// What a proof is made for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asked {
+    /// Of the journal as it is; of all bodies, or of a sample.
+    Verify { deep: bool },
+    /// Of the journal as if it were of this cluster and of this mapping, with all bodies. With `other_values` bodies may
+    /// differ, since a person accepts that others are sent.
+    Rebind { other_values: bool },
+}
+
+/// A proof, and what a rebind needs besides.
+#[derive(Debug)]
+pub(super) struct Proof {
+    pub report: EntityProof,
+    /// The entity as it was found.
+    pub lane: Lane,
+    /// Changes of the watermark were pruned.
+    pub is_pruned: bool,
+    /// Of the newest batches the ids that they list, and those of them that the ledger has in their intervals.
+    pub newest: (usize, usize),
+    /// Every transaction that the watermark may speak of has ended.
+    pub has_ended: bool,
+}
+
+/// Checks one entity, all of it in one snapshot, for a purpose.
+pub(super) async fn prove_as(
+    database: &Database,
+    ledger: &Ledger,
+    entity_id: &str,
+    asked: Asked,
+) -> Result<Proof, RunError> {
     let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
-    let lane = proof::lane(&mut transaction, entity_id).await?;
-    let progress = lane.progress(entity_id);
+    let found = proof::lane(&mut transaction, entity_id).await?;
+    let progress = found.progress(entity_id);
     let look = ledger.look_in(&mut transaction, &progress).await?;
     let changes = proof::changes(&mut transaction, entity_id).await?;
     let zone = proof::timezone(&mut transaction, entity_id).await?;
     let pruned = proof::pruned(&mut transaction, entity_id).await?;
-    let Chain { links, others, findings } = chain::follow(changes, &lane);
+    let values_changed = proof::values_changed(&mut transaction, entity_id).await?;
+    let Chain { links, others, findings } = chain::follow(changes, &found);
+    let is_pruned = pruned.is_some() || others.iter().any(|change| change.kind == "pruned");
     let mut report = EntityProof {
         entity_id: entity_id.to_owned(),
         passes: links.len(),
@@ -166,18 +207,44 @@ async fn prove(
     for finding in findings {
         report.find(finding);
     }
-    let misfit = fit::fits(ledger.name(), entity_id, &lane, &look).err();
+    // A journal that was copied is compared with the ledger all the same, to show what it would pass over. Where the
+    // watermark is, the chain has told.
+    let lane = match asked {
+        Asked::Verify { .. } => {
+            if let Err(misfit) = fit::sealed(entity_id, &found) {
+                report.find(Finding::new("watermark", misfit.to_string()));
+            }
+            Lane { seal: Sealed::Whole, ..found.clone() }
+        }
+        Asked::Rebind { .. } => fit::as_if_bound(ledger, &look, &found),
+    };
+    let misfit = fit::fits(ledger, entity_id, &lane, &look).err();
     let fits = misfit.is_none();
     match misfit {
         Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),
         None => report.rows_pending = ledger.pending_in(&mut transaction, &progress).await?,
     }
     let zone = zone.and_then(|name| align::zone(&name).ok());
-    let mut checker = Checker { ledger, entity_id, zone, fits, report, sample: Sample::default() };
-    checker.sample.step = if deep { Some(1) } else { None };
+    let newest = VecDeque::new();
+    let sample = Sample {
+        step: if matches!(asked, Asked::Verify { deep: false }) { None } else { Some(1) },
+        ..Sample::default()
+    };
+    let any_values = matches!(asked, Asked::Rebind { other_values: true });
+    let other_values_before = if any_values { Some(i64::MAX) } else { values_changed };
+    let mut checker = Checker { ledger, entity_id, zone, fits, report, sample, newest, other_values_before };
     checker.passes(&mut transaction, &links).await?;
     transaction.commit().await.map_err(JournalError::from)?;
-    Ok(checker.report)
+    let snapshots = [found.settled.as_ref(), found.open.as_ref().map(|(_, target)| target)];
+    let until = snapshots.into_iter().flatten().map(Snapshot::xmax).max();
+    let Checker { report, newest, .. } = checker;
+    Ok(Proof {
+        report,
+        lane: found,
+        is_pruned,
+        newest: newest.into_iter().fold((0, 0), |sum, (listed, found)| (sum.0 + listed, sum.1 + found)),
+        has_ended: until.is_none_or(|until| look.target.xmin() >= until),
+    })
 }
 
 /// Which whole batches have their bodies made again: every so manieth.
@@ -212,6 +279,10 @@ struct Checker<'a> {
     fits: bool,
     report: EntityProof,
     sample: Sample,
+    /// Of the newest batches: how many ids each lists, and how many of them the ledger has in its interval.
+    newest: VecDeque<(usize, usize)>,
+    /// Bodies of passes before this change of the watermark may have been made of other values.
+    other_values_before: Option<i64>,
 }
 
 impl Checker<'_> {

@@ -1,9 +1,9 @@
 //! What the ledger holds, against what the batches claim.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::batches::{Claim, Leaf};
-use super::{Checker, Finding, ROWS_NAMED_MAX};
+use super::{Checker, Finding, NEWEST, ROWS_NAMED_MAX};
 use crate::align;
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;
@@ -40,7 +40,7 @@ impl Checker<'_> {
             return Ok(());
         }
         let mut unlisted: BTreeMap<usize, Vec<LedgerId>> = BTreeMap::new();
-        {
+        let missing: Vec<usize> = {
             let (intervals, mut left): (Vec<_>, Vec<_>) = claims
                 .iter_mut()
                 .map(|claim| (std::mem::take(&mut claim.ids), &*claim))
@@ -58,6 +58,16 @@ impl Checker<'_> {
                 }
             };
             self.ledger.listed(transaction, self.entity_id, &intervals, row).await?;
+            let times = |ids: &HashMap<LedgerId, u32>| ids.values().map(|times| *times as usize).sum();
+            left.iter().map(|(ids, _)| times(ids)).collect()
+        };
+        for (claim, missing) in
+            claims.iter().zip(missing).filter(|(claim, _)| claim.is_done && claim.rows > 0)
+        {
+            self.newest.push_back((claim.rows, claim.rows - missing));
+            if self.newest.len() > NEWEST {
+                self.newest.pop_front();
+            }
         }
         for (place, ids) in unlisted {
             self.report.find(unlisted_rows(&claims[place], &ids));
@@ -90,7 +100,11 @@ impl Checker<'_> {
         let made = Batch::build(None, rows, zone);
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
-        } else if recorded.is_none() || has_ties || batch.tzdata != chrono_tz::IANA_TZDB_VERSION {
+        } else if self.other_values_before.is_some_and(|pass_id| batch.pass_id < pass_id)
+            || recorded.is_none()
+            || has_ties
+            || batch.tzdata != chrono_tz::IANA_TZDB_VERSION
+        {
             self.report.bodies_not_provable += 1;
         } else {
             let message = format!(
