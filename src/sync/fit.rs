@@ -1,5 +1,7 @@
 //! Whether a watermark belongs to the database and the ledger that are there.
 
+use std::collections::BTreeMap;
+
 use super::Worker;
 use crate::journal::{Kind, Lane, Problem, Sealed};
 use crate::ledger::{Changes, Ledger, Look, belongs_to};
@@ -31,6 +33,18 @@ impl Worker {
     }
 }
 
+/// Of these entities those whose rows are read as when their watermarks were moved. Of the others nothing can be told from
+/// the ledger as it is read now.
+pub(super) fn readable(ledger: &Ledger, mut lanes: BTreeMap<String, Lane>) -> BTreeMap<String, Lane> {
+    lanes.retain(|_, lane| is_at_start(lane) || changes(ledger, lane).is_none());
+    lanes
+}
+
+/// Nothing was read yet, or all is to be read again: the next pass is bound to whatever there is.
+fn is_at_start(lane: &Lane) -> bool {
+    lane.settled.is_none() && lane.open.is_none()
+}
+
 /// The same as [`Worker::fits`] for a caller without a worker.
 pub(super) fn fits(ledger: &Ledger, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
     let refuse = |what: String| Err(Misfit(what));
@@ -44,8 +58,7 @@ pub(super) fn fits(ledger: &Ledger, entity_id: &str, lane: &Lane, look: &Look) -
         ));
     }
     sealed(entity_id, lane)?;
-    // At the start nothing was read yet: the next pass is bound to whatever there is.
-    if lane.settled.is_some() || lane.open.is_some() {
+    if !is_at_start(lane) {
         mapped(ledger, entity_id, lane)?;
     }
     if let Some(before) = lane.ledger_table.as_deref().filter(|before| *before != table) {

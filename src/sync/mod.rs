@@ -197,7 +197,7 @@ impl Worker {
             };
             entities.push(report);
         }
-        let unregistered = if only.is_empty() { self.unregistered().await? } else { Vec::new() };
+        let unregistered = if only.is_empty() { self.unregistered(&lanes).await? } else { Vec::new() };
         let status = report::status(&entities, &unregistered, false);
         Ok(RunReport { run_id: None, status, counters, entities, unregistered })
     }
@@ -316,7 +316,7 @@ impl Worker {
         }
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(&mut reports, &idle).await?;
-        let unregistered = if whole_ledger { self.unregistered().await? } else { Vec::new() };
+        let unregistered = if whole_ledger { self.unregistered(&lanes).await? } else { Vec::new() };
         if !unregistered.is_empty() {
             self.journal.note_unregistered(run_id, &unregistered).await?;
         }
@@ -352,7 +352,11 @@ impl Worker {
         }
     }
 
-    async fn unregistered(&self) -> Result<Vec<String>, RunError> {
+    /// None are found under a mapping that is refused: what it takes for entities may be anything.
+    async fn unregistered(&self, lanes: &BTreeMap<String, Lane>) -> Result<Vec<String>, RunError> {
+        if fit::readable(&self.ledger, lanes.clone()).len() < lanes.len() {
+            return Ok(Vec::new());
+        }
         let all = Entity::list(&self.database).await?;
         let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
         Ok(self.ledger.unregistered(&ids).await?)
@@ -366,10 +370,17 @@ impl Worker {
         if ids.is_empty() {
             return Ok(());
         }
-        let pending = self.ledger.pending(&progress(&self.journal.lanes(&ids).await?)).await?;
-        let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
+        let lanes = fit::readable(&self.ledger, self.journal.lanes(&ids).await?);
+        let pending = self.ledger.pending(&progress(&lanes)).await?;
+        let refused: Vec<String> = ids.into_iter().filter(|id| !lanes.contains_key(id)).collect();
+        let mut rows = if refused.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.journal.pending_as_noted(&refused).await?
+        };
+        rows.extend(pending.iter().map(|pending| (pending.entity_id.clone(), pending.rows)));
         for report in reports {
-            report.rows_pending = rows.get(report.entity_id.as_str()).copied().unwrap_or(0);
+            report.rows_pending = rows.get(&report.entity_id).copied().unwrap_or(0);
         }
         self.journal.note_pending(&pending).await?;
         Ok(())
@@ -398,7 +409,8 @@ pub async fn health(
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     let mut entities = Health::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
-    let pending = ledger.pending(&progress(&journal.lanes(&ids).await?)).await?;
+    let lanes = fit::readable(&ledger, journal.lanes(&ids).await?);
+    let pending = ledger.pending(&progress(&lanes)).await?;
     let mut pending: BTreeMap<String, Pending> =
         pending.into_iter().map(|p| (p.entity_id.clone(), p)).collect();
     for entity in &mut entities {

@@ -48,7 +48,9 @@ pub async fn assert_each_command_refuses(scene: &Scene, between: &str, why: &str
         (3, &["verify"]),
     ] {
         let refused = said(scene, code, arguments).await;
-        assert!(refused.contains(why), "{arguments:?}: {refused}");
+        // The proof says by itself where the two are.
+        let by_proof = arguments == ["verify"] && refused.contains("the watermark in sync_state is");
+        assert!(refused.contains(why) || by_proof, "{arguments:?}: {refused}");
     }
     let open =
         "select string_agg(kind, ',' order by kind) from elven_sync.sync_errors where resolved_at is null";
@@ -60,6 +62,8 @@ pub async fn assert_each_command_refuses(scene: &Scene, between: &str, why: &str
 #[sqlx::test(migrations = false)]
 async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: PgPool) {
     let scene = scene(pool).await;
+    insert(&scene, 101, 103).await;
+    scene.run().await;
     insert(&scene, 1, 15).await;
     scene.sandbox.set_rules(vec!["reject:account=a3".parse().unwrap()]);
     scene.run().await;
@@ -74,7 +78,7 @@ async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: P
             "is not where its newest change",
         ),
         (
-            "delete from elven_sync.sync_passes where pass_id = 2 returning 1",
+            "delete from elven_sync.sync_passes where pass_id = (select max(pass_id) from elven_sync.sync_passes)",
             "is not where its newest change",
         ),
     ] {
@@ -95,7 +99,7 @@ async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: P
     }
     scene.sql(COPY).await;
     said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
-    assert_eq!(scene.run().await.counters.rows_uploaded, 20);
+    assert_eq!(scene.run().await.counters.rows_uploaded, 23);
     holds(&scene).await;
 }
 
