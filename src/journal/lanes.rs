@@ -174,10 +174,11 @@ impl Journal {
             StateRow,
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
                       s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?",
-                      s.mapping::text, elven_sync.seal(s.entity_id) as seal,
+                      s.mapping::text, z.seal,
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       false as "has_rows_set_aside!", false as "is_opened!"
-                 from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
+                 from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)
+                 left join elven_sync.seals($1) z on z.entity = e.entity_id"#,
             entity_ids
         ).fetch_all(&self.database)).await?;
         rows.into_iter().map(|row| Ok((row.entity_id.clone(), row.into_lane()?))).collect()
@@ -203,7 +204,8 @@ impl Journal {
             let pass = sqlx::query!(
                 r#"insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
                    select $1, $2, $3::text::pg_snapshot, pg_current_snapshot()
-                    where elven_sync.seal($1) in ('whole', 'none') and to_regclass($4)::oid::bigint = $5
+                    where exists (select from elven_sync.seals(array[$1::text]) where seal in ('whole', 'none'))
+                      and to_regclass($4)::oid::bigint = $5
                 returning pass_id, target::text as "target!""#,
                 lease.entity_id,
                 opening.run_id,

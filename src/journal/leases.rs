@@ -90,6 +90,7 @@ impl Journal {
         let row = sqlx::query_as!(
             StateRow,
             r#"with cluster as materialized (select system_identifier from pg_control_system()),
+                    sealed as materialized (select seal from elven_sync.seals(array[$1::text])),
                     free as (
                     select s.* from elven_sync.sync_state s
                      where entity_id = $1
@@ -104,7 +105,7 @@ impl Journal {
                      where $7::bigint is not null and pass_id is null and settled::text is not distinct from $8
                        and system_identifier is not distinct from $9 and ledger_table is not distinct from $10
                        and mapping is not distinct from $12::text::jsonb and to_regclass($11)::oid::bigint = $14
-                       and elven_sync.seal(entity_id) in ('whole', 'none')
+                       and exists (select from sealed where seal in ('whole', 'none'))
                        and (system_identifier is null or system_identifier = (select system_identifier from cluster))
                  returning pass_id, target)
                update elven_sync.sync_state s
@@ -119,7 +120,7 @@ impl Journal {
                  from free left join opened o on true
                 where s.entity_id = free.entity_id
             returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
-                      s.cursor_id, s.system_identifier, s.ledger_table, s.mapping::text, elven_sync.seal(s.entity_id) as seal,
+                      s.cursor_id, s.system_identifier, s.ledger_table, s.mapping::text, (select seal from sealed) as seal,
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       exists (select from elven_sync.sync_errors e
                                where e.entity_id = s.entity_id and e.ledger_id is not null

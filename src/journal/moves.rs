@@ -33,7 +33,7 @@ pub struct Earlier {
     pub pruned_until: Option<DateTime<Utc>>,
 }
 
-/// What `elven_sync.seal` says of the newest change of an entity's watermark.
+/// What `elven_sync.seals` says of the newest change of an entity's watermark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sealed {
     /// This cluster wrote it, or one that this was upgraded from, or it is too old to tell; or there is none and no

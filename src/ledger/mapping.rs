@@ -22,17 +22,23 @@ pub struct Mapping {
     /// The column in each role. Without `entity_id` when all rows are of one entity.
     pub columns: BTreeMap<String, Mapped>,
     /// `[ledger] entity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entity: Option<String>,
     /// `[ledger] captured_at_zone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captured_at_zone: Option<String>,
     /// `[ledger] balance_scale`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance_scale: Option<u32>,
     /// The version of the API.
     pub api_version: u32,
 }
 
 /// A table or view. What tells it from others is its oid; its name is for people.
+///
+/// As text `oid:name`, since each state has a mapping, and each run writes the states.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Relation {
     /// Its row in `pg_class`.
     pub oid: i64,
@@ -41,15 +47,59 @@ pub struct Relation {
 }
 
 /// A column in a role. What tells it from others are number and type; its name is for people.
+///
+/// As text `number:type:name`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Mapped {
     /// Its number in `pg_attribute`.
     pub attnum: i16,
     /// Its name.
     pub name: String,
     /// Its type; of a domain the type beneath it.
-    #[serde(rename = "type")]
     pub kind: String,
+}
+
+/// The text is not one that this program writes for a relation or a column.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` names no relation or column")]
+pub struct NotMapped(String);
+
+impl From<Relation> for String {
+    fn from(relation: Relation) -> Self {
+        format!("{}:{}", relation.oid, relation.name)
+    }
+}
+
+impl TryFrom<String> for Relation {
+    type Error = NotMapped;
+
+    fn try_from(text: String) -> Result<Self, NotMapped> {
+        let parsed = text
+            .split_once(':')
+            .and_then(|(oid, name)| Some(Self { oid: oid.parse().ok()?, name: name.to_owned() }));
+        parsed.ok_or(NotMapped(text))
+    }
+}
+
+impl From<Mapped> for String {
+    fn from(mapped: Mapped) -> Self {
+        format!("{}:{}:{}", mapped.attnum, mapped.kind, mapped.name)
+    }
+}
+
+impl TryFrom<String> for Mapped {
+    type Error = NotMapped;
+
+    fn try_from(text: String) -> Result<Self, NotMapped> {
+        let parse = || {
+            let mut parts = text.splitn(3, ':');
+            let attnum = parts.next()?.parse().ok()?;
+            let kind = parts.next()?.to_owned();
+            Some(Self { attnum, kind, name: parts.next()?.to_owned() })
+        };
+        parse().ok_or_else(|| NotMapped(text.clone()))
+    }
 }
 
 /// In what two mappings differ.
@@ -216,6 +266,20 @@ mod tests {
             balance_scale: Some(2),
             api_version: API_VERSION,
         }
+    }
+
+    #[test]
+    fn a_mapping_is_read_as_it_was_written() {
+        let mut mapping = mapping();
+        mapping.relation.name = r#""a:b"."c""#.to_owned();
+        mapping.columns.insert(
+            "id".to_owned(),
+            Mapped { attnum: 2, name: "x:y z".to_owned(), kind: "timestamp with time zone".to_owned() },
+        );
+        let json = mapping.to_json();
+        assert!(json.contains(r#""id":"2:timestamp with time zone:x:y z""#), "{json}");
+        assert_eq!(serde_json::from_str::<Mapping>(&json).unwrap(), mapping);
+        assert!(mapping.changes_since(&json).is_none());
     }
 
     /// What has changed is said, and what it takes to accept it.

@@ -40,6 +40,12 @@ pub(super) fn readable(ledger: &Ledger, mut lanes: BTreeMap<String, Lane>) -> BT
     lanes
 }
 
+/// The ledger is read as some watermark has it, or none has another opinion: then what it takes for entities are entities.
+pub(super) fn is_accepted(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> bool {
+    let mut bound = lanes.values().filter(|lane| !is_at_start(lane)).peekable();
+    bound.peek().is_none() || bound.any(|lane| changes(ledger, lane).is_none())
+}
+
 /// Nothing was read yet, or all is to be read again: the next pass is bound to whatever there is.
 fn is_at_start(lane: &Lane) -> bool {
     lane.settled.is_none() && lane.open.is_none()

@@ -352,9 +352,9 @@ impl Worker {
         }
     }
 
-    /// None are found under a mapping that is refused: what it takes for entities may be anything.
+    /// None are found under a mapping that every watermark refuses: what it takes for entities may be anything.
     async fn unregistered(&self, lanes: &BTreeMap<String, Lane>) -> Result<Vec<String>, RunError> {
-        if fit::readable(&self.ledger, lanes.clone()).len() < lanes.len() {
+        if self.ledger.mapping().entity.is_none() && !fit::is_accepted(&self.ledger, lanes) {
             return Ok(Vec::new());
         }
         let all = Entity::list(&self.database).await?;

@@ -131,7 +131,7 @@ async fn an_open_pass_of_a_copied_journal_is_not_gone_on_with(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn a_seal_outlives_what_moves_no_rows_to_another_transaction(pool: PgPool) {
     let scene = scene(pool).await;
-    let seal = "select elven_sync.seal('acme')";
+    let seal = "select seal from elven_sync.seals('{acme}')";
     assert_eq!(scene.text(seal).await, "none");
     insert(&scene, 1, 15).await;
     scene.run().await;
@@ -174,7 +174,7 @@ async fn a_rebind_while_a_pass_is_open_leaves_the_seal_whole(pool: PgPool) {
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
     said(&scene, 0, &["entity", "rebind", "acme"]).await;
-    let seal = "select elven_sync.seal('acme')";
+    let seal = "select seal from elven_sync.seals('{acme}')";
     assert_eq!(scene.text(seal).await, "whole");
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.text(seal).await, "whole", "the pass is older than the rebind");
@@ -210,5 +210,5 @@ async fn a_copied_journal_is_accepted_when_it_is_proven(pool: PgPool) {
         refused.contains("`verify` does not hold") && refused.contains("entity rewind 'acme'"),
         "{refused}"
     );
-    assert_eq!(scene.text("select elven_sync.seal('acme')").await, "broken");
+    assert_eq!(scene.text("select seal from elven_sync.seals('{acme}')").await, "broken");
 }

@@ -76,9 +76,11 @@ pub async fn scope(
 impl Pruner<'_> {
     /// What the seal of the newest change says: see [`Sealed`].
     pub async fn seal(&self) -> Result<Sealed, JournalError> {
-        let seal =
-            || sqlx::query_scalar!("select elven_sync.seal($1)", self.entity_id).fetch_one(self.database);
-        Ok(Sealed::from_column(self.database.again(seal).await?.as_deref()))
+        let seal = || {
+            sqlx::query_scalar!("select seal from elven_sync.seals(array[$1::text])", self.entity_id)
+                .fetch_optional(self.database)
+        };
+        Ok(Sealed::from_column(self.database.again(seal).await?.flatten().as_deref()))
     }
 
     /// Begins a transaction with the lane locked. `None`: somebody else has it, for longer than a moment.
