@@ -10,6 +10,7 @@ use crate::output;
 use crate::sync::{Rebind, Rebinding, Worker};
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(group(clap::ArgGroup::new("which").required(true).args(["ids", "all"])))]
 pub(super) struct Options {
     /// The entities

@@ -9,7 +9,7 @@ use crate::database::Transaction;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Action<'a> {
     /// What, as in `sync_actions.action`.
-    pub action: &'a str,
+    pub what: &'a str,
     /// The entity.
     pub entity_id: &'a str,
     /// Why, if that was said.
@@ -28,7 +28,7 @@ impl Journal {
             "insert into elven_sync.sync_actions (client, action, entity_id, reason, details)
              values ($1, $2, $3, $4, $5)",
             self.worker,
-            action.action,
+            action.what,
             action.entity_id,
             action.reason,
             action.details

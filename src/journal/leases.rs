@@ -89,8 +89,9 @@ impl Journal {
         let mut transaction = self.database.begin().await?;
         let row = sqlx::query_as!(
             StateRow,
-            r#"with cluster as materialized (select system_identifier from pg_control_system()),
-                    sealed as materialized (select seal from elven_sync.seals(array[$1::text])),
+            r#"with cluster as materialized (
+                    select c.system_identifier, z.seal
+                      from pg_control_system() c left join elven_sync.seals(array[$1::text]) z on true),
                     free as (
                     select s.* from elven_sync.sync_state s
                      where entity_id = $1
@@ -105,7 +106,7 @@ impl Journal {
                      where $7::bigint is not null and pass_id is null and settled::text is not distinct from $8
                        and system_identifier is not distinct from $9 and ledger_table is not distinct from $10
                        and mapping is not distinct from $12::text::jsonb and to_regclass($11)::oid::bigint = $14
-                       and exists (select from sealed where seal in ('whole', 'none'))
+                       and (select seal in ('whole', 'none') from cluster)
                        and (system_identifier is null or system_identifier = (select system_identifier from cluster))
                  returning pass_id, target)
                update elven_sync.sync_state s
@@ -120,12 +121,10 @@ impl Journal {
                  from free left join opened o on true
                 where s.entity_id = free.entity_id
             returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
-                      s.cursor_id, s.system_identifier, s.ledger_table, s.mapping::text, (select seal from sealed) as seal,
+                      s.cursor_id, s.system_identifier, s.ledger_table, s.mapping::text, (select seal from cluster) as seal,
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
-                      exists (select from elven_sync.sync_errors e
-                               where e.entity_id = s.entity_id and e.ledger_id is not null
-                                 and e.resolved_at is null) as "has_rows_set_aside!",
-                      o.pass_id is not null as "is_opened!""#,
+                      exists (select from elven_sync.sync_errors e where e.entity_id = s.entity_id and e.ledger_id is not null
+                                 and e.resolved_at is null) as "has_rows_set_aside!", o.pass_id is not null as "is_opened!""#,
             entity_id,
             self.worker,
             self.lease_seconds(),
@@ -149,8 +148,7 @@ impl Journal {
         };
         let lease =
             Lease { entity_id: row.entity_id.clone(), owner: self.worker.clone(), epoch: row.lease_epoch };
-        let is_opened = row.is_opened;
-        let mut lane = row.into_lane()?;
+        let (is_opened, mut lane) = (row.is_opened, row.into_lane()?);
         let opened = if is_opened { lane.open.take() } else { None };
         transaction.commit().await?;
         Ok(Some((Take::Taken(lease, Box::new(lane)), opened)))

@@ -262,7 +262,7 @@ impl Journal {
             .fetch_one(&mut transaction)
             .await?;
             let details = json!({ "pass_id": pass_id, "from": before.settled, "to": to });
-            let action = Action { action: "rewind", entity_id: &lease.entity_id, reason, details: &details };
+            let action = Action { what: "rewind", entity_id: &lease.entity_id, reason, details: &details };
             self.record_action(&mut transaction, action).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
@@ -335,7 +335,7 @@ impl Journal {
                 details["values"] = rebound.values.into();
             }
             let action = Action {
-                action: rebound.action,
+                what: rebound.action,
                 entity_id: &lease.entity_id,
                 reason: rebound.reason,
                 details: &details,

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::fit::changes;
+use super::fit::{Misfit, changes};
 use super::{RunError, Worker};
 use crate::journal::{Entity, FromNow, Holder, JournalError, Lane, Lease, Rebound, Seal, Sealed, Take};
 use crate::ledger::{LedgerError, Look, Progress};
@@ -28,6 +28,12 @@ impl From<JournalError> for MoveError {
 impl From<LedgerError> for MoveError {
     fn from(problem: LedgerError) -> Self {
         Self::Run(problem.into())
+    }
+}
+
+impl From<Misfit> for MoveError {
+    fn from(misfit: Misfit) -> Self {
+        Self::Refused(misfit.to_string())
     }
 }
 
@@ -117,10 +123,8 @@ impl Worker {
         let Some(before) = lane.system_identifier else { return Ok(false) };
         if before == look.system_identifier {
             // Then nothing else is to be hidden by saying that all is well.
-            return match self.fits(entity_id, &lane, &look) {
-                Ok(()) => Ok(false),
-                Err(misfit) => refused(misfit.to_string()),
-            };
+            self.fits(entity_id, &lane, &look)?;
+            return Ok(false);
         }
         let start_over = format!("hint: elven-sync entity rewind '{entity_id}'");
         match self.journal.seal(entity_id).await? {
@@ -139,9 +143,7 @@ impl Worker {
         }
         // With the identifier out of the way, everything else has to fit.
         let same = Lane { system_identifier: Some(look.system_identifier), ..lane };
-        if let Err(misfit) = self.fits(entity_id, &same, &look) {
-            return refused(misfit.to_string());
-        }
+        self.fits(entity_id, &same, &look)?;
         let (lease, _) = self.lease(entity_id).await?;
         let system_identifier = Some(look.system_identifier);
         let rebound = Rebound { action: "rebind", system_identifier, reason, ..Rebound::default() };

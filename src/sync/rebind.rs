@@ -1,6 +1,6 @@
 //! A watermark that stays where it is, and is accepted for another mapping, or for a journal that was copied.
 
-use super::fit::{Misfit, as_if_bound, changes, fits, mapping_changed, sealed, start_over};
+use super::fit::{as_if_bound, changes, fits, mapping_changed, sealed, start_over};
 use super::moves::refused;
 use super::verify::{self, Asked, Proof};
 use super::{MoveError, RunError, Worker};
@@ -56,7 +56,7 @@ impl Worker {
         let changes = changes(&self.ledger, &lane);
         let journal = wanted.journal && lane.seal == Sealed::Broken;
         if !journal && (changes.is_none() || !wanted.mapping) {
-            self.fits(entity_id, &lane, &look).or_else(refuse)?;
+            self.fits(entity_id, &lane, &look)?;
             return Ok(None);
         }
         if journal && !wanted.mapping && !changes.is_none() {
@@ -67,14 +67,14 @@ impl Worker {
             ));
         }
         if !journal {
-            sealed(entity_id, &lane).or_else(refuse)?;
+            sealed(entity_id, &lane)?;
         }
         // With mapping and journal out of the way, everything else has to fit.
         let mut bound = as_if_bound(&self.ledger, &look, &lane);
         if !journal {
             bound.system_identifier = lane.system_identifier;
         }
-        fits(&self.ledger, entity_id, &bound, &look).or_else(refuse)?;
+        fits(&self.ledger, entity_id, &bound, &look)?;
         if wanted.mapping && !changes.is_rename() {
             self.refuse_open_work(entity_id, &lane, &changes).await?;
         }
@@ -87,7 +87,7 @@ impl Worker {
         let Rebind { entity_id, changes, .. } = plan;
         if plan.needs_proof() {
             let proof = self.proof_of(plan).await?;
-            self.check_proof(plan, &proof)?;
+            Self::check_proof(plan, &proof)?;
         }
         let (lease, lane) = self.lease(entity_id).await?;
         let done = async {
@@ -168,7 +168,7 @@ impl Worker {
     }
 
     /// The proof that the journal is that of this ledger, read as it is now.
-    fn check_proof(&self, plan: &Rebind, proof: &Proof) -> Result<(), MoveError> {
+    fn check_proof(plan: &Rebind, proof: &Proof) -> Result<(), MoveError> {
         let entity_id = &plan.entity_id;
         if !proof.lane.is_where(&plan.lane) {
             return moved(entity_id);
@@ -200,10 +200,6 @@ impl Worker {
         }
         Ok(())
     }
-}
-
-fn refuse<T>(misfit: Misfit) -> Result<T, MoveError> {
-    refused(misfit.to_string())
 }
 
 fn moved<T>(entity_id: &str) -> Result<T, MoveError> {
