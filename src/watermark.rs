@@ -22,6 +22,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// All transactions with lower ids had ended.
+    pub fn xmin(&self) -> Xid {
+        self.xmin
+    }
+
     /// The first id that had not been given out yet.
     pub fn xmax(&self) -> Xid {
         self.xmax

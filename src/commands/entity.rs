@@ -5,7 +5,7 @@ use clap::Subcommand;
 
 use tokio::sync::watch;
 
-use super::{SUCCEEDED, connect};
+use super::{SUCCEEDED, connect, rebind};
 use crate::align;
 use crate::config::Settings;
 use crate::database::Database;
@@ -52,20 +52,15 @@ pub(super) enum Command {
         /// To where it stood at that time (RFC 3339, or a date in the entity's zone), or `start`
         #[arg(long, value_name = "TIME", default_value = START)]
         to: String,
+        /// Why; recorded in `sync_actions`
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
         /// Do not ask
         #[arg(long)]
         yes: bool,
     },
-    /// Accept, after `pg_upgrade`, that the database has another system identifier
-    #[command(group(clap::ArgGroup::new("which").required(true).args(["ids", "all"])))]
-    Rebind {
-        /// The entities
-        #[arg(value_name = "ID")]
-        ids: Vec<String>,
-        /// All registered entities
-        #[arg(long)]
-        all: bool,
-    },
+    /// Accept another system identifier (after `pg_upgrade`), another mapping of the ledger, or a copied journal
+    Rebind(rebind::Options),
 }
 
 /// `rewind --to` this: everything again.
@@ -79,8 +74,11 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
         Command::List { json } => list(settings, json).await,
         Command::Pause { id } => set_paused(settings, &id, true).await,
         Command::Resume { id } => set_paused(settings, &id, false).await,
-        Command::Rewind { id, to, yes } => rewind(settings, &id, &to, yes).await,
-        Command::Rebind { ids, all } => rebind(settings, ids, all).await,
+        Command::Rewind { id, to, reason, yes } => {
+            rebind::check_reason(reason.as_deref())?;
+            rewind(settings, (&id, &to), reason.as_deref(), yes).await
+        }
+        Command::Rebind(options) => rebind::run(settings, options).await,
     }
 }
 
@@ -146,7 +144,12 @@ async fn already_registered(database: &Database, entity: &Entity, from_now: bool
     Ok(SUCCEEDED)
 }
 
-async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::Result<u8> {
+async fn rewind(
+    settings: &Settings,
+    (id, to): (&str, &str),
+    reason: Option<&str>,
+    yes: bool,
+) -> anyhow::Result<u8> {
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;
     let entity = registered(&database, id).await?;
@@ -167,30 +170,8 @@ async fn rewind(settings: &Settings, id: &str, to: &str, yes: bool) -> anyhow::R
     if !yes && !output::confirm("Move it back?")? {
         bail!("nothing was moved; hint: answer y, or say --yes");
     }
-    worker.rewind(&plan).await?;
+    worker.rewind(&plan, reason).await?;
     output::line(format_args!("`{id}` was moved back"));
-    Ok(SUCCEEDED)
-}
-
-async fn rebind(settings: &Settings, ids: Vec<String>, all: bool) -> anyhow::Result<u8> {
-    let database = connect_migrated(settings).await?;
-    journal::refuse_standby(&database).await?;
-    let ids = if all {
-        Entity::list(&database).await?.into_iter().map(|entity| entity.entity_id).collect()
-    } else {
-        for id in &ids {
-            registered(&database, id).await?;
-        }
-        ids
-    };
-    let worker = worker(settings, &database).await?;
-    for id in &ids {
-        output::line(if worker.rebind(id).await? {
-            format!("`{id}` is bound to this cluster; the next run goes on where it was")
-        } else {
-            format!("`{id}` needs no rebinding: its watermark is of this cluster, or it has none yet")
-        });
-    }
     Ok(SUCCEEDED)
 }
 
@@ -229,7 +210,7 @@ async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Resu
 }
 
 /// The entity with this id, or an error that names those with a similar one.
-async fn registered(database: &Database, id: &str) -> anyhow::Result<Entity> {
+pub(super) async fn registered(database: &Database, id: &str) -> anyhow::Result<Entity> {
     let entities = Entity::list(database).await?;
     if let Some(entity) = entities.iter().find(|entity| entity.entity_id == id) {
         return Ok(entity.clone());
@@ -239,13 +220,13 @@ async fn registered(database: &Database, id: &str) -> anyhow::Result<Entity> {
 }
 
 /// What moves watermarks also runs; here it is never asked to stop, and reads no pages.
-async fn worker(settings: &Settings, database: &Database) -> anyhow::Result<Worker> {
+pub(super) async fn worker(settings: &Settings, database: &Database) -> anyhow::Result<Worker> {
     let settings = Settings { ledger_url: None, ..settings.clone() };
     Ok(Worker::open(settings, database.clone(), watch::channel(false).1).await?)
 }
 
 /// Connects, and makes sure that the sync tables are there: nothing else opens them here.
-async fn connect_migrated(settings: &Settings) -> anyhow::Result<Database> {
+pub(super) async fn connect_migrated(settings: &Settings) -> anyhow::Result<Database> {
     let database = connect(settings).await?;
     journal::check_schema(&database).await?;
     Ok(database)

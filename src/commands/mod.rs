@@ -6,6 +6,7 @@ mod demo;
 mod entity;
 mod errors;
 mod prune;
+mod rebind;
 mod run;
 mod sandbox;
 mod verify;

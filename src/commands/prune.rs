@@ -25,5 +25,9 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
     journal::refuse_standby(&database).await?;
     let report = sync::prune(&database, options.older_than, options.dry_run).await?;
     output::proof::pruned(&report, options.dry_run, options.json);
-    Ok(if report.entities.iter().any(|entity| entity.busy) { INCOMPLETE } else { SUCCEEDED })
+    Ok(if report.entities.iter().any(|entity| entity.busy || entity.foreign) {
+        INCOMPLETE
+    } else {
+        SUCCEEDED
+    })
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::batches::Doing;
 use super::group::{Closing, Handed, Stopped, Unwritten, Writing};
 use super::texts::storable_one;
-use super::{Fence, Journal, JournalError, Problem, errors};
+use super::{Fence, Journal, JournalError, Problem, Sealed, errors};
 use crate::database::Transaction;
 use crate::ledger::Progress;
 use crate::watermark::{Cursor, NotASnapshot, Snapshot};
@@ -88,6 +88,10 @@ pub struct Opening<'a> {
     pub seen: &'a Lane,
     /// The ledger's table.
     pub ledger_table: &'a str,
+    /// Its oid: by that name there has to be this table still.
+    pub relation: i64,
+    /// How it is read, as JSON.
+    pub mapping: &'a str,
 }
 
 /// The state of an entity.
@@ -103,6 +107,10 @@ pub struct Lane {
     pub system_identifier: Option<i64>,
     /// The table that it speaks of.
     pub ledger_table: Option<String>,
+    /// How the ledger was read, as JSON. `None`: that was not recorded yet.
+    pub mapping: Option<String>,
+    /// Whether this cluster wrote the newest change of the watermark.
+    pub seal: Sealed,
     /// How long the API has asked not to be called.
     pub not_before: Option<Duration>,
     /// It has rows set aside, whose errors an upload may resolve. Of use under the lease alone, so asked for with it.
@@ -120,6 +128,8 @@ pub(super) struct StateRow {
     pub(super) cursor_id: Option<String>,
     pub(super) system_identifier: Option<i64>,
     pub(super) ledger_table: Option<String>,
+    pub(super) mapping: Option<String>,
+    pub(super) seal: Option<String>,
     pub(super) not_before_s: Option<f64>,
     pub(super) fence_s: Option<f64>,
     pub(super) has_rows_set_aside: bool,
@@ -141,6 +151,8 @@ impl StateRow {
             cursor,
             system_identifier: self.system_identifier,
             ledger_table: self.ledger_table,
+            mapping: self.mapping,
+            seal: Sealed::from_column(self.seal.as_deref()),
             not_before: self.not_before_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             has_rows_set_aside: self.has_rows_set_aside,
         })
@@ -148,6 +160,13 @@ impl StateRow {
 }
 
 impl Lane {
+    /// Says whether the watermark is where another look has seen it, and bound to the same.
+    pub fn is_where(&self, seen: &Lane) -> bool {
+        (&self.settled, &self.open, &self.cursor) == (&seen.settled, &seen.open, &seen.cursor)
+            && (self.system_identifier, &self.ledger_table, &self.mapping, self.seal)
+                == (seen.system_identifier, &seen.ledger_table, &seen.mapping, seen.seal)
+    }
+
     /// How far the entity is, for the ledger.
     pub fn progress(&self, entity_id: &str) -> Progress {
         Progress {
@@ -166,9 +185,11 @@ impl Journal {
             StateRow,
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
                       s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?",
+                      s.mapping::text, z.seal,
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       null::float8 as fence_s, false as "has_rows_set_aside!", false as "is_opened!"
-                 from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)"#,
+                 from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)
+                 left join elven_sync.seals($1) z on z.entity = e.entity_id"#,
             entity_ids
         ).fetch_all(&self.database)).await?;
         rows.into_iter().map(|row| Ok((row.entity_id.clone(), row.into_lane()?))).collect()
@@ -181,7 +202,8 @@ impl Journal {
     /// whose transactions the target speaks of, also after a failover between looking for news and this.
     ///
     /// # Errors
-    /// The entity is not there, or not the lease's any more, or this is another cluster than the one it was seen in.
+    /// The entity is not there, or not the lease's any more, or this is another cluster, another table or another journal
+    /// than the one it was seen in.
     pub async fn open_pass(
         &self,
         lease: &Lease,
@@ -192,20 +214,29 @@ impl Journal {
             let mut transaction = self.database.begin().await?;
             let pass = sqlx::query!(
                 r#"insert into elven_sync.sync_passes (entity_id, run_id, settled, target)
-                   values ($1, $2, $3::text::pg_snapshot, pg_current_snapshot())
+                   select $1, $2, $3::text::pg_snapshot, pg_current_snapshot()
+                    where exists (select from elven_sync.seals(array[$1::text]) where seal in ('whole', 'none'))
+                      and to_regclass($4)::oid::bigint = $5
                 returning pass_id, target::text as "target!""#,
                 lease.entity_id,
                 opening.run_id,
-                settled
+                settled,
+                opening.ledger_table,
+                opening.relation
             )
-            .fetch_one(&mut transaction)
+            .fetch_optional(&mut transaction)
             .await?;
+            let Some(pass) = pass else {
+                transaction.rollback().await?;
+                return Err(JournalError::LeaseLost);
+            };
             let done = sqlx::query!(
                 "update elven_sync.sync_state
-                    set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6,
+                    set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6, mapping = $8::text::jsonb,
                         system_identifier = (select system_identifier from pg_control_system())
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
                     and settled::text is not distinct from $7
+                    and mapping is not distinct from $9::text::jsonb
                     and (system_identifier is null
                          or system_identifier = (select system_identifier from pg_control_system()))",
                 lease.entity_id,
@@ -214,7 +245,9 @@ impl Journal {
                 pass.pass_id,
                 pass.target,
                 opening.ledger_table,
-                settled
+                settled,
+                opening.mapping,
+                opening.seen.mapping
             )
             .execute(&mut transaction)
             .await?;
@@ -224,6 +257,24 @@ impl Journal {
             Ok((pass.pass_id, target))
         };
         self.database.again(open_pass).await
+    }
+
+    /// Records how the ledger is read, where an earlier version has not.
+    pub async fn fill_mapping(&self, lease: &Lease, mapping: &str) -> Result<(), JournalError> {
+        let done = self
+            .database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.sync_state set mapping = coalesce(mapping, $4::text::jsonb)
+                      where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
+                    lease.entity_id,
+                    lease.epoch,
+                    lease.owner,
+                    mapping
+                )
+            })
+            .await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(JournalError::LeaseLost) }
     }
 
     /// Hands in that a pass is through, whose last batch ends at `last`: its target becomes the watermark. With `ends` the

@@ -110,7 +110,9 @@ impl Journal {
         let mut transaction = self.database.begin().await?;
         let row = sqlx::query_as!(
             StateRow,
-            r#"with cluster as materialized (select system_identifier from pg_control_system()),
+            r#"with cluster as materialized (
+                    select c.system_identifier, z.seal
+                      from pg_control_system() c left join elven_sync.seals(array[$1::text]) z on true),
                     free as (
                     select s.* from elven_sync.sync_state s
                      where entity_id = $1
@@ -124,6 +126,8 @@ impl Journal {
                     select entity_id, $7, settled, pg_current_snapshot() from free
                      where $7::bigint is not null and pass_id is null and settled::text is not distinct from $8
                        and system_identifier is not distinct from $9 and ledger_table is not distinct from $10
+                       and mapping is not distinct from $12::text::jsonb and to_regclass($11)::oid::bigint = $14
+                       and (select seal in ('whole', 'none') from cluster)
                        and (system_identifier is null or system_identifier = (select system_identifier from cluster))
                  returning pass_id, target)
                update elven_sync.sync_state s
@@ -132,18 +136,17 @@ impl Journal {
                       lease_kind = case when $5 then 'backfill' end, lease_wanted_at = null,
                       pass_id = coalesce(o.pass_id, s.pass_id), target = coalesce(o.target, s.target),
                       ledger_table = case when o.pass_id is null then s.ledger_table else $11 end,
+                      mapping = case when o.pass_id is null then s.mapping else $13::text::jsonb end,
                       system_identifier = case when o.pass_id is null then s.system_identifier
                                                else (select system_identifier from cluster) end
                  from free left join opened o on true
                 where s.entity_id = free.entity_id
             returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
-                      s.cursor_id, s.system_identifier, s.ledger_table,
+                      s.cursor_id, s.system_identifier, s.ledger_table, s.mapping::text, (select seal from cluster) as seal,
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       extract(epoch from s.fence_until - clock_timestamp())::float8 as fence_s,
-                      exists (select from elven_sync.sync_errors e
-                               where e.entity_id = s.entity_id and e.ledger_id is not null
-                                 and e.resolved_at is null) as "has_rows_set_aside!",
-                      o.pass_id is not null as "is_opened!""#,
+                      exists (select from elven_sync.sync_errors e where e.entity_id = s.entity_id and e.ledger_id is not null
+                                 and e.resolved_at is null) as "has_rows_set_aside!", o.pass_id is not null as "is_opened!""#,
             entity_id,
             self.worker,
             self.lease_seconds(),
@@ -154,7 +157,10 @@ impl Journal {
             settled,
             seen.and_then(|seen| seen.system_identifier),
             seen.and_then(|seen| seen.ledger_table.as_deref()),
-            opening.map(|opening| opening.ledger_table)
+            opening.map(|opening| opening.ledger_table),
+            seen.and_then(|seen| seen.mapping.as_deref()),
+            opening.map(|opening| opening.mapping),
+            opening.map(|opening| opening.relation)
         )
         .fetch_optional(&mut transaction)
         .await?;
@@ -166,8 +172,7 @@ impl Journal {
         let fence = Fence::new(self.signature_window, fenced);
         let (entity_id, owner) = (row.entity_id.clone(), self.worker.clone());
         let lease = Lease { entity_id, owner, epoch: row.lease_epoch, fence };
-        let is_opened = row.is_opened;
-        let mut lane = row.into_lane()?;
+        let (is_opened, mut lane) = (row.is_opened, row.into_lane()?);
         let opened = if is_opened { lane.open.take() } else { None };
         transaction.commit().await?;
         Ok(Some((Take::Taken(lease, Box::new(lane)), opened)))

@@ -4,6 +4,7 @@
 //! cursor it starts from, and changes nothing when either is not so any more.
 
 mod accepted;
+mod actions;
 mod backfill_rows;
 mod backfills;
 mod batches;
@@ -41,7 +42,7 @@ pub use group::Handed;
 pub use lanes::{Course, Lane, Lease, OpenPass, Opening};
 pub use leases::{Holder, Lasts, Purpose, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
-pub use moves::{Earlier, FromNow, Seal};
+pub use moves::{Earlier, FromNow, OpenWork, Rebound, Seal, Sealed};
 pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
 pub use runs::{Counters, RunStatus};
 pub use skipped::Skipped;

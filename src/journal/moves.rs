@@ -1,7 +1,9 @@
 //! Watermarks moved by a person: a start from now, a rewind, a rebind. Each leaves a row in `sync_passes`.
 
 use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
 
+use super::actions::Action;
 use super::lanes::commit_if_held;
 use super::{Entity, Journal, JournalError, Lease};
 use crate::database::Database;
@@ -31,6 +33,56 @@ pub struct Earlier {
     pub pruned_until: Option<DateTime<Utc>>,
 }
 
+/// What `elven_sync.seals` says of the newest change of an entity's watermark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sealed {
+    /// This cluster wrote it, or one that this was upgraded from, or it is too old to tell; or there is none and no
+    /// watermark either.
+    #[default]
+    Whole,
+    /// It was written again, as copying does, or altered.
+    Broken,
+    /// `sync_state` is not where it says.
+    Elsewhere,
+    /// There is a watermark, and no change of it.
+    Missing,
+}
+
+impl Sealed {
+    pub(super) fn from_column(seal: Option<&str>) -> Self {
+        match seal {
+            Some("broken") => Self::Broken,
+            Some("elsewhere") => Self::Elsewhere,
+            Some("missing") => Self::Missing,
+            _ => Self::Whole,
+        }
+    }
+}
+
+/// What a person declares of a watermark that stays where it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rebound<'a> {
+    /// What was done, as in `sync_actions.action`.
+    pub action: &'a str,
+    /// The cluster that it speaks of, where that is another one.
+    pub system_identifier: Option<i64>,
+    /// The ledger's table and how it is read, where that is another.
+    pub ledger: Option<(&'a str, &'a str)>,
+    /// Other values are sent from now on.
+    pub values: bool,
+    /// Why, if that was said.
+    pub reason: Option<&'a str>,
+}
+
+/// Work of an entity that is not through, besides its pass.
+#[derive(Debug, Default)]
+pub struct OpenWork {
+    /// A backfill.
+    pub backfill_id: Option<i64>,
+    /// A batch of a retry whose outcome is unknown, and of which a row is set aside still.
+    pub batch_id: Option<i64>,
+}
+
 /// Whether the journal was written in this cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seal {
@@ -52,6 +104,7 @@ impl Entity {
         database: &Database,
         entity: &Entity,
         ledger_table: &str,
+        mapping: &str,
     ) -> Result<FromNow, JournalError> {
         let add_from_now = || async {
             let mut transaction = database.begin().await?;
@@ -67,12 +120,14 @@ impl Entity {
             // The trigger of the registration has made the state, unless there was one from before.
             let begun = sqlx::query!(
                 "update elven_sync.sync_state
-                    set settled = $2::text::pg_snapshot, system_identifier = $3, ledger_table = $4
+                    set settled = $2::text::pg_snapshot, system_identifier = $3, ledger_table = $4,
+                        mapping = $5::text::jsonb
                   where entity_id = $1 and settled is null and pass_id is null",
                 entity.entity_id,
                 now.target,
                 now.system_identifier,
-                ledger_table
+                ledger_table,
+                mapping
             )
             .execute(&mut transaction)
             .await?;
@@ -153,8 +208,15 @@ impl Journal {
         Ok(Earlier { settled, not_accepted_since, skipped_since, pruned_until })
     }
 
-    /// Moves a watermark back, to the start with `None`; an open pass is given up.
-    pub async fn rewind(&self, lease: &Lease, to: Option<&Snapshot>) -> Result<(), JournalError> {
+    /// Moves a watermark back, to the start with `None`; an open pass is given up. From the start on the ledger is read by
+    /// this `mapping`.
+    pub async fn rewind(
+        &self,
+        lease: &Lease,
+        to: Option<&Snapshot>,
+        mapping: &str,
+        reason: Option<&str>,
+    ) -> Result<(), JournalError> {
         let to = to.map(ToString::to_string);
         let rewind = || async {
             let mut transaction = self.database.begin().await?;
@@ -169,12 +231,14 @@ impl Journal {
                 "update elven_sync.sync_state
                     set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
                         system_identifier = case when $3::text is null then null else system_identifier end,
-                        ledger_table = case when $3::text is null then null else ledger_table end
+                        ledger_table = case when $3::text is null then null else ledger_table end,
+                        mapping = case when $3::text is null then $5::text::jsonb else mapping end
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $4",
                 lease.entity_id,
                 lease.epoch,
                 to,
-                lease.owner
+                lease.owner,
+                mapping
             )
             .execute(&mut transaction)
             .await?;
@@ -187,15 +251,19 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
-            sqlx::query!(
+            let pass_id = sqlx::query_scalar!(
                 "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
-                 values ($1, 'rewind', $2::text::pg_snapshot, $3::text::pg_snapshot, clock_timestamp())",
+                 values ($1, 'rewind', $2::text::pg_snapshot, $3::text::pg_snapshot, clock_timestamp())
+              returning pass_id",
                 lease.entity_id,
                 before.settled,
                 to
             )
-            .execute(&mut transaction)
+            .fetch_one(&mut transaction)
             .await?;
+            let details = json!({ "pass_id": pass_id, "from": before.settled, "to": to });
+            let action = Action { what: "rewind", entity_id: &lease.entity_id, reason, details: &details };
+            self.record_action(&mut transaction, action).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.again(rewind).await
@@ -222,30 +290,81 @@ impl Journal {
         })
     }
 
-    /// Declares that the watermark of an entity speaks of this cluster.
-    pub async fn rebind(&self, lease: &Lease, system_identifier: i64) -> Result<(), JournalError> {
+    /// Declares that the watermark of an entity speaks of this cluster, or of this ledger, and that this journal is its.
+    pub async fn rebind(&self, lease: &Lease, rebound: Rebound<'_>) -> Result<(), JournalError> {
+        let (ledger_table, mapping) = rebound.ledger.unzip();
         let rebind = || async {
             let mut transaction = self.database.begin().await?;
+            let before = sqlx::query!(
+                "select system_identifier, mapping from elven_sync.sync_state where entity_id = $1 for update",
+                lease.entity_id
+            )
+            .fetch_one(&mut transaction)
+            .await?;
             let done = sqlx::query!(
-                "update elven_sync.sync_state set system_identifier = $3
+                "update elven_sync.sync_state
+                    set system_identifier = coalesce($3, system_identifier), ledger_table = coalesce($5, ledger_table),
+                        mapping = coalesce($6::text::jsonb, mapping)
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $4",
                 lease.entity_id,
                 lease.epoch,
-                system_identifier,
-                lease.owner
+                rebound.system_identifier,
+                lease.owner,
+                ledger_table,
+                mapping
             )
             .execute(&mut transaction)
             .await?;
-            sqlx::query!(
+            let pass_id = sqlx::query_scalar!(
                 "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
                  select entity_id, 'rebind', settled, settled, clock_timestamp()
-                   from elven_sync.sync_state where entity_id = $1",
+                   from elven_sync.sync_state where entity_id = $1
+              returning pass_id",
                 lease.entity_id
             )
-            .execute(&mut transaction)
+            .fetch_one(&mut transaction)
             .await?;
+            let mut details = json!({ "pass_id": pass_id });
+            if let Some(identifier) = rebound.system_identifier {
+                details["system_identifier"] =
+                    json!({ "before": before.system_identifier, "now": identifier });
+            }
+            if let Some(mapping) = mapping {
+                let now: Value = serde_json::from_str(mapping).unwrap_or_default();
+                details["mapping"] = json!({ "before": before.mapping, "now": now });
+                details["values"] = rebound.values.into();
+            }
+            let action = Action {
+                what: rebound.action,
+                entity_id: &lease.entity_id,
+                reason: rebound.reason,
+                details: &details,
+            };
+            self.record_action(&mut transaction, action).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.again(rebind).await
+    }
+
+    /// What else than a pass is not through: rows of it were read as the ledger was read then.
+    pub async fn open_work(&self, entity_id: &str) -> Result<OpenWork, JournalError> {
+        let open = || {
+            sqlx::query_as!(
+                OpenWork,
+                "select (select min(l.backfill_id) from elven_sync.sync_backfill_lanes l
+                           join elven_sync.sync_backfills b using (backfill_id)
+                          where l.entity_id = $1 and l.finished_at is null
+                            and b.status not in ('succeeded', 'cancelled')) as backfill_id,
+                        (select min(u.batch_id) from elven_sync.sync_batches u
+                          where u.entity_id = $1 and u.pass_id is null and u.backfill_id is null
+                            and u.status in ('sending', 'unknown')
+                            and exists (select from elven_sync.batch_row_ids(u.batch_id) id
+                                          join elven_sync.sync_errors e on e.ledger_id = id
+                                         where e.entity_id = $1 and e.resolved_at is null)) as batch_id",
+                entity_id
+            )
+            .fetch_one(&self.database)
+        };
+        Ok(self.database.again(open).await?)
     }
 }

@@ -11,8 +11,8 @@ impl Journal {
     /// Records that nothing waits for entities which had no news: they are up to date.
     ///
     /// Those that another worker has now are left to it to say so, but for a backfill, which would not say it; one that died having brought an entity up to date
-    /// cannot any more. Rows are locked in one order, so that two workers cannot wait for each other.
-    pub async fn found_idle(&self, entity_ids: &[String]) -> Result<(), JournalError> {
+    /// cannot any more. A watermark that an earlier version has moved is bound to how the ledger is read. Rows are locked in one order, so that two workers cannot wait for each other.
+    pub async fn found_idle(&self, entity_ids: &[String], mapping: &str) -> Result<(), JournalError> {
         let found_idle = || async {
             let mut transaction = self.database.begin().await?;
             let noted = sqlx::query!(
@@ -20,14 +20,17 @@ impl Journal {
                       set pending_rows = 0, oldest_pending_at = null, checked_at = clock_timestamp(),
                           last_success_at = case when i.is_free then clock_timestamp() else last_success_at end,
                           last_error = case when i.is_free then null else last_error end,
-                          consecutive_failures = case when i.is_free then 0 else consecutive_failures end
+                          consecutive_failures = case when i.is_free then 0 else consecutive_failures end,
+                          mapping = case when s.settled is null then s.mapping
+                                         else coalesce(s.mapping, $2::text::jsonb) end
                      from (select entity_id, lease_owner is null or lease_expires_at < clock_timestamp()
                                              or lease_kind is not null as is_free
                              from elven_sync.sync_state where entity_id = any ($1)
                             order by entity_id for update skip locked) i
                     where s.entity_id = i.entity_id
                 returning s.entity_id, i.is_free as "is_free!""#,
-                entity_ids
+                entity_ids,
+                mapping
             )
             .fetch_all(&mut transaction)
             .await?;
@@ -61,6 +64,22 @@ impl Journal {
             })
             .await?;
         Ok(())
+    }
+
+    /// What was counted last of each of these entities.
+    pub async fn pending_as_noted(
+        &self,
+        entity_ids: &[String],
+    ) -> Result<BTreeMap<String, i64>, JournalError> {
+        let noted = || {
+            sqlx::query!(
+                "select entity_id, pending_rows from elven_sync.sync_state where entity_id = any ($1)",
+                entity_ids
+            )
+            .fetch_all(&self.database)
+        };
+        let noted = self.database.again(noted).await?;
+        Ok(noted.into_iter().map(|noted| (noted.entity_id, noted.pending_rows)).collect())
     }
 
     /// Of each of these entities the smallest body that was too large for the API, if one was; of the last day alone,

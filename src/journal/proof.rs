@@ -112,8 +112,9 @@ pub async fn lane(transaction: &mut Transaction, entity_id: &str) -> Result<Lane
     let row = sqlx::query_as!(
         StateRow,
         r#"select entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
-                  system_identifier, ledger_table, null::float8 as not_before_s, null::float8 as fence_s,
-                  false as "has_rows_set_aside!", false as "is_opened!"
+                  system_identifier, ledger_table, mapping::text,
+                  (select seal from elven_sync.seals(array[entity_id])) as seal, null::float8 as not_before_s,
+                  null::float8 as fence_s, false as "has_rows_set_aside!", false as "is_opened!"
              from elven_sync.sync_state where entity_id = $1"#,
         entity_id
     )
@@ -146,6 +147,20 @@ pub async fn changes(transaction: &mut Transaction, entity_id: &str) -> Result<V
             })
         })
         .collect()
+}
+
+/// The change of an entity's watermark at which a person accepted that other values are sent from then on.
+pub async fn values_changed(
+    transaction: &mut Transaction,
+    entity_id: &str,
+) -> Result<Option<i64>, JournalError> {
+    Ok(sqlx::query_scalar!(
+        "select max((details ->> 'pass_id')::bigint) from elven_sync.sync_actions
+          where entity_id = $1 and (details ->> 'values')::boolean",
+        entity_id
+    )
+    .fetch_one(transaction)
+    .await?)
 }
 
 /// What was pruned of an entity's journal, if something was.

@@ -4,6 +4,7 @@
 //! one message per row, decoded in [`row`] without going through text.
 
 pub mod attach;
+mod mapping;
 mod pages;
 mod pending;
 mod proof;
@@ -23,6 +24,8 @@ use tokio::time::Instant;
 
 use self::pages::Page;
 use self::unreadable::{Asked, Parts};
+pub(crate) use mapping::belongs_to;
+pub use mapping::{Changes, Mapping};
 pub use pages::{Pages, Pass, Reading};
 pub use pending::Pending;
 pub use proof::Interval;
@@ -167,6 +170,11 @@ impl Ledger {
     /// The table's qualified name, as the watermark remembers it.
     pub fn name(&self) -> &str {
         self.table.name()
+    }
+
+    /// How the ledger is read, as the watermark remembers it.
+    pub fn mapping(&self) -> &Mapping {
+        &self.table.mapping
     }
 
     /// Looks which of the entities have rows behind their watermark.

@@ -1,9 +1,12 @@
 //! The ledger's table: found in the catalogue, its columns checked and put into expressions.
 
+use std::collections::BTreeMap;
+
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::LedgerError;
-use crate::config::LedgerSettings;
+use super::mapping::{Mapped, Mapping, Relation};
+use crate::config::{Columns, LedgerSettings};
 use crate::database::Database;
 
 /// A table or view with the columns of a ledger, checked against the catalogue.
@@ -12,6 +15,7 @@ use crate::database::Database;
 #[derive(Clone, Debug)]
 pub struct Table {
     pub(super) name: String,
+    pub(super) mapping: Mapping,
     pub(super) id_type: String,
     pub(super) entity: String,
     pub(super) xid: String,
@@ -55,7 +59,7 @@ const ROLES: [(&str, &[&str]); 7] = [
 pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
     let (schema, relation) = (quote_literal(schema), quote_literal(relation));
     format!(
-        "select c.relkind::text as relkind, a.attname::text as name, pg_catalog.format_type(base.oid, null) as type,
+        "select c.oid::bigint as relation, c.relkind::text as relkind, a.attnum, a.attname::text as name, pg_catalog.format_type(base.oid, null) as type,
            not a.attnotnull as may_be_null, coalesce(not l.collisdeterministic, false) as equates_texts
       from pg_catalog.pg_class c
       join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -74,7 +78,9 @@ pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
 /// A column of the ledger, as the catalogue describes it.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub(super) struct Column {
+    relation: i64,
     relkind: String,
+    attnum: i16,
     pub name: String,
     #[sqlx(rename = "type")]
     kind: String,
@@ -129,8 +135,10 @@ impl Table {
         };
         let columns = columns(&format!("{account}::text"), &format!("{currency}::text"), &captured_at);
         found.check_zone(database).await?;
+        let name = format!("{}.{}", quote_identifier(&schema), quote_identifier(&relation));
         Ok(Self {
-            name: format!("{}.{}", quote_identifier(&schema), quote_identifier(&relation)),
+            mapping: found.mapping(&name)?,
+            name,
             id_type: id.kind.clone(),
             entity,
             xid: xid.quoted(),
@@ -212,6 +220,20 @@ impl Found<'_> {
             )));
         }
         Ok(column)
+    }
+
+    /// How this ledger is read.
+    fn mapping(&self, name: &str) -> Result<Mapping, LedgerError> {
+        let oid = self.role("id")?.relation;
+        let mut columns = BTreeMap::new();
+        for role in Columns::ROLES {
+            if role == "entity_id" && self.settings.entity.is_some() {
+                continue;
+            }
+            let Column { attnum, name, kind, .. } = self.role(role)?.clone();
+            columns.insert(role.to_owned(), Mapped { attnum, name, kind });
+        }
+        Ok(Mapping::new(Relation { oid, name: name.to_owned() }, columns, self.settings))
     }
 
     /// The instant. A `timestamp` is one only together with a zone, and only its owner knows which.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::{json_line, line, lines, table, thousands};
-use crate::sync::{EntityProof, Finding, PruneReport};
+use crate::sync::{EntityProof, Finding, PruneReport, PrunedEntity};
 
 /// Of each kind so many findings are printed in full; of more only the first, and how many there are.
 const FINDINGS_SHOWN_MAX: usize = 5;
@@ -185,7 +185,14 @@ pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
                     entity.passes.to_string(),
                     entity.batches.to_string(),
                     entity.errors.to_string(),
-                    if entity.busy { "somebody else has it locked; try again" } else { "" }.to_owned(),
+                    match entity {
+                        PrunedEntity { foreign: true, .. } => {
+                            "this cluster did not write its journal; see elven-sync verify"
+                        }
+                        PrunedEntity { busy: true, .. } => "somebody else has it locked; try again",
+                        PrunedEntity { .. } => "",
+                    }
+                    .to_owned(),
                 ]
             }),
         ));

@@ -70,6 +70,8 @@ impl Worker {
         let (backfill_id, is_new) = if let Some(backfill_id) = self.journal.unfinished(asked).await? {
             (backfill_id, false)
         } else {
+            let ids: Vec<String> = ranges.iter().map(|range| range.entity_id.clone()).collect();
+            self.refuse_other_journals(&ids).await?;
             let rows = self.ledger.count_ranges(&ranges).await?;
             // Of rows that cannot be counted it is found out when they are read whether they can be sent.
             let rows = rows.into_iter().map(Option::unwrap_or_default);
@@ -77,6 +79,17 @@ impl Worker {
             around(Step::AskBackfill, self.journal.ask(asked, &lanes)).await?
         };
         self.work_on(backfill_id, !is_new).await
+    }
+
+    /// Refuses a range of entities whose journal is of another cluster or of another mapping. Nothing is recorded then:
+    /// a backfill that is open would keep `entity rebind --mapping` from accepting another mapping.
+    pub(super) async fn refuse_other_journals(&self, entity_ids: &[String]) -> Result<(), BackfillError> {
+        for (entity_id, lane) in self.journal.lanes(entity_ids).await? {
+            if let Err(misfit) = self.is_journal_of_this(&entity_id, &lane) {
+                return Err(BackfillError::Refused(misfit.to_string()));
+            }
+        }
+        Ok(())
     }
 
     /// Goes on with a backfill where it stopped.
@@ -243,7 +256,8 @@ impl Worker {
         let mut lease_before = None;
         let start = self.invalid_start(entity_id);
         loop {
-            let Some((place, lease, state)) = self.take_slice(run_id, backfill_id, entity_id).await? else {
+            let Some((place, lease, mut state)) = self.take_slice(run_id, backfill_id, entity_id).await?
+            else {
                 return Ok(EntityReport { ended: Ended::Stopped, ..report });
             };
             let stand = self.journal.backfill_stand(backfill_id, run_id, entity_id).await?;
@@ -256,10 +270,15 @@ impl Worker {
                 (Instant::now(), state.has_rows_set_aside, start.clone());
             let mut held =
                 Held { worker: self, run_id, target, since, place, has_rows_set_aside, start, lease, report };
-            let halted = match stand {
-                Some(cursor) => held.slice(backfill_id, &range, cursor).await,
+            let fits = self.is_journal_of_this(entity_id, &state);
+            let halted = match (stand, fits) {
                 // It was cancelled.
-                None => Err(Halt::Stopped),
+                (None, _) => Err(Halt::Stopped),
+                (Some(_), Err(misfit)) => Err(misfit.into()),
+                (Some(cursor), Ok(())) => match held.fill_mapping(&mut state).await {
+                    Ok(()) => held.slice(backfill_id, &range, cursor).await,
+                    Err(problem) => Err(problem.into()),
+                },
             };
             let yielded = matches!(halted, Err(Halt::Yielded));
             let fenced = if let Err(Halt::Fenced(left)) = halted { Some(left) } else { None };

@@ -1,8 +1,10 @@
 //! Whether a watermark belongs to the database and the ledger that are there.
 
+use std::collections::BTreeMap;
+
 use super::Worker;
-use crate::journal::{Kind, Lane, Problem};
-use crate::ledger::Look;
+use crate::journal::{Kind, Lane, Problem, Sealed};
+use crate::ledger::{Changes, Ledger, Look, belongs_to};
 use crate::output::quoted_argument;
 
 /// A watermark does not fit: to go on would skip rows in silence.
@@ -17,16 +19,43 @@ impl From<Misfit> for Problem {
 }
 
 impl Worker {
-    /// Refuses a watermark that does not belong to this cluster, this ledger table or this past. Each
+    /// Refuses a watermark that does not belong to this cluster, this ledger table, this mapping or this past. Each
     /// refusal prints the way out.
     pub(super) fn fits(&self, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
-        fits(self.ledger.name(), entity_id, lane, look)
+        fits(&self.ledger, entity_id, lane, look)
+    }
+
+    /// Refuses to work on rows whatever the watermark: a journal that this cluster did not write, or that was written
+    /// under another mapping.
+    pub(super) fn is_journal_of_this(&self, entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+        sealed(entity_id, lane)?;
+        elsewhere(entity_id, lane)?;
+        mapped(&self.ledger, entity_id, lane)
     }
 }
 
-/// The same for whoever has no worker.
-pub(super) fn fits(table: &str, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
+/// Of these entities those whose rows are read as when their watermarks were moved. Of the others nothing can be told from
+/// the ledger as it is read now.
+pub(super) fn readable(ledger: &Ledger, mut lanes: BTreeMap<String, Lane>) -> BTreeMap<String, Lane> {
+    lanes.retain(|_, lane| is_at_start(lane) || changes(ledger, lane).is_none());
+    lanes
+}
+
+/// The ledger is read as some watermark has it, or none has another opinion: then what it takes for entities are entities.
+pub(super) fn is_accepted(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> bool {
+    let mut bound = lanes.values().filter(|lane| !is_at_start(lane)).peekable();
+    bound.peek().is_none() || bound.any(|lane| changes(ledger, lane).is_none())
+}
+
+/// Nothing was read yet, or all is to be read again: the next pass is bound to whatever there is.
+fn is_at_start(lane: &Lane) -> bool {
+    lane.settled.is_none() && lane.open.is_none()
+}
+
+/// The same as [`Worker::fits`] for a caller without a worker.
+pub(super) fn fits(ledger: &Ledger, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
     let refuse = |what: String| Err(Misfit(what));
+    let table = ledger.name();
     if lane.system_identifier.is_some_and(|identifier| identifier != look.system_identifier) {
         return refuse(format!(
             "the watermark of `{entity_id}` belongs to another PostgreSQL cluster, whose transaction ids mean \
@@ -34,6 +63,10 @@ pub(super) fn fits(table: &str, entity_id: &str, lane: &Lane, look: &Look) -> Re
             quoted_argument(entity_id),
             start_over(entity_id)
         ));
+    }
+    sealed(entity_id, lane)?;
+    if !is_at_start(lane) {
+        mapped(ledger, entity_id, lane)?;
     }
     if let Some(before) = lane.ledger_table.as_deref().filter(|before| *before != table) {
         return refuse(format!(
@@ -50,6 +83,7 @@ pub(super) fn fits(table: &str, entity_id: &str, lane: &Lane, look: &Look) -> Re
             start_over(entity_id)
         ));
     }
+    elsewhere(entity_id, lane)?;
     let news = look.news(entity_id);
     if news.from_the_future || news.unstamped {
         let what = if news.unstamped { "is NULL" } else { "has not been given out yet in this database" };
@@ -62,6 +96,81 @@ pub(super) fn fits(table: &str, entity_id: &str, lane: &Lane, look: &Look) -> Re
     Ok(())
 }
 
-fn start_over(entity_id: &str) -> String {
+/// Refuses a watermark whose newest change this cluster did not write: its transaction ids may be those of others.
+pub(super) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+    match lane.seal {
+        Sealed::Whole | Sealed::Elsewhere => Ok(()),
+        Sealed::Broken => Err(Misfit(format!(
+            "this cluster did not write the journal of `{entity_id}`: the newest row of its watermark in \
+             elven_sync.sync_passes was copied or altered, so its transaction ids may mean other transactions here; hint: \
+             {}, or `elven-sync entity rebind '{entity_id}' --journal --reason '...'` accepts the journal after it was \
+             proven against the ledger",
+            start_over(entity_id)
+        ))),
+        Sealed::Missing => Err(Misfit(format!(
+            "the watermark of `{entity_id}` has no row in elven_sync.sync_passes, so nothing says that this cluster wrote \
+             it; hint: restore the rows from a backup of the whole database, or {}",
+            start_over(entity_id)
+        ))),
+    }
+}
+
+/// Refuses a watermark that is not where its newest change says.
+fn elsewhere(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+    if lane.seal != Sealed::Elsewhere {
+        return Ok(());
+    }
+    Err(Misfit(format!(
+        "the watermark of `{entity_id}` in elven_sync.sync_state is not where its newest change in \
+         elven_sync.sync_passes says: one of the two was altered or copied; hint: {}",
+        start_over(entity_id)
+    )))
+}
+
+/// Refuses a watermark that was moved while the ledger was read in another way.
+fn mapped(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+    let changes = changes(ledger, lane);
+    if changes.is_none() || lane.mapping.is_none() {
+        return Ok(());
+    }
+    Err(Misfit(format!("{}; hint: {}", mapping_changed(entity_id, &changes), correct_or_rebind(entity_id))))
+}
+
+/// A lane as it would be if it were bound to this cluster and to how this ledger is read.
+pub(super) fn as_if_bound(ledger: &Ledger, look: &Look, lane: &Lane) -> Lane {
+    Lane {
+        system_identifier: lane.system_identifier.map(|_| look.system_identifier),
+        ledger_table: lane.ledger_table.as_ref().map(|_| ledger.name().to_owned()),
+        mapping: Some(ledger.mapping().to_json()),
+        seal: if lane.seal == Sealed::Broken { Sealed::Whole } else { lane.seal },
+        ..lane.clone()
+    }
+}
+
+/// In what the ledger is read differently than when the watermark was moved. Of an old watermark its table alone is known.
+pub(super) fn changes(ledger: &Ledger, lane: &Lane) -> Changes {
+    let table = ledger.name();
+    match (&lane.mapping, &lane.ledger_table) {
+        (Some(recorded), _) => ledger.mapping().changes_since(recorded),
+        (None, Some(before)) if before != table => {
+            Changes { said: vec![belongs_to(before, table)], values: true, identity: true }
+        }
+        _ => Changes::default(),
+    }
+}
+
+/// Says in what it is read differently.
+pub(super) fn mapping_changed(entity_id: &str, changes: &Changes) -> String {
+    format!("the ledger mapping of `{entity_id}` changed: {}", changes.sentence())
+}
+
+fn correct_or_rebind(entity_id: &str) -> String {
+    format!(
+        "correct [ledger] if that is a mistake, or accept it with `elven-sync entity rebind '{entity_id}' --mapping \
+         --reason '...'`"
+    )
+}
+
+pub(super) fn start_over(entity_id: &str) -> String {
     format!("`elven-sync entity rewind {}` uploads everything again", quoted_argument(entity_id))
 }

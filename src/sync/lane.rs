@@ -128,7 +128,7 @@ impl Worker {
         let is_due = look.news(&target.entity_id).has_news
             && seen.open.is_none()
             && self.fits(&target.entity_id, seen, look).is_ok();
-        let opening = is_due.then(|| Opening { run_id, seen, ledger_table: self.ledger.name() });
+        let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
             let (place, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
                 Ok(taken) => taken,
@@ -150,6 +150,12 @@ impl Worker {
             }
             // Now behind all who wait, and whichever worker comes first.
         }
+    }
+
+    /// A pass to be opened behind where the entity was seen.
+    fn opening<'a>(&'a self, run_id: i64, seen: &'a Lane) -> Opening<'a> {
+        let relation = self.ledger.mapping().relation.oid;
+        Opening { run_id, seen, ledger_table: self.ledger.name(), relation, mapping: &self.mapping }
     }
 
     /// Records a problem that keeps an entity from being worked on at all.
@@ -343,6 +349,7 @@ impl Held<'_> {
         let again;
         if lane.open.is_some() {
             self.worker.fits(&self.target.entity_id, &lane, look)?;
+            self.fill_mapping(&mut lane).await?;
             lane.settled = Some(self.pass(&lane, None, false).await?);
             lane.open = None;
             lane.cursor = None;
@@ -353,8 +360,20 @@ impl Held<'_> {
         if look.news(&self.target.entity_id).has_news {
             self.pass(&lane, None, true).await?;
         } else {
+            if lane.settled.is_some() {
+                self.fill_mapping(&mut lane).await?;
+            }
             let succeeded = self.worker.journal.lane_succeeded(&self.lease);
             around(Step::Succeed, around(Step::ReleaseLease, succeeded)).await?;
+        }
+        Ok(())
+    }
+
+    /// Records how the ledger is read, where an earlier version has moved the watermark and did not.
+    pub(super) async fn fill_mapping(&self, lane: &mut Lane) -> Result<(), JournalError> {
+        if lane.mapping.is_none() {
+            self.worker.journal.fill_mapping(&self.lease, &self.worker.mapping).await?;
+            lane.mapping = Some(self.worker.mapping.to_string());
         }
         Ok(())
     }
@@ -368,7 +387,7 @@ impl Held<'_> {
         let (pass_id, target) = if let Some(open) = opened.or_else(|| lane.open.clone()) {
             open
         } else {
-            let opening = Opening { run_id: self.run_id, seen: lane, ledger_table: ledger.name() };
+            let opening = self.worker.opening(self.run_id, lane);
             around(Step::OpenPass, journal.open_pass(&self.lease, opening)).await?
         };
         let pass = OpenPass::new(self.lease.clone(), Course::Pass(pass_id));

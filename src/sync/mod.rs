@@ -16,6 +16,7 @@ mod places;
 mod progress;
 mod proving;
 mod prune;
+mod rebind;
 mod rehearsal;
 mod remedies;
 mod report;
@@ -43,6 +44,7 @@ pub use backfill::{BackfillError, BackfillReport};
 pub use moves::{MoveError, Rewind};
 pub use progress::{EntityProgress, Progress as RowsDone};
 pub use prune::{PruneReport, PrunedEntity, prune};
+pub use rebind::{Rebind, Rebinding};
 pub use rehearsal::Rehearsal;
 pub use report::{Ended, EntityReport, RunReport};
 pub use retry::Retried;
@@ -99,6 +101,8 @@ pub struct Worker {
     settings: Arc<Settings>,
     database: Database,
     ledger: Ledger,
+    /// How the ledger is read, as the journal records it.
+    mapping: Arc<str>,
     journal: Journal,
     client: Client,
     places: Arc<Places>,
@@ -139,6 +143,7 @@ impl Worker {
         Ok(Self {
             settings: Arc::new(settings),
             database,
+            mapping: ledger.mapping().to_json().into(),
             ledger,
             journal,
             client,
@@ -209,7 +214,7 @@ impl Worker {
             };
             entities.push(report);
         }
-        let unregistered = if only.is_empty() { self.unregistered().await? } else { Unregistered::default() };
+        let unregistered = if only.is_empty() { self.unregistered(&lanes).await? } else { Unregistered::default() };
         let status = unregistered.status(&entities, false);
         let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
         let (run_id, notes) = (None, Vec::new());
@@ -330,7 +335,7 @@ impl Worker {
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
         if !idle.is_empty() {
             // Now, since it is true now: the others may take hours.
-            self.journal.found_idle(&idle).await?;
+            self.journal.found_idle(&idle, &self.mapping).await?;
         }
         self.recall_sizes(&busy).await?;
         // How many are worked on at once is up to the places; the others only wait.
@@ -347,7 +352,7 @@ impl Worker {
         }
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(&mut reports, &idle).await?;
-        let unregistered = if whole_ledger { self.unregistered().await? } else { Unregistered::default() };
+        let unregistered = if whole_ledger { self.unregistered(&lanes).await? } else { Unregistered::default() };
         if !unregistered.entity_ids.is_empty() {
             self.journal.note_unregistered(run_id, &unregistered.entity_ids).await?;
         }
@@ -409,7 +414,8 @@ pub async fn health(
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     let mut entities = Health::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
-    let (pending, mut unreadable) = ledger.pending(&progress(&journal.lanes(&ids).await?)).await?;
+    let lanes = fit::readable(&ledger, journal.lanes(&ids).await?);
+    let (pending, mut unreadable) = ledger.pending(&progress(&lanes)).await?;
     let mut pending: BTreeMap<String, Pending> =
         pending.into_iter().map(|p| (p.entity_id.clone(), p)).collect();
     for entity in &mut entities {

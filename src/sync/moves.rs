@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
+use super::fit::{Misfit, changes};
 use super::{RunError, Worker};
-use crate::journal::{Entity, FromNow, Holder, JournalError, Lane, Lease, Seal, Take};
+use crate::journal::{Entity, FromNow, Holder, JournalError, Lane, Lease, Rebound, Seal, Sealed, Take};
 use crate::ledger::{LedgerError, Look, Progress};
 use crate::output::quoted_argument;
 use crate::watermark::Snapshot;
@@ -31,7 +32,13 @@ impl From<LedgerError> for MoveError {
     }
 }
 
-fn refused<T>(why: impl Into<String>) -> Result<T, MoveError> {
+impl From<Misfit> for MoveError {
+    fn from(misfit: Misfit) -> Self {
+        Self::Refused(misfit.to_string())
+    }
+}
+
+pub(super) fn refused<T>(why: impl Into<String>) -> Result<T, MoveError> {
     Err(MoveError::Refused(why.into()))
 }
 
@@ -52,7 +59,7 @@ impl Worker {
     /// Registers an entity whose rows count as dealt with as far as they are there now. What open
     /// transactions have written is not there yet, and is uploaded once they commit.
     pub async fn register_from_now(&self, entity: &Entity) -> Result<FromNow, MoveError> {
-        Ok(Entity::add_from_now(&self.database, entity, self.ledger.name()).await?)
+        Ok(Entity::add_from_now(&self.database, entity, self.ledger.name(), &self.mapping).await?)
     }
 
     /// Says what moving a watermark back would do: to where it stood at an instant, or to the start.
@@ -86,9 +93,12 @@ impl Worker {
             Some(skipped) => all - rows_behind(at(Some(skipped))).await?,
             None => 0,
         };
+        // A rewind to the start binds to what there is.
+        let is_bound_elsewhere =
+            lane.seal != Sealed::Whole || (lane.mapping.is_some() && !changes(&self.ledger, &lane).is_none());
         Ok(Rewind {
             entity_id: entity_id.to_owned(),
-            is_move: lane.settled != earlier.settled || lane.open.is_some(),
+            is_move: lane.settled != earlier.settled || lane.open.is_some() || is_bound_elsewhere,
             to: earlier.settled,
             rows,
             accepted: (rows - skipped - earlier.not_accepted_since).max(0),
@@ -96,12 +106,12 @@ impl Worker {
     }
 
     /// Moves a watermark back.
-    pub async fn rewind(&self, rewind: &Rewind) -> Result<(), MoveError> {
+    pub async fn rewind(&self, rewind: &Rewind, reason: Option<&str>) -> Result<(), MoveError> {
         let (lease, lane) = self.lease(&rewind.entity_id).await?;
         let done = async {
             let look = self.ledger.look_at(&lane.progress(&rewind.entity_id)).await?;
             self.check_rewind(&rewind.entity_id, rewind.to.as_ref(), &lane, &look)?;
-            Ok(self.journal.rewind(&lease, rewind.to.as_ref()).await?)
+            Ok(self.journal.rewind(&lease, rewind.to.as_ref(), &self.mapping, reason).await?)
         };
         let done = done.await;
         self.journal.release(&lease).await?;
@@ -113,10 +123,12 @@ impl Worker {
     ///
     /// Refuses a restored dump, in which the journal's rows were written anew, and transaction ids that
     /// do not go on.
-    pub async fn rebind(&self, entity_id: &str) -> Result<bool, MoveError> {
+    pub async fn rebind(&self, entity_id: &str, reason: Option<&str>) -> Result<bool, MoveError> {
         let (lane, look) = self.stand(entity_id).await?;
         let Some(before) = lane.system_identifier else { return Ok(false) };
         if before == look.system_identifier {
+            // Then nothing else is to be hidden by saying that all is well.
+            self.fits(entity_id, &lane, &look)?;
             return Ok(false);
         }
         let start_over = format!("hint: elven-sync entity rewind {}", quoted_argument(entity_id));
@@ -136,11 +148,11 @@ impl Worker {
         }
         // With the identifier out of the way, everything else has to fit.
         let same = Lane { system_identifier: Some(look.system_identifier), ..lane };
-        if let Err(misfit) = self.fits(entity_id, &same, &look) {
-            return refused(misfit.to_string());
-        }
+        self.fits(entity_id, &same, &look)?;
         let (lease, _) = self.lease(entity_id).await?;
-        let done = self.journal.rebind(&lease, look.system_identifier).await;
+        let system_identifier = Some(look.system_identifier);
+        let rebound = Rebound { action: "rebind", system_identifier, reason, ..Rebound::default() };
+        let done = self.journal.rebind(&lease, rebound).await;
         self.journal.release(&lease).await?;
         done?;
         Ok(true)
@@ -168,7 +180,7 @@ impl Worker {
     }
 
     /// Where an entity stands, and what the ledger says to that.
-    async fn stand(&self, entity_id: &str) -> Result<(Lane, Look), MoveError> {
+    pub(super) async fn stand(&self, entity_id: &str) -> Result<(Lane, Look), MoveError> {
         let lanes = self.journal.lanes(&[entity_id.to_owned()]).await?;
         let lane = lanes.get(entity_id).cloned().unwrap_or_default();
         let look = self.ledger.look_at(&lane.progress(entity_id)).await?;
@@ -176,7 +188,7 @@ impl Worker {
     }
 
     /// Leases an entity that no worker is on.
-    async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
+    pub(super) async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
         let mut patience = self.patience();
         let mut first_look = true;
         loop {

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::database::Database;
 use crate::fault_point::{Step, around};
-use crate::journal::JournalError;
 use crate::journal::prune::{self, Busy, Pruned, Pruner};
+use crate::journal::{JournalError, Sealed};
 
 /// What was pruned of an entity, or would be.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -23,6 +23,8 @@ pub struct PrunedEntity {
     pub errors: u64,
     /// Somebody else had it locked all the time, and it was left for later.
     pub busy: bool,
+    /// This cluster did not write its journal, which is left as it is.
+    pub foreign: bool,
 }
 
 /// What was pruned, or would be.
@@ -51,12 +53,16 @@ pub async fn prune(
         if passes + batches + errors == 0 {
             continue;
         }
-        let mut pruned = PrunedEntity { entity_id: entity_id.clone(), passes, batches, errors, busy: false };
-        if !rehearse {
+        let foreign = lane.seal().await? != Sealed::Whole;
+        let mut pruned =
+            PrunedEntity { entity_id: entity_id.clone(), passes, batches, errors, busy: false, foreign };
+        if foreign {
+            (pruned.passes, pruned.batches, pruned.errors) = (0, 0, 0);
+        } else if !rehearse {
             (pruned.passes, pruned.batches, pruned.errors) = (0, 0, 0);
             pruned.busy = entity(lane, &mut pruned).await?.is_err();
         }
-        if pruned.busy || pruned.passes + pruned.batches + pruned.errors > 0 {
+        if pruned.busy || foreign || pruned.passes + pruned.batches + pruned.errors > 0 {
             entities.push(pruned);
         }
     }

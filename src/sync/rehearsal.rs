@@ -63,6 +63,8 @@ impl Worker {
         let entities = Entity::list(&self.database).await?;
         let of_range = |entity: &Entity| ranges.iter().any(|(range, _)| range.entity_id == entity.entity_id);
         let selected: Vec<Entity> = entities.iter().filter(|entity| of_range(entity)).cloned().collect();
+        let ids: Vec<String> = ranges.iter().map(|(range, _)| range.entity_id.clone()).collect();
+        self.refuse_other_journals(&ids).await?;
         let (targets, unusable) = self.targets(&selected).map_err(RunError::from)?;
         let mut rehearsal = Rehearsal::default();
         let mut requests: BTreeMap<&str, i64> = BTreeMap::new();

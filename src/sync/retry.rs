@@ -98,19 +98,28 @@ impl Worker {
         };
         after(Step::TakeLease);
         let fits = match self.ledger.look_at(&lane.progress(&target.entity_id)).await {
-            Ok(look) => self.fits(&target.entity_id, &lane, &look).map_err(|misfit| misfit.to_string()),
-            Err(problem) if problem.is_about_rows() => Err(problem.in_words_of_entity()),
+            Ok(look) => self
+                .is_journal_of_this(&target.entity_id, &lane)
+                .and_then(|()| self.fits(&target.entity_id, &lane, &look)),
+            Err(problem) if problem.is_about_rows() => {
+                retried.extend(not_now(&problem.in_words_of_entity()));
+                return Ok(around(Step::ReleaseLease, self.journal.release(&lease)).await?);
+            }
             Err(problem) => return Err(problem.into()),
         };
-        let done = if let Err(why) = fits {
-            retried.extend(not_now(&why));
-            Ok(())
-        } else {
-            if let Some(pause) = lane.not_before {
-                target.channel.pause(pause);
-            }
-            self.retry_rows(run_id, target, &lease, errors, retried).await
-        };
+        if let Err(misfit) = fits {
+            retried.extend(not_now(&misfit.to_string()));
+            let problem = misfit.into();
+            let failed = self.journal.lane_failed(&lease, run_id, &problem, None);
+            return Ok(around(Step::Fail, around(Step::ReleaseLease, failed)).await?);
+        }
+        if lane.mapping.is_none() {
+            self.journal.fill_mapping(&lease, &self.mapping).await?;
+        }
+        if let Some(pause) = lane.not_before {
+            target.channel.pause(pause);
+        }
+        let done = self.retry_rows(run_id, target, &lease, errors, retried).await;
         // What was not waited for may still arrive: then the lease is left to run out, as in a run.
         if !*self.cut_off.borrow() {
             around(Step::ReleaseLease, self.journal.release(&lease)).await?;

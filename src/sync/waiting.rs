@@ -3,13 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::Unregistered;
-use super::{EntityReport, RunError, Worker, progress};
-use crate::journal::Entity;
+use super::{EntityReport, RunError, Worker, fit, progress};
+use crate::journal::{Entity, Lane};
 use crate::ledger::Unreadable;
 
 impl Worker {
-    /// Looks for the entities of the ledger that are not registered.
-    pub(super) async fn unregistered(&self) -> Result<Unregistered, RunError> {
+    /// Looks for the entities of the ledger that are not registered. None are found under a mapping that every watermark
+    /// refuses: what it takes for entities may be anything.
+    pub(super) async fn unregistered(
+        &self,
+        lanes: &BTreeMap<String, Lane>,
+    ) -> Result<Unregistered, RunError> {
+        if self.ledger.mapping().entity.is_none() && !fit::is_accepted(&self.ledger, lanes) {
+            return Ok(Unregistered::default());
+        }
         let all = Entity::list(&self.database).await?;
         let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
         match self.ledger.unregistered(&ids).await {
@@ -38,10 +45,17 @@ impl Worker {
         if ids.is_empty() {
             return Ok(());
         }
-        let (pending, unreadable) = self.ledger.pending(&progress(&self.journal.lanes(&ids).await?)).await?;
-        let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
+        let lanes = fit::readable(&self.ledger, self.journal.lanes(&ids).await?);
+        let (pending, unreadable) = self.ledger.pending(&progress(&lanes)).await?;
+        let refused: Vec<String> = ids.into_iter().filter(|id| !lanes.contains_key(id)).collect();
+        let mut rows = if refused.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.journal.pending_as_noted(&refused).await?
+        };
+        rows.extend(pending.iter().map(|pending| (pending.entity_id.clone(), pending.rows)));
         for report in reports.iter_mut().filter(|report| !idle_ids.contains(&report.entity_id)) {
-            report.rows_pending = rows.get(report.entity_id.as_str()).copied();
+            report.rows_pending = rows.get(&report.entity_id).copied();
         }
         // A lane that has failed has said why.
         let has_failed = |id: &String| reports.iter().any(|r| r.entity_id == *id && r.failure().is_some());

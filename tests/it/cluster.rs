@@ -161,6 +161,21 @@ impl Cluster {
             .await;
     }
 
+    /// Copies the journal of a database over that in another cluster, as a logical cut-over does.
+    pub async fn copy_journal_into(&self, other: &Self, database: &str) {
+        let journal = self.dir.path().join("journal.sql");
+        let journal = journal.to_str().unwrap();
+        let dump =
+            ["--data-only", "--disable-triggers", "-n", "elven_sync", "-T", "elven_sync._sqlx_migrations"];
+        self.run("pg_dump", &[&dump[..], &["-f", journal, "-d", &self.url(database)]].concat()).await;
+        let empty = "do $$ declare t regclass; begin
+                         for t in select oid from pg_class where relnamespace = 'elven_sync'::regnamespace and relkind = 'r'
+                                                             and relname <> '_sqlx_migrations'
+                         loop execute format('truncate %s cascade', t); end loop; end $$";
+        let restore = ["-v", "ON_ERROR_STOP=1", "-q", "-c", empty, "-f", journal];
+        self.run("psql", &[&restore[..], &["-d", &other.url(database)]].concat()).await;
+    }
+
     /// Where a database of it is; the same for as long as the cluster lives.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)

@@ -24,7 +24,9 @@ async fn scene_with(pool: PgPool, entities: i32) -> (Scene, Network) {
         .sql(
             "update elven_sync.sync_state
                 set settled = pg_current_snapshot(), ledger_table = '\"ledger\".\"balance_snapshots\"',
-                    system_identifier = (select system_identifier from pg_control_system())",
+                    system_identifier = (select system_identifier from pg_control_system());
+             insert into elven_sync.sync_passes (entity_id, target, finished_at)
+             select entity_id, settled, now() from elven_sync.sync_state",
         )
         .await;
     (scene, network)

@@ -9,7 +9,8 @@ use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::cluster::Cluster;
 use crate::crashes::FAULT_POINT;
-use crate::support::{Scene, eventually, stderr, until_it_says};
+use crate::seal::assert_each_command_refuses;
+use crate::support::{Scene, eventually, said, stderr, until_it_says};
 use crate::workers::signal;
 
 const SETTLED: &str = "select settled::text from elven_sync.sync_state";
@@ -164,6 +165,67 @@ async fn a_dump_restored_elsewhere_is_refused(pool: PgPool) {
     assert!(scene.output(&["entity", "rewind", "acme", "--yes"]).await.status.success());
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
     assert_no_row_is_lost(&scene).await;
+}
+
+/// A promoted clone has the identifier of its origin. Where the origin's journal is copied over its own, the watermark
+/// speaks of the origin's transactions: once the clone has given out as many ids, nothing but the seal tells.
+#[sqlx::test(migrations = false)]
+async fn a_journal_copied_to_a_promoted_clone_is_refused_after_its_transaction_ids_caught_up(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let mut scene = scene_on(&primary).await;
+    enter(&scene, &[("a", 1), ("refused", 1)]).await;
+    scene.sandbox.set_rules(vec!["reject:account=refused".parse().unwrap()]);
+    scene.run().await;
+    let now = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let between = scene.text(now).await;
+    let clone = primary.standby().await;
+    clone.caught_up_with(&primary).await;
+    clone.stop_receiving().await;
+    clone.promote().await;
+    let identifier = "select system_identifier::text from pg_control_system()";
+    assert_eq!(clone.text(identifier).await, primary.text(identifier).await);
+    // The origin goes on; its rows and those of the clone are entered at the same transaction ids.
+    primary.burn_transaction_ids(2000).await;
+    enter(&scene, &[("b", 1)]).await;
+    scene.run().await;
+    primary.copy_journal_into(&clone, "ledger").await;
+    scene.move_to(&clone.url("ledger")).await;
+    enter(&scene, &[("b", 1), ("c", 1), ("d", 1)]).await;
+    let ahead = "select (pg_snapshot_xmax(pg_current_snapshot()) > pg_snapshot_xmax(settled))::text
+                   from elven_sync.sync_state";
+    assert_eq!(scene.text(ahead).await, "false");
+    clone.burn_transaction_ids(3000).await;
+    assert_eq!(scene.text(ahead).await, "true");
+    assert_each_command_refuses(&scene, &between, "this cluster did not write the journal of `acme`").await;
+    let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved"];
+    let refused = said(&scene, 1, &journal).await;
+    assert!(refused.contains("is not proven") && refused.contains("entity rewind 'acme'"), "{refused}");
+    scene.sandbox.set_rules(Vec::new());
+    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 5);
+    assert_no_row_is_lost(&scene).await;
+}
+
+/// Moved by copying ledger and journal to another cluster, whose transaction ids are past those of the watermark: the proof
+/// shows that it is good there, and nothing is uploaded again.
+#[sqlx::test(migrations = false)]
+async fn a_journal_moved_with_its_ledger_is_accepted_by_the_proof_alone(pool: PgPool) {
+    let (cluster, other) = (Cluster::new(&pool).await, Cluster::new(&pool).await);
+    let mut scene = scene_on(&cluster).await;
+    cluster.burn_transaction_ids(2000).await;
+    enter(&scene, &[("a", 1), ("b", 1)]).await;
+    scene.run().await;
+    cluster.dump_into(&other, "ledger").await;
+    scene.move_to(&other.url("ledger")).await;
+    let both = ["entity", "rebind", "acme", "--journal", "--mapping", "--reason", "a new server", "--yes"];
+    assert!(said(&scene, 1, &both).await.contains("have not happened yet"));
+    other.burn_transaction_ids(3000).await;
+    enter(&scene, &[("c", 1)]).await;
+    assert_refused(&scene, "another PostgreSQL cluster").await;
+    said(&scene, 0, &both).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1, "nothing again, and nothing skipped");
+    assert_no_row_is_lost(&scene).await;
+    said(&scene, 0, &["verify", "--deep"]).await;
 }
 
 /// The transaction ids go on after an upgrade, and a person says that there was one.

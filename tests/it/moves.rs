@@ -264,7 +264,13 @@ async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_querie
                select 'e' || n, 'a', 'BTC', '2024-01-01Z', 1 from generate_series(1, 5000) n;
                analyze ledger.balance_snapshots").await;
     // In a transaction of its own: a snapshot leaves out its own transaction.
-    scene.sql("update elven_sync.sync_state set settled = pg_current_snapshot()").await;
+    scene
+        .sql(
+            "update elven_sync.sync_state set settled = pg_current_snapshot();
+             insert into elven_sync.sync_passes (entity_id, target, finished_at)
+             select entity_id, settled, now() from elven_sync.sync_state",
+        )
+        .await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'e' || n, 'b', 'BTC', '2024-01-01Z', 1 from unnest('{7,77,4777}'::int[]) n").await;
     let quiet = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync' and datname = current_database()";

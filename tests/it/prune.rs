@@ -31,7 +31,8 @@ async fn run(scene: &Scene, from: i32, until: i32) {
 /// All that has ended by now becomes a year old.
 const AGE: &str = "
     update elven_sync.sync_runs set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year';
-    update elven_sync.sync_passes set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year';
+    update elven_sync.sync_passes set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year',
+           written_by = pg_current_xact_id();
     update elven_sync.sync_batches set created_at = created_at - interval '1 year', finished_at = finished_at - interval '1 year';
     update elven_sync.sync_errors set first_seen_at = first_seen_at - interval '1 year', resolved_at = resolved_at - interval '1 year';";
 
@@ -162,7 +163,7 @@ async fn a_pass_with_an_open_error_stays_and_can_be_proven(pool: PgPool) {
     scene.sandbox.set_rules(Vec::new());
     scene.run().await;
     scene.sql("update elven_sync.sync_errors set resolved_at = resolved_at - interval '1 year', batch_id = null").await;
-    scene.sql("update elven_sync.sync_passes set finished_at = now() where kind = 'pass'").await;
+    scene.sql("update elven_sync.sync_passes set finished_at = now(), written_by = pg_current_xact_id() where kind = 'pass'").await;
     said(&scene, 0, PRUNE).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "1");
     holds(&scene).await;

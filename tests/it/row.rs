@@ -132,7 +132,7 @@ async fn a_row_that_nothing_is_known_of_and_one_that_is_missing(pool: PgPool) {
     scene.sql("create table ledger.by_uuid as select '00000000-0000-0000-0000-00000000000a'::uuid as id, 'acme' as entity_id,
                       'u' as entity_account_id, 'BTC' as currency, now() as captured_at, 1::numeric as balance,
                       pg_current_xact_id() as change_xid;
-               update elven_sync.sync_state set ledger_table = null;").await;
+               update elven_sync.sync_state set ledger_table = null, mapping = null;").await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.by_uuid");
     scene.run().await;
     assert_eq!(of(&scene, 0, "{00000000-0000-0000-0000-00000000000A}").await["verdict"], "uploaded");

@@ -58,7 +58,7 @@ async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
     scene.sql("create table ledger.by_uuid as select ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid as id,
                       'acme' as entity_id, 'u' || n as entity_account_id, 'BTC' as currency, now() as captured_at,
                       1::numeric as balance, pg_current_xact_id() as change_xid from generate_series(1, 3) n;
-               update elven_sync.sync_state set ledger_table = null;").await;
+               update elven_sync.sync_state set ledger_table = null, mapping = null;").await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.by_uuid");
     scene.run().await;
     let uuids = "select string_agg(right(id, 2), ',') from elven_sync.batch_row_ids((select max(batch_id) from elven_sync.sync_batches)) id";

@@ -9,7 +9,7 @@ mod removal;
 
 use std::time::Duration;
 
-use super::JournalError;
+use super::{JournalError, Sealed};
 use crate::database::{Database, Transaction};
 use chrono::{DateTime, Utc};
 
@@ -74,6 +74,15 @@ pub async fn scope(
 }
 
 impl Pruner<'_> {
+    /// What the seal of the newest change says: see [`Sealed`].
+    pub async fn seal(&self) -> Result<Sealed, JournalError> {
+        let seal = || {
+            sqlx::query_scalar!("select seal from elven_sync.seals(array[$1::text])", self.entity_id)
+                .fetch_optional(self.database)
+        };
+        Ok(Sealed::from_column(self.database.again(seal).await?.flatten().as_deref()))
+    }
+
     /// Begins a transaction with the lane locked. `None`: somebody else has it, for longer than a moment.
     async fn locked(&self) -> Result<Option<Transaction>, JournalError> {
         for _ in 0..LOCK_TRIES {

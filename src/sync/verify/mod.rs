@@ -10,6 +10,8 @@ pub(super) mod chain;
 mod rows;
 mod span;
 
+use std::collections::VecDeque;
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
@@ -21,8 +23,9 @@ use crate::align::{Zone, Zones};
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
 use crate::journal::proof::{self, Pruned};
-use crate::journal::{JournalError, check_schema};
+use crate::journal::{JournalError, Lane, Sealed, check_schema};
 use crate::ledger::{Ledger, LedgerError};
+use crate::watermark::Snapshot;
 
 /// Batches, and passes, that are looked at together.
 const TOGETHER_MAX: usize = 100;
@@ -32,6 +35,8 @@ const COUNTED_MAX: usize = 1000;
 const FINDINGS_MAX: usize = 100;
 /// Of each finding so many rows are named.
 const ROWS_NAMED_MAX: usize = 20;
+/// Of each entity so many of the newest batches have their ids counted.
+const NEWEST: usize = 100;
 /// Of each entity so many whole batches have their bodies made again, unless all are asked for.
 const SAMPLE: usize = 20;
 
@@ -152,8 +157,7 @@ pub async fn verify(
         .await
 }
 
-/// Checks one entity. When a row of it has a value that cannot be converted, in the careful way: such a row was set aside,
-/// which is as it has to be.
+/// Checks one entity. What kept the proof from its end, of the rows of the ledger, is a finding.
 async fn prove(
     database: &Database,
     ledger: &Ledger,
@@ -161,25 +165,8 @@ async fn prove(
     entity_id: &str,
     deep: bool,
 ) -> Result<EntityProof, RunError> {
-    let prove = async |ledger: &Ledger| {
-        let proven = || async {
-            let mut report = EntityProof { entity_id: entity_id.to_owned(), ..EntityProof::default() };
-            let problem = match prove_in_snapshot(database, ledger, deep, &mut report).await {
-                Err(RunError::Ledger(problem)) if problem.is_about_rows() => Some(problem),
-                proven => {
-                    proven?;
-                    None
-                }
-            };
-            Ok::<_, RunError>((report, problem))
-        };
-        database.again(proven).await
-    };
-    let (mut report, mut problem) = prove(ledger).await?;
-    if problem.as_ref().is_some_and(LedgerError::is_about_a_value) {
-        (report, problem) = prove(&ledger.careful()).await?;
-    }
-    if let Some(problem) = problem {
+    let (mut report, proven) = prove_rows(database, ledger, zones, entity_id, Asked::Verify { deep }).await?;
+    if let Err(problem) = proven {
         let message =
             format!("{}; what was to be checked behind that is not proven", problem.in_words_of_entity());
         report.find(Finding::new("ledger", message));
@@ -187,41 +174,130 @@ async fn prove(
     Ok(report)
 }
 
+/// What a proof is made for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asked {
+    /// Of the journal as it is; of all bodies, or of a sample.
+    Verify { deep: bool },
+    /// Of the journal as if it were of this cluster and of this mapping, with all bodies. With `other_values` bodies may
+    /// differ, since a person accepts that others are sent.
+    Rebind { other_values: bool },
+}
+
+/// A proof, and what a rebind needs besides.
+#[derive(Debug)]
+pub(super) struct Proof {
+    pub report: EntityProof,
+    pub proven: Proven,
+}
+
+/// What a rebind needs to know of an entity.
+#[derive(Debug)]
+pub(super) struct Proven {
+    /// The entity as it was found.
+    pub lane: Lane,
+    /// Changes of the watermark were pruned.
+    pub is_pruned: bool,
+    /// Of the newest batches the ids that they list, and those of them that the ledger has in their intervals.
+    pub newest: (usize, usize),
+    /// Every transaction that the watermark may speak of has ended.
+    pub has_ended: bool,
+}
+
+/// Checks one entity, for a purpose.
+pub(super) async fn prove_as(
+    database: &Database,
+    ledger: &Ledger,
+    zones: &Zones,
+    entity_id: &str,
+    asked: Asked,
+) -> Result<Proof, RunError> {
+    let (report, proven) = prove_rows(database, ledger, zones, entity_id, asked).await?;
+    Ok(Proof { report, proven: proven? })
+}
+
+/// Checks one entity. When a row of it has a value that cannot be converted, in the careful way: such a row was set aside,
+/// which is as it has to be. The second result says whether the rows of the ledger could be read to the end.
+async fn prove_rows(
+    database: &Database,
+    ledger: &Ledger,
+    zones: &Zones,
+    entity_id: &str,
+    asked: Asked,
+) -> Result<(EntityProof, Result<Proven, LedgerError>), RunError> {
+    let prove = async |ledger: &Ledger| {
+        let proven = || async {
+            let mut report = EntityProof { entity_id: entity_id.to_owned(), ..EntityProof::default() };
+            let proven = match prove_in_snapshot(database, ledger, zones, asked, &mut report).await {
+                Err(RunError::Ledger(problem)) if problem.is_about_rows() => Err(problem),
+                proven => Ok(proven?),
+            };
+            Ok::<_, RunError>((report, proven))
+        };
+        database.again(proven).await
+    };
+    match prove(ledger).await? {
+        (_, Err(problem)) if problem.is_about_a_value() => prove(&ledger.careful()).await,
+        proven => Ok(proven),
+    }
+}
+
 /// Checks one entity, all of it in one snapshot. What was found before an error is in the report.
 async fn prove_in_snapshot(
     database: &Database,
     ledger: &Ledger,
-    deep: bool,
+    zones: &Zones,
+    asked: Asked,
     report: &mut EntityProof,
-) -> Result<(), RunError> {
-    let entity_id = report.entity_id.clone();
+) -> Result<Proven, RunError> {
+    let entity_id = &report.entity_id.clone()[..];
     let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
-    let lane = proof::lane(&mut transaction, &entity_id).await?;
-    let progress = lane.progress(&entity_id);
-    let changes = proof::changes(&mut transaction, &entity_id).await?;
-    let zone = proof::timezone(&mut transaction, &entity_id).await?;
-    report.pruned = proof::pruned(&mut transaction, &entity_id).await?;
-    report.rows_set_aside_open = proof::set_aside(&mut transaction, &entity_id).await?;
-    let Chain { links, others, findings } = chain::follow(changes, &lane);
+    let found = proof::lane(&mut transaction, entity_id).await?;
+    let progress = found.progress(entity_id);
+    let changes = proof::changes(&mut transaction, entity_id).await?;
+    let zone = proof::timezone(&mut transaction, entity_id).await?;
+    report.pruned = proof::pruned(&mut transaction, entity_id).await?;
+    report.rows_set_aside_open = proof::set_aside(&mut transaction, entity_id).await?;
+    let values_changed = proof::values_changed(&mut transaction, entity_id).await?;
+    let Chain { links, others, findings } = chain::follow(changes, &found);
+    let is_pruned = report.pruned.is_some() || others.iter().any(|change| change.kind == "pruned");
     report.passes = links.len();
     report.skipped_from_now = others.iter().any(|change| change.kind == "from_now");
     for finding in findings {
         report.find(finding);
     }
     let look = ledger.look_in(&mut transaction, &progress).await?;
-    let misfit = fit::fits(ledger.name(), &entity_id, &lane, &look).err();
+    // A journal that was copied is compared with the ledger all the same, to show what it would pass over. Where the
+    // watermark is, the chain has told.
+    let lane = match asked {
+        Asked::Verify { .. } => {
+            if let Err(misfit) = fit::sealed(entity_id, &found) {
+                report.find(Finding::new("watermark", misfit.to_string()));
+            }
+            Lane { seal: Sealed::Whole, ..found.clone() }
+        }
+        Asked::Rebind { .. } => fit::as_if_bound(ledger, &look, &found),
+    };
+    let misfit = fit::fits(ledger, entity_id, &lane, &look).err();
     let fits = misfit.is_none();
     match misfit {
         Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),
         None => report.rows_pending = ledger.pending_in(&mut transaction, &progress).await?,
     }
     let zone = zone.and_then(|name| zones.get(&name).ok());
-    let (entity_id, sample) = (&entity_id[..], Sample::default());
-    let mut checker = Checker { ledger, entity_id, zones, zone, fits, report, sample };
-    checker.sample.step = if deep { Some(1) } else { None };
+    let step = if matches!(asked, Asked::Verify { deep: false }) { None } else { Some(1) };
+    let (newest, sample) = (VecDeque::new(), Sample { step, ..Sample::default() });
+    let any_values = matches!(asked, Asked::Rebind { other_values: true });
+    let other_values_before = if any_values { Some(i64::MAX) } else { values_changed };
+    let mut checker =
+        Checker { ledger, entity_id, zones, zone, fits, report, sample, newest, other_values_before };
     checker.passes(&mut transaction, &links).await?;
+    let newest = checker.newest.into_iter().fold((0, 0), |sum, (listed, found)| (sum.0 + listed, sum.1 + found));
     transaction.commit().await.map_err(JournalError::from)?;
-    Ok(())
+    let snapshots = [found.settled.as_ref(), found.open.as_ref().map(|(_, target)| target)];
+    let until = snapshots.into_iter().flatten().map(Snapshot::xmax).max();
+    let has_ended = until.is_none_or(|until| look.target.xmin() >= until);
+    Ok(Proven { lane: found, is_pruned, newest, has_ended })
 }
 
 /// Which whole batches have their bodies made again: every so manieth.
@@ -258,6 +334,10 @@ struct Checker<'a> {
     fits: bool,
     report: &'a mut EntityProof,
     sample: Sample,
+    /// Of the newest batches: how many ids each lists, and how many of them the ledger has in its interval.
+    newest: VecDeque<(usize, usize)>,
+    /// Bodies of passes before this change of the watermark may have been made of other values.
+    other_values_before: Option<i64>,
 }
 
 impl Checker<'_> {

@@ -1,10 +1,10 @@
 //! What the ledger holds, against what the batches claim.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::batches::{Claim, Leaf};
 use super::span::Span;
-use super::{Checker, Finding, ROWS_NAMED_MAX};
+use super::{Checker, Finding, NEWEST, ROWS_NAMED_MAX};
 use crate::align::{Offsets, Zone};
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;
@@ -41,7 +41,7 @@ impl Checker<'_> {
             return Ok(());
         }
         let mut unlisted: BTreeMap<usize, Vec<LedgerId>> = BTreeMap::new();
-        {
+        let missing: Vec<usize> = {
             let (intervals, mut left): (Vec<_>, Vec<_>) = claims
                 .iter_mut()
                 .map(|claim| (std::mem::take(&mut claim.ids), &*claim))
@@ -59,6 +59,16 @@ impl Checker<'_> {
                 }
             };
             self.ledger.listed(transaction, self.entity_id, &intervals, row).await?;
+            let times = |ids: &HashMap<LedgerId, u32>| ids.values().map(|times| *times as usize).sum();
+            left.iter().map(|(ids, _)| times(ids)).collect()
+        };
+        for (claim, missing) in
+            claims.iter().zip(missing).filter(|(claim, _)| claim.is_done && claim.rows > 0)
+        {
+            self.newest.push_back((claim.rows, claim.rows - missing));
+            if self.newest.len() > NEWEST {
+                self.newest.pop_front();
+            }
         }
         for (place, ids) in unlisted {
             self.report.find(unlisted_rows(&claims[place], &ids));
@@ -129,7 +139,11 @@ impl Checker<'_> {
         let made = Batch::build(None, rows, &zone);
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
-        } else if !has_rules || has_ties || unknown_set_aside {
+        } else if self.other_values_before.is_some_and(|pass_id| batch.pass_id < pass_id)
+            || !has_rules
+            || has_ties
+            || unknown_set_aside
+        {
             self.report.bodies_not_provable += 1;
         } else {
             self.report.resend = Span::around(self.report.resend, Span::of(&made.rows));

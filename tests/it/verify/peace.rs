@@ -228,7 +228,7 @@ async fn a_journal_of_an_older_version(pool: PgPool) {
     scene.run().await;
     scene
         .sql(
-            "update elven_sync.sync_passes set last_xid = null, last_id = null;
+            "update elven_sync.sync_passes set last_xid = null, last_id = null, written_by = null;
                update elven_sync.sync_batches set rejected_ids = null, timezone = null",
         )
         .await;

@@ -43,6 +43,7 @@ const RESTORE: &str = "
              ledger.balance_snapshots;
     insert into elven_sync.sync_state table saved.state;
     insert into elven_sync.sync_passes overriding system value table saved.passes;
+    update elven_sync.sync_passes set written_by = pg_current_xact_id();
     insert into elven_sync.sync_batches overriding system value table saved.batches;
     insert into elven_sync.sync_errors overriding system value table saved.errors;
     insert into ledger.balance_snapshots overriding system value table saved.ledger;
@@ -296,7 +297,7 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
         (
             "the open pass is closed over what waits",
             "update elven_sync.sync_state set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null;
-             update elven_sync.sync_passes set finished_at = now()",
+             update elven_sync.sync_passes set finished_at = now(), written_by = pg_current_xact_id()",
             &["row_behind", "unfinished"],
         ),
         ("a batch that was accepted is gone", "select remove_batch(nth_batch(2))", &["gap", "unlisted_row"]),

@@ -1,0 +1,214 @@
+//! A journal that this cluster did not write, or that was altered, moves nothing: its transaction ids may be others.
+
+use elven_sync::journal::RunStatus;
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+
+use crate::support::{Scene, said};
+use crate::verify::holds;
+
+async fn scene(pool: PgPool) -> Scene {
+    let mut scene = Scene::new(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    scene.entity("acme", "UTC").await;
+    scene
+}
+
+async fn insert(scene: &Scene, from: i32, until: i32) {
+    let insert = format!(
+        "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+         select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series({from}, {until}) n"
+    );
+    (&scene.pool).execute(AssertSqlSafe(insert)).await.unwrap();
+}
+
+/// What a copy of the journal does to it: the same values in rows that another transaction wrote.
+const COPY: &str = "update elven_sync.sync_passes set kind = kind";
+
+const JOURNAL: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xid, cursor_id, rows_uploaded,
+                              (select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes),
+                              (select count(*) from elven_sync.sync_batches))
+                         from elven_sync.sync_state";
+const NOW: &str = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+
+/// Each command that trusts or moves a watermark; the journal is as it was.
+pub async fn assert_each_command_refuses(scene: &Scene, between: &str, why: &str) {
+    let before = scene.text(JOURNAL).await;
+    let sent = scene.sandbox.requests().len();
+    for (code, arguments) in [
+        (1, &["run"][..]),
+        (1, &["run", "--dry-run"]),
+        (1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-03"]),
+        (1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-03", "--dry-run"]),
+        (3, &["errors", "retry"]),
+        (1, &["entity", "rewind", "acme", "--to", between, "--yes"]),
+        (1, &["entity", "rebind", "acme"]),
+        (1, &["entity", "rebind", "acme", "--mapping", "--reason", "none", "--yes"]),
+        (3, &["verify"]),
+    ] {
+        let refused = said(scene, code, arguments).await;
+        // The proof says by itself where the two are.
+        let by_proof = arguments == ["verify"] && refused.contains("the watermark in sync_state is");
+        assert!(refused.contains(why) || by_proof, "{arguments:?}: {refused}");
+    }
+    let open =
+        "select string_agg(kind, ',' order by kind) from elven_sync.sync_errors where resolved_at is null";
+    assert_eq!(scene.text(open).await, "rejected_row,watermark");
+    assert_eq!(scene.text(JOURNAL).await, before);
+    assert_eq!(scene.sandbox.requests().len(), sent);
+}
+
+#[sqlx::test(migrations = false)]
+async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: PgPool) {
+    let scene = scene(pool).await;
+    insert(&scene, 101, 103).await;
+    scene.run().await;
+    insert(&scene, 1, 15).await;
+    scene.sandbox.set_rules(vec!["reject:account=a3".parse().unwrap()]);
+    scene.run().await;
+    let between = scene.text(NOW).await;
+    insert(&scene, 16, 20).await;
+    scene.run().await;
+    scene.sandbox.set_rules(Vec::new());
+    for (spoil, why) in [
+        (COPY, "this cluster did not write the journal of `acme`"),
+        (
+            "update elven_sync.sync_state set settled = (select settled from elven_sync.sync_passes order by pass_id desc limit 1)",
+            "is not where its newest change",
+        ),
+        (
+            "delete from elven_sync.sync_passes where pass_id = (select max(pass_id) from elven_sync.sync_passes)",
+            "is not where its newest change",
+        ),
+    ] {
+        scene.sql("create table saved_passes as table elven_sync.sync_passes; create table saved_state as table elven_sync.sync_state;
+                   alter table elven_sync.sync_batches drop constraint if exists sync_batches_pass_id_fkey").await;
+        (&scene.pool).execute(AssertSqlSafe(spoil)).await.unwrap();
+        assert_each_command_refuses(&scene, &between, why).await;
+        let before = scene.text(JOURNAL).await;
+        // Nor is the evidence pruned.
+        let pruned = said(&scene, 3, &["prune", "--older-than", "0s"]).await;
+        assert!(pruned.contains("did not write its journal"), "{pruned}");
+        assert_eq!(scene.text(JOURNAL).await, before);
+        scene.sql("delete from elven_sync.sync_passes; insert into elven_sync.sync_passes overriding system value table saved_passes;
+                   update elven_sync.sync_passes set written_by = pg_current_xact_id();
+                   update elven_sync.sync_state s set settled = b.settled from saved_state b;
+                   drop table saved_passes, saved_state").await;
+        assert_eq!(scene.run().await.status, RunStatus::Succeeded, "{why}");
+    }
+    scene.sql(COPY).await;
+    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 23);
+    holds(&scene).await;
+}
+
+/// With a pass that is open as well: it is not gone on with.
+#[sqlx::test(migrations = false)]
+async fn an_open_pass_of_a_copied_journal_is_not_gone_on_with(pool: PgPool) {
+    let scene = scene(pool).await;
+    insert(&scene, 1, 50).await;
+    scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
+    scene.run().await;
+    scene.sandbox.set_rules(Vec::new());
+    for spoil in [COPY, "update elven_sync.sync_state set target = pg_current_snapshot()"] {
+        (&scene.pool).execute(AssertSqlSafe(spoil)).await.unwrap();
+        let before = scene.text(JOURNAL).await;
+        said(&scene, 1, &["run"]).await;
+        assert_eq!(scene.text(JOURNAL).await, before);
+        scene
+            .sql(
+                "update elven_sync.sync_passes set written_by = pg_current_xact_id();
+                   update elven_sync.sync_state set target = (select target from elven_sync.sync_passes)",
+            )
+            .await;
+    }
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(scene.received().len(), 50);
+}
+
+/// What leaves a journal where it was written leaves its seal whole; so does what the connector itself does.
+#[sqlx::test(migrations = false)]
+async fn a_seal_outlives_what_moves_no_rows_to_another_transaction(pool: PgPool) {
+    let scene = scene(pool).await;
+    let seal = "select seal from elven_sync.seals('{acme}')";
+    assert_eq!(scene.text(seal).await, "none");
+    insert(&scene, 1, 15).await;
+    scene.run().await;
+    for kept in [
+        "vacuum (freeze) elven_sync.sync_passes",
+        "vacuum (full, freeze) elven_sync.sync_passes",
+        "cluster elven_sync.sync_passes using sync_passes_pkey",
+        "update elven_sync.sync_passes set written_by = null",
+    ] {
+        scene.sql(kept).await;
+        assert_eq!(scene.text(seal).await, "whole", "{kept}");
+        assert_eq!(scene.run().await.status, RunStatus::Succeeded, "{kept}");
+    }
+    insert(&scene, 16, 20).await;
+    scene.run().await;
+    scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
+    said(&scene, 0, &["entity", "rebind", "acme"]).await;
+    assert_eq!(scene.text(seal).await, "whole", "behind a rebind");
+    insert(&scene, 21, 25).await;
+    scene.run().await;
+    said(&scene, 0, &["prune", "--older-than", "0s"]).await;
+    assert_eq!(scene.text(seal).await, "whole", "behind a prune");
+    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    assert_eq!(scene.text(seal).await, "whole", "behind a rewind");
+    scene.run().await;
+    assert_eq!(scene.text(seal).await, "whole");
+    scene.sql("create table t as table elven_sync.sync_passes; delete from elven_sync.sync_batches; delete from elven_sync.sync_passes").await;
+    assert_eq!(scene.text(seal).await, "missing");
+    scene.sql("insert into elven_sync.sync_passes overriding system value select * from t").await;
+    assert_eq!(scene.text(seal).await, "broken");
+}
+
+/// Rebound while a pass is open, the pass is where the entity is until it is through.
+#[sqlx::test(migrations = false)]
+async fn a_rebind_while_a_pass_is_open_leaves_the_seal_whole(pool: PgPool) {
+    let scene = scene(pool).await;
+    insert(&scene, 1, 50).await;
+    scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
+    scene.run().await;
+    scene.sandbox.set_rules(Vec::new());
+    scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
+    said(&scene, 0, &["entity", "rebind", "acme"]).await;
+    let seal = "select seal from elven_sync.seals('{acme}')";
+    assert_eq!(scene.text(seal).await, "whole");
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(scene.text(seal).await, "whole", "the pass is older than the rebind");
+    insert(&scene, 51, 52).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 2);
+    assert_eq!(scene.text(seal).await, "whole");
+    holds(&scene).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_copied_journal_is_accepted_when_it_is_proven(pool: PgPool) {
+    let scene = scene(pool).await;
+    insert(&scene, 1, 30).await;
+    let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved by logical replication"];
+    scene.run().await;
+    assert!(said(&scene, 0, &journal).await.contains("needs no rebinding"));
+    scene.sql(COPY).await;
+    insert(&scene, 31, 32).await;
+    said(&scene, 0, &journal).await;
+    let action = "select concat_ws(' ', action, reason) from elven_sync.sync_actions";
+    assert_eq!(scene.text(action).await, "rebind_journal moved by logical replication");
+    assert_eq!(scene.run().await.counters.rows_read, 2, "nothing again, and nothing skipped");
+    assert_eq!(holds(&scene).await, (32, 0));
+
+    // A row that the copied watermark would pass over.
+    scene.sql(COPY).await;
+    scene.sql("alter table ledger.balance_snapshots disable trigger stamp_change_xid;
+               insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance, change_xid)
+               select entity_id, 'hidden', currency, captured_at, 1, change_xid from ledger.balance_snapshots where id = 5;
+               alter table ledger.balance_snapshots enable always trigger stamp_change_xid").await;
+    let refused = said(&scene, 1, &journal).await;
+    assert!(
+        refused.contains("`verify` does not hold") && refused.contains("entity rewind 'acme'"),
+        "{refused}"
+    );
+    assert_eq!(scene.text("select seal from elven_sync.seals('{acme}')").await, "broken");
+}
