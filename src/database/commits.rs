@@ -34,9 +34,10 @@ impl Default for Commits {
     }
 }
 
-/// Removes rows by the primary key from a place on, at most so many. Each step begins where the one before it has ended, so
-/// that no row, nor what is left of a removed one, is read twice; and it is read in the order of the index, whatever the
-/// planner expects. A row that somebody else is removing is left to that process: two could wait for each other.
+/// Removes rows by the primary key from a place on, at most so many. Each step begins where the one before it has
+/// ended, so that no row, nor what is left of a removed one, is read twice; and it is read in the order of the index,
+/// whatever the planner expects. A row that somebody else is removing is left to that process: two could wait for
+/// each other.
 ///
 /// Nobody waits for longer than an hour for a database.
 fn remove(process: i64, (kept_from, known_below): (i64, i64), (other, number): (i64, i64)) -> String {
@@ -58,7 +59,8 @@ fn remove(process: i64, (kept_from, known_below): (i64, i64), (other, number): (
                 (select max(number) from removed where process = {process}),
                 (select count(*) from removed where process <> {process}), last.process, last.number
            from (select) one left join lateral
-                (select process, number from removed where process <> {process} order by 1 desc, 2 desc limit 1) last on true"
+                (select process, number from removed where process <> {process}
+                  order by 1 desc, 2 desc limit 1) last on true"
     )
 }
 

@@ -82,7 +82,8 @@ pub(super) fn new(options: PgConnectOptions, count_max: usize, away_max: Duratio
         .expect("a pool with a runtime")
 }
 
-/// Makes the first one, which then lies idle. Returns `statement_timeout` as the role or the database has it; zero: none.
+/// Makes the first one, which then lies idle. Returns `statement_timeout` as the role or the database has it; zero:
+/// none.
 pub(super) async fn first(connections: &Connections) -> Result<Duration, sqlx::Error> {
     let limits = Timeouts { create: Some(CONNECT_MAX), ..connections.timeouts() };
     let mut connection = take(connections, limits).await?;

@@ -188,9 +188,9 @@ impl Database {
         Ok(transaction)
     }
 
-    /// Sets that PostgreSQL ends a statement which the connector has given up: it would not notice that nobody waits for
-    /// the answer, and go on. A little later than the connector, whose own limit says what may be done again. A shorter
-    /// limit of the role or the database stays.
+    /// Sets that PostgreSQL ends a statement which the connector has given up: it would not notice that nobody waits
+    /// for the answer, and go on. A little later than the connector, whose own limit says what may be done again. A
+    /// shorter limit of the role or the database stays.
     fn server_ends_after(&self, limit: Duration) -> String {
         let limit = limit + (limit / 10).max(SERVER_ENDS_LATER_MIN);
         if !self.server_limit.is_zero() && self.server_limit <= limit {

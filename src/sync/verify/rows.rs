@@ -111,7 +111,8 @@ impl Checker<'_> {
     fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>) {
         let batch = &leaf.batch;
         let all: HashSet<&LedgerId> = leaf.ids.iter().collect();
-        // The order of rows that share an id is PostgreSQL's, and a list of ids does not tell which of them was set aside.
+        // The order of rows that share an id is PostgreSQL's, and a list of ids does not tell which of them was set
+        // aside.
         let has_ties = all.len() < leaf.ids.len();
         let set_aside = batch.rejected_ids.as_deref().filter(|_| !has_ties).and_then(unpack_ids);
         let set_aside: HashSet<LedgerId> =
@@ -224,11 +225,11 @@ fn other_body(batch_id: i64, entity_id: &str, rows: &[Row]) -> Finding {
         more => format!(" and {more} more"),
     };
     let message = format!(
-        "the ledger shows other values now for rows among those that batch {batch_id} has sent ({}{more}), although none \
-         has a newer change_xid: a view or a mapping table that [ledger] reads shows other values now, or rows were \
-         changed without their stamp, or the recorded hash (body_sha256) was altered; Elven may hold the earlier values; \
-         hint: `{}` sends what the ledger shows now; this finding ends when the rows are updated in the ledger, so that \
-         they get a newer change_xid and the next run uploads them",
+        "the ledger shows other values now for rows among those that batch {batch_id} has sent ({}{more}), although \
+         none has a newer change_xid: a view or a mapping table that [ledger] reads shows other values now, or rows were \
+         changed without their stamp, or the recorded hash (body_sha256) was altered; Elven may hold the earlier \
+         values; hint: `{}` sends what the ledger shows now; this finding ends when the rows are updated in the ledger, \
+         so that they get a newer change_xid and the next run uploads them",
         named.join(", "),
         Span::backfill(Span::of(rows), entity_id)
     );
