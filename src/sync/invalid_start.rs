@@ -51,7 +51,7 @@ impl InvalidStart {
             return Ok(Start::Valid);
         }
         let Some(last) = batches.clone().next_back() else { return Ok(Start::Undecided) };
-        let mut clock = Clock::of(last.zone);
+        let mut clock = Clock::of(&last.zone);
         let valid_behind = last.rows.iter().position(|row| batch::key_hash(row, &mut clock).is_some());
         let rows_before = batches.clone().rev().skip(1).map(|batch| batch.rows.len()).sum::<usize>();
         let let_through = self.rows.load(Ordering::Relaxed);

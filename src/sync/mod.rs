@@ -214,7 +214,8 @@ impl Worker {
             };
             entities.push(report);
         }
-        let unregistered = if only.is_empty() { self.unregistered(&lanes).await? } else { Unregistered::default() };
+        let unregistered =
+            if only.is_empty() { self.unregistered(&lanes).await? } else { Unregistered::default() };
         let status = unregistered.status(&entities, false);
         let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
         let (run_id, notes) = (None, Vec::new());
@@ -352,7 +353,8 @@ impl Worker {
         }
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(&mut reports, &idle).await?;
-        let unregistered = if whole_ledger { self.unregistered(&lanes).await? } else { Unregistered::default() };
+        let unregistered =
+            if whole_ledger { self.unregistered(&lanes).await? } else { Unregistered::default() };
         if !unregistered.entity_ids.is_empty() {
             self.journal.note_unregistered(run_id, &unregistered.entity_ids).await?;
         }

@@ -151,10 +151,10 @@ impl Worker {
         if row.xid > last_xid {
             return Ok(None);
         }
-        let batch = Batch::build(None, rows.clone(), target.zone);
+        let batch = Batch::build(None, rows.clone(), &target.zone);
         let [key] = batch.keys[..] else { return Ok(None) };
         let rivals = self.ledger.rivals(&target.entity_id, row).await?;
-        let mut clock = Clock::of(target.zone);
+        let mut clock = Clock::of(&target.zone);
         let mut same_key = |rival: &Row| rival.id != row.id && key_hash(rival, &mut clock) == Some(key);
         // What came later was uploaded later, or waits.
         let is_newest = rivals

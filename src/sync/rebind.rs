@@ -152,17 +152,18 @@ impl Worker {
 
     async fn proof_of(&self, plan: &Rebind) -> Result<Proof, MoveError> {
         let asked = Asked::Rebind { other_values: plan.changes.values };
-        let proof =
-            self.database.again(|| verify::prove_as(&self.database, &self.ledger, &plan.entity_id, asked));
-        match proof.await {
+        let (database, ledger, zones) = (&self.database, &self.ledger, &self.settings.zones);
+        match verify::prove_as(database, ledger, zones, &plan.entity_id, asked).await {
             // An id of one column that is none of the other: PostgreSQL says so.
-            Err(RunError::Ledger(problem @ LedgerError::Database(_))) => not_proven(
-                &plan.entity_id,
-                &format!(
-                    "the ledger cannot be read by what the journal lists: {}",
-                    crate::output::chain(&problem)
-                ),
-            ),
+            Err(RunError::Ledger(problem @ (LedgerError::Database(_) | LedgerError::Unreadable(_)))) => {
+                not_proven(
+                    &plan.entity_id,
+                    &format!(
+                        "the ledger cannot be read by what the journal lists: {}",
+                        crate::output::chain(&problem)
+                    ),
+                )
+            }
             proof => Ok(proof?),
         }
     }
@@ -170,13 +171,13 @@ impl Worker {
     /// The proof that the journal is that of this ledger, read as it is now.
     fn check_proof(plan: &Rebind, proof: &Proof) -> Result<(), MoveError> {
         let entity_id = &plan.entity_id;
-        if !proof.lane.is_where(&plan.lane) {
+        if !proof.proven.lane.is_where(&plan.lane) {
             return moved(entity_id);
         }
-        if proof.is_pruned {
+        if proof.proven.is_pruned {
             return not_proven(entity_id, "a part of its journal was pruned, of which nothing can be proven");
         }
-        if !proof.has_ended {
+        if !proof.proven.has_ended {
             return not_proven(
                 entity_id,
                 "transactions older than its watermark are still open in this cluster; try again when they have ended",
@@ -188,7 +189,7 @@ impl Worker {
             let message = finding.message.split("; hint:").next().unwrap_or_default();
             return not_proven(entity_id, &format!("`verify` does not hold: {message}{more}"));
         }
-        let (listed, found) = proof.newest;
+        let (listed, found) = proof.proven.newest;
         if listed == 0 || found * FOUND_MIN.1 < listed * FOUND_MIN.0 {
             return not_proven(
                 entity_id,

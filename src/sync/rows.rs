@@ -109,7 +109,7 @@ impl Rows {
     async fn cut_batch(
         &mut self,
         before: Option<Cursor>,
-        zone: Tz,
+        zone: &Zone,
         limits: Limits,
     ) -> Result<Option<Batch>, RunError> {
         // With a row behind the batch, so that the rivals of most need not be asked for.

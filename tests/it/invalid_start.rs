@@ -41,7 +41,7 @@ async fn run(scene: &Scene) -> (i64, i64, i64, Option<String>) {
     let report = scene.run().await;
     let acme = report.entities.into_iter().find(|entity| entity.entity_id == "acme").unwrap();
     let reason = if let Ended::Failed(reason) = acme.ended { Some(reason) } else { None };
-    (acme.rows_read, acme.rows_rejected, acme.rows_pending, reason)
+    (acme.rows_read, acme.rows_rejected, acme.rows_pending.unwrap(), reason)
 }
 
 const NOTHING_RECORDED: &str = "select concat_ws(' ', (select count(*) from elven_sync.sync_batches),

@@ -25,6 +25,6 @@ pub(super) async fn deliver(
     let judged = judge(&shared, &gatekeeper, Call::Import, head, content);
     let mut note = begin_note(&shared, &gatekeeper, head, content);
     note.fault = fault.map(|fault| format!("{fault}, delivered"));
-    let (_, records) = usual(judged, head, &mut note);
+    let (_, records) = usual(judged, head, shared.options.answers, &mut note);
     shared.note(note, &records);
 }

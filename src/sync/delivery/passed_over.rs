@@ -62,7 +62,7 @@ impl Delivery {
                 batch_id = leaf.batch_id,
                 "the cursor has passed a batch without an answer; it is sent again"
             );
-            let build = |rows| Batch::build(leaf.before.clone(), rows, self.zone);
+            let build = |rows| Batch::build(leaf.before.clone(), rows, &self.zone);
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };
             if let Some(node) = self.redo(Redo { root: number, whole: leaf, leaf, batch }).await? {
                 self.deliver(node).await?;
@@ -83,7 +83,7 @@ impl Delivery {
         if matches!(self.pass.course, Course::Backfill(_)) {
             return Ok(false);
         }
-        let mut clock = Clock::of(self.zone);
+        let mut clock = Clock::of(&self.zone);
         let keys: HashSet<u64> = rows.iter().filter_map(|row| key_hash(row, &mut clock)).collect();
         let mut pages = source.read(Some(leaf.last.clone()), Some(cursor.clone())).await?;
         while let Some(page) = self.or_halt(pages.next_page()).await?? {

@@ -268,6 +268,5 @@ fn is_alone(node: &Node) -> bool {
 
 /// 403 or 406 with a page, which the API does not answer with.
 fn is_page_of_firewall(answer: &Answer) -> bool {
-    let Answer::Response { status: 403 | 406, body, .. } = answer else { return false };
-    body.trim_ascii_start().starts_with(b"<")
+    matches!(answer, Answer::Response { status: 403 | 406, envelope, .. } if envelope.is_page)
 }
