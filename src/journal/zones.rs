@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 use super::{Journal, JournalError};
 use crate::align::{Change, Offsets, Zone};
 use crate::database::Transaction;
-use crate::ledger::quote_literal;
+use crate::ledger::{quote_array, quote_literal};
 
 /// Name of the fact that has the rules of an entity.
 const OF_ENTITY: &str = "zone_rules";
@@ -73,15 +73,16 @@ pub struct RulesFact {
 }
 
 impl Journal {
-    /// Compares these zones with the rules that were recorded for the entities that have them, and with the rules of
-    /// the server between two instants. One message, since each run asks.
+    /// Compares the zones of entities with the rules that were recorded for these, and with the rules of the server
+    /// between two instants. One message, since each run asks.
     pub async fn see_rules(
         &self,
         run_id: i64,
+        entity_ids: &[&str],
         zones: &[Zone],
         (from, to): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<RulesSeen, JournalError> {
-        let sql = seen_sql(run_id, zones, from.timestamp(), to.timestamp());
+        let sql = seen_sql(run_id, entity_ids, zones, from.timestamp(), to.timestamp());
         let see = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.database.at_once());
         let seen: String = self.database.again(see).await?;
         serde_json::from_str(&seen).map_err(|problem| sqlx::Error::Decode(problem.into()).into())
@@ -145,7 +146,7 @@ impl Journal {
 }
 
 /// Compares with the server every three days, and around each change of the clock.
-fn seen_sql(run_id: i64, zones: &[Zone], from_s: i64, to_s: i64) -> String {
+fn seen_sql(run_id: i64, entity_ids: &[&str], zones: &[Zone], from_s: i64, to_s: i64) -> String {
     let rules: Vec<String> = zones
         .iter()
         .map(|zone| format!("({}, {})", quote_literal(zone.name()), quote_literal(zone.rules())))
@@ -182,15 +183,16 @@ fn seen_sql(run_id: i64, zones: &[Zone], from_s: i64, to_s: i64) -> String {
                                   where p.entity_id = e.entity_id and p.kind = 'pass' order by p.pass_id desc limit 1),
                                 (select r.tzdata from elven_sync.sync_runs r where r.run_id < {run_id}
                                   order by r.run_id desc limit 1)),
-                            'rows_uploaded', coalesce(s.rows_uploaded, 0),
+                            'rows_uploaded', coalesce((select s.rows_uploaded from elven_sync.sync_state s
+                                                       where s.entity_id = e.entity_id), 0),
                             'skipped', (select p.target::text from elven_sync.sync_passes p
                                          where p.entity_id = e.entity_id and p.kind = 'from_now'
                                          order by p.pass_id desc limit 1)) order by e.entity_id)
                    from elven_sync.entities e join used u using (timezone)
                    left join elven_sync.sync_facts f
                           on f.name = '{OF_ENTITY}' and coalesce(f.entity_id, '') = e.entity_id
-                   left join elven_sync.sync_state s on s.entity_id = e.entity_id
-                  where (f.value ->> 'timezone', f.value ->> 'rules') is distinct from (u.timezone, u.rules)), '[]'),
+                  where e.entity_id = any ({})
+                    and (f.value ->> 'timezone', f.value ->> 'rules') is distinct from (u.timezone, u.rules)), '[]'),
              'on_server', coalesce((
                  select json_agg(json_build_object(
                             'zone', a.timezone, 'at_s', extract(epoch from d.at)::bigint,
@@ -205,7 +207,8 @@ fn seen_sql(run_id: i64, zones: &[Zone], from_s: i64, to_s: i64) -> String {
              'reported', (select f.value from elven_sync.sync_facts f
                            where f.name = '{OF_SERVER}' and coalesce(f.entity_id, '') = ''))::text",
         rules.join(", "),
-        periods.join(", ")
+        periods.join(", "),
+        quote_array(entity_ids.iter().map(|entity_id| Some(*entity_id)))
     )
 }
 

@@ -32,7 +32,7 @@ pub use proof::Interval;
 pub use range::{Range, RangePages, Uploaded, instant, instant_us};
 pub use row::{Decoder, Row};
 pub use table::Table;
-pub(crate) use table::quote_literal;
+pub(crate) use table::{quote_array, quote_literal};
 pub use unreadable::{Unreadable, Unreadables};
 pub use writers::Writer;
 

@@ -360,7 +360,7 @@ pub(crate) fn quote_literal(text: &str) -> String {
 }
 
 /// Quotes texts as the literal of an array of them.
-pub(super) fn quote_array<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> String {
+pub(crate) fn quote_array<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> String {
     let quoted = texts.into_iter().map(|text| match text {
         Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
         None => "NULL".to_owned(),

@@ -53,8 +53,9 @@ impl Worker {
         let zones: Vec<Zone> = zones.into_values().collect();
         let now = Utc::now();
         let until = now.checked_add_days(Days::new(COMPARED_DAYS)).unwrap_or(now);
+        let entity_ids: Vec<&str> = targets.iter().map(|target| target.entity_id.as_str()).collect();
         let see = async {
-            let rules = self.journal.see_rules(run_id, &zones, (now, until)).await?;
+            let rules = self.journal.see_rules(run_id, &entity_ids, &zones, (now, until)).await?;
             let uploaded = rules.changed.iter().filter(|earlier| earlier.rows_uploaded > 0);
             let ids: Vec<String> = uploaded.map(|earlier| earlier.entity_id.clone()).collect();
             let lanes = if ids.is_empty() { BTreeMap::new() } else { self.journal.lanes(&ids).await? };
@@ -105,7 +106,7 @@ impl Worker {
             targets.iter().map(|target| (target.entity_id.as_str(), target)).collect();
         let (mut notes, mut facts) = (Vec::new(), Vec::new());
         for earlier in changed {
-            // One may not have been selected, or was given another zone just now.
+            // It may have been given another zone just now.
             let zone = targets.get(earlier.entity_id.as_str()).map(|target| &target.zone);
             let Some(zone) = zone.filter(|zone| zone.name() == earlier.timezone) else { continue };
             let change = match earlier_rules(&earlier, zone, &self.settings.zones.version()) {
