@@ -316,9 +316,10 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
         }
         if entity.status == "incomplete" {
             line(format_args!(
-                "{0}: {1} errors are open, and rows are set aside; hint: elven-sync errors list --entity '{0}'",
+                "{0}: {1} errors are open, and rows are set aside; hint: elven-sync errors list {2}",
                 entity.entity_id,
-                thousands(entity.open_errors)
+                thousands(entity.open_errors),
+                quoted_option("--entity", &entity.entity_id)
             ));
         }
     }

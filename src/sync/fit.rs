@@ -103,9 +103,10 @@ pub(super) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
         Sealed::Broken => Err(Misfit(format!(
             "this cluster did not write the journal of `{entity_id}`: the newest row of its watermark in \
              elven_sync.sync_passes was copied or altered, so its transaction ids may mean other transactions here; hint: \
-             {}, or `elven-sync entity rebind '{entity_id}' --journal --reason '...'` accepts the journal after it was \
-             proven against the ledger",
-            start_over(entity_id)
+             {}, or `elven-sync entity rebind --journal --reason '...' {}` accepts the journal after it was proven \
+             against the ledger",
+            start_over(entity_id),
+            quoted_argument(entity_id)
         ))),
         Sealed::Missing => Err(Misfit(format!(
             "the watermark of `{entity_id}` has no row in elven_sync.sync_passes, so nothing says that this cluster wrote \
@@ -166,8 +167,8 @@ pub(super) fn mapping_changed(entity_id: &str, changes: &Changes) -> String {
 
 fn correct_or_rebind(entity_id: &str) -> String {
     format!(
-        "correct [ledger] if that is a mistake, or accept it with `elven-sync entity rebind '{entity_id}' --mapping \
-         --reason '...'`"
+        "correct [ledger] if that is a mistake, or accept it with `elven-sync entity rebind --mapping --reason '...' {}`",
+        quoted_argument(entity_id)
     )
 }
 

@@ -9,6 +9,7 @@ use crate::align::Clock;
 use crate::batch::{self, Batch};
 use crate::config::OnInvalidStart;
 use crate::ledger::LedgerError;
+use crate::output::quoted_option;
 
 /// So many rows show that it is not the rows that are wrong.
 const ROWS: usize = 1000;
@@ -89,10 +90,10 @@ impl InvalidStart {
             "the first {} rows are all invalid, as after a mistake in the mapping, so none of them is set aside ({}); \
              hint: check [ledger] table, [ledger.columns] and the view, then `elven-sync run`; if the rows are invalid \
              indeed, correct or delete them in the ledger, or set them aside by \
-             ELVEN_SYNC_SYNC__ON_INVALID_START=set_aside elven-sync run --entity '{}'",
+             ELVEN_SYNC_SYNC__ON_INVALID_START=set_aside elven-sync run {}",
             thousands(rows),
             reasons.join("; "),
-            self.entity_id
+            quoted_option("--entity", &self.entity_id)
         )
     }
 }

@@ -6,6 +6,7 @@ use super::verify::{self, Asked, Proof};
 use super::{MoveError, RunError, Worker};
 use crate::journal::{Lane, Rebound, Sealed};
 use crate::ledger::{Changes, LedgerError};
+use crate::output::{quoted_argument, quoted_option};
 
 /// Of the ids that the newest batches list, this part at least has to be found: rows may have been updated or deleted
 /// since.
@@ -62,8 +63,9 @@ impl Worker {
         if journal && !wanted.mapping && !changes.is_none() {
             return refused(format!(
                 "{}; hint: correct [ledger] if that is a mistake, or accept both with `elven-sync entity rebind \
-                 '{entity_id}' --journal --mapping --reason '...'`",
-                mapping_changed(entity_id, &changes)
+                 --journal --mapping --reason '...' {}`",
+                mapping_changed(entity_id, &changes),
+                quoted_argument(entity_id)
             ));
         }
         if !journal {
@@ -124,7 +126,8 @@ impl Worker {
             (
                 format!("pass {pass_id} is open"),
                 format!(
-                    "finish it with `elven-sync run --entity '{entity_id}'` under the old mapping, or {}",
+                    "finish it with `elven-sync run {}` under the old mapping, or {}",
+                    quoted_option("--entity", entity_id),
                     start_over(entity_id)
                 ),
             )

@@ -60,8 +60,9 @@ pub(super) fn gap(course: Course, batch_id: i64, entity_id: &str) -> String {
 pub(super) fn followed(batch_id: i64, entity_id: &str) -> String {
     format!(
         "no answer to batch {batch_id} is recorded, and another row of one of its accounts, currencies and seconds was \
-         sent after it, so the batch is not sent again; hint: `elven-sync entity rewind '{entity_id}'` uploads \
-         everything again, in order"
+         sent after it, so the batch is not sent again; hint: `elven-sync entity rewind {}` uploads everything \
+         again, in order",
+        quoted_argument(entity_id)
     )
 }
 

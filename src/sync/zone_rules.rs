@@ -11,6 +11,7 @@ use crate::align::{Offsets, Zone};
 use crate::database::Passing;
 use crate::journal::{EarlierRules, JournalError, Lane, RulesFact, RulesSeen, ServerDifference};
 use crate::ledger::Uploaded;
+use crate::output::quoted_option;
 use crate::watermark::Snapshot;
 
 /// So far ahead the rules of the database server are compared.
@@ -309,10 +310,10 @@ impl RulesChange {
 
 /// The command that sends rows with their present times.
 fn backfill(entity_id: &str, uploaded: &Uploaded) -> String {
-    let quoted = entity_id.replace('\'', "'\\''");
+    let entity = quoted_option("--entity", entity_id);
     // The end of a range is not part of it.
     let end = DateTime::from_timestamp(uploaded.last.timestamp() + 1, 0).unwrap_or(uploaded.last);
-    format!("elven-sync backfill --entity '{quoted}' --from {} --to {}", second(uploaded.first), second(end))
+    format!("elven-sync backfill {entity} --from {} --to {}", second(uploaded.first), second(end))
 }
 
 fn second(at: DateTime<Utc>) -> String {

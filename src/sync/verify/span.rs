@@ -3,6 +3,7 @@
 use chrono::TimeDelta;
 
 use crate::ledger::{Row, instant};
+use crate::output::quoted_option;
 
 /// Instants of `captured_at`, both included, in microseconds from 2000-01-01 UTC.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,6 @@ impl Span {
             Some(span) => (time(span.first_us, 0), time(span.last_us, 1)),
             None => ("FROM".to_owned(), "TO".to_owned()),
         };
-        format!("elven-sync backfill --entity '{entity_id}' --from {from} --to {to}")
+        format!("elven-sync backfill {} --from {from} --to {to}", quoted_option("--entity", entity_id))
     }
 }
