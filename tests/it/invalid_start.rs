@@ -187,7 +187,7 @@ async fn a_backfill_stops_as_well(pool: PgPool) {
                select id, entity_id, null::text as entity_account_id, currency, captured_at, balance, change_xid
                  from ledger.balance_snapshots").await;
     let range = ["backfill", "--from", "2020-01-01", "--to", "2100-01-01"];
-    let rehearsed = said(&scene, 0, &[&range[..], &["--dry-run"]].concat()).await;
+    let rehearsed = said(&scene, 3, &[&range[..], &["--dry-run"]].concat()).await;
     assert!(rehearsed.contains("the first 1,000 rows are all invalid"), "{rehearsed}");
     let stopped = said(&scene, 1, &range).await;
     assert!(stopped.contains("the first 1,000 rows are all invalid"), "{stopped}");

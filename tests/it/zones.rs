@@ -333,7 +333,7 @@ async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
         sqlx::raw_sql(AssertSqlSafe(tamper)).execute(&scene.pool).await.unwrap();
         let (found, text) = findings(&proof(&scene, true).await);
         assert!(
-            found.contains("body") && text.contains(&format!("rows of batch {batch} ")),
+            found.contains("body") && text.contains(&format!("batch {batch} has sent")),
             "{batch}: {text}"
         );
     }
