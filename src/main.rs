@@ -12,7 +12,8 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment = Environment::capture();
     output::start_log(cli.verbose, environment.get("ELVEN_SYNC_LOG"));
-    match commands::run(cli, environment).await {
+    // Boxed, since it is large.
+    match Box::pin(commands::run(cli, environment)).await {
         Ok(code) => ExitCode::from(code),
         Err(problem) => {
             output::error(&problem);

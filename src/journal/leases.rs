@@ -168,14 +168,18 @@ impl Journal {
             transaction.rollback().await?;
             return Ok(None);
         };
-        let fenced = row.fence_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let fence = Fence::new(self.signature_window, fenced);
-        let (entity_id, owner) = (row.entity_id.clone(), self.worker.clone());
-        let lease = Lease { entity_id, owner, epoch: row.lease_epoch, fence };
+        let lease = self.lease_of(&row);
         let (is_opened, mut lane) = (row.is_opened, row.into_lane()?);
         let opened = if is_opened { lane.open.take() } else { None };
         transaction.commit().await?;
         Ok(Some((Take::Taken(lease, Box::new(lane)), opened)))
+    }
+
+    /// The lease that was taken with a state, fenced by what earlier ones have left behind.
+    fn lease_of(&self, row: &StateRow) -> Lease {
+        let fenced = row.fence_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let fence = Fence::new(self.signature_window, fenced);
+        Lease { entity_id: row.entity_id.clone(), owner: self.worker.clone(), epoch: row.lease_epoch, fence }
     }
 
     /// Who has the lease of an entity that could not be taken.

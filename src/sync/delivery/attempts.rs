@@ -12,6 +12,7 @@ use super::super::remedies::Remedies;
 use super::super::signing::Sent;
 use super::super::words::{self, Words};
 use super::{Delivery, Node, later};
+use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Signed, Verdict, is_older_than};
 use crate::fault_point::{Step, after, around, before};
@@ -75,10 +76,7 @@ impl Delivery {
             let sent = self.worker.send_fresh(&self.channel, lease, body, remedies.trial, signed).await?;
             let Sent { answer, begun, by } = sent;
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
-            let verdict = self.channel.hear(&answer, &mut remedies.trial);
-            if matches!(verdict, Verdict::Unknown(_)) {
-                self.note_lost(&node.batch, begun);
-            }
+            let verdict = self.hear(&node.batch, &answer, begun, &mut remedies);
             let settlement = settlement(&answer, begun, node.repeated);
             node.repeated = true;
             let attempt = Attempt {
@@ -130,6 +128,15 @@ impl Delivery {
             }
             number += 1;
         }
+    }
+
+    /// Judges an answer. What is sent next has to know at once that it was lost.
+    fn hear(&self, batch: &Batch, answer: &Answer, begun: Instant, remedies: &mut Remedies) -> Verdict {
+        let verdict = self.channel.hear(answer, &mut remedies.trial);
+        if matches!(verdict, Verdict::Unknown(_)) {
+            self.note_lost(batch, begun);
+        }
+        verdict
     }
 
     /// Stops the lane after the last attempt, unless the outcome of the batch is unknown.
