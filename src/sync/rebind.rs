@@ -176,12 +176,6 @@ impl Worker {
         if proof.is_pruned {
             return not_proven(entity_id, "a part of its journal was pruned, of which nothing can be proven");
         }
-        if !proof.has_ended {
-            return not_proven(
-                entity_id,
-                "transactions older than its watermark are still open in this cluster; try again when they have ended",
-            );
-        }
         if let Some(finding) = proof.report.findings.first() {
             let more = proof.report.findings.len() + proof.report.more_findings - 1;
             let more = if more > 0 { format!(" (and {more} more findings)") } else { String::new() };
@@ -196,6 +190,12 @@ impl Worker {
                     "of the {listed} ids in its newest batches {found} are found in the ledger where the batches read them; \
                      nine in ten are needed"
                 ),
+            );
+        }
+        if !proof.has_ended {
+            return not_proven(
+                entity_id,
+                "transactions older than its watermark are still open in this cluster; try again when they have ended",
             );
         }
         Ok(())
