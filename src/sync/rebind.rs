@@ -180,12 +180,6 @@ impl Worker {
         if proof.proven.is_pruned {
             return not_proven(entity_id, "a part of its journal was pruned, of which nothing can be proven");
         }
-        if !proof.proven.has_ended {
-            return not_proven(
-                entity_id,
-                "transactions older than its watermark are still open in this cluster; try again when they have ended",
-            );
-        }
         if let Some(finding) = proof.report.findings.first() {
             let more = proof.report.findings.len() + proof.report.more_findings - 1;
             let more = if more > 0 { format!(" (and {more} more findings)") } else { String::new() };
@@ -200,6 +194,12 @@ impl Worker {
                     "of the {listed} ids in its newest batches {found} are found in the ledger where the batches read them; \
                      nine in ten are needed"
                 ),
+            );
+        }
+        if !proof.proven.has_ended {
+            return not_proven(
+                entity_id,
+                "transactions older than its watermark are still open in this cluster; try again when they have ended",
             );
         }
         Ok(())

@@ -335,8 +335,9 @@ async fn what_a_dead_worker_was_sending_is_held(pool: PgPool) {
             "update elven_sync.sync_batches set status = 'sending', finished_at = null where row_count = 0;
                update elven_sync.sync_state s set pass_id = p.pass_id, target = p.target, settled = p.settled
                  from (select * from elven_sync.sync_passes order by pass_id desc limit 1) p;
-               update elven_sync.sync_passes p set finished_at = null, written_by = pg_current_xact_id()
-                 from elven_sync.sync_state s where p.pass_id = s.pass_id",
+               update elven_sync.sync_passes
+                  set finished_at = null, last_xid = null, last_id = null, written_by = pg_current_xact_id()
+                where pass_id = (select max(pass_id) from elven_sync.sync_passes)",
         )
         .await;
     assert_ne!(scene.run().await.status, RunStatus::Failed, "{}", scene.text(ERRORS).await);

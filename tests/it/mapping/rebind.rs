@@ -4,7 +4,8 @@ use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::Fault;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
-use super::{STATE, TABLE, WRONG_ENTITY, insert, open_pass, rebind, scene};
+use super::{REASON, STATE, TABLE, WRONG_ENTITY, insert, open_pass, rebind, scene};
+use crate::seal::accepted;
 use crate::support::said;
 use crate::verify::{findings, holds, proof};
 
@@ -156,7 +157,7 @@ async fn another_id_entity_or_stamp_is_accepted_by_the_proof_alone(pool: PgPool)
     let mut old = PgConnection::connect(&scene.url).await.unwrap();
     old.execute("begin; select pg_current_xact_id()").await.unwrap();
     insert(&scene, 41, 41).await;
-    rebind(&scene, 0, &["--yes"]).await;
+    accepted(&scene, &[&["entity", "rebind", "acme", "--mapping", "--yes"][..], &REASON].concat()).await;
     old.execute("rollback").await.unwrap();
     assert_eq!(scene.run().await.counters.rows_read, 1, "nothing again, and nothing skipped");
     assert_eq!(holds(&scene).await, (41, 0));
