@@ -219,7 +219,7 @@ proptest! {
     }
 
     #[test]
-    fn any_instant_is_what_another_library_says(seconds in -4_000_000_000i64..4_100_000_000, zone_index in 0usize..590) {
+    fn any_instant_is_what_another_library_says(seconds in 0i64..1_735_689_600, zone_index in 0usize..590) {
         let reference = chrono_tz::TZ_VARIANTS[zone_index % chrono_tz::TZ_VARIANTS.len()];
         prop_assume!(is_unchanged(reference, seconds));
         let zone = zone(reference.name()).unwrap();
