@@ -71,7 +71,7 @@ async fn a_record_that_the_api_cannot_answer_is_isolated_over_some_runs(pool: Pg
 
 /// At the start, at the end, side by side, in both halves, and in several batches.
 #[sqlx::test(migrations = false)]
-async fn wherever_such_records_are_they_are_isolated(pool: PgPool) {
+async fn records_that_stay_unknown_are_isolated_in_any_place_of_a_batch(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "32");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
