@@ -252,7 +252,11 @@ pub(crate) fn invalid(batch_id: Option<i64>, row: &InvalidRow) -> Problem {
         ledger_id: Some(row.id.to_string()),
         http_status: None,
         api_code: None,
-        message: format!("{}; hint: correct the row, and the next run uploads it", row.reason),
+        message: format!(
+            "{}; hint: correct the row in the ledger table, and the next run uploads it; after a correction in a view or \
+             in a table that it joins, `elven-sync errors retry`",
+            row.reason
+        ),
         record: Some(row.record.clone()),
     }
 }

@@ -133,6 +133,9 @@ pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
 
 /// What to do about rows of an entity that is not registered: the command that registers it.
 pub fn registering(entity_id: &str) -> String {
+    if entity_id.trim().is_empty() {
+        return "fill the entity_id of these rows".to_owned();
+    }
     if entity_id.contains(char::is_control) {
         return "correct the entity_id of these rows: it has a control character, and cannot be registered"
             .to_owned();

@@ -150,8 +150,8 @@ fn not_proven(entities: &[EntityProof], deep: bool) -> String {
     let unprovable: usize = entities.iter().map(|entity| entity.bodies_not_provable).sum();
     if unprovable > 0 {
         not_proven = format!(
-            "{not_proven}; {unprovable} bodies that were made with other rules of time zones, or before the zone was \
-             recorded"
+            "{not_proven}; {unprovable} bodies that cannot be made again: by zone rules that are not known any more, from \
+             before the zone was recorded, or from before a rebind that accepted other values"
         );
     }
     for (count, what) in [

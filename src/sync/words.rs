@@ -224,7 +224,8 @@ impl Words {
             ..Problem::of_lane(
                 Kind::RejectedRow,
                 format!(
-                    "{}; hint: correct the row and the next run uploads it, or `elven-sync errors retry`",
+                    "{}; hint: correct the row in the ledger table, and the next run uploads it; after a correction \
+                     elsewhere, `elven-sync errors retry`",
                     self.of_row
                 ),
             )

@@ -94,7 +94,8 @@ pub struct EntityProof {
     pub bodies_proven: usize,
     /// Bodies that could not be made again, since rows of them have changed since.
     pub bodies_changed: usize,
-    /// Bodies that came out differently for a known reason: other rules of time zones, or a zone that was not recorded.
+    /// Bodies that came out differently for a known reason: zone rules that are not known any more, a zone that was not
+    /// recorded, or a rebind since that accepted other values.
     pub bodies_not_provable: usize,
     /// What was there when it was registered was skipped on request.
     pub skipped_from_now: bool,
