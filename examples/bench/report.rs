@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use elven_sync::config::SyncSettings;
-use elven_sync::output::{line, table};
+use elven_sync::output::{line, lines, table};
 use serde_json::{Value, json};
 
 use crate::Arguments;
@@ -154,7 +154,7 @@ impl Report {
                 figure.is_reached().map_or("", |reached| if reached { "yes" } else { "NO" }).to_owned(),
             ]
         });
-        line(table(&header, &[2, 3, 4], rows));
+        lines(table(&header, &[2, 3, 4], rows));
         for note in &self.notes {
             line(format_args!("note: {note}"));
         }

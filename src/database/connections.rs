@@ -82,16 +82,26 @@ pub(super) fn new(options: PgConnectOptions, count_max: usize, away_max: Duratio
         .expect("a pool with a runtime")
 }
 
+/// What the server says of itself to a process that connects.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Server {
+    /// `statement_timeout` of the role or the database; zero: none.
+    pub limit: Duration,
+    /// It is a standby.
+    pub is_standby: bool,
+}
+
 /// Makes the first one, which then lies idle. Returns `statement_timeout` as the role or the database has it; zero:
 /// none.
-pub(super) async fn first(connections: &Connections) -> Result<Duration, sqlx::Error> {
+pub(super) async fn first(connections: &Connections) -> Result<Server, sqlx::Error> {
     let limits = Timeouts { create: Some(CONNECT_MAX), ..connections.timeouts() };
     let mut connection = take(connections, limits).await?;
-    let ask = "select extract(epoch from current_setting('statement_timeout')::interval)::float8";
-    let seconds = within(CONNECT_MAX, connection.fetch_optional(sqlx::raw_sql(ask))).await;
-    let seconds = seconds.and_then(|row| row.map(|row| row.try_get::<f64, _>(0)).transpose());
-    match seconds {
-        Ok(seconds) => Ok(Duration::try_from_secs_f64(seconds.unwrap_or_default()).unwrap_or_default()),
+    let ask = "select extract(epoch from current_setting('statement_timeout')::interval)::float8, pg_is_in_recovery()";
+    let told = within(CONNECT_MAX, connection.fetch_one(sqlx::raw_sql(ask))).await;
+    match told.and_then(|row| Ok((row.try_get::<f64, _>(0)?, row.try_get(1)?))) {
+        Ok((seconds, is_standby)) => {
+            Ok(Server { limit: Duration::try_from_secs_f64(seconds).unwrap_or_default(), is_standby })
+        }
         Err(problem) => {
             end(connections, connection);
             Err(problem)

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 pub use self::address::options;
 use self::commits::Commits;
-use self::connections::{Connections, InUse};
+use self::connections::{Connections, InUse, Server};
 pub use self::executor::AtOnce;
 
 /// The first and the longest pause between attempts to go on.
@@ -64,6 +64,8 @@ pub struct Database {
     reconnect_timeout: Duration,
     /// `statement_timeout` of the role or the database. Zero: none.
     server_limit: Duration,
+    /// It was a primary when the process connected. `false`: it was not, or was not asked.
+    was_primary: bool,
     process: Arc<Process>,
 }
 
@@ -119,13 +121,19 @@ impl Database {
         let options = address::options(url)?.application_name("elven-sync").extra_float_digits(None);
         let connections = connections::new(options, connections_max, reconnect_timeout);
         // So that what is wrong is said at once, and not after the wait for a database that was there before.
-        let server_limit = connections::first(&connections).await?;
-        Ok(Self { connections, reconnect_timeout, server_limit, process: Arc::default() })
+        let Server { limit: server_limit, is_standby } = connections::first(&connections).await?;
+        let was_primary = !is_standby;
+        Ok(Self { connections, reconnect_timeout, server_limit, was_primary, process: Arc::default() })
     }
 
     /// Connects to another one, with as many connections and as much patience.
     pub async fn beside(&self, url: &SecretString) -> Result<Self, sqlx::Error> {
         Self::connect(url, self.connections.status().max_size, self.reconnect_timeout).await
+    }
+
+    /// The server is known to have been a primary when the process connected.
+    pub fn was_primary(&self) -> bool {
+        self.was_primary
     }
 
     /// How long a database that is there may be away later.
@@ -297,7 +305,8 @@ impl From<PgPool> for Database {
         let reconnect_timeout = Duration::from_mins(1);
         let connections_max = pool.options().get_max_connections() as usize;
         let connections = connections::new(options, connections_max, reconnect_timeout);
-        Self { connections, reconnect_timeout, server_limit: Duration::ZERO, process: Arc::default() }
+        let (server_limit, was_primary) = (Duration::ZERO, false);
+        Self { connections, reconnect_timeout, server_limit, was_primary, process: Arc::default() }
     }
 }
 

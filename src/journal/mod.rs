@@ -95,6 +95,10 @@ pub enum JournalError {
 /// Makes sure that the server can be written. One that is read-only for a while in the middle of a run is waited for; a
 /// run or a command that would begin on a standby is not meant for it.
 pub async fn refuse_standby(database: &Database) -> Result<(), JournalError> {
+    // One that became a standby since refuses what is written.
+    if database.was_primary() {
+        return Ok(());
+    }
     let look = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(database.at_once());
     if database.again(look).await? { Err(JournalError::Standby) } else { Ok(()) }
 }
