@@ -290,7 +290,9 @@ impl Journal {
         (advance, resolves): (Option<Advance>, bool),
     ) -> Handed {
         let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-        let ids = || batch.rows.iter().map(|row| row.id.to_string()).collect();
+        // Not of rows that were superseded: the row that supersedes them may be refused yet.
+        let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
+        let ids = || uploaded.map(|row| row.id.to_string()).collect();
         let answer = Answer {
             answered: Answered::new(doing, (batch_id, batch), "accepted", settlement),
             advance,

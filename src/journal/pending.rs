@@ -66,22 +66,6 @@ impl Journal {
         Ok(())
     }
 
-    /// What was counted last of each of these entities.
-    pub async fn pending_as_noted(
-        &self,
-        entity_ids: &[String],
-    ) -> Result<BTreeMap<String, i64>, JournalError> {
-        let noted = || {
-            sqlx::query!(
-                "select entity_id, pending_rows from elven_sync.sync_state where entity_id = any ($1)",
-                entity_ids
-            )
-            .fetch_all(&self.database)
-        };
-        let noted = self.database.again(noted).await?;
-        Ok(noted.into_iter().map(|noted| (noted.entity_id, noted.pending_rows)).collect())
-    }
-
     /// Of each of these entities the smallest body that was too large for the API, if one was; of the last day alone,
     /// since limits are lifted, too.
     pub async fn too_large(&self, entity_ids: &[String]) -> Result<BTreeMap<String, usize>, JournalError> {

@@ -41,6 +41,17 @@ pub(super) fn readable(ledger: &Ledger, mut lanes: BTreeMap<String, Lane>) -> BT
     lanes
 }
 
+/// Those whose watermark is refused because the ledger was read in another way, each with the message.
+pub(super) fn refused(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> BTreeMap<String, String> {
+    let refused = lanes.iter().filter(|(_, lane)| !is_at_start(lane)).filter_map(|(entity_id, lane)| {
+        let changes = changes(ledger, lane);
+        let message =
+            || format!("{}; hint: {}", mapping_changed(entity_id, &changes), correct_or_rebind(entity_id));
+        (!changes.is_none()).then(|| (entity_id.clone(), message()))
+    });
+    refused.collect()
+}
+
 /// The ledger is read as some watermark has it, or none has another opinion: then what it takes for entities are entities.
 pub(super) fn is_accepted(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> bool {
     let mut bound = lanes.values().filter(|lane| !is_at_start(lane)).peekable();

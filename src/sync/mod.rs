@@ -416,8 +416,9 @@ pub async fn health(
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     let mut entities = Health::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
-    let lanes = fit::readable(&ledger, journal.lanes(&ids).await?);
-    let (pending, mut unreadable) = ledger.pending(&progress(&lanes)).await?;
+    let lanes = journal.lanes(&ids).await?;
+    let mut refused = fit::refused(&ledger, &lanes);
+    let (pending, mut unreadable) = ledger.pending(&progress(&fit::readable(&ledger, lanes))).await?;
     let mut pending: BTreeMap<String, Pending> =
         pending.into_iter().map(|p| (p.entity_id.clone(), p)).collect();
     for entity in &mut entities {
@@ -429,12 +430,13 @@ pub async fn health(
             }
         }
         // How many wait cannot be told: what a run has counted some time ago is not said in its place.
-        if let Some(now) = unreadable.remove(&entity.entity_id) {
+        let unreadable = unreadable.remove(&entity.entity_id).map(|now| now.message);
+        if let Some(why) = unreadable.or_else(|| refused.remove(&entity.entity_id)) {
             (entity.pending_rows, entity.oldest_pending_at) = (None, None);
             if matches!(entity.status.as_str(), "ok" | "behind") {
                 "failing".clone_into(&mut entity.status);
             }
-            entity.last_error.get_or_insert(now.message);
+            entity.last_error.get_or_insert(why);
         }
     }
     warn_of(&ledger.without_trigger().await?);

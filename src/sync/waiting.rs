@@ -47,15 +47,10 @@ impl Worker {
         }
         let lanes = fit::readable(&self.ledger, self.journal.lanes(&ids).await?);
         let (pending, unreadable) = self.ledger.pending(&progress(&lanes)).await?;
-        let refused: Vec<String> = ids.into_iter().filter(|id| !lanes.contains_key(id)).collect();
-        let mut rows = if refused.is_empty() {
-            BTreeMap::new()
-        } else {
-            self.journal.pending_as_noted(&refused).await?
-        };
-        rows.extend(pending.iter().map(|pending| (pending.entity_id.clone(), pending.rows)));
+        // Rows that wait under a mapping which is refused cannot be counted.
+        let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
         for report in reports.iter_mut().filter(|report| !idle_ids.contains(&report.entity_id)) {
-            report.rows_pending = rows.get(&report.entity_id).copied();
+            report.rows_pending = rows.get(report.entity_id.as_str()).copied();
         }
         // A lane that has failed has said why.
         let has_failed = |id: &String| reports.iter().any(|r| r.entity_id == *id && r.failure().is_some());

@@ -17,6 +17,12 @@ impl Delivery {
         self.fence().note_lost(batch, sent_at, self.channel.ahead_of_api());
     }
 
+    /// Lets a batch that stays unknown wait while an attempt of an earlier lease may arrive: each attempt of its own would
+    /// fence the lane again, and nothing else could be sent that proves the API good.
+    pub(super) fn refuse_while_fenced(&self) -> Result<(), Halt> {
+        self.fence().of_lane().map_or(Ok(()), |left| Err(Halt::Fenced(left)))
+    }
+
     /// Makes sure that a batch, which was never sent, cannot be followed by an older row of one of its keys.
     pub(super) fn refuse_fenced(&self, batch: &Batch) -> Result<(), Halt> {
         self.fence().of_new(batch).map_or(Ok(()), |left| Err(Halt::Fenced(left)))

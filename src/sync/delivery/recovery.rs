@@ -90,6 +90,9 @@ impl Delivery {
         let mut once = Vec::new();
         while let Some(redo) = held.next() {
             let (root, leaf) = (redo.root, redo.leaf);
+            if lineage.is_once(leaf) {
+                self.refuse_while_fenced()?;
+            }
             if let Some(batch) = &redo.batch {
                 self.start.let_through(batch);
             }

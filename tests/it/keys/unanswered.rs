@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use super::{add, all_is_well, among, good, scene, set_aside};
 use crate::backfill::backfill_2024;
 use crate::stub::{Asked, Said, Stub, list, said};
-use crate::support::Scene;
+use crate::support::{Scene, eventually};
 
 /// The most requests of a run for a batch that stays unknown.
 const REQUESTS_MAX: usize = 24;
@@ -21,6 +21,25 @@ fn fails_over_poison(asked: &Asked) -> Said {
         true => said(200),
         false => list(),
     }
+}
+
+/// Each of its attempts fences the entity for other rows, by which the API is proven good.
+#[sqlx::test(migrations = false)]
+async fn a_record_that_stays_unknown_is_set_aside_although_runs_come_often(pool: PgPool) {
+    let mut scene = scene(pool).await.with_fences().await;
+    scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "1s");
+    let _stub = Stub::of(&mut scene, fails_over_poison).await;
+    add(&scene, &good(1)).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    add(&scene, &among(2, &[(0, "poison")])).await;
+    eventually("the record is set aside", async || {
+        set_aside(&scene).await == "poison" || {
+            scene.run().await;
+            false
+        }
+    })
+    .await;
+    all_is_well(&scene).await;
 }
 
 fn fails_over_all(asked: &Asked) -> Said {
