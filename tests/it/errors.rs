@@ -293,3 +293,23 @@ async fn a_retry_that_was_taken_over_before_it_is_recorded_records_nothing(pool:
 async fn a_retry_that_was_taken_over_before_it_is_announced_announces_nothing(pool: PgPool) {
     assert_eq!(comes_back_from(pool, "announce:before").await, None);
 }
+
+/// The row that supersedes it may be refused yet.
+#[sqlx::test(migrations = false)]
+async fn the_error_of_a_row_that_is_only_superseded_stays_open(pool: PgPool) {
+    let scene = scene_with_rows_set_aside(pool).await;
+    scene.sandbox.set_rules(Vec::new());
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.5Z', 5)",
+        )
+        .await;
+    said(&scene, 3, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.200Z"]).await;
+    let open = scene.text(OPEN).await;
+    assert!(open.contains("rejected_row 2 1"), "{open}");
+    scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
+    said(&scene, 3, &["run"]).await;
+    let open = scene.text(OPEN).await;
+    assert!(open.contains(" rejected_row 2 ") && open.contains(" rejected_row 6 "), "{open}");
+}
