@@ -28,6 +28,8 @@ pub(super) struct Channel {
     /// The most bytes that a body may have, as configured.
     body_bytes: usize,
     state: Mutex<State>,
+    /// One batch asks whether the credential is good, and the others wait for what it finds out.
+    probing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,7 @@ impl Channel {
             interval: requests_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1)),
             body_bytes: body_bytes.unwrap_or(usize::MAX),
             state: Mutex::new(state),
+            probing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -294,6 +297,7 @@ impl Channel {
     /// Says whether credential and endpoint are good: something was accepted in this run, or a signed call
     /// that reads is answered as documented.
     pub(super) async fn prove(&self, wait_max: Duration) -> Result<(), Unproven> {
+        let _alone = self.probing.lock().await;
         let no_list = {
             let state = self.state();
             if state.proven {
