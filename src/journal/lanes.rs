@@ -11,7 +11,7 @@ use super::texts::storable_one;
 use super::{Fence, Journal, JournalError, Problem, Sealed, errors};
 use crate::database::Transaction;
 use crate::ledger::Progress;
-use crate::watermark::{Cursor, NotASnapshot, Snapshot};
+use crate::watermark::{Cursor, NotASnapshot, Snapshot, Xid};
 
 /// A lease on an entity. Every write of the lane names it.
 ///
@@ -165,6 +165,16 @@ impl Lane {
         (&self.settled, &self.open, &self.cursor) == (&seen.settled, &seen.open, &seen.cursor)
             && (self.system_identifier, &self.ledger_table, &self.mapping, self.seal)
                 == (seen.system_identifier, &seen.ledger_table, &seen.mapping, seen.seal)
+    }
+
+    /// Says whether the watermark or the open pass is past all rows of a transaction.
+    pub fn is_past(&self, xid: Xid) -> bool {
+        let by_pass = || {
+            let (_, target) = self.open.as_ref()?;
+            let reached = self.cursor.as_ref()?.xid()?;
+            Some(target.contains(xid) && xid < reached)
+        };
+        self.settled.as_ref().is_some_and(|settled| settled.contains(xid)) || by_pass().unwrap_or(false)
     }
 
     /// How far the entity is, for the ledger.

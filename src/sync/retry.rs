@@ -14,14 +14,23 @@ use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
-    Entity, JournalError, Kind, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement, Tried,
-    refuse_standby,
+    Entity, JournalError, Kind, Lane, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement,
+    Tried, refuse_standby,
 };
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
 
 /// Said of an error whose turn a signal came before.
 const STOPPED: &str = "stopped before its turn";
+
+/// A newer row of the same account, currency and second.
+#[derive(Debug)]
+enum Newer {
+    /// It was uploaded.
+    Uploaded(LedgerId),
+    /// A run has yet to send it.
+    Pending(LedgerId),
+}
 
 /// What became of an error that was tried again.
 #[derive(Debug)]
@@ -119,7 +128,7 @@ impl Worker {
         if let Some(pause) = lane.not_before {
             target.channel.pause(pause);
         }
-        let done = self.retry_rows(run_id, target, &lease, errors, retried).await;
+        let done = self.retry_rows(run_id, target, (&lease, &lane), errors, retried).await;
         // What was not waited for may still arrive: then the lease is left to run out, as in a run.
         if !*self.cut_off.borrow() {
             around(Step::ReleaseLease, self.journal.release(&lease)).await?;
@@ -132,7 +141,7 @@ impl Worker {
         &self,
         run_id: i64,
         target: &Target,
-        lease: &Lease,
+        (lease, lane): (&Lease, &Lane),
         errors: Vec<RecordedError>,
         retried: &mut Vec<Retried>,
     ) -> Result<(), RunError> {
@@ -157,7 +166,7 @@ impl Worker {
                 retried.push(Retried { error_id, outcome });
                 continue;
             }
-            let outcome = match self.retry_row(run_id, target, lease, &error, rows).await? {
+            let outcome = match self.retry_row(run_id, target, (lease, lane), &error, rows).await? {
                 Outcome::Resolved(resolution) => {
                     let tried = Tried { error_id, outcome: Ok(&resolution) };
                     around(Step::Resolve, self.journal.retried(lease, run_id, tried)).await?;
@@ -181,7 +190,7 @@ impl Worker {
         &self,
         run_id: i64,
         target: &Target,
-        lease: &Lease,
+        (lease, lane): (&Lease, &Lane),
         error: &RecordedError,
         rows: Vec<Row>,
     ) -> Result<Outcome, RunError> {
@@ -193,16 +202,21 @@ impl Worker {
         if let Some(invalid) = batch.invalid.first() {
             return Ok(Outcome::Open(crate::journal::invalid(None, invalid)));
         }
-        let newer = match self.superseded_by(&target.entity_id, &batch).await {
+        let newer = match self.superseded_by(&target.entity_id, lane, &batch).await {
             // Whether it is the newest of its key cannot be told.
             Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
                 return Ok(Outcome::NotNow(problem.in_words_of_entity()));
             }
             newer => newer?,
         };
-        if let Some(newer) = newer {
-            let resolution = format!("superseded by row {newer} of the same account, currency and second");
-            return Ok(Outcome::Resolved(resolution));
+        match newer {
+            Some(Newer::Uploaded(newer)) => {
+                let resolution =
+                    format!("superseded by row {newer} of the same account, currency and second");
+                return Ok(Outcome::Resolved(resolution));
+            }
+            Some(Newer::Pending(newer)) => return Ok(Outcome::NotNow(words::superseded_later(&newer))),
+            None => {}
         }
         if let Some(left) = lease.fence.of_new(&batch) {
             return Ok(Outcome::NotNow(words::fenced_retry(left)));
@@ -238,16 +252,28 @@ impl Worker {
         Ok(Outcome::Recorded(outcome.map(str::to_owned).map_err(|problem| problem.message.clone())))
     }
 
-    /// A newer row of a key of the batch, if there is one that was or will be uploaded: not one that is set
-    /// aside itself, that a person has dismissed, or that a registration from now on has skipped.
-    async fn superseded_by(&self, entity_id: &str, batch: &Batch) -> Result<Option<LedgerId>, RunError> {
+    /// A newer row of a key of the batch, unless it is set aside itself, was dismissed by a person, or was skipped by a
+    /// registration from now on.
+    ///
+    /// A newer row that is still pending may yet be refused or deleted. So it does not resolve the error of the older row
+    /// before it was uploaded; otherwise neither row could arrive, and no error would be open.
+    async fn superseded_by(
+        &self,
+        entity_id: &str,
+        lane: &Lane,
+        batch: &Batch,
+    ) -> Result<Option<Newer>, RunError> {
         let mut newer = Vec::new();
         for row in &batch.rows {
             let rivals = self.ledger.rivals(entity_id, row).await?;
             newer.extend(rivals.into_iter().filter(|rival| batch.is_superseded_by(rival)));
         }
         let newer = self.not_set_aside(entity_id, newer).await?;
-        Ok(self.not_skipped(entity_id, newer).await?.into_iter().next().map(|rival| rival.id))
+        let newer = self.not_skipped(entity_id, newer).await?;
+        let (uploaded, pending): (Vec<Row>, Vec<Row>) =
+            newer.into_iter().partition(|rival| lane.is_past(rival.xid));
+        let uploaded = uploaded.into_iter().next().map(|rival| Newer::Uploaded(rival.id));
+        Ok(uploaded.or_else(|| pending.into_iter().next().map(|rival| Newer::Pending(rival.id))))
     }
 
     /// Of these rows those that no registration from now on has skipped.

@@ -6,6 +6,7 @@ use crate::batch::Batch;
 use crate::elven::Verdict;
 use crate::journal::{Course, Kind, Problem};
 use crate::output::{quoted_argument, quoted_option};
+use crate::watermark::LedgerId;
 
 /// What is recorded about an answer.
 #[derive(Clone, Debug)]
@@ -177,6 +178,14 @@ pub(super) fn fenced_retry(left: Duration) -> String {
         "the answer to an earlier request was lost, and the network may still deliver that request \
          (sync_state.fence_until); hint: elven-sync errors retry, in {} s",
         seconds_up(left)
+    )
+}
+
+/// Said of the error of a row that is superseded once a pending row was uploaded.
+pub(super) fn superseded_later(newer: &LedgerId) -> String {
+    format!(
+        "row {newer} of the same account, currency and second is newer and still pending, so this row is not sent; \
+         hint: elven-sync run, then elven-sync errors retry"
     )
 }
 

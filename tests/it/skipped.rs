@@ -145,13 +145,57 @@ async fn a_newer_row_skipped_by_from_now_does_not_supersede_in_a_retry(pool: PgP
     assert_eq!(balances_since(&scene, 2), [""; 0]);
 }
 
+/// A newer row that is pending may yet be refused, or be deleted: the error of the older one stays open until then.
 #[sqlx::test(migrations = false)]
-async fn a_retry_counts_the_newer_row_once_a_run_is_to_send_it(pool: PgPool) {
+async fn an_error_is_not_resolved_by_a_newer_row_before_that_was_uploaded(pool: PgPool) {
+    let scene = scene_from_now(pool).await;
+    let open =
+        "select coalesce(string_agg(ledger_id, ',' order by ledger_id), '') from elven_sync.sync_errors
+                 where resolved_at is null";
+    scene.sandbox.set_rules(parsed(&["reject:account=a"]));
+    scene.sql("update ledger.balance_snapshots set balance = 10 where id = 1").await;
+    said(&scene, 3, &["run"]).await;
+    scene.sql("update ledger.balance_snapshots set balance = -20 where id = 2").await;
+    scene.sandbox.set_rules(Vec::new());
+    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    assert!(
+        retried.contains("row 2 of the same account, currency and second is newer and still pending"),
+        "{retried}"
+    );
+    assert_eq!((scene.text(open).await.as_str(), scene.balances().len()), ("1", 0));
+    // It is refused: then the older one goes.
+    scene.sandbox.set_rules(parsed(&["reject:account=a"]));
+    said(&scene, 3, &["run"]).await;
+    assert_eq!(scene.text(open).await, "1,2");
+    scene.sandbox.set_rules(parsed(&["reject:negative"]));
+    said(&scene, 3, &["errors", "retry"]).await;
+    assert_eq!((scene.text(open).await.as_str(), balances_since(&scene, 0)), ("2", vec!["10".to_owned()]));
+    // Once a version of the newer one was uploaded, it supersedes.
+    scene.sandbox.set_rules(parsed(&["reject:account=a"]));
+    scene.sql("update ledger.balance_snapshots set balance = 11 where id = 1").await;
+    said(&scene, 3, &["run"]).await;
+    scene.sandbox.set_rules(Vec::new());
+    scene.sql("update ledger.balance_snapshots set balance = 21 where id = 2").await;
+    said(&scene, 3, &["errors", "retry"]).await;
+    scene.sql("update ledger.balance_snapshots set balance = 22 where id = 2").await;
+    said(&scene, 0, &["run"]).await;
+    assert_eq!(scene.text(open).await, "1");
+    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("superseded by row 2"));
+    assert_eq!(balances_since(&scene, 1), ["21", "22"], "a retry sends a row as it is now");
+    assert_eq!(scene.text(open).await, "");
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_row_whose_pending_rival_is_deleted_is_sent(pool: PgPool) {
     let scene = scene_from_now(pool).await;
     scene.sandbox.set_rules(parsed(&["reject:account=a"]));
     scene.sql("update ledger.balance_snapshots set balance = 10 where id = 1").await;
     said(&scene, 3, &["run"]).await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update ledger.balance_snapshots set balance = 20 where id = 2").await;
-    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("superseded by row 2"));
+    said(&scene, 3, &["errors", "retry"]).await;
+    scene.sql("delete from ledger.balance_snapshots where id = 2").await;
+    said(&scene, 0, &["run"]).await;
+    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("uploaded"));
+    assert_eq!(balances_since(&scene, 0), ["10"]);
 }
