@@ -1,6 +1,8 @@
 //! Lanes: lease, watermark and pass of an entity.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -94,6 +96,31 @@ pub struct Opening<'a> {
     pub mapping: &'a str,
 }
 
+/// How a ledger was read, as the JSON of `sync_state.mapping`. Two texts of the same JSON are equal.
+#[derive(Clone, Debug)]
+pub struct RecordedMapping(Arc<str>);
+
+impl<T: Into<Arc<str>>> From<T> for RecordedMapping {
+    fn from(json: T) -> Self {
+        Self(json.into())
+    }
+}
+
+impl Deref for RecordedMapping {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl PartialEq for RecordedMapping {
+    fn eq(&self, other: &Self) -> bool {
+        let parsed = |mapping: &Self| serde_json::from_str::<serde_json::Value>(mapping).ok();
+        self.0 == other.0 || parsed(self).is_some_and(|this| Some(this) == parsed(other))
+    }
+}
+
 /// The state of an entity.
 #[derive(Clone, Debug, Default)]
 pub struct Lane {
@@ -107,8 +134,8 @@ pub struct Lane {
     pub system_identifier: Option<i64>,
     /// The table that it speaks of.
     pub ledger_table: Option<String>,
-    /// How the ledger was read, as JSON. `None`: that was not recorded yet.
-    pub mapping: Option<String>,
+    /// How the ledger was read. `None`: that was not recorded yet.
+    pub mapping: Option<RecordedMapping>,
     /// Whether this cluster wrote the newest change of the watermark.
     pub seal: Sealed,
     /// How long the API has asked not to be called.
@@ -151,7 +178,7 @@ impl StateRow {
             cursor,
             system_identifier: self.system_identifier,
             ledger_table: self.ledger_table,
-            mapping: self.mapping,
+            mapping: self.mapping.map(RecordedMapping::from),
             seal: Sealed::from_column(self.seal.as_deref()),
             not_before: self.not_before_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             has_rows_set_aside: self.has_rows_set_aside,
@@ -189,20 +216,36 @@ impl Lane {
 }
 
 impl Journal {
-    /// The states of these entities; one that was never run has the default.
-    pub async fn lanes(&self, entity_ids: &[String]) -> Result<BTreeMap<String, Lane>, JournalError> {
+    /// The states of these entities; one that was never run has the default. `mapping` is the one in use, which nearly all
+    /// have: its text is neither made nor read once more for each.
+    pub async fn lanes(
+        &self,
+        entity_ids: &[String],
+        mapping: &Arc<str>,
+    ) -> Result<BTreeMap<String, Lane>, JournalError> {
         let rows = self.database.again(|| sqlx::query_as!(
             StateRow,
-            r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text, s.pass_id, s.target::text,
-                      s.cursor_xid::text, s.cursor_id, s.system_identifier, s.ledger_table as "ledger_table?",
-                      s.mapping::text, z.seal,
+            r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text as "settled?",
+                      s.pass_id as "pass_id?", s.target::text as "target?", s.cursor_xid::text as "cursor_xid?",
+                      s.cursor_id as "cursor_id?", s.system_identifier as "system_identifier?",
+                      s.ledger_table as "ledger_table?", case when s.mapping = m.in_use then '' else s.mapping::text end as "mapping?",
+                      s.seal as "seal?",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       null::float8 as fence_s, false as "has_rows_set_aside!", false as "is_opened!"
-                 from unnest($1::text[]) e (entity_id) left join elven_sync.sync_state s using (entity_id)
-                 left join elven_sync.seals($1) z on z.entity = e.entity_id"#,
-            entity_ids
+                 from unnest($1::text[]) e (entity_id) left join elven_sync.sync_watermarks s using (entity_id)
+                cross join (select $2::text::jsonb as in_use offset 0) m"#,
+            entity_ids,
+            &**mapping
         ).fetch_all(&self.database)).await?;
-        rows.into_iter().map(|row| Ok((row.entity_id.clone(), row.into_lane()?))).collect()
+        let in_use = RecordedMapping(mapping.clone());
+        let lane = |row: StateRow| {
+            let mut lane = row.into_lane()?;
+            if lane.mapping.as_ref().is_some_and(|mapping| mapping.0.is_empty()) {
+                lane.mapping = Some(in_use.clone());
+            }
+            Ok::<_, JournalError>(lane)
+        };
+        rows.into_iter().map(|row| Ok((row.entity_id.clone(), lane(row)?))).collect()
     }
 
     /// Opens a pass by a lease, behind where the entity is: its row, and its target in the state. Returns both. (Most are
@@ -257,7 +300,7 @@ impl Journal {
                 opening.ledger_table,
                 settled,
                 opening.mapping,
-                opening.seen.mapping
+                opening.seen.mapping.as_deref()
             )
             .execute(&mut transaction)
             .await?;

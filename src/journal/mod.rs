@@ -39,7 +39,7 @@ pub use entities::{Entity, Health};
 pub use errors::{Kind, Problem};
 pub use fence::Fence;
 pub use group::Handed;
-pub use lanes::{Course, Lane, Lease, OpenPass, Opening};
+pub use lanes::{Course, Lane, Lease, OpenPass, Opening, RecordedMapping};
 pub use leases::{Holder, Lasts, Purpose, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub use moves::{Earlier, FromNow, OpenWork, Rebound, Seal, Sealed};

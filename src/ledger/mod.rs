@@ -17,6 +17,7 @@ mod unreadable;
 mod writers;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -175,6 +176,11 @@ impl Ledger {
     /// How the ledger is read, as the watermark remembers it.
     pub fn mapping(&self) -> &Mapping {
         &self.table.mapping
+    }
+
+    /// The same as the JSON of `sync_state.mapping`.
+    pub fn mapping_json(&self) -> &Arc<str> {
+        &self.table.mapping_json
     }
 
     /// Looks which of the entities have rows behind their watermark.

@@ -1,6 +1,7 @@
 //! The ledger's table: found in the catalogue, its columns checked and put into expressions.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, Row as _};
 
@@ -16,6 +17,8 @@ use crate::database::Database;
 pub struct Table {
     pub(super) name: String,
     pub(super) mapping: Mapping,
+    /// The same as JSON.
+    pub(super) mapping_json: Arc<str>,
     pub(super) id_type: String,
     pub(super) entity: String,
     pub(super) xid: String,
@@ -136,8 +139,10 @@ impl Table {
         let columns = columns(&format!("{account}::text"), &format!("{currency}::text"), &captured_at);
         found.check_zone(database).await?;
         let name = format!("{}.{}", quote_identifier(&schema), quote_identifier(&relation));
+        let mapping = found.mapping(&name)?;
         Ok(Self {
-            mapping: found.mapping(&name)?,
+            mapping_json: mapping.to_json().into(),
+            mapping,
             name,
             id_type: id.kind.clone(),
             entity,

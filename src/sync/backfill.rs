@@ -84,7 +84,7 @@ impl Worker {
     /// Refuses a range of entities whose journal is of another cluster or of another mapping. Nothing is recorded then:
     /// a backfill that is open would keep `entity rebind --mapping` from accepting another mapping.
     pub(super) async fn refuse_other_journals(&self, entity_ids: &[String]) -> Result<(), BackfillError> {
-        for (entity_id, lane) in self.journal.lanes(entity_ids).await? {
+        for (entity_id, lane) in self.journal.lanes(entity_ids, &self.mapping).await? {
             if let Err(misfit) = self.is_journal_of_this(&entity_id, &lane) {
                 return Err(BackfillError::Refused(misfit.to_string()));
             }

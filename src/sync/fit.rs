@@ -153,7 +153,7 @@ pub(super) fn as_if_bound(ledger: &Ledger, look: &Look, lane: &Lane) -> Lane {
     Lane {
         system_identifier: lane.system_identifier.map(|_| look.system_identifier),
         ledger_table: lane.ledger_table.as_ref().map(|_| ledger.name().to_owned()),
-        mapping: Some(ledger.mapping().to_json()),
+        mapping: Some(ledger.mapping_json().clone().into()),
         seal: if lane.seal == Sealed::Broken { Sealed::Whole } else { lane.seal },
         ..lane.clone()
     }
@@ -163,6 +163,7 @@ pub(super) fn as_if_bound(ledger: &Ledger, look: &Look, lane: &Lane) -> Lane {
 pub(super) fn changes(ledger: &Ledger, lane: &Lane) -> Changes {
     let table = ledger.name();
     match (&lane.mapping, &lane.ledger_table) {
+        (Some(recorded), _) if **recorded == **ledger.mapping_json() => Changes::default(),
         (Some(recorded), _) => ledger.mapping().changes_since(recorded),
         (None, Some(before)) if before != table => {
             Changes { said: vec![belongs_to(before, table)], values: true, identity: true }

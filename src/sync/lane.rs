@@ -373,7 +373,7 @@ impl Held<'_> {
     pub(super) async fn fill_mapping(&self, lane: &mut Lane) -> Result<(), JournalError> {
         if lane.mapping.is_none() {
             self.worker.journal.fill_mapping(&self.lease, &self.worker.mapping).await?;
-            lane.mapping = Some(self.worker.mapping.to_string());
+            lane.mapping = Some(self.worker.mapping.clone().into());
         }
         Ok(())
     }

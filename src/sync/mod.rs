@@ -143,7 +143,7 @@ impl Worker {
         Ok(Self {
             settings: Arc::new(settings),
             database,
-            mapping: ledger.mapping().to_json().into(),
+            mapping: ledger.mapping_json().clone(),
             ledger,
             journal,
             client,
@@ -201,7 +201,7 @@ impl Worker {
     pub async fn dry_run(&self, only: &[String]) -> Result<RunReport, RunError> {
         let selected = self.select(only).await?;
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
-        let lanes = self.journal.lanes(&ids).await?;
+        let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let look = self.ledger.look(&progress(&lanes)).await?;
         let mut entities = Vec::new();
         let mut counters = crate::journal::Counters::default();
@@ -306,7 +306,7 @@ impl Worker {
         unusable: Vec<Unusable>,
     ) -> Result<(Vec<EntityReport>, Unregistered), RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
-        let lanes = self.journal.lanes(&ids).await?;
+        let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let look = self.ledger.look(&progress(&lanes)).await?;
         // Before any lane begins: all who use a credential wait for what one of them was asked to wait.
         for target in &targets {
@@ -416,7 +416,7 @@ pub async fn health(
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     let mut entities = Health::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
-    let lanes = journal.lanes(&ids).await?;
+    let lanes = journal.lanes(&ids, ledger.mapping_json()).await?;
     let mut refused = fit::refused(&ledger, &lanes);
     let (pending, mut unreadable) = ledger.pending(&progress(&fit::readable(&ledger, lanes))).await?;
     let mut pending: BTreeMap<String, Pending> =

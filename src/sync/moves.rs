@@ -181,7 +181,7 @@ impl Worker {
 
     /// Where an entity stands, and what the ledger says to that.
     pub(super) async fn stand(&self, entity_id: &str) -> Result<(Lane, Look), MoveError> {
-        let lanes = self.journal.lanes(&[entity_id.to_owned()]).await?;
+        let lanes = self.journal.lanes(&[entity_id.to_owned()], &self.mapping).await?;
         let lane = lanes.get(entity_id).cloned().unwrap_or_default();
         let look = self.ledger.look_at(&lane.progress(entity_id)).await?;
         Ok((lane, look))

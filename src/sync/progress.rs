@@ -114,7 +114,7 @@ impl Worker {
         // Before the cursors are read: what is done while the rest is counted is part of that.
         let done: BTreeMap<String, i64> =
             self.progress.lock().iter().map(|(id, entity)| (id.clone(), entity.rows_done)).collect();
-        let lanes = self.journal.lanes(entity_ids).await?;
+        let lanes = self.journal.lanes(entity_ids, &self.mapping).await?;
         for (entity_id, rows) in self.ledger.rows_pending(&super::progress(&lanes)).await? {
             let done = done.get(&entity_id).copied().unwrap_or(0);
             self.progress.change(&entity_id, |entity| entity.rows_total = Some(done + rows));

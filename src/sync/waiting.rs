@@ -45,7 +45,7 @@ impl Worker {
         if ids.is_empty() {
             return Ok(());
         }
-        let lanes = fit::readable(&self.ledger, self.journal.lanes(&ids).await?);
+        let lanes = fit::readable(&self.ledger, self.journal.lanes(&ids, &self.mapping).await?);
         let (pending, unreadable) = self.ledger.pending(&progress(&lanes)).await?;
         // Rows that wait under a mapping which is refused cannot be counted.
         let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();

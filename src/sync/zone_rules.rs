@@ -59,7 +59,11 @@ impl Worker {
             let rules = self.journal.see_rules(run_id, &entity_ids, &zones, (now, until)).await?;
             let uploaded = rules.changed.iter().filter(|earlier| earlier.rows_uploaded > 0);
             let ids: Vec<String> = uploaded.map(|earlier| earlier.entity_id.clone()).collect();
-            let lanes = if ids.is_empty() { BTreeMap::new() } else { self.journal.lanes(&ids).await? };
+            let lanes = if ids.is_empty() {
+                BTreeMap::new()
+            } else {
+                self.journal.lanes(&ids, &self.mapping).await?
+            };
             Ok::<_, JournalError>((rules, lanes))
         };
         match see.await {
