@@ -24,9 +24,6 @@ use crate::align::{self, Clock, Invalid, Number, Text, Zone};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
 
-/// The most records that the API takes in one request.
-pub const RECORDS_MAX: usize = 1000;
-
 /// The place of a row that is not in the batch.
 const OUTSIDE: usize = usize::MAX;
 

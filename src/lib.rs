@@ -14,6 +14,8 @@
 //! No SQL about a table stands outside of those two (the demo, which plays the ledger's owner, apart), no
 //! environment variable is read outside `config`, and nothing is printed outside `output`.
 
+pub mod text;
+
 pub mod config;
 
 pub mod database;

@@ -11,6 +11,7 @@ use crate::database::Database;
 use crate::ledger::LedgerError;
 use crate::ledger::attach::{self, Plan, Wanted};
 use crate::output;
+use crate::text::escaped;
 
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that people type")]
@@ -83,7 +84,7 @@ fn print(plan: &Plan) {
         }
     }
     for step in &plan.steps {
-        output::lines(format_args!("\n-- {}\n{}", output::escaped(&step.why), step.sql));
+        output::lines(format_args!("\n-- {}\n{}", escaped(&step.why), step.sql));
     }
     if plan.steps.is_empty() {
         output::line("-- there is nothing to do");

@@ -12,6 +12,7 @@ use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
 use crate::sync::Worker;
+use crate::text::thousands;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -164,8 +165,8 @@ async fn rewind(
     output::line(format_args!(
         "`{id}` moves back {} rows, {} of them already accepted; the next run uploads them again, and Elven may keep \
          what it has of them",
-        output::thousands(plan.rows),
-        output::thousands(plan.accepted)
+        thousands(plan.rows),
+        thousands(plan.accepted)
     ));
     if !yes && !output::confirm("Move it back?")? {
         bail!("nothing was moved; hint: answer y, or say --yes");
@@ -216,7 +217,7 @@ pub(super) async fn registered(database: &Database, id: &str) -> anyhow::Result<
         return Ok(entity.clone());
     }
     let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
-    bail!(output::unknown_entity(id, &known))
+    bail!(journal::unknown_entity(id, &known))
 }
 
 /// What moves watermarks also runs; here it is never asked to stop, and reads no pages.

@@ -13,6 +13,7 @@ use crate::database::Database;
 use crate::journal::{self, Kind, RecordedError, Wanted};
 use crate::output;
 use crate::sync::Worker;
+use crate::text::quoted_option;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -103,7 +104,7 @@ async fn retry(settings: &Settings, database: &Database, error_ids: Vec<i64>) ->
                 "error {error_id} concerns no single row but the entity `{}`; nothing was sent; hint: elven-sync run {} \
                  tries that again",
                 error.entity_id,
-                output::quoted_option("--entity", &error.entity_id)
+                quoted_option("--entity", &error.entity_id)
             );
         }
         errors.push(error);

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::SUCCEEDED;
 use crate::output;
 use crate::sandbox::{self, Answers, Rule, Sandbox};
+use crate::text::{escaped, quoted};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -67,7 +68,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     if !faults.is_empty() {
         output::lines(format_args!(
             "\nfaults: {}   (--seed {seed} draws the same again)",
-            output::escaped(&faults)
+            escaped(&faults)
         ));
     }
     let (mut stop, _) = super::run::stop_on_signal(std::time::Duration::ZERO)?;
@@ -80,5 +81,5 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
 fn exported(value: &str) -> String {
     let is_plain =
         value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
-    if is_plain && !value.is_empty() { value.to_owned() } else { output::quoted(value) }
+    if is_plain && !value.is_empty() { value.to_owned() } else { quoted(value) }
 }

@@ -28,7 +28,9 @@ use mistake::Source;
 use overlay::overlay;
 
 use crate::align::Zones;
-use crate::batch::RECORDS_MAX;
+
+/// The most records that the API accepts in one request (ELVEN: import of balances).
+pub const BATCH_ROWS_MAX: usize = 1000;
 
 /// The configuration cannot be used; the message names the setting and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +176,7 @@ pub struct SyncSettings {
 impl Default for SyncSettings {
     fn default() -> Self {
         Self {
-            batch_rows: RECORDS_MAX,
+            batch_rows: BATCH_ROWS_MAX,
             entities_at_once: 4,
             requests_in_flight: 4,
             max_rejections: 100,
@@ -287,10 +289,10 @@ impl Settings {
 
 /// Checks what a type alone cannot say. Each message begins with the setting.
 fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
-    if !(1..=RECORDS_MAX).contains(&file.sync.batch_rows) {
+    if !(1..=BATCH_ROWS_MAX).contains(&file.sync.batch_rows) {
         return Err(error(format!(
-            "[sync] batch_rows = {} is not possible: the API takes 1 to {RECORDS_MAX} records in a request; \
-             hint: leave it out for {RECORDS_MAX}",
+            "[sync] batch_rows = {} is not possible: the API takes 1 to {BATCH_ROWS_MAX} records in a request; \
+             hint: leave it out for {BATCH_ROWS_MAX}",
             file.sync.batch_rows
         )));
     }

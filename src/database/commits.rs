@@ -77,7 +77,7 @@ impl Database {
                 // The work of the run says what is to be said of a database that went away.
                 Err(problem) if problem.is_passing() => return,
                 Err(problem) => {
-                    let error = crate::output::chain(&problem);
+                    let error = crate::text::chain(&problem);
                     tracing::warn!(
                         error,
                         "rows of elven_sync.sync_commits could not be removed; a later run removes them"

@@ -239,7 +239,7 @@ impl Database {
             }
             if self.process.condition.swap(TROUBLED, Ordering::Relaxed) == WELL {
                 tracing::warn!(
-                    error = crate::output::chain(&problem),
+                    error = crate::text::chain(&problem),
                     "the database is in trouble; waiting for it for {:?} at most",
                     self.reconnect_timeout
                 );
@@ -366,7 +366,7 @@ impl Transaction {
             Ok(false) => Err(problem),
             // Nothing that passes: it may have been done, so it is not to be done again.
             Err(unknown) => {
-                let unknown = crate::output::chain(&unknown);
+                let unknown = crate::text::chain(&unknown);
                 Err(sqlx::Error::Protocol(format!(
                     "whether a commit was done could not be found out: {unknown}"
                 )))

@@ -34,7 +34,7 @@ pub(super) async fn read(mut response: Response, deadline: Instant) -> Result<En
     'body: loop {
         let chunk = match response.chunk().await {
             Ok(Some(chunk)) => chunk,
-            Err(problem) if is_success => return Err(crate::output::chain(&problem.without_url())),
+            Err(problem) if is_success => return Err(crate::text::chain(&problem.without_url())),
             Ok(None) | Err(_) => break,
         };
         for part in chunk.chunks(PACKED_BYTES) {

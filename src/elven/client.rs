@@ -157,9 +157,9 @@ impl Client {
             Ok(response) => response,
             Err(problem) if OpenedLate::is_behind(&problem) => return Answer::OpenedLate,
             Err(problem) if problem.is_connect() => {
-                return Answer::NotSent(crate::output::chain(&problem.without_url()));
+                return Answer::NotSent(crate::text::chain(&problem.without_url()));
             }
-            Err(problem) => return Answer::Lost(crate::output::chain(&problem.without_url())),
+            Err(problem) => return Answer::Lost(crate::text::chain(&problem.without_url())),
         };
         let now = Utc::now();
         let status = response.status().as_u16();

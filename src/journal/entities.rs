@@ -6,6 +6,7 @@ use sqlx::PgExecutor;
 
 use super::JournalError;
 use crate::database::Database;
+use crate::text::{quoted, quoted_argument};
 
 /// A registered entity.
 #[derive(Clone, Debug, Serialize)]
@@ -119,4 +120,33 @@ impl Health {
             })
             .await?)
     }
+}
+
+/// Says that an entity is not registered, with close names.
+pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
+    let mut near: Vec<(usize, &str)> =
+        known.iter().map(|known| (strsim::damerau_levenshtein(known, entity_id), *known)).collect();
+    near.sort_unstable();
+    match near.first().filter(|(distance, _)| *distance <= 3) {
+        Some((_, close)) => format!("entity `{entity_id}` is not registered; did you mean `{close}`?"),
+        None => format!(
+            "entity `{entity_id}` is not registered; hint: `elven-sync entity list` shows those that are, \
+             `elven-sync entity add` registers one"
+        ),
+    }
+}
+
+/// What to do about rows of an entity that is not registered: the command that registers it.
+pub fn registering(entity_id: &str) -> String {
+    if entity_id.trim().is_empty() {
+        return "fill the entity_id of these rows".to_owned();
+    }
+    if entity_id.contains(char::is_control) {
+        return "correct the entity_id of these rows: it has a control character, and cannot be registered"
+            .to_owned();
+    }
+    if entity_id.starts_with('-') {
+        return format!("elven-sync entity add --timezone ZONE {}", quoted_argument(entity_id));
+    }
+    format!("elven-sync entity add {} --timezone ZONE", quoted(entity_id))
 }

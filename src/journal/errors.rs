@@ -8,7 +8,7 @@ use strum::{AsRefStr, VariantNames};
 use super::texts::storable;
 use super::{Journal, JournalError};
 use crate::database::Transaction;
-use crate::output;
+use super::entities::registering;
 
 /// `sync_errors.kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, VariantNames)]
@@ -179,7 +179,7 @@ impl Journal {
                 } else {
                     format!(
                         "the ledger has rows of entity `{entity_id}`, which is not registered; they wait; hint: {}",
-                        output::registering(entity_id)
+                        registering(entity_id)
                     )
                 };
                 let problem = Problem::of_lane(Kind::UnregisteredEntity, message);

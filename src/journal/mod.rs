@@ -35,7 +35,7 @@ use std::time::Duration;
 pub use backfill_rows::{Backfill, Cancelled};
 pub use backfills::{Asked, BackfillLane, BackfillStatus, Begun};
 pub use batches::{Advance, Doing, Recorded, Settlement, Side};
-pub use entities::{Entity, Health};
+pub use entities::{Entity, Health, registering, unknown_entity};
 pub use errors::{Kind, Problem};
 pub use fence::Fence;
 pub use group::Handed;

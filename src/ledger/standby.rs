@@ -93,7 +93,7 @@ pub(super) async fn replayed(
         "the standby could not show what the pass is about for {} s ({}); hint: is its replay paused, or its connection \
          to the primary broken? Without ELVEN_SYNC_LEDGER_URL pages come from the primary",
         WAIT_MAX.as_secs(),
-        crate::output::chain(behind)
+        crate::text::chain(behind)
     )))
 }
 

@@ -84,7 +84,7 @@ impl LedgerError {
         match (self, raised(self)) {
             (LedgerError::Unreadable(unreadable), _) => unreadable.message.clone(),
             (_, Some(raised)) => message(what, raised, None),
-            (_, None) => crate::output::chain(self),
+            (_, None) => crate::text::chain(self),
         }
     }
 
@@ -204,7 +204,7 @@ impl Ledger {
                 Ok(_) => false,
                 Err(problem) if self::code(&problem).as_deref() == Some(code) => true,
                 Err(problem) => {
-                    let error = crate::output::chain(&problem);
+                    let error = crate::text::chain(&problem);
                     tracing::debug!(entity_id, error, "the row that fails could not be looked for");
                     return None;
                 }

@@ -1,7 +1,6 @@
 //! What people and machines read: results on stdout, the log on stderr. Nothing prints elsewhere.
 
 mod backfills;
-mod escape;
 mod log;
 mod progress;
 pub mod proof;
@@ -16,13 +15,12 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
-pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
-use escape::{escaped_json, escaped_lines};
 pub use progress::{Watched, watch};
 
-use crate::journal::{Health, RecordedError};
+use crate::journal::{Health, RecordedError, registering};
 use crate::ledger::Writer;
 use crate::sync::{Ended, EntityReport, RunReport};
+use crate::text::{chain, escaped, escaped_json, escaped_lines, quoted_option, thousands};
 
 /// The summary names each entity when there are at most this many.
 const ENTITIES_SHOWN_MAX: usize = 20;
@@ -51,28 +49,6 @@ fn write(text: &str) {
 /// Reports why a command could not work, once, on stderr.
 pub fn error(problem: &anyhow::Error) {
     let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", escaped(&chain(problem.as_ref())));
-}
-
-/// An error and its causes in one line, each said once.
-pub fn chain(problem: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = words(problem);
-    let mut text = last.clone();
-    let mut source = problem.source();
-    while let Some(cause) = source {
-        let next = words(cause);
-        if !next.starts_with(&last) && !text.contains(&next) {
-            text = format!("{text}: {next}");
-            last = next;
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// PostgreSQL's own message where there is one, without where in the server's source it was raised.
-fn words(problem: &(dyn std::error::Error + 'static)) -> String {
-    let raised = problem.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-    raised.map_or_else(|| problem.to_string(), |raised| raised.message().to_owned())
 }
 
 /// Starts the log: warnings and how far long work is, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.
@@ -115,35 +91,6 @@ pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = 
         }
     }
     table
-}
-
-/// Says that an entity is not registered, with close names.
-pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
-    let mut near: Vec<(usize, &str)> =
-        known.iter().map(|known| (strsim::damerau_levenshtein(known, entity_id), *known)).collect();
-    near.sort_unstable();
-    match near.first().filter(|(distance, _)| *distance <= 3) {
-        Some((_, close)) => format!("entity `{entity_id}` is not registered; did you mean `{close}`?"),
-        None => format!(
-            "entity `{entity_id}` is not registered; hint: `elven-sync entity list` shows those that are, \
-             `elven-sync entity add` registers one"
-        ),
-    }
-}
-
-/// What to do about rows of an entity that is not registered: the command that registers it.
-pub fn registering(entity_id: &str) -> String {
-    if entity_id.trim().is_empty() {
-        return "fill the entity_id of these rows".to_owned();
-    }
-    if entity_id.contains(char::is_control) {
-        return "correct the entity_id of these rows: it has a control character, and cannot be registered"
-            .to_owned();
-    }
-    if entity_id.starts_with('-') {
-        return format!("elven-sync entity add --timezone ZONE {}", quoted_argument(entity_id));
-    }
-    format!("elven-sync entity add {} --timezone ZONE", quoted(entity_id))
 }
 
 /// The summary of a run.
@@ -275,14 +222,6 @@ pub fn confirm(question: &str) -> std::io::Result<bool> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
-/// A number with its thousands apart.
-pub fn thousands(number: i64) -> String {
-    let digits = number.unsigned_abs().to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
-    format!("{}{}", if number < 0 { "-" } else { "" }, groups.join(","))
-}
-
 /// `status`: what `sync_health` says, and whose rows will come later.
 pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool) {
     if as_json {
@@ -409,18 +348,4 @@ fn describe(writer: &Writer) -> String {
         text = format!("{text} ({})", who.join(", "));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_stand_apart() {
-        for (number, expected) in
-            [(0, "0"), (999, "999"), (1000, "1,000"), (14_203, "14,203"), (-1_234_567, "-1,234,567")]
-        {
-            assert_eq!(thousands(number), expected);
-        }
-    }
 }

@@ -19,7 +19,7 @@ use crate::journal::{
     OpenPass, RunStatus, Take, refuse_standby,
 };
 use crate::ledger::{LedgerError, Range};
-use crate::output::quoted_argument;
+use crate::text::quoted_argument;
 use crate::watermark::Cursor;
 
 /// A slice of a backfill ends after so long, or after a third of the lease.
@@ -103,7 +103,7 @@ impl Worker {
         let all = Entity::list(&self.database).await?;
         let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
         if let Some(missing) = asked.entities.iter().find(|id| !known.contains(&id.as_str())) {
-            return Err(BackfillError::Usage(crate::output::unknown_entity(missing, &known)));
+            return Err(BackfillError::Usage(crate::journal::unknown_entity(missing, &known)));
         }
         let is_asked =
             |entity: &&Entity| asked.entities.is_empty() || asked.entities.contains(&entity.entity_id);
@@ -340,7 +340,7 @@ impl Worker {
                 let error = entities.iter().find_map(EntityReport::failure);
                 self.status_of(backfill_id, entities).await.map(|status| (status, error))
             }
-            Err(problem) => Ok((failed, Some(crate::output::chain(problem)))),
+            Err(problem) => Ok((failed, Some(crate::text::chain(problem)))),
         };
         let ((of_backfill, status), error) = ended?;
         let finished = async {

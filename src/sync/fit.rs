@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Worker;
 use crate::journal::{Kind, Lane, Problem, Sealed};
 use crate::ledger::{Changes, Ledger, Look, belongs_to};
-use crate::output::quoted_argument;
+use crate::text::quoted_argument;
 
 /// A watermark does not fit: to go on would skip rows in silence.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use crate::align::Clock;
 use crate::batch::{self, Batch};
 use crate::config::OnInvalidStart;
 use crate::ledger::LedgerError;
-use crate::output::quoted_option;
+use crate::text::quoted_option;
 
 /// So many rows show that it is not the rows that are wrong.
 const ROWS: usize = 1000;
@@ -80,7 +80,7 @@ impl InvalidStart {
         }
         let mut reasons: Vec<_> = reasons.into_iter().collect();
         reasons.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
-        let thousands = |count: usize| crate::output::thousands(i64::try_from(count).unwrap_or(i64::MAX));
+        let thousands = |count: usize| crate::text::thousands(i64::try_from(count).unwrap_or(i64::MAX));
         let reasons: Vec<String> = reasons
             .into_iter()
             .take(REASONS_NAMED_MAX)

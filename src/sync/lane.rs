@@ -310,7 +310,7 @@ impl Held<'_> {
                 if let Err(second) = journal.release(&lease).await {
                     tracing::warn!(
                         entity_id,
-                        error = crate::output::chain(&second),
+                        error = crate::text::chain(&second),
                         "the lease runs out by itself"
                     );
                 }

@@ -62,7 +62,7 @@ use crate::elven::{Answer, Client, Signed};
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Health, Journal, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
 use crate::ledger::{self, Ledger, LedgerError, Pending, Progress, Unreadable};
-use crate::output::quoted_sql;
+use crate::text::quoted_sql;
 
 /// A run could not work at all.
 #[derive(Debug, thiserror::Error)]
@@ -181,7 +181,7 @@ impl Worker {
                 (status, error.or_else(|| unregistered.unknown.clone()), entities, unregistered)
             }
             Err(problem) => {
-                let message = crate::output::chain(&problem);
+                let message = crate::text::chain(&problem);
                 // The run's row is truthful if it can be written; if not, the next run marks it.
                 if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await
                 {
@@ -236,7 +236,7 @@ impl Worker {
         let all = Entity::list(&self.database).await?;
         if let Some(missing) = only.iter().find(|id| all.iter().all(|entity| entity.entity_id != **id)) {
             let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
-            return Err(ConfigError(crate::output::unknown_entity(missing, &known)).into());
+            return Err(ConfigError(crate::journal::unknown_entity(missing, &known)).into());
         }
         let wanted =
             |entity: &Entity| !entity.paused && (only.is_empty() || only.contains(&entity.entity_id));
@@ -400,7 +400,7 @@ async fn standby(url: &SecretString, primary: &Database) -> Result<Database, Led
         LedgerError::Standby(format!(
             "the standby cannot be reached: {}; hint: check ELVEN_SYNC_LEDGER_URL, or leave it out to read from the \
              primary",
-            crate::output::chain(&problem)
+            crate::text::chain(&problem)
         ))
     })
 }

@@ -6,7 +6,7 @@ use super::fit::{Misfit, changes};
 use super::{RunError, Worker};
 use crate::journal::{Entity, FromNow, Holder, JournalError, Lane, Lease, Rebound, Seal, Sealed, Take};
 use crate::ledger::{LedgerError, Look, Progress};
-use crate::output::quoted_argument;
+use crate::text::quoted_argument;
 use crate::watermark::Snapshot;
 
 /// A watermark cannot be moved as asked.

@@ -100,7 +100,7 @@ impl Worker {
             biased;
             worked = &mut work => return worked,
             counted = self.count_for_progress(entity_ids) => if let Err(problem) = counted {
-                let error = crate::output::chain(&problem);
+                let error = crate::text::chain(&problem);
                 tracing::warn!(error, "what there is to do could not be counted; it is done all the same");
             }
         }

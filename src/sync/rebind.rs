@@ -6,7 +6,7 @@ use super::verify::{self, Asked, Proof};
 use super::{MoveError, RunError, Worker};
 use crate::journal::{Lane, Rebound, Sealed};
 use crate::ledger::{Changes, LedgerError};
-use crate::output::{quoted_argument, quoted_option};
+use crate::text::{quoted_argument, quoted_option};
 
 /// Of the ids that the newest batches list, this part at least has to be found: rows may have been updated or deleted
 /// since.
@@ -163,7 +163,7 @@ impl Worker {
                     &plan.entity_id,
                     &format!(
                         "the ledger cannot be read by what the journal lists: {}",
-                        crate::output::chain(&problem)
+                        crate::text::chain(&problem)
                     ),
                 )
             }

@@ -80,7 +80,7 @@ impl Worker {
             (None, true) => RunStatus::Incomplete,
             (None, false) => RunStatus::Succeeded,
         };
-        let message = failed.as_ref().map(|problem| crate::output::chain(problem));
+        let message = failed.as_ref().map(|problem| crate::text::chain(problem));
         around(Step::FinishRun, self.journal.finish_run(run_id, status, message.as_deref())).await?;
         failed.map_or(Ok(retried), Err)
     }

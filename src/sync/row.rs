@@ -113,7 +113,7 @@ pub async fn of_row(
         && entities.iter().all(|entity| entity.entity_id != only)
     {
         let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
-        return Err(ConfigError(crate::output::unknown_entity(only, &known)).into());
+        return Err(ConfigError(crate::journal::unknown_entity(only, &known)).into());
     }
     let mut reports = Vec::new();
     for (entity_id, chain, lane) in found {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::batch::Batch;
 use crate::elven::Verdict;
 use crate::journal::{Course, Kind, Problem};
-use crate::output::{quoted_argument, quoted_option};
+use crate::text::{quoted_argument, quoted_option};
 use crate::watermark::LedgerId;
 
 /// What is recorded about an answer.

@@ -11,7 +11,7 @@ use crate::align::{Offsets, Zone};
 use crate::database::Passing;
 use crate::journal::{EarlierRules, JournalError, Lane, RulesFact, RulesSeen, ServerDifference};
 use crate::ledger::Uploaded;
-use crate::output::quoted_option;
+use crate::text::quoted_option;
 use crate::watermark::Snapshot;
 
 /// So far ahead the rules of the database server are compared.
@@ -166,7 +166,7 @@ impl Worker {
             Err(problem) if problem.is_passing() => return Err(problem.into()),
             // One entity must not keep others from being reported, nor be counted in vain in each run.
             Err(problem) => Rows::NotCounted {
-                problem: crate::output::chain(&problem),
+                problem: crate::text::chain(&problem),
                 from: periods.first().map(|period| instant(period.start)).unwrap_or_default(),
             },
         };
@@ -238,7 +238,7 @@ fn earlier_rules(earlier: &EarlierRules, zone: &Zone, in_use: &str) -> Option<St
 }
 
 fn not_compared(problem: &(dyn std::error::Error + 'static)) {
-    let problem = crate::output::chain(problem);
+    let problem = crate::text::chain(problem);
     tracing::warn!("the time zone rules could not be compared with those of earlier runs: {problem}");
 }
 
@@ -275,7 +275,7 @@ impl RulesChange {
             Rows::Counted(uploaded) => Some(format!(
                 "{changed}. The wall-clock time changes for {} uploaded {} captured from {} to {}; the records with \
                  the earlier times stay at Elven until they are deleted there; hint: {}",
-                crate::output::thousands(uploaded.rows),
+                crate::text::thousands(uploaded.rows),
                 if uploaded.rows == 1 { "row" } else { "rows" },
                 second(uploaded.first),
                 second(uploaded.last),

@@ -147,7 +147,7 @@ pub async fn verify(
     let all = all.await?;
     if let Some(missing) = only.iter().find(|id| !all.contains(id)) {
         let known: Vec<&str> = all.iter().map(String::as_str).collect();
-        return Err(ConfigError(crate::output::unknown_entity(missing, &known)).into());
+        return Err(ConfigError(crate::journal::unknown_entity(missing, &known)).into());
     }
     let selected = all.into_iter().filter(|id| only.is_empty() || only.contains(id));
     let (database, ledger) = (&database, &ledger);

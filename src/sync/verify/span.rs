@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 
 use crate::ledger::{Row, instant};
-use crate::output::quoted_option;
+use crate::text::quoted_option;
 
 /// Instants of `captured_at`, both included, in microseconds from 2000-01-01 UTC.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 /// Says whether a character could move the cursor, hide or reorder text, or begin a line: the control characters (C0,
 /// DEL, C1), line and paragraph separators, and what changes the direction of text.
-pub(super) fn is_unsafe(c: char) -> bool {
+fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}')
         || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -17,13 +17,13 @@ pub fn escaped(text: &str) -> String {
 
 /// The same for text of several lines, which stay lines. What comes from outside is to be [`escaped`] before it is put
 /// into such a text, since it may make lines of its own.
-pub(super) fn escaped_lines(text: &str) -> String {
+pub(crate) fn escaped_lines(text: &str) -> String {
     let lines: Vec<String> = text.split('\n').map(escaped).collect();
     lines.join("\n")
 }
 
 /// The same for JSON: the escape is one of JSON's, so that a program reads the text exactly.
-pub(super) fn escaped_json(json: &serde_json::Value) -> String {
+pub(crate) fn escaped_json(json: &serde_json::Value) -> String {
     escape(&json.to_string(), |c, escaped| {
         for unit in c.encode_utf16(&mut [0; 2]) {
             let _ = write!(escaped, "\\u{unit:04x}");
