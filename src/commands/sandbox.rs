@@ -66,10 +66,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
         exported(&options.secret)
     ));
     if !faults.is_empty() {
-        output::lines(format_args!(
-            "\nfaults: {}   (--seed {seed} draws the same again)",
-            escaped(&faults)
-        ));
+        output::lines(format_args!("\nfaults: {}   (--seed {seed} draws the same again)", escaped(&faults)));
     }
     let (mut stop, _) = super::run::stop_on_signal(std::time::Duration::ZERO)?;
     stop.changed().await?;

@@ -2,9 +2,41 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use strum::AsRefStr;
 
-use super::{Asked, JournalError};
+use super::JournalError;
 use crate::database::{Database, Transaction};
+
+/// What a backfill is to upload, as it was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Asked {
+    /// First day or instant.
+    pub from: String,
+    /// The day or instant behind the last one.
+    pub to: String,
+    /// Only these entities, sorted; none named means all that are not paused.
+    pub entities: Vec<String>,
+    /// Only these accounts, sorted.
+    pub accounts: Vec<String>,
+    /// Only these currencies, sorted.
+    pub currencies: Vec<String>,
+}
+
+/// `sync_backfills.status` of one that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum BackfillStatus {
+    /// All done.
+    Succeeded,
+    /// Rows were set aside, or an entity failed.
+    Incomplete,
+    /// Every entity failed, or nothing could be done.
+    Failed,
+    /// Stopped by a signal.
+    Interrupted,
+    /// By a person.
+    Cancelled,
+}
 
 /// A row of `sync_backfills`.
 #[derive(Clone, Debug, Serialize)]

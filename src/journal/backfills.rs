@@ -1,50 +1,17 @@
 //! Backfills: what was asked for, how far each entity is, and how it ended.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
-use strum::AsRefStr;
 
 use super::backfill_rows::{alive_run, close_cancelled};
-use super::lanes::commit_if_held;
+use super::lease_check::commit_if_held;
 use super::texts::storable_one;
-use super::{Journal, JournalError, Lease, OpenPass};
+use super::{Asked, BackfillStatus, Journal, JournalError, Lease, OpenPass};
 use crate::database::Transaction;
 use crate::ledger::{Range, instant_us};
 use crate::watermark::{At, Cursor};
 
 /// Two that ask for the same at once are not to begin it twice. Any number; each elven-sync uses the same.
 const ASKING_LOCK_ID: i64 = 0x656c_7665_6e5f_6266;
-
-/// What a backfill is to upload, as it was asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Asked {
-    /// First day or instant.
-    pub from: String,
-    /// The day or instant behind the last one.
-    pub to: String,
-    /// Only these entities, sorted; none named means all that are not paused.
-    pub entities: Vec<String>,
-    /// Only these accounts, sorted.
-    pub accounts: Vec<String>,
-    /// Only these currencies, sorted.
-    pub currencies: Vec<String>,
-}
-
-/// `sync_backfills.status` of one that ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
-#[strum(serialize_all = "snake_case")]
-pub enum BackfillStatus {
-    /// All done.
-    Succeeded,
-    /// Rows were set aside, or an entity failed.
-    Incomplete,
-    /// Every entity failed, or nothing could be done.
-    Failed,
-    /// Stopped by a signal.
-    Interrupted,
-    /// By a person.
-    Cancelled,
-}
 
 /// An entity of a backfill.
 #[derive(Clone, Debug)]

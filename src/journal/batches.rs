@@ -4,11 +4,16 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 
-use super::contents::{Answered, Contents, New, finish, insert, mark_ambiguous, rewrite};
-use super::group::{Answer, Handed, Writing};
-use super::lanes::commit_if_held;
-use super::steps::{Done, at, count_in, hold, invalid, move_lane, xid};
-use super::{Counters, Course, Journal, JournalError, OpenPass, Problem, errors};
+use super::batch_record::{Answered, Contents, New, finish, insert, mark_ambiguous, rewrite};
+use super::counters::Done;
+use super::counting::count_in;
+use super::cursor::{at, move_lane, xid};
+use super::group::{Answer, Writing};
+use super::lease_check::{commit_if_held, hold};
+use super::problem::{record, rejections};
+use super::{
+    Advance, Counters, Course, Doing, Handed, Journal, JournalError, OpenPass, Problem, Settlement, invalid,
+};
 use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::ledger::instant_us;
@@ -52,37 +57,6 @@ pub enum Side {
     Beyond,
     /// The cursor has passed it.
     Passed,
-}
-
-/// What is done to a lane in a run.
-#[derive(Clone, Copy, Debug)]
-pub struct Doing<'a> {
-    /// The pass or the backfill, under its lease.
-    pub pass: &'a OpenPass,
-    /// The run.
-    pub run_id: i64,
-}
-
-/// The answer to a batch, as it is recorded.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Settlement {
-    /// Status of the answer. `None`: none came.
-    pub http_status: Option<i32>,
-    /// From sending to the answer.
-    pub duration_ms: Option<i64>,
-    /// A request went out.
-    pub sent: bool,
-    /// It was not the first one for this batch.
-    pub repeated: bool,
-}
-
-/// How far the cursor moves when a batch is done: over all that is done behind it.
-#[derive(Clone, Debug)]
-pub struct Advance {
-    /// Where it stands.
-    pub before: Option<Cursor>,
-    /// Where it goes.
-    pub last: Cursor,
 }
 
 /// A row of `sync_batches` as it comes.
@@ -416,8 +390,8 @@ impl Journal {
         let set_aside = || async {
             let mut transaction = self.database.begin().await?;
             let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), &counted).await?;
-            errors::record(&mut transaction, doing.run_id, entity_id, &problems).await?;
-            if errors::rejections(&mut transaction, entity_id).await? > rejections_max {
+            record(&mut transaction, doing.run_id, entity_id, &problems).await?;
+            if rejections(&mut transaction, entity_id).await? > rejections_max {
                 transaction.rollback().await?;
                 return Ok(false);
             }
@@ -441,6 +415,6 @@ impl Journal {
 
     /// Rows of an entity that the API refused and that are still set aside.
     pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
-        Ok(self.database.again(|| errors::rejections(&self.database, entity_id)).await?)
+        Ok(self.database.again(|| rejections(&self.database, entity_id)).await?)
     }
 }

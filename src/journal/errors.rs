@@ -1,171 +1,12 @@
 //! Problems that need a person, and rows that were set aside.
 
-use std::collections::HashSet;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 
-use sqlx::PgExecutor;
-use strum::{AsRefStr, VariantNames};
-
-use super::texts::storable;
-use super::{Journal, JournalError};
-use crate::database::Transaction;
-use super::entities::registering;
-
-/// `sync_errors.kind`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, VariantNames)]
-#[strum(serialize_all = "snake_case")]
-pub enum Kind {
-    /// Refused here, before sending.
-    InvalidRow,
-    /// The key, the signature, a permission or the clock.
-    Auth,
-    /// The configuration, a wrong URL or a changed API.
-    Config,
-    /// Refused by the API, and isolated.
-    RejectedRow,
-    /// Refused by the API as a whole.
-    RejectedBatch,
-    /// The API asked to come later.
-    Throttled,
-    /// The API could not be reached, or its answer is unknown.
-    Unavailable,
-    /// The entity's zone is not known.
-    Timezone,
-    /// Rows of an entity that is not registered.
-    UnregisteredEntity,
-    /// The watermark does not fit the database.
-    Watermark,
-    /// The database could not read the rows of the entity.
-    Ledger,
-}
-
-/// A problem to record.
-#[derive(Clone, Debug)]
-pub struct Problem {
-    /// Which kind.
-    pub kind: Kind,
-    /// The batch it came up in.
-    pub batch_id: Option<i64>,
-    /// The ledger row, when it concerns one.
-    pub ledger_id: Option<String>,
-    /// Status of the answer.
-    pub http_status: Option<i32>,
-    /// Code in the answer.
-    pub api_code: Option<String>,
-    /// What happened and what to do.
-    pub message: String,
-    /// The row as it would have been sent, as JSON.
-    pub record: Option<String>,
-}
-
-impl Problem {
-    /// A problem of a lane, without an answer behind it.
-    pub fn of_lane(kind: Kind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            batch_id: None,
-            ledger_id: None,
-            http_status: None,
-            api_code: None,
-            message: message.into(),
-            record: None,
-        }
-    }
-}
-
-/// Records problems of an entity; one that is open already counts another occurrence.
-pub(super) async fn record(
-    transaction: &mut Transaction,
-    run_id: i64,
-    entity_id: &str,
-    problems: &[Problem],
-) -> Result<(), sqlx::Error> {
-    let mut rest: Vec<&Problem> = problems.iter().collect();
-    while !rest.is_empty() {
-        // A statement cannot count the same problem twice, and rows of a ledger may share an id.
-        let mut seen = HashSet::new();
-        let (problems, repeated): (Vec<&Problem>, Vec<&Problem>) =
-            rest.into_iter().partition(|problem| seen.insert((problem.kind, problem.ledger_id.as_deref())));
-        rest = repeated;
-        let kinds: Vec<String> = problems.iter().map(|p| p.kind.as_ref().to_owned()).collect();
-        let batch_ids: Vec<Option<i64>> = problems.iter().map(|p| p.batch_id).collect();
-        let ledger_ids: Vec<Option<String>> = problems.iter().map(|p| p.ledger_id.clone()).collect();
-        let http_statuses: Vec<Option<i32>> = problems.iter().map(|p| p.http_status).collect();
-        let mut api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
-        let mut messages: Vec<Option<String>> = problems.iter().map(|p| Some(p.message.clone())).collect();
-        let mut records: Vec<Option<String>> = problems.iter().map(|p| p.record.clone()).collect();
-        storable(&mut *transaction, [&mut api_codes, &mut messages, &mut records]).await?;
-        sqlx::query!(
-            "insert into elven_sync.sync_errors
-                (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
-         select $1, $2, kind, batch_id, ledger_id, http_status, api_code, message, record::jsonb
-           from unnest($3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[])
-                p (kind, batch_id, ledger_id, http_status, api_code, message, record)
-         on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
-            set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
-                run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
-                api_code = excluded.api_code, message = excluded.message, record = excluded.record",
-            run_id,
-            entity_id,
-            &kinds,
-            &batch_ids as &[Option<i64>],
-            &ledger_ids as &[Option<String>],
-            &http_statuses as &[Option<i32>],
-            &api_codes as &[Option<String>],
-            &messages as &[Option<String>],
-            &records as &[Option<String>]
-        )
-        .execute(&mut *transaction)
-        .await?;
-    }
-    let (kinds, ids): (Vec<String>, Vec<String>) = problems
-        .iter()
-        .filter_map(|problem| Some((problem.kind.as_ref().to_owned(), problem.ledger_id.clone()?)))
-        .unzip();
-    if !ids.is_empty() {
-        // A row has one problem at a time.
-        sqlx::query!(
-            "update elven_sync.sync_errors e
-                set resolved_at = clock_timestamp(), resolution = 'another problem of the row took its place'
-               from unnest($2::text[], $3::text[]) now (kind, ledger_id)
-              where e.entity_id = $1 and e.ledger_id = now.ledger_id and e.kind <> now.kind and e.resolved_at is null",
-            entity_id,
-            &kinds,
-            &ids
-        )
-        .execute(&mut *transaction)
-        .await?;
-    }
-    Ok(())
-}
-
-/// Resolves the errors that concern the lanes of entities, by their being up to date.
-pub(super) async fn resolve_of_lanes(
-    transaction: &mut Transaction,
-    entity_ids: &[String],
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "update elven_sync.sync_errors
-            set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
-          where entity_id = any ($1) and ledger_id is null and resolved_at is null
-            and kind <> 'unregistered_entity'",
-        entity_ids
-    )
-    .execute(transaction)
-    .await?;
-    Ok(())
-}
-
-/// Counts the rows of an entity that the API refused and that are still set aside.
-pub(super) async fn rejections(executor: impl PgExecutor<'_>, entity_id: &str) -> Result<usize, sqlx::Error> {
-    let count = sqlx::query_scalar!(
-        r#"select count(*) as "count!" from elven_sync.sync_errors
-            where entity_id = $1 and kind = 'rejected_row' and resolved_at is null"#,
-        entity_id
-    )
-    .fetch_one(executor)
-    .await?;
-    Ok(usize::try_from(count).unwrap_or(usize::MAX))
-}
+use super::problem::record;
+use super::texts::storable_one;
+use super::{Journal, JournalError, Kind, Problem, registering};
+use crate::database::Database;
 
 impl Journal {
     /// Records that rows wait for each of these entities to be registered.
@@ -189,5 +30,93 @@ impl Journal {
             Ok(())
         };
         self.database.again(note_unregistered).await
+    }
+}
+
+/// A row of `sync_errors`.
+#[derive(Clone, Debug, Serialize)]
+pub struct RecordedError {
+    /// Its number.
+    pub error_id: i64,
+    /// The kind, as in the table.
+    pub kind: String,
+    /// The entity.
+    pub entity_id: String,
+    /// The ledger row, if it concerns one.
+    pub ledger_id: Option<String>,
+    /// What happened and what to do.
+    pub message: String,
+    /// Status of the answer.
+    pub http_status: Option<i32>,
+    /// Code in the answer.
+    pub api_code: Option<String>,
+    /// The row as it would have been sent, as JSON.
+    pub record: Option<String>,
+    /// How often it was seen.
+    pub occurrences: i32,
+    /// When it was seen first.
+    pub first_seen_at: DateTime<Utc>,
+    /// When it was seen last.
+    pub last_seen_at: DateTime<Utc>,
+    /// When it was resolved; `None`: open.
+    pub resolved_at: Option<DateTime<Utc>>,
+    /// What resolved it.
+    pub resolution: Option<String>,
+    /// The run that saw it last.
+    pub run_id: Option<i64>,
+    /// The batch it came up in last.
+    pub batch_id: Option<i64>,
+}
+
+/// Which errors are asked for; nothing said means all.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// These alone.
+    pub ids: Vec<i64>,
+    /// Of these entities.
+    pub entities: Vec<String>,
+    /// Of these kinds.
+    pub kinds: Vec<String>,
+    /// Those that are resolved, too.
+    pub resolved: bool,
+}
+
+impl RecordedError {
+    /// Errors, the newest first.
+    pub async fn list(database: &Database, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
+        Ok(database.again(|| sqlx::query_as!(
+            RecordedError,
+            r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, record::text, occurrences,
+                      first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
+                 from elven_sync.sync_errors
+                where ($4 or resolved_at is null)
+                  and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
+                  and (cardinality($2::text[]) = 0 or entity_id = any ($2))
+                  and (cardinality($3::text[]) = 0 or kind = any ($3))
+                order by last_seen_at desc, error_id desc"#,
+            &wanted.ids,
+            &wanted.entities,
+            &wanted.kinds,
+            wanted.resolved
+        ).fetch_all(database)).await?)
+    }
+
+    /// Resolves an open error by a person's word. `false` when there is no open one of that number.
+    pub async fn resolve(database: &Database, error_id: i64, reason: &str) -> Result<bool, JournalError> {
+        let resolve = || async {
+            let mut transaction = database.begin().await?;
+            let reason = storable_one(&mut transaction, Some(reason)).await?;
+            let done = sqlx::query!(
+                "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2, dismissed = true
+                  where error_id = $1 and resolved_at is null",
+                error_id,
+                reason
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(done.rows_affected() == 1)
+        };
+        database.again(resolve).await
     }
 }

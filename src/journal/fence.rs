@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 
-use super::Lease;
 use crate::batch::Batch;
 use crate::ledger::Row;
 
@@ -22,10 +21,10 @@ pub(crate) const MARGIN: Duration = Duration::from_secs(3);
 
 /// What may still arrive of a lane. Clones are the same fence.
 #[derive(Clone, Debug)]
-pub struct Fence(Arc<Inner>);
+pub struct Fence(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     /// How long an attempt may arrive after it was signed.
     length: Duration,
     /// Until then an attempt of an earlier lease may arrive, of which neither batch nor keys are known.
@@ -110,19 +109,6 @@ impl Fence {
     }
 }
 
-impl Lease {
-    /// The lease with the fence of the one before it, if nobody had one in between: then the keys are known.
-    #[must_use]
-    pub fn after(self, before: Option<Lease>) -> Self {
-        match before {
-            Some(Lease { owner, epoch, fence, .. }) if owner == self.owner && epoch + 1 == self.epoch => {
-                Self { fence, ..self }
-            }
-            _ => self,
-        }
-    }
-}
-
 /// What is left until then. `None`: nothing.
 fn left(until: Instant) -> Option<Duration> {
     Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
@@ -136,23 +122,6 @@ fn hash_of(row: &Row) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn lease(owner: &str, epoch: i64) -> Lease {
-        let fence = Fence::new(Duration::from_secs(30), None);
-        Lease { entity_id: "acme".to_owned(), owner: owner.to_owned(), epoch, fence }
-    }
-
-    /// Whoever had the lease in between may have sent something of which the keys are not known.
-    #[test]
-    fn a_lease_knows_the_keys_of_the_one_right_before_it_alone() {
-        let before = lease("one", 4);
-        let is_same = |after: &Lease| Arc::ptr_eq(&after.fence.0, &before.fence.0);
-        assert!(is_same(&lease("one", 5).after(Some(before.clone()))));
-        for (owner, epoch) in [("one", 6), ("other", 5), ("one", 4)] {
-            assert!(!is_same(&lease(owner, epoch).after(Some(before.clone()))), "{owner} {epoch}");
-        }
-        assert!(!is_same(&lease("one", 5).after(None)));
-    }
 
     #[test]
     fn a_fence_in_the_past_is_none() {

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use super::lanes::{Lane, Lease, Opening, StateRow, commit_if_held};
-use super::steps::hold;
-use super::{Fence, Journal, JournalError};
+use super::lane::StateRow;
+use super::lease_check::{commit_if_held, hold};
+use super::{Fence, Journal, JournalError, Lane, Lease, Opening};
 use crate::watermark::Snapshot;
 
 /// What trying to lease an entity gave.

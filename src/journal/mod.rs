@@ -7,90 +7,61 @@ mod accepted;
 mod actions;
 mod backfill_rows;
 mod backfills;
+mod batch_record;
 mod batches;
 pub mod carried;
-mod contents;
+mod counters;
+mod counting;
+mod cursor;
 mod entities;
+mod error;
 mod errors;
 mod fence;
 mod group;
-mod lanes;
+mod lane;
+mod lease;
+mod lease_check;
 mod leases;
 mod migrate;
 mod moves;
+mod passes;
 mod pending;
-mod problems;
+mod problem;
 pub mod proof;
 pub mod prune;
 mod recovery;
+mod retry;
 mod runs;
 mod skipped;
-mod steps;
 mod texts;
+mod work;
 mod zones;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-pub use backfill_rows::{Backfill, Cancelled};
-pub use backfills::{Asked, BackfillLane, BackfillStatus, Begun};
-pub use batches::{Advance, Doing, Recorded, Settlement, Side};
+pub use backfill_rows::{Asked, Backfill, BackfillStatus, Cancelled};
+pub use backfills::{BackfillLane, Begun};
+pub use batches::{Recorded, Side};
+pub use counters::{Counters, RunStatus};
 pub use entities::{Entity, Health, registering, unknown_entity};
-pub use errors::{Kind, Problem};
+pub use error::JournalError;
+pub use errors::{RecordedError, Wanted};
 pub use fence::Fence;
 pub use group::Handed;
-pub use lanes::{Course, Lane, Lease, OpenPass, Opening, RecordedMapping};
+pub use lane::{Lane, RecordedMapping, Sealed};
+pub use lease::Lease;
 pub use leases::{Holder, Lasts, Purpose, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
-pub use moves::{Earlier, FromNow, OpenWork, Rebound, Seal, Sealed};
-pub use problems::{LastAnswer, RecordedError, Tried, Wanted};
-pub use runs::{Counters, RunStatus};
+pub use moves::{Earlier, FromNow, OpenWork, Rebound, Seal};
+pub(crate) use problem::invalid;
+pub use problem::{Kind, Problem};
+pub use retry::{LastAnswer, Tried};
 pub use skipped::Skipped;
-pub(crate) use steps::invalid;
+pub use work::{Advance, Course, Doing, OpenPass, Opening, Settlement};
 pub use zones::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 
 use self::group::Group;
-use crate::database::{Database, Passing};
-
-/// The journal could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The lease went to another worker, or ran out: this worker may move nothing.
-    #[error("the lease of the entity was lost to another worker, or ran out")]
-    LeaseLost,
-    /// All of a pass was read, and yet a batch of it has no answer: it is not closed over that.
-    #[error(
-        "pass {0} has a batch without an answer behind its cursor, so it cannot be closed; hint: `elven-sync run` \
-         sends it again"
-    )]
-    Unfinished(i64),
-    /// All of a range was read, and yet a batch of it has no answer: it is not finished over that.
-    #[error(
-        "backfill {0} has a batch without an answer behind its cursor, so it is not finished; hint: look at \
-         elven_sync.sync_batches; `elven-sync backfill --resume {0}` sends it again"
-    )]
-    UnfinishedRange(i64),
-    /// The run's row is not there, or is another worker's: nothing can be said of the run.
-    #[error("the row of the run is gone; was the database restored, or failed over?")]
-    RunLost,
-    /// The server only replays what another one writes.
-    #[error(
-        "DATABASE_URL leads to a standby, which cannot be written; hint: name the primary there, and a standby to read pages          from in ELVEN_SYNC_LEDGER_URL"
-    )]
-    Standby,
-    /// The sync schema is missing or older or newer than this program.
-    #[error("{0}")]
-    Schema(String),
-    /// Something that belongs before it could not be recorded.
-    #[error(transparent)]
-    Stopped(Arc<JournalError>),
-    /// PostgreSQL refused or went away.
-    #[error("the sync tables could not be used")]
-    Database(#[from] sqlx::Error),
-    /// A migration failed.
-    #[error("the schema could not be brought up to date")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
-}
+use crate::database::Database;
 
 /// Makes sure that the server can be written. One that is read-only for a while in the middle of a run is waited for; a
 /// run or a command that would begin on a standby is not meant for it.
@@ -101,16 +72,6 @@ pub async fn refuse_standby(database: &Database) -> Result<(), JournalError> {
     }
     let look = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(database.at_once());
     if database.again(look).await? { Err(JournalError::Standby) } else { Ok(()) }
-}
-
-impl Passing for JournalError {
-    fn is_passing(&self) -> bool {
-        match self {
-            JournalError::Database(problem) => problem.is_passing(),
-            JournalError::Stopped(problem) => problem.is_passing(),
-            _ => false,
-        }
-    }
 }
 
 /// The sync tables of one installation, for one worker.

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use super::actions::Action;
-use super::lanes::commit_if_held;
+use super::lease_check::commit_if_held;
 use super::{Entity, Journal, JournalError, Lease};
 use crate::database::Database;
 use crate::watermark::Snapshot;
@@ -31,32 +31,6 @@ pub struct Earlier {
     pub skipped_since: Option<Snapshot>,
     /// Where the watermark stood at that instant was pruned, as all that ended before this.
     pub pruned_until: Option<DateTime<Utc>>,
-}
-
-/// What `elven_sync.seals` says of the newest change of an entity's watermark.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sealed {
-    /// This cluster wrote it, or one that this was upgraded from, or it is too old to tell; or there is none and no
-    /// watermark either.
-    #[default]
-    Whole,
-    /// It was written again, as copying does, or altered.
-    Broken,
-    /// `sync_state` is not where it says.
-    Elsewhere,
-    /// There is a watermark, and no change of it.
-    Missing,
-}
-
-impl Sealed {
-    pub(super) fn from_column(seal: Option<&str>) -> Self {
-        match seal {
-            Some("broken") => Self::Broken,
-            Some("elsewhere") => Self::Elsewhere,
-            Some("missing") => Self::Missing,
-            _ => Self::Whole,
-        }
-    }
 }
 
 /// What a person declares of a watermark that stays where it is.

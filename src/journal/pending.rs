@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::{Journal, JournalError, errors};
+use super::problem::resolve_of_lanes;
+use super::{Journal, JournalError};
 use crate::ledger::Pending;
 
 impl Journal {
@@ -36,7 +37,7 @@ impl Journal {
             .await?;
             let idle: Vec<String> =
                 noted.into_iter().filter(|noted| noted.is_free).map(|noted| noted.entity_id).collect();
-            errors::resolve_of_lanes(&mut transaction, &idle).await?;
+            resolve_of_lanes(&mut transaction, &idle).await?;
             transaction.commit().await?;
             Ok(())
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::lanes::StateRow;
+use super::lane::StateRow;
 use super::{JournalError, Lane};
 use crate::align::Offsets;
 use crate::database::Transaction;

@@ -1,70 +1,8 @@
 //! Runs: what a process did, also when it could not say so itself.
 
-use strum::AsRefStr;
-
-use super::batches::Settlement;
-use super::steps::Done;
 use super::texts::storable_one;
-use super::{Journal, JournalError};
-use crate::batch::Batch;
+use super::{Counters, Journal, JournalError, RunStatus};
 use crate::database::Transaction;
-
-/// `sync_runs.status` of a run that ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
-#[strum(serialize_all = "snake_case")]
-pub enum RunStatus {
-    /// All done.
-    Succeeded,
-    /// Done, but a person should look.
-    Incomplete,
-    /// Could not work.
-    Failed,
-    /// Stopped by a signal after finishing what was in flight.
-    Interrupted,
-}
-
-/// What a run did, as its row says.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct Counters {
-    /// Ledger rows dealt with.
-    pub rows_read: i64,
-    /// Records that the API accepted.
-    pub rows_uploaded: i64,
-    /// Rows set aside.
-    pub rows_rejected: i64,
-    /// Rows not sent because a newer one was.
-    pub rows_superseded: i64,
-    /// Uploads sent.
-    pub requests: i64,
-    /// Uploads that repeated an earlier one.
-    pub retries: i64,
-    /// Bytes of bodies sent.
-    pub bytes_sent: i64,
-    /// Records accepted whose amount a reader that takes numbers for doubles would round.
-    pub rows_beyond_double: i64,
-}
-
-impl Counters {
-    /// Counts a batch as if it had been sent and accepted.
-    pub(crate) fn rehearse(&mut self, batch: &Batch) {
-        let settlement = Settlement { sent: !batch.records.is_empty(), ..Settlement::default() };
-        let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-        *self += &Self::of(batch, settlement, all);
-    }
-}
-
-impl std::ops::AddAssign<&Counters> for Counters {
-    fn add_assign(&mut self, more: &Self) {
-        self.rows_read += more.rows_read;
-        self.rows_uploaded += more.rows_uploaded;
-        self.rows_rejected += more.rows_rejected;
-        self.rows_superseded += more.rows_superseded;
-        self.requests += more.requests;
-        self.retries += more.retries;
-        self.bytes_sent += more.bytes_sent;
-        self.rows_beyond_double += more.rows_beyond_double;
-    }
-}
 
 impl Journal {
     /// Begins a run, of new rows (`incremental`) or of errors again (`retry`), by zone rules of this version and

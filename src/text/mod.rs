@@ -5,6 +5,6 @@ mod escape;
 mod number;
 
 pub use error_chain::chain;
-pub(crate) use escape::{escaped_json, escaped_lines};
 pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
+pub(crate) use escape::{escaped_json, escaped_lines};
 pub use number::thousands;

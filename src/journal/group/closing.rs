@@ -1,7 +1,9 @@
 //! Passes that are through: their targets become the watermarks.
 
-use super::super::{JournalError, errors};
-use super::{Closing, Entry};
+use super::super::JournalError;
+use super::super::problem::resolve_of_lanes;
+use super::write::Closing;
+use super::write::Entry;
 use crate::database::Transaction;
 
 /// Closes passes of lanes that are locked and were checked, each once all its batches are done. Those that end with it are
@@ -61,7 +63,7 @@ pub(super) async fn close(
     let up_to_date = passes.iter().filter(|(.., ends)| *ends);
     let up_to_date: Vec<String> = up_to_date.map(|(entity_id, ..)| (*entity_id).to_owned()).collect();
     if !up_to_date.is_empty() {
-        errors::resolve_of_lanes(transaction, &up_to_date).await?;
+        resolve_of_lanes(transaction, &up_to_date).await?;
     }
     Ok(())
 }

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::super::batches::Advance;
-use super::super::steps::{at, xid};
-use super::super::{Counters, Course, JournalError, OpenPass};
-use super::Entry;
+use super::super::cursor::{at, xid};
+use super::super::{Advance, Counters, Course, JournalError, OpenPass};
+use super::write::Entry;
 use crate::database::Transaction;
 use crate::ledger::instant_us;
 use crate::watermark::{At, Cursor};

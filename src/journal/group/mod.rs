@@ -9,9 +9,13 @@
 
 mod closing;
 mod lanes;
+mod write;
+
+pub use write::Handed;
+pub(super) use write::{Answer, Closing, Writing};
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -19,12 +23,13 @@ use tokio::sync::oneshot;
 
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
-use super::batches::{Advance, Doing};
-use super::contents::{Answered, Contents, New, finish, insert_all, rewrite};
-use super::steps::{count_in_backfill, count_in_run, resolve_newer};
-use super::{Counters, JournalError, OpenPass, Problem, errors};
+use self::write::Entry;
+use super::batch_record::{Answered, New, finish, insert_all, rewrite};
+use super::counting::{count_in_backfill, count_in_run};
+use super::problem::{record as record_problems, resolve_newer};
+use super::work::shared;
+use super::{Counters, Doing, JournalError};
 use crate::database::{Database, Passing, Transaction};
-use crate::watermark::Cursor;
 
 /// The most that is written in one transaction.
 const GROUP_MAX: usize = 256;
@@ -34,141 +39,6 @@ const MANY: usize = 8;
 const GATHERING: Duration = Duration::from_millis(4);
 /// How long a lane is left alone whose row somebody else has locked.
 const LOCKED: Duration = Duration::from_millis(10);
-
-/// What a lane has to record.
-#[derive(Debug)]
-pub(super) enum Writing {
-    /// A batch is about to be sent.
-    Announcement(Contents),
-    /// An answer came.
-    Answer(Box<Answer>),
-    /// The pass is through.
-    Closing(Closing),
-    /// Nothing: it is waited for all that was handed in before.
-    Nothing,
-}
-
-/// An answer to a batch, and what follows from it.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub answered: Answered,
-    /// How far the cursor moves.
-    pub advance: Option<Advance>,
-    pub counted: Counters,
-    /// Rows that were set aside before sending.
-    pub problems: Vec<Problem>,
-    /// Rows of which older versions may be set aside.
-    pub resolves: Vec<String>,
-    /// What the batch consists of, when that is not what was announced.
-    pub rewritten: Option<Contents>,
-}
-
-/// The end of a pass.
-#[derive(Debug)]
-pub(super) struct Closing {
-    /// Where its last batch ends. `None`: it had none.
-    pub last: Option<Cursor>,
-    /// The entity is up to date with that.
-    pub ends: bool,
-}
-
-/// Why no more of a kind is written for a pass, once something of it could not be: for announcements, why no more
-/// batches are announced.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Stopped(Arc<OnceLock<Arc<JournalError>>>);
-
-/// Why the cursor of a pass moves no further, once an answer of it could not be written. The window that says how far
-/// it may move takes an answer for recorded when it is handed in.
-pub(super) type Unwritten = Stopped;
-
-/// Something that was handed in. It is written whether or not it is waited for.
-#[derive(Debug)]
-pub struct Handed(oneshot::Receiver<Result<i64, JournalError>>);
-
-impl Handed {
-    /// Waits until it is written. Returns the number of the batch.
-    pub async fn written(self) -> Result<i64, JournalError> {
-        self.0.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
-    }
-}
-
-/// Something that was handed in, on its way.
-#[derive(Debug)]
-struct Entry {
-    pass: OpenPass,
-    run_id: i64,
-    writing: Writing,
-    /// Since when its lane has been found locked.
-    locked_since: Option<Instant>,
-    reply: oneshot::Sender<Result<i64, JournalError>>,
-}
-
-impl Entry {
-    fn entity_id(&self) -> &str {
-        &self.pass.lease.entity_id
-    }
-
-    fn doing(&self) -> Doing<'_> {
-        Doing { pass: &self.pass, run_id: self.run_id }
-    }
-
-    fn answer(&self) -> Option<&Answer> {
-        if let Writing::Answer(answer) = &self.writing { Some(answer) } else { None }
-    }
-
-    fn contents(&self) -> Option<&Contents> {
-        if let Writing::Announcement(contents) = &self.writing { Some(contents) } else { None }
-    }
-
-    fn closing(&self) -> Option<&Closing> {
-        if let Writing::Closing(closing) = &self.writing { Some(closing) } else { None }
-    }
-
-    /// Why it is not to be written, if there is a reason: an announcement of the pass before it was not; or it is the
-    /// end of the pass, and an answer was not. (Answers are, without moving the cursor.)
-    fn is_too_late(&self) -> Option<JournalError> {
-        match self.writing {
-            Writing::Announcement(_) => self.pass.stopped.reason(),
-            Writing::Closing(_) => self.pass.unwritten.reason(),
-            Writing::Answer(_) | Writing::Nothing => None,
-        }
-    }
-
-    /// How far the cursor moves with it: nowhere, once an answer of the pass could not be written.
-    fn advance(&self) -> Option<&Advance> {
-        let advance = self.answer()?.advance.as_ref();
-        advance.filter(|_| self.pass.unwritten.reason().is_none())
-    }
-
-    fn say(self, outcome: Result<i64, JournalError>) {
-        let outcome = outcome.map_err(|problem| match self.writing {
-            Writing::Announcement(_) => self.pass.stopped.by(problem),
-            Writing::Answer(_) => self.pass.unwritten.by(problem),
-            Writing::Closing(_) | Writing::Nothing => problem,
-        });
-        // Nobody may wait for it any more.
-        let _ = self.reply.send(outcome);
-    }
-}
-
-impl Stopped {
-    /// Takes a problem for the reason, unless there is one; returns the reason.
-    fn by(&self, problem: JournalError) -> JournalError {
-        shared(self.0.get_or_init(|| Arc::new(problem)))
-    }
-
-    pub(super) fn reason(&self) -> Option<JournalError> {
-        self.0.get().map(shared)
-    }
-}
-
-/// The same problem for one more.
-fn shared(problem: &Arc<JournalError>) -> JournalError {
-    match **problem {
-        JournalError::LeaseLost => JournalError::LeaseLost,
-        _ => JournalError::Stopped(problem.clone()),
-    }
-}
 
 /// Where to hand in.
 #[derive(Clone, Debug)]
@@ -384,7 +254,7 @@ async fn record(transaction: &mut Transaction, answers: &[(&Entry, &Answer)]) ->
         return Err(JournalError::LeaseLost);
     }
     for (entry, answer) in answers {
-        errors::record(transaction, entry.run_id, entry.entity_id(), &answer.problems).await?;
+        record_problems(transaction, entry.run_id, entry.entity_id(), &answer.problems).await?;
         if !answer.resolves.is_empty() {
             let batch_id = answer.answered.batch_id;
             resolve_newer(transaction, entry.entity_id(), batch_id, &answer.resolves).await?;

@@ -2,65 +2,14 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use serde::Serialize;
-
-use super::batches::Settlement;
-use super::contents::{Answered, Contents, New, Place, finish, insert};
-use super::lanes::commit_if_held;
-use super::steps::{Done, count, count_in_run, hold};
-use super::texts::storable_one;
-use super::{Counters, Journal, JournalError, Lease, Problem, errors};
+use super::batch_record::{Answered, Contents, New, Place, finish, insert};
+use super::counters::{Done, count};
+use super::counting::count_in_run;
+use super::lease_check::{commit_if_held, hold};
+use super::problem::record;
+use super::{Counters, Journal, JournalError, Lease, Problem, Settlement};
 use crate::batch::Batch;
-use crate::database::{Database, Transaction};
-
-/// A row of `sync_errors`.
-#[derive(Clone, Debug, Serialize)]
-pub struct RecordedError {
-    /// Its number.
-    pub error_id: i64,
-    /// The kind, as in the table.
-    pub kind: String,
-    /// The entity.
-    pub entity_id: String,
-    /// The ledger row, if it concerns one.
-    pub ledger_id: Option<String>,
-    /// What happened and what to do.
-    pub message: String,
-    /// Status of the answer.
-    pub http_status: Option<i32>,
-    /// Code in the answer.
-    pub api_code: Option<String>,
-    /// The row as it would have been sent, as JSON.
-    pub record: Option<String>,
-    /// How often it was seen.
-    pub occurrences: i32,
-    /// When it was seen first.
-    pub first_seen_at: DateTime<Utc>,
-    /// When it was seen last.
-    pub last_seen_at: DateTime<Utc>,
-    /// When it was resolved; `None`: open.
-    pub resolved_at: Option<DateTime<Utc>>,
-    /// What resolved it.
-    pub resolution: Option<String>,
-    /// The run that saw it last.
-    pub run_id: Option<i64>,
-    /// The batch it came up in last.
-    pub batch_id: Option<i64>,
-}
-
-/// Which errors are asked for; nothing said means all.
-#[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    /// These alone.
-    pub ids: Vec<i64>,
-    /// Of these entities.
-    pub entities: Vec<String>,
-    /// Of these kinds.
-    pub kinds: Vec<String>,
-    /// Those that are resolved, too.
-    pub resolved: bool,
-}
+use crate::database::Transaction;
 
 /// The last answer to a batch outside of any pass.
 #[derive(Clone, Copy, Debug)]
@@ -84,46 +33,6 @@ pub struct Tried<'a> {
     pub error_id: i64,
     /// What resolved it, or what is wrong with its row, once more.
     pub outcome: Result<&'a str, &'a Problem>,
-}
-
-impl RecordedError {
-    /// Errors, the newest first.
-    pub async fn list(database: &Database, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
-        Ok(database.again(|| sqlx::query_as!(
-            RecordedError,
-            r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, record::text, occurrences,
-                      first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
-                 from elven_sync.sync_errors
-                where ($4 or resolved_at is null)
-                  and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
-                  and (cardinality($2::text[]) = 0 or entity_id = any ($2))
-                  and (cardinality($3::text[]) = 0 or kind = any ($3))
-                order by last_seen_at desc, error_id desc"#,
-            &wanted.ids,
-            &wanted.entities,
-            &wanted.kinds,
-            wanted.resolved
-        ).fetch_all(database)).await?)
-    }
-
-    /// Resolves an open error by a person's word. `false` when there is no open one of that number.
-    pub async fn resolve(database: &Database, error_id: i64, reason: &str) -> Result<bool, JournalError> {
-        let resolve = || async {
-            let mut transaction = database.begin().await?;
-            let reason = storable_one(&mut transaction, Some(reason)).await?;
-            let done = sqlx::query!(
-                "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2, dismissed = true
-                  where error_id = $1 and resolved_at is null",
-                error_id,
-                reason
-            )
-            .execute(&mut transaction)
-            .await?;
-            transaction.commit().await?;
-            Ok(done.rows_affected() == 1)
-        };
-        database.again(resolve).await
-    }
 }
 
 impl Journal {
@@ -296,7 +205,7 @@ async fn conclude(
             .await?;
         }
         Err(problem) => {
-            errors::record(transaction, run_id, entity_id, std::slice::from_ref(problem)).await?;
+            record(transaction, run_id, entity_id, std::slice::from_ref(problem)).await?;
         }
     }
     Ok(())

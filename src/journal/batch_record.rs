@@ -2,10 +2,10 @@
 
 use chrono::{DateTime, Utc};
 
-use super::Course;
-use super::batches::{Doing, Settlement};
-use super::steps::{at, count, xid};
+use super::counters::count;
+use super::cursor::{at, xid};
 use super::texts::storable;
+use super::{Course, Doing, Settlement};
 use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::watermark::Cursor;

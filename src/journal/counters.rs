@@ -1,0 +1,93 @@
+//! What a run did, in numbers.
+
+use strum::AsRefStr;
+
+use super::Settlement;
+use crate::batch::Batch;
+
+/// `sync_runs.status` of a run that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum RunStatus {
+    /// All done.
+    Succeeded,
+    /// Done, but a person should look.
+    Incomplete,
+    /// Could not work.
+    Failed,
+    /// Stopped by a signal after finishing what was in flight.
+    Interrupted,
+}
+
+/// What a run did, as its row says.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Counters {
+    /// Ledger rows dealt with.
+    pub rows_read: i64,
+    /// Records that the API accepted.
+    pub rows_uploaded: i64,
+    /// Rows set aside.
+    pub rows_rejected: i64,
+    /// Rows not sent because a newer one was.
+    pub rows_superseded: i64,
+    /// Uploads sent.
+    pub requests: i64,
+    /// Uploads that repeated an earlier one.
+    pub retries: i64,
+    /// Bytes of bodies sent.
+    pub bytes_sent: i64,
+    /// Records accepted whose amount a reader that takes numbers for doubles would round.
+    pub rows_beyond_double: i64,
+}
+
+impl Counters {
+    /// Counts a batch as if it had been sent and accepted.
+    pub(crate) fn rehearse(&mut self, batch: &Batch) {
+        let settlement = Settlement { sent: !batch.records.is_empty(), ..Settlement::default() };
+        let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
+        *self += &Self::of(batch, settlement, all);
+    }
+}
+
+impl std::ops::AddAssign<&Counters> for Counters {
+    fn add_assign(&mut self, more: &Self) {
+        self.rows_read += more.rows_read;
+        self.rows_uploaded += more.rows_uploaded;
+        self.rows_rejected += more.rows_rejected;
+        self.rows_superseded += more.rows_superseded;
+        self.requests += more.requests;
+        self.retries += more.retries;
+        self.bytes_sent += more.bytes_sent;
+        self.rows_beyond_double += more.rows_beyond_double;
+    }
+}
+
+/// What became of the rows of a batch that is done. `of`: `None` when it is not.
+#[derive(Clone, Copy)]
+pub(super) struct Done<'a> {
+    pub uploaded: usize,
+    pub rejected: usize,
+    pub of: Option<&'a Batch>,
+}
+
+impl Counters {
+    /// An answer to a batch, and what became of its rows.
+    pub(super) fn of(batch: &Batch, settlement: Settlement, done: Done<'_>) -> Self {
+        let large = |number: usize| i64::from(count(number));
+        Self {
+            rows_read: large(done.of.map_or(0, |batch| batch.rows.len())),
+            rows_uploaded: large(done.uploaded),
+            rows_rejected: large(done.rejected),
+            rows_superseded: large(done.of.map_or(0, |batch| batch.superseded)),
+            requests: i64::from(settlement.sent),
+            retries: i64::from(settlement.sent && settlement.repeated),
+            bytes_sent: if settlement.sent { large(batch.body.len()) } else { 0 },
+            rows_beyond_double: if done.uploaded > 0 { large(batch.beyond_double) } else { 0 },
+        }
+    }
+}
+
+/// A batch has at most 1000 records of bounded columns; a count of it fits into an integer.
+pub(super) fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}

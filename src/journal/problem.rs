@@ -1,0 +1,203 @@
+//! Problems that need a person, and rows that were set aside, as they are recorded.
+
+use std::collections::HashSet;
+
+use sqlx::PgExecutor;
+use strum::{AsRefStr, VariantNames};
+
+use super::texts::storable;
+use crate::batch::InvalidRow;
+use crate::database::Transaction;
+
+/// `sync_errors.kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum Kind {
+    /// Refused here, before sending.
+    InvalidRow,
+    /// The key, the signature, a permission or the clock.
+    Auth,
+    /// The configuration, a wrong URL or a changed API.
+    Config,
+    /// Refused by the API, and isolated.
+    RejectedRow,
+    /// Refused by the API as a whole.
+    RejectedBatch,
+    /// The API asked to come later.
+    Throttled,
+    /// The API could not be reached, or its answer is unknown.
+    Unavailable,
+    /// The entity's zone is not known.
+    Timezone,
+    /// Rows of an entity that is not registered.
+    UnregisteredEntity,
+    /// The watermark does not fit the database.
+    Watermark,
+    /// The database could not read the rows of the entity.
+    Ledger,
+}
+
+/// A problem to record.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// Which kind.
+    pub kind: Kind,
+    /// The batch it came up in.
+    pub batch_id: Option<i64>,
+    /// The ledger row, when it concerns one.
+    pub ledger_id: Option<String>,
+    /// Status of the answer.
+    pub http_status: Option<i32>,
+    /// Code in the answer.
+    pub api_code: Option<String>,
+    /// What happened and what to do.
+    pub message: String,
+    /// The row as it would have been sent, as JSON.
+    pub record: Option<String>,
+}
+
+impl Problem {
+    /// A problem of a lane, without an answer behind it.
+    pub fn of_lane(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            batch_id: None,
+            ledger_id: None,
+            http_status: None,
+            api_code: None,
+            message: message.into(),
+            record: None,
+        }
+    }
+}
+
+/// Records problems of an entity; one that is open already counts another occurrence.
+pub(super) async fn record(
+    transaction: &mut Transaction,
+    run_id: i64,
+    entity_id: &str,
+    problems: &[Problem],
+) -> Result<(), sqlx::Error> {
+    let mut rest: Vec<&Problem> = problems.iter().collect();
+    while !rest.is_empty() {
+        // A statement cannot count the same problem twice, and rows of a ledger may share an id.
+        let mut seen = HashSet::new();
+        let (problems, repeated): (Vec<&Problem>, Vec<&Problem>) =
+            rest.into_iter().partition(|problem| seen.insert((problem.kind, problem.ledger_id.as_deref())));
+        rest = repeated;
+        let kinds: Vec<String> = problems.iter().map(|p| p.kind.as_ref().to_owned()).collect();
+        let batch_ids: Vec<Option<i64>> = problems.iter().map(|p| p.batch_id).collect();
+        let ledger_ids: Vec<Option<String>> = problems.iter().map(|p| p.ledger_id.clone()).collect();
+        let http_statuses: Vec<Option<i32>> = problems.iter().map(|p| p.http_status).collect();
+        let mut api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
+        let mut messages: Vec<Option<String>> = problems.iter().map(|p| Some(p.message.clone())).collect();
+        let mut records: Vec<Option<String>> = problems.iter().map(|p| p.record.clone()).collect();
+        storable(&mut *transaction, [&mut api_codes, &mut messages, &mut records]).await?;
+        sqlx::query!(
+            "insert into elven_sync.sync_errors
+                (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
+         select $1, $2, kind, batch_id, ledger_id, http_status, api_code, message, record::jsonb
+           from unnest($3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[])
+                p (kind, batch_id, ledger_id, http_status, api_code, message, record)
+         on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
+            set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
+                run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
+                api_code = excluded.api_code, message = excluded.message, record = excluded.record",
+            run_id,
+            entity_id,
+            &kinds,
+            &batch_ids as &[Option<i64>],
+            &ledger_ids as &[Option<String>],
+            &http_statuses as &[Option<i32>],
+            &api_codes as &[Option<String>],
+            &messages as &[Option<String>],
+            &records as &[Option<String>]
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    let (kinds, ids): (Vec<String>, Vec<String>) = problems
+        .iter()
+        .filter_map(|problem| Some((problem.kind.as_ref().to_owned(), problem.ledger_id.clone()?)))
+        .unzip();
+    if !ids.is_empty() {
+        // A row has one problem at a time.
+        sqlx::query!(
+            "update elven_sync.sync_errors e
+                set resolved_at = clock_timestamp(), resolution = 'another problem of the row took its place'
+               from unnest($2::text[], $3::text[]) now (kind, ledger_id)
+              where e.entity_id = $1 and e.ledger_id = now.ledger_id and e.kind <> now.kind and e.resolved_at is null",
+            entity_id,
+            &kinds,
+            &ids
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Resolves the errors that concern the lanes of entities, by their being up to date.
+pub(super) async fn resolve_of_lanes(
+    transaction: &mut Transaction,
+    entity_ids: &[String],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_errors
+            set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
+          where entity_id = any ($1) and ledger_id is null and resolved_at is null
+            and kind <> 'unregistered_entity'",
+        entity_ids
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// Counts the rows of an entity that the API refused and that are still set aside.
+pub(super) async fn rejections(executor: impl PgExecutor<'_>, entity_id: &str) -> Result<usize, sqlx::Error> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from elven_sync.sync_errors
+            where entity_id = $1 and kind = 'rejected_row' and resolved_at is null"#,
+        entity_id
+    )
+    .fetch_one(executor)
+    .await?;
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+pub(crate) fn invalid(batch_id: Option<i64>, row: &InvalidRow) -> Problem {
+    Problem {
+        kind: Kind::InvalidRow,
+        batch_id,
+        ledger_id: Some(row.id.to_string()),
+        http_status: None,
+        api_code: None,
+        message: format!(
+            "{}; hint: correct the row in the ledger table, and the next run uploads it; after a correction in a view or \
+             in a table that it joins, `elven-sync errors retry`",
+            row.reason
+        ),
+        record: Some(row.record.clone()),
+    }
+}
+
+/// The upload of newer versions of rows resolves the errors of the older ones.
+pub(super) async fn resolve_newer(
+    transaction: &mut Transaction,
+    entity_id: &str,
+    batch_id: i64,
+    ids: &[String],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_errors e
+            set resolved_at = clock_timestamp(), resolution = 'a newer version of the row was uploaded'
+          where e.entity_id = $1 and e.ledger_id = any ($3) and e.resolved_at is null and e.batch_id is distinct from $2",
+        entity_id,
+        batch_id,
+        ids
+    )
+    .execute(&mut *transaction)
+    .await?;
+    Ok(())
+}
