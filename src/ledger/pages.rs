@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::statements::Page;
 use super::{Ledger, LedgerError, RangePages, Row};
 use crate::watermark::{Cursor, Order, Segment, Snapshot};
 
@@ -64,20 +65,6 @@ pub struct Pass {
     pub(super) cursor: Option<Cursor>,
     pub(super) until: Option<Cursor>,
     pub(super) page_rows: usize,
-}
-
-/// What a page consists of: rows of an entity in a segment and in `target`, behind `after`, up to and
-/// including `until`, the first `rows_max` of them and whatever ties with the last.
-#[derive(Clone, Copy)]
-pub(super) struct Page<'a> {
-    pub(super) entity_id: &'a str,
-    pub(super) target: &'a Snapshot,
-    pub(super) segment: Segment,
-    pub(super) after: Option<&'a Cursor>,
-    pub(super) until: Option<&'a Cursor>,
-    pub(super) rows_max: usize,
-    /// The pass whose row the statement has to see; only asked for on a standby.
-    pub(super) proof_of: Option<i64>,
 }
 
 impl Pass {

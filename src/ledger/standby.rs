@@ -12,15 +12,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::LedgerError;
+use super::error::is_behind;
 use crate::database::Database;
 use crate::watermark::Snapshot;
-
-/// Raised by `elven_sync.require_pass`.
-const PASS_NOT_SEEN: &str = "EL001";
-/// A standby on which not even the migration has arrived: no function, no table, no schema.
-const NOT_MIGRATED: [&str; 3] = ["42883", "42P01", "3F000"];
-/// The page was cancelled because replay needed the rows gone (manual, "Handling Query Conflicts").
-const RECOVERY_CONFLICT: &str = "40001";
 
 const WAIT_MAX: Duration = Duration::from_mins(2);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -95,12 +89,4 @@ pub(super) async fn replayed(
         WAIT_MAX.as_secs(),
         crate::text::chain(behind)
     )))
-}
-
-/// Says whether a page failed for a reason that replaying more takes away.
-pub(super) fn is_behind(problem: &LedgerError) -> bool {
-    let LedgerError::Database(sqlx::Error::Database(refused)) = problem else { return false };
-    refused.code().is_some_and(|code| {
-        [PASS_NOT_SEEN, RECOVERY_CONFLICT].contains(&code.as_ref()) || NOT_MIGRATED.contains(&code.as_ref())
-    })
 }

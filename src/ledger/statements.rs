@@ -2,11 +2,37 @@
 
 use std::fmt::Write as _;
 
-use super::range::{Range, instant, instant_literal, instant_of_second};
-use super::row;
-use super::table::{Table, quote_array, quote_literal};
-use super::{Page, Progress};
+use super::instant::{instant_literal, instant_of_second};
+use super::row::{COLUMNS, LISTED_COLUMNS};
+use super::{Range, Table, instant, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, Segment, Snapshot};
+
+/// How far an entity is, as the ledger needs to know it.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The entity.
+    pub entity_id: String,
+    /// Its watermark.
+    pub settled: Option<Snapshot>,
+    /// The target of its open pass.
+    pub target: Option<Snapshot>,
+    /// The cursor in its open pass.
+    pub cursor: Option<Cursor>,
+}
+
+/// What a page consists of: rows of an entity in a segment and in `target`, behind `after`, up to and
+/// including `until`, the first `rows_max` of them and whatever ties with the last.
+#[derive(Clone, Copy)]
+pub(super) struct Page<'a> {
+    pub(super) entity_id: &'a str,
+    pub(super) target: &'a Snapshot,
+    pub(super) segment: Segment,
+    pub(super) after: Option<&'a Cursor>,
+    pub(super) until: Option<&'a Cursor>,
+    pub(super) rows_max: usize,
+    /// The pass whose row the statement has to see; only asked for on a standby.
+    pub(super) proof_of: Option<i64>,
+}
 
 /// What the rows have in common whose values are read one after the other, to find one that fails.
 #[derive(Clone, Copy)]
@@ -20,13 +46,13 @@ pub(super) enum Probe<'a> {
 impl Table {
     /// One page, as a copy.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
-        format!("copy {} to stdout (format binary)", self.rows_sql(page, (&self.columns, row::COLUMNS)))
+        format!("copy {} to stdout (format binary)", self.rows_sql(page, (&self.columns, COLUMNS)))
     }
 
     /// The rows of a page: the place of the page among others, and their ids.
     pub(super) fn listed_sql(&self, page: &Page<'_>, place: usize) -> String {
         let id_type = if self.id_is_number() { "bigint" } else { "text" };
-        self.rows_sql(page, (&format!("{place}::integer, {}::{id_type}", self.id), row::LISTED_COLUMNS))
+        self.rows_sql(page, (&format!("{place}::integer, {}::{id_type}", self.id), LISTED_COLUMNS))
     }
 
     /// The ids of the rows of a page, in order.

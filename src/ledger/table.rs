@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::LedgerError;
-use super::mapping::{Mapped, Mapping, Relation};
+use super::mapping::{Mapped, Relation};
+use super::{LedgerError, Mapping};
 use crate::config::{Columns, LedgerSettings};
 use crate::database::Database;
 

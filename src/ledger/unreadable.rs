@@ -9,10 +9,9 @@ use sqlx::AssertSqlSafe;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgDatabaseError;
 
-use super::pages::Page;
-use super::range::Range;
-use super::statements::Probe;
-use super::{Ledger, LedgerError, Progress, Way};
+use super::copy::Way;
+use super::statements::{Page, Probe};
+use super::{Ledger, LedgerError, Progress, Range, Unreadable};
 use crate::database::Passing;
 
 /// Statements after which the search for a row ends: as many as halve a page of the largest size, and one to be sure.
@@ -31,16 +30,6 @@ const OF_THE_SERVER: [&str; 6] = ["08", "25", "28", "3D", "57P", "53300"];
 /// A value that cannot be converted although its row can be read otherwise: a time out of range, a byte sequence that is
 /// not text, and a character without an equivalent in UTF-8.
 const OF_VALUES: [&str; 3] = ["22008", "22021", "22P05"];
-
-/// PostgreSQL could not read the rows of an entity.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("entity `{entity_id}`: {message}")]
-pub struct Unreadable {
-    /// The entity.
-    pub entity_id: String,
-    /// What PostgreSQL says, the row if it is known, and what to do.
-    pub message: String,
-}
 
 /// Why the rows of some entities cannot be read.
 pub type Unreadables = BTreeMap<String, Unreadable>;

@@ -3,9 +3,9 @@
 use sqlx::AssertSqlSafe;
 
 use super::super::LedgerError;
+use super::super::open_transactions::BENEATH;
 use super::super::table::{self, Column, quote_identifier};
-use super::super::writers::BENEATH;
-use super::{SUFFIXES, body, index_called, stamp_called};
+use super::names::{SUFFIXES, body, index_called, stamp_called};
 use crate::config::LedgerSettings;
 use crate::database::Database;
 

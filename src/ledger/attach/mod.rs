@@ -5,23 +5,19 @@
 //! rehearsal prints is what is executed.
 
 mod facts;
+mod names;
 
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use self::facts::{Facts, Index, Relation};
+use self::names::{BACKFILL, NAME_BYTES_MAX, body, index_called, stamp_called};
 use super::LedgerError;
+use super::open_transactions::BENEATH;
 use super::table::quote_identifier;
-use super::writers::BENEATH;
 use crate::config::LedgerSettings;
 use crate::database::Database;
-
-/// PostgreSQL cuts longer names off.
-const NAME_BYTES_MAX: usize = 63;
-/// What the names of the two indexes end with: of the one for runs, and of the one for backfills.
-const SUFFIXES: [&str; 2] = ["", BACKFILL];
-const BACKFILL: &str = "_backfill";
 
 /// How a table is to be prepared.
 #[derive(Clone, Debug)]
@@ -51,15 +47,6 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// To be done in this order. Empty: all is done.
     pub steps: Vec<Step>,
-}
-
-/// What the stamping function does. It names its schema, so that a writer's `search_path` cannot put
-/// another function in front of it.
-fn body(column: &str) -> String {
-    format!(
-        "begin\n    new.{} := pg_catalog.pg_current_xact_id();\n    return new;\nend",
-        quote_identifier(column)
-    )
 }
 
 /// Plans what is left to do.
@@ -314,19 +301,6 @@ fn index_name(facts: &Facts, relation: &Relation, suffix: &str) -> String {
     } else {
         format!("elven_sync_{}{suffix}", relation.oid)
     }
-}
-
-fn index_called(table: &str, suffix: &str) -> String {
-    format!("{table}_elven_sync{suffix}")
-}
-
-/// The trigger and its function.
-fn stamp_called(column: &str) -> String {
-    let mut called = format!("elven_sync_stamp_{column}");
-    while called.len() > NAME_BYTES_MAX {
-        called.pop();
-    }
-    called
 }
 
 /// A transaction that would rather give up than make everybody wait.

@@ -1,6 +1,6 @@
 //! Who holds things up: transactions that have written to the ledger and not ended.
 
-use super::table::quote_literal;
+use super::quote_literal;
 use crate::database::Database;
 use chrono::{DateTime, Utc};
 use serde::Serialize;

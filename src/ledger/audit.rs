@@ -3,10 +3,12 @@
 use futures_util::TryStreamExt;
 use sqlx::AssertSqlSafe;
 
-use super::pages::Page;
+use super::copy::copy_out;
 use super::pending::CountRow;
-use super::row::{Listed, Row};
-use super::{Ledger, LedgerError, Look, LookRow, Progress, copy_out};
+use super::probe::LookRow;
+use super::row::Listed;
+use super::statements::Page;
+use super::{Ledger, LedgerError, Look, Progress, Row};
 use crate::database::{Transaction, within};
 use crate::watermark::{self, Cursor, LedgerId, Snapshot};
 

@@ -1,0 +1,109 @@
+//! Rows as PostgreSQL copies them out: the cheapest form in which it gives rows away.
+
+use futures_util::TryStreamExt;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::row::ID_IS_NULL;
+use super::{Decoder, Ledger, LedgerError, Row, Table};
+use crate::database::{Database, within};
+use crate::watermark;
+
+/// How PostgreSQL may come to the rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    /// By whatever index the ledger has, or none.
+    Any,
+    /// By the index that a ledger has to have, whose order they come in.
+    InOrder,
+}
+
+impl Ledger {
+    /// Copies rows out, about so many; in the careful way when a value of one of them cannot be converted.
+    pub(super) async fn copy(
+        &self,
+        from: &Database,
+        sql: impl Fn(&Table) -> String,
+        expected: usize,
+        way: Way,
+    ) -> Result<Vec<Row>, LedgerError> {
+        match self.copy_by(from, sql(&self.table), expected, way).await {
+            Err(problem) if problem.is_about_a_value() => {
+                self.copy_by(from, sql(&self.table.careful()), expected, way).await
+            }
+            copied => copied,
+        }
+    }
+
+    /// Copies rows out, about so many, again from the beginning when the connection is lost.
+    ///
+    /// In a task of its own, so that a copy which has begun comes to its end even when nobody waits for it any
+    /// more. One that was left halfway, or failed, leaves its connection out of step: the answer to it would be
+    /// taken for that to the next statement.
+    pub(super) async fn copy_by(
+        &self,
+        from: &Database,
+        sql: String,
+        expected: usize,
+        way: Way,
+    ) -> Result<Vec<Row>, LedgerError> {
+        let id_is_number = self.table.id_is_number();
+        let copy = || async {
+            let mut transaction = match way {
+                Way::Any => from.begin_reading().await?,
+                Way::InOrder => from.begin_reading_in_order().await?,
+            };
+            let sql = sql.clone();
+            let copying = async move {
+                let limit = transaction.limit();
+                let mut rows = Vec::with_capacity(expected);
+                let copied = copy_out(transaction.connection()?, &sql, id_is_number, &mut rows);
+                within(limit, copied).await?;
+                transaction.commit().await?;
+                Ok(rows)
+            };
+            tokio::spawn(copying).await.unwrap_or(Err(LedgerError::Decode("the reader stopped")))
+        };
+        from.again(copy).await.map_err(|problem| self.name_missing_id(problem))
+    }
+
+    pub(super) fn name_missing_id(&self, problem: LedgerError) -> LedgerError {
+        match problem {
+            LedgerError::Decode(ID_IS_NULL) => self.id_is_null(),
+            other => other,
+        }
+    }
+
+    fn id_is_null(&self) -> LedgerError {
+        LedgerError::Shape(format!(
+            "the ledger {} has rows whose id is NULL, which no cursor can get past; hint: fill them, and make the column \
+             NOT NULL",
+            self.table.name()
+        ))
+    }
+
+    /// Makes sure that no row of the cursor's transaction is without an id, where the catalogue does not.
+    pub(super) async fn check_ids(&self, entity_id: &str, after: watermark::Xid) -> Result<(), LedgerError> {
+        let look = || {
+            sqlx::query(AssertSqlSafe(self.table.without_id_sql()))
+                .bind(entity_id)
+                .bind(after.to_string())
+                .fetch_optional(&self.primary)
+        };
+        let found = self.primary.again(look).await?;
+        if found.is_some() { Err(self.id_is_null()) } else { Ok(()) }
+    }
+}
+
+pub(super) async fn copy_out(
+    connection: &mut PgConnection,
+    sql: &str,
+    id_is_number: bool,
+    rows: &mut Vec<Row>,
+) -> Result<(), LedgerError> {
+    let mut messages = connection.copy_out_raw(sql).await?;
+    let mut decoder = Decoder::new(id_is_number);
+    while let Some(message) = messages.try_next().await? {
+        rows.extend(decoder.row(message)?);
+    }
+    Ok(())
+}

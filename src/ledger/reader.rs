@@ -1,0 +1,112 @@
+//! Rows of the ledger: pages of a pass, and single rows.
+
+use sqlx::AssertSqlSafe;
+use tokio::time::Instant;
+
+use super::copy::Way;
+use super::error::is_behind;
+use super::standby::replayed;
+use super::statements::Page;
+use super::unreadable::Asked;
+use super::{Ledger, LedgerError, Pass, Reading, Row, Table};
+use crate::watermark::{self, Cursor, Segment};
+
+/// Where a row is looked for there are few like it.
+const ROWS_FEW: usize = 1;
+
+/// No row further from the year 2000 can be sent, in microseconds: it lies about 9,500 years from it.
+const SENT_US_MAX: u64 = 300_000_000_000_000_000;
+
+impl Ledger {
+    /// The rows with an id, as they are now; several when the id is no key, none when it is gone.
+    pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
+        let sql = |table: &Table| table.row_sql(entity_id, id);
+        let rows = self.copy(&self.primary, sql, ROWS_FEW, Way::Any).await;
+        rows.map_err(|problem| problem.about(entity_id))
+    }
+
+    /// The rows that may have the same account, currency and wall-clock time as this one. On clocks that were
+    /// put back a day or less, that is.
+    pub async fn rivals(&self, entity_id: &str, row: &Row) -> Result<Vec<Row>, LedgerError> {
+        let (Some(account), Some(currency), Some(at)) = (row.account(), row.currency(), row.captured_at_us)
+        else {
+            return Ok(Vec::new());
+        };
+        // What lies far outside of the years that can be sent has no wall-clock time in common with anything.
+        if at.unsigned_abs() > SENT_US_MAX {
+            return Ok(Vec::new());
+        }
+        let sql = |table: &Table| table.around_sql(entity_id, account, currency, at);
+        let rows = self.copy(&self.primary, sql, ROWS_FEW, Way::Any).await;
+        rows.map_err(|problem| problem.about(entity_id))
+    }
+
+    /// Begins to read a pass, or what is left of one.
+    pub async fn pass(&self, reading: Reading<'_>) -> Result<Pass, LedgerError> {
+        let Reading { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
+        let mut segments = watermark::segments_between(settled, target, after.as_ref(), until.as_ref());
+        if segments.len() > 1 {
+            let probed = self.without_empty_probes(entity_id, segments).await;
+            segments = probed.map_err(|problem| problem.about(entity_id))?;
+        }
+        Ok(Pass {
+            ledger: self.clone(),
+            entity_id: entity_id.to_owned(),
+            proof_of: pass_id.filter(|_| self.standby.is_some()),
+            target: target.clone(),
+            segments: segments.into(),
+            cursor: after,
+            until,
+            page_rows,
+        })
+    }
+
+    /// Drops the segments in which the entity has no rows, in one statement for all of them: most
+    /// transactions that stay open for long never write to the ledger.
+    async fn without_empty_probes(
+        &self,
+        entity_id: &str,
+        segments: Vec<Segment>,
+    ) -> Result<Vec<Segment>, LedgerError> {
+        let sql = self.table.probe_sql(entity_id, &segments);
+        let probe = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
+        let found: Vec<i64> = self.primary.again(probe).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|place| {
+                usize::try_from(place - 1).ok().and_then(|place| segments.get(place)).copied()
+            })
+            .collect())
+    }
+
+    /// Reads a page: from the standby if there is one, but for a pass that no row proves.
+    ///
+    /// # Errors
+    /// Also when the database cannot read its rows; then with the first of them that fails, if that can be found.
+    pub(super) async fn page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
+        match self.read_page(page).await {
+            Ok(rows) => Ok(rows),
+            Err(problem) => Err(self.unreadable(page.entity_id, Asked::Pass(page), problem).await),
+        }
+    }
+
+    async fn read_page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
+        if let Some(after) = page.after.and_then(Cursor::xid).filter(|xid| *xid >= page.segment.from)
+            && self.table.id_may_be_null
+        {
+            self.check_ids(page.entity_id, after).await?;
+        }
+        let sql = |table: &Table| table.page_sql(page);
+        let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
+            return self.copy(&self.primary, sql, page.rows_max, Way::InOrder).await;
+        };
+        let begun = Instant::now();
+        loop {
+            let behind = match self.copy(standby, sql, page.rows_max, Way::InOrder).await {
+                Err(problem) if is_behind(&problem) => problem,
+                read => return read,
+            };
+            replayed(standby, pass_id, page.target, begun, &behind).await?;
+        }
+    }
+}
