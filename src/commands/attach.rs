@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::{SUCCEEDED, connect};
+use super::connect::connect;
+use super::exit_code::SUCCEEDED;
 use crate::config::Settings;
 use crate::database::Database;
 use crate::ledger::LedgerError;
@@ -34,7 +35,7 @@ pub(super) struct Options {
 }
 
 fn lock_timeout(text: &str) -> Result<Duration, String> {
-    let wanted = super::duration(text)?;
+    let wanted = super::connect::duration(text)?;
     let range = Duration::from_millis(1)..=Duration::from_hours(1);
     // To PostgreSQL 0 would mean: for ever.
     if range.contains(&wanted) { Ok(wanted) } else { Err("it has to be 1ms to 1h".to_owned()) }

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use anyhow::bail;
 use clap::Subcommand;
 
+use super::connect::connect;
+use super::exit_code::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE};
 use super::run::stop_on_signal;
-use super::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE, connect};
 use crate::config::Settings;
 use crate::journal::{self, Asked, Backfill, Cancelled, RunStatus};
 use crate::output;

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::sync::watch;
 use url::Url;
 
-use super::SUCCEEDED;
+use super::exit_code::SUCCEEDED;
 use crate::config::{DatabaseSettings, Environment, Flags, Settings};
 use crate::database::{self, Database};
 use crate::journal::{self, Entity, RunStatus};

@@ -3,15 +3,14 @@
 use anyhow::bail;
 use clap::Subcommand;
 
-use tokio::sync::watch;
-
-use super::{SUCCEEDED, connect, rebind};
+use super::connect::{connect_migrated, registered, worker};
+use super::exit_code::SUCCEEDED;
+use super::rebind;
 use crate::align;
 use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
-use crate::sync::Worker;
 use crate::text::thousands;
 
 #[derive(Debug, Subcommand)]
@@ -208,27 +207,4 @@ async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Resu
         if paused { "paused; its rows wait" } else { "resumed" }
     ));
     Ok(SUCCEEDED)
-}
-
-/// The entity with this id, or an error that names those with a similar one.
-pub(super) async fn registered(database: &Database, id: &str) -> anyhow::Result<Entity> {
-    let entities = Entity::list(database).await?;
-    if let Some(entity) = entities.iter().find(|entity| entity.entity_id == id) {
-        return Ok(entity.clone());
-    }
-    let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
-    bail!(journal::unknown_entity(id, &known))
-}
-
-/// What moves watermarks also runs; here it is never asked to stop, and reads no pages.
-pub(super) async fn worker(settings: &Settings, database: &Database) -> anyhow::Result<Worker> {
-    let settings = Settings { ledger_url: None, ..settings.clone() };
-    Ok(Worker::open(settings, database.clone(), watch::channel(false).1).await?)
-}
-
-/// Connects, and makes sure that the sync tables are there: nothing else opens them here.
-pub(super) async fn connect_migrated(settings: &Settings) -> anyhow::Result<Database> {
-    let database = connect(settings).await?;
-    journal::check_schema(&database).await?;
-    Ok(database)
 }

@@ -6,8 +6,9 @@ use anyhow::bail;
 use clap::Subcommand;
 use strum::VariantNames;
 
+use super::connect::connect;
+use super::exit_code::{INCOMPLETE, SUCCEEDED};
 use super::run::stop_on_signal;
-use super::{INCOMPLETE, SUCCEEDED, connect};
 use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::{self, Kind, RecordedError, Wanted};

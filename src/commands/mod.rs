@@ -2,33 +2,25 @@
 
 mod attach;
 mod backfill;
+mod connect;
 mod demo;
 mod entity;
 mod errors;
+mod exit_code;
 mod prune;
 mod rebind;
 mod run;
 mod sandbox;
 mod verify;
 
-use std::time::Duration;
-
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+pub use self::exit_code::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE};
+
+use self::connect::connect;
 use crate::config::{Environment, Flags, Settings};
-use crate::database::Database;
 use crate::journal;
 use crate::output;
-
-/// All done.
-pub const SUCCEEDED: u8 = 0;
-/// Could not work.
-pub const FAILED: u8 = 1;
-/// Wrong usage.
-pub const WRONG_USAGE: u8 = 2;
-/// Done, but a person should look.
-pub const INCOMPLETE: u8 = 3;
 
 /// Keeps the treasury balances of Elven equal to a PostgreSQL ledger.
 ///
@@ -99,13 +91,6 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     }
 }
 
-/// A time span as people write it, e.g. `90d` or `1h 30m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wanted: humantime_serde::Serde<Duration> =
-        serde_json::from_value(text.into()).map_err(|problem| problem.to_string())?;
-    Ok(wanted.into_inner())
-}
-
 async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
     journal::migrate(&database).await?;
@@ -115,14 +100,4 @@ async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
         output::line("the default ledger is up to date (table ledger.balance_snapshots)");
     }
     Ok(SUCCEEDED)
-}
-
-/// Connects to the primary with enough connections for the entities worked on at once, each with a page
-/// being read ahead, a batch being announced and one being settled, and the heartbeat.
-async fn connect(settings: &Settings) -> anyhow::Result<Database> {
-    let url = settings.database_url()?;
-    let connections_max = settings.sync.entities_at_once.saturating_mul(3).saturating_add(2).min(64);
-    Database::connect(url, connections_max, settings.database.reconnect_timeout).await.context(
-        "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
-    )
 }

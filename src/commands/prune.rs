@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{INCOMPLETE, SUCCEEDED, connect, duration};
+use super::connect::{connect, duration};
+use super::exit_code::{INCOMPLETE, SUCCEEDED};
 use crate::config::Settings;
 use crate::{journal, output, sync};
 

@@ -2,8 +2,8 @@
 
 use anyhow::bail;
 
-use super::SUCCEEDED;
-use super::entity::{connect_migrated, registered, worker};
+use super::connect::{connect_migrated, registered, worker};
+use super::exit_code::SUCCEEDED;
 use crate::config::Settings;
 use crate::journal::{self, Entity};
 use crate::output;

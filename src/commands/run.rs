@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{FAILED, INCOMPLETE, SUCCEEDED, connect};
+use super::connect::connect;
+use super::exit_code::{FAILED, INCOMPLETE, SUCCEEDED};
 use crate::config::Settings;
 use crate::journal::{Health, RunStatus};
 use crate::output;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::SUCCEEDED;
+use super::exit_code::SUCCEEDED;
 use crate::output;
 use crate::sandbox::{self, Answers, Rule, Sandbox};
 use crate::text::{escaped, quoted};

@@ -1,6 +1,7 @@
 //! `verify`: proves from the journal that nothing was skipped, or says where that is not so.
 
-use super::{INCOMPLETE, SUCCEEDED, connect};
+use super::connect::connect;
+use super::exit_code::{INCOMPLETE, SUCCEEDED};
 use crate::config::Settings;
 use crate::output;
 use crate::sync::{self, EntityProof};

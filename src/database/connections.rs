@@ -14,7 +14,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 use tokio::time::timeout;
 
-use super::{no_answer, within};
+use super::transient::{no_answer, within};
 
 /// The longest that a connection may take to be made that nothing else waits for.
 const CONNECT_MAX: Duration = Duration::from_secs(10);

@@ -8,7 +8,8 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Arguments, AssertSqlSafe, Describe, Either, Execute, Executor, Postgres, SqlStr};
 
-use super::{BEGIN_READING, Database, Transaction, within};
+use super::transaction::BEGIN_READING;
+use super::{Database, Transaction, within};
 
 /// A statement that is not kept, with what is bound to it.
 struct Unnamed(SqlStr, Option<PgArguments>);

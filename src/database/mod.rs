@@ -5,9 +5,12 @@
 //! ([`executor`]), and what has to hold is set for the transaction alone.
 
 mod address;
+mod commit_cleanup;
 mod commits;
 mod connections;
 mod executor;
+mod transaction;
+mod transient;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,43 +18,19 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use sqlx::postgres::PgQueryResult;
-use sqlx::{Execute, Executor, PgConnection, PgPool, Postgres, Row};
-use tokio::time::{Instant, timeout};
+use sqlx::{Execute, Executor, PgConnection, PgPool, Postgres};
+use tokio::time::Instant;
 
 pub use self::address::options;
 use self::commits::Commits;
-use self::connections::{Connections, InUse, Server};
+use self::connections::{Connections, Server};
 pub use self::executor::AtOnce;
+pub use self::transaction::Transaction;
+pub use self::transient::Passing;
+pub(crate) use self::transient::within;
 
 /// The first and the longest pause between attempts to go on.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// No statement is given up earlier than that.
-const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
-/// So much later, at least, PostgreSQL ends a statement that was given up.
-const SERVER_ENDS_LATER_MIN: Duration = Duration::from_millis(500);
-/// The largest `statement_timeout`, in milliseconds.
-const STATEMENT_TIMEOUT_MAX_MS: u128 = 2_147_483_647;
-/// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
-/// shut down, crashed and starting up, idle for too long (its worker was frozen), read-only for the time of
-/// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.
-const PASSING: [&str; 9] = ["57P01", "57P02", "57P03", "25P03", "25006", "53300", "40001", "40P01", "57P05"];
-
-/// How a transaction begins that only reads.
-///
-/// `row_security = off`: a policy that would filter rows in silence becomes an error (`PostgreSQL` manual,
-/// "Client Connection Defaults"). `jit = off`: what is asked is many small probes of an index, estimated as many
-/// rows, and to compile that takes longer than to do it.
-const BEGIN_READING: &str = "begin read only; set local row_security = off; set local jit = off";
-
-/// The same, to read rows of an index in its order: nothing is put together from bitmaps first, and then sorted.
-/// `PostgreSQL` would rather do so where the rows of an entity lie far apart, which costs a third more; and where it
-/// expects few rows, of which there may be many, all of them would be read for each page.
-const BEGIN_READING_IN_ORDER: &str =
-    "begin read only; set local row_security = off; set local jit = off; set local enable_bitmapscan = off";
-
-/// As the first in one snapshot, whatever is written meanwhile.
-const BEGIN_SNAPSHOT: &str =
-    "begin isolation level repeatable read read only; set local row_security = off; set local jit = off";
 
 const WELL: u8 = 0;
 const TROUBLED: u8 = 1;
@@ -88,24 +67,6 @@ impl Default for Process {
 impl Process {
     fn commits(&self) -> MutexGuard<'_, Commits> {
         self.commits.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Says of an error whether what failed may succeed when it is simply done again.
-pub trait Passing {
-    /// It may.
-    fn is_passing(&self) -> bool;
-}
-
-impl Passing for sqlx::Error {
-    fn is_passing(&self) -> bool {
-        match self {
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
-            sqlx::Error::Database(refused) => {
-                refused.code().is_some_and(|code| code.starts_with("08") || PASSING.contains(&code.as_ref()))
-            }
-            _ => false,
-        }
     }
 }
 
@@ -155,56 +116,6 @@ impl Database {
             Err(sqlx::Error::Database(_)) => connections::connect(options).await,
             connected => connected,
         }
-    }
-
-    /// Begins a transaction that writes. It is durable whatever the database's default is, and PostgreSQL ends it
-    /// when its worker freezes in the middle of it, since it may hold the rows of an entity locked.
-    pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
-        let idle_max = self.statement_max().as_millis();
-        let mut transaction = Transaction::of(self).await?;
-        let (process, number) = (self.process.number, transaction.number());
-        transaction
-            .begin(format!(
-                "begin; set local synchronous_commit = on; set local row_security = off; set local jit = off; \
-                 set local idle_in_transaction_session_timeout = {idle_max}; {} \
-                 insert into elven_sync.sync_commits (process, number) values ({process}, {number}) \
-                     returning pg_current_xact_id()::text",
-                self.server_ends_after(self.statement_max())
-            ))
-            .await?;
-        Ok(transaction)
-    }
-
-    /// Begins a transaction that only reads.
-    pub async fn begin_reading(&self) -> Result<Transaction, sqlx::Error> {
-        self.begin_by(BEGIN_READING).await
-    }
-
-    /// Begins a transaction that only reads, rows in the order of an index.
-    pub async fn begin_reading_in_order(&self) -> Result<Transaction, sqlx::Error> {
-        self.begin_by(BEGIN_READING_IN_ORDER).await
-    }
-
-    /// Begins a transaction that only reads, all of it in the snapshot of its first statement.
-    pub async fn begin_snapshot(&self) -> Result<Transaction, sqlx::Error> {
-        self.begin_by(BEGIN_SNAPSHOT).await
-    }
-
-    async fn begin_by(&self, sql: &str) -> Result<Transaction, sqlx::Error> {
-        let mut transaction = Transaction::of(self).await?;
-        transaction.begin(format!("{sql}; {}", self.server_ends_after(self.read_max()))).await?;
-        Ok(transaction)
-    }
-
-    /// Sets that PostgreSQL ends a statement which the connector has given up: it would not notice that nobody waits
-    /// for the answer, and go on. A little later than the connector, whose own limit says what may be done again. A
-    /// shorter limit of the role or the database stays.
-    fn server_ends_after(&self, limit: Duration) -> String {
-        let limit = limit + (limit / 10).max(SERVER_ENDS_LATER_MIN);
-        if !self.server_limit.is_zero() && self.server_limit <= limit {
-            return String::new();
-        }
-        format!("set local statement_timeout = {};", limit.as_millis().min(STATEMENT_TIMEOUT_MAX_MS))
     }
 
     /// Does something again for as long as it fails for a passing reason and the database may be away.
@@ -263,39 +174,6 @@ impl Database {
         })
         .await
     }
-
-    /// How long a statement of a writing transaction may take, and how long its connection may then lie idle.
-    fn statement_max(&self) -> Duration {
-        (self.reconnect_timeout / 3).max(STATEMENT_MAX_MIN)
-    }
-
-    /// How long a statement may take that reads, or a page that is copied.
-    fn read_max(&self) -> Duration {
-        self.reconnect_timeout * 10
-    }
-
-    /// Says whether a transaction was committed whose commit got no answer, by the row that it has left then. Asked
-    /// once the transaction cannot be under way any more: its server process may not have noticed that we are gone,
-    /// and a server in recovery does not know the end.
-    async fn was_committed(&self, id: &str, number: i64) -> Result<bool, sqlx::Error> {
-        self.again(async || {
-            let under_way = "select pg_is_in_recovery() or pg_xact_status($1::text::xid8) = 'in progress'";
-            match sqlx::query_scalar(under_way).bind(id).fetch_one(self).await {
-                Ok(Some(true)) => {
-                    return Err(sqlx::Error::Io(std::io::Error::other("a commit has no outcome yet")));
-                }
-                Ok(Some(false) | None) => {}
-                // An id that has not been given out yet: a crash or a failover has lost it.
-                Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("22023") => {}
-                Err(problem) => return Err(problem),
-            }
-            // Not by the id, which is given out again when it was lost.
-            let is_there =
-                "select exists (select from elven_sync.sync_commits where process = $1 and number = $2)";
-            sqlx::query_scalar(is_there).bind(self.process.number).bind(number).fetch_one(self).await
-        })
-        .await
-    }
 }
 
 impl From<PgPool> for Database {
@@ -308,114 +186,4 @@ impl From<PgPool> for Database {
         let (server_limit, was_primary) = (Duration::ZERO, false);
         Self { connections, reconnect_timeout, server_limit, was_primary, process: Arc::default() }
     }
-}
-
-/// A transaction. Dropped before its end, it takes its connection with it: whatever that was in the middle
-/// of, the next one to use it would get the answer.
-#[derive(Debug)]
-pub struct Transaction {
-    database: Database,
-    /// None once it is at its end, and the connection lies idle or is being ended.
-    connection: Option<InUse>,
-    /// Its `xid8`, if it writes.
-    id: Option<String>,
-    /// Its number in `elven_sync.sync_commits`, if it writes.
-    number: Option<i64>,
-}
-
-impl Transaction {
-    async fn of(database: &Database) -> Result<Self, sqlx::Error> {
-        let connection =
-            Some(connections::take(&database.connections, database.connections.timeouts()).await?);
-        Ok(Self { database: database.clone(), connection, id: None, number: None })
-    }
-
-    /// Draws the number by which it will be known whether it was committed.
-    fn number(&mut self) -> i64 {
-        let mut commits = self.database.process.commits();
-        commits.begun += 1;
-        let number = commits.begun;
-        commits.open.insert(number);
-        self.number = Some(number);
-        number
-    }
-
-    async fn begin(&mut self, sql: String) -> Result<(), sqlx::Error> {
-        let limit = self.database.statement_max();
-        let begun = self.connection()?.fetch_optional(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)));
-        self.id = within(limit, begun).await?.map(|row| row.try_get(0)).transpose()?;
-        Ok(())
-    }
-
-    /// The connection, e.g. to copy from.
-    pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
-        self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
-    }
-
-    /// Commits. When the connection is lost over that, finds out whether it was, so that an error always means
-    /// that nothing was written.
-    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
-        let Err(problem) = self.end("commit").await else { return Ok(()) };
-        // Given up first: it takes the place of one to ask with.
-        self.close();
-        let (true, Some(id), Some(number)) = (problem.is_passing(), self.id.take(), self.number) else {
-            return Err(problem);
-        };
-        match self.database.was_committed(&id, number).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(problem),
-            // Nothing that passes: it may have been done, so it is not to be done again.
-            Err(unknown) => {
-                let unknown = crate::text::chain(&unknown);
-                Err(sqlx::Error::Protocol(format!(
-                    "whether a commit was done could not be found out: {unknown}"
-                )))
-            }
-        }
-    }
-
-    /// Undoes everything.
-    pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
-        self.end("rollback").await
-    }
-
-    fn close(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            connections::end(&self.database.connections, connection);
-        }
-    }
-
-    async fn end(&mut self, how: &'static str) -> Result<(), sqlx::Error> {
-        let limit = self.limit();
-        within(limit, self.connection()?.execute(how)).await?;
-        self.connection = None;
-        Ok(())
-    }
-
-    /// How long a statement may take: what is read may be much.
-    pub(crate) fn limit(&self) -> Duration {
-        if self.number.is_some() { self.database.statement_max() } else { self.database.read_max() }
-    }
-}
-
-impl Drop for Transaction {
-    fn drop(&mut self) {
-        self.close();
-        if let Some(number) = self.number {
-            self.database.process.commits().open.remove(&number);
-        }
-    }
-}
-
-/// Waits for an answer, for no longer than that: a network may swallow what is sent and say nothing.
-pub(crate) async fn within<T, E: From<sqlx::Error>>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    timeout(limit, answer).await.unwrap_or_else(|_| Err(no_answer(limit).into()))
-}
-
-fn no_answer(limit: Duration) -> sqlx::Error {
-    let problem = format!("the database gave no answer for {limit:?}");
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, problem))
 }

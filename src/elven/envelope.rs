@@ -10,7 +10,44 @@ use serde::Deserializer as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::verdict::Reason;
+/// The API's own words for a failure.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reason {
+    /// `code` of the failure body.
+    pub code: Option<String>,
+    /// `message`.
+    pub message: Option<String>,
+}
+
+impl Reason {
+    /// Leaves secrets out, then cuts the words to [`MESSAGE_CHARS_MAX`]: what is cut first hides no more. A short secret is
+    /// not looked for, since most messages would have it by chance.
+    pub fn without(&mut self, secrets: &[&str]) {
+        for text in [&mut self.code, &mut self.message].into_iter().flatten() {
+            for secret in secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
+                *text = text.replace(secret, "[hidden]");
+            }
+            *text = text.chars().take(MESSAGE_CHARS_MAX).collect();
+        }
+    }
+}
+
+/// A secret shorter than this is not looked for in a message.
+const SECRET_BYTES_MIN: usize = 8;
+
+/// A message of the API is kept up to this many characters.
+pub const MESSAGE_CHARS_MAX: usize = 500;
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.message, &self.code) {
+            (Some(message), Some(code)) => write!(f, "\"{message}\" (code {code})"),
+            (Some(message), None) => write!(f, "\"{message}\""),
+            (None, Some(code)) => write!(f, "code {code}"),
+            (None, None) => f.write_str("no reason given"),
+        }
+    }
+}
 
 /// Some servers put it before their JSON.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";

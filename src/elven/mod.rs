@@ -10,5 +10,5 @@ pub mod sign;
 pub mod verdict;
 
 pub use client::{Client, Signed, is_older_than};
-pub use envelope::Envelope;
-pub use verdict::{Answer, Reason, Verdict, judge};
+pub use envelope::{Envelope, Reason};
+pub use verdict::{Answer, Verdict, judge};

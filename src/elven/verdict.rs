@@ -1,11 +1,10 @@
 //! What an answer means: a pure function of what came back.
 
-use std::fmt;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::envelope::{Envelope, Says};
+use super::envelope::{Envelope, Reason, Says};
 
 /// What came back for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,44 +51,6 @@ pub enum Verdict {
     Unknown(String),
 }
 
-/// The API's own words for a failure.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reason {
-    /// `code` of the failure body.
-    pub code: Option<String>,
-    /// `message`.
-    pub message: Option<String>,
-}
-
-impl Reason {
-    /// Leaves secrets out, then cuts the words to [`MESSAGE_CHARS_MAX`]: what is cut first hides no more. A short secret is
-    /// not looked for, since most messages would have it by chance.
-    pub fn without(&mut self, secrets: &[&str]) {
-        for text in [&mut self.code, &mut self.message].into_iter().flatten() {
-            for secret in secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
-                *text = text.replace(secret, "[hidden]");
-            }
-            *text = text.chars().take(MESSAGE_CHARS_MAX).collect();
-        }
-    }
-}
-
-/// A secret shorter than this is not looked for in a message.
-const SECRET_BYTES_MIN: usize = 8;
-/// A message of the API is kept up to this many characters.
-pub const MESSAGE_CHARS_MAX: usize = 500;
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.message, &self.code) {
-            (Some(message), Some(code)) => write!(f, "\"{message}\" (code {code})"),
-            (Some(message), None) => write!(f, "\"{message}\""),
-            (None, Some(code)) => write!(f, "code {code}"),
-            (None, None) => f.write_str("no reason given"),
-        }
-    }
-}
-
 /// Judges an answer by the contract's table, which goes by the status first: a proxy may have written any body.
 pub fn judge(answer: &Answer) -> Verdict {
     let (status, envelope, retry_after, ahead) = match answer {
@@ -125,6 +86,7 @@ pub fn judge(answer: &Answer) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::elven::envelope::MESSAGE_CHARS_MAX;
 
     fn response(status: u16, body: &str) -> Answer {
         let envelope = Envelope::read(body.as_bytes(), None);

@@ -3,7 +3,7 @@
 //! The same rows always give the same body, so that a batch whose outcome is unknown can be sent
 //! again byte for byte.
 
-mod ids;
+mod row_ids;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
@@ -17,9 +17,9 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use sha2::{Digest, Sha256};
 
-pub use self::ids::unpack_ids;
+pub use self::row_ids::unpack_ids;
 
-use self::ids::pack_ids;
+use self::row_ids::pack_ids;
 use crate::align::{self, Clock, Invalid, Number, Text, Zone};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
@@ -397,5 +397,4 @@ fn body(records: &[Aligned<'_>]) -> (Vec<u8>, usize) {
 }
 
 #[cfg(test)]
-#[path = "batch_tests.rs"]
 mod tests;

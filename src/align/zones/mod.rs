@@ -320,5 +320,4 @@ fn unknown(name: &str) -> UnknownZone {
 }
 
 #[cfg(test)]
-#[path = "zones_tests.rs"]
 mod tests;

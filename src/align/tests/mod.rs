@@ -1,5 +1,7 @@
 //! Tables for alignment: instants, zones and numbers.
 
+mod zone;
+
 use super::clock::POSTGRES_EPOCH_US;
 use super::*;
 use chrono::{Datelike, NaiveDateTime, Offset, TimeZone, Utc};
@@ -419,6 +421,3 @@ fn what_was_shown_is_not_shown_again_from_that_instant_on() {
         assert_eq!(clock.repeats_until(far - 5_000_000, far + 999_999), far + 1_000_000);
     }
 }
-
-#[path = "align/zone_tests.rs"]
-mod zone_tests;

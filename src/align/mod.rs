@@ -45,5 +45,4 @@ pub fn instant(text: &str, zone: &Zone) -> Result<DateTime<Utc>, Invalid> {
 }
 
 #[cfg(test)]
-#[path = "align_tests.rs"]
 mod tests;

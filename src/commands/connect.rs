@@ -1,0 +1,51 @@
+//! What commands have in common: connections, and arguments that they read.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::sync::watch;
+
+use crate::config::Settings;
+use crate::database::Database;
+use crate::journal::{self, Entity};
+use crate::sync::Worker;
+
+/// A time span as people write it, e.g. `90d` or `1h 30m`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let wanted: humantime_serde::Serde<Duration> =
+        serde_json::from_value(text.into()).map_err(|problem| problem.to_string())?;
+    Ok(wanted.into_inner())
+}
+
+/// Connects to the primary with enough connections for the entities worked on at once, each with a page
+/// being read ahead, a batch being announced and one being settled, and the heartbeat.
+pub(super) async fn connect(settings: &Settings) -> anyhow::Result<Database> {
+    let url = settings.database_url()?;
+    let connections_max = settings.sync.entities_at_once.saturating_mul(3).saturating_add(2).min(64);
+    Database::connect(url, connections_max, settings.database.reconnect_timeout).await.context(
+        "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
+    )
+}
+
+/// Connects, and makes sure that the sync tables are there: nothing else opens them here.
+pub(super) async fn connect_migrated(settings: &Settings) -> anyhow::Result<Database> {
+    let database = connect(settings).await?;
+    journal::check_schema(&database).await?;
+    Ok(database)
+}
+
+/// What moves watermarks also runs; here it is never asked to stop, and reads no pages.
+pub(super) async fn worker(settings: &Settings, database: &Database) -> anyhow::Result<Worker> {
+    let settings = Settings { ledger_url: None, ..settings.clone() };
+    Ok(Worker::open(settings, database.clone(), watch::channel(false).1).await?)
+}
+
+/// The entity with this id, or an error that names those with a similar one.
+pub(super) async fn registered(database: &Database, id: &str) -> anyhow::Result<Entity> {
+    let entities = Entity::list(database).await?;
+    if let Some(entity) = entities.iter().find(|entity| entity.entity_id == id) {
+        return Ok(entity.clone());
+    }
+    let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
+    bail!(journal::unknown_entity(id, &known))
+}

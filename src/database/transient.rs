@@ -1,0 +1,41 @@
+//! What may succeed when it is simply done again, and how long an answer is waited for.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+/// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
+/// shut down, crashed and starting up, idle for too long (its worker was frozen), read-only for the time of
+/// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.
+const PASSING: [&str; 9] = ["57P01", "57P02", "57P03", "25P03", "25006", "53300", "40001", "40P01", "57P05"];
+
+/// Says of an error whether what failed may succeed when it is simply done again.
+pub trait Passing {
+    /// It may.
+    fn is_passing(&self) -> bool;
+}
+
+impl Passing for sqlx::Error {
+    fn is_passing(&self) -> bool {
+        match self {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
+            sqlx::Error::Database(refused) => {
+                refused.code().is_some_and(|code| code.starts_with("08") || PASSING.contains(&code.as_ref()))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Waits for an answer, for no longer than that: a network may swallow what is sent and say nothing.
+pub(crate) async fn within<T, E: From<sqlx::Error>>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    timeout(limit, answer).await.unwrap_or_else(|_| Err(no_answer(limit).into()))
+}
+
+pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
+    let problem = format!("the database gave no answer for {limit:?}");
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, problem))
+}
