@@ -34,6 +34,10 @@ pub mod journal;
 
 pub mod sync;
 
+pub mod audit;
+
+pub mod admin;
+
 pub mod fault_point;
 
 pub mod sandbox;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::connect::{connect, duration};
 use super::exit_code::{INCOMPLETE, SUCCEEDED};
 use crate::config::Settings;
-use crate::{journal, output, sync};
+use crate::{admin, journal, output};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -24,7 +24,7 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
     let database = connect(settings).await?;
     journal::check_schema(&database).await?;
     journal::refuse_standby(&database).await?;
-    let report = sync::prune(&database, options.older_than, options.dry_run).await?;
+    let report = admin::prune(&database, options.older_than, options.dry_run).await?;
     output::proof::pruned(&report, options.dry_run, options.json);
     Ok(if report.entities.iter().any(|entity| entity.busy || entity.foreign) {
         INCOMPLETE

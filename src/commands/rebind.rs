@@ -4,10 +4,11 @@ use anyhow::bail;
 
 use super::connect::{connect_migrated, registered, worker};
 use super::exit_code::SUCCEEDED;
+use crate::admin::{Rebind, Rebinding};
 use crate::config::Settings;
 use crate::journal::{self, Entity};
 use crate::output;
-use crate::sync::{Rebind, Rebinding, Worker};
+use crate::sync::Worker;
 
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]

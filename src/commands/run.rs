@@ -99,12 +99,12 @@ pub(super) struct StatusOptions {
 pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
     if let Some(row) = &options.row {
-        let reports = crate::sync::of_row(settings, &database, row, options.entity.as_deref()).await?;
+        let reports = crate::audit::of_row(settings, &database, row, options.entity.as_deref()).await?;
         output::row::report(row, &reports, options.json);
         let well = !reports.is_empty() && !reports.iter().any(|report| report.verdict.needs_a_person());
         return Ok(if well { SUCCEEDED } else { INCOMPLETE });
     }
-    let (entities, oldest_writer) = crate::sync::health(settings, &database).await?;
+    let (entities, oldest_writer) = crate::admin::health(settings, &database).await?;
     output::health(&entities, oldest_writer.as_ref(), options.json);
     Ok(if entities.iter().any(Health::needs_a_person) { INCOMPLETE } else { SUCCEEDED })
 }

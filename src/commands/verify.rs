@@ -2,9 +2,9 @@
 
 use super::connect::connect;
 use super::exit_code::{INCOMPLETE, SUCCEEDED};
+use crate::audit::{self, EntityProof};
 use crate::config::Settings;
 use crate::output;
-use crate::sync::{self, EntityProof};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -21,7 +21,7 @@ pub(super) struct Options {
 
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
-    let entities = sync::verify(settings, &database, &options.entities, options.deep).await?;
+    let entities = audit::verify(settings, &database, &options.entities, options.deep).await?;
     output::proof::report(&entities, options.deep, options.json);
     Ok(if entities.iter().all(EntityProof::holds) { SUCCEEDED } else { INCOMPLETE })
 }

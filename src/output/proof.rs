@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::{json_line, line, lines, table, thousands};
-use crate::sync::{EntityProof, Finding, PruneReport, PrunedEntity};
+use crate::admin::{PruneReport, PrunedEntity};
+use crate::audit::{EntityProof, Finding};
 
 /// Of each kind so many findings are printed in full; of more only the first, and how many there are.
 const FINDINGS_SHOWN_MAX: usize = 5;

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{json_line, line, lines, table};
-use crate::sync::RowReport;
+use crate::audit::RowReport;
 
 /// What became of a row, for each entity that has it.
 pub fn report(row: &str, reports: &[RowReport], as_json: bool) {

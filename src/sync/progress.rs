@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::worker::progress;
 use super::{RunError, Worker};
 
 /// How far a run or a backfill is; cheap to clone.
@@ -115,7 +116,7 @@ impl Worker {
         let done: BTreeMap<String, i64> =
             self.progress.lock().iter().map(|(id, entity)| (id.clone(), entity.rows_done)).collect();
         let lanes = self.journal.lanes(entity_ids, &self.mapping).await?;
-        for (entity_id, rows) in self.ledger.rows_pending(&super::progress(&lanes)).await? {
+        for (entity_id, rows) in self.ledger.rows_pending(&progress(&lanes)).await? {
             let done = done.get(&entity_id).copied().unwrap_or(0);
             self.progress.change(&entity_id, |entity| entity.rows_total = Some(done + rows));
         }

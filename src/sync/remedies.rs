@@ -3,44 +3,11 @@
 
 use chrono::TimeDelta;
 
-use super::channel::Channel;
-use super::decision::Decision;
+use super::api_session::Channel;
+use super::policy::{Decision, Possible, Taken};
 use super::signing::SignedBy;
 use crate::config::{Credential, Settings};
 use crate::elven::{Verdict, is_older_than};
-
-/// Steps against a refused signature.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Taken {
-    /// Signed again, since the signature was old.
-    pub signed_again: bool,
-    /// Signed by the clock of the API.
-    pub clock_corrected: bool,
-    /// Signed by a key that was read again.
-    pub keys_read: bool,
-}
-
-impl Taken {
-    /// Both.
-    pub(super) fn and(self, other: Self) -> Self {
-        Self {
-            signed_again: self.signed_again || other.signed_again,
-            clock_corrected: self.clock_corrected || other.clock_corrected,
-            keys_read: self.keys_read || other.keys_read,
-        }
-    }
-}
-
-/// What may be done about one refused signature.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Possible {
-    /// It was made by a clock or a key that has been replaced since, or it is old.
-    pub sign_again: bool,
-    /// The clock may be corrected.
-    pub correct_clock: bool,
-    /// The files hold another key.
-    pub read_keys: bool,
-}
 
 /// What was done for one batch.
 #[derive(Debug, Default)]

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::channel::Channel;
-use super::decision::{Attempt, Decision, decide};
+use super::api_session::Channel;
 use super::delivery::settlement;
+use super::messages::{self, Words};
+use super::policy::{Attempt, Decision, decide};
 use super::remedies::Remedies;
 use super::signing::{Sent, Unsigned};
-use super::words::{self, Words};
-use super::{RunError, Target, Worker};
+use super::worker::Target;
+use super::{RunError, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict, is_older_than};
@@ -215,21 +216,21 @@ impl Worker {
                     format!("superseded by row {newer} of the same account, currency and second");
                 return Ok(Outcome::Resolved(resolution));
             }
-            Some(Newer::Pending(newer)) => return Ok(Outcome::NotNow(words::superseded_later(&newer))),
+            Some(Newer::Pending(newer)) => return Ok(Outcome::NotNow(messages::superseded_later(&newer))),
             None => {}
         }
         if let Some(left) = lease.fence.of_new(&batch) {
-            return Ok(Outcome::NotNow(words::fenced_retry(left)));
+            return Ok(Outcome::NotNow(messages::fenced_retry(left)));
         }
         match self.unless_stopped(channel.turn(self.settings.retry.max)).await {
             Some(Ok(())) => {}
-            Some(Err(pause)) => return Ok(Outcome::NotNow(words::come_later(pause))),
+            Some(Err(pause)) => return Ok(Outcome::NotNow(messages::come_later(pause))),
             None => return Ok(Outcome::NotNow(STOPPED.to_owned())),
         }
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
         let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, lease, &batch).await?;
-        let words = words::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
+        let words = messages::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
         let accepted = verdict == Verdict::Accepted;
         let last = LastAnswer {
             status: if accepted { "accepted" } else { words.status },
@@ -327,7 +328,7 @@ impl Worker {
                     return Ok((verdict, settlement, (number, ambiguous)));
                 }
             };
-            let answer = answer.unwrap_or_else(|| Answer::Lost(words::cut_off().message));
+            let answer = answer.unwrap_or_else(|| Answer::Lost(messages::cut_off().message));
             let settlement = settlement(&answer, begun, number > 1);
             let verdict = channel.hear(&answer, &mut remedies.trial);
             if matches!(verdict, Verdict::Unknown(_)) {
@@ -356,16 +357,6 @@ impl Worker {
                 }
                 _ => return Ok((verdict, settlement, (number, ambiguous))),
             }
-        }
-    }
-
-    /// Waits for something. `None`: a signal came meanwhile.
-    pub(super) async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            Ok(_) = stop.wait_for(|stop| *stop) => None,
-            done = waiting => Some(done),
         }
     }
 

@@ -10,8 +10,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::header::InvalidHeaderValue;
 
 use super::Worker;
-use super::channel::Channel;
-use super::lane::Halt;
+use super::api_session::Channel;
+use super::lane::exit::Halt;
 use crate::elven::{Answer, Signed, is_older_than};
 use crate::fault_point::{Step, around};
 use crate::journal::{JournalError, Kind, Lease, Problem};

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Days, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use super::{RunError, Target, Worker};
+use super::worker::Target;
+use super::{RunError, Worker};
 use crate::align::{Offsets, Zone};
 use crate::database::Passing;
 use crate::journal::{EarlierRules, JournalError, Lane, RulesFact, RulesSeen, ServerDifference};

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::super::decision::{Attempt, Decision, decide};
-use super::super::lane::Halt;
+use super::super::lane::exit::{Halt, later};
+use super::super::messages;
+use super::super::messages::Words;
+use super::super::policy::{Attempt, Decision, decide};
 use super::super::remedies::Remedies;
 use super::super::signing::Sent;
-use super::super::words::{self, Words};
-use super::{Delivery, Node, later};
+use super::Delivery;
+use super::batch_task::{Answered, Node};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Signed, Verdict, is_older_than};
@@ -29,13 +31,6 @@ impl Slot {
     fn lanes_alone(self) -> OwnedSemaphorePermit {
         self.lanes
     }
-}
-
-/// A batch with the last answer to it, which is not recorded.
-pub(super) struct Answered {
-    pub node: Node,
-    pub words: Words,
-    pub settlement: Settlement,
 }
 
 /// What came of sending a batch.
@@ -86,7 +81,7 @@ impl Delivery {
                 aged: is_older_than(by.at, settings.api.signature_window),
             };
             let words =
-                words::of(&verdict, settlement.http_status, &node.batch, &self.channel.credential.name);
+                messages::of(&verdict, settlement.http_status, &node.batch, &self.channel.credential.name);
             match decide(&verdict, attempt, &settings.retry, fastrand::u32(..)) {
                 Decision::Settle => {
                     drop(slot);
@@ -193,7 +188,7 @@ impl Delivery {
     /// Records that an answer was not waited for.
     async fn cut_off(&self, node: &Node, begun: Instant) -> Halt {
         self.note_lost(&node.batch, begun);
-        let words = words::cut_off();
+        let words = messages::cut_off();
         let settlement = settlement(&Answer::Lost(words.message.clone()), begun, node.repeated);
         let recorded = self.answered(node, &words, settlement).await;
         recorded.err().unwrap_or(Halt::CutOff)
@@ -201,7 +196,7 @@ impl Delivery {
 
     /// Records that a batch which was announced is not sent, since the lane stops; returns why.
     pub(super) async fn withdraw(&self, node: &Node, halt: Halt) -> Halt {
-        let (id, why) = (node.batch_id, words::NOT_SENT);
+        let (id, why) = (node.batch_id, messages::NOT_SENT);
         let withdrawn = self.worker.journal.withdraw(self.doing(), id, &node.batch, why);
         match around(Step::Answer, withdrawn.written()).await {
             Ok(_) => halt,
@@ -275,7 +270,7 @@ impl Delivery {
         }
         let held = words.status == "unknown" && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold;
         let problem = if held {
-            words::held(node.batch_id, &self.pass.lease.entity_id)
+            messages::held(node.batch_id, &self.pass.lease.entity_id)
         } else {
             words.into_problem(node.batch_id, settlement.http_status)
         };

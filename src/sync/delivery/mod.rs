@@ -2,33 +2,35 @@
 //! the lane stops.
 
 mod attempts;
-mod fenced;
-mod isolation;
-mod parts;
-mod passed_over;
+mod batch_task;
+mod bisect;
+mod deliver;
+mod fencing;
+mod in_flight;
 mod recovery;
-mod unknown;
-mod window;
+mod unanswered;
+mod unknown_outcome;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chrono::TimeDelta;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-pub(super) use self::attempts::settlement;
-use self::isolation::{Parked, Refusal, Turn};
-use self::window::Window;
-use super::channel::Channel;
+pub(in crate::sync) use self::attempts::settlement;
+use self::batch_task::{Announced, Node, Parked, Refusal, Room};
+use self::in_flight::Window;
+use super::api_session::Channel;
+use super::backfill::superseding::Rivals;
+use super::batcher::{Limits, Rows};
+use super::concurrency::{places, under_way_max};
 use super::invalid_start::InvalidStart;
-use super::lane::{Halt, Held};
-use super::places::{places, under_way_max};
-use super::rivals::Rivals;
-use super::rows::{Limits, Rows};
-use super::words;
-use super::{EntityReport, Target, Worker};
+use super::lane::exit::{Halt, later, note};
+use super::lane::lane_run::Held;
+use super::worker::Target;
+use super::{EntityReport, Worker};
 use crate::align::Zone;
 use crate::batch::{Batch, KeysUnderWay};
 use crate::elven::Signed;
@@ -39,9 +41,6 @@ use crate::watermark::Cursor;
 
 /// The keys of a batch that was on its way, and what came of it.
 type Delivered = (Vec<u64>, Result<(), Halt>);
-
-/// Room for a batch that is recorded as being sent: the lane's, and that of all lanes.
-type Room = [OwnedSemaphorePermit; 2];
 
 /// The batches of one pass, or of a slice of a backfill, on their way.
 pub(super) struct Delivery {
@@ -85,37 +84,6 @@ pub(super) struct Manner {
     pub rivals: Option<Arc<Rivals>>,
     /// The entity is up to date with the end of the pass.
     pub ends: bool,
-}
-
-/// A batch, or a part of one, on its way.
-struct Node {
-    batch_id: i64,
-    batch: Batch,
-    /// Which of the batches that were cut from the pass it is, or is a part of.
-    root: usize,
-    /// Taken before it is announced, and kept until its answer is recorded.
-    room: Option<Room>,
-    /// The request, signed before it was announced.
-    signed: Option<Signed>,
-    /// An attempt may have arrived.
-    lost: bool,
-    /// It was sent before.
-    repeated: bool,
-    unknown_runs: i32,
-    /// It, or what it is a part of, ended unknown in three runs: a run tries it once.
-    once: bool,
-    /// It is sent to prove that the credential is good, and no other part of the entity meanwhile.
-    turn: Option<Turn>,
-}
-
-/// A batch that was signed and is being recorded.
-struct Announced {
-    batch: Batch,
-    room: Room,
-    /// `None`: there is nothing to send.
-    signed: Option<Signed>,
-    root: usize,
-    handed: Handed,
 }
 
 impl Delivery {
@@ -352,11 +320,6 @@ impl Delivery {
     }
 }
 
-/// The API asked not to be called for longer than it is waited for.
-fn later(pause: Duration) -> Halt {
-    Halt::Problem(Box::new(Problem::of_lane(Kind::Throttled, words::come_later(pause))), Some(pause))
-}
-
 /// Takes in that a batch is done, or why the lane has to stop.
 fn take(
     done: Result<Delivered, tokio::task::JoinError>,
@@ -369,74 +332,5 @@ fn take(
         }),
         Ok((_, Err(halt))) => note(halt, first_halt),
         Err(died) => std::panic::resume_unwind(died.into_panic()),
-    }
-}
-
-/// Keeps the first reason to stop, unless that is only that something else has stopped it.
-/// However many have it, the longest pause that the API asked for is kept.
-fn note(halt: Halt, first_halt: &mut Option<Halt>) {
-    match (first_halt, halt) {
-        (Some(Halt::Problem(_, first)), Halt::Problem(_, pause)) => *first = (*first).max(pause),
-        // What could not be written for another reason than the lease has others behind it refused as if for the lease.
-        (first @ Some(Halt::LeaseLost), halt @ Halt::Broken(_))
-        | (first @ (None | Some(Halt::Stopped | Halt::Yielded)), halt)
-        | (first @ Some(Halt::Fenced(_)), halt @ (Halt::Problem(..) | Halt::LeaseLost | Halt::Broken(_)))
-        | (first, halt @ Halt::CutOff) => {
-            *first = Some(halt);
-        }
-        _ => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::journal::JournalError;
-
-    /// What is kept of reasons that come one after the other.
-    fn noted(halts: impl IntoIterator<Item = Halt>) -> Option<Halt> {
-        let mut first = None;
-        halts.into_iter().for_each(|halt| note(halt, &mut first));
-        first
-    }
-
-    fn problem(message: &str, pause: Option<u64>) -> Halt {
-        let problem = Problem::of_lane(Kind::Throttled, message);
-        Halt::Problem(Box::new(problem), pause.map(Duration::from_secs))
-    }
-
-    fn broken() -> Halt {
-        Halt::Broken(JournalError::RunLost.into())
-    }
-
-    #[test]
-    fn the_first_reason_to_stop_is_kept_and_the_longest_pause() {
-        let halt = noted([problem("first", Some(5)), problem("second", Some(60)), problem("third", None)]);
-        let Some(Halt::Problem(problem, pause)) = halt else { panic!("{halt:?}") };
-        assert_eq!((problem.message.as_str(), pause), ("first", Some(Duration::from_mins(1))));
-    }
-
-    #[test]
-    fn that_something_else_has_stopped_it_is_no_reason_of_its_own() {
-        for other in [Halt::Stopped, Halt::Yielded] {
-            assert!(matches!(noted([other, problem("why", None)]), Some(Halt::Problem(..))));
-        }
-        assert!(matches!(noted([problem("why", None), Halt::Stopped]), Some(Halt::Problem(..))));
-        assert!(matches!(noted([problem("why", None), Halt::LeaseLost]), Some(Halt::Problem(..))));
-    }
-
-    #[test]
-    fn what_could_not_be_written_is_the_reason_and_not_the_lease_that_others_miss_then() {
-        assert!(matches!(noted([Halt::LeaseLost, broken()]), Some(Halt::Broken(_))));
-        assert!(matches!(noted([broken(), Halt::LeaseLost]), Some(Halt::Broken(_))));
-    }
-
-    /// Else the lease would be given back, and what may still arrive could meet another worker's.
-    #[test]
-    fn an_answer_that_was_not_waited_for_is_what_counts() {
-        for other in [Halt::Stopped, problem("why", None), Halt::LeaseLost, broken()] {
-            assert!(matches!(noted([other, Halt::CutOff]), Some(Halt::CutOff)));
-        }
-        assert!(matches!(noted([Halt::CutOff, problem("why", None)]), Some(Halt::CutOff)));
     }
 }

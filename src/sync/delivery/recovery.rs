@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::super::batcher::{Rows, Source};
 use super::super::invalid_start::Start;
-use super::super::lane::Halt;
-use super::super::rows::{Rows, Source};
-use super::super::words;
-use super::unknown::{Leaf, Lineage};
-use super::{Delivery, Node, passed_over};
+use super::super::lane::exit::Halt;
+use super::super::messages;
+use super::Delivery;
+use super::batch_task::{Node, Redo};
+use super::unanswered;
+use super::unknown_outcome::{Leaf, Lineage};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::fault_point::{Step, around};
@@ -15,24 +17,12 @@ use crate::journal::{Kind, Problem, Recorded};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
 
-/// A recorded batch, or a part of one, that is sent again.
-pub(super) struct Redo<'r> {
-    /// Its place in the window.
-    pub root: usize,
-    /// The batch.
-    pub whole: &'r Recorded,
-    /// The batch, or the part of it.
-    pub leaf: &'r Recorded,
-    /// Its rows as they are now. `None`: none is left.
-    pub batch: Option<Batch>,
-}
-
 impl Delivery {
     /// Replays what the journal has of the pass or backfill beyond the cursor: what is done is passed over, the rest is sent
     /// over its recorded interval. Returns where to go on reading.
     pub(in crate::sync) async fn recover(&self, source: &Source<'_>) -> Result<Option<Cursor>, Halt> {
         let recorded = around(Step::Recover, self.worker.journal.recorded(&self.pass)).await?;
-        let (recorded, passed_over) = passed_over::apart(recorded);
+        let (recorded, passed_over) = unanswered::apart(recorded);
         let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
         for part in &recorded {
             if let Some(parent_id) = part.parent_id {
@@ -118,7 +108,7 @@ impl Delivery {
         let mut after = self.window.lock().await.cursor.clone();
         for root in roots {
             if root.before != after {
-                let message = words::gap(self.pass.course, root.batch_id, &self.pass.lease.entity_id);
+                let message = messages::gap(self.pass.course, root.batch_id, &self.pass.lease.entity_id);
                 return Err(Halt::problem(Problem::of_lane(Kind::Watermark, message)));
             }
             after = Some(root.last.clone());
@@ -138,7 +128,7 @@ impl Delivery {
             return Ok(None);
         };
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
-            return Err(Halt::problem(words::held(leaf.batch_id, &self.pass.lease.entity_id)));
+            return Err(Halt::problem(messages::held(leaf.batch_id, &self.pass.lease.entity_id)));
         }
         let mut batch = Batch { last: whole.last.clone(), ..batch };
         if let Some(rivals) = &self.rivals {

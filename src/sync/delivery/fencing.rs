@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::lane::Halt;
+use super::super::lane::exit::Halt;
 use super::Delivery;
 use crate::batch::Batch;
 use crate::journal::{Fence, Recorded};

@@ -8,8 +8,7 @@ use chrono::TimeDelta;
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
-use super::decision::SKEW_MIN;
-use super::remedies::Taken;
+use super::policy::{SKEW_MIN, Taken};
 use crate::config::{Credential, Settings};
 use crate::elven::{Answer, Client, Signed, Verdict, judge};
 

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::chain::{Link, Stage};
-use super::{Checker, Finding};
+use super::checker::Checker;
+use super::finding::Finding;
 use crate::batch::unpack_ids;
 use crate::database::Transaction;
 use crate::journal::JournalError;

@@ -2,10 +2,10 @@
 
 use chrono::{DateTime, Utc};
 
-use super::fit::{Misfit, changes};
-use super::{RunError, Worker};
 use crate::journal::{Entity, FromNow, Holder, JournalError, Lane, Lease, Rebound, Seal, Sealed, Take};
 use crate::ledger::{LedgerError, Look, Progress};
+use crate::sync::watermark_check::{Misfit, changes};
+use crate::sync::{RunError, Worker};
 use crate::text::quoted_argument;
 use crate::watermark::Snapshot;
 
@@ -38,7 +38,7 @@ impl From<Misfit> for MoveError {
     }
 }
 
-pub(super) fn refused<T>(why: impl Into<String>) -> Result<T, MoveError> {
+pub(crate) fn refused<T>(why: impl Into<String>) -> Result<T, MoveError> {
     Err(MoveError::Refused(why.into()))
 }
 
@@ -180,7 +180,7 @@ impl Worker {
     }
 
     /// Where an entity stands, and what the ledger says to that.
-    pub(super) async fn stand(&self, entity_id: &str) -> Result<(Lane, Look), MoveError> {
+    pub(crate) async fn stand(&self, entity_id: &str) -> Result<(Lane, Look), MoveError> {
         let lanes = self.journal.lanes(&[entity_id.to_owned()], &self.mapping).await?;
         let lane = lanes.get(entity_id).cloned().unwrap_or_default();
         let look = self.ledger.look_at(&lane.progress(entity_id)).await?;
@@ -188,7 +188,7 @@ impl Worker {
     }
 
     /// Leases an entity that no worker is on.
-    pub(super) async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
+    pub(crate) async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
         let mut patience = self.patience();
         let mut first_look = true;
         loop {

@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use super::Worker;
-use super::lane::LEASE_POLL;
+use super::super::Worker;
 use crate::journal::{Holder, JournalError, Lane, Lease, Take};
+
+/// How often a lease that another worker holds is looked at.
+pub(crate) const LEASE_POLL: Duration = Duration::from_millis(250);
 
 /// A backfill that has a lease for so many times its length is left alone: it waits for the answer to a single request.
 const BACKFILL_LEASES_MAX: u32 = 2;
 
 /// What was seen of a lease that somebody else has.
-pub(super) struct Patience {
+pub(crate) struct Patience {
     begun: Instant,
     lease: Duration,
     /// The lease as it stood, who had it, and since when.
@@ -20,7 +22,7 @@ pub(super) struct Patience {
 impl Patience {
     /// Says whether to look again. A run that keeps renewing is left alone, and a backfill makes room; a lease that nobody
     /// renews is waited for, however long that takes.
-    pub(super) fn lasts(&mut self, seen: &str, holder: Holder) -> bool {
+    pub(crate) fn lasts(&mut self, seen: &str, holder: Holder) -> bool {
         let (is_same, is_another, since) = match &self.seen {
             Some((before, holder_before, since)) if before == seen => {
                 (true, *holder_before != holder, *since)
@@ -41,12 +43,12 @@ impl Patience {
 }
 
 impl Worker {
-    pub(super) fn patience(&self) -> Patience {
+    pub(crate) fn patience(&self) -> Patience {
         Patience { begun: Instant::now(), lease: self.settings.sync.lease, seen: None }
     }
 
     /// Waits a moment for a lease that somebody else has; a backfill is asked for it.
-    pub(super) async fn wait_for(&self, entity_id: &str, holder: Holder) -> Result<(), JournalError> {
+    pub(crate) async fn wait_for(&self, entity_id: &str, holder: Holder) -> Result<(), JournalError> {
         if holder == Holder::Backfill {
             self.journal.want(entity_id).await?;
         }
@@ -55,7 +57,7 @@ impl Worker {
     }
 
     /// Leases an entity, unless a run is on it: a backfill makes room within a moment.
-    pub(super) async fn take_unless_run(
+    pub(crate) async fn take_unless_run(
         &self,
         entity_id: &str,
     ) -> Result<Option<(Lease, Box<Lane>)>, JournalError> {

@@ -3,49 +3,17 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::super::channel::Unproven;
-use super::super::lane::Halt;
-use super::super::proving::{Permit, Resent};
-use super::super::words::{self, Words};
-use super::attempts::Answered;
-use super::{Delivery, Node};
+use super::super::api_session::Unproven;
+use super::super::lane::exit::Halt;
+use super::super::messages;
+use super::super::messages::Words;
+use super::super::proving::Resent;
+use super::Delivery;
+use super::batch_task::{Answered, Node, Parked, Refusal, Turn};
 use crate::batch::Batch;
 use crate::elven::Verdict;
 use crate::fault_point::{Step, around};
 use crate::journal::{Problem, Settlement};
-
-/// A refused record that stands alone, and waits until the credential is proven good. Others may prove it meanwhile.
-pub(super) struct Parked {
-    answered: Answered,
-    because: Arc<Refusal>,
-}
-
-/// The turn of a refused batch to prove the credential by its parts.
-#[derive(Clone)]
-pub(super) struct Turn {
-    _permit: Permit,
-    because: Arc<Refusal>,
-}
-
-/// Why a credential has to be proven good by parts.
-pub(super) struct Refusal {
-    words: Words,
-    http_status: Option<i32>,
-    /// Status of the answer to the call that reads.
-    list_status: u16,
-}
-
-impl Refusal {
-    /// What is said when a record that was accepted before proved nothing either.
-    fn unproven(&self, resent: &Resent) -> Words {
-        let list = format!("HTTP {}", self.list_status);
-        let instead = match resent {
-            Resent::Otherwise(why) => format!("{list}, and a record that was accepted before: {why}"),
-            Resent::Accepted | Resent::Nothing => list,
-        };
-        self.words.clone().unproven(&instead)
-    }
-}
 
 /// Whether records may be set aside.
 enum Proof {
@@ -140,7 +108,7 @@ impl Delivery {
             }
             Err(Unproven::Later(verdict, status)) => {
                 let not_before = if let Verdict::Throttled(asked) = verdict { asked } else { None };
-                let mut words = words::of(&verdict, status, &node.batch, &self.channel.credential.name);
+                let mut words = messages::of(&verdict, status, &node.batch, &self.channel.credential.name);
                 // Of the batch it is known that it was refused.
                 words.status = "rejected";
                 Err(self.stop(node, words, *settlement, not_before).await)

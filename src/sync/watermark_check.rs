@@ -10,7 +10,7 @@ use crate::text::quoted_argument;
 /// A watermark does not fit: to go on would skip rows in silence.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Misfit(String);
+pub(crate) struct Misfit(String);
 
 impl From<Misfit> for Problem {
     fn from(misfit: Misfit) -> Self {
@@ -21,13 +21,13 @@ impl From<Misfit> for Problem {
 impl Worker {
     /// Refuses a watermark that does not belong to this cluster, this ledger table, this mapping or this past. Each
     /// refusal prints the way out.
-    pub(super) fn fits(&self, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
+    pub(crate) fn fits(&self, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
         fits(&self.ledger, entity_id, lane, look)
     }
 
     /// Refuses to work on rows whatever the watermark: a journal that this cluster did not write, or that was written
     /// under another mapping.
-    pub(super) fn is_journal_of_this(&self, entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+    pub(crate) fn is_journal_of_this(&self, entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
         sealed(entity_id, lane)?;
         elsewhere(entity_id, lane)?;
         mapped(&self.ledger, entity_id, lane)
@@ -36,13 +36,13 @@ impl Worker {
 
 /// Of these entities those whose rows are read as when their watermarks were moved. Of the others nothing can be told from
 /// the ledger as it is read now.
-pub(super) fn readable(ledger: &Ledger, mut lanes: BTreeMap<String, Lane>) -> BTreeMap<String, Lane> {
+pub(crate) fn readable(ledger: &Ledger, mut lanes: BTreeMap<String, Lane>) -> BTreeMap<String, Lane> {
     lanes.retain(|_, lane| is_at_start(lane) || changes(ledger, lane).is_none());
     lanes
 }
 
 /// Those whose watermark is refused because the ledger was read in another way, each with the message.
-pub(super) fn refused(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> BTreeMap<String, String> {
+pub(crate) fn refused(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> BTreeMap<String, String> {
     let refused = lanes.iter().filter(|(_, lane)| !is_at_start(lane)).filter_map(|(entity_id, lane)| {
         let changes = changes(ledger, lane);
         let message =
@@ -53,7 +53,7 @@ pub(super) fn refused(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> BTreeM
 }
 
 /// The ledger is read as some watermark has it, or none has another opinion: then what it takes for entities are entities.
-pub(super) fn is_accepted(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> bool {
+pub(crate) fn is_accepted(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> bool {
     let mut bound = lanes.values().filter(|lane| !is_at_start(lane)).peekable();
     bound.peek().is_none() || bound.any(|lane| changes(ledger, lane).is_none())
 }
@@ -64,7 +64,7 @@ fn is_at_start(lane: &Lane) -> bool {
 }
 
 /// The same as [`Worker::fits`] for a caller without a worker.
-pub(super) fn fits(ledger: &Ledger, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
+pub(crate) fn fits(ledger: &Ledger, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
     let refuse = |what: String| Err(Misfit(what));
     let table = ledger.name();
     if lane.system_identifier.is_some_and(|identifier| identifier != look.system_identifier) {
@@ -108,7 +108,7 @@ pub(super) fn fits(ledger: &Ledger, entity_id: &str, lane: &Lane, look: &Look) -
 }
 
 /// Refuses a watermark whose newest change this cluster did not write: its transaction ids may be those of others.
-pub(super) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+pub(crate) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
     match lane.seal {
         Sealed::Whole | Sealed::Elsewhere => Ok(()),
         Sealed::Broken => Err(Misfit(format!(
@@ -149,7 +149,7 @@ fn mapped(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
 }
 
 /// A lane as it would be if it were bound to this cluster and to how this ledger is read.
-pub(super) fn as_if_bound(ledger: &Ledger, look: &Look, lane: &Lane) -> Lane {
+pub(crate) fn as_if_bound(ledger: &Ledger, look: &Look, lane: &Lane) -> Lane {
     Lane {
         system_identifier: lane.system_identifier.map(|_| look.system_identifier),
         ledger_table: lane.ledger_table.as_ref().map(|_| ledger.name().to_owned()),
@@ -160,7 +160,7 @@ pub(super) fn as_if_bound(ledger: &Ledger, look: &Look, lane: &Lane) -> Lane {
 }
 
 /// In what the ledger is read differently than when the watermark was moved. Of an old watermark its table alone is known.
-pub(super) fn changes(ledger: &Ledger, lane: &Lane) -> Changes {
+pub(crate) fn changes(ledger: &Ledger, lane: &Lane) -> Changes {
     let table = ledger.name();
     match (&lane.mapping, &lane.ledger_table) {
         (Some(recorded), _) if **recorded == **ledger.mapping_json() => Changes::default(),
@@ -173,7 +173,7 @@ pub(super) fn changes(ledger: &Ledger, lane: &Lane) -> Changes {
 }
 
 /// Says in what it is read differently.
-pub(super) fn mapping_changed(entity_id: &str, changes: &Changes) -> String {
+pub(crate) fn mapping_changed(entity_id: &str, changes: &Changes) -> String {
     format!("the ledger mapping of `{entity_id}` changed: {}", changes.sentence())
 }
 
@@ -184,6 +184,6 @@ fn correct_or_rebind(entity_id: &str) -> String {
     )
 }
 
-pub(super) fn start_over(entity_id: &str) -> String {
+pub(crate) fn start_over(entity_id: &str) -> String {
     format!("`elven-sync entity rewind {}` uploads everything again", quoted_argument(entity_id))
 }

@@ -3,27 +3,9 @@
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::super::lane::Halt;
-use super::{Delivery, Node, note};
-use crate::batch::Batch;
-
-impl Node {
-    /// Of a batch that is recorded.
-    pub(super) fn new(batch_id: i64, batch: Batch, root: usize) -> Self {
-        Self {
-            batch_id,
-            batch,
-            root,
-            room: None,
-            signed: None,
-            lost: false,
-            repeated: false,
-            unknown_runs: 0,
-            once: false,
-            turn: None,
-        }
-    }
-}
+use super::super::lane::exit::{Halt, note};
+use super::Delivery;
+use super::batch_task::Node;
 
 impl Delivery {
     /// Sends a batch until all its rows are accepted or set aside, by whatever it takes.

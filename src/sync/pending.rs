@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::Unregistered;
-use super::{EntityReport, RunError, Worker, fit, progress};
+use super::watermark_check;
+use super::worker::progress;
+use super::{EntityReport, RunError, Worker};
 use crate::journal::{Entity, Lane};
 use crate::ledger::Unreadable;
 
@@ -14,7 +16,7 @@ impl Worker {
         &self,
         lanes: &BTreeMap<String, Lane>,
     ) -> Result<Unregistered, RunError> {
-        if self.ledger.mapping().entity.is_none() && !fit::is_accepted(&self.ledger, lanes) {
+        if self.ledger.mapping().entity.is_none() && !watermark_check::is_accepted(&self.ledger, lanes) {
             return Ok(Unregistered::default());
         }
         let all = Entity::list(&self.database).await?;
@@ -45,7 +47,7 @@ impl Worker {
         if ids.is_empty() {
             return Ok(());
         }
-        let lanes = fit::readable(&self.ledger, self.journal.lanes(&ids, &self.mapping).await?);
+        let lanes = watermark_check::readable(&self.ledger, self.journal.lanes(&ids, &self.mapping).await?);
         let (pending, unreadable) = self.ledger.pending(&progress(&lanes)).await?;
         // Rows that wait under a mapping which is refused cannot be counted.
         let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::channel::Unproven;
-use super::super::lane::Halt;
+use super::super::api_session::Unproven;
+use super::super::lane::exit::Halt;
+use super::super::messages;
+use super::super::messages::Words;
 use super::super::proving::Resent;
-use super::super::words::{self, Words};
-use super::attempts::{Answered, Tried};
-use super::{Delivery, Node};
+use super::Delivery;
+use super::attempts::Tried;
+use super::batch_task::{Answered, Node};
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, Verdict};
 use crate::journal::{Kind, Problem, Recorded, Settlement};
@@ -248,7 +250,7 @@ impl Delivery {
         let status =
             if let Answer::Response { status, .. } = answer { Some(i32::from(*status)) } else { None };
         if matches!(verdict, Verdict::Unknown(_)) {
-            return Ok(Some(words::of(verdict, status, &node.batch, name)));
+            return Ok(Some(messages::of(verdict, status, &node.batch, name)));
         }
         if !is_page_of_firewall(answer) {
             return Ok(None);
@@ -257,7 +259,7 @@ impl Delivery {
             return Ok(None);
         }
         let verdict = Verdict::Unknown("a page came instead of an answer, as from a firewall".to_owned());
-        Ok(Some(words::of(&verdict, status, &node.batch, name)))
+        Ok(Some(messages::of(&verdict, status, &node.batch, name)))
     }
 }
 

@@ -1,17 +1,23 @@
 //! Backfills: ranges of `captured_at` uploaded again, in slices, so that runs are not kept waiting.
 
+pub(super) mod superseding;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
+use self::superseding::Rivals;
+use super::batcher::Source;
+use super::concurrency::Place;
 use super::delivery::{Delivery, Manner};
-use super::lane::{Halt, Held, LEASE_POLL};
-use super::places::Place;
-use super::rivals::Rivals;
-use super::rows::Source;
-use super::{Ended, EntityReport, RunError, RunReport, Target, Worker, report};
+use super::lane::exit::Halt;
+use super::lane::lane_run::Held;
+use super::lane::lease_wait::LEASE_POLL;
+use super::report;
+use super::worker::Target;
+use super::{Ended, EntityReport, RunError, RunReport, Worker};
 use crate::align::{self, Zones};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
@@ -83,7 +89,10 @@ impl Worker {
 
     /// Refuses a range of entities whose journal is of another cluster or of another mapping. Nothing is recorded then:
     /// a backfill that is open would keep `entity rebind --mapping` from accepting another mapping.
-    pub(super) async fn refuse_other_journals(&self, entity_ids: &[String]) -> Result<(), BackfillError> {
+    pub(in crate::sync) async fn refuse_other_journals(
+        &self,
+        entity_ids: &[String],
+    ) -> Result<(), BackfillError> {
         for (entity_id, lane) in self.journal.lanes(entity_ids, &self.mapping).await? {
             if let Err(misfit) = self.is_journal_of_this(&entity_id, &lane) {
                 return Err(BackfillError::Refused(misfit.to_string()));
@@ -99,7 +108,7 @@ impl Worker {
     }
 
     /// The range of each entity that was asked for, by its own zone.
-    pub(super) async fn ranges(&self, asked: &Asked) -> Result<Vec<Range>, BackfillError> {
+    pub(in crate::sync) async fn ranges(&self, asked: &Asked) -> Result<Vec<Range>, BackfillError> {
         let all = Entity::list(&self.database).await?;
         let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
         if let Some(missing) = asked.entities.iter().find(|id| !known.contains(&id.as_str())) {
@@ -322,7 +331,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn slice_max(&self) -> Duration {
+    pub(in crate::sync) fn slice_max(&self) -> Duration {
         SLICE_MAX.min(self.settings.sync.lease / 3)
     }
 

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::rivals::Rivals;
-use super::rows::{Limits, Rows};
-use super::{BackfillError, Ended, EntityReport, RunError, Target, Worker};
+use super::backfill::superseding::Rivals;
+use super::batcher::{Limits, Rows};
+use super::report::Unregistered;
+use super::worker::{Target, progress};
+use super::{BackfillError, Ended, EntityReport, RunError, RunReport, Worker};
+use crate::align::Zone;
 use crate::batch::Batch;
-use crate::journal::{Asked, Counters, Entity};
-use crate::ledger::{LedgerError, Pages, Range};
+use crate::journal::{Asked, Counters, Entity, Lane};
+use crate::ledger::{self, LedgerError, Look, Pages, Range, Reading};
 use crate::watermark::Cursor;
 
 /// What a backfill would do.
@@ -154,5 +157,91 @@ impl Rehearsal {
         {
             self.last_record = Some(batch.record(last));
         }
+    }
+}
+
+impl Worker {
+    /// Reads and aligns what a run would send, and changes nothing.
+    pub async fn dry_run(&self, only: &[String]) -> Result<RunReport, RunError> {
+        let selected = self.select(only).await?;
+        let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
+        let lanes = self.journal.lanes(&ids, &self.mapping).await?;
+        let look = self.ledger.look(&progress(&lanes)).await?;
+        let mut entities = Vec::new();
+        let mut counters = crate::journal::Counters::default();
+        for entity in &selected {
+            let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
+            let checked = self.zone_to_rehearse(entity, &lane, &look);
+            let report = match checked {
+                Ok(zone) => self.rehearse(&entity.entity_id, &zone, &lane, &look, &mut counters).await?,
+                Err(problem) => EntityReport::failed(&entity.entity_id, problem),
+            };
+            entities.push(report);
+        }
+        let unregistered =
+            if only.is_empty() { self.unregistered(&lanes).await? } else { Unregistered::default() };
+        let status = unregistered.status(&entities, false);
+        let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
+        let (run_id, notes) = (None, Vec::new());
+        Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
+    }
+
+    /// The zone of an entity that a run would read, or why it would not.
+    fn zone_to_rehearse(&self, entity: &Entity, lane: &Lane, look: &ledger::Look) -> Result<Zone, String> {
+        let zone = self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string())?;
+        if let Some(unreadable) = look.unreadable.get(&entity.entity_id) {
+            return Err(unreadable.message.clone());
+        }
+        self.fits(&entity.entity_id, lane, look).map_err(|misfit| misfit.to_string())?;
+        Ok(zone)
+    }
+
+    /// What a run would do for an entity, without doing it.
+    pub(super) async fn rehearse(
+        &self,
+        entity_id: &str,
+        zone: &Zone,
+        lane: &Lane,
+        look: &Look,
+        counters: &mut Counters,
+    ) -> Result<EntityReport, RunError> {
+        let mut report = EntityReport::idle(entity_id);
+        let target = lane.open.as_ref().map_or(&look.target, |(_, target)| target);
+        let page_rows = self.page_rows();
+        let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
+        // From the primary: nothing is recorded that a standby could prove itself by.
+        let reading = Reading { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
+        let pass = match self.ledger.pass(reading).await {
+            Err(problem) if problem.is_about_rows() => {
+                return Ok(EntityReport::failed(entity_id, problem.in_words_of_entity()));
+            }
+            pass => pass?,
+        };
+        let mut rows = Rows::of(Pages::Pass(pass), None, self.invalid_start(entity_id));
+        let mut before = lane.cursor.clone();
+        let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
+        loop {
+            match rows.next_batch(before, zone, limits).await {
+                Ok(Some(batch)) => {
+                    report.count(&batch);
+                    counters.rehearse(&batch);
+                    before = Some(batch.last);
+                }
+                Ok(None) => break,
+                // What would stop the lane.
+                Err(RunError::Ledger(LedgerError::Shape(message))) => {
+                    report.ended = Ended::Failed(message);
+                    break;
+                }
+                // The others are rehearsed all the same.
+                Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
+                    report.ended = Ended::Failed(problem.in_words_of_entity());
+                    break;
+                }
+                Err(problem) => return Err(problem),
+            }
+        }
+        report.rows_pending = if report.ended == Ended::Done { Some(report.rows_read) } else { None };
+        Ok(report)
     }
 }

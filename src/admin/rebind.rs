@@ -1,11 +1,12 @@
 //! A watermark that stays where it is, and is accepted for another mapping, or for a journal that was copied.
 
-use super::fit::{as_if_bound, changes, fits, mapping_changed, sealed, start_over};
-use super::moves::refused;
-use super::verify::{self, Asked, Proof};
-use super::{MoveError, RunError, Worker};
+use super::MoveError;
+use super::watermark::refused;
+use crate::audit::{Asked, Proof, prove_as};
 use crate::journal::{Lane, Rebound, Sealed};
 use crate::ledger::{Changes, LedgerError};
+use crate::sync::watermark_check::{as_if_bound, changes, fits, mapping_changed, sealed, start_over};
+use crate::sync::{RunError, Worker};
 use crate::text::{quoted_argument, quoted_option};
 
 /// Of the ids that the newest batches list, this part at least has to be found: rows may have been updated or deleted
@@ -156,7 +157,7 @@ impl Worker {
     async fn proof_of(&self, plan: &Rebind) -> Result<Proof, MoveError> {
         let asked = Asked::Rebind { other_values: plan.changes.values };
         let (database, ledger, zones) = (&self.database, &self.ledger, &self.settings.zones);
-        match verify::prove_as(database, ledger, zones, &plan.entity_id, asked).await {
+        match prove_as(database, ledger, zones, &plan.entity_id, asked).await {
             // An id of one column that is none of the other: PostgreSQL says so.
             Err(RunError::Ledger(problem @ (LedgerError::Database(_) | LedgerError::Unreadable(_)))) => {
                 not_proven(

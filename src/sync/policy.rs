@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::remedies::Possible;
 use crate::config::RetrySettings;
 use crate::elven::Verdict;
 
@@ -12,6 +11,39 @@ use crate::elven::Verdict;
 pub(super) const SKEW_MIN: TimeDelta = TimeDelta::seconds(3);
 /// A clock that is further off is not corrected, since then something else is wrong.
 const SKEW_MAX: TimeDelta = TimeDelta::days(1);
+
+/// Steps against a refused signature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Signed again, since the signature was old.
+    pub signed_again: bool,
+    /// Signed by the clock of the API.
+    pub clock_corrected: bool,
+    /// Signed by a key that was read again.
+    pub keys_read: bool,
+}
+
+impl Taken {
+    /// Both.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            signed_again: self.signed_again || other.signed_again,
+            clock_corrected: self.clock_corrected || other.clock_corrected,
+            keys_read: self.keys_read || other.keys_read,
+        }
+    }
+}
+
+/// What may be done about one refused signature.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Possible {
+    /// It was made by a clock or a key that has been replaced since, or it is old.
+    pub sign_again: bool,
+    /// The clock may be corrected.
+    pub correct_clock: bool,
+    /// The files hold another key.
+    pub read_keys: bool,
+}
 
 /// What was tried so far for a batch in this run.
 #[derive(Clone, Copy, Debug)]

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::super::lane::Halt;
-use super::super::rows::{Rows, Source};
-use super::super::words;
+use super::super::batcher::{Rows, Source};
+use super::super::lane::exit::Halt;
+use super::super::messages;
 use super::Delivery;
-use super::recovery::Redo;
+use super::batch_task::Redo;
 use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
 use crate::journal::{Course, Kind, Problem, Recorded, Side};
@@ -54,7 +54,7 @@ impl Delivery {
                 rows.into_iter().filter(|row| leaf.ids.contains(&row.id.to_string())).collect();
             let entity_id = &self.pass.lease.entity_id;
             if self.is_followed(source, leaf, &rows, &cursor).await? {
-                let message = words::followed(leaf.batch_id, entity_id);
+                let message = messages::followed(leaf.batch_id, entity_id);
                 return Err(Halt::problem(Problem::of_lane(Kind::Watermark, message)));
             }
             tracing::warn!(

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::batches::{Claim, Leaf};
+use super::checker::{Checker, NEWEST, ROWS_NAMED_MAX};
+use super::finding::Finding;
 use super::span::Span;
-use super::{Checker, Finding, NEWEST, ROWS_NAMED_MAX};
 use crate::align::{Offsets, Zone};
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;

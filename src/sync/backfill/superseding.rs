@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Mutex;
 
-use super::{RunError, Worker};
+use super::super::{RunError, Worker};
 use crate::align::{Clock, Zone};
 use crate::batch::{Batch, key_hash};
 use crate::journal::Skipped;
@@ -20,7 +20,7 @@ use crate::watermark::{Cursor, Order};
 const ROWS_KEPT_MAX: usize = 100_000;
 
 /// Looks for the rivals of the batches of a range. Also beyond its end, which may cut a second or an hour that repeats.
-pub(super) struct Rivals {
+pub(in crate::sync) struct Rivals {
     worker: Worker,
     range: Arc<Range>,
     behind: Mutex<Option<Behind>>,
@@ -36,13 +36,17 @@ struct Behind {
 }
 
 impl Rivals {
-    pub(super) fn new(worker: Worker, range: Arc<Range>) -> Self {
+    pub(in crate::sync) fn new(worker: Worker, range: Arc<Range>) -> Self {
         Self { worker, range, behind: Mutex::new(None), skipped: OnceLock::new() }
     }
 
     /// The batch without the rows that are superseded by rows behind it: by those that wait to be cut, which are without
     /// a gap, or by those of the ledger behind these.
-    pub(super) async fn apart(&self, batch: Batch, waiting: &VecDeque<Row>) -> Result<Batch, RunError> {
+    pub(in crate::sync) async fn apart(
+        &self,
+        batch: Batch,
+        waiting: &VecDeque<Row>,
+    ) -> Result<Batch, RunError> {
         let instant_of = |row: Option<&Row>| row.and_then(|row| row.captured_at_us);
         let (Some(first), Some(last)) = (instant_of(batch.rows.first()), instant_of(batch.rows.last()))
         else {

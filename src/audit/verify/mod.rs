@@ -6,129 +6,36 @@
 //! the batch ([`rows`]). Nothing is changed, and what others write meanwhile is not seen.
 
 mod batches;
-pub(super) mod chain;
+pub(crate) mod chain;
+mod checker;
+mod finding;
 mod rows;
 mod span;
 
 use std::collections::VecDeque;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
 
 use self::batches::Walk;
+pub use self::checker::EntityProof;
+pub use self::finding::Finding;
+
 use self::chain::{Chain, Link};
-use self::span::Span;
-use super::{RunError, fit};
-use crate::align::{Zone, Zones};
+use self::checker::{Checker, Sample};
+use crate::align::Zones;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
-use crate::journal::proof::{self, Pruned};
+use crate::journal::proof::{self};
 use crate::journal::{JournalError, Lane, Sealed, check_schema};
 use crate::ledger::{Ledger, LedgerError};
+use crate::sync::worker::warn_of;
+use crate::sync::{RunError, watermark_check};
 use crate::watermark::Snapshot;
 
 /// Batches, and passes, that are looked at together.
 const TOGETHER_MAX: usize = 100;
 /// Passes whose batches are counted together.
 const COUNTED_MAX: usize = 1000;
-/// Of each entity so many findings are kept; the others are counted.
-const FINDINGS_MAX: usize = 100;
-/// Of each finding so many rows are named.
-const ROWS_NAMED_MAX: usize = 20;
-/// Of each entity so many of the newest batches have their ids counted.
-const NEWEST: usize = 100;
-/// Of each entity so many whole batches have their bodies made again, unless all are asked for.
-const SAMPLE: usize = 20;
-
-/// Something that is not as it has to be.
-#[derive(Clone, Debug, Serialize)]
-pub struct Finding {
-    /// What kind it is: a word for machines.
-    pub what: &'static str,
-    /// The pass.
-    pub pass_id: Option<i64>,
-    /// The batch.
-    pub batch_id: Option<i64>,
-    /// The ledger rows, or the first of them.
-    pub ledger_ids: Vec<String>,
-    /// What it is, what it means, and what to do.
-    pub message: String,
-}
-
-impl Finding {
-    fn new(what: &'static str, message: impl Into<String>) -> Self {
-        Self { what, pass_id: None, batch_id: None, ledger_ids: Vec::new(), message: message.into() }
-    }
-
-    fn of_pass(self, pass_id: i64) -> Self {
-        Self { pass_id: Some(pass_id), ..self }
-    }
-
-    fn of_batch(self, batch_id: Option<i64>) -> Self {
-        Self { batch_id, ..self }
-    }
-
-    fn of_rows(self, ledger_ids: Vec<String>) -> Self {
-        Self { ledger_ids, ..self }
-    }
-}
-
-/// What was found out about an entity.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct EntityProof {
-    /// The entity.
-    pub entity_id: String,
-    /// Passes that were looked at, since the last rewind.
-    pub passes: usize,
-    /// Batches of theirs, parts not counted.
-    pub batches: usize,
-    /// Ledger rows of which it is proven that a batch dealt with them.
-    pub rows_proven: usize,
-    /// Ledger rows that wait.
-    pub rows_pending: i64,
-    /// Rows that these batches set aside, whatever became of them.
-    pub rows_set_aside: i64,
-    /// Rows of the entity that are set aside now: their errors are open.
-    pub rows_set_aside_open: i64,
-    /// Bodies that were made again from the ledger and have the hash that was recorded.
-    pub bodies_proven: usize,
-    /// Bodies that could not be made again, since rows of them have changed since.
-    pub bodies_changed: usize,
-    /// Bodies that came out differently for a known reason: zone rules that are not known any more, a zone that was not
-    /// recorded, or a rebind since that accepted other values.
-    pub bodies_not_provable: usize,
-    /// What was there when it was registered was skipped on request.
-    pub skipped_from_now: bool,
-    /// What was pruned from its journal, of which nothing is proven.
-    pub pruned: Option<Pruned>,
-    /// What is not as it has to be.
-    pub findings: Vec<Finding>,
-    /// Further findings, not kept.
-    pub more_findings: usize,
-    /// When the rows were captured of all bodies that came out differently.
-    #[serde(skip)]
-    resend: Option<Span>,
-}
-
-impl EntityProof {
-    fn find(&mut self, finding: Finding) {
-        if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(finding);
-        } else {
-            self.more_findings += 1;
-        }
-    }
-
-    /// The command that sends the rows again of all bodies that came out differently. `None`: there are none.
-    pub fn backfill(&self) -> Option<String> {
-        self.resend.map(|span| Span::backfill(Some(span), &self.entity_id))
-    }
-
-    /// Everything is as it has to be.
-    pub fn holds(&self) -> bool {
-        self.findings.is_empty()
-    }
-}
 
 /// Checks all entities that have a journal, or those named. `deep`: makes all bodies again, not a sample.
 pub async fn verify(
@@ -139,7 +46,7 @@ pub async fn verify(
 ) -> Result<Vec<EntityProof>, RunError> {
     check_schema(database).await?;
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
-    super::warn_of(&ledger.without_trigger().await?);
+    warn_of(&ledger.without_trigger().await?);
     let all = database.again(|| async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
         proof::entities(&mut transaction).await
@@ -177,7 +84,7 @@ async fn prove(
 
 /// What a proof is made for.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Asked {
+pub(crate) enum Asked {
     /// Of the journal as it is; of all bodies, or of a sample.
     Verify { deep: bool },
     /// Of the journal as if it were of this cluster and of this mapping, with all bodies. With `other_values` bodies may
@@ -187,14 +94,14 @@ pub(super) enum Asked {
 
 /// A proof, and what a rebind needs besides.
 #[derive(Debug)]
-pub(super) struct Proof {
+pub(crate) struct Proof {
     pub report: EntityProof,
     pub proven: Proven,
 }
 
 /// What a rebind needs to know of an entity.
 #[derive(Debug)]
-pub(super) struct Proven {
+pub(crate) struct Proven {
     /// The entity as it was found.
     pub lane: Lane,
     /// Changes of the watermark were pruned.
@@ -206,7 +113,7 @@ pub(super) struct Proven {
 }
 
 /// Checks one entity, for a purpose.
-pub(super) async fn prove_as(
+pub(crate) async fn prove_as(
     database: &Database,
     ledger: &Ledger,
     zones: &Zones,
@@ -272,14 +179,14 @@ async fn prove_in_snapshot(
     // watermark is, the chain has told.
     let lane = match asked {
         Asked::Verify { .. } => {
-            if let Err(misfit) = fit::sealed(entity_id, &found) {
+            if let Err(misfit) = watermark_check::sealed(entity_id, &found) {
                 report.find(Finding::new("watermark", misfit.to_string()));
             }
             Lane { seal: Sealed::Whole, ..found.clone() }
         }
-        Asked::Rebind { .. } => fit::as_if_bound(ledger, &look, &found),
+        Asked::Rebind { .. } => watermark_check::as_if_bound(ledger, &look, &found),
     };
-    let misfit = fit::fits(ledger, entity_id, &lane, &look).err();
+    let misfit = watermark_check::fits(ledger, entity_id, &lane, &look).err();
     let fits = misfit.is_none();
     match misfit {
         Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),
@@ -300,46 +207,6 @@ async fn prove_in_snapshot(
     let until = snapshots.into_iter().flatten().map(Snapshot::xmax).max();
     let has_ended = until.is_none_or(|until| look.target.xmin() >= until);
     Ok(Proven { lane: found, is_pruned, newest, has_ended })
-}
-
-/// Which whole batches have their bodies made again: every so manieth.
-#[derive(Default)]
-struct Sample {
-    /// Known once the batches were counted.
-    step: Option<usize>,
-    offset: usize,
-    seen: usize,
-}
-
-impl Sample {
-    fn of(&mut self, batches: usize) {
-        let step = *self.step.get_or_insert((batches / SAMPLE).max(1));
-        // Another one each time, so that what is checked again and again is checked all over.
-        self.offset = fastrand::usize(..step);
-    }
-
-    fn takes_next(&mut self) -> bool {
-        self.seen += 1;
-        self.seen % self.step.unwrap_or(1) == self.offset
-    }
-}
-
-/// What goes through the passes of an entity.
-struct Checker<'a> {
-    ledger: &'a Ledger,
-    entity_id: &'a str,
-    /// The zone rules in use.
-    zones: &'a Zones,
-    /// The zone that the entity has now.
-    zone: Option<Zone>,
-    /// The watermark is one of this ledger: only then its rows say something.
-    fits: bool,
-    report: &'a mut EntityProof,
-    sample: Sample,
-    /// Of the newest batches: how many ids each lists, and how many of them the ledger has in its interval.
-    newest: VecDeque<(usize, usize)>,
-    /// Bodies of passes before this change of the watermark may have been made of other values.
-    other_values_before: Option<i64>,
 }
 
 impl Checker<'_> {

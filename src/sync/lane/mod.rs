@@ -1,95 +1,29 @@
 //! One lane: lease, pass, pages, batches, answers, watermark.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+pub(super) mod exit;
+pub(super) mod lane_run;
+pub(super) mod lease_wait;
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::exit::Halt;
+use self::lane_run::Held;
+use super::batcher::Source;
+use super::concurrency::Place;
 use super::delivery::{Delivery, Manner};
-use super::fit::Misfit;
 use super::invalid_start::InvalidStart;
-use super::places::Place;
-use super::rows::{Limits, Rows, Source};
-use super::words;
-use super::{Ended, EntityReport, RunError, Target, Worker};
-use crate::align::Zone;
+use super::messages;
+use super::worker::Target;
+use super::{Ended, EntityReport, RunError, Worker};
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::{
-    Counters, Course, JournalError, Kind, Lane, Lease, OpenPass, Opening, Problem, Purpose, Take,
-};
-use crate::ledger::{LedgerError, Look, Pages, Reading};
+use crate::journal::{Course, JournalError, Lane, Lease, OpenPass, Opening, Problem, Purpose, Take};
+use crate::ledger::{Look, Reading};
 use crate::watermark::Snapshot;
 
 /// A page holds this many batches: large enough that a page costs little, small enough that memory
 /// stays flat.
 const BATCHES_PER_PAGE: usize = 4;
-/// How often a lease that another worker holds is looked at.
-pub(super) const LEASE_POLL: Duration = Duration::from_millis(250);
-
-/// Why a lane stopped before its pass was through.
-#[derive(Debug)]
-pub(super) enum Halt {
-    /// A signal asked for it.
-    Stopped,
-    /// A signal asked for it, and an answer was not waited for any more.
-    CutOff,
-    /// Others wait for their turn.
-    Yielded,
-    /// An attempt whose answer was lost may arrive for so long, and what is next may not be sent before.
-    Fenced(Duration),
-    /// A problem to record, and how long the API asked not to be called.
-    Problem(Box<Problem>, Option<Duration>),
-    /// The lease is another worker's now.
-    LeaseLost,
-    /// The database went away: there is nowhere to record anything.
-    Broken(RunError),
-}
-
-impl Halt {
-    pub(super) fn problem(problem: Problem) -> Self {
-        Halt::Problem(Box::new(problem), None)
-    }
-}
-
-impl From<JournalError> for Halt {
-    fn from(problem: JournalError) -> Self {
-        match problem {
-            JournalError::LeaseLost => Halt::LeaseLost,
-            other => Halt::Broken(other.into()),
-        }
-    }
-}
-
-impl From<Misfit> for Halt {
-    fn from(misfit: Misfit) -> Self {
-        Halt::problem(misfit.into())
-    }
-}
-
-impl From<RunError> for Halt {
-    fn from(problem: RunError) -> Self {
-        match problem {
-            RunError::Ledger(problem) => problem.into(),
-            RunError::Journal(problem) => problem.into(),
-            RunError::Config(_) | RunError::Http(_) => Halt::Broken(problem),
-        }
-    }
-}
-
-impl From<LedgerError> for Halt {
-    fn from(problem: LedgerError) -> Self {
-        match problem {
-            _ if problem.is_about_rows() => {
-                Halt::problem(Problem::of_lane(Kind::Ledger, problem.in_words_of_entity()))
-            }
-            LedgerError::Database(_) | LedgerError::Unreadable(_) => Halt::Broken(problem.into()),
-            LedgerError::Shape(_) | LedgerError::Decode(_) => {
-                Halt::problem(Problem::of_lane(Kind::Config, problem.to_string()))
-            }
-            LedgerError::Standby(_) => {
-                Halt::problem(Problem::of_lane(Kind::Unavailable, problem.to_string()))
-            }
-        }
-    }
-}
 
 /// A pass and its target.
 type Opened = (i64, Snapshot);
@@ -97,24 +31,9 @@ type Opened = (i64, Snapshot);
 /// A place, the lease, the state that it was taken in, and the pass that was opened with it, if one was.
 type Taken = (Place, Lease, Box<Lane>, Option<Opened>);
 
-/// A lane while this worker has its lease.
-pub(super) struct Held<'a> {
-    pub worker: &'a Worker,
-    pub run_id: i64,
-    pub target: &'a Target,
-    pub since: Instant,
-    pub place: Place,
-    /// The entity has rows set aside.
-    pub has_rows_set_aside: bool,
-    /// The first rows that the lane reads in the run.
-    pub start: Arc<InvalidStart>,
-    pub lease: Lease,
-    pub report: EntityReport,
-}
-
 impl Worker {
     /// Brings one entity up to date, or says why not.
-    pub(super) async fn lane(
+    pub(in crate::sync) async fn lane(
         &self,
         run_id: i64,
         target: &Target,
@@ -159,7 +78,7 @@ impl Worker {
     }
 
     /// Records a problem that keeps an entity from being worked on at all.
-    pub(super) async fn fail_lane(
+    pub(in crate::sync) async fn fail_lane(
         &self,
         run_id: i64,
         entity_id: &str,
@@ -208,79 +127,30 @@ impl Worker {
     }
 
     /// One of the places of entities worked on at once. `None`: a signal came.
-    pub(super) async fn place(&self) -> Option<Place> {
+    pub(in crate::sync) async fn place(&self) -> Option<Place> {
         self.places.take().await.filter(|_| !*self.stop.borrow())
     }
 
     /// Says whether a lane that got its place then has had its share, and others wait for theirs: it is given back, to be
     /// taken up again by whichever worker is free.
-    pub(super) fn has_had_its_share(&self, since: Instant) -> bool {
+    pub(in crate::sync) fn has_had_its_share(&self, since: Instant) -> bool {
         // As long as leases go without renewal: much longer than giving one back and taking it takes.
         self.places.are_wanted() && since.elapsed() > self.renewed_every()
     }
 
-    /// What a run would do for an entity, without doing it.
-    pub(super) async fn rehearse(
-        &self,
-        entity_id: &str,
-        zone: &Zone,
-        lane: &Lane,
-        look: &Look,
-        counters: &mut Counters,
-    ) -> Result<EntityReport, RunError> {
-        let mut report = EntityReport::idle(entity_id);
-        let target = lane.open.as_ref().map_or(&look.target, |(_, target)| target);
-        let page_rows = self.page_rows();
-        let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
-        // From the primary: nothing is recorded that a standby could prove itself by.
-        let reading = Reading { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
-        let pass = match self.ledger.pass(reading).await {
-            Err(problem) if problem.is_about_rows() => {
-                return Ok(EntityReport::failed(entity_id, problem.in_words_of_entity()));
-            }
-            pass => pass?,
-        };
-        let mut rows = Rows::of(Pages::Pass(pass), None, self.invalid_start(entity_id));
-        let mut before = lane.cursor.clone();
-        let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
-        loop {
-            match rows.next_batch(before, zone, limits).await {
-                Ok(Some(batch)) => {
-                    report.count(&batch);
-                    counters.rehearse(&batch);
-                    before = Some(batch.last);
-                }
-                Ok(None) => break,
-                // What would stop the lane.
-                Err(RunError::Ledger(LedgerError::Shape(message))) => {
-                    report.ended = Ended::Failed(message);
-                    break;
-                }
-                // The others are rehearsed all the same.
-                Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
-                    report.ended = Ended::Failed(problem.in_words_of_entity());
-                    break;
-                }
-                Err(problem) => return Err(problem),
-            }
-        }
-        report.rows_pending = if report.ended == Ended::Done { Some(report.rows_read) } else { None };
-        Ok(report)
-    }
-
     /// For a lane that begins to read.
-    pub(super) fn invalid_start(&self, entity_id: &str) -> Arc<InvalidStart> {
+    pub(in crate::sync) fn invalid_start(&self, entity_id: &str) -> Arc<InvalidStart> {
         Arc::new(InvalidStart::new(entity_id, self.settings.sync.on_invalid_start))
     }
 
-    pub(super) fn page_rows(&self) -> usize {
+    pub(in crate::sync) fn page_rows(&self) -> usize {
         self.settings.sync.batch_rows * BATCHES_PER_PAGE
     }
 }
 
 impl Held<'_> {
     /// Records how the lane ended, unless that is done, and gives its lease back.
-    pub(super) async fn end(self, halted: Result<(), Halt>) -> Result<EntityReport, RunError> {
+    pub(in crate::sync) async fn end(self, halted: Result<(), Halt>) -> Result<EntityReport, RunError> {
         let Held { worker, run_id, target, lease, mut report, .. } = self;
         let (journal, entity_id) = (&worker.journal, &target.entity_id);
         let recorded = match halted {
@@ -297,7 +167,7 @@ impl Held<'_> {
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| ended)
             }
             Err(Halt::Fenced(left)) => {
-                let waits = words::fenced(left);
+                let waits = messages::fenced(left);
                 tracing::info!(entity_id, "{waits}");
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| Ended::Fenced(waits))
             }
@@ -370,7 +240,7 @@ impl Held<'_> {
     }
 
     /// Records how the ledger is read, where an earlier version has moved the watermark and did not.
-    pub(super) async fn fill_mapping(&self, lane: &mut Lane) -> Result<(), JournalError> {
+    pub(in crate::sync) async fn fill_mapping(&self, lane: &mut Lane) -> Result<(), JournalError> {
         if lane.mapping.is_none() {
             self.worker.journal.fill_mapping(&self.lease, &self.worker.mapping).await?;
             lane.mapping = Some(self.worker.mapping.clone().into());

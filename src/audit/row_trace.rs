@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::RunError;
 use super::verify::chain::{self, Chain, Link};
 use crate::align::Zones;
 use crate::batch::Batch;
@@ -14,6 +13,7 @@ use crate::journal::carried::{self, Carried};
 use crate::journal::proof::{self, Change};
 use crate::journal::{Entity, Health, JournalError, Lane, RecordedError, check_schema};
 use crate::ledger::{Ledger, Row};
+use crate::sync::RunError;
 use crate::watermark::{LedgerId, Snapshot};
 
 /// What is to be said of a row, for machines.

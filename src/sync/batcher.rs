@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::RunError;
+use super::backfill::superseding::Rivals;
 use super::invalid_start::{InvalidStart, Start};
-use super::rivals::Rivals;
 use crate::align::Zone;
 use crate::batch::{self, Batch};
 use crate::ledger::{Ledger, LedgerError, Pages, Range, Reading, Row};

@@ -1,6 +1,6 @@
 //! The chain of watermarks: each change begins where the one before ended, and the last one ends where the entity is.
 
-use super::Finding;
+use super::finding::Finding;
 use crate::journal::Lane;
 use crate::journal::proof::Change;
 use crate::watermark::{Cursor, Snapshot};
@@ -10,7 +10,7 @@ const SHOWN_MAX: usize = 60;
 
 /// What is left of the changes of a watermark when those are left out that a rewind took back.
 #[derive(Debug, Default)]
-pub(in crate::sync) struct Chain {
+pub(crate) struct Chain {
     /// The passes, in order; the last one may be open.
     pub links: Vec<Link>,
     /// The others: what was skipped at registration, or pruned.
@@ -21,7 +21,7 @@ pub(in crate::sync) struct Chain {
 
 /// A pass of the chain.
 #[derive(Clone, Debug)]
-pub(in crate::sync) struct Link {
+pub(crate) struct Link {
     pub pass_id: i64,
     pub settled: Option<Snapshot>,
     pub target: Snapshot,
@@ -30,7 +30,7 @@ pub(in crate::sync) struct Link {
 
 /// Whether a pass is through.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::sync) enum Stage {
+pub(crate) enum Stage {
     /// It was closed, here if that is known.
     Closed(Option<Cursor>),
     /// It is open, and has come so far.
@@ -38,13 +38,13 @@ pub(in crate::sync) enum Stage {
 }
 
 impl Link {
-    pub(in crate::sync) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open(_))
     }
 }
 
 /// Follows the changes of a watermark to where the entity is now.
-pub(in crate::sync) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
+pub(crate) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
     let mut chain = Chain::default();
     let mut stack: Vec<Change> = Vec::new();
     let mut seen: Vec<Snapshot> = Vec::new();

@@ -1,0 +1,33 @@
+//! Why a run could not work at all.
+
+use crate::config::ConfigError;
+use crate::database::Passing;
+use crate::journal::JournalError;
+use crate::ledger::LedgerError;
+
+/// A run could not work at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The ledger cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The sync tables cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The HTTP client cannot be built.
+    #[error("the HTTP client cannot be set up")]
+    Http(#[from] reqwest::Error),
+}
+
+impl Passing for RunError {
+    fn is_passing(&self) -> bool {
+        match self {
+            RunError::Ledger(problem) => problem.is_passing(),
+            RunError::Journal(problem) => problem.is_passing(),
+            RunError::Config(_) | RunError::Http(_) => false,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A record that was accepted before, sent again to prove that a credential is good.
+
+use super::messages;
+use super::proving::Resent;
+use super::worker::Target;
+use super::{RunError, Worker};
+use crate::align::Clock;
+use crate::batch::{Batch, key_hash};
+use crate::elven::Verdict;
+use crate::fault_point::{Step, around};
+use crate::journal::{LastAnswer, Lease};
+use crate::ledger::Row;
+use crate::watermark::LedgerId;
+
+/// So many accepted records are looked at to find one that may be sent again.
+const RECORDS_LOOKED_AT: usize = 100;
+
+impl Worker {
+    /// Sends the newest record again that was accepted before for the entity and still is the newest of its key; once a run,
+    /// recorded like a retry. Needs the lease.
+    pub(super) async fn resend_known(
+        &self,
+        run_id: i64,
+        target: &Target,
+        lease: &Lease,
+    ) -> Result<Resent, RunError> {
+        let resend = async || {
+            let Some(batch) = self.known(target).await? else { return Ok(Resent::Nothing) };
+            let Target { channel, proving, .. } = target;
+            if lease.fence.of_new(&batch).is_some() {
+                let why = "not sent yet, since a request whose answer was lost may still arrive";
+                return Ok(Resent::Otherwise(why.to_owned()));
+            }
+            match self.unless_stopped(channel.turn(self.settings.retry.max)).await {
+                Some(Ok(())) => {}
+                Some(Err(pause)) => return Ok(Resent::Otherwise(messages::come_later(pause))),
+                None => return Ok(Resent::Otherwise("not sent, since the process had to stop".to_owned())),
+            }
+            proving.count();
+            let announced = self.journal.announce_alone(lease, run_id, &batch);
+            let batch_id = around(Step::Announce, announced).await?;
+            let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, lease, &batch).await?;
+            let accepted = verdict == Verdict::Accepted;
+            let words = messages::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
+            let last = LastAnswer {
+                status: if accepted { "accepted" } else { words.status },
+                error: (!accepted).then_some(words.message.as_str()),
+                attempts,
+                ambiguous,
+                stays_set_aside: false,
+            };
+            let answered =
+                self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, None);
+            around(Step::Settle, answered).await?;
+            if accepted {
+                channel.accepted(batch.body.len());
+                return Ok(Resent::Accepted);
+            }
+            Ok(Resent::Otherwise(words.message))
+        };
+        target.proving.resent.get_or_try_init(resend).await.cloned()
+    }
+
+    /// The newest record that was accepted before for the entity, as a batch of its own, as long as no other row of its key
+    /// has come to the ledger since.
+    async fn known(&self, target: &Target) -> Result<Option<Batch>, RunError> {
+        let mut looked_at = 0;
+        for accepted in self.journal.accepted_lately(&target.entity_id, target.zone.name()).await? {
+            for id in accepted.ids.iter().rev().filter(|id| !accepted.set_aside.contains(id)) {
+                looked_at += 1;
+                if looked_at > RECORDS_LOOKED_AT {
+                    return Ok(None);
+                }
+                let found = self.known_record(target, id, accepted.last_xid).await?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A row whose version was in a batch that ends with this transaction, if it is the newest of its key.
+    async fn known_record(
+        &self,
+        target: &Target,
+        id: &LedgerId,
+        last_xid: u64,
+    ) -> Result<Option<Batch>, RunError> {
+        let rows = self.ledger.rows_with_id(&target.entity_id, &id.to_string()).await?;
+        let [row] = &rows[..] else { return Ok(None) };
+        if row.xid > last_xid {
+            return Ok(None);
+        }
+        let batch = Batch::build(None, rows.clone(), &target.zone);
+        let [key] = batch.keys[..] else { return Ok(None) };
+        let rivals = self.ledger.rivals(&target.entity_id, row).await?;
+        let mut clock = Clock::of(&target.zone);
+        let mut same_key = |rival: &Row| rival.id != row.id && key_hash(rival, &mut clock) == Some(key);
+        // What came later was uploaded later, or waits.
+        let is_newest = rivals
+            .iter()
+            .filter(|rival| same_key(rival))
+            .all(|rival| rival.xid <= last_xid && !batch.is_superseded_by(rival));
+        Ok(is_newest.then_some(batch))
+    }
+}

@@ -1,0 +1,135 @@
+//! One run over all entities, from the ledger to the journal.
+
+use futures_util::future::{join, join_all};
+
+use super::report::Unregistered;
+use super::worker::{Target, Unusable, progress, warn_of};
+use super::{EntityReport, RunError, RunReport, Worker};
+use crate::fault_point::{Step, around};
+use crate::journal::{Entity, JournalError, Kind, Problem, RunStatus, refuse_standby};
+use crate::ledger::Unreadable;
+
+impl Worker {
+    /// Brings the entities up to date: all that are not paused, or those named.
+    pub async fn run(&self, only: &[String]) -> Result<RunReport, RunError> {
+        let selected = self.select(only).await?;
+        let (targets, unusable) = self.targets(&selected)?;
+        warn_of(&self.ledger.without_trigger().await?);
+        refuse_standby(&self.database).await?;
+        let run_id =
+            around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
+                .await?;
+        let mut notes = Vec::new();
+        let work = async {
+            // Before anything is sent: what is counted was uploaded by the earlier rules.
+            let seen = self.see_rules(run_id, &targets).await;
+            let compared = self.notes_of_rules(&targets, seen);
+            let worked = self.work(run_id, only.is_empty(), &selected, targets.clone(), unusable);
+            let (compared, worked) = join(compared, worked).await;
+            notes = compared;
+            worked
+        };
+        let worked = self.alive(run_id, work).await;
+        let (status, error, entities, unregistered) = match worked {
+            Ok((entities, unregistered)) => {
+                let status = unregistered.status(&entities, *self.stop.borrow());
+                let error = entities.iter().find_map(EntityReport::failure);
+                (status, error.or_else(|| unregistered.unknown.clone()), entities, unregistered)
+            }
+            Err(problem) => {
+                let message = crate::text::chain(&problem);
+                // The run's row is truthful if it can be written; if not, the next run marks it.
+                if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await
+                {
+                    tracing::warn!(run_id, error = %second, "the run's end could not be recorded");
+                }
+                return Err(problem);
+            }
+        };
+        let finished = self.journal.finish_run(run_id, status, error.as_deref());
+        let counters = around(Step::FinishRun, finished).await?;
+        let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
+        let run_id = Some(run_id);
+        Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
+    }
+
+    /// Tells each channel which bodies the API has found too large of late.
+    pub(super) async fn recall_sizes(&self, targets: &[Target]) -> Result<(), JournalError> {
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let entity_ids: Vec<String> = targets.iter().map(|target| target.entity_id.clone()).collect();
+        let refused = self.journal.too_large(&entity_ids).await?;
+        for target in targets {
+            if let Some(&bytes) = refused.get(&target.entity_id) {
+                target.channel.too_large(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    async fn work(
+        &self,
+        run_id: i64,
+        whole_ledger: bool,
+        selected: &[Entity],
+        targets: Vec<Target>,
+        unusable: Vec<Unusable>,
+    ) -> Result<(Vec<EntityReport>, Unregistered), RunError> {
+        let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
+        let lanes = self.journal.lanes(&ids, &self.mapping).await?;
+        let look = self.ledger.look(&progress(&lanes)).await?;
+        // Before any lane begins: all who use a credential wait for what one of them was asked to wait.
+        for target in &targets {
+            if let Some(pause) = lanes.get(&target.entity_id).and_then(|lane| lane.not_before) {
+                target.channel.pause(pause);
+            }
+        }
+        let mut reports = Vec::new();
+        let unreadable = look.unreadable.values().cloned();
+        let unreadable = unreadable
+            .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)));
+        // One that cannot be worked on anyway says the first reason.
+        let unreadable = unreadable.filter(|(id, _)| unusable.iter().all(|(unusable, _)| unusable != id));
+        for (entity_id, problem) in unreadable.chain(unusable.iter().cloned()) {
+            reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
+        }
+        let targets = targets.into_iter().filter(|target| !look.unreadable.contains_key(&target.entity_id));
+        let has_work = |entity_id: &str| {
+            let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
+            open || look.news(entity_id).has_news
+        };
+        let (busy, idle): (Vec<Target>, Vec<Target>) = targets.partition(|t| {
+            // A watermark that does not fit is a failure even when nothing seems to wait behind it.
+            let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
+            has_work(&t.entity_id) || self.fits(&t.entity_id, &lane, &look).is_err()
+        });
+        let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
+        if !idle.is_empty() {
+            // Now, since it is true now: the others may take hours.
+            self.journal.found_idle(&idle, &self.mapping).await?;
+        }
+        self.recall_sizes(&busy).await?;
+        // How many are worked on at once is up to the places; the others only wait.
+        let worked = busy.iter().map(async |target| {
+            let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
+            let worked = self.lane(run_id, target, &seen, &look).await;
+            self.progress.end(&target.entity_id);
+            worked
+        });
+        let busy_ids: Vec<String> = busy.iter().map(|target| target.entity_id.clone()).collect();
+        let worked = self.counted_meanwhile(&busy_ids, join_all(worked)).await;
+        for report in worked {
+            reports.push(report?);
+        }
+        reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
+        self.count_pending(&mut reports, &idle).await?;
+        let unregistered =
+            if whole_ledger { self.unregistered(&lanes).await? } else { Unregistered::default() };
+        if !unregistered.entity_ids.is_empty() {
+            self.journal.note_unregistered(run_id, &unregistered.entity_ids).await?;
+        }
+        reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
+        Ok((reports, unregistered))
+    }
+}

@@ -1,0 +1,236 @@
+//! A worker: everything that runs, backfills and retries need, and its signs of life.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::RunError;
+use super::api_session::Channel;
+use super::concurrency::Places;
+use super::progress::Progress as RowsDone;
+use super::proving::Proving;
+use crate::align::Zone;
+use crate::config::{ConfigError, Settings};
+use crate::database::Database;
+use crate::elven::{Answer, Client, Signed};
+use crate::fault_point::{Step, around};
+use crate::journal::{Entity, Journal, JournalError, Kind, Lane, Problem};
+use crate::ledger::{Ledger, LedgerError, Progress};
+use crate::text::quoted_sql;
+
+/// Set once the process was asked to stop: batches in flight are finished, no new one begins. Those that
+/// take longer than `shutdown_grace` are given up.
+pub type Stop = watch::Receiver<bool>;
+
+/// Everything that a worker needs; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) database: Database,
+    pub(crate) ledger: Ledger,
+    /// How the ledger is read, as the journal records it.
+    pub(crate) mapping: Arc<str>,
+    pub(crate) journal: Journal,
+    pub(crate) client: Client,
+    pub(crate) places: Arc<Places>,
+    pub(crate) stop: Stop,
+    /// Set once the grace after `stop` is over, too.
+    pub(crate) cut_off: Stop,
+    pub(crate) progress: RowsDone,
+}
+
+/// An entity that cannot be worked on, and why.
+pub(super) type Unusable = (String, Problem);
+
+/// A registered entity that can be worked on.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(crate) entity_id: String,
+    pub(crate) zone: Zone,
+    pub(crate) channel: Arc<Channel>,
+    /// What was done in the run to prove that its credential and the endpoint are good.
+    pub(crate) proving: Arc<Proving>,
+}
+
+impl Worker {
+    /// Opens ledger and sync tables on connections to the primary.
+    pub async fn open(settings: Settings, database: Database, stop: Stop) -> Result<Self, RunError> {
+        let worker = worker_name();
+        let journal =
+            Journal::open(database.clone(), worker, settings.sync.lease, settings.api.signature_window)
+                .await?;
+        let standby = match &settings.ledger_url {
+            Some(url) => Some(standby(url, &database).await?),
+            None => None,
+        };
+        let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
+        let client = Client::new(&settings.api_url, settings.api.timeout)?;
+        let places = Arc::new(Places::new(&settings.sync));
+        let cut_off = after(stop.clone(), settings.sync.shutdown_grace);
+        Ok(Self {
+            settings: Arc::new(settings),
+            database,
+            mapping: ledger.mapping_json().clone(),
+            ledger,
+            journal,
+            client,
+            places,
+            stop,
+            cut_off,
+            progress: RowsDone::default(),
+        })
+    }
+
+    pub(super) async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
+        let all = Entity::list(&self.database).await?;
+        if let Some(missing) = only.iter().find(|id| all.iter().all(|entity| entity.entity_id != **id)) {
+            let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
+            return Err(ConfigError(crate::journal::unknown_entity(missing, &known)).into());
+        }
+        let wanted =
+            |entity: &Entity| !entity.paused && (only.is_empty() || only.contains(&entity.entity_id));
+        Ok(all.into_iter().filter(wanted).collect())
+    }
+
+    /// Sorts out the entities that cannot be worked on, each with its problem. When no entity at all
+    /// has a usable credential, nothing is begun: then the installation is not set up yet.
+    pub(super) fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
+        let mut channels: BTreeMap<&str, Result<Arc<Channel>, String>> = BTreeMap::new();
+        let mut targets = Vec::new();
+        let mut unusable = Vec::new();
+        for Entity { entity_id, timezone, credential, .. } in selected {
+            let open = || self.channel(credential).map(Arc::new).map_err(|problem| problem.to_string());
+            let channel = channels.entry(credential).or_insert_with(open).clone();
+            match (self.settings.zones.get(timezone), channel) {
+                (Err(problem), _) => {
+                    let message = format!(
+                        "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = {}",
+                        quoted_sql(entity_id)
+                    );
+                    unusable.push((entity_id.clone(), Problem::of_lane(Kind::Timezone, message)));
+                }
+                (_, Err(message)) => {
+                    unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
+                }
+                (Ok(zone), Ok(channel)) => {
+                    let proving = Arc::new(Proving::default());
+                    targets.push(Target { entity_id: entity_id.clone(), zone, channel, proving });
+                }
+            }
+        }
+        let missing: Option<Vec<String>> = channels.into_values().map(Result::err).collect();
+        if let Some(problem) = missing.and_then(|mut missing| missing.pop()) {
+            return Err(ConfigError(problem));
+        }
+        Ok((targets, unusable))
+    }
+
+    fn channel(&self, credential: &str) -> Result<Channel, ConfigError> {
+        let credential = self.settings.credential(credential)?;
+        let (rate, bytes) = (self.settings.api.requests_per_second, self.settings.sync.batch_bytes);
+        Ok(Channel::new(credential, self.client.clone(), rate, bytes))
+    }
+
+    /// Sends a request. `None`: after a stop there was no time left to wait for the answer.
+    pub(super) async fn answer(&self, channel: &Channel, signed: Signed) -> Option<Answer> {
+        let mut cut_off = self.cut_off.clone();
+        tokio::select! {
+            biased;
+            answer = channel.send(signed) => Some(answer),
+            Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => None,
+        }
+    }
+
+    pub(super) fn renewed_every(&self) -> Duration {
+        (self.settings.sync.lease / 3).max(Duration::from_millis(50))
+    }
+
+    /// Gives signs of life for as long as the work of a run lasts, and ends the work when nobody can hear them any more.
+    pub(super) async fn alive<T>(
+        &self,
+        run_id: i64,
+        work: impl Future<Output = Result<T, RunError>>,
+    ) -> Result<T, RunError> {
+        let mut heart = JoinSet::new();
+        heart.spawn(heartbeat(self.clone(), run_id));
+        // Beside it, so that no sign of life waits for that.
+        let (database, every) = (self.database.clone(), self.renewed_every());
+        heart.spawn(async move { match database.keep_forgetting(every).await {} });
+        tokio::select! {
+            worked = work => worked,
+            Some(Ok(problem)) = heart.join_next() => Err(problem.into()),
+        }
+    }
+
+    /// Waits for something. `None`: a signal came meanwhile.
+    pub(super) async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            Ok(_) = stop.wait_for(|stop| *stop) => None,
+            done = waiting => Some(done),
+        }
+    }
+}
+
+/// Connects to the standby that pages are to be read from.
+async fn standby(url: &SecretString, primary: &Database) -> Result<Database, LedgerError> {
+    primary.beside(url).await.map_err(|problem| {
+        LedgerError::Standby(format!(
+            "the standby cannot be reached: {}; hint: check ELVEN_SYNC_LEDGER_URL, or leave it out to read from the \
+             primary",
+            crate::text::chain(&problem)
+        ))
+    })
+}
+
+/// What is written without a stamp may lie behind the watermark, and nobody would know.
+pub(crate) fn warn_of(without_trigger: &[String]) {
+    for table in without_trigger {
+        tracing::warn!(
+            table,
+            "no trigger that is enabled ALWAYS stamps what is written here, so rows may be passed over; hint: \
+             `elven-sync attach`, which also says how to stamp what was written meanwhile"
+        );
+    }
+}
+
+pub(crate) fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {
+    lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect()
+}
+
+/// Gives signs of life, until that fails for longer than a database may be away.
+async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
+    let every = worker.renewed_every();
+    // Run and leases begin with their whole time.
+    let mut tick = tokio::time::interval_at(Instant::now() + every, every);
+    loop {
+        tick.tick().await;
+        if let Err(problem) = around(Step::RenewLease, worker.journal.renew(run_id)).await {
+            return problem;
+        }
+    }
+}
+
+/// Says that a stop was asked for, so much later.
+fn after(mut stop: Stop, grace: Duration) -> Stop {
+    let (sender, later) = watch::channel(false);
+    tokio::spawn(async move {
+        if stop.wait_for(|stop| *stop).await.is_ok() {
+            tokio::time::sleep(grace).await;
+            sender.send_replace(true);
+        }
+    });
+    later
+}
+
+/// Host, process and time of start: no two workers share a name.
+pub(crate) fn worker_name() -> String {
+    let host = gethostname::gethostname();
+    format!("{}/{}/{:x}", host.to_string_lossy(), std::process::id(), chrono::Utc::now().timestamp_micros())
+}
