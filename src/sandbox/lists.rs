@@ -4,8 +4,9 @@ use axum::{extract::Query, http::Uri};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::shared::Shared;
 use super::{
-    Shared, currencies,
+    currencies,
     refusal::{Code, Refusal},
 };
 

@@ -12,10 +12,8 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Shared,
-    memory::{Memory, Received, Request, Sums},
-};
+use super::memory::{Memory, Received, Request, Sums};
+use super::shared::Shared;
 
 /// Requests, records and accounts that the page shows.
 const ROWS_MAX: usize = 200;

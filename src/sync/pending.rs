@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::report::Unregistered;
 use super::watermark_check;
 use super::worker::progress;
-use super::{EntityReport, RunError, Worker};
+use super::{EntityReport, RowsDone, RunError, Worker};
 use crate::journal::{Entity, Lane};
 use crate::ledger::Unreadable;
 
@@ -60,6 +60,46 @@ impl Worker {
             tracing::warn!(entity_id, "the rows that wait could not be counted: {message}");
         }
         self.journal.note_pending(&pending).await?;
+        Ok(())
+    }
+}
+
+impl Worker {
+    /// How far the work is.
+    pub fn progress(&self) -> &RowsDone {
+        &self.progress
+    }
+
+    /// Works, and meanwhile counts what there is.
+    pub(super) async fn counted_meanwhile<T>(
+        &self,
+        entity_ids: &[String],
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            biased;
+            worked = &mut work => return worked,
+            counted = self.count_for_progress(entity_ids) => if let Err(problem) = counted {
+                let error = crate::text::chain(&problem);
+                tracing::warn!(error, "what there is to do could not be counted; it is done all the same");
+            }
+        }
+        work.await
+    }
+
+    /// Counts what waits for these entities, once a run has lasted for a while and if somebody watches it.
+    async fn count_for_progress(&self, entity_ids: &[String]) -> Result<(), RunError> {
+        let Some(counted_after) = self.progress.counted_after() else { return Ok(()) };
+        tokio::time::sleep(counted_after).await;
+        // Before the cursors are read: what is done while the rest is counted is part of that.
+        let done: BTreeMap<String, i64> =
+            self.progress.lock().iter().map(|(id, entity)| (id.clone(), entity.rows_done)).collect();
+        let lanes = self.journal.lanes(entity_ids, &self.mapping).await?;
+        for (entity_id, rows) in self.ledger.rows_pending(&progress(&lanes)).await? {
+            let done = done.get(&entity_id).copied().unwrap_or(0);
+            self.progress.change(&entity_id, |entity| entity.rows_total = Some(done + rows));
+        }
         Ok(())
     }
 }

@@ -4,9 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::worker::progress;
-use super::{RunError, Worker};
-
 /// How far a run or a backfill is; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Shared>);
@@ -70,7 +67,7 @@ impl Progress {
         self.change(entity_id, |entity| entity.has_ended = true);
     }
 
-    fn change(&self, entity_id: &str, change: impl FnOnce(&mut EntityProgress)) {
+    pub(super) fn change(&self, entity_id: &str, change: impl FnOnce(&mut EntityProgress)) {
         let mut entities = self.lock();
         let entity = entities.entry(entity_id.to_owned()).or_insert_with(|| EntityProgress {
             entity_id: entity_id.to_owned(),
@@ -79,47 +76,12 @@ impl Progress {
         change(entity);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, EntityProgress>> {
+    /// When the rows of a run are counted. `None`: nobody watches.
+    pub(super) fn counted_after(&self) -> Option<Duration> {
+        self.0.counted_after.get().copied()
+    }
+
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, EntityProgress>> {
         self.0.entities.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Worker {
-    /// How far the work is.
-    pub fn progress(&self) -> &Progress {
-        &self.progress
-    }
-
-    /// Works, and meanwhile counts what there is.
-    pub(super) async fn counted_meanwhile<T>(
-        &self,
-        entity_ids: &[String],
-        work: impl Future<Output = T>,
-    ) -> T {
-        let mut work = std::pin::pin!(work);
-        tokio::select! {
-            biased;
-            worked = &mut work => return worked,
-            counted = self.count_for_progress(entity_ids) => if let Err(problem) = counted {
-                let error = crate::text::chain(&problem);
-                tracing::warn!(error, "what there is to do could not be counted; it is done all the same");
-            }
-        }
-        work.await
-    }
-
-    /// Counts what waits for these entities, once a run has lasted for a while and if somebody watches it.
-    async fn count_for_progress(&self, entity_ids: &[String]) -> Result<(), RunError> {
-        let Some(&counted_after) = self.progress.0.counted_after.get() else { return Ok(()) };
-        tokio::time::sleep(counted_after).await;
-        // Before the cursors are read: what is done while the rest is counted is part of that.
-        let done: BTreeMap<String, i64> =
-            self.progress.lock().iter().map(|(id, entity)| (id.clone(), entity.rows_done)).collect();
-        let lanes = self.journal.lanes(entity_ids, &self.mapping).await?;
-        for (entity_id, rows) in self.ledger.rows_pending(&progress(&lanes)).await? {
-            let done = done.get(&entity_id).copied().unwrap_or(0);
-            self.progress.change(&entity_id, |entity| entity.rows_total = Some(done + rows));
-        }
-        Ok(())
     }
 }

@@ -37,7 +37,7 @@ pub struct Worker {
     pub(crate) mapping: Arc<str>,
     pub(crate) journal: Journal,
     pub(crate) client: Client,
-    pub(crate) places: Arc<Places>,
+    pub(super) places: Arc<Places>,
     pub(crate) stop: Stop,
     /// Set once the grace after `stop` is over, too.
     pub(crate) cut_off: Stop,

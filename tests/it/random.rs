@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::Duration;
 
+use elven_sync::audit::{EntityProof, verify};
 use elven_sync::config::Settings;
 use elven_sync::database::Database;
 use elven_sync::journal::RunStatus;
-use elven_sync::sync::{Ended, EntityProof, verify};
+use elven_sync::sync::Ended;
 use elven_sync::watermark::Snapshot;
 use fastrand::Rng;
 use futures_util::{FutureExt, StreamExt, stream};

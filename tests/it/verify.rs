@@ -6,14 +6,14 @@ mod tampering;
 
 use std::collections::BTreeSet;
 
-use elven_sync::sync::{self, EntityProof};
+use elven_sync::audit::{self, EntityProof};
 
 use crate::support::Scene;
 
 /// What is found out about the entities of a scene.
 pub async fn proof(scene: &Scene, deep: bool) -> Vec<EntityProof> {
     let database = scene.database(4).await;
-    let proof = sync::verify(&scene.settings(&[]), &database, &[], deep).await.unwrap();
+    let proof = audit::verify(&scene.settings(&[]), &database, &[], deep).await.unwrap();
     database.close().await;
     proof
 }

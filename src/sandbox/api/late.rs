@@ -6,7 +6,9 @@ use std::time::Duration;
 use axum::http::request::Parts;
 use chrono::TimeDelta;
 
-use super::{Call, Content, Shared, begin_note, gatekeeper, judge, usual, wait};
+use super::super::fault::wait;
+use super::super::shared::Shared;
+use super::call::{Call, Content, begin_note, gatekeeper, judge, usual};
 
 /// Judges an import after a while, as if it had arrived then, keeps what is accepted of it, and notes it as one more
 /// request. Nobody gets the answer. When the sandbox stops first, the import is lost.

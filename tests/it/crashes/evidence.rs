@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use elven_sync::sync::{EntityProof, verify};
+use elven_sync::audit::{EntityProof, verify};
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::Case;

@@ -1,6 +1,6 @@
 //! Repairs: rows that were set aside and corrected are no finding, in whatever place they were corrected.
 
-use elven_sync::sync::EntityProof;
+use elven_sync::audit::EntityProof;
 use sqlx::PgPool;
 
 use super::{findings, holds, proof};
