@@ -28,6 +28,7 @@ mod health;
 mod hostile;
 mod invalid_start;
 mod keys;
+mod layers;
 mod ledgers;
 mod mapping;
 mod moves;
