@@ -9,6 +9,7 @@ mod mistake;
 mod number;
 mod on_invalid_start;
 mod overlay;
+pub mod reference;
 mod time;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
 pub use credentials::{Credential, CredentialSource};
@@ -113,7 +114,7 @@ pub struct Settings {
 }
 
 /// What `elven-sync.toml` may say.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 struct File {
     credentials: BTreeMap<String, CredentialSource>,
@@ -126,7 +127,7 @@ struct File {
 }
 
 /// `[database]`: how the database is used.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct DatabaseSettings {
     /// How long a run waits for a database that went away before it fails.
@@ -141,7 +142,7 @@ impl Default for DatabaseSettings {
 }
 
 /// `[sync]`: how runs work.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct SyncSettings {
     /// Records in a request, 1 to 1000.
@@ -188,7 +189,7 @@ impl Default for SyncSettings {
 }
 
 /// `[sync] on_ambiguous`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnAmbiguous {
     /// Send it again, the same bytes.
@@ -198,7 +199,7 @@ pub enum OnAmbiguous {
 }
 
 /// `[api]`: how the API is called.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct ApiSettings {
     /// The longest a request may take in all.
@@ -223,7 +224,7 @@ impl Default for ApiSettings {
 }
 
 /// `[retry]`: how a request is repeated.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct RetrySettings {
     /// Attempts in all.
