@@ -40,7 +40,10 @@ pub struct Variable {
 /// The sections in the order of the documents, each with a sentence.
 pub const SECTIONS: [(&str, &str); 8] = [
     ("ledger", "The table or view that holds the balance snapshots."),
-    ("ledger.columns", "The column of the ledger in each role. Only names that differ from the default are needed."),
+    (
+        "ledger.columns",
+        "The column of the ledger in each role. Only names that differ from the default are needed.",
+    ),
     (
         "credentials.NAME",
         "Where to find the API key and the secret of a credential. `entity add --credential NAME` refers to it. The key and \
@@ -117,8 +120,20 @@ pub const KEYS: [Key; 32] = [
         "\"entity_account_id\"",
         "The column with Elven's key of the account.",
     ),
-    key("ledger.columns", "currency", TEXT, "\"currency\"", "The column with the currency, as Elven spells it."),
-    key("ledger.columns", "captured_at", TEXT, "\"captured_at\"", "The column with the instant of the balance."),
+    key(
+        "ledger.columns",
+        "currency",
+        TEXT,
+        "\"currency\"",
+        "The column with the currency, as Elven spells it.",
+    ),
+    key(
+        "ledger.columns",
+        "captured_at",
+        TEXT,
+        "\"captured_at\"",
+        "The column with the instant of the balance.",
+    ),
     key("ledger.columns", "balance", TEXT, "\"balance\"", "The column with the amount."),
     key(
         "ledger.columns",
@@ -155,13 +170,7 @@ pub const KEYS: [Key; 32] = [
         "\"/run/secrets/acme-secret\"",
         "The file that holds the secret. It takes precedence over `secret_env`.",
     ),
-    key(
-        "sync",
-        "batch_rows",
-        "whole number, records, 1 to 1000",
-        "1000",
-        "The most records in one request.",
-    ),
+    key("sync", "batch_rows", "whole number, records, 1 to 1000", "1000", "The most records in one request."),
     unset(
         "sync",
         "batch_bytes",
@@ -238,7 +247,13 @@ pub const KEYS: [Key; 32] = [
         "10",
         "The most requests per second with one credential. If it is not set, there is no limit.",
     ),
-    key("retry", "attempts", COUNT, "6", "How often a request is sent in one run, the first attempt included."),
+    key(
+        "retry",
+        "attempts",
+        COUNT,
+        "6",
+        "How often a request is sent in one run, the first attempt included.",
+    ),
     key(
         "retry",
         "initial",
@@ -366,7 +381,9 @@ pub fn example() -> String {
 /// The keys of a section as a table in Markdown.
 pub fn section_table(section: &str) -> String {
     let mut table = "| key | value | default | meaning |\n|---|---|---|---|\n".to_owned();
-    for Key { name, value, default, example, sentence, .. } in KEYS.iter().filter(|key| key.section == section) {
+    for Key { name, value, default, example, sentence, .. } in
+        KEYS.iter().filter(|key| key.section == section)
+    {
         let default =
             default.map_or_else(|| format!("not set, e.g. `{example}`"), |default| format!("`{default}`"));
         let _ = writeln!(table, "| `{name}` | {value} | {default} | {sentence} |");
