@@ -410,7 +410,7 @@ fn wrapped(sentence: &str) -> String {
         if line.len() + 1 + word.len() > 100 {
             text += &line;
             text.push('\n');
-            line = "#".to_owned();
+            "#".clone_into(&mut line);
         }
         line.push(' ');
         line += word;

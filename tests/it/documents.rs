@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::CommandFactory;
+use clap::error::ErrorKind;
 use elven_sync::commands::Cli;
 use elven_sync::config::{Environment, Flags, Settings, reference};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -114,7 +115,7 @@ fn the_configuration_reference_has_every_key_and_its_default() {
 
 #[test]
 fn the_page_of_the_configuration_is_generated_from_the_reference() {
-    let text = with_generated(&read(CONFIGURATION), "keys", |section| reference::section_table(section));
+    let text = with_generated(&read(CONFIGURATION), "keys", reference::section_table);
     let mut sections = Vec::new();
     let text = with_generated(&text, "variables", |_| reference::variable_table());
     assert_is(CONFIGURATION, &text);
@@ -318,13 +319,10 @@ fn every_command_in_the_documents_can_be_typed() {
                     continue;
                 }
                 tested += 1;
-                if let Err(problem) = Cli::command().try_get_matches_from(words(line)) {
-                    if !matches!(
-                        problem.kind(),
-                        clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion
-                    ) {
-                        let _ = writeln!(wrong, "{} line {}: {line}\n{problem}", document.name, fence.line);
-                    }
+                if let Err(problem) = Cli::command().try_get_matches_from(words(line))
+                    && !matches!(problem.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+                {
+                    let _ = writeln!(wrong, "{} line {}: {line}\n{problem}", document.name, fence.line);
                 }
             }
         }
