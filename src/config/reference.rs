@@ -108,8 +108,8 @@ pub const KEYS: [Key; 32] = [
         "balance_scale",
         "whole number, digits, 0 to 100",
         "2",
-        "How many digits of a whole number in `balance` are decimal places, e.g. 2 for cents. It is needed for an integer \
-         column.",
+        "How many digits of a whole number in `balance` are decimal places, e.g. 2 for cents. An integer column needs it; for \
+         a numeric column it is refused.",
     ),
     key("ledger.columns", "id", TEXT, "\"id\"", "The column that identifies a row."),
     key("ledger.columns", "entity_id", TEXT, "\"entity_id\"", "The column with the entity of a row."),
