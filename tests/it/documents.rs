@@ -1,6 +1,6 @@
 //! The documents agree with the program: the configuration reference, the help texts, commands, links and examples.
 //!
-//! `ELVEN_REWRITE_DOCS=1 cargo test --test it -- documents::` writes the generated parts anew.
+//! `make docs` writes the generated parts.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -41,7 +41,7 @@ fn assert_is(name: &str, generated: &str) {
     let lines = present.lines().zip(generated.lines()).position(|(present, generated)| present != generated);
     assert!(
         present == generated,
-        "{name} differs from the program at line {}; ELVEN_REWRITE_DOCS=1 cargo test --test it -- documents:: writes it",
+        "{name} differs from the program at line {}; `make docs` writes it",
         1 + lines.unwrap_or_else(|| present.lines().count().min(generated.lines().count()))
     );
 }
