@@ -390,9 +390,10 @@ fn joined(folder: &Path, file: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-// The recipes of the page on ledgers
+// The SQL of the documents
 
-const LEDGERS: &str = "docs/ledgers.md";
+const PAGES_WITH_SQL: [&str; 3] = ["docs/ledgers.md", "docs/backfills.md", "docs/time-zones.md"];
+const ROLES: [&str; 3] = ["elven_sync_run", "elven_sync_read", "elven_sync_prune"];
 
 /// What the recipes take for granted: two tables of a ledger of the reader's own, and the table of another example.
 const TABLES: &str = "
@@ -427,16 +428,18 @@ async fn the_recipes_for_ledgers_work(pool: PgPool) {
     }
     // Roles belong to the whole cluster, and other tests may run on it.
     let suffix = scene.text("select '_' || oid from pg_database where datname = current_database()").await;
-    let page = Document { name: LEDGERS.to_owned(), text: read(LEDGERS) };
-    for fence in page.fences().iter().filter(|fence| fence.language == "sql") {
-        let mut sql = fence.text.clone();
-        for role in ["elven_sync_run", "elven_sync_read", "elven_sync_prune"] {
-            sql = sql.replace(role, &format!("{role}{suffix}"));
-        }
-        // One at a time: an index cannot be created concurrently together with something else.
-        for statement in sql.split(";\n") {
-            let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&scene.pool).await;
-            assert!(done.is_ok(), "{LEDGERS} line {}: {statement}: {done:?}", fence.line);
+    for name in PAGES_WITH_SQL {
+        let page = Document { name: name.to_owned(), text: read(name) };
+        for fence in page.fences().iter().filter(|fence| fence.language == "sql") {
+            let mut sql = fence.text.clone();
+            for role in ROLES {
+                sql = sql.replace(role, &format!("{role}{suffix}"));
+            }
+            // One at a time: an index cannot be created concurrently together with something else.
+            for statement in sql.split(";\n") {
+                let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&scene.pool).await;
+                assert!(done.is_ok(), "{name} line {}: {statement}: {done:?}", fence.line);
+            }
         }
     }
     scene.sql(NAMES).await;
@@ -484,7 +487,7 @@ async fn the_recipes_for_ledgers_work(pool: PgPool) {
     }
     scene.set("DATABASE_URL", &as_role("prune"));
     said(&scene, 0, &["prune", "--older-than", "1ms"]).await;
-    for role in ["elven_sync_run", "elven_sync_read", "elven_sync_prune"] {
+    for role in ROLES {
         let drop = format!("drop owned by {role}{suffix}; drop role {role}{suffix}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&scene.pool).await.unwrap();
     }
