@@ -1,7 +1,7 @@
 //! The reference of the configuration: each key of the file and each environment variable, with a sentence.
 //!
-//! The tables of `docs/configuration.md` and the whole of `elven-sync.example.toml` are made from it. A test compares it
-//! with the structs, so that no key is missing and no default differs.
+//! The tables of `docs/configuration.md` and the whole of `elven-sync.example.toml` are made from it. A test compares
+//! it with the structs, so that no key is missing and no default differs.
 
 use std::fmt::Write as _;
 
@@ -46,8 +46,8 @@ pub const SECTIONS: [(&str, &str); 8] = [
     ),
     (
         "credentials.NAME",
-        "Where to find the API key and the secret of a credential. `entity add --credential NAME` refers to it. The key and \
-         the secret themselves never stand in the file.",
+        "Where to find the API key and the secret of a credential. `entity add --credential NAME` refers to it. \
+         The key and the secret themselves never stand in the file.",
     ),
     ("sync", "How runs, backfills and retries work."),
     ("api", "How the API is called."),
@@ -87,7 +87,8 @@ pub const KEYS: [Key; 32] = [
         "table",
         TEXT,
         "\"ledger.balance_snapshots\"",
-        "Schema and name of the table or view, spelled as in the catalogue. Only a name with a dot in it needs double quotes.",
+        "Schema and name of the table or view, spelled as in the catalogue. Only a name with a dot in it needs \
+         double quotes.",
     ),
     unset(
         "ledger",
@@ -108,8 +109,8 @@ pub const KEYS: [Key; 32] = [
         "balance_scale",
         "whole number, digits, 0 to 100",
         "2",
-        "How many digits of a whole number in `balance` are decimal places, e.g. 2 for cents. An integer column needs it; for \
-         a numeric column it is refused.",
+        "How many digits of a whole number in `balance` are decimal places, e.g. 2 for cents. An integer column \
+         needs it; for a numeric column it is refused.",
     ),
     key("ledger.columns", "id", TEXT, "\"id\"", "The column that identifies a row."),
     key("ledger.columns", "entity_id", TEXT, "\"entity_id\"", "The column with the entity of a row."),
@@ -176,7 +177,8 @@ pub const KEYS: [Key; 32] = [
         "batch_bytes",
         "whole number, bytes",
         "100000",
-        "The most bytes of a request's body. If it is not set, the limit is learned from the API's answers (HTTP 413).",
+        "The most bytes of a request's body. If it is not set, the limit is learned from the API's answers (HTTP \
+         413).",
     ),
     key(
         "sync",
@@ -190,32 +192,32 @@ pub const KEYS: [Key; 32] = [
         "requests_in_flight",
         COUNT,
         "4",
-        "How many requests of one entity are in flight at once. All entities together have at most `entities_at_once` times \
-         as many.",
+        "How many requests of one entity are in flight at once. All entities together have at most \
+         `entities_at_once` times as many.",
     ),
     key(
         "sync",
         "max_rejections",
         "whole number, rows",
         "100",
-        "How many rows of an entity may be set aside and open because the API refused them. Then the entity stops with kind \
-         `rejected_batch`. Rows of kind `invalid_row` do not count.",
+        "How many rows of an entity may be set aside and open because the API refused them. Then the entity stops \
+         with kind `rejected_batch`. Rows of kind `invalid_row` do not count.",
     ),
     key(
         "sync",
         "on_ambiguous",
         "`resend` or `hold`",
         "\"resend\"",
-        "What happens to a batch whose outcome is unknown: `resend` sends it again, `hold` stops the entity until a person \
-         decides.",
+        "What happens to a batch whose outcome is unknown: `resend` sends it again, `hold` stops the entity until \
+         a person decides.",
     ),
     key(
         "sync",
         "on_invalid_start",
         "`stop` or `set_aside`",
         "\"stop\"",
-        "What happens when the first 1,000 rows that a run reads of an entity are all invalid: `stop` stops the entity with \
-         kind `config`, `set_aside` sets the rows aside.",
+        "What happens when the first 1,000 rows that a run reads of an entity are all invalid: `stop` stops the \
+         entity with kind `config`, `set_aside` sets the rows aside.",
     ),
     key(
         "sync",
@@ -237,8 +239,8 @@ pub const KEYS: [Key; 32] = [
         "signature_window",
         "duration, up to `1h`",
         "\"30s\"",
-        "How far the timestamp of a signature may be from the API's clock. The API decides it; a shorter value here would \
-         let an old request overwrite a newer row.",
+        "How far the timestamp of a signature may be from the API's clock. The API decides it; a shorter value \
+         here would let an old request overwrite a newer row.",
     ),
     unset(
         "api",
@@ -274,8 +276,8 @@ pub const KEYS: [Key; 32] = [
         "zoneinfo",
         "path or `bundled`",
         "\"/usr/share/zoneinfo\"",
-        "The folder of the zone rules, or `bundled` for the rules in the program. If it is not set, the newest rules of the \
-         program and the system are used.",
+        "The folder of the zone rules, or `bundled` for the rules in the program. If it is not set, the newest \
+         rules of the program and the system are used.",
     ),
 ];
 
@@ -309,8 +311,8 @@ pub const VARIABLES: [Variable; 9] = [
         names: &["ELVEN_API_KEY_FILE", "ELVEN_API_SECRET_FILE"],
         flag: None,
         default: "",
-        sentence: "Files that hold API key and secret of the credential `default`. They take precedence over the values, and \
-                   are read again after HTTP 401 or 403.",
+        sentence: "Files that hold API key and secret of the credential `default`. They take precedence over the \
+                   values, and are read again after HTTP 401 or 403.",
     },
     Variable {
         names: &["ELVEN_SYNC_CONFIG"],
@@ -335,7 +337,8 @@ pub const VARIABLES: [Variable; 9] = [
         names: &["HTTPS_PROXY", "NO_PROXY"],
         flag: None,
         default: "",
-        sentence: "The proxy for requests to the API, and the hosts without one. A loopback address never uses a proxy.",
+        sentence: "The proxy for requests to the API, and the hosts without one. A loopback address never uses a \
+                   proxy.",
     },
 ];
 
@@ -359,9 +362,9 @@ pub fn values(text: &str) -> Result<serde_json::Value, ConfigError> {
 /// The text of `elven-sync.example.toml`.
 pub fn example() -> String {
     let mut text = wrapped(
-        "The configuration of elven-sync with every key. Each key has its default here; a key without a default is commented \
-         out. Copy what you change to elven-sync.toml. Each key can also be given as an environment variable, e.g. \
-         ELVEN_SYNC_SYNC__BATCH_ROWS=500. docs/configuration.md explains the file.",
+        "The configuration of elven-sync with every key. Each key has its default here; a key without a default is \
+         commented out. Copy what you change to elven-sync.toml. Each key can also be given as an environment \
+         variable, e.g. ELVEN_SYNC_SYNC__BATCH_ROWS=500. docs/configuration.md explains the file.",
     );
     for (section, sentence) in SECTIONS {
         let is_optional = section.contains("NAME");
