@@ -4,7 +4,7 @@
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 ARGS ?=
 
-.PHONY: help demo test test-answers soak bench micro writer-cost sqlx zoneinfo fmt
+.PHONY: help demo test test-answers soak bench micro writer-cost sqlx docs zoneinfo fmt
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -51,6 +51,9 @@ sqlx: ## describe the checked queries anew in .sqlx, after a query or a migratio
 			$(foreach f,$(sort $(wildcard migrations/*/*.sql)),-f $(f)); \
 		rm -f .sqlx/query-*.json; touch src/lib.rs; \
 		SQLX_OFFLINE=false SQLX_OFFLINE_DIR=$(CURDIR)/.sqlx $(CARGO) check --all-targets --locked'
+
+docs: ## write the generated parts of the documents, after a help text or a setting has changed
+	ELVEN_REWRITE_DOCS=1 $(CARGO) test --quiet --locked --test it -- documents:: --skip recipes
 
 zoneinfo: ## compile the zone rules that tests use, after a source in tests/data/zoneinfo has changed
 	cd tests/data/zoneinfo && for rules in newer:fat older:slim; do \

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, Environment, Settings, error};
 
@@ -19,7 +19,7 @@ pub struct Credential {
 }
 
 /// `[credentials.NAME]`: an environment variable or a file for each half.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(
     deny_unknown_fields,
     default,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, error, number};
 use crate::align;
@@ -11,7 +11,7 @@ use crate::align;
 const BALANCE_SCALE_MAX: u32 = 100;
 
 /// `[ledger]`: which table, and which of its columns.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct LedgerSettings {
     /// Schema-qualified table or view.
@@ -113,7 +113,7 @@ fn identifier(text: &str) -> Result<(String, &str), ConfigError> {
 }
 
 /// `[ledger.columns]`: only what differs from the default names.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(transparent)]
 pub struct Columns(BTreeMap<String, String>);
 

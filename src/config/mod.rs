@@ -9,6 +9,7 @@ mod mistake;
 mod number;
 mod on_invalid_start;
 mod overlay;
+pub mod reference;
 mod time;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
 pub use credentials::{Credential, CredentialSource};
@@ -115,7 +116,7 @@ pub struct Settings {
 }
 
 /// What `elven-sync.toml` may say.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 struct File {
     credentials: BTreeMap<String, CredentialSource>,
@@ -128,7 +129,7 @@ struct File {
 }
 
 /// `[database]`: how the database is used.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct DatabaseSettings {
     /// How long a run waits for a database that went away before it fails.
@@ -143,7 +144,7 @@ impl Default for DatabaseSettings {
 }
 
 /// `[sync]`: how runs work.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct SyncSettings {
     /// Records in a request, 1 to 1000.
@@ -190,7 +191,7 @@ impl Default for SyncSettings {
 }
 
 /// `[sync] on_ambiguous`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnAmbiguous {
     /// Send it again, the same bytes.
@@ -200,7 +201,7 @@ pub enum OnAmbiguous {
 }
 
 /// `[api]`: how the API is called.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct ApiSettings {
     /// The longest a request may take in all.
@@ -225,7 +226,7 @@ impl Default for ApiSettings {
 }
 
 /// `[retry]`: how a request is repeated.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct RetrySettings {
     /// Attempts in all.

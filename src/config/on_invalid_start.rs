@@ -1,9 +1,9 @@
 //! What is done about a lane whose first rows are all invalid.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// `[sync] on_invalid_start`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnInvalidStart {
     /// Stop the lane, since the mapping is probably mistaken.

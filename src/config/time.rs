@@ -1,12 +1,12 @@
 //! `[time]`: how wall-clock times are made.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, error};
 use crate::align::Zones;
 
 /// `[time]`: how wall-clock times are made.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeSettings {
     /// Which zone rules are used: a folder of zone files, or `bundled` for those in the program. By default the newest

@@ -18,6 +18,7 @@ mod commits;
 mod crashes;
 mod database;
 mod delivery;
+mod documents;
 mod economy;
 mod envelopes;
 mod errors;

@@ -1,0 +1,422 @@
+//! The reference of the configuration: each key of the file and each environment variable, with a sentence.
+//!
+//! The tables of `docs/configuration.md` and the whole of `elven-sync.example.toml` are made from it. A test compares
+//! it with the structs, so that no key is missing and no default differs.
+
+use std::fmt::Write as _;
+
+use super::{Columns, ConfigError, File, error};
+
+/// A key of the configuration file.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The section, without brackets.
+    pub section: &'static str,
+    /// The key.
+    pub name: &'static str,
+    /// What its value is.
+    pub value: &'static str,
+    /// The default as the file spells it; `None`: it has none.
+    pub default: Option<&'static str>,
+    /// A value as the file spells it, where there is no default.
+    pub example: &'static str,
+    /// What it does.
+    pub sentence: &'static str,
+}
+
+/// An environment variable.
+#[derive(Clone, Copy, Debug)]
+pub struct Variable {
+    /// Its name, or several that belong together.
+    pub names: &'static [&'static str],
+    /// The flag that takes precedence, if there is one.
+    pub flag: Option<&'static str>,
+    /// The default, as the page shows it.
+    pub default: &'static str,
+    /// What it does.
+    pub sentence: &'static str,
+}
+
+/// The sections in the order of the documents, each with a sentence.
+pub const SECTIONS: [(&str, &str); 8] = [
+    ("ledger", "The table or view that holds the balance snapshots."),
+    (
+        "ledger.columns",
+        "The column of the ledger in each role. Only names that differ from the default are needed.",
+    ),
+    (
+        "credentials.NAME",
+        "Where to find the API key and the secret of a credential. `entity add --credential NAME` refers to it. \
+         The key and the secret themselves never stand in the file.",
+    ),
+    ("sync", "How runs, backfills and retries work."),
+    ("api", "How the API is called."),
+    ("retry", "How a request is repeated after a transient error."),
+    ("database", "How the database is used."),
+    ("time", "Which zone rules are used."),
+];
+
+const TEXT: &str = "text";
+const COUNT: &str = "whole number";
+const DURATION: &str = "duration";
+
+const fn key(
+    section: &'static str,
+    name: &'static str,
+    value: &'static str,
+    default: &'static str,
+    sentence: &'static str,
+) -> Key {
+    Key { section, name, value, default: Some(default), example: default, sentence }
+}
+
+const fn unset(
+    section: &'static str,
+    name: &'static str,
+    value: &'static str,
+    example: &'static str,
+    sentence: &'static str,
+) -> Key {
+    Key { section, name, value, default: None, example, sentence }
+}
+
+/// All keys of the file, in the order of the documents.
+pub const KEYS: [Key; 32] = [
+    key(
+        "ledger",
+        "table",
+        TEXT,
+        "\"ledger.balance_snapshots\"",
+        "Schema and name of the table or view, spelled as in the catalogue. Only a name with a dot in it needs \
+         double quotes.",
+    ),
+    unset(
+        "ledger",
+        "entity",
+        TEXT,
+        "\"acme\"",
+        "The entity of all rows, for a ledger without a column for it. It excludes `[ledger.columns] entity_id`.",
+    ),
+    unset(
+        "ledger",
+        "captured_at_zone",
+        TEXT,
+        "\"UTC\"",
+        "The IANA time zone of `captured_at`, for a column of type `timestamp`.",
+    ),
+    unset(
+        "ledger",
+        "balance_scale",
+        "whole number, digits, 0 to 100",
+        "2",
+        "How many digits of a whole number in `balance` are decimal places, e.g. 2 for cents. An integer column \
+         needs it; for a numeric column it is refused.",
+    ),
+    key("ledger.columns", "id", TEXT, "\"id\"", "The column that identifies a row."),
+    key("ledger.columns", "entity_id", TEXT, "\"entity_id\"", "The column with the entity of a row."),
+    key(
+        "ledger.columns",
+        "entity_account_id",
+        TEXT,
+        "\"entity_account_id\"",
+        "The column with Elven's key of the account.",
+    ),
+    key(
+        "ledger.columns",
+        "currency",
+        TEXT,
+        "\"currency\"",
+        "The column with the currency, as Elven spells it.",
+    ),
+    key(
+        "ledger.columns",
+        "captured_at",
+        TEXT,
+        "\"captured_at\"",
+        "The column with the instant of the balance.",
+    ),
+    key("ledger.columns", "balance", TEXT, "\"balance\"", "The column with the amount."),
+    key(
+        "ledger.columns",
+        "change_xid",
+        TEXT,
+        "\"change_xid\"",
+        "The column with the id of the transaction that wrote the row. `attach` adds it.",
+    ),
+    unset(
+        "credentials.NAME",
+        "key_env",
+        TEXT,
+        "\"ACME_KEY\"",
+        "The name of the environment variable that holds the API key.",
+    ),
+    unset(
+        "credentials.NAME",
+        "key_file",
+        "path",
+        "\"/run/secrets/acme-key\"",
+        "The file that holds the API key. It takes precedence over `key_env`.",
+    ),
+    unset(
+        "credentials.NAME",
+        "secret_env",
+        TEXT,
+        "\"ACME_SECRET\"",
+        "The name of the environment variable that holds the secret.",
+    ),
+    unset(
+        "credentials.NAME",
+        "secret_file",
+        "path",
+        "\"/run/secrets/acme-secret\"",
+        "The file that holds the secret. It takes precedence over `secret_env`.",
+    ),
+    key("sync", "batch_rows", "whole number, records, 1 to 1000", "1000", "The most records in one request."),
+    unset(
+        "sync",
+        "batch_bytes",
+        "whole number, bytes",
+        "100000",
+        "The most bytes of a request's body. If it is not set, the limit is learned from the API's answers (HTTP \
+         413).",
+    ),
+    key(
+        "sync",
+        "entities_at_once",
+        COUNT,
+        "4",
+        "How many entities are worked on at once. More entities may wait for the answers to their last requests.",
+    ),
+    key(
+        "sync",
+        "requests_in_flight",
+        COUNT,
+        "4",
+        "How many requests of one entity are in flight at once. All entities together have at most \
+         `entities_at_once` times as many.",
+    ),
+    key(
+        "sync",
+        "max_rejections",
+        "whole number, rows",
+        "100",
+        "How many rows of an entity may be set aside and open because the API refused them. Then the entity stops \
+         with kind `rejected_batch`. Rows of kind `invalid_row` do not count.",
+    ),
+    key(
+        "sync",
+        "on_ambiguous",
+        "`resend` or `hold`",
+        "\"resend\"",
+        "What happens to a batch whose outcome is unknown: `resend` sends it again, `hold` stops the entity until \
+         a person decides.",
+    ),
+    key(
+        "sync",
+        "on_invalid_start",
+        "`stop` or `set_aside`",
+        "\"stop\"",
+        "What happens when the first 1,000 rows that a run reads of an entity are all invalid: `stop` stops the \
+         entity with kind `config`, `set_aside` sets the rows aside.",
+    ),
+    key(
+        "sync",
+        "lease",
+        "duration, up to `1h`",
+        "\"30s\"",
+        "How long an entity stays with a worker that no longer renews its lease.",
+    ),
+    key(
+        "sync",
+        "shutdown_grace",
+        "duration, up to `1h`",
+        "\"25s\"",
+        "How long requests in flight may take to finish after SIGTERM or Ctrl-C.",
+    ),
+    key("api", "timeout", "duration, up to `1h`", "\"30s\"", "The longest time that one request may take."),
+    key(
+        "api",
+        "signature_window",
+        "duration, up to `1h`",
+        "\"30s\"",
+        "How far the timestamp of a signature may be from the API's clock. The API decides it; a shorter value \
+         here would let an old request overwrite a newer row.",
+    ),
+    unset(
+        "api",
+        "requests_per_second",
+        "whole number, requests per second",
+        "10",
+        "The most requests per second with one credential. If it is not set, there is no limit.",
+    ),
+    key(
+        "retry",
+        "attempts",
+        COUNT,
+        "6",
+        "How often a request is sent in one run, the first attempt included.",
+    ),
+    key(
+        "retry",
+        "initial",
+        DURATION,
+        "\"500ms\"",
+        "The longest wait before the second attempt. It doubles with each attempt; a random part of it is waited.",
+    ),
+    key("retry", "max", DURATION, "\"30s\"", "The longest wait between two attempts."),
+    key(
+        "database",
+        "reconnect_timeout",
+        "duration, up to `1h`",
+        "\"1m\"",
+        "How long a command waits for a database that restarts or fails over.",
+    ),
+    unset(
+        "time",
+        "zoneinfo",
+        "path or `bundled`",
+        "\"/usr/share/zoneinfo\"",
+        "The folder of the zone rules, or `bundled` for the rules in the program. If it is not set, the newest \
+         rules of the program and the system are used.",
+    ),
+];
+
+/// The environment variables that are no setting of the file.
+pub const VARIABLES: [Variable; 9] = [
+    Variable {
+        names: &["DATABASE_URL"],
+        flag: Some("--database-url"),
+        default: "",
+        sentence: "The primary database with ledger and sync tables, e.g. `postgres://user:password@host/database`.",
+    },
+    Variable {
+        names: &["ELVEN_SYNC_LEDGER_URL"],
+        flag: None,
+        default: "",
+        sentence: "A standby of the primary. Runs read the pages of the ledger there.",
+    },
+    Variable {
+        names: &["ELVEN_API_URL"],
+        flag: Some("--api-url"),
+        default: "`https://openapi.elven.com`",
+        sentence: "The API: scheme, host and port. Plain `http` is accepted only for loopback addresses.",
+    },
+    Variable {
+        names: &["ELVEN_API_KEY", "ELVEN_API_SECRET"],
+        flag: None,
+        default: "",
+        sentence: "API key and secret of the credential `default`.",
+    },
+    Variable {
+        names: &["ELVEN_API_KEY_FILE", "ELVEN_API_SECRET_FILE"],
+        flag: None,
+        default: "",
+        sentence: "Files that hold API key and secret of the credential `default`. They take precedence over the \
+                   values, and are read again after HTTP 401 or 403.",
+    },
+    Variable {
+        names: &["ELVEN_SYNC_CONFIG"],
+        flag: Some("--config"),
+        default: "`elven-sync.toml` in the working directory, if it exists",
+        sentence: "The configuration file.",
+    },
+    Variable {
+        names: &["ELVEN_SYNC_LOG"],
+        flag: Some("-v"),
+        default: "warnings, and the progress of long work",
+        sentence: "The level of the log: `error`, `warn`, `info`, `debug` or `trace`, or a list such as \
+                   `elven_sync=debug,warn`. It takes precedence over `-v`.",
+    },
+    Variable {
+        names: &["TZDIR"],
+        flag: None,
+        default: "",
+        sentence: "A folder of zone rules that is considered besides `/usr/share/zoneinfo`.",
+    },
+    Variable {
+        names: &["HTTPS_PROXY", "NO_PROXY"],
+        flag: None,
+        default: "",
+        sentence: "The proxy for requests to the API, and the hosts without one. A loopback address never uses a \
+                   proxy.",
+    },
+];
+
+/// All keys with the values that a text of the file gives them, defaults included; `null`: not set.
+///
+/// # Errors
+/// The text is no TOML, or has a key or a type that the file does not have.
+pub fn values(text: &str) -> Result<serde_json::Value, ConfigError> {
+    let file: File = toml::from_str(text).map_err(|problem| error(problem.message()))?;
+    let mut values = serde_json::to_value(file).map_err(|problem| error(problem.to_string()))?;
+    // A map has no keys of its own: its roles are the keys.
+    let columns = &mut values["ledger"]["columns"];
+    for role in Columns::ROLES {
+        if columns[role].is_null() {
+            columns[role] = role.into();
+        }
+    }
+    Ok(values)
+}
+
+/// The text of `elven-sync.example.toml`.
+pub fn example() -> String {
+    let mut text = wrapped(
+        "The configuration of elven-sync with every key. Each key has its default here; a key without a default is \
+         commented out. Copy what you change to elven-sync.toml. Each key can also be given as an environment \
+         variable, e.g. ELVEN_SYNC_SYNC__BATCH_ROWS=500. docs/configuration.md explains the file.",
+    );
+    for (section, sentence) in SECTIONS {
+        let is_optional = section.contains("NAME");
+        let comment = if is_optional { "# " } else { "" };
+        let section_example = section.replace("NAME", "acme");
+        let _ = write!(text, "\n{}{comment}[{section_example}]\n", wrapped(sentence));
+        for key in KEYS.iter().filter(|key| key.section == section) {
+            let comment = if key.default.is_none() { "# " } else { "" };
+            let Key { name, example, .. } = key;
+            let about = format!("{} ({})", key.sentence, key.value);
+            let _ = write!(text, "\n{}{comment}{name} = {example}\n", wrapped(&about));
+        }
+    }
+    text
+}
+
+/// The keys of a section as a table in Markdown.
+pub fn section_table(section: &str) -> String {
+    let mut table = "| key | value | default | meaning |\n|---|---|---|---|\n".to_owned();
+    for Key { name, value, default, example, sentence, .. } in
+        KEYS.iter().filter(|key| key.section == section)
+    {
+        let default =
+            default.map_or_else(|| format!("not set, e.g. `{example}`"), |default| format!("`{default}`"));
+        let _ = writeln!(table, "| `{name}` | {value} | {default} | {sentence} |");
+    }
+    table
+}
+
+/// The environment variables as a table in Markdown.
+pub fn variable_table() -> String {
+    let mut table = "| variable | flag | default | meaning |\n|---|---|---|---|\n".to_owned();
+    for Variable { names, flag, default, sentence } in VARIABLES {
+        let names = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let flag = flag.map_or_else(String::new, |flag| format!("`{flag}`"));
+        let _ = writeln!(table, "| {names} | {flag} | {default} | {sentence} |");
+    }
+    table
+}
+
+/// A sentence as a comment of lines of at most 100 characters.
+fn wrapped(sentence: &str) -> String {
+    let mut text = String::new();
+    let mut line = "#".to_owned();
+    for word in sentence.split(' ') {
+        if line.len() + 1 + word.len() > 100 {
+            text += &line;
+            text.push('\n');
+            "#".clone_into(&mut line);
+        }
+        line.push(' ');
+        line += word;
+    }
+    text + &line + "\n"
+}

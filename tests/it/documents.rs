@@ -1,0 +1,494 @@
+//! The documents agree with the program: the configuration reference, the help texts, commands, links and examples.
+//!
+//! `make docs` writes the generated parts.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use elven_sync::commands::Cli;
+use elven_sync::config::{Environment, Flags, Settings, reference};
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::support::{Scene, said};
+
+/// Documents of which another person writes the text: their commands, links and keys are not tested, nor links to them.
+const NOT_TESTED: [&str; 3] = ["docs/operating.md", "docs/guarantees.md", "CONTRIBUTING.md"];
+
+const CONFIGURATION: &str = "docs/configuration.md";
+const COMMANDS: &str = "docs/commands.md";
+const EXAMPLE: &str = "elven-sync.example.toml";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap_or_default()
+}
+
+/// Fails when a file has another text than is generated, or writes it when the person who runs the test wants that.
+#[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
+fn assert_is(name: &str, generated: &str) {
+    if std::env::var_os("ELVEN_REWRITE_DOCS").is_some() {
+        std::fs::write(root().join(name), generated).unwrap();
+        return;
+    }
+    let present = read(name);
+    let lines = present.lines().zip(generated.lines()).position(|(present, generated)| present != generated);
+    assert!(
+        present == generated,
+        "{name} differs from the program at line {}; `make docs` writes it",
+        1 + lines.unwrap_or_else(|| present.lines().count().min(generated.lines().count()))
+    );
+}
+
+/// The text with each part between `<!-- NAME ARGUMENT -->` and `<!-- end -->` replaced.
+fn with_generated(text: &str, name: &str, mut generate: impl FnMut(&str) -> String) -> String {
+    let mut result = String::new();
+    let mut is_generated = false;
+    for line in text.lines() {
+        let begin = line.strip_prefix(&format!("<!-- {name} ")).and_then(|rest| rest.strip_suffix(" -->"));
+        is_generated &= line != "<!-- end -->";
+        if !is_generated {
+            let _ = writeln!(result, "{line}");
+        }
+        if let Some(argument) = begin {
+            let _ = write!(result, "\n{}\n", generate(argument));
+            is_generated = true;
+        }
+    }
+    assert!(!is_generated, "`<!-- end -->` is missing");
+    result
+}
+
+// The configuration
+
+/// Section, key and value of all settings; the value is `null` where there is none.
+fn flat(values: &serde_json::Value) -> BTreeSet<(String, String, String)> {
+    let mut settings = BTreeSet::new();
+    let mut sections = vec![(String::new(), values)];
+    while let Some((section, values)) = sections.pop() {
+        for (key, value) in values.as_object().unwrap() {
+            let name = if section.is_empty() { key.clone() } else { format!("{section}.{key}") };
+            if value.is_object() {
+                sections.push((name, value));
+            } else {
+                settings.insert((section.clone(), key.clone(), value.to_string()));
+            }
+        }
+    }
+    settings
+}
+
+fn defaults() -> serde_json::Value {
+    reference::values("").unwrap()
+}
+
+#[test]
+fn the_configuration_reference_has_every_key_and_its_default() {
+    let described: BTreeSet<_> = reference::KEYS
+        .iter()
+        .map(|key| {
+            let value = key.default.map_or_else(
+                || "null".to_owned(),
+                |default| {
+                    let text = format!("[{}]\n{} = {default}\n", key.section, key.name);
+                    let values = reference::values(&text).unwrap();
+                    key.section.split('.').fold(&values, |values, section| &values[section])[key.name]
+                        .to_string()
+                },
+            );
+            (key.section.to_owned(), key.name.to_owned(), value)
+        })
+        .collect();
+    assert_eq!(described.len(), reference::KEYS.len(), "a key is described twice");
+    let settings = flat(&reference::values("[credentials.NAME]").unwrap());
+    assert_eq!(described, settings);
+    for key in reference::KEYS {
+        assert!(reference::SECTIONS.iter().any(|(section, _)| *section == key.section), "{}", key.section);
+    }
+}
+
+#[test]
+fn the_page_of_the_configuration_is_generated_from_the_reference() {
+    let text = with_generated(&read(CONFIGURATION), "keys", reference::section_table);
+    let mut sections = Vec::new();
+    let text = with_generated(&text, "variables", |_| reference::variable_table());
+    assert_is(CONFIGURATION, &text);
+    with_generated(&text, "keys", |section| {
+        sections.push(section.to_owned());
+        String::new()
+    });
+    let all: Vec<&str> = reference::SECTIONS.iter().map(|(section, _)| *section).collect();
+    assert_eq!(sections, all, "a section is missing on the page");
+}
+
+#[test]
+fn the_example_file_has_every_key_and_says_the_defaults() {
+    assert_is(EXAMPLE, &reference::example());
+    let text = reference::example();
+    assert_eq!(reference::values(&text).unwrap(), defaults());
+    // With the keys that have no default, too: the comments before them are sentences.
+    let is_setting = |line: &str| line.starts_with("# [") || line.contains(" = ") && !line.contains(". ");
+    let uncommented: String = text
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(|_| is_setting(line)).unwrap_or(line).to_owned() + "\n")
+        .collect();
+    let uncommented = uncommented.replace("[ledger.columns]\n", "[ledger.columns]\n# ");
+    let values = reference::values(&uncommented).unwrap();
+    assert!(flat(&values).iter().all(|(_, _, value)| value != "null"), "a key is missing: {values}");
+}
+
+/// `environment.get("NAME")` anywhere in the program, and names that a constant holds.
+#[test]
+fn every_environment_variable_is_described() {
+    let described: BTreeSet<&str> =
+        reference::VARIABLES.iter().flat_map(|variable| variable.names).copied().collect();
+    let mut folders = vec![root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            for rest in text.split("environment.get(\"").skip(1) {
+                let name = rest.split('"').next().unwrap();
+                // Only in what tests use.
+                assert!(
+                    described.contains(name) || name == "ELVEN_SYNC_FAULT_POINT",
+                    "{name} in {}",
+                    path.display()
+                );
+            }
+        }
+    }
+}
+
+// The help texts
+
+fn help(arguments: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_elven-sync"))
+        .args(arguments.split_whitespace().filter(|argument| *argument != "elven-sync"))
+        .arg("--help")
+        .env_clear()
+        .env("COLUMNS", "100")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments}: {output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// All commands, each with those above it: `elven-sync entity add`.
+fn commands(command: &clap::Command, above: &str, all: &mut Vec<String>) {
+    let name = format!("{above}{}", command.get_name());
+    all.push(name.clone());
+    for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+        commands(below, &format!("{name} "), all);
+    }
+}
+
+#[test]
+fn the_page_of_the_commands_has_every_help_text() {
+    let mut shown = Vec::new();
+    let text = with_generated(&read(COMMANDS), "help", |command| {
+        shown.push(command.to_owned());
+        format!("```text\n{}```\n", help(command))
+    });
+    assert_is(COMMANDS, &text);
+    let mut all = Vec::new();
+    commands(&Cli::command(), "", &mut all);
+    shown.sort();
+    all.sort();
+    assert_eq!(shown, all, "a command is missing on the page");
+}
+
+// All documents
+
+struct Document {
+    /// From the root of the repository.
+    name: String,
+    text: String,
+}
+
+struct Fence<'a> {
+    language: &'a str,
+    text: String,
+    line: usize,
+}
+
+impl Document {
+    fn all() -> Vec<Self> {
+        let mut names = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
+        let mut folders = vec![root().join("docs")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "md") {
+                    names.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+                }
+            }
+        }
+        names.retain(|name| !NOT_TESTED.contains(&name.as_str()));
+        names.into_iter().map(|name| Self { text: read(&name), name }).collect()
+    }
+
+    fn fences(&self) -> Vec<Fence<'_>> {
+        let mut fences: Vec<Fence<'_>> = Vec::new();
+        let mut is_inside = false;
+        for (index, line) in self.text.lines().enumerate() {
+            if let Some(language) = line.trim_start().strip_prefix("```") {
+                is_inside = !is_inside;
+                if is_inside {
+                    fences.push(Fence { language, text: String::new(), line: index + 1 });
+                }
+            } else if let Some(fence) = fences.last_mut().filter(|_| is_inside) {
+                fence.text += line;
+                fence.text.push('\n');
+            }
+        }
+        assert!(!is_inside, "{}: a fence is not closed", self.name);
+        fences
+    }
+
+    /// The text without fences and without `code`.
+    fn prose(&self) -> String {
+        let mut is_inside = false;
+        let mut prose = String::new();
+        for line in self.text.lines() {
+            let is_fence = line.trim_start().starts_with("```");
+            is_inside ^= is_fence;
+            if !is_inside && !is_fence {
+                prose += line;
+                prose.push('\n');
+            }
+        }
+        prose
+    }
+
+    /// What its headings are called in a link.
+    fn anchors(&self) -> BTreeSet<String> {
+        let headings = self.prose();
+        let headings = headings.lines().filter(|line| line.starts_with('#'));
+        headings
+            .map(|line| {
+                let heading = line.trim_start_matches('#').trim().to_lowercase();
+                let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+                kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
+            })
+            .collect()
+    }
+}
+
+/// The words of a command as a shell takes them; `None` where it ends with something that is no command.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for c in line.chars() {
+        match (quote, c) {
+            (None, '#') if words.last().is_some_and(String::is_empty) => break,
+            (None, '|' | ';' | '&' | '>') => break,
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), _) if open == c => quote = None,
+            (None, ' ') => words.push(String::new()),
+            _ => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn every_command_in_the_documents_can_be_typed() {
+    let mut wrong = String::new();
+    let mut tested = 0;
+    for document in Document::all() {
+        for fence in document.fences().iter().filter(|fence| fence.language == "sh") {
+            for line in fence.text.replace("\\\n", " ").split(['\n']).flat_map(|line| line.split("&&")) {
+                let line = line.trim().trim_start_matches("$ ");
+                if !line.starts_with("elven-sync ") {
+                    continue;
+                }
+                tested += 1;
+                if let Err(problem) = Cli::command().try_get_matches_from(words(line))
+                    && !matches!(problem.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+                {
+                    let _ = writeln!(wrong, "{} line {}: {line}\n{problem}", document.name, fence.line);
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(tested > 20, "only {tested} commands were found");
+}
+
+#[test]
+fn every_setting_in_the_documents_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("elven-sync.toml");
+    let mut wrong = String::new();
+    for document in Document::all() {
+        for fence in document.fences().iter().filter(|fence| fence.language == "toml") {
+            std::fs::write(&path, &fence.text).unwrap();
+            let flags = Flags { config: Some(path.clone()), ..Flags::default() };
+            if let Err(problem) = Settings::load(&flags, Environment::default()) {
+                let _ = writeln!(wrong, "{} line {}: {problem}", document.name, fence.line);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    let documents = Document::all();
+    let mut wrong = String::new();
+    for document in &documents {
+        let folder = Path::new(&document.name).parent().unwrap();
+        for rest in document.prose().split("](").skip(1) {
+            let target = rest.split(')').next().unwrap();
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let name = if file.is_empty() { document.name.clone() } else { joined(folder, file) };
+            if NOT_TESTED.contains(&name.as_str()) {
+                continue;
+            }
+            let leads_there = match documents.iter().find(|document| document.name == name) {
+                Some(there) => anchor.is_empty() || there.anchors().contains(anchor),
+                None => anchor.is_empty() && root().join(&name).exists(),
+            };
+            if !leads_there {
+                let _ = writeln!(wrong, "{}: {target}", document.name);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// A relative path of a link, from the root of the repository.
+fn joined(folder: &Path, file: &str) -> String {
+    let mut path = PathBuf::new();
+    for part in folder.join(file).components() {
+        match part {
+            std::path::Component::ParentDir => {
+                path.pop();
+            }
+            part => path.push(part),
+        }
+    }
+    path.to_str().unwrap().to_owned()
+}
+
+// The SQL of the documents
+
+const PAGES_WITH_SQL: [&str; 3] = ["docs/ledgers.md", "docs/backfills.md", "docs/time-zones.md"];
+const ROLES: [&str; 3] = ["elven_sync_run", "elven_sync_read", "elven_sync_prune"];
+
+/// What the recipes take for granted: two tables of a ledger of the reader's own, and the table of another example.
+const TABLES: &str = "
+    create schema treasury;
+    create table treasury.positions (
+        position_id bigint generated always as identity primary key,
+        company text not null, account text not null, asset text, taken_at timestamptz, amount numeric);
+    create table treasury.btc_positions (
+        id bigint generated always as identity primary key,
+        company text not null, wallet text not null, taken_at timestamptz not null, satoshis bigint not null);
+    insert into treasury.positions (company, account, asset, taken_at, amount)
+        values ('acme', 'UBS main', 'chf', '2024-05-01Z', 12.5), ('acme', 'Kraken', 'chf', '2024-05-01Z', 7);
+    insert into treasury.btc_positions (company, wallet, taken_at, satoshis)
+        values ('acme', 'Hot wallet', '2024-05-01Z', 123456789);
+    create schema accounting;
+    create table accounting.balances (taken_at timestamptz, change_xid xid8 default pg_current_xact_id())";
+
+const NAMES: &str = "
+    insert into treasury.elven_accounts values ('UBS main', 'acc-1'), ('Hot wallet', 'acc-3');
+    insert into treasury.elven_currencies values ('chf', 'CHF'), ('BTC', 'BTC')";
+
+#[sqlx::test(migrations = false)]
+async fn the_recipes_for_ledgers_work(pool: PgPool) {
+    let mut scene = Scene::new(pool).await;
+    scene.sql(TABLES).await;
+    scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "company");
+    scene.set("ELVEN_SYNC_LEDGER__COLUMNS__CAPTURED_AT", "taken_at");
+    for (table, id) in [("treasury.positions", "position_id"), ("treasury.btc_positions", "id")] {
+        scene.set("ELVEN_SYNC_LEDGER__TABLE", table);
+        scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ID", id);
+        said(&scene, 0, &["attach", "--backfill-index"]).await;
+    }
+    // Roles belong to the whole cluster, and other tests may run on it.
+    let suffix = scene.text("select '_' || oid from pg_database where datname = current_database()").await;
+    for name in PAGES_WITH_SQL {
+        let page = Document { name: name.to_owned(), text: read(name) };
+        for fence in page.fences().iter().filter(|fence| fence.language == "sql") {
+            let mut sql = fence.text.clone();
+            for role in ROLES {
+                sql = sql.replace(role, &format!("{role}{suffix}"));
+            }
+            // One at a time: an index cannot be created concurrently together with something else.
+            for statement in sql.split(";\n") {
+                let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&scene.pool).await;
+                assert!(done.is_ok(), "{name} line {}: {statement}: {done:?}", fence.line);
+            }
+        }
+    }
+    scene.sql(NAMES).await;
+    scene.entity("acme", "Europe/Zurich").await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "treasury.elven_named");
+    scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ACCOUNT_ID", "account");
+    scene.set("ELVEN_SYNC_LEDGER__COLUMNS__BALANCE", "amount");
+
+    // The rights that the page gives are enough, and no name is lost.
+    let url = scene.url.clone();
+    let as_role = |role: &str| {
+        let separator = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{separator}options=-c%20role%3Delven_sync_{role}{suffix}")
+    };
+    scene.set("DATABASE_URL", &as_role("run"));
+    let run = said(&scene, 3, &["run"]).await;
+    assert!(run.contains("3 rows read, 2 uploaded, 1 set aside"), "{run}");
+    scene.sql("insert into treasury.elven_accounts values ('Kraken', 'acc-9')").await;
+    said(&scene, 0, &["errors", "retry"]).await;
+    scene
+        .sql("update treasury.elven_accounts set elven_account = 'acc-2' where ledger_account = 'Kraken'")
+        .await;
+    scene.sql("update treasury.positions set change_xid = default where account = 'Kraken'").await;
+    said(&scene, 0, &["run"]).await;
+    assert_eq!(
+        scene.received(),
+        [
+            "acc-1 CHF 2024-05-01 02:00:00 12.5",
+            "acc-2 CHF 2024-05-01 02:00:00 7",
+            "acc-3 BTC 2024-05-01 02:00:00 1.23456789",
+            "acc-9 CHF 2024-05-01 02:00:00 7",
+        ]
+    );
+    said(&scene, 0, &["backfill", "--from", "2024-05-01", "--to", "2024-06-01"]).await;
+    scene.set("DATABASE_URL", &as_role("read"));
+    for arguments in [
+        &["status"][..],
+        &["status", "--row", "btc-1"],
+        &["verify", "--deep"],
+        &["errors", "list"],
+        &["run", "--dry-run"],
+        &["backfill", "--from", "2024-05-01", "--to", "2024-06-01", "--dry-run"],
+    ] {
+        said(&scene, 0, arguments).await;
+    }
+    scene.set("DATABASE_URL", &as_role("prune"));
+    said(&scene, 0, &["prune", "--older-than", "1ms"]).await;
+    for role in ROLES {
+        let drop = format!("drop owned by {role}{suffix}; drop role {role}{suffix}");
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&scene.pool).await.unwrap();
+    }
+}
