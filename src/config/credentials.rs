@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Environment, Settings, error};
+use super::Settings;
+use super::environment::Environment;
+use super::error::{ConfigError, error};
 
 /// An API key and its secret, under the name that `entities.credential` has for it.
 #[derive(Clone, Debug)]
@@ -24,17 +26,6 @@ pub struct Credential {
     deny_unknown_fields,
     default,
     expecting = "a section with key_env or key_file, and secret_env or secret_file"
-)]
-pub struct CredentialSource {
-    /// Environment variable that holds the key.
-    pub key_env: Option<String>,
-    /// File that holds the key.
-    pub key_file: Option<PathBuf>,
-    /// Environment variable that holds the secret.
-    pub secret_env: Option<String>,
-    /// File that holds the secret.
-    pub secret_file: Option<PathBuf>,
-}
 
 impl Settings {
     /// Reads the credential with this name.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, error, number};
+use super::error::{ConfigError, error};
+use super::number;
 use crate::align;
 
 /// An integer has at most 19 digits; ledgers in wei have 18 of them behind the point.

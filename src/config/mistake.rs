@@ -6,7 +6,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{ConfigError, Environment, File, SETTING_PREFIX, error};
+use super::environment::{Environment, SETTING_PREFIX};
+use super::error::{ConfigError, error};
+use super::settings::File;
 
 /// Said of what is wrong under `[credentials]`.
 const CREDENTIALS_HINT: &str = "; hint: a key or a secret never stands in the configuration; name the environment variable \

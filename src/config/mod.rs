@@ -4,12 +4,15 @@
 //! `ELVEN_SYNC_RETRY__INITIAL=50ms`.
 
 mod credentials;
+mod environment;
+mod error;
 mod ledger;
 mod mistake;
 mod number;
 mod on_invalid_start;
 mod overlay;
 pub mod reference;
+mod settings;
 mod time;
 
 use std::collections::BTreeMap;
@@ -17,30 +20,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
-pub use credentials::{Credential, CredentialSource};
+pub use credentials::Credential;
+pub use environment::Environment;
+pub use error::ConfigError;
 pub use ledger::{Columns, LedgerSettings};
 pub use on_invalid_start::OnInvalidStart;
+pub use settings::{ApiSettings, BATCH_ROWS_MAX, CredentialSource, DatabaseSettings, OnAmbiguous, RetrySettings, SyncSettings};
 pub use time::TimeSettings;
 
+use error::error;
 use mistake::Source;
 use overlay::overlay;
+use settings::File;
 
 use crate::align::Zones;
-
-/// The most records that the API accepts in one request (ELVEN: import of balances).
-pub const BATCH_ROWS_MAX: usize = 1000;
-
-/// The configuration cannot be used; the message names the setting and the remedy.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(pub String);
-
-fn error(message: impl Into<String>) -> ConfigError {
-    ConfigError(message.into())
-}
 
 /// Settings that may come as flags of any command.
 #[allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "clap shows these comments as they stand")]
@@ -55,37 +50,6 @@ pub struct Flags {
     /// Where the API is [env: ELVEN_API_URL; default: https://openapi.elven.com]
     #[arg(long, global = true, value_name = "URL")]
     pub api_url: Option<String>,
-}
-
-/// The environment of the process, read once.
-#[derive(Clone, Default)]
-pub struct Environment(BTreeMap<String, String>);
-
-impl std::fmt::Debug for Environment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
-impl FromIterator<(String, String)> for Environment {
-    fn from_iter<T: IntoIterator<Item = (String, String)>>(variables: T) -> Self {
-        Self(variables.into_iter().collect())
-    }
-}
-
-impl Environment {
-    /// Reads the process environment. Variables that are not UTF-8 are passed over.
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-    pub fn capture() -> Self {
-        std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect()
-    }
-
-    /// The value of a variable; an empty one counts as unset.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
-    }
 }
 
 /// All settings of a process.
@@ -115,140 +79,8 @@ pub struct Settings {
     pub environment: Environment,
 }
 
-/// What `elven-sync.toml` may say.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default, expecting = "a section")]
-struct File {
-    credentials: BTreeMap<String, CredentialSource>,
-    ledger: LedgerSettings,
-    database: DatabaseSettings,
-    sync: SyncSettings,
-    api: ApiSettings,
-    retry: RetrySettings,
-    time: TimeSettings,
-}
-
-/// `[database]`: how the database is used.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default, expecting = "a section")]
-pub struct DatabaseSettings {
-    /// How long a run waits for a database that went away before it fails.
-    #[serde(with = "humantime_serde")]
-    pub reconnect_timeout: Duration,
-}
-
-impl Default for DatabaseSettings {
-    fn default() -> Self {
-        Self { reconnect_timeout: Duration::from_mins(1) }
-    }
-}
-
-/// `[sync]`: how runs work.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default, expecting = "a section")]
-pub struct SyncSettings {
-    /// Records in a request, 1 to 1000.
-    #[serde(deserialize_with = "number::from_text_or_number")]
-    pub batch_rows: usize,
-    /// Entities worked on at once.
-    #[serde(deserialize_with = "number::from_text_or_number")]
-    pub entities_at_once: usize,
-    /// Requests of one entity on their way at once.
-    #[serde(deserialize_with = "number::from_text_or_number")]
-    pub requests_in_flight: usize,
-    /// Rows of an entity that may be set aside because the API refused them, before the entity stops.
-    #[serde(deserialize_with = "number::from_text_or_number")]
-    pub max_rejections: usize,
-    /// The most bytes that a request's body may have; learned from the API when it is not said.
-    #[serde(deserialize_with = "number::from_text_or_number_if_any")]
-    pub batch_bytes: Option<usize>,
-    /// What is done about a batch of which nobody knows whether it arrived.
-    pub on_ambiguous: OnAmbiguous,
-    /// What is done when the first 1,000 rows that a lane reads in a run are all invalid.
-    pub on_invalid_start: OnInvalidStart,
-    /// How long a worker that stopped renewing keeps an entity.
-    #[serde(with = "humantime_serde")]
-    pub lease: Duration,
-    /// How long what is in flight may take once the process was asked to stop.
-    #[serde(with = "humantime_serde")]
-    pub shutdown_grace: Duration,
-}
-
-impl Default for SyncSettings {
-    fn default() -> Self {
-        Self {
-            batch_rows: BATCH_ROWS_MAX,
-            entities_at_once: 4,
-            requests_in_flight: 4,
-            max_rejections: 100,
-            batch_bytes: None,
-            on_ambiguous: OnAmbiguous::Resend,
-            on_invalid_start: OnInvalidStart::Stop,
-            lease: Duration::from_secs(30),
-            shutdown_grace: Duration::from_secs(25),
-        }
-    }
-}
-
-/// `[sync] on_ambiguous`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnAmbiguous {
-    /// Send it again, the same bytes.
-    Resend,
-    /// Stop the entity, until a person decides.
-    Hold,
-}
-
-/// `[api]`: how the API is called.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default, expecting = "a section")]
-pub struct ApiSettings {
-    /// The longest a request may take in all.
-    #[serde(with = "humantime_serde")]
-    pub timeout: Duration,
-    /// How far a signature's timestamp may be from the API's clock.
-    #[serde(with = "humantime_serde")]
-    pub signature_window: Duration,
-    /// The most requests in a second with one credential; unlimited when it is not said.
-    #[serde(deserialize_with = "number::from_text_or_number_if_any")]
-    pub requests_per_second: Option<u32>,
-}
-
-impl Default for ApiSettings {
-    fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(30),
-            signature_window: Duration::from_secs(30),
-            requests_per_second: None,
-        }
-    }
-}
-
-/// `[retry]`: how a request is repeated.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default, expecting = "a section")]
-pub struct RetrySettings {
-    /// Attempts in all.
-    #[serde(deserialize_with = "number::from_text_or_number")]
-    pub attempts: u32,
-    /// The first pause.
-    #[serde(with = "humantime_serde")]
-    pub initial: Duration,
-    /// The longest pause.
-    #[serde(with = "humantime_serde")]
-    pub max: Duration,
-}
-
-impl Default for RetrySettings {
-    fn default() -> Self {
-        Self { attempts: 6, initial: Duration::from_millis(500), max: Duration::from_secs(30) }
-    }
-}
-
 const DEFAULT_FILE: &str = "elven-sync.toml";
 const DEFAULT_API_URL: &str = "https://openapi.elven.com";
-const SETTING_PREFIX: &str = "ELVEN_SYNC_";
 
 impl Settings {
     /// Puts the settings together and checks them.

@@ -1,6 +1,9 @@
 //! Settings of the file that environment variables lie over.
 
-use super::{ConfigError, Environment, File, SETTING_PREFIX, error, mistake};
+use super::environment::{Environment, SETTING_PREFIX};
+use super::error::{ConfigError, error};
+use super::mistake;
+use super::settings::File;
 
 /// Lays `ELVEN_SYNC_<SECTION>__<KEY>` over the file.
 pub(super) fn overlay(mut file: toml::Table, environment: &Environment) -> Result<File, ConfigError> {

@@ -5,7 +5,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Columns, ConfigError, File, error};
+use super::Columns;
+use super::error::{ConfigError, error};
+use super::settings::File;
 
 /// A key of the configuration file.
 #[derive(Clone, Copy, Debug)]

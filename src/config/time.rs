@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, error};
+use super::error::{ConfigError, error};
 use crate::align::Zones;
 
 /// `[time]`: how wall-clock times are made.
