@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
 
 use super::Settings;
 use super::environment::Environment;
 use super::error::{ConfigError, error};
+use super::settings::CredentialSource;
 
 /// An API key and its secret, under the name that `entities.credential` has for it.
 #[derive(Clone, Debug)]
@@ -19,13 +19,6 @@ pub struct Credential {
     /// The secret that signs requests.
     pub secret: SecretString,
 }
-
-/// `[credentials.NAME]`: an environment variable or a file for each half.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(
-    deny_unknown_fields,
-    default,
-    expecting = "a section with key_env or key_file, and secret_env or secret_file"
 
 impl Settings {
     /// Reads the credential with this name.

@@ -27,7 +27,9 @@ pub use environment::Environment;
 pub use error::ConfigError;
 pub use ledger::{Columns, LedgerSettings};
 pub use on_invalid_start::OnInvalidStart;
-pub use settings::{ApiSettings, BATCH_ROWS_MAX, CredentialSource, DatabaseSettings, OnAmbiguous, RetrySettings, SyncSettings};
+pub use settings::{
+    ApiSettings, BATCH_ROWS_MAX, CredentialSource, DatabaseSettings, OnAmbiguous, RetrySettings, SyncSettings,
+};
 pub use time::TimeSettings;
 
 use error::error;

@@ -1,6 +1,7 @@
 //! The sections of the configuration file with their defaults.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -141,6 +142,12 @@ impl Default for RetrySettings {
     }
 }
 
+/// `[credentials.NAME]`: an environment variable or a file for each half.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a section with key_env or key_file, and secret_env or secret_file"
 )]
 pub struct CredentialSource {
     /// Environment variable that holds the key.
