@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use elven_sync::align::{Clock, Number, Zone, Zones};
 use elven_sync::batch::Batch;
 use elven_sync::elven::client::IMPORT_PATH;
-use elven_sync::elven::sign::sign;
+use elven_sync::elven::signing::sign;
 use elven_sync::ledger::{Decoder, Row};
 use secrecy::SecretString;
 

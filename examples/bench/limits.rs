@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use chrono::TimeDelta;
 use elven_sync::config::Credential;
-use elven_sync::elven::{Client, Verdict, judge};
+use elven_sync::elven::{Client, ResponseClass, judge};
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgPoolCopyExt;
 use tokio::sync::Semaphore;
@@ -156,7 +156,7 @@ impl Replay {
         let body = self.bodies[number % self.bodies.len()].clone();
         let signed = self.client.sign_import(&self.credential, TimeDelta::zero(), body)?;
         let verdict = judge(&self.client.send(signed).await);
-        ensure!(verdict == Verdict::Accepted, "a body was not accepted: {verdict:?}");
+        ensure!(verdict == ResponseClass::Accepted, "a body was not accepted: {verdict:?}");
         Ok(())
     }
 }

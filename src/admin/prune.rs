@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::database::Database;
 use crate::fault_point::{Step, around};
 use crate::journal::prune::{self, Busy, Pruned, Pruner};
-use crate::journal::{JournalError, Sealed};
+use crate::journal::{JournalError, SealState};
 
 /// What was pruned of an entity, or would be.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -53,7 +53,7 @@ pub async fn prune(
         if passes + batches + errors == 0 {
             continue;
         }
-        let foreign = lane.seal().await? != Sealed::Whole;
+        let foreign = lane.seal().await? != SealState::Whole;
         let mut pruned =
             PrunedEntity { entity_id: entity_id.clone(), passes, batches, errors, busy: false, foreign };
         if foreign {

@@ -3,7 +3,7 @@
 use super::MoveError;
 use super::watermark::refused;
 use crate::audit::{Asked, Proof, prove_as};
-use crate::journal::{Lane, Rebound, Sealed};
+use crate::journal::{Lane, Rebound, SealState};
 use crate::ledger::{Changes, LedgerError};
 use crate::sync::watermark_check::{as_if_bound, changes, fits, mapping_changed, sealed, start_over};
 use crate::sync::{RunError, Worker};
@@ -56,7 +56,7 @@ impl Worker {
     pub async fn plan_rebind(&self, entity_id: &str, wanted: Rebinding) -> Result<Option<Rebind>, MoveError> {
         let (lane, look) = self.stand(entity_id).await?;
         let changes = changes(&self.ledger, &lane);
-        let journal = wanted.journal && lane.seal == Sealed::Broken;
+        let journal = wanted.journal && lane.seal == SealState::Broken;
         if !journal && (changes.is_none() || !wanted.mapping) {
             self.fits(entity_id, &lane, &look)?;
             return Ok(None);

@@ -2,9 +2,11 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::journal::{Entity, FromNow, Holder, JournalError, Lane, Lease, Rebound, Seal, Sealed, Take};
-use crate::ledger::{LedgerError, Look, Progress};
-use crate::sync::watermark_check::{Misfit, changes};
+use crate::journal::{
+    ClusterMatch, Entity, FromNow, Holder, JournalError, Lane, Lease, Rebound, SealState, Take,
+};
+use crate::ledger::{LedgerError, ProbeResult, Progress};
+use crate::sync::watermark_check::{WatermarkMismatch, changes};
 use crate::sync::{RunError, Worker};
 use crate::text::quoted_argument;
 use crate::watermark::Snapshot;
@@ -32,8 +34,8 @@ impl From<LedgerError> for MoveError {
     }
 }
 
-impl From<Misfit> for MoveError {
-    fn from(misfit: Misfit) -> Self {
+impl From<WatermarkMismatch> for MoveError {
+    fn from(misfit: WatermarkMismatch) -> Self {
         Self::Refused(misfit.to_string())
     }
 }
@@ -94,8 +96,8 @@ impl Worker {
             None => 0,
         };
         // A rewind to the start binds to what there is.
-        let is_bound_elsewhere =
-            lane.seal != Sealed::Whole || (lane.mapping.is_some() && !changes(&self.ledger, &lane).is_none());
+        let is_bound_elsewhere = lane.seal != SealState::Whole
+            || (lane.mapping.is_some() && !changes(&self.ledger, &lane).is_none());
         Ok(Rewind {
             entity_id: entity_id.to_owned(),
             is_move: lane.settled != earlier.settled || lane.open.is_some() || is_bound_elsewhere,
@@ -133,14 +135,14 @@ impl Worker {
         }
         let start_over = format!("hint: elven-sync entity rewind {}", quoted_argument(entity_id));
         match self.journal.seal(entity_id).await? {
-            Seal::Whole => {}
-            Seal::Broken => {
+            ClusterMatch::Same => {}
+            ClusterMatch::Restored => {
                 return refused(format!(
                     "this is not the upgraded cluster of the watermark of `{entity_id}`: the rows of elven_sync were \
                      written anew here, as restoring a dump does, and so were those of the ledger; {start_over}"
                 ));
             }
-            Seal::Missing => {
+            ClusterMatch::Unknown => {
                 return refused(format!(
                     "nothing tells whether the watermark of `{entity_id}` was written in this cluster; {start_over}"
                 ));
@@ -164,7 +166,7 @@ impl Worker {
         entity_id: &str,
         to: Option<&Snapshot>,
         lane: &Lane,
-        look: &Look,
+        look: &ProbeResult,
     ) -> Result<(), MoveError> {
         let Some(to) = to else { return Ok(()) };
         if let Err(misfit) = self.fits(entity_id, lane, look) {
@@ -180,7 +182,7 @@ impl Worker {
     }
 
     /// Where an entity stands, and what the ledger says to that.
-    pub(crate) async fn stand(&self, entity_id: &str) -> Result<(Lane, Look), MoveError> {
+    pub(crate) async fn stand(&self, entity_id: &str) -> Result<(Lane, ProbeResult), MoveError> {
         let lanes = self.journal.lanes(&[entity_id.to_owned()], &self.mapping).await?;
         let lane = lanes.get(entity_id).cloned().unwrap_or_default();
         let look = self.ledger.look_at(&lane.progress(entity_id)).await?;

@@ -9,8 +9,8 @@ use crate::align::Zones;
 use crate::batch::Batch;
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
-use crate::journal::carried::{self, Carried};
-use crate::journal::proof::{self, Change};
+use crate::journal::audit::{self as records, Change};
+use crate::journal::row_history::{self, BatchOfRow};
 use crate::journal::{Entity, Health, JournalError, Lane, RecordedError, check_schema};
 use crate::ledger::{Ledger, Row};
 use crate::sync::RunError;
@@ -59,7 +59,7 @@ pub struct RowReport {
     /// The transaction that wrote its present version.
     pub change_xid: Option<u64>,
     /// The batches that list it, this version or an earlier one, in order.
-    pub carried: Vec<Carried>,
+    pub carried: Vec<BatchOfRow>,
     /// Its errors, the newest first.
     pub errors: Vec<RecordedError>,
     /// What is to be said.
@@ -93,21 +93,21 @@ pub async fn of_row(
     holders.retain(|entity_id, _| only.is_none_or(|only| only == entity_id));
     let look = || async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
-        let carried = carried::carried(&mut transaction, &id, only).await?;
-        let errors = carried::errors_of(&mut transaction, &id.to_string(), only).await?;
+        let carried = row_history::carried(&mut transaction, &id, only).await?;
+        let errors = row_history::errors_of(&mut transaction, &id.to_string(), only).await?;
         let mut concerned: BTreeSet<String> = holders.keys().cloned().collect();
         concerned.extend(carried.iter().map(|batch| batch.entity_id.clone()));
         concerned.extend(errors.iter().map(|error| error.entity_id.clone()));
         let mut found = Vec::new();
         for entity_id in concerned {
-            let lane = proof::lane(&mut transaction, &entity_id).await?;
-            let changes = proof::changes(&mut transaction, &entity_id).await?;
+            let lane = records::lane(&mut transaction, &entity_id).await?;
+            let changes = records::changes(&mut transaction, &entity_id).await?;
             found.push((entity_id, chain::follow(changes, &lane), lane));
         }
         transaction.commit().await.map_err(JournalError::from)?;
         Ok::<_, RunError>((carried, errors, found))
     };
-    let (carried, errors, found) = database.again(look).await?;
+    let (carried, errors, found) = database.retry(look).await?;
     if let Some(only) = only
         && found.is_empty()
         && entities.iter().all(|entity| entity.entity_id != only)
@@ -129,7 +129,7 @@ pub async fn of_row(
             lane,
             chain,
         };
-        let carried: Vec<Carried> = carried.iter().filter(|b| b.entity_id == entity_id).cloned().collect();
+        let carried: Vec<BatchOfRow> = carried.iter().filter(|b| b.entity_id == entity_id).cloned().collect();
         let errors: Vec<RecordedError> =
             errors.iter().filter(|error| error.entity_id == entity_id).cloned().collect();
         let (verdict, says) = match &rows {
@@ -183,7 +183,7 @@ async fn judge(
     ledger: &Ledger,
     entity_id: &str,
     known: &Known<'_>,
-    (rows, carried, errors): (&[Row], &[Carried], &[RecordedError]),
+    (rows, carried, errors): (&[Row], &[BatchOfRow], &[RecordedError]),
 ) -> Result<Said, RunError> {
     let Some(row) = rows.iter().max_by_key(|row| row.xid) else {
         let last = carried.iter().rfind(|batch| batch.status == "accepted" && !batch.set_aside);
@@ -272,7 +272,7 @@ fn waits(known: &Known<'_>, why: &str) -> Said {
     (Verdict::Pending, says)
 }
 
-fn set_aside(leaf: &Carried, carried: &[Carried], errors: &[RecordedError]) -> Said {
+fn set_aside(leaf: &BatchOfRow, carried: &[BatchOfRow], errors: &[RecordedError]) -> Said {
     let later = carried.iter().rfind(|batch| {
         batch.batch_id > leaf.batch_id
             && batch.pass_id.is_none()
@@ -313,7 +313,7 @@ async fn superseded_by(
     ledger: &Ledger,
     entity_id: &str,
     known: &Known<'_>,
-    (row, leaf): (&Row, &Carried),
+    (row, leaf): (&Row, &BatchOfRow),
 ) -> Result<Option<LedgerId>, RunError> {
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
     let Some(zone) = zone.and_then(|name| known.zones.get(name).ok()) else { return Ok(None) };
@@ -326,7 +326,7 @@ async fn superseded_by(
     Ok(newer.into_iter().find(|rival| batch.is_superseded_by(rival)).map(|rival| rival.id))
 }
 
-fn went(batch: &Carried) -> String {
+fn went(batch: &BatchOfRow) -> String {
     let when = batch.finished_at.unwrap_or(batch.created_at).format("%Y-%m-%d %H:%M:%SZ");
     let twice = if batch.ambiguous { ", and may have arrived more than once" } else { "" };
     format!("in batch {} of run {} on {when}{twice}", batch.batch_id, batch.run_id)

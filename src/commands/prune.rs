@@ -25,7 +25,7 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
     journal::check_schema(&database).await?;
     journal::refuse_standby(&database).await?;
     let report = admin::prune(&database, options.older_than, options.dry_run).await?;
-    output::proof::pruned(&report, options.dry_run, options.json);
+    output::verification::pruned(&report, options.dry_run, options.json);
     Ok(if report.entities.iter().any(|entity| entity.busy || entity.foreign) {
         INCOMPLETE
     } else {

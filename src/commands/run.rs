@@ -100,7 +100,7 @@ pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyho
     let database = connect(settings).await?;
     if let Some(row) = &options.row {
         let reports = crate::audit::of_row(settings, &database, row, options.entity.as_deref()).await?;
-        output::row::report(row, &reports, options.json);
+        output::row_trace::report(row, &reports, options.json);
         let well = !reports.is_empty() && !reports.iter().any(|report| report.verdict.needs_a_person());
         return Ok(if well { SUCCEEDED } else { INCOMPLETE });
     }

@@ -22,6 +22,6 @@ pub(super) struct Options {
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
     let entities = audit::verify(settings, &database, &options.entities, options.deep).await?;
-    output::proof::report(&entities, options.deep, options.json);
+    output::verification::report(&entities, options.deep, options.json);
     Ok(if entities.iter().all(EntityProof::holds) { SUCCEEDED } else { INCOMPLETE })
 }

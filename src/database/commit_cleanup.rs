@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::commits::START;
-use super::{Database, Passing, Transaction, within};
+use super::{Database, Transaction, Transient, within};
 
 /// Rows of this process, and of others, that a step removes at most.
 const STEP_ROWS: i64 = 10_000;
@@ -25,7 +25,7 @@ impl Database {
                 Ok(true) => {}
                 Ok(false) => return,
                 // The work of the run says what is to be said of a database that went away.
-                Err(problem) if problem.is_passing() => return,
+                Err(problem) if problem.is_transient() => return,
                 Err(problem) => {
                     let error = crate::text::chain(&problem);
                     tracing::warn!(

@@ -19,36 +19,36 @@ use super::transient::{no_answer, within};
 /// The longest that a connection may take to be made that nothing else waits for.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// The longest that a transaction waits for others to give one back, and again for one to be made.
-const TURN_MAX: Duration = Duration::from_secs(5);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// One that was taken so lately is not asked whether it is well: if it is not, the transaction is begun again.
-const FRESH: Duration = Duration::from_secs(1);
+const PING_SKIP_AGE: Duration = Duration::from_secs(1);
 /// How long an answer to that question, or a polite end, may take.
-const WORD_MAX: Duration = Duration::from_secs(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// One that is older is not used: its server process has grown, and its address may lead elsewhere by now.
 const AGE_MAX: Duration = Duration::from_mins(30);
 
 /// The connections to one database.
-pub(super) type Connections = Pool<Maker>;
+pub(super) type Connections = Pool<ConnectionManager>;
 
 /// A connection in use. Dropped it lies idle, so only one whose last statement has ended may be.
-pub(super) type InUse = Object<Maker>;
+pub(super) type PooledConnection = Object<ConnectionManager>;
 
 /// Makes connections, and says which of those that lie idle may be used.
-pub(super) struct Maker {
+pub(super) struct ConnectionManager {
     pub(super) options: PgConnectOptions,
     /// One was not well that lay idle, and no new one is being made yet: what has befallen it may have befallen the
     /// others, and to ask them all could take long.
     unwell: AtomicBool,
 }
 
-impl std::fmt::Debug for Maker {
+impl std::fmt::Debug for ConnectionManager {
     /// Without the options, which hold the password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Maker").field("unwell", &self.unwell).finish_non_exhaustive()
+        f.debug_struct("ConnectionManager").field("unwell", &self.unwell).finish_non_exhaustive()
     }
 }
 
-impl Manager for Maker {
+impl Manager for ConnectionManager {
     type Type = PgConnection;
     type Error = sqlx::Error;
 
@@ -61,8 +61,8 @@ impl Manager for Maker {
         if known.age() >= AGE_MAX || self.unwell.load(Ordering::Relaxed) {
             return Err(RecycleError::message("not to be used again"));
         }
-        if known.last_used() >= FRESH {
-            let answer = within(WORD_MAX, connection.ping()).await;
+        if known.last_used() >= PING_SKIP_AGE {
+            let answer = within(PING_TIMEOUT, connection.ping()).await;
             answer.inspect_err(|_| self.unwell.store(true, Ordering::Relaxed))?;
         }
         Ok(())
@@ -72,8 +72,8 @@ impl Manager for Maker {
 /// At most so many at once. `away_max`: how long the database may be away.
 #[expect(clippy::expect_used, reason = "it has the runtime without which its limits would be refused")]
 pub(super) fn new(options: PgConnectOptions, count_max: usize, away_max: Duration) -> Connections {
-    let turn_max = Some(TURN_MAX.min(away_max));
-    Pool::builder(Maker { options, unwell: AtomicBool::new(false) })
+    let turn_max = Some(ACQUIRE_TIMEOUT.min(away_max));
+    Pool::builder(ConnectionManager { options, unwell: AtomicBool::new(false) })
         .max_size(count_max)
         .queue_mode(QueueMode::Lifo)
         .runtime(Runtime::Tokio1)
@@ -110,7 +110,10 @@ pub(super) async fn first(connections: &Connections) -> Result<Server, sqlx::Err
 }
 
 /// A connection: the one that was used last, or a new one.
-pub(super) async fn take(connections: &Connections, limits: Timeouts) -> Result<InUse, sqlx::Error> {
+pub(super) async fn take(
+    connections: &Connections,
+    limits: Timeouts,
+) -> Result<PooledConnection, sqlx::Error> {
     connections.timeout_get(&limits).await.map_err(|problem| match problem {
         PoolError::Backend(problem) => problem,
         PoolError::Timeout(TimeoutType::Create) => no_answer(limits.create.unwrap_or_default()),
@@ -127,12 +130,12 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
 }
 
 /// Ends one in whatever state it is. What has befallen it may have befallen those that lie idle.
-pub(super) fn end(connections: &Connections, connection: InUse) {
+pub(super) fn end(connections: &Connections, connection: PooledConnection) {
     connections.retain(|_, _| false);
     let connection = Object::take(connection);
     // Politely, since servers and proxies log what just breaks off; without a runtime nobody is left to wait for that.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn(timeout(WORD_MAX, connection.close()));
+        runtime.spawn(timeout(PING_TIMEOUT, connection.close()));
     }
 }
 
@@ -141,6 +144,6 @@ pub(super) async fn close(connections: &Connections) {
     let idle = connections.retain(|_, _| false).removed;
     connections.close();
     for connection in idle {
-        let _ = timeout(WORD_MAX, connection.close()).await;
+        let _ = timeout(PING_TIMEOUT, connection.close()).await;
     }
 }

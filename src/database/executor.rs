@@ -156,9 +156,9 @@ impl<'c> Executor<'c> for &'c Database {
 /// Only for what binds nothing, since a value can be bound to one statement alone; anything else goes the long way. Its
 /// rows come as text, so it is for texts, numbers and truths: a point in time may lie where its text is not understood.
 #[derive(Clone, Copy, Debug)]
-pub struct AtOnce<'a>(&'a Database);
+pub struct SingleRoundTrip<'a>(&'a Database);
 
-impl<'c> Executor<'c> for AtOnce<'c> {
+impl<'c> Executor<'c> for SingleRoundTrip<'c> {
     type Database = Postgres;
 
     fn fetch_many<'e, 'q: 'e, E>(
@@ -199,7 +199,7 @@ impl<'c> Executor<'c> for AtOnce<'c> {
     }
 }
 
-impl AtOnce<'_> {
+impl SingleRoundTrip<'_> {
     async fn read<'q>(
         self,
         query: impl Execute<'q, Postgres> + 'q,
@@ -218,9 +218,9 @@ impl AtOnce<'_> {
 }
 
 impl Database {
-    /// Reads in one message; see [`AtOnce`].
-    pub fn at_once(&self) -> AtOnce<'_> {
-        AtOnce(self)
+    /// Reads in one message; see [`SingleRoundTrip`].
+    pub fn single_round_trip(&self) -> SingleRoundTrip<'_> {
+        SingleRoundTrip(self)
     }
 
     async fn read<'q>(

@@ -24,9 +24,9 @@ use tokio::time::Instant;
 pub use self::address::options;
 use self::commits::Commits;
 use self::connections::{Connections, Server};
-pub use self::executor::AtOnce;
+pub use self::executor::SingleRoundTrip;
 pub use self::transaction::Transaction;
-pub use self::transient::Passing;
+pub use self::transient::Transient;
 pub(crate) use self::transient::within;
 
 /// The first and the longest pause between attempts to go on.
@@ -88,7 +88,7 @@ impl Database {
     }
 
     /// Connects to another one, with as many connections and as much patience.
-    pub async fn beside(&self, url: &SecretString) -> Result<Self, sqlx::Error> {
+    pub async fn connect_like(&self, url: &SecretString) -> Result<Self, sqlx::Error> {
         Self::connect(url, self.connections.status().max_size, self.reconnect_timeout).await
     }
 
@@ -122,9 +122,9 @@ impl Database {
     ///
     /// What is done has to be a transaction: one of which nobody knows whether it was committed is not done
     /// again before that is known (see [`Transaction::commit`]).
-    pub async fn again<T, E, F>(&self, mut what: impl FnMut() -> F) -> Result<T, E>
+    pub async fn retry<T, E, F>(&self, mut what: impl FnMut() -> F) -> Result<T, E>
     where
-        E: Passing + std::error::Error + 'static,
+        E: Transient + std::error::Error + 'static,
         F: Future<Output = Result<T, E>>,
     {
         // When it failed first: what it took until then was no waiting.
@@ -133,7 +133,7 @@ impl Database {
         loop {
             // Boxed, since it is large, and lies in the futures of all who call.
             let problem = match Box::pin(what()).await {
-                Err(problem) if problem.is_passing() => problem,
+                Err(problem) if problem.is_transient() => problem,
                 done => {
                     if done.is_ok() && self.process.condition.swap(WELL, Ordering::Relaxed) != WELL {
                         tracing::info!("the database is back");
@@ -166,7 +166,7 @@ impl Database {
     where
         Q: Execute<'q, Postgres> + 'q,
     {
-        self.again(|| async {
+        self.retry(|| async {
             let mut transaction = self.begin().await?;
             let done = transaction.execute(query()).await?;
             transaction.commit().await?;

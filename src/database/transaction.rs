@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{Executor, PgConnection, Row};
 
 use super::Database;
-use super::connections::{self, InUse};
-use super::transient::{Passing, within};
+use super::connections::{self, PooledConnection};
+use super::transient::{Transient, within};
 
 /// How a transaction begins that only reads.
 ///
@@ -40,7 +40,7 @@ const STATEMENT_TIMEOUT_MAX_MS: u128 = 2_147_483_647;
 pub struct Transaction {
     database: Database,
     /// None once it is at its end, and the connection lies idle or is being ended.
-    pub(super) connection: Option<InUse>,
+    pub(super) connection: Option<PooledConnection>,
     /// Its `xid8`, if it writes.
     id: Option<String>,
     /// Its number in `elven_sync.sync_commits`, if it writes.
@@ -82,7 +82,7 @@ impl Transaction {
         let Err(problem) = self.end("commit").await else { return Ok(()) };
         // Given up first: it takes the place of one to ask with.
         self.close();
-        let (true, Some(id), Some(number)) = (problem.is_passing(), self.id.take(), self.number) else {
+        let (true, Some(id), Some(number)) = (problem.is_transient(), self.id.take(), self.number) else {
             return Err(problem);
         };
         match self.database.was_committed(&id, number).await {
@@ -175,7 +175,7 @@ impl Database {
     /// once the transaction cannot be under way any more: its server process may not have noticed that we are gone,
     /// and a server in recovery does not know the end.
     async fn was_committed(&self, id: &str, number: i64) -> Result<bool, sqlx::Error> {
-        self.again(async || {
+        self.retry(async || {
             let under_way = "select pg_is_in_recovery() or pg_xact_status($1::text::xid8) = 'in progress'";
             match sqlx::query_scalar(under_way).bind(id).fetch_one(self).await {
                 Ok(Some(true)) => {

@@ -10,13 +10,13 @@ use tokio::time::timeout;
 const PASSING: [&str; 9] = ["57P01", "57P02", "57P03", "25P03", "25006", "53300", "40001", "40P01", "57P05"];
 
 /// Says of an error whether what failed may succeed when it is simply done again.
-pub trait Passing {
+pub trait Transient {
     /// It may.
-    fn is_passing(&self) -> bool;
+    fn is_transient(&self) -> bool;
 }
 
-impl Passing for sqlx::Error {
-    fn is_passing(&self) -> bool {
+impl Transient for sqlx::Error {
+    fn is_transient(&self) -> bool {
         match self {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
             sqlx::Error::Database(refused) => {

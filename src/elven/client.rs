@@ -12,8 +12,8 @@ use url::Url;
 
 use super::body;
 use super::connecting::{Late, OpenedLate};
-use super::sign::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign};
-use super::verdict::Answer;
+use super::response::Answer;
+use super::signing::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign};
 use crate::config::{Credential, is_loopback};
 
 /// Path of "Import Account Balances".

@@ -6,9 +6,9 @@ mod body;
 pub mod client;
 mod connecting;
 pub mod envelope;
-pub mod sign;
-pub mod verdict;
+pub mod response;
+pub mod signing;
 
 pub use client::{Client, Signed, is_older_than};
 pub use envelope::{Envelope, Reason};
-pub use verdict::{Answer, Verdict, judge};
+pub use response::{Answer, ResponseClass, judge};

@@ -28,7 +28,7 @@ impl Journal {
     ) -> Result<Vec<Accepted>, JournalError> {
         let rows = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query!(
                     r#"select last_xid::text as "last_xid!", row_ids, rejected_ids
                          from elven_sync.sync_batches

@@ -101,7 +101,7 @@ impl Backfill {
     }
 
     async fn some(database: &Database, backfill_id: Option<i64>) -> Result<Vec<Self>, sqlx::Error> {
-        database.again(|| sqlx::query_as!(
+        database.retry(|| sqlx::query_as!(
             Backfill,
             r#"select backfill_id, range_from, range_to, entities, accounts, currencies, status, rows_total, rows_read,
                       rows_uploaded, rows_rejected, rows_superseded, started_at, finished_at, error, run_id,
@@ -161,7 +161,7 @@ impl Backfill {
             transaction.commit().await?;
             Ok::<_, sqlx::Error>(alive.map_or(Cancelled::Done, |(run_id, ..)| Cancelled::Stopping(run_id)))
         };
-        let cancelled = database.again(cancel).await?;
+        let cancelled = database.retry(cancel).await?;
         if cancelled == Cancelled::Done {
             close_cancelled(database, backfill_id).await?;
         }

@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 
 use super::backfill_rows::{alive_run, close_cancelled};
 use super::lease_check::commit_if_held;
-use super::texts::storable_one;
-use super::{Asked, BackfillStatus, Journal, JournalError, Lease, OpenPass};
+use super::storable_text::storable_one;
+use super::{Asked, BackfillStatus, Journal, JournalError, Lease, OpenWork};
 use crate::database::Transaction;
 use crate::ledger::{Range, instant_us};
 use crate::watermark::{At, Cursor};
@@ -57,7 +57,7 @@ impl Journal {
             transaction.commit().await?;
             Ok::<_, sqlx::Error>(found)
         };
-        Ok(self.database.again(unfinished).await?)
+        Ok(self.database.retry(unfinished).await?)
     }
 
     /// Records a backfill and its lanes, each with the rows in its range. Returns its number, and `false` when somebody
@@ -108,7 +108,7 @@ impl Journal {
             transaction.commit().await?;
             Ok::<_, sqlx::Error>((backfill_id, true))
         };
-        Ok(self.database.again(ask).await?)
+        Ok(self.database.retry(ask).await?)
     }
 
     /// Begins a run that works on a backfill, unless another one does.
@@ -147,7 +147,7 @@ impl Journal {
             transaction.commit().await?;
             Ok::<_, JournalError>(begun)
         };
-        self.database.again(begin).await
+        self.database.retry(begin).await
     }
 
     /// The entities of a backfill, by id.
@@ -163,7 +163,7 @@ impl Journal {
             )
             .fetch_all(&self.database)
         };
-        let lanes = self.database.again(lanes).await?;
+        let lanes = self.database.retry(lanes).await?;
         Ok(lanes
             .into_iter()
             .map(|row| BackfillLane {
@@ -204,7 +204,7 @@ impl Journal {
             )
             .fetch_optional(&self.database)
         };
-        let stand = self.database.again(stand).await?;
+        let stand = self.database.retry(stand).await?;
         Ok(stand.map(|row| {
             let cursor = row.cursor_at.zip(row.cursor_id);
             cursor.map(|(at, id)| Cursor { at: At::Instant(instant_us(at)), id })
@@ -212,7 +212,7 @@ impl Journal {
     }
 
     /// Records that the range of an entity is through, and gives the lease back.
-    pub async fn finish_backfill_lane(&self, open: &OpenPass) -> Result<(), JournalError> {
+    pub async fn finish_backfill_lane(&self, open: &OpenWork) -> Result<(), JournalError> {
         let Some(backfill_id) = open.course.backfill_id() else { return Ok(()) };
         let Lease { entity_id, owner, epoch, fence } = &open.lease;
         let finish = || async {
@@ -247,7 +247,7 @@ impl Journal {
             }
             commit_if_held(transaction, released.rows_affected()).await
         };
-        self.database.again(finish).await
+        self.database.retry(finish).await
     }
 
     /// Records how a run ends that has worked on a backfill; one that was cancelled stays so.
@@ -258,7 +258,7 @@ impl Journal {
         status: BackfillStatus,
         error: Option<&str>,
     ) -> Result<(), JournalError> {
-        let error = self.database.again(|| storable_one(&self.database, error)).await?;
+        let error = self.database.retry(|| storable_one(&self.database, error)).await?;
         self.database
             .execute(|| {
                 sqlx::query!(

@@ -4,32 +4,37 @@ use chrono::{DateTime, Utc};
 
 use super::counters::count;
 use super::cursor::{at, xid};
-use super::texts::storable;
-use super::{Course, Doing, Settlement};
+use super::storable_text::storable;
+use super::{AttemptResult, WorkContext, WorkKind};
 use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::watermark::Cursor;
 
 /// Where a batch belongs.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct BatchOwner<'a> {
     pub run: i64,
     /// `None`: neither a pass nor a backfill.
-    pub course: Option<Course>,
+    pub course: Option<WorkKind>,
     pub entity: &'a str,
     pub parent: Option<i64>,
 }
 
-impl<'a> Doing<'a> {
-    pub(super) fn place(self, parent_id: Option<i64>) -> Place<'a> {
+impl<'a> WorkContext<'a> {
+    pub(super) fn place(self, parent_id: Option<i64>) -> BatchOwner<'a> {
         let Self { pass, run_id } = self;
-        Place { run: run_id, course: Some(pass.course), entity: &pass.lease.entity_id, parent: parent_id }
+        BatchOwner {
+            run: run_id,
+            course: Some(pass.course),
+            entity: &pass.lease.entity_id,
+            parent: parent_id,
+        }
     }
 }
 
 /// What is kept of a batch. Its rows and its body are not.
 #[derive(Clone, Debug)]
-pub(super) struct Contents {
+pub(super) struct BatchRecord {
     pub before: Option<Cursor>,
     pub last: Cursor,
     row_ids: Vec<u8>,
@@ -45,7 +50,7 @@ pub(super) struct Contents {
     zone_rules: String,
 }
 
-impl From<&Batch> for Contents {
+impl From<&Batch> for BatchRecord {
     fn from(batch: &Batch) -> Self {
         Self {
             before: batch.before.clone(),
@@ -67,16 +72,16 @@ impl From<&Batch> for Contents {
 
 /// A batch that is recorded for the first time. `attempts`: 1 when it is about to be sent, 0 for a part that waits
 /// for its turn.
-pub(super) struct New<'a> {
-    pub place: Place<'a>,
-    pub contents: &'a Contents,
+pub(super) struct NewBatch<'a> {
+    pub place: BatchOwner<'a>,
+    pub contents: &'a BatchRecord,
     pub attempts: i32,
 }
 
 /// Records some batches; returns their numbers.
 pub(super) async fn insert<const N: usize>(
     transaction: &mut Transaction,
-    new: [New<'_>; N],
+    new: [NewBatch<'_>; N],
 ) -> Result<[i64; N], sqlx::Error> {
     let ids = insert_all(transaction, &new).await?;
     ids.try_into().map_err(|_| sqlx::Error::Protocol("not every batch was recorded".into()))
@@ -85,10 +90,10 @@ pub(super) async fn insert<const N: usize>(
 /// Records batches; returns their numbers, which ascend in the order given.
 pub(super) async fn insert_all(
     transaction: &mut Transaction,
-    new: &[New<'_>],
+    new: &[NewBatch<'_>],
 ) -> Result<Vec<i64>, sqlx::Error> {
-    let before = |new: &New<'_>| new.contents.before.clone();
-    let course = |new: &New<'_>| new.place.course;
+    let before = |new: &NewBatch<'_>| new.contents.before.clone();
+    let course = |new: &NewBatch<'_>| new.place.course;
     sqlx::query_scalar!(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
@@ -108,7 +113,7 @@ pub(super) async fn insert_all(
           order by place
       returning batch_id",
         &column(new, |new| new.place.run),
-        &column(new, |new| course(new).and_then(Course::pass_id)) as &[Option<i64>],
+        &column(new, |new| course(new).and_then(WorkKind::pass_id)) as &[Option<i64>],
         &column(new, |new| new.place.entity.to_owned()),
         &column(new, |new| new.place.parent) as &[Option<i64>],
         &column(new, |new| new.attempts),
@@ -124,7 +129,7 @@ pub(super) async fn insert_all(
         &column(new, |new| new.contents.rows_beyond_double),
         &column(new, |new| new.contents.body_bytes),
         &column(new, |new| new.contents.body_sha256.clone()),
-        &column(new, |new| course(new).and_then(Course::backfill_id)) as &[Option<i64>],
+        &column(new, |new| course(new).and_then(WorkKind::backfill_id)) as &[Option<i64>],
         &column(new, |new| before(new).as_ref().and_then(at)) as &[Option<DateTime<Utc>>],
         &column(new, |new| at(&new.contents.last)) as &[Option<DateTime<Utc>>],
         &column(new, |new| new.contents.rejected_ids.clone()) as &[Option<Vec<u8>>],
@@ -150,7 +155,7 @@ pub(super) async fn mark_ambiguous(
 pub(super) async fn rewrite(
     transaction: &mut Transaction,
     batch_id: i64,
-    contents: &Contents,
+    contents: &BatchRecord,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "update elven_sync.sync_batches
@@ -181,24 +186,24 @@ pub(super) async fn rewrite(
 /// The batch is named by what it is, too: a failover that loses the tail takes announced batches along, and gives their
 /// numbers to others.
 #[derive(Clone, Debug)]
-pub(super) struct Answered {
+pub(super) struct AnsweredBatch {
     pub batch_id: i64,
     entity_id: String,
     last: Cursor,
     body_sha256: String,
     pub status: &'static str,
-    pub settlement: Settlement,
+    pub settlement: AttemptResult,
     error: Option<String>,
     /// That was no attempt.
     withdrawn: bool,
 }
 
-impl Answered {
+impl AnsweredBatch {
     pub(super) fn new(
-        doing: Doing<'_>,
+        doing: WorkContext<'_>,
         batch: (i64, &Batch),
         status: &'static str,
-        settlement: Settlement,
+        settlement: AttemptResult,
     ) -> Self {
         Self::of_entity(&doing.pass.lease.entity_id, batch, status, settlement)
     }
@@ -207,7 +212,7 @@ impl Answered {
         entity_id: &str,
         (batch_id, batch): (i64, &Batch),
         status: &'static str,
-        settlement: Settlement,
+        settlement: AttemptResult,
     ) -> Self {
         Self {
             batch_id,
@@ -234,7 +239,7 @@ impl Answered {
 /// Records answers. Returns how many batches there were to record them in: the others are not ours.
 pub(super) async fn finish(
     transaction: &mut Transaction,
-    answered: &[&Answered],
+    answered: &[&AnsweredBatch],
 ) -> Result<u64, sqlx::Error> {
     let mut errors: Vec<Option<String>> = column(answered, |a| a.error.clone());
     storable(&mut *transaction, [&mut errors]).await?;

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 
-use super::batch_record::{Answered, Contents, New, finish, insert, mark_ambiguous, rewrite};
+use super::batch_record::{AnsweredBatch, BatchRecord, NewBatch, finish, insert, mark_ambiguous, rewrite};
 use super::counters::Done;
 use super::counting::count_in;
 use super::cursor::{at, move_lane, xid};
-use super::group::{Answer, Writing};
 use super::lease_check::{commit_if_held, hold};
 use super::problem::{record, rejections};
+use super::writer::{Answer, JournalWrite};
 use super::{
-    Advance, Counters, Course, Doing, Handed, Journal, JournalError, OpenPass, Problem, Settlement, invalid,
+    AttemptResult, Counters, CursorAdvance, Journal, JournalError, OpenWork, PendingWrite, Problem,
+    WorkContext, WorkKind, invalid,
 };
 use crate::batch::Batch;
 use crate::database::Transaction;
@@ -21,7 +22,7 @@ use crate::watermark::{At, Cursor};
 
 /// A batch of an open pass or backfill, as it was recorded.
 #[derive(Debug)]
-pub struct Recorded {
+pub struct RecordedBatch {
     /// The batch.
     pub batch_id: i64,
     /// The batch that it is a part of.
@@ -80,7 +81,7 @@ struct BatchRow {
 }
 
 impl BatchRow {
-    fn into_recorded(self) -> Result<Recorded, sqlx::Error> {
+    fn into_recorded(self) -> Result<RecordedBatch, sqlx::Error> {
         let place = |xid: Option<String>, at: Option<DateTime<Utc>>| {
             let xid = xid.and_then(|xid| xid.parse().ok()).map(At::Xid);
             xid.or_else(|| at.map(|at| At::Instant(instant_us(at))))
@@ -89,7 +90,7 @@ impl BatchRow {
         let at = place(self.last_xid, self.last_at)
             .ok_or_else(|| sqlx::Error::Decode("neither an xid8 nor an instant".into()))?;
         let is_done = self.status == "accepted" || (self.status == "rejected" && self.row_count == 0);
-        Ok(Recorded {
+        Ok(RecordedBatch {
             batch_id: self.batch_id,
             parent_id: self.parent_id,
             before: before.map(|(at, id)| Cursor { at, id }),
@@ -112,13 +113,13 @@ impl Journal {
     /// in which they were announced, parts behind what they are parts of.
     ///
     /// One that was being sent when its worker stopped becomes `unknown` here.
-    pub async fn recorded(&self, pass: &OpenPass) -> Result<Vec<Recorded>, JournalError> {
+    pub async fn recorded(&self, pass: &OpenWork) -> Result<Vec<RecordedBatch>, JournalError> {
         let rows = match pass.course {
-            Course::Pass(pass_id) => {
+            WorkKind::Pass(pass_id) => {
                 self.recover_pass(pass_id, &pass.lease).await?;
                 self.recorded_in_pass(pass_id).await?
             }
-            Course::Backfill(backfill_id) => {
+            WorkKind::Backfill(backfill_id) => {
                 self.recover_backfill(backfill_id, &pass.lease).await?;
                 self.recorded_in_backfill(backfill_id, &pass.lease.entity_id).await?
             }
@@ -127,7 +128,7 @@ impl Journal {
     }
 
     async fn recorded_in_pass(&self, pass_id: i64) -> Result<Vec<BatchRow>, sqlx::Error> {
-        self.database.again(|| sqlx::query_as!(
+        self.database.retry(|| sqlx::query_as!(
             BatchRow,
             r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
                       b.zone_rules, b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
@@ -151,7 +152,7 @@ impl Journal {
         backfill_id: i64,
         entity_id: &str,
     ) -> Result<Vec<BatchRow>, sqlx::Error> {
-        self.database.again(|| sqlx::query_as!(
+        self.database.retry(|| sqlx::query_as!(
             BatchRow,
             r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
                       b.zone_rules, b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
@@ -172,20 +173,24 @@ impl Journal {
         ).fetch_all(&self.database)).await
     }
 
-    async fn hold(&self, transaction: &mut Transaction, pass: &OpenPass) -> Result<u64, sqlx::Error> {
+    async fn hold(&self, transaction: &mut Transaction, pass: &OpenWork) -> Result<u64, sqlx::Error> {
         hold(transaction, &pass.lease, Some(pass.course), self.lease_seconds()).await
     }
 
     /// Waits until all is written that was handed in for a pass: a write that moves its cursor follows, unless an
     /// answer that was handed in could not be written.
-    async fn caught_up(&self, doing: Doing<'_>, advance: Option<&Advance>) -> Result<(), JournalError> {
-        self.group.hand_in(doing, Writing::Nothing).written().await?;
+    async fn caught_up(
+        &self,
+        doing: WorkContext<'_>,
+        advance: Option<&CursorAdvance>,
+    ) -> Result<(), JournalError> {
+        self.group.hand_in(doing, JournalWrite::Nothing).written().await?;
         advance.and_then(|_| doing.pass.unwritten.reason()).map_or(Ok(()), Err)
     }
 
     /// Hands in a batch that is about to be sent. Once that is written the lease was checked.
-    pub fn announce(&self, doing: Doing<'_>, batch: &Batch) -> Handed {
-        self.group.hand_in(doing, Writing::Announcement(batch.into()))
+    pub fn announce(&self, doing: WorkContext<'_>, batch: &Batch) -> PendingWrite {
+        self.group.hand_in(doing, JournalWrite::Announcement(batch.into()))
     }
 
     /// Records that a batch which was recorded before is about to be sent, and checks the lease by doing so.
@@ -194,12 +199,12 @@ impl Journal {
     /// Its rows are written anew, since they may have changed meanwhile: then its hash does too.
     pub async fn announce_again(
         &self,
-        doing: Doing<'_>,
+        doing: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         lost: bool,
     ) -> Result<(), JournalError> {
-        let contents = Contents::from(batch);
+        let contents = BatchRecord::from(batch);
         let announce_again = || async {
             let mut transaction = self.database.begin().await?;
             let held = self.hold(&mut transaction, doing.pass).await?;
@@ -222,15 +227,15 @@ impl Journal {
             rewrite(&mut transaction, batch_id, &contents).await?;
             commit_if_held(transaction, held.min(done.rows_affected())).await
         };
-        self.database.again(announce_again).await
+        self.database.retry(announce_again).await
     }
 
     /// Records a batch whose rows are gone or were written again since: nothing of it is to be sent.
     pub async fn emptied(
         &self,
-        doing: Doing<'_>,
+        doing: WorkContext<'_>,
         batch_id: i64,
-        advance: Option<Advance>,
+        advance: Option<CursorAdvance>,
     ) -> Result<(), JournalError> {
         self.caught_up(doing, advance.as_ref()).await?;
         let emptied = || async {
@@ -250,32 +255,32 @@ impl Journal {
             .await?;
             commit_if_held(transaction, moved.min(done.rows_affected())).await
         };
-        self.database.again(emptied).await
+        self.database.retry(emptied).await
     }
 
     /// Hands in that a batch was accepted: batch, watermark, counters and the rows set aside, in one transaction.
     /// `resolves`: the entity has rows set aside, some of which it may answer.
     pub fn settle(
         &self,
-        doing: Doing<'_>,
+        doing: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
-        settlement: Settlement,
-        (advance, resolves): (Option<Advance>, bool),
-    ) -> Handed {
+        settlement: AttemptResult,
+        (advance, resolves): (Option<CursorAdvance>, bool),
+    ) -> PendingWrite {
         let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
         // Not of rows that were superseded: the row that supersedes them may be refused yet.
         let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
         let ids = || uploaded.map(|row| row.id.to_string()).collect();
         let answer = Answer {
-            answered: Answered::new(doing, (batch_id, batch), "accepted", settlement),
+            answered: AnsweredBatch::new(doing, (batch_id, batch), "accepted", settlement),
             advance,
             counted: Counters::of(batch, settlement, all),
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
             resolves: if resolves { ids() } else { Vec::new() },
             rewritten: (!settlement.sent).then(|| batch.into()),
         };
-        self.group.hand_in(doing, Writing::Answer(answer.into()))
+        self.group.hand_in(doing, JournalWrite::Answer(answer.into()))
     }
 
     /// Hands in an answer that is not the last word on a batch: it is sent again, by this run or a later one.
@@ -284,26 +289,31 @@ impl Journal {
     /// stays so, because an earlier attempt may have arrived.
     pub fn answered(
         &self,
-        doing: Doing<'_>,
+        doing: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         status: &'static str,
-        settlement: Settlement,
+        settlement: AttemptResult,
         error: &str,
-    ) -> Handed {
-        let answered = Answered::new(doing, (batch_id, batch), status, settlement).because(Some(error));
+    ) -> PendingWrite {
+        let answered = AnsweredBatch::new(doing, (batch_id, batch), status, settlement).because(Some(error));
         self.hand_in_without_rows(doing, batch, answered)
     }
 
     /// Hands in that a batch which was announced is not sent now: that was no attempt.
-    pub fn withdraw(&self, doing: Doing<'_>, batch_id: i64, batch: &Batch, why: &str) -> Handed {
-        let nothing = Settlement::default();
-        let answered = Answered::new(doing, (batch_id, batch), "rejected", nothing).because(Some(why));
+    pub fn withdraw(&self, doing: WorkContext<'_>, batch_id: i64, batch: &Batch, why: &str) -> PendingWrite {
+        let nothing = AttemptResult::default();
+        let answered = AnsweredBatch::new(doing, (batch_id, batch), "rejected", nothing).because(Some(why));
         self.hand_in_without_rows(doing, batch, answered.withdrawn())
     }
 
     /// Hands in an answer by which nothing becomes of the rows.
-    fn hand_in_without_rows(&self, doing: Doing<'_>, batch: &Batch, answered: Answered) -> Handed {
+    fn hand_in_without_rows(
+        &self,
+        doing: WorkContext<'_>,
+        batch: &Batch,
+        answered: AnsweredBatch,
+    ) -> PendingWrite {
         let nothing = Done { uploaded: 0, rejected: 0, of: None };
         let answer = Answer {
             advance: None,
@@ -313,11 +323,11 @@ impl Journal {
             rewritten: None,
             answered,
         };
-        self.group.hand_in(doing, Writing::Answer(answer.into()))
+        self.group.hand_in(doing, JournalWrite::Answer(answer.into()))
     }
 
     /// Records that a run ends with the outcome of a batch unknown.
-    pub async fn count_unknown_run(&self, pass: &OpenPass, batch_id: i64) -> Result<(), JournalError> {
+    pub async fn count_unknown_run(&self, pass: &OpenWork, batch_id: i64) -> Result<(), JournalError> {
         self.database
             .execute(|| {
                 sqlx::query!(
@@ -338,22 +348,22 @@ impl Journal {
     /// Records parts in the place of a batch. `ambiguous`: their rows may have arrived.
     pub async fn split(
         &self,
-        doing: Doing<'_>,
+        doing: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         parts: &[Batch; 2],
-        settlement: Settlement,
+        settlement: AttemptResult,
         (error, ambiguous): (&str, bool),
     ) -> Result<[i64; 2], JournalError> {
-        let answered = Answered::new(doing, (batch_id, batch), "split", settlement).because(Some(error));
+        let answered = AnsweredBatch::new(doing, (batch_id, batch), "split", settlement).because(Some(error));
         let counted = Counters::of(batch, settlement, Done { uploaded: 0, rejected: 0, of: None });
-        let parts = [Contents::from(&parts[0]), Contents::from(&parts[1])];
+        let parts = [BatchRecord::from(&parts[0]), BatchRecord::from(&parts[1])];
         let split = || async {
             let mut transaction = self.database.begin().await?;
             let held = move_lane(&mut transaction, doing.pass, None, &Counters::default()).await?;
             let done = finish(&mut transaction, &[&answered]).await?;
             let place = doing.place(Some(batch_id));
-            let new = parts.each_ref().map(|contents| New { place, contents, attempts: 0 });
+            let new = parts.each_ref().map(|contents| NewBatch { place, contents, attempts: 0 });
             let ids = insert(&mut transaction, new).await?;
             if ambiguous {
                 mark_ambiguous(&mut transaction, &ids).await?;
@@ -362,7 +372,7 @@ impl Journal {
             commit_if_held(transaction, held.min(done)).await?;
             Ok(ids)
         };
-        self.database.again(split).await
+        self.database.retry(split).await
     }
 
     /// Sets the records of a refused batch aside, and what of it could not be sent anyway; the watermark goes
@@ -370,12 +380,12 @@ impl Journal {
     /// that the API refused.
     pub async fn set_aside(
         &self,
-        doing: Doing<'_>,
+        doing: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         (refused, rejections_max): (&[Problem], usize),
-        settlement: Settlement,
-        advance: Option<Advance>,
+        settlement: AttemptResult,
+        advance: Option<CursorAdvance>,
     ) -> Result<bool, JournalError> {
         self.caught_up(doing, advance.as_ref()).await?;
         let entity_id = &doing.pass.lease.entity_id;
@@ -383,7 +393,7 @@ impl Journal {
             batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         problems.extend(refused.iter().cloned());
         let error = refused.first().map(|problem| problem.message.as_str());
-        let answered = Answered::new(doing, (batch_id, batch), "rejected", settlement).because(error);
+        let answered = AnsweredBatch::new(doing, (batch_id, batch), "rejected", settlement).because(error);
         let all_ids = batch.ids_not_superseded();
         let all = Done { uploaded: 0, rejected: problems.len(), of: Some(batch) };
         let counted = Counters::of(batch, settlement, all);
@@ -410,11 +420,11 @@ impl Journal {
             commit_if_held(transaction, moved.min(done)).await?;
             Ok(true)
         };
-        self.database.again(set_aside).await
+        self.database.retry(set_aside).await
     }
 
     /// Rows of an entity that the API refused and that are still set aside.
     pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
-        Ok(self.database.again(|| rejections(&self.database, entity_id)).await?)
+        Ok(self.database.retry(|| rejections(&self.database, entity_id)).await?)
     }
 }

@@ -2,7 +2,7 @@
 
 use strum::AsRefStr;
 
-use super::Settlement;
+use super::AttemptResult;
 use crate::batch::Batch;
 
 /// `sync_runs.status` of a run that ended.
@@ -43,7 +43,7 @@ pub struct Counters {
 impl Counters {
     /// Counts a batch as if it had been sent and accepted.
     pub(crate) fn rehearse(&mut self, batch: &Batch) {
-        let settlement = Settlement { sent: !batch.records.is_empty(), ..Settlement::default() };
+        let settlement = AttemptResult { sent: !batch.records.is_empty(), ..AttemptResult::default() };
         let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
         *self += &Self::of(batch, settlement, all);
     }
@@ -72,7 +72,7 @@ pub(super) struct Done<'a> {
 
 impl Counters {
     /// An answer to a batch, and what became of its rows.
-    pub(super) fn of(batch: &Batch, settlement: Settlement, done: Done<'_>) -> Self {
+    pub(super) fn of(batch: &Batch, settlement: AttemptResult, done: Done<'_>) -> Self {
         let large = |number: usize| i64::from(count(number));
         Self {
             rows_read: large(done.of.map_or(0, |batch| batch.rows.len())),

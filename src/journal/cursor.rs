@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Advance, Counters, Course, Lease, OpenPass};
+use super::{Counters, CursorAdvance, Lease, OpenWork, WorkKind};
 use crate::database::Transaction;
 use crate::ledger::instant;
 use crate::watermark::Cursor;
@@ -21,15 +21,15 @@ pub(super) fn at(cursor: &Cursor) -> Option<DateTime<Utc>> {
 /// it stands. Without an advance, locks the lane and checks that both are ours. Returns how many lanes that was, 1 or 0.
 pub(super) async fn move_lane(
     transaction: &mut Transaction,
-    pass: &OpenPass,
-    advance: Option<&Advance>,
+    pass: &OpenWork,
+    advance: Option<&CursorAdvance>,
     counted: &Counters,
 ) -> Result<u64, sqlx::Error> {
     let before = advance.and_then(|advance| advance.before.as_ref());
     let last = advance.map(|advance| &advance.last);
     let pass_id = match pass.course {
-        Course::Pass(pass_id) => pass_id,
-        Course::Backfill(backfill_id) => {
+        WorkKind::Pass(pass_id) => pass_id,
+        WorkKind::Backfill(backfill_id) => {
             let of_backfill = (&pass.lease, backfill_id);
             return move_backfill_lane(transaction, of_backfill, before, last, counted).await;
         }

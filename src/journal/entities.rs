@@ -51,7 +51,7 @@ impl Entity {
             transaction.commit().await?;
             Ok(added)
         };
-        Ok(database.again(add).await.map_err(|problem: sqlx::Error| problem)?)
+        Ok(database.retry(add).await.map_err(|problem: sqlx::Error| problem)?)
     }
 
     pub(super) async fn insert(executor: impl PgExecutor<'_>, entity: &Entity) -> Result<bool, sqlx::Error> {
@@ -71,11 +71,11 @@ impl Entity {
     /// All registered entities, by id.
     pub async fn list(database: &Database) -> Result<Vec<Entity>, JournalError> {
         Ok(database
-            .again(|| {
+            .retry(|| {
                 sqlx::query_as!(
                     Entity,
                     "select entity_id, timezone, credential, paused from elven_sync.entities order by entity_id"
-                ).fetch_all(database.at_once())
+                ).fetch_all(database.single_round_trip())
             })
             .await?)
     }
@@ -108,7 +108,7 @@ impl Health {
     /// The view `sync_health`.
     pub async fn list(database: &Database) -> Result<Vec<Health>, JournalError> {
         Ok(database
-            .again(|| {
+            .retry(|| {
                 sqlx::query_as!(
                     Health,
                     r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",

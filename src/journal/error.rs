@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::database::Passing;
+use crate::database::Transient;
 
 /// The journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +44,11 @@ pub enum JournalError {
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 
-impl Passing for JournalError {
-    fn is_passing(&self) -> bool {
+impl Transient for JournalError {
+    fn is_transient(&self) -> bool {
         match self {
-            JournalError::Database(problem) => problem.is_passing(),
-            JournalError::Stopped(problem) => problem.is_passing(),
+            JournalError::Database(problem) => problem.is_transient(),
+            JournalError::Stopped(problem) => problem.is_transient(),
             _ => false,
         }
     }

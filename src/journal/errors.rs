@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::problem::record;
-use super::texts::storable_one;
+use super::storable_text::storable_one;
 use super::{Journal, JournalError, Kind, Problem, registering};
 use crate::database::Database;
 
@@ -29,7 +29,7 @@ impl Journal {
             transaction.commit().await?;
             Ok(())
         };
-        self.database.again(note_unregistered).await
+        self.database.retry(note_unregistered).await
     }
 }
 
@@ -84,7 +84,7 @@ pub struct Wanted {
 impl RecordedError {
     /// Errors, the newest first.
     pub async fn list(database: &Database, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
-        Ok(database.again(|| sqlx::query_as!(
+        Ok(database.retry(|| sqlx::query_as!(
             RecordedError,
             r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, record::text, occurrences,
                       first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
@@ -117,6 +117,6 @@ impl RecordedError {
             transaction.commit().await?;
             Ok(done.rows_affected() == 1)
         };
-        database.again(resolve).await
+        database.retry(resolve).await
     }
 }

@@ -49,7 +49,7 @@ pub struct Lane {
     /// How the ledger was read. `None`: that was not recorded yet.
     pub mapping: Option<RecordedMapping>,
     /// Whether this cluster wrote the newest change of the watermark.
-    pub seal: Sealed,
+    pub seal: SealState,
     /// How long the API has asked not to be called.
     pub not_before: Option<Duration>,
     /// It has rows set aside, whose errors an upload may resolve. Of use under the lease alone, so asked for with it.
@@ -91,7 +91,7 @@ impl StateRow {
             system_identifier: self.system_identifier,
             ledger_table: self.ledger_table,
             mapping: self.mapping.map(RecordedMapping::from),
-            seal: Sealed::from_column(self.seal.as_deref()),
+            seal: SealState::from_column(self.seal.as_deref()),
             not_before: self.not_before_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             has_rows_set_aside: self.has_rows_set_aside,
         })
@@ -129,7 +129,7 @@ impl Lane {
 
 /// What `elven_sync.seals` says of the newest change of an entity's watermark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sealed {
+pub enum SealState {
     /// This cluster wrote it, or one that this was upgraded from, or it is too old to tell; or there is none and no
     /// watermark either.
     #[default]
@@ -142,7 +142,7 @@ pub enum Sealed {
     Missing,
 }
 
-impl Sealed {
+impl SealState {
     pub(super) fn from_column(seal: Option<&str>) -> Self {
         match seal {
             Some("broken") => Self::Broken,

@@ -1,6 +1,6 @@
 //! The check of a lease in a transaction that writes under it.
 
-use super::{Course, JournalError, Lease};
+use super::{JournalError, Lease, WorkKind};
 use crate::database::Transaction;
 
 /// Checks, and holds until the transaction ends, that the lease is ours and, if one is named, the pass open, or the
@@ -11,7 +11,7 @@ use crate::database::Transaction;
 pub(super) async fn hold(
     transaction: &mut Transaction,
     lease: &Lease,
-    course: Option<Course>,
+    course: Option<WorkKind>,
     lease_seconds: f64,
 ) -> Result<u64, sqlx::Error> {
     let held = sqlx::query_scalar!(
@@ -21,8 +21,8 @@ pub(super) async fn hold(
         lease.entity_id,
         lease.epoch,
         lease.owner,
-        course.and_then(Course::pass_id),
-        course.and_then(Course::backfill_id).is_some()
+        course.and_then(WorkKind::pass_id),
+        course.and_then(WorkKind::backfill_id).is_some()
     )
     .fetch_optional(&mut *transaction)
     .await?;

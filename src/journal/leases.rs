@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::lane::StateRow;
 use super::lease_check::{commit_if_held, hold};
-use super::{Fence, Journal, JournalError, Lane, Lease, Opening};
+use super::{Fence, Journal, JournalError, Lane, Lease, NewPass};
 use crate::watermark::Snapshot;
 
 /// What trying to lease an entity gave.
@@ -86,11 +86,11 @@ impl Journal {
     pub async fn take_and_open(
         &self,
         entity_id: &str,
-        opening: Option<Opening<'_>>,
+        opening: Option<NewPass<'_>>,
         purpose: Purpose,
     ) -> Result<(Take, Option<Opened>), JournalError> {
         let of_backfill = purpose == Purpose::Backfill;
-        match self.database.again(|| self.take_if_free(entity_id, opening, of_backfill)).await? {
+        match self.database.retry(|| self.take_if_free(entity_id, opening, of_backfill)).await? {
             Some(taken) => Ok(taken),
             None => Ok((self.held(entity_id).await?, None)),
         }
@@ -102,7 +102,7 @@ impl Journal {
     async fn take_if_free(
         &self,
         entity_id: &str,
-        opening: Option<Opening<'_>>,
+        opening: Option<NewPass<'_>>,
         of_backfill: bool,
     ) -> Result<Option<(Take, Option<Opened>)>, JournalError> {
         let seen = opening.map(|opening| opening.seen);
@@ -193,7 +193,7 @@ impl Journal {
             )
             .fetch_optional(&self.database)
         };
-        let seen = self.database.again(look).await?;
+        let seen = self.database.retry(look).await?;
         if seen.is_none() {
             // An entity without a state would be waited for in vain.
             self.database
@@ -249,7 +249,7 @@ impl Journal {
             let left = left_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
             Ok(Lasts { begun, at, left: left.unwrap_or_default() })
         };
-        self.database.again(check_lease).await
+        self.database.retry(check_lease).await
     }
 
     /// Gives a lease back, so that nobody has to wait for it to run out, and notes what may still arrive of it.

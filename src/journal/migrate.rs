@@ -53,9 +53,11 @@ async fn apply(database: &Database, mut migrator: Migrator) -> Result<(), Journa
 /// Makes sure that the sync schema is there, in the version that this program was built with.
 pub async fn check(database: &Database) -> Result<(), JournalError> {
     let schema = |message: &str| JournalError::Schema(message.to_owned());
-    let applied =
-        || sqlx::query_scalar("select version from elven_sync._migrations").fetch_all(database.at_once());
-    let done: Vec<i64> = match database.again(applied).await {
+    let applied = || {
+        sqlx::query_scalar("select version from elven_sync._migrations")
+            .fetch_all(database.single_round_trip())
+    };
+    let done: Vec<i64> = match database.retry(applied).await {
         // No such table, or no such schema.
         Err(sqlx::Error::Database(refused))
             if matches!(refused.code().as_deref(), Some("42P01" | "3F000")) =>

@@ -5,11 +5,11 @@
 
 mod accepted;
 mod actions;
+pub mod audit;
 mod backfill_rows;
 mod backfills;
 mod batch_record;
 mod batches;
-pub mod carried;
 mod counters;
 mod counting;
 mod cursor;
@@ -17,50 +17,50 @@ mod entities;
 mod error;
 mod errors;
 mod fence;
-mod group;
 mod lane;
 mod lease;
 mod lease_check;
 mod leases;
 mod migrate;
-mod moves;
 mod passes;
 mod pending;
 mod problem;
-pub mod proof;
 pub mod prune;
 mod recovery;
 mod retry;
+pub mod row_history;
 mod runs;
 mod skipped;
-mod texts;
+mod storable_text;
+mod watermark_changes;
 mod work;
-mod zones;
+mod writer;
+mod zone_rules;
 
 use std::time::Duration;
 
 pub use backfill_rows::{Asked, Backfill, BackfillStatus, Cancelled};
 pub use backfills::{BackfillLane, Begun};
-pub use batches::{Recorded, Side};
+pub use batches::{RecordedBatch, Side};
 pub use counters::{Counters, RunStatus};
 pub use entities::{Entity, Health, registering, unknown_entity};
 pub use error::JournalError;
 pub use errors::{RecordedError, Wanted};
 pub use fence::Fence;
-pub use group::Handed;
-pub use lane::{Lane, RecordedMapping, Sealed};
+pub use lane::{Lane, RecordedMapping, SealState};
 pub use lease::Lease;
 pub use leases::{Holder, Lasts, Purpose, Take};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
-pub use moves::{Earlier, FromNow, OpenWork, Rebound, Seal};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem};
-pub use retry::{LastAnswer, Tried};
+pub use retry::{RetriedError, RetryAnswer};
 pub use skipped::Skipped;
-pub use work::{Advance, Course, Doing, OpenPass, Opening, Settlement};
-pub use zones::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
+pub use watermark_changes::{ClusterMatch, FromNow, PastWatermark, Rebound, UnfinishedWork};
+pub use work::{AttemptResult, CursorAdvance, NewPass, OpenWork, WorkContext, WorkKind};
+pub use writer::PendingWrite;
+pub use zone_rules::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 
-use self::group::Group;
+use self::writer::Group;
 use crate::database::Database;
 
 /// Makes sure that the server can be written. One that is read-only for a while in the middle of a run is waited for; a
@@ -70,8 +70,8 @@ pub async fn refuse_standby(database: &Database) -> Result<(), JournalError> {
     if database.was_primary() {
         return Ok(());
     }
-    let look = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(database.at_once());
-    if database.again(look).await? { Err(JournalError::Standby) } else { Ok(()) }
+    let look = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(database.single_round_trip());
+    if database.retry(look).await? { Err(JournalError::Standby) } else { Ok(()) }
 }
 
 /// The sync tables of one installation, for one worker.

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::group::{Closing, Writing};
 use super::lane::StateRow;
 use super::lease_check::commit_if_held;
 use super::problem::{record, resolve_of_lanes};
-use super::texts::storable_one;
-use super::{Doing, Handed, Journal, JournalError, Lane, Lease, Opening, Problem, RecordedMapping};
+use super::storable_text::storable_one;
+use super::writer::{JournalWrite, PassClosing};
+use super::{
+    Journal, JournalError, Lane, Lease, NewPass, PendingWrite, Problem, RecordedMapping, WorkContext,
+};
 use crate::watermark::{Cursor, NotASnapshot, Snapshot};
 
 impl Journal {
@@ -20,7 +22,7 @@ impl Journal {
         entity_ids: &[String],
         mapping: &Arc<str>,
     ) -> Result<BTreeMap<String, Lane>, JournalError> {
-        let rows = self.database.again(|| sqlx::query_as!(
+        let rows = self.database.retry(|| sqlx::query_as!(
             StateRow,
             r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text as "settled?",
                       s.pass_id as "pass_id?", s.target::text as "target?", s.cursor_xid::text as "cursor_xid?",
@@ -57,7 +59,7 @@ impl Journal {
     pub async fn open_pass(
         &self,
         lease: &Lease,
-        opening: Opening<'_>,
+        opening: NewPass<'_>,
     ) -> Result<(i64, Snapshot), JournalError> {
         let settled = opening.seen.settled.as_ref().map(ToString::to_string);
         let open_pass = || async {
@@ -106,7 +108,7 @@ impl Journal {
             commit_if_held(transaction, done.rows_affected()).await?;
             Ok((pass.pass_id, target))
         };
-        self.database.again(open_pass).await
+        self.database.retry(open_pass).await
     }
 
     /// Records how the ledger is read, where an earlier version has not.
@@ -129,8 +131,8 @@ impl Journal {
 
     /// Hands in that a pass is through, whose last batch ends at `last`: its target becomes the watermark. With `ends` the
     /// entity is up to date with that, as by [`Journal::lane_succeeded`], in the same transaction.
-    pub fn close_pass(&self, doing: Doing<'_>, last: Option<Cursor>, ends: bool) -> Handed {
-        self.group.hand_in(doing, Writing::Closing(Closing { last, ends }))
+    pub fn close_pass(&self, doing: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
+        self.group.hand_in(doing, JournalWrite::PassClosing(PassClosing { last, ends }))
     }
 
     /// Records that a lane stopped where it is, why, and how long the API asked not to be called; and gives its lease
@@ -164,7 +166,7 @@ impl Journal {
             record(&mut transaction, run_id, &lease.entity_id, std::slice::from_ref(problem)).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
-        self.database.again(lane_failed).await
+        self.database.retry(lane_failed).await
     }
 
     /// Records that the entity of a lease is up to date, which resolves the errors that concern its lane; and gives the
@@ -188,6 +190,6 @@ impl Journal {
             resolve_of_lanes(&mut transaction, std::slice::from_ref(&lease.entity_id)).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
-        self.database.again(lane_succeeded).await
+        self.database.retry(lane_succeeded).await
     }
 }

@@ -41,7 +41,7 @@ impl Journal {
             transaction.commit().await?;
             Ok(())
         };
-        self.database.again(found_idle).await
+        self.database.retry(found_idle).await
     }
 
     /// Records what waits for these entities.
@@ -72,7 +72,7 @@ impl Journal {
     pub async fn too_large(&self, entity_ids: &[String]) -> Result<BTreeMap<String, usize>, JournalError> {
         let refused = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query!(
                     r#"select entity_id, min(body_bytes) as "body_bytes!" from elven_sync.sync_batches
                         where entity_id = any ($1) and http_status = 413

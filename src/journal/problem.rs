@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use sqlx::PgExecutor;
 use strum::{AsRefStr, VariantNames};
 
-use super::texts::storable;
+use super::storable_text::storable;
 use crate::batch::InvalidRow;
 use crate::database::Transaction;
 

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use super::batch_record::{Answered, Contents, New, Place, finish, insert};
+use super::batch_record::{AnsweredBatch, BatchOwner, BatchRecord, NewBatch, finish, insert};
 use super::counters::{Done, count};
 use super::counting::count_in_run;
 use super::lease_check::{commit_if_held, hold};
 use super::problem::record;
-use super::{Counters, Journal, JournalError, Lease, Problem, Settlement};
+use super::{AttemptResult, Counters, Journal, JournalError, Lease, Problem};
 use crate::batch::Batch;
 use crate::database::Transaction;
 
 /// The last answer to a batch outside of any pass.
 #[derive(Clone, Copy, Debug)]
-pub struct LastAnswer<'a> {
+pub struct RetryAnswer<'a> {
     /// `sync_batches.status`.
     pub status: &'static str,
     /// What was wrong with it.
@@ -28,7 +28,7 @@ pub struct LastAnswer<'a> {
 
 /// What became of an error that was tried again.
 #[derive(Clone, Copy, Debug)]
-pub struct Tried<'a> {
+pub struct RetriedError<'a> {
     /// The error.
     pub error_id: i64,
     /// What resolved it, or what is wrong with its row, once more.
@@ -45,7 +45,7 @@ impl Journal {
     ) -> Result<Vec<(String, u64)>, JournalError> {
         let rows = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query!(
                     r#"select e.ledger_id as "ledger_id!", max(b.last_xid::text::numeric)::text as until
                          from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
@@ -87,7 +87,7 @@ impl Journal {
         run_id: i64,
         batch: &Batch,
     ) -> Result<i64, JournalError> {
-        let contents = Contents::from(batch);
+        let contents = BatchRecord::from(batch);
         let announce_alone = || async {
             let mut transaction = self.database.begin().await?;
             let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
@@ -99,9 +99,9 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
-            let place = Place { run: run_id, course: None, entity: &lease.entity_id, parent: None };
+            let place = BatchOwner { run: run_id, course: None, entity: &lease.entity_id, parent: None };
             let [batch_id] =
-                insert(&mut transaction, [New { place, contents: &contents, attempts: 1 }]).await?;
+                insert(&mut transaction, [NewBatch { place, contents: &contents, attempts: 1 }]).await?;
             let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
             sqlx::query!(
                 "update elven_sync.sync_batches b set ambiguous = true
@@ -118,7 +118,7 @@ impl Journal {
             commit_if_held(transaction, held).await?;
             Ok(batch_id)
         };
-        self.database.again(announce_alone).await
+        self.database.retry(announce_alone).await
     }
 
     /// Records the last answer to a batch outside of any pass, and what that means for the error it was for, if for one: an error
@@ -128,14 +128,14 @@ impl Journal {
         lease: &Lease,
         run_id: i64,
         (batch_id, batch): (i64, &Batch),
-        last: LastAnswer<'_>,
-        settlement: Settlement,
-        tried: Option<Tried<'_>>,
+        last: RetryAnswer<'_>,
+        settlement: AttemptResult,
+        tried: Option<RetriedError<'_>>,
     ) -> Result<(), JournalError> {
-        let LastAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
+        let RetryAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
         let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
         let answered =
-            Answered::of_entity(&lease.entity_id, (batch_id, batch), status, settlement).because(error);
+            AnsweredBatch::of_entity(&lease.entity_id, (batch_id, batch), status, settlement).because(error);
         let of = (status == "accepted").then_some(batch);
         let counted = Counters::of(batch, settlement, Done { uploaded, rejected: 0, of });
         let answered_alone = || async {
@@ -171,18 +171,23 @@ impl Journal {
             count_in_run(&mut transaction, run_id, &counted).await?;
             commit_if_held(transaction, held.rows_affected().min(done)).await
         };
-        self.database.again(answered_alone).await
+        self.database.retry(answered_alone).await
     }
 
     /// Records what became of an error that was tried again without a request, under the lease of its entity.
-    pub async fn retried(&self, lease: &Lease, run_id: i64, tried: Tried<'_>) -> Result<(), JournalError> {
+    pub async fn retried(
+        &self,
+        lease: &Lease,
+        run_id: i64,
+        tried: RetriedError<'_>,
+    ) -> Result<(), JournalError> {
         let retried = || async {
             let mut transaction = self.database.begin().await?;
             let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
             conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
             commit_if_held(transaction, held).await
         };
-        self.database.again(retried).await
+        self.database.retry(retried).await
     }
 }
 
@@ -191,7 +196,7 @@ async fn conclude(
     transaction: &mut Transaction,
     run_id: i64,
     entity_id: &str,
-    tried: Tried<'_>,
+    tried: RetriedError<'_>,
 ) -> Result<(), sqlx::Error> {
     match tried.outcome {
         Ok(resolution) => {

@@ -1,6 +1,6 @@
 //! Runs: what a process did, also when it could not say so itself.
 
-use super::texts::storable_one;
+use super::storable_text::storable_one;
 use super::{Counters, Journal, JournalError, RunStatus};
 use crate::database::Transaction;
 
@@ -14,7 +14,7 @@ impl Journal {
             transaction.commit().await?;
             Ok(run_id)
         };
-        self.database.again(begin_run).await
+        self.database.retry(begin_run).await
     }
 
     /// The row of a run that begins; says of others that they stopped.
@@ -98,7 +98,7 @@ impl Journal {
             transaction.commit().await?;
             Ok::<_, JournalError>(counters)
         };
-        let counters = self.database.again(finish_run).await?;
+        let counters = self.database.retry(finish_run).await?;
         self.database.forget_commits().await;
         Ok(counters)
     }

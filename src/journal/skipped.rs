@@ -99,7 +99,7 @@ impl Journal {
             )
             .fetch_all(&self.database)
         };
-        let changes = self.database.again(changes).await?;
+        let changes = self.database.retry(changes).await?;
         let mut registrations = Vec::new();
         for change in changes.iter().filter(|change| change.kind == "from_now") {
             let Some(target) = parsed(change.target.as_deref())? else { continue };
@@ -135,7 +135,7 @@ impl Journal {
             .fetch_all(&self.database)
         };
         let mut found = Vec::new();
-        for pass in self.database.again(passes).await? {
+        for pass in self.database.retry(passes).await? {
             if let Some(target) = parsed(Some(&pass.target))? {
                 found.push((parsed(pass.settled.as_deref())?, target));
             }
@@ -161,7 +161,7 @@ impl Journal {
             )
             .fetch_all(&self.database)
         };
-        let lanes = self.database.again(lanes).await?;
+        let lanes = self.database.retry(lanes).await?;
         Ok(lanes
             .into_iter()
             .filter_map(|lane| {

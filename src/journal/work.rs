@@ -9,40 +9,40 @@ use crate::watermark::Cursor;
 
 /// What a lane goes through, and what its batches belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Course {
+pub enum WorkKind {
     /// A pass.
     Pass(i64),
     /// The entity's lane of a backfill.
     Backfill(i64),
 }
 
-impl Course {
+impl WorkKind {
     /// The pass, if it is one.
     pub fn pass_id(self) -> Option<i64> {
-        if let Course::Pass(pass_id) = self { Some(pass_id) } else { None }
+        if let WorkKind::Pass(pass_id) = self { Some(pass_id) } else { None }
     }
 
     /// The backfill, if it is one.
     pub fn backfill_id(self) -> Option<i64> {
-        if let Course::Backfill(backfill_id) = self { Some(backfill_id) } else { None }
+        if let WorkKind::Backfill(backfill_id) = self { Some(backfill_id) } else { None }
     }
 }
 
 /// A pass, or an entity's lane of a backfill, that is open under a lease. Every write of it names both.
 #[derive(Clone, Debug)]
-pub struct OpenPass {
+pub struct OpenWork {
     /// The lease.
     pub lease: Lease,
     /// What is open.
-    pub course: Course,
+    pub course: WorkKind,
     pub(super) stopped: Stopped,
     pub(super) unwritten: Unwritten,
     pub(super) unwanted: watch::Sender<bool>,
 }
 
-impl OpenPass {
+impl OpenWork {
     /// What was opened, or found open, under the lease.
-    pub fn new(lease: Lease, course: Course) -> Self {
+    pub fn new(lease: Lease, course: WorkKind) -> Self {
         Self {
             lease,
             course,
@@ -60,7 +60,7 @@ impl OpenPass {
 
 /// A pass to be opened.
 #[derive(Clone, Copy, Debug)]
-pub struct Opening<'a> {
+pub struct NewPass<'a> {
     /// The run.
     pub run_id: i64,
     /// Where the entity was seen: the pass begins behind that.
@@ -75,16 +75,16 @@ pub struct Opening<'a> {
 
 /// What is done to a lane in a run.
 #[derive(Clone, Copy, Debug)]
-pub struct Doing<'a> {
+pub struct WorkContext<'a> {
     /// The pass or the backfill, under its lease.
-    pub pass: &'a OpenPass,
+    pub pass: &'a OpenWork,
     /// The run.
     pub run_id: i64,
 }
 
 /// The answer to a batch, as it is recorded.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Settlement {
+pub struct AttemptResult {
     /// Status of the answer. `None`: none came.
     pub http_status: Option<i32>,
     /// From sending to the answer.
@@ -97,7 +97,7 @@ pub struct Settlement {
 
 /// How far the cursor moves when a batch is done: over all that is done behind it.
 #[derive(Clone, Debug)]
-pub struct Advance {
+pub struct CursorAdvance {
     /// Where it stands.
     pub before: Option<Cursor>,
     /// Where it goes.

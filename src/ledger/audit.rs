@@ -1,14 +1,14 @@
-//! Reading the ledger against what the journal says of it: in one snapshot with the journal, and in its order.
+//! Reads the ledger against what the journal says of it: in one snapshot with the journal, and in its order.
 
 use futures_util::TryStreamExt;
 use sqlx::AssertSqlSafe;
 
 use super::copy::copy_out;
 use super::pending::CountRow;
-use super::probe::LookRow;
-use super::row::Listed;
+use super::probe::ProbeRow;
+use super::row::ListedRow;
 use super::statements::Page;
-use super::{Ledger, LedgerError, Look, Progress, Row};
+use super::{Ledger, LedgerError, ProbeResult, Progress, Row};
 use crate::database::{Transaction, within};
 use crate::watermark::{self, Cursor, LedgerId, Snapshot};
 
@@ -69,7 +69,7 @@ impl Ledger {
             let id_is_number = self.table.id_is_number();
             let copied = async {
                 let mut messages = transaction.connection()?.copy_out_raw(&sql).await?;
-                let mut listed = Listed { id_is_number, in_header: true };
+                let mut listed = ListedRow { id_is_number, in_header: true };
                 while let Some(message) = messages.try_next().await? {
                     if let Some((place, id)) = listed.row(message)? {
                         row(usize::try_from(place).unwrap_or(usize::MAX), id);
@@ -100,10 +100,14 @@ impl Ledger {
     }
 
     /// Looks at one entity, as [`Ledger::look`] does.
-    pub async fn look_in(&self, transaction: &mut Transaction, lane: &Progress) -> Result<Look, LedgerError> {
+    pub async fn look_in(
+        &self,
+        transaction: &mut Transaction,
+        lane: &Progress,
+    ) -> Result<ProbeResult, LedgerError> {
         let sql = self.table.look_sql(std::slice::from_ref(lane));
-        let rows: Vec<LookRow> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
-        Look::of(rows)
+        let rows: Vec<ProbeRow> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
+        ProbeResult::of(rows)
     }
 
     /// Counts the rows of an entity that have not been dealt with.
@@ -120,16 +124,17 @@ impl Ledger {
     /// The entities that have rows with an id, each with the transaction that wrote them last.
     pub async fn holders(&self, id: &LedgerId) -> Result<Vec<(String, u64)>, LedgerError> {
         let sql = self.table.holders_sql(&id.to_string());
-        let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-        let found: Vec<(String, String)> = self.primary.again(look).await?;
+        let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        let found: Vec<(String, String)> = self.primary.retry(look).await?;
         Ok(found.into_iter().filter_map(|(entity_id, xid)| Some((entity_id, xid.parse().ok()?))).collect())
     }
 
     /// An id as the ledger has it, from how a person writes it.
     pub async fn id(&self, written: &str) -> Result<LedgerId, LedgerError> {
         let sql = self.table.id_sql(written);
-        let look = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.primary.at_once());
-        let id: Result<String, sqlx::Error> = self.primary.again(look).await;
+        let look =
+            || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.primary.single_round_trip());
+        let id: Result<String, sqlx::Error> = self.primary.retry(look).await;
         let id = id.map_err(|problem| self.no_id(written, problem))?;
         Ok(match id.parse() {
             Ok(number) if self.table.id_is_number() => LedgerId::Number(number),

@@ -10,7 +10,7 @@ use crate::watermark;
 
 /// How PostgreSQL may come to the rows.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Way {
+pub(super) enum PlanHint {
     /// By whatever index the ledger has, or none.
     Any,
     /// By the index that a ledger has to have, whose order they come in.
@@ -24,7 +24,7 @@ impl Ledger {
         from: &Database,
         sql: impl Fn(&Table) -> String,
         expected: usize,
-        way: Way,
+        way: PlanHint,
     ) -> Result<Vec<Row>, LedgerError> {
         match self.copy_by(from, sql(&self.table), expected, way).await {
             Err(problem) if problem.is_about_a_value() => {
@@ -44,13 +44,13 @@ impl Ledger {
         from: &Database,
         sql: String,
         expected: usize,
-        way: Way,
+        way: PlanHint,
     ) -> Result<Vec<Row>, LedgerError> {
         let id_is_number = self.table.id_is_number();
         let copy = || async {
             let mut transaction = match way {
-                Way::Any => from.begin_reading().await?,
-                Way::InOrder => from.begin_reading_in_order().await?,
+                PlanHint::Any => from.begin_reading().await?,
+                PlanHint::InOrder => from.begin_reading_in_order().await?,
             };
             let sql = sql.clone();
             let copying = async move {
@@ -63,7 +63,7 @@ impl Ledger {
             };
             tokio::spawn(copying).await.unwrap_or(Err(LedgerError::Decode("the reader stopped")))
         };
-        from.again(copy).await.map_err(|problem| self.name_missing_id(problem))
+        from.retry(copy).await.map_err(|problem| self.name_missing_id(problem))
     }
 
     pub(super) fn name_missing_id(&self, problem: LedgerError) -> LedgerError {
@@ -89,7 +89,7 @@ impl Ledger {
                 .bind(after.to_string())
                 .fetch_optional(&self.primary)
         };
-        let found = self.primary.again(look).await?;
+        let found = self.primary.retry(look).await?;
         if found.is_some() { Err(self.id_is_null()) } else { Ok(()) }
     }
 }

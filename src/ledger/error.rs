@@ -1,6 +1,6 @@
 //! Why the ledger could not be read.
 
-use crate::database::Passing;
+use crate::database::Transient;
 
 /// The ledger could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -22,10 +22,10 @@ pub enum LedgerError {
     Database(#[from] sqlx::Error),
 }
 
-impl Passing for LedgerError {
-    fn is_passing(&self) -> bool {
+impl Transient for LedgerError {
+    fn is_transient(&self) -> bool {
         // What a standby is behind with is waited for elsewhere.
-        matches!(self, LedgerError::Database(problem) if problem.is_passing() && !is_behind(self))
+        matches!(self, LedgerError::Database(problem) if problem.is_transient() && !is_behind(self))
     }
 }
 

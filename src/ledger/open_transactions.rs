@@ -59,7 +59,7 @@ pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Wr
           order by pg_catalog.age(x.transactionid) desc limit 1"
     );
     database
-        .again(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_optional(database))
+        .retry(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_optional(database))
         .await
 }
 
@@ -77,6 +77,8 @@ pub(super) async fn without_trigger(database: &Database, table: &str) -> Result<
     );
     let sql = sql.replace("$1", &quote_literal(table));
     database
-        .again(|| sqlx::query_scalar(sqlx::AssertSqlSafe(sql.clone())).fetch_all(database.at_once()))
+        .retry(|| {
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql.clone())).fetch_all(database.single_round_trip())
+        })
         .await
 }

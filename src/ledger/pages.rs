@@ -9,7 +9,7 @@ use crate::watermark::{Cursor, Order, Segment, Snapshot};
 /// What of a pass is to be read: the rows of `entity_id` in `target` and not in `settled`, behind `after`,
 /// and up to and including `until` if that is given.
 #[derive(Clone, Debug)]
-pub struct Reading<'a> {
+pub struct PassRead<'a> {
     /// The entity.
     pub entity_id: &'a str,
     /// The recorded pass; a standby that has its row has all that the target contains. `None` reads

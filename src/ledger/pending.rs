@@ -90,7 +90,7 @@ impl Ledger {
         with_oldest: bool,
     ) -> Result<Vec<CountRow>, LedgerError> {
         let sql = table.pending_sql(lanes, with_oldest);
-        let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-        Ok(self.primary.again(count).await?)
+        let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        Ok(self.primary.retry(count).await?)
     }
 }

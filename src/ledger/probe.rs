@@ -11,24 +11,24 @@ use crate::watermark::Snapshot;
 
 /// Target, cluster, and for an entity: its id, whether it has news, whether from the future, whether
 /// without a stamp.
-pub(super) type LookRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<bool>);
+pub(super) type ProbeRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<bool>);
 
 /// What one look at the ledger told, all of it in a single snapshot.
 #[derive(Debug)]
-pub struct Look {
+pub struct ProbeResult {
     /// The snapshot in which the ledger was looked at.
     pub target: Snapshot,
     /// Identifies the cluster whose transaction ids these are.
     pub system_identifier: i64,
     /// By entity, for those asked for.
-    pub entities: BTreeMap<String, News>,
+    pub entities: BTreeMap<String, NewRows>,
     /// Those whose rows the database cannot read.
     pub unreadable: Unreadables,
 }
 
 /// Whether an entity has rows behind its watermark.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct News {
+pub struct NewRows {
     /// There are rows that its watermark does not cover.
     pub has_news: bool,
     /// There are rows that claim a transaction which has not been given out yet.
@@ -37,8 +37,8 @@ pub struct News {
     pub unstamped: bool,
 }
 
-impl Look {
-    pub(super) fn of(rows: Vec<LookRow>) -> Result<Self, LedgerError> {
+impl ProbeResult {
+    pub(super) fn of(rows: Vec<ProbeRow>) -> Result<Self, LedgerError> {
         let (target, system_identifier) = match rows.first() {
             Some((target, system_identifier, ..)) => (parse_snapshot(target)?, *system_identifier),
             None => return Err(LedgerError::Decode("no snapshot")),
@@ -47,14 +47,14 @@ impl Look {
             .into_iter()
             .filter_map(|(_, _, entity_id, has_news, from_the_future, unstamped)| {
                 let (has_news, from_the_future, unstamped) = (has_news?, from_the_future?, unstamped?);
-                Some((entity_id?, News { has_news, from_the_future, unstamped }))
+                Some((entity_id?, NewRows { has_news, from_the_future, unstamped }))
             })
             .collect();
-        Ok(Look { target, system_identifier, entities, unreadable: Unreadables::new() })
+        Ok(ProbeResult { target, system_identifier, entities, unreadable: Unreadables::new() })
     }
 
     /// What the look told about an entity.
-    pub fn news(&self, entity_id: &str) -> News {
+    pub fn news(&self, entity_id: &str) -> NewRows {
         self.entities.get(entity_id).copied().unwrap_or_default()
     }
 }
@@ -65,7 +65,7 @@ impl Ledger {
     /// One statement, so that the snapshot it returns is the very one it looked in: a row that it did not
     /// see belongs to a transaction that is not in that. (A pass takes its target when it is recorded.) When the rows of an
     /// entity cannot be read the statement fails; then the entities are asked for in parts, behind a snapshot.
-    pub async fn look(&self, lanes: &[Progress]) -> Result<Look, LedgerError> {
+    pub async fn look(&self, lanes: &[Progress]) -> Result<ProbeResult, LedgerError> {
         match self.look_by(self.table.look_sql(lanes)).await {
             Err(problem) if problem.is_about_rows() => {}
             looked => return looked,
@@ -85,21 +85,22 @@ impl Ledger {
     ///
     /// # Errors
     /// Also when its rows cannot be read.
-    pub async fn look_at(&self, lane: &Progress) -> Result<Look, LedgerError> {
+    pub async fn look_at(&self, lane: &Progress) -> Result<ProbeResult, LedgerError> {
         let look = self.look_by(self.table.look_sql(std::slice::from_ref(lane))).await;
         look.map_err(|problem| problem.about(&lane.entity_id))
     }
 
-    async fn look_by(&self, sql: String) -> Result<Look, LedgerError> {
-        let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-        Look::of(self.primary.again(look).await?)
+    async fn look_by(&self, sql: String) -> Result<ProbeResult, LedgerError> {
+        let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        ProbeResult::of(self.primary.retry(look).await?)
     }
 
     /// The entities of the ledger that are not in `registered`, one index probe each.
     pub async fn unregistered(&self, registered: &[String]) -> Result<Vec<String>, LedgerError> {
         let sql = self.table.unregistered_sql(registered);
-        let look = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-        Ok(self.primary.again(look).await?)
+        let look =
+            || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        Ok(self.primary.retry(look).await?)
     }
 
     /// The oldest transaction that has written to the ledger and not ended, if there is one: later

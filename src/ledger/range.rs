@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::copy::Way;
+use super::copy::PlanHint;
 use super::unreadable::{Asked, Parts};
 use super::{Ledger, LedgerError, Progress, Range, Row, Table};
 use crate::watermark::{Cursor, Order, Snapshot};
@@ -43,7 +43,7 @@ impl RangePages {
         let Self { ledger, range, after, until, page_rows, .. } = self;
         let (behind, up_to, rows_max) = (after.as_ref(), until.as_ref(), *page_rows);
         let sql = |table: &Table| table.range_sql(range, behind, up_to, rows_max);
-        let rows = match ledger.copy(&ledger.primary, sql, rows_max, Way::Any).await {
+        let rows = match ledger.copy(&ledger.primary, sql, rows_max, PlanHint::Any).await {
             Ok(rows) => rows,
             Err(problem) => {
                 let asked = Asked::Range(range, behind, up_to, rows_max);
@@ -92,8 +92,9 @@ impl Ledger {
 
     async fn count_in(&self, table: &Table, ranges: &[Range]) -> Result<Vec<i64>, LedgerError> {
         let sql = table.range_counts_sql(ranges);
-        let count = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-        Ok(self.primary.again(count).await?)
+        let count =
+            || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        Ok(self.primary.retry(count).await?)
     }
 
     /// Counts the rows of an entity that were dealt with and were captured in one of some periods, in order and in Unix
@@ -105,8 +106,8 @@ impl Ledger {
         periods: &[std::ops::Range<i64>],
     ) -> Result<Option<Uploaded>, LedgerError> {
         let Some(sql) = self.table.uploaded_sql(lane, skipped, periods) else { return Ok(None) };
-        let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_one(self.primary.at_once());
-        let (rows, first, last): (i64, Option<i64>, Option<i64>) = self.primary.again(count).await?;
+        let count = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_one(self.primary.single_round_trip());
+        let (rows, first, last): (i64, Option<i64>, Option<i64>) = self.primary.retry(count).await?;
         let at = |us: Option<i64>| us.and_then(DateTime::from_timestamp_micros);
         Ok(at(first).zip(at(last)).map(|(first, last)| Uploaded { rows, first, last }))
     }
@@ -115,8 +116,10 @@ impl Ledger {
     /// for a view, whose tables are not known here.
     pub async fn without_range_index(&self) -> Result<Option<String>, LedgerError> {
         let Some((sql, remedy)) = self.table.range_index_sql() else { return Ok(None) };
-        let look = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_optional(self.primary.at_once());
-        let has_index: Option<bool> = self.primary.again(look).await?;
+        let look = || {
+            sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_optional(self.primary.single_round_trip())
+        };
+        let has_index: Option<bool> = self.primary.retry(look).await?;
         Ok(if has_index == Some(false) { Some(remedy) } else { None })
     }
 }

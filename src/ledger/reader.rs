@@ -3,12 +3,12 @@
 use sqlx::AssertSqlSafe;
 use tokio::time::Instant;
 
-use super::copy::Way;
+use super::copy::PlanHint;
 use super::error::is_behind;
 use super::standby::replayed;
 use super::statements::Page;
 use super::unreadable::Asked;
-use super::{Ledger, LedgerError, Pass, Reading, Row, Table};
+use super::{Ledger, LedgerError, Pass, PassRead, Row, Table};
 use crate::watermark::{self, Cursor, Segment};
 
 /// Where a row is looked for there are few like it.
@@ -21,7 +21,7 @@ impl Ledger {
     /// The rows with an id, as they are now; several when the id is no key, none when it is gone.
     pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
         let sql = |table: &Table| table.row_sql(entity_id, id);
-        let rows = self.copy(&self.primary, sql, ROWS_FEW, Way::Any).await;
+        let rows = self.copy(&self.primary, sql, ROWS_FEW, PlanHint::Any).await;
         rows.map_err(|problem| problem.about(entity_id))
     }
 
@@ -37,13 +37,13 @@ impl Ledger {
             return Ok(Vec::new());
         }
         let sql = |table: &Table| table.around_sql(entity_id, account, currency, at);
-        let rows = self.copy(&self.primary, sql, ROWS_FEW, Way::Any).await;
+        let rows = self.copy(&self.primary, sql, ROWS_FEW, PlanHint::Any).await;
         rows.map_err(|problem| problem.about(entity_id))
     }
 
     /// Begins to read a pass, or what is left of one.
-    pub async fn pass(&self, reading: Reading<'_>) -> Result<Pass, LedgerError> {
-        let Reading { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
+    pub async fn pass(&self, reading: PassRead<'_>) -> Result<Pass, LedgerError> {
+        let PassRead { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
         let mut segments = watermark::segments_between(settled, target, after.as_ref(), until.as_ref());
         if segments.len() > 1 {
             let probed = self.without_empty_probes(entity_id, segments).await;
@@ -69,8 +69,9 @@ impl Ledger {
         segments: Vec<Segment>,
     ) -> Result<Vec<Segment>, LedgerError> {
         let sql = self.table.probe_sql(entity_id, &segments);
-        let probe = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.at_once());
-        let found: Vec<i64> = self.primary.again(probe).await?;
+        let probe =
+            || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        let found: Vec<i64> = self.primary.retry(probe).await?;
         Ok(found
             .into_iter()
             .filter_map(|place| {
@@ -98,11 +99,11 @@ impl Ledger {
         }
         let sql = |table: &Table| table.page_sql(page);
         let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
-            return self.copy(&self.primary, sql, page.rows_max, Way::InOrder).await;
+            return self.copy(&self.primary, sql, page.rows_max, PlanHint::InOrder).await;
         };
         let begun = Instant::now();
         loop {
-            let behind = match self.copy(standby, sql, page.rows_max, Way::InOrder).await {
+            let behind = match self.copy(standby, sql, page.rows_max, PlanHint::InOrder).await {
                 Err(problem) if is_behind(&problem) => problem,
                 read => return read,
             };

@@ -63,12 +63,12 @@ impl Decoder {
 
 /// Decodes the messages of a copy of places and ids, one after the other.
 #[derive(Debug)]
-pub(super) struct Listed {
+pub(super) struct ListedRow {
     pub id_is_number: bool,
     pub in_header: bool,
 }
 
-impl Listed {
+impl ListedRow {
     /// The place and the id in a message. `None` for the trailer.
     pub(super) fn row(&mut self, message: Bytes) -> Result<Option<(i32, LedgerId)>, LedgerError> {
         let tuple = if std::mem::take(&mut self.in_header) { after_header(&message)? } else { message };

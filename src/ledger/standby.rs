@@ -27,8 +27,8 @@ pub(super) async fn check(primary: &Database, standby: &Database) -> Result<(), 
     let identity =
         "select system_identifier, (select oid::bigint from pg_database where datname = current_database())
                       from pg_control_system()";
-    let here: (i64, i64) = primary.again(|| sqlx::query_as(identity).fetch_one(primary)).await?;
-    let there: (i64, i64) = standby.again(|| sqlx::query_as(identity).fetch_one(standby)).await?;
+    let here: (i64, i64) = primary.retry(|| sqlx::query_as(identity).fetch_one(primary)).await?;
+    let there: (i64, i64) = standby.retry(|| sqlx::query_as(identity).fetch_one(standby)).await?;
     if here.0 != there.0 {
         return Err(LedgerError::Standby(
             "ELVEN_SYNC_LEDGER_URL leads to another PostgreSQL cluster than DATABASE_URL, whose transaction ids mean \
@@ -66,7 +66,7 @@ pub(super) async fn replayed(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
-        let mut transaction = standby.again(|| standby.begin_reading()).await?;
+        let mut transaction = standby.retry(|| standby.begin_reading()).await?;
         // Asked first, because a page that fails leaves an error in the server's log.
         let seen = sqlx::query_scalar(
             "select exists (select from elven_sync.sync_passes where pass_id = $1 and target::text = $2)",

@@ -96,9 +96,11 @@ impl Table {
     pub(super) async fn find(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
         let (schema, relation) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
-        let look =
-            || sqlx::query_as(AssertSqlSafe(columns_sql(&schema, &relation))).fetch_all(database.at_once());
-        let columns: Vec<Column> = database.again(look).await?;
+        let look = || {
+            sqlx::query_as(AssertSqlSafe(columns_sql(&schema, &relation)))
+                .fetch_all(database.single_round_trip())
+        };
+        let columns: Vec<Column> = database.retry(look).await?;
         let table = &settings.table;
         match columns.first().map(|column| column.relkind.as_str()) {
             Some("r" | "p" | "v") => {}
@@ -111,7 +113,7 @@ impl Table {
                 )));
             }
         }
-        let found = Found { settings, columns: &columns };
+        let found = ResolvedColumns { settings, columns: &columns };
         let id = found.role("id")?;
         let entity = match &settings.entity {
             Some(entity) => format!("{}::text", quote_literal(entity)),
@@ -184,12 +186,12 @@ impl Column {
 }
 
 /// The columns of the table that was found, to be matched with their roles.
-pub(super) struct Found<'a> {
+pub(super) struct ResolvedColumns<'a> {
     pub settings: &'a LedgerSettings,
     pub columns: &'a [Column],
 }
 
-impl Found<'_> {
+impl ResolvedColumns<'_> {
     /// The column with a role, if it is there and of an accepted type.
     pub(super) fn role(&self, role: &str) -> Result<&Column, LedgerError> {
         let table = &self.settings.table;
@@ -313,7 +315,7 @@ impl Found<'_> {
     async fn check_zone(&self, database: &Database) -> Result<(), LedgerError> {
         let Some(zone) = &self.settings.captured_at_zone else { return Ok(()) };
         let known = database
-            .again(|| sqlx::query("select now() at time zone $1").bind(zone).fetch_one(database))
+            .retry(|| sqlx::query("select now() at time zone $1").bind(zone).fetch_one(database))
             .await;
         known.map(drop).map_err(|problem| match problem.as_database_error() {
             Some(refused) => LedgerError::Shape(format!(

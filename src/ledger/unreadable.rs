@@ -9,10 +9,10 @@ use sqlx::AssertSqlSafe;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgDatabaseError;
 
-use super::copy::Way;
+use super::copy::PlanHint;
 use super::statements::{Page, Probe};
 use super::{Ledger, LedgerError, Progress, Range, Unreadable};
-use crate::database::Passing;
+use crate::database::Transient;
 
 /// Statements after which the search for a row ends: as many as halve a page of the largest size, and one to be sure.
 const PROBES_MAX: usize = 14;
@@ -89,7 +89,7 @@ fn raised(problem: &LedgerError) -> Option<&dyn DatabaseError> {
     let raised = problem.as_database_error()?;
     let of_the_server =
         raised.code().is_none_or(|code| OF_THE_SERVER.iter().any(|class| code.starts_with(class)));
-    (!of_the_server && !problem.is_passing()).then_some(raised)
+    (!of_the_server && !problem.is_transient()).then_some(raised)
 }
 
 fn code(problem: &LedgerError) -> Option<String> {
@@ -180,7 +180,7 @@ impl Ledger {
             }
         };
         let ids: Vec<String> =
-            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(self.primary.at_once()).await.ok()?;
+            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(self.primary.single_round_trip()).await.ok()?;
         let probe = match asked {
             Asked::Pass(page) => Probe::Pass(page.entity_id, page.segment),
             Asked::Range(range, ..) => Probe::Range(range),
@@ -189,7 +189,7 @@ impl Ledger {
         for _ in 0..PROBES_MAX {
             let (first, rest) = suspects.split_at(suspects.len().div_ceil(2));
             let sql = |table: &super::Table| table.probed_sql(probe, first);
-            let fails = match self.copy(&self.primary, sql, first.len(), Way::Any).await {
+            let fails = match self.copy(&self.primary, sql, first.len(), PlanHint::Any).await {
                 Ok(_) => false,
                 Err(problem) if self::code(&problem).as_deref() == Some(code) => true,
                 Err(problem) => {

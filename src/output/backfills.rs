@@ -5,7 +5,7 @@ use serde_json::json;
 use super::progress::in_words;
 use super::{ENTITIES_SHOWN_MAX, json_line, line, lines, run_json, run_report, table, thousands};
 use crate::journal::Backfill;
-use crate::sync::{BackfillReport, Rehearsal};
+use crate::sync::{BackfillReport, DryRunReport};
 
 /// The summary of a run on a backfill.
 pub fn backfill_report(report: &BackfillReport, as_json: bool) {
@@ -37,8 +37,8 @@ pub fn backfill_report(report: &BackfillReport, as_json: bool) {
 }
 
 /// What a backfill would do.
-pub fn rehearsal(rehearsal: &Rehearsal, as_json: bool) {
-    let Rehearsal { counters, batches, first_record, last_record, at_rate, .. } = rehearsal;
+pub fn rehearsal(rehearsal: &DryRunReport, as_json: bool) {
+    let DryRunReport { counters, batches, first_record, last_record, at_rate, .. } = rehearsal;
     if as_json {
         let mut all = json!(rehearsal);
         all["dry_run"] = true.into();

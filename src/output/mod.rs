@@ -3,8 +3,8 @@
 mod backfills;
 mod log;
 mod progress;
-pub mod proof;
-pub mod row;
+pub mod row_trace;
+pub mod verification;
 
 use std::io::{IsTerminal, Write};
 

@@ -6,7 +6,7 @@ use axum::http::HeaderMap;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::refusal::{Code, Refusal};
-use crate::elven::sign::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, verify};
+use crate::elven::signing::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, verify};
 
 /// An API key that the sandbox knows. The key and the secret are never shown.
 #[derive(Clone, Debug)]
@@ -96,7 +96,7 @@ fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elven::sign::sign;
+    use crate::elven::signing::sign;
 
     const NOW_MS: i64 = 1_721_209_655_047;
 

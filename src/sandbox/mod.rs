@@ -35,13 +35,13 @@ mod currencies;
 
 mod refusal;
 
-mod memory;
+mod store;
 
 mod fault;
 
 mod rules;
 
-mod standing;
+mod fault_injector;
 
 mod page;
 
@@ -63,14 +63,14 @@ pub use self::{
     answers::Answers,
     auth::Credential,
     fault::{Fault, Gate},
-    memory::{Received, Request},
     rules::{Rule, RuleError},
     shared::Options,
+    store::{Received, Request},
 };
 use self::{
     connection::{Listener, Switch},
+    fault_injector::FaultInjector,
     shared::{Shared, lock},
-    standing::Standing,
 };
 
 /// A running sandbox. It stops when this is dropped: nothing listens any more, answers that are held are
@@ -87,7 +87,7 @@ impl Sandbox {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            standing: Mutex::new(Standing::new(options.rules.clone(), options.seed)),
+            standing: Mutex::new(FaultInjector::new(options.rules.clone(), options.seed)),
             options,
             memory: Mutex::default(),
             faults: Mutex::default(),
@@ -144,7 +144,7 @@ impl Sandbox {
 
     /// Replaces the rules. The new ones begin to count, and to draw from the seed, anew.
     pub fn set_rules(&self, rules: Vec<Rule>) {
-        *lock(&self.shared.standing) = Standing::new(rules, self.shared.options.seed);
+        *lock(&self.shared.standing) = FaultInjector::new(rules, self.shared.options.seed);
     }
 
     /// Stops the sandbox, and returns when its port is free again.

@@ -12,8 +12,8 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::memory::{Memory, Received, Request, Sums};
 use super::shared::Shared;
+use super::store::{Received, Request, Store, Sums};
 
 /// Requests, records and accounts that the page shows.
 const ROWS_MAX: usize = 200;
@@ -69,7 +69,7 @@ fn json<T: Serialize>(list: &[T]) -> Response {
     }
 }
 
-fn render(memory: &Memory) -> String {
+fn render(memory: &Store) -> String {
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Elven sandbox</title>\
          <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style>\
@@ -84,7 +84,7 @@ fn render(memory: &Memory) -> String {
     page
 }
 
-fn figures(page: &mut String, memory: &Memory) {
+fn figures(page: &mut String, memory: &Store) {
     let Sums { requests, refused, records, body_bytes } = &memory.total;
     let figures = [
         (grouped(*records), "records accepted"),
@@ -100,7 +100,7 @@ fn figures(page: &mut String, memory: &Memory) {
     page.push_str("</dl>");
 }
 
-fn credentials(page: &mut String, memory: &Memory) {
+fn credentials(page: &mut String, memory: &Store) {
     table(page, "Credentials", &["credential", "#records", "#requests", "#refused", "#bytes"], |rows| {
         for (label, sums) in &memory.credentials {
             let Sums { requests, refused, records, body_bytes } = sums;
@@ -109,7 +109,7 @@ fn credentials(page: &mut String, memory: &Memory) {
     });
 }
 
-fn accounts(page: &mut String, memory: &Memory) {
+fn accounts(page: &mut String, memory: &Store) {
     let title = match memory.accounts.len() {
         all @ 0..=ROWS_MAX => format!("Accounts ({all})"),
         all => format!("Accounts ({ROWS_MAX} of {})", grouped(all as u64)),
@@ -121,7 +121,7 @@ fn accounts(page: &mut String, memory: &Memory) {
     });
 }
 
-fn request_list(page: &mut String, memory: &Memory) {
+fn request_list(page: &mut String, memory: &Store) {
     let columns = ["#no.", "time (UTC)", "credential", "request", "#status", "#records", "#bytes", "remark"];
     table(page, "Latest requests, newest first", &columns, |rows| {
         for request in memory.requests.iter().rev().take(ROWS_MAX) {
@@ -146,7 +146,7 @@ fn remark(request: &Request) -> String {
     [fault, request.message.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
-fn record_list(page: &mut String, memory: &Memory) {
+fn record_list(page: &mut String, memory: &Store) {
     let columns = ["account", "currency", "datetime", "#balance", "#request", "credential"];
     table(page, "Latest records, newest first", &columns, |rows| {
         for record in memory.received.iter().rev().take(ROWS_MAX) {
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn no_value_becomes_markup() {
         let hostile = r#"<script>"&'"#;
-        let mut memory = Memory::default();
+        let mut memory = Store::default();
         memory.accounts.insert(hostile.to_owned(), 1);
         memory.credentials.insert(hostile.to_owned(), Sums::default());
         memory.received.push_back(Received {

@@ -50,8 +50,8 @@ const DURATION_MAX: Duration = Duration::from_hours(24);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     text: String,
-    pub(super) what: What,
-    pub(super) when: When,
+    pub(super) what: FaultKind,
+    pub(super) when: Schedule,
 }
 
 impl Rule {
@@ -82,11 +82,11 @@ impl FromStr for Rule {
         let (fault, when) = text.rsplit_once('@').map_or((text, None), |(fault, when)| (fault, Some(when)));
         let (name, value) = fault.split_once('=').map_or((fault, None), |(name, value)| (name, Some(value)));
         let usage = usage(name).ok_or_else(|| RuleError::Name(name.to_owned()))?;
-        let what = What::read(name, value).ok_or_else(|| RuleError::Value(fault.to_owned(), usage))?;
+        let what = FaultKind::read(name, value).ok_or_else(|| RuleError::Value(fault.to_owned(), usage))?;
         let when = match when {
-            Some(when) => When::read(when).ok_or_else(|| RuleError::When(when.to_owned()))?,
-            None if matches!(what, What::Outage(_)) => When::Once(NonZeroU64::MIN),
-            None => When::Every(NonZeroU64::MIN),
+            Some(when) => Schedule::read(when).ok_or_else(|| RuleError::Schedule(when.to_owned()))?,
+            None if matches!(what, FaultKind::Outage(_)) => Schedule::Once(NonZeroU64::MIN),
+            None => Schedule::Every(NonZeroU64::MIN),
         };
         Ok(Self { text: text.to_owned(), what, when })
     }
@@ -103,7 +103,7 @@ pub enum RuleError {
     Value(String, &'static str),
     /// What stands after the `@`.
     #[error("`@{0}` does not say when; it is {SCHEDULES}")]
-    When(String),
+    Schedule(String),
 }
 
 /// How the fault of a name is written.
@@ -114,7 +114,7 @@ fn usage(name: &str) -> Option<&'static str> {
 
 /// What goes wrong; what it makes of an answer is in `standing`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum FaultKind {
     RejectAccount(String),
     RejectCurrency(String),
     RejectNegative,
@@ -143,7 +143,7 @@ pub(super) enum What {
     Slow(Duration),
 }
 
-impl What {
+impl FaultKind {
     fn read(name: &str, value: Option<&str>) -> Option<Self> {
         Some(match (name, value) {
             ("reject:account", Some(id)) if !id.is_empty() => Self::RejectAccount(id.to_owned()),
@@ -179,7 +179,7 @@ impl What {
 
 /// With which of the requests that it can strike a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum When {
+pub(super) enum Schedule {
     /// So many in a hundred.
     Rate(u8),
     Every(NonZeroU64),
@@ -187,7 +187,7 @@ pub(super) enum When {
     Once(NonZeroU64),
 }
 
-impl When {
+impl Schedule {
     fn read(text: &str) -> Option<Self> {
         if let Some(percent) = text.strip_suffix('%') {
             return percent.parse().ok().filter(|percent| (1..=100).contains(percent)).map(Self::Rate);
@@ -245,32 +245,32 @@ mod tests {
     fn what_is_written_is_what_is_meant() {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         for (text, what) in [
-            ("reject:account=a=b c", What::RejectAccount("a=b c".to_owned())),
-            ("reject:account=a@b@every:1", What::RejectAccount("a@b".to_owned())),
-            ("reject:currency=BTC@every:1", What::RejectCurrency("BTC".to_owned())),
-            ("body-limit=100kB", What::BodyLimit(100_000)),
-            ("body-limit=500B", What::BodyLimit(500)),
-            ("body-limit=1MB", What::BodyLimit(1_000_000)),
-            ("body-limit=0", What::BodyLimit(0)),
-            ("clock=+90s", What::Clock(TimeDelta::seconds(90))),
-            ("clock=90s", What::Clock(TimeDelta::seconds(90))),
-            ("clock=-1m 30s", What::Clock(TimeDelta::seconds(-90))),
-            ("throttle", What::Throttle(None)),
-            ("throttle=2s", What::Throttle(seconds(2))),
-            ("unavailable=1m", What::Unavailable(seconds(60))),
-            ("late=4s", What::Late(Duration::from_secs(4))),
-            ("slow=1day", What::Slow(Duration::from_hours(24))),
+            ("reject:account=a=b c", FaultKind::RejectAccount("a=b c".to_owned())),
+            ("reject:account=a@b@every:1", FaultKind::RejectAccount("a@b".to_owned())),
+            ("reject:currency=BTC@every:1", FaultKind::RejectCurrency("BTC".to_owned())),
+            ("body-limit=100kB", FaultKind::BodyLimit(100_000)),
+            ("body-limit=500B", FaultKind::BodyLimit(500)),
+            ("body-limit=1MB", FaultKind::BodyLimit(1_000_000)),
+            ("body-limit=0", FaultKind::BodyLimit(0)),
+            ("clock=+90s", FaultKind::Clock(TimeDelta::seconds(90))),
+            ("clock=90s", FaultKind::Clock(TimeDelta::seconds(90))),
+            ("clock=-1m 30s", FaultKind::Clock(TimeDelta::seconds(-90))),
+            ("throttle", FaultKind::Throttle(None)),
+            ("throttle=2s", FaultKind::Throttle(seconds(2))),
+            ("unavailable=1m", FaultKind::Unavailable(seconds(60))),
+            ("late=4s", FaultKind::Late(Duration::from_secs(4))),
+            ("slow=1day", FaultKind::Slow(Duration::from_hours(24))),
         ] {
             let rule = rule(text);
-            assert_eq!((rule.what, rule.when), (what, When::Every(NonZeroU64::MIN)), "{text}");
+            assert_eq!((rule.what, rule.when), (what, Schedule::Every(NonZeroU64::MIN)), "{text}");
         }
         for (text, when) in [
-            ("throttle@10%", When::Rate(10)),
-            ("throttle=2s@100%", When::Rate(100)),
-            ("outage=5s", When::Once(number(1))),
-            ("outage=5s@once:7", When::Once(number(7))),
-            ("cut-before@every:50", When::Every(number(50))),
-            ("error-500@first:3", When::First(number(3))),
+            ("throttle@10%", Schedule::Rate(10)),
+            ("throttle=2s@100%", Schedule::Rate(100)),
+            ("outage=5s", Schedule::Once(number(1))),
+            ("outage=5s@once:7", Schedule::Once(number(7))),
+            ("cut-before@every:50", Schedule::Every(number(50))),
+            ("error-500@first:3", Schedule::First(number(3))),
         ] {
             assert_eq!(rule(text).when, when, "{text}");
             assert_eq!(rule(text).to_string(), text);
@@ -328,7 +328,7 @@ mod tests {
         }
         for when in ["", "10", "0%", "101%", "1.5%", "-1%", "%", "every", "every:", "every:0", "10:every"] {
             let problem = format!("throttle@{when}").parse::<Rule>().expect_err(when);
-            assert_eq!(problem, RuleError::When(when.to_owned()));
+            assert_eq!(problem, RuleError::Schedule(when.to_owned()));
         }
     }
 }

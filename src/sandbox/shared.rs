@@ -12,9 +12,9 @@ use super::answers::Answers;
 use super::auth::Credential;
 use super::currencies;
 use super::fault::Fault;
-use super::memory::{Memory, Request};
+use super::fault_injector::{Asked, FaultInjector, InjectedFaults};
 use super::rules::Rule;
-use super::standing::{Asked, Standing, Struck};
+use super::store::{Request, Store};
 use super::validate::Record;
 
 /// How a sandbox behaves. The defaults know every account and no API key.
@@ -73,14 +73,14 @@ impl Default for Options {
 /// What the handle and the requests share.
 pub(super) struct Shared {
     pub(super) options: Options,
-    pub(super) memory: Mutex<Memory>,
+    pub(super) memory: Mutex<Store>,
     pub(super) faults: Mutex<VecDeque<Fault>>,
-    pub(super) standing: Mutex<Standing>,
+    pub(super) standing: Mutex<FaultInjector>,
     pub(super) stopping: watch::Sender<bool>,
 }
 
 impl Shared {
-    pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
+    pub(super) fn memory(&self) -> MutexGuard<'_, Store> {
         lock(&self.memory)
     }
 
@@ -90,7 +90,7 @@ impl Shared {
 
     /// Adds what goes wrong with a request: the first fault of the queue if that strikes it, or else what
     /// the rules say.
-    pub(super) fn strike(&self, struck: &mut Struck, asked: &Asked<'_>) {
+    pub(super) fn strike(&self, struck: &mut InjectedFaults, asked: &Asked<'_>) {
         let strikes = |fault: &mut Fault| asked.import && fault.strikes(asked.accepted.is_some());
         if let Some(fault) = lock(&self.faults).pop_front_if(strikes) {
             struck.names.push(fault.name().to_owned());

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::policy::{SKEW_MIN, Taken};
 use crate::config::{Credential, Settings};
-use crate::elven::{Answer, Client, Signed, Verdict, judge};
+use crate::elven::{Answer, Client, ResponseClass, Signed, judge};
 
 /// When the largest body that was accepted is within this share of the smallest one that was refused, the
 /// limit is known well enough: one part in so many.
@@ -18,7 +18,7 @@ const LIMIT_KNOWN_WITHIN: usize = 20;
 
 /// The way to the API with one credential, for the length of a run.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(super) struct ApiSession {
     /// The credential, as it was read when the run began.
     pub credential: Credential,
     client: Client,
@@ -53,7 +53,7 @@ struct State {
     ahead_of_api: Duration,
 }
 
-impl Channel {
+impl ApiSession {
     pub(super) fn new(
         credential: Credential,
         client: Client,
@@ -194,9 +194,9 @@ impl Channel {
     }
 
     /// Judges an answer. Where it repeats key or secret, those are left out: its words are recorded.
-    fn judge(&self, answer: &Answer) -> Verdict {
+    fn judge(&self, answer: &Answer) -> ResponseClass {
         let mut verdict = judge(answer);
-        if let Verdict::Refused(reason) | Verdict::Unauthorized(reason, _) = &mut verdict {
+        if let ResponseClass::Refused(reason) | ResponseClass::Unauthorized(reason, _) = &mut verdict {
             let read_again = self.state().read_again.clone();
             for Credential { key, secret, .. } in std::iter::once(&self.credential).chain(&read_again) {
                 reason.without(&[key.expose_secret(), secret.expose_secret()]);
@@ -207,14 +207,14 @@ impl Channel {
 
     /// Judges an answer to a request that was signed by a clock under trial, if one is; keeps that clock when it
     /// has worked. What else comes back may be from somebody who did not look at the signature.
-    pub(super) fn hear(&self, answer: &Answer, corrected: &mut Option<TimeDelta>) -> Verdict {
+    pub(super) fn hear(&self, answer: &Answer, corrected: &mut Option<TimeDelta>) -> ResponseClass {
         if let Answer::Response { ahead: Some(ahead), .. } = answer {
             // Less than that is no skew.
             let behind = (-*ahead).to_std().ok().filter(|_| -*ahead >= SKEW_MIN);
             self.state().ahead_of_api = behind.unwrap_or_default();
         }
         let verdict = self.judge(answer);
-        if matches!(verdict, Verdict::Accepted | Verdict::Refused(_))
+        if matches!(verdict, ResponseClass::Accepted | ResponseClass::Refused(_))
             && let Some(ahead) = corrected.take()
         {
             self.keep_clock(ahead);
@@ -307,7 +307,9 @@ impl Channel {
         if let Some(status) = no_list {
             return Err(Unproven::NoList(status));
         }
-        self.turn(wait_max).await.map_err(|pause| Unproven::Later(Verdict::Throttled(Some(pause)), None))?;
+        self.turn(wait_max)
+            .await
+            .map_err(|pause| Unproven::Later(ResponseClass::Throttled(Some(pause)), None))?;
         let probe = async || {
             let ahead = self.state().ahead;
             let signed = self.client.sign_probe(&self.in_use().0, ahead);
@@ -328,8 +330,10 @@ impl Channel {
             Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => None,
         };
         Err(match self.judge(&answer) {
-            verdict @ (Verdict::Throttled(_) | Verdict::NotDelivered(_)) => Unproven::Later(verdict, status),
-            verdict @ Verdict::Unknown(_) if status.is_none_or(|status| status >= 500) => {
+            verdict @ (ResponseClass::Throttled(_) | ResponseClass::NotSent(_)) => {
+                Unproven::Later(verdict, status)
+            }
+            verdict @ ResponseClass::Unknown(_) if status.is_none_or(|status| status >= 500) => {
                 Unproven::Later(verdict, status)
             }
             _ if let Some(status) = status.and_then(|status| u16::try_from(status).ok())
@@ -346,7 +350,7 @@ impl Channel {
 /// Why credential and endpoint are not known to be good.
 pub(super) enum Unproven {
     /// They could not be asked now: what came back, and its status.
-    Later(Verdict, Option<i32>),
+    Later(ResponseClass, Option<i32>),
     /// The call that reads was answered with this 4xx status: the key may be one that may only import.
     NoList(u16),
     /// They were, and something else came back than is documented.
@@ -358,13 +362,13 @@ mod tests {
     use super::*;
     use crate::config::Settings;
 
-    fn channel(requests_per_second: Option<u32>) -> Channel {
+    fn channel(requests_per_second: Option<u32>) -> ApiSession {
         let variables = [("ELVEN_API_KEY", "k"), ("ELVEN_API_SECRET", "s")];
         let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let settings = Settings::load(&crate::config::Flags::default(), environment.into_iter().collect());
         let settings = settings.unwrap();
         let client = Client::new(&settings.api_url, Duration::from_secs(1)).unwrap();
-        Channel::new(settings.credential("default").unwrap(), client, requests_per_second, None)
+        ApiSession::new(settings.credential("default").unwrap(), client, requests_per_second, None)
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::RunError;
-use super::backfill::superseding::Rivals;
+use super::backfill::superseding::SupersedingRows;
 use super::invalid_start::{InvalidStart, Start};
 use crate::align::Zone;
 use crate::batch::{self, Batch};
-use crate::ledger::{Ledger, LedgerError, Pages, Range, Reading, Row};
+use crate::ledger::{Ledger, LedgerError, Pages, PassRead, Range, Row};
 use crate::watermark::{Cursor, Order};
 
 type Ahead = JoinHandle<(Pages, Result<Option<Vec<Row>>, LedgerError>)>;
@@ -24,7 +24,7 @@ fn read_ahead(mut pages: Pages) -> Ahead {
 
 /// How large a batch may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct BatchLimits {
     /// Records, or rows that become none.
     pub records: usize,
     /// Bytes of the body.
@@ -32,14 +32,14 @@ pub(super) struct Limits {
 }
 
 /// What a lane reads.
-pub(super) enum Source<'a> {
+pub(super) enum ReadSource<'a> {
     /// A pass.
-    Pass(&'a Ledger, Reading<'a>),
+    Pass(&'a Ledger, PassRead<'a>),
     /// A range, for a backfill, in pages of so many rows.
     Range(&'a Ledger, Arc<Range>, usize),
 }
 
-impl Source<'_> {
+impl ReadSource<'_> {
     /// What of it lies behind a place, up to and including another one.
     pub(super) async fn read(
         &self,
@@ -47,10 +47,10 @@ impl Source<'_> {
         until: Option<Cursor>,
     ) -> Result<Pages, LedgerError> {
         Ok(match self {
-            Source::Pass(ledger, pass) => {
-                Pages::Pass(ledger.pass(Reading { after, until, ..pass.clone() }).await?)
+            ReadSource::Pass(ledger, pass) => {
+                Pages::Pass(ledger.pass(PassRead { after, until, ..pass.clone() }).await?)
             }
-            Source::Range(ledger, range, page_rows) => {
+            ReadSource::Range(ledger, range, page_rows) => {
                 Pages::Range(ledger.range(range.clone(), after, until, *page_rows))
             }
         })
@@ -58,10 +58,10 @@ impl Source<'_> {
 }
 
 /// The rows of a pass or a range, with the next page being read while a batch is under way.
-pub(super) struct Rows {
+pub(super) struct Batcher {
     order: Order,
     /// In a backfill.
-    rivals: Option<Arc<Rivals>>,
+    rivals: Option<Arc<SupersedingRows>>,
     waiting: VecDeque<Row>,
     ahead: Option<Ahead>,
     start: Arc<InvalidStart>,
@@ -69,9 +69,9 @@ pub(super) struct Rows {
     held: VecDeque<Batch>,
 }
 
-impl Rows {
+impl Batcher {
     /// The rows of these pages. With `rivals` the batches are without what those supersede.
-    pub(super) fn of(pages: Pages, rivals: Option<Arc<Rivals>>, start: Arc<InvalidStart>) -> Self {
+    pub(super) fn of(pages: Pages, rivals: Option<Arc<SupersedingRows>>, start: Arc<InvalidStart>) -> Self {
         let (order, waiting, held) = (pages.order(), VecDeque::new(), VecDeque::new());
         Self { order, rivals, waiting, ahead: Some(read_ahead(pages)), start, held }
     }
@@ -83,7 +83,7 @@ impl Rows {
         &mut self,
         before: Option<Cursor>,
         zone: &Zone,
-        limits: Limits,
+        limits: BatchLimits,
     ) -> Result<Option<Batch>, RunError> {
         let are_held = !self.held.is_empty();
         let mut before = before;
@@ -110,7 +110,7 @@ impl Rows {
         &mut self,
         before: Option<Cursor>,
         zone: &Zone,
-        limits: Limits,
+        limits: BatchLimits,
     ) -> Result<Option<Batch>, RunError> {
         // With a row behind the batch, so that the rivals of most need not be asked for.
         let wanted = limits.records + usize::from(self.rivals.is_some());
@@ -175,7 +175,7 @@ impl Rows {
     }
 }
 
-impl Drop for Rows {
+impl Drop for Batcher {
     /// A page that nobody waits for any more is not waited for.
     fn drop(&mut self) {
         if let Some(ahead) = &self.ahead {

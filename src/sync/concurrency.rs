@@ -1,4 +1,4 @@
-//! Places: how many entities are worked on at once, and how many requests are in flight for all of them.
+//! Limits: how many entities are worked on at once, and how many requests are in flight for all of them.
 //!
 //! An entity of which all is read needs little any more: it waits for its last answers, and the next one may begin
 //! meanwhile. So there are `entities_at_once` places to read, and more lanes that only wait: `entities_at_once` times the
@@ -25,7 +25,7 @@ pub(super) fn places(number: usize) -> Arc<Semaphore> {
 
 /// The places that the lanes of a worker share.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConcurrencyLimits {
     lanes: Arc<Semaphore>,
     reading: Arc<Semaphore>,
     requests: Arc<Semaphore>,
@@ -36,13 +36,13 @@ pub(super) struct Places {
 
 /// A lane's place. Given back when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct LanePermit {
     /// Until all is read.
     pub reading: Option<OwnedSemaphorePermit>,
     _lane: OwnedSemaphorePermit,
 }
 
-impl Places {
+impl ConcurrencyLimits {
     pub(super) fn new(settings: &SyncSettings) -> Self {
         let SyncSettings { entities_at_once, requests_in_flight, .. } = *settings;
         let batches = under_way_max(requests_in_flight);
@@ -56,12 +56,12 @@ impl Places {
     }
 
     /// Waits for a place. `None`: there will be none any more.
-    pub(super) async fn take(&self) -> Option<Place> {
+    pub(super) async fn take(&self) -> Option<LanePermit> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let place = async {
             let lane = self.lanes.clone().acquire_owned().await.ok()?;
             let reading = self.reading.clone().acquire_owned().await.ok()?;
-            Some(Place { reading: Some(reading), _lane: lane })
+            Some(LanePermit { reading: Some(reading), _lane: lane })
         };
         let place = place.await;
         self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -73,7 +73,7 @@ impl Places {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Places for requests, of all lanes together.
+    /// Limits for requests, of all lanes together.
     pub(super) fn requests(&self) -> &Arc<Semaphore> {
         &self.requests
     }

@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::backfill::superseding::Rivals;
-use super::batcher::{Limits, Rows};
+use super::backfill::superseding::SupersedingRows;
+use super::batcher::{BatchLimits, Batcher};
 use super::report::Unregistered;
 use super::worker::{Target, progress};
 use super::{BackfillError, Ended, EntityReport, RunError, RunReport, Worker};
 use crate::align::Zone;
 use crate::batch::Batch;
 use crate::journal::{Asked, Counters, Entity, Lane};
-use crate::ledger::{self, LedgerError, Look, Pages, Range, Reading};
+use crate::ledger::{self, LedgerError, Pages, PassRead, ProbeResult, Range};
 use crate::watermark::Cursor;
 
 /// What a backfill would do.
 #[derive(Debug, Default, Serialize)]
-pub struct Rehearsal {
+pub struct DryRunReport {
     /// Totals.
     #[serde(flatten)]
     pub counters: Counters,
@@ -42,13 +42,13 @@ pub struct Rehearsal {
 
 impl Worker {
     /// Reads and aligns what a backfill would send, and changes nothing.
-    pub async fn rehearse_backfill(&self, asked: &Asked) -> Result<Rehearsal, BackfillError> {
+    pub async fn rehearse_backfill(&self, asked: &Asked) -> Result<DryRunReport, BackfillError> {
         let ranges = self.ranges(asked).await?;
         self.rehearse_ranges(ranges.into_iter().map(|range| (range, None)).collect()).await
     }
 
     /// The same for what is left of one that was begun.
-    pub async fn rehearse_rest(&self, backfill_id: i64) -> Result<Rehearsal, BackfillError> {
+    pub async fn rehearse_rest(&self, backfill_id: i64) -> Result<DryRunReport, BackfillError> {
         let lanes = self.journal.backfill_lanes(backfill_id).await?;
         if lanes.is_empty() {
             return Err(BackfillError::Refused(format!(
@@ -62,14 +62,14 @@ impl Worker {
     async fn rehearse_ranges(
         &self,
         ranges: Vec<(Range, Option<Cursor>)>,
-    ) -> Result<Rehearsal, BackfillError> {
+    ) -> Result<DryRunReport, BackfillError> {
         let entities = Entity::list(&self.database).await?;
         let of_range = |entity: &Entity| ranges.iter().any(|(range, _)| range.entity_id == entity.entity_id);
         let selected: Vec<Entity> = entities.iter().filter(|entity| of_range(entity)).cloned().collect();
         let ids: Vec<String> = ranges.iter().map(|(range, _)| range.entity_id.clone()).collect();
         self.refuse_other_journals(&ids).await?;
         let (targets, unusable) = self.targets(&selected).map_err(RunError::from)?;
-        let mut rehearsal = Rehearsal::default();
+        let mut rehearsal = DryRunReport::default();
         let mut requests: BTreeMap<&str, i64> = BTreeMap::new();
         for (range, cursor) in ranges {
             let Some(target) = targets.iter().find(|target| target.entity_id == range.entity_id) else {
@@ -99,17 +99,18 @@ impl Worker {
 
     async fn rehearse_range(
         &self,
-        rehearsal: &mut Rehearsal,
+        rehearsal: &mut DryRunReport,
         target: &Target,
         range: Range,
         mut cursor: Option<Cursor>,
     ) -> Result<(), RunError> {
         let range = Arc::new(range);
         let pages = self.ledger.range(range.clone(), cursor.clone(), None, self.page_rows());
-        let rivals = Arc::new(Rivals::new(self.clone(), range));
+        let rivals = Arc::new(SupersedingRows::new(self.clone(), range));
         let start = self.invalid_start(&target.entity_id);
-        let mut rows = Rows::of(Pages::Range(pages), Some(rivals), start);
-        let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
+        let mut rows = Batcher::of(Pages::Range(pages), Some(rivals), start);
+        let limits =
+            BatchLimits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         let mut report = EntityReport::idle(&target.entity_id);
         loop {
             let batch = match rows.next_batch(cursor, &target.zone, limits).await {
@@ -132,7 +133,7 @@ impl Worker {
     }
 }
 
-impl Rehearsal {
+impl DryRunReport {
     /// A person should look: rows would be set aside, or an entity would fail.
     pub fn needs_a_person(&self) -> bool {
         self.counters.rows_rejected > 0 || self.entities.iter().any(|entity| entity.failure().is_some())
@@ -187,7 +188,12 @@ impl Worker {
     }
 
     /// The zone of an entity that a run would read, or why it would not.
-    fn zone_to_rehearse(&self, entity: &Entity, lane: &Lane, look: &ledger::Look) -> Result<Zone, String> {
+    fn zone_to_rehearse(
+        &self,
+        entity: &Entity,
+        lane: &Lane,
+        look: &ledger::ProbeResult,
+    ) -> Result<Zone, String> {
         let zone = self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string())?;
         if let Some(unreadable) = look.unreadable.get(&entity.entity_id) {
             return Err(unreadable.message.clone());
@@ -202,7 +208,7 @@ impl Worker {
         entity_id: &str,
         zone: &Zone,
         lane: &Lane,
-        look: &Look,
+        look: &ProbeResult,
         counters: &mut Counters,
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::idle(entity_id);
@@ -210,16 +216,17 @@ impl Worker {
         let page_rows = self.page_rows();
         let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
         // From the primary: nothing is recorded that a standby could prove itself by.
-        let reading = Reading { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
+        let reading = PassRead { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
         let pass = match self.ledger.pass(reading).await {
             Err(problem) if problem.is_about_rows() => {
                 return Ok(EntityReport::failed(entity_id, problem.in_words_of_entity()));
             }
             pass => pass?,
         };
-        let mut rows = Rows::of(Pages::Pass(pass), None, self.invalid_start(entity_id));
+        let mut rows = Batcher::of(Pages::Pass(pass), None, self.invalid_start(entity_id));
         let mut before = lane.cursor.clone();
-        let limits = Limits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
+        let limits =
+            BatchLimits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         loop {
             match rows.next_batch(before, zone, limits).await {
                 Ok(Some(batch)) => {

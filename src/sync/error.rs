@@ -1,7 +1,7 @@
 //! Why a run could not work at all.
 
 use crate::config::ConfigError;
-use crate::database::Passing;
+use crate::database::Transient;
 use crate::journal::JournalError;
 use crate::ledger::LedgerError;
 
@@ -22,11 +22,11 @@ pub enum RunError {
     Http(#[from] reqwest::Error),
 }
 
-impl Passing for RunError {
-    fn is_passing(&self) -> bool {
+impl Transient for RunError {
+    fn is_transient(&self) -> bool {
         match self {
-            RunError::Ledger(problem) => problem.is_passing(),
-            RunError::Journal(problem) => problem.is_passing(),
+            RunError::Ledger(problem) => problem.is_transient(),
+            RunError::Journal(problem) => problem.is_transient(),
             RunError::Config(_) | RunError::Http(_) => false,
         }
     }

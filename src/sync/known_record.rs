@@ -6,9 +6,9 @@ use super::worker::Target;
 use super::{RunError, Worker};
 use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
-use crate::elven::Verdict;
+use crate::elven::ResponseClass;
 use crate::fault_point::{Step, around};
-use crate::journal::{LastAnswer, Lease};
+use crate::journal::{Lease, RetryAnswer};
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
 
@@ -40,9 +40,9 @@ impl Worker {
             let announced = self.journal.announce_alone(lease, run_id, &batch);
             let batch_id = around(Step::Announce, announced).await?;
             let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, lease, &batch).await?;
-            let accepted = verdict == Verdict::Accepted;
+            let accepted = verdict == ResponseClass::Accepted;
             let words = messages::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
-            let last = LastAnswer {
+            let last = RetryAnswer {
                 status: if accepted { "accepted" } else { words.status },
                 error: (!accepted).then_some(words.message.as_str()),
                 attempts,

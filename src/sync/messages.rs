@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::batch::Batch;
-use crate::elven::Verdict;
-use crate::journal::{Course, Kind, Problem};
+use crate::elven::ResponseClass;
+use crate::journal::{Kind, Problem, WorkKind};
 use crate::text::{quoted_argument, quoted_option};
 use crate::watermark::LedgerId;
 
 /// What is recorded about an answer.
 #[derive(Clone, Debug)]
-pub(super) struct Words {
+pub(super) struct OutcomeMessage {
     /// The kind of problem.
     pub kind: Kind,
     /// `sync_batches.status`.
@@ -27,10 +27,10 @@ pub(super) struct Words {
 pub(super) const NOT_SENT: &str = "it was not sent, since the lane stopped first; the next run sends it";
 
 /// What is recorded when an answer was not waited for.
-pub(super) fn cut_off() -> Words {
+pub(super) fn cut_off() -> OutcomeMessage {
     let message =
         "the process had to stop before the answer came ([sync] shutdown_grace); the next run sends it again";
-    Words {
+    OutcomeMessage {
         kind: Kind::Unavailable,
         status: "unknown",
         message: message.to_owned(),
@@ -40,13 +40,13 @@ pub(super) fn cut_off() -> Words {
 }
 
 /// Said of a pass or a backfill whose batches do not touch.
-pub(super) fn gap(course: Course, batch_id: i64, entity_id: &str) -> String {
+pub(super) fn gap(course: WorkKind, batch_id: i64, entity_id: &str) -> String {
     let (of, remedy) = match course {
-        Course::Pass(pass_id) => (
+        WorkKind::Pass(pass_id) => (
             format!("pass {pass_id}"),
             format!("`elven-sync entity rewind {}` uploads everything again", quoted_argument(entity_id)),
         ),
-        Course::Backfill(backfill_id) => (
+        WorkKind::Backfill(backfill_id) => (
             format!("backfill {backfill_id}"),
             format!("`elven-sync backfill cancel {backfill_id}`, and ask for the range again"),
         ),
@@ -68,13 +68,19 @@ pub(super) fn followed(batch_id: i64, entity_id: &str) -> String {
 }
 
 /// The words for a verdict on a batch that was sent with a credential.
-pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, credential: &str) -> Words {
+pub(super) fn of(
+    verdict: &ResponseClass,
+    http_status: Option<i32>,
+    batch: &Batch,
+    credential: &str,
+) -> OutcomeMessage {
     let status = http_status.map_or_else(|| "no answer".to_owned(), |s| format!("HTTP {s}"));
     let (records, bytes) = (batch.records.len(), batch.body.len());
-    let words = |kind, status, message| Words { kind, status, message, code: None, of_row: String::new() };
+    let words =
+        |kind, status, message| OutcomeMessage { kind, status, message, code: None, of_row: String::new() };
     match verdict {
-        Verdict::Accepted => words(Kind::Config, "accepted", String::new()),
-        Verdict::Refused(reason) => Words {
+        ResponseClass::Accepted => words(Kind::Config, "accepted", String::new()),
+        ResponseClass::Refused(reason) => OutcomeMessage {
             code: reason.code.clone(),
             of_row: format!("the API refused it ({status}): {reason}"),
             ..words(
@@ -83,7 +89,7 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                 format!("the API refused a batch of {records} records ({status}): {reason}"),
             )
         },
-        Verdict::TooLarge => Words {
+        ResponseClass::TooLarge => OutcomeMessage {
             of_row: format!("its body of {bytes} bytes is too large for the API ({status})"),
             ..words(
                 Kind::RejectedBatch,
@@ -91,11 +97,11 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                 format!("a body of {bytes} bytes is too large for the API ({status})"),
             )
         },
-        Verdict::Unauthorized(reason, ahead) => {
+        ResponseClass::Unauthorized(reason, ahead) => {
             let clock = ahead.map_or_else(String::new, |ahead| {
                 format!("; the API's clock is {} s ahead of the signature", ahead.num_seconds())
             });
-            Words {
+            OutcomeMessage {
                 code: reason.code.clone(),
                 ..words(
                     Kind::Auth,
@@ -107,13 +113,13 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                 )
             }
         }
-        Verdict::Misdirected => words(
+        ResponseClass::UnexpectedApi => words(
             Kind::Config,
             "rejected",
             format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
         ),
-        Verdict::Intercepted => words(Kind::Config, "rejected", intercepted(&status)),
-        Verdict::Throttled(wait) => words(
+        ResponseClass::Intercepted => words(Kind::Config, "rejected", intercepted(&status)),
+        ResponseClass::Throttled(wait) => words(
             Kind::Throttled,
             "rejected",
             wait.map_or_else(
@@ -121,10 +127,10 @@ pub(super) fn of(verdict: &Verdict, http_status: Option<i32>, batch: &Batch, cre
                 come_later,
             ),
         ),
-        Verdict::NotDelivered(reason) => {
+        ResponseClass::NotSent(reason) => {
             words(Kind::Unavailable, "rejected", not_delivered(reason, http_status))
         }
-        Verdict::Unknown(reason) => Words {
+        ResponseClass::Unknown(reason) => OutcomeMessage {
             of_row: format!(
                 "whether it arrived is unknown: it was sent alone, and three runs ended so ({status}: {reason})"
             ),
@@ -205,7 +211,7 @@ pub(super) fn held(batch_id: i64, entity_id: &str) -> Problem {
     Problem { batch_id: Some(batch_id), ..Problem::of_lane(Kind::Unavailable, message) }
 }
 
-impl Words {
+impl OutcomeMessage {
     /// As the problem that stops a lane.
     pub(super) fn into_problem(self, batch_id: i64, http_status: Option<i32>) -> Problem {
         Problem {

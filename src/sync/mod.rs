@@ -25,7 +25,7 @@ pub(crate) mod worker;
 mod zone_rules;
 
 pub use backfill::{BackfillError, BackfillReport};
-pub use dry_run::Rehearsal;
+pub use dry_run::DryRunReport;
 pub use error::RunError;
 pub use progress::{EntityProgress, Progress as RowsDone};
 pub use report::{Ended, EntityReport, RunReport};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use crate::config::RetrySettings;
-use crate::elven::Verdict;
+use crate::elven::ResponseClass;
 
 /// A `Date` header has whole seconds, and is written some time before it is read: less than this is no skew.
 pub(super) const SKEW_MIN: TimeDelta = TimeDelta::seconds(3);
@@ -88,39 +88,48 @@ pub(super) enum Decision {
 }
 
 /// Decides by the contract's table what follows from a verdict. `draw` is a random number, for the jitter.
-pub(super) fn decide(verdict: &Verdict, attempt: Attempt, retry: &RetrySettings, draw: u32) -> Decision {
+pub(super) fn decide(
+    verdict: &ResponseClass,
+    attempt: Attempt,
+    retry: &RetrySettings,
+    draw: u32,
+) -> Decision {
     let may_repeat = attempt.number < attempt.attempts_max;
     let back_off = || full_jitter(attempt.number, retry, draw);
     let stop = Decision::Stop { not_before: None };
     match verdict {
-        Verdict::Accepted => Decision::Settle,
-        Verdict::Refused(_) | Verdict::TooLarge => Decision::Isolate,
-        Verdict::Unauthorized(..) if attempt.possible.sign_again => Decision::SignAgain,
-        Verdict::Unauthorized(_, Some(ahead))
+        ResponseClass::Accepted => Decision::Settle,
+        ResponseClass::Refused(_) | ResponseClass::TooLarge => Decision::Isolate,
+        ResponseClass::Unauthorized(..) if attempt.possible.sign_again => Decision::SignAgain,
+        ResponseClass::Unauthorized(_, Some(ahead))
             if attempt.possible.correct_clock && (SKEW_MIN..=SKEW_MAX).contains(&ahead.abs()) =>
         {
             Decision::CorrectClock(*ahead)
         }
-        Verdict::Unauthorized(..) if attempt.possible.read_keys => Decision::ReadKeys,
+        ResponseClass::Unauthorized(..) if attempt.possible.read_keys => Decision::ReadKeys,
         // The worker stood still, or the network did: the signature was too old when it arrived.
-        Verdict::Unauthorized(..) if attempt.aged && may_repeat => {
+        ResponseClass::Unauthorized(..) if attempt.aged && may_repeat => {
             Decision::Again { after: back_off(), all: false, lost: false }
         }
         // Longer than we would ever wait by ourselves: the next run may find that the time has passed.
-        Verdict::Throttled(Some(asked)) if *asked > retry.max => Decision::Stop { not_before: Some(*asked) },
-        Verdict::Throttled(asked) if may_repeat => {
+        ResponseClass::Throttled(Some(asked)) if *asked > retry.max => {
+            Decision::Stop { not_before: Some(*asked) }
+        }
+        ResponseClass::Throttled(asked) if may_repeat => {
             Decision::Again { after: asked.unwrap_or_default().max(back_off()), all: true, lost: false }
         }
-        Verdict::Throttled(asked) => Decision::Stop { not_before: *asked },
-        Verdict::NotDelivered(_) if may_repeat => {
+        ResponseClass::Throttled(asked) => Decision::Stop { not_before: *asked },
+        ResponseClass::NotSent(_) if may_repeat => {
             Decision::Again { after: back_off(), all: false, lost: false }
         }
-        Verdict::Unknown(_) if may_repeat => Decision::Again { after: back_off(), all: false, lost: true },
-        Verdict::Unauthorized(..)
-        | Verdict::Misdirected
-        | Verdict::Intercepted
-        | Verdict::NotDelivered(_)
-        | Verdict::Unknown(_) => stop,
+        ResponseClass::Unknown(_) if may_repeat => {
+            Decision::Again { after: back_off(), all: false, lost: true }
+        }
+        ResponseClass::Unauthorized(..)
+        | ResponseClass::UnexpectedApi
+        | ResponseClass::Intercepted
+        | ResponseClass::NotSent(_)
+        | ResponseClass::Unknown(_) => stop,
     }
 }
 
@@ -143,34 +152,34 @@ mod tests {
 
     #[test]
     fn every_verdict_has_its_consequence() {
-        let refused = || Verdict::Refused(Reason::default());
+        let refused = || ResponseClass::Refused(Reason::default());
         let unauthorized =
-            |seconds| Verdict::Unauthorized(Reason::default(), Some(TimeDelta::seconds(seconds)));
+            |seconds| ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::seconds(seconds)));
         let secs = Duration::from_secs;
         let again = |after, all, lost| Decision::Again { after, all, lost };
         let stop = |not_before| Decision::Stop { not_before };
         for (verdict, number, clock_corrected, expected) in [
-            (Verdict::Accepted, 1, false, Decision::Settle),
+            (ResponseClass::Accepted, 1, false, Decision::Settle),
             (refused(), 1, false, Decision::Isolate),
             (refused(), 3, false, Decision::Isolate),
-            (Verdict::TooLarge, 1, false, Decision::Isolate),
+            (ResponseClass::TooLarge, 1, false, Decision::Isolate),
             (unauthorized(90), 1, false, Decision::CorrectClock(TimeDelta::seconds(90))),
             (unauthorized(-90), 3, false, Decision::CorrectClock(TimeDelta::seconds(-90))),
             (unauthorized(90), 2, true, stop(None)),
             (unauthorized(2), 1, false, stop(None)),
             (unauthorized(100_000), 1, false, stop(None)),
-            (Verdict::Unauthorized(Reason::default(), None), 1, false, stop(None)),
-            (Verdict::Misdirected, 1, false, stop(None)),
-            (Verdict::Intercepted, 1, false, stop(None)),
-            (Verdict::Throttled(None), 1, false, again(Duration::from_millis(500), true, false)),
-            (Verdict::Throttled(Some(secs(3))), 1, false, again(secs(3), true, false)),
-            (Verdict::Throttled(Some(secs(3))), 3, false, stop(Some(secs(3)))),
-            (Verdict::Throttled(Some(secs(60))), 1, false, stop(Some(secs(60)))),
-            (Verdict::Throttled(None), 3, false, stop(None)),
-            (Verdict::NotDelivered(String::new()), 2, false, again(secs(1), false, false)),
-            (Verdict::NotDelivered(String::new()), 3, false, stop(None)),
-            (Verdict::Unknown(String::new()), 2, false, again(secs(1), false, true)),
-            (Verdict::Unknown(String::new()), 3, false, stop(None)),
+            (ResponseClass::Unauthorized(Reason::default(), None), 1, false, stop(None)),
+            (ResponseClass::UnexpectedApi, 1, false, stop(None)),
+            (ResponseClass::Intercepted, 1, false, stop(None)),
+            (ResponseClass::Throttled(None), 1, false, again(Duration::from_millis(500), true, false)),
+            (ResponseClass::Throttled(Some(secs(3))), 1, false, again(secs(3), true, false)),
+            (ResponseClass::Throttled(Some(secs(3))), 3, false, stop(Some(secs(3)))),
+            (ResponseClass::Throttled(Some(secs(60))), 1, false, stop(Some(secs(60)))),
+            (ResponseClass::Throttled(None), 3, false, stop(None)),
+            (ResponseClass::NotSent(String::new()), 2, false, again(secs(1), false, false)),
+            (ResponseClass::NotSent(String::new()), 3, false, stop(None)),
+            (ResponseClass::Unknown(String::new()), 2, false, again(secs(1), false, true)),
+            (ResponseClass::Unknown(String::new()), 3, false, stop(None)),
         ] {
             let possible = Possible { correct_clock: !clock_corrected, ..Possible::default() };
             let attempt = Attempt { number, attempts_max: 3, possible, aged: false };
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_signature_that_has_aged_on_its_way_is_made_anew() {
-        let verdict = Verdict::Unauthorized(Reason::default(), Some(TimeDelta::zero()));
+        let verdict = ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::zero()));
         for (number, aged, expected) in [
             (1, true, Decision::Again { after: Duration::from_millis(500), all: false, lost: false }),
             (1, false, Decision::Stop { not_before: None }),
@@ -198,7 +207,7 @@ mod tests {
     /// After the last attempt, too: they are none.
     #[test]
     fn a_refused_signature_is_made_again_then_by_the_right_clock_and_then_by_the_new_key() {
-        let skewed = Verdict::Unauthorized(Reason::default(), Some(TimeDelta::seconds(90)));
+        let skewed = ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::seconds(90)));
         let correct = Decision::CorrectClock(TimeDelta::seconds(90));
         let stop = Decision::Stop { not_before: None };
         for (sign_again, correct_clock, read_keys, expected) in [

@@ -1,4 +1,4 @@
-//! Proving that a credential and the endpoint are good where the call that reads gives no list, as for a key that may only
+//! Proof that a credential and the endpoint are good where the call that reads gives no list, as for a key that may only
 //! import: by the parts of a refused batch, and by a record that was accepted before.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(super) type Permit = Arc<OwnedMutexGuard<()>>;
 
 /// What was done for an entity in a run to prove that its credential is good.
 #[derive(Debug, Default)]
-pub(super) struct Proving {
+pub(super) struct CredentialProof {
     /// A batch was refused while nothing was proven.
     has_begun: AtomicBool,
     /// Imports that were sent since, and the refused ones before.
@@ -34,7 +34,7 @@ pub(super) enum Resent {
     Nothing,
 }
 
-impl Proving {
+impl CredentialProof {
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun.load(Ordering::Relaxed)
     }

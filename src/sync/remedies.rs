@@ -3,15 +3,15 @@
 
 use chrono::TimeDelta;
 
-use super::api_session::Channel;
+use super::api_session::ApiSession;
 use super::policy::{Decision, Possible, Taken};
 use super::signing::SignedBy;
 use crate::config::{Credential, Settings};
-use crate::elven::{Verdict, is_older_than};
+use crate::elven::{ResponseClass, is_older_than};
 
 /// What was done for one batch.
 #[derive(Debug, Default)]
-pub(super) struct Remedies {
+pub(super) struct SignatureRemedies {
     taken: Taken,
     /// A clock that is being tried: how far it is ahead of this machine's.
     pub trial: Option<TimeDelta>,
@@ -24,16 +24,16 @@ pub(super) struct Remedies {
 /// A signature that is older than this may have been refused for its age.
 const OLD: std::time::Duration = std::time::Duration::from_secs(1);
 
-impl Remedies {
+impl SignatureRemedies {
     /// What may be done about an answer.
     pub(super) fn possible(
         &mut self,
-        channel: &Channel,
+        channel: &ApiSession,
         settings: &Settings,
         by: &SignedBy,
-        verdict: &Verdict,
+        verdict: &ResponseClass,
     ) -> Possible {
-        if !matches!(verdict, Verdict::Unauthorized(..)) {
+        if !matches!(verdict, ResponseClass::Unauthorized(..)) {
             return Possible::default();
         }
         let kept_clock = self.trial.is_none() && by.ahead != channel.ahead();
@@ -56,7 +56,7 @@ impl Remedies {
     }
 
     /// Takes the step that was decided on, after a request that was signed so.
-    pub(super) fn take(&mut self, step: &Decision, by: &SignedBy, channel: &Channel) {
+    pub(super) fn take(&mut self, step: &Decision, by: &SignedBy, channel: &ApiSession) {
         match step {
             // By the clock and the key that another request has found to be right: no step of this one.
             Decision::SignAgain => self.taken.signed_again |= !self.is_outdated,

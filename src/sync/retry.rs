@@ -2,21 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use super::api_session::Channel;
+use super::api_session::ApiSession;
 use super::delivery::settlement;
-use super::messages::{self, Words};
+use super::messages::{self, OutcomeMessage};
 use super::policy::{Attempt, Decision, decide};
-use super::remedies::Remedies;
+use super::remedies::SignatureRemedies;
 use super::signing::{Sent, Unsigned};
 use super::worker::Target;
 use super::{RunError, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Verdict, is_older_than};
+use crate::elven::{Answer, ResponseClass, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
-    Entity, JournalError, Kind, Lane, LastAnswer, Lease, Problem, RecordedError, RunStatus, Settlement,
-    Tried, refuse_standby,
+    AttemptResult, Entity, JournalError, Kind, Lane, Lease, Problem, RecordedError, RetriedError,
+    RetryAnswer, RunStatus, refuse_standby,
 };
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
@@ -169,16 +169,16 @@ impl Worker {
             }
             let outcome = match self.retry_row(run_id, target, (lease, lane), &error, rows).await? {
                 Outcome::Resolved(resolution) => {
-                    let tried = Tried { error_id, outcome: Ok(&resolution) };
+                    let tried = RetriedError { error_id, outcome: Ok(&resolution) };
                     around(Step::Resolve, self.journal.retried(lease, run_id, tried)).await?;
                     Ok(resolution)
                 }
                 Outcome::Open(problem) => {
-                    let tried = Tried { error_id, outcome: Err(&problem) };
+                    let tried = RetriedError { error_id, outcome: Err(&problem) };
                     around(Step::Resolve, self.journal.retried(lease, run_id, tried)).await?;
                     Err(problem.message)
                 }
-                Outcome::Recorded(outcome) => outcome,
+                Outcome::RecordedBatch(outcome) => outcome,
                 Outcome::NotNow(why) => Err(why),
             };
             retried.push(Retried { error_id, outcome });
@@ -231,8 +231,8 @@ impl Worker {
         let batch_id = around(Step::Announce, announced).await?;
         let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, lease, &batch).await?;
         let words = messages::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
-        let accepted = verdict == Verdict::Accepted;
-        let last = LastAnswer {
+        let accepted = verdict == ResponseClass::Accepted;
+        let last = RetryAnswer {
             status: if accepted { "accepted" } else { words.status },
             error: (!accepted).then_some(words.message.as_str()),
             attempts,
@@ -242,15 +242,15 @@ impl Worker {
         let of_row = words.of_row(batch_id, settlement.http_status, &batch, 0);
         let still_open = still_open(&words, of_row, &error.kind);
         let outcome = if accepted { Ok("uploaded by `errors retry`") } else { Err(&still_open) };
-        let tried = Tried { error_id: error.error_id, outcome };
+        let tried = RetriedError { error_id: error.error_id, outcome };
         let answered =
             self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, Some(tried));
         around(Step::Resolve, around(Step::Settle, answered)).await?;
-        if let Verdict::Throttled(Some(pause)) = verdict {
+        if let ResponseClass::Throttled(Some(pause)) = verdict {
             channel.pause(pause);
             self.journal.note_pause(lease, pause).await?;
         }
-        Ok(Outcome::Recorded(outcome.map(str::to_owned).map_err(|problem| problem.message.clone())))
+        Ok(Outcome::RecordedBatch(outcome.map(str::to_owned).map_err(|problem| problem.message.clone())))
     }
 
     /// A newer row of a key of the batch, unless it is set aside itself, was dismissed by a person, or was skipped by a
@@ -305,12 +305,12 @@ impl Worker {
     /// earlier attempt than the last may have arrived.
     pub(super) async fn ask(
         &self,
-        channel: &Channel,
+        channel: &ApiSession,
         lease: &Lease,
         batch: &Batch,
-    ) -> Result<(Verdict, Settlement, (u32, bool)), RunError> {
+    ) -> Result<(ResponseClass, AttemptResult, (u32, bool)), RunError> {
         let (retry, window) = (&self.settings.retry, self.settings.api.signature_window);
-        let mut remedies = Remedies::default();
+        let mut remedies = SignatureRemedies::default();
         let mut number = 1;
         let mut ambiguous = false;
         loop {
@@ -331,7 +331,7 @@ impl Worker {
             let answer = answer.unwrap_or_else(|| Answer::Lost(messages::cut_off().message));
             let settlement = settlement(&answer, begun, number > 1);
             let verdict = channel.hear(&answer, &mut remedies.trial);
-            if matches!(verdict, Verdict::Unknown(_)) {
+            if matches!(verdict, ResponseClass::Unknown(_)) {
                 lease.fence.note_lost(batch, begun, channel.ahead_of_api());
             }
             let attempt = Attempt {
@@ -373,13 +373,13 @@ enum Outcome {
     /// It has this problem, once more.
     Open(Problem),
     /// What came of sending it, which is recorded already.
-    Recorded(Result<String, String>),
+    RecordedBatch(Result<String, String>),
     /// It was not tried.
     NotNow(String),
 }
 
 /// The problem that a row still has: the API refuses it, or it could not be asked, which is no news of the row.
-fn still_open(words: &Words, of_row: Problem, kind: &str) -> Problem {
+fn still_open(words: &OutcomeMessage, of_row: Problem, kind: &str) -> Problem {
     if words.kind == Kind::RejectedBatch {
         return of_row;
     }

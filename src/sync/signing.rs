@@ -10,8 +10,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::header::InvalidHeaderValue;
 
 use super::Worker;
-use super::api_session::Channel;
-use super::lane::exit::Halt;
+use super::api_session::ApiSession;
+use super::lane::exit::LaneExit;
 use crate::elven::{Answer, Signed, is_older_than};
 use crate::fault_point::{Step, around};
 use crate::journal::{JournalError, Kind, Lease, Problem};
@@ -65,10 +65,10 @@ impl From<JournalError> for Unsigned {
     }
 }
 
-impl From<Unsigned> for Halt {
+impl From<Unsigned> for LaneExit {
     fn from(problem: Unsigned) -> Self {
         match problem {
-            Unsigned::Key(problem) => Halt::problem(Problem::of_lane(Kind::Config, problem.to_string())),
+            Unsigned::Key(problem) => LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())),
             Unsigned::Lease(problem) => problem.into(),
         }
     }
@@ -79,7 +79,7 @@ impl Worker {
     /// has aged, or clock or key were found to be wrong meanwhile. `trial`: a clock that is being tried.
     pub(super) async fn fresh(
         &self,
-        channel: &Channel,
+        channel: &ApiSession,
         lease: &Lease,
         body: &Bytes,
         trial: Option<TimeDelta>,
@@ -111,7 +111,7 @@ impl Worker {
     /// Sends a request, and waits for its answer. It is signed again when connecting took long.
     pub(super) async fn send_fresh(
         &self,
-        channel: &Channel,
+        channel: &ApiSession,
         lease: &Lease,
         body: &Bytes,
         trial: Option<TimeDelta>,

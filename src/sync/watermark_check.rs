@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::Worker;
-use crate::journal::{Kind, Lane, Problem, Sealed};
-use crate::ledger::{Changes, Ledger, Look, belongs_to};
+use crate::journal::{Kind, Lane, Problem, SealState};
+use crate::ledger::{Changes, Ledger, ProbeResult, belongs_to};
 use crate::text::quoted_argument;
 
 /// A watermark does not fit: to go on would skip rows in silence.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Misfit(String);
+pub(crate) struct WatermarkMismatch(String);
 
-impl From<Misfit> for Problem {
-    fn from(misfit: Misfit) -> Self {
+impl From<WatermarkMismatch> for Problem {
+    fn from(misfit: WatermarkMismatch) -> Self {
         Problem::of_lane(Kind::Watermark, misfit.0)
     }
 }
@@ -21,13 +21,18 @@ impl From<Misfit> for Problem {
 impl Worker {
     /// Refuses a watermark that does not belong to this cluster, this ledger table, this mapping or this past. Each
     /// refusal prints the way out.
-    pub(crate) fn fits(&self, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
+    pub(crate) fn fits(
+        &self,
+        entity_id: &str,
+        lane: &Lane,
+        look: &ProbeResult,
+    ) -> Result<(), WatermarkMismatch> {
         fits(&self.ledger, entity_id, lane, look)
     }
 
     /// Refuses to work on rows whatever the watermark: a journal that this cluster did not write, or that was written
     /// under another mapping.
-    pub(crate) fn is_journal_of_this(&self, entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+    pub(crate) fn is_journal_of_this(&self, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
         sealed(entity_id, lane)?;
         elsewhere(entity_id, lane)?;
         mapped(&self.ledger, entity_id, lane)
@@ -64,8 +69,13 @@ fn is_at_start(lane: &Lane) -> bool {
 }
 
 /// The same as [`Worker::fits`] for a caller without a worker.
-pub(crate) fn fits(ledger: &Ledger, entity_id: &str, lane: &Lane, look: &Look) -> Result<(), Misfit> {
-    let refuse = |what: String| Err(Misfit(what));
+pub(crate) fn fits(
+    ledger: &Ledger,
+    entity_id: &str,
+    lane: &Lane,
+    look: &ProbeResult,
+) -> Result<(), WatermarkMismatch> {
+    let refuse = |what: String| Err(WatermarkMismatch(what));
     let table = ledger.name();
     if lane.system_identifier.is_some_and(|identifier| identifier != look.system_identifier) {
         return refuse(format!(
@@ -108,10 +118,10 @@ pub(crate) fn fits(ledger: &Ledger, entity_id: &str, lane: &Lane, look: &Look) -
 }
 
 /// Refuses a watermark whose newest change this cluster did not write: its transaction ids may be those of others.
-pub(crate) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+pub(crate) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     match lane.seal {
-        Sealed::Whole | Sealed::Elsewhere => Ok(()),
-        Sealed::Broken => Err(Misfit(format!(
+        SealState::Whole | SealState::Elsewhere => Ok(()),
+        SealState::Broken => Err(WatermarkMismatch(format!(
             "this cluster did not write the journal of `{entity_id}`: the newest row of its watermark in \
              elven_sync.sync_passes was copied or altered, so its transaction ids may mean other transactions here; hint: \
              {}, or `elven-sync entity rebind --journal --reason '...' {}` accepts the journal after it was proven \
@@ -119,7 +129,7 @@ pub(crate) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
             start_over(entity_id),
             quoted_argument(entity_id)
         ))),
-        Sealed::Missing => Err(Misfit(format!(
+        SealState::Missing => Err(WatermarkMismatch(format!(
             "the watermark of `{entity_id}` has no row in elven_sync.sync_passes, so nothing says that this cluster wrote \
              it; hint: restore the rows from a backup of the whole database, or {}",
             start_over(entity_id)
@@ -128,11 +138,11 @@ pub(crate) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
 }
 
 /// Refuses a watermark that is not where its newest change says.
-fn elsewhere(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
-    if lane.seal != Sealed::Elsewhere {
+fn elsewhere(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
+    if lane.seal != SealState::Elsewhere {
         return Ok(());
     }
-    Err(Misfit(format!(
+    Err(WatermarkMismatch(format!(
         "the watermark of `{entity_id}` in elven_sync.sync_state is not where its newest change in \
          elven_sync.sync_passes says: one of the two was altered or copied; hint: {}",
         start_over(entity_id)
@@ -140,21 +150,25 @@ fn elsewhere(entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
 }
 
 /// Refuses a watermark that was moved while the ledger was read in another way.
-fn mapped(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), Misfit> {
+fn mapped(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     let changes = changes(ledger, lane);
     if changes.is_none() || lane.mapping.is_none() {
         return Ok(());
     }
-    Err(Misfit(format!("{}; hint: {}", mapping_changed(entity_id, &changes), correct_or_rebind(entity_id))))
+    Err(WatermarkMismatch(format!(
+        "{}; hint: {}",
+        mapping_changed(entity_id, &changes),
+        correct_or_rebind(entity_id)
+    )))
 }
 
 /// A lane as it would be if it were bound to this cluster and to how this ledger is read.
-pub(crate) fn as_if_bound(ledger: &Ledger, look: &Look, lane: &Lane) -> Lane {
+pub(crate) fn as_if_bound(ledger: &Ledger, look: &ProbeResult, lane: &Lane) -> Lane {
     Lane {
         system_identifier: lane.system_identifier.map(|_| look.system_identifier),
         ledger_table: lane.ledger_table.as_ref().map(|_| ledger.name().to_owned()),
         mapping: Some(ledger.mapping_json().clone().into()),
-        seal: if lane.seal == Sealed::Broken { Sealed::Whole } else { lane.seal },
+        seal: if lane.seal == SealState::Broken { SealState::Whole } else { lane.seal },
         ..lane.clone()
     }
 }

@@ -10,10 +10,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::RunError;
-use super::api_session::Channel;
-use super::concurrency::Places;
+use super::api_session::ApiSession;
+use super::concurrency::ConcurrencyLimits;
 use super::progress::Progress as RowsDone;
-use super::proving::Proving;
+use super::proving::CredentialProof;
 use crate::align::Zone;
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
@@ -37,7 +37,7 @@ pub struct Worker {
     pub(crate) mapping: Arc<str>,
     pub(crate) journal: Journal,
     pub(crate) client: Client,
-    pub(super) places: Arc<Places>,
+    pub(super) places: Arc<ConcurrencyLimits>,
     pub(crate) stop: Stop,
     /// Set once the grace after `stop` is over, too.
     pub(crate) cut_off: Stop,
@@ -52,9 +52,9 @@ pub(super) type Unusable = (String, Problem);
 pub(super) struct Target {
     pub(crate) entity_id: String,
     pub(crate) zone: Zone,
-    pub(crate) channel: Arc<Channel>,
+    pub(crate) channel: Arc<ApiSession>,
     /// What was done in the run to prove that its credential and the endpoint are good.
-    pub(crate) proving: Arc<Proving>,
+    pub(crate) proving: Arc<CredentialProof>,
 }
 
 impl Worker {
@@ -70,7 +70,7 @@ impl Worker {
         };
         let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
-        let places = Arc::new(Places::new(&settings.sync));
+        let places = Arc::new(ConcurrencyLimits::new(&settings.sync));
         let cut_off = after(stop.clone(), settings.sync.shutdown_grace);
         Ok(Self {
             settings: Arc::new(settings),
@@ -100,7 +100,7 @@ impl Worker {
     /// Sorts out the entities that cannot be worked on, each with its problem. When no entity at all
     /// has a usable credential, nothing is begun: then the installation is not set up yet.
     pub(super) fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
-        let mut channels: BTreeMap<&str, Result<Arc<Channel>, String>> = BTreeMap::new();
+        let mut channels: BTreeMap<&str, Result<Arc<ApiSession>, String>> = BTreeMap::new();
         let mut targets = Vec::new();
         let mut unusable = Vec::new();
         for Entity { entity_id, timezone, credential, .. } in selected {
@@ -118,7 +118,7 @@ impl Worker {
                     unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
                 }
                 (Ok(zone), Ok(channel)) => {
-                    let proving = Arc::new(Proving::default());
+                    let proving = Arc::new(CredentialProof::default());
                     targets.push(Target { entity_id: entity_id.clone(), zone, channel, proving });
                 }
             }
@@ -130,14 +130,14 @@ impl Worker {
         Ok((targets, unusable))
     }
 
-    fn channel(&self, credential: &str) -> Result<Channel, ConfigError> {
+    fn channel(&self, credential: &str) -> Result<ApiSession, ConfigError> {
         let credential = self.settings.credential(credential)?;
         let (rate, bytes) = (self.settings.api.requests_per_second, self.settings.sync.batch_bytes);
-        Ok(Channel::new(credential, self.client.clone(), rate, bytes))
+        Ok(ApiSession::new(credential, self.client.clone(), rate, bytes))
     }
 
     /// Sends a request. `None`: after a stop there was no time left to wait for the answer.
-    pub(super) async fn answer(&self, channel: &Channel, signed: Signed) -> Option<Answer> {
+    pub(super) async fn answer(&self, channel: &ApiSession, signed: Signed) -> Option<Answer> {
         let mut cut_off = self.cut_off.clone();
         tokio::select! {
             biased;
@@ -180,7 +180,7 @@ impl Worker {
 
 /// Connects to the standby that pages are to be read from.
 async fn standby(url: &SecretString, primary: &Database) -> Result<Database, LedgerError> {
-    primary.beside(url).await.map_err(|problem| {
+    primary.connect_like(url).await.map_err(|problem| {
         LedgerError::Standby(format!(
             "the standby cannot be reached: {}; hint: check ELVEN_SYNC_LEDGER_URL, or leave it out to read from the \
              primary",

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::worker::Target;
 use super::{RunError, Worker};
 use crate::align::{Offsets, Zone};
-use crate::database::Passing;
+use crate::database::Transient;
 use crate::journal::{EarlierRules, JournalError, Lane, RulesFact, RulesSeen, ServerDifference};
 use crate::ledger::Uploaded;
 use crate::text::quoted_option;
@@ -156,17 +156,17 @@ impl Worker {
         } else {
             None
         };
-        let Some(offsets) = offsets else { return Ok(RulesChange { rules, rows: Rows::RulesUnknown }) };
+        let Some(offsets) = offsets else { return Ok(RulesChange { rules, rows: Batcher::RulesUnknown }) };
         let periods = zone.offsets().differences(&offsets);
         let lane = lanes.get(&earlier.entity_id).cloned().unwrap_or_default();
         let skipped: Option<Snapshot> = earlier.skipped.as_ref().and_then(|skipped| skipped.parse().ok());
         let progress = lane.progress(&earlier.entity_id);
         let rows = match self.ledger.uploaded_in(&progress, skipped.as_ref(), &periods).await {
-            Ok(None) => Rows::None,
-            Ok(Some(uploaded)) => Rows::Counted(uploaded),
-            Err(problem) if problem.is_passing() => return Err(problem.into()),
+            Ok(None) => Batcher::None,
+            Ok(Some(uploaded)) => Batcher::Counted(uploaded),
+            Err(problem) if problem.is_transient() => return Err(problem.into()),
             // One entity must not keep others from being reported, nor be counted in vain in each run.
-            Err(problem) => Rows::NotCounted {
+            Err(problem) => Batcher::NotCounted {
                 problem: crate::text::chain(&problem),
                 from: periods.first().map(|period| instant(period.start)).unwrap_or_default(),
             },
@@ -247,11 +247,11 @@ fn not_compared(problem: &(dyn std::error::Error + 'static)) {
 struct RulesChange {
     /// Those of its earlier uploads.
     rules: String,
-    rows: Rows,
+    rows: Batcher,
 }
 
 /// The uploaded rows whose wall-clock time is another one by the rules in use.
-enum Rows {
+enum Batcher {
     /// There are none.
     None,
     /// There are these.
@@ -272,8 +272,8 @@ impl RulesChange {
             zone.rules()
         );
         match rows {
-            Rows::None => None,
-            Rows::Counted(uploaded) => Some(format!(
+            Batcher::None => None,
+            Batcher::Counted(uploaded) => Some(format!(
                 "{changed}. The wall-clock time changes for {} uploaded {} captured from {} to {}; the records with \
                  the earlier times stay at Elven until they are deleted there; hint: {}",
                 crate::text::thousands(uploaded.rows),
@@ -282,12 +282,12 @@ impl RulesChange {
                 second(uploaded.last),
                 backfill(entity_id, uploaded)
             )),
-            Rows::NotCounted { problem, from } => Some(format!(
+            Batcher::NotCounted { problem, from } => Some(format!(
                 "{changed}. The wall-clock time changes for rows captured from {from} on, which could not be counted: \
                  {problem}; the records with the earlier times stay at Elven until they are deleted there; hint: send \
                  the rows from then on again with elven-sync backfill"
             )),
-            Rows::RulesUnknown => Some(format!(
+            Batcher::RulesUnknown => Some(format!(
                 "{changed}, which are not known to this program, so it cannot say for which uploaded rows the \
                  wall-clock time changes; hint: where the rules differ, send the range again with elven-sync backfill"
             )),
@@ -297,18 +297,18 @@ impl RulesChange {
     fn to_json(&self, entity_id: &str) -> Value {
         let rules = &self.rules;
         match &self.rows {
-            Rows::None => json!({ "earlier_rules": rules, "rows": 0 }),
-            Rows::Counted(uploaded) => json!({
+            Batcher::None => json!({ "earlier_rules": rules, "rows": 0 }),
+            Batcher::Counted(uploaded) => json!({
                 "earlier_rules": rules,
                 "rows": uploaded.rows,
                 "first_captured_at": second(uploaded.first),
                 "last_captured_at": second(uploaded.last),
                 "backfill": backfill(entity_id, uploaded),
             }),
-            Rows::NotCounted { problem, from } => {
+            Batcher::NotCounted { problem, from } => {
                 json!({ "earlier_rules": rules, "rows": null, "differ_from": from, "problem": problem })
             }
-            Rows::RulesUnknown => json!({ "earlier_rules": rules, "rows": null }),
+            Batcher::RulesUnknown => json!({ "earlier_rules": rules, "rows": null }),
         }
     }
 }

@@ -5,7 +5,7 @@ use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
 use sqlx::PgPool;
 
-use crate::support::Scene;
+use crate::support::TestEnv;
 
 const ROWS: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -24,7 +24,7 @@ fn answer(status: u16, body: &str) -> Fault {
 
 #[sqlx::test(migrations = false)]
 async fn what_stops_a_lane_stops_no_other(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     // One after the other, in the order of their ids, so that the fault meets acme; and nothing is repeated.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -83,7 +83,7 @@ async fn a_lost_answer_is_sent_again_byte_for_byte_and_marked(pool: PgPool) {
         if round == 0 {
             elven_sync::journal::migrate(&pool.clone().into()).await.unwrap();
         }
-        let mut scene = Scene::new(pool.clone()).await;
+        let mut scene = TestEnv::new(pool.clone()).await;
         scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
         sqlx::raw_sql(
             "delete from elven_sync.entities; delete from elven_sync.sync_state;
@@ -114,7 +114,7 @@ async fn a_lost_answer_is_sent_again_byte_for_byte_and_marked(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn an_unreachable_api_is_unavailable_and_nothing_is_lost(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;
     let url = scene.sandbox.url();
@@ -136,7 +136,7 @@ async fn an_unreachable_api_is_unavailable_and_nothing_is_lost(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn an_unknown_zone_or_credential_fails_its_entity_alone(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zürich").await;
     scene.entity("beta", "UTC").await;
     scene.sql("insert into elven_sync.entities (entity_id, timezone, credential) values ('gamma', 'UTC', 'nobody')").await;
@@ -160,7 +160,7 @@ async fn an_unknown_zone_or_credential_fails_its_entity_alone(pool: PgPool) {
 /// While the API takes its time, no session of the connector has a transaction open.
 #[sqlx::test(migrations = false)]
 async fn no_transaction_is_open_while_a_request_is_under_way(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;
     let gate = Gate::new();

@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
-use crate::support::{Scene, stderr, stdout};
+use crate::support::{TestEnv, stderr, stdout};
 
 const PLAIN: &str = "create schema books;
     create table books.balances (id bigint primary key, entity_id text, entity_account_id text not null,
@@ -20,8 +20,8 @@ const PARTED: &str = "create schema books;
            timestamptz '2023-12-01Z' + n * interval '1 day', n from generate_series(1, 100) n;";
 
 /// The rows of entity acme of a table that knows nothing of elven-sync yet.
-async fn scene_with(pool: PgPool, sql: &'static str) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_with(pool: PgPool, sql: &'static str) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(sql).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
@@ -29,14 +29,14 @@ async fn scene_with(pool: PgPool, sql: &'static str) -> Scene {
 }
 
 /// What `attach` prints, when it succeeds.
-async fn attach(scene: &Scene, more: &[&str]) -> String {
+async fn attach(scene: &TestEnv, more: &[&str]) -> String {
     let output = scene.output(&[&["attach"], more].concat()).await;
     assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
     stdout(&output)
 }
 
 /// All that the catalogue knows of the tables and that attaching changes.
-async fn shape(scene: &Scene) -> String {
+async fn shape(scene: &TestEnv) -> String {
     scene
         .text(
             "select string_agg(what, E'\\n' order by what) from (
@@ -92,7 +92,7 @@ async fn a_plain_table_is_prepared_without_a_rewrite_and_taken_back(pool: PgPool
 #[sqlx::test(migrations = false)]
 async fn what_is_written_afterwards_is_stamped_whatever_the_writer_does(pool: PgPool) {
     for parted in [false, true] {
-        let scene = Scene::new(pool.clone()).await;
+        let scene = TestEnv::new(pool.clone()).await;
         scene.sql("drop schema if exists books cascade; delete from elven_sync.entities; delete from elven_sync.sync_state").await;
         drop(scene);
         let scene = scene_with(pool.clone(), if parted { PARTED } else { PLAIN }).await;

@@ -10,10 +10,10 @@ use elven_sync::sandbox::Fault;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, said, stdout};
+use crate::support::{TestEnv, said, stdout};
 
 /// Rows of an entity, a minute apart from 2024-01-01 on, each of an account of its own.
-pub async fn add_minutes(scene: &Scene, entity_id: &str, rows: i32) {
+pub async fn add_minutes(scene: &TestEnv, entity_id: &str, rows: i32) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          select $1, $1 || '-' || n, 'BTC', '2024-01-01Z'::timestamptz + n * interval '1 minute', n
@@ -27,23 +27,23 @@ pub async fn add_minutes(scene: &Scene, entity_id: &str, rows: i32) {
 }
 
 /// The values of a query as text.
-pub async fn texts(scene: &Scene, sql: &str) -> Vec<String> {
+pub async fn texts(scene: &TestEnv, sql: &str) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&scene.pool).await.unwrap()
 }
 
 /// The accounts received since a number of records had been, in order.
-pub fn accounts_since(scene: &Scene, records: usize) -> Vec<String> {
+pub fn accounts_since(scene: &TestEnv, records: usize) -> Vec<String> {
     scene.balances().into_iter().skip(records).map(|(account, _)| account).collect()
 }
 
 /// Runs a backfill of 2024, and expects this exit code.
-pub async fn backfill_2024(scene: &Scene, code: i32, more: &[&str]) -> String {
+pub async fn backfill_2024(scene: &TestEnv, code: i32, more: &[&str]) -> String {
     let arguments = [&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"], more].concat();
     said(scene, code, &arguments).await
 }
 
 /// What a backfill of 2024 says to machines.
-async fn json(scene: &Scene, code: i32, more: &[&str]) -> serde_json::Value {
+async fn json(scene: &TestEnv, code: i32, more: &[&str]) -> serde_json::Value {
     let arguments = [&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"], more].concat();
     let output = scene.output(&arguments).await;
     assert_eq!(output.status.code(), Some(code), "{}", crate::support::stderr(&output));
@@ -56,7 +56,7 @@ const STATE: &str =
 
 #[sqlx::test(migrations = false)]
 async fn a_backfill_leaves_the_watermark_where_it_is(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -83,7 +83,7 @@ async fn a_backfill_leaves_the_watermark_where_it_is(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn what_was_done_is_recorded_and_said(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
@@ -120,7 +120,7 @@ async fn what_was_done_is_recorded_and_said(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn rows_go_out_by_captured_at_and_then_id(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "3");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
@@ -136,7 +136,7 @@ async fn rows_go_out_by_captured_at_and_then_id(pool: PgPool) {
 /// Keys that are texts sort by their bytes, whatever the database's collation: so the newest is told.
 #[sqlx::test(migrations = false)]
 async fn texts_as_ids_are_ordered_by_their_bytes(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.sql("create table ledger.named (
                    id text collate \"en-x-icu\" primary key, entity_id text not null, entity_account_id text not null,
                    currency text not null, captured_at timestamptz not null, balance numeric not null,
@@ -156,7 +156,7 @@ async fn texts_as_ids_are_ordered_by_their_bytes(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn rows_that_are_set_aside_make_it_incomplete(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", 12).await;
@@ -186,7 +186,7 @@ async fn rows_that_are_set_aside_make_it_incomplete(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn an_entity_that_fails_is_gone_on_with_and_delays_no_other(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.entity("acme", "UTC").await;
     scene.sql("insert into elven_sync.entities (entity_id, timezone, credential) values ('beta', 'UTC', 'unknown')").await;
@@ -210,7 +210,7 @@ async fn an_entity_that_fails_is_gone_on_with_and_delays_no_other(pool: PgPool) 
 
 #[sqlx::test(migrations = false)]
 async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "Europe/Zurich").await;
     scene.entity("beta", "UTC").await;
@@ -247,7 +247,7 @@ async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn wrong_usage_is_refused_before_anything_is_recorded(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("idle", "UTC").await;
     said(&scene, 0, &["entity", "pause", "idle"]).await;
@@ -281,7 +281,7 @@ async fn wrong_usage_is_refused_before_anything_is_recorded(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn only_the_accounts_and_currencies_that_were_asked_for(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -319,7 +319,7 @@ async fn only_the_accounts_and_currencies_that_were_asked_for(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_missing_index_is_named_once(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", 3).await;
     let words = backfill_2024(&scene, 0, &[]).await;
@@ -332,7 +332,7 @@ async fn a_missing_index_is_named_once(pool: PgPool) {
 /// What the API asked for holds for a backfill as for a run.
 #[sqlx::test(migrations = false)]
 async fn an_api_that_asks_to_come_later_stops_it_where_it_is(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;

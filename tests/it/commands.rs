@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
-use crate::support::{Scene, stderr, stdout};
+use crate::support::{TestEnv, stderr, stdout};
 
 #[sqlx::test(migrations = false)]
 async fn wrong_input_has_one_clear_message_and_changes_nothing(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1)").await;
@@ -55,7 +55,7 @@ async fn wrong_input_has_one_clear_message_and_changes_nothing(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn without_migrations_the_message_says_so(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.sql("drop schema elven_sync cascade").await;
     for arguments in [&["run"][..], &["status"], &["entity", "list"]] {
         let output = scene.output(arguments).await;
@@ -66,7 +66,7 @@ async fn without_migrations_the_message_says_so(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 2500) n").await;
@@ -83,7 +83,7 @@ async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_paused_entity_waits_and_goes_on(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     assert!(scene.output(&["entity", "add", "acme", "--timezone", "UTC"]).await.status.success());
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1)").await;
@@ -98,7 +98,7 @@ async fn a_paused_entity_waits_and_goes_on(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn exit_codes_are_those_of_the_runs(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(0));
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -115,7 +115,7 @@ async fn exit_codes_are_those_of_the_runs(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_run_of_one_entity_leaves_the_others(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -126,7 +126,7 @@ async fn a_run_of_one_entity_leaves_the_others(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn the_demo_tells_the_story_and_leaves_nothing_behind(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let databases = "select string_agg(datname, ',' order by datname) from pg_database where datname like 'elven\\_sync\\_demo%'";
     let output = tokio::time::timeout(Duration::from_mins(1), scene.output(&["demo"])).await.unwrap();
     let (text, log) = (stdout(&output), stderr(&output));

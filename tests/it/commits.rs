@@ -6,11 +6,11 @@ use elven_sync::database::Database;
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{Scene, eventually, said, stderr};
+use crate::support::{TestEnv, eventually, said, stderr};
 
 /// Rows that processes which are gone have left long ago, of which a server with little memory cannot make a table.
-async fn scene_with_old_commits(pool: PgPool, rows: i32) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_with_old_commits(pool: PgPool, rows: i32) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
     scene.entity("acme", "UTC").await;
     scene.sql("do $$ begin execute format('alter database %I set work_mem = ''64kB''', current_database()); end $$").await;
@@ -68,7 +68,7 @@ async fn commits_that_another_process_may_ask_for_stay(pool: PgPool) {
 /// The transactions of a run that takes long leave no more than a few rows, whatever their number.
 #[sqlx::test(migrations = false)]
 async fn the_commits_of_a_long_run_are_removed_while_it_goes_on(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
         .sql(
@@ -136,7 +136,7 @@ async fn a_clean_up_that_fails_does_not_fail_the_run(pool: PgPool) {
 /// Writing: a third of `reconnect_timeout`, a second at least; reading: ten times that.
 #[sqlx::test(migrations = false)]
 async fn a_statement_that_the_connector_has_given_up_ends_on_the_server_too(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let url = SecretString::from(scene.url.clone());
     let database = Database::connect(&url, 4, Duration::from_millis(300)).await.unwrap();
     let asleep = "select count(*)::text from pg_stat_activity
@@ -149,7 +149,7 @@ async fn a_statement_that_the_connector_has_given_up_ends_on_the_server_too(pool
                 let mut transaction = database.begin_reading().await.unwrap();
                 sqlx::query(sleep).execute(&mut transaction).await.is_err()
             }
-            _ => sqlx::query(sleep).execute(database.at_once()).await.is_err(),
+            _ => sqlx::query(sleep).execute(database.single_round_trip()).await.is_err(),
         };
         assert!(given_up, "{how}");
         eventually("nothing of it goes on", async || scene.text(asleep).await == "0").await;
@@ -159,7 +159,7 @@ async fn a_statement_that_the_connector_has_given_up_ends_on_the_server_too(pool
 /// A limit that the role or the database has already, and that is shorter, stays.
 #[sqlx::test(migrations = false)]
 async fn a_shorter_limit_of_the_database_stays(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.sql("do $$ begin execute format('alter database %I set statement_timeout = ''1500ms''', current_database()); end $$").await;
     let url = SecretString::from(scene.url.clone());
     let database = Database::connect(&url, 4, Duration::from_mins(1)).await.unwrap();

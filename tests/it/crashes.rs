@@ -27,7 +27,7 @@ use self::points::{
     OF_SEVERAL_IN_FLIGHT, Point, points,
 };
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, eventually, stderr};
+use crate::support::{TestEnv, eventually, stderr};
 
 pub const FAULT_POINT: &str = "ELVEN_SYNC_FAULT_POINT";
 /// Cases under way at once; most of the time they wait for the lease of a dead worker.
@@ -38,7 +38,7 @@ const SIGNATURE_WINDOW: Duration = Duration::from_secs(3);
 
 /// A case: entities of its own in the database of the test, and an API of its own.
 struct Case {
-    scene: Scene,
+    scene: TestEnv,
     /// Connections of workers in this process, for all cases.
     database: Database,
     entities: Vec<String>,
@@ -68,7 +68,7 @@ async fn at_each(
     act: impl AsyncFn(&mut Case, Point),
     look: impl AsyncFn(&Case),
 ) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let database = scene.database(16).await;
     let cases = stream::iter(points).map(async |point| {
         let mut case = Case::new(&scene, database.clone()).await;
@@ -96,9 +96,9 @@ async fn at_each(
 
 impl Case {
     /// One batch after the other, with hardly a pause between two attempts.
-    async fn new(beside: &Scene, database: Database) -> Self {
+    async fn new(beside: &TestEnv, database: Database) -> Self {
         let options = Options { signature_window: SIGNATURE_WINDOW, ..Options::default() };
-        let mut scene = Scene::beside(beside.pool.clone(), options).await;
+        let mut scene = TestEnv::connect_like(beside.pool.clone(), options).await;
         scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
         scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");

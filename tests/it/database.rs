@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
 use crate::proxy::{Failure, Network};
-use crate::support::{Scene, eventually, stderr};
+use crate::support::{TestEnv, eventually, stderr};
 use crate::workers::{scene_with_three_batches, signal};
 
 /// What the journal says of a run over three batches of two rows.
@@ -29,15 +29,15 @@ const AGAIN: &str =
             rows_uploaded = 0, lease_owner = null, system_identifier = null";
 const ALL_ONCE: &str = "succeeded 6 6 3 0 6 accepted 1 f,accepted 1 f,accepted 1 f 1";
 
-async fn add_six_rows(scene: &Scene) {
+async fn add_six_rows(scene: &TestEnv) {
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n").await;
 }
 
 /// A scene on a cluster of its own, with batches of two rows, one after the other.
-async fn scene_on(cluster: &Cluster) -> Scene {
-    let mut scene = Scene::at(&cluster.url("ledger")).await;
+async fn scene_on(cluster: &Cluster) -> TestEnv {
+    let mut scene = TestEnv::at(&cluster.url("ledger")).await;
     add_six_rows(&scene).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -304,7 +304,7 @@ async fn a_page_that_the_network_swallows_does_not_hold_the_entity_for_ever(pool
 /// With a single connection: the one whose commit is asked about makes room for the one to ask with.
 #[sqlx::test(migrations = false)]
 async fn a_commit_is_asked_about_without_its_connection(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     let url = SecretString::from(network.url().to_owned());
     let database = Database::connect(&url, 1, Duration::from_secs(8)).await.unwrap();
@@ -318,7 +318,7 @@ async fn a_commit_is_asked_about_without_its_connection(pool: PgPool) {
 /// What lay idle while the network forgot it is not asked one after the other.
 #[sqlx::test(migrations = false)]
 async fn idle_connections_that_the_network_has_forgotten_cost_one_question(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     let url = SecretString::from(network.url().to_owned());
     let database = Database::connect(&url, 6, Duration::from_mins(1)).await.unwrap();
@@ -338,12 +338,12 @@ async fn idle_connections_that_the_network_has_forgotten_cost_one_question(pool:
 /// The time to wait for a database begins when it is lost, however long the statement had run.
 #[sqlx::test(migrations = false)]
 async fn what_ran_for_long_before_its_connection_was_lost_is_done_again(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let url = SecretString::from(scene.url.clone());
     let database = Database::connect(&url, 2, Duration::from_secs(1)).await.unwrap();
     let long = tokio::spawn(async move {
         let sleep = || sqlx::query_scalar::<_, i32>("select 1 from pg_sleep(2)").fetch_one(&database);
-        database.again(sleep).await
+        database.retry(sleep).await
     });
     tokio::time::sleep(Duration::from_millis(1500)).await;
     scene

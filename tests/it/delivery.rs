@@ -15,18 +15,18 @@ use sqlx::PgPool;
 
 use crate::sandbox::IMPORT;
 use crate::sandbox_faults::parsed;
-use crate::support::{KEY, SECRET, Scene, stderr, stdout};
+use crate::support::{KEY, SECRET, TestEnv, stderr, stdout};
 
 /// One entity, and a connector that hardly waits between its attempts.
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     scene.entity("acme", "UTC").await;
     scene
 }
 
 /// Adds so many rows to an entity, each of an account of its own.
-async fn add_rows(scene: &Scene, entity_id: &str, count: i32) {
+async fn add_rows(scene: &TestEnv, entity_id: &str, count: i32) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          select $1, 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, $2) n",
@@ -39,12 +39,12 @@ async fn add_rows(scene: &Scene, entity_id: &str, count: i32) {
 }
 
 /// The imports that arrived, in order.
-fn imports(scene: &Scene) -> Vec<Request> {
+fn imports(scene: &TestEnv) -> Vec<Request> {
     scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
 }
 
 /// How many of the imports were answered so.
-fn answered(scene: &Scene, status: u16) -> usize {
+fn answered(scene: &TestEnv, status: u16) -> usize {
     imports(scene).iter().filter(|request| request.status == Some(status)).count()
 }
 
@@ -215,7 +215,7 @@ async fn a_short_retry_after_is_waited_for_in_seconds_or_as_a_date(pool: PgPool)
 }
 
 /// An entity called `other`, with a key of its own, called `second`.
-async fn add_other_with_its_own_key(scene: &mut Scene) {
+async fn add_other_with_its_own_key(scene: &mut TestEnv) {
     scene.set("ELVEN_SYNC_CREDENTIALS__SECOND__KEY_ENV", "SECOND_KEY");
     scene.set("ELVEN_SYNC_CREDENTIALS__SECOND__SECRET_ENV", "SECOND_SECRET");
     scene.set("SECOND_KEY", "key-2");

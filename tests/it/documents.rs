@@ -13,7 +13,7 @@ use elven_sync::commands::Cli;
 use elven_sync::config::{Environment, Flags, Settings, reference};
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 /// Documents of which another person writes the text: their commands, links and keys are not tested, nor links to them.
 const NOT_TESTED: [&str; 3] = ["docs/operating.md", "docs/guarantees.md", "CONTRIBUTING.md"];
@@ -417,7 +417,7 @@ const NAMES: &str = "
 
 #[sqlx::test(migrations = false)]
 async fn the_recipes_for_ledgers_work(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.sql(TABLES).await;
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "company");
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__CAPTURED_AT", "taken_at");

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 const ROWS: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -29,11 +29,11 @@ const OPEN: &str =
     "select coalesce(string_agg(concat_ws(' ', kind, http_status, ledger_id), ',' order by ledger_id), '')
                       from elven_sync.sync_errors where resolved_at is null";
 
-async fn under(pool: PgPool, answers: Answers) -> Scene {
+async fn under(pool: PgPool, answers: Answers) -> TestEnv {
     let database = pool.clone().into();
     journal::migrate(&database).await.unwrap();
     journal::migrate_ledger(&database).await.unwrap();
-    let mut scene = Scene::beside(pool, Options { answers, ..Options::default() }).await;
+    let mut scene = TestEnv::connect_like(pool, Options { answers, ..Options::default() }).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("acme", "UTC").await;
     scene
@@ -162,7 +162,7 @@ const EIGHT_MIB: usize = 8 << 20;
 #[sqlx::test(migrations = false)]
 async fn an_answer_is_understood_with_a_mark_packed_and_up_to_eight_mebibytes(pool: PgPool) {
     const PACKED: &str = "content-encoding: gzip\r\n";
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("acme", "UTC").await;
     let success = br#"{"status":"success","data":{}}"#;
@@ -244,7 +244,7 @@ async fn an_answer_is_understood_with_a_mark_packed_and_up_to_eight_mebibytes(po
 
 #[sqlx::test(migrations = false)]
 async fn a_page_of_a_firewall_is_said_to_be_one(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;
     let url =

@@ -7,12 +7,12 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
 use crate::crashes::FAULT_POINT;
-use crate::support::{Scene, eventually, said, stderr, stdout, until_it_says};
+use crate::support::{TestEnv, eventually, said, stderr, stdout, until_it_says};
 use crate::workers::signal;
 
 /// Five rows of acme: two that the API refuses, one that cannot be sent, two that arrive.
-async fn scene_with_rows_set_aside(pool: PgPool) -> Scene {
-    let scene = Scene::new(pool).await;
+async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap(), "reject:account=y".parse().unwrap()]);
     scene
@@ -150,7 +150,7 @@ async fn an_error_of_an_entity_is_tried_again_by_a_run(pool: PgPool) {
 /// arrives after it if it ever does.
 #[sqlx::test(migrations = false)]
 async fn a_row_that_is_set_aside_supersedes_nothing(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
         .sql(
@@ -226,7 +226,7 @@ async fn a_retry_obeys_the_watermark_and_the_pause(pool: PgPool) {
 /// closed with what it is now, and still says that it may have arrived.
 #[sqlx::test(migrations = false)]
 async fn an_unknown_batch_with_nothing_left_to_send_says_so(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a' || n, 'BTC', '2024-01-01Z', case n when 3 then 'NaN'::numeric else n end from generate_series(1, 5) n").await;
@@ -248,7 +248,7 @@ async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
     elven_sync::journal::migrate(&database).await.unwrap();
     elven_sync::journal::migrate_ledger(&database).await.unwrap();
     let options = Options { signature_window: Duration::from_millis(300), ..Options::default() };
-    let scene = Scene::beside(pool, options).await;
+    let scene = TestEnv::connect_like(pool, options).await;
     scene.entity("acme", "UTC").await;
     scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)

@@ -10,20 +10,20 @@ use sqlx::{Connection, Executor, PgConnection, PgPool};
 use crate::cluster::Cluster;
 use crate::crashes::FAULT_POINT;
 use crate::seal::assert_each_command_refuses;
-use crate::support::{Scene, eventually, said, stderr, until_it_says};
+use crate::support::{TestEnv, eventually, said, stderr, until_it_says};
 use crate::workers::signal;
 
 const SETTLED: &str = "select settled::text from elven_sync.sync_state";
 
 /// A scene on a cluster of its own, with entity acme.
-async fn scene_on(cluster: &Cluster) -> Scene {
-    let scene = Scene::at(&cluster.url("ledger")).await;
+async fn scene_on(cluster: &Cluster) -> TestEnv {
+    let scene = TestEnv::at(&cluster.url("ledger")).await;
     scene.entity("acme", "UTC").await;
     scene
 }
 
 /// Enters rows of acme, each in a transaction of its own.
-async fn enter(scene: &Scene, rows: &[(&str, i64)]) {
+async fn enter(scene: &TestEnv, rows: &[(&str, i64)]) {
     for (account, balance) in rows {
         sqlx::query(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -38,7 +38,7 @@ async fn enter(scene: &Scene, rows: &[(&str, i64)]) {
 }
 
 /// For every account of the ledger, what arrived last is what was entered last.
-async fn assert_no_row_is_lost(scene: &Scene) {
+async fn assert_no_row_is_lost(scene: &TestEnv) {
     let last: BTreeMap<String, String> = scene.balances().into_iter().collect();
     let ledger: Vec<(String, String)> = sqlx::query_as(
         "select distinct on (entity_account_id) entity_account_id, trim_scale(balance)::text
@@ -54,7 +54,7 @@ async fn assert_no_row_is_lost(scene: &Scene) {
 }
 
 /// A run is refused because of its watermark: it says `why`, and sends nothing.
-async fn assert_refused(scene: &Scene, why: &str) {
+async fn assert_refused(scene: &TestEnv, why: &str) {
     let before = scene.sandbox.requests().len();
     let output = scene.output(&["run"]).await;
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));

@@ -10,11 +10,11 @@ use sqlx::PgPool;
 
 use crate::sandbox::IMPORT;
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, eventually, said, stdout};
+use crate::support::{TestEnv, eventually, said, stdout};
 
 /// One entity, requests one after the other, each for one row.
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await.with_fences().await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await.with_fences().await;
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -25,7 +25,7 @@ async fn scene(pool: PgPool) -> Scene {
 }
 
 /// Adds a row of this account and balance, of the same second in all of them.
-async fn add(scene: &Scene, entity_id: &str, account: &str, balance: i32) {
+async fn add(scene: &TestEnv, entity_id: &str, account: &str, balance: i32) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          values ($1, $2, 'BTC', '2024-01-01Z', $3)",
@@ -39,23 +39,23 @@ async fn add(scene: &Scene, entity_id: &str, account: &str, balance: i32) {
 }
 
 /// What arrived, in order, as account and balance.
-fn arrived(scene: &Scene) -> Vec<String> {
+fn arrived(scene: &TestEnv) -> Vec<String> {
     scene.balances().into_iter().map(|(account, balance)| format!("{account}={balance}")).collect()
 }
 
-fn imports(scene: &Scene) -> Vec<Request> {
+fn imports(scene: &TestEnv) -> Vec<Request> {
     scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
 }
 
 /// For how long the entity is fenced. `None`: it is not.
-async fn fenced_for(scene: &Scene) -> Option<Duration> {
+async fn fenced_for(scene: &TestEnv) -> Option<Duration> {
     let left =
         "select extract(epoch from max(fence_until) - clock_timestamp())::text from elven_sync.sync_state";
     Duration::try_from_secs_f64(scene.text(left).await.parse().ok()?).ok()
 }
 
 /// Waits for the end of the fence, and then a run finds all delivered.
-async fn and_then_all_is_delivered(scene: &Scene) {
+async fn and_then_all_is_delivered(scene: &TestEnv) {
     assert!(fenced_for(scene).await.is_some());
     eventually("the fence ends", async || fenced_for(scene).await.is_none()).await;
     let report = scene.run().await;
@@ -329,9 +329,9 @@ async fn who_has_lost_nothing_fences_nothing(pool: PgPool) {
 /// The machine's clock is ahead of the API's by less than the API minds: the API takes its signatures for so much longer.
 #[sqlx::test(migrations = false)]
 async fn a_clock_that_is_ahead_of_the_apis_makes_the_fence_longer(pool: PgPool) {
-    let scene = Scene::new(pool).await.with_fences().await;
+    let scene = TestEnv::new(pool).await.with_fences().await;
     let options = Options { clock_ahead: chrono::TimeDelta::seconds(-20), ..Options::default() };
-    let mut scene = Scene::beside(scene.pool, options).await;
+    let mut scene = TestEnv::connect_like(scene.pool, options).await;
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");

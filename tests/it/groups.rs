@@ -6,12 +6,12 @@ use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
-use crate::support::{Scene, eventually, stderr};
+use crate::support::{TestEnv, eventually, stderr};
 use crate::workers::signal;
 
 /// Rows of four entities, in batches of two.
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     for entity_id in ["a", "b", "c", "d"] {
         scene.entity(entity_id, "UTC").await;
     }
@@ -19,7 +19,7 @@ async fn scene(pool: PgPool) -> Scene {
     scene
 }
 
-async fn add_rows(scene: &Scene) {
+async fn add_rows(scene: &TestEnv) {
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -337,7 +337,7 @@ async fn the_lease_of_a_busy_lane_is_renewed_by_what_is_written_to_it(pool: PgPo
 /// Somebody undoes what is recorded of a batch, in the same moment: the pass is not closed over it.
 #[sqlx::test(migrations = false)]
 async fn a_pass_is_not_closed_over_a_batch_without_an_answer(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
         .sql(

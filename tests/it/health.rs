@@ -4,10 +4,10 @@ use elven_sync::sandbox::Fault;
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::support::{Scene, said, stderr, stdout};
+use crate::support::{TestEnv, said, stderr, stdout};
 
 /// The status of acme in the view, and by the command with what is pending now; and the exit code of the command.
-async fn status(scene: &Scene) -> (String, String, i32) {
+async fn status(scene: &TestEnv) -> (String, String, i32) {
     let view = scene.text("select status from elven_sync.sync_health where entity_id = 'acme'").await;
     let output = scene.output(&["status", "--json"]).await;
     let json: Value =
@@ -22,8 +22,8 @@ fn is(word: &str, code: i32) -> (String, String, i32) {
 }
 
 /// One row that arrives, one that the API refuses, one that cannot be sent.
-async fn scene_with_rows_set_aside(pool: PgPool) -> Scene {
-    let scene = Scene::new(pool).await;
+async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
     scene
@@ -99,7 +99,7 @@ async fn an_entity_whose_rows_were_corrected_is_ok_and_one_with_rows_pending_is_
 /// Errors that concern no row do not make an entity incomplete.
 #[sqlx::test(migrations = false)]
 async fn rows_of_an_entity_that_is_not_registered_do_not_make_another_one_incomplete(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
         .sql(
@@ -115,7 +115,7 @@ async fn rows_of_an_entity_that_is_not_registered_do_not_make_another_one_incomp
 /// it is asked for one.
 #[sqlx::test(migrations = false)]
 async fn the_view_reads_each_open_error_once(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene
         .sql(
             "insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, 500) n;

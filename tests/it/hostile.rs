@@ -5,7 +5,7 @@ use std::process::Command;
 use elven_sync::sandbox::Fault;
 use sqlx::PgPool;
 
-use crate::support::{Scene, said, stderr, stdout};
+use crate::support::{TestEnv, said, stderr, stdout};
 
 /// What a terminal obeys: an escape sequence, C1, a line of its own, and text that is shown from right to left.
 const ENTITIES: [&str; 7] = [
@@ -22,7 +22,7 @@ fn is_harmful(c: char) -> bool {
     c != '\n' && c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-async fn add_row(scene: &Scene, entity_id: &str, account: &str) {
+async fn add_row(scene: &TestEnv, entity_id: &str, account: &str) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          values ($1, $2, 'BTC', '2024-01-01Z', 1)",
@@ -46,7 +46,7 @@ fn hints(text: &str) -> Vec<String> {
 /// Every text from the ledger is printed escaped, in one line, and each hint registers exactly the entity that it is about.
 #[sqlx::test(migrations = false)]
 async fn text_of_the_ledger_forges_no_line_no_colour_and_no_command(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     for entity_id in ENTITIES {
         add_row(&scene, entity_id, "a").await;
     }
@@ -96,7 +96,7 @@ async fn text_of_the_ledger_forges_no_line_no_colour_and_no_command(pool: PgPool
 /// Entities that were registered by SQL, paused, and stopped: the tables, and the hints of the other commands.
 #[sqlx::test(migrations = false)]
 async fn text_of_the_journal_and_of_the_api_is_escaped_by_every_command(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     for entity_id in ENTITIES {
         scene.entity(entity_id, "UTC").await;
@@ -143,7 +143,7 @@ async fn text_of_the_journal_and_of_the_api_is_escaped_by_every_command(pool: Pg
 /// The parameters of an address that sqlx does not know, and passwords, at any level of the log.
 #[sqlx::test(migrations = false)]
 async fn no_secret_of_an_address_reaches_the_log(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add_row(&scene, "acme", "a").await;
     let secret = "s3cret-5d2e";
@@ -178,7 +178,7 @@ async fn no_secret_of_an_address_reaches_the_log(pool: PgPool) {
 /// A secret under a wrong name, in the file and in the environment.
 #[sqlx::test(migrations = false)]
 async fn a_secret_under_a_wrong_name_is_not_printed(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("elven.toml");
     std::fs::write(&path, "[credentials.acme]\nkey = \"REAL-KEY-7f3a\"\nsecret = \"REAL-SECRET-9c1b\"\n")

@@ -5,11 +5,11 @@ use elven_sync::sandbox::Gate;
 use elven_sync::sync::Ended;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 /// The ledger is a view; rows of acme cannot be sent where the balance is negative.
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.feed");
     scene.sql(MISTAKEN).await;
     scene.entity("acme", "UTC").await;
@@ -27,7 +27,7 @@ const CORRECTED: &str = "
     select id, entity_id, entity_account_id, currency, captured_at, balance, change_xid from ledger.balance_snapshots";
 
 /// Adds rows, each by one transaction: so many that cannot be sent (below zero), or that can.
-async fn add(scene: &Scene, rows: i32) {
+async fn add(scene: &TestEnv, rows: i32) {
     let (count, sign) = (rows.abs(), rows.signum());
     let sql = format!(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -37,7 +37,7 @@ async fn add(scene: &Scene, rows: i32) {
 }
 
 /// Rows read, set aside and pending, and the reason of a stop.
-async fn run(scene: &Scene) -> (i64, i64, i64, Option<String>) {
+async fn run(scene: &TestEnv) -> (i64, i64, i64, Option<String>) {
     let report = scene.run().await;
     let acme = report.entities.into_iter().find(|entity| entity.entity_id == "acme").unwrap();
     let reason = if let Ended::Failed(reason) = acme.ended { Some(reason) } else { None };

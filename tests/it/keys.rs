@@ -7,11 +7,11 @@ mod unanswered;
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 /// One entity, and a connector that hardly waits between its attempts.
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "2");
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "5s");
@@ -20,7 +20,7 @@ async fn scene(pool: PgPool) -> Scene {
 }
 
 /// Adds a row for each of these accounts, in this order, each of a second of its own.
-async fn add(scene: &Scene, accounts: &[String]) {
+async fn add(scene: &TestEnv, accounts: &[String]) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          select 'acme', account, 'BTC', '2024-01-01Z'::timestamptz + place * interval '1 s', place
@@ -47,7 +47,7 @@ fn among(count: usize, others: &[(usize, &str)]) -> Vec<String> {
 }
 
 /// The accounts of rows that are set aside.
-async fn set_aside(scene: &Scene) -> String {
+async fn set_aside(scene: &TestEnv) -> String {
     scene
         .text(
             "select coalesce(string_agg(record->>'entityAccountId', ',' order by ledger_id::int), '')
@@ -57,7 +57,7 @@ async fn set_aside(scene: &Scene) -> String {
 }
 
 /// Whatever was refused, unknown and split: nothing is open, runs and batches count the same, and the proof holds.
-async fn all_is_well(scene: &Scene) {
+async fn all_is_well(scene: &TestEnv) {
     let open = "select concat_ws(' ', (select count(*) from elven_sync.sync_batches where status in ('sending', 'unknown')),
                                       (select count(*) from elven_sync.sync_passes where finished_at is null))";
     assert_eq!(scene.text(open).await, "0 0", "nothing is left open");
@@ -71,7 +71,7 @@ async fn all_is_well(scene: &Scene) {
 }
 
 /// Runs until a run does not fail; returns how many runs that took, and how the last one ended.
-async fn runs_until_done(scene: &Scene, runs_max: usize) -> (usize, RunStatus) {
+async fn runs_until_done(scene: &TestEnv, runs_max: usize) -> (usize, RunStatus) {
     for run in 1..=runs_max {
         let status = scene.run().await.status;
         if status != RunStatus::Failed {

@@ -3,11 +3,11 @@
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use crate::support::{Scene, stderr};
+use crate::support::{TestEnv, stderr};
 
 /// A scene whose ledger is the table or view that `sql` makes.
-async fn scene_with(pool: PgPool, settings: &[(&str, &str)], sql: &'static str) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_with(pool: PgPool, settings: &[(&str, &str)], sql: &'static str) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zurich").await;
     scene.sql(sql).await;
     for (name, value) in settings {

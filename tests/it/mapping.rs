@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::crashes::FAULT_POINT;
-use crate::support::{Scene, said, until_it_says};
+use crate::support::{TestEnv, said, until_it_says};
 use crate::verify::{findings, holds, proof};
 use crate::workers::signal;
 
@@ -17,8 +17,8 @@ const TABLE: &str = "ELVEN_SYNC_LEDGER__TABLE";
 const REASON: [&str; 2] = ["--reason", "approved by the controller"];
 
 /// A scene whose batches have ten rows and are sent one after the other.
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -27,7 +27,7 @@ async fn scene(pool: PgPool) -> Scene {
 }
 
 /// Inserts rows `from..=until` of acme.
-async fn insert(scene: &Scene, from: i32, until: i32) {
+async fn insert(scene: &TestEnv, from: i32, until: i32) {
     let insert = format!(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series({from}, {until}) n"
@@ -36,7 +36,7 @@ async fn insert(scene: &Scene, from: i32, until: i32) {
 }
 
 /// A pass of fifty rows that stops after the first batch.
-async fn open_pass(scene: &Scene) {
+async fn open_pass(scene: &TestEnv) {
     insert(scene, 1, 50).await;
     scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
     assert_eq!(scene.run().await.counters.rows_uploaded, 10);
@@ -44,7 +44,7 @@ async fn open_pass(scene: &Scene) {
 }
 
 /// `entity rebind acme --mapping`, which ends with this code.
-async fn rebind(scene: &Scene, code: i32, more: &[&str]) -> String {
+async fn rebind(scene: &TestEnv, code: i32, more: &[&str]) -> String {
     let arguments = [&["entity", "rebind", "acme", "--mapping"][..], &REASON, more].concat();
     said(scene, code, &arguments).await
 }

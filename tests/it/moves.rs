@@ -6,7 +6,7 @@ use sqlx::{Connection, Executor, PgConnection, PgPool};
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Scene, eventually, stderr, stdout};
+use crate::support::{TestEnv, eventually, stderr, stdout};
 
 const INSERT: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)";
@@ -18,19 +18,19 @@ async fn insert(connection: &mut PgConnection, from: i32, to: i32) {
     connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
 }
 
-async fn session(scene: &Scene) -> PgConnection {
+async fn session(scene: &TestEnv) -> PgConnection {
     PgConnection::connect(&scene.url).await.unwrap()
 }
 
 /// What a command prints, when it succeeds.
-async fn said(scene: &Scene, arguments: &[&str]) -> String {
+async fn said(scene: &TestEnv, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
     stdout(&output)
 }
 
 /// Why a command failed.
-async fn refused(scene: &Scene, arguments: &[&str]) -> String {
+async fn refused(scene: &TestEnv, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
     stderr(&output)
@@ -38,7 +38,7 @@ async fn refused(scene: &Scene, arguments: &[&str]) -> String {
 
 #[sqlx::test(migrations = false)]
 async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let (mut slow, mut quick) = (session(&scene).await, session(&scene).await);
     insert(&mut quick, 1, 50).await;
     slow.execute("begin").await.unwrap();
@@ -78,7 +78,7 @@ async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zurich").await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1, 1000).await;
@@ -131,7 +131,7 @@ async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
 /// A watermark that was rewound stands behind where it once was: going "back" there would skip rows.
 #[sqlx::test(migrations = false)]
 async fn a_rewind_never_moves_forward(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1, 10).await;
@@ -175,7 +175,7 @@ async fn a_rewind_never_moves_forward(pool: PgPool) {
 /// A pass that a crash left open, with a batch whose outcome is unknown, is given up by a rewind.
 #[sqlx::test(migrations = false)]
 async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1, 10).await;
@@ -201,7 +201,7 @@ async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn an_entity_that_a_worker_is_on_is_not_moved(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1, 1).await;
@@ -221,7 +221,7 @@ async fn an_entity_that_a_worker_is_on_is_not_moved(pool: PgPool) {
 /// What a dump restored elsewhere looks like to the seal: the rows of the journal written anew.
 #[sqlx::test(migrations = false)]
 async fn a_rebind_refuses_what_is_no_upgrade(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1, 3).await;
@@ -258,7 +258,7 @@ async fn a_rebind_refuses_what_is_no_upgrade(pool: PgPool) {
 /// 5,000 entities of which 3 have news: one look finds those three.
 #[sqlx::test(migrations = false)]
 async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_queries(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.sql("insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, 5000) n;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'e' || n, 'a', 'BTC', '2024-01-01Z', 1 from generate_series(1, 5000) n;
@@ -293,7 +293,7 @@ async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_querie
 
 #[sqlx::test(migrations = false)]
 async fn status_names_the_oldest_open_writer(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     assert!(!said(&scene, &["status"]).await.contains("not ended"));
     let mut reader = session(&scene).await;

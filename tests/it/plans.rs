@@ -5,14 +5,14 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::backfill::add_minutes;
-use crate::support::{Scene, eventually, said, stdout};
+use crate::support::{TestEnv, eventually, said, stdout};
 
 const ROWS: i64 = 1_000_000;
 
 /// A ledger with a long history, of which PostgreSQL knows that one transaction wrote it: and so it expects any other
 /// to have written a large part of it too.
-async fn scene_with_a_history(pool: PgPool) -> Scene {
-    let scene = Scene::new(pool).await;
+async fn scene_with_a_history(pool: PgPool) -> TestEnv {
+    let scene = TestEnv::new(pool).await;
     // The default stamps these as well as the trigger would, and in a third of the time.
     scene
         .sql(
@@ -39,11 +39,11 @@ struct Reads {
 }
 
 /// What all sessions have read of the ledger since [`forget`].
-async fn reads(scene: &Scene) -> Reads {
+async fn reads(scene: &TestEnv) -> Reads {
     reads_of(scene, "ledger.balance_snapshots").await
 }
 
-async fn reads_of(scene: &Scene, table: &str) -> Reads {
+async fn reads_of(scene: &TestEnv, table: &str) -> Reads {
     sessions_end(scene).await;
     let (scanned, entries, pages) = sqlx::query_as(
         "select min(seq_tup_read), sum(idx_tup_read)::bigint, sum(idx_blks_hit + idx_blks_read)::bigint
@@ -59,7 +59,7 @@ async fn reads_of(scene: &Scene, table: &str) -> Reads {
 }
 
 /// Begins to count from here.
-async fn forget(scene: &mut Scene) {
+async fn forget(scene: &mut TestEnv) {
     // What this test wrote must not be told of behind the reset: an idle session may keep it for ten seconds.
     scene.pool.close().await;
     scene.pool = PgPoolOptions::new().max_connections(1).connect(&scene.url).await.unwrap();
@@ -69,7 +69,7 @@ async fn forget(scene: &mut Scene) {
 
 /// A session tells what it has read when it ends, before it disappears from the list. One that has written, and
 /// is to be seen open, stays.
-async fn sessions_end(scene: &Scene) {
+async fn sessions_end(scene: &TestEnv) {
     let sessions = "select count(*)::text from pg_stat_activity
                      where datname = current_database() and backend_type = 'client backend'
                        and pid <> pg_backend_pid() and state <> 'idle in transaction'";
@@ -182,7 +182,7 @@ async fn verify_reads_the_intervals_of_the_batches_and_no_more(pool: PgPool) {
 /// A long history, of which each page of a range is a part of the index.
 #[sqlx::test(migrations = false)]
 async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
@@ -205,7 +205,7 @@ async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
 /// them does is no reason to read it, nor the states of the others.
 #[sqlx::test(migrations = false)]
 async fn a_long_journal_is_not_read(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     // A renewal looks for the states of its worker, and would be counted on a slow machine.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "10m");
     scene

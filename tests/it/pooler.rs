@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use url::Url;
 
 use crate::cluster::{Programs, folder, some_port};
-use crate::support::Scene;
+use crate::support::TestEnv;
 
 /// Connections to the server that a pooler has, for each database and user: fewer than a worker wants, so
 /// that they go from hand to hand.
@@ -182,9 +182,9 @@ fn program() -> PathBuf {
 }
 
 /// A scene whose connector goes through a pooler of its own; the test itself does not.
-async fn scene_behind(pool: PgPool, settings: &str) -> (Scene, Pooler) {
+async fn scene_behind(pool: PgPool, settings: &str) -> (TestEnv, Pooler) {
     let pooler = Pooler::new(&pool, settings).await;
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     let database = scene.pool.connect_options().get_database().unwrap().to_owned();
     scene.set("DATABASE_URL", &pooler.url(&database));
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
@@ -196,12 +196,12 @@ async fn scene_behind(pool: PgPool, settings: &str) -> (Scene, Pooler) {
 }
 
 /// The name of a scene's database.
-fn database(scene: &Scene) -> String {
+fn database(scene: &TestEnv) -> String {
     scene.pool.connect_options().get_database().unwrap().to_owned()
 }
 
 /// Entities `e1`, `e2`, ..., each with rows in transactions of some rows each.
-async fn enter(scene: &Scene, entities: usize, rows: usize) {
+async fn enter(scene: &TestEnv, entities: usize, rows: usize) {
     for n in 1..=entities {
         scene.entity(&format!("e{n}"), "UTC").await;
     }
@@ -219,7 +219,7 @@ async fn enter(scene: &Scene, entities: usize, rows: usize) {
 }
 
 /// How often each row arrived: the least and the most, and how many did.
-fn arrivals(scene: &Scene) -> (usize, usize, usize) {
+fn arrivals(scene: &TestEnv) -> (usize, usize, usize) {
     let mut times = std::collections::BTreeMap::<String, usize>::new();
     for (account, _) in scene.balances() {
         *times.entry(account).or_default() += 1;

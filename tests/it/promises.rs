@@ -3,7 +3,7 @@
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use crate::support::{KEY, SECRET, Scene, stderr, stdout};
+use crate::support::{KEY, SECRET, TestEnv, stderr, stdout};
 
 /// 12,345 rows of six entities in five zones, over two years with every clock change in them. Balances
 /// have up to 38 digits; no two rows share account, currency and second.
@@ -25,7 +25,7 @@ const EXPECTED: &str = "
            || ' ' || trim_scale(balance)::text
       from ledger.balance_snapshots join elven_sync.entities e using (entity_id)";
 
-async fn expected(scene: &Scene) -> Vec<String> {
+async fn expected(scene: &TestEnv) -> Vec<String> {
     let mut rows: Vec<String> = sqlx::query_scalar(EXPECTED).fetch_all(&scene.pool).await.unwrap();
     rows.sort();
     rows
@@ -33,7 +33,7 @@ async fn expected(scene: &Scene) -> Vec<String> {
 
 #[sqlx::test(migrations = false)]
 async fn promises_1_2_3_every_row_arrives_exactly_once_and_exactly_right(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     for (entity_id, zone) in [
         ("alpha", "Europe/Zurich"),
         ("beta", "America/New_York"),
@@ -82,7 +82,7 @@ const CHANGES: &str = "
 
 #[sqlx::test(migrations = false)]
 async fn promise_3_every_change_of_the_clocks_is_as_postgresql_has_it(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.sql(CHANGES).await;
     let zones: Vec<String> =
         sqlx::query_scalar("select distinct entity_id from changes").fetch_all(&scene.pool).await.unwrap();
@@ -113,7 +113,7 @@ async fn promise_3_every_change_of_the_clocks_is_as_postgresql_has_it(pool: PgPo
 
 #[sqlx::test(migrations = false)]
 async fn promise_1_an_updated_row_is_uploaded_again(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'b', 'BTC', '2024-01-01Z', 2)").await;
@@ -128,7 +128,7 @@ async fn promise_1_an_updated_row_is_uploaded_again(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn promise_1_rows_of_one_second_are_sent_once_and_counted(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     // The hour that comes twice: two instants, one wall-clock time. The later instant is the newer.
     scene.entity("acme", "America/New_York").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -143,7 +143,7 @@ async fn promise_1_rows_of_one_second_are_sent_once_and_counted(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn promise_1_a_row_that_cannot_be_sent_is_set_aside_with_its_reason(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'b', 'BTC', '2024-01-01Z', 'NaN'),
@@ -169,7 +169,7 @@ async fn promise_1_a_row_that_cannot_be_sent_is_set_aside_with_its_reason(pool: 
 
 #[sqlx::test(migrations = false)]
 async fn promise_4_pending_rows_and_unregistered_entities_are_shown(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('ghost', 'g', 'BTC', '2024-01-01Z', 2)").await;
@@ -195,7 +195,7 @@ async fn promise_4_pending_rows_and_unregistered_entities_are_shown(pool: PgPool
 
 #[sqlx::test(migrations = false)]
 async fn no_secret_is_in_any_output_or_table(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1)").await;

@@ -7,11 +7,11 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use crate::backfill::backfill_2024;
 use crate::crashes::FAULT_POINT;
 use crate::crashes::points::{OF_A_PRUNE, points};
-use crate::support::{Scene, eventually, said};
+use crate::support::{TestEnv, eventually, said};
 use crate::verify::{findings, holds, proof};
 
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     scene.entity("acme", "UTC").await;
@@ -19,7 +19,7 @@ async fn scene(pool: PgPool) -> Scene {
 }
 
 /// Adds rows `from..=until` and runs.
-async fn run(scene: &Scene, from: i32, until: i32) {
+async fn run(scene: &TestEnv, from: i32, until: i32) {
     let insert = format!(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series({from}, {until}) n"

@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 
 use self::connector::{Connector, Connectors};
 use self::sessions::{Owner, Sessions};
-use crate::support::{PARTS, Scene, variable};
+use crate::support::{PARTS, TestEnv, variable};
 
 const SEEDS: i64 = 200;
 /// Seeds under way at the same time, each an entity of one database.
@@ -36,7 +36,7 @@ const NUMBERS: i64 = 10_000;
 
 #[sqlx::test(migrations = false)]
 async fn no_row_is_lost_whatever_the_sessions_do(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.sql(PARTS).await;
     // The heartbeat of a run that dies inside this process lives on: it must never be due.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
@@ -99,7 +99,7 @@ struct Seed<'a> {
 
 impl<'a> Seed<'a> {
     async fn begin(
-        scene: &Scene,
+        scene: &TestEnv,
         (observer, prover): (&'a mut PgConnection, &'a Database),
         sessions: &'a mut Sessions,
         connectors: &'a mut Connectors,

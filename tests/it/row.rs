@@ -3,10 +3,10 @@
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 /// What is said of a row of one entity, by a command that ends with this code.
-async fn of(scene: &Scene, code: i32, row: &str) -> Value {
+async fn of(scene: &TestEnv, code: i32, row: &str) -> Value {
     let json: Value =
         serde_json::from_str(&said(scene, code, &["status", "--row", row, "--json"]).await).unwrap();
     assert_eq!(json["entities"].as_array().unwrap().len(), 1, "{json}");
@@ -20,7 +20,7 @@ fn verdict(report: &Value) -> (String, String) {
 
 #[sqlx::test(migrations = false)]
 async fn each_fate_of_a_row_is_told(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "UTC").await;
     scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
@@ -100,7 +100,7 @@ async fn each_fate_of_a_row_is_told(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_row_that_nothing_is_known_of_and_one_that_is_missing(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1)").await;
     said(&scene, 0, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use elven_sync::{
-    elven::sign::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign},
+    elven::signing::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign},
     sandbox::{Credential, Fault, Gate, Options, Sandbox},
 };
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header::CONTENT_TYPE};

@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use tokio::process::Command;
 
 use crate::sandbox::{Bench, GOOD, IMPORT, options, parse, refused};
-use crate::support::{Scene, eventually, stderr, stdout};
+use crate::support::{TestEnv, eventually, stderr, stdout};
 
 const LIST: &str = "/open/v3/entityAccount";
 
@@ -249,7 +249,7 @@ async fn the_command_takes_faults_and_refuses_what_is_none() {
 
 #[sqlx::test(migrations = false)]
 async fn whatever_happens_on_the_way_every_row_arrives(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.entity("acme", "UTC").await;
     scene

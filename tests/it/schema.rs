@@ -2,11 +2,11 @@
 
 use sqlx::PgPool;
 
-use crate::support::Scene;
+use crate::support::TestEnv;
 
 #[sqlx::test(migrations = false)]
 async fn every_table_and_column_has_a_comment(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let bare: Vec<String> = sqlx::query_scalar(
         "select c.relname || coalesce('.' || a.attname, '') from pg_class c
            join pg_namespace n on n.oid = c.relnamespace and n.nspname in ('elven_sync', 'ledger')
@@ -22,7 +22,7 @@ async fn every_table_and_column_has_a_comment(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn migrating_twice_and_at_once_is_no_harm(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     let (first, second) =
         tokio::join!(scene.output(&["migrate", "--with-ledger"]), scene.output(&["migrate"]));
     assert!(first.status.success() && second.status.success());
@@ -44,7 +44,7 @@ async fn migrating_twice_and_at_once_is_no_harm(pool: PgPool) {
 /// The ids that a batch lists are those of the ledger, whatever their size, sign and type.
 #[sqlx::test(migrations = false)]
 async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (id, entity_id, entity_account_id, currency, captured_at, balance)
                overriding system value
@@ -68,7 +68,7 @@ async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
 /// The watermark of a lane moves only with the lease, and only from where it stands.
 #[sqlx::test(migrations = false)]
 async fn a_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let broken = sqlx::query("update elven_sync.sync_state set cursor_xid = '1', cursor_id = '1'")
         .execute(&scene.pool)
@@ -80,7 +80,7 @@ async fn a_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
 /// wait for the disk.
 #[sqlx::test(migrations = false)]
 async fn journal_writes_are_durable_whatever_the_default(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.sql(
         "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$;
          create function demand_durability() returns trigger language plpgsql as $$ begin

@@ -3,11 +3,11 @@
 use elven_sync::journal::RunStatus;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
-use crate::support::{Scene, eventually, said, stderr, stdout};
+use crate::support::{TestEnv, eventually, said, stderr, stdout};
 use crate::verify::holds;
 
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -15,7 +15,7 @@ async fn scene(pool: PgPool) -> Scene {
     scene
 }
 
-async fn insert(scene: &Scene, from: i32, until: i32) {
+async fn insert(scene: &TestEnv, from: i32, until: i32) {
     let insert = format!(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series({from}, {until}) n"
@@ -33,7 +33,7 @@ const JOURNAL: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xi
 const NOW: &str = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
 
 /// Each command that trusts or moves a watermark; the journal is as it was.
-pub async fn assert_each_command_refuses(scene: &Scene, between: &str, why: &str) {
+pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &str) {
     let before = scene.text(JOURNAL).await;
     let sent = scene.sandbox.requests().len();
     for (code, arguments) in [
@@ -60,7 +60,7 @@ pub async fn assert_each_command_refuses(scene: &Scene, between: &str, why: &str
 }
 
 /// A rebind that takes the proof. Transactions of other tests of this server may be older than the watermark at first.
-pub async fn accepted(scene: &Scene, arguments: &[&str]) {
+pub async fn accepted(scene: &TestEnv, arguments: &[&str]) {
     eventually("the proof is made", async || {
         let output = scene.output(arguments).await;
         let said = format!("{}{}", stdout(&output), stderr(&output));

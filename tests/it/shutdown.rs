@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use tokio::process::Child;
 
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, eventually, stderr, until_it_says};
+use crate::support::{TestEnv, eventually, stderr, until_it_says};
 use crate::workers::{scene_with_three_batches, signal};
 
 const BATCHES: &str = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id) from elven_sync.sync_batches";
@@ -73,7 +73,7 @@ async fn a_stop_does_not_wait_for_a_database_that_does_not_answer(pool: PgPool) 
     the_next_run_finishes(&scene).await;
 }
 
-async fn the_next_run_finishes(scene: &Scene) {
+async fn the_next_run_finishes(scene: &TestEnv) {
     let report = scene.run().await;
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (6, 1));
     // It gave signs of life to the end, so it may take a later run to say so.
@@ -85,8 +85,8 @@ async fn the_next_run_finishes(scene: &Scene) {
 }
 
 /// An error of a row that the API refused once and would take now.
-async fn scene_with_an_error(pool: PgPool) -> Scene {
-    let scene = Scene::new(pool).await;
+async fn scene_with_an_error(pool: PgPool) -> TestEnv {
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sandbox.set_rules(parsed(&["reject:account=x"]));
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)

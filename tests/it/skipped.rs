@@ -3,11 +3,11 @@
 use sqlx::PgPool;
 
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 /// Two rows of one second that are there when acme is registered from now on.
-async fn scene_from_now(pool: PgPool) -> Scene {
-    let scene = Scene::new(pool).await;
+async fn scene_from_now(pool: PgPool) -> TestEnv {
+    let scene = TestEnv::new(pool).await;
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -18,30 +18,30 @@ async fn scene_from_now(pool: PgPool) -> Scene {
     scene
 }
 
-async fn register(scene: &Scene) {
+async fn register(scene: &TestEnv) {
     said(scene, 0, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     said(scene, 0, &["run"]).await;
 }
 
 /// As if the entity had been taken out of service and registered again from now on.
-async fn register_again(scene: &Scene) {
+async fn register_again(scene: &TestEnv) {
     said(scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     scene.sql("delete from elven_sync.entities").await;
     register(scene).await;
 }
 
-fn balances_since(scene: &Scene, records: usize) -> Vec<String> {
+fn balances_since(scene: &TestEnv, records: usize) -> Vec<String> {
     scene.balances().into_iter().skip(records).map(|(_, balance)| balance).collect()
 }
 
 /// A backfill whose end lies between the two rows. Returns what it sent.
-async fn backfill_of_the_older(scene: &Scene) -> Vec<String> {
+async fn backfill_of_the_older(scene: &TestEnv) -> Vec<String> {
     let before = scene.balances().len();
     said(scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
     balances_since(scene, before)
 }
 
-async fn backfill_of_both(scene: &Scene) -> Vec<String> {
+async fn backfill_of_both(scene: &TestEnv) -> Vec<String> {
     let before = scene.balances().len();
     said(scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     balances_since(scene, before)

@@ -6,7 +6,7 @@
 
 mod api;
 mod checks;
-mod diary;
+mod event_log;
 mod journal;
 mod storm;
 mod workers;
@@ -21,17 +21,17 @@ use futures_util::future::join_all;
 use sqlx::PgPool;
 
 use self::api::Api;
-use self::diary::Diary;
+use self::event_log::Diary;
 use self::storm::{Counts, Storm};
 use self::workers::Workers;
 use crate::cluster::Cluster;
-use crate::support::{Scene, variable};
+use crate::support::{TestEnv, variable};
 use crate::verify::holds;
 
 const WORKERS: usize = 4;
 const WRITERS: usize = 4;
 const ENTITIES: usize = 20;
-/// As [`Scene`] sets them.
+/// As [`TestEnv`] sets them.
 const LEASE: Duration = Duration::from_secs(1);
 const SIGNATURE_WINDOW: Duration = Duration::from_millis(300);
 /// The longest that the rest may take, behind the storm: a hang is a failure.
@@ -80,9 +80,9 @@ async fn soak_for_long(pool: PgPool) {
 /// The storm, the peace, and what has to be so then; returns what there was.
 async fn weather(like: &PgPool, plan: Plan) -> String {
     let mut cluster = Cluster::new(like).await;
-    let diary = Diary::begin();
+    let event_log = Diary::begin();
     let api = Api::start(plan.seed).await;
-    let mut scene = Scene::at(&cluster.url("ledger")).await;
+    let mut scene = TestEnv::at(&cluster.url("ledger")).await;
     sqlx::raw_sql(include_str!("soak/watch.sql")).execute(&scene.pool).await.unwrap();
     for number in 0..ENTITIES {
         scene.entity(&entity_id(number), ZONES[number % ZONES.len()]).await;
@@ -97,14 +97,14 @@ async fn weather(like: &PgPool, plan: Plan) -> String {
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "20ms");
     scene.set("ELVEN_SYNC_RETRY__MAX", "300ms");
 
-    let workers = Workers::new(&scene, &diary, WORKERS);
+    let workers = Workers::new(&scene, &event_log, WORKERS);
     let counts = in_time(&scene.url, &workers, plan.storm + END_MAX, async {
-        storm(&plan, &scene, &mut cluster, &workers, &api, &diary).await
+        storm(&plan, &scene, &mut cluster, &workers, &api, &event_log).await
     })
     .await;
-    diary.note("peace");
+    event_log.note("peace");
     let runs = in_time(&scene.url, &workers, END_MAX, workers.run_until_all_is_done(&api)).await;
-    diary.note(format!("all is done after {runs} runs"));
+    event_log.note(format!("all is done after {runs} runs"));
     checks::all(&scene.url, &api).await;
     holds(&scene).await;
     summary(&plan, &scene.url, &counts, &workers, &api).await
@@ -113,18 +113,18 @@ async fn weather(like: &PgPool, plan: Plan) -> String {
 /// Workers and writers at work, and all that is done to them.
 async fn storm(
     plan: &Plan,
-    scene: &Scene,
+    scene: &TestEnv,
     cluster: &mut Cluster,
     workers: &Workers<'_>,
     api: &Api,
-    diary: &Diary,
+    event_log: &Diary,
 ) -> Counts {
     let mut random = Rng::with_seed(plan.seed);
     let over = Cell::new(false);
     let writers: Vec<_> =
-        (0..WRITERS).map(|_| writers::write(plan, &scene.url, random.fork(), diary, &over)).collect();
+        (0..WRITERS).map(|_| writers::write(plan, &scene.url, random.fork(), event_log, &over)).collect();
     let storm = async {
-        let mut storm = Storm::new(plan, &scene.url, cluster, workers, api, diary, random);
+        let mut storm = Storm::new(plan, &scene.url, cluster, workers, api, event_log, random);
         storm.rage().await;
         over.set(true);
         workers.stop();
@@ -142,7 +142,7 @@ async fn in_time<T>(url: &str, workers: &Workers<'_>, limit: Duration, work: imp
     if let Ok(done) = tokio::time::timeout(limit, work.as_mut()).await {
         return done;
     }
-    panic!("not done in {limit:?}\n{}\n{}", workers.doing(), diary::sessions(url).await)
+    panic!("not done in {limit:?}\n{}\n{}", workers.doing(), event_log::sessions(url).await)
 }
 
 fn entity_id(number: usize) -> String {

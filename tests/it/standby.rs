@@ -8,14 +8,14 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::cluster::Cluster;
-use crate::support::{Scene, eventually, stderr};
+use crate::support::{TestEnv, eventually, stderr};
 
 const INSERT: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)";
 
 /// A scene on a primary of its own whose pages come from a standby.
-async fn scene_on(primary: &Cluster, standby: &str) -> Scene {
-    let mut scene = Scene::at(&primary.url("ledger")).await;
+async fn scene_on(primary: &Cluster, standby: &str) -> TestEnv {
+    let mut scene = TestEnv::at(&primary.url("ledger")).await;
     scene.entity("acme", "UTC").await;
     scene.set("ELVEN_SYNC_LEDGER_URL", standby);
     // Pages of 4 rows: each has to prove itself. One after the other, so that they arrive in the order of the pass.
@@ -33,12 +33,12 @@ async fn enter(connection: &mut PgConnection, numbers: std::ops::RangeInclusive<
 }
 
 /// Accounts received, in order.
-fn accounts(scene: &Scene) -> Vec<i32> {
+fn accounts(scene: &TestEnv) -> Vec<i32> {
     scene.balances().into_iter().map(|(account, _)| account.parse().unwrap()).collect()
 }
 
 /// A run that waits for the standby to replay its pass.
-async fn waiting_run(scene: &Scene) -> tokio::process::Child {
+async fn waiting_run(scene: &TestEnv) -> tokio::process::Child {
     let open = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
     let child = scene.command(&["run"]).spawn().unwrap();
     eventually("the pass is open", async || scene.text(open).await == "1").await;
@@ -210,7 +210,7 @@ async fn a_standby_from_before_the_migration_is_waited_for(pool: PgPool) {
     let standby = primary.standby().await;
     standby.caught_up_with(&primary).await;
     standby.pause_replay().await;
-    let mut scene = Scene::new(PgPool::connect(&primary.url("ledger")).await.unwrap()).await;
+    let mut scene = TestEnv::new(PgPool::connect(&primary.url("ledger")).await.unwrap()).await;
     scene.entity("acme", "UTC").await;
     scene.set("ELVEN_SYNC_LEDGER_URL", &standby.url("ledger"));
     enter(&mut PgConnection::connect(&scene.url).await.unwrap(), 1..=3).await;
@@ -224,7 +224,7 @@ async fn a_standby_from_before_the_migration_is_waited_for(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn a_command_that_writes_is_not_for_a_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
-    let mut scene = Scene::at(&primary.url("ledger")).await;
+    let mut scene = TestEnv::at(&primary.url("ledger")).await;
     scene.entity("acme", "UTC").await;
     let standby = primary.standby().await;
     standby.caught_up_with(&primary).await;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::support::Scene;
+use crate::support::TestEnv;
 
 /// A request, and the status that it was answered with.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ pub struct Stub {
 
 impl Stub {
     /// Answers so, and is the API of the scene from now on.
-    pub async fn of(scene: &mut Scene, answer: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+    pub async fn of(scene: &mut TestEnv, answer: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
         let stub = Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), answer);
         scene.set("ELVEN_API_URL", &stub.url);
         stub

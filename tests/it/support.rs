@@ -41,25 +41,25 @@ const FENCES_ARE_OVER: &str = "
         for each row execute function fence_is_over()";
 
 /// A migrated database with the default ledger, and a sandbox. A command does not wait for what one before it has sent and
-/// may still arrive, since nothing does, unless [`Scene::with_fences`] says so.
-pub struct Scene {
+/// may still arrive, since nothing does, unless [`TestEnv::with_fences`] says so.
+pub struct TestEnv {
     pub pool: PgPool,
     pub url: String,
     pub sandbox: Sandbox,
     variables: BTreeMap<String, String>,
 }
 
-impl Scene {
+impl TestEnv {
     pub async fn new(pool: PgPool) -> Self {
         let database = Database::from(pool.clone());
         journal::migrate(&database).await.unwrap();
         journal::migrate_ledger(&database).await.unwrap();
         sqlx::raw_sql(FENCES_ARE_OVER).execute(&pool).await.unwrap();
-        Self::beside(pool, Options::default()).await
+        Self::connect_like(pool, Options::default()).await
     }
 
     /// Another sandbox, and a connector to it, on a database that is migrated already.
-    pub async fn beside(pool: PgPool, options: Options) -> Self {
+    pub async fn connect_like(pool: PgPool, options: Options) -> Self {
         let credentials =
             vec![Credential::new("default", KEY, SECRET), Credential::new("second", "key-2", "secret-2")];
         let answers = if options.answers == Answers::default() { answers() } else { options.answers };
@@ -80,7 +80,7 @@ impl Scene {
         Self { pool, url, sandbox, variables }
     }
 
-    /// From now on fences last as long as they do: the signature window of [`Scene::beside`] and 3 s.
+    /// From now on fences last as long as they do: the signature window of [`TestEnv::beside`] and 3 s.
     pub async fn with_fences(self) -> Self {
         self.sql("drop trigger fence_is_over on elven_sync.sync_state").await;
         self
@@ -206,7 +206,7 @@ pub fn stdout(output: &Output) -> String {
 }
 
 /// What a command prints, when it ends with this code.
-pub async fn said(scene: &Scene, code: i32, arguments: &[&str]) -> String {
+pub async fn said(scene: &TestEnv, code: i32, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
     let said = format!("{}{}", stdout(&output), stderr(&output));
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");

@@ -7,11 +7,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
-use crate::support::{Scene, said, stderr, stdout};
+use crate::support::{TestEnv, said, stderr, stdout};
 
 /// Entities acme and beta with three rows each, in a view whose columns are made from those of a table.
-async fn scene_with_view(pool: PgPool, columns: &str) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_with_view(pool: PgPool, columns: &str) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
     scene
@@ -46,7 +46,7 @@ const HEALTH: &str =
     "select string_agg(entity_id || ' ' || status, ',' order by entity_id) from elven_sync.sync_health";
 
 /// Runs, and makes sure that acme is done and reported, and beta is failing with these words.
-async fn stops_beta_alone(scene: &Scene, words: &[&str]) {
+async fn stops_beta_alone(scene: &TestEnv, words: &[&str]) {
     let report = said(scene, 3, &["run"]).await;
     assert!(report.contains("failed: beta: ") && !report.contains("failed: acme"), "{report}");
     let done = report.lines().find(|line| line.trim_start().starts_with("acme")).unwrap();
@@ -68,14 +68,14 @@ async fn stops_beta_alone(scene: &Scene, words: &[&str]) {
     assert!(scene.text(runs).await.starts_with("incomplete beta: "), "{}", scene.text(runs).await);
 }
 
-async fn status_json(scene: &Scene) -> serde_json::Value {
+async fn status_json(scene: &TestEnv) -> serde_json::Value {
     let output = scene.output(&["status", "--json"]).await;
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     serde_json::from_str(&stdout(&output)).unwrap()
 }
 
 /// A person corrects the row, and all is well.
-async fn goes_on_once_corrected(scene: &Scene, rows: usize) {
+async fn goes_on_once_corrected(scene: &TestEnv, rows: usize) {
     said(scene, 0, &["run"]).await;
     assert_eq!(scene.text(OPEN).await, "NULL");
     assert_eq!(scene.text(HEALTH).await, "acme ok,beta ok");
@@ -154,7 +154,7 @@ async fn a_statement_timeout_stops_its_entity_alone(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn a_damaged_block_stops_its_entity_alone(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
-    let scene = Scene::at(&cluster.url("ledger")).await;
+    let scene = TestEnv::at(&cluster.url("ledger")).await;
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
     scene
@@ -266,7 +266,7 @@ async fn the_entity_whose_rows_cannot_be_read_is_found_among_many(pool: PgPool) 
 const BACKFILL: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
 
 /// Rows 1 and 9 can be sent, and those between cannot: they are set aside, whatever is asked.
-async fn sets_aside_what_cannot_be_sent(scene: &Scene, unfit: &[(&str, &str)]) {
+async fn sets_aside_what_cannot_be_sent(scene: &TestEnv, unfit: &[(&str, &str)]) {
     let report = said(scene, 3, &["run"]).await;
     assert!(report.contains(&format!("2 uploaded, {} set aside", unfit.len())), "{report}");
     let errors = "select string_agg(concat_ws(' ', ledger_id, kind, message), E'\\n' order by ledger_id)
@@ -307,7 +307,7 @@ async fn times_out_of_range_are_set_aside_and_the_other_rows_go(pool: PgPool) {
             .execute(&pool)
             .await
             .unwrap();
-        let mut scene = Scene::new(pool.clone()).await;
+        let mut scene = TestEnv::new(pool.clone()).await;
         scene.entity("acme", "Europe/Zurich").await;
         scene
             .sql(
@@ -344,7 +344,7 @@ async fn times_out_of_range_are_set_aside_and_the_other_rows_go(pool: PgPool) {
 }
 
 /// A scene in a database of its own, of another encoding.
-async fn scene_in_encoding(pool: &PgPool, encoding: &str) -> Scene {
+async fn scene_in_encoding(pool: &PgPool, encoding: &str) -> TestEnv {
     let name: String = sqlx::query_scalar("select current_database()").fetch_one(pool).await.unwrap();
     // A name has at most 63 bytes, of which the end differs between tests.
     let name = format!("{}_{}", encoding.to_lowercase(), &name[name.len() - 40..]);
@@ -353,10 +353,10 @@ async fn scene_in_encoding(pool: &PgPool, encoding: &str) -> Scene {
     );
     sqlx::raw_sql(AssertSqlSafe(create)).execute(pool).await.unwrap();
     let options = pool.connect_options().as_ref().clone().database(&name);
-    Scene::new(PgPool::connect(options.to_url_lossy().as_str()).await.unwrap()).await
+    TestEnv::new(PgPool::connect(options.to_url_lossy().as_str()).await.unwrap()).await
 }
 
-async fn drop_database(scene: Scene, pool: &PgPool) {
+async fn drop_database(scene: TestEnv, pool: &PgPool) {
     let name = scene.text("select current_database()::text").await;
     scene.pool.close().await;
     sqlx::raw_sql(AssertSqlSafe(format!("drop database \"{name}\" with (force)")))

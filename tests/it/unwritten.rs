@@ -7,11 +7,11 @@ use tokio::process::Child;
 
 use crate::backfill::{add_minutes, backfill_2024};
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, eventually, said, stderr};
+use crate::support::{TestEnv, eventually, said, stderr};
 
 /// Two batches of a row each, both in flight at once.
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "2s");
@@ -19,7 +19,7 @@ async fn scene(pool: PgPool) -> Scene {
 }
 
 /// A command that has two batches in flight, and the gates of their answers, the first batch's first.
-async fn both_in_flight(scene: &Scene, arguments: &[&str], first: &str) -> (Child, [Gate; 2]) {
+async fn both_in_flight(scene: &TestEnv, arguments: &[&str], first: &str) -> (Child, [Gate; 2]) {
     let gates = [Gate::new(), Gate::new()];
     let before = scene.balances().len();
     for gate in &gates {
@@ -35,7 +35,7 @@ async fn both_in_flight(scene: &Scene, arguments: &[&str], first: &str) -> (Chil
 }
 
 /// PostgreSQL refuses the answer to the second batch of an entity, by this SQLSTATE; each time that it does moves a sequence.
-async fn refuse_the_second(scene: &Scene, entity_id: &str, sqlstate: &str) {
+async fn refuse_the_second(scene: &TestEnv, entity_id: &str, sqlstate: &str) {
     let sql = format!(
         "create sequence if not exists refusals;
          create or replace function refuse() returns trigger language plpgsql as $$
@@ -66,7 +66,7 @@ const CANCEL: &str = "select pg_cancel_backend(pid) from pg_stat_activity
                        where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
 
 /// Once nothing is in the way any more: the batch is sent again, and nothing is stuck.
-async fn the_next_run_goes_on(scene: &Scene, entity_id: &str) {
+async fn the_next_run_goes_on(scene: &TestEnv, entity_id: &str) {
     let before = scene.balances().len();
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Succeeded, "{entity_id}: {report:?}");

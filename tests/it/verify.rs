@@ -1,6 +1,6 @@
 //! `verify`: whatever was done to the journal or round it is found, and what people and workers do is not.
 
-mod peace;
+mod no_false_alarms;
 mod repairs;
 mod tampering;
 
@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 
 use elven_sync::audit::{self, EntityProof};
 
-use crate::support::Scene;
+use crate::support::TestEnv;
 
 /// What is found out about the entities of a scene.
-pub async fn proof(scene: &Scene, deep: bool) -> Vec<EntityProof> {
+pub async fn proof(scene: &TestEnv, deep: bool) -> Vec<EntityProof> {
     let database = scene.database(4).await;
     let proof = audit::verify(&scene.settings(&[]), &database, &[], deep).await.unwrap();
     database.close().await;
@@ -26,7 +26,7 @@ pub fn findings(proof: &[EntityProof]) -> (BTreeSet<&'static str>, String) {
 }
 
 /// Everything holds, all bodies included; returns how many rows are proven and how many wait.
-pub async fn holds(scene: &Scene) -> (usize, i64) {
+pub async fn holds(scene: &TestEnv) -> (usize, i64) {
     let proof = proof(scene, true).await;
     let (found, said) = findings(&proof);
     assert!(found.is_empty(), "{said}");

@@ -3,7 +3,7 @@
 use elven_sync::journal::RunStatus;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
-use crate::support::{Scene, stderr};
+use crate::support::{TestEnv, stderr};
 
 /// Inserts a row of entity acme, whose account and balance are the same.
 const INSERT: &str =
@@ -14,17 +14,17 @@ async fn insert(connection: &mut PgConnection, number: i32) {
     sqlx::query(INSERT).bind(number.to_string()).execute(connection).await.unwrap();
 }
 
-fn accounts(scene: &Scene) -> Vec<String> {
+fn accounts(scene: &TestEnv) -> Vec<String> {
     scene.balances().into_iter().map(|(account, _)| account).collect()
 }
 
-async fn scene_with_acme(pool: PgPool) -> Scene {
-    let scene = Scene::new(pool).await;
+async fn scene_with_acme(pool: PgPool) -> TestEnv {
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
 }
 
-async fn session(scene: &Scene) -> PgConnection {
+async fn session(scene: &TestEnv) -> PgConnection {
     PgConnection::connect(&scene.url).await.unwrap()
 }
 

@@ -9,11 +9,11 @@ use sqlx::PgPool;
 use tokio::process::Child;
 
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, stderr, stdout, until_it_says};
+use crate::support::{TestEnv, stderr, stdout, until_it_says};
 
 /// Three batches of two rows.
-pub async fn scene_with_three_batches(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+pub async fn scene_with_three_batches(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n").await;
@@ -168,7 +168,7 @@ async fn an_entity_that_a_dead_worker_brought_up_to_date_is_well(pool: PgPool) {
 }
 
 /// Rows of an entity, each a batch of its own.
-async fn add_rows(scene: &Scene, entity_id: &str, rows: i32) {
+async fn add_rows(scene: &TestEnv, entity_id: &str, rows: i32) {
     scene.entity(entity_id, "UTC").await;
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -184,7 +184,7 @@ async fn add_rows(scene: &Scene, entity_id: &str, rows: i32) {
 /// With one entity at a time, the huge one first: it makes room for the small ones, and is finished all the same.
 #[sqlx::test(migrations = false)]
 async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     add_rows(&scene, "a-huge", 150).await;
     add_rows(&scene, "b-small", 1).await;
     add_rows(&scene, "c-small", 1).await;
@@ -211,7 +211,7 @@ async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
 /// An API that takes as long as it likes has twice as many requests to answer at once.
 #[sqlx::test(migrations = false)]
 async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     for entity in ["e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8"] {
         add_rows(&scene, entity, 5).await;
     }

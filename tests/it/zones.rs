@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use elven_sync::sandbox::Fault;
 
-use crate::support::{Scene, said, stderr, stdout};
+use crate::support::{TestEnv, said, stderr, stdout};
 use crate::verify::{findings, proof};
 
 const ZONEINFO: &str = "ELVEN_SYNC_TIME__ZONEINFO";
@@ -15,7 +15,7 @@ fn compiled(name: &str) -> String {
 }
 
 /// Registers an entity with a row for each instant, named like its zone.
-async fn add(scene: &Scene, zone: &str, instants: &[&str]) {
+async fn add(scene: &TestEnv, zone: &str, instants: &[&str]) {
     for instant in instants {
         sqlx::query(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -30,17 +30,17 @@ async fn add(scene: &Scene, zone: &str, instants: &[&str]) {
 }
 
 /// What was received, without the balance.
-fn times(scene: &Scene) -> Vec<String> {
+fn times(scene: &TestEnv) -> Vec<String> {
     scene.received().into_iter().map(|r| r.replace(" BTC ", " ").trim_end_matches(" 1").to_owned()).collect()
 }
 
-async fn run(scene: &Scene) -> String {
+async fn run(scene: &TestEnv) -> String {
     said(scene, 0, &["run"]).await
 }
 
 #[sqlx::test(migrations = false)]
 async fn rows_of_2026_are_sent_by_the_rules_of_2026(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, "bundled");
     scene.set("TZDIR", &compiled("newer"));
     let cases = [
@@ -68,7 +68,7 @@ async fn rows_of_2026_are_sent_by_the_rules_of_2026(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn the_newest_rules_that_the_machine_has_are_used(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     for zone in ["Europe/Zurich", "Asia/Tokyo"] {
         scene.entity(zone, zone).await;
     }
@@ -119,7 +119,7 @@ async fn the_newest_rules_that_the_machine_has_are_used(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_change_of_the_rules_is_reported_once_with_the_rows_and_the_backfill(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
     scene.entity("Asia/Tokyo", "Asia/Tokyo").await;
@@ -168,7 +168,7 @@ async fn a_change_of_the_rules_is_reported_once_with_the_rows_and_the_backfill(p
 /// Earlier versions recorded only the version of the rules of a run, and had those of 2025b.
 #[sqlx::test(migrations = false)]
 async fn uploads_of_a_version_that_recorded_no_rules_are_compared_with_its_rules(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, "bundled");
     for zone in ["America/Vancouver", "Europe/Zurich"] {
         scene.entity(zone, zone).await;
@@ -204,7 +204,7 @@ async fn uploads_of_a_version_that_recorded_no_rules_are_compared_with_its_rules
 /// What is in an open pass was uploaded as well; what `--from-now` has skipped was not.
 #[sqlx::test(migrations = false)]
 async fn rows_that_were_never_uploaded_do_not_count(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     add(&scene, "Europe/Zurich", &["2026-12-01T12:00:00Z"; 3]).await;
     said(&scene, 0, &["entity", "add", "Europe/Zurich", "--timezone", "Europe/Zurich", "--from-now"]).await;
@@ -223,7 +223,7 @@ async fn rows_that_were_never_uploaded_do_not_count(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn other_rules_of_the_database_server_are_reported_once_per_change(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zurich").await;
     scene.entity("tokyo", "Asia/Tokyo").await;
     let (newer, older) = (compiled("newer"), compiled("older"));
@@ -266,7 +266,7 @@ async fn other_rules_of_the_database_server_are_reported_once_per_change(pool: P
 /// The instants that a `timestamp` names are made by the server.
 #[sqlx::test(migrations = false)]
 async fn other_rules_for_a_ledger_without_instants_are_reported(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.sql("create table ledger.local (id bigint primary key, entity_id text not null, entity_account_id text not null,
                    currency text not null, captured_at timestamp not null, balance numeric not null,
                    change_xid xid8 not null default pg_current_xact_id());
@@ -286,7 +286,7 @@ async fn other_rules_for_a_ledger_without_instants_are_reported(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_batch_that_is_made_again_by_other_rules_says_so(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
@@ -310,7 +310,7 @@ async fn a_batch_that_is_made_again_by_other_rules_says_so(pool: PgPool) {
 /// Bodies are made again by the rules that they were made with, whatever rules are in use.
 #[sqlx::test(migrations = false)]
 async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
     for (number, rules) in ["older", "newer", "bundled"].into_iter().enumerate() {
         scene.set(ZONEINFO, &if rules == "bundled" { rules.to_owned() } else { compiled(rules) });
@@ -346,7 +346,7 @@ async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
 /// What only informs must not keep rows from being sent.
 #[sqlx::test(migrations = false)]
 async fn a_run_goes_on_without_the_tables_of_the_rules(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add(&scene, "acme", &["2026-12-01T12:00:00Z"]).await;
     scene.sql("drop table elven_sync.sync_facts").await;
@@ -358,7 +358,7 @@ async fn a_run_goes_on_without_the_tables_of_the_rules(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_folder_that_cannot_be_used_is_refused(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     for folder in ["/nonexistent", env!("CARGO_MANIFEST_DIR")] {
         scene.set(ZONEINFO, &format!("{folder}/src"));
         let text = said(&scene, 1, &["run"]).await;

@@ -8,23 +8,26 @@ use super::finding::Finding;
 use crate::batch::unpack_ids;
 use crate::database::Transaction;
 use crate::journal::JournalError;
-use crate::journal::proof::{self, Kept};
+use crate::journal::audit::{self as records, JournalBatch};
 use crate::watermark::{At, Cursor, LedgerId};
 
 /// The parts of a batch that was split.
 const PARTS: usize = 2;
 
 /// Parts, by the batch that they are parts of.
-pub(super) type Parts = BTreeMap<i64, Vec<Kept>>;
+pub(super) type Parts = BTreeMap<i64, Vec<JournalBatch>>;
 
 /// The parts of these batches, and theirs.
-pub(super) async fn parts(transaction: &mut Transaction, roots: &[Kept]) -> Result<Parts, JournalError> {
+pub(super) async fn parts(
+    transaction: &mut Transaction,
+    roots: &[JournalBatch],
+) -> Result<Parts, JournalError> {
     let batch_ids: Vec<i64> = roots.iter().map(|root| root.batch_id).collect();
     let mut parts = Parts::new();
     if batch_ids.is_empty() {
         return Ok(parts);
     }
-    for part in proof::parts_of(transaction, &batch_ids).await? {
+    for part in records::parts_of(transaction, &batch_ids).await? {
         parts.entry(part.parent_id.unwrap_or_default()).or_default().push(part);
     }
     Ok(parts)
@@ -66,7 +69,7 @@ pub(super) struct Claim<'a> {
 
 /// A batch, or a part, that was not split, and its rows.
 pub(super) struct Leaf {
-    pub batch: Kept,
+    pub batch: JournalBatch,
     pub ids: Vec<LedgerId>,
 }
 
@@ -75,7 +78,7 @@ impl Checker<'_> {
     pub(super) fn go_over<'a>(
         &mut self,
         walk: &mut Walk<'a>,
-        roots: Vec<Kept>,
+        roots: Vec<JournalBatch>,
         parts: &Parts,
         claims: &mut Vec<Claim<'a>>,
     ) {
@@ -171,7 +174,7 @@ impl Checker<'_> {
     }
 
     /// What became of a batch in the end: itself, or the parts of its parts; each checked by itself.
-    fn leaves(&mut self, root: Kept, parts: &Parts) -> Vec<Leaf> {
+    fn leaves(&mut self, root: JournalBatch, parts: &Parts) -> Vec<Leaf> {
         let mut leaves = Vec::new();
         let mut nodes = vec![root];
         while let Some(node) = nodes.pop() {
@@ -180,7 +183,7 @@ impl Checker<'_> {
             let expected = if node.status == "split" { PARTS } else { 0 };
             let own: HashSet<&LedgerId> =
                 if parts.is_empty() { HashSet::new() } else { ids.iter().collect() };
-            let fits = |part: &Kept| {
+            let fits = |part: &JournalBatch| {
                 part.last == node.last
                     && unpack_ids(&part.row_ids).is_some_and(|ids| ids.iter().all(|id| own.contains(id)))
             };
@@ -205,7 +208,7 @@ impl Checker<'_> {
     }
 
     /// The rows of a batch, of which what it says of itself has to add up.
-    fn ids(&mut self, batch: &Kept) -> Vec<LedgerId> {
+    fn ids(&mut self, batch: &JournalBatch) -> Vec<LedgerId> {
         let listed = unpack_ids(&batch.row_ids);
         let rejected = batch.rejected_ids.as_deref().map(unpack_ids);
         let number = |count: i32| usize::try_from(count).ok();

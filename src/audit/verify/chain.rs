@@ -2,7 +2,7 @@
 
 use super::finding::Finding;
 use crate::journal::Lane;
-use crate::journal::proof::Change;
+use crate::journal::audit::Change;
 use crate::watermark::{Cursor, Snapshot};
 
 /// A watermark is shown up to this many characters: it may list many transactions.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::finding::Finding;
 use super::span::Span;
 use crate::align::{Zone, Zones};
-use crate::journal::proof::Pruned;
+use crate::journal::audit::Pruned;
 use crate::ledger::Ledger;
 
 /// Of each entity so many findings are kept; the others are counted.
@@ -20,7 +20,7 @@ pub(super) const ROWS_NAMED_MAX: usize = 20;
 pub(super) const NEWEST: usize = 100;
 
 /// Of each entity so many whole batches have their bodies made again, unless all are asked for.
-pub(super) const SAMPLE: usize = 20;
+pub(super) const SAMPLED_BATCHES: usize = 20;
 
 /// What was found out about an entity.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -108,7 +108,7 @@ pub(super) struct Sample {
 
 impl Sample {
     pub(super) fn of(&mut self, batches: usize) {
-        let step = *self.step.get_or_insert((batches / SAMPLE).max(1));
+        let step = *self.step.get_or_insert((batches / SAMPLED_BATCHES).max(1));
         // Another one each time, so that what is checked again and again is checked all over.
         self.offset = fastrand::usize(..step);
     }

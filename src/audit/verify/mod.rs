@@ -25,15 +25,15 @@ use self::checker::{Checker, Sample};
 use crate::align::Zones;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
-use crate::journal::proof::{self};
-use crate::journal::{JournalError, Lane, Sealed, check_schema};
+use crate::journal::audit as records;
+use crate::journal::{JournalError, Lane, SealState, check_schema};
 use crate::ledger::{Ledger, LedgerError};
 use crate::sync::worker::warn_of;
 use crate::sync::{RunError, watermark_check};
 use crate::watermark::Snapshot;
 
 /// Batches, and passes, that are looked at together.
-const TOGETHER_MAX: usize = 100;
+const BATCHES_TOGETHER_MAX: usize = 100;
 /// Passes whose batches are counted together.
 const COUNTED_MAX: usize = 1000;
 
@@ -47,9 +47,9 @@ pub async fn verify(
     check_schema(database).await?;
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     warn_of(&ledger.without_trigger().await?);
-    let all = database.again(|| async {
+    let all = database.retry(|| async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
-        proof::entities(&mut transaction).await
+        records::entities(&mut transaction).await
     });
     let all = all.await?;
     if let Some(missing) = only.iter().find(|id| !all.contains(id)) {
@@ -142,7 +142,7 @@ async fn prove_rows(
             };
             Ok::<_, RunError>((report, proven))
         };
-        database.again(proven).await
+        database.retry(proven).await
     };
     match prove(ledger).await? {
         (_, Err(problem)) if problem.is_about_a_value() => prove(&ledger.careful()).await,
@@ -160,13 +160,13 @@ async fn prove_in_snapshot(
 ) -> Result<Proven, RunError> {
     let entity_id = &report.entity_id.clone()[..];
     let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
-    let found = proof::lane(&mut transaction, entity_id).await?;
+    let found = records::lane(&mut transaction, entity_id).await?;
     let progress = found.progress(entity_id);
-    let changes = proof::changes(&mut transaction, entity_id).await?;
-    let zone = proof::timezone(&mut transaction, entity_id).await?;
-    report.pruned = proof::pruned(&mut transaction, entity_id).await?;
-    report.rows_set_aside_open = proof::set_aside(&mut transaction, entity_id).await?;
-    let values_changed = proof::values_changed(&mut transaction, entity_id).await?;
+    let changes = records::changes(&mut transaction, entity_id).await?;
+    let zone = records::timezone(&mut transaction, entity_id).await?;
+    report.pruned = records::pruned(&mut transaction, entity_id).await?;
+    report.rows_set_aside_open = records::set_aside(&mut transaction, entity_id).await?;
+    let values_changed = records::values_changed(&mut transaction, entity_id).await?;
     let Chain { links, others, findings } = chain::follow(changes, &found);
     let is_pruned = report.pruned.is_some() || others.iter().any(|change| change.kind == "pruned");
     report.passes = links.len();
@@ -182,7 +182,7 @@ async fn prove_in_snapshot(
             if let Err(misfit) = watermark_check::sealed(entity_id, &found) {
                 report.find(Finding::new("watermark", misfit.to_string()));
             }
-            Lane { seal: Sealed::Whole, ..found.clone() }
+            Lane { seal: SealState::Whole, ..found.clone() }
         }
         Asked::Rebind { .. } => watermark_check::as_if_bound(ledger, &look, &found),
     };
@@ -215,7 +215,7 @@ impl Checker<'_> {
         let mut counts = Vec::with_capacity(links.len());
         for links in links.chunks(COUNTED_MAX) {
             let pass_ids: Vec<i64> = links.iter().map(|link| link.pass_id).collect();
-            let counted = proof::count_roots(transaction, &pass_ids).await?;
+            let counted = records::count_roots(transaction, &pass_ids).await?;
             counts.extend(pass_ids.iter().map(|pass_id| counted.get(pass_id).copied().unwrap_or(0)));
         }
         self.report.batches = counts.iter().sum();
@@ -225,13 +225,13 @@ impl Checker<'_> {
             let mut until = from + 1;
             let mut batches = counts[from];
             while until < links.len()
-                && until - from < TOGETHER_MAX
-                && batches + counts[until] <= TOGETHER_MAX
+                && until - from < BATCHES_TOGETHER_MAX
+                && batches + counts[until] <= BATCHES_TOGETHER_MAX
             {
                 batches += counts[until];
                 until += 1;
             }
-            if batches > TOGETHER_MAX {
+            if batches > BATCHES_TOGETHER_MAX {
                 self.large(transaction, &links[from]).await?;
             } else {
                 self.small(transaction, &links[from..until]).await?;
@@ -244,7 +244,7 @@ impl Checker<'_> {
     /// Passes with few batches.
     async fn small(&mut self, transaction: &mut Transaction, links: &[Link]) -> Result<(), RunError> {
         let pass_ids: Vec<i64> = links.iter().map(|link| link.pass_id).collect();
-        let roots = proof::roots_of_all(transaction, &pass_ids).await?;
+        let roots = records::roots_of_all(transaction, &pass_ids).await?;
         let parts = batches::parts(transaction, &roots).await?;
         let mut roots = roots.into_iter().peekable();
         let mut claims = Vec::new();
@@ -265,8 +265,8 @@ impl Checker<'_> {
         let mut walk = Walk::of(link);
         let mut behind = 0;
         loop {
-            let page = i64::try_from(TOGETHER_MAX).unwrap_or(i64::MAX);
-            let roots = proof::roots_of(transaction, link.pass_id, behind, page).await?;
+            let page = i64::try_from(BATCHES_TOGETHER_MAX).unwrap_or(i64::MAX);
+            let roots = records::roots_of(transaction, link.pass_id, behind, page).await?;
             let Some(last) = roots.last() else { break };
             behind = last.batch_id;
             let parts = batches::parts(transaction, &roots).await?;

@@ -9,7 +9,7 @@ use super::span::Span;
 use crate::align::{Offsets, Zone};
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;
-use crate::journal::proof;
+use crate::journal::audit as records;
 use crate::ledger::{Interval, Row};
 use crate::sync::RunError;
 use crate::watermark::LedgerId;
@@ -96,7 +96,7 @@ impl Checker<'_> {
         Ok(match &leaf.batch.zone_rules {
             Some(rules) if in_use.as_ref().is_some_and(|zone| zone.follows(rules)) => in_use,
             Some(rules) => {
-                let offsets = proof::offsets(transaction, name, rules).await?;
+                let offsets = records::offsets(transaction, name, rules).await?;
                 offsets.map(|offsets| Zone::recorded(name, rules, offsets))
             }
             None if leaf.batch.tzdata == chrono_tz::IANA_TZDB_VERSION => {
@@ -178,7 +178,7 @@ impl Checker<'_> {
             asked.extend(ids.iter().cloned());
             of_leaves.push((leaf, ids));
         }
-        let found = proof::with_error(transaction, self.entity_id, &asked).await?;
+        let found = records::with_error(transaction, self.entity_id, &asked).await?;
         let found: HashSet<String> = found.into_iter().collect();
         for (leaf, ids) in of_leaves {
             let batch = &leaf.batch;

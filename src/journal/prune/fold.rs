@@ -32,7 +32,7 @@ impl Pruner<'_> {
             let is_last = links.len() < ROWS_PER_TRANSACTION;
             Ok(Ok(links.last().filter(|_| !is_last).map(|link| link.pass_id)))
         };
-        self.database.again(fold).await
+        self.database.retry(fold).await
     }
 }
 

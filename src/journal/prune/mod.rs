@@ -9,7 +9,7 @@ mod removal;
 
 use std::time::Duration;
 
-use super::{JournalError, Sealed};
+use super::{JournalError, SealState};
 use crate::database::{Database, Transaction};
 use chrono::{DateTime, Utc};
 
@@ -56,7 +56,7 @@ pub async fn scope(
     older_than: Duration,
 ) -> Result<(DateTime<Utc>, Vec<String>), JournalError> {
     let before: DateTime<Utc> = database
-        .again(|| {
+        .retry(|| {
             sqlx::query_scalar!(
                 r#"select clock_timestamp() - make_interval(secs => $1) as "before!""#,
                 older_than.as_secs_f64()
@@ -65,7 +65,7 @@ pub async fn scope(
         })
         .await?;
     let entities = database
-        .again(|| {
+        .retry(|| {
             sqlx::query_scalar!("select entity_id from elven_sync.sync_state order by entity_id")
                 .fetch_all(database)
         })
@@ -74,13 +74,13 @@ pub async fn scope(
 }
 
 impl Pruner<'_> {
-    /// What the seal of the newest change says: see [`Sealed`].
-    pub async fn seal(&self) -> Result<Sealed, JournalError> {
+    /// What the seal of the newest change says: see [`SealState`].
+    pub async fn seal(&self) -> Result<SealState, JournalError> {
         let seal = || {
             sqlx::query_scalar!("select seal from elven_sync.seals(array[$1::text])", self.entity_id)
                 .fetch_optional(self.database)
         };
-        Ok(Sealed::from_column(self.database.again(seal).await?.flatten().as_deref()))
+        Ok(SealState::from_column(self.database.retry(seal).await?.flatten().as_deref()))
     }
 
     /// Begins a transaction with the lane locked. `None`: somebody else has it, for longer than a moment.
@@ -133,14 +133,14 @@ impl Pruner<'_> {
             finish(transaction, declared + rebinds).await?;
             Ok(Ok(declared))
         };
-        self.database.again(declare).await
+        self.database.retry(declare).await
     }
 
     /// The passes whose batches go, a few small ones together.
     pub async fn groups(&self) -> Result<Vec<Vec<i64>>, JournalError> {
         let counted = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query!(
                     r#"select p.pass_id, count(*) as "batches!"
                          from elven_sync.sync_passes p join elven_sync.sync_batches b using (pass_id)
@@ -201,7 +201,7 @@ impl Pruner<'_> {
     pub async fn would_go(&self) -> Result<WouldGo, JournalError> {
         let counted = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query!(
                     r#"with gone (pass_id, is_new) as (
                            select p.pass_id, p.kind = 'pass' from elven_sync.sync_passes p
@@ -247,7 +247,7 @@ pub async fn prune_runs(database: &Database, before: DateTime<Utc>) -> Result<u6
     let mut removed = 0;
     loop {
         let old: Vec<i64> = database
-            .again(|| {
+            .retry(|| {
                 sqlx::query_scalar!(
                     "select run_id from elven_sync.sync_runs where run_id > $1 and finished_at < $2 order by run_id limit $3",
                     behind,

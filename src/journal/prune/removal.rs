@@ -22,7 +22,7 @@ impl Pruner<'_> {
             .await?;
             self.remove(transaction, &batch_ids).await
         };
-        self.database.again(remove).await
+        self.database.retry(remove).await
     }
 
     /// Removes some batches of retries, and of backfills that have ended.
@@ -40,7 +40,7 @@ impl Pruner<'_> {
             .await?;
             self.remove(transaction, &batch_ids).await
         };
-        self.database.again(remove).await
+        self.database.retry(remove).await
     }
 
     /// Removes batches, keeps their totals, and lets go of what is said of them in errors that stay.
@@ -106,7 +106,7 @@ impl Pruner<'_> {
             finish(transaction, removed).await?;
             Ok(Ok(removed))
         };
-        self.database.again(remove).await
+        self.database.retry(remove).await
     }
 
     /// Removes resolved errors whose batch is gone, but for those of rows that a batch which is kept has set aside: they
@@ -139,7 +139,7 @@ impl Pruner<'_> {
             finish(transaction, removed).await?;
             Ok(Ok(removed))
         };
-        self.database.again(remove).await
+        self.database.retry(remove).await
     }
 
     /// The rows that the batches which are left have set aside.

@@ -165,7 +165,7 @@ impl Facts {
             sqlx::query_as(TREE).bind(&schema).bind(&table).fetch_all(database).await?;
         refuse_what_has_no_triggers(database, settings, &relations).await?;
 
-        let roles = table::Found { settings, columns: &columns };
+        let roles = table::ResolvedColumns { settings, columns: &columns };
         let stamp_name = settings.columns.get("change_xid").to_owned();
         let has_stamp = columns.iter().any(|column| column.name == stamp_name);
         let stamp = if has_stamp { Some(roles.role("change_xid")?.clone()) } else { None };

@@ -19,8 +19,8 @@ use super::super::{
     answers::Answers,
     auth::Gatekeeper,
     lists,
-    memory::Request,
     refusal::{Code, Refusal, clip_path},
+    store::Request,
     validate::{Known, Record, count, validate},
 };
 

@@ -18,9 +18,9 @@ use super::shared::{Shared, lock};
 use super::{
     connection::Switch,
     fault::{Fault, wait},
-    memory::Request,
+    fault_injector::{Asked, HTTP_DATE, InjectedFaults},
     refusal::{Code, Refusal},
-    standing::{Asked, HTTP_DATE, Struck},
+    store::Request,
     validate::Record,
 };
 
@@ -52,7 +52,7 @@ pub(super) async fn wrong_method() -> Response {
 async fn respond(shared: &Arc<Shared>, switch: &Switch, asked: &Arc<(Parts, Content)>) -> Response {
     let (head, content) = &**asked;
     let call = Call::of(head);
-    let mut struck = if call.is_ok() { lock(&shared.standing).clock() } else { Struck::default() };
+    let mut struck = if call.is_ok() { lock(&shared.standing).clock() } else { InjectedFaults::default() };
     let clock_ahead = struck.clock_ahead;
     let gatekeeper = gatekeeper(shared, clock_ahead);
     let judged = call.clone().and_then(|call| judge(shared, &gatekeeper, call, head, content));

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
-use self::superseding::Rivals;
-use super::batcher::Source;
-use super::concurrency::Place;
-use super::delivery::{Delivery, Manner};
-use super::lane::exit::Halt;
-use super::lane::lane_run::Held;
+use self::superseding::SupersedingRows;
+use super::batcher::ReadSource;
+use super::concurrency::LanePermit;
+use super::delivery::{Delivery, DeliveryOptions};
+use super::lane::exit::LaneExit;
+use super::lane::lane_run::LaneRun;
 use super::lane::lease_wait::LEASE_POLL;
 use super::report;
 use super::worker::Target;
@@ -21,8 +21,8 @@ use super::{Ended, EntityReport, RunError, RunReport, Worker};
 use crate::align::{self, Zones};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
-    Asked, Backfill, BackfillLane, BackfillStatus, Begun, Course, Entity, JournalError, Lane, Lease,
-    OpenPass, RunStatus, Take, refuse_standby,
+    Asked, Backfill, BackfillLane, BackfillStatus, Begun, Entity, JournalError, Lane, Lease, OpenWork,
+    RunStatus, Take, WorkKind, refuse_standby,
 };
 use crate::ledger::{LedgerError, Range};
 use crate::text::quoted_argument;
@@ -277,20 +277,29 @@ impl Worker {
             lease_before = Some(lease.clone());
             let (since, has_rows_set_aside, start) =
                 (Instant::now(), state.has_rows_set_aside, start.clone());
-            let mut held =
-                Held { worker: self, run_id, target, since, place, has_rows_set_aside, start, lease, report };
+            let mut held = LaneRun {
+                worker: self,
+                run_id,
+                target,
+                since,
+                place,
+                has_rows_set_aside,
+                start,
+                lease,
+                report,
+            };
             let fits = self.is_journal_of_this(entity_id, &state);
             let halted = match (stand, fits) {
                 // It was cancelled.
-                (None, _) => Err(Halt::Stopped),
+                (None, _) => Err(LaneExit::Shutdown),
                 (Some(_), Err(misfit)) => Err(misfit.into()),
                 (Some(cursor), Ok(())) => match held.fill_mapping(&mut state).await {
                     Ok(()) => held.slice(backfill_id, &range, cursor).await,
                     Err(problem) => Err(problem.into()),
                 },
             };
-            let yielded = matches!(halted, Err(Halt::Yielded));
-            let fenced = if let Err(Halt::Fenced(left)) = halted { Some(left) } else { None };
+            let yielded = matches!(halted, Err(LaneExit::Yielded));
+            let fenced = if let Err(LaneExit::Fenced(left)) = halted { Some(left) } else { None };
             report = held.end(halted).await?;
             if let Some(left) = fenced {
                 // Without lease and place, and then with what is left.
@@ -314,7 +323,7 @@ impl Worker {
         run_id: i64,
         backfill_id: i64,
         entity_id: &str,
-    ) -> Result<Option<(Place, Lease, Box<Lane>)>, RunError> {
+    ) -> Result<Option<(LanePermit, Lease, Box<Lane>)>, RunError> {
         loop {
             let Some(place) = self.place().await else { return Ok(None) };
             before(Step::TakeLease);
@@ -411,7 +420,7 @@ impl Worker {
     }
 }
 
-impl Held<'_> {
+impl LaneRun<'_> {
     /// Works on the range for as long as a slice lasts. What was read under an earlier lease is read again, since rows
     /// may have changed: then a run has sent newer values.
     async fn slice(
@@ -419,12 +428,12 @@ impl Held<'_> {
         backfill_id: i64,
         range: &Arc<Range>,
         cursor: Option<Cursor>,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), LaneExit> {
         let Worker { journal, ledger, .. } = self.worker;
-        let open = OpenPass::new(self.lease.clone(), Course::Backfill(backfill_id));
-        let source = Source::Range(ledger, range.clone(), self.worker.page_rows());
-        let rivals = Arc::new(Rivals::new(self.worker.clone(), range.clone()));
-        let manner = Manner { rivals: Some(rivals), ..Manner::default() };
+        let open = OpenWork::new(self.lease.clone(), WorkKind::Backfill(backfill_id));
+        let source = ReadSource::Range(ledger, range.clone(), self.worker.page_rows());
+        let rivals = Arc::new(SupersedingRows::new(self.worker.clone(), range.clone()));
+        let manner = DeliveryOptions { rivals: Some(rivals), ..DeliveryOptions::default() };
         let delivery = Delivery::new(self, open.clone(), cursor, manner);
         let delivered = async {
             let after = delivery.recover(&source).await?;

@@ -1,4 +1,4 @@
-//! Rivals: newer rows of the keys of a batch that are not in it.
+//! Rows that supersede: newer rows of the keys of a batch that are not in it.
 //!
 //! A backfill sends in the order `(captured_at, id)`. What has the same account, currency and local second as a row of a
 //! batch and lies behind the batch is newer, and may have arrived already: the older one is not sent after it.
@@ -20,7 +20,7 @@ use crate::watermark::{Cursor, Order};
 const ROWS_KEPT_MAX: usize = 100_000;
 
 /// Looks for the rivals of the batches of a range. Also beyond its end, which may cut a second or an hour that repeats.
-pub(in crate::sync) struct Rivals {
+pub(in crate::sync) struct SupersedingRows {
     worker: Worker,
     range: Arc<Range>,
     behind: Mutex<Option<Behind>>,
@@ -35,7 +35,7 @@ struct Behind {
     rows: Option<HashMap<u64, Vec<Row>>>,
 }
 
-impl Rivals {
+impl SupersedingRows {
     pub(in crate::sync) fn new(worker: Worker, range: Arc<Range>) -> Self {
         Self { worker, range, behind: Mutex::new(None), skipped: OnceLock::new() }
     }

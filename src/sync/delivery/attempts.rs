@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::super::lane::exit::{Halt, later};
+use super::super::lane::exit::{LaneExit, later};
 use super::super::messages;
-use super::super::messages::Words;
+use super::super::messages::OutcomeMessage;
 use super::super::policy::{Attempt, Decision, decide};
-use super::super::remedies::Remedies;
+use super::super::remedies::SignatureRemedies;
 use super::super::signing::Sent;
 use super::Delivery;
-use super::batch_task::{Answered, Node};
+use super::batch_task::{Answered, BatchTask};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Signed, Verdict, is_older_than};
+use crate::elven::{Answer, ResponseClass, Signed, is_older_than};
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::Settlement;
+use crate::journal::AttemptResult;
 
 /// A slot for a request: one of the lane's, and one of all lanes'.
 struct Slot {
@@ -38,14 +38,14 @@ pub(super) enum Tried {
     /// It was accepted, which is recorded.
     Accepted,
     /// It was refused.
-    Refused(Answered, Verdict),
+    Refused(Answered, ResponseClass),
     /// The outcome is unknown, after the last attempt of the run.
     Unknown(Answered),
 }
 
 impl Delivery {
     /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
-    pub(super) async fn attempts(&self, node: Node) -> Result<Vec<Node>, Halt> {
+    pub(super) async fn attempts(&self, node: BatchTask) -> Result<Vec<BatchTask>, LaneExit> {
         match self.tried(node).await? {
             Tried::Accepted => Ok(Vec::new()),
             Tried::Refused(answered, verdict) => self.isolate(answered, &verdict).await,
@@ -54,13 +54,13 @@ impl Delivery {
     }
 
     /// Sends a batch until its answer is the last word on it.
-    pub(super) async fn tried(&self, mut node: Node) -> Result<Tried, Halt> {
+    pub(super) async fn tried(&self, mut node: BatchTask) -> Result<Tried, LaneExit> {
         let settings = &self.worker.settings;
         let attempts_max = if node.once { 1 } else { settings.retry.attempts };
-        let (mut remedies, mut number) = (Remedies::default(), 1);
+        let (mut remedies, mut number) = (SignatureRemedies::default(), 1);
         self.admit(&mut node).await?;
         if node.batch.records.is_empty() {
-            self.settle(&node, Settlement::default()).await?;
+            self.settle(&node, AttemptResult::default()).await?;
             return Ok(Tried::Accepted);
         }
         let mut kept = None;
@@ -90,7 +90,7 @@ impl Delivery {
                     return Ok(Tried::Accepted);
                 }
                 Decision::Isolate => {
-                    if matches!(verdict, Verdict::Refused(_)) && !self.channel.is_proven() {
+                    if matches!(verdict, ResponseClass::Refused(_)) && !self.channel.is_proven() {
                         self.target.proving.begin(is_counted);
                     }
                     return Ok(Tried::Refused(Answered { node, words, settlement }, verdict));
@@ -126,9 +126,15 @@ impl Delivery {
     }
 
     /// Judges an answer. What is sent next has to know at once that it was lost.
-    fn hear(&self, batch: &Batch, answer: &Answer, begun: Instant, remedies: &mut Remedies) -> Verdict {
+    fn hear(
+        &self,
+        batch: &Batch,
+        answer: &Answer,
+        begun: Instant,
+        remedies: &mut SignatureRemedies,
+    ) -> ResponseClass {
         let verdict = self.channel.hear(answer, &mut remedies.trial);
-        if matches!(verdict, Verdict::Unknown(_)) {
+        if matches!(verdict, ResponseClass::Unknown(_)) {
             self.note_lost(batch, begun);
         }
         verdict
@@ -139,9 +145,9 @@ impl Delivery {
         &self,
         Answered { node, words, settlement }: Answered,
         answer: &Answer,
-        verdict: &Verdict,
+        verdict: &ResponseClass,
         not_before: Option<Duration>,
-    ) -> Result<Tried, Halt> {
+    ) -> Result<Tried, LaneExit> {
         match self.unknown_after_all(answer, verdict, &node).await? {
             Some(words) => Ok(Tried::Unknown(Answered { node, words, settlement })),
             None => Err(self.stop(&node, words, settlement, not_before).await),
@@ -149,7 +155,7 @@ impl Delivery {
     }
 
     /// Waits until a batch may be sent, if it has to wait for others at all.
-    async fn admit(&self, node: &mut Node) -> Result<(), Halt> {
+    async fn admit(&self, node: &mut BatchTask) -> Result<(), LaneExit> {
         if node.signed.is_none() {
             self.refuse_fenced_part(&node.batch)?;
         }
@@ -164,10 +170,10 @@ impl Delivery {
     /// Waits for a turn, with a request that was signed and then recorded as about to be sent.
     async fn ready(
         &self,
-        node: &mut Node,
+        node: &mut BatchTask,
         slot: Option<OwnedSemaphorePermit>,
         corrected: Option<TimeDelta>,
-    ) -> Result<(Slot, Signed), Halt> {
+    ) -> Result<(Slot, Signed), LaneExit> {
         let turn = self.turn(slot).await;
         let (slot, signed) = match (node.signed.take(), turn) {
             (Some(signed), Ok(slot)) => (slot, signed),
@@ -186,16 +192,16 @@ impl Delivery {
     }
 
     /// Records that an answer was not waited for.
-    async fn cut_off(&self, node: &Node, begun: Instant) -> Halt {
+    async fn cut_off(&self, node: &BatchTask, begun: Instant) -> LaneExit {
         self.note_lost(&node.batch, begun);
         let words = messages::cut_off();
         let settlement = settlement(&Answer::Lost(words.message.clone()), begun, node.repeated);
         let recorded = self.answered(node, &words, settlement).await;
-        recorded.err().unwrap_or(Halt::CutOff)
+        recorded.err().unwrap_or(LaneExit::ShutdownDeadline)
     }
 
     /// Records that a batch which was announced is not sent, since the lane stops; returns why.
-    pub(super) async fn withdraw(&self, node: &Node, halt: Halt) -> Halt {
+    pub(super) async fn withdraw(&self, node: &BatchTask, halt: LaneExit) -> LaneExit {
         let (id, why) = (node.batch_id, messages::NOT_SENT);
         let withdrawn = self.worker.journal.withdraw(self.doing(), id, &node.batch, why);
         match around(Step::Answer, withdrawn.written()).await {
@@ -205,7 +211,7 @@ impl Delivery {
     }
 
     /// Records that a batch is accepted, and moves the cursor over all that is done.
-    async fn settle(&self, node: &Node, settlement: Settlement) -> Result<(), Halt> {
+    async fn settle(&self, node: &BatchTask, settlement: AttemptResult) -> Result<(), LaneExit> {
         before(Step::Settle);
         let handed = {
             let mut window = self.window.lock().await;
@@ -238,11 +244,11 @@ impl Delivery {
     /// Records an answer that is not the last word.
     pub(super) async fn answered(
         &self,
-        node: &Node,
-        words: &Words,
-        settlement: Settlement,
-    ) -> Result<(), Halt> {
-        let Words { status, message, .. } = words;
+        node: &BatchTask,
+        words: &OutcomeMessage,
+        settlement: AttemptResult,
+    ) -> Result<(), LaneExit> {
+        let OutcomeMessage { status, message, .. } = words;
         let (id, batch) = (node.batch_id, &node.batch);
         let answered = self.worker.journal.answered(self.doing(), id, batch, status, settlement, message);
         around(Step::Answer, answered.written()).await?;
@@ -252,11 +258,11 @@ impl Delivery {
     /// Records an answer after which the lane stops where it is, and says why it does.
     pub(super) async fn stop(
         &self,
-        node: &Node,
-        words: Words,
-        settlement: Settlement,
+        node: &BatchTask,
+        words: OutcomeMessage,
+        settlement: AttemptResult,
         not_before: Option<Duration>,
-    ) -> Halt {
+    ) -> LaneExit {
         if let Err(halt) = self.answered(node, &words, settlement).await {
             return halt;
         }
@@ -274,12 +280,12 @@ impl Delivery {
         } else {
             words.into_problem(node.batch_id, settlement.http_status)
         };
-        Halt::Problem(Box::new(problem), not_before)
+        LaneExit::Problem(Box::new(problem), not_before)
     }
 
     /// Waits until a request may be made: for a slot of the lane, unless there is one, for the channel, and for a slot of
     /// all lanes, which is not kept through a pause.
-    async fn turn(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Slot, Halt> {
+    async fn turn(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Slot, LaneExit> {
         let lanes = match slot {
             Some(slot) => slot,
             None => self.permit(&self.slots).await?,
@@ -298,8 +304,8 @@ impl Delivery {
 }
 
 /// What is recorded of an answer.
-pub(in crate::sync) fn settlement(answer: &Answer, begun: Instant, repeated: bool) -> Settlement {
-    Settlement {
+pub(in crate::sync) fn settlement(answer: &Answer, begun: Instant, repeated: bool) -> AttemptResult {
+    AttemptResult {
         http_status: match answer {
             Answer::Response { status, .. } => Some(i32::from(*status)),
             Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => None,

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::super::messages::Words;
+use super::super::messages::OutcomeMessage;
 use super::super::proving::{Permit, Resent};
 use crate::batch::Batch;
 use crate::elven::Signed;
-use crate::journal::{Handed, Recorded, Settlement};
+use crate::journal::{AttemptResult, PendingWrite, RecordedBatch};
 
 /// Room for a batch that is recorded as being sent: the lane's, and that of all lanes.
 pub(super) type Room = [OwnedSemaphorePermit; 2];
 
 /// A batch, or a part of one, on its way.
-pub(super) struct Node {
+pub(super) struct BatchTask {
     pub(super) batch_id: i64,
     pub(super) batch: Batch,
     /// Which of the batches that were cut from the pass it is, or is a part of.
@@ -35,16 +35,16 @@ pub(super) struct Node {
 }
 
 /// A batch that was signed and is being recorded.
-pub(super) struct Announced {
+pub(super) struct QueuedBatch {
     pub(super) batch: Batch,
     pub(super) room: Room,
     /// `None`: there is nothing to send.
     pub(super) signed: Option<Signed>,
     pub(super) root: usize,
-    pub(super) handed: Handed,
+    pub(super) handed: PendingWrite,
 }
 
-impl Node {
+impl BatchTask {
     /// Of a batch that is recorded.
     pub(super) fn new(batch_id: i64, batch: Batch, root: usize) -> Self {
         Self {
@@ -64,9 +64,9 @@ impl Node {
 
 /// A batch with the last answer to it, which is not recorded.
 pub(super) struct Answered {
-    pub node: Node,
-    pub words: Words,
-    pub settlement: Settlement,
+    pub node: BatchTask,
+    pub words: OutcomeMessage,
+    pub settlement: AttemptResult,
 }
 
 /// A refused record that stands alone, and waits until the credential is proven good. Others may prove it meanwhile.
@@ -84,7 +84,7 @@ pub(super) struct Turn {
 
 /// Why a credential has to be proven good by parts.
 pub(super) struct Refusal {
-    pub(super) words: Words,
+    pub(super) words: OutcomeMessage,
     pub(super) http_status: Option<i32>,
     /// Status of the answer to the call that reads.
     pub(super) list_status: u16,
@@ -92,7 +92,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     /// What is said when a record that was accepted before proved nothing either.
-    pub(super) fn unproven(&self, resent: &Resent) -> Words {
+    pub(super) fn unproven(&self, resent: &Resent) -> OutcomeMessage {
         let list = format!("HTTP {}", self.list_status);
         let instead = match resent {
             Resent::Otherwise(why) => format!("{list}, and a record that was accepted before: {why}"),
@@ -103,13 +103,13 @@ impl Refusal {
 }
 
 /// A recorded batch, or a part of one, that is sent again.
-pub(super) struct Redo<'r> {
+pub(super) struct Redelivery<'r> {
     /// Its place in the window.
     pub root: usize,
     /// The batch.
-    pub whole: &'r Recorded,
+    pub whole: &'r RecordedBatch,
     /// The batch, or the part of it.
-    pub leaf: &'r Recorded,
+    pub leaf: &'r RecordedBatch,
     /// Its rows as they are now. `None`: none is left.
     pub batch: Option<Batch>,
 }

@@ -4,16 +4,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::super::api_session::Unproven;
-use super::super::lane::exit::Halt;
+use super::super::lane::exit::LaneExit;
 use super::super::messages;
-use super::super::messages::Words;
+use super::super::messages::OutcomeMessage;
 use super::super::proving::Resent;
 use super::Delivery;
-use super::batch_task::{Answered, Node, Parked, Refusal, Turn};
+use super::batch_task::{Answered, BatchTask, Parked, Refusal, Turn};
 use crate::batch::Batch;
-use crate::elven::Verdict;
+use crate::elven::ResponseClass;
 use crate::fault_point::{Step, around};
-use crate::journal::{Problem, Settlement};
+use crate::journal::{AttemptResult, Problem};
 
 /// Whether records may be set aside.
 enum Proof {
@@ -25,9 +25,13 @@ enum Proof {
 
 impl Delivery {
     /// Halves a refused batch, and returns the parts; a record that stands alone is set aside.
-    pub(super) async fn isolate(&self, mut answered: Answered, verdict: &Verdict) -> Result<Vec<Node>, Halt> {
+    pub(super) async fn isolate(
+        &self,
+        mut answered: Answered,
+        verdict: &ResponseClass,
+    ) -> Result<Vec<BatchTask>, LaneExit> {
         let halves = answered.node.batch.halves();
-        if *verdict == Verdict::TooLarge {
+        if *verdict == ResponseClass::TooLarge {
             self.channel.too_large(answered.node.batch.body.len());
         } else {
             let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
@@ -39,7 +43,7 @@ impl Delivery {
         // A revoked key or a changed contract refuses everything: then nothing is set aside. That a body is
         // too large says itself what is wrong with it, until it is a single record.
         let mut turn = None;
-        if *verdict != Verdict::TooLarge || halves.is_none() {
+        if *verdict != ResponseClass::TooLarge || halves.is_none() {
             match self.prove(&mut answered).await? {
                 Proof::Good => {}
                 Proof::ByParts(held) if halves.is_none() => {
@@ -51,18 +55,18 @@ impl Delivery {
         let Answered { node, words, settlement } = answered;
         if let Some(parts) = halves {
             let parts = self.split(&node, parts, settlement, &words).await?;
-            return Ok(parts.into_iter().map(|part| Node { turn: turn.clone(), ..part }).collect());
+            return Ok(parts.into_iter().map(|part| BatchTask { turn: turn.clone(), ..part }).collect());
         }
         self.alone(Answered { node, words, settlement }).await
     }
 
     /// Sets a record aside that stands alone. Returns the rows that it superseded, which are sent in its place.
-    pub(super) async fn alone(&self, answered: Answered) -> Result<Vec<Node>, Halt> {
+    pub(super) async fn alone(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
         let Answered { node, words, settlement } = answered;
         if let Some(parts) = node.batch.losers_apart() {
             let [winner, losers] = self.split(&node, parts, settlement, &words).await?;
             // It was the answer to the whole that refused it: no request is made for it alone.
-            let settlement = Settlement { sent: false, ..settlement };
+            let settlement = AttemptResult { sent: false, ..settlement };
             self.set_aside(&winner, settlement, words).await?;
             return Ok(vec![losers]);
         }
@@ -72,7 +76,7 @@ impl Delivery {
 
     /// Finds out whether credential and endpoint are good. Where only parts can tell, waits until it is the turn of this
     /// batch; its answer is recorded by then.
-    async fn prove(&self, answered: &mut Answered) -> Result<Proof, Halt> {
+    async fn prove(&self, answered: &mut Answered) -> Result<Proof, LaneExit> {
         let wait_max = self.worker.settings.retry.max;
         let proven = match self.or_halt(self.channel.prove(wait_max)).await {
             Ok(proven) => proven,
@@ -107,7 +111,7 @@ impl Delivery {
                 Err(self.stop(node, words, *settlement, None).await)
             }
             Err(Unproven::Later(verdict, status)) => {
-                let not_before = if let Verdict::Throttled(asked) = verdict { asked } else { None };
+                let not_before = if let ResponseClass::Throttled(asked) = verdict { asked } else { None };
                 let mut words = messages::of(&verdict, status, &node.batch, &self.channel.credential.name);
                 // Of the batch it is known that it was refused.
                 words.status = "rejected";
@@ -117,7 +121,7 @@ impl Delivery {
     }
 
     /// Keeps a refused record that stands alone until the credential is proven good, or nothing is left to prove it by.
-    async fn park(&self, answered: Answered, because: Arc<Refusal>) -> Result<Vec<Node>, Halt> {
+    async fn park(&self, answered: Answered, because: Arc<Refusal>) -> Result<Vec<BatchTask>, LaneExit> {
         let Answered { mut node, words, mut settlement } = answered;
         if settlement.sent {
             self.answered(&node, &words, settlement).await?;
@@ -130,13 +134,13 @@ impl Delivery {
     }
 
     /// Sends a record again that was accepted before, once a run.
-    pub(super) async fn resend_known(&self) -> Result<Resent, Halt> {
+    pub(super) async fn resend_known(&self) -> Result<Resent, LaneExit> {
         let resent = self.worker.resend_known(self.run_id, &self.target, &self.pass.lease);
         Ok(resent.await?)
     }
 
     /// Sets aside what of a batch waited until the credential was proven good. Where nothing proves it, the lane stops.
-    pub(super) async fn conclude(&self, root: usize) -> Result<(), Halt> {
+    pub(super) async fn conclude(&self, root: usize) -> Result<(), LaneExit> {
         loop {
             let parked = {
                 let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,7 +176,7 @@ impl Delivery {
 
     /// Lets a batch wait while the credential is being proven by the parts of another one. When so many requests were sent
     /// and none was accepted, a record that was accepted before is tried, and else the lane stops.
-    pub(super) async fn await_turn_of_proof(&self, node: &Node) -> Result<(), Halt> {
+    pub(super) async fn await_turn_of_proof(&self, node: &BatchTask) -> Result<(), LaneExit> {
         if !self.is_being_proven() {
             return Ok(());
         }
@@ -188,7 +192,7 @@ impl Delivery {
         }
     }
 
-    async fn stop_without_proof(&self, batch_id: i64) -> Result<(), Halt> {
+    async fn stop_without_proof(&self, batch_id: i64) -> Result<(), LaneExit> {
         if self.channel.is_proven() || self.target.proving.allows_more() {
             return Ok(());
         }
@@ -198,7 +202,7 @@ impl Delivery {
         if resent == Resent::Accepted {
             return Ok(());
         }
-        Err(Halt::problem(refusal.unproven(&resent).into_problem(batch_id, refusal.http_status)))
+        Err(LaneExit::problem(refusal.unproven(&resent).into_problem(batch_id, refusal.http_status)))
     }
 
     /// Counts a request that is sent while the credential is being proven.
@@ -213,11 +217,11 @@ impl Delivery {
     /// Lets two parts take the place of a batch.
     pub(super) async fn split(
         &self,
-        node: &Node,
+        node: &BatchTask,
         parts: [Batch; 2],
-        settlement: Settlement,
-        words: &Words,
-    ) -> Result<[Node; 2], Halt> {
+        settlement: AttemptResult,
+        words: &OutcomeMessage,
+    ) -> Result<[BatchTask; 2], LaneExit> {
         let (doing, journal) = (self.doing(), &self.worker.journal);
         let lost = words.status == "unknown";
         let why = (words.message.as_str(), lost);
@@ -225,12 +229,21 @@ impl Delivery {
         let ids = around(Step::Split, split).await?;
         self.window.lock().await.add_part(node.root);
         let [first, second] = parts;
-        let part = |batch_id, batch| Node { lost, once: node.once, ..Node::new(batch_id, batch, node.root) };
+        let part = |batch_id, batch| BatchTask {
+            lost,
+            once: node.once,
+            ..BatchTask::new(batch_id, batch, node.root)
+        };
         Ok([part(ids[0], first), part(ids[1], second)])
     }
 
     /// Sets the records of a batch aside that cannot be taken apart any further.
-    async fn set_aside(&self, node: &Node, settlement: Settlement, words: Words) -> Result<(), Halt> {
+    async fn set_aside(
+        &self,
+        node: &BatchTask,
+        settlement: AttemptResult,
+        words: OutcomeMessage,
+    ) -> Result<(), LaneExit> {
         let refused: Vec<Problem> = node
             .batch
             .records

@@ -3,16 +3,16 @@
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::super::lane::exit::{Halt, note};
+use super::super::lane::exit::{LaneExit, note};
 use super::Delivery;
-use super::batch_task::Node;
+use super::batch_task::BatchTask;
 
 impl Delivery {
     /// Sends a batch until all its rows are accepted or set aside, by whatever it takes.
     ///
     /// The latest parts are sent first: when all is refused, single records soon say so. And they lie side by
     /// side, not one in the other: however often a batch is split, the stack does not grow.
-    pub(super) async fn deliver(&self, node: Node) -> Result<(), Halt> {
+    pub(super) async fn deliver(&self, node: BatchTask) -> Result<(), LaneExit> {
         let at_once = self.worker.settings.sync.requests_in_flight;
         let mut first_halt = None;
         let mut waiting = vec![node];

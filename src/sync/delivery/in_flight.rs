@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-use crate::journal::{Advance, Handed};
+use crate::journal::{CursorAdvance, PendingWrite};
 use crate::watermark::Cursor;
 
 /// What is on its way or done, in the order of the pass, from the cursor on.
 #[derive(Default)]
-pub(super) struct Window {
+pub(super) struct InFlight {
     /// Where the lane stands.
     pub(super) cursor: Option<Cursor>,
     /// Number of the first one that is not done.
@@ -17,14 +17,14 @@ pub(super) struct Window {
     /// Nothing more comes.
     is_all_read: bool,
     /// That the pass is through, once that was handed in.
-    pub(super) closing: Option<Handed>,
+    pub(super) closing: Option<PendingWrite>,
 }
 
 /// One batch may take long while others go on behind it: so many of those, and then it is waited for. What is
 /// done beyond the cursor has to be looked at when a later worker goes on here.
 const BATCHES_MAX: usize = 256;
 
-impl Window {
+impl InFlight {
     /// Of a lane that stands here.
     pub(super) fn at(cursor: Option<Cursor>) -> Self {
         Self { cursor, ..Self::default() }
@@ -54,12 +54,12 @@ impl Window {
     }
 
     /// How far the cursor will move when this part is done: over all that is done in a row.
-    pub(super) fn advance_after(&self, root: usize) -> Option<Advance> {
+    pub(super) fn advance_after(&self, root: usize) -> Option<CursorAdvance> {
         let is_done = |(place, (_, parts)): &(usize, &(Cursor, usize))| {
             parts - usize::from(self.first + place == root) == 0
         };
         let (_, (last, _)) = self.roots.iter().enumerate().take_while(is_done).last()?;
-        Some(Advance { before: self.cursor.clone(), last: last.clone() })
+        Some(CursorAdvance { before: self.cursor.clone(), last: last.clone() })
     }
 
     /// Takes a part for done, once the journal has it.

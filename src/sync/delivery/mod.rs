@@ -20,37 +20,37 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 pub(in crate::sync) use self::attempts::settlement;
-use self::batch_task::{Announced, Node, Parked, Refusal, Room};
-use self::in_flight::Window;
-use super::api_session::Channel;
-use super::backfill::superseding::Rivals;
-use super::batcher::{Limits, Rows};
+use self::batch_task::{BatchTask, Parked, QueuedBatch, Refusal, Room};
+use self::in_flight::InFlight;
+use super::api_session::ApiSession;
+use super::backfill::superseding::SupersedingRows;
+use super::batcher::{BatchLimits, Batcher};
 use super::concurrency::{places, under_way_max};
 use super::invalid_start::InvalidStart;
-use super::lane::exit::{Halt, later, note};
-use super::lane::lane_run::Held;
+use super::lane::exit::{LaneExit, later, note};
+use super::lane::lane_run::LaneRun;
 use super::worker::Target;
 use super::{EntityReport, Worker};
 use crate::align::Zone;
 use crate::batch::{Batch, KeysUnderWay};
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
-use crate::journal::{Course, Doing, Handed, Kind, OpenPass, Problem};
+use crate::journal::{Kind, OpenWork, PendingWrite, Problem, WorkContext, WorkKind};
 use crate::ledger::Pages;
 use crate::watermark::Cursor;
 
 /// The keys of a batch that was on its way, and what came of it.
-type Delivered = (Vec<u64>, Result<(), Halt>);
+type Delivered = (Vec<u64>, Result<(), LaneExit>);
 
 /// The batches of one pass, or of a slice of a backfill, on their way.
 pub(super) struct Delivery {
     worker: Worker,
     run_id: i64,
     zone: Zone,
-    channel: Arc<Channel>,
+    channel: Arc<ApiSession>,
     target: Target,
-    pass: OpenPass,
-    window: tokio::sync::Mutex<Window>,
+    pass: OpenWork,
+    window: tokio::sync::Mutex<InFlight>,
     /// Room for batches that are recorded as being sent.
     room: Arc<Semaphore>,
     /// Slots for requests.
@@ -60,7 +60,7 @@ pub(super) struct Delivery {
     /// The place to read, if it is given back when all is read.
     place: Mutex<Option<OwnedSemaphorePermit>>,
     /// In a backfill: newer rows of the keys of a batch, which are not in it.
-    rivals: Option<Arc<Rivals>>,
+    rivals: Option<Arc<SupersedingRows>>,
     start: Arc<InvalidStart>,
     /// The entity is up to date with the end of the pass.
     ends: bool,
@@ -77,19 +77,24 @@ pub(super) struct Delivery {
 
 /// How it is delivered.
 #[derive(Default)]
-pub(super) struct Manner {
+pub(super) struct DeliveryOptions {
     /// The place to read, to be given back when all is read.
     pub place: Option<OwnedSemaphorePermit>,
     /// In a backfill: newer rows of the keys of a batch.
-    pub rivals: Option<Arc<Rivals>>,
+    pub rivals: Option<Arc<SupersedingRows>>,
     /// The entity is up to date with the end of the pass.
     pub ends: bool,
 }
 
 impl Delivery {
-    pub(super) fn new(held: &Held<'_>, pass: OpenPass, cursor: Option<Cursor>, manner: Manner) -> Arc<Self> {
-        let Manner { place, rivals, ends } = manner;
-        let window = Window::at(cursor);
+    pub(super) fn new(
+        held: &LaneRun<'_>,
+        pass: OpenWork,
+        cursor: Option<Cursor>,
+        manner: DeliveryOptions,
+    ) -> Arc<Self> {
+        let DeliveryOptions { place, rivals, ends } = manner;
+        let window = InFlight::at(cursor);
         let at_once = held.worker.settings.sync.requests_in_flight;
         held.worker.progress.begin(&held.target.entity_id);
         Arc::new(Self {
@@ -124,8 +129,8 @@ impl Delivery {
         self.has_set_aside.load(Ordering::Relaxed)
     }
 
-    fn doing(&self) -> Doing<'_> {
-        Doing { pass: &self.pass, run_id: self.run_id }
+    fn doing(&self) -> WorkContext<'_> {
+        WorkContext { pass: &self.pass, run_id: self.run_id }
     }
 
     /// Reads on, and sends what is read: up to so many requests at once, but never two batches that have a
@@ -134,8 +139,8 @@ impl Delivery {
         self: &Arc<Self>,
         pages: Pages,
         mut before: Option<Cursor>,
-    ) -> Result<(), Halt> {
-        let mut rows = Rows::of(pages, self.rivals.clone(), self.start.clone());
+    ) -> Result<(), LaneExit> {
+        let mut rows = Batcher::of(pages, self.rivals.clone(), self.start.clone());
         let mut on_their_way = JoinSet::new();
         let mut keys = KeysUnderWay::default();
         let at_once = self.worker.settings.sync.requests_in_flight;
@@ -145,13 +150,14 @@ impl Delivery {
         let (mut first_halt, mut is_all_read) = (None, false);
         let ended = loop {
             let bytes_max = self.channel.body_bytes_max();
-            let limits = Limits { records: self.worker.settings.sync.batch_rows, bytes: Some(bytes_max) };
+            let limits =
+                BatchLimits { records: self.worker.settings.sync.batch_rows, bytes: Some(bytes_max) };
             // A standby may let us wait for long.
             let batch = tokio::select! {
                 biased;
-                Ok(_) = stop.wait_for(|stop| *stop) => break Err(Halt::Stopped),
+                Ok(_) = stop.wait_for(|stop| *stop) => break Err(LaneExit::Shutdown),
                 Ok(_) = halted.wait_for(|halted| *halted) => break Ok(()),
-                Ok(_) = unwanted.wait_for(|unwanted| *unwanted) => break Err(Halt::Yielded),
+                Ok(_) = unwanted.wait_for(|unwanted| *unwanted) => break Err(LaneExit::Yielded),
                 batch = rows.next_batch(before.clone(), &self.zone, limits) => match batch {
                     Ok(Some(batch)) => batch,
                     Ok(None) => {
@@ -172,7 +178,7 @@ impl Delivery {
                 take(done, &mut keys, &mut first_halt);
             }
             if *unwanted.borrow() {
-                break Err(Halt::Yielded);
+                break Err(LaneExit::Yielded);
             }
             // The limit may have been learned meanwhile.
             let learned = self.channel.body_bytes_max();
@@ -192,7 +198,7 @@ impl Delivery {
             }
             // Not before something was done: whoever waits would only give way again.
             if self.has_had_its_share() {
-                break Err(Halt::Yielded);
+                break Err(LaneExit::Yielded);
             }
         };
         if is_all_read {
@@ -208,7 +214,7 @@ impl Delivery {
         &self,
         mut on_their_way: JoinSet<Delivered>,
         keys: &mut KeysUnderWay,
-        first_halt: &mut Option<Halt>,
+        first_halt: &mut Option<LaneExit>,
     ) {
         let mut unwanted = self.pass.unwanted();
         while !on_their_way.is_empty() {
@@ -223,7 +229,7 @@ impl Delivery {
     }
 
     /// Closes the pass, all of which is delivered; unless that was handed in with the answer to its last batch.
-    pub(super) async fn close(&self) -> Result<(), Halt> {
+    pub(super) async fn close(&self) -> Result<(), LaneExit> {
         let handed = {
             let mut window = self.window.lock().await;
             let handed_in = window.closing.take();
@@ -235,7 +241,7 @@ impl Delivery {
         Ok(())
     }
 
-    fn hand_in_closing(&self, window: &Window) -> Handed {
+    fn hand_in_closing(&self, window: &InFlight) -> PendingWrite {
         self.steps_of_closing().for_each(before);
         self.worker.journal.close_pass(self.doing(), window.cursor.clone(), self.ends)
     }
@@ -246,11 +252,11 @@ impl Delivery {
     }
 
     /// Why the lane stops, if it does, by the first reason that a batch gave and by how reading ended.
-    fn outcome(&self, first_halt: Option<Halt>, ended: Result<(), Halt>) -> Result<(), Halt> {
+    fn outcome(&self, first_halt: Option<LaneExit>, ended: Result<(), LaneExit>) -> Result<(), LaneExit> {
         match (first_halt, ended) {
             // What was taken back because somebody waits for the lease, also when all had been read by then.
-            (Some(Halt::Stopped), Ok(()) | Err(Halt::Yielded)) if !*self.worker.stop.borrow() => {
-                Err(Halt::Yielded)
+            (Some(LaneExit::Shutdown), Ok(()) | Err(LaneExit::Yielded)) if !*self.worker.stop.borrow() => {
+                Err(LaneExit::Yielded)
             }
             (Some(halt), _) => Err(halt),
             (None, ended) => ended,
@@ -260,14 +266,14 @@ impl Delivery {
     /// Says whether the lane is to be given back between two batches.
     fn has_had_its_share(&self) -> bool {
         match self.pass.course {
-            Course::Pass(_) => self.worker.has_had_its_share(self.since),
-            Course::Backfill(_) => self.since.elapsed() > self.worker.slice_max(),
+            WorkKind::Pass(_) => self.worker.has_had_its_share(self.since),
+            WorkKind::Backfill(_) => self.since.elapsed() > self.worker.slice_max(),
         }
     }
 
     /// Signs a batch, then hands it in to be recorded, so that the lease is checked after signing. One batch after
     /// the other, and without waiting: others are recorded while this one waits for its turn.
-    async fn announce(&self, batch: Batch) -> Result<Announced, Halt> {
+    async fn announce(&self, batch: Batch) -> Result<QueuedBatch, LaneExit> {
         self.refuse_fenced(&batch)?;
         self.or_halt(self.channel.calm(self.worker.settings.retry.max)).await?.map_err(later)?;
         let room = self.room().await?;
@@ -275,39 +281,39 @@ impl Delivery {
         before(Step::Announce);
         let handed = self.worker.journal.announce(self.doing(), &batch);
         let number = self.window.lock().await.push(batch.last.clone(), 1);
-        Ok(Announced { batch, room, signed, root: number, handed })
+        Ok(QueuedBatch { batch, room, signed, root: number, handed })
     }
 
     /// Sends a batch once it is recorded.
-    async fn deliver_new(&self, announced: Announced) -> Result<(), Halt> {
-        let Announced { batch, room, signed, root, handed } = announced;
+    async fn deliver_new(&self, announced: QueuedBatch) -> Result<(), LaneExit> {
+        let QueuedBatch { batch, room, signed, root, handed } = announced;
         let batch_id = handed.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
         after(Step::Announce);
-        let node = Node { room: Some(room), signed, ..Node::new(batch_id, batch, root) };
+        let node = BatchTask { room: Some(room), signed, ..BatchTask::new(batch_id, batch, root) };
         self.deliver(node).await?;
         self.conclude(root).await
     }
 
-    async fn room(&self) -> Result<Room, Halt> {
+    async fn room(&self) -> Result<Room, LaneExit> {
         Ok([self.permit(&self.room).await?, self.permit(self.worker.places.under_way()).await?])
     }
 
-    async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Halt> {
-        self.or_halt(of.clone().acquire_owned()).await?.map_err(|_| Halt::Stopped)
+    async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, LaneExit> {
+        self.or_halt(of.clone().acquire_owned()).await?.map_err(|_| LaneExit::Shutdown)
     }
 
-    fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, Halt> {
+    fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, LaneExit> {
         let signed = self.channel.sign_import(corrected, batch.body.clone());
-        signed.map_err(|problem| Halt::problem(Problem::of_lane(Kind::Config, problem.to_string())))
+        signed.map_err(|problem| LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())))
     }
 
     /// Waits for something, unless the lane has to stop meanwhile.
-    async fn or_halt<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Halt> {
+    async fn or_halt<T>(&self, waiting: impl Future<Output = T>) -> Result<T, LaneExit> {
         let (mut stop, mut halted) = (self.worker.stop.clone(), self.halted.subscribe());
         tokio::select! {
             biased;
-            Ok(_) = stop.wait_for(|stop| *stop) => Err(Halt::Stopped),
-            Ok(_) = halted.wait_for(|halted| *halted) => Err(Halt::Stopped),
+            Ok(_) = stop.wait_for(|stop| *stop) => Err(LaneExit::Shutdown),
+            Ok(_) = halted.wait_for(|halted| *halted) => Err(LaneExit::Shutdown),
             done = waiting => Ok(done),
         }
     }
@@ -324,7 +330,7 @@ impl Delivery {
 fn take(
     done: Result<Delivered, tokio::task::JoinError>,
     keys: &mut KeysUnderWay,
-    first_halt: &mut Option<Halt>,
+    first_halt: &mut Option<LaneExit>,
 ) {
     match done {
         Ok((done, Ok(()))) => done.iter().for_each(|key| {

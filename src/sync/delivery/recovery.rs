@@ -2,35 +2,35 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::super::batcher::{Rows, Source};
+use super::super::batcher::{Batcher, ReadSource};
 use super::super::invalid_start::Start;
-use super::super::lane::exit::Halt;
+use super::super::lane::exit::LaneExit;
 use super::super::messages;
 use super::Delivery;
-use super::batch_task::{Node, Redo};
+use super::batch_task::{BatchTask, Redelivery};
 use super::unanswered;
-use super::unknown_outcome::{Leaf, Lineage};
+use super::unknown_outcome::{Leaf, SplitTree};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::fault_point::{Step, around};
-use crate::journal::{Kind, Problem, Recorded};
+use crate::journal::{Kind, Problem, RecordedBatch};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
 
 impl Delivery {
     /// Replays what the journal has of the pass or backfill beyond the cursor: what is done is passed over, the rest is sent
     /// over its recorded interval. Returns where to go on reading.
-    pub(in crate::sync) async fn recover(&self, source: &Source<'_>) -> Result<Option<Cursor>, Halt> {
+    pub(in crate::sync) async fn recover(&self, source: &ReadSource<'_>) -> Result<Option<Cursor>, LaneExit> {
         let recorded = around(Step::Recover, self.worker.journal.recorded(&self.pass)).await?;
         let (recorded, passed_over) = unanswered::apart(recorded);
-        let mut parts: BTreeMap<i64, Vec<&Recorded>> = BTreeMap::new();
+        let mut parts: BTreeMap<i64, Vec<&RecordedBatch>> = BTreeMap::new();
         for part in &recorded {
             if let Some(parent_id) = part.parent_id {
                 parts.entry(parent_id).or_default().push(part);
             }
         }
-        let lineage = Lineage::of(&recorded);
-        let roots: Vec<&Recorded> = recorded.iter().filter(|batch| batch.parent_id.is_none()).collect();
+        let lineage = SplitTree::of(&recorded);
+        let roots: Vec<&RecordedBatch> = recorded.iter().filter(|batch| batch.parent_id.is_none()).collect();
         self.refuse_gap(&roots).await?;
         self.redo_passed_over(source, &passed_over).await?;
         // All at once, so that the cursor passes over those that are done as soon as those before them are.
@@ -48,20 +48,20 @@ impl Delivery {
             open.push((number, *root, leaves));
         }
         let mut after = self.window.lock().await.cursor.clone();
-        // Held back while all rows are invalid, as in `Rows::next_batch`.
-        let mut held: Vec<Redo<'_>> = Vec::new();
+        // Held back while all rows are invalid, as in `Batcher::next_batch`.
+        let mut held: Vec<Redelivery<'_>> = Vec::new();
         for (number, root, leaves) in open {
             if !leaves.is_empty() {
                 let interval = source.read(after.clone(), Some(root.last.clone())).await?;
                 // A standby may let us wait for long.
-                let rows = self.or_halt(Rows::of(interval, None, self.start.clone()).all()).await??;
+                let rows = self.or_halt(Batcher::of(interval, None, self.start.clone()).all()).await??;
                 let mut start = Start::Undecided;
                 for leaf in leaves {
                     let rows: Vec<Row> =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
                     let build = |rows| Batch::build(after.clone(), rows, &self.zone);
                     let batch = if rows.is_empty() { None } else { Some(build(rows)) };
-                    held.push(Redo { root: number, whole: root, leaf, batch });
+                    held.push(Redelivery { root: number, whole: root, leaf, batch });
                     start = self.start.look(held.iter().filter_map(|redo| redo.batch.as_ref()))?;
                 }
                 if start == Start::Valid {
@@ -75,7 +75,11 @@ impl Delivery {
     }
 
     /// Sends recorded batches again that were held back, root by root.
-    async fn redo_all(&self, held: &mut Vec<Redo<'_>>, lineage: &Lineage<'_>) -> Result<(), Halt> {
+    async fn redo_all(
+        &self,
+        held: &mut Vec<Redelivery<'_>>,
+        lineage: &SplitTree<'_>,
+    ) -> Result<(), LaneExit> {
         let mut held = held.drain(..).peekable();
         let mut once = Vec::new();
         while let Some(redo) = held.next() {
@@ -88,7 +92,7 @@ impl Delivery {
             }
             if let Some(node) = self.redo(redo).await? {
                 if lineage.is_once(leaf) {
-                    let node = Node { once: true, ..node };
+                    let node = BatchTask { once: true, ..node };
                     once.push(Leaf { node, parent_id: leaf.parent_id });
                 } else {
                     self.deliver(node).await?;
@@ -104,12 +108,12 @@ impl Delivery {
 
     /// Makes sure that each recorded batch begins where the one before it ends: what lies between would be taken for done.
     /// No crash leaves such a gap; somebody has deleted a batch, or a restore has.
-    async fn refuse_gap(&self, roots: &[&Recorded]) -> Result<(), Halt> {
+    async fn refuse_gap(&self, roots: &[&RecordedBatch]) -> Result<(), LaneExit> {
         let mut after = self.window.lock().await.cursor.clone();
         for root in roots {
             if root.before != after {
                 let message = messages::gap(self.pass.course, root.batch_id, &self.pass.lease.entity_id);
-                return Err(Halt::problem(Problem::of_lane(Kind::Watermark, message)));
+                return Err(LaneExit::problem(Problem::of_lane(Kind::Watermark, message)));
             }
             after = Some(root.last.clone());
         }
@@ -117,8 +121,8 @@ impl Delivery {
     }
 
     /// A recorded batch, or a part of one, to be sent over again. `None`: nothing is left of it.
-    pub(super) async fn redo(&self, redo: Redo<'_>) -> Result<Option<Node>, Halt> {
-        let Redo { root, whole, leaf, batch } = redo;
+    pub(super) async fn redo(&self, redo: Redelivery<'_>) -> Result<Option<BatchTask>, LaneExit> {
+        let Redelivery { root, whole, leaf, batch } = redo;
         let Some(batch) = batch else {
             let mut window = self.window.lock().await;
             let advance = window.advance_after(root);
@@ -128,7 +132,7 @@ impl Delivery {
             return Ok(None);
         };
         if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
-            return Err(Halt::problem(messages::held(leaf.batch_id, &self.pass.lease.entity_id)));
+            return Err(LaneExit::problem(messages::held(leaf.batch_id, &self.pass.lease.entity_id)));
         }
         let mut batch = Batch { last: whole.last.clone(), ..batch };
         if let Some(rivals) = &self.rivals {
@@ -154,11 +158,11 @@ impl Delivery {
                 "the outcome of a batch is unknown; it is sent again"
             );
         }
-        Ok(Some(Node {
+        Ok(Some(BatchTask {
             lost: leaf.may_have_arrived,
             repeated: leaf.attempts > 0,
             unknown_runs: leaf.unknown_runs,
-            ..Node::new(leaf.batch_id, batch, root)
+            ..BatchTask::new(leaf.batch_id, batch, root)
         }))
     }
 }

@@ -3,23 +3,23 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::super::batcher::{Rows, Source};
-use super::super::lane::exit::Halt;
+use super::super::batcher::{Batcher, ReadSource};
+use super::super::lane::exit::LaneExit;
 use super::super::messages;
 use super::Delivery;
-use super::batch_task::Redo;
+use super::batch_task::Redelivery;
 use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
-use crate::journal::{Course, Kind, Problem, Recorded, Side};
+use crate::journal::{Kind, Problem, RecordedBatch, Side, WorkKind};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
 
 /// What lies beyond the cursor, and the batches without an answer that it has passed.
-pub(super) fn apart(recorded: Vec<Recorded>) -> (Vec<Recorded>, Vec<Recorded>) {
+pub(super) fn apart(recorded: Vec<RecordedBatch>) -> (Vec<RecordedBatch>, Vec<RecordedBatch>) {
     let places: BTreeMap<i64, (Option<i64>, Side)> =
         recorded.iter().map(|batch| (batch.batch_id, (batch.parent_id, batch.side))).collect();
     // A part belongs where the whole does, which is not listed when it was split before the cursor passed it.
-    let is_beyond = |batch: &Recorded| {
+    let is_beyond = |batch: &RecordedBatch| {
         let mut place = (batch.parent_id, batch.side);
         while let (Some(parent_id), _) = place {
             let Some(whole) = places.get(&parent_id) else { return false };
@@ -39,9 +39,9 @@ impl Delivery {
     /// behind it: that row may have arrived, and would be followed by the older one.
     pub(super) async fn redo_passed_over(
         &self,
-        source: &Source<'_>,
-        passed: &[Recorded],
-    ) -> Result<(), Halt> {
+        source: &ReadSource<'_>,
+        passed: &[RecordedBatch],
+    ) -> Result<(), LaneExit> {
         let mut window = self.window.lock().await;
         let Some(cursor) = window.cursor.clone().filter(|_| !passed.is_empty()) else { return Ok(()) };
         // As one that ends where the cursor stands, and so it moves no further before they are done.
@@ -49,13 +49,13 @@ impl Delivery {
         drop(window);
         for leaf in passed {
             let interval = source.read(leaf.before.clone(), Some(leaf.last.clone())).await?;
-            let rows = self.or_halt(Rows::of(interval, None, self.start.clone()).all()).await??;
+            let rows = self.or_halt(Batcher::of(interval, None, self.start.clone()).all()).await??;
             let rows: Vec<Row> =
                 rows.into_iter().filter(|row| leaf.ids.contains(&row.id.to_string())).collect();
             let entity_id = &self.pass.lease.entity_id;
             if self.is_followed(source, leaf, &rows, &cursor).await? {
                 let message = messages::followed(leaf.batch_id, entity_id);
-                return Err(Halt::problem(Problem::of_lane(Kind::Watermark, message)));
+                return Err(LaneExit::problem(Problem::of_lane(Kind::Watermark, message)));
             }
             tracing::warn!(
                 entity_id,
@@ -64,7 +64,7 @@ impl Delivery {
             );
             let build = |rows| Batch::build(leaf.before.clone(), rows, &self.zone);
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };
-            if let Some(node) = self.redo(Redo { root: number, whole: leaf, leaf, batch }).await? {
+            if let Some(node) = self.redo(Redelivery { root: number, whole: leaf, leaf, batch }).await? {
                 self.deliver(node).await?;
             }
         }
@@ -75,12 +75,12 @@ impl Delivery {
     /// with each batch.)
     async fn is_followed(
         &self,
-        source: &Source<'_>,
-        leaf: &Recorded,
+        source: &ReadSource<'_>,
+        leaf: &RecordedBatch,
         rows: &[Row],
         cursor: &Cursor,
-    ) -> Result<bool, Halt> {
-        if matches!(self.pass.course, Course::Backfill(_)) {
+    ) -> Result<bool, LaneExit> {
+        if matches!(self.pass.course, WorkKind::Backfill(_)) {
             return Ok(false);
         }
         let mut clock = Clock::of(&self.zone);

@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::api_session::Unproven;
-use super::super::lane::exit::Halt;
+use super::super::lane::exit::LaneExit;
 use super::super::messages;
-use super::super::messages::Words;
+use super::super::messages::OutcomeMessage;
 use super::super::proving::Resent;
 use super::Delivery;
 use super::attempts::Tried;
-use super::batch_task::{Answered, Node};
+use super::batch_task::{Answered, BatchTask};
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, Verdict};
-use crate::journal::{Kind, Problem, Recorded, Settlement};
+use crate::elven::{Answer, ResponseClass};
+use crate::journal::{AttemptResult, Kind, Problem, RecordedBatch};
 
 /// A batch that ended unknown in so many runs is tried once by each later one, and taken apart.
 const UNKNOWN_RUNS_MAX: i32 = 3;
@@ -22,24 +22,24 @@ const REQUESTS_MAX: u32 = 24;
 
 /// What is sent of such a batch: itself, or a part of it.
 pub(super) struct Leaf {
-    pub node: Node,
+    pub node: BatchTask,
     /// What it is a part of.
     pub parent_id: Option<i64>,
 }
 
 /// Which batches are parts of which.
-pub(super) struct Lineage<'a> {
-    by_id: BTreeMap<i64, &'a Recorded>,
+pub(super) struct SplitTree<'a> {
+    by_id: BTreeMap<i64, &'a RecordedBatch>,
 }
 
-impl<'a> Lineage<'a> {
-    pub(super) fn of(recorded: &'a [Recorded]) -> Self {
+impl<'a> SplitTree<'a> {
+    pub(super) fn of(recorded: &'a [RecordedBatch]) -> Self {
         Self { by_id: recorded.iter().map(|batch| (batch.batch_id, batch)).collect() }
     }
 
     /// Whether a run tries a batch once: it, or one that it is a part of, ended unknown in three runs.
-    pub(super) fn is_once(&self, leaf: &Recorded) -> bool {
-        let parent = |batch: &&'a Recorded| self.by_id.get(&batch.parent_id?).copied();
+    pub(super) fn is_once(&self, leaf: &RecordedBatch) -> bool {
+        let parent = |batch: &&'a RecordedBatch| self.by_id.get(&batch.parent_id?).copied();
         leaf.unknown_runs >= UNKNOWN_RUNS_MAX
             || std::iter::successors(leaf.parent_id.and_then(|id| self.by_id.get(&id).copied()), parent)
                 .any(|batch| batch.unknown_runs >= UNKNOWN_RUNS_MAX)
@@ -63,14 +63,14 @@ struct Left {
     /// Not tried in this run.
     untried: Vec<Leaf>,
     unknown: Vec<Unknown>,
-    refused: Vec<(Answered, Verdict)>,
+    refused: Vec<(Answered, ResponseClass)>,
     requests: u32,
 }
 
 impl Delivery {
     /// What follows when the last attempt of a run leaves the outcome of a batch unknown: the lane stops; but a record that
     /// stands alone, and ended so in three runs, is set aside.
-    pub(super) async fn unknown(&self, answered: Answered) -> Result<Vec<Node>, Halt> {
+    pub(super) async fn unknown(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
         if self.is_unknown_for_good(&answered.node) && self.is_import_good(&answered.node, true).await? {
             return self.alone(answered).await;
         }
@@ -84,7 +84,7 @@ impl Delivery {
         &self,
         mut leaves: Vec<Leaf>,
         mut good_parents: BTreeSet<i64>,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), LaneExit> {
         if leaves.is_empty() {
             return Ok(());
         }
@@ -102,7 +102,7 @@ impl Delivery {
         stopped
     }
 
-    async fn halve_and_try(&self, left: &mut Left, good_parents: &mut BTreeSet<i64>) -> Result<(), Halt> {
+    async fn halve_and_try(&self, left: &mut Left, good_parents: &mut BTreeSet<i64>) -> Result<(), LaneExit> {
         loop {
             while left.requests < REQUESTS_MAX
                 && let Some(leaf) = left.untried.pop()
@@ -132,7 +132,7 @@ impl Delivery {
         Leaf { node, parent_id }: Leaf,
         left: &mut Left,
         good_parents: &mut BTreeSet<i64>,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), LaneExit> {
         let mut answered = match self.tried(node).await? {
             Tried::Accepted => {
                 good_parents.extend(parent_id);
@@ -153,16 +153,20 @@ impl Delivery {
     }
 
     /// Records an answer at once, since what follows from it depends on other answers.
-    async fn record(&self, answered: &mut Answered) -> Result<(), Halt> {
+    async fn record(&self, answered: &mut Answered) -> Result<(), LaneExit> {
         self.answered(&answered.node, &answered.words, answered.settlement).await?;
-        answered.settlement = Settlement { sent: false, ..answered.settlement };
+        answered.settlement = AttemptResult { sent: false, ..answered.settlement };
         answered.node.room = None;
         Ok(())
     }
 
     /// Isolates what was refused, sets records aside that were unknown in three runs, and stops the lane if anything is
     /// left.
-    async fn end_of_taking_apart(&self, left: &mut Left, good_parents: &BTreeSet<i64>) -> Result<(), Halt> {
+    async fn end_of_taking_apart(
+        &self,
+        left: &mut Left,
+        good_parents: &BTreeSet<i64>,
+    ) -> Result<(), LaneExit> {
         for (answered, verdict) in std::mem::take(&mut left.refused) {
             let root = answered.node.root;
             for part in self.isolate(answered, &verdict).await? {
@@ -186,7 +190,7 @@ impl Delivery {
         if let Some(Unknown { answered, .. }) = left.unknown.first() {
             let Answered { node, words, settlement } = answered;
             let problem = words.clone().into_problem(node.batch_id, settlement.http_status);
-            return Err(Halt::problem(problem));
+            return Err(LaneExit::problem(problem));
         }
         if left.untried.is_empty() {
             return Ok(());
@@ -195,11 +199,11 @@ impl Delivery {
             "the outcome of a batch was unknown in three runs, and {REQUESTS_MAX} requests of this run were sent for its parts; \
              the next run sends the rest"
         );
-        Err(Halt::problem(Problem::of_lane(Kind::Unavailable, message)))
+        Err(LaneExit::problem(Problem::of_lane(Kind::Unavailable, message)))
     }
 
     /// Whether this is the third run, or a later one, that ends with the outcome of a record unknown that stands alone.
-    fn is_unknown_for_good(&self, node: &Node) -> bool {
+    fn is_unknown_for_good(&self, node: &BatchTask) -> bool {
         let may_be_sent_again = self.worker.settings.sync.on_ambiguous != OnAmbiguous::Hold;
         may_be_sent_again && node.unknown_runs + 1 >= UNKNOWN_RUNS_MAX && is_alone(node)
     }
@@ -207,7 +211,7 @@ impl Delivery {
     /// Whether the API takes imports in this run, so that it is up to a record that its outcome is unknown. By a record that
     /// was accepted before, where nothing was accepted in this run; where there is none, the call that reads has to do
     /// for a record that is no part whose other half is unknown as well.
-    async fn is_import_good(&self, node: &Node, is_whole: bool) -> Result<bool, Halt> {
+    async fn is_import_good(&self, node: &BatchTask, is_whole: bool) -> Result<bool, LaneExit> {
         if self.channel.has_accepted() {
             return Ok(true);
         }
@@ -229,7 +233,7 @@ impl Delivery {
     }
 
     /// Whether the API is good for more than a failure: else its batches are left whole.
-    async fn is_worth_taking_apart(&self) -> Result<bool, Halt> {
+    async fn is_worth_taking_apart(&self) -> Result<bool, LaneExit> {
         let proven = self.or_halt(self.channel.prove(self.worker.settings.retry.max)).await?;
         // A key that may only import is proven by the parts: where both end unknown, that is the end of it.
         Ok(matches!(proven, Ok(()) | Err(Unproven::NoList(_))))
@@ -240,16 +244,16 @@ impl Delivery {
     pub(super) async fn unknown_after_all(
         &self,
         answer: &Answer,
-        verdict: &Verdict,
-        node: &Node,
-    ) -> Result<Option<Words>, Halt> {
+        verdict: &ResponseClass,
+        node: &BatchTask,
+    ) -> Result<Option<OutcomeMessage>, LaneExit> {
         if self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Ok(None);
         }
         let name = &self.channel.credential.name;
         let status =
             if let Answer::Response { status, .. } = answer { Some(i32::from(*status)) } else { None };
-        if matches!(verdict, Verdict::Unknown(_)) {
+        if matches!(verdict, ResponseClass::Unknown(_)) {
             return Ok(Some(messages::of(verdict, status, &node.batch, name)));
         }
         if !is_page_of_firewall(answer) {
@@ -258,13 +262,14 @@ impl Delivery {
         if !self.channel.has_accepted() && self.resend_known().await? != Resent::Accepted {
             return Ok(None);
         }
-        let verdict = Verdict::Unknown("a page came instead of an answer, as from a firewall".to_owned());
+        let verdict =
+            ResponseClass::Unknown("a page came instead of an answer, as from a firewall".to_owned());
         Ok(Some(messages::of(&verdict, status, &node.batch, name)))
     }
 }
 
 /// Its records stand or fall together.
-fn is_alone(node: &Node) -> bool {
+fn is_alone(node: &BatchTask) -> bool {
     node.batch.halves().is_none()
 }
 

@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::concurrency::Place;
+use super::super::concurrency::LanePermit;
 use super::super::invalid_start::InvalidStart;
 use super::super::worker::Target;
 use super::super::{EntityReport, Worker};
 use crate::journal::Lease;
 
 /// A lane while this worker has its lease.
-pub(in crate::sync) struct Held<'a> {
+pub(in crate::sync) struct LaneRun<'a> {
     pub worker: &'a Worker,
     pub run_id: i64,
     pub target: &'a Target,
     pub since: Instant,
-    pub place: Place,
+    pub place: LanePermit,
     /// The entity has rows set aside.
     pub has_rows_set_aside: bool,
     /// The first rows that the lane reads in the run.

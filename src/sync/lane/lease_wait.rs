@@ -12,14 +12,14 @@ pub(crate) const LEASE_POLL: Duration = Duration::from_millis(250);
 const BACKFILL_LEASES_MAX: u32 = 2;
 
 /// What was seen of a lease that somebody else has.
-pub(crate) struct Patience {
+pub(crate) struct LeaseWait {
     begun: Instant,
     lease: Duration,
     /// The lease as it stood, who had it, and since when.
     seen: Option<(String, Holder, Instant)>,
 }
 
-impl Patience {
+impl LeaseWait {
     /// Says whether to look again. A run that keeps renewing is left alone, and a backfill makes room; a lease that nobody
     /// renews is waited for, however long that takes.
     pub(crate) fn lasts(&mut self, seen: &str, holder: Holder) -> bool {
@@ -43,8 +43,8 @@ impl Patience {
 }
 
 impl Worker {
-    pub(crate) fn patience(&self) -> Patience {
-        Patience { begun: Instant::now(), lease: self.settings.sync.lease, seen: None }
+    pub(crate) fn patience(&self) -> LeaseWait {
+        LeaseWait { begun: Instant::now(), lease: self.settings.sync.lease, seen: None }
     }
 
     /// Waits a moment for a lease that somebody else has; a backfill is asked for it.

@@ -7,18 +7,18 @@ pub(super) mod lease_wait;
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::exit::Halt;
-use self::lane_run::Held;
-use super::batcher::Source;
-use super::concurrency::Place;
-use super::delivery::{Delivery, Manner};
+use self::exit::LaneExit;
+use self::lane_run::LaneRun;
+use super::batcher::ReadSource;
+use super::concurrency::LanePermit;
+use super::delivery::{Delivery, DeliveryOptions};
 use super::invalid_start::InvalidStart;
 use super::messages;
 use super::worker::Target;
 use super::{Ended, EntityReport, RunError, Worker};
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::{Course, JournalError, Lane, Lease, OpenPass, Opening, Problem, Purpose, Take};
-use crate::ledger::{Look, Reading};
+use crate::journal::{JournalError, Lane, Lease, NewPass, OpenWork, Problem, Purpose, Take, WorkKind};
+use crate::ledger::{PassRead, ProbeResult};
 use crate::watermark::Snapshot;
 
 /// A page holds this many batches: large enough that a page costs little, small enough that memory
@@ -29,7 +29,7 @@ const BATCHES_PER_PAGE: usize = 4;
 type Opened = (i64, Snapshot);
 
 /// A place, the lease, the state that it was taken in, and the pass that was opened with it, if one was.
-type Taken = (Place, Lease, Box<Lane>, Option<Opened>);
+type Taken = (LanePermit, Lease, Box<Lane>, Option<Opened>);
 
 impl Worker {
     /// Brings one entity up to date, or says why not.
@@ -38,7 +38,7 @@ impl Worker {
         run_id: i64,
         target: &Target,
         seen: &Lane,
-        look: &Look,
+        look: &ProbeResult,
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::new(&target.entity_id, Ended::Done);
         let mut lease_before = None;
@@ -59,10 +59,19 @@ impl Worker {
             let lease = lease.after(lease_before.take());
             lease_before = Some(lease.clone());
             let (since, has_rows_set_aside, start) = (Instant::now(), lane.has_rows_set_aside, start.clone());
-            let mut held =
-                Held { worker: self, run_id, target, since, place, has_rows_set_aside, start, lease, report };
+            let mut held = LaneRun {
+                worker: self,
+                run_id,
+                target,
+                since,
+                place,
+                has_rows_set_aside,
+                start,
+                lease,
+                report,
+            };
             let halted = held.drive(lane, opened, seen, look).await;
-            let yielded = matches!(halted, Err(Halt::Yielded));
+            let yielded = matches!(halted, Err(LaneExit::Yielded));
             report = held.end(halted).await?;
             if !yielded {
                 return Ok(report);
@@ -72,9 +81,9 @@ impl Worker {
     }
 
     /// A pass to be opened behind where the entity was seen.
-    fn opening<'a>(&'a self, run_id: i64, seen: &'a Lane) -> Opening<'a> {
+    fn opening<'a>(&'a self, run_id: i64, seen: &'a Lane) -> NewPass<'a> {
         let relation = self.ledger.mapping().relation.oid;
-        Opening { run_id, seen, ledger_table: self.ledger.name(), relation, mapping: &self.mapping }
+        NewPass { run_id, seen, ledger_table: self.ledger.name(), relation, mapping: &self.mapping }
     }
 
     /// Records a problem that keeps an entity from being worked on at all.
@@ -98,20 +107,20 @@ impl Worker {
     async fn take_or_leave(
         &self,
         entity_id: &str,
-        opening: Option<Opening<'_>>,
+        opening: Option<NewPass<'_>>,
     ) -> Result<Result<Taken, Ended>, RunError> {
         let mut patience = self.patience();
         loop {
             let Some(place) = self.place().await else { return Ok(Err(Ended::Stopped)) };
             before(Step::TakeLease);
             if opening.is_some() {
-                before(Step::OpenPass);
+                before(Step::OpenWork);
             }
             let (taken, opened) = self.journal.take_and_open(entity_id, opening, Purpose::Run).await?;
             let holder = match taken {
                 Take::Taken(lease, lane) => {
                     if opened.is_some() {
-                        after(Step::OpenPass);
+                        after(Step::OpenWork);
                     }
                     after(Step::TakeLease);
                     return Ok(Ok((place, lease, lane, opened)));
@@ -127,7 +136,7 @@ impl Worker {
     }
 
     /// One of the places of entities worked on at once. `None`: a signal came.
-    pub(in crate::sync) async fn place(&self) -> Option<Place> {
+    pub(in crate::sync) async fn place(&self) -> Option<LanePermit> {
         self.places.take().await.filter(|_| !*self.stop.borrow())
     }
 
@@ -148,34 +157,34 @@ impl Worker {
     }
 }
 
-impl Held<'_> {
+impl LaneRun<'_> {
     /// Records how the lane ended, unless that is done, and gives its lease back.
-    pub(in crate::sync) async fn end(self, halted: Result<(), Halt>) -> Result<EntityReport, RunError> {
-        let Held { worker, run_id, target, lease, mut report, .. } = self;
+    pub(in crate::sync) async fn end(self, halted: Result<(), LaneExit>) -> Result<EntityReport, RunError> {
+        let LaneRun { worker, run_id, target, lease, mut report, .. } = self;
         let (journal, entity_id) = (&worker.journal, &target.entity_id);
         let recorded = match halted {
             Ok(()) => Ok(Ended::Done),
-            Err(Halt::Problem(problem, not_before)) => {
+            Err(LaneExit::Problem(problem, not_before)) => {
                 tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
                 let failed = journal.lane_failed(&lease, run_id, &problem, not_before);
                 around(Step::Fail, around(Step::ReleaseLease, failed))
                     .await
                     .map(|()| Ended::Failed(problem.message))
             }
-            Err(halt @ (Halt::Stopped | Halt::Yielded)) => {
-                let ended = if matches!(halt, Halt::Stopped) { Ended::Stopped } else { Ended::Done };
+            Err(halt @ (LaneExit::Shutdown | LaneExit::Yielded)) => {
+                let ended = if matches!(halt, LaneExit::Shutdown) { Ended::Stopped } else { Ended::Done };
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| ended)
             }
-            Err(Halt::Fenced(left)) => {
+            Err(LaneExit::Fenced(left)) => {
                 let waits = messages::fenced(left);
                 tracing::info!(entity_id, "{waits}");
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| Ended::Fenced(waits))
             }
             // What was sent may still arrive, so the lease is left to run out: until then, and until the
             // signature is too old, nobody else sends.
-            Err(Halt::CutOff) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
-            Err(Halt::LeaseLost) => Err(JournalError::LeaseLost),
-            Err(Halt::Broken(problem)) => {
+            Err(LaneExit::ShutdownDeadline) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
+            Err(LaneExit::LeaseLost) => Err(JournalError::LeaseLost),
+            Err(LaneExit::Infrastructure(problem)) => {
                 // So that others can go on with it, should the database be well: the run may take long to end.
                 if let Err(second) = journal.release(&lease).await {
                     tracing::warn!(
@@ -204,8 +213,8 @@ impl Held<'_> {
         mut lane: Box<Lane>,
         opened: Option<Opened>,
         seen: &Lane,
-        look: &Look,
-    ) -> Result<(), Halt> {
+        look: &ProbeResult,
+    ) -> Result<(), LaneExit> {
         if opened.is_some() {
             return self.pass(&lane, opened, true).await.map(drop);
         }
@@ -250,7 +259,12 @@ impl Held<'_> {
 
     /// Goes through one pass to its end: the one that was just opened, or that is open, from where it stands, or a new
     /// one. Returns the new watermark. `is_last`: the lane ends with it.
-    async fn pass(&mut self, lane: &Lane, opened: Option<Opened>, is_last: bool) -> Result<Snapshot, Halt> {
+    async fn pass(
+        &mut self,
+        lane: &Lane,
+        opened: Option<Opened>,
+        is_last: bool,
+    ) -> Result<Snapshot, LaneExit> {
         let Worker { journal, ledger, .. } = self.worker;
         let settled = lane.settled.as_ref();
         let is_new = lane.open.is_none();
@@ -258,16 +272,16 @@ impl Held<'_> {
             open
         } else {
             let opening = self.worker.opening(self.run_id, lane);
-            around(Step::OpenPass, journal.open_pass(&self.lease, opening)).await?
+            around(Step::OpenWork, journal.open_pass(&self.lease, opening)).await?
         };
-        let pass = OpenPass::new(self.lease.clone(), Course::Pass(pass_id));
+        let pass = OpenWork::new(self.lease.clone(), WorkKind::Pass(pass_id));
         let (entity_id, page_rows) = (&self.target.entity_id, self.worker.page_rows());
         let (after, until, pass_id) = (None, None, Some(pass_id));
-        let reading = Reading { entity_id, pass_id, settled, target: &target, after, until, page_rows };
-        let source = Source::Pass(ledger, reading);
+        let reading = PassRead { entity_id, pass_id, settled, target: &target, after, until, page_rows };
+        let source = ReadSource::Pass(ledger, reading);
         // With the last pass the place to read is given back when all is read.
         let place = if is_last { self.place.reading.take() } else { None };
-        let manner = Manner { place, ends: is_last, ..Manner::default() };
+        let manner = DeliveryOptions { place, ends: is_last, ..DeliveryOptions::default() };
         let delivery = Delivery::new(self, pass, lane.cursor.clone(), manner);
         let delivered = async {
             // Of a new one nobody has left anything.

@@ -9,11 +9,11 @@ use sqlx::PgPool;
 
 use super::{add_minutes, backfill_2024};
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, eventually, said, stderr};
+use crate::support::{TestEnv, eventually, said, stderr};
 
 /// A long backfill: requests that take their time, few rows in each, slices of a fifth of a second.
-async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     for (name, value) in [
         ("ELVEN_SYNC_SYNC__BATCH_ROWS", "2"),
         ("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2"),

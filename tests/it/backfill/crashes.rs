@@ -16,7 +16,7 @@ use super::{add_minutes, backfill_2024, texts};
 use crate::crashes::FAULT_POINT;
 use crate::crashes::points::{OF_A_BACKFILL, Point, points};
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, eventually, said, stderr, stdout, until_it_says, variable};
+use crate::support::{TestEnv, eventually, said, stderr, stdout, until_it_says, variable};
 use crate::workers::signal;
 
 /// Cases under way at once; most of the time they wait for the lease of a dead worker.
@@ -25,18 +25,18 @@ const AT_ONCE: usize = 6;
 const RANGE: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
 
 /// Two entities with rows before, in and behind the range, some that cannot be sent and some that the API refuses.
-async fn scene_of(pool: PgPool, rows: i32) -> Scene {
-    prepared(Scene::new(pool).await, rows).await
+async fn scene_of(pool: PgPool, rows: i32) -> TestEnv {
+    prepared(TestEnv::new(pool).await, rows).await
 }
 
 /// Does something in a database of its own for each of these, several at once.
-async fn in_each<T: std::fmt::Display>(pool: &PgPool, of: Vec<T>, rows: i32, act: impl AsyncFn(&Scene, T)) {
+async fn in_each<T: std::fmt::Display>(pool: &PgPool, of: Vec<T>, rows: i32, act: impl AsyncFn(&TestEnv, T)) {
     let url = pool.connect_options().to_url_lossy();
     let cases = stream::iter(of.into_iter().enumerate()).map(async |(n, one)| {
         let mut url = url.clone();
         // A name of PostgreSQL is short.
         url.set_path(&format!("backfill_{:x}_{n}", fastrand::u64(..)));
-        let scene = prepared(Scene::at(url.as_str()).await, rows).await;
+        let scene = prepared(TestEnv::at(url.as_str()).await, rows).await;
         let name = one.to_string();
         let acted = AssertUnwindSafe(act(&scene, one)).catch_unwind().await;
         scene.pool.close().await;
@@ -49,7 +49,7 @@ async fn in_each<T: std::fmt::Display>(pool: &PgPool, of: Vec<T>, rows: i32, act
     assert!(failed.is_empty(), "it failed at {}", failed.join(", "));
 }
 
-async fn prepared(mut scene: Scene, rows: i32) -> Scene {
+async fn prepared(mut scene: TestEnv, rows: i32) -> TestEnv {
     for (name, value) in [
         ("ELVEN_SYNC_SYNC__BATCH_ROWS", "5"),
         ("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2"),
@@ -74,7 +74,7 @@ async fn prepared(mut scene: Scene, rows: i32) -> Scene {
 
 /// Each row of the range is in exactly one batch that is done, none of another, and the API has each that it may have:
 /// more than once only what was in flight in a crash.
-async fn is_covered(scene: &Scene) {
+async fn is_covered(scene: &TestEnv) {
     let wrong = "
         with done as (
             select id::bigint, count(*) as batches
@@ -122,7 +122,7 @@ async fn killed_at_random_moments_and_resumed_the_range_is_exactly_covered(pool:
     in_each(&pool, seeds, 60, kill_at_random_moments).await;
 }
 
-async fn kill_at_random_moments(scene: &Scene, seed: i64) {
+async fn kill_at_random_moments(scene: &TestEnv, seed: i64) {
     scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=15ms", "answer-lost@5%"]));
     let mut rng = Rng::with_seed(seed.cast_unsigned());
     let mut killed = 0;
@@ -172,7 +172,7 @@ async fn killed_at_any_step_and_resumed_the_range_is_exactly_covered(pool: PgPoo
     in_each(&pool, points(&OF_A_BACKFILL), 13, kill_at).await;
 }
 
-async fn kill_at(scene: &Scene, point: Point) {
+async fn kill_at(scene: &TestEnv, point: Point) {
     for _ in 0..2 {
         let (body, headers) = (String::new(), Vec::new());
         scene.sandbox.inject(Fault::Answer { status: 503, body, headers });

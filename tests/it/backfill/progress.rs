@@ -8,13 +8,13 @@ use sqlx::PgPool;
 
 use super::add_minutes;
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, stderr};
+use crate::support::{TestEnv, stderr};
 
 const RANGE: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
 
 /// Batches that take some seconds together.
-async fn scene_that_takes(pool: PgPool, rows: i32, each: &str) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_that_takes(pool: PgPool, rows: i32, each: &str) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;

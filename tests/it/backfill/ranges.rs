@@ -3,11 +3,11 @@
 use sqlx::PgPool;
 
 use super::{accounts_since, backfill_2024, texts};
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 #[sqlx::test(migrations = false)]
 async fn a_range_is_half_open_to_the_microsecond(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     scene.entity("acme", "America/New_York").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', at::text, 'BTC', at::timestamptz, 1
@@ -33,7 +33,7 @@ async fn a_range_is_half_open_to_the_microsecond(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_date_is_a_day_in_each_entitys_own_zone(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     for zone in [
         "Pacific/Kiritimati",
         "Asia/Kathmandu",
@@ -60,7 +60,7 @@ async fn a_date_is_a_day_in_each_entitys_own_zone(pool: PgPool) {
 /// Days of 23 and 25 hours, of 23:30 and 24:30, and days whose midnight is left out or comes twice.
 #[sqlx::test(migrations = false)]
 async fn ranges_over_changes_of_clocks_are_as_postgresql_has_them(pool: PgPool) {
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     for (zone, day, quarters) in [
         ("Europe/Zurich", "2024-03-31", 92),
         ("Europe/Zurich", "2024-10-27", 100),
@@ -103,7 +103,7 @@ async fn ranges_over_changes_of_clocks_are_as_postgresql_has_them(pool: PgPool) 
 /// The range stays what it was when it was asked for.
 #[sqlx::test(migrations = false)]
 async fn a_time_zone_that_changes_later_does_not_move_the_range(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("acme", "Asia/Tokyo").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)

@@ -5,18 +5,18 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{accounts_since, backfill_2024, texts};
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, said, variable};
+use crate::support::{TestEnv, said, variable};
 
 /// A scene of an entity whose batches have this many rows.
-async fn scene_in(pool: PgPool, zone: &str, batch_rows: &str) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_in(pool: PgPool, zone: &str, batch_rows: &str) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", batch_rows);
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", zone).await;
     scene
 }
 
-fn balances_since(scene: &Scene, records: usize) -> Vec<String> {
+fn balances_since(scene: &TestEnv, records: usize) -> Vec<String> {
     scene.balances().into_iter().skip(records).map(|(_, balance)| balance).collect()
 }
 
@@ -139,7 +139,7 @@ async fn what_is_sent_is_the_newest_of_its_key_whatever_the_rows(pool: PgPool) {
         ("Europe/Zurich", "2024-03-31 01:00Z"),
         ("UTC", "2024-03-31 01:00Z"),
     ];
-    let scene = Scene::new(pool).await;
+    let scene = TestEnv::new(pool).await;
     for seed in 0..variable("ELVEN_SEEDS").unwrap_or(24) {
         let mut rng = Rng::with_seed(seed.cast_unsigned());
         let (zone, at) = CHANGES[usize::try_from(seed).unwrap() % CHANGES.len()];

@@ -7,12 +7,12 @@ use sqlx::PgPool;
 
 use super::{add_other_with_its_own_key, add_rows, imports, scene};
 use crate::sandbox_faults::parsed;
-use crate::support::{Scene, eventually};
+use crate::support::{TestEnv, eventually};
 
 const ACCEPTED: &str = "select count(*)::text from elven_sync.sync_batches where status = 'accepted'";
 const CURSOR: &str = "select cursor_id from elven_sync.sync_state";
 
-async fn scene_of_single_rows(pool: PgPool) -> Scene {
+async fn scene_of_single_rows(pool: PgPool) -> TestEnv {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");

@@ -9,10 +9,10 @@ use tokio::sync::watch;
 
 use super::{BATCHES, ERRORS, add_rows, answered, failure, imports, scene};
 use crate::sandbox_faults::parsed;
-use crate::support::{PARTS, Scene};
+use crate::support::{PARTS, TestEnv};
 
 /// What holds of the journal whatever was refused and split.
-async fn the_books_balance(scene: &Scene) {
+async fn the_books_balance(scene: &TestEnv) {
     let parts = "select count(*)::text from elven_sync.sync_batches b where b.status = 'split'
                     and b.rows_read <> (select sum(rows_read) from elven_sync.sync_batches p where p.parent_id = b.batch_id)";
     assert_eq!(scene.text(parts).await, "0", "the parts of a batch have its rows");
@@ -129,7 +129,7 @@ async fn rows_that_a_refused_one_superseded_are_sent_after_all(pool: PgPool) {
 }
 
 /// Three rows each share an id.
-async fn scene_with_parts(pool: PgPool) -> Scene {
+async fn scene_with_parts(pool: PgPool) -> TestEnv {
     let mut scene = scene(pool).await;
     scene.sql(PARTS).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.parts");

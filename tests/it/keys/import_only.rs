@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use super::{add, all_is_well, among, good, scene, set_aside};
 use crate::backfill::backfill_2024;
 use crate::stub::{Asked, Said, Stub, said};
-use crate::support::Scene;
+use crate::support::TestEnv;
 
 /// Refuses imports that contain the word `bad`, and every call that reads.
 fn import_only(asked: &Asked) -> Said {
@@ -24,7 +24,7 @@ fn refuse_all(asked: &Asked) -> Said {
 }
 
 /// What is open in `sync_errors` about the lane.
-async fn lane_error(scene: &Scene) -> String {
+async fn lane_error(scene: &TestEnv) -> String {
     scene
         .text(
             "select coalesce(string_agg(concat_ws(' ', kind, http_status, api_code), ','), '') from elven_sync.sync_errors

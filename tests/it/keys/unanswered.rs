@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use super::{add, all_is_well, among, good, scene, set_aside};
 use crate::backfill::backfill_2024;
 use crate::stub::{Asked, Said, Stub, list, said};
-use crate::support::{Scene, eventually};
+use crate::support::{TestEnv, eventually};
 
 /// The most requests of a run for a batch that stays unknown.
 const REQUESTS_MAX: usize = 24;
@@ -47,7 +47,7 @@ fn fails_over_all(asked: &Asked) -> Said {
 }
 
 /// Runs until nothing fails any more. No run sends more for a batch than it may; returns how many runs it took.
-async fn until_isolated(scene: &Scene, stub: &Stub, runs_max: usize) -> usize {
+async fn until_isolated(scene: &TestEnv, stub: &Stub, runs_max: usize) -> usize {
     for run in 1..=runs_max {
         let before = stub.imports().len();
         let status = scene.run().await.status;

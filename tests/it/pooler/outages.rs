@@ -4,16 +4,16 @@ use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
 use super::{arrivals, enter, scene_behind};
-use crate::support::{Scene, eventually, stderr};
+use crate::support::{TestEnv, eventually, stderr};
 
 /// Twelve batches, of which the first waits for its answer.
-async fn entered(scene: &mut Scene) {
+async fn entered(scene: &mut TestEnv) {
     enter(scene, 2, 12).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
 }
 
 /// Nothing is missing and nothing waits, whichever run has done it.
-async fn assert_complete(scene: &Scene) {
+async fn assert_complete(scene: &TestEnv) {
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Succeeded, "{:?}", report.entities);
     let (least, most, rows) = arrivals(scene);

@@ -4,7 +4,7 @@ use elven_sync::sandbox::Fault;
 use sqlx::{Executor, PgPool, Row};
 
 use super::{Pooler, READER, SERVER_CONNECTIONS, database, enter, scene_behind};
-use crate::support::{Scene, stderr};
+use crate::support::{TestEnv, stderr};
 
 /// Settings of a session that somebody has changed. `PgBouncer` itself carries some from client to client.
 const CHANGED: &str = "select string_agg(name || ' = ' || setting, ', ' order by name) from pg_settings
@@ -19,7 +19,7 @@ const KEPT: &str = "select concat_ws(', ',
        (select string_agg(channel, '; ') from pg_listening_channels() channel))";
 
 /// Nothing of what the connector did is left in the connections that others will be given.
-pub(super) async fn assert_no_trace(scene: &Scene, pooler: &Pooler) {
+pub(super) async fn assert_no_trace(scene: &TestEnv, pooler: &Pooler) {
     let nothing = vec![String::new(); SERVER_CONNECTIONS];
     for sql in [CHANGED, KEPT] {
         assert_eq!(pooler.ask_each(&database(scene), sql).await, nothing, "{sql}");

@@ -5,11 +5,11 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
 use super::{arrivals, enter, scene_behind};
-use crate::support::{Scene, eventually, stderr};
+use crate::support::{TestEnv, eventually, stderr};
 use crate::workers::signal;
 
 /// All batches were accepted, and none is sent twice for want of an answer.
-async fn assert_accepted(scene: &Scene) {
+async fn assert_accepted(scene: &TestEnv) {
     let others = "select string_agg(concat_ws(' ', batch_id, status, attempts, ambiguous), ', ') from elven_sync.sync_batches
                    where status <> 'accepted' or ambiguous or attempts <> 1";
     assert_eq!(scene.text(others).await, "NULL");

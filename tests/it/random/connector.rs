@@ -15,7 +15,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::support::{KEY, SECRET, Scene};
+use crate::support::{KEY, SECRET, TestEnv};
 
 /// A sandbox and connections that serve one entity after the other.
 pub struct Connectors {
@@ -26,7 +26,7 @@ pub struct Connectors {
 }
 
 impl Connectors {
-    pub async fn open(scene: &Scene) -> Self {
+    pub async fn open(scene: &TestEnv) -> Self {
         let options = Options {
             credentials: vec![Credential::new("default", KEY, SECRET)],
             // More than one entity has: all that are kept are read each time.
@@ -40,7 +40,7 @@ impl Connectors {
         }
     }
 
-    async fn worker(&mut self, scene: &Scene, table: &'static str, batch_rows: usize) -> Worker {
+    async fn worker(&mut self, scene: &TestEnv, table: &'static str, batch_rows: usize) -> Worker {
         if let Some(worker) = self.workers.get(&(table, batch_rows)) {
             return worker.clone();
         }
@@ -72,7 +72,7 @@ pub struct Connector<'a> {
 
 impl<'a> Connector<'a> {
     pub async fn new(
-        scene: &Scene,
+        scene: &TestEnv,
         connectors: &'a mut Connectors,
         entity_id: &str,
         (table, batch_rows): (&'static str, usize),

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection};
 
 use super::api::Api;
-use super::diary::Diary;
+use super::event_log::Diary;
 use super::workers::{Process, Workers};
 use super::{LEASE, Plan, SIGNATURE_WINDOW};
 use crate::cluster::Cluster;
@@ -18,7 +18,7 @@ use crate::cluster::Cluster;
 const GATE_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
-enum Blow {
+enum Disruption {
     Kill,
     KillAnnouncing,
     KillSettling,
@@ -34,19 +34,19 @@ enum Blow {
 }
 
 /// How many of each are dealt out, in an order drawn anew each time, so that a short storm has some of all.
-const DECK: [(Blow, usize); 12] = [
-    (Blow::Kill, 1),
-    (Blow::KillAnnouncing, 2),
-    (Blow::KillSettling, 1),
-    (Blow::Terminate, 2),
-    (Blow::FreezeShortly, 2),
-    (Blow::FreezeBeyondLease, 2),
-    (Blow::FreezeAnnouncing, 2),
-    (Blow::FreezeSettling, 1),
-    (Blow::CutSessions, 2),
-    (Blow::Crash, 1),
-    (Blow::Restart, 1),
-    (Blow::Weather, 7),
+const DECK: [(Disruption, usize); 12] = [
+    (Disruption::Kill, 1),
+    (Disruption::KillAnnouncing, 2),
+    (Disruption::KillSettling, 1),
+    (Disruption::Terminate, 2),
+    (Disruption::FreezeShortly, 2),
+    (Disruption::FreezeBeyondLease, 2),
+    (Disruption::FreezeAnnouncing, 2),
+    (Disruption::FreezeSettling, 1),
+    (Disruption::CutSessions, 2),
+    (Disruption::Crash, 1),
+    (Disruption::Restart, 1),
+    (Disruption::Weather, 7),
 ];
 
 /// What the API may do, as `docs/sandbox.md` describes it.
@@ -100,9 +100,9 @@ pub struct Storm<'a> {
     cluster: &'a mut Cluster,
     workers: &'a Workers<'a>,
     api: &'a Api,
-    diary: &'a Diary,
+    event_log: &'a Diary,
     random: Rng,
-    deck: Vec<Blow>,
+    deck: Vec<Disruption>,
     /// Who is frozen, and until when.
     frozen: Vec<(Instant, Process)>,
     pub counts: Counts,
@@ -115,11 +115,11 @@ impl<'a> Storm<'a> {
         cluster: &'a mut Cluster,
         workers: &'a Workers<'a>,
         api: &'a Api,
-        diary: &'a Diary,
+        event_log: &'a Diary,
         random: Rng,
     ) -> Self {
         let (deck, frozen, counts) = (Vec::new(), Vec::new(), Counts::default());
-        Self { plan, url, cluster, workers, api, diary, random, deck, frozen, counts }
+        Self { plan, url, cluster, workers, api, event_log, random, deck, frozen, counts }
     }
 
     /// Blow after blow, for as long as is planned.
@@ -143,7 +143,7 @@ impl<'a> Storm<'a> {
         self.thaw(true);
     }
 
-    async fn strike(&mut self, blow: Blow) {
+    async fn strike(&mut self, blow: Disruption) {
         // Drawn for every blow, so that what follows does not depend on who happened to be there.
         let (victim, part) = (self.random.usize(..), self.random.u64(..1000));
         let mut faults: Vec<&str> =
@@ -156,50 +156,54 @@ impl<'a> Storm<'a> {
             .collect();
         let victim = awake.get(victim % awake.len().max(1)).copied();
         let done = match (blow, victim) {
-            (Blow::Weather, _) => {
+            (Disruption::Weather, _) => {
                 faults.dedup();
                 self.api.set_faults(&faults);
                 faults.join(" ")
             }
-            (Blow::Crash, _) => {
+            (Disruption::Crash, _) => {
                 self.cluster.crash();
                 tokio::time::sleep(Duration::from_millis(part / 3)).await;
                 self.cluster.start().await;
                 self.counts.crashes += 1;
                 String::new()
             }
-            (Blow::Restart, _) => {
+            (Disruption::Restart, _) => {
                 self.cluster.stop().await;
                 self.cluster.start().await;
                 self.counts.restarts += 1;
                 String::new()
             }
-            (Blow::CutSessions, _) => {
+            (Disruption::CutSessions, _) => {
                 let cut = self.cut_sessions(part).await.unwrap();
                 self.counts.cuts += cut;
                 format!("{cut} of them")
             }
             (_, None) => "nobody is there".to_owned(),
-            (Blow::Kill, Some(victim)) => {
+            (Disruption::Kill, Some(victim)) => {
                 self.counts.kills += usize::from(self.workers.signal(victim, Signal::SIGKILL));
                 format!("{victim:?}")
             }
-            (Blow::Terminate, Some(victim)) => {
+            (Disruption::Terminate, Some(victim)) => {
                 self.counts.stops += usize::from(self.workers.signal(victim, Signal::SIGTERM));
                 format!("{victim:?}")
             }
-            (Blow::FreezeShortly, Some(victim)) => self.freeze(victim, Duration::from_millis(20 + part)),
-            (Blow::FreezeBeyondLease, Some(victim)) => self.freeze(victim, beyond_lease(part)),
-            (Blow::KillAnnouncing, Some(victim)) => self.at_gate(victim, "announcing", None).await.unwrap(),
-            (Blow::KillSettling, Some(victim)) => self.at_gate(victim, "settling", None).await.unwrap(),
-            (Blow::FreezeAnnouncing, Some(victim)) => {
+            (Disruption::FreezeShortly, Some(victim)) => {
+                self.freeze(victim, Duration::from_millis(20 + part))
+            }
+            (Disruption::FreezeBeyondLease, Some(victim)) => self.freeze(victim, beyond_lease(part)),
+            (Disruption::KillAnnouncing, Some(victim)) => {
+                self.at_gate(victim, "announcing", None).await.unwrap()
+            }
+            (Disruption::KillSettling, Some(victim)) => self.at_gate(victim, "settling", None).await.unwrap(),
+            (Disruption::FreezeAnnouncing, Some(victim)) => {
                 self.at_gate(victim, "announcing", Some(beyond_lease(part))).await.unwrap()
             }
-            (Blow::FreezeSettling, Some(victim)) => {
+            (Disruption::FreezeSettling, Some(victim)) => {
                 self.at_gate(victim, "settling", Some(beyond_lease(part))).await.unwrap()
             }
         };
-        self.diary.note(format!("{blow:?} {done}"));
+        self.event_log.note(format!("{blow:?} {done}"));
     }
 
     fn freeze(&mut self, victim: Process, length: Duration) -> String {
@@ -214,7 +218,7 @@ impl<'a> Storm<'a> {
         let now = Instant::now();
         for (_, process) in self.frozen.extract_if(.., |(until, _)| all || *until <= now) {
             let is_there = self.workers.signal(process, Signal::SIGCONT);
-            self.diary.note(format!("{process:?} goes on: {is_there}"));
+            self.event_log.note(format!("{process:?} goes on: {is_there}"));
         }
     }
 

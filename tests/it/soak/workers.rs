@@ -12,15 +12,15 @@ use nix::unistd::Pid;
 
 use super::api::Api;
 use super::checks;
-use super::diary::Diary;
-use crate::support::{Scene, stderr, stdout};
+use super::event_log::Diary;
+use crate::support::{TestEnv, stderr, stdout};
 
 /// Between two runs, as a scheduler would have it.
 const PAUSE: Duration = Duration::from_millis(30);
 
 pub struct Workers<'a> {
-    scene: &'a Scene,
-    diary: &'a Diary,
+    scene: &'a TestEnv,
+    event_log: &'a Diary,
     all: Vec<Worker>,
     stopping: Cell<bool>,
 }
@@ -40,9 +40,9 @@ pub struct Process {
 }
 
 impl<'a> Workers<'a> {
-    pub fn new(scene: &'a Scene, diary: &'a Diary, count: usize) -> Self {
+    pub fn new(scene: &'a TestEnv, event_log: &'a Diary, count: usize) -> Self {
         let all = (0..count).map(|_| Worker::default()).collect();
-        Self { scene, diary, all, stopping: Cell::new(false) }
+        Self { scene, event_log, all, stopping: Cell::new(false) }
     }
 
     /// All of them at work, until [`stop`](Self::stop).
@@ -54,7 +54,7 @@ impl<'a> Workers<'a> {
         let worker = &self.all[number];
         while !self.stopping.get() {
             let mut command = self.run_as(&format!("{number}-{}", worker.runs.get()));
-            let mut child = command.stdout(Stdio::null()).stderr(self.diary.log(number)).spawn().unwrap();
+            let mut child = command.stdout(Stdio::null()).stderr(self.event_log.log(number)).spawn().unwrap();
             *worker.process.borrow_mut() = child.id().map(|id| Pid::from_raw(id.try_into().unwrap()));
             let status = child.wait().await.unwrap();
             *worker.process.borrow_mut() = None;
@@ -123,7 +123,7 @@ impl<'a> Workers<'a> {
         for number in 1.. {
             let output = self.run_as(&format!("peace-{number}")).output().await.unwrap();
             api.collect();
-            self.diary.note(format!("a run in peace: {}, {}", output.status, stderr(&output)));
+            self.event_log.note(format!("a run in peace: {}, {}", output.status, stderr(&output)));
             assert!([0, 1, 3].map(Some).contains(&output.status.code()), "{}", output.status);
             let under_way = "select count(*)::text from elven_sync.sync_runs where status = 'running'";
             // A run leaves what is fenced by an attempt of its own to the next one.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use super::{ENTITIES, Plan, WRITERS, account_refused, diary::Diary, entity_id};
+use super::{ENTITIES, Plan, WRITERS, account_refused, entity_id, event_log::Diary};
 
 /// Rows that one statement enters, at most.
 const ROWS_MAX: u64 = 30;
@@ -18,7 +18,7 @@ const PREPARED_MAX: usize = 2;
 const BALANCE: &str = "case when random() < 0.004 then 'NaN' else nextval('soak.version') / 4.0 end";
 
 /// Writes one writer's share of the rows, spread over the storm.
-pub async fn write(plan: &Plan, url: &str, mut random: Rng, diary: &Diary, over: &Cell<bool>) {
+pub async fn write(plan: &Plan, url: &str, mut random: Rng, event_log: &Diary, over: &Cell<bool>) {
     let share = plan.rows / WRITERS;
     let begun = Instant::now();
     let mut writer = Writer { plan, connection: None, prepared: Vec::new() };
@@ -33,14 +33,14 @@ pub async fn write(plan: &Plan, url: &str, mut random: Rng, diary: &Diary, over:
         match writer.transaction(url, random.fork(), over).await {
             Ok(rows) => written += rows,
             Err(problem) => {
-                assert!(is_passing(&problem), "{problem}");
+                assert!(is_transient(&problem), "{problem}");
                 writer.connection = None;
                 broken += 1;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
     }
-    diary.note(format!("a writer has written its share; {broken} transactions were broken off"));
+    event_log.note(format!("a writer has written its share; {broken} transactions were broken off"));
 }
 
 /// Ends what was prepared and not ended.
@@ -55,7 +55,7 @@ pub async fn end_prepared(url: &str) {
 }
 
 /// Whether it comes of a server that was ended, or that ended the session.
-fn is_passing(problem: &sqlx::Error) -> bool {
+fn is_transient(problem: &sqlx::Error) -> bool {
     match problem {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
         // Operator intervention, connection, resources, deadlock; the last two: a prepared transaction of

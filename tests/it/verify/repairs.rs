@@ -4,7 +4,7 @@ use elven_sync::audit::EntityProof;
 use sqlx::PgPool;
 
 use super::{findings, holds, proof};
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 /// A table whose columns may be NULL, a table of account names, and the view that joins them, which is the ledger.
 const TREASURY: &str = "
@@ -27,8 +27,8 @@ const TREASURY: &str = "
 
 /// 40 rows in batches of ten. Each batch has one row with a currency that the API does not know, and one that cannot be
 /// sent: rows 4, 14, ... are in lower case, and rows 7, 17, ... have no account.
-async fn scene_with_rows_set_aside(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "treasury.feed");
     scene.sql(TREASURY).await;
@@ -106,7 +106,7 @@ async fn rows_that_are_corrected_in_the_table_leave_the_bodies_of_their_batches_
 /// Of two rows of one key the newer is refused and the older is sent; later the view shows both in another way.
 #[sqlx::test(migrations = false)]
 async fn a_refused_row_that_had_superseded_another_is_no_finding_once_it_is_corrected(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.seen");
     scene
         .sql(

@@ -3,12 +3,12 @@
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{findings, holds, proof};
-use crate::support::{Scene, said};
+use crate::support::{TestEnv, said};
 
 /// Three passes of acme: the first has 44 rows in five batches, of which the second was split for a refused row and
 /// the third has one that cannot be sent; the others have 5 and 3 rows. Ids are apart, so that some fit between.
-async fn scene_with_a_journal(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene_with_a_journal(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.sandbox.set_rules(vec!["reject:account=a13".parse().unwrap()]);
@@ -272,7 +272,7 @@ async fn each_tampering_is_found(pool: PgPool) {
 /// With an open pass: its cursor, and what is in front of it.
 #[sqlx::test(migrations = false)]
 async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -340,7 +340,7 @@ async fn verify_names_what_is_broken_and_ends_with_3(pool: PgPool) {
 /// The bodies of a few batches are made again, of all of them when that is asked for.
 #[sqlx::test(migrations = false)]
 async fn a_changed_hash_is_found_with_deep_wherever_it_is(pool: PgPool) {
-    let mut scene = Scene::new(pool).await;
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.entity("acme", "UTC").await;
     scene

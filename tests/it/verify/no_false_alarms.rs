@@ -8,11 +8,11 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 use super::{findings, holds, proof};
 use crate::crashes::FAULT_POINT;
-use crate::support::{PARTS, Scene, eventually, said};
+use crate::support::{PARTS, TestEnv, eventually, said};
 
 /// One entity, small batches, and a connector that hardly waits between its attempts.
-async fn scene(pool: PgPool) -> Scene {
-    let mut scene = Scene::new(pool).await;
+async fn scene(pool: PgPool) -> TestEnv {
+    let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     scene.entity("acme", "America/New_York").await;
@@ -28,7 +28,7 @@ fn rows(from: i32, to: i32) -> AssertSqlSafe<String> {
     ))
 }
 
-async fn insert(scene: &Scene, from: i32, to: i32) {
+async fn insert(scene: &TestEnv, from: i32, to: i32) {
     (&scene.pool).execute(rows(from, to)).await.unwrap();
 }
 

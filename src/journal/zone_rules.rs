@@ -83,8 +83,9 @@ impl Journal {
         (from, to): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<RulesSeen, JournalError> {
         let sql = seen_sql(run_id, entity_ids, zones, from.timestamp(), to.timestamp());
-        let see = || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.database.at_once());
-        let seen: String = self.database.again(see).await?;
+        let see =
+            || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.database.single_round_trip());
+        let seen: String = self.database.retry(see).await?;
         serde_json::from_str(&seen).map_err(|problem| sqlx::Error::Decode(problem.into()).into())
     }
 
@@ -96,7 +97,7 @@ impl Journal {
             transaction.commit().await?;
             Ok::<_, JournalError>(offsets)
         };
-        self.database.again(read).await
+        self.database.retry(read).await
     }
 
     /// Records the rules of entities, and what these rules say.
@@ -125,7 +126,7 @@ impl Journal {
             transaction.commit().await?;
             Ok(())
         };
-        self.database.again(record).await
+        self.database.retry(record).await
     }
 
     /// Records for which zones the server has other rules.

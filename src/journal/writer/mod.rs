@@ -11,8 +11,8 @@ mod closing;
 mod lanes;
 mod write;
 
-pub use write::Handed;
-pub(super) use write::{Answer, Closing, Writing};
+pub use write::PendingWrite;
+pub(super) use write::{Answer, JournalWrite, PassClosing};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,26 +23,26 @@ use tokio::sync::oneshot;
 
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
-use self::write::Entry;
-use super::batch_record::{Answered, New, finish, insert_all, rewrite};
+use self::write::WriteRequest;
+use super::batch_record::{AnsweredBatch, NewBatch, finish, insert_all, rewrite};
 use super::counting::{count_in_backfill, count_in_run};
 use super::problem::{record as record_problems, resolve_newer};
 use super::work::shared;
-use super::{Counters, Doing, JournalError};
-use crate::database::{Database, Passing, Transaction};
+use super::{Counters, JournalError, WorkContext};
+use crate::database::{Database, Transaction, Transient};
 
 /// The most that is written in one transaction.
 const GROUP_MAX: usize = 256;
 /// When so many were written together, more is waited for: then the processor is what is short, and not time.
-const MANY: usize = 8;
+const GROUP_SIZE_DELAY_MIN: usize = 8;
 /// So long.
-const GATHERING: Duration = Duration::from_millis(4);
+const GATHER_DELAY: Duration = Duration::from_millis(4);
 /// How long a lane is left alone whose row somebody else has locked.
-const LOCKED: Duration = Duration::from_millis(10);
+const LOCKED_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// Where to hand in.
 #[derive(Clone, Debug)]
-pub(super) struct Group(UnboundedSender<Entry>);
+pub(super) struct Group(UnboundedSender<WriteRequest>);
 
 impl Group {
     /// Starts the task that writes. It ends when nobody can hand in anything any more.
@@ -53,12 +53,12 @@ impl Group {
         Self(sender)
     }
 
-    pub(super) fn hand_in(&self, doing: Doing<'_>, writing: Writing) -> Handed {
+    pub(super) fn hand_in(&self, doing: WorkContext<'_>, writing: JournalWrite) -> PendingWrite {
         let (reply, handed) = oneshot::channel();
-        let Doing { pass, run_id } = doing;
+        let WorkContext { pass, run_id } = doing;
         // Should the task be gone, then so is `reply`, and whoever waits hears of it.
-        let _ = self.0.send(Entry { pass: pass.clone(), run_id, writing, locked_since: None, reply });
-        Handed(handed)
+        let _ = self.0.send(WriteRequest { pass: pass.clone(), run_id, writing, locked_since: None, reply });
+        PendingWrite(handed)
     }
 }
 
@@ -68,8 +68,8 @@ struct Writer {
 }
 
 impl Writer {
-    async fn write_all_of(self, mut handed_in: UnboundedReceiver<Entry>) {
-        let mut entries: Vec<Entry> = Vec::new();
+    async fn write_all_of(self, mut handed_in: UnboundedReceiver<WriteRequest>) {
+        let mut entries: Vec<WriteRequest> = Vec::new();
         let mut pause = Duration::ZERO;
         loop {
             tokio::time::sleep(pause).await;
@@ -83,18 +83,18 @@ impl Writer {
             {
                 entries.push(entry);
             }
-            let many = entries.len() >= MANY;
+            let many = entries.len() >= GROUP_SIZE_DELAY_MIN;
             entries = self.write_together(entries).await;
             pause = match (entries.is_empty(), many) {
-                (false, _) => LOCKED,
-                (true, true) => GATHERING,
+                (false, _) => LOCKED_RETRY_DELAY,
+                (true, true) => GATHER_DELAY,
                 (true, false) => Duration::ZERO,
             };
         }
     }
 
     /// Writes entries, and says so. Returns those whose lanes somebody else has locked.
-    async fn write_together(&self, entries: Vec<Entry>) -> Vec<Entry> {
+    async fn write_together(&self, entries: Vec<WriteRequest>) -> Vec<WriteRequest> {
         let mut wanted = Vec::with_capacity(entries.len());
         for entry in entries {
             match entry.is_too_late() {
@@ -105,7 +105,7 @@ impl Writer {
         if wanted.is_empty() {
             return wanted;
         }
-        match self.database.again(|| self.write(&wanted)).await {
+        match self.database.retry(|| self.write(&wanted)).await {
             Ok(Ok(written)) => self.tell(wanted, written),
             // One of them is the reason, or the lease of one is lost: the others are not to suffer from it.
             Ok(Err(_)) if wanted.len() > 1 => self.write_each(wanted).await,
@@ -121,8 +121,8 @@ impl Writer {
     }
 
     /// Writes entries one after the other, each in its own transaction.
-    async fn write_each(&self, entries: Vec<Entry>) -> Vec<Entry> {
-        let mut locked: Vec<Entry> = Vec::new();
+    async fn write_each(&self, entries: Vec<WriteRequest>) -> Vec<WriteRequest> {
+        let mut locked: Vec<WriteRequest> = Vec::new();
         for entry in entries {
             // What waits for a lane waits behind what was handed in before.
             if locked.iter().any(|before| before.entity_id() == entry.entity_id()) {
@@ -136,7 +136,7 @@ impl Writer {
     }
 
     /// Says of each entry that it is written. Returns those that are not, but for those that have waited too long.
-    fn tell(&self, entries: Vec<Entry>, written: Vec<Option<i64>>) -> Vec<Entry> {
+    fn tell(&self, entries: Vec<WriteRequest>, written: Vec<Option<i64>>) -> Vec<WriteRequest> {
         let mut locked = Vec::new();
         for (mut entry, written) in entries.into_iter().zip(written) {
             let Some(batch_id) = written else {
@@ -160,12 +160,15 @@ impl Writer {
 
     /// Writes entries in one transaction. Returns the number of each one's batch, or `None` when its lane is
     /// locked by somebody else; or what is wrong with one of them, when for that nothing is written.
-    async fn write(&self, entries: &[Entry]) -> Result<Result<Vec<Option<i64>>, JournalError>, JournalError> {
+    async fn write(
+        &self,
+        entries: &[WriteRequest],
+    ) -> Result<Result<Vec<Option<i64>>, JournalError>, JournalError> {
         let mut transaction = self.database.begin().await?;
         let filled = self.fill(&mut transaction, entries).await;
         match &filled {
             Ok(written) if written.iter().any(Option::is_some) => transaction.commit().await?,
-            Err(problem) if problem.is_passing() => return filled.map(Ok),
+            Err(problem) if problem.is_transient() => return filled.map(Ok),
             // Undone at once, since what it has locked is tried again at once.
             Ok(_) | Err(_) => transaction.rollback().await?,
         }
@@ -176,7 +179,7 @@ impl Writer {
     async fn fill(
         &self,
         transaction: &mut Transaction,
-        entries: &[Entry],
+        entries: &[WriteRequest],
     ) -> Result<Vec<Option<i64>>, JournalError> {
         let mut lanes = lock(transaction, entries, self.lease).await?;
         let mut ours = Vec::with_capacity(entries.len());
@@ -186,34 +189,37 @@ impl Writer {
                 ours.push(entry);
             }
         }
-        let new: Vec<New<'_>> = ours
+        let new: Vec<NewBatch<'_>> = ours
             .iter()
             .filter_map(|entry| {
-                Some(New { place: entry.doing().place(None), contents: entry.contents()?, attempts: 1 })
+                Some(NewBatch { place: entry.doing().place(None), contents: entry.contents()?, attempts: 1 })
             })
             .collect();
         let numbers = if new.is_empty() { Vec::new() } else { insert_all(transaction, &new).await? };
-        let answers: Vec<(&Entry, &Answer)> =
+        let answers: Vec<(&WriteRequest, &Answer)> =
             ours.iter().filter_map(|entry| Some((*entry, entry.answer()?))).collect();
         record(transaction, &answers).await?;
         move_lanes(transaction, &lanes, self.lease).await?;
-        let closings: Vec<(&Entry, &Closing)> =
+        let closings: Vec<(&WriteRequest, &PassClosing)> =
             ours.iter().filter_map(|entry| Some((*entry, entry.closing()?))).collect();
         close(transaction, &closings).await?;
         count(transaction, &answers).await?;
         let mut numbers = numbers.into_iter();
-        let mut number = |entry: &Entry| match &entry.writing {
-            Writing::Announcement(_) => numbers.next(),
-            Writing::Answer(answer) => Some(answer.answered.batch_id),
-            Writing::Closing(_) | Writing::Nothing => Some(0),
+        let mut number = |entry: &WriteRequest| match &entry.writing {
+            JournalWrite::Announcement(_) => numbers.next(),
+            JournalWrite::Answer(answer) => Some(answer.answered.batch_id),
+            JournalWrite::PassClosing(_) | JournalWrite::Nothing => Some(0),
         };
-        let is_ours = |entry: &&Entry| lanes.contains_key(entry.entity_id());
+        let is_ours = |entry: &&WriteRequest| lanes.contains_key(entry.entity_id());
         Ok(entries.iter().map(|entry| Some(entry).filter(is_ours).and_then(&mut number)).collect())
     }
 }
 
 /// Counts what answers mean, in the rows of runs and then in those of backfills.
-async fn count(transaction: &mut Transaction, answers: &[(&Entry, &Answer)]) -> Result<(), JournalError> {
+async fn count(
+    transaction: &mut Transaction,
+    answers: &[(&WriteRequest, &Answer)],
+) -> Result<(), JournalError> {
     let mut in_runs: BTreeMap<i64, Counters> = BTreeMap::new();
     let mut in_backfills: BTreeMap<i64, Counters> = BTreeMap::new();
     for (entry, answer) in answers {
@@ -232,7 +238,10 @@ async fn count(transaction: &mut Transaction, answers: &[(&Entry, &Answer)]) -> 
 }
 
 /// Records answers, and what they mean for rows that are set aside.
-async fn record(transaction: &mut Transaction, answers: &[(&Entry, &Answer)]) -> Result<(), JournalError> {
+async fn record(
+    transaction: &mut Transaction,
+    answers: &[(&WriteRequest, &Answer)],
+) -> Result<(), JournalError> {
     if answers.is_empty() {
         return Ok(());
     }
@@ -249,7 +258,7 @@ async fn record(transaction: &mut Transaction, answers: &[(&Entry, &Answer)]) ->
             rewrite(transaction, batch_id, contents).await?;
         }
     }
-    let answered: Vec<&Answered> = answers.iter().map(|(_, answer)| &answer.answered).collect();
+    let answered: Vec<&AnsweredBatch> = answers.iter().map(|(_, answer)| &answer.answered).collect();
     if finish(transaction, &answered).await? != answered.len() as u64 {
         return Err(JournalError::LeaseLost);
     }

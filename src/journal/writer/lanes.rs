@@ -6,21 +6,21 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::super::cursor::{at, xid};
-use super::super::{Advance, Counters, Course, JournalError, OpenPass};
-use super::write::Entry;
+use super::super::{Counters, CursorAdvance, JournalError, OpenWork, WorkKind};
+use super::write::WriteRequest;
 use crate::database::Transaction;
 use crate::ledger::instant_us;
 use crate::watermark::{At, Cursor};
 
 /// A lane, locked by the transaction, and what the transaction does to it.
 #[derive(Debug)]
-pub(super) struct Locked {
+pub(super) struct LockedLane {
     owner: Option<String>,
     epoch: i64,
     /// The pass that is open.
-    pass: Option<Stand>,
+    pass: Option<WorkPosition>,
     /// The backfill that the entries are about, when its lane is unfinished and the lease is a backfill's.
-    backfill: Option<Stand>,
+    backfill: Option<WorkPosition>,
     is_aging: bool,
     /// Somebody waits for the lease.
     is_wanted: bool,
@@ -31,25 +31,25 @@ pub(super) struct Locked {
 
 /// How far a pass or a backfill is.
 #[derive(Debug)]
-struct Stand {
+struct WorkPosition {
     id: i64,
     cursor: Option<Cursor>,
     /// Where the batch ends that was announced last in it.
     announced: Option<Cursor>,
 }
 
-impl Locked {
+impl LockedLane {
     /// Makes sure that lease and pass are those of the entry, that the cursor stands where it moves from, that a batch
     /// begins where the one before it ends and that a pass ends where its last one does, and notes what it does.
     ///
     /// A failover that loses the tail may leave lease and pass and take batches that were announced: one behind those
     /// would leave a gap, which recovery takes for done; and a pass that is closed without them takes all for done.
-    pub(super) fn admit(&mut self, entry: &Entry) -> Result<(), JournalError> {
-        let OpenPass { lease, course, unwanted, .. } = &entry.pass;
+    pub(super) fn admit(&mut self, entry: &WriteRequest) -> Result<(), JournalError> {
+        let OpenWork { lease, course, unwanted, .. } = &entry.pass;
         let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
         let (stand, id) = match *course {
-            Course::Pass(pass_id) => (&mut self.pass, pass_id),
-            Course::Backfill(backfill_id) => (&mut self.backfill, backfill_id),
+            WorkKind::Pass(pass_id) => (&mut self.pass, pass_id),
+            WorkKind::Backfill(backfill_id) => (&mut self.backfill, backfill_id),
         };
         let Some(stand) = stand.as_mut().filter(|stand| is_held && stand.id == id) else {
             return Err(JournalError::LeaseLost);
@@ -63,7 +63,7 @@ impl Locked {
         self.renewed |= self.is_aging;
         if let Some(answer) = entry.answer() {
             self.counted += &answer.counted;
-            if let Some(Advance { before, last }) = entry.advance() {
+            if let Some(CursorAdvance { before, last }) = entry.advance() {
                 if self.moved_to.as_ref().or(stand.cursor.as_ref()) != before.as_ref() {
                     return Err(JournalError::LeaseLost);
                 }
@@ -93,10 +93,10 @@ impl Locked {
 /// PostgreSQL might go back through all of them where the pass has none yet.
 pub(super) async fn lock(
     transaction: &mut Transaction,
-    entries: &[Entry],
+    entries: &[WriteRequest],
     lease: Duration,
-) -> Result<BTreeMap<String, Locked>, JournalError> {
-    let ids: BTreeSet<&str> = entries.iter().map(Entry::entity_id).collect();
+) -> Result<BTreeMap<String, LockedLane>, JournalError> {
+    let ids: BTreeSet<&str> = entries.iter().map(WriteRequest::entity_id).collect();
     let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
     let rows = sqlx::query!(
         r#"select s.entity_id, s.lease_owner, s.lease_epoch, s.pass_id, s.cursor_xid::text, s.cursor_id,
@@ -120,10 +120,10 @@ pub(super) async fn lock(
         let (at, announced) = (cursor(row.cursor_xid, row.cursor_id)?, cursor(row.last_xid, row.last_id)?);
         lanes.insert(
             row.entity_id,
-            Locked {
+            LockedLane {
                 owner: row.lease_owner,
                 epoch: row.lease_epoch,
-                pass: row.pass_id.map(|id| Stand { id, cursor: at, announced }),
+                pass: row.pass_id.map(|id| WorkPosition { id, cursor: at, announced }),
                 backfill: None,
                 is_aging: row.is_aging,
                 is_wanted: row.is_wanted,
@@ -152,8 +152,8 @@ pub(super) async fn lock(
 /// lease.
 async fn add_backfills(
     transaction: &mut Transaction,
-    entries: &[Entry],
-    lanes: &mut BTreeMap<String, Locked>,
+    entries: &[WriteRequest],
+    lanes: &mut BTreeMap<String, LockedLane>,
 ) -> Result<(), JournalError> {
     let backfills: BTreeSet<(&str, i64)> = entries
         .iter()
@@ -188,7 +188,7 @@ async fn add_backfills(
         };
         if let Some(lane) = lanes.get_mut(&row.entity_id) {
             lane.is_wanted |= row.is_cancelled;
-            lane.backfill = Some(Stand {
+            lane.backfill = Some(WorkPosition {
                 id: row.backfill_id,
                 cursor: cursor(row.cursor_at, row.cursor_id),
                 announced: cursor(row.last_at, row.last_id),
@@ -203,15 +203,15 @@ async fn add_backfills(
 /// passes over lanes that are locked, as those are that are written to all the time.)
 pub(super) async fn move_lanes(
     transaction: &mut Transaction,
-    lanes: &BTreeMap<String, Locked>,
+    lanes: &BTreeMap<String, LockedLane>,
     lease: Duration,
 ) -> Result<(), sqlx::Error> {
-    let moved: Vec<(&String, &Locked)> = lanes.iter().filter(|(_, lane)| lane.is_changed()).collect();
+    let moved: Vec<(&String, &LockedLane)> = lanes.iter().filter(|(_, lane)| lane.is_changed()).collect();
     if moved.is_empty() {
         return Ok(());
     }
     let ids: Vec<String> = moved.iter().map(|(entity_id, _)| (*entity_id).clone()).collect();
-    let cursor = |lane: &Locked| lane.moved_to.clone().filter(|cursor| cursor.xid().is_some());
+    let cursor = |lane: &LockedLane| lane.moved_to.clone().filter(|cursor| cursor.xid().is_some());
     let xids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).as_ref().and_then(xid)).collect();
     let row_ids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.id)).collect();
     let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.counted.rows_uploaded).collect();
@@ -240,9 +240,9 @@ pub(super) async fn move_lanes(
 /// Moves the cursors of backfills, and counts in their lanes.
 async fn move_backfills(
     transaction: &mut Transaction,
-    lanes: &BTreeMap<String, Locked>,
+    lanes: &BTreeMap<String, LockedLane>,
 ) -> Result<(), sqlx::Error> {
-    let moved: Vec<(&String, &Locked, &Stand)> = lanes
+    let moved: Vec<(&String, &LockedLane, &WorkPosition)> = lanes
         .iter()
         .filter(|(_, lane)| lane.is_changed())
         .filter_map(|(id, lane)| Some((id, lane, lane.backfill.as_ref()?)))

@@ -3,11 +3,11 @@
 use sqlx::PgPool;
 
 use crate::proxy::Network;
-use crate::support::{Scene, stderr};
+use crate::support::{TestEnv, stderr};
 
 /// A ledger of entities whose rows are all dealt with, and a network to it.
-async fn scene_with(pool: PgPool, entities: i32) -> (Scene, Network) {
-    let mut scene = Scene::new(pool).await;
+async fn scene_with(pool: PgPool, entities: i32) -> (TestEnv, Network) {
+    let mut scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
     // A run has ended before it has to give a sign of life.
@@ -33,7 +33,7 @@ async fn scene_with(pool: PgPool, entities: i32) -> (Scene, Network) {
 }
 
 /// Adds a row to each of the first entities.
-async fn add_rows_to(scene: &Scene, entities: i32) {
+async fn add_rows_to(scene: &TestEnv, entities: i32) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          select 'e' || n, 'a', 'BTC', clock_timestamp(), n from generate_series(1, $1) n",
@@ -45,7 +45,7 @@ async fn add_rows_to(scene: &Scene, entities: i32) {
 }
 
 /// Connections and statements of a run that uploads so many rows.
-async fn cost(scene: &Scene, network: &Network, rows: i64) -> (u64, u64) {
+async fn cost(scene: &TestEnv, network: &Network, rows: i64) -> (u64, u64) {
     let received = scene.received().len();
     network.count();
     let output = scene.output(&["run"]).await;

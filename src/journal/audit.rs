@@ -30,7 +30,7 @@ pub struct Change {
 
 /// A batch, or a part of one, as it was recorded.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub struct JournalBatch {
     /// Its number.
     pub batch_id: i64,
     /// The batch that it is a part of.
@@ -67,7 +67,7 @@ pub struct Kept {
     pub tzdata: String,
 }
 
-impl Kept {
+impl JournalBatch {
     /// All its rows have been dealt with.
     pub fn is_done(&self) -> bool {
         self.status == "accepted" || (self.status == "rejected" && self.row_count == 0)
@@ -213,11 +213,11 @@ struct KeptRow {
 }
 
 impl KeptRow {
-    fn into_kept(self) -> Result<Kept, JournalError> {
+    fn into_kept(self) -> Result<JournalBatch, JournalError> {
         let decode = |problem: std::num::ParseIntError| sqlx::Error::Decode(problem.into());
         let before = Cursor::from_columns(self.before_xid, self.before_id).map_err(decode)?;
         let last = Cursor::from_columns(self.last_xid, Some(self.last_id)).map_err(decode)?;
-        Ok(Kept {
+        Ok(JournalBatch {
             batch_id: self.batch_id,
             parent_id: self.parent_id,
             pass_id: self.pass_id.unwrap_or_default(),
@@ -245,14 +245,14 @@ pub async fn offsets(
     zone: &str,
     rules: &str,
 ) -> Result<Option<Offsets>, JournalError> {
-    super::zones::offsets(transaction, zone, rules).await
+    super::zone_rules::offsets(transaction, zone, rules).await
 }
 
 /// All whole batches of some passes, in order.
 pub async fn roots_of_all(
     transaction: &mut Transaction,
     pass_ids: &[i64],
-) -> Result<Vec<Kept>, JournalError> {
+) -> Result<Vec<JournalBatch>, JournalError> {
     let rows = sqlx::query_as!(
         KeptRow,
         r#"select b.batch_id, b.parent_id, b.pass_id, b.entity_id, b.before_xid::text, b.before_id,
@@ -275,7 +275,7 @@ pub async fn roots_of(
     pass_id: i64,
     behind: i64,
     batches_max: i64,
-) -> Result<Vec<Kept>, JournalError> {
+) -> Result<Vec<JournalBatch>, JournalError> {
     let rows = sqlx::query_as!(
         KeptRow,
         r#"select b.batch_id, b.parent_id, b.pass_id, b.entity_id, b.before_xid::text, b.before_id,
@@ -295,7 +295,10 @@ pub async fn roots_of(
 }
 
 /// The parts of batches, and theirs.
-pub async fn parts_of(transaction: &mut Transaction, batch_ids: &[i64]) -> Result<Vec<Kept>, JournalError> {
+pub async fn parts_of(
+    transaction: &mut Transaction,
+    batch_ids: &[i64],
+) -> Result<Vec<JournalBatch>, JournalError> {
     let rows = sqlx::query_as!(
         KeptRow,
         r#"with recursive part (batch_id) as (

@@ -13,7 +13,7 @@ const LISTS_PER_PAGE: i64 = 1000;
 
 /// A batch that lists a row.
 #[derive(Clone, Debug, Serialize)]
-pub struct Carried {
+pub struct BatchOfRow {
     /// Its entity.
     pub entity_id: String,
     /// Its number.
@@ -62,7 +62,7 @@ pub async fn carried(
     transaction: &mut Transaction,
     id: &LedgerId,
     entity_id: Option<&str>,
-) -> Result<Vec<Carried>, JournalError> {
+) -> Result<Vec<BatchOfRow>, JournalError> {
     let mut found = Vec::new();
     let mut behind = 0;
     loop {
@@ -92,7 +92,7 @@ pub async fn carried(
     .await?;
     let carried = rows.into_iter().map(|row| {
         let is_rejected = |packed: &[u8]| unpack_ids(packed).is_some_and(|ids| ids.contains(id));
-        Carried {
+        BatchOfRow {
             entity_id: row.entity_id,
             batch_id: row.batch_id,
             parent_id: row.parent_id,

@@ -2,8 +2,8 @@
 
 use super::super::JournalError;
 use super::super::problem::resolve_of_lanes;
-use super::write::Closing;
-use super::write::Entry;
+use super::write::PassClosing;
+use super::write::WriteRequest;
 use crate::database::Transaction;
 
 /// Closes passes of lanes that are locked and were checked, each once all its batches are done. Those that end with it are
@@ -11,7 +11,7 @@ use crate::database::Transaction;
 /// frequent end.
 pub(super) async fn close(
     transaction: &mut Transaction,
-    closings: &[(&Entry, &Closing)],
+    closings: &[(&WriteRequest, &PassClosing)],
 ) -> Result<(), JournalError> {
     let passes: Vec<(&str, i64, bool)> = closings
         .iter()

@@ -13,7 +13,7 @@ use super::{
     answers::Answers,
     fault::Fault,
     refusal::{Code, Refusal},
-    rules::{Rule, What, When},
+    rules::{FaultKind, Rule, Schedule},
     validate::Record,
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Asked<'r> {
 
 /// What goes wrong with a request.
 #[derive(Default)]
-pub(super) struct Struck {
+pub(super) struct InjectedFaults {
     /// Names of the faults.
     pub(super) names: Vec<String>,
     /// How far the clock is ahead because of them.
@@ -47,9 +47,9 @@ pub(super) struct Struck {
 }
 
 /// The rules, and how far each has come.
-pub(super) struct Standing(Vec<Running>);
+pub(super) struct FaultInjector(Vec<Running>);
 
-impl Standing {
+impl FaultInjector {
     /// Each rule draws from numbers of its own, so that one more rule leaves the draws of the others alone.
     pub(super) fn new(rules: Vec<Rule>, seed: u64) -> Self {
         let run = |(rule, stream)| Running {
@@ -62,10 +62,10 @@ impl Standing {
     }
 
     /// What the clock is for a request. Asked first, since a signature is judged by it.
-    pub(super) fn clock(&mut self) -> Struck {
-        let mut struck = Struck::default();
+    pub(super) fn clock(&mut self) -> InjectedFaults {
+        let mut struck = InjectedFaults::default();
         for running in &mut self.0 {
-            if let What::Clock(ahead) = running.rule.what
+            if let FaultKind::Clock(ahead) = running.rule.what
                 && running.is_due()
             {
                 struck.names.push(running.rule.name().to_owned());
@@ -77,15 +77,15 @@ impl Standing {
 
     /// Adds what else goes wrong with a request. The first fault that strikes decides what becomes of the
     /// answer, and those behind it do not get to see the request; a delay goes along with any.
-    pub(super) fn strike(&mut self, struck: &mut Struck, asked: &Asked<'_>, now: DateTime<Utc>) {
+    pub(super) fn strike(&mut self, struck: &mut InjectedFaults, asked: &Asked<'_>, now: DateTime<Utc>) {
         for running in &mut self.0 {
             let what = &running.rule.what;
-            if struck.fault.is_some() && !matches!(what, What::Slow(_)) || !running.strikes(asked) {
+            if struck.fault.is_some() && !matches!(what, FaultKind::Slow(_)) || !running.strikes(asked) {
                 continue;
             }
             struck.names.push(running.rule.name().to_owned());
             match running.rule.what {
-                What::Slow(delay) => struck.delay += delay,
+                FaultKind::Slow(delay) => struck.delay += delay,
                 ref what => struck.fault = fault(what, asked.answers, now),
             }
         }
@@ -104,7 +104,7 @@ struct Running {
 
 impl Running {
     fn strikes(&mut self, asked: &Asked<'_>) -> bool {
-        let What::Outage(length) = self.rule.what else {
+        let FaultKind::Outage(length) = self.rule.what else {
             return concerns(&self.rule.what, asked) && self.is_due();
         };
         if self.outage_began.is_some_and(|began| began.elapsed() < length) {
@@ -121,61 +121,61 @@ impl Running {
     fn is_due(&mut self) -> bool {
         self.concerned += 1;
         match self.rule.when {
-            When::Rate(percent) => self.random.u8(..100) < percent,
-            When::Every(number) => self.concerned.is_multiple_of(number.get()),
-            When::First(number) => self.concerned <= number.get(),
-            When::Once(number) => self.concerned == number.get(),
+            Schedule::Rate(percent) => self.random.u8(..100) < percent,
+            Schedule::Every(number) => self.concerned.is_multiple_of(number.get()),
+            Schedule::First(number) => self.concerned <= number.get(),
+            Schedule::Once(number) => self.concerned == number.get(),
         }
     }
 }
 
 /// Whether a fault can strike a request.
-fn concerns(what: &What, asked: &Asked<'_>) -> bool {
+fn concerns(what: &FaultKind, asked: &Asked<'_>) -> bool {
     let mut records = asked.accepted.unwrap_or_default().iter();
     match what {
-        What::RejectAccount(account) => records.any(|record| record.entity_account_id == *account),
-        What::RejectCurrency(currency) => records.any(|record| record.currency == *currency),
-        What::RejectNegative => records.any(|record| record.balance.starts_with('-')),
-        What::SuccessFalse | What::AnswerLost | What::Late(_) | What::Error500Kept => {
+        FaultKind::RejectAccount(account) => records.any(|record| record.entity_account_id == *account),
+        FaultKind::RejectCurrency(currency) => records.any(|record| record.currency == *currency),
+        FaultKind::RejectNegative => records.any(|record| record.balance.starts_with('-')),
+        FaultKind::SuccessFalse | FaultKind::AnswerLost | FaultKind::Late(_) | FaultKind::Error500Kept => {
             asked.import && asked.accepted.is_some()
         }
-        What::BodyLimit(bytes) => asked.import && asked.body_bytes > *bytes,
-        What::Clock(_) => false,
+        FaultKind::BodyLimit(bytes) => asked.import && asked.body_bytes > *bytes,
+        FaultKind::Clock(_) => false,
         _ => true,
     }
 }
 
 /// What becomes of the answer; `None` for what leaves it as it is.
-fn fault(what: &What, answers: Answers, now: DateTime<Utc>) -> Option<Fault> {
+fn fault(what: &FaultKind, answers: Answers, now: DateTime<Utc>) -> Option<Fault> {
     Some(match what {
-        What::Clock(_) | What::Slow(_) => return None,
+        FaultKind::Clock(_) | FaultKind::Slow(_) => return None,
         // Which record it was is left unsaid: the real API is not documented to say it.
-        What::RejectAccount(_) | What::RejectCurrency(_) | What::RejectNegative => {
+        FaultKind::RejectAccount(_) | FaultKind::RejectCurrency(_) | FaultKind::RejectNegative => {
             refusal(Code::Fault, "a record cannot be imported", None)
         }
-        What::SuccessFalse => answer(StatusCode::OK, JSON, answers.refusal().to_owned(), None),
-        What::RefusesAll => refusal(Code::Fault, "the request is not understood", None),
-        What::BodyLimit(_) => page(StatusCode::PAYLOAD_TOO_LARGE, None),
-        What::Revoked => refusal(Code::KeyRevoked, "the key has been revoked", None),
-        What::Forbidden => refusal(Code::Forbidden, "the key may not do this", None),
-        What::Changed => page(StatusCode::NOT_FOUND, None),
-        What::Redirect => page(StatusCode::FOUND, Some((LOCATION.as_str(), REDIRECTED_PATH.to_owned()))),
-        What::Throttle(wait) => {
+        FaultKind::SuccessFalse => answer(StatusCode::OK, JSON, answers.refusal().to_owned(), None),
+        FaultKind::RefusesAll => refusal(Code::Fault, "the request is not understood", None),
+        FaultKind::BodyLimit(_) => page(StatusCode::PAYLOAD_TOO_LARGE, None),
+        FaultKind::Revoked => refusal(Code::KeyRevoked, "the key has been revoked", None),
+        FaultKind::Forbidden => refusal(Code::Forbidden, "the key may not do this", None),
+        FaultKind::Changed => page(StatusCode::NOT_FOUND, None),
+        FaultKind::Redirect => page(StatusCode::FOUND, Some((LOCATION.as_str(), REDIRECTED_PATH.to_owned()))),
+        FaultKind::Throttle(wait) => {
             let seconds = wait.map(|wait| wait.as_millis().div_ceil(1000).to_string());
             let header = seconds.map(|seconds| (RETRY_AFTER.as_str(), seconds));
             refusal(Code::Throttled, "too many requests", header)
         }
-        What::Unavailable(wait) => {
+        FaultKind::Unavailable(wait) => {
             let date = wait.map(|wait| (now + wait).format(HTTP_DATE).to_string());
             page(StatusCode::SERVICE_UNAVAILABLE, date.map(|date| (RETRY_AFTER.as_str(), date)))
         }
-        What::CutBefore | What::Outage(_) => Fault::CutBeforeWrite,
-        What::AnswerLost => Fault::CutAfterWrite,
-        What::Late(delay) => Fault::DeliverLate(*delay),
-        What::Error500 => page(StatusCode::INTERNAL_SERVER_ERROR, None),
-        What::Error500Kept => Fault::FailAfterWrite { status: 500 },
-        What::Html200 => html(StatusCode::OK, "Log in to use this network", None),
-        What::Html502 => page(StatusCode::BAD_GATEWAY, None),
+        FaultKind::CutBefore | FaultKind::Outage(_) => Fault::CutBeforeWrite,
+        FaultKind::AnswerLost => Fault::CutAfterWrite,
+        FaultKind::Late(delay) => Fault::DeliverLate(*delay),
+        FaultKind::Error500 => page(StatusCode::INTERNAL_SERVER_ERROR, None),
+        FaultKind::Error500Kept => Fault::FailAfterWrite { status: 500 },
+        FaultKind::Html200 => html(StatusCode::OK, "Log in to use this network", None),
+        FaultKind::Html502 => page(StatusCode::BAD_GATEWAY, None),
     })
 }
 
@@ -219,11 +219,11 @@ mod tests {
     const REFUSED: Asked<'_> = Asked { accepted: None, ..IMPORT };
     const LIST: Asked<'_> = Asked { import: false, ..IMPORT };
 
-    fn standing(rules: &[&str], seed: u64) -> Standing {
-        Standing::new(rules.iter().map(|rule| rule.parse().unwrap()).collect(), seed)
+    fn standing(rules: &[&str], seed: u64) -> FaultInjector {
+        FaultInjector::new(rules.iter().map(|rule| rule.parse().unwrap()).collect(), seed)
     }
 
-    impl Standing {
+    impl FaultInjector {
         fn names(&mut self, asked: &Asked<'_>) -> String {
             let mut struck = self.clock();
             self.strike(&mut struck, asked, Utc::now());

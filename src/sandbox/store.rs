@@ -89,7 +89,7 @@ impl Sums {
 
 /// Everything that is remembered.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(super) struct Store {
     pub(super) total: Sums,
     /// By label; requests without a known key only count in `total`.
     pub(super) credentials: BTreeMap<String, Sums>,
@@ -101,7 +101,7 @@ pub(super) struct Memory {
     pub(super) requests: VecDeque<Request>,
 }
 
-impl Memory {
+impl Store {
     /// Notes a request and the records it brought, both in one step, and gives the request its number.
     pub(super) fn note(&mut self, mut request: Request, records: &[Record<'_>], records_kept_max: usize) {
         request.seq = self.total.requests + 1;
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_oldest_is_forgotten_and_still_counted() {
-        let mut memory = Memory::default();
+        let mut memory = Store::default();
         memory.note(request(2), &[record("a", "1"), record("b", "2")], 3);
         memory.note(request(2), &[record("a", "3"), record("a", "4")], 3);
 
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn requests_are_bounded() {
-        let mut memory = Memory::default();
+        let mut memory = Store::default();
         for _ in 0..REQUESTS_KEPT_MAX + 5 {
             memory.note(request(0), &[], 3);
         }
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_balance_is_shown_as_the_same_number() {
-        let mut memory = Memory::default();
+        let mut memory = Store::default();
         memory.note(request(1), &[record("a", "12345678901234567890123456789.000000000000000010")], 3);
         let json = serde_json::to_string(&memory.received).unwrap();
         assert!(json.contains(r#""balance":12345678901234567890123456789.000000000000000010,"#), "{json}");

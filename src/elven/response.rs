@@ -30,7 +30,7 @@ pub enum Answer {
 
 /// What an answer means; one variant for each thing that somebody does about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ResponseClass {
     /// The records are in.
     Accepted,
     /// The content is refused.
@@ -40,46 +40,46 @@ pub enum Verdict {
     /// Key, signature, permission or clock; and how far the API's clock is ahead.
     Unauthorized(Reason, Option<TimeDelta>),
     /// Wrong URL, or the API changed.
-    Misdirected,
+    UnexpectedApi,
     /// A proxy or a firewall wrote a page instead of the API's answer.
     Intercepted,
     /// Not now, but after some time; not delivered.
     Throttled(Option<Duration>),
     /// Nothing was sent, or the service took nothing of what was.
-    NotDelivered(String),
+    NotSent(String),
     /// Whether the records are in is unknown.
     Unknown(String),
 }
 
 /// Judges an answer by the contract's table, which goes by the status first: a proxy may have written any body.
-pub fn judge(answer: &Answer) -> Verdict {
+pub fn judge(answer: &Answer) -> ResponseClass {
     let (status, envelope, retry_after, ahead) = match answer {
         Answer::Response { status, envelope, retry_after, ahead } => {
             (*status, envelope, *retry_after, *ahead)
         }
-        Answer::NotSent(reason) => return Verdict::NotDelivered(reason.clone()),
-        Answer::OpenedLate => return Verdict::NotDelivered("connecting took too long".to_owned()),
-        Answer::Lost(reason) => return Verdict::Unknown(reason.clone()),
+        Answer::NotSent(reason) => return ResponseClass::NotSent(reason.clone()),
+        Answer::OpenedLate => return ResponseClass::NotSent("connecting took too long".to_owned()),
+        Answer::Lost(reason) => return ResponseClass::Unknown(reason.clone()),
     };
     let reason = || envelope.reason.clone();
     match status {
         200..300 => match envelope.says {
-            Says::Yes => Verdict::Accepted,
-            Says::No => Verdict::Refused(reason()),
-            Says::Nothing => Verdict::Unknown("the answer is not the documented JSON".to_owned()),
-            Says::Unreadable(why) => Verdict::Unknown(why.to_owned()),
+            Says::Yes => ResponseClass::Accepted,
+            Says::No => ResponseClass::Refused(reason()),
+            Says::Nothing => ResponseClass::Unknown("the answer is not the documented JSON".to_owned()),
+            Says::Unreadable(why) => ResponseClass::Unknown(why.to_owned()),
         },
-        404 | 405 | 407 | 410 | 451 => Verdict::Misdirected,
-        400 | 401 | 403 | 422 if envelope.is_page => Verdict::Intercepted,
-        413 => Verdict::TooLarge,
-        408 | 425 | 429 => Verdict::Throttled(retry_after),
-        503 if retry_after.is_some() => Verdict::Throttled(retry_after),
-        503 => Verdict::NotDelivered("the service is unavailable".to_owned()),
-        401 | 403 => Verdict::Unauthorized(reason(), ahead),
-        400 | 422 => Verdict::Refused(reason()),
-        400..500 if envelope.is_failure => Verdict::Refused(reason()),
-        500..600 => Verdict::Unknown("the service failed".to_owned()),
-        _ => Verdict::Misdirected,
+        404 | 405 | 407 | 410 | 451 => ResponseClass::UnexpectedApi,
+        400 | 401 | 403 | 422 if envelope.is_page => ResponseClass::Intercepted,
+        413 => ResponseClass::TooLarge,
+        408 | 425 | 429 => ResponseClass::Throttled(retry_after),
+        503 if retry_after.is_some() => ResponseClass::Throttled(retry_after),
+        503 => ResponseClass::NotSent("the service is unavailable".to_owned()),
+        401 | 403 => ResponseClass::Unauthorized(reason(), ahead),
+        400 | 422 => ResponseClass::Refused(reason()),
+        400..500 if envelope.is_failure => ResponseClass::Refused(reason()),
+        500..600 => ResponseClass::Unknown("the service failed".to_owned()),
+        _ => ResponseClass::UnexpectedApi,
     }
 }
 
@@ -114,20 +114,20 @@ mod tests {
 
     #[test]
     fn every_row_of_the_table_for_a_2xx() {
-        let nothing = || Verdict::Refused(Reason::default());
-        let unknown_json = || Verdict::Unknown("the answer is not the documented JSON".into());
+        let nothing = || ResponseClass::Refused(Reason::default());
+        let unknown_json = || ResponseClass::Unknown("the answer is not the documented JSON".into());
         let table = [
-            (response(200, r#"{"success":true}"#), Verdict::Accepted),
-            (response(201, r#"{"success": true, "more": 1}"#), Verdict::Accepted),
-            (response(200, r#"{"success":"true"}"#), Verdict::Accepted),
-            (response(202, r#"{"status":"success","data":{}}"#), Verdict::Accepted),
-            (response(200, r#"{"success":"success","data":true}"#), Verdict::Accepted),
-            (response_later(200, r#"{"success":true}"#), Verdict::Accepted),
+            (response(200, r#"{"success":true}"#), ResponseClass::Accepted),
+            (response(201, r#"{"success": true, "more": 1}"#), ResponseClass::Accepted),
+            (response(200, r#"{"success":"true"}"#), ResponseClass::Accepted),
+            (response(202, r#"{"status":"success","data":{}}"#), ResponseClass::Accepted),
+            (response(200, r#"{"success":"success","data":true}"#), ResponseClass::Accepted),
+            (response_later(200, r#"{"success":true}"#), ResponseClass::Accepted),
             (response(200, r#"{"success":false}"#), nothing()),
             (response(200, r#"{"status":"error","data":{}}"#), nothing()),
             (response(200, r#"{"success":"success","data":false}"#), nothing()),
-            (response(200, FAILURE), Verdict::Refused(reason())),
-            (response(200, r#"{"success":false,"code":5,"message":"no"}"#), Verdict::Refused(of_top())),
+            (response(200, FAILURE), ResponseClass::Refused(reason())),
+            (response(200, r#"{"success":false,"code":5,"message":"no"}"#), ResponseClass::Refused(of_top())),
             (response(200, r#"{"data":{"success":true}}"#), unknown_json()),
             (response(200, "<html>welcome</html>"), unknown_json()),
             (response(204, ""), unknown_json()),
@@ -140,54 +140,54 @@ mod tests {
     #[test]
     fn every_other_row_of_the_table() {
         let (reason, of_top) = (reason(), of_top());
-        let refused = || Verdict::Refused(reason.clone());
-        let nothing = || Verdict::Refused(Reason::default());
-        let unknown_service = || Verdict::Unknown("the service failed".into());
-        let unavailable = || Verdict::NotDelivered("the service is unavailable".into());
+        let refused = || ResponseClass::Refused(reason.clone());
+        let nothing = || ResponseClass::Refused(Reason::default());
+        let unknown_service = || ResponseClass::Unknown("the service failed".into());
+        let unavailable = || ResponseClass::NotSent("the service is unavailable".into());
         let table = [
-            (response(301, ""), Verdict::Misdirected),
-            (response(308, r#"{"success":true}"#), Verdict::Misdirected),
-            (response(404, "<html>"), Verdict::Misdirected),
-            (response(404, r#"{"success":true}"#), Verdict::Misdirected),
-            (response(404, FAILURE), Verdict::Misdirected),
-            (response(405, FAILURE), Verdict::Misdirected),
-            (response(407, FAILURE), Verdict::Misdirected),
-            (response(410, FAILURE), Verdict::Misdirected),
-            (response(451, FAILURE), Verdict::Misdirected),
-            (response(400, PAGE), Verdict::Intercepted),
-            (response(401, PAGE), Verdict::Intercepted),
-            (response(403, PAGE), Verdict::Intercepted),
-            (response(422, PAGE), Verdict::Intercepted),
-            (response(413, PAGE), Verdict::TooLarge),
-            (response(413, FAILURE), Verdict::TooLarge),
-            (response(408, ""), Verdict::Throttled(None)),
-            (response(425, PAGE), Verdict::Throttled(None)),
-            (response(429, FAILURE), Verdict::Throttled(None)),
-            (response_later(429, ""), Verdict::Throttled(Some(LATER))),
-            (response_later(503, PAGE), Verdict::Throttled(Some(LATER))),
+            (response(301, ""), ResponseClass::UnexpectedApi),
+            (response(308, r#"{"success":true}"#), ResponseClass::UnexpectedApi),
+            (response(404, "<html>"), ResponseClass::UnexpectedApi),
+            (response(404, r#"{"success":true}"#), ResponseClass::UnexpectedApi),
+            (response(404, FAILURE), ResponseClass::UnexpectedApi),
+            (response(405, FAILURE), ResponseClass::UnexpectedApi),
+            (response(407, FAILURE), ResponseClass::UnexpectedApi),
+            (response(410, FAILURE), ResponseClass::UnexpectedApi),
+            (response(451, FAILURE), ResponseClass::UnexpectedApi),
+            (response(400, PAGE), ResponseClass::Intercepted),
+            (response(401, PAGE), ResponseClass::Intercepted),
+            (response(403, PAGE), ResponseClass::Intercepted),
+            (response(422, PAGE), ResponseClass::Intercepted),
+            (response(413, PAGE), ResponseClass::TooLarge),
+            (response(413, FAILURE), ResponseClass::TooLarge),
+            (response(408, ""), ResponseClass::Throttled(None)),
+            (response(425, PAGE), ResponseClass::Throttled(None)),
+            (response(429, FAILURE), ResponseClass::Throttled(None)),
+            (response_later(429, ""), ResponseClass::Throttled(Some(LATER))),
+            (response_later(503, PAGE), ResponseClass::Throttled(Some(LATER))),
             (response(503, FAILURE), unavailable()),
             (response(503, PAGE), unavailable()),
             (response(503, r#"{"success":true}"#), unavailable()),
-            (response(401, FAILURE), Verdict::Unauthorized(reason.clone(), None)),
-            (response(403, ""), Verdict::Unauthorized(Reason::default(), None)),
-            (response(403, TOP), Verdict::Unauthorized(of_top.clone(), None)),
+            (response(401, FAILURE), ResponseClass::Unauthorized(reason.clone(), None)),
+            (response(403, ""), ResponseClass::Unauthorized(Reason::default(), None)),
+            (response(403, TOP), ResponseClass::Unauthorized(of_top.clone(), None)),
             (response(400, FAILURE), refused()),
             (response(400, ""), nothing()),
-            (response(400, TOP), Verdict::Refused(of_top)),
+            (response(400, TOP), ResponseClass::Refused(of_top)),
             (response(422, r#"{"success":true}"#), nothing()),
             (response(402, FAILURE), refused()),
             (response(409, FAILURE), refused()),
             (response(418, r#"{"success":false}"#), nothing()),
-            (response(409, TOP), Verdict::Misdirected),
-            (response(409, PAGE), Verdict::Misdirected),
-            (response(402, ""), Verdict::Misdirected),
+            (response(409, TOP), ResponseClass::UnexpectedApi),
+            (response(409, PAGE), ResponseClass::UnexpectedApi),
+            (response(402, ""), ResponseClass::UnexpectedApi),
             (response(500, r#"{"success":true}"#), unknown_service()),
             (response(502, "<html>"), unknown_service()),
             (response(504, ""), unknown_service()),
             (response_later(500, ""), unknown_service()),
-            (Answer::NotSent("refused".into()), Verdict::NotDelivered("refused".into())),
-            (Answer::OpenedLate, Verdict::NotDelivered("connecting took too long".into())),
-            (Answer::Lost("timed out".into()), Verdict::Unknown("timed out".into())),
+            (Answer::NotSent("refused".into()), ResponseClass::NotSent("refused".into())),
+            (Answer::OpenedLate, ResponseClass::NotSent("connecting took too long".into())),
+            (Answer::Lost("timed out".into()), ResponseClass::Unknown("timed out".into())),
         ];
         for (answer, expected) in table {
             assert_eq!(judge(&answer), expected, "{answer:?}");
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_foreign_message_is_cut_and_cleaned() {
         let body = format!(r#"{{"data":{{"message":"a\n{}"}}}}"#, "x".repeat(1000));
-        let Verdict::Refused(mut reason) = judge(&response(400, &body)) else { panic!("refused") };
+        let ResponseClass::Refused(mut reason) = judge(&response(400, &body)) else { panic!("refused") };
         reason.without(&[]);
         let message = reason.message.unwrap();
         assert_eq!(message.len(), MESSAGE_CHARS_MAX);

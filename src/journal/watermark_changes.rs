@@ -22,7 +22,7 @@ pub enum FromNow {
 
 /// A watermark that an entity had.
 #[derive(Debug, Default)]
-pub struct Earlier {
+pub struct PastWatermark {
     /// The watermark. `None`: the start.
     pub settled: Option<Snapshot>,
     /// Rows that were dealt with since and not accepted: set aside and still open, or superseded.
@@ -50,7 +50,7 @@ pub struct Rebound<'a> {
 
 /// Work of an entity that is not through, besides its pass.
 #[derive(Debug, Default)]
-pub struct OpenWork {
+pub struct UnfinishedWork {
     /// A backfill.
     pub backfill_id: Option<i64>,
     /// A batch of a retry whose outcome is unknown, and of which a row is set aside still.
@@ -59,13 +59,13 @@ pub struct OpenWork {
 
 /// Whether the journal was written in this cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seal {
+pub enum ClusterMatch {
     /// The rows of the journal are where they were written, or in an upgraded copy of the files.
-    Whole,
+    Same,
     /// They were written again, as restoring a dump does.
-    Broken,
+    Restored,
     /// There is nothing to tell it by.
-    Missing,
+    Unknown,
 }
 
 impl Entity {
@@ -119,16 +119,20 @@ impl Entity {
             transaction.commit().await?;
             Ok(FromNow::Begun)
         };
-        database.again(add_from_now).await
+        database.retry(add_from_now).await
     }
 }
 
 impl Journal {
     /// The watermark that an entity had at an instant; `None` asks for the start.
-    pub async fn earlier(&self, entity_id: &str, at: Option<DateTime<Utc>>) -> Result<Earlier, JournalError> {
+    pub async fn earlier(
+        &self,
+        entity_id: &str,
+        at: Option<DateTime<Utc>>,
+    ) -> Result<PastWatermark, JournalError> {
         let pass = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query!(
                     "select pass_id, target::text from elven_sync.sync_passes
                       where entity_id = $1 and finished_at <= $2 order by finished_at desc, pass_id desc limit 1",
@@ -140,7 +144,7 @@ impl Journal {
             .await?;
         let pruned_until = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query_scalar!(
                     "select case when kind = 'pruned' and started_at <= $2 then finished_at end from elven_sync.sync_passes
                       where entity_id = $1 and finished_at > $2 order by finished_at, pass_id limit 1",
@@ -154,7 +158,7 @@ impl Journal {
         let (pass_id, target) = pass.map_or((0, None), |pass| (pass.pass_id, pass.target));
         let settled = target.map(|text| text.parse::<Snapshot>()).transpose();
         let settled = settled.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
-        let not_accepted_since = self.database.again(|| sqlx::query_scalar!(
+        let not_accepted_since = self.database.retry(|| sqlx::query_scalar!(
             r#"select (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_batches
                         where entity_id = $1 and pass_id > $2 and status = 'accepted')::bigint
                     + (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_pruned
@@ -167,7 +171,7 @@ impl Journal {
         ).fetch_one(&self.database)).await?;
         let skipped = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query_scalar!(
                     r#"select target::text as "target!" from elven_sync.sync_passes
                         where entity_id = $1 and pass_id > $2 and kind = 'from_now' order by pass_id desc limit 1"#,
@@ -179,7 +183,7 @@ impl Journal {
             .await?;
         let skipped_since = skipped.map(|text| text.parse::<Snapshot>()).transpose();
         let skipped_since = skipped_since.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
-        Ok(Earlier { settled, not_accepted_since, skipped_since, pruned_until })
+        Ok(PastWatermark { settled, not_accepted_since, skipped_since, pruned_until })
     }
 
     /// Moves a watermark back, to the start with `None`; an open pass is given up. From the start on the ledger is read by
@@ -240,15 +244,15 @@ impl Journal {
             self.record_action(&mut transaction, action).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
-        self.database.again(rewind).await
+        self.database.retry(rewind).await
     }
 
     /// Says whether the newest pass of an entity was written in this cluster, or in the one that it was
     /// upgraded from: then the transaction that it names is also the one in its system column `xmin`.
-    pub async fn seal(&self, entity_id: &str) -> Result<Seal, JournalError> {
+    pub async fn seal(&self, entity_id: &str) -> Result<ClusterMatch, JournalError> {
         let whole = self
             .database
-            .again(|| {
+            .retry(|| {
                 sqlx::query_scalar!(
                     "select xmin::text::bigint = mod(written_by::text::numeric, 4294967296)::bigint as whole
                        from elven_sync.sync_passes where entity_id = $1 order by pass_id desc limit 1",
@@ -258,9 +262,9 @@ impl Journal {
             })
             .await?;
         Ok(match whole.flatten() {
-            Some(true) => Seal::Whole,
-            Some(false) => Seal::Broken,
-            None => Seal::Missing,
+            Some(true) => ClusterMatch::Same,
+            Some(false) => ClusterMatch::Restored,
+            None => ClusterMatch::Unknown,
         })
     }
 
@@ -317,14 +321,14 @@ impl Journal {
             self.record_action(&mut transaction, action).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
-        self.database.again(rebind).await
+        self.database.retry(rebind).await
     }
 
     /// What else than a pass is not through: rows of it were read as the ledger was read then.
-    pub async fn open_work(&self, entity_id: &str) -> Result<OpenWork, JournalError> {
+    pub async fn open_work(&self, entity_id: &str) -> Result<UnfinishedWork, JournalError> {
         let open = || {
             sqlx::query_as!(
-                OpenWork,
+                UnfinishedWork,
                 "select (select min(l.backfill_id) from elven_sync.sync_backfill_lanes l
                            join elven_sync.sync_backfills b using (backfill_id)
                           where l.entity_id = $1 and l.finished_at is null
@@ -339,6 +343,6 @@ impl Journal {
             )
             .fetch_one(&self.database)
         };
-        Ok(self.database.again(open).await?)
+        Ok(self.database.retry(open).await?)
     }
 }
