@@ -18,7 +18,7 @@ pub enum Step {
     /// Leases and the run's sign of life are renewed.
     RenewLease,
     /// A pass is opened.
-    OpenWork,
+    OpenPass,
     /// What an earlier worker was sending becomes `unknown`.
     Recover,
     /// A batch is recorded, for the first time or again, and the lease checked: it was signed before that.

@@ -114,13 +114,13 @@ impl Worker {
             let Some(place) = self.place().await else { return Ok(Err(Ended::Stopped)) };
             before(Step::TakeLease);
             if opening.is_some() {
-                before(Step::OpenWork);
+                before(Step::OpenPass);
             }
             let (taken, opened) = self.journal.take_and_open(entity_id, opening, Purpose::Run).await?;
             let holder = match taken {
                 Take::Taken(lease, lane) => {
                     if opened.is_some() {
-                        after(Step::OpenWork);
+                        after(Step::OpenPass);
                     }
                     after(Step::TakeLease);
                     return Ok(Ok((place, lease, lane, opened)));
@@ -272,7 +272,7 @@ impl LaneRun<'_> {
             open
         } else {
             let opening = self.worker.opening(self.run_id, lane);
-            around(Step::OpenWork, journal.open_pass(&self.lease, opening)).await?
+            around(Step::OpenPass, journal.open_pass(&self.lease, opening)).await?
         };
         let pass = OpenWork::new(self.lease.clone(), WorkKind::Pass(pass_id));
         let (entity_id, page_rows) = (&self.target.entity_id, self.worker.page_rows());
