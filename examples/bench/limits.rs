@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use chrono::TimeDelta;
 use elven_sync::config::Credential;
-use elven_sync::elven::{Client, ResponseClass, judge};
+use elven_sync::elven::{Client, ResponseClass, classify};
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgPoolCopyExt;
 use tokio::sync::Semaphore;
@@ -155,7 +155,7 @@ impl Replay {
     async fn send_one(&self, number: usize) -> anyhow::Result<()> {
         let body = self.bodies[number % self.bodies.len()].clone();
         let signed = self.client.sign_import(&self.credential, TimeDelta::zero(), body)?;
-        let verdict = judge(&self.client.send(signed).await);
+        let verdict = classify(&self.client.send(signed).await);
         ensure!(verdict == ResponseClass::Accepted, "a body was not accepted: {verdict:?}");
         Ok(())
     }

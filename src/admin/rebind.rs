@@ -5,7 +5,9 @@ use super::watermark::refused;
 use crate::audit::{Asked, Proof, prove_as};
 use crate::journal::{Lane, Rebound, SealState};
 use crate::ledger::{Changes, LedgerError};
-use crate::sync::watermark_check::{as_if_bound, changes, fits, mapping_changed, sealed, start_over};
+use crate::sync::watermark_check::{
+    as_if_bound, changes, check_seal, check_watermark, mapping_changed, start_over,
+};
 use crate::sync::{RunError, Worker};
 use crate::text::{quoted_argument, quoted_option};
 
@@ -58,7 +60,7 @@ impl Worker {
         let changes = changes(&self.ledger, &lane);
         let journal = wanted.journal && lane.seal == SealState::Broken;
         if !journal && (changes.is_none() || !wanted.mapping) {
-            self.fits(entity_id, &lane, &look)?;
+            self.check_watermark(entity_id, &lane, &look)?;
             return Ok(None);
         }
         if journal && !wanted.mapping && !changes.is_none() {
@@ -70,14 +72,14 @@ impl Worker {
             ));
         }
         if !journal {
-            sealed(entity_id, &lane)?;
+            check_seal(entity_id, &lane)?;
         }
         // With mapping and journal out of the way, everything else has to fit.
         let mut bound = as_if_bound(&self.ledger, &look, &lane);
         if !journal {
             bound.system_identifier = lane.system_identifier;
         }
-        fits(&self.ledger, entity_id, &bound, &look)?;
+        check_watermark(&self.ledger, entity_id, &bound, &look)?;
         if wanted.mapping && !changes.is_rename() {
             self.refuse_open_work(entity_id, &lane, &changes).await?;
         }

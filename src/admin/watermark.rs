@@ -111,7 +111,7 @@ impl Worker {
     pub async fn rewind(&self, rewind: &Rewind, reason: Option<&str>) -> Result<(), MoveError> {
         let (lease, lane) = self.lease(&rewind.entity_id).await?;
         let done = async {
-            let look = self.ledger.look_at(&lane.progress(&rewind.entity_id)).await?;
+            let look = self.ledger.probe_entity(&lane.progress(&rewind.entity_id)).await?;
             self.check_rewind(&rewind.entity_id, rewind.to.as_ref(), &lane, &look)?;
             Ok(self.journal.rewind(&lease, rewind.to.as_ref(), &self.mapping, reason).await?)
         };
@@ -130,7 +130,7 @@ impl Worker {
         let Some(before) = lane.system_identifier else { return Ok(false) };
         if before == look.system_identifier {
             // Then nothing else is to be hidden by saying that all is well.
-            self.fits(entity_id, &lane, &look)?;
+            self.check_watermark(entity_id, &lane, &look)?;
             return Ok(false);
         }
         let start_over = format!("hint: elven-sync entity rewind {}", quoted_argument(entity_id));
@@ -150,7 +150,7 @@ impl Worker {
         }
         // With the identifier out of the way, everything else has to fit.
         let same = Lane { system_identifier: Some(look.system_identifier), ..lane };
-        self.fits(entity_id, &same, &look)?;
+        self.check_watermark(entity_id, &same, &look)?;
         let (lease, _) = self.lease(entity_id).await?;
         let system_identifier = Some(look.system_identifier);
         let rebound = Rebound { action: "rebind", system_identifier, reason, ..Rebound::default() };
@@ -169,7 +169,7 @@ impl Worker {
         look: &ProbeResult,
     ) -> Result<(), MoveError> {
         let Some(to) = to else { return Ok(()) };
-        if let Err(misfit) = self.fits(entity_id, lane, look) {
+        if let Err(misfit) = self.check_watermark(entity_id, lane, look) {
             return refused(format!("only a rewind to the start is possible: {misfit}"));
         }
         if lane.settled.as_ref().is_none_or(|settled| !to.is_within(settled)) {
@@ -185,18 +185,18 @@ impl Worker {
     pub(crate) async fn stand(&self, entity_id: &str) -> Result<(Lane, ProbeResult), MoveError> {
         let lanes = self.journal.lanes(&[entity_id.to_owned()], &self.mapping).await?;
         let lane = lanes.get(entity_id).cloned().unwrap_or_default();
-        let look = self.ledger.look_at(&lane.progress(entity_id)).await?;
+        let look = self.ledger.probe_entity(&lane.progress(entity_id)).await?;
         Ok((lane, look))
     }
 
     /// Leases an entity that no worker is on.
     pub(crate) async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
-        let mut patience = self.patience();
+        let mut wait = self.lease_wait();
         let mut first_look = true;
         loop {
             match self.journal.take(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
-                Take::Held { seen, holder } if !patience.lasts(&seen, holder) => {
+                Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
                     return refused(format!(
                         "a worker is on `{entity_id}`; hint: elven-sync entity pause {}, wait until its run has ended, \
                          and try again",

@@ -197,7 +197,7 @@ impl Batch {
 
     /// This batch without what these rows supersede, which are not in it.
     #[must_use]
-    pub fn beside(self, rivals: Vec<Row>) -> Self {
+    pub fn with_newer_rows(self, rivals: Vec<Row>) -> Self {
         let beside = Self::build_beside(self.before, self.rows, rivals.into(), &self.zone);
         Self { last: self.last, ..beside }
     }
@@ -227,7 +227,7 @@ impl Batch {
     ///
     /// Rows of one key stay together, so that the newest of them is sent from whichever half they are in;
     /// so do rows that share an id, since a list of ids does not tell them apart.
-    pub fn halves(&self) -> Option<[Self; 2]> {
+    pub fn split_in_half(&self) -> Option<[Self; 2]> {
         let groups = self.groups();
         let mut records = vec![0; self.rows.len()];
         for &row in &self.records {
@@ -255,7 +255,7 @@ impl Batch {
 
     /// Its records and what cannot be sent anyway, and the rows that were superseded by those records.
     /// `None` when there are no such rows.
-    pub fn losers_apart(&self) -> Option<[Self; 2]> {
+    pub fn split_off_superseded(&self) -> Option<[Self; 2]> {
         let mut clock = Clock::of(&self.zone);
         let mut keyed = |place: usize| Aligned::new(place, &self.rows[place], &mut clock).is_ok();
         let (losers, others): (Vec<usize>, Vec<usize>) =

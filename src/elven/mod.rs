@@ -1,4 +1,4 @@
-//! Elven: sign a request, send it, judge the answer.
+//! Elven: sign a request, send it, classify the answer.
 //!
 //! Deciding what to do about a verdict is the caller's; sleeping and writing happen elsewhere.
 
@@ -11,4 +11,4 @@ pub mod signing;
 
 pub use client::{Client, Signed, is_older_than};
 pub use envelope::{Envelope, Reason};
-pub use response::{Answer, ResponseClass, judge};
+pub use response::{Answer, ResponseClass, classify};

@@ -52,7 +52,7 @@ pub enum ResponseClass {
 }
 
 /// Judges an answer by the contract's table, which goes by the status first: a proxy may have written any body.
-pub fn judge(answer: &Answer) -> ResponseClass {
+pub fn classify(answer: &Answer) -> ResponseClass {
     let (status, envelope, retry_after, ahead) = match answer {
         Answer::Response { status, envelope, retry_after, ahead } => {
             (*status, envelope, *retry_after, *ahead)
@@ -133,7 +133,7 @@ mod tests {
             (response(204, ""), unknown_json()),
         ];
         for (answer, expected) in table {
-            assert_eq!(judge(&answer), expected, "{answer:?}");
+            assert_eq!(classify(&answer), expected, "{answer:?}");
         }
     }
 
@@ -190,7 +190,7 @@ mod tests {
             (Answer::Lost("timed out".into()), ResponseClass::Unknown("timed out".into())),
         ];
         for (answer, expected) in table {
-            assert_eq!(judge(&answer), expected, "{answer:?}");
+            assert_eq!(classify(&answer), expected, "{answer:?}");
         }
     }
 
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_foreign_message_is_cut_and_cleaned() {
         let body = format!(r#"{{"data":{{"message":"a\n{}"}}}}"#, "x".repeat(1000));
-        let ResponseClass::Refused(mut reason) = judge(&response(400, &body)) else { panic!("refused") };
+        let ResponseClass::Refused(mut reason) = classify(&response(400, &body)) else { panic!("refused") };
         reason.without(&[]);
         let message = reason.message.unwrap();
         assert_eq!(message.len(), MESSAGE_CHARS_MAX);

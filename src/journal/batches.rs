@@ -184,13 +184,13 @@ impl Journal {
         doing: WorkContext<'_>,
         advance: Option<&CursorAdvance>,
     ) -> Result<(), JournalError> {
-        self.group.hand_in(doing, JournalWrite::Nothing).written().await?;
+        self.group.submit(doing, JournalWrite::Nothing).written().await?;
         advance.and_then(|_| doing.pass.unwritten.reason()).map_or(Ok(()), Err)
     }
 
     /// Hands in a batch that is about to be sent. Once that is written the lease was checked.
     pub fn announce(&self, doing: WorkContext<'_>, batch: &Batch) -> PendingWrite {
-        self.group.hand_in(doing, JournalWrite::Announcement(batch.into()))
+        self.group.submit(doing, JournalWrite::Announcement(batch.into()))
     }
 
     /// Records that a batch which was recorded before is about to be sent, and checks the lease by doing so.
@@ -280,7 +280,7 @@ impl Journal {
             resolves: if resolves { ids() } else { Vec::new() },
             rewritten: (!settlement.sent).then(|| batch.into()),
         };
-        self.group.hand_in(doing, JournalWrite::Answer(answer.into()))
+        self.group.submit(doing, JournalWrite::Answer(answer.into()))
     }
 
     /// Hands in an answer that is not the last word on a batch: it is sent again, by this run or a later one.
@@ -297,18 +297,18 @@ impl Journal {
         error: &str,
     ) -> PendingWrite {
         let answered = AnsweredBatch::new(doing, (batch_id, batch), status, settlement).because(Some(error));
-        self.hand_in_without_rows(doing, batch, answered)
+        self.submit_without_rows(doing, batch, answered)
     }
 
     /// Hands in that a batch which was announced is not sent now: that was no attempt.
     pub fn withdraw(&self, doing: WorkContext<'_>, batch_id: i64, batch: &Batch, why: &str) -> PendingWrite {
         let nothing = AttemptResult::default();
         let answered = AnsweredBatch::new(doing, (batch_id, batch), "rejected", nothing).because(Some(why));
-        self.hand_in_without_rows(doing, batch, answered.withdrawn())
+        self.submit_without_rows(doing, batch, answered.withdrawn())
     }
 
     /// Hands in an answer by which nothing becomes of the rows.
-    fn hand_in_without_rows(
+    fn submit_without_rows(
         &self,
         doing: WorkContext<'_>,
         batch: &Batch,
@@ -323,7 +323,7 @@ impl Journal {
             rewritten: None,
             answered,
         };
-        self.group.hand_in(doing, JournalWrite::Answer(answer.into()))
+        self.group.submit(doing, JournalWrite::Answer(answer.into()))
     }
 
     /// Records that a run ends with the outcome of a batch unknown.

@@ -132,7 +132,7 @@ impl Journal {
     /// Hands in that a pass is through, whose last batch ends at `last`: its target becomes the watermark. With `ends` the
     /// entity is up to date with that, as by [`Journal::lane_succeeded`], in the same transaction.
     pub fn close_pass(&self, doing: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
-        self.group.hand_in(doing, JournalWrite::PassClosing(PassClosing { last, ends }))
+        self.group.submit(doing, JournalWrite::PassClosing(PassClosing { last, ends }))
     }
 
     /// Records that a lane stopped where it is, why, and how long the API asked not to be called; and gives its lease

@@ -105,7 +105,7 @@ impl Ledger {
         transaction: &mut Transaction,
         lane: &Progress,
     ) -> Result<ProbeResult, LedgerError> {
-        let sql = self.table.look_sql(std::slice::from_ref(lane));
+        let sql = self.table.new_rows_sql(std::slice::from_ref(lane));
         let rows: Vec<ProbeRow> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
         ProbeResult::of(rows)
     }

@@ -26,10 +26,10 @@ impl Ledger {
     /// Counts the rows of each entity that have not been dealt with, but for those whose rows cannot be read. Where there is
     /// no news that takes no more than a look.
     pub async fn pending(&self, lanes: &[Progress]) -> Result<(Vec<Pending>, Unreadables), LedgerError> {
-        let look = self.look(lanes).await?;
+        let look = self.probe(lanes).await?;
         let readable = lanes.iter().filter(|lane| !look.unreadable.contains_key(&lane.entity_id));
         let (some, none): (Vec<_>, Vec<_>) =
-            readable.partition(|lane| lane.target.is_some() || look.news(&lane.entity_id).has_news);
+            readable.partition(|lane| lane.target.is_some() || look.new_rows(&lane.entity_id).has_new_rows);
         let none = none.into_iter().map(|lane| (lane.entity_id.clone(), 0, None));
         let (counted, unreadable) = self.counted(&some, true).await?;
         let pending = counted.into_iter().chain(none).map(|(entity_id, rows, oldest_us)| Pending {

@@ -30,7 +30,7 @@ pub struct ProbeResult {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NewRows {
     /// There are rows that its watermark does not cover.
-    pub has_news: bool,
+    pub has_new_rows: bool,
     /// There are rows that claim a transaction which has not been given out yet.
     pub from_the_future: bool,
     /// There are rows that name no transaction at all.
@@ -45,16 +45,17 @@ impl ProbeResult {
         };
         let entities = rows
             .into_iter()
-            .filter_map(|(_, _, entity_id, has_news, from_the_future, unstamped)| {
-                let (has_news, from_the_future, unstamped) = (has_news?, from_the_future?, unstamped?);
-                Some((entity_id?, NewRows { has_news, from_the_future, unstamped }))
+            .filter_map(|(_, _, entity_id, has_new_rows, from_the_future, unstamped)| {
+                let (has_new_rows, from_the_future, unstamped) =
+                    (has_new_rows?, from_the_future?, unstamped?);
+                Some((entity_id?, NewRows { has_new_rows, from_the_future, unstamped }))
             })
             .collect();
         Ok(ProbeResult { target, system_identifier, entities, unreadable: Unreadables::new() })
     }
 
     /// What the look told about an entity.
-    pub fn news(&self, entity_id: &str) -> NewRows {
+    pub fn new_rows(&self, entity_id: &str) -> NewRows {
         self.entities.get(entity_id).copied().unwrap_or_default()
     }
 }
@@ -65,16 +66,16 @@ impl Ledger {
     /// One statement, so that the snapshot it returns is the very one it looked in: a row that it did not
     /// see belongs to a transaction that is not in that. (A pass takes its target when it is recorded.) When the rows of an
     /// entity cannot be read the statement fails; then the entities are asked for in parts, behind a snapshot.
-    pub async fn look(&self, lanes: &[Progress]) -> Result<ProbeResult, LedgerError> {
-        match self.look_by(self.table.look_sql(lanes)).await {
+    pub async fn probe(&self, lanes: &[Progress]) -> Result<ProbeResult, LedgerError> {
+        match self.probe_by(self.table.new_rows_sql(lanes)).await {
             Err(problem) if problem.is_about_rows() => {}
             looked => return looked,
         }
         // What fails even when no entity is asked for, such as a missing right on the ledger, concerns all of them.
-        let mut look = self.look_by(self.table.look_sql(&[])).await?;
+        let mut look = self.probe_by(self.table.new_rows_sql(&[])).await?;
         let mut parts = Parts::of(lanes);
         while let Some(part) = parts.next() {
-            let told = self.look_by(self.table.look_sql(part)).await;
+            let told = self.probe_by(self.table.new_rows_sql(part)).await;
             look.entities.extend(parts.took(part, told)?.into_iter().flat_map(|told| told.entities));
         }
         look.unreadable = parts.unreadable();
@@ -85,12 +86,12 @@ impl Ledger {
     ///
     /// # Errors
     /// Also when its rows cannot be read.
-    pub async fn look_at(&self, lane: &Progress) -> Result<ProbeResult, LedgerError> {
-        let look = self.look_by(self.table.look_sql(std::slice::from_ref(lane))).await;
+    pub async fn probe_entity(&self, lane: &Progress) -> Result<ProbeResult, LedgerError> {
+        let look = self.probe_by(self.table.new_rows_sql(std::slice::from_ref(lane))).await;
         look.map_err(|problem| problem.about(&lane.entity_id))
     }
 
-    async fn look_by(&self, sql: String) -> Result<ProbeResult, LedgerError> {
+    async fn probe_by(&self, sql: String) -> Result<ProbeResult, LedgerError> {
         let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
         ProbeResult::of(self.primary.retry(look).await?)
     }

@@ -365,7 +365,7 @@ impl Table {
     /// running when the watermark was taken; an index probe per entity and one for each of those, for the reason given
     /// above. `between` and not `=`, which would make the order that of the ids alone: then PostgreSQL may walk the
     /// index of those, from the first to the last where the transaction has written nothing of the entity.
-    pub(super) fn look_sql(&self, lanes: &[Progress]) -> String {
+    pub(super) fn new_rows_sql(&self, lanes: &[Progress]) -> String {
         let Self { name, entity, xid, id, .. } = self;
         let ids = quote_array(lanes.iter().map(|lane| Some(lane.entity_id.as_str())));
         let settled: Vec<Option<String>> =

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::policy::{SKEW_MIN, Taken};
 use crate::config::{Credential, Settings};
-use crate::elven::{Answer, Client, ResponseClass, Signed, judge};
+use crate::elven::{Answer, Client, ResponseClass, Signed, classify};
 
 /// When the largest body that was accepted is within this share of the smallest one that was refused, the
 /// limit is known well enough: one part in so many.
@@ -93,7 +93,7 @@ impl ApiSession {
     ///
     /// # Errors
     /// The pause is longer than `wait_max`; returns how long.
-    pub(super) async fn turn(&self, wait_max: Duration) -> Result<(), Duration> {
+    pub(super) async fn acquire_turn(&self, wait_max: Duration) -> Result<(), Duration> {
         let turn = {
             let mut state = self.state();
             let turn = state.next_turn.max(Instant::now());
@@ -101,7 +101,7 @@ impl ApiSession {
             turn
         };
         sleep_until(turn).await;
-        self.calm(wait_max).await
+        self.wait_for_pause(wait_max).await
     }
 
     /// Whether the API has asked for a pause that has not ended.
@@ -113,7 +113,7 @@ impl ApiSession {
     ///
     /// # Errors
     /// It is longer than `wait_max`; returns how long.
-    pub(super) async fn calm(&self, wait_max: Duration) -> Result<(), Duration> {
+    pub(super) async fn wait_for_pause(&self, wait_max: Duration) -> Result<(), Duration> {
         loop {
             let paused_until = self.state().paused_until;
             let pause = paused_until.saturating_duration_since(Instant::now());
@@ -194,8 +194,8 @@ impl ApiSession {
     }
 
     /// Judges an answer. Where it repeats key or secret, those are left out: its words are recorded.
-    fn judge(&self, answer: &Answer) -> ResponseClass {
-        let mut verdict = judge(answer);
+    fn classify(&self, answer: &Answer) -> ResponseClass {
+        let mut verdict = classify(answer);
         if let ResponseClass::Refused(reason) | ResponseClass::Unauthorized(reason, _) = &mut verdict {
             let read_again = self.state().read_again.clone();
             for Credential { key, secret, .. } in std::iter::once(&self.credential).chain(&read_again) {
@@ -207,13 +207,17 @@ impl ApiSession {
 
     /// Judges an answer to a request that was signed by a clock under trial, if one is; keeps that clock when it
     /// has worked. What else comes back may be from somebody who did not look at the signature.
-    pub(super) fn hear(&self, answer: &Answer, corrected: &mut Option<TimeDelta>) -> ResponseClass {
+    pub(super) fn classify_and_record(
+        &self,
+        answer: &Answer,
+        corrected: &mut Option<TimeDelta>,
+    ) -> ResponseClass {
         if let Answer::Response { ahead: Some(ahead), .. } = answer {
             // Less than that is no skew.
             let behind = (-*ahead).to_std().ok().filter(|_| -*ahead >= SKEW_MIN);
             self.state().ahead_of_api = behind.unwrap_or_default();
         }
-        let verdict = self.judge(answer);
+        let verdict = self.classify(answer);
         if matches!(verdict, ResponseClass::Accepted | ResponseClass::Refused(_))
             && let Some(ahead) = corrected.take()
         {
@@ -295,7 +299,7 @@ impl ApiSession {
 
     /// Says whether credential and endpoint are good: something was accepted in this run, or a signed call
     /// that reads is answered as documented.
-    pub(super) async fn prove(&self, wait_max: Duration) -> Result<(), Unproven> {
+    pub(super) async fn probe_credential(&self, wait_max: Duration) -> Result<(), Unproven> {
         let _alone = self.probing.lock().await;
         let no_list = {
             let state = self.state();
@@ -307,7 +311,7 @@ impl ApiSession {
         if let Some(status) = no_list {
             return Err(Unproven::NoList(status));
         }
-        self.turn(wait_max)
+        self.acquire_turn(wait_max)
             .await
             .map_err(|pause| Unproven::Later(ResponseClass::Throttled(Some(pause)), None))?;
         let probe = async || {
@@ -329,7 +333,7 @@ impl ApiSession {
             Answer::Response { status, .. } => Some(i32::from(*status)),
             Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => None,
         };
-        Err(match self.judge(&answer) {
+        Err(match self.classify(&answer) {
             verdict @ (ResponseClass::Throttled(_) | ResponseClass::NotSent(_)) => {
                 Unproven::Later(verdict, status)
             }
@@ -362,7 +366,7 @@ mod tests {
     use super::*;
     use crate::config::Settings;
 
-    fn channel(requests_per_second: Option<u32>) -> ApiSession {
+    fn session(requests_per_second: Option<u32>) -> ApiSession {
         let variables = [("ELVEN_API_KEY", "k"), ("ELVEN_API_SECRET", "s")];
         let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let settings = Settings::load(&crate::config::Flags::default(), environment.into_iter().collect());
@@ -373,40 +377,40 @@ mod tests {
 
     #[test]
     fn the_limit_of_bodies_is_closed_in_on() {
-        let channel = channel(None);
-        assert_eq!(channel.body_bytes_max(), usize::MAX);
+        let session = session(None);
+        assert_eq!(session.body_bytes_max(), usize::MAX);
         // What the other side allows.
         let limit = 100_000;
         let mut refusals = 0;
         let mut body = 120_000;
         for _ in 0..20 {
             if body > limit {
-                channel.too_large(body);
+                session.too_large(body);
                 refusals += 1;
             } else {
-                channel.accepted(body);
+                session.accepted(body);
             }
-            body = channel.body_bytes_max();
+            body = session.body_bytes_max();
         }
         assert!((95_000..=limit).contains(&body), "{body}");
         assert!(refusals <= 5, "{refusals} refusals");
         // It was lifted.
-        channel.accepted(150_000);
-        assert_eq!(channel.body_bytes_max(), usize::MAX);
+        session.accepted(150_000);
+        assert_eq!(session.body_bytes_max(), usize::MAX);
     }
 
     #[tokio::test(start_paused = true)]
     async fn turns_keep_the_rate_and_the_pause() {
-        let channel = channel(Some(10));
+        let session = session(Some(10));
         let begun = Instant::now();
         for _ in 0..11 {
-            channel.turn(Duration::from_secs(30)).await.unwrap();
+            session.acquire_turn(Duration::from_secs(30)).await.unwrap();
         }
         assert_eq!(begun.elapsed().as_millis(), 1000);
-        channel.pause(Duration::from_secs(5));
-        channel.turn(Duration::from_secs(30)).await.unwrap();
+        session.pause(Duration::from_secs(5));
+        session.acquire_turn(Duration::from_secs(30)).await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 6);
-        channel.pause(Duration::from_mins(1));
-        assert!(channel.turn(Duration::from_secs(30)).await.is_err());
+        session.pause(Duration::from_mins(1));
+        assert!(session.acquire_turn(Duration::from_secs(30)).await.is_err());
     }
 }

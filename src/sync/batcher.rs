@@ -132,7 +132,7 @@ impl Batcher {
                 batch.last = last.cursor(self.order);
             }
             if let Some(rivals) = &self.rivals {
-                batch = rivals.apart(batch, &self.waiting).await?;
+                batch = rivals.exclude_superseded(batch, &self.waiting).await?;
             }
             let (bytes, bytes_max) = (batch.body.len(), limits.bytes.unwrap_or(usize::MAX));
             // As many rows as would fit if all were alike; a tie that is too long for that goes as it is.

@@ -84,7 +84,7 @@ impl Worker {
                 }
                 rehearsed => rehearsed?,
             }
-            *requests.entry(&target.channel.credential.name).or_default() +=
+            *requests.entry(&target.session.credential.name).or_default() +=
                 rehearsal.counters.requests - before;
         }
         for (entity_id, problem) in unusable {
@@ -167,7 +167,7 @@ impl Worker {
         let selected = self.select(only).await?;
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
-        let look = self.ledger.look(&progress(&lanes)).await?;
+        let look = self.ledger.probe(&progress(&lanes)).await?;
         let mut entities = Vec::new();
         let mut counters = crate::journal::Counters::default();
         for entity in &selected {
@@ -198,7 +198,7 @@ impl Worker {
         if let Some(unreadable) = look.unreadable.get(&entity.entity_id) {
             return Err(unreadable.message.clone());
         }
-        self.fits(&entity.entity_id, lane, look).map_err(|misfit| misfit.to_string())?;
+        self.check_watermark(&entity.entity_id, lane, look).map_err(|misfit| misfit.to_string())?;
         Ok(zone)
     }
 

@@ -26,12 +26,12 @@ impl Worker {
     ) -> Result<Resent, RunError> {
         let resend = async || {
             let Some(batch) = self.known(target).await? else { return Ok(Resent::Nothing) };
-            let Target { channel, proving, .. } = target;
+            let Target { session, proving, .. } = target;
             if lease.fence.of_new(&batch).is_some() {
                 let why = "not sent yet, since a request whose answer was lost may still arrive";
                 return Ok(Resent::Otherwise(why.to_owned()));
             }
-            match self.unless_stopped(channel.turn(self.settings.retry.max)).await {
+            match self.unless_stopped(session.acquire_turn(self.settings.retry.max)).await {
                 Some(Ok(())) => {}
                 Some(Err(pause)) => return Ok(Resent::Otherwise(messages::come_later(pause))),
                 None => return Ok(Resent::Otherwise("not sent, since the process had to stop".to_owned())),
@@ -39,9 +39,9 @@ impl Worker {
             proving.count();
             let announced = self.journal.announce_alone(lease, run_id, &batch);
             let batch_id = around(Step::Announce, announced).await?;
-            let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, lease, &batch).await?;
+            let (verdict, settlement, (attempts, ambiguous)) = self.ask(session, lease, &batch).await?;
             let accepted = verdict == ResponseClass::Accepted;
-            let words = messages::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
+            let words = messages::of(&verdict, settlement.http_status, &batch, &session.credential.name);
             let last = RetryAnswer {
                 status: if accepted { "accepted" } else { words.status },
                 error: (!accepted).then_some(words.message.as_str()),
@@ -53,7 +53,7 @@ impl Worker {
                 self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, None);
             around(Step::Settle, answered).await?;
             if accepted {
-                channel.accepted(batch.body.len());
+                session.accepted(batch.body.len());
                 return Ok(Resent::Accepted);
             }
             Ok(Resent::Otherwise(words.message))

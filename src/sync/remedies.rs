@@ -28,7 +28,7 @@ impl SignatureRemedies {
     /// What may be done about an answer.
     pub(super) fn possible(
         &mut self,
-        channel: &ApiSession,
+        session: &ApiSession,
         settings: &Settings,
         by: &SignedBy,
         verdict: &ResponseClass,
@@ -36,16 +36,16 @@ impl SignatureRemedies {
         if !matches!(verdict, ResponseClass::Unauthorized(..)) {
             return Possible::default();
         }
-        let kept_clock = self.trial.is_none() && by.ahead != channel.ahead();
-        self.is_outdated = by.keys != channel.keys() || kept_clock;
+        let kept_clock = self.trial.is_none() && by.ahead != session.ahead();
+        self.is_outdated = by.keys != session.keys() || kept_clock;
         if !self.is_outdated {
             // What was done for this batch so far did not help it.
-            channel.note_failed(self.taken);
+            session.note_failed(self.taken);
         }
-        let failed = channel.failed();
+        let failed = session.failed();
         let may = |failed: bool, taken: bool| !failed && !taken;
         if may(failed.keys_read, self.taken.keys_read) {
-            self.found = channel.new_keys(settings);
+            self.found = session.new_keys(settings);
         }
         let is_old = is_older_than(by.at, OLD);
         Possible {
@@ -56,7 +56,7 @@ impl SignatureRemedies {
     }
 
     /// Takes the step that was decided on, after a request that was signed so.
-    pub(super) fn take(&mut self, step: &Decision, by: &SignedBy, channel: &ApiSession) {
+    pub(super) fn take(&mut self, step: &Decision, by: &SignedBy, session: &ApiSession) {
         match step {
             // By the clock and the key that another request has found to be right: no step of this one.
             Decision::SignAgain => self.taken.signed_again |= !self.is_outdated,
@@ -67,7 +67,7 @@ impl SignatureRemedies {
             Decision::ReadKeys => {
                 self.taken.keys_read = true;
                 if let Some(found) = self.found.take() {
-                    channel.use_keys(found);
+                    session.use_keys(found);
                 }
             }
             Decision::Settle | Decision::Isolate | Decision::Again { .. } | Decision::Stop { .. } => {}

@@ -107,10 +107,10 @@ impl Worker {
             return Ok(());
         };
         after(Step::TakeLease);
-        let fits = match self.ledger.look_at(&lane.progress(&target.entity_id)).await {
+        let fits = match self.ledger.probe_entity(&lane.progress(&target.entity_id)).await {
             Ok(look) => self
-                .is_journal_of_this(&target.entity_id, &lane)
-                .and_then(|()| self.fits(&target.entity_id, &lane, &look)),
+                .check_journal(&target.entity_id, &lane)
+                .and_then(|()| self.check_watermark(&target.entity_id, &lane, &look)),
             Err(problem) if problem.is_about_rows() => {
                 retried.extend(not_now(&problem.in_words_of_entity()));
                 return Ok(around(Step::ReleaseLease, self.journal.release(&lease)).await?);
@@ -127,7 +127,7 @@ impl Worker {
             self.journal.fill_mapping(&lease, &self.mapping).await?;
         }
         if let Some(pause) = lane.not_before {
-            target.channel.pause(pause);
+            target.session.pause(pause);
         }
         let done = self.retry_rows(run_id, target, (&lease, &lane), errors, retried).await;
         // What was not waited for may still arrive: then the lease is left to run out, as in a run.
@@ -195,7 +195,7 @@ impl Worker {
         error: &RecordedError,
         rows: Vec<Row>,
     ) -> Result<Outcome, RunError> {
-        let channel = &target.channel;
+        let session = &target.session;
         if rows.is_empty() {
             return Ok(Outcome::Resolved("the row is not in the ledger any more".to_owned()));
         }
@@ -222,15 +222,15 @@ impl Worker {
         if let Some(left) = lease.fence.of_new(&batch) {
             return Ok(Outcome::NotNow(messages::fenced_retry(left)));
         }
-        match self.unless_stopped(channel.turn(self.settings.retry.max)).await {
+        match self.unless_stopped(session.acquire_turn(self.settings.retry.max)).await {
             Some(Ok(())) => {}
             Some(Err(pause)) => return Ok(Outcome::NotNow(messages::come_later(pause))),
             None => return Ok(Outcome::NotNow(STOPPED.to_owned())),
         }
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
-        let (verdict, settlement, (attempts, ambiguous)) = self.ask(channel, lease, &batch).await?;
-        let words = messages::of(&verdict, settlement.http_status, &batch, &channel.credential.name);
+        let (verdict, settlement, (attempts, ambiguous)) = self.ask(session, lease, &batch).await?;
+        let words = messages::of(&verdict, settlement.http_status, &batch, &session.credential.name);
         let accepted = verdict == ResponseClass::Accepted;
         let last = RetryAnswer {
             status: if accepted { "accepted" } else { words.status },
@@ -247,7 +247,7 @@ impl Worker {
             self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, Some(tried));
         around(Step::Resolve, around(Step::Settle, answered)).await?;
         if let ResponseClass::Throttled(Some(pause)) = verdict {
-            channel.pause(pause);
+            session.pause(pause);
             self.journal.note_pause(lease, pause).await?;
         }
         Ok(Outcome::RecordedBatch(outcome.map(str::to_owned).map_err(|problem| problem.message.clone())))
@@ -305,7 +305,7 @@ impl Worker {
     /// earlier attempt than the last may have arrived.
     pub(super) async fn ask(
         &self,
-        channel: &ApiSession,
+        session: &ApiSession,
         lease: &Lease,
         batch: &Batch,
     ) -> Result<(ResponseClass, AttemptResult, (u32, bool)), RunError> {
@@ -315,8 +315,8 @@ impl Worker {
         let mut ambiguous = false;
         loop {
             let sending = async {
-                let signed = self.fresh(channel, lease, &batch.body, remedies.trial, None).await?;
-                self.send_fresh(channel, lease, &batch.body, remedies.trial, signed).await
+                let signed = self.fresh(session, lease, &batch.body, remedies.trial, None).await?;
+                self.send_fresh(session, lease, &batch.body, remedies.trial, signed).await
             };
             let Sent { answer, begun, by } = match sending.await {
                 Ok(sent) => sent,
@@ -324,30 +324,30 @@ impl Worker {
                 Err(Unsigned::Key(problem)) => {
                     let answer = Answer::NotSent(problem.to_string());
                     let settlement = settlement(&answer, std::time::Instant::now(), number > 1);
-                    let verdict = channel.hear(&answer, &mut remedies.trial);
+                    let verdict = session.classify_and_record(&answer, &mut remedies.trial);
                     return Ok((verdict, settlement, (number, ambiguous)));
                 }
             };
             let answer = answer.unwrap_or_else(|| Answer::Lost(messages::cut_off().message));
             let settlement = settlement(&answer, begun, number > 1);
-            let verdict = channel.hear(&answer, &mut remedies.trial);
+            let verdict = session.classify_and_record(&answer, &mut remedies.trial);
             if matches!(verdict, ResponseClass::Unknown(_)) {
-                lease.fence.note_lost(batch, begun, channel.ahead_of_api());
+                lease.fence.note_lost(batch, begun, session.ahead_of_api());
             }
             let attempt = Attempt {
                 number,
                 attempts_max: retry.attempts,
-                possible: remedies.possible(channel, &self.settings, &by, &verdict),
+                possible: remedies.possible(session, &self.settings, &by, &verdict),
                 aged: is_older_than(by.at, window),
             };
             match decide(&verdict, attempt, retry, fastrand::u32(..)) {
                 step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
-                    remedies.take(&step, &by, channel);
+                    remedies.take(&step, &by, session);
                 }
                 Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
                     let turn = async {
                         tokio::time::sleep(after).await;
-                        channel.turn(retry.max).await.is_ok()
+                        session.acquire_turn(retry.max).await.is_ok()
                     };
                     if !self.unless_stopped(turn).await.unwrap_or(false) {
                         return Ok((verdict, settlement, (number, ambiguous)));

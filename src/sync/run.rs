@@ -53,7 +53,7 @@ impl Worker {
         Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
     }
 
-    /// Tells each channel which bodies the API has found too large of late.
+    /// Tells each session which bodies the API has found too large of late.
     pub(super) async fn recall_sizes(&self, targets: &[Target]) -> Result<(), JournalError> {
         if targets.is_empty() {
             return Ok(());
@@ -62,7 +62,7 @@ impl Worker {
         let refused = self.journal.too_large(&entity_ids).await?;
         for target in targets {
             if let Some(&bytes) = refused.get(&target.entity_id) {
-                target.channel.too_large(bytes);
+                target.session.too_large(bytes);
             }
         }
         Ok(())
@@ -78,11 +78,11 @@ impl Worker {
     ) -> Result<(Vec<EntityReport>, Unregistered), RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
-        let look = self.ledger.look(&progress(&lanes)).await?;
+        let look = self.ledger.probe(&progress(&lanes)).await?;
         // Before any lane begins: all who use a credential wait for what one of them was asked to wait.
         for target in &targets {
             if let Some(pause) = lanes.get(&target.entity_id).and_then(|lane| lane.not_before) {
-                target.channel.pause(pause);
+                target.session.pause(pause);
             }
         }
         let mut reports = Vec::new();
@@ -97,12 +97,12 @@ impl Worker {
         let targets = targets.into_iter().filter(|target| !look.unreadable.contains_key(&target.entity_id));
         let has_work = |entity_id: &str| {
             let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
-            open || look.news(entity_id).has_news
+            open || look.new_rows(entity_id).has_new_rows
         };
         let (busy, idle): (Vec<Target>, Vec<Target>) = targets.partition(|t| {
             // A watermark that does not fit is a failure even when nothing seems to wait behind it.
             let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
-            has_work(&t.entity_id) || self.fits(&t.entity_id, &lane, &look).is_err()
+            has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &look).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
         if !idle.is_empty() {

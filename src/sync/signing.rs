@@ -79,7 +79,7 @@ impl Worker {
     /// has aged, or clock or key were found to be wrong meanwhile. `trial`: a clock that is being tried.
     pub(super) async fn fresh(
         &self,
-        channel: &ApiSession,
+        session: &ApiSession,
         lease: &Lease,
         body: &Bytes,
         trial: Option<TimeDelta>,
@@ -88,20 +88,20 @@ impl Worker {
         let good_for = FRESH_FOR.min(self.settings.api.signature_window / 2);
         let is_fresh = |signed: &Signed| !is_older_than(signed.at(), good_for);
         let is_right = |signed: &Signed| {
-            let ahead = trial.unwrap_or_else(|| channel.ahead());
-            signed.ahead() == ahead && signed.keys() == channel.keys()
+            let ahead = trial.unwrap_or_else(|| session.ahead());
+            signed.ahead() == ahead && signed.keys() == session.keys()
         };
         if let Some(signed) = signed.filter(|signed| is_fresh(signed) && is_right(signed)) {
             return Ok(signed);
         }
         loop {
-            let signed = channel.sign_import(trial, body.clone())?;
+            let signed = session.sign_import(trial, body.clone())?;
             let lasts = self.journal.check_lease(lease).await?;
             if is_fresh(&signed) {
                 return Ok(signed);
             }
             // The check took long: as far as is known from it, the lease lasts.
-            let signed = channel.sign_import(trial, body.clone())?;
+            let signed = session.sign_import(trial, body.clone())?;
             if lasts.is_sure() {
                 return Ok(signed);
             }
@@ -111,7 +111,7 @@ impl Worker {
     /// Sends a request, and waits for its answer. It is signed again when connecting took long.
     pub(super) async fn send_fresh(
         &self,
-        channel: &ApiSession,
+        session: &ApiSession,
         lease: &Lease,
         body: &Bytes,
         trial: Option<TimeDelta>,
@@ -120,12 +120,12 @@ impl Worker {
         let mut opened_late = 0;
         loop {
             let (by, begun) = (SignedBy::from(&signed), Instant::now());
-            let answer = around(Step::Send, self.answer(channel, signed)).await;
+            let answer = around(Step::Send, self.answer(session, signed)).await;
             opened_late += 1;
             if answer != Some(Answer::OpenedLate) || opened_late > OPENED_LATE_MAX {
                 return Ok(Sent { answer, begun, by });
             }
-            signed = self.fresh(channel, lease, body, trial, None).await?;
+            signed = self.fresh(session, lease, body, trial, None).await?;
         }
     }
 }

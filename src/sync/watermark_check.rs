@@ -21,21 +21,21 @@ impl From<WatermarkMismatch> for Problem {
 impl Worker {
     /// Refuses a watermark that does not belong to this cluster, this ledger table, this mapping or this past. Each
     /// refusal prints the way out.
-    pub(crate) fn fits(
+    pub(crate) fn check_watermark(
         &self,
         entity_id: &str,
         lane: &Lane,
         look: &ProbeResult,
     ) -> Result<(), WatermarkMismatch> {
-        fits(&self.ledger, entity_id, lane, look)
+        check_watermark(&self.ledger, entity_id, lane, look)
     }
 
     /// Refuses to work on rows whatever the watermark: a journal that this cluster did not write, or that was written
     /// under another mapping.
-    pub(crate) fn is_journal_of_this(&self, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
-        sealed(entity_id, lane)?;
-        elsewhere(entity_id, lane)?;
-        mapped(&self.ledger, entity_id, lane)
+    pub(crate) fn check_journal(&self, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
+        check_seal(entity_id, lane)?;
+        check_position(entity_id, lane)?;
+        check_mapping(&self.ledger, entity_id, lane)
     }
 }
 
@@ -69,7 +69,7 @@ fn is_at_start(lane: &Lane) -> bool {
 }
 
 /// The same as [`Worker::fits`] for a caller without a worker.
-pub(crate) fn fits(
+pub(crate) fn check_watermark(
     ledger: &Ledger,
     entity_id: &str,
     lane: &Lane,
@@ -85,9 +85,9 @@ pub(crate) fn fits(
             start_over(entity_id)
         ));
     }
-    sealed(entity_id, lane)?;
+    check_seal(entity_id, lane)?;
     if !is_at_start(lane) {
-        mapped(ledger, entity_id, lane)?;
+        check_mapping(ledger, entity_id, lane)?;
     }
     if let Some(before) = lane.ledger_table.as_deref().filter(|before| *before != table) {
         return refuse(format!(
@@ -104,8 +104,8 @@ pub(crate) fn fits(
             start_over(entity_id)
         ));
     }
-    elsewhere(entity_id, lane)?;
-    let news = look.news(entity_id);
+    check_position(entity_id, lane)?;
+    let news = look.new_rows(entity_id);
     if news.from_the_future || news.unstamped {
         let what = if news.unstamped { "is NULL" } else { "has not been given out yet in this database" };
         return refuse(format!(
@@ -118,7 +118,7 @@ pub(crate) fn fits(
 }
 
 /// Refuses a watermark whose newest change this cluster did not write: its transaction ids may be those of others.
-pub(crate) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
+pub(crate) fn check_seal(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     match lane.seal {
         SealState::Whole | SealState::Elsewhere => Ok(()),
         SealState::Broken => Err(WatermarkMismatch(format!(
@@ -138,7 +138,7 @@ pub(crate) fn sealed(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismat
 }
 
 /// Refuses a watermark that is not where its newest change says.
-fn elsewhere(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
+fn check_position(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     if lane.seal != SealState::Elsewhere {
         return Ok(());
     }
@@ -150,7 +150,7 @@ fn elsewhere(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
 }
 
 /// Refuses a watermark that was moved while the ledger was read in another way.
-fn mapped(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
+fn check_mapping(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     let changes = changes(ledger, lane);
     if changes.is_none() || lane.mapping.is_none() {
         return Ok(());

@@ -52,7 +52,7 @@ pub(super) type Unusable = (String, Problem);
 pub(super) struct Target {
     pub(crate) entity_id: String,
     pub(crate) zone: Zone,
-    pub(crate) channel: Arc<ApiSession>,
+    pub(crate) session: Arc<ApiSession>,
     /// What was done in the run to prove that its credential and the endpoint are good.
     pub(crate) proving: Arc<CredentialProof>,
 }
@@ -100,13 +100,13 @@ impl Worker {
     /// Sorts out the entities that cannot be worked on, each with its problem. When no entity at all
     /// has a usable credential, nothing is begun: then the installation is not set up yet.
     pub(super) fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
-        let mut channels: BTreeMap<&str, Result<Arc<ApiSession>, String>> = BTreeMap::new();
+        let mut sessions: BTreeMap<&str, Result<Arc<ApiSession>, String>> = BTreeMap::new();
         let mut targets = Vec::new();
         let mut unusable = Vec::new();
         for Entity { entity_id, timezone, credential, .. } in selected {
-            let open = || self.channel(credential).map(Arc::new).map_err(|problem| problem.to_string());
-            let channel = channels.entry(credential).or_insert_with(open).clone();
-            match (self.settings.zones.get(timezone), channel) {
+            let open = || self.session(credential).map(Arc::new).map_err(|problem| problem.to_string());
+            let session = sessions.entry(credential).or_insert_with(open).clone();
+            match (self.settings.zones.get(timezone), session) {
                 (Err(problem), _) => {
                     let message = format!(
                         "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = {}",
@@ -117,31 +117,31 @@ impl Worker {
                 (_, Err(message)) => {
                     unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
                 }
-                (Ok(zone), Ok(channel)) => {
+                (Ok(zone), Ok(session)) => {
                     let proving = Arc::new(CredentialProof::default());
-                    targets.push(Target { entity_id: entity_id.clone(), zone, channel, proving });
+                    targets.push(Target { entity_id: entity_id.clone(), zone, session, proving });
                 }
             }
         }
-        let missing: Option<Vec<String>> = channels.into_values().map(Result::err).collect();
+        let missing: Option<Vec<String>> = sessions.into_values().map(Result::err).collect();
         if let Some(problem) = missing.and_then(|mut missing| missing.pop()) {
             return Err(ConfigError(problem));
         }
         Ok((targets, unusable))
     }
 
-    fn channel(&self, credential: &str) -> Result<ApiSession, ConfigError> {
+    fn session(&self, credential: &str) -> Result<ApiSession, ConfigError> {
         let credential = self.settings.credential(credential)?;
         let (rate, bytes) = (self.settings.api.requests_per_second, self.settings.sync.batch_bytes);
         Ok(ApiSession::new(credential, self.client.clone(), rate, bytes))
     }
 
     /// Sends a request. `None`: after a stop there was no time left to wait for the answer.
-    pub(super) async fn answer(&self, channel: &ApiSession, signed: Signed) -> Option<Answer> {
+    pub(super) async fn answer(&self, session: &ApiSession, signed: Signed) -> Option<Answer> {
         let mut cut_off = self.cut_off.clone();
         tokio::select! {
             biased;
-            answer = channel.send(signed) => Some(answer),
+            answer = session.send(signed) => Some(answer),
             Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => None,
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use elven_sync::elven::{Answer, Client, ResponseClass, judge};
+use elven_sync::elven::{Answer, Client, ResponseClass, classify};
 use elven_sync::journal::{self, RunStatus};
 use elven_sync::sandbox::{Answers, Options};
 use flate2::Compression;
@@ -283,12 +283,12 @@ async fn of_large_answers_a_process_reads_one_at_a_time_and_none_waits_longer_th
     // It is the first to hold one as soon as another one meets its own timeout.
     let waited = async || matches!(import(&other, Duration::from_millis(300)).await, Answer::Lost(_));
     crate::support::eventually("another large answer waits", waited).await;
-    assert_eq!(judge(&import(&short, minute).await), ResponseClass::Accepted, "a short one does not wait");
+    assert_eq!(classify(&import(&short, minute).await), ResponseClass::Accepted, "a short one does not wait");
     let second = tokio::spawn({
         let other = other.clone();
         async move { import(&other, minute).await }
     });
     open.send_replace(true);
-    assert_eq!(judge(&first.await.unwrap()), ResponseClass::Accepted);
-    assert_eq!(judge(&second.await.unwrap()), ResponseClass::Accepted);
+    assert_eq!(classify(&first.await.unwrap()), ResponseClass::Accepted);
+    assert_eq!(classify(&second.await.unwrap()), ResponseClass::Accepted);
 }

@@ -179,14 +179,14 @@ async fn prove_in_snapshot(
     // watermark is, the chain has told.
     let lane = match asked {
         Asked::Verify { .. } => {
-            if let Err(misfit) = watermark_check::sealed(entity_id, &found) {
+            if let Err(misfit) = watermark_check::check_seal(entity_id, &found) {
                 report.find(Finding::new("watermark", misfit.to_string()));
             }
             Lane { seal: SealState::Whole, ..found.clone() }
         }
         Asked::Rebind { .. } => watermark_check::as_if_bound(ledger, &look, &found),
     };
-    let misfit = watermark_check::fits(ledger, entity_id, &lane, &look).err();
+    let misfit = watermark_check::check_watermark(ledger, entity_id, &lane, &look).err();
     let fits = misfit.is_none();
     match misfit {
         Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),

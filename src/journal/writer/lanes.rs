@@ -44,7 +44,7 @@ impl LockedLane {
     ///
     /// A failover that loses the tail may leave lease and pass and take batches that were announced: one behind those
     /// would leave a gap, which recovery takes for done; and a pass that is closed without them takes all for done.
-    pub(super) fn admit(&mut self, entry: &WriteRequest) -> Result<(), JournalError> {
+    pub(super) fn check(&mut self, entry: &WriteRequest) -> Result<(), JournalError> {
         let OpenWork { lease, course, unwanted, .. } = &entry.pass;
         let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
         let (stand, id) = match *course {

@@ -53,7 +53,7 @@ impl Group {
         Self(sender)
     }
 
-    pub(super) fn hand_in(&self, doing: WorkContext<'_>, writing: JournalWrite) -> PendingWrite {
+    pub(super) fn submit(&self, doing: WorkContext<'_>, writing: JournalWrite) -> PendingWrite {
         let (reply, handed) = oneshot::channel();
         let WorkContext { pass, run_id } = doing;
         // Should the task be gone, then so is `reply`, and whoever waits hears of it.
@@ -98,7 +98,7 @@ impl Writer {
         let mut wanted = Vec::with_capacity(entries.len());
         for entry in entries {
             match entry.is_too_late() {
-                Some(reason) => entry.say(Err(reason)),
+                Some(reason) => entry.reply_with(Err(reason)),
                 None => wanted.push(entry),
             }
         }
@@ -106,14 +106,14 @@ impl Writer {
             return wanted;
         }
         match self.database.retry(|| self.write(&wanted)).await {
-            Ok(Ok(written)) => self.tell(wanted, written),
+            Ok(Ok(written)) => self.reply_to(wanted, written),
             // One of them is the reason, or the lease of one is lost: the others are not to suffer from it.
             Ok(Err(_)) if wanted.len() > 1 => self.write_each(wanted).await,
             // Of a commit it may not be known whether it was done: then nothing is to be done again.
             Ok(Err(problem)) | Err(problem) => {
                 let problem = Arc::new(problem);
                 for entry in wanted {
-                    entry.say(Err(shared(&problem)));
+                    entry.reply_with(Err(shared(&problem)));
                 }
                 Vec::new()
             }
@@ -136,7 +136,7 @@ impl Writer {
     }
 
     /// Says of each entry that it is written. Returns those that are not, but for those that have waited too long.
-    fn tell(&self, entries: Vec<WriteRequest>, written: Vec<Option<i64>>) -> Vec<WriteRequest> {
+    fn reply_to(&self, entries: Vec<WriteRequest>, written: Vec<Option<i64>>) -> Vec<WriteRequest> {
         let mut locked = Vec::new();
         for (mut entry, written) in entries.into_iter().zip(written) {
             let Some(batch_id) = written else {
@@ -149,11 +149,11 @@ impl Writer {
                         entry.entity_id()
                     );
                     let problem = std::io::Error::new(std::io::ErrorKind::TimedOut, problem);
-                    entry.say(Err(sqlx::Error::Io(problem).into()));
+                    entry.reply_with(Err(sqlx::Error::Io(problem).into()));
                 }
                 continue;
             };
-            entry.say(Ok(batch_id));
+            entry.reply_with(Ok(batch_id));
         }
         locked
     }
@@ -185,7 +185,7 @@ impl Writer {
         let mut ours = Vec::with_capacity(entries.len());
         for entry in entries {
             if let Some(lane) = lanes.get_mut(entry.entity_id()) {
-                lane.admit(entry)?;
+                lane.check(entry)?;
                 ours.push(entry);
             }
         }

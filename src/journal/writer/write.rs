@@ -104,7 +104,7 @@ impl WriteRequest {
         advance.filter(|_| self.pass.unwritten.reason().is_none())
     }
 
-    pub(super) fn say(self, outcome: Result<i64, JournalError>) {
+    pub(super) fn reply_with(self, outcome: Result<i64, JournalError>) {
         let outcome = outcome.map_err(|problem| match self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.by(problem),
             JournalWrite::Answer(_) => self.pass.unwritten.by(problem),

@@ -94,7 +94,7 @@ impl Worker {
         entity_ids: &[String],
     ) -> Result<(), BackfillError> {
         for (entity_id, lane) in self.journal.lanes(entity_ids, &self.mapping).await? {
-            if let Err(misfit) = self.is_journal_of_this(&entity_id, &lane) {
+            if let Err(misfit) = self.check_journal(&entity_id, &lane) {
                 return Err(BackfillError::Refused(misfit.to_string()));
             }
         }
@@ -271,7 +271,7 @@ impl Worker {
             };
             let stand = self.journal.backfill_stand(backfill_id, run_id, entity_id).await?;
             if let Some(pause) = state.not_before {
-                target.channel.pause(pause);
+                target.session.pause(pause);
             }
             let lease = lease.after(lease_before.take());
             lease_before = Some(lease.clone());
@@ -288,7 +288,7 @@ impl Worker {
                 lease,
                 report,
             };
-            let fits = self.is_journal_of_this(entity_id, &state);
+            let fits = self.check_journal(entity_id, &state);
             let halted = match (stand, fits) {
                 // It was cancelled.
                 (None, _) => Err(LaneExit::Shutdown),

@@ -42,7 +42,7 @@ impl SupersedingRows {
 
     /// The batch without the rows that are superseded by rows behind it: by those that wait to be cut, which are without
     /// a gap, or by those of the ledger behind these.
-    pub(in crate::sync) async fn apart(
+    pub(in crate::sync) async fn exclude_superseded(
         &self,
         batch: Batch,
         waiting: &VecDeque<Row>,
@@ -64,7 +64,7 @@ impl SupersedingRows {
         }
         let rivals = self.worker.not_set_aside(&self.range.entity_id, rivals).await?;
         let rivals = self.not_skipped(rivals).await?;
-        Ok(if rivals.is_empty() { batch } else { batch.beside(rivals) })
+        Ok(if rivals.is_empty() { batch } else { batch.with_newer_rows(rivals) })
     }
 
     /// Of these rows those that Elven has or will have: not what a registration from now on has skipped, unless it lies in

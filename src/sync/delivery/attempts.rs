@@ -48,7 +48,7 @@ impl Delivery {
     pub(super) async fn attempts(&self, node: BatchTask) -> Result<Vec<BatchTask>, LaneExit> {
         match self.tried(node).await? {
             Tried::Accepted => Ok(Vec::new()),
-            Tried::Refused(answered, verdict) => self.isolate(answered, &verdict).await,
+            Tried::Refused(answered, verdict) => self.bisect(answered, &verdict).await,
             Tried::Unknown(answered) => self.unknown(answered).await,
         }
     }
@@ -68,7 +68,7 @@ impl Delivery {
             let (slot, signed) = self.ready(&mut node, kept.take(), remedies.trial).await?;
             let is_counted = self.count_for_proof();
             let (lease, body) = (&self.pass.lease, &node.batch.body);
-            let sent = self.worker.send_fresh(&self.channel, lease, body, remedies.trial, signed).await?;
+            let sent = self.worker.send_fresh(&self.session, lease, body, remedies.trial, signed).await?;
             let Sent { answer, begun, by } = sent;
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
             let verdict = self.hear(&node.batch, &answer, begun, &mut remedies);
@@ -77,20 +77,20 @@ impl Delivery {
             let attempt = Attempt {
                 number,
                 attempts_max,
-                possible: remedies.possible(&self.channel, settings, &by, &verdict),
+                possible: remedies.possible(&self.session, settings, &by, &verdict),
                 aged: is_older_than(by.at, settings.api.signature_window),
             };
             let words =
-                messages::of(&verdict, settlement.http_status, &node.batch, &self.channel.credential.name);
+                messages::of(&verdict, settlement.http_status, &node.batch, &self.session.credential.name);
             match decide(&verdict, attempt, &settings.retry, fastrand::u32(..)) {
                 Decision::Settle => {
                     drop(slot);
-                    self.channel.accepted(node.batch.body.len());
+                    self.session.accepted(node.batch.body.len());
                     self.settle(&node, settlement).await?;
                     return Ok(Tried::Accepted);
                 }
                 Decision::Isolate => {
-                    if matches!(verdict, ResponseClass::Refused(_)) && !self.channel.is_proven() {
+                    if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() {
                         self.target.proving.begin(is_counted);
                     }
                     return Ok(Tried::Refused(Answered { node, words, settlement }, verdict));
@@ -99,7 +99,7 @@ impl Delivery {
                 step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
                     kept = Some(slot.lanes_alone());
                     self.answered(&node, &words, settlement).await?;
-                    remedies.take(&step, &by, &self.channel);
+                    remedies.take(&step, &by, &self.session);
                     continue;
                 }
                 Decision::Again { lost: true, .. } if settings.sync.on_ambiguous == OnAmbiguous::Hold => {
@@ -110,9 +110,9 @@ impl Delivery {
                     self.answered(&node, &words, settlement).await?;
                     node.lost |= lost;
                     if all {
-                        self.channel.pause(after);
+                        self.session.pause(after);
                     } else {
-                        self.or_halt(tokio::time::sleep(after)).await?;
+                        self.or_exit(tokio::time::sleep(after)).await?;
                     }
                 }
                 Decision::Stop { not_before } => {
@@ -133,7 +133,7 @@ impl Delivery {
         begun: Instant,
         remedies: &mut SignatureRemedies,
     ) -> ResponseClass {
-        let verdict = self.channel.hear(answer, &mut remedies.trial);
+        let verdict = self.session.classify_and_record(answer, &mut remedies.trial);
         if matches!(verdict, ResponseClass::Unknown(_)) {
             self.note_lost(batch, begun);
         }
@@ -177,7 +177,7 @@ impl Delivery {
         let turn = self.turn(slot).await;
         let (slot, signed) = match (node.signed.take(), turn) {
             (Some(signed), Ok(slot)) => (slot, signed),
-            (Some(_), Err(halt)) => return Err(self.withdraw(node, halt).await),
+            (Some(_), Err(exit)) => return Err(self.withdraw(node, exit).await),
             (None, turn) => {
                 let (slot, signed) = (turn?, self.signed(&node.batch, corrected)?);
                 let (batch_id, lost) = (node.batch_id, node.lost);
@@ -187,7 +187,7 @@ impl Delivery {
             }
         };
         let (lease, body) = (&self.pass.lease, &node.batch.body);
-        let signed = self.worker.fresh(&self.channel, lease, body, corrected, Some(signed)).await?;
+        let signed = self.worker.fresh(&self.session, lease, body, corrected, Some(signed)).await?;
         Ok((slot, signed))
     }
 
@@ -201,11 +201,11 @@ impl Delivery {
     }
 
     /// Records that a batch which was announced is not sent, since the lane stops; returns why.
-    pub(super) async fn withdraw(&self, node: &BatchTask, halt: LaneExit) -> LaneExit {
+    pub(super) async fn withdraw(&self, node: &BatchTask, exit: LaneExit) -> LaneExit {
         let (id, why) = (node.batch_id, messages::NOT_SENT);
         let withdrawn = self.worker.journal.withdraw(self.doing(), id, &node.batch, why);
         match around(Step::Answer, withdrawn.written()).await {
-            Ok(_) => halt,
+            Ok(_) => exit,
             Err(problem) => problem.into(),
         }
     }
@@ -223,7 +223,7 @@ impl Delivery {
             self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
             // Right behind it, so that both are written at once. Where that is not written, neither is this.
             if window.is_through() && self.pass.course.pass_id().is_some() {
-                window.closing = Some(self.hand_in_closing(&window));
+                window.closing = Some(self.submit_closing(&window));
             }
             handed
         };
@@ -263,8 +263,8 @@ impl Delivery {
         settlement: AttemptResult,
         not_before: Option<Duration>,
     ) -> LaneExit {
-        if let Err(halt) = self.answered(node, &words, settlement).await {
-            return halt;
+        if let Err(exit) = self.answered(node, &words, settlement).await {
+            return exit;
         }
         if words.status == "unknown"
             && let Err(problem) = self.worker.journal.count_unknown_run(&self.pass, node.batch_id).await
@@ -272,7 +272,7 @@ impl Delivery {
             return problem.into();
         }
         if let Some(pause) = not_before {
-            self.channel.pause(pause);
+            self.session.pause(pause);
         }
         let held = words.status == "unknown" && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold;
         let problem = if held {
@@ -283,7 +283,7 @@ impl Delivery {
         LaneExit::Problem(Box::new(problem), not_before)
     }
 
-    /// Waits until a request may be made: for a slot of the lane, unless there is one, for the channel, and for a slot of
+    /// Waits until a request may be made: for a slot of the lane, unless there is one, for the session, and for a slot of
     /// all lanes, which is not kept through a pause.
     async fn turn(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Slot, LaneExit> {
         let lanes = match slot {
@@ -291,14 +291,14 @@ impl Delivery {
             None => self.permit(&self.slots).await?,
         };
         let wait_max = self.worker.settings.retry.max;
-        self.or_halt(self.channel.turn(wait_max)).await?.map_err(later)?;
+        self.or_exit(self.session.acquire_turn(wait_max)).await?.map_err(later)?;
         loop {
             let of_all = self.permit(self.worker.places.requests()).await?;
-            if !self.channel.is_paused() {
+            if !self.session.is_paused() {
                 return Ok(Slot { lanes, _of_all: of_all });
             }
             drop(of_all);
-            self.or_halt(self.channel.calm(wait_max)).await?.map_err(later)?;
+            self.or_exit(self.session.wait_for_pause(wait_max)).await?.map_err(later)?;
         }
     }
 }

@@ -25,14 +25,14 @@ enum Proof {
 
 impl Delivery {
     /// Halves a refused batch, and returns the parts; a record that stands alone is set aside.
-    pub(super) async fn isolate(
+    pub(super) async fn bisect(
         &self,
         mut answered: Answered,
         verdict: &ResponseClass,
     ) -> Result<Vec<BatchTask>, LaneExit> {
-        let halves = answered.node.batch.halves();
+        let halves = answered.node.batch.split_in_half();
         if *verdict == ResponseClass::TooLarge {
-            self.channel.too_large(answered.node.batch.body.len());
+            self.session.too_large(answered.node.batch.body.len());
         } else {
             let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
             if open >= self.worker.settings.sync.max_rejections {
@@ -63,7 +63,7 @@ impl Delivery {
     /// Sets a record aside that stands alone. Returns the rows that it superseded, which are sent in its place.
     pub(super) async fn alone(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
         let Answered { node, words, settlement } = answered;
-        if let Some(parts) = node.batch.losers_apart() {
+        if let Some(parts) = node.batch.split_off_superseded() {
             let [winner, losers] = self.split(&node, parts, settlement, &words).await?;
             // It was the answer to the whole that refused it: no request is made for it alone.
             let settlement = AttemptResult { sent: false, ..settlement };
@@ -78,12 +78,12 @@ impl Delivery {
     /// batch; its answer is recorded by then.
     async fn prove(&self, answered: &mut Answered) -> Result<Proof, LaneExit> {
         let wait_max = self.worker.settings.retry.max;
-        let proven = match self.or_halt(self.channel.prove(wait_max)).await {
+        let proven = match self.or_exit(self.session.probe_credential(wait_max)).await {
             Ok(proven) => proven,
-            Err(halt) => {
+            Err(exit) => {
                 // That it was refused is known all the same.
                 self.answered(&answered.node, &answered.words, answered.settlement).await?;
-                return Err(halt);
+                return Err(exit);
             }
         };
         let Answered { node, words, settlement } = answered;
@@ -97,8 +97,8 @@ impl Delivery {
                 settlement.sent = false;
                 // Those whose turn it is need room.
                 node.room = None;
-                let permit = self.or_halt(self.target.proving.permit()).await?;
-                if self.channel.is_proven() {
+                let permit = self.or_exit(self.target.proving.permit()).await?;
+                if self.session.is_proven() {
                     return Ok(Proof::Good);
                 }
                 let (words, http_status) = (words.clone(), settlement.http_status);
@@ -112,7 +112,7 @@ impl Delivery {
             }
             Err(Unproven::Later(verdict, status)) => {
                 let not_before = if let ResponseClass::Throttled(asked) = verdict { asked } else { None };
-                let mut words = messages::of(&verdict, status, &node.batch, &self.channel.credential.name);
+                let mut words = messages::of(&verdict, status, &node.batch, &self.session.credential.name);
                 // Of the batch it is known that it was refused.
                 words.status = "rejected";
                 Err(self.stop(node, words, *settlement, not_before).await)
@@ -148,7 +148,7 @@ impl Delivery {
                 of_root.map(|place| parked.swap_remove(place))
             };
             let Some(Parked { answered, because }) = parked else { return Ok(()) };
-            if !self.channel.is_proven() {
+            if !self.session.is_proven() {
                 let resent = self.resend_known().await?;
                 if resent != Resent::Accepted {
                     self.halted.send_replace(true);
@@ -171,7 +171,7 @@ impl Delivery {
 
     /// Parts are sent one at a time, since a batch was refused and nothing has proven the credential good.
     pub(super) fn is_being_proven(&self) -> bool {
-        self.target.proving.has_begun() && !self.channel.is_proven()
+        self.target.proving.has_begun() && !self.session.is_proven()
     }
 
     /// Lets a batch wait while the credential is being proven by the parts of another one. When so many requests were sent
@@ -182,18 +182,18 @@ impl Delivery {
         }
         let waited = async {
             if node.turn.is_none() {
-                self.or_halt(self.target.proving.permit()).await?;
+                self.or_exit(self.target.proving.permit()).await?;
             }
             self.stop_without_proof(node.batch_id).await
         };
         match waited.await {
-            Err(halt) if node.signed.is_some() => Err(self.withdraw(node, halt).await),
+            Err(exit) if node.signed.is_some() => Err(self.withdraw(node, exit).await),
             waited => waited,
         }
     }
 
     async fn stop_without_proof(&self, batch_id: i64) -> Result<(), LaneExit> {
-        if self.channel.is_proven() || self.target.proving.allows_more() {
+        if self.session.is_proven() || self.target.proving.allows_more() {
             return Ok(());
         }
         let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone();

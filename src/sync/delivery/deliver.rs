@@ -14,7 +14,7 @@ impl Delivery {
     /// side, not one in the other: however often a batch is split, the stack does not grow.
     pub(super) async fn deliver(&self, node: BatchTask) -> Result<(), LaneExit> {
         let at_once = self.worker.settings.sync.requests_in_flight;
-        let mut first_halt = None;
+        let mut first_exit = None;
         let mut waiting = vec![node];
         let mut on_their_way = FuturesUnordered::new();
         let mut parts_of_proof = 0;
@@ -30,15 +30,15 @@ impl Delivery {
                 on_their_way.push(async move { (is_part_of_proof, self.attempts(node).await) });
             }
             let Some((was_part_of_proof, tried)) = on_their_way.next().await else {
-                return first_halt.map_or(Ok(()), Err);
+                return first_exit.map_or(Ok(()), Err);
             };
             parts_of_proof -= usize::from(was_part_of_proof);
             match tried {
                 Ok(parts) => waiting.extend(parts),
-                Err(halt) => {
+                Err(exit) => {
                     self.halted.send_replace(true);
                     waiting.clear();
-                    note(halt, &mut first_halt);
+                    note(exit, &mut first_exit);
                 }
             }
         }

@@ -14,7 +14,7 @@ impl Delivery {
 
     /// Notes that the answer to an attempt was lost, at once: what is sent next has to know.
     pub(super) fn note_lost(&self, batch: &Batch, sent_at: Instant) {
-        self.fence().note_lost(batch, sent_at, self.channel.ahead_of_api());
+        self.fence().note_lost(batch, sent_at, self.session.ahead_of_api());
     }
 
     /// Lets a batch that stays unknown wait while an attempt of an earlier lease may arrive: each attempt of its own would

@@ -47,7 +47,7 @@ pub(super) struct Delivery {
     worker: Worker,
     run_id: i64,
     zone: Zone,
-    channel: Arc<ApiSession>,
+    session: Arc<ApiSession>,
     target: Target,
     pass: OpenWork,
     window: tokio::sync::Mutex<InFlight>,
@@ -101,7 +101,7 @@ impl Delivery {
             worker: held.worker.clone(),
             run_id: held.run_id,
             zone: held.target.zone.clone(),
-            channel: held.target.channel.clone(),
+            session: held.target.session.clone(),
             target: held.target.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
@@ -147,9 +147,9 @@ impl Delivery {
         let mut stop = self.worker.stop.clone();
         let mut halted = self.halted.subscribe();
         let mut unwanted = self.pass.unwanted();
-        let (mut first_halt, mut is_all_read) = (None, false);
+        let (mut first_exit, mut is_all_read) = (None, false);
         let ended = loop {
-            let bytes_max = self.channel.body_bytes_max();
+            let bytes_max = self.session.body_bytes_max();
             let limits =
                 BatchLimits { records: self.worker.settings.sync.batch_rows, bytes: Some(bytes_max) };
             // A standby may let us wait for long.
@@ -172,16 +172,16 @@ impl Delivery {
                 || self.window.lock().await.is_full()
             {
                 let Some(done) = on_their_way.join_next().await else { break };
-                take(done, &mut keys, &mut first_halt);
+                take(done, &mut keys, &mut first_exit);
             }
             while let Some(done) = on_their_way.try_join_next() {
-                take(done, &mut keys, &mut first_halt);
+                take(done, &mut keys, &mut first_exit);
             }
             if *unwanted.borrow() {
                 break Err(LaneExit::Yielded);
             }
             // The limit may have been learned meanwhile.
-            let learned = self.channel.body_bytes_max();
+            let learned = self.session.body_bytes_max();
             if learned < bytes_max && learned < batch.body.len() {
                 rows.put_back(batch);
                 continue;
@@ -194,7 +194,7 @@ impl Delivery {
                     let delivery = self.clone();
                     on_their_way.spawn(async move { (batch_keys, delivery.deliver_new(announced).await) });
                 }
-                Err(halt) => break Err(halt),
+                Err(exit) => break Err(exit),
             }
             // Not before something was done: whoever waits would only give way again.
             if self.has_had_its_share() {
@@ -205,8 +205,8 @@ impl Delivery {
             self.window.lock().await.end();
         }
         drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.finish(on_their_way, &mut keys, &mut first_halt).await;
-        self.outcome(first_halt, ended)
+        self.finish(on_their_way, &mut keys, &mut first_exit).await;
+        self.outcome(first_exit, ended)
     }
 
     /// Waits for what is on its way.
@@ -214,12 +214,12 @@ impl Delivery {
         &self,
         mut on_their_way: JoinSet<Delivered>,
         keys: &mut KeysUnderWay,
-        first_halt: &mut Option<LaneExit>,
+        first_exit: &mut Option<LaneExit>,
     ) {
         let mut unwanted = self.pass.unwanted();
         while !on_their_way.is_empty() {
             tokio::select! {
-                Some(done) = on_their_way.join_next() => take(done, keys, first_halt),
+                Some(done) = on_their_way.join_next() => take(done, keys, first_exit),
                 // Somebody waits for the lease of a backfill: what is not in flight yet is not waited for.
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {
                     self.halted.send_replace(true);
@@ -233,7 +233,7 @@ impl Delivery {
         let handed = {
             let mut window = self.window.lock().await;
             let handed_in = window.closing.take();
-            handed_in.unwrap_or_else(|| self.hand_in_closing(&window))
+            handed_in.unwrap_or_else(|| self.submit_closing(&window))
         };
         let closed = handed.written().await;
         self.steps_of_closing().for_each(after);
@@ -241,7 +241,7 @@ impl Delivery {
         Ok(())
     }
 
-    fn hand_in_closing(&self, window: &InFlight) -> PendingWrite {
+    fn submit_closing(&self, window: &InFlight) -> PendingWrite {
         self.steps_of_closing().for_each(before);
         self.worker.journal.close_pass(self.doing(), window.cursor.clone(), self.ends)
     }
@@ -252,13 +252,13 @@ impl Delivery {
     }
 
     /// Why the lane stops, if it does, by the first reason that a batch gave and by how reading ended.
-    fn outcome(&self, first_halt: Option<LaneExit>, ended: Result<(), LaneExit>) -> Result<(), LaneExit> {
-        match (first_halt, ended) {
+    fn outcome(&self, first_exit: Option<LaneExit>, ended: Result<(), LaneExit>) -> Result<(), LaneExit> {
+        match (first_exit, ended) {
             // What was taken back because somebody waits for the lease, also when all had been read by then.
             (Some(LaneExit::Shutdown), Ok(()) | Err(LaneExit::Yielded)) if !*self.worker.stop.borrow() => {
                 Err(LaneExit::Yielded)
             }
-            (Some(halt), _) => Err(halt),
+            (Some(exit), _) => Err(exit),
             (None, ended) => ended,
         }
     }
@@ -275,7 +275,7 @@ impl Delivery {
     /// the other, and without waiting: others are recorded while this one waits for its turn.
     async fn announce(&self, batch: Batch) -> Result<QueuedBatch, LaneExit> {
         self.refuse_fenced(&batch)?;
-        self.or_halt(self.channel.calm(self.worker.settings.retry.max)).await?.map_err(later)?;
+        self.or_exit(self.session.wait_for_pause(self.worker.settings.retry.max)).await?.map_err(later)?;
         let room = self.room().await?;
         let signed = if batch.records.is_empty() { None } else { Some(self.signed(&batch, None)?) };
         before(Step::Announce);
@@ -299,16 +299,16 @@ impl Delivery {
     }
 
     async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, LaneExit> {
-        self.or_halt(of.clone().acquire_owned()).await?.map_err(|_| LaneExit::Shutdown)
+        self.or_exit(of.clone().acquire_owned()).await?.map_err(|_| LaneExit::Shutdown)
     }
 
     fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, LaneExit> {
-        let signed = self.channel.sign_import(corrected, batch.body.clone());
+        let signed = self.session.sign_import(corrected, batch.body.clone());
         signed.map_err(|problem| LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())))
     }
 
     /// Waits for something, unless the lane has to stop meanwhile.
-    async fn or_halt<T>(&self, waiting: impl Future<Output = T>) -> Result<T, LaneExit> {
+    async fn or_exit<T>(&self, waiting: impl Future<Output = T>) -> Result<T, LaneExit> {
         let (mut stop, mut halted) = (self.worker.stop.clone(), self.halted.subscribe());
         tokio::select! {
             biased;
@@ -330,13 +330,13 @@ impl Delivery {
 fn take(
     done: Result<Delivered, tokio::task::JoinError>,
     keys: &mut KeysUnderWay,
-    first_halt: &mut Option<LaneExit>,
+    first_exit: &mut Option<LaneExit>,
 ) {
     match done {
         Ok((done, Ok(()))) => done.iter().for_each(|key| {
             keys.remove(key);
         }),
-        Ok((_, Err(halt))) => note(halt, first_halt),
+        Ok((_, Err(exit))) => note(exit, first_exit),
         Err(died) => std::panic::resume_unwind(died.into_panic()),
     }
 }

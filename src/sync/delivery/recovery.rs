@@ -54,7 +54,7 @@ impl Delivery {
             if !leaves.is_empty() {
                 let interval = source.read(after.clone(), Some(root.last.clone())).await?;
                 // A standby may let us wait for long.
-                let rows = self.or_halt(Batcher::of(interval, None, self.start.clone()).all()).await??;
+                let rows = self.or_exit(Batcher::of(interval, None, self.start.clone()).all()).await??;
                 let mut start = Start::Undecided;
                 for leaf in leaves {
                     let rows: Vec<Row> =
@@ -136,7 +136,7 @@ impl Delivery {
         }
         let mut batch = Batch { last: whole.last.clone(), ..batch };
         if let Some(rivals) = &self.rivals {
-            batch = rivals.apart(batch, &VecDeque::new()).await?;
+            batch = rivals.exclude_superseded(batch, &VecDeque::new()).await?;
         }
         self.refuse_fenced_again(leaf, &batch)?;
         let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.zone.follows(rules));

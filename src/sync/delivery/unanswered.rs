@@ -49,7 +49,7 @@ impl Delivery {
         drop(window);
         for leaf in passed {
             let interval = source.read(leaf.before.clone(), Some(leaf.last.clone())).await?;
-            let rows = self.or_halt(Batcher::of(interval, None, self.start.clone()).all()).await??;
+            let rows = self.or_exit(Batcher::of(interval, None, self.start.clone()).all()).await??;
             let rows: Vec<Row> =
                 rows.into_iter().filter(|row| leaf.ids.contains(&row.id.to_string())).collect();
             let entity_id = &self.pass.lease.entity_id;
@@ -86,7 +86,7 @@ impl Delivery {
         let mut clock = Clock::of(&self.zone);
         let keys: HashSet<u64> = rows.iter().filter_map(|row| key_hash(row, &mut clock)).collect();
         let mut pages = source.read(Some(leaf.last.clone()), Some(cursor.clone())).await?;
-        while let Some(page) = self.or_halt(pages.next_page()).await?? {
+        while let Some(page) = self.or_exit(pages.next_page()).await?? {
             if page.iter().filter_map(|row| key_hash(row, &mut clock)).any(|key| keys.contains(&key)) {
                 return Ok(true);
             }

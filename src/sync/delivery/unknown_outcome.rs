@@ -94,7 +94,7 @@ impl Delivery {
         let tried = self.halve_and_try(&mut left, &mut good_parents).await;
         let stopped = match tried {
             Ok(()) => self.end_of_taking_apart(&mut left, &good_parents).await,
-            Err(halt) => Err(halt),
+            Err(exit) => Err(exit),
         };
         for Unknown { answered, .. } in &left.unknown {
             self.worker.journal.count_unknown_run(&self.pass, answered.node.batch_id).await?;
@@ -120,7 +120,7 @@ impl Delivery {
                 return Ok(());
             }
             let Answered { node, words, settlement } = left.unknown.swap_remove(place).answered;
-            let Some(halves) = node.batch.halves() else { continue };
+            let Some(halves) = node.batch.split_in_half() else { continue };
             let parts = self.split(&node, halves, settlement, &words).await?;
             let parent_id = Some(node.batch_id);
             left.untried.extend(parts.map(|part| Leaf { node: part, parent_id }));
@@ -169,7 +169,7 @@ impl Delivery {
     ) -> Result<(), LaneExit> {
         for (answered, verdict) in std::mem::take(&mut left.refused) {
             let root = answered.node.root;
-            for part in self.isolate(answered, &verdict).await? {
+            for part in self.bisect(answered, &verdict).await? {
                 self.deliver(part).await?;
             }
             self.conclude(root).await?;
@@ -212,7 +212,7 @@ impl Delivery {
     /// was accepted before, where nothing was accepted in this run; where there is none, the call that reads has to do
     /// for a record that is no part whose other half is unknown as well.
     async fn is_import_good(&self, node: &BatchTask, is_whole: bool) -> Result<bool, LaneExit> {
-        if self.channel.has_accepted() {
+        if self.session.has_accepted() {
             return Ok(true);
         }
         match self.resend_known().await? {
@@ -227,14 +227,14 @@ impl Delivery {
             }
             Resent::Nothing if !is_whole => Ok(false),
             Resent::Nothing => {
-                Ok(self.or_halt(self.channel.prove(self.worker.settings.retry.max)).await?.is_ok())
+                Ok(self.or_exit(self.session.probe_credential(self.worker.settings.retry.max)).await?.is_ok())
             }
         }
     }
 
     /// Whether the API is good for more than a failure: else its batches are left whole.
     async fn is_worth_taking_apart(&self) -> Result<bool, LaneExit> {
-        let proven = self.or_halt(self.channel.prove(self.worker.settings.retry.max)).await?;
+        let proven = self.or_exit(self.session.probe_credential(self.worker.settings.retry.max)).await?;
         // A key that may only import is proven by the parts: where both end unknown, that is the end of it.
         Ok(matches!(proven, Ok(()) | Err(Unproven::NoList(_))))
     }
@@ -250,7 +250,7 @@ impl Delivery {
         if self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Ok(None);
         }
-        let name = &self.channel.credential.name;
+        let name = &self.session.credential.name;
         let status =
             if let Answer::Response { status, .. } = answer { Some(i32::from(*status)) } else { None };
         if matches!(verdict, ResponseClass::Unknown(_)) {
@@ -259,7 +259,7 @@ impl Delivery {
         if !is_page_of_firewall(answer) {
             return Ok(None);
         }
-        if !self.channel.has_accepted() && self.resend_known().await? != Resent::Accepted {
+        if !self.session.has_accepted() && self.resend_known().await? != Resent::Accepted {
             return Ok(None);
         }
         let verdict =
@@ -270,7 +270,7 @@ impl Delivery {
 
 /// Its records stand or fall together.
 fn is_alone(node: &BatchTask) -> bool {
-    node.batch.halves().is_none()
+    node.batch.split_in_half().is_none()
 }
 
 /// 403 or 406 with a page, which the API does not answer with.

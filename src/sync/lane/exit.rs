@@ -82,18 +82,18 @@ pub(in crate::sync) fn later(pause: Duration) -> LaneExit {
 
 /// Keeps the first reason to stop, unless that is only that something else has stopped it.
 /// However many have it, the longest pause that the API asked for is kept.
-pub(in crate::sync) fn note(halt: LaneExit, first_halt: &mut Option<LaneExit>) {
-    match (first_halt, halt) {
+pub(in crate::sync) fn note(exit: LaneExit, first_exit: &mut Option<LaneExit>) {
+    match (first_exit, exit) {
         (Some(LaneExit::Problem(_, first)), LaneExit::Problem(_, pause)) => *first = (*first).max(pause),
         // What could not be written for another reason than the lease has others behind it refused as if for the lease.
-        (first @ Some(LaneExit::LeaseLost), halt @ LaneExit::Infrastructure(_))
-        | (first @ (None | Some(LaneExit::Shutdown | LaneExit::Yielded)), halt)
+        (first @ Some(LaneExit::LeaseLost), exit @ LaneExit::Infrastructure(_))
+        | (first @ (None | Some(LaneExit::Shutdown | LaneExit::Yielded)), exit)
         | (
             first @ Some(LaneExit::Fenced(_)),
-            halt @ (LaneExit::Problem(..) | LaneExit::LeaseLost | LaneExit::Infrastructure(_)),
+            exit @ (LaneExit::Problem(..) | LaneExit::LeaseLost | LaneExit::Infrastructure(_)),
         )
-        | (first, halt @ LaneExit::ShutdownDeadline) => {
-            *first = Some(halt);
+        | (first, exit @ LaneExit::ShutdownDeadline) => {
+            *first = Some(exit);
         }
         _ => {}
     }
@@ -107,7 +107,7 @@ mod tests {
     /// What is kept of reasons that come one after the other.
     fn noted(halts: impl IntoIterator<Item = LaneExit>) -> Option<LaneExit> {
         let mut first = None;
-        halts.into_iter().for_each(|halt| note(halt, &mut first));
+        halts.into_iter().for_each(|exit| note(exit, &mut first));
         first
     }
 
@@ -122,8 +122,8 @@ mod tests {
 
     #[test]
     fn the_first_reason_to_stop_is_kept_and_the_longest_pause() {
-        let halt = noted([problem("first", Some(5)), problem("second", Some(60)), problem("third", None)]);
-        let Some(LaneExit::Problem(problem, pause)) = halt else { panic!("{halt:?}") };
+        let exit = noted([problem("first", Some(5)), problem("second", Some(60)), problem("third", None)]);
+        let Some(LaneExit::Problem(problem, pause)) = exit else { panic!("{exit:?}") };
         assert_eq!((problem.message.as_str(), pause), ("first", Some(Duration::from_mins(1))));
     }
 

@@ -22,7 +22,7 @@ pub(crate) struct LeaseWait {
 impl LeaseWait {
     /// Says whether to look again. A run that keeps renewing is left alone, and a backfill makes room; a lease that nobody
     /// renews is waited for, however long that takes.
-    pub(crate) fn lasts(&mut self, seen: &str, holder: Holder) -> bool {
+    pub(crate) fn should_keep_waiting(&mut self, seen: &str, holder: Holder) -> bool {
         let (is_same, is_another, since) = match &self.seen {
             Some((before, holder_before, since)) if before == seen => {
                 (true, *holder_before != holder, *since)
@@ -43,7 +43,7 @@ impl LeaseWait {
 }
 
 impl Worker {
-    pub(crate) fn patience(&self) -> LeaseWait {
+    pub(crate) fn lease_wait(&self) -> LeaseWait {
         LeaseWait { begun: Instant::now(), lease: self.settings.sync.lease, seen: None }
     }
 
@@ -62,11 +62,11 @@ impl Worker {
         entity_id: &str,
     ) -> Result<Option<(Lease, Box<Lane>)>, JournalError> {
         let begun = Instant::now();
-        let mut patience = self.patience();
+        let mut wait = self.lease_wait();
         loop {
             let holder = match self.journal.take(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok(Some((lease, lane))),
-                Take::Held { seen, holder } if patience.lasts(&seen, holder) => holder,
+                Take::Held { seen, holder } if wait.should_keep_waiting(&seen, holder) => holder,
                 Take::Held { .. } => return Ok(None),
             };
             let is_late = begun.elapsed() > self.settings.sync.lease * BACKFILL_LEASES_MAX;

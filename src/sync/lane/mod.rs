@@ -44,9 +44,9 @@ impl Worker {
         let mut lease_before = None;
         let start = self.invalid_start(&target.entity_id);
         // What has to be so for a pass is known from the look, as long as the entity is where it was then.
-        let is_due = look.news(&target.entity_id).has_news
+        let is_due = look.new_rows(&target.entity_id).has_new_rows
             && seen.open.is_none()
-            && self.fits(&target.entity_id, seen, look).is_ok();
+            && self.check_watermark(&target.entity_id, seen, look).is_ok();
         let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
             let (place, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
@@ -54,7 +54,7 @@ impl Worker {
                 Err(ended) => return Ok(EntityReport { ended, ..report }),
             };
             if let Some(pause) = lane.not_before {
-                target.channel.pause(pause);
+                target.session.pause(pause);
             }
             let lease = lease.after(lease_before.take());
             lease_before = Some(lease.clone());
@@ -109,7 +109,7 @@ impl Worker {
         entity_id: &str,
         opening: Option<NewPass<'_>>,
     ) -> Result<Result<Taken, Ended>, RunError> {
-        let mut patience = self.patience();
+        let mut wait = self.lease_wait();
         loop {
             let Some(place) = self.place().await else { return Ok(Err(Ended::Stopped)) };
             before(Step::TakeLease);
@@ -125,7 +125,7 @@ impl Worker {
                     after(Step::TakeLease);
                     return Ok(Ok((place, lease, lane, opened)));
                 }
-                Take::Held { seen, holder } if !patience.lasts(&seen, holder) => {
+                Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
                     return Ok(Err(Ended::Held));
                 }
                 Take::Held { holder, .. } => holder,
@@ -171,8 +171,8 @@ impl LaneRun<'_> {
                     .await
                     .map(|()| Ended::Failed(problem.message))
             }
-            Err(halt @ (LaneExit::Shutdown | LaneExit::Yielded)) => {
-                let ended = if matches!(halt, LaneExit::Shutdown) { Ended::Stopped } else { Ended::Done };
+            Err(exit @ (LaneExit::Shutdown | LaneExit::Yielded)) => {
+                let ended = if matches!(exit, LaneExit::Shutdown) { Ended::Stopped } else { Ended::Done };
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| ended)
             }
             Err(LaneExit::Fenced(left)) => {
@@ -222,21 +222,21 @@ impl LaneRun<'_> {
         let mut look = look;
         if (&lane.settled, &lane.open) != (&seen.settled, &seen.open) {
             // Somebody moved on since the look, which may be older than watermark and target now.
-            fresh = self.worker.ledger.look_at(&lane.progress(&self.target.entity_id)).await?;
+            fresh = self.worker.ledger.probe_entity(&lane.progress(&self.target.entity_id)).await?;
             look = &fresh;
         }
         let again;
         if lane.open.is_some() {
-            self.worker.fits(&self.target.entity_id, &lane, look)?;
+            self.worker.check_watermark(&self.target.entity_id, &lane, look)?;
             self.fill_mapping(&mut lane).await?;
             lane.settled = Some(self.pass(&lane, None, false).await?);
             lane.open = None;
             lane.cursor = None;
-            again = self.worker.ledger.look_at(&lane.progress(&self.target.entity_id)).await?;
+            again = self.worker.ledger.probe_entity(&lane.progress(&self.target.entity_id)).await?;
             look = &again;
         }
-        self.worker.fits(&self.target.entity_id, &lane, look)?;
-        if look.news(&self.target.entity_id).has_news {
+        self.worker.check_watermark(&self.target.entity_id, &lane, look)?;
+        if look.new_rows(&self.target.entity_id).has_new_rows {
             self.pass(&lane, None, true).await?;
         } else {
             if lane.settled.is_some() {
