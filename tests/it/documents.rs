@@ -15,9 +15,6 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support::{TestEnv, said};
 
-/// Documents of which another person writes the text: their commands, links and keys are not tested, nor links to them.
-const NOT_TESTED: [&str; 3] = ["docs/operating.md", "docs/guarantees.md", "CONTRIBUTING.md"];
-
 const CONFIGURATION: &str = "docs/configuration.md";
 const COMMANDS: &str = "docs/commands.md";
 const EXAMPLE: &str = "elven-sync.example.toml";
@@ -238,7 +235,6 @@ impl Document {
                 }
             }
         }
-        names.retain(|name| !NOT_TESTED.contains(&name.as_str()));
         names.into_iter().map(|name| Self { text: read(&name), name }).collect()
     }
 
@@ -361,9 +357,6 @@ fn every_link_between_documents_leads_somewhere() {
             }
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
             let name = if file.is_empty() { document.name.clone() } else { joined(folder, file) };
-            if NOT_TESTED.contains(&name.as_str()) {
-                continue;
-            }
             let leads_there = match documents.iter().find(|document| document.name == name) {
                 Some(there) => anchor.is_empty() || there.anchors().contains(anchor),
                 None => anchor.is_empty() && root().join(&name).exists(),

@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// The page that shows the layers.
-const PAGE: &str = "docs/architecture.md";
+const PAGE: &str = "docs/internals/architecture.md";
 
 /// A path in a module, as its segments.
 type Segments = Vec<String>;

@@ -24,6 +24,7 @@ mod errors;
 mod failover;
 mod fence;
 mod groups;
+mod handbook;
 mod health;
 mod hostile;
 mod invalid_start;
