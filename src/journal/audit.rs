@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::BatchState;
 use super::lane::StateRow;
 use super::{JournalError, Lane};
 use crate::align::Offsets;
@@ -57,21 +58,16 @@ pub struct JournalBatch {
     pub rows_superseded: i32,
     /// SHA-256 of its body, in hex.
     pub body_sha256: String,
-    /// `sending`, `accepted`, `rejected`, `split` or `unknown`.
+    /// `sync_batches.status`.
     pub status: String,
+    /// What that means. (A batch that waits for its first attempt counts as one that is being sent.)
+    pub state: BatchState,
     /// The zone that its body was made with, if that was noted.
     pub timezone: Option<String>,
     /// The rules of the zone that its body was made with, if they were noted.
     pub zone_rules: Option<String>,
     /// The version of the zone rules of the run that sent it last.
     pub tzdata: String,
-}
-
-impl JournalBatch {
-    /// All its rows have been dealt with.
-    pub fn is_done(&self) -> bool {
-        self.status == "accepted" || (self.status == "rejected" && self.row_count == 0)
-    }
 }
 
 /// What was pruned of an entity.
@@ -231,6 +227,7 @@ impl KeptRow {
             rows_rejected: self.rows_rejected,
             rows_superseded: self.rows_superseded,
             body_sha256: self.body_sha256,
+            state: BatchState::decode(&self.status, self.row_count, 1)?,
             status: self.status,
             timezone: self.timezone,
             zone_rules: self.zone_rules,

@@ -232,10 +232,10 @@ impl Journal {
             let done = sqlx::query!(
                 "update elven_sync.sync_backfill_lanes set finished_at = clock_timestamp()
                   where backfill_id = $1 and entity_id = $2
-                    and not exists (select from elven_sync.sync_batches b
-                                     where b.backfill_id = $1 and b.entity_id = $2
-                                       and (b.status in ('sending', 'unknown')
-                                            or (b.status = 'rejected' and b.row_count > 0)))",
+                    and (select true from elven_sync.sync_batches b
+                          where b.entity_id between $2 and $2 and elven_sync.is_open(b.status, b.row_count)
+                            and b.backfill_id = $1
+                          order by b.entity_id, b.batch_id limit 1) is null",
                 backfill_id,
                 entity_id
             )

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, Utc};
 
 use super::batch_record::{AnsweredBatch, BatchRecord, NewBatch, finish, insert, mark_ambiguous, rewrite};
+use super::batch_state::BatchState;
 use super::counters::Done;
 use super::counting::count_in;
 use super::cursor::{at, move_lane, xid};
@@ -37,12 +38,8 @@ pub struct RecordedBatch {
     pub body_sha256: String,
     /// The rules of its zone that the body was made with, if they were noted.
     pub zone_rules: Option<String>,
-    /// Its parts took its place.
-    pub is_split: bool,
-    /// All its rows have been dealt with.
-    pub is_done: bool,
-    /// It may have arrived.
-    pub may_have_arrived: bool,
+    /// What is known of it.
+    pub state: BatchState,
     /// It was sent before.
     pub attempts: i32,
     /// Runs in which its outcome stayed unknown.
@@ -89,7 +86,7 @@ impl BatchRow {
         let before = place(self.before_xid, self.before_at).zip(self.before_id);
         let at = place(self.last_xid, self.last_at)
             .ok_or_else(|| sqlx::Error::Decode("neither an xid8 nor an instant".into()))?;
-        let is_done = self.status == "accepted" || (self.status == "rejected" && self.row_count == 0);
+        let state = BatchState::decode(&self.status, self.row_count, self.attempts)?;
         Ok(RecordedBatch {
             batch_id: self.batch_id,
             parent_id: self.parent_id,
@@ -98,9 +95,7 @@ impl BatchRow {
             ids: self.ids.into_iter().collect(),
             body_sha256: self.body_sha256,
             zone_rules: self.zone_rules,
-            is_split: self.status == "split",
-            is_done,
-            may_have_arrived: self.status == "unknown" && self.row_count > 0,
+            state,
             attempts: self.attempts,
             unknown_runs: self.unknown_runs,
             side: if self.is_passed { Side::Passed } else { Side::Beyond },
@@ -117,7 +112,7 @@ impl Journal {
         let rows = match pass.course {
             WorkKind::Pass(pass_id) => {
                 self.recover_pass(pass_id, &pass.lease).await?;
-                self.recorded_in_pass(pass_id).await?
+                self.recorded_in_pass(pass_id, &pass.lease.entity_id).await?
             }
             WorkKind::Backfill(backfill_id) => {
                 self.recover_backfill(backfill_id, &pass.lease).await?;
@@ -127,24 +122,38 @@ impl Journal {
         Ok(rows.into_iter().map(BatchRow::into_recorded).collect::<Result<_, _>>()?)
     }
 
-    async fn recorded_in_pass(&self, pass_id: i64) -> Result<Vec<BatchRow>, sqlx::Error> {
-        self.database.retry(|| sqlx::query_as!(
-            BatchRow,
-            r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
-                      b.zone_rules, b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
-                      case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
-                           then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
-                 from elven_sync.sync_batches b join elven_sync.sync_state s on s.pass_id = b.pass_id
-                 cross join lateral (
-                      select coalesce(max(d.batch_id), 0) as batch_id from elven_sync.sync_batches d
-                       where d.pass_id = $1 and d.parent_id is null
-                         and d.last_xid = s.cursor_xid and d.last_id = s.cursor_id) passed
-                where b.pass_id = $1
-                  and (b.batch_id > passed.batch_id or b.status in ('sending', 'unknown')
-                       or (b.status = 'rejected' and b.row_count > 0))
-                order by b.batch_id"#,
-            pass_id
-        ).fetch_all(&self.database)).await
+    async fn recorded_in_pass(&self, pass_id: i64, entity_id: &str) -> Result<Vec<BatchRow>, sqlx::Error> {
+        let recorded = || {
+            sqlx::query_as!(
+                BatchRow,
+                r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
+                          b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
+                          b.status as "status!", b.zone_rules, b.row_count as "row_count!", b.attempts as "attempts!",
+                          b.unknown_runs as "unknown_runs!", b.batch_id <= passed.batch_id as "is_passed!",
+                          case when elven_sync.is_open(b.status, b.row_count)
+                               then array(select elven_sync.batch_row_ids(b.batch_id)) else '{}' end as "ids!"
+                     from elven_sync.sync_state s
+                    cross join lateral (
+                          select coalesce((
+                              select d.batch_id from elven_sync.sync_batches d
+                               where d.pass_id between s.pass_id and s.pass_id and d.parent_id is null
+                                 and d.last_xid = s.cursor_xid and d.last_id = s.cursor_id
+                               order by d.pass_id desc, d.batch_id desc limit 1), 0) as batch_id) passed
+                    cross join lateral (
+                          select * from elven_sync.sync_batches beyond
+                           where beyond.pass_id = s.pass_id and beyond.batch_id > passed.batch_id
+                          union all
+                          select * from elven_sync.sync_batches behind
+                           where behind.entity_id = s.entity_id and elven_sync.is_open(behind.status, behind.row_count)
+                             and behind.pass_id = s.pass_id and behind.batch_id <= passed.batch_id) b
+                    where s.entity_id = $2 and s.pass_id = $1
+                    order by b.batch_id"#,
+                pass_id,
+                entity_id
+            )
+            .fetch_all(&self.database)
+        };
+        self.database.retry(recorded).await
     }
 
     async fn recorded_in_backfill(
@@ -152,25 +161,39 @@ impl Journal {
         backfill_id: i64,
         entity_id: &str,
     ) -> Result<Vec<BatchRow>, sqlx::Error> {
-        self.database.retry(|| sqlx::query_as!(
-            BatchRow,
-            r#"select b.batch_id, b.parent_id, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at, b.last_id, b.body_sha256, b.status,
-                      b.zone_rules, b.row_count, b.attempts, b.unknown_runs, b.batch_id <= passed.batch_id as "is_passed!",
-                      case when b.status in ('accepted', 'split') or (b.status = 'rejected' and b.row_count = 0)
-                           then '{}' else array(select elven_sync.batch_row_ids(b.batch_id)) end as "ids!"
-                 from elven_sync.sync_batches b
-                 join elven_sync.sync_backfill_lanes l on l.backfill_id = b.backfill_id and l.entity_id = b.entity_id
-                 cross join lateral (
-                      select coalesce(max(d.batch_id), 0) as batch_id from elven_sync.sync_batches d
-                       where d.backfill_id = $1 and d.entity_id = $2 and d.parent_id is null
-                         and d.last_at = l.cursor_at and d.last_id = l.cursor_id) passed
-                where b.backfill_id = $1 and b.entity_id = $2
-                  and (b.batch_id > passed.batch_id or b.status in ('sending', 'unknown')
-                       or (b.status = 'rejected' and b.row_count > 0))
-                order by b.batch_id"#,
-            backfill_id,
-            entity_id
-        ).fetch_all(&self.database)).await
+        let recorded = || {
+            sqlx::query_as!(
+                BatchRow,
+                r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
+                          b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
+                          b.status as "status!", b.zone_rules, b.row_count as "row_count!", b.attempts as "attempts!",
+                          b.unknown_runs as "unknown_runs!", b.batch_id <= passed.batch_id as "is_passed!",
+                          case when elven_sync.is_open(b.status, b.row_count)
+                               then array(select elven_sync.batch_row_ids(b.batch_id)) else '{}' end as "ids!"
+                     from elven_sync.sync_backfill_lanes l
+                    cross join lateral (
+                          select coalesce((
+                              select d.batch_id from elven_sync.sync_batches d
+                               where d.backfill_id = l.backfill_id
+                                 and d.entity_id between l.entity_id and l.entity_id and d.parent_id is null
+                                 and d.last_at = l.cursor_at and d.last_id = l.cursor_id
+                               order by d.entity_id desc, d.batch_id desc limit 1), 0) as batch_id) passed
+                    cross join lateral (
+                          select * from elven_sync.sync_batches beyond
+                           where beyond.backfill_id = l.backfill_id and beyond.entity_id = l.entity_id
+                             and beyond.batch_id > passed.batch_id
+                          union all
+                          select * from elven_sync.sync_batches behind
+                           where behind.entity_id = l.entity_id and elven_sync.is_open(behind.status, behind.row_count)
+                             and behind.backfill_id = l.backfill_id and behind.batch_id <= passed.batch_id) b
+                    where l.backfill_id = $1 and l.entity_id = $2
+                    order by b.batch_id"#,
+                backfill_id,
+                entity_id
+            )
+            .fetch_all(&self.database)
+        };
+        self.database.retry(recorded).await
     }
 
     async fn hold(&self, transaction: &mut Transaction, pass: &OpenWork) -> Result<u64, sqlx::Error> {

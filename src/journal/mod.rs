@@ -9,6 +9,7 @@ pub mod audit;
 mod backfill_rows;
 mod backfills;
 mod batch_record;
+mod batch_state;
 mod batches;
 mod counters;
 mod counting;
@@ -41,6 +42,7 @@ use std::time::Duration;
 
 pub use backfill_rows::{Asked, Backfill, BackfillStatus, Cancelled};
 pub use backfills::{BackfillLane, Begun};
+pub use batch_state::BatchState;
 pub use batches::{RecordedBatch, Side};
 pub use counters::{Counters, RunStatus};
 pub use entities::{Entity, Health, registering, unknown_entity};

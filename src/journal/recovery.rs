@@ -7,7 +7,8 @@ impl Journal {
         let recovered = self.database.execute(|| {
             sqlx::query!(
                 "update elven_sync.sync_batches b set status = 'unknown'
-                  where b.pass_id = $1 and b.status = 'sending' and b.attempts > 0 and b.row_count > 0
+                  where b.entity_id = $2 and elven_sync.is_open(b.status, b.row_count) and b.pass_id = $1
+                    and b.status = 'sending' and b.attempts > 0 and b.row_count > 0
                     and exists (select from elven_sync.sync_state s
                                  where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
                 pass_id,
@@ -23,8 +24,8 @@ impl Journal {
         let recovered = self.database.execute(|| {
             sqlx::query!(
                 "update elven_sync.sync_batches b set status = 'unknown'
-                  where b.backfill_id = $1 and b.entity_id = $2 and b.status = 'sending' and b.attempts > 0
-                    and b.row_count > 0
+                  where b.entity_id = $2 and elven_sync.is_open(b.status, b.row_count) and b.backfill_id = $1
+                    and b.status = 'sending' and b.attempts > 0 and b.row_count > 0
                     and exists (select from elven_sync.sync_state s
                                  where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
                 backfill_id,

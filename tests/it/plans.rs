@@ -2,7 +2,7 @@
 
 use elven_sync::sandbox::{Fault, Gate};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 use crate::backfill::add_minutes;
 use crate::support::{TestEnv, eventually, said, stdout};
@@ -251,5 +251,41 @@ async fn a_long_journal_is_not_read(pool: PgPool) {
                 "{scanned} rows of {table} scanned, {entries} entries and {pages} pages of its indexes: {arguments:?}"
             );
         }
+    }
+}
+
+/// What of a pass or a backfill is done is not read again when it is resumed and closed.
+#[sqlx::test(migrations = false)]
+async fn resuming_and_closing_costs_the_same_however_many_batches_are_done(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "10m");
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
+    scene.entity("acme", "UTC").await;
+    add_minutes(&scene, "acme", 3000).await;
+    let backfill = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--entity", "acme"];
+    for (arguments, work) in [(&["run"][..], "pass_id = 1"), (&backfill[..], "backfill_id = 1")] {
+        scene.sandbox.set_rules(vec!["forbidden@once:8".parse().unwrap()]);
+        said(&scene, 1, arguments).await;
+        scene.sandbox.set_rules(Vec::new());
+        // As if 100,000 batches had been accepted before those.
+        let many = format!(
+            "insert into elven_sync.sync_batches
+                    (batch_id, run_id, pass_id, backfill_id, entity_id, last_xid, last_at, last_id, row_ids, rows_read,
+                     row_count, body_bytes, body_sha256, status, finished_at) overriding system value
+             select -n, run_id, pass_id, backfill_id, entity_id, last_xid, last_at, last_id || '-' || n, row_ids,
+                    rows_read, row_count, body_bytes, body_sha256, 'accepted', finished_at
+               from (select * from elven_sync.sync_batches where {work} order by batch_id desc limit 1) b,
+                    (select 1 - min(batch_id) as lowest from elven_sync.sync_batches) before,
+                    generate_series(lowest, lowest + 99999) n;
+             analyze elven_sync.sync_batches"
+        );
+        scene.pool.execute(AssertSqlSafe(many)).await.unwrap();
+        forget(&mut scene).await;
+        said(&scene, 0, arguments).await;
+        let Reads { scanned, entries, pages } = reads_of(&scene, "elven_sync.sync_batches").await;
+        assert!(
+            scanned == 0 && entries < 1500 && pages < 3000,
+            "{scanned} batches scanned, {entries} entries and {pages} pages of their indexes: {arguments:?}"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! The schema: what an operator can read, and what SQL itself holds up.
 
+use elven_sync::journal::BatchState;
 use sqlx::PgPool;
 
 use crate::support::TestEnv;
@@ -115,4 +116,23 @@ async fn journal_writes_are_durable_whatever_the_default(pool: PgPool) {
     let output = scene.output(&["run"]).await;
     assert_eq!(output.status.code(), Some(3), "{}", crate::support::stderr(&output));
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "2");
+}
+
+/// What the program and the database call open is the same.
+#[sqlx::test(migrations = false)]
+async fn an_open_batch_is_defined_the_same_in_sql_and_in_the_program(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    for status in ["sending", "accepted", "rejected", "split", "unknown"] {
+        for (row_count, attempts) in [(0, 0), (0, 1), (5, 0), (5, 1)] {
+            let state = BatchState::decode(status, row_count, attempts).unwrap();
+            let is_open: bool = sqlx::query_scalar("select elven_sync.is_open($1, $2)")
+                .bind(status)
+                .bind(row_count)
+                .fetch_one(&scene.pool)
+                .await
+                .unwrap();
+            assert_eq!(state.is_open(), is_open, "{status} {row_count} {attempts}: {state:?}");
+        }
+    }
+    assert!(BatchState::decode("another", 1, 1).is_err());
 }

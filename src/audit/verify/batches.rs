@@ -7,6 +7,7 @@ use super::checker::Checker;
 use super::finding::Finding;
 use crate::batch::unpack_ids;
 use crate::database::Transaction;
+use crate::journal::BatchState;
 use crate::journal::JournalError;
 use crate::journal::audit::{self as records, JournalBatch};
 use crate::watermark::{At, Cursor, LedgerId};
@@ -101,7 +102,7 @@ impl Checker<'_> {
                 );
             }
             let leaves = self.leaves(root, parts);
-            let is_done = leaves.iter().all(|leaf| leaf.batch.is_done());
+            let is_done = leaves.iter().all(|leaf| leaf.batch.state.is_done());
             if !is_done && !walk.is_behind_cursor {
                 self.report.find(
                     Finding::new(
@@ -180,7 +181,7 @@ impl Checker<'_> {
         while let Some(node) = nodes.pop() {
             let ids = self.ids(&node);
             let parts = parts.get(&node.batch_id).map_or(&[][..], Vec::as_slice);
-            let expected = if node.status == "split" { PARTS } else { 0 };
+            let expected = if node.state == BatchState::Split { PARTS } else { 0 };
             let own: HashSet<&LedgerId> =
                 if parts.is_empty() { HashSet::new() } else { ids.iter().collect() };
             let fits = |part: &JournalBatch| {

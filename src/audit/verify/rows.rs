@@ -9,6 +9,7 @@ use super::span::Span;
 use crate::align::{Offsets, Zone};
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;
+use crate::journal::BatchState;
 use crate::journal::audit as records;
 use crate::ledger::{Interval, Row};
 use crate::sync::RunError;
@@ -215,7 +216,7 @@ impl Checker<'_> {
 
 /// The API accepted at least one record of it: then there is a body to be made again.
 fn has_body(leaf: &Leaf) -> bool {
-    leaf.batch.status == "accepted" && leaf.batch.row_count > 0
+    leaf.batch.state == BatchState::Accepted && leaf.batch.row_count > 0
 }
 
 /// A body that comes out otherwise than it was sent.

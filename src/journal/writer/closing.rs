@@ -40,9 +40,9 @@ pub(super) async fn close(
                     from closing c
                    where s.entity_id = c.entity_id and s.pass_id = c.pass_id
                      and (select true from elven_sync.sync_batches b
-                           where b.pass_id between s.pass_id and s.pass_id
-                             and (b.status in ('sending', 'unknown') or (b.status = 'rejected' and b.row_count > 0))
-                           order by b.pass_id, b.batch_id limit 1) is null
+                           where b.entity_id between s.entity_id and s.entity_id
+                             and elven_sync.is_open(b.status, b.row_count) and b.pass_id = s.pass_id
+                           order by b.entity_id, b.batch_id limit 1) is null
                returning c.pass_id)
          update elven_sync.sync_passes p
             set finished_at = clock_timestamp(), written_by = pg_current_xact_id(),

@@ -41,7 +41,7 @@ impl Delivery {
         batch: &Batch,
     ) -> Result<(), LaneExit> {
         let Some(left) = self.fence().of_lane().filter(|_| !batch.records.is_empty()) else { return Ok(()) };
-        if recorded.may_have_arrived && recorded.body_sha256 == batch.body_sha256 {
+        if recorded.state.may_have_arrived() && recorded.body_sha256 == batch.body_sha256 {
             self.fence().note_inherited(batch);
             return Ok(());
         }

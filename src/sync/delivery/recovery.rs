@@ -13,7 +13,7 @@ use super::unknown_outcome::{Leaf, SplitTree};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::fault_point::{Step, around};
-use crate::journal::{Kind, Problem, RecordedBatch};
+use crate::journal::{BatchState, Kind, Problem, RecordedBatch};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
 
@@ -37,11 +37,11 @@ impl Delivery {
         let mut open = Vec::new();
         for root in &roots {
             let mut leaves = vec![*root];
-            while let Some(split) = leaves.iter().position(|leaf| leaf.is_split) {
+            while let Some(split) = leaves.iter().position(|leaf| leaf.state == BatchState::Split) {
                 let split = leaves.swap_remove(split);
                 leaves.extend(parts.get(&split.batch_id).into_iter().flatten());
             }
-            leaves.retain(|leaf| !leaf.is_done);
+            leaves.retain(|leaf| !leaf.state.is_done());
             // Those that nothing is known to be wrong with first: the others may stop the lane.
             leaves.sort_by_key(|leaf| (lineage.is_once(leaf), leaf.batch_id));
             let number = self.window.lock().await.push(root.last.clone(), leaves.len());
@@ -131,7 +131,7 @@ impl Delivery {
             window.part_done(root);
             return Ok(None);
         };
-        if leaf.may_have_arrived && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
+        if leaf.state.may_have_arrived() && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Err(LaneExit::problem(messages::held(leaf.batch_id, &self.pass.lease.entity_id)));
         }
         let mut batch = Batch { last: whole.last.clone(), ..batch };
@@ -140,7 +140,7 @@ impl Delivery {
         }
         self.refuse_fenced_again(leaf, &batch)?;
         let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.zone.follows(rules));
-        if leaf.may_have_arrived && has_other_rules {
+        if leaf.state.may_have_arrived() && has_other_rules {
             tracing::warn!(
                 entity_id = self.pass.lease.entity_id,
                 batch_id = leaf.batch_id,
@@ -150,7 +150,7 @@ impl Delivery {
                 self.zone.rules(),
                 leaf.zone_rules.as_deref().unwrap_or_default()
             );
-        } else if leaf.may_have_arrived {
+        } else if leaf.state.may_have_arrived() {
             tracing::warn!(
                 entity_id = self.pass.lease.entity_id,
                 batch_id = leaf.batch_id,
@@ -159,7 +159,7 @@ impl Delivery {
             );
         }
         Ok(Some(BatchTask {
-            lost: leaf.may_have_arrived,
+            lost: leaf.state.may_have_arrived(),
             repeated: leaf.attempts > 0,
             unknown_runs: leaf.unknown_runs,
             ..BatchTask::new(leaf.batch_id, batch, root)

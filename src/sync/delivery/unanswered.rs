@@ -31,7 +31,7 @@ pub(super) fn apart(recorded: Vec<RecordedBatch>) -> (Vec<RecordedBatch>, Vec<Re
     let mut beyond = beyond.into_iter();
     let (beyond, passed): (Vec<_>, Vec<_>) =
         recorded.into_iter().partition(|_| beyond.next().unwrap_or_default());
-    (beyond, passed.into_iter().filter(|batch| !batch.is_done && !batch.is_split).collect())
+    (beyond, passed.into_iter().filter(|batch| batch.state.is_open()).collect())
 }
 
 impl Delivery {

@@ -47,7 +47,11 @@ impl<'a> SplitTree<'a> {
 
     /// The batches one of whose parts is done: that the other one is not is up to its rows.
     pub(super) fn good_parents(&self) -> BTreeSet<i64> {
-        self.by_id.values().filter(|batch| batch.is_done).filter_map(|batch| batch.parent_id).collect()
+        self.by_id
+            .values()
+            .filter(|batch| batch.state.is_done())
+            .filter_map(|batch| batch.parent_id)
+            .collect()
     }
 }
 
