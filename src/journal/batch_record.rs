@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::counters::count;
-use super::cursor::{at, xid};
+use super::cursor_columns::{at, xid};
 use super::storable_text::storable;
 use super::{AttemptResult, WorkContext, WorkKind};
 use crate::batch::Batch;
@@ -92,6 +92,9 @@ pub(super) async fn insert_all(
     transaction: &mut Transaction,
     new: &[NewBatch<'_>],
 ) -> Result<Vec<i64>, sqlx::Error> {
+    if new.is_empty() {
+        return Ok(Vec::new());
+    }
     let before = |new: &NewBatch<'_>| new.contents.before.clone();
     let course = |new: &NewBatch<'_>| new.place.course;
     sqlx::query_scalar!(

@@ -4,20 +4,16 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 
-use super::batch_record::{AnsweredBatch, BatchRecord, NewBatch, finish, insert, mark_ambiguous, rewrite};
+use super::batch_record::{AnsweredBatch, BatchRecord};
 use super::batch_state::BatchState;
 use super::counters::Done;
-use super::counting::count_in;
-use super::cursor::{at, move_lane, xid};
-use super::lease_check::{commit_if_held, hold};
-use super::problem::{record, rejections};
-use super::writer::{Answer, JournalWrite};
+use super::problem::rejections;
+use super::writer::{Answer, Consequence, Emptying, JournalWrite, Repetition, Written};
 use super::{
     AttemptResult, Counters, CursorAdvance, Journal, JournalError, OpenWork, PendingWrite, Problem,
     WorkContext, WorkKind, invalid,
 };
 use crate::batch::Batch;
-use crate::database::Transaction;
 use crate::ledger::instant_us;
 use crate::watermark::{At, Cursor};
 
@@ -196,30 +192,13 @@ impl Journal {
         self.database.retry(recorded).await
     }
 
-    async fn hold(&self, transaction: &mut Transaction, pass: &OpenWork) -> Result<u64, sqlx::Error> {
-        hold(transaction, &pass.lease, Some(pass.course), self.lease_seconds()).await
-    }
-
-    /// Waits until all is written that was handed in for a pass: a write that moves its cursor follows, unless an
-    /// answer that was handed in could not be written.
-    async fn caught_up(
-        &self,
-        doing: WorkContext<'_>,
-        advance: Option<&CursorAdvance>,
-    ) -> Result<(), JournalError> {
-        self.group.submit(doing, JournalWrite::Nothing).written().await?;
-        advance.and_then(|_| doing.pass.unwritten.reason()).map_or(Ok(()), Err)
-    }
-
     /// Hands in a batch that is about to be sent. Once that is written the lease was checked.
     pub fn announce(&self, doing: WorkContext<'_>, batch: &Batch) -> PendingWrite {
         self.group.submit(doing, JournalWrite::Announcement(batch.into()))
     }
 
-    /// Records that a batch which was recorded before is about to be sent, and checks the lease by doing so.
-    /// `lost`: an earlier attempt may have arrived.
-    ///
-    /// Its rows are written anew, since they may have changed meanwhile: then its hash does too.
+    /// Records that a recorded batch is about to be sent again, and checks the lease by doing so. `lost`: the outcome of an
+    /// earlier attempt is unknown.
     pub async fn announce_again(
         &self,
         doing: WorkContext<'_>,
@@ -227,58 +206,19 @@ impl Journal {
         batch: &Batch,
         lost: bool,
     ) -> Result<(), JournalError> {
-        let contents = BatchRecord::from(batch);
-        let announce_again = || async {
-            let mut transaction = self.database.begin().await?;
-            let held = self.hold(&mut transaction, doing.pass).await?;
-            let done = sqlx::query!(
-                "update elven_sync.sync_batches
-                    set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
-                        finished_at = null
-                  where batch_id = $1 and entity_id = $4 and last_xid is not distinct from $5::text::xid8
-                    and last_at is not distinct from $7 and last_id = $6",
-                batch_id,
-                doing.run_id,
-                lost,
-                doing.pass.lease.entity_id,
-                xid(&batch.last),
-                batch.last.id,
-                at(&batch.last)
-            )
-            .execute(&mut transaction)
-            .await?;
-            rewrite(&mut transaction, batch_id, &contents).await?;
-            commit_if_held(transaction, held.min(done.rows_affected())).await
-        };
-        self.database.retry(announce_again).await
+        let repetition = Repetition { batch_id, record: batch.into(), lost };
+        self.group.submit(doing, JournalWrite::Repetition(repetition.into())).written().await.map(drop)
     }
 
-    /// Records a batch whose rows are gone or were written again since: nothing of it is to be sent.
+    /// Records a batch whose rows are gone or have newer versions: nothing of it is left to send.
     pub async fn emptied(
         &self,
         doing: WorkContext<'_>,
         batch_id: i64,
         advance: Option<CursorAdvance>,
     ) -> Result<(), JournalError> {
-        self.caught_up(doing, advance.as_ref()).await?;
-        let emptied = || async {
-            let mut transaction = self.database.begin().await?;
-            let nothing = Counters::default();
-            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), &nothing).await?;
-            let done = sqlx::query!(
-                r#"update elven_sync.sync_batches
-                      set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
-                          row_count = 0, rows_rejected = 0, rows_superseded = 0, rejected_ids = null, finished_at = clock_timestamp(),
-                          error = 'its rows were changed or deleted before its outcome was known'
-                    where batch_id = $1 and entity_id = $2"#,
-                batch_id,
-                doing.pass.lease.entity_id
-            )
-            .execute(&mut transaction)
-            .await?;
-            commit_if_held(transaction, moved.min(done.rows_affected())).await
-        };
-        self.database.retry(emptied).await
+        let emptying = Emptying { batch_id, advance };
+        self.group.submit(doing, JournalWrite::Emptying(emptying)).written().await.map(drop)
     }
 
     /// Hands in that a batch was accepted: batch, watermark, counters and the rows set aside, in one transaction.
@@ -302,6 +242,7 @@ impl Journal {
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
             resolves: if resolves { ids() } else { Vec::new() },
             rewritten: (!settlement.sent).then(|| batch.into()),
+            consequence: Consequence::None,
         };
         self.group.submit(doing, JournalWrite::Answer(answer.into()))
     }
@@ -344,6 +285,7 @@ impl Journal {
             problems: Vec::new(),
             resolves: Vec::new(),
             rewritten: None,
+            consequence: Consequence::None,
             answered,
         };
         self.group.submit(doing, JournalWrite::Answer(answer.into()))
@@ -368,7 +310,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Records parts in the place of a batch. `ambiguous`: their rows may have arrived.
+    /// Records parts in the place of a batch. `ambiguous`: the API may have imported their rows.
     pub async fn split(
         &self,
         doing: WorkContext<'_>,
@@ -378,24 +320,20 @@ impl Journal {
         settlement: AttemptResult,
         (error, ambiguous): (&str, bool),
     ) -> Result<[i64; 2], JournalError> {
-        let answered = AnsweredBatch::new(doing, (batch_id, batch), "split", settlement).because(Some(error));
-        let counted = Counters::of(batch, settlement, Done { uploaded: 0, rejected: 0, of: None });
-        let parts = [BatchRecord::from(&parts[0]), BatchRecord::from(&parts[1])];
-        let split = || async {
-            let mut transaction = self.database.begin().await?;
-            let held = move_lane(&mut transaction, doing.pass, None, &Counters::default()).await?;
-            let done = finish(&mut transaction, &[&answered]).await?;
-            let place = doing.place(Some(batch_id));
-            let new = parts.each_ref().map(|contents| NewBatch { place, contents, attempts: 0 });
-            let ids = insert(&mut transaction, new).await?;
-            if ambiguous {
-                mark_ambiguous(&mut transaction, &ids).await?;
-            }
-            count_in(&mut transaction, doing, &counted).await?;
-            commit_if_held(transaction, held.min(done)).await?;
-            Ok(ids)
+        let parts = Box::new([BatchRecord::from(&parts[0]), BatchRecord::from(&parts[1])]);
+        let answer = Answer {
+            answered: AnsweredBatch::new(doing, (batch_id, batch), "split", settlement).because(Some(error)),
+            advance: None,
+            counted: Counters::of(batch, settlement, Done { uploaded: 0, rejected: 0, of: None }),
+            problems: Vec::new(),
+            resolves: Vec::new(),
+            rewritten: None,
+            consequence: Consequence::Parts { parts, ambiguous },
         };
-        self.database.retry(split).await
+        match self.group.submit(doing, JournalWrite::Answer(answer.into())).outcome().await? {
+            Written::Parts(parts) => Ok(parts),
+            other => Err(sqlx::Error::Protocol(format!("a split was written as {other:?}")).into()),
+        }
     }
 
     /// Sets the records of a refused batch aside, and what of it could not be sent anyway; the watermark goes
@@ -410,40 +348,27 @@ impl Journal {
         settlement: AttemptResult,
         advance: Option<CursorAdvance>,
     ) -> Result<bool, JournalError> {
-        self.caught_up(doing, advance.as_ref()).await?;
-        let entity_id = &doing.pass.lease.entity_id;
         let mut problems: Vec<Problem> =
             batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         problems.extend(refused.iter().cloned());
         let error = refused.first().map(|problem| problem.message.as_str());
-        let answered = AnsweredBatch::new(doing, (batch_id, batch), "rejected", settlement).because(error);
-        let all_ids = batch.ids_not_superseded();
         let all = Done { uploaded: 0, rejected: problems.len(), of: Some(batch) };
-        let counted = Counters::of(batch, settlement, all);
-        let set_aside = || async {
-            let mut transaction = self.database.begin().await?;
-            let moved = move_lane(&mut transaction, doing.pass, advance.as_ref(), &counted).await?;
-            record(&mut transaction, doing.run_id, entity_id, &problems).await?;
-            if rejections(&mut transaction, entity_id).await? > rejections_max {
-                transaction.rollback().await?;
-                return Ok(false);
-            }
-            sqlx::query!(
-                "update elven_sync.sync_batches
-                    set row_count = 0, rows_rejected = rows_rejected + row_count, rejected_ids = $2
-                  where batch_id = $1",
-                batch_id,
-                &all_ids
-            )
-            .execute(&mut transaction)
-            .await?;
-            // Behind that, since a batch with records that was ever unknown stays so.
-            let done = finish(&mut transaction, &[&answered]).await?;
-            count_in(&mut transaction, doing, &counted).await?;
-            commit_if_held(transaction, moved.min(done)).await?;
-            Ok(true)
+        let consequence = Consequence::SetAside {
+            rejected_ids: batch.ids_not_superseded(),
+            refused: refused.iter().filter_map(|problem| problem.ledger_id.clone()).collect(),
+            rejections_max,
         };
-        self.database.retry(set_aside).await
+        let answer = Answer {
+            answered: AnsweredBatch::new(doing, (batch_id, batch), "rejected", settlement).because(error),
+            advance,
+            counted: Counters::of(batch, settlement, all),
+            problems,
+            resolves: Vec::new(),
+            rewritten: None,
+            consequence,
+        };
+        let written = self.group.submit(doing, JournalWrite::Answer(answer.into())).outcome().await?;
+        Ok(written != Written::TooManyRejections)
     }
 
     /// Rows of an entity that the API refused and that are still set aside.

@@ -1,21 +1,7 @@
 //! Counting in the rows of runs and backfills.
 
-use super::{Counters, WorkContext, WorkKind};
+use super::Counters;
 use crate::database::Transaction;
-
-/// Counts in the run's row, and then in that of a backfill. The last statements before the commit: all that a worker
-/// writes of batches writes these rows.
-pub(super) async fn count_in(
-    transaction: &mut Transaction,
-    doing: WorkContext<'_>,
-    more: &Counters,
-) -> Result<(), sqlx::Error> {
-    count_in_run(transaction, doing.run_id, more).await?;
-    if let WorkKind::Backfill(backfill_id) = doing.pass.course {
-        count_in_backfill(transaction, backfill_id, more).await?;
-    }
-    Ok(())
-}
 
 /// Counts in the row of a backfill: behind all else, since two of its lanes may be at it.
 pub(super) async fn count_in_backfill(

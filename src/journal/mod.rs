@@ -13,7 +13,7 @@ mod batch_state;
 mod batches;
 mod counters;
 mod counting;
-mod cursor;
+mod cursor_columns;
 mod entities;
 mod error;
 mod errors;

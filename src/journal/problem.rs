@@ -166,6 +166,25 @@ pub(super) async fn rejections(executor: impl PgExecutor<'_>, entity_id: &str) -
     Ok(usize::try_from(count).unwrap_or(usize::MAX))
 }
 
+/// The same count, as if these rows were set aside as well.
+pub(super) async fn rejections_with(
+    executor: impl PgExecutor<'_>,
+    entity_id: &str,
+    ledger_ids: &[String],
+) -> Result<usize, sqlx::Error> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from (
+               select ledger_id from elven_sync.sync_errors
+                where entity_id = $1 and kind = 'rejected_row' and resolved_at is null
+                union select unnest($2::text[])) set_aside"#,
+        entity_id,
+        ledger_ids
+    )
+    .fetch_one(executor)
+    .await?;
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
 pub(crate) fn invalid(batch_id: Option<i64>, row: &InvalidRow) -> Problem {
     Problem {
         kind: Kind::InvalidRow,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::super::cursor::{at, xid};
+use super::super::cursor_columns::{at, xid};
 use super::super::{Counters, CursorAdvance, JournalError, OpenWork, WorkKind};
 use super::write::WriteRequest;
 use crate::database::Transaction;
@@ -39,44 +39,58 @@ struct WorkPosition {
 }
 
 impl LockedLane {
-    /// Makes sure that lease and pass are those of the entry, that the cursor stands where it moves from, that a batch
-    /// begins where the one before it ends and that a pass ends where its last one does, and notes what it does.
+    /// The position of the pass or backfill that a request is about.
     ///
-    /// A failover that loses the tail may leave lease and pass and take batches that were announced: one behind those
-    /// would leave a gap, which recovery takes for done; and a pass that is closed without them takes all for done.
-    pub(super) fn check(&mut self, entry: &WriteRequest) -> Result<(), JournalError> {
-        let OpenWork { lease, course, unwanted, .. } = &entry.pass;
+    /// # Errors
+    /// The lease is not that of the request any more, or its pass or backfill is not open.
+    fn position(&mut self, request: &WriteRequest) -> Result<&mut WorkPosition, JournalError> {
+        let OpenWork { lease, course, .. } = &request.pass;
         let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
-        let (stand, id) = match *course {
+        let (position, id) = match *course {
             WorkKind::Pass(pass_id) => (&mut self.pass, pass_id),
             WorkKind::Backfill(backfill_id) => (&mut self.backfill, backfill_id),
         };
-        let Some(stand) = stand.as_mut().filter(|stand| is_held && stand.id == id) else {
-            return Err(JournalError::LeaseLost);
-        };
-        if let Some(contents) = entry.contents() {
-            if stand.announced != contents.before {
+        position.as_mut().filter(|position| is_held && position.id == id).ok_or(JournalError::LeaseLost)
+    }
+
+    /// Makes sure that a request comes from the holder of the lease, for work that is open.
+    pub(super) fn check_lease(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
+        self.position(request).map(drop)
+    }
+
+    /// Makes sure that lease and pass are those of the request, that the cursor stands where it moves from, that a batch
+    /// begins where the one before it ends and that a pass ends where its last one does, and notes what the request does.
+    ///
+    /// A failover that loses the tail may leave lease and pass and take batches that were announced: one behind those
+    /// would leave a gap, which recovery takes for done; and a pass that is closed without them takes all for done.
+    pub(super) fn check(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
+        let moved_to = self.moved_to.take();
+        let position = self.position(request)?;
+        if let Some(contents) = request.contents() {
+            if position.announced != contents.before {
                 return Err(JournalError::LeaseLost);
             }
-            stand.announced = Some(contents.last.clone());
+            position.announced = Some(contents.last.clone());
         }
-        self.renewed |= self.is_aging;
-        if let Some(answer) = entry.answer() {
-            self.counted += &answer.counted;
-            if let Some(CursorAdvance { before, last }) = entry.advance() {
-                if self.moved_to.as_ref().or(stand.cursor.as_ref()) != before.as_ref() {
-                    return Err(JournalError::LeaseLost);
-                }
-                self.moved_to = Some(last.clone());
+        let mut stands_at = moved_to.clone().or_else(|| position.cursor.clone());
+        let mut moves = moved_to;
+        if let Some(CursorAdvance { before, last }) = request.advance() {
+            if stands_at != *before {
+                return Err(JournalError::LeaseLost);
             }
+            moves = Some(last.clone());
+            stands_at.clone_from(&moves);
         }
-        if let Some(closing) = entry.closing()
-            && self.moved_to.as_ref().or(stand.cursor.as_ref()) != closing.last.as_ref()
-        {
+        if request.closing().is_some_and(|closing| stands_at != closing.last) {
             return Err(JournalError::LeaseLost);
         }
-        if self.is_wanted && course.backfill_id().is_some() {
-            unwanted.send_replace(true);
+        self.moved_to = moves;
+        self.renewed |= self.is_aging;
+        if let Some(answer) = request.answer() {
+            self.counted += &answer.counted;
+        }
+        if self.is_wanted && request.pass.course.backfill_id().is_some() {
+            request.pass.unwanted.send_replace(true);
         }
         Ok(())
     }

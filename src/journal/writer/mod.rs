@@ -7,12 +7,14 @@
 //! pass without those before it. When an answer cannot be written, the cursor of its pass moves no further and the pass
 //! is not closed: each batch that the cursor has passed has an answer.
 
+mod batch_changes;
 mod closing;
 mod lanes;
+mod rejections;
 mod write;
 
 pub use write::PendingWrite;
-pub(super) use write::{Answer, JournalWrite, PassClosing};
+pub(super) use write::{Answer, Consequence, Emptying, JournalWrite, PassClosing, Repetition, Written};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,10 +23,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use self::batch_changes::{announce_again, empty, set_aside};
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
+use self::rejections::Rejections;
 use self::write::WriteRequest;
-use super::batch_record::{AnsweredBatch, NewBatch, finish, insert_all, rewrite};
+use super::batch_record::{AnsweredBatch, NewBatch, finish, insert_all, mark_ambiguous, rewrite};
 use super::counting::{count_in_backfill, count_in_run};
 use super::problem::{record as record_problems, resolve_newer};
 use super::work::shared;
@@ -136,10 +140,10 @@ impl Writer {
     }
 
     /// Says of each entry that it is written. Returns those that are not, but for those that have waited too long.
-    fn reply_to(&self, entries: Vec<WriteRequest>, written: Vec<Option<i64>>) -> Vec<WriteRequest> {
+    fn reply_to(&self, entries: Vec<WriteRequest>, written: Vec<Option<Written>>) -> Vec<WriteRequest> {
         let mut locked = Vec::new();
         for (mut entry, written) in entries.into_iter().zip(written) {
-            let Some(batch_id) = written else {
+            let Some(written) = written else {
                 let waits_since = *entry.locked_since.get_or_insert_with(Instant::now);
                 if waits_since.elapsed() < self.database.reconnect_timeout() {
                     locked.push(entry);
@@ -153,19 +157,19 @@ impl Writer {
                 }
                 continue;
             };
-            entry.reply_with(Ok(batch_id));
+            entry.reply_with(Ok(written));
         }
         locked
     }
 
-    /// Writes entries in one transaction. Returns the number of each one's batch, or `None` when its lane is
-    /// locked by somebody else; or what is wrong with one of them, when for that nothing is written.
+    /// Writes requests in one transaction. Returns what was written for each, or `None` when its lane is locked by somebody
+    /// else; or what is wrong with one of them, when for that nothing is written.
     async fn write(
         &self,
-        entries: &[WriteRequest],
-    ) -> Result<Result<Vec<Option<i64>>, JournalError>, JournalError> {
+        requests: &[WriteRequest],
+    ) -> Result<Result<Vec<Option<Written>>, JournalError>, JournalError> {
         let mut transaction = self.database.begin().await?;
-        let filled = self.fill(&mut transaction, entries).await;
+        let filled = self.fill(&mut transaction, requests).await;
         match &filled {
             Ok(written) if written.iter().any(Option::is_some) => transaction.commit().await?,
             Err(problem) if problem.is_transient() => return filled.map(Ok),
@@ -179,39 +183,64 @@ impl Writer {
     async fn fill(
         &self,
         transaction: &mut Transaction,
-        entries: &[WriteRequest],
-    ) -> Result<Vec<Option<i64>>, JournalError> {
-        let mut lanes = lock(transaction, entries, self.lease).await?;
-        let mut ours = Vec::with_capacity(entries.len());
-        for entry in entries {
-            if let Some(lane) = lanes.get_mut(entry.entity_id()) {
-                lane.check(entry)?;
-                ours.push(entry);
+        requests: &[WriteRequest],
+    ) -> Result<Vec<Option<Written>>, JournalError> {
+        let mut lanes = lock(transaction, requests, self.lease).await?;
+        let mut written: Vec<Option<Written>> = vec![None; requests.len()];
+        let mut rejections = Rejections::default();
+        let mut ours: Vec<(usize, &WriteRequest)> = Vec::with_capacity(requests.len());
+        for (place, request) in requests.iter().enumerate() {
+            let Some(lane) = lanes.get_mut(request.entity_id()) else { continue };
+            lane.check_lease(request)?;
+            if !rejections.allow(transaction, request).await? {
+                written[place] = Some(Written::TooManyRejections);
+                continue;
             }
+            lane.check(request)?;
+            ours.push((place, request));
         }
         let new: Vec<NewBatch<'_>> = ours
             .iter()
-            .filter_map(|entry| {
-                Some(NewBatch { place: entry.doing().place(None), contents: entry.contents()?, attempts: 1 })
+            .filter_map(|(_, request)| {
+                Some(NewBatch {
+                    place: request.doing().place(None),
+                    contents: request.contents()?,
+                    attempts: 1,
+                })
             })
             .collect();
-        let numbers = if new.is_empty() { Vec::new() } else { insert_all(transaction, &new).await? };
+        let mut numbers = insert_all(transaction, &new).await?.into_iter();
+        for (_, request) in &ours {
+            if let Some(repetition) = request.repetition() {
+                announce_again(transaction, request, repetition).await?;
+            }
+            if let Some(emptying) = request.emptying() {
+                empty(transaction, request, emptying).await?;
+            }
+        }
         let answers: Vec<(&WriteRequest, &Answer)> =
-            ours.iter().filter_map(|entry| Some((*entry, entry.answer()?))).collect();
-        record(transaction, &answers).await?;
+            ours.iter().filter_map(|(_, request)| Some((*request, request.answer()?))).collect();
+        let mut parts = record(transaction, &answers).await?.into_iter();
         move_lanes(transaction, &lanes, self.lease).await?;
         let closings: Vec<(&WriteRequest, &PassClosing)> =
-            ours.iter().filter_map(|entry| Some((*entry, entry.closing()?))).collect();
+            ours.iter().filter_map(|(_, request)| Some((*request, request.closing()?))).collect();
         close(transaction, &closings).await?;
         count(transaction, &answers).await?;
-        let mut numbers = numbers.into_iter();
-        let mut number = |entry: &WriteRequest| match &entry.writing {
-            JournalWrite::Announcement(_) => numbers.next(),
-            JournalWrite::Answer(answer) => Some(answer.answered.batch_id),
-            JournalWrite::PassClosing(_) | JournalWrite::Nothing => Some(0),
-        };
-        let is_ours = |entry: &&WriteRequest| lanes.contains_key(entry.entity_id());
-        Ok(entries.iter().map(|entry| Some(entry).filter(is_ours).and_then(&mut number)).collect())
+        for (place, request) in ours {
+            written[place] = match &request.writing {
+                JournalWrite::Announcement(_) => numbers.next().map(Written::Batch),
+                JournalWrite::Repetition(repetition) => Some(Written::Batch(repetition.batch_id)),
+                JournalWrite::Answer(answer) => match answer.consequence {
+                    Consequence::Parts { .. } => parts.next().map(Written::Parts),
+                    Consequence::None | Consequence::SetAside { .. } => {
+                        Some(Written::Batch(answer.answered.batch_id))
+                    }
+                },
+                JournalWrite::Emptying(emptying) => Some(Written::Batch(emptying.batch_id)),
+                JournalWrite::PassClosing(_) => Some(Written::Closing),
+            };
+        }
+        Ok(written)
     }
 }
 
@@ -237,17 +266,17 @@ async fn count(
     Ok(())
 }
 
-/// Records answers, and what they mean for rows that are set aside.
+/// Records answers, and what they mean for rows that are set aside. Returns the parts of the batches that are split.
 async fn record(
     transaction: &mut Transaction,
     answers: &[(&WriteRequest, &Answer)],
-) -> Result<(), JournalError> {
+) -> Result<Vec<[i64; 2]>, JournalError> {
     if answers.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     for (_, answer) in answers {
+        let batch_id = answer.answered.batch_id;
         if let Some(contents) = &answer.rewritten {
-            let batch_id = answer.answered.batch_id;
             // Nothing was left to send of what it once was; what was sent then may have arrived.
             sqlx::query!(
                 "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
@@ -257,11 +286,16 @@ async fn record(
             .await?;
             rewrite(transaction, batch_id, contents).await?;
         }
+        // Before the answer is recorded, since a batch with records that was ever unknown stays so.
+        if let Consequence::SetAside { rejected_ids, .. } = &answer.consequence {
+            set_aside(transaction, batch_id, rejected_ids).await?;
+        }
     }
     let answered: Vec<&AnsweredBatch> = answers.iter().map(|(_, answer)| &answer.answered).collect();
     if finish(transaction, &answered).await? != answered.len() as u64 {
         return Err(JournalError::LeaseLost);
     }
+    let parts = insert_parts(transaction, answers).await?;
     for (entry, answer) in answers {
         record_problems(transaction, entry.run_id, entry.entity_id(), &answer.problems).await?;
         if !answer.resolves.is_empty() {
@@ -269,5 +303,29 @@ async fn record(
             resolve_newer(transaction, entry.entity_id(), batch_id, &answer.resolves).await?;
         }
     }
-    Ok(())
+    Ok(parts)
+}
+
+/// Records the parts of batches that are split. Returns their numbers, two for each batch.
+async fn insert_parts(
+    transaction: &mut Transaction,
+    answers: &[(&WriteRequest, &Answer)],
+) -> Result<Vec<[i64; 2]>, JournalError> {
+    let mut new = Vec::new();
+    let mut are_ambiguous = Vec::new();
+    for (request, answer) in answers {
+        if let Consequence::Parts { parts, ambiguous } = &answer.consequence {
+            let place = request.doing().place(Some(answer.answered.batch_id));
+            new.extend(parts.iter().map(|contents| NewBatch { place, contents, attempts: 0 }));
+            are_ambiguous.push(*ambiguous);
+        }
+    }
+    let numbers = insert_all(transaction, &new).await?;
+    let pairs: Vec<[i64; 2]> = numbers.as_chunks().0.to_vec();
+    let ambiguous = pairs.iter().zip(are_ambiguous).filter(|(_, ambiguous)| *ambiguous);
+    let ambiguous: Vec<i64> = ambiguous.flat_map(|(pair, _)| *pair).collect();
+    if !ambiguous.is_empty() {
+        mark_ambiguous(transaction, &ambiguous).await?;
+    }
+    Ok(pairs)
 }

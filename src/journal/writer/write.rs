@@ -11,14 +11,58 @@ use crate::watermark::Cursor;
 /// What a lane has to record.
 #[derive(Debug)]
 pub(in crate::journal) enum JournalWrite {
-    /// A batch is about to be sent.
+    /// A new batch is about to be sent.
     Announcement(BatchRecord),
-    /// An answer came.
+    /// A recorded batch is about to be sent again.
+    Repetition(Box<Repetition>),
+    /// An answer to a batch, and what follows from it.
     Answer(Box<Answer>),
-    /// The pass is through.
+    /// No row of a recorded batch is left to send.
+    Emptying(Emptying),
+    /// The end of a pass.
     PassClosing(PassClosing),
-    /// Nothing: it is waited for all that was handed in before.
-    Nothing,
+}
+
+/// A recorded batch that is about to be sent again.
+#[derive(Debug)]
+pub(in crate::journal) struct Repetition {
+    pub batch_id: i64,
+    /// The batch as it is sent now: its rows may have changed since it was recorded.
+    pub record: BatchRecord,
+    /// The outcome of an earlier attempt is unknown.
+    pub lost: bool,
+}
+
+/// A recorded batch of which no row is left to send.
+#[derive(Debug)]
+pub(in crate::journal) struct Emptying {
+    pub batch_id: i64,
+    /// How far the cursor moves.
+    pub advance: Option<CursorAdvance>,
+}
+
+/// What an answer means for the batch besides its new state.
+#[derive(Debug)]
+pub(in crate::journal) enum Consequence {
+    /// Nothing else.
+    None,
+    /// Two parts take the place of the batch. `ambiguous`: the API may have imported their rows.
+    Parts { parts: Box<[BatchRecord; 2]>, ambiguous: bool },
+    /// Its records are set aside, unless the entity would have more than `rejections_max` rows that the API refused.
+    SetAside { rejected_ids: Vec<u8>, refused: Vec<String>, rejections_max: usize },
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::journal) enum Written {
+    /// A batch, new or known.
+    Batch(i64),
+    /// The parts of a batch.
+    Parts([i64; 2]),
+    /// The end of a pass.
+    Closing,
+    /// Nothing: the entity would have too many rows that the API refused.
+    TooManyRejections,
 }
 
 /// An answer to a batch, and what follows from it.
@@ -34,6 +78,7 @@ pub(in crate::journal) struct Answer {
     pub resolves: Vec<String>,
     /// What the batch consists of, when that is not what was announced.
     pub rewritten: Option<BatchRecord>,
+    pub consequence: Consequence,
 }
 
 /// The end of a pass.
@@ -47,11 +92,19 @@ pub(in crate::journal) struct PassClosing {
 
 /// Something that was handed in. It is written whether or not it is waited for.
 #[derive(Debug)]
-pub struct PendingWrite(pub(super) oneshot::Receiver<Result<i64, JournalError>>);
+pub struct PendingWrite(pub(super) oneshot::Receiver<Result<Written, JournalError>>);
 
 impl PendingWrite {
-    /// Waits until it is written. Returns the number of the batch.
+    /// Waits until it is written. Returns the number of the batch; 0 for the end of a pass.
     pub async fn written(self) -> Result<i64, JournalError> {
+        match self.outcome().await? {
+            Written::Batch(batch_id) => Ok(batch_id),
+            Written::Parts(_) | Written::Closing | Written::TooManyRejections => Ok(0),
+        }
+    }
+
+    /// Waits until it is written, and returns what was.
+    pub(in crate::journal) async fn outcome(self) -> Result<Written, JournalError> {
         self.0.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
     }
 }
@@ -64,7 +117,7 @@ pub(super) struct WriteRequest {
     pub(super) writing: JournalWrite,
     /// Since when its lane has been found locked.
     pub(super) locked_since: Option<Instant>,
-    pub(super) reply: oneshot::Sender<Result<i64, JournalError>>,
+    pub(super) reply: oneshot::Sender<Result<Written, JournalError>>,
 }
 
 impl WriteRequest {
@@ -88,27 +141,49 @@ impl WriteRequest {
         if let JournalWrite::PassClosing(closing) = &self.writing { Some(closing) } else { None }
     }
 
-    /// Why it is not to be written, if there is a reason: an announcement of the pass before it was not; or it is the
-    /// end of the pass, and an answer was not. (Answers are, without moving the cursor.)
+    pub(super) fn repetition(&self) -> Option<&Repetition> {
+        if let JournalWrite::Repetition(repetition) = &self.writing { Some(repetition) } else { None }
+    }
+
+    pub(super) fn emptying(&self) -> Option<&Emptying> {
+        if let JournalWrite::Emptying(emptying) = &self.writing { Some(emptying) } else { None }
+    }
+
+    /// The reason not to write the request: an earlier announcement of the pass was not written, so no later one is; or an
+    /// earlier answer was not, so the pass is not closed, and nothing that moves its cursor by itself is written. (Other
+    /// answers are written without moving the cursor.)
     pub(super) fn is_too_late(&self) -> Option<JournalError> {
-        match self.writing {
+        match &self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.reason(),
             JournalWrite::PassClosing(_) => self.pass.unwritten.reason(),
-            JournalWrite::Answer(_) | JournalWrite::Nothing => None,
+            JournalWrite::Emptying(Emptying { advance, .. }) => {
+                advance.as_ref().and_then(|_| self.pass.unwritten.reason())
+            }
+            JournalWrite::Answer(answer) => match (&answer.consequence, &answer.advance) {
+                (Consequence::SetAside { .. }, Some(_)) => self.pass.unwritten.reason(),
+                _ => None,
+            },
+            JournalWrite::Repetition(_) => None,
         }
     }
 
     /// How far the cursor moves with it: nowhere, once an answer of the pass could not be written.
     pub(super) fn advance(&self) -> Option<&CursorAdvance> {
-        let advance = self.answer()?.advance.as_ref();
+        let advance = match &self.writing {
+            JournalWrite::Answer(answer) => answer.advance.as_ref(),
+            JournalWrite::Emptying(emptying) => emptying.advance.as_ref(),
+            JournalWrite::Announcement(_) | JournalWrite::Repetition(_) | JournalWrite::PassClosing(_) => {
+                None
+            }
+        };
         advance.filter(|_| self.pass.unwritten.reason().is_none())
     }
 
-    pub(super) fn reply_with(self, outcome: Result<i64, JournalError>) {
+    pub(super) fn reply_with(self, outcome: Result<Written, JournalError>) {
         let outcome = outcome.map_err(|problem| match self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.by(problem),
-            JournalWrite::Answer(_) => self.pass.unwritten.by(problem),
-            JournalWrite::PassClosing(_) | JournalWrite::Nothing => problem,
+            JournalWrite::Answer(_) | JournalWrite::Emptying(_) => self.pass.unwritten.by(problem),
+            JournalWrite::Repetition(_) | JournalWrite::PassClosing(_) => problem,
         });
         // Nobody may wait for it any more.
         let _ = self.reply.send(outcome);

@@ -1,0 +1,78 @@
+//! Changes of batches that are recorded already.
+
+use super::super::JournalError;
+use super::super::batch_record::rewrite;
+use super::super::cursor_columns::{at, xid};
+use super::write::{Emptying, Repetition, WriteRequest};
+use crate::database::Transaction;
+
+/// Records that a recorded batch is about to be sent again. Its rows are written again, since they may have changed
+/// meanwhile; then its hash changes, too.
+pub(super) async fn announce_again(
+    transaction: &mut Transaction,
+    request: &WriteRequest,
+    Repetition { batch_id, record, lost }: &Repetition,
+) -> Result<(), JournalError> {
+    let done = sqlx::query!(
+        "update elven_sync.sync_batches
+                    set status = 'sending', run_id = $2, attempts = attempts + 1, ambiguous = ambiguous or $3,
+                        finished_at = null
+                  where batch_id = $1 and entity_id = $4 and last_xid is not distinct from $5::text::xid8
+                    and last_at is not distinct from $7 and last_id = $6",
+        batch_id,
+        request.run_id,
+        lost,
+        request.entity_id(),
+        xid(&record.last),
+        record.last.id,
+        at(&record.last)
+    )
+    .execute(&mut *transaction)
+    .await?;
+    rewrite(transaction, *batch_id, record).await?;
+    found_one(done.rows_affected())
+}
+
+/// Records a batch whose rows are gone or have newer versions: nothing of it is left to send.
+pub(super) async fn empty(
+    transaction: &mut Transaction,
+    request: &WriteRequest,
+    emptying: &Emptying,
+) -> Result<(), JournalError> {
+    let done = sqlx::query!(
+        r#"update elven_sync.sync_batches
+              set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
+                  row_count = 0, rows_rejected = 0, rows_superseded = 0, rejected_ids = null,
+                  finished_at = clock_timestamp(),
+                  error = 'its rows were changed or deleted before its outcome was known'
+            where batch_id = $1 and entity_id = $2"#,
+        emptying.batch_id,
+        request.entity_id()
+    )
+    .execute(transaction)
+    .await?;
+    found_one(done.rows_affected())
+}
+
+/// Records that the records of a batch are set aside.
+pub(super) async fn set_aside(
+    transaction: &mut Transaction,
+    batch_id: i64,
+    rejected_ids: &[u8],
+) -> Result<(), JournalError> {
+    sqlx::query!(
+        "update elven_sync.sync_batches
+                    set row_count = 0, rows_rejected = rows_rejected + row_count, rejected_ids = $2
+                  where batch_id = $1",
+        batch_id,
+        rejected_ids
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// A failover that loses the tail may have taken the batch along.
+fn found_one(rows_affected: u64) -> Result<(), JournalError> {
+    if rows_affected == 1 { Ok(()) } else { Err(JournalError::LeaseLost) }
+}
