@@ -121,7 +121,7 @@ async fn what_does_not_fit_is_named(pool: PgPool) {
             "is date, but captured_at has to be timestamp with time zone or",
         ),
         (&[("COLUMNS__CAPTURED_AT", "local")], "captured_at_zone = \"UTC\""),
-        (&[("CAPTURED_AT_ZONE", "UTC")], "leave captured_at_zone out"),
+        (&[("CAPTURED_AT_ZONE", "UTC")], "remove captured_at_zone"),
         (&[("COLUMNS__CAPTURED_AT", "local"), ("CAPTURED_AT_ZONE", "Mars/Olympus")], "not an IANA time zone"),
         (&[("COLUMNS__CHANGE_XID", "old_xid")], "is bigint, but change_xid has to be xid8"),
         (&[("COLUMNS__CHANGE_XID", "none")], "no column none for change_xid; hint: `elven-sync attach`"),
