@@ -115,7 +115,7 @@ async fn what_does_not_fit_is_named(pool: PgPool) {
         ),
         (&[("COLUMNS__BALANCE", "wide")], "is money"),
         (&[("COLUMNS__BALANCE", "cents")], "balance_scale"),
-        (&[("BALANCE_SCALE", "2")], "leave balance_scale out"),
+        (&[("BALANCE_SCALE", "2")], "remove balance_scale"),
         (
             &[("COLUMNS__CAPTURED_AT", "day")],
             "is date, but captured_at has to be timestamp with time zone or",
@@ -127,10 +127,10 @@ async fn what_does_not_fit_is_named(pool: PgPool) {
         (&[("COLUMNS__CHANGE_XID", "none")], "no column none for change_xid; hint: `elven-sync attach`"),
         (&[("COLUMNS__ENTITY_ID", "none")], "[ledger] entity"),
         (&[("COLUMNS__ID", "double")], "id has to be bigint or integer"),
-        (&[("COLUMNS__ID", "blind")], "takes different texts for equal"),
-        (&[("COLUMNS__ENTITY_ID", "blind")], "takes different texts for equal"),
+        (&[("COLUMNS__ID", "blind")], "treats different texts as equal"),
+        (&[("COLUMNS__ENTITY_ID", "blind")], "treats different texts as equal"),
         (&[("COLUMNS__ENTITY_ID", "zone_name"), ("ENTITY", "acme")], "exclude each other"),
-        (&[("TABLE", "Books.T")], "there is books.t"),
+        (&[("TABLE", "Books.T")], "did you mean books.t?"),
         (&[("TABLE", "books.m")], "materialized view"),
     ] {
         for (name, value) in settings {
