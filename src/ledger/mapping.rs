@@ -297,11 +297,7 @@ mod tests {
                 r#"the ledger "a"."t" was renamed to "a"."u""#,
                 (false, false),
             ),
-            (
-                |m| column(m, "id").name = "key".to_owned(),
-                "column id (id) was renamed to key",
-                (false, false),
-            ),
+            (|m| column(m, "id").name = "no".to_owned(), "column id (id) was renamed to no", (false, false)),
             (
                 |m| column(m, "currency").name = "ccy".to_owned(),
                 "column currency (currency) was renamed to ccy",

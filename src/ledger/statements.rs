@@ -145,8 +145,8 @@ impl Table {
         )
     }
 
-    /// Returns a filter for the transactions of a segment that had not ended when the target was taken: they belong to
-    /// a later pass. Empty when there are none.
+    /// Returns a filter that excludes the transactions of a segment that had not ended when the target was taken: they
+    /// belong to a later pass. Empty when there are none.
     fn only_in(&self, target: &Snapshot, segment: Segment) -> String {
         if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
             format!(" and pg_catalog.pg_visible_in_snapshot({}, '{target}'::pg_snapshot)", self.xid)

@@ -110,11 +110,7 @@ impl Table {
                 return Err(LedgerError::Shape(format!(
                     "the ledger {table} is a {}, and its rows do not carry the ids of the transactions that wrote them; \
                      hint: configure a table, or a view over one",
-                    if kind == "m" {
-                        "materialized view"
-                    } else {
-                        "foreign table or another kind of relation"
-                    }
+                    if kind == "m" { "materialized view" } else { "foreign table or similar" }
                 )));
             }
         }
