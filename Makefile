@@ -47,7 +47,11 @@ writer-cost: ## what attach costs those who write to the ledger (ARGS="--rows 20
 
 sqlx: ## describe the checked queries anew in .sqlx, after a query or a migration has changed
 	DATABASE_URL= ELVEN_PG_FSYNC=off scripts/with-postgres sh -ec ' \
+		columns="version bigint, description text, installed_on timestamptz, success boolean, checksum bytea, \
+			execution_time bigint"; \
 		psql "$$DATABASE_URL" -v ON_ERROR_STOP=1 -q -c "create schema elven_sync" \
+			-c "create table elven_sync._migrations ($$columns)" \
+			-c "create table elven_sync._ledger_migrations ($$columns)" \
 			$(foreach f,$(sort $(wildcard migrations/*/*.sql)),-f $(f)); \
 		rm -f .sqlx/query-*.json; touch src/lib.rs; \
 		SQLX_OFFLINE=false SQLX_OFFLINE_DIR=$(CURDIR)/.sqlx $(CARGO) check --all-targets --locked'

@@ -1,7 +1,7 @@
-//! Alignment: from the ledger's instants and numerics to the API's wall-clock times and JSON numbers.
+//! Alignment: converts the ledger's instants and numerics to the API's wall-clock times and JSON numbers.
 //!
-//! Pure functions, but for [`Zones`], which reads zone files; nothing here rounds, and no amount passes through a
-//! float.
+//! All functions are pure, except [`Zones`], which reads zone files. Nothing here rounds, and no amount is converted
+//! to a float.
 
 mod clock;
 mod number;
@@ -17,26 +17,27 @@ pub use text::Text;
 pub use zone::{BadZoneFile, Change, Offsets, Zone};
 pub use zones::{BadFolder, UnknownZone, Zones};
 
-/// No change of clocks leaves out more than a day (Samoa, 30 December 2011).
+/// No change of clocks skips more than a day (Samoa, 30 December 2011). In minutes.
 const MINUTES_LEFT_OUT_MAX: i64 = 25 * 60;
 
-/// A row cannot be sent as it stands; the reason is for the operator.
+/// The error for a row that cannot be sent. The reason is for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(pub String);
 
-/// Reads a point in time as people write it: an RFC 3339 time, or a date, which is the first instant of
-/// that day in `zone`.
+/// Parses an instant as people write it: an RFC 3339 time, or a date, which means the first instant of that day in
+/// `zone`.
 pub fn instant(text: &str, zone: &Zone) -> Result<DateTime<Utc>, Invalid> {
     if let Ok(instant) = DateTime::parse_from_rfc3339(text) {
         return Ok(instant.to_utc());
     }
-    // Written in full: chrono would also read the first of a month that somebody has mistyped.
+    // The date must be written in full, because chrono also accepts shortened dates, so that a typo could become the
+    // first day of a month.
     let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().filter(|date| date.to_string() == text);
     let date = date.ok_or_else(|| {
         Invalid(format!("`{text}` is neither a date like 2024-01-31 nor a time like 2024-01-31T12:00:00Z"))
     })?;
-    // Where clocks go forward at midnight the day begins later, and a whole day was left out once.
+    // Where clocks go forward at midnight the day begins later, and once a whole day was skipped.
     let midnight = date.and_time(NaiveTime::MIN);
     (0..=MINUTES_LEFT_OUT_MAX)
         .find_map(|minute| zone.earliest((midnight + TimeDelta::minutes(minute)).and_utc().timestamp()))

@@ -1,15 +1,16 @@
-//! Amounts: from PostgreSQL's binary `numeric` to a JSON number with exactly its digits.
+//! Converts amounts from PostgreSQL's binary `numeric` to a JSON number with exactly the same digits.
 
 use super::Invalid;
 
-/// A `numeric` that JSON has a number for, in the bytes that came from PostgreSQL.
+/// A `numeric` that JSON can represent, in the bytes that PostgreSQL sent.
 ///
-/// The binary form (PostgreSQL source, `numeric_send`): four 16-bit words (count of groups, weight of the
-/// first group, sign, display scale), then groups of four decimal digits, each 0 to 9999.
+/// The binary form (PostgreSQL source, `numeric_send`): four 16-bit words (count of groups, weight of the first group,
+/// sign, display scale), then groups of four decimal digits, each 0 to 9999.
 #[derive(Clone, Copy, Debug)]
 pub struct Number<'a> {
     negative: bool,
-    /// Places of the first and the last group: 0 is that of the units, -1 the first one behind the point.
+    /// The positions of the first and the last group: 0 is the units group, -1 the first group after the decimal
+    /// point.
     first: i32,
     last: i32,
     groups: &'a [[u8; 2]],
@@ -19,7 +20,7 @@ impl<'a> Number<'a> {
     /// Reads the binary form.
     ///
     /// # Errors
-    /// NaN and the infinities, which JSON has no number for; bytes that are no `numeric`.
+    /// NaN and the infinities, which JSON cannot represent, and bytes that are not a `numeric`.
     pub fn read(numeric: &'a [u8]) -> Result<Self, Invalid> {
         const NEGATIVE: u16 = 0x4000;
         let malformed = || Invalid("balance is not a numeric in PostgreSQL's binary form".to_owned());
@@ -64,7 +65,8 @@ impl<'a> Number<'a> {
         }
     }
 
-    /// The four digits at a place. Groups that are not stored are zero, in front, between and behind.
+    /// Returns the four digits at a position. Groups that are not stored are zero: before, between and after the
+    /// stored ones.
     fn digits(&self, place: i32) -> [u8; 4] {
         let index = usize::try_from(self.first - place).ok();
         let group =
@@ -73,14 +75,14 @@ impl<'a> Number<'a> {
     }
 }
 
-/// Says whether a JSON number, as [`Number::write`] writes it, changes on the way through a double (IEEE 754
-/// binary64), which is what many readers of JSON take numbers for.
+/// Returns whether a JSON number, as [`Number::write`] writes it, changes when it is read as a double (IEEE 754
+/// binary64), as many JSON parsers do.
 pub fn exceeds_a_double(number: &[u8]) -> bool {
-    // Of numbers that are neither subnormal nor infinite, as all of this length are, doubles tell those of up
-    // to 15 significant digits apart.
+    // Doubles represent numbers of up to 15 significant digits without change, unless they are subnormal or infinite,
+    // which no number of this length is.
     const DIGITS_SAFE: usize = 15;
     const LENGTH_SAFE: usize = 300;
-    // Printed again a double has the fewest digits that tell it from its neighbours: never more than these.
+    // A printed double has the fewest digits that tell it from its neighbours: never more than these.
     const DIGITS_MAX: usize = 17;
     match significant_digits(number) {
         ..=DIGITS_SAFE if number.len() <= LENGTH_SAFE => false,
@@ -89,13 +91,13 @@ pub fn exceeds_a_double(number: &[u8]) -> bool {
     }
 }
 
-/// By what it means: as a double, and printed again.
+/// Returns whether parsing the number as a double and printing it changes it.
 fn is_changed_by_a_double(number: &[u8]) -> bool {
     let text = std::str::from_utf8(number).unwrap_or_default();
     text.parse::<f64>().is_ok_and(|double| double.to_string() != text)
 }
 
-/// The digits from the first to the last that is not zero.
+/// Returns the number of digits from the first to the last one that is not zero.
 fn significant_digits(number: &[u8]) -> usize {
     let counts = |byte: &u8| matches!(byte, b'1'..=b'9');
     let (Some(first), Some(last)) = (number.iter().position(counts), number.iter().rposition(counts)) else {

@@ -1,4 +1,4 @@
-//! Texts: those that the API could not mean are refused, the others become JSON strings.
+//! Texts: refuses texts that cannot be meant, and writes the others as JSON strings.
 
 use super::Invalid;
 
@@ -6,19 +6,20 @@ use super::Invalid;
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
     text: &'a str,
-    /// It is the same in JSON.
+    /// The text needs no escape in JSON.
     verbatim: bool,
 }
 
 impl<'a> Text<'a> {
-    /// Refuses what is NULL, empty or blank, or has a control character (C0, DEL, C1). `name` says what it is.
+    /// Reads a text. Refuses NULL, empty and blank texts, and texts with a control character (C0, DEL, C1). `name`
+    /// names the column in the message.
     ///
     /// # Errors
-    /// Texts that are refused.
+    /// The text is refused.
     pub fn read(name: &str, text: Option<&'a str>) -> Result<Self, Invalid> {
         let text = text.ok_or_else(|| Invalid(format!("{name} is NULL")))?;
-        // Nearly all are of printable ASCII, with nothing in them that JSON would escape. Without a way out of the loop,
-        // so that many bytes are looked at in one step.
+        // Nearly all texts are printable ASCII without a character that JSON escapes. The loop has no early exit, so
+        // that the compiler can check many bytes in one step.
         let is_odd = |byte: u8| !matches!(byte, b' '..=b'~') || byte == b'"' || byte == b'\\';
         let verbatim = !text.bytes().fold(false, |odd, byte| odd | is_odd(byte));
         if text.trim().is_empty() {
@@ -30,7 +31,7 @@ impl<'a> Text<'a> {
         Ok(Self { text, verbatim })
     }
 
-    /// The text itself.
+    /// Returns the text itself.
     pub fn as_str(self) -> &'a str {
         self.text
     }

@@ -1,7 +1,7 @@
-//! A time zone: which offset from UTC is in force at which instant.
+//! A time zone: the offset from UTC that is in force at an instant.
 //!
-//! The offsets of a zone are listed once, when the zone is loaded, so that a lookup is a binary search, two sets of
-//! rules can be compared, and the rules of earlier uploads can be kept.
+//! The offsets of a zone are listed once, when the zone is loaded. So a lookup is a binary search, two sets of rules
+//! can be compared, and the rules of earlier uploads can be stored.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,35 +10,36 @@ use chrono::DateTime;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-/// Two days before the year 0001: with any offset, no earlier instant is sent.
+/// Two days before the year 0001, in Unix seconds: with any offset, no earlier instant is sent.
 const BEGIN_S: i64 = -62_135_596_800 - 2 * DAY_S;
 
-/// 2500-01-01 UTC, in Unix seconds. From 2100 on a zone follows a yearly rule, and the calendar repeats exactly every
-/// 400 years, its weekdays included. So the changes of 400 years are those of all later years.
+/// 2500-01-01 UTC, in Unix seconds. From 2100 on a zone follows a yearly rule, and the calendar, including weekdays,
+/// repeats exactly every 400 years. So the changes of 400 years determine those of all later years.
 const END_S: i64 = 16_725_225_600;
 
-/// 400 years of the Gregorian calendar.
+/// 400 years of the Gregorian calendar, in seconds.
 const CYCLE_S: i64 = 146_097 * DAY_S;
 
 const DAY_S: i64 = 86_400;
 
-/// Clocks are between 12 hours behind UTC and 14 ahead of it: they are put back by no more than that.
+/// Clocks are between 12 hours behind UTC and 14 hours ahead, so they are never put back by more than this, in
+/// seconds.
 const PUT_BACK_MAX_S: i64 = 26 * 3600;
 
-/// More changes than any rule makes until the year 2500 (two or four a year); a file with more is damaged.
+/// More changes than any rule makes up to the year 2500 (two or four a year); a file with more is damaged.
 const CHANGES_MAX: usize = 20_000;
 
-/// How much of the fingerprint is kept: enough to tell the rules of one zone apart.
+/// The stored length of a fingerprint, in bytes: enough to tell the rules of one zone apart.
 const FINGERPRINT_BYTES: usize = 6;
 
-/// Of a zone file (RFC 9636): the length of its header, and where counts are in it.
+/// The layout of a zone file (RFC 9636): the length of its header, and the positions of counts in it.
 const MAGIC: &[u8] = b"TZif";
 const HEADER_BYTES: usize = 44;
 const VERSION_AT: usize = 4;
 const LEAP_SECONDS_AT: usize = 28;
 const TIMES_AT: usize = 32;
 
-/// A time zone with the rules it follows; cheap to clone.
+/// A time zone with its rules; cheap to clone.
 #[derive(Clone)]
 pub struct Zone(Arc<Inner>);
 
@@ -55,46 +56,46 @@ impl std::fmt::Debug for Zone {
 }
 
 impl Zone {
-    /// A zone whose rules have this version and origin, e.g. `2026f bundled`.
+    /// Returns a zone whose rules have this version and origin, e.g. `2026f bundled`.
     pub fn new(name: &str, source: &str, offsets: Offsets) -> Self {
         let rules = format!("{source} {}", offsets.fingerprint());
         Self::recorded(name, &rules, offsets)
     }
 
-    /// A zone as it was recorded, with all that [`Zone::rules`] said then.
+    /// Returns a zone with recorded rules; `rules` is the earlier result of [`Zone::rules`].
     pub fn recorded(name: &str, rules: &str, offsets: Offsets) -> Self {
         Self(Arc::new(Inner { name: name.to_owned(), rules: rules.to_owned(), offsets }))
     }
 
-    /// UTC, which needs no rules.
+    /// Returns UTC, which needs no rules.
     pub fn utc() -> Self {
         Self::new("UTC", "-", Offsets { first_s: 0, changes: Vec::new() })
     }
 
-    /// Its IANA name.
+    /// Returns the IANA name.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Version, origin and fingerprint of its rules, e.g. `2026f bundled 1f0c5a77e2d1`. The fingerprint is a hash of
-    /// its offsets: two zones with the same one show the same wall-clock times.
+    /// Returns version, origin and fingerprint of the rules, e.g. `2026f bundled 1f0c5a77e2d1`. The fingerprint is a
+    /// hash of the offsets: two zones with the same fingerprint show the same wall-clock times.
     pub fn rules(&self) -> &str {
         &self.0.rules
     }
 
-    /// Its offsets from UTC.
+    /// Returns the offsets from UTC.
     pub fn offsets(&self) -> &Offsets {
         &self.0.offsets
     }
 
-    /// Whether these rules, as [`Zone::rules`] gives them, show the same wall-clock times as this zone does.
+    /// Returns whether `rules`, a result of [`Zone::rules`], give the same wall-clock times as this zone.
     pub fn follows(&self, rules: &str) -> bool {
         let fingerprint = |rules: &str| rules.rsplit(' ').next().map(str::to_owned);
         fingerprint(rules) == fingerprint(self.rules())
     }
 
-    /// The first instant, in Unix seconds, at which the clock shows a local time, itself in seconds as if it were UTC.
-    /// `None`: the clock leaves that time out.
+    /// Returns the first instant, in Unix seconds, at which the clock shows a local time, which is given in seconds as
+    /// if it were UTC. `None`: the clock skips that time.
     pub fn earliest(&self, local_s: i64) -> Option<i64> {
         let mut at = local_s - PUT_BACK_MAX_S;
         while at <= local_s + PUT_BACK_MAX_S {
@@ -109,16 +110,16 @@ impl Zone {
     }
 }
 
-/// A file that is not taken for the rules of a zone.
+/// The reason why a file cannot be used as the rules of a zone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadZoneFile {
-    /// Something else than a zone file.
-    #[error("it is no time zone file")]
+    /// It is not a zone file.
+    #[error("it is not a time zone file")]
     Other,
-    /// Its times are not those of the API and of PostgreSQL.
+    /// It counts leap seconds, unlike the API and PostgreSQL.
     #[error("it counts leap seconds, which the API and PostgreSQL do not")]
     LeapSeconds,
-    /// It is not as zone files are.
+    /// It is damaged or of an unusable version.
     #[error("{0}")]
     Damaged(String),
 }
@@ -128,29 +129,29 @@ pub enum BadZoneFile {
 pub struct Change {
     /// The first instant with the new offset, in Unix seconds.
     pub at_s: i64,
-    /// By how many seconds the clock is ahead of UTC from then on.
+    /// The seconds by which the clock is ahead of UTC from then on.
     pub offset_s: i64,
 }
 
 /// The offsets of a zone from UTC, in the years 0001 to 9999.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offsets {
-    /// The offset before the first change.
+    /// The offset before the first change, in seconds.
     first_s: i64,
-    /// In order; each with another offset than the one before. Up to the year 2500.
+    /// The changes up to the year 2500, in order; each changes the offset.
     changes: Vec<Change>,
 }
 
 impl Offsets {
-    /// Reads a zone file in the format `TZif`, version 2 or later: earlier ones do not say what holds after 2037.
+    /// Reads a zone file in the format `TZif`, version 2 or later: version 1 does not cover the time after 2037.
     ///
     /// # Errors
-    /// What is wrong with the file: it is no zone file, it is cut off, or it counts leap seconds.
+    /// The file is not a zone file, is cut off, or counts leap seconds.
     pub fn read(name: &str, tzif: &[u8]) -> Result<Self, BadZoneFile> {
         let damaged = |problem: jiff::Error| BadZoneFile::Damaged(problem.to_string());
         refuse_unusable(tzif)?;
         let zone = jiff::tz::TimeZone::tzif(name, tzif).map_err(damaged)?;
-        // What changed before the first instant of jiff is listed at that instant, and passed over.
+        // jiff lists changes before its first instant at that instant; they are skipped.
         let first = Timestamp::from_second(Timestamp::MIN.as_second() + 1).map_err(damaged)?;
         let first_s = i64::from(zone.to_offset(first).seconds());
         let changes = zone.following(first).map(|change| Change {
@@ -160,8 +161,8 @@ impl Offsets {
         Self::listed(first_s, changes).map_err(BadZoneFile::Damaged)
     }
 
-    /// The offsets that changes make, which are in order; those that change nothing, or too early or too late to
-    /// matter, are left out.
+    /// Returns the offsets after ordered changes. Changes that have no effect, or are too early or too late to matter,
+    /// are dropped.
     ///
     /// # Errors
     /// The changes are out of order, or too many.
@@ -183,8 +184,8 @@ impl Offsets {
         Ok(offsets)
     }
 
-    /// The offsets that the program used before it recorded its rules: those of `chrono-tz`, which change no more
-    /// after 2099.
+    /// Returns the offsets that the program used before it recorded its rules: the offsets of `chrono-tz`, which has
+    /// no changes after 2099.
     pub fn of_chrono_tz(name: &str) -> Option<Self> {
         use chrono::{Offset, TimeZone};
         let zone: chrono_tz::Tz = name.parse().ok()?;
@@ -192,7 +193,7 @@ impl Offsets {
             let utc = DateTime::from_timestamp(unix_s, 0)?.naive_utc();
             Some(i64::from(zone.offset_from_utc_datetime(&utc).fix().local_minus_utc()))
         };
-        // No zone has changed its clock before 1800, and none twice within two days.
+        // No zone changed its clock before 1800, and none twice within two days.
         let (begin, end) = (-5_364_662_400, 4_133_980_800);
         let first_s = offset_s(begin)?;
         let (mut offset, mut changes) = (first_s, Vec::new());
@@ -212,18 +213,18 @@ impl Offsets {
         Self::listed(first_s, changes).ok()
     }
 
-    /// The offset before the first change.
+    /// Returns the offset before the first change, in seconds.
     pub fn first_s(&self) -> i64 {
         self.first_s
     }
 
-    /// The changes up to the year 2500, in order. They repeat every 400 years after 2100.
+    /// Returns the changes up to the year 2500, in order. They repeat every 400 years after 2100.
     pub fn changes(&self) -> &[Change] {
         &self.changes
     }
 
-    /// The offset at an instant, and the period around the instant in which it holds; all in seconds. The period may be
-    /// followed by one with the same offset.
+    /// Returns the offset at an instant, and the period around the instant in which it holds; all in seconds. The next
+    /// period may have the same offset.
     pub fn at(&self, unix_s: i64) -> (Range<i64>, i64) {
         if unix_s >= END_S {
             let later = ((unix_s - END_S) / CYCLE_S + 1) * CYCLE_S;
@@ -239,7 +240,7 @@ impl Offsets {
         }
     }
 
-    /// The periods up to the year 2500 in which these offsets and others differ, in Unix seconds.
+    /// Returns the periods up to the year 2500 in which these offsets and others differ, in Unix seconds.
     pub fn differences(&self, others: &Self) -> Vec<Range<i64>> {
         let mut found: Vec<Range<i64>> = Vec::new();
         let mut at = i64::MIN;
@@ -257,7 +258,7 @@ impl Offsets {
         found
     }
 
-    /// A hash of all offsets, in hex: the same for the same wall-clock times.
+    /// Returns a hash of all offsets, in hex: equal hashes mean equal wall-clock times.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(self.first_s.to_be_bytes());
@@ -273,7 +274,7 @@ impl Offsets {
     }
 }
 
-/// Refuses what jiff would read but is not to be used: leap seconds, which it leaves out of the time, and files
+/// Refuses files that jiff reads but that must not be used: files with leap seconds, which jiff ignores, and files
 /// without the rule that holds after the last listed change.
 fn refuse_unusable(tzif: &[u8]) -> Result<(), BadZoneFile> {
     let damaged = |what: &str| BadZoneFile::Damaged(what.to_owned());
@@ -287,14 +288,14 @@ fn refuse_unusable(tzif: &[u8]) -> Result<(), BadZoneFile> {
         return Err(BadZoneFile::Other);
     }
     let first = header(0).ok_or_else(|| damaged("it is cut off"))?;
-    // Counts of indicators, leap seconds, times, types and letters; a time takes 4 bytes in the first part.
+    // The counts of indicators, leap seconds, times, types and letters; a time takes 4 bytes in the first part.
     let [utc, std, leap, times, types, letters] =
         [20, 24, LEAP_SECONDS_AT, TIMES_AT, 36, 40].map(|at| count(first, at));
     if leap > 0 {
         return Err(BadZoneFile::LeapSeconds);
     }
     if first[VERSION_AT] < b'2' {
-        return Err(damaged("it is of version 1, without a rule for the time after 2037"));
+        return Err(damaged("it has version 1, which does not cover the time after 2037"));
     }
     let length = [(times, 5), (types, 6), (letters, 1), (std, 1), (utc, 1)]
         .into_iter()

@@ -1,7 +1,6 @@
-//! Batching: from ledger rows to the bytes of a request, deterministically.
+//! Batching: turns ledger rows into the bytes of a request, deterministically.
 //!
-//! The same rows always give the same body, so that a batch whose outcome is unknown can be sent
-//! again byte for byte.
+//! The same rows always give the same body, so that a batch with an unknown outcome can be sent again byte for byte.
 
 mod row_ids;
 
@@ -24,37 +23,38 @@ use crate::align::{self, Clock, Invalid, Number, Text, Zone};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
 
-/// The place of a row that is not in the batch.
+/// The index of a row that is not in the batch.
 const OUTSIDE: usize = usize::MAX;
 
-/// Room for a record in the body; where that is not enough the body is moved once or twice.
+/// The estimated size of a record in the body, in bytes. If it is too small, the body is reallocated once or twice.
 const RECORD_BYTES: usize = 160;
 
-/// The [`Batch::keys`] of batches that are under way.
+/// The [`Batch::keys`] of the batches in flight.
 pub type KeysUnderWay = HashSet<u64, FixedState>;
 
-/// Ledger rows that belong together in one request, aligned and serialised.
+/// The ledger rows of one request, aligned and serialised.
 #[derive(Debug)]
 pub struct Batch {
-    /// Where its interval begins: behind this row. `None`: at the start of the pass.
+    /// The row after which its interval begins. `None`: at the start of the pass.
     pub before: Option<Cursor>,
-    /// Where its interval ends: its last row, or that of the batch that it is a part of.
+    /// The row at which its interval ends: its last row, or the last row of its parent batch.
     pub last: Cursor,
     /// Its rows, in the order of the cursor.
     pub rows: Vec<Row>,
-    /// Newer rows of its keys that are not in it: what they supersede is not sent, in its parts neither.
+    /// Newer rows with its keys that are outside the batch. They supersede rows of the batch, and of its parts.
     pub rivals: Arc<[Row]>,
-    /// Ids of all its rows, packed as the migration describes at `batch_row_ids`.
+    /// The ids of all its rows, packed as `batch_row_ids` in the migration describes.
     pub row_ids: Vec<u8>,
-    /// Which of the rows are the records of the body, in that order. None: there is nothing to send.
+    /// The indexes of the rows that are the records of the body, in that order. Empty: there is nothing to send.
     pub records: Vec<usize>,
-    /// What each record is a balance of, as a hash of account, currency and local time.
+    /// The key of each record: a hash of account, currency and local time.
     pub keys: Vec<u64>,
-    /// Rows not sent because a newer one of the same account, currency and second is, or was.
+    /// The number of rows that are not sent because a newer row with the same account, currency and second is sent
+    /// instead.
     pub superseded: usize,
-    /// Rows that cannot be sent as they stand.
+    /// Rows that are refused before sending.
     pub invalid: Vec<InvalidRow>,
-    /// Records whose amount a reader would round that takes JSON numbers for doubles.
+    /// The number of records whose amount would be rounded by a reader that parses JSON numbers as doubles.
     pub beyond_double: usize,
     /// The request body: a JSON array.
     pub body: Bytes,
@@ -64,21 +64,21 @@ pub struct Batch {
     pub zone: Zone,
 }
 
-/// A row that is set aside before sending.
+/// A row that is refused before sending, and set aside.
 #[derive(Debug)]
 pub struct InvalidRow {
     /// The row.
     pub id: LedgerId,
     /// Why it cannot be sent.
     pub reason: String,
-    /// The row as far as it can be shown, as JSON.
+    /// The row as JSON, as far as it can be represented.
     pub record: String,
 }
 
-/// How many of `rows` the next batch takes: as many as `records_max` allows without ending inside a
-/// tie of the order, since the cursor could not tell the rows of a tie apart.
+/// Returns how many of `rows` the next batch takes: as many as `records_max` allows without ending inside a tie of the
+/// order, because a cursor cannot tell the rows of a tie apart.
 ///
-/// `None` when the first tie alone is larger, which no cursor can get past: then `id` is no key.
+/// `None` when the first tie alone is larger, so that no cursor can pass it: then `id` is not unique.
 pub fn cut(order: Order, rows: &[Row], records_max: usize) -> Option<usize> {
     if rows.len() <= records_max {
         return Some(rows.len());
@@ -86,24 +86,24 @@ pub fn cut(order: Order, rows: &[Row], records_max: usize) -> Option<usize> {
     (1..=records_max).rev().find(|&end| !tie(order, &rows[end - 1], &rows[end]))
 }
 
-/// The hash under which the key of a row is among the [`Batch::keys`]. `None`: it cannot be sent.
+/// Returns the hash of the key of a row, as in [`Batch::keys`]. `None`: the row cannot be sent.
 pub fn key_hash(row: &Row, clock: &mut Clock) -> Option<u64> {
     Aligned::new(OUTSIDE, row, clock).ok().map(|row| row.key_hash())
 }
 
 impl Batch {
-    /// Aligns and serialises rows, which must not be empty and in the order of the cursor.
+    /// Aligns and serialises rows, which must not be empty and must be in the order of the cursor.
     ///
-    /// Of rows that would have the same account, currency and second, the greatest
-    /// `(captured_at, id)` is sent. The API does not document what a second import of such a key does.
+    /// Of several rows with the same account, currency and second, the row with the greatest `(captured_at, id)` is
+    /// sent. The API does not document what a second import of such a key does.
     ///
     /// # Panics
-    /// When there are no rows: a batch of none has no place in a pass.
+    /// When there are no rows: an empty batch has no position in a pass.
     pub fn build(before: Option<Cursor>, rows: Vec<Row>, zone: &Zone) -> Self {
         Self::build_beside(before, rows, Arc::default(), zone)
     }
 
-    /// The same where newer rows of its keys may be outside of it: they supersede the rows of the batch.
+    /// Builds a batch whose rows may be superseded by rows outside it (`rivals`).
     fn build_beside(before: Option<Cursor>, rows: Vec<Row>, rivals: Arc<[Row]>, zone: &Zone) -> Self {
         let mut clock = Clock::of(zone);
         let mut invalid = Vec::new();
@@ -172,44 +172,45 @@ impl Batch {
         }
     }
 
-    /// Its records as rows, each with the hash of its key.
+    /// Returns the rows of its records, each with the hash of its key.
     pub fn keyed_rows(&self) -> impl Iterator<Item = (u64, &Row)> {
         self.keys.iter().copied().zip(self.records.iter().map(|&place| &self.rows[place]))
     }
 
-    /// Ids of the rows that cannot be sent as they stand, packed. `None` when there are none.
+    /// Returns the packed ids of the invalid rows. `None` when there are none.
     pub fn rejected_ids(&self) -> Option<Vec<u8>> {
         (!self.invalid.is_empty()).then(|| pack_ids(self.invalid.iter().map(|row| &row.id)))
     }
 
-    /// Ids of all rows but for those that were superseded, packed: what is set aside when the records are refused.
+    /// Returns the packed ids of all rows that were not superseded: the rows that are set aside when the records are
+    /// refused.
     pub fn ids_not_superseded(&self) -> Vec<u8> {
         let records = self.records.iter().map(|&place| &self.rows[place].id);
         pack_ids(self.invalid.iter().map(|row| &row.id).chain(records))
     }
 
-    /// A part of this batch, over the same interval.
+    /// Returns a part of this batch, with the same interval.
     #[must_use]
     pub fn part(&self, rows: Vec<Row>) -> Self {
         let part = Self::build_beside(self.before.clone(), rows, self.rivals.clone(), &self.zone);
         Self { last: self.last.clone(), ..part }
     }
 
-    /// This batch without what these rows supersede, which are not in it.
+    /// Returns this batch without the rows that `rivals` supersede; the rivals are outside the batch.
     #[must_use]
     pub fn with_newer_rows(self, rivals: Vec<Row>) -> Self {
         let beside = Self::build_beside(self.before, self.rows, rivals.into(), &self.zone);
         Self { last: self.last, ..beside }
     }
 
-    /// Of these rows, which are not in the batch, those that supersede one of its records.
+    /// Returns the rows of `others`, which are outside the batch, that supersede one of its records.
     pub fn superseded_by<'r>(&self, others: impl Iterator<Item = &'r Row>) -> Vec<&'r Row> {
         let mut clock = Clock::of(&self.zone);
         let mut found: Vec<&Row> = Vec::new();
         let mut ages: HashMap<u64, Vec<Aligned<'_>>> = HashMap::new();
         for other in others {
             if ages.is_empty() {
-                // Not before there is something to compare with: most batches have nothing behind them.
+                // Filled only when there is a row to compare: most batches are compared with none.
                 for (&row, &key) in self.records.iter().zip(&self.keys) {
                     ages.entry(key).or_default().extend(Aligned::new(row, &self.rows[row], &mut clock));
                 }
@@ -223,10 +224,10 @@ impl Batch {
         found
     }
 
-    /// Two halves of its records, with about as many each. `None` when they stand or fall together.
+    /// Returns two parts with about half of the records each. `None` when the records cannot be separated.
     ///
-    /// Rows of one key stay together, so that the newest of them is sent from whichever half they are in;
-    /// so do rows that share an id, since a list of ids does not tell them apart.
+    /// Rows with one key stay together, so that the newest of them is sent from either part. Rows that share an id
+    /// stay together too, because a list of ids does not tell them apart.
     pub fn split_in_half(&self) -> Option<[Self; 2]> {
         let groups = self.groups();
         let mut records = vec![0; self.rows.len()];
@@ -239,7 +240,7 @@ impl Batch {
         let mut in_first = vec![false; self.rows.len()];
         let mut taken = 0;
         for group in 0..records.len() {
-            // The first group with records is always taken, and never all of them are.
+            // The first group with records is always taken, and the last one never is.
             in_first[group] = taken == 0 || 2 * (taken + records[group]) <= self.records.len();
             if !in_first[group] {
                 break;
@@ -253,27 +254,27 @@ impl Batch {
         Some([half(true), half(false)])
     }
 
-    /// Its records and what cannot be sent anyway, and the rows that were superseded by those records.
-    /// `None` when there are no such rows.
+    /// Returns two parts: the records with the invalid rows, and the rows that those records supersede. `None` when
+    /// there are no superseded rows.
     pub fn split_off_superseded(&self) -> Option<[Self; 2]> {
         let mut clock = Clock::of(&self.zone);
         let mut keyed = |place: usize| Aligned::new(place, &self.rows[place], &mut clock).is_ok();
         let (losers, others): (Vec<usize>, Vec<usize>) =
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
         let rows = |places: Vec<usize>| places.into_iter().map(|place| self.rows[place].clone()).collect();
-        // A list of ids would not tell such parts apart.
+        // A list of ids could not tell such parts apart.
         let shares_id = losers
             .iter()
             .any(|&loser| others.iter().any(|&other| self.rows[other].id == self.rows[loser].id));
         (!losers.is_empty() && !shares_id).then(|| [self.part(rows(others)), self.part(rows(losers))])
     }
 
-    /// Whether another row is a newer one of a key of this batch: then that is the one to send.
+    /// Returns whether `rival` is newer than the record with its key, so that the rival is sent instead.
     pub fn is_superseded_by(&self, rival: &Row) -> bool {
         !self.superseded_by(std::iter::once(rival)).is_empty()
     }
 
-    /// A record as it is in the body, as JSON.
+    /// Returns a record as it is in the body, as JSON.
     pub fn record(&self, row: usize) -> String {
         let mut json = Vec::new();
         if let Ok(record) = Aligned::new(row, &self.rows[row], &mut Clock::of(&self.zone)) {
@@ -282,7 +283,7 @@ impl Batch {
         String::from_utf8(json).unwrap_or_default()
     }
 
-    /// For each row, the first one of its group: of those that have to stay together.
+    /// Returns for each row the first row of its group: the rows that have to stay together.
     fn groups(&self) -> Vec<usize> {
         let mut clock = Clock::of(&self.zone);
         let mut groups: Vec<usize> = (0..self.rows.len()).collect();
@@ -302,10 +303,10 @@ impl Batch {
     }
 }
 
-/// What a record is a balance of: account, currency and local time.
+/// The key of a record: account, currency and local time.
 type Key<'a> = (&'a str, &'a str, NaiveDateTime);
 
-/// Rows that a cursor does not tell apart.
+/// Returns whether a cursor cannot tell two rows apart.
 fn tie(order: Order, a: &Row, b: &Row) -> bool {
     let together = match order {
         Order::ChangeXid => a.xid == b.xid,
@@ -314,7 +315,7 @@ fn tie(order: Order, a: &Row, b: &Row) -> bool {
     together && a.id == b.id
 }
 
-/// A row on its way into the body.
+/// A row that can be sent, with its values converted.
 struct Aligned<'a> {
     place: usize,
     row: &'a Row,
@@ -338,17 +339,18 @@ impl<'a> Aligned<'a> {
         (self.account.as_str(), self.currency.as_str(), self.local)
     }
 
-    /// The same for equal keys, in whichever batch; two keys that differ may share it, which costs a wait at most.
+    /// Returns a hash that is the same for equal keys in all batches. Two different keys may share it, which costs at
+    /// most a wait.
     fn key_hash(&self) -> u64 {
         FixedState::with_seed(0).hash_one(self.key())
     }
 
-    /// Orders rows of one key: the greater is the newer.
+    /// Returns a value that orders rows with one key: the greater is the newer.
     fn age(&self) -> (Option<i64>, &LedgerId) {
         (self.row.captured_at_us, &self.row.id)
     }
 
-    /// Appends the record; returns where in the body its balance stands.
+    /// Appends the record; returns the range of its balance in the body.
     fn write(&self, body: &mut Vec<u8>) -> Range<usize> {
         body.extend_from_slice(br#"{"entityAccountId":"#);
         self.account.write(body);
@@ -365,11 +367,11 @@ impl<'a> Aligned<'a> {
     }
 }
 
-/// The roles of the texts of a row, in the order of [`Row::has_bytes_for_text`].
+/// The roles of the text columns, in the order of [`Row::has_bytes_for_text`].
 const ACCOUNT: &str = "entity_account_id";
 const CURRENCY: &str = "currency";
 
-/// Why a text cannot be sent: that its bytes are not text, or else what was found before.
+/// Returns why a text cannot be sent: its bytes are not text, or otherwise the given reason.
 #[cold]
 fn not_text(row: &Row, which: usize, why: Invalid) -> Invalid {
     let name = [ACCOUNT, CURRENCY][which];
@@ -380,7 +382,7 @@ fn not_text(row: &Row, which: usize, why: Invalid) -> Invalid {
     }
 }
 
-/// The body over these records, and how many of them have an amount that a double would change.
+/// Returns the body of these records, and how many of them have an amount that a double would change.
 fn body(records: &[Aligned<'_>]) -> (Vec<u8>, usize) {
     let mut body = Vec::with_capacity(2 + records.len() * RECORD_BYTES);
     let mut beyond_double = 0;

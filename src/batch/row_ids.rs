@@ -1,8 +1,8 @@
-//! Lists of ids, packed: a byte or two for each where they are close.
+//! Packed lists of ids: one or two bytes per id where ids are close to each other.
 
 use crate::watermark::LedgerId;
 
-/// Packs ids as the migration describes at `batch_row_ids`: differences of numbers, or texts.
+/// Packs ids as `batch_row_ids` in the migration describes: differences of numbers, or texts.
 pub(super) fn pack_ids<'a>(ids: impl Iterator<Item = &'a LedgerId> + Clone) -> Vec<u8> {
     let numbers: Option<Vec<i64>> = ids
         .clone()
@@ -16,7 +16,7 @@ pub(super) fn pack_ids<'a>(ids: impl Iterator<Item = &'a LedgerId> + Clone) -> V
         let mut previous: i64 = 0;
         for number in numbers {
             let difference = i128::from(number) - i128::from(previous);
-            // Zigzag: small differences of either sign become small numbers without one.
+            // Zigzag: small differences of either sign become small unsigned numbers.
             push_groups(&mut packed, ((difference << 1) ^ (difference >> 127)).cast_unsigned());
             previous = number;
         }
@@ -31,7 +31,7 @@ pub(super) fn pack_ids<'a>(ids: impl Iterator<Item = &'a LedgerId> + Clone) -> V
     }
 }
 
-/// Unpacks what [`pack_ids`] has packed. `None` when it is no such list.
+/// Unpacks the result of [`pack_ids`]. `None` when the bytes are not such a list.
 pub fn unpack_ids(packed: &[u8]) -> Option<Vec<LedgerId>> {
     let (&form, mut rest) = packed.split_first()?;
     let mut ids = Vec::new();
@@ -55,7 +55,7 @@ pub fn unpack_ids(packed: &[u8]) -> Option<Vec<LedgerId>> {
     Some(ids)
 }
 
-/// Takes a number in groups of 7 bits off the front.
+/// Removes a number in groups of 7 bits from the front.
 fn take_groups(packed: &mut &[u8]) -> Option<u128> {
     let mut number: u128 = 0;
     for shift in (0..u128::BITS).step_by(7) {
@@ -69,7 +69,7 @@ fn take_groups(packed: &mut &[u8]) -> Option<u128> {
     None
 }
 
-/// Appends a number in groups of 7 bits, the lowest first; all but the last have the eighth bit set.
+/// Appends a number in groups of 7 bits, the lowest first. All groups except the last have the eighth bit set.
 fn push_groups(packed: &mut Vec<u8>, mut number: u128) {
     loop {
         let [low, ..] = number.to_le_bytes();

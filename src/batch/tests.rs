@@ -1,4 +1,4 @@
-//! What becomes of rows in a batch.
+//! Tests of batches.
 
 use super::*;
 use proptest::prelude::*;
@@ -68,12 +68,13 @@ fn packed_ids_are_unpacked_as_they_were() {
     }
 }
 
-/// One of the few accounts, currencies, instants and amounts of which the rows below consist.
+/// Returns rows with one of a few accounts, currencies, instants and amounts.
 fn any_row() -> impl Strategy<Value = Row> {
     let text = |texts: &'static [Option<&'static str>]| prop::sample::select(texts);
     let account = text(&[Some("a"), Some("b"), Some("ä\"\\"), Some(" "), Some("tab\t"), None]);
     let currency = text(&[Some("BTC"), Some("ETH"), Some("BTC"), None]);
-    // An hour before clocks were put back in Zurich, and the hour behind: the same wall-clock time.
+    // One instant in the hour before clocks were put back in Zurich, and one in the hour after: the same wall-clock
+    // time.
     let before = 783_302_400_000_000;
     let instants =
         [before, before + 1, before + 999_999, before + 3_600_000_000, before + 86_400_000_000, i64::MAX];
@@ -90,7 +91,7 @@ fn any_row() -> impl Strategy<Value = Row> {
 }
 
 proptest! {
-    /// What a batch is by its definition: looked for among all rows, one at a time.
+    /// Compares a batch with its definition, which is computed here by comparing every row with all rows.
     #[test]
     fn of_each_key_the_newest_stands_where_the_first_stood(rows in prop::collection::vec(any_row(), 1..40)) {
         let zone = crate::align::Zones::bundled().get("Europe/Zurich").unwrap();
@@ -106,7 +107,7 @@ proptest! {
         let age = |place: usize| (rows[place].captured_at_us, &rows[place].id);
         let places = 0..rows.len();
         let firsts = places.clone().filter(|&place| key(place).is_some() && !(0..place).any(|other| key(other) == key(place)));
-        // Of rows of one age the first.
+        // Of several rows with the same age, the first.
         let newest = |first: usize| {
             places.clone().filter(|&other| key(other) == key(first)).rev().max_by_key(|&other| age(other)).unwrap()
         };

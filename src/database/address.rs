@@ -1,4 +1,4 @@
-//! The address of a database, which holds secrets: what is wrong with it is said without its values.
+//! The address of a database. It contains secrets, so errors about it do not show its values.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
-/// The parameters of an address that sqlx knows. It logs each other one together with its value.
+/// The parameters of an address that sqlx knows. sqlx logs any other parameter together with its value.
 const KNOWN: [&str; 17] = [
     "sslmode",
     "ssl-mode",
@@ -27,7 +27,8 @@ const KNOWN: [&str; 17] = [
     "application_name",
 ];
 
-/// Parameters that libpq knows besides. Only these are named: what else stands there may be part of a password.
+/// Further parameters that libpq knows. Only these names are shown in the warning: any other name may be part of a
+/// password.
 const OF_LIBPQ: [&str; 24] = [
     "channel_binding",
     "client_encoding",
@@ -55,10 +56,10 @@ const OF_LIBPQ: [&str; 24] = [
     "tcp_user_timeout",
 ];
 
-/// Reads the address of a database. Parameters that are not known are left out, with a warning that has no value.
+/// Reads the address of a database. Unknown parameters are dropped with a warning that does not show their values.
 ///
 /// # Errors
-/// It is no URL, or a parameter has a wrong value. The message does not repeat it.
+/// The address is not a URL, or a parameter has a wrong value. The message does not repeat the value.
 pub fn options(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
     let mut url = Url::parse(url.expose_secret()).map_err(sqlx::Error::config)?;
     let (known, ignored): (Vec<_>, Vec<_>) =
@@ -68,7 +69,7 @@ pub fn options(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
             let name = OF_LIBPQ.iter().find(|of_libpq| *of_libpq == name).unwrap_or(&"(not shown)");
             tracing::warn!(
                 parameter = name,
-                "a parameter of the database's address is not supported and is ignored"
+                "ignored an unsupported parameter in the address of the database"
             );
         }
         url.set_query(None);
@@ -77,7 +78,7 @@ pub fn options(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
         }
     }
     PgConnectOptions::from_str(url.as_str()).map_err(|problem| match problem {
-        // Its words repeat the value.
+        // The message of sqlx repeats the value.
         sqlx::Error::Configuration(_) => sqlx::Error::Configuration(
             "one of sslmode, host, hostaddr, port or the user has a wrong value".into(),
         ),

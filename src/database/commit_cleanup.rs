@@ -1,4 +1,4 @@
-//! The removal of rows of `sync_commits` that nobody asks for any more, in steps.
+//! Removes rows of `sync_commits` that are not needed any more, in steps.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -8,29 +8,29 @@ use sqlx::{AssertSqlSafe, Executor, Row};
 use super::commits::START;
 use super::{Database, Transaction, Transient, within};
 
-/// Rows of this process, and of others, that a step removes at most.
+/// The maximum number of rows of this process, and of other processes, that one step removes.
 const STEP_ROWS: i64 = 10_000;
 
-/// Steps in a row: what is left then is removed later, by whichever process has the time.
+/// The maximum number of consecutive steps. The remaining rows are removed later, by this or another process.
 const STEPS_MAX: usize = 10;
 
 impl Database {
-    /// Removes the rows of `sync_commits` of this process whose outcome is known, and those that others have left hours
-    /// ago, in steps that are transactions of their own. What cannot be removed now is removed later: it is of no use
-    /// to anybody, so that this is no reason to stop.
+    /// Removes the rows of `sync_commits` of this process whose outcome is known, and the rows that other processes
+    /// left hours ago. Each step is a transaction of its own. Rows that cannot be removed now are removed later:
+    /// nothing depends on it, so a failure does not stop the run.
     pub async fn forget_commits(&self) {
         for _ in 0..STEPS_MAX {
-            // Boxed, since it is large, and lies in the futures of all who call.
+            // Boxed, because it is large and part of the future of every caller.
             match Box::pin(self.forget_some()).await {
                 Ok(true) => {}
                 Ok(false) => return,
-                // The work of the run says what is to be said of a database that went away.
+                // The run itself reports a database that cannot be reached.
                 Err(problem) if problem.is_transient() => return,
                 Err(problem) => {
                     let error = crate::text::chain(&problem);
                     tracing::warn!(
                         error,
-                        "rows of elven_sync.sync_commits could not be removed; a later run removes them"
+                        "rows of elven_sync.sync_commits could not be removed; a later run retries"
                     );
                     return;
                 }
@@ -38,7 +38,7 @@ impl Database {
         }
     }
 
-    /// One step. Says whether there may be more.
+    /// Executes one step. Returns whether there may be more rows.
     async fn forget_some(&self) -> Result<bool, sqlx::Error> {
         let (process, limit) = (self.process.number, self.statement_max());
         let (kept_from, known_below, others_from) = {
@@ -46,7 +46,8 @@ impl Database {
             let known_below = commits.open.first().copied().unwrap_or(commits.begun + 1);
             (commits.kept_from, known_below, commits.others_from)
         };
-        // In one message, and without a row of its own: it may be undone.
+        // One message, and without a row of its own in `sync_commits`: the outcome of this transaction does not
+        // matter.
         let sql = format!(
             "begin; set local synchronous_commit = on; set local jit = off; set local enable_seqscan = off; \
              set local enable_bitmapscan = off; set local enable_sort = off; {} {}; commit",
@@ -66,13 +67,13 @@ impl Database {
             if own < STEP_ROWS { known_below } else { last.map_or(known_below, |last| last + 1) };
         commits.others_from = match last_of_others {
             (Some(process), Some(number)) if others >= STEP_ROWS => (process, number),
-            // From the start, by when others have come to be old.
+            // Start over: by the next time, more rows of other processes have become old.
             _ => START,
         };
         Ok(own >= STEP_ROWS || others >= STEP_ROWS)
     }
 
-    /// Removes rows every so often, until it is not waited for any more.
+    /// Removes rows at an interval, until the future is dropped.
     pub async fn keep_forgetting(&self, every: Duration) -> Infallible {
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -83,14 +84,14 @@ impl Database {
     }
 }
 
-/// Removes rows by the primary key from a place on, at most so many. Each step begins where the one before it has
-/// ended, so that no row, nor what is left of a removed one, is read twice; and it is read in the order of the index,
-/// whatever the planner expects. A row that somebody else is removing is left to that process: two could wait for
-/// each other.
+/// Returns the statement that removes a limited number of rows by the primary key from a position on. Each step begins
+/// where the previous one ended, so that neither rows nor the remains of removed rows are read twice. Rows are read in
+/// the order of the index, independent of the planner's estimates. Rows that another process is removing are skipped,
+/// because two processes could wait for each other.
 ///
-/// Nobody waits for longer than an hour for a database.
+/// No process waits longer than an hour for a database, so rows of others that are three hours old are not needed.
 fn remove(process: i64, (kept_from, known_below): (i64, i64), (other, number): (i64, i64)) -> String {
-    // The smallest number without its sign would not be a bigint.
+    // The smallest bigint needs its sign inside the literal: without it, the number is out of range.
     let bigint = |number: i64| format!("'{number}'::bigint");
     let (process, other, number) = (bigint(process), bigint(other), bigint(number));
     format!(

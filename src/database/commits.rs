@@ -1,20 +1,20 @@
-//! `sync_commits`: by which it is known whether a transaction was committed. It is emptied in steps.
+//! The state of `sync_commits`, whose rows prove that a transaction was committed. The table is emptied in steps.
 
 use std::collections::BTreeSet;
 
-/// The transactions of a process that write.
+/// The writing transactions of a process.
 #[derive(Debug)]
 pub(super) struct Commits {
     pub(super) begun: i64,
-    /// Those of which it is not known how they ended.
+    /// The numbers of transactions whose outcome is not known yet.
     pub(super) open: BTreeSet<i64>,
-    /// The rows of those before this one were removed.
+    /// The rows with a lower number were removed.
     pub(super) kept_from: i64,
-    /// Rows of other processes before this one were looked at.
+    /// The rows of other processes before this key were checked.
     pub(super) others_from: (i64, i64),
 }
 
-/// Before all rows.
+/// The key before all rows.
 pub(super) const START: (i64, i64) = (i64::MIN, i64::MIN);
 
 impl Default for Commits {

@@ -1,7 +1,7 @@
-//! Connections, and those that lie idle between transactions.
+//! Connections, in use or idle between transactions.
 //!
-//! Not the pool of sqlx: that one asks a connection whether it is well each time it is given back, in a task of its
-//! own, and so one transaction after the other had opened several connections, with a round trip more for each.
+//! This is not the pool of sqlx, because that pool pings each connection when it is returned, in a task of its own. So
+//! even sequential transactions opened several connections, with one more round trip for each.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,33 +16,34 @@ use tokio::time::timeout;
 
 use super::transient::{no_answer, within};
 
-/// The longest that a connection may take to be made that nothing else waits for.
+/// The time limit for a connection that nothing else waits for.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// The longest that a transaction waits for others to give one back, and again for one to be made.
+/// The time limit for a transaction to wait for a returned connection, and again for a new connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// One that was taken so lately is not asked whether it is well: if it is not, the transaction is begun again.
+/// A connection that was used more recently than this is not pinged: if it is broken, the transaction is retried.
 const PING_SKIP_AGE: Duration = Duration::from_secs(1);
-/// How long an answer to that question, or a polite end, may take.
+/// The time limit for the answer to a ping, and for an orderly close.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
-/// One that is older is not used: its server process has grown, and its address may lead elsewhere by now.
+/// An older connection is not reused: its server process has grown, and the address may lead to another server by now.
 const AGE_MAX: Duration = Duration::from_mins(30);
 
 /// The connections to one database.
 pub(super) type Connections = Pool<ConnectionManager>;
 
-/// A connection in use. Dropped it lies idle, so only one whose last statement has ended may be.
+/// A connection in use. When it is dropped it becomes idle, so it must not be dropped before its last statement has
+/// ended.
 pub(super) type PooledConnection = Object<ConnectionManager>;
 
-/// Makes connections, and says which of those that lie idle may be used.
+/// Opens connections, and decides which idle ones may be reused.
 pub(super) struct ConnectionManager {
     pub(super) options: PgConnectOptions,
-    /// One was not well that lay idle, and no new one is being made yet: what has befallen it may have befallen the
-    /// others, and to ask them all could take long.
+    /// An idle connection failed its health check. Until a new connection is opened, other idle connections are
+    /// discarded without a check: they have probably failed too, and to check each of them could take long.
     unwell: AtomicBool,
 }
 
 impl std::fmt::Debug for ConnectionManager {
-    /// Without the options, which hold the password.
+    /// Leaves out the options, because they hold the password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ConnectionManager").field("unwell", &self.unwell).finish_non_exhaustive()
     }
@@ -59,7 +60,7 @@ impl Manager for ConnectionManager {
 
     async fn recycle(&self, connection: &mut PgConnection, known: &Metrics) -> RecycleResult<sqlx::Error> {
         if known.age() >= AGE_MAX || self.unwell.load(Ordering::Relaxed) {
-            return Err(RecycleError::message("not to be used again"));
+            return Err(RecycleError::message("the connection must not be reused"));
         }
         if known.last_used() >= PING_SKIP_AGE {
             let answer = within(PING_TIMEOUT, connection.ping()).await;
@@ -69,7 +70,8 @@ impl Manager for ConnectionManager {
     }
 }
 
-/// At most so many at once. `away_max`: how long the database may be away.
+/// Creates the pool, for at most `count_max` connections at once. `away_max`: how long the database may be
+/// unreachable.
 #[expect(clippy::expect_used, reason = "it has the runtime without which its limits would be refused")]
 pub(super) fn new(options: PgConnectOptions, count_max: usize, away_max: Duration) -> Connections {
     let turn_max = Some(ACQUIRE_TIMEOUT.min(away_max));
@@ -82,17 +84,16 @@ pub(super) fn new(options: PgConnectOptions, count_max: usize, away_max: Duratio
         .expect("a pool with a runtime")
 }
 
-/// What the server says of itself to a process that connects.
+/// The facts about the server that are read when the process connects.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Server {
     /// `statement_timeout` of the role or the database; zero: none.
     pub limit: Duration,
-    /// It is a standby.
+    /// The server is a standby.
     pub is_standby: bool,
 }
 
-/// Makes the first one, which then lies idle. Returns `statement_timeout` as the role or the database has it; zero:
-/// none.
+/// Opens the first connection, which then becomes idle. Returns the facts about the server.
 pub(super) async fn first(connections: &Connections) -> Result<Server, sqlx::Error> {
     let limits = Timeouts { create: Some(CONNECT_MAX), ..connections.timeouts() };
     let mut connection = take(connections, limits).await?;
@@ -109,7 +110,7 @@ pub(super) async fn first(connections: &Connections) -> Result<Server, sqlx::Err
     }
 }
 
-/// A connection: the one that was used last, or a new one.
+/// Takes a connection: the most recently used one, or a new one.
 pub(super) async fn take(
     connections: &Connections,
     limits: Timeouts,
@@ -124,22 +125,23 @@ pub(super) async fn take(
     })
 }
 
-/// A connection that is nobody else's, whatever their number.
+/// Opens a connection outside the pool and its limit.
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     within(CONNECT_MAX, PgConnection::connect_with(options)).await
 }
 
-/// Ends one in whatever state it is. What has befallen it may have befallen those that lie idle.
+/// Closes a connection in any state, and all idle ones: they may have failed for the same reason.
 pub(super) fn end(connections: &Connections, connection: PooledConnection) {
     connections.retain(|_, _| false);
     let connection = Object::take(connection);
-    // Politely, since servers and proxies log what just breaks off; without a runtime nobody is left to wait for that.
+    // An orderly close, because servers and proxies log a broken connection. Without a runtime nothing can wait for
+    // it.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(timeout(PING_TIMEOUT, connection.close()));
     }
 }
 
-/// Ends all that lie idle, and makes no others.
+/// Closes all idle connections, and opens no others.
 pub(super) async fn close(connections: &Connections) {
     let idle = connections.retain(|_, _| false).removed;
     connections.close();

@@ -1,5 +1,5 @@
-//! Statements without names: a named one stays on the server connection that it was prepared on, and a proxy
-//! may give the next transaction another one, or this one to somebody who uses the same names.
+//! Unnamed statements. A named statement stays on the server connection on which it was prepared. A proxy may give the
+//! next transaction another server connection, or give this one to a client that uses the same names.
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
@@ -11,7 +11,7 @@ use sqlx::{Arguments, AssertSqlSafe, Describe, Either, Execute, Executor, Postgr
 use super::transaction::BEGIN_READING;
 use super::{Database, Transaction, within};
 
-/// A statement that is not kept, with what is bound to it.
+/// An unnamed statement with its bound values.
 struct Unnamed(SqlStr, Option<PgArguments>);
 
 impl Unnamed {
@@ -56,7 +56,7 @@ impl Transaction {
     }
 }
 
-/// What came of a statement as a stream. The rows of the journal are few: those of the ledger are copied.
+/// Returns the results of a statement as a stream. The rows of the journal are few; the rows of the ledger are copied.
 fn streamed<'e>(
     results: impl Future<Output = Result<Vec<Either<PgQueryResult, PgRow>>, sqlx::Error>> + Send + 'e,
 ) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>> {
@@ -109,7 +109,7 @@ impl<'c> Executor<'c> for &'c mut Transaction {
     }
 }
 
-/// One statement that reads, in a transaction of its own.
+/// Executes one reading statement in a transaction of its own.
 impl<'c> Executor<'c> for &'c Database {
     type Database = Postgres;
 
@@ -151,10 +151,12 @@ impl<'c> Executor<'c> for &'c Database {
     }
 }
 
-/// One statement that reads, in a message that begins and ends its transaction as well: one round trip in place of four.
+/// Executes one reading statement in a message that also begins and ends its transaction: one round trip instead of
+/// four.
 ///
-/// Only for what binds nothing, since a value can be bound to one statement alone; anything else goes the long way. Its
-/// rows come as text, so it is for texts, numbers and truths: a point in time may lie where its text is not understood.
+/// It is used only for statements without bound values, because a value can be bound to a single statement only; other
+/// statements take the four round trips. Its rows are returned as text, so it is used for texts, numbers and booleans:
+/// the text of a timestamp may be out of the range that can be parsed.
 #[derive(Clone, Copy, Debug)]
 pub struct SingleRoundTrip<'a>(&'a Database);
 
@@ -218,7 +220,7 @@ impl SingleRoundTrip<'_> {
 }
 
 impl Database {
-    /// Reads in one message; see [`SingleRoundTrip`].
+    /// Returns an executor that reads in one message; see [`SingleRoundTrip`].
     pub fn single_round_trip(&self) -> SingleRoundTrip<'_> {
         SingleRoundTrip(self)
     }

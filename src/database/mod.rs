@@ -1,8 +1,8 @@
-//! PostgreSQL: transactions that outlive the loss of a connection and go through a proxy.
+//! PostgreSQL: transactions that survive the loss of a connection and work through a proxy.
 //!
-//! A proxy that pools by transaction (`PgBouncer`) gives each transaction whichever server connection is
-//! free. So nothing here belongs to a session: every statement is in an explicit transaction and unnamed
-//! ([`executor`]), and what has to hold is set for the transaction alone.
+//! A proxy that pools by transaction (`PgBouncer`) gives each transaction any free server connection. So nothing here
+//! belongs to a session: every statement runs in an explicit transaction and is unnamed ([`executor`]), and settings
+//! apply to the transaction alone.
 
 mod address;
 mod commit_cleanup;
@@ -29,31 +29,31 @@ pub use self::transaction::Transaction;
 pub use self::transient::Transient;
 pub(crate) use self::transient::within;
 
-/// The first and the longest pause between attempts to go on.
+/// The first and the longest pause between retries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 const WELL: u8 = 0;
-const TROUBLED: u8 = 1;
+const FAILING: u8 = 1;
 const GIVEN_UP: u8 = 2;
 
-/// One database; cheap to clone.
+/// A database; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Database {
     connections: Connections,
     reconnect_timeout: Duration,
     /// `statement_timeout` of the role or the database. Zero: none.
     server_limit: Duration,
-    /// It was a primary when the process connected. `false`: it was not, or was not asked.
+    /// The server was a primary when the process connected. `false`: it was not, or it was not checked.
     was_primary: bool,
     process: Arc<Process>,
 }
 
-/// What the clones of a [`Database`] share.
+/// The state that the clones of a [`Database`] share.
 #[derive(Debug)]
 struct Process {
-    /// How the database is, as far as this process knows.
+    /// The condition of the database, as far as this process knows.
     condition: AtomicU8,
-    /// Marks its commits in `elven_sync.sync_commits`.
+    /// Identifies the commits of this process in `elven_sync.sync_commits`.
     number: i64,
     commits: Mutex<Commits>,
 }
@@ -71,44 +71,45 @@ impl Process {
 }
 
 impl Database {
-    /// Connects, with at most so many connections at once. `reconnect_timeout`: how long a database that is
-    /// there now may be away later.
+    /// Connects, with at most `connections_max` connections at once. `reconnect_timeout`: how long the database may be
+    /// unreachable later.
     pub async fn connect(
         url: &SecretString,
         connections_max: usize,
         reconnect_timeout: Duration,
     ) -> Result<Self, sqlx::Error> {
-        // Proxies refuse start-up parameters that they do not know.
+        // Proxies refuse unknown start-up parameters.
         let options = address::options(url)?.application_name("elven-sync").extra_float_digits(None);
         let connections = connections::new(options, connections_max, reconnect_timeout);
-        // So that what is wrong is said at once, and not after the wait for a database that was there before.
+        // The first connection is made here, so that a wrong address is reported at once and not after
+        // `reconnect_timeout`.
         let Server { limit: server_limit, is_standby } = connections::first(&connections).await?;
         let was_primary = !is_standby;
         Ok(Self { connections, reconnect_timeout, server_limit, was_primary, process: Arc::default() })
     }
 
-    /// Connects to another one, with as many connections and as much patience.
+    /// Connects to another database with the same limits.
     pub async fn connect_like(&self, url: &SecretString) -> Result<Self, sqlx::Error> {
         Self::connect(url, self.connections.status().max_size, self.reconnect_timeout).await
     }
 
-    /// The server is known to have been a primary when the process connected.
+    /// Returns whether the server is known to have been a primary when the process connected.
     pub fn was_primary(&self) -> bool {
         self.was_primary
     }
 
-    /// How long a database that is there may be away later.
+    /// Returns how long the database may be unreachable.
     pub fn reconnect_timeout(&self) -> Duration {
         self.reconnect_timeout
     }
 
-    /// Ends all connections.
+    /// Closes all connections.
     pub async fn close(&self) {
         connections::close(&self.connections).await;
     }
 
-    /// A connection outside of any transaction, for statements that PostgreSQL refuses inside of one. They may take
-    /// their time, whatever the role's limits are; but a proxy may refuse to say so, and then they have those.
+    /// Opens a connection outside any transaction, for statements that PostgreSQL refuses inside one. They have no
+    /// time limits, unless a proxy refuses these settings; then the limits of the role apply.
     pub async fn session(&self) -> Result<PgConnection, sqlx::Error> {
         let options = &self.connections.manager().options;
         let unlimited = options.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
@@ -118,50 +119,50 @@ impl Database {
         }
     }
 
-    /// Does something again for as long as it fails for a passing reason and the database may be away.
+    /// Retries a transaction while it fails with a transient error and the database may be unreachable.
     ///
-    /// What is done has to be a transaction: one of which nobody knows whether it was committed is not done
-    /// again before that is known (see [`Transaction::commit`]).
+    /// `what` must be a transaction. A commit without an answer is not repeated before its outcome is known (see
+    /// [`Transaction::commit`]).
     pub async fn retry<T, E, F>(&self, mut what: impl FnMut() -> F) -> Result<T, E>
     where
         E: Transient + std::error::Error + 'static,
         F: Future<Output = Result<T, E>>,
     {
-        // When it failed first: what it took until then was no waiting.
+        // The time of the first failure; the duration of the attempt before it does not count as waiting.
         let mut waits_since = None;
         let mut pause = PAUSES.0;
         loop {
-            // Boxed, since it is large, and lies in the futures of all who call.
+            // Boxed, because it is large and part of the future of every caller.
             let problem = match Box::pin(what()).await {
                 Err(problem) if problem.is_transient() => problem,
                 done => {
                     if done.is_ok() && self.process.condition.swap(WELL, Ordering::Relaxed) != WELL {
-                        tracing::info!("the database is back");
+                        tracing::info!("the database can be reached again");
                     }
                     return done;
                 }
             };
-            // Once somebody has waited in vain nobody else does.
+            // After one caller has waited without success, no other caller waits.
             let given_up = self.process.condition.load(Ordering::Relaxed) == GIVEN_UP;
             let waited = waits_since.get_or_insert_with(Instant::now).elapsed();
             if given_up || waited + pause > self.reconnect_timeout {
                 self.process.condition.store(GIVEN_UP, Ordering::Relaxed);
                 return Err(problem);
             }
-            if self.process.condition.swap(TROUBLED, Ordering::Relaxed) == WELL {
+            if self.process.condition.swap(FAILING, Ordering::Relaxed) == WELL {
                 tracing::warn!(
                     error = crate::text::chain(&problem),
-                    "the database is in trouble; waiting for it for {:?} at most",
+                    "the database failed; retrying for {:?} at most",
                     self.reconnect_timeout
                 );
             }
-            // Jitter, so that what was cut off together does not come back together.
+            // Jitter, so that callers that failed together do not retry together.
             tokio::time::sleep(pause / 2 + (pause / 2).mul_f64(fastrand::f64())).await;
             pause = (pause * 2).min(PAUSES.1);
         }
     }
 
-    /// One statement that writes, in a transaction of its own, again until it is committed.
+    /// Executes one writing statement in a transaction of its own, and retries it until it is committed.
     pub async fn execute<'q, Q>(&self, query: impl Fn() -> Q) -> Result<PgQueryResult, sqlx::Error>
     where
         Q: Execute<'q, Postgres> + 'q,
@@ -177,7 +178,7 @@ impl Database {
 }
 
 impl From<PgPool> for Database {
-    /// Connects as somebody else does, with as many connections of its own.
+    /// Connects with the options of another pool, with as many connections of its own.
     fn from(pool: PgPool) -> Self {
         let options = pool.connect_options().as_ref().clone();
         let reconnect_timeout = Duration::from_mins(1);

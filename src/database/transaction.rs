@@ -1,4 +1,4 @@
-//! Transactions, also through a proxy that pools them, and what becomes of a commit without an answer.
+//! Transactions, also through a proxy that pools them, and the outcome of a commit without an answer.
 
 use std::time::Duration;
 
@@ -8,38 +8,38 @@ use super::Database;
 use super::connections::{self, PooledConnection};
 use super::transient::{Transient, within};
 
-/// How a transaction begins that only reads.
+/// The beginning of a transaction that only reads.
 ///
-/// `row_security = off`: a policy that would filter rows in silence becomes an error (`PostgreSQL` manual,
-/// "Client Connection Defaults"). `jit = off`: what is asked is many small probes of an index, estimated as many
-/// rows, and to compile that takes longer than to do it.
+/// `row_security = off`: a policy that would silently filter rows becomes an error (`PostgreSQL` manual, "Client
+/// Connection Defaults"). `jit = off`: the statements are many small index probes with high row estimates, and
+/// compiling them takes longer than running them.
 pub(super) const BEGIN_READING: &str = "begin read only; set local row_security = off; set local jit = off";
 
-/// The same, to read rows of an index in its order: nothing is put together from bitmaps first, and then sorted.
-/// `PostgreSQL` would rather do so where the rows of an entity lie far apart, which costs a third more; and where it
-/// expects few rows, of which there may be many, all of them would be read for each page.
+/// The same, for reading rows in the order of an index, without a bitmap scan and a sort. `PostgreSQL` prefers bitmap
+/// scans where the rows of an entity lie far apart, which costs a third more. It also prefers them where it expects
+/// few rows; if there are many, it would read all of them for each page.
 const BEGIN_READING_IN_ORDER: &str =
     "begin read only; set local row_security = off; set local jit = off; set local enable_bitmapscan = off";
 
-/// As the first in one snapshot, whatever is written meanwhile.
+/// The same as the first, with one snapshot for all statements.
 const BEGIN_SNAPSHOT: &str =
     "begin isolation level repeatable read read only; set local row_security = off; set local jit = off";
 
-/// No statement is given up earlier than that.
+/// The shortest time limit of a statement.
 const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
 
-/// So much later, at least, PostgreSQL ends a statement that was given up.
+/// PostgreSQL cancels a statement at least this much later than the connector gives it up.
 const SERVER_ENDS_LATER_MIN: Duration = Duration::from_millis(500);
 
 /// The largest `statement_timeout`, in milliseconds.
 const STATEMENT_TIMEOUT_MAX_MS: u128 = 2_147_483_647;
 
-/// A transaction. Dropped before its end, it takes its connection with it: whatever that was in the middle
-/// of, the next one to use it would get the answer.
+/// A transaction. If it is dropped before its end, its connection is closed: the next user of the connection would get
+/// the answers to statements of this transaction.
 #[derive(Debug)]
 pub struct Transaction {
     database: Database,
-    /// None once it is at its end, and the connection lies idle or is being ended.
+    /// `None` after the end, when the connection is idle or being closed.
     pub(super) connection: Option<PooledConnection>,
     /// Its `xid8`, if it writes.
     id: Option<String>,
@@ -54,7 +54,7 @@ impl Transaction {
         Ok(Self { database: database.clone(), connection, id: None, number: None })
     }
 
-    /// Draws the number by which it will be known whether it was committed.
+    /// Assigns the number that later proves whether the transaction was committed.
     fn number(&mut self) -> i64 {
         let mut commits = self.database.process.commits();
         commits.begun += 1;
@@ -71,16 +71,16 @@ impl Transaction {
         Ok(())
     }
 
-    /// The connection, e.g. to copy from.
+    /// Returns the connection, e.g. for a copy.
     pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
         self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
     }
 
-    /// Commits. When the connection is lost over that, finds out whether it was, so that an error always means
-    /// that nothing was written.
+    /// Commits. If the connection is lost during the commit, finds out whether it was committed, so that an error
+    /// always means that nothing was written.
     pub async fn commit(mut self) -> Result<(), sqlx::Error> {
         let Err(problem) = self.end("commit").await else { return Ok(()) };
-        // Given up first: it takes the place of one to ask with.
+        // The connection is closed first, because the pool may need its slot for the check.
         self.close();
         let (true, Some(id), Some(number)) = (problem.is_transient(), self.id.take(), self.number) else {
             return Err(problem);
@@ -88,17 +88,15 @@ impl Transaction {
         match self.database.was_committed(&id, number).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(problem),
-            // Nothing that passes: it may have been done, so it is not to be done again.
+            // Not a transient error: the transaction may have been committed, so it must not be retried.
             Err(unknown) => {
                 let unknown = crate::text::chain(&unknown);
-                Err(sqlx::Error::Protocol(format!(
-                    "whether a commit was done could not be found out: {unknown}"
-                )))
+                Err(sqlx::Error::Protocol(format!("the outcome of a commit is unknown: {unknown}")))
             }
         }
     }
 
-    /// Undoes everything.
+    /// Rolls back the transaction.
     pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
         self.end("rollback").await
     }
@@ -116,7 +114,7 @@ impl Transaction {
         Ok(())
     }
 
-    /// How long a statement may take: what is read may be much.
+    /// Returns the time limit of a statement: reads may return many rows.
     pub(crate) fn limit(&self) -> Duration {
         if self.number.is_some() { self.database.statement_max() } else { self.database.read_max() }
     }
@@ -132,8 +130,8 @@ impl Drop for Transaction {
 }
 
 impl Database {
-    /// Begins a transaction that writes. It is durable whatever the database's default is, and PostgreSQL ends it
-    /// when its worker freezes in the middle of it, since it may hold the rows of an entity locked.
+    /// Begins a transaction that writes. Its commit is durable regardless of the database's default. PostgreSQL ends
+    /// it when its worker freezes in the middle, because it may hold locks on the rows of an entity.
     pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         let idle_max = self.statement_max().as_millis();
         let mut transaction = Transaction::of(self).await?;
@@ -155,12 +153,12 @@ impl Database {
         self.begin_by(BEGIN_READING).await
     }
 
-    /// Begins a transaction that only reads, rows in the order of an index.
+    /// Begins a transaction that only reads, for rows in the order of an index.
     pub async fn begin_reading_in_order(&self) -> Result<Transaction, sqlx::Error> {
         self.begin_by(BEGIN_READING_IN_ORDER).await
     }
 
-    /// Begins a transaction that only reads, all of it in the snapshot of its first statement.
+    /// Begins a transaction that only reads, with the snapshot of its first statement for all statements.
     pub async fn begin_snapshot(&self) -> Result<Transaction, sqlx::Error> {
         self.begin_by(BEGIN_SNAPSHOT).await
     }
@@ -171,22 +169,22 @@ impl Database {
         Ok(transaction)
     }
 
-    /// Says whether a transaction was committed whose commit got no answer, by the row that it has left then. Asked
-    /// once the transaction cannot be under way any more: its server process may not have noticed that we are gone,
-    /// and a server in recovery does not know the end.
+    /// Returns whether a transaction whose commit got no answer was committed, which its row in `sync_commits` proves.
+    /// The row is read only after the transaction cannot be in progress any more: its server process may not have
+    /// noticed that the client is gone, and a server in recovery does not know the outcome.
     async fn was_committed(&self, id: &str, number: i64) -> Result<bool, sqlx::Error> {
         self.retry(async || {
             let under_way = "select pg_is_in_recovery() or pg_xact_status($1::text::xid8) = 'in progress'";
             match sqlx::query_scalar(under_way).bind(id).fetch_one(self).await {
                 Ok(Some(true)) => {
-                    return Err(sqlx::Error::Io(std::io::Error::other("a commit has no outcome yet")));
+                    return Err(sqlx::Error::Io(std::io::Error::other("a commit is still in progress")));
                 }
                 Ok(Some(false) | None) => {}
-                // An id that has not been given out yet: a crash or a failover has lost it.
+                // An id that has not been assigned yet: a crash or a failover has lost the transaction.
                 Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("22023") => {}
                 Err(problem) => return Err(problem),
             }
-            // Not by the id, which is given out again when it was lost.
+            // The transaction id is no proof, because an id that was lost is assigned again.
             let is_there =
                 "select exists (select from elven_sync.sync_commits where process = $1 and number = $2)";
             sqlx::query_scalar(is_there).bind(self.process.number).bind(number).fetch_one(self).await
@@ -194,9 +192,9 @@ impl Database {
         .await
     }
 
-    /// Sets that PostgreSQL ends a statement which the connector has given up: it would not notice that nobody waits
-    /// for the answer, and go on. A little later than the connector, whose own limit says what may be done again. A
-    /// shorter limit of the role or the database stays.
+    /// Returns the setting with which PostgreSQL cancels a statement that the connector has given up, because the
+    /// server would not notice that no client waits for the answer. The server's limit is a little later than the
+    /// connector's limit, whose error decides what may be retried. A shorter limit of the role or the database stays.
     pub(super) fn server_ends_after(&self, limit: Duration) -> String {
         let limit = limit + (limit / 10).max(SERVER_ENDS_LATER_MIN);
         if !self.server_limit.is_zero() && self.server_limit <= limit {
@@ -205,12 +203,12 @@ impl Database {
         format!("set local statement_timeout = {};", limit.as_millis().min(STATEMENT_TIMEOUT_MAX_MS))
     }
 
-    /// How long a statement of a writing transaction may take, and how long its connection may then lie idle.
+    /// Returns the time limit of a statement in a writing transaction, and of its idle time between statements.
     pub(super) fn statement_max(&self) -> Duration {
         (self.reconnect_timeout / 3).max(STATEMENT_MAX_MIN)
     }
 
-    /// How long a statement may take that reads, or a page that is copied.
+    /// Returns the time limit of a statement that reads, or of a page that is copied.
     pub(super) fn read_max(&self) -> Duration {
         self.reconnect_timeout * 10
     }

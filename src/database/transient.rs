@@ -1,17 +1,17 @@
-//! What may succeed when it is simply done again, and how long an answer is waited for.
+//! Transient errors, and time limits for answers.
 
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-/// SQLSTATEs after which the same transaction may well succeed (manual, "`PostgreSQL` Error Codes"):
-/// shut down, crashed and starting up, idle for too long (its worker was frozen), read-only for the time of
-/// a failover, no connection free, serialization failure and deadlock. And all of class 08, connections.
+/// SQLSTATEs after which a retry of the same transaction may succeed (manual, "`PostgreSQL` Error Codes"): shut down,
+/// crashed and starting up, idle for too long (its worker was frozen), read-only during a failover, no connection
+/// free, serialization failure and deadlock. In addition, all of class 08, connections.
 const PASSING: [&str; 9] = ["57P01", "57P02", "57P03", "25P03", "25006", "53300", "40001", "40P01", "57P05"];
 
-/// Says of an error whether what failed may succeed when it is simply done again.
+/// Tells transient errors, after which a retry may succeed, from others.
 pub trait Transient {
-    /// It may.
+    /// Returns whether a retry may succeed.
     fn is_transient(&self) -> bool;
 }
 
@@ -27,7 +27,7 @@ impl Transient for sqlx::Error {
     }
 }
 
-/// Waits for an answer, for no longer than that: a network may swallow what is sent and say nothing.
+/// Waits for an answer up to a limit: a network may lose a message without any sign.
 pub(crate) async fn within<T, E: From<sqlx::Error>>(
     limit: Duration,
     answer: impl Future<Output = Result<T, E>>,

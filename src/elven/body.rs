@@ -1,4 +1,4 @@
-//! Reads the body of an answer, up to a limit and unpacked.
+//! Reads the body of an answer up to a limit, and unpacks it.
 
 use std::io::{self, Write};
 
@@ -10,21 +10,21 @@ use tokio::time::{Instant, timeout_at};
 
 use super::envelope::Envelope;
 
-/// The most bytes of an answer's body, unpacked. Some APIs answer with all that they were sent.
+/// The limit of an answer's body in bytes, unpacked. Some APIs return all records that they were sent.
 pub(super) const BYTES_MAX: usize = 8 << 20;
-/// Of longer answers than this the process holds one at a time.
+/// The process holds at most one answer that is longer than this, in bytes.
 const LARGE_BYTES: usize = 64 << 10;
-/// Compressed bytes that are unpacked at once: they become about a thousand times as many at most.
+/// The number of compressed bytes that are unpacked at once: they can grow about a thousandfold.
 const PACKED_BYTES: usize = 1 << 10;
 
-/// The one answer over [`LARGE_BYTES`] that this process may hold.
+/// The permit to hold an answer over [`LARGE_BYTES`].
 static LARGE: Semaphore = Semaphore::const_new(1);
 
-/// Reads a body, at the longest until `deadline`. Of an answer with another status than 2xx what was read counts, since
-/// its status decides.
+/// Reads a body until `deadline` at the latest. For a status other than 2xx the part that was read is enough, because
+/// the status decides.
 ///
 /// # Errors
-/// The body of a 2xx was cut, or did not come in time: the rest may have said what became of the records.
+/// The body of a 2xx was cut off or late: the missing part may have said whether the records were imported.
 pub(super) async fn read(mut response: Response, deadline: Instant) -> Result<Envelope, String> {
     let is_success = response.status().is_success();
     let content_type = header(&response, &CONTENT_TYPE).map(str::to_owned);
@@ -64,7 +64,7 @@ fn is_gzip(encoding: &str) -> bool {
     ["gzip", "x-gzip"].iter().any(|gzip| encoding.trim().eq_ignore_ascii_case(gzip))
 }
 
-/// A body as it comes in.
+/// A body while it is read.
 enum Body {
     Plain(Bounded),
     Packed(Box<MultiGzDecoder<Bounded>>),
@@ -90,7 +90,7 @@ impl Body {
         }
     }
 
-    /// Enough to see what kind of body it is.
+    /// Returns enough bytes to see what kind of body it is.
     fn beginning(&self) -> &[u8] {
         &self.kept()[..self.kept().len().min(PACKED_BYTES)]
     }
@@ -98,7 +98,7 @@ impl Body {
     fn finish(self) -> Result<Vec<u8>, &'static str> {
         match self {
             Self::Plain(kept) => Ok(kept.bytes),
-            // No body at all, as behind a 204, whatever its headers say.
+            // No body at all, as after a 204, even if its headers announce gzip.
             Self::Packed(decoder) if decoder.header().is_none() && decoder.get_ref().bytes.is_empty() => {
                 Ok(Vec::new())
             }
@@ -109,7 +109,7 @@ impl Body {
         }
     }
 
-    /// Why a part could not be taken.
+    /// Returns why a part could not be stored.
     fn why(&self) -> &'static str {
         let is_full = match self {
             Self::Plain(kept) => kept.is_full,
@@ -123,7 +123,7 @@ impl Body {
     }
 }
 
-/// Bytes, up to [`BYTES_MAX`].
+/// Collects bytes, up to [`BYTES_MAX`].
 #[derive(Default)]
 struct Bounded {
     bytes: Vec<u8>,

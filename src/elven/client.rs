@@ -1,4 +1,4 @@
-//! The HTTP client: one connection pool, no redirects, bounded answers.
+//! The HTTP client: one connection pool, no redirects, answers of limited size.
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ use crate::config::{Credential, is_loopback};
 
 /// Path of "Import Account Balances".
 pub const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
-/// The cheapest signed call that reads: it says whether a key is good without sending anything.
+/// The path of the cheapest signed call that only reads: it verifies a key without sending records.
 pub const PROBE_PATH: &str = "/open/v3/entityAccount?page=1&limit=1";
-/// `Retry-After` is obeyed up to this long.
+/// The longest `Retry-After` that is obeyed.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -29,52 +29,52 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Client {
     http: reqwest::Client,
     api_url: Url,
-    /// The longest that a request may take in all.
+    /// The time limit of a request, including its answer.
     timeout: Duration,
 }
 
-/// A request that is ready to be sent. Made right before: a signature ages.
+/// A signed request. It is signed directly before it is sent, because a signature expires.
 #[derive(Debug)]
 pub struct Signed {
     request: RequestBuilder,
-    /// The clock that it was signed by, less that of this machine.
+    /// How far the clock that signed it is ahead of this machine's clock.
     ahead: TimeDelta,
-    /// When it was signed, by the clock of this machine.
+    /// When it was signed, by this machine's clock.
     at: DateTime<Utc>,
-    /// By which of the keys that were read in this run.
+    /// The number of the key pair that signed it, among the pairs read in this run.
     keys: u32,
 }
 
 impl Signed {
-    /// How far ahead of this machine's the clock is that it was signed by.
+    /// Returns how far the clock that signed it is ahead of this machine's clock.
     pub fn ahead(&self) -> TimeDelta {
         self.ahead
     }
 
-    /// When it was signed, by the clock of this machine.
+    /// Returns when it was signed, by this machine's clock.
     pub fn at(&self) -> DateTime<Utc> {
         self.at
     }
 
-    /// By which of the keys that were read in this run it was signed, counted from 0.
+    /// Returns the number of the key pair that signed it, among the pairs read in this run, counted from 0.
     pub fn keys(&self) -> u32 {
         self.keys
     }
 
-    /// Notes which of the keys that were read in this run signed it.
+    /// Sets the number of the key pair that signed it.
     #[must_use]
     pub fn with_keys(self, keys: u32) -> Self {
         Self { keys, ..self }
     }
 }
 
-/// Says whether more time has passed since then; a clock that was set back counts, too.
+/// Returns whether more time than `age` has passed since `at`. A clock that was set back counts, too.
 pub fn is_older_than(at: DateTime<Utc>, age: Duration) -> bool {
     (Utc::now() - at).abs().to_std().is_ok_and(|since| since > age)
 }
 
 impl Client {
-    /// Builds a client. Proxies from the environment are honoured, except for loopback.
+    /// Builds a client. It uses the proxies of the environment, except for loopback addresses.
     pub fn new(api_url: &Url, timeout: Duration) -> Result<Self, reqwest::Error> {
         // Another part of the process may have installed the same provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -89,16 +89,16 @@ impl Client {
             http = http.no_proxy();
         }
         if api_url.scheme() == "http" {
-            // Nothing is encrypted, so the certificates of the system are not read either.
+            // Without encryption, the certificates of the system are not needed.
             http = http.tls_certs_only([]);
         }
         Ok(Self { http: http.build()?, api_url: api_url.clone(), timeout })
     }
 
-    /// Signs an import by a clock that is `ahead` of this machine's.
+    /// Signs an import, with a clock that is `ahead` of this machine's clock.
     ///
     /// # Errors
-    /// Key or signature are not fit for a header. The message does not repeat them.
+    /// The key or the signature is not a valid header value. The message does not repeat it.
     pub fn sign_import(
         &self,
         credential: &Credential,
@@ -111,10 +111,7 @@ impl Client {
         Ok(signed)
     }
 
-    /// Signs a call that reads, to see whether the key is good.
-    ///
-    /// # Errors
-    /// As for an import.
+    /// Signs a probe: a call that only reads and verifies the key.
     pub fn sign_probe(
         &self,
         credential: &Credential,
@@ -150,7 +147,7 @@ impl Client {
         Ok(Signed { request: self.http.request(method, url).headers(headers), ahead, at, keys: 0 })
     }
 
-    /// Sends a request and waits for its answer. Never fails: what went wrong is the answer.
+    /// Sends a request and waits for its answer. A failure is returned as an answer, too.
     pub async fn send(&self, signed: Signed) -> Answer {
         let deadline = Instant::now() + self.timeout;
         let response = match signed.request.send().await {
@@ -165,7 +162,7 @@ impl Client {
         let status = response.status().as_u16();
         let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, now));
         let ahead = header(&response, &DATE).and_then(date).map(|theirs| theirs - (now + signed.ahead));
-        // On the heap: of the futures that a lane is made of, this one is large.
+        // On the heap, because this future is large among the futures of a lane.
         match Box::pin(body::read(response, deadline)).await {
             Ok(envelope) => Answer::Response { status, envelope, retry_after, ahead },
             Err(problem) => Answer::Lost(problem),
@@ -181,7 +178,7 @@ fn date(text: &str) -> Option<DateTime<Utc>> {
     httpdate::parse_http_date(text.trim()).ok().map(DateTime::from)
 }
 
-/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+/// Parses `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
 fn wait(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let wait = match text.trim().parse() {
         Ok(seconds) => Duration::from_secs(seconds),

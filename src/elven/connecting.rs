@@ -1,5 +1,5 @@
-//! Connections that took long to open. A request that was signed before is not written to such a connection: by then
-//! the API may refuse its signature. The connection is kept for the request that is signed next.
+//! Connections that opened late. A request that was signed before is not written to such a connection, because the API
+//! may refuse its signature by then. The connection is kept for the next request, which is signed later.
 
 use std::any::Any;
 use std::error::Error;
@@ -12,21 +12,21 @@ use std::time::{Duration, Instant};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A connection that took longer than this to open is a late one. With the age that a signature may have before its
+/// A connection that took longer than this to open is late. Together with the maximum age of a signature before its
 /// request is handed over, this is at most 1 s.
 pub(super) const CONNECT_MAX: Duration = Duration::from_millis(400);
-/// A late connection that no request has used for so long is closed: the server may close it at any moment.
+/// A late connection that stays unused for this long is closed: the server may close it at any moment.
 const KEPT_MAX: Duration = Duration::from_secs(10);
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// The connection is open now, and the request was not written to it.
+/// The error for a late connection: it is open now, and the request was not written to it.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("connecting took so long that the request has to be signed again")]
 pub(super) struct OpenedLate;
 
 impl OpenedLate {
-    /// Says whether this is why a request was not written.
+    /// Returns whether this error is why a request was not written.
     pub(super) fn is_behind(problem: &(dyn Error + 'static)) -> bool {
         let mut next = Some(problem);
         while let Some(problem) = next {
@@ -39,7 +39,7 @@ impl OpenedLate {
     }
 }
 
-/// Connections that were opened late, all to the one address of a client.
+/// The late connections of a client, all to its one address.
 #[derive(Clone, Default)]
 pub(super) struct Late(Arc<Mutex<Vec<Kept>>>);
 
@@ -69,7 +69,7 @@ impl<S> Layer<S> for Late {
     }
 }
 
-/// Opens connections.
+/// Opens connections, and keeps late ones.
 #[derive(Clone)]
 pub(super) struct Connect<S> {
     inner: S,
@@ -110,7 +110,7 @@ where
 mod tests {
     use super::*;
 
-    /// Connects to nothing, in so long a time.
+    /// Returns a fake connection after a delay.
     #[derive(Clone)]
     struct Slow(Duration);
 

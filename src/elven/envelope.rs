@@ -1,8 +1,8 @@
-//! What the body of an answer says, whatever its envelope.
+//! Reads the body of an answer, in any of the documented envelopes.
 //!
-//! The API's pages disagree about it: `{"success": true}`, `{"status": "success", "data": {...}}`, or `"success":
-//! "success"` beside a boolean `data`. All of them are understood. Only the few fields that matter are kept, so that
-//! an answer of 8 MiB costs no more than its bytes.
+//! The API's pages disagree about the envelope: `{"success": true}`, `{"status": "success", "data": {...}}`, or
+//! `"success": "success"` next to a boolean `data`. All of them are read. Only the few fields that matter are kept, so
+//! that an answer of 8 MiB costs no more than its bytes.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use serde::Deserializer as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The API's own words for a failure.
+/// The API's code and message for a failure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reason {
     /// `code` of the failure body.
@@ -20,8 +20,8 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// Leaves secrets out, then cuts the words to [`MESSAGE_CHARS_MAX`]: what is cut first hides no more. A short secret is
-    /// not looked for, since most messages would have it by chance.
+    /// Replaces secrets, then cuts the texts to [`MESSAGE_CHARS_MAX`]. In this order, a secret that is cut in two
+    /// cannot be missed. A short secret is not searched for, because it would match parts of most messages by chance.
     pub fn without(&mut self, secrets: &[&str]) {
         for text in [&mut self.code, &mut self.message].into_iter().flatten() {
             for secret in secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
@@ -32,10 +32,10 @@ impl Reason {
     }
 }
 
-/// A secret shorter than this is not looked for in a message.
+/// A secret shorter than this, in bytes, is not searched for in a message.
 const SECRET_BYTES_MIN: usize = 8;
 
-/// A message of the API is kept up to this many characters.
+/// The maximum length of a recorded message of the API, in characters.
 pub const MESSAGE_CHARS_MAX: usize = 500;
 
 impl fmt::Display for Reason {
@@ -49,19 +49,20 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Some servers put it before their JSON.
+/// Some servers send it before their JSON.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// The fields of an answer that have a meaning, at the top level and under `data`.
+/// The fields of an answer that are read, at the top level and under `data`.
 const FIELDS: [&str; 6] = ["success", "status", "data", "code", "message", "list"];
-/// A message is kept up to this many characters here, and cut to what is recorded once it holds no secret any more.
+/// The maximum length of a message before its secrets are replaced, in characters. It is cut to the recorded length
+/// after that.
 const TEXT_CHARS_MAX: usize = 64 * 1024;
 
-/// Whether an answer says that the request was carried out.
+/// Whether an answer says that the request succeeded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Says {
-    /// It was, and nothing in the answer says that it was not.
+    /// It succeeded, and nothing in the answer contradicts that.
     Yes,
-    /// It was not.
+    /// It failed.
     No,
     /// Neither, or the answer is no JSON object.
     #[default]
@@ -70,26 +71,27 @@ pub enum Says {
     Unreadable(&'static str),
 }
 
-/// The fields of an answer's body that have a meaning.
+/// The meaning of an answer's body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Envelope {
-    /// Whether it says that the request was carried out.
+    /// Whether it says that the request succeeded.
     pub says: Says,
-    /// Code and message: those under `data`, or at the top level where `data` has neither.
+    /// Code and message under `data`, or at the top level where `data` has neither.
     pub reason: Reason,
-    /// It has the documented shape of a failure: a code or a message under `data`, or it says no.
+    /// It has the documented shape of a failure: a code or a message under `data`, or a field that says that it
+    /// failed.
     pub is_failure: bool,
-    /// It has a `list`, at the top level or under `data`, as the calls that read are documented to answer.
+    /// It has a `list`, at the top level or under `data`, as documented for calls that read.
     pub is_list: bool,
-    /// It is a page (HTML), which a proxy or a firewall has written: the API answers in JSON.
+    /// It is an HTML page, which comes from a proxy or a firewall: the API answers in JSON.
     pub is_page: bool,
 }
 
 impl Envelope {
-    /// Reads a body. Never fails: what is not understood says nothing.
+    /// Reads a body. Never fails: a body that is not understood gives [`Says::Nothing`].
     pub fn read(body: &[u8], content_type: Option<&str>) -> Self {
         let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body).trim_ascii();
-        // A message in another encoding than UTF-8 makes nothing else unreadable.
+        // A message that is not UTF-8 must not make the other fields unreadable.
         let text = String::from_utf8_lossy(body);
         let mut fields = Fields::default();
         let is_object = each_field(&text, |name, value| fields.top(name, value)).is_some();
@@ -113,7 +115,7 @@ impl Envelope {
         }
     }
 
-    /// Reads the beginning of a body whose rest could not be read, for this reason.
+    /// Reads the beginning of a body whose rest could not be read for the reason `why`.
     pub fn unreadable(beginning: &[u8], content_type: Option<&str>, why: &'static str) -> Self {
         Self {
             says: Says::Unreadable(why),
@@ -127,7 +129,7 @@ fn starts_with(text: &str, prefix: &str) -> bool {
     text.trim_start().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// What was found so far. A field that is there twice counts twice.
+/// The fields found so far. A field that occurs twice counts twice.
 #[derive(Default)]
 struct Fields {
     yes: bool,
@@ -145,7 +147,7 @@ impl Fields {
                 self.no |= said.as_deref() == Some("false");
                 self.yes |= matches!(said.as_deref(), Some("true" | "success"));
             }
-            // Only a text: `"status": 200` is not one of the words.
+            // Only a text counts: `"status": 200` has no meaning here.
             "status" if is_text(value) => {
                 let said = word(value);
                 self.no |= matches!(said.as_deref(), Some("failed" | "error" | "fail"));
@@ -153,7 +155,7 @@ impl Fields {
             }
             "data" if value.get() == "false" => self.no = true,
             "data" => {
-                // Of any type: what is no object has no fields.
+                // `data` may have any type; only an object has fields.
                 let _ = each_field(value.get(), |name, value| self.data(name, value));
             }
             _ => self.is_list |= common(&mut self.of_top, name, value),
@@ -169,7 +171,7 @@ impl Fields {
     }
 }
 
-/// Takes a field that means the same at both levels; returns whether it is a list.
+/// Reads a field that has the same meaning at both levels; returns whether it is a list.
 fn common(reason: &mut Reason, name: &str, value: &RawValue) -> bool {
     match name {
         "code" if is_text(value) || value.get().starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
@@ -185,7 +187,7 @@ fn is_text(value: &RawValue) -> bool {
     value.get().starts_with('"')
 }
 
-/// A text without its quotation marks and without control characters; anything else as it is written.
+/// Returns a text without its quotation marks and control characters, and any other value as it is written.
 fn word(value: &RawValue) -> Option<String> {
     if is_text(value) {
         let text: String = serde_json::from_str(value.get()).ok()?;
@@ -194,8 +196,8 @@ fn word(value: &RawValue) -> Option<String> {
     Some(value.get().chars().take(TEXT_CHARS_MAX).collect())
 }
 
-/// Calls `take` with each of the [`FIELDS`] of an object; the rest is passed over. `None`: the text is no JSON object,
-/// whatever was taken until then.
+/// Calls `take` with each of the [`FIELDS`] of an object, and skips the others. `None`: the text is not a JSON object;
+/// then ignore the fields that were taken.
 fn each_field(text: &str, take: impl FnMut(&str, &RawValue)) -> Option<()> {
     let mut json = serde_json::Deserializer::from_str(text);
     json.deserialize_map(Object(take)).ok()?;
@@ -251,7 +253,7 @@ mod tests {
             (r#"{"status":"error","data":{}}"#, Says::No),
             (r#"{"data":false}"#, Says::No),
             (r#"{"data":{"success":false}}"#, Says::No),
-            // A yes does not count beside a no, in whatever order they come, and however often.
+            // A success does not count next to a failure, in any order and number.
             (r#"{"success":true,"status":"failed"}"#, Says::No),
             (r#"{"status":"failed","success":true}"#, Says::No),
             (r#"{"success":"success","data":false}"#, Says::No),

@@ -1,6 +1,6 @@
-//! Elven: sign a request, send it, classify the answer.
+//! Elven's API: signs a request, sends it, classifies the answer.
 //!
-//! Deciding what to do about a verdict is the caller's; sleeping and writing happen elsewhere.
+//! The caller decides what to do about a class of answer; sleeping and writing happen elsewhere.
 
 mod body;
 pub mod client;

@@ -1,4 +1,4 @@
-//! What an answer means: a pure function of what came back.
+//! Classifies an answer: a pure function of the answer.
 
 use std::time::Duration;
 
@@ -6,52 +6,53 @@ use chrono::TimeDelta;
 
 use super::envelope::{Envelope, Reason, Says};
 
-/// What came back for a request.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// An HTTP response.
     Response {
         /// The HTTP status.
         status: u16,
-        /// What its body says.
+        /// The meaning of its body.
         envelope: Envelope,
-        /// How long it asks to wait (`Retry-After`, RFC 9110).
+        /// How long the API asks to wait (`Retry-After`, RFC 9110).
         retry_after: Option<Duration>,
-        /// How far the API's clock is ahead of the one that the request was signed by (`Date`).
+        /// How far the API's clock (`Date`) is ahead of the clock that signed the request.
         ahead: Option<TimeDelta>,
     },
-    /// The connection could not be made: nothing was sent.
+    /// The connection could not be opened: nothing was sent.
     NotSent(String),
-    /// The connection took long to open: nothing was sent, and it is open for the request that is signed next.
+    /// The connection opened late: nothing was sent. It is kept open for the next signed request.
     OpenedLate,
-    /// Time-out or cut after the request may have been written: nobody knows what happened.
+    /// A time-out or a broken connection after the request may have been written: the outcome is unknown.
     Lost(String),
 }
 
-/// What an answer means; one variant for each thing that somebody does about it.
+/// The class of an answer; one variant for each reaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResponseClass {
-    /// The records are in.
+    /// The records were imported.
     Accepted,
-    /// The content is refused.
+    /// The content was refused.
     Refused(Reason),
     /// The body is too large.
     TooLarge,
-    /// Key, signature, permission or clock; and how far the API's clock is ahead.
+    /// The key, the signature, a permission or the clock is wrong; with how far the API's clock is ahead.
     Unauthorized(Reason, Option<TimeDelta>),
-    /// Wrong URL, or the API changed.
+    /// The URL is wrong, or the API changed.
     UnexpectedApi,
-    /// A proxy or a firewall wrote a page instead of the API's answer.
+    /// A proxy or a firewall answered with a page instead of the API.
     Intercepted,
-    /// Not now, but after some time; not delivered.
+    /// Throttled: not imported; send again later.
     Throttled(Option<Duration>),
-    /// Nothing was sent, or the service took nothing of what was.
+    /// Nothing was sent, or the service processed nothing.
     NotSent(String),
-    /// Whether the records are in is unknown.
+    /// It is unknown whether the records were imported.
     Unknown(String),
 }
 
-/// Judges an answer by the contract's table, which goes by the status first: a proxy may have written any body.
+/// Classifies an answer by the table of the contract. The status decides first, because a proxy may have written any
+/// body.
 pub fn classify(answer: &Answer) -> ResponseClass {
     let (status, envelope, retry_after, ahead) = match answer {
         Answer::Response { status, envelope, retry_after, ahead } => {

@@ -1,32 +1,31 @@
 //! The request signature: base64 of HMAC-SHA256 over `timestamp + METHOD + path`.
 //!
-//! The body is not covered (see the API's page on authentication), so a signature says who asked
-//! and when, not what for. It ages: the API refuses a timestamp more than 30 s (an older page: 5 s)
-//! from its own clock, which is why every attempt is signed anew.
+//! The body is not covered (see the API's page on authentication), so a signature proves who sent a request and when,
+//! not what it contains. It expires: the API refuses a timestamp that differs by more than 30 s (an older page says 5
+//! s) from its own clock. So every attempt is signed again.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-/// Header that carries the API key.
+/// The header with the API key.
 pub const KEY_HEADER: &str = "elven-api-key";
-/// Header that carries the Unix time of the signature, in milliseconds.
+/// The header with the Unix time of the signature, in milliseconds.
 pub const TIMESTAMP_HEADER: &str = "elven-api-timestamp";
-/// Header that carries the signature.
+/// The header with the signature.
 pub const SIGN_HEADER: &str = "elven-api-sign";
 
 /// Signs one request.
 ///
-/// `timestamp_ms` is Unix time in milliseconds, `method` upper case, and `path` begins with `/`,
-/// has no host and includes the query string when there is one.
+/// `timestamp_ms` is Unix time in milliseconds, `method` is upper case, and `path` begins with `/`, has no host and
+/// includes the query string if there is one.
 pub fn sign(secret: &SecretString, timestamp_ms: i64, method: &str, path: &str) -> String {
     let mac = mac(secret, timestamp_ms, method, path);
     STANDARD.encode(mac.finalize().into_bytes())
 }
 
-/// Says whether `signature` is the one [`sign`] would give, in time that does not depend on how
-/// much of it is right.
+/// Returns whether `signature` is the result of [`sign`], in time that does not depend on how much of it matches.
 pub fn verify(secret: &SecretString, timestamp_ms: i64, method: &str, path: &str, signature: &str) -> bool {
     STANDARD
         .decode(signature)
@@ -46,7 +45,7 @@ fn mac(secret: &SecretString, timestamp_ms: i64, method: &str, path: &str) -> Hm
 mod tests {
     use super::*;
 
-    /// The vector that the vendor publishes.
+    /// The test vector that the vendor publishes.
     #[test]
     fn published_vector() {
         let secret = SecretString::from("BjGiqCWfHGCrl065dlEBWFO5vLj7Hqie");

@@ -1,26 +1,26 @@
-//! What was accepted lately: to find a record by which a credential can be proven good.
+//! Batches that were accepted recently: with one of their records a credential can be verified.
 
 use super::{Journal, JournalError};
 use crate::batch::unpack_ids;
 use crate::watermark::LedgerId;
 
-/// So many batches are looked at.
+/// The maximum number of batches that are read.
 const BATCHES_MAX: i64 = 10;
 
-/// A batch that was accepted.
+/// An accepted batch.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The transaction of its last row.
+    /// The `change_xid` of its last row.
     pub last_xid: u64,
-    /// Its rows, in the order of the pass. Some may have been superseded.
+    /// The ids of its rows, in the order of the pass. Some of them may have been superseded.
     pub ids: Vec<LedgerId>,
-    /// Those that it set aside.
+    /// The ids of the rows that it set aside.
     pub set_aside: Vec<LedgerId>,
 }
 
 impl Journal {
-    /// The batches of an entity that were accepted last in this time zone, the newest first. Without those of backfills,
-    /// which do not record the versions of their rows.
+    /// Returns the latest accepted batches of an entity in this time zone, the newest first. Batches of backfills are
+    /// left out, because they do not record the versions of their rows.
     pub async fn accepted_lately(
         &self,
         entity_id: &str,

@@ -1,20 +1,20 @@
-//! What people did: one row of `sync_actions` in the transaction that does it.
+//! Actions of people: one row of `sync_actions` in the transaction of the action.
 
 use serde_json::Value;
 
 use super::Journal;
 use crate::database::Transaction;
 
-/// Something that a person did to an entity.
+/// An action of a person on an entity.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Action<'a> {
-    /// What, as in `sync_actions.action`.
+    /// The action, as in `sync_actions.action`.
     pub what: &'a str,
     /// The entity.
     pub entity_id: &'a str,
-    /// Why, if that was said.
+    /// The reason, if one was given.
     pub reason: Option<&'a str>,
-    /// What was changed.
+    /// The changes.
     pub details: &'a Value,
 }
 

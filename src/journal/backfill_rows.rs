@@ -1,4 +1,4 @@
-//! Rows of `sync_backfills`, for the person who looks at them or cancels one.
+//! Rows of `sync_backfills`, to show and to cancel backfills.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -7,34 +7,34 @@ use strum::AsRefStr;
 use super::JournalError;
 use crate::database::{Database, Transaction};
 
-/// What a backfill is to upload, as it was asked for.
+/// The request for a backfill.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Asked {
-    /// First day or instant.
+    /// The first day or instant.
     pub from: String,
-    /// The day or instant behind the last one.
+    /// The end of the range, not included.
     pub to: String,
-    /// Only these entities, sorted; none named means all that are not paused.
+    /// Only these entities, sorted; empty: all that are not paused.
     pub entities: Vec<String>,
-    /// Only these accounts, sorted.
+    /// Only these accounts, sorted; empty: all.
     pub accounts: Vec<String>,
-    /// Only these currencies, sorted.
+    /// Only these currencies, sorted; empty: all.
     pub currencies: Vec<String>,
 }
 
-/// `sync_backfills.status` of one that ended.
+/// `sync_backfills.status` of a backfill that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum BackfillStatus {
-    /// All done.
+    /// The whole range was processed.
     Succeeded,
     /// Rows were set aside, or an entity failed.
     Incomplete,
-    /// Every entity failed, or nothing could be done.
+    /// Every entity failed, or no work was possible.
     Failed,
     /// Stopped by a signal.
     Interrupted,
-    /// By a person.
+    /// Cancelled by a person.
     Cancelled,
 }
 
@@ -43,9 +43,9 @@ pub enum BackfillStatus {
 pub struct Backfill {
     /// Its number.
     pub backfill_id: i64,
-    /// First day or instant, as it was asked for.
+    /// The first day or instant, as requested.
     pub range_from: String,
-    /// The day or instant behind the last one.
+    /// The end of the range, not included.
     pub range_to: String,
     /// Only these entities.
     pub entities: Option<Vec<String>>,
@@ -53,32 +53,32 @@ pub struct Backfill {
     pub accounts: Option<Vec<String>>,
     /// Only these currencies.
     pub currencies: Option<Vec<String>>,
-    /// As in the table.
+    /// The status, as in the table.
     pub status: String,
-    /// Rows in the range when it was asked for.
+    /// The number of rows in the range when it was requested.
     pub rows_total: i64,
-    /// Ledger rows dealt with.
+    /// Ledger rows that were processed.
     pub rows_read: i64,
     /// Records that the API accepted.
     pub rows_uploaded: i64,
     /// Rows set aside.
     pub rows_rejected: i64,
-    /// Rows not sent because a newer one was, or is to be.
+    /// Rows that were superseded.
     pub rows_superseded: i64,
-    /// When it was asked for.
+    /// When it was requested.
     pub started_at: DateTime<Utc>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
     /// What went wrong.
     pub error: Option<String>,
-    /// The run that works on it, or did so last.
+    /// The newest run that worked on it.
     pub run_id: Option<i64>,
-    /// Entities whose range is not through.
+    /// The number of entities whose range is not finished.
     pub entities_left: i64,
 }
 
 impl Backfill {
-    /// What it is to upload.
+    /// Returns the request.
     pub fn asked(&self) -> Asked {
         let some = |of: &Option<Vec<String>>| of.clone().unwrap_or_default();
         Asked {
@@ -90,12 +90,12 @@ impl Backfill {
         }
     }
 
-    /// Backfills, the newest first.
+    /// Returns all backfills, the newest first.
     pub async fn list(database: &Database) -> Result<Vec<Self>, JournalError> {
         Ok(Self::some(database, None).await?)
     }
 
-    /// The one with a number.
+    /// Returns the backfill with a number.
     pub async fn find(database: &Database, backfill_id: i64) -> Result<Option<Self>, JournalError> {
         Ok(Self::some(database, Some(backfill_id)).await?.pop())
     }
@@ -114,21 +114,21 @@ impl Backfill {
     }
 }
 
-/// What became of a request to cancel a backfill.
+/// The result of a request to cancel a backfill.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cancelled {
-    /// It is cancelled, and nobody works on it.
+    /// It is cancelled, and no run works on it.
     Done,
-    /// It is cancelled; the run that works on it stops after what is in flight.
+    /// It is cancelled; the run that works on it stops after the requests in flight.
     Stopping(i64),
-    /// It had ended already; the status as in the table.
+    /// It had already ended, with this status.
     Ended(String),
     /// There is no such backfill.
     Missing,
 }
 
 impl Backfill {
-    /// Cancels a backfill: what is in flight is finished by whoever works on it.
+    /// Cancels a backfill. A run that works on it finishes the requests in flight.
     pub async fn cancel(database: &Database, backfill_id: i64) -> Result<Cancelled, JournalError> {
         let cancel = || async {
             let mut transaction = database.begin().await?;
@@ -169,8 +169,8 @@ impl Backfill {
     }
 }
 
-/// Says of the batches of a cancelled backfill whose turn has not come that it does not come, and of those that a dead
-/// worker has left that nobody knows whether they arrived.
+/// Closes the open batches of a cancelled backfill: a batch that was never sent becomes `rejected`, and a batch that a
+/// dead worker left in flight becomes `unknown`.
 pub(super) async fn close_cancelled(database: &Database, backfill_id: i64) -> Result<(), sqlx::Error> {
     let closed = database.execute(|| {
         sqlx::query!(
@@ -184,7 +184,7 @@ pub(super) async fn close_cancelled(database: &Database, backfill_id: i64) -> Re
     closed.await.map(drop)
 }
 
-/// The run that works on a backfill, while it gives signs of life: run, worker, until when.
+/// Returns the run that works on a backfill and renews its heartbeat: run, worker, end of the heartbeat.
 pub(super) async fn alive_run(
     transaction: &mut Transaction,
     backfill_id: i64,

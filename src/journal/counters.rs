@@ -1,4 +1,4 @@
-//! What a run did, in numbers.
+//! The counters of a run.
 
 use strum::AsRefStr;
 
@@ -9,34 +9,34 @@ use crate::batch::Batch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum RunStatus {
-    /// All done.
+    /// Everything was processed.
     Succeeded,
-    /// Done, but a person should look.
+    /// It ended, but a person has to act.
     Incomplete,
-    /// Could not work.
+    /// It could not work.
     Failed,
-    /// Stopped by a signal after finishing what was in flight.
+    /// It was stopped by a signal, and finished the requests in flight.
     Interrupted,
 }
 
-/// What a run did, as its row says.
+/// The counters of a run, as in its row.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Counters {
-    /// Ledger rows dealt with.
+    /// Ledger rows that were processed.
     pub rows_read: i64,
     /// Records that the API accepted.
     pub rows_uploaded: i64,
     /// Rows set aside.
     pub rows_rejected: i64,
-    /// Rows not sent because a newer one was.
+    /// Rows that were superseded.
     pub rows_superseded: i64,
     /// Uploads sent.
     pub requests: i64,
-    /// Uploads that repeated an earlier one.
+    /// Uploads that retried an earlier one.
     pub retries: i64,
     /// Bytes of bodies sent.
     pub bytes_sent: i64,
-    /// Records accepted whose amount a reader that takes numbers for doubles would round.
+    /// Accepted records whose amount would be rounded by a reader that parses numbers as doubles.
     pub rows_beyond_double: i64,
 }
 
@@ -62,7 +62,7 @@ impl std::ops::AddAssign<&Counters> for Counters {
     }
 }
 
-/// What became of the rows of a batch that is done. `of`: `None` when it is not.
+/// The outcome of the rows of a processed batch. `of`: `None` while the batch is not processed.
 #[derive(Clone, Copy)]
 pub(super) struct Done<'a> {
     pub uploaded: usize,
@@ -71,7 +71,7 @@ pub(super) struct Done<'a> {
 }
 
 impl Counters {
-    /// An answer to a batch, and what became of its rows.
+    /// Returns the counters of one answer to a batch, and of the outcome of its rows.
     pub(super) fn of(batch: &Batch, settlement: AttemptResult, done: Done<'_>) -> Self {
         let large = |number: usize| i64::from(count(number));
         Self {
@@ -87,7 +87,7 @@ impl Counters {
     }
 }
 
-/// A batch has at most 1000 records of bounded columns; a count of it fits into an integer.
+/// Converts a count. A batch has at most 1000 records of bounded size, so its counts fit into an `i32`.
 pub(super) fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }

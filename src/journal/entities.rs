@@ -1,4 +1,4 @@
-//! Who is synced, and how they are.
+//! Entities and their health.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -11,13 +11,13 @@ use crate::text::{quoted, quoted_argument};
 /// A registered entity.
 #[derive(Clone, Debug, Serialize)]
 pub struct Entity {
-    /// As spelled in the ledger.
+    /// Its id, spelled as in the ledger.
     pub entity_id: String,
-    /// IANA zone; checked when it is used.
+    /// Its IANA time zone; checked when it is used.
     pub timezone: String,
     /// Name of its credential in the configuration.
     pub credential: String,
-    /// Left alone by runs.
+    /// Left out by runs and backfills.
     pub paused: bool,
 }
 
@@ -30,20 +30,20 @@ pub struct Health {
     pub timezone: String,
     /// `paused`, `failing`, `incomplete`, `behind` or `ok`.
     pub status: String,
-    /// Rows that wait. `None`: the database cannot count them.
+    /// The number of pending rows. `None`: the database cannot count them.
     pub pending_rows: Option<i64>,
-    /// The oldest instant among them.
+    /// The oldest `captured_at` among them.
     pub oldest_pending_at: Option<DateTime<Utc>>,
     /// When it was last brought up to date.
     pub last_success_at: Option<DateTime<Utc>>,
     /// Why the last attempt failed.
     pub last_error: Option<String>,
-    /// Unresolved errors.
+    /// The number of open errors.
     pub open_errors: i64,
 }
 
 impl Entity {
-    /// Registers an entity. `false` when it was registered before, and then nothing changed.
+    /// Registers an entity. Returns `false`, and changes nothing, if it was already registered.
     pub async fn add(database: &Database, entity: &Entity) -> Result<bool, JournalError> {
         let add = || async {
             let mut transaction = database.begin().await?;
@@ -68,7 +68,7 @@ impl Entity {
         Ok(done.rows_affected() == 1)
     }
 
-    /// All registered entities, by id.
+    /// Returns all registered entities, ordered by id.
     pub async fn list(database: &Database) -> Result<Vec<Entity>, JournalError> {
         Ok(database
             .retry(|| {
@@ -80,7 +80,7 @@ impl Entity {
             .await?)
     }
 
-    /// Pauses or resumes an entity. `false` when it is not registered.
+    /// Pauses or resumes an entity. Returns `false` if it is not registered.
     pub async fn set_paused(
         database: &Database,
         entity_id: &str,
@@ -100,12 +100,12 @@ impl Entity {
 }
 
 impl Health {
-    /// A person has to look: the last attempt failed, or rows are set aside.
+    /// Returns whether a person has to act: the last attempt failed, or rows are set aside.
     pub fn needs_a_person(&self) -> bool {
         matches!(self.status.as_str(), "failing" | "incomplete")
     }
 
-    /// The view `sync_health`.
+    /// Returns the rows of the view `sync_health`.
     pub async fn list(database: &Database) -> Result<Vec<Health>, JournalError> {
         Ok(database
             .retry(|| {
@@ -122,7 +122,7 @@ impl Health {
     }
 }
 
-/// Says that an entity is not registered, with close names.
+/// Returns the message for an entity that is not registered, with a similar name if there is one.
 pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
     let mut near: Vec<(usize, &str)> =
         known.iter().map(|known| (strsim::damerau_levenshtein(known, entity_id), *known)).collect();
@@ -130,13 +130,12 @@ pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
     match near.first().filter(|(distance, _)| *distance <= 3) {
         Some((_, close)) => format!("entity `{entity_id}` is not registered; did you mean `{close}`?"),
         None => format!(
-            "entity `{entity_id}` is not registered; hint: `elven-sync entity list` shows those that are, \
-             `elven-sync entity add` registers one"
+            "entity `{entity_id}` is not registered; hint: `elven-sync entity list` shows the registered entities"
         ),
     }
 }
 
-/// What to do about rows of an entity that is not registered: the command that registers it.
+/// Returns the hint for rows of an entity that is not registered: the command that registers it.
 pub fn registering(entity_id: &str) -> String {
     if entity_id.trim().is_empty() {
         return "fill the entity_id of these rows".to_owned();

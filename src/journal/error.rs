@@ -1,46 +1,46 @@
-//! Why the journal could not be read or written.
+//! Errors of the journal.
 
 use std::sync::Arc;
 
 use crate::database::Transient;
 
-/// The journal could not be read or written.
+/// An error of the journal.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The lease went to another worker, or ran out: this worker may move nothing.
-    #[error("the lease of the entity was lost to another worker, or ran out")]
+    /// The lease was taken over or has expired, so this worker may write nothing.
+    #[error("the lease of the entity was taken over by another worker, or expired")]
     LeaseLost,
-    /// All of a pass was read, and yet a batch of it has no answer: it is not closed over that.
+    /// The pass was read to its end, but a batch of it has no recorded answer, so it is not closed.
     #[error(
-        "pass {0} has a batch without an answer behind its cursor, so it cannot be closed; hint: `elven-sync run` \
-         sends it again"
+        "pass {0} has a batch without a recorded answer, so it cannot be closed; hint: `elven-sync run` sends it again"
     )]
     Unfinished(i64),
-    /// All of a range was read, and yet a batch of it has no answer: it is not finished over that.
+    /// The range was read to its end, but a batch of it has no recorded answer, so it is not finished.
     #[error(
-        "backfill {0} has a batch without an answer behind its cursor, so it is not finished; hint: look at \
-         elven_sync.sync_batches; `elven-sync backfill --resume {0}` sends it again"
+        "backfill {0} has a batch without a recorded answer, so it is not finished; hint: \
+         `elven-sync backfill --resume {0}` sends it again"
     )]
     UnfinishedRange(i64),
-    /// The run's row is not there, or is another worker's: nothing can be said of the run.
-    #[error("the row of the run is gone; was the database restored, or failed over?")]
+    /// The row of the run is missing or belongs to another worker, so its result cannot be recorded.
+    #[error("the row of the run is missing; the database may have been restored or failed over")]
     RunLost,
-    /// The server only replays what another one writes.
+    /// The server is a standby.
     #[error(
-        "DATABASE_URL leads to a standby, which cannot be written; hint: name the primary there, and a standby to read pages          from in ELVEN_SYNC_LEDGER_URL"
+        "DATABASE_URL leads to a standby, which is read-only; hint: set it to the primary, and ELVEN_SYNC_LEDGER_URL to a \
+         standby for reading"
     )]
     Standby,
-    /// The sync schema is missing or older or newer than this program.
+    /// The sync schema is missing, or older or newer than this program.
     #[error("{0}")]
     Schema(String),
-    /// Something that belongs before it could not be recorded.
+    /// An earlier write could not be recorded.
     #[error(transparent)]
     Stopped(Arc<JournalError>),
-    /// PostgreSQL refused or went away.
-    #[error("the sync tables could not be used")]
+    /// PostgreSQL refused a statement, or the connection was lost.
+    #[error("a statement about the sync tables failed")]
     Database(#[from] sqlx::Error),
     /// A migration failed.
-    #[error("the schema could not be brought up to date")]
+    #[error("the migration of the schema failed")]
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 

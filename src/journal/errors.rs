@@ -1,4 +1,4 @@
-//! Problems that need a person, and rows that were set aside.
+//! Recorded errors: problems that need a person, and rows that were set aside.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -9,17 +9,17 @@ use super::{Journal, JournalError, Kind, Problem, registering};
 use crate::database::Database;
 
 impl Journal {
-    /// Records that rows wait for each of these entities to be registered.
+    /// Records for each of these entities that its rows are pending because it is not registered.
     pub async fn note_unregistered(&self, run_id: i64, entity_ids: &[String]) -> Result<(), JournalError> {
         let note_unregistered = || async {
             let mut transaction = self.database.begin().await?;
             for entity_id in entity_ids {
                 let message = if entity_id.trim().is_empty() {
-                    "the ledger has rows that name no entity; they wait; hint: fill their entity_id"
+                    "the ledger has rows without an entity, which stay pending; hint: fill their entity_id"
                         .to_owned()
                 } else {
                     format!(
-                        "the ledger has rows of entity `{entity_id}`, which is not registered; they wait; hint: {}",
+                        "the ledger has rows of entity `{entity_id}`, which is not registered; they stay pending; hint: {}",
                         registering(entity_id)
                     )
                 };
@@ -38,51 +38,51 @@ impl Journal {
 pub struct RecordedError {
     /// Its number.
     pub error_id: i64,
-    /// The kind, as in the table.
+    /// Its kind, as in the table.
     pub kind: String,
     /// The entity.
     pub entity_id: String,
     /// The ledger row, if it concerns one.
     pub ledger_id: Option<String>,
-    /// What happened and what to do.
+    /// What happened, and a hint.
     pub message: String,
-    /// Status of the answer.
+    /// HTTP status of the answer.
     pub http_status: Option<i32>,
-    /// Code in the answer.
+    /// Error code in the answer.
     pub api_code: Option<String>,
     /// The row as it would have been sent, as JSON.
     pub record: Option<String>,
-    /// How often it was seen.
+    /// How often it occurred.
     pub occurrences: i32,
-    /// When it was seen first.
+    /// When it occurred first.
     pub first_seen_at: DateTime<Utc>,
-    /// When it was seen last.
+    /// When it occurred last.
     pub last_seen_at: DateTime<Utc>,
     /// When it was resolved; `None`: open.
     pub resolved_at: Option<DateTime<Utc>>,
     /// What resolved it.
     pub resolution: Option<String>,
-    /// The run that saw it last.
+    /// The newest run in which it occurred.
     pub run_id: Option<i64>,
-    /// The batch it came up in last.
+    /// The newest batch in which it occurred.
     pub batch_id: Option<i64>,
 }
 
-/// Which errors are asked for; nothing said means all.
+/// A filter for errors; empty lists mean all.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// These alone.
+    /// Only errors with these numbers.
     pub ids: Vec<i64>,
-    /// Of these entities.
+    /// Only errors of these entities.
     pub entities: Vec<String>,
-    /// Of these kinds.
+    /// Only errors of these kinds.
     pub kinds: Vec<String>,
-    /// Those that are resolved, too.
+    /// Include resolved errors.
     pub resolved: bool,
 }
 
 impl RecordedError {
-    /// Errors, the newest first.
+    /// Returns the errors that match, the newest first.
     pub async fn list(database: &Database, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
         Ok(database.retry(|| sqlx::query_as!(
             RecordedError,
@@ -101,7 +101,7 @@ impl RecordedError {
         ).fetch_all(database)).await?)
     }
 
-    /// Resolves an open error by a person's word. `false` when there is no open one of that number.
+    /// Closes an open error by hand. Returns `false` if there is no open error with this number.
     pub async fn resolve(database: &Database, error_id: i64, reason: &str) -> Result<bool, JournalError> {
         let resolve = || async {
             let mut transaction = database.begin().await?;

@@ -1,10 +1,10 @@
-//! The fence behind attempts whose answer was lost.
+//! The fence after attempts whose answer was lost.
 //!
-//! The network may deliver such an attempt late, for as long as the API takes its signature. Until the signature is too
-//! old, only the same rows are sent for its keys: a newer row would else be followed by the older one.
+//! The network may deliver such an attempt late, as long as the API accepts its signature. Until the signature is too
+//! old, only the same rows are sent for its keys. Otherwise a newer row could be overwritten by the late, older one.
 //!
-//! A lease knows the keys of its own lost attempts. What it leaves behind is `sync_state.fence_until`, which is for the
-//! whole lane, since the keys are not kept in the database.
+//! A lease knows the keys of its own lost attempts. When it is released, it leaves `sync_state.fence_until`, which
+//! applies to the whole lane, because the keys are not stored in the database.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -16,50 +16,50 @@ use foldhash::fast::FixedState;
 use crate::batch::Batch;
 use crate::ledger::Row;
 
-/// How much longer than a signature is good for an attempt is taken to be able to arrive: clocks differ by less.
+/// How much longer than its signature is valid an attempt may still arrive: clocks differ by less than this.
 pub(crate) const MARGIN: Duration = Duration::from_secs(3);
 
-/// What may still arrive of a lane. Clones are the same fence.
+/// The attempts of a lane that may still arrive. Clones share one fence.
 #[derive(Clone, Debug)]
 pub struct Fence(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    /// How long an attempt may arrive after it was signed.
+    /// How long an attempt may still arrive after it was signed.
     length: Duration,
-    /// Until then an attempt of an earlier lease may arrive, of which neither batch nor keys are known.
+    /// Until then an attempt of an earlier lease may arrive; neither its batch nor its keys are known.
     lane_until: Option<Instant>,
     lost: Mutex<Lost>,
 }
 
-/// Attempts of this lease whose answer was lost.
+/// The attempts of this lease whose answer was lost.
 #[derive(Debug, Default)]
 struct Lost {
-    /// The last of them may arrive until then.
+    /// Until when the last of them may arrive.
     until: Option<Instant>,
-    /// By the hash of the key: the row that was sent for it, as a hash, and until when it may arrive.
+    /// By the hash of the key: the hash of the row that was sent, and until when it may arrive.
     rows: HashMap<u64, (u64, Instant), FixedState>,
 }
 
 impl Fence {
-    /// Of a lane that is fenced for so long by what earlier leases have sent.
+    /// Returns the fence of a lane; `lane`: how long attempts of earlier leases may still arrive.
     pub(super) fn new(signature_window: Duration, lane: Option<Duration>) -> Self {
         let lane_until = lane.map(|lane| Instant::now() + lane);
         Self(Arc::new(Inner { length: signature_window + MARGIN, lane_until, lost: Mutex::default() }))
     }
 
     fn lost_ones(&self) -> MutexGuard<'_, Lost> {
-        // Each change leaves a longer fence or the same: there is no half of one to fear.
+        // Each change leaves the fence as long or longer, so a panic in between leaves no invalid state.
         self.0.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the answer to an attempt was lost. `sent_at`: when it was signed or later. `ahead`: how far the clock
-    /// that it was signed by is ahead of the API's, which takes the signature for so much longer.
+    /// Records that the answer to an attempt was lost. `sent_at`: when it was signed, or later. `ahead`: how far the
+    /// signing clock is ahead of the API's clock; the API accepts the signature for that much longer.
     pub fn note_lost(&self, batch: &Batch, sent_at: Instant, ahead: Duration) {
         self.close_for(batch, sent_at + self.0.length + ahead);
     }
 
-    /// Notes that a batch of an earlier lease, whose attempt may still arrive, is sent again.
+    /// Records that a batch of an earlier lease, whose attempt may still arrive, is sent again.
     pub fn note_inherited(&self, batch: &Batch) {
         if let Some(lane_until) = self.0.lane_until {
             self.close_for(batch, lane_until);
@@ -73,21 +73,21 @@ impl Fence {
         for (key, row) in batch.keyed_rows() {
             let row = hash_of(row);
             let (of, ends) = lost.rows.entry(key).or_insert((row, until));
-            // Another row cannot be sent for the key before the fence of this one ends.
+            // No other row is sent for the key before the fence of this row ends.
             (*of, *ends) = (row, until.max(*ends));
         }
         lost.until = lost.until.max(Some(until));
     }
 
-    /// For how long an attempt of an earlier lease may arrive: then only its batch may be sent.
+    /// Returns how long an attempt of an earlier lease may still arrive. Until then only its batch may be sent.
     pub fn of_lane(&self) -> Option<Duration> {
         self.0.lane_until.and_then(left)
     }
 
-    /// For how long an attempt of this lease may arrive that had another row for a key of this batch.
+    /// Returns how long an attempt of this lease may still arrive that sent another row for a key of this batch.
     pub fn of_keys(&self, batch: &Batch) -> Option<Duration> {
         let lost = self.lost_ones();
-        // Nothing was lost, or long ago: nothing is compared.
+        // Without a recent loss there is nothing to compare.
         lost.until.and_then(left)?;
         let fenced = batch.keyed_rows().filter_map(|(key, row)| {
             lost.rows.get(&key).filter(|(sent, _)| *sent != hash_of(row)).map(|(_, until)| *until)
@@ -95,7 +95,7 @@ impl Fence {
         fenced.max().and_then(left)
     }
 
-    /// For how long this batch, which was never sent, has to wait.
+    /// Returns how long this batch, which was never sent, has to wait.
     pub fn of_new(&self, batch: &Batch) -> Option<Duration> {
         if batch.records.is_empty() {
             return None;
@@ -103,18 +103,19 @@ impl Fence {
         self.of_lane().max(self.of_keys(batch))
     }
 
-    /// For how many seconds an attempt of this lease may still arrive: what the lease leaves behind.
+    /// Returns how many seconds an attempt of this lease may still arrive; this is recorded when the lease is
+    /// released.
     pub(super) fn seconds_left(&self) -> Option<f64> {
         self.lost_ones().until.and_then(left).map(|left| left.as_secs_f64())
     }
 }
 
-/// What is left until then. `None`: nothing.
+/// Returns the time left until an instant. `None`: it has passed.
 fn left(until: Instant) -> Option<Duration> {
     Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
 }
 
-/// The version of a row.
+/// Returns a hash of a row version.
 fn hash_of(row: &Row) -> u64 {
     FixedState::with_seed(0).hash_one((row.xid, &row.id))
 }
@@ -128,6 +129,6 @@ mod tests {
         assert_eq!(Fence::new(Duration::ZERO, Some(Duration::ZERO)).of_lane(), None);
         let fence = Fence::new(Duration::ZERO, Some(Duration::from_secs(5)));
         assert!(fence.of_lane().is_some_and(|left| left > Duration::from_secs(4)));
-        assert_eq!(fence.seconds_left(), None, "what others have left is not left once more");
+        assert_eq!(fence.seconds_left(), None, "the fence of earlier leases is not recorded again");
     }
 }

@@ -1,4 +1,4 @@
-//! The state of an entity: its watermark, the pass that is open, and what these are bound to.
+//! The state of an entity: its watermark, its open pass, and the cluster and ledger that they belong to.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use super::JournalError;
 use crate::ledger::Progress;
 use crate::watermark::{Cursor, Snapshot, Xid};
 
-/// How a ledger was read, as the JSON of `sync_state.mapping`. Two texts of the same JSON are equal.
+/// The mapping of a ledger, as the JSON of `sync_state.mapping`. Two texts of the same JSON are equal.
 #[derive(Clone, Debug)]
 pub struct RecordedMapping(Arc<str>);
 
@@ -40,23 +40,24 @@ pub struct Lane {
     pub settled: Option<Snapshot>,
     /// The open pass and its target.
     pub open: Option<(i64, Snapshot)>,
-    /// Where the open pass is.
+    /// The cursor of the open pass.
     pub cursor: Option<Cursor>,
-    /// The cluster that the watermark speaks of.
+    /// The cluster that the watermark belongs to.
     pub system_identifier: Option<i64>,
-    /// The table that it speaks of.
+    /// The table that the watermark belongs to.
     pub ledger_table: Option<String>,
-    /// How the ledger was read. `None`: that was not recorded yet.
+    /// The mapping when the watermark was last moved. `None`: not recorded yet.
     pub mapping: Option<RecordedMapping>,
     /// Whether this cluster wrote the newest change of the watermark.
     pub seal: SealState,
-    /// How long the API has asked not to be called.
+    /// How long the API asked not to be called.
     pub not_before: Option<Duration>,
-    /// It has rows set aside, whose errors an upload may resolve. Of use under the lease alone, so asked for with it.
+    /// It has rows that are set aside, whose errors an upload may resolve. Needed only under the lease, so it is read
+    /// only with the lease.
     pub has_rows_set_aside: bool,
 }
 
-/// A row of `sync_state` as it comes.
+/// A row of `sync_state` as it is read.
 pub(super) struct StateRow {
     pub(super) entity_id: String,
     pub(super) lease_epoch: i64,
@@ -72,7 +73,7 @@ pub(super) struct StateRow {
     pub(super) not_before_s: Option<f64>,
     pub(super) fence_s: Option<f64>,
     pub(super) has_rows_set_aside: bool,
-    /// The pass was opened just now.
+    /// The pass was opened by this statement.
     pub(super) is_opened: bool,
 }
 
@@ -99,14 +100,14 @@ impl StateRow {
 }
 
 impl Lane {
-    /// Says whether the watermark is where another look has seen it, and bound to the same.
+    /// Returns whether the watermark, its pass and what it belongs to are the same as in an earlier read.
     pub fn is_where(&self, seen: &Lane) -> bool {
         (&self.settled, &self.open, &self.cursor) == (&seen.settled, &seen.open, &seen.cursor)
             && (self.system_identifier, &self.ledger_table, &self.mapping, self.seal)
                 == (seen.system_identifier, &seen.ledger_table, &seen.mapping, seen.seal)
     }
 
-    /// Says whether the watermark or the open pass is past all rows of a transaction.
+    /// Returns whether the watermark or the open pass is past all rows of a transaction.
     pub fn is_past(&self, xid: Xid) -> bool {
         let by_pass = || {
             let (_, target) = self.open.as_ref()?;
@@ -116,7 +117,7 @@ impl Lane {
         self.settled.as_ref().is_some_and(|settled| settled.contains(xid)) || by_pass().unwrap_or(false)
     }
 
-    /// How far the entity is, for the ledger.
+    /// Returns the progress of the entity, for the ledger.
     pub fn progress(&self, entity_id: &str) -> Progress {
         Progress {
             entity_id: entity_id.to_owned(),
@@ -127,18 +128,18 @@ impl Lane {
     }
 }
 
-/// What `elven_sync.seals` says of the newest change of an entity's watermark.
+/// The result of `elven_sync.seals` for the newest change of an entity's watermark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SealState {
-    /// This cluster wrote it, or one that this was upgraded from, or it is too old to tell; or there is none and no
-    /// watermark either.
+    /// This cluster wrote it, or the cluster from which this one was upgraded; or it is too old to tell; or there is
+    /// neither a change nor a watermark.
     #[default]
     Whole,
-    /// It was written again, as copying does, or altered.
+    /// It was copied, as a restored dump is, or altered.
     Broken,
-    /// `sync_state` is not where it says.
+    /// `sync_state` does not match it.
     Elsewhere,
-    /// There is a watermark, and no change of it.
+    /// There is a watermark, but no change of it.
     Missing,
 }
 

@@ -1,24 +1,25 @@
-//! The right of one worker to work on one entity.
+//! The lease: the right of one worker to work on one entity.
 
 use super::Fence;
 
 /// A lease on an entity. Every write of the lane names it.
 ///
-/// By its owner as well: after a failover that loses the tail, epochs are given out again.
+/// Writes also name its owner: after a failover that loses the newest writes, epochs are assigned again.
 #[derive(Clone, Debug)]
 pub struct Lease {
     /// The entity.
     pub entity_id: String,
     /// The worker.
     pub owner: String,
-    /// Which of the leases given out on it.
+    /// The number of the lease on this entity.
     pub epoch: i64,
-    /// What was sent and may still arrive, which is written down when the lease is given back.
+    /// The attempts that may still arrive; recorded when the lease is released.
     pub fence: Fence,
 }
 
 impl Lease {
-    /// The lease with the fence of the one before it, if nobody had one in between: then the keys are known.
+    /// Returns the lease with the fence of the previous lease, if no other worker had one in between: then the keys
+    /// are known.
     #[must_use]
     pub fn after(self, before: Option<Lease>) -> Self {
         match before {
@@ -42,7 +43,7 @@ mod tests {
         Lease { entity_id: "acme".to_owned(), owner: owner.to_owned(), epoch, fence }
     }
 
-    /// Whoever had the lease in between may have sent something of which the keys are not known.
+    /// A worker that had the lease in between may have sent batches with unknown keys.
     #[test]
     fn a_lease_knows_the_keys_of_the_one_right_before_it_alone() {
         let before = lease("one", 4);

@@ -1,4 +1,4 @@
-//! Leases: who may work on an entity, and who waits for it.
+//! Leases: taking, checking, requesting and releasing them.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,16 @@ use super::lease_check::{commit_if_held, hold};
 use super::{Fence, Journal, JournalError, Lane, Lease, NewPass};
 use crate::watermark::Snapshot;
 
-/// What trying to lease an entity gave.
+/// The result of an attempt to lease an entity.
 #[derive(Debug)]
 pub enum Take {
-    /// It is ours, in this state.
+    /// The lease was taken; the state of the entity.
     Taken(Lease, Box<Lane>),
-    /// Another worker has it. Two looks at a lease that differ in `seen` show that it is alive.
+    /// Another worker has it. If `seen` changes between two attempts, that worker is alive.
     Held {
-        /// The lease as it stood.
+        /// The state of the lease as text.
         seen: String,
-        /// For what it was taken.
+        /// Who has the lease.
         holder: Holder,
     },
 }
@@ -26,42 +26,42 @@ pub enum Take {
 /// Who has a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// It is being given back or taken just now, or its row is locked.
+    /// No worker: it is just being released or taken, or its row is locked.
     Nobody,
-    /// A run, a retry, or a person's command.
+    /// A run, a retry, or a command of a person.
     Run,
-    /// A backfill, which makes room for the others.
+    /// A backfill, which yields to other holders.
     Backfill,
 }
 
-/// For what an entity is leased.
+/// The purpose of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// For what is new, for errors again, or by a person.
+    /// For new rows, a retry, or a command of a person.
     Run,
-    /// For a slice of a backfill: not while anybody else waits for it.
+    /// For a slice of a backfill; not taken while another worker waits for the entity.
     Backfill,
 }
 
-/// A pass that was opened with a lease, and its target.
+/// A pass that was opened together with a lease, and its target.
 type Opened = (i64, Snapshot);
 
-/// How long an entity that somebody waits for is left to him by backfills. He looks several times a second.
+/// How long backfills leave an entity to a worker that waits for it. The worker tries several times a second.
 const WANTED_FOR: Duration = Duration::from_secs(2);
 
-/// How long a lease lasts, as this machine knows it.
+/// The remaining time of a lease, measured on this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Lasts {
-    /// Before the database was asked.
+    /// The time before the query, by the monotonic clock.
     begun: Instant,
-    /// The same by the clock of this machine, which goes on while the machine is suspended.
+    /// The same by the wall clock, which also advances while the machine is suspended.
     at: DateTime<Utc>,
-    /// How long the lease lasted when the database answered.
+    /// The remaining time of the lease in the answer of the database.
     left: Duration,
 }
 
 impl Lasts {
-    /// Says whether the lease has certainly not run out yet.
+    /// Returns whether the lease has certainly not expired yet.
     pub fn is_sure(&self) -> bool {
         let elapsed = (Utc::now() - self.at).abs().to_std().unwrap_or(Duration::MAX);
         self.begun.elapsed().max(elapsed) < self.left
@@ -71,18 +71,19 @@ impl Lasts {
 impl Journal {
     /// Leases an entity, unless another worker has it.
     ///
-    /// A lease that ran out is taken over once the API refuses whatever its holder may still send: after
-    /// the window in which a signature is good.
+    /// An expired lease is taken over only after the API refuses everything that its holder may still send: after the
+    /// time for which a signature is valid.
     pub async fn take(&self, entity_id: &str) -> Result<Take, JournalError> {
         Ok(self.take_and_open(entity_id, None, Purpose::Run).await?.0)
     }
 
-    /// The same for a slice of a backfill, unless somebody else waits for the entity.
+    /// Leases an entity for a slice of a backfill, unless another worker has it or waits for it.
     pub async fn take_for_backfill(&self, entity_id: &str) -> Result<Take, JournalError> {
         Ok(self.take_and_open(entity_id, None, Purpose::Backfill).await?.0)
     }
 
-    /// The same, and opens a pass in that transaction if one is wanted and the entity still is where it was seen.
+    /// Leases an entity and, in the same transaction, opens a pass if one is wanted and the entity is still in the
+    /// expected state.
     pub async fn take_and_open(
         &self,
         entity_id: &str,
@@ -96,9 +97,10 @@ impl Journal {
         }
     }
 
-    /// `None`: somebody else has the lease, or the row locked.
+    /// Takes the lease if it is free. `None`: another worker has the lease, or has its row locked.
     ///
-    /// The target is of the snapshot in which the statement began: a watermark that is the one which was seen is older.
+    /// The target is the snapshot of the start of the statement, so it is newer than the watermark that was seen
+    /// before.
     async fn take_if_free(
         &self,
         entity_id: &str,
@@ -175,14 +177,14 @@ impl Journal {
         Ok(Some((Take::Taken(lease, Box::new(lane)), opened)))
     }
 
-    /// The lease that was taken with a state, fenced by what earlier ones have left behind.
+    /// Returns the lease for a state that was just read, with the fence that earlier leases left.
     fn lease_of(&self, row: &StateRow) -> Lease {
         let fenced = row.fence_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let fence = Fence::new(self.signature_window, fenced);
         Lease { entity_id: row.entity_id.clone(), owner: self.worker.clone(), epoch: row.lease_epoch, fence }
     }
 
-    /// Who has the lease of an entity that could not be taken.
+    /// Returns who has the lease of an entity that could not be taken.
     async fn held(&self, entity_id: &str) -> Result<Take, JournalError> {
         let look = || {
             sqlx::query!(
@@ -195,7 +197,7 @@ impl Journal {
         };
         let seen = self.database.retry(look).await?;
         if seen.is_none() {
-            // An entity without a state would be waited for in vain.
+            // Without a state, the entity could never be leased.
             self.database
                 .execute(|| {
                     sqlx::query!(
@@ -217,7 +219,7 @@ impl Journal {
         Ok(Take::Held { seen, holder })
     }
 
-    /// Says that an entity is wanted which a backfill has, so that it makes room.
+    /// Records that a worker waits for an entity which a backfill has, so that the backfill releases it.
     pub async fn want(&self, entity_id: &str) -> Result<(), JournalError> {
         self.database
             .execute(|| {
@@ -231,7 +233,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Checks that a lease is ours, before something is sent under it. Returns how long it lasts.
+    /// Checks that this worker still has a lease before something is sent under it, and renews the lease if it has
+    /// expired. Returns how long it lasts.
     pub async fn check_lease(&self, lease: &Lease) -> Result<Lasts, JournalError> {
         let check_lease = || async {
             let (begun, at) = (Instant::now(), Utc::now());
@@ -252,7 +255,8 @@ impl Journal {
         self.database.retry(check_lease).await
     }
 
-    /// Gives a lease back, so that nobody has to wait for it to run out, and notes what may still arrive of it.
+    /// Releases a lease, so that no worker has to wait until it expires, and records until when its attempts may still
+    /// arrive.
     pub async fn release(&self, lease: &Lease) -> Result<(), JournalError> {
         self.database
             .execute(|| {

@@ -1,4 +1,4 @@
-//! The schema and its version.
+//! Migrations of the schema, and the check of its version.
 
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor};
@@ -6,7 +6,7 @@ use sqlx::{Connection, Executor};
 use super::JournalError;
 use crate::database::Database;
 
-/// Any number; every elven-sync uses the same, so that two migrations wait for each other.
+/// An arbitrary number. It is the same in every version of elven-sync, so that two migrations wait for each other.
 const LOCK_ID: i64 = 0x656c_7665_6e5f_7379;
 
 fn sync_migrations() -> Migrator {
@@ -33,9 +33,9 @@ pub async fn migrate_ledger(database: &Database) -> Result<(), JournalError> {
     apply(database, ledger_migrations()).await
 }
 
-/// One transaction for all: an upgrade that fails leaves the schema as it was. The lock belongs to the
-/// transaction, since a lock of the session does not survive a transaction-pooling proxy. For the same reason the
-/// migrator finds no named statement of an earlier one, and leaves none behind.
+/// Applies all missing migrations in one transaction: an upgrade that fails leaves the schema as it was. The lock
+/// belongs to the transaction, because a lock of the session is not safe behind a transaction-pooling proxy. For the
+/// same reason the named statements of an earlier migration are deallocated first, and its own at the end.
 async fn apply(database: &Database, mut migrator: Migrator) -> Result<(), JournalError> {
     migrator.set_locking(false);
     let mut connection = database.session().await?;
@@ -45,12 +45,12 @@ async fn apply(database: &Database, mut migrator: Migrator) -> Result<(), Journa
     migrator.run_direct(None, &mut *transaction, false).await?;
     transaction.execute("deallocate all").await?;
     transaction.commit().await?;
-    // It still believes in its statements.
+    // The connection still caches the deallocated statements.
     connection.close().await?;
     Ok(())
 }
 
-/// Makes sure that the sync schema is there, in the version that this program was built with.
+/// Checks that the sync schema exists and has the version of this program.
 pub async fn check(database: &Database) -> Result<(), JournalError> {
     let schema = |message: &str| JournalError::Schema(message.to_owned());
     let applied = || {
@@ -58,23 +58,25 @@ pub async fn check(database: &Database) -> Result<(), JournalError> {
             .fetch_all(database.single_round_trip())
     };
     let done: Vec<i64> = match database.retry(applied).await {
-        // No such table, or no such schema.
+        // undefined_table, invalid_schema_name
         Err(sqlx::Error::Database(refused))
             if matches!(refused.code().as_deref(), Some("42P01" | "3F000")) =>
         {
             return Err(schema(
-                "the sync tables do not exist in this database yet; hint: run `elven-sync migrate`",
+                "the sync tables do not exist in this database; hint: run `elven-sync migrate`",
             ));
         }
         applied => applied?,
     };
     let known: Vec<i64> = sync_migrations().iter().map(|migration| migration.version).collect();
     if known.iter().any(|version| !done.contains(version)) {
-        return Err(schema("the sync tables are of an older version; hint: run `elven-sync migrate`"));
+        return Err(schema(
+            "the sync tables have an older version than this program; hint: run `elven-sync migrate`",
+        ));
     }
     if done.iter().any(|version| !known.contains(version)) {
         return Err(schema(
-            "the sync tables are of a newer version than this program; hint: upgrade elven-sync",
+            "the sync tables have a newer version than this program; hint: upgrade elven-sync",
         ));
     }
     Ok(())

@@ -1,7 +1,7 @@
-//! The journal: every statement about the sync tables is here, and nowhere else.
+//! The journal: all SQL about the sync tables.
 //!
-//! Progress is monotonic and SQL enforces it: a write of a lane names the lease it holds and the
-//! cursor it starts from, and changes nothing when either is not so any more.
+//! SQL enforces that progress is monotonic: a write of a lane names the lease it holds and the cursor it starts from,
+//! and changes nothing when either has changed.
 
 mod accepted;
 mod actions;
@@ -65,10 +65,10 @@ pub use zone_rules::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 use self::writer::Group;
 use crate::database::Database;
 
-/// Makes sure that the server can be written. One that is read-only for a while in the middle of a run is waited for; a
-/// run or a command that would begin on a standby is not meant for it.
+/// Refuses a standby. A server that becomes read-only during a run is waited for; a run or a command that starts on a
+/// standby has the wrong address.
 pub async fn refuse_standby(database: &Database) -> Result<(), JournalError> {
-    // One that became a standby since refuses what is written.
+    // A server that became a standby later refuses writes.
     if database.was_primary() {
         return Ok(());
     }
@@ -76,7 +76,7 @@ pub async fn refuse_standby(database: &Database) -> Result<(), JournalError> {
     if database.retry(look).await? { Err(JournalError::Standby) } else { Ok(()) }
 }
 
-/// The sync tables of one installation, for one worker.
+/// The sync tables of one installation, used by one worker.
 #[derive(Clone, Debug)]
 pub struct Journal {
     database: Database,
@@ -87,7 +87,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the sync tables and makes sure that this program knows their version.
+    /// Opens the sync tables and checks that they have the version of this program.
     pub async fn open(
         database: Database,
         worker: String,

@@ -1,4 +1,4 @@
-//! Lanes: lease, watermark and pass of an entity.
+//! Passes of a lane: opening and closing them, and the result of a lane.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::{
 use crate::watermark::{Cursor, NotASnapshot, Snapshot};
 
 impl Journal {
-    /// The states of these entities; one that was never run has the default. `mapping` is the one in use, which nearly all
-    /// have: its text is neither made nor read once more for each.
+    /// Returns the states of these entities; an entity that was never synced has the default state. `mapping` is the
+    /// mapping in use. Nearly all entities have it, so its text is neither sent nor parsed again for each of them.
     pub async fn lanes(
         &self,
         entity_ids: &[String],
@@ -47,15 +47,16 @@ impl Journal {
         rows.into_iter().map(|row| Ok((row.entity_id.clone(), lane(row)?))).collect()
     }
 
-    /// Opens a pass by a lease, behind where the entity is: its row, and its target in the state. Returns both. (Most are
-    /// opened with the lease: see [`Journal::take_and_open`]. This is for one that follows another under the same lease.)
+    /// Opens a pass under a lease, after the entity's watermark: inserts its row, and sets its target in the state.
+    /// Returns both. (Most passes are opened together with the lease: see [`Journal::take_and_open`]. This function
+    /// opens a pass that follows another one under the same lease.)
     ///
-    /// The target is taken in the transaction that records it. So a server that knows of the pass is one
-    /// whose transactions the target speaks of, also after a failover between looking for news and this.
+    /// The target is taken in the transaction that records it. So any server that has the row of the pass also knows
+    /// the transactions of the target, even after a failover between the probe and this call.
     ///
     /// # Errors
-    /// The entity is not there, or not the lease's any more, or this is another cluster, another table or another journal
-    /// than the one it was seen in.
+    /// The entity is missing, the lease was lost, or the cluster, the table or the journal is not the one that the
+    /// probe saw.
     pub async fn open_pass(
         &self,
         lease: &Lease,
@@ -111,7 +112,7 @@ impl Journal {
         self.database.retry(open_pass).await
     }
 
-    /// Records how the ledger is read, where an earlier version has not.
+    /// Records the mapping where an earlier version of elven-sync has not recorded it.
     pub async fn fill_mapping(&self, lease: &Lease, mapping: &str) -> Result<(), JournalError> {
         let done = self
             .database
@@ -129,14 +130,13 @@ impl Journal {
         if done.rows_affected() == 1 { Ok(()) } else { Err(JournalError::LeaseLost) }
     }
 
-    /// Hands in that a pass is through, whose last batch ends at `last`: its target becomes the watermark. With `ends` the
-    /// entity is up to date with that, as by [`Journal::lane_succeeded`], in the same transaction.
+    /// Submits the closing of a pass whose last batch ends at `last`: its target becomes the watermark. With `ends`
+    /// the same transaction also records that the entity is up to date, as [`Journal::lane_succeeded`] does.
     pub fn close_pass(&self, doing: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
         self.group.submit(doing, JournalWrite::PassClosing(PassClosing { last, ends }))
     }
 
-    /// Records that a lane stopped where it is, why, and how long the API asked not to be called; and gives its lease
-    /// back.
+    /// Records that a lane stopped, why, and how long the API asked not to be called. Releases its lease.
     pub async fn lane_failed(
         &self,
         lease: &Lease,
@@ -169,8 +169,7 @@ impl Journal {
         self.database.retry(lane_failed).await
     }
 
-    /// Records that the entity of a lease is up to date, which resolves the errors that concern its lane; and gives the
-    /// lease back.
+    /// Records that the entity of a lease is up to date, which resolves the errors of its lane. Releases the lease.
     pub async fn lane_succeeded(&self, lease: &Lease) -> Result<(), JournalError> {
         let lane_succeeded = || async {
             let mut transaction = self.database.begin().await?;

@@ -1,4 +1,4 @@
-//! What is asked and noted of many entities at once, however many they are.
+//! Queries and updates for many entities at once.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,12 @@ use super::{Journal, JournalError};
 use crate::ledger::Pending;
 
 impl Journal {
-    /// Records that nothing waits for entities which had no news: they are up to date.
+    /// Records that entities without new rows have no pending rows: they are up to date.
     ///
-    /// Those that another worker has now are left to it to say so, but for a backfill, which would not say it; one that died having brought an entity up to date
-    /// cannot any more. A watermark that an earlier version has moved is bound to how the ledger is read. Rows are locked in one order, so that two workers cannot wait for each other.
+    /// Entities leased by another run are not marked as up to date, because that run records its own success. Entities
+    /// leased by a backfill are marked, because a backfill does not record it, and so are entities whose lease
+    /// expired, because their worker died. The mapping is recorded for a watermark that an earlier version moved
+    /// without it. Rows are locked in one order, so that two workers cannot wait for each other.
     pub async fn found_idle(&self, entity_ids: &[String], mapping: &str) -> Result<(), JournalError> {
         let found_idle = || async {
             let mut transaction = self.database.begin().await?;
@@ -44,7 +46,7 @@ impl Journal {
         self.database.retry(found_idle).await
     }
 
-    /// Records what waits for these entities.
+    /// Records the pending rows of these entities.
     pub async fn note_pending(&self, pending: &[Pending]) -> Result<(), JournalError> {
         let ids: Vec<String> = pending.iter().map(|p| p.entity_id.clone()).collect();
         let rows: Vec<i64> = pending.iter().map(|p| p.rows).collect();
@@ -67,8 +69,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Of each of these entities the smallest body that was too large for the API, if one was; of the last day alone,
-    /// since limits are lifted, too.
+    /// Returns for each of these entities the smallest body that was too large for the API, if there was one. Only the
+    /// last day counts, because limits may be raised later.
     pub async fn too_large(&self, entity_ids: &[String]) -> Result<BTreeMap<String, usize>, JournalError> {
         let refused = self
             .database

@@ -1,4 +1,4 @@
-//! Problems that need a person, and rows that were set aside, as they are recorded.
+//! Problems that need a person, and rows that were set aside, as they are recorded in `sync_errors`.
 
 use std::collections::HashSet;
 
@@ -13,25 +13,25 @@ use crate::database::Transaction;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Kind {
-    /// Refused here, before sending.
+    /// The row is invalid: it was refused before sending.
     InvalidRow,
-    /// The key, the signature, a permission or the clock.
+    /// The key, the signature, a permission or the clock is wrong.
     Auth,
-    /// The configuration, a wrong URL or a changed API.
+    /// The configuration or the URL is wrong, or the API changed.
     Config,
-    /// Refused by the API, and isolated.
+    /// The API refused the row, which was found by bisecting.
     RejectedRow,
-    /// Refused by the API as a whole.
+    /// The API refused a whole batch.
     RejectedBatch,
-    /// The API asked to come later.
+    /// The lane was throttled by the API.
     Throttled,
-    /// The API could not be reached, or its answer is unknown.
+    /// The API could not be reached, or the outcome of a request is unknown.
     Unavailable,
-    /// The entity's zone is not known.
+    /// The time zone of the entity is unknown.
     Timezone,
-    /// Rows of an entity that is not registered.
+    /// The ledger has rows of an entity that is not registered.
     UnregisteredEntity,
-    /// The watermark does not fit the database.
+    /// The watermark does not belong to this database.
     Watermark,
     /// The database could not read the rows of the entity.
     Ledger,
@@ -40,24 +40,24 @@ pub enum Kind {
 /// A problem to record.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    /// Which kind.
+    /// Its kind.
     pub kind: Kind,
-    /// The batch it came up in.
+    /// The batch in which it occurred.
     pub batch_id: Option<i64>,
-    /// The ledger row, when it concerns one.
+    /// The ledger row, if it concerns one.
     pub ledger_id: Option<String>,
-    /// Status of the answer.
+    /// HTTP status of the answer.
     pub http_status: Option<i32>,
-    /// Code in the answer.
+    /// Error code in the answer.
     pub api_code: Option<String>,
-    /// What happened and what to do.
+    /// What happened, and a hint.
     pub message: String,
     /// The row as it would have been sent, as JSON.
     pub record: Option<String>,
 }
 
 impl Problem {
-    /// A problem of a lane, without an answer behind it.
+    /// Returns a problem of a lane that no answer of the API caused.
     pub fn of_lane(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -71,7 +71,7 @@ impl Problem {
     }
 }
 
-/// Records problems of an entity; one that is open already counts another occurrence.
+/// Records problems of an entity; a problem that is already open gets another occurrence.
 pub(super) async fn record(
     transaction: &mut Transaction,
     run_id: i64,
@@ -80,7 +80,7 @@ pub(super) async fn record(
 ) -> Result<(), sqlx::Error> {
     let mut rest: Vec<&Problem> = problems.iter().collect();
     while !rest.is_empty() {
-        // A statement cannot count the same problem twice, and rows of a ledger may share an id.
+        // One statement cannot update the same row twice, and rows of a ledger may share an id.
         let mut seen = HashSet::new();
         let (problems, repeated): (Vec<&Problem>, Vec<&Problem>) =
             rest.into_iter().partition(|problem| seen.insert((problem.kind, problem.ledger_id.as_deref())));
@@ -121,7 +121,7 @@ pub(super) async fn record(
         .filter_map(|problem| Some((problem.kind.as_ref().to_owned(), problem.ledger_id.clone()?)))
         .unzip();
     if !ids.is_empty() {
-        // A row has one problem at a time.
+        // A row has only one open problem at a time.
         sqlx::query!(
             "update elven_sync.sync_errors e
                 set resolved_at = clock_timestamp(), resolution = 'another problem of the row took its place'
@@ -137,7 +137,7 @@ pub(super) async fn record(
     Ok(())
 }
 
-/// Resolves the errors that concern the lanes of entities, by their being up to date.
+/// Resolves the errors of the lanes of entities that are up to date.
 pub(super) async fn resolve_of_lanes(
     transaction: &mut Transaction,
     entity_ids: &[String],
@@ -194,14 +194,14 @@ pub(crate) fn invalid(batch_id: Option<i64>, row: &InvalidRow) -> Problem {
         api_code: None,
         message: format!(
             "{}; hint: correct the row in the ledger table, and the next run uploads it; after a correction in a view or \
-             in a table that it joins, `elven-sync errors retry`",
+             a joined table, run `elven-sync errors retry`",
             row.reason
         ),
         record: Some(row.record.clone()),
     }
 }
 
-/// The upload of newer versions of rows resolves the errors of the older ones.
+/// Resolves the errors of rows of which newer versions were uploaded.
 pub(super) async fn resolve_newer(
     transaction: &mut Transaction,
     entity_id: &str,

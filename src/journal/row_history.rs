@@ -1,4 +1,4 @@
-//! Which batches carried a ledger row.
+//! The batches and errors of a ledger row.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -8,7 +8,7 @@ use crate::batch::unpack_ids;
 use crate::database::Transaction;
 use crate::watermark::LedgerId;
 
-/// Batches whose lists are looked through at a time.
+/// The number of batches whose lists are read at a time.
 const LISTS_PER_PAGE: i64 = 1000;
 
 /// A batch that lists a row.
@@ -32,11 +32,11 @@ pub struct BatchOfRow {
     pub status: String,
     /// How often it was sent.
     pub attempts: i32,
-    /// An attempt may have arrived of which no answer came.
+    /// An attempt had an unknown outcome, so it may have been imported.
     pub ambiguous: bool,
-    /// Status of the last answer.
+    /// HTTP status of the last answer.
     pub http_status: Option<i32>,
-    /// From sending to that.
+    /// The time from sending to that answer, in milliseconds.
     pub duration_ms: Option<i64>,
     /// SHA-256 of the body, in hex.
     pub body_sha256: String,
@@ -44,20 +44,20 @@ pub struct BatchOfRow {
     pub error: Option<String>,
     /// When it was recorded.
     pub created_at: DateTime<Utc>,
-    /// When its answer was.
+    /// When its answer was recorded.
     pub finished_at: Option<DateTime<Utc>>,
-    /// The row was set aside by it.
+    /// It set the row aside.
     pub set_aside: bool,
-    /// Some rows of it were not sent because newer ones were.
+    /// Some of its rows were superseded.
     pub has_superseded: bool,
-    /// The zone that its body was made with, if that was noted.
+    /// The zone of its wall-clock times, if it was recorded.
     pub timezone: Option<String>,
-    /// All rows that it lists.
+    /// The ids of all its rows.
     #[serde(skip)]
     pub ids: Vec<LedgerId>,
 }
 
-/// The batches that list a row, in order. All lists are looked through, which takes the longer the more there are.
+/// Returns the batches that list a row, in order. All lists are read, so the time grows with the number of batches.
 pub async fn carried(
     transaction: &mut Transaction,
     id: &LedgerId,
@@ -121,7 +121,7 @@ pub async fn carried(
     Ok(carried.collect())
 }
 
-/// The errors of a row, the newest first, resolved ones too.
+/// Returns the errors of a row, the newest first, including resolved ones.
 pub async fn errors_of(
     transaction: &mut Transaction,
     ledger_id: &str,

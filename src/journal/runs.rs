@@ -1,12 +1,12 @@
-//! Runs: what a process did, also when it could not say so itself.
+//! Runs: their rows, heartbeats and ends, also of a process that died.
 
 use super::storable_text::storable_one;
 use super::{Counters, Journal, JournalError, RunStatus};
 use crate::database::Transaction;
 
 impl Journal {
-    /// Begins a run, of new rows (`incremental`) or of errors again (`retry`), by zone rules of this version and
-    /// origin, and says of others that they stopped.
+    /// Begins a run for new rows (`incremental`) or errors (`retry`), with the version and origin of its zone rules.
+    /// Marks dead runs as interrupted.
     pub async fn begin_run(&self, kind: &str, tzdata: &str) -> Result<i64, JournalError> {
         let begin_run = || async {
             let mut transaction = self.database.begin().await?;
@@ -17,7 +17,7 @@ impl Journal {
         self.database.retry(begin_run).await
     }
 
-    /// The row of a run that begins; says of others that they stopped.
+    /// Inserts the row of a run. Marks dead runs as interrupted.
     pub(super) async fn insert_run(
         &self,
         transaction: &mut Transaction,
@@ -39,11 +39,11 @@ impl Journal {
         Ok(run_id)
     }
 
-    /// Gives a sign of life, and renews the leases that this worker holds; but for those whose rows are locked: who
-    /// has one locked is no reason to lose the others, and it is given its time again before something is sent.
+    /// Writes a heartbeat, and renews the leases that this worker holds, except leases whose rows are locked: a locked
+    /// row must not cost the other leases, and its lease is renewed again before something is sent.
     ///
-    /// Two statements, each for itself: together they would lock the run's row before a lane's, and
-    /// settling a batch locks them the other way round.
+    /// Two statements in transactions of their own: in one transaction they would lock the run's row before a lane's
+    /// row, and recording the result of a batch locks them in the other order.
     pub async fn renew(&self, run_id: i64) -> Result<(), JournalError> {
         self.database
             .execute(|| {
@@ -70,7 +70,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Ends a run and returns what it did; says of others that they stopped, and removes rows of `sync_commits`.
+    /// Ends a run and returns its counters. Marks dead runs as interrupted, and removes rows of `sync_commits`.
     pub async fn finish_run(
         &self,
         run_id: i64,
@@ -104,8 +104,8 @@ impl Journal {
     }
 }
 
-/// Marks runs that stopped without saying so: running by their row, without a sign of life. One whose row is locked
-/// is left for later: its worker may stand still in the middle of a transaction.
+/// Marks runs that died: they are running according to their row, but their heartbeat is old. A run whose row is
+/// locked is left for later: its worker may be suspended in the middle of a transaction.
 async fn mark_interrupted(transaction: &mut Transaction) -> Result<(), sqlx::Error> {
     let interrupted = sqlx::query_scalar!(
         "update elven_sync.sync_runs
@@ -119,7 +119,7 @@ async fn mark_interrupted(transaction: &mut Transaction) -> Result<(), sqlx::Err
     .fetch_all(&mut *transaction)
     .await?;
     if interrupted.into_iter().flatten().next().is_some() {
-        // One that is locked is being begun or cancelled just now.
+        // A locked backfill is just being started or cancelled.
         sqlx::query!(
             "update elven_sync.sync_backfills
                 set status = 'interrupted', finished_at = clock_timestamp(),

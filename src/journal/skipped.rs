@@ -1,4 +1,5 @@
-//! What a registration from now on has skipped: rows that Elven does not have and that no run sends.
+//! Rows that a registration from now on (`entity add --from-now`) skipped: Elven does not have them, and no run sends
+//! them.
 
 use chrono::{DateTime, Utc};
 
@@ -6,7 +7,7 @@ use super::{Journal, JournalError};
 use crate::ledger::{Row, instant_us};
 use crate::watermark::{LedgerId, Snapshot, Xid};
 
-/// What registrations of an entity from now on have skipped, and what was sent of that all the same.
+/// The rows that registrations of an entity from now on skipped, and the part of them that was sent later.
 #[derive(Debug, Default)]
 pub struct Skipped {
     registrations: Vec<Registration>,
@@ -17,15 +18,15 @@ pub struct Skipped {
 #[derive(Debug)]
 struct Registration {
     at: DateTime<Utc>,
-    /// What was there.
+    /// The transactions that had ended by then.
     target: Snapshot,
-    /// Where rewinds have moved the watermark since: what these do not contain is read by runs. `None`: the start.
+    /// The targets of later rewinds: rows outside a target are read by runs. `None`: the start.
     rewinds: Vec<Option<Snapshot>>,
-    /// What passes had dealt with before it.
+    /// The snapshots between which earlier passes processed rows.
     passes: Vec<(Option<Snapshot>, Snapshot)>,
 }
 
-/// How far a backfill has come.
+/// The progress of a backfill.
 #[derive(Debug)]
 struct Backfilled {
     started_at: DateTime<Utc>,
@@ -33,12 +34,12 @@ struct Backfilled {
     range_to: DateTime<Utc>,
     accounts: Vec<String>,
     currencies: Vec<String>,
-    /// The last row that it has sent, or may have sent. `None`: all of its range.
+    /// The last row that it sent or may have sent. `None`: its whole range.
     cursor: Option<(DateTime<Utc>, String)>,
 }
 
 impl Registration {
-    /// It has skipped what a transaction wrote, and no run has sent that or will.
+    /// Returns whether it skipped the rows of a transaction, and no run has sent or will send them.
     fn skips(&self, xid: Xid) -> bool {
         let is_taken_back = |to: &Option<Snapshot>| to.as_ref().is_none_or(|to| !to.contains(xid));
         let is_sent_before = |(settled, target): &(Option<Snapshot>, Snapshot)| {
@@ -51,7 +52,7 @@ impl Registration {
 }
 
 impl Backfilled {
-    /// It has dealt with a row.
+    /// Returns whether it processed a row.
     fn has(&self, row: &Row) -> bool {
         let Some(at) = row.captured_at_us else { return false };
         let is_wanted = |wanted: &[String], value: Option<&str>| {
@@ -68,7 +69,7 @@ impl Backfilled {
     }
 }
 
-/// Says of two ids in their order whether the first is not behind the second.
+/// Returns whether an id is not after the id of a cursor.
 fn is_up_to(id: &LedgerId, cursor_id: &str) -> bool {
     match id {
         LedgerId::Number(id) => cursor_id.parse().is_ok_and(|cursor: i64| *id <= cursor),
@@ -77,19 +78,19 @@ fn is_up_to(id: &LedgerId, cursor_id: &str) -> bool {
 }
 
 impl Skipped {
-    /// Says whether a row, as it is now, is skipped: it was there at a registration from now on, and neither a run nor a
-    /// backfill has sent it, or will. (What a backfill has set aside is in `sync_errors`.)
+    /// Returns whether the current version of a row is skipped: it existed at a registration from now on, and neither
+    /// a run nor a backfill has sent it or will send it. (Rows that a backfill set aside are in `sync_errors`.)
     pub fn has(&self, row: &Row) -> bool {
         self.registrations.iter().any(|registration| {
             registration.skips(row.xid)
-                // The version that was there at the registration is the one that it has met.
+                // The version at the registration is also the version that a later backfill read.
                 && !self.backfills.iter().any(|backfill| backfill.started_at >= registration.at && backfill.has(row))
         })
     }
 }
 
 impl Journal {
-    /// What registrations of an entity from now on have skipped.
+    /// Returns the rows that registrations of an entity from now on skipped.
     pub async fn skipped(&self, entity_id: &str) -> Result<Skipped, JournalError> {
         let changes = || {
             sqlx::query!(
@@ -117,8 +118,8 @@ impl Journal {
         Ok(Skipped { registrations, backfills: self.backfilled(entity_id).await? })
     }
 
-    /// What passes had dealt with before a change of the watermark, also of those that were pruned. Most registrations
-    /// come first.
+    /// Returns the snapshots between which passes processed rows before a change of the watermark, including pruned
+    /// passes. For most registrations there are none.
     async fn passes_before(
         &self,
         entity_id: &str,
@@ -143,8 +144,9 @@ impl Journal {
         Ok(found)
     }
 
-    /// How far backfills of an entity have come. Batches are announced in the order of the range, so it is as far as the last
-    /// one that was not taken back: that may have arrived, and batches before the cursor have.
+    /// Returns the progress of the backfills of an entity. Batches are announced in the order of the range, so the
+    /// progress ends at the last batch that was not withdrawn: that batch may have been imported, and the batches
+    /// before the cursor were.
     async fn backfilled(&self, entity_id: &str) -> Result<Vec<Backfilled>, JournalError> {
         let lanes = || {
             sqlx::query!(

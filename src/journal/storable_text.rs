@@ -1,11 +1,11 @@
-//! Texts from outside on their way into the database, whose encoding may not have all of their characters.
+//! Texts from outside, made fit for the database, whose encoding may lack some of their characters.
 
 use sqlx::PgExecutor;
 
-/// Replaces in texts what the encoding of the database does not have by question marks. Sent as it is, such a character
-/// is refused, and with it the write that the text belongs to.
+/// Replaces characters that the encoding of the database lacks by question marks. PostgreSQL would refuse such a
+/// character, and with it the whole write.
 ///
-/// Nothing is asked for texts of ASCII alone, which each encoding has.
+/// ASCII texts are valid in each encoding, so they need no query.
 pub(super) async fn storable<const N: usize>(
     executor: impl PgExecutor<'_>,
     texts: [&mut Vec<Option<String>>; N],
@@ -15,7 +15,7 @@ pub(super) async fn storable<const N: usize>(
     if odd.is_empty() {
         return Ok(());
     }
-    // No encoding has NUL in a text.
+    // No text in PostgreSQL can contain NUL.
     let utf8: Vec<Vec<u8>> = odd.iter().map(|text| text.replace('\0', "?").into_bytes()).collect();
     let stored = sqlx::query_scalar!(
         r#"select elven_sync.storable(t.utf8) as "text!"
@@ -30,7 +30,7 @@ pub(super) async fn storable<const N: usize>(
     Ok(())
 }
 
-/// The same for one text.
+/// Does the same for one text.
 pub(super) async fn storable_one(
     executor: impl PgExecutor<'_>,
     text: Option<&str>,

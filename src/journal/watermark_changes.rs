@@ -1,4 +1,5 @@
-//! Watermarks moved by a person: a start from now, a rewind, a rebind. Each leaves a row in `sync_passes`.
+//! Changes of watermarks by a person: a registration from now on, a rewind, a rebind. Each leaves a row in
+//! `sync_passes`.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -9,71 +10,70 @@ use super::{Entity, Journal, JournalError, Lease};
 use crate::database::Database;
 use crate::watermark::Snapshot;
 
-/// What became of a registration that skips what is already there.
+/// The result of a registration that skips the existing rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FromNow {
-    /// It begins now.
+    /// The entity is registered; its watermark begins now.
     Begun,
-    /// It was registered before; nothing was changed.
+    /// The entity was already registered; nothing was changed.
     Registered,
-    /// It was registered and synced at an earlier time, and has a watermark; nothing was changed.
+    /// The entity was registered and synced earlier and has a watermark; nothing was changed.
     HasWatermark,
 }
 
-/// A watermark that an entity had.
+/// An earlier watermark of an entity.
 #[derive(Debug, Default)]
 pub struct PastWatermark {
     /// The watermark. `None`: the start.
     pub settled: Option<Snapshot>,
-    /// Rows that were dealt with since and not accepted: set aside and still open, or superseded.
+    /// The number of rows that were processed since then and not accepted: superseded, or set aside and still open.
     pub not_accepted_since: i64,
-    /// What was skipped since, by a start from then on.
+    /// The rows that a later registration from now on skipped.
     pub skipped_since: Option<Snapshot>,
-    /// Where the watermark stood at that instant was pruned, as all that ended before this.
+    /// The watermark at that instant was pruned, like all that ended before this time.
     pub pruned_until: Option<DateTime<Utc>>,
 }
 
-/// What a person declares of a watermark that stays where it is.
+/// The declaration of a person about a watermark that stays where it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rebound<'a> {
-    /// What was done, as in `sync_actions.action`.
+    /// The action, as in `sync_actions.action`.
     pub action: &'a str,
-    /// The cluster that it speaks of, where that is another one.
+    /// The new cluster of the watermark, if it changes.
     pub system_identifier: Option<i64>,
-    /// The ledger's table and how it is read, where that is another.
+    /// The new table of the ledger and its mapping, if they change.
     pub ledger: Option<(&'a str, &'a str)>,
-    /// Other values are sent from now on.
+    /// The new mapping may send other values.
     pub values: bool,
-    /// Why, if that was said.
+    /// The reason, if one was given.
     pub reason: Option<&'a str>,
 }
 
-/// Work of an entity that is not through, besides its pass.
+/// Unfinished work of an entity, besides its pass.
 #[derive(Debug, Default)]
 pub struct UnfinishedWork {
-    /// A backfill.
+    /// An unfinished backfill.
     pub backfill_id: Option<i64>,
-    /// A batch of a retry whose outcome is unknown, and of which a row is set aside still.
+    /// A batch of a retry with an unknown outcome, of which a row is still set aside.
     pub batch_id: Option<i64>,
 }
 
 /// Whether the journal was written in this cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClusterMatch {
-    /// The rows of the journal are where they were written, or in an upgraded copy of the files.
+    /// The rows of the journal are in the cluster that wrote them, or in one that was upgraded from it.
     Same,
-    /// They were written again, as restoring a dump does.
+    /// They were copied, as by restoring a dump.
     Restored,
-    /// There is nothing to tell it by.
+    /// There is no row to tell it from.
     Unknown,
 }
 
 impl Entity {
-    /// Registers an entity with a watermark: what transactions wrote that have ended by now counts as dealt
-    /// with.
+    /// Registers an entity with a watermark: rows of transactions that have ended by now count as processed.
     ///
-    /// The snapshot is taken in the transaction that records it, as for a pass. It says nothing of its own transaction,
-    /// which writes nothing to the ledger.
+    /// The snapshot is taken in the transaction that records it, as for a pass. The snapshot does not contain this
+    /// transaction, which writes nothing to the ledger.
     pub async fn add_from_now(
         database: &Database,
         entity: &Entity,
@@ -91,7 +91,7 @@ impl Entity {
             if !Self::insert(&mut transaction, entity).await? {
                 return Ok(FromNow::Registered);
             }
-            // The trigger of the registration has made the state, unless there was one from before.
+            // The trigger `entity_registered` has created the state, unless there was an earlier one.
             let begun = sqlx::query!(
                 "update elven_sync.sync_state
                     set settled = $2::text::pg_snapshot, system_identifier = $3, ledger_table = $4,
@@ -124,7 +124,7 @@ impl Entity {
 }
 
 impl Journal {
-    /// The watermark that an entity had at an instant; `None` asks for the start.
+    /// Returns the watermark that an entity had at an instant; `None` means the start.
     pub async fn earlier(
         &self,
         entity_id: &str,
@@ -186,8 +186,8 @@ impl Journal {
         Ok(PastWatermark { settled, not_accepted_since, skipped_since, pruned_until })
     }
 
-    /// Moves a watermark back, to the start with `None`; an open pass is given up. From the start on the ledger is read by
-    /// this `mapping`.
+    /// Moves a watermark back, to the start with `None`. An open pass is given up. After a rewind to the start the
+    /// ledger is read with this `mapping`.
     pub async fn rewind(
         &self,
         lease: &Lease,
@@ -204,7 +204,7 @@ impl Journal {
             )
             .fetch_one(&mut transaction)
             .await?;
-            // From the start on, cluster and table are whatever the next pass finds.
+            // After a rewind to the start, the next pass records cluster and table again.
             let done = sqlx::query!(
                 "update elven_sync.sync_state
                     set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
@@ -247,8 +247,8 @@ impl Journal {
         self.database.retry(rewind).await
     }
 
-    /// Says whether the newest pass of an entity was written in this cluster, or in the one that it was
-    /// upgraded from: then the transaction that it names is also the one in its system column `xmin`.
+    /// Returns whether the newest pass of an entity was written in this cluster, or in the cluster from which it was
+    /// upgraded: then its `written_by` equals its system column `xmin`.
     pub async fn seal(&self, entity_id: &str) -> Result<ClusterMatch, JournalError> {
         let whole = self
             .database
@@ -268,7 +268,7 @@ impl Journal {
         })
     }
 
-    /// Declares that the watermark of an entity speaks of this cluster, or of this ledger, and that this journal is its.
+    /// Declares that the watermark of an entity belongs to this cluster, this ledger and this journal.
     pub async fn rebind(&self, lease: &Lease, rebound: Rebound<'_>) -> Result<(), JournalError> {
         let (ledger_table, mapping) = rebound.ledger.unzip();
         let rebind = || async {
@@ -324,7 +324,7 @@ impl Journal {
         self.database.retry(rebind).await
     }
 
-    /// What else than a pass is not through: rows of it were read as the ledger was read then.
+    /// Returns the unfinished work of an entity besides its pass: its rows were read with the mapping of that time.
     pub async fn open_work(&self, entity_id: &str) -> Result<UnfinishedWork, JournalError> {
         let open = || {
             sqlx::query_as!(

@@ -1,4 +1,4 @@
-//! What is worked on under a lease: a pass or a backfill, and what is recorded of its batches.
+//! The work under a lease, a pass or a backfill, and the results that are recorded for its batches.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::{JournalError, Lane, Lease};
 use crate::watermark::Cursor;
 
-/// What a lane goes through, and what its batches belong to.
+/// The kind of work of a lane, to which its batches belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkKind {
     /// A pass.
@@ -17,23 +17,24 @@ pub enum WorkKind {
 }
 
 impl WorkKind {
-    /// The pass, if it is one.
+    /// Returns the pass, if it is one.
     pub fn pass_id(self) -> Option<i64> {
         if let WorkKind::Pass(pass_id) = self { Some(pass_id) } else { None }
     }
 
-    /// The backfill, if it is one.
+    /// Returns the backfill, if it is one.
     pub fn backfill_id(self) -> Option<i64> {
         if let WorkKind::Backfill(backfill_id) = self { Some(backfill_id) } else { None }
     }
 }
 
-/// A pass, or an entity's lane of a backfill, that is open under a lease. Every write of it names both.
+/// A pass, or an entity's lane of a backfill, that is open under a lease. Every write of the work names the lease and
+/// the work.
 #[derive(Clone, Debug)]
 pub struct OpenWork {
     /// The lease.
     pub lease: Lease,
-    /// What is open.
+    /// The work.
     pub course: WorkKind,
     pub(super) stopped: Stopped,
     pub(super) unwritten: Unwritten,
@@ -41,7 +42,7 @@ pub struct OpenWork {
 }
 
 impl OpenWork {
-    /// What was opened, or found open, under the lease.
+    /// Returns the work that was opened, or found open, under the lease.
     pub fn new(lease: Lease, course: WorkKind) -> Self {
         Self {
             lease,
@@ -52,28 +53,29 @@ impl OpenWork {
         }
     }
 
-    /// Turns true once a backfill ought to give the lease back: somebody waits for it, or the backfill was cancelled.
+    /// Returns a receiver that becomes true when a backfill has to release its lease: another worker waits for it, or
+    /// the backfill was cancelled.
     pub fn unwanted(&self) -> watch::Receiver<bool> {
         self.unwanted.subscribe()
     }
 }
 
-/// A pass to be opened.
+/// The parameters of a pass that is to be opened.
 #[derive(Clone, Copy, Debug)]
 pub struct NewPass<'a> {
     /// The run.
     pub run_id: i64,
-    /// Where the entity was seen: the pass begins behind that.
+    /// The state of the entity that the probe saw: the pass begins after it.
     pub seen: &'a Lane,
     /// The ledger's table.
     pub ledger_table: &'a str,
-    /// Its oid: by that name there has to be this table still.
+    /// Its oid: the name must still belong to this table.
     pub relation: i64,
-    /// How it is read, as JSON.
+    /// Its mapping, as JSON.
     pub mapping: &'a str,
 }
 
-/// What is done to a lane in a run.
+/// The work of a lane within a run.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkContext<'a> {
     /// The pass or the backfill, under its lease.
@@ -82,39 +84,39 @@ pub struct WorkContext<'a> {
     pub run_id: i64,
 }
 
-/// The answer to a batch, as it is recorded.
+/// The result of an attempt, as it is recorded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AttemptResult {
-    /// Status of the answer. `None`: none came.
+    /// HTTP status of the answer. `None`: no answer came.
     pub http_status: Option<i32>,
-    /// From sending to the answer.
+    /// The time from sending to the answer, in milliseconds.
     pub duration_ms: Option<i64>,
-    /// A request went out.
+    /// A request was sent.
     pub sent: bool,
-    /// It was not the first one for this batch.
+    /// It was not the first attempt for this batch.
     pub repeated: bool,
 }
 
-/// How far the cursor moves when a batch is done: over all that is done behind it.
+/// How far the cursor moves when a batch is processed: over all processed batches that follow it.
 #[derive(Clone, Debug)]
 pub struct CursorAdvance {
-    /// Where it stands.
+    /// The cursor before the move.
     pub before: Option<Cursor>,
-    /// Where it goes.
+    /// The cursor after the move.
     pub last: Cursor,
 }
 
-/// Why no more of a kind is written for a pass, once something of it could not be: for announcements, why no more
-/// batches are announced.
+/// The error after which no more writes of a kind are accepted for a pass. For announcements: why no more batches are
+/// announced.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stopped(Arc<OnceLock<Arc<JournalError>>>);
 
-/// Why the cursor of a pass moves no further, once an answer of it could not be written. The window that says how far
-/// it may move takes an answer for recorded when it is handed in.
+/// The error after which the cursor of a pass does not move any more, because an answer could not be written. The
+/// in-memory window treats an answer as recorded when it is submitted, so later moves must fail, too.
 pub(super) type Unwritten = Stopped;
 
 impl Stopped {
-    /// Takes a problem for the reason, unless there is one; returns the reason.
+    /// Sets the error, unless there is one already; returns the error that is set.
     pub(super) fn by(&self, problem: JournalError) -> JournalError {
         shared(self.0.get_or_init(|| Arc::new(problem)))
     }
@@ -124,7 +126,7 @@ impl Stopped {
     }
 }
 
-/// The same problem for one more.
+/// Returns a copy of a shared error.
 pub(super) fn shared(problem: &Arc<JournalError>) -> JournalError {
     match **problem {
         JournalError::LeaseLost => JournalError::LeaseLost,

@@ -1,4 +1,4 @@
-//! Zone rules: which ones were in use, what they say, and what the database server makes of the same instants.
+//! Zone rules: the recorded rules of entities, and a comparison with the rules of the database server.
 
 use std::collections::BTreeMap;
 
@@ -12,28 +12,28 @@ use crate::align::{Change, Offsets, Zone};
 use crate::database::Transaction;
 use crate::ledger::{quote_array, quote_literal};
 
-/// Name of the fact that has the rules of an entity.
+/// The name of the fact with the rules of an entity.
 const OF_ENTITY: &str = "zone_rules";
-/// Between two of the instants at which the rules of the server are compared.
+/// The distance between two instants at which the rules of the server are compared, in seconds.
 const COMPARED_EVERY_S: i64 = 72 * 3600;
 
-/// Name of the fact that has what differs on the database server.
+/// The name of the fact with the differences on the database server.
 const OF_SERVER: &str = "server_zone_rules";
 
-/// An entity whose zone rules are not those recorded for it.
+/// An entity whose zone rules differ from the recorded ones.
 #[derive(Clone, Debug, Deserialize)]
 pub struct EarlierRules {
     /// The entity.
     pub entity_id: String,
-    /// The zone that it has now.
+    /// Its current zone.
     pub timezone: String,
-    /// The zone and rules that were recorded. `None`: nothing was.
+    /// The recorded zone and rules. `None`: nothing was recorded.
     pub recorded: Option<(String, String)>,
-    /// Version of the rules of the run that opened its newest pass, or of the run before this one.
+    /// The version of the rules of the run that opened its newest pass, or else of the previous run.
     pub tzdata: Option<String>,
-    /// Records of the entity that were uploaded.
+    /// The number of uploaded records of the entity.
     pub rows_uploaded: i64,
-    /// Rows in this snapshot were skipped when the entity was registered, and not uploaded.
+    /// Rows in this snapshot were skipped when the entity was registered.
     pub skipped: Option<String>,
 }
 
@@ -42,39 +42,39 @@ pub struct EarlierRules {
 pub struct ServerDifference {
     /// The zone.
     pub zone: String,
-    /// The first instant of those compared at which they differ, in Unix seconds.
+    /// The first compared instant at which they differ, in Unix seconds.
     pub at_s: i64,
     /// The wall-clock time by the rules of this program.
     pub local: String,
-    /// The wall-clock time by those of the server. `None`: it does not know the zone.
+    /// The wall-clock time by the rules of the server. `None`: it does not know the zone.
     pub on_server: Option<String>,
 }
 
-/// What the journal and the server say of the zone rules in use.
+/// The result of the comparison of the zone rules in use with the journal and the server.
 #[derive(Debug, Deserialize)]
 pub struct RulesSeen {
     /// Registered entities whose rules changed, or were never recorded.
     pub changed: Vec<EarlierRules>,
-    /// Zones for which the server has other rules.
+    /// Zones for which the rules of the server differ.
     pub on_server: Vec<ServerDifference>,
-    /// What was last recorded of these. `None`: nothing was.
+    /// The last recorded differences of the server. `None`: nothing was recorded.
     pub reported: Option<Value>,
 }
 
-/// The rules of an entity, and what was reported of them.
+/// The rules of an entity, and what was reported about them.
 #[derive(Debug)]
 pub struct RulesFact {
     /// The entity.
     pub entity_id: String,
     /// Its zone.
     pub zone: Zone,
-    /// What is kept for people to read.
+    /// The recorded value, for people to read.
     pub value: Value,
 }
 
 impl Journal {
-    /// Compares the zones of entities with the rules that were recorded for these, and with the rules of the server
-    /// between two instants. One message, since each run asks.
+    /// Compares the zones of entities with their recorded rules, and with the rules of the server between two
+    /// instants. One message, because each run does this.
     pub async fn see_rules(
         &self,
         run_id: i64,
@@ -89,7 +89,7 @@ impl Journal {
         serde_json::from_str(&seen).map_err(|problem| sqlx::Error::Decode(problem.into()).into())
     }
 
-    /// The offsets of a zone by rules that were recorded. `None`: they were not.
+    /// Returns the offsets of a zone by recorded rules. `None`: the rules were not recorded.
     pub async fn recorded_offsets(&self, zone: &str, rules: &str) -> Result<Option<Offsets>, JournalError> {
         let read = || async {
             let mut transaction = self.database.begin_reading().await?;
@@ -100,7 +100,7 @@ impl Journal {
         self.database.retry(read).await
     }
 
-    /// Records the rules of entities, and what these rules say.
+    /// Records the rules of entities, and their offsets.
     pub async fn record_rules(&self, facts: &[RulesFact]) -> Result<(), JournalError> {
         let record = || async {
             let mut transaction = self.database.begin().await?;
@@ -129,7 +129,7 @@ impl Journal {
         self.database.retry(record).await
     }
 
-    /// Records for which zones the server has other rules.
+    /// Records the zones for which the rules of the server differ.
     pub async fn record_server_rules(&self, value: &Value) -> Result<(), JournalError> {
         self.database
             .execute(|| {
@@ -146,7 +146,7 @@ impl Journal {
     }
 }
 
-/// Compares with the server every three days, and around each change of the clock.
+/// Returns the query. It compares with the server every three days, and around each change of the clock.
 fn seen_sql(run_id: i64, entity_ids: &[&str], zones: &[Zone], from_s: i64, to_s: i64) -> String {
     let rules: Vec<String> = zones
         .iter()
@@ -213,7 +213,7 @@ fn seen_sql(run_id: i64, entity_ids: &[&str], zones: &[Zone], from_s: i64, to_s:
     )
 }
 
-/// The offsets of a zone by rules that were recorded. `None`: they were not.
+/// Returns the offsets of a zone by recorded rules. `None`: the rules were not recorded.
 pub(super) async fn offsets(
     transaction: &mut Transaction,
     zone: &str,

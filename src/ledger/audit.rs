@@ -1,4 +1,5 @@
-//! Reads the ledger against what the journal says of it: in one snapshot with the journal, and in its order.
+//! Reads the ledger to compare it with the journal: in the transaction that reads the journal, and in the order of the
+//! journal.
 
 use futures_util::TryStreamExt;
 use sqlx::AssertSqlSafe;
@@ -12,26 +13,26 @@ use super::{Ledger, LedgerError, ProbeResult, Progress, Row};
 use crate::database::{Transaction, within};
 use crate::watermark::{self, Cursor, LedgerId, Snapshot};
 
-/// Pages that are asked for in one statement.
+/// The maximum number of pages that one statement reads.
 const PAGES_PER_STATEMENT_MAX: usize = 200;
 
-/// Rows of a pass behind one place and up to another.
+/// The rows of a pass between two cursors.
 #[derive(Clone, Debug)]
 pub struct Interval<'a> {
-    /// The watermark that the pass began with.
+    /// The watermark before the pass.
     pub settled: Option<&'a Snapshot>,
-    /// The watermark that it ended with.
+    /// The watermark after the pass.
     pub target: &'a Snapshot,
-    /// Behind this. `None`: from the start of the pass.
+    /// The rows after this cursor. `None`: from the start of the pass.
     pub after: Option<Cursor>,
-    /// Up to and including this. `None`: to the end of the pass.
+    /// The rows up to and including this cursor. `None`: to the end of the pass.
     pub until: Option<Cursor>,
-    /// No more are read of it in one segment.
+    /// The maximum number of rows that are read from one segment.
     pub rows_max: usize,
 }
 
 impl Interval<'_> {
-    /// In each of its segments.
+    /// Returns one page for each segment of the interval.
     fn pages<'a>(&'a self, entity_id: &'a str) -> impl Iterator<Item = Page<'a>> {
         let &Self { settled, target, ref after, ref until, rows_max } = self;
         let (after, until) = (after.as_ref(), until.as_ref());
@@ -49,7 +50,7 @@ impl Interval<'_> {
 }
 
 impl Ledger {
-    /// Names the rows of intervals: the place of the interval among them, and the id of the row.
+    /// Lists the rows of intervals. Calls `row` with the index of the interval and the id of each row.
     pub async fn listed(
         &self,
         transaction: &mut Transaction,
@@ -82,7 +83,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The rows of an interval, in the order of the pass.
+    /// Reads the rows of an interval, in the order of the pass.
     pub async fn rows_of(
         &self,
         transaction: &mut Transaction,
@@ -99,7 +100,7 @@ impl Ledger {
         Ok(rows)
     }
 
-    /// Looks at one entity, as [`Ledger::look`] does.
+    /// Probes one entity in the given transaction, as [`Ledger::probe_entity`] does.
     pub async fn look_in(
         &self,
         transaction: &mut Transaction,
@@ -110,7 +111,7 @@ impl Ledger {
         ProbeResult::of(rows)
     }
 
-    /// Counts the rows of an entity that have not been dealt with.
+    /// Counts the pending rows of an entity in the given transaction.
     pub async fn pending_in(
         &self,
         transaction: &mut Transaction,
@@ -121,7 +122,7 @@ impl Ledger {
         Ok(rows.first().map_or(0, |(_, rows, _)| *rows))
     }
 
-    /// The entities that have rows with an id, each with the transaction that wrote them last.
+    /// Returns the entities that have rows with this id, each with the newest transaction that wrote one of them.
     pub async fn holders(&self, id: &LedgerId) -> Result<Vec<(String, u64)>, LedgerError> {
         let sql = self.table.holders_sql(&id.to_string());
         let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
@@ -129,7 +130,7 @@ impl Ledger {
         Ok(found.into_iter().filter_map(|(entity_id, xid)| Some((entity_id, xid.parse().ok()?))).collect())
     }
 
-    /// An id as the ledger has it, from how a person writes it.
+    /// Returns an id in the form in which the ledger has it, from the form in which a person wrote it.
     pub async fn id(&self, written: &str) -> Result<LedgerId, LedgerError> {
         let sql = self.table.id_sql(written);
         let look =
@@ -142,13 +143,13 @@ impl Ledger {
         })
     }
 
-    /// Says of an id that it cannot be one of the ledger's, if that is what is wrong.
+    /// Explains that a text cannot be an id of the ledger, if PostgreSQL refused it for that reason.
     fn no_id(&self, id: &str, problem: sqlx::Error) -> LedgerError {
         let code = problem.as_database_error().and_then(sqlx::error::DatabaseError::code);
         // invalid_text_representation, numeric_value_out_of_range
         match code.as_deref() {
             Some("22P02" | "22003") => LedgerError::Shape(format!(
-                "`{id}` is no id of the ledger {}, whose ids are of type {}; hint: give the value of its id column",
+                "`{id}` is no id of the ledger {}: its ids have type {}; hint: give a value of its id column",
                 self.table.name(),
                 self.table.id_type
             )),

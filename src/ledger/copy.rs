@@ -1,4 +1,4 @@
-//! Rows as PostgreSQL copies them out: the cheapest form in which it gives rows away.
+//! Reads rows with `COPY ... TO STDOUT`, the cheapest output format of PostgreSQL.
 
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -8,17 +8,18 @@ use super::{Decoder, Ledger, LedgerError, Row, Table};
 use crate::database::{Database, within};
 use crate::watermark;
 
-/// How PostgreSQL may come to the rows.
+/// Which query plans PostgreSQL may use to find the rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PlanHint {
-    /// By whatever index the ledger has, or none.
+    /// Any plan.
     Any,
-    /// By the index that a ledger has to have, whose order they come in.
+    /// Only a scan of the required index `(entity_id, change_xid, id)`, in its order.
     InOrder,
 }
 
 impl Ledger {
-    /// Copies rows out, about so many; in the careful way when a value of one of them cannot be converted.
+    /// Copies rows; `expected` is about how many. If a value of a row cannot be converted, copies them again with
+    /// conversions that cannot fail ([`Ledger::careful`]).
     pub(super) async fn copy(
         &self,
         from: &Database,
@@ -34,11 +35,10 @@ impl Ledger {
         }
     }
 
-    /// Copies rows out, about so many, again from the beginning when the connection is lost.
+    /// Copies rows; `expected` is about how many. If the connection is lost, copies again from the beginning.
     ///
-    /// In a task of its own, so that a copy which has begun comes to its end even when nobody waits for it any
-    /// more. One that was left halfway, or failed, leaves its connection out of step: the answer to it would be
-    /// taken for that to the next statement.
+    /// The copy runs in a task of its own, so that it ends even when its caller is dropped. An unfinished copy leaves
+    /// its connection out of step: the rest of the copy would be read as the answer to the next statement.
     pub(super) async fn copy_by(
         &self,
         from: &Database,
@@ -75,13 +75,14 @@ impl Ledger {
 
     fn id_is_null(&self) -> LedgerError {
         LedgerError::Shape(format!(
-            "the ledger {} has rows whose id is NULL, which no cursor can get past; hint: fill them, and make the column \
-             NOT NULL",
+            "the ledger {} has rows whose id is NULL, and no cursor can point to such a row; hint: set their ids and \
+             make the column NOT NULL",
             self.table.name()
         ))
     }
 
-    /// Makes sure that no row of the cursor's transaction is without an id, where the catalogue does not.
+    /// Checks that no row of the cursor's transaction has a NULL id. Needed only where the catalogue does not
+    /// guarantee that.
     pub(super) async fn check_ids(&self, entity_id: &str, after: watermark::Xid) -> Result<(), LedgerError> {
         let look = || {
             sqlx::query(AssertSqlSafe(self.table.without_id_sql()))

@@ -1,6 +1,6 @@
-//! The mapping: which relation is read, which of its columns in which role, and what is made of their values.
+//! The mapping: the relation that is read, the column in each role, and the settings that change values.
 //!
-//! A watermark says what was read under one mapping. Under another one the rows behind it may be others.
+//! A watermark says which rows were read under one mapping. Another mapping may give other rows.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Columns;
 
-/// The version of the API that the records are made for.
+/// The API version that the records are made for.
 const API_VERSION: u32 = 3;
 
-/// The roles whose columns say which rows there are, whose they are, and when they were written.
+/// The roles whose columns decide which rows there are, which entity they belong to, and when they were written.
 const IDENTITY: [&str; 3] = ["id", "entity_id", "change_xid"];
 
 /// How a ledger is read, as `sync_state.mapping` records it.
@@ -19,7 +19,7 @@ const IDENTITY: [&str; 3] = ["id", "entity_id", "change_xid"];
 pub struct Mapping {
     /// The table or view.
     pub relation: Relation,
-    /// The column in each role. Without `entity_id` when all rows are of one entity.
+    /// The column in each role; without `entity_id` when all rows belong to one entity.
     pub columns: BTreeMap<String, Mapped>,
     /// `[ledger] entity`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,21 +34,21 @@ pub struct Mapping {
     pub api_version: u32,
 }
 
-/// A table or view. What tells it from others is its oid; its name is for people.
+/// A table or view. It is identified by its oid; the name is shown to people.
 ///
-/// As text `oid:name`, since each state has a mapping, and each run writes the states.
+/// Serialized as the text `oid:name`, because each state has a mapping and each run writes the states.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Relation {
-    /// Its row in `pg_class`.
+    /// Its oid in `pg_class`.
     pub oid: i64,
     /// Its quoted, qualified name.
     pub name: String,
 }
 
-/// A column in a role. What tells it from others are number and type; its name is for people.
+/// A column in a role. It is identified by its number and type; the name is shown to people.
 ///
-/// As text `number:type:name`.
+/// Serialized as the text `number:type:name`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Mapped {
@@ -56,11 +56,11 @@ pub struct Mapped {
     pub attnum: i16,
     /// Its name.
     pub name: String,
-    /// Its type; of a domain the type beneath it.
+    /// Its type; for a domain, the base type.
     pub kind: String,
 }
 
-/// The text is not one that this program writes for a relation or a column.
+/// The error for a text that is not a relation or column as this program writes it.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` names no relation or column")]
 pub struct NotMapped(String);
@@ -102,10 +102,10 @@ impl TryFrom<String> for Mapped {
     }
 }
 
-/// In what two mappings differ.
+/// The differences between two mappings.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
-    /// Each difference, for people.
+    /// The text of each difference.
     pub said: Vec<String>,
     /// Other values may be sent: another column, scale, zone or API version.
     pub values: bool,
@@ -114,17 +114,17 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Nothing differs.
+    /// Returns whether the mappings are equal.
     pub fn is_none(&self) -> bool {
         self.said.is_empty()
     }
 
-    /// Names differ and nothing else: what is read is what was read before.
+    /// Returns whether only names differ, so that the same rows and values are read as before.
     pub fn is_rename(&self) -> bool {
         !self.values && !self.identity
     }
 
-    /// One sentence of all of them.
+    /// Returns the texts of all differences in one sentence.
     pub fn sentence(&self) -> String {
         self.said.join(", and ")
     }
@@ -152,12 +152,13 @@ impl Mapping {
         }
     }
 
-    /// As JSON, in the form of `sync_state.mapping`.
+    /// Returns the mapping as JSON, in the form of `sync_state.mapping`.
     pub fn to_json(&self) -> String {
         serde_json::json!(self).to_string()
     }
 
-    /// In what this mapping differs from one that was recorded. One that cannot be read differs in all.
+    /// Returns the differences from a recorded mapping. A recorded mapping that cannot be parsed differs in
+    /// everything.
     pub fn changes_since(&self, recorded: &str) -> Changes {
         let mut changes = Changes::default();
         let Ok(before) = serde_json::from_str::<Mapping>(recorded) else {
@@ -194,10 +195,10 @@ impl Mapping {
     fn relation_since(&self, before: &Mapping, changes: &mut Changes) {
         let (was, is) = (&before.relation, &self.relation);
         if was.oid != is.oid {
-            // Then no column is one of those before.
+            // In another relation, no column is the recorded one.
             let what = if was.name == is.name {
                 format!(
-                    "the ledger {} is another table or view than before (oid {}, now {})",
+                    "the ledger {} is a different table or view than before (oid {}, now {})",
                     is.name, was.oid, is.oid
                 )
             } else {
@@ -205,7 +206,7 @@ impl Mapping {
             };
             changes.add(what, true, true);
         } else if was.name != is.name {
-            changes.add(format!("the ledger {} is called {} now", was.name, is.name), false, false);
+            changes.add(format!("the ledger {} was renamed to {}", was.name, is.name), false, false);
         }
     }
 
@@ -217,13 +218,13 @@ impl Mapping {
             (Some(was), None) => format!("{role} was read from column {}, now from none", was.name),
             (None, Some(is)) => format!("{role} was read from no column, now from {}", is.name),
             (Some(was), Some(is)) if was == is => return,
-            // Numbers of columns of two relations cannot be compared.
+            // Column numbers of two relations cannot be compared.
             (Some(was), Some(is)) if !same_relation && (&was.name, &was.kind) == (&is.name, &is.kind) => {
                 return;
             }
             (Some(was), Some(is)) if same_relation && was.attnum == is.attnum && was.kind == is.kind => {
                 return changes.add(
-                    format!("column {} ({role}) is called {} now", was.name, is.name),
+                    format!("column {} ({role}) was renamed to {}", was.name, is.name),
                     false,
                     false,
                 );
@@ -235,7 +236,7 @@ impl Mapping {
                 format!("column {} ({role}) was {}, now {}", is.name, was.kind, is.kind)
             }
             (Some(was), Some(is)) => format!(
-                "{role} is read from another column {} than before (number {}, now {})",
+                "{role} is read from a different column {} than before (number {}, now {})",
                 is.name, was.attnum, is.attnum
             ),
         };
@@ -243,7 +244,7 @@ impl Mapping {
     }
 }
 
-/// Said of a watermark whose ledger has another name now, and is another relation as far as is known.
+/// Returns the message for a watermark whose ledger has another name now and, as far as is known, is another relation.
 pub(crate) fn belongs_to(was: &str, is: &str) -> String {
     format!("its watermark belongs to the ledger table {was}, but {is} is configured")
 }
@@ -282,7 +283,7 @@ mod tests {
         assert!(mapping.changes_since(&json).is_none());
     }
 
-    /// What has changed is said, and what it takes to accept it.
+    /// Each difference has its text and says what it takes to accept it.
     #[test]
     fn each_difference_is_said_and_weighed() {
         type Change = fn(&mut Mapping);
@@ -293,18 +294,18 @@ mod tests {
             (|_| {}, "", (false, false)),
             (
                 |m| m.relation.name = "\"a\".\"u\"".to_owned(),
-                r#"the ledger "a"."t" is called "a"."u" now"#,
+                r#"the ledger "a"."t" was renamed to "a"."u""#,
                 (false, false),
             ),
-            (|m| column(m, "id").name = "key".to_owned(), "column id (id) is called key now", (false, false)),
+            (|m| column(m, "id").name = "no".to_owned(), "column id (id) was renamed to no", (false, false)),
             (
                 |m| column(m, "currency").name = "ccy".to_owned(),
-                "column currency (currency) is called ccy now",
+                "column currency (currency) was renamed to ccy",
                 (false, false),
             ),
             (
                 |m| m.relation.oid = 8,
-                r#"the ledger "a"."t" is another table or view than before (oid 7, now 8)"#,
+                r#"the ledger "a"."t" is a different table or view than before (oid 7, now 8)"#,
                 (true, true),
             ),
             (
@@ -319,7 +320,7 @@ mod tests {
             ),
             (
                 |m| column(m, "change_xid").attnum = 9,
-                "change_xid is read from another column change_xid than before (number 7, now 9)",
+                "change_xid is read from a different column change_xid than before (number 7, now 9)",
                 (false, true),
             ),
             (

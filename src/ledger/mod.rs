@@ -1,7 +1,7 @@
-//! The ledger: every statement about it is here, and all but those of [`attach`] only read.
+//! The ledger: all SQL about it. Only [`attach`] writes to it; everything else reads.
 //!
-//! Pages come as binary `COPY ... TO STDOUT`, the cheapest form in which PostgreSQL gives rows away:
-//! one message per row, decoded in [`row`] without going through text.
+//! Pages are read with binary `COPY ... TO STDOUT`, the cheapest output format of PostgreSQL: one message per row,
+//! decoded in [`row`] without a conversion to text.
 
 pub mod attach;
 mod audit;
@@ -50,8 +50,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Finds the table and checks its columns against the catalogue. With a `standby`, pages come from
-    /// there; it has to be one of that primary.
+    /// Opens the ledger: finds the table and checks its columns against the catalogue. With a `standby`, pages are
+    /// read from it; it must be a standby of `primary`.
     pub async fn open(
         primary: Database,
         standby: Option<Database>,
@@ -64,22 +64,23 @@ impl Ledger {
         Ok(Self { primary, standby, table })
     }
 
-    /// The table's qualified name, as the watermark remembers it.
+    /// Returns the qualified name of the table, as `sync_state.ledger_table` records it.
     pub fn name(&self) -> &str {
         self.table.name()
     }
 
-    /// How the ledger is read, as the watermark remembers it.
+    /// Returns how the ledger is read, as `sync_state.mapping` records it.
     pub fn mapping(&self) -> &Mapping {
         &self.table.mapping
     }
 
-    /// The same as the JSON of `sync_state.mapping`.
+    /// Returns the mapping as the JSON of `sync_state.mapping`.
     pub fn mapping_json(&self) -> &Arc<str> {
         &self.table.mapping_json
     }
 
-    /// The same ledger, read in the careful way: no time is out of range, and any bytes are taken for a text.
+    /// Returns the same ledger with conversions that cannot fail: every time is in range, and text columns are read as
+    /// bytes.
     #[must_use]
     pub fn careful(&self) -> Self {
         Self { table: self.table.careful(), ..self.clone() }

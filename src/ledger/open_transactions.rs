@@ -1,32 +1,33 @@
-//! Who holds things up: transactions that have written to the ledger and not ended.
+//! Open transactions that have written to the ledger, and tables without the stamping trigger.
 
 use super::quote_literal;
 use crate::database::Database;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-/// A transaction that has written to the ledger and not ended.
+/// An open transaction that has written to the ledger.
 ///
-/// It delays nobody else's rows; its own belong to the first pass that begins after its end.
+/// It delays only its own rows: they belong to the first pass that begins after it ends.
 #[derive(Clone, Debug, Serialize, sqlx::FromRow)]
 pub struct Writer {
     /// Its id, as in `pg_stat_activity.backend_xid`.
     pub transaction: String,
-    /// The process of the server. `None` when it is prepared and belongs to no session.
+    /// The server process. `None`: the transaction is prepared and belongs to no session.
     pub pid: Option<i32>,
     /// The name under which it was prepared (two-phase commit).
     pub prepared_as: Option<String>,
     /// Its user; `None` when this role may not see it.
     pub user_name: Option<String>,
-    /// Its application, as it calls itself.
+    /// The `application_name` of its session.
     pub application_name: Option<String>,
-    /// What it does, as in `pg_stat_activity.state`.
+    /// The state of its session, as in `pg_stat_activity.state`.
     pub state: Option<String>,
     /// When it began, or was prepared; `None` when this role may not see it.
     pub since: Option<DateTime<Utc>>,
 }
 
-/// All tables that a table or view consists of: partitions, and whatever a view is defined over.
+/// SQL for the set of all tables that a table or view consists of: partitions, and the relations that a view is
+/// defined over.
 pub(super) const BENEATH: &str = "
     beneath (oid) as (
         select $1::pg_catalog.regclass::oid
@@ -39,8 +40,8 @@ pub(super) const BENEATH: &str = "
                and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
              where r.ev_class = b.oid) part)";
 
-/// The oldest writer, told by the locks: everybody may see those, while the activity of others is shown
-/// to members of `pg_monitor` alone.
+/// Returns the oldest open transaction that has written to the table. It is found by its locks, which every role may
+/// see; `pg_stat_activity` shows other sessions in full only to members of `pg_monitor`.
 pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Writer>, sqlx::Error> {
     let sql = format!(
         "with recursive {BENEATH}
@@ -63,7 +64,8 @@ pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Wr
         .await
 }
 
-/// A partitioned table counts with its partitions, in which the triggers are that fire.
+/// Returns the tables in which no trigger stamps every written row. Partitions are checked too, because their triggers
+/// are the ones that fire.
 pub(super) async fn without_trigger(database: &Database, table: &str) -> Result<Vec<String>, sqlx::Error> {
     // tgtype: 1 for each row, 2 before, 4 insert, 16 update (src/include/catalog/pg_trigger.h).
     let sql = format!(

@@ -1,4 +1,4 @@
-//! What is read of an entity, page by page.
+//! Reads the rows of an entity page by page.
 
 use std::collections::VecDeque;
 
@@ -6,38 +6,38 @@ use super::statements::Page;
 use super::{Ledger, LedgerError, RangePages, Row};
 use crate::watermark::{Cursor, Order, Segment, Snapshot};
 
-/// What of a pass is to be read: the rows of `entity_id` in `target` and not in `settled`, behind `after`,
-/// and up to and including `until` if that is given.
+/// Which rows of a pass are read: the rows of `entity_id` in `target` and not in `settled`, after the cursor `after`,
+/// up to and including the cursor `until`.
 #[derive(Clone, Debug)]
 pub struct PassRead<'a> {
     /// The entity.
     pub entity_id: &'a str,
-    /// The recorded pass; a standby that has its row has all that the target contains. `None` reads
-    /// from the primary.
+    /// The recorded pass. A standby that has replayed its row has replayed everything that the target contains.
+    /// `None`: read from the primary.
     pub pass_id: Option<i64>,
-    /// The watermark that the pass begins with.
+    /// The watermark before the pass.
     pub settled: Option<&'a Snapshot>,
-    /// The watermark that it ends with.
+    /// The watermark after the pass.
     pub target: &'a Snapshot,
-    /// The place to begin behind.
+    /// The cursor after which to begin. `None`: from the start of the pass.
     pub after: Option<Cursor>,
-    /// The place to end at.
+    /// The cursor at which to end. `None`: to the end of the pass.
     pub until: Option<Cursor>,
-    /// Rows to a page, or a few more where ties are.
+    /// Rows per page; rows that tie with the last one are added.
     pub page_rows: usize,
 }
 
-/// What is read of an entity, in one of the orders.
+/// The pages of one entity, in one of the two orders.
 #[derive(Debug)]
 pub enum Pages {
     /// A pass.
     Pass(Pass),
-    /// A range, for a backfill.
+    /// A range of `captured_at`, for a backfill.
     Range(RangePages),
 }
 
 impl Pages {
-    /// The order of their rows.
+    /// Returns the order of the rows.
     pub fn order(&self) -> Order {
         match self {
             Pages::Pass(_) => Order::ChangeXid,
@@ -45,7 +45,7 @@ impl Pages {
         }
     }
 
-    /// The next rows. `None` when there are no more.
+    /// Reads the next page. `None`: there are no more rows.
     pub async fn next_page(&mut self) -> Result<Option<Vec<Row>>, LedgerError> {
         match self {
             Pages::Pass(pass) => pass.next_page().await,
@@ -68,9 +68,9 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// The next rows in the order `(change_xid, id)`. `None` when the pass is through.
+    /// Reads the next page in the order `(change_xid, id)`. `None`: the pass has no more rows.
     ///
-    /// A page holds about `page_rows` rows; a tie at its end makes it longer, never shorter.
+    /// A page holds about `page_rows` rows; rows that tie with the last one make it longer, never shorter.
     pub async fn next_page(&mut self) -> Result<Option<Vec<Row>>, LedgerError> {
         while let Some(&segment) = self.segments.front() {
             let page = Page {

@@ -1,17 +1,17 @@
-//! How many rows of each entity wait.
+//! Counts the pending rows of each entity.
 
 use sqlx::AssertSqlSafe;
 
 use super::unreadable::Parts;
 use super::{Ledger, LedgerError, Progress, Table, Unreadables};
 
-/// An entity, its rows, and the oldest `captured_at` among them in microseconds of Unix time.
+/// An entity, its number of pending rows, and the oldest `captured_at` among them in microseconds of Unix time.
 pub(super) type CountRow = (String, i64, Option<i64>);
 
-/// Entities whose pending rows are counted in one statement.
+/// The maximum number of entities whose pending rows are counted in one statement.
 pub(super) const ENTITIES_PER_COUNT_MAX: usize = 500;
 
-/// Ledger rows of an entity that wait.
+/// The pending rows of an entity.
 #[derive(Debug)]
 pub struct Pending {
     /// The entity.
@@ -23,8 +23,8 @@ pub struct Pending {
 }
 
 impl Ledger {
-    /// Counts the rows of each entity that have not been dealt with, but for those whose rows cannot be read. Where there is
-    /// no news that takes no more than a look.
+    /// Counts the pending rows of each entity, except the entities whose rows cannot be read. An entity without new
+    /// rows costs no more than a probe.
     pub async fn pending(&self, lanes: &[Progress]) -> Result<(Vec<Pending>, Unreadables), LedgerError> {
         let look = self.probe(lanes).await?;
         let readable = lanes.iter().filter(|lane| !look.unreadable.contains_key(&lane.entity_id));
@@ -40,7 +40,7 @@ impl Ledger {
         Ok((pending.collect(), look.unreadable.into_iter().chain(unreadable).collect()))
     }
 
-    /// The same, each counted and without the oldest: by the index alone.
+    /// Counts the pending rows of each entity without the oldest `captured_at`, which needs only the index.
     pub async fn rows_pending(&self, lanes: &[Progress]) -> Result<Vec<(String, i64)>, LedgerError> {
         let (counted, _) = self.counted(&lanes.iter().collect::<Vec<_>>(), false).await?;
         Ok(counted.into_iter().map(|(entity_id, rows, _)| (entity_id, rows)).collect())
@@ -68,14 +68,14 @@ impl Ledger {
         Ok((counted, unreadable))
     }
 
-    /// Counts rows some of which may have a time out of range, or none that can be read.
+    /// Counts rows some of which may have a time out of range or may be unreadable.
     async fn count_somehow(
         &self,
         lanes: &[&Progress],
         with_oldest: bool,
     ) -> Result<Vec<CountRow>, LedgerError> {
         match self.count(&self.table.careful(), lanes, with_oldest).await {
-            // How many there are can often be told without a look at what they hold.
+            // The count without the oldest `captured_at` often works, because it does not read the rows themselves.
             Err(problem) if with_oldest && lanes.len() == 1 && problem.is_about_rows() => {
                 self.count(&self.table, lanes, false).await
             }

@@ -1,4 +1,4 @@
-//! What is new in the ledger: one statement for all entities, in a single snapshot.
+//! Finds the entities with new rows: one statement for all entities, in one snapshot.
 
 use std::collections::BTreeMap;
 
@@ -9,31 +9,31 @@ use super::unreadable::Parts;
 use super::{Ledger, LedgerError, Progress, Unreadables, Writer};
 use crate::watermark::Snapshot;
 
-/// Target, cluster, and for an entity: its id, whether it has news, whether from the future, whether
-/// without a stamp.
+/// Target, cluster, and for an entity: its id, and whether it has new rows, rows from the future, or rows without a
+/// stamp.
 pub(super) type ProbeRow = (String, i64, Option<String>, Option<bool>, Option<bool>, Option<bool>);
 
-/// What one look at the ledger told, all of it in a single snapshot.
+/// The result of one probe of the ledger.
 #[derive(Debug)]
 pub struct ProbeResult {
-    /// The snapshot in which the ledger was looked at.
+    /// The snapshot in which the ledger was probed.
     pub target: Snapshot,
-    /// Identifies the cluster whose transaction ids these are.
+    /// The PostgreSQL cluster that the transaction ids belong to.
     pub system_identifier: i64,
-    /// By entity, for those asked for.
+    /// The result for each probed entity.
     pub entities: BTreeMap<String, NewRows>,
-    /// Those whose rows the database cannot read.
+    /// The entities whose rows the database cannot read.
     pub unreadable: Unreadables,
 }
 
-/// Whether an entity has rows behind its watermark.
+/// Which kinds of rows an entity has after its watermark.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NewRows {
-    /// There are rows that its watermark does not cover.
+    /// Rows that the watermark does not cover.
     pub has_new_rows: bool,
-    /// There are rows that claim a transaction which has not been given out yet.
+    /// Rows whose `change_xid` has not been assigned yet.
     pub from_the_future: bool,
-    /// There are rows that name no transaction at all.
+    /// Rows whose `change_xid` is NULL.
     pub unstamped: bool,
 }
 
@@ -54,24 +54,26 @@ impl ProbeResult {
         Ok(ProbeResult { target, system_identifier, entities, unreadable: Unreadables::new() })
     }
 
-    /// What the look told about an entity.
+    /// Returns the result for an entity.
     pub fn new_rows(&self, entity_id: &str) -> NewRows {
         self.entities.get(entity_id).copied().unwrap_or_default()
     }
 }
 
 impl Ledger {
-    /// Looks which of the entities have rows behind their watermark.
+    /// Finds out which of the entities have rows after their watermark.
     ///
-    /// One statement, so that the snapshot it returns is the very one it looked in: a row that it did not
-    /// see belongs to a transaction that is not in that. (A pass takes its target when it is recorded.) When the rows of an
-    /// entity cannot be read the statement fails; then the entities are asked for in parts, behind a snapshot.
+    /// It is one statement, so that the returned snapshot is the one in which the rows were read: a row that the probe
+    /// did not see belongs to a transaction that is not in that snapshot. (A pass takes its own target when it is
+    /// recorded.) If the rows of an entity cannot be read, the statement fails. Then a snapshot is taken first, and
+    /// the entities are probed in parts after it.
     pub async fn probe(&self, lanes: &[Progress]) -> Result<ProbeResult, LedgerError> {
         match self.probe_by(self.table.new_rows_sql(lanes)).await {
             Err(problem) if problem.is_about_rows() => {}
             looked => return looked,
         }
-        // What fails even when no entity is asked for, such as a missing right on the ledger, concerns all of them.
+        // An error that occurs even without any entity, such as a missing privilege on the ledger, concerns all of
+        // them.
         let mut look = self.probe_by(self.table.new_rows_sql(&[])).await?;
         let mut parts = Parts::of(lanes);
         while let Some(part) = parts.next() {
@@ -82,7 +84,7 @@ impl Ledger {
         Ok(look)
     }
 
-    /// Looks at one entity.
+    /// Probes one entity.
     ///
     /// # Errors
     /// Also when its rows cannot be read.
@@ -96,7 +98,7 @@ impl Ledger {
         ProbeResult::of(self.primary.retry(look).await?)
     }
 
-    /// The entities of the ledger that are not in `registered`, one index probe each.
+    /// Returns the entities of the ledger that are not in `registered`, with one index probe for each.
     pub async fn unregistered(&self, registered: &[String]) -> Result<Vec<String>, LedgerError> {
         let sql = self.table.unregistered_sql(registered);
         let look =
@@ -104,14 +106,15 @@ impl Ledger {
         Ok(self.primary.retry(look).await?)
     }
 
-    /// The oldest transaction that has written to the ledger and not ended, if there is one: later
-    /// passes will have its rows, and wait for nothing else.
+    /// Returns the oldest open transaction that has written to the ledger. Its rows belong to a later pass; other rows
+    /// do not wait for it.
     pub async fn oldest_writer(&self) -> Result<Option<Writer>, LedgerError> {
         Ok(oldest(&self.primary, self.table.name()).await?)
     }
 
-    /// The tables of the ledger in which no trigger is sure to stamp what is written: what is written to them
-    /// may land behind the watermark. None for a view, which may be over other tables as well.
+    /// Returns the tables of the ledger in which no trigger stamps every written row, so that a new row may have a
+    /// `change_xid` older than the watermark and be missed. Returns none for a view, which may be defined over other
+    /// tables as well.
     pub async fn without_trigger(&self) -> Result<Vec<String>, LedgerError> {
         Ok(without_trigger(&self.primary, self.table.name()).await?)
     }

@@ -1,5 +1,5 @@
-//! Ranges of `captured_at`, as backfills read them: in the order `(captured_at, id)`, and from the primary alone, since a
-//! standby may still have an older version of a row than was sent.
+//! Reads ranges of `captured_at` for backfills: in the order `(captured_at, id)`, and only from the primary, because a
+//! standby may still have an older version of a row than the version that was sent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use super::unreadable::{Asked, Parts};
 use super::{Ledger, LedgerError, Progress, Range, Row, Table};
 use crate::watermark::{Cursor, Order, Snapshot};
 
-/// Rows that were dealt with.
+/// Processed rows of some periods.
 #[derive(Clone, Debug)]
 pub struct Uploaded {
-    /// How many.
+    /// The number of rows.
     pub rows: i64,
     /// The earliest `captured_at` among them.
     pub first: DateTime<Utc>,
-    /// The latest one.
+    /// The latest `captured_at` among them.
     pub last: DateTime<Utc>,
 }
 
@@ -35,7 +35,7 @@ pub struct RangePages {
 }
 
 impl RangePages {
-    /// The next rows in the order `(captured_at, id)`. `None` when the range is through.
+    /// Reads the next page in the order `(captured_at, id)`. `None`: the range has no more rows.
     pub async fn next_page(&mut self) -> Result<Option<Vec<Row>>, LedgerError> {
         if self.is_through {
             return Ok(None);
@@ -57,7 +57,8 @@ impl RangePages {
 }
 
 impl Ledger {
-    /// Begins to read a range behind a place, or from its start, up to and including another place or to its end.
+    /// Begins to read a range, from its start or after the cursor `after`, to its end or up to and including the
+    /// cursor `until`.
     pub fn range(
         &self,
         range: Arc<Range>,
@@ -68,8 +69,7 @@ impl Ledger {
         RangePages { ledger: self.clone(), range, after, until, page_rows, is_through: false }
     }
 
-    /// Counts the rows of each range, in the order given. `None` for those whose rows cannot be counted, since the
-    /// database cannot read them.
+    /// Counts the rows of each range, in the given order. `None` for a range whose rows the database cannot read.
     pub async fn count_ranges(&self, ranges: &[Range]) -> Result<Vec<Option<i64>>, LedgerError> {
         let mut counts = Vec::with_capacity(ranges.len());
         for ranges in ranges.chunks(super::pending::ENTITIES_PER_COUNT_MAX) {
@@ -97,8 +97,8 @@ impl Ledger {
         Ok(self.primary.retry(count).await?)
     }
 
-    /// Counts the rows of an entity that were dealt with and were captured in one of some periods, in order and in Unix
-    /// seconds; but for those in a snapshot that was skipped. `None`: there are none.
+    /// Counts the processed rows of an entity that were captured in one of `periods` (ascending, in Unix seconds),
+    /// without the rows of the snapshot `skipped`. `None`: there are none.
     pub async fn uploaded_in(
         &self,
         lane: &Progress,
@@ -112,8 +112,8 @@ impl Ledger {
         Ok(at(first).zip(at(last)).map(|(first, last)| Uploaded { rows, first, last }))
     }
 
-    /// What is missing for ranges to be found without reading the whole table, as a statement that makes it. `None` also
-    /// for a view, whose tables are not known here.
+    /// Returns the statement that creates the index for ranges if it is missing, because without it a range reads the
+    /// whole table. `None` also for a view, whose tables are not known here.
     pub async fn without_range_index(&self) -> Result<Option<String>, LedgerError> {
         let Some((sql, remedy)) = self.table.range_index_sql() else { return Ok(None) };
         let look = || {

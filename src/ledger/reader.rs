@@ -1,4 +1,4 @@
-//! Rows of the ledger: pages of a pass, and single rows.
+//! Reads rows of the ledger: pages of a pass, and single rows.
 
 use sqlx::AssertSqlSafe;
 use tokio::time::Instant;
@@ -11,28 +11,28 @@ use super::unreadable::Asked;
 use super::{Ledger, LedgerError, Pass, PassRead, Row, Table};
 use crate::watermark::{self, Cursor, Segment};
 
-/// Where a row is looked for there are few like it.
+/// The expected number of rows when one row is looked up.
 const ROWS_FEW: usize = 1;
 
-/// No row further from the year 2000 can be sent, in microseconds: it lies about 9,500 years from it.
+/// The largest distance from the year 2000 of a row that can be sent, in microseconds: about 9,500 years.
 const SENT_US_MAX: u64 = 300_000_000_000_000_000;
 
 impl Ledger {
-    /// The rows with an id, as they are now; several when the id is no key, none when it is gone.
+    /// Returns the current rows with an id: several if the id is not unique, none if the row was deleted.
     pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
         let sql = |table: &Table| table.row_sql(entity_id, id);
         let rows = self.copy(&self.primary, sql, ROWS_FEW, PlanHint::Any).await;
         rows.map_err(|problem| problem.about(entity_id))
     }
 
-    /// The rows that may have the same account, currency and wall-clock time as this one. On clocks that were
-    /// put back a day or less, that is.
+    /// Returns the rows that may have the same account, currency and wall-clock time as this row. Assumes clocks that
+    /// were put back by a day or less.
     pub async fn rivals(&self, entity_id: &str, row: &Row) -> Result<Vec<Row>, LedgerError> {
         let (Some(account), Some(currency), Some(at)) = (row.account(), row.currency(), row.captured_at_us)
         else {
             return Ok(Vec::new());
         };
-        // What lies far outside of the years that can be sent has no wall-clock time in common with anything.
+        // A row far outside the years that can be sent shares no wall-clock time with another row.
         if at.unsigned_abs() > SENT_US_MAX {
             return Ok(Vec::new());
         }
@@ -41,7 +41,7 @@ impl Ledger {
         rows.map_err(|problem| problem.about(entity_id))
     }
 
-    /// Begins to read a pass, or what is left of one.
+    /// Begins to read a pass, or the rest of a pass.
     pub async fn pass(&self, reading: PassRead<'_>) -> Result<Pass, LedgerError> {
         let PassRead { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
         let mut segments = watermark::segments_between(settled, target, after.as_ref(), until.as_ref());
@@ -61,8 +61,8 @@ impl Ledger {
         })
     }
 
-    /// Drops the segments in which the entity has no rows, in one statement for all of them: most
-    /// transactions that stay open for long never write to the ledger.
+    /// Drops the segments in which the entity has no rows, in one statement for all of them: most transactions that
+    /// stay open for long never write to the ledger.
     async fn without_empty_probes(
         &self,
         entity_id: &str,
@@ -80,10 +80,10 @@ impl Ledger {
             .collect())
     }
 
-    /// Reads a page: from the standby if there is one, but for a pass that no row proves.
+    /// Reads a page, from the standby if there is one and the pass is recorded, otherwise from the primary.
     ///
     /// # Errors
-    /// Also when the database cannot read its rows; then with the first of them that fails, if that can be found.
+    /// Also when the database cannot read its rows. Then the error names the first failing row, if it can be found.
     pub(super) async fn page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
         match self.read_page(page).await {
             Ok(rows) => Ok(rows),

@@ -6,21 +6,21 @@ use serde_json::json;
 use super::LedgerError;
 use crate::watermark::{At, Cursor, LedgerId, Order, Xid};
 
-/// What a binary copy begins with; flags and the length of an extension follow, 4 bytes each.
+/// The first bytes of a binary copy. Flags and the length of an extension follow, 4 bytes each.
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
-/// Why a row cannot be decoded that has no id.
+/// The reason why a row without an id cannot be decoded.
 pub(super) const ID_IS_NULL: &str = "id is NULL";
 
-/// One version of a ledger row. The texts and the amount stay in the bytes that came from PostgreSQL.
+/// One row version. The texts and the amount stay in the bytes that PostgreSQL sent.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The transaction that wrote it.
     pub xid: Xid,
     /// Its id.
     pub id: LedgerId,
-    /// The instant of the balance, in microseconds from 2000-01-01 UTC; `i64::MAX` and `MIN` are the
-    /// infinities. `None` for NULL.
+    /// The instant of the balance, in microseconds from 2000-01-01 UTC. `i64::MAX` and `i64::MIN` are the infinities;
+    /// `None` is NULL.
     pub captured_at_us: Option<i64>,
     tuple: Bytes,
     account: Option<Field>,
@@ -28,7 +28,7 @@ pub struct Row {
     balance: Option<Field>,
 }
 
-/// Where in the tuple the bytes of a field are. Small, since rows are moved about by the thousand.
+/// The position of a field in the tuple. Small, because rows are moved by the thousand.
 #[derive(Clone, Copy, Debug)]
 struct Field {
     begin: u32,
@@ -49,19 +49,20 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// For a copy from its beginning.
+    /// Returns a decoder for a copy from its beginning.
     pub fn new(id_is_number: bool) -> Self {
         Self { id_is_number, in_header: true }
     }
 
-    /// The row in a message: `change_xid`, `id`, account, currency, `captured_at`, balance. `None` for the trailer.
+    /// Decodes the row of a message: `change_xid`, `id`, account, currency, `captured_at`, balance. `None` for the
+    /// trailer.
     pub fn row(&mut self, message: Bytes) -> Result<Option<Row>, LedgerError> {
         let tuple = if std::mem::take(&mut self.in_header) { after_header(&message)? } else { message };
         Row::decode(tuple, self.id_is_number)
     }
 }
 
-/// Decodes the messages of a copy of places and ids, one after the other.
+/// Decodes the messages of a copy of interval numbers and ids, one after the other.
 #[derive(Debug)]
 pub(super) struct ListedRow {
     pub id_is_number: bool,
@@ -69,7 +70,7 @@ pub(super) struct ListedRow {
 }
 
 impl ListedRow {
-    /// The place and the id in a message. `None` for the trailer.
+    /// Decodes the interval number and the id of a message. `None` for the trailer.
     pub(super) fn row(&mut self, message: Bytes) -> Result<Option<(i32, LedgerId)>, LedgerError> {
         let tuple = if std::mem::take(&mut self.in_header) { after_header(&message)? } else { message };
         let mut fields = Fields { tuple: &tuple, at: 0 };
@@ -85,7 +86,7 @@ impl ListedRow {
     }
 }
 
-/// How many columns a row is decoded from, and one that is only listed.
+/// The number of columns of a row, and of a row that is only listed.
 pub(super) const COLUMNS: i16 = 6;
 pub(super) const LISTED_COLUMNS: i16 = 2;
 
@@ -116,7 +117,7 @@ impl Row {
         let xid =
             fields.eight_bytes()?.map(u64::from_be_bytes).ok_or(LedgerError::Decode("change_xid is NULL"))?;
         let id = fields.id(&tuple, id_is_number)?.ok_or(LedgerError::Decode(ID_IS_NULL))?;
-        // Whether these are texts is found out when the row is aligned: a row of which one is not is set aside.
+        // They are checked for valid text when the row is aligned: a row with invalid text is set aside.
         let account = fields.next()?;
         let currency = fields.next()?;
         let captured_at_us = fields.eight_bytes()?.map(i64::from_be_bytes);
@@ -149,44 +150,44 @@ impl Row {
         Self { xid, id, captured_at_us, account, currency, balance, tuple: tuple.into() }
     }
 
-    /// Elven's key of the account. `None` for NULL, and for bytes that are not text.
+    /// Returns Elven's key of the account. `None` for NULL and for bytes that are not text.
     pub fn account(&self) -> Option<&str> {
         self.account.and_then(|field| std::str::from_utf8(field.of(&self.tuple)).ok())
     }
 
-    /// The currency. `None` for NULL, and for bytes that are not text.
+    /// Returns the currency. `None` for NULL and for bytes that are not text.
     pub fn currency(&self) -> Option<&str> {
         self.currency.and_then(|field| std::str::from_utf8(field.of(&self.tuple)).ok())
     }
 
-    /// Account and currency with the bytes that are not text replaced, for a person to look at.
+    /// Returns account and currency for a person to read, with the bytes that are not text replaced.
     fn lossy(&self) -> [Option<std::borrow::Cow<'_, str>>; 2] {
         let lossy = |field: Field| String::from_utf8_lossy(field.of(&self.tuple));
         [self.account.map(lossy), self.currency.map(lossy)]
     }
 
-    /// The account, or the currency, is there, and its bytes are not text.
+    /// Returns for account and currency whether it is present and its bytes are not text.
     pub fn has_bytes_for_text(&self) -> [bool; 2] {
         let read = [self.account(), self.currency()];
         [read[0].is_none() && self.account.is_some(), read[1].is_none() && self.currency.is_some()]
     }
 
-    /// The amount, a `numeric` in binary form. `None` for NULL.
+    /// Returns the amount, a `numeric` in binary form. `None` for NULL.
     pub fn balance(&self) -> Option<&[u8]> {
         self.balance.map(|field| field.of(&self.tuple))
     }
 
-    /// The place right behind this row.
+    /// Returns the cursor directly after this row.
     pub fn cursor(&self, order: Order) -> Cursor {
         let at = match order {
             Order::ChangeXid => At::Xid(self.xid),
-            // No range of a backfill has rows without one.
+            // The range of a backfill contains no row without `captured_at`.
             Order::CapturedAt => At::Instant(self.captured_at_us.unwrap_or(i64::MAX)),
         };
         Cursor { at, id: self.id.to_string() }
     }
 
-    /// The row for a person to look at, as far as it can be shown in JSON.
+    /// Returns the row for a person to read, as far as JSON can represent it.
     pub fn to_json(&self) -> serde_json::Value {
         let mut number = Vec::new();
         let balance = match self.balance().map(crate::align::Number::read) {
@@ -205,7 +206,7 @@ impl Row {
                 .map_or_else(|reason| reason.to_string(), |utc| format!("{utc}Z")),
         });
         let [account, currency] = self.lossy();
-        // jsonb cannot hold NUL, but neither can a text in PostgreSQL.
+        // A NUL character, which jsonb cannot hold, cannot be part of a text in PostgreSQL.
         json!({
             "entityAccountId": account,
             "currency": currency,

@@ -1,4 +1,5 @@
-//! The statements that read the ledger, as text: names and bounds of a table differ between installations.
+//! The text of the statements that read the ledger. It is built at run time, because the names of the table and its
+//! columns differ between installations.
 
 use std::fmt::Write as _;
 
@@ -7,7 +8,7 @@ use super::row::{COLUMNS, LISTED_COLUMNS};
 use super::{Range, Table, instant, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, Segment, Snapshot};
 
-/// How far an entity is, as the ledger needs to know it.
+/// The progress of an entity, as far as the ledger's statements need it.
 #[derive(Clone, Debug)]
 pub struct Progress {
     /// The entity.
@@ -20,8 +21,8 @@ pub struct Progress {
     pub cursor: Option<Cursor>,
 }
 
-/// What a page consists of: rows of an entity in a segment and in `target`, behind `after`, up to and
-/// including `until`, the first `rows_max` of them and whatever ties with the last.
+/// The rows of a page: rows of an entity in a segment and in `target`, after `after`, up to and including `until`; the
+/// first `rows_max` of them, and the rows that tie with the last one.
 #[derive(Clone, Copy)]
 pub(super) struct Page<'a> {
     pub(super) entity_id: &'a str,
@@ -30,11 +31,11 @@ pub(super) struct Page<'a> {
     pub(super) after: Option<&'a Cursor>,
     pub(super) until: Option<&'a Cursor>,
     pub(super) rows_max: usize,
-    /// The pass whose row the statement has to see; only asked for on a standby.
+    /// The pass whose row the statement must see; set only for a standby.
     pub(super) proof_of: Option<i64>,
 }
 
-/// What the rows have in common whose values are read one after the other, to find one that fails.
+/// The common condition of the rows whose values are read separately to find a failing row.
 #[derive(Clone, Copy)]
 pub(super) enum Probe<'a> {
     /// Rows of an entity in a segment.
@@ -44,23 +45,23 @@ pub(super) enum Probe<'a> {
 }
 
 impl Table {
-    /// One page, as a copy.
+    /// Returns the copy of one page.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
         format!("copy {} to stdout (format binary)", self.rows_sql(page, (&self.columns, COLUMNS)))
     }
 
-    /// The rows of a page: the place of the page among others, and their ids.
+    /// Returns the query for the rows of a page: the number of the page (`place`) and the id of each row.
     pub(super) fn listed_sql(&self, page: &Page<'_>, place: usize) -> String {
         let id_type = if self.id_is_number() { "bigint" } else { "text" };
         self.rows_sql(page, (&format!("{place}::integer, {}::{id_type}", self.id), LISTED_COLUMNS))
     }
 
-    /// The ids of the rows of a page, in order.
+    /// Returns the query for the ids of the rows of a page, in order.
     pub(super) fn ids_sql(&self, page: &Page<'_>) -> String {
         format!("select p.id from {} p (id)", self.rows_sql(page, (&format!("{}::text", self.id), 1)))
     }
 
-    /// The ids of the rows of a page of a range, in order.
+    /// Returns the query for the ids of the rows of a page of a range, in order.
     pub(super) fn range_ids_sql(
         &self,
         range: &Range,
@@ -71,7 +72,7 @@ impl Table {
         self.range_rows_sql(&format!("{}::text", self.id), range, (after, until), rows_max)
     }
 
-    /// Rows by their ids, as a copy.
+    /// Returns the copy of rows with given ids.
     pub(super) fn probed_sql(&self, probe: Probe<'_>, ids: &[String]) -> String {
         let Self { name, entity, xid, id, id_type, columns, .. } = self;
         let filter = match probe {
@@ -87,13 +88,16 @@ impl Table {
         )
     }
 
-    /// `with ties`: a partitioned ledger cannot have a unique id, and a page that ended inside a tie would lose the
-    /// rest of it, since the next one begins behind it.
+    /// Returns the query for the rows of a page.
     ///
-    /// Rows behind `until` are left out of what was read already: a scan of the index begins where a comparison of rows
-    /// says, but does not end there (seen on PostgreSQL 15), and would go on over all that the transaction wrote. Nor is
-    /// that transaction asked for by `=`, which would make the order that of the ids alone: then PostgreSQL may walk the
-    /// index of those. Columns that are not the ledger's are not named, since it may be forbidden to read them.
+    /// `with ties`: a partitioned ledger cannot have a unique id. A page that ended inside a tie would lose the rest
+    /// of it, because the next page begins after it.
+    ///
+    /// Rows after `until` are filtered from the rows that were read, in an outer query: an index scan begins where a
+    /// row comparison says, but does not end there (seen on PostgreSQL 15), and would continue over everything that
+    /// the transaction wrote. The transaction is not selected with `=` either, because the order would then be the
+    /// order of the ids alone, and PostgreSQL might walk the index on the ids. Only columns of the ledger are named,
+    /// because the role may lack the privilege to read others.
     fn rows_sql(&self, page: &Page<'_>, (columns, number): (&str, i16)) -> String {
         let &Page { entity_id, target, mut segment, after, until, rows_max, proof_of } = page;
         let Self { name, entity, xid, id, id_type, .. } = self;
@@ -116,8 +120,8 @@ impl Table {
             segment.until,
             self.only_in(target, segment)
         );
-        // In the limit and not in the filter: where the planner finds that no row can match, as it does when
-        // the standby does not have the entity's partition yet, it leaves a filter out.
+        // In the limit and not in the filter: the planner drops a filter when it finds that no row can match, e.g.
+        // because the standby does not have the partition of the entity yet.
         let rows_max = match proof_of {
             Some(pass_id) => {
                 format!("(case when elven_sync.require_pass({pass_id}, '{target}') then {rows_max} end)")
@@ -141,7 +145,8 @@ impl Table {
         )
     }
 
-    /// Leaves out of a segment the transactions that had not ended when the target was taken: they belong to a later pass.
+    /// Returns a filter that excludes the transactions of a segment that had not ended when the target was taken: they
+    /// belong to a later pass. Empty when there are none.
     fn only_in(&self, target: &Snapshot, segment: Segment) -> String {
         if target.running().iter().any(|running| (segment.from..segment.until).contains(running)) {
             format!(" and pg_catalog.pg_visible_in_snapshot({}, '{target}'::pg_snapshot)", self.xid)
@@ -150,12 +155,13 @@ impl Table {
         }
     }
 
-    /// An id as PostgreSQL writes it.
+    /// Returns the query that converts an id to the form in which PostgreSQL writes it.
     pub(super) fn id_sql(&self, id: &str) -> String {
         format!("select {}::{}::text", quote_literal(id), self.id_type)
     }
 
-    /// The entities that have rows with an id, each with the transaction that wrote them last.
+    /// Returns the query for the entities that have rows with an id, each with the newest transaction that wrote one
+    /// of them.
     pub(super) fn holders_sql(&self, id: &str) -> String {
         let Self { name, entity, xid, id: id_column, id_type, .. } = self;
         format!(
@@ -165,7 +171,7 @@ impl Table {
         )
     }
 
-    /// A page of a range, as a copy; ties as in a page of a pass.
+    /// Returns the copy of a page of a range, with ties as in a page of a pass.
     pub(super) fn range_sql(
         &self,
         range: &Range,
@@ -194,7 +200,7 @@ impl Table {
         };
         // Writing to a String cannot fail.
         if let Some((at, after_id)) = after.map(place) {
-            // One without an id comes last of its instant. Found here, it is refused when it is read.
+            // A row without an id is the last of its instant. It is included, so that the reader refuses it.
             let nobodys = if self.id_may_be_null {
                 format!(" or ({captured_at} = {at} and {id} is null)")
             } else {
@@ -217,7 +223,8 @@ impl Table {
         )
     }
 
-    /// Which of the rows with one `captured_at` is the newest is told by their ids, and for texts by their bytes.
+    /// Returns the sort expression for an id. Among rows with the same `captured_at` the one with the greatest id is
+    /// the newest; texts are compared by their bytes.
     fn id_in_order(&self, id: &str) -> String {
         if matches!(self.id_type.as_str(), "text" | "character varying") {
             format!("{id} collate \"C\"")
@@ -226,7 +233,7 @@ impl Table {
         }
     }
 
-    /// What all rows of a range have in common.
+    /// Returns the common condition of all rows of a range.
     fn range_filter(&self, range: &Range) -> String {
         let Self { entity, captured_at, account, currency, .. } = self;
         let Range { entity_id, from, to, accounts, currencies } = range;
@@ -245,7 +252,7 @@ impl Table {
         filter
     }
 
-    /// How many rows each range has.
+    /// Returns the query for the number of rows of each range.
     pub(super) fn range_counts_sql(&self, ranges: &[Range]) -> String {
         let name = &self.name;
         let count = |(place, range)| {
@@ -256,8 +263,8 @@ impl Table {
         format!("select c.rows from ({}) c order by c.place", counts.join(" union all "))
     }
 
-    /// Says of a table whether it has an index that leads to a range; and how to make one. `None`: the columns are
-    /// expressions.
+    /// Returns a query that says whether a table has an index for ranges, and the statement that creates one. `None`:
+    /// the columns are expressions.
     pub(super) fn range_index_sql(&self) -> Option<(String, String)> {
         let Self { name, entity_column, captured_at_column, id, .. } = self;
         let captured_at = captured_at_column.as_ref()?;
@@ -287,7 +294,7 @@ impl Table {
         Some((sql, remedy))
     }
 
-    /// The rows with an id; several when the id is no key.
+    /// Returns the copy of the rows with an id: several if the id is not unique.
     pub(super) fn row_sql(&self, entity_id: &str, id: &str) -> String {
         let Self { name, entity, id: id_column, id_type, columns, .. } = self;
         format!(
@@ -297,8 +304,8 @@ impl Table {
         )
     }
 
-    /// The rows of an account and currency around an instant, in microseconds from 2000-01-01 UTC: all that
-    /// may have the same wall-clock time.
+    /// Returns the copy of the rows of an account and currency around an instant (in microseconds from 2000-01-01
+    /// UTC): all rows that may have the same wall-clock time.
     pub(super) fn around_sql(
         &self,
         entity_id: &str,
@@ -327,8 +334,8 @@ impl Table {
         )
     }
 
-    /// $1 entity, $2 a transaction of which a page was read: `true` when one of its rows has no id. No
-    /// comparison with a cursor is true of such a row, so the pages behind it would not have it.
+    /// Returns the query that finds a row without an id. $1: the entity; $2: a transaction of which a page was read.
+    /// No comparison with a cursor is true for such a row, so the following pages would miss it.
     pub(super) fn without_id_sql(&self) -> String {
         let Self { name, entity, xid, id, .. } = self;
         format!(
@@ -337,10 +344,10 @@ impl Table {
         )
     }
 
-    /// The ordinals of the segments in which an entity has rows, in order.
+    /// Returns the query for the ordinals of the segments in which an entity has rows, in order.
     ///
-    /// `order by ... limit 1` and not `exists`: the planner expects to meet a matching row soon and
-    /// would rather scan the table, which is wrong whenever there is none.
+    /// `order by ... limit 1` and not `exists`: for `exists` the planner expects to meet a matching row soon and
+    /// prefers to scan the table, which is wrong whenever there is none.
     pub(super) fn probe_sql(&self, entity_id: &str, segments: &[Segment]) -> String {
         let Self { name, entity, xid, id, .. } = self;
         let bounds = |bound: fn(&Segment) -> u64| {
@@ -358,13 +365,14 @@ impl Table {
         )
     }
 
-    /// Snapshot, cluster, and per entity whether there is news. The outer join gives a row even when nothing was
-    /// asked for.
+    /// Returns the query for the snapshot, the cluster, and per entity whether there are new rows. The outer join
+    /// returns a row even when no entity is given.
     ///
-    /// News is a row of a transaction in the range from the watermark's xmax on, or of one that was
-    /// running when the watermark was taken; an index probe per entity and one for each of those, for the reason given
-    /// above. `between` and not `=`, which would make the order that of the ids alone: then PostgreSQL may walk the
-    /// index of those, from the first to the last where the transaction has written nothing of the entity.
+    /// A new row belongs to a transaction in the range from the watermark's xmax on, or to one that was running when
+    /// the watermark was taken. This takes one index probe per entity and one for each running transaction, with
+    /// `order by ... limit 1` for the reason given above. `between` and not `=`, because with `=` the order would be
+    /// the order of the ids alone. Then PostgreSQL may walk the index on the ids, from the first to the last where the
+    /// transaction has written nothing for the entity.
     pub(super) fn new_rows_sql(&self, lanes: &[Progress]) -> String {
         let Self { name, entity, xid, id, .. } = self;
         let ids = quote_array(lanes.iter().map(|lane| Some(lane.entity_id.as_str())));
@@ -394,10 +402,11 @@ impl Table {
         )
     }
 
-    /// What has not been dealt with, per entity; `with_oldest`: and since when, for which the rows themselves are read.
+    /// Returns the query that counts the pending rows per entity. `with_oldest` adds the oldest `captured_at`, for
+    /// which the rows themselves are read.
     ///
-    /// The bounds are literals, so that the planner knows how little lies behind them; with parameters
-    /// it assumes a third of the table and scans it.
+    /// The bounds are literals, so that the planner knows how few rows lie after them; with parameters it assumes a
+    /// third of the table and scans it.
     pub(super) fn pending_sql(&self, lanes: &[&Progress], with_oldest: bool) -> String {
         let Self { name, entity, xid, id, id_type, captured_at, .. } = self;
         let counts = lanes.iter().map(|lane| {
@@ -434,8 +443,8 @@ impl Table {
         counts.collect::<Vec<_>>().join(" union all ")
     }
 
-    /// How many rows of an entity that were dealt with were captured in some periods, and the earliest and the latest
-    /// of them. `None`: nothing was dealt with, or there is no period.
+    /// Returns the query that counts the processed rows of an entity that were captured in some periods, with the
+    /// earliest and the latest of them. `None`: no row was processed, or there is no period.
     pub(super) fn uploaded_sql(
         &self,
         lane: &Progress,
@@ -458,7 +467,7 @@ impl Table {
         if done.is_empty() || periods.is_empty() {
             return None;
         }
-        // Begins and ends take turns, so an instant lies in a period when an odd number of them is not behind it.
+        // Starts and ends alternate, so an instant lies in a period when an odd number of limits is not after it.
         let seconds = periods.iter().flat_map(|period| [period.start, period.end]);
         let limits =
             seconds.map(|unix_s| instant_literal(instant_of_second(unix_s))).collect::<Vec<_>>().join(", ");
@@ -475,8 +484,8 @@ impl Table {
         ))
     }
 
-    /// The entities of the ledger that are not registered, found by stepping through the index. Rows without an
-    /// entity come under an empty one, which cannot be registered.
+    /// Returns the query for the entities of the ledger that are not registered, found by stepping through the index.
+    /// Rows without an entity are returned as the empty entity, which cannot be registered.
     pub(super) fn unregistered_sql(&self, registered: &[String]) -> String {
         let Self { name, entity, .. } = self;
         let registered = quote_array(registered.iter().map(|id| Some(id.as_str())));

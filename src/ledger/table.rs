@@ -1,4 +1,4 @@
-//! The ledger's table: found in the catalogue, its columns checked and put into expressions.
+//! The ledger's table: found in the catalogue, with its columns checked and turned into SQL expressions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,37 +17,38 @@ use crate::database::Database;
 pub struct Table {
     pub(super) name: String,
     pub(super) mapping: Mapping,
-    /// The same as JSON.
+    /// The mapping as JSON.
     pub(super) mapping_json: Arc<str>,
     pub(super) id_type: String,
     pub(super) entity: String,
     pub(super) xid: String,
     pub(super) id: String,
     pub(super) captured_at: String,
-    /// The columns by which a range is found, as they are called; without one where it is no plain column.
+    /// The names of the columns by which a range is found; `None` if the value is not a plain column.
     pub(super) entity_column: Option<String>,
     pub(super) captured_at_column: Option<String>,
     pub(super) account: String,
     pub(super) currency: String,
-    /// What a page selects, in the order in which [`super::row`] decodes it.
+    /// The select list of a page, in the order in which [`super::row`] decodes it.
     pub(super) columns: String,
     careful: Careful,
-    /// Columns that the catalogue does not promise to be filled, as in any view. A comparison with NULL
-    /// is never true, so such rows have to be looked for.
+    /// Columns that may be NULL as far as the catalogue says, as in any view. A comparison with NULL is never true, so
+    /// such rows need a check of their own.
     pub(super) id_may_be_null: bool,
     pub(super) xid_may_be_null: bool,
     pub(super) entity_may_be_null: bool,
 }
 
-/// The same for rows of which PostgreSQL cannot convert a value: the others are read, and that row comes in a form in
-/// which it is found to be invalid. It takes longer, so it is used for pages that have failed.
+/// Expressions for rows with a value that PostgreSQL cannot convert. The row is then read in a form that fails
+/// validation, and the other rows of the page are read normally. They are slower, so they are used only for pages that
+/// have failed.
 #[derive(Clone, Debug)]
 struct Careful {
     captured_at: String,
     columns: String,
 }
 
-/// The roles of columns, with the types that each may have. A domain counts as the type beneath it.
+/// The roles of columns, with the types that each role accepts. A domain counts as its base type.
 const ROLES: [(&str, &[&str]); 7] = [
     ("id", &["bigint", "integer", "smallint", "uuid", "text", "character varying"]),
     ("entity_id", &["text", "character varying"]),
@@ -58,7 +59,7 @@ const ROLES: [(&str, &[&str]); 7] = [
     ("change_xid", &["xid8"]),
 ];
 
-/// Kind and columns of a table. A domain may stand on another one.
+/// Returns the query for the kind and the columns of a table. A domain may be based on another domain.
 pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
     let (schema, relation) = (quote_literal(schema), quote_literal(relation));
     format!(
@@ -92,7 +93,7 @@ pub(super) struct Column {
 }
 
 impl Table {
-    /// Looks the table up and checks that each column is there and of a type that can be read.
+    /// Finds the table in the catalogue and checks that each column exists and has a type that can be read.
     pub(super) async fn find(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
         let (schema, relation) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
@@ -107,9 +108,9 @@ impl Table {
             None => return Err(missing(database, settings, &schema, &relation).await?),
             Some(kind) => {
                 return Err(LedgerError::Shape(format!(
-                    "the ledger {table} is a {}, whose rows do not carry transactions of this database in the order \
-                     in which they can be read; hint: name a table, or a view over one",
-                    if kind == "m" { "materialized view" } else { "foreign table or the like" }
+                    "the ledger {table} is a {}, and its rows do not carry the ids of the transactions that wrote them; \
+                     hint: configure a table, or a view over one",
+                    if kind == "m" { "materialized view" } else { "foreign table or similar" }
                 )));
             }
         }
@@ -167,13 +168,14 @@ impl Table {
         &self.name
     }
 
-    /// The same table, read in a way in which no time is out of range and any bytes are taken for a text.
+    /// Returns the same table with conversions that cannot fail: every time is in range, and text columns are read as
+    /// bytes.
     pub(super) fn careful(&self) -> Self {
         let Careful { captured_at, columns } = self.careful.clone();
         Self { captured_at, columns, ..self.clone() }
     }
 
-    /// Whether ids are whole numbers (then read as `bigint`) or texts.
+    /// Returns whether ids are whole numbers (read as `bigint`) and not texts.
     pub(super) fn id_is_number(&self) -> bool {
         is_number(&self.id_type)
     }
@@ -185,26 +187,24 @@ impl Column {
     }
 }
 
-/// The columns of the table that was found, to be matched with their roles.
+/// The columns of the table, to be matched with their roles.
 pub(super) struct ResolvedColumns<'a> {
     pub settings: &'a LedgerSettings,
     pub columns: &'a [Column],
 }
 
 impl ResolvedColumns<'_> {
-    /// The column with a role, if it is there and of an accepted type.
+    /// Returns the column in a role, if it exists and has an accepted type.
     pub(super) fn role(&self, role: &str) -> Result<&Column, LedgerError> {
         let table = &self.settings.table;
         let name = self.settings.columns.get(role);
         let Some(column) = self.columns.iter().find(|column| column.name == name) else {
             let remedy = match role {
                 "change_xid" => {
-                    "`elven-sync attach` adds it to a table; a view has to select that of its table"
+                    "`elven-sync attach` adds it to a table; a view has to select it from its table"
                 }
-                "entity_id" => {
-                    "name the one that holds it under [ledger.columns], or say [ledger] entity = \"...\""
-                }
-                _ => "name the one that holds it under [ledger.columns]",
+                "entity_id" => "set its column under [ledger.columns], or set [ledger] entity = \"...\"",
+                _ => "set its column under [ledger.columns]",
             };
             let role = if name == role { String::new() } else { format!(" for {role}") };
             return Err(LedgerError::Shape(format!(
@@ -219,17 +219,17 @@ impl ResolvedColumns<'_> {
                 accepted.join(" or ")
             )));
         }
-        // To PostgreSQL 'a' and 'A' would be one id, or one entity; to everybody else they are two.
+        // With such a collation, 'a' and 'A' are one id or entity to PostgreSQL, and two to everybody else.
         if column.equates_texts && matches!(role, "id" | "entity_id") {
             return Err(LedgerError::Shape(format!(
-                "column {name} of the ledger {table} has a collation that takes different texts for equal; hint: map \
-                 a view that selects it collate \"C\""
+                "column {name} of the ledger {table} has a collation that treats different texts as equal; hint: map \
+                 a view that selects it with collate \"C\""
             )));
         }
         Ok(column)
     }
 
-    /// How this ledger is read.
+    /// Returns the mapping of this ledger.
     fn mapping(&self, name: &str) -> Result<Mapping, LedgerError> {
         let oid = self.role("id")?.relation;
         let mut columns = BTreeMap::new();
@@ -243,7 +243,8 @@ impl ResolvedColumns<'_> {
         Ok(Mapping::new(Relation { oid, name: name.to_owned() }, columns, self.settings))
     }
 
-    /// The instant. A `timestamp` is one only together with a zone, and only its owner knows which.
+    /// Returns the expression for the instant. A `timestamp` is an instant only together with a zone, which only the
+    /// owner of the ledger knows.
     fn captured_at(&self) -> Result<String, LedgerError> {
         let column = self.role("captured_at")?;
         let with_zone = column.kind == "timestamp with time zone";
@@ -253,20 +254,21 @@ impl ResolvedColumns<'_> {
                 Ok(format!("({} at time zone {})", column.quoted(), quote_literal(zone)))
             }
             None => Err(LedgerError::Shape(format!(
-                "column {} of the ledger {} is {}, which names no instant; hint: say in which zone it was written, \
-                 e.g. [ledger] captured_at_zone = \"UTC\", or make it timestamp with time zone",
+                "column {} of the ledger {} is {}, which needs a time zone; hint: set the zone in which it is written, \
+                 e.g. [ledger] captured_at_zone = \"UTC\", or change the column to timestamp with time zone",
                 column.name, self.settings.table, column.kind
             ))),
             Some(_) => Err(LedgerError::Shape(format!(
-                "[ledger] captured_at_zone is set, but column {} of the ledger {} is {} and names instants already; \
-                 hint: leave captured_at_zone out",
+                "[ledger] captured_at_zone is set, but column {} of the ledger {} is {}, which needs no zone; \
+                 hint: remove captured_at_zone",
                 column.name, self.settings.table, column.kind
             ))),
         }
     }
 
-    /// The instant, where `AT TIME ZONE` may lead out of the range of a timestamp: what lies within some weeks of its ends
-    /// is moved away from them. It is far outside of the years that can be sent, before and after.
+    /// Returns the expression for the instant when `AT TIME ZONE` may leave the range of a timestamp. Times within a
+    /// few weeks of either end are moved away from it; before and after that, they are far outside the years that can
+    /// be sent.
     fn careful_captured_at(&self) -> Result<String, LedgerError> {
         let Some(zone) = &self.settings.captured_at_zone else { return self.captured_at() };
         let column = self.role("captured_at")?.quoted();
@@ -289,29 +291,30 @@ impl ResolvedColumns<'_> {
         Ok(self.settings.captured_at_zone.is_none().then(|| column.name.clone()))
     }
 
-    /// The amount, as a numeric. An integer is one of minor units, and how minor has to be said.
+    /// Returns the expression for the amount, as a numeric. An integer counts minor units, and `balance_scale` says
+    /// how many digits they have.
     fn balance(&self) -> Result<String, LedgerError> {
         let column = self.role("balance")?;
         match self.settings.balance_scale {
             None if column.kind == "numeric" => Ok(column.quoted()),
             Some(scale) if column.kind != "numeric" => {
-                // Exact: the product of two numerics has all digits of both.
+                // Exact: the product of two numerics keeps all digits of both.
                 Ok(format!("({}::numeric * '1e-{scale}'::numeric)", column.quoted()))
             }
             None => Err(LedgerError::Shape(format!(
-                "column {} of the ledger {} is {}; hint: say how many digits are behind the decimal point, e.g. \
+                "column {} of the ledger {} is {}; hint: set the number of its digits after the decimal point, e.g. \
                  [ledger] balance_scale = 2 for cents and 0 for whole units",
                 column.name, self.settings.table, column.kind
             ))),
             Some(_) => Err(LedgerError::Shape(format!(
-                "[ledger] balance_scale is set, but column {} of the ledger {} is numeric and has its decimal point; \
-                 hint: leave balance_scale out",
+                "[ledger] balance_scale is set, but column {} of the ledger {} is numeric, which needs no scale; \
+                 hint: remove balance_scale",
                 column.name, self.settings.table
             ))),
         }
     }
 
-    /// Makes sure that the server knows the zone: its rules decide what a `timestamp` means.
+    /// Checks that the server knows the zone, because the server's rules convert a `timestamp`.
     async fn check_zone(&self, database: &Database) -> Result<(), LedgerError> {
         let Some(zone) = &self.settings.captured_at_zone else { return Ok(()) };
         let known = database
@@ -319,7 +322,7 @@ impl ResolvedColumns<'_> {
             .await;
         known.map(drop).map_err(|problem| match problem.as_database_error() {
             Some(refused) => LedgerError::Shape(format!(
-                "[ledger] captured_at_zone: the database does not know it: {}",
+                "[ledger] captured_at_zone is unknown to the database: {}",
                 refused.message()
             )),
             None => problem.into(),
@@ -327,7 +330,7 @@ impl ResolvedColumns<'_> {
     }
 }
 
-/// Says that there is no such table, and whether another spelling would find one.
+/// Returns the error for a missing table, with the name of a table that differs only in upper and lower case.
 pub(super) async fn missing(
     executor: impl sqlx::PgExecutor<'_>,
     settings: &LedgerSettings,
@@ -344,9 +347,11 @@ pub(super) async fn missing(
     .fetch_optional(executor)
     .await?;
     let hint = match similar {
-        Some(row) => format!("names are spelled as in the catalogue; there is {}", row.get::<String, _>(0)),
-        None => "`elven-sync migrate --with-ledger` creates the default one, or name yours under [ledger] table in \
-                 the configuration"
+        Some(row) => {
+            format!("did you mean {}? Names are spelled as in the catalogue", row.get::<String, _>(0))
+        }
+        None => "`elven-sync migrate --with-ledger` creates the default one; or set [ledger] table in the \
+                 configuration"
             .to_owned(),
     };
     Ok(LedgerError::Shape(format!("there is no ledger table {}; hint: {hint}", settings.table)))
@@ -360,13 +365,13 @@ pub(super) fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Quotes a text as a literal that means the same whatever `standard_conforming_strings` is
-/// (manual, "String Constants with C-Style Escapes").
+/// Quotes a text as an SQL literal that does not depend on `standard_conforming_strings` (manual, "String Constants
+/// with C-Style Escapes").
 pub(crate) fn quote_literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
-/// Quotes texts as the literal of an array of them.
+/// Quotes texts as an SQL literal of an array.
 pub(crate) fn quote_array<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> String {
     let quoted = texts.into_iter().map(|text| match text {
         Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),

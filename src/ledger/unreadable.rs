@@ -1,7 +1,7 @@
-//! What PostgreSQL says when it cannot read rows, which of them it is about, and what to do.
+//! Explains errors that PostgreSQL raises when it reads rows: which row failed, and what to do.
 //!
-//! An error that PostgreSQL raises over the rows of an entity (a failed cast in a view, a statement timeout, a damaged
-//! block) concerns that entity alone. A database that is away, or that refuses the connection, concerns all of them.
+//! An error over the rows of an entity (a failed cast in a view, a statement timeout, a damaged block) concerns that
+//! entity alone. A database that is unreachable or refuses the connection concerns all entities.
 
 use std::collections::BTreeMap;
 
@@ -14,42 +14,43 @@ use super::statements::{Page, Probe};
 use super::{Ledger, LedgerError, Progress, Range, Unreadable};
 use crate::database::Transient;
 
-/// Statements after which the search for a row ends: as many as halve a page of the largest size, and one to be sure.
+/// The maximum number of statements that search for a row: enough to bisect the largest page, and one more.
 const PROBES_MAX: usize = 14;
 
-/// Of each message of PostgreSQL so many characters are kept.
+/// The maximum number of characters that are kept of each message of PostgreSQL.
 const WORDS_CHARS_MAX: usize = 500;
 
-/// When so many statements in a row have failed, what failed is not a single entity's: the rest is not halved any more.
+/// After this many consecutive failures the cause is not a single entity, and the remaining parts are not halved any
+/// more.
 const FAILURES_IN_A_ROW_MAX: usize = 16;
 
-/// Classes of SQLSTATE that are about the server, the connection or the role, and not about rows: connection, invalid
+/// Classes of SQLSTATE about the server, the connection or the role, and not about rows: connection, invalid
 /// transaction state, authorization, database, operator intervention. (57014, a cancelled statement, is about rows.)
 const OF_THE_SERVER: [&str; 6] = ["08", "25", "28", "3D", "57P", "53300"];
 
-/// A value that cannot be converted although its row can be read otherwise: a time out of range, a byte sequence that is
-/// not text, and a character without an equivalent in UTF-8.
+/// SQLSTATEs of a value that cannot be converted although the rest of its row can be read: a time out of range, a byte
+/// sequence that is not text, a character without an equivalent in UTF-8.
 const OF_VALUES: [&str; 3] = ["22008", "22021", "22P05"];
 
-/// Why the rows of some entities cannot be read.
+/// The entities whose rows cannot be read, with the reason.
 pub type Unreadables = BTreeMap<String, Unreadable>;
 
-/// A page of an entity, as it was asked for.
+/// The page that was requested when an error occurred.
 #[derive(Clone, Copy)]
 pub(super) enum Asked<'a> {
     /// A page of a pass.
     Pass(&'a Page<'a>),
-    /// A page of a range, of so many rows.
+    /// A page of a range: its cursors `after` and `until`, and its maximum number of rows.
     Range(&'a Range, Option<&'a crate::watermark::Cursor>, Option<&'a crate::watermark::Cursor>, usize),
 }
 
 impl LedgerError {
-    /// PostgreSQL has raised an error over rows; the database is there.
+    /// Returns whether PostgreSQL raised an error over rows; then the database can be reached.
     pub fn is_about_rows(&self) -> bool {
         matches!(self, LedgerError::Unreadable(_)) || raised(self).is_some()
     }
 
-    /// The same, said of an entity, if it is about rows.
+    /// Turns an error over rows into an error of the entity; returns other errors unchanged.
     #[must_use]
     pub fn about(self, entity_id: &str) -> Self {
         if raised(&self).is_none() {
@@ -59,12 +60,12 @@ impl LedgerError {
         LedgerError::Unreadable(Unreadable { entity_id: entity_id.to_owned(), message })
     }
 
-    /// What to say of it where the entity is named already.
+    /// Returns the message for a place where the entity is already named.
     pub fn in_words_of_entity(&self) -> String {
         self.in_words_of("this entity's rows")
     }
 
-    /// What to say of it when it concerns the ledger as a whole.
+    /// Returns the message for an error that concerns the whole ledger.
     pub fn in_words(&self) -> String {
         self.in_words_of("the ledger's rows")
     }
@@ -77,13 +78,13 @@ impl LedgerError {
         }
     }
 
-    /// A value could not be converted, for which there is a careful way.
+    /// Returns whether a value could not be converted, so that a careful read ([`Ledger::careful`]) may succeed.
     pub fn is_about_a_value(&self) -> bool {
         code(self).is_some_and(|code| OF_VALUES.contains(&code.as_str()))
     }
 }
 
-/// The error that PostgreSQL has raised over rows.
+/// Returns the error that PostgreSQL raised over rows, if it is one.
 fn raised(problem: &LedgerError) -> Option<&dyn DatabaseError> {
     let LedgerError::Database(problem) = problem else { return None };
     let raised = problem.as_database_error()?;
@@ -96,7 +97,7 @@ fn code(problem: &LedgerError) -> Option<String> {
     raised(problem)?.code().map(std::borrow::Cow::into_owned)
 }
 
-/// The message for a person.
+/// Returns the message for the operator.
 fn message(what: &str, raised: &dyn DatabaseError, row: Option<&str>) -> String {
     let code = raised.code().unwrap_or_default();
     let more = raised.try_downcast_ref::<PgDatabaseError>();
@@ -115,7 +116,7 @@ fn message(what: &str, raised: &dyn DatabaseError, row: Option<&str>) -> String 
     )
 }
 
-/// What PostgreSQL says, fit for one line of a log: a value of the ledger that it quotes may be long.
+/// Returns a message of PostgreSQL as one line of a log: cut, because it may quote a long value of the ledger.
 fn shown(text: &str) -> String {
     let mut shown: String =
         text.chars().take(WORDS_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -128,7 +129,7 @@ fn shown(text: &str) -> String {
 fn remedy(code: &str) -> &'static str {
     match code {
         "42501" => {
-            "grant the role of elven-sync what it needs to read all rows of the ledger, then `elven-sync run`"
+            "grant the role of elven-sync the privileges to read all rows of the ledger, then `elven-sync run`"
         }
         "57014" => {
             "if statement_timeout is too short for a page, `alter role current_user set statement_timeout = '5min'`; \
@@ -140,17 +141,17 @@ fn remedy(code: &str) -> &'static str {
         code if code.starts_with("53") || code.starts_with("54") || code.starts_with("55") => {
             "the next `elven-sync run` reads again from where the entity stopped"
         }
-        _ => "correct the rows, or what the view makes of them, then `elven-sync run`",
+        _ => "correct the rows or the view, then `elven-sync run`",
     }
 }
 
-/// Whether a row can be found that it is about: not when it is the time, a lock, a resource or a right that is missing.
+/// Returns whether an error is about one row, and not about a time limit, a lock, a resource or a missing privilege.
 fn is_about_one_row(code: &str) -> bool {
     !(code.starts_with("53") || code.starts_with("55") || matches!(code, "57014" | "42501"))
 }
 
 impl Ledger {
-    /// Says what is wrong with a page, and which row of it that is about, where a few statements find it.
+    /// Explains why a page cannot be read, and names the first failing row where a few statements find it.
     pub(super) async fn unreadable(
         &self,
         entity_id: &str,
@@ -169,8 +170,9 @@ impl Ledger {
         }
     }
 
-    /// The first row of a page whose values raise an error: the ids of the page are read without the values, and the list
-    /// of them is halved. `None` when not even the ids can be read, or when the row was corrected meanwhile.
+    /// Returns the id of the first row of a page whose values raise an error: reads the ids of the page without the
+    /// values, then bisects the list. `None` when the ids cannot be read either, or when the row was corrected in the
+    /// meantime.
     async fn first_failing(&self, entity_id: &str, asked: Asked<'_>, code: &str) -> Option<String> {
         let careful = self.table.careful();
         let sql = match asked {
@@ -194,7 +196,7 @@ impl Ledger {
                 Err(problem) if self::code(&problem).as_deref() == Some(code) => true,
                 Err(problem) => {
                     let error = crate::text::chain(&problem);
-                    tracing::debug!(entity_id, error, "the row that fails could not be looked for");
+                    tracing::debug!(entity_id, error, "the search for the failing row failed");
                     return None;
                 }
             };
@@ -209,17 +211,17 @@ impl Ledger {
     }
 }
 
-/// Entities of which something is asked in parts, since it failed for all of them in one statement: halves, and halves of
-/// those that fail, down to the entities whose rows cannot be read.
+/// Entities for which one statement failed, so that they are queried in parts: halves, and halves of failed halves,
+/// down to the entities whose rows cannot be read.
 pub(super) struct Parts<'l, L> {
     unasked: Vec<&'l [L]>,
     failures: usize,
     unreadable: Unreadables,
 }
 
-/// What something is asked of.
+/// Something that belongs to an entity.
 pub(super) trait OfEntity {
-    /// Its entity.
+    /// Returns the entity.
     fn entity_id(&self) -> &str;
 }
 
@@ -246,15 +248,15 @@ impl<'l, L: OfEntity> Parts<'l, L> {
         Self { unasked: vec![lanes], failures: 0, unreadable: Unreadables::new() }
     }
 
-    /// The next part to ask about.
+    /// Returns the next part to query.
     pub(super) fn next(&mut self) -> Option<&'l [L]> {
         self.unasked.pop()
     }
 
-    /// Takes in what came of a part.
+    /// Records the result of a part, and halves the part if it failed.
     ///
     /// # Errors
-    /// What is not about rows, and so about all of them.
+    /// Errors that are not about rows, and so concern all entities.
     pub(super) fn took<T>(
         &mut self,
         part: &'l [L],
@@ -283,7 +285,7 @@ impl<'l, L: OfEntity> Parts<'l, L> {
         Ok(None)
     }
 
-    /// Those whose rows cannot be read.
+    /// Returns the entities whose rows cannot be read.
     pub(super) fn unreadable(self) -> Unreadables {
         self.unreadable
     }

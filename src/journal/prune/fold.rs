@@ -1,12 +1,12 @@
-//! Pruned passes that follow each other become one.
+//! Folds consecutive pruned passes into one.
 
 use super::{Busy, Pruner, ROWS_MAX, ROWS_PER_TRANSACTION, finish};
 use crate::database::Transaction;
 use crate::journal::JournalError;
 
 impl Pruner<'_> {
-    /// Makes one of pruned passes that follow each other, among the next changes of the watermark from one on. Returns
-    /// where to go on.
+    /// Folds consecutive pruned passes among the next changes of the watermark from `from` on. Returns where to
+    /// continue.
     pub async fn fold(&self, from: i64) -> Result<Result<Option<i64>, Busy>, JournalError> {
         let fold = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
@@ -41,16 +41,16 @@ struct Link {
     pass_id: i64,
     settled: Option<String>,
     target: Option<String>,
-    /// It is pruned, and its batches are gone.
+    /// It is pruned, and its batches are removed.
     is_empty: bool,
 }
 
-/// Whether two changes can become one. What does not fit together stays, for `verify` to find.
+/// Returns whether two changes can be folded. Changes that do not fit together stay, so that `verify` finds them.
 fn follows(one: &Link, next: &Link) -> bool {
     one.is_empty && next.is_empty && one.target == next.settled
 }
 
-/// Lets one pruned pass begin where the first of a group begins, and removes the others.
+/// Sets the start of the last pass of a group to the start of the first, and removes the others.
 async fn fold_into(
     transaction: &mut Transaction,
     last: i64,

@@ -1,8 +1,8 @@
-//! Retention: what ended long ago is folded into totals, and the chain of watermarks stays whole.
+//! Retention: folds old records into totals and keeps the chain of watermarks complete.
 //!
-//! In bounded transactions, each of which leaves a journal that `verify` can prove: a pass is declared pruned first, then its
-//! batches go, then pruned passes that follow each other become one. So it may be stopped anywhere, and goes on
-//! the next time. Each is under the lock of the lane, and a worker that is on it waits for a moment at most.
+//! It works in bounded transactions, each of which leaves a journal that `verify` can prove: first passes are declared
+//! pruned, then their batches are removed, then consecutive pruned passes are folded. So it may be stopped at any
+//! point and continued later. Each transaction locks the lane; a worker on that lane waits only for a moment.
 
 mod fold;
 mod removal;
@@ -13,19 +13,19 @@ use super::{JournalError, SealState};
 use crate::database::{Database, Transaction};
 use chrono::{DateTime, Utc};
 
-/// Batches, or passes, or errors, or runs that go in one transaction.
+/// The maximum number of batches, passes, errors or runs that one transaction changes.
 const ROWS_PER_TRANSACTION: usize = 1000;
 /// The same, for SQL.
 const ROWS_MAX: i64 = 1000;
-/// How often, and how long apart, a lane is tried that somebody else has locked.
+/// How often, and with which pause, a locked lane is tried.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// A lane is locked by somebody else.
+/// The lane is locked by another process.
 #[derive(Clone, Copy, Debug)]
 pub struct Busy;
 
-/// One step: how many rows it took, or that the lane is busy.
+/// The result of one step: the number of rows, or that the lane is busy.
 pub type Pruned = Result<Result<u64, Busy>, JournalError>;
 
 /// Prunes one entity, step by step.
@@ -35,11 +35,12 @@ pub struct Pruner<'a> {
     pub database: &'a Database,
     /// The entity.
     pub entity_id: &'a str,
-    /// What has ended before this goes.
+    /// Records that ended before this time are pruned.
     pub before: DateTime<Utc>,
 }
 
-/// What would go of an entity. Fewer errors may, since some belong to the proof of what stays.
+/// What would be removed for an entity. Fewer errors may be removed, because some belong to the proof of batches that
+/// stay.
 #[derive(Clone, Copy, Debug)]
 pub struct WouldGo {
     /// Passes.
@@ -50,7 +51,7 @@ pub struct WouldGo {
     pub errors: u64,
 }
 
-/// When what has ended so long ago had ended, by the clock of the database; and the entities that there are.
+/// Returns the time before which records are pruned, by the clock of the database, and all entities.
 pub async fn scope(
     database: &Database,
     older_than: Duration,
@@ -74,7 +75,7 @@ pub async fn scope(
 }
 
 impl Pruner<'_> {
-    /// What the seal of the newest change says: see [`SealState`].
+    /// Returns the seal of the newest change: see [`SealState`].
     pub async fn seal(&self) -> Result<SealState, JournalError> {
         let seal = || {
             sqlx::query_scalar!("select seal from elven_sync.seals(array[$1::text])", self.entity_id)
@@ -83,7 +84,7 @@ impl Pruner<'_> {
         Ok(SealState::from_column(self.database.retry(seal).await?.flatten().as_deref()))
     }
 
-    /// Begins a transaction with the lane locked. `None`: somebody else has it, for longer than a moment.
+    /// Begins a transaction with the lane locked. `None`: another process keeps it locked for longer than a moment.
     async fn locked(&self) -> Result<Option<Transaction>, JournalError> {
         for _ in 0..LOCK_TRIES {
             let mut transaction = self.database.begin().await?;
@@ -102,8 +103,9 @@ impl Pruner<'_> {
         Ok(None)
     }
 
-    /// Declares passes pruned whose batches may go: those that are through and of which no row is an open matter. Never
-    /// the newest change of a watermark: by that `entity rebind` tells an upgraded cluster from a restored dump.
+    /// Declares passes as pruned, so that their batches may be removed: finished passes of which no row is open. Never
+    /// the newest change of a watermark, because with it `entity rebind` tells an upgraded cluster from a restored
+    /// dump.
     pub async fn declare(&self) -> Pruned {
         let declare = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
@@ -118,7 +120,7 @@ impl Pruner<'_> {
             .execute(&mut transaction)
             .await?
             .rows_affected();
-            // No link of the chain: it moves nothing.
+            // A rebind is not part of the chain: it moves nothing.
             let rebinds = sqlx::query!(
                 "delete from elven_sync.sync_passes
                   where entity_id = $1 and kind = 'rebind' and finished_at < $2
@@ -136,7 +138,7 @@ impl Pruner<'_> {
         self.database.retry(declare).await
     }
 
-    /// The passes whose batches go, a few small ones together.
+    /// Returns the passes whose batches are removed, with small passes grouped together.
     pub async fn groups(&self) -> Result<Vec<Vec<i64>>, JournalError> {
         let counted = self
             .database
@@ -171,7 +173,7 @@ impl Pruner<'_> {
         Ok(groups)
     }
 
-    /// Adds to what is known of what was pruned.
+    /// Adds to the totals of pruned records.
     async fn count(
         &self,
         transaction: &mut Transaction,
@@ -197,7 +199,7 @@ impl Pruner<'_> {
         Ok(())
     }
 
-    /// Counts what would go.
+    /// Counts what would be removed.
     pub async fn would_go(&self) -> Result<WouldGo, JournalError> {
         let counted = self
             .database
@@ -231,7 +233,7 @@ impl Pruner<'_> {
     }
 }
 
-/// Commits when something was done, and saves that otherwise.
+/// Commits if something was changed; otherwise rolls back, which is cheaper.
 async fn finish(transaction: Transaction, rows: u64) -> Result<(), JournalError> {
     if rows > 0 {
         transaction.commit().await?;
@@ -241,7 +243,7 @@ async fn finish(transaction: Transaction, rows: u64) -> Result<(), JournalError>
     Ok(())
 }
 
-/// Removes runs that have ended and that nothing refers to any more, some in each transaction.
+/// Removes ended runs to which nothing refers any more, a limited number per transaction.
 pub async fn prune_runs(database: &Database, before: DateTime<Utc>) -> Result<u64, JournalError> {
     let mut behind = 0;
     let mut removed = 0;

@@ -1,4 +1,4 @@
-//! What goes: batches, passes that were given up, and errors.
+//! Removes batches, passes that were given up, and errors.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use crate::database::Transaction;
 use crate::journal::JournalError;
 
 impl Pruner<'_> {
-    /// Removes some batches of passes. The latest of a pass first: parts are later than what they are parts of.
+    /// Removes a limited number of batches of passes, the newest of a pass first: parts are newer than their parents.
     pub async fn remove_batches(&self, pass_ids: &[i64]) -> Pruned {
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
@@ -25,7 +25,7 @@ impl Pruner<'_> {
         self.database.retry(remove).await
     }
 
-    /// Removes some batches of retries, and of backfills that have ended.
+    /// Removes a limited number of batches of retries and of ended backfills.
     pub async fn remove_loose_batches(&self) -> Pruned {
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
@@ -43,7 +43,7 @@ impl Pruner<'_> {
         self.database.retry(remove).await
     }
 
-    /// Removes batches, keeps their totals, and lets go of what is said of them in errors that stay.
+    /// Removes batches, adds them to the totals, and removes the references to them from errors that stay.
     async fn remove(&self, mut transaction: Transaction, batch_ids: &[i64]) -> Pruned {
         sqlx::query!(
             "update elven_sync.sync_errors set batch_id = null
@@ -88,7 +88,7 @@ impl Pruner<'_> {
         Ok(Ok(removed))
     }
 
-    /// Removes passes that a rewind gave up, once their batches are gone: they are no part of the chain.
+    /// Removes passes that a rewind gave up, after their batches: they are not part of the chain.
     pub async fn remove_given_up(&self) -> Pruned {
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
@@ -109,7 +109,7 @@ impl Pruner<'_> {
         self.database.retry(remove).await
     }
 
-    /// Removes resolved errors whose batch is gone, but for those of rows that a batch which is kept has set aside: they
+    /// Removes resolved errors whose batch is removed, except errors of rows that a remaining batch set aside: they
     /// are part of its proof.
     pub async fn remove_errors(&self) -> Pruned {
         let remove = || async {
@@ -142,7 +142,7 @@ impl Pruner<'_> {
         self.database.retry(remove).await
     }
 
-    /// The rows that the batches which are left have set aside.
+    /// Returns the rows that the remaining batches set aside.
     async fn set_aside(&self, transaction: &mut Transaction) -> Result<HashSet<String>, JournalError> {
         let batches = sqlx::query!(
             "select rejected_ids, row_ids from elven_sync.sync_batches where entity_id = $1 and rows_rejected > 0",

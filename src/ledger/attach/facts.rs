@@ -1,4 +1,4 @@
-//! What the catalogue says about a table that is to be prepared.
+//! Reads the catalogue about a table that is to be prepared.
 
 use sqlx::AssertSqlSafe;
 
@@ -13,7 +13,7 @@ use crate::database::Database;
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct Relation {
     pub oid: i64,
-    /// The partitioned table that this is a part of.
+    /// The partitioned table that this is a partition of.
     pub parent: Option<i64>,
     pub schema: String,
     pub table: String,
@@ -35,49 +35,49 @@ impl Relation {
     }
 }
 
-/// A trigger that stamps rows, as [`super::body`] does.
+/// A trigger that stamps rows as [`super::body`] does.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct Trigger {
     pub relation: i64,
     pub name: String,
-    /// Before insert and update, for each row, without a condition or a list of columns.
+    /// It fires before insert and update, for each row, without a condition or a list of columns.
     pub fires_always: bool,
     /// `ENABLE ALWAYS`.
     pub enabled_always: bool,
     pub function: String,
-    /// No trigger of another table has the function.
+    /// No trigger of another table uses the function.
     pub function_is_ours_alone: bool,
     source: String,
 }
 
-/// A plain B-tree index, in the order of its columns themselves.
+/// A plain B-tree index with the default order of its columns.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct Index {
     pub oid: i64,
     pub relation: i64,
     pub name: String,
     pub columns: Vec<String>,
-    /// It has these columns and no more, and may hold equal entries.
+    /// It has only these columns and is not unique.
     pub is_plain: bool,
     pub is_valid: bool,
-    /// The index of the partitioned table that it is a part of.
+    /// The index of the partitioned table that it is attached to.
     pub parent: Option<i64>,
 }
 
-/// What there is to know before a table is prepared.
+/// Everything that is read before a table is prepared.
 #[derive(Debug)]
 pub(super) struct Facts {
-    /// The table, then its partitions, parents first.
+    /// The table and then its partitions, parents first.
     pub relations: Vec<Relation>,
-    /// The name of the column for the stamp, and the column if it is there.
+    /// The name of the stamp column, and the column if it exists.
     pub stamp: (String, Option<Column>),
     pub triggers: Vec<Trigger>,
     pub indexes: Vec<Index>,
-    /// Schema and name of what is called as an index of ours would be.
+    /// Schema and name of relations that already use the name of an index that `attach` creates.
     pub taken: Vec<(String, String)>,
     /// Publications whose subscribers would lack the column.
     pub publications: Vec<String>,
-    /// Sequences of columns: of the index that a run needs, and of the one for backfills.
+    /// The columns of the index that a run needs, and of the index for backfills.
     pub run_index: Vec<String>,
     pub backfill_index: Vec<String>,
 }
@@ -127,7 +127,8 @@ const INDEXES: &str = "
                         where o.colloid <> 0 and o.colloid <> a.attcollation)
      order by c.relname";
 
-// A publication may list columns since PostgreSQL 15; through jsonb the statement is valid before, too.
+// A publication may list columns since PostgreSQL 15. The statement reads `prattrs` through jsonb, so that it is valid
+// in older versions too.
 const PUBLICATIONS: &str = "
     select distinct p.pubname::text
       from pg_catalog.pg_publication_tables p
@@ -139,7 +140,7 @@ const PUBLICATIONS: &str = "
                           and to_jsonb(r) ->> 'prattrs' is not null)
      order by 1";
 
-// A broken index is dropped before its name is given again.
+// The name of a broken index is not taken: the index is dropped before the name is used again.
 const TAKEN: &str = "
     select n.nspname::text, c.relname::text
       from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -151,7 +152,7 @@ const FUNCTION: &str = "
      where n.nspname = $1 and p.proname = $2 and p.pronargs = 0";
 
 impl Facts {
-    /// Looks the table up, and refuses what cannot be prepared.
+    /// Reads the catalogue, and refuses a table that cannot be prepared.
     pub(super) async fn gather(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
         let (schema, table) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
@@ -187,8 +188,7 @@ impl Facts {
             || triggers.iter().any(|trigger| trigger.name == called && !ours(&trigger.source))
         {
             return Err(LedgerError::Shape(format!(
-                "{} cannot be prepared: there is a function or trigger {called} that is none of elven-sync's; hint: give \
-                 it another name",
+                "{} cannot be prepared: a function or trigger {called} exists that is none of elven-sync's; hint: rename it",
                 settings.table
             )));
         }
@@ -209,12 +209,12 @@ impl Facts {
         })
     }
 
-    /// The table itself.
+    /// Returns the table itself.
     pub(super) fn root(&self) -> &Relation {
         &self.relations[0]
     }
 
-    /// The trigger that stamps the rows of a relation.
+    /// Returns the trigger that stamps the rows of a relation.
     pub(super) fn trigger(&self, relation: &Relation) -> Option<&Trigger> {
         self.triggers.iter().find(|trigger| trigger.relation == relation.oid && trigger.fires_always)
     }
@@ -231,11 +231,11 @@ async fn refuse_what_has_no_triggers(
         match relation.kind.as_str() {
             "r" | "p" if relation.persistence == "t" => return refuse("it is temporary"),
             "r" | "p" if place == 0 && relation.is_partition => {
-                return refuse("it is a partition; hint: prepare the partitioned table that it belongs to");
+                return refuse("it is a partition; hint: prepare its partitioned table");
             }
             "r" | "p" if place > 0 && !relation.is_partition => {
                 return refuse(
-                    "other tables inherit from it, and no trigger of it fires for what is written to those; hint: use \
+                    "other tables inherit from it, and its triggers do not fire for rows of those tables; hint: use \
                      declarative partitioning",
                 );
             }
@@ -243,10 +243,10 @@ async fn refuse_what_has_no_triggers(
             "v" => {
                 let beneath = tables_beneath(database, &relation.name()).await?.join(", ");
                 return refuse(&format!(
-                    "it is a view, and a trigger has to be on the table that is written to; hint: prepare that \
-                     ({beneath}) by ELVEN_SYNC_LEDGER__TABLE=... elven-sync attach, with \
-                     ELVEN_SYNC_LEDGER__COLUMNS__ID and ..._ENTITY_ID if its columns have other names, then let the \
-                     view select its change_xid"
+                    "it is a view, and the trigger has to be on the written table; hint: prepare that table \
+                     ({beneath}) with ELVEN_SYNC_LEDGER__TABLE=... elven-sync attach, and with \
+                     ELVEN_SYNC_LEDGER__COLUMNS__ID and ..._ENTITY_ID if its columns have other names; then add its \
+                     change_xid to the view"
                 ));
             }
             _ if place > 0 => {
@@ -267,7 +267,7 @@ async fn tables_beneath(database: &Database, view: &str) -> Result<Vec<String>, 
     sqlx::query_scalar(AssertSqlSafe(sql)).bind(view).fetch_all(database).await
 }
 
-/// The words of a function, whatever its lines and its quoting.
+/// Returns the words of a function, without line breaks and quotes.
 fn words(source: &str) -> Vec<String> {
     source.replace('"', "").split_whitespace().map(str::to_lowercase).collect()
 }

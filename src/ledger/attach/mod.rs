@@ -1,8 +1,8 @@
-//! `attach`: prepares a table that is there already, so that it can carry a watermark.
+//! `attach`: prepares an existing table, so that it can carry a watermark.
 //!
-//! A column with the id of the writing transaction, a trigger that fills it whatever the writer says,
-//! and the one index that a run needs. What is planned is the text of the statements, so that what a
-//! rehearsal prints is what is executed.
+//! It adds a column with the id of the writing transaction, a trigger that fills it even if the writer sets a value,
+//! and the one index that a run needs. The plan is the text of the statements, so that a dry run prints exactly what
+//! is executed.
 
 mod facts;
 mod names;
@@ -19,37 +19,37 @@ use super::table::quote_identifier;
 use crate::config::LedgerSettings;
 use crate::database::Database;
 
-/// How a table is to be prepared.
+/// Settings for the preparation of a table.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// How long to wait for the moment in which the table is ours alone: everybody else who wants it
-    /// waits behind us.
+    /// The longest wait for the exclusive lock on the table. Other sessions that want the table queue behind this
+    /// wait.
     pub lock_timeout: Duration,
-    /// Make the index that helps backfills, too.
+    /// Create the index for backfills, too.
     pub backfill_index: bool,
 }
 
-/// A statement, or a few that are one transaction.
+/// One statement, or several in one transaction.
 #[derive(Debug)]
 pub struct Step {
-    /// What it is for.
+    /// What the step does.
     pub why: String,
-    /// The text that is sent.
+    /// The SQL text that is executed.
     pub sql: String,
 }
 
-/// What is to be done to a table, and what to know before.
+/// The steps that prepare a table, and what to know before.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// Would break something that works now.
+    /// Effects that break something that works now.
     pub breaks: Vec<String>,
-    /// Worth knowing.
+    /// Effects that are worth knowing.
     pub notes: Vec<String>,
-    /// To be done in this order. Empty: all is done.
+    /// The steps in order. Empty: everything is done.
     pub steps: Vec<Step>,
 }
 
-/// Plans what is left to do.
+/// Plans the steps that are still missing.
 pub async fn plan(
     database: &Database,
     settings: &LedgerSettings,
@@ -62,7 +62,7 @@ pub async fn plan(
     if wanted.backfill_index {
         if facts.backfill_index.is_empty() {
             return Err(LedgerError::Shape(format!(
-                "{} has no column for captured_at, which the index for backfills is over; hint: name it under \
+                "{} has no column for captured_at, which the index for backfills needs; hint: set it under \
                  [ledger.columns]",
                 settings.table
             )));
@@ -71,20 +71,21 @@ pub async fn plan(
     }
     if !plan.steps.is_empty() {
         plan.steps.push(Step {
-            why: "so that the planner knows the new column".to_owned(),
+            why: "collect planner statistics for the new column".to_owned(),
             sql: format!("analyze {};", facts.root().name()),
         });
     }
     if plan.steps.iter().any(|step| step.sql.contains("concurrently")) {
         plan.notes.push(
-            "an index takes its time: attach builds it on a connection of its own without time limits; in psql,              `set statement_timeout = 0; set lock_timeout = 0;` comes first"
+            "an index build can take long: attach uses a separate connection without time limits; in psql, run \
+             `set statement_timeout = 0; set lock_timeout = 0;` first"
                 .to_owned(),
         );
     }
     Ok(plan)
 }
 
-/// Plans how to take everything away again.
+/// Plans the steps that remove everything that `attach` created.
 pub async fn plan_undo(
     database: &Database,
     settings: &LedgerSettings,
@@ -103,7 +104,7 @@ pub async fn plan_undo(
     if facts.stamp.1.is_some() {
         sql.push(format!("alter table {table} drop column {}", quote_identifier(&facts.stamp.0)));
         plan.notes.push(
-            "the index goes with the column; attached again later, all rows count as new and are uploaded again"
+            "dropping the column drops its index; after a later attach, all rows count as new and are uploaded again"
                 .to_owned(),
         );
     }
@@ -119,14 +120,14 @@ pub async fn plan_undo(
     }
     if !sql.is_empty() {
         plan.steps.push(Step {
-            why: format!("trigger and column of {table}"),
+            why: format!("drop the trigger and column of {table}"),
             sql: transaction(&sql, wanted.lock_timeout),
         });
     }
     Ok(plan)
 }
 
-/// Column and trigger, in one transaction: there is no moment with the one and without the other.
+/// Plans column and trigger in one transaction, so that neither ever exists without the other.
 fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
     let root = facts.root();
     let (table, (name, column)) = (root.name(), &facts.stamp);
@@ -144,14 +145,14 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
             ));
         }
         Some(column) if column.may_be_null => plan.notes.push(format!(
-            "{quoted} may be NULL; elven-sync refuses an entity with such rows until they are updated, which stamps them"
+            "{quoted} may be NULL; elven-sync refuses an entity with such rows until an update stamps them"
         )),
         Some(_) => {}
     }
     if facts.trigger(root).is_none() {
         if column.is_some() {
             plan.notes.push(format!(
-                "{quoted} was there without a trigger that fills it: rows may carry whatever their writers put there. \
+                "{quoted} existed without a trigger that fills it, so rows may carry any value. \
                  Update them to stamp them, e.g. update {table} set {quoted} = default"
             ));
         }
@@ -172,8 +173,8 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
     for relation in &facts.relations {
         if let Some(trigger) = facts.trigger(relation).filter(|trigger| !trigger.enabled_always) {
             plan.notes.push(format!(
-                "the trigger of {} was switched off or not ALWAYS: rows written meanwhile keep an old stamp and are not \
-                 read. Update them to stamp them, e.g. update {} set {quoted} = default where ...",
+                "the trigger of {} was disabled or not ALWAYS: rows written in the meantime keep an old stamp \
+                 and are not read. Update them to stamp them, e.g. update {} set {quoted} = default where ...",
                 relation.name(),
                 relation.name()
             ));
@@ -187,7 +188,7 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
     if !sql.is_empty() {
         plan.steps.push(Step {
             why: format!(
-                "the stamp of {table}; the rows are not rewritten, the table is locked for a moment that is waited for \
+                "add the stamp to {table}; rows are not rewritten, the table is locked for a moment after a wait of \
                  {:?} at most",
                 wanted.lock_timeout
             ),
@@ -196,25 +197,25 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
     }
 }
 
-/// Says what a further column does to others.
+/// Notes what an additional column means for other users of the table.
 fn look_before_adding(facts: &Facts, plan: &mut Plan) {
     let root = facts.root();
     let (table, name) = (root.name(), quote_identifier(&facts.stamp.0));
     for publication in &facts.publications {
         plan.breaks.push(format!(
-            "publication {} contains the table: its subscribers stop when the first row with {name} arrives, unless \
+            "publication {} contains the table: its subscribers stop at the first row with {name}, unless \
              their tables have that column before (alter table ... add column {name} xid8)",
             quote_identifier(publication)
         ));
     }
     plan.notes.push(format!(
-        "COPY into {table} without a list of columns, INSERT ... SELECT * from it, and SQL functions that return its row \
-         type meet one more column: name the columns there"
+        "COPY into {table} without a list of columns, INSERT ... SELECT * from it, and SQL functions that return its \
+         row type see one more column: list the columns there"
     ));
     if facts.relations.iter().any(|relation| relation.row_security) {
         plan.notes.push(format!(
-            "row-level security is on for {table}: the role that elven-sync runs as has to own the table or have \
-             BYPASSRLS, since a policy that hides rows from it is an error"
+            "row-level security is on for {table}: the role of elven-sync has to own the table or have BYPASSRLS, \
+             because it treats a policy that hides rows as an error"
         ));
     }
     if facts.relations.iter().any(|relation| relation.persistence == "u") {
@@ -222,12 +223,12 @@ fn look_before_adding(facts: &Facts, plan: &mut Plan) {
     }
 }
 
-/// The index, built without keeping writers out: on a partitioned table partition by partition, since
-/// `CONCURRENTLY` is refused on the whole (manual, "CREATE INDEX").
+/// Plans the index, built without blocking writers: on a partitioned table partition by partition, because PostgreSQL
+/// refuses `CONCURRENTLY` on the whole (manual, "CREATE INDEX").
 fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan: &mut Plan) {
     let in_parts = facts.root().is_partitioned();
     let list = columns.iter().map(|column| quote_identifier(column)).collect::<Vec<_>>().join(", ");
-    // In parts all have to be alike; alone, one that begins with these columns does as well.
+    // The parts of a partitioned index must be alike; elsewhere an index that begins with these columns is enough.
     let serves = |index: &&Index| {
         if in_parts { index.is_plain && index.columns == columns } else { index.columns.starts_with(columns) }
     };
@@ -250,7 +251,7 @@ fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan:
             Some(_) if relation.is_partitioned() => {}
             Some(index) if index.is_valid => {}
             None if relation.is_partitioned() => plan.steps.push(Step {
-                why: format!("the frame for the indexes of the partitions of {}", relation.name()),
+                why: format!("create the parent of the partition indexes of {}", relation.name()),
                 sql: transaction(
                     &[format!("create index {} on only {} ({list})", new_name(relation), relation.name())],
                     wanted.lock_timeout,
@@ -259,12 +260,12 @@ fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan:
             _ => {
                 if let Some(broken) = found {
                     plan.steps.push(Step {
-                        why: "left over from an attempt that did not end".to_owned(),
+                        why: "drop the broken index of a failed attempt".to_owned(),
                         sql: format!("drop index concurrently {};", broken.name),
                     });
                 }
                 plan.steps.push(Step {
-                    why: format!("the index of {}; writers go on meanwhile", relation.name()),
+                    why: format!("create the index of {}; writers are not blocked", relation.name()),
                     sql: format!(
                         "create index concurrently {} on {} ({list});",
                         new_name(relation),
@@ -286,13 +287,13 @@ fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan:
     }
     if !attach.is_empty() {
         plan.steps.push(Step {
-            why: format!("the indexes of the partitions become that of {}", facts.root().name()),
+            why: format!("attach the partition indexes to the index of {}", facts.root().name()),
             sql: transaction(&attach, wanted.lock_timeout),
         });
     }
 }
 
-/// `<table>_elven_sync`, or where that is too long or something else is called so, by the table's id.
+/// Returns `<table>_elven_sync`, or a name with the table's oid where that is too long or taken.
 fn index_name(facts: &Facts, relation: &Relation, suffix: &str) -> String {
     let name = index_called(&relation.table, suffix);
     let is_taken = facts.taken.iter().any(|(schema, taken)| *schema == relation.schema && *taken == name);
@@ -303,7 +304,7 @@ fn index_name(facts: &Facts, relation: &Relation, suffix: &str) -> String {
     }
 }
 
-/// A transaction that would rather give up than make everybody wait.
+/// Returns the text of a transaction that fails after the lock timeout instead of blocking other sessions.
 fn transaction(statements: &[String], lock_timeout: Duration) -> String {
     let mut sql = format!("begin;\nset local lock_timeout = '{}ms';\n", lock_timeout.as_millis());
     for statement in statements {
@@ -314,17 +315,17 @@ fn transaction(statements: &[String], lock_timeout: Duration) -> String {
     sql
 }
 
-/// Takes one step. A transaction that fails leaves nothing behind; an index that fails leaves itself,
-/// and is dropped when the step is taken again.
+/// Executes one step. A transaction that fails leaves nothing behind. An index build that fails leaves a broken index,
+/// which is dropped when the step is repeated.
 pub async fn take(connection: &mut PgConnection, step: &Step) -> Result<(), LedgerError> {
     let taken = sqlx::raw_sql(AssertSqlSafe(step.sql.clone())).execute(&mut *connection).await;
     let Err(problem) = taken else { return Ok(()) };
-    // Whatever comes of it: the connection is not used any more.
+    // The result does not matter: the connection is not used any more.
     let _ = sqlx::raw_sql("rollback").execute(&mut *connection).await;
     Err(problem.into())
 }
 
-/// Who holds the table, so that it could not be locked.
+/// Returns the sessions that hold locks on the table, so that it could not be locked.
 pub async fn holders(database: &Database, settings: &LedgerSettings) -> Result<Vec<String>, LedgerError> {
     let (schema, table) =
         settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;

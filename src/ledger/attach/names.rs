@@ -1,17 +1,17 @@
-//! Names and bodies of what `attach` creates.
+//! Names and source texts of the objects that `attach` creates.
 
 use super::super::table::quote_identifier;
 
-/// PostgreSQL cuts longer names off.
+/// The longest name in bytes; PostgreSQL cuts longer names.
 pub(super) const NAME_BYTES_MAX: usize = 63;
 
-/// What the names of the two indexes end with: of the one for runs, and of the one for backfills.
+/// The suffixes of the two index names: for runs, and for backfills.
 pub(super) const SUFFIXES: [&str; 2] = ["", BACKFILL];
 
 pub(super) const BACKFILL: &str = "_backfill";
 
-/// What the stamping function does. It names its schema, so that a writer's `search_path` cannot put
-/// another function in front of it.
+/// Returns the body of the stamping function. It names its schema, so that a writer's `search_path` cannot put another
+/// function in front of it.
 pub(super) fn body(column: &str) -> String {
     format!(
         "begin\n    new.{} := pg_catalog.pg_current_xact_id();\n    return new;\nend",
@@ -23,7 +23,7 @@ pub(super) fn index_called(table: &str, suffix: &str) -> String {
     format!("{table}_elven_sync{suffix}")
 }
 
-/// The trigger and its function.
+/// Returns the name of the trigger and of its function.
 pub(super) fn stamp_called(column: &str) -> String {
     let mut called = format!("elven_sync_stamp_{column}");
     while called.len() > NAME_BYTES_MAX {

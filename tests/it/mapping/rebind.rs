@@ -25,7 +25,7 @@ async fn a_rename_in_place_is_accepted_without_question_or_proof(pool: PgPool) {
     scene.set(TABLE, "books.positions");
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "company");
     let refused = said(&scene, 1, &["run"]).await;
-    let what = "the ledger \"ledger\".\"balance_snapshots\" is called \"books\".\"positions\" now, and column entity_id (entity_id) is called company now";
+    let what = "the ledger \"ledger\".\"balance_snapshots\" was renamed to \"books\".\"positions\", and column entity_id (entity_id) was renamed to company";
     assert!(refused.contains(what), "{refused}");
     assert!(said(&scene, 2, &["entity", "rebind", "acme", "--mapping"]).await.contains("--reason"));
     assert!(
@@ -153,7 +153,7 @@ async fn another_id_entity_or_stamp_is_accepted_by_the_proof_alone(pool: PgPool)
         )
         .await;
     let refused = said(&scene, 1, &["run"]).await;
-    assert!(refused.contains("is another table or view than before"), "{refused}");
+    assert!(refused.contains("is a different table or view than before"), "{refused}");
     let mut old = PgConnection::connect(&scene.url).await.unwrap();
     old.execute("begin; select pg_current_xact_id()").await.unwrap();
     insert(&scene, 41, 41).await;
