@@ -11,3 +11,4 @@ create index sync_batches_open on elven_sync.sync_batches (entity_id, batch_id)
 
 comment on function elven_sync.is_open(text, integer) is
     'Whether a batch with this status and row_count is open: some of its rows have no final outcome yet. A rejected batch with rows is sent again; without rows, all of them are set aside.';
+comment on index elven_sync.sync_batches_open is 'The open batches of an entity.';
