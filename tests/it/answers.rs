@@ -23,7 +23,7 @@ fn answer(status: u16, body: &str) -> Fault {
 }
 
 #[sqlx::test(migrations = false)]
-async fn what_stops_a_lane_stops_no_other(pool: PgPool) {
+async fn failure_of_one_lane_stops_no_other_lane(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     // One after the other, in the order of their ids, so that the fault meets acme; and nothing is repeated.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
@@ -74,7 +74,7 @@ async fn what_stops_a_lane_stops_no_other(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_lost_answer_is_sent_again_byte_for_byte_and_marked(pool: PgPool) {
+async fn unanswered_batch_is_resent_byte_identical_and_marked_ambiguous(pool: PgPool) {
     for (round, fault) in [Fault::FailAfterWrite { status: 500 }, Fault::CutAfterWrite, answer(200, "<html>")]
         .into_iter()
         .enumerate()
@@ -113,7 +113,7 @@ async fn a_lost_answer_is_sent_again_byte_for_byte_and_marked(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_unreachable_api_is_unavailable_and_nothing_is_lost(pool: PgPool) {
+async fn unreachable_api_fails_the_run_and_loses_no_row(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;
@@ -135,7 +135,7 @@ async fn an_unreachable_api_is_unavailable_and_nothing_is_lost(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_unknown_zone_or_credential_fails_its_entity_alone(pool: PgPool) {
+async fn unknown_zone_or_credential_fails_only_its_entity(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zürich").await;
     scene.entity("beta", "UTC").await;
@@ -159,7 +159,7 @@ async fn an_unknown_zone_or_credential_fails_its_entity_alone(pool: PgPool) {
 
 /// While the API takes its time, no session of the connector has a transaction open.
 #[sqlx::test(migrations = false)]
-async fn no_transaction_is_open_while_a_request_is_under_way(pool: PgPool) {
+async fn no_transaction_is_open_during_a_request(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;

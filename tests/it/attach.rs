@@ -53,7 +53,7 @@ async fn shape(scene: &TestEnv) -> String {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_plain_table_is_prepared_without_a_rewrite_and_taken_back(pool: PgPool) {
+async fn plain_table_is_attached_without_rewrite_and_detached(pool: PgPool) {
     let scene = scene_with(pool, PLAIN).await;
     let output = scene.output(&["run"]).await;
     assert!(stderr(&output).contains("attach"), "{}", stderr(&output));
@@ -90,7 +90,7 @@ async fn a_plain_table_is_prepared_without_a_rewrite_and_taken_back(pool: PgPool
 
 /// Each way round a default that a writer may take, as in the default ledger.
 #[sqlx::test(migrations = false)]
-async fn what_is_written_afterwards_is_stamped_whatever_the_writer_does(pool: PgPool) {
+async fn rows_written_after_attach_are_always_stamped(pool: PgPool) {
     for parted in [false, true] {
         let scene = TestEnv::new(pool.clone()).await;
         scene.sql("drop schema if exists books cascade; delete from elven_sync.entities; delete from elven_sync.sync_state").await;
@@ -124,7 +124,7 @@ async fn what_is_written_afterwards_is_stamped_whatever_the_writer_does(pool: Pg
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_partitioned_table_is_prepared_partition_by_partition(pool: PgPool) {
+async fn partitioned_table_is_attached_partition_by_partition(pool: PgPool) {
     let scene = scene_with(pool, PARTED).await;
     let before = shape(&scene).await;
     let rehearsal = attach(&scene, &["--dry-run", "--backfill-index"]).await;
@@ -155,7 +155,7 @@ async fn a_partitioned_table_is_prepared_partition_by_partition(pool: PgPool) {
 /// An attempt that was cut off leaves an index that does not count; the next one makes it anew. One of
 /// the table's own that serves is taken.
 #[sqlx::test(migrations = false)]
-async fn a_broken_index_is_made_anew_and_a_good_one_is_taken(pool: PgPool) {
+async fn invalid_index_is_rebuilt_and_valid_index_reused(pool: PgPool) {
     let scene = scene_with(pool, PLAIN).await;
     attach(&scene, &[]).await;
     scene
@@ -175,7 +175,7 @@ async fn a_broken_index_is_made_anew_and_a_good_one_is_taken(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_table_that_is_in_use_is_not_waited_for_and_the_holder_is_named(pool: PgPool) {
+async fn attach_does_not_wait_and_names_the_lock_holder(pool: PgPool) {
     let scene = scene_with(pool, PLAIN).await;
     let before = shape(&scene).await;
     let mut reader = PgConnection::connect(&scene.url).await.unwrap();
@@ -206,7 +206,7 @@ async fn a_table_that_is_in_use_is_not_waited_for_and_the_holder_is_named(pool: 
 }
 
 #[sqlx::test(migrations = false)]
-async fn what_would_break_is_said_before(pool: PgPool) {
+async fn attach_reports_conflicts_before_it_changes_anything(pool: PgPool) {
     let mut scene = scene_with(pool, PLAIN).await;
     scene.sql("create publication feed for table books.balances; alter table books.balances enable row level security").await;
     let before = shape(&scene).await;
@@ -247,7 +247,7 @@ async fn what_would_break_is_said_before(pool: PgPool) {
 
 /// The default ledger is prepared as it is, and a view is read once the table beneath it is.
 #[sqlx::test(migrations = false)]
-async fn the_default_ledger_needs_nothing_and_a_view_needs_its_table(pool: PgPool) {
+async fn default_ledger_needs_no_attach_and_view_needs_its_table(pool: PgPool) {
     let mut scene = scene_with(pool, PLAIN).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.balance_snapshots");
     assert!(attach(&scene, &[]).await.contains("nothing to do"));
@@ -269,7 +269,7 @@ async fn the_default_ledger_needs_nothing_and_a_view_needs_its_table(pool: PgPoo
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_single_entity_needs_no_column(pool: PgPool) {
+async fn single_entity_needs_no_entity_column(pool: PgPool) {
     let mut scene = scene_with(pool, PLAIN).await;
     scene.sql("alter table books.balances drop column entity_id").await;
     scene.set("ELVEN_SYNC_LEDGER__ENTITY", "acme");
@@ -285,7 +285,7 @@ async fn a_single_entity_needs_no_column(pool: PgPool) {
 
 /// Indexes that do not give the order, names that others have, and a function that two tables share.
 #[sqlx::test(migrations = false)]
-async fn what_is_of_others_is_left_alone(pool: PgPool) {
+async fn attach_leaves_objects_of_others_unchanged(pool: PgPool) {
     let mut scene = scene_with(pool, PARTED).await;
     scene.sql("alter table books.balances alter column id type text using id::text").await;
     attach(&scene, &[]).await;

@@ -55,7 +55,7 @@ const STATE: &str =
                        from elven_sync.sync_state order by entity_id";
 
 #[sqlx::test(migrations = false)]
-async fn a_backfill_leaves_the_watermark_where_it_is(pool: PgPool) {
+async fn backfill_does_not_move_the_watermark(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -82,7 +82,7 @@ async fn a_backfill_leaves_the_watermark_where_it_is(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn what_was_done_is_recorded_and_said(pool: PgPool) {
+async fn backfill_records_and_reports_its_result(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "UTC").await;
@@ -119,7 +119,7 @@ async fn what_was_done_is_recorded_and_said(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn rows_go_out_by_captured_at_and_then_id(pool: PgPool) {
+async fn backfill_sends_rows_by_captured_at_then_id(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "3");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -135,7 +135,7 @@ async fn rows_go_out_by_captured_at_and_then_id(pool: PgPool) {
 
 /// Keys that are texts sort by their bytes, whatever the database's collation: so the newest is told.
 #[sqlx::test(migrations = false)]
-async fn texts_as_ids_are_ordered_by_their_bytes(pool: PgPool) {
+async fn text_ids_are_ordered_by_their_bytes(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql("create table ledger.named (
                    id text collate \"en-x-icu\" primary key, entity_id text not null, entity_account_id text not null,
@@ -155,7 +155,7 @@ async fn texts_as_ids_are_ordered_by_their_bytes(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn rows_that_are_set_aside_make_it_incomplete(pool: PgPool) {
+async fn rows_set_aside_make_a_backfill_incomplete(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "UTC").await;
@@ -185,7 +185,7 @@ async fn rows_that_are_set_aside_make_it_incomplete(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_that_fails_is_gone_on_with_and_delays_no_other(pool: PgPool) {
+async fn failed_entity_is_resumed_and_delays_no_other_entity(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.entity("acme", "UTC").await;
@@ -246,7 +246,7 @@ async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn wrong_usage_is_refused_before_anything_is_recorded(pool: PgPool) {
+async fn wrong_backfill_arguments_are_refused_before_anything_is_recorded(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("idle", "UTC").await;
@@ -280,7 +280,7 @@ async fn wrong_usage_is_refused_before_anything_is_recorded(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn only_the_accounts_and_currencies_that_were_asked_for(pool: PgPool) {
+async fn backfill_sends_only_requested_accounts_and_currencies(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
@@ -318,7 +318,7 @@ async fn only_the_accounts_and_currencies_that_were_asked_for(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_missing_index_is_named_once(pool: PgPool) {
+async fn missing_captured_at_index_is_reported_once(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", 3).await;
@@ -331,7 +331,7 @@ async fn a_missing_index_is_named_once(pool: PgPool) {
 
 /// What the API asked for holds for a backfill as for a run.
 #[sqlx::test(migrations = false)]
-async fn an_api_that_asks_to_come_later_stops_it_where_it_is(pool: PgPool) {
+async fn long_retry_after_stops_a_backfill_at_its_cursor(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");

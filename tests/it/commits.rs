@@ -30,7 +30,7 @@ const AT_WORK: &str = "select count(*)::text from pg_stat_activity
     where datname = current_database() and application_name = 'elven-sync' and state = 'active'";
 
 #[sqlx::test(migrations = false)]
-async fn many_old_commits_of_others_stop_no_run_and_are_removed_in_steps(pool: PgPool) {
+async fn many_old_commit_records_are_removed_in_steps(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 60_000).await;
     let since = Instant::now();
     for _ in 0..2 {
@@ -49,7 +49,7 @@ async fn many_old_commits_of_others_stop_no_run_and_are_removed_in_steps(pool: P
 
 /// What one process has left an hour ago may be asked for by it still.
 #[sqlx::test(migrations = false)]
-async fn commits_that_another_process_may_ask_for_stay(pool: PgPool) {
+async fn commit_records_of_live_processes_are_kept(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 10).await;
     scene
         .sql(
@@ -67,7 +67,7 @@ async fn commits_that_another_process_may_ask_for_stay(pool: PgPool) {
 
 /// The transactions of a run that takes long leave no more than a few rows, whatever their number.
 #[sqlx::test(migrations = false)]
-async fn the_commits_of_a_long_run_are_removed_while_it_goes_on(pool: PgPool) {
+async fn commit_records_of_a_long_run_are_removed_meanwhile(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
@@ -88,7 +88,7 @@ async fn the_commits_of_a_long_run_are_removed_while_it_goes_on(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn several_workers_and_commands_empty_it_at_once(pool: PgPool) {
+async fn several_processes_clean_up_commit_records_concurrently(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 30_000).await;
     for entity_id in ["b", "c", "d"] {
         scene.entity(entity_id, "UTC").await;
@@ -135,7 +135,7 @@ async fn a_clean_up_that_fails_does_not_fail_the_run(pool: PgPool) {
 
 /// Writing: a third of `reconnect_timeout`, a second at least; reading: ten times that.
 #[sqlx::test(migrations = false)]
-async fn a_statement_that_the_connector_has_given_up_ends_on_the_server_too(pool: PgPool) {
+async fn abandoned_statement_also_ends_on_the_server(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let url = SecretString::from(scene.url.clone());
     let database = Database::connect(&url, 4, Duration::from_millis(300)).await.unwrap();
@@ -158,7 +158,7 @@ async fn a_statement_that_the_connector_has_given_up_ends_on_the_server_too(pool
 
 /// A limit that the role or the database has already, and that is shorter, stays.
 #[sqlx::test(migrations = false)]
-async fn a_shorter_limit_of_the_database_stays(pool: PgPool) {
+async fn shorter_statement_timeout_of_the_database_is_kept(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.sql("do $$ begin execute format('alter database %I set statement_timeout = ''1500ms''', current_database()); end $$").await;
     let url = SecretString::from(scene.url.clone());

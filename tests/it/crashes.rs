@@ -217,7 +217,7 @@ impl Case {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_run_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
+async fn run_killed_at_any_step_is_resumed(pool: PgPool) {
     crash_at_each(pool, points(&OF_A_RUN), async |case, point| {
         // The other steps come once for each entity, one after the other.
         let of_a_batch = matches!(point.0, Step::Announce | Step::Send | Step::Answer | Step::Settle);
@@ -246,7 +246,7 @@ async fn a_run_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
 
 /// Whatever the first worker was killed at; new rows come meanwhile.
 #[sqlx::test(migrations = false)]
-async fn a_recovery_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
+async fn recovery_killed_at_any_step_is_resumed(pool: PgPool) {
     const FIRST: [Point; 4] = [
         Point(Step::Announce, Side::After, 1),
         Point(Step::Send, Side::Before, 1),
@@ -265,7 +265,7 @@ async fn a_recovery_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
 
 /// Their new versions belong to a later pass. What was in flight and is unchanged is sent again all the same.
 #[sqlx::test(migrations = false)]
-async fn rows_that_change_between_crash_and_recovery_arrive_as_they_are_now(pool: PgPool) {
+async fn rows_changed_between_crash_and_recovery_arrive_as_changed(pool: PgPool) {
     crash_at_each(pool, points(&OF_CHANGED_ROWS), async |case, point| {
         case.add_entity().await;
         case.kill_run(point).await;
@@ -276,7 +276,7 @@ async fn rows_that_change_between_crash_and_recovery_arrive_as_they_are_now(pool
 
 /// Of the batch in flight no row is left as it was.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_has_lost_its_rows_is_closed_whatever_crashes(pool: PgPool) {
+async fn batch_without_its_rows_is_closed_despite_crashes(pool: PgPool) {
     crash_at_each(pool, points(&OF_AN_EMPTIED_BATCH), async |case, point| {
         case.add_entity().await;
         case.kill_run(Point(Step::Send, Side::After, 1)).await;
@@ -288,7 +288,7 @@ async fn a_batch_that_has_lost_its_rows_is_closed_whatever_crashes(pool: PgPool)
 
 /// The answer is lost, and the lane about to stop for it.
 #[sqlx::test(migrations = false)]
-async fn a_failure_that_is_killed_while_it_is_recorded_is_overcome(pool: PgPool) {
+async fn run_killed_while_recording_a_failure_is_resumed(pool: PgPool) {
     crash_at_each(pool, points(&OF_A_FAILURE), async |case, point| {
         case.add_entity().await;
         case.scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -301,7 +301,7 @@ async fn a_failure_that_is_killed_while_it_is_recorded_is_overcome(pool: PgPool)
 /// What was announced and not settled is sent again, and nothing else is: up to four batches that were in flight, and three
 /// that were being recorded.
 #[sqlx::test(migrations = false)]
-async fn several_batches_in_flight_are_all_accounted_for(pool: PgPool) {
+async fn crash_with_several_batches_in_flight_loses_none(pool: PgPool) {
     let most_in_flight = AtomicU32::new(0);
     crash_at_each(pool, points(&OF_SEVERAL_IN_FLIGHT), async |case, point| {
         case.add_entity().await;
@@ -320,7 +320,7 @@ async fn several_batches_in_flight_are_all_accounted_for(pool: PgPool) {
 
 /// Each is one request, outside of any pass; what was in flight is seen in a batch of its own.
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_is_killed_at_any_step_can_be_made_again(pool: PgPool) {
+async fn retry_killed_at_any_step_can_be_repeated(pool: PgPool) {
     let crash_and_retry = async |case: &mut Case, point| {
         case.add_entity().await;
         case.go_on().await;

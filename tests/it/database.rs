@@ -46,17 +46,17 @@ async fn scene_on(cluster: &Cluster) -> TestEnv {
 
 /// Whichever commit of a run does not arrive: it is done again, and all is counted once and sent once.
 #[sqlx::test(migrations = false)]
-async fn a_commit_that_is_lost_is_done_again(pool: PgPool) {
-    each_commit_of_a_run(pool, Failure::Lost).await;
+async fn lost_commit_is_retried(pool: PgPool) {
+    fail_each_commit_of_a_run(pool, Failure::Lost).await;
 }
 
 /// Whichever commit of a run gets no answer: it is asked about, and not done twice.
 #[sqlx::test(migrations = false)]
-async fn a_commit_without_an_answer_is_asked_about_and_never_done_twice(pool: PgPool) {
-    each_commit_of_a_run(pool, Failure::Unanswered).await;
+async fn unanswered_commit_is_looked_up_and_never_repeated(pool: PgPool) {
+    fail_each_commit_of_a_run(pool, Failure::Unanswered).await;
 }
 
-async fn each_commit_of_a_run(pool: PgPool, failure: Failure) {
+async fn fail_each_commit_of_a_run(pool: PgPool, failure: Failure) {
     let mut scene = scene_with_three_batches(pool).await;
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
@@ -78,7 +78,7 @@ async fn each_commit_of_a_run(pool: PgPool, failure: Failure) {
 /// Nothing comes back, and nobody says why: it is not waited for, for ever. The server lets go of what a
 /// transaction that nobody ends has locked.
 #[sqlx::test(migrations = false)]
-async fn a_commit_that_the_network_swallows_is_given_up_and_done_again(pool: PgPool) {
+async fn commit_without_network_response_times_out_and_is_retried(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
@@ -97,7 +97,7 @@ async fn a_commit_that_the_network_swallows_is_given_up_and_done_again(pool: PgP
 }
 
 #[sqlx::test(migrations = false)]
-async fn killed_connections_are_made_anew(pool: PgPool) {
+async fn killed_connections_are_replaced(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     let (child, gate) = scene.held_run().await;
     scene
@@ -114,7 +114,7 @@ async fn killed_connections_are_made_anew(pool: PgPool) {
 
 /// Longer than the lease, which nobody takes meanwhile: it is this worker's again.
 #[sqlx::test(migrations = false)]
-async fn a_run_outlives_a_restart_of_its_server(pool: PgPool) {
+async fn run_survives_a_database_restart(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let scene = scene_on(&cluster).await;
     let (child, gate) = scene.held_run().await;
@@ -131,7 +131,7 @@ async fn a_run_outlives_a_restart_of_its_server(pool: PgPool) {
 /// A crash takes a transaction along of which nothing had reached the disk, and its id is given out again: that
 /// another one of that id was committed says nothing about it.
 #[sqlx::test(migrations = false)]
-async fn a_commit_whose_id_was_given_out_again_is_not_taken_for_done(pool: PgPool) {
+async fn commit_with_a_reused_transaction_id_is_not_considered_done(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let mut scene = scene_on(&cluster).await;
     // No heartbeat comes between.
@@ -162,7 +162,7 @@ async fn a_commit_whose_id_was_given_out_again_is_not_taken_for_done(pool: PgPoo
 
 /// As after a failover to a server that is not promoted yet.
 #[sqlx::test(migrations = false)]
-async fn a_server_that_is_read_only_for_a_while_is_waited_for(pool: PgPool) {
+async fn run_waits_for_a_temporarily_read_only_server(pool: PgPool) {
     let cluster = Cluster::new(&pool).await;
     let scene = scene_on(&cluster).await;
     let (child, gate) = scene.held_run().await;
@@ -188,7 +188,7 @@ async fn a_server_that_is_read_only_for_a_while_is_waited_for(pool: PgPool) {
 
 /// A promoted standby that has all that the primary had: the connector's address leads there a little later.
 #[sqlx::test(migrations = false)]
-async fn a_run_outlives_a_failover(pool: PgPool) {
+async fn run_survives_a_failover(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let scene = scene_on(&primary).await;
     let mut standby = primary.standby().await;
@@ -209,7 +209,7 @@ async fn a_run_outlives_a_failover(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_database_that_stays_away_fails_the_run_in_bounded_time_and_the_next_one_goes_on(pool: PgPool) {
+async fn unreachable_database_fails_run_in_bounded_time_and_next_resumes(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let mut scene = scene_on(&cluster).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
@@ -236,7 +236,7 @@ async fn a_database_that_stays_away_fails_the_run_in_bounded_time_and_the_next_o
 /// A worker that freezes in the middle of a transaction holds rows of its run and its lane. That delays no other
 /// lane, and the server ends it, so that this one can be taken over.
 #[sqlx::test(migrations = false)]
-async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: PgPool) {
+async fn worker_frozen_inside_a_transaction_blocks_no_other_lane(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.entity("other", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -274,7 +274,7 @@ async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: Pg
 
 /// A page of which nothing more arrives would hold the entity for ever, since its lease is renewed meanwhile.
 #[sqlx::test(migrations = false)]
-async fn a_page_that_the_network_swallows_does_not_hold_the_entity_for_ever(pool: PgPool) {
+async fn stalled_page_read_is_aborted_and_frees_its_entity(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'b' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 60) n").await;
@@ -303,7 +303,7 @@ async fn a_page_that_the_network_swallows_does_not_hold_the_entity_for_ever(pool
 
 /// With a single connection: the one whose commit is asked about makes room for the one to ask with.
 #[sqlx::test(migrations = false)]
-async fn a_commit_is_asked_about_without_its_connection(pool: PgPool) {
+async fn commit_lookup_needs_no_second_connection(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     let url = SecretString::from(network.url().to_owned());
@@ -317,7 +317,7 @@ async fn a_commit_is_asked_about_without_its_connection(pool: PgPool) {
 
 /// What lay idle while the network forgot it is not asked one after the other.
 #[sqlx::test(migrations = false)]
-async fn idle_connections_that_the_network_has_forgotten_cost_one_question(pool: PgPool) {
+async fn dead_idle_connections_cost_one_health_check(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     let url = SecretString::from(network.url().to_owned());
@@ -337,7 +337,7 @@ async fn idle_connections_that_the_network_has_forgotten_cost_one_question(pool:
 
 /// The time to wait for a database begins when it is lost, however long the statement had run.
 #[sqlx::test(migrations = false)]
-async fn what_ran_for_long_before_its_connection_was_lost_is_done_again(pool: PgPool) {
+async fn long_statement_is_retried_after_connection_loss(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let url = SecretString::from(scene.url.clone());
     let database = Database::connect(&url, 2, Duration::from_secs(1)).await.unwrap();
@@ -357,7 +357,7 @@ async fn what_ran_for_long_before_its_connection_was_lost_is_done_again(pool: Pg
 
 /// Something accepts the connection and never answers.
 #[sqlx::test(migrations = false)]
-async fn a_server_that_never_answers_is_given_up(pool: PgPool) {
+async fn silent_server_is_abandoned_after_its_timeout(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     scene.set("DATABASE_URL", &format!("postgres://postgres@{}/postgres", silent.local_addr().unwrap()));

@@ -73,7 +73,7 @@ const ERRORS: &str = "select string_agg(concat_ws(' ', kind, http_status, api_co
 
 /// Each fault meets a batch of two rows of an entity of its own; then the API is well again.
 #[sqlx::test(migrations = false)]
-async fn each_answer_has_its_consequence_and_afterwards_all_is_well(pool: PgPool) {
+async fn each_fault_has_its_outcome_and_is_repaired_later(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "3");
     let batches = "select string_agg(concat_ws(' ', status, attempts, ambiguous, http_status), ',')
@@ -129,7 +129,7 @@ async fn each_answer_has_its_consequence_and_afterwards_all_is_well(pool: PgPool
 
 /// The statuses that no standing fault of the sandbox has: for one batch of one row each.
 #[sqlx::test(migrations = false)]
-async fn the_other_statuses_mean_what_the_table_says(pool: PgPool) {
+async fn each_http_status_has_its_documented_outcome(pool: PgPool) {
     const REFUSAL: &str = r#"{"status":"failed","data":{"code":19734,"message":"no"}}"#;
     let scene = scene(pool).await;
     let batch = "select concat_ws(' ', status, attempts, ambiguous, row_count) from elven_sync.sync_batches order by batch_id desc limit 1";
@@ -171,7 +171,7 @@ async fn the_other_statuses_mean_what_the_table_says(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_answer_that_comes_too_late_is_not_known(pool: PgPool) {
+async fn answer_after_the_timeout_is_an_unknown_outcome(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_API__TIMEOUT", "700ms");
     add_rows(&scene, "acme", 2).await;
@@ -182,7 +182,7 @@ async fn an_answer_that_comes_too_late_is_not_known(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_request_that_cannot_be_made_is_repeated_and_not_ambiguous(pool: PgPool) {
+async fn request_without_connection_is_retried_and_not_ambiguous(pool: PgPool) {
     let mut scene = scene(pool).await;
     add_rows(&scene, "acme", 2).await;
     let url = scene.sandbox.url();
@@ -199,7 +199,7 @@ async fn a_request_that_cannot_be_made_is_repeated_and_not_ambiguous(pool: PgPoo
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_short_retry_after_is_waited_for_in_seconds_or_as_a_date(pool: PgPool) {
+async fn short_retry_after_is_awaited_as_seconds_or_date(pool: PgPool) {
     let scene = scene(pool).await;
     // A date has whole seconds, so that up to one of the two is gone when it is written.
     for fault in ["throttle=1s@once:1", "unavailable=2s@once:1"] {
@@ -226,7 +226,7 @@ async fn add_other_with_its_own_key(scene: &mut TestEnv) {
 
 /// Longer than a run waits: then it stops, and so do all who use the credential, and runs that come too early.
 #[sqlx::test(migrations = false)]
-async fn a_long_retry_after_holds_for_the_credential_and_for_the_next_run(pool: PgPool) {
+async fn long_retry_after_pauses_the_credential_across_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__MAX", "5s");
     // In the order of their ids: acme comes to its turn before beta, which knows of the pause.
@@ -256,7 +256,7 @@ async fn a_long_retry_after_holds_for_the_credential_and_for_the_next_run(pool: 
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_clock_that_is_off_is_corrected_once_and_said(pool: PgPool) {
+async fn clock_offset_is_corrected_once_and_logged(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     let mut accepted = 0;
@@ -277,7 +277,7 @@ async fn a_clock_that_is_off_is_corrected_once_and_said(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_stays_unknown_is_tried_once_by_each_run_after_three(pool: PgPool) {
+async fn unknown_batch_is_sent_once_per_run_after_three_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "2");
     add_rows(&scene, "acme", 2).await;
@@ -295,7 +295,7 @@ async fn a_batch_that_stays_unknown_is_tried_once_by_each_run_after_three(pool: 
 }
 
 #[sqlx::test(migrations = false)]
-async fn who_wants_to_look_first_can_hold_what_is_ambiguous(pool: PgPool) {
+async fn ambiguous_batch_can_be_held_for_review(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ON_AMBIGUOUS", "hold");
     add_rows(&scene, "acme", 2).await;
@@ -313,7 +313,7 @@ async fn who_wants_to_look_first_can_hold_what_is_ambiguous(pool: PgPool) {
 
 /// A batch that a dead worker was sending is held too; one in which there was nothing to send is not.
 #[sqlx::test(migrations = false)]
-async fn what_a_dead_worker_was_sending_is_held(pool: PgPool) {
+async fn batch_of_a_dead_worker_is_held(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ON_AMBIGUOUS", "hold");
     add_rows(&scene, "acme", 2).await;
@@ -344,7 +344,7 @@ async fn what_a_dead_worker_was_sending_is_held(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn requests_keep_their_rate(pool: PgPool) {
+async fn requests_stay_within_their_rate(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_API__REQUESTS_PER_SECOND", "20");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");

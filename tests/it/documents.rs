@@ -89,7 +89,7 @@ fn defaults() -> serde_json::Value {
 }
 
 #[test]
-fn the_configuration_reference_has_every_key_and_its_default() {
+fn configuration_reference_has_every_key_and_default() {
     let described: BTreeSet<_> = reference::KEYS
         .iter()
         .map(|key| {
@@ -114,7 +114,7 @@ fn the_configuration_reference_has_every_key_and_its_default() {
 }
 
 #[test]
-fn the_page_of_the_configuration_is_generated_from_the_reference() {
+fn configuration_page_is_generated_from_the_reference() {
     let text = with_generated(&read(CONFIGURATION), "keys", reference::section_table);
     let mut sections = Vec::new();
     let text = with_generated(&text, "variables", |_| reference::variable_table());
@@ -128,7 +128,7 @@ fn the_page_of_the_configuration_is_generated_from_the_reference() {
 }
 
 #[test]
-fn the_example_file_has_every_key_and_says_the_defaults() {
+fn example_file_has_every_key_and_default() {
     assert_is(EXAMPLE, &reference::example());
     let text = reference::example();
     assert_eq!(reference::values(&text).unwrap(), defaults());
@@ -145,7 +145,7 @@ fn the_example_file_has_every_key_and_says_the_defaults() {
 
 /// `environment.get("NAME")` anywhere in the program, and names that a constant holds.
 #[test]
-fn every_environment_variable_is_described() {
+fn every_environment_variable_is_documented() {
     let described: BTreeSet<&str> =
         reference::VARIABLES.iter().flat_map(|variable| variable.names).copied().collect();
     let mut folders = vec![root().join("src")];
@@ -196,7 +196,7 @@ fn commands(command: &clap::Command, above: &str, all: &mut Vec<String>) {
 }
 
 #[test]
-fn the_page_of_the_commands_has_every_help_text() {
+fn commands_page_has_every_help_text() {
     let mut shown = Vec::new();
     let text = with_generated(&read(COMMANDS), "help", |command| {
         shown.push(command.to_owned());
@@ -308,7 +308,7 @@ fn words(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_in_the_documents_can_be_typed() {
+fn every_documented_command_parses() {
     let mut wrong = String::new();
     let mut tested = 0;
     for document in Document::all() {
@@ -332,7 +332,7 @@ fn every_command_in_the_documents_can_be_typed() {
 }
 
 #[test]
-fn every_setting_in_the_documents_is_known() {
+fn every_documented_setting_exists() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("elven-sync.toml");
     let mut wrong = String::new();
@@ -349,7 +349,7 @@ fn every_setting_in_the_documents_is_known() {
 }
 
 #[test]
-fn every_link_between_documents_leads_somewhere() {
+fn every_link_between_documents_resolves() {
     let documents = Document::all();
     let mut wrong = String::new();
     for document in &documents {
@@ -416,7 +416,7 @@ const NAMES: &str = "
     insert into treasury.elven_currencies values ('chf', 'CHF'), ('BTC', 'BTC')";
 
 #[sqlx::test(migrations = false)]
-async fn the_recipes_for_ledgers_work(pool: PgPool) {
+async fn ledger_recipes_work(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql(TABLES).await;
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "company");

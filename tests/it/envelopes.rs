@@ -160,7 +160,7 @@ fn long(bytes: usize) -> Vec<u8> {
 const EIGHT_MIB: usize = 8 << 20;
 
 #[sqlx::test(migrations = false)]
-async fn an_answer_is_understood_with_a_mark_packed_and_up_to_eight_mebibytes(pool: PgPool) {
+async fn answers_with_bom_gzip_or_8_mib_are_understood(pool: PgPool) {
     const PACKED: &str = "content-encoding: gzip\r\n";
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -243,7 +243,7 @@ async fn an_answer_is_understood_with_a_mark_packed_and_up_to_eight_mebibytes(po
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_page_of_a_firewall_is_said_to_be_one(pool: PgPool) {
+async fn firewall_page_is_reported_as_such(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;
@@ -272,7 +272,7 @@ async fn import(url: &str, timeout: Duration) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_large_answers_a_process_reads_one_at_a_time_and_none_waits_longer_than_its_timeout() {
+async fn large_answers_are_read_one_at_a_time_within_timeout() {
     let (open, rest) = watch::channel(false);
     let held = Said { rest: Some((100_000, rest)), ..Said::new(200, "", long(200_000)) };
     let held = stub(held).await;

@@ -34,7 +34,7 @@ const OPEN: &str =
                       from elven_sync.sync_errors where resolved_at is null";
 
 #[sqlx::test(migrations = false)]
-async fn errors_are_listed_and_shown_with_the_record_as_it_would_have_been_sent(pool: PgPool) {
+async fn errors_are_listed_and_shown_with_their_record(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     let list = said(&scene, 0, &["errors", "list"]).await;
     assert!(list.contains("rejected_row") && list.contains("invalid_row"), "{list}");
@@ -56,7 +56,7 @@ async fn errors_are_listed_and_shown_with_the_record_as_it_would_have_been_sent(
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_sends_what_the_ledger_holds_now_and_resolves_or_counts(pool: PgPool) {
+async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     let before = scene.text(OPEN).await;
     assert!(before.contains("rejected_row 2 1") && before.contains("invalid_row 5 1"), "{before}");
@@ -110,7 +110,7 @@ async fn a_retry_never_puts_an_older_row_over_a_newer_one(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_error_is_resolved_by_a_newer_version_or_by_a_word(pool: PgPool) {
+async fn error_is_resolved_by_newer_version_or_by_hand(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update ledger.balance_snapshots set balance = 8 where id in (2, 5)").await;
@@ -133,7 +133,7 @@ async fn an_error_is_resolved_by_a_newer_version_or_by_a_word(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_error_of_an_entity_is_tried_again_by_a_run(pool: PgPool) {
+async fn error_of_an_entity_is_resolved_by_a_run(pool: PgPool) {
     let mut scene = scene_with_rows_set_aside(pool).await;
     scene.sql("update ledger.balance_snapshots set balance = balance where id = 1").await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -149,7 +149,7 @@ async fn an_error_of_an_entity_is_tried_again_by_a_run(pool: PgPool) {
 /// A newer row that is set aside itself does not supersede an older one: the older is sent, and the newer one
 /// arrives after it if it ever does.
 #[sqlx::test(migrations = false)]
-async fn a_row_that_is_set_aside_supersedes_nothing(pool: PgPool) {
+async fn row_set_aside_supersedes_no_older_row(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
@@ -181,7 +181,7 @@ async fn a_row_that_is_set_aside_supersedes_nothing(pool: PgPool) {
 
 /// A retry that dies in mid-flight may have sent its row: the next one says so.
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_dies_leaves_its_batch_unknown_and_the_next_is_ambiguous(pool: PgPool) {
+async fn killed_retry_leaves_unknown_batch_and_next_is_ambiguous(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sandbox.set_rules(Vec::new());
     let gate = Gate::new();
@@ -201,7 +201,7 @@ async fn a_retry_that_dies_leaves_its_batch_unknown_and_the_next_is_ambiguous(po
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_obeys_the_watermark_and_the_pause(pool: PgPool) {
+async fn retry_obeys_watermark_check_and_pause(pool: PgPool) {
     let mut scene = scene_with_rows_set_aside(pool).await;
     scene.sql("create table ledger.other (like ledger.balance_snapshots including all);
                insert into ledger.other overriding system value select id, entity_id, 'other', currency, captured_at, 777
@@ -225,7 +225,7 @@ async fn a_retry_obeys_the_watermark_and_the_pause(pool: PgPool) {
 /// A batch whose outcome is unknown, and of which nothing is left to send but what cannot be sent: it is
 /// closed with what it is now, and still says that it may have arrived.
 #[sqlx::test(migrations = false)]
-async fn an_unknown_batch_with_nothing_left_to_send_says_so(pool: PgPool) {
+async fn unknown_batch_without_records_keeps_its_ambiguous_mark(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -275,28 +275,28 @@ async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_was_taken_over_before_it_signed_sends_nothing(pool: PgPool) {
+async fn retry_taken_over_before_signing_sends_nothing(pool: PgPool) {
     assert_eq!(comes_back_from(pool, "announce:after").await, None);
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_was_taken_over_before_it_sent_is_refused_for_its_timestamp(pool: PgPool) {
+async fn retry_taken_over_before_sending_is_refused_for_its_timestamp(pool: PgPool) {
     assert_eq!(comes_back_from(pool, "send:before").await, Some(401));
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_was_taken_over_before_it_is_recorded_records_nothing(pool: PgPool) {
+async fn retry_taken_over_before_recording_records_nothing(pool: PgPool) {
     assert_eq!(comes_back_from(pool, "settle:before").await, None);
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_was_taken_over_before_it_is_announced_announces_nothing(pool: PgPool) {
+async fn retry_taken_over_before_announcing_announces_nothing(pool: PgPool) {
     assert_eq!(comes_back_from(pool, "announce:before").await, None);
 }
 
 /// The row that supersedes it may be refused yet.
 #[sqlx::test(migrations = false)]
-async fn the_error_of_a_row_that_is_only_superseded_stays_open(pool: PgPool) {
+async fn error_of_a_superseded_row_stays_open(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sandbox.set_rules(Vec::new());
     scene

@@ -68,7 +68,7 @@ async fn assert_refused(scene: &TestEnv, why: &str) {
 
 /// Transaction ids are handed out again after it, and the lost watermark covered them.
 #[sqlx::test(migrations = false)]
-async fn an_asynchronous_failover_that_loses_the_tail_loses_no_row(pool: PgPool) {
+async fn asynchronous_failover_with_data_loss_skips_no_row(pool: PgPool) {
     let mut primary = Cluster::new(&pool).await;
     let mut scene = scene_on(&primary).await;
     enter(&scene, &[("a", 1), ("b", 1)]).await;
@@ -103,7 +103,7 @@ async fn an_asynchronous_failover_that_loses_the_tail_loses_no_row(pool: PgPool)
 /// The application does not wait for the disk, so its newest rows are lost in a crash, with every
 /// transaction that is open. What a run has finished is not, nor is a prepared transaction.
 #[sqlx::test(migrations = false)]
-async fn a_crash_of_the_server_takes_watermark_and_ledger_back_together(pool: PgPool) {
+async fn server_crash_resets_watermark_and_ledger_together(pool: PgPool) {
     let mut server = Cluster::new(&pool).await;
     let mut scene = scene_on(&server).await;
     server.sql("alter database ledger set synchronous_commit = off").await;
@@ -170,7 +170,7 @@ async fn a_dump_restored_elsewhere_is_refused(pool: PgPool) {
 /// A promoted clone has the identifier of its origin. Where the origin's journal is copied over its own, the watermark
 /// speaks of the origin's transactions: once the clone has given out as many ids, nothing but the seal tells.
 #[sqlx::test(migrations = false)]
-async fn a_journal_copied_to_a_promoted_clone_is_refused_after_its_transaction_ids_caught_up(pool: PgPool) {
+async fn journal_copied_to_a_promoted_clone_is_refused(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let mut scene = scene_on(&primary).await;
     enter(&scene, &[("a", 1), ("refused", 1)]).await;
@@ -209,7 +209,7 @@ async fn a_journal_copied_to_a_promoted_clone_is_refused_after_its_transaction_i
 /// Moved by copying ledger and journal to another cluster, whose transaction ids are past those of the watermark: the proof
 /// shows that it is good there, and nothing is uploaded again.
 #[sqlx::test(migrations = false)]
-async fn a_journal_moved_with_its_ledger_is_accepted_by_the_proof_alone(pool: PgPool) {
+async fn journal_moved_with_its_ledger_is_accepted_only_by_proof(pool: PgPool) {
     let (cluster, other) = (Cluster::new(&pool).await, Cluster::new(&pool).await);
     let mut scene = scene_on(&cluster).await;
     cluster.burn_transaction_ids(2000).await;
@@ -230,7 +230,7 @@ async fn a_journal_moved_with_its_ledger_is_accepted_by_the_proof_alone(pool: Pg
 
 /// The transaction ids go on after an upgrade, and a person says that there was one.
 #[sqlx::test(migrations = false)]
-async fn a_pg_upgrade_is_refused_until_it_is_rebound(pool: PgPool) {
+async fn pg_upgrade_needs_a_rebind(pool: PgPool) {
     let cluster = Cluster::new(&pool).await;
     let mut scene = scene_on(&cluster).await;
     cluster.burn_transaction_ids(1000).await;
@@ -255,7 +255,7 @@ async fn a_pg_upgrade_is_refused_until_it_is_rebound(pool: PgPool) {
 /// A run that looked before a failover, and goes on after it at the same address, must not believe its look:
 /// the transaction ids it saw are handed out again.
 #[sqlx::test(migrations = false)]
-async fn a_run_that_outlives_a_failover_loses_no_row(pool: PgPool) {
+async fn run_across_a_failover_loses_no_row(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let mut scene = scene_on(&primary).await;
     scene.entity("zeta", "UTC").await;
@@ -321,7 +321,7 @@ async fn a_lease_that_was_lost_in_a_failover_moves_nothing(pool: PgPool) {
 /// A failover that loses an announced batch gives its number to the next one, of another entity: the answer to the
 /// one is not taken for an answer to the other.
 #[sqlx::test(migrations = false)]
-async fn a_failover_that_gives_batch_numbers_out_again_loses_no_row(pool: PgPool) {
+async fn failover_that_reuses_batch_ids_loses_no_row(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let scene = scene_on(&primary).await;
     scene.entity("beta", "UTC").await;

@@ -66,7 +66,7 @@ async fn and_then_all_is_delivered(scene: &TestEnv) {
 
 /// The request is cut off, is sent again and accepted, and arrives once more when the row has a newer value.
 #[sqlx::test(migrations = false)]
-async fn a_late_request_never_comes_behind_a_newer_row(pool: PgPool) {
+async fn late_request_never_overwrites_a_newer_row(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
     scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
@@ -90,7 +90,7 @@ async fn a_late_request_never_comes_behind_a_newer_row(pool: PgPool) {
 
 /// A proxy gave up, and the request arrives all the same.
 #[sqlx::test(migrations = false)]
-async fn machines_are_told_what_waits(pool: PgPool) {
+async fn json_report_counts_rows_that_wait_for_a_fence(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
     scene.sandbox.inject(Fault::Answer { status: 504, body: String::new(), headers: Vec::new() });
@@ -103,7 +103,7 @@ async fn machines_are_told_what_waits(pool: PgPool) {
 
 /// In one run: the next batch has another row of the same key.
 #[sqlx::test(migrations = false)]
-async fn another_batch_of_the_key_waits_although_the_first_was_accepted_meanwhile(pool: PgPool) {
+async fn next_batch_of_key_waits_for_fence_after_acceptance(pool: PgPool) {
     let scene = scene(pool).await;
     for (account, balance) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
         add(&scene, "acme", account, balance).await;
@@ -119,7 +119,7 @@ async fn another_batch_of_the_key_waits_although_the_first_was_accepted_meanwhil
 
 /// What may have arrived, and may arrive later, and what not.
 #[sqlx::test(migrations = false)]
-async fn each_unknown_outcome_fences_and_no_other_answer_does(pool: PgPool) {
+async fn only_unknown_outcomes_set_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.set("ELVEN_SYNC_API__TIMEOUT", "500ms");
@@ -160,7 +160,7 @@ async fn each_unknown_outcome_fences_and_no_other_answer_does(pool: PgPool) {
 
 /// A run finds what another has left: the batch of the lost request goes again at once, as it was, and nothing else does.
 #[sqlx::test(migrations = false)]
-async fn under_the_fence_nothing_is_sent_but_the_batch_of_the_lost_request(pool: PgPool) {
+async fn only_the_unanswered_batch_is_sent_during_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     add(&scene, "acme", "a", 1).await;
@@ -179,7 +179,7 @@ async fn under_the_fence_nothing_is_sent_but_the_batch_of_the_lost_request(pool:
 
 /// Its rows were changed meanwhile, one of them or all: it is not the same batch any more.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_was_changed_meanwhile_waits(pool: PgPool) {
+async fn changed_batch_waits_for_the_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
@@ -216,7 +216,7 @@ async fn a_batch_that_was_changed_meanwhile_waits(pool: PgPool) {
 /// The newer of two rows of a key is lost, then refused and set aside: the older one does not go out while the newer one
 /// may arrive.
 #[sqlx::test(migrations = false)]
-async fn a_row_that_was_superseded_by_a_refused_one_waits(pool: PgPool) {
+async fn row_superseded_by_a_refused_row_waits_for_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     add(&scene, "acme", "a", 1).await;
@@ -233,7 +233,7 @@ async fn a_row_that_was_superseded_by_a_refused_one_waits(pool: PgPool) {
 
 /// What keeps an entity waiting keeps no other.
 #[sqlx::test(migrations = false)]
-async fn an_entity_that_waits_has_no_place_and_no_lease(pool: PgPool) {
+async fn fenced_entity_holds_no_permit_and_no_lease(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     add(&scene, "acme", "a", 1).await;
@@ -256,7 +256,7 @@ async fn an_entity_that_waits_has_no_place_and_no_lease(pool: PgPool) {
 
 /// An entity gives its lease back so that others have their turn, and takes it again.
 #[sqlx::test(migrations = false)]
-async fn a_lane_that_made_room_knows_the_keys_that_it_has_lost(pool: PgPool) {
+async fn lane_remembers_unanswered_keys_after_yielding_its_lease(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "1m");
@@ -276,7 +276,7 @@ async fn a_lane_that_made_room_knows_the_keys_that_it_has_lost(pool: PgPool) {
 
 /// Backfills send under the same leases.
 #[sqlx::test(migrations = false)]
-async fn a_backfill_leaves_a_fence_behind(pool: PgPool) {
+async fn unanswered_backfill_batch_leaves_a_fence(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
     scene.run().await;
@@ -291,7 +291,7 @@ async fn a_backfill_leaves_a_fence_behind(pool: PgPool) {
 
 /// So does `errors retry`.
 #[sqlx::test(migrations = false)]
-async fn a_retry_leaves_a_fence_behind_and_obeys_it(pool: PgPool) {
+async fn retry_leaves_and_obeys_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(parsed(&["reject:account=a"]));
@@ -318,7 +318,7 @@ async fn a_retry_leaves_a_fence_behind_and_obeys_it(pool: PgPool) {
 
 /// A lease that ended without a lost answer leaves nothing to wait for.
 #[sqlx::test(migrations = false)]
-async fn who_has_lost_nothing_fences_nothing(pool: PgPool) {
+async fn lease_end_without_unanswered_request_sets_no_fence(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
     scene.run().await;
@@ -328,7 +328,7 @@ async fn who_has_lost_nothing_fences_nothing(pool: PgPool) {
 
 /// The machine's clock is ahead of the API's by less than the API minds: the API takes its signatures for so much longer.
 #[sqlx::test(migrations = false)]
-async fn a_clock_that_is_ahead_of_the_apis_makes_the_fence_longer(pool: PgPool) {
+async fn clock_ahead_of_the_api_extends_the_fence(pool: PgPool) {
     let scene = TestEnv::new(pool).await.with_fences().await;
     let options = Options { clock_ahead: chrono::TimeDelta::seconds(-20), ..Options::default() };
     let mut scene = TestEnv::connect_like(scene.pool, options).await;

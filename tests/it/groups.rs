@@ -62,7 +62,7 @@ async fn batches_of_all_lanes_share_commits(pool: PgPool) {
 
 /// The numbers of batches ascend in the order of the pass, whatever else is written with them: recovery rests on it.
 #[sqlx::test(migrations = false)]
-async fn batches_of_a_pass_are_numbered_in_its_order(pool: PgPool) {
+async fn batch_ids_ascend_in_pass_order(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene).await;
     scene.run().await;
@@ -72,7 +72,7 @@ async fn batches_of_a_pass_are_numbered_in_its_order(pool: PgPool) {
 /// One batch cannot be recorded: then none behind it is, since recovery would take the gap for done. What other lanes
 /// hand in at the same moment is written all the same.
 #[sqlx::test(migrations = false)]
-async fn what_cannot_be_recorded_stops_its_lane_and_leaves_no_gap(pool: PgPool) {
+async fn unrecordable_batch_stops_its_lane_and_leaves_no_gap(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene).await;
     scene
@@ -106,7 +106,7 @@ async fn what_cannot_be_recorded_stops_its_lane_and_leaves_no_gap(pool: PgPool) 
 
 /// A stop finds a batch recorded that waits for its turn: it is not sent, and nobody counts it for sent.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_waits_for_its_turn_is_withdrawn_by_a_stop(pool: PgPool) {
+async fn shutdown_withdraws_a_batch_that_was_not_sent(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     add_rows(&scene).await;
@@ -166,7 +166,7 @@ async fn a_locked_lane_delays_no_other(pool: PgPool) {
 /// A failover that loses the tail takes batches along that were announced, and leaves the lease: none is announced
 /// behind them, since recovery would take the gap for done.
 #[sqlx::test(migrations = false)]
-async fn batches_that_a_failover_took_along_leave_no_gap(pool: PgPool) {
+async fn batches_lost_in_a_failover_leave_no_gap(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     scene.set("ELVEN_SYNC_SYNC__LEASE", "2s");
@@ -199,7 +199,7 @@ async fn batches_that_a_failover_took_along_leave_no_gap(pool: PgPool) {
 
 /// A batch of an open pass is gone, whoever took it: what it covered is not passed over, and nothing is sent beside it.
 #[sqlx::test(migrations = false)]
-async fn a_gap_among_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
+async fn gap_in_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     add_rows(&scene).await;
@@ -233,7 +233,7 @@ async fn a_gap_among_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
 /// Each thing that a write of a lane names besides its batch: when one of them is not so any more, the answer is not
 /// recorded, and nothing more is sent.
 #[sqlx::test(migrations = false)]
-async fn what_is_not_the_lanes_any_more_is_not_written(pool: PgPool) {
+async fn write_of_a_lane_that_changed_is_refused(pool: PgPool) {
     const MOVED: [(&str, &str); 4] = [
         ("a", "lease_owner = 'somebody else'"),
         ("b", "lease_epoch = lease_epoch + 1"),
@@ -264,7 +264,7 @@ async fn what_is_not_the_lanes_any_more_is_not_written(pool: PgPool) {
 
 /// A batch is named by what it is, since its number may have been given out again.
 #[sqlx::test(migrations = false)]
-async fn an_answer_is_not_recorded_for_another_batch_of_that_number(pool: PgPool) {
+async fn answer_is_not_recorded_for_a_reused_batch_id(pool: PgPool) {
     const OTHER: [(&str, &str); 3] =
         [("a", "body_sha256 = '0'"), ("b", "entity_id = 'c'"), ("d", "last_id = '1000'")];
     let mut scene = scene(pool).await;
@@ -289,7 +289,7 @@ async fn an_answer_is_not_recorded_for_another_batch_of_that_number(pool: PgPool
 /// By another zone's clock a row of a batch whose answer is unknown is in the year 10000: nothing of the batch is left to
 /// send, and it does not say any more that it has a record.
 #[sqlx::test(migrations = false)]
-async fn a_batch_of_which_nothing_is_left_to_send_says_so(pool: PgPool) {
+async fn batch_without_remaining_records_is_recorded_as_empty(pool: PgPool) {
     let scene = scene(pool).await;
     scene
         .sql(
@@ -310,7 +310,7 @@ async fn a_batch_of_which_nothing_is_left_to_send_says_so(pool: PgPool) {
 /// Whoever renews leases passes over lanes that are locked, as a busy one may be each time: so what is written to it
 /// renews its lease.
 #[sqlx::test(migrations = false)]
-async fn the_lease_of_a_busy_lane_is_renewed_by_what_is_written_to_it(pool: PgPool) {
+async fn journal_writes_renew_the_lease_of_a_busy_lane(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     add_rows(&scene).await;
@@ -336,7 +336,7 @@ async fn the_lease_of_a_busy_lane_is_renewed_by_what_is_written_to_it(pool: PgPo
 
 /// Somebody undoes what is recorded of a batch, in the same moment: the pass is not closed over it.
 #[sqlx::test(migrations = false)]
-async fn a_pass_is_not_closed_over_a_batch_without_an_answer(pool: PgPool) {
+async fn pass_with_an_unanswered_batch_is_not_closed(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene

@@ -42,7 +42,7 @@ const ONE_MORE: &str =
      values ('acme', 'b', 'BTC', clock_timestamp(), 4)";
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_with_rows_set_aside_is_incomplete_until_each_is_resolved(pool: PgPool) {
+async fn entity_is_incomplete_until_each_row_error_is_resolved(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     assert_eq!(status(&scene).await, is("incomplete", 3));
     let text = said(&scene, 3, &["status"]).await;
@@ -67,7 +67,7 @@ async fn an_entity_with_rows_set_aside_is_incomplete_until_each_is_resolved(pool
 }
 
 #[sqlx::test(migrations = false)]
-async fn incomplete_comes_behind_paused_and_failing_and_before_behind(pool: PgPool) {
+async fn incomplete_ranks_below_paused_and_failing_and_above_behind(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql(ONE_MORE).await;
     assert_eq!(status(&scene).await, is("incomplete", 3), "with rows pending");
@@ -85,7 +85,7 @@ async fn incomplete_comes_behind_paused_and_failing_and_before_behind(pool: PgPo
 
 /// A row that is corrected in the ledger is uploaded by the next run, and resolves its error.
 #[sqlx::test(migrations = false)]
-async fn an_entity_whose_rows_were_corrected_is_ok_and_one_with_rows_pending_is_behind(pool: PgPool) {
+async fn corrected_entity_is_ok_and_pending_entity_is_behind(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update ledger.balance_snapshots set balance = 3 where entity_account_id in ('x', 'n')").await;
@@ -98,7 +98,7 @@ async fn an_entity_whose_rows_were_corrected_is_ok_and_one_with_rows_pending_is_
 
 /// Errors that concern no row do not make an entity incomplete.
 #[sqlx::test(migrations = false)]
-async fn rows_of_an_entity_that_is_not_registered_do_not_make_another_one_incomplete(pool: PgPool) {
+async fn unregistered_rows_do_not_make_another_entity_incomplete(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
@@ -114,7 +114,7 @@ async fn rows_of_an_entity_that_is_not_registered_do_not_make_another_one_incomp
 /// However many errors are open and whosever they are, the view reads each of them once, and those of one entity alone where
 /// it is asked for one.
 #[sqlx::test(migrations = false)]
-async fn the_view_reads_each_open_error_once(pool: PgPool) {
+async fn health_view_reads_each_open_error_once(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene
         .sql(

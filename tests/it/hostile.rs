@@ -45,7 +45,7 @@ fn hints(text: &str) -> Vec<String> {
 
 /// Every text from the ledger is printed escaped, in one line, and each hint registers exactly the entity that it is about.
 #[sqlx::test(migrations = false)]
-async fn text_of_the_ledger_forges_no_line_no_colour_and_no_command(pool: PgPool) {
+async fn ledger_text_cannot_inject_lines_colours_or_commands(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     for entity_id in ENTITIES {
         add_row(&scene, entity_id, "a").await;
@@ -95,7 +95,7 @@ async fn text_of_the_ledger_forges_no_line_no_colour_and_no_command(pool: PgPool
 
 /// Entities that were registered by SQL, paused, and stopped: the tables, and the hints of the other commands.
 #[sqlx::test(migrations = false)]
-async fn text_of_the_journal_and_of_the_api_is_escaped_by_every_command(pool: PgPool) {
+async fn every_command_escapes_text_of_journal_and_api(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     for entity_id in ENTITIES {
@@ -142,7 +142,7 @@ async fn text_of_the_journal_and_of_the_api_is_escaped_by_every_command(pool: Pg
 
 /// The parameters of an address that sqlx does not know, and passwords, at any level of the log.
 #[sqlx::test(migrations = false)]
-async fn no_secret_of_an_address_reaches_the_log(pool: PgPool) {
+async fn no_secret_of_a_database_url_reaches_the_log(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add_row(&scene, "acme", "a").await;
@@ -177,7 +177,7 @@ async fn no_secret_of_an_address_reaches_the_log(pool: PgPool) {
 
 /// A secret under a wrong name, in the file and in the environment.
 #[sqlx::test(migrations = false)]
-async fn a_secret_under_a_wrong_name_is_not_printed(pool: PgPool) {
+async fn secret_under_an_unknown_setting_is_not_printed(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("elven.toml");

@@ -49,7 +49,7 @@ const NOTHING_RECORDED: &str = "select concat_ws(' ', (select count(*) from elve
     (select cursor_id from elven_sync.sync_state), (select settled from elven_sync.sync_state))";
 
 #[sqlx::test(migrations = false)]
-async fn a_lane_whose_first_1000_rows_are_all_invalid_stops_and_sets_nothing_aside(pool: PgPool) {
+async fn lane_with_1000_invalid_first_rows_stops_without_setting_aside(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, -1000).await;
     add(&scene, 500).await;
@@ -114,7 +114,7 @@ async fn fewer_than_1000_invalid_rows_are_set_aside(pool: PgPool) {
 
 /// The pass that an earlier run has left open and the one behind it are read in one run.
 #[sqlx::test(migrations = false)]
-async fn rows_of_two_passes_of_one_run_are_counted_together(pool: PgPool) {
+async fn invalid_rows_of_two_passes_are_counted_together(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_API__TIMEOUT", "200ms");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -135,7 +135,7 @@ async fn rows_of_two_passes_of_one_run_are_counted_together(pool: PgPool) {
 
 /// Batches that an earlier run has left without an answer are read first.
 #[sqlx::test(migrations = false)]
-async fn rows_of_batches_that_are_sent_again_are_counted_too(pool: PgPool) {
+async fn invalid_rows_of_resent_batches_are_counted(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "400");
     scene.set("ELVEN_SYNC_API__TIMEOUT", "200ms");
@@ -164,7 +164,7 @@ async fn rows_of_batches_that_are_sent_again_are_counted_too(pool: PgPool) {
 
 /// For rows that are invalid indeed.
 #[sqlx::test(migrations = false)]
-async fn a_setting_lets_the_lane_set_them_aside(pool: PgPool) {
+async fn setting_allows_invalid_first_rows_to_be_set_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     add(&scene, -1500).await;
     add(&scene, 10).await;
@@ -178,7 +178,7 @@ async fn a_setting_lets_the_lane_set_them_aside(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_backfill_stops_as_well(pool: PgPool) {
+async fn backfill_with_invalid_first_rows_stops(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     add(&scene, 1500).await;
@@ -199,7 +199,7 @@ async fn a_backfill_stops_as_well(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_dry_run_says_that_the_lane_would_stop(pool: PgPool) {
+async fn dry_run_reports_that_the_lane_would_stop(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, -1000).await;
     let rehearsed = said(&scene, 1, &["run", "--dry-run"]).await;
@@ -209,7 +209,7 @@ async fn a_dry_run_says_that_the_lane_would_stop(pool: PgPool) {
 
 /// The lanes of the others go on.
 #[sqlx::test(migrations = false)]
-async fn a_lane_that_stops_delays_no_other_one(pool: PgPool) {
+async fn stopped_lane_delays_no_other_lane(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("beta", "UTC").await;
     add(&scene, -1000).await;

@@ -332,20 +332,20 @@ fn table(edges: &BTreeMap<String, BTreeSet<String>>) -> String {
 }
 
 #[test]
-fn no_module_uses_one_of_its_own_or_a_later_layer() {
+fn modules_use_only_modules_of_lower_layers() {
     let upward = Program::of_this_program().upward();
     assert!(upward.is_empty(), "{upward:#?}; the layers are in tests/it/layers.rs");
 }
 
 #[test]
-fn no_file_is_used_by_a_file_that_it_uses() {
+fn source_files_have_no_import_cycle() {
     let cycle = Program::of_this_program().cycle();
     assert_eq!(cycle, None, "each of these files uses the next, and the last one the first");
 }
 
 /// With `ELVEN_WRITE_DOCS=1` the page is brought up to date.
 #[test]
-fn the_architecture_page_shows_the_layers_as_they_are() {
+fn architecture_page_shows_the_actual_layers() {
     let (begin, end) = ("<!-- layers: begin -->\n", "<!-- layers: end -->");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
     let page = fs::read_to_string(&path).unwrap();
@@ -361,7 +361,7 @@ fn the_architecture_page_shows_the_layers_as_they_are() {
 
 /// The checks find what they are for, whichever way a path is written.
 #[test]
-fn cycles_and_upward_uses_are_found() {
+fn layer_checks_find_cycles_and_upward_uses() {
     let ring = |uses: &'static str| {
         Program::read([
             ("journal/mod.rs", "mod a;\nmod b;\npub use a::{One, Two as Zwei};\n"),

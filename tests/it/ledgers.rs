@@ -96,7 +96,7 @@ async fn a_view_and_domains_and_text_ids_are_read(pool: PgPool) {
 
 /// Each is refused before the first read, by its name, with what was found and what is accepted.
 #[sqlx::test(migrations = false)]
-async fn what_does_not_fit_is_named(pool: PgPool) {
+async fn unsuitable_ledger_columns_are_named(pool: PgPool) {
     let mut scene = scene_with(
         pool,
         &[("TABLE", "books.t")],
@@ -149,7 +149,7 @@ async fn what_does_not_fit_is_named(pool: PgPool) {
 
 /// A comparison with NULL is never true: such rows would be in no page. They are said to be there.
 #[sqlx::test(migrations = false)]
-async fn rows_with_holes_are_not_passed_over(pool: PgPool) {
+async fn rows_with_null_key_columns_are_reported(pool: PgPool) {
     let mut scene = scene_with(
         pool,
         &[("TABLE", "ledger.loose")],
@@ -196,7 +196,7 @@ async fn rows_with_holes_are_not_passed_over(pool: PgPool) {
 /// A page that cannot be decoded is left halfway; the connection that it came on is not used again, or the
 /// answers to other entities' statements would be mixed up.
 #[sqlx::test(migrations = false)]
-async fn a_page_that_fails_harms_no_other_entity(pool: PgPool) {
+async fn failed_page_affects_no_other_entity(pool: PgPool) {
     let scene = scene_with(
         pool,
         &[("TABLE", "ledger.loose")],

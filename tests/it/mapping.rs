@@ -58,7 +58,7 @@ const STATE: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xid,
                        from elven_sync.sync_state";
 
 #[sqlx::test(migrations = false)]
-async fn a_changed_mapping_closes_no_pass_over_rows_that_it_hides(pool: PgPool) {
+async fn changed_mapping_closes_no_pass_over_hidden_rows(pool: PgPool) {
     let mut scene = scene(pool).await;
     open_pass(&scene).await;
     let before = scene.text(STATE).await;
@@ -172,7 +172,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
 
 /// A view keeps its oid and the numbers of its columns when it is replaced: an ordinary repair.
 #[sqlx::test(migrations = false)]
-async fn a_view_that_is_corrected_is_no_other_mapping(pool: PgPool) {
+async fn corrected_view_keeps_its_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.sql("create view ledger.shown as select * from ledger.balance_snapshots").await;
     scene.set(TABLE, "ledger.shown");
@@ -187,7 +187,7 @@ async fn a_view_that_is_corrected_is_no_other_mapping(pool: PgPool) {
 
 /// Journals of 0.1.0 have no mapping: whichever run comes next records it, if it has nothing to upload, too.
 #[sqlx::test(migrations = false)]
-async fn a_mapping_that_was_never_recorded_is_recorded_by_the_next_run(pool: PgPool) {
+async fn missing_mapping_is_recorded_by_the_next_run(pool: PgPool) {
     const MAPPING: &str = "select concat_ws(' ', mapping #>> '{columns,id}', mapping ->> 'api_version',
                                             split_part(mapping ->> 'relation', ':', 1)::oid = 'ledger.balance_snapshots'::regclass)
                              from elven_sync.sync_state";
@@ -226,7 +226,7 @@ async fn a_mapping_that_was_never_recorded_is_recorded_by_the_next_run(pool: PgP
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_rewind_to_the_start_is_bound_to_the_present_mapping(pool: PgPool) {
+async fn rewind_to_the_start_binds_the_current_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     open_pass(&scene).await;
     scene.set(WRONG_ENTITY.0, WRONG_ENTITY.1);
@@ -249,7 +249,7 @@ async fn a_rewind_to_the_start_is_bound_to_the_present_mapping(pool: PgPool) {
 
 /// A worker that looked before the mapping was accepted opens no pass under its own.
 #[sqlx::test(migrations = false)]
-async fn no_pass_is_opened_under_another_mapping_than_was_seen(pool: PgPool) {
+async fn outdated_worker_opens_no_pass_under_its_old_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.sql("alter table ledger.balance_snapshots alter balance type bigint").await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");

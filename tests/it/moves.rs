@@ -37,7 +37,7 @@ async fn refused(scene: &TestEnv, arguments: &[&str]) -> String {
 }
 
 #[sqlx::test(migrations = false)]
-async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
+async fn from_now_skips_existing_rows_and_no_later_row(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let (mut slow, mut quick) = (session(&scene).await, session(&scene).await);
     insert(&mut quick, 1, 50).await;
@@ -77,7 +77,7 @@ async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
+async fn rewind_states_its_effect_and_asks_for_confirmation(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zurich").await;
     let mut writer = session(&scene).await;
@@ -130,7 +130,7 @@ async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
 
 /// A watermark that was rewound stands behind where it once was: going "back" there would skip rows.
 #[sqlx::test(migrations = false)]
-async fn a_rewind_never_moves_forward(pool: PgPool) {
+async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
@@ -174,7 +174,7 @@ async fn a_rewind_never_moves_forward(pool: PgPool) {
 
 /// A pass that a crash left open, with a batch whose outcome is unknown, is given up by a rewind.
 #[sqlx::test(migrations = false)]
-async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
+async fn rewind_abandons_an_open_pass(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
@@ -200,7 +200,7 @@ async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_that_a_worker_is_on_is_not_moved(pool: PgPool) {
+async fn rewind_of_a_leased_entity_is_refused(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
@@ -220,7 +220,7 @@ async fn an_entity_that_a_worker_is_on_is_not_moved(pool: PgPool) {
 
 /// What a dump restored elsewhere looks like to the seal: the rows of the journal written anew.
 #[sqlx::test(migrations = false)]
-async fn a_rebind_refuses_what_is_no_upgrade(pool: PgPool) {
+async fn rebind_refuses_a_restored_dump(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
@@ -257,7 +257,7 @@ async fn a_rebind_refuses_what_is_no_upgrade(pool: PgPool) {
 
 /// 5,000 entities of which 3 have news: one look finds those three.
 #[sqlx::test(migrations = false)]
-async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_queries(pool: PgPool) {
+async fn run_finds_few_pending_entities_among_many_in_few_queries(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.sql("insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, 5000) n;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)

@@ -78,7 +78,7 @@ async fn sessions_end(scene: &TestEnv) {
 
 /// The first pass over a long history: each page is a part of the index, and nothing is sorted first.
 #[sqlx::test(migrations = false)]
-async fn a_page_reads_no_more_than_its_rows(pool: PgPool) {
+async fn page_reads_only_its_own_rows(pool: PgPool) {
     let mut scene = scene_with_a_history(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
@@ -102,7 +102,7 @@ async fn a_page_reads_no_more_than_its_rows(pool: PgPool) {
 
 /// Behind a transaction that stays open: its probe, what is new, and nothing of what was settled since.
 #[sqlx::test(migrations = false)]
-async fn a_later_pass_reads_what_is_new_and_the_open_window(pool: PgPool) {
+async fn later_pass_reads_only_new_rows_and_open_window(pool: PgPool) {
     let mut scene = scene_with_a_history(pool).await;
     let output = scene.output(&["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     assert!(output.status.success());
@@ -146,7 +146,7 @@ async fn a_later_pass_reads_what_is_new_and_the_open_window(pool: PgPool) {
 /// What is behind the watermark is read once by its intervals, and once more for the bodies that are made again; and
 /// nothing else of the ledger.
 #[sqlx::test(migrations = false)]
-async fn verify_reads_the_intervals_of_the_batches_and_no_more(pool: PgPool) {
+async fn verify_reads_only_the_intervals_of_batches(pool: PgPool) {
     let mut scene = scene_with_a_history(pool).await;
     let output = scene.output(&["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     assert!(output.status.success());
@@ -181,7 +181,7 @@ async fn verify_reads_the_intervals_of_the_batches_and_no_more(pool: PgPool) {
 
 /// A long history, of which each page of a range is a part of the index.
 #[sqlx::test(migrations = false)]
-async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
+async fn page_of_a_range_reads_only_its_own_rows(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -204,7 +204,7 @@ async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
 /// A long journal, nearly all of it of one pass and one backfill, as after a first upload, and many entities: what one of
 /// them does is no reason to read it, nor the states of the others.
 #[sqlx::test(migrations = false)]
-async fn a_long_journal_is_not_read(pool: PgPool) {
+async fn long_journal_is_not_scanned(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     // A renewal looks for the states of its worker, and would be counted on a slow machine.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "10m");

@@ -45,7 +45,7 @@ const JOURNAL: &str = "
                      (select count(*) from elven_sync.sync_runs))";
 
 #[sqlx::test(migrations = false)]
-async fn old_passes_become_one_and_the_rest_is_proven(pool: PgPool) {
+async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
     let scene = scene(pool).await;
     for pass in 0..4 {
         run(&scene, pass * 100, pass * 100 + 24).await;
@@ -144,7 +144,7 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
 
 /// A pass with a row that is open stays; what is before it and behind it becomes one each.
 #[sqlx::test(migrations = false)]
-async fn a_pass_with_an_open_error_stays_and_can_be_proven(pool: PgPool) {
+async fn pass_with_an_open_error_is_kept_and_verifiable(pool: PgPool) {
     let scene = scene(pool).await;
     scene.sandbox.set_rules(vec!["reject:account=a205".parse().unwrap()]);
     for pass in 0..5 {
@@ -174,7 +174,7 @@ async fn a_pass_with_an_open_error_stays_and_can_be_proven(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn rewinds_outlive_a_prune_and_do_not_reach_into_what_is_gone(pool: PgPool) {
+async fn rewinds_survive_prune_and_stop_at_pruned_history(pool: PgPool) {
     let mut scene = scene(pool).await;
     let instant = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     run(&scene, 0, 14).await;
@@ -214,7 +214,7 @@ async fn rewinds_outlive_a_prune_and_do_not_reach_into_what_is_gone(pool: PgPool
 
 /// Killed before and after each of its transactions.
 #[sqlx::test(migrations = false)]
-async fn a_prune_that_is_killed_at_any_step_leaves_what_can_be_proven(pool: PgPool) {
+async fn prune_killed_at_any_step_leaves_a_verifiable_journal(pool: PgPool) {
     let scene = scene(pool).await;
     let mut killed = 0;
     for (n, point) in points(&OF_A_PRUNE).into_iter().enumerate() {
@@ -246,7 +246,7 @@ async fn a_prune_that_is_killed_at_any_step_leaves_what_can_be_proven(pool: PgPo
 
 /// Beside a run that goes on, and with an entity that somebody has locked.
 #[sqlx::test(migrations = false)]
-async fn a_prune_disturbs_no_worker_and_waits_for_none(pool: PgPool) {
+async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("beta", "UTC").await;
     for pass in 0..3 {
@@ -292,7 +292,7 @@ async fn a_prune_disturbs_no_worker_and_waits_for_none(pool: PgPool) {
 
 /// A backfill that can be gone on with keeps its batches, however old it is: what was done of it is known by them.
 #[sqlx::test(migrations = false)]
-async fn batches_of_backfills_go_once_nothing_of_them_is_left_to_do(pool: PgPool) {
+async fn batches_of_finished_backfills_are_pruned(pool: PgPool) {
     let scene = scene(pool).await;
     run(&scene, 0, 24).await;
     backfill_2024(&scene, 0, &[]).await;

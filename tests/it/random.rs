@@ -35,7 +35,7 @@ const PROVEN_EVERY: usize = 17;
 const NUMBERS: i64 = 10_000;
 
 #[sqlx::test(migrations = false)]
-async fn no_row_is_lost_whatever_the_sessions_do(pool: PgPool) {
+async fn random_sessions_lose_no_row(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql(PARTS).await;
     // The heartbeat of a run that dies inside this process lives on: it must never be due.

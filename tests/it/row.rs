@@ -19,7 +19,7 @@ fn verdict(report: &Value) -> (String, String) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn each_fate_of_a_row_is_told(pool: PgPool) {
+async fn status_row_reports_each_state_of_a_row(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "UTC").await;
@@ -99,7 +99,7 @@ async fn each_fate_of_a_row_is_told(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_row_that_nothing_is_known_of_and_one_that_is_missing(pool: PgPool) {
+async fn status_row_reports_unknown_and_missing_rows(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1)").await;

@@ -29,7 +29,7 @@ fn faults(bench: &Bench) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_answer_has_its_status_and_shape_and_keeps_what_it_says() {
+async fn each_fault_has_its_documented_answer_and_effect() {
     let (json, html) = (Some("application/json"), Some("text/html"));
     let bench = bench(&[]).await;
     let mut kept = 0;
@@ -77,7 +77,7 @@ async fn each_answer_has_its_status_and_shape_and_keeps_what_it_says() {
 }
 
 #[tokio::test]
-async fn a_batch_is_rejected_for_what_it_holds() {
+async fn reject_rules_match_the_records_of_a_batch() {
     let bench = bench(&["reject:account=X", "reject:currency=EUR", "reject:negative"]).await;
     for (good, bad) in [("accountId456", "X"), ("ETH", "EUR"), ("10.5", "-10.5")] {
         let response = bench.import(GOOD.replace(good, bad)).await;
@@ -105,7 +105,7 @@ async fn retry_after_is_a_number_or_a_date() {
 }
 
 #[tokio::test]
-async fn a_cut_connection_says_nothing_of_what_was_kept() {
+async fn cut_connection_hides_whether_records_were_kept() {
     let bench = bench(&[]).await;
     for (rule, kept, list_is_cut) in
         [("cut-before", 0, true), ("outage=1h", 0, true), ("answer-lost", 2, false)]
@@ -121,7 +121,7 @@ async fn a_cut_connection_says_nothing_of_what_was_kept() {
 
 /// As a network may do it: the client has given up by then. The signature is that of the request as it was sent.
 #[tokio::test]
-async fn a_late_request_is_cut_off_and_judged_when_it_arrives() {
+async fn late_request_is_cut_and_checked_on_arrival() {
     for (window, status, kept) in [(Duration::from_secs(30), 200, 2), (Duration::from_millis(100), 401, 0)] {
         let rules = parsed(&["late=500ms@once:1"]);
         let bench = Bench::start(Options { rules, signature_window: window, ..options() }).await;
@@ -138,7 +138,7 @@ async fn a_late_request_is_cut_off_and_judged_when_it_arrives() {
 }
 
 #[tokio::test]
-async fn an_outage_begins_with_an_import_and_is_over_after_its_time() {
+async fn outage_starts_with_an_import_and_ends_on_time() {
     let bench = bench(&["outage=300ms"]).await;
     bench.get(LIST).await;
     let began = Instant::now();
@@ -151,7 +151,7 @@ async fn an_outage_begins_with_an_import_and_is_over_after_its_time() {
 }
 
 #[tokio::test]
-async fn who_follows_a_redirect_is_seen() {
+async fn followed_redirect_is_recorded() {
     let bench = bench(&["redirect"]).await;
     let visits =
         || bench.sandbox.requests().iter().filter(|request| request.path == "/open/redirected").count();
@@ -168,7 +168,7 @@ async fn who_follows_a_redirect_is_seen() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_off_refuses_and_tells_the_time() {
+async fn shifted_clock_refuses_requests_and_shows_its_time() {
     for (rule, off_s) in [("clock=+90s", 90), ("clock=-90s", -90)] {
         let bench = bench(&[rule]).await;
         let response = bench.import(GOOD).await;
@@ -186,7 +186,7 @@ async fn a_clock_that_is_off_refuses_and_tells_the_time() {
 }
 
 #[tokio::test]
-async fn slow_is_slow_and_goes_along_with_others() {
+async fn slow_delays_answers_and_combines_with_other_faults() {
     let bench = bench(&["slow=100ms", "throttle@once:2"]).await;
     for status in [200, 429] {
         let began = Instant::now();
@@ -202,7 +202,7 @@ async fn slow_is_slow_and_goes_along_with_others() {
 }
 
 #[tokio::test]
-async fn the_same_seed_strikes_the_same_requests() {
+async fn same_seed_faults_the_same_requests() {
     let struck = async |seed| {
         let rules = parsed(&["throttle@30%", "answer-lost@30%"]);
         let bench = Bench::start(Options { rules, seed, ..options() }).await;
@@ -220,7 +220,7 @@ async fn the_same_seed_strikes_the_same_requests() {
 }
 
 #[tokio::test]
-async fn an_injected_fault_comes_before_the_rules() {
+async fn injected_fault_takes_precedence_over_rules() {
     let bench = bench(&["throttle@first:1"]).await;
     bench.sandbox.inject(Fault::CutBeforeWrite);
     assert!(bench.signed(Method::POST, IMPORT).body(GOOD).send().await.is_err());
@@ -230,7 +230,7 @@ async fn an_injected_fault_comes_before_the_rules() {
 }
 
 #[tokio::test]
-async fn the_command_takes_faults_and_refuses_what_is_none() {
+async fn sandbox_command_accepts_faults_and_refuses_unknown_ones() {
     let command = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_elven-sync"));
         command.arg("sandbox").args(arguments).env_clear().kill_on_drop(true);
@@ -248,7 +248,7 @@ async fn the_command_takes_faults_and_refuses_what_is_none() {
 }
 
 #[sqlx::test(migrations = false)]
-async fn whatever_happens_on_the_way_every_row_arrives(pool: PgPool) {
+async fn every_row_arrives_despite_network_faults(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.entity("acme", "UTC").await;

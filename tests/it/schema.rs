@@ -21,7 +21,7 @@ async fn every_table_and_column_has_a_comment(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn migrating_twice_and_at_once_is_no_harm(pool: PgPool) {
+async fn repeated_and_concurrent_migrations_are_harmless(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let (first, second) =
         tokio::join!(scene.output(&["migrate", "--with-ledger"]), scene.output(&["migrate"]));
@@ -67,7 +67,7 @@ async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
 
 /// The watermark of a lane moves only with the lease, and only from where it stands.
 #[sqlx::test(migrations = false)]
-async fn a_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
+async fn sync_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let broken = sqlx::query("update elven_sync.sync_state set cursor_xid = '1', cursor_id = '1'")
@@ -79,7 +79,7 @@ async fn a_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
 /// Whatever the database's default is: each write of the journal is refused here when its commit would not
 /// wait for the disk.
 #[sqlx::test(migrations = false)]
-async fn journal_writes_are_durable_whatever_the_default(pool: PgPool) {
+async fn journal_writes_are_durable_under_any_database_default(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.sql(
         "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$;

@@ -71,7 +71,7 @@ pub async fn accepted(scene: &TestEnv, arguments: &[&str]) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: PgPool) {
+async fn broken_seal_allows_only_a_rewind_to_the_start(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 101, 103).await;
     scene.run().await;
@@ -116,7 +116,7 @@ async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: P
 
 /// With a pass that is open as well: it is not gone on with.
 #[sqlx::test(migrations = false)]
-async fn an_open_pass_of_a_copied_journal_is_not_gone_on_with(pool: PgPool) {
+async fn open_pass_of_a_copied_journal_is_not_resumed(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 50).await;
     scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
@@ -140,7 +140,7 @@ async fn an_open_pass_of_a_copied_journal_is_not_gone_on_with(pool: PgPool) {
 
 /// What leaves a journal where it was written leaves its seal whole; so does what the connector itself does.
 #[sqlx::test(migrations = false)]
-async fn a_seal_outlives_what_moves_no_rows_to_another_transaction(pool: PgPool) {
+async fn maintenance_and_connector_writes_keep_the_seal_intact(pool: PgPool) {
     let scene = scene(pool).await;
     let seal = "select seal from elven_sync.seals('{acme}')";
     assert_eq!(scene.text(seal).await, "none");
@@ -177,7 +177,7 @@ async fn a_seal_outlives_what_moves_no_rows_to_another_transaction(pool: PgPool)
 
 /// Rebound while a pass is open, the pass is where the entity is until it is through.
 #[sqlx::test(migrations = false)]
-async fn a_rebind_while_a_pass_is_open_leaves_the_seal_whole(pool: PgPool) {
+async fn rebind_during_an_open_pass_keeps_the_seal_intact(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 50).await;
     scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
@@ -196,7 +196,7 @@ async fn a_rebind_while_a_pass_is_open_leaves_the_seal_whole(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_copied_journal_is_accepted_when_it_is_proven(pool: PgPool) {
+async fn copied_journal_is_accepted_after_proof(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 30).await;
     let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved by logical replication"];

@@ -21,7 +21,7 @@ async fn told_to_stop(child: &mut Child, name: Signal) {
 /// The answer never comes. What was sent may still arrive, so the lease is not released but runs out, and
 /// the next run sends the batch again and says so.
 #[sqlx::test(migrations = false)]
-async fn what_takes_longer_than_the_grace_is_given_up_and_its_lease_runs_out(pool: PgPool) {
+async fn request_beyond_shutdown_grace_is_abandoned_and_its_lease_expires(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_SYNC__SHUTDOWN_GRACE", "300ms");
     scene.set("ELVEN_SYNC_SYNC__LEASE", "2s");
@@ -58,7 +58,7 @@ async fn a_second_signal_stops_at_once(pool: PgPool) {
 
 /// Nothing can be recorded: then it ends without.
 #[sqlx::test(migrations = false)]
-async fn a_stop_does_not_wait_for_a_database_that_does_not_answer(pool: PgPool) {
+async fn shutdown_does_not_wait_for_an_unreachable_database(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_SYNC__SHUTDOWN_GRACE", "100ms");
     let (mut child, gate) = scene.held_run().await;
@@ -117,7 +117,7 @@ async fn a_signal_ends_the_back_off_of_a_retry(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_whose_answer_takes_longer_than_the_grace_says_so(pool: PgPool) {
+async fn retry_reports_an_answer_later_than_shutdown_grace(pool: PgPool) {
     let mut scene = scene_with_an_error(pool).await;
     scene.set("ELVEN_SYNC_SYNC__SHUTDOWN_GRACE", "300ms");
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1m");

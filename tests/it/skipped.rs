@@ -48,7 +48,7 @@ async fn backfill_of_both(scene: &TestEnv) -> Vec<String> {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_newer_row_skipped_by_from_now_does_not_supersede_in_a_backfill(pool: PgPool) {
+async fn row_skipped_by_from_now_does_not_supersede_in_backfill(pool: PgPool) {
     let scene = scene_from_now(pool).await;
     assert_eq!(scene.balances().len(), 0);
     let cut = ["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z", "--dry-run"];
@@ -62,7 +62,7 @@ async fn a_newer_row_skipped_by_from_now_does_not_supersede_in_a_backfill(pool: 
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_newer_row_that_runs_send_supersedes_although_it_was_once_skipped(pool: PgPool) {
+async fn skipped_row_supersedes_once_a_run_has_sent_it(pool: PgPool) {
     let scene = scene_from_now(pool).await;
     // Rewound to where the registration began, it is skipped as before.
     said(&scene, 0, &["entity", "rewind", "acme", "--to", "2999-01-01T00:00:00Z", "--yes"]).await;
@@ -86,7 +86,7 @@ async fn a_newer_row_that_runs_send_supersedes_although_it_was_once_skipped(pool
 
 /// Of what a backfill has not come to, or was not asked for, nothing has arrived.
 #[sqlx::test(migrations = false)]
-async fn a_backfill_counts_as_far_as_it_has_come(pool: PgPool) {
+async fn backfill_rows_supersede_only_up_to_its_cursor(pool: PgPool) {
     let mut scene = scene_from_now(pool).await;
     said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--account", "b"]).await;
     said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--currency", "ETH"]).await;
@@ -110,7 +110,7 @@ async fn a_backfill_counts_as_far_as_it_has_come(pool: PgPool) {
 
 /// A backfill has sent the newer row, and its answer was lost.
 #[sqlx::test(migrations = false)]
-async fn a_newer_row_that_may_have_arrived_supersedes(pool: PgPool) {
+async fn newer_row_with_unknown_outcome_supersedes(pool: PgPool) {
     let mut scene = scene_from_now(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(parsed(&["answer-lost@once:1"]));
@@ -122,7 +122,7 @@ async fn a_newer_row_that_may_have_arrived_supersedes(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_newer_row_skipped_by_from_now_does_not_supersede_in_a_retry(pool: PgPool) {
+async fn row_skipped_by_from_now_does_not_supersede_in_retry(pool: PgPool) {
     let scene = scene_from_now(pool).await;
     let set_aside = async |balance: i32| {
         scene.sandbox.set_rules(parsed(&["reject:account=a"]));
@@ -147,7 +147,7 @@ async fn a_newer_row_skipped_by_from_now_does_not_supersede_in_a_retry(pool: PgP
 
 /// A newer row that is pending may yet be refused, or be deleted: the error of the older one stays open until then.
 #[sqlx::test(migrations = false)]
-async fn an_error_is_not_resolved_by_a_newer_row_before_that_was_uploaded(pool: PgPool) {
+async fn error_stays_open_until_the_newer_row_is_uploaded(pool: PgPool) {
     let scene = scene_from_now(pool).await;
     let open =
         "select coalesce(string_agg(ledger_id, ',' order by ledger_id), '') from elven_sync.sync_errors
@@ -186,7 +186,7 @@ async fn an_error_is_not_resolved_by_a_newer_row_before_that_was_uploaded(pool: 
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_row_whose_pending_rival_is_deleted_is_sent(pool: PgPool) {
+async fn row_is_sent_after_its_pending_rival_is_deleted(pool: PgPool) {
     let scene = scene_from_now(pool).await;
     scene.sandbox.set_rules(parsed(&["reject:account=a"]));
     scene.sql("update ledger.balance_snapshots set balance = 10 where id = 1").await;

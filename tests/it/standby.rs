@@ -51,7 +51,7 @@ async fn waiting_run(scene: &TestEnv) -> tokio::process::Child {
 /// With replay paused: rows that the standby does not show yet, among them one that committed late, and an
 /// update that it does not know of.
 #[sqlx::test(migrations = false)]
-async fn a_standby_that_is_behind_is_waited_for(pool: PgPool) {
+async fn run_waits_for_a_lagging_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let standby = primary.standby().await;
     let scene = scene_on(&primary, &standby.url("ledger")).await;
@@ -85,7 +85,7 @@ async fn a_standby_that_is_behind_is_waited_for(pool: PgPool) {
 
 /// A worker that waits for a standby stops when it is asked to, and the next one goes on.
 #[sqlx::test(migrations = false)]
-async fn waiting_for_a_standby_ends_with_a_signal(pool: PgPool) {
+async fn signal_ends_the_wait_for_a_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let standby = primary.standby().await;
     let mut scene = scene_on(&primary, &standby.url("ledger")).await;
@@ -103,7 +103,7 @@ async fn waiting_for_a_standby_ends_with_a_signal(pool: PgPool) {
 
 /// One name, two standbys, of which one lags: connections take turns, as behind a proxy or in DNS.
 #[sqlx::test(migrations = false)]
-async fn a_lagging_standby_behind_the_same_name_skips_nothing(pool: PgPool) {
+async fn lagging_standby_behind_a_shared_name_skips_nothing(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let (first, second) = (primary.standby().await, primary.standby().await);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -150,7 +150,7 @@ async fn a_lagging_standby_behind_the_same_name_skips_nothing(pool: PgPool) {
 
 /// A server that is none of the primary's standbys is refused before anything is read.
 #[sqlx::test(migrations = false)]
-async fn a_server_that_is_no_standby_of_the_primary_is_refused(pool: PgPool) {
+async fn server_that_is_not_a_standby_is_refused(pool: PgPool) {
     let (primary, other) = (Cluster::new(&pool).await, Cluster::new(&pool).await);
     other.sql("create database ledger").await;
     let mut scene = scene_on(&primary, &other.url("ledger")).await;
@@ -175,7 +175,7 @@ async fn a_server_that_is_no_standby_of_the_primary_is_refused(pool: PgPool) {
 /// A partition that the standby has not heard of yet: without it the planner finds that no row can match, and
 /// must not leave out the proof as well.
 #[sqlx::test(migrations = false)]
-async fn a_partition_that_the_standby_does_not_have_yet_is_waited_for(pool: PgPool) {
+async fn run_waits_for_a_partition_missing_on_the_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let standby = primary.standby().await;
     let mut scene = scene_on(&primary, &standby.url("ledger")).await;
@@ -204,7 +204,7 @@ async fn a_partition_that_the_standby_does_not_have_yet_is_waited_for(pool: PgPo
 
 /// A standby that has not even heard of the migration is waited for, too.
 #[sqlx::test(migrations = false)]
-async fn a_standby_from_before_the_migration_is_waited_for(pool: PgPool) {
+async fn run_waits_for_a_standby_without_the_migration(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     primary.sql("create database ledger").await;
     let standby = primary.standby().await;
@@ -222,7 +222,7 @@ async fn a_standby_from_before_the_migration_is_waited_for(pool: PgPool) {
 
 /// A command that writes says at once where it is, as a run does.
 #[sqlx::test(migrations = false)]
-async fn a_command_that_writes_is_not_for_a_standby(pool: PgPool) {
+async fn writing_commands_refuse_a_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let mut scene = TestEnv::at(&primary.url("ledger")).await;
     scene.entity("acme", "UTC").await;

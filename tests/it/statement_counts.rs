@@ -55,7 +55,7 @@ async fn cost(scene: &TestEnv, network: &Network, rows: i64) -> (u64, u64) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_idle_run_asks_as_much_for_many_entities_as_for_few(pool: PgPool) {
+async fn idle_run_statement_count_is_independent_of_entities(pool: PgPool) {
     let (scene, network) = scene_with(pool, 2000).await;
     // The first run records the time zone rules of each entity.
     cost(&scene, &network, 0).await;
@@ -67,7 +67,7 @@ async fn an_idle_run_asks_as_much_for_many_entities_as_for_few(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_with_news_costs_a_bounded_number_of_statements(pool: PgPool) {
+async fn pending_entity_costs_a_bounded_number_of_statements(pool: PgPool) {
     let (scene, network) = scene_with(pool, 100).await;
     let mut costs = Vec::new();
     for entities in [1, 21] {

@@ -84,7 +84,7 @@ async fn goes_on_once_corrected(scene: &TestEnv, rows: usize) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_value_that_cannot_be_cast_stops_its_entity_alone_and_its_row_is_named(pool: PgPool) {
+async fn uncastable_value_stops_only_its_entity_and_names_row(pool: PgPool) {
     let scene = scene_with_view(pool, "bal::numeric as balance").await;
     scene.sql("update books.raw set bal = 'N/A', change_xid = default where id = 5").await;
     let words = ["invalid input syntax for type numeric: \"N/A\"", "22P02", "row 5"];
@@ -111,7 +111,7 @@ async fn a_value_that_cannot_be_cast_stops_its_entity_alone_and_its_row_is_named
 }
 
 #[sqlx::test(migrations = false)]
-async fn any_error_raised_over_its_rows_stops_the_entity_alone(pool: PgPool) {
+async fn any_error_raised_by_a_row_stops_only_its_entity(pool: PgPool) {
     let correct = "update books.raw set divisor = 1, change_xid = default where divisor = 0";
     for (columns, words) in [
         ("1 / divisor::numeric as balance", &["division by zero", "22012", "row 4"][..]),
@@ -139,7 +139,7 @@ async fn any_error_raised_over_its_rows_stops_the_entity_alone(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_statement_timeout_stops_its_entity_alone(pool: PgPool) {
+async fn statement_timeout_stops_only_its_entity(pool: PgPool) {
     let scene = scene_with_view(pool, "books.wait(divisor) as balance").await;
     scene.sql("update books.raw set divisor = 0 where id = 5").await;
     scene
@@ -152,7 +152,7 @@ async fn a_statement_timeout_stops_its_entity_alone(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_damaged_block_stops_its_entity_alone(pool: PgPool) {
+async fn damaged_block_stops_only_its_entity(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let scene = TestEnv::at(&cluster.url("ledger")).await;
     scene.entity("acme", "UTC").await;
@@ -191,7 +191,7 @@ async fn a_damaged_block_stops_its_entity_alone(pool: PgPool) {
 
 /// A view is broken for a row after its rows were uploaded, and for another one that was set aside.
 #[sqlx::test(migrations = false)]
-async fn verify_and_retry_name_what_they_cannot_read(pool: PgPool) {
+async fn verify_and_retry_name_unreadable_rows(pool: PgPool) {
     let mut scene = scene_with_view(pool, "bal::numeric as balance").await;
     // One after the other, so that the errors are numbered in the order of the entities.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
@@ -229,7 +229,7 @@ async fn verify_and_retry_name_what_they_cannot_read(pool: PgPool) {
 
 /// Whether rows wait for a registration cannot be told; all else is done and reported.
 #[sqlx::test(migrations = false)]
-async fn unreadable_rows_of_an_unregistered_entity_do_not_hide_the_others(pool: PgPool) {
+async fn unreadable_unregistered_rows_do_not_hide_other_entities(pool: PgPool) {
     let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
     let scene = scene_with_view(pool, columns).await;
     scene.sql("insert into books.raw (id, entity_id, divisor) values (7, 'gamma', 0)").await;
@@ -243,7 +243,7 @@ async fn unreadable_rows_of_an_unregistered_entity_do_not_hide_the_others(pool: 
 
 /// The rows of one of 302 entities cannot be read, and the statement over all of them fails.
 #[sqlx::test(migrations = false)]
-async fn the_entity_whose_rows_cannot_be_read_is_found_among_many(pool: PgPool) {
+async fn entity_with_unreadable_rows_is_found_among_many(pool: PgPool) {
     let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
     let scene = scene_with_view(pool, columns).await;
     scene
@@ -301,7 +301,7 @@ async fn sets_aside_what_cannot_be_sent(scene: &TestEnv, unfit: &[(&str, &str)])
 }
 
 #[sqlx::test(migrations = false)]
-async fn times_out_of_range_are_set_aside_and_the_other_rows_go(pool: PgPool) {
+async fn times_out_of_range_are_set_aside_and_others_sent(pool: PgPool) {
     for zone in ["UTC", "America/New_York", "Asia/Tokyo"] {
         sqlx::raw_sql("drop schema if exists books, ledger, elven_sync cascade")
             .execute(&pool)
@@ -369,7 +369,7 @@ async fn drop_database(scene: TestEnv, pool: &PgPool) {
 const BYTES_AS_TEXT: &str = "create cast (bytea as text) without function";
 
 #[sqlx::test(migrations = false)]
-async fn bytes_that_are_not_text_are_set_aside_and_the_other_rows_go(pool: PgPool) {
+async fn undecodable_bytes_are_set_aside_and_others_sent(pool: PgPool) {
     // In UTF-8 by way of a cast, as in a cluster that is damaged; without an encoding; and bytes that mean nothing in theirs.
     for (encoding, bytes) in [("UTF8", "ff"), ("SQL_ASCII", "ff"), ("WIN1252", "81"), ("EUC_JP", "8ea1ff")] {
         let scene = scene_in_encoding(&pool, encoding).await;
@@ -443,7 +443,7 @@ async fn api_that_refuses(message: &'static str) -> String {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_message_that_the_database_cannot_hold_is_stored_with_replacement_characters(pool: PgPool) {
+async fn unstorable_message_is_stored_with_replacement_characters(pool: PgPool) {
     let message = "Größe: 账户不存在 😀";
     for (encoding, stored) in [
         ("UTF8", "Größe: 账户不存在 😀"),

@@ -79,7 +79,7 @@ async fn the_next_run_goes_on(scene: &TestEnv, entity_id: &str) {
 /// Whatever PostgreSQL says: a lock that was not given, a statement that was cancelled, no disk, a deadlock, no memory, no
 /// permission, a damaged page.
 #[sqlx::test(migrations = false)]
-async fn an_answer_that_was_not_written_stops_every_later_advance_of_its_pass(pool: PgPool) {
+async fn unrecorded_answer_stops_every_later_cursor_move_of_its_pass(pool: PgPool) {
     let scene = scene(pool).await;
     for (number, sqlstate) in
         ["55P03", "57014", "53100", "40P01", "40001", "53200", "42501", "XX001", "P0001"]
@@ -113,7 +113,7 @@ async fn an_answer_that_was_not_written_stops_every_later_advance_of_its_pass(po
 
 /// The means by which it happens: a row that somebody has locked, limits of the database, an operator.
 #[sqlx::test(migrations = false)]
-async fn locks_limits_and_cancelled_statements_cost_a_run_and_nothing_else(pool: PgPool) {
+async fn locks_and_cancelled_statements_fail_only_the_current_run(pool: PgPool) {
     const BATCH: &str =
         "select 1 from elven_sync.sync_batches where entity_id = $1 and before_id is not null for update";
     const STATE: &str = "select 1 from elven_sync.sync_state where entity_id = $1 for update";
@@ -165,7 +165,7 @@ async fn locks_limits_and_cancelled_statements_cost_a_run_and_nothing_else(pool:
 
 /// Nor does a row that is set aside move it, which waits for what was handed in before.
 #[sqlx::test(migrations = false)]
-async fn what_is_set_aside_moves_the_cursor_over_no_answer_that_was_not_written(pool: PgPool) {
+async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1m");
     scene.entity("e", "UTC").await;
@@ -200,7 +200,7 @@ async fn what_is_set_aside_moves_the_cursor_over_no_answer_that_was_not_written(
 
 /// The same of a backfill.
 #[sqlx::test(migrations = false)]
-async fn a_backfill_goes_on_behind_no_answer_that_was_not_written(pool: PgPool) {
+async fn unrecorded_answer_stops_the_cursor_of_a_backfill(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 2).await;
@@ -232,7 +232,7 @@ const REOPEN: &str = "
     update elven_sync.sync_batches set status = 'sending' where batch_id = (select min(batch_id) from elven_sync.sync_batches)";
 
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_the_cursor_has_passed_without_an_answer_is_sent_again(pool: PgPool) {
+async fn unanswered_batch_before_the_cursor_is_sent_again(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 3).await;
@@ -251,7 +251,7 @@ async fn a_batch_that_the_cursor_has_passed_without_an_answer_is_sent_again(pool
 
 /// Another row of its key was read behind it, and has arrived: the older one does not come behind that.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_was_passed_does_not_come_behind_a_newer_row(pool: PgPool) {
+async fn unanswered_batch_before_the_cursor_never_overwrites_newer_row(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 1).await;
@@ -271,7 +271,7 @@ async fn a_batch_that_was_passed_does_not_come_behind_a_newer_row(pool: PgPool) 
 
 /// Parts of a batch that was taken apart, too.
 #[sqlx::test(migrations = false)]
-async fn parts_of_a_batch_that_was_passed_are_sent_again(pool: PgPool) {
+async fn unanswered_parts_before_the_cursor_are_sent_again(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.entity("e", "UTC").await;

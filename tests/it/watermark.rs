@@ -117,7 +117,7 @@ async fn a_page_never_ends_inside_a_tie(pool: PgPool) {
 
 /// Each way round a column default, which would land a row behind the watermark.
 #[sqlx::test(migrations = false)]
-async fn change_xid_is_the_writers_transaction_whatever_the_writer_says(pool: PgPool) {
+async fn change_xid_is_always_the_id_of_the_writing_transaction(pool: PgPool) {
     let scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;
@@ -156,7 +156,7 @@ async fn change_xid_is_the_writers_transaction_whatever_the_writer_says(pool: Pg
 /// Taking the column away and adding it again gives all rows the id of the ALTER. It is another column, so that the
 /// watermark is refused; sent again after a rewind, no row hides behind the old one.
 #[sqlx::test(migrations = false)]
-async fn rows_written_while_the_column_was_gone_arrive(pool: PgPool) {
+async fn rows_written_without_the_change_xid_column_arrive(pool: PgPool) {
     let scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;
@@ -183,7 +183,7 @@ async fn rows_written_while_the_column_was_gone_arrive(pool: PgPool) {
 /// A restore takes ledger and watermark back together, since they live in one database: what was lost
 /// with the tail and is entered again arrives.
 #[sqlx::test(migrations = false)]
-async fn a_restore_takes_ledger_and_watermark_back_together(pool: PgPool) {
+async fn restore_resets_ledger_and_watermark_together(pool: PgPool) {
     let mut scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;
@@ -215,7 +215,7 @@ async fn a_restore_takes_ledger_and_watermark_back_together(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_watermark_that_does_not_fit_is_refused(pool: PgPool) {
+async fn mismatched_watermark_is_refused(pool: PgPool) {
     let mut scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;
@@ -260,7 +260,7 @@ async fn a_watermark_that_does_not_fit_is_refused(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn row_level_security_does_not_filter_in_silence(pool: PgPool) {
+async fn row_level_security_that_hides_rows_is_an_error(pool: PgPool) {
     let mut scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;

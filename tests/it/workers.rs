@@ -28,7 +28,7 @@ pub fn signal(child: &Child, signal: Signal) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_killed_run_is_marked_and_only_the_batch_in_flight_is_sent_twice(pool: PgPool) {
+async fn killed_run_is_marked_and_resends_only_batch_in_flight(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     let (mut child, gate) = scene.held_run().await;
     signal(&child, Signal::SIGKILL);
@@ -54,7 +54,7 @@ async fn a_killed_run_is_marked_and_only_the_batch_in_flight_is_sent_twice(pool:
 
 /// Rows that change before an unknown batch is sent again belong to a later pass; its interval shrinks.
 #[sqlx::test(migrations = false)]
-async fn rows_that_changed_before_the_repeat_are_not_lost(pool: PgPool) {
+async fn rows_changed_before_a_batch_is_resent_are_not_lost(pool: PgPool) {
     for change in [
         "update ledger.balance_snapshots set balance = 100 where id <= 2",
         "update ledger.balance_snapshots set balance = 100 where id = 1",
@@ -81,7 +81,7 @@ async fn rows_that_changed_before_the_repeat_are_not_lost(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
+async fn signal_stops_a_run_after_batches_in_flight(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     // A lease so long that the next run could not wait for it: it has to be released.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
@@ -104,7 +104,7 @@ async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_is_left_to_the_worker_that_keeps_renewing(pool: PgPool) {
+async fn entity_with_a_renewed_lease_is_not_taken_over(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     let (child, gate) = scene.held_run().await;
     let report = scene.run().await;
@@ -139,7 +139,7 @@ async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
 /// A worker that dies after it has closed a pass leaves nothing to do, and its lease: the next one, which
 /// finds the entity idle, says that it is well.
 #[sqlx::test(migrations = false)]
-async fn an_entity_that_a_dead_worker_brought_up_to_date_is_well(pool: PgPool) {
+async fn entity_finished_by_a_dead_worker_is_reported_ok(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.inject(Fault::Answer { status: 429, body: String::new(), headers: Vec::new() });
@@ -249,7 +249,7 @@ async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
 
 /// Somebody has an entity's row locked, as in a psql that was left open: that ends no other lane.
 #[sqlx::test(migrations = false)]
-async fn a_row_that_somebody_has_locked_ends_no_other_lane(pool: PgPool) {
+async fn locked_state_row_stops_no_other_lane(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
     add_rows(&scene, "beta", 1).await;
@@ -279,7 +279,7 @@ async fn a_row_that_somebody_has_locked_ends_no_other_lane(pool: PgPool) {
 
 /// What another worker found out meanwhile is not taken back by a look that is older.
 #[sqlx::test(migrations = false)]
-async fn an_old_look_does_not_take_back_a_newer_failure(pool: PgPool) {
+async fn outdated_probe_does_not_clear_a_newer_failure(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     scene.entity("beta", "UTC").await;
     // Finds beta idle, and then works on acme for long.
@@ -298,7 +298,7 @@ async fn an_old_look_does_not_take_back_a_newer_failure(pool: PgPool) {
 
 /// A lane that breaks gives its entity to others, however long the other lanes of its worker take.
 #[sqlx::test(migrations = false)]
-async fn a_lane_that_broke_gives_its_entity_to_others(pool: PgPool) {
+async fn failed_lane_releases_its_entity_for_other_workers(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1m");
     add_rows(&scene, "beta", 1).await;

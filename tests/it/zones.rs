@@ -39,7 +39,7 @@ async fn run(scene: &TestEnv) -> String {
 }
 
 #[sqlx::test(migrations = false)]
-async fn rows_of_2026_are_sent_by_the_rules_of_2026(pool: PgPool) {
+async fn rows_of_2026_use_the_zone_rules_of_2026(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, "bundled");
     scene.set("TZDIR", &compiled("newer"));
@@ -67,7 +67,7 @@ async fn rows_of_2026_are_sent_by_the_rules_of_2026(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn the_newest_rules_that_the_machine_has_are_used(pool: PgPool) {
+async fn newest_zone_rules_of_the_machine_are_used(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     for zone in ["Europe/Zurich", "Asia/Tokyo"] {
         scene.entity(zone, zone).await;
@@ -118,7 +118,7 @@ async fn the_newest_rules_that_the_machine_has_are_used(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_change_of_the_rules_is_reported_once_with_the_rows_and_the_backfill(pool: PgPool) {
+async fn zone_rule_change_is_reported_once_with_rows_and_backfill(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
@@ -167,7 +167,7 @@ async fn a_change_of_the_rules_is_reported_once_with_the_rows_and_the_backfill(p
 
 /// Earlier versions recorded only the version of the rules of a run, and had those of 2025b.
 #[sqlx::test(migrations = false)]
-async fn uploads_of_a_version_that_recorded_no_rules_are_compared_with_its_rules(pool: PgPool) {
+async fn uploads_without_recorded_zone_rules_use_their_versions_rules(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, "bundled");
     for zone in ["America/Vancouver", "Europe/Zurich"] {
@@ -203,7 +203,7 @@ async fn uploads_of_a_version_that_recorded_no_rules_are_compared_with_its_rules
 
 /// What is in an open pass was uploaded as well; what `--from-now` has skipped was not.
 #[sqlx::test(migrations = false)]
-async fn rows_that_were_never_uploaded_do_not_count(pool: PgPool) {
+async fn zone_rule_change_ignores_rows_never_uploaded(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     add(&scene, "Europe/Zurich", &["2026-12-01T12:00:00Z"; 3]).await;
@@ -222,7 +222,7 @@ async fn rows_that_were_never_uploaded_do_not_count(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn other_rules_of_the_database_server_are_reported_once_per_change(pool: PgPool) {
+async fn different_server_zone_rules_are_reported_once_per_change(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zurich").await;
     scene.entity("tokyo", "Asia/Tokyo").await;
@@ -265,7 +265,7 @@ async fn other_rules_of_the_database_server_are_reported_once_per_change(pool: P
 
 /// The instants that a `timestamp` names are made by the server.
 #[sqlx::test(migrations = false)]
-async fn other_rules_for_a_ledger_without_instants_are_reported(pool: PgPool) {
+async fn different_server_zone_rules_are_reported_for_local_times(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql("create table ledger.local (id bigint primary key, entity_id text not null, entity_account_id text not null,
                    currency text not null, captured_at timestamp not null, balance numeric not null,
@@ -285,7 +285,7 @@ async fn other_rules_for_a_ledger_without_instants_are_reported(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_is_made_again_by_other_rules_says_so(pool: PgPool) {
+async fn batch_rebuilt_with_other_zone_rules_is_reported(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -309,7 +309,7 @@ async fn a_batch_that_is_made_again_by_other_rules_says_so(pool: PgPool) {
 
 /// Bodies are made again by the rules that they were made with, whatever rules are in use.
 #[sqlx::test(migrations = false)]
-async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
+async fn bodies_of_earlier_zone_rules_are_proven(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
     for (number, rules) in ["older", "newer", "bundled"].into_iter().enumerate() {
@@ -345,7 +345,7 @@ async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
 
 /// What only informs must not keep rows from being sent.
 #[sqlx::test(migrations = false)]
-async fn a_run_goes_on_without_the_tables_of_the_rules(pool: PgPool) {
+async fn run_continues_without_the_zone_rule_tables(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add(&scene, "acme", &["2026-12-01T12:00:00Z"]).await;
@@ -357,7 +357,7 @@ async fn a_run_goes_on_without_the_tables_of_the_rules(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_folder_that_cannot_be_used_is_refused(pool: PgPool) {
+async fn unusable_zone_rule_folder_is_refused(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     for folder in ["/nonexistent", env!("CARGO_MANIFEST_DIR")] {
         scene.set(ZONEINFO, &format!("{folder}/src"));

@@ -28,7 +28,7 @@ async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
 
 /// While a backfill of all rows goes on, rows are updated and runs made, one after the other.
 #[sqlx::test(migrations = false)]
-async fn with_updates_and_runs_beside_it_the_api_ends_with_the_newest_values(pool: PgPool) {
+async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 400).await;
     scene.run().await;
     scene.sandbox.set_rules(parsed(&["slow=8ms"]));
@@ -70,7 +70,7 @@ async fn with_updates_and_runs_beside_it_the_api_ends_with_the_newest_values(poo
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_run_gets_the_entity_within_a_moment_of_a_long_backfill(pool: PgPool) {
+async fn run_gets_an_entity_from_a_long_backfill_quickly(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 4000).await;
     scene.run().await;
     // As long as a lease lasts the backfill would go on by itself.
@@ -96,7 +96,7 @@ async fn a_run_gets_the_entity_within_a_moment_of_a_long_backfill(pool: PgPool) 
 
 /// However often the lease is renewed meanwhile: another run would be left alone.
 #[sqlx::test(migrations = false)]
-async fn a_run_waits_for_what_a_backfill_has_in_flight(pool: PgPool) {
+async fn run_waits_for_backfill_batches_in_flight(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 4).await;
     scene.run().await;
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 4").await;
@@ -115,7 +115,7 @@ async fn a_run_waits_for_what_a_backfill_has_in_flight(pool: PgPool) {
 
 /// Batches that wait for their turn at a slow rate are taken back for it, and sent later: once.
 #[sqlx::test(migrations = false)]
-async fn a_run_does_not_wait_for_what_is_not_in_flight_yet(pool: PgPool) {
+async fn run_does_not_wait_for_batches_before_they_are_sent(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 24).await;
     scene.run().await;
     let before = scene.received().len();
@@ -162,7 +162,7 @@ async fn a_retry_and_a_rewind_get_the_entity_from_a_backfill(pool: PgPool) {
 
 /// A backfill waits for an entity that a run has, and for nothing else meanwhile.
 #[sqlx::test(migrations = false)]
-async fn a_backfill_waits_for_a_run_and_works_on_other_entities_meanwhile(pool: PgPool) {
+async fn backfill_waits_for_a_run_and_works_on_other_entities(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 4).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     let gate = Gate::new();
@@ -184,7 +184,7 @@ async fn a_backfill_waits_for_a_run_and_works_on_other_entities_meanwhile(pool: 
 
 /// A backfill would not say of it that it is up to date.
 #[sqlx::test(migrations = false)]
-async fn an_idle_run_finds_an_entity_well_that_a_backfill_has(pool: PgPool) {
+async fn idle_run_records_success_of_entity_leased_by_backfill(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 4).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "30s");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");

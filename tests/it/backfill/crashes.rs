@@ -117,7 +117,7 @@ async fn is_covered(scene: &TestEnv) {
 
 /// `ELVEN_SEEDS=50` takes that many.
 #[sqlx::test(migrations = false)]
-async fn killed_at_random_moments_and_resumed_the_range_is_exactly_covered(pool: PgPool) {
+async fn backfill_killed_at_random_moments_covers_range_exactly(pool: PgPool) {
     let seeds = (0..variable("ELVEN_SEEDS").unwrap_or(6)).collect();
     in_each(&pool, seeds, 60, kill_at_random_moments).await;
 }
@@ -168,7 +168,7 @@ async fn kill_at_random_moments(scene: &TestEnv, seed: i64) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn killed_at_any_step_and_resumed_the_range_is_exactly_covered(pool: PgPool) {
+async fn backfill_killed_at_any_step_covers_range_exactly(pool: PgPool) {
     in_each(&pool, points(&OF_A_BACKFILL), 13, kill_at).await;
 }
 
@@ -217,7 +217,7 @@ async fn kill_at(scene: &TestEnv, point: Point) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_signal_stops_it_after_what_is_in_flight_and_it_goes_on_where_it_was(pool: PgPool) {
+async fn signal_stops_backfill_after_batches_in_flight_and_it_resumes(pool: PgPool) {
     let mut scene = scene_of(pool, 20).await;
     // A lease so long that nobody could wait for it: it has to be released.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
@@ -254,7 +254,7 @@ async fn a_signal_stops_it_after_what_is_in_flight_and_it_goes_on_where_it_was(p
 }
 
 #[sqlx::test(migrations = false)]
-async fn one_that_is_cancelled_stops_after_what_is_in_flight_and_is_not_gone_on_with(pool: PgPool) {
+async fn cancelled_backfill_stops_after_batches_in_flight_and_stays_cancelled(pool: PgPool) {
     let mut scene = scene_of(pool, 200).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "30s");
     scene.sandbox.set_rules(parsed(&["slow=50ms", "reject:currency=ETH"]));
@@ -282,7 +282,7 @@ async fn one_that_is_cancelled_stops_after_what_is_in_flight_and_is_not_gone_on_
 }
 
 #[sqlx::test(migrations = false)]
-async fn one_that_somebody_works_on_is_refused_and_one_that_died_is_waited_for(pool: PgPool) {
+async fn running_backfill_is_refused_dead_one_is_awaited(pool: PgPool) {
     let scene = scene_of(pool, 20).await;
     // An answer that is held is a yes.
     scene.sql("update ledger.balance_snapshots set currency = 'BTC'").await;
@@ -302,7 +302,7 @@ async fn one_that_somebody_works_on_is_refused_and_one_that_died_is_waited_for(p
 }
 
 #[sqlx::test(migrations = false)]
-async fn what_two_ask_for_at_once_is_begun_once(pool: PgPool) {
+async fn identical_concurrent_backfill_requests_create_one_backfill(pool: PgPool) {
     let scene = scene_of(pool, 40).await;
     scene.sandbox.set_rules(parsed(&["slow=30ms", "reject:currency=ETH"]));
     let (one, other) = tokio::join!(scene.output(&RANGE), scene.output(&RANGE));

@@ -25,7 +25,7 @@ async fn scene_that_takes(pool: PgPool, rows: i32, each: &str) -> TestEnv {
 
 /// Also of a run over a long history. One that is over soon says nothing.
 #[sqlx::test(migrations = false)]
-async fn without_a_terminal_a_line_says_every_few_seconds_how_far_it_is(pool: PgPool) {
+async fn progress_is_logged_periodically_without_a_terminal(pool: PgPool) {
     let scene = scene_that_takes(pool, 100, "slow=700ms").await;
     for arguments in [&RANGE[..], &["run"]] {
         let output = scene.output(arguments).await;
@@ -45,7 +45,7 @@ async fn without_a_terminal_a_line_says_every_few_seconds_how_far_it_is(pool: Pg
 }
 
 #[sqlx::test(migrations = false)]
-async fn on_a_terminal_there_are_bars_that_the_log_does_not_tear(pool: PgPool) {
+async fn progress_bars_and_log_lines_do_not_mix(pool: PgPool) {
     let scene = scene_that_takes(pool, 70, "slow=700ms").await;
     let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
     let terminal = openpty(Some(&size), None).unwrap();

@@ -59,7 +59,7 @@ async fn a_date_is_a_day_in_each_entitys_own_zone(pool: PgPool) {
 
 /// Days of 23 and 25 hours, of 23:30 and 24:30, and days whose midnight is left out or comes twice.
 #[sqlx::test(migrations = false)]
-async fn ranges_over_changes_of_clocks_are_as_postgresql_has_them(pool: PgPool) {
+async fn ranges_across_clock_changes_match_postgresql(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     for (zone, day, quarters) in [
         ("Europe/Zurich", "2024-03-31", 92),
@@ -102,7 +102,7 @@ async fn ranges_over_changes_of_clocks_are_as_postgresql_has_them(pool: PgPool) 
 
 /// The range stays what it was when it was asked for.
 #[sqlx::test(migrations = false)]
-async fn a_time_zone_that_changes_later_does_not_move_the_range(pool: PgPool) {
+async fn later_zone_change_does_not_move_a_range(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("acme", "Asia/Tokyo").await;

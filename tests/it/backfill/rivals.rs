@@ -21,7 +21,7 @@ fn balances_since(scene: &TestEnv, records: usize) -> Vec<String> {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_older_row_of_a_second_never_goes_out_behind_a_newer_one(pool: PgPool) {
+async fn older_rival_is_never_sent_after_a_newer_one(pool: PgPool) {
     for batch_rows in ["1", "2", "3"] {
         sqlx::raw_sql("drop schema if exists ledger, elven_sync cascade").execute(&pool).await.unwrap();
         let scene = scene_in(pool.clone(), "UTC", batch_rows).await;
@@ -37,7 +37,7 @@ async fn an_older_row_of_a_second_never_goes_out_behind_a_newer_one(pool: PgPool
 }
 
 #[sqlx::test(migrations = false)]
-async fn the_end_of_the_range_may_cut_a_second(pool: PgPool) {
+async fn range_end_inside_a_second_still_finds_newer_rivals(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "2").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'a', 'BTC', '2024-01-01 00:00:00.9Z', 2),
@@ -50,7 +50,7 @@ async fn the_end_of_the_range_may_cut_a_second(pool: PgPool) {
 
 /// Two instants an hour apart with one wall-clock time, many batches between them, the later one beyond the range.
 #[sqlx::test(migrations = false)]
-async fn the_hour_that_repeats_is_sent_with_its_later_values(pool: PgPool) {
+async fn repeated_hour_is_sent_with_its_later_values(pool: PgPool) {
     let scene = scene_in(pool, "Europe/Zurich", "5").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a', 'BTC', '2024-10-26 22:00Z'::timestamptz + n * interval '1 minute', n
@@ -77,7 +77,7 @@ async fn the_hour_that_repeats_is_sent_with_its_later_values(pool: PgPool) {
 
 /// A newer row that the API has not got, and will not get, supersedes nothing.
 #[sqlx::test(migrations = false)]
-async fn a_rival_that_is_set_aside_supersedes_nothing(pool: PgPool) {
+async fn rival_set_aside_supersedes_nothing(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "1").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'a', 'BTC', '2024-01-01 00:00:00.9Z', -6)").await;
@@ -96,7 +96,7 @@ async fn a_rival_that_is_set_aside_supersedes_nothing(pool: PgPool) {
 
 /// The winner is outside of the batch, and the batch is taken apart: none of its parts has the loser either.
 #[sqlx::test(migrations = false)]
-async fn parts_of_a_batch_know_its_rivals(pool: PgPool) {
+async fn parts_of_a_batch_exclude_superseded_rows(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "4").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'b', 'BTC', '2024-01-01 00:00:00.2Z', -6),
@@ -113,7 +113,7 @@ async fn parts_of_a_batch_know_its_rivals(pool: PgPool) {
 
 /// All accounts are captured at one instant, in many batches, some of them once more within the second.
 #[sqlx::test(migrations = false)]
-async fn a_second_with_many_accounts_has_its_rivals_found(pool: PgPool) {
+async fn rivals_are_found_among_many_accounts_of_one_second(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "50").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a' || n % 4800, 'BTC', '2024-01-01Z'::timestamptz + n / 4800 * interval '0.5 seconds', n
@@ -129,7 +129,7 @@ async fn a_second_with_many_accounts_has_its_rivals_found(pool: PgPool) {
 /// Whatever the rows, the zone, the size of a batch and the end of the range: a row is sent if and only if the ledger has
 /// none that is newer for its account, currency and local second. `ELVEN_SEEDS=200` takes that many.
 #[sqlx::test(migrations = false)]
-async fn what_is_sent_is_the_newest_of_its_key_whatever_the_rows(pool: PgPool) {
+async fn backfill_sends_exactly_the_newest_row_of_each_key(pool: PgPool) {
     // Zone, and the instant at which its clocks are put back: by an hour, by half of one, by a day.
     const CHANGES: [(&str, &str); 6] = [
         ("Europe/Zurich", "2024-10-27 01:00Z"),

@@ -103,7 +103,7 @@ impl Case {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_worker_that_freezes_at_any_step_moves_nothing_when_it_comes_back(pool: PgPool) {
+async fn worker_frozen_at_any_step_moves_nothing_after_takeover(pool: PgPool) {
     let freeze = async |case: &mut Case, point| {
         case.add_entity().await;
         let mut child = case.spawn(Some(point));
@@ -139,7 +139,7 @@ async fn a_worker_that_freezes_at_any_step_moves_nothing_when_it_comes_back(pool
 
 /// It has sent, and waits for an answer.
 #[sqlx::test(migrations = false)]
-async fn a_worker_that_freezes_before_the_answer_moves_nothing_when_it_comes_back(pool: PgPool) {
+async fn worker_frozen_before_the_answer_moves_nothing_after_takeover(pool: PgPool) {
     let freeze = async |case: &mut Case, _| {
         case.add_entity().await;
         let gate = Gate::new();

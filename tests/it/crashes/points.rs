@@ -122,7 +122,7 @@ pub const OF_A_BACKFILL: [(Step, &[u32]); 15] = [
 ];
 
 #[test]
-fn every_step_is_crashed_at() {
+fn every_durable_step_has_a_crash_test() {
     let crashed_at: HashSet<Step> = [
         &OF_A_RUN[..],
         &OF_A_RECOVERY,
@@ -143,7 +143,7 @@ fn every_step_is_crashed_at() {
 
 /// What `cargo build` and `cargo install` make is another program in this alone: it stops nowhere.
 #[test]
-fn only_tests_have_fault_points() {
+fn shipped_binary_has_no_fault_points() {
     let features = |edges| {
         let tree = ["tree", "--locked", "--offline", "--depth", "0", "--format", "{f}", "--edges", edges];
         let output = Command::new(env!("CARGO")).args(tree).current_dir(env!("CARGO_MANIFEST_DIR")).output();

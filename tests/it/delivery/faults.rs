@@ -32,7 +32,7 @@ const FAULTS: [&str; 12] = [
 ];
 
 #[sqlx::test(migrations = false)]
-async fn whatever_is_drawn_each_row_is_uploaded_or_set_aside(pool: PgPool) {
+async fn random_faults_leave_each_row_uploaded_or_set_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     let seed = variable("ELVEN_FAULT_SEED").unwrap_or_else(|| fastrand::i64(0..1_000_000));
     let rows = variable("ELVEN_FAULT_ROWS").unwrap_or(ROWS);

@@ -25,7 +25,7 @@ async fn a_while() {
 }
 
 #[sqlx::test(migrations = false)]
-async fn the_cursor_moves_over_what_is_finished_in_a_row(pool: PgPool) {
+async fn cursor_moves_over_contiguous_finished_batches(pool: PgPool) {
     let scene = scene_of_single_rows(pool).await;
     add_rows(&scene, "acme", 9).await;
     let gates: Vec<Gate> = (0..4).map(|_| Gate::new()).collect();
@@ -58,7 +58,7 @@ async fn the_cursor_moves_over_what_is_finished_in_a_row(pool: PgPool) {
 
 /// The later upload of an account, currency and second wins: so these wait for each other.
 #[sqlx::test(migrations = false)]
-async fn batches_that_share_a_key_are_never_under_way_together(pool: PgPool) {
+async fn batches_sharing_a_key_are_never_in_flight_together(pool: PgPool) {
     let scene = scene_of_single_rows(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.5Z', 1), ('acme', 'y', 'BTC', '2024-01-01Z', 2),
@@ -97,7 +97,7 @@ async fn batches_that_share_a_key_are_never_under_way_together(pool: PgPool) {
 
 /// However often they are repeated.
 #[sqlx::test(migrations = false)]
-async fn values_of_one_key_arrive_in_their_order(pool: PgPool) {
+async fn values_of_one_key_arrive_in_pass_order(pool: PgPool) {
     let scene = scene_of_single_rows(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'k' || n % 3, 'BTC', '2024-01-01Z', n from generate_series(1, 60) n").await;
@@ -129,7 +129,7 @@ async fn values_of_one_key_arrive_in_their_order(pool: PgPool) {
 
 /// Slow answers do not add up: so many requests are under way at once, and no more.
 #[sqlx::test(migrations = false)]
-async fn as_many_requests_are_under_way_as_may_be(pool: PgPool) {
+async fn requests_in_flight_reach_and_never_exceed_their_limit(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
     add_rows(&scene, "acme", 16).await;
     scene.sandbox.set_rules(parsed(&["slow=300ms"]));
@@ -151,7 +151,7 @@ async fn as_many_requests_are_under_way_as_may_be(pool: PgPool) {
 
 /// The parts of a refused batch are no way around the limit.
 #[sqlx::test(migrations = false)]
-async fn parts_count_among_the_requests_under_way(pool: PgPool) {
+async fn parts_count_towards_requests_in_flight(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
@@ -168,7 +168,7 @@ async fn parts_count_among_the_requests_under_way(pool: PgPool) {
 /// An entity of which all is read only waits for its answers: the next one begins meanwhile. However many do, no more
 /// requests are under way than the settings allow for all of them.
 #[sqlx::test(migrations = false)]
-async fn entities_that_wait_for_answers_make_room_for_others(pool: PgPool) {
+async fn entities_waiting_for_answers_let_other_entities_begin(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
@@ -194,7 +194,7 @@ async fn entities_that_wait_for_answers_make_room_for_others(pool: PgPool) {
 
 /// The bound of all entities together is theirs, whichever are reading.
 #[sqlx::test(migrations = false)]
-async fn the_requests_of_all_entities_are_bounded_together(pool: PgPool) {
+async fn requests_of_all_entities_share_one_limit(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "2");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
@@ -221,7 +221,7 @@ async fn the_requests_of_all_entities_are_bounded_together(pool: PgPool) {
 /// Two entities wait for the end of a pause that their key was asked for, with all the requests that there may be: one of
 /// another key does not wait with them.
 #[sqlx::test(migrations = false)]
-async fn a_key_that_has_to_wait_keeps_no_request_from_another(pool: PgPool) {
+async fn throttled_credential_does_not_delay_another_credential(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");

@@ -90,7 +90,7 @@ async fn exactly_the_refused_rows_are_set_aside(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn success_false_is_a_refusal_too(pool: PgPool) {
+async fn success_false_counts_as_refused(pool: PgPool) {
     let mut scene = scene(pool).await;
     add_rows(&scene, "acme", 8).await;
     scene.sandbox.set_rules(parsed(&["reject:success-false@first:3"]));
@@ -108,7 +108,7 @@ async fn success_false_is_a_refusal_too(pool: PgPool) {
 
 /// Of three rows of one account, currency and second the newest is sent; it is refused, and so is the next.
 #[sqlx::test(migrations = false)]
-async fn rows_that_a_refused_one_superseded_are_sent_after_all(pool: PgPool) {
+async fn rows_superseded_by_a_refused_row_are_sent(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene, "acme", 20).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -138,7 +138,7 @@ async fn scene_with_parts(pool: PgPool) -> TestEnv {
 
 /// Rows that share id and transaction cannot be told apart in the journal: they are set aside together.
 #[sqlx::test(migrations = false)]
-async fn a_tie_with_a_refused_row_stands_alone(pool: PgPool) {
+async fn refused_tie_is_set_aside_as_a_whole(pool: PgPool) {
     let scene = scene_with_parts(pool).await;
     scene.sql("insert into ledger.parts (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', n::text, 'BTC', '2024-01-01Z', case when n in (15, 16) then 'NaN'::numeric else n end
@@ -160,7 +160,7 @@ async fn a_tie_with_a_refused_row_stands_alone(pool: PgPool) {
 
 /// A worker that comes later finds the rows of a part by their ids: no other part may have the same.
 #[sqlx::test(migrations = false)]
-async fn parts_are_found_again_where_ids_repeat(pool: PgPool) {
+async fn parts_are_recovered_when_ids_repeat(pool: PgPool) {
     let mut scene = scene_with_parts(pool).await;
     // In one batch: each id three times, from three transactions.
     for remainder in 0..3 {
@@ -189,7 +189,7 @@ async fn parts_are_found_again_where_ids_repeat(pool: PgPool) {
 
 /// Half of a batch arrived, half of it did not, and the worker is gone: the next one goes on with the parts.
 #[sqlx::test(migrations = false)]
-async fn an_isolation_that_was_cut_short_is_taken_up_again(pool: PgPool) {
+async fn interrupted_bisection_is_resumed(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -215,7 +215,7 @@ async fn an_isolation_that_was_cut_short_is_taken_up_again(pool: PgPool) {
 
 /// It may have arrived the first time, and it is refused the second time.
 #[sqlx::test(migrations = false)]
-async fn a_row_that_was_unknown_before_it_was_refused_is_set_aside(pool: PgPool) {
+async fn refused_row_with_earlier_unknown_outcome_is_set_aside(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene, "acme", 1).await;
     scene.sandbox.set_rules(parsed(&["error-500@once:1", "reject:account=a1"]));
@@ -226,7 +226,7 @@ async fn a_row_that_was_unknown_before_it_was_refused_is_set_aside(pool: PgPool)
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_api_that_refuses_everything_sets_nothing_aside(pool: PgPool) {
+async fn api_refusing_every_import_sets_no_row_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     add_rows(&scene, "acme", 100).await;
@@ -248,7 +248,7 @@ async fn an_api_that_refuses_everything_sets_nothing_aside(pool: PgPool) {
 /// The lists answer, so key and endpoint seem good, and yet the contract has changed: for 1,000 minutes of a
 /// scheduler, by one worker, since opening one takes longer than such a run.
 #[sqlx::test(migrations = false)]
-async fn an_api_that_refuses_all_imports_for_1000_runs_fills_no_table(pool: PgPool) {
+async fn api_refusing_1000_runs_fills_no_table(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "5");
     add_rows(&scene, "acme", 64).await;
@@ -277,7 +277,7 @@ async fn an_api_that_refuses_all_imports_for_1000_runs_fills_no_table(pool: PgPo
 
 /// One row too many is refused while others are on their way: those count, and the cursor stays behind it.
 #[sqlx::test(migrations = false)]
-async fn the_row_beyond_the_limit_is_not_passed_over(pool: PgPool) {
+async fn cursor_stays_before_the_row_beyond_the_limit(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "1");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
@@ -300,7 +300,7 @@ async fn the_row_beyond_the_limit_is_not_passed_over(pool: PgPool) {
 /// Two rows are refused at the same time, and only one of them may be set aside: what is accepted after that is
 /// recorded all the same, and the cursor stays before the other.
 #[sqlx::test(migrations = false)]
-async fn what_is_under_way_beside_a_row_too_many_is_recorded(pool: PgPool) {
+async fn batches_accepted_after_the_row_limit_are_recorded(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "1");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");

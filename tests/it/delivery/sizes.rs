@@ -7,7 +7,7 @@ use super::{ERRORS, add_rows, answered, imports, scene};
 use crate::sandbox_faults::parsed;
 
 #[sqlx::test(migrations = false)]
-async fn the_limit_of_the_api_is_learned_and_remembered(pool: PgPool) {
+async fn body_size_limit_is_learned_and_remembered(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -34,7 +34,7 @@ async fn the_limit_of_the_api_is_learned_and_remembered(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn batch_bytes_cuts_before_the_api_has_to(pool: PgPool) {
+async fn batch_bytes_splits_batches_before_they_are_sent(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_BYTES", "3000");
     add_rows(&scene, "acme", 500).await;
@@ -48,7 +48,7 @@ async fn batch_bytes_cuts_before_the_api_has_to(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_record_that_is_too_large_alone_is_set_aside(pool: PgPool) {
+async fn single_record_above_body_limit_is_set_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     add_rows(&scene, "acme", 6).await;

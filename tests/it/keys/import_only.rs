@@ -34,7 +34,7 @@ async fn lane_error(scene: &TestEnv) -> String {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_lone_bad_row_behind_an_import_only_key_does_not_stop_its_entity(pool: PgPool) {
+async fn lone_refused_row_does_not_stop_import_only_entity(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     add(&scene, &["ok".to_owned()]).await;
@@ -60,7 +60,7 @@ async fn a_lone_bad_row_behind_an_import_only_key_does_not_stop_its_entity(pool:
 
 /// In the very first batch: at its start, at its end, several.
 #[sqlx::test(migrations = false)]
-async fn bad_rows_in_the_first_batch_are_found_by_its_halves(pool: PgPool) {
+async fn refused_rows_in_the_first_batch_are_found_by_bisection(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
@@ -87,7 +87,7 @@ async fn bad_rows_in_the_first_batch_are_found_by_its_halves(pool: PgPool) {
 
 /// Every second row: hardly a part is without one.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_is_half_bad_is_taken_apart_in_the_end(pool: PgPool) {
+async fn half_refused_batch_is_bisected_over_several_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     let accounts: Vec<String> =
@@ -101,7 +101,7 @@ async fn a_batch_that_is_half_bad_is_taken_apart_in_the_end(pool: PgPool) {
 
 /// A revoked key or a changed contract, with and without a record that was accepted before.
 #[sqlx::test(migrations = false)]
-async fn an_import_that_refuses_everything_sets_nothing_aside_and_is_asked_20_times_a_run(pool: PgPool) {
+async fn import_refusing_everything_costs_20_requests_and_sets_nothing_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     let stub = Stub::of(&mut scene, refuse_all).await;
@@ -131,7 +131,7 @@ async fn an_import_that_refuses_everything_sets_nothing_aside_and_is_asked_20_ti
 
 /// Nothing shows that the key is good.
 #[sqlx::test(migrations = false)]
-async fn a_lone_bad_row_before_anything_was_accepted_is_not_set_aside(pool: PgPool) {
+async fn refused_row_is_not_set_aside_before_any_acceptance(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     add(&scene, &["bad".to_owned()]).await;
@@ -147,7 +147,7 @@ async fn a_lone_bad_row_before_anything_was_accepted_is_not_set_aside(pool: PgPo
 
 /// The record that is sent again is as it was accepted, and the newest one of its account, currency and second.
 #[sqlx::test(migrations = false)]
-async fn what_is_sent_to_prove_a_key_changes_nothing_at_elven(pool: PgPool) {
+async fn credential_probe_changes_no_value_at_elven(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     // Of `two` the second one is sent, and the first one superseded.
@@ -184,7 +184,7 @@ async fn what_is_sent_to_prove_a_key_changes_nothing_at_elven(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_backfill_sets_bad_rows_aside_by_an_import_only_key(pool: PgPool) {
+async fn backfill_with_import_only_key_sets_refused_rows_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, |asked| said(if asked.is_import() { 200 } else { 403 })).await;
     add(&scene, &among(40, &[(0, "bad0"), (39, "bad39")])).await;
@@ -203,7 +203,7 @@ async fn a_backfill_sets_bad_rows_aside_by_an_import_only_key(pool: PgPool) {
 
 /// The process dies before and after each step by which the key is proven.
 #[sqlx::test(migrations = false)]
-async fn a_crash_while_a_key_is_proven_is_overcome(pool: PgPool) {
+async fn crash_during_a_credential_probe_is_recovered(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     add(&scene, &["ok".to_owned()]).await;

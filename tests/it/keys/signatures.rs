@@ -19,7 +19,7 @@ fn fresh(asked: &Asked, after: Duration) -> Said {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_request_that_waited_behind_slow_answers_or_for_the_rate_is_signed_again(pool: PgPool) {
+async fn request_delayed_by_permits_or_rate_is_signed_again(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "30s");
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "30s");
@@ -40,7 +40,7 @@ async fn a_request_that_waited_behind_slow_answers_or_for_the_rate_is_signed_aga
 
 /// Nobody accepts connections for a while: they are made when the client asks again, after a second.
 #[sqlx::test(migrations = false)]
-async fn a_request_whose_connection_took_long_to_open_is_signed_again(pool: PgPool) {
+async fn request_delayed_by_its_connection_is_signed_again(pool: PgPool) {
     let mut scene = scene(pool).await;
     add(&scene, &good(3)).await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -74,7 +74,7 @@ async fn a_request_whose_connection_took_long_to_open_is_signed_again(pool: PgPo
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_key_that_was_replaced_in_its_file_is_read_again(pool: PgPool) {
+async fn replaced_key_file_is_read_again(pool: PgPool) {
     let mut scene = scene(pool).await;
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("key");
@@ -103,7 +103,7 @@ async fn a_key_that_was_replaced_in_its_file_is_read_again(pool: PgPool) {
 
 /// The key is revoked and the clock of the API is ahead: the first requests try that clock, and no later one does.
 #[sqlx::test(migrations = false)]
-async fn what_did_not_help_against_a_401_is_not_done_again_in_the_run(pool: PgPool) {
+async fn ineffective_401_remedy_is_not_repeated_in_a_run(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -135,7 +135,7 @@ async fn what_did_not_help_against_a_401_is_not_done_again_in_the_run(pool: PgPo
 
 /// `errors retry` sends by its own way.
 #[sqlx::test(migrations = false)]
-async fn a_retry_signs_again_and_reads_the_key_again_as_a_run_does(pool: PgPool) {
+async fn retry_signs_again_and_rereads_the_key(pool: PgPool) {
     let mut scene = scene(pool).await;
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("key");

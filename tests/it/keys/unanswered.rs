@@ -25,7 +25,7 @@ fn fails_over_poison(asked: &Asked) -> Said {
 
 /// Each of its attempts fences the entity for other rows, by which the API is proven good.
 #[sqlx::test(migrations = false)]
-async fn a_record_that_stays_unknown_is_set_aside_although_runs_come_often(pool: PgPool) {
+async fn unknown_record_is_set_aside_although_runs_are_frequent(pool: PgPool) {
     let mut scene = scene(pool).await.with_fences().await;
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "1s");
     let _stub = Stub::of(&mut scene, fails_over_poison).await;
@@ -67,7 +67,7 @@ async fn until_isolated(scene: &TestEnv, stub: &Stub, runs_max: usize) -> usize 
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_record_that_the_api_cannot_answer_is_isolated_over_some_runs(pool: PgPool) {
+async fn unanswerable_record_is_isolated_over_several_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, fails_over_poison).await;
     let accounts = among(2_500, &[(499, "poison")]);
@@ -90,7 +90,7 @@ async fn a_record_that_the_api_cannot_answer_is_isolated_over_some_runs(pool: Pg
 
 /// At the start, at the end, side by side, in both halves, and in several batches.
 #[sqlx::test(migrations = false)]
-async fn records_that_stay_unknown_are_isolated_in_any_place_of_a_batch(pool: PgPool) {
+async fn unanswerable_records_are_isolated_at_any_position(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "32");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -141,7 +141,7 @@ async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
 
 /// While the whole API fails, nothing is taken apart.
 #[sqlx::test(migrations = false)]
-async fn an_outage_of_the_whole_api_leaves_batches_whole(pool: PgPool) {
+async fn outage_of_the_api_splits_no_batch(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, |_| said(500)).await;
     add(&scene, &good(10)).await;
@@ -155,7 +155,7 @@ async fn an_outage_of_the_whole_api_leaves_batches_whole(pool: PgPool) {
 
 /// In a pass of its own, in the first three runs that meet it.
 #[sqlx::test(migrations = false)]
-async fn a_lone_record_that_the_api_cannot_answer_is_set_aside_after_three_runs(pool: PgPool) {
+async fn lone_unanswerable_record_is_set_aside_after_three_runs(pool: PgPool) {
     for (accepted_before, get) in [(true, 200), (true, 403), (false, 200)] {
         // The same database, emptied.
         let mut scene = if accepted_before && get == 200 {
@@ -191,7 +191,7 @@ async fn a_lone_record_that_the_api_cannot_answer_is_set_aside_after_three_runs(
 
 /// Whoever holds what is ambiguous looks at it first.
 #[sqlx::test(migrations = false)]
-async fn what_is_held_is_not_taken_apart(pool: PgPool) {
+async fn held_batch_is_not_bisected(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, fails_over_poison).await;
     add(&scene, &among(4, &[(1, "poison")])).await;
@@ -210,7 +210,7 @@ async fn what_is_held_is_not_taken_apart(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_backfill_isolates_such_a_record_too(pool: PgPool) {
+async fn backfill_isolates_an_unanswerable_record(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     let stub = Stub::of(&mut scene, |asked| if asked.is_import() { said(200) } else { list() }).await;
@@ -228,7 +228,7 @@ async fn a_backfill_isolates_such_a_record_too(pool: PgPool) {
 
 /// A firewall answers for one batch, with a page, while others are accepted.
 #[sqlx::test(migrations = false)]
-async fn a_page_of_a_firewall_for_one_batch_counts_as_unknown(pool: PgPool) {
+async fn firewall_page_for_one_batch_is_an_unknown_outcome(pool: PgPool) {
     let mut scene = scene(pool).await;
     let page = |status| Said { body: "<html>Attention Required!</html>".to_owned(), ..said(status) };
     for (n, status) in [403, 406].into_iter().enumerate() {
@@ -260,7 +260,7 @@ async fn a_page_of_a_firewall_for_one_batch_counts_as_unknown(pool: PgPool) {
 
 /// The process dies at each step while a batch is taken apart.
 #[sqlx::test(migrations = false)]
-async fn a_crash_while_a_batch_is_taken_apart_is_overcome(pool: PgPool) {
+async fn crash_during_bisection_is_recovered(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     let stub = Stub::of(&mut scene, fails_over_poison).await;

@@ -11,7 +11,7 @@ use crate::verify::{findings, holds, proof};
 
 /// Whatever is under way: what is read is what was read before.
 #[sqlx::test(migrations = false)]
-async fn a_rename_in_place_is_accepted_without_question_or_proof(pool: PgPool) {
+async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool) {
     let mut scene = scene(pool).await;
     open_pass(&scene).await;
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
@@ -49,7 +49,7 @@ async fn a_rename_in_place_is_accepted_without_question_or_proof(pool: PgPool) {
 
 /// The zone that an instant is read in, the scale, and columns of values: no row is hidden, but others are sent.
 #[sqlx::test(migrations = false)]
-async fn changed_values_are_accepted_by_a_person_who_is_told_what_stays(pool: PgPool) {
+async fn changed_values_need_confirmation_that_names_the_consequence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.sql("alter table ledger.balance_snapshots alter captured_at type timestamp using captured_at at time zone 'UTC',
                                                      alter balance type bigint").await;
@@ -99,7 +99,7 @@ async fn changed_values_are_accepted_by_a_person_who_is_told_what_stays(pool: Pg
 
 /// A row of `errors retry` whose answer was lost would be sent with other values.
 #[sqlx::test(migrations = false)]
-async fn a_batch_whose_outcome_is_unknown_keeps_its_mapping(pool: PgPool) {
+async fn batch_with_unknown_outcome_prevents_a_new_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.sql("alter table ledger.balance_snapshots alter balance type bigint").await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
@@ -118,7 +118,7 @@ async fn a_batch_whose_outcome_is_unknown_keeps_its_mapping(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn another_id_entity_or_stamp_is_accepted_by_the_proof_alone(pool: PgPool) {
+async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     let mut scene = scene(pool).await;
     insert(&scene, 1, 40).await;
     scene.run().await;

@@ -64,7 +64,7 @@ async fn every_command_works(pool: PgPool) {
 
 /// An index that is built while writers go on takes no transaction, and no setting of a session reaches it.
 #[sqlx::test(migrations = false)]
-async fn a_table_is_attached_and_taken_back(pool: PgPool) {
+async fn table_is_attached_and_detached(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     scene.entity("acme", "UTC").await;
     scene
@@ -106,7 +106,7 @@ async fn a_table_is_attached_and_taken_back(pool: PgPool) {
 /// Statements of this database are cut short. An index that is built while writers go on waits for them, takes
 /// no transaction, and so has no setting of its own behind a pooler: attaching says what cut it, and goes on there.
 #[sqlx::test(migrations = false)]
-async fn an_index_that_was_cut_short_is_built_again(pool: PgPool) {
+async fn interrupted_index_build_is_repeated(pool: PgPool) {
     sqlx::raw_sql(
         "do $$ begin execute format('alter database %I set statement_timeout = 300', current_database()); end $$",
     )

@@ -26,7 +26,7 @@ async fn assert_complete(scene: &TestEnv) {
 
 /// Killed while answers are awaited, and back before they come.
 #[sqlx::test(migrations = false)]
-async fn a_pooler_that_was_started_again_costs_no_row(pool: PgPool) {
+async fn restarted_pooler_loses_no_row(pool: PgPool) {
     let (mut scene, mut pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
     let (child, gate) = scene.held_run().await;
@@ -40,7 +40,7 @@ async fn a_pooler_that_was_started_again_costs_no_row(pool: PgPool) {
 
 /// Gone when the answers come, and for good as far as that run can see.
 #[sqlx::test(migrations = false)]
-async fn a_run_whose_pooler_went_away_ends_and_says_so(pool: PgPool) {
+async fn run_ends_with_an_error_without_its_pooler(pool: PgPool) {
     let (mut scene, mut pooler) = scene_behind(pool, "").await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
     entered(&mut scene).await;
@@ -57,7 +57,7 @@ async fn a_run_whose_pooler_went_away_ends_and_says_so(pool: PgPool) {
 
 /// `PAUSE` is how poolers are told of a server's restart: clients wait, and nothing is an error.
 #[sqlx::test(migrations = false)]
-async fn a_pause_is_waited_out(pool: PgPool) {
+async fn run_waits_for_a_paused_pooler(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
     let (child, gate) = scene.held_run().await;
@@ -73,7 +73,7 @@ async fn a_pause_is_waited_out(pool: PgPool) {
 /// The pooler's connections to the server are closed one after another while a run is at work, as
 /// `server_lifetime` does, and as a server's restart does all at once.
 #[sqlx::test(migrations = false)]
-async fn server_connections_that_go_cost_no_row(pool: PgPool) {
+async fn closed_server_connections_lose_no_row(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
     scene.sandbox.set_rules(vec!["slow=50ms".parse().unwrap()]);

@@ -132,7 +132,7 @@ async fn a_policy_that_hides_rows_is_an_error(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_run_leaves_nothing_behind_in_the_connections_that_others_get(pool: PgPool) {
+async fn run_leaves_no_state_in_pooled_connections(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "3");
     enter(&scene, 3, 20).await;

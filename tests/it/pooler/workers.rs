@@ -52,7 +52,7 @@ async fn two_workers_share_the_entities(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn after_a_crash_only_what_was_in_flight_is_sent_twice(pool: PgPool) {
+async fn crash_resends_only_batches_in_flight(pool: PgPool) {
     let (mut scene, _pooler) = scene_behind(pool, "").await;
     enter(&scene, 1, 10).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
@@ -94,7 +94,7 @@ async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
 
 /// A run longer than its lease keeps it: another one, meanwhile, finds nothing to do.
 #[sqlx::test(migrations = false)]
-async fn a_lease_is_renewed(pool: PgPool) {
+async fn lease_is_renewed_during_a_long_run(pool: PgPool) {
     let (mut scene, _pooler) = scene_behind(pool, "").await;
     enter(&scene, 1, 10).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");

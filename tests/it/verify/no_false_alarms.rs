@@ -33,7 +33,7 @@ async fn insert(scene: &TestEnv, from: i32, to: i32) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn nothing_yet_and_rows_that_wait(pool: PgPool) {
+async fn empty_ledger_and_pending_rows_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     assert_eq!(holds(&scene).await, (0, 0));
     insert(&scene, 1, 25).await;
@@ -44,7 +44,7 @@ async fn nothing_yet_and_rows_that_wait(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn updates_deletes_and_superseded_rows(pool: PgPool) {
+async fn updates_deletes_and_superseded_rows_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 35).await;
     // Of the hour that comes twice; and one that cannot be sent.
@@ -72,7 +72,7 @@ async fn updates_deletes_and_superseded_rows(pool: PgPool) {
 
 /// Transactions that are open over several passes, and end in another order.
 #[sqlx::test(migrations = false)]
-async fn late_commits(pool: PgPool) {
+async fn late_commits_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     let mut slow = PgConnection::connect(&scene.url).await.unwrap();
     let mut slower = PgConnection::connect(&scene.url).await.unwrap();
@@ -95,7 +95,7 @@ async fn late_commits(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn rewinds_rebinds_and_a_start_from_now(pool: PgPool) {
+async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     let instant = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     insert(&scene, 1, 25).await;
@@ -146,7 +146,7 @@ async fn rewinds_rebinds_and_a_start_from_now(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn batches_that_were_split_and_rows_that_were_tried_again(pool: PgPool) {
+async fn split_batches_and_retried_rows_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 45).await;
     let rules = ["reject:account=a7", "reject:account=a8", "reject:account=a31"];
@@ -166,7 +166,7 @@ async fn batches_that_were_split_and_rows_that_were_tried_again(pool: PgPool) {
 
 /// A batch whose answer was lost is sent again, after some of its rows, or all, have changed.
 #[sqlx::test(migrations = false)]
-async fn what_a_crash_leaves(pool: PgPool) {
+async fn state_after_a_crash_is_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     for (round, changed) in [(1, "false"), (2, "id % 2 = 0"), (3, "true")] {
         insert(&scene, round * 100, round * 100 + 34).await;
@@ -198,7 +198,7 @@ async fn what_a_crash_leaves(pool: PgPool) {
 
 /// Its bodies are those of the zone that it had then.
 #[sqlx::test(migrations = false)]
-async fn a_zone_that_changes(pool: PgPool) {
+async fn zone_change_is_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 25).await;
     scene.run().await;
@@ -218,7 +218,7 @@ async fn a_zone_that_changes(pool: PgPool) {
 
 /// A journal from before it noted where passes end and what batches set aside.
 #[sqlx::test(migrations = false)]
-async fn a_journal_of_an_older_version(pool: PgPool) {
+async fn journal_of_an_older_version_is_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 25).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -235,7 +235,7 @@ async fn a_journal_of_an_older_version(pool: PgPool) {
 
 /// Ids that are texts, in a database that sorts them its own way, and rows that no cursor tells apart.
 #[sqlx::test(migrations = false)]
-async fn text_ids_views_and_ties(pool: PgPool) {
+async fn text_ids_views_and_ties_are_no_finding(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene
@@ -276,7 +276,7 @@ async fn text_ids_views_and_ties(pool: PgPool) {
 
 /// Again and again, while rows are written and updated and runs go on.
 #[sqlx::test(migrations = false)]
-async fn runs_and_writers_at_the_same_time(pool: PgPool) {
+async fn concurrent_runs_and_writers_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     scene.sandbox.set_rules(vec!["reject:account=a5".parse().unwrap(), "error-500@10%".parse().unwrap()]);
     let done = AtomicBool::new(false);
@@ -308,7 +308,7 @@ async fn runs_and_writers_at_the_same_time(pool: PgPool) {
 
 /// It is kept waiting in the middle, and then goes on with what was there when it began.
 #[sqlx::test(migrations = false)]
-async fn what_is_written_meanwhile_is_not_seen(pool: PgPool) {
+async fn verify_ignores_rows_written_while_it_reads(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 20).await;
     scene.run().await;
@@ -331,7 +331,7 @@ async fn what_is_written_meanwhile_is_not_seen(pool: PgPool) {
 
 /// A role that may only read.
 #[sqlx::test(migrations = false)]
-async fn verify_needs_to_read_and_no_more(pool: PgPool) {
+async fn verify_needs_only_read_privileges(pool: PgPool) {
     let mut scene = scene(pool).await;
     insert(&scene, 1, 25).await;
     scene.run().await;

@@ -61,7 +61,7 @@ const IN_UPPER_CASE: &str = "
           from treasury.positions p left join treasury.accounts a using (wallet)";
 
 #[sqlx::test(migrations = false)]
-async fn rows_that_are_corrected_in_the_view_and_sent_are_no_finding(pool: PgPool) {
+async fn rows_corrected_in_the_view_are_no_finding(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql(IN_UPPER_CASE).await;
     assert_eq!(holds(&scene).await, (40, 0), "corrected, and not sent yet");
@@ -73,7 +73,7 @@ async fn rows_that_are_corrected_in_the_view_and_sent_are_no_finding(pool: PgPoo
 }
 
 #[sqlx::test(migrations = false)]
-async fn rows_that_are_corrected_by_a_row_of_a_mapping_table_are_no_finding(pool: PgPool) {
+async fn rows_corrected_by_a_joined_table_are_no_finding(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene
         .sql("insert into treasury.accounts select 'new' || n, 'a' || n from unnest('{7,17,27,37}'::int[]) n")
@@ -89,7 +89,7 @@ async fn rows_that_are_corrected_by_a_row_of_a_mapping_table_are_no_finding(pool
 
 /// The other rows of their batches are still there as they were sent, so that those bodies are proven.
 #[sqlx::test(migrations = false)]
-async fn rows_that_are_corrected_in_the_table_leave_the_bodies_of_their_batches_proven(pool: PgPool) {
+async fn rows_corrected_in_the_table_leave_batch_bodies_proven(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     let before = proof(&scene, true).await.remove(0);
     scene
@@ -105,7 +105,7 @@ async fn rows_that_are_corrected_in_the_table_leave_the_bodies_of_their_batches_
 
 /// Of two rows of one key the newer is refused and the older is sent; later the view shows both in another way.
 #[sqlx::test(migrations = false)]
-async fn a_refused_row_that_had_superseded_another_is_no_finding_once_it_is_corrected(pool: PgPool) {
+async fn corrected_row_that_superseded_another_is_no_finding(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.seen");
     scene
@@ -138,9 +138,7 @@ async fn a_refused_row_that_had_superseded_another_is_no_finding_once_it_is_corr
 
 /// Elven holds other values than the ledger shows: that is a finding, which says what to do and accuses nobody.
 #[sqlx::test(migrations = false)]
-async fn accepted_rows_that_a_mapping_shows_otherwise_now_are_named_with_the_backfill_that_sends_them(
-    pool: PgPool,
-) {
+async fn accepted_rows_with_changed_values_are_named_with_their_backfill(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql("update treasury.positions set taken_at = '2024-07-02 12:00:00.25Z' where id = 12").await;
     scene.run().await;
@@ -167,7 +165,7 @@ async fn accepted_rows_that_a_mapping_shows_otherwise_now_are_named_with_the_bac
 
 /// As after a change of a mapping that many batches were made with.
 #[sqlx::test(migrations = false)]
-async fn findings_of_many_batches_are_printed_once_with_their_number(pool: PgPool) {
+async fn equal_findings_of_many_batches_are_printed_once(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql("update treasury.accounts set account = account || 'x'").await;
     let text = said(&scene, 3, &["verify", "--deep"]).await;
@@ -182,7 +180,7 @@ async fn findings_of_many_batches_are_printed_once_with_their_number(pool: PgPoo
 
 /// That rows of it were set aside hides nothing about the others.
 #[sqlx::test(migrations = false)]
-async fn a_balance_changed_without_its_stamp_is_found_beside_rows_that_were_corrected(pool: PgPool) {
+async fn balance_changed_without_change_xid_is_found_beside_corrected_rows(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql(IN_UPPER_CASE).await;
     scene

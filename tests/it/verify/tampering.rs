@@ -316,7 +316,7 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
 
 /// What a person sees, and the exit codes.
 #[sqlx::test(migrations = false)]
-async fn verify_names_what_is_broken_and_ends_with_3(pool: PgPool) {
+async fn verify_names_findings_and_exits_with_3(pool: PgPool) {
     let scene = scene_with_a_journal(pool).await;
     scene.entity("beta", "UTC").await;
     let well = said(&scene, 0, &["verify"]).await;
@@ -339,7 +339,7 @@ async fn verify_names_what_is_broken_and_ends_with_3(pool: PgPool) {
 
 /// The bodies of a few batches are made again, of all of them when that is asked for.
 #[sqlx::test(migrations = false)]
-async fn a_changed_hash_is_found_with_deep_wherever_it_is(pool: PgPool) {
+async fn deep_verify_finds_a_changed_hash_anywhere(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.entity("acme", "UTC").await;
