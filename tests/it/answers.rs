@@ -5,7 +5,7 @@ use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
 use sqlx::PgPool;
 
-use crate::support::TestEnv;
+use crate::support::{TestEnv, eventually};
 
 const ROWS: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -169,7 +169,7 @@ async fn no_transaction_is_open_during_a_request(pool: PgPool) {
         gate.reached().await;
         let open = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync'
                        and datname = current_database() and (xact_start is not null or backend_xmin is not null)";
-        crate::support::eventually("no transaction is open", async || scene.text(open).await == "0").await;
+        eventually("no transaction is open", async || scene.text(open).await == "0").await;
         assert_eq!(scene.text(BATCHES).await, "sending 1 f", "the batch was recorded before it was sent");
         gate.open();
     };

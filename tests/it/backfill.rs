@@ -9,8 +9,7 @@ mod rivals;
 use elven_sync::sandbox::Fault;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, said, stdout};
+use crate::support::{TestEnv, fault_rules, output_of, stderr, stdout};
 
 /// Rows of an entity, a minute apart from 2024-01-01 on, each of an account of its own.
 pub async fn add_minutes(scene: &TestEnv, entity_id: &str, rows: i32) {
@@ -39,14 +38,14 @@ pub fn accounts_since(scene: &TestEnv, records: usize) -> Vec<String> {
 /// Runs a backfill of 2024, and expects this exit code.
 pub async fn backfill_2024(scene: &TestEnv, code: i32, more: &[&str]) -> String {
     let arguments = [&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"], more].concat();
-    said(scene, code, &arguments).await
+    output_of(scene, code, &arguments).await
 }
 
 /// What a backfill of 2024 says to machines.
 async fn json(scene: &TestEnv, code: i32, more: &[&str]) -> serde_json::Value {
     let arguments = [&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"], more].concat();
     let output = scene.output(&arguments).await;
-    assert_eq!(output.status.code(), Some(code), "{}", crate::support::stderr(&output));
+    assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
     serde_json::from_str(&stdout(&output)).unwrap()
 }
 
@@ -63,7 +62,7 @@ async fn backfill_does_not_move_the_watermark(pool: PgPool) {
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", 6).await;
     // Its pass stops in the middle.
-    scene.sandbox.set_rules(parsed(&["throttle@once:2"]));
+    scene.sandbox.set_rules(fault_rules(&["throttle@once:2"]));
     let stopped = scene.output(&["run"]).await;
     scene.sandbox.set_rules(Vec::new());
     assert_eq!(stopped.status.code(), Some(1), "{}", stdout(&stopped));
@@ -104,17 +103,17 @@ async fn backfill_records_and_reports_its_result(pool: PgPool) {
     assert_eq!(scene.text(lanes).await, "acme 10 10 10 t 00:09 10,beta 5 5 5 t 00:04 15");
     let free = "select bool_and(lease_owner is null and lease_kind is null)::text from elven_sync.sync_state";
     assert_eq!(scene.text(free).await, "true");
-    let list = said(&scene, 0, &["backfill", "list"]).await;
+    let list = output_of(&scene, 0, &["backfill", "list"]).await;
     assert!(list.contains("succeeded") && list.contains("2024-01-01"), "{list}");
-    let list = said(&scene, 0, &["backfill", "list", "--json"]).await;
+    let list = output_of(&scene, 0, &["backfill", "list", "--json"]).await;
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     assert_eq!(list["backfills"][0]["rows_uploaded"], 15);
     // It is done: the same range is another backfill, and this one is not gone on with.
     let again = backfill_2024(&scene, 0, &[]).await;
     assert!(again.contains("backfill 2 from 2024-01-01 to 2025-01-01: succeeded"), "{again}");
-    let refused = said(&scene, 1, &["backfill", "--resume", "1"]).await;
+    let refused = output_of(&scene, 1, &["backfill", "--resume", "1"]).await;
     assert!(refused.contains("backfill 1 is succeeded and cannot be gone on with"), "{refused}");
-    let missing = said(&scene, 1, &["backfill", "--resume", "7"]).await;
+    let missing = output_of(&scene, 1, &["backfill", "--resume", "7"]).await;
     assert!(missing.contains("there is no backfill 7"), "{missing}");
 }
 
@@ -166,7 +165,7 @@ async fn rows_set_aside_make_a_backfill_incomplete(pool: PgPool) {
                update ledger.balance_snapshots set currency = 'ETH' where id = 7",
         )
         .await;
-    scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH"]));
     let report = backfill_2024(&scene, 3, &[]).await;
     assert!(report.contains("12 rows read, 10 uploaded, 2 set aside"), "{report}");
     let recorded = "select concat_ws(' ', b.status, b.rows_uploaded, b.rows_rejected, l.rows_rejected,
@@ -202,7 +201,7 @@ async fn failed_entity_is_resumed_and_delays_no_other_entity(pool: PgPool) {
         "select concat_ws(' ', status, open_errors) from elven_sync.sync_health where entity_id = 'beta'";
     assert_eq!(scene.text(health).await, "failing 1");
     scene.sql("update elven_sync.entities set credential = 'default' where entity_id = 'beta'").await;
-    let report = said(&scene, 0, &["backfill", "--resume", "1"]).await;
+    let report = output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
     assert!(report.contains("4 rows read, 4 uploaded"), "{report}");
     assert_eq!(scene.text("select status from elven_sync.sync_backfills").await, "succeeded");
     assert_eq!(accounts_since(&scene, 4).iter().filter(|account| account.starts_with("beta")).count(), 4);
@@ -250,7 +249,7 @@ async fn wrong_backfill_arguments_are_refused_before_anything_is_recorded(pool: 
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("idle", "UTC").await;
-    said(&scene, 0, &["entity", "pause", "idle"]).await;
+    output_of(&scene, 0, &["entity", "pause", "idle"]).await;
     add_minutes(&scene, "acme", 3).await;
     for (code, arguments, expected) in [
         (2, &["--from", "2024-01-01"][..], "--to"),
@@ -265,7 +264,7 @@ async fn wrong_backfill_arguments_are_refused_before_anything_is_recorded(pool: 
         (1, &["--from", "2024-01-01", "--to", "2024-01-02", "--entity", "idle"], "is paused"),
     ] {
         let arguments = [&["backfill"], arguments].concat();
-        let words = said(&scene, code, &arguments).await;
+        let words = output_of(&scene, code, &arguments).await;
         assert!(words.contains(expected), "{arguments:?}: {words}");
     }
     let recorded = "select count(*)::text from (select from elven_sync.sync_backfills union all
@@ -348,6 +347,6 @@ async fn long_retry_after_stops_a_backfill_at_its_cursor(pool: PgPool) {
     scene.run().await;
     assert_eq!(scene.received().len(), 0);
     scene.sql("update elven_sync.sync_state set not_before = null").await;
-    said(&scene, 0, &["backfill", "--resume", "1"]).await;
+    output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
     assert_eq!(scene.received().len(), 4);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, stderr, stdout};
+use crate::support::{KEY, SECRET, TestEnv, stderr, stdout};
 
 #[sqlx::test(migrations = false)]
 async fn wrong_input_has_one_clear_message_and_changes_nothing(pool: PgPool) {
@@ -46,8 +46,8 @@ async fn wrong_input_has_one_clear_message_and_changes_nothing(pool: PgPool) {
         scene.unset("ELVEN_SYNC_SYNC__BATCH_ROWS");
         scene.set("DATABASE_URL", &url);
         scene.set("ELVEN_API_URL", &api);
-        scene.set("ELVEN_API_KEY", crate::support::KEY);
-        scene.set("ELVEN_API_SECRET", crate::support::SECRET);
+        scene.set("ELVEN_API_KEY", KEY);
+        scene.set("ELVEN_API_SECRET", SECRET);
     }
     assert_eq!(scene.text(before).await, state);
     assert_eq!(scene.sandbox.requests().len(), 0);

@@ -6,7 +6,7 @@ use elven_sync::database::Database;
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{TestEnv, eventually, said, stderr};
+use crate::support::{TestEnv, eventually, output_of, stderr};
 
 /// Rows that processes which are gone have left long ago, of which a server with little memory cannot make a table.
 async fn scene_with_old_commits(pool: PgPool, rows: i32) -> TestEnv {
@@ -113,7 +113,7 @@ async fn several_processes_clean_up_commit_records_concurrently(pool: PgPool) {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         assert!(!stderr(&output).contains("in trouble"), "{}", stderr(&output));
     }
-    said(&scene, 0, &["run"]).await;
+    output_of(&scene, 0, &["run"]).await;
     assert_eq!(scene.text(OLD).await, "0");
 }
 

@@ -26,10 +26,8 @@ use self::points::{
     OF_A_FAILURE, OF_A_RECOVERY, OF_A_RETRY, OF_A_RUN, OF_AN_EMPTIED_BATCH, OF_CHANGED_ROWS,
     OF_SEVERAL_IN_FLIGHT, Point, points,
 };
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, stderr};
+use crate::support::{FAULT_POINT, TestEnv, eventually, fault_rules, stderr};
 
-pub const FAULT_POINT: &str = "ELVEN_SYNC_FAULT_POINT";
 /// Cases under way at once; most of the time they wait for the lease of a dead worker.
 const AT_ONCE: usize = 18;
 
@@ -103,7 +101,7 @@ impl Case {
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
         scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
         scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
-        scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
+        scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH"]));
         let (entities, runs, stands, updated) = Default::default();
         Self { scene, database, entities, runs, stands, updated, one_at_a_time: true, unrecorded: (0, 0) }
     }
@@ -182,7 +180,7 @@ impl Case {
     async fn kill_run(&mut self, point: Point) -> &Stand {
         if point.0 == Step::RenewLease {
             // The first time comes a third of a lease after the beginning: the run has to last for so long.
-            self.scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=250ms"]));
+            self.scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=250ms"]));
             // And is killed while it waits for an answer.
             self.one_at_a_time = false;
         }
@@ -309,7 +307,7 @@ async fn crash_with_several_batches_in_flight_loses_none(pool: PgPool) {
         case.scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
         case.one_at_a_time = false;
         case.add_rows_to_each(12).await;
-        case.scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=20ms"]));
+        case.scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=20ms"]));
         let in_flight = case.kill_run(point).await.in_flight().count();
         assert!(in_flight <= 7, "{in_flight}");
         most_in_flight.fetch_max(u32::try_from(in_flight).unwrap(), Ordering::Relaxed);

@@ -14,8 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
 use crate::proxy::{Failure, Network};
-use crate::support::{TestEnv, eventually, stderr};
-use crate::workers::{scene_with_three_batches, signal};
+use crate::support::{TestEnv, eventually, scene_with_three_batches, signal, stderr};
 
 /// What the journal says of a run over three batches of two rows.
 const COUNTED: &str = "select concat_ws(' ', r.status, r.rows_read, r.rows_uploaded, r.requests, r.retries, s.rows_uploaded,

@@ -13,9 +13,7 @@ use elven_sync::sandbox::{Fault, Request};
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::sandbox::IMPORT;
-use crate::sandbox_faults::parsed;
-use crate::support::{KEY, SECRET, TestEnv, stderr, stdout};
+use crate::support::{IMPORT, KEY, SECRET, TestEnv, fault_rules, stderr, stdout};
 
 /// One entity, and a connector that hardly waits between its attempts.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -51,11 +49,6 @@ fn answered(scene: &TestEnv, status: u16) -> usize {
 fn failure(status: u16, message: &str) -> Fault {
     let body = format!(r#"{{"status":"failed","data":{{"code":19734,"message":"{message}"}}}}"#);
     Fault::Answer { status, body, headers: Vec::new() }
-}
-
-#[expect(clippy::disallowed_methods, reason = "for the person who runs the tests, not for the connector")]
-fn variable(name: &str) -> Option<i64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap())
 }
 
 fn json(output: &Output) -> Value {
@@ -102,7 +95,7 @@ async fn each_fault_has_its_outcome_and_is_repaired_later(pool: PgPool) {
     ] {
         add_rows(&scene, "acme", 2).await;
         let before = (imports(&scene).len(), scene.sandbox.records_accepted());
-        scene.sandbox.set_rules(parsed(&[fault]));
+        scene.sandbox.set_rules(fault_rules(&[fault]));
         let output = scene.output(&["run", "--json"]).await;
         let report = json(&output);
         let (code, status) = if error.is_empty() { (0, "succeeded") } else { (1, "failed") };
@@ -175,7 +168,7 @@ async fn answer_after_the_timeout_is_an_unknown_outcome(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_API__TIMEOUT", "700ms");
     add_rows(&scene, "acme", 2).await;
-    scene.sandbox.set_rules(parsed(&["slow=2s@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=2s@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.text(BATCHES).await, "accepted 2 t 200");
     assert_eq!(scene.sandbox.records_accepted(), 4, "the first time it had arrived");
@@ -205,7 +198,7 @@ async fn short_retry_after_is_awaited_as_seconds_or_date(pool: PgPool) {
     for fault in ["throttle=1s@once:1", "unavailable=2s@once:1"] {
         add_rows(&scene, "acme", 2).await;
         let before = imports(&scene).len();
-        scene.sandbox.set_rules(parsed(&[fault]));
+        scene.sandbox.set_rules(fault_rules(&[fault]));
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
         let arrived = imports(&scene).split_off(before);
         let waited = arrived[1].at - arrived[0].at;
@@ -234,7 +227,7 @@ async fn long_retry_after_pauses_the_credential_across_runs(pool: PgPool) {
     add_other_with_its_own_key(&mut scene).await;
     scene.entity("beta", "UTC").await;
     add_rows(&scene, "beta", 2).await;
-    scene.sandbox.set_rules(parsed(&["throttle=2m@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["throttle=2m@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     let pause = "select (not_before - clock_timestamp() between interval '100s' and interval '120s')::text
                    from elven_sync.sync_state where entity_id = 'beta'";
@@ -264,7 +257,7 @@ async fn clock_offset_is_corrected_once_and_logged(pool: PgPool) {
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", &at_once.to_string());
         add_rows(&scene, "acme", 12).await;
         accepted += 12;
-        scene.sandbox.set_rules(parsed(&[fault]));
+        scene.sandbox.set_rules(fault_rules(&[fault]));
         let before = answered(&scene, 401);
         let output = scene.output(&["run"]).await;
         assert_eq!(output.status.code(), Some(0), "{fault} {at_once}: {}", stderr(&output));
@@ -281,7 +274,7 @@ async fn unknown_batch_is_sent_once_per_run_after_three_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "2");
     add_rows(&scene, "acme", 2).await;
-    scene.sandbox.set_rules(parsed(&["cut-before"]));
+    scene.sandbox.set_rules(fault_rules(&["cut-before"]));
     for (run, requests) in [(1, 2), (2, 2), (3, 2), (4, 1), (5, 1)] {
         let before = imports(&scene).len();
         assert_eq!(scene.run().await.status, RunStatus::Failed);
@@ -299,7 +292,7 @@ async fn ambiguous_batch_can_be_held_for_review(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ON_AMBIGUOUS", "hold");
     add_rows(&scene, "acme", 2).await;
-    scene.sandbox.set_rules(parsed(&["answer-lost@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["answer-lost@once:1"]));
     for _ in 0..2 {
         assert_eq!(scene.run().await.status, RunStatus::Failed);
         assert_eq!((scene.text(BATCHES).await.as_str(), imports(&scene).len()), ("unknown 1 f", 1));
@@ -380,7 +373,7 @@ async fn no_failure_shows_key_or_secret(pool: PgPool) {
         "cut-before",
     ] {
         add_rows(&scene, "acme", 3).await;
-        scene.sandbox.set_rules(parsed(&[fault]));
+        scene.sandbox.set_rules(fault_rules(&[fault]));
         let output = scene.output(&["-vv", "run"]).await;
         seen += &(stdout(&output) + &stderr(&output));
     }

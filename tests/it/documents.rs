@@ -13,7 +13,7 @@ use elven_sync::commands::Cli;
 use elven_sync::config::{Environment, Flags, Settings, reference};
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
 /// Documents of which another person writes the text: their commands, links and keys are not tested, nor links to them.
 const NOT_TESTED: [&str; 3] = ["docs/operating.md", "docs/guarantees.md", "CONTRIBUTING.md"];
@@ -424,7 +424,7 @@ async fn ledger_recipes_work(pool: PgPool) {
     for (table, id) in [("treasury.positions", "position_id"), ("treasury.btc_positions", "id")] {
         scene.set("ELVEN_SYNC_LEDGER__TABLE", table);
         scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ID", id);
-        said(&scene, 0, &["attach", "--backfill-index"]).await;
+        output_of(&scene, 0, &["attach", "--backfill-index"]).await;
     }
     // Roles belong to the whole cluster, and other tests may run on it.
     let suffix = scene.text("select '_' || oid from pg_database where datname = current_database()").await;
@@ -455,15 +455,15 @@ async fn ledger_recipes_work(pool: PgPool) {
         format!("{url}{separator}options=-c%20role%3Delven_sync_{role}{suffix}")
     };
     scene.set("DATABASE_URL", &as_role("run"));
-    let run = said(&scene, 3, &["run"]).await;
+    let run = output_of(&scene, 3, &["run"]).await;
     assert!(run.contains("3 rows read, 2 uploaded, 1 set aside"), "{run}");
     scene.sql("insert into treasury.elven_accounts values ('Kraken', 'acc-9')").await;
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     scene
         .sql("update treasury.elven_accounts set elven_account = 'acc-2' where ledger_account = 'Kraken'")
         .await;
     scene.sql("update treasury.positions set change_xid = default where account = 'Kraken'").await;
-    said(&scene, 0, &["run"]).await;
+    output_of(&scene, 0, &["run"]).await;
     assert_eq!(
         scene.received(),
         [
@@ -473,7 +473,7 @@ async fn ledger_recipes_work(pool: PgPool) {
             "acc-9 CHF 2024-05-01 02:00:00 7",
         ]
     );
-    said(&scene, 0, &["backfill", "--from", "2024-05-01", "--to", "2024-06-01"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-05-01", "--to", "2024-06-01"]).await;
     scene.set("DATABASE_URL", &as_role("read"));
     for arguments in [
         &["status"][..],
@@ -483,10 +483,10 @@ async fn ledger_recipes_work(pool: PgPool) {
         &["run", "--dry-run"],
         &["backfill", "--from", "2024-05-01", "--to", "2024-06-01", "--dry-run"],
     ] {
-        said(&scene, 0, arguments).await;
+        output_of(&scene, 0, arguments).await;
     }
     scene.set("DATABASE_URL", &as_role("prune"));
-    said(&scene, 0, &["prune", "--older-than", "1ms"]).await;
+    output_of(&scene, 0, &["prune", "--older-than", "1ms"]).await;
     for role in ROLES {
         let drop = format!("drop owned by {role}{suffix}; drop role {role}{suffix}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&scene.pool).await.unwrap();

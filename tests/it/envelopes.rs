@@ -15,8 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, eventually, fault_rules, output_of};
 
 const ROWS: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -44,7 +43,7 @@ async fn under(pool: PgPool, answers: Answers) -> TestEnv {
 async fn understood(pool: PgPool, answers: Answers) {
     let scene = under(pool, answers).await;
     scene.sql(ROWS).await;
-    scene.sandbox.set_rules(parsed(&["reject:account=a3"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=a3"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.sandbox.records_accepted(), 7);
     assert_eq!(scene.text(OPEN).await, "rejected_row 400 3");
@@ -52,12 +51,12 @@ async fn understood(pool: PgPool, answers: Answers) {
     // A row alone: only a signed GET, whose list is wrapped, shows that the key is good.
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'b', 'BTC', '2024-01-02Z', 1)").await;
-    scene.sandbox.set_rules(parsed(&["reject:success-false"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:success-false"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.text(OPEN).await, "rejected_row 400 3,rejected_row 200 9", "a 2xx that says no");
 
     scene.sandbox.set_rules(Vec::new());
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     assert_eq!(scene.text(OPEN).await, "");
     assert_eq!(scene.sandbox.records_accepted(), 9);
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
@@ -251,7 +250,7 @@ async fn firewall_page_is_reported_as_such(pool: PgPool) {
         stub(Said::new(403, "content-type: application/json\r\n", *b" <html>Attention Required!</html>"))
             .await;
     scene.set("ELVEN_API_URL", &url);
-    let printed = said(&scene, 1, &["run"]).await;
+    let printed = output_of(&scene, 1, &["run"]).await;
     assert!(printed.contains("a proxy or firewall answered with a page of its own"), "{printed}");
     assert!(!printed.contains("Attention"), "{printed}");
     assert_eq!(scene.text(OPEN).await, "config 403");
@@ -282,7 +281,7 @@ async fn large_answers_are_read_one_at_a_time_within_timeout() {
     let first = tokio::spawn(async move { import(&held, minute).await });
     // It is the first to hold one as soon as another one meets its own timeout.
     let waited = async || matches!(import(&other, Duration::from_millis(300)).await, Answer::Lost(_));
-    crate::support::eventually("another large answer waits", waited).await;
+    eventually("another large answer waits", waited).await;
     assert_eq!(classify(&import(&short, minute).await), ResponseClass::Accepted, "a short one does not wait");
     let second = tokio::spawn({
         let other = other.clone();

@@ -6,9 +6,7 @@ use elven_sync::sandbox::{Fault, Gate, Options};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
-use crate::crashes::FAULT_POINT;
-use crate::support::{TestEnv, eventually, said, stderr, stdout, until_it_says};
-use crate::workers::signal;
+use crate::support::{FAULT_POINT, TestEnv, eventually, output_of, signal, stderr, stdout, wait_for_log};
 
 /// Five rows of acme: two that the API refuses, one that cannot be sent, two that arrive.
 async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
@@ -36,23 +34,23 @@ const OPEN: &str =
 #[sqlx::test(migrations = false)]
 async fn errors_are_listed_and_shown_with_their_record(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
-    let list = said(&scene, 0, &["errors", "list"]).await;
+    let list = output_of(&scene, 0, &["errors", "list"]).await;
     assert!(list.contains("rejected_row") && list.contains("invalid_row"), "{list}");
-    let of_kind = said(&scene, 0, &["errors", "list", "--kind", "invalid_row"]).await;
+    let of_kind = output_of(&scene, 0, &["errors", "list", "--kind", "invalid_row"]).await;
     assert!(!of_kind.contains("rejected_row"));
-    assert!(said(&scene, 0, &["errors", "list", "--entity", "beta"]).await.contains("no error is open"));
-    assert!(said(&scene, 2, &["errors", "list", "--kind", "nope"]).await.contains("rejected_batch"));
+    assert!(output_of(&scene, 0, &["errors", "list", "--entity", "beta"]).await.contains("no error is open"));
+    assert!(output_of(&scene, 2, &["errors", "list", "--kind", "nope"]).await.contains("rejected_batch"));
     let json: serde_json::Value =
-        serde_json::from_str(&said(&scene, 0, &["errors", "list", "--json"]).await).unwrap();
+        serde_json::from_str(&output_of(&scene, 0, &["errors", "list", "--json"]).await).unwrap();
     assert_eq!(json["errors"].as_array().unwrap().len(), 3);
     let number = scene.text("select error_id::text from elven_sync.sync_errors where ledger_id = '4'").await;
-    let shown = said(&scene, 0, &["errors", "show", &number]).await;
+    let shown = output_of(&scene, 0, &["errors", "show", &number]).await;
     for expected in
         ["\"balance\": 12345678901234567890.5", "\"entityAccountId\": \"y\"", "400", "rejected_row", "acme"]
     {
         assert!(shown.contains(expected), "{expected}: {shown}");
     }
-    assert!(said(&scene, 1, &["errors", "show", "999"]).await.contains("there is no error 999"));
+    assert!(output_of(&scene, 1, &["errors", "show", "999"]).await.contains("there is no error 999"));
 }
 
 #[sqlx::test(migrations = false)]
@@ -61,7 +59,7 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     let before = scene.text(OPEN).await;
     assert!(before.contains("rejected_row 2 1") && before.contains("invalid_row 5 1"), "{before}");
     // Nothing has changed: each is seen once more.
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     let again = scene.text(OPEN).await;
     assert!(
         again.contains("rejected_row 2 2")
@@ -74,16 +72,16 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     // The API knows the account now, and one row was corrected; it is not waited for until the next run.
     scene.sandbox.set_rules(vec!["reject:account=y".parse().unwrap()]);
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 5").await;
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(retried.matches("uploaded").count(), 2, "{retried}");
     assert!(scene.text(OPEN).await.ends_with("rejected_row 4 3"), "{}", scene.text(OPEN).await);
     assert!(scene.balances().contains(&("x".to_owned(), "2.5".to_owned())));
     assert!(scene.balances().contains(&("c".to_owned(), "7".to_owned())));
     // The outage of an API is no news of a row, and the row is still there.
     scene.sql("delete from ledger.balance_snapshots where id = 4").await;
-    let gone = said(&scene, 0, &["errors", "retry"]).await;
+    let gone = output_of(&scene, 0, &["errors", "retry"]).await;
     assert!(gone.contains("not in the ledger any more"), "{gone}");
-    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("no row is set aside"));
+    assert!(output_of(&scene, 0, &["errors", "retry"]).await.contains("no row is set aside"));
     let runs = "select string_agg(distinct kind || ' ' || status, ',' order by kind || ' ' || status) from elven_sync.sync_runs";
     assert_eq!(scene.text(runs).await, "incremental incomplete,retry incomplete,retry succeeded");
     let batches = "select string_agg(distinct concat_ws(' ', status, row_count), ',' order by concat_ws(' ', status, row_count))
@@ -104,7 +102,7 @@ async fn a_retry_never_puts_an_older_row_over_a_newer_one(pool: PgPool) {
         .await;
     scene.run().await;
     let number = scene.text("select error_id::text from elven_sync.sync_errors where ledger_id = '2'").await;
-    assert!(said(&scene, 0, &["errors", "retry", &number]).await.contains("superseded by row 6"));
+    assert!(output_of(&scene, 0, &["errors", "retry", &number]).await.contains("superseded by row 6"));
     let last = scene.balances().into_iter().rfind(|(account, _)| account == "x").unwrap();
     assert_eq!(last.1, "99");
 }
@@ -120,16 +118,16 @@ async fn error_is_resolved_by_newer_version_or_by_hand(pool: PgPool) {
     assert_eq!(scene.text(resolved).await, "2,5");
     let number =
         scene.text("select error_id::text from elven_sync.sync_errors where resolved_at is null").await;
-    assert!(said(&scene, 2, &["errors", "resolve", &number]).await.contains("--reason"));
-    assert!(said(&scene, 1, &["errors", "resolve", &number, "--reason", " "]).await.contains("blank"));
-    said(&scene, 0, &["errors", "resolve", &number, "--reason", "closed account"]).await;
+    assert!(output_of(&scene, 2, &["errors", "resolve", &number]).await.contains("--reason"));
+    assert!(output_of(&scene, 1, &["errors", "resolve", &number, "--reason", " "]).await.contains("blank"));
+    output_of(&scene, 0, &["errors", "resolve", &number, "--reason", "closed account"]).await;
     assert!(
-        said(&scene, 1, &["errors", "resolve", &number, "--reason", "again"])
+        output_of(&scene, 1, &["errors", "resolve", &number, "--reason", "again"])
             .await
             .contains("closed account")
     );
-    assert!(said(&scene, 1, &["errors", "retry", &number]).await.contains("resolved already"));
-    assert!(said(&scene, 0, &["errors", "list", "--all"]).await.contains("closed account"));
+    assert!(output_of(&scene, 1, &["errors", "retry", &number]).await.contains("resolved already"));
+    assert!(output_of(&scene, 0, &["errors", "list", "--all"]).await.contains("closed account"));
 }
 
 #[sqlx::test(migrations = false)]
@@ -140,9 +138,11 @@ async fn error_of_an_entity_is_resolved_by_a_run(pool: PgPool) {
     scene.sandbox.set_rules(vec!["forbidden".parse().unwrap()]);
     scene.run().await;
     let number = scene.text("select error_id::text from elven_sync.sync_errors where kind = 'auth'").await;
-    assert!(said(&scene, 1, &["errors", "retry", &number]).await.contains("elven-sync run --entity 'acme'"));
+    assert!(
+        output_of(&scene, 1, &["errors", "retry", &number]).await.contains("elven-sync run --entity 'acme'")
+    );
     // Rows are still refused, but not by a word about them: they count once more and say why.
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(retried.contains("credential"), "{retried}");
 }
 
@@ -161,7 +161,7 @@ async fn row_set_aside_supersedes_no_older_row(pool: PgPool) {
     scene.sandbox.set_rules(vec!["reject:account=a".parse().unwrap()]);
     scene.run().await;
     scene.sandbox.set_rules(vec!["reject:negative".parse().unwrap()]);
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(!retried.contains("superseded"), "{retried}");
     assert_eq!(scene.balances(), [("a".to_owned(), "1".to_owned())]);
     // Dismissed by a person it supersedes nothing either; updated, it does.
@@ -173,9 +173,9 @@ async fn row_set_aside_supersedes_no_older_row(pool: PgPool) {
             "select error_id::text from elven_sync.sync_errors where ledger_id = '2' and resolved_at is null",
         )
         .await;
-    said(&scene, 0, &["errors", "resolve", &number, "--reason", "a mistake"]).await;
+    output_of(&scene, 0, &["errors", "resolve", &number, "--reason", "a mistake"]).await;
     scene.sandbox.set_rules(Vec::new());
-    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("uploaded"));
+    assert!(output_of(&scene, 0, &["errors", "retry"]).await.contains("uploaded"));
     assert_eq!(scene.balances().last().unwrap().1, "2");
 }
 
@@ -194,7 +194,7 @@ async fn killed_retry_leaves_unknown_batch_and_next_is_ambiguous(pool: PgPool) {
     let expired =
         "select (lease_expires_at + interval '300 ms' < clock_timestamp())::text from elven_sync.sync_state";
     eventually("the lease runs out", async || scene.text(expired).await == "true").await;
-    said(&scene, 0, &["errors", "retry", &number]).await;
+    output_of(&scene, 0, &["errors", "retry", &number]).await;
     let batches = "select string_agg(concat_ws(' ', status, ambiguous), ',' order by batch_id) from elven_sync.sync_batches
                     where pass_id is null";
     assert_eq!(scene.text(batches).await, "unknown f,accepted t");
@@ -209,12 +209,12 @@ async fn retry_obeys_watermark_check_and_pause(pool: PgPool) {
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.other");
     scene.sandbox.set_rules(Vec::new());
     let sent = scene.sandbox.requests().len();
-    let refused = said(&scene, 3, &["errors", "retry"]).await;
+    let refused = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(refused.contains("belongs to the ledger table"), "{refused}");
     scene.unset("ELVEN_SYNC_LEDGER__TABLE");
     scene.sandbox.set_rules(vec!["throttle=1800s".parse().unwrap()]);
     for _ in 0..2 {
-        said(&scene, 3, &["errors", "retry"]).await;
+        output_of(&scene, 3, &["errors", "retry"]).await;
     }
     assert_eq!(scene.sandbox.requests().len(), sent + 1, "the API asked to come later");
     let later =
@@ -257,7 +257,7 @@ async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
     scene.sandbox.set_rules(Vec::new());
     let mut retry = scene.command(&["errors", "retry"]);
     let mut retry = retry.env(FAULT_POINT, format!("{point}=stop")).spawn().unwrap();
-    until_it_says(&mut retry, "stopped at a fault point").await;
+    wait_for_log(&mut retry, "stopped at a fault point").await;
     scene.sql("update ledger.balance_snapshots set balance = 3").await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
     let sent = scene.sandbox.requests().len();
@@ -305,11 +305,11 @@ async fn error_of_a_superseded_row_stays_open(pool: PgPool) {
              values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.5Z', 5)",
         )
         .await;
-    said(&scene, 3, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.200Z"]).await;
+    output_of(&scene, 3, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.200Z"]).await;
     let open = scene.text(OPEN).await;
     assert!(open.contains("rejected_row 2 1"), "{open}");
     scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
-    said(&scene, 3, &["run"]).await;
+    output_of(&scene, 3, &["run"]).await;
     let open = scene.text(OPEN).await;
     assert!(open.contains(" rejected_row 2 ") && open.contains(" rejected_row 6 "), "{open}");
 }

@@ -8,10 +8,8 @@ use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::cluster::Cluster;
-use crate::crashes::FAULT_POINT;
 use crate::seal::assert_each_command_refuses;
-use crate::support::{TestEnv, eventually, said, stderr, until_it_says};
-use crate::workers::signal;
+use crate::support::{FAULT_POINT, TestEnv, eventually, output_of, signal, stderr, wait_for_log};
 
 const SETTLED: &str = "select settled::text from elven_sync.sync_state";
 
@@ -198,10 +196,10 @@ async fn journal_copied_to_a_promoted_clone_is_refused(pool: PgPool) {
     assert_eq!(scene.text(ahead).await, "true");
     assert_each_command_refuses(&scene, &between, "this cluster did not write the journal of `acme`").await;
     let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved"];
-    let refused = said(&scene, 1, &journal).await;
+    let refused = output_of(&scene, 1, &journal).await;
     assert!(refused.contains("is not proven") && refused.contains("entity rewind 'acme'"), "{refused}");
     scene.sandbox.set_rules(Vec::new());
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 5);
     assert_no_row_is_lost(&scene).await;
 }
@@ -218,14 +216,14 @@ async fn journal_moved_with_its_ledger_is_accepted_only_by_proof(pool: PgPool) {
     cluster.dump_into(&other, "ledger").await;
     scene.move_to(&other.url("ledger")).await;
     let both = ["entity", "rebind", "acme", "--journal", "--mapping", "--reason", "a new server", "--yes"];
-    assert!(said(&scene, 1, &both).await.contains("have not happened yet"));
+    assert!(output_of(&scene, 1, &both).await.contains("have not happened yet"));
     other.burn_transaction_ids(3000).await;
     enter(&scene, &[("c", 1)]).await;
     assert_refused(&scene, "another PostgreSQL cluster").await;
-    said(&scene, 0, &both).await;
+    output_of(&scene, 0, &both).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1, "nothing again, and nothing skipped");
     assert_no_row_is_lost(&scene).await;
-    said(&scene, 0, &["verify", "--deep"]).await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
 }
 
 /// The transaction ids go on after an upgrade, and a person says that there was one.
@@ -334,7 +332,7 @@ async fn failover_that_reuses_batch_ids_loses_no_row(pool: PgPool) {
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let mut acme = scene.command(&["run", "--entity", "acme"]);
     let mut acme = acme.env(FAULT_POINT, "announce:before=stop").spawn().unwrap();
-    until_it_says(&mut acme, "stopped at a fault point").await;
+    wait_for_log(&mut acme, "stopped at a fault point").await;
     standby.caught_up_with(&primary).await;
     standby.stop_receiving().await;
     signal(&acme, Signal::SIGCONT);

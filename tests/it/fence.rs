@@ -8,9 +8,7 @@ use elven_sync::sync::Ended;
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::sandbox::IMPORT;
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, said, stdout};
+use crate::support::{IMPORT, TestEnv, eventually, fault_rules, output_of, stdout};
 
 /// One entity, requests one after the other, each for one row.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -61,7 +59,7 @@ async fn and_then_all_is_delivered(scene: &TestEnv) {
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(0)));
     assert_eq!(report.entities[0].ended, Ended::Done);
-    said(scene, 0, &["verify"]).await;
+    output_of(scene, 0, &["verify"]).await;
 }
 
 /// The request is cut off, is sent again and accepted, and arrives once more when the row has a newer value.
@@ -69,7 +67,7 @@ async fn and_then_all_is_delivered(scene: &TestEnv) {
 async fn late_request_never_overwrites_a_newer_row(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let left = fenced_for(&scene).await.unwrap();
     assert!(left > Duration::from_secs(2) && left <= Duration::from_secs(5), "{left:?}");
@@ -108,7 +106,7 @@ async fn next_batch_of_key_waits_for_fence_after_acceptance(pool: PgPool) {
     for (account, balance) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
         add(&scene, "acme", account, balance).await;
     }
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(2)));
     assert_eq!(arrived(&scene), ["a=1", "b=2"], "another key does not wait");
@@ -146,7 +144,7 @@ async fn only_unknown_outcomes_set_a_fence(pool: PgPool) {
         let entity_id = format!("e{number}");
         scene.entity(&entity_id, "UTC").await;
         add(&scene, &entity_id, "a", 1).await;
-        scene.sandbox.set_rules(parsed(&[fault]));
+        scene.sandbox.set_rules(fault_rules(&[fault]));
         scene.output(&["run", "--entity", &entity_id]).await;
         let fenced =
             "select extract(epoch from fence_until - clock_timestamp())::text from elven_sync.sync_state
@@ -165,7 +163,7 @@ async fn only_the_unanswered_batch_is_sent_during_a_fence(pool: PgPool) {
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     add(&scene, "acme", "a", 1).await;
     add(&scene, "acme", "b", 2).await;
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(1)));
@@ -190,7 +188,7 @@ async fn changed_batch_waits_for_the_fence(pool: PgPool) {
         add(&scene, entity_id, "a", 1).await;
         add(&scene, entity_id, "b", 1).await;
     }
-    scene.sandbox.set_rules(parsed(&["late=1s@first:2"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@first:2"]));
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     scene.sql("update ledger.balance_snapshots set balance = 2 where entity_id = 'acme' or entity_account_id = 'b'").await;
     let before = scene.text("select string_agg(body_sha256, ',' order by batch_id) from elven_sync.sync_batches where entity_id = 'one'").await;
@@ -221,7 +219,7 @@ async fn row_superseded_by_a_refused_row_waits_for_fence(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     add(&scene, "acme", "a", 1).await;
     add(&scene, "acme", "a", 2).await;
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1", "reject:account=a@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1", "reject:account=a@once:1"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_rejected), (RunStatus::Incomplete, 1));
     assert_eq!(report.entities[0].rows_pending, Some(2), "the batch is not done");
@@ -237,7 +235,7 @@ async fn fenced_entity_holds_no_permit_and_no_lease(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     add(&scene, "acme", "a", 1).await;
-    scene.sandbox.set_rules(parsed(&["late=1h@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1h@once:1"]));
     scene.run().await;
     scene.entity("b", "UTC").await;
     add(&scene, "acme", "a", 2).await;
@@ -249,7 +247,7 @@ async fn fenced_entity_holds_no_permit_and_no_lease(pool: PgPool) {
     assert_eq!(arrived(&scene), ["a=1", "b=3"]);
     // The command that asks for a range waits, with its other entities done meanwhile.
     let range = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
-    said(&scene, 0, &range).await;
+    output_of(&scene, 0, &range).await;
     assert_eq!(arrived(&scene), ["a=1", "b=3", "b=3", "a=2"]);
     assert!(fenced_for(&scene).await.is_none());
 }
@@ -265,7 +263,7 @@ async fn lane_remembers_unanswered_keys_after_yielding_its_lease(pool: PgPool) {
         add(&scene, "acme", &format!("a{number}"), number).await;
     }
     add(&scene, "b", "b", 1).await;
-    scene.sandbox.set_rules(parsed(&["late=1h@once:1", "slow=30ms"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1h@once:1", "slow=30ms"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(0)));
     assert_eq!(report.entities[0].ended, Ended::Done);
@@ -280,8 +278,8 @@ async fn unanswered_backfill_batch_leaves_a_fence(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
     scene.run().await;
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     scene.sql("update ledger.balance_snapshots set balance = 2").await;
     assert!(matches!(scene.run().await.entities[0].ended, Ended::Fenced(_)));
     eventually("the first request arrives", async || arrived(&scene).len() == 3).await;
@@ -294,15 +292,15 @@ async fn unanswered_backfill_batch_leaves_a_fence(pool: PgPool) {
 async fn retry_leaves_and_obeys_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
-    scene.sandbox.set_rules(parsed(&["reject:account=a"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=a"]));
     add(&scene, "acme", "b", 0).await;
     add(&scene, "acme", "a", 1).await;
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
-    said(&scene, 3, &["errors", "retry"]).await;
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(fenced_for(&scene).await.is_some());
     let sent = imports(&scene).len();
-    let again = said(&scene, 3, &["errors", "retry"]).await;
+    let again = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(
         again.contains("the network may still deliver that request")
             && again.contains("elven-sync errors retry, in "),
@@ -338,7 +336,7 @@ async fn clock_ahead_of_the_api_extends_the_fence(pool: PgPool) {
     scene.entity("acme", "UTC").await;
     add(&scene, "acme", "a", 1).await;
     add(&scene, "acme", "b", 2).await;
-    scene.sandbox.set_rules(parsed(&["late=1h@once:2"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1h@once:2"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let left = fenced_for(&scene).await.unwrap();
     assert!(left > Duration::from_secs(20), "{left:?}");

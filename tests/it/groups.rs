@@ -6,8 +6,7 @@ use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, eventually, stderr};
-use crate::workers::signal;
+use crate::support::{TestEnv, eventually, signal, stderr};
 
 /// Rows of four entities, in batches of two.
 async fn scene(pool: PgPool) -> TestEnv {

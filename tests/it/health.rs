@@ -4,7 +4,7 @@ use elven_sync::sandbox::Fault;
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, said, stderr, stdout};
+use crate::support::{TestEnv, output_of, stderr, stdout};
 
 /// The status of acme in the view, and by the command with what is pending now; and the exit code of the command.
 async fn status(scene: &TestEnv) -> (String, String, i32) {
@@ -45,7 +45,7 @@ const ONE_MORE: &str =
 async fn entity_is_incomplete_until_each_row_error_is_resolved(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     assert_eq!(status(&scene).await, is("incomplete", 3));
-    let text = said(&scene, 3, &["status"]).await;
+    let text = output_of(&scene, 3, &["status"]).await;
     assert!(text.contains("incomplete"), "{text}");
     assert!(
         text.contains("acme: 2 errors are open") && text.contains("elven-sync errors list --entity 'acme'"),
@@ -58,11 +58,11 @@ async fn entity_is_incomplete_until_each_row_error_is_resolved(pool: PgPool) {
     assert_eq!(status(&scene).await, is("incomplete", 3));
     // One is sent, and a person dismisses the other.
     scene.sandbox.set_rules(Vec::new());
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(status(&scene).await, is("incomplete", 3));
     let left =
         scene.text("select error_id::text from elven_sync.sync_errors where resolved_at is null").await;
-    said(&scene, 0, &["errors", "resolve", &left, "--reason", "a test row"]).await;
+    output_of(&scene, 0, &["errors", "resolve", &left, "--reason", "a test row"]).await;
     assert_eq!(status(&scene).await, is("ok", 0));
 }
 
@@ -76,9 +76,9 @@ async fn incomplete_ranks_below_paused_and_failing_and_above_behind(pool: PgPool
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(1));
     assert_eq!(status(&scene).await, is("failing", 3));
-    said(&scene, 0, &["entity", "pause", "acme"]).await;
+    output_of(&scene, 0, &["entity", "pause", "acme"]).await;
     assert_eq!(status(&scene).await, is("paused", 0));
-    said(&scene, 0, &["entity", "resume", "acme"]).await;
+    output_of(&scene, 0, &["entity", "resume", "acme"]).await;
     scene.run().await;
     assert_eq!(status(&scene).await, is("incomplete", 3));
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use elven_sync::sandbox::Fault;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, said, stderr, stdout};
+use crate::support::{KEY, SECRET, TestEnv, output_of, stderr, stdout};
 
 /// What a terminal obeys: an escape sequence, C1, a line of its own, and text that is shown from right to left.
 const ENTITIES: [&str; 7] = [
@@ -50,7 +50,7 @@ async fn ledger_text_cannot_inject_lines_colours_or_commands(pool: PgPool) {
     for entity_id in ENTITIES {
         add_row(&scene, entity_id, "a").await;
     }
-    let printed = said(&scene, 3, &["run", "-vv"]).await;
+    let printed = output_of(&scene, 3, &["run", "-vv"]).await;
     assert!(!printed.contains(is_harmful), "{printed:?}");
     assert!(!printed.lines().any(|line| line.starts_with("run 99")), "{printed}");
     let stored: Vec<String> =
@@ -58,7 +58,7 @@ async fn ledger_text_cannot_inject_lines_colours_or_commands(pool: PgPool) {
             .fetch_all(&scene.pool)
             .await
             .unwrap();
-    let listed = said(&scene, 0, &["errors", "list"]).await;
+    let listed = output_of(&scene, 0, &["errors", "list"]).await;
     assert!(!listed.contains(is_harmful), "{listed:?}");
 
     // Pasted into a shell, in a folder of its own.
@@ -164,8 +164,8 @@ async fn no_secret_of_a_database_url_reaches_the_log(pool: PgPool) {
             let output = command.env(variable, &with).env("ELVEN_SYNC_LOG", level).output().await.unwrap();
             let printed = format!("{}{}", stdout(&output), stderr(&output));
             assert!(!printed.contains(secret), "{variable} {level}");
-            assert!(!printed.contains(crate::support::SECRET), "{variable} {level}");
-            assert!(!printed.contains(crate::support::KEY), "{variable} {level}");
+            assert!(!printed.contains(SECRET), "{variable} {level}");
+            assert!(!printed.contains(KEY), "{variable} {level}");
             if level.is_empty() && variable == "DATABASE_URL" {
                 assert!(printed.contains("sslpassword") && printed.contains("connect_timeout"), "{printed}");
             }
@@ -183,11 +183,11 @@ async fn secret_under_an_unknown_setting_is_not_printed(pool: PgPool) {
     let path = directory.path().join("elven.toml");
     std::fs::write(&path, "[credentials.acme]\nkey = \"REAL-KEY-7f3a\"\nsecret = \"REAL-SECRET-9c1b\"\n")
         .unwrap();
-    let printed = said(&scene, 1, &["--config", path.to_str().unwrap(), "status"]).await;
+    let printed = output_of(&scene, 1, &["--config", path.to_str().unwrap(), "status"]).await;
     assert!(printed.contains("line 2: [credentials.acme] key: unknown field"), "{printed}");
     assert!(!printed.contains("7f3a") && !printed.contains("9c1b"), "{printed}");
     scene.set("ELVEN_SYNC_CREDENTIALS__ACME", "REAL-SECRET-9c1b");
-    let printed = said(&scene, 1, &["status"]).await;
+    let printed = output_of(&scene, 1, &["status"]).await;
     assert!(printed.contains("ELVEN_SYNC_CREDENTIALS__ACME: "), "{printed}");
     assert!(!printed.contains("9c1b"), "{printed}");
 }

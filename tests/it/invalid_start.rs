@@ -5,7 +5,7 @@ use elven_sync::sandbox::Gate;
 use elven_sync::sync::Ended;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
 /// The ledger is a view; rows of acme cannot be sent where the balance is negative.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -101,7 +101,7 @@ async fn fewer_than_1000_invalid_rows_are_set_aside(pool: PgPool) {
     add(&scene, 301).await;
     assert_eq!(run(&scene).await, (1300, 999, 0, None));
     assert_eq!(scene.received().len(), 301);
-    said(&scene, 0, &["verify", "--deep"]).await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
     // All that there is, without a valid row behind it.
     add(&scene, -999).await;
     assert_eq!(run(&scene).await, (999, 999, 0, None));
@@ -109,7 +109,7 @@ async fn fewer_than_1000_invalid_rows_are_set_aside(pool: PgPool) {
     add(&scene, 1).await;
     add(&scene, -2500).await;
     assert_eq!(run(&scene).await, (2501, 2500, 0, None));
-    said(&scene, 0, &["verify", "--deep"]).await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
 }
 
 /// The pass that an earlier run has left open and the one behind it are read in one run.
@@ -159,7 +159,7 @@ async fn invalid_rows_of_resent_batches_are_counted(pool: PgPool) {
         scene.text("select count(*)::text from elven_sync.sync_errors where resolved_at is null").await,
         "0"
     );
-    said(&scene, 0, &["verify", "--deep"]).await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
 }
 
 /// For rows that are invalid indeed.
@@ -187,14 +187,14 @@ async fn backfill_with_invalid_first_rows_stops(pool: PgPool) {
                select id, entity_id, null::text as entity_account_id, currency, captured_at, balance, change_xid
                  from ledger.balance_snapshots").await;
     let range = ["backfill", "--from", "2020-01-01", "--to", "2100-01-01"];
-    let rehearsed = said(&scene, 3, &[&range[..], &["--dry-run"]].concat()).await;
+    let rehearsed = output_of(&scene, 3, &[&range[..], &["--dry-run"]].concat()).await;
     assert!(rehearsed.contains("the first 1,000 rows are all invalid"), "{rehearsed}");
-    let stopped = said(&scene, 1, &range).await;
+    let stopped = output_of(&scene, 1, &range).await;
     assert!(stopped.contains("the first 1,000 rows are all invalid"), "{stopped}");
     let rows = "select count(*)::text from elven_sync.sync_errors where ledger_id is not null";
     assert_eq!(scene.text(rows).await, "0");
     scene.sql(CORRECTED).await;
-    said(&scene, 0, &range).await;
+    output_of(&scene, 0, &range).await;
     assert_eq!(scene.received().len(), 3000);
 }
 
@@ -202,7 +202,7 @@ async fn backfill_with_invalid_first_rows_stops(pool: PgPool) {
 async fn dry_run_reports_that_the_lane_would_stop(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, -1000).await;
-    let rehearsed = said(&scene, 1, &["run", "--dry-run"]).await;
+    let rehearsed = output_of(&scene, 1, &["run", "--dry-run"]).await;
     assert!(rehearsed.contains("the first 1,000 rows are all invalid"), "{rehearsed}");
     assert!(rehearsed.contains("entity_account_id is NULL"), "{rehearsed}");
 }

@@ -7,7 +7,7 @@ mod unanswered;
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
 /// One entity, and a connector that hardly waits between its attempts.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -66,7 +66,7 @@ async fn all_is_well(scene: &TestEnv) {
                     from elven_sync.sync_batches
                    where status = 'accepted' or (status = 'rejected' and row_count = 0)";
     assert_eq!(scene.text(runs).await, scene.text(leaves).await, "runs and batches count the same");
-    let verified = said(scene, 0, &["verify"]).await;
+    let verified = output_of(scene, 0, &["verify"]).await;
     assert!(verified.contains("acme"), "{verified}");
 }
 

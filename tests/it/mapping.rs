@@ -7,10 +7,8 @@ use elven_sync::sandbox::Fault;
 use nix::sys::signal::Signal;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
-use crate::crashes::FAULT_POINT;
-use crate::support::{TestEnv, said, until_it_says};
+use crate::support::{FAULT_POINT, TestEnv, output_of, signal, wait_for_log};
 use crate::verify::{findings, holds, proof};
-use crate::workers::signal;
 
 const WRONG_ENTITY: (&str, &str) = ("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "entity_account_id");
 const TABLE: &str = "ELVEN_SYNC_LEDGER__TABLE";
@@ -46,7 +44,7 @@ async fn open_pass(scene: &TestEnv) {
 /// `entity rebind acme --mapping`, which ends with this code.
 async fn rebind(scene: &TestEnv, code: i32, more: &[&str]) -> String {
     let arguments = [&["entity", "rebind", "acme", "--mapping"][..], &REASON, more].concat();
-    said(scene, code, &arguments).await
+    output_of(scene, code, &arguments).await
 }
 
 const OPEN: &str = "select coalesce(string_agg(concat_ws(' ', kind, ledger_id), ',' order by error_id), '')
@@ -64,7 +62,7 @@ async fn changed_mapping_closes_no_pass_over_hidden_rows(pool: PgPool) {
     let before = scene.text(STATE).await;
     scene.set(WRONG_ENTITY.0, WRONG_ENTITY.1);
     for arguments in [&["run"][..], &["run", "--entity", "acme"]] {
-        let refused = said(&scene, 1, arguments).await;
+        let refused = output_of(&scene, 1, arguments).await;
         assert!(
             refused.contains("the ledger mapping of `acme` changed: entity_id was read from column entity_id, now from entity_account_id")
                 && refused.contains("entity rebind --mapping --reason '...' 'acme'"),
@@ -102,7 +100,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
     scene.sandbox.set_rules(Vec::new());
     // A backfill that stopped, and one that is asked for.
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
-    said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     let (state, sent) = (scene.text(STATE).await, scene.sandbox.requests().len());
     for (changed, what) in [
         (&[WRONG_ENTITY][..], "entity_id was read from column entity_id, now from entity_account_id"),
@@ -142,7 +140,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
             (1, &["entity", "rewind", "acme", "--to", &between, "--yes"]),
             (3, &["verify"]),
         ] {
-            let refused = said(&scene, code, arguments).await;
+            let refused = output_of(&scene, code, arguments).await;
             assert!(
                 refused.contains("the ledger mapping of `acme` changed") && refused.contains(what),
                 "{arguments:?}: {refused}"
@@ -150,7 +148,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
         }
         // After pg_upgrade, too.
         scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
-        let refused = said(&scene, 1, &["entity", "rebind", "acme"]).await;
+        let refused = output_of(&scene, 1, &["entity", "rebind", "acme"]).await;
         assert!(refused.contains(what), "{refused}");
         scene.sql("update elven_sync.sync_state set system_identifier = (select system_identifier from pg_control_system())").await;
         let (found, said) = findings(&proof(&scene, false).await);
@@ -164,8 +162,8 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
         }
     }
     assert_eq!(scene.sandbox.requests().len(), sent);
-    said(&scene, 0, &["backfill", "--resume", "1"]).await;
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     holds(&scene).await;
 }
@@ -213,15 +211,15 @@ async fn missing_mapping_is_recorded_by_the_next_run(pool: PgPool) {
     scene.run().await;
     assert_eq!(scene.text(MAPPING).await, "1:bigint:id 3 t", "with news");
     scene.sql(FORGET).await;
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     assert_eq!(scene.text(MAPPING).await, "1:bigint:id 3 t", "by a backfill");
-    said(&scene, 0, &["entity", "add", "beta", "--timezone", "UTC", "--from-now"]).await;
+    output_of(&scene, 0, &["entity", "add", "beta", "--timezone", "UTC", "--from-now"]).await;
     assert_eq!(scene.text("select count(mapping)::text from elven_sync.sync_state").await, "2");
     // The name of the table is known of these, and another one is refused as before.
     scene.sql(FORGET).await;
     scene.sql("create view ledger.shown as select * from ledger.balance_snapshots").await;
     scene.set(TABLE, "ledger.shown");
-    assert!(said(&scene, 1, &["run"]).await.contains("belongs to the ledger table"));
+    assert!(output_of(&scene, 1, &["run"]).await.contains("belongs to the ledger table"));
     assert_eq!(scene.text("select count(mapping)::text from elven_sync.sync_state").await, "0");
 }
 
@@ -230,7 +228,7 @@ async fn rewind_to_the_start_binds_the_current_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     open_pass(&scene).await;
     scene.set(WRONG_ENTITY.0, WRONG_ENTITY.1);
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     let mapped = "select split_part(mapping #>> '{columns,entity_id}', ':', 3) from elven_sync.sync_state";
     assert_eq!(scene.text(mapped).await, "entity_account_id");
     assert_eq!(scene.run().await.entities[0].failure(), None);
@@ -238,7 +236,7 @@ async fn rewind_to_the_start_binds_the_current_mapping(pool: PgPool) {
     // Nothing was read since, so the next pass is bound to whatever there is; rows set aside are not.
     scene.unset(WRONG_ENTITY.0);
     assert!(
-        said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"])
+        output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"])
             .await
             .contains("mapping")
     );
@@ -258,7 +256,7 @@ async fn outdated_worker_opens_no_pass_under_its_old_mapping(pool: PgPool) {
     insert(&scene, 6, 9).await;
     let mut late = scene.command(&["run"]);
     let mut late = late.env(FAULT_POINT, "take_lease:before=stop").spawn().unwrap();
-    until_it_says(&mut late, "stopped at a fault point").await;
+    wait_for_log(&mut late, "stopped at a fault point").await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     rebind(&scene, 0, &["--yes"]).await;
     let passes = "select count(*)::text from elven_sync.sync_passes";

@@ -23,7 +23,7 @@ async fn session(scene: &TestEnv) -> PgConnection {
 }
 
 /// What a command prints, when it succeeds.
-async fn said(scene: &TestEnv, arguments: &[&str]) -> String {
+async fn stdout_of(scene: &TestEnv, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
     stdout(&output)
@@ -45,7 +45,7 @@ async fn from_now_skips_existing_rows_and_no_later_row(pool: PgPool) {
     insert(&mut slow, 51, 51).await;
     // Another one that ends later, so that the open one is within the range of the watermark.
     quick.execute("select pg_current_xact_id()").await.unwrap();
-    said(&scene, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    stdout_of(&scene, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     insert(&mut quick, 52, 52).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1, "what came later");
     slow.execute("commit").await.unwrap();
@@ -63,7 +63,7 @@ async fn from_now_skips_existing_rows_and_no_later_row(pool: PgPool) {
     scene.sql("delete from elven_sync.entities").await;
     assert!(refused(&scene, &again).await.contains("has a watermark"));
     assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "0");
-    said(&scene, &["entity", "add", "acme", "--timezone", "UTC"]).await;
+    stdout_of(&scene, &["entity", "add", "acme", "--timezone", "UTC"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1);
     // What was skipped was never accepted: rows 51 to 53, and 7 again.
     let plan = refused(&scene, &["entity", "rewind", "acme"]).await;
@@ -110,7 +110,7 @@ async fn rewind_states_its_effect_and_asks_for_confirmation(pool: PgPool) {
     );
     assert_eq!(scene.text(state).await, before);
 
-    let to_then = said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    let to_then = stdout_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(to_then.contains("moves back 503 rows, 501 of them"), "{to_then}");
     assert_eq!(scene.run().await.counters.rows_read, 603);
     let mut asked =
@@ -139,7 +139,7 @@ async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
     let ahead = scene
         .text("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
         .await;
-    said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    stdout_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
     assert!(
         refused(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
             .await
@@ -156,19 +156,21 @@ async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
     insert(&mut writer, 11, 20).await;
     scene.run().await;
     let ahead = scene.text(now).await;
-    said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    stdout_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(
         refused(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
             .await
             .contains("would skip rows")
     );
-    assert!(said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await.contains("already"));
+    assert!(
+        stdout_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await.contains("already")
+    );
     // Nor to what is none of this cluster's.
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
     let elsewhere = refused(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(elsewhere.contains("only a rewind to the start"), "{elsewhere}");
     // Before the first pass there is the start.
-    said(&scene, &["entity", "rewind", "acme", "--to", "2020-01-01", "--yes"]).await;
+    stdout_of(&scene, &["entity", "rewind", "acme", "--to", "2020-01-01", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_read, 20);
 }
 
@@ -186,7 +188,7 @@ async fn rewind_abandons_an_open_pass(pool: PgPool) {
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     let batches = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches";
     assert_eq!(scene.text(batches).await, "unknown");
-    let moved = said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    let moved = stdout_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
     assert!(moved.contains("moves back 0 rows"), "{moved}");
     assert_eq!(
         scene.text("select coalesce(target::text, 'closed') from elven_sync.sync_state").await,
@@ -225,9 +227,9 @@ async fn rebind_refuses_a_restored_dump(pool: PgPool) {
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1, 3).await;
-    assert!(said(&scene, &["entity", "rebind", "acme"]).await.contains("needs no rebinding"));
+    assert!(stdout_of(&scene, &["entity", "rebind", "acme"]).await.contains("needs no rebinding"));
     scene.run().await;
-    assert!(said(&scene, &["entity", "rebind", "--all"]).await.contains("needs no rebinding"));
+    assert!(stdout_of(&scene, &["entity", "rebind", "--all"]).await.contains("needs no rebinding"));
     // As after pg_upgrade: another identifier, the rows untouched.
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
     let why = scene.run().await.entities[0].failure().unwrap();
@@ -239,7 +241,7 @@ async fn rebind_refuses_a_restored_dump(pool: PgPool) {
     scene.sql("update elven_sync.sync_state set ledger_table = 'other.table'").await;
     assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("belongs to the ledger table"));
     scene.sql("update elven_sync.sync_state s set ledger_table = p.ledger_table from spare p").await;
-    assert!(said(&scene, &["entity", "rebind", "acme"]).await.contains("is bound"));
+    assert!(stdout_of(&scene, &["entity", "rebind", "acme"]).await.contains("is bound"));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     // As after restoring a dump: the same values in rows written by another transaction.
     scene
@@ -251,7 +253,7 @@ async fn rebind_refuses_a_restored_dump(pool: PgPool) {
     assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("written anew"));
     scene.sql("update elven_sync.sync_passes set written_by = null").await;
     assert!(refused(&scene, &["entity", "rebind", "--all"]).await.contains("nothing tells"));
-    said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    stdout_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 3);
 }
 
@@ -295,7 +297,7 @@ async fn run_finds_few_pending_entities_among_many_in_few_queries(pool: PgPool) 
 async fn status_names_the_oldest_open_writer(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
-    assert!(!said(&scene, &["status"]).await.contains("not ended"));
+    assert!(!stdout_of(&scene, &["status"]).await.contains("not ended"));
     let mut reader = session(&scene).await;
     reader
         .execute("begin; select pg_current_xact_id(); select count(*) from ledger.balance_snapshots")
@@ -308,7 +310,7 @@ async fn status_names_the_oldest_open_writer(pool: PgPool) {
     quick.execute("begin").await.unwrap();
     insert(&mut quick, 2, 2).await;
     // An older one that has not written holds nothing up.
-    let text = said(&scene, &["status"]).await;
+    let text = stdout_of(&scene, &["status"]).await;
     assert!(text.contains("month end"), "{text}");
     insert(&mut reader, 3, 3).await;
     insert(&mut session(&scene).await, 4, 4).await;
@@ -320,20 +322,21 @@ async fn status_names_the_oldest_open_writer(pool: PgPool) {
             .await
             .unwrap()
     };
-    let text = said(&scene, &["status"]).await;
+    let text = stdout_of(&scene, &["status"]).await;
     let oldest = xid(&mut reader).await;
     assert!(
         text.contains(&format!("transaction {oldest} has written to the ledger and not ended")),
         "{text}"
     );
     reader.execute("rollback").await.unwrap();
-    let text = said(&scene, &["status"]).await;
+    let text = stdout_of(&scene, &["status"]).await;
     assert!(text.contains("month end") && text.contains("idle in transaction"), "{text}");
     slow.execute("prepare transaction 'close of May'").await.unwrap();
-    let json: serde_json::Value = serde_json::from_str(&said(&scene, &["status", "--json"]).await).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout_of(&scene, &["status", "--json"]).await).unwrap();
     assert_eq!(json["oldest_writer"]["prepared_as"], "close of May");
     slow.execute("commit prepared 'close of May'").await.unwrap();
     quick.execute("commit").await.unwrap();
-    assert!(!said(&scene, &["status"]).await.contains("not ended"));
+    assert!(!stdout_of(&scene, &["status"]).await.contains("not ended"));
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
 }

@@ -5,7 +5,7 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::backfill::add_minutes;
-use crate::support::{TestEnv, eventually, said, stdout};
+use crate::support::{TestEnv, eventually, output_of, stdout};
 
 const ROWS: i64 = 1_000_000;
 
@@ -190,7 +190,7 @@ async fn page_of_a_range_reads_only_its_own_rows(pool: PgPool) {
     scene.sql("create index by_range on ledger.balance_snapshots (entity_id, captured_at, id)").await;
     scene.sql("analyze ledger.balance_snapshots").await;
     forget(&mut scene).await;
-    said(&scene, 0, &["backfill", "--from", "2024-03-01", "--to", "2024-03-02"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-03-01", "--to", "2024-03-02"]).await;
     let Reads { scanned, entries, .. } = reads(&scene).await;
     assert_eq!(scanned, 0, "the table was scanned");
     // Counted, and read, with what lies behind each page.
@@ -239,7 +239,7 @@ async fn long_journal_is_not_scanned(pool: PgPool) {
         &["errors", "list"],
     ] {
         forget(&mut scene).await;
-        said(&scene, 0, arguments).await;
+        output_of(&scene, 0, arguments).await;
         for table in ["elven_sync.sync_batches", "elven_sync.sync_state"] {
             let Reads { scanned, entries, pages } = reads_of(&scene, table).await;
             if (arguments[0], table) == ("verify", "elven_sync.sync_state") {

@@ -5,9 +5,8 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 use crate::backfill::backfill_2024;
-use crate::crashes::FAULT_POINT;
 use crate::crashes::points::{OF_A_PRUNE, points};
-use crate::support::{TestEnv, eventually, said};
+use crate::support::{FAULT_POINT, TestEnv, eventually, output_of};
 use crate::verify::{findings, holds, proof};
 
 async fn scene(pool: PgPool) -> TestEnv {
@@ -56,13 +55,14 @@ async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
     }
     let before = scene.text(JOURNAL).await;
     assert_eq!(before, "pass,pass,pass,pass,pass,pass 18 0 6");
-    let rehearsed = said(&scene, 0, &["prune", "--older-than", "90d", "--dry-run"]).await;
+    let rehearsed = output_of(&scene, 0, &["prune", "--older-than", "90d", "--dry-run"]).await;
     let words: Vec<&str> = rehearsed.split_whitespace().collect();
     assert!(words.windows(3).any(|words| words == ["acme", "4", "12"]), "{rehearsed}");
     assert!(rehearsed.contains("nothing was changed"), "{rehearsed}");
     assert_eq!(scene.text(JOURNAL).await, before);
     let json: Value =
-        serde_json::from_str(&said(&scene, 0, &["prune", "--older-than", "90d", "--json"]).await).unwrap();
+        serde_json::from_str(&output_of(&scene, 0, &["prune", "--older-than", "90d", "--json"]).await)
+            .unwrap();
     assert_eq!(
         (&json["entities"][0]["passes"], &json["entities"][0]["batches"], &json["runs"]),
         (&4.into(), &12.into(), &4.into())
@@ -73,8 +73,8 @@ async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
         "4 12 100 100 12"
     );
     assert_eq!(holds(&scene).await, (50, 0));
-    assert!(said(&scene, 0, &["verify"]).await.contains("what was pruned of the journal of 1 entity"));
-    assert!(said(&scene, 0, &["status", "--row", "1"]).await.contains("were pruned from the journal"));
+    assert!(output_of(&scene, 0, &["verify"]).await.contains("what was pruned of the journal of 1 entity"));
+    assert!(output_of(&scene, 0, &["status", "--row", "1"]).await.contains("were pruned from the journal"));
     // What is left is still the proof of itself.
     run(&scene, 600, 610).await;
     scene.sql("update elven_sync.sync_state set settled = pg_current_snapshot()").await;
@@ -84,7 +84,7 @@ async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
     holds(&scene).await;
     // Again, later: both become one.
     scene.sql(AGE).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(JOURNAL).await, "pruned,pass 2 0 1", "the newest stays");
     assert_eq!(holds(&scene).await, (11, 0));
     assert_eq!(
@@ -104,11 +104,11 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
     }
     // One is sent after all, one is dismissed, one stays open.
     scene.sandbox.set_rules(vec![rules[1].parse().unwrap(), rules[2].parse().unwrap()]);
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     let dismissed = scene
         .text("select error_id::text from elven_sync.sync_errors where record->>'entityAccountId' = 'a105'")
         .await;
-    said(&scene, 0, &["errors", "resolve", &dismissed, "--reason", "closed"]).await;
+    output_of(&scene, 0, &["errors", "resolve", &dismissed, "--reason", "closed"]).await;
     // And an open pass.
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(vec!["error-500".parse().unwrap()]);
@@ -121,7 +121,7 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
                   from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id) join elven_sync.sync_runs r on r.run_id = e.run_id
                  where e.resolved_at is null and ledger_id is not null or dismissed";
     let before = scene.text(open).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(open).await, before);
     // The refused row of the first pass was sent by the retry. The others were tried again outside of their passes.
     assert_eq!(
@@ -139,7 +139,7 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
     })
     .await;
     holds(&scene).await;
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
 }
 
 /// A pass with a row that is open stays; what is before it and behind it becomes one each.
@@ -152,7 +152,7 @@ async fn pass_with_an_open_error_is_kept_and_verifiable(pool: PgPool) {
     }
     scene.sql(AGE).await;
     run(&scene, 500, 514).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,pass,pruned,pass"
@@ -164,11 +164,11 @@ async fn pass_with_an_open_error_is_kept_and_verifiable(pool: PgPool) {
     scene.run().await;
     scene.sql("update elven_sync.sync_errors set resolved_at = resolved_at - interval '1 year', batch_id = null").await;
     scene.sql("update elven_sync.sync_passes set finished_at = now(), written_by = pg_current_xact_id() where kind = 'pass'").await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "1");
     holds(&scene).await;
     scene.sql(AGE).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "0");
     holds(&scene).await;
 }
@@ -180,14 +180,14 @@ async fn rewinds_survive_prune_and_stop_at_pruned_history(pool: PgPool) {
     run(&scene, 0, 14).await;
     let first = scene.text(instant).await;
     run(&scene, 100, 114).await;
-    said(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
     scene.run().await;
     // One that is given up.
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(vec!["error-500".parse().unwrap()]);
     run(&scene, 200, 214).await;
     scene.sandbox.set_rules(Vec::new());
-    said(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
     scene.run().await;
     run(&scene, 300, 314).await;
     assert_eq!(
@@ -198,16 +198,16 @@ async fn rewinds_survive_prune_and_stop_at_pruned_history(pool: PgPool) {
     scene.sql(AGE).await;
     let old = scene.text("select to_char(max(finished_at) - interval '1 ms', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') from elven_sync.sync_passes where kind = 'pass' and pass_id < (select max(pass_id) from elven_sync.sync_passes)").await;
     run(&scene, 400, 404).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,rewind,pruned,rewind,pruned,pass"
     );
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches").await, "1");
     assert_eq!(holds(&scene).await, (5, 0));
-    let refused = said(&scene, 1, &["entity", "rewind", "acme", "--to", &old, "--yes"]).await;
+    let refused = output_of(&scene, 1, &["entity", "rewind", "acme", "--to", &old, "--yes"]).await;
     assert!(refused.contains("was pruned from the journal; hint: name a time from"), "{refused}");
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     scene.run().await;
     assert_eq!(holds(&scene).await, (65, 0));
 }
@@ -234,7 +234,7 @@ async fn prune_killed_at_any_step_leaves_a_verifiable_journal(pool: PgPool) {
         assert!(found.is_empty(), "killed at {point}: {said}");
     }
     assert!(killed >= 2 * 8, "{killed} were killed");
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,pass"
@@ -263,7 +263,7 @@ async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
         .execute("begin; select from elven_sync.sync_state where entity_id = 'acme' for update")
         .await
         .unwrap();
-    let text = said(&scene, 3, PRUNE).await;
+    let text = output_of(&scene, 3, PRUNE).await;
     assert!(text.contains("somebody else has it locked"), "{text}");
     other.execute("rollback").await.unwrap();
     assert_eq!(
@@ -277,7 +277,7 @@ async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
                    values ('acme', 'late', 'BTC', '2024-01-01Z', 1)").await;
         scene.held_run().await
     };
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     gate.open();
     assert!(run.wait().await.unwrap().success());
     // The pass that the run has opened is the newest one by now.
@@ -286,8 +286,8 @@ async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
         "pruned,pass"
     );
     holds(&scene).await;
-    said(&scene, 2, &["prune"]).await;
-    said(&scene, 2, &["prune", "--older-than", "soon"]).await;
+    output_of(&scene, 2, &["prune"]).await;
+    output_of(&scene, 2, &["prune", "--older-than", "soon"]).await;
 }
 
 /// A backfill that can be gone on with keeps its batches, however old it is: what was done of it is known by them.
@@ -304,13 +304,13 @@ async fn batches_of_finished_backfills_are_pruned(pool: PgPool) {
     scene.sql(left).await;
     scene.sql("update elven_sync.sync_backfills set status = 'incomplete'").await;
     run(&scene, 100, 101).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     let batches = "select count(*)::text from elven_sync.sync_batches where backfill_id is not null";
     assert_eq!(scene.text(batches).await, "3", "it can be gone on with");
     scene
         .sql("update elven_sync.sync_backfill_lanes set finished_at = clock_timestamp() - interval '1 year'")
         .await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(batches).await, "0");
     let runs = "select string_agg(kind, ',' order by run_id) from elven_sync.sync_runs";
     assert_eq!(scene.text(runs).await, "backfill,incremental", "what is left of the backfill names its run");

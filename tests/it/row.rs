@@ -3,12 +3,12 @@
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
-use crate::support::{TestEnv, said};
+use crate::support::{SECRET, TestEnv, output_of};
 
 /// What is said of a row of one entity, by a command that ends with this code.
 async fn of(scene: &TestEnv, code: i32, row: &str) -> Value {
     let json: Value =
-        serde_json::from_str(&said(scene, code, &["status", "--row", row, "--json"]).await).unwrap();
+        serde_json::from_str(&output_of(scene, code, &["status", "--row", row, "--json"]).await).unwrap();
     assert_eq!(json["entities"].as_array().unwrap().len(), 1, "{json}");
     json["entities"][0].clone()
 }
@@ -81,19 +81,19 @@ async fn status_row_reports_each_state_of_a_row(pool: PgPool) {
     scene.run().await;
     let (waits, says) = verdict(&of(&scene, 0, "6").await);
     assert!(waits == "pending" && says.contains("the entity has stopped: "), "{says}");
-    scene.set("ELVEN_API_SECRET", crate::support::SECRET);
+    scene.set("ELVEN_API_SECRET", SECRET);
 
     scene.sql("delete from ledger.balance_snapshots where id = 7").await;
     let (deleted, says) = verdict(&of(&scene, 0, "7").await);
     assert!(deleted == "deleted" && says.contains("in batch"), "{says}");
     scene.sandbox.set_rules(Vec::new());
     scene.run().await;
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     let (retried, says) = verdict(&of(&scene, 0, "2").await);
     assert!(retried == "uploaded" && says.contains("uploaded since in batch"), "{says}");
     let number =
         scene.text("select error_id::text from elven_sync.sync_errors where resolved_at is null").await;
-    said(&scene, 0, &["errors", "resolve", &number, "--reason", "a typing error"]).await;
+    output_of(&scene, 0, &["errors", "resolve", &number, "--reason", "a typing error"]).await;
     let (resolved, says) = verdict(&of(&scene, 0, "5").await);
     assert!(resolved == "resolved" && says.contains("a typing error"), "{says}");
 }
@@ -103,26 +103,28 @@ async fn status_row_reports_unknown_and_missing_rows(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1)").await;
-    said(&scene, 0, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    output_of(&scene, 0, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'b', 'BTC', '2024-01-01Z', 2)").await;
     scene.run().await;
     assert_eq!(of(&scene, 0, "1").await["verdict"], "skipped");
-    let text = said(&scene, 0, &["status", "--row", "2", "--entity", "acme"]).await;
+    let text = output_of(&scene, 0, &["status", "--row", "2", "--entity", "acme"]).await;
     assert!(text.contains("acme: row 2 was uploaded in batch 1 of run 1 on 20"), "{text}");
     assert!(
-        said(&scene, 3, &["status", "--row", "77"])
+        output_of(&scene, 3, &["status", "--row", "77"])
             .await
             .contains("neither in the ledger nor in the journal")
     );
     for id in ["x", "99999999999999999999"] {
-        let refused = said(&scene, 1, &["status", "--row", id]).await;
+        let refused = output_of(&scene, 1, &["status", "--row", id]).await;
         assert!(refused.contains("is no id of the ledger") && refused.contains("type bigint"), "{refused}");
     }
     assert!(
-        said(&scene, 1, &["status", "--row", "2", "--entity", "acne"]).await.contains("did you mean `acme`")
+        output_of(&scene, 1, &["status", "--row", "2", "--entity", "acne"])
+            .await
+            .contains("did you mean `acme`")
     );
-    said(&scene, 2, &["status", "--entity", "acme"]).await;
+    output_of(&scene, 2, &["status", "--entity", "acme"]).await;
     scene.sql("alter table ledger.balance_snapshots disable trigger stamp_change_xid;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance, change_xid)
                select 'acme', 'c', 'BTC', '2024-01-01Z', 3, change_xid from ledger.balance_snapshots where id = 2").await;
@@ -136,5 +138,5 @@ async fn status_row_reports_unknown_and_missing_rows(pool: PgPool) {
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.by_uuid");
     scene.run().await;
     assert_eq!(of(&scene, 0, "{00000000-0000-0000-0000-00000000000A}").await["verdict"], "uploaded");
-    assert!(said(&scene, 1, &["status", "--row", "7"]).await.contains("type uuid"));
+    assert!(output_of(&scene, 1, &["status", "--row", "7"]).await.contains("type uuid"));
 }

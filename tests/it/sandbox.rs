@@ -13,7 +13,8 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header::CONT
 use serde_json::Value;
 use tokio::time::timeout;
 
-pub const IMPORT: &str = "/open/v3/account/treasuryBalance";
+use crate::support::IMPORT;
+
 pub const GOOD: &str = r#"[{"entityAccountId":"accountId123","currency":"BTC","datetime":"2023-01-01 01:01:01","balance":10.5},{"entityAccountId":"accountId456","currency":"ETH","datetime":"2023-01-02 02:02:02","balance":0.000000000000000001}]"#;
 /// Nothing here should take a tenth of this.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -4,23 +4,19 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use elven_sync::journal::RunStatus;
-use elven_sync::sandbox::{Fault, Options, Rule};
+use elven_sync::sandbox::{Fault, Options};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Method};
 use sqlx::PgPool;
 use tokio::process::Command;
 
-use crate::sandbox::{Bench, GOOD, IMPORT, options, parse, refused};
-use crate::support::{TestEnv, eventually, stderr, stdout};
+use crate::sandbox::{Bench, GOOD, options, parse, refused};
+use crate::support::{IMPORT, TestEnv, eventually, fault_rules, stderr, stdout};
 
 const LIST: &str = "/open/v3/entityAccount";
 
 async fn bench(rules: &[&str]) -> Bench {
-    Bench::start(Options { rules: parsed(rules), ..options() }).await
-}
-
-pub fn parsed(rules: &[&str]) -> Vec<Rule> {
-    rules.iter().map(|rule| rule.parse().unwrap()).collect()
+    Bench::start(Options { rules: fault_rules(rules), ..options() }).await
 }
 
 /// The faults of each request so far.
@@ -50,7 +46,7 @@ async fn each_fault_has_its_documented_answer_and_effect() {
         ("html-502", 502, html, false, true),
         ("slow=1ms", 200, json, true, true),
     ] {
-        bench.sandbox.set_rules(parsed(&[rule]));
+        bench.sandbox.set_rules(fault_rules(&[rule]));
         let response = bench.import(GOOD).await;
         assert_eq!(response.status(), status, "{rule}");
         assert_eq!(response.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap()), content_type);
@@ -110,7 +106,7 @@ async fn cut_connection_hides_whether_records_were_kept() {
     for (rule, kept, list_is_cut) in
         [("cut-before", 0, true), ("outage=1h", 0, true), ("answer-lost", 2, false)]
     {
-        bench.sandbox.set_rules(parsed(&[rule]));
+        bench.sandbox.set_rules(fault_rules(&[rule]));
         let error = bench.signed(Method::POST, IMPORT).body(GOOD).send().await.unwrap_err();
         assert!(error.is_request() && !error.is_timeout() && !error.is_connect(), "{rule}: {error:?}");
         assert_eq!(bench.sandbox.records_accepted(), kept, "{rule}");
@@ -123,7 +119,7 @@ async fn cut_connection_hides_whether_records_were_kept() {
 #[tokio::test]
 async fn late_request_is_cut_and_checked_on_arrival() {
     for (window, status, kept) in [(Duration::from_secs(30), 200, 2), (Duration::from_millis(100), 401, 0)] {
-        let rules = parsed(&["late=500ms@once:1"]);
+        let rules = fault_rules(&["late=500ms@once:1"]);
         let bench = Bench::start(Options { rules, signature_window: window, ..options() }).await;
         let error = bench.signed(Method::POST, IMPORT).body(GOOD).send().await.unwrap_err();
         assert!(error.is_request() && !error.is_timeout() && !error.is_connect(), "{error:?}");
@@ -195,7 +191,7 @@ async fn slow_delays_answers_and_combines_with_other_faults() {
     }
     assert_eq!(faults(&bench), ["slow", "slow, throttle"]);
     // Who does not wait so long has been served all the same.
-    bench.sandbox.set_rules(parsed(&["slow=1h"]));
+    bench.sandbox.set_rules(fault_rules(&["slow=1h"]));
     let impatient = bench.signed(Method::POST, IMPORT).body(GOOD).timeout(Duration::from_millis(200));
     assert!(impatient.send().await.unwrap_err().is_timeout());
     assert_eq!(bench.sandbox.records_accepted(), 4);
@@ -204,7 +200,7 @@ async fn slow_delays_answers_and_combines_with_other_faults() {
 #[tokio::test]
 async fn same_seed_faults_the_same_requests() {
     let struck = async |seed| {
-        let rules = parsed(&["throttle@30%", "answer-lost@30%"]);
+        let rules = fault_rules(&["throttle@30%", "answer-lost@30%"]);
         let bench = Bench::start(Options { rules, seed, ..options() }).await;
         for _ in 0..30 {
             bench.signed(Method::POST, IMPORT).body(GOOD).send().await.ok();
@@ -260,7 +256,7 @@ async fn every_row_arrives_despite_network_faults(pool: PgPool) {
         .await;
     let rules =
         ["throttle@20%", "answer-lost@20%", "cut-before@20%", "html-200@20%", "error-500-kept@once:1"];
-    scene.sandbox.set_rules(parsed(&rules));
+    scene.sandbox.set_rules(fault_rules(&rules));
     let mut runs = 1;
     while scene.run().await.status != RunStatus::Succeeded {
         runs += 1;

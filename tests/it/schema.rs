@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 
-use crate::support::TestEnv;
+use crate::support::{TestEnv, stderr};
 
 #[sqlx::test(migrations = false)]
 async fn every_table_and_column_has_a_comment(pool: PgPool) {
@@ -103,7 +103,7 @@ async fn journal_writes_are_durable_under_any_database_default(pool: PgPool) {
         &["entity", "resume", "acme"],
     ] {
         let output = scene.output(arguments).await;
-        assert!(output.status.success(), "{}", crate::support::stderr(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
     }
     scene
         .sql(
@@ -113,6 +113,6 @@ async fn journal_writes_are_durable_under_any_database_default(pool: PgPool) {
         )
         .await;
     let output = scene.output(&["run"]).await;
-    assert_eq!(output.status.code(), Some(3), "{}", crate::support::stderr(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "2");
 }

@@ -3,7 +3,7 @@
 use elven_sync::journal::RunStatus;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
-use crate::support::{TestEnv, eventually, said, stderr, stdout};
+use crate::support::{TestEnv, eventually, output_of, stderr, stdout};
 use crate::verify::holds;
 
 async fn scene(pool: PgPool) -> TestEnv {
@@ -47,7 +47,7 @@ pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &s
         (1, &["entity", "rebind", "acme", "--mapping", "--reason", "none", "--yes"]),
         (3, &["verify"]),
     ] {
-        let refused = said(scene, code, arguments).await;
+        let refused = output_of(scene, code, arguments).await;
         // The proof says by itself where the two are.
         let by_proof = arguments == ["verify"] && refused.contains("the watermark in sync_state is");
         assert!(refused.contains(why) || by_proof, "{arguments:?}: {refused}");
@@ -99,7 +99,7 @@ async fn broken_seal_allows_only_a_rewind_to_the_start(pool: PgPool) {
         assert_each_command_refuses(&scene, &between, why).await;
         let before = scene.text(JOURNAL).await;
         // Nor is the evidence pruned.
-        let pruned = said(&scene, 3, &["prune", "--older-than", "0s"]).await;
+        let pruned = output_of(&scene, 3, &["prune", "--older-than", "0s"]).await;
         assert!(pruned.contains("did not write its journal"), "{pruned}");
         assert_eq!(scene.text(JOURNAL).await, before);
         scene.sql("delete from elven_sync.sync_passes; insert into elven_sync.sync_passes overriding system value table saved_passes;
@@ -109,7 +109,7 @@ async fn broken_seal_allows_only_a_rewind_to_the_start(pool: PgPool) {
         assert_eq!(scene.run().await.status, RunStatus::Succeeded, "{why}");
     }
     scene.sql(COPY).await;
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 23);
     holds(&scene).await;
 }
@@ -125,7 +125,7 @@ async fn open_pass_of_a_copied_journal_is_not_resumed(pool: PgPool) {
     for spoil in [COPY, "update elven_sync.sync_state set target = pg_current_snapshot()"] {
         (&scene.pool).execute(AssertSqlSafe(spoil)).await.unwrap();
         let before = scene.text(JOURNAL).await;
-        said(&scene, 1, &["run"]).await;
+        output_of(&scene, 1, &["run"]).await;
         assert_eq!(scene.text(JOURNAL).await, before);
         scene
             .sql(
@@ -159,13 +159,13 @@ async fn maintenance_and_connector_writes_keep_the_seal_intact(pool: PgPool) {
     insert(&scene, 16, 20).await;
     scene.run().await;
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
-    said(&scene, 0, &["entity", "rebind", "acme"]).await;
+    output_of(&scene, 0, &["entity", "rebind", "acme"]).await;
     assert_eq!(scene.text(seal).await, "whole", "behind a rebind");
     insert(&scene, 21, 25).await;
     scene.run().await;
-    said(&scene, 0, &["prune", "--older-than", "0s"]).await;
+    output_of(&scene, 0, &["prune", "--older-than", "0s"]).await;
     assert_eq!(scene.text(seal).await, "whole", "behind a prune");
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.text(seal).await, "whole", "behind a rewind");
     scene.run().await;
     assert_eq!(scene.text(seal).await, "whole");
@@ -184,7 +184,7 @@ async fn rebind_during_an_open_pass_keeps_the_seal_intact(pool: PgPool) {
     scene.run().await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
-    said(&scene, 0, &["entity", "rebind", "acme"]).await;
+    output_of(&scene, 0, &["entity", "rebind", "acme"]).await;
     let seal = "select seal from elven_sync.seals('{acme}')";
     assert_eq!(scene.text(seal).await, "whole");
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
@@ -201,7 +201,7 @@ async fn copied_journal_is_accepted_after_proof(pool: PgPool) {
     insert(&scene, 1, 30).await;
     let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved by logical replication"];
     scene.run().await;
-    assert!(said(&scene, 0, &journal).await.contains("needs no rebinding"));
+    assert!(output_of(&scene, 0, &journal).await.contains("needs no rebinding"));
     scene.sql(COPY).await;
     insert(&scene, 31, 32).await;
     accepted(&scene, &journal).await;
@@ -216,7 +216,7 @@ async fn copied_journal_is_accepted_after_proof(pool: PgPool) {
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance, change_xid)
                select entity_id, 'hidden', currency, captured_at, 1, change_xid from ledger.balance_snapshots where id = 5;
                alter table ledger.balance_snapshots enable always trigger stamp_change_xid").await;
-    let refused = said(&scene, 1, &journal).await;
+    let refused = output_of(&scene, 1, &journal).await;
     assert!(
         refused.contains("`verify` does not hold") && refused.contains("entity rewind 'acme'"),
         "{refused}"

@@ -7,15 +7,15 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 use tokio::process::Child;
 
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, stderr, until_it_says};
-use crate::workers::{scene_with_three_batches, signal};
+use crate::support::{
+    TestEnv, eventually, fault_rules, scene_with_three_batches, signal, stderr, wait_for_log,
+};
 
 const BATCHES: &str = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id) from elven_sync.sync_batches";
 
 async fn told_to_stop(child: &mut Child, name: Signal) {
     signal(child, name);
-    until_it_says(child, "stopping after").await;
+    wait_for_log(child, "stopping after").await;
 }
 
 /// The answer never comes. What was sent may still arrive, so the lease is not released but runs out, and
@@ -88,7 +88,7 @@ async fn the_next_run_finishes(scene: &TestEnv) {
 async fn scene_with_an_error(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
-    scene.sandbox.set_rules(parsed(&["reject:account=x"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=x"]));
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'x', 'BTC', '2024-01-01Z', 2)").await;
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(3));

@@ -1,14 +1,13 @@
 //! Pages from a standby: however far behind it is, nothing is skipped.
 
 use elven_sync::journal::RunStatus;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::cluster::Cluster;
-use crate::support::{TestEnv, eventually, stderr};
+use crate::support::{TestEnv, eventually, signal, stderr};
 
 const INSERT: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)";
@@ -93,7 +92,7 @@ async fn signal_ends_the_wait_for_a_standby(pool: PgPool) {
     standby.pause_replay().await;
     enter(&mut PgConnection::connect(&scene.url).await.unwrap(), 1..=10).await;
     let child = waiting_run(&scene).await;
-    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGTERM).unwrap();
+    signal(&child, Signal::SIGTERM);
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
     // From the primary it goes on without waiting.

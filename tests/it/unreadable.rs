@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
-use crate::support::{TestEnv, said, stderr, stdout};
+use crate::support::{TestEnv, output_of, stderr, stdout};
 
 /// Entities acme and beta with three rows each, in a view whose columns are made from those of a table.
 async fn scene_with_view(pool: PgPool, columns: &str) -> TestEnv {
@@ -47,7 +47,7 @@ const HEALTH: &str =
 
 /// Runs, and makes sure that acme is done and reported, and beta is failing with these words.
 async fn stops_beta_alone(scene: &TestEnv, words: &[&str]) {
-    let report = said(scene, 3, &["run"]).await;
+    let report = output_of(scene, 3, &["run"]).await;
     assert!(report.contains("failed: beta: ") && !report.contains("failed: acme"), "{report}");
     let done = report.lines().find(|line| line.trim_start().starts_with("acme")).unwrap();
     assert!(done.contains("done"), "{report}");
@@ -61,7 +61,7 @@ async fn stops_beta_alone(scene: &TestEnv, words: &[&str]) {
     for account in ["a1", "a2", "a3"] {
         assert!(received.contains(&account.to_owned()), "{received:?}");
     }
-    let status = said(scene, 3, &["status"]).await;
+    let status = output_of(scene, 3, &["status"]).await;
     assert!(status.contains("beta: the database could not read this entity's rows"), "{status}");
     let runs =
         "select status || ' ' || coalesce(error, '') from elven_sync.sync_runs order by run_id desc limit 1";
@@ -76,11 +76,11 @@ async fn status_json(scene: &TestEnv) -> serde_json::Value {
 
 /// A person corrects the row, and all is well.
 async fn goes_on_once_corrected(scene: &TestEnv, rows: usize) {
-    said(scene, 0, &["run"]).await;
+    output_of(scene, 0, &["run"]).await;
     assert_eq!(scene.text(OPEN).await, "NULL");
     assert_eq!(scene.text(HEALTH).await, "acme ok,beta ok");
     assert_eq!(scene.received().len(), rows);
-    said(scene, 0, &["verify"]).await;
+    output_of(scene, 0, &["verify"]).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -89,24 +89,24 @@ async fn uncastable_value_stops_only_its_entity_and_names_row(pool: PgPool) {
     scene.sql("update books.raw set bal = 'N/A', change_xid = default where id = 5").await;
     let words = ["invalid input syntax for type numeric: \"N/A\"", "22P02", "row 5"];
     stops_beta_alone(&scene, &words).await;
-    assert!(said(&scene, 0, &["errors", "list", "--kind", "ledger"]).await.contains("N/A"));
+    assert!(output_of(&scene, 0, &["errors", "list", "--kind", "ledger"]).await.contains("N/A"));
     let json = status_json(&scene).await;
     assert_eq!(json["entities"][1]["pending_rows"], 3, "{json}");
     // Whatever else is asked, it is the entity that is named, and nothing of the others is hidden.
-    let rehearsed = said(&scene, 3, &["run", "--dry-run"]).await;
+    let rehearsed = output_of(&scene, 3, &["run", "--dry-run"]).await;
     assert!(rehearsed.contains("failed: beta: ") && rehearsed.contains("row 5"), "{rehearsed}");
     let backfill = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
-    let rehearsed = said(&scene, 3, &[&backfill[..], &["--dry-run"]].concat()).await;
+    let rehearsed = output_of(&scene, 3, &[&backfill[..], &["--dry-run"]].concat()).await;
     assert!(rehearsed.contains("would fail: beta: ") && rehearsed.contains("acme: 3 rows"), "{rehearsed}");
-    let backfilled = said(&scene, 3, &backfill).await;
+    let backfilled = output_of(&scene, 3, &backfill).await;
     assert!(backfilled.contains("failed: beta: ") && backfilled.contains("row 5"), "{backfilled}");
     assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_backfills").await, "3");
-    let of_row = said(&scene, 3, &["status", "--row", "5"]).await;
+    let of_row = output_of(&scene, 3, &["status", "--row", "5"]).await;
     assert!(of_row.contains("beta") && of_row.contains("row 5") && of_row.contains("N/A"), "{of_row}");
-    assert!(said(&scene, 0, &["status", "--row", "4"]).await.contains("waits"));
-    said(&scene, 0, &["entity", "rewind", "beta", "--yes"]).await;
+    assert!(output_of(&scene, 0, &["status", "--row", "4"]).await.contains("waits"));
+    output_of(&scene, 0, &["entity", "rewind", "beta", "--yes"]).await;
     scene.sql("update books.raw set bal = '2', change_xid = default where id = 5").await;
-    said(&scene, 0, &backfill).await;
+    output_of(&scene, 0, &backfill).await;
     goes_on_once_corrected(&scene, 12).await;
 }
 
@@ -185,7 +185,7 @@ async fn damaged_block_stops_only_its_entity(pool: PgPool) {
     let json = status_json(&scene).await;
     assert_eq!(json["entities"][0]["pending_rows"], 0, "{json}");
     assert!(json["entities"][1]["pending_rows"].is_null(), "{json}");
-    let verified = said(&scene, 3, &["verify"]).await;
+    let verified = output_of(&scene, 3, &["verify"]).await;
     assert!(verified.contains("invalid page in block 0"), "{verified}");
 }
 
@@ -196,9 +196,9 @@ async fn verify_and_retry_name_unreadable_rows(pool: PgPool) {
     // One after the other, so that the errors are numbered in the order of the entities.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.sql("update books.raw set bal = 'NaN' where id in (3, 6)").await;
-    said(&scene, 3, &["run"]).await;
+    output_of(&scene, 3, &["run"]).await;
     scene.sql("update books.raw set bal = '' where id in (5, 6)").await;
-    let verified = said(&scene, 3, &["verify", "--deep"]).await;
+    let verified = output_of(&scene, 3, &["verify", "--deep"]).await;
     for words in ["beta", "this entity's rows: invalid input syntax for type numeric: \"\"", "22P02"] {
         assert!(verified.contains(words), "{words}: {verified}");
     }
@@ -206,7 +206,7 @@ async fn verify_and_retry_name_unreadable_rows(pool: PgPool) {
         serde_json::from_slice(&scene.output(&["verify", "--deep", "--json"]).await.stdout).unwrap();
     assert_eq!(json["entities"][0]["bodies_proven"], 1, "{json}");
     assert_eq!(json["entities"][1]["findings"][0]["what"], "ledger", "{json}");
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(retried.contains("still open: balance is NaN"), "{retried}");
     assert!(
         retried.contains("still open: the database could not read this entity's rows: invalid input"),
@@ -222,7 +222,7 @@ async fn verify_and_retry_name_unreadable_rows(pool: PgPool) {
                     timestamptz '2024-01-01Z' as captured_at, change_xid, bal::numeric as balance from books.raw",
         )
         .await;
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(retried.contains("error 2: still open: the database could not read"), "{retried}");
     assert_eq!(scene.received().len(), 4);
 }
@@ -233,7 +233,7 @@ async fn unreadable_unregistered_rows_do_not_hide_other_entities(pool: PgPool) {
     let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
     let scene = scene_with_view(pool, columns).await;
     scene.sql("insert into books.raw (id, entity_id, divisor) values (7, 'gamma', 0)").await;
-    let report = said(&scene, 3, &["run"]).await;
+    let report = output_of(&scene, 3, &["run"]).await;
     assert!(report.contains("not registered") && report.contains("division by zero"), "{report}");
     assert_eq!(scene.received().len(), 6);
     assert_eq!(scene.text(HEALTH).await, "acme ok,beta ok");
@@ -252,12 +252,12 @@ async fn entity_with_unreadable_rows_is_found_among_many(pool: PgPool) {
              insert into books.raw (id, entity_id, divisor) select n + 6, 'e' || n, (n % 250 > 0)::integer from generate_series(1, 300) n",
         )
         .await;
-    let report = said(&scene, 3, &["run"]).await;
+    let report = output_of(&scene, 3, &["run"]).await;
     assert!(report.contains("failed: e250: "), "{report}");
     assert_eq!(scene.received().len(), 305);
     let failing = "select string_agg(entity_id, ',') from elven_sync.sync_health where status <> 'ok'";
     assert_eq!(scene.text(failing).await, "e250");
-    let pending = said(&scene, 3, &["status"]).await;
+    let pending = output_of(&scene, 3, &["status"]).await;
     let of_entity =
         pending.lines().find(|line| line.starts_with(" e250 ")).unwrap_or_else(|| panic!("{pending}"));
     assert!(of_entity.contains("failing") && of_entity.contains('?'), "{of_entity}");
@@ -267,7 +267,7 @@ const BACKFILL: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2024-0
 
 /// Rows 1 and 9 can be sent, and those between cannot: they are set aside, whatever is asked.
 async fn sets_aside_what_cannot_be_sent(scene: &TestEnv, unfit: &[(&str, &str)]) {
-    let report = said(scene, 3, &["run"]).await;
+    let report = output_of(scene, 3, &["run"]).await;
     assert!(report.contains(&format!("2 uploaded, {} set aside", unfit.len())), "{report}");
     let errors = "select string_agg(concat_ws(' ', ledger_id, kind, message), E'\\n' order by ledger_id)
                     from elven_sync.sync_errors where resolved_at is null";
@@ -278,25 +278,25 @@ async fn sets_aside_what_cannot_be_sent(scene: &TestEnv, unfit: &[(&str, &str)])
             errors.lines().any(|line| line.starts_with(&format!("{id} invalid_row {why}"))),
             "{id} {why}: {errors}"
         );
-        let of_row = said(scene, 3, &["status", "--row", id]).await;
+        let of_row = output_of(scene, 3, &["status", "--row", id]).await;
         assert!(of_row.contains("set aside") && of_row.contains(why), "{of_row}");
     }
-    assert!(said(scene, 0, &["status", "--row", "1"]).await.contains("was uploaded"));
-    said(scene, 0, &["verify", "--deep"]).await;
-    let retried = said(scene, 3, &["errors", "retry"]).await;
+    assert!(output_of(scene, 0, &["status", "--row", "1"]).await.contains("was uploaded"));
+    output_of(scene, 0, &["verify", "--deep"]).await;
+    let retried = output_of(scene, 3, &["errors", "retry"]).await;
     assert_eq!(retried.matches("still open").count(), unfit.len(), "{retried}");
     assert!(retried.contains(unfit[0].1), "{retried}");
-    said(scene, 3, &["status"]).await;
-    said(scene, 0, &["errors", "list"]).await;
+    output_of(scene, 3, &["status"]).await;
+    output_of(scene, 0, &["errors", "list"]).await;
     assert_eq!(scene.received().len(), 2);
-    said(scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
-    let rehearsed = said(scene, 3, &["run", "--dry-run"]).await;
+    output_of(scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    let rehearsed = output_of(scene, 3, &["run", "--dry-run"]).await;
     assert!(
         rehearsed.contains("2 uploaded in 1 requests")
             && rehearsed.contains(&format!("{} set aside", unfit.len())),
         "{rehearsed}"
     );
-    said(scene, 3, &["run"]).await;
+    output_of(scene, 3, &["run"]).await;
     assert_eq!(scene.received().len(), 4);
 }
 
@@ -334,11 +334,11 @@ async fn times_out_of_range_are_set_aside_and_others_sent(pool: PgPool) {
             ("7", outside),
         ];
         // With rows that wait, whose oldest is asked for.
-        said(&scene, 0, &["status"]).await;
+        output_of(&scene, 0, &["status"]).await;
         sets_aside_what_cannot_be_sent(&scene, &unfit).await;
         let before = scene.received().len();
-        said(&scene, 0, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
-        said(&scene, 0, &BACKFILL).await;
+        output_of(&scene, 0, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
+        output_of(&scene, 0, &BACKFILL).await;
         assert_eq!(scene.received().len(), before + 2, "{zone}");
     }
 }
@@ -387,8 +387,8 @@ async fn undecodable_bytes_are_set_aside_and_others_sent(pool: PgPool) {
         let unfit = [("2", "entity_account_id is not valid text"), ("3", "currency is not valid text")];
         sets_aside_what_cannot_be_sent(&scene, &unfit).await;
         let before = scene.received().len();
-        said(&scene, 3, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
-        said(&scene, 3, &BACKFILL).await;
+        output_of(&scene, 3, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
+        output_of(&scene, 3, &BACKFILL).await;
         assert_eq!(scene.received().len(), before + 2, "{encoding}");
         drop_database(scene, &pool).await;
     }
@@ -459,7 +459,7 @@ async fn unstorable_message_is_stored_with_replacement_characters(pool: PgPool) 
                    values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'b', 'BTC', '2024-01-01Z', 2)").await;
         let api = api_that_refuses(message).await;
         scene.set("ELVEN_API_URL", &api);
-        let report = said(&scene, 3, &["run"]).await;
+        let report = output_of(&scene, 3, &["run"]).await;
         assert!(report.contains("2 set aside"), "{encoding}: {report}");
         let errors = "select string_agg(concat_ws(' ', ledger_id, kind, api_code, message, record->>'entityAccountId'), E'\\n' order by ledger_id)
                         from elven_sync.sync_errors";
@@ -467,22 +467,22 @@ async fn unstorable_message_is_stored_with_replacement_characters(pool: PgPool) 
         assert_eq!(errors.matches(stored).count(), 6, "{encoding}: {errors}");
         let batches = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches";
         assert_eq!(scene.text(batches).await, "split,rejected,rejected", "{encoding}");
-        said(&scene, 3, &["errors", "retry"]).await;
-        said(&scene, 0, &["run"]).await;
+        output_of(&scene, 3, &["errors", "retry"]).await;
+        output_of(&scene, 0, &["run"]).await;
         // A lane that stops stores it, too, as do the run and a backfill.
         scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "0");
         scene.sql("update ledger.balance_snapshots set balance = 3 where id = 1").await;
-        said(&scene, 1, &["run"]).await;
+        output_of(&scene, 1, &["run"]).await;
         let stops = "select concat_ws(' ', (select last_error from elven_sync.sync_state), (select error from elven_sync.sync_runs order by run_id desc limit 1))";
         let stopped = scene.text(stops).await;
         assert_eq!(stopped.matches(stored).count(), 4, "{encoding}: {stopped}");
-        said(&scene, 1, &BACKFILL).await;
+        output_of(&scene, 1, &BACKFILL).await;
         let of_backfill = scene.text("select error from elven_sync.sync_backfills").await;
         assert!(of_backfill.contains(stored), "{encoding}: {of_backfill}");
         let number = scene
             .text("select max(error_id)::text from elven_sync.sync_errors where resolved_at is null")
             .await;
-        said(&scene, 0, &["errors", "resolve", &number, "--reason", message]).await;
+        output_of(&scene, 0, &["errors", "resolve", &number, "--reason", message]).await;
         let resolution = scene
             .text("select string_agg(resolution, ',') from elven_sync.sync_errors where dismissed")
             .await;

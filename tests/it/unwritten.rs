@@ -6,8 +6,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tokio::process::Child;
 
 use crate::backfill::{add_minutes, backfill_2024};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, said, stderr};
+use crate::support::{TestEnv, eventually, fault_rules, output_of, stderr};
 
 /// Two batches of a row each, both in flight at once.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -73,7 +72,7 @@ async fn the_next_run_goes_on(scene: &TestEnv, entity_id: &str) {
     let again: Vec<String> = scene.balances().into_iter().skip(before).map(|(account, _)| account).collect();
     assert_eq!(again, [format!("{entity_id}-1")], "what was recorded is not sent again");
     assert_eq!(scene.text(BATCHES).await, "accepted accepted");
-    said(scene, 0, &["verify"]).await;
+    output_of(scene, 0, &["verify"]).await;
 }
 
 /// Whatever PostgreSQL says: a lock that was not given, a statement that was cancelled, no disk, a deadlock, no memory, no
@@ -174,7 +173,7 @@ async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPo
         .sql("update ledger.balance_snapshots set currency = case when id = 1 then 'NONE' else 'BTC' end")
         .await;
     // The first batch is refused, and then it is seen whether the key is good, which takes its time.
-    scene.sandbox.set_rules(parsed(&["slow=2s@once:2"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=2s@once:2"]));
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let child = scene.command(&["run"]).spawn().unwrap();
@@ -195,7 +194,7 @@ async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPo
     assert_eq!(scene.text(PASSED).await, "0");
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.text(BATCHES).await, "rejected accepted");
-    said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }
 
 /// The same of a backfill.
@@ -246,7 +245,7 @@ async fn unanswered_batch_before_the_cursor_is_sent_again(pool: PgPool) {
     let batches = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id)
                      from elven_sync.sync_batches";
     assert_eq!(scene.text(batches).await, "accepted 2 t,accepted 1 f,accepted 1 f,accepted 1 f");
-    said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }
 
 /// Another row of its key was read behind it, and has arrived: the older one does not come behind that.
@@ -260,10 +259,10 @@ async fn unanswered_batch_before_the_cursor_never_overwrites_newer_row(pool: PgP
     scene.run().await;
     assert_eq!(scene.balances().len(), 2);
     scene.sql(REOPEN).await;
-    let refused = said(&scene, 1, &["run"]).await;
+    let refused = output_of(&scene, 1, &["run"]).await;
     assert!(refused.contains("no answer to batch 1 is recorded"), "{refused}");
     assert_eq!(scene.balances().len(), 2, "nothing is sent");
-    said(&scene, 0, &["entity", "rewind", "e", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "e", "--yes"]).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let balances: Vec<String> = scene.balances().into_iter().skip(2).map(|(_, balance)| balance).collect();
     assert_eq!(balances, ["0", "7"]);
@@ -276,7 +275,7 @@ async fn unanswered_parts_before_the_cursor_are_sent_again(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 4).await;
-    scene.sandbox.set_rules(parsed(&["reject:account=e-1"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=e-1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     scene.sql(REOPEN).await;
     scene.sql("update elven_sync.sync_batches set status = 'split' where batch_id = (select min(batch_id) from elven_sync.sync_batches);
@@ -286,5 +285,5 @@ async fn unanswered_parts_before_the_cursor_are_sent_again(pool: PgPool) {
     let accounts: Vec<String> =
         scene.balances().into_iter().skip(before).map(|(account, _)| account).collect();
     assert_eq!(accounts, ["e-0"]);
-    said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }

@@ -3,29 +3,12 @@
 use std::time::Duration;
 
 use elven_sync::sandbox::{Fault, Gate};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use sqlx::PgPool;
-use tokio::process::Child;
 
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, stderr, stdout, until_it_says};
-
-/// Three batches of two rows.
-pub async fn scene_with_three_batches(pool: PgPool) -> TestEnv {
-    let mut scene = TestEnv::new(pool).await;
-    scene.entity("acme", "UTC").await;
-    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
-               select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n").await;
-    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
-    // One after the other, so that it is known which of them a crash meets.
-    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
-    scene
-}
-
-pub fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
-}
+use crate::support::{
+    TestEnv, eventually, fault_rules, scene_with_three_batches, signal, stderr, stdout, wait_for_log,
+};
 
 #[sqlx::test(migrations = false)]
 async fn killed_run_is_marked_and_resends_only_batch_in_flight(pool: PgPool) {
@@ -89,7 +72,7 @@ async fn signal_stops_a_run_after_batches_in_flight(pool: PgPool) {
         let (mut child, gate) = scene.held_run().await;
         signal(&child, name);
         // The signal has to be noticed before the answer comes.
-        until_it_says(&mut child, "stopping after").await;
+        wait_for_log(&mut child, "stopping after").await;
         gate.open();
         assert_eq!(child.wait().await.unwrap().code(), Some(code));
     }
@@ -151,13 +134,13 @@ async fn entity_finished_by_a_dead_worker_is_reported_ok(pool: PgPool) {
                    for each row when (old.last_error is not null) execute function die()").await;
     let mut child = scene.command(&["run"]).spawn().unwrap();
     let sleeping = "select count(*)::text from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
-    crate::support::eventually("the worker is held", async || scene.text(sleeping).await == "1").await;
+    eventually("the worker is held", async || scene.text(sleeping).await == "1").await;
     signal(&child, Signal::SIGKILL);
     child.wait().await.unwrap();
     scene.sql("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database();
                drop trigger die on elven_sync.sync_state").await;
     let expired = "select (lease_expires_at < clock_timestamp())::text from elven_sync.sync_state";
-    crate::support::eventually("the lease runs out", async || scene.text(expired).await == "true").await;
+    eventually("the lease runs out", async || scene.text(expired).await == "true").await;
     scene.run().await;
     assert_eq!(
         scene
@@ -196,7 +179,7 @@ async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
     ] {
         scene.set(name, value);
     }
-    scene.sandbox.set_rules(parsed(&["slow=10ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=10ms"]));
     let report = scene.run().await;
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (152, 0));
     let arrived: Vec<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
@@ -270,7 +253,7 @@ async fn locked_state_row_stops_no_other_lane(pool: PgPool) {
     assert_eq!(scene.text(lease).await, "true");
     gates.iter().for_each(Gate::open);
     let acme = "select concat_ws(' ', rows_uploaded, settled is not null) from elven_sync.sync_state where entity_id = 'acme'";
-    crate::support::eventually("acme is through", async || scene.text(acme).await == "6 t").await;
+    eventually("acme is through", async || scene.text(acme).await == "6 t").await;
     lock.rollback().await.unwrap();
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -286,7 +269,7 @@ async fn outdated_probe_does_not_clear_a_newer_failure(pool: PgPool) {
     let (child, gate) = scene.held_run().await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('beta', 'b', 'BTC', '2024-01-01Z', 1)").await;
-    scene.sandbox.set_rules(parsed(&["revoked"]));
+    scene.sandbox.set_rules(fault_rules(&["revoked"]));
     let other = scene.output(&["run", "--entity", "beta"]).await;
     assert_eq!(other.status.code(), Some(1), "{}", stderr(&other));
     scene.sandbox.set_rules(Vec::new());
@@ -308,7 +291,7 @@ async fn failed_lane_releases_its_entity_for_other_workers(pool: PgPool) {
     let (child, gate) = scene.held_run().await;
     let free = "select coalesce(bool_and(lease_epoch > 0 and lease_owner is null), false)::text
                   from elven_sync.sync_state where entity_id = 'beta'";
-    crate::support::eventually("beta was given back", async || scene.text(free).await == "true").await;
+    eventually("beta was given back", async || scene.text(free).await == "true").await;
     scene.sql("drop trigger broken on elven_sync.sync_batches").await;
     let other = scene.output(&["run", "--entity", "beta"]).await;
     assert_eq!(other.status.code(), Some(0), "{}", stderr(&other));

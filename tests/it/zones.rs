@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use elven_sync::sandbox::Fault;
 
-use crate::support::{TestEnv, said, stderr, stdout};
+use crate::support::{TestEnv, output_of, stderr, stdout};
 use crate::verify::{findings, proof};
 
 const ZONEINFO: &str = "ELVEN_SYNC_TIME__ZONEINFO";
@@ -35,7 +35,7 @@ fn times(scene: &TestEnv) -> Vec<String> {
 }
 
 async fn run(scene: &TestEnv) -> String {
-    said(scene, 0, &["run"]).await
+    output_of(scene, 0, &["run"]).await
 }
 
 #[sqlx::test(migrations = false)]
@@ -75,12 +75,12 @@ async fn newest_zone_rules_of_the_machine_are_used(pool: PgPool) {
     // A zone that only the newer rules have can be registered under them, and is refused elsewhere.
     let newer = compiled("newer");
     assert!(
-        said(&scene, 1, &["entity", "add", "isle", "--timezone", "Europe/Atlantis"])
+        output_of(&scene, 1, &["entity", "add", "isle", "--timezone", "Europe/Atlantis"])
             .await
             .contains("not an IANA")
     );
     scene.set("TZDIR", &newer);
-    said(&scene, 0, &["entity", "add", "Europe/Atlantis", "--timezone", "Europe/Atlantis"]).await;
+    output_of(&scene, 0, &["entity", "add", "Europe/Atlantis", "--timezone", "Europe/Atlantis"]).await;
     for zone in ["Europe/Zurich", "Asia/Tokyo", "Europe/Atlantis"] {
         add(&scene, zone, &["2026-12-01T12:00:00Z"]).await;
     }
@@ -157,7 +157,7 @@ async fn zone_rule_change_is_reported_once_with_rows_and_backfill(pool: PgPool) 
     // What was said can be pasted, and sends the present times.
     let words: Vec<String> =
         backfill.split_whitespace().skip(1).map(|word| word.trim_matches('\'').to_owned()).collect();
-    said(&scene, 0, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    output_of(&scene, 0, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let received = times(&scene);
     for time in ["2026-12-01 14:00:00", "2026-12-02 14:00:00", "2026-12-03 14:00:00"] {
         assert!(received.contains(&format!("Europe/Zurich {time}")), "{time} in {received:?}");
@@ -191,7 +191,7 @@ async fn uploads_without_recorded_zone_rules_use_their_versions_rules(pool: PgPo
     // Each entity is compared with its own last run, and not with that of the installation.
     scene.sql(forget).await;
     let only = ["run", "--entity", "Europe/Zurich"];
-    assert!(said(&scene, 0, &only).await.contains("note: entity `Europe/Zurich`"));
+    assert!(output_of(&scene, 0, &only).await.contains("note: entity `Europe/Zurich`"));
     assert!(run(&scene).await.contains("note: entity `America/Vancouver`"));
     // Rules that are not known: that is said, too.
     scene.sql(forget).await;
@@ -207,7 +207,8 @@ async fn zone_rule_change_ignores_rows_never_uploaded(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     add(&scene, "Europe/Zurich", &["2026-12-01T12:00:00Z"; 3]).await;
-    said(&scene, 0, &["entity", "add", "Europe/Zurich", "--timezone", "Europe/Zurich", "--from-now"]).await;
+    output_of(&scene, 0, &["entity", "add", "Europe/Zurich", "--timezone", "Europe/Zurich", "--from-now"])
+        .await;
     add(&scene, "Europe/Zurich", &["2026-12-02T12:00:00Z"]).await;
     run(&scene).await;
     scene.set(ZONEINFO, &compiled("newer"));
@@ -252,7 +253,7 @@ async fn different_server_zone_rules_are_reported_once_per_change(pool: PgPool) 
     );
     assert!(!text.contains("note: time zone Europe/Zurich"), "{text}");
     // A run of one entity says nothing of the others, and forgets nothing of them.
-    assert!(!said(&scene, 0, &["run", "--entity", "tokyo"]).await.contains("database server"));
+    assert!(!output_of(&scene, 0, &["run", "--entity", "tokyo"]).await.contains("database server"));
     assert!(!run(&scene).await.contains("database server"));
     assert_eq!(scene.text(fact).await, "Europe/Atlantis 2099a,Europe/Zurich 2099a");
     // Once they agree that is noted, and the next difference is reported again.
@@ -292,7 +293,7 @@ async fn batch_rebuilt_with_other_zone_rules_is_reported(pool: PgPool) {
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
     add(&scene, "Europe/Zurich", &["2026-12-01T12:00:00Z"]).await;
     scene.sandbox.inject(Fault::CutAfterWrite);
-    said(&scene, 1, &["run"]).await;
+    output_of(&scene, 1, &["run"]).await;
     assert_eq!(times(&scene), ["Europe/Zurich 2026-12-01 13:00:00"]);
     scene.set(ZONEINFO, &compiled("newer"));
     let output = scene.output(&["run"]).await;
@@ -361,7 +362,7 @@ async fn unusable_zone_rule_folder_is_refused(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     for folder in ["/nonexistent", env!("CARGO_MANIFEST_DIR")] {
         scene.set(ZONEINFO, &format!("{folder}/src"));
-        let text = said(&scene, 1, &["run"]).await;
+        let text = output_of(&scene, 1, &["run"]).await;
         assert!(text.contains("[time] zoneinfo") && text.contains("hint: leave it out"), "{text}");
     }
     // An empty setting is none.

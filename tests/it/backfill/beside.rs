@@ -8,8 +8,7 @@ use elven_sync::sandbox::{Fault, Gate};
 use sqlx::PgPool;
 
 use super::{add_minutes, backfill_2024};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, said, stderr};
+use crate::support::{TestEnv, eventually, fault_rules, output_of, stderr};
 
 /// A long backfill: requests that take their time, few rows in each, slices of a fifth of a second.
 async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
@@ -31,7 +30,7 @@ async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
 async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 400).await;
     scene.run().await;
-    scene.sandbox.set_rules(parsed(&["slow=8ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=8ms"]));
     let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
     let under_way =
         "select count(*)::text from elven_sync.sync_backfills where rows_read > 0 and status = 'running'";
@@ -74,7 +73,7 @@ async fn run_gets_an_entity_from_a_long_backfill_quickly(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 4000).await;
     scene.run().await;
     // As long as a lease lasts the backfill would go on by itself.
-    scene.sandbox.set_rules(parsed(&["slow=50ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=50ms"]));
     let mut child =
         scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
     let under_way =
@@ -145,17 +144,17 @@ async fn a_retry_and_a_rewind_get_the_entity_from_a_backfill(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 2000).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'wrong', 'ETH', '2026-01-01Z', 1)").await;
-    scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
-    scene.sandbox.set_rules(parsed(&["slow=50ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=50ms"]));
     let mut child =
         scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
     let under_way =
         "select count(*)::text from elven_sync.sync_backfills where rows_read > 0 and status = 'running'";
     eventually("the backfill is under way", async || scene.text(under_way).await == "1").await;
-    let retried = said(&scene, 0, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 0, &["errors", "retry"]).await;
     assert!(retried.contains("resolved: uploaded by `errors retry`"), "{retried}");
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.text(under_way).await, "1", "the backfill is not through");
     child.kill().await.unwrap();
 }
@@ -207,10 +206,10 @@ async fn idle_run_records_success_of_entity_leased_by_backfill(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn two_backfills_of_an_entity_take_turns(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 60).await;
-    scene.sandbox.set_rules(parsed(&["slow=10ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=10ms"]));
     let (one, other) = tokio::join!(
         backfill_2024(&scene, 0, &[]),
-        said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-02-01"])
+        output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-02-01"])
     );
     assert!(one.contains("60 uploaded") && other.contains("60 uploaded"), "{one}{other}");
     assert_eq!(scene.received().len(), 120);

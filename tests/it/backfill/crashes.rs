@@ -13,11 +13,10 @@ use sqlx::migrate::MigrateDatabase;
 use sqlx::{ConnectOptions, PgPool, Postgres};
 
 use super::{add_minutes, backfill_2024, texts};
-use crate::crashes::FAULT_POINT;
 use crate::crashes::points::{OF_A_BACKFILL, Point, points};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, said, stderr, stdout, until_it_says, variable};
-use crate::workers::signal;
+use crate::support::{
+    FAULT_POINT, TestEnv, eventually, fault_rules, output_of, signal, stderr, stdout, variable, wait_for_log,
+};
 
 /// Cases under way at once; most of the time they wait for the lease of a dead worker.
 const AT_ONCE: usize = 6;
@@ -68,7 +67,7 @@ async fn prepared(mut scene: TestEnv, rows: i32) -> TestEnv {
                update ledger.balance_snapshots set currency = 'ETH' where id = 12;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'early', 'BTC', '2023-12-31 23:59:59.999999Z', 1), ('acme', 'late', 'BTC', '2025-01-01Z', 1)").await;
-    scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH"]));
     scene
 }
 
@@ -123,7 +122,7 @@ async fn backfill_killed_at_random_moments_covers_range_exactly(pool: PgPool) {
 }
 
 async fn kill_at_random_moments(scene: &TestEnv, seed: i64) {
-    scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=15ms", "answer-lost@5%"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=15ms", "answer-lost@5%"]));
     let mut rng = Rng::with_seed(seed.cast_unsigned());
     let mut killed = 0;
     // It may be killed when all is done and recorded.
@@ -178,7 +177,7 @@ async fn kill_at(scene: &TestEnv, point: Point) {
         scene.sandbox.inject(Fault::Answer { status: 503, body, headers });
     }
     if point.0 == Step::RenewLease {
-        scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=250ms"]));
+        scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=250ms"]));
     }
     if matches!(point.0, Step::Recover | Step::Empty) {
         let mut first = scene.command(&RANGE);
@@ -232,14 +231,14 @@ async fn signal_stops_backfill_after_batches_in_flight_and_it_resumes(pool: PgPo
             scene.command(if name == Signal::SIGINT { &RANGE } else { resumed_by }).spawn().unwrap();
         gate.reached().await;
         signal(&child, name);
-        until_it_says(&mut child, "stopping after").await;
+        wait_for_log(&mut child, "stopping after").await;
         gate.open();
         assert_eq!(child.wait().await.unwrap().code(), Some(code));
         let state = "select concat_ws(' ', b.status, r.status, (select bool_and(lease_owner is null) from elven_sync.sync_state))
                        from elven_sync.sync_backfills b join elven_sync.sync_runs r using (run_id)";
         assert_eq!(scene.text(state).await, "interrupted interrupted t");
     }
-    let report = said(&scene, 3, &RANGE).await;
+    let report = output_of(&scene, 3, &RANGE).await;
     assert!(
         report.contains("backfill 1 from 2024-01-01 to 2025-01-01, gone on with where it stopped"),
         "{report}"
@@ -247,9 +246,12 @@ async fn signal_stops_backfill_after_batches_in_flight_and_it_resumes(pool: PgPo
     is_covered(&scene).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches where ambiguous").await, "0");
     // Another range, or a filter more, is another backfill.
-    let other =
-        said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--currency", "USD"])
-            .await;
+    let other = output_of(
+        &scene,
+        0,
+        &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--currency", "USD"],
+    )
+    .await;
     assert!(other.contains("backfill 2 "), "{other}");
 }
 
@@ -257,11 +259,11 @@ async fn signal_stops_backfill_after_batches_in_flight_and_it_resumes(pool: PgPo
 async fn cancelled_backfill_stops_after_batches_in_flight_and_stays_cancelled(pool: PgPool) {
     let mut scene = scene_of(pool, 200).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "30s");
-    scene.sandbox.set_rules(parsed(&["slow=50ms", "reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=50ms", "reject:currency=ETH"]));
     let child = scene.command(&RANGE).spawn().unwrap();
     let read = "select coalesce(max(rows_read), 0)::text from elven_sync.sync_backfills";
     eventually("it is under way", async || scene.text(read).await != "0").await;
-    let said_so = said(&scene, 0, &["backfill", "cancel", "1"]).await;
+    let said_so = output_of(&scene, 0, &["backfill", "cancel", "1"]).await;
     assert!(said_so.contains("stops after what is in flight"), "{said_so}");
     let output =
         tokio::time::timeout(Duration::from_secs(5), child.wait_with_output()).await.unwrap().unwrap();
@@ -272,9 +274,9 @@ async fn cancelled_backfill_stops_after_batches_in_flight_and_stays_cancelled(po
                                   (select count(*) from elven_sync.sync_state where lease_owner is not null))
                    from elven_sync.sync_backfills";
     assert_eq!(scene.text(state).await, "cancelled t t 0 0");
-    let refused = said(&scene, 1, &["backfill", "--resume", "1"]).await;
+    let refused = output_of(&scene, 1, &["backfill", "--resume", "1"]).await;
     assert!(refused.contains("backfill 1 is cancelled and cannot be gone on with"), "{refused}");
-    let refused = said(&scene, 1, &["backfill", "cancel", "1"]).await;
+    let refused = output_of(&scene, 1, &["backfill", "cancel", "1"]).await;
     assert!(refused.contains("is cancelled already"), "{refused}");
     // The same range is asked for anew.
     scene.sandbox.set_rules(Vec::new());
@@ -291,20 +293,20 @@ async fn running_backfill_is_refused_dead_one_is_awaited(pool: PgPool) {
     let mut child = scene.command(&RANGE).spawn().unwrap();
     gate.reached().await;
     for arguments in [&RANGE[..], &["backfill", "--resume", "1"]] {
-        let refused = said(&scene, 1, arguments).await;
+        let refused = output_of(&scene, 1, arguments).await;
         assert!(refused.contains("run 1 of ") && refused.contains(" is on backfill 1"), "{refused}");
     }
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_runs").await, "1");
     child.kill().await.unwrap();
     gate.open();
-    said(&scene, 3, &["backfill", "--resume", "1"]).await;
+    output_of(&scene, 3, &["backfill", "--resume", "1"]).await;
     is_covered(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
 async fn identical_concurrent_backfill_requests_create_one_backfill(pool: PgPool) {
     let scene = scene_of(pool, 40).await;
-    scene.sandbox.set_rules(parsed(&["slow=30ms", "reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=30ms", "reject:currency=ETH"]));
     let (one, other) = tokio::join!(scene.output(&RANGE), scene.output(&RANGE));
     let mut codes = [one.status.code(), other.status.code()];
     codes.sort();

@@ -7,8 +7,7 @@ use nix::pty::{Winsize, openpty};
 use sqlx::PgPool;
 
 use super::add_minutes;
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, stderr};
+use crate::support::{TestEnv, fault_rules, stderr};
 
 const RANGE: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
 
@@ -19,7 +18,7 @@ async fn scene_that_takes(pool: PgPool, rows: i32, each: &str) -> TestEnv {
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", rows).await;
-    scene.sandbox.set_rules(parsed(&[each]));
+    scene.sandbox.set_rules(fault_rules(&[each]));
     scene
 }
 

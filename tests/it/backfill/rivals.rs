@@ -4,8 +4,7 @@ use fastrand::Rng;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{accounts_since, backfill_2024, texts};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, said, variable};
+use crate::support::{TestEnv, fault_rules, output_of, stderr, variable};
 
 /// A scene of an entity whose batches have this many rows.
 async fn scene_in(pool: PgPool, zone: &str, batch_rows: &str) -> TestEnv {
@@ -43,7 +42,7 @@ async fn range_end_inside_a_second_still_finds_newer_rivals(pool: PgPool) {
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'a', 'BTC', '2024-01-01 00:00:00.9Z', 2),
                       ('acme', 'b', 'BTC', '2024-01-01 00:00:00.1Z', 3), ('acme', 'b', 'BTC', '2024-01-01 00:00:01Z', 4),
                       ('acme', 'c', 'BTC', '2024-01-01 00:00:00.1Z', 5), ('acme', 'c', 'BTC', '2024-01-01 00:00:00.9Z', 'NaN')").await;
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
     // That of `a` is what the API has or will have; `c` has nothing newer that can be sent.
     assert_eq!(balances_since(&scene, 0), ["3", "5"]);
 }
@@ -64,7 +63,7 @@ async fn repeated_hour_is_sent_with_its_later_values(pool: PgPool) {
     for until in
         ["2024-10-27T00:30:00Z", "2024-10-27T01:00:00Z", "2024-10-27T01:30:00Z", "2024-10-28T00:00:00Z"]
     {
-        said(&scene, 0, &["backfill", "--from", "2024-10-27", "--to", until]).await;
+        output_of(&scene, 0, &["backfill", "--from", "2024-10-27", "--to", until]).await;
         let received = balances_since(&scene, before);
         before += received.len();
         assert_eq!(
@@ -81,16 +80,16 @@ async fn rival_set_aside_supersedes_nothing(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "1").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'a', 'BTC', '2024-01-01 00:00:00.9Z', -6)").await;
-    scene.sandbox.set_rules(parsed(&["reject:negative"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:negative"]));
     scene.run().await;
     assert_eq!(balances_since(&scene, 0), ["1"]);
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
     assert_eq!(balances_since(&scene, 1), ["1"]);
     // Written again it will be uploaded.
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update ledger.balance_snapshots set balance = 2 where id = 2").await;
     scene.run().await;
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
     assert_eq!(balances_since(&scene, 2), ["2"]);
 }
 
@@ -102,7 +101,7 @@ async fn parts_of_a_batch_exclude_superseded_rows(pool: PgPool) {
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'b', 'BTC', '2024-01-01 00:00:00.2Z', -6),
                       ('acme', 'c', 'BTC', '2024-01-01 00:00:00.3Z', 3), ('acme', 'd', 'BTC', '2024-01-01 00:00:00.4Z', 4),
                       ('acme', 'a', 'BTC', '2024-01-01 00:00:00.5Z', 5), ('acme', 'c', 'BTC', '2024-01-01 00:00:00.6Z', 6)").await;
-    scene.sandbox.set_rules(parsed(&["reject:negative"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:negative"]));
     backfill_2024(&scene, 3, &[]).await;
     let mut received = balances_since(&scene, 0);
     received.sort();
@@ -167,7 +166,7 @@ async fn backfill_sends_exactly_the_newest_row_of_each_key(pool: PgPool) {
             scene.command(&["backfill", "--from", "1800-01-01", "--to", &until, "--entity", &id]);
         command.env("ELVEN_SYNC_SYNC__BATCH_ROWS", &batch_rows);
         let output = command.output().await.unwrap();
-        assert!(output.status.success(), "{}", crate::support::stderr(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         let expected = format!(
             "select trim_scale(balance)::text from (
                 select *, row_number() over (partition by entity_account_id,

@@ -6,7 +6,8 @@ use elven_sync::audit::{EntityProof, verify};
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::Case;
-use crate::sandbox::IMPORT;
+
+use crate::support::IMPORT;
 
 /// A batch, as the journal has it.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]

@@ -9,9 +9,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use super::points::{Point, points};
-use super::{Case, FAULT_POINT, SIGNATURE_WINDOW, at_each};
-use crate::sandbox::IMPORT;
-use crate::workers::signal;
+use super::{Case, SIGNATURE_WINDOW, at_each};
+
+use crate::support::{FAULT_POINT, IMPORT, signal};
 
 /// While it has the lease, and a while longer.
 const OF_A_LEASE: [(Step, &[u32]); 9] = [

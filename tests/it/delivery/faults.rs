@@ -8,9 +8,8 @@ use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Credential, Options, Sandbox};
 use sqlx::PgPool;
 
-use super::{imports, scene, variable};
-use crate::sandbox_faults::parsed;
-use crate::support::{KEY, SECRET, eventually};
+use super::{imports, scene};
+use crate::support::{KEY, SECRET, eventually, fault_rules, variable};
 
 const ROWS: i64 = 50_000;
 
@@ -39,7 +38,7 @@ async fn random_faults_leave_each_row_uploaded_or_set_aside(pool: PgPool) {
     println!("{rows} rows; to repeat it: ELVEN_FAULT_SEED={seed}");
     scene.sandbox = Sandbox::start(Options {
         credentials: vec![Credential::new("default", KEY, SECRET)],
-        rules: parsed(&FAULTS),
+        rules: fault_rules(&FAULTS),
         seed: seed.unsigned_abs(),
         keep_records_max: usize::MAX,
         ..Options::default()

@@ -6,8 +6,7 @@ use elven_sync::sandbox::{Fault, Gate, Request};
 use sqlx::PgPool;
 
 use super::{add_other_with_its_own_key, add_rows, imports, scene};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually};
+use crate::support::{TestEnv, eventually, fault_rules};
 
 const ACCEPTED: &str = "select count(*)::text from elven_sync.sync_batches where status = 'accepted'";
 const CURSOR: &str = "select cursor_id from elven_sync.sync_state";
@@ -101,7 +100,7 @@ async fn values_of_one_key_arrive_in_pass_order(pool: PgPool) {
     let scene = scene_of_single_rows(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'k' || n % 3, 'BTC', '2024-01-01Z', n from generate_series(1, 60) n").await;
-    scene.sandbox.set_rules(parsed(&[
+    scene.sandbox.set_rules(fault_rules(&[
         "error-500-kept@10%",
         "throttle@10%",
         "cut-before@10%",
@@ -132,7 +131,7 @@ async fn values_of_one_key_arrive_in_pass_order(pool: PgPool) {
 async fn requests_in_flight_reach_and_never_exceed_their_limit(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
     add_rows(&scene, "acme", 16).await;
-    scene.sandbox.set_rules(parsed(&["slow=300ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=300ms"]));
     for at_once in [4, 1] {
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", &at_once.to_string());
         scene.sql("update ledger.balance_snapshots set balance = balance + 1").await;
@@ -156,7 +155,7 @@ async fn parts_count_towards_requests_in_flight(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     add_rows(&scene, "acme", 16).await;
-    scene.sandbox.set_rules(parsed(&["slow=30ms", "reject:currency=BTC"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=30ms", "reject:currency=BTC"]));
     scene.run().await;
     let times: Vec<_> = imports(&scene).into_iter().map(|import| import.at).collect();
     assert_eq!(times.len(), 4 * 7, "all of the halves down to single records");
@@ -230,7 +229,7 @@ async fn throttled_credential_does_not_delay_another_credential(pool: PgPool) {
     for entity_id in ["acme", "beta", "other"] {
         add_rows(&scene, entity_id, 1).await;
     }
-    scene.sandbox.set_rules(parsed(&["slow=1s", "throttle=4s@first:2"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=1s", "throttle=4s@first:2"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let by: Vec<String> = imports(&scene).into_iter().filter_map(|request| request.credential).collect();
     assert_eq!(by, ["default", "default", "second", "default", "default"]);

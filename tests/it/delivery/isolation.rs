@@ -8,8 +8,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::watch;
 
 use super::{BATCHES, ERRORS, add_rows, answered, failure, imports, scene};
-use crate::sandbox_faults::parsed;
-use crate::support::{PARTS, TestEnv};
+use crate::support::{PARTS, TestEnv, fault_rules};
 
 /// What holds of the journal whatever was refused and split.
 async fn the_books_balance(scene: &TestEnv) {
@@ -45,7 +44,7 @@ async fn exactly_the_refused_rows_are_set_aside(pool: PgPool) {
         poison.insert(random.usize(..1000));
     }
     let rules: Vec<String> = poison.iter().map(|n| format!("reject:account=a{n}")).collect();
-    scene.sandbox.set_rules(parsed(&rules.iter().map(String::as_str).collect::<Vec<_>>()));
+    scene.sandbox.set_rules(fault_rules(&rules.iter().map(String::as_str).collect::<Vec<_>>()));
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Incomplete);
     let counters = &report.counters;
@@ -93,13 +92,13 @@ async fn exactly_the_refused_rows_are_set_aside(pool: PgPool) {
 async fn success_false_counts_as_refused(pool: PgPool) {
     let mut scene = scene(pool).await;
     add_rows(&scene, "acme", 8).await;
-    scene.sandbox.set_rules(parsed(&["reject:success-false@first:3"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:success-false@first:3"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded, "in halves and quarters all is well");
     assert_eq!(scene.balances().len(), 8);
     the_books_balance(&scene).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     add_rows(&scene, "acme", 3).await;
-    scene.sandbox.set_rules(parsed(&["reject:success-false@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:success-false@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.text(ERRORS).await, "rejected_row 200");
     assert_eq!(scene.balances().len(), 10);
@@ -114,7 +113,7 @@ async fn rows_superseded_by_a_refused_row_are_sent(pool: PgPool) {
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.1Z', 7), ('acme', 'x', 'BTC', '2024-01-01 00:00:00.3Z', -3),
                       ('acme', 'x', 'BTC', '2024-01-01 00:00:00.2Z', -2), ('acme', 'x', 'BTC', '2024-01-01 00:00:00.0Z', 6)").await;
-    scene.sandbox.set_rules(parsed(&["reject:negative"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:negative"]));
     let report = scene.run().await;
     let counters = &report.counters;
     assert_eq!((counters.rows_uploaded, counters.rows_rejected, counters.rows_superseded), (21, 2, 1));
@@ -143,7 +142,7 @@ async fn refused_tie_is_set_aside_as_a_whole(pool: PgPool) {
     scene.sql("insert into ledger.parts (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', n::text, 'BTC', '2024-01-01Z', case when n in (15, 16) then 'NaN'::numeric else n end
                  from generate_series(0, 17) n").await;
-    scene.sandbox.set_rules(parsed(&["reject:account=4"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=4"]));
     let report = scene.run().await;
     let counters = &report.counters;
     assert_eq!((counters.rows_read, counters.rows_uploaded, counters.rows_rejected), (18, 13, 5));
@@ -175,7 +174,11 @@ async fn parts_are_recovered_when_ids_repeat(pool: PgPool) {
     }
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     // The batch is refused, the probe is answered, and its parts meet an API that is busy.
-    scene.sandbox.set_rules(parsed(&["reject:success-false@once:1", "throttle@once:2", "throttle@once:2"]));
+    scene.sandbox.set_rules(fault_rules(&[
+        "reject:success-false@once:1",
+        "throttle@once:2",
+        "throttle@once:2",
+    ]));
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     let split = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches where status = 'split'";
     assert_eq!(scene.text(split).await, "split");
@@ -198,7 +201,11 @@ async fn interrupted_bisection_is_resumed(pool: PgPool) {
     loop {
         runs += 1;
         // Every fifth request brings the run to its end.
-        scene.sandbox.set_rules(parsed(&["throttle@every:5", "reject:account=a7", "reject:account=a50"]));
+        scene.sandbox.set_rules(fault_rules(&[
+            "throttle@every:5",
+            "reject:account=a7",
+            "reject:account=a50",
+        ]));
         if scene.run().await.status != RunStatus::Failed {
             break;
         }
@@ -218,7 +225,7 @@ async fn interrupted_bisection_is_resumed(pool: PgPool) {
 async fn refused_row_with_earlier_unknown_outcome_is_set_aside(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene, "acme", 1).await;
-    scene.sandbox.set_rules(parsed(&["error-500@once:1", "reject:account=a1"]));
+    scene.sandbox.set_rules(fault_rules(&["error-500@once:1", "reject:account=a1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.text(BATCHES).await, "rejected 2 t 400");
     assert_eq!(scene.text(ERRORS).await, "rejected_row 400 40013");
@@ -230,7 +237,7 @@ async fn api_refusing_every_import_sets_no_row_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     add_rows(&scene, "acme", 100).await;
-    scene.sandbox.set_rules(parsed(&["refuses-all"]));
+    scene.sandbox.set_rules(fault_rules(&["refuses-all"]));
     for _ in 0..20 {
         let before = scene.sandbox.requests().len();
         assert_eq!(scene.run().await.status, RunStatus::Failed);
@@ -252,7 +259,7 @@ async fn api_refusing_1000_runs_fills_no_table(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "5");
     add_rows(&scene, "acme", 64).await;
-    scene.sandbox.set_rules(parsed(&["reject:currency=BTC"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=BTC"]));
     let settings = scene.settings(&[]);
     let worker = Worker::open(settings, scene.database(8).await, watch::channel(false).1).await.unwrap();
     let set_aside = "select count(*)::text from elven_sync.sync_errors where kind = 'rejected_row'";
@@ -283,7 +290,7 @@ async fn cursor_stays_before_the_row_beyond_the_limit(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     add_rows(&scene, "acme", 24).await;
     let poison = ["reject:account=a1", "reject:account=a4", "reject:account=a5", "reject:account=a12"];
-    scene.sandbox.set_rules(parsed(&[&["slow=20ms@every:3"][..], &poison].concat()));
+    scene.sandbox.set_rules(fault_rules(&[&["slow=20ms@every:3"][..], &poison].concat()));
     for _ in 0..3 {
         assert_eq!(scene.run().await.status, RunStatus::Failed);
     }
@@ -307,7 +314,7 @@ async fn batches_accepted_after_the_row_limit_are_recorded(pool: PgPool) {
     add_rows(&scene, "acme", 3).await;
     // Two refusals come together, and so do the answers that prove the API good; the third answer is late.
     let refused = ["reject:account=a1", "reject:account=a2"];
-    scene.sandbox.set_rules(parsed(&[&["slow=100ms", "slow=600ms@once:3"][..], &refused].concat()));
+    scene.sandbox.set_rules(fault_rules(&[&["slow=100ms", "slow=600ms@once:3"][..], &refused].concat()));
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Failed, 1));
     let third =
@@ -326,7 +333,7 @@ async fn a_corrected_row_is_uploaded(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene, "acme", 8).await;
     scene.sandbox.inject(failure(422, "no"));
-    scene.sandbox.set_rules(parsed(&["reject:account=a3"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=a3"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert!(answered(&scene, 422) == 1 && scene.balances().len() == 7);
     scene

@@ -4,7 +4,8 @@ use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
 use super::{ERRORS, add_rows, answered, imports, scene};
-use crate::sandbox_faults::parsed;
+
+use crate::support::fault_rules;
 
 #[sqlx::test(migrations = false)]
 async fn body_size_limit_is_learned_and_remembered(pool: PgPool) {
@@ -13,7 +14,7 @@ async fn body_size_limit_is_learned_and_remembered(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     add_rows(&scene, "acme", 3000).await;
     // A batch of a hundred has 8 kB.
-    scene.sandbox.set_rules(parsed(&["body-limit=5kB"]));
+    scene.sandbox.set_rules(fault_rules(&["body-limit=5kB"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 3000));
     assert_eq!(scene.balances().len(), 3000);
@@ -38,7 +39,7 @@ async fn batch_bytes_splits_batches_before_they_are_sent(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_BYTES", "3000");
     add_rows(&scene, "acme", 500).await;
-    scene.sandbox.set_rules(parsed(&["body-limit=3000B"]));
+    scene.sandbox.set_rules(fault_rules(&["body-limit=3000B"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!((answered(&scene, 413), scene.balances().len()), (0, 500));
     let largest = imports(&scene).iter().map(|import| import.body_bytes).max().unwrap();
@@ -55,7 +56,7 @@ async fn single_record_above_body_limit_is_set_aside(pool: PgPool) {
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', repeat('x', 1000), 'BTC', '2024-01-01Z', 1)").await;
     add_rows(&scene, "acme", 6).await;
-    scene.sandbox.set_rules(parsed(&["body-limit=900B"]));
+    scene.sandbox.set_rules(fault_rules(&["body-limit=900B"]));
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Incomplete);
     assert_eq!((report.counters.rows_uploaded, report.counters.rows_rejected), (12, 1));

@@ -7,20 +7,20 @@ use sqlx::PgPool;
 
 use super::{add, all_is_well, among, good, scene, set_aside};
 use crate::backfill::backfill_2024;
-use crate::stub::{Asked, Said, Stub, said};
-use crate::support::TestEnv;
+use crate::stub::{Stub, StubRequest, StubResponse, respond};
+use crate::support::{FAULT_POINT, TestEnv, output_of, stderr};
 
 /// Refuses imports that contain the word `bad`, and every call that reads.
-fn import_only(asked: &Asked) -> Said {
+fn import_only(asked: &StubRequest) -> StubResponse {
     match asked.is_import() {
-        true if asked.body.contains("bad") => said(400),
-        true => said(200),
-        false => said(403),
+        true if asked.body.contains("bad") => respond(400),
+        true => respond(200),
+        false => respond(403),
     }
 }
 
-fn refuse_all(asked: &Asked) -> Said {
-    said(if asked.is_import() { 400 } else { 403 })
+fn refuse_all(asked: &StubRequest) -> StubResponse {
+    respond(if asked.is_import() { 400 } else { 403 })
 }
 
 /// What is open in `sync_errors` about the lane.
@@ -43,7 +43,7 @@ async fn lone_refused_row_does_not_stop_import_only_entity(pool: PgPool) {
     let before = stub.imports().len();
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(set_aside(&scene).await, "bad");
-    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(Asked::records).collect();
+    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(StubRequest::records).collect();
     let accounts: Vec<&str> = sent.iter().map(|(account, _)| account.as_str()).collect();
     assert_eq!(accounts, ["bad", "ok"], "a record that was accepted before proves the key");
     let loose =
@@ -177,7 +177,7 @@ async fn credential_probe_changes_no_value_at_elven(pool: PgPool) {
         .await;
     let before = stub.imports().len();
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
-    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(Asked::records).collect();
+    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(StubRequest::records).collect();
     let sent: Vec<String> = sent.iter().map(|(account, balance)| format!("{account} {balance}")).collect();
     assert_eq!(sent, ["bad 5", "one 1", "three 40", "two 6"]);
     assert_eq!(set_aside(&scene).await, "bad");
@@ -186,7 +186,7 @@ async fn credential_probe_changes_no_value_at_elven(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn backfill_with_import_only_key_sets_refused_rows_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
-    let stub = Stub::of(&mut scene, |asked| said(if asked.is_import() { 200 } else { 403 })).await;
+    let stub = Stub::of(&mut scene, |asked| respond(if asked.is_import() { 200 } else { 403 })).await;
     add(&scene, &among(40, &[(0, "bad0"), (39, "bad39")])).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     stub.answer(import_only);
@@ -214,10 +214,10 @@ async fn crash_during_a_credential_probe_is_recovered(pool: PgPool) {
             .enumerate()
     {
         add(&scene, &[format!("bad{n}")]).await;
-        scene.set("ELVEN_SYNC_FAULT_POINT", &format!("{point}=kill"));
+        scene.set(FAULT_POINT, &format!("{point}=kill"));
         let killed = scene.output(&["run"]).await;
-        assert_eq!(killed.status.code(), None, "{point}: {}", crate::support::stderr(&killed));
-        scene.unset("ELVEN_SYNC_FAULT_POINT");
+        assert_eq!(killed.status.code(), None, "{point}: {}", stderr(&killed));
+        scene.unset(FAULT_POINT);
         super::runs_until_done(&scene, 3).await;
         assert!(set_aside(&scene).await.ends_with(&format!("bad{n}")), "{point}");
     }
@@ -225,5 +225,5 @@ async fn crash_during_a_credential_probe_is_recovered(pool: PgPool) {
     assert!(stub.accepted().iter().all(|(account, _)| account == "ok"), "{:?}", stub.accepted());
     let passes = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
     assert_eq!(scene.text(passes).await, "0");
-    crate::support::said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }

@@ -9,13 +9,15 @@ use sqlx::PgPool;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{add, good, scene};
-use crate::stub::{Asked, Said, Stub, list, said};
+use crate::stub::{Stub, StubRequest, StubResponse, list, respond};
+
+use crate::support::{eventually, output_of};
 
 /// How old a signature may be for this API, in milliseconds. A busy machine takes its time between writing and reading.
 const WINDOW_MS: i64 = 2_000;
 
-fn fresh(asked: &Asked, after: Duration) -> Said {
-    if asked.age_ms > WINDOW_MS { said(401) } else { Said { after, ..said(200) } }
+fn fresh(asked: &StubRequest, after: Duration) -> StubResponse {
+    if asked.age_ms > WINDOW_MS { respond(401) } else { StubResponse { after, ..respond(200) } }
 }
 
 #[sqlx::test(migrations = false)]
@@ -58,9 +60,9 @@ async fn request_delayed_by_its_connection_is_signed_again(pool: PgPool) {
     let begun = Instant::now();
     let late = async {
         let being_sent = "select count(*)::text from elven_sync.sync_batches where status = 'sending'";
-        crate::support::eventually("it is being sent", async || scene.text(being_sent).await == "1").await;
+        eventually("it is being sent", async || scene.text(being_sent).await == "1").await;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        Stub::on(listener, |asked| if asked.age_ms > 900 { said(401) } else { said(200) })
+        Stub::on(listener, |asked| if asked.age_ms > 900 { respond(401) } else { respond(200) })
     };
     let (report, stub) = tokio::join!(scene.run(), late);
     assert!(begun.elapsed() > Duration::from_millis(900), "the connection was late");
@@ -87,10 +89,10 @@ async fn replaced_key_file_is_read_again(pool: PgPool) {
     // The key is replaced while the run is at work, with several requests in flight.
     let stub = Stub::of(&mut scene, move |asked| {
         if asked.key == "the-new-key" {
-            return said(200);
+            return respond(200);
         }
         std::fs::write(&path, "the-new-key").unwrap();
-        Said { after: Duration::from_millis(50), ..said(401) }
+        StubResponse { after: Duration::from_millis(50), ..respond(401) }
     })
     .await;
     let report = scene.run().await;
@@ -118,7 +120,7 @@ async fn ineffective_401_remedy_is_not_repeated_in_a_run(pool: PgPool) {
         .await;
     let stub = Stub::of(&mut scene, |_| {
         let date = fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(90));
-        Said { headers: vec![("date", date)], ..said(401) }
+        StubResponse { headers: vec![("date", date)], ..respond(401) }
     })
     .await;
     assert_eq!(scene.run().await.status, RunStatus::Failed);
@@ -129,7 +131,7 @@ async fn ineffective_401_remedy_is_not_repeated_in_a_run(pool: PgPool) {
     assert!((13..=18).contains(&stub.imports().len()), "{} requests", stub.imports().len());
     let kinds = "select string_agg(distinct kind, ',') from elven_sync.sync_errors where resolved_at is null";
     assert_eq!(scene.text(kinds).await, "auth");
-    stub.answer(|asked| if asked.is_import() { said(200) } else { list() });
+    stub.answer(|asked| if asked.is_import() { respond(200) } else { list() });
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
 }
 
@@ -145,19 +147,19 @@ async fn retry_signs_again_and_rereads_the_key(pool: PgPool) {
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     add(&scene, &["bad".to_owned(), "a1".to_owned()]).await;
     let stub = Stub::of(&mut scene, |asked| match asked.is_import() {
-        true if asked.has("bad") => said(400),
-        true => said(200),
+        true if asked.has("bad") => respond(400),
+        true => respond(200),
         false => list(),
     })
     .await;
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     stub.answer(move |asked| {
         if asked.key == "the-new-key" {
-            return said(200);
+            return respond(200);
         }
         std::fs::write(&path, "the-new-key").unwrap();
-        said(401)
+        respond(401)
     });
-    crate::support::said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     assert_eq!(stub.accepted().len(), 2);
 }

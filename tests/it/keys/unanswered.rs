@@ -8,17 +8,17 @@ use sqlx::PgPool;
 
 use super::{add, all_is_well, among, good, scene, set_aside};
 use crate::backfill::backfill_2024;
-use crate::stub::{Asked, Said, Stub, list, said};
-use crate::support::{TestEnv, eventually};
+use crate::stub::{Stub, StubRequest, StubResponse, list, respond};
+use crate::support::{FAULT_POINT, TestEnv, eventually, output_of};
 
 /// The most requests of a run for a batch that stays unknown.
 const REQUESTS_MAX: usize = 24;
 
 /// Fails over imports that contain the word `poison`.
-fn fails_over_poison(asked: &Asked) -> Said {
+fn fails_over_poison(asked: &StubRequest) -> StubResponse {
     match asked.is_import() {
-        true if asked.body.contains("poison") => said(500),
-        true => said(200),
+        true if asked.body.contains("poison") => respond(500),
+        true => respond(200),
         false => list(),
     }
 }
@@ -42,8 +42,8 @@ async fn unknown_record_is_set_aside_although_runs_are_frequent(pool: PgPool) {
     all_is_well(&scene).await;
 }
 
-fn fails_over_all(asked: &Asked) -> Said {
-    if asked.is_import() { said(500) } else { list() }
+fn fails_over_all(asked: &StubRequest) -> StubResponse {
+    if asked.is_import() { respond(500) } else { list() }
 }
 
 /// Runs until nothing fails any more. No run sends more for a batch than it may; returns how many runs it took.
@@ -143,7 +143,7 @@ async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn outage_of_the_api_splits_no_batch(pool: PgPool) {
     let mut scene = scene(pool).await;
-    let stub = Stub::of(&mut scene, |_| said(500)).await;
+    let stub = Stub::of(&mut scene, |_| respond(500)).await;
     add(&scene, &good(10)).await;
     for (run, requests) in [(1, 2), (2, 2), (3, 2), (4, 1), (5, 1), (6, 1)] {
         let before = stub.imports().len();
@@ -168,7 +168,7 @@ async fn lone_unanswerable_record_is_set_aside_after_three_runs(pool: PgPool) {
             scene(pool.clone()).await
         };
         let stub = Stub::of(&mut scene, move |asked| {
-            if !asked.is_import() && get == 403 { said(403) } else { fails_over_poison(asked) }
+            if !asked.is_import() && get == 403 { respond(403) } else { fails_over_poison(asked) }
         })
         .await;
         if accepted_before {
@@ -213,7 +213,7 @@ async fn held_batch_is_not_bisected(pool: PgPool) {
 async fn backfill_isolates_an_unanswerable_record(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
-    let stub = Stub::of(&mut scene, |asked| if asked.is_import() { said(200) } else { list() }).await;
+    let stub = Stub::of(&mut scene, |asked| if asked.is_import() { respond(200) } else { list() }).await;
     add(&scene, &among(40, &[(7, "poison")])).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     stub.answer(fails_over_poison);
@@ -230,11 +230,12 @@ async fn backfill_isolates_an_unanswerable_record(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn firewall_page_for_one_batch_is_an_unknown_outcome(pool: PgPool) {
     let mut scene = scene(pool).await;
-    let page = |status| Said { body: "<html>Attention Required!</html>".to_owned(), ..said(status) };
+    let page =
+        |status| StubResponse { body: "<html>Attention Required!</html>".to_owned(), ..respond(status) };
     for (n, status) in [403, 406].into_iter().enumerate() {
         let stub = Stub::of(&mut scene, move |asked| match asked.is_import() {
             true if asked.body.contains("poison") => page(status),
-            true => said(200),
+            true => respond(200),
             false => list(),
         })
         .await;
@@ -253,7 +254,7 @@ async fn firewall_page_for_one_batch_is_an_unknown_outcome(pool: PgPool) {
         }
         let health = "select status from elven_sync.sync_batches order by batch_id desc limit 1";
         assert_ne!(scene.text(health).await, "unknown");
-        stub.answer(|asked| if asked.is_import() { said(200) } else { list() });
+        stub.answer(|asked| if asked.is_import() { respond(200) } else { list() });
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     }
 }
@@ -283,11 +284,11 @@ async fn crash_during_bisection_is_recovered(pool: PgPool) {
         let mut killed = false;
         for _ in 0..20 {
             if !killed {
-                scene.set("ELVEN_SYNC_FAULT_POINT", &format!("{point}=kill"));
+                scene.set(FAULT_POINT, &format!("{point}=kill"));
             }
             let run = scene.output(&["run"]).await;
             killed |= run.status.code().is_none();
-            scene.unset("ELVEN_SYNC_FAULT_POINT");
+            scene.unset(FAULT_POINT);
             if set_aside(&scene).await.ends_with(&poison) && run.status.code().is_some() {
                 break;
             }
@@ -299,5 +300,5 @@ async fn crash_during_bisection_is_recovered(pool: PgPool) {
     assert!(stub.accepted().iter().all(|(account, _)| !account.starts_with("poison")));
     let open = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
     assert_eq!(scene.text(open).await, "0");
-    crate::support::said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }

@@ -6,8 +6,9 @@ use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use super::{REASON, STATE, TABLE, WRONG_ENTITY, insert, open_pass, rebind, scene};
 use crate::seal::accepted;
-use crate::support::said;
 use crate::verify::{findings, holds, proof};
+
+use crate::support::output_of;
 
 /// Whatever is under way: what is read is what was read before.
 #[sqlx::test(migrations = false)]
@@ -15,7 +16,7 @@ async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool)
     let mut scene = scene(pool).await;
     open_pass(&scene).await;
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
-    said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     scene
         .sql(
             "alter table ledger.balance_snapshots rename column entity_id to company;
@@ -24,12 +25,14 @@ async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool)
         .await;
     scene.set(TABLE, "books.positions");
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "company");
-    let refused = said(&scene, 1, &["run"]).await;
+    let refused = output_of(&scene, 1, &["run"]).await;
     let what = "the ledger \"ledger\".\"balance_snapshots\" is called \"books\".\"positions\" now, and column entity_id (entity_id) is called company now";
     assert!(refused.contains(what), "{refused}");
-    assert!(said(&scene, 2, &["entity", "rebind", "acme", "--mapping"]).await.contains("--reason"));
+    assert!(output_of(&scene, 2, &["entity", "rebind", "acme", "--mapping"]).await.contains("--reason"));
     assert!(
-        said(&scene, 1, &["entity", "rebind", "acme", "--mapping", "--reason", " "]).await.contains("blank")
+        output_of(&scene, 1, &["entity", "rebind", "acme", "--mapping", "--reason", " "])
+            .await
+            .contains("blank")
     );
     assert!(rebind(&scene, 0, &[]).await.contains("is rebound"));
     assert!(rebind(&scene, 0, &[]).await.contains("needs no rebinding"));
@@ -43,7 +46,7 @@ async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool)
     );
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.received().len(), 50);
-    said(&scene, 0, &["backfill", "--resume", "1"]).await;
+    output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
     holds(&scene).await;
 }
 
@@ -64,7 +67,7 @@ async fn changed_values_need_confirmation_that_names_the_consequence(pool: PgPoo
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
-    said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
 
     scene.set("ELVEN_SYNC_LEDGER__CAPTURED_AT_ZONE", "America/New_York");
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
@@ -73,7 +76,7 @@ async fn changed_values_need_confirmation_that_names_the_consequence(pool: PgPoo
         refused.contains("while backfill 1 is open") && refused.contains("backfill cancel 1"),
         "{refused}"
     );
-    said(&scene, 0, &["backfill", "cancel", "1"]).await;
+    output_of(&scene, 0, &["backfill", "cancel", "1"]).await;
     let state = scene.text(STATE).await;
     let asked = rebind(&scene, 1, &[]).await;
     let what = "captured_at_zone was \"UTC\", now \"America/New_York\", and balance_scale was 0, now 2";
@@ -107,12 +110,12 @@ async fn batch_with_unknown_outcome_prevents_a_new_mapping(pool: PgPool) {
     scene.sandbox.set_rules(vec!["reject:account=a3".parse().unwrap()]);
     scene.run().await;
     scene.sandbox.set_rules(vec!["answer-lost@once:1".parse().unwrap()]);
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     let refused = rebind(&scene, 1, &["--yes"]).await;
     assert!(refused.contains("is unknown") && refused.contains("errors retry"), "{refused}");
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     rebind(&scene, 0, &["--yes"]).await;
 }
@@ -152,7 +155,7 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
                create view ledger.balance_snapshots as select * from ledger.raw",
         )
         .await;
-    let refused = said(&scene, 1, &["run"]).await;
+    let refused = output_of(&scene, 1, &["run"]).await;
     assert!(refused.contains("is another table or view than before"), "{refused}");
     let mut old = PgConnection::connect(&scene.url).await.unwrap();
     old.execute("begin; select pg_current_xact_id()").await.unwrap();
@@ -177,7 +180,7 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     scene.sql("insert into elven_sync.sync_pruned (entity_id, until) values ('acme', now())").await;
     assert!(rebind(&scene, 1, &["--yes"]).await.contains("was pruned"));
     // The way out of all of these.
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes", "--reason", "the table was replaced"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes", "--reason", "the table was replaced"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 34);
     let reason =
         "select concat_ws(' ', action, reason) from elven_sync.sync_actions order by action_id desc limit 1";
@@ -193,16 +196,16 @@ async fn all_entities_are_rebound_at_once(pool: PgPool) {
     scene.entity("beta", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('beta', 'b', 'BTC', '2024-01-01Z', 1)").await;
-    said(&scene, 0, &["run", "--entity", "beta"]).await;
+    output_of(&scene, 0, &["run", "--entity", "beta"]).await;
     open_pass(&scene).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     let all = ["entity", "rebind", "--all", "--mapping", "--reason", "cents", "--yes"];
-    let half = said(&scene, 1, &all).await;
+    let half = output_of(&scene, 1, &all).await;
     assert!(half.contains("while pass 2 is open") && half.contains("`beta` is rebound"), "{half}");
     assert!(half.contains("1 of 2 entities were not rebound: acme"), "{half}");
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
-    said(&scene, 0, &["run", "--entity", "acme"]).await;
+    output_of(&scene, 0, &["run", "--entity", "acme"]).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
-    let rest = said(&scene, 0, &all).await;
+    let rest = output_of(&scene, 0, &all).await;
     assert!(rest.contains("`acme` is rebound") && rest.contains("`beta` needs no rebinding"), "{rest}");
 }

@@ -5,8 +5,7 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
 use super::{arrivals, enter, scene_behind};
-use crate::support::{TestEnv, eventually, stderr};
-use crate::workers::signal;
+use crate::support::{TestEnv, eventually, signal, stderr};
 
 /// All batches were accepted, and none is sent twice for want of an answer.
 async fn assert_accepted(scene: &TestEnv) {

@@ -7,8 +7,7 @@ use elven_sync::sandbox::Fault;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 use super::{findings, holds, proof};
-use crate::crashes::FAULT_POINT;
-use crate::support::{PARTS, TestEnv, eventually, said};
+use crate::support::{FAULT_POINT, PARTS, TestEnv, eventually, output_of};
 
 /// One entity, small batches, and a connector that hardly waits between its attempts.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -106,7 +105,7 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
     let second = scene.text(instant).await;
     // The second time is one at which the watermark was ahead of the pass that it comes to lie in.
     for (to, proven) in [(first.as_str(), 25), ("start", 0), (&second, 45), (&first, 25)] {
-        said(&scene, 0, &["entity", "rewind", "acme", "--to", to, "--yes"]).await;
+        output_of(&scene, 0, &["entity", "rewind", "acme", "--to", to, "--yes"]).await;
         assert_eq!(holds(&scene).await, (proven, 45 - i64::try_from(proven).unwrap()), "{to}");
         if to == first {
             // A pass that is given up by the next rewind.
@@ -114,7 +113,7 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
             scene.run().await;
             scene.sandbox.set_rules(Vec::new());
             assert_eq!(holds(&scene).await.1, 20);
-            said(&scene, 0, &["entity", "rewind", "acme", "--to", to, "--yes"]).await;
+            output_of(&scene, 0, &["entity", "rewind", "acme", "--to", to, "--yes"]).await;
         }
         scene.run().await;
         assert_eq!(holds(&scene).await, (45, 0), "{to}");
@@ -126,20 +125,20 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
     let (found, _) = findings(&proof(&scene, true).await);
     assert!(found.contains("watermark"));
-    said(&scene, 0, &["entity", "rebind", "acme"]).await;
+    output_of(&scene, 0, &["entity", "rebind", "acme"]).await;
     assert_eq!(holds(&scene).await.1, 15);
     scene.run().await;
     assert_eq!(holds(&scene).await, (60, 0));
 
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'beta', 'b' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 9) n").await;
-    said(&scene, 0, &["entity", "add", "beta", "--timezone", "UTC", "--from-now"]).await;
+    output_of(&scene, 0, &["entity", "add", "beta", "--timezone", "UTC", "--from-now"]).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'beta', 'c' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 4) n").await;
     scene.run().await;
     assert_eq!(holds(&scene).await, (64, 0));
     assert!(
-        said(&scene, 0, &["verify"])
+        output_of(&scene, 0, &["verify"])
             .await
             .contains("rows that were there when 1 entity was registered --from-now")
     );
@@ -154,11 +153,11 @@ async fn split_batches_and_retried_rows_are_no_finding(pool: PgPool) {
     scene.run().await;
     assert_eq!(holds(&scene).await, (45, 0));
     scene.sandbox.set_rules(vec!["reject:account=a31".parse().unwrap()]);
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(holds(&scene).await, (45, 0));
     let open = "select error_id::text from elven_sync.sync_errors where resolved_at is null";
     let number = scene.text(open).await;
-    said(&scene, 0, &["errors", "resolve", &number, "--reason", "closed"]).await;
+    output_of(&scene, 0, &["errors", "resolve", &number, "--reason", "closed"]).await;
     assert_eq!(holds(&scene).await, (45, 0));
     let set_aside: i64 = proof(&scene, false).await.iter().map(|entity| entity.rows_set_aside).sum();
     assert_eq!(set_aside, 3, "they were set aside by their batches, whatever became of them");
@@ -213,7 +212,7 @@ async fn zone_change_is_no_finding(pool: PgPool) {
     holds(&scene).await;
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.bodies_proven, entity.bodies_not_provable), (2, 2), "{entity:?}");
-    assert!(said(&scene, 0, &["verify", "--deep"]).await.contains("2 bodies that cannot be made again"));
+    assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("2 bodies that cannot be made again"));
 }
 
 /// A journal from before it noted where passes end and what batches set aside.
@@ -344,7 +343,7 @@ async fn verify_needs_only_read_privileges(pool: PgPool) {
     let mut url = url::Url::parse(&scene.url).unwrap();
     url.set_username("elven_sync_verifier").unwrap();
     scene.set("DATABASE_URL", url.as_str());
-    assert!(said(&scene, 0, &["verify", "--deep"]).await.contains("(25 rows)"));
-    let row = said(&scene, 0, &["status", "--row", "1"]).await;
+    assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("(25 rows)"));
+    let row = output_of(&scene, 0, &["status", "--row", "1"]).await;
     assert!(row.contains("uploaded"), "{row}");
 }

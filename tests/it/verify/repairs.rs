@@ -4,7 +4,7 @@ use elven_sync::audit::EntityProof;
 use sqlx::PgPool;
 
 use super::{findings, holds, proof};
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
 /// A table whose columns may be NULL, a table of account names, and the view that joins them, which is the ledger.
 const TREASURY: &str = "
@@ -65,7 +65,7 @@ async fn rows_corrected_in_the_view_are_no_finding(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql(IN_UPPER_CASE).await;
     assert_eq!(holds(&scene).await, (40, 0), "corrected, and not sent yet");
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(scene.text(OPEN).await, "invalid_row 4");
     assert_eq!(holds(&scene).await, (40, 0));
     let entity = proof(&scene, true).await.remove(0);
@@ -79,12 +79,12 @@ async fn rows_corrected_by_a_joined_table_are_no_finding(pool: PgPool) {
         .sql("insert into treasury.accounts select 'new' || n, 'a' || n from unnest('{7,17,27,37}'::int[]) n")
         .await;
     assert_eq!(holds(&scene).await, (40, 0), "corrected, and not sent yet");
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(scene.text(OPEN).await, "rejected_row 4");
     assert_eq!(holds(&scene).await, (40, 0));
     scene.sql(IN_UPPER_CASE).await;
-    said(&scene, 0, &["errors", "retry"]).await;
-    assert!(said(&scene, 0, &["verify", "--deep"]).await.contains("(40 rows)"));
+    output_of(&scene, 0, &["errors", "retry"]).await;
+    assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("(40 rows)"));
 }
 
 /// The other rows of their batches are still there as they were sent, so that those bodies are proven.
@@ -132,7 +132,7 @@ async fn corrected_row_that_superseded_another_is_no_finding(pool: PgPool) {
                from ledger.balance_snapshots",
         )
         .await;
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     assert_eq!(holds(&scene).await, (4, 0));
 }
 
@@ -155,7 +155,7 @@ async fn accepted_rows_with_changed_values_are_named_with_their_backfill(pool: P
     }
     // What it names does what it says.
     let arguments: Vec<&str> = backfill.split(' ').skip(1).map(|word| word.trim_matches('\'')).collect();
-    said(&scene, 0, &arguments).await;
+    output_of(&scene, 0, &arguments).await;
     assert_eq!(scene.balances().last().unwrap(), &("other".to_owned(), "12".to_owned()));
     // A newer version of the row is what the journal speaks of from then on.
     scene.sql("update treasury.positions set amount = amount where id = 12").await;
@@ -168,9 +168,9 @@ async fn accepted_rows_with_changed_values_are_named_with_their_backfill(pool: P
 async fn equal_findings_of_many_batches_are_printed_once(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql("update treasury.accounts set account = account || 'x'").await;
-    let text = said(&scene, 3, &["verify", "--deep"]).await;
+    let text = output_of(&scene, 3, &["verify", "--deep"]).await;
     let json: serde_json::Value =
-        serde_json::from_str(&said(&scene, 3, &["verify", "--deep", "--json"]).await).unwrap();
+        serde_json::from_str(&output_of(&scene, 3, &["verify", "--deep", "--json"]).await).unwrap();
     let findings = json["entities"][0]["findings"].as_array().unwrap();
     assert!(findings.len() > 8, "{}", findings.len());
     let more = format!("and {} more of this kind (`body`), in batches ", findings.len() - 1);
@@ -186,7 +186,7 @@ async fn balance_changed_without_change_xid_is_found_beside_corrected_rows(pool:
     scene
         .sql("insert into treasury.accounts select 'new' || n, 'a' || n from unnest('{7,17,27,37}'::int[]) n")
         .await;
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     // Row 34 was sent by the retry, of which nothing is proven.
     for id in [1, 12, 23, 35, 40] {
         let change = |sign: char| {

@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{findings, holds, proof};
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
 /// Three passes of acme: the first has 44 rows in five batches, of which the second was split for a refused row and
 /// the third has one that cannot be sent; the others have 5 and 3 rows. Ids are apart, so that some fit between.
@@ -319,21 +319,21 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
 async fn verify_names_findings_and_exits_with_3(pool: PgPool) {
     let scene = scene_with_a_journal(pool).await;
     scene.entity("beta", "UTC").await;
-    let well = said(&scene, 0, &["verify"]).await;
+    let well = output_of(&scene, 0, &["verify"]).await;
     assert!(well.contains("proven: of 2 of 2 entities") && well.contains("(52 rows)"), "{well}");
     assert!(well.contains("not proven: that Elven still holds what it accepted"), "{well}");
     scene.sql(NAMES).await;
     scene.sql("select smuggle(55, xid_of(50))").await;
-    let broken = said(&scene, 3, &["verify"]).await;
+    let broken = output_of(&scene, 3, &["verify"]).await;
     assert!(broken.contains("acme, pass 1, batch 1: rows 55 of the ledger"), "{broken}");
     assert!(broken.contains("hint: update them"), "{broken}");
     assert!(broken.contains("proven: of 1 of 2 entities (nothing of the 1 with findings)"), "{broken}");
     let json: serde_json::Value =
-        serde_json::from_str(&said(&scene, 3, &["verify", "--json", "--entity", "acme"]).await).unwrap();
+        serde_json::from_str(&output_of(&scene, 3, &["verify", "--json", "--entity", "acme"]).await).unwrap();
     assert_eq!(json["holds"], false);
     assert_eq!(json["entities"][0]["findings"][0]["ledger_ids"][0], "55");
-    said(&scene, 0, &["verify", "--entity", "beta"]).await;
-    let unknown = said(&scene, 1, &["verify", "--entity", "acne"]).await;
+    output_of(&scene, 0, &["verify", "--entity", "beta"]).await;
+    let unknown = output_of(&scene, 1, &["verify", "--entity", "acne"]).await;
     assert!(unknown.contains("did you mean `acme`"), "{unknown}");
 }
 
