@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
 use crate::proxy::{Failure, Network};
-use crate::support::{TestEnv, eventually, scene_with_three_batches, signal, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, scene_with_three_batches, signal, stderr};
 
 /// What the journal says of a run over three batches of two rows.
 const COUNTED: &str = "select concat_ws(' ', r.status, r.rows_read, r.rows_uploaded, r.requests, r.retries, s.rows_uploaded,
@@ -116,10 +116,11 @@ async fn killed_connections_are_replaced(pool: PgPool) {
 async fn run_survives_a_database_restart(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let scene = scene_on(&cluster).await;
-    let (child, gate) = scene.held_run().await;
+    let (mut child, gate) = scene.held_run().await;
     cluster.crash();
     gate.open();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let waits = async || child.try_wait().unwrap().is_none();
+    assert_stays("the run waits for the server", Duration::from_millis(1500), waits).await;
     cluster.start().await;
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -176,8 +177,9 @@ async fn run_waits_for_a_temporarily_read_only_server(pool: PgPool) {
     };
     switch("on").await;
     gate.open();
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_batches").await, "sending");
+    let status = "select string_agg(status, ',') from elven_sync.sync_batches";
+    let is_unrecorded = async || scene.text(status).await == "sending";
+    assert_stays("the answer is not recorded", Duration::from_millis(700), is_unrecorded).await;
     switch("off").await;
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -326,7 +328,9 @@ async fn dead_idle_connections_cost_one_health_check(pool: PgPool) {
         transaction.rollback().await.unwrap();
     }
     assert_eq!(network.count().0, 6);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // After a second of idleness a connection is checked before it is used again.
+    let are_idle = async || network.count().0 == 0;
+    assert_stays("no connection is opened", Duration::from_millis(1100), are_idle).await;
     network.forget();
     let since = Instant::now();
     database.begin_reading().await.unwrap().rollback().await.unwrap();
@@ -344,7 +348,11 @@ async fn long_statement_is_retried_after_connection_loss(pool: PgPool) {
         let sleep = || sqlx::query_scalar::<_, i32>("select 1 from pg_sleep(2)").fetch_one(&database);
         database.retry(sleep).await
     });
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let sleeps = "select count(*)::text from pg_stat_activity
+                   where datname = current_database() and wait_event = 'PgSleep'
+                     and clock_timestamp() - query_start > interval '1500 ms'";
+    eventually("the statement ran for longer than the time limit", async || scene.text(sleeps).await == "1")
+        .await;
     scene
         .sql(
             "select pg_terminate_backend(pid) from pg_stat_activity

@@ -6,7 +6,7 @@ use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, eventually, signal, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, signal, stderr};
 
 /// Rows of four entities, in batches of two.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -186,8 +186,9 @@ async fn batches_lost_in_a_failover_leave_no_gap(pool: PgPool) {
     gates[usize::from(!is_first)].open();
     let accepted = "select count(*)::text from elven_sync.sync_batches where status = 'accepted'";
     eventually("the first is settled", async || scene.text(accepted).await == "1").await;
-    // By now the next one has been handed in.
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let is_alone = async || scene.text(recorded).await == "1";
+    assert_stays("no batch is announced behind the gap", std::time::Duration::from_millis(200), is_alone)
+        .await;
     gates.iter().for_each(Gate::open);
     child.wait_with_output().await.unwrap();
     assert_eq!(scene.text(GAPS).await, "0");

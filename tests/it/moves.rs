@@ -282,7 +282,7 @@ async fn run_finds_few_pending_entities_among_many_in_few_queries(pool: PgPool) 
     for expected in [3, 0] {
         assert_eq!(scene.run().await.counters.rows_uploaded, expected);
         eventually("the sessions end", async || scene.text(quiet).await == "0").await;
-        // A session reports what it did when it ends; reporting may come a moment later.
+        // A session reports its statistics when it ends. Before PostgreSQL 15 the report may arrive a moment later.
         scene.sql("select pg_sleep(0.1)").await;
         let after: i64 = sqlx::query_scalar(count).fetch_one(&scene.pool).await.unwrap();
         queries.push(after - before);

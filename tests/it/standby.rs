@@ -1,5 +1,7 @@
 //! Pages from a standby: however far behind it is, nothing is skipped.
 
+use std::time::Duration;
+
 use elven_sync::journal::RunStatus;
 use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
@@ -7,7 +9,7 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::cluster::Cluster;
-use crate::support::{TestEnv, eventually, signal, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, signal, stderr};
 
 const INSERT: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)";
@@ -41,9 +43,9 @@ async fn waiting_run(scene: &TestEnv) -> tokio::process::Child {
     let open = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
     let child = scene.command(&["run"]).spawn().unwrap();
     eventually("the pass is open", async || scene.text(open).await == "1").await;
-    // Time in which a run that believed the standby would be through.
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    assert_eq!(scene.text(open).await, "1", "the run did not wait");
+    // A run that trusted the standby would end within this time.
+    let waits = async || scene.text(open).await == "1";
+    assert_stays("the run waits for the standby", Duration::from_millis(500), waits).await;
     child
 }
 
@@ -132,9 +134,9 @@ async fn lagging_standby_behind_a_shared_name_skips_nothing(pool: PgPool) {
             // It lags, and now and then comes a bit closer.
             let run = scene.run();
             let replay = async {
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
                 second.resume_replay().await;
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 second.pause_replay().await;
             };
             let (report, ()) = tokio::join!(run, replay);

@@ -1,12 +1,14 @@
 //! An answer that could not be written: the cursor does not move over its batch, whatever other answers do.
 
+use std::time::Duration;
+
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::process::Child;
 
 use crate::backfill::{add_minutes, backfill_2024};
-use crate::support::{TestEnv, eventually, fault_rules, output_of, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, fault_rules, output_of, stderr};
 
 /// Two batches of a row each, both in flight at once.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -64,6 +66,12 @@ const BLOCKED: &str = "select count(*)::text from pg_stat_activity
 const CANCEL: &str = "select pg_cancel_backend(pid) from pg_stat_activity
                        where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
 
+/// Asserts that neither of the two answers is recorded for so many milliseconds.
+async fn unrecorded_for(scene: &TestEnv, millis: u64) {
+    let unrecorded = async || scene.text(BATCHES).await == "sending sending";
+    assert_stays("no answer is recorded", Duration::from_millis(millis), unrecorded).await;
+}
+
 /// Once nothing is in the way any more: the batch is sent again, and nothing is stuck.
 async fn the_next_run_goes_on(scene: &TestEnv, entity_id: &str) {
     let before = scene.balances().len();
@@ -93,12 +101,9 @@ async fn unrecorded_answer_stops_every_later_cursor_move_of_its_pass(pool: PgPoo
         let (child, [first, second]) = both_in_flight(&scene, &run, &format!("{entity_id}-0")).await;
         second.open();
         eventually("the answer is refused", async || scene.text(REFUSED).await == "true").await;
-        if sqlstate.starts_with("40") {
-            // It is tried for as long as a database may be away.
-            tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
-        }
-        // Until it was heard of: by then nothing of the second batch is under way any more.
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        // Transient errors are retried for `reconnect_timeout`. After that the lane no longer writes the answer.
+        let given_up_after = if sqlstate.starts_with("40") { 2600 } else { 100 };
+        unrecorded_for(&scene, given_up_after).await;
         first.open();
         let output = child.wait_with_output().await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{sqlstate}: {}", stderr(&output));
@@ -145,13 +150,11 @@ async fn locks_and_cancelled_statements_fail_only_the_current_run(pool: PgPool) 
                 scene.sql(CANCEL).await;
             }
             eventually("it does not any more", async || scene.text(BLOCKED).await == "0").await;
-        } else {
-            // A lane whose row is locked is left alone for as long as a database may be away.
-            tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         }
-        // Heard of by now.
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        assert!(child.try_wait().unwrap().is_none(), "{limit}: it waits for the first answer");
+        // The journal writer skips a lane whose row is locked for `reconnect_timeout`.
+        let given_up_after = Duration::from_millis(if locked == BATCH { 200 } else { 3200 });
+        let waits = async || child.try_wait().unwrap().is_none();
+        assert_stays(&format!("{limit}: the run waits for the first answer"), given_up_after, waits).await;
         lock.rollback().await.unwrap();
         first.open();
         let output = child.wait_with_output().await.unwrap();
@@ -184,8 +187,8 @@ async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPo
     sqlx::query(BATCH).bind("e").execute(&mut *lock).await.unwrap();
     gate.open();
     eventually("the answer waits for the lock", async || scene.text(BLOCKED).await != "0").await;
-    // By then it is known that the key is good, and the row is to be set aside.
-    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    // The probe is answered after 2 s. Then the credential is known to be good, and the row is to be set aside.
+    unrecorded_for(&scene, 2500).await;
     scene.sql(CANCEL).await;
     let output = child.wait_with_output().await.unwrap();
     lock.rollback().await.unwrap();
@@ -209,11 +212,12 @@ async fn unrecorded_answer_stops_the_cursor_of_a_backfill(pool: PgPool) {
     let (child, [first, second]) = both_in_flight(&scene, &range, "e-0").await;
     second.open();
     eventually("the answer is refused", async || scene.text(REFUSED).await == "true").await;
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    first.open();
-    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
     let cursor =
         "select concat_ws(' ', cursor_id is null, finished_at is null) from elven_sync.sync_backfill_lanes";
+    let is_at_start = async || scene.text(cursor).await == "t t";
+    assert_stays("the cursor does not move", Duration::from_millis(100), is_at_start).await;
+    first.open();
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
     assert_eq!(scene.text(cursor).await, "t t");
     scene.sql("drop trigger refuse on elven_sync.sync_batches").await;
     backfill_2024(&scene, 0, &[]).await;

@@ -7,7 +7,8 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
 use crate::support::{
-    TestEnv, eventually, fault_rules, scene_with_three_batches, signal, stderr, stdout, wait_for_log,
+    TestEnv, assert_stays, eventually, fault_rules, scene_with_three_batches, signal, stderr, stdout,
+    wait_for_log,
 };
 
 #[sqlx::test(migrations = false)]
@@ -247,10 +248,10 @@ async fn locked_state_row_stops_no_other_lane(pool: PgPool) {
     let mut lock = scene.pool.begin().await.unwrap();
     let beta = "select from elven_sync.sync_state where entity_id = 'beta' for update";
     sqlx::query(beta).execute(&mut *lock).await.unwrap();
-    // Longer than a heartbeat waits for anything.
-    tokio::time::sleep(Duration::from_secs(5)).await;
     let lease = "select (lease_expires_at > clock_timestamp())::text from elven_sync.sync_state where entity_id = 'acme'";
-    assert_eq!(scene.text(lease).await, "true");
+    // Longer than a heartbeat waits for a lock.
+    let is_renewed = async || scene.text(lease).await == "true";
+    assert_stays("the lease of acme is renewed", Duration::from_secs(5), is_renewed).await;
     gates.iter().for_each(Gate::open);
     let acme = "select concat_ws(' ', rows_uploaded, settled is not null) from elven_sync.sync_state where entity_id = 'acme'";
     eventually("acme is through", async || scene.text(acme).await == "6 t").await;

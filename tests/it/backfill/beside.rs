@@ -8,7 +8,7 @@ use elven_sync::sandbox::{Fault, Gate};
 use sqlx::PgPool;
 
 use super::{add_minutes, backfill_2024};
-use crate::support::{TestEnv, eventually, fault_rules, output_of, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, fault_rules, output_of, stderr};
 
 /// A long backfill: requests that take their time, few rows in each, slices of a fifth of a second.
 async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
@@ -42,6 +42,7 @@ async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool)
         assert!(matches!(run.status, RunStatus::Succeeded), "{run:?}");
         assert!(run.counters.rows_uploaded > 0, "the run was not kept from its work: {run:?}");
         runs += 1;
+        // The interval of a schedule.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert!(runs >= 3, "{runs} runs");
@@ -104,8 +105,11 @@ async fn run_waits_for_backfill_batches_in_flight(pool: PgPool) {
     let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
     gate.reached().await;
     let (report, ()) = tokio::join!(scene.run(), async {
-        // The lease lasts for 3 seconds, and is renewed each.
-        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let running = "select count(*)::text from elven_sync.sync_runs where kind = 'incremental' and status = 'running'";
+        let waits = async || scene.text(running).await == "1";
+        eventually("the run has begun", waits).await;
+        // Several heartbeats: the lease of 3 s is renewed every second.
+        assert_stays("the run waits", Duration::from_millis(2500), waits).await;
         gate.open();
     });
     assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 1));

@@ -1,12 +1,14 @@
 //! Several requests of one entity at once, and the order that they keep all the same.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate, Request};
 use sqlx::PgPool;
 
 use super::{add_other_with_its_own_key, add_rows, imports, scene};
-use crate::support::{TestEnv, eventually, fault_rules};
+use crate::support::{TestEnv, assert_stays, eventually, fault_rules};
 
 const ACCEPTED: &str = "select count(*)::text from elven_sync.sync_batches where status = 'accepted'";
 const CURSOR: &str = "select cursor_id from elven_sync.sync_state";
@@ -18,9 +20,12 @@ async fn scene_of_single_rows(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// Waits long enough for whatever should not happen.
-async fn a_while() {
-    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+/// How long it is shown that no further request arrives.
+const QUIET: Duration = Duration::from_millis(150);
+
+/// Asserts that no further import arrives.
+async fn assert_imports_stay(scene: &TestEnv, count: usize, why: &str) {
+    assert_stays(why, QUIET, async || imports(scene).len() == count).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -35,8 +40,7 @@ async fn cursor_moves_over_contiguous_finished_batches(pool: PgPool) {
     for gate in &gates {
         gate.reached().await;
     }
-    a_while().await;
-    assert_eq!(imports(&scene).len(), 4, "four are under way, and no fifth");
+    assert_imports_stay(&scene, 4, "four requests are in flight, and no fifth").await;
     let first = scene.balances()[0].0.clone();
     // All but the one that arrived first, whichever of the batches that is.
     gates[1..].iter().for_each(Gate::open);
@@ -68,14 +72,16 @@ async fn batches_sharing_a_key_are_never_in_flight_together(pool: PgPool) {
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let holding = async {
         gate.reached().await;
-        a_while().await;
-        let values: Vec<String> = scene.balances().into_iter().map(|(_, balance)| balance).collect();
-        let first = values.iter().rposition(|value| value == "1").unwrap();
-        let x_is_held =
-            scene.text("select status from elven_sync.sync_batches order by batch_id limit 1").await
-                != "accepted";
-        assert!(!x_is_held || !values.contains(&"3".to_owned()), "{values:?}");
-        assert!(values.iter().position(|value| value == "3").is_none_or(|third| first < third), "{values:?}");
+        // The second value of x is sent after the first one was accepted.
+        let is_ordered = async || {
+            let values: Vec<String> = scene.balances().into_iter().map(|(_, balance)| balance).collect();
+            let first = values.iter().rposition(|value| value == "1").unwrap();
+            let status = "select status from elven_sync.sync_batches order by batch_id limit 1";
+            let is_held = scene.text(status).await != "accepted";
+            let third = values.iter().position(|value| value == "3");
+            third.is_none_or(|third| !is_held && first < third)
+        };
+        assert_stays("the values of x are sent in order", QUIET, is_ordered).await;
         gate.open();
     };
     let (report, ()) = tokio::join!(scene.run(), holding);
@@ -184,8 +190,7 @@ async fn entities_waiting_for_answers_let_other_entities_begin(pool: PgPool) {
     let child = scene.command(&["run"]).spawn().unwrap();
     gates[0].reached().await;
     gates[1].reached().await;
-    a_while().await;
-    assert_eq!(imports(&scene).len(), 2, "two entities wait for their answers, and a third does not begin");
+    assert_imports_stay(&scene, 2, "two entities wait for their answers, and a third does not begin").await;
     gates.iter().for_each(Gate::open);
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
     assert_eq!(scene.balances().len(), 4);
@@ -210,8 +215,7 @@ async fn requests_of_all_entities_share_one_limit(pool: PgPool) {
     }
     let child = scene.command(&["run"]).spawn().unwrap();
     eventually("four are under way", async || imports(&scene).len() == 4).await;
-    a_while().await;
-    assert_eq!(imports(&scene).len(), 4);
+    assert_imports_stay(&scene, 4, "four requests are in flight, and no fifth").await;
     gates.iter().for_each(Gate::open);
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
     assert_eq!(scene.balances().len(), 12);

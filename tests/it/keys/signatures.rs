@@ -11,7 +11,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::{add, good, scene};
 use crate::stub::{Stub, StubRequest, StubResponse, list, respond};
 
-use crate::support::{eventually, output_of};
+use crate::support::{assert_stays, eventually, output_of};
 
 /// How old a signature may be for this API, in milliseconds. A busy machine takes its time between writing and reading.
 const WINDOW_MS: i64 = 2_000;
@@ -60,8 +60,9 @@ async fn request_delayed_by_its_connection_is_signed_again(pool: PgPool) {
     let begun = Instant::now();
     let late = async {
         let being_sent = "select count(*)::text from elven_sync.sync_batches where status = 'sending'";
-        eventually("it is being sent", async || scene.text(being_sent).await == "1").await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        let is_being_sent = async || scene.text(being_sent).await == "1";
+        eventually("the batch is being sent", is_being_sent).await;
+        assert_stays("the batch waits for its connection", Duration::from_millis(500), is_being_sent).await;
         Stub::on(listener, |asked| if asked.age_ms > 900 { respond(401) } else { respond(200) })
     };
     let (report, stub) = tokio::join!(scene.run(), late);

@@ -4,7 +4,7 @@ use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use super::sessions::assert_no_trace;
 use super::{database, enter, scene_behind};
-use crate::support::{output_of, stderr};
+use crate::support::{eventually, output_of, stderr};
 
 #[sqlx::test(migrations = false)]
 async fn two_migrations_at_once_make_one_schema(pool: PgPool) {
@@ -129,8 +129,12 @@ async fn interrupted_index_build_is_repeated(pool: PgPool) {
         .execute("set statement_timeout = 0; begin isolation level repeatable read; select 1 from pg_class")
         .await
         .unwrap();
-    let attach = scene.command(&["attach"]).spawn().unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let mut attach = scene.command(&["attach"]).spawn().unwrap();
+    let waits = "select count(*)::text from pg_stat_activity
+                  where datname = current_database() and query ilike 'create index concurrently%' and state = 'active'
+                    and clock_timestamp() - query_start > interval '1s'";
+    let is_cut_or_waits = async || attach.try_wait().unwrap().is_some() || scene.text(waits).await == "1";
+    eventually("the index build is cancelled, or waits for the reader", is_cut_or_waits).await;
     reader.execute("commit").await.unwrap();
     let output = attach.wait_with_output().await.unwrap();
     assert!(output.status.success() || stderr(&output).contains("statement timeout"), "{}", stderr(&output));

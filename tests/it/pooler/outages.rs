@@ -4,7 +4,7 @@ use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
 use super::{arrivals, enter, scene_behind};
-use crate::support::{TestEnv, eventually, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, stderr};
 
 /// Twelve batches, of which the first waits for its answer.
 async fn entered(scene: &mut TestEnv) {
@@ -60,10 +60,11 @@ async fn run_ends_with_an_error_without_its_pooler(pool: PgPool) {
 async fn run_waits_for_a_paused_pooler(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
-    let (child, gate) = scene.held_run().await;
+    let (mut child, gate) = scene.held_run().await;
     pooler.command("pause").await;
     gate.open();
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let waits = async || child.try_wait().unwrap().is_none();
+    assert_stays("the run waits for the pooler", std::time::Duration::from_millis(500), waits).await;
     pooler.command("resume").await;
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

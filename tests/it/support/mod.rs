@@ -18,7 +18,7 @@ pub use self::process::{FAULT_POINT, output_of, signal, stderr, stdout, wait_for
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Waits until a condition holds; panics after 20 s.
-pub async fn eventually<F: AsyncFn() -> bool>(what: &str, condition: F) {
+pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
     let waiting = async {
         while !condition().await {
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -30,7 +30,7 @@ pub async fn eventually<F: AsyncFn() -> bool>(what: &str, condition: F) {
 /// Asserts that a condition holds for a duration. It is checked repeatedly, and at the end.
 ///
 /// This is the one way to show that something does not happen.
-pub async fn assert_stays<F: AsyncFn() -> bool>(what: &str, duration: Duration, condition: F) {
+pub async fn assert_stays<F: AsyncFnMut() -> bool>(what: &str, duration: Duration, mut condition: F) {
     let begun = Instant::now();
     loop {
         let is_over = begun.elapsed() >= duration;
