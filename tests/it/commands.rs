@@ -1,4 +1,4 @@
-//! The commands, as people type them, with wrong input too.
+//! The commands as people type them, with wrong input too.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The envelopes of answers: whatever the API wraps them in, however long they are, and packed or not.
+//! The envelopes of answers, of any length, compressed or not.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ async fn under(pool: PgPool, answers: Answers) -> TestEnv {
     scene
 }
 
-/// Upload, a refused row found by halves, one that only the list of accounts proves, a whole batch refused with status
-/// 200, and a retry.
+/// An upload, a refused row that bisection finds, a refused row that only the list of accounts proves, a whole batch
+/// refused with status 200, and a retry.
 async fn understood(pool: PgPool, answers: Answers) {
     let scene = under(pool, answers).await;
     scene.sql(ROWS).await;
@@ -48,7 +48,7 @@ async fn understood(pool: PgPool, answers: Answers) {
     assert_eq!(scene.sandbox.records_accepted(), 7);
     assert_eq!(scene.text(OPEN).await, "rejected_row 400 3");
 
-    // A row alone: only a signed GET, whose list is wrapped, shows that the key is good.
+    // A single row: only a signed GET, whose list is wrapped, shows that the credential is good.
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'b', 'BTC', '2024-01-02Z', 1)").await;
     scene.sandbox.set_rules(fault_rules(&["reject:success-false"]));
@@ -77,13 +77,13 @@ async fn a_wrapped_true_envelope_is_understood(pool: PgPool) {
     understood(pool, Answers::WrappedTrue).await;
 }
 
-/// What the stub answers to each import.
+/// The answer of the stub to each import.
 #[derive(Clone)]
 struct Said {
     status: u16,
     headers: &'static str,
     body: Vec<u8>,
-    /// So many bytes of the body come at once, and the rest once this is true.
+    /// This many bytes of the body are sent at once, and the rest once the flag is set.
     rest: Option<(usize, watch::Receiver<bool>)>,
 }
 
@@ -93,7 +93,7 @@ impl Said {
     }
 }
 
-/// An API that answers every request with the same bytes; returns its address.
+/// Starts an API that answers every request with the same bytes. Returns its address.
 async fn stub(said: Said) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -144,7 +144,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A success of so many bytes.
+/// Returns an accepting answer of this many bytes.
 fn long(bytes: usize) -> Vec<u8> {
     let mut body = br#"{"records":["#.to_vec();
     let end = br#"0],"success":true}"#;
@@ -233,7 +233,7 @@ async fn answers_with_bom_gzip_or_8_mib_are_understood(pool: PgPool) {
         assert_eq!(scene.text(BATCHES).await, batch, "{what}");
         assert_eq!(scene.text(OPEN).await, error, "{what}");
         scene.sql("truncate ledger.balance_snapshots; truncate elven_sync.sync_errors").await;
-        // The rest of the rows is gone, and so the next run closes the pass.
+        // The other rows were deleted, so that the next run closes the pass.
         let url = scene.sandbox.url();
         scene.set("ELVEN_API_URL", &url);
         scene.run().await;
@@ -279,7 +279,7 @@ async fn large_answers_are_read_one_at_a_time_within_timeout() {
     let short = stub(Said::new(200, "", *b"{\"success\":true}")).await;
     let minute = Duration::from_mins(1);
     let first = tokio::spawn(async move { import(&held, minute).await });
-    // It is the first to hold one as soon as another one meets its own timeout.
+    // It is the first to read a large answer as soon as the previous reader meets its own timeout.
     let waited = async || matches!(import(&other, Duration::from_millis(300)).await, Answer::Lost(_));
     eventually("another large answer waits", waited).await;
     assert_eq!(classify(&import(&short, minute).await), ResponseClass::Accepted, "a short one does not wait");

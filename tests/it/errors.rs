@@ -1,4 +1,4 @@
-//! `errors`: what a person does about what was set aside.
+//! `errors`: how a person handles rows that were set aside.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use sqlx::PgPool;
 
 use crate::support::{FAULT_POINT, TestEnv, eventually, output_of, signal, stderr, stdout, wait_for_log};
 
-/// Five rows of acme: two that the API refuses, one that cannot be sent, two that arrive.
+/// Five rows of acme: two that the API refuses, one that cannot be sent, and two that are accepted.
 async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
@@ -58,7 +58,7 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     let before = scene.text(OPEN).await;
     assert!(before.contains("rejected_row 2 1") && before.contains("invalid_row 5 1"), "{before}");
-    // Nothing has changed: each is seen once more.
+    // Nothing has changed: each error is counted once more.
     output_of(&scene, 3, &["errors", "retry"]).await;
     let again = scene.text(OPEN).await;
     assert!(
@@ -69,7 +69,7 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     );
     let plan = stdout(&scene.output(&["entity", "rewind", "acme"]).await);
     assert!(plan.contains("moves back 5 rows, 2 of them already accepted"), "{plan}");
-    // The API knows the account now, and one row was corrected; it is not waited for until the next run.
+    // The API knows the account now, and one row was corrected. The retry need not wait for the next run.
     scene.sandbox.set_rules(vec!["reject:account=y".parse().unwrap()]);
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 5").await;
     let retried = output_of(&scene, 3, &["errors", "retry"]).await;
@@ -77,7 +77,7 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     assert!(scene.text(OPEN).await.ends_with("rejected_row 4 3"), "{}", scene.text(OPEN).await);
     assert!(scene.balances().contains(&("x".to_owned(), "2.5".to_owned())));
     assert!(scene.balances().contains(&("c".to_owned(), "7".to_owned())));
-    // The outage of an API is no news of a row, and the row is still there.
+    // An API outage says nothing about a row, and the row still exists.
     scene.sql("delete from ledger.balance_snapshots where id = 4").await;
     let gone = output_of(&scene, 0, &["errors", "retry"]).await;
     assert!(gone.contains("not in the ledger any more"), "{gone}");
@@ -89,7 +89,7 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     assert_eq!(scene.text(batches).await, "accepted 1,rejected 0");
 }
 
-/// The later upload wins at the API: an older row must not be sent over a newer one of its key.
+/// The later upload wins at the API: an older row must not be sent over a newer row of its key.
 #[sqlx::test(migrations = false)]
 async fn a_retry_never_puts_an_older_row_over_a_newer_one(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
@@ -141,13 +141,13 @@ async fn error_of_an_entity_is_resolved_by_a_run(pool: PgPool) {
     assert!(
         output_of(&scene, 1, &["errors", "retry", &number]).await.contains("elven-sync run --entity 'acme'")
     );
-    // Rows are still refused, but not by a word about them: they count once more and say why.
+    // Rows are still refused, but no command dismissed them: they are counted once more, with the reason.
     let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(retried.contains("credential"), "{retried}");
 }
 
-/// A newer row that is set aside itself does not supersede an older one: the older is sent, and the newer one
-/// arrives after it if it ever does.
+/// A newer row that is set aside does not supersede an older one. The older row is sent, and the newer one after it
+/// if it is ever accepted.
 #[sqlx::test(migrations = false)]
 async fn row_set_aside_supersedes_no_older_row(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -164,7 +164,7 @@ async fn row_set_aside_supersedes_no_older_row(pool: PgPool) {
     let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(!retried.contains("superseded"), "{retried}");
     assert_eq!(scene.balances(), [("a".to_owned(), "1".to_owned())]);
-    // Dismissed by a person it supersedes nothing either; updated, it does.
+    // A dismissed row supersedes nothing either. An updated row does.
     scene.sql("update ledger.balance_snapshots set balance = 2 where id = 1").await;
     scene.sandbox.set_rules(vec!["reject:account=a".parse().unwrap()]);
     scene.run().await;
@@ -179,7 +179,7 @@ async fn row_set_aside_supersedes_no_older_row(pool: PgPool) {
     assert_eq!(scene.balances().last().unwrap().1, "2");
 }
 
-/// A retry that dies in mid-flight may have sent its row: the next one says so.
+/// A retry that dies with a request in flight may have sent its row. The next retry is marked ambiguous.
 #[sqlx::test(migrations = false)]
 async fn killed_retry_leaves_unknown_batch_and_next_is_ambiguous(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
@@ -222,8 +222,8 @@ async fn retry_obeys_watermark_check_and_pause(pool: PgPool) {
     assert_eq!(scene.text(later).await, "true");
 }
 
-/// A batch whose outcome is unknown, and of which nothing is left to send but what cannot be sent: it is
-/// closed with what it is now, and still says that it may have arrived.
+/// A batch of unknown outcome whose remaining rows cannot be sent is closed with its present rows, and stays
+/// ambiguous.
 #[sqlx::test(migrations = false)]
 async fn unknown_batch_without_records_keeps_its_ambiguous_mark(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -241,8 +241,8 @@ async fn unknown_batch_without_records_keeps_its_ambiguous_mark(pool: PgPool) {
     assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_state").await, "4");
 }
 
-/// `errors retry` is frozen at this point and taken over by a run; then it comes back. Returns the status of what it
-/// still sent.
+/// Freezes `errors retry` at a fault point, lets a run take over, and thaws it. Returns the status of the request
+/// that the retry still sent.
 async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
     let database = elven_sync::database::Database::from(pool.clone());
     elven_sync::journal::migrate(&database).await.unwrap();
@@ -294,7 +294,7 @@ async fn retry_taken_over_before_announcing_announces_nothing(pool: PgPool) {
     assert_eq!(comes_back_from(pool, "announce:before").await, None);
 }
 
-/// The row that supersedes it may be refused yet.
+/// The superseding row may still be refused.
 #[sqlx::test(migrations = false)]
 async fn error_of_a_superseded_row_stays_open(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;

@@ -1,4 +1,4 @@
-//! How an entity is: the words of `sync_health`, which come first, and when `status` asks for a person.
+//! The health of an entity: the words of `sync_health`, their precedence, and when `status` asks for a person.
 
 use elven_sync::sandbox::Fault;
 use serde_json::Value;
@@ -6,7 +6,8 @@ use sqlx::PgPool;
 
 use crate::support::{TestEnv, output_of, stderr, stdout};
 
-/// The status of acme in the view, and by the command with what is pending now; and the exit code of the command.
+/// Returns the status of acme in the view, its status by the command with live pending counts, and the exit code of
+/// the command.
 async fn status(scene: &TestEnv) -> (String, String, i32) {
     let view = scene.text("select status from elven_sync.sync_health where entity_id = 'acme'").await;
     let output = scene.output(&["status", "--json"]).await;
@@ -21,7 +22,7 @@ fn is(word: &str, code: i32) -> (String, String, i32) {
     (word.to_owned(), word.to_owned(), code)
 }
 
-/// One row that arrives, one that the API refuses, one that cannot be sent.
+/// One row that is accepted, one that the API refuses, and one that cannot be sent.
 async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
@@ -51,12 +52,12 @@ async fn entity_is_incomplete_until_each_row_error_is_resolved(pool: PgPool) {
         text.contains("acme: 2 errors are open") && text.contains("elven-sync errors list --entity 'acme'"),
         "{text}"
     );
-    // Older errors that are still open are no matter of a run.
+    // Older errors that are still open do not fail a run.
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(0));
     scene.sql(ONE_MORE).await;
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(0));
     assert_eq!(status(&scene).await, is("incomplete", 3));
-    // One is sent, and a person dismisses the other.
+    // A retry sends one row, and a person dismisses the other.
     scene.sandbox.set_rules(Vec::new());
     output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(status(&scene).await, is("incomplete", 3));
@@ -111,8 +112,7 @@ async fn unregistered_rows_do_not_make_another_entity_incomplete(pool: PgPool) {
     assert_eq!(status(&scene).await, is("ok", 0));
 }
 
-/// However many errors are open and whosever they are, the view reads each of them once, and those of one entity alone where
-/// it is asked for one.
+/// The view reads each open error once, however many errors are open. A query for one entity reads only its errors.
 #[sqlx::test(migrations = false)]
 async fn health_view_reads_each_open_error_once(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -135,9 +135,9 @@ async fn health_view_reads_each_open_error_once(pool: PgPool) {
     assert_eq!(scene.text("select string_agg(entity_id || open_errors, ',') from elven_sync.sync_health where status = 'incomplete'").await, "e15000");
 }
 
-/// Rows of a table that the nodes of a plan have read.
+/// Returns the number of rows of a table that the nodes of a plan have read.
 fn rows_read(node: &Value, table: &str) -> u64 {
-    // PostgreSQL 18 writes rows with a fraction.
+    // PostgreSQL 18 prints row counts with a fraction.
     let number = |name: &str| {
         node[name].to_string().split('.').next().and_then(|number| number.parse().ok()).unwrap_or(0)
     };

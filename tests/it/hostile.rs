@@ -1,4 +1,4 @@
-//! What comes from outside and would do harm: text that a terminal or a shell obeys, and secrets in the wrong place.
+//! Harmful input from outside: text that a terminal or a shell obeys, and secrets in the wrong place.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use sqlx::PgPool;
 
 use crate::support::{KEY, SECRET, TestEnv, output_of, stderr, stdout};
 
-/// What a terminal obeys: an escape sequence, C1, a line of its own, and text that is shown from right to left.
+/// Text that a terminal obeys: an escape sequence, C1, a line break, and text that is shown from right to left.
 const ENTITIES: [&str; 7] = [
     "x\u{1b}[2J\u{1b}]0;owned\u{7}\nrun 99 succeeded: all fine",
     "y' --timezone UTC; touch ./PWNED; echo '",
@@ -43,7 +43,8 @@ fn hints(text: &str) -> Vec<String> {
     text.lines().filter_map(of_line).collect()
 }
 
-/// Every text from the ledger is printed escaped, in one line, and each hint registers exactly the entity that it is about.
+/// All text from the ledger is printed escaped and in one line, and each hint registers exactly the entity that it
+/// names.
 #[sqlx::test(migrations = false)]
 async fn ledger_text_cannot_inject_lines_colours_or_commands(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -61,12 +62,12 @@ async fn ledger_text_cannot_inject_lines_colours_or_commands(pool: PgPool) {
     let listed = output_of(&scene, 0, &["errors", "list"]).await;
     assert!(!listed.contains(is_harmful), "{listed:?}");
 
-    // Pasted into a shell, in a folder of its own.
+    // Pasted into a shell, in its own folder.
     let directory = tempfile::tempdir().unwrap();
     let from_stored: Vec<String> = stored
         .iter()
         .flat_map(|message| {
-            // The text before the hint is kept as it is, and may hold lines.
+            // The text before the hint is kept as it is, and may have several lines.
             let (_, hint) = message.rsplit_once("hint: ").unwrap();
             hints(&format!("hint: {hint}"))
         })
@@ -83,7 +84,7 @@ async fn ledger_text_cannot_inject_lines_colours_or_commands(pool: PgPool) {
     let mut registered: Vec<String> =
         sqlx::query_scalar("select entity_id from elven_sync.entities").fetch_all(&scene.pool).await.unwrap();
     registered.sort();
-    // A name with control characters cannot be registered, and that is what its message says.
+    // A name with control characters cannot be registered, and the message says so.
     let (refused, fine): (Vec<&str>, Vec<&str>) =
         ENTITIES.into_iter().partition(|id| id.contains(char::is_control));
     let mut expected: Vec<String> = fine.into_iter().map(str::to_owned).collect();
@@ -140,7 +141,7 @@ async fn every_command_escapes_text_of_journal_and_api(pool: PgPool) {
     }
 }
 
-/// The parameters of an address that sqlx does not know, and passwords, at any level of the log.
+/// Parameters of a URL that sqlx does not know, and passwords, at any level of the log.
 #[sqlx::test(migrations = false)]
 async fn no_secret_of_a_database_url_reaches_the_log(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;

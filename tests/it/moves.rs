@@ -1,4 +1,4 @@
-//! Watermarks moved by a person, many entities, and who holds things up.
+//! Watermarks that a person moves, many entities, and the report of the oldest open transaction.
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
@@ -22,7 +22,6 @@ async fn session(scene: &TestEnv) -> PgConnection {
     PgConnection::connect(&scene.url).await.unwrap()
 }
 
-/// What a command prints, when it succeeds.
 async fn stdout_of(scene: &TestEnv, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
@@ -43,7 +42,7 @@ async fn from_now_skips_existing_rows_and_no_later_row(pool: PgPool) {
     insert(&mut quick, 1, 50).await;
     slow.execute("begin").await.unwrap();
     insert(&mut slow, 51, 51).await;
-    // Another one that ends later, so that the open one is within the range of the watermark.
+    // A second transaction that ends later, so that the open one lies within the range of the watermark.
     quick.execute("select pg_current_xact_id()").await.unwrap();
     stdout_of(&scene, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     insert(&mut quick, 52, 52).await;
@@ -56,7 +55,7 @@ async fn from_now_skips_existing_rows_and_no_later_row(pool: PgPool) {
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "from_now,pass,pass,pass"
     );
-    // It is for a new entity: a watermark never moves forward over rows that wait.
+    // `--from-now` is only for a new entity: a watermark never moves forward over pending rows.
     insert(&mut quick, 53, 53).await;
     let again = ["entity", "add", "acme", "--timezone", "UTC", "--from-now"];
     assert!(refused(&scene, &again).await.contains("registered already"));
@@ -65,7 +64,7 @@ async fn from_now_skips_existing_rows_and_no_later_row(pool: PgPool) {
     assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "0");
     stdout_of(&scene, &["entity", "add", "acme", "--timezone", "UTC"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1);
-    // What was skipped was never accepted: rows 51 to 53, and 7 again.
+    // Skipped rows were never accepted: rows 51 to 53, and row 7 again.
     let plan = refused(&scene, &["entity", "rewind", "acme"]).await;
     assert!(plan.contains("nothing was moved"), "{plan}");
     let output = scene.output(&["entity", "rewind", "acme"]).await;
@@ -88,7 +87,7 @@ async fn rewind_states_its_effect_and_asks_for_confirmation(pool: PgPool) {
         .text("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
         .await;
     insert(&mut writer, 1001, 1500).await;
-    // One that cannot be sent, and two of one second of which one is superseded.
+    // One row that cannot be sent, and two rows of one second, one of which is superseded.
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'bad', 'BTC', '2024-01-01Z', 'NaN'), ('acme', 'twice', 'BTC', '2024-01-01Z', 1), ('acme', 'twice', 'BTC', '2024-01-01Z', 2)").await;
     scene.run().await;
@@ -96,7 +95,7 @@ async fn rewind_states_its_effect_and_asks_for_confirmation(pool: PgPool) {
     let state = "select concat_ws(' ', settled, target, cursor_xid, cursor_id) from elven_sync.sync_state";
     let before = scene.text(state).await;
 
-    // No answer is no.
+    // No answer means no.
     let mut asked = scene.command(&["entity", "rewind", "acme"]).stdin(Stdio::null()).spawn().unwrap();
     assert_eq!(asked.wait().await.unwrap().code(), Some(1));
     let mut asked = scene.command(&["entity", "rewind", "acme"]).stdin(Stdio::piped()).spawn().unwrap();
@@ -122,13 +121,13 @@ async fn rewind_states_its_effect_and_asks_for_confirmation(pool: PgPool) {
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pass,pass,rewind,pass,rewind,pass"
     );
-    // Each begins where the one before ended.
+    // Each pass begins where the previous one ended.
     let broken = "select count(*)::text from (select settled, lag(target) over (order by pass_id) as before from elven_sync.sync_passes) p
                    where settled::text is distinct from before::text";
     assert_eq!(scene.text(broken).await, "0");
 }
 
-/// A watermark that was rewound stands behind where it once was: going "back" there would skip rows.
+/// A rewound watermark is older than it once was. A rewind to that earlier place would skip rows.
 #[sqlx::test(migrations = false)]
 async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -150,7 +149,7 @@ async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
         refused(&scene, &["entity", "rewind", "acme", "--to", "yesterday"]).await.contains("neither a date")
     );
     assert!(refused(&scene, &["entity", "rewind", "acne"]).await.contains("did you mean"));
-    // Neither from a watermark that was rewound less far.
+    // The same holds for a watermark that was rewound by less.
     let now = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     let between = scene.text(now).await;
     insert(&mut writer, 11, 20).await;
@@ -165,16 +164,16 @@ async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
     assert!(
         stdout_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await.contains("already")
     );
-    // Nor to what is none of this cluster's.
+    // Nor can it be moved to a snapshot of another cluster.
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
     let elsewhere = refused(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(elsewhere.contains("only a rewind to the start"), "{elsewhere}");
-    // Before the first pass there is the start.
+    // Before the first pass the watermark is the start.
     stdout_of(&scene, &["entity", "rewind", "acme", "--to", "2020-01-01", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_read, 20);
 }
 
-/// A pass that a crash left open, with a batch whose outcome is unknown, is given up by a rewind.
+/// A rewind abandons a pass that a crash left open, with a batch of unknown outcome.
 #[sqlx::test(migrations = false)]
 async fn rewind_abandons_an_open_pass(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -220,7 +219,7 @@ async fn rewind_of_a_leased_entity_is_refused(pool: PgPool) {
     assert_eq!(report.status, RunStatus::Succeeded);
 }
 
-/// What a dump restored elsewhere looks like to the seal: the rows of the journal written anew.
+/// A restored dump looks like this to the seal: another transaction wrote the rows of the journal.
 #[sqlx::test(migrations = false)]
 async fn rebind_refuses_a_restored_dump(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -257,7 +256,7 @@ async fn rebind_refuses_a_restored_dump(pool: PgPool) {
     assert_eq!(scene.run().await.counters.rows_uploaded, 3);
 }
 
-/// 5,000 entities of which 3 have news: one look finds those three.
+/// 5,000 entities, 3 of them with pending rows: one probe finds those three.
 #[sqlx::test(migrations = false)]
 async fn run_finds_few_pending_entities_among_many_in_few_queries(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -289,7 +288,7 @@ async fn run_finds_few_pending_entities_among_many_in_few_queries(pool: PgPool) 
         before = after;
     }
     assert!(queries[0] > 10, "the statistics did not arrive: {queries:?}");
-    // Each transaction of the connector, of its connections, and of waiting for them here.
+    // Counts each transaction of the connector, of its connections, and of the polling here.
     assert!(queries.iter().all(|queries| *queries < 300), "{queries:?} transactions");
 }
 
@@ -309,13 +308,13 @@ async fn status_names_the_oldest_open_writer(pool: PgPool) {
     let mut quick = session(&scene).await;
     quick.execute("begin").await.unwrap();
     insert(&mut quick, 2, 2).await;
-    // An older one that has not written holds nothing up.
+    // An older transaction that has not written delays nothing.
     let text = stdout_of(&scene, &["status"]).await;
     assert!(text.contains("month end"), "{text}");
     insert(&mut reader, 3, 3).await;
     insert(&mut session(&scene).await, 4, 4).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1, "it delays nobody else's rows");
-    // The one that began first has the oldest id, though it wrote last.
+    // The transaction that began first has the oldest id, though it wrote last.
     let xid = |connection| async move {
         sqlx::query_scalar::<_, String>("select pg_current_xact_id()::text")
             .fetch_one(connection)

@@ -1,4 +1,4 @@
-//! `prune`: what ended long ago goes, nothing unresolved does, and what is left can still be proven.
+//! `prune`: old finished work is deleted, open work is kept, and the rest can still be verified.
 
 use elven_sync::fault_point::Side;
 use serde_json::Value;
@@ -27,7 +27,7 @@ async fn run(scene: &TestEnv, from: i32, until: i32) {
     scene.run().await;
 }
 
-/// All that has ended by now becomes a year old.
+/// Makes all finished work a year old.
 const AGE: &str = "
     update elven_sync.sync_runs set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year';
     update elven_sync.sync_passes set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year',
@@ -37,7 +37,7 @@ const AGE: &str = "
 
 const PRUNE: &[&str] = &["prune", "--older-than", "90d"];
 
-/// The changes of the watermark, and how many batches, errors and runs there are.
+/// The changes of the watermark, and the numbers of batches, errors and runs.
 const JOURNAL: &str = "
     select concat_ws(' ', (select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes),
                      (select count(*) from elven_sync.sync_batches), (select count(*) from elven_sync.sync_errors),
@@ -75,14 +75,14 @@ async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
     assert_eq!(holds(&scene).await, (50, 0));
     assert!(output_of(&scene, 0, &["verify"]).await.contains("what was pruned of the journal of 1 entity"));
     assert!(output_of(&scene, 0, &["status", "--row", "1"]).await.contains("were pruned from the journal"));
-    // What is left is still the proof of itself.
+    // The rest is still verified.
     run(&scene, 600, 610).await;
     scene.sql("update elven_sync.sync_state set settled = pg_current_snapshot()").await;
     let (found, said_of) = findings(&proof(&scene, false).await);
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["watermark"], "{said_of}");
     scene.sql("update elven_sync.sync_state s set settled = p.target from elven_sync.sync_passes p where p.pass_id = (select max(pass_id) from elven_sync.sync_passes)").await;
     holds(&scene).await;
-    // Again, later: both become one.
+    // A later prune merges both.
     scene.sql(AGE).await;
     output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(JOURNAL).await, "pruned,pass 2 0 1", "the newest stays");
@@ -93,7 +93,7 @@ async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
     );
 }
 
-/// What is open, and what it refers to, stays; and what others go on referring to.
+/// Open work is kept, with everything that it refers to or that refers to it.
 #[sqlx::test(migrations = false)]
 async fn nothing_unresolved_is_pruned(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -102,28 +102,28 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
     for pass in 0..4 {
         run(&scene, pass * 100, pass * 100 + 24).await;
     }
-    // One is sent after all, one is dismissed, one stays open.
+    // A retry sends one row, a person dismisses one, and one stays open.
     scene.sandbox.set_rules(vec![rules[1].parse().unwrap(), rules[2].parse().unwrap()]);
     output_of(&scene, 3, &["errors", "retry"]).await;
     let dismissed = scene
         .text("select error_id::text from elven_sync.sync_errors where record->>'entityAccountId' = 'a105'")
         .await;
     output_of(&scene, 0, &["errors", "resolve", &dismissed, "--reason", "closed"]).await;
-    // And an open pass.
+    // An open pass as well.
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(vec!["error-500".parse().unwrap()]);
     run(&scene, 400, 424).await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql(AGE).await;
     holds(&scene).await;
-    // That of the retry, of an error that is open, is the batch that the error came up in last.
+    // The batch of the retry is kept, since an open error refers to it.
     let open = "select string_agg(e.error_id || ' ' || b.batch_id || ' ' || coalesce(b.pass_id, 0) || ' ' || r.run_id, ',' order by e.error_id)
                   from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id) join elven_sync.sync_runs r on r.run_id = e.run_id
                  where e.resolved_at is null and ledger_id is not null or dismissed";
     let before = scene.text(open).await;
     output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(open).await, before);
-    // The refused row of the first pass was sent by the retry. The others were tried again outside of their passes.
+    // The retry sent the refused row of the first pass. The other rows were retried outside their passes.
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,pass"
@@ -142,7 +142,7 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
     output_of(&scene, 0, &["errors", "retry"]).await;
 }
 
-/// A pass with a row that is open stays; what is before it and behind it becomes one each.
+/// A pass with an open error is kept. The passes before it and after it are merged into one each.
 #[sqlx::test(migrations = false)]
 async fn pass_with_an_open_error_is_kept_and_verifiable(pool: PgPool) {
     let scene = scene(pool).await;
@@ -158,7 +158,7 @@ async fn pass_with_an_open_error_is_kept_and_verifiable(pool: PgPool) {
         "pruned,pass,pruned,pass"
     );
     assert_eq!(holds(&scene).await, (30, 0));
-    // The error of a row that a batch has set aside which is kept belongs to its proof, resolved or not.
+    // The error of a row that a kept batch set aside belongs to the proof of that batch, resolved or not.
     scene.sql("update ledger.balance_snapshots set balance = 0 where entity_account_id = 'a205'").await;
     scene.sandbox.set_rules(Vec::new());
     scene.run().await;
@@ -182,7 +182,7 @@ async fn rewinds_survive_prune_and_stop_at_pruned_history(pool: PgPool) {
     run(&scene, 100, 114).await;
     output_of(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
     scene.run().await;
-    // One that is given up.
+    // A pass that is abandoned.
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(vec!["error-500".parse().unwrap()]);
     run(&scene, 200, 214).await;
@@ -218,7 +218,7 @@ async fn prune_killed_at_any_step_leaves_a_verifiable_journal(pool: PgPool) {
     let scene = scene(pool).await;
     let mut killed = 0;
     for (n, point) in points(&OF_A_PRUNE).into_iter().enumerate() {
-        // Something of everything: rows set aside and sent again, a rewind, lanes that failed.
+        // Some of everything: rows set aside and sent again, a rewind, failed lanes.
         let from = i32::try_from(n).unwrap() * 100;
         scene.sandbox.set_rules(vec![format!("reject:account=a{from}").parse().unwrap()]);
         run(&scene, from, from + 14).await;
@@ -244,7 +244,7 @@ async fn prune_killed_at_any_step_leaves_a_verifiable_journal(pool: PgPool) {
     assert_eq!(points(&OF_A_PRUNE).len(), sides.len() * OF_A_PRUNE[0].1.len());
 }
 
-/// Beside a run that goes on, and with an entity that somebody has locked.
+/// A prune next to an active run, with one entity locked.
 #[sqlx::test(migrations = false)]
 async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
     let scene = scene(pool).await;
@@ -280,7 +280,7 @@ async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
     output_of(&scene, 0, PRUNE).await;
     gate.open();
     assert!(run.wait().await.unwrap().success());
-    // The pass that the run has opened is the newest one by now.
+    // The pass that the run has opened is the newest one.
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes where entity_id = 'acme'").await,
         "pruned,pass"
@@ -290,7 +290,7 @@ async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
     output_of(&scene, 2, &["prune", "--older-than", "soon"]).await;
 }
 
-/// A backfill that can be gone on with keeps its batches, however old it is: what was done of it is known by them.
+/// A backfill that can be resumed keeps its batches, however old it is: they record its progress.
 #[sqlx::test(migrations = false)]
 async fn batches_of_finished_backfills_are_pruned(pool: PgPool) {
     let scene = scene(pool).await;

@@ -1,4 +1,4 @@
-//! What a client meets when the sandbox is told to fail, and what the sandbox has kept afterwards.
+//! The answers of the sandbox under each fault, and the records that it keeps.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ async fn bench(rules: &[&str]) -> Bench {
     Bench::start(Options { rules: fault_rules(rules), ..options() }).await
 }
 
-/// The faults of each request so far.
+/// Returns the fault of each request so far.
 fn faults(bench: &Bench) -> Vec<String> {
     bench.sandbox.requests().into_iter().map(|request| request.fault.unwrap_or_default()).collect()
 }
@@ -115,7 +115,8 @@ async fn cut_connection_hides_whether_records_were_kept() {
     }
 }
 
-/// As a network may do it: the client has given up by then. The signature is that of the request as it was sent.
+/// The client has given up before the request arrives, as with a slow network. The signature is that of the original
+/// request.
 #[tokio::test]
 async fn late_request_is_cut_and_checked_on_arrival() {
     for (window, status, kept) in [(Duration::from_secs(30), 200, 2), (Duration::from_millis(100), 401, 0)] {
@@ -188,7 +189,7 @@ async fn slow_delays_answers_and_combines_with_other_faults() {
         assert!(began.elapsed() >= Duration::from_millis(100));
     }
     assert_eq!(faults(&bench), ["slow", "slow, throttle"]);
-    // Who does not wait so long has been served all the same.
+    // A client with a short timeout was served too.
     bench.sandbox.set_rules(fault_rules(&["slow=1h"]));
     let impatient = bench.signed(Method::POST, IMPORT).body(GOOD).timeout(Duration::from_millis(200));
     assert!(impatient.send().await.unwrap_err().is_timeout());

@@ -1,4 +1,4 @@
-//! Signals: what is in flight is finished within a grace, or given up and said so.
+//! Signals: batches in flight are finished within a grace, or abandoned and reported.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ async fn told_to_stop(child: &mut Child, name: Signal) {
     wait_for_log(child, "stopping after").await;
 }
 
-/// The answer never comes. What was sent may still arrive, so the lease is not released but runs out, and
-/// the next run sends the batch again and says so.
+/// The answer never comes. The request may still arrive, so the lease is not released but expires. The next run sends
+/// the batch again and marks it ambiguous.
 #[sqlx::test(migrations = false)]
 async fn request_beyond_shutdown_grace_is_abandoned_and_its_lease_expires(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
@@ -56,7 +56,7 @@ async fn a_second_signal_stops_at_once(pool: PgPool) {
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (6, 1));
 }
 
-/// Nothing can be recorded: then it ends without.
+/// Nothing can be recorded, so the run ends without recording.
 #[sqlx::test(migrations = false)]
 async fn shutdown_does_not_wait_for_an_unreachable_database(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
@@ -76,7 +76,7 @@ async fn shutdown_does_not_wait_for_an_unreachable_database(pool: PgPool) {
 async fn the_next_run_finishes(scene: &TestEnv) {
     let report = scene.run().await;
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (6, 1));
-    // It gave signs of life to the end, so it may take a later run to say so.
+    // The dead run gave signs of life to the end, so that only a later run may mark it as interrupted.
     let silent = "select bool_and(alive_until < clock_timestamp())::text from elven_sync.sync_runs where status = 'running'";
     eventually("its time is over", async || scene.text(silent).await != "false").await;
     scene.run().await;
@@ -84,7 +84,7 @@ async fn the_next_run_finishes(scene: &TestEnv) {
     assert_eq!(scene.text(runs).await, "interrupted,succeeded,succeeded");
 }
 
-/// An error of a row that the API refused once and would take now.
+/// An error of a row that the API refused once and would accept now.
 async fn scene_with_an_error(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
@@ -100,7 +100,7 @@ const OF_THE_RETRY: &str = "select (select status from elven_sync.sync_runs wher
     (select concat_ws(' ', status, attempts) from elven_sync.sync_batches where pass_id is null) || ' ' ||
     (select resolved_at is not null from elven_sync.sync_errors)";
 
-/// Nothing more is sent, and it is not waited for.
+/// Nothing more is sent, and the retry does not wait for the end of the back-off.
 #[sqlx::test(migrations = false)]
 async fn a_signal_ends_the_back_off_of_a_retry(pool: PgPool) {
     let scene = scene_with_an_error(pool).await;

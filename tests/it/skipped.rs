@@ -1,10 +1,10 @@
-//! A newer row that `--from-now` skipped: it is not at Elven, and no run sends it, so it supersedes nothing.
+//! A newer row that `--from-now` skipped is not at Elven, and no run sends it, so it supersedes nothing.
 
 use sqlx::PgPool;
 
 use crate::support::{TestEnv, fault_rules, output_of};
 
-/// Two rows of one second that are there when acme is registered from now on.
+/// Two rows of one second that exist when acme is registered with `--from-now`.
 async fn scene_from_now(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
     scene
@@ -22,7 +22,7 @@ async fn register(scene: &TestEnv) {
     output_of(scene, 0, &["run"]).await;
 }
 
-/// As if the entity had been taken out of service and registered again from now on.
+/// Simulates that the entity was removed and registered again with `--from-now`.
 async fn register_again(scene: &TestEnv) {
     output_of(scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     scene.sql("delete from elven_sync.entities").await;
@@ -33,7 +33,7 @@ fn balances_since(scene: &TestEnv, records: usize) -> Vec<String> {
     scene.balances().into_iter().skip(records).map(|(_, balance)| balance).collect()
 }
 
-/// A backfill whose end lies between the two rows. Returns what it sent.
+/// Executes a backfill whose end lies between the two rows. Returns what it sent.
 async fn backfill_of_the_older(scene: &TestEnv) -> Vec<String> {
     let before = scene.balances().len();
     output_of(scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
@@ -53,9 +53,9 @@ async fn row_skipped_by_from_now_does_not_supersede_in_backfill(pool: PgPool) {
     let cut = ["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z", "--dry-run"];
     assert!(output_of(&scene, 0, &cut).await.contains("1 uploaded"));
     assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
-    // In the range of the backfill the newer one is sent by that, and counts.
+    // A backfill whose range includes the newer row sends it, so that the row supersedes.
     assert_eq!(backfill_of_both(&scene).await, ["2"]);
-    // It has arrived now: the older one must not come after it.
+    // The newer row was accepted: the older one must not be sent after it.
     assert!(backfill_of_the_older(&scene).await.is_empty());
     assert!(output_of(&scene, 0, &cut).await.contains("0 uploaded"));
 }
@@ -63,27 +63,27 @@ async fn row_skipped_by_from_now_does_not_supersede_in_backfill(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn skipped_row_supersedes_once_a_run_has_sent_it(pool: PgPool) {
     let scene = scene_from_now(pool).await;
-    // Rewound to where the registration began, it is skipped as before.
+    // Rewound to the registration, the row is skipped as before.
     output_of(&scene, 0, &["entity", "rewind", "acme", "--to", "2999-01-01T00:00:00Z", "--yes"]).await;
     assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
-    // Rewound to the start, the next run sends it.
+    // Rewound to the start, the next run sends the row.
     output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert!(backfill_of_the_older(&scene).await.is_empty());
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(balances_since(&scene, 1), ["2"]);
-    // Registered from now on once more, it is skipped again; but it was sent before that.
+    // Registered with `--from-now` once more, the row is skipped again. But it was sent before that.
     register_again(&scene).await;
     assert!(backfill_of_the_older(&scene).await.is_empty());
-    // What was written between the two registrations was never sent.
+    // Rows written between the two registrations were never sent.
     scene.sql("update ledger.balance_snapshots set balance = 3 where id = 2").await;
     register_again(&scene).await;
     assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
-    // Written again, it waits for the next run.
+    // An updated row is pending for the next run.
     scene.sql("update ledger.balance_snapshots set balance = 4 where id = 2").await;
     assert!(backfill_of_the_older(&scene).await.is_empty());
 }
 
-/// Of what a backfill has not come to, or was not asked for, nothing has arrived.
+/// Rows that a backfill has not reached, or does not include, were not accepted.
 #[sqlx::test(migrations = false)]
 async fn backfill_rows_supersede_only_up_to_its_cursor(pool: PgPool) {
     let mut scene = scene_from_now(pool).await;
@@ -92,14 +92,14 @@ async fn backfill_rows_supersede_only_up_to_its_cursor(pool: PgPool) {
         .await;
     output_of(&scene, 0, &["backfill", "--from", "2024-01-02", "--to", "2024-01-03"]).await;
     assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
-    // One that stops before it has come to the row.
+    // A backfill that stops before the row.
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(fault_rules(&["throttle=1s@once:1"]));
     output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-03"]).await;
     scene.sandbox.set_rules(Vec::new());
     assert_eq!(backfill_of_the_older(&scene).await, ["1"]);
-    // One that set it aside.
+    // A backfill that set the row aside.
     scene.sandbox.set_rules(fault_rules(&["reject:account=a"]));
     output_of(&scene, 3, &["backfill", "--from", "2024-01-01T00:00:00.5Z", "--to", "2024-01-02"]).await;
     scene.sandbox.set_rules(Vec::new());
@@ -108,7 +108,7 @@ async fn backfill_rows_supersede_only_up_to_its_cursor(pool: PgPool) {
     assert!(backfill_of_the_older(&scene).await.is_empty());
 }
 
-/// A backfill has sent the newer row, and its answer was lost.
+/// A backfill has sent the newer row, and the answer was lost.
 #[sqlx::test(migrations = false)]
 async fn newer_row_with_unknown_outcome_supersedes(pool: PgPool) {
     let mut scene = scene_from_now(pool).await;
@@ -138,14 +138,14 @@ async fn row_skipped_by_from_now_does_not_supersede_in_retry(pool: PgPool) {
     let retried = output_of(&scene, 0, &["errors", "retry"]).await;
     assert!(retried.contains("uploaded") && !retried.contains("superseded"), "{retried}");
     assert_eq!(balances_since(&scene, 0), ["10"]);
-    // A backfill has sent the newer one.
+    // A backfill has sent the newer row.
     assert_eq!(backfill_of_both(&scene).await, ["2"]);
     set_aside(11).await;
     assert!(output_of(&scene, 0, &["errors", "retry"]).await.contains("superseded by row 2"));
     assert_eq!(balances_since(&scene, 2), [""; 0]);
 }
 
-/// A newer row that is pending may yet be refused, or be deleted: the error of the older one stays open until then.
+/// A pending newer row may still be refused or deleted: the error of the older row stays open until then.
 #[sqlx::test(migrations = false)]
 async fn error_stays_open_until_the_newer_row_is_uploaded(pool: PgPool) {
     let scene = scene_from_now(pool).await;
@@ -163,14 +163,14 @@ async fn error_stays_open_until_the_newer_row_is_uploaded(pool: PgPool) {
         "{retried}"
     );
     assert_eq!((scene.text(open).await.as_str(), scene.balances().len()), ("1", 0));
-    // It is refused: then the older one goes.
+    // The newer row is refused, so the older one is sent.
     scene.sandbox.set_rules(fault_rules(&["reject:account=a"]));
     output_of(&scene, 3, &["run"]).await;
     assert_eq!(scene.text(open).await, "1,2");
     scene.sandbox.set_rules(fault_rules(&["reject:negative"]));
     output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!((scene.text(open).await.as_str(), balances_since(&scene, 0)), ("2", vec!["10".to_owned()]));
-    // Once a version of the newer one was uploaded, it supersedes.
+    // Once a version of the newer row was uploaded, it supersedes.
     scene.sandbox.set_rules(fault_rules(&["reject:account=a"]));
     scene.sql("update ledger.balance_snapshots set balance = 11 where id = 1").await;
     output_of(&scene, 3, &["run"]).await;

@@ -1,8 +1,6 @@
-//! Any crash, any number of workers: everything that can happen happens at the same time, drawn from a
-//! seed; then there is peace, and all that was promised is looked for.
-//!
-//! `ELVEN_SEED=17` repeats the decisions of a seed; when they meet the workers is up to the machine. The long
-//! one (`make soak`) takes `ELVEN_SOAK_SECONDS` and `ELVEN_SOAK_ROWS`.
+//! Crashes, faults and several workers at the same time, drawn from a seed; then the faults stop, and all promises
+//! are checked. `ELVEN_SEED=17` repeats the decisions of a seed; the machine decides when they meet the workers. The
+//! long soak (`make soak`) takes `ELVEN_SOAK_SECONDS` and `ELVEN_SOAK_ROWS`.
 
 mod api;
 mod checks;
@@ -31,21 +29,21 @@ use crate::verify::holds;
 const WORKERS: usize = 4;
 const WRITERS: usize = 4;
 const ENTITIES: usize = 20;
-/// As [`TestEnv`] sets them.
+/// The value that [`TestEnv`] sets.
 const LEASE: Duration = Duration::from_secs(1);
 const SIGNATURE_WINDOW: Duration = Duration::from_millis(300);
-/// The longest that the rest may take, behind the storm: a hang is a failure.
+/// Maximum time for the rest of the work after the faults. A longer one is a hang, and a failure.
 const END_MAX: Duration = Duration::from_mins(2);
 
-/// Their hours of 2024-10-27 differ: in some of them one comes twice.
+/// Zones with different hours on 2024-10-27, some of which are repeated.
 const ZONES: [&str; 6] =
     ["UTC", "Europe/Zurich", "America/New_York", "Asia/Kolkata", "Europe/London", "Pacific/Auckland"];
 
-/// What is asked of one soak.
+/// The parameters of one soak.
 struct Plan {
     seed: u64,
     storm: Duration,
-    /// Rows that are entered, some of which are deleted.
+    /// Number of rows that are inserted. Some of them are deleted.
     rows: usize,
 }
 
@@ -77,7 +75,7 @@ async fn soak_for_long(pool: PgPool) {
     println!("{}", Box::pin(weather(&pool, plan)).await);
 }
 
-/// The storm, the peace, and what has to be so then; returns what there was.
+/// Executes the faults and the remaining work, and checks the result. Returns a summary.
 async fn weather(like: &PgPool, plan: Plan) -> String {
     let mut cluster = Cluster::new(like).await;
     let event_log = Diary::begin();
@@ -110,7 +108,7 @@ async fn weather(like: &PgPool, plan: Plan) -> String {
     summary(&plan, &scene.url, &counts, &workers, &api).await
 }
 
-/// Workers and writers at work, and all that is done to them.
+/// Executes workers and writers, and all disruptions of them.
 async fn storm(
     plan: &Plan,
     scene: &TestEnv,
@@ -135,9 +133,9 @@ async fn storm(
     counts
 }
 
-/// Waits for something; when that takes too long, says what everybody is doing.
+/// Waits for some work. If it takes too long, describes what every process is doing.
 async fn in_time<T>(url: &str, workers: &Workers<'_>, limit: Duration, work: impl Future<Output = T>) -> T {
-    // Kept until that is said: to drop it kills the workers.
+    // Kept until the description is printed: dropping it kills the workers.
     let mut work = pin!(work);
     if let Ok(done) = tokio::time::timeout(limit, work.as_mut()).await {
         return done;
@@ -149,12 +147,12 @@ fn entity_id(number: usize) -> String {
     format!("e{number:02}")
 }
 
-/// The account of an entity that the API may refuse.
+/// Returns the account of an entity that the API may refuse.
 fn account_refused(entity_id: &str) -> String {
     format!("{entity_id}-refused")
 }
 
-/// Whether the API refuses that account: for every other entity.
+/// Whether the API refuses that account: it does for every other entity.
 fn is_refused(account: &str) -> bool {
     (0..ENTITIES).step_by(2).any(|number| account == account_refused(&entity_id(number)))
 }

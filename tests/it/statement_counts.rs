@@ -1,16 +1,16 @@
-//! What a run asks of its database: as much for many entities as for few, and little for each that has news.
+//! The number of statements of a run: independent of the number of entities, and small for each pending one.
 
 use sqlx::PgPool;
 
 use crate::proxy::Network;
 use crate::support::{TestEnv, stderr};
 
-/// A ledger of entities whose rows are all dealt with, and a network to it.
+/// A ledger of entities without pending rows, and a network to it.
 async fn scene_with(pool: PgPool, entities: i32) -> (TestEnv, Network) {
     let mut scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
-    // A run has ended before it has to give a sign of life.
+    // The run ends before its first heartbeat.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "10m");
     sqlx::query(
         "insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, $1) n",
@@ -44,7 +44,7 @@ async fn add_rows_to(scene: &TestEnv, entities: i32) {
     .unwrap();
 }
 
-/// Connections and statements of a run that uploads so many rows.
+/// Returns the connections and statements of a run that uploads this many rows.
 async fn cost(scene: &TestEnv, network: &Network, rows: i64) -> (u64, u64) {
     let received = scene.received().len();
     network.count();

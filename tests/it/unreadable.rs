@@ -1,4 +1,4 @@
-//! Rows that the database cannot read, rows that only cannot be sent, and messages that it cannot hold.
+//! Rows that the database cannot read, rows that cannot be sent, and messages that it cannot store.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::cluster::Cluster;
 use crate::support::{TestEnv, output_of, stderr, stdout};
 
-/// Entities acme and beta with three rows each, in a view whose columns are made from those of a table.
+/// Entities acme and beta with three rows each, in a view whose columns are computed from those of a table.
 async fn scene_with_view(pool: PgPool, columns: &str) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
@@ -45,7 +45,7 @@ const OPEN: &str =
 const HEALTH: &str =
     "select string_agg(entity_id || ' ' || status, ',' order by entity_id) from elven_sync.sync_health";
 
-/// Runs, and makes sure that acme is done and reported, and beta is failing with these words.
+/// Runs, and asserts that acme is finished and reported, and that beta fails with these words.
 async fn stops_beta_alone(scene: &TestEnv, words: &[&str]) {
     let report = output_of(scene, 3, &["run"]).await;
     assert!(report.contains("failed: beta: ") && !report.contains("failed: acme"), "{report}");
@@ -74,7 +74,7 @@ async fn status_json(scene: &TestEnv) -> serde_json::Value {
     serde_json::from_str(&stdout(&output)).unwrap()
 }
 
-/// A person corrects the row, and all is well.
+/// Asserts that the run succeeds after a person has corrected the row.
 async fn goes_on_once_corrected(scene: &TestEnv, rows: usize) {
     output_of(scene, 0, &["run"]).await;
     assert_eq!(scene.text(OPEN).await, "NULL");
@@ -92,7 +92,7 @@ async fn uncastable_value_stops_only_its_entity_and_names_row(pool: PgPool) {
     assert!(output_of(&scene, 0, &["errors", "list", "--kind", "ledger"]).await.contains("N/A"));
     let json = status_json(&scene).await;
     assert_eq!(json["entities"][1]["pending_rows"], 3, "{json}");
-    // Whatever else is asked, it is the entity that is named, and nothing of the others is hidden.
+    // Every command names the entity, and hides nothing of other entities.
     let rehearsed = output_of(&scene, 3, &["run", "--dry-run"]).await;
     assert!(rehearsed.contains("failed: beta: ") && rehearsed.contains("row 5"), "{rehearsed}");
     let backfill = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
@@ -117,7 +117,7 @@ async fn any_error_raised_by_a_row_stops_only_its_entity(pool: PgPool) {
         ("1 / divisor::numeric as balance", &["division by zero", "22012", "row 4"][..]),
         ("books.refuse(id, divisor) as balance", &["row 6 has no price", "see the price list", "P0001"]),
         ("books.damaged(divisor) as balance", &["invalid page in block 7", "XX001", "row 6"]),
-        // Not even whether there is news can be told.
+        // Even the probe for new rows fails.
         (
             "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --",
             &["division by zero"],
@@ -181,7 +181,7 @@ async fn damaged_block_stops_only_its_entity(pool: PgPool) {
     let url = scene.url.clone();
     scene.move_to(&url).await;
     stops_beta_alone(&scene, &["invalid page in block 0", "XX001"]).await;
-    // Not even its rows can be counted.
+    // Even counting the rows fails.
     let json = status_json(&scene).await;
     assert_eq!(json["entities"][0]["pending_rows"], 0, "{json}");
     assert!(json["entities"][1]["pending_rows"].is_null(), "{json}");
@@ -189,11 +189,11 @@ async fn damaged_block_stops_only_its_entity(pool: PgPool) {
     assert!(verified.contains("invalid page in block 0"), "{verified}");
 }
 
-/// A view is broken for a row after its rows were uploaded, and for another one that was set aside.
+/// A view fails for a row after its rows were uploaded, and for another row that was set aside.
 #[sqlx::test(migrations = false)]
 async fn verify_and_retry_name_unreadable_rows(pool: PgPool) {
     let mut scene = scene_with_view(pool, "bal::numeric as balance").await;
-    // One after the other, so that the errors are numbered in the order of the entities.
+    // One request at a time, so that the errors are numbered in the order of the entities.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.sql("update books.raw set bal = 'NaN' where id in (3, 6)").await;
     output_of(&scene, 3, &["run"]).await;
@@ -212,7 +212,7 @@ async fn verify_and_retry_name_unreadable_rows(pool: PgPool) {
         retried.contains("still open: the database could not read this entity's rows: invalid input"),
         "{retried}"
     );
-    // Whether a row is the newest of its key cannot be told.
+    // Whether a row is the newest of its key is unknown.
     scene
         .sql("update books.raw set bal = '1' where id = 6; update books.raw set bal = 'NaN' where id = 4")
         .await;
@@ -227,7 +227,7 @@ async fn verify_and_retry_name_unreadable_rows(pool: PgPool) {
     assert_eq!(scene.received().len(), 4);
 }
 
-/// Whether rows wait for a registration cannot be told; all else is done and reported.
+/// Whether rows wait for a registration is unknown. Everything else is done and reported.
 #[sqlx::test(migrations = false)]
 async fn unreadable_unregistered_rows_do_not_hide_other_entities(pool: PgPool) {
     let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
@@ -241,7 +241,7 @@ async fn unreadable_unregistered_rows_do_not_hide_other_entities(pool: PgPool) {
     assert!(scene.text(run).await.starts_with("incomplete "), "{}", scene.text(run).await);
 }
 
-/// The rows of one of 302 entities cannot be read, and the statement over all of them fails.
+/// The rows of one of 302 entities cannot be read, so the statement over all of them fails.
 #[sqlx::test(migrations = false)]
 async fn entity_with_unreadable_rows_is_found_among_many(pool: PgPool) {
     let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
@@ -265,7 +265,7 @@ async fn entity_with_unreadable_rows_is_found_among_many(pool: PgPool) {
 
 const BACKFILL: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
 
-/// Rows 1 and 9 can be sent, and those between cannot: they are set aside, whatever is asked.
+/// Rows 1 and 9 can be sent, and the rows between them cannot: they are set aside.
 async fn sets_aside_what_cannot_be_sent(scene: &TestEnv, unfit: &[(&str, &str)]) {
     let report = output_of(scene, 3, &["run"]).await;
     assert!(report.contains(&format!("2 uploaded, {} set aside", unfit.len())), "{report}");
@@ -333,7 +333,7 @@ async fn times_out_of_range_are_set_aside_and_others_sent(pool: PgPool) {
             ("6", outside),
             ("7", outside),
         ];
-        // With rows that wait, whose oldest is asked for.
+        // With pending rows, whose oldest instant is asked for.
         output_of(&scene, 0, &["status"]).await;
         sets_aside_what_cannot_be_sent(&scene, &unfit).await;
         let before = scene.received().len();
@@ -343,10 +343,10 @@ async fn times_out_of_range_are_set_aside_and_others_sent(pool: PgPool) {
     }
 }
 
-/// A scene in a database of its own, of another encoding.
+/// An environment with its own database of another encoding.
 async fn scene_in_encoding(pool: &PgPool, encoding: &str) -> TestEnv {
     let name: String = sqlx::query_scalar("select current_database()").fetch_one(pool).await.unwrap();
-    // A name has at most 63 bytes, of which the end differs between tests.
+    // A name has at most 63 bytes, and its end differs between tests.
     let name = format!("{}_{}", encoding.to_lowercase(), &name[name.len() - 40..]);
     let create = format!(
         "create database \"{name}\" encoding '{encoding}' template template0 lc_collate 'C' lc_ctype 'C'"
@@ -365,12 +365,12 @@ async fn drop_database(scene: TestEnv, pool: &PgPool) {
         .unwrap();
 }
 
-/// Bytes that PostgreSQL takes for text without looking at them.
+/// Bytes that PostgreSQL accepts as text without a check.
 const BYTES_AS_TEXT: &str = "create cast (bytea as text) without function";
 
 #[sqlx::test(migrations = false)]
 async fn undecodable_bytes_are_set_aside_and_others_sent(pool: PgPool) {
-    // In UTF-8 by way of a cast, as in a cluster that is damaged; without an encoding; and bytes that mean nothing in theirs.
+    // In UTF-8 by a cast, as in a damaged cluster; without an encoding; and bytes that are undefined in the encoding.
     for (encoding, bytes) in [("UTF8", "ff"), ("SQL_ASCII", "ff"), ("WIN1252", "81"), ("EUC_JP", "8ea1ff")] {
         let scene = scene_in_encoding(&pool, encoding).await;
         scene.entity("acme", "UTC").await;
@@ -394,7 +394,7 @@ async fn undecodable_bytes_are_set_aside_and_others_sent(pool: PgPool) {
     }
 }
 
-/// An API that refuses each import with this message, and whose lists are empty.
+/// Starts an API that refuses each import with this message, and whose lists are empty.
 async fn api_that_refuses(message: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -450,7 +450,7 @@ async fn unstorable_message_is_stored_with_replacement_characters(pool: PgPool) 
         ("SQL_ASCII", "Größe: 账户不存在 😀"),
         ("LATIN1", "Größe: ????? ?"),
         ("WIN1252", "Größe: ????? ?"),
-        // It has these characters, but neither the umlaut nor the sharp s.
+        // The encoding has these characters, but neither the umlaut nor the sharp s.
         ("EUC_CN", "Gr??e: 账户不存在 ?"),
     ] {
         let mut scene = scene_in_encoding(&pool, encoding).await;
@@ -469,7 +469,7 @@ async fn unstorable_message_is_stored_with_replacement_characters(pool: PgPool) 
         assert_eq!(scene.text(batches).await, "split,rejected,rejected", "{encoding}");
         output_of(&scene, 3, &["errors", "retry"]).await;
         output_of(&scene, 0, &["run"]).await;
-        // A lane that stops stores it, too, as do the run and a backfill.
+        // A stopped lane stores the message too, as do the run and a backfill.
         scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "0");
         scene.sql("update ledger.balance_snapshots set balance = 3 where id = 1").await;
         output_of(&scene, 1, &["run"]).await;

@@ -1,4 +1,4 @@
-//! An answer that could not be written: the cursor does not move over its batch, whatever other answers do.
+//! An answer that could not be recorded: the cursor does not move over its batch, whatever other answers do.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::process::Child;
 use crate::backfill::{add_minutes, backfill_2024};
 use crate::support::{TestEnv, assert_stays, eventually, fault_rules, output_of, stderr};
 
-/// Two batches of a row each, both in flight at once.
+/// Batches of one row, two of them in flight at once.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
@@ -19,7 +19,8 @@ async fn scene(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// A command that has two batches in flight, and the gates of their answers, the first batch's first.
+/// Starts a command that has two batches in flight. Returns it with the gates of their answers, the gate of the first
+/// batch first.
 async fn both_in_flight(scene: &TestEnv, arguments: &[&str], first: &str) -> (Child, [Gate; 2]) {
     let gates = [Gate::new(), Gate::new()];
     let before = scene.balances().len();
@@ -35,7 +36,8 @@ async fn both_in_flight(scene: &TestEnv, arguments: &[&str], first: &str) -> (Ch
     (child, if is_first { [one, other] } else { [other, one] })
 }
 
-/// PostgreSQL refuses the answer to the second batch of an entity, by this SQLSTATE; each time that it does moves a sequence.
+/// Makes PostgreSQL refuse the answer to the second batch of an entity with this SQLSTATE. Each refusal advances a
+/// sequence.
 async fn refuse_the_second(scene: &TestEnv, entity_id: &str, sqlstate: &str) {
     let sql = format!(
         "create sequence if not exists refusals;
@@ -51,16 +53,16 @@ async fn refuse_the_second(scene: &TestEnv, entity_id: &str, sqlstate: &str) {
 const REFUSED: &str = "select is_called::text from refusals";
 const BATCHES: &str = "select string_agg(status, ' ' order by b.batch_id) from elven_sync.sync_batches b
                         where b.entity_id = (select max(entity_id) from elven_sync.sync_state)";
-/// Rows behind the cursor, of the entity that came last.
+/// Batches without an answer that lie behind the cursor, of the entity that was added last.
 const PASSED: &str =
     "select count(*)::text from elven_sync.sync_state s join elven_sync.sync_batches b using (pass_id)
                        where s.entity_id = (select max(entity_id) from elven_sync.sync_state)
                          and (b.last_xid, b.last_id::bigint) <= (s.cursor_xid, s.cursor_id::bigint)";
 
-/// The row of the second batch of an entity.
+/// Locks the second batch of an entity.
 const BATCH: &str =
     "select 1 from elven_sync.sync_batches where entity_id = $1 and before_id is not null for update";
-/// Statements of the connector that wait for a lock.
+/// The number of statements of the connector that wait for a lock.
 const BLOCKED: &str = "select count(*)::text from pg_stat_activity
                         where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
 const CANCEL: &str = "select pg_cancel_backend(pid) from pg_stat_activity
@@ -72,7 +74,7 @@ async fn unrecorded_for(scene: &TestEnv, millis: u64) {
     assert_stays("no answer is recorded", Duration::from_millis(millis), unrecorded).await;
 }
 
-/// Once nothing is in the way any more: the batch is sent again, and nothing is stuck.
+/// Asserts that the next run sends the batch again and completes, once the fault is removed.
 async fn the_next_run_goes_on(scene: &TestEnv, entity_id: &str) {
     let before = scene.balances().len();
     let report = scene.run().await;
@@ -83,8 +85,8 @@ async fn the_next_run_goes_on(scene: &TestEnv, entity_id: &str) {
     output_of(scene, 0, &["verify"]).await;
 }
 
-/// Whatever PostgreSQL says: a lock that was not given, a statement that was cancelled, no disk, a deadlock, no memory, no
-/// permission, a damaged page.
+/// All kinds of errors: a lock timeout, a cancelled statement, a full disk, a deadlock, no memory, no permission, a
+/// damaged page.
 #[sqlx::test(migrations = false)]
 async fn unrecorded_answer_stops_every_later_cursor_move_of_its_pass(pool: PgPool) {
     let scene = scene(pool).await;
@@ -115,7 +117,7 @@ async fn unrecorded_answer_stops_every_later_cursor_move_of_its_pass(pool: PgPoo
     }
 }
 
-/// The means by which it happens: a row that somebody has locked, limits of the database, an operator.
+/// The causes in practice: a row that is locked, limits of the database, an operator.
 #[sqlx::test(migrations = false)]
 async fn locks_and_cancelled_statements_fail_only_the_current_run(pool: PgPool) {
     const BATCH: &str =
@@ -165,7 +167,7 @@ async fn locks_and_cancelled_statements_fail_only_the_current_run(pool: PgPool) 
     }
 }
 
-/// Nor does a row that is set aside move it, which waits for what was handed in before.
+/// Setting a row aside does not move the cursor either: it waits for the answers that were submitted before it.
 #[sqlx::test(migrations = false)]
 async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -175,7 +177,7 @@ async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPo
     scene
         .sql("update ledger.balance_snapshots set currency = case when id = 1 then 'NONE' else 'BTC' end")
         .await;
-    // The first batch is refused, and then it is seen whether the key is good, which takes its time.
+    // The first batch is refused. Then a slow probe checks the credential.
     scene.sandbox.set_rules(fault_rules(&["slow=2s@once:2"]));
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
@@ -200,7 +202,7 @@ async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPo
     output_of(&scene, 0, &["verify"]).await;
 }
 
-/// The same of a backfill.
+/// The same for a backfill.
 #[sqlx::test(migrations = false)]
 async fn unrecorded_answer_stops_the_cursor_of_a_backfill(pool: PgPool) {
     let scene = scene(pool).await;
@@ -226,7 +228,8 @@ async fn unrecorded_answer_stops_the_cursor_of_a_backfill(pool: PgPool) {
     assert_eq!(scene.text(batches).await, "accepted 1,accepted 2");
 }
 
-/// As an earlier version may have left it: the pass is open, and its cursor has passed a batch without an answer.
+/// A state that an earlier version may have left: the pass is open, and its cursor has passed a batch without an
+/// answer.
 const REOPEN: &str = "
     update elven_sync.sync_state s
        set settled = null, pass_id = p.pass_id, target = s.settled, cursor_xid = p.last_xid, cursor_id = p.last_id
@@ -252,7 +255,7 @@ async fn unanswered_batch_before_the_cursor_is_sent_again(pool: PgPool) {
     output_of(&scene, 0, &["verify"]).await;
 }
 
-/// Another row of its key was read behind it, and has arrived: the older one does not come behind that.
+/// Another row of the same key was read later and was accepted. The older row is not sent after it.
 #[sqlx::test(migrations = false)]
 async fn unanswered_batch_before_the_cursor_never_overwrites_newer_row(pool: PgPool) {
     let scene = scene(pool).await;
@@ -272,7 +275,7 @@ async fn unanswered_batch_before_the_cursor_never_overwrites_newer_row(pool: PgP
     assert_eq!(balances, ["0", "7"]);
 }
 
-/// Parts of a batch that was taken apart, too.
+/// The same for the parts of a bisected batch.
 #[sqlx::test(migrations = false)]
 async fn unanswered_parts_before_the_cursor_are_sent_again(pool: PgPool) {
     let mut scene = scene(pool).await;

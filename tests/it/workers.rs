@@ -19,7 +19,7 @@ async fn killed_run_is_marked_and_resends_only_batch_in_flight(pool: PgPool) {
     child.wait().await.unwrap();
     gate.open();
     assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_runs").await, "running");
-    // The ledger goes on meanwhile: the interrupted pass is finished, then a new one is made.
+    // New rows are written in the meantime: the interrupted pass is finished, then a new one is opened.
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a7', 'BTC', '2024-01-01Z', 7)").await;
     let report = scene.run().await;
@@ -36,7 +36,8 @@ async fn killed_run_is_marked_and_resends_only_batch_in_flight(pool: PgPool) {
     assert_eq!(accounts, ["a1", "a2", "a1", "a2", "a3", "a4", "a5", "a6", "a7"]);
 }
 
-/// Rows that change before an unknown batch is sent again belong to a later pass; its interval shrinks.
+/// Rows that change before a batch of unknown outcome is sent again belong to a later pass. The interval of the batch
+/// shrinks.
 #[sqlx::test(migrations = false)]
 async fn rows_changed_before_a_batch_is_resent_are_not_lost(pool: PgPool) {
     for change in [
@@ -67,7 +68,7 @@ async fn rows_changed_before_a_batch_is_resent_are_not_lost(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn signal_stops_a_run_after_batches_in_flight(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
-    // A lease so long that the next run could not wait for it: it has to be released.
+    // The lease is too long for the next run to wait for, so the worker has to release it.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
     for (name, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
         let (mut child, gate) = scene.held_run().await;
@@ -103,7 +104,7 @@ async fn entity_with_a_renewed_lease_is_not_taken_over(pool: PgPool) {
     );
 }
 
-/// A worker that was stopped, lost its lease and comes back can move nothing.
+/// A worker that was frozen, lost its lease and is thawed moves nothing.
 #[sqlx::test(migrations = false)]
 async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
@@ -120,8 +121,8 @@ async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     assert_eq!(scene.text(state).await, before);
 }
 
-/// A worker that dies after it has closed a pass leaves nothing to do, and its lease: the next one, which
-/// finds the entity idle, says that it is well.
+/// A worker dies after it has closed a pass and before it records the success. The next worker finds the entity idle
+/// and records it.
 #[sqlx::test(migrations = false)]
 async fn entity_finished_by_a_dead_worker_is_reported_ok(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
@@ -129,7 +130,7 @@ async fn entity_finished_by_a_dead_worker_is_reported_ok(pool: PgPool) {
     scene.sandbox.inject(Fault::Answer { status: 429, body: String::new(), headers: Vec::new() });
     scene.run().await;
     assert_eq!(scene.text("select status from elven_sync.sync_health").await, "failing");
-    // Holds the worker where it says that all is well, until it is killed there.
+    // Holds the worker where it records the success, until it is killed there.
     scene.sql("create function die() returns trigger language plpgsql as $$ begin perform pg_sleep(60); return new; end $$;
                create trigger die before update of last_success_at on elven_sync.sync_state
                    for each row when (old.last_error is not null) execute function die()").await;
@@ -151,7 +152,7 @@ async fn entity_finished_by_a_dead_worker_is_reported_ok(pool: PgPool) {
     );
 }
 
-/// Rows of an entity, each a batch of its own.
+/// Adds an entity with rows, each of which is its own batch.
 async fn add_rows(scene: &TestEnv, entity_id: &str, rows: i32) {
     scene.entity(entity_id, "UTC").await;
     sqlx::query(
@@ -165,7 +166,7 @@ async fn add_rows(scene: &TestEnv, entity_id: &str, rows: i32) {
     .unwrap();
 }
 
-/// With one entity at a time, the huge one first: it makes room for the small ones, and is finished all the same.
+/// With one entity at a time and the huge one first: it yields to the small ones, and is still finished.
 #[sqlx::test(migrations = false)]
 async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -192,7 +193,7 @@ async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
     assert!(sqlx::query_scalar::<_, bool>(leases).fetch_one(&scene.pool).await.unwrap());
 }
 
-/// An API that takes as long as it likes has twice as many requests to answer at once.
+/// Two workers have twice as many requests in flight as one.
 #[sqlx::test(migrations = false)]
 async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -231,7 +232,7 @@ async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
     assert_eq!(scene.text(share).await, "succeeded,succeeded 40 true");
 }
 
-/// Somebody has an entity's row locked, as in a psql that was left open: that ends no other lane.
+/// A locked row of an entity, as in a psql session that was left open, stops no other lane.
 #[sqlx::test(migrations = false)]
 async fn locked_state_row_stops_no_other_lane(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
@@ -261,12 +262,12 @@ async fn locked_state_row_stops_no_other_lane(pool: PgPool) {
     assert_eq!(scene.received().len(), 7, "each row once");
 }
 
-/// What another worker found out meanwhile is not taken back by a look that is older.
+/// An older probe does not clear a failure that another worker has recorded since.
 #[sqlx::test(migrations = false)]
 async fn outdated_probe_does_not_clear_a_newer_failure(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     scene.entity("beta", "UTC").await;
-    // Finds beta idle, and then works on acme for long.
+    // The run finds beta idle, and then works on acme for a long time.
     let (child, gate) = scene.held_run().await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('beta', 'b', 'BTC', '2024-01-01Z', 1)").await;
@@ -280,7 +281,7 @@ async fn outdated_probe_does_not_clear_a_newer_failure(pool: PgPool) {
     assert_eq!(scene.text(health).await, "failing 1 1");
 }
 
-/// A lane that breaks gives its entity to others, however long the other lanes of its worker take.
+/// A failed lane releases its entity at once, however long the other lanes of its worker take.
 #[sqlx::test(migrations = false)]
 async fn failed_lane_releases_its_entity_for_other_workers(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
@@ -297,7 +298,7 @@ async fn failed_lane_releases_its_entity_for_other_workers(pool: PgPool) {
     let other = scene.output(&["run", "--entity", "beta"]).await;
     assert_eq!(other.status.code(), Some(0), "{}", stderr(&other));
     gate.open();
-    // That something is broken is said in the end.
+    // The failure is reported at the end.
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
     assert_eq!(scene.received().len(), 7, "each row once");
 }

@@ -1,4 +1,4 @@
-//! Backfills beside runs: neither waits for long, and the API ends with the newest values.
+//! Backfills next to runs: neither waits long, and the API ends with the newest values.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use super::{add_minutes, backfill_2024};
 use crate::support::{TestEnv, assert_stays, eventually, fault_rules, output_of, stderr};
 
-/// A long backfill: requests that take their time, few rows in each, slices of a fifth of a second.
+/// A long backfill: slow requests, few rows in each, and slices of a fifth of a second.
 async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     for (name, value) in [
@@ -25,7 +25,7 @@ async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
     scene
 }
 
-/// While a backfill of all rows goes on, rows are updated and runs made, one after the other.
+/// During a backfill of all rows, rows are updated and runs executed, one after another.
 #[sqlx::test(migrations = false)]
 async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 400).await;
@@ -60,7 +60,7 @@ async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool)
             .await
             .unwrap();
     assert_eq!(last, ledger.into_iter().collect());
-    // At no time did an older value come behind a newer one: they only grow.
+    // No older value was sent after a newer one: the values only grow.
     let mut newest: BTreeMap<String, i64> = BTreeMap::new();
     for (account, balance) in scene.balances() {
         let balance: i64 = balance.parse().unwrap();
@@ -73,7 +73,7 @@ async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool)
 async fn run_gets_an_entity_from_a_long_backfill_quickly(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 4000).await;
     scene.run().await;
-    // As long as a lease lasts the backfill would go on by itself.
+    // Without a yield the backfill would keep the entity for the length of a lease.
     scene.sandbox.set_rules(fault_rules(&["slow=50ms"]));
     let mut child =
         scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
@@ -94,7 +94,7 @@ async fn run_gets_an_entity_from_a_long_backfill_quickly(pool: PgPool) {
     child.kill().await.unwrap();
 }
 
-/// However often the lease is renewed meanwhile: another run would be left alone.
+/// The run waits however often the lease is renewed. It would skip an entity that another run holds.
 #[sqlx::test(migrations = false)]
 async fn run_waits_for_backfill_batches_in_flight(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 4).await;
@@ -116,7 +116,7 @@ async fn run_waits_for_backfill_batches_in_flight(pool: PgPool) {
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
 }
 
-/// Batches that wait for their turn at a slow rate are taken back for it, and sent later: once.
+/// Batches that wait for their turn at a slow rate are withdrawn for the run, and sent later, once.
 #[sqlx::test(migrations = false)]
 async fn run_does_not_wait_for_batches_before_they_are_sent(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 24).await;
@@ -142,7 +142,7 @@ async fn run_does_not_wait_for_batches_before_they_are_sent(pool: PgPool) {
     assert_eq!(scene.text(sent).await, "12 1 f");
 }
 
-/// An error that is tried again, and a person's rewind, get it as well.
+/// A retry of an error and a rewind by a person get the entity as well.
 #[sqlx::test(migrations = false)]
 async fn a_retry_and_a_rewind_get_the_entity_from_a_backfill(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 2000).await;
@@ -163,7 +163,7 @@ async fn a_retry_and_a_rewind_get_the_entity_from_a_backfill(pool: PgPool) {
     child.kill().await.unwrap();
 }
 
-/// A backfill waits for an entity that a run has, and for nothing else meanwhile.
+/// A backfill waits for an entity that a run holds, and works on other entities in the meantime.
 #[sqlx::test(migrations = false)]
 async fn backfill_waits_for_a_run_and_works_on_other_entities(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 4).await;
@@ -185,7 +185,7 @@ async fn backfill_waits_for_a_run_and_works_on_other_entities(pool: PgPool) {
     assert_eq!(scene.text(lanes).await, "4,4");
 }
 
-/// A backfill would not say of it that it is up to date.
+/// A backfill does not record that the entity is up to date.
 #[sqlx::test(migrations = false)]
 async fn idle_run_records_success_of_entity_leased_by_backfill(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 4).await;

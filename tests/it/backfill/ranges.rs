@@ -1,4 +1,4 @@
-//! Which rows belong to a range.
+//! The rows that belong to a range.
 
 use sqlx::PgPool;
 
@@ -26,7 +26,7 @@ async fn a_range_is_half_open_to_the_microsecond(pool: PgPool) {
     assert_eq!(accounts_since(&scene, 3), ["2024-03-01 12:00:00.000001Z"]);
     output_of(&scene, 0, &["backfill", "--from", "0001-01-01", "--to", "0002-01-01"]).await;
     assert_eq!(accounts_since(&scene, 4), ["long ago"]);
-    // However long a range is, no instant is lost to arithmetic.
+    // However long a range is, arithmetic loses no instant.
     output_of(&scene, 0, &["backfill", "--from", "0001-01-01", "--to", "9999-12-31"]).await;
     assert_eq!(accounts_since(&scene, 5).len(), 6);
 }
@@ -57,7 +57,7 @@ async fn a_date_is_a_day_in_each_entitys_own_zone(pool: PgPool) {
     assert_eq!(received.len(), 6 * 192);
 }
 
-/// Days of 23 and 25 hours, of 23:30 and 24:30, and days whose midnight is left out or comes twice.
+/// Days of 23 and 25 hours, of 23:30 and 24:30, and days whose midnight is skipped or repeated.
 #[sqlx::test(migrations = false)]
 async fn ranges_across_clock_changes_match_postgresql(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -100,7 +100,7 @@ async fn ranges_across_clock_changes_match_postgresql(pool: PgPool) {
     }
 }
 
-/// The range stays what it was when it was asked for.
+/// The range stays as it was at the request.
 #[sqlx::test(migrations = false)]
 async fn later_zone_change_does_not_move_a_range(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;

@@ -1,4 +1,4 @@
-//! Of different rows with the same account, currency and local second the newest is what the API ends with.
+//! Of several rows with the same account, currency and local second, the API ends with the newest.
 
 use fastrand::Rng;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use super::{accounts_since, backfill_2024, texts};
 use crate::support::{TestEnv, fault_rules, output_of, stderr, variable};
 
-/// A scene of an entity whose batches have this many rows.
+/// An environment with one entity in a zone, and batches of this many rows.
 async fn scene_in(pool: PgPool, zone: &str, batch_rows: &str) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", batch_rows);
@@ -43,11 +43,11 @@ async fn range_end_inside_a_second_still_finds_newer_rivals(pool: PgPool) {
                       ('acme', 'b', 'BTC', '2024-01-01 00:00:00.1Z', 3), ('acme', 'b', 'BTC', '2024-01-01 00:00:01Z', 4),
                       ('acme', 'c', 'BTC', '2024-01-01 00:00:00.1Z', 5), ('acme', 'c', 'BTC', '2024-01-01 00:00:00.9Z', 'NaN')").await;
     output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
-    // That of `a` is what the API has or will have; `c` has nothing newer that can be sent.
+    // The API has or will get the newer row of `a`. `c` has no newer row that can be sent.
     assert_eq!(balances_since(&scene, 0), ["3", "5"]);
 }
 
-/// Two instants an hour apart with one wall-clock time, many batches between them, the later one beyond the range.
+/// Two instants an hour apart with one wall-clock time, many batches between them, and the later one after the range.
 #[sqlx::test(migrations = false)]
 async fn repeated_hour_is_sent_with_its_later_values(pool: PgPool) {
     let scene = scene_in(pool, "Europe/Zurich", "5").await;
@@ -74,7 +74,7 @@ async fn repeated_hour_is_sent_with_its_later_values(pool: PgPool) {
     }
 }
 
-/// A newer row that the API has not got, and will not get, supersedes nothing.
+/// A newer row that the API has not got and will not get supersedes nothing.
 #[sqlx::test(migrations = false)]
 async fn rival_set_aside_supersedes_nothing(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "1").await;
@@ -85,7 +85,7 @@ async fn rival_set_aside_supersedes_nothing(pool: PgPool) {
     assert_eq!(balances_since(&scene, 0), ["1"]);
     output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
     assert_eq!(balances_since(&scene, 1), ["1"]);
-    // Written again it will be uploaded.
+    // An updated row will be uploaded.
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update ledger.balance_snapshots set balance = 2 where id = 2").await;
     scene.run().await;
@@ -93,7 +93,7 @@ async fn rival_set_aside_supersedes_nothing(pool: PgPool) {
     assert_eq!(balances_since(&scene, 2), ["2"]);
 }
 
-/// The winner is outside of the batch, and the batch is taken apart: none of its parts has the loser either.
+/// The newest row is not in the batch. The batch is bisected, and no part has the superseded row.
 #[sqlx::test(migrations = false)]
 async fn parts_of_a_batch_exclude_superseded_rows(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "4").await;
@@ -110,7 +110,7 @@ async fn parts_of_a_batch_exclude_superseded_rows(pool: PgPool) {
     assert_eq!(scene.text(counted).await, "6 3 1 2");
 }
 
-/// All accounts are captured at one instant, in many batches, some of them once more within the second.
+/// All accounts are captured at one instant, in many batches, and some of them once more within the second.
 #[sqlx::test(migrations = false)]
 async fn rivals_are_found_among_many_accounts_of_one_second(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "50").await;
@@ -125,11 +125,11 @@ async fn rivals_are_found_among_many_accounts_of_one_second(pool: PgPool) {
     assert_eq!((last.len(), last["a0"].as_str(), last["a199"].as_str()), (4800, "4800", "4999"));
 }
 
-/// Whatever the rows, the zone, the size of a batch and the end of the range: a row is sent if and only if the ledger has
-/// none that is newer for its account, currency and local second. `ELVEN_SEEDS=200` takes that many.
+/// For any rows, zone, batch size and end of the range: a row is sent if and only if the ledger has no newer row of
+/// its account, currency and local second. `ELVEN_SEEDS=200` takes that many seeds.
 #[sqlx::test(migrations = false)]
 async fn backfill_sends_exactly_the_newest_row_of_each_key(pool: PgPool) {
-    // Zone, and the instant at which its clocks are put back: by an hour, by half of one, by a day.
+    // The zone, and the instant at which its clocks go back: by an hour, by half an hour, by a day.
     const CHANGES: [(&str, &str); 6] = [
         ("Europe/Zurich", "2024-10-27 01:00Z"),
         ("Australia/Lord_Howe", "2024-04-06 15:00Z"),

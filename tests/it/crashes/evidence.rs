@@ -1,4 +1,4 @@
-//! What a crash left, and what has to be so once another run has gone on: ledger, journal and API compared.
+//! The state after a crash, and the state that the next run has to reach: ledger, journal and API compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use super::Case;
 
 use crate::support::IMPORT;
 
-/// A batch, as the journal has it.
+/// A batch in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct Batch {
     #[sqlx(rename = "batch_id")]
@@ -22,7 +22,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Nobody knows whether it has arrived.
+    /// Whether the outcome of the batch is unknown.
     pub fn is_in_flight(&self) -> bool {
         self.row_count > 0 && (self.status == "unknown" || (self.status == "sending" && self.attempts > 0))
     }
@@ -34,16 +34,16 @@ impl Batch {
     }
 }
 
-/// How things stood when a process had been killed.
+/// The state after a process was killed.
 #[derive(Debug)]
 pub struct Stand {
     batches: Vec<Batch>,
-    /// How often each account's record was accepted.
+    /// How often the record of each account was accepted.
     arrived: BTreeMap<String, usize>,
 }
 
 impl Case {
-    /// Asserts that `verify` has nothing to say, at whatever step a process was killed.
+    /// Asserts that `verify` has no finding, whichever step a process was killed at.
     async fn proof_holds(&self) {
         let proof = verify(&self.scene.settings(&[]), &self.database, &self.entities, true).await.unwrap();
         assert!(proof.iter().all(EntityProof::holds), "{proof:?}");
@@ -65,8 +65,8 @@ impl Case {
         Stand { batches, arrived }
     }
 
-    /// Asserts that the rows that the API had refused are there now: once, unless the journal has a batch of which
-    /// nobody knows whether it arrived, and says so of the one that was accepted.
+    /// Asserts that the refused rows have now arrived: once, unless the journal has a batch of unknown outcome and
+    /// marks the accepted batch as ambiguous.
     pub async fn is_retried(&self) {
         let open = "select count(*)::text from elven_sync.sync_errors
                      where kind = 'rejected_row' and resolved_at is null and entity_id = any (ENTITIES)";
@@ -83,7 +83,7 @@ impl Case {
         self.proof_holds().await;
     }
 
-    /// A value of a query in which `ENTITIES` and `RUNS` are those of the case.
+    /// Returns a value of a query in which `ENTITIES` and `RUNS` are replaced by those of the case.
     pub async fn value(&self, sql: &str) -> String {
         let sql = sql.replace("ENTITIES", &format!("array['{}']", self.entities.join("', '")));
         let sql = sql.replace("RUNS", &format!("array{:?}::bigint[]", self.runs));
@@ -98,8 +98,7 @@ impl Stand {
         self.batches.iter().filter(|batch| batch.is_in_flight())
     }
 
-    /// What a later run may do to a batch: nothing to one that is done; and one that was in flight says for ever
-    /// that it may have arrived before.
+    /// Asserts that a later run did nothing to a finished batch, and that a batch that was in flight stays ambiguous.
     fn leads_to(&self, now: &Self) {
         for before in &self.batches {
             let after = now.batches.iter().find(|batch| batch.id == before.id).unwrap();
@@ -115,8 +114,7 @@ impl Stand {
 }
 
 impl Case {
-    /// Asserts that nothing is missing, that nothing was sent twice but what was in flight, and that the journal
-    /// says all of that.
+    /// Asserts that nothing is missing, that only batches in flight were sent twice, and that the journal records it.
     pub async fn is_overcome(&self) {
         let now = self.stand().await;
         for (nth, stand) in self.stands.iter().enumerate() {
@@ -166,7 +164,7 @@ impl Case {
             let before = last.arrived.get(&account).copied().unwrap_or(0);
             let in_flight = in_flight.contains(&account);
             let again = before == 0 || in_flight || self.updated.contains(&account);
-            // Of several in flight, one may have been on the wire when the process died.
+            // Of several batches in flight, one may have been on the wire when the process died.
             let on_the_wire = before == 0 && in_flight && !self.one_at_a_time;
             let expected =
                 before + usize::from(again)..=before + usize::from(again) + usize::from(on_the_wire);
@@ -174,7 +172,8 @@ impl Case {
         }
     }
 
-    /// Counters agree, passes chain, leases are free, and every run has ended or is said to have been killed.
+    /// Asserts that counters agree, passes form a chain, leases are free, and every run has ended or is marked as
+    /// killed.
     async fn journal_is_whole(&self) {
         let value = async |sql| self.value(sql).await;
         let in_runs = "select concat_ws(' ', sum(rows_read), sum(rows_uploaded), sum(rows_rejected), sum(rows_superseded))

@@ -1,4 +1,4 @@
-//! Several requests of one entity at once, and the order that they keep all the same.
+//! Several requests of one entity in flight at once, and the order that they still keep.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn cursor_moves_over_contiguous_finished_batches(pool: PgPool) {
     }
     assert_imports_stay(&scene, 4, "four requests are in flight, and no fifth").await;
     let first = scene.balances()[0].0.clone();
-    // All but the one that arrived first, whichever of the batches that is.
+    // All gates but that of the request that arrived first, whichever batch that is.
     gates[1..].iter().for_each(Gate::open);
     eventually("all others are accepted", async || scene.text(ACCEPTED).await == "8").await;
     let before = format!("{}", first[1..].parse::<u32>().unwrap() - 1);
@@ -59,14 +59,14 @@ async fn cursor_moves_over_contiguous_finished_batches(pool: PgPool) {
     assert_eq!(scene.text(all).await, "9 10 1");
 }
 
-/// The later upload of an account, currency and second wins: so these wait for each other.
+/// The later upload of an account, currency and second wins, so such batches wait for each other.
 #[sqlx::test(migrations = false)]
 async fn batches_sharing_a_key_are_never_in_flight_together(pool: PgPool) {
     let scene = scene_of_single_rows(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.5Z', 1), ('acme', 'y', 'BTC', '2024-01-01Z', 2),
                       ('acme', 'x', 'BTC', '2024-01-01 00:00:00.4Z', 3), ('acme', 'x', 'BTC', '2024-01-01 00:00:01Z', 4)").await;
-    // One of the first two attempts is lost, so that its batch is being repeated; another one is held.
+    // One of the first two attempts is lost, so that its batch is sent again. Another one is held.
     let gate = Gate::new();
     scene.sandbox.inject(Fault::CutAfterWrite);
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
@@ -86,7 +86,7 @@ async fn batches_sharing_a_key_are_never_in_flight_together(pool: PgPool) {
     };
     let (report, ()) = tokio::join!(scene.run(), holding);
     let mut uploaded = report.counters.rows_uploaded;
-    // What the lost attempt keeps waiting is left to the next run.
+    // Rows that the lost attempt fences are left to the next run.
     if report.entities[0].rows_pending != Some(0) {
         uploaded += scene.run().await.counters.rows_uploaded;
     }
@@ -100,7 +100,7 @@ async fn batches_sharing_a_key_are_never_in_flight_together(pool: PgPool) {
     assert!(of_x.is_sorted() && of_x.ends_with(&["3".to_owned()]), "in the order of the pass: {of_x:?}");
 }
 
-/// However often they are repeated.
+/// The order holds however often batches are sent again.
 #[sqlx::test(migrations = false)]
 async fn values_of_one_key_arrive_in_pass_order(pool: PgPool) {
     let scene = scene_of_single_rows(pool).await;
@@ -114,7 +114,7 @@ async fn values_of_one_key_arrive_in_pass_order(pool: PgPool) {
     ]));
     loop {
         let report = scene.run().await;
-        // What an attempt that was lost keeps waiting is left to the next run.
+        // Rows that a lost attempt fences are left to the next run.
         if report.status == RunStatus::Succeeded && report.entities[0].rows_pending == Some(0) {
             break;
         }
@@ -132,7 +132,7 @@ async fn values_of_one_key_arrive_in_pass_order(pool: PgPool) {
     }
 }
 
-/// Slow answers do not add up: so many requests are under way at once, and no more.
+/// Slow answers do not add up: the limit of requests is in flight at once, and no more.
 #[sqlx::test(migrations = false)]
 async fn requests_in_flight_reach_and_never_exceed_their_limit(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
@@ -145,7 +145,7 @@ async fn requests_in_flight_reach_and_never_exceed_their_limit(pool: PgPool) {
         scene.run().await;
         let imports = imports(&scene).split_off(before);
         assert_eq!(imports.len(), 16);
-        // Until it is answered.
+        // The time until the answer.
         let with = |first: &Request| {
             let under_way = first.at..first.at + TimeDelta::milliseconds(300);
             imports.iter().filter(|other| under_way.contains(&other.at)).count()
@@ -154,7 +154,7 @@ async fn requests_in_flight_reach_and_never_exceed_their_limit(pool: PgPool) {
     }
 }
 
-/// The parts of a refused batch are no way around the limit.
+/// The parts of a refused batch count towards the limit.
 #[sqlx::test(migrations = false)]
 async fn parts_count_towards_requests_in_flight(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -165,13 +165,13 @@ async fn parts_count_towards_requests_in_flight(pool: PgPool) {
     scene.run().await;
     let times: Vec<_> = imports(&scene).into_iter().map(|import| import.at).collect();
     assert_eq!(times.len(), 4 * 7, "all of the halves down to single records");
-    // Of three in a row the third comes after the first was answered.
+    // Of three consecutive requests the third one arrives after the first one was answered.
     let closest = times.windows(3).map(|three| (three[2] - three[0]).num_milliseconds()).min().unwrap();
     assert!(closest >= 25, "{closest} ms");
 }
 
-/// An entity of which all is read only waits for its answers: the next one begins meanwhile. However many do, no more
-/// requests are under way than the settings allow for all of them.
+/// When all rows of an entity are read and only answers are awaited, the next entity begins. The limit of requests
+/// for all entities still holds.
 #[sqlx::test(migrations = false)]
 async fn entities_waiting_for_answers_let_other_entities_begin(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
@@ -196,7 +196,7 @@ async fn entities_waiting_for_answers_let_other_entities_begin(pool: PgPool) {
     assert_eq!(scene.balances().len(), 4);
 }
 
-/// The bound of all entities together is theirs, whichever are reading.
+/// The limit of requests for all entities holds, whichever of them are reading.
 #[sqlx::test(migrations = false)]
 async fn requests_of_all_entities_share_one_limit(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;
@@ -206,7 +206,7 @@ async fn requests_of_all_entities_share_one_limit(pool: PgPool) {
         scene.entity(entity_id, "UTC").await;
     }
     for entity_id in ["acme", "b", "c", "d"] {
-        // As many as are recorded at once: then all of it is read, and others begin.
+        // The number of batches that are recorded at once: the whole entity is read, and others begin.
         add_rows(&scene, entity_id, 3).await;
     }
     let gates: Vec<Gate> = (0..8).map(|_| Gate::new()).collect();
@@ -221,8 +221,8 @@ async fn requests_of_all_entities_share_one_limit(pool: PgPool) {
     assert_eq!(scene.balances().len(), 12);
 }
 
-/// Two entities wait for the end of a pause that their key was asked for, with all the requests that there may be: one of
-/// another key does not wait with them.
+/// Two entities wait for the end of a requested pause of their credential, with all permits for requests. An entity
+/// with another credential does not wait with them.
 #[sqlx::test(migrations = false)]
 async fn throttled_credential_does_not_delay_another_credential(pool: PgPool) {
     let mut scene = scene_of_single_rows(pool).await;

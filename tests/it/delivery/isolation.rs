@@ -1,4 +1,4 @@
-//! Rows that the API refuses: found among those that it takes, and nothing set aside that is not proven bad.
+//! Rows that the API refuses are found among accepted ones, and only rows that are proven bad are set aside.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use elven_sync::sync::Worker;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::watch;
 
-use super::{BATCHES, ERRORS, add_rows, answered, failure, imports, scene};
+use super::{BatchSummary, OpenError, add_rows, answered, batch, failure, imports, open_error, scene};
 use crate::support::{PARTS, TestEnv, fault_rules};
 
-/// What holds of the journal whatever was refused and split.
+/// Asserts invariants of the journal that hold after any refusal and split.
 async fn the_books_balance(scene: &TestEnv) {
     let parts = "select count(*)::text from elven_sync.sync_batches b where b.status = 'split'
                     and b.rows_read <> (select sum(rows_read) from elven_sync.sync_batches p where p.parent_id = b.batch_id)";
@@ -27,7 +27,7 @@ async fn the_books_balance(scene: &TestEnv) {
     assert_eq!(scene.text(open).await, "0 0", "nothing is left open");
 }
 
-/// 1000 records, of which the API refuses some: at the edges, side by side, and anywhere.
+/// 1,000 records, some of which the API refuses: at the edges, side by side, and anywhere.
 #[sqlx::test(migrations = false)]
 async fn exactly_the_refused_rows_are_set_aside(pool: PgPool) {
     let scene = scene(pool).await;
@@ -72,7 +72,7 @@ async fn exactly_the_refused_rows_are_set_aside(pool: PgPool) {
     let good: BTreeSet<String> = (0..1000).filter(|n| !poison.contains(n)).map(|n| format!("a{n}")).collect();
     assert_eq!((received.len(), once), (979, good), "all others arrive exactly once");
 
-    // Each refused record costs two requests for each time that 1000 can be halved, at most.
+    // Each refused record costs at most two requests for each time that 1,000 can be halved.
     let requests = imports(&scene).len();
     assert!(requests <= 1 + 21 * 2 * 10, "{requests} requests");
     assert_eq!(counters.requests, i64::try_from(requests).unwrap());
@@ -100,12 +100,12 @@ async fn success_false_counts_as_refused(pool: PgPool) {
     add_rows(&scene, "acme", 3).await;
     scene.sandbox.set_rules(fault_rules(&["reject:success-false@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
-    assert_eq!(scene.text(ERRORS).await, "rejected_row 200");
+    assert_eq!(OpenError::all(&scene).await, [open_error("rejected_row").http(200)]);
     assert_eq!(scene.balances().len(), 10);
     the_books_balance(&scene).await;
 }
 
-/// Of three rows of one account, currency and second the newest is sent; it is refused, and so is the next.
+/// Of three rows of one account, currency and second the newest is sent. It is refused, and so is the next one.
 #[sqlx::test(migrations = false)]
 async fn rows_superseded_by_a_refused_row_are_sent(pool: PgPool) {
     let scene = scene(pool).await;
@@ -127,7 +127,7 @@ async fn rows_superseded_by_a_refused_row_are_sent(pool: PgPool) {
     assert_eq!(scene.run().await.counters.requests, 0);
 }
 
-/// Three rows each share an id.
+/// Three rows share each id.
 async fn scene_with_parts(pool: PgPool) -> TestEnv {
     let mut scene = scene(pool).await;
     scene.sql(PARTS).await;
@@ -135,7 +135,7 @@ async fn scene_with_parts(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// Rows that share id and transaction cannot be told apart in the journal: they are set aside together.
+/// The journal cannot tell apart rows that share id and transaction: they are set aside together.
 #[sqlx::test(migrations = false)]
 async fn refused_tie_is_set_aside_as_a_whole(pool: PgPool) {
     let scene = scene_with_parts(pool).await;
@@ -157,11 +157,11 @@ async fn refused_tie_is_set_aside_as_a_whole(pool: PgPool) {
     assert_eq!(scene.run().await.counters.requests, 0);
 }
 
-/// A worker that comes later finds the rows of a part by their ids: no other part may have the same.
+/// A later worker finds the rows of a part by their ids, so no other part may have the same ids.
 #[sqlx::test(migrations = false)]
 async fn parts_are_recovered_when_ids_repeat(pool: PgPool) {
     let mut scene = scene_with_parts(pool).await;
-    // In one batch: each id three times, from three transactions.
+    // One batch: each id three times, from three transactions.
     for remainder in 0..3 {
         sqlx::query(
             "insert into ledger.parts (entity_id, entity_account_id, currency, captured_at, balance)
@@ -173,7 +173,7 @@ async fn parts_are_recovered_when_ids_repeat(pool: PgPool) {
         .unwrap();
     }
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
-    // The batch is refused, the probe is answered, and its parts meet an API that is busy.
+    // The batch is refused, the probe is answered, and the API throttles the parts.
     scene.sandbox.set_rules(fault_rules(&[
         "reject:success-false@once:1",
         "throttle@once:2",
@@ -190,7 +190,7 @@ async fn parts_are_recovered_when_ids_repeat(pool: PgPool) {
     the_books_balance(&scene).await;
 }
 
-/// Half of a batch arrived, half of it did not, and the worker is gone: the next one goes on with the parts.
+/// Half of a batch was accepted, the other half was not, and the worker is dead: the next one resumes with the parts.
 #[sqlx::test(migrations = false)]
 async fn interrupted_bisection_is_resumed(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -200,7 +200,7 @@ async fn interrupted_bisection_is_resumed(pool: PgPool) {
     let mut runs = 0;
     loop {
         runs += 1;
-        // Every fifth request brings the run to its end.
+        // Every fifth request ends the run.
         scene.sandbox.set_rules(fault_rules(&[
             "throttle@every:5",
             "reject:account=a7",
@@ -220,15 +220,15 @@ async fn interrupted_bisection_is_resumed(pool: PgPool) {
     the_books_balance(&scene).await;
 }
 
-/// It may have arrived the first time, and it is refused the second time.
+/// The first attempt has an unknown outcome, and the second one is refused.
 #[sqlx::test(migrations = false)]
 async fn refused_row_with_earlier_unknown_outcome_is_set_aside(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene, "acme", 1).await;
     scene.sandbox.set_rules(fault_rules(&["error-500@once:1", "reject:account=a1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
-    assert_eq!(scene.text(BATCHES).await, "rejected 2 t 400");
-    assert_eq!(scene.text(ERRORS).await, "rejected_row 400 40013");
+    assert_eq!(BatchSummary::all(&scene).await, [batch("rejected", 2, 0).ambiguous().http(400)]);
+    assert_eq!(OpenError::all(&scene).await, [open_error("rejected_row").http(400).code("40013")]);
     the_books_balance(&scene).await;
 }
 
@@ -241,19 +241,19 @@ async fn api_refusing_every_import_sets_no_row_aside(pool: PgPool) {
     for _ in 0..20 {
         let before = scene.sandbox.requests().len();
         assert_eq!(scene.run().await.status, RunStatus::Failed);
-        // Its halves are sent to see whether a key that may not read may import; and one probe.
+        // The halves are sent to find out whether a key that cannot read can import; and one probe is sent.
         let requests = scene.sandbox.requests().len() - before;
         assert!((1..=21).contains(&requests), "{requests}");
     }
-    assert_eq!(scene.text(ERRORS).await, "rejected_batch 400 40013");
+    assert_eq!(OpenError::all(&scene).await, [open_error("rejected_batch").http(400).code("40013")]);
     scene.sandbox.set_rules(Vec::new());
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.balances().len(), 100);
     the_books_balance(&scene).await;
 }
 
-/// The lists answer, so key and endpoint seem good, and yet the contract has changed: for 1,000 minutes of a
-/// scheduler, by one worker, since opening one takes longer than such a run.
+/// The lists answer, so key and endpoint seem good, but the contract has changed. 1,000 runs of a scheduler, by one
+/// worker, since opening one takes longer than such a run.
 #[sqlx::test(migrations = false)]
 async fn api_refusing_1000_runs_fills_no_table(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -266,7 +266,7 @@ async fn api_refusing_1000_runs_fills_no_table(pool: PgPool) {
     let mut before = 0;
     for run in 1..=1000 {
         assert_eq!(worker.run(&[]).await.unwrap().status, RunStatus::Failed, "run {run}");
-        // The first run soon meets single records; then there is nothing to find out any more.
+        // The first run soon sends single records. After that nothing more can be found out.
         if run == 1 || run % 100 == 0 {
             let requests = imports(&scene).len();
             let bound = if run == 1 { 45 } else { 400 };
@@ -282,7 +282,7 @@ async fn api_refusing_1000_runs_fills_no_table(pool: PgPool) {
     assert_eq!(scene.balances().len(), 59, "what was set aside waits for a person, the rest is there");
 }
 
-/// One row too many is refused while others are on their way: those count, and the cursor stays behind it.
+/// One row too many is refused while other batches are in flight: those count, and the cursor stays before that row.
 #[sqlx::test(migrations = false)]
 async fn cursor_stays_before_the_row_beyond_the_limit(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -304,15 +304,15 @@ async fn cursor_stays_before_the_row_beyond_the_limit(pool: PgPool) {
     the_books_balance(&scene).await;
 }
 
-/// Two rows are refused at the same time, and only one of them may be set aside: what is accepted after that is
-/// recorded all the same, and the cursor stays before the other.
+/// Two rows are refused at the same time, and only one of them may be set aside. Batches that are accepted later are
+/// still recorded, and the cursor stays before the other row.
 #[sqlx::test(migrations = false)]
 async fn batches_accepted_after_the_row_limit_are_recorded(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "1");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     add_rows(&scene, "acme", 3).await;
-    // Two refusals come together, and so do the answers that prove the API good; the third answer is late.
+    // Two refusals arrive together, and so do the answers that prove the API good. The third answer is late.
     let refused = ["reject:account=a1", "reject:account=a2"];
     scene.sandbox.set_rules(fault_rules(&[&["slow=100ms", "slow=600ms@once:3"][..], &refused].concat()));
     let report = scene.run().await;
@@ -340,7 +340,7 @@ async fn a_corrected_row_is_uploaded(pool: PgPool) {
         .sql("update ledger.balance_snapshots set entity_account_id = 'a30' where entity_account_id = 'a3'")
         .await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-    assert_eq!((scene.text(ERRORS).await.as_str(), scene.balances().len()), ("NULL", 8));
+    assert_eq!((OpenError::all(&scene).await, scene.balances().len()), (Vec::new(), 8));
     let by_id = AssertSqlSafe("select resolution from elven_sync.sync_errors where ledger_id is not null");
     let resolution: String = sqlx::query_scalar(by_id).fetch_one(&scene.pool).await.unwrap();
     assert_eq!(resolution, "a newer version of the row was uploaded");

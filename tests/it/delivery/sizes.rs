@@ -1,9 +1,9 @@
-//! Bodies that are too large: learned where the limit is, and kept below it.
+//! Bodies that are too large: the limit is learned, and later bodies stay below it.
 
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use super::{ERRORS, add_rows, answered, imports, scene};
+use super::{OpenError, add_rows, answered, imports, open_error, scene};
 
 use crate::support::fault_rules;
 
@@ -13,7 +13,7 @@ async fn body_size_limit_is_learned_and_remembered(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     add_rows(&scene, "acme", 3000).await;
-    // A batch of a hundred has 8 kB.
+    // A batch of a hundred rows has 8 kB.
     scene.sandbox.set_rules(fault_rules(&["body-limit=5kB"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 3000));
@@ -60,7 +60,7 @@ async fn single_record_above_body_limit_is_set_aside(pool: PgPool) {
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Incomplete);
     assert_eq!((report.counters.rows_uploaded, report.counters.rows_rejected), (12, 1));
-    assert_eq!(scene.text(ERRORS).await, "rejected_row 413");
+    assert_eq!(OpenError::all(&scene).await, [open_error("rejected_row").http(413)]);
     let whole = "select (length(record->>'entityAccountId') = 1000 and message like '%too large%')::text
                    from elven_sync.sync_errors";
     assert_eq!(scene.text(whole).await, "true");

@@ -1,4 +1,4 @@
-//! What it takes for a person to have another mapping accepted.
+//! The conditions under which a person can have another mapping accepted.
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::Fault;
@@ -10,7 +10,7 @@ use crate::verify::{findings, holds, proof};
 
 use crate::support::output_of;
 
-/// Whatever is under way: what is read is what was read before.
+/// Also with work in progress: the columns that are read stay the same.
 #[sqlx::test(migrations = false)]
 async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -50,7 +50,7 @@ async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool)
     holds(&scene).await;
 }
 
-/// The zone that an instant is read in, the scale, and columns of values: no row is hidden, but others are sent.
+/// The zone of instants, the scale, and value columns: no row is hidden, but other values are sent.
 #[sqlx::test(migrations = false)]
 async fn changed_values_need_confirmation_that_names_the_consequence(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -93,14 +93,14 @@ async fn changed_values_need_confirmation_that_names_the_consequence(pool: PgPoo
     scene.run().await;
     assert_eq!(scene.received().len(), sent + 1);
     assert!(scene.received().contains(&"a7 BTC 2024-01-01 05:00:00 7".to_owned()), "{:?}", scene.received());
-    // The bodies of before are those of other values, as was accepted; those of now are proven.
+    // Older bodies have the old values, as was accepted. New bodies are verified.
     assert_eq!(holds(&scene).await, (50, 0));
     scene.sql("update elven_sync.sync_batches set body_sha256 = repeat('0', 64) where batch_id = (select max(batch_id) from elven_sync.sync_batches)").await;
     let (found, said) = findings(&proof(&scene, true).await);
     assert!(found.contains("body"), "{said}");
 }
 
-/// A row of `errors retry` whose answer was lost would be sent with other values.
+/// A row of `errors retry` whose answer was lost would be sent with another value.
 #[sqlx::test(migrations = false)]
 async fn batch_with_unknown_outcome_prevents_a_new_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -126,7 +126,7 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     insert(&scene, 1, 40).await;
     scene.run().await;
     let state = scene.text(STATE).await;
-    // Of each of these other rows would be hidden.
+    // With each of these changes other rows would be hidden.
     scene.sql("alter table ledger.balance_snapshots add column other_xid xid8 not null default pg_current_xact_id(),
                    add column other_id text not null default 'x' || random();
                create table ledger.restamped (like ledger.balance_snapshots including all);
@@ -148,7 +148,7 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
         assert_eq!(scene.text(STATE).await, state, "{name}");
         scene.unset(name);
     }
-    // The same rows behind another name and another oid.
+    // The same rows under another name and another oid.
     scene
         .sql(
             "alter table ledger.balance_snapshots rename to raw;
@@ -165,7 +165,7 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     assert_eq!(scene.run().await.counters.rows_read, 1, "nothing again, and nothing skipped");
     assert_eq!(holds(&scene).await, (41, 0));
 
-    // A transaction that the watermark may speak of has not ended.
+    // A transaction that the watermark may cover is still open.
     old.execute("begin; select pg_current_xact_id()").await.unwrap();
     insert(&scene, 42, 42).await;
     scene.run().await;
@@ -173,13 +173,13 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     let refused = rebind(&scene, 1, &["--yes"]).await;
     assert!(refused.contains("are still open"), "{refused}");
     old.execute("commit").await.unwrap();
-    // Of eleven rows in ten the ledger has to have the ids.
+    // The ledger has to have the ids of ten in eleven rows.
     scene.sql("delete from ledger.raw where id <= 8").await;
     let refused = rebind(&scene, 1, &["--yes"]).await;
     assert!(refused.contains("of the 42 ids in its newest batches 34 are found"), "{refused}");
     scene.sql("insert into elven_sync.sync_pruned (entity_id, until) values ('acme', now())").await;
     assert!(rebind(&scene, 1, &["--yes"]).await.contains("was pruned"));
-    // The way out of all of these.
+    // The remedy for all of these.
     output_of(&scene, 0, &["entity", "rewind", "acme", "--yes", "--reason", "the table was replaced"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 34);
     let reason =
@@ -187,7 +187,7 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     assert_eq!(scene.text(reason).await, "rewind the table was replaced");
 }
 
-/// Entities that cannot be rebound are no reason not to rebind the others.
+/// Entities that cannot be rebound do not prevent the others from being rebound.
 #[sqlx::test(migrations = false)]
 async fn all_entities_are_rebound_at_once(pool: PgPool) {
     let mut scene = scene(pool).await;

@@ -1,4 +1,4 @@
-//! The storm: what is done to workers, server and API, one blow after the other.
+//! The chaos: disruptions of workers, server and API, one after the other.
 
 use std::fmt;
 use std::iter::repeat_n;
@@ -14,7 +14,7 @@ use super::workers::{Process, Workers};
 use super::{LEASE, Plan, SIGNATURE_WINDOW};
 use crate::cluster::Cluster;
 
-/// The longest that a worker is waited for to come to a gate.
+/// Maximum time to wait until a worker reaches a gate.
 const GATE_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,8 @@ enum Disruption {
     Weather,
 }
 
-/// How many of each are dealt out, in an order drawn anew each time, so that a short storm has some of all.
+/// How often each disruption is dealt in one round. Each round has a new random order, so that a short soak has some
+/// of all.
 const DECK: [(Disruption, usize); 12] = [
     (Disruption::Kill, 1),
     (Disruption::KillAnnouncing, 2),
@@ -49,7 +50,7 @@ const DECK: [(Disruption, usize); 12] = [
     (Disruption::Weather, 7),
 ];
 
-/// What the API may do, as `docs/sandbox.md` describes it.
+/// The faults of the API, as `docs/sandbox.md` describes them.
 const FAULTS: [&str; 18] = [
     "throttle@20%",
     "throttle=1s@2%",
@@ -71,7 +72,7 @@ const FAULTS: [&str; 18] = [
     "redirect@3%",
 ];
 
-/// How often what was done.
+/// How often each disruption happened.
 #[derive(Default)]
 pub struct Counts {
     kills: usize,
@@ -103,7 +104,7 @@ pub struct Storm<'a> {
     event_log: &'a Diary,
     random: Rng,
     deck: Vec<Disruption>,
-    /// Who is frozen, and until when.
+    /// The frozen processes, and when each is thawed.
     frozen: Vec<(Instant, Process)>,
     pub counts: Counts,
 }
@@ -122,7 +123,7 @@ impl<'a> Storm<'a> {
         Self { plan, url, cluster, workers, api, event_log, random, deck, frozen, counts }
     }
 
-    /// Blow after blow, for as long as is planned.
+    /// Applies disruptions for the planned duration.
     pub async fn rage(&mut self) {
         let begun = Instant::now();
         while begun.elapsed() < self.plan.storm {
@@ -144,7 +145,7 @@ impl<'a> Storm<'a> {
     }
 
     async fn strike(&mut self, blow: Disruption) {
-        // Drawn for every blow, so that what follows does not depend on who happened to be there.
+        // Drawn for every disruption, so that the later ones do not depend on which processes were running.
         let (victim, part) = (self.random.usize(..), self.random.u64(..1000));
         let mut faults: Vec<&str> =
             (0..self.random.u8(..4)).filter_map(|_| self.random.choice(FAULTS)).collect();
@@ -222,7 +223,7 @@ impl<'a> Storm<'a> {
         }
     }
 
-    /// Some of the sessions, or all.
+    /// Terminates some of the sessions, or all.
     async fn cut_sessions(&self, part: u64) -> sqlx::Result<usize> {
         let mut connection = PgConnection::connect(self.url).await?;
         let cut = sqlx::query(
@@ -236,7 +237,7 @@ impl<'a> Storm<'a> {
         Ok(cut.len())
     }
 
-    /// Meets a worker at a place where it is about to send, or has been answered; kills it there, or freezes it.
+    /// Stops a worker where it is about to send or has been answered. Kills it there, or freezes it.
     async fn at_gate(
         &mut self,
         victim: Process,
@@ -259,7 +260,7 @@ impl<'a> Storm<'a> {
             tokio::time::sleep(Duration::from_millis(2)).await;
             is_there = sqlx::query_scalar(waiting).fetch_one(&mut gate).await?;
         }
-        // By now it may be another run of that worker.
+        // The worker may be in another run by now.
         let victim = self.workers.processes().into_iter().find(|process| process.worker == worker);
         let done = match (victim.filter(|_| is_there), freeze) {
             (None, _) => format!("worker {worker} does not come"),
@@ -273,13 +274,13 @@ impl<'a> Storm<'a> {
             }
         };
         gate.execute("delete from soak.gates").await?;
-        // What waits here goes on in the server, whatever became of the worker.
+        // A statement that waits here goes on in the server after the death of its worker.
         gate.close().await?;
         Ok(done)
     }
 }
 
-/// So long that another worker takes over, and sends.
+/// Long enough for another worker to take over and send.
 fn beyond_lease(part: u64) -> Duration {
     LEASE + SIGNATURE_WINDOW + Duration::from_millis(600 + part)
 }
