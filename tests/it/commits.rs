@@ -1,4 +1,4 @@
-//! `sync_commits`: it is emptied in steps, while runs go on; and what the connector has given up does not go on on the server.
+//! `sync_commits` is emptied in steps during runs, and abandoned statements end on the server.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support::{TestEnv, eventually, output_of, stderr};
 
-/// Rows that processes which are gone have left long ago, of which a server with little memory cannot make a table.
+/// Old rows of dead processes, for which a server with little memory cannot plan a hash table.
 async fn scene_with_old_commits(pool: PgPool, rows: i32) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
@@ -25,7 +25,7 @@ async fn scene_with_old_commits(pool: PgPool, rows: i32) -> TestEnv {
 
 const OLD: &str =
     "select count(*)::text from elven_sync.sync_commits where begun_at < now() - interval '3 hours'";
-/// Backends of the connector that are in the middle of a statement.
+/// The number of backends of the connector in the middle of a statement.
 const AT_WORK: &str = "select count(*)::text from pg_stat_activity
     where datname = current_database() and application_name = 'elven-sync' and state = 'active'";
 
@@ -47,7 +47,7 @@ async fn many_old_commit_records_are_removed_in_steps(pool: PgPool) {
     eventually("no backend goes on", async || scene.text(AT_WORK).await == "0").await;
 }
 
-/// What one process has left an hour ago may be asked for by it still.
+/// A process may still look up what it left an hour ago.
 #[sqlx::test(migrations = false)]
 async fn commit_records_of_live_processes_are_kept(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 10).await;
@@ -65,7 +65,7 @@ async fn commit_records_of_live_processes_are_kept(pool: PgPool) {
     );
 }
 
-/// The transactions of a run that takes long leave no more than a few rows, whatever their number.
+/// The transactions of a long run leave only a few rows, whatever their number.
 #[sqlx::test(migrations = false)]
 async fn commit_records_of_a_long_run_are_removed_meanwhile(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -77,7 +77,7 @@ async fn commit_records_of_a_long_run_are_removed_meanwhile(pool: PgPool) {
         )
         .await;
     let before = scene.text("select count(*)::text from elven_sync.sync_commits").await;
-    // Its signs of life are transactions, some of them in each second.
+    // Its heartbeats are transactions, some in each second.
     let (child, gate) = scene.held_run().await;
     let few = "select (max(number) >= 12 and count(*) <= 6)::text from elven_sync.sync_commits";
     eventually("most rows are gone before the run ends", async || scene.text(few).await == "true").await;
@@ -117,7 +117,7 @@ async fn several_processes_clean_up_commit_records_concurrently(pool: PgPool) {
     assert_eq!(scene.text(OLD).await, "0");
 }
 
-/// A clean-up that cannot be done is no reason for a run to fail.
+/// A clean-up that fails does not fail the run.
 #[sqlx::test(migrations = false)]
 async fn a_clean_up_that_fails_does_not_fail_the_run(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 10).await;
@@ -133,7 +133,7 @@ async fn a_clean_up_that_fails_does_not_fail_the_run(pool: PgPool) {
     assert_eq!(scene.text(OLD).await, "10");
 }
 
-/// Writing: a third of `reconnect_timeout`, a second at least; reading: ten times that.
+/// The limit for a write is a third of `reconnect_timeout`, at least a second, and for a read ten times that.
 #[sqlx::test(migrations = false)]
 async fn abandoned_statement_also_ends_on_the_server(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -156,7 +156,7 @@ async fn abandoned_statement_also_ends_on_the_server(pool: PgPool) {
     }
 }
 
-/// A limit that the role or the database has already, and that is shorter, stays.
+/// A shorter limit of the role or the database is kept.
 #[sqlx::test(migrations = false)]
 async fn shorter_statement_timeout_of_the_database_is_kept(pool: PgPool) {
     let scene = TestEnv::new(pool).await;

@@ -1,4 +1,4 @@
-//! Delivery against an API that fails: what follows from each answer, within a run and in the next ones.
+//! Delivery to an API that fails: the effect of each answer, within a run and in the next ones.
 
 mod faults;
 mod in_flight;
@@ -15,7 +15,7 @@ use sqlx::PgPool;
 
 use crate::support::{IMPORT, KEY, SECRET, TestEnv, fault_rules, stderr, stdout};
 
-/// One entity, and a connector that hardly waits between its attempts.
+/// One entity, and a connector with a minimal back-off.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
@@ -23,7 +23,7 @@ async fn scene(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// Adds so many rows to an entity, each of an account of its own.
+/// Adds a number of rows to an entity, each of its own account.
 async fn add_rows(scene: &TestEnv, entity_id: &str, count: i32) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -36,12 +36,12 @@ async fn add_rows(scene: &TestEnv, entity_id: &str, count: i32) {
     .unwrap();
 }
 
-/// The imports that arrived, in order.
+/// Returns the imports that arrived, in order.
 fn imports(scene: &TestEnv) -> Vec<Request> {
     scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
 }
 
-/// How many of the imports were answered so.
+/// Returns the number of imports that were answered with this status.
 fn answered(scene: &TestEnv, status: u16) -> usize {
     imports(scene).iter().filter(|request| request.status == Some(status)).count()
 }
@@ -122,7 +122,7 @@ impl OpenError {
     }
 }
 
-/// Each fault meets a batch of two rows of an entity of its own; then the API is well again.
+/// Each fault affects a batch of two rows. Then the API works again.
 #[sqlx::test(migrations = false)]
 async fn each_fault_has_its_outcome_and_is_repaired_later(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -180,7 +180,7 @@ async fn each_fault_has_its_outcome_and_is_repaired_later(pool: PgPool) {
     assert_eq!(scene.text(set_aside).await, "0", "none of this sets a row aside");
 }
 
-/// The statuses that no standing fault of the sandbox has: for one batch of one row each.
+/// The statuses that no fault rule of the sandbox has, each for one batch of one row.
 #[sqlx::test(migrations = false)]
 async fn each_http_status_has_its_documented_outcome(pool: PgPool) {
     const REFUSAL: &str = r#"{"status":"failed","data":{"code":19734,"message":"no"}}"#;
@@ -262,7 +262,7 @@ async fn request_without_connection_is_retried_and_not_ambiguous(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn short_retry_after_is_awaited_as_seconds_or_date(pool: PgPool) {
     let scene = scene(pool).await;
-    // A date has whole seconds, so that up to one of the two is gone when it is written.
+    // A date has whole seconds, so that up to one of the two seconds is over when it is written.
     for fault in ["throttle=1s@once:1", "unavailable=2s@once:1"] {
         add_rows(&scene, "acme", 2).await;
         let before = imports(&scene).len();
@@ -275,7 +275,7 @@ async fn short_retry_after_is_awaited_as_seconds_or_date(pool: PgPool) {
     }
 }
 
-/// An entity called `other`, with a key of its own, called `second`.
+/// Adds an entity called `other`, with its own credential, called `second`.
 async fn add_other_with_its_own_key(scene: &mut TestEnv) {
     scene.set("ELVEN_SYNC_CREDENTIALS__SECOND__KEY_ENV", "SECOND_KEY");
     scene.set("ELVEN_SYNC_CREDENTIALS__SECOND__SECRET_ENV", "SECOND_SECRET");
@@ -285,12 +285,13 @@ async fn add_other_with_its_own_key(scene: &mut TestEnv) {
     scene.sql("update elven_sync.entities set credential = 'second' where entity_id = 'other'").await;
 }
 
-/// Longer than a run waits: then it stops, and so do all who use the credential, and runs that come too early.
+/// The pause is longer than a run waits. So the run stops, as do all lanes of the credential, and runs that come too
+/// early.
 #[sqlx::test(migrations = false)]
 async fn long_retry_after_pauses_the_credential_across_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__MAX", "5s");
-    // In the order of their ids: acme comes to its turn before beta, which knows of the pause.
+    // One entity at a time, in the order of their ids: acme has its turn before beta, which knows of the pause.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     add_other_with_its_own_key(&mut scene).await;
     scene.entity("beta", "UTC").await;
@@ -302,7 +303,7 @@ async fn long_retry_after_pauses_the_credential_across_runs(pool: PgPool) {
     assert_eq!(scene.text(pause).await, "true");
     assert_eq!(OpenError::all(&scene).await, [open_error("throttled").http(429)]);
 
-    // Acme has the same credential, and had nothing to do with it so far.
+    // Acme has the same credential, and was not affected so far.
     for entity_id in ["acme", "other"] {
         add_rows(&scene, entity_id, 1).await;
     }
@@ -330,7 +331,7 @@ async fn clock_offset_is_corrected_once_and_logged(pool: PgPool) {
         let output = scene.output(&["run"]).await;
         assert_eq!(output.status.code(), Some(0), "{fault} {at_once}: {}", stderr(&output));
         assert!(stderr(&output).contains("clock is off"), "{fault}: {}", stderr(&output));
-        // Those that were under way when the first answer came are as wrong as that one.
+        // Requests that were in flight when the first answer came have the wrong time as well.
         let refused = answered(&scene, 401) - before;
         assert!((1..=at_once).contains(&refused), "{fault}: {refused} of {at_once} at once");
         assert_eq!(scene.sandbox.records_accepted(), accepted);
@@ -375,7 +376,7 @@ async fn ambiguous_batch_can_be_held_for_review(pool: PgPool) {
     assert_eq!(BatchSummary::all(&scene).await, [batch("accepted", 2, 2).ambiguous().http(200)]);
 }
 
-/// A batch that a dead worker was sending is held too; one in which there was nothing to send is not.
+/// A batch in flight of a dead worker is held too. A batch without records is not.
 #[sqlx::test(migrations = false)]
 async fn batch_of_a_dead_worker_is_held(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -392,7 +393,7 @@ async fn batch_of_a_dead_worker_is_held(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__ON_AMBIGUOUS", "hold");
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'x', 'BTC', '2024-01-01Z', 'NaN')").await;
-    // As if it had died between recording the batch and its end.
+    // Simulates a death between the recording of the batch and its end.
     scene.run().await;
     scene
         .sql(
@@ -418,12 +419,12 @@ async fn requests_stay_within_their_rate(pool: PgPool) {
     assert!(begun.elapsed() >= Duration::from_millis(1_400), "{:?}", begun.elapsed());
     let times: Vec<_> = imports(&scene).into_iter().map(|request| request.at).collect();
     assert_eq!(times.len(), 30);
-    // Twenty of them take 0.95 s at the least. A busy machine may see some late, and so closer together.
+    // Twenty requests take at least 0.95 s. A busy machine may see some of them late, and so closer together.
     let fastest = times.windows(20).map(|window| (window[19] - window[0]).num_milliseconds()).min();
     assert!(fastest.unwrap() > 600, "{fastest:?} ms");
 }
 
-/// Whatever goes wrong, and whatever the API repeats of what it was sent.
+/// For all faults, and also when the API repeats the credential in its answer.
 #[sqlx::test(migrations = false)]
 async fn no_failure_shows_key_or_secret(pool: PgPool) {
     let mut scene = scene(pool).await;

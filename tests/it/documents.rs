@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support::{TestEnv, output_of};
 
-/// Documents of which another person writes the text: their commands, links and keys are not tested, nor links to them.
+/// Documents that are maintained elsewhere: their commands, links and keys are not tested, nor links to them.
 const NOT_TESTED: [&str; 3] = ["docs/operating.md", "docs/guarantees.md", "CONTRIBUTING.md"];
 
 const CONFIGURATION: &str = "docs/configuration.md";
@@ -30,7 +30,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_default()
 }
 
-/// Fails when a file has another text than is generated, or writes it when the person who runs the test wants that.
+/// Asserts that a file has the generated text, or writes it on request.
 #[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
 fn assert_is(name: &str, generated: &str) {
     if std::env::var_os("ELVEN_REWRITE_DOCS").is_some() {
@@ -46,7 +46,7 @@ fn assert_is(name: &str, generated: &str) {
     );
 }
 
-/// The text with each part between `<!-- NAME ARGUMENT -->` and `<!-- end -->` replaced.
+/// Returns the text with each part between `<!-- NAME ARGUMENT -->` and `<!-- end -->` replaced.
 fn with_generated(text: &str, name: &str, mut generate: impl FnMut(&str) -> String) -> String {
     let mut result = String::new();
     let mut is_generated = false;
@@ -67,7 +67,7 @@ fn with_generated(text: &str, name: &str, mut generate: impl FnMut(&str) -> Stri
 
 // The configuration
 
-/// Section, key and value of all settings; the value is `null` where there is none.
+/// Returns section, key and value of all settings. The value is `null` where there is none.
 fn flat(values: &serde_json::Value) -> BTreeSet<(String, String, String)> {
     let mut settings = BTreeSet::new();
     let mut sections = vec![(String::new(), values)];
@@ -132,7 +132,7 @@ fn example_file_has_every_key_and_default() {
     assert_is(EXAMPLE, &reference::example());
     let text = reference::example();
     assert_eq!(reference::values(&text).unwrap(), defaults());
-    // With the keys that have no default, too: the comments before them are sentences.
+    // Also the keys without a default. The comments before them are sentences.
     let is_setting = |line: &str| line.starts_with("# [") || line.contains(" = ") && !line.contains(". ");
     let uncommented: String = text
         .lines()
@@ -143,7 +143,7 @@ fn example_file_has_every_key_and_default() {
     assert!(flat(&values).iter().all(|(_, _, value)| value != "null"), "a key is missing: {values}");
 }
 
-/// `environment.get("NAME")` anywhere in the program, and names that a constant holds.
+/// Finds `environment.get("NAME")` anywhere in the program, and names in constants.
 #[test]
 fn every_environment_variable_is_documented() {
     let described: BTreeSet<&str> =
@@ -159,7 +159,7 @@ fn every_environment_variable_is_documented() {
             let text = std::fs::read_to_string(&path).unwrap();
             for rest in text.split("environment.get(\"").skip(1) {
                 let name = rest.split('"').next().unwrap();
-                // Only in what tests use.
+                // Only in test code.
                 assert!(
                     described.contains(name) || name == "ELVEN_SYNC_FAULT_POINT",
                     "{name} in {}",
@@ -186,7 +186,7 @@ fn help(arguments: &str) -> String {
     text.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
-/// All commands, each with those above it: `elven-sync entity add`.
+/// Collects all commands, each with its parents: `elven-sync entity add`.
 fn commands(command: &clap::Command, above: &str, all: &mut Vec<String>) {
     let name = format!("{above}{}", command.get_name());
     all.push(name.clone());
@@ -213,7 +213,7 @@ fn commands_page_has_every_help_text() {
 // All documents
 
 struct Document {
-    /// From the root of the repository.
+    /// Path from the root of the repository.
     name: String,
     text: String,
 }
@@ -260,7 +260,7 @@ impl Document {
         fences
     }
 
-    /// The text without fences and without `code`.
+    /// Returns the text without fences and without `code`.
     fn prose(&self) -> String {
         let mut is_inside = false;
         let mut prose = String::new();
@@ -275,7 +275,7 @@ impl Document {
         prose
     }
 
-    /// What its headings are called in a link.
+    /// Returns the anchors of its headings.
     fn anchors(&self) -> BTreeSet<String> {
         let headings = self.prose();
         let headings = headings.lines().filter(|line| line.starts_with('#'));
@@ -289,7 +289,7 @@ impl Document {
     }
 }
 
-/// The words of a command as a shell takes them; `None` where it ends with something that is no command.
+/// Splits a command into words as a shell does. Returns `None` if it ends with something that is no command.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut quote = None;
@@ -376,7 +376,7 @@ fn every_link_between_documents_resolves() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// A relative path of a link, from the root of the repository.
+/// Resolves a relative path of a link from the root of the repository.
 fn joined(folder: &Path, file: &str) -> String {
     let mut path = PathBuf::new();
     for part in folder.join(file).components() {
@@ -395,7 +395,7 @@ fn joined(folder: &Path, file: &str) -> String {
 const PAGES_WITH_SQL: [&str; 3] = ["docs/ledgers.md", "docs/backfills.md", "docs/time-zones.md"];
 const ROLES: [&str; 3] = ["elven_sync_run", "elven_sync_read", "elven_sync_prune"];
 
-/// What the recipes take for granted: two tables of a ledger of the reader's own, and the table of another example.
+/// The preconditions of the recipes: two tables of the ledger of a reader, and the table of another example.
 const TABLES: &str = "
     create schema treasury;
     create table treasury.positions (
@@ -426,7 +426,7 @@ async fn ledger_recipes_work(pool: PgPool) {
         scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ID", id);
         output_of(&scene, 0, &["attach", "--backfill-index"]).await;
     }
-    // Roles belong to the whole cluster, and other tests may run on it.
+    // Roles belong to the whole cluster, and other tests may use it.
     let suffix = scene.text("select '_' || oid from pg_database where datname = current_database()").await;
     for name in PAGES_WITH_SQL {
         let page = Document { name: name.to_owned(), text: read(name) };
@@ -435,7 +435,7 @@ async fn ledger_recipes_work(pool: PgPool) {
             for role in ROLES {
                 sql = sql.replace(role, &format!("{role}{suffix}"));
             }
-            // One at a time: an index cannot be created concurrently together with something else.
+            // One at a time: a concurrent index build cannot share a message with another statement.
             for statement in sql.split(";\n") {
                 let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&scene.pool).await;
                 assert!(done.is_ok(), "{name} line {}: {statement}: {done:?}", fence.line);
@@ -448,7 +448,7 @@ async fn ledger_recipes_work(pool: PgPool) {
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ACCOUNT_ID", "account");
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__BALANCE", "amount");
 
-    // The rights that the page gives are enough, and no name is lost.
+    // The rights that the page grants are enough, and no name is lost.
     let url = scene.url.clone();
     let as_role = |role: &str| {
         let separator = if url.contains('?') { '&' } else { '?' };

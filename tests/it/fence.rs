@@ -1,4 +1,5 @@
-//! A request whose answer was lost may still arrive: until its signature is too old, nothing else is sent for its keys.
+//! A request whose answer was lost may still arrive. Until its signature has expired, no other batch is sent for its
+//! keys.
 
 use std::time::{Duration, Instant};
 
@@ -10,19 +11,19 @@ use sqlx::PgPool;
 
 use crate::support::{IMPORT, TestEnv, eventually, fault_rules, output_of, stdout};
 
-/// One entity, requests one after the other, each for one row.
+/// One entity, one request at a time, and one row per request.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await.with_fences().await;
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
-    // With 3 s on top: long enough for a slow machine to be there before the end.
+    // With 3 s in addition: a slow machine still gets there before the end of the fence.
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "2s");
     scene.entity("acme", "UTC").await;
     scene
 }
 
-/// Adds a row of this account and balance, of the same second in all of them.
+/// Adds a row with this account and balance. All rows have the same second.
 async fn add(scene: &TestEnv, entity_id: &str, account: &str, balance: i32) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -36,7 +37,7 @@ async fn add(scene: &TestEnv, entity_id: &str, account: &str, balance: i32) {
     .unwrap();
 }
 
-/// What arrived, in order, as account and balance.
+/// Returns accounts and balances that were received, in order.
 fn arrived(scene: &TestEnv) -> Vec<String> {
     scene.balances().into_iter().map(|(account, balance)| format!("{account}={balance}")).collect()
 }
@@ -45,14 +46,14 @@ fn imports(scene: &TestEnv) -> Vec<Request> {
     scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
 }
 
-/// For how long the entity is fenced. `None`: it is not.
+/// Returns the remaining duration of the fence of the entity, if it has one.
 async fn fenced_for(scene: &TestEnv) -> Option<Duration> {
     let left =
         "select extract(epoch from max(fence_until) - clock_timestamp())::text from elven_sync.sync_state";
     Duration::try_from_secs_f64(scene.text(left).await.parse().ok()?).ok()
 }
 
-/// Waits for the end of the fence, and then a run finds all delivered.
+/// Waits for the end of the fence, and asserts that the next run uploads everything.
 async fn and_then_all_is_delivered(scene: &TestEnv) {
     assert!(fenced_for(scene).await.is_some());
     eventually("the fence ends", async || fenced_for(scene).await.is_none()).await;
@@ -62,7 +63,7 @@ async fn and_then_all_is_delivered(scene: &TestEnv) {
     output_of(scene, 0, &["verify"]).await;
 }
 
-/// The request is cut off, is sent again and accepted, and arrives once more when the row has a newer value.
+/// The request is cut off, is sent again and accepted, and arrives once more after the row has a newer value.
 #[sqlx::test(migrations = false)]
 async fn late_request_never_overwrites_a_newer_row(pool: PgPool) {
     let scene = scene(pool).await;
@@ -86,7 +87,7 @@ async fn late_request_never_overwrites_a_newer_row(pool: PgPool) {
     assert_eq!(arrived(&scene), ["a=1", "a=1", "a=2"]);
 }
 
-/// A proxy gave up, and the request arrives all the same.
+/// A proxy gives up, and the request still arrives.
 #[sqlx::test(migrations = false)]
 async fn json_report_counts_rows_that_wait_for_a_fence(pool: PgPool) {
     let scene = scene(pool).await;
@@ -99,7 +100,7 @@ async fn json_report_counts_rows_that_wait_for_a_fence(pool: PgPool) {
     assert_eq!(run["entities"][0]["ended"], "fenced");
 }
 
-/// In one run: the next batch has another row of the same key.
+/// Within one run: the next batch has another row of the same key.
 #[sqlx::test(migrations = false)]
 async fn next_batch_of_key_waits_for_fence_after_acceptance(pool: PgPool) {
     let scene = scene(pool).await;
@@ -115,7 +116,7 @@ async fn next_batch_of_key_waits_for_fence_after_acceptance(pool: PgPool) {
     assert_eq!(arrived(&scene), ["a=1", "b=2", "a=1", "a=3", "c=4"]);
 }
 
-/// What may have arrived, and may arrive later, and what not.
+/// Which answers leave a request that may still arrive, and which do not.
 #[sqlx::test(migrations = false)]
 async fn only_unknown_outcomes_set_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -156,7 +157,8 @@ async fn only_unknown_outcomes_set_a_fence(pool: PgPool) {
     }
 }
 
-/// A run finds what another has left: the batch of the lost request goes again at once, as it was, and nothing else does.
+/// A run finds the fence of another run: it sends the batch of the lost request at once and unchanged, and nothing
+/// else.
 #[sqlx::test(migrations = false)]
 async fn only_the_unanswered_batch_is_sent_during_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -168,14 +170,14 @@ async fn only_the_unanswered_batch_is_sent_during_a_fence(pool: PgPool) {
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(1)));
     assert_eq!(arrived(&scene), ["a=1"]);
-    // And the next one, since the first attempt still may arrive.
+    // Nor does the next run, since the first attempt may still arrive.
     assert_eq!(scene.run().await.entities[0].rows_pending, Some(1));
     eventually("the first request arrives", async || arrived(&scene).len() == 2).await;
     and_then_all_is_delivered(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "a=1", "b=2"]);
 }
 
-/// Its rows were changed meanwhile, one of them or all: it is not the same batch any more.
+/// One or all of its rows were changed in the meantime, so that it is no longer the same batch.
 #[sqlx::test(migrations = false)]
 async fn changed_batch_waits_for_the_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -211,8 +213,8 @@ async fn changed_batch_waits_for_the_fence(pool: PgPool) {
     assert_eq!(last, ["a=1", "a=2", "b=2", "b=2"]);
 }
 
-/// The newer of two rows of a key is lost, then refused and set aside: the older one does not go out while the newer one
-/// may arrive.
+/// The newer of two rows of a key is lost, then refused and set aside. The older row is not sent while the newer one
+/// may still arrive.
 #[sqlx::test(migrations = false)]
 async fn row_superseded_by_a_refused_row_waits_for_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -229,7 +231,7 @@ async fn row_superseded_by_a_refused_row_waits_for_fence(pool: PgPool) {
     assert_eq!(arrived(&scene), ["a=2", "a=1"]);
 }
 
-/// What keeps an entity waiting keeps no other.
+/// A fenced entity does not delay others.
 #[sqlx::test(migrations = false)]
 async fn fenced_entity_holds_no_permit_and_no_lease(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -245,14 +247,14 @@ async fn fenced_entity_holds_no_permit_and_no_lease(pool: PgPool) {
     assert!(begun.elapsed() < Duration::from_secs(2), "it is not waited for: {:?}", begun.elapsed());
     assert!(matches!(report.entities[0].ended, Ended::Fenced(_)), "{report:?}");
     assert_eq!(arrived(&scene), ["a=1", "b=3"]);
-    // The command that asks for a range waits, with its other entities done meanwhile.
+    // A command for a range waits. Its other entities are finished in the meantime.
     let range = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
     output_of(&scene, 0, &range).await;
     assert_eq!(arrived(&scene), ["a=1", "b=3", "b=3", "a=2"]);
     assert!(fenced_for(&scene).await.is_none());
 }
 
-/// An entity gives its lease back so that others have their turn, and takes it again.
+/// A lane yields its lease so that others have their turn, and takes it again.
 #[sqlx::test(migrations = false)]
 async fn lane_remembers_unanswered_keys_after_yielding_its_lease(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -314,7 +316,7 @@ async fn retry_leaves_and_obeys_a_fence(pool: PgPool) {
     assert_eq!(arrived(&scene), ["b=0", "a=1", "a=2"]);
 }
 
-/// A lease that ended without a lost answer leaves nothing to wait for.
+/// A lease that ended without an unanswered request sets no fence.
 #[sqlx::test(migrations = false)]
 async fn lease_end_without_unanswered_request_sets_no_fence(pool: PgPool) {
     let scene = scene(pool).await;
@@ -324,7 +326,8 @@ async fn lease_end_without_unanswered_request_sets_no_fence(pool: PgPool) {
     assert_eq!(scene.text("select fence_until::text from elven_sync.sync_state").await, "NULL");
 }
 
-/// The machine's clock is ahead of the API's by less than the API minds: the API takes its signatures for so much longer.
+/// The clock of the machine is ahead of that of the API, by less than the API tolerates: the API accepts its
+/// signatures for that much longer.
 #[sqlx::test(migrations = false)]
 async fn clock_ahead_of_the_api_extends_the_fence(pool: PgPool) {
     let scene = TestEnv::new(pool).await.with_fences().await;

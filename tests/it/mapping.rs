@@ -1,4 +1,4 @@
-//! A watermark is bound to how the ledger was read: another mapping is refused until a person accepts it.
+//! A watermark is bound to the mapping of the ledger: another mapping is refused until a person accepts it.
 
 mod rebind;
 
@@ -14,7 +14,7 @@ const WRONG_ENTITY: (&str, &str) = ("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "en
 const TABLE: &str = "ELVEN_SYNC_LEDGER__TABLE";
 const REASON: [&str; 2] = ["--reason", "approved by the controller"];
 
-/// A scene whose batches have ten rows and are sent one after the other.
+/// Batches of ten rows, one request at a time.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
@@ -33,7 +33,7 @@ async fn insert(scene: &TestEnv, from: i32, until: i32) {
     (&scene.pool).execute(AssertSqlSafe(insert)).await.unwrap();
 }
 
-/// A pass of fifty rows that stops after the first batch.
+/// Opens a pass of fifty rows that stops after the first batch.
 async fn open_pass(scene: &TestEnv) {
     insert(scene, 1, 50).await;
     scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
@@ -41,7 +41,7 @@ async fn open_pass(scene: &TestEnv) {
     scene.sandbox.set_rules(Vec::new());
 }
 
-/// `entity rebind acme --mapping`, which ends with this code.
+/// Executes `entity rebind acme --mapping`, with this exit code.
 async fn rebind(scene: &TestEnv, code: i32, more: &[&str]) -> String {
     let arguments = [&["entity", "rebind", "acme", "--mapping"][..], &REASON, more].concat();
     output_of(scene, code, &arguments).await
@@ -50,7 +50,7 @@ async fn rebind(scene: &TestEnv, code: i32, more: &[&str]) -> String {
 const OPEN: &str = "select coalesce(string_agg(concat_ws(' ', kind, ledger_id), ',' order by error_id), '')
                       from elven_sync.sync_errors where resolved_at is null";
 
-/// Everything that a watermark and the rows behind it are recorded in, but for leases and failures.
+/// Everything that records a watermark and the rows behind it, apart from leases and failures.
 const STATE: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xid, cursor_id, mapping, rows_uploaded,
                             (select count(*) from elven_sync.sync_batches), (select count(*) from elven_sync.sync_passes))
                        from elven_sync.sync_state";
@@ -82,7 +82,8 @@ async fn changed_mapping_closes_no_pass_over_hidden_rows(pool: PgPool) {
     holds(&scene).await;
 }
 
-/// Each command that reads the ledger behind a watermark, under each kind of change; and nothing of the journal moves.
+/// Each command that reads the ledger behind a watermark refuses each kind of change, and nothing in the journal
+/// moves.
 #[sqlx::test(migrations = false)]
 async fn each_command_refuses_another_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -98,7 +99,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
     insert(&scene, 16, 20).await;
     scene.run().await;
     scene.sandbox.set_rules(Vec::new());
-    // A backfill that stopped, and one that is asked for.
+    // A stopped backfill, and a new one.
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
     output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     let (state, sent) = (scene.text(STATE).await, scene.sandbox.requests().len());
@@ -168,7 +169,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
     holds(&scene).await;
 }
 
-/// A view keeps its oid and the numbers of its columns when it is replaced: an ordinary repair.
+/// A replaced view keeps its oid and the numbers of its columns: an ordinary repair.
 #[sqlx::test(migrations = false)]
 async fn corrected_view_keeps_its_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -183,7 +184,7 @@ async fn corrected_view_keeps_its_mapping(pool: PgPool) {
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
 }
 
-/// Journals of 0.1.0 have no mapping: whichever run comes next records it, if it has nothing to upload, too.
+/// Journals of 0.1.0 have no mapping: the next run records it, even if it has nothing to upload.
 #[sqlx::test(migrations = false)]
 async fn missing_mapping_is_recorded_by_the_next_run(pool: PgPool) {
     const MAPPING: &str = "select concat_ws(' ', mapping #>> '{columns,id}', mapping ->> 'api_version',
@@ -191,7 +192,7 @@ async fn missing_mapping_is_recorded_by_the_next_run(pool: PgPool) {
                              from elven_sync.sync_state";
     const FORGET: &str = "update elven_sync.sync_state set mapping = null";
     let mut scene = scene(pool).await;
-    // Nothing was read yet, so there is nothing to be bound to.
+    // Nothing was read yet, so there is no mapping to bind.
     scene.run().await;
     assert_eq!(scene.text(MAPPING).await, "");
     open_pass(&scene).await;
@@ -215,7 +216,7 @@ async fn missing_mapping_is_recorded_by_the_next_run(pool: PgPool) {
     assert_eq!(scene.text(MAPPING).await, "1:bigint:id 3 t", "by a backfill");
     output_of(&scene, 0, &["entity", "add", "beta", "--timezone", "UTC", "--from-now"]).await;
     assert_eq!(scene.text("select count(mapping)::text from elven_sync.sync_state").await, "2");
-    // The name of the table is known of these, and another one is refused as before.
+    // The table name of these journals is known, and another one is refused as before.
     scene.sql(FORGET).await;
     scene.sql("create view ledger.shown as select * from ledger.balance_snapshots").await;
     scene.set(TABLE, "ledger.shown");
@@ -233,7 +234,7 @@ async fn rewind_to_the_start_binds_the_current_mapping(pool: PgPool) {
     assert_eq!(scene.text(mapped).await, "entity_account_id");
     assert_eq!(scene.run().await.entities[0].failure(), None);
     assert!(!scene.text(OPEN).await.contains("watermark"));
-    // Nothing was read since, so the next pass is bound to whatever there is; rows set aside are not.
+    // Nothing was read since, so the next pass binds the current mapping. Rows that were set aside are not affected.
     scene.unset(WRONG_ENTITY.0);
     assert!(
         output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"])
@@ -245,7 +246,7 @@ async fn rewind_to_the_start_binds_the_current_mapping(pool: PgPool) {
     holds(&scene).await;
 }
 
-/// A worker that looked before the mapping was accepted opens no pass under its own.
+/// A worker that probed before the mapping was accepted opens no pass under its old mapping.
 #[sqlx::test(migrations = false)]
 async fn outdated_worker_opens_no_pass_under_its_old_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;

@@ -1,11 +1,11 @@
-//! `status --row`: what became of a row, whatever that is.
+//! `status --row`: the state of a row, in each case.
 
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::support::{SECRET, TestEnv, output_of};
 
-/// What is said of a row of one entity, by a command that ends with this code.
+/// Returns the report on a row of one entity, from a command with this exit code.
 async fn of(scene: &TestEnv, code: i32, row: &str) -> Value {
     let json: Value =
         serde_json::from_str(&output_of(scene, code, &["status", "--row", row, "--json"]).await).unwrap();
@@ -13,7 +13,7 @@ async fn of(scene: &TestEnv, code: i32, row: &str) -> Value {
     json["entities"][0].clone()
 }
 
-/// Verdict and sentence.
+/// Returns verdict and sentence.
 fn verdict(report: &Value) -> (String, String) {
     (report["verdict"].as_str().unwrap().to_owned(), report["says"].as_str().unwrap().to_owned())
 }
@@ -68,7 +68,7 @@ async fn status_row_reports_each_state_of_a_row(pool: PgPool) {
     let (waits, says) = verdict(&of(&scene, 0, "9").await);
     assert!(waits == "pending" && says.contains("not registered"), "{says}");
 
-    // A new version waits; the one before is still to be found.
+    // A new version is pending. The previous version is still reported.
     scene.sql("update ledger.balance_snapshots set balance = 60 where id = 6").await;
     let updated = of(&scene, 0, "6").await;
     assert_eq!((&updated["verdict"], updated["carried"].as_array().unwrap().len()), (&"pending".into(), 1));

@@ -1,4 +1,4 @@
-//! The sandbox over real HTTP: it has to refuse what the API would refuse, or a test against it proves nothing.
+//! The sandbox over real HTTP: it has to refuse what the API refuses, or a test against it proves nothing.
 
 #![expect(clippy::unwrap_used, reason = "the helpers are test code too, outside of #[test] functions")]
 
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::support::IMPORT;
 
 pub const GOOD: &str = r#"[{"entityAccountId":"accountId123","currency":"BTC","datetime":"2023-01-01 01:01:01","balance":10.5},{"entityAccountId":"accountId456","currency":"ETH","datetime":"2023-01-02 02:02:02","balance":0.000000000000000001}]"#;
-/// Nothing here should take a tenth of this.
+/// Every operation here should take less than a tenth of this.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn credential() -> Credential {
@@ -35,13 +35,13 @@ pub struct Bench {
 
 impl Bench {
     pub async fn start(options: Options) -> Self {
-        // A second installation fails, and the first one serves.
+        // The second installation fails, and the first one is used.
         rustls::crypto::ring::default_provider().install_default().ok();
         let client = Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
         Self { sandbox: Sandbox::start(options).await.unwrap(), client }
     }
 
-    /// A request without any of the API's headers.
+    /// Builds a request without the headers of the API.
     fn bare(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.sandbox.url()))
     }
@@ -74,7 +74,7 @@ pub async fn parse(response: Response) -> Value {
     serde_json::from_str(&response.text().await.unwrap()).unwrap()
 }
 
-/// Checks for the documented failure body and gives its code.
+/// Asserts the documented failure body and returns its code.
 pub async fn refused(response: Response, status: u16) -> u64 {
     assert_eq!(response.status(), status);
     assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
@@ -219,7 +219,7 @@ async fn a_body_over_the_limit_is_answered_413() {
     let bench = Bench::start(Options { body_bytes_max: GOOD.len(), ..options() }).await;
     assert_eq!(bench.import(GOOD).await.status(), 200, "the limit itself is allowed");
     assert_eq!(refused(bench.import(format!("{GOOD} ")).await, 413).await, 41301);
-    // Still being sent when the limit is passed: the client has to get the answer all the same.
+    // The body is still being sent when the limit is passed. The client still has to get the answer.
     let large = vec![b' '; 20_000_000];
     assert_eq!(refused(bench.import(large).await, 413).await, 41301);
     assert_eq!(bench.sandbox.records_accepted(), 2);
@@ -394,7 +394,7 @@ async fn impossible_answer_is_reported() {
     assert!(response.text().await.unwrap().starts_with("the sandbox cannot answer so"));
 }
 
-/// What the client sees is asked of the socket, as an HTTP client says little about it.
+/// Reads from the socket, since an HTTP client shows little of a cut connection.
 #[tokio::test]
 async fn cut_connection_carries_no_byte_of_an_answer() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -416,7 +416,7 @@ async fn cut_connection_carries_no_byte_of_an_answer() {
     assert_eq!(bench.sandbox.received().len(), 2);
     assert_eq!(bench.sandbox.requests()[0].status, None);
 
-    // An HTTP client sees an error, also on a connection that served before; others are left alone.
+    // An HTTP client gets an error, also on a connection that worked before. Other connections are not affected.
     assert_eq!(bench.import(GOOD).await.status(), 200);
     bench.sandbox.inject(Fault::CutAfterWrite);
     let error = bench.signed(Method::POST, IMPORT).body(GOOD).send().await.unwrap_err();

@@ -1,4 +1,4 @@
-//! The schema: what an operator can read, and what SQL itself holds up.
+//! The schema: its comments for operators, and the invariants that SQL itself enforces.
 
 use sqlx::PgPool;
 
@@ -41,7 +41,7 @@ async fn repeated_and_concurrent_migrations_are_harmless(pool: PgPool) {
     );
 }
 
-/// The ids that a batch lists are those of the ledger, whatever their size, sign and type.
+/// The ids that a batch lists are those of the ledger, of any size, sign and type.
 #[sqlx::test(migrations = false)]
 async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -65,7 +65,7 @@ async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
     assert_eq!(scene.text(uuids).await, "01,02,03");
 }
 
-/// The watermark of a lane moves only with the lease, and only from where it stands.
+/// The watermark of a lane moves only with the lease, and only from its current place.
 #[sqlx::test(migrations = false)]
 async fn sync_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
@@ -76,8 +76,7 @@ async fn sync_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
     assert!(broken.is_err());
 }
 
-/// Whatever the database's default is: each write of the journal is refused here when its commit would not
-/// wait for the disk.
+/// For any default of the database: a trigger refuses each journal write whose commit would not wait for the disk.
 #[sqlx::test(migrations = false)]
 async fn journal_writes_are_durable_under_any_database_default(pool: PgPool) {
     let scene = TestEnv::new(pool).await;

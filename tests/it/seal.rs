@@ -1,4 +1,5 @@
-//! A journal that this cluster did not write, or that was altered, moves nothing: its transaction ids may be others.
+//! A journal that this cluster did not write, or that was altered, moves nothing: its transaction ids may belong to
+//! another cluster.
 
 use elven_sync::journal::RunStatus;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
@@ -23,7 +24,7 @@ async fn insert(scene: &TestEnv, from: i32, until: i32) {
     (&scene.pool).execute(AssertSqlSafe(insert)).await.unwrap();
 }
 
-/// What a copy of the journal does to it: the same values in rows that another transaction wrote.
+/// The effect of copying the journal: the same values in rows that another transaction wrote.
 const COPY: &str = "update elven_sync.sync_passes set kind = kind";
 
 const JOURNAL: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xid, cursor_id, rows_uploaded,
@@ -32,7 +33,7 @@ const JOURNAL: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xi
                          from elven_sync.sync_state";
 const NOW: &str = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
 
-/// Each command that trusts or moves a watermark; the journal is as it was.
+/// Asserts that each command that trusts or moves a watermark is refused, and that the journal is unchanged.
 pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &str) {
     let before = scene.text(JOURNAL).await;
     let sent = scene.sandbox.requests().len();
@@ -48,7 +49,7 @@ pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &s
         (3, &["verify"]),
     ] {
         let refused = output_of(scene, code, arguments).await;
-        // The proof says by itself where the two are.
+        // The proof itself reports the difference.
         let by_proof = arguments == ["verify"] && refused.contains("the watermark in sync_state is");
         assert!(refused.contains(why) || by_proof, "{arguments:?}: {refused}");
     }
@@ -59,7 +60,8 @@ pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &s
     assert_eq!(scene.sandbox.requests().len(), sent);
 }
 
-/// A rebind that takes the proof. Transactions of other tests of this server may be older than the watermark at first.
+/// A rebind that needs the proof. Transactions of other tests on this server may be older than the watermark at
+/// first.
 pub async fn accepted(scene: &TestEnv, arguments: &[&str]) {
     eventually("the proof is made", async || {
         let output = scene.output(arguments).await;
@@ -98,7 +100,7 @@ async fn broken_seal_allows_only_a_rewind_to_the_start(pool: PgPool) {
         (&scene.pool).execute(AssertSqlSafe(spoil)).await.unwrap();
         assert_each_command_refuses(&scene, &between, why).await;
         let before = scene.text(JOURNAL).await;
-        // Nor is the evidence pruned.
+        // The evidence is not pruned either.
         let pruned = output_of(&scene, 3, &["prune", "--older-than", "0s"]).await;
         assert!(pruned.contains("did not write its journal"), "{pruned}");
         assert_eq!(scene.text(JOURNAL).await, before);
@@ -114,7 +116,7 @@ async fn broken_seal_allows_only_a_rewind_to_the_start(pool: PgPool) {
     holds(&scene).await;
 }
 
-/// With a pass that is open as well: it is not gone on with.
+/// An open pass is not resumed either.
 #[sqlx::test(migrations = false)]
 async fn open_pass_of_a_copied_journal_is_not_resumed(pool: PgPool) {
     let scene = scene(pool).await;
@@ -138,7 +140,7 @@ async fn open_pass_of_a_copied_journal_is_not_resumed(pool: PgPool) {
     assert_eq!(scene.received().len(), 50);
 }
 
-/// What leaves a journal where it was written leaves its seal whole; so does what the connector itself does.
+/// Maintenance that keeps rows in their transaction keeps the seal intact, and so does the connector itself.
 #[sqlx::test(migrations = false)]
 async fn maintenance_and_connector_writes_keep_the_seal_intact(pool: PgPool) {
     let scene = scene(pool).await;
@@ -175,7 +177,7 @@ async fn maintenance_and_connector_writes_keep_the_seal_intact(pool: PgPool) {
     assert_eq!(scene.text(seal).await, "broken");
 }
 
-/// Rebound while a pass is open, the pass is where the entity is until it is through.
+/// After a rebind during an open pass, the pass is the newest change of the entity until it is closed.
 #[sqlx::test(migrations = false)]
 async fn rebind_during_an_open_pass_keeps_the_seal_intact(pool: PgPool) {
     let scene = scene(pool).await;
@@ -210,7 +212,7 @@ async fn copied_journal_is_accepted_after_proof(pool: PgPool) {
     assert_eq!(scene.run().await.counters.rows_read, 2, "nothing again, and nothing skipped");
     assert_eq!(holds(&scene).await, (32, 0));
 
-    // A row that the copied watermark would pass over.
+    // A row that the copied watermark would skip.
     scene.sql(COPY).await;
     scene.sql("alter table ledger.balance_snapshots disable trigger stamp_change_xid;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance, change_xid)

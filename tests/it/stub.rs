@@ -1,4 +1,4 @@
-//! A small API on loopback that answers as a test says, for faults that the sandbox does not have.
+//! A small API on loopback whose answers a test defines, for faults that the sandbox does not have.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,15 +14,15 @@ use tokio::task::JoinHandle;
 
 use crate::support::TestEnv;
 
-/// A request, and the status that it was answered with.
+/// A request, and the status of its answer.
 #[derive(Clone, Debug)]
 pub struct StubRequest {
     pub method: Method,
     pub key: String,
-    /// How old its signature was when it arrived.
+    /// Age of its signature at its arrival.
     pub age_ms: i64,
     pub body: String,
-    /// 0 as long as it is not answered.
+    /// 0 until it is answered.
     pub status: u16,
 }
 
@@ -31,7 +31,7 @@ impl StubRequest {
         self.method == Method::POST
     }
 
-    /// Accounts and balances of its records, in order.
+    /// Returns the accounts and balances of its records, in order.
     pub fn records(&self) -> Vec<(String, String)> {
         let json: Vec<Value> = serde_json::from_str(&self.body).unwrap_or_default();
         json.iter()
@@ -48,7 +48,7 @@ impl StubRequest {
     }
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Clone, Debug)]
 pub struct StubResponse {
     pub status: u16,
@@ -57,7 +57,7 @@ pub struct StubResponse {
     pub after: Duration,
 }
 
-/// A documented answer.
+/// Returns a documented answer.
 pub fn respond(status: u16) -> StubResponse {
     let body = match status {
         200..300 => r#"{"success":true}"#,
@@ -67,7 +67,7 @@ pub fn respond(status: u16) -> StubResponse {
     StubResponse { status, body: body.to_owned(), headers: Vec::new(), after: Duration::ZERO }
 }
 
-/// The documented answer to a call that reads.
+/// Returns the documented answer to a call that reads.
 pub fn list() -> StubResponse {
     StubResponse { body: r#"{"total":0,"list":[]}"#.to_owned(), ..respond(200) }
 }
@@ -79,7 +79,7 @@ struct Api {
     asked: Mutex<Vec<StubRequest>>,
 }
 
-/// The API. It ends with the test.
+/// The API. It ends when it is dropped.
 pub struct Stub {
     url: String,
     api: Arc<Api>,
@@ -87,7 +87,7 @@ pub struct Stub {
 }
 
 impl Stub {
-    /// Answers so, and is the API of the scene from now on.
+    /// Starts the API and makes it the API of the environment.
     pub async fn of(
         scene: &mut TestEnv,
         answer: impl Fn(&StubRequest) -> StubResponse + Send + Sync + 'static,
@@ -97,7 +97,7 @@ impl Stub {
         stub
     }
 
-    /// The same on a socket that is open already.
+    /// Starts the API on a socket that is already open.
     pub fn on(
         listener: TcpListener,
         answer: impl Fn(&StubRequest) -> StubResponse + Send + Sync + 'static,
@@ -109,7 +109,7 @@ impl Stub {
         Self { url, api, server }
     }
 
-    /// Answers otherwise from now on.
+    /// Replaces the answers.
     pub fn answer(&self, answer: impl Fn(&StubRequest) -> StubResponse + Send + Sync + 'static) {
         *self.api.answer.lock().unwrap() = Box::new(answer);
     }
@@ -118,12 +118,12 @@ impl Stub {
         self.api.asked.lock().unwrap().clone()
     }
 
-    /// The imports that arrived, in order.
+    /// Returns the imports that arrived, in order.
     pub fn imports(&self) -> Vec<StubRequest> {
         self.requests().into_iter().filter(StubRequest::is_import).collect()
     }
 
-    /// Accounts and balances that were accepted, in the order of arrival.
+    /// Returns the accounts and balances that were accepted, in order of arrival.
     pub fn accepted(&self) -> Vec<(String, String)> {
         let accepted = |asked: &StubRequest| asked.status == 200;
         self.imports().iter().filter(|asked| accepted(asked)).flat_map(StubRequest::records).collect()

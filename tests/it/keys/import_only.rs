@@ -1,4 +1,4 @@
-//! A key that may only import: the call that reads is refused, and yet refused rows are found and set aside.
+//! A key that may only import: the call that reads is refused, and refused rows are still found and set aside.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ fn refuse_all(asked: &StubRequest) -> StubResponse {
     respond(if asked.is_import() { 400 } else { 403 })
 }
 
-/// What is open in `sync_errors` about the lane.
+/// Returns the open error of the lane.
 async fn lane_error(scene: &TestEnv) -> String {
     scene
         .text(
@@ -80,12 +80,12 @@ async fn refused_rows_in_the_first_batch_are_found_by_bisection(pool: PgPool) {
         let requests = stub.imports().len() - before.0;
         assert!(requests <= 2 + 2 * 7 * places.len(), "{places:?}: {requests} requests");
         all_is_well(&scene).await;
-        // As if it were the first one again.
+        // Simulates that it is the first batch again.
         scene.sql("delete from ledger.balance_snapshots").await;
     }
 }
 
-/// Every second row: hardly a part is without one.
+/// Every second row, so that nearly every part has one.
 #[sqlx::test(migrations = false)]
 async fn half_refused_batch_is_bisected_over_several_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -99,7 +99,7 @@ async fn half_refused_batch_is_bisected_over_several_runs(pool: PgPool) {
     all_is_well(&scene).await;
 }
 
-/// A revoked key or a changed contract, with and without a record that was accepted before.
+/// A revoked key or a changed contract, with and without an earlier acceptance.
 #[sqlx::test(migrations = false)]
 async fn import_refusing_everything_costs_20_requests_and_sets_nothing_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -129,7 +129,7 @@ async fn import_refusing_everything_costs_20_requests_and_sets_nothing_aside(poo
     assert_eq!(stub.accepted().len(), 1_500);
 }
 
-/// Nothing shows that the key is good.
+/// Nothing proves the credential good.
 #[sqlx::test(migrations = false)]
 async fn refused_row_is_not_set_aside_before_any_acceptance(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -145,12 +145,12 @@ async fn refused_row_is_not_set_aside_before_any_acceptance(pool: PgPool) {
     all_is_well(&scene).await;
 }
 
-/// The record that is sent again is as it was accepted, and the newest one of its account, currency and second.
+/// The probe sends a record exactly as it was accepted, and it is the newest of its account, currency and second.
 #[sqlx::test(migrations = false)]
 async fn credential_probe_changes_no_value_at_elven(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
-    // Of `two` the second one is sent, and the first one superseded.
+    // Of `two`, the second row is sent, and the first row is superseded.
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -159,7 +159,7 @@ async fn credential_probe_changes_no_value_at_elven(pool: PgPool) {
         )
         .await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-    // A newer version of `three` waits, in the same pass as the bad row, and so does an older rival of `two`.
+    // A newer version of `three` is pending, in the same pass as the bad row, and so is an older rival of `two`.
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -201,7 +201,7 @@ async fn backfill_with_import_only_key_sets_refused_rows_aside(pool: PgPool) {
     all_is_well(&scene).await;
 }
 
-/// The process dies before and after each step by which the key is proven.
+/// The process dies before and after each step of the probe.
 #[sqlx::test(migrations = false)]
 async fn crash_during_a_credential_probe_is_recovered(pool: PgPool) {
     let mut scene = scene(pool).await;

@@ -1,4 +1,4 @@
-//! A signature is fresh when its request is written, and a refused one is not the end where something can be done.
+//! A request is signed right before it is sent, and a refused signature is repaired where possible.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::stub::{Stub, StubRequest, StubResponse, list, respond};
 
 use crate::support::{assert_stays, eventually, output_of};
 
-/// How old a signature may be for this API, in milliseconds. A busy machine takes its time between writing and reading.
+/// Maximum age of a signature for this API, in milliseconds. A busy machine takes time between writing and reading.
 const WINDOW_MS: i64 = 2_000;
 
 fn fresh(asked: &StubRequest, after: Duration) -> StubResponse {
@@ -40,7 +40,7 @@ async fn request_delayed_by_permits_or_rate_is_signed_again(pool: PgPool) {
     }
 }
 
-/// Nobody accepts connections for a while: they are made when the client asks again, after a second.
+/// No connection is accepted for a while. The client asks again after a second.
 #[sqlx::test(migrations = false)]
 async fn request_delayed_by_its_connection_is_signed_again(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -50,7 +50,7 @@ async fn request_delayed_by_its_connection_is_signed_again(pool: PgPool) {
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
     scene.set("ELVEN_API_URL", &format!("http://{address}"));
-    // They fill the queue of the server, until nobody is let in any more.
+    // These connections fill the queue of the server until no further one is accepted.
     let mut queue = Vec::new();
     while let Ok(Ok(stream)) =
         tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await
@@ -87,7 +87,7 @@ async fn replaced_key_file_is_read_again(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     add(&scene, &good(12)).await;
-    // The key is replaced while the run is at work, with several requests in flight.
+    // The key is replaced during the run, with several requests in flight.
     let stub = Stub::of(&mut scene, move |asked| {
         if asked.key == "the-new-key" {
             return respond(200);
@@ -104,7 +104,7 @@ async fn replaced_key_file_is_read_again(pool: PgPool) {
     assert!(refused <= 4, "{refused}: only those that were in flight");
 }
 
-/// The key is revoked and the clock of the API is ahead: the first requests try that clock, and no later one does.
+/// The key is revoked and the clock of the API is ahead: the first requests try that clock, and later ones do not.
 #[sqlx::test(migrations = false)]
 async fn ineffective_401_remedy_is_not_repeated_in_a_run(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -126,7 +126,7 @@ async fn ineffective_401_remedy_is_not_repeated_in_a_run(pool: PgPool) {
     .await;
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     let by_the_other_clock = stub.imports().iter().filter(|asked| asked.age_ms < -80_000).count();
-    // Two lanes may be at it before the first of them knows that it does not help.
+    // Two lanes may try it before the first of them knows that it does not help.
     assert!((1..=3).contains(&by_the_other_clock), "{by_the_other_clock} requests by the other clock");
     // A signature that took more than a second on a busy machine is made again.
     assert!((13..=18).contains(&stub.imports().len()), "{} requests", stub.imports().len());
@@ -136,7 +136,7 @@ async fn ineffective_401_remedy_is_not_repeated_in_a_run(pool: PgPool) {
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
 }
 
-/// `errors retry` sends by its own way.
+/// `errors retry` has its own sending path.
 #[sqlx::test(migrations = false)]
 async fn retry_signs_again_and_rereads_the_key(pool: PgPool) {
     let mut scene = scene(pool).await;

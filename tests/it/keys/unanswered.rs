@@ -1,5 +1,5 @@
-//! A record that the API cannot answer is found in the batches of some runs and set aside; an API that answers nothing
-//! takes no batch apart beyond a bound, and sets nothing aside.
+//! A record that the API cannot answer is found in the batches of some runs and set aside. An API that answers
+//! nothing causes a bounded number of splits, and nothing is set aside.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use crate::backfill::backfill_2024;
 use crate::stub::{Stub, StubRequest, StubResponse, list, respond};
 use crate::support::{FAULT_POINT, TestEnv, eventually, output_of};
 
-/// The most requests of a run for a batch that stays unknown.
+/// Maximum number of requests of a run for a batch of unknown outcome.
 const REQUESTS_MAX: usize = 24;
 
-/// Fails over imports that contain the word `poison`.
+/// Fails for imports that contain the word `poison`.
 fn fails_over_poison(asked: &StubRequest) -> StubResponse {
     match asked.is_import() {
         true if asked.body.contains("poison") => respond(500),
@@ -23,7 +23,7 @@ fn fails_over_poison(asked: &StubRequest) -> StubResponse {
     }
 }
 
-/// Each of its attempts fences the entity for other rows, by which the API is proven good.
+/// Each of its attempts fences the entity for the other rows that would prove the API good.
 #[sqlx::test(migrations = false)]
 async fn unknown_record_is_set_aside_although_runs_are_frequent(pool: PgPool) {
     let mut scene = scene(pool).await.with_fences().await;
@@ -46,7 +46,7 @@ fn fails_over_all(asked: &StubRequest) -> StubResponse {
     if asked.is_import() { respond(500) } else { list() }
 }
 
-/// Runs until nothing fails any more. No run sends more for a batch than it may; returns how many runs it took.
+/// Runs until nothing fails, and asserts the maximum number of requests for a batch. Returns the number of runs.
 async fn until_isolated(scene: &TestEnv, stub: &Stub, runs_max: usize) -> usize {
     for run in 1..=runs_max {
         let before = stub.imports().len();
@@ -55,7 +55,7 @@ async fn until_isolated(scene: &TestEnv, stub: &Stub, runs_max: usize) -> usize 
         assert!(poisoned <= REQUESTS_MAX, "{poisoned} requests of run {run} failed");
         if run > 3 {
             let requests = stub.imports().len() - before;
-            // And a record that was accepted before.
+            // In addition, a record that was accepted before.
             assert!(requests <= REQUESTS_MAX + 1, "{requests} requests in run {run}");
         }
         if status != RunStatus::Failed {
@@ -79,7 +79,7 @@ async fn unanswerable_record_is_isolated_over_several_runs(pool: PgPool) {
     assert_eq!(scene.text(error).await, "rejected_row 500 1");
     let accepted: BTreeSet<String> = stub.accepted().into_iter().map(|(account, _)| account).collect();
     assert_eq!(accepted.len(), 2_499);
-    // But for the one that shows that the API is good.
+    // Apart from the request that proves the API good.
     assert!(stub.accepted().len() <= 2_500, "each row once");
     let parts = "select bool_and(ambiguous)::text from elven_sync.sync_batches where parent_id is not null";
     assert_eq!(scene.text(parts).await, "true", "all of it may have arrived before");
@@ -113,7 +113,7 @@ async fn unanswerable_records_are_isolated_at_any_position(pool: PgPool) {
     }
 }
 
-/// The lists answer, and imports do not: before and after something was accepted.
+/// The lists answer and imports do not, before and after an acceptance.
 #[sqlx::test(migrations = false)]
 async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -139,7 +139,7 @@ async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
     }
 }
 
-/// While the whole API fails, nothing is taken apart.
+/// While the whole API fails, no batch is split.
 #[sqlx::test(migrations = false)]
 async fn outage_of_the_api_splits_no_batch(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -153,7 +153,7 @@ async fn outage_of_the_api_splits_no_batch(pool: PgPool) {
     assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_batches").await, "unknown");
 }
 
-/// In a pass of its own, in the first three runs that meet it.
+/// In its own pass, in the first three runs that meet it.
 #[sqlx::test(migrations = false)]
 async fn lone_unanswerable_record_is_set_aside_after_three_runs(pool: PgPool) {
     for (accepted_before, get) in [(true, 200), (true, 403), (false, 200)] {
@@ -189,7 +189,7 @@ async fn lone_unanswerable_record_is_set_aside_after_three_runs(pool: PgPool) {
     }
 }
 
-/// Whoever holds what is ambiguous looks at it first.
+/// A person who holds ambiguous batches reviews them first.
 #[sqlx::test(migrations = false)]
 async fn held_batch_is_not_bisected(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -226,7 +226,7 @@ async fn backfill_isolates_an_unanswerable_record(pool: PgPool) {
     all_is_well(&scene).await;
 }
 
-/// A firewall answers for one batch, with a page, while others are accepted.
+/// A firewall answers for one batch with a page, while others are accepted.
 #[sqlx::test(migrations = false)]
 async fn firewall_page_for_one_batch_is_an_unknown_outcome(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -246,7 +246,7 @@ async fn firewall_page_for_one_batch_is_an_unknown_outcome(pool: PgPool) {
         until_isolated(&scene, &stub, 7).await;
         assert!(set_aside(&scene).await.ends_with(&poison));
         all_is_well(&scene).await;
-        // For everything: then it is not the rows.
+        // The page is the answer to every import: then the rows are not the cause.
         stub.answer(move |_| page(status));
         add(&scene, &[format!("more{n}")]).await;
         for _ in 0..4 {
@@ -259,7 +259,7 @@ async fn firewall_page_for_one_batch_is_an_unknown_outcome(pool: PgPool) {
     }
 }
 
-/// The process dies at each step while a batch is taken apart.
+/// The process dies at each step of a bisection.
 #[sqlx::test(migrations = false)]
 async fn crash_during_bisection_is_recovered(pool: PgPool) {
     let mut scene = scene(pool).await;

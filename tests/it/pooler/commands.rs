@@ -1,4 +1,4 @@
-//! What people type, through a pooler.
+//! The commands of people, through a pooler.
 
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
@@ -62,7 +62,7 @@ async fn every_command_works(pool: PgPool) {
     assert_no_trace(&scene, &pooler).await;
 }
 
-/// An index that is built while writers go on takes no transaction, and no setting of a session reaches it.
+/// A concurrent index build cannot run in a transaction, so no setting of a session applies to it.
 #[sqlx::test(migrations = false)]
 async fn table_is_attached_and_detached(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
@@ -103,8 +103,8 @@ async fn table_is_attached_and_detached(pool: PgPool) {
     assert_no_trace(&scene, &pooler).await;
 }
 
-/// Statements of this database are cut short. An index that is built while writers go on waits for them, takes
-/// no transaction, and so has no setting of its own behind a pooler: attaching says what cut it, and goes on there.
+/// This database has a short statement timeout. A concurrent index build waits for other transactions and has no
+/// setting of its own behind a pooler. `attach` reports the timeout, and the next `attach` resumes.
 #[sqlx::test(migrations = false)]
 async fn interrupted_index_build_is_repeated(pool: PgPool) {
     sqlx::raw_sql(
@@ -123,7 +123,7 @@ async fn interrupted_index_build_is_repeated(pool: PgPool) {
         )
         .await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
-    // Another snapshot that the last phase of the build has to wait for, and that keeps nobody from the table.
+    // Another snapshot, for which the last phase of the build has to wait, and which locks nobody out of the table.
     let mut reader = PgConnection::connect(&scene.url).await.unwrap();
     reader
         .execute("set statement_timeout = 0; begin isolation level repeatable read; select 1 from pg_class")

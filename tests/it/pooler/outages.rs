@@ -1,4 +1,4 @@
-//! The pooler goes away and comes back, pauses, and loses its connections to the server.
+//! The pooler is restarted, paused, and loses its connections to the server.
 
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
@@ -6,13 +6,13 @@ use sqlx::PgPool;
 use super::{arrivals, enter, scene_behind};
 use crate::support::{TestEnv, assert_stays, eventually, stderr};
 
-/// Twelve batches, of which the first waits for its answer.
+/// Twelve batches, the first of which waits for its answer.
 async fn entered(scene: &mut TestEnv) {
     enter(scene, 2, 12).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
 }
 
-/// Nothing is missing and nothing waits, whichever run has done it.
+/// Asserts that no row is missing and none is pending, whichever run sent it.
 async fn assert_complete(scene: &TestEnv) {
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Succeeded, "{:?}", report.entities);
@@ -24,7 +24,7 @@ async fn assert_complete(scene: &TestEnv) {
     assert_eq!(scene.text("select string_agg(distinct status, ',') from elven_sync.sync_health").await, "ok");
 }
 
-/// Killed while answers are awaited, and back before they come.
+/// The pooler is killed while answers are awaited, and is back before they come.
 #[sqlx::test(migrations = false)]
 async fn restarted_pooler_loses_no_row(pool: PgPool) {
     let (mut scene, mut pooler) = scene_behind(pool, "").await;
@@ -38,7 +38,7 @@ async fn restarted_pooler_loses_no_row(pool: PgPool) {
     assert_complete(&scene).await;
 }
 
-/// Gone when the answers come, and for good as far as that run can see.
+/// The pooler is gone when the answers come, for longer than the run waits.
 #[sqlx::test(migrations = false)]
 async fn run_ends_with_an_error_without_its_pooler(pool: PgPool) {
     let (mut scene, mut pooler) = scene_behind(pool, "").await;
@@ -55,7 +55,7 @@ async fn run_ends_with_an_error_without_its_pooler(pool: PgPool) {
     assert!(scene.text("select status from elven_sync.sync_runs order by run_id limit 1").await != "running");
 }
 
-/// `PAUSE` is how poolers are told of a server's restart: clients wait, and nothing is an error.
+/// `PAUSE` prepares a pooler for a restart of the server: clients wait, and nothing is an error.
 #[sqlx::test(migrations = false)]
 async fn run_waits_for_a_paused_pooler(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
@@ -71,20 +71,20 @@ async fn run_waits_for_a_paused_pooler(pool: PgPool) {
     assert_complete(&scene).await;
 }
 
-/// The pooler's connections to the server are closed one after another while a run is at work, as
-/// `server_lifetime` does, and as a server's restart does all at once.
+/// Server connections of the pooler are closed one after another during a run, as by `server_lifetime`, or all at
+/// once, as by a restart of the server.
 #[sqlx::test(migrations = false)]
 async fn closed_server_connections_lose_no_row(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
     scene.sandbox.set_rules(vec!["slow=50ms".parse().unwrap()]);
     let (child, gate) = scene.held_run().await;
-    // Those without a transaction: the pooler replaces them, and nobody notices.
+    // Connections without a transaction: the pooler replaces them, and no client notices.
     pooler.command("reconnect").await;
     gate.open();
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    // And some with one.
+    // Connections with a transaction.
     scene.sql("update ledger.balance_snapshots set balance = balance + 100").await;
     let child = scene.command(&["run"]).spawn().unwrap();
     let kill = "select coalesce(count(pg_terminate_backend(pid)), 0)::text from pg_stat_activity

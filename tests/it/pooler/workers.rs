@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use super::{arrivals, enter, scene_behind};
 use crate::support::{TestEnv, eventually, signal, stderr};
 
-/// All batches were accepted, and none is sent twice for want of an answer.
+/// Asserts that all batches were accepted, each on its first attempt.
 async fn assert_accepted(scene: &TestEnv) {
     let others = "select string_agg(concat_ws(' ', batch_id, status, attempts, ambiguous), ', ') from elven_sync.sync_batches
                    where status <> 'accepted' or ambiguous or attempts <> 1";
@@ -70,8 +70,7 @@ async fn crash_resends_only_batches_in_flight(pool: PgPool) {
     assert_eq!((arrivals(&scene).0, scene.balances().len()), (1, 12), "two rows came again");
 }
 
-/// A worker that was stopped, lost its lease and comes back can move nothing, whatever server connection it
-/// comes back to.
+/// A worker that was frozen, lost its lease and is thawed moves nothing, whichever server connection it gets.
 #[sqlx::test(migrations = false)]
 async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     let (mut scene, _pooler) = scene_behind(pool, "").await;
@@ -91,7 +90,7 @@ async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     assert_eq!(scene.text(state).await, before);
 }
 
-/// A run longer than its lease keeps it: another one, meanwhile, finds nothing to do.
+/// A run longer than its lease keeps it: another run finds nothing to do in the meantime.
 #[sqlx::test(migrations = false)]
 async fn lease_is_renewed_during_a_long_run(pool: PgPool) {
     let (mut scene, _pooler) = scene_behind(pool, "").await;

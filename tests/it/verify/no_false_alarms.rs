@@ -1,4 +1,4 @@
-//! What is silent: whatever people, writers and workers do rightly.
+//! Cases without a finding: the normal work of people, writers and workers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use super::{findings, holds, proof};
 use crate::support::{FAULT_POINT, PARTS, TestEnv, eventually, output_of};
 
-/// One entity, small batches, and a connector that hardly waits between its attempts.
+/// One entity, small batches, and a connector with a minimal back-off.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
@@ -46,7 +46,7 @@ async fn empty_ledger_and_pending_rows_are_no_finding(pool: PgPool) {
 async fn updates_deletes_and_superseded_rows_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 35).await;
-    // Of the hour that comes twice; and one that cannot be sent.
+    // Rows of the repeated hour, and one row that cannot be sent.
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -62,7 +62,7 @@ async fn updates_deletes_and_superseded_rows_are_no_finding(pool: PgPool) {
     assert_eq!((proven + usize::try_from(pending).unwrap(), pending), (34, 12));
     scene.run().await;
     assert_eq!(holds(&scene).await, (34, 0));
-    // The error of a row that was set aside is resolved by its newer version, and stays as a row.
+    // The newer version of a row that was set aside resolves its error. The error stays recorded.
     scene.sql("update ledger.balance_snapshots set balance = 5 where entity_account_id = 'nan'").await;
     scene.run().await;
     scene.sql("delete from ledger.balance_snapshots").await;
@@ -103,12 +103,12 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
     insert(&scene, 26, 45).await;
     scene.run().await;
     let second = scene.text(instant).await;
-    // The second time is one at which the watermark was ahead of the pass that it comes to lie in.
+    // The second time, the watermark was ahead of the pass in which it then lies.
     for (to, proven) in [(first.as_str(), 25), ("start", 0), (&second, 45), (&first, 25)] {
         output_of(&scene, 0, &["entity", "rewind", "acme", "--to", to, "--yes"]).await;
         assert_eq!(holds(&scene).await, (proven, 45 - i64::try_from(proven).unwrap()), "{to}");
         if to == first {
-            // A pass that is given up by the next rewind.
+            // The next rewind abandons this pass.
             scene.sandbox.set_rules(vec!["error-500".parse().unwrap()]);
             scene.run().await;
             scene.sandbox.set_rules(Vec::new());
@@ -118,7 +118,7 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
         scene.run().await;
         assert_eq!(holds(&scene).await, (45, 0), "{to}");
     }
-    // What pg_upgrade makes of a cluster: the same rows under another identifier; while a pass is open.
+    // The effect of pg_upgrade: the same rows under another identifier, here during an open pass.
     insert(&scene, 46, 60).await;
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
     scene.run().await;
@@ -163,7 +163,7 @@ async fn split_batches_and_retried_rows_are_no_finding(pool: PgPool) {
     assert_eq!(set_aside, 3, "they were set aside by their batches, whatever became of them");
 }
 
-/// A batch whose answer was lost is sent again, after some of its rows, or all, have changed.
+/// A batch whose answer was lost is sent again, after some or all of its rows have changed.
 #[sqlx::test(migrations = false)]
 async fn state_after_a_crash_is_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
@@ -195,7 +195,7 @@ async fn state_after_a_crash_is_no_finding(pool: PgPool) {
     );
 }
 
-/// Its bodies are those of the zone that it had then.
+/// The bodies of its batches are those of its zone at that time.
 #[sqlx::test(migrations = false)]
 async fn zone_change_is_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
@@ -206,7 +206,7 @@ async fn zone_change_is_no_finding(pool: PgPool) {
     scene.run().await;
     assert_eq!(holds(&scene).await, (30, 0));
     assert_eq!(proof(&scene, true).await[0].bodies_proven, 4);
-    // From before zones were recorded, or made with rules that are not known: then it is no tampering.
+    // Bodies from before zones were recorded, or made with unknown rules, are not reported as tampering.
     scene.sql("update elven_sync.sync_batches set timezone = null where batch_id = 1").await;
     scene.sql("update elven_sync.sync_batches set zone_rules = '1999a bundled 0', body_sha256 = 'x' where batch_id = 2").await;
     holds(&scene).await;
@@ -215,7 +215,7 @@ async fn zone_change_is_no_finding(pool: PgPool) {
     assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("2 bodies that cannot be made again"));
 }
 
-/// A journal from before it noted where passes end and what batches set aside.
+/// A journal from before the ends of passes and the rows set aside by batches were recorded.
 #[sqlx::test(migrations = false)]
 async fn journal_of_an_older_version_is_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
@@ -232,7 +232,7 @@ async fn journal_of_an_older_version_is_no_finding(pool: PgPool) {
     assert_eq!(holds(&scene).await, (26, 0));
 }
 
-/// Ids that are texts, in a database that sorts them its own way, and rows that no cursor tells apart.
+/// Text ids, in a database with its own sort order, and rows that no cursor can tell apart.
 #[sqlx::test(migrations = false)]
 async fn text_ids_views_and_ties_are_no_finding(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -273,7 +273,7 @@ async fn text_ids_views_and_ties_are_no_finding(pool: PgPool) {
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["unlisted_row"], "{said}");
 }
 
-/// Again and again, while rows are written and updated and runs go on.
+/// Repeated verification while rows are written and updated and runs happen.
 #[sqlx::test(migrations = false)]
 async fn concurrent_runs_and_writers_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
@@ -305,7 +305,7 @@ async fn concurrent_runs_and_writers_are_no_finding(pool: PgPool) {
     assert!(times > 5, "{times} times");
 }
 
-/// It is kept waiting in the middle, and then goes on with what was there when it began.
+/// The verification is held in the middle, and then continues with the rows that existed when it began.
 #[sqlx::test(migrations = false)]
 async fn verify_ignores_rows_written_while_it_reads(pool: PgPool) {
     let scene = scene(pool).await;
@@ -313,7 +313,7 @@ async fn verify_ignores_rows_written_while_it_reads(pool: PgPool) {
     scene.run().await;
     insert(&scene, 21, 25).await;
     let mut lock = PgConnection::connect(&scene.url).await.unwrap();
-    // Read after the watermark and before the batches; runs have nothing to do with it.
+    // Read after the watermark and before the batches. Runs do not lock it.
     lock.execute("begin; lock table elven_sync.sync_pruned in access exclusive mode").await.unwrap();
     let meanwhile = async {
         let waits = "select count(*)::text from pg_locks where not granted and relation = 'elven_sync.sync_pruned'::regclass";
@@ -328,7 +328,7 @@ async fn verify_ignores_rows_written_while_it_reads(pool: PgPool) {
     assert_eq!(holds(&scene).await, (32, 0));
 }
 
-/// A role that may only read.
+/// A role with only read privileges.
 #[sqlx::test(migrations = false)]
 async fn verify_needs_only_read_privileges(pool: PgPool) {
     let mut scene = scene(pool).await;

@@ -1,4 +1,4 @@
-//! Repairs: rows that were set aside and corrected are no finding, in whatever place they were corrected.
+//! Repairs: rows that were set aside and corrected are no finding, wherever they were corrected.
 
 use elven_sync::audit::EntityProof;
 use sqlx::PgPool;
@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use super::{findings, holds, proof};
 use crate::support::{TestEnv, output_of};
 
-/// A table whose columns may be NULL, a table of account names, and the view that joins them, which is the ledger.
+/// A table with nullable columns, a table of account names, and the view that joins them, which is the ledger.
 const TREASURY: &str = "
     create schema treasury;
     create table treasury.positions (
@@ -25,8 +25,8 @@ const TREASURY: &str = "
                p.taken_at as captured_at, p.amount as balance, p.stamp as change_xid
           from treasury.positions p left join treasury.accounts a using (wallet);";
 
-/// 40 rows in batches of ten. Each batch has one row with a currency that the API does not know, and one that cannot be
-/// sent: rows 4, 14, ... are in lower case, and rows 7, 17, ... have no account.
+/// 40 rows in batches of ten. Each batch has one row with a currency that the API does not know, and one row that
+/// cannot be sent: rows 4, 14, ... are in lower case, and rows 7, 17, ... have no account.
 async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
@@ -46,7 +46,7 @@ async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// Rows of the entity that are set aside and open.
+/// Returns the number of rows of the entity whose errors are open.
 fn still_open(entity: &EntityProof) -> i64 {
     serde_json::to_value(entity).unwrap()["rows_set_aside_open"].as_i64().unwrap()
 }
@@ -87,7 +87,7 @@ async fn rows_corrected_by_a_joined_table_are_no_finding(pool: PgPool) {
     assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("(40 rows)"));
 }
 
-/// The other rows of their batches are still there as they were sent, so that those bodies are proven.
+/// The other rows of their batches are unchanged, so that those bodies are verified.
 #[sqlx::test(migrations = false)]
 async fn rows_corrected_in_the_table_leave_batch_bodies_proven(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
@@ -98,12 +98,12 @@ async fn rows_corrected_in_the_table_leave_batch_bodies_proven(pool: PgPool) {
     scene.run().await;
     assert_eq!(holds(&scene).await, (40, 0));
     let after = proof(&scene, true).await.remove(0);
-    // All bodies of before, and the one that carried the corrected rows.
+    // All earlier bodies, and the body of the corrected rows.
     assert_eq!((after.bodies_proven, after.bodies_changed), (before.bodies_proven + 1, 0), "{after:?}");
     assert_eq!((after.rows_set_aside, still_open(&after)), (8, 0));
 }
 
-/// Of two rows of one key the newer is refused and the older is sent; later the view shows both in another way.
+/// Of two rows of one key the newer is refused and the older is sent. Later the view shows both differently.
 #[sqlx::test(migrations = false)]
 async fn corrected_row_that_superseded_another_is_no_finding(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -117,7 +117,7 @@ async fn corrected_row_that_superseded_another_is_no_finding(pool: PgPool) {
         )
         .await;
     scene.entity("acme", "UTC").await;
-    // The newer row alone is refused: the older one of the key is sent in its place.
+    // Only the newer row is refused: the older row of the key is sent in its place.
     scene.sandbox.set_rules(vec!["reject:negative".parse().unwrap()]);
     scene.run().await;
     let sent: Vec<String> = scene.balances().into_iter().map(|(_, balance)| balance).collect();
@@ -136,7 +136,7 @@ async fn corrected_row_that_superseded_another_is_no_finding(pool: PgPool) {
     assert_eq!(holds(&scene).await, (4, 0));
 }
 
-/// Elven holds other values than the ledger shows: that is a finding, which says what to do and accuses nobody.
+/// Elven holds other values than the ledger shows: a finding that names the remedy and accuses nobody.
 #[sqlx::test(migrations = false)]
 async fn accepted_rows_with_changed_values_are_named_with_their_backfill(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
@@ -153,17 +153,17 @@ async fn accepted_rows_with_changed_values_are_named_with_their_backfill(pool: P
     {
         assert!(finding.message.contains(expected), "{}", finding.message);
     }
-    // What it names does what it says.
+    // The command in the finding repairs it.
     let arguments: Vec<&str> = backfill.split(' ').skip(1).map(|word| word.trim_matches('\'')).collect();
     output_of(&scene, 0, &arguments).await;
     assert_eq!(scene.balances().last().unwrap(), &("other".to_owned(), "12".to_owned()));
-    // A newer version of the row is what the journal speaks of from then on.
+    // From then on the journal refers to a newer version of the row.
     scene.sql("update treasury.positions set amount = amount where id = 12").await;
     scene.run().await;
     assert_eq!(holds(&scene).await, (40, 0));
 }
 
-/// As after a change of a mapping that many batches were made with.
+/// As after a change of a mapping with which many batches were made.
 #[sqlx::test(migrations = false)]
 async fn equal_findings_of_many_batches_are_printed_once(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
@@ -178,7 +178,7 @@ async fn equal_findings_of_many_batches_are_printed_once(pool: PgPool) {
     assert_eq!(text.matches("body_sha256").count(), 1, "{text}");
 }
 
-/// That rows of it were set aside hides nothing about the others.
+/// Rows that were set aside hide no finding about other rows.
 #[sqlx::test(migrations = false)]
 async fn balance_changed_without_change_xid_is_found_beside_corrected_rows(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
@@ -187,7 +187,7 @@ async fn balance_changed_without_change_xid_is_found_beside_corrected_rows(pool:
         .sql("insert into treasury.accounts select 'new' || n, 'a' || n from unnest('{7,17,27,37}'::int[]) n")
         .await;
     output_of(&scene, 0, &["errors", "retry"]).await;
-    // Row 34 was sent by the retry, of which nothing is proven.
+    // The retry sent row 34, whose body is not verified.
     for id in [1, 12, 23, 35, 40] {
         let change = |sign: char| {
             format!(

@@ -1,12 +1,13 @@
-//! Each thing that may have been done to the journal, or to the ledger behind its back.
+//! Each way to tamper with the journal, or with the ledger behind its back.
 
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{findings, holds, proof};
 use crate::support::{TestEnv, output_of};
 
-/// Three passes of acme: the first has 44 rows in five batches, of which the second was split for a refused row and
-/// the third has one that cannot be sent; the others have 5 and 3 rows. Ids are apart, so that some fit between.
+/// Three passes of acme. The first one has 44 rows in five batches: the second batch was split for a refused row, and
+/// the third batch has a row that cannot be sent. The other passes have 5 and 3 rows. Ids have gaps, so that rows can
+/// be inserted in between.
 async fn scene_with_a_journal(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
@@ -49,7 +50,7 @@ const RESTORE: &str = "
     insert into ledger.balance_snapshots overriding system value table saved.ledger;
     alter table ledger.balance_snapshots enable always trigger stamp_change_xid;";
 
-/// Batches and passes by where they stand, and a way round the trigger.
+/// Batches and passes by their position, and a way to bypass the trigger.
 const NAMES: &str = "
     create function nth_pass(n bigint) returns bigint language sql as
         'select pass_id from saved.passes order by pass_id offset n - 1 limit 1';
@@ -69,7 +70,7 @@ const NAMES: &str = "
     create function xid_of(ledger_id bigint) returns xid8 language sql as
         'select change_xid from saved.ledger where id = ledger_id';";
 
-/// What is done, and the kinds of findings that it has to lead to.
+/// Each way to tamper, and the kinds of findings that it has to cause.
 const TAMPERING: &[(&str, &str, &[&str])] = &[
     ("the first batch of a pass is gone", "select remove_batch(nth_batch(1))", &["gap", "unlisted_row"]),
     ("one in its middle is gone", "select remove_batch(nth_batch(3))", &["gap", "unlisted_row"]),
@@ -269,7 +270,7 @@ async fn each_tampering_is_found(pool: PgPool) {
     assert_eq!(holds(&scene).await, (52, 0), "and all is as it was");
 }
 
-/// With an open pass: its cursor, and what is in front of it.
+/// With an open pass: its cursor, and the rows after it.
 #[sqlx::test(migrations = false)]
 async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -303,7 +304,7 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
         ("a batch that was accepted is gone", "select remove_batch(nth_batch(2))", &["gap", "unlisted_row"]),
         ("a row was smuggled in", "select smuggle(55, xid_of(50))", &["unlisted_row"]),
         ("a row was smuggled in where a batch is under way", "select smuggle(355, xid_of(50))", &["unlisted_row"]),
-        // It is read with what waits.
+        // The row is read with the pending ones.
         ("a row comes behind the last batch", "select smuggle(555, xid_of(50))", &[]),
     ] {
         scene.sql(sql).await;
@@ -314,7 +315,7 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
     }
 }
 
-/// What a person sees, and the exit codes.
+/// The output for a person, and the exit codes.
 #[sqlx::test(migrations = false)]
 async fn verify_names_findings_and_exits_with_3(pool: PgPool) {
     let scene = scene_with_a_journal(pool).await;
@@ -337,7 +338,7 @@ async fn verify_names_findings_and_exits_with_3(pool: PgPool) {
     assert!(unknown.contains("did you mean `acme`"), "{unknown}");
 }
 
-/// The bodies of a few batches are made again, of all of them when that is asked for.
+/// A sample of the bodies is rebuilt, and all of them with `--deep`.
 #[sqlx::test(migrations = false)]
 async fn deep_verify_finds_a_changed_hash_anywhere(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
