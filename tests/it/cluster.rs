@@ -107,12 +107,12 @@ impl Cluster {
     pub async fn new(like: &PgPool) -> Self {
         let dir = folder();
         let programs = Programs::of(like, dir.path()).await;
-        Self::made_in(dir, programs).await.started().await
+        Self::initialize_in(dir, programs).await.started().await
     }
 
     /// Creates an asynchronous hot standby.
     pub async fn standby(&self) -> Self {
-        let standby = Self::unmade(folder(), self.programs.clone());
+        let standby = Self::uninitialized(folder(), self.programs.clone());
         let primary = self.url("postgres");
         standby
             .run(
@@ -126,7 +126,7 @@ impl Cluster {
     /// Upgrades with `pg_upgrade`: another cluster with the same databases. Both have one version.
     pub async fn upgraded(mut self) -> Self {
         self.end(Signal::SIGINT);
-        let upgraded = Self::made_in(folder(), self.programs.clone()).await;
+        let upgraded = Self::initialize_in(folder(), self.programs.clone()).await;
         let (programs, old) = (self.programs.folder.to_str().unwrap(), self.dir.path().join("data"));
         upgraded
             .run(
@@ -232,7 +232,7 @@ impl Cluster {
     }
 
     /// Crashes the other server, and starts this one at its address.
-    pub async fn take_the_place_of(&mut self, mut other: Self) {
+    pub async fn replace(&mut self, mut other: Self) {
         other.crash();
         self.end(Signal::SIGINT);
         self.port = other.port;
@@ -268,13 +268,13 @@ impl Cluster {
         assert_eq!(self.text("select pg_promote()::text").await, "true", "{}", self.log());
     }
 
-    fn unmade(dir: TempDir, programs: Programs) -> Self {
+    fn uninitialized(dir: TempDir, programs: Programs) -> Self {
         let watchdog = programs.guard(dir.path(), "data/postmaster.pid", Signal::SIGQUIT);
         Self { programs, dir, port: 0, server: None, watchdog }
     }
 
-    async fn made_in(dir: TempDir, programs: Programs) -> Self {
-        let cluster = Self::unmade(dir, programs);
+    async fn initialize_in(dir: TempDir, programs: Programs) -> Self {
+        let cluster = Self::uninitialized(dir, programs);
         cluster
             .run(
                 "initdb",

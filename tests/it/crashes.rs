@@ -55,7 +55,7 @@ async fn crash_at_each(pool: PgPool, points: Vec<Point>, crash: impl AsyncFn(&mu
         crash(case, point).await;
         case.go_on().await;
     };
-    at_each(pool, points, crash_and_go_on, Case::is_overcome).await;
+    at_each(pool, points, crash_and_go_on, Case::assert_recovered).await;
 }
 
 /// Executes an action at each of the points, many at once, and then a check. Names all points whose check fails at
@@ -337,5 +337,5 @@ async fn retry_killed_at_any_step_can_be_repeated(pool: PgPool) {
         // With new rows, so that a lease of the dead process is taken over, too.
         case.go_on().await;
     };
-    at_each(pool, points(&OF_A_RETRY), crash_and_retry, Case::is_retried).await;
+    at_each(pool, points(&OF_A_RETRY), crash_and_retry, Case::assert_retried).await;
 }

@@ -196,7 +196,7 @@ async fn run_survives_a_failover(pool: PgPool) {
     let (child, gate) = scene.held_run().await;
     standby.caught_up_with(&primary).await;
     // It starts at the address of the primary as a standby without a primary, and is in recovery for a while.
-    standby.take_the_place_of(primary).await;
+    standby.replace(primary).await;
     gate.open();
     // A run that begins there now is told that the server is a standby.
     let output = scene.output(&["run"]).await;

@@ -28,7 +28,7 @@ const OPEN: &str =
     "select coalesce(string_agg(concat_ws(' ', kind, http_status, ledger_id), ',' order by ledger_id), '')
                       from elven_sync.sync_errors where resolved_at is null";
 
-async fn under(pool: PgPool, answers: Answers) -> TestEnv {
+async fn scene_with_answers(pool: PgPool, answers: Answers) -> TestEnv {
     let database = pool.clone().into();
     journal::migrate(&database).await.unwrap();
     journal::migrate_ledger(&database).await.unwrap();
@@ -40,8 +40,8 @@ async fn under(pool: PgPool, answers: Answers) -> TestEnv {
 
 /// An upload, a refused row that bisection finds, a refused row that only the list of accounts proves, a whole batch
 /// refused with status 200, and a retry.
-async fn understood(pool: PgPool, answers: Answers) {
-    let scene = under(pool, answers).await;
+async fn assert_understood(pool: PgPool, answers: Answers) {
+    let scene = scene_with_answers(pool, answers).await;
     scene.sql(ROWS).await;
     scene.sandbox.set_rules(fault_rules(&["reject:account=a3"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
@@ -64,17 +64,17 @@ async fn understood(pool: PgPool, answers: Answers) {
 
 #[sqlx::test(migrations = false)]
 async fn a_bare_envelope_is_understood(pool: PgPool) {
-    understood(pool, Answers::Bare).await;
+    assert_understood(pool, Answers::Bare).await;
 }
 
 #[sqlx::test(migrations = false)]
 async fn a_wrapped_envelope_is_understood(pool: PgPool) {
-    understood(pool, Answers::Wrapped).await;
+    assert_understood(pool, Answers::Wrapped).await;
 }
 
 #[sqlx::test(migrations = false)]
 async fn a_wrapped_true_envelope_is_understood(pool: PgPool) {
-    understood(pool, Answers::WrappedTrue).await;
+    assert_understood(pool, Answers::WrappedTrue).await;
 }
 
 /// The answer of the stub to each import.

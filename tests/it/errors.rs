@@ -243,7 +243,7 @@ async fn unknown_batch_without_records_keeps_its_ambiguous_mark(pool: PgPool) {
 
 /// Freezes `errors retry` at a fault point, lets a run take over, and thaws it. Returns the status of the request
 /// that the retry still sent.
-async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
+async fn take_over_at(pool: PgPool, point: &str) -> Option<u16> {
     let database = elven_sync::database::Database::from(pool.clone());
     elven_sync::journal::migrate(&database).await.unwrap();
     elven_sync::journal::migrate_ledger(&database).await.unwrap();
@@ -276,22 +276,22 @@ async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
 
 #[sqlx::test(migrations = false)]
 async fn retry_taken_over_before_signing_sends_nothing(pool: PgPool) {
-    assert_eq!(comes_back_from(pool, "announce:after").await, None);
+    assert_eq!(take_over_at(pool, "announce:after").await, None);
 }
 
 #[sqlx::test(migrations = false)]
 async fn retry_taken_over_before_sending_is_refused_for_its_timestamp(pool: PgPool) {
-    assert_eq!(comes_back_from(pool, "send:before").await, Some(401));
+    assert_eq!(take_over_at(pool, "send:before").await, Some(401));
 }
 
 #[sqlx::test(migrations = false)]
 async fn retry_taken_over_before_recording_records_nothing(pool: PgPool) {
-    assert_eq!(comes_back_from(pool, "settle:before").await, None);
+    assert_eq!(take_over_at(pool, "settle:before").await, None);
 }
 
 #[sqlx::test(migrations = false)]
 async fn retry_taken_over_before_announcing_announces_nothing(pool: PgPool) {
-    assert_eq!(comes_back_from(pool, "announce:before").await, None);
+    assert_eq!(take_over_at(pool, "announce:before").await, None);
 }
 
 /// The superseding row may still be refused.

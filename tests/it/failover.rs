@@ -282,7 +282,7 @@ async fn run_across_a_failover_loses_no_row(pool: PgPool) {
     gate.reached().await;
 
     standby.promote().await;
-    standby.take_the_place_of(primary).await;
+    standby.replace(primary).await;
     gate.open();
     child.wait_with_output().await.unwrap();
     scene.sql("update ledger.balance_snapshots set balance = balance + 1").await;
@@ -306,7 +306,7 @@ async fn a_lease_that_was_lost_in_a_failover_moves_nothing(pool: PgPool) {
     let (first, first_gate) = scene.held_run().await;
 
     standby.promote().await;
-    standby.take_the_place_of(primary).await;
+    standby.replace(primary).await;
     enter(&scene, &[("c", 1), ("d", 1), ("e", 1), ("f", 1)]).await;
     let (second, second_gate) = scene.held_run().await;
     for (child, gate) in [(first, first_gate), (second, second_gate)] {
@@ -342,7 +342,7 @@ async fn failover_that_reuses_batch_ids_loses_no_row(pool: PgPool) {
         "select string_agg(concat_ws(' ', batch_id, entity_id, status), ',') from elven_sync.sync_batches";
     assert_eq!(scene.text(batches).await, "101 acme sending");
     standby.promote().await;
-    standby.take_the_place_of(primary).await;
+    standby.replace(primary).await;
     let mut beta = scene.command(&["run", "--entity", "beta"]);
     beta.env(FAULT_POINT, "send:before=kill").output().await.unwrap();
     assert_eq!(scene.text(batches).await, "101 beta sending");

@@ -54,7 +54,7 @@ async fn fenced_for(scene: &TestEnv) -> Option<Duration> {
 }
 
 /// Waits for the end of the fence, and asserts that the next run uploads everything.
-async fn and_then_all_is_delivered(scene: &TestEnv) {
+async fn assert_all_delivered_after_fence(scene: &TestEnv) {
     assert!(fenced_for(scene).await.is_some());
     eventually("the fence ends", async || fenced_for(scene).await.is_none()).await;
     let report = scene.run().await;
@@ -83,7 +83,7 @@ async fn late_request_never_overwrites_a_newer_row(pool: PgPool) {
                    from elven_sync.sync_state";
     assert_eq!(scene.text(state).await, "t 0 1", "no failure, and the row is shown as pending");
     eventually("the first request arrives", async || arrived(&scene).len() == 2).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "a=1", "a=2"]);
 }
 
@@ -112,7 +112,7 @@ async fn next_batch_of_key_waits_for_fence_after_acceptance(pool: PgPool) {
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(2)));
     assert_eq!(arrived(&scene), ["a=1", "b=2"], "another key does not wait");
     eventually("the first request arrives", async || arrived(&scene).len() == 3).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "b=2", "a=1", "a=3", "c=4"]);
 }
 
@@ -173,7 +173,7 @@ async fn only_the_unanswered_batch_is_sent_during_a_fence(pool: PgPool) {
     // Nor does the next run, since the first attempt may still arrive.
     assert_eq!(scene.run().await.entities[0].rows_pending, Some(1));
     eventually("the first request arrives", async || arrived(&scene).len() == 2).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "a=1", "b=2"]);
 }
 
@@ -207,7 +207,7 @@ async fn changed_batch_waits_for_the_fence(pool: PgPool) {
         before
     );
     eventually("both arrive", async || arrived(&scene).len() == 4).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     let mut last = arrived(&scene).split_off(4);
     last.sort();
     assert_eq!(last, ["a=1", "a=2", "b=2", "b=2"]);
@@ -227,7 +227,7 @@ async fn row_superseded_by_a_refused_row_waits_for_fence(pool: PgPool) {
     assert_eq!(report.entities[0].rows_pending, Some(2), "the batch is not done");
     assert_eq!(arrived(&scene), [""; 0]);
     eventually("the first request arrives", async || arrived(&scene).len() == 1).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=2", "a=1"]);
 }
 
@@ -285,7 +285,7 @@ async fn unanswered_backfill_batch_leaves_a_fence(pool: PgPool) {
     scene.sql("update ledger.balance_snapshots set balance = 2").await;
     assert!(matches!(scene.run().await.entities[0].ended, Ended::Fenced(_)));
     eventually("the first request arrives", async || arrived(&scene).len() == 3).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "a=1", "a=1", "a=2"]);
 }
 
@@ -312,7 +312,7 @@ async fn retry_leaves_and_obeys_a_fence(pool: PgPool) {
     assert!(matches!(scene.run().await.entities[0].ended, Ended::Fenced(_)));
     eventually("the first request arrives", async || arrived(&scene).len() == 2).await;
     assert_eq!(imports(&scene).len(), sent + 1);
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["b=0", "a=1", "a=2"]);
 }
 

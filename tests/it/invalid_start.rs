@@ -130,7 +130,7 @@ async fn invalid_rows_of_two_passes_are_counted_together(pool: PgPool) {
     add(&scene, 600).await;
     let (_, set_aside, pending, reason) = run(&scene).await;
     assert!(reason.is_some_and(|reason| reason.contains("the first 1,200 rows are all invalid")));
-    assert_eq!((set_aside, pending), (600, 600), "those of the pass that is through");
+    assert_eq!((set_aside, pending), (600, 600), "the rows of the finished pass");
 }
 
 /// Unanswered batches of an earlier run are read first.

@@ -57,7 +57,7 @@ async fn set_aside(scene: &TestEnv) -> String {
 }
 
 /// Asserts that no error of a lane is open, runs and batches have the same counts, and `verify` holds.
-async fn all_is_well(scene: &TestEnv) {
+async fn assert_all_is_well(scene: &TestEnv) {
     let open = "select concat_ws(' ', (select count(*) from elven_sync.sync_batches where status in ('sending', 'unknown')),
                                       (select count(*) from elven_sync.sync_passes where finished_at is null))";
     assert_eq!(scene.text(open).await, "0 0", "nothing is left open");

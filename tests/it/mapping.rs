@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::support::{FAULT_POINT, TestEnv, output_of, signal, wait_for_log};
-use crate::verify::{findings, holds, proof};
+use crate::verify::{assert_verified, findings, proof};
 
 const WRONG_ENTITY: (&str, &str) = ("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "entity_account_id");
 const TABLE: &str = "ELVEN_SYNC_LEDGER__TABLE";
@@ -79,7 +79,7 @@ async fn changed_mapping_closes_no_pass_over_hidden_rows(pool: PgPool) {
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.received().len(), 50);
     assert_eq!(scene.text(OPEN).await, "");
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 /// Each command that reads the ledger behind a watermark refuses each kind of change, and nothing in the journal
@@ -166,7 +166,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
     output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
     output_of(&scene, 0, &["errors", "retry"]).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 /// A replaced view keeps its oid and the numbers of its columns: an ordinary repair.
@@ -243,7 +243,7 @@ async fn rewind_to_the_start_binds_the_current_mapping(pool: PgPool) {
     );
     assert_eq!(scene.run().await.counters.rows_uploaded, 50);
     assert_eq!(scene.text(mapped).await, "entity_id");
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 /// A worker that probed before the mapping was accepted opens no pass under its old mapping.
@@ -268,5 +268,5 @@ async fn outdated_worker_opens_no_pass_under_its_old_mapping(pool: PgPool) {
     assert_eq!(scene.received().len(), 5);
     assert_eq!(scene.run().await.counters.rows_uploaded, 4);
     assert!(scene.received().contains(&"a6 BTC 2024-01-01 00:00:00 0.06".to_owned()));
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }

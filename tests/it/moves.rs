@@ -29,7 +29,7 @@ async fn stdout_of(scene: &TestEnv, arguments: &[&str]) -> String {
 }
 
 /// Why a command failed.
-async fn refused(scene: &TestEnv, arguments: &[&str]) -> String {
+async fn stderr_of(scene: &TestEnv, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
     stderr(&output)
@@ -58,14 +58,14 @@ async fn from_now_skips_existing_rows_and_no_later_row(pool: PgPool) {
     // `--from-now` is only for a new entity: a watermark never moves forward over pending rows.
     insert(&mut quick, 53, 53).await;
     let again = ["entity", "add", "acme", "--timezone", "UTC", "--from-now"];
-    assert!(refused(&scene, &again).await.contains("registered already"));
+    assert!(stderr_of(&scene, &again).await.contains("registered already"));
     scene.sql("delete from elven_sync.entities").await;
-    assert!(refused(&scene, &again).await.contains("has a watermark"));
+    assert!(stderr_of(&scene, &again).await.contains("has a watermark"));
     assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "0");
     stdout_of(&scene, &["entity", "add", "acme", "--timezone", "UTC"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1);
     // Skipped rows were never accepted: rows 51 to 53, and row 7 again.
-    let plan = refused(&scene, &["entity", "rewind", "acme"]).await;
+    let plan = stderr_of(&scene, &["entity", "rewind", "acme"]).await;
     assert!(plan.contains("nothing was moved"), "{plan}");
     let output = scene.output(&["entity", "rewind", "acme"]).await;
     assert!(
@@ -140,15 +140,17 @@ async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
         .await;
     stdout_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
     assert!(
-        refused(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
+        stderr_of(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
             .await
             .contains("would skip rows")
     );
     assert_eq!(scene.run().await.counters.rows_read, 10);
     assert!(
-        refused(&scene, &["entity", "rewind", "acme", "--to", "yesterday"]).await.contains("neither a date")
+        stderr_of(&scene, &["entity", "rewind", "acme", "--to", "yesterday"])
+            .await
+            .contains("neither a date")
     );
-    assert!(refused(&scene, &["entity", "rewind", "acne"]).await.contains("did you mean"));
+    assert!(stderr_of(&scene, &["entity", "rewind", "acne"]).await.contains("did you mean"));
     // The same holds for a watermark that was rewound by less.
     let now = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     let between = scene.text(now).await;
@@ -157,7 +159,7 @@ async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
     let ahead = scene.text(now).await;
     stdout_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(
-        refused(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
+        stderr_of(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
             .await
             .contains("would skip rows")
     );
@@ -166,7 +168,7 @@ async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
     );
     // Nor can it be moved to a snapshot of another cluster.
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
-    let elsewhere = refused(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    let elsewhere = stderr_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(elsewhere.contains("only a rewind to the start"), "{elsewhere}");
     // Before the first pass the watermark is the start.
     stdout_of(&scene, &["entity", "rewind", "acme", "--to", "2020-01-01", "--yes"]).await;
@@ -211,7 +213,7 @@ async fn rewind_of_a_leased_entity_is_refused(pool: PgPool) {
     let run = async { scene.run().await };
     let rewind = async {
         gate.reached().await;
-        let why = refused(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+        let why = stderr_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
         assert!(why.contains("a worker is on `acme`"), "{why}");
         gate.open();
     };
@@ -235,10 +237,10 @@ async fn rebind_refuses_a_restored_dump(pool: PgPool) {
     assert!(why.contains("entity rebind 'acme'") && why.contains("entity rewind 'acme'"), "{why}");
     scene.sql("create table spare as select * from elven_sync.sync_state").await;
     scene.sql("update elven_sync.sync_state set settled = '9000000000:9000000000:'").await;
-    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("have not happened yet"));
+    assert!(stderr_of(&scene, &["entity", "rebind", "acme"]).await.contains("have not happened yet"));
     scene.sql("update elven_sync.sync_state s set settled = p.settled from spare p").await;
     scene.sql("update elven_sync.sync_state set ledger_table = 'other.table'").await;
-    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("belongs to the ledger table"));
+    assert!(stderr_of(&scene, &["entity", "rebind", "acme"]).await.contains("belongs to the ledger table"));
     scene.sql("update elven_sync.sync_state s set ledger_table = p.ledger_table from spare p").await;
     assert!(stdout_of(&scene, &["entity", "rebind", "acme"]).await.contains("is bound"));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
@@ -249,9 +251,9 @@ async fn rebind_refuses_a_restored_dump(pool: PgPool) {
                update elven_sync.sync_passes set written_by = written_by",
         )
         .await;
-    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("written anew"));
+    assert!(stderr_of(&scene, &["entity", "rebind", "acme"]).await.contains("written anew"));
     scene.sql("update elven_sync.sync_passes set written_by = null").await;
-    assert!(refused(&scene, &["entity", "rebind", "--all"]).await.contains("nothing tells"));
+    assert!(stderr_of(&scene, &["entity", "rebind", "--all"]).await.contains("nothing tells"));
     stdout_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 3);
 }

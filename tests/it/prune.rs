@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use crate::backfill::backfill_2024;
 use crate::crashes::points::{OF_A_PRUNE, points};
 use crate::support::{FAULT_POINT, TestEnv, eventually, output_of};
-use crate::verify::{findings, holds, proof};
+use crate::verify::{assert_verified, findings, proof};
 
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
@@ -72,7 +72,7 @@ async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
         scene.text("select concat_ws(' ', passes, batches, rows_read, rows_uploaded, requests) from elven_sync.sync_pruned").await,
         "4 12 100 100 12"
     );
-    assert_eq!(holds(&scene).await, (50, 0));
+    assert_eq!(assert_verified(&scene).await, (50, 0));
     assert!(output_of(&scene, 0, &["verify"]).await.contains("what was pruned of the journal of 1 entity"));
     assert!(output_of(&scene, 0, &["status", "--row", "1"]).await.contains("were pruned from the journal"));
     // The rest is still verified.
@@ -81,12 +81,12 @@ async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
     let (found, said_of) = findings(&proof(&scene, false).await);
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["watermark"], "{said_of}");
     scene.sql("update elven_sync.sync_state s set settled = p.target from elven_sync.sync_passes p where p.pass_id = (select max(pass_id) from elven_sync.sync_passes)").await;
-    holds(&scene).await;
+    assert_verified(&scene).await;
     // A later prune merges both.
     scene.sql(AGE).await;
     output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(JOURNAL).await, "pruned,pass 2 0 1", "the newest stays");
-    assert_eq!(holds(&scene).await, (11, 0));
+    assert_eq!(assert_verified(&scene).await, (11, 0));
     assert_eq!(
         scene.text("select concat_ws(' ', passes, batches, rows_uploaded) from elven_sync.sync_pruned").await,
         "6 18 150"
@@ -115,7 +115,7 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
     run(&scene, 400, 424).await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql(AGE).await;
-    holds(&scene).await;
+    assert_verified(&scene).await;
     // The batch of the retry is kept, since an open error refers to it.
     let open = "select string_agg(e.error_id || ' ' || b.batch_id || ' ' || coalesce(b.pass_id, 0) || ' ' || r.run_id, ',' order by e.error_id)
                   from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id) join elven_sync.sync_runs r on r.run_id = e.run_id
@@ -132,13 +132,13 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
         scene.text("select count(*)::text from elven_sync.sync_errors where resolved_at is not null and not dismissed").await,
         "0"
     );
-    holds(&scene).await;
+    assert_verified(&scene).await;
     eventually("the open pass is done", async || {
         scene.run().await;
         scene.text("select count(*)::text from elven_sync.sync_state where pass_id is not null").await == "0"
     })
     .await;
-    holds(&scene).await;
+    assert_verified(&scene).await;
     output_of(&scene, 0, &["errors", "retry"]).await;
 }
 
@@ -157,7 +157,7 @@ async fn pass_with_an_open_error_is_kept_and_verifiable(pool: PgPool) {
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,pass,pruned,pass"
     );
-    assert_eq!(holds(&scene).await, (30, 0));
+    assert_eq!(assert_verified(&scene).await, (30, 0));
     // The error of a row that a kept batch set aside belongs to the proof of that batch, resolved or not.
     scene.sql("update ledger.balance_snapshots set balance = 0 where entity_account_id = 'a205'").await;
     scene.sandbox.set_rules(Vec::new());
@@ -166,11 +166,11 @@ async fn pass_with_an_open_error_is_kept_and_verifiable(pool: PgPool) {
     scene.sql("update elven_sync.sync_passes set finished_at = now(), written_by = pg_current_xact_id() where kind = 'pass'").await;
     output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "1");
-    holds(&scene).await;
+    assert_verified(&scene).await;
     scene.sql(AGE).await;
     output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "0");
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -194,7 +194,7 @@ async fn rewinds_survive_prune_and_stop_at_pruned_history(pool: PgPool) {
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pass,pass,rewind,pass,pass,rewind,pass,pass"
     );
-    holds(&scene).await;
+    assert_verified(&scene).await;
     scene.sql(AGE).await;
     let old = scene.text("select to_char(max(finished_at) - interval '1 ms', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') from elven_sync.sync_passes where kind = 'pass' and pass_id < (select max(pass_id) from elven_sync.sync_passes)").await;
     run(&scene, 400, 404).await;
@@ -204,12 +204,12 @@ async fn rewinds_survive_prune_and_stop_at_pruned_history(pool: PgPool) {
         "pruned,rewind,pruned,rewind,pruned,pass"
     );
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches").await, "1");
-    assert_eq!(holds(&scene).await, (5, 0));
+    assert_eq!(assert_verified(&scene).await, (5, 0));
     let refused = output_of(&scene, 1, &["entity", "rewind", "acme", "--to", &old, "--yes"]).await;
     assert!(refused.contains("was pruned from the journal; hint: name a time from"), "{refused}");
     output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (65, 0));
+    assert_eq!(assert_verified(&scene).await, (65, 0));
 }
 
 /// Killed before and after each of its transactions.
@@ -239,7 +239,7 @@ async fn prune_killed_at_any_step_leaves_a_verifiable_journal(pool: PgPool) {
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,pass"
     );
-    holds(&scene).await;
+    assert_verified(&scene).await;
     let sides = [Side::Before, Side::After];
     assert_eq!(points(&OF_A_PRUNE).len(), sides.len() * OF_A_PRUNE[0].1.len());
 }
@@ -285,7 +285,7 @@ async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes where entity_id = 'acme'").await,
         "pruned,pass"
     );
-    holds(&scene).await;
+    assert_verified(&scene).await;
     output_of(&scene, 2, &["prune"]).await;
     output_of(&scene, 2, &["prune", "--older-than", "soon"]).await;
 }
@@ -296,7 +296,7 @@ async fn batches_of_finished_backfills_are_pruned(pool: PgPool) {
     let scene = scene(pool).await;
     run(&scene, 0, 24).await;
     backfill_2024(&scene, 0, &[]).await;
-    assert_eq!(holds(&scene).await, (25, 0));
+    assert_eq!(assert_verified(&scene).await, (25, 0));
     let left = "
         update elven_sync.sync_backfills set finished_at = finished_at - interval '1 year';
         update elven_sync.sync_backfill_lanes set finished_at = null";
@@ -306,7 +306,7 @@ async fn batches_of_finished_backfills_are_pruned(pool: PgPool) {
     run(&scene, 100, 101).await;
     output_of(&scene, 0, PRUNE).await;
     let batches = "select count(*)::text from elven_sync.sync_batches where backfill_id is not null";
-    assert_eq!(scene.text(batches).await, "3", "it can be gone on with");
+    assert_eq!(scene.text(batches).await, "3", "the backfill can be resumed");
     scene
         .sql("update elven_sync.sync_backfill_lanes set finished_at = clock_timestamp() - interval '1 year'")
         .await;
@@ -314,7 +314,7 @@ async fn batches_of_finished_backfills_are_pruned(pool: PgPool) {
     assert_eq!(scene.text(batches).await, "0");
     let runs = "select string_agg(kind, ',' order by run_id) from elven_sync.sync_runs";
     assert_eq!(scene.text(runs).await, "backfill,incremental", "what is left of the backfill names its run");
-    assert_eq!(holds(&scene).await, (2, 0));
+    assert_eq!(assert_verified(&scene).await, (2, 0));
     backfill_2024(&scene, 0, &[]).await;
-    assert_eq!(holds(&scene).await, (2, 0));
+    assert_eq!(assert_verified(&scene).await, (2, 0));
 }

@@ -135,9 +135,9 @@ impl<'a> Seed<'a> {
         while self.step < STEPS {
             self.step += 1;
             match self.random.u8(..10) {
-                0..6 => self.owner.acts().await,
+                0..6 => self.owner.act().await,
                 6 => self.owner.end_prepared(self.observer).await,
-                _ => self.connector.acts(self.observer).await,
+                _ => self.connector.act(self.observer).await,
             }
             self.check().await;
         }
@@ -207,10 +207,10 @@ impl<'a> Seed<'a> {
     /// Checks the invariants that hold after all transactions have ended and all faults are over.
     async fn end(mut self) {
         self.owner.end_all(self.observer).await;
-        self.connector.rests(self.observer).await;
+        self.connector.finish_run(self.observer).await;
         loop {
             self.step += 1;
-            let report = self.connector.runs(self.observer).await;
+            let report = self.connector.run_to_end(self.observer).await;
             self.check().await;
             if report.status == RunStatus::Succeeded {
                 // A run leaves rows that its own attempt fenced to the next run.

@@ -5,7 +5,7 @@ use elven_sync::journal::RunStatus;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::support::{TestEnv, eventually, output_of, stderr, stdout};
-use crate::verify::holds;
+use crate::verify::assert_verified;
 
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
@@ -62,7 +62,7 @@ pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &s
 
 /// A rebind that needs the proof. Transactions of other tests on this server may be older than the watermark at
 /// first.
-pub async fn accepted(scene: &TestEnv, arguments: &[&str]) {
+pub async fn assert_accepted(scene: &TestEnv, arguments: &[&str]) {
     eventually("the proof is made", async || {
         let output = scene.output(arguments).await;
         let said = format!("{}{}", stdout(&output), stderr(&output));
@@ -113,7 +113,7 @@ async fn broken_seal_allows_only_a_rewind_to_the_start(pool: PgPool) {
     scene.sql(COPY).await;
     output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 23);
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 /// An open pass is not resumed either.
@@ -194,7 +194,7 @@ async fn rebind_during_an_open_pass_keeps_the_seal_intact(pool: PgPool) {
     insert(&scene, 51, 52).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
     assert_eq!(scene.text(seal).await, "whole");
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -206,11 +206,11 @@ async fn copied_journal_is_accepted_after_proof(pool: PgPool) {
     assert!(output_of(&scene, 0, &journal).await.contains("needs no rebinding"));
     scene.sql(COPY).await;
     insert(&scene, 31, 32).await;
-    accepted(&scene, &journal).await;
+    assert_accepted(&scene, &journal).await;
     let action = "select concat_ws(' ', action, reason) from elven_sync.sync_actions";
     assert_eq!(scene.text(action).await, "rebind_journal moved by logical replication");
     assert_eq!(scene.run().await.counters.rows_read, 2, "nothing again, and nothing skipped");
-    assert_eq!(holds(&scene).await, (32, 0));
+    assert_eq!(assert_verified(&scene).await, (32, 0));
 
     // A row that the copied watermark would skip.
     scene.sql(COPY).await;

@@ -13,7 +13,7 @@ use crate::support::{
 
 const BATCHES: &str = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id) from elven_sync.sync_batches";
 
-async fn told_to_stop(child: &mut Child, name: Signal) {
+async fn request_stop(child: &mut Child, name: Signal) {
     signal(child, name);
     wait_for_log(child, "stopping after").await;
 }
@@ -26,7 +26,7 @@ async fn request_beyond_shutdown_grace_is_abandoned_and_its_lease_expires(pool: 
     scene.set("ELVEN_SYNC_SYNC__SHUTDOWN_GRACE", "300ms");
     scene.set("ELVEN_SYNC_SYNC__LEASE", "2s");
     let (mut child, gate) = scene.held_run().await;
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     assert_eq!(child.wait().await.unwrap().code(), Some(143));
     assert_eq!(
         scene.text("select concat_ws(' ', status, rows_uploaded) from elven_sync.sync_runs").await,
@@ -46,7 +46,7 @@ async fn request_beyond_shutdown_grace_is_abandoned_and_its_lease_expires(pool: 
 async fn a_second_signal_stops_at_once(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     let (mut child, gate) = scene.held_run().await;
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     let begun = Instant::now();
     signal(&child, Signal::SIGINT);
     assert_eq!(child.wait().await.unwrap().code(), Some(130));
@@ -64,16 +64,16 @@ async fn shutdown_does_not_wait_for_an_unreachable_database(pool: PgPool) {
     let (mut child, gate) = scene.held_run().await;
     let mut lock = scene.pool.begin().await.unwrap();
     sqlx::query("lock table elven_sync.sync_batches in exclusive mode").execute(&mut *lock).await.unwrap();
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     let output = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output()).await;
     let output = output.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
     lock.rollback().await.unwrap();
     gate.open();
-    the_next_run_finishes(&scene).await;
+    assert_next_run_completes(&scene).await;
 }
 
-async fn the_next_run_finishes(scene: &TestEnv) {
+async fn assert_next_run_completes(scene: &TestEnv) {
     let report = scene.run().await;
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (6, 1));
     // The dead run gave signs of life to the end, so that only a later run may mark it as interrupted.
@@ -109,7 +109,7 @@ async fn a_signal_ends_the_back_off_of_a_retry(pool: PgPool) {
     let requests = scene.sandbox.requests().len();
     let mut child = scene.command(&["errors", "retry"]).spawn().unwrap();
     eventually("it was throttled", async || scene.sandbox.requests().len() == requests + 1).await;
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     let ended = tokio::time::timeout(Duration::from_secs(10), child.wait()).await;
     assert_eq!(ended.expect("it does not wait").unwrap().code(), Some(143));
     assert_eq!(scene.sandbox.requests().len(), requests + 1, "nothing more was sent");
@@ -125,7 +125,7 @@ async fn retry_reports_an_answer_later_than_shutdown_grace(pool: PgPool) {
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let mut child = scene.command(&["errors", "retry"]).spawn().unwrap();
     gate.reached().await;
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     assert_eq!(child.wait().await.unwrap().code(), Some(143));
     gate.open();
     assert_eq!(scene.text(OF_THE_RETRY).await, "interrupted unknown 1 false");

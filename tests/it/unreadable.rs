@@ -46,7 +46,7 @@ const HEALTH: &str =
     "select string_agg(entity_id || ' ' || status, ',' order by entity_id) from elven_sync.sync_health";
 
 /// Runs, and asserts that acme is finished and reported, and that beta fails with these words.
-async fn stops_beta_alone(scene: &TestEnv, words: &[&str]) {
+async fn assert_only_beta_fails(scene: &TestEnv, words: &[&str]) {
     let report = output_of(scene, 3, &["run"]).await;
     assert!(report.contains("failed: beta: ") && !report.contains("failed: acme"), "{report}");
     let done = report.lines().find(|line| line.trim_start().starts_with("acme")).unwrap();
@@ -75,7 +75,7 @@ async fn status_json(scene: &TestEnv) -> serde_json::Value {
 }
 
 /// Asserts that the run succeeds after a person has corrected the row.
-async fn goes_on_once_corrected(scene: &TestEnv, rows: usize) {
+async fn assert_succeeds_once_corrected(scene: &TestEnv, rows: usize) {
     output_of(scene, 0, &["run"]).await;
     assert_eq!(scene.text(OPEN).await, "NULL");
     assert_eq!(scene.text(HEALTH).await, "acme ok,beta ok");
@@ -88,7 +88,7 @@ async fn uncastable_value_stops_only_its_entity_and_names_row(pool: PgPool) {
     let scene = scene_with_view(pool, "bal::numeric as balance").await;
     scene.sql("update books.raw set bal = 'N/A', change_xid = default where id = 5").await;
     let words = ["invalid input syntax for type numeric: \"N/A\"", "22P02", "row 5"];
-    stops_beta_alone(&scene, &words).await;
+    assert_only_beta_fails(&scene, &words).await;
     assert!(output_of(&scene, 0, &["errors", "list", "--kind", "ledger"]).await.contains("N/A"));
     let json = status_json(&scene).await;
     assert_eq!(json["entities"][1]["pending_rows"], 3, "{json}");
@@ -107,7 +107,7 @@ async fn uncastable_value_stops_only_its_entity_and_names_row(pool: PgPool) {
     output_of(&scene, 0, &["entity", "rewind", "beta", "--yes"]).await;
     scene.sql("update books.raw set bal = '2', change_xid = default where id = 5").await;
     output_of(&scene, 0, &backfill).await;
-    goes_on_once_corrected(&scene, 12).await;
+    assert_succeeds_once_corrected(&scene, 12).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -132,9 +132,9 @@ async fn any_error_raised_by_a_row_stops_only_its_entity(pool: PgPool) {
         if words.contains(&"row 4") {
             scene.sql("update books.raw set divisor = 0 where id = 4").await;
         }
-        stops_beta_alone(&scene, words).await;
+        assert_only_beta_fails(&scene, words).await;
         scene.sql(correct).await;
-        goes_on_once_corrected(&scene, 6).await;
+        assert_succeeds_once_corrected(&scene, 6).await;
     }
 }
 
@@ -145,10 +145,10 @@ async fn statement_timeout_stops_only_its_entity(pool: PgPool) {
     scene
         .sql("do $$ begin execute format('alter database %I set statement_timeout = ''2s''', current_database()); end $$")
         .await;
-    stops_beta_alone(&scene, &["canceling statement due to statement timeout", "57014"]).await;
+    assert_only_beta_fails(&scene, &["canceling statement due to statement timeout", "57014"]).await;
     assert!(!scene.text(OPEN).await.contains("row 5"), "it is not known which row takes long");
     scene.sql("update books.raw set divisor = 1, change_xid = default where id = 5").await;
-    goes_on_once_corrected(&scene, 6).await;
+    assert_succeeds_once_corrected(&scene, 6).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -180,7 +180,7 @@ async fn damaged_block_stops_only_its_entity(pool: PgPool) {
     cluster.start().await;
     let url = scene.url.clone();
     scene.move_to(&url).await;
-    stops_beta_alone(&scene, &["invalid page in block 0", "XX001"]).await;
+    assert_only_beta_fails(&scene, &["invalid page in block 0", "XX001"]).await;
     // Even counting the rows fails.
     let json = status_json(&scene).await;
     assert_eq!(json["entities"][0]["pending_rows"], 0, "{json}");
@@ -266,7 +266,7 @@ async fn entity_with_unreadable_rows_is_found_among_many(pool: PgPool) {
 const BACKFILL: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
 
 /// Rows 1 and 9 can be sent, and the rows between them cannot: they are set aside.
-async fn sets_aside_what_cannot_be_sent(scene: &TestEnv, unfit: &[(&str, &str)]) {
+async fn assert_unfit_rows_are_set_aside(scene: &TestEnv, unfit: &[(&str, &str)]) {
     let report = output_of(scene, 3, &["run"]).await;
     assert!(report.contains(&format!("2 uploaded, {} set aside", unfit.len())), "{report}");
     let errors = "select string_agg(concat_ws(' ', ledger_id, kind, message), E'\\n' order by ledger_id)
@@ -335,7 +335,7 @@ async fn times_out_of_range_are_set_aside_and_others_sent(pool: PgPool) {
         ];
         // With pending rows, whose oldest instant is asked for.
         output_of(&scene, 0, &["status"]).await;
-        sets_aside_what_cannot_be_sent(&scene, &unfit).await;
+        assert_unfit_rows_are_set_aside(&scene, &unfit).await;
         let before = scene.received().len();
         output_of(&scene, 0, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
         output_of(&scene, 0, &BACKFILL).await;
@@ -385,7 +385,7 @@ async fn undecodable_bytes_are_set_aside_and_others_sent(pool: PgPool) {
         );
         sqlx::raw_sql(AssertSqlSafe(insert)).execute(&scene.pool).await.unwrap();
         let unfit = [("2", "entity_account_id is not valid text"), ("3", "currency is not valid text")];
-        sets_aside_what_cannot_be_sent(&scene, &unfit).await;
+        assert_unfit_rows_are_set_aside(&scene, &unfit).await;
         let before = scene.received().len();
         output_of(&scene, 3, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
         output_of(&scene, 3, &BACKFILL).await;

@@ -75,7 +75,7 @@ async fn unrecorded_for(scene: &TestEnv, millis: u64) {
 }
 
 /// Asserts that the next run sends the batch again and completes, once the fault is removed.
-async fn the_next_run_goes_on(scene: &TestEnv, entity_id: &str) {
+async fn assert_next_run_completes(scene: &TestEnv, entity_id: &str) {
     let before = scene.balances().len();
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Succeeded, "{entity_id}: {report:?}");
@@ -113,7 +113,7 @@ async fn unrecorded_answer_stops_every_later_cursor_move_of_its_pass(pool: PgPoo
         assert_eq!(scene.text(BATCHES).await, "accepted sending", "{sqlstate}");
         assert_eq!(scene.text(PASSED).await, "0", "{sqlstate}");
         scene.sql("drop trigger refuse on elven_sync.sync_batches; drop sequence refusals").await;
-        the_next_run_goes_on(&scene, &entity_id).await;
+        assert_next_run_completes(&scene, &entity_id).await;
     }
 }
 
@@ -163,7 +163,7 @@ async fn locks_and_cancelled_statements_fail_only_the_current_run(pool: PgPool) 
         assert_eq!(output.status.code(), Some(1), "{limit}, {cancels}: {}", stderr(&output));
         assert_eq!(scene.text(BATCHES).await, "accepted sending", "{limit}, {cancels}");
         assert_eq!(scene.text(PASSED).await, "0", "{limit}, {cancels}");
-        the_next_run_goes_on(&scene, &entity_id).await;
+        assert_next_run_completes(&scene, &entity_id).await;
     }
 }
 

@@ -26,7 +26,7 @@ pub fn findings(proof: &[EntityProof]) -> (BTreeSet<&'static str>, String) {
 }
 
 /// Asserts that there is no finding, including all bodies. Returns the number of proven and of pending rows.
-pub async fn holds(scene: &TestEnv) -> (usize, i64) {
+pub async fn assert_verified(scene: &TestEnv) -> (usize, i64) {
     let proof = proof(scene, true).await;
     let (found, said) = findings(&proof);
     assert!(found.is_empty(), "{said}");

@@ -214,7 +214,7 @@ async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
     let workers = [scene.command(&["run"]).spawn().unwrap(), scene.command(&["run"]).spawn().unwrap()];
     for gate in &gates {
         let reached = tokio::time::timeout(Duration::from_secs(20), gate.reached()).await;
-        assert!(reached.is_ok(), "one worker has two requests under way, two have four");
+        assert!(reached.is_ok(), "one worker has two requests in flight, two workers have four");
     }
     gates.iter().for_each(Gate::open);
     for worker in workers {
@@ -255,7 +255,7 @@ async fn locked_state_row_stops_no_other_lane(pool: PgPool) {
     assert_stays("the lease of acme is renewed", Duration::from_secs(5), is_renewed).await;
     gates.iter().for_each(Gate::open);
     let acme = "select concat_ws(' ', rows_uploaded, settled is not null) from elven_sync.sync_state where entity_id = 'acme'";
-    eventually("acme is through", async || scene.text(acme).await == "6 t").await;
+    eventually("acme is finished", async || scene.text(acme).await == "6 t").await;
     lock.rollback().await.unwrap();
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -32,11 +32,11 @@ async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool)
     scene.run().await;
     scene.sandbox.set_rules(fault_rules(&["slow=8ms"]));
     let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
-    let under_way =
+    let is_running =
         "select count(*)::text from elven_sync.sync_backfills where rows_read > 0 and status = 'running'";
-    eventually("the backfill is under way", async || scene.text(under_way).await == "1").await;
+    eventually("the backfill is running", async || scene.text(is_running).await == "1").await;
     let mut runs = 0;
-    while scene.text(under_way).await == "1" {
+    while scene.text(is_running).await == "1" {
         scene.sql("update ledger.balance_snapshots set balance = balance + 1000 where random() < 0.1").await;
         let run = scene.run().await;
         assert!(matches!(run.status, RunStatus::Succeeded), "{run:?}");
@@ -77,9 +77,9 @@ async fn run_gets_an_entity_from_a_long_backfill_quickly(pool: PgPool) {
     scene.sandbox.set_rules(fault_rules(&["slow=50ms"]));
     let mut child =
         scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
-    let under_way =
+    let is_running =
         "select count(*)::text from elven_sync.sync_backfills where rows_read > 0 and status = 'running'";
-    eventually("the backfill is under way", async || scene.text(under_way).await == "1").await;
+    eventually("the backfill is running", async || scene.text(is_running).await == "1").await;
     for n in 0..3 {
         scene.sql("update ledger.balance_snapshots set balance = balance + 1 where id = 4000").await;
         let begun = Instant::now();
@@ -87,7 +87,7 @@ async fn run_gets_an_entity_from_a_long_backfill_quickly(pool: PgPool) {
         assert_eq!((run.status, run.counters.rows_uploaded), (RunStatus::Succeeded, 1), "run {n}");
         assert!(begun.elapsed() < Duration::from_secs(3), "run {n}: {:?}", begun.elapsed());
     }
-    assert_eq!(scene.text(under_way).await, "1", "the backfill is not through");
+    assert_eq!(scene.text(is_running).await, "1", "the backfill is not finished");
     let read = async || scene.text("select rows_read::text from elven_sync.sync_backfills").await;
     let before = read().await;
     eventually("it goes on", async || read().await != before).await;
@@ -153,13 +153,13 @@ async fn a_retry_and_a_rewind_get_the_entity_from_a_backfill(pool: PgPool) {
     scene.sandbox.set_rules(fault_rules(&["slow=50ms"]));
     let mut child =
         scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
-    let under_way =
+    let is_running =
         "select count(*)::text from elven_sync.sync_backfills where rows_read > 0 and status = 'running'";
-    eventually("the backfill is under way", async || scene.text(under_way).await == "1").await;
+    eventually("the backfill is running", async || scene.text(is_running).await == "1").await;
     let retried = output_of(&scene, 0, &["errors", "retry"]).await;
     assert!(retried.contains("resolved: uploaded by `errors retry`"), "{retried}");
     output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
-    assert_eq!(scene.text(under_way).await, "1", "the backfill is not through");
+    assert_eq!(scene.text(is_running).await, "1", "the backfill is not finished");
     child.kill().await.unwrap();
 }
 
@@ -177,7 +177,7 @@ async fn backfill_waits_for_a_run_and_works_on_other_entities(pool: PgPool) {
     let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
     let lanes =
         "select string_agg(rows_read::text, ',' order by entity_id) from elven_sync.sync_backfill_lanes";
-    eventually("beta is through", async || scene.text(lanes).await == "0,4").await;
+    eventually("beta is finished", async || scene.text(lanes).await == "0,4").await;
     gate.open();
     assert_eq!(run.wait_with_output().await.unwrap().status.code(), Some(0));
     let output = child.wait_with_output().await.unwrap();

@@ -74,7 +74,7 @@ async fn prepared(mut scene: TestEnv, rows: i32) -> TestEnv {
 
 /// Asserts that each row of the range is in exactly one finished batch and no other row is in one, and that the API
 /// has each acceptable row: more than once only if it was in flight at a crash.
-async fn is_covered(scene: &TestEnv) {
+async fn assert_covered(scene: &TestEnv) {
     let wrong = "
         with done as (
             select id::bigint, count(*) as batches
@@ -155,7 +155,7 @@ async fn kill_at_random_moments(scene: &TestEnv, seed: i64) {
         assert!(killed < 60, "it makes no progress");
     }
     assert!(killed > 0);
-    is_covered(scene).await;
+    assert_covered(scene).await;
     let status =
         "select concat_ws(' ', count(*), min(status), min(rows_rejected)) from elven_sync.sync_backfills";
     assert_eq!(scene.text(status).await, "1 incomplete 2", "seed {seed}");
@@ -212,7 +212,7 @@ async fn kill_at(scene: &TestEnv, point: Point) {
         assert_eq!(backfills, "2", "{point}");
     } else {
         assert_eq!(backfills, "1", "{point}");
-        is_covered(scene).await;
+        assert_covered(scene).await;
     }
 }
 
@@ -244,7 +244,7 @@ async fn signal_stops_backfill_after_batches_in_flight_and_it_resumes(pool: PgPo
         report.contains("backfill 1 from 2024-01-01 to 2025-01-01, gone on with where it stopped"),
         "{report}"
     );
-    is_covered(&scene).await;
+    assert_covered(&scene).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches where ambiguous").await, "0");
     // Another range or a further filter is another backfill.
     let other = output_of(
@@ -263,7 +263,7 @@ async fn cancelled_backfill_stops_after_batches_in_flight_and_stays_cancelled(po
     scene.sandbox.set_rules(fault_rules(&["slow=50ms", "reject:currency=ETH"]));
     let child = scene.command(&RANGE).spawn().unwrap();
     let read = "select coalesce(max(rows_read), 0)::text from elven_sync.sync_backfills";
-    eventually("it is under way", async || scene.text(read).await != "0").await;
+    eventually("the backfill is running", async || scene.text(read).await != "0").await;
     let said_so = output_of(&scene, 0, &["backfill", "cancel", "1"]).await;
     assert!(said_so.contains("stops after what is in flight"), "{said_so}");
     let output =
@@ -301,7 +301,7 @@ async fn running_backfill_is_refused_dead_one_is_awaited(pool: PgPool) {
     child.kill().await.unwrap();
     gate.open();
     output_of(&scene, 3, &["backfill", "--resume", "1"]).await;
-    is_covered(&scene).await;
+    assert_covered(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -312,5 +312,5 @@ async fn identical_concurrent_backfill_requests_create_one_backfill(pool: PgPool
     let mut codes = [one.status.code(), other.status.code()];
     codes.sort();
     assert_eq!(codes, [Some(1), Some(3)], "{}{}", stderr(&one), stderr(&other));
-    is_covered(&scene).await;
+    assert_covered(&scene).await;
 }

@@ -12,7 +12,7 @@ use crate::support::{TestEnv, fault_rules, stderr};
 const RANGE: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
 
 /// An environment whose batches take some seconds together.
-async fn scene_that_takes(pool: PgPool, rows: i32, each: &str) -> TestEnv {
+async fn slow_scene(pool: PgPool, rows: i32, each: &str) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -25,7 +25,7 @@ async fn scene_that_takes(pool: PgPool, rows: i32, each: &str) -> TestEnv {
 /// Also for a run over a long history. A short one logs nothing.
 #[sqlx::test(migrations = false)]
 async fn progress_is_logged_periodically_without_a_terminal(pool: PgPool) {
-    let scene = scene_that_takes(pool, 100, "slow=700ms").await;
+    let scene = slow_scene(pool, 100, "slow=700ms").await;
     for arguments in [&RANGE[..], &["run"]] {
         let output = scene.output(arguments).await;
         let log = stderr(&output);
@@ -45,7 +45,7 @@ async fn progress_is_logged_periodically_without_a_terminal(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn progress_bars_and_log_lines_do_not_mix(pool: PgPool) {
-    let scene = scene_that_takes(pool, 70, "slow=700ms").await;
+    let scene = slow_scene(pool, 70, "slow=700ms").await;
     let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
     let terminal = openpty(Some(&size), None).unwrap();
     let mut child = scene

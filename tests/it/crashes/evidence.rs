@@ -44,13 +44,13 @@ pub struct Stand {
 
 impl Case {
     /// Asserts that `verify` has no finding, whichever step a process was killed at.
-    async fn proof_holds(&self) {
+    async fn assert_verified(&self) {
         let proof = verify(&self.scene.settings(&[]), &self.database, &self.entities, true).await.unwrap();
         assert!(proof.iter().all(EntityProof::holds), "{proof:?}");
     }
 
     pub async fn stand(&self) -> Stand {
-        self.proof_holds().await;
+        self.assert_verified().await;
         let batches = sqlx::query_as(
             "select batch_id, status, attempts, ambiguous, row_count,
                     array(select s.entity_account_id from elven_sync.batch_row_ids(batch_id) r (id)
@@ -67,7 +67,7 @@ impl Case {
 
     /// Asserts that the refused rows have now arrived: once, unless the journal has a batch of unknown outcome and
     /// marks the accepted batch as ambiguous.
-    pub async fn is_retried(&self) {
+    pub async fn assert_retried(&self) {
         let open = "select count(*)::text from elven_sync.sync_errors
                      where kind = 'rejected_row' and resolved_at is null and entity_id = any (ENTITIES)";
         assert_eq!(self.value(open).await, "0", "rows that are still set aside");
@@ -79,8 +79,8 @@ impl Case {
             let arrived = now.arrived[&batch.accounts[0]];
             assert!(arrived == 1 || (arrived == 2 && maybe), "{arrived} times: {batch:?}");
         }
-        self.journal_is_whole().await;
-        self.proof_holds().await;
+        self.assert_journal_is_whole().await;
+        self.assert_verified().await;
     }
 
     /// Returns a value of a query in which `ENTITIES` and `RUNS` are replaced by those of the case.
@@ -99,7 +99,7 @@ impl Stand {
     }
 
     /// Asserts that a later run did nothing to a finished batch, and that a batch that was in flight stays ambiguous.
-    fn leads_to(&self, now: &Self) {
+    fn assert_leads_to(&self, now: &Self) {
         for before in &self.batches {
             let after = now.batches.iter().find(|batch| batch.id == before.id).unwrap();
             if before.is_done() {
@@ -115,10 +115,10 @@ impl Stand {
 
 impl Case {
     /// Asserts that nothing is missing, that only batches in flight were sent twice, and that the journal records it.
-    pub async fn is_overcome(&self) {
+    pub async fn assert_recovered(&self) {
         let now = self.stand().await;
         for (nth, stand) in self.stands.iter().enumerate() {
-            stand.leads_to(&now);
+            stand.assert_leads_to(&now);
             if let Some(next) = self.stands.get(nth + 1) {
                 let in_flight: BTreeSet<&String> = stand.in_flight().flat_map(|b| &b.accounts).collect();
                 for (account, times) in &next.arrived {
@@ -133,11 +133,11 @@ impl Case {
         let ambiguous = ids(now.batches.iter().filter(|batch| batch.ambiguous).collect());
         assert_eq!(ambiguous, in_flight, "what was in flight, and nothing else: {:?}", now.batches);
         assert!(now.batches.iter().all(Batch::is_done), "{:?}", now.batches);
-        self.each_row_arrived(&now).await;
-        self.journal_is_whole().await;
+        self.assert_each_row_arrived(&now).await;
+        self.assert_journal_is_whole().await;
     }
 
-    async fn each_row_arrived(&self, now: &Stand) {
+    async fn assert_each_row_arrived(&self, now: &Stand) {
         let last = self.stands.last().unwrap();
         let in_flight: BTreeSet<&String> = last.in_flight().flat_map(|batch| &batch.accounts).collect();
         let newest: BTreeMap<String, String> = self.scene.balances().into_iter().collect();
@@ -174,7 +174,7 @@ impl Case {
 
     /// Asserts that counters agree, passes form a chain, leases are free, and every run has ended or is marked as
     /// killed.
-    async fn journal_is_whole(&self) {
+    async fn assert_journal_is_whole(&self) {
         let value = async |sql| self.value(sql).await;
         let in_runs = "select concat_ws(' ', sum(rows_read), sum(rows_uploaded), sum(rows_rejected), sum(rows_superseded))
                          from elven_sync.sync_runs where run_id = any (RUNS)";

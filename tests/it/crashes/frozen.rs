@@ -81,12 +81,12 @@ impl Case {
         assert!(output.status.code().is_some(), "{:?}", output.status);
         assert_eq!(self.state().await, state, "it moves nothing");
         assert_eq!(self.scene.received(), received, "nothing of what it sends is taken");
-        self.newest_is_right().await;
+        self.assert_newest_values().await;
         self.imports().split_off(sent)
     }
 
     /// Asserts that the API has the current value of each account.
-    async fn newest_is_right(&self) {
+    async fn assert_newest_values(&self) {
         let newest: std::collections::BTreeMap<String, String> = self.scene.balances().into_iter().collect();
         let rows: Vec<(String, String)> = sqlx::query_as(
             "select entity_account_id, trim_scale(balance)::text from ledger.balance_snapshots

@@ -214,7 +214,7 @@ async fn requests_of_all_entities_share_one_limit(pool: PgPool) {
         scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     }
     let child = scene.command(&["run"]).spawn().unwrap();
-    eventually("four are under way", async || imports(&scene).len() == 4).await;
+    eventually("four requests are in flight", async || imports(&scene).len() == 4).await;
     assert_imports_stay(&scene, 4, "four requests are in flight, and no fifth").await;
     gates.iter().for_each(Gate::open);
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));

@@ -11,7 +11,7 @@ use super::{BatchSummary, OpenError, add_rows, answered, batch, failure, imports
 use crate::support::{PARTS, TestEnv, fault_rules};
 
 /// Asserts invariants of the journal that hold after any refusal and split.
-async fn the_books_balance(scene: &TestEnv) {
+async fn assert_journal_is_consistent(scene: &TestEnv) {
     let parts = "select count(*)::text from elven_sync.sync_batches b where b.status = 'split'
                     and b.rows_read <> (select sum(rows_read) from elven_sync.sync_batches p where p.parent_id = b.batch_id)";
     assert_eq!(scene.text(parts).await, "0", "the parts of a batch have its rows");
@@ -83,7 +83,7 @@ async fn exactly_the_refused_rows_are_set_aside(pool: PgPool) {
     assert_eq!(scene.text(leaves).await, "1000 1000", "each row is in one part");
     let whole = "select concat_ws(' ', status, rows_read, parent_id is null) from elven_sync.sync_batches order by batch_id limit 1";
     assert_eq!(scene.text(whole).await, "split 1000 t");
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
 
     assert_eq!(scene.run().await.counters.requests, 0, "a second run sends nothing");
 }
@@ -95,14 +95,14 @@ async fn success_false_counts_as_refused(pool: PgPool) {
     scene.sandbox.set_rules(fault_rules(&["reject:success-false@first:3"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded, "in halves and quarters all is well");
     assert_eq!(scene.balances().len(), 8);
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     add_rows(&scene, "acme", 3).await;
     scene.sandbox.set_rules(fault_rules(&["reject:success-false@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(OpenError::all(&scene).await, [open_error("rejected_row").http(200)]);
     assert_eq!(scene.balances().len(), 10);
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
 }
 
 /// Of three rows of one account, currency and second the newest is sent. It is refused, and so is the next one.
@@ -123,7 +123,7 @@ async fn rows_superseded_by_a_refused_row_are_sent(pool: PgPool) {
         "select string_agg(concat_ws(' ', kind, http_status, record->>'balance'), ',' order by error_id)
                        from elven_sync.sync_errors";
     assert_eq!(scene.text(set_aside).await, "rejected_row 400 -3,rejected_row 400 -2");
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
     assert_eq!(scene.run().await.counters.requests, 0);
 }
 
@@ -153,7 +153,7 @@ async fn refused_tie_is_set_aside_as_a_whole(pool: PgPool) {
     let set_aside = "select string_agg(concat_ws(' ', kind, ledger_id, occurrences), ',' order by ledger_id)
                        from elven_sync.sync_errors";
     assert_eq!(scene.text(set_aside).await, "rejected_row 1 3,invalid_row 5 2");
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
     assert_eq!(scene.run().await.counters.requests, 0);
 }
 
@@ -187,7 +187,7 @@ async fn parts_are_recovered_when_ids_repeat(pool: PgPool) {
         scene.balances().iter().map(|(account, _)| account.parse().unwrap()).collect();
     accounts.sort_unstable();
     assert_eq!(accounts, (0..12).collect::<Vec<i64>>(), "each row once");
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
 }
 
 /// Half of a batch was accepted, the other half was not, and the worker is dead: the next one resumes with the parts.
@@ -217,7 +217,7 @@ async fn interrupted_bisection_is_resumed(pool: PgPool) {
     let set_aside = "select string_agg(record->>'entityAccountId', ',' order by ledger_id::int) from elven_sync.sync_errors
                       where kind = 'rejected_row'";
     assert_eq!(scene.text(set_aside).await, "a7,a50");
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
 }
 
 /// The first attempt has an unknown outcome, and the second one is refused.
@@ -229,7 +229,7 @@ async fn refused_row_with_earlier_unknown_outcome_is_set_aside(pool: PgPool) {
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(BatchSummary::all(&scene).await, [batch("rejected", 2, 0).ambiguous().http(400)]);
     assert_eq!(OpenError::all(&scene).await, [open_error("rejected_row").http(400).code("40013")]);
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -249,7 +249,7 @@ async fn api_refusing_every_import_sets_no_row_aside(pool: PgPool) {
     scene.sandbox.set_rules(Vec::new());
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.balances().len(), 100);
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
 }
 
 /// The lists answer, so key and endpoint seem good, but the contract has changed. 1,000 runs of a scheduler, by one
@@ -301,7 +301,7 @@ async fn cursor_stays_before_the_row_beyond_the_limit(pool: PgPool) {
     let set_aside = "select string_agg(record->>'entityAccountId', ',' order by ledger_id::int) from elven_sync.sync_errors
                       where kind = 'rejected_row'";
     assert_eq!(scene.text(set_aside).await, "a1,a4,a5,a12");
-    the_books_balance(&scene).await;
+    assert_journal_is_consistent(&scene).await;
 }
 
 /// Two rows are refused at the same time, and only one of them may be set aside. Batches that are accepted later are

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use super::{add, all_is_well, among, good, scene, set_aside};
+use super::{add, among, assert_all_is_well, good, scene, set_aside};
 use crate::backfill::backfill_2024;
 use crate::stub::{Stub, StubRequest, StubResponse, respond};
 use crate::support::{FAULT_POINT, TestEnv, output_of, stderr};
@@ -55,7 +55,7 @@ async fn lone_refused_row_does_not_stop_import_only_entity(pool: PgPool) {
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     }
     assert_eq!(lane_error(&scene).await, "");
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 /// In the very first batch: at its start, at its end, several.
@@ -79,7 +79,7 @@ async fn refused_rows_in_the_first_batch_are_found_by_bisection(pool: PgPool) {
         assert!(set_aside(&scene).await.ends_with(&names.join(",")), "{places:?}");
         let requests = stub.imports().len() - before.0;
         assert!(requests <= 2 + 2 * 7 * places.len(), "{places:?}: {requests} requests");
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
         // Simulates that it is the first batch again.
         scene.sql("delete from ledger.balance_snapshots").await;
     }
@@ -96,7 +96,7 @@ async fn half_refused_batch_is_bisected_over_several_runs(pool: PgPool) {
     let (runs, status) = super::runs_until_done(&scene, 5).await;
     assert_eq!(status, RunStatus::Incomplete, "after {runs} runs");
     assert_eq!((stub.accepted().len(), set_aside(&scene).await.split(',').count()), (32, 32));
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 /// A revoked key or a changed contract, with and without an earlier acceptance.
@@ -120,7 +120,7 @@ async fn import_refusing_everything_costs_20_requests_and_sets_nothing_aside(poo
         }
         stub.answer(import_only);
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
         stub.answer(refuse_all);
         if !has_accepted {
             add(&scene, &(1..=500).map(|n| format!("b{n}")).collect::<Vec<_>>()).await;
@@ -142,7 +142,7 @@ async fn refused_row_is_not_set_aside_before_any_acceptance(pool: PgPool) {
     assert_eq!(lane_error(&scene).await, "rejected_batch 400 19734");
     scene.sql("update ledger.balance_snapshots set entity_account_id = 'good'").await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 /// The probe sends a record exactly as it was accepted, and it is the newest of its account, currency and second.
@@ -198,7 +198,7 @@ async fn backfill_with_import_only_key_sets_refused_rows_aside(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     backfill_2024(&scene, 3, &[]).await;
     assert_eq!(set_aside(&scene).await, "bad0,bad39");
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 /// The process dies before and after each step of the probe.

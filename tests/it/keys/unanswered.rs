@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use super::{add, all_is_well, among, good, scene, set_aside};
+use super::{add, among, assert_all_is_well, good, scene, set_aside};
 use crate::backfill::backfill_2024;
 use crate::stub::{Stub, StubRequest, StubResponse, list, respond};
 use crate::support::{FAULT_POINT, TestEnv, eventually, output_of};
@@ -39,7 +39,7 @@ async fn unknown_record_is_set_aside_although_runs_are_frequent(pool: PgPool) {
         }
     })
     .await;
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 fn fails_over_all(asked: &StubRequest) -> StubResponse {
@@ -83,7 +83,7 @@ async fn unanswerable_record_is_isolated_over_several_runs(pool: PgPool) {
     assert!(stub.accepted().len() <= 2_500, "each row once");
     let parts = "select bool_and(ambiguous)::text from elven_sync.sync_batches where parent_id is not null";
     assert_eq!(scene.text(parts).await, "true", "all of it may have arrived before");
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
     add(&scene, &["later".to_owned()]).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
 }
@@ -108,7 +108,7 @@ async fn unanswerable_records_are_isolated_at_any_position(pool: PgPool) {
             stub.accepted().split_off(before).into_iter().map(|(a, _)| a).collect();
         let expected = accounts.into_iter().filter(|a| !a.starts_with("poison"));
         assert!(accepted.is_superset(&expected.collect()), "{places:?}");
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
         scene.sql("delete from ledger.balance_snapshots").await;
     }
 }
@@ -131,7 +131,7 @@ async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
         assert_eq!((set_aside(&scene).await.as_str(), stub.accepted().len()), ("", accepted));
         stub.answer(fails_over_poison);
         assert_eq!(super::runs_until_done(&scene, 2).await.1, RunStatus::Succeeded);
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
         stub.answer(fails_over_all);
         scene.sql("delete from ledger.balance_snapshots").await;
         let accepted = stub.accepted().iter().map(|(account, _)| account.clone()).collect::<BTreeSet<_>>();
@@ -185,7 +185,7 @@ async fn lone_unanswerable_record_is_set_aside_after_three_runs(pool: PgPool) {
         add(&scene, &["later".to_owned()]).await;
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
         assert!(stub.accepted().iter().any(|(account, _)| account == "later"));
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
     }
 }
 
@@ -206,7 +206,7 @@ async fn held_batch_is_not_bisected(pool: PgPool) {
     assert_eq!(stub.imports().len(), before, "nothing is sent again");
     scene.unset("ELVEN_SYNC_SYNC__ON_AMBIGUOUS");
     until_isolated(&scene, &stub, 4).await;
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
@@ -223,7 +223,7 @@ async fn backfill_isolates_an_unanswerable_record(pool: PgPool) {
     }
     backfill_2024(&scene, 3, &[]).await;
     assert_eq!(set_aside(&scene).await, "poison");
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 /// A firewall answers for one batch with a page, while others are accepted.
@@ -245,7 +245,7 @@ async fn firewall_page_for_one_batch_is_an_unknown_outcome(pool: PgPool) {
         add(&scene, &among(8, &[(3, &poison)])).await;
         until_isolated(&scene, &stub, 7).await;
         assert!(set_aside(&scene).await.ends_with(&poison));
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
         // The page is the answer to every import: then the rows are not the cause.
         stub.answer(move |_| page(status));
         add(&scene, &[format!("more{n}")]).await;

@@ -5,8 +5,8 @@ use elven_sync::sandbox::Fault;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use super::{REASON, STATE, TABLE, WRONG_ENTITY, insert, open_pass, rebind, scene};
-use crate::seal::accepted;
-use crate::verify::{findings, holds, proof};
+use crate::seal::assert_accepted;
+use crate::verify::{assert_verified, findings, proof};
 
 use crate::support::output_of;
 
@@ -47,7 +47,7 @@ async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool)
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.received().len(), 50);
     output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 /// The zone of instants, the scale, and value columns: no row is hidden, but other values are sent.
@@ -94,7 +94,7 @@ async fn changed_values_need_confirmation_that_names_the_consequence(pool: PgPoo
     assert_eq!(scene.received().len(), sent + 1);
     assert!(scene.received().contains(&"a7 BTC 2024-01-01 05:00:00 7".to_owned()), "{:?}", scene.received());
     // Older bodies have the old values, as was accepted. New bodies are verified.
-    assert_eq!(holds(&scene).await, (50, 0));
+    assert_eq!(assert_verified(&scene).await, (50, 0));
     scene.sql("update elven_sync.sync_batches set body_sha256 = repeat('0', 64) where batch_id = (select max(batch_id) from elven_sync.sync_batches)").await;
     let (found, said) = findings(&proof(&scene, true).await);
     assert!(found.contains("body"), "{said}");
@@ -160,10 +160,11 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     let mut old = PgConnection::connect(&scene.url).await.unwrap();
     old.execute("begin; select pg_current_xact_id()").await.unwrap();
     insert(&scene, 41, 41).await;
-    accepted(&scene, &[&["entity", "rebind", "acme", "--mapping", "--yes"][..], &REASON].concat()).await;
+    assert_accepted(&scene, &[&["entity", "rebind", "acme", "--mapping", "--yes"][..], &REASON].concat())
+        .await;
     old.execute("rollback").await.unwrap();
     assert_eq!(scene.run().await.counters.rows_read, 1, "nothing again, and nothing skipped");
-    assert_eq!(holds(&scene).await, (41, 0));
+    assert_eq!(assert_verified(&scene).await, (41, 0));
 
     // A transaction that the watermark may cover is still open.
     old.execute("begin; select pg_current_xact_id()").await.unwrap();

@@ -94,7 +94,7 @@ impl<'a> Connector<'a> {
     }
 
     /// Starts a run, advances the current one, or ends it.
-    pub async fn acts(&mut self, session: &mut PgConnection) {
+    pub async fn act(&mut self, session: &mut PgConnection) {
         let Some(run) = &self.run else {
             self.inject_faults();
             // To die after a number of polls is to die between any two steps.
@@ -115,13 +115,13 @@ impl<'a> Connector<'a> {
     }
 
     /// Lets the current run end.
-    pub async fn rests(&mut self, session: &mut PgConnection) {
+    pub async fn finish_run(&mut self, session: &mut PgConnection) {
         self.open_gates();
         self.end_run(session).await;
     }
 
     /// Executes a run to its end. Only faults that were injected earlier can stop it.
-    pub async fn runs(&mut self, session: &mut PgConnection) -> RunReport {
+    pub async fn run_to_end(&mut self, session: &mut PgConnection) -> RunReport {
         self.begin_run(usize::MAX);
         self.end_run(session).await.unwrap()
     }

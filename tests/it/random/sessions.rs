@@ -78,7 +78,7 @@ impl<'a> Owner<'a> {
     }
 
     /// Executes one statement of one session.
-    pub async fn acts(&mut self) {
+    pub async fn act(&mut self) {
         let number = self.random.usize(..SESSIONS);
         let depth = self.sessions[number].open.len();
         let choice = self.random.u8(..100);
@@ -88,25 +88,27 @@ impl<'a> Owner<'a> {
             (0, _) => {
                 // A transaction may get its id long before it writes.
                 let begin = if choice < 75 { "begin; select pg_current_xact_id()" } else { "begin" };
-                self.say(number, begin).await.push(Versions::new());
+                self.execute_in(number, begin).await.push(Versions::new());
             }
-            (_, 50..65) => self.say(number, &format!("savepoint s{depth}")).await.push(Versions::new()),
+            (_, 50..65) => {
+                self.execute_in(number, &format!("savepoint s{depth}")).await.push(Versions::new())
+            }
             (2.., 65..72) => {
                 let savepoint = self.random.usize(1..depth);
-                let open = self.say(number, &format!("release savepoint s{savepoint}")).await;
+                let open = self.execute_in(number, &format!("release savepoint s{savepoint}")).await;
                 let written = open.split_off(savepoint).into_iter().flatten();
                 open[savepoint - 1].extend(written);
             }
             (2.., 72..80) => {
                 let savepoint = self.random.usize(1..depth);
-                let open = self.say(number, &format!("rollback to savepoint s{savepoint}")).await;
+                let open = self.execute_in(number, &format!("rollback to savepoint s{savepoint}")).await;
                 open.truncate(savepoint);
                 open.push(Versions::new());
             }
             (_, 80..93) => self.end(number, choice < 88).await,
             (_, 93..) if self.prepared.len() < PREPARED_MAX => {
                 let name = format!("{} {} {}", std::process::id(), self.entity_id, self.balances);
-                let open = self.say(number, &format!("prepare transaction '{name}'")).await;
+                let open = self.execute_in(number, &format!("prepare transaction '{name}'")).await;
                 let written = open.drain(..).flatten().collect();
                 self.prepared.push((name, written));
                 // A name is used once.
@@ -144,7 +146,7 @@ impl<'a> Owner<'a> {
     }
 
     async fn end(&mut self, number: usize, commits: bool) {
-        let open = self.say(number, if commits { "commit" } else { "rollback" }).await;
+        let open = self.execute_in(number, if commits { "commit" } else { "rollback" }).await;
         let written = open.drain(..).flatten().collect();
         if commits {
             self.commit(written);
@@ -152,7 +154,7 @@ impl<'a> Owner<'a> {
     }
 
     /// Executes a statement. Returns the versions that the transaction of the session has written so far.
-    async fn say(&mut self, number: usize, sql: &str) -> &mut Vec<Versions> {
+    async fn execute_in(&mut self, number: usize, sql: &str) -> &mut Vec<Versions> {
         let session = &mut self.sessions[number];
         session.connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
         &mut session.open

@@ -61,7 +61,7 @@ impl Api {
 
     /// Returns SQL that counts the requests that were refused for their age after another process had taken the
     /// entity.
-    pub fn came_too_late(&self) -> String {
+    pub fn count_expired_requests(&self) -> String {
         let mut values = String::from("('', now())");
         for late in
             self.imports().iter().filter(|request| request.status == Some(401) && request.fault.is_none())

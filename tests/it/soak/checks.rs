@@ -44,7 +44,7 @@ pub async fn all(url: &str, api: &Api) {
             .fetch_all(&mut database)
             .await
             .unwrap();
-    none("the watchers in the database complain", complaints);
+    assert_none("the watchers in the database complain", complaints);
     let sql = "select distinct v.id, v.entity_id, v.entity_account_id as account, v.currency,
                       to_char(v.captured_at at time zone e.timezone, 'YYYY-MM-DD HH24:MI:SS') as datetime,
                       (extract(epoch from v.captured_at) * 1000000)::bigint as captured_us,
@@ -78,7 +78,7 @@ fn check_rows(api: &Api, journal: &Journal, versions: &[Version]) {
             _ => wrong.push(format!("{key:?} {} was received, and never committed", record.balance)),
         }
     }
-    none("of what was received", wrong);
+    assert_none("of what was received", wrong);
 
     let mut of_key: HashMap<Key, Vec<&Version>> = HashMap::new();
     for version in versions {
@@ -104,7 +104,7 @@ fn check_rows(api: &Api, journal: &Journal, versions: &[Version]) {
             wrong.push(format!("{version:?} was not received, nor anything in its place"));
         }
     }
-    none("rows are lost or set aside without need", wrong);
+    assert_none("rows are lost or set aside without need", wrong);
 
     let mut wrong = Vec::new();
     for (key, versions) in &of_key {
@@ -122,7 +122,7 @@ fn check_rows(api: &Api, journal: &Journal, versions: &[Version]) {
             wrong.push(format!("{key:?}: received last: {:?}; in the ledger: {newest:?}", last.get(key)));
         }
     }
-    none("what was received last is not what the ledger holds", wrong);
+    assert_none("what was received last is not what the ledger holds", wrong);
 }
 
 /// Every request was announced, every batch that counts as accepted was accepted, and every record that arrived twice
@@ -173,11 +173,11 @@ async fn check_requests(database: &mut PgConnection, api: &Api, journal: &Journa
             ));
         }
     }
-    none("of the requests", wrong);
+    assert_none("of the requests", wrong);
 }
 
 /// Fails with a list of violations, if there are any.
-pub fn none(what: &str, wrong: Vec<String>) {
+pub fn assert_none(what: &str, wrong: Vec<String>) {
     let (count, shown) = (wrong.len(), wrong.into_iter().take(SHOWN_MAX).collect::<Vec<_>>().join("\n"));
     assert!(count == 0, "{what}: {count} times, of which\n{shown}");
 }

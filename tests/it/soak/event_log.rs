@@ -12,13 +12,13 @@ use tempfile::TempDir;
 const LOG_LINES: usize = 40;
 
 /// The events, and the logs of the workers.
-pub struct Diary {
+pub struct EventLog {
     begun: Instant,
     entries: RefCell<Vec<(Duration, String)>>,
     logs: TempDir,
 }
 
-impl Diary {
+impl EventLog {
     pub fn begin() -> Self {
         Self { begun: Instant::now(), entries: RefCell::default(), logs: tempfile::tempdir().unwrap() }
     }
@@ -33,7 +33,7 @@ impl Diary {
     }
 }
 
-impl Drop for Diary {
+impl Drop for EventLog {
     #[expect(clippy::print_stderr, reason = "a failed test shows its standard error")]
     fn drop(&mut self) {
         if !std::thread::panicking() {

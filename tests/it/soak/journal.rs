@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use elven_sync::watermark::Snapshot;
 use sqlx::{FromRow, PgConnection};
 
-use super::checks::{Version, none};
+use super::checks::{Version, assert_none};
 
 #[derive(Debug, FromRow)]
 pub struct Batch {
@@ -165,10 +165,10 @@ impl Journal {
 
     pub async fn check(&self, database: &mut PgConnection, versions: &[Version]) {
         for (what, sql) in WRONG {
-            none(what, sqlx::query_scalar(sql).fetch_all(&mut *database).await.unwrap());
+            assert_none(what, sqlx::query_scalar(sql).fetch_all(&mut *database).await.unwrap());
         }
         let unfinished = self.batches.values().filter(|batch| !batch.is_done());
-        none("a batch is not done", unfinished.map(|batch| format!("{batch:?}")).collect());
+        assert_none("a batch is not done", unfinished.map(|batch| format!("{batch:?}")).collect());
         self.check_passes();
         self.check_lists(versions);
     }
@@ -198,7 +198,7 @@ impl Journal {
                 wrong.push(format!("{batch:?} ends not where the whole does"));
             }
         }
-        none("passes or batches do not chain", wrong);
+        assert_none("passes or batches do not chain", wrong);
     }
 
     /// Each row is in the list of one batch of its pass, and no list has a row of another pass.
@@ -221,6 +221,6 @@ impl Journal {
         }
         let miscounted = |batch: &&Batch| batch.row_ids.len() != usize::try_from(batch.rows_read).unwrap();
         wrong.extend(self.batches.values().filter(miscounted).map(|batch| format!("{batch:?} counts wrong")));
-        none("rows and lists do not agree", wrong);
+        assert_none("rows and lists do not agree", wrong);
     }
 }

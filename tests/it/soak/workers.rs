@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use super::api::Api;
 use super::checks;
-use super::event_log::Diary;
+use super::event_log::EventLog;
 use crate::support::{TestEnv, stderr, stdout};
 
 /// The pause between two runs of a worker, as a scheduler has it.
@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(30);
 
 pub struct Workers<'a> {
     scene: &'a TestEnv,
-    event_log: &'a Diary,
+    event_log: &'a EventLog,
     all: Vec<Worker>,
     stopping: Cell<bool>,
 }
@@ -41,7 +41,7 @@ pub struct Process {
 }
 
 impl<'a> Workers<'a> {
-    pub fn new(scene: &'a TestEnv, event_log: &'a Diary, count: usize) -> Self {
+    pub fn new(scene: &'a TestEnv, event_log: &'a EventLog, count: usize) -> Self {
         let all = (0..count).map(|_| Worker::default()).collect();
         Self { scene, event_log, all, stopping: Cell::new(false) }
     }
@@ -109,7 +109,7 @@ impl<'a> Workers<'a> {
     }
 
     /// Describes the running processes and their sessions.
-    pub fn doing(&self) -> String {
+    pub fn describe(&self) -> String {
         let mut text = String::new();
         for Process { worker, pid } in self.processes() {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use super::{ENTITIES, Plan, WRITERS, account_refused, entity_id, event_log::Diary};
+use super::{ENTITIES, Plan, WRITERS, account_refused, entity_id, event_log::EventLog};
 
 /// Maximum number of rows that one statement inserts.
 const ROWS_MAX: u64 = 30;
@@ -15,18 +15,18 @@ const ROWS_MAX: u64 = 30;
 const REFUSED_ONE_IN: usize = 15 * ENTITIES;
 /// Maximum number of open prepared transactions of one writer. The server has room for ten.
 const PREPARED_MAX: usize = 2;
-/// Returns a balance that no other version has. One in many cannot be sent; the seed decides which.
+/// A balance that no other version has. One in many cannot be sent; the seed decides which.
 const BALANCE: &str = "case when random() < 0.004 then 'NaN' else nextval('soak.version') / 4.0 end";
 
 /// Writes the share of one writer, spread over the time of the faults.
-pub async fn write(plan: &Plan, url: &str, mut random: Rng, event_log: &Diary, over: &Cell<bool>) {
+pub async fn write(plan: &Plan, url: &str, mut random: Rng, event_log: &EventLog, over: &Cell<bool>) {
     let share = plan.rows / WRITERS;
     let begun = Instant::now();
     let mut writer = Writer { plan, connection: None, prepared: Vec::new() };
     let mut written = 0;
     let mut broken = 0;
     while written < share {
-        let ahead = written as u128 * plan.storm.as_millis() > begun.elapsed().as_millis() * share as u128;
+        let ahead = written as u128 * plan.chaos.as_millis() > begun.elapsed().as_millis() * share as u128;
         if ahead && !over.get() {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;

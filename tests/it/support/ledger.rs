@@ -17,7 +17,7 @@ pub const PARTS: &str = "
     create trigger stamp_change_xid before insert or update on ledger.parts
         for each row execute function ledger.stamp_change_xid();";
 
-/// Three batches of two rows.
+/// Creates an environment whose next run has three batches of two rows.
 pub async fn scene_with_three_batches(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;

@@ -25,18 +25,18 @@ pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What a command prints, when it ends with this code.
+/// Executes a command, asserts its exit code, and returns what it printed to stdout and stderr.
 pub async fn output_of(scene: &TestEnv, code: i32, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
-    let said = format!("{}{}", stdout(&output), stderr(&output));
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-    said
+    let printed = format!("{}{}", stdout(&output), stderr(&output));
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {printed}");
+    printed
 }
 
-/// Waits until a process writes a line with this to its standard error, which is read no further.
+/// Waits until a process logs a line with these words. Its standard error cannot be read after that.
 pub async fn wait_for_log(child: &mut Child, words: &str) {
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
     while !log.next_line().await.unwrap().unwrap().contains(words) {}
-    // Not closed, so that the process can go on writing.
+    // Kept open, so that the process can continue to write.
     tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
 }

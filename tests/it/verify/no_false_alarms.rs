@@ -6,7 +6,7 @@ use std::time::Duration;
 use elven_sync::sandbox::Fault;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
-use super::{findings, holds, proof};
+use super::{assert_verified, findings, proof};
 use crate::support::{FAULT_POINT, PARTS, TestEnv, eventually, output_of};
 
 /// One entity, small batches, and a connector with a minimal back-off.
@@ -34,12 +34,12 @@ async fn insert(scene: &TestEnv, from: i32, to: i32) {
 #[sqlx::test(migrations = false)]
 async fn empty_ledger_and_pending_rows_are_no_finding(pool: PgPool) {
     let scene = scene(pool).await;
-    assert_eq!(holds(&scene).await, (0, 0));
+    assert_eq!(assert_verified(&scene).await, (0, 0));
     insert(&scene, 1, 25).await;
-    assert_eq!(holds(&scene).await, (0, 25));
+    assert_eq!(assert_verified(&scene).await, (0, 25));
     scene.run().await;
     insert(&scene, 26, 30).await;
-    assert_eq!(holds(&scene).await, (25, 5));
+    assert_eq!(assert_verified(&scene).await, (25, 5));
 }
 
 #[sqlx::test(migrations = false)]
@@ -55,18 +55,18 @@ async fn updates_deletes_and_superseded_rows_are_no_finding(pool: PgPool) {
         )
         .await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (39, 0));
+    assert_eq!(assert_verified(&scene).await, (39, 0));
     scene.sql("update ledger.balance_snapshots set balance = balance + 1 where id % 3 = 0").await;
     scene.sql("delete from ledger.balance_snapshots where id % 7 = 0").await;
-    let (proven, pending) = holds(&scene).await;
+    let (proven, pending) = assert_verified(&scene).await;
     assert_eq!((proven + usize::try_from(pending).unwrap(), pending), (34, 12));
     scene.run().await;
-    assert_eq!(holds(&scene).await, (34, 0));
+    assert_eq!(assert_verified(&scene).await, (34, 0));
     // The newer version of a row that was set aside resolves its error. The error stays recorded.
     scene.sql("update ledger.balance_snapshots set balance = 5 where entity_account_id = 'nan'").await;
     scene.run().await;
     scene.sql("delete from ledger.balance_snapshots").await;
-    assert_eq!(holds(&scene).await, (0, 0));
+    assert_eq!(assert_verified(&scene).await, (0, 0));
 }
 
 /// Transactions that are open over several passes, and end in another order.
@@ -82,15 +82,15 @@ async fn late_commits_are_no_finding(pool: PgPool) {
     for pass in 1..4 {
         insert(&scene, 100 * pass, 100 * pass + 15).await;
         scene.run().await;
-        assert_eq!(holds(&scene).await.1, 0, "rows of open transactions are not there yet");
+        assert_eq!(assert_verified(&scene).await.1, 0, "rows of open transactions are not there yet");
     }
     slow.execute("commit").await.unwrap();
-    assert_eq!(holds(&scene).await, (48, 12));
+    assert_eq!(assert_verified(&scene).await, (48, 12));
     scene.run().await;
     slower.execute("rollback").await.unwrap();
     insert(&scene, 1000, 1003).await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (64, 0));
+    assert_eq!(assert_verified(&scene).await, (64, 0));
 }
 
 #[sqlx::test(migrations = false)]
@@ -106,17 +106,17 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
     // The second time, the watermark was ahead of the pass in which it then lies.
     for (to, proven) in [(first.as_str(), 25), ("start", 0), (&second, 45), (&first, 25)] {
         output_of(&scene, 0, &["entity", "rewind", "acme", "--to", to, "--yes"]).await;
-        assert_eq!(holds(&scene).await, (proven, 45 - i64::try_from(proven).unwrap()), "{to}");
+        assert_eq!(assert_verified(&scene).await, (proven, 45 - i64::try_from(proven).unwrap()), "{to}");
         if to == first {
             // The next rewind abandons this pass.
             scene.sandbox.set_rules(vec!["error-500".parse().unwrap()]);
             scene.run().await;
             scene.sandbox.set_rules(Vec::new());
-            assert_eq!(holds(&scene).await.1, 20);
+            assert_eq!(assert_verified(&scene).await.1, 20);
             output_of(&scene, 0, &["entity", "rewind", "acme", "--to", to, "--yes"]).await;
         }
         scene.run().await;
-        assert_eq!(holds(&scene).await, (45, 0), "{to}");
+        assert_eq!(assert_verified(&scene).await, (45, 0), "{to}");
     }
     // The effect of pg_upgrade: the same rows under another identifier, here during an open pass.
     insert(&scene, 46, 60).await;
@@ -126,9 +126,9 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
     let (found, _) = findings(&proof(&scene, true).await);
     assert!(found.contains("watermark"));
     output_of(&scene, 0, &["entity", "rebind", "acme"]).await;
-    assert_eq!(holds(&scene).await.1, 15);
+    assert_eq!(assert_verified(&scene).await.1, 15);
     scene.run().await;
-    assert_eq!(holds(&scene).await, (60, 0));
+    assert_eq!(assert_verified(&scene).await, (60, 0));
 
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'beta', 'b' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 9) n").await;
@@ -136,7 +136,7 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'beta', 'c' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 4) n").await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (64, 0));
+    assert_eq!(assert_verified(&scene).await, (64, 0));
     assert!(
         output_of(&scene, 0, &["verify"])
             .await
@@ -151,14 +151,14 @@ async fn split_batches_and_retried_rows_are_no_finding(pool: PgPool) {
     let rules = ["reject:account=a7", "reject:account=a8", "reject:account=a31"];
     scene.sandbox.set_rules(rules.iter().map(|rule| rule.parse().unwrap()).collect());
     scene.run().await;
-    assert_eq!(holds(&scene).await, (45, 0));
+    assert_eq!(assert_verified(&scene).await, (45, 0));
     scene.sandbox.set_rules(vec!["reject:account=a31".parse().unwrap()]);
     output_of(&scene, 3, &["errors", "retry"]).await;
-    assert_eq!(holds(&scene).await, (45, 0));
+    assert_eq!(assert_verified(&scene).await, (45, 0));
     let open = "select error_id::text from elven_sync.sync_errors where resolved_at is null";
     let number = scene.text(open).await;
     output_of(&scene, 0, &["errors", "resolve", &number, "--reason", "closed"]).await;
-    assert_eq!(holds(&scene).await, (45, 0));
+    assert_eq!(assert_verified(&scene).await, (45, 0));
     let set_aside: i64 = proof(&scene, false).await.iter().map(|entity| entity.rows_set_aside).sum();
     assert_eq!(set_aside, 3, "they were set aside by their batches, whatever became of them");
 }
@@ -172,13 +172,13 @@ async fn state_after_a_crash_is_no_finding(pool: PgPool) {
         let mut run = scene.command(&["run"]);
         let died = run.env(FAULT_POINT, "settle:before@2=kill").output().await.unwrap();
         assert!(!died.status.success());
-        holds(&scene).await;
+        assert_verified(&scene).await;
         let change = format!(
             "update ledger.balance_snapshots set balance = -1 where {changed} and id in (
                  select id::bigint from elven_sync.sync_batches b, elven_sync.batch_row_ids(batch_id) id where status = 'sending')"
         );
         (&scene.pool).execute(AssertSqlSafe(change)).await.unwrap();
-        holds(&scene).await;
+        assert_verified(&scene).await;
         eventually("the lease is past", async || {
             scene.run().await;
             scene.text("select count(*)::text from elven_sync.sync_state where pass_id is not null").await
@@ -186,7 +186,7 @@ async fn state_after_a_crash_is_no_finding(pool: PgPool) {
         })
         .await;
         scene.run().await;
-        assert_eq!(holds(&scene).await, (usize::try_from(round).unwrap() * 35, 0), "{changed}");
+        assert_eq!(assert_verified(&scene).await, (usize::try_from(round).unwrap() * 35, 0), "{changed}");
     }
     assert_eq!(
         scene.text("select (count(*) > 0)::text from elven_sync.sync_batches where rows_read = 0").await,
@@ -204,12 +204,12 @@ async fn zone_change_is_no_finding(pool: PgPool) {
     scene.sql("update elven_sync.entities set timezone = 'Asia/Kathmandu'").await;
     insert(&scene, 26, 30).await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (30, 0));
+    assert_eq!(assert_verified(&scene).await, (30, 0));
     assert_eq!(proof(&scene, true).await[0].bodies_proven, 4);
     // Bodies from before zones were recorded, or made with unknown rules, are not reported as tampering.
     scene.sql("update elven_sync.sync_batches set timezone = null where batch_id = 1").await;
     scene.sql("update elven_sync.sync_batches set zone_rules = '1999a bundled 0', body_sha256 = 'x' where batch_id = 2").await;
-    holds(&scene).await;
+    assert_verified(&scene).await;
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.bodies_proven, entity.bodies_not_provable), (2, 2), "{entity:?}");
     assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("2 bodies that cannot be made again"));
@@ -229,7 +229,7 @@ async fn journal_of_an_older_version_is_no_finding(pool: PgPool) {
                update elven_sync.sync_batches set rejected_ids = null, timezone = null",
         )
         .await;
-    assert_eq!(holds(&scene).await, (26, 0));
+    assert_eq!(assert_verified(&scene).await, (26, 0));
 }
 
 /// Text ids, in a database with its own sort order, and rows that no cursor can tell apart.
@@ -248,9 +248,9 @@ async fn text_ids_views_and_ties_are_no_finding(pool: PgPool) {
         .await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.seen");
     scene.run().await;
-    assert_eq!(holds(&scene).await, (30, 0));
+    assert_eq!(assert_verified(&scene).await, (30, 0));
     scene.sql("update ledger.raw set amount = 0, stamp = default where id like 'A%'").await;
-    assert_eq!(holds(&scene).await, (25, 5));
+    assert_eq!(assert_verified(&scene).await, (25, 5));
     scene.run().await;
     scene.sql("insert into ledger.raw (id, owner, amount, stamp) select 'smuggled', 'acme', 1, stamp from ledger.raw where id like 'b%' limit 1").await;
     let (found, said) = findings(&proof(&scene, true).await);
@@ -264,7 +264,7 @@ async fn text_ids_views_and_ties_are_no_finding(pool: PgPool) {
                select 'acme', n::text, 'BTC', '2024-01-01Z', case when n in (15, 16) then 'NaN'::numeric else n end
                  from generate_series(0, 17) n").await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (18, 0));
+    assert_eq!(assert_verified(&scene).await, (18, 0));
     // A fourth row of an id of which the batch lists three.
     scene.sql("alter table ledger.parts disable trigger stamp_change_xid;
                insert into ledger.parts (entity_id, entity_account_id, currency, captured_at, balance, change_xid)
@@ -296,7 +296,7 @@ async fn concurrent_runs_and_writers_are_no_finding(pool: PgPool) {
     let checking = async {
         let mut times = 0;
         while !done.load(Ordering::Relaxed) {
-            holds(&scene).await;
+            assert_verified(&scene).await;
             times += 1;
         }
         times
@@ -323,9 +323,9 @@ async fn verify_ignores_rows_written_while_it_reads(pool: PgPool) {
         assert_eq!(scene.run().await.counters.rows_uploaded, 13);
         lock.execute("rollback").await.unwrap();
     };
-    let (proven, ()) = tokio::join!(holds(&scene), meanwhile);
+    let (proven, ()) = tokio::join!(assert_verified(&scene), meanwhile);
     assert_eq!(proven, (20, 5));
-    assert_eq!(holds(&scene).await, (32, 0));
+    assert_eq!(assert_verified(&scene).await, (32, 0));
 }
 
 /// A role with only read privileges.

@@ -3,7 +3,7 @@
 use elven_sync::audit::EntityProof;
 use sqlx::PgPool;
 
-use super::{findings, holds, proof};
+use super::{assert_verified, findings, proof};
 use crate::support::{TestEnv, output_of};
 
 /// A table with nullable columns, a table of account names, and the view that joins them, which is the ledger.
@@ -42,7 +42,7 @@ async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
         .await;
     scene.run().await;
     assert_eq!(scene.text(OPEN).await, "invalid_row 4, rejected_row 4");
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
     scene
 }
 
@@ -64,10 +64,10 @@ const IN_UPPER_CASE: &str = "
 async fn rows_corrected_in_the_view_are_no_finding(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql(IN_UPPER_CASE).await;
-    assert_eq!(holds(&scene).await, (40, 0), "corrected, and not sent yet");
+    assert_eq!(assert_verified(&scene).await, (40, 0), "corrected, and not sent yet");
     output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(scene.text(OPEN).await, "invalid_row 4");
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.rows_set_aside, still_open(&entity)), (8, 4));
 }
@@ -78,10 +78,10 @@ async fn rows_corrected_by_a_joined_table_are_no_finding(pool: PgPool) {
     scene
         .sql("insert into treasury.accounts select 'new' || n, 'a' || n from unnest('{7,17,27,37}'::int[]) n")
         .await;
-    assert_eq!(holds(&scene).await, (40, 0), "corrected, and not sent yet");
+    assert_eq!(assert_verified(&scene).await, (40, 0), "corrected, and not sent yet");
     output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(scene.text(OPEN).await, "rejected_row 4");
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
     scene.sql(IN_UPPER_CASE).await;
     output_of(&scene, 0, &["errors", "retry"]).await;
     assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("(40 rows)"));
@@ -96,7 +96,7 @@ async fn rows_corrected_in_the_table_leave_batch_bodies_proven(pool: PgPool) {
         .sql("update treasury.positions set asset = upper(asset), wallet = 'w' || id where asset <> 'BTC' or wallet like 'new%'")
         .await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
     let after = proof(&scene, true).await.remove(0);
     // All earlier bodies, and the body of the corrected rows.
     assert_eq!((after.bodies_proven, after.bodies_changed), (before.bodies_proven + 1, 0), "{after:?}");
@@ -122,7 +122,7 @@ async fn corrected_row_that_superseded_another_is_no_finding(pool: PgPool) {
     scene.run().await;
     let sent: Vec<String> = scene.balances().into_iter().map(|(_, balance)| balance).collect();
     assert!(sent.contains(&"2".to_owned()) && !sent.contains(&"-3".to_owned()), "{sent:?}");
-    assert_eq!(holds(&scene).await, (4, 0));
+    assert_eq!(assert_verified(&scene).await, (4, 0));
     scene.sandbox.set_rules(Vec::new());
     scene
         .sql(
@@ -133,7 +133,7 @@ async fn corrected_row_that_superseded_another_is_no_finding(pool: PgPool) {
         )
         .await;
     output_of(&scene, 0, &["errors", "retry"]).await;
-    assert_eq!(holds(&scene).await, (4, 0));
+    assert_eq!(assert_verified(&scene).await, (4, 0));
 }
 
 /// Elven holds other values than the ledger shows: a finding that names the remedy and accuses nobody.
@@ -160,7 +160,7 @@ async fn accepted_rows_with_changed_values_are_named_with_their_backfill(pool: P
     // From then on the journal refers to a newer version of the row.
     scene.sql("update treasury.positions set amount = amount where id = 12").await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
 }
 
 /// As after a change of a mapping with which many batches were made.
@@ -201,5 +201,5 @@ async fn balance_changed_without_change_xid_is_found_beside_corrected_rows(pool:
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["body"], "row {id}: {said}");
         sqlx::raw_sql(sqlx::AssertSqlSafe(change('-'))).execute(&scene.pool).await.unwrap();
     }
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
 }

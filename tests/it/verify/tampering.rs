@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, PgPool};
 
-use super::{findings, holds, proof};
+use super::{assert_verified, findings, proof};
 use crate::support::{TestEnv, output_of};
 
 /// Three passes of acme. The first one has 44 rows in five batches: the second batch was split for a refused row, and
@@ -255,7 +255,7 @@ const TAMPERING: &[(&str, &str, &[&str])] = &[
 async fn each_tampering_is_found(pool: PgPool) {
     let scene = scene_with_a_journal(pool).await;
     scene.sql(NAMES).await;
-    assert_eq!(holds(&scene).await, (52, 0));
+    assert_eq!(assert_verified(&scene).await, (52, 0));
     let mut wrong = Vec::new();
     for (what, sql, expected) in TAMPERING {
         scene.sql(sql).await;
@@ -267,7 +267,7 @@ async fn each_tampering_is_found(pool: PgPool) {
         scene.sql(RESTORE).await;
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
-    assert_eq!(holds(&scene).await, (52, 0), "and all is as it was");
+    assert_eq!(assert_verified(&scene).await, (52, 0), "and all is as it was");
 }
 
 /// With an open pass: its cursor, and the rows after it.
@@ -290,7 +290,7 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
     scene.sql(SAVE).await;
     scene.sql(NAMES).await;
     assert_eq!(scene.text("select cursor_id from elven_sync.sync_state").await, "300");
-    assert_eq!(holds(&scene).await, (30, 30));
+    assert_eq!(assert_verified(&scene).await, (30, 30));
     for (what, sql, expected) in [
         ("the cursor was moved forward", "update elven_sync.sync_state set cursor_id = '600'", &["gap", "unfinished"][..]),
         ("the cursor was moved to another batch", "update elven_sync.sync_state set cursor_id = '400'", &["unfinished"]),
@@ -303,7 +303,7 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
         ),
         ("a batch that was accepted is gone", "select remove_batch(nth_batch(2))", &["gap", "unlisted_row"]),
         ("a row was smuggled in", "select smuggle(55, xid_of(50))", &["unlisted_row"]),
-        ("a row was smuggled in where a batch is under way", "select smuggle(355, xid_of(50))", &["unlisted_row"]),
+        ("a row was smuggled in where a batch is in flight", "select smuggle(355, xid_of(50))", &["unlisted_row"]),
         // The row is read with the pending ones.
         ("a row comes behind the last batch", "select smuggle(555, xid_of(50))", &[]),
     ] {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection};
 
 use super::api::Api;
-use super::event_log::Diary;
+use super::event_log::EventLog;
 use super::workers::{Process, Workers};
 use super::{LEASE, Plan, SIGNATURE_WINDOW};
 use crate::cluster::Cluster;
@@ -30,7 +30,7 @@ enum Disruption {
     CutSessions,
     Crash,
     Restart,
-    Weather,
+    ApiFaults,
 }
 
 /// How often each disruption is dealt in one round. Each round has a new random order, so that a short soak has some
@@ -47,7 +47,7 @@ const DECK: [(Disruption, usize); 12] = [
     (Disruption::CutSessions, 2),
     (Disruption::Crash, 1),
     (Disruption::Restart, 1),
-    (Disruption::Weather, 7),
+    (Disruption::ApiFaults, 7),
 ];
 
 /// The faults of the API, as `docs/sandbox.md` describes them.
@@ -95,13 +95,13 @@ impl fmt::Display for Counts {
     }
 }
 
-pub struct Storm<'a> {
+pub struct Chaos<'a> {
     plan: &'a Plan,
     url: &'a str,
     cluster: &'a mut Cluster,
     workers: &'a Workers<'a>,
     api: &'a Api,
-    event_log: &'a Diary,
+    event_log: &'a EventLog,
     random: Rng,
     deck: Vec<Disruption>,
     /// The frozen processes, and when each is thawed.
@@ -109,14 +109,14 @@ pub struct Storm<'a> {
     pub counts: Counts,
 }
 
-impl<'a> Storm<'a> {
+impl<'a> Chaos<'a> {
     pub fn new(
         plan: &'a Plan,
         url: &'a str,
         cluster: &'a mut Cluster,
         workers: &'a Workers<'a>,
         api: &'a Api,
-        event_log: &'a Diary,
+        event_log: &'a EventLog,
         random: Rng,
     ) -> Self {
         let (deck, frozen, counts) = (Vec::new(), Vec::new(), Counts::default());
@@ -124,9 +124,9 @@ impl<'a> Storm<'a> {
     }
 
     /// Applies disruptions for the planned duration.
-    pub async fn rage(&mut self) {
+    pub async fn run(&mut self) {
         let begun = Instant::now();
-        while begun.elapsed() < self.plan.storm {
+        while begun.elapsed() < self.plan.chaos {
             let next = Instant::now() + Duration::from_millis(self.random.u64(30..400));
             while Instant::now() < next {
                 self.thaw(false);
@@ -134,17 +134,18 @@ impl<'a> Storm<'a> {
             }
             self.api.collect();
             if self.deck.is_empty() {
-                self.deck = DECK.iter().flat_map(|(blow, count)| repeat_n(*blow, *count)).collect();
+                self.deck =
+                    DECK.iter().flat_map(|(disruption, count)| repeat_n(*disruption, *count)).collect();
                 self.random.shuffle(&mut self.deck);
             }
-            let blow = self.deck.pop().unwrap();
-            self.strike(blow).await;
+            let disruption = self.deck.pop().unwrap();
+            self.apply(disruption).await;
         }
         self.api.set_faults(&[]);
         self.thaw(true);
     }
 
-    async fn strike(&mut self, blow: Disruption) {
+    async fn apply(&mut self, disruption: Disruption) {
         // Drawn for every disruption, so that the later ones do not depend on which processes were running.
         let (victim, part) = (self.random.usize(..), self.random.u64(..1000));
         let mut faults: Vec<&str> =
@@ -156,8 +157,8 @@ impl<'a> Storm<'a> {
             .filter(|p| self.frozen.iter().all(|(_, f)| f != p))
             .collect();
         let victim = awake.get(victim % awake.len().max(1)).copied();
-        let done = match (blow, victim) {
-            (Disruption::Weather, _) => {
+        let done = match (disruption, victim) {
+            (Disruption::ApiFaults, _) => {
                 faults.dedup();
                 self.api.set_faults(&faults);
                 faults.join(" ")
@@ -204,7 +205,7 @@ impl<'a> Storm<'a> {
                 self.at_gate(victim, "settling", Some(beyond_lease(part))).await.unwrap()
             }
         };
-        self.event_log.note(format!("{blow:?} {done}"));
+        self.event_log.note(format!("{disruption:?} {done}"));
     }
 
     fn freeze(&mut self, victim: Process, length: Duration) -> String {
