@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support::{TestEnv, eventually, output_of, stderr};
 
-/// Old rows of dead processes, for which a server with little memory cannot plan a hash table.
+/// Creates an environment with old rows of dead processes. With this `work_mem` no hash table can hold them.
 async fn scene_with_old_commits(pool: PgPool, rows: i32) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");

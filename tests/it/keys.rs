@@ -56,7 +56,7 @@ async fn set_aside(scene: &TestEnv) -> String {
         .await
 }
 
-/// Asserts that no error of a lane is open, runs and batches have the same counts, and `verify` holds.
+/// Asserts that no batch or pass is open, that runs and batches have the same counts, and that `verify` has no finding.
 async fn assert_all_is_well(scene: &TestEnv) {
     let open = "select concat_ws(' ', (select count(*) from elven_sync.sync_batches where status in ('sending', 'unknown')),
                                       (select count(*) from elven_sync.sync_passes where finished_at is null))";

@@ -73,7 +73,7 @@ async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool)
 async fn run_gets_an_entity_from_a_long_backfill_quickly(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 4000).await;
     scene.run().await;
-    // Without a yield the backfill would keep the entity for the length of a lease.
+    // If it did not yield, the backfill would continue for much longer than a lease.
     scene.sandbox.set_rules(fault_rules(&["slow=50ms"]));
     let mut child =
         scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();

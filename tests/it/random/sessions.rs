@@ -91,7 +91,7 @@ impl<'a> Owner<'a> {
                 self.execute_in(number, begin).await.push(Versions::new());
             }
             (_, 50..65) => {
-                self.execute_in(number, &format!("savepoint s{depth}")).await.push(Versions::new())
+                self.execute_in(number, &format!("savepoint s{depth}")).await.push(Versions::new());
             }
             (2.., 65..72) => {
                 let savepoint = self.random.usize(1..depth);

@@ -275,7 +275,7 @@ impl<'a> Chaos<'a> {
             }
         };
         gate.execute("delete from soak.gates").await?;
-        // A statement that waits here goes on in the server after the death of its worker.
+        // A statement that waits here continues in the server after the death of its worker.
         gate.close().await?;
         Ok(done)
     }

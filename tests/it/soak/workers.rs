@@ -108,7 +108,7 @@ impl<'a> Workers<'a> {
         self.all.iter().map(|worker| worker.runs.get()).sum()
     }
 
-    /// Describes the running processes and their sessions.
+    /// Describes the running processes and their states.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for Process { worker, pid } in self.processes() {
