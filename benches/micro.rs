@@ -1,4 +1,4 @@
-//! What the connector itself does to a batch of 1000 rows, step by step: decode, align, encode, sign.
+//! The cost of the connector for a batch of 1000 rows, step by step: decode, align, encode, sign.
 
 use std::hint::black_box;
 
@@ -18,12 +18,12 @@ fn zone() -> Zone {
     Zones::bundled().get("Europe/Zurich").unwrap_or_else(|_| Zone::utc())
 }
 
-/// Instants in steps of 61 minutes, from 2020 on: they meet both changes of clocks.
+/// Instants in steps of 61 minutes, from 2020 on, so that both clock changes occur.
 fn instants() -> Vec<i64> {
     (0..i64::from(ROWS)).map(|n| (20 * 365 * 24 * 60 + n * 61) * MINUTE_US).collect()
 }
 
-/// Balances of 1 to 5 groups of four digits, as `numeric_send` writes them; two groups before the point.
+/// Balances of 1 to 5 groups of four digits, in the format of `numeric_send`, with two groups before the point.
 fn balances() -> Vec<Vec<u8>> {
     let balance = |n: u16| {
         let groups = 1 + n % 5;

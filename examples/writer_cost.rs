@@ -1,8 +1,7 @@
-//! What `attach` costs those who write to the ledger: column, trigger and index, one after the other.
-//!
-//! A scratch database has the same table five times: as it was, with the column, with the trigger, as
-//! `attach` leaves it, and with the index for backfills too. Each way of writing is timed on each of them
-//! in turn, from empty, and the medians are compared.
+//! The cost of `attach` for the writers of the ledger: column, trigger and index, one after another. A scratch
+//! database has the same table five times: unchanged, with the column, with the trigger, as `attach` leaves it, and
+//! with the index for backfills too. Each kind of write is timed on each table in turn, from empty, and the medians
+//! are compared.
 
 #![expect(clippy::float_arithmetic, reason = "ratios of times; no amount is among them")]
 
@@ -30,10 +29,10 @@ struct Arguments {
 }
 
 const DATABASE: &str = "elven_sync_writer_cost";
-/// From bare to all of it; the names of the tables.
+/// The names of the tables, from unchanged to complete.
 const STAGES: [&str; 5] = ["bare", "column", "trigger", "index", "backfill"];
 
-/// What is written, all but the columns that fill themselves.
+/// The columns that are written, apart from those with generated values.
 const COLUMNS: &str = "entity_id, entity_account_id, currency, captured_at, balance";
 
 #[derive(Clone, Copy, PartialEq)]
@@ -81,7 +80,7 @@ async fn measure(url: &str, arguments: &Arguments) -> anyhow::Result<()> {
         let mut times = vec![Vec::new(); STAGES.len()];
         for run in 0..runs as usize {
             for turn in 0..STAGES.len() {
-                // Each run begins with another table, so that none is always first.
+                // Each round begins with another table, so that none is always first.
                 let stage = (run + turn) % STAGES.len();
                 times[stage].push(time(&mut connection, STAGES[stage], way, &copied).await?);
             }
@@ -102,7 +101,7 @@ async fn measure(url: &str, arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the source of the rows, and the table in each of its stages; returns the rows as COPY has them.
+/// Creates the source of the rows, and the table in each of its stages. Returns the rows in COPY format.
 async fn prepare(url: &str, connection: &mut PgConnection, rows: u32) -> anyhow::Result<Bytes> {
     let source = format!(
         "create table source as
@@ -133,7 +132,7 @@ async fn prepare(url: &str, connection: &mut PgConnection, rows: u32) -> anyhow:
     Ok(chunks.concat().into())
 }
 
-/// Times a way of writing to a table that is empty before, or full where rows are updated.
+/// Times a kind of write to a table that is empty before, or full for updates.
 async fn time(
     connection: &mut PgConnection,
     table: &str,

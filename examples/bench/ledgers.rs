@@ -1,4 +1,4 @@
-//! Scratch databases: a ledger of so many rows and entities, with the connector's tables beside it.
+//! Scratch databases: a ledger with a number of rows and entities, and the tables of the connector.
 
 use std::str::FromStr;
 use std::time::Instant;
@@ -15,16 +15,16 @@ use crate::server::APPLICATION;
 /// Enough for the lanes that are read at once.
 const CONNECTIONS_MAX: u32 = 12;
 
-/// $1 entities; their zones differ.
+/// $1 is the number of entities. Their zones differ.
 const REGISTER: &str = "
     insert into elven_sync.entities (entity_id, timezone)
     select 'entity-' || n, (array['Europe/Zurich', 'America/New_York', 'Asia/Kathmandu',
                                   'Australia/Lord_Howe'])[1 + n % 4]
       from generate_series(0, $1 - 1) n";
 
-/// $1 rows behind the first $3, $2 entities, interleaved row by row. An account belongs to one entity and
-/// has three currencies. Rows of an account and currency lie at least two days apart, so that none
-/// supersedes another, not even in the hour that a zone has twice. Balances have 0 to 18 decimals.
+/// $1 rows after the first $3, of $2 entities, interleaved row by row. An account belongs to one entity and has three
+/// currencies. Rows of an account and currency are at least two days apart, so that none supersedes another, not even
+/// in a repeated hour. Balances have 0 to 18 decimals.
 const SEED: &str = "
     insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
     select 'entity-' || account % $2,
@@ -35,17 +35,17 @@ const SEED: &str = "
       from (select n, greatest(1000, $2) as accounts, n % greatest(1000, $2) as account
               from generate_series($3, $3 + $1 - 1) n) s";
 
-/// All columns that a page needs, so that it is read without the table once that is vacuumed. `id` belongs to the key.
+/// All columns that a page needs, so that a vacuumed ledger is read without its table. `id` belongs to the key.
 const COVER: &str = "
     create index on ledger.balance_snapshots (entity_id, change_xid, id)
            include (entity_account_id, currency, captured_at, balance);
     drop index ledger.balance_snapshots_change";
 
-/// The trigger would write what the default writes, and costs more than the rest of the seed.
+/// The trigger writes the same value as the default, and costs more than the rest of the seed.
 const TRIGGER_OFF: &str = "alter table ledger.balance_snapshots disable trigger stamp_change_xid";
 const TRIGGER_ON: &str = "alter table ledger.balance_snapshots enable always trigger stamp_change_xid";
 
-/// Makes the connector forget that it ever ran.
+/// Resets the connector to the state before any run.
 const RESET: [&str; 4] = [
     "truncate elven_sync.sync_errors, elven_sync.sync_batches, elven_sync.sync_backfill_lanes, elven_sync.sync_backfills,
               elven_sync.sync_passes, elven_sync.sync_runs",
@@ -63,7 +63,7 @@ pub(crate) struct Ledger {
     pub(crate) entities: u32,
 }
 
-/// Those that exist. One that a scenario is done with, and that is as it was made, serves the next one.
+/// The existing ledgers. A ledger that a scenario has left unchanged is used by the next one.
 pub(crate) struct Ledgers {
     server: Url,
     covering: bool,
@@ -102,7 +102,7 @@ impl Ledgers {
         Ok(ledger)
     }
 
-    /// For another scenario that wants as many rows and entities.
+    /// Returns a ledger for another scenario that wants as many rows and entities.
     pub(crate) fn give_back(&mut self, ledger: Ledger) {
         self.unused.push(ledger);
     }
@@ -114,7 +114,7 @@ impl Ledgers {
         Ok(())
     }
 
-    /// Drops what was given back with another number of rows.
+    /// Drops returned ledgers with another number of rows.
     pub(crate) async fn drop_unlike(&mut self, rows: u32) -> anyhow::Result<()> {
         while let Some(place) = self.unused.iter().position(|ledger| ledger.rows != rows) {
             let ledger = self.unused.swap_remove(place);
@@ -148,7 +148,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The first rows, all in one transaction.
+    /// Inserts the first rows, all in one transaction.
     async fn seed(&mut self, rows: u32) -> anyhow::Result<()> {
         let mut transaction = self.pool.begin().await?;
         transaction.execute(TRIGGER_OFF).await?;
@@ -160,7 +160,7 @@ impl Ledger {
         self.settle().await
     }
 
-    /// Writes more rows, all in one transaction.
+    /// Inserts more rows, all in one transaction.
     pub(crate) async fn add(&mut self, rows: u32) -> anyhow::Result<()> {
         let (before, entities) = (i64::from(self.rows), i64::from(self.entities));
         sqlx::query(SEED).bind(i64::from(rows)).bind(entities).bind(before).execute(&self.pool).await?;
@@ -168,14 +168,14 @@ impl Ledger {
         Ok(())
     }
 
-    /// What the server would sooner or later do by itself.
+    /// Does the work that the server would do by itself later.
     pub(crate) async fn settle(&self) -> anyhow::Result<()> {
         self.pool.execute("vacuum (analyze)").await?;
         self.pool.execute("checkpoint").await?;
         Ok(())
     }
 
-    /// Makes the connector forget that it ever ran.
+    /// Resets the connector to the state before any run.
     pub(crate) async fn reset(&self) -> anyhow::Result<()> {
         for statement in RESET {
             self.pool.execute(statement).await?;

@@ -1,4 +1,4 @@
-//! The limits: how fast the database gives rows away, and how fast bodies can be sent.
+//! The limits: how fast the database delivers rows, and how fast bodies can be sent.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use crate::ledgers::Ledger;
 pub(crate) const KEY: &str = "bench-key";
 pub(crate) const SECRET: &str = "bench-secret";
 const RECORDS_PER_BODY: u32 = 1000;
-/// As many rows as the connector asks for at once.
+/// The page size of the connector.
 const PAGE_ROWS: u32 = 4000;
-/// The connector's own default.
+/// The default of the connector.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The columns that matter, in heap order.
+/// The columns that are read, in heap order.
 const COPY: &str = "
     copy (select entity_account_id, currency, captured_at, balance, entity_id from ledger.balance_snapshots)
       to stdout (format binary)";
 
-/// Copies all rows to nowhere; returns rows per second.
+/// Copies all rows without storing them. Returns rows per second.
 pub(crate) async fn copy(ledger: &Ledger) -> anyhow::Result<f64> {
     copy_while(ledger, |_| ()).await
 }
@@ -47,8 +47,8 @@ async fn copy_while(ledger: &Ledger, mut every: impl FnMut(u32)) -> anyhow::Resu
     Ok(f64::from(ledger.rows) / began.elapsed().as_secs_f64())
 }
 
-/// Reads all rows as the contract demands, entity by entity in the order `(change_xid, id)` and in pages, in
-/// so many lanes at once, to nowhere; returns rows per second.
+/// Reads all rows as the contract demands, entity by entity in the order `(change_xid, id)` and in pages, in several
+/// lanes at once, without storing them. Returns rows per second.
 pub(crate) async fn pages(ledger: &Ledger, lanes: usize) -> anyhow::Result<f64> {
     let began = Instant::now();
     let slots = Arc::new(Semaphore::new(lanes));
@@ -70,7 +70,7 @@ pub(crate) async fn pages(ledger: &Ledger, lanes: usize) -> anyhow::Result<f64> 
     Ok(f64::from(ledger.rows) / began.elapsed().as_secs_f64())
 }
 
-/// Reads the rows behind a transaction and an id; returns those of the last row.
+/// Reads the rows after a transaction and an id. Returns the transaction and the id of the last row.
 async fn page(pool: &sqlx::PgPool, entity: u32, after: (u64, i64)) -> anyhow::Result<Option<(u64, i64)>> {
     let (xid, id) = after;
     let page = format!(
@@ -81,7 +81,7 @@ async fn page(pool: &sqlx::PgPool, entity: u32, after: (u64, i64)) -> anyhow::Re
     let mut messages = pool.copy_out_raw(&page).await?;
     let mut last = None;
     while let Some(message) = messages.try_next().await? {
-        // A row has its number of columns in 2 bytes, and a length of 4 bytes before each of them.
+        // A row has its number of columns in 2 bytes, and a length of 4 bytes before each column.
         if message.starts_with(&[0, 6]) {
             last = Some(message);
         }
@@ -94,7 +94,7 @@ async fn page(pool: &sqlx::PgPool, entity: u32, after: (u64, i64)) -> anyhow::Re
     .transpose()
 }
 
-/// Bodies made beforehand, sent by the connector's own client.
+/// Bodies that were built beforehand, sent by the client of the connector.
 #[derive(Clone)]
 pub(crate) struct Replay {
     client: Client,
@@ -111,14 +111,14 @@ impl Replay {
         Ok(Self { client, credential: credential.into(), bodies, in_flight })
     }
 
-    /// Sends so many rows; returns rows per second.
+    /// Sends this many rows. Returns rows per second.
     pub(crate) async fn send(&self, rows: u32) -> anyhow::Result<f64> {
         let bodies = rows.div_ceil(RECORDS_PER_BODY);
         let elapsed = self.send_when_due(Semaphore::new(bodies as usize).into(), bodies).await?;
         Ok(f64::from(bodies * RECORDS_PER_BODY) / elapsed.as_secs_f64())
     }
 
-    /// Copies all rows to nowhere, and sends a body for each 1000 of them; returns rows per second.
+    /// Copies all rows without storing them, and sends a body for each 1000. Returns rows per second.
     pub(crate) async fn send_beside_copy(&self, ledger: &Ledger) -> anyhow::Result<f64> {
         let due = Arc::new(Semaphore::new(0));
         let began = Instant::now();
@@ -132,7 +132,7 @@ impl Replay {
         Ok(f64::from(ledger.rows) / began.elapsed().as_secs_f64())
     }
 
-    /// Sends so many bodies, each once there is a permit for it.
+    /// Sends this many bodies, each once there is a permit for it.
     async fn send_when_due(&self, due: Arc<Semaphore>, bodies: u32) -> anyhow::Result<Duration> {
         let began = Instant::now();
         let mut tasks = JoinSet::new();
@@ -161,7 +161,7 @@ impl Replay {
     }
 }
 
-/// 1000 records, as long as those of the ledger.
+/// Builds 1000 records, as long as those of the ledger.
 fn body(number: u32) -> Bytes {
     let mut body = String::from("[");
     for record in 0..RECORDS_PER_BODY {

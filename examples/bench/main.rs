@@ -86,7 +86,7 @@ struct Arguments {
     role: Option<Role>,
 }
 
-/// What this program is besides, in processes that it starts itself.
+/// The other roles of this program, in processes that it starts itself.
 #[derive(Debug, clap::Subcommand)]
 enum Role {
     #[command(hide = true)]
@@ -95,7 +95,7 @@ enum Role {
     Measure(process::Options),
 }
 
-/// What the scenarios share.
+/// The values that the scenarios share.
 struct Bench {
     arguments: Arguments,
     connector: PathBuf,
@@ -142,7 +142,7 @@ async fn conduct(arguments: Arguments) -> anyhow::Result<()> {
     measured.and(dropped)
 }
 
-/// The program beside this one: `target/release/elven-sync` for `target/release/examples/bench`.
+/// Returns the program of the release build: `target/release/elven-sync` for `target/release/examples/bench`.
 fn shipped() -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe()?;
     let profile = this.parent().and_then(|examples| examples.parent());
@@ -150,7 +150,7 @@ fn shipped() -> anyhow::Result<PathBuf> {
 }
 
 impl Bench {
-    /// All scenarios that were asked for. One that fails is noted, and the next one begins.
+    /// Executes all requested scenarios. A failure is noted, and the next scenario begins.
     async fn measure(&mut self) -> anyhow::Result<()> {
         let mut failed = Vec::new();
         for scenario in Scenario::selected(&self.arguments.only) {

@@ -1,7 +1,5 @@
-//! Programs, and what they take.
-//!
-//! A small process stands between the benchmark and the program: what the system says of all children of that
-//! process is then about this one program, to the microsecond.
+//! Programs, and their cost. A small process stands between the benchmark and the program, so that the resource usage
+//! of all its children is the usage of this one program, to the microsecond.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -25,20 +23,20 @@ pub(crate) struct Options {
     command: Vec<OsString>,
 }
 
-/// What a program took, from its start to its end.
+/// The cost of a program, from its start to its end.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Taken {
     pub(crate) elapsed_s: f64,
     /// User and system time.
     pub(crate) cpu_s: f64,
-    /// The most memory that it ever had resident.
+    /// Maximum resident memory.
     pub(crate) peak_rss_mib: f64,
-    /// What it wrote to stdout.
+    /// Standard output.
     pub(crate) output: String,
     succeeded: bool,
 }
 
-/// The role: runs a program and says what it took.
+/// The role: runs a program and reports its cost.
 pub(crate) fn measure(options: &Options) -> anyhow::Result<()> {
     let (program, arguments) = options.command.split_first().context("no program")?;
     let began = Instant::now();
@@ -65,7 +63,7 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a program; what it writes to stderr is shown.
+/// Runs a program and shows its standard error.
 pub(crate) async fn run(
     command: &[&Path],
     environment: &[(String, String)],
@@ -84,7 +82,7 @@ pub(crate) async fn run(
     Ok(taken)
 }
 
-/// This program in another role.
+/// Builds the command that starts this program in another role.
 pub(crate) fn myself(role: &str) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(role).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
@@ -100,7 +98,7 @@ pub(crate) fn cpu_s(who: UsageWho) -> anyhow::Result<f64> {
 
 fn peak_rss_mib() -> anyhow::Result<f64> {
     let peak: u32 = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss().try_into()?;
-    // In KiB, and on macOS in bytes.
+    // In KiB, on macOS in bytes.
     let unit = if cfg!(target_os = "macos") { 1024.0 * 1024.0 } else { 1024.0 };
     Ok(f64::from(peak) / unit)
 }

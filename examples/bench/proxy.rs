@@ -1,5 +1,5 @@
-//! A proxy before the server that counts what the client asks for (PostgreSQL manual, "Frontend/Backend
-//! Protocol"), whatever the server's settings are.
+//! A proxy before the server that counts the statements of the client (PostgreSQL manual, "Frontend/Backend
+//! Protocol"), for any settings of the server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,21 +23,21 @@ struct Counters {
     syncs: AtomicU32,
 }
 
-/// What clients asked for.
+/// The counters of the client.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Asked {
     pub(crate) connections: u32,
     /// All statements. Several in one message count once.
     pub(crate) statements: u32,
-    /// Those of them that begin or end a transaction, with what is set there.
+    /// The statements that begin or end a transaction, with the settings in them.
     pub(crate) brackets: u32,
-    /// Times that the client waited for the server.
+    /// The number of times that the client waited for the server.
     pub(crate) round_trips: u32,
 }
 
-/// A proxy that runs; dropped, it is gone.
+/// A running proxy. It ends when it is dropped.
 pub(crate) struct Proxy {
-    /// The database, through the proxy.
+    /// The URL of the database through the proxy.
     pub(crate) url: Url,
     counters: Arc<Counters>,
     _tasks: JoinSet<()>,
@@ -51,7 +51,7 @@ impl Proxy {
         let mut url = server.clone();
         url.set_host(Some("127.0.0.1"))?;
         url.set_port(Some(listener.local_addr()?.port())).ok().context("DATABASE_URL takes no port")?;
-        // What is encrypted cannot be counted.
+        // Encrypted traffic cannot be counted.
         url.set_query(Some("sslmode=disable"));
         let counters = Arc::new(Counters::default());
         let mut tasks = JoinSet::new();
@@ -60,7 +60,7 @@ impl Proxy {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 let (target, counters) = (target.clone(), shared.clone());
-                // Either side may hang up whenever it likes.
+                // Either side may close the connection at any time.
                 connections.spawn(async move { drop(forward(client, target, &counters).await) });
             }
         });
@@ -91,13 +91,13 @@ async fn forward(client: TcpStream, target: (String, u16), counters: &Counters) 
     Ok(())
 }
 
-/// Passes on what the client says, message by message.
+/// Forwards the messages of the client one by one.
 async fn count(
     mut client: OwnedReadHalf,
     mut server: OwnedWriteHalf,
     counters: &Counters,
 ) -> anyhow::Result<()> {
-    // The first message alone has no type.
+    // Only the first message has no type.
     let length = client.read_u32().await?;
     pass_on(&mut client, &mut server, &[], length).await?;
     loop {
@@ -123,7 +123,7 @@ fn is_bracket(statement: &[u8]) -> bool {
     [b"begin".as_slice(), b"commit", b"rollback"].iter().any(|word| statement.starts_with(word))
 }
 
-/// `length` counts itself, but not the type.
+/// `length` includes itself, but not the type.
 async fn pass_on(
     client: &mut OwnedReadHalf,
     server: &mut OwnedWriteHalf,

@@ -1,7 +1,7 @@
-//! The receiver: an API that accepts everything, in a process of its own, and costs next to nothing.
+//! The receiver: an API that accepts everything, in its own process, at nearly no cost.
 //!
-//! A thread per connection reads requests as HTTP/1.1 with a content length, counts the records of a body by
-//! their opening braces, and answers as the documentation says of success. Signatures are not looked at.
+//! One thread per connection reads requests as HTTP/1.1 with a content length, counts the records of a body by their
+//! opening braces, and sends the documented success answer. Signatures are not checked.
 
 use std::io::{BufRead, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,7 +19,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::process::{cpu_s, myself};
 
-/// Larger than a body of 1000 records is, so that most need few reads.
+/// Larger than a body of 1000 records, so that most need few reads.
 const BUFFER_BYTES: usize = 256 << 10;
 
 const ANSWER: &[u8] =
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     pub(crate) stalled: bool,
 }
 
-/// What came since the start.
+/// The totals since the start.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Arrived {
     pub(crate) requests: u64,
@@ -49,7 +49,7 @@ struct Counters {
     records: AtomicU64,
 }
 
-/// The role: says where it listens, then at each line of its input how much came, until its input ends.
+/// The role: prints its address, then the totals for each line of its input, until its input ends.
 pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     line(format_args!("http://{}", listener.local_addr()?));
@@ -64,7 +64,7 @@ pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
             }
             let counters = shared.clone();
             let latency = Duration::from_millis(options.latency.into());
-            // A client that hangs up ends its thread.
+            // A client that closes its connection ends its thread.
             std::thread::spawn(move || answer_all(stream, latency, &counters));
         }
     });
@@ -79,7 +79,7 @@ pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One request after the other, until the client hangs up.
+/// Serves one request after another, until the client closes the connection.
 fn answer_all(mut stream: TcpStream, latency: Duration, counters: &Counters) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -129,18 +129,18 @@ fn content_length(head: &[u8]) -> anyhow::Result<usize> {
     Ok(lengths.next().transpose()?.unwrap_or(0))
 }
 
-/// Opening braces. Sums of up to 255 fit a byte, which lets the compiler count many at once.
+/// Counts opening braces. Sums of up to 255 fit a byte, so that the compiler can count many at once.
 fn count_records(bytes: &[u8]) -> u64 {
     let braces = |chunk: &[u8]| chunk.iter().map(|byte| u8::from(*byte == b'{')).sum::<u8>();
     bytes.chunks(255).map(|chunk| u64::from(braces(chunk))).sum()
 }
 
-/// A receiver that runs.
+/// A running receiver.
 pub(crate) struct Receiver {
     pub(crate) url: String,
     input: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    /// Ends with this.
+    /// Its process ends when this is dropped.
     _process: Child,
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Arguments;
 
-/// What a median has to be.
+/// The target of a median.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     AtLeast(f64),
@@ -34,7 +34,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// One figure, as it was in each run. `None`: it could not be had here.
+/// One figure, as measured in each run. `None`: not available on this machine.
 #[derive(Debug)]
 struct Figure {
     scenario: &'static str,
@@ -91,12 +91,12 @@ impl Report {
         self.figures.push(Figure { scenario, name: name.into(), unit, runs, target });
     }
 
-    /// What a reader has to know besides.
+    /// Notes for the reader.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
 
-    /// The table, and JSON into the file; for `-` JSON alone, to stdout.
+    /// Prints the table, and writes JSON to the file. For `-` prints only JSON.
     pub(crate) fn print(&self, json: Option<&Path>) -> anyhow::Result<()> {
         match json {
             Some(path) if path == "-" => line(format_args!("{:#}", self.json())),
@@ -161,7 +161,7 @@ impl Report {
     }
 }
 
-/// The median, of two in the middle their mean. `None` when a figure is missing.
+/// Returns the median, the mean of the two middle values for an even number. `None` when a figure is missing.
 pub(crate) fn median(runs: &[Option<f64>]) -> Option<f64> {
     let mut runs: Vec<f64> = runs.iter().copied().collect::<Option<_>>()?;
     runs.sort_by(f64::total_cmp);
@@ -169,7 +169,7 @@ pub(crate) fn median(runs: &[Option<f64>]) -> Option<f64> {
     Some(f64::midpoint(middle(runs.len().checked_sub(1)?)?, middle(runs.len())?))
 }
 
-/// About four digits, and groups of three in large numbers.
+/// Formats about four digits, with groups of three in large numbers.
 fn shown(number: f64) -> String {
     let decimals = match number.abs() {
         100.0.. => 0,

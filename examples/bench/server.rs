@@ -1,4 +1,4 @@
-//! The server, and what it does while something is measured.
+//! The server, and its activity during a measurement.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection};
 
-/// By this name the benchmark knows its own connections from those that it measures.
+/// The application name that tells connections of the benchmark from measured ones.
 pub(crate) const APPLICATION: &str = "elven-sync bench";
 
 /// Clock ticks per second in `/proc` (manual page proc(5)).
 const TICKS_PER_S: f64 = 100.0;
-/// How long connections of what was measured may take to end.
+/// Maximum time for connections of a measured program to end.
 const QUIET_MAX: Duration = Duration::from_secs(10);
 
 const SETTINGS: [&str; 7] = [
@@ -27,13 +27,13 @@ const SETTINGS: [&str; 7] = [
     "wal_level",
 ];
 
-/// $1 a database: the next transaction id, transactions that ended there, bytes of WAL.
+/// $1 is a database. Returns the next transaction id, transactions that ended there, and bytes of WAL.
 const METER: &str = "
     select pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
            (select xact_commit + xact_rollback from pg_stat_database where datname = $1),
            pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint";
 
-/// $1 a database, $2 our own connections.
+/// $1 is a database, $2 the application name of the benchmark.
 const BUSY: &str = "
     select count(*) from pg_stat_activity
      where datname = $1 and backend_type = 'client backend' and application_name <> $2";
@@ -42,20 +42,20 @@ pub(crate) struct Server {
     connection: PgConnection,
     version: i32,
     settings: BTreeMap<String, String>,
-    /// The parent of all server processes, when it is on this machine.
+    /// The parent of all server processes, if it is on this machine.
     postmaster: Option<u32>,
 }
 
-/// Counters of the server at one moment, or what they grew by.
+/// Counters of the server at one moment, or their growth.
 #[derive(Clone, Debug)]
 pub(crate) struct Meter {
     /// CPU of all processes of the server.
     pub(crate) cpu_s: Option<f64>,
-    /// Transactions that wrote: those that were given an id.
+    /// Transactions that wrote, and so got an id.
     pub(crate) writes: i64,
-    /// Transactions in the database, those that only read included.
+    /// Transactions in the database, including read-only ones.
     pub(crate) transactions: i64,
-    /// Times that WAL was flushed to disk. Transactions that commit together share one.
+    /// Flushes of the WAL to disk. Transactions that commit together share one.
     pub(crate) fsyncs: Option<i64>,
     pub(crate) wal_bytes: i64,
 }
@@ -101,8 +101,8 @@ impl Server {
         json!(self.settings)
     }
 
-    /// Reads all counters, once nobody but us is connected to the database any more: a server process hands
-    /// in its figures when it ends.
+    /// Reads all counters once only the benchmark is connected to the database: a server process reports its figures
+    /// when it ends.
     pub(crate) async fn meter(&mut self, database: &str) -> anyhow::Result<Meter> {
         let waiting = async {
             loop {
@@ -116,7 +116,7 @@ impl Server {
         };
         tokio::time::timeout(QUIET_MAX, waiting).await.context("connections were left behind")??;
         if self.version < 150_000 {
-            // Its collector is told by a message, and writes at most twice a second.
+            // Its statistics collector gets a message, and writes at most twice a second.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let cpu_s = self.cpu_s();
@@ -134,7 +134,7 @@ impl Server {
         Ok(Meter { cpu_s, writes, transactions, fsyncs, wal_bytes })
     }
 
-    /// User and system time of the postmaster, its children, and those of them that have ended.
+    /// User and system time of the postmaster, its children, and its ended children.
     pub(crate) fn cpu_s(&self) -> Option<f64> {
         let postmaster = self.postmaster?;
         let processes = std::fs::read_dir("/proc").ok()?.filter_map(|entry| {
@@ -146,7 +146,7 @@ impl Server {
     }
 }
 
-/// Of `/proc/PID/stat`: the parent, and the time of the process and of its children that have ended.
+/// From `/proc/PID/stat`: the parent, and the time of the process and of its ended children.
 struct Stat {
     parent: u32,
     ticks: f64,
@@ -155,8 +155,8 @@ struct Stat {
 impl Stat {
     fn read(pid: &str) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in field 2 may have spaces, so fields are counted from behind it: 4 is the parent, 14
-        // to 17 are the times.
+        // The name in field 2 may have spaces, so fields are counted after it: 4 is the parent, 14 to 17 are the
+        // times.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = fields.get(11..15)?.iter().map(|ticks| ticks.parse::<f64>().unwrap_or(0.0)).sum();
         Some(Self { parent: fields.get(1)?.parse().ok()?, ticks })

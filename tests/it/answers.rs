@@ -1,11 +1,11 @@
-//! What an answer does to a lane: accepted, or it stops with its watermark where it was, and nobody else
-//! notices.
+//! The effect of an answer on a lane: its batch is accepted, or the lane stops with its watermark unmoved. Other
+//! lanes are not affected.
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
 use sqlx::PgPool;
 
-use crate::support::TestEnv;
+use crate::support::{TestEnv, eventually};
 
 const ROWS: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -14,7 +14,7 @@ const ROWS: &str =
 const ACME: &str = "select concat_ws(' ', settled is null, cursor_xid, consecutive_failures, lease_owner)
                       from elven_sync.sync_state where entity_id = 'acme'";
 
-/// The statuses of the batches of acme, and whether they may have arrived.
+/// The statuses of the batches of acme, and whether they are ambiguous.
 const BATCHES: &str = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id)
                          from elven_sync.sync_batches where entity_id = 'acme'";
 
@@ -23,9 +23,9 @@ fn answer(status: u16, body: &str) -> Fault {
 }
 
 #[sqlx::test(migrations = false)]
-async fn what_stops_a_lane_stops_no_other(pool: PgPool) {
+async fn failure_of_one_lane_stops_no_other_lane(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
-    // One after the other, in the order of their ids, so that the fault meets acme; and nothing is repeated.
+    // One entity at a time, in the order of their ids, so that the fault meets acme. No request is retried.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("acme", "UTC").await;
@@ -60,7 +60,7 @@ async fn what_stops_a_lane_stops_no_other(pool: PgPool) {
     assert_eq!(scene.text(repeated).await, "2 403", "one problem is one row");
     let health = "select status || ' ' || pending_rows from elven_sync.sync_health where entity_id = 'acme'";
     assert_eq!(scene.text(health).await, "failing 1");
-    // The API is well again: the lane goes on where it stood, and its errors are resolved.
+    // The API works again: the lane resumes at its cursor, and its errors are resolved.
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(
         scene.text("select count(*)::text from elven_sync.sync_errors where resolved_at is null").await,
@@ -74,12 +74,12 @@ async fn what_stops_a_lane_stops_no_other(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_lost_answer_is_sent_again_byte_for_byte_and_marked(pool: PgPool) {
+async fn unanswered_batch_is_resent_byte_identical_and_marked_ambiguous(pool: PgPool) {
     for (round, fault) in [Fault::FailAfterWrite { status: 500 }, Fault::CutAfterWrite, answer(200, "<html>")]
         .into_iter()
         .enumerate()
     {
-        // The same database, another entity each time.
+        // The same database, with another entity each time.
         if round == 0 {
             elven_sync::journal::migrate(&pool.clone().into()).await.unwrap();
         }
@@ -113,7 +113,7 @@ async fn a_lost_answer_is_sent_again_byte_for_byte_and_marked(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_unreachable_api_is_unavailable_and_nothing_is_lost(pool: PgPool) {
+async fn unreachable_api_fails_the_run_and_loses_no_row(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;
@@ -135,7 +135,7 @@ async fn an_unreachable_api_is_unavailable_and_nothing_is_lost(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_unknown_zone_or_credential_fails_its_entity_alone(pool: PgPool) {
+async fn unknown_zone_or_credential_fails_only_its_entity(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zürich").await;
     scene.entity("beta", "UTC").await;
@@ -157,9 +157,9 @@ async fn an_unknown_zone_or_credential_fails_its_entity_alone(pool: PgPool) {
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
 }
 
-/// While the API takes its time, no session of the connector has a transaction open.
+/// While the API delays its answer, no session of the connector has an open transaction.
 #[sqlx::test(migrations = false)]
-async fn no_transaction_is_open_while_a_request_is_under_way(pool: PgPool) {
+async fn no_transaction_is_open_during_a_request(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;
@@ -169,7 +169,7 @@ async fn no_transaction_is_open_while_a_request_is_under_way(pool: PgPool) {
         gate.reached().await;
         let open = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync'
                        and datname = current_database() and (xact_start is not null or backend_xmin is not null)";
-        crate::support::eventually("no transaction is open", async || scene.text(open).await == "0").await;
+        eventually("no transaction is open", async || scene.text(open).await == "0").await;
         assert_eq!(scene.text(BATCHES).await, "sending 1 f", "the batch was recorded before it was sent");
         gate.open();
     };

@@ -1,4 +1,4 @@
-//! `attach` on tables that people have already.
+//! `attach` on existing tables.
 
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
@@ -19,7 +19,7 @@ const PARTED: &str = "create schema books;
     insert into books.balances select n, 'acme', 'a' || n, case n % 2 when 0 then 'BTC' else 'ETH' end,
            timestamptz '2023-12-01Z' + n * interval '1 day', n from generate_series(1, 100) n;";
 
-/// The rows of entity acme of a table that knows nothing of elven-sync yet.
+/// The rows of entity acme in a table without any part of elven-sync.
 async fn scene_with(pool: PgPool, sql: &'static str) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
@@ -28,14 +28,14 @@ async fn scene_with(pool: PgPool, sql: &'static str) -> TestEnv {
     scene
 }
 
-/// What `attach` prints, when it succeeds.
+/// Returns the output of `attach`, which has to succeed.
 async fn attach(scene: &TestEnv, more: &[&str]) -> String {
     let output = scene.output(&[&["attach"], more].concat()).await;
     assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
     stdout(&output)
 }
 
-/// All that the catalogue knows of the tables and that attaching changes.
+/// Returns everything in the catalogue that attaching changes.
 async fn shape(scene: &TestEnv) -> String {
     scene
         .text(
@@ -53,7 +53,7 @@ async fn shape(scene: &TestEnv) -> String {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_plain_table_is_prepared_without_a_rewrite_and_taken_back(pool: PgPool) {
+async fn plain_table_is_attached_without_rewrite_and_detached(pool: PgPool) {
     let scene = scene_with(pool, PLAIN).await;
     let output = scene.output(&["run"]).await;
     assert!(stderr(&output).contains("attach"), "{}", stderr(&output));
@@ -70,7 +70,7 @@ async fn a_plain_table_is_prepared_without_a_rewrite_and_taken_back(pool: PgPool
     assert_eq!(scene.run().await.counters.rows_uploaded, 100);
     assert_eq!(scene.run().await.counters.rows_read, 0);
 
-    // What the rehearsal printed, run by hand, does the same.
+    // The printed statements of the dry run, executed by hand, do the same.
     let after = shape(&scene).await;
     attach(&scene, &["--undo"]).await;
     assert_eq!(shape(&scene).await, before);
@@ -81,16 +81,16 @@ async fn a_plain_table_is_prepared_without_a_rewrite_and_taken_back(pool: PgPool
     }
     assert_eq!(shape(&scene).await, after);
     assert!(attach(&scene, &[]).await.contains("nothing to do"));
-    // Attached again, the column is another one: the watermark of before is refused, so that nothing hides behind it.
+    // After another attach the column is a new one: the old watermark is refused, so that no row hides behind it.
     let refused = scene.run().await.entities[0].failure().unwrap();
     assert!(refused.contains("change_xid is read from a different column"), "{refused}");
     assert!(scene.output(&["entity", "rewind", "acme", "--yes"]).await.status.success());
     assert_eq!(scene.run().await.counters.rows_uploaded, 100);
 }
 
-/// Each way round a default that a writer may take, as in the default ledger.
+/// Each way to bypass a default, as with the default ledger.
 #[sqlx::test(migrations = false)]
-async fn what_is_written_afterwards_is_stamped_whatever_the_writer_does(pool: PgPool) {
+async fn rows_written_after_attach_are_always_stamped(pool: PgPool) {
     for parted in [false, true] {
         let scene = TestEnv::new(pool.clone()).await;
         scene.sql("drop schema if exists books cascade; delete from elven_sync.entities; delete from elven_sync.sync_state").await;
@@ -124,7 +124,7 @@ async fn what_is_written_afterwards_is_stamped_whatever_the_writer_does(pool: Pg
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_partitioned_table_is_prepared_partition_by_partition(pool: PgPool) {
+async fn partitioned_table_is_attached_partition_by_partition(pool: PgPool) {
     let scene = scene_with(pool, PARTED).await;
     let before = shape(&scene).await;
     let rehearsal = attach(&scene, &["--dry-run", "--backfill-index"]).await;
@@ -135,7 +135,7 @@ async fn a_partitioned_table_is_prepared_partition_by_partition(pool: PgPool) {
     assert!(attach(&scene, &["--backfill-index"]).await.contains("nothing to do"));
     assert_eq!(scene.run().await.counters.rows_uploaded, 100);
 
-    // A partition of later has everything; one in which the trigger was switched off gets it back.
+    // A later partition has everything. A partition with a disabled trigger gets it back.
     scene.sql("create table books.y25 partition of books.balances for values from ('2025-01-01Z') to ('2026-01-01Z')").await;
     assert!(attach(&scene, &[]).await.contains("nothing to do"));
     scene.sql("alter table books.y24_btc disable trigger elven_sync_stamp_change_xid").await;
@@ -152,10 +152,10 @@ async fn a_partitioned_table_is_prepared_partition_by_partition(pool: PgPool) {
     assert_eq!(shape(&scene).await, before);
 }
 
-/// An attempt that was cut off leaves an index that does not count; the next one makes it anew. One of
-/// the table's own that serves is taken.
+/// An interrupted attempt leaves an invalid index, which the next attempt rebuilds. A suitable index of the table is
+/// used.
 #[sqlx::test(migrations = false)]
-async fn a_broken_index_is_made_anew_and_a_good_one_is_taken(pool: PgPool) {
+async fn invalid_index_is_rebuilt_and_valid_index_reused(pool: PgPool) {
     let scene = scene_with(pool, PLAIN).await;
     attach(&scene, &[]).await;
     scene
@@ -175,7 +175,7 @@ async fn a_broken_index_is_made_anew_and_a_good_one_is_taken(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_table_that_is_in_use_is_not_waited_for_and_the_holder_is_named(pool: PgPool) {
+async fn attach_does_not_wait_and_names_the_lock_holder(pool: PgPool) {
     let scene = scene_with(pool, PLAIN).await;
     let before = shape(&scene).await;
     let mut reader = PgConnection::connect(&scene.url).await.unwrap();
@@ -206,7 +206,7 @@ async fn a_table_that_is_in_use_is_not_waited_for_and_the_holder_is_named(pool: 
 }
 
 #[sqlx::test(migrations = false)]
-async fn what_would_break_is_said_before(pool: PgPool) {
+async fn attach_reports_conflicts_before_it_changes_anything(pool: PgPool) {
     let mut scene = scene_with(pool, PLAIN).await;
     scene.sql("create publication feed for table books.balances; alter table books.balances enable row level security").await;
     let before = shape(&scene).await;
@@ -218,7 +218,7 @@ async fn what_would_break_is_said_before(pool: PgPool) {
     assert_eq!(shape(&scene).await, before);
     attach(&scene, &["--yes"]).await;
     attach(&scene, &["--undo"]).await;
-    // A publication of some columns goes on as it is.
+    // A publication of some columns is not affected.
     if scene.text("select (current_setting('server_version_num')::int >= 150000)::text").await == "true" {
         scene
             .sql("drop publication feed; create publication feed for table books.balances (id, balance)")
@@ -245,9 +245,9 @@ async fn what_would_break_is_said_before(pool: PgPool) {
     }
 }
 
-/// The default ledger is prepared as it is, and a view is read once the table beneath it is.
+/// The default ledger is ready as it is, and a view can be read once its table is attached.
 #[sqlx::test(migrations = false)]
-async fn the_default_ledger_needs_nothing_and_a_view_needs_its_table(pool: PgPool) {
+async fn default_ledger_needs_no_attach_and_view_needs_its_table(pool: PgPool) {
     let mut scene = scene_with(pool, PLAIN).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.balance_snapshots");
     assert!(attach(&scene, &[]).await.contains("nothing to do"));
@@ -269,7 +269,7 @@ async fn the_default_ledger_needs_nothing_and_a_view_needs_its_table(pool: PgPoo
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_single_entity_needs_no_column(pool: PgPool) {
+async fn single_entity_needs_no_entity_column(pool: PgPool) {
     let mut scene = scene_with(pool, PLAIN).await;
     scene.sql("alter table books.balances drop column entity_id").await;
     scene.set("ELVEN_SYNC_LEDGER__ENTITY", "acme");
@@ -283,9 +283,9 @@ async fn a_single_entity_needs_no_column(pool: PgPool) {
     assert_eq!(report.unregistered, ["it's another"]);
 }
 
-/// Indexes that do not give the order, names that others have, and a function that two tables share.
+/// Indexes without the right order, names that are in use, and a function that two tables share.
 #[sqlx::test(migrations = false)]
-async fn what_is_of_others_is_left_alone(pool: PgPool) {
+async fn attach_leaves_objects_of_others_unchanged(pool: PgPool) {
     let mut scene = scene_with(pool, PARTED).await;
     scene.sql("alter table books.balances alter column id type text using id::text").await;
     attach(&scene, &[]).await;

@@ -1,4 +1,4 @@
-//! Backfills: what belongs to a range, in which order it goes out, and what is recorded of it.
+//! Backfills: which rows belong to a range, in which order they are sent, and what is recorded.
 
 mod beside;
 mod crashes;
@@ -9,10 +9,9 @@ mod rivals;
 use elven_sync::sandbox::Fault;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, said, stdout};
+use crate::support::{TestEnv, fault_rules, output_of, stderr, stdout};
 
-/// Rows of an entity, a minute apart from 2024-01-01 on, each of an account of its own.
+/// Adds rows of an entity, one minute apart from 2024-01-01 on, each of its own account.
 pub async fn add_minutes(scene: &TestEnv, entity_id: &str, rows: i32) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -26,27 +25,27 @@ pub async fn add_minutes(scene: &TestEnv, entity_id: &str, rows: i32) {
     .unwrap();
 }
 
-/// The values of a query as text.
+/// Returns the values of a query as text.
 pub async fn texts(scene: &TestEnv, sql: &str) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&scene.pool).await.unwrap()
 }
 
-/// The accounts received since a number of records had been, in order.
+/// Returns the accounts that were received after the first `records` records, in order.
 pub fn accounts_since(scene: &TestEnv, records: usize) -> Vec<String> {
     scene.balances().into_iter().skip(records).map(|(account, _)| account).collect()
 }
 
-/// Runs a backfill of 2024, and expects this exit code.
+/// Runs a backfill of 2024 and expects this exit code.
 pub async fn backfill_2024(scene: &TestEnv, code: i32, more: &[&str]) -> String {
     let arguments = [&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"], more].concat();
-    said(scene, code, &arguments).await
+    output_of(scene, code, &arguments).await
 }
 
-/// What a backfill of 2024 says to machines.
+/// Returns the JSON report of a backfill of 2024.
 async fn json(scene: &TestEnv, code: i32, more: &[&str]) -> serde_json::Value {
     let arguments = [&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"], more].concat();
     let output = scene.output(&arguments).await;
-    assert_eq!(output.status.code(), Some(code), "{}", crate::support::stderr(&output));
+    assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
     serde_json::from_str(&stdout(&output)).unwrap()
 }
 
@@ -55,7 +54,7 @@ const STATE: &str =
                        from elven_sync.sync_state order by entity_id";
 
 #[sqlx::test(migrations = false)]
-async fn a_backfill_leaves_the_watermark_where_it_is(pool: PgPool) {
+async fn backfill_does_not_move_the_watermark(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -63,7 +62,7 @@ async fn a_backfill_leaves_the_watermark_where_it_is(pool: PgPool) {
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", 6).await;
     // Its pass stops in the middle.
-    scene.sandbox.set_rules(parsed(&["throttle@once:2"]));
+    scene.sandbox.set_rules(fault_rules(&["throttle@once:2"]));
     let stopped = scene.output(&["run"]).await;
     scene.sandbox.set_rules(Vec::new());
     assert_eq!(stopped.status.code(), Some(1), "{}", stdout(&stopped));
@@ -76,13 +75,13 @@ async fn a_backfill_leaves_the_watermark_where_it_is(pool: PgPool) {
     let batches = "select string_agg(distinct concat_ws(' ', pass_id is null, last_xid is null), ',')
                      from elven_sync.sync_batches where backfill_id is not null";
     assert_eq!(scene.text(batches).await, "t t");
-    // The pass goes on where it was.
+    // The pass resumes at its cursor.
     let run = scene.run().await;
     assert_eq!((run.counters.rows_read, run.counters.rows_uploaded), (4, 4));
 }
 
 #[sqlx::test(migrations = false)]
-async fn what_was_done_is_recorded_and_said(pool: PgPool) {
+async fn backfill_records_and_reports_its_result(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "UTC").await;
@@ -104,27 +103,27 @@ async fn what_was_done_is_recorded_and_said(pool: PgPool) {
     assert_eq!(scene.text(lanes).await, "acme 10 10 10 t 00:09 10,beta 5 5 5 t 00:04 15");
     let free = "select bool_and(lease_owner is null and lease_kind is null)::text from elven_sync.sync_state";
     assert_eq!(scene.text(free).await, "true");
-    let list = said(&scene, 0, &["backfill", "list"]).await;
+    let list = output_of(&scene, 0, &["backfill", "list"]).await;
     assert!(list.contains("succeeded") && list.contains("2024-01-01"), "{list}");
-    let list = said(&scene, 0, &["backfill", "list", "--json"]).await;
+    let list = output_of(&scene, 0, &["backfill", "list", "--json"]).await;
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     assert_eq!(list["backfills"][0]["rows_uploaded"], 15);
-    // It is done: the same range is another backfill, and this one is not gone on with.
+    // The backfill is done: the same range is a new backfill.
     let again = backfill_2024(&scene, 0, &[]).await;
     assert!(again.contains("backfill 2 from 2024-01-01 to 2025-01-01: succeeded"), "{again}");
-    let refused = said(&scene, 1, &["backfill", "--resume", "1"]).await;
+    let refused = output_of(&scene, 1, &["backfill", "--resume", "1"]).await;
     assert!(refused.contains("backfill 1 is succeeded and cannot be gone on with"), "{refused}");
-    let missing = said(&scene, 1, &["backfill", "--resume", "7"]).await;
+    let missing = output_of(&scene, 1, &["backfill", "--resume", "7"]).await;
     assert!(missing.contains("there is no backfill 7"), "{missing}");
 }
 
 #[sqlx::test(migrations = false)]
-async fn rows_go_out_by_captured_at_and_then_id(pool: PgPool) {
+async fn backfill_sends_rows_by_captured_at_then_id(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "3");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
-    // Written in another order than they were captured in, and many at the same instant.
+    // Rows are written in another order than they were captured in, many of them at the same instant.
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a' || n, 'BTC', '2024-01-01Z'::timestamptz + (n * 7 % 11) * interval '1 hour', n
                  from generate_series(1, 60) n").await;
@@ -133,9 +132,9 @@ async fn rows_go_out_by_captured_at_and_then_id(pool: PgPool) {
     assert_eq!(accounts_since(&scene, 0), texts(&scene, expected).await);
 }
 
-/// Keys that are texts sort by their bytes, whatever the database's collation: so the newest is told.
+/// Text keys sort by their bytes, whatever the collation of the database. This order decides which row is the newest.
 #[sqlx::test(migrations = false)]
-async fn texts_as_ids_are_ordered_by_their_bytes(pool: PgPool) {
+async fn text_ids_are_ordered_by_their_bytes(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql("create table ledger.named (
                    id text collate \"en-x-icu\" primary key, entity_id text not null, entity_account_id text not null,
@@ -148,14 +147,14 @@ async fn texts_as_ids_are_ordered_by_their_bytes(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.entity("acme", "UTC").await;
     backfill_2024(&scene, 0, &[]).await;
-    // All are of one key: the greatest alone is sent.
+    // All rows have one key: only the row with the greatest id is sent.
     let newest = "select trim_scale(balance)::text from ledger.named order by id collate \"C\" desc limit 1";
     let balances: Vec<String> = scene.balances().into_iter().map(|(_, balance)| balance).collect();
     assert_eq!(balances, texts(&scene, newest).await);
 }
 
 #[sqlx::test(migrations = false)]
-async fn rows_that_are_set_aside_make_it_incomplete(pool: PgPool) {
+async fn rows_set_aside_make_a_backfill_incomplete(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     scene.entity("acme", "UTC").await;
@@ -166,7 +165,7 @@ async fn rows_that_are_set_aside_make_it_incomplete(pool: PgPool) {
                update ledger.balance_snapshots set currency = 'ETH' where id = 7",
         )
         .await;
-    scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH"]));
     let report = backfill_2024(&scene, 3, &[]).await;
     assert!(report.contains("12 rows read, 10 uploaded, 2 set aside"), "{report}");
     let recorded = "select concat_ws(' ', b.status, b.rows_uploaded, b.rows_rejected, l.rows_rejected,
@@ -178,14 +177,14 @@ async fn rows_that_are_set_aside_make_it_incomplete(pool: PgPool) {
                     from elven_sync.sync_errors where resolved_at is null";
     assert_eq!(scene.text(errors).await, "3 invalid_row,7 rejected_row");
     assert_eq!(scene.received().len(), 10);
-    // What is uploaded by a later one is no problem any more.
+    // A row that a later backfill uploads is no longer an error.
     scene.sandbox.set_rules(Vec::new());
     backfill_2024(&scene, 3, &[]).await;
     assert_eq!(scene.text(errors).await, "3 invalid_row");
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_that_fails_is_gone_on_with_and_delays_no_other(pool: PgPool) {
+async fn failed_entity_is_resumed_and_delays_no_other_entity(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.entity("acme", "UTC").await;
@@ -202,7 +201,7 @@ async fn an_entity_that_fails_is_gone_on_with_and_delays_no_other(pool: PgPool) 
         "select concat_ws(' ', status, open_errors) from elven_sync.sync_health where entity_id = 'beta'";
     assert_eq!(scene.text(health).await, "failing 1");
     scene.sql("update elven_sync.entities set credential = 'default' where entity_id = 'beta'").await;
-    let report = said(&scene, 0, &["backfill", "--resume", "1"]).await;
+    let report = output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
     assert!(report.contains("4 rows read, 4 uploaded"), "{report}");
     assert_eq!(scene.text("select status from elven_sync.sync_backfills").await, "succeeded");
     assert_eq!(accounts_since(&scene, 4).iter().filter(|account| account.starts_with("beta")).count(), 4);
@@ -238,7 +237,7 @@ async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
                                                 select from elven_sync.sync_runs union all
                                                 select from elven_sync.sync_errors) n";
     assert_eq!((scene.text(recorded).await.as_str(), scene.sandbox.requests().len()), ("0", 0));
-    // It has told the truth.
+    // The dry run was right.
     scene.unset("ELVEN_SYNC_API__REQUESTS_PER_SECOND");
     let report = backfill_2024(&scene, 3, &[]).await;
     assert!(report.contains("15 rows read, 13 uploaded, 1 set aside, 1 superseded"), "{report}");
@@ -246,11 +245,11 @@ async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn wrong_usage_is_refused_before_anything_is_recorded(pool: PgPool) {
+async fn wrong_backfill_arguments_are_refused_before_anything_is_recorded(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("idle", "UTC").await;
-    said(&scene, 0, &["entity", "pause", "idle"]).await;
+    output_of(&scene, 0, &["entity", "pause", "idle"]).await;
     add_minutes(&scene, "acme", 3).await;
     for (code, arguments, expected) in [
         (2, &["--from", "2024-01-01"][..], "--to"),
@@ -265,13 +264,13 @@ async fn wrong_usage_is_refused_before_anything_is_recorded(pool: PgPool) {
         (1, &["--from", "2024-01-01", "--to", "2024-01-02", "--entity", "idle"], "is paused"),
     ] {
         let arguments = [&["backfill"], arguments].concat();
-        let words = said(&scene, code, &arguments).await;
+        let words = output_of(&scene, code, &arguments).await;
         assert!(words.contains(expected), "{arguments:?}: {words}");
     }
     let recorded = "select count(*)::text from (select from elven_sync.sync_backfills union all
                                                 select from elven_sync.sync_runs) n";
     assert_eq!((scene.text(recorded).await.as_str(), scene.sandbox.requests().len()), ("0", 0));
-    // Of all entities those that are paused are left alone.
+    // A backfill of all entities leaves out paused ones.
     backfill_2024(&scene, 0, &[]).await;
     assert_eq!(
         scene.text("select string_agg(entity_id, ',') from elven_sync.sync_backfill_lanes").await,
@@ -280,7 +279,7 @@ async fn wrong_usage_is_refused_before_anything_is_recorded(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn only_the_accounts_and_currencies_that_were_asked_for(pool: PgPool) {
+async fn backfill_sends_only_requested_accounts_and_currencies(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
@@ -318,7 +317,7 @@ async fn only_the_accounts_and_currencies_that_were_asked_for(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_missing_index_is_named_once(pool: PgPool) {
+async fn missing_captured_at_index_is_reported_once(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", 3).await;
@@ -329,9 +328,9 @@ async fn a_missing_index_is_named_once(pool: PgPool) {
     assert!(!backfill_2024(&scene, 0, &[]).await.contains("index"));
 }
 
-/// What the API asked for holds for a backfill as for a run.
+/// A requested pause holds for a backfill as for a run.
 #[sqlx::test(migrations = false)]
-async fn an_api_that_asks_to_come_later_stops_it_where_it_is(pool: PgPool) {
+async fn long_retry_after_stops_a_backfill_at_its_cursor(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -344,10 +343,10 @@ async fn an_api_that_asks_to_come_later_stops_it_where_it_is(pool: PgPool) {
     let state = "select concat_ws(' ', not_before > now() + interval '5 minutes', consecutive_failures, lease_owner is null,
                                   (select status from elven_sync.sync_backfills)) from elven_sync.sync_state";
     assert_eq!(scene.text(state).await, "t 1 t failed");
-    // A run waits for the same.
+    // A run waits for the same pause.
     scene.run().await;
     assert_eq!(scene.received().len(), 0);
     scene.sql("update elven_sync.sync_state set not_before = null").await;
-    said(&scene, 0, &["backfill", "--resume", "1"]).await;
+    output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
     assert_eq!(scene.received().len(), 4);
 }

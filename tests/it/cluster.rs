@@ -1,5 +1,5 @@
-//! PostgreSQL clusters of a test's own, for what nobody may do to the server that all tests share: crash
-//! it, fail over, upgrade it. They are made with that server's own programs.
+//! PostgreSQL clusters of a single test, for faults that the shared server must not have: a crash, a failover, an
+//! upgrade. The programs of the shared server make them.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
@@ -16,8 +16,8 @@ use tokio::process::Command;
 
 use crate::support::eventually;
 
-/// Given on the command line, so that they hold for a standby and an upgraded cluster too. The dead take
-/// nothing to the disk with them here, but the WAL writer sleeps: what no commit flushed is lost in a crash.
+/// Settings on the command line, so that they also hold for a standby and an upgraded cluster. A killed process
+/// leaves its writes to the disk, but the WAL writer sleeps, so that a crash loses what no commit flushed.
 const SETTINGS: [&str; 11] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
@@ -32,12 +32,11 @@ const SETTINGS: [&str; 11] = [
     "shared_buffers=16MB",
 ];
 
-/// Ends a server, by the file with its process, and removes its folder when its input ends, which is when the
-/// test was killed.
+/// Ends a server by its pid file and removes its folder when its input ends, which happens when the test was killed.
 const WATCHDOG: &str =
     r#"trap '' INT; read -r _; (kill -s "$1" "$(head -n 1 "$0")"); sleep 2; rm -rf "$PWD""#;
 
-/// PostgreSQL's programs, and whom to run them as, since they refuse root.
+/// The programs of PostgreSQL, and the user to run them as, since they refuse root.
 #[derive(Clone)]
 pub struct Programs {
     folder: PathBuf,
@@ -45,7 +44,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Those of a running server; `folder` is one that belongs to whoever runs this test.
+    /// The programs of a running server. `folder` belongs to the user of this test.
     pub async fn of(server: &PgPool, mine: &Path) -> Self {
         let ask = async |sql| -> PathBuf {
             sqlx::query_scalar::<_, String>(sql).fetch_one(server).await.unwrap().into()
@@ -63,10 +62,10 @@ impl Programs {
         Self { folder, user }
     }
 
-    /// One of them, or by its whole path another program that refuses root.
+    /// Builds the command of one of the programs, or by its path of another program that refuses root.
     pub fn command(&self, program: &str, dir: &Path) -> Command {
         let mut command = Command::new(self.folder.join(program));
-        // Away from the variables that programs of PostgreSQL obey, and from a folder they may not enter.
+        // Without the environment variables of PostgreSQL programs, and outside a folder that they cannot enter.
         command.env_clear().env("LC_ALL", "C").current_dir(dir).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if let Some((user, group)) = self.user {
@@ -75,7 +74,7 @@ impl Programs {
         command
     }
 
-    /// Makes a folder that of whoever they run as, and starts the watchdog over the server that lives in it.
+    /// Makes the user of the server the owner of a folder, and starts a watchdog over the server in it.
     pub fn guard(&self, dir: &Path, pid_file: &str, signal: Signal) -> Child {
         if let Some((user, group)) = self.user {
             chown(dir, Some(user), Some(group)).unwrap();
@@ -94,7 +93,7 @@ impl Programs {
     }
 }
 
-/// A cluster, and its server while that runs. Nothing is left of either when it is dropped.
+/// A cluster, and its server while that runs. Dropping it removes both.
 pub struct Cluster {
     programs: Programs,
     dir: TempDir,
@@ -104,16 +103,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A new one, of the version of this server.
+    /// Creates a cluster of the version of this server.
     pub async fn new(like: &PgPool) -> Self {
         let dir = folder();
         let programs = Programs::of(like, dir.path()).await;
-        Self::made_in(dir, programs).await.started().await
+        Self::initialize_in(dir, programs).await.started().await
     }
 
-    /// A hot standby of it, asynchronous.
+    /// Creates an asynchronous hot standby.
     pub async fn standby(&self) -> Self {
-        let standby = Self::unmade(folder(), self.programs.clone());
+        let standby = Self::uninitialized(folder(), self.programs.clone());
         let primary = self.url("postgres");
         standby
             .run(
@@ -124,10 +123,10 @@ impl Cluster {
         standby.started().await
     }
 
-    /// What `pg_upgrade` makes of it: another cluster with the same databases. Both are of one version.
+    /// Upgrades with `pg_upgrade`: another cluster with the same databases. Both have one version.
     pub async fn upgraded(mut self) -> Self {
         self.end(Signal::SIGINT);
-        let upgraded = Self::made_in(folder(), self.programs.clone()).await;
+        let upgraded = Self::initialize_in(folder(), self.programs.clone()).await;
         let (programs, old) = (self.programs.folder.to_str().unwrap(), self.dir.path().join("data"));
         upgraded
             .run(
@@ -149,7 +148,7 @@ impl Cluster {
         upgraded.started().await
     }
 
-    /// Dumps a database of it and restores that in another cluster.
+    /// Dumps a database and restores it in another cluster.
     pub async fn dump_into(&self, other: &Self, database: &str) {
         self.run("pg_dump", &["-Fc", "-f", "dump", "-d", &self.url(database)]).await;
         let dump = self.dir.path().join("dump");
@@ -161,7 +160,7 @@ impl Cluster {
             .await;
     }
 
-    /// Copies the journal of a database over that in another cluster, as a logical cut-over does.
+    /// Copies the journal of a database over the journal in another cluster, as a logical cut-over does.
     pub async fn copy_journal_into(&self, other: &Self, database: &str) {
         let journal = self.dir.path().join("journal.sql");
         let journal = journal.to_str().unwrap();
@@ -176,7 +175,7 @@ impl Cluster {
         self.run("psql", &[&restore[..], &["-d", &other.url(database)]].concat()).await;
     }
 
-    /// Where a database of it is; the same for as long as the cluster lives.
+    /// Returns the URL of a database. It stays the same while the cluster exists.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
@@ -188,7 +187,7 @@ impl Cluster {
         connection.close().await.unwrap();
     }
 
-    /// A single value as text.
+    /// Returns a single value as text.
     pub async fn text(&self, sql: &str) -> String {
         let mut connection = PgConnection::connect(&self.url("postgres")).await.unwrap();
         let value = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap();
@@ -196,24 +195,24 @@ impl Cluster {
         value
     }
 
-    /// Gives out that many transaction ids.
+    /// Uses up a number of transaction ids.
     pub async fn burn_transaction_ids(&self, count: u32) {
         let burn = "perform pg_current_xact_id(); commit";
         self.sql(&format!("do $$ begin for n in 1..{count} loop {burn}; end loop; end $$")).await;
     }
 
-    /// Overwrites the beginning of the first block of a file of it, as a failing disk does. Its server must not run.
+    /// Overwrites the beginning of the first block of a file, as a failing disk does. The server must not run.
     pub fn damage(&self, path: &str) {
         let file = File::options().write(true).open(self.dir.path().join("data").join(path)).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 100], 0).unwrap();
     }
 
-    /// Ends the server without a word, as a crash does.
+    /// Kills the server, as a crash does.
     pub fn crash(&mut self) {
         self.end(Signal::SIGQUIT);
     }
 
-    /// Ends the server in good order, but does not wait for those who are connected.
+    /// Shuts the server down, without waiting for its clients.
     pub async fn stop(&mut self) {
         let Some(server) = &mut self.server else { return };
         kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), Signal::SIGINT).unwrap();
@@ -227,27 +226,27 @@ impl Cluster {
         panic!("the server does not end: {}", self.log());
     }
 
-    /// Starts the server again, where it was.
+    /// Starts the server again at the same address.
     pub async fn start(&mut self) {
         assert!(self.try_start().await, "{}", self.log());
     }
 
-    /// Ends the other server as a crash does, and starts this one at its address.
-    pub async fn take_the_place_of(&mut self, mut other: Self) {
+    /// Crashes the other server, and starts this one at its address.
+    pub async fn replace(&mut self, mut other: Self) {
         other.crash();
         self.end(Signal::SIGINT);
         self.port = other.port;
         self.start().await;
     }
 
-    /// Waits until a standby has replayed all that this one has flushed.
+    /// Waits until this standby has replayed everything that the primary has flushed.
     pub async fn caught_up_with(&self, primary: &Self) {
         let flushed = primary.text("select pg_current_wal_flush_lsn()::text").await;
         let replayed = format!("select (pg_last_wal_replay_lsn() >= '{flushed}')::text");
         eventually("the standby catches up", async || self.text(&replayed).await == "true").await;
     }
 
-    /// Ends the replication to a standby: what its primary does from now on it never hears of.
+    /// Ends the replication to this standby: it no longer receives changes of its primary.
     pub async fn stop_receiving(&self) {
         self.sql("alter system set primary_conninfo = ''").await;
         self.sql("select pg_reload_conf()").await;
@@ -255,7 +254,7 @@ impl Cluster {
         eventually("the receiver ends", async || self.text(receivers).await == "0").await;
     }
 
-    /// A standby goes on receiving, and does not show it.
+    /// Pauses the replay: the standby still receives changes and does not show them.
     pub async fn pause_replay(&self) {
         self.sql("select pg_wal_replay_pause()").await;
     }
@@ -264,18 +263,18 @@ impl Cluster {
         self.sql("select pg_wal_replay_resume()").await;
     }
 
-    /// Makes a standby a primary.
+    /// Promotes this standby to a primary.
     pub async fn promote(&self) {
         assert_eq!(self.text("select pg_promote()::text").await, "true", "{}", self.log());
     }
 
-    fn unmade(dir: TempDir, programs: Programs) -> Self {
+    fn uninitialized(dir: TempDir, programs: Programs) -> Self {
         let watchdog = programs.guard(dir.path(), "data/postmaster.pid", Signal::SIGQUIT);
         Self { programs, dir, port: 0, server: None, watchdog }
     }
 
-    async fn made_in(dir: TempDir, programs: Programs) -> Self {
-        let cluster = Self::unmade(dir, programs);
+    async fn initialize_in(dir: TempDir, programs: Programs) -> Self {
+        let cluster = Self::uninitialized(dir, programs);
         cluster
             .run(
                 "initdb",
@@ -287,7 +286,7 @@ impl Cluster {
 
     async fn started(mut self) -> Self {
         for _ in 0..10 {
-            // Only the server itself can take one without a race, so it tries one after another.
+            // Only the server itself can take a port without a race, so ports are tried one after another.
             self.port = some_port();
             if self.try_start().await {
                 return self;
@@ -299,7 +298,7 @@ impl Cluster {
         panic!("the server did not start: {}", self.log());
     }
 
-    /// Says whether the server accepts connections now; it has ended if not.
+    /// Starts the server. Returns whether it accepts connections; otherwise it has ended.
     async fn try_start(&mut self) -> bool {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let mut command = self.programs.command("postgres", self.dir.path());
@@ -309,7 +308,7 @@ impl Cluster {
         let server = self.server.insert(command.into_std().spawn().unwrap());
         let status = self.dir.path().join("data/postmaster.pid");
         for _ in 0..3000 {
-            // Its first line is the process, its eighth what that is up to.
+            // The first line is the process id, the eighth line its state.
             let status = fs::read_to_string(&status).unwrap_or_default();
             let status: Vec<&str> = status.lines().map(str::trim).collect();
             if status.first() == Some(&&*server.id().to_string()) && status.get(7) == Some(&"ready") {
@@ -324,7 +323,7 @@ impl Cluster {
         false
     }
 
-    /// Ends the server: by `SIGINT` in good order, by `SIGQUIT` at once. Its processes are gone with it.
+    /// Ends the server and its processes: by `SIGINT` in good order, by `SIGQUIT` at once.
     fn end(&mut self, signal: Signal) {
         if let Some(mut server) = self.server.take() {
             kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), signal).ok();
@@ -355,12 +354,12 @@ impl Drop for Cluster {
     }
 }
 
-/// One below the ports that systems give to clients, so that it is still free after a crash.
+/// Returns a port below those that systems give to clients, so that it is still free after a crash.
 pub fn some_port() -> u16 {
     20_000 + u16::try_from(RandomState::new().hash_one(0) % 12_000).unwrap()
 }
 
-/// A folder that whoever runs the server can reach.
+/// Creates a folder that the user of the server can reach.
 pub fn folder() -> TempDir {
     tempfile::Builder::new().prefix("elven-cluster.").tempdir().unwrap()
 }

@@ -1,10 +1,10 @@
-//! The commands, as people type them, with wrong input too.
+//! The commands as people type them, with wrong input too.
 
 use std::time::Duration;
 
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, stderr, stdout};
+use crate::support::{KEY, SECRET, TestEnv, stderr, stdout};
 
 #[sqlx::test(migrations = false)]
 async fn wrong_input_has_one_clear_message_and_changes_nothing(pool: PgPool) {
@@ -46,15 +46,15 @@ async fn wrong_input_has_one_clear_message_and_changes_nothing(pool: PgPool) {
         scene.unset("ELVEN_SYNC_SYNC__BATCH_ROWS");
         scene.set("DATABASE_URL", &url);
         scene.set("ELVEN_API_URL", &api);
-        scene.set("ELVEN_API_KEY", crate::support::KEY);
-        scene.set("ELVEN_API_SECRET", crate::support::SECRET);
+        scene.set("ELVEN_API_KEY", KEY);
+        scene.set("ELVEN_API_SECRET", SECRET);
     }
     assert_eq!(scene.text(before).await, state);
     assert_eq!(scene.sandbox.requests().len(), 0);
 }
 
 #[sqlx::test(migrations = false)]
-async fn without_migrations_the_message_says_so(pool: PgPool) {
+async fn missing_migrations_are_reported(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.sql("drop schema elven_sync cascade").await;
     for arguments in [&["run"][..], &["status"], &["entity", "list"]] {
@@ -82,7 +82,7 @@ async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_paused_entity_waits_and_goes_on(pool: PgPool) {
+async fn paused_entity_is_skipped_until_resumed(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     assert!(scene.output(&["entity", "add", "acme", "--timezone", "UTC"]).await.status.success());
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -97,7 +97,7 @@ async fn a_paused_entity_waits_and_goes_on(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn exit_codes_are_those_of_the_runs(pool: PgPool) {
+async fn exit_code_follows_the_run_status(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(0));
@@ -114,7 +114,7 @@ async fn exit_codes_are_those_of_the_runs(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_run_of_one_entity_leaves_the_others(pool: PgPool) {
+async fn run_of_one_entity_leaves_other_entities_pending(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.entity("beta", "UTC").await;
@@ -125,7 +125,7 @@ async fn a_run_of_one_entity_leaves_the_others(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn the_demo_tells_the_story_and_leaves_nothing_behind(pool: PgPool) {
+async fn demo_shows_all_steps_and_drops_its_database(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let databases = "select string_agg(datname, ',' order by datname) from pg_database where datname like 'elven\\_sync\\_demo%'";
     let output = tokio::time::timeout(Duration::from_mins(1), scene.output(&["demo"])).await.unwrap();

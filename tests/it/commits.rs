@@ -1,4 +1,4 @@
-//! `sync_commits`: it is emptied in steps, while runs go on; and what the connector has given up does not go on on the server.
+//! `sync_commits` is emptied in steps during runs, and abandoned statements end on the server.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,9 @@ use elven_sync::database::Database;
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{TestEnv, eventually, said, stderr};
+use crate::support::{TestEnv, eventually, output_of, stderr};
 
-/// Rows that processes which are gone have left long ago, of which a server with little memory cannot make a table.
+/// Creates an environment with old rows of dead processes. With this `work_mem` no hash table can hold them.
 async fn scene_with_old_commits(pool: PgPool, rows: i32) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
@@ -25,12 +25,12 @@ async fn scene_with_old_commits(pool: PgPool, rows: i32) -> TestEnv {
 
 const OLD: &str =
     "select count(*)::text from elven_sync.sync_commits where begun_at < now() - interval '3 hours'";
-/// Backends of the connector that are in the middle of a statement.
+/// The number of backends of the connector in the middle of a statement.
 const AT_WORK: &str = "select count(*)::text from pg_stat_activity
     where datname = current_database() and application_name = 'elven-sync' and state = 'active'";
 
 #[sqlx::test(migrations = false)]
-async fn many_old_commits_of_others_stop_no_run_and_are_removed_in_steps(pool: PgPool) {
+async fn many_old_commit_records_are_removed_in_steps(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 60_000).await;
     let since = Instant::now();
     for _ in 0..2 {
@@ -47,9 +47,9 @@ async fn many_old_commits_of_others_stop_no_run_and_are_removed_in_steps(pool: P
     eventually("no backend goes on", async || scene.text(AT_WORK).await == "0").await;
 }
 
-/// What one process has left an hour ago may be asked for by it still.
+/// A process may still look up what it left an hour ago.
 #[sqlx::test(migrations = false)]
-async fn commits_that_another_process_may_ask_for_stay(pool: PgPool) {
+async fn commit_records_of_live_processes_are_kept(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 10).await;
     scene
         .sql(
@@ -65,9 +65,9 @@ async fn commits_that_another_process_may_ask_for_stay(pool: PgPool) {
     );
 }
 
-/// The transactions of a run that takes long leave no more than a few rows, whatever their number.
+/// The transactions of a long run leave only a few rows, whatever their number.
 #[sqlx::test(migrations = false)]
-async fn the_commits_of_a_long_run_are_removed_while_it_goes_on(pool: PgPool) {
+async fn commit_records_of_a_long_run_are_removed_meanwhile(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
@@ -77,7 +77,7 @@ async fn the_commits_of_a_long_run_are_removed_while_it_goes_on(pool: PgPool) {
         )
         .await;
     let before = scene.text("select count(*)::text from elven_sync.sync_commits").await;
-    // Its signs of life are transactions, some of them in each second.
+    // Its heartbeats are transactions, some in each second.
     let (child, gate) = scene.held_run().await;
     let few = "select (max(number) >= 12 and count(*) <= 6)::text from elven_sync.sync_commits";
     eventually("most rows are gone before the run ends", async || scene.text(few).await == "true").await;
@@ -88,7 +88,7 @@ async fn the_commits_of_a_long_run_are_removed_while_it_goes_on(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn several_workers_and_commands_empty_it_at_once(pool: PgPool) {
+async fn several_processes_clean_up_commit_records_concurrently(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 30_000).await;
     for entity_id in ["b", "c", "d"] {
         scene.entity(entity_id, "UTC").await;
@@ -113,11 +113,11 @@ async fn several_workers_and_commands_empty_it_at_once(pool: PgPool) {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         assert!(!stderr(&output).contains("in trouble"), "{}", stderr(&output));
     }
-    said(&scene, 0, &["run"]).await;
+    output_of(&scene, 0, &["run"]).await;
     assert_eq!(scene.text(OLD).await, "0");
 }
 
-/// A clean-up that cannot be done is no reason for a run to fail.
+/// A clean-up that fails does not fail the run.
 #[sqlx::test(migrations = false)]
 async fn a_clean_up_that_fails_does_not_fail_the_run(pool: PgPool) {
     let scene = scene_with_old_commits(pool, 10).await;
@@ -133,9 +133,9 @@ async fn a_clean_up_that_fails_does_not_fail_the_run(pool: PgPool) {
     assert_eq!(scene.text(OLD).await, "10");
 }
 
-/// Writing: a third of `reconnect_timeout`, a second at least; reading: ten times that.
+/// The limit for a write is a third of `reconnect_timeout`, at least a second, and for a read ten times that.
 #[sqlx::test(migrations = false)]
-async fn a_statement_that_the_connector_has_given_up_ends_on_the_server_too(pool: PgPool) {
+async fn abandoned_statement_also_ends_on_the_server(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let url = SecretString::from(scene.url.clone());
     let database = Database::connect(&url, 4, Duration::from_millis(300)).await.unwrap();
@@ -156,9 +156,9 @@ async fn a_statement_that_the_connector_has_given_up_ends_on_the_server_too(pool
     }
 }
 
-/// A limit that the role or the database has already, and that is shorter, stays.
+/// A shorter limit of the role or the database is kept.
 #[sqlx::test(migrations = false)]
-async fn a_shorter_limit_of_the_database_stays(pool: PgPool) {
+async fn shorter_statement_timeout_of_the_database_is_kept(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.sql("do $$ begin execute format('alter database %I set statement_timeout = ''1500ms''', current_database()); end $$").await;
     let url = SecretString::from(scene.url.clone());

@@ -1,5 +1,4 @@
-//! Crashes: a process killed before and after each durable step, or frozen and continued, and what the next run
-//! makes of it.
+//! Crashes: a process is killed before and after each durable step, or frozen and thawed, and the next run recovers.
 
 mod evidence;
 mod frozen;
@@ -26,20 +25,19 @@ use self::points::{
     OF_A_FAILURE, OF_A_RECOVERY, OF_A_RETRY, OF_A_RUN, OF_AN_EMPTIED_BATCH, OF_CHANGED_ROWS,
     OF_SEVERAL_IN_FLIGHT, Point, points,
 };
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, stderr};
+use crate::support::{FAULT_POINT, TestEnv, eventually, fault_rules, stderr};
 
-pub const FAULT_POINT: &str = "ELVEN_SYNC_FAULT_POINT";
-/// Cases under way at once; most of the time they wait for the lease of a dead worker.
+/// Number of cases at once. Most of the time they wait for the lease of a dead worker.
 const AT_ONCE: usize = 18;
 
-/// How old a signature may be for the API. The connector is told less where nobody is left who may send late.
+/// Maximum age of a signature for the API. The connector uses a shorter one where no process is left that may send
+/// late.
 const SIGNATURE_WINDOW: Duration = Duration::from_secs(3);
 
-/// A case: entities of its own in the database of the test, and an API of its own.
+/// A case: its own entities in the database of the test, and its own API.
 struct Case {
     scene: TestEnv,
-    /// Connections of workers in this process, for all cases.
+    /// Connections of the workers in this process, for all cases.
     database: Database,
     entities: Vec<String>,
     runs: Vec<i64>,
@@ -47,21 +45,21 @@ struct Case {
     /// Accounts whose rows were written again after the last crash.
     updated: Vec<String>,
     one_at_a_time: bool,
-    /// Answers that came and were not recorded before the process was killed: at least and at most.
+    /// Minimum and maximum number of answers that arrived and were not recorded before the process was killed.
     unrecorded: (usize, usize),
 }
 
-/// Crashes at each of the points, goes on after each crash, and looks at what they have come to.
+/// Crashes at each of the points, recovers after each crash, and checks the result.
 async fn crash_at_each(pool: PgPool, points: Vec<Point>, crash: impl AsyncFn(&mut Case, Point)) {
     let crash_and_go_on = async |case: &mut Case, point| {
         crash(case, point).await;
         case.go_on().await;
     };
-    at_each(pool, points, crash_and_go_on, Case::is_overcome).await;
+    at_each(pool, points, crash_and_go_on, Case::assert_recovered).await;
 }
 
-/// Does something at each of the points, many at once, and then looks at what it has come to. All of them do that,
-/// and then those where something is wrong are named.
+/// Executes an action at each of the points, many at once, and then a check. Names all points whose check fails at
+/// the end.
 async fn at_each(
     pool: PgPool,
     points: Vec<Point>,
@@ -79,7 +77,7 @@ async fn at_each(
     let name = |points: Vec<Point>| points.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let failed = name(cases.iter().filter(|(_, acted, _)| !acted).map(|(point, ..)| *point).collect());
     assert!(failed.is_empty(), "it failed at {failed}");
-    // Once dead runs have stopped giving signs of life, a later one says what became of them.
+    // A later run marks dead runs as interrupted, once their heartbeats are old enough.
     let alive = "select count(*)::text from elven_sync.sync_runs
                   where status = 'running' and alive_until > clock_timestamp()";
     eventually("the dead runs' time is over", async || scene.text(alive).await == "0").await;
@@ -95,7 +93,7 @@ async fn at_each(
 }
 
 impl Case {
-    /// One batch after the other, with hardly a pause between two attempts.
+    /// One batch at a time, with a minimal back-off.
     async fn new(beside: &TestEnv, database: Database) -> Self {
         let options = Options { signature_window: SIGNATURE_WINDOW, ..Options::default() };
         let mut scene = TestEnv::connect_like(beside.pool.clone(), options).await;
@@ -103,13 +101,13 @@ impl Case {
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
         scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
         scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
-        scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
+        scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH"]));
         let (entities, runs, stands, updated) = Default::default();
         Self { scene, database, entities, runs, stands, updated, one_at_a_time: true, unrecorded: (0, 0) }
     }
 
-    /// Adds an entity with three batches of two rows: the second one has a row that the API refuses, the third one a
-    /// row that cannot be sent.
+    /// Adds an entity with three batches of two rows: the API refuses a row of the second batch, and a row of the
+    /// third batch cannot be sent.
     async fn add_entity(&mut self) {
         static ENTITIES: AtomicU32 = AtomicU32::new(0);
         let entity_id = format!("entity-{}", ENTITIES.fetch_add(1, Ordering::Relaxed));
@@ -140,7 +138,7 @@ impl Case {
         .unwrap();
     }
 
-    /// Writes these rows again.
+    /// Updates these rows.
     async fn update(&mut self, numbers: &str) {
         let updated = format!(
             "update ledger.balance_snapshots set balance = balance + 100
@@ -152,7 +150,7 @@ impl Case {
         assert!(!self.updated.is_empty());
     }
 
-    /// Starts the connector, to stop at a point if one is named, and waits for its end.
+    /// Starts the connector, with a point at which it stops if one is named, and waits for its end.
     async fn start(&mut self, arguments: &[&str], point: Option<Point>) -> Output {
         let mut command = self.scene.command(arguments);
         command.env(FAULT_POINT, point.map(|point| format!("{point}=kill")).unwrap_or_default());
@@ -165,7 +163,7 @@ impl Case {
         output
     }
 
-    /// Starts the connector, and expects that it dies at the point.
+    /// Starts the connector, and asserts that it dies at the point.
     async fn kill(&mut self, arguments: &[&str], point: Point) -> &Stand {
         let output = self.start(arguments, Some(point)).await;
         let killed = output.status.signal() == Some(Signal::SIGKILL as i32);
@@ -181,9 +179,9 @@ impl Case {
 
     async fn kill_run(&mut self, point: Point) -> &Stand {
         if point.0 == Step::RenewLease {
-            // The first time comes a third of a lease after the beginning: the run has to last for so long.
-            self.scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=250ms"]));
-            // And is killed while it waits for an answer.
+            // The first heartbeat happens a third of a lease after the start, so the run has to last that long.
+            self.scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=250ms"]));
+            // The process is killed while it waits for an answer.
             self.one_at_a_time = false;
         }
         let entities = self.entities.clone();
@@ -192,17 +190,17 @@ impl Case {
         self.kill(&arguments, point).await
     }
 
-    /// Goes on after the last crash, with new rows too.
+    /// Recovers after the last crash, with new rows as well.
     async fn go_on(&mut self) {
         self.add_rows_to_each(1).await;
         let (_sender, stop) = watch::channel(false);
-        // Only the dead one's lease has to be short.
+        // Only the lease of the dead process has to be short.
         let settings = self.scene.settings(&[("ELVEN_SYNC_SYNC__LEASE", "30s")]);
         let worker = Worker::open(settings, self.database.clone(), stop).await.unwrap();
         let report = loop {
             let report = worker.run(&self.entities).await.unwrap();
             self.runs.extend(report.run_id);
-            // The server may still be renewing a lease for the dead one, and a slow machine signs in vain.
+            // The server may still renew a lease for the dead process, and a slow machine may sign in vain.
             let is_slow = |ended: &Ended| match ended {
                 Ended::Held => true,
                 Ended::Failed(why) => why.contains("from the server's clock"),
@@ -217,23 +215,23 @@ impl Case {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_run_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
+async fn run_killed_at_any_step_is_resumed(pool: PgPool) {
     crash_at_each(pool, points(&OF_A_RUN), async |case, point| {
-        // The other steps come once for each entity, one after the other.
+        // The other steps happen once for each entity, one entity after another.
         let of_a_batch = matches!(point.0, Step::Announce | Step::Send | Step::Answer | Step::Settle);
         let entities = if of_a_batch { 1 } else { point.2 };
         for _ in 0..entities {
             case.add_entity().await;
         }
-        // While one comes to its end the next one may have begun.
+        // The next entity may have begun while one comes to its end.
         case.one_at_a_time = entities == 1;
-        // The first batch is refused twice, for a moment.
+        // The first batch is throttled twice.
         for _ in 0..2 {
             let (body, headers) = (String::new(), Vec::new());
             case.scene.sandbox.inject(Fault::Answer { status: 503, body, headers });
         }
         let stand = case.kill_run(point).await;
-        // While one entity waits for its last answers the next one has begun, with a batch of its own.
+        // While one entity waits for its last answers, the next one has begun with its own batch.
         assert!(stand.in_flight().count() <= entities.min(2) as usize);
         if let (Step::Announce | Step::Send | Step::Settle, side) = (point.0, point.1) {
             let announced = (point.0, side) != (Step::Announce, Side::Before);
@@ -244,9 +242,9 @@ async fn a_run_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
     .await;
 }
 
-/// Whatever the first worker was killed at; new rows come meanwhile.
+/// For any point at which the first worker was killed. New rows are written in the meantime.
 #[sqlx::test(migrations = false)]
-async fn a_recovery_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
+async fn recovery_killed_at_any_step_is_resumed(pool: PgPool) {
     const FIRST: [Point; 4] = [
         Point(Step::Announce, Side::After, 1),
         Point(Step::Send, Side::Before, 1),
@@ -263,9 +261,9 @@ async fn a_recovery_that_is_killed_at_any_step_is_gone_on_with(pool: PgPool) {
     .await;
 }
 
-/// Their new versions belong to a later pass. What was in flight and is unchanged is sent again all the same.
+/// Their new versions belong to a later pass. Unchanged rows that were in flight are sent again.
 #[sqlx::test(migrations = false)]
-async fn rows_that_change_between_crash_and_recovery_arrive_as_they_are_now(pool: PgPool) {
+async fn rows_changed_between_crash_and_recovery_arrive_as_changed(pool: PgPool) {
     crash_at_each(pool, points(&OF_CHANGED_ROWS), async |case, point| {
         case.add_entity().await;
         case.kill_run(point).await;
@@ -274,9 +272,9 @@ async fn rows_that_change_between_crash_and_recovery_arrive_as_they_are_now(pool
     .await;
 }
 
-/// Of the batch in flight no row is left as it was.
+/// All rows of the batch in flight have changed.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_has_lost_its_rows_is_closed_whatever_crashes(pool: PgPool) {
+async fn batch_without_its_rows_is_closed_despite_crashes(pool: PgPool) {
     crash_at_each(pool, points(&OF_AN_EMPTIED_BATCH), async |case, point| {
         case.add_entity().await;
         case.kill_run(Point(Step::Send, Side::After, 1)).await;
@@ -286,9 +284,9 @@ async fn a_batch_that_has_lost_its_rows_is_closed_whatever_crashes(pool: PgPool)
     .await;
 }
 
-/// The answer is lost, and the lane about to stop for it.
+/// The answer is lost, and the lane is about to stop because of it.
 #[sqlx::test(migrations = false)]
-async fn a_failure_that_is_killed_while_it_is_recorded_is_overcome(pool: PgPool) {
+async fn run_killed_while_recording_a_failure_is_resumed(pool: PgPool) {
     crash_at_each(pool, points(&OF_A_FAILURE), async |case, point| {
         case.add_entity().await;
         case.scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -298,10 +296,10 @@ async fn a_failure_that_is_killed_while_it_is_recorded_is_overcome(pool: PgPool)
     .await;
 }
 
-/// What was announced and not settled is sent again, and nothing else is: up to four batches that were in flight, and three
-/// that were being recorded.
+/// Announced batches without a recorded answer are sent again, and nothing else is: up to four batches that were in
+/// flight, and three that were being recorded.
 #[sqlx::test(migrations = false)]
-async fn several_batches_in_flight_are_all_accounted_for(pool: PgPool) {
+async fn crash_with_several_batches_in_flight_loses_none(pool: PgPool) {
     let most_in_flight = AtomicU32::new(0);
     crash_at_each(pool, points(&OF_SEVERAL_IN_FLIGHT), async |case, point| {
         case.add_entity().await;
@@ -309,7 +307,7 @@ async fn several_batches_in_flight_are_all_accounted_for(pool: PgPool) {
         case.scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
         case.one_at_a_time = false;
         case.add_rows_to_each(12).await;
-        case.scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=20ms"]));
+        case.scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=20ms"]));
         let in_flight = case.kill_run(point).await.in_flight().count();
         assert!(in_flight <= 7, "{in_flight}");
         most_in_flight.fetch_max(u32::try_from(in_flight).unwrap(), Ordering::Relaxed);
@@ -318,9 +316,9 @@ async fn several_batches_in_flight_are_all_accounted_for(pool: PgPool) {
     assert!(most_in_flight.into_inner() > 1);
 }
 
-/// Each is one request, outside of any pass; what was in flight is seen in a batch of its own.
+/// Each retry is one request outside any pass. A request in flight has its own batch.
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_is_killed_at_any_step_can_be_made_again(pool: PgPool) {
+async fn retry_killed_at_any_step_can_be_repeated(pool: PgPool) {
     let crash_and_retry = async |case: &mut Case, point| {
         case.add_entity().await;
         case.go_on().await;
@@ -336,8 +334,8 @@ async fn a_retry_that_is_killed_at_any_step_can_be_made_again(pool: PgPool) {
             let output = case.start(&["errors", "retry", &retried], None).await;
             assert!(output.status.success(), "{}", stderr(&output));
         }
-        // With new rows, so that a lease which the dead one has left is taken over, too.
+        // With new rows, so that a lease of the dead process is taken over, too.
         case.go_on().await;
     };
-    at_each(pool, points(&OF_A_RETRY), crash_and_retry, Case::is_retried).await;
+    at_each(pool, points(&OF_A_RETRY), crash_and_retry, Case::assert_retried).await;
 }

@@ -1,5 +1,5 @@
-//! Trouble with the database: connections that end, commits without an answer, a server that restarts, is
-//! read-only for a while, or stays away.
+//! Database faults: lost connections, commits without an answer, and a server that restarts, is read-only for a
+//! while, or stays away.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,15 +14,14 @@ use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
 use crate::proxy::{Failure, Network};
-use crate::support::{TestEnv, eventually, stderr};
-use crate::workers::{scene_with_three_batches, signal};
+use crate::support::{TestEnv, assert_stays, eventually, scene_with_three_batches, signal, stderr};
 
-/// What the journal says of a run over three batches of two rows.
+/// What the journal records of a run over three batches of two rows.
 const COUNTED: &str = "select concat_ws(' ', r.status, r.rows_read, r.rows_uploaded, r.requests, r.retries, s.rows_uploaded,
            (select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id) from elven_sync.sync_batches),
            (select count(*) from elven_sync.sync_passes where finished_at is not null))
       from elven_sync.sync_runs r, elven_sync.sync_state s";
-/// As if there had been no run yet.
+/// Resets the journal to the state before any run.
 const AGAIN: &str =
     "truncate elven_sync.sync_runs, elven_sync.sync_passes, elven_sync.sync_batches restart identity cascade;
      update elven_sync.sync_state set settled = null, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
@@ -35,7 +34,7 @@ async fn add_six_rows(scene: &TestEnv) {
                select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n").await;
 }
 
-/// A scene on a cluster of its own, with batches of two rows, one after the other.
+/// An environment on its own cluster, with batches of two rows, one request at a time.
 async fn scene_on(cluster: &Cluster) -> TestEnv {
     let mut scene = TestEnv::at(&cluster.url("ledger")).await;
     add_six_rows(&scene).await;
@@ -44,19 +43,19 @@ async fn scene_on(cluster: &Cluster) -> TestEnv {
     scene
 }
 
-/// Whichever commit of a run does not arrive: it is done again, and all is counted once and sent once.
+/// Each commit of a run is lost in turn: it is retried, and every row is counted and sent once.
 #[sqlx::test(migrations = false)]
-async fn a_commit_that_is_lost_is_done_again(pool: PgPool) {
-    each_commit_of_a_run(pool, Failure::Lost).await;
+async fn lost_commit_is_retried(pool: PgPool) {
+    fail_each_commit_of_a_run(pool, Failure::Lost).await;
 }
 
-/// Whichever commit of a run gets no answer: it is asked about, and not done twice.
+/// Each commit of a run gets no answer in turn: its outcome is looked up, and it is not repeated.
 #[sqlx::test(migrations = false)]
-async fn a_commit_without_an_answer_is_asked_about_and_never_done_twice(pool: PgPool) {
-    each_commit_of_a_run(pool, Failure::Unanswered).await;
+async fn unanswered_commit_is_looked_up_and_never_repeated(pool: PgPool) {
+    fail_each_commit_of_a_run(pool, Failure::Unanswered).await;
 }
 
-async fn each_commit_of_a_run(pool: PgPool, failure: Failure) {
+async fn fail_each_commit_of_a_run(pool: PgPool, failure: Failure) {
     let mut scene = scene_with_three_batches(pool).await;
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
@@ -75,10 +74,10 @@ async fn each_commit_of_a_run(pool: PgPool, failure: Failure) {
     }
 }
 
-/// Nothing comes back, and nobody says why: it is not waited for, for ever. The server lets go of what a
-/// transaction that nobody ends has locked.
+/// The network drops everything without an error. The wait is bounded, and the server releases the locks of the
+/// abandoned transaction.
 #[sqlx::test(migrations = false)]
-async fn a_commit_that_the_network_swallows_is_given_up_and_done_again(pool: PgPool) {
+async fn commit_without_network_response_times_out_and_is_retried(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
@@ -87,7 +86,7 @@ async fn a_commit_that_the_network_swallows_is_given_up_and_done_again(pool: PgP
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let child = scene.command(&["run"]).spawn().unwrap();
     gate.reached().await;
-    // The next commit that writes is that of a heartbeat or settles the batch, and holds the lane's row.
+    // The next writing commit is that of a heartbeat, or settles the batch and holds the row of the lane.
     network.fail(1, Failure::Swallowed);
     gate.open();
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
@@ -97,7 +96,7 @@ async fn a_commit_that_the_network_swallows_is_given_up_and_done_again(pool: PgP
 }
 
 #[sqlx::test(migrations = false)]
-async fn killed_connections_are_made_anew(pool: PgPool) {
+async fn killed_connections_are_replaced(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     let (child, gate) = scene.held_run().await;
     scene
@@ -112,15 +111,16 @@ async fn killed_connections_are_made_anew(pool: PgPool) {
     assert_eq!(scene.received().len(), 6, "each row once");
 }
 
-/// Longer than the lease, which nobody takes meanwhile: it is this worker's again.
+/// The outage is longer than the lease. Nobody takes the lease in the meantime, so this worker renews it.
 #[sqlx::test(migrations = false)]
-async fn a_run_outlives_a_restart_of_its_server(pool: PgPool) {
+async fn run_survives_a_database_restart(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let scene = scene_on(&cluster).await;
-    let (child, gate) = scene.held_run().await;
+    let (mut child, gate) = scene.held_run().await;
     cluster.crash();
     gate.open();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let waits = async || child.try_wait().unwrap().is_none();
+    assert_stays("the run waits for the server", Duration::from_millis(1500), waits).await;
     cluster.start().await;
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -128,13 +128,13 @@ async fn a_run_outlives_a_restart_of_its_server(pool: PgPool) {
     assert_eq!(scene.received().len(), 6, "the answer that came meanwhile counts");
 }
 
-/// A crash takes a transaction along of which nothing had reached the disk, and its id is given out again: that
-/// another one of that id was committed says nothing about it.
+/// A crash loses a transaction that had not reached the disk, and its id is reused. That another transaction of that
+/// id was committed says nothing about the lost one.
 #[sqlx::test(migrations = false)]
-async fn a_commit_whose_id_was_given_out_again_is_not_taken_for_done(pool: PgPool) {
+async fn commit_with_a_reused_transaction_id_is_not_considered_done(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let mut scene = scene_on(&cluster).await;
-    // No heartbeat comes between.
+    // No heartbeat happens in between.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1m");
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
@@ -162,7 +162,7 @@ async fn a_commit_whose_id_was_given_out_again_is_not_taken_for_done(pool: PgPoo
 
 /// As after a failover to a server that is not promoted yet.
 #[sqlx::test(migrations = false)]
-async fn a_server_that_is_read_only_for_a_while_is_waited_for(pool: PgPool) {
+async fn run_waits_for_a_temporarily_read_only_server(pool: PgPool) {
     let cluster = Cluster::new(&pool).await;
     let scene = scene_on(&cluster).await;
     let (child, gate) = scene.held_run().await;
@@ -170,15 +170,16 @@ async fn a_server_that_is_read_only_for_a_while_is_waited_for(pool: PgPool) {
     let switch = async |to: &str| {
         cluster.sql(&format!("alter system set default_transaction_read_only = {to}")).await;
         cluster.sql("select pg_reload_conf()").await;
-        // Connections that are there keep what they began with.
+        // Existing connections keep the setting with which they began.
         let setting = async || cluster.text("show default_transaction_read_only").await == to;
         eventually("the setting is in force", setting).await;
         cluster.sql(ours).await;
     };
     switch("on").await;
     gate.open();
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_batches").await, "sending");
+    let status = "select string_agg(status, ',') from elven_sync.sync_batches";
+    let is_unrecorded = async || scene.text(status).await == "sending";
+    assert_stays("the answer is not recorded", Duration::from_millis(700), is_unrecorded).await;
     switch("off").await;
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -186,18 +187,18 @@ async fn a_server_that_is_read_only_for_a_while_is_waited_for(pool: PgPool) {
     assert_eq!(scene.received().len(), 6, "each row once");
 }
 
-/// A promoted standby that has all that the primary had: the connector's address leads there a little later.
+/// A promoted standby that has everything of the primary, at the same address a little later.
 #[sqlx::test(migrations = false)]
-async fn a_run_outlives_a_failover(pool: PgPool) {
+async fn run_survives_a_failover(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let scene = scene_on(&primary).await;
     let mut standby = primary.standby().await;
     let (child, gate) = scene.held_run().await;
     standby.caught_up_with(&primary).await;
-    // It starts as a standby of a primary that is gone, where the primary was: in recovery, for a while.
-    standby.take_the_place_of(primary).await;
+    // It starts at the address of the primary as a standby without a primary, and is in recovery for a while.
+    standby.replace(primary).await;
     gate.open();
-    // A run that would begin there now is told where it is.
+    // A run that begins there now is told that the server is a standby.
     let output = scene.output(&["run"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("DATABASE_URL leads to a standby"), "{}", stderr(&output));
@@ -209,7 +210,7 @@ async fn a_run_outlives_a_failover(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_database_that_stays_away_fails_the_run_in_bounded_time_and_the_next_one_goes_on(pool: PgPool) {
+async fn unreachable_database_fails_run_in_bounded_time_and_next_resumes(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let mut scene = scene_on(&cluster).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
@@ -221,7 +222,7 @@ async fn a_database_that_stays_away_fails_the_run_in_bounded_time_and_the_next_o
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("a statement about the sync tables failed"), "{}", stderr(&output));
     cluster.start().await;
-    // Nobody could say anything of it.
+    // The outcome could not be recorded anywhere.
     assert_eq!(scene.text("select status from elven_sync.sync_runs").await, "running");
     let report = scene.run().await;
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (6, 1));
@@ -233,15 +234,15 @@ async fn a_database_that_stays_away_fails_the_run_in_bounded_time_and_the_next_o
     assert_eq!(scene.text(first).await, "accepted 2 t");
 }
 
-/// A worker that freezes in the middle of a transaction holds rows of its run and its lane. That delays no other
-/// lane, and the server ends it, so that this one can be taken over.
+/// A worker that freezes inside a transaction locks rows of its run and its lane. No other lane is delayed, and the
+/// server ends the transaction, so that the entity can be taken over.
 #[sqlx::test(migrations = false)]
-async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: PgPool) {
+async fn worker_frozen_inside_a_transaction_blocks_no_other_lane(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.entity("other", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('other', 'b', 'BTC', '2024-01-01Z', 7)").await;
-    // Of which a third is how long a transaction may lie idle.
+    // A transaction may lie idle for a third of this.
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "30s");
     scene.sql("create function gate() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock_shared(1); return null; end $$;
                create trigger gate after update of requests on elven_sync.sync_runs for each row execute function gate()").await;
@@ -272,15 +273,15 @@ async fn a_worker_that_freezes_inside_of_a_transaction_locks_nobody_out(pool: Pg
     assert_eq!(scene.received().len(), 9, "the batch that was not settled is sent twice");
 }
 
-/// A page of which nothing more arrives would hold the entity for ever, since its lease is renewed meanwhile.
+/// A page read that stalls would hold the entity indefinitely, since its lease is renewed in the meantime.
 #[sqlx::test(migrations = false)]
-async fn a_page_that_the_network_swallows_does_not_hold_the_entity_for_ever(pool: PgPool) {
+async fn stalled_page_read_is_aborted_and_frees_its_entity(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'b' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 60) n").await;
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
-    // Ten times that is how long a page may take.
+    // A page may take ten times this.
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
     let (child, gate) = scene.held_run().await;
     let mut lock = PgConnection::connect(&scene.url).await.unwrap();
@@ -294,16 +295,17 @@ async fn a_page_that_the_network_swallows_does_not_hold_the_entity_for_ever(pool
     network.forget();
     sqlx::raw_sql("rollback").execute(&mut lock).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_mins(1), child.wait_with_output()).await;
-    // It goes on; or fails, where a second is not enough for the database to answer.
+    // The run continues, or fails if the database needs more than a second to answer.
     ended.expect("the run ends").unwrap();
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let accounts: BTreeSet<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
     assert_eq!(accounts.len(), 66, "each row");
 }
 
-/// With a single connection: the one whose commit is asked about makes room for the one to ask with.
+/// With a single connection: the connection of the unanswered commit is closed before another one is opened for the
+/// lookup.
 #[sqlx::test(migrations = false)]
-async fn a_commit_is_asked_about_without_its_connection(pool: PgPool) {
+async fn commit_lookup_needs_no_second_connection(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     let url = SecretString::from(network.url().to_owned());
@@ -315,9 +317,9 @@ async fn a_commit_is_asked_about_without_its_connection(pool: PgPool) {
     assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "1");
 }
 
-/// What lay idle while the network forgot it is not asked one after the other.
+/// Idle connections that the network has dropped are not checked one after another.
 #[sqlx::test(migrations = false)]
-async fn idle_connections_that_the_network_has_forgotten_cost_one_question(pool: PgPool) {
+async fn dead_idle_connections_cost_one_health_check(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     let url = SecretString::from(network.url().to_owned());
@@ -327,7 +329,9 @@ async fn idle_connections_that_the_network_has_forgotten_cost_one_question(pool:
         transaction.rollback().await.unwrap();
     }
     assert_eq!(network.count().0, 6);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // After a second of idleness a connection is checked before it is used again.
+    let are_idle = async || network.count().0 == 0;
+    assert_stays("no connection is opened", Duration::from_millis(1100), are_idle).await;
     network.forget();
     let since = Instant::now();
     database.begin_reading().await.unwrap().rollback().await.unwrap();
@@ -335,9 +339,9 @@ async fn idle_connections_that_the_network_has_forgotten_cost_one_question(pool:
     assert_eq!(network.count().0, 1, "a new one");
 }
 
-/// The time to wait for a database begins when it is lost, however long the statement had run.
+/// The time limit for reconnecting starts at the loss, however long the statement had run.
 #[sqlx::test(migrations = false)]
-async fn what_ran_for_long_before_its_connection_was_lost_is_done_again(pool: PgPool) {
+async fn long_statement_is_retried_after_connection_loss(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let url = SecretString::from(scene.url.clone());
     let database = Database::connect(&url, 2, Duration::from_secs(1)).await.unwrap();
@@ -345,7 +349,11 @@ async fn what_ran_for_long_before_its_connection_was_lost_is_done_again(pool: Pg
         let sleep = || sqlx::query_scalar::<_, i32>("select 1 from pg_sleep(2)").fetch_one(&database);
         database.retry(sleep).await
     });
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let sleeps = "select count(*)::text from pg_stat_activity
+                   where datname = current_database() and wait_event = 'PgSleep'
+                     and clock_timestamp() - query_start > interval '1500 ms'";
+    eventually("the statement ran for longer than the time limit", async || scene.text(sleeps).await == "1")
+        .await;
     scene
         .sql(
             "select pg_terminate_backend(pid) from pg_stat_activity
@@ -355,9 +363,9 @@ async fn what_ran_for_long_before_its_connection_was_lost_is_done_again(pool: Pg
     assert_eq!(long.await.unwrap().unwrap(), 1);
 }
 
-/// Something accepts the connection and never answers.
+/// A server that accepts the connection and never answers.
 #[sqlx::test(migrations = false)]
-async fn a_server_that_never_answers_is_given_up(pool: PgPool) {
+async fn silent_server_is_abandoned_after_its_timeout(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     scene.set("DATABASE_URL", &format!("postgres://postgres@{}/postgres", silent.local_addr().unwrap()));

@@ -13,7 +13,7 @@ use elven_sync::commands::Cli;
 use elven_sync::config::{Environment, Flags, Settings, reference};
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
 const CONFIGURATION: &str = "docs/configuration.md";
 const COMMANDS: &str = "docs/commands.md";
@@ -27,7 +27,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_default()
 }
 
-/// Fails when a file has another text than is generated, or writes it when the person who runs the test wants that.
+/// Asserts that a file has the generated text, or writes it on request.
 #[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
 fn assert_is(name: &str, generated: &str) {
     if std::env::var_os("ELVEN_REWRITE_DOCS").is_some() {
@@ -43,7 +43,7 @@ fn assert_is(name: &str, generated: &str) {
     );
 }
 
-/// The text with each part between `<!-- NAME ARGUMENT -->` and `<!-- end -->` replaced.
+/// Returns the text with each part between `<!-- NAME ARGUMENT -->` and `<!-- end -->` replaced.
 fn with_generated(text: &str, name: &str, mut generate: impl FnMut(&str) -> String) -> String {
     let mut result = String::new();
     let mut is_generated = false;
@@ -64,7 +64,7 @@ fn with_generated(text: &str, name: &str, mut generate: impl FnMut(&str) -> Stri
 
 // The configuration
 
-/// Section, key and value of all settings; the value is `null` where there is none.
+/// Returns section, key and value of all settings. The value is `null` where there is none.
 fn flat(values: &serde_json::Value) -> BTreeSet<(String, String, String)> {
     let mut settings = BTreeSet::new();
     let mut sections = vec![(String::new(), values)];
@@ -86,7 +86,7 @@ fn defaults() -> serde_json::Value {
 }
 
 #[test]
-fn the_configuration_reference_has_every_key_and_its_default() {
+fn configuration_reference_has_every_key_and_default() {
     let described: BTreeSet<_> = reference::KEYS
         .iter()
         .map(|key| {
@@ -111,7 +111,7 @@ fn the_configuration_reference_has_every_key_and_its_default() {
 }
 
 #[test]
-fn the_page_of_the_configuration_is_generated_from_the_reference() {
+fn configuration_page_is_generated_from_the_reference() {
     let text = with_generated(&read(CONFIGURATION), "keys", reference::section_table);
     let mut sections = Vec::new();
     let text = with_generated(&text, "variables", |_| reference::variable_table());
@@ -125,11 +125,11 @@ fn the_page_of_the_configuration_is_generated_from_the_reference() {
 }
 
 #[test]
-fn the_example_file_has_every_key_and_says_the_defaults() {
+fn example_file_has_every_key_and_default() {
     assert_is(EXAMPLE, &reference::example());
     let text = reference::example();
     assert_eq!(reference::values(&text).unwrap(), defaults());
-    // With the keys that have no default, too: the comments before them are sentences.
+    // Also the keys without a default. The comments before them are sentences.
     let is_setting = |line: &str| line.starts_with("# [") || line.contains(" = ") && !line.contains(". ");
     let uncommented: String = text
         .lines()
@@ -140,9 +140,9 @@ fn the_example_file_has_every_key_and_says_the_defaults() {
     assert!(flat(&values).iter().all(|(_, _, value)| value != "null"), "a key is missing: {values}");
 }
 
-/// `environment.get("NAME")` anywhere in the program, and names that a constant holds.
+/// Finds `environment.get("NAME")` anywhere in the program, and names in constants.
 #[test]
-fn every_environment_variable_is_described() {
+fn every_environment_variable_is_documented() {
     let described: BTreeSet<&str> =
         reference::VARIABLES.iter().flat_map(|variable| variable.names).copied().collect();
     let mut folders = vec![root().join("src")];
@@ -156,7 +156,7 @@ fn every_environment_variable_is_described() {
             let text = std::fs::read_to_string(&path).unwrap();
             for rest in text.split("environment.get(\"").skip(1) {
                 let name = rest.split('"').next().unwrap();
-                // Only in what tests use.
+                // Only in test code.
                 assert!(
                     described.contains(name) || name == "ELVEN_SYNC_FAULT_POINT",
                     "{name} in {}",
@@ -183,7 +183,7 @@ fn help(arguments: &str) -> String {
     text.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
-/// All commands, each with those above it: `elven-sync entity add`.
+/// Collects all commands, each with its parents: `elven-sync entity add`.
 fn commands(command: &clap::Command, above: &str, all: &mut Vec<String>) {
     let name = format!("{above}{}", command.get_name());
     all.push(name.clone());
@@ -193,7 +193,7 @@ fn commands(command: &clap::Command, above: &str, all: &mut Vec<String>) {
 }
 
 #[test]
-fn the_page_of_the_commands_has_every_help_text() {
+fn commands_page_has_every_help_text() {
     let mut shown = Vec::new();
     let text = with_generated(&read(COMMANDS), "help", |command| {
         shown.push(command.to_owned());
@@ -210,7 +210,7 @@ fn the_page_of_the_commands_has_every_help_text() {
 // All documents
 
 struct Document {
-    /// From the root of the repository.
+    /// Path from the root of the repository.
     name: String,
     text: String,
 }
@@ -256,7 +256,7 @@ impl Document {
         fences
     }
 
-    /// The text without fences and without `code`.
+    /// Returns the text without fences and without `code`.
     fn prose(&self) -> String {
         let mut is_inside = false;
         let mut prose = String::new();
@@ -271,7 +271,7 @@ impl Document {
         prose
     }
 
-    /// What its headings are called in a link.
+    /// Returns the anchors of its headings.
     fn anchors(&self) -> BTreeSet<String> {
         let headings = self.prose();
         let headings = headings.lines().filter(|line| line.starts_with('#'));
@@ -285,7 +285,7 @@ impl Document {
     }
 }
 
-/// The words of a command as a shell takes them; `None` where it ends with something that is no command.
+/// Splits a command into words as a shell does. Returns `None` if it ends with something that is no command.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut quote = None;
@@ -304,7 +304,7 @@ fn words(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_in_the_documents_can_be_typed() {
+fn every_documented_command_parses() {
     let mut wrong = String::new();
     let mut tested = 0;
     for document in Document::all() {
@@ -328,7 +328,7 @@ fn every_command_in_the_documents_can_be_typed() {
 }
 
 #[test]
-fn every_setting_in_the_documents_is_known() {
+fn every_documented_setting_exists() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("elven-sync.toml");
     let mut wrong = String::new();
@@ -345,7 +345,7 @@ fn every_setting_in_the_documents_is_known() {
 }
 
 #[test]
-fn every_link_between_documents_leads_somewhere() {
+fn every_link_between_documents_resolves() {
     let documents = Document::all();
     let mut wrong = String::new();
     for document in &documents {
@@ -369,7 +369,7 @@ fn every_link_between_documents_leads_somewhere() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// A relative path of a link, from the root of the repository.
+/// Resolves a relative path of a link from the root of the repository.
 fn joined(folder: &Path, file: &str) -> String {
     let mut path = PathBuf::new();
     for part in folder.join(file).components() {
@@ -388,7 +388,7 @@ fn joined(folder: &Path, file: &str) -> String {
 const PAGES_WITH_SQL: [&str; 3] = ["docs/ledgers.md", "docs/backfills.md", "docs/time-zones.md"];
 const ROLES: [&str; 3] = ["elven_sync_run", "elven_sync_read", "elven_sync_prune"];
 
-/// What the recipes take for granted: two tables of a ledger of the reader's own, and the table of another example.
+/// The preconditions of the recipes: two tables of the ledger of a reader, and the table of another example.
 const TABLES: &str = "
     create schema treasury;
     create table treasury.positions (
@@ -409,7 +409,7 @@ const NAMES: &str = "
     insert into treasury.elven_currencies values ('chf', 'CHF'), ('BTC', 'BTC')";
 
 #[sqlx::test(migrations = false)]
-async fn the_recipes_for_ledgers_work(pool: PgPool) {
+async fn ledger_recipes_work(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql(TABLES).await;
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "company");
@@ -417,9 +417,9 @@ async fn the_recipes_for_ledgers_work(pool: PgPool) {
     for (table, id) in [("treasury.positions", "position_id"), ("treasury.btc_positions", "id")] {
         scene.set("ELVEN_SYNC_LEDGER__TABLE", table);
         scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ID", id);
-        said(&scene, 0, &["attach", "--backfill-index"]).await;
+        output_of(&scene, 0, &["attach", "--backfill-index"]).await;
     }
-    // Roles belong to the whole cluster, and other tests may run on it.
+    // Roles belong to the whole cluster, and other tests may use it.
     let suffix = scene.text("select '_' || oid from pg_database where datname = current_database()").await;
     for name in PAGES_WITH_SQL {
         let page = Document { name: name.to_owned(), text: read(name) };
@@ -428,7 +428,7 @@ async fn the_recipes_for_ledgers_work(pool: PgPool) {
             for role in ROLES {
                 sql = sql.replace(role, &format!("{role}{suffix}"));
             }
-            // One at a time: an index cannot be created concurrently together with something else.
+            // One at a time: a concurrent index build cannot share a message with another statement.
             for statement in sql.split(";\n") {
                 let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&scene.pool).await;
                 assert!(done.is_ok(), "{name} line {}: {statement}: {done:?}", fence.line);
@@ -441,22 +441,22 @@ async fn the_recipes_for_ledgers_work(pool: PgPool) {
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ACCOUNT_ID", "account");
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__BALANCE", "amount");
 
-    // The rights that the page gives are enough, and no name is lost.
+    // The rights that the page grants are enough, and no name is lost.
     let url = scene.url.clone();
     let as_role = |role: &str| {
         let separator = if url.contains('?') { '&' } else { '?' };
         format!("{url}{separator}options=-c%20role%3Delven_sync_{role}{suffix}")
     };
     scene.set("DATABASE_URL", &as_role("run"));
-    let run = said(&scene, 3, &["run"]).await;
+    let run = output_of(&scene, 3, &["run"]).await;
     assert!(run.contains("3 rows read, 2 uploaded, 1 set aside"), "{run}");
     scene.sql("insert into treasury.elven_accounts values ('Kraken', 'acc-9')").await;
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     scene
         .sql("update treasury.elven_accounts set elven_account = 'acc-2' where ledger_account = 'Kraken'")
         .await;
     scene.sql("update treasury.positions set change_xid = default where account = 'Kraken'").await;
-    said(&scene, 0, &["run"]).await;
+    output_of(&scene, 0, &["run"]).await;
     assert_eq!(
         scene.received(),
         [
@@ -466,7 +466,7 @@ async fn the_recipes_for_ledgers_work(pool: PgPool) {
             "acc-9 CHF 2024-05-01 02:00:00 7",
         ]
     );
-    said(&scene, 0, &["backfill", "--from", "2024-05-01", "--to", "2024-06-01"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-05-01", "--to", "2024-06-01"]).await;
     scene.set("DATABASE_URL", &as_role("read"));
     for arguments in [
         &["status"][..],
@@ -476,10 +476,10 @@ async fn the_recipes_for_ledgers_work(pool: PgPool) {
         &["run", "--dry-run"],
         &["backfill", "--from", "2024-05-01", "--to", "2024-06-01", "--dry-run"],
     ] {
-        said(&scene, 0, arguments).await;
+        output_of(&scene, 0, arguments).await;
     }
     scene.set("DATABASE_URL", &as_role("prune"));
-    said(&scene, 0, &["prune", "--older-than", "1ms"]).await;
+    output_of(&scene, 0, &["prune", "--older-than", "1ms"]).await;
     for role in ROLES {
         let drop = format!("drop owned by {role}{suffix}; drop role {role}{suffix}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&scene.pool).await.unwrap();

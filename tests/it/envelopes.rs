@@ -1,4 +1,4 @@
-//! The envelopes of answers: whatever the API wraps them in, however long they are, and packed or not.
+//! The envelopes of answers, of any length, compressed or not.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -15,8 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, eventually, fault_rules, output_of};
 
 const ROWS: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -29,7 +28,7 @@ const OPEN: &str =
     "select coalesce(string_agg(concat_ws(' ', kind, http_status, ledger_id), ',' order by ledger_id), '')
                       from elven_sync.sync_errors where resolved_at is null";
 
-async fn under(pool: PgPool, answers: Answers) -> TestEnv {
+async fn scene_with_answers(pool: PgPool, answers: Answers) -> TestEnv {
     let database = pool.clone().into();
     journal::migrate(&database).await.unwrap();
     journal::migrate_ledger(&database).await.unwrap();
@@ -39,25 +38,25 @@ async fn under(pool: PgPool, answers: Answers) -> TestEnv {
     scene
 }
 
-/// Upload, a refused row found by halves, one that only the list of accounts proves, a whole batch refused with status
-/// 200, and a retry.
-async fn understood(pool: PgPool, answers: Answers) {
-    let scene = under(pool, answers).await;
+/// An upload, a refused row that bisection finds, a refused row that only the list of accounts proves, a whole batch
+/// refused with status 200, and a retry.
+async fn assert_understood(pool: PgPool, answers: Answers) {
+    let scene = scene_with_answers(pool, answers).await;
     scene.sql(ROWS).await;
-    scene.sandbox.set_rules(parsed(&["reject:account=a3"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=a3"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.sandbox.records_accepted(), 7);
     assert_eq!(scene.text(OPEN).await, "rejected_row 400 3");
 
-    // A row alone: only a signed GET, whose list is wrapped, shows that the key is good.
+    // A single row: only a signed GET, whose list is wrapped, shows that the credential is good.
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'b', 'BTC', '2024-01-02Z', 1)").await;
-    scene.sandbox.set_rules(parsed(&["reject:success-false"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:success-false"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.text(OPEN).await, "rejected_row 400 3,rejected_row 200 9", "a 2xx that says no");
 
     scene.sandbox.set_rules(Vec::new());
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     assert_eq!(scene.text(OPEN).await, "");
     assert_eq!(scene.sandbox.records_accepted(), 9);
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
@@ -65,26 +64,26 @@ async fn understood(pool: PgPool, answers: Answers) {
 
 #[sqlx::test(migrations = false)]
 async fn a_bare_envelope_is_understood(pool: PgPool) {
-    understood(pool, Answers::Bare).await;
+    assert_understood(pool, Answers::Bare).await;
 }
 
 #[sqlx::test(migrations = false)]
 async fn a_wrapped_envelope_is_understood(pool: PgPool) {
-    understood(pool, Answers::Wrapped).await;
+    assert_understood(pool, Answers::Wrapped).await;
 }
 
 #[sqlx::test(migrations = false)]
 async fn a_wrapped_true_envelope_is_understood(pool: PgPool) {
-    understood(pool, Answers::WrappedTrue).await;
+    assert_understood(pool, Answers::WrappedTrue).await;
 }
 
-/// What the stub answers to each import.
+/// The answer of the stub to each import.
 #[derive(Clone)]
 struct Said {
     status: u16,
     headers: &'static str,
     body: Vec<u8>,
-    /// So many bytes of the body come at once, and the rest once this is true.
+    /// This many bytes of the body are sent at once, and the rest once the flag is set.
     rest: Option<(usize, watch::Receiver<bool>)>,
 }
 
@@ -94,7 +93,7 @@ impl Said {
     }
 }
 
-/// An API that answers every request with the same bytes; returns its address.
+/// Starts an API that answers every request with the same bytes. Returns its address.
 async fn stub(said: Said) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -145,7 +144,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A success of so many bytes.
+/// Returns an accepting answer of this many bytes.
 fn long(bytes: usize) -> Vec<u8> {
     let mut body = br#"{"records":["#.to_vec();
     let end = br#"0],"success":true}"#;
@@ -160,7 +159,7 @@ fn long(bytes: usize) -> Vec<u8> {
 const EIGHT_MIB: usize = 8 << 20;
 
 #[sqlx::test(migrations = false)]
-async fn an_answer_is_understood_with_a_mark_packed_and_up_to_eight_mebibytes(pool: PgPool) {
+async fn answers_with_bom_gzip_or_8_mib_are_understood(pool: PgPool) {
     const PACKED: &str = "content-encoding: gzip\r\n";
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -234,7 +233,7 @@ async fn an_answer_is_understood_with_a_mark_packed_and_up_to_eight_mebibytes(po
         assert_eq!(scene.text(BATCHES).await, batch, "{what}");
         assert_eq!(scene.text(OPEN).await, error, "{what}");
         scene.sql("truncate ledger.balance_snapshots; truncate elven_sync.sync_errors").await;
-        // The rest of the rows is gone, and so the next run closes the pass.
+        // The other rows were deleted, so that the next run closes the pass.
         let url = scene.sandbox.url();
         scene.set("ELVEN_API_URL", &url);
         scene.run().await;
@@ -243,7 +242,7 @@ async fn an_answer_is_understood_with_a_mark_packed_and_up_to_eight_mebibytes(po
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_page_of_a_firewall_is_said_to_be_one(pool: PgPool) {
+async fn firewall_page_is_reported_as_such(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql(ROWS).await;
@@ -251,7 +250,7 @@ async fn a_page_of_a_firewall_is_said_to_be_one(pool: PgPool) {
         stub(Said::new(403, "content-type: application/json\r\n", *b" <html>Attention Required!</html>"))
             .await;
     scene.set("ELVEN_API_URL", &url);
-    let printed = said(&scene, 1, &["run"]).await;
+    let printed = output_of(&scene, 1, &["run"]).await;
     assert!(printed.contains("a proxy or firewall answered with a page of its own"), "{printed}");
     assert!(!printed.contains("Attention"), "{printed}");
     assert_eq!(scene.text(OPEN).await, "config 403");
@@ -272,7 +271,7 @@ async fn import(url: &str, timeout: Duration) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_large_answers_a_process_reads_one_at_a_time_and_none_waits_longer_than_its_timeout() {
+async fn large_answers_are_read_one_at_a_time_within_timeout() {
     let (open, rest) = watch::channel(false);
     let held = Said { rest: Some((100_000, rest)), ..Said::new(200, "", long(200_000)) };
     let held = stub(held).await;
@@ -280,9 +279,9 @@ async fn of_large_answers_a_process_reads_one_at_a_time_and_none_waits_longer_th
     let short = stub(Said::new(200, "", *b"{\"success\":true}")).await;
     let minute = Duration::from_mins(1);
     let first = tokio::spawn(async move { import(&held, minute).await });
-    // It is the first to hold one as soon as another one meets its own timeout.
+    // It is the first to read a large answer as soon as the previous reader meets its own timeout.
     let waited = async || matches!(import(&other, Duration::from_millis(300)).await, Answer::Lost(_));
-    crate::support::eventually("another large answer waits", waited).await;
+    eventually("another large answer waits", waited).await;
     assert_eq!(classify(&import(&short, minute).await), ResponseClass::Accepted, "a short one does not wait");
     let second = tokio::spawn({
         let other = other.clone();

@@ -1,4 +1,4 @@
-//! `errors`: what a person does about what was set aside.
+//! `errors`: how a person handles rows that were set aside.
 
 use std::time::Duration;
 
@@ -6,11 +6,9 @@ use elven_sync::sandbox::{Fault, Gate, Options};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
-use crate::crashes::FAULT_POINT;
-use crate::support::{TestEnv, eventually, said, stderr, stdout, until_it_says};
-use crate::workers::signal;
+use crate::support::{FAULT_POINT, TestEnv, eventually, output_of, signal, stderr, stdout, wait_for_log};
 
-/// Five rows of acme: two that the API refuses, one that cannot be sent, two that arrive.
+/// Five rows of acme: two that the API refuses, one that cannot be sent, and two that are accepted.
 async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
@@ -34,34 +32,34 @@ const OPEN: &str =
                       from elven_sync.sync_errors where resolved_at is null";
 
 #[sqlx::test(migrations = false)]
-async fn errors_are_listed_and_shown_with_the_record_as_it_would_have_been_sent(pool: PgPool) {
+async fn errors_are_listed_and_shown_with_their_record(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
-    let list = said(&scene, 0, &["errors", "list"]).await;
+    let list = output_of(&scene, 0, &["errors", "list"]).await;
     assert!(list.contains("rejected_row") && list.contains("invalid_row"), "{list}");
-    let of_kind = said(&scene, 0, &["errors", "list", "--kind", "invalid_row"]).await;
+    let of_kind = output_of(&scene, 0, &["errors", "list", "--kind", "invalid_row"]).await;
     assert!(!of_kind.contains("rejected_row"));
-    assert!(said(&scene, 0, &["errors", "list", "--entity", "beta"]).await.contains("no error is open"));
-    assert!(said(&scene, 2, &["errors", "list", "--kind", "nope"]).await.contains("rejected_batch"));
+    assert!(output_of(&scene, 0, &["errors", "list", "--entity", "beta"]).await.contains("no error is open"));
+    assert!(output_of(&scene, 2, &["errors", "list", "--kind", "nope"]).await.contains("rejected_batch"));
     let json: serde_json::Value =
-        serde_json::from_str(&said(&scene, 0, &["errors", "list", "--json"]).await).unwrap();
+        serde_json::from_str(&output_of(&scene, 0, &["errors", "list", "--json"]).await).unwrap();
     assert_eq!(json["errors"].as_array().unwrap().len(), 3);
     let number = scene.text("select error_id::text from elven_sync.sync_errors where ledger_id = '4'").await;
-    let shown = said(&scene, 0, &["errors", "show", &number]).await;
+    let shown = output_of(&scene, 0, &["errors", "show", &number]).await;
     for expected in
         ["\"balance\": 12345678901234567890.5", "\"entityAccountId\": \"y\"", "400", "rejected_row", "acme"]
     {
         assert!(shown.contains(expected), "{expected}: {shown}");
     }
-    assert!(said(&scene, 1, &["errors", "show", "999"]).await.contains("there is no error 999"));
+    assert!(output_of(&scene, 1, &["errors", "show", "999"]).await.contains("there is no error 999"));
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_sends_what_the_ledger_holds_now_and_resolves_or_counts(pool: PgPool) {
+async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     let before = scene.text(OPEN).await;
     assert!(before.contains("rejected_row 2 1") && before.contains("invalid_row 5 1"), "{before}");
-    // Nothing has changed: each is seen once more.
-    said(&scene, 3, &["errors", "retry"]).await;
+    // Nothing has changed: each error is counted once more.
+    output_of(&scene, 3, &["errors", "retry"]).await;
     let again = scene.text(OPEN).await;
     assert!(
         again.contains("rejected_row 2 2")
@@ -71,19 +69,19 @@ async fn a_retry_sends_what_the_ledger_holds_now_and_resolves_or_counts(pool: Pg
     );
     let plan = stdout(&scene.output(&["entity", "rewind", "acme"]).await);
     assert!(plan.contains("moves back 5 rows, 2 of them already accepted"), "{plan}");
-    // The API knows the account now, and one row was corrected; it is not waited for until the next run.
+    // The API knows the account now, and one row was corrected. The retry need not wait for the next run.
     scene.sandbox.set_rules(vec!["reject:account=y".parse().unwrap()]);
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 5").await;
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(retried.matches("uploaded").count(), 2, "{retried}");
     assert!(scene.text(OPEN).await.ends_with("rejected_row 4 3"), "{}", scene.text(OPEN).await);
     assert!(scene.balances().contains(&("x".to_owned(), "2.5".to_owned())));
     assert!(scene.balances().contains(&("c".to_owned(), "7".to_owned())));
-    // The outage of an API is no news of a row, and the row is still there.
+    // An API outage says nothing about a row, and the row still exists.
     scene.sql("delete from ledger.balance_snapshots where id = 4").await;
-    let gone = said(&scene, 0, &["errors", "retry"]).await;
+    let gone = output_of(&scene, 0, &["errors", "retry"]).await;
     assert!(gone.contains("not in the ledger any more"), "{gone}");
-    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("no row is set aside"));
+    assert!(output_of(&scene, 0, &["errors", "retry"]).await.contains("no row is set aside"));
     let runs = "select string_agg(distinct kind || ' ' || status, ',' order by kind || ' ' || status) from elven_sync.sync_runs";
     assert_eq!(scene.text(runs).await, "incremental incomplete,retry incomplete,retry succeeded");
     let batches = "select string_agg(distinct concat_ws(' ', status, row_count), ',' order by concat_ws(' ', status, row_count))
@@ -91,7 +89,7 @@ async fn a_retry_sends_what_the_ledger_holds_now_and_resolves_or_counts(pool: Pg
     assert_eq!(scene.text(batches).await, "accepted 1,rejected 0");
 }
 
-/// The later upload wins at the API: an older row must not be sent over a newer one of its key.
+/// The later upload wins at the API: an older row must not be sent over a newer row of its key.
 #[sqlx::test(migrations = false)]
 async fn a_retry_never_puts_an_older_row_over_a_newer_one(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
@@ -104,13 +102,13 @@ async fn a_retry_never_puts_an_older_row_over_a_newer_one(pool: PgPool) {
         .await;
     scene.run().await;
     let number = scene.text("select error_id::text from elven_sync.sync_errors where ledger_id = '2'").await;
-    assert!(said(&scene, 0, &["errors", "retry", &number]).await.contains("superseded by row 6"));
+    assert!(output_of(&scene, 0, &["errors", "retry", &number]).await.contains("superseded by row 6"));
     let last = scene.balances().into_iter().rfind(|(account, _)| account == "x").unwrap();
     assert_eq!(last.1, "99");
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_error_is_resolved_by_a_newer_version_or_by_a_word(pool: PgPool) {
+async fn error_is_resolved_by_newer_version_or_by_hand(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update ledger.balance_snapshots set balance = 8 where id in (2, 5)").await;
@@ -120,36 +118,38 @@ async fn an_error_is_resolved_by_a_newer_version_or_by_a_word(pool: PgPool) {
     assert_eq!(scene.text(resolved).await, "2,5");
     let number =
         scene.text("select error_id::text from elven_sync.sync_errors where resolved_at is null").await;
-    assert!(said(&scene, 2, &["errors", "resolve", &number]).await.contains("--reason"));
-    assert!(said(&scene, 1, &["errors", "resolve", &number, "--reason", " "]).await.contains("blank"));
-    said(&scene, 0, &["errors", "resolve", &number, "--reason", "closed account"]).await;
+    assert!(output_of(&scene, 2, &["errors", "resolve", &number]).await.contains("--reason"));
+    assert!(output_of(&scene, 1, &["errors", "resolve", &number, "--reason", " "]).await.contains("blank"));
+    output_of(&scene, 0, &["errors", "resolve", &number, "--reason", "closed account"]).await;
     assert!(
-        said(&scene, 1, &["errors", "resolve", &number, "--reason", "again"])
+        output_of(&scene, 1, &["errors", "resolve", &number, "--reason", "again"])
             .await
             .contains("closed account")
     );
-    assert!(said(&scene, 1, &["errors", "retry", &number]).await.contains("resolved already"));
-    assert!(said(&scene, 0, &["errors", "list", "--all"]).await.contains("closed account"));
+    assert!(output_of(&scene, 1, &["errors", "retry", &number]).await.contains("resolved already"));
+    assert!(output_of(&scene, 0, &["errors", "list", "--all"]).await.contains("closed account"));
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_error_of_an_entity_is_tried_again_by_a_run(pool: PgPool) {
+async fn error_of_an_entity_is_resolved_by_a_run(pool: PgPool) {
     let mut scene = scene_with_rows_set_aside(pool).await;
     scene.sql("update ledger.balance_snapshots set balance = balance where id = 1").await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(vec!["forbidden".parse().unwrap()]);
     scene.run().await;
     let number = scene.text("select error_id::text from elven_sync.sync_errors where kind = 'auth'").await;
-    assert!(said(&scene, 1, &["errors", "retry", &number]).await.contains("elven-sync run --entity 'acme'"));
-    // Rows are still refused, but not by a word about them: they count once more and say why.
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    assert!(
+        output_of(&scene, 1, &["errors", "retry", &number]).await.contains("elven-sync run --entity 'acme'")
+    );
+    // Rows are still refused, but no command dismissed them: they are counted once more, with the reason.
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(retried.contains("credential"), "{retried}");
 }
 
-/// A newer row that is set aside itself does not supersede an older one: the older is sent, and the newer one
-/// arrives after it if it ever does.
+/// A newer row that is set aside does not supersede an older one. The older row is sent, and the newer one after it
+/// if it is ever accepted.
 #[sqlx::test(migrations = false)]
-async fn a_row_that_is_set_aside_supersedes_nothing(pool: PgPool) {
+async fn row_set_aside_supersedes_no_older_row(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
@@ -161,10 +161,10 @@ async fn a_row_that_is_set_aside_supersedes_nothing(pool: PgPool) {
     scene.sandbox.set_rules(vec!["reject:account=a".parse().unwrap()]);
     scene.run().await;
     scene.sandbox.set_rules(vec!["reject:negative".parse().unwrap()]);
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(!retried.contains("superseded"), "{retried}");
     assert_eq!(scene.balances(), [("a".to_owned(), "1".to_owned())]);
-    // Dismissed by a person it supersedes nothing either; updated, it does.
+    // A dismissed row supersedes nothing either. An updated row does.
     scene.sql("update ledger.balance_snapshots set balance = 2 where id = 1").await;
     scene.sandbox.set_rules(vec!["reject:account=a".parse().unwrap()]);
     scene.run().await;
@@ -173,15 +173,15 @@ async fn a_row_that_is_set_aside_supersedes_nothing(pool: PgPool) {
             "select error_id::text from elven_sync.sync_errors where ledger_id = '2' and resolved_at is null",
         )
         .await;
-    said(&scene, 0, &["errors", "resolve", &number, "--reason", "a mistake"]).await;
+    output_of(&scene, 0, &["errors", "resolve", &number, "--reason", "a mistake"]).await;
     scene.sandbox.set_rules(Vec::new());
-    assert!(said(&scene, 0, &["errors", "retry"]).await.contains("uploaded"));
+    assert!(output_of(&scene, 0, &["errors", "retry"]).await.contains("uploaded"));
     assert_eq!(scene.balances().last().unwrap().1, "2");
 }
 
-/// A retry that dies in mid-flight may have sent its row: the next one says so.
+/// A retry that dies with a request in flight may have sent its row. The next retry is marked ambiguous.
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_dies_leaves_its_batch_unknown_and_the_next_is_ambiguous(pool: PgPool) {
+async fn killed_retry_leaves_unknown_batch_and_next_is_ambiguous(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sandbox.set_rules(Vec::new());
     let gate = Gate::new();
@@ -194,14 +194,14 @@ async fn a_retry_that_dies_leaves_its_batch_unknown_and_the_next_is_ambiguous(po
     let expired =
         "select (lease_expires_at + interval '300 ms' < clock_timestamp())::text from elven_sync.sync_state";
     eventually("the lease runs out", async || scene.text(expired).await == "true").await;
-    said(&scene, 0, &["errors", "retry", &number]).await;
+    output_of(&scene, 0, &["errors", "retry", &number]).await;
     let batches = "select string_agg(concat_ws(' ', status, ambiguous), ',' order by batch_id) from elven_sync.sync_batches
                     where pass_id is null";
     assert_eq!(scene.text(batches).await, "unknown f,accepted t");
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_obeys_the_watermark_and_the_pause(pool: PgPool) {
+async fn retry_obeys_watermark_check_and_pause(pool: PgPool) {
     let mut scene = scene_with_rows_set_aside(pool).await;
     scene.sql("create table ledger.other (like ledger.balance_snapshots including all);
                insert into ledger.other overriding system value select id, entity_id, 'other', currency, captured_at, 777
@@ -209,12 +209,12 @@ async fn a_retry_obeys_the_watermark_and_the_pause(pool: PgPool) {
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.other");
     scene.sandbox.set_rules(Vec::new());
     let sent = scene.sandbox.requests().len();
-    let refused = said(&scene, 3, &["errors", "retry"]).await;
+    let refused = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(refused.contains("belongs to the ledger table"), "{refused}");
     scene.unset("ELVEN_SYNC_LEDGER__TABLE");
     scene.sandbox.set_rules(vec!["throttle=1800s".parse().unwrap()]);
     for _ in 0..2 {
-        said(&scene, 3, &["errors", "retry"]).await;
+        output_of(&scene, 3, &["errors", "retry"]).await;
     }
     assert_eq!(scene.sandbox.requests().len(), sent + 1, "the API asked to come later");
     let later =
@@ -222,10 +222,10 @@ async fn a_retry_obeys_the_watermark_and_the_pause(pool: PgPool) {
     assert_eq!(scene.text(later).await, "true");
 }
 
-/// A batch whose outcome is unknown, and of which nothing is left to send but what cannot be sent: it is
-/// closed with what it is now, and still says that it may have arrived.
+/// A batch of unknown outcome whose remaining rows cannot be sent is closed with its present rows, and stays
+/// ambiguous.
 #[sqlx::test(migrations = false)]
-async fn an_unknown_batch_with_nothing_left_to_send_says_so(pool: PgPool) {
+async fn unknown_batch_without_records_keeps_its_ambiguous_mark(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -241,9 +241,9 @@ async fn an_unknown_batch_with_nothing_left_to_send_says_so(pool: PgPool) {
     assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_state").await, "4");
 }
 
-/// `errors retry` is frozen at this point and taken over by a run; then it comes back. Returns the status of what it
-/// still sent.
-async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
+/// Freezes `errors retry` at a fault point, lets a run take over, and thaws it. Returns the status of the request
+/// that the retry still sent.
+async fn take_over_at(pool: PgPool, point: &str) -> Option<u16> {
     let database = elven_sync::database::Database::from(pool.clone());
     elven_sync::journal::migrate(&database).await.unwrap();
     elven_sync::journal::migrate_ledger(&database).await.unwrap();
@@ -257,7 +257,7 @@ async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
     scene.sandbox.set_rules(Vec::new());
     let mut retry = scene.command(&["errors", "retry"]);
     let mut retry = retry.env(FAULT_POINT, format!("{point}=stop")).spawn().unwrap();
-    until_it_says(&mut retry, "stopped at a fault point").await;
+    wait_for_log(&mut retry, "stopped at a fault point").await;
     scene.sql("update ledger.balance_snapshots set balance = 3").await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
     let sent = scene.sandbox.requests().len();
@@ -275,28 +275,28 @@ async fn comes_back_from(pool: PgPool, point: &str) -> Option<u16> {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_was_taken_over_before_it_signed_sends_nothing(pool: PgPool) {
-    assert_eq!(comes_back_from(pool, "announce:after").await, None);
+async fn retry_taken_over_before_signing_sends_nothing(pool: PgPool) {
+    assert_eq!(take_over_at(pool, "announce:after").await, None);
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_was_taken_over_before_it_sent_is_refused_for_its_timestamp(pool: PgPool) {
-    assert_eq!(comes_back_from(pool, "send:before").await, Some(401));
+async fn retry_taken_over_before_sending_is_refused_for_its_timestamp(pool: PgPool) {
+    assert_eq!(take_over_at(pool, "send:before").await, Some(401));
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_was_taken_over_before_it_is_recorded_records_nothing(pool: PgPool) {
-    assert_eq!(comes_back_from(pool, "settle:before").await, None);
+async fn retry_taken_over_before_recording_records_nothing(pool: PgPool) {
+    assert_eq!(take_over_at(pool, "settle:before").await, None);
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_that_was_taken_over_before_it_is_announced_announces_nothing(pool: PgPool) {
-    assert_eq!(comes_back_from(pool, "announce:before").await, None);
+async fn retry_taken_over_before_announcing_announces_nothing(pool: PgPool) {
+    assert_eq!(take_over_at(pool, "announce:before").await, None);
 }
 
-/// The row that supersedes it may be refused yet.
+/// The superseding row may still be refused.
 #[sqlx::test(migrations = false)]
-async fn the_error_of_a_row_that_is_only_superseded_stays_open(pool: PgPool) {
+async fn error_of_a_superseded_row_stays_open(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sandbox.set_rules(Vec::new());
     scene
@@ -305,11 +305,11 @@ async fn the_error_of_a_row_that_is_only_superseded_stays_open(pool: PgPool) {
              values ('acme', 'x', 'BTC', '2024-01-01 00:00:00.5Z', 5)",
         )
         .await;
-    said(&scene, 3, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.200Z"]).await;
+    output_of(&scene, 3, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.200Z"]).await;
     let open = scene.text(OPEN).await;
     assert!(open.contains("rejected_row 2 1"), "{open}");
     scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
-    said(&scene, 3, &["run"]).await;
+    output_of(&scene, 3, &["run"]).await;
     let open = scene.text(OPEN).await;
     assert!(open.contains(" rejected_row 2 ") && open.contains(" rejected_row 6 "), "{open}");
 }

@@ -1,4 +1,4 @@
-//! What can happen to the server: a crash, a failover, a restore, an upgrade. Each is done to a real one.
+//! Faults of the server: a crash, a failover, a restore, an upgrade. Each one happens to a real server.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,19 @@ use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::cluster::Cluster;
-use crate::crashes::FAULT_POINT;
 use crate::seal::assert_each_command_refuses;
-use crate::support::{TestEnv, eventually, said, stderr, until_it_says};
-use crate::workers::signal;
+use crate::support::{FAULT_POINT, TestEnv, eventually, output_of, signal, stderr, wait_for_log};
 
 const SETTLED: &str = "select settled::text from elven_sync.sync_state";
 
-/// A scene on a cluster of its own, with entity acme.
+/// An environment on its own cluster, with entity acme.
 async fn scene_on(cluster: &Cluster) -> TestEnv {
     let scene = TestEnv::at(&cluster.url("ledger")).await;
     scene.entity("acme", "UTC").await;
     scene
 }
 
-/// Enters rows of acme, each in a transaction of its own.
+/// Adds rows of acme, each in its own transaction.
 async fn enter(scene: &TestEnv, rows: &[(&str, i64)]) {
     for (account, balance) in rows {
         sqlx::query(
@@ -37,7 +35,7 @@ async fn enter(scene: &TestEnv, rows: &[(&str, i64)]) {
     }
 }
 
-/// For every account of the ledger, what arrived last is what was entered last.
+/// Asserts for every account of the ledger that the last received value is the last written one.
 async fn assert_no_row_is_lost(scene: &TestEnv) {
     let last: BTreeMap<String, String> = scene.balances().into_iter().collect();
     let ledger: Vec<(String, String)> = sqlx::query_as(
@@ -53,7 +51,7 @@ async fn assert_no_row_is_lost(scene: &TestEnv) {
     }
 }
 
-/// A run is refused because of its watermark: it says `why`, and sends nothing.
+/// Asserts that a run is refused for its watermark with the reason `why`, and sends nothing.
 async fn assert_refused(scene: &TestEnv, why: &str) {
     let before = scene.sandbox.requests().len();
     let output = scene.output(&["run"]).await;
@@ -66,9 +64,9 @@ async fn assert_refused(scene: &TestEnv, why: &str) {
     assert!(error.starts_with("watermark: ") && error.contains(why), "{error}");
 }
 
-/// Transaction ids are handed out again after it, and the lost watermark covered them.
+/// Transaction ids are reused after it, and the lost watermark covered them.
 #[sqlx::test(migrations = false)]
-async fn an_asynchronous_failover_that_loses_the_tail_loses_no_row(pool: PgPool) {
+async fn asynchronous_failover_with_data_loss_skips_no_row(pool: PgPool) {
     let mut primary = Cluster::new(&pool).await;
     let mut scene = scene_on(&primary).await;
     enter(&scene, &[("a", 1), ("b", 1)]).await;
@@ -94,16 +92,16 @@ async fn an_asynchronous_failover_that_loses_the_tail_loses_no_row(pool: PgPool)
     .await
     .unwrap();
     assert!(below, "ids below {lost} are handed out again");
-    // Past it, so that nothing but the watermark itself could tell.
+    // Beyond the transaction id of the watermark, so that only the watermark itself can show the difference.
     standby.burn_transaction_ids(1000).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_no_row_is_lost(&scene).await;
 }
 
-/// The application does not wait for the disk, so its newest rows are lost in a crash, with every
-/// transaction that is open. What a run has finished is not, nor is a prepared transaction.
+/// The application uses asynchronous commits, so a crash loses its newest rows, with every open transaction. Finished
+/// work of a run and prepared transactions survive.
 #[sqlx::test(migrations = false)]
-async fn a_crash_of_the_server_takes_watermark_and_ledger_back_together(pool: PgPool) {
+async fn server_crash_resets_watermark_and_ledger_together(pool: PgPool) {
     let mut server = Cluster::new(&pool).await;
     let mut scene = scene_on(&server).await;
     server.sql("alter database ledger set synchronous_commit = off").await;
@@ -126,7 +124,7 @@ async fn a_crash_of_the_server_takes_watermark_and_ledger_back_together(pool: Pg
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_no_row_is_lost(&scene).await;
 
-    // Now in the middle of a run: a batch has arrived, and its answer has not.
+    // Now in the middle of a run: a batch has been received, and its answer has not.
     scene.sql("commit prepared 'late'").await;
     let (child, gate) = scene.held_run().await;
     enter(&scene, &[("d", 1)]).await;
@@ -139,8 +137,8 @@ async fn a_crash_of_the_server_takes_watermark_and_ledger_back_together(pool: Pg
     assert_no_row_is_lost(&scene).await;
 }
 
-/// Transaction ids of one cluster mean nothing in another, whichever of them has given out more, and no
-/// rebinding makes them: the rows of a restored journal were written anew.
+/// Transaction ids of one cluster mean nothing in another, whichever of them has used more. A rebind cannot change
+/// that: another transaction wrote the rows of a restored journal.
 #[sqlx::test(migrations = false)]
 async fn a_dump_restored_elsewhere_is_refused(pool: PgPool) {
     let (cluster, other) = (Cluster::new(&pool).await, Cluster::new(&pool).await);
@@ -167,10 +165,11 @@ async fn a_dump_restored_elsewhere_is_refused(pool: PgPool) {
     assert_no_row_is_lost(&scene).await;
 }
 
-/// A promoted clone has the identifier of its origin. Where the origin's journal is copied over its own, the watermark
-/// speaks of the origin's transactions: once the clone has given out as many ids, nothing but the seal tells.
+/// A promoted clone has the identifier of its origin. When the journal of the origin is copied over that of the
+/// clone, the watermark refers to transactions of the origin. Once the clone has used as many ids, only the seal
+/// shows it.
 #[sqlx::test(migrations = false)]
-async fn a_journal_copied_to_a_promoted_clone_is_refused_after_its_transaction_ids_caught_up(pool: PgPool) {
+async fn journal_copied_to_a_promoted_clone_is_refused(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let mut scene = scene_on(&primary).await;
     enter(&scene, &[("a", 1), ("refused", 1)]).await;
@@ -184,7 +183,7 @@ async fn a_journal_copied_to_a_promoted_clone_is_refused_after_its_transaction_i
     clone.promote().await;
     let identifier = "select system_identifier::text from pg_control_system()";
     assert_eq!(clone.text(identifier).await, primary.text(identifier).await);
-    // The origin goes on; its rows and those of the clone are entered at the same transaction ids.
+    // The origin continues. Its rows and those of the clone are written at the same transaction ids.
     primary.burn_transaction_ids(2000).await;
     enter(&scene, &[("b", 1)]).await;
     scene.run().await;
@@ -198,18 +197,18 @@ async fn a_journal_copied_to_a_promoted_clone_is_refused_after_its_transaction_i
     assert_eq!(scene.text(ahead).await, "true");
     assert_each_command_refuses(&scene, &between, "this cluster did not write the journal of `acme`").await;
     let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved"];
-    let refused = said(&scene, 1, &journal).await;
+    let refused = output_of(&scene, 1, &journal).await;
     assert!(refused.contains("is not proven") && refused.contains("entity rewind 'acme'"), "{refused}");
     scene.sandbox.set_rules(Vec::new());
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 5);
     assert_no_row_is_lost(&scene).await;
 }
 
-/// Moved by copying ledger and journal to another cluster, whose transaction ids are past those of the watermark: the proof
-/// shows that it is good there, and nothing is uploaded again.
+/// Ledger and journal are copied to another cluster, whose transaction ids are beyond those of the watermark. The
+/// proof shows that the watermark is valid there, and nothing is uploaded again.
 #[sqlx::test(migrations = false)]
-async fn a_journal_moved_with_its_ledger_is_accepted_by_the_proof_alone(pool: PgPool) {
+async fn journal_moved_with_its_ledger_is_accepted_only_by_proof(pool: PgPool) {
     let (cluster, other) = (Cluster::new(&pool).await, Cluster::new(&pool).await);
     let mut scene = scene_on(&cluster).await;
     cluster.burn_transaction_ids(2000).await;
@@ -218,19 +217,19 @@ async fn a_journal_moved_with_its_ledger_is_accepted_by_the_proof_alone(pool: Pg
     cluster.dump_into(&other, "ledger").await;
     scene.move_to(&other.url("ledger")).await;
     let both = ["entity", "rebind", "acme", "--journal", "--mapping", "--reason", "a new server", "--yes"];
-    assert!(said(&scene, 1, &both).await.contains("have not happened yet"));
+    assert!(output_of(&scene, 1, &both).await.contains("have not happened yet"));
     other.burn_transaction_ids(3000).await;
     enter(&scene, &[("c", 1)]).await;
     assert_refused(&scene, "another PostgreSQL cluster").await;
-    said(&scene, 0, &both).await;
+    output_of(&scene, 0, &both).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1, "nothing again, and nothing skipped");
     assert_no_row_is_lost(&scene).await;
-    said(&scene, 0, &["verify", "--deep"]).await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
 }
 
-/// The transaction ids go on after an upgrade, and a person says that there was one.
+/// Transaction ids continue after an upgrade, and a person confirms it.
 #[sqlx::test(migrations = false)]
-async fn a_pg_upgrade_is_refused_until_it_is_rebound(pool: PgPool) {
+async fn pg_upgrade_needs_a_rebind(pool: PgPool) {
     let cluster = Cluster::new(&pool).await;
     let mut scene = scene_on(&cluster).await;
     cluster.burn_transaction_ids(1000).await;
@@ -252,10 +251,10 @@ async fn a_pg_upgrade_is_refused_until_it_is_rebound(pool: PgPool) {
     assert_no_row_is_lost(&scene).await;
 }
 
-/// A run that looked before a failover, and goes on after it at the same address, must not believe its look:
-/// the transaction ids it saw are handed out again.
+/// A run that probed before a failover, and continues after it at the same address, must not trust its probe: the
+/// transaction ids that it saw are reused.
 #[sqlx::test(migrations = false)]
-async fn a_run_that_outlives_a_failover_loses_no_row(pool: PgPool) {
+async fn run_across_a_failover_loses_no_row(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let mut scene = scene_on(&primary).await;
     scene.entity("zeta", "UTC").await;
@@ -264,10 +263,10 @@ async fn a_run_that_outlives_a_failover_loses_no_row(pool: PgPool) {
                   values ('zeta', 'z', 'BTC', '2024-01-01Z', 1)";
     scene.sql(insert).await;
     enter(&scene, &[("a", 1)]).await;
-    // The second entity waits for its turn while the first waits for its answer.
+    // The second entity waits for its turn while the first one waits for its answer.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     let mut standby = primary.standby().await;
-    // The standby hears of the run, but not of what the run sees in the ledger.
+    // The standby has received the run, but not the ledger rows that the run sees.
     let mut session = PgConnection::connect(&scene.url).await.unwrap();
     session.execute("begin; lock table ledger.balance_snapshots").await.unwrap();
     let gate = Gate::new();
@@ -283,7 +282,7 @@ async fn a_run_that_outlives_a_failover_loses_no_row(pool: PgPool) {
     gate.reached().await;
 
     standby.promote().await;
-    standby.take_the_place_of(primary).await;
+    standby.replace(primary).await;
     gate.open();
     child.wait_with_output().await.unwrap();
     scene.sql("update ledger.balance_snapshots set balance = balance + 1").await;
@@ -292,8 +291,8 @@ async fn a_run_that_outlives_a_failover_loses_no_row(pool: PgPool) {
     assert_no_row_is_lost(&scene).await;
 }
 
-/// A worker that outlives a failover finds its lease lost, even where the next worker got one, a pass and a
-/// batch of the same numbers: those are handed out again too.
+/// A worker that survives a failover finds that its lease is lost, even where the next worker got a lease, a pass and
+/// a batch with the same numbers: those are reused too.
 #[sqlx::test(migrations = false)]
 async fn a_lease_that_was_lost_in_a_failover_moves_nothing(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
@@ -307,7 +306,7 @@ async fn a_lease_that_was_lost_in_a_failover_moves_nothing(pool: PgPool) {
     let (first, first_gate) = scene.held_run().await;
 
     standby.promote().await;
-    standby.take_the_place_of(primary).await;
+    standby.replace(primary).await;
     enter(&scene, &[("c", 1), ("d", 1), ("e", 1), ("f", 1)]).await;
     let (second, second_gate) = scene.held_run().await;
     for (child, gate) in [(first, first_gate), (second, second_gate)] {
@@ -318,23 +317,23 @@ async fn a_lease_that_was_lost_in_a_failover_moves_nothing(pool: PgPool) {
     assert_no_row_is_lost(&scene).await;
 }
 
-/// A failover that loses an announced batch gives its number to the next one, of another entity: the answer to the
-/// one is not taken for an answer to the other.
+/// A failover that loses an announced batch reuses its id for a batch of another entity. The answer to the first
+/// batch is not recorded for the second one.
 #[sqlx::test(migrations = false)]
-async fn a_failover_that_gives_batch_numbers_out_again_loses_no_row(pool: PgPool) {
+async fn failover_that_reuses_batch_ids_loses_no_row(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let scene = scene_on(&primary).await;
     scene.entity("beta", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('beta', 'b', 'BTC', '2024-01-01Z', 1)").await;
-    // A sequence writes 32 numbers ahead: the next one is the first that does so again.
+    // A sequence writes 32 numbers ahead: the next number is the first one after another write.
     scene.sql("select setval('elven_sync.sync_batches_batch_id_seq', 100)").await;
     let mut standby = primary.standby().await;
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let mut acme = scene.command(&["run", "--entity", "acme"]);
     let mut acme = acme.env(FAULT_POINT, "announce:before=stop").spawn().unwrap();
-    until_it_says(&mut acme, "stopped at a fault point").await;
+    wait_for_log(&mut acme, "stopped at a fault point").await;
     standby.caught_up_with(&primary).await;
     standby.stop_receiving().await;
     signal(&acme, Signal::SIGCONT);
@@ -343,7 +342,7 @@ async fn a_failover_that_gives_batch_numbers_out_again_loses_no_row(pool: PgPool
         "select string_agg(concat_ws(' ', batch_id, entity_id, status), ',') from elven_sync.sync_batches";
     assert_eq!(scene.text(batches).await, "101 acme sending");
     standby.promote().await;
-    standby.take_the_place_of(primary).await;
+    standby.replace(primary).await;
     let mut beta = scene.command(&["run", "--entity", "beta"]);
     beta.env(FAULT_POINT, "send:before=kill").output().await.unwrap();
     assert_eq!(scene.text(batches).await, "101 beta sending");
@@ -352,7 +351,7 @@ async fn a_failover_that_gives_batch_numbers_out_again_loses_no_row(pool: PgPool
     assert_eq!(scene.text(batches).await, "101 beta sending", "the answer was acme's");
     let last = scene.output(&["run"]).await;
     assert_eq!(last.status.code(), Some(0), "{}", stderr(&last));
-    // That acme's row was sent is what the failover has lost: it is sent once more.
+    // The failover lost the record that the row of acme was sent, so it is sent once more.
     assert_eq!(
         scene.received(),
         ["a BTC 2024-01-01 00:00:00 1", "a BTC 2024-01-01 00:00:00 1", "b BTC 2024-01-01 00:00:00 1"]

@@ -1,4 +1,5 @@
-//! A request whose answer was lost may still arrive: until its signature is too old, nothing else is sent for its keys.
+//! A request whose answer was lost may still arrive. Until its signature has expired, no other batch is sent for its
+//! keys.
 
 use std::time::{Duration, Instant};
 
@@ -8,23 +9,21 @@ use elven_sync::sync::Ended;
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::sandbox::IMPORT;
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, said, stdout};
+use crate::support::{IMPORT, TestEnv, eventually, fault_rules, output_of, stdout};
 
-/// One entity, requests one after the other, each for one row.
+/// One entity, one request at a time, and one row per request.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await.with_fences().await;
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
-    // With 3 s on top: long enough for a slow machine to be there before the end.
+    // With 3 s in addition: a slow machine still gets there before the end of the fence.
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "2s");
     scene.entity("acme", "UTC").await;
     scene
 }
 
-/// Adds a row of this account and balance, of the same second in all of them.
+/// Adds a row with this account and balance. All rows have the same second.
 async fn add(scene: &TestEnv, entity_id: &str, account: &str, balance: i32) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -38,7 +37,7 @@ async fn add(scene: &TestEnv, entity_id: &str, account: &str, balance: i32) {
     .unwrap();
 }
 
-/// What arrived, in order, as account and balance.
+/// Returns accounts and balances that were received, in order.
 fn arrived(scene: &TestEnv) -> Vec<String> {
     scene.balances().into_iter().map(|(account, balance)| format!("{account}={balance}")).collect()
 }
@@ -47,29 +46,29 @@ fn imports(scene: &TestEnv) -> Vec<Request> {
     scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
 }
 
-/// For how long the entity is fenced. `None`: it is not.
+/// Returns the remaining duration of the fence of the entity, if it has one.
 async fn fenced_for(scene: &TestEnv) -> Option<Duration> {
     let left =
         "select extract(epoch from max(fence_until) - clock_timestamp())::text from elven_sync.sync_state";
     Duration::try_from_secs_f64(scene.text(left).await.parse().ok()?).ok()
 }
 
-/// Waits for the end of the fence, and then a run finds all delivered.
-async fn and_then_all_is_delivered(scene: &TestEnv) {
+/// Waits for the end of the fence, and asserts that the next run uploads everything.
+async fn assert_all_delivered_after_fence(scene: &TestEnv) {
     assert!(fenced_for(scene).await.is_some());
     eventually("the fence ends", async || fenced_for(scene).await.is_none()).await;
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(0)));
     assert_eq!(report.entities[0].ended, Ended::Done);
-    said(scene, 0, &["verify"]).await;
+    output_of(scene, 0, &["verify"]).await;
 }
 
-/// The request is cut off, is sent again and accepted, and arrives once more when the row has a newer value.
+/// The request is cut off, is sent again and accepted, and arrives once more after the row has a newer value.
 #[sqlx::test(migrations = false)]
-async fn a_late_request_never_comes_behind_a_newer_row(pool: PgPool) {
+async fn late_request_never_overwrites_a_newer_row(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let left = fenced_for(&scene).await.unwrap();
     assert!(left > Duration::from_secs(2) && left <= Duration::from_secs(5), "{left:?}");
@@ -84,13 +83,13 @@ async fn a_late_request_never_comes_behind_a_newer_row(pool: PgPool) {
                    from elven_sync.sync_state";
     assert_eq!(scene.text(state).await, "t 0 1", "no failure, and the row is shown as pending");
     eventually("the first request arrives", async || arrived(&scene).len() == 2).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "a=1", "a=2"]);
 }
 
-/// A proxy gave up, and the request arrives all the same.
+/// A proxy gives up, and the request still arrives.
 #[sqlx::test(migrations = false)]
-async fn machines_are_told_what_waits(pool: PgPool) {
+async fn json_report_counts_rows_that_wait_for_a_fence(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
     scene.sandbox.inject(Fault::Answer { status: 504, body: String::new(), headers: Vec::new() });
@@ -101,25 +100,25 @@ async fn machines_are_told_what_waits(pool: PgPool) {
     assert_eq!(run["entities"][0]["ended"], "fenced");
 }
 
-/// In one run: the next batch has another row of the same key.
+/// Within one run: the next batch has another row of the same key.
 #[sqlx::test(migrations = false)]
-async fn another_batch_of_the_key_waits_although_the_first_was_accepted_meanwhile(pool: PgPool) {
+async fn next_batch_of_key_waits_for_fence_after_acceptance(pool: PgPool) {
     let scene = scene(pool).await;
     for (account, balance) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
         add(&scene, "acme", account, balance).await;
     }
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(2)));
     assert_eq!(arrived(&scene), ["a=1", "b=2"], "another key does not wait");
     eventually("the first request arrives", async || arrived(&scene).len() == 3).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "b=2", "a=1", "a=3", "c=4"]);
 }
 
-/// What may have arrived, and may arrive later, and what not.
+/// Which answers leave a request that may still arrive, and which do not.
 #[sqlx::test(migrations = false)]
-async fn each_unknown_outcome_fences_and_no_other_answer_does(pool: PgPool) {
+async fn only_unknown_outcomes_set_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.set("ELVEN_SYNC_API__TIMEOUT", "500ms");
@@ -146,7 +145,7 @@ async fn each_unknown_outcome_fences_and_no_other_answer_does(pool: PgPool) {
         let entity_id = format!("e{number}");
         scene.entity(&entity_id, "UTC").await;
         add(&scene, &entity_id, "a", 1).await;
-        scene.sandbox.set_rules(parsed(&[fault]));
+        scene.sandbox.set_rules(fault_rules(&[fault]));
         scene.output(&["run", "--entity", &entity_id]).await;
         let fenced =
             "select extract(epoch from fence_until - clock_timestamp())::text from elven_sync.sync_state
@@ -158,28 +157,29 @@ async fn each_unknown_outcome_fences_and_no_other_answer_does(pool: PgPool) {
     }
 }
 
-/// A run finds what another has left: the batch of the lost request goes again at once, as it was, and nothing else does.
+/// A run finds the fence of another run: it sends the batch of the lost request at once and unchanged, and nothing
+/// else.
 #[sqlx::test(migrations = false)]
-async fn under_the_fence_nothing_is_sent_but_the_batch_of_the_lost_request(pool: PgPool) {
+async fn only_the_unanswered_batch_is_sent_during_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     add(&scene, "acme", "a", 1).await;
     add(&scene, "acme", "b", 2).await;
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(1)));
     assert_eq!(arrived(&scene), ["a=1"]);
-    // And the next one, since the first attempt still may arrive.
+    // Nor does the next run, since the first attempt may still arrive.
     assert_eq!(scene.run().await.entities[0].rows_pending, Some(1));
     eventually("the first request arrives", async || arrived(&scene).len() == 2).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "a=1", "b=2"]);
 }
 
-/// Its rows were changed meanwhile, one of them or all: it is not the same batch any more.
+/// One or all of its rows were changed in the meantime, so that it is no longer the same batch.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_was_changed_meanwhile_waits(pool: PgPool) {
+async fn changed_batch_waits_for_the_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
@@ -190,7 +190,7 @@ async fn a_batch_that_was_changed_meanwhile_waits(pool: PgPool) {
         add(&scene, entity_id, "a", 1).await;
         add(&scene, entity_id, "b", 1).await;
     }
-    scene.sandbox.set_rules(parsed(&["late=1s@first:2"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@first:2"]));
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     scene.sql("update ledger.balance_snapshots set balance = 2 where entity_id = 'acme' or entity_account_id = 'b'").await;
     let before = scene.text("select string_agg(body_sha256, ',' order by batch_id) from elven_sync.sync_batches where entity_id = 'one'").await;
@@ -207,37 +207,37 @@ async fn a_batch_that_was_changed_meanwhile_waits(pool: PgPool) {
         before
     );
     eventually("both arrive", async || arrived(&scene).len() == 4).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     let mut last = arrived(&scene).split_off(4);
     last.sort();
     assert_eq!(last, ["a=1", "a=2", "b=2", "b=2"]);
 }
 
-/// The newer of two rows of a key is lost, then refused and set aside: the older one does not go out while the newer one
-/// may arrive.
+/// The newer of two rows of a key is lost, then refused and set aside. The older row is not sent while the newer one
+/// may still arrive.
 #[sqlx::test(migrations = false)]
-async fn a_row_that_was_superseded_by_a_refused_one_waits(pool: PgPool) {
+async fn row_superseded_by_a_refused_row_waits_for_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     add(&scene, "acme", "a", 1).await;
     add(&scene, "acme", "a", 2).await;
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1", "reject:account=a@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1", "reject:account=a@once:1"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_rejected), (RunStatus::Incomplete, 1));
     assert_eq!(report.entities[0].rows_pending, Some(2), "the batch is not done");
     assert_eq!(arrived(&scene), [""; 0]);
     eventually("the first request arrives", async || arrived(&scene).len() == 1).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=2", "a=1"]);
 }
 
-/// What keeps an entity waiting keeps no other.
+/// A fenced entity does not delay others.
 #[sqlx::test(migrations = false)]
-async fn an_entity_that_waits_has_no_place_and_no_lease(pool: PgPool) {
+async fn fenced_entity_holds_no_permit_and_no_lease(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     add(&scene, "acme", "a", 1).await;
-    scene.sandbox.set_rules(parsed(&["late=1h@once:1"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1h@once:1"]));
     scene.run().await;
     scene.entity("b", "UTC").await;
     add(&scene, "acme", "a", 2).await;
@@ -247,16 +247,16 @@ async fn an_entity_that_waits_has_no_place_and_no_lease(pool: PgPool) {
     assert!(begun.elapsed() < Duration::from_secs(2), "it is not waited for: {:?}", begun.elapsed());
     assert!(matches!(report.entities[0].ended, Ended::Fenced(_)), "{report:?}");
     assert_eq!(arrived(&scene), ["a=1", "b=3"]);
-    // The command that asks for a range waits, with its other entities done meanwhile.
+    // A command for a range waits. Its other entities are finished in the meantime.
     let range = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
-    said(&scene, 0, &range).await;
+    output_of(&scene, 0, &range).await;
     assert_eq!(arrived(&scene), ["a=1", "b=3", "b=3", "a=2"]);
     assert!(fenced_for(&scene).await.is_none());
 }
 
-/// An entity gives its lease back so that others have their turn, and takes it again.
+/// A lane yields its lease so that others have their turn, and takes it again.
 #[sqlx::test(migrations = false)]
-async fn a_lane_that_made_room_knows_the_keys_that_it_has_lost(pool: PgPool) {
+async fn lane_remembers_unanswered_keys_after_yielding_its_lease(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "1m");
@@ -265,7 +265,7 @@ async fn a_lane_that_made_room_knows_the_keys_that_it_has_lost(pool: PgPool) {
         add(&scene, "acme", &format!("a{number}"), number).await;
     }
     add(&scene, "b", "b", 1).await;
-    scene.sandbox.set_rules(parsed(&["late=1h@once:1", "slow=30ms"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1h@once:1", "slow=30ms"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.entities[0].rows_pending), (RunStatus::Succeeded, Some(0)));
     assert_eq!(report.entities[0].ended, Ended::Done);
@@ -276,33 +276,33 @@ async fn a_lane_that_made_room_knows_the_keys_that_it_has_lost(pool: PgPool) {
 
 /// Backfills send under the same leases.
 #[sqlx::test(migrations = false)]
-async fn a_backfill_leaves_a_fence_behind(pool: PgPool) {
+async fn unanswered_backfill_batch_leaves_a_fence(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
     scene.run().await;
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     scene.sql("update ledger.balance_snapshots set balance = 2").await;
     assert!(matches!(scene.run().await.entities[0].ended, Ended::Fenced(_)));
     eventually("the first request arrives", async || arrived(&scene).len() == 3).await;
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["a=1", "a=1", "a=1", "a=2"]);
 }
 
 /// So does `errors retry`.
 #[sqlx::test(migrations = false)]
-async fn a_retry_leaves_a_fence_behind_and_obeys_it(pool: PgPool) {
+async fn retry_leaves_and_obeys_a_fence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
-    scene.sandbox.set_rules(parsed(&["reject:account=a"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=a"]));
     add(&scene, "acme", "b", 0).await;
     add(&scene, "acme", "a", 1).await;
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
-    scene.sandbox.set_rules(parsed(&["late=1s@once:1"]));
-    said(&scene, 3, &["errors", "retry"]).await;
+    scene.sandbox.set_rules(fault_rules(&["late=1s@once:1"]));
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(fenced_for(&scene).await.is_some());
     let sent = imports(&scene).len();
-    let again = said(&scene, 3, &["errors", "retry"]).await;
+    let again = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(
         again.contains("the network may still deliver that request")
             && again.contains("elven-sync errors retry, in "),
@@ -312,13 +312,13 @@ async fn a_retry_leaves_a_fence_behind_and_obeys_it(pool: PgPool) {
     assert!(matches!(scene.run().await.entities[0].ended, Ended::Fenced(_)));
     eventually("the first request arrives", async || arrived(&scene).len() == 2).await;
     assert_eq!(imports(&scene).len(), sent + 1);
-    and_then_all_is_delivered(&scene).await;
+    assert_all_delivered_after_fence(&scene).await;
     assert_eq!(arrived(&scene), ["b=0", "a=1", "a=2"]);
 }
 
-/// A lease that ended without a lost answer leaves nothing to wait for.
+/// A lease that ended without an unanswered request sets no fence.
 #[sqlx::test(migrations = false)]
-async fn who_has_lost_nothing_fences_nothing(pool: PgPool) {
+async fn lease_end_without_unanswered_request_sets_no_fence(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, "acme", "a", 1).await;
     scene.run().await;
@@ -326,9 +326,10 @@ async fn who_has_lost_nothing_fences_nothing(pool: PgPool) {
     assert_eq!(scene.text("select fence_until::text from elven_sync.sync_state").await, "NULL");
 }
 
-/// The machine's clock is ahead of the API's by less than the API minds: the API takes its signatures for so much longer.
+/// The clock of the machine is ahead of that of the API, by less than the API tolerates: the API accepts its
+/// signatures for that much longer.
 #[sqlx::test(migrations = false)]
-async fn a_clock_that_is_ahead_of_the_apis_makes_the_fence_longer(pool: PgPool) {
+async fn clock_ahead_of_the_api_extends_the_fence(pool: PgPool) {
     let scene = TestEnv::new(pool).await.with_fences().await;
     let options = Options { clock_ahead: chrono::TimeDelta::seconds(-20), ..Options::default() };
     let mut scene = TestEnv::connect_like(scene.pool, options).await;
@@ -338,7 +339,7 @@ async fn a_clock_that_is_ahead_of_the_apis_makes_the_fence_longer(pool: PgPool) 
     scene.entity("acme", "UTC").await;
     add(&scene, "acme", "a", 1).await;
     add(&scene, "acme", "b", 2).await;
-    scene.sandbox.set_rules(parsed(&["late=1h@once:2"]));
+    scene.sandbox.set_rules(fault_rules(&["late=1h@once:2"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let left = fenced_for(&scene).await.unwrap();
     assert!(left > Duration::from_secs(20), "{left:?}");

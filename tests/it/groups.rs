@@ -1,15 +1,14 @@
-//! What lanes record of their batches is written together: many in one durable commit, in order, and each for itself
-//! when one of them cannot be written.
+//! The journal writes of several lanes are committed together: many in one durable commit, in order. A write that
+//! fails does not affect those of other lanes.
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, eventually, stderr};
-use crate::workers::signal;
+use crate::support::{TestEnv, assert_stays, eventually, signal, stderr};
 
-/// Rows of four entities, in batches of two.
+/// Four entities, in batches of two rows.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     for entity_id in ["a", "b", "c", "d"] {
@@ -32,13 +31,13 @@ async fn add_rows(scene: &TestEnv) {
 const DONE: &str = "select string_agg(concat_ws(' ', s.entity_id, s.rows_uploaded, s.pass_id is null), ',' order by s.entity_id)
                       from elven_sync.sync_state s";
 
-/// Batches that do not begin where the one announced before them ends.
+/// The number of batches that do not begin where the previous batch ends.
 const GAPS: &str = "select count(*) filter (where before is distinct from previous)::text from (
                         select (before_xid, before_id)::text as before,
                                lag((last_xid, last_id)::text, 1, '(,)') over (partition by pass_id order by batch_id) as previous
                           from elven_sync.sync_batches) b";
 
-/// Each batch is announced and settled, which would be two commits each.
+/// Each batch is announced and settled, which needs two commits without group commit.
 #[sqlx::test(migrations = false)]
 async fn batches_of_all_lanes_share_commits(pool: PgPool) {
     let scene = scene(pool).await;
@@ -60,19 +59,19 @@ async fn batches_of_all_lanes_share_commits(pool: PgPool) {
     assert!(commits.parse::<u32>().unwrap() < 120, "{commits} commits for that");
 }
 
-/// The numbers of batches ascend in the order of the pass, whatever else is written with them: recovery rests on it.
+/// Batch ids ascend in the order of the pass, whatever else is written with them. Recovery depends on it.
 #[sqlx::test(migrations = false)]
-async fn batches_of_a_pass_are_numbered_in_its_order(pool: PgPool) {
+async fn batch_ids_ascend_in_pass_order(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene).await;
     scene.run().await;
     assert_eq!(scene.text(GAPS).await, "0");
 }
 
-/// One batch cannot be recorded: then none behind it is, since recovery would take the gap for done. What other lanes
-/// hand in at the same moment is written all the same.
+/// When a batch cannot be recorded, no later batch of the lane is: recovery would take the gap for finished. Writes
+/// of other lanes that were submitted at the same moment are committed.
 #[sqlx::test(migrations = false)]
-async fn what_cannot_be_recorded_stops_its_lane_and_leaves_no_gap(pool: PgPool) {
+async fn unrecordable_batch_stops_its_lane_and_leaves_no_gap(pool: PgPool) {
     let scene = scene(pool).await;
     add_rows(&scene).await;
     scene
@@ -104,9 +103,9 @@ async fn what_cannot_be_recorded_stops_its_lane_and_leaves_no_gap(pool: PgPool) 
     assert_eq!(scene.balances().len(), 240);
 }
 
-/// A stop finds a batch recorded that waits for its turn: it is not sent, and nobody counts it for sent.
+/// A recorded batch that has not been sent at a shutdown is not sent, and is not counted as sent.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_waits_for_its_turn_is_withdrawn_by_a_stop(pool: PgPool) {
+async fn shutdown_withdraws_a_batch_that_was_not_sent(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     add_rows(&scene).await;
@@ -137,7 +136,7 @@ async fn a_batch_that_waits_for_its_turn_is_withdrawn_by_a_stop(pool: PgPool) {
     assert_eq!(scene.received().len(), 240, "nothing is sent twice");
 }
 
-/// Somebody has the row of one entity locked: that delays no other.
+/// A locked row of one entity delays no other entity.
 #[sqlx::test(migrations = false)]
 async fn a_locked_lane_delays_no_other(pool: PgPool) {
     let scene = scene(pool).await;
@@ -163,10 +162,10 @@ async fn a_locked_lane_delays_no_other(pool: PgPool) {
     assert_eq!(scene.text(DONE).await, "a 60 t,b 60 t,c 60 t,d 60 t");
 }
 
-/// A failover that loses the tail takes batches along that were announced, and leaves the lease: none is announced
-/// behind them, since recovery would take the gap for done.
+/// A failover with data loss loses announced batches and keeps the lease. No batch is announced behind them, since
+/// recovery would take the gap for finished.
 #[sqlx::test(migrations = false)]
-async fn batches_that_a_failover_took_along_leave_no_gap(pool: PgPool) {
+async fn batches_lost_in_a_failover_leave_no_gap(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     scene.set("ELVEN_SYNC_SYNC__LEASE", "2s");
@@ -182,13 +181,14 @@ async fn batches_that_a_failover_took_along_leave_no_gap(pool: PgPool) {
     let recorded = "select count(*)::text from elven_sync.sync_batches";
     eventually("three are recorded", async || scene.text(recorded).await == "3").await;
     scene.sql("delete from elven_sync.sync_batches where batch_id > (select min(batch_id) from elven_sync.sync_batches)").await;
-    // Of the first batch, whichever of the two has arrived first.
+    // The gate of the first batch, whichever of the two arrived first.
     let is_first = scene.balances()[0].0 == "a1";
     gates[usize::from(!is_first)].open();
     let accepted = "select count(*)::text from elven_sync.sync_batches where status = 'accepted'";
     eventually("the first is settled", async || scene.text(accepted).await == "1").await;
-    // By now the next one has been handed in.
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let is_alone = async || scene.text(recorded).await == "1";
+    assert_stays("no batch is announced behind the gap", std::time::Duration::from_millis(200), is_alone)
+        .await;
     gates.iter().for_each(Gate::open);
     child.wait_with_output().await.unwrap();
     assert_eq!(scene.text(GAPS).await, "0");
@@ -197,9 +197,9 @@ async fn batches_that_a_failover_took_along_leave_no_gap(pool: PgPool) {
     assert_eq!(scene.text("select rows_read::text from (select sum(rows_read) as rows_read from elven_sync.sync_batches where entity_id = 'a') b").await, "60");
 }
 
-/// A batch of an open pass is gone, whoever took it: what it covered is not passed over, and nothing is sent beside it.
+/// A batch of an open pass is missing: its rows are not skipped, and nothing else is sent.
 #[sqlx::test(migrations = false)]
-async fn a_gap_among_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
+async fn gap_in_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
     add_rows(&scene).await;
@@ -230,10 +230,10 @@ async fn a_gap_among_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
     assert_eq!(scene.balances().len(), 240 + sent);
 }
 
-/// Each thing that a write of a lane names besides its batch: when one of them is not so any more, the answer is not
+/// A write names the state of the lane besides its batch. If any part of that state has changed, the answer is not
 /// recorded, and nothing more is sent.
 #[sqlx::test(migrations = false)]
-async fn what_is_not_the_lanes_any_more_is_not_written(pool: PgPool) {
+async fn write_of_a_lane_that_changed_is_refused(pool: PgPool) {
     const MOVED: [(&str, &str); 4] = [
         ("a", "lease_owner = 'somebody else'"),
         ("b", "lease_epoch = lease_epoch + 1"),
@@ -262,9 +262,9 @@ async fn what_is_not_the_lanes_any_more_is_not_written(pool: PgPool) {
     }
 }
 
-/// A batch is named by what it is, since its number may have been given out again.
+/// A batch is identified by its content as well, since its id may have been reused.
 #[sqlx::test(migrations = false)]
-async fn an_answer_is_not_recorded_for_another_batch_of_that_number(pool: PgPool) {
+async fn answer_is_not_recorded_for_a_reused_batch_id(pool: PgPool) {
     const OTHER: [(&str, &str); 3] =
         [("a", "body_sha256 = '0'"), ("b", "entity_id = 'c'"), ("d", "last_id = '1000'")];
     let mut scene = scene(pool).await;
@@ -286,10 +286,10 @@ async fn an_answer_is_not_recorded_for_another_batch_of_that_number(pool: PgPool
     }
 }
 
-/// By another zone's clock a row of a batch whose answer is unknown is in the year 10000: nothing of the batch is left to
-/// send, and it does not say any more that it has a record.
+/// After a change of the zone, a row of a batch of unknown outcome lies in the year 10000. Nothing of the batch is
+/// left to send, and the batch no longer says that it has a record.
 #[sqlx::test(migrations = false)]
-async fn a_batch_of_which_nothing_is_left_to_send_says_so(pool: PgPool) {
+async fn batch_without_remaining_records_is_recorded_as_empty(pool: PgPool) {
     let scene = scene(pool).await;
     scene
         .sql(
@@ -307,10 +307,9 @@ async fn a_batch_of_which_nothing_is_left_to_send_says_so(pool: PgPool) {
     assert_eq!(scene.received().len(), 1);
 }
 
-/// Whoever renews leases passes over lanes that are locked, as a busy one may be each time: so what is written to it
-/// renews its lease.
+/// Lease renewal skips locked lanes, and a busy lane may be locked each time. So writes to a lane renew its lease.
 #[sqlx::test(migrations = false)]
-async fn the_lease_of_a_busy_lane_is_renewed_by_what_is_written_to_it(pool: PgPool) {
+async fn journal_writes_renew_the_lease_of_a_busy_lane(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     add_rows(&scene).await;
@@ -334,9 +333,9 @@ async fn the_lease_of_a_busy_lane_is_renewed_by_what_is_written_to_it(pool: PgPo
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
 }
 
-/// Somebody undoes what is recorded of a batch, in the same moment: the pass is not closed over it.
+/// A record of a batch is undone at the same moment: the pass is not closed over it.
 #[sqlx::test(migrations = false)]
-async fn a_pass_is_not_closed_over_a_batch_without_an_answer(pool: PgPool) {
+async fn pass_with_an_unanswered_batch_is_not_closed(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene

@@ -1,12 +1,13 @@
-//! How an entity is: the words of `sync_health`, which come first, and when `status` asks for a person.
+//! The health of an entity: the words of `sync_health`, their precedence, and when `status` asks for a person.
 
 use elven_sync::sandbox::Fault;
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, said, stderr, stdout};
+use crate::support::{TestEnv, output_of, stderr, stdout};
 
-/// The status of acme in the view, and by the command with what is pending now; and the exit code of the command.
+/// Returns the status of acme in the view, its status by the command with live pending counts, and the exit code of
+/// the command.
 async fn status(scene: &TestEnv) -> (String, String, i32) {
     let view = scene.text("select status from elven_sync.sync_health where entity_id = 'acme'").await;
     let output = scene.output(&["status", "--json"]).await;
@@ -21,7 +22,7 @@ fn is(word: &str, code: i32) -> (String, String, i32) {
     (word.to_owned(), word.to_owned(), code)
 }
 
-/// One row that arrives, one that the API refuses, one that cannot be sent.
+/// One row that is accepted, one that the API refuses, and one that cannot be sent.
 async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
@@ -42,32 +43,32 @@ const ONE_MORE: &str =
      values ('acme', 'b', 'BTC', clock_timestamp(), 4)";
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_with_rows_set_aside_is_incomplete_until_each_is_resolved(pool: PgPool) {
+async fn entity_is_incomplete_until_each_row_error_is_resolved(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     assert_eq!(status(&scene).await, is("incomplete", 3));
-    let text = said(&scene, 3, &["status"]).await;
+    let text = output_of(&scene, 3, &["status"]).await;
     assert!(text.contains("incomplete"), "{text}");
     assert!(
         text.contains("acme: 2 errors are open") && text.contains("elven-sync errors list --entity 'acme'"),
         "{text}"
     );
-    // Older errors that are still open are no matter of a run.
+    // Older errors that are still open do not fail a run.
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(0));
     scene.sql(ONE_MORE).await;
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(0));
     assert_eq!(status(&scene).await, is("incomplete", 3));
-    // One is sent, and a person dismisses the other.
+    // A retry sends one row, and a person dismisses the other.
     scene.sandbox.set_rules(Vec::new());
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(status(&scene).await, is("incomplete", 3));
     let left =
         scene.text("select error_id::text from elven_sync.sync_errors where resolved_at is null").await;
-    said(&scene, 0, &["errors", "resolve", &left, "--reason", "a test row"]).await;
+    output_of(&scene, 0, &["errors", "resolve", &left, "--reason", "a test row"]).await;
     assert_eq!(status(&scene).await, is("ok", 0));
 }
 
 #[sqlx::test(migrations = false)]
-async fn incomplete_comes_behind_paused_and_failing_and_before_behind(pool: PgPool) {
+async fn incomplete_ranks_below_paused_and_failing_and_above_behind(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql(ONE_MORE).await;
     assert_eq!(status(&scene).await, is("incomplete", 3), "with rows pending");
@@ -76,16 +77,16 @@ async fn incomplete_comes_behind_paused_and_failing_and_before_behind(pool: PgPo
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(1));
     assert_eq!(status(&scene).await, is("failing", 3));
-    said(&scene, 0, &["entity", "pause", "acme"]).await;
+    output_of(&scene, 0, &["entity", "pause", "acme"]).await;
     assert_eq!(status(&scene).await, is("paused", 0));
-    said(&scene, 0, &["entity", "resume", "acme"]).await;
+    output_of(&scene, 0, &["entity", "resume", "acme"]).await;
     scene.run().await;
     assert_eq!(status(&scene).await, is("incomplete", 3));
 }
 
 /// A row that is corrected in the ledger is uploaded by the next run, and resolves its error.
 #[sqlx::test(migrations = false)]
-async fn an_entity_whose_rows_were_corrected_is_ok_and_one_with_rows_pending_is_behind(pool: PgPool) {
+async fn corrected_entity_is_ok_and_pending_entity_is_behind(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update ledger.balance_snapshots set balance = 3 where entity_account_id in ('x', 'n')").await;
@@ -98,7 +99,7 @@ async fn an_entity_whose_rows_were_corrected_is_ok_and_one_with_rows_pending_is_
 
 /// Errors that concern no row do not make an entity incomplete.
 #[sqlx::test(migrations = false)]
-async fn rows_of_an_entity_that_is_not_registered_do_not_make_another_one_incomplete(pool: PgPool) {
+async fn unregistered_rows_do_not_make_another_entity_incomplete(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene
@@ -111,10 +112,9 @@ async fn rows_of_an_entity_that_is_not_registered_do_not_make_another_one_incomp
     assert_eq!(status(&scene).await, is("ok", 0));
 }
 
-/// However many errors are open and whosever they are, the view reads each of them once, and those of one entity alone where
-/// it is asked for one.
+/// The view reads each open error once, however many errors are open. A query for one entity reads only its errors.
 #[sqlx::test(migrations = false)]
-async fn the_view_reads_each_open_error_once(pool: PgPool) {
+async fn health_view_reads_each_open_error_once(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene
         .sql(
@@ -135,9 +135,9 @@ async fn the_view_reads_each_open_error_once(pool: PgPool) {
     assert_eq!(scene.text("select string_agg(entity_id || open_errors, ',') from elven_sync.sync_health where status = 'incomplete'").await, "e15000");
 }
 
-/// Rows of a table that the nodes of a plan have read.
+/// Returns the number of rows of a table that the nodes of a plan have read.
 fn rows_read(node: &Value, table: &str) -> u64 {
-    // PostgreSQL 18 writes rows with a fraction.
+    // PostgreSQL 18 prints row counts with a fraction.
     let number = |name: &str| {
         node[name].to_string().split('.').next().and_then(|number| number.parse().ok()).unwrap_or(0)
     };

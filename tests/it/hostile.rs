@@ -1,13 +1,13 @@
-//! What comes from outside and would do harm: text that a terminal or a shell obeys, and secrets in the wrong place.
+//! Harmful input from outside: text that a terminal or a shell obeys, and secrets in the wrong place.
 
 use std::process::Command;
 
 use elven_sync::sandbox::Fault;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, said, stderr, stdout};
+use crate::support::{KEY, SECRET, TestEnv, output_of, stderr, stdout};
 
-/// What a terminal obeys: an escape sequence, C1, a line of its own, and text that is shown from right to left.
+/// Text that a terminal obeys: an escape sequence, C1, a line break, and text that is shown from right to left.
 const ENTITIES: [&str; 7] = [
     "x\u{1b}[2J\u{1b}]0;owned\u{7}\nrun 99 succeeded: all fine",
     "y' --timezone UTC; touch ./PWNED; echo '",
@@ -43,14 +43,15 @@ fn hints(text: &str) -> Vec<String> {
     text.lines().filter_map(of_line).collect()
 }
 
-/// Every text from the ledger is printed escaped, in one line, and each hint registers exactly the entity that it is about.
+/// All text from the ledger is printed escaped and in one line, and each hint registers exactly the entity that it
+/// names.
 #[sqlx::test(migrations = false)]
-async fn text_of_the_ledger_forges_no_line_no_colour_and_no_command(pool: PgPool) {
+async fn ledger_text_cannot_inject_lines_colours_or_commands(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     for entity_id in ENTITIES {
         add_row(&scene, entity_id, "a").await;
     }
-    let printed = said(&scene, 3, &["run", "-vv"]).await;
+    let printed = output_of(&scene, 3, &["run", "-vv"]).await;
     assert!(!printed.contains(is_harmful), "{printed:?}");
     assert!(!printed.lines().any(|line| line.starts_with("run 99")), "{printed}");
     let stored: Vec<String> =
@@ -58,15 +59,15 @@ async fn text_of_the_ledger_forges_no_line_no_colour_and_no_command(pool: PgPool
             .fetch_all(&scene.pool)
             .await
             .unwrap();
-    let listed = said(&scene, 0, &["errors", "list"]).await;
+    let listed = output_of(&scene, 0, &["errors", "list"]).await;
     assert!(!listed.contains(is_harmful), "{listed:?}");
 
-    // Pasted into a shell, in a folder of its own.
+    // Pasted into a shell, in its own folder.
     let directory = tempfile::tempdir().unwrap();
     let from_stored: Vec<String> = stored
         .iter()
         .flat_map(|message| {
-            // The text before the hint is kept as it is, and may hold lines.
+            // The text before the hint is kept as it is, and may have several lines.
             let (_, hint) = message.rsplit_once("hint: ").unwrap();
             hints(&format!("hint: {hint}"))
         })
@@ -83,7 +84,7 @@ async fn text_of_the_ledger_forges_no_line_no_colour_and_no_command(pool: PgPool
     let mut registered: Vec<String> =
         sqlx::query_scalar("select entity_id from elven_sync.entities").fetch_all(&scene.pool).await.unwrap();
     registered.sort();
-    // A name with control characters cannot be registered, and that is what its message says.
+    // A name with control characters cannot be registered, and the message says so.
     let (refused, fine): (Vec<&str>, Vec<&str>) =
         ENTITIES.into_iter().partition(|id| id.contains(char::is_control));
     let mut expected: Vec<String> = fine.into_iter().map(str::to_owned).collect();
@@ -95,7 +96,7 @@ async fn text_of_the_ledger_forges_no_line_no_colour_and_no_command(pool: PgPool
 
 /// Entities that were registered by SQL, paused, and stopped: the tables, and the hints of the other commands.
 #[sqlx::test(migrations = false)]
-async fn text_of_the_journal_and_of_the_api_is_escaped_by_every_command(pool: PgPool) {
+async fn every_command_escapes_text_of_journal_and_api(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     for entity_id in ENTITIES {
@@ -140,9 +141,9 @@ async fn text_of_the_journal_and_of_the_api_is_escaped_by_every_command(pool: Pg
     }
 }
 
-/// The parameters of an address that sqlx does not know, and passwords, at any level of the log.
+/// Parameters of a URL that sqlx does not know, and passwords, at any level of the log.
 #[sqlx::test(migrations = false)]
-async fn no_secret_of_an_address_reaches_the_log(pool: PgPool) {
+async fn no_secret_of_a_database_url_reaches_the_log(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add_row(&scene, "acme", "a").await;
@@ -164,8 +165,8 @@ async fn no_secret_of_an_address_reaches_the_log(pool: PgPool) {
             let output = command.env(variable, &with).env("ELVEN_SYNC_LOG", level).output().await.unwrap();
             let printed = format!("{}{}", stdout(&output), stderr(&output));
             assert!(!printed.contains(secret), "{variable} {level}");
-            assert!(!printed.contains(crate::support::SECRET), "{variable} {level}");
-            assert!(!printed.contains(crate::support::KEY), "{variable} {level}");
+            assert!(!printed.contains(SECRET), "{variable} {level}");
+            assert!(!printed.contains(KEY), "{variable} {level}");
             if level.is_empty() && variable == "DATABASE_URL" {
                 assert!(printed.contains("sslpassword") && printed.contains("connect_timeout"), "{printed}");
             }
@@ -177,17 +178,17 @@ async fn no_secret_of_an_address_reaches_the_log(pool: PgPool) {
 
 /// A secret under a wrong name, in the file and in the environment.
 #[sqlx::test(migrations = false)]
-async fn a_secret_under_a_wrong_name_is_not_printed(pool: PgPool) {
+async fn secret_under_an_unknown_setting_is_not_printed(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("elven.toml");
     std::fs::write(&path, "[credentials.acme]\nkey = \"REAL-KEY-7f3a\"\nsecret = \"REAL-SECRET-9c1b\"\n")
         .unwrap();
-    let printed = said(&scene, 1, &["--config", path.to_str().unwrap(), "status"]).await;
+    let printed = output_of(&scene, 1, &["--config", path.to_str().unwrap(), "status"]).await;
     assert!(printed.contains("line 2: [credentials.acme] key: unknown field"), "{printed}");
     assert!(!printed.contains("7f3a") && !printed.contains("9c1b"), "{printed}");
     scene.set("ELVEN_SYNC_CREDENTIALS__ACME", "REAL-SECRET-9c1b");
-    let printed = said(&scene, 1, &["status"]).await;
+    let printed = output_of(&scene, 1, &["status"]).await;
     assert!(printed.contains("ELVEN_SYNC_CREDENTIALS__ACME: "), "{printed}");
     assert!(!printed.contains("9c1b"), "{printed}");
 }

@@ -1,13 +1,13 @@
-//! A lane whose first 1,000 rows are all invalid stops: a mistaken mapping has this pattern.
+//! A lane whose first 1,000 rows are all invalid stops: a wrong mapping has this pattern.
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::Gate;
 use elven_sync::sync::Ended;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
-/// The ledger is a view; rows of acme cannot be sent where the balance is negative.
+/// The ledger is a view. Rows of acme with a negative balance cannot be sent.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.feed");
@@ -26,7 +26,7 @@ const CORRECTED: &str = "
     create or replace view ledger.feed as
     select id, entity_id, entity_account_id, currency, captured_at, balance, change_xid from ledger.balance_snapshots";
 
-/// Adds rows, each by one transaction: so many that cannot be sent (below zero), or that can.
+/// Adds rows, each in its own transaction: a negative number adds invalid rows, a positive one valid rows.
 async fn add(scene: &TestEnv, rows: i32) {
     let (count, sign) = (rows.abs(), rows.signum());
     let sql = format!(
@@ -36,7 +36,7 @@ async fn add(scene: &TestEnv, rows: i32) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&scene.pool).await.unwrap();
 }
 
-/// Rows read, set aside and pending, and the reason of a stop.
+/// Runs. Returns the numbers of rows read, set aside and pending, and the reason of a stop.
 async fn run(scene: &TestEnv) -> (i64, i64, i64, Option<String>) {
     let report = scene.run().await;
     let acme = report.entities.into_iter().find(|entity| entity.entity_id == "acme").unwrap();
@@ -49,7 +49,7 @@ const NOTHING_RECORDED: &str = "select concat_ws(' ', (select count(*) from elve
     (select cursor_id from elven_sync.sync_state), (select settled from elven_sync.sync_state))";
 
 #[sqlx::test(migrations = false)]
-async fn a_lane_whose_first_1000_rows_are_all_invalid_stops_and_sets_nothing_aside(pool: PgPool) {
+async fn lane_with_1000_invalid_first_rows_stops_without_setting_aside(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, -1000).await;
     add(&scene, 500).await;
@@ -69,14 +69,14 @@ async fn a_lane_whose_first_1000_rows_are_all_invalid_stops_and_sets_nothing_asi
         assert_eq!(scene.text(NOTHING_RECORDED).await, "0 config -");
         assert!(scene.received().is_empty());
     }
-    // Once the mapping is right all of them arrive, and nothing has to be unlocked.
+    // Once the mapping is right all rows are sent, without an unlock command.
     scene.sql(CORRECTED).await;
     assert_eq!(run(&scene).await, (1500, 0, 0, None));
     assert_eq!(scene.text("select status from elven_sync.sync_health").await, "ok");
     assert_eq!(scene.received().len(), 1500);
 }
 
-/// However many batches these rows are.
+/// The number of batches of these rows does not matter.
 #[sqlx::test(migrations = false)]
 async fn batches_of_invalid_rows_are_held_back_until_a_valid_row_is_read(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -101,20 +101,20 @@ async fn fewer_than_1000_invalid_rows_are_set_aside(pool: PgPool) {
     add(&scene, 301).await;
     assert_eq!(run(&scene).await, (1300, 999, 0, None));
     assert_eq!(scene.received().len(), 301);
-    said(&scene, 0, &["verify", "--deep"]).await;
-    // All that there is, without a valid row behind it.
+    output_of(&scene, 0, &["verify", "--deep"]).await;
+    // All existing rows, without a valid row after them.
     add(&scene, -999).await;
     assert_eq!(run(&scene).await, (999, 999, 0, None));
-    // And after a valid row, however many.
+    // Any number of invalid rows after a valid row.
     add(&scene, 1).await;
     add(&scene, -2500).await;
     assert_eq!(run(&scene).await, (2501, 2500, 0, None));
-    said(&scene, 0, &["verify", "--deep"]).await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
 }
 
-/// The pass that an earlier run has left open and the one behind it are read in one run.
+/// One run reads the pass that an earlier run left open and the pass after it.
 #[sqlx::test(migrations = false)]
-async fn rows_of_two_passes_of_one_run_are_counted_together(pool: PgPool) {
+async fn invalid_rows_of_two_passes_are_counted_together(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_API__TIMEOUT", "200ms");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -123,19 +123,19 @@ async fn rows_of_two_passes_of_one_run_are_counted_together(pool: PgPool) {
     scene.sandbox.inject(elven_sync::sandbox::Fault::HoldResponse(gate.clone()));
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     gate.open();
-    // The batch of that pass is unknown. Its rows, and the new ones, are shown otherwise now.
+    // The batch of that pass has an unknown outcome. Its rows and the new ones are shown differently now.
     scene.sql("create or replace view ledger.feed as
                select id, entity_id, null::text as entity_account_id, currency, captured_at, balance, change_xid
                  from ledger.balance_snapshots").await;
     add(&scene, 600).await;
     let (_, set_aside, pending, reason) = run(&scene).await;
     assert!(reason.is_some_and(|reason| reason.contains("the first 1,200 rows are all invalid")));
-    assert_eq!((set_aside, pending), (600, 600), "those of the pass that is through");
+    assert_eq!((set_aside, pending), (600, 600), "the rows of the finished pass");
 }
 
-/// Batches that an earlier run has left without an answer are read first.
+/// Unanswered batches of an earlier run are read first.
 #[sqlx::test(migrations = false)]
-async fn rows_of_batches_that_are_sent_again_are_counted_too(pool: PgPool) {
+async fn invalid_rows_of_resent_batches_are_counted(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "400");
     scene.set("ELVEN_SYNC_API__TIMEOUT", "200ms");
@@ -159,12 +159,12 @@ async fn rows_of_batches_that_are_sent_again_are_counted_too(pool: PgPool) {
         scene.text("select count(*)::text from elven_sync.sync_errors where resolved_at is null").await,
         "0"
     );
-    said(&scene, 0, &["verify", "--deep"]).await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
 }
 
-/// For rows that are invalid indeed.
+/// For rows that are really invalid.
 #[sqlx::test(migrations = false)]
-async fn a_setting_lets_the_lane_set_them_aside(pool: PgPool) {
+async fn setting_allows_invalid_first_rows_to_be_set_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     add(&scene, -1500).await;
     add(&scene, 10).await;
@@ -178,7 +178,7 @@ async fn a_setting_lets_the_lane_set_them_aside(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_backfill_stops_as_well(pool: PgPool) {
+async fn backfill_with_invalid_first_rows_stops(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     add(&scene, 1500).await;
@@ -187,29 +187,29 @@ async fn a_backfill_stops_as_well(pool: PgPool) {
                select id, entity_id, null::text as entity_account_id, currency, captured_at, balance, change_xid
                  from ledger.balance_snapshots").await;
     let range = ["backfill", "--from", "2020-01-01", "--to", "2100-01-01"];
-    let rehearsed = said(&scene, 3, &[&range[..], &["--dry-run"]].concat()).await;
+    let rehearsed = output_of(&scene, 3, &[&range[..], &["--dry-run"]].concat()).await;
     assert!(rehearsed.contains("the first 1,000 rows are all invalid"), "{rehearsed}");
-    let stopped = said(&scene, 1, &range).await;
+    let stopped = output_of(&scene, 1, &range).await;
     assert!(stopped.contains("the first 1,000 rows are all invalid"), "{stopped}");
     let rows = "select count(*)::text from elven_sync.sync_errors where ledger_id is not null";
     assert_eq!(scene.text(rows).await, "0");
     scene.sql(CORRECTED).await;
-    said(&scene, 0, &range).await;
+    output_of(&scene, 0, &range).await;
     assert_eq!(scene.received().len(), 3000);
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_dry_run_says_that_the_lane_would_stop(pool: PgPool) {
+async fn dry_run_reports_that_the_lane_would_stop(pool: PgPool) {
     let scene = scene(pool).await;
     add(&scene, -1000).await;
-    let rehearsed = said(&scene, 1, &["run", "--dry-run"]).await;
+    let rehearsed = output_of(&scene, 1, &["run", "--dry-run"]).await;
     assert!(rehearsed.contains("the first 1,000 rows are all invalid"), "{rehearsed}");
     assert!(rehearsed.contains("entity_account_id is NULL"), "{rehearsed}");
 }
 
-/// The lanes of the others go on.
+/// The lanes of other entities continue.
 #[sqlx::test(migrations = false)]
-async fn a_lane_that_stops_delays_no_other_one(pool: PgPool) {
+async fn stopped_lane_delays_no_other_lane(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("beta", "UTC").await;
     add(&scene, -1000).await;

@@ -7,9 +7,9 @@ mod unanswered;
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
-/// One entity, and a connector that hardly waits between its attempts.
+/// One entity, and a connector with a minimal back-off.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__INITIAL", "1ms");
@@ -19,7 +19,7 @@ async fn scene(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// Adds a row for each of these accounts, in this order, each of a second of its own.
+/// Adds a row for each account, in this order, each of its own second.
 async fn add(scene: &TestEnv, accounts: &[String]) {
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -37,7 +37,7 @@ fn good(count: usize) -> Vec<String> {
     (1..=count).map(|n| format!("a{n}")).collect()
 }
 
-/// The same with other accounts in some places, counted from 0.
+/// Returns the same accounts with others at some positions, counted from 0.
 fn among(count: usize, others: &[(usize, &str)]) -> Vec<String> {
     let mut accounts = good(count);
     for (place, account) in others {
@@ -46,7 +46,7 @@ fn among(count: usize, others: &[(usize, &str)]) -> Vec<String> {
     accounts
 }
 
-/// The accounts of rows that are set aside.
+/// Returns the accounts of rows that are set aside.
 async fn set_aside(scene: &TestEnv) -> String {
     scene
         .text(
@@ -56,8 +56,8 @@ async fn set_aside(scene: &TestEnv) -> String {
         .await
 }
 
-/// Whatever was refused, unknown and split: nothing is open, runs and batches count the same, and the proof holds.
-async fn all_is_well(scene: &TestEnv) {
+/// Asserts that no batch or pass is open, that runs and batches have the same counts, and that `verify` has no finding.
+async fn assert_all_is_well(scene: &TestEnv) {
     let open = "select concat_ws(' ', (select count(*) from elven_sync.sync_batches where status in ('sending', 'unknown')),
                                       (select count(*) from elven_sync.sync_passes where finished_at is null))";
     assert_eq!(scene.text(open).await, "0 0", "nothing is left open");
@@ -66,11 +66,11 @@ async fn all_is_well(scene: &TestEnv) {
                     from elven_sync.sync_batches
                    where status = 'accepted' or (status = 'rejected' and row_count = 0)";
     assert_eq!(scene.text(runs).await, scene.text(leaves).await, "runs and batches count the same");
-    let verified = said(scene, 0, &["verify"]).await;
+    let verified = output_of(scene, 0, &["verify"]).await;
     assert!(verified.contains("acme"), "{verified}");
 }
 
-/// Runs until a run does not fail; returns how many runs that took, and how the last one ended.
+/// Runs until a run does not fail. Returns the number of runs and the status of the last one.
 async fn runs_until_done(scene: &TestEnv, runs_max: usize) -> (usize, RunStatus) {
     for run in 1..=runs_max {
         let status = scene.run().await.status;

@@ -1,14 +1,13 @@
-//! The layers of the program: which module may use which, and that no file uses one that uses it.
-//!
-//! The edges are read from the sources: paths that begin with `crate::`, `super::` or `self::`, or with the name of a module
-//! that lies beside or below. A name that a module only passes on (`pub use`) counts for the file that defines it.
+//! The layers of the program: which module may use which, and that the files have no import cycle. The edges are read
+//! from the sources: paths that begin with `crate::`, `super::` or `self::`, or with the name of a module beside or
+//! below. A re-exported name (`pub use`) counts for the file that defines it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-/// The layers from the ground up. A module may use modules of the layers before its own, and none of its own layer.
+/// The layers from the bottom up. A module may use only modules of the layers before its own.
 const LAYERS: &[&[&str]] = &[
     &["text", "watermark", "align", "fault_point"],
     &["config"],
@@ -29,23 +28,24 @@ const PAGE: &str = "docs/internals/architecture.md";
 /// A path in a module, as its segments.
 type Segments = Vec<String>;
 
-/// What the checks need to know of one file.
+/// The parts of one file that the checks need.
 #[derive(Debug, Default)]
 struct Source {
-    /// Paths that are imported, the name each has in this file, and whether it is passed on.
+    /// Imported paths, the name that each has in this file, and whether it is re-exported.
     imports: Vec<(Segments, String, bool)>,
-    /// Paths that stand in the code itself.
+    /// Paths in the code itself.
     paths: BTreeSet<Segments>,
-    /// Names of the items that are defined here.
+    /// Names of the items that this file defines.
     items: BTreeSet<String>,
 }
 
-/// The files of a program, by module; the root has the empty path.
+/// The files of a program by module. The root has the empty path.
 #[derive(Debug)]
 struct Program(BTreeMap<Segments, Source>);
 
 impl Program {
-    /// Reads files given as path below `src` and text. Tests and the root of the executable are left out.
+    /// Reads files, each given as its path below `src` and its text. Tests and the root of the executable are left
+    /// out.
     fn read<'f>(files: impl IntoIterator<Item = (&'f str, &'f str)>) -> Self {
         let mut sources = BTreeMap::new();
         for (path, text) in files {
@@ -68,7 +68,7 @@ impl Program {
         Self::read(files.iter().map(|(path, text)| (path.as_str(), text.as_str())))
     }
 
-    /// A path that stands in a module, from the root on. `None`: it leads to another crate, or to a local name.
+    /// Resolves a path in a module from the root. Returns `None` for a path into another crate or to a local name.
     fn absolute(&self, module: &[String], path: &[String]) -> Option<Segments> {
         let first = path.first()?.as_str();
         if first == "crate" {
@@ -92,7 +92,7 @@ impl Program {
         Some(imported.into_iter().chain(path[1..].iter().cloned()).collect())
     }
 
-    /// The module whose file defines what a path from the root leads to.
+    /// Returns the module whose file defines the target of a path from the root.
     fn definer(&self, path: &[String], depth: usize) -> Option<Segments> {
         let (module, rest) = (0..=path.len())
             .rev()
@@ -112,7 +112,7 @@ impl Program {
         Some(followed.unwrap_or_else(|| module.to_vec()))
     }
 
-    /// Which file uses which.
+    /// Returns the files that each file uses.
     fn edges(&self) -> BTreeMap<Segments, BTreeSet<Segments>> {
         let mut edges: BTreeMap<Segments, BTreeSet<Segments>> = BTreeMap::new();
         for (module, source) in self.0.iter().filter(|(module, _)| !module.is_empty()) {
@@ -128,7 +128,7 @@ impl Program {
         edges
     }
 
-    /// Which top-level module uses which.
+    /// Returns the top-level modules that each top-level module uses.
     fn module_edges(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (from, all) in self.edges() {
@@ -139,14 +139,14 @@ impl Program {
         edges
     }
 
-    /// A circle of files, each of which uses the next, if there is one.
+    /// Returns a cycle of files, each of which uses the next, if there is one.
     fn cycle(&self) -> Option<Vec<String>> {
         let edges = self.edges();
         let mut done = BTreeSet::new();
         edges.keys().find_map(|start| follow(start, &edges, &mut Vec::new(), &mut done))
     }
 
-    /// Uses of a module of the same or a later layer, or of one that has no layer.
+    /// Returns the uses of a module of the same or a later layer, or of a module without a layer.
     fn upward(&self) -> Vec<String> {
         let layer = |module: &str| LAYERS.iter().position(|layer| layer.contains(&module));
         let mut upward = Vec::new();
@@ -209,7 +209,7 @@ impl Source {
     }
 }
 
-/// The next `use` statement: where it begins, whether it passes names on, and its tree.
+/// Returns the next `use` statement: where it begins, whether it re-exports, and its tree.
 fn next_use(code: &str) -> Option<(usize, bool, &str)> {
     let mut from = 0;
     while let Some(found) = code[from..].find("use ") {
@@ -226,7 +226,7 @@ fn next_use(code: &str) -> Option<(usize, bool, &str)> {
     None
 }
 
-/// Takes a tree of imports apart into paths, each with the name that it has then.
+/// Splits a tree of imports into paths, each with its local name.
 fn expand(prefix: &[String], tree: &str, found: &mut impl FnMut(Segments, String)) {
     let (mut depth, mut begin) = (0_i32, 0);
     let mut branches = Vec::new();
@@ -262,7 +262,7 @@ fn expand(prefix: &[String], tree: &str, found: &mut impl FnMut(Segments, String
     }
 }
 
-/// A text without comments, strings, restricted visibilities and unit tests.
+/// Returns a text without comments, strings, restricted visibilities and unit tests.
 fn code_of(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
     let mut code = String::with_capacity(text.len());
@@ -290,7 +290,7 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// How many bytes a string literal has behind its opening quotation mark.
+/// Returns the length in bytes of a string literal after its opening quotation mark.
 fn end_of_string(text: &str) -> usize {
     let mut is_escaped = false;
     for (place, c) in text.char_indices() {
@@ -315,7 +315,7 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<(String, String)>) {
     }
 }
 
-/// The table of the page: each module with the modules that it uses.
+/// Returns the table of the page: each module with the modules that it uses.
 fn table(edges: &BTreeMap<String, BTreeSet<String>>) -> String {
     let mut table = "| layer | module | uses |\n|---|---|---|\n".to_owned();
     for (number, layer) in LAYERS.iter().enumerate() {
@@ -332,20 +332,20 @@ fn table(edges: &BTreeMap<String, BTreeSet<String>>) -> String {
 }
 
 #[test]
-fn no_module_uses_one_of_its_own_or_a_later_layer() {
+fn modules_use_only_modules_of_lower_layers() {
     let upward = Program::of_this_program().upward();
     assert!(upward.is_empty(), "{upward:#?}; the layers are in tests/it/layers.rs");
 }
 
 #[test]
-fn no_file_is_used_by_a_file_that_it_uses() {
+fn source_files_have_no_import_cycle() {
     let cycle = Program::of_this_program().cycle();
     assert_eq!(cycle, None, "each of these files uses the next, and the last one the first");
 }
 
-/// With `ELVEN_WRITE_DOCS=1` the page is brought up to date.
+/// `ELVEN_WRITE_DOCS=1` updates the page.
 #[test]
-fn the_architecture_page_shows_the_layers_as_they_are() {
+fn architecture_page_shows_the_actual_layers() {
     let (begin, end) = ("<!-- layers: begin -->\n", "<!-- layers: end -->");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
     let page = fs::read_to_string(&path).unwrap();
@@ -359,9 +359,9 @@ fn the_architecture_page_shows_the_layers_as_they_are() {
     assert_eq!(shown, table, "hint: ELVEN_WRITE_DOCS=1 cargo test --test it layers");
 }
 
-/// The checks find what they are for, whichever way a path is written.
+/// The checks find what they are for, however a path is written.
 #[test]
-fn cycles_and_upward_uses_are_found() {
+fn layer_checks_find_cycles_and_upward_uses() {
     let ring = |uses: &'static str| {
         Program::read([
             ("journal/mod.rs", "mod a;\nmod b;\npub use a::{One, Two as Zwei};\n"),

@@ -1,11 +1,11 @@
-//! Ledgers that people have already: other names, other types, views, and what is refused.
+//! Existing ledgers: other names, other types, views, and the ones that are refused.
 
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
 use crate::support::{TestEnv, stderr};
 
-/// A scene whose ledger is the table or view that `sql` makes.
+/// An environment whose ledger is the table or view that `sql` creates.
 async fn scene_with(pool: PgPool, settings: &[(&str, &str)], sql: &'static str) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zurich").await;
@@ -41,7 +41,7 @@ async fn names_are_quoted_and_minor_units_and_local_times_are_read_exactly(pool:
                ('00000000-0000-0000-0000-000000000004', 'd', 'USD', 'infinity', 1);"#,
     );
     let mut scene = scene.await;
-    // A dot in a name needs the quotes of SQL.
+    // A name with a dot needs the quotes of SQL.
     assert!(stderr(&scene.output(&["run"]).await).contains("schema.table"));
     scene.set("ELVEN_SYNC_LEDGER__TABLE", r#""Büch""er"."Bal.ances""#);
     let report = scene.run().await;
@@ -51,7 +51,7 @@ async fn names_are_quoted_and_minor_units_and_local_times_are_read_exactly(pool:
         [
             "a USD 2024-01-01 18:00:00 12345678901234567.89",
             "b USD 2024-07-01 18:00:00 -0.05",
-            // The hour that comes twice is the later one, in standard time, as AT TIME ZONE decides.
+            // A time in the repeated hour means the later instant, in standard time, as AT TIME ZONE decides.
             "c USD 2024-11-03 07:30:00 1",
         ]
     );
@@ -83,7 +83,7 @@ async fn a_view_and_domains_and_text_ids_are_read(pool: PgPool) {
          insert into books.raw values ('x', 'acme', '00000000-0000-0000-0000-000000000001', 'test', '2024-01-01Z', 1);",
     )
     .await;
-    // Pages of 4 rows, so that cursors are compared with ids that are texts.
+    // Pages of 4 rows, so that cursors are compared with text ids.
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     assert_eq!(scene.run().await.counters.rows_uploaded, 25);
     assert!(
@@ -94,9 +94,9 @@ async fn a_view_and_domains_and_text_ids_are_read(pool: PgPool) {
     assert_eq!(scene.run().await.counters.rows_read, 0);
 }
 
-/// Each is refused before the first read, by its name, with what was found and what is accepted.
+/// Each one is refused before the first read, with its name, what was found and what is accepted.
 #[sqlx::test(migrations = false)]
-async fn what_does_not_fit_is_named(pool: PgPool) {
+async fn unsuitable_ledger_columns_are_named(pool: PgPool) {
     let mut scene = scene_with(
         pool,
         &[("TABLE", "books.t")],
@@ -147,9 +147,9 @@ async fn what_does_not_fit_is_named(pool: PgPool) {
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_runs").await, "0");
 }
 
-/// A comparison with NULL is never true: such rows would be in no page. They are said to be there.
+/// A comparison with NULL is never true, so no page would have such rows. They are reported.
 #[sqlx::test(migrations = false)]
-async fn rows_with_holes_are_not_passed_over(pool: PgPool) {
+async fn rows_with_null_key_columns_are_reported(pool: PgPool) {
     let mut scene = scene_with(
         pool,
         &[("TABLE", "ledger.loose")],
@@ -166,7 +166,7 @@ async fn rows_with_holes_are_not_passed_over(pool: PgPool) {
             "watermark",
             "update ledger.loose set change_xid = pg_current_xact_id() where id = 3",
         ),
-        // The row without an id sorts last in its transaction, behind pages of others.
+        // The row without an id sorts last in its transaction, after pages of other rows.
         (
             "update ledger.loose set change_xid = pg_current_xact_id(), id = nullif(id, 3)",
             "config",
@@ -193,10 +193,10 @@ async fn rows_with_holes_are_not_passed_over(pool: PgPool) {
     assert!(last.contains(&("a3".to_owned(), "3".to_owned())));
 }
 
-/// A page that cannot be decoded is left halfway; the connection that it came on is not used again, or the
-/// answers to other entities' statements would be mixed up.
+/// A page that cannot be decoded is abandoned in the middle. Its connection is not used again, or answers to
+/// statements of other entities would be mixed up.
 #[sqlx::test(migrations = false)]
-async fn a_page_that_fails_harms_no_other_entity(pool: PgPool) {
+async fn failed_page_affects_no_other_entity(pool: PgPool) {
     let scene = scene_with(
         pool,
         &[("TABLE", "ledger.loose")],

@@ -1,5 +1,5 @@
-//! The integration tests: a fresh migrated PostgreSQL database per test, real HTTP to the sandbox, and
-//! for whatever concerns a process, the real binary.
+//! The integration tests: a fresh migrated PostgreSQL database per test, real HTTP to the sandbox, and the real
+//! binary wherever a process matters.
 
 #![allow(
     unreachable_pub,

@@ -1,4 +1,4 @@
-//! A watermark is bound to how the ledger was read: another mapping is refused until a person accepts it.
+//! A watermark is bound to the mapping of the ledger: another mapping is refused until a person accepts it.
 
 mod rebind;
 
@@ -7,16 +7,14 @@ use elven_sync::sandbox::Fault;
 use nix::sys::signal::Signal;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
-use crate::crashes::FAULT_POINT;
-use crate::support::{TestEnv, said, until_it_says};
-use crate::verify::{findings, holds, proof};
-use crate::workers::signal;
+use crate::support::{FAULT_POINT, TestEnv, output_of, signal, wait_for_log};
+use crate::verify::{assert_verified, findings, proof};
 
 const WRONG_ENTITY: (&str, &str) = ("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "entity_account_id");
 const TABLE: &str = "ELVEN_SYNC_LEDGER__TABLE";
 const REASON: [&str; 2] = ["--reason", "approved by the controller"];
 
-/// A scene whose batches have ten rows and are sent one after the other.
+/// Batches of ten rows, one request at a time.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
@@ -35,7 +33,7 @@ async fn insert(scene: &TestEnv, from: i32, until: i32) {
     (&scene.pool).execute(AssertSqlSafe(insert)).await.unwrap();
 }
 
-/// A pass of fifty rows that stops after the first batch.
+/// Opens a pass of fifty rows that stops after the first batch.
 async fn open_pass(scene: &TestEnv) {
     insert(scene, 1, 50).await;
     scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
@@ -43,28 +41,28 @@ async fn open_pass(scene: &TestEnv) {
     scene.sandbox.set_rules(Vec::new());
 }
 
-/// `entity rebind acme --mapping`, which ends with this code.
+/// Executes `entity rebind acme --mapping`, with this exit code.
 async fn rebind(scene: &TestEnv, code: i32, more: &[&str]) -> String {
     let arguments = [&["entity", "rebind", "acme", "--mapping"][..], &REASON, more].concat();
-    said(scene, code, &arguments).await
+    output_of(scene, code, &arguments).await
 }
 
 const OPEN: &str = "select coalesce(string_agg(concat_ws(' ', kind, ledger_id), ',' order by error_id), '')
                       from elven_sync.sync_errors where resolved_at is null";
 
-/// Everything that a watermark and the rows behind it are recorded in, but for leases and failures.
+/// Everything that records a watermark and the rows behind it, apart from leases and failures.
 const STATE: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xid, cursor_id, mapping, rows_uploaded,
                             (select count(*) from elven_sync.sync_batches), (select count(*) from elven_sync.sync_passes))
                        from elven_sync.sync_state";
 
 #[sqlx::test(migrations = false)]
-async fn a_changed_mapping_closes_no_pass_over_rows_that_it_hides(pool: PgPool) {
+async fn changed_mapping_closes_no_pass_over_hidden_rows(pool: PgPool) {
     let mut scene = scene(pool).await;
     open_pass(&scene).await;
     let before = scene.text(STATE).await;
     scene.set(WRONG_ENTITY.0, WRONG_ENTITY.1);
     for arguments in [&["run"][..], &["run", "--entity", "acme"]] {
-        let refused = said(&scene, 1, arguments).await;
+        let refused = output_of(&scene, 1, arguments).await;
         assert!(
             refused.contains("the ledger mapping of `acme` changed: entity_id was read from column entity_id, now from entity_account_id")
                 && refused.contains("entity rebind --mapping --reason '...' 'acme'"),
@@ -81,10 +79,11 @@ async fn a_changed_mapping_closes_no_pass_over_rows_that_it_hides(pool: PgPool) 
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.received().len(), 50);
     assert_eq!(scene.text(OPEN).await, "");
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
-/// Each command that reads the ledger behind a watermark, under each kind of change; and nothing of the journal moves.
+/// Each command that reads the ledger behind a watermark refuses each kind of change, and nothing in the journal
+/// moves.
 #[sqlx::test(migrations = false)]
 async fn each_command_refuses_another_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -100,9 +99,9 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
     insert(&scene, 16, 20).await;
     scene.run().await;
     scene.sandbox.set_rules(Vec::new());
-    // A backfill that stopped, and one that is asked for.
+    // A stopped backfill, and a new one.
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
-    said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     let (state, sent) = (scene.text(STATE).await, scene.sandbox.requests().len());
     for (changed, what) in [
         (&[WRONG_ENTITY][..], "entity_id was read from column entity_id, now from entity_account_id"),
@@ -142,7 +141,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
             (1, &["entity", "rewind", "acme", "--to", &between, "--yes"]),
             (3, &["verify"]),
         ] {
-            let refused = said(&scene, code, arguments).await;
+            let refused = output_of(&scene, code, arguments).await;
             assert!(
                 refused.contains("the ledger mapping of `acme` changed") && refused.contains(what),
                 "{arguments:?}: {refused}"
@@ -150,7 +149,7 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
         }
         // After pg_upgrade, too.
         scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
-        let refused = said(&scene, 1, &["entity", "rebind", "acme"]).await;
+        let refused = output_of(&scene, 1, &["entity", "rebind", "acme"]).await;
         assert!(refused.contains(what), "{refused}");
         scene.sql("update elven_sync.sync_state set system_identifier = (select system_identifier from pg_control_system())").await;
         let (found, said) = findings(&proof(&scene, false).await);
@@ -164,15 +163,15 @@ async fn each_command_refuses_another_mapping(pool: PgPool) {
         }
     }
     assert_eq!(scene.sandbox.requests().len(), sent);
-    said(&scene, 0, &["backfill", "--resume", "1"]).await;
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
-/// A view keeps its oid and the numbers of its columns when it is replaced: an ordinary repair.
+/// A replaced view keeps its oid and the numbers of its columns: an ordinary repair.
 #[sqlx::test(migrations = false)]
-async fn a_view_that_is_corrected_is_no_other_mapping(pool: PgPool) {
+async fn corrected_view_keeps_its_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.sql("create view ledger.shown as select * from ledger.balance_snapshots").await;
     scene.set(TABLE, "ledger.shown");
@@ -185,15 +184,15 @@ async fn a_view_that_is_corrected_is_no_other_mapping(pool: PgPool) {
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
 }
 
-/// Journals of 0.1.0 have no mapping: whichever run comes next records it, if it has nothing to upload, too.
+/// Journals of 0.1.0 have no mapping: the next run records it, even if it has nothing to upload.
 #[sqlx::test(migrations = false)]
-async fn a_mapping_that_was_never_recorded_is_recorded_by_the_next_run(pool: PgPool) {
+async fn missing_mapping_is_recorded_by_the_next_run(pool: PgPool) {
     const MAPPING: &str = "select concat_ws(' ', mapping #>> '{columns,id}', mapping ->> 'api_version',
                                             split_part(mapping ->> 'relation', ':', 1)::oid = 'ledger.balance_snapshots'::regclass)
                              from elven_sync.sync_state";
     const FORGET: &str = "update elven_sync.sync_state set mapping = null";
     let mut scene = scene(pool).await;
-    // Nothing was read yet, so there is nothing to be bound to.
+    // Nothing was read yet, so there is no mapping to bind.
     scene.run().await;
     assert_eq!(scene.text(MAPPING).await, "");
     open_pass(&scene).await;
@@ -213,43 +212,43 @@ async fn a_mapping_that_was_never_recorded_is_recorded_by_the_next_run(pool: PgP
     scene.run().await;
     assert_eq!(scene.text(MAPPING).await, "1:bigint:id 3 t", "with news");
     scene.sql(FORGET).await;
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     assert_eq!(scene.text(MAPPING).await, "1:bigint:id 3 t", "by a backfill");
-    said(&scene, 0, &["entity", "add", "beta", "--timezone", "UTC", "--from-now"]).await;
+    output_of(&scene, 0, &["entity", "add", "beta", "--timezone", "UTC", "--from-now"]).await;
     assert_eq!(scene.text("select count(mapping)::text from elven_sync.sync_state").await, "2");
-    // The name of the table is known of these, and another one is refused as before.
+    // The table name of these journals is known, and another one is refused as before.
     scene.sql(FORGET).await;
     scene.sql("create view ledger.shown as select * from ledger.balance_snapshots").await;
     scene.set(TABLE, "ledger.shown");
-    assert!(said(&scene, 1, &["run"]).await.contains("belongs to the ledger table"));
+    assert!(output_of(&scene, 1, &["run"]).await.contains("belongs to the ledger table"));
     assert_eq!(scene.text("select count(mapping)::text from elven_sync.sync_state").await, "0");
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_rewind_to_the_start_is_bound_to_the_present_mapping(pool: PgPool) {
+async fn rewind_to_the_start_binds_the_current_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     open_pass(&scene).await;
     scene.set(WRONG_ENTITY.0, WRONG_ENTITY.1);
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     let mapped = "select split_part(mapping #>> '{columns,entity_id}', ':', 3) from elven_sync.sync_state";
     assert_eq!(scene.text(mapped).await, "entity_account_id");
     assert_eq!(scene.run().await.entities[0].failure(), None);
     assert!(!scene.text(OPEN).await.contains("watermark"));
-    // Nothing was read since, so the next pass is bound to whatever there is; rows set aside are not.
+    // Nothing was read since, so the next pass binds the current mapping. Rows that were set aside are not affected.
     scene.unset(WRONG_ENTITY.0);
     assert!(
-        said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"])
+        output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"])
             .await
             .contains("mapping")
     );
     assert_eq!(scene.run().await.counters.rows_uploaded, 50);
     assert_eq!(scene.text(mapped).await, "entity_id");
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
-/// A worker that looked before the mapping was accepted opens no pass under its own.
+/// A worker that probed before the mapping was accepted opens no pass under its old mapping.
 #[sqlx::test(migrations = false)]
-async fn no_pass_is_opened_under_another_mapping_than_was_seen(pool: PgPool) {
+async fn outdated_worker_opens_no_pass_under_its_old_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.sql("alter table ledger.balance_snapshots alter balance type bigint").await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
@@ -258,7 +257,7 @@ async fn no_pass_is_opened_under_another_mapping_than_was_seen(pool: PgPool) {
     insert(&scene, 6, 9).await;
     let mut late = scene.command(&["run"]);
     let mut late = late.env(FAULT_POINT, "take_lease:before=stop").spawn().unwrap();
-    until_it_says(&mut late, "stopped at a fault point").await;
+    wait_for_log(&mut late, "stopped at a fault point").await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     rebind(&scene, 0, &["--yes"]).await;
     let passes = "select count(*)::text from elven_sync.sync_passes";
@@ -269,5 +268,5 @@ async fn no_pass_is_opened_under_another_mapping_than_was_seen(pool: PgPool) {
     assert_eq!(scene.received().len(), 5);
     assert_eq!(scene.run().await.counters.rows_uploaded, 4);
     assert!(scene.received().contains(&"a6 BTC 2024-01-01 00:00:00 0.06".to_owned()));
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }

@@ -1,4 +1,4 @@
-//! Watermarks moved by a person, many entities, and who holds things up.
+//! Watermarks that a person moves, many entities, and the report of the oldest open transaction.
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
@@ -22,30 +22,29 @@ async fn session(scene: &TestEnv) -> PgConnection {
     PgConnection::connect(&scene.url).await.unwrap()
 }
 
-/// What a command prints, when it succeeds.
-async fn said(scene: &TestEnv, arguments: &[&str]) -> String {
+async fn stdout_of(scene: &TestEnv, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
     stdout(&output)
 }
 
 /// Why a command failed.
-async fn refused(scene: &TestEnv, arguments: &[&str]) -> String {
+async fn stderr_of(scene: &TestEnv, arguments: &[&str]) -> String {
     let output = scene.output(arguments).await;
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
     stderr(&output)
 }
 
 #[sqlx::test(migrations = false)]
-async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
+async fn from_now_skips_existing_rows_and_no_later_row(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let (mut slow, mut quick) = (session(&scene).await, session(&scene).await);
     insert(&mut quick, 1, 50).await;
     slow.execute("begin").await.unwrap();
     insert(&mut slow, 51, 51).await;
-    // Another one that ends later, so that the open one is within the range of the watermark.
+    // A second transaction that ends later, so that the open one lies within the range of the watermark.
     quick.execute("select pg_current_xact_id()").await.unwrap();
-    said(&scene, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    stdout_of(&scene, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     insert(&mut quick, 52, 52).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1, "what came later");
     slow.execute("commit").await.unwrap();
@@ -56,17 +55,17 @@ async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "from_now,pass,pass,pass"
     );
-    // It is for a new entity: a watermark never moves forward over rows that wait.
+    // `--from-now` is only for a new entity: a watermark never moves forward over pending rows.
     insert(&mut quick, 53, 53).await;
     let again = ["entity", "add", "acme", "--timezone", "UTC", "--from-now"];
-    assert!(refused(&scene, &again).await.contains("registered already"));
+    assert!(stderr_of(&scene, &again).await.contains("registered already"));
     scene.sql("delete from elven_sync.entities").await;
-    assert!(refused(&scene, &again).await.contains("has a watermark"));
+    assert!(stderr_of(&scene, &again).await.contains("has a watermark"));
     assert_eq!(scene.text("select count(*)::text from elven_sync.entities").await, "0");
-    said(&scene, &["entity", "add", "acme", "--timezone", "UTC"]).await;
+    stdout_of(&scene, &["entity", "add", "acme", "--timezone", "UTC"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1);
-    // What was skipped was never accepted: rows 51 to 53, and 7 again.
-    let plan = refused(&scene, &["entity", "rewind", "acme"]).await;
+    // Skipped rows were never accepted: rows 51 to 53, and row 7 again.
+    let plan = stderr_of(&scene, &["entity", "rewind", "acme"]).await;
     assert!(plan.contains("nothing was moved"), "{plan}");
     let output = scene.output(&["entity", "rewind", "acme"]).await;
     assert!(
@@ -77,7 +76,7 @@ async fn from_now_skips_what_is_there_and_nothing_else(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
+async fn rewind_states_its_effect_and_asks_for_confirmation(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zurich").await;
     let mut writer = session(&scene).await;
@@ -88,7 +87,7 @@ async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
         .text("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
         .await;
     insert(&mut writer, 1001, 1500).await;
-    // One that cannot be sent, and two of one second of which one is superseded.
+    // One row that cannot be sent, and two rows of one second, one of which is superseded.
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'bad', 'BTC', '2024-01-01Z', 'NaN'), ('acme', 'twice', 'BTC', '2024-01-01Z', 1), ('acme', 'twice', 'BTC', '2024-01-01Z', 2)").await;
     scene.run().await;
@@ -96,7 +95,7 @@ async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
     let state = "select concat_ws(' ', settled, target, cursor_xid, cursor_id) from elven_sync.sync_state";
     let before = scene.text(state).await;
 
-    // No answer is no.
+    // No answer means no.
     let mut asked = scene.command(&["entity", "rewind", "acme"]).stdin(Stdio::null()).spawn().unwrap();
     assert_eq!(asked.wait().await.unwrap().code(), Some(1));
     let mut asked = scene.command(&["entity", "rewind", "acme"]).stdin(Stdio::piped()).spawn().unwrap();
@@ -110,7 +109,7 @@ async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
     );
     assert_eq!(scene.text(state).await, before);
 
-    let to_then = said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    let to_then = stdout_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(to_then.contains("moves back 503 rows, 501 of them"), "{to_then}");
     assert_eq!(scene.run().await.counters.rows_read, 603);
     let mut asked =
@@ -122,15 +121,15 @@ async fn a_rewind_says_what_it_would_do_and_asks(pool: PgPool) {
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pass,pass,rewind,pass,rewind,pass"
     );
-    // Each begins where the one before ended.
+    // Each pass begins where the previous one ended.
     let broken = "select count(*)::text from (select settled, lag(target) over (order by pass_id) as before from elven_sync.sync_passes) p
                    where settled::text is distinct from before::text";
     assert_eq!(scene.text(broken).await, "0");
 }
 
-/// A watermark that was rewound stands behind where it once was: going "back" there would skip rows.
+/// A rewound watermark is older than it once was. A rewind to that earlier place would skip rows.
 #[sqlx::test(migrations = false)]
-async fn a_rewind_never_moves_forward(pool: PgPool) {
+async fn rewind_never_moves_a_watermark_forward(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
@@ -139,42 +138,46 @@ async fn a_rewind_never_moves_forward(pool: PgPool) {
     let ahead = scene
         .text("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
         .await;
-    said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    stdout_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
     assert!(
-        refused(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
+        stderr_of(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
             .await
             .contains("would skip rows")
     );
     assert_eq!(scene.run().await.counters.rows_read, 10);
     assert!(
-        refused(&scene, &["entity", "rewind", "acme", "--to", "yesterday"]).await.contains("neither a date")
+        stderr_of(&scene, &["entity", "rewind", "acme", "--to", "yesterday"])
+            .await
+            .contains("neither a date")
     );
-    assert!(refused(&scene, &["entity", "rewind", "acne"]).await.contains("did you mean"));
-    // Neither from a watermark that was rewound less far.
+    assert!(stderr_of(&scene, &["entity", "rewind", "acne"]).await.contains("did you mean"));
+    // The same holds for a watermark that was rewound by less.
     let now = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     let between = scene.text(now).await;
     insert(&mut writer, 11, 20).await;
     scene.run().await;
     let ahead = scene.text(now).await;
-    said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    stdout_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(
-        refused(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
+        stderr_of(&scene, &["entity", "rewind", "acme", "--to", &ahead, "--yes"])
             .await
             .contains("would skip rows")
     );
-    assert!(said(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await.contains("already"));
-    // Nor to what is none of this cluster's.
+    assert!(
+        stdout_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await.contains("already")
+    );
+    // Nor can it be moved to a snapshot of another cluster.
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
-    let elsewhere = refused(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
+    let elsewhere = stderr_of(&scene, &["entity", "rewind", "acme", "--to", &between, "--yes"]).await;
     assert!(elsewhere.contains("only a rewind to the start"), "{elsewhere}");
-    // Before the first pass there is the start.
-    said(&scene, &["entity", "rewind", "acme", "--to", "2020-01-01", "--yes"]).await;
+    // Before the first pass the watermark is the start.
+    stdout_of(&scene, &["entity", "rewind", "acme", "--to", "2020-01-01", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_read, 20);
 }
 
-/// A pass that a crash left open, with a batch whose outcome is unknown, is given up by a rewind.
+/// A rewind abandons a pass that a crash left open, with a batch of unknown outcome.
 #[sqlx::test(migrations = false)]
-async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
+async fn rewind_abandons_an_open_pass(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
@@ -186,7 +189,7 @@ async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     let batches = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches";
     assert_eq!(scene.text(batches).await, "unknown");
-    let moved = said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    let moved = stdout_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
     assert!(moved.contains("moves back 0 rows"), "{moved}");
     assert_eq!(
         scene.text("select coalesce(target::text, 'closed') from elven_sync.sync_state").await,
@@ -200,7 +203,7 @@ async fn a_rewind_gives_up_an_open_pass(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_that_a_worker_is_on_is_not_moved(pool: PgPool) {
+async fn rewind_of_a_leased_entity_is_refused(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
@@ -210,7 +213,7 @@ async fn an_entity_that_a_worker_is_on_is_not_moved(pool: PgPool) {
     let run = async { scene.run().await };
     let rewind = async {
         gate.reached().await;
-        let why = refused(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+        let why = stderr_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
         assert!(why.contains("a worker is on `acme`"), "{why}");
         gate.open();
     };
@@ -218,28 +221,28 @@ async fn an_entity_that_a_worker_is_on_is_not_moved(pool: PgPool) {
     assert_eq!(report.status, RunStatus::Succeeded);
 }
 
-/// What a dump restored elsewhere looks like to the seal: the rows of the journal written anew.
+/// A restored dump looks like this to the seal: another transaction wrote the rows of the journal.
 #[sqlx::test(migrations = false)]
-async fn a_rebind_refuses_what_is_no_upgrade(pool: PgPool) {
+async fn rebind_refuses_a_restored_dump(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1, 3).await;
-    assert!(said(&scene, &["entity", "rebind", "acme"]).await.contains("needs no rebinding"));
+    assert!(stdout_of(&scene, &["entity", "rebind", "acme"]).await.contains("needs no rebinding"));
     scene.run().await;
-    assert!(said(&scene, &["entity", "rebind", "--all"]).await.contains("needs no rebinding"));
+    assert!(stdout_of(&scene, &["entity", "rebind", "--all"]).await.contains("needs no rebinding"));
     // As after pg_upgrade: another identifier, the rows untouched.
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
     let why = scene.run().await.entities[0].failure().unwrap();
     assert!(why.contains("entity rebind 'acme'") && why.contains("entity rewind 'acme'"), "{why}");
     scene.sql("create table spare as select * from elven_sync.sync_state").await;
     scene.sql("update elven_sync.sync_state set settled = '9000000000:9000000000:'").await;
-    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("have not happened yet"));
+    assert!(stderr_of(&scene, &["entity", "rebind", "acme"]).await.contains("have not happened yet"));
     scene.sql("update elven_sync.sync_state s set settled = p.settled from spare p").await;
     scene.sql("update elven_sync.sync_state set ledger_table = 'other.table'").await;
-    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("belongs to the ledger table"));
+    assert!(stderr_of(&scene, &["entity", "rebind", "acme"]).await.contains("belongs to the ledger table"));
     scene.sql("update elven_sync.sync_state s set ledger_table = p.ledger_table from spare p").await;
-    assert!(said(&scene, &["entity", "rebind", "acme"]).await.contains("is bound"));
+    assert!(stdout_of(&scene, &["entity", "rebind", "acme"]).await.contains("is bound"));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     // As after restoring a dump: the same values in rows written by another transaction.
     scene
@@ -248,16 +251,16 @@ async fn a_rebind_refuses_what_is_no_upgrade(pool: PgPool) {
                update elven_sync.sync_passes set written_by = written_by",
         )
         .await;
-    assert!(refused(&scene, &["entity", "rebind", "acme"]).await.contains("written anew"));
+    assert!(stderr_of(&scene, &["entity", "rebind", "acme"]).await.contains("written anew"));
     scene.sql("update elven_sync.sync_passes set written_by = null").await;
-    assert!(refused(&scene, &["entity", "rebind", "--all"]).await.contains("nothing tells"));
-    said(&scene, &["entity", "rewind", "acme", "--yes"]).await;
+    assert!(stderr_of(&scene, &["entity", "rebind", "--all"]).await.contains("nothing tells"));
+    stdout_of(&scene, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 3);
 }
 
-/// 5,000 entities of which 3 have news: one look finds those three.
+/// 5,000 entities, 3 of them with pending rows: one probe finds those three.
 #[sqlx::test(migrations = false)]
-async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_queries(pool: PgPool) {
+async fn run_finds_few_pending_entities_among_many_in_few_queries(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.sql("insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, 5000) n;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -280,14 +283,14 @@ async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_querie
     for expected in [3, 0] {
         assert_eq!(scene.run().await.counters.rows_uploaded, expected);
         eventually("the sessions end", async || scene.text(quiet).await == "0").await;
-        // A session reports what it did when it ends; reporting may come a moment later.
+        // A session reports its statistics when it ends. Before PostgreSQL 15 the report may arrive a moment later.
         scene.sql("select pg_sleep(0.1)").await;
         let after: i64 = sqlx::query_scalar(count).fetch_one(&scene.pool).await.unwrap();
         queries.push(after - before);
         before = after;
     }
     assert!(queries[0] > 10, "the statistics did not arrive: {queries:?}");
-    // Each transaction of the connector, of its connections, and of waiting for them here.
+    // Counts each transaction of the connector, of its connections, and of the polling here.
     assert!(queries.iter().all(|queries| *queries < 300), "{queries:?} transactions");
 }
 
@@ -295,7 +298,7 @@ async fn a_run_over_many_entities_finds_the_few_with_news_in_a_handful_of_querie
 async fn status_names_the_oldest_open_writer(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
-    assert!(!said(&scene, &["status"]).await.contains("not ended"));
+    assert!(!stdout_of(&scene, &["status"]).await.contains("not ended"));
     let mut reader = session(&scene).await;
     reader
         .execute("begin; select pg_current_xact_id(); select count(*) from ledger.balance_snapshots")
@@ -307,33 +310,34 @@ async fn status_names_the_oldest_open_writer(pool: PgPool) {
     let mut quick = session(&scene).await;
     quick.execute("begin").await.unwrap();
     insert(&mut quick, 2, 2).await;
-    // An older one that has not written holds nothing up.
-    let text = said(&scene, &["status"]).await;
+    // An older transaction that has not written delays nothing.
+    let text = stdout_of(&scene, &["status"]).await;
     assert!(text.contains("month end"), "{text}");
     insert(&mut reader, 3, 3).await;
     insert(&mut session(&scene).await, 4, 4).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 1, "it delays nobody else's rows");
-    // The one that began first has the oldest id, though it wrote last.
+    // The transaction that began first has the oldest id, though it wrote last.
     let xid = |connection| async move {
         sqlx::query_scalar::<_, String>("select pg_current_xact_id()::text")
             .fetch_one(connection)
             .await
             .unwrap()
     };
-    let text = said(&scene, &["status"]).await;
+    let text = stdout_of(&scene, &["status"]).await;
     let oldest = xid(&mut reader).await;
     assert!(
         text.contains(&format!("transaction {oldest} has written to the ledger and not ended")),
         "{text}"
     );
     reader.execute("rollback").await.unwrap();
-    let text = said(&scene, &["status"]).await;
+    let text = stdout_of(&scene, &["status"]).await;
     assert!(text.contains("month end") && text.contains("idle in transaction"), "{text}");
     slow.execute("prepare transaction 'close of May'").await.unwrap();
-    let json: serde_json::Value = serde_json::from_str(&said(&scene, &["status", "--json"]).await).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout_of(&scene, &["status", "--json"]).await).unwrap();
     assert_eq!(json["oldest_writer"]["prepared_as"], "close of May");
     slow.execute("commit prepared 'close of May'").await.unwrap();
     quick.execute("commit").await.unwrap();
-    assert!(!said(&scene, &["status"]).await.contains("not ended"));
+    assert!(!stdout_of(&scene, &["status"]).await.contains("not ended"));
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
 }

@@ -1,19 +1,19 @@
-//! What a page costs behind a long history: its own rows and the open window, by the index alone.
+//! The cost of a page after a long history: its own rows and the open window, by the index alone.
 
 use elven_sync::sandbox::{Fault, Gate};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 use crate::backfill::add_minutes;
-use crate::support::{TestEnv, eventually, said, stdout};
+use crate::support::{TestEnv, eventually, output_of, stdout};
 
 const ROWS: i64 = 1_000_000;
 
-/// A ledger with a long history, of which PostgreSQL knows that one transaction wrote it: and so it expects any other
+/// A ledger with a long history. PostgreSQL knows that one transaction wrote it, and so expects any other transaction
 /// to have written a large part of it too.
 async fn scene_with_a_history(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
-    // The default stamps these as well as the trigger would, and in a third of the time.
+    // The default stamps these rows as the trigger does, in a third of the time.
     scene
         .sql(
             "alter table ledger.balance_snapshots disable trigger stamp_change_xid;
@@ -28,17 +28,17 @@ async fn scene_with_a_history(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// What was read of a table.
+/// Statistics of the reads of a table.
 struct Reads {
-    /// Rows, by scanning the table.
+    /// Rows read by scanning the table.
     scanned: i64,
-    /// Entries of all indexes.
+    /// Entries read of all indexes.
     entries: i64,
-    /// Their pages, those of a session that writes included.
+    /// Pages of the indexes, including those of a session that writes.
     pages: i64,
 }
 
-/// What all sessions have read of the ledger since [`forget`].
+/// Returns what all sessions have read of the ledger since [`forget`].
 async fn reads(scene: &TestEnv) -> Reads {
     reads_of(scene, "ledger.balance_snapshots").await
 }
@@ -58,17 +58,18 @@ async fn reads_of(scene: &TestEnv, table: &str) -> Reads {
     Reads { scanned, entries, pages }
 }
 
-/// Begins to count from here.
+/// Resets the statistics.
 async fn forget(scene: &mut TestEnv) {
-    // What this test wrote must not be told of behind the reset: an idle session may keep it for ten seconds.
+    // The statistics of the writes of this test must not be reported after the reset: an idle session may keep them
+    // for ten seconds.
     scene.pool.close().await;
     scene.pool = PgPoolOptions::new().max_connections(1).connect(&scene.url).await.unwrap();
     sessions_end(scene).await;
     scene.sql("select pg_stat_reset()").await;
 }
 
-/// A session tells what it has read when it ends, before it disappears from the list. One that has written, and
-/// is to be seen open, stays.
+/// Waits for the end of all sessions: a session reports its reads when it ends, before it disappears from the list. A
+/// session that has written and is known to be open stays.
 async fn sessions_end(scene: &TestEnv) {
     let sessions = "select count(*)::text from pg_stat_activity
                      where datname = current_database() and backend_type = 'client backend'
@@ -76,9 +77,9 @@ async fn sessions_end(scene: &TestEnv) {
     eventually("the sessions end", async || scene.text(sessions).await == "0").await;
 }
 
-/// The first pass over a long history: each page is a part of the index, and nothing is sorted first.
+/// The first pass over a long history: each page reads a part of the index, without a sort.
 #[sqlx::test(migrations = false)]
-async fn a_page_reads_no_more_than_its_rows(pool: PgPool) {
+async fn page_reads_only_its_own_rows(pool: PgPool) {
     let mut scene = scene_with_a_history(pool).await;
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
@@ -87,7 +88,7 @@ async fn a_page_reads_no_more_than_its_rows(pool: PgPool) {
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let mut run = scene.command(&["run"]).spawn().unwrap();
     gate.reached().await;
-    // While the first batch is out, two pages are read: the one it is of, and the next.
+    // While the first batch is in flight, two pages are read: its own and the next one.
     let waiting = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync'
                       and datname = current_database() and state <> 'idle'";
     eventually("the next page is read", async || scene.text(waiting).await == "0").await;
@@ -100,9 +101,9 @@ async fn a_page_reads_no_more_than_its_rows(pool: PgPool) {
     );
 }
 
-/// Behind a transaction that stays open: its probe, what is new, and nothing of what was settled since.
+/// With a transaction that stays open: the probe, the new rows, and none of the rows that were settled since.
 #[sqlx::test(migrations = false)]
-async fn a_later_pass_reads_what_is_new_and_the_open_window(pool: PgPool) {
+async fn later_pass_reads_only_new_rows_and_open_window(pool: PgPool) {
     let mut scene = scene_with_a_history(pool).await;
     let output = scene.output(&["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     assert!(output.status.success());
@@ -125,7 +126,7 @@ async fn a_later_pass_reads_what_is_new_and_the_open_window(pool: PgPool) {
         assert_eq!(scene.run().await.counters.rows_uploaded, i64::from(uploaded));
         let Reads { scanned, entries, .. } = reads(&scene).await;
         assert_eq!(scanned, 0, "the table was scanned");
-        // The look, the page, and what is counted as pending meet the window once each.
+        // The probe, the page, and the count of pending rows each read the window once.
         let bound = i64::from(uploaded) + 3 * window + 50;
         assert!(
             entries <= bound,
@@ -143,14 +144,14 @@ async fn a_later_pass_reads_what_is_new_and_the_open_window(pool: PgPool) {
     );
 }
 
-/// What is behind the watermark is read once by its intervals, and once more for the bodies that are made again; and
-/// nothing else of the ledger.
+/// Rows behind the watermark are read once by their intervals, and once more for the bodies that are rebuilt. Nothing
+/// else of the ledger is read.
 #[sqlx::test(migrations = false)]
-async fn verify_reads_the_intervals_of_the_batches_and_no_more(pool: PgPool) {
+async fn verify_reads_only_the_intervals_of_batches(pool: PgPool) {
     let mut scene = scene_with_a_history(pool).await;
     let output = scene.output(&["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
     assert!(output.status.success());
-    // All in one transaction: then it takes the ids to tell one interval from another.
+    // All rows have one transaction, so that only their ids tell one interval from another.
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -163,25 +164,25 @@ async fn verify_reads_the_intervals_of_the_batches_and_no_more(pool: PgPool) {
         forget(&mut scene).await;
         let output = scene.output(arguments).await;
         assert!(output.status.success(), "{}", stdout(&output));
-        // Of either index, whichever PostgreSQL finds cheaper where ids ascend with transactions.
+        // Either index may be used, whichever PostgreSQL finds cheaper where ids ascend with transactions.
         let Reads { scanned, entries, pages } = reads(&scene).await;
         assert_eq!(scanned, 0, "the table was scanned");
-        // A page has some 250 entries; a scan that did not end with its interval would go on over all others.
+        // A page has some 250 entries. A scan that did not end with its interval would read all others.
         assert!(pages < 1200, "{arguments:?}: {pages} pages of the indexes");
-        // Of each interval a few more may be looked at than it has rows: so it is seen that there are none.
+        // A few more entries than rows may be read of each interval, to find its end.
         let (least, most) = (40_000 + bodies, 40_000 + bodies + 25 * (40_000 + bodies) / 1000);
         assert!((least..most).contains(&entries), "{arguments:?}: {entries} entries of the indexes");
     }
-    // The row alone, by its key.
+    // Reads only the row, by its key.
     let row = scene.text("select max(id)::text from ledger.balance_snapshots").await;
     forget(&mut scene).await;
     assert!(scene.output(&["status", "--row", &row]).await.status.success());
     assert_eq!(reads(&scene).await.scanned, 0, "the table was scanned");
 }
 
-/// A long history, of which each page of a range is a part of the index.
+/// A long history, of which each page of a range reads a part of the index.
 #[sqlx::test(migrations = false)]
-async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
+async fn page_of_a_range_reads_only_its_own_rows(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -190,10 +191,10 @@ async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
     scene.sql("create index by_range on ledger.balance_snapshots (entity_id, captured_at, id)").await;
     scene.sql("analyze ledger.balance_snapshots").await;
     forget(&mut scene).await;
-    said(&scene, 0, &["backfill", "--from", "2024-03-01", "--to", "2024-03-02"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-03-01", "--to", "2024-03-02"]).await;
     let Reads { scanned, entries, .. } = reads(&scene).await;
     assert_eq!(scanned, 0, "the table was scanned");
-    // Counted, and read, with what lies behind each page.
+    // The rows are counted and read, with the entry after each page.
     assert!(
         (2 * 1440..3 * 1440).contains(&entries),
         "{entries} entries of the index for a day of 1,440 rows"
@@ -201,12 +202,12 @@ async fn a_page_of_a_range_reads_no_more_than_its_rows(pool: PgPool) {
     assert_eq!(scene.received().len(), 1440);
 }
 
-/// A long journal, nearly all of it of one pass and one backfill, as after a first upload, and many entities: what one of
-/// them does is no reason to read it, nor the states of the others.
+/// A long journal, nearly all of it of one pass and one backfill, as after a first upload, and many entities. Work on
+/// one entity reads neither that journal nor the states of other entities.
 #[sqlx::test(migrations = false)]
-async fn a_long_journal_is_not_read(pool: PgPool) {
+async fn long_journal_is_not_scanned(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
-    // A renewal looks for the states of its worker, and would be counted on a slow machine.
+    // A heartbeat looks for the states of its worker, and would be counted on a slow machine.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "10m");
     scene
         .sql(
@@ -239,11 +240,11 @@ async fn a_long_journal_is_not_read(pool: PgPool) {
         &["errors", "list"],
     ] {
         forget(&mut scene).await;
-        said(&scene, 0, arguments).await;
+        output_of(&scene, 0, arguments).await;
         for table in ["elven_sync.sync_batches", "elven_sync.sync_state"] {
             let Reads { scanned, entries, pages } = reads_of(&scene, table).await;
             if (arguments[0], table) == ("verify", "elven_sync.sync_state") {
-                // It asks once which entities there are.
+                // The run asks once for the list of entities.
                 continue;
             }
             assert!(
@@ -265,7 +266,7 @@ async fn resuming_and_closing_costs_the_same_however_many_batches_are_done(pool:
     let backfill = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--entity", "acme"];
     for (arguments, work) in [(&["run"][..], "pass_id = 1"), (&backfill[..], "backfill_id = 1")] {
         scene.sandbox.set_rules(vec!["forbidden@once:8".parse().unwrap()]);
-        said(&scene, 1, arguments).await;
+        output_of(&scene, 1, arguments).await;
         scene.sandbox.set_rules(Vec::new());
         // As if 100,000 batches had been accepted before those.
         let many = format!(
@@ -281,7 +282,7 @@ async fn resuming_and_closing_costs_the_same_however_many_batches_are_done(pool:
         );
         scene.pool.execute(AssertSqlSafe(many)).await.unwrap();
         forget(&mut scene).await;
-        said(&scene, 0, arguments).await;
+        output_of(&scene, 0, arguments).await;
         let Reads { scanned, entries, pages } = reads_of(&scene, "elven_sync.sync_batches").await;
         assert!(
             scanned == 0 && entries < 1500 && pages < 3000,

@@ -1,6 +1,6 @@
-//! The connector behind a connection pooler: a real `PgBouncer` that pools transactions, as it is when nobody
-//! has changed its settings. A client has no session of its own there: each of its transactions meets whatever
-//! server connection is free, and `PgBouncer` before 1.21 knows no prepared statement.
+//! The connector behind a connection pooler: a real `PgBouncer` with transaction pooling and default settings. A
+//! client has no session of its own: each of its transactions gets any free server connection, and `PgBouncer` before
+//! 1.21 does not support prepared statements.
 
 mod commands;
 mod outages;
@@ -22,14 +22,13 @@ use url::Url;
 use crate::cluster::{Programs, folder, some_port};
 use crate::support::TestEnv;
 
-/// Connections to the server that a pooler has, for each database and user: fewer than a worker wants, so
-/// that they go from hand to hand.
+/// Server connections of a pooler for each database and user: fewer than a worker wants, so that clients share them.
 const SERVER_CONNECTIONS: usize = 3;
 
-/// A user whom policies of row-level security apply to.
+/// A user to whom policies of row-level security apply.
 const READER: &str = "elven_sync_pooled";
 
-/// A `PgBouncer` in front of a server. Nothing is left of it when it is dropped.
+/// A `PgBouncer` in front of a server. Dropping it removes everything.
 struct Pooler {
     programs: Programs,
     dir: TempDir,
@@ -40,7 +39,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// One in front of the server of these connections, with further settings, a line each.
+    /// Starts a pooler in front of the server of these connections, with further settings, one per line.
     async fn new(pool: &PgPool, settings: &str) -> Self {
         let dir = folder();
         let programs = Programs::of(pool, dir.path()).await;
@@ -57,8 +56,8 @@ impl Pooler {
         panic!("pgbouncer did not start: {}", pooler.log());
     }
 
-    /// Round robin: a transaction gets the connection that was idle longest, and not the one that the same
-    /// client has just given back.
+    /// Round robin: a transaction gets the connection that was idle longest, not the one that the same client has
+    /// just returned.
     fn configure(&self, settings: &str) {
         let (host, port) = (self.server.host_str().unwrap(), self.server.port().unwrap_or(5432));
         let (user, password) = (self.server.username(), self.server.password().unwrap_or_default());
@@ -76,7 +75,7 @@ impl Pooler {
         );
     }
 
-    /// Says whether it accepts connections now; it has ended if not.
+    /// Starts the pooler. Returns whether it accepts connections; otherwise it has ended.
     async fn try_start(&mut self) -> bool {
         let seen = self.log().len();
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
@@ -96,7 +95,7 @@ impl Pooler {
         false
     }
 
-    /// Ends it without a word, as a crash does.
+    /// Kills the pooler, as a crash does.
     fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().ok();
@@ -104,12 +103,12 @@ impl Pooler {
         }
     }
 
-    /// Starts it again, where it was.
+    /// Starts the pooler again at the same address.
     async fn start(&mut self) {
         assert!(self.try_start().await, "{}", self.log());
     }
 
-    /// Where a database is, through the pooler.
+    /// Returns the URL of a database through the pooler.
     fn url(&self, database: &str) -> String {
         let mut url = self.server.clone();
         url.set_host(Some("127.0.0.1")).unwrap();
@@ -119,19 +118,19 @@ impl Pooler {
         url.to_string()
     }
 
-    /// A connection through it that asks for nothing when it begins.
+    /// Opens a connection through the pooler without startup parameters.
     async fn connect(&self, database: &str) -> PgConnection {
         let options = PgConnectOptions::from_str(&self.url(database)).unwrap().extra_float_digits(None);
         options.ssl_mode(sqlx::postgres::PgSslMode::Disable).connect().await.unwrap()
     }
 
-    /// Says something to the pooler itself (`PgBouncer` manual, "Admin console").
+    /// Sends a command to the pooler itself (`PgBouncer` manual, "Admin console").
     async fn command(&self, command: &'static str) {
         self.connect("pgbouncer").await.execute(sqlx::raw_sql(command)).await.unwrap();
     }
 
-    /// What every connection to the server answers, in the order of their processes. All are in use at once,
-    /// so that the pooler has as many as it may have.
+    /// Returns the answer of every server connection, in the order of their process ids. All are in use at once, so
+    /// that the pooler has its maximum number of them.
     async fn ask_each(&self, database: &str, sql: &str) -> Vec<String> {
         let mut clients = Vec::new();
         for _ in 0..SERVER_CONNECTIONS {
@@ -172,7 +171,7 @@ impl Drop for Pooler {
     }
 }
 
-/// Where pgbouncer is: systems keep it where only root looks.
+/// Returns the path of pgbouncer. Some systems keep it where only root looks.
 fn program() -> PathBuf {
     let find = "PATH=$PATH:/usr/sbin:/usr/local/sbin && command -v pgbouncer";
     let found = Command::new("/bin/sh").args(["-c", find]).stderr(Stdio::null()).output().unwrap().stdout;
@@ -181,7 +180,7 @@ fn program() -> PathBuf {
     found.trim().into()
 }
 
-/// A scene whose connector goes through a pooler of its own; the test itself does not.
+/// An environment whose connector uses its own pooler. The test itself does not.
 async fn scene_behind(pool: PgPool, settings: &str) -> (TestEnv, Pooler) {
     let pooler = Pooler::new(&pool, settings).await;
     let mut scene = TestEnv::new(pool).await;
@@ -189,18 +188,18 @@ async fn scene_behind(pool: PgPool, settings: &str) -> (TestEnv, Pooler) {
     scene.set("DATABASE_URL", &pooler.url(&database));
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "4");
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "4");
-    // All connections to the server are there before the connector comes: the first ones it uses would
-    // otherwise be the only ones.
+    // Opens all server connections before the connector starts. Otherwise the first ones that it uses would be the
+    // only ones.
     pooler.ask_each(&database, "null").await;
     (scene, pooler)
 }
 
-/// The name of a scene's database.
+/// Returns the name of the database of an environment.
 fn database(scene: &TestEnv) -> String {
     scene.pool.connect_options().get_database().unwrap().to_owned()
 }
 
-/// Entities `e1`, `e2`, ..., each with rows in transactions of some rows each.
+/// Adds entities `e1`, `e2`, ..., with rows in several transactions.
 async fn enter(scene: &TestEnv, entities: usize, rows: usize) {
     for n in 1..=entities {
         scene.entity(&format!("e{n}"), "UTC").await;
@@ -218,7 +217,7 @@ async fn enter(scene: &TestEnv, entities: usize, rows: usize) {
     .unwrap();
 }
 
-/// How often each row arrived: the least and the most, and how many did.
+/// Returns the minimum and the maximum number of times that a row arrived, and the number of rows.
 fn arrivals(scene: &TestEnv) -> (usize, usize, usize) {
     let mut times = std::collections::BTreeMap::<String, usize>::new();
     for (account, _) in scene.balances() {

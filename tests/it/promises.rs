@@ -5,8 +5,8 @@ use sqlx::PgPool;
 
 use crate::support::{KEY, SECRET, TestEnv, stderr, stdout};
 
-/// 12,345 rows of six entities in five zones, over two years with every clock change in them. Balances
-/// have up to 38 digits; no two rows share account, currency and second.
+/// 12,345 rows of six entities in five zones, over two years with every clock change in them. Balances have up to 38
+/// digits. No two rows share account, currency and second.
 const SEED: &str = "
     insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
     select e.id, 'acct-' || e.id || '-' || n % 3, (array['BTC', 'ETH', 'USD'])[1 + n % 3],
@@ -18,7 +18,7 @@ const SEED: &str = "
       join (values (0, 'alpha'), (1, 'beta'), (2, 'gamma'), (3, 'delta'), (4, 'epsilon'), (5, 'zeta')) e (k, id)
         on e.k = n % 6";
 
-/// What has to arrive, computed by PostgreSQL: an independent clock and an independent printer of numbers.
+/// The expected records, computed by PostgreSQL: an independent clock and an independent formatter of numbers.
 const EXPECTED: &str = "
     select entity_account_id || ' ' || currency || ' '
            || to_char(date_trunc('second', captured_at at time zone e.timezone), 'YYYY-MM-DD HH24:MI:SS')
@@ -60,8 +60,8 @@ async fn promises_1_2_3_every_row_arrives_exactly_once_and_exactly_right(pool: P
     );
 }
 
-/// Hours that are left out, repeated, half, negative or a day long; and offsets with seconds, from before
-/// there were time zones.
+/// Hours that are skipped, repeated, half, negative or a day long, and offsets with seconds, from before there were
+/// time zones.
 const CHANGES: &str = "
     create table changes (entity_id text, at timestamptz);
     insert into changes values
@@ -91,7 +91,7 @@ async fn promise_3_every_change_of_the_clocks_is_as_postgresql_has_it(pool: PgPo
     }
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Succeeded);
-    // Each entity has a single batch: of the rows of one second, or of one repeated hour, the newest counts.
+    // Each entity has a single batch: of the rows of one second, or of one repeated hour, the newest is sent.
     let mut expected: Vec<String> = sqlx::query_scalar(
         "select distinct on (entity_id, local) concat_ws(' ', 'a', 'BTC', local, balance)
            from (select entity_id, captured_at, id, balance,
@@ -129,7 +129,7 @@ async fn promise_1_an_updated_row_is_uploaded_again(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn promise_1_rows_of_one_second_are_sent_once_and_counted(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
-    // The hour that comes twice: two instants, one wall-clock time. The later instant is the newer.
+    // The repeated hour: two instants with one wall-clock time. The later instant is newer.
     scene.entity("acme", "America/New_York").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-11-03 06:30:00Z', 2), ('acme', 'a', 'BTC', '2024-11-03 05:30:00Z', 1)").await;
@@ -159,7 +159,7 @@ async fn promise_1_a_row_that_cannot_be_sent_is_set_aside_with_its_reason(pool: 
         "2 balance is NaN|3 captured_at is infinite|4 entity_account_id is blank|\
                          5 currency has a control character|6 captured_at is outside the years 0001 to 9999"
     );
-    // A corrected row is uploaded and its error resolved; the others stay.
+    // A corrected row is uploaded and its error resolved. The other errors stay open.
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 2").await;
     scene.run().await;
     assert_eq!(scene.balances().last().unwrap(), &("b".to_owned(), "7".to_owned()));
@@ -183,7 +183,7 @@ async fn promise_4_pending_rows_and_unregistered_entities_are_shown(pool: PgPool
     assert_eq!((report.status, report.unregistered), (RunStatus::Incomplete, vec!["ghost".to_owned()]));
     let health = "select status || ' ' || pending_rows || ' ' || open_errors from elven_sync.sync_health";
     assert_eq!(scene.text(health).await, "ok 0 0");
-    // Registered by SQL: the error is resolved at once, and the rows arrive with the next run.
+    // The entity is registered by SQL: its error is resolved at once, and the next run sends the rows.
     scene.sql("insert into elven_sync.entities (entity_id, timezone) values ('ghost', 'UTC')").await;
     assert_eq!(
         scene.text("select resolution from elven_sync.sync_errors").await,

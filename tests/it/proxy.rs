@@ -1,5 +1,4 @@
-//! A network between the connector and its database that fails where a test wants it to, at a commit, and that counts
-//! what is asked over it.
+//! A network between the connector and its database that fails at a commit on request, and that counts statements.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,18 +10,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use url::Url;
 
-/// What happens to a commit.
+/// A fault at a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// It does not arrive, and the connection is cut.
+    /// The commit does not arrive, and the connection is cut.
     Lost,
-    /// It arrives, and the connection is cut before the answer.
+    /// The commit arrives, and the connection is cut before the answer.
     Unanswered,
-    /// It does not arrive, and neither side hears anything more of the other.
+    /// The commit does not arrive, and neither side gets anything more from the other.
     Swallowed,
 }
 
-/// The network. Messages are told apart as in the manual, "Frontend/Backend Protocol".
+/// The network. Messages are parsed as in the manual, "Frontend/Backend Protocol".
 pub struct Network {
     url: String,
     fails: Arc<Fails>,
@@ -34,21 +33,21 @@ struct Fails {
     connections: AtomicU64,
     statements: AtomicU64,
     next: Mutex<Option<(u64, Failure)>>,
-    /// Whether nobody gets through.
+    /// Whether all traffic is blocked.
     down: watch::Sender<bool>,
-    /// How often the connections that were there have been forgotten.
+    /// How often the existing connections were dropped.
     forgotten: watch::Sender<u32>,
 }
 
 impl Network {
-    /// Leads to the database at this address.
+    /// Starts a network to the database at this address.
     pub async fn to(url: &str) -> Self {
         let mut url = Url::parse(url).unwrap();
         let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5432));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         url.set_host(Some("127.0.0.1")).unwrap();
         url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
-        // What is encrypted cannot be looked into.
+        // Encrypted traffic cannot be parsed.
         url.query_pairs_mut().append_pair("sslmode", "disable");
         let fails = Arc::new(Fails {
             server,
@@ -72,8 +71,8 @@ impl Network {
         &self.url
     }
 
-    /// Connections made since the last time this was asked, and statements sent over all of them: what begins and ends
-    /// a transaction counts as well, and several that go in one message count as one.
+    /// Returns the number of connections and statements since the last call. The begin and the end of a transaction
+    /// count as well, and several statements in one message count as one.
     pub fn count(&self) -> (u64, u64) {
         let Fails { connections, statements, .. } = &*self.fails;
         (connections.swap(0, Ordering::SeqCst), statements.swap(0, Ordering::SeqCst))
@@ -85,7 +84,7 @@ impl Network {
         *self.fails.next.lock().unwrap() = Some((at, failure));
     }
 
-    /// The same, and then nobody gets through until [`Network::mend`].
+    /// Does the same, and then blocks all traffic until [`Network::mend`].
     pub fn break_down(&self, number: u64, failure: Failure) {
         self.fail(number, failure);
         self.fails.down.send_replace(true);
@@ -95,12 +94,12 @@ impl Network {
         self.fails.down.send_replace(false);
     }
 
-    /// Carries nothing more on the connections that are there, as a firewall does that has forgotten them.
+    /// Drops the existing connections silently, as a firewall does.
     pub fn forget(&self) {
         self.fails.forgotten.send_modify(|times| *times += 1);
     }
 
-    /// Says whether that has happened.
+    /// Whether the fault has happened.
     pub fn has_failed(&self) -> bool {
         self.fails.next.lock().unwrap().is_none()
     }
@@ -116,7 +115,7 @@ impl Fails {
 
 /// Carries one connection to its end.
 async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
-    // Only those that come later: the others fail by themselves.
+    // Only faults that come later: the earlier connections fail by themselves.
     fails.down.subscribe().wait_for(|down| !*down).await.ok();
     fails.connections.fetch_add(1, Ordering::SeqCst);
     let server = TcpStream::connect(&fails.server).await?;
@@ -124,12 +123,12 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
     server.set_nodelay(true)?;
     let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
         (client.into_split(), server.into_split());
-    // The first message has no kind.
+    // The first message has no type.
     to_server.write_all(&message(&mut from_client, 0).await?).await?;
     let (silence, silent) = oneshot::channel();
     let answers = tokio::spawn(async move {
         tokio::select! {
-            // The server has closed: so does the other side, by dropping it.
+            // The server has closed the connection. Dropping closes the other side.
             _ = tokio::io::copy(&mut from_server, &mut to_client) => None,
             _ = silent => Some((from_server, to_client)),
         }
@@ -143,8 +142,8 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
         if matches!(message.first(), Some(b'Q' | b'E')) {
             fails.statements.fetch_add(1, Ordering::SeqCst);
         }
-        // A simple query; those that end a transaction which only reads count, too, be it by itself or in one message
-        // with all the rest.
+        // A simple query. The end of a read-only transaction counts, too, by itself or in one message with other
+        // statements.
         let is_commit =
             message[0] == b'Q' && (message[5..].starts_with(b"commit") || message.ends_with(b"; commit\0"));
         match is_commit.then(|| fails.at_commit()).flatten() {
@@ -153,7 +152,7 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
         }
     };
     silence.send(()).ok();
-    // Held, so that no side learns that the other is gone.
+    // Kept open, so that no side learns that the other is gone.
     let Some((mut from_server, _to_client)) = answers.await? else { return Ok(()) };
     match failure {
         Failure::Lost => {}
@@ -166,7 +165,7 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A message: its kind, if it has one, its length, and as much as that says.
+/// Reads a message: its type, if it has one, its length, and its body.
 async fn message(from: &mut OwnedReadHalf, kind_bytes: usize) -> std::io::Result<Vec<u8>> {
     let mut message = vec![0; kind_bytes + 4];
     from.read_exact(&mut message).await?;

@@ -1,14 +1,13 @@
-//! `prune`: what ended long ago goes, nothing unresolved does, and what is left can still be proven.
+//! `prune`: old finished work is deleted, open work is kept, and the rest can still be verified.
 
 use elven_sync::fault_point::Side;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 use crate::backfill::backfill_2024;
-use crate::crashes::FAULT_POINT;
 use crate::crashes::points::{OF_A_PRUNE, points};
-use crate::support::{TestEnv, eventually, said};
-use crate::verify::{findings, holds, proof};
+use crate::support::{FAULT_POINT, TestEnv, eventually, output_of};
+use crate::verify::{assert_verified, findings, proof};
 
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
@@ -28,7 +27,7 @@ async fn run(scene: &TestEnv, from: i32, until: i32) {
     scene.run().await;
 }
 
-/// All that has ended by now becomes a year old.
+/// Makes all finished work a year old.
 const AGE: &str = "
     update elven_sync.sync_runs set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year';
     update elven_sync.sync_passes set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year',
@@ -38,14 +37,14 @@ const AGE: &str = "
 
 const PRUNE: &[&str] = &["prune", "--older-than", "90d"];
 
-/// The changes of the watermark, and how many batches, errors and runs there are.
+/// The changes of the watermark, and the numbers of batches, errors and runs.
 const JOURNAL: &str = "
     select concat_ws(' ', (select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes),
                      (select count(*) from elven_sync.sync_batches), (select count(*) from elven_sync.sync_errors),
                      (select count(*) from elven_sync.sync_runs))";
 
 #[sqlx::test(migrations = false)]
-async fn old_passes_become_one_and_the_rest_is_proven(pool: PgPool) {
+async fn old_passes_merge_into_one_and_verify_holds(pool: PgPool) {
     let scene = scene(pool).await;
     for pass in 0..4 {
         run(&scene, pass * 100, pass * 100 + 24).await;
@@ -56,13 +55,14 @@ async fn old_passes_become_one_and_the_rest_is_proven(pool: PgPool) {
     }
     let before = scene.text(JOURNAL).await;
     assert_eq!(before, "pass,pass,pass,pass,pass,pass 18 0 6");
-    let rehearsed = said(&scene, 0, &["prune", "--older-than", "90d", "--dry-run"]).await;
+    let rehearsed = output_of(&scene, 0, &["prune", "--older-than", "90d", "--dry-run"]).await;
     let words: Vec<&str> = rehearsed.split_whitespace().collect();
     assert!(words.windows(3).any(|words| words == ["acme", "4", "12"]), "{rehearsed}");
     assert!(rehearsed.contains("nothing was changed"), "{rehearsed}");
     assert_eq!(scene.text(JOURNAL).await, before);
     let json: Value =
-        serde_json::from_str(&said(&scene, 0, &["prune", "--older-than", "90d", "--json"]).await).unwrap();
+        serde_json::from_str(&output_of(&scene, 0, &["prune", "--older-than", "90d", "--json"]).await)
+            .unwrap();
     assert_eq!(
         (&json["entities"][0]["passes"], &json["entities"][0]["batches"], &json["runs"]),
         (&4.into(), &12.into(), &4.into())
@@ -72,28 +72,28 @@ async fn old_passes_become_one_and_the_rest_is_proven(pool: PgPool) {
         scene.text("select concat_ws(' ', passes, batches, rows_read, rows_uploaded, requests) from elven_sync.sync_pruned").await,
         "4 12 100 100 12"
     );
-    assert_eq!(holds(&scene).await, (50, 0));
-    assert!(said(&scene, 0, &["verify"]).await.contains("what was pruned of the journal of 1 entity"));
-    assert!(said(&scene, 0, &["status", "--row", "1"]).await.contains("were pruned from the journal"));
-    // What is left is still the proof of itself.
+    assert_eq!(assert_verified(&scene).await, (50, 0));
+    assert!(output_of(&scene, 0, &["verify"]).await.contains("what was pruned of the journal of 1 entity"));
+    assert!(output_of(&scene, 0, &["status", "--row", "1"]).await.contains("were pruned from the journal"));
+    // The rest is still verified.
     run(&scene, 600, 610).await;
     scene.sql("update elven_sync.sync_state set settled = pg_current_snapshot()").await;
     let (found, said_of) = findings(&proof(&scene, false).await);
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["watermark"], "{said_of}");
     scene.sql("update elven_sync.sync_state s set settled = p.target from elven_sync.sync_passes p where p.pass_id = (select max(pass_id) from elven_sync.sync_passes)").await;
-    holds(&scene).await;
-    // Again, later: both become one.
+    assert_verified(&scene).await;
+    // A later prune merges both.
     scene.sql(AGE).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(JOURNAL).await, "pruned,pass 2 0 1", "the newest stays");
-    assert_eq!(holds(&scene).await, (11, 0));
+    assert_eq!(assert_verified(&scene).await, (11, 0));
     assert_eq!(
         scene.text("select concat_ws(' ', passes, batches, rows_uploaded) from elven_sync.sync_pruned").await,
         "6 18 150"
     );
 }
 
-/// What is open, and what it refers to, stays; and what others go on referring to.
+/// Open work is kept, with everything that it refers to or that refers to it.
 #[sqlx::test(migrations = false)]
 async fn nothing_unresolved_is_pruned(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -102,28 +102,28 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
     for pass in 0..4 {
         run(&scene, pass * 100, pass * 100 + 24).await;
     }
-    // One is sent after all, one is dismissed, one stays open.
+    // A retry sends one row, a person dismisses one, and one stays open.
     scene.sandbox.set_rules(vec![rules[1].parse().unwrap(), rules[2].parse().unwrap()]);
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     let dismissed = scene
         .text("select error_id::text from elven_sync.sync_errors where record->>'entityAccountId' = 'a105'")
         .await;
-    said(&scene, 0, &["errors", "resolve", &dismissed, "--reason", "closed"]).await;
-    // And an open pass.
+    output_of(&scene, 0, &["errors", "resolve", &dismissed, "--reason", "closed"]).await;
+    // An open pass as well.
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(vec!["error-500".parse().unwrap()]);
     run(&scene, 400, 424).await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql(AGE).await;
-    holds(&scene).await;
-    // That of the retry, of an error that is open, is the batch that the error came up in last.
+    assert_verified(&scene).await;
+    // The batch of the retry is kept, since an open error refers to it.
     let open = "select string_agg(e.error_id || ' ' || b.batch_id || ' ' || coalesce(b.pass_id, 0) || ' ' || r.run_id, ',' order by e.error_id)
                   from elven_sync.sync_errors e join elven_sync.sync_batches b using (batch_id) join elven_sync.sync_runs r on r.run_id = e.run_id
                  where e.resolved_at is null and ledger_id is not null or dismissed";
     let before = scene.text(open).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(open).await, before);
-    // The refused row of the first pass was sent by the retry. The others were tried again outside of their passes.
+    // The retry sent the refused row of the first pass. The other rows were retried outside their passes.
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,pass"
@@ -132,19 +132,19 @@ async fn nothing_unresolved_is_pruned(pool: PgPool) {
         scene.text("select count(*)::text from elven_sync.sync_errors where resolved_at is not null and not dismissed").await,
         "0"
     );
-    holds(&scene).await;
+    assert_verified(&scene).await;
     eventually("the open pass is done", async || {
         scene.run().await;
         scene.text("select count(*)::text from elven_sync.sync_state where pass_id is not null").await == "0"
     })
     .await;
-    holds(&scene).await;
-    said(&scene, 0, &["errors", "retry"]).await;
+    assert_verified(&scene).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
 }
 
-/// A pass with a row that is open stays; what is before it and behind it becomes one each.
+/// A pass with an open error is kept. The passes before it and after it are merged into one each.
 #[sqlx::test(migrations = false)]
-async fn a_pass_with_an_open_error_stays_and_can_be_proven(pool: PgPool) {
+async fn pass_with_an_open_error_is_kept_and_verifiable(pool: PgPool) {
     let scene = scene(pool).await;
     scene.sandbox.set_rules(vec!["reject:account=a205".parse().unwrap()]);
     for pass in 0..5 {
@@ -152,73 +152,73 @@ async fn a_pass_with_an_open_error_stays_and_can_be_proven(pool: PgPool) {
     }
     scene.sql(AGE).await;
     run(&scene, 500, 514).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,pass,pruned,pass"
     );
-    assert_eq!(holds(&scene).await, (30, 0));
-    // The error of a row that a batch has set aside which is kept belongs to its proof, resolved or not.
+    assert_eq!(assert_verified(&scene).await, (30, 0));
+    // The error of a row that a kept batch set aside belongs to the proof of that batch, resolved or not.
     scene.sql("update ledger.balance_snapshots set balance = 0 where entity_account_id = 'a205'").await;
     scene.sandbox.set_rules(Vec::new());
     scene.run().await;
     scene.sql("update elven_sync.sync_errors set resolved_at = resolved_at - interval '1 year', batch_id = null").await;
     scene.sql("update elven_sync.sync_passes set finished_at = now(), written_by = pg_current_xact_id() where kind = 'pass'").await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "1");
-    holds(&scene).await;
+    assert_verified(&scene).await;
     scene.sql(AGE).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "0");
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn rewinds_outlive_a_prune_and_do_not_reach_into_what_is_gone(pool: PgPool) {
+async fn rewinds_survive_prune_and_stop_at_pruned_history(pool: PgPool) {
     let mut scene = scene(pool).await;
     let instant = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     run(&scene, 0, 14).await;
     let first = scene.text(instant).await;
     run(&scene, 100, 114).await;
-    said(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
     scene.run().await;
-    // One that is given up.
+    // A pass that is abandoned.
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.set_rules(vec!["error-500".parse().unwrap()]);
     run(&scene, 200, 214).await;
     scene.sandbox.set_rules(Vec::new());
-    said(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--to", &first, "--yes"]).await;
     scene.run().await;
     run(&scene, 300, 314).await;
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pass,pass,rewind,pass,pass,rewind,pass,pass"
     );
-    holds(&scene).await;
+    assert_verified(&scene).await;
     scene.sql(AGE).await;
     let old = scene.text("select to_char(max(finished_at) - interval '1 ms', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') from elven_sync.sync_passes where kind = 'pass' and pass_id < (select max(pass_id) from elven_sync.sync_passes)").await;
     run(&scene, 400, 404).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,rewind,pruned,rewind,pruned,pass"
     );
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches").await, "1");
-    assert_eq!(holds(&scene).await, (5, 0));
-    let refused = said(&scene, 1, &["entity", "rewind", "acme", "--to", &old, "--yes"]).await;
+    assert_eq!(assert_verified(&scene).await, (5, 0));
+    let refused = output_of(&scene, 1, &["entity", "rewind", "acme", "--to", &old, "--yes"]).await;
     assert!(refused.contains("was pruned from the journal; hint: name a time from"), "{refused}");
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (65, 0));
+    assert_eq!(assert_verified(&scene).await, (65, 0));
 }
 
 /// Killed before and after each of its transactions.
 #[sqlx::test(migrations = false)]
-async fn a_prune_that_is_killed_at_any_step_leaves_what_can_be_proven(pool: PgPool) {
+async fn prune_killed_at_any_step_leaves_a_verifiable_journal(pool: PgPool) {
     let scene = scene(pool).await;
     let mut killed = 0;
     for (n, point) in points(&OF_A_PRUNE).into_iter().enumerate() {
-        // Something of everything: rows set aside and sent again, a rewind, lanes that failed.
+        // Some of everything: rows set aside and sent again, a rewind, failed lanes.
         let from = i32::try_from(n).unwrap() * 100;
         scene.sandbox.set_rules(vec![format!("reject:account=a{from}").parse().unwrap()]);
         run(&scene, from, from + 14).await;
@@ -234,19 +234,19 @@ async fn a_prune_that_is_killed_at_any_step_leaves_what_can_be_proven(pool: PgPo
         assert!(found.is_empty(), "killed at {point}: {said}");
     }
     assert!(killed >= 2 * 8, "{killed} were killed");
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes").await,
         "pruned,pass"
     );
-    holds(&scene).await;
+    assert_verified(&scene).await;
     let sides = [Side::Before, Side::After];
     assert_eq!(points(&OF_A_PRUNE).len(), sides.len() * OF_A_PRUNE[0].1.len());
 }
 
-/// Beside a run that goes on, and with an entity that somebody has locked.
+/// A prune next to an active run, with one entity locked.
 #[sqlx::test(migrations = false)]
-async fn a_prune_disturbs_no_worker_and_waits_for_none(pool: PgPool) {
+async fn prune_neither_blocks_nor_awaits_workers(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("beta", "UTC").await;
     for pass in 0..3 {
@@ -263,7 +263,7 @@ async fn a_prune_disturbs_no_worker_and_waits_for_none(pool: PgPool) {
         .execute("begin; select from elven_sync.sync_state where entity_id = 'acme' for update")
         .await
         .unwrap();
-    let text = said(&scene, 3, PRUNE).await;
+    let text = output_of(&scene, 3, PRUNE).await;
     assert!(text.contains("somebody else has it locked"), "{text}");
     other.execute("rollback").await.unwrap();
     assert_eq!(
@@ -277,26 +277,26 @@ async fn a_prune_disturbs_no_worker_and_waits_for_none(pool: PgPool) {
                    values ('acme', 'late', 'BTC', '2024-01-01Z', 1)").await;
         scene.held_run().await
     };
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     gate.open();
     assert!(run.wait().await.unwrap().success());
-    // The pass that the run has opened is the newest one by now.
+    // The pass that the run has opened is the newest one.
     assert_eq!(
         scene.text("select string_agg(kind, ',' order by pass_id) from elven_sync.sync_passes where entity_id = 'acme'").await,
         "pruned,pass"
     );
-    holds(&scene).await;
-    said(&scene, 2, &["prune"]).await;
-    said(&scene, 2, &["prune", "--older-than", "soon"]).await;
+    assert_verified(&scene).await;
+    output_of(&scene, 2, &["prune"]).await;
+    output_of(&scene, 2, &["prune", "--older-than", "soon"]).await;
 }
 
-/// A backfill that can be gone on with keeps its batches, however old it is: what was done of it is known by them.
+/// A backfill that can be resumed keeps its batches, however old it is: they record its progress.
 #[sqlx::test(migrations = false)]
-async fn batches_of_backfills_go_once_nothing_of_them_is_left_to_do(pool: PgPool) {
+async fn batches_of_finished_backfills_are_pruned(pool: PgPool) {
     let scene = scene(pool).await;
     run(&scene, 0, 24).await;
     backfill_2024(&scene, 0, &[]).await;
-    assert_eq!(holds(&scene).await, (25, 0));
+    assert_eq!(assert_verified(&scene).await, (25, 0));
     let left = "
         update elven_sync.sync_backfills set finished_at = finished_at - interval '1 year';
         update elven_sync.sync_backfill_lanes set finished_at = null";
@@ -304,17 +304,17 @@ async fn batches_of_backfills_go_once_nothing_of_them_is_left_to_do(pool: PgPool
     scene.sql(left).await;
     scene.sql("update elven_sync.sync_backfills set status = 'incomplete'").await;
     run(&scene, 100, 101).await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     let batches = "select count(*)::text from elven_sync.sync_batches where backfill_id is not null";
-    assert_eq!(scene.text(batches).await, "3", "it can be gone on with");
+    assert_eq!(scene.text(batches).await, "3", "the backfill can be resumed");
     scene
         .sql("update elven_sync.sync_backfill_lanes set finished_at = clock_timestamp() - interval '1 year'")
         .await;
-    said(&scene, 0, PRUNE).await;
+    output_of(&scene, 0, PRUNE).await;
     assert_eq!(scene.text(batches).await, "0");
     let runs = "select string_agg(kind, ',' order by run_id) from elven_sync.sync_runs";
     assert_eq!(scene.text(runs).await, "backfill,incremental", "what is left of the backfill names its run");
-    assert_eq!(holds(&scene).await, (2, 0));
+    assert_eq!(assert_verified(&scene).await, (2, 0));
     backfill_2024(&scene, 0, &[]).await;
-    assert_eq!(holds(&scene).await, (2, 0));
+    assert_eq!(assert_verified(&scene).await, (2, 0));
 }

@@ -1,7 +1,6 @@
-//! The watermark's promise, whatever the sessions do: what they do is drawn from a seed.
-//!
-//! `ELVEN_SEEDS=2000` takes that many seeds, `ELVEN_SEED=17` repeats one: the same actions in the same
-//! order, though server and connector keep a timing of their own.
+//! The promise of the watermark, for any actions of the sessions, drawn from a seed. `ELVEN_SEEDS=2000` takes that
+//! many seeds, `ELVEN_SEED=17` repeats one: the same actions in the same order, though server and connector keep
+//! their own timing.
 
 mod connector;
 mod sessions;
@@ -26,19 +25,19 @@ use self::sessions::{Owner, Sessions};
 use crate::support::{PARTS, TestEnv, variable};
 
 const SEEDS: i64 = 200;
-/// Seeds under way at the same time, each an entity of one database.
+/// Number of seeds at once, each an entity of one database.
 const AT_ONCE: usize = 8;
 const STEPS: usize = 50;
-/// Steps after which `verify` has its turn, while sessions and a run may be in the middle of something.
+/// Number of steps after which `verify` runs, while sessions and a run may be in the middle of something.
 const PROVEN_EVERY: usize = 17;
-/// Accounts and balances that a seed may use up.
+/// Number of accounts and balances that a seed may use.
 const NUMBERS: i64 = 10_000;
 
 #[sqlx::test(migrations = false)]
-async fn no_row_is_lost_whatever_the_sessions_do(pool: PgPool) {
+async fn random_sessions_lose_no_row(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql(PARTS).await;
-    // The heartbeat of a run that dies inside this process lives on: it must never be due.
+    // The heartbeat of a run that dies inside this process continues, so it must never be due.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
     let one = variable("ELVEN_SEED");
     let first = one.unwrap_or(0);
@@ -85,14 +84,14 @@ struct Seed<'a> {
     step: usize,
     random: Rng,
     observer: &'a mut PgConnection,
-    /// Proves from the journal that nothing was skipped.
+    /// Verifies from the journal that no row was skipped.
     prover: &'a Database,
     settings: Settings,
     owner: Owner<'a>,
     connector: Connector<'a>,
     /// Accounts and balances in order of arrival.
     received: Vec<(i64, i64)>,
-    /// What [`Connector::accepted`] said when these were read.
+    /// The value of [`Connector::accepted`] when these were read.
     accepted: u64,
     settled: Option<Snapshot>,
 }
@@ -136,18 +135,18 @@ impl<'a> Seed<'a> {
         while self.step < STEPS {
             self.step += 1;
             match self.random.u8(..10) {
-                0..6 => self.owner.acts().await,
+                0..6 => self.owner.act().await,
                 6 => self.owner.end_prepared(self.observer).await,
-                _ => self.connector.acts(self.observer).await,
+                _ => self.connector.act(self.observer).await,
             }
             self.check().await;
         }
     }
 
-    /// What holds at any moment.
+    /// Checks the invariants that hold at any moment.
     async fn check(&mut self) {
         let step = self.step;
-        // In one statement, and before the sandbox is asked, which only ever gets more.
+        // In one statement, and before the sandbox is read, whose records only grow.
         let sql = format!(
             "select s.settled::text, t.entity_account_id::bigint, t.balance::bigint,
                     concat_ws(' ', t.change_xid, t.id, 'settled', s.settled, 'target', s.target,
@@ -205,16 +204,16 @@ impl<'a> Seed<'a> {
         }
     }
 
-    /// What holds when all transactions have ended and nothing is in the way any more.
+    /// Checks the invariants that hold after all transactions have ended and all faults are over.
     async fn end(mut self) {
         self.owner.end_all(self.observer).await;
-        self.connector.rests(self.observer).await;
+        self.connector.finish_run(self.observer).await;
         loop {
             self.step += 1;
-            let report = self.connector.runs(self.observer).await;
+            let report = self.connector.run_to_end(self.observer).await;
             self.check().await;
             if report.status == RunStatus::Succeeded {
-                // A run leaves what is fenced by an attempt of its own to the next one.
+                // A run leaves rows that its own attempt fenced to the next run.
                 let is_fenced = matches!(report.entities[0].ended, Ended::Fenced(_));
                 assert_eq!(report.entities[0].rows_pending != Some(0), is_fenced);
                 if !is_fenced {

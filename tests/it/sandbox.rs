@@ -1,4 +1,4 @@
-//! The sandbox over real HTTP: it has to refuse what the API would refuse, or a test against it proves nothing.
+//! The sandbox over real HTTP: it has to refuse what the API refuses, or a test against it proves nothing.
 
 #![expect(clippy::unwrap_used, reason = "the helpers are test code too, outside of #[test] functions")]
 
@@ -13,9 +13,10 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header::CONT
 use serde_json::Value;
 use tokio::time::timeout;
 
-pub const IMPORT: &str = "/open/v3/account/treasuryBalance";
+use crate::support::IMPORT;
+
 pub const GOOD: &str = r#"[{"entityAccountId":"accountId123","currency":"BTC","datetime":"2023-01-01 01:01:01","balance":10.5},{"entityAccountId":"accountId456","currency":"ETH","datetime":"2023-01-02 02:02:02","balance":0.000000000000000001}]"#;
-/// Nothing here should take a tenth of this.
+/// Every operation here should take less than a tenth of this.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn credential() -> Credential {
@@ -34,13 +35,13 @@ pub struct Bench {
 
 impl Bench {
     pub async fn start(options: Options) -> Self {
-        // A second installation fails, and the first one serves.
+        // The second installation fails, and the first one is used.
         rustls::crypto::ring::default_provider().install_default().ok();
         let client = Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
         Self { sandbox: Sandbox::start(options).await.unwrap(), client }
     }
 
-    /// A request without any of the API's headers.
+    /// Builds a request without the headers of the API.
     fn bare(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.sandbox.url()))
     }
@@ -73,7 +74,7 @@ pub async fn parse(response: Response) -> Value {
     serde_json::from_str(&response.text().await.unwrap()).unwrap()
 }
 
-/// Checks for the documented failure body and gives its code.
+/// Asserts the documented failure body and returns its code.
 pub async fn refused(response: Response, status: u16) -> u64 {
     assert_eq!(response.status(), status);
     assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
@@ -85,7 +86,7 @@ pub async fn refused(response: Response, status: u16) -> u64 {
 }
 
 #[tokio::test]
-async fn an_import_is_accepted_and_kept_as_it_was() {
+async fn import_is_accepted_and_stored_unchanged() {
     let bench = Bench::start(options()).await;
     let response = bench.import(GOOD).await;
     assert_eq!(response.status(), 200);
@@ -116,7 +117,7 @@ async fn an_import_is_accepted_and_kept_as_it_was() {
 }
 
 #[tokio::test]
-async fn each_way_to_fail_the_signature_is_told_apart() {
+async fn each_signature_failure_has_its_own_code() {
     let bench = Bench::start(options()).await;
     let now_ms = Utc::now().timestamp_millis();
     let post = |key: Option<&str>, timestamp_ms: i64, signature: &str| {
@@ -166,7 +167,7 @@ async fn each_way_to_fail_the_signature_is_told_apart() {
 }
 
 #[tokio::test]
-async fn the_window_can_be_narrowed() {
+async fn signature_window_can_be_narrowed() {
     let bench = Bench::start(Options { signature_window: Duration::from_secs(5), ..options() }).await;
     let ten_seconds_ago = Utc::now().timestamp_millis() - 10_000;
     let response = bench.signed_at(Method::POST, IMPORT, ten_seconds_ago).body(GOOD).send().await.unwrap();
@@ -174,7 +175,7 @@ async fn the_window_can_be_narrowed() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_shows_in_the_date() {
+async fn clock_offset_shows_in_the_date_header() {
     let bench = Bench::start(Options { clock_ahead: TimeDelta::minutes(10), ..options() }).await;
     let response = bench.import(GOOD).await;
     let date = response.headers()["date"].to_str().unwrap().to_owned();
@@ -188,7 +189,7 @@ async fn a_clock_that_is_ahead_shows_in_the_date() {
 }
 
 #[tokio::test]
-async fn a_batch_with_a_fault_is_refused_whole() {
+async fn batch_with_one_bad_record_is_refused_whole() {
     let bench =
         Bench::start(Options { accounts: Some(["accountId123".to_owned()].into()), ..options() }).await;
     assert_eq!(refused(bench.import(GOOD).await, 400).await, 40006);
@@ -202,7 +203,7 @@ async fn a_batch_with_a_fault_is_refused_whole() {
 }
 
 #[tokio::test]
-async fn the_body_has_to_be_called_json() {
+async fn body_must_have_a_json_content_type() {
     let bench = Bench::start(options()).await;
     for (content_type, status) in
         [("text/plain", 415), ("application/jsonp", 415), ("Application/JSON; charset=utf-8", 200)]
@@ -218,7 +219,7 @@ async fn a_body_over_the_limit_is_answered_413() {
     let bench = Bench::start(Options { body_bytes_max: GOOD.len(), ..options() }).await;
     assert_eq!(bench.import(GOOD).await.status(), 200, "the limit itself is allowed");
     assert_eq!(refused(bench.import(format!("{GOOD} ")).await, 413).await, 41301);
-    // Still being sent when the limit is passed: the client has to get the answer all the same.
+    // The body is still being sent when the limit is passed. The client still has to get the answer.
     let large = vec![b' '; 20_000_000];
     assert_eq!(refused(bench.import(large).await, 413).await, 41301);
     assert_eq!(bench.sandbox.records_accepted(), 2);
@@ -303,7 +304,7 @@ async fn the_query_is_part_of_the_signed_path() {
 }
 
 #[tokio::test]
-async fn accounts_are_those_of_the_options_or_those_seen() {
+async fn account_list_has_configured_or_seen_accounts() {
     let known =
         Bench::start(Options { accounts: Some(["b", "a"].map(String::from).into()), ..options() }).await;
     let answer = known.get("/open/v3/entityAccount?page=2&limit=1").await;
@@ -322,7 +323,7 @@ async fn accounts_are_those_of_the_options_or_those_seen() {
 }
 
 #[tokio::test]
-async fn what_was_received_can_be_looked_at() {
+async fn received_records_are_shown() {
     let bench = Bench::start(options()).await;
     bench.import(GOOD.replace("accountId123", "<script>")).await;
     bench.import("[]").await;
@@ -350,7 +351,7 @@ async fn what_was_received_can_be_looked_at() {
 }
 
 #[tokio::test]
-async fn an_answer_takes_the_place_of_the_next_import() {
+async fn injected_answer_replaces_the_next_import() {
     let bench = Bench::start(options()).await;
     let headers = vec![("retry-after".to_owned(), "2".to_owned())];
     bench.sandbox.inject(Fault::Answer { status: 429, body: "slow down".to_owned(), headers });
@@ -367,7 +368,7 @@ async fn an_answer_takes_the_place_of_the_next_import() {
 }
 
 #[tokio::test]
-async fn faults_happen_in_order_and_need_something_to_lose() {
+async fn injected_faults_apply_in_order_and_only_where_possible() {
     let bench = Bench::start(options()).await;
     bench.sandbox.inject(Fault::FailAfterWrite { status: 502 });
     bench.sandbox.inject(Fault::Answer { status: 503, body: String::new(), headers: Vec::new() });
@@ -385,7 +386,7 @@ async fn faults_happen_in_order_and_need_something_to_lose() {
 }
 
 #[tokio::test]
-async fn an_impossible_answer_says_so() {
+async fn impossible_answer_is_reported() {
     let bench = Bench::start(options()).await;
     bench.sandbox.inject(Fault::Answer { status: 99, body: String::new(), headers: Vec::new() });
     let response = bench.import(GOOD).await;
@@ -393,9 +394,9 @@ async fn an_impossible_answer_says_so() {
     assert!(response.text().await.unwrap().starts_with("the sandbox cannot answer so"));
 }
 
-/// What the client sees is asked of the socket, as an HTTP client says little about it.
+/// Reads from the socket, since an HTTP client shows little of a cut connection.
 #[tokio::test]
-async fn a_cut_connection_carries_not_a_byte_of_an_answer() {
+async fn cut_connection_carries_no_byte_of_an_answer() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let bench = Bench::start(options()).await;
@@ -415,7 +416,7 @@ async fn a_cut_connection_carries_not_a_byte_of_an_answer() {
     assert_eq!(bench.sandbox.received().len(), 2);
     assert_eq!(bench.sandbox.requests()[0].status, None);
 
-    // An HTTP client sees an error, also on a connection that served before; others are left alone.
+    // An HTTP client gets an error, also on a connection that worked before. Other connections are not affected.
     assert_eq!(bench.import(GOOD).await.status(), 200);
     bench.sandbox.inject(Fault::CutAfterWrite);
     let error = bench.signed(Method::POST, IMPORT).body(GOOD).send().await.unwrap_err();
@@ -440,7 +441,7 @@ async fn an_answer_is_held_until_the_gate_opens() {
 }
 
 #[tokio::test]
-async fn a_stopped_sandbox_leaves_nothing_behind() {
+async fn stopped_sandbox_closes_connections_and_frees_its_port() {
     let bench = Bench::start(options()).await;
     let gate = Gate::new();
     bench.sandbox.inject(Fault::HoldResponse(gate.clone()));

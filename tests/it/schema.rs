@@ -1,9 +1,9 @@
-//! The schema: what an operator can read, and what SQL itself holds up.
+//! The schema: its comments for operators, and the invariants that SQL itself enforces.
 
 use elven_sync::journal::BatchState;
 use sqlx::PgPool;
 
-use crate::support::TestEnv;
+use crate::support::{TestEnv, stderr};
 
 /// The internal parts of an object need none: sequences of identity columns, indexes of constraints. The trigger
 /// `fence_is_over` belongs to the tests.
@@ -47,7 +47,7 @@ async fn every_object_of_the_schema_has_a_comment(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn migrating_twice_and_at_once_is_no_harm(pool: PgPool) {
+async fn repeated_and_concurrent_migrations_are_harmless(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     let (first, second) =
         tokio::join!(scene.output(&["migrate", "--with-ledger"]), scene.output(&["migrate"]));
@@ -67,7 +67,7 @@ async fn migrating_twice_and_at_once_is_no_harm(pool: PgPool) {
     );
 }
 
-/// The ids that a batch lists are those of the ledger, whatever their size, sign and type.
+/// The ids that a batch lists are those of the ledger, of any size, sign and type.
 #[sqlx::test(migrations = false)]
 async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -91,9 +91,9 @@ async fn batch_row_ids_lists_the_rows_of_a_batch(pool: PgPool) {
     assert_eq!(scene.text(uuids).await, "01,02,03");
 }
 
-/// The watermark of a lane moves only with the lease, and only from where it stands.
+/// The watermark of a lane moves only with the lease, and only from its current place.
 #[sqlx::test(migrations = false)]
-async fn a_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
+async fn sync_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     let broken = sqlx::query("update elven_sync.sync_state set cursor_xid = '1', cursor_id = '1'")
@@ -102,10 +102,9 @@ async fn a_state_without_an_open_pass_has_no_cursor(pool: PgPool) {
     assert!(broken.is_err());
 }
 
-/// Whatever the database's default is: each write of the journal is refused here when its commit would not
-/// wait for the disk.
+/// For any default of the database: a trigger refuses each journal write whose commit would not wait for the disk.
 #[sqlx::test(migrations = false)]
-async fn journal_writes_are_durable_whatever_the_default(pool: PgPool) {
+async fn journal_writes_are_durable_under_any_database_default(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.sql(
         "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$;
@@ -129,7 +128,7 @@ async fn journal_writes_are_durable_whatever_the_default(pool: PgPool) {
         &["entity", "resume", "acme"],
     ] {
         let output = scene.output(arguments).await;
-        assert!(output.status.success(), "{}", crate::support::stderr(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
     }
     scene
         .sql(
@@ -139,7 +138,7 @@ async fn journal_writes_are_durable_whatever_the_default(pool: PgPool) {
         )
         .await;
     let output = scene.output(&["run"]).await;
-    assert_eq!(output.status.code(), Some(3), "{}", crate::support::stderr(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_errors").await, "2");
 }
 

@@ -1,10 +1,11 @@
-//! A journal that this cluster did not write, or that was altered, moves nothing: its transaction ids may be others.
+//! A journal that this cluster did not write, or that was altered, moves nothing: its transaction ids may belong to
+//! another cluster.
 
 use elven_sync::journal::RunStatus;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
-use crate::support::{TestEnv, eventually, said, stderr, stdout};
-use crate::verify::holds;
+use crate::support::{TestEnv, eventually, output_of, stderr, stdout};
+use crate::verify::assert_verified;
 
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
@@ -23,7 +24,7 @@ async fn insert(scene: &TestEnv, from: i32, until: i32) {
     (&scene.pool).execute(AssertSqlSafe(insert)).await.unwrap();
 }
 
-/// What a copy of the journal does to it: the same values in rows that another transaction wrote.
+/// The effect of copying the journal: the same values in rows that another transaction wrote.
 const COPY: &str = "update elven_sync.sync_passes set kind = kind";
 
 const JOURNAL: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xid, cursor_id, rows_uploaded,
@@ -32,7 +33,7 @@ const JOURNAL: &str = "select concat_ws(' ', settled, pass_id, target, cursor_xi
                          from elven_sync.sync_state";
 const NOW: &str = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
 
-/// Each command that trusts or moves a watermark; the journal is as it was.
+/// Asserts that each command that trusts or moves a watermark is refused, and that the journal is unchanged.
 pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &str) {
     let before = scene.text(JOURNAL).await;
     let sent = scene.sandbox.requests().len();
@@ -47,8 +48,8 @@ pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &s
         (1, &["entity", "rebind", "acme", "--mapping", "--reason", "none", "--yes"]),
         (3, &["verify"]),
     ] {
-        let refused = said(scene, code, arguments).await;
-        // The proof says by itself where the two are.
+        let refused = output_of(scene, code, arguments).await;
+        // The proof itself reports the difference.
         let by_proof = arguments == ["verify"] && refused.contains("the watermark in sync_state is");
         assert!(refused.contains(why) || by_proof, "{arguments:?}: {refused}");
     }
@@ -59,8 +60,9 @@ pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &s
     assert_eq!(scene.sandbox.requests().len(), sent);
 }
 
-/// A rebind that takes the proof. Transactions of other tests of this server may be older than the watermark at first.
-pub async fn accepted(scene: &TestEnv, arguments: &[&str]) {
+/// A rebind that needs the proof. Transactions of other tests on this server may be older than the watermark at
+/// first.
+pub async fn assert_accepted(scene: &TestEnv, arguments: &[&str]) {
     eventually("the proof is made", async || {
         let output = scene.output(arguments).await;
         let said = format!("{}{}", stdout(&output), stderr(&output));
@@ -71,7 +73,7 @@ pub async fn accepted(scene: &TestEnv, arguments: &[&str]) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: PgPool) {
+async fn broken_seal_allows_only_a_rewind_to_the_start(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 101, 103).await;
     scene.run().await;
@@ -98,8 +100,8 @@ async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: P
         (&scene.pool).execute(AssertSqlSafe(spoil)).await.unwrap();
         assert_each_command_refuses(&scene, &between, why).await;
         let before = scene.text(JOURNAL).await;
-        // Nor is the evidence pruned.
-        let pruned = said(&scene, 3, &["prune", "--older-than", "0s"]).await;
+        // The evidence is not pruned either.
+        let pruned = output_of(&scene, 3, &["prune", "--older-than", "0s"]).await;
         assert!(pruned.contains("did not write its journal"), "{pruned}");
         assert_eq!(scene.text(JOURNAL).await, before);
         scene.sql("delete from elven_sync.sync_passes; insert into elven_sync.sync_passes overriding system value table saved_passes;
@@ -109,14 +111,14 @@ async fn behind_a_broken_seal_nothing_moves_but_by_a_rewind_to_the_start(pool: P
         assert_eq!(scene.run().await.status, RunStatus::Succeeded, "{why}");
     }
     scene.sql(COPY).await;
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 23);
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
-/// With a pass that is open as well: it is not gone on with.
+/// An open pass is not resumed either.
 #[sqlx::test(migrations = false)]
-async fn an_open_pass_of_a_copied_journal_is_not_gone_on_with(pool: PgPool) {
+async fn open_pass_of_a_copied_journal_is_not_resumed(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 50).await;
     scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
@@ -125,7 +127,7 @@ async fn an_open_pass_of_a_copied_journal_is_not_gone_on_with(pool: PgPool) {
     for spoil in [COPY, "update elven_sync.sync_state set target = pg_current_snapshot()"] {
         (&scene.pool).execute(AssertSqlSafe(spoil)).await.unwrap();
         let before = scene.text(JOURNAL).await;
-        said(&scene, 1, &["run"]).await;
+        output_of(&scene, 1, &["run"]).await;
         assert_eq!(scene.text(JOURNAL).await, before);
         scene
             .sql(
@@ -138,9 +140,9 @@ async fn an_open_pass_of_a_copied_journal_is_not_gone_on_with(pool: PgPool) {
     assert_eq!(scene.received().len(), 50);
 }
 
-/// What leaves a journal where it was written leaves its seal whole; so does what the connector itself does.
+/// Maintenance that keeps rows in their transaction keeps the seal intact, and so does the connector itself.
 #[sqlx::test(migrations = false)]
-async fn a_seal_outlives_what_moves_no_rows_to_another_transaction(pool: PgPool) {
+async fn maintenance_and_connector_writes_keep_the_seal_intact(pool: PgPool) {
     let scene = scene(pool).await;
     let seal = "select seal from elven_sync.seals('{acme}')";
     assert_eq!(scene.text(seal).await, "none");
@@ -159,13 +161,13 @@ async fn a_seal_outlives_what_moves_no_rows_to_another_transaction(pool: PgPool)
     insert(&scene, 16, 20).await;
     scene.run().await;
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
-    said(&scene, 0, &["entity", "rebind", "acme"]).await;
+    output_of(&scene, 0, &["entity", "rebind", "acme"]).await;
     assert_eq!(scene.text(seal).await, "whole", "behind a rebind");
     insert(&scene, 21, 25).await;
     scene.run().await;
-    said(&scene, 0, &["prune", "--older-than", "0s"]).await;
+    output_of(&scene, 0, &["prune", "--older-than", "0s"]).await;
     assert_eq!(scene.text(seal).await, "whole", "behind a prune");
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     assert_eq!(scene.text(seal).await, "whole", "behind a rewind");
     scene.run().await;
     assert_eq!(scene.text(seal).await, "whole");
@@ -175,16 +177,16 @@ async fn a_seal_outlives_what_moves_no_rows_to_another_transaction(pool: PgPool)
     assert_eq!(scene.text(seal).await, "broken");
 }
 
-/// Rebound while a pass is open, the pass is where the entity is until it is through.
+/// After a rebind during an open pass, the pass is the newest change of the entity until it is closed.
 #[sqlx::test(migrations = false)]
-async fn a_rebind_while_a_pass_is_open_leaves_the_seal_whole(pool: PgPool) {
+async fn rebind_during_an_open_pass_keeps_the_seal_intact(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 50).await;
     scene.sandbox.set_rules(vec!["revoked@once:2".parse().unwrap()]);
     scene.run().await;
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
-    said(&scene, 0, &["entity", "rebind", "acme"]).await;
+    output_of(&scene, 0, &["entity", "rebind", "acme"]).await;
     let seal = "select seal from elven_sync.seals('{acme}')";
     assert_eq!(scene.text(seal).await, "whole");
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
@@ -192,31 +194,31 @@ async fn a_rebind_while_a_pass_is_open_leaves_the_seal_whole(pool: PgPool) {
     insert(&scene, 51, 52).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
     assert_eq!(scene.text(seal).await, "whole");
-    holds(&scene).await;
+    assert_verified(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_copied_journal_is_accepted_when_it_is_proven(pool: PgPool) {
+async fn copied_journal_is_accepted_after_proof(pool: PgPool) {
     let scene = scene(pool).await;
     insert(&scene, 1, 30).await;
     let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved by logical replication"];
     scene.run().await;
-    assert!(said(&scene, 0, &journal).await.contains("needs no rebinding"));
+    assert!(output_of(&scene, 0, &journal).await.contains("needs no rebinding"));
     scene.sql(COPY).await;
     insert(&scene, 31, 32).await;
-    accepted(&scene, &journal).await;
+    assert_accepted(&scene, &journal).await;
     let action = "select concat_ws(' ', action, reason) from elven_sync.sync_actions";
     assert_eq!(scene.text(action).await, "rebind_journal moved by logical replication");
     assert_eq!(scene.run().await.counters.rows_read, 2, "nothing again, and nothing skipped");
-    assert_eq!(holds(&scene).await, (32, 0));
+    assert_eq!(assert_verified(&scene).await, (32, 0));
 
-    // A row that the copied watermark would pass over.
+    // A row that the copied watermark would skip.
     scene.sql(COPY).await;
     scene.sql("alter table ledger.balance_snapshots disable trigger stamp_change_xid;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance, change_xid)
                select entity_id, 'hidden', currency, captured_at, 1, change_xid from ledger.balance_snapshots where id = 5;
                alter table ledger.balance_snapshots enable always trigger stamp_change_xid").await;
-    let refused = said(&scene, 1, &journal).await;
+    let refused = output_of(&scene, 1, &journal).await;
     assert!(
         refused.contains("`verify` does not hold") && refused.contains("entity rewind 'acme'"),
         "{refused}"

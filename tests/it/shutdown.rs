@@ -1,4 +1,4 @@
-//! Signals: what is in flight is finished within a grace, or given up and said so.
+//! Signals: batches in flight are finished within a grace, or abandoned and reported.
 
 use std::time::{Duration, Instant};
 
@@ -7,26 +7,26 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 use tokio::process::Child;
 
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, stderr, until_it_says};
-use crate::workers::{scene_with_three_batches, signal};
+use crate::support::{
+    TestEnv, eventually, fault_rules, scene_with_three_batches, signal, stderr, wait_for_log,
+};
 
 const BATCHES: &str = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id) from elven_sync.sync_batches";
 
-async fn told_to_stop(child: &mut Child, name: Signal) {
+async fn request_stop(child: &mut Child, name: Signal) {
     signal(child, name);
-    until_it_says(child, "stopping after").await;
+    wait_for_log(child, "stopping after").await;
 }
 
-/// The answer never comes. What was sent may still arrive, so the lease is not released but runs out, and
-/// the next run sends the batch again and says so.
+/// The answer never comes. The request may still arrive, so the lease is not released but expires. The next run sends
+/// the batch again and marks it ambiguous.
 #[sqlx::test(migrations = false)]
-async fn what_takes_longer_than_the_grace_is_given_up_and_its_lease_runs_out(pool: PgPool) {
+async fn request_beyond_shutdown_grace_is_abandoned_and_its_lease_expires(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_SYNC__SHUTDOWN_GRACE", "300ms");
     scene.set("ELVEN_SYNC_SYNC__LEASE", "2s");
     let (mut child, gate) = scene.held_run().await;
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     assert_eq!(child.wait().await.unwrap().code(), Some(143));
     assert_eq!(
         scene.text("select concat_ws(' ', status, rows_uploaded) from elven_sync.sync_runs").await,
@@ -46,7 +46,7 @@ async fn what_takes_longer_than_the_grace_is_given_up_and_its_lease_runs_out(poo
 async fn a_second_signal_stops_at_once(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     let (mut child, gate) = scene.held_run().await;
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     let begun = Instant::now();
     signal(&child, Signal::SIGINT);
     assert_eq!(child.wait().await.unwrap().code(), Some(130));
@@ -56,27 +56,27 @@ async fn a_second_signal_stops_at_once(pool: PgPool) {
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (6, 1));
 }
 
-/// Nothing can be recorded: then it ends without.
+/// Nothing can be recorded, so the run ends without recording.
 #[sqlx::test(migrations = false)]
-async fn a_stop_does_not_wait_for_a_database_that_does_not_answer(pool: PgPool) {
+async fn shutdown_does_not_wait_for_an_unreachable_database(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_SYNC__SHUTDOWN_GRACE", "100ms");
     let (mut child, gate) = scene.held_run().await;
     let mut lock = scene.pool.begin().await.unwrap();
     sqlx::query("lock table elven_sync.sync_batches in exclusive mode").execute(&mut *lock).await.unwrap();
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     let output = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output()).await;
     let output = output.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
     lock.rollback().await.unwrap();
     gate.open();
-    the_next_run_finishes(&scene).await;
+    assert_next_run_completes(&scene).await;
 }
 
-async fn the_next_run_finishes(scene: &TestEnv) {
+async fn assert_next_run_completes(scene: &TestEnv) {
     let report = scene.run().await;
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (6, 1));
-    // It gave signs of life to the end, so it may take a later run to say so.
+    // The dead run gave signs of life to the end, so that only a later run may mark it as interrupted.
     let silent = "select bool_and(alive_until < clock_timestamp())::text from elven_sync.sync_runs where status = 'running'";
     eventually("its time is over", async || scene.text(silent).await != "false").await;
     scene.run().await;
@@ -84,11 +84,11 @@ async fn the_next_run_finishes(scene: &TestEnv) {
     assert_eq!(scene.text(runs).await, "interrupted,succeeded,succeeded");
 }
 
-/// An error of a row that the API refused once and would take now.
+/// An error of a row that the API refused once and would accept now.
 async fn scene_with_an_error(pool: PgPool) -> TestEnv {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
-    scene.sandbox.set_rules(parsed(&["reject:account=x"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=x"]));
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'x', 'BTC', '2024-01-01Z', 2)").await;
     assert_eq!(scene.output(&["run"]).await.status.code(), Some(3));
@@ -100,7 +100,7 @@ const OF_THE_RETRY: &str = "select (select status from elven_sync.sync_runs wher
     (select concat_ws(' ', status, attempts) from elven_sync.sync_batches where pass_id is null) || ' ' ||
     (select resolved_at is not null from elven_sync.sync_errors)";
 
-/// Nothing more is sent, and it is not waited for.
+/// Nothing more is sent, and the retry does not wait for the end of the back-off.
 #[sqlx::test(migrations = false)]
 async fn a_signal_ends_the_back_off_of_a_retry(pool: PgPool) {
     let scene = scene_with_an_error(pool).await;
@@ -109,7 +109,7 @@ async fn a_signal_ends_the_back_off_of_a_retry(pool: PgPool) {
     let requests = scene.sandbox.requests().len();
     let mut child = scene.command(&["errors", "retry"]).spawn().unwrap();
     eventually("it was throttled", async || scene.sandbox.requests().len() == requests + 1).await;
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     let ended = tokio::time::timeout(Duration::from_secs(10), child.wait()).await;
     assert_eq!(ended.expect("it does not wait").unwrap().code(), Some(143));
     assert_eq!(scene.sandbox.requests().len(), requests + 1, "nothing more was sent");
@@ -117,7 +117,7 @@ async fn a_signal_ends_the_back_off_of_a_retry(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_retry_whose_answer_takes_longer_than_the_grace_says_so(pool: PgPool) {
+async fn retry_reports_an_answer_later_than_shutdown_grace(pool: PgPool) {
     let mut scene = scene_with_an_error(pool).await;
     scene.set("ELVEN_SYNC_SYNC__SHUTDOWN_GRACE", "300ms");
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1m");
@@ -125,7 +125,7 @@ async fn a_retry_whose_answer_takes_longer_than_the_grace_says_so(pool: PgPool) 
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let mut child = scene.command(&["errors", "retry"]).spawn().unwrap();
     gate.reached().await;
-    told_to_stop(&mut child, Signal::SIGTERM).await;
+    request_stop(&mut child, Signal::SIGTERM).await;
     assert_eq!(child.wait().await.unwrap().code(), Some(143));
     gate.open();
     assert_eq!(scene.text(OF_THE_RETRY).await, "interrupted unknown 1 false");

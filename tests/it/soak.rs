@@ -1,14 +1,12 @@
-//! Any crash, any number of workers: everything that can happen happens at the same time, drawn from a
-//! seed; then there is peace, and all that was promised is looked for.
-//!
-//! `ELVEN_SEED=17` repeats the decisions of a seed; when they meet the workers is up to the machine. The long
-//! one (`make soak`) takes `ELVEN_SOAK_SECONDS` and `ELVEN_SOAK_ROWS`.
+//! Crashes, faults and several workers at the same time, drawn from a seed; then the faults stop, and all promises
+//! are checked. `ELVEN_SEED=17` repeats the decisions of a seed; the machine decides when they meet the workers. The
+//! long soak (`make soak`) takes `ELVEN_SOAK_SECONDS` and `ELVEN_SOAK_ROWS`.
 
 mod api;
+mod chaos;
 mod checks;
 mod event_log;
 mod journal;
-mod storm;
 mod workers;
 mod writers;
 
@@ -21,40 +19,40 @@ use futures_util::future::join_all;
 use sqlx::PgPool;
 
 use self::api::Api;
-use self::event_log::Diary;
-use self::storm::{Counts, Storm};
+use self::chaos::{Chaos, Counts};
+use self::event_log::EventLog;
 use self::workers::Workers;
 use crate::cluster::Cluster;
 use crate::support::{TestEnv, variable};
-use crate::verify::holds;
+use crate::verify::assert_verified;
 
 const WORKERS: usize = 4;
 const WRITERS: usize = 4;
 const ENTITIES: usize = 20;
-/// As [`TestEnv`] sets them.
+/// The value that [`TestEnv`] sets.
 const LEASE: Duration = Duration::from_secs(1);
 const SIGNATURE_WINDOW: Duration = Duration::from_millis(300);
-/// The longest that the rest may take, behind the storm: a hang is a failure.
+/// Maximum time for the rest of the work after the faults. A longer one is a hang, and a failure.
 const END_MAX: Duration = Duration::from_mins(2);
 
-/// Their hours of 2024-10-27 differ: in some of them one comes twice.
+/// Zones with different hours on 2024-10-27, some of which are repeated.
 const ZONES: [&str; 6] =
     ["UTC", "Europe/Zurich", "America/New_York", "Asia/Kolkata", "Europe/London", "Pacific/Auckland"];
 
-/// What is asked of one soak.
+/// The parameters of one soak.
 struct Plan {
     seed: u64,
-    storm: Duration,
-    /// Rows that are entered, some of which are deleted.
+    chaos: Duration,
+    /// Number of rows that are inserted. Some of them are deleted.
     rows: usize,
 }
 
 impl Plan {
-    fn new(storm_s: i64, rows: i64) -> Self {
+    fn new(chaos_s: i64, rows: i64) -> Self {
         let seed = variable("ELVEN_SEED").map_or_else(|| u64::from(fastrand::u16(..)), i64::unsigned_abs);
         Self {
             seed,
-            storm: Duration::from_secs(storm_s.unsigned_abs()),
+            chaos: Duration::from_secs(chaos_s.unsigned_abs()),
             rows: rows.unsigned_abs().try_into().unwrap(),
         }
     }
@@ -64,7 +62,7 @@ impl Plan {
 async fn soak(pool: PgPool) {
     let plan = Plan::new(8, 4_000);
     println!("to repeat what is done: ELVEN_SEED={}", plan.seed);
-    println!("{}", Box::pin(weather(&pool, plan)).await);
+    println!("{}", Box::pin(run_soak(&pool, plan)).await);
 }
 
 #[sqlx::test(migrations = false)]
@@ -74,13 +72,13 @@ async fn soak_for_long(pool: PgPool) {
     let rows = variable("ELVEN_SOAK_ROWS").unwrap_or(60_000);
     let plan = Plan::new(seconds, rows);
     println!("to repeat what is done: ELVEN_SEED={}", plan.seed);
-    println!("{}", Box::pin(weather(&pool, plan)).await);
+    println!("{}", Box::pin(run_soak(&pool, plan)).await);
 }
 
-/// The storm, the peace, and what has to be so then; returns what there was.
-async fn weather(like: &PgPool, plan: Plan) -> String {
+/// Executes the faults and the remaining work, and checks the result. Returns a summary.
+async fn run_soak(like: &PgPool, plan: Plan) -> String {
     let mut cluster = Cluster::new(like).await;
-    let event_log = Diary::begin();
+    let event_log = EventLog::begin();
     let api = Api::start(plan.seed).await;
     let mut scene = TestEnv::at(&cluster.url("ledger")).await;
     sqlx::raw_sql(include_str!("soak/watch.sql")).execute(&scene.pool).await.unwrap();
@@ -98,63 +96,63 @@ async fn weather(like: &PgPool, plan: Plan) -> String {
     scene.set("ELVEN_SYNC_RETRY__MAX", "300ms");
 
     let workers = Workers::new(&scene, &event_log, WORKERS);
-    let counts = in_time(&scene.url, &workers, plan.storm + END_MAX, async {
-        storm(&plan, &scene, &mut cluster, &workers, &api, &event_log).await
+    let counts = in_time(&scene.url, &workers, plan.chaos + END_MAX, async {
+        disrupt(&plan, &scene, &mut cluster, &workers, &api, &event_log).await
     })
     .await;
-    event_log.note("peace");
+    event_log.note("the faults stop");
     let runs = in_time(&scene.url, &workers, END_MAX, workers.run_until_all_is_done(&api)).await;
     event_log.note(format!("all is done after {runs} runs"));
     checks::all(&scene.url, &api).await;
-    holds(&scene).await;
+    assert_verified(&scene).await;
     summary(&plan, &scene.url, &counts, &workers, &api).await
 }
 
-/// Workers and writers at work, and all that is done to them.
-async fn storm(
+/// Executes workers and writers, and all disruptions of them.
+async fn disrupt(
     plan: &Plan,
     scene: &TestEnv,
     cluster: &mut Cluster,
     workers: &Workers<'_>,
     api: &Api,
-    event_log: &Diary,
+    event_log: &EventLog,
 ) -> Counts {
     let mut random = Rng::with_seed(plan.seed);
     let over = Cell::new(false);
     let writers: Vec<_> =
         (0..WRITERS).map(|_| writers::write(plan, &scene.url, random.fork(), event_log, &over)).collect();
-    let storm = async {
-        let mut storm = Storm::new(plan, &scene.url, cluster, workers, api, event_log, random);
-        storm.rage().await;
+    let chaos = async {
+        let mut chaos = Chaos::new(plan, &scene.url, cluster, workers, api, event_log, random);
+        chaos.run().await;
         over.set(true);
         workers.stop();
-        storm.counts
+        chaos.counts
     };
-    let (counts, ..) = tokio::join!(storm, workers.work(), join_all(writers));
+    let (counts, ..) = tokio::join!(chaos, workers.work(), join_all(writers));
     writers::end_prepared(&scene.url).await;
     counts
 }
 
-/// Waits for something; when that takes too long, says what everybody is doing.
+/// Waits for some work. If it takes too long, describes what every process is doing.
 async fn in_time<T>(url: &str, workers: &Workers<'_>, limit: Duration, work: impl Future<Output = T>) -> T {
-    // Kept until that is said: to drop it kills the workers.
+    // Kept until the description is printed: dropping it kills the workers.
     let mut work = pin!(work);
     if let Ok(done) = tokio::time::timeout(limit, work.as_mut()).await {
         return done;
     }
-    panic!("not done in {limit:?}\n{}\n{}", workers.doing(), event_log::sessions(url).await)
+    panic!("not done in {limit:?}\n{}\n{}", workers.describe(), event_log::sessions(url).await)
 }
 
 fn entity_id(number: usize) -> String {
     format!("e{number:02}")
 }
 
-/// The account of an entity that the API may refuse.
+/// Returns the account of an entity that the API may refuse.
 fn account_refused(entity_id: &str) -> String {
     format!("{entity_id}-refused")
 }
 
-/// Whether the API refuses that account: for every other entity.
+/// Whether the API refuses that account: it does for every other entity.
 fn is_refused(account: &str) -> bool {
     (0..ENTITIES).step_by(2).any(|number| account == account_refused(&entity_id(number)))
 }
@@ -169,7 +167,7 @@ async fn summary(plan: &Plan, url: &str, counts: &Counts, workers: &Workers<'_>,
                           (select count(*) from elven_sync.sync_errors where ledger_id is not null and resolved_at is null))
                      from elven_sync.sync_batches";
     let journal = checks::text(url, journal).await;
-    let fenced = checks::text(url, &api.came_too_late()).await;
+    let fenced = checks::text(url, &api.count_expired_requests()).await;
     let runs = workers.runs();
     format!(
         "seed {}: {runs} runs, {counts}, {journal}; {fenced} requests of a worker that had lost its lease were refused",

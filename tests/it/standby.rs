@@ -1,30 +1,32 @@
-//! Pages from a standby: however far behind it is, nothing is skipped.
+//! Pages from a standby: however far it lags, nothing is skipped.
+
+use std::time::Duration;
 
 use elven_sync::journal::RunStatus;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::cluster::Cluster;
-use crate::support::{TestEnv, eventually, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, signal, stderr};
 
 const INSERT: &str =
     "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)";
 
-/// A scene on a primary of its own whose pages come from a standby.
+/// An environment on its own primary, whose pages are read from a standby.
 async fn scene_on(primary: &Cluster, standby: &str) -> TestEnv {
     let mut scene = TestEnv::at(&primary.url("ledger")).await;
     scene.entity("acme", "UTC").await;
     scene.set("ELVEN_SYNC_LEDGER_URL", standby);
-    // Pages of 4 rows: each has to prove itself. One after the other, so that they arrive in the order of the pass.
+    // Pages of 4 rows, each of which has to be proven. One request at a time, so that rows arrive in the order of the
+    // pass.
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene
 }
 
-/// Enters rows of acme, whose accounts and balances are the same.
+/// Adds rows of acme, whose accounts and balances are the same.
 async fn enter(connection: &mut PgConnection, numbers: std::ops::RangeInclusive<i32>) {
     let (from, to) = numbers.into_inner();
     let sql =
@@ -32,26 +34,26 @@ async fn enter(connection: &mut PgConnection, numbers: std::ops::RangeInclusive<
     connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
 }
 
-/// Accounts received, in order.
+/// Returns the received accounts, in order.
 fn accounts(scene: &TestEnv) -> Vec<i32> {
     scene.balances().into_iter().map(|(account, _)| account.parse().unwrap()).collect()
 }
 
-/// A run that waits for the standby to replay its pass.
+/// Starts a run that waits for the standby to replay its pass.
 async fn waiting_run(scene: &TestEnv) -> tokio::process::Child {
     let open = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
     let child = scene.command(&["run"]).spawn().unwrap();
     eventually("the pass is open", async || scene.text(open).await == "1").await;
-    // Time in which a run that believed the standby would be through.
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    assert_eq!(scene.text(open).await, "1", "the run did not wait");
+    // A run that trusted the standby would end within this time.
+    let waits = async || scene.text(open).await == "1";
+    assert_stays("the run waits for the standby", Duration::from_millis(500), waits).await;
     child
 }
 
-/// With replay paused: rows that the standby does not show yet, among them one that committed late, and an
-/// update that it does not know of.
+/// With replay paused: the standby does not show some rows yet, among them one that committed late, and does not know
+/// of an update.
 #[sqlx::test(migrations = false)]
-async fn a_standby_that_is_behind_is_waited_for(pool: PgPool) {
+async fn run_waits_for_a_lagging_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let standby = primary.standby().await;
     let scene = scene_on(&primary, &standby.url("ledger")).await;
@@ -83,9 +85,9 @@ async fn a_standby_that_is_behind_is_waited_for(pool: PgPool) {
     assert_eq!(scene.run().await.counters.rows_read, 0);
 }
 
-/// A worker that waits for a standby stops when it is asked to, and the next one goes on.
+/// A worker that waits for a standby stops at a signal, and the next one continues.
 #[sqlx::test(migrations = false)]
-async fn waiting_for_a_standby_ends_with_a_signal(pool: PgPool) {
+async fn signal_ends_the_wait_for_a_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let standby = primary.standby().await;
     let mut scene = scene_on(&primary, &standby.url("ledger")).await;
@@ -93,17 +95,17 @@ async fn waiting_for_a_standby_ends_with_a_signal(pool: PgPool) {
     standby.pause_replay().await;
     enter(&mut PgConnection::connect(&scene.url).await.unwrap(), 1..=10).await;
     let child = waiting_run(&scene).await;
-    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGTERM).unwrap();
+    signal(&child, Signal::SIGTERM);
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
-    // From the primary it goes on without waiting.
+    // From the primary it continues without waiting.
     scene.unset("ELVEN_SYNC_LEDGER_URL");
     assert_eq!(scene.run().await.counters.rows_uploaded, 10);
 }
 
-/// One name, two standbys, of which one lags: connections take turns, as behind a proxy or in DNS.
+/// One name, two standbys, one of which lags: connections alternate, as behind a proxy or in DNS.
 #[sqlx::test(migrations = false)]
-async fn a_lagging_standby_behind_the_same_name_skips_nothing(pool: PgPool) {
+async fn lagging_standby_behind_a_shared_name_skips_nothing(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let (first, second) = (primary.standby().await, primary.standby().await);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -130,12 +132,12 @@ async fn a_lagging_standby_behind_the_same_name_skips_nothing(pool: PgPool) {
     for number in 11..=60 {
         enter(&mut writer, number..=number).await;
         if number % 10 == 0 {
-            // It lags, and now and then comes a bit closer.
+            // The standby lags, and catches up a bit now and then.
             let run = scene.run();
             let replay = async {
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
                 second.resume_replay().await;
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 second.pause_replay().await;
             };
             let (report, ()) = tokio::join!(run, replay);
@@ -148,9 +150,9 @@ async fn a_lagging_standby_behind_the_same_name_skips_nothing(pool: PgPool) {
     proxy.abort();
 }
 
-/// A server that is none of the primary's standbys is refused before anything is read.
+/// A server that is no standby of the primary is refused before anything is read.
 #[sqlx::test(migrations = false)]
-async fn a_server_that_is_no_standby_of_the_primary_is_refused(pool: PgPool) {
+async fn server_that_is_not_a_standby_is_refused(pool: PgPool) {
     let (primary, other) = (Cluster::new(&pool).await, Cluster::new(&pool).await);
     other.sql("create database ledger").await;
     let mut scene = scene_on(&primary, &other.url("ledger")).await;
@@ -167,15 +169,15 @@ async fn a_server_that_is_no_standby_of_the_primary_is_refused(pool: PgPool) {
         assert!(said.contains("ELVEN_SYNC_LEDGER_URL") && said.contains(expected), "{said}");
     }
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_runs").await, "0");
-    // The primary itself is right as well: a standby may have been promoted under its name.
+    // The primary itself is accepted too: a standby may have been promoted under its name.
     scene.set("ELVEN_SYNC_LEDGER_URL", &primary.url("ledger"));
     assert_eq!(scene.run().await.counters.rows_uploaded, 3);
 }
 
-/// A partition that the standby has not heard of yet: without it the planner finds that no row can match, and
-/// must not leave out the proof as well.
+/// The standby does not have a new partition yet. Without it the planner finds that no row can match, and must not
+/// remove the proof from the query as well.
 #[sqlx::test(migrations = false)]
-async fn a_partition_that_the_standby_does_not_have_yet_is_waited_for(pool: PgPool) {
+async fn run_waits_for_a_partition_missing_on_the_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let standby = primary.standby().await;
     let mut scene = scene_on(&primary, &standby.url("ledger")).await;
@@ -202,9 +204,9 @@ async fn a_partition_that_the_standby_does_not_have_yet_is_waited_for(pool: PgPo
     assert_eq!(accounts(&scene), (1..=10).collect::<Vec<_>>());
 }
 
-/// A standby that has not even heard of the migration is waited for, too.
+/// A run also waits for a standby that does not have the migration yet.
 #[sqlx::test(migrations = false)]
-async fn a_standby_from_before_the_migration_is_waited_for(pool: PgPool) {
+async fn run_waits_for_a_standby_without_the_migration(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     primary.sql("create database ledger").await;
     let standby = primary.standby().await;
@@ -220,9 +222,9 @@ async fn a_standby_from_before_the_migration_is_waited_for(pool: PgPool) {
     assert_eq!(accounts(&scene), [1, 2, 3]);
 }
 
-/// A command that writes says at once where it is, as a run does.
+/// A writing command reports at once that it is connected to a standby, as a run does.
 #[sqlx::test(migrations = false)]
-async fn a_command_that_writes_is_not_for_a_standby(pool: PgPool) {
+async fn writing_commands_refuse_a_standby(pool: PgPool) {
     let primary = Cluster::new(&pool).await;
     let mut scene = TestEnv::at(&primary.url("ledger")).await;
     scene.entity("acme", "UTC").await;

@@ -1,16 +1,16 @@
-//! What a run asks of its database: as much for many entities as for few, and little for each that has news.
+//! The number of statements of a run: independent of the number of entities, and small for each pending one.
 
 use sqlx::PgPool;
 
 use crate::proxy::Network;
 use crate::support::{TestEnv, stderr};
 
-/// A ledger of entities whose rows are all dealt with, and a network to it.
+/// A ledger of entities without pending rows, and a network to it.
 async fn scene_with(pool: PgPool, entities: i32) -> (TestEnv, Network) {
     let mut scene = TestEnv::new(pool).await;
     let network = Network::to(&scene.url).await;
     scene.set("DATABASE_URL", network.url());
-    // A run has ended before it has to give a sign of life.
+    // The run ends before its first heartbeat.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "10m");
     sqlx::query(
         "insert into elven_sync.entities (entity_id, timezone) select 'e' || n, 'UTC' from generate_series(1, $1) n",
@@ -44,7 +44,7 @@ async fn add_rows_to(scene: &TestEnv, entities: i32) {
     .unwrap();
 }
 
-/// Connections and statements of a run that uploads so many rows.
+/// Returns the connections and statements of a run that uploads this many rows.
 async fn cost(scene: &TestEnv, network: &Network, rows: i64) -> (u64, u64) {
     let received = scene.received().len();
     network.count();
@@ -55,7 +55,7 @@ async fn cost(scene: &TestEnv, network: &Network, rows: i64) -> (u64, u64) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_idle_run_asks_as_much_for_many_entities_as_for_few(pool: PgPool) {
+async fn idle_run_statement_count_is_independent_of_entities(pool: PgPool) {
     let (scene, network) = scene_with(pool, 2000).await;
     // The first run records the time zone rules of each entity.
     cost(&scene, &network, 0).await;
@@ -67,7 +67,7 @@ async fn an_idle_run_asks_as_much_for_many_entities_as_for_few(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_with_news_costs_a_bounded_number_of_statements(pool: PgPool) {
+async fn pending_entity_costs_a_bounded_number_of_statements(pool: PgPool) {
     let (scene, network) = scene_with(pool, 100).await;
     let mut costs = Vec::new();
     for entities in [1, 21] {

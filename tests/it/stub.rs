@@ -1,4 +1,4 @@
-//! A small API on loopback that answers as a test says, for faults that the sandbox does not have.
+//! A small API on loopback whose answers a test defines, for faults that the sandbox does not have.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,24 +14,24 @@ use tokio::task::JoinHandle;
 
 use crate::support::TestEnv;
 
-/// A request, and the status that it was answered with.
+/// A request, and the status of its answer.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct StubRequest {
     pub method: Method,
     pub key: String,
-    /// How old its signature was when it arrived.
+    /// Age of its signature at its arrival.
     pub age_ms: i64,
     pub body: String,
-    /// 0 as long as it is not answered.
+    /// 0 until it is answered.
     pub status: u16,
 }
 
-impl Asked {
+impl StubRequest {
     pub fn is_import(&self) -> bool {
         self.method == Method::POST
     }
 
-    /// Accounts and balances of its records, in order.
+    /// Returns the accounts and balances of its records, in order.
     pub fn records(&self) -> Vec<(String, String)> {
         let json: Vec<Value> = serde_json::from_str(&self.body).unwrap_or_default();
         json.iter()
@@ -48,38 +48,38 @@ impl Asked {
     }
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Clone, Debug)]
-pub struct Said {
+pub struct StubResponse {
     pub status: u16,
     pub body: String,
     pub headers: Vec<(&'static str, String)>,
     pub after: Duration,
 }
 
-/// A documented answer.
-pub fn said(status: u16) -> Said {
+/// Returns a documented answer.
+pub fn respond(status: u16) -> StubResponse {
     let body = match status {
         200..300 => r#"{"success":true}"#,
         500.. => r#"{"message":"Internal server error"}"#,
         _ => r#"{"status":"failed","data":{"code":19734,"message":"no"}}"#,
     };
-    Said { status, body: body.to_owned(), headers: Vec::new(), after: Duration::ZERO }
+    StubResponse { status, body: body.to_owned(), headers: Vec::new(), after: Duration::ZERO }
 }
 
-/// The documented answer to a call that reads.
-pub fn list() -> Said {
-    Said { body: r#"{"total":0,"list":[]}"#.to_owned(), ..said(200) }
+/// Returns the documented answer to a call that reads.
+pub fn list() -> StubResponse {
+    StubResponse { body: r#"{"total":0,"list":[]}"#.to_owned(), ..respond(200) }
 }
 
-type Answer = dyn Fn(&Asked) -> Said + Send + Sync;
+type Answer = dyn Fn(&StubRequest) -> StubResponse + Send + Sync;
 
 struct Api {
     answer: Mutex<Box<Answer>>,
-    asked: Mutex<Vec<Asked>>,
+    asked: Mutex<Vec<StubRequest>>,
 }
 
-/// The API. It ends with the test.
+/// The API. It ends when it is dropped.
 pub struct Stub {
     url: String,
     api: Arc<Api>,
@@ -87,15 +87,21 @@ pub struct Stub {
 }
 
 impl Stub {
-    /// Answers so, and is the API of the scene from now on.
-    pub async fn of(scene: &mut TestEnv, answer: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+    /// Starts the API and makes it the API of the environment.
+    pub async fn of(
+        scene: &mut TestEnv,
+        answer: impl Fn(&StubRequest) -> StubResponse + Send + Sync + 'static,
+    ) -> Self {
         let stub = Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), answer);
         scene.set("ELVEN_API_URL", &stub.url);
         stub
     }
 
-    /// The same on a socket that is open already.
-    pub fn on(listener: TcpListener, answer: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+    /// Starts the API on a socket that is already open.
+    pub fn on(
+        listener: TcpListener,
+        answer: impl Fn(&StubRequest) -> StubResponse + Send + Sync + 'static,
+    ) -> Self {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let api = Arc::new(Api { answer: Mutex::new(Box::new(answer)), asked: Mutex::default() });
         let router = Router::new().fallback(serve).with_state(api.clone());
@@ -103,24 +109,24 @@ impl Stub {
         Self { url, api, server }
     }
 
-    /// Answers otherwise from now on.
-    pub fn answer(&self, answer: impl Fn(&Asked) -> Said + Send + Sync + 'static) {
+    /// Replaces the answers.
+    pub fn answer(&self, answer: impl Fn(&StubRequest) -> StubResponse + Send + Sync + 'static) {
         *self.api.answer.lock().unwrap() = Box::new(answer);
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn requests(&self) -> Vec<StubRequest> {
         self.api.asked.lock().unwrap().clone()
     }
 
-    /// The imports that arrived, in order.
-    pub fn imports(&self) -> Vec<Asked> {
-        self.asked().into_iter().filter(Asked::is_import).collect()
+    /// Returns the imports that arrived, in order.
+    pub fn imports(&self) -> Vec<StubRequest> {
+        self.requests().into_iter().filter(StubRequest::is_import).collect()
     }
 
-    /// Accounts and balances that were accepted, in the order of arrival.
+    /// Returns the accounts and balances that were accepted, in order of arrival.
     pub fn accepted(&self) -> Vec<(String, String)> {
-        let accepted = |asked: &Asked| asked.status == 200;
-        self.imports().iter().filter(|asked| accepted(asked)).flat_map(Asked::records).collect()
+        let accepted = |asked: &StubRequest| asked.status == 200;
+        self.imports().iter().filter(|asked| accepted(asked)).flat_map(StubRequest::records).collect()
     }
 }
 
@@ -139,7 +145,7 @@ async fn serve(
 ) -> Response {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let signed_at_ms: i64 = header("elven-api-timestamp").parse().unwrap_or_default();
-    let mut asked = Asked {
+    let mut asked = StubRequest {
         method,
         key: header("elven-api-key").to_owned(),
         age_ms: chrono::Utc::now().timestamp_millis() - signed_at_ms,

@@ -1,4 +1,4 @@
-//! Rows that the database cannot read, rows that only cannot be sent, and messages that it cannot hold.
+//! Rows that the database cannot read, rows that cannot be sent, and messages that it cannot store.
 
 use std::fmt::Write as _;
 
@@ -7,9 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
-use crate::support::{TestEnv, said, stderr, stdout};
+use crate::support::{TestEnv, output_of, stderr, stdout};
 
-/// Entities acme and beta with three rows each, in a view whose columns are made from those of a table.
+/// Entities acme and beta with three rows each, in a view whose columns are computed from those of a table.
 async fn scene_with_view(pool: PgPool, columns: &str) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
@@ -45,9 +45,9 @@ const OPEN: &str =
 const HEALTH: &str =
     "select string_agg(entity_id || ' ' || status, ',' order by entity_id) from elven_sync.sync_health";
 
-/// Runs, and makes sure that acme is done and reported, and beta is failing with these words.
-async fn stops_beta_alone(scene: &TestEnv, words: &[&str]) {
-    let report = said(scene, 3, &["run"]).await;
+/// Runs, and asserts that acme is finished and reported, and that beta fails with these words.
+async fn assert_only_beta_fails(scene: &TestEnv, words: &[&str]) {
+    let report = output_of(scene, 3, &["run"]).await;
     assert!(report.contains("failed: beta: ") && !report.contains("failed: acme"), "{report}");
     let done = report.lines().find(|line| line.trim_start().starts_with("acme")).unwrap();
     assert!(done.contains("done"), "{report}");
@@ -61,7 +61,7 @@ async fn stops_beta_alone(scene: &TestEnv, words: &[&str]) {
     for account in ["a1", "a2", "a3"] {
         assert!(received.contains(&account.to_owned()), "{received:?}");
     }
-    let status = said(scene, 3, &["status"]).await;
+    let status = output_of(scene, 3, &["status"]).await;
     assert!(status.contains("beta: the database could not read this entity's rows"), "{status}");
     let runs =
         "select status || ' ' || coalesce(error, '') from elven_sync.sync_runs order by run_id desc limit 1";
@@ -74,50 +74,50 @@ async fn status_json(scene: &TestEnv) -> serde_json::Value {
     serde_json::from_str(&stdout(&output)).unwrap()
 }
 
-/// A person corrects the row, and all is well.
-async fn goes_on_once_corrected(scene: &TestEnv, rows: usize) {
-    said(scene, 0, &["run"]).await;
+/// Asserts that the run succeeds after a person has corrected the row.
+async fn assert_succeeds_once_corrected(scene: &TestEnv, rows: usize) {
+    output_of(scene, 0, &["run"]).await;
     assert_eq!(scene.text(OPEN).await, "NULL");
     assert_eq!(scene.text(HEALTH).await, "acme ok,beta ok");
     assert_eq!(scene.received().len(), rows);
-    said(scene, 0, &["verify"]).await;
+    output_of(scene, 0, &["verify"]).await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_value_that_cannot_be_cast_stops_its_entity_alone_and_its_row_is_named(pool: PgPool) {
+async fn uncastable_value_stops_only_its_entity_and_names_row(pool: PgPool) {
     let scene = scene_with_view(pool, "bal::numeric as balance").await;
     scene.sql("update books.raw set bal = 'N/A', change_xid = default where id = 5").await;
     let words = ["invalid input syntax for type numeric: \"N/A\"", "22P02", "row 5"];
-    stops_beta_alone(&scene, &words).await;
-    assert!(said(&scene, 0, &["errors", "list", "--kind", "ledger"]).await.contains("N/A"));
+    assert_only_beta_fails(&scene, &words).await;
+    assert!(output_of(&scene, 0, &["errors", "list", "--kind", "ledger"]).await.contains("N/A"));
     let json = status_json(&scene).await;
     assert_eq!(json["entities"][1]["pending_rows"], 3, "{json}");
-    // Whatever else is asked, it is the entity that is named, and nothing of the others is hidden.
-    let rehearsed = said(&scene, 3, &["run", "--dry-run"]).await;
+    // Every command names the entity, and hides nothing of other entities.
+    let rehearsed = output_of(&scene, 3, &["run", "--dry-run"]).await;
     assert!(rehearsed.contains("failed: beta: ") && rehearsed.contains("row 5"), "{rehearsed}");
     let backfill = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
-    let rehearsed = said(&scene, 3, &[&backfill[..], &["--dry-run"]].concat()).await;
+    let rehearsed = output_of(&scene, 3, &[&backfill[..], &["--dry-run"]].concat()).await;
     assert!(rehearsed.contains("would fail: beta: ") && rehearsed.contains("acme: 3 rows"), "{rehearsed}");
-    let backfilled = said(&scene, 3, &backfill).await;
+    let backfilled = output_of(&scene, 3, &backfill).await;
     assert!(backfilled.contains("failed: beta: ") && backfilled.contains("row 5"), "{backfilled}");
     assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_backfills").await, "3");
-    let of_row = said(&scene, 3, &["status", "--row", "5"]).await;
+    let of_row = output_of(&scene, 3, &["status", "--row", "5"]).await;
     assert!(of_row.contains("beta") && of_row.contains("row 5") && of_row.contains("N/A"), "{of_row}");
-    assert!(said(&scene, 0, &["status", "--row", "4"]).await.contains("waits"));
-    said(&scene, 0, &["entity", "rewind", "beta", "--yes"]).await;
+    assert!(output_of(&scene, 0, &["status", "--row", "4"]).await.contains("waits"));
+    output_of(&scene, 0, &["entity", "rewind", "beta", "--yes"]).await;
     scene.sql("update books.raw set bal = '2', change_xid = default where id = 5").await;
-    said(&scene, 0, &backfill).await;
-    goes_on_once_corrected(&scene, 12).await;
+    output_of(&scene, 0, &backfill).await;
+    assert_succeeds_once_corrected(&scene, 12).await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn any_error_raised_over_its_rows_stops_the_entity_alone(pool: PgPool) {
+async fn any_error_raised_by_a_row_stops_only_its_entity(pool: PgPool) {
     let correct = "update books.raw set divisor = 1, change_xid = default where divisor = 0";
     for (columns, words) in [
         ("1 / divisor::numeric as balance", &["division by zero", "22012", "row 4"][..]),
         ("books.refuse(id, divisor) as balance", &["row 6 has no price", "see the price list", "P0001"]),
         ("books.damaged(divisor) as balance", &["invalid page in block 7", "XX001", "row 6"]),
-        // Not even whether there is news can be told.
+        // Even the probe for new rows fails.
         (
             "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --",
             &["division by zero"],
@@ -132,27 +132,27 @@ async fn any_error_raised_over_its_rows_stops_the_entity_alone(pool: PgPool) {
         if words.contains(&"row 4") {
             scene.sql("update books.raw set divisor = 0 where id = 4").await;
         }
-        stops_beta_alone(&scene, words).await;
+        assert_only_beta_fails(&scene, words).await;
         scene.sql(correct).await;
-        goes_on_once_corrected(&scene, 6).await;
+        assert_succeeds_once_corrected(&scene, 6).await;
     }
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_statement_timeout_stops_its_entity_alone(pool: PgPool) {
+async fn statement_timeout_stops_only_its_entity(pool: PgPool) {
     let scene = scene_with_view(pool, "books.wait(divisor) as balance").await;
     scene.sql("update books.raw set divisor = 0 where id = 5").await;
     scene
         .sql("do $$ begin execute format('alter database %I set statement_timeout = ''2s''', current_database()); end $$")
         .await;
-    stops_beta_alone(&scene, &["canceling statement due to statement timeout", "57014"]).await;
+    assert_only_beta_fails(&scene, &["canceling statement due to statement timeout", "57014"]).await;
     assert!(!scene.text(OPEN).await.contains("row 5"), "it is not known which row takes long");
     scene.sql("update books.raw set divisor = 1, change_xid = default where id = 5").await;
-    goes_on_once_corrected(&scene, 6).await;
+    assert_succeeds_once_corrected(&scene, 6).await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_damaged_block_stops_its_entity_alone(pool: PgPool) {
+async fn damaged_block_stops_only_its_entity(pool: PgPool) {
     let mut cluster = Cluster::new(&pool).await;
     let scene = TestEnv::at(&cluster.url("ledger")).await;
     scene.entity("acme", "UTC").await;
@@ -180,25 +180,25 @@ async fn a_damaged_block_stops_its_entity_alone(pool: PgPool) {
     cluster.start().await;
     let url = scene.url.clone();
     scene.move_to(&url).await;
-    stops_beta_alone(&scene, &["invalid page in block 0", "XX001"]).await;
-    // Not even its rows can be counted.
+    assert_only_beta_fails(&scene, &["invalid page in block 0", "XX001"]).await;
+    // Even counting the rows fails.
     let json = status_json(&scene).await;
     assert_eq!(json["entities"][0]["pending_rows"], 0, "{json}");
     assert!(json["entities"][1]["pending_rows"].is_null(), "{json}");
-    let verified = said(&scene, 3, &["verify"]).await;
+    let verified = output_of(&scene, 3, &["verify"]).await;
     assert!(verified.contains("invalid page in block 0"), "{verified}");
 }
 
-/// A view is broken for a row after its rows were uploaded, and for another one that was set aside.
+/// A view fails for a row after its rows were uploaded, and for another row that was set aside.
 #[sqlx::test(migrations = false)]
-async fn verify_and_retry_name_what_they_cannot_read(pool: PgPool) {
+async fn verify_and_retry_name_unreadable_rows(pool: PgPool) {
     let mut scene = scene_with_view(pool, "bal::numeric as balance").await;
-    // One after the other, so that the errors are numbered in the order of the entities.
+    // One request at a time, so that the errors are numbered in the order of the entities.
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.sql("update books.raw set bal = 'NaN' where id in (3, 6)").await;
-    said(&scene, 3, &["run"]).await;
+    output_of(&scene, 3, &["run"]).await;
     scene.sql("update books.raw set bal = '' where id in (5, 6)").await;
-    let verified = said(&scene, 3, &["verify", "--deep"]).await;
+    let verified = output_of(&scene, 3, &["verify", "--deep"]).await;
     for words in ["beta", "this entity's rows: invalid input syntax for type numeric: \"\"", "22P02"] {
         assert!(verified.contains(words), "{words}: {verified}");
     }
@@ -206,13 +206,13 @@ async fn verify_and_retry_name_what_they_cannot_read(pool: PgPool) {
         serde_json::from_slice(&scene.output(&["verify", "--deep", "--json"]).await.stdout).unwrap();
     assert_eq!(json["entities"][0]["bodies_proven"], 1, "{json}");
     assert_eq!(json["entities"][1]["findings"][0]["what"], "ledger", "{json}");
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(retried.contains("still open: balance is NaN"), "{retried}");
     assert!(
         retried.contains("still open: the database could not read this entity's rows: invalid input"),
         "{retried}"
     );
-    // Whether a row is the newest of its key cannot be told.
+    // Whether a row is the newest of its key is unknown.
     scene
         .sql("update books.raw set bal = '1' where id = 6; update books.raw set bal = 'NaN' where id = 4")
         .await;
@@ -222,18 +222,18 @@ async fn verify_and_retry_name_what_they_cannot_read(pool: PgPool) {
                     timestamptz '2024-01-01Z' as captured_at, change_xid, bal::numeric as balance from books.raw",
         )
         .await;
-    let retried = said(&scene, 3, &["errors", "retry"]).await;
+    let retried = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(retried.contains("error 2: still open: the database could not read"), "{retried}");
     assert_eq!(scene.received().len(), 4);
 }
 
-/// Whether rows wait for a registration cannot be told; all else is done and reported.
+/// Whether rows wait for a registration is unknown. Everything else is done and reported.
 #[sqlx::test(migrations = false)]
-async fn unreadable_rows_of_an_unregistered_entity_do_not_hide_the_others(pool: PgPool) {
+async fn unreadable_unregistered_rows_do_not_hide_other_entities(pool: PgPool) {
     let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
     let scene = scene_with_view(pool, columns).await;
     scene.sql("insert into books.raw (id, entity_id, divisor) values (7, 'gamma', 0)").await;
-    let report = said(&scene, 3, &["run"]).await;
+    let report = output_of(&scene, 3, &["run"]).await;
     assert!(report.contains("not registered") && report.contains("division by zero"), "{report}");
     assert_eq!(scene.received().len(), 6);
     assert_eq!(scene.text(HEALTH).await, "acme ok,beta ok");
@@ -241,9 +241,9 @@ async fn unreadable_rows_of_an_unregistered_entity_do_not_hide_the_others(pool: 
     assert!(scene.text(run).await.starts_with("incomplete "), "{}", scene.text(run).await);
 }
 
-/// The rows of one of 302 entities cannot be read, and the statement over all of them fails.
+/// The rows of one of 302 entities cannot be read, so the statement over all of them fails.
 #[sqlx::test(migrations = false)]
-async fn the_entity_whose_rows_cannot_be_read_is_found_among_many(pool: PgPool) {
+async fn entity_with_unreadable_rows_is_found_among_many(pool: PgPool) {
     let columns = "1::numeric as balance from (select * from books.raw where 1 / divisor = 1) raw --";
     let scene = scene_with_view(pool, columns).await;
     scene
@@ -252,12 +252,12 @@ async fn the_entity_whose_rows_cannot_be_read_is_found_among_many(pool: PgPool) 
              insert into books.raw (id, entity_id, divisor) select n + 6, 'e' || n, (n % 250 > 0)::integer from generate_series(1, 300) n",
         )
         .await;
-    let report = said(&scene, 3, &["run"]).await;
+    let report = output_of(&scene, 3, &["run"]).await;
     assert!(report.contains("failed: e250: "), "{report}");
     assert_eq!(scene.received().len(), 305);
     let failing = "select string_agg(entity_id, ',') from elven_sync.sync_health where status <> 'ok'";
     assert_eq!(scene.text(failing).await, "e250");
-    let pending = said(&scene, 3, &["status"]).await;
+    let pending = output_of(&scene, 3, &["status"]).await;
     let of_entity =
         pending.lines().find(|line| line.starts_with(" e250 ")).unwrap_or_else(|| panic!("{pending}"));
     assert!(of_entity.contains("failing") && of_entity.contains('?'), "{of_entity}");
@@ -265,9 +265,9 @@ async fn the_entity_whose_rows_cannot_be_read_is_found_among_many(pool: PgPool) 
 
 const BACKFILL: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2024-01-02"];
 
-/// Rows 1 and 9 can be sent, and those between cannot: they are set aside, whatever is asked.
-async fn sets_aside_what_cannot_be_sent(scene: &TestEnv, unfit: &[(&str, &str)]) {
-    let report = said(scene, 3, &["run"]).await;
+/// Rows 1 and 9 can be sent, and the rows between them cannot: they are set aside.
+async fn assert_unfit_rows_are_set_aside(scene: &TestEnv, unfit: &[(&str, &str)]) {
+    let report = output_of(scene, 3, &["run"]).await;
     assert!(report.contains(&format!("2 uploaded, {} set aside", unfit.len())), "{report}");
     let errors = "select string_agg(concat_ws(' ', ledger_id, kind, message), E'\\n' order by ledger_id)
                     from elven_sync.sync_errors where resolved_at is null";
@@ -278,30 +278,30 @@ async fn sets_aside_what_cannot_be_sent(scene: &TestEnv, unfit: &[(&str, &str)])
             errors.lines().any(|line| line.starts_with(&format!("{id} invalid_row {why}"))),
             "{id} {why}: {errors}"
         );
-        let of_row = said(scene, 3, &["status", "--row", id]).await;
+        let of_row = output_of(scene, 3, &["status", "--row", id]).await;
         assert!(of_row.contains("set aside") && of_row.contains(why), "{of_row}");
     }
-    assert!(said(scene, 0, &["status", "--row", "1"]).await.contains("was uploaded"));
-    said(scene, 0, &["verify", "--deep"]).await;
-    let retried = said(scene, 3, &["errors", "retry"]).await;
+    assert!(output_of(scene, 0, &["status", "--row", "1"]).await.contains("was uploaded"));
+    output_of(scene, 0, &["verify", "--deep"]).await;
+    let retried = output_of(scene, 3, &["errors", "retry"]).await;
     assert_eq!(retried.matches("still open").count(), unfit.len(), "{retried}");
     assert!(retried.contains(unfit[0].1), "{retried}");
-    said(scene, 3, &["status"]).await;
-    said(scene, 0, &["errors", "list"]).await;
+    output_of(scene, 3, &["status"]).await;
+    output_of(scene, 0, &["errors", "list"]).await;
     assert_eq!(scene.received().len(), 2);
-    said(scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
-    let rehearsed = said(scene, 3, &["run", "--dry-run"]).await;
+    output_of(scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    let rehearsed = output_of(scene, 3, &["run", "--dry-run"]).await;
     assert!(
         rehearsed.contains("2 uploaded in 1 requests")
             && rehearsed.contains(&format!("{} set aside", unfit.len())),
         "{rehearsed}"
     );
-    said(scene, 3, &["run"]).await;
+    output_of(scene, 3, &["run"]).await;
     assert_eq!(scene.received().len(), 4);
 }
 
 #[sqlx::test(migrations = false)]
-async fn times_out_of_range_are_set_aside_and_the_other_rows_go(pool: PgPool) {
+async fn times_out_of_range_are_set_aside_and_others_sent(pool: PgPool) {
     for zone in ["UTC", "America/New_York", "Asia/Tokyo"] {
         sqlx::raw_sql("drop schema if exists books, ledger, elven_sync cascade")
             .execute(&pool)
@@ -333,20 +333,20 @@ async fn times_out_of_range_are_set_aside_and_the_other_rows_go(pool: PgPool) {
             ("6", outside),
             ("7", outside),
         ];
-        // With rows that wait, whose oldest is asked for.
-        said(&scene, 0, &["status"]).await;
-        sets_aside_what_cannot_be_sent(&scene, &unfit).await;
+        // With pending rows, whose oldest instant is asked for.
+        output_of(&scene, 0, &["status"]).await;
+        assert_unfit_rows_are_set_aside(&scene, &unfit).await;
         let before = scene.received().len();
-        said(&scene, 0, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
-        said(&scene, 0, &BACKFILL).await;
+        output_of(&scene, 0, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
+        output_of(&scene, 0, &BACKFILL).await;
         assert_eq!(scene.received().len(), before + 2, "{zone}");
     }
 }
 
-/// A scene in a database of its own, of another encoding.
+/// An environment with its own database of another encoding.
 async fn scene_in_encoding(pool: &PgPool, encoding: &str) -> TestEnv {
     let name: String = sqlx::query_scalar("select current_database()").fetch_one(pool).await.unwrap();
-    // A name has at most 63 bytes, of which the end differs between tests.
+    // A name has at most 63 bytes, and its end differs between tests.
     let name = format!("{}_{}", encoding.to_lowercase(), &name[name.len() - 40..]);
     let create = format!(
         "create database \"{name}\" encoding '{encoding}' template template0 lc_collate 'C' lc_ctype 'C'"
@@ -365,12 +365,12 @@ async fn drop_database(scene: TestEnv, pool: &PgPool) {
         .unwrap();
 }
 
-/// Bytes that PostgreSQL takes for text without looking at them.
+/// Bytes that PostgreSQL accepts as text without a check.
 const BYTES_AS_TEXT: &str = "create cast (bytea as text) without function";
 
 #[sqlx::test(migrations = false)]
-async fn bytes_that_are_not_text_are_set_aside_and_the_other_rows_go(pool: PgPool) {
-    // In UTF-8 by way of a cast, as in a cluster that is damaged; without an encoding; and bytes that mean nothing in theirs.
+async fn undecodable_bytes_are_set_aside_and_others_sent(pool: PgPool) {
+    // In UTF-8 by a cast, as in a damaged cluster; without an encoding; and bytes that are undefined in the encoding.
     for (encoding, bytes) in [("UTF8", "ff"), ("SQL_ASCII", "ff"), ("WIN1252", "81"), ("EUC_JP", "8ea1ff")] {
         let scene = scene_in_encoding(&pool, encoding).await;
         scene.entity("acme", "UTC").await;
@@ -385,16 +385,16 @@ async fn bytes_that_are_not_text_are_set_aside_and_the_other_rows_go(pool: PgPoo
         );
         sqlx::raw_sql(AssertSqlSafe(insert)).execute(&scene.pool).await.unwrap();
         let unfit = [("2", "entity_account_id is not valid text"), ("3", "currency is not valid text")];
-        sets_aside_what_cannot_be_sent(&scene, &unfit).await;
+        assert_unfit_rows_are_set_aside(&scene, &unfit).await;
         let before = scene.received().len();
-        said(&scene, 3, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
-        said(&scene, 3, &BACKFILL).await;
+        output_of(&scene, 3, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
+        output_of(&scene, 3, &BACKFILL).await;
         assert_eq!(scene.received().len(), before + 2, "{encoding}");
         drop_database(scene, &pool).await;
     }
 }
 
-/// An API that refuses each import with this message, and whose lists are empty.
+/// Starts an API that refuses each import with this message, and whose lists are empty.
 async fn api_that_refuses(message: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -443,14 +443,14 @@ async fn api_that_refuses(message: &'static str) -> String {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_message_that_the_database_cannot_hold_is_stored_with_replacement_characters(pool: PgPool) {
+async fn unstorable_message_is_stored_with_replacement_characters(pool: PgPool) {
     let message = "Größe: 账户不存在 😀";
     for (encoding, stored) in [
         ("UTF8", "Größe: 账户不存在 😀"),
         ("SQL_ASCII", "Größe: 账户不存在 😀"),
         ("LATIN1", "Größe: ????? ?"),
         ("WIN1252", "Größe: ????? ?"),
-        // It has these characters, but neither the umlaut nor the sharp s.
+        // The encoding has these characters, but neither the umlaut nor the sharp s.
         ("EUC_CN", "Gr??e: 账户不存在 ?"),
     ] {
         let mut scene = scene_in_encoding(&pool, encoding).await;
@@ -459,7 +459,7 @@ async fn a_message_that_the_database_cannot_hold_is_stored_with_replacement_char
                    values ('acme', 'a', 'BTC', '2024-01-01Z', 1), ('acme', 'b', 'BTC', '2024-01-01Z', 2)").await;
         let api = api_that_refuses(message).await;
         scene.set("ELVEN_API_URL", &api);
-        let report = said(&scene, 3, &["run"]).await;
+        let report = output_of(&scene, 3, &["run"]).await;
         assert!(report.contains("2 set aside"), "{encoding}: {report}");
         let errors = "select string_agg(concat_ws(' ', ledger_id, kind, api_code, message, record->>'entityAccountId'), E'\\n' order by ledger_id)
                         from elven_sync.sync_errors";
@@ -467,22 +467,22 @@ async fn a_message_that_the_database_cannot_hold_is_stored_with_replacement_char
         assert_eq!(errors.matches(stored).count(), 6, "{encoding}: {errors}");
         let batches = "select string_agg(status, ',' order by batch_id) from elven_sync.sync_batches";
         assert_eq!(scene.text(batches).await, "split,rejected,rejected", "{encoding}");
-        said(&scene, 3, &["errors", "retry"]).await;
-        said(&scene, 0, &["run"]).await;
-        // A lane that stops stores it, too, as do the run and a backfill.
+        output_of(&scene, 3, &["errors", "retry"]).await;
+        output_of(&scene, 0, &["run"]).await;
+        // A stopped lane stores the message too, as do the run and a backfill.
         scene.set("ELVEN_SYNC_SYNC__MAX_REJECTIONS", "0");
         scene.sql("update ledger.balance_snapshots set balance = 3 where id = 1").await;
-        said(&scene, 1, &["run"]).await;
+        output_of(&scene, 1, &["run"]).await;
         let stops = "select concat_ws(' ', (select last_error from elven_sync.sync_state), (select error from elven_sync.sync_runs order by run_id desc limit 1))";
         let stopped = scene.text(stops).await;
         assert_eq!(stopped.matches(stored).count(), 4, "{encoding}: {stopped}");
-        said(&scene, 1, &BACKFILL).await;
+        output_of(&scene, 1, &BACKFILL).await;
         let of_backfill = scene.text("select error from elven_sync.sync_backfills").await;
         assert!(of_backfill.contains(stored), "{encoding}: {of_backfill}");
         let number = scene
             .text("select max(error_id)::text from elven_sync.sync_errors where resolved_at is null")
             .await;
-        said(&scene, 0, &["errors", "resolve", &number, "--reason", message]).await;
+        output_of(&scene, 0, &["errors", "resolve", &number, "--reason", message]).await;
         let resolution = scene
             .text("select string_agg(resolution, ',') from elven_sync.sync_errors where dismissed")
             .await;

@@ -1,4 +1,6 @@
-//! An answer that could not be written: the cursor does not move over its batch, whatever other answers do.
+//! An answer that could not be recorded: the cursor does not move over its batch, whatever other answers do.
+
+use std::time::Duration;
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
@@ -6,10 +8,9 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tokio::process::Child;
 
 use crate::backfill::{add_minutes, backfill_2024};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, said, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, fault_rules, output_of, stderr};
 
-/// Two batches of a row each, both in flight at once.
+/// Batches of one row, two of them in flight at once.
 async fn scene(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
@@ -18,7 +19,8 @@ async fn scene(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// A command that has two batches in flight, and the gates of their answers, the first batch's first.
+/// Starts a command that has two batches in flight. Returns it with the gates of their answers, the gate of the first
+/// batch first.
 async fn both_in_flight(scene: &TestEnv, arguments: &[&str], first: &str) -> (Child, [Gate; 2]) {
     let gates = [Gate::new(), Gate::new()];
     let before = scene.balances().len();
@@ -34,7 +36,8 @@ async fn both_in_flight(scene: &TestEnv, arguments: &[&str], first: &str) -> (Ch
     (child, if is_first { [one, other] } else { [other, one] })
 }
 
-/// PostgreSQL refuses the answer to the second batch of an entity, by this SQLSTATE; each time that it does moves a sequence.
+/// Makes PostgreSQL refuse the answer to the second batch of an entity with this SQLSTATE. Each refusal advances a
+/// sequence.
 async fn refuse_the_second(scene: &TestEnv, entity_id: &str, sqlstate: &str) {
     let sql = format!(
         "create sequence if not exists refusals;
@@ -50,36 +53,42 @@ async fn refuse_the_second(scene: &TestEnv, entity_id: &str, sqlstate: &str) {
 const REFUSED: &str = "select is_called::text from refusals";
 const BATCHES: &str = "select string_agg(status, ' ' order by b.batch_id) from elven_sync.sync_batches b
                         where b.entity_id = (select max(entity_id) from elven_sync.sync_state)";
-/// Rows behind the cursor, of the entity that came last.
+/// Batches without an answer that lie behind the cursor, of the entity that was added last.
 const PASSED: &str =
     "select count(*)::text from elven_sync.sync_state s join elven_sync.sync_batches b using (pass_id)
                        where s.entity_id = (select max(entity_id) from elven_sync.sync_state)
                          and (b.last_xid, b.last_id::bigint) <= (s.cursor_xid, s.cursor_id::bigint)";
 
-/// The row of the second batch of an entity.
+/// Locks the second batch of an entity.
 const BATCH: &str =
     "select 1 from elven_sync.sync_batches where entity_id = $1 and before_id is not null for update";
-/// Statements of the connector that wait for a lock.
+/// The number of statements of the connector that wait for a lock.
 const BLOCKED: &str = "select count(*)::text from pg_stat_activity
                         where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
 const CANCEL: &str = "select pg_cancel_backend(pid) from pg_stat_activity
                        where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
 
-/// Once nothing is in the way any more: the batch is sent again, and nothing is stuck.
-async fn the_next_run_goes_on(scene: &TestEnv, entity_id: &str) {
+/// Asserts that neither of the two answers is recorded for so many milliseconds.
+async fn unrecorded_for(scene: &TestEnv, millis: u64) {
+    let unrecorded = async || scene.text(BATCHES).await == "sending sending";
+    assert_stays("no answer is recorded", Duration::from_millis(millis), unrecorded).await;
+}
+
+/// Asserts that the next run sends the batch again and completes, once the fault is removed.
+async fn assert_next_run_completes(scene: &TestEnv, entity_id: &str) {
     let before = scene.balances().len();
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Succeeded, "{entity_id}: {report:?}");
     let again: Vec<String> = scene.balances().into_iter().skip(before).map(|(account, _)| account).collect();
     assert_eq!(again, [format!("{entity_id}-1")], "what was recorded is not sent again");
     assert_eq!(scene.text(BATCHES).await, "accepted accepted");
-    said(scene, 0, &["verify"]).await;
+    output_of(scene, 0, &["verify"]).await;
 }
 
-/// Whatever PostgreSQL says: a lock that was not given, a statement that was cancelled, no disk, a deadlock, no memory, no
-/// permission, a damaged page.
+/// All kinds of errors: a lock timeout, a cancelled statement, a full disk, a deadlock, no memory, no permission, a
+/// damaged page.
 #[sqlx::test(migrations = false)]
-async fn an_answer_that_was_not_written_stops_every_later_advance_of_its_pass(pool: PgPool) {
+async fn unrecorded_answer_stops_every_later_cursor_move_of_its_pass(pool: PgPool) {
     let scene = scene(pool).await;
     for (number, sqlstate) in
         ["55P03", "57014", "53100", "40P01", "40001", "53200", "42501", "XX001", "P0001"]
@@ -94,12 +103,9 @@ async fn an_answer_that_was_not_written_stops_every_later_advance_of_its_pass(po
         let (child, [first, second]) = both_in_flight(&scene, &run, &format!("{entity_id}-0")).await;
         second.open();
         eventually("the answer is refused", async || scene.text(REFUSED).await == "true").await;
-        if sqlstate.starts_with("40") {
-            // It is tried for as long as a database may be away.
-            tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
-        }
-        // Until it was heard of: by then nothing of the second batch is under way any more.
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        // Transient errors are retried for `reconnect_timeout`. After that the lane no longer writes the answer.
+        let given_up_after = if sqlstate.starts_with("40") { 2600 } else { 100 };
+        unrecorded_for(&scene, given_up_after).await;
         first.open();
         let output = child.wait_with_output().await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{sqlstate}: {}", stderr(&output));
@@ -107,13 +113,13 @@ async fn an_answer_that_was_not_written_stops_every_later_advance_of_its_pass(po
         assert_eq!(scene.text(BATCHES).await, "accepted sending", "{sqlstate}");
         assert_eq!(scene.text(PASSED).await, "0", "{sqlstate}");
         scene.sql("drop trigger refuse on elven_sync.sync_batches; drop sequence refusals").await;
-        the_next_run_goes_on(&scene, &entity_id).await;
+        assert_next_run_completes(&scene, &entity_id).await;
     }
 }
 
-/// The means by which it happens: a row that somebody has locked, limits of the database, an operator.
+/// The causes in practice: a row that is locked, limits of the database, an operator.
 #[sqlx::test(migrations = false)]
-async fn locks_limits_and_cancelled_statements_cost_a_run_and_nothing_else(pool: PgPool) {
+async fn locks_and_cancelled_statements_fail_only_the_current_run(pool: PgPool) {
     const BATCH: &str =
         "select 1 from elven_sync.sync_batches where entity_id = $1 and before_id is not null for update";
     const STATE: &str = "select 1 from elven_sync.sync_state where entity_id = $1 for update";
@@ -146,26 +152,24 @@ async fn locks_limits_and_cancelled_statements_cost_a_run_and_nothing_else(pool:
                 scene.sql(CANCEL).await;
             }
             eventually("it does not any more", async || scene.text(BLOCKED).await == "0").await;
-        } else {
-            // A lane whose row is locked is left alone for as long as a database may be away.
-            tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         }
-        // Heard of by now.
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        assert!(child.try_wait().unwrap().is_none(), "{limit}: it waits for the first answer");
+        // The journal writer skips a lane whose row is locked for `reconnect_timeout`.
+        let given_up_after = Duration::from_millis(if locked == BATCH { 200 } else { 3200 });
+        let waits = async || child.try_wait().unwrap().is_none();
+        assert_stays(&format!("{limit}: the run waits for the first answer"), given_up_after, waits).await;
         lock.rollback().await.unwrap();
         first.open();
         let output = child.wait_with_output().await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{limit}, {cancels}: {}", stderr(&output));
         assert_eq!(scene.text(BATCHES).await, "accepted sending", "{limit}, {cancels}");
         assert_eq!(scene.text(PASSED).await, "0", "{limit}, {cancels}");
-        the_next_run_goes_on(&scene, &entity_id).await;
+        assert_next_run_completes(&scene, &entity_id).await;
     }
 }
 
-/// Nor does a row that is set aside move it, which waits for what was handed in before.
+/// Setting a row aside does not move the cursor either: it waits for the answers that were submitted before it.
 #[sqlx::test(migrations = false)]
-async fn what_is_set_aside_moves_the_cursor_over_no_answer_that_was_not_written(pool: PgPool) {
+async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1m");
     scene.entity("e", "UTC").await;
@@ -173,8 +177,8 @@ async fn what_is_set_aside_moves_the_cursor_over_no_answer_that_was_not_written(
     scene
         .sql("update ledger.balance_snapshots set currency = case when id = 1 then 'NONE' else 'BTC' end")
         .await;
-    // The first batch is refused, and then it is seen whether the key is good, which takes its time.
-    scene.sandbox.set_rules(parsed(&["slow=2s@once:2"]));
+    // The first batch is refused. Then a slow probe checks the credential.
+    scene.sandbox.set_rules(fault_rules(&["slow=2s@once:2"]));
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let child = scene.command(&["run"]).spawn().unwrap();
@@ -185,8 +189,8 @@ async fn what_is_set_aside_moves_the_cursor_over_no_answer_that_was_not_written(
     sqlx::query(BATCH).bind("e").execute(&mut *lock).await.unwrap();
     gate.open();
     eventually("the answer waits for the lock", async || scene.text(BLOCKED).await != "0").await;
-    // By then it is known that the key is good, and the row is to be set aside.
-    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    // The probe is answered after 2 s. Then the credential is known to be good, and the row is to be set aside.
+    unrecorded_for(&scene, 2500).await;
     scene.sql(CANCEL).await;
     let output = child.wait_with_output().await.unwrap();
     lock.rollback().await.unwrap();
@@ -195,12 +199,12 @@ async fn what_is_set_aside_moves_the_cursor_over_no_answer_that_was_not_written(
     assert_eq!(scene.text(PASSED).await, "0");
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.text(BATCHES).await, "rejected accepted");
-    said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }
 
-/// The same of a backfill.
+/// The same for a backfill.
 #[sqlx::test(migrations = false)]
-async fn a_backfill_goes_on_behind_no_answer_that_was_not_written(pool: PgPool) {
+async fn unrecorded_answer_stops_the_cursor_of_a_backfill(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 2).await;
@@ -210,11 +214,12 @@ async fn a_backfill_goes_on_behind_no_answer_that_was_not_written(pool: PgPool) 
     let (child, [first, second]) = both_in_flight(&scene, &range, "e-0").await;
     second.open();
     eventually("the answer is refused", async || scene.text(REFUSED).await == "true").await;
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    first.open();
-    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
     let cursor =
         "select concat_ws(' ', cursor_id is null, finished_at is null) from elven_sync.sync_backfill_lanes";
+    let is_at_start = async || scene.text(cursor).await == "t t";
+    assert_stays("the cursor does not move", Duration::from_millis(100), is_at_start).await;
+    first.open();
+    assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
     assert_eq!(scene.text(cursor).await, "t t");
     scene.sql("drop trigger refuse on elven_sync.sync_batches").await;
     backfill_2024(&scene, 0, &[]).await;
@@ -223,7 +228,8 @@ async fn a_backfill_goes_on_behind_no_answer_that_was_not_written(pool: PgPool) 
     assert_eq!(scene.text(batches).await, "accepted 1,accepted 2");
 }
 
-/// As an earlier version may have left it: the pass is open, and its cursor has passed a batch without an answer.
+/// A state that an earlier version may have left: the pass is open, and its cursor has passed a batch without an
+/// answer.
 const REOPEN: &str = "
     update elven_sync.sync_state s
        set settled = null, pass_id = p.pass_id, target = s.settled, cursor_xid = p.last_xid, cursor_id = p.last_id
@@ -232,7 +238,7 @@ const REOPEN: &str = "
     update elven_sync.sync_batches set status = 'sending' where batch_id = (select min(batch_id) from elven_sync.sync_batches)";
 
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_the_cursor_has_passed_without_an_answer_is_sent_again(pool: PgPool) {
+async fn unanswered_batch_before_the_cursor_is_sent_again(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 3).await;
@@ -246,12 +252,12 @@ async fn a_batch_that_the_cursor_has_passed_without_an_answer_is_sent_again(pool
     let batches = "select string_agg(concat_ws(' ', status, attempts, ambiguous), ',' order by batch_id)
                      from elven_sync.sync_batches";
     assert_eq!(scene.text(batches).await, "accepted 2 t,accepted 1 f,accepted 1 f,accepted 1 f");
-    said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }
 
-/// Another row of its key was read behind it, and has arrived: the older one does not come behind that.
+/// Another row of the same key was read later and was accepted. The older row is not sent after it.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_was_passed_does_not_come_behind_a_newer_row(pool: PgPool) {
+async fn unanswered_batch_before_the_cursor_never_overwrites_newer_row(pool: PgPool) {
     let scene = scene(pool).await;
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 1).await;
@@ -260,23 +266,23 @@ async fn a_batch_that_was_passed_does_not_come_behind_a_newer_row(pool: PgPool) 
     scene.run().await;
     assert_eq!(scene.balances().len(), 2);
     scene.sql(REOPEN).await;
-    let refused = said(&scene, 1, &["run"]).await;
+    let refused = output_of(&scene, 1, &["run"]).await;
     assert!(refused.contains("no answer to batch 1 is recorded"), "{refused}");
     assert_eq!(scene.balances().len(), 2, "nothing is sent");
-    said(&scene, 0, &["entity", "rewind", "e", "--yes"]).await;
+    output_of(&scene, 0, &["entity", "rewind", "e", "--yes"]).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let balances: Vec<String> = scene.balances().into_iter().skip(2).map(|(_, balance)| balance).collect();
     assert_eq!(balances, ["0", "7"]);
 }
 
-/// Parts of a batch that was taken apart, too.
+/// The same for the parts of a bisected batch.
 #[sqlx::test(migrations = false)]
-async fn parts_of_a_batch_that_was_passed_are_sent_again(pool: PgPool) {
+async fn unanswered_parts_before_the_cursor_are_sent_again(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 4).await;
-    scene.sandbox.set_rules(parsed(&["reject:account=e-1"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:account=e-1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     scene.sql(REOPEN).await;
     scene.sql("update elven_sync.sync_batches set status = 'split' where batch_id = (select min(batch_id) from elven_sync.sync_batches);
@@ -286,5 +292,5 @@ async fn parts_of_a_batch_that_was_passed_are_sent_again(pool: PgPool) {
     let accounts: Vec<String> =
         scene.balances().into_iter().skip(before).map(|(account, _)| account).collect();
     assert_eq!(accounts, ["e-0"]);
-    said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }

@@ -1,4 +1,4 @@
-//! `verify`: whatever was done to the journal or round it is found, and what people and workers do is not.
+//! `verify`: any change to the journal or around it is found, and the normal work of people and workers is not.
 
 mod no_false_alarms;
 mod repairs;
@@ -10,7 +10,7 @@ use elven_sync::audit::{self, EntityProof};
 
 use crate::support::TestEnv;
 
-/// What is found out about the entities of a scene.
+/// Verifies the entities of an environment.
 pub async fn proof(scene: &TestEnv, deep: bool) -> Vec<EntityProof> {
     let database = scene.database(4).await;
     let proof = audit::verify(&scene.settings(&[]), &database, &[], deep).await.unwrap();
@@ -18,15 +18,15 @@ pub async fn proof(scene: &TestEnv, deep: bool) -> Vec<EntityProof> {
     proof
 }
 
-/// The kinds of findings, and what they say.
+/// Returns the kinds of findings, and their texts.
 pub fn findings(proof: &[EntityProof]) -> (BTreeSet<&'static str>, String) {
     let findings = proof.iter().flat_map(|entity| &entity.findings);
     let said: Vec<String> = findings.clone().map(|finding| format!("{finding:?}")).collect();
     (findings.map(|finding| finding.what).collect(), said.join("\n"))
 }
 
-/// Everything holds, all bodies included; returns how many rows are proven and how many wait.
-pub async fn holds(scene: &TestEnv) -> (usize, i64) {
+/// Asserts that there is no finding, including all bodies. Returns the number of proven and of pending rows.
+pub async fn assert_verified(scene: &TestEnv) -> (usize, i64) {
     let proof = proof(scene, true).await;
     let (found, said) = findings(&proof);
     assert!(found.is_empty(), "{said}");

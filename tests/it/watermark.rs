@@ -1,4 +1,4 @@
-//! The watermark's traps, each one done to a real PostgreSQL.
+//! The traps of a watermark, each tested with a real PostgreSQL.
 
 use elven_sync::journal::RunStatus;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
@@ -37,7 +37,7 @@ async fn a_row_that_commits_late_arrives_in_the_next_run(pool: PgPool) {
     insert(&mut quick, 2).await;
     scene.run().await;
     assert_eq!(accounts(&scene), ["2"], "what has not committed is not sent");
-    // More news behind it, so that a watermark of any single number has passed the slow row.
+    // More rows are written after it, so that a watermark of any single number has passed the slow row.
     insert(&mut quick, 3).await;
     scene.run().await;
     slow.execute("commit").await.unwrap();
@@ -50,7 +50,7 @@ async fn a_row_that_commits_late_arrives_in_the_next_run(pool: PgPool) {
 async fn a_row_written_inside_a_savepoint_arrives(pool: PgPool) {
     let scene = scene_with_acme(pool).await;
     let (mut slow, mut quick) = (session(&scene).await, session(&scene).await);
-    // The row's xmin is the subtransaction's id, which no snapshot lists.
+    // The xmin of the row is the id of the subtransaction, which no snapshot lists.
     slow.execute("begin; select pg_current_xact_id(); savepoint s").await.unwrap();
     insert(&mut slow, 1).await;
     slow.execute("release savepoint s").await.unwrap();
@@ -89,8 +89,8 @@ async fn a_row_that_was_rolled_back_is_never_sent(pool: PgPool) {
     assert_eq!(accounts(&scene), ["2"]);
 }
 
-/// A partitioned ledger cannot have a unique id. Rows that tie in `(change_xid, id)` straddle every page
-/// boundary here: pages hold 4 rows, a batch 1, and ties have 5.
+/// A partitioned ledger cannot have a unique id. Here rows that tie in `(change_xid, id)` cross every page boundary:
+/// pages hold 4 rows, a batch 1, and ties have 5.
 #[sqlx::test(migrations = false)]
 async fn a_page_never_ends_inside_a_tie(pool: PgPool) {
     let mut scene = scene_with_acme(pool).await;
@@ -107,7 +107,7 @@ async fn a_page_never_ends_inside_a_tie(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     assert_eq!(scene.run().await.counters.rows_uploaded, 60);
     assert_eq!(scene.received().len(), 60);
-    // A tie that no batch can hold is refused, not cut.
+    // A tie that no batch can hold is refused, not split.
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
     scene.sql("update ledger.parts set balance = 0, change_xid = pg_current_xact_id()").await;
     let report = scene.run().await;
@@ -115,9 +115,9 @@ async fn a_page_never_ends_inside_a_tie(pool: PgPool) {
     assert!(report.entities[0].failure().unwrap().contains("share one change_xid and id"));
 }
 
-/// Each way round a column default, which would land a row behind the watermark.
+/// Each way to bypass a column default, which would put a row behind the watermark.
 #[sqlx::test(migrations = false)]
-async fn change_xid_is_the_writers_transaction_whatever_the_writer_says(pool: PgPool) {
+async fn change_xid_is_always_the_id_of_the_writing_transaction(pool: PgPool) {
     let scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;
@@ -153,10 +153,10 @@ async fn change_xid_is_the_writers_transaction_whatever_the_writer_says(pool: Pg
     assert_eq!(scene.sandbox.records_accepted(), before + 1, "copy of the column");
 }
 
-/// Taking the column away and adding it again gives all rows the id of the ALTER. It is another column, so that the
-/// watermark is refused; sent again after a rewind, no row hides behind the old one.
+/// Dropping the column and adding it again gives all rows the id of the ALTER. It is a new column, so the watermark
+/// is refused. After a rewind all rows are sent again, and no row hides behind the old watermark.
 #[sqlx::test(migrations = false)]
-async fn rows_written_while_the_column_was_gone_arrive(pool: PgPool) {
+async fn rows_written_without_the_change_xid_column_arrive(pool: PgPool) {
     let scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;
@@ -180,10 +180,10 @@ async fn rows_written_while_the_column_was_gone_arrive(pool: PgPool) {
     assert_eq!(accounts(&scene), ["1", "1", "2"]);
 }
 
-/// A restore takes ledger and watermark back together, since they live in one database: what was lost
-/// with the tail and is entered again arrives.
+/// A restore resets ledger and watermark together, since they live in one database. Rows that were lost and are
+/// entered again are sent.
 #[sqlx::test(migrations = false)]
-async fn a_restore_takes_ledger_and_watermark_back_together(pool: PgPool) {
+async fn restore_resets_ledger_and_watermark_together(pool: PgPool) {
     let mut scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;
@@ -199,7 +199,7 @@ async fn a_restore_takes_ledger_and_watermark_back_together(pool: PgPool) {
         .execute(sqlx::AssertSqlSafe(format!("create database \"{restored}\" template \"{database}\"")))
         .await
         .unwrap();
-    // The original goes on for a while: this tail is lost.
+    // The original server continues for a while: this tail is lost.
     let mut lost = PgConnection::connect(&scene.url).await.unwrap();
     insert(&mut lost, 2).await;
     scene.run().await;
@@ -215,7 +215,7 @@ async fn a_restore_takes_ledger_and_watermark_back_together(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_watermark_that_does_not_fit_is_refused(pool: PgPool) {
+async fn mismatched_watermark_is_refused(pool: PgPool) {
     let mut scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;
@@ -237,7 +237,7 @@ async fn a_watermark_that_does_not_fit_is_refused(pool: PgPool) {
         scene.sql("update elven_sync.sync_state s set settled = b.settled, ledger_table = b.ledger_table,
                           system_identifier = b.system_identifier from before b").await;
     }
-    // One entity that is refused is no reason for another.
+    // A refused entity does not affect another one.
     scene.entity("beta", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('beta', 'b', 'BTC', '2024-01-01Z', 1);
@@ -246,7 +246,7 @@ async fn a_watermark_that_does_not_fit_is_refused(pool: PgPool) {
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     scene.sql("update elven_sync.sync_state s set system_identifier = b.system_identifier from before b where s.entity_id = 'acme'").await;
     assert!(accounts(&scene).contains(&"b".to_owned()));
-    // Stamped anew, the row is good again; the lane's error is resolved by its success.
+    // After a new stamp the row is valid, and the next success resolves the error of the lane.
     scene.sql("update ledger.balance_snapshots set balance = balance").await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(
@@ -260,7 +260,7 @@ async fn a_watermark_that_does_not_fit_is_refused(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn row_level_security_does_not_filter_in_silence(pool: PgPool) {
+async fn row_level_security_that_hides_rows_is_an_error(pool: PgPool) {
     let mut scene = scene_with_acme(pool).await;
     let mut writer = session(&scene).await;
     insert(&mut writer, 1).await;

@@ -3,39 +3,23 @@
 use std::time::Duration;
 
 use elven_sync::sandbox::{Fault, Gate};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use sqlx::PgPool;
-use tokio::process::Child;
 
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, stderr, stdout, until_it_says};
-
-/// Three batches of two rows.
-pub async fn scene_with_three_batches(pool: PgPool) -> TestEnv {
-    let mut scene = TestEnv::new(pool).await;
-    scene.entity("acme", "UTC").await;
-    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
-               select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 6) n").await;
-    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
-    // One after the other, so that it is known which of them a crash meets.
-    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
-    scene
-}
-
-pub fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
-}
+use crate::support::{
+    TestEnv, assert_stays, eventually, fault_rules, scene_with_three_batches, signal, stderr, stdout,
+    wait_for_log,
+};
 
 #[sqlx::test(migrations = false)]
-async fn a_killed_run_is_marked_and_only_the_batch_in_flight_is_sent_twice(pool: PgPool) {
+async fn killed_run_is_marked_and_resends_only_batch_in_flight(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     let (mut child, gate) = scene.held_run().await;
     signal(&child, Signal::SIGKILL);
     child.wait().await.unwrap();
     gate.open();
     assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_runs").await, "running");
-    // The ledger goes on meanwhile: the interrupted pass is finished, then a new one is made.
+    // New rows are written in the meantime: the interrupted pass is finished, then a new one is opened.
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a7', 'BTC', '2024-01-01Z', 7)").await;
     let report = scene.run().await;
@@ -52,9 +36,10 @@ async fn a_killed_run_is_marked_and_only_the_batch_in_flight_is_sent_twice(pool:
     assert_eq!(accounts, ["a1", "a2", "a1", "a2", "a3", "a4", "a5", "a6", "a7"]);
 }
 
-/// Rows that change before an unknown batch is sent again belong to a later pass; its interval shrinks.
+/// Rows that change before a batch of unknown outcome is sent again belong to a later pass. The interval of the batch
+/// shrinks.
 #[sqlx::test(migrations = false)]
-async fn rows_that_changed_before_the_repeat_are_not_lost(pool: PgPool) {
+async fn rows_changed_before_a_batch_is_resent_are_not_lost(pool: PgPool) {
     for change in [
         "update ledger.balance_snapshots set balance = 100 where id <= 2",
         "update ledger.balance_snapshots set balance = 100 where id = 1",
@@ -81,15 +66,15 @@ async fn rows_that_changed_before_the_repeat_are_not_lost(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
+async fn signal_stops_a_run_after_batches_in_flight(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
-    // A lease so long that the next run could not wait for it: it has to be released.
+    // The lease is too long for the next run to wait for, so the worker has to release it.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
     for (name, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
         let (mut child, gate) = scene.held_run().await;
         signal(&child, name);
         // The signal has to be noticed before the answer comes.
-        until_it_says(&mut child, "stopping after").await;
+        wait_for_log(&mut child, "stopping after").await;
         gate.open();
         assert_eq!(child.wait().await.unwrap().code(), Some(code));
     }
@@ -104,7 +89,7 @@ async fn a_signal_stops_after_what_is_in_flight(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_entity_is_left_to_the_worker_that_keeps_renewing(pool: PgPool) {
+async fn entity_with_a_renewed_lease_is_not_taken_over(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     let (child, gate) = scene.held_run().await;
     let report = scene.run().await;
@@ -119,7 +104,7 @@ async fn an_entity_is_left_to_the_worker_that_keeps_renewing(pool: PgPool) {
     );
 }
 
-/// A worker that was stopped, lost its lease and comes back can move nothing.
+/// A worker that was frozen, lost its lease and is thawed moves nothing.
 #[sqlx::test(migrations = false)]
 async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
@@ -136,28 +121,28 @@ async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     assert_eq!(scene.text(state).await, before);
 }
 
-/// A worker that dies after it has closed a pass leaves nothing to do, and its lease: the next one, which
-/// finds the entity idle, says that it is well.
+/// A worker dies after it has closed a pass and before it records the success. The next worker finds the entity idle
+/// and records it.
 #[sqlx::test(migrations = false)]
-async fn an_entity_that_a_dead_worker_brought_up_to_date_is_well(pool: PgPool) {
+async fn entity_finished_by_a_dead_worker_is_reported_ok(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.sandbox.inject(Fault::Answer { status: 429, body: String::new(), headers: Vec::new() });
     scene.run().await;
     assert_eq!(scene.text("select status from elven_sync.sync_health").await, "failing");
-    // Holds the worker where it says that all is well, until it is killed there.
+    // Holds the worker where it records the success, until it is killed there.
     scene.sql("create function die() returns trigger language plpgsql as $$ begin perform pg_sleep(60); return new; end $$;
                create trigger die before update of last_success_at on elven_sync.sync_state
                    for each row when (old.last_error is not null) execute function die()").await;
     let mut child = scene.command(&["run"]).spawn().unwrap();
     let sleeping = "select count(*)::text from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
-    crate::support::eventually("the worker is held", async || scene.text(sleeping).await == "1").await;
+    eventually("the worker is held", async || scene.text(sleeping).await == "1").await;
     signal(&child, Signal::SIGKILL);
     child.wait().await.unwrap();
     scene.sql("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database();
                drop trigger die on elven_sync.sync_state").await;
     let expired = "select (lease_expires_at < clock_timestamp())::text from elven_sync.sync_state";
-    crate::support::eventually("the lease runs out", async || scene.text(expired).await == "true").await;
+    eventually("the lease runs out", async || scene.text(expired).await == "true").await;
     scene.run().await;
     assert_eq!(
         scene
@@ -167,7 +152,7 @@ async fn an_entity_that_a_dead_worker_brought_up_to_date_is_well(pool: PgPool) {
     );
 }
 
-/// Rows of an entity, each a batch of its own.
+/// Adds an entity with rows, each of which is its own batch.
 async fn add_rows(scene: &TestEnv, entity_id: &str, rows: i32) {
     scene.entity(entity_id, "UTC").await;
     sqlx::query(
@@ -181,7 +166,7 @@ async fn add_rows(scene: &TestEnv, entity_id: &str, rows: i32) {
     .unwrap();
 }
 
-/// With one entity at a time, the huge one first: it makes room for the small ones, and is finished all the same.
+/// With one entity at a time and the huge one first: it yields to the small ones, and is still finished.
 #[sqlx::test(migrations = false)]
 async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -196,7 +181,7 @@ async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
     ] {
         scene.set(name, value);
     }
-    scene.sandbox.set_rules(parsed(&["slow=10ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=10ms"]));
     let report = scene.run().await;
     assert_eq!((report.counters.rows_uploaded, report.counters.retries), (152, 0));
     let arrived: Vec<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
@@ -208,7 +193,7 @@ async fn one_huge_entity_does_not_starve_others(pool: PgPool) {
     assert!(sqlx::query_scalar::<_, bool>(leases).fetch_one(&scene.pool).await.unwrap());
 }
 
-/// An API that takes as long as it likes has twice as many requests to answer at once.
+/// Two workers have twice as many requests in flight as one.
 #[sqlx::test(migrations = false)]
 async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -229,7 +214,7 @@ async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
     let workers = [scene.command(&["run"]).spawn().unwrap(), scene.command(&["run"]).spawn().unwrap()];
     for gate in &gates {
         let reached = tokio::time::timeout(Duration::from_secs(20), gate.reached()).await;
-        assert!(reached.is_ok(), "one worker has two requests under way, two have four");
+        assert!(reached.is_ok(), "one worker has two requests in flight, two workers have four");
     }
     gates.iter().for_each(Gate::open);
     for worker in workers {
@@ -247,9 +232,9 @@ async fn two_workers_share_the_entities_and_send_no_record_twice(pool: PgPool) {
     assert_eq!(scene.text(share).await, "succeeded,succeeded 40 true");
 }
 
-/// Somebody has an entity's row locked, as in a psql that was left open: that ends no other lane.
+/// A locked row of an entity, as in a psql session that was left open, stops no other lane.
 #[sqlx::test(migrations = false)]
-async fn a_row_that_somebody_has_locked_ends_no_other_lane(pool: PgPool) {
+async fn locked_state_row_stops_no_other_lane(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "3s");
     add_rows(&scene, "beta", 1).await;
@@ -264,29 +249,29 @@ async fn a_row_that_somebody_has_locked_ends_no_other_lane(pool: PgPool) {
     let mut lock = scene.pool.begin().await.unwrap();
     let beta = "select from elven_sync.sync_state where entity_id = 'beta' for update";
     sqlx::query(beta).execute(&mut *lock).await.unwrap();
-    // Longer than a heartbeat waits for anything.
-    tokio::time::sleep(Duration::from_secs(5)).await;
     let lease = "select (lease_expires_at > clock_timestamp())::text from elven_sync.sync_state where entity_id = 'acme'";
-    assert_eq!(scene.text(lease).await, "true");
+    // Longer than a heartbeat waits for a lock.
+    let is_renewed = async || scene.text(lease).await == "true";
+    assert_stays("the lease of acme is renewed", Duration::from_secs(5), is_renewed).await;
     gates.iter().for_each(Gate::open);
     let acme = "select concat_ws(' ', rows_uploaded, settled is not null) from elven_sync.sync_state where entity_id = 'acme'";
-    crate::support::eventually("acme is through", async || scene.text(acme).await == "6 t").await;
+    eventually("acme is finished", async || scene.text(acme).await == "6 t").await;
     lock.rollback().await.unwrap();
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(scene.received().len(), 7, "each row once");
 }
 
-/// What another worker found out meanwhile is not taken back by a look that is older.
+/// An older probe does not clear a failure that another worker has recorded since.
 #[sqlx::test(migrations = false)]
-async fn an_old_look_does_not_take_back_a_newer_failure(pool: PgPool) {
+async fn outdated_probe_does_not_clear_a_newer_failure(pool: PgPool) {
     let scene = scene_with_three_batches(pool).await;
     scene.entity("beta", "UTC").await;
-    // Finds beta idle, and then works on acme for long.
+    // The run finds beta idle, and then works on acme for a long time.
     let (child, gate) = scene.held_run().await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('beta', 'b', 'BTC', '2024-01-01Z', 1)").await;
-    scene.sandbox.set_rules(parsed(&["revoked"]));
+    scene.sandbox.set_rules(fault_rules(&["revoked"]));
     let other = scene.output(&["run", "--entity", "beta"]).await;
     assert_eq!(other.status.code(), Some(1), "{}", stderr(&other));
     scene.sandbox.set_rules(Vec::new());
@@ -296,9 +281,9 @@ async fn an_old_look_does_not_take_back_a_newer_failure(pool: PgPool) {
     assert_eq!(scene.text(health).await, "failing 1 1");
 }
 
-/// A lane that breaks gives its entity to others, however long the other lanes of its worker take.
+/// A failed lane releases its entity at once, however long the other lanes of its worker take.
 #[sqlx::test(migrations = false)]
-async fn a_lane_that_broke_gives_its_entity_to_others(pool: PgPool) {
+async fn failed_lane_releases_its_entity_for_other_workers(pool: PgPool) {
     let mut scene = scene_with_three_batches(pool).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1m");
     add_rows(&scene, "beta", 1).await;
@@ -308,12 +293,12 @@ async fn a_lane_that_broke_gives_its_entity_to_others(pool: PgPool) {
     let (child, gate) = scene.held_run().await;
     let free = "select coalesce(bool_and(lease_epoch > 0 and lease_owner is null), false)::text
                   from elven_sync.sync_state where entity_id = 'beta'";
-    crate::support::eventually("beta was given back", async || scene.text(free).await == "true").await;
+    eventually("beta was given back", async || scene.text(free).await == "true").await;
     scene.sql("drop trigger broken on elven_sync.sync_batches").await;
     let other = scene.output(&["run", "--entity", "beta"]).await;
     assert_eq!(other.status.code(), Some(0), "{}", stderr(&other));
     gate.open();
-    // That something is broken is said in the end.
+    // The failure is reported at the end.
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
     assert_eq!(scene.received().len(), 7, "each row once");
 }

@@ -1,11 +1,11 @@
-//! Time zone rules: which ones are used, what a change of them means, and what the database server makes of the same
+//! Time zone rules: which ones are used, the effect of a change, and the rules of the database server for the same
 //! instants. The folders of `tests/data/zoneinfo` have made-up rules that no machine has.
 
 use sqlx::{AssertSqlSafe, PgPool};
 
 use elven_sync::sandbox::Fault;
 
-use crate::support::{TestEnv, said, stderr, stdout};
+use crate::support::{TestEnv, output_of, stderr, stdout};
 use crate::verify::{findings, proof};
 
 const ZONEINFO: &str = "ELVEN_SYNC_TIME__ZONEINFO";
@@ -14,7 +14,7 @@ fn compiled(name: &str) -> String {
     format!("{}/tests/data/zoneinfo/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Registers an entity with a row for each instant, named like its zone.
+/// Registers an entity with a row for each instant. Its id is its zone.
 async fn add(scene: &TestEnv, zone: &str, instants: &[&str]) {
     for instant in instants {
         sqlx::query(
@@ -29,17 +29,17 @@ async fn add(scene: &TestEnv, zone: &str, instants: &[&str]) {
     }
 }
 
-/// What was received, without the balance.
+/// Returns the received records without the balances.
 fn times(scene: &TestEnv) -> Vec<String> {
     scene.received().into_iter().map(|r| r.replace(" BTC ", " ").trim_end_matches(" 1").to_owned()).collect()
 }
 
 async fn run(scene: &TestEnv) -> String {
-    said(scene, 0, &["run"]).await
+    output_of(scene, 0, &["run"]).await
 }
 
 #[sqlx::test(migrations = false)]
-async fn rows_of_2026_are_sent_by_the_rules_of_2026(pool: PgPool) {
+async fn rows_of_2026_use_the_zone_rules_of_2026(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, "bundled");
     scene.set("TZDIR", &compiled("newer"));
@@ -67,7 +67,7 @@ async fn rows_of_2026_are_sent_by_the_rules_of_2026(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn the_newest_rules_that_the_machine_has_are_used(pool: PgPool) {
+async fn newest_zone_rules_of_the_machine_are_used(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     for zone in ["Europe/Zurich", "Asia/Tokyo"] {
         scene.entity(zone, zone).await;
@@ -75,12 +75,12 @@ async fn the_newest_rules_that_the_machine_has_are_used(pool: PgPool) {
     // A zone that only the newer rules have can be registered under them, and is refused elsewhere.
     let newer = compiled("newer");
     assert!(
-        said(&scene, 1, &["entity", "add", "isle", "--timezone", "Europe/Atlantis"])
+        output_of(&scene, 1, &["entity", "add", "isle", "--timezone", "Europe/Atlantis"])
             .await
             .contains("not an IANA")
     );
     scene.set("TZDIR", &newer);
-    said(&scene, 0, &["entity", "add", "Europe/Atlantis", "--timezone", "Europe/Atlantis"]).await;
+    output_of(&scene, 0, &["entity", "add", "Europe/Atlantis", "--timezone", "Europe/Atlantis"]).await;
     for zone in ["Europe/Zurich", "Asia/Tokyo", "Europe/Atlantis"] {
         add(&scene, zone, &["2026-12-01T12:00:00Z"]).await;
     }
@@ -102,7 +102,7 @@ async fn the_newest_rules_that_the_machine_has_are_used(pool: PgPool) {
         format!("Asia/Tokyo 2026f bundled,Europe/Atlantis 2099a {newer},Europe/Zurich 2099a {newer}")
     );
     assert_eq!(scene.text("select tzdata from elven_sync.sync_runs").await, format!("2099a {newer}"));
-    // Older ones are used only when that is said.
+    // Older rules are used only on request.
     scene.set("TZDIR", &compiled("older"));
     scene.set(ZONEINFO, &compiled("older"));
     add(&scene, "Europe/Zurich", &["2027-12-01T12:00:00Z"]).await;
@@ -118,7 +118,7 @@ async fn the_newest_rules_that_the_machine_has_are_used(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_change_of_the_rules_is_reported_once_with_the_rows_and_the_backfill(pool: PgPool) {
+async fn zone_rule_change_is_reported_once_with_rows_and_backfill(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
@@ -131,7 +131,7 @@ async fn a_change_of_the_rules_is_reported_once_with_the_rows_and_the_backfill(p
     assert!(!run(&scene).await.contains("wall-clock time"));
     assert!(times(&scene).contains(&"Europe/Zurich 2026-12-01 13:00:00".to_owned()));
 
-    // Rows that come now are sent right, and do not count.
+    // New rows are sent with the right times, and do not count.
     scene.set(ZONEINFO, &compiled("newer"));
     add(&scene, "Europe/Zurich", &["2026-12-03T12:00:00Z"]).await;
     let output = scene.output(&["run"]).await;
@@ -154,10 +154,10 @@ async fn a_change_of_the_rules_is_reported_once_with_the_rows_and_the_backfill(p
     let again = run(&scene).await;
     assert!(!again.contains("wall-clock time"), "{again}");
 
-    // What was said can be pasted, and sends the present times.
+    // The reported command can be pasted, and sends the present times.
     let words: Vec<String> =
         backfill.split_whitespace().skip(1).map(|word| word.trim_matches('\'').to_owned()).collect();
-    said(&scene, 0, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    output_of(&scene, 0, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let received = times(&scene);
     for time in ["2026-12-01 14:00:00", "2026-12-02 14:00:00", "2026-12-03 14:00:00"] {
         assert!(received.contains(&format!("Europe/Zurich {time}")), "{time} in {received:?}");
@@ -165,16 +165,16 @@ async fn a_change_of_the_rules_is_reported_once_with_the_rows_and_the_backfill(p
     assert_eq!(received.len(), 11, "two rows were sent again");
 }
 
-/// Earlier versions recorded only the version of the rules of a run, and had those of 2025b.
+/// Earlier versions recorded only the version of the rules of a run, and used those of 2025b.
 #[sqlx::test(migrations = false)]
-async fn uploads_of_a_version_that_recorded_no_rules_are_compared_with_its_rules(pool: PgPool) {
+async fn uploads_without_recorded_zone_rules_use_their_versions_rules(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, "bundled");
     for zone in ["America/Vancouver", "Europe/Zurich"] {
         scene.entity(zone, zone).await;
         add(&scene, zone, &["2026-07-01T12:00:00Z", "2026-11-29T12:00:00Z", "2100-07-01T12:00:00Z"]).await;
     }
-    // One that has uploaded nothing has nothing to be told of.
+    // For an entity without uploads nothing is reported.
     scene.entity("America/Winnipeg", "America/Winnipeg").await;
     run(&scene).await;
     let forget = "update elven_sync.sync_runs set tzdata = '2025b'; update elven_sync.sync_batches set zone_rules = null;
@@ -188,12 +188,12 @@ async fn uploads_of_a_version_that_recorded_no_rules_are_compared_with_its_rules
         "{text}"
     );
     assert!(!run(&scene).await.contains("note: entity"));
-    // Each entity is compared with its own last run, and not with that of the installation.
+    // Each entity is compared with its own last run, not with the last run of the installation.
     scene.sql(forget).await;
     let only = ["run", "--entity", "Europe/Zurich"];
-    assert!(said(&scene, 0, &only).await.contains("note: entity `Europe/Zurich`"));
+    assert!(output_of(&scene, 0, &only).await.contains("note: entity `Europe/Zurich`"));
     assert!(run(&scene).await.contains("note: entity `America/Vancouver`"));
-    // Rules that are not known: that is said, too.
+    // Unknown rules are reported, too.
     scene.sql(forget).await;
     scene.sql("update elven_sync.sync_runs set tzdata = '2011k'").await;
     let text = run(&scene).await;
@@ -201,13 +201,14 @@ async fn uploads_of_a_version_that_recorded_no_rules_are_compared_with_its_rules
     assert!(!run(&scene).await.contains("note: entity"));
 }
 
-/// What is in an open pass was uploaded as well; what `--from-now` has skipped was not.
+/// Rows of an open pass were uploaded as well. Rows that `--from-now` skipped were not.
 #[sqlx::test(migrations = false)]
-async fn rows_that_were_never_uploaded_do_not_count(pool: PgPool) {
+async fn zone_rule_change_ignores_rows_never_uploaded(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     add(&scene, "Europe/Zurich", &["2026-12-01T12:00:00Z"; 3]).await;
-    said(&scene, 0, &["entity", "add", "Europe/Zurich", "--timezone", "Europe/Zurich", "--from-now"]).await;
+    output_of(&scene, 0, &["entity", "add", "Europe/Zurich", "--timezone", "Europe/Zurich", "--from-now"])
+        .await;
     add(&scene, "Europe/Zurich", &["2026-12-02T12:00:00Z"]).await;
     run(&scene).await;
     scene.set(ZONEINFO, &compiled("newer"));
@@ -216,13 +217,13 @@ async fn rows_that_were_never_uploaded_do_not_count(pool: PgPool) {
         text.contains("1 uploaded row captured from 2026-12-02T12:00:00Z to 2026-12-02T12:00:00Z"),
         "{text}"
     );
-    // Another zone is no change of rules: the command that changes it says what that means.
+    // Another zone is no change of rules. The command that changes the zone reports its effect.
     scene.sql("update elven_sync.entities set timezone = 'America/Vancouver'").await;
     assert!(!run(&scene).await.contains(" captured from "));
 }
 
 #[sqlx::test(migrations = false)]
-async fn other_rules_of_the_database_server_are_reported_once_per_change(pool: PgPool) {
+async fn different_server_zone_rules_are_reported_once_per_change(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "Europe/Zurich").await;
     scene.entity("tokyo", "Asia/Tokyo").await;
@@ -251,11 +252,11 @@ async fn other_rules_of_the_database_server_are_reported_once_per_change(pool: P
         "{text}"
     );
     assert!(!text.contains("note: time zone Europe/Zurich"), "{text}");
-    // A run of one entity says nothing of the others, and forgets nothing of them.
-    assert!(!said(&scene, 0, &["run", "--entity", "tokyo"]).await.contains("database server"));
+    // A run of one entity reports nothing of other entities, and keeps their records.
+    assert!(!output_of(&scene, 0, &["run", "--entity", "tokyo"]).await.contains("database server"));
     assert!(!run(&scene).await.contains("database server"));
     assert_eq!(scene.text(fact).await, "Europe/Atlantis 2099a,Europe/Zurich 2099a");
-    // Once they agree that is noted, and the next difference is reported again.
+    // Once the rules agree, that is recorded, and the next difference is reported again.
     scene.sql("delete from elven_sync.entities where entity_id = 'isle'").await;
     scene.set(ZONEINFO, &older);
     assert!(!run(&scene).await.contains("note: time zone"));
@@ -263,9 +264,9 @@ async fn other_rules_of_the_database_server_are_reported_once_per_change(pool: P
     assert!(run(&scene).await.contains(&format!("note: time zone Europe/Zurich: {differs}")));
 }
 
-/// The instants that a `timestamp` names are made by the server.
+/// The server computes the instants of `timestamp` values.
 #[sqlx::test(migrations = false)]
-async fn other_rules_for_a_ledger_without_instants_are_reported(pool: PgPool) {
+async fn different_server_zone_rules_are_reported_for_local_times(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.sql("create table ledger.local (id bigint primary key, entity_id text not null, entity_account_id text not null,
                    currency text not null, captured_at timestamp not null, balance numeric not null,
@@ -285,14 +286,14 @@ async fn other_rules_for_a_ledger_without_instants_are_reported(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_is_made_again_by_other_rules_says_so(pool: PgPool) {
+async fn batch_rebuilt_with_other_zone_rules_is_reported(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set(ZONEINFO, &compiled("older"));
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
     add(&scene, "Europe/Zurich", &["2026-12-01T12:00:00Z"]).await;
     scene.sandbox.inject(Fault::CutAfterWrite);
-    said(&scene, 1, &["run"]).await;
+    output_of(&scene, 1, &["run"]).await;
     assert_eq!(times(&scene), ["Europe/Zurich 2026-12-01 13:00:00"]);
     scene.set(ZONEINFO, &compiled("newer"));
     let output = scene.output(&["run"]).await;
@@ -307,9 +308,9 @@ async fn a_batch_that_is_made_again_by_other_rules_says_so(pool: PgPool) {
     assert_eq!(rules, "2099a accepted 2", "the rules are those of the body that was accepted");
 }
 
-/// Bodies are made again by the rules that they were made with, whatever rules are in use.
+/// Bodies are rebuilt with the rules that they were made with, whatever rules are in use.
 #[sqlx::test(migrations = false)]
-async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
+async fn bodies_of_earlier_zone_rules_are_proven(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("Europe/Zurich", "Europe/Zurich").await;
     for (number, rules) in ["older", "newer", "bundled"].into_iter().enumerate() {
@@ -319,7 +320,7 @@ async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
     }
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.holds(), entity.bodies_proven), (true, 3), "{entity:?}");
-    // A version from before rules were recorded had those of 2025b, and so has this row.
+    // A version from before rules were recorded used those of 2025b, and so does this row.
     scene
         .sql(
             "update elven_sync.sync_batches set zone_rules = null where batch_id = 3;
@@ -327,7 +328,7 @@ async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
         )
         .await;
     assert_eq!(proof(&scene, true).await.remove(0).bodies_proven, 3);
-    // With the rules at hand another hash is no matter of rules.
+    // With the recorded rules available, another hash is not caused by rules.
     for batch in 1..=3 {
         let tamper = format!("update elven_sync.sync_batches set body_sha256 = 'x' where batch_id = {batch}");
         sqlx::raw_sql(AssertSqlSafe(tamper)).execute(&scene.pool).await.unwrap();
@@ -337,15 +338,15 @@ async fn bodies_of_earlier_rules_are_proven(pool: PgPool) {
             "{batch}: {text}"
         );
     }
-    // Without them nothing can be said.
+    // Without them the cause is unknown.
     scene.sql("truncate elven_sync.sync_zone_rules").await;
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.bodies_proven, entity.bodies_not_provable), (0, 2), "{entity:?}");
 }
 
-/// What only informs must not keep rows from being sent.
+/// Information must not prevent rows from being sent.
 #[sqlx::test(migrations = false)]
-async fn a_run_goes_on_without_the_tables_of_the_rules(pool: PgPool) {
+async fn run_continues_without_the_zone_rule_tables(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add(&scene, "acme", &["2026-12-01T12:00:00Z"]).await;
@@ -357,14 +358,14 @@ async fn a_run_goes_on_without_the_tables_of_the_rules(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_folder_that_cannot_be_used_is_refused(pool: PgPool) {
+async fn unusable_zone_rule_folder_is_refused(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     for folder in ["/nonexistent", env!("CARGO_MANIFEST_DIR")] {
         scene.set(ZONEINFO, &format!("{folder}/src"));
-        let text = said(&scene, 1, &["run"]).await;
+        let text = output_of(&scene, 1, &["run"]).await;
         assert!(text.contains("[time] zoneinfo") && text.contains("hint: leave it out"), "{text}");
     }
-    // An empty setting is none.
+    // An empty setting is no setting.
     scene.set(ZONEINFO, "");
     scene.entity("acme", "UTC").await;
     run(&scene).await;

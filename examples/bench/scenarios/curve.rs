@@ -1,4 +1,4 @@
-//! How the cost grows: linear in rows, flat in the rows that are there already, bounded in entities.
+//! The growth of the cost: linear in new rows, constant in existing rows, bounded in entities.
 
 use super::Run;
 use super::memory::LARGE_ROWS;
@@ -10,10 +10,10 @@ use crate::report::median;
 const NAME: &str = "curve";
 const NEW_ROWS: u32 = 1000;
 const MANY_ENTITIES: u32 = 1000;
-/// What a run over new rows may take behind the most old rows, of what it takes behind the fewest. Flat is
+/// Maximum time of a run over new rows behind the most old rows, relative to the fewest old rows. A constant cost is
 /// 1; the rest is the noise of runs that are this short.
 const FLAT: f64 = 1.25;
-/// What a row may cost among the most rows, of what it costs among a tenth or less.
+/// Maximum cost of a row among the most rows, relative to a tenth or less of them.
 const LINEAR: f64 = 1.1;
 
 pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
@@ -48,7 +48,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         behind.push(median(&elapsed));
         bench.report.add(NAME, name, "ms", None, elapsed);
     }
-    // The smallest size says more of starting a process than of rows.
+    // The smallest size measures the start of a process more than rows.
     let linear = [ratio(costs.get(1..).unwrap_or_default())];
     bench.report.add(NAME, "CPU per row: most rows, to fewer", "", Some(AtMost(LINEAR)), linear);
     let flat = [ratio(&behind)];
@@ -56,7 +56,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     many_entities(bench, &mut receiver).await
 }
 
-/// The last to the first.
+/// Returns the ratio of the last to the first.
 fn ratio(medians: &[Option<f64>]) -> Option<f64> {
     let (first, last) = ((*medians.first()?)?, (*medians.last()?)?);
     Some(last / first)
@@ -75,7 +75,7 @@ async fn full(
     Ok(runs)
 }
 
-/// In turns, so that what else the machine does disturbs both alike.
+/// In turns, so that other load of the machine affects both alike.
 async fn many_entities(bench: &mut Bench, receiver: &mut Receiver) -> anyhow::Result<()> {
     let rows = bench.arguments.rows;
     let few = bench.ledgers.take(rows, bench.arguments.entities).await?;

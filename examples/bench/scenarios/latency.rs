@@ -1,4 +1,4 @@
-//! All rows over a round trip: 8 requests in flight, in several ways.
+//! All rows over a network round trip: 8 requests in flight, distributed in several ways.
 
 use super::entities_of;
 use crate::Bench;
@@ -11,7 +11,7 @@ const IN_FLIGHT: u32 = 8;
 const RECORDS_PER_REQUEST: f64 = 1000.0;
 const RATIO: f64 = 0.97;
 
-/// Entities in the ledger, worked on at once, and requests of each.
+/// Number of entities in the ledger, of entities at once, and of requests of each.
 const WAYS: [(u32, u32, u32); 3] = [(1, 1, 8), (8, 2, 4), (8, 8, 1)];
 
 pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {

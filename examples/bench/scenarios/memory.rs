@@ -1,4 +1,5 @@
-//! Peak memory: the same for few rows and many, for one entity and a thousand, and while nobody reads.
+//! Peak memory: the same for few rows and many, for one entity and a thousand, and with a receiver that reads
+//! nothing.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ const LIMIT_MIB: f64 = 64.0;
 const FEW_ROWS: u32 = 100_000;
 pub(super) const LARGE_ROWS: u32 = 10_000_000;
 const MANY_ENTITIES: u32 = 1000;
-/// Long enough to fill whatever can be filled, and less than the connector waits for an answer.
+/// Long enough to fill all buffers, and less than the request timeout of the connector.
 const STALL: Duration = Duration::from_secs(10);
 
 pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
@@ -35,7 +36,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         let ledger = bench.ledgers.take(rows, entities).await?;
         ledger.reset().await?;
         let taken = bench.sync_killed(&ledger, &stalled, STALL).await?;
-        // What it left behind is no concern of the next scenario.
+        // Its journal must not affect the next scenario.
         bench.ledgers.drop(ledger).await?;
         let name = format!("receiver stalled, {}", entities_of(entities));
         bench.report.add(NAME, name, "MiB", Some(AtMost(LIMIT_MIB)), [Some(taken.peak_rss_mib)]);

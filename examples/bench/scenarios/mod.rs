@@ -1,4 +1,4 @@
-//! What is measured, and the targets.
+//! The measurements, and the targets.
 
 mod curve;
 mod latency;
@@ -48,7 +48,7 @@ impl std::fmt::Display for Scenario {
 }
 
 impl Scenario {
-    /// Those that were asked for, in the order of the list above.
+    /// Returns the requested scenarios, in the order of the list above.
     pub(crate) fn selected(only: &[Self]) -> Vec<Self> {
         let wanted = |scenario: &Self| match only {
             [] => *scenario != Self::Peers,
@@ -70,7 +70,7 @@ impl Scenario {
     }
 }
 
-/// One run of a program, and what others did for it meanwhile.
+/// One run of a program, and the work of other processes for it.
 struct Run {
     taken: Taken,
     server: Meter,
@@ -98,8 +98,8 @@ impl Run {
 }
 
 impl Bench {
-    /// One run of the connector, with settings over those of the environment. As many rows as said have to
-    /// be sent and to arrive.
+    /// Executes one run of the connector, with settings over those of the environment. Asserts the number of rows
+    /// that were sent and received.
     async fn sync(
         &mut self,
         ledger: &Ledger,
@@ -125,7 +125,7 @@ impl Bench {
         [self.connector.clone(), "run".into(), "--json".into()]
     }
 
-    /// One run of any program that uploads the ledger.
+    /// Executes one run of any program that uploads the ledger.
     async fn run(
         &mut self,
         ledger: &Ledger,
@@ -145,7 +145,7 @@ impl Bench {
         Ok(Run { taken, server, arrived })
     }
 
-    /// Peak memory of a run that is killed after a while.
+    /// Returns the peak memory of a run that is killed after a while.
     async fn sync_killed(
         &self,
         ledger: &Ledger,

@@ -1,4 +1,4 @@
-//! The same upload, without a journal, by other programs. Each is left out where what it needs is missing.
+//! The same upload without a journal, by other programs. A program is left out where its dependencies are missing.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::receiver::{Options, Receiver};
 
 const NAME: &str = "peers";
 
-/// What it is called, its script, and what has to work for it to run.
+/// Its name, its script, and a command that shows whether it can run.
 const PYTHON: [(&str, &str, &str); 2] = [
     ("Python: cursor, orjson, 8 in flight", "cursor_orjson.py", "import psycopg, orjson, aiohttp"),
     (

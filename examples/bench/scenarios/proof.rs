@@ -1,4 +1,4 @@
-//! The proof that nothing was skipped, over everything that was uploaded.
+//! The proof that no row was skipped, over all uploaded rows.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Runs with nothing to do, or with a single row: from the start of the process to its end.
+//! Runs with no new row, or with a single one: from the start of the process to its end.
 
 use super::Run;
 use crate::Bench;
@@ -10,9 +10,9 @@ use crate::report::Target::{self, AtMost};
 const IDLE: &str = "idle";
 const ONE_ROW: &str = "one-row";
 const ROWS_PER_ENTITY: u32 = 3;
-/// The ledger that one row is added to.
+/// The ledger to which one row is added.
 const OLD_ROWS: u32 = 10_000;
-/// Small runs are short, so there can be more of them.
+/// Small runs are short, so more of them are measured.
 const RUNS_FACTOR: u32 = 3;
 
 pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
@@ -41,7 +41,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A ledger of which everything was uploaded.
+/// A ledger whose rows are all uploaded.
 async fn up_to_date(
     bench: &mut Bench,
     receiver: &mut Receiver,
@@ -55,7 +55,7 @@ async fn up_to_date(
     Ok(ledger)
 }
 
-/// Runs, each over so many new rows.
+/// Executes runs, each over this many new rows.
 async fn repeat(
     bench: &mut Bench,
     ledger: &mut Ledger,
@@ -70,7 +70,7 @@ async fn repeat(
     Ok(runs)
 }
 
-/// The same through a proxy that counts, which takes its time.
+/// Executes the runs through a proxy that counts, which makes them slower.
 async fn counted(
     bench: &mut Bench,
     ledger: &mut Ledger,

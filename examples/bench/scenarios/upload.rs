@@ -1,4 +1,4 @@
-//! All rows, no latency: what the connector reaches of what the database and the wire allow.
+//! All rows, no latency: the share of the limits of database and wire that the connector reaches.
 
 use nix::sys::resource::UsageWho;
 
@@ -37,7 +37,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         limits[1].1.push(limit(bench, &ledger, limits::pages(&ledger, LANES)).await?);
         limits[2].1.push(limit(bench, &ledger, replay.send(ledger.rows)).await?);
         limits[3].1.push(limit(bench, &ledger, replay.send_beside_copy(&ledger)).await?);
-        // Right before the run that is compared with it: what else the machine does changes all the time.
+        // Right before the run that is compared with it, since the load of the machine changes all the time.
         limits[0].1.push(limit(bench, &ledger, limits::copy(&ledger)).await?);
         runs.push(bench.sync(&ledger, &mut receiver, ledger.rows, &[]).await?);
     }

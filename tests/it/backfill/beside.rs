@@ -1,4 +1,4 @@
-//! Backfills beside runs: neither waits for long, and the API ends with the newest values.
+//! Backfills next to runs: neither waits long, and the API ends with the newest values.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,10 +8,9 @@ use elven_sync::sandbox::{Fault, Gate};
 use sqlx::PgPool;
 
 use super::{add_minutes, backfill_2024};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, said, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, fault_rules, output_of, stderr};
 
-/// A long backfill: requests that take their time, few rows in each, slices of a fifth of a second.
+/// A long backfill: slow requests, few rows in each, and slices of a fifth of a second.
 async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     for (name, value) in [
@@ -26,23 +25,24 @@ async fn scene_with_long_backfill(pool: PgPool, rows: i32) -> TestEnv {
     scene
 }
 
-/// While a backfill of all rows goes on, rows are updated and runs made, one after the other.
+/// During a backfill of all rows, rows are updated and runs executed, one after another.
 #[sqlx::test(migrations = false)]
-async fn with_updates_and_runs_beside_it_the_api_ends_with_the_newest_values(pool: PgPool) {
+async fn concurrent_backfill_updates_and_runs_upload_newest_values(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 400).await;
     scene.run().await;
-    scene.sandbox.set_rules(parsed(&["slow=8ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=8ms"]));
     let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
-    let under_way =
+    let is_running =
         "select count(*)::text from elven_sync.sync_backfills where rows_read > 0 and status = 'running'";
-    eventually("the backfill is under way", async || scene.text(under_way).await == "1").await;
+    eventually("the backfill is running", async || scene.text(is_running).await == "1").await;
     let mut runs = 0;
-    while scene.text(under_way).await == "1" {
+    while scene.text(is_running).await == "1" {
         scene.sql("update ledger.balance_snapshots set balance = balance + 1000 where random() < 0.1").await;
         let run = scene.run().await;
         assert!(matches!(run.status, RunStatus::Succeeded), "{run:?}");
         assert!(run.counters.rows_uploaded > 0, "the run was not kept from its work: {run:?}");
         runs += 1;
+        // The interval of a schedule.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert!(runs >= 3, "{runs} runs");
@@ -60,7 +60,7 @@ async fn with_updates_and_runs_beside_it_the_api_ends_with_the_newest_values(poo
             .await
             .unwrap();
     assert_eq!(last, ledger.into_iter().collect());
-    // At no time did an older value come behind a newer one: they only grow.
+    // No older value was sent after a newer one: the values only grow.
     let mut newest: BTreeMap<String, i64> = BTreeMap::new();
     for (account, balance) in scene.balances() {
         let balance: i64 = balance.parse().unwrap();
@@ -70,16 +70,16 @@ async fn with_updates_and_runs_beside_it_the_api_ends_with_the_newest_values(poo
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_run_gets_the_entity_within_a_moment_of_a_long_backfill(pool: PgPool) {
+async fn run_gets_an_entity_from_a_long_backfill_quickly(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 4000).await;
     scene.run().await;
-    // As long as a lease lasts the backfill would go on by itself.
-    scene.sandbox.set_rules(parsed(&["slow=50ms"]));
+    // If it did not yield, the backfill would continue for much longer than a lease.
+    scene.sandbox.set_rules(fault_rules(&["slow=50ms"]));
     let mut child =
         scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
-    let under_way =
+    let is_running =
         "select count(*)::text from elven_sync.sync_backfills where rows_read > 0 and status = 'running'";
-    eventually("the backfill is under way", async || scene.text(under_way).await == "1").await;
+    eventually("the backfill is running", async || scene.text(is_running).await == "1").await;
     for n in 0..3 {
         scene.sql("update ledger.balance_snapshots set balance = balance + 1 where id = 4000").await;
         let begun = Instant::now();
@@ -87,16 +87,16 @@ async fn a_run_gets_the_entity_within_a_moment_of_a_long_backfill(pool: PgPool) 
         assert_eq!((run.status, run.counters.rows_uploaded), (RunStatus::Succeeded, 1), "run {n}");
         assert!(begun.elapsed() < Duration::from_secs(3), "run {n}: {:?}", begun.elapsed());
     }
-    assert_eq!(scene.text(under_way).await, "1", "the backfill is not through");
+    assert_eq!(scene.text(is_running).await, "1", "the backfill is not finished");
     let read = async || scene.text("select rows_read::text from elven_sync.sync_backfills").await;
     let before = read().await;
     eventually("it goes on", async || read().await != before).await;
     child.kill().await.unwrap();
 }
 
-/// However often the lease is renewed meanwhile: another run would be left alone.
+/// The run waits however often the lease is renewed. It would skip an entity that another run holds.
 #[sqlx::test(migrations = false)]
-async fn a_run_waits_for_what_a_backfill_has_in_flight(pool: PgPool) {
+async fn run_waits_for_backfill_batches_in_flight(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 4).await;
     scene.run().await;
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 4").await;
@@ -105,17 +105,20 @@ async fn a_run_waits_for_what_a_backfill_has_in_flight(pool: PgPool) {
     let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
     gate.reached().await;
     let (report, ()) = tokio::join!(scene.run(), async {
-        // The lease lasts for 3 seconds, and is renewed each.
-        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let running = "select count(*)::text from elven_sync.sync_runs where kind = 'incremental' and status = 'running'";
+        let waits = async || scene.text(running).await == "1";
+        eventually("the run has begun", waits).await;
+        // Several heartbeats: the lease of 3 s is renewed every second.
+        assert_stays("the run waits", Duration::from_millis(2500), waits).await;
         gate.open();
     });
     assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 1));
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
 }
 
-/// Batches that wait for their turn at a slow rate are taken back for it, and sent later: once.
+/// Batches that wait for their turn at a slow rate are withdrawn for the run, and sent later, once.
 #[sqlx::test(migrations = false)]
-async fn a_run_does_not_wait_for_what_is_not_in_flight_yet(pool: PgPool) {
+async fn run_does_not_wait_for_batches_before_they_are_sent(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 24).await;
     scene.run().await;
     let before = scene.received().len();
@@ -139,30 +142,30 @@ async fn a_run_does_not_wait_for_what_is_not_in_flight_yet(pool: PgPool) {
     assert_eq!(scene.text(sent).await, "12 1 f");
 }
 
-/// An error that is tried again, and a person's rewind, get it as well.
+/// A retry of an error and a rewind by a person get the entity as well.
 #[sqlx::test(migrations = false)]
 async fn a_retry_and_a_rewind_get_the_entity_from_a_backfill(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 2000).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'wrong', 'ETH', '2026-01-01Z', 1)").await;
-    scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
-    scene.sandbox.set_rules(parsed(&["slow=50ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=50ms"]));
     let mut child =
         scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
-    let under_way =
+    let is_running =
         "select count(*)::text from elven_sync.sync_backfills where rows_read > 0 and status = 'running'";
-    eventually("the backfill is under way", async || scene.text(under_way).await == "1").await;
-    let retried = said(&scene, 0, &["errors", "retry"]).await;
+    eventually("the backfill is running", async || scene.text(is_running).await == "1").await;
+    let retried = output_of(&scene, 0, &["errors", "retry"]).await;
     assert!(retried.contains("resolved: uploaded by `errors retry`"), "{retried}");
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
-    assert_eq!(scene.text(under_way).await, "1", "the backfill is not through");
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
+    assert_eq!(scene.text(is_running).await, "1", "the backfill is not finished");
     child.kill().await.unwrap();
 }
 
-/// A backfill waits for an entity that a run has, and for nothing else meanwhile.
+/// A backfill waits for an entity that a run holds, and works on other entities in the meantime.
 #[sqlx::test(migrations = false)]
-async fn a_backfill_waits_for_a_run_and_works_on_other_entities_meanwhile(pool: PgPool) {
+async fn backfill_waits_for_a_run_and_works_on_other_entities(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 4).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     let gate = Gate::new();
@@ -174,7 +177,7 @@ async fn a_backfill_waits_for_a_run_and_works_on_other_entities_meanwhile(pool: 
     let child = scene.command(&["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]).spawn().unwrap();
     let lanes =
         "select string_agg(rows_read::text, ',' order by entity_id) from elven_sync.sync_backfill_lanes";
-    eventually("beta is through", async || scene.text(lanes).await == "0,4").await;
+    eventually("beta is finished", async || scene.text(lanes).await == "0,4").await;
     gate.open();
     assert_eq!(run.wait_with_output().await.unwrap().status.code(), Some(0));
     let output = child.wait_with_output().await.unwrap();
@@ -182,9 +185,9 @@ async fn a_backfill_waits_for_a_run_and_works_on_other_entities_meanwhile(pool: 
     assert_eq!(scene.text(lanes).await, "4,4");
 }
 
-/// A backfill would not say of it that it is up to date.
+/// A backfill does not record that the entity is up to date.
 #[sqlx::test(migrations = false)]
-async fn an_idle_run_finds_an_entity_well_that_a_backfill_has(pool: PgPool) {
+async fn idle_run_records_success_of_entity_leased_by_backfill(pool: PgPool) {
     let mut scene = scene_with_long_backfill(pool, 4).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "30s");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -207,10 +210,10 @@ async fn an_idle_run_finds_an_entity_well_that_a_backfill_has(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn two_backfills_of_an_entity_take_turns(pool: PgPool) {
     let scene = scene_with_long_backfill(pool, 60).await;
-    scene.sandbox.set_rules(parsed(&["slow=10ms"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=10ms"]));
     let (one, other) = tokio::join!(
         backfill_2024(&scene, 0, &[]),
-        said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-02-01"])
+        output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-02-01"])
     );
     assert!(one.contains("60 uploaded") && other.contains("60 uploaded"), "{one}{other}");
     assert_eq!(scene.received().len(), 120);

@@ -1,4 +1,4 @@
-//! Backfills that are killed, stopped, cancelled and gone on with.
+//! Backfills that are killed, stopped, cancelled and resumed.
 
 use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
@@ -13,28 +13,28 @@ use sqlx::migrate::MigrateDatabase;
 use sqlx::{ConnectOptions, PgPool, Postgres};
 
 use super::{add_minutes, backfill_2024, texts};
-use crate::crashes::FAULT_POINT;
 use crate::crashes::points::{OF_A_BACKFILL, Point, points};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, eventually, said, stderr, stdout, until_it_says, variable};
-use crate::workers::signal;
+use crate::support::{
+    FAULT_POINT, TestEnv, eventually, fault_rules, output_of, signal, stderr, stdout, variable, wait_for_log,
+};
 
-/// Cases under way at once; most of the time they wait for the lease of a dead worker.
+/// Number of cases at once. Most of the time they wait for the lease of a dead worker.
 const AT_ONCE: usize = 6;
 
 const RANGE: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
 
-/// Two entities with rows before, in and behind the range, some that cannot be sent and some that the API refuses.
+/// Two entities with rows before, in and after the range, some of which cannot be sent and some of which the API
+/// refuses.
 async fn scene_of(pool: PgPool, rows: i32) -> TestEnv {
     prepared(TestEnv::new(pool).await, rows).await
 }
 
-/// Does something in a database of its own for each of these, several at once.
+/// Executes an action for each case in its own database, several at once.
 async fn in_each<T: std::fmt::Display>(pool: &PgPool, of: Vec<T>, rows: i32, act: impl AsyncFn(&TestEnv, T)) {
     let url = pool.connect_options().to_url_lossy();
     let cases = stream::iter(of.into_iter().enumerate()).map(async |(n, one)| {
         let mut url = url.clone();
-        // A name of PostgreSQL is short.
+        // A name in PostgreSQL is short.
         url.set_path(&format!("backfill_{:x}_{n}", fastrand::u64(..)));
         let scene = prepared(TestEnv::at(url.as_str()).await, rows).await;
         let name = one.to_string();
@@ -68,13 +68,13 @@ async fn prepared(mut scene: TestEnv, rows: i32) -> TestEnv {
                update ledger.balance_snapshots set currency = 'ETH' where id = 12;
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'early', 'BTC', '2023-12-31 23:59:59.999999Z', 1), ('acme', 'late', 'BTC', '2025-01-01Z', 1)").await;
-    scene.sandbox.set_rules(parsed(&["reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH"]));
     scene
 }
 
-/// Each row of the range is in exactly one batch that is done, none of another, and the API has each that it may have:
-/// more than once only what was in flight in a crash.
-async fn is_covered(scene: &TestEnv) {
+/// Asserts that each row of the range is in exactly one finished batch and no other row is in one, and that the API
+/// has each acceptable row: more than once only if it was in flight at a crash.
+async fn assert_covered(scene: &TestEnv) {
     let wrong = "
         with done as (
             select id::bigint, count(*) as batches
@@ -115,18 +115,18 @@ async fn is_covered(scene: &TestEnv) {
     }
 }
 
-/// `ELVEN_SEEDS=50` takes that many.
+/// `ELVEN_SEEDS=50` takes that many seeds.
 #[sqlx::test(migrations = false)]
-async fn killed_at_random_moments_and_resumed_the_range_is_exactly_covered(pool: PgPool) {
+async fn backfill_killed_at_random_moments_covers_range_exactly(pool: PgPool) {
     let seeds = (0..variable("ELVEN_SEEDS").unwrap_or(6)).collect();
     in_each(&pool, seeds, 60, kill_at_random_moments).await;
 }
 
 async fn kill_at_random_moments(scene: &TestEnv, seed: i64) {
-    scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=15ms", "answer-lost@5%"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=15ms", "answer-lost@5%"]));
     let mut rng = Rng::with_seed(seed.cast_unsigned());
     let mut killed = 0;
-    // It may be killed when all is done and recorded.
+    // The kill may come after everything was recorded.
     let is_done = "select coalesce(max(status), '') from elven_sync.sync_backfills";
     while scene.text(is_done).await != "incomplete" {
         let arguments: &[&str] =
@@ -135,14 +135,14 @@ async fn kill_at_random_moments(scene: &TestEnv, seed: i64) {
         let id = child.id().unwrap();
         let waiting = child.wait_with_output();
         tokio::pin!(waiting);
-        // It waits for the lease of the one before first.
+        // It first waits for the lease of the previous process.
         let patience = Duration::from_millis(rng.u64(50..if killed == 0 { 500 } else { 1800 }));
         if let Ok(output) = tokio::time::timeout(patience, &mut waiting).await {
             let output = output.unwrap();
             if output.status.code() == Some(3) {
                 break;
             }
-            // It was killed before it had recorded what was asked for.
+            // The process was killed before it had recorded the request.
             let is_missing =
                 arguments.contains(&"--resume") && stderr(&output).contains("there is no backfill");
             assert!(is_missing, "{:?} {}", output.status, stderr(&output));
@@ -155,11 +155,11 @@ async fn kill_at_random_moments(scene: &TestEnv, seed: i64) {
         assert!(killed < 60, "it makes no progress");
     }
     assert!(killed > 0);
-    is_covered(scene).await;
+    assert_covered(scene).await;
     let status =
         "select concat_ws(' ', count(*), min(status), min(rows_rejected)) from elven_sync.sync_backfills";
     assert_eq!(scene.text(status).await, "1 incomplete 2", "seed {seed}");
-    // What died is said to have been interrupted, once its time is over.
+    // Dead runs are marked as interrupted, once their time is over.
     let alive = "select count(*)::text from elven_sync.sync_runs where status = 'running' and alive_until > clock_timestamp()";
     eventually("no run is alive", async || scene.text(alive).await == "0").await;
     scene.output(&["run"]).await;
@@ -168,7 +168,7 @@ async fn kill_at_random_moments(scene: &TestEnv, seed: i64) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn killed_at_any_step_and_resumed_the_range_is_exactly_covered(pool: PgPool) {
+async fn backfill_killed_at_any_step_covers_range_exactly(pool: PgPool) {
     in_each(&pool, points(&OF_A_BACKFILL), 13, kill_at).await;
 }
 
@@ -178,7 +178,7 @@ async fn kill_at(scene: &TestEnv, point: Point) {
         scene.sandbox.inject(Fault::Answer { status: 503, body, headers });
     }
     if point.0 == Step::RenewLease {
-        scene.sandbox.set_rules(parsed(&["reject:currency=ETH", "slow=250ms"]));
+        scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=250ms"]));
     }
     if matches!(point.0, Step::Recover | Step::Empty) {
         let mut first = scene.command(&RANGE);
@@ -186,7 +186,7 @@ async fn kill_at(scene: &TestEnv, point: Point) {
         assert_eq!(first.output().await.unwrap().status.signal(), Some(9));
     }
     if point.0 == Step::Empty {
-        // What was in flight is gone.
+        // Waits until the requests in flight are over.
         let gone = "delete from ledger.balance_snapshots where id in (
                         select id::bigint from elven_sync.sync_batches b, elven_sync.batch_row_ids(b.batch_id) id
                          where b.status = 'sending')";
@@ -208,20 +208,20 @@ async fn kill_at(scene: &TestEnv, point: Point) {
     assert_eq!(output.status.code(), Some(3), "{point}: {}", stderr(&output));
     let backfills = scene.text("select count(*)::text from elven_sync.sync_backfills").await;
     if (point.0, point.1) == (Step::FinishRun, Side::After) {
-        // Nothing was left of the first: asked for again, it is another one.
+        // The first request left no record: the second request is a new backfill.
         assert_eq!(backfills, "2", "{point}");
     } else {
         assert_eq!(backfills, "1", "{point}");
-        is_covered(scene).await;
+        assert_covered(scene).await;
     }
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_signal_stops_it_after_what_is_in_flight_and_it_goes_on_where_it_was(pool: PgPool) {
+async fn signal_stops_backfill_after_batches_in_flight_and_it_resumes(pool: PgPool) {
     let mut scene = scene_of(pool, 20).await;
-    // A lease so long that nobody could wait for it: it has to be released.
+    // The lease is too long to wait for, so it has to be released.
     scene.set("ELVEN_SYNC_SYNC__LEASE", "1h");
-    // An answer that is held is a yes.
+    // An answer that the gate holds is an acceptance.
     scene.sql("update ledger.balance_snapshots set currency = 'BTC'").await;
     for (name, code, resumed_by) in
         [(Signal::SIGINT, 130, &RANGE[..]), (Signal::SIGTERM, 143, &["backfill", "--resume", "1"])]
@@ -232,36 +232,39 @@ async fn a_signal_stops_it_after_what_is_in_flight_and_it_goes_on_where_it_was(p
             scene.command(if name == Signal::SIGINT { &RANGE } else { resumed_by }).spawn().unwrap();
         gate.reached().await;
         signal(&child, name);
-        until_it_says(&mut child, "stopping after").await;
+        wait_for_log(&mut child, "stopping after").await;
         gate.open();
         assert_eq!(child.wait().await.unwrap().code(), Some(code));
         let state = "select concat_ws(' ', b.status, r.status, (select bool_and(lease_owner is null) from elven_sync.sync_state))
                        from elven_sync.sync_backfills b join elven_sync.sync_runs r using (run_id)";
         assert_eq!(scene.text(state).await, "interrupted interrupted t");
     }
-    let report = said(&scene, 3, &RANGE).await;
+    let report = output_of(&scene, 3, &RANGE).await;
     assert!(
         report.contains("backfill 1 from 2024-01-01 to 2025-01-01, gone on with where it stopped"),
         "{report}"
     );
-    is_covered(&scene).await;
+    assert_covered(&scene).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches where ambiguous").await, "0");
-    // Another range, or a filter more, is another backfill.
-    let other =
-        said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--currency", "USD"])
-            .await;
+    // Another range or a further filter is another backfill.
+    let other = output_of(
+        &scene,
+        0,
+        &["backfill", "--from", "2024-01-01", "--to", "2024-01-02", "--currency", "USD"],
+    )
+    .await;
     assert!(other.contains("backfill 2 "), "{other}");
 }
 
 #[sqlx::test(migrations = false)]
-async fn one_that_is_cancelled_stops_after_what_is_in_flight_and_is_not_gone_on_with(pool: PgPool) {
+async fn cancelled_backfill_stops_after_batches_in_flight_and_stays_cancelled(pool: PgPool) {
     let mut scene = scene_of(pool, 200).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "30s");
-    scene.sandbox.set_rules(parsed(&["slow=50ms", "reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=50ms", "reject:currency=ETH"]));
     let child = scene.command(&RANGE).spawn().unwrap();
     let read = "select coalesce(max(rows_read), 0)::text from elven_sync.sync_backfills";
-    eventually("it is under way", async || scene.text(read).await != "0").await;
-    let said_so = said(&scene, 0, &["backfill", "cancel", "1"]).await;
+    eventually("the backfill is running", async || scene.text(read).await != "0").await;
+    let said_so = output_of(&scene, 0, &["backfill", "cancel", "1"]).await;
     assert!(said_so.contains("stops after what is in flight"), "{said_so}");
     let output =
         tokio::time::timeout(Duration::from_secs(5), child.wait_with_output()).await.unwrap().unwrap();
@@ -272,42 +275,42 @@ async fn one_that_is_cancelled_stops_after_what_is_in_flight_and_is_not_gone_on_
                                   (select count(*) from elven_sync.sync_state where lease_owner is not null))
                    from elven_sync.sync_backfills";
     assert_eq!(scene.text(state).await, "cancelled t t 0 0");
-    let refused = said(&scene, 1, &["backfill", "--resume", "1"]).await;
+    let refused = output_of(&scene, 1, &["backfill", "--resume", "1"]).await;
     assert!(refused.contains("backfill 1 is cancelled and cannot be gone on with"), "{refused}");
-    let refused = said(&scene, 1, &["backfill", "cancel", "1"]).await;
+    let refused = output_of(&scene, 1, &["backfill", "cancel", "1"]).await;
     assert!(refused.contains("is cancelled already"), "{refused}");
-    // The same range is asked for anew.
+    // The same range is requested again.
     scene.sandbox.set_rules(Vec::new());
     assert!(backfill_2024(&scene, 3, &[]).await.contains("backfill 2 "));
 }
 
 #[sqlx::test(migrations = false)]
-async fn one_that_somebody_works_on_is_refused_and_one_that_died_is_waited_for(pool: PgPool) {
+async fn running_backfill_is_refused_dead_one_is_awaited(pool: PgPool) {
     let scene = scene_of(pool, 20).await;
-    // An answer that is held is a yes.
+    // An answer that the gate holds is an acceptance.
     scene.sql("update ledger.balance_snapshots set currency = 'BTC'").await;
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let mut child = scene.command(&RANGE).spawn().unwrap();
     gate.reached().await;
     for arguments in [&RANGE[..], &["backfill", "--resume", "1"]] {
-        let refused = said(&scene, 1, arguments).await;
+        let refused = output_of(&scene, 1, arguments).await;
         assert!(refused.contains("run 1 of ") && refused.contains(" is on backfill 1"), "{refused}");
     }
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_runs").await, "1");
     child.kill().await.unwrap();
     gate.open();
-    said(&scene, 3, &["backfill", "--resume", "1"]).await;
-    is_covered(&scene).await;
+    output_of(&scene, 3, &["backfill", "--resume", "1"]).await;
+    assert_covered(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn what_two_ask_for_at_once_is_begun_once(pool: PgPool) {
+async fn identical_concurrent_backfill_requests_create_one_backfill(pool: PgPool) {
     let scene = scene_of(pool, 40).await;
-    scene.sandbox.set_rules(parsed(&["slow=30ms", "reject:currency=ETH"]));
+    scene.sandbox.set_rules(fault_rules(&["slow=30ms", "reject:currency=ETH"]));
     let (one, other) = tokio::join!(scene.output(&RANGE), scene.output(&RANGE));
     let mut codes = [one.status.code(), other.status.code()];
     codes.sort();
     assert_eq!(codes, [Some(1), Some(3)], "{}{}", stderr(&one), stderr(&other));
-    is_covered(&scene).await;
+    assert_covered(&scene).await;
 }

@@ -1,4 +1,4 @@
-//! What whoever waits for it sees.
+//! The progress that a person sees.
 
 use std::io::Read;
 use std::process::Stdio;
@@ -7,26 +7,25 @@ use nix::pty::{Winsize, openpty};
 use sqlx::PgPool;
 
 use super::add_minutes;
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, stderr};
+use crate::support::{TestEnv, fault_rules, stderr};
 
 const RANGE: [&str; 5] = ["backfill", "--from", "2024-01-01", "--to", "2025-01-01"];
 
-/// Batches that take some seconds together.
-async fn scene_that_takes(pool: PgPool, rows: i32, each: &str) -> TestEnv {
+/// An environment whose batches take some seconds together.
+async fn slow_scene(pool: PgPool, rows: i32, each: &str) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", rows).await;
-    scene.sandbox.set_rules(parsed(&[each]));
+    scene.sandbox.set_rules(fault_rules(&[each]));
     scene
 }
 
-/// Also of a run over a long history. One that is over soon says nothing.
+/// Also for a run over a long history. A short one logs nothing.
 #[sqlx::test(migrations = false)]
-async fn without_a_terminal_a_line_says_every_few_seconds_how_far_it_is(pool: PgPool) {
-    let scene = scene_that_takes(pool, 100, "slow=700ms").await;
+async fn progress_is_logged_periodically_without_a_terminal(pool: PgPool) {
+    let scene = slow_scene(pool, 100, "slow=700ms").await;
     for arguments in [&RANGE[..], &["run"]] {
         let output = scene.output(arguments).await;
         let log = stderr(&output);
@@ -45,8 +44,8 @@ async fn without_a_terminal_a_line_says_every_few_seconds_how_far_it_is(pool: Pg
 }
 
 #[sqlx::test(migrations = false)]
-async fn on_a_terminal_there_are_bars_that_the_log_does_not_tear(pool: PgPool) {
-    let scene = scene_that_takes(pool, 70, "slow=700ms").await;
+async fn progress_bars_and_log_lines_do_not_mix(pool: PgPool) {
+    let scene = slow_scene(pool, 70, "slow=700ms").await;
     let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
     let terminal = openpty(Some(&size), None).unwrap();
     let mut child = scene
@@ -58,7 +57,7 @@ async fn on_a_terminal_there_are_bars_that_the_log_does_not_tear(pool: PgPool) {
     let mut master = std::fs::File::from(terminal.master);
     let reading = std::thread::spawn(move || {
         let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
-        // Once nobody has it open any more, reading fails.
+        // Reading fails once no process has the terminal open.
         while let Ok(count @ 1..) = master.read(&mut buffer) {
             seen.extend_from_slice(&buffer[..count]);
         }
@@ -69,13 +68,13 @@ async fn on_a_terminal_there_are_bars_that_the_log_does_not_tear(pool: PgPool) {
     let seen = reading.join().unwrap();
     assert!(seen.contains("of 70 rows") && seen.contains("/s") && seen.contains("left"), "{seen}");
     assert!(seen.contains("acme") && seen.contains("all"), "{seen}");
-    // The bars are wiped away before a line of the log is written, each line by itself.
+    // The bars are erased before a line is logged, and each log line stands alone.
     let accepted: Vec<&str> = seen.lines().filter(|line| line.contains("accepted")).collect();
     assert_eq!(accepted.len(), 7, "{seen}");
     for line in accepted {
         let before = line.split("accepted").next().unwrap();
         assert!(!before.rsplit("\u{1b}[2K").next().unwrap().contains("rows,"), "{line:?}");
     }
-    // In the end they are gone.
+    // At the end the bars are erased.
     assert!(!seen.contains("INFO progress"), "{seen}");
 }

@@ -1,9 +1,9 @@
-//! Which rows belong to a range.
+//! The rows that belong to a range.
 
 use sqlx::PgPool;
 
 use super::{accounts_since, backfill_2024, texts};
-use crate::support::{TestEnv, said};
+use crate::support::{TestEnv, output_of};
 
 #[sqlx::test(migrations = false)]
 async fn a_range_is_half_open_to_the_microsecond(pool: PgPool) {
@@ -16,18 +16,18 @@ async fn a_range_is_half_open_to_the_microsecond(pool: PgPool) {
                insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'long ago', 'BTC', '0001-06-01Z', 1), ('acme', 'before', 'BTC', '0044-03-15 BC', 1)").await;
     let range = ["backfill", "--from", "2024-03-01T12:00:00Z", "--to", "2024-03-02T08:30:00+02:00"];
-    said(&scene, 0, &range).await;
+    output_of(&scene, 0, &range).await;
     assert_eq!(
         accounts_since(&scene, 0),
         ["2024-03-01 12:00:00Z", "2024-03-01 12:00:00.000001Z", "2024-03-02 06:29:59.999999Z"]
     );
     let range = ["backfill", "--from", "2024-03-01T12:00:00.000001Z", "--to", "2024-03-02T06:29:59.999999Z"];
-    said(&scene, 0, &range).await;
+    output_of(&scene, 0, &range).await;
     assert_eq!(accounts_since(&scene, 3), ["2024-03-01 12:00:00.000001Z"]);
-    said(&scene, 0, &["backfill", "--from", "0001-01-01", "--to", "0002-01-01"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "0001-01-01", "--to", "0002-01-01"]).await;
     assert_eq!(accounts_since(&scene, 4), ["long ago"]);
-    // However long a range is, no instant is lost to arithmetic.
-    said(&scene, 0, &["backfill", "--from", "0001-01-01", "--to", "9999-12-31"]).await;
+    // However long a range is, arithmetic loses no instant.
+    output_of(&scene, 0, &["backfill", "--from", "0001-01-01", "--to", "9999-12-31"]).await;
     assert_eq!(accounts_since(&scene, 5).len(), 6);
 }
 
@@ -47,7 +47,7 @@ async fn a_date_is_a_day_in_each_entitys_own_zone(pool: PgPool) {
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select entity_id, entity_id || n, 'BTC', '2024-04-30Z'::timestamptz + n * interval '15 minutes', n
                  from elven_sync.entities, generate_series(0, 400) n").await;
-    said(&scene, 0, &["backfill", "--from", "2024-05-01", "--to", "2024-05-03"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-05-01", "--to", "2024-05-03"]).await;
     let expected = "select s.entity_account_id from ledger.balance_snapshots s join elven_sync.entities e using (entity_id)
                      where (captured_at at time zone e.timezone)::date in ('2024-05-01', '2024-05-02')";
     let (mut received, mut expected) = (accounts_since(&scene, 0), texts(&scene, expected).await);
@@ -57,9 +57,9 @@ async fn a_date_is_a_day_in_each_entitys_own_zone(pool: PgPool) {
     assert_eq!(received.len(), 6 * 192);
 }
 
-/// Days of 23 and 25 hours, of 23:30 and 24:30, and days whose midnight is left out or comes twice.
+/// Days of 23 and 25 hours, of 23:30 and 24:30, and days whose midnight is skipped or repeated.
 #[sqlx::test(migrations = false)]
-async fn ranges_over_changes_of_clocks_are_as_postgresql_has_them(pool: PgPool) {
+async fn ranges_across_clock_changes_match_postgresql(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     for (zone, day, quarters) in [
         ("Europe/Zurich", "2024-03-31", 92),
@@ -82,7 +82,7 @@ async fn ranges_over_changes_of_clocks_are_as_postgresql_has_them(pool: PgPool) 
         texts(&scene, &rows).await;
         let next = texts(&scene, &format!("select ('{day}'::date + 1)::text")).await.pop().unwrap();
         let before = scene.balances().len();
-        said(&scene, 0, &["backfill", "--from", day, "--to", &next]).await;
+        output_of(&scene, 0, &["backfill", "--from", day, "--to", &next]).await;
         let read = texts(
             &scene,
             "select rows_read::text from elven_sync.sync_backfills order by backfill_id desc limit 1",
@@ -100,9 +100,9 @@ async fn ranges_over_changes_of_clocks_are_as_postgresql_has_them(pool: PgPool) 
     }
 }
 
-/// The range stays what it was when it was asked for.
+/// The range stays as it was at the request.
 #[sqlx::test(migrations = false)]
-async fn a_time_zone_that_changes_later_does_not_move_the_range(pool: PgPool) {
+async fn later_zone_change_does_not_move_a_range(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     scene.entity("acme", "Asia/Tokyo").await;
@@ -115,6 +115,6 @@ async fn a_time_zone_that_changes_later_does_not_move_the_range(pool: PgPool) {
     });
     backfill_2024(&scene, 1, &[]).await;
     scene.sql("update elven_sync.entities set timezone = 'UTC'").await;
-    said(&scene, 0, &["backfill", "--resume", "1"]).await;
+    output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
     assert_eq!(accounts_since(&scene, 0).len(), 33, "from 15:00 UTC on");
 }

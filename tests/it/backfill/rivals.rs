@@ -1,13 +1,12 @@
-//! Of different rows with the same account, currency and local second the newest is what the API ends with.
+//! Of several rows with the same account, currency and local second, the API ends with the newest.
 
 use fastrand::Rng;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{accounts_since, backfill_2024, texts};
-use crate::sandbox_faults::parsed;
-use crate::support::{TestEnv, said, variable};
+use crate::support::{TestEnv, fault_rules, output_of, stderr, variable};
 
-/// A scene of an entity whose batches have this many rows.
+/// An environment with one entity in a zone, and batches of this many rows.
 async fn scene_in(pool: PgPool, zone: &str, batch_rows: &str) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", batch_rows);
@@ -21,7 +20,7 @@ fn balances_since(scene: &TestEnv, records: usize) -> Vec<String> {
 }
 
 #[sqlx::test(migrations = false)]
-async fn an_older_row_of_a_second_never_goes_out_behind_a_newer_one(pool: PgPool) {
+async fn older_rival_is_never_sent_after_a_newer_one(pool: PgPool) {
     for batch_rows in ["1", "2", "3"] {
         sqlx::raw_sql("drop schema if exists ledger, elven_sync cascade").execute(&pool).await.unwrap();
         let scene = scene_in(pool.clone(), "UTC", batch_rows).await;
@@ -37,20 +36,20 @@ async fn an_older_row_of_a_second_never_goes_out_behind_a_newer_one(pool: PgPool
 }
 
 #[sqlx::test(migrations = false)]
-async fn the_end_of_the_range_may_cut_a_second(pool: PgPool) {
+async fn range_end_inside_a_second_still_finds_newer_rivals(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "2").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'a', 'BTC', '2024-01-01 00:00:00.9Z', 2),
                       ('acme', 'b', 'BTC', '2024-01-01 00:00:00.1Z', 3), ('acme', 'b', 'BTC', '2024-01-01 00:00:01Z', 4),
                       ('acme', 'c', 'BTC', '2024-01-01 00:00:00.1Z', 5), ('acme', 'c', 'BTC', '2024-01-01 00:00:00.9Z', 'NaN')").await;
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
-    // That of `a` is what the API has or will have; `c` has nothing newer that can be sent.
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
+    // The API has or will get the newer row of `a`. `c` has no newer row that can be sent.
     assert_eq!(balances_since(&scene, 0), ["3", "5"]);
 }
 
-/// Two instants an hour apart with one wall-clock time, many batches between them, the later one beyond the range.
+/// Two instants an hour apart with one wall-clock time, many batches between them, and the later one after the range.
 #[sqlx::test(migrations = false)]
-async fn the_hour_that_repeats_is_sent_with_its_later_values(pool: PgPool) {
+async fn repeated_hour_is_sent_with_its_later_values(pool: PgPool) {
     let scene = scene_in(pool, "Europe/Zurich", "5").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a', 'BTC', '2024-10-26 22:00Z'::timestamptz + n * interval '1 minute', n
@@ -64,7 +63,7 @@ async fn the_hour_that_repeats_is_sent_with_its_later_values(pool: PgPool) {
     for until in
         ["2024-10-27T00:30:00Z", "2024-10-27T01:00:00Z", "2024-10-27T01:30:00Z", "2024-10-28T00:00:00Z"]
     {
-        said(&scene, 0, &["backfill", "--from", "2024-10-27", "--to", until]).await;
+        output_of(&scene, 0, &["backfill", "--from", "2024-10-27", "--to", until]).await;
         let received = balances_since(&scene, before);
         before += received.len();
         assert_eq!(
@@ -75,34 +74,34 @@ async fn the_hour_that_repeats_is_sent_with_its_later_values(pool: PgPool) {
     }
 }
 
-/// A newer row that the API has not got, and will not get, supersedes nothing.
+/// A newer row that the API has not got and will not get supersedes nothing.
 #[sqlx::test(migrations = false)]
-async fn a_rival_that_is_set_aside_supersedes_nothing(pool: PgPool) {
+async fn rival_set_aside_supersedes_nothing(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "1").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'a', 'BTC', '2024-01-01 00:00:00.9Z', -6)").await;
-    scene.sandbox.set_rules(parsed(&["reject:negative"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:negative"]));
     scene.run().await;
     assert_eq!(balances_since(&scene, 0), ["1"]);
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
     assert_eq!(balances_since(&scene, 1), ["1"]);
-    // Written again it will be uploaded.
+    // An updated row will be uploaded.
     scene.sandbox.set_rules(Vec::new());
     scene.sql("update ledger.balance_snapshots set balance = 2 where id = 2").await;
     scene.run().await;
-    said(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
+    output_of(&scene, 0, &["backfill", "--from", "2024-01-01", "--to", "2024-01-01T00:00:00.5Z"]).await;
     assert_eq!(balances_since(&scene, 2), ["2"]);
 }
 
-/// The winner is outside of the batch, and the batch is taken apart: none of its parts has the loser either.
+/// The newest row is not in the batch. The batch is bisected, and no part has the superseded row.
 #[sqlx::test(migrations = false)]
-async fn parts_of_a_batch_know_its_rivals(pool: PgPool) {
+async fn parts_of_a_batch_exclude_superseded_rows(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "4").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'a', 'BTC', '2024-01-01 00:00:00.1Z', 1), ('acme', 'b', 'BTC', '2024-01-01 00:00:00.2Z', -6),
                       ('acme', 'c', 'BTC', '2024-01-01 00:00:00.3Z', 3), ('acme', 'd', 'BTC', '2024-01-01 00:00:00.4Z', 4),
                       ('acme', 'a', 'BTC', '2024-01-01 00:00:00.5Z', 5), ('acme', 'c', 'BTC', '2024-01-01 00:00:00.6Z', 6)").await;
-    scene.sandbox.set_rules(parsed(&["reject:negative"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:negative"]));
     backfill_2024(&scene, 3, &[]).await;
     let mut received = balances_since(&scene, 0);
     received.sort();
@@ -111,9 +110,9 @@ async fn parts_of_a_batch_know_its_rivals(pool: PgPool) {
     assert_eq!(scene.text(counted).await, "6 3 1 2");
 }
 
-/// All accounts are captured at one instant, in many batches, some of them once more within the second.
+/// All accounts are captured at one instant, in many batches, and some of them once more within the second.
 #[sqlx::test(migrations = false)]
-async fn a_second_with_many_accounts_has_its_rivals_found(pool: PgPool) {
+async fn rivals_are_found_among_many_accounts_of_one_second(pool: PgPool) {
     let scene = scene_in(pool, "UTC", "50").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'acme', 'a' || n % 4800, 'BTC', '2024-01-01Z'::timestamptz + n / 4800 * interval '0.5 seconds', n
@@ -126,11 +125,11 @@ async fn a_second_with_many_accounts_has_its_rivals_found(pool: PgPool) {
     assert_eq!((last.len(), last["a0"].as_str(), last["a199"].as_str()), (4800, "4800", "4999"));
 }
 
-/// Whatever the rows, the zone, the size of a batch and the end of the range: a row is sent if and only if the ledger has
-/// none that is newer for its account, currency and local second. `ELVEN_SEEDS=200` takes that many.
+/// For any rows, zone, batch size and end of the range: a row is sent if and only if the ledger has no newer row of
+/// its account, currency and local second. `ELVEN_SEEDS=200` takes that many seeds.
 #[sqlx::test(migrations = false)]
-async fn what_is_sent_is_the_newest_of_its_key_whatever_the_rows(pool: PgPool) {
-    // Zone, and the instant at which its clocks are put back: by an hour, by half of one, by a day.
+async fn backfill_sends_exactly_the_newest_row_of_each_key(pool: PgPool) {
+    // The zone, and the instant at which its clocks go back: by an hour, by half an hour, by a day.
     const CHANGES: [(&str, &str); 6] = [
         ("Europe/Zurich", "2024-10-27 01:00Z"),
         ("Australia/Lord_Howe", "2024-04-06 15:00Z"),
@@ -167,7 +166,7 @@ async fn what_is_sent_is_the_newest_of_its_key_whatever_the_rows(pool: PgPool) {
             scene.command(&["backfill", "--from", "1800-01-01", "--to", &until, "--entity", &id]);
         command.env("ELVEN_SYNC_SYNC__BATCH_ROWS", &batch_rows);
         let output = command.output().await.unwrap();
-        assert!(output.status.success(), "{}", crate::support::stderr(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         let expected = format!(
             "select trim_scale(balance)::text from (
                 select *, row_number() over (partition by entity_account_id,

@@ -1,4 +1,4 @@
-//! What a crash left, and what has to be so once another run has gone on: ledger, journal and API compared.
+//! The state after a crash, and the state that the next run has to reach: ledger, journal and API compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,9 +6,10 @@ use elven_sync::audit::{EntityProof, verify};
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::Case;
-use crate::sandbox::IMPORT;
 
-/// A batch, as the journal has it.
+use crate::support::IMPORT;
+
+/// A batch in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct Batch {
     #[sqlx(rename = "batch_id")]
@@ -21,7 +22,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Nobody knows whether it has arrived.
+    /// Whether the outcome of the batch is unknown.
     pub fn is_in_flight(&self) -> bool {
         self.row_count > 0 && (self.status == "unknown" || (self.status == "sending" && self.attempts > 0))
     }
@@ -33,23 +34,23 @@ impl Batch {
     }
 }
 
-/// How things stood when a process had been killed.
+/// The state after a process was killed.
 #[derive(Debug)]
 pub struct Stand {
     batches: Vec<Batch>,
-    /// How often each account's record was accepted.
+    /// How often the record of each account was accepted.
     arrived: BTreeMap<String, usize>,
 }
 
 impl Case {
-    /// Asserts that `verify` has nothing to say, at whatever step a process was killed.
-    async fn proof_holds(&self) {
+    /// Asserts that `verify` has no finding, whichever step a process was killed at.
+    async fn assert_verified(&self) {
         let proof = verify(&self.scene.settings(&[]), &self.database, &self.entities, true).await.unwrap();
         assert!(proof.iter().all(EntityProof::holds), "{proof:?}");
     }
 
     pub async fn stand(&self) -> Stand {
-        self.proof_holds().await;
+        self.assert_verified().await;
         let batches = sqlx::query_as(
             "select batch_id, status, attempts, ambiguous, row_count,
                     array(select s.entity_account_id from elven_sync.batch_row_ids(batch_id) r (id)
@@ -64,9 +65,9 @@ impl Case {
         Stand { batches, arrived }
     }
 
-    /// Asserts that the rows that the API had refused are there now: once, unless the journal has a batch of which
-    /// nobody knows whether it arrived, and says so of the one that was accepted.
-    pub async fn is_retried(&self) {
+    /// Asserts that the refused rows have now arrived: once, unless the journal has a batch of unknown outcome and
+    /// marks the accepted batch as ambiguous.
+    pub async fn assert_retried(&self) {
         let open = "select count(*)::text from elven_sync.sync_errors
                      where kind = 'rejected_row' and resolved_at is null and entity_id = any (ENTITIES)";
         assert_eq!(self.value(open).await, "0", "rows that are still set aside");
@@ -78,11 +79,11 @@ impl Case {
             let arrived = now.arrived[&batch.accounts[0]];
             assert!(arrived == 1 || (arrived == 2 && maybe), "{arrived} times: {batch:?}");
         }
-        self.journal_is_whole().await;
-        self.proof_holds().await;
+        self.assert_journal_is_whole().await;
+        self.assert_verified().await;
     }
 
-    /// A value of a query in which `ENTITIES` and `RUNS` are those of the case.
+    /// Returns a value of a query in which `ENTITIES` and `RUNS` are replaced by those of the case.
     pub async fn value(&self, sql: &str) -> String {
         let sql = sql.replace("ENTITIES", &format!("array['{}']", self.entities.join("', '")));
         let sql = sql.replace("RUNS", &format!("array{:?}::bigint[]", self.runs));
@@ -97,9 +98,8 @@ impl Stand {
         self.batches.iter().filter(|batch| batch.is_in_flight())
     }
 
-    /// What a later run may do to a batch: nothing to one that is done; and one that was in flight says for ever
-    /// that it may have arrived before.
-    fn leads_to(&self, now: &Self) {
+    /// Asserts that a later run did nothing to a finished batch, and that a batch that was in flight stays ambiguous.
+    fn assert_leads_to(&self, now: &Self) {
         for before in &self.batches {
             let after = now.batches.iter().find(|batch| batch.id == before.id).unwrap();
             if before.is_done() {
@@ -114,12 +114,11 @@ impl Stand {
 }
 
 impl Case {
-    /// Asserts that nothing is missing, that nothing was sent twice but what was in flight, and that the journal
-    /// says all of that.
-    pub async fn is_overcome(&self) {
+    /// Asserts that nothing is missing, that only batches in flight were sent twice, and that the journal records it.
+    pub async fn assert_recovered(&self) {
         let now = self.stand().await;
         for (nth, stand) in self.stands.iter().enumerate() {
-            stand.leads_to(&now);
+            stand.assert_leads_to(&now);
             if let Some(next) = self.stands.get(nth + 1) {
                 let in_flight: BTreeSet<&String> = stand.in_flight().flat_map(|b| &b.accounts).collect();
                 for (account, times) in &next.arrived {
@@ -134,11 +133,11 @@ impl Case {
         let ambiguous = ids(now.batches.iter().filter(|batch| batch.ambiguous).collect());
         assert_eq!(ambiguous, in_flight, "what was in flight, and nothing else: {:?}", now.batches);
         assert!(now.batches.iter().all(Batch::is_done), "{:?}", now.batches);
-        self.each_row_arrived(&now).await;
-        self.journal_is_whole().await;
+        self.assert_each_row_arrived(&now).await;
+        self.assert_journal_is_whole().await;
     }
 
-    async fn each_row_arrived(&self, now: &Stand) {
+    async fn assert_each_row_arrived(&self, now: &Stand) {
         let last = self.stands.last().unwrap();
         let in_flight: BTreeSet<&String> = last.in_flight().flat_map(|batch| &batch.accounts).collect();
         let newest: BTreeMap<String, String> = self.scene.balances().into_iter().collect();
@@ -165,7 +164,7 @@ impl Case {
             let before = last.arrived.get(&account).copied().unwrap_or(0);
             let in_flight = in_flight.contains(&account);
             let again = before == 0 || in_flight || self.updated.contains(&account);
-            // Of several in flight, one may have been on the wire when the process died.
+            // Of several batches in flight, one may have been on the wire when the process died.
             let on_the_wire = before == 0 && in_flight && !self.one_at_a_time;
             let expected =
                 before + usize::from(again)..=before + usize::from(again) + usize::from(on_the_wire);
@@ -173,8 +172,9 @@ impl Case {
         }
     }
 
-    /// Counters agree, passes chain, leases are free, and every run has ended or is said to have been killed.
-    async fn journal_is_whole(&self) {
+    /// Asserts that counters agree, passes form a chain, leases are free, and every run has ended or is marked as
+    /// killed.
+    async fn assert_journal_is_whole(&self) {
         let value = async |sql| self.value(sql).await;
         let in_runs = "select concat_ws(' ', sum(rows_read), sum(rows_uploaded), sum(rows_rejected), sum(rows_superseded))
                          from elven_sync.sync_runs where run_id = any (RUNS)";

@@ -1,4 +1,5 @@
-//! A worker that freezes, is taken over, and comes back: it moves nothing, and the API refuses what it still sends.
+//! A worker freezes, another one takes over, and the first one is thawed: it moves nothing, and the API refuses what
+//! it still sends.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use elven_sync::fault_point::{Side, Step};
@@ -9,11 +10,11 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use super::points::{Point, points};
-use super::{Case, FAULT_POINT, SIGNATURE_WINDOW, at_each};
-use crate::sandbox::IMPORT;
-use crate::workers::signal;
+use super::{Case, SIGNATURE_WINDOW, at_each};
 
-/// While it has the lease, and a while longer.
+use crate::support::{FAULT_POINT, IMPORT, signal};
+
+/// Lasts while the worker has the lease, and a while longer.
 const OF_A_LEASE: [(Step, &[u32]); 9] = [
     (Step::TakeLease, &[1]),
     (Step::OpenPass, &[1]),
@@ -26,14 +27,14 @@ const OF_A_LEASE: [(Step, &[u32]); 9] = [
     (Step::ReleaseLease, &[1]),
 ];
 
-/// Behind the look at whether lease and signature still hold: what it signed long ago leaves it now.
+/// Whether the point lies after the check of lease and signature, so that an old signature is sent.
 fn sends_late(point: Point) -> bool {
     matches!((point.0, point.1), (Step::Send, Side::Before))
 }
 
 impl Case {
-    /// Starts a run that is to freeze. Its lease is shorter than its signatures are good for, so that whoever took
-    /// over when the lease has run out, and not later, would be too early.
+    /// Starts a run that is to freeze. Its lease is shorter than the life of its signatures, so that a takeover at
+    /// the end of the lease, and no later, would be too early.
     fn spawn(&mut self, point: Option<Point>) -> Child {
         self.scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", &format!("{}ms", SIGNATURE_WINDOW.as_millis()));
         let mut command = self.scene.command(&["run", "--entity", &self.entities[0]]);
@@ -45,7 +46,7 @@ impl Case {
         self.scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
     }
 
-    /// All that a worker moves; but not when it last looked, and saw that all was well.
+    /// Returns everything that a worker moves, apart from the times of its probes and successes.
     async fn state(&self) -> String {
         self.value(
             "select concat_ws(E'\\n',
@@ -61,8 +62,8 @@ impl Case {
         .await
     }
 
-    /// Another worker takes over from one that is frozen; rows that it knows are written again before that. Then it
-    /// is continued. Returns what it still sent.
+    /// Lets another worker take over from a frozen one, after known rows were written again. Then thaws the first
+    /// one. Returns the requests that it still sent.
     async fn is_taken_over(&mut self, child: Child, thaw: impl FnOnce()) -> Vec<Request> {
         self.update("(1, 2, 4)").await;
         let expires_at = sqlx::query_scalar::<_, DateTime<Utc>>(
@@ -80,12 +81,12 @@ impl Case {
         assert!(output.status.code().is_some(), "{:?}", output.status);
         assert_eq!(self.state().await, state, "it moves nothing");
         assert_eq!(self.scene.received(), received, "nothing of what it sends is taken");
-        self.newest_is_right().await;
+        self.assert_newest_values().await;
         self.imports().split_off(sent)
     }
 
-    /// Of each account the API has what the ledger has now.
-    async fn newest_is_right(&self) {
+    /// Asserts that the API has the current value of each account.
+    async fn assert_newest_values(&self) {
         let newest: std::collections::BTreeMap<String, String> = self.scene.balances().into_iter().collect();
         let rows: Vec<(String, String)> = sqlx::query_as(
             "select entity_account_id, trim_scale(balance)::text from ledger.balance_snapshots
@@ -103,7 +104,7 @@ impl Case {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_worker_that_freezes_at_any_step_moves_nothing_when_it_comes_back(pool: PgPool) {
+async fn worker_frozen_at_any_step_moves_nothing_after_takeover(pool: PgPool) {
     let freeze = async |case: &mut Case, point| {
         case.add_entity().await;
         let mut child = case.spawn(Some(point));
@@ -126,7 +127,7 @@ async fn a_worker_that_freezes_at_any_step_moves_nothing_when_it_comes_back(pool
     };
     let mut points = points(&OF_A_LEASE);
     points.retain(|point| {
-        // A pass is opened with the lease, and the last one closed with giving it back.
+        // A pass is opened with the taking of the lease, and the last one closed with its release.
         let has_no_lease = matches!(
             (point.0, point.1),
             (Step::TakeLease | Step::OpenPass, Side::Before)
@@ -137,9 +138,9 @@ async fn a_worker_that_freezes_at_any_step_moves_nothing_when_it_comes_back(pool
     at_each(pool, points, freeze, async |_| ()).await;
 }
 
-/// It has sent, and waits for an answer.
+/// The worker has sent a request and waits for the answer.
 #[sqlx::test(migrations = false)]
-async fn a_worker_that_freezes_before_the_answer_moves_nothing_when_it_comes_back(pool: PgPool) {
+async fn worker_frozen_before_the_answer_moves_nothing_after_takeover(pool: PgPool) {
     let freeze = async |case: &mut Case, _| {
         case.add_entity().await;
         let gate = Gate::new();

@@ -1,4 +1,4 @@
-//! The points that processes are stopped at, and what has to happen for each to be reached.
+//! The points at which processes are stopped, and what has to happen for each to be reached.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::process::Command;
 use elven_sync::fault_point::{Side, Step};
 use strum::IntoEnumIterator;
 
-/// Where a process stops.
+/// The point at which a process stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Point(pub Step, pub Side, pub u32);
 
@@ -18,21 +18,21 @@ impl fmt::Display for Point {
 }
 
 impl Point {
-    /// How many answers have come by then that the journal will never hear of, at least and at most.
+    /// Returns the minimum and the maximum number of answers that arrived by then and will never be recorded.
     pub fn answers_lost(self) -> (usize, usize) {
         match (self.0, self.1) {
             (Step::Send, Side::After)
             | (Step::Settle | Step::Resolve | Step::Split | Step::SetAside | Step::Answer, Side::Before) => {
                 (1, 1)
             }
-            // With the answer to its last batch, if that is not recorded yet.
+            // Includes the answer to its last batch, if that is not recorded yet.
             (Step::ClosePass | Step::Succeed | Step::ReleaseLease, Side::Before) => (0, 1),
             _ => (0, 0),
         }
     }
 }
 
-/// Both sides of these occurrences of steps.
+/// Returns both sides of these occurrences of steps.
 pub fn points(steps: &[(Step, &[u32])]) -> Vec<Point> {
     let mut points = Vec::new();
     for (step, occurrences) in steps {
@@ -43,7 +43,7 @@ pub fn points(steps: &[(Step, &[u32])]) -> Vec<Point> {
     points
 }
 
-/// In a run of new rows.
+/// Points in a run of new rows.
 pub const OF_A_RUN: [(Step, &[u32]); 14] = [
     (Step::BeginRun, &[1]),
     (Step::TakeLease, &[1, 2]),
@@ -61,7 +61,7 @@ pub const OF_A_RUN: [(Step, &[u32]); 14] = [
     (Step::FinishRun, &[1]),
 ];
 
-/// In a run that goes on where another one was killed, and then finds new rows.
+/// Points in a run that resumes after a kill and then finds new rows.
 pub const OF_A_RECOVERY: [(Step, &[u32]); 14] = [
     (Step::BeginRun, &[1]),
     (Step::TakeLease, &[1]),
@@ -99,7 +99,7 @@ pub const OF_A_RETRY: [(Step, &[u32]); 8] = [
     (Step::ReleaseLease, &[1]),
     (Step::FinishRun, &[1]),
 ];
-/// In `tests/it/prune.rs`.
+/// Points in `tests/it/prune.rs`.
 pub const OF_A_PRUNE: [(Step, &[u32]); 1] =
     [(Step::Prune, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16])];
 
@@ -122,7 +122,7 @@ pub const OF_A_BACKFILL: [(Step, &[u32]); 15] = [
 ];
 
 #[test]
-fn every_step_is_crashed_at() {
+fn every_durable_step_has_a_crash_test() {
     let crashed_at: HashSet<Step> = [
         &OF_A_RUN[..],
         &OF_A_RECOVERY,
@@ -141,9 +141,9 @@ fn every_step_is_crashed_at() {
     assert_eq!(crashed_at, Step::iter().collect());
 }
 
-/// What `cargo build` and `cargo install` make is another program in this alone: it stops nowhere.
+/// The program of `cargo build` and `cargo install` differs only in this: it stops nowhere.
 #[test]
-fn only_tests_have_fault_points() {
+fn shipped_binary_has_no_fault_points() {
     let features = |edges| {
         let tree = ["tree", "--locked", "--offline", "--depth", "0", "--format", "{f}", "--edges", edges];
         let output = Command::new(env!("CARGO")).args(tree).current_dir(env!("CARGO_MANIFEST_DIR")).output();

@@ -1,4 +1,4 @@
-//! Everything goes wrong at once, drawn from a seed, and all comes right in the end.
+//! Random faults of all kinds at once, drawn from a seed. Every row is processed in the end.
 //!
 //! `ELVEN_FAULT_SEED=17` repeats a seed, `ELVEN_FAULT_ROWS=500000` takes that many rows.
 
@@ -8,15 +8,14 @@ use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Credential, Options, Sandbox};
 use sqlx::PgPool;
 
-use super::{imports, scene, variable};
-use crate::sandbox_faults::parsed;
-use crate::support::{KEY, SECRET, eventually};
+use super::{imports, scene};
+use crate::support::{KEY, SECRET, eventually, fault_rules, variable};
 
 const ROWS: i64 = 50_000;
 
-/// About three of ten requests meet one of these.
+/// About three of ten requests get one of these faults.
 const FAULTS: [&str; 12] = [
-    // First, so that none of these is ever kept.
+    // First, so that refused records are never kept.
     "reject:account=a13",
     "reject:account=a14",
     "reject:account=a77",
@@ -32,14 +31,14 @@ const FAULTS: [&str; 12] = [
 ];
 
 #[sqlx::test(migrations = false)]
-async fn whatever_is_drawn_each_row_is_uploaded_or_set_aside(pool: PgPool) {
+async fn random_faults_leave_each_row_uploaded_or_set_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     let seed = variable("ELVEN_FAULT_SEED").unwrap_or_else(|| fastrand::i64(0..1_000_000));
     let rows = variable("ELVEN_FAULT_ROWS").unwrap_or(ROWS);
     println!("{rows} rows; to repeat it: ELVEN_FAULT_SEED={seed}");
     scene.sandbox = Sandbox::start(Options {
         credentials: vec![Credential::new("default", KEY, SECRET)],
-        rules: parsed(&FAULTS),
+        rules: fault_rules(&FAULTS),
         seed: seed.unsigned_abs(),
         keep_records_max: usize::MAX,
         ..Options::default()
@@ -49,7 +48,7 @@ async fn whatever_is_drawn_each_row_is_uploaded_or_set_aside(pool: PgPool) {
     scene.set("ELVEN_API_URL", &scene.sandbox.url());
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "2");
-    // An account has a row for each of ten seconds, and some of those share it with another row.
+    // An account has a row for each of ten seconds, and some rows share it with another row.
     sqlx::query(
         "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
          select 'acme', 'a' || n / 10, 'BTC', '2024-01-01Z'::timestamptz + (n % 10 - (n % 50 = 7)::int) * interval '1s', n
@@ -65,7 +64,7 @@ async fn whatever_is_drawn_each_row_is_uploaded_or_set_aside(pool: PgPool) {
         runs += 1;
         assert!(runs < 300, "it does not come to its end");
         if runs % 4 == 2 {
-            // Killed wherever it is after some imports more.
+            // Killed at a random point, some imports later.
             let enough = imports(&scene).len() + 7;
             let mut child = scene.command(&["run"]).spawn().unwrap();
             eventually("it is some batches further, or at its end", async || {
@@ -89,7 +88,7 @@ async fn whatever_is_drawn_each_row_is_uploaded_or_set_aside(pool: PgPool) {
     }
     println!("{runs} runs, {killed} of them killed, {} imports", imports(&scene).len());
 
-    // Each row: accepted, superseded by one that was, or set aside.
+    // Each row is accepted, superseded by an accepted row, or set aside.
     let leaves = "select concat_ws(' ', count(*), count(distinct id)) from elven_sync.sync_batches b, elven_sync.batch_row_ids(batch_id) id
                    where b.status <> 'split'";
     assert_eq!(scene.text(leaves).await, format!("{rows} {rows}"), "each row is in one batch");
@@ -111,7 +110,7 @@ async fn whatever_is_drawn_each_row_is_uploaded_or_set_aside(pool: PgPool) {
         "all rows of these accounts, also those that lost to a refused one"
     );
 
-    // What arrived twice came from a batch that is marked, or from a part of one.
+    // A record that arrived twice belongs to an ambiguous batch, or to a part of one.
     let mut times: BTreeMap<String, usize> = BTreeMap::new();
     for record in scene.sandbox.received() {
         *times.entry(record.balance).or_default() += 1;
@@ -130,7 +129,7 @@ async fn whatever_is_drawn_each_row_is_uploaded_or_set_aside(pool: PgPool) {
         .collect();
     assert_eq!(unexplained, Vec::<&String>::new());
 
-    // And what each account, currency and second has now is what the ledger says.
+    // The last value of each account, currency and second is that of the ledger.
     let wanted: Vec<String> = sqlx::query_scalar(
         "select distinct on (entity_account_id, captured_at) concat_ws(' ', entity_account_id, extract(second from captured_at)::int, balance)
            from ledger.balance_snapshots where entity_account_id not in ('a13', 'a14', 'a77')

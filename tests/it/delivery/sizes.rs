@@ -1,19 +1,20 @@
-//! Bodies that are too large: learned where the limit is, and kept below it.
+//! Bodies that are too large: the limit is learned, and later bodies stay below it.
 
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use super::{ERRORS, add_rows, answered, imports, scene};
-use crate::sandbox_faults::parsed;
+use super::{OpenError, add_rows, answered, imports, open_error, scene};
+
+use crate::support::fault_rules;
 
 #[sqlx::test(migrations = false)]
-async fn the_limit_of_the_api_is_learned_and_remembered(pool: PgPool) {
+async fn body_size_limit_is_learned_and_remembered(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     add_rows(&scene, "acme", 3000).await;
-    // A batch of a hundred has 8 kB.
-    scene.sandbox.set_rules(parsed(&["body-limit=5kB"]));
+    // A batch of a hundred rows has 8 kB.
+    scene.sandbox.set_rules(fault_rules(&["body-limit=5kB"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_uploaded), (RunStatus::Succeeded, 3000));
     assert_eq!(scene.balances().len(), 3000);
@@ -34,11 +35,11 @@ async fn the_limit_of_the_api_is_learned_and_remembered(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn batch_bytes_cuts_before_the_api_has_to(pool: PgPool) {
+async fn batch_bytes_splits_batches_before_they_are_sent(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_BYTES", "3000");
     add_rows(&scene, "acme", 500).await;
-    scene.sandbox.set_rules(parsed(&["body-limit=3000B"]));
+    scene.sandbox.set_rules(fault_rules(&["body-limit=3000B"]));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!((answered(&scene, 413), scene.balances().len()), (0, 500));
     let largest = imports(&scene).iter().map(|import| import.body_bytes).max().unwrap();
@@ -48,18 +49,18 @@ async fn batch_bytes_cuts_before_the_api_has_to(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_record_that_is_too_large_alone_is_set_aside(pool: PgPool) {
+async fn single_record_above_body_limit_is_set_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
     add_rows(&scene, "acme", 6).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', repeat('x', 1000), 'BTC', '2024-01-01Z', 1)").await;
     add_rows(&scene, "acme", 6).await;
-    scene.sandbox.set_rules(parsed(&["body-limit=900B"]));
+    scene.sandbox.set_rules(fault_rules(&["body-limit=900B"]));
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Incomplete);
     assert_eq!((report.counters.rows_uploaded, report.counters.rows_rejected), (12, 1));
-    assert_eq!(scene.text(ERRORS).await, "rejected_row 413");
+    assert_eq!(OpenError::all(&scene).await, [open_error("rejected_row").http(413)]);
     let whole = "select (length(record->>'entityAccountId') = 1000 and message like '%too large%')::text
                    from elven_sync.sync_errors";
     assert_eq!(scene.text(whole).await, "true");

@@ -1,29 +1,29 @@
-//! A key that may only import: the call that reads is refused, and yet refused rows are found and set aside.
+//! A key that may only import: the call that reads is refused, and refused rows are still found and set aside.
 
 use std::collections::BTreeSet;
 
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use super::{add, all_is_well, among, good, scene, set_aside};
+use super::{add, among, assert_all_is_well, good, scene, set_aside};
 use crate::backfill::backfill_2024;
-use crate::stub::{Asked, Said, Stub, said};
-use crate::support::TestEnv;
+use crate::stub::{Stub, StubRequest, StubResponse, respond};
+use crate::support::{FAULT_POINT, TestEnv, output_of, stderr};
 
 /// Refuses imports that contain the word `bad`, and every call that reads.
-fn import_only(asked: &Asked) -> Said {
+fn import_only(asked: &StubRequest) -> StubResponse {
     match asked.is_import() {
-        true if asked.body.contains("bad") => said(400),
-        true => said(200),
-        false => said(403),
+        true if asked.body.contains("bad") => respond(400),
+        true => respond(200),
+        false => respond(403),
     }
 }
 
-fn refuse_all(asked: &Asked) -> Said {
-    said(if asked.is_import() { 400 } else { 403 })
+fn refuse_all(asked: &StubRequest) -> StubResponse {
+    respond(if asked.is_import() { 400 } else { 403 })
 }
 
-/// What is open in `sync_errors` about the lane.
+/// Returns the open error of the lane.
 async fn lane_error(scene: &TestEnv) -> String {
     scene
         .text(
@@ -34,7 +34,7 @@ async fn lane_error(scene: &TestEnv) -> String {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_lone_bad_row_behind_an_import_only_key_does_not_stop_its_entity(pool: PgPool) {
+async fn lone_refused_row_does_not_stop_import_only_entity(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     add(&scene, &["ok".to_owned()]).await;
@@ -43,7 +43,7 @@ async fn a_lone_bad_row_behind_an_import_only_key_does_not_stop_its_entity(pool:
     let before = stub.imports().len();
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(set_aside(&scene).await, "bad");
-    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(Asked::records).collect();
+    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(StubRequest::records).collect();
     let accounts: Vec<&str> = sent.iter().map(|(account, _)| account.as_str()).collect();
     assert_eq!(accounts, ["bad", "ok"], "a record that was accepted before proves the key");
     let loose =
@@ -55,12 +55,12 @@ async fn a_lone_bad_row_behind_an_import_only_key_does_not_stop_its_entity(pool:
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     }
     assert_eq!(lane_error(&scene).await, "");
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 /// In the very first batch: at its start, at its end, several.
 #[sqlx::test(migrations = false)]
-async fn bad_rows_in_the_first_batch_are_found_by_its_halves(pool: PgPool) {
+async fn refused_rows_in_the_first_batch_are_found_by_bisection(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
@@ -79,15 +79,15 @@ async fn bad_rows_in_the_first_batch_are_found_by_its_halves(pool: PgPool) {
         assert!(set_aside(&scene).await.ends_with(&names.join(",")), "{places:?}");
         let requests = stub.imports().len() - before.0;
         assert!(requests <= 2 + 2 * 7 * places.len(), "{places:?}: {requests} requests");
-        all_is_well(&scene).await;
-        // As if it were the first one again.
+        assert_all_is_well(&scene).await;
+        // Simulates that it is the first batch again.
         scene.sql("delete from ledger.balance_snapshots").await;
     }
 }
 
-/// Every second row: hardly a part is without one.
+/// Every second row, so that nearly every part has one.
 #[sqlx::test(migrations = false)]
-async fn a_batch_that_is_half_bad_is_taken_apart_in_the_end(pool: PgPool) {
+async fn half_refused_batch_is_bisected_over_several_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     let accounts: Vec<String> =
@@ -96,12 +96,12 @@ async fn a_batch_that_is_half_bad_is_taken_apart_in_the_end(pool: PgPool) {
     let (runs, status) = super::runs_until_done(&scene, 5).await;
     assert_eq!(status, RunStatus::Incomplete, "after {runs} runs");
     assert_eq!((stub.accepted().len(), set_aside(&scene).await.split(',').count()), (32, 32));
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
-/// A revoked key or a changed contract, with and without a record that was accepted before.
+/// A revoked key or a changed contract, with and without an earlier acceptance.
 #[sqlx::test(migrations = false)]
-async fn an_import_that_refuses_everything_sets_nothing_aside_and_is_asked_20_times_a_run(pool: PgPool) {
+async fn import_refusing_everything_costs_20_requests_and_sets_nothing_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "100");
     let stub = Stub::of(&mut scene, refuse_all).await;
@@ -120,7 +120,7 @@ async fn an_import_that_refuses_everything_sets_nothing_aside_and_is_asked_20_ti
         }
         stub.answer(import_only);
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
         stub.answer(refuse_all);
         if !has_accepted {
             add(&scene, &(1..=500).map(|n| format!("b{n}")).collect::<Vec<_>>()).await;
@@ -129,9 +129,9 @@ async fn an_import_that_refuses_everything_sets_nothing_aside_and_is_asked_20_ti
     assert_eq!(stub.accepted().len(), 1_500);
 }
 
-/// Nothing shows that the key is good.
+/// Nothing proves the credential good.
 #[sqlx::test(migrations = false)]
-async fn a_lone_bad_row_before_anything_was_accepted_is_not_set_aside(pool: PgPool) {
+async fn refused_row_is_not_set_aside_before_any_acceptance(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     add(&scene, &["bad".to_owned()]).await;
@@ -142,15 +142,15 @@ async fn a_lone_bad_row_before_anything_was_accepted_is_not_set_aside(pool: PgPo
     assert_eq!(lane_error(&scene).await, "rejected_batch 400 19734");
     scene.sql("update ledger.balance_snapshots set entity_account_id = 'good'").await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
-/// The record that is sent again is as it was accepted, and the newest one of its account, currency and second.
+/// The probe sends a record exactly as it was accepted, and it is the newest of its account, currency and second.
 #[sqlx::test(migrations = false)]
-async fn what_is_sent_to_prove_a_key_changes_nothing_at_elven(pool: PgPool) {
+async fn credential_probe_changes_no_value_at_elven(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
-    // Of `two` the second one is sent, and the first one superseded.
+    // Of `two`, the second row is sent, and the first row is superseded.
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -159,7 +159,7 @@ async fn what_is_sent_to_prove_a_key_changes_nothing_at_elven(pool: PgPool) {
         )
         .await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
-    // A newer version of `three` waits, in the same pass as the bad row, and so does an older rival of `two`.
+    // A newer version of `three` is pending, in the same pass as the bad row, and so is an older rival of `two`.
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
@@ -177,16 +177,16 @@ async fn what_is_sent_to_prove_a_key_changes_nothing_at_elven(pool: PgPool) {
         .await;
     let before = stub.imports().len();
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
-    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(Asked::records).collect();
+    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(StubRequest::records).collect();
     let sent: Vec<String> = sent.iter().map(|(account, balance)| format!("{account} {balance}")).collect();
     assert_eq!(sent, ["bad 5", "one 1", "three 40", "two 6"]);
     assert_eq!(set_aside(&scene).await, "bad");
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_backfill_sets_bad_rows_aside_by_an_import_only_key(pool: PgPool) {
+async fn backfill_with_import_only_key_sets_refused_rows_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
-    let stub = Stub::of(&mut scene, |asked| said(if asked.is_import() { 200 } else { 403 })).await;
+    let stub = Stub::of(&mut scene, |asked| respond(if asked.is_import() { 200 } else { 403 })).await;
     add(&scene, &among(40, &[(0, "bad0"), (39, "bad39")])).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     stub.answer(import_only);
@@ -198,12 +198,12 @@ async fn a_backfill_sets_bad_rows_aside_by_an_import_only_key(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     backfill_2024(&scene, 3, &[]).await;
     assert_eq!(set_aside(&scene).await, "bad0,bad39");
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
-/// The process dies before and after each step by which the key is proven.
+/// The process dies before and after each step of the probe.
 #[sqlx::test(migrations = false)]
-async fn a_crash_while_a_key_is_proven_is_overcome(pool: PgPool) {
+async fn crash_during_a_credential_probe_is_recovered(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, import_only).await;
     add(&scene, &["ok".to_owned()]).await;
@@ -214,10 +214,10 @@ async fn a_crash_while_a_key_is_proven_is_overcome(pool: PgPool) {
             .enumerate()
     {
         add(&scene, &[format!("bad{n}")]).await;
-        scene.set("ELVEN_SYNC_FAULT_POINT", &format!("{point}=kill"));
+        scene.set(FAULT_POINT, &format!("{point}=kill"));
         let killed = scene.output(&["run"]).await;
-        assert_eq!(killed.status.code(), None, "{point}: {}", crate::support::stderr(&killed));
-        scene.unset("ELVEN_SYNC_FAULT_POINT");
+        assert_eq!(killed.status.code(), None, "{point}: {}", stderr(&killed));
+        scene.unset(FAULT_POINT);
         super::runs_until_done(&scene, 3).await;
         assert!(set_aside(&scene).await.ends_with(&format!("bad{n}")), "{point}");
     }
@@ -225,5 +225,5 @@ async fn a_crash_while_a_key_is_proven_is_overcome(pool: PgPool) {
     assert!(stub.accepted().iter().all(|(account, _)| account == "ok"), "{:?}", stub.accepted());
     let passes = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
     assert_eq!(scene.text(passes).await, "0");
-    crate::support::said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }

@@ -1,4 +1,4 @@
-//! A signature is fresh when its request is written, and a refused one is not the end where something can be done.
+//! A request is signed right before it is sent, and a refused signature is repaired where possible.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -9,17 +9,19 @@ use sqlx::PgPool;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{add, good, scene};
-use crate::stub::{Asked, Said, Stub, list, said};
+use crate::stub::{Stub, StubRequest, StubResponse, list, respond};
 
-/// How old a signature may be for this API, in milliseconds. A busy machine takes its time between writing and reading.
+use crate::support::{assert_stays, eventually, output_of};
+
+/// Maximum age of a signature for this API, in milliseconds. A busy machine takes time between writing and reading.
 const WINDOW_MS: i64 = 2_000;
 
-fn fresh(asked: &Asked, after: Duration) -> Said {
-    if asked.age_ms > WINDOW_MS { said(401) } else { Said { after, ..said(200) } }
+fn fresh(asked: &StubRequest, after: Duration) -> StubResponse {
+    if asked.age_ms > WINDOW_MS { respond(401) } else { StubResponse { after, ..respond(200) } }
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_request_that_waited_behind_slow_answers_or_for_the_rate_is_signed_again(pool: PgPool) {
+async fn request_delayed_by_permits_or_rate_is_signed_again(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "30s");
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "30s");
@@ -38,9 +40,9 @@ async fn a_request_that_waited_behind_slow_answers_or_for_the_rate_is_signed_aga
     }
 }
 
-/// Nobody accepts connections for a while: they are made when the client asks again, after a second.
+/// No connection is accepted for a while. The client asks again after a second.
 #[sqlx::test(migrations = false)]
-async fn a_request_whose_connection_took_long_to_open_is_signed_again(pool: PgPool) {
+async fn request_delayed_by_its_connection_is_signed_again(pool: PgPool) {
     let mut scene = scene(pool).await;
     add(&scene, &good(3)).await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -48,7 +50,7 @@ async fn a_request_whose_connection_took_long_to_open_is_signed_again(pool: PgPo
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
     scene.set("ELVEN_API_URL", &format!("http://{address}"));
-    // They fill the queue of the server, until nobody is let in any more.
+    // These connections fill the queue of the server until no further one is accepted.
     let mut queue = Vec::new();
     while let Ok(Ok(stream)) =
         tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await
@@ -58,9 +60,10 @@ async fn a_request_whose_connection_took_long_to_open_is_signed_again(pool: PgPo
     let begun = Instant::now();
     let late = async {
         let being_sent = "select count(*)::text from elven_sync.sync_batches where status = 'sending'";
-        crate::support::eventually("it is being sent", async || scene.text(being_sent).await == "1").await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        Stub::on(listener, |asked| if asked.age_ms > 900 { said(401) } else { said(200) })
+        let is_being_sent = async || scene.text(being_sent).await == "1";
+        eventually("the batch is being sent", is_being_sent).await;
+        assert_stays("the batch waits for its connection", Duration::from_millis(500), is_being_sent).await;
+        Stub::on(listener, |asked| if asked.age_ms > 900 { respond(401) } else { respond(200) })
     };
     let (report, stub) = tokio::join!(scene.run(), late);
     assert!(begun.elapsed() > Duration::from_millis(900), "the connection was late");
@@ -74,7 +77,7 @@ async fn a_request_whose_connection_took_long_to_open_is_signed_again(pool: PgPo
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_key_that_was_replaced_in_its_file_is_read_again(pool: PgPool) {
+async fn replaced_key_file_is_read_again(pool: PgPool) {
     let mut scene = scene(pool).await;
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("key");
@@ -84,13 +87,13 @@ async fn a_key_that_was_replaced_in_its_file_is_read_again(pool: PgPool) {
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     add(&scene, &good(12)).await;
-    // The key is replaced while the run is at work, with several requests in flight.
+    // The key is replaced during the run, with several requests in flight.
     let stub = Stub::of(&mut scene, move |asked| {
         if asked.key == "the-new-key" {
-            return said(200);
+            return respond(200);
         }
         std::fs::write(&path, "the-new-key").unwrap();
-        Said { after: Duration::from_millis(50), ..said(401) }
+        StubResponse { after: Duration::from_millis(50), ..respond(401) }
     })
     .await;
     let report = scene.run().await;
@@ -101,9 +104,9 @@ async fn a_key_that_was_replaced_in_its_file_is_read_again(pool: PgPool) {
     assert!(refused <= 4, "{refused}: only those that were in flight");
 }
 
-/// The key is revoked and the clock of the API is ahead: the first requests try that clock, and no later one does.
+/// The key is revoked and the clock of the API is ahead: the first requests try that clock, and later ones do not.
 #[sqlx::test(migrations = false)]
-async fn what_did_not_help_against_a_401_is_not_done_again_in_the_run(pool: PgPool) {
+async fn ineffective_401_remedy_is_not_repeated_in_a_run(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "1");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -118,24 +121,24 @@ async fn what_did_not_help_against_a_401_is_not_done_again_in_the_run(pool: PgPo
         .await;
     let stub = Stub::of(&mut scene, |_| {
         let date = fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(90));
-        Said { headers: vec![("date", date)], ..said(401) }
+        StubResponse { headers: vec![("date", date)], ..respond(401) }
     })
     .await;
     assert_eq!(scene.run().await.status, RunStatus::Failed);
     let by_the_other_clock = stub.imports().iter().filter(|asked| asked.age_ms < -80_000).count();
-    // Two lanes may be at it before the first of them knows that it does not help.
+    // Two lanes may try it before the first of them knows that it does not help.
     assert!((1..=3).contains(&by_the_other_clock), "{by_the_other_clock} requests by the other clock");
     // A signature that took more than a second on a busy machine is made again.
     assert!((13..=18).contains(&stub.imports().len()), "{} requests", stub.imports().len());
     let kinds = "select string_agg(distinct kind, ',') from elven_sync.sync_errors where resolved_at is null";
     assert_eq!(scene.text(kinds).await, "auth");
-    stub.answer(|asked| if asked.is_import() { said(200) } else { list() });
+    stub.answer(|asked| if asked.is_import() { respond(200) } else { list() });
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
 }
 
-/// `errors retry` sends by its own way.
+/// `errors retry` has its own sending path.
 #[sqlx::test(migrations = false)]
-async fn a_retry_signs_again_and_reads_the_key_again_as_a_run_does(pool: PgPool) {
+async fn retry_signs_again_and_rereads_the_key(pool: PgPool) {
     let mut scene = scene(pool).await;
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("key");
@@ -145,19 +148,19 @@ async fn a_retry_signs_again_and_reads_the_key_again_as_a_run_does(pool: PgPool)
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     add(&scene, &["bad".to_owned(), "a1".to_owned()]).await;
     let stub = Stub::of(&mut scene, |asked| match asked.is_import() {
-        true if asked.has("bad") => said(400),
-        true => said(200),
+        true if asked.has("bad") => respond(400),
+        true => respond(200),
         false => list(),
     })
     .await;
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     stub.answer(move |asked| {
         if asked.key == "the-new-key" {
-            return said(200);
+            return respond(200);
         }
         std::fs::write(&path, "the-new-key").unwrap();
-        said(401)
+        respond(401)
     });
-    crate::support::said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     assert_eq!(stub.accepted().len(), 2);
 }

@@ -1,31 +1,31 @@
-//! A record that the API cannot answer is found in the batches of some runs and set aside; an API that answers nothing
-//! takes no batch apart beyond a bound, and sets nothing aside.
+//! A record that the API cannot answer is found in the batches of some runs and set aside. An API that answers
+//! nothing causes a bounded number of splits, and nothing is set aside.
 
 use std::collections::BTreeSet;
 
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use super::{add, all_is_well, among, good, scene, set_aside};
+use super::{add, among, assert_all_is_well, good, scene, set_aside};
 use crate::backfill::backfill_2024;
-use crate::stub::{Asked, Said, Stub, list, said};
-use crate::support::{TestEnv, eventually};
+use crate::stub::{Stub, StubRequest, StubResponse, list, respond};
+use crate::support::{FAULT_POINT, TestEnv, eventually, output_of};
 
-/// The most requests of a run for a batch that stays unknown.
+/// Maximum number of requests of a run for a batch of unknown outcome.
 const REQUESTS_MAX: usize = 24;
 
-/// Fails over imports that contain the word `poison`.
-fn fails_over_poison(asked: &Asked) -> Said {
+/// Fails for imports that contain the word `poison`.
+fn fails_over_poison(asked: &StubRequest) -> StubResponse {
     match asked.is_import() {
-        true if asked.body.contains("poison") => said(500),
-        true => said(200),
+        true if asked.body.contains("poison") => respond(500),
+        true => respond(200),
         false => list(),
     }
 }
 
-/// Each of its attempts fences the entity for other rows, by which the API is proven good.
+/// Each of its attempts fences the entity for the other rows that would prove the API good.
 #[sqlx::test(migrations = false)]
-async fn a_record_that_stays_unknown_is_set_aside_although_runs_come_often(pool: PgPool) {
+async fn unknown_record_is_set_aside_although_runs_are_frequent(pool: PgPool) {
     let mut scene = scene(pool).await.with_fences().await;
     scene.set("ELVEN_SYNC_API__SIGNATURE_WINDOW", "1s");
     let _stub = Stub::of(&mut scene, fails_over_poison).await;
@@ -39,14 +39,14 @@ async fn a_record_that_stays_unknown_is_set_aside_although_runs_come_often(pool:
         }
     })
     .await;
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
-fn fails_over_all(asked: &Asked) -> Said {
-    if asked.is_import() { said(500) } else { list() }
+fn fails_over_all(asked: &StubRequest) -> StubResponse {
+    if asked.is_import() { respond(500) } else { list() }
 }
 
-/// Runs until nothing fails any more. No run sends more for a batch than it may; returns how many runs it took.
+/// Runs until nothing fails, and asserts the maximum number of requests for a batch. Returns the number of runs.
 async fn until_isolated(scene: &TestEnv, stub: &Stub, runs_max: usize) -> usize {
     for run in 1..=runs_max {
         let before = stub.imports().len();
@@ -55,7 +55,7 @@ async fn until_isolated(scene: &TestEnv, stub: &Stub, runs_max: usize) -> usize 
         assert!(poisoned <= REQUESTS_MAX, "{poisoned} requests of run {run} failed");
         if run > 3 {
             let requests = stub.imports().len() - before;
-            // And a record that was accepted before.
+            // In addition, a record that was accepted before.
             assert!(requests <= REQUESTS_MAX + 1, "{requests} requests in run {run}");
         }
         if status != RunStatus::Failed {
@@ -67,7 +67,7 @@ async fn until_isolated(scene: &TestEnv, stub: &Stub, runs_max: usize) -> usize 
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_record_that_the_api_cannot_answer_is_isolated_over_some_runs(pool: PgPool) {
+async fn unanswerable_record_is_isolated_over_several_runs(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, fails_over_poison).await;
     let accounts = among(2_500, &[(499, "poison")]);
@@ -79,18 +79,18 @@ async fn a_record_that_the_api_cannot_answer_is_isolated_over_some_runs(pool: Pg
     assert_eq!(scene.text(error).await, "rejected_row 500 1");
     let accepted: BTreeSet<String> = stub.accepted().into_iter().map(|(account, _)| account).collect();
     assert_eq!(accepted.len(), 2_499);
-    // But for the one that shows that the API is good.
+    // Apart from the request that proves the API good.
     assert!(stub.accepted().len() <= 2_500, "each row once");
     let parts = "select bool_and(ambiguous)::text from elven_sync.sync_batches where parent_id is not null";
     assert_eq!(scene.text(parts).await, "true", "all of it may have arrived before");
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
     add(&scene, &["later".to_owned()]).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
 }
 
 /// At the start, at the end, side by side, in both halves, and in several batches.
 #[sqlx::test(migrations = false)]
-async fn records_that_stay_unknown_are_isolated_in_any_place_of_a_batch(pool: PgPool) {
+async fn unanswerable_records_are_isolated_at_any_position(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "32");
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
@@ -108,12 +108,12 @@ async fn records_that_stay_unknown_are_isolated_in_any_place_of_a_batch(pool: Pg
             stub.accepted().split_off(before).into_iter().map(|(a, _)| a).collect();
         let expected = accounts.into_iter().filter(|a| !a.starts_with("poison"));
         assert!(accepted.is_superset(&expected.collect()), "{places:?}");
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
         scene.sql("delete from ledger.balance_snapshots").await;
     }
 }
 
-/// The lists answer, and imports do not: before and after something was accepted.
+/// The lists answer and imports do not, before and after an acceptance.
 #[sqlx::test(migrations = false)]
 async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -131,7 +131,7 @@ async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
         assert_eq!((set_aside(&scene).await.as_str(), stub.accepted().len()), ("", accepted));
         stub.answer(fails_over_poison);
         assert_eq!(super::runs_until_done(&scene, 2).await.1, RunStatus::Succeeded);
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
         stub.answer(fails_over_all);
         scene.sql("delete from ledger.balance_snapshots").await;
         let accepted = stub.accepted().iter().map(|(account, _)| account.clone()).collect::<BTreeSet<_>>();
@@ -139,11 +139,11 @@ async fn an_outage_of_imports_sets_nothing_aside(pool: PgPool) {
     }
 }
 
-/// While the whole API fails, nothing is taken apart.
+/// While the whole API fails, no batch is split.
 #[sqlx::test(migrations = false)]
-async fn an_outage_of_the_whole_api_leaves_batches_whole(pool: PgPool) {
+async fn outage_of_the_api_splits_no_batch(pool: PgPool) {
     let mut scene = scene(pool).await;
-    let stub = Stub::of(&mut scene, |_| said(500)).await;
+    let stub = Stub::of(&mut scene, |_| respond(500)).await;
     add(&scene, &good(10)).await;
     for (run, requests) in [(1, 2), (2, 2), (3, 2), (4, 1), (5, 1), (6, 1)] {
         let before = stub.imports().len();
@@ -153,9 +153,9 @@ async fn an_outage_of_the_whole_api_leaves_batches_whole(pool: PgPool) {
     assert_eq!(scene.text("select string_agg(status, ',') from elven_sync.sync_batches").await, "unknown");
 }
 
-/// In a pass of its own, in the first three runs that meet it.
+/// In its own pass, in the first three runs that meet it.
 #[sqlx::test(migrations = false)]
-async fn a_lone_record_that_the_api_cannot_answer_is_set_aside_after_three_runs(pool: PgPool) {
+async fn lone_unanswerable_record_is_set_aside_after_three_runs(pool: PgPool) {
     for (accepted_before, get) in [(true, 200), (true, 403), (false, 200)] {
         // The same database, emptied.
         let mut scene = if accepted_before && get == 200 {
@@ -168,7 +168,7 @@ async fn a_lone_record_that_the_api_cannot_answer_is_set_aside_after_three_runs(
             scene(pool.clone()).await
         };
         let stub = Stub::of(&mut scene, move |asked| {
-            if !asked.is_import() && get == 403 { said(403) } else { fails_over_poison(asked) }
+            if !asked.is_import() && get == 403 { respond(403) } else { fails_over_poison(asked) }
         })
         .await;
         if accepted_before {
@@ -185,13 +185,13 @@ async fn a_lone_record_that_the_api_cannot_answer_is_set_aside_after_three_runs(
         add(&scene, &["later".to_owned()]).await;
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
         assert!(stub.accepted().iter().any(|(account, _)| account == "later"));
-        all_is_well(&scene).await;
+        assert_all_is_well(&scene).await;
     }
 }
 
-/// Whoever holds what is ambiguous looks at it first.
+/// A person who holds ambiguous batches reviews them first.
 #[sqlx::test(migrations = false)]
-async fn what_is_held_is_not_taken_apart(pool: PgPool) {
+async fn held_batch_is_not_bisected(pool: PgPool) {
     let mut scene = scene(pool).await;
     let stub = Stub::of(&mut scene, fails_over_poison).await;
     add(&scene, &among(4, &[(1, "poison")])).await;
@@ -206,14 +206,14 @@ async fn what_is_held_is_not_taken_apart(pool: PgPool) {
     assert_eq!(stub.imports().len(), before, "nothing is sent again");
     scene.unset("ELVEN_SYNC_SYNC__ON_AMBIGUOUS");
     until_isolated(&scene, &stub, 4).await;
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_backfill_isolates_such_a_record_too(pool: PgPool) {
+async fn backfill_isolates_an_unanswerable_record(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
-    let stub = Stub::of(&mut scene, |asked| if asked.is_import() { said(200) } else { list() }).await;
+    let stub = Stub::of(&mut scene, |asked| if asked.is_import() { respond(200) } else { list() }).await;
     add(&scene, &among(40, &[(7, "poison")])).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     stub.answer(fails_over_poison);
@@ -223,18 +223,19 @@ async fn a_backfill_isolates_such_a_record_too(pool: PgPool) {
     }
     backfill_2024(&scene, 3, &[]).await;
     assert_eq!(set_aside(&scene).await, "poison");
-    all_is_well(&scene).await;
+    assert_all_is_well(&scene).await;
 }
 
-/// A firewall answers for one batch, with a page, while others are accepted.
+/// A firewall answers for one batch with a page, while others are accepted.
 #[sqlx::test(migrations = false)]
-async fn a_page_of_a_firewall_for_one_batch_counts_as_unknown(pool: PgPool) {
+async fn firewall_page_for_one_batch_is_an_unknown_outcome(pool: PgPool) {
     let mut scene = scene(pool).await;
-    let page = |status| Said { body: "<html>Attention Required!</html>".to_owned(), ..said(status) };
+    let page =
+        |status| StubResponse { body: "<html>Attention Required!</html>".to_owned(), ..respond(status) };
     for (n, status) in [403, 406].into_iter().enumerate() {
         let stub = Stub::of(&mut scene, move |asked| match asked.is_import() {
             true if asked.body.contains("poison") => page(status),
-            true => said(200),
+            true => respond(200),
             false => list(),
         })
         .await;
@@ -244,8 +245,8 @@ async fn a_page_of_a_firewall_for_one_batch_counts_as_unknown(pool: PgPool) {
         add(&scene, &among(8, &[(3, &poison)])).await;
         until_isolated(&scene, &stub, 7).await;
         assert!(set_aside(&scene).await.ends_with(&poison));
-        all_is_well(&scene).await;
-        // For everything: then it is not the rows.
+        assert_all_is_well(&scene).await;
+        // The page is the answer to every import: then the rows are not the cause.
         stub.answer(move |_| page(status));
         add(&scene, &[format!("more{n}")]).await;
         for _ in 0..4 {
@@ -253,14 +254,14 @@ async fn a_page_of_a_firewall_for_one_batch_counts_as_unknown(pool: PgPool) {
         }
         let health = "select status from elven_sync.sync_batches order by batch_id desc limit 1";
         assert_ne!(scene.text(health).await, "unknown");
-        stub.answer(|asked| if asked.is_import() { said(200) } else { list() });
+        stub.answer(|asked| if asked.is_import() { respond(200) } else { list() });
         assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     }
 }
 
-/// The process dies at each step while a batch is taken apart.
+/// The process dies at each step of a bisection.
 #[sqlx::test(migrations = false)]
-async fn a_crash_while_a_batch_is_taken_apart_is_overcome(pool: PgPool) {
+async fn crash_during_bisection_is_recovered(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
     let stub = Stub::of(&mut scene, fails_over_poison).await;
@@ -283,11 +284,11 @@ async fn a_crash_while_a_batch_is_taken_apart_is_overcome(pool: PgPool) {
         let mut killed = false;
         for _ in 0..20 {
             if !killed {
-                scene.set("ELVEN_SYNC_FAULT_POINT", &format!("{point}=kill"));
+                scene.set(FAULT_POINT, &format!("{point}=kill"));
             }
             let run = scene.output(&["run"]).await;
             killed |= run.status.code().is_none();
-            scene.unset("ELVEN_SYNC_FAULT_POINT");
+            scene.unset(FAULT_POINT);
             if set_aside(&scene).await.ends_with(&poison) && run.status.code().is_some() {
                 break;
             }
@@ -299,5 +300,5 @@ async fn a_crash_while_a_batch_is_taken_apart_is_overcome(pool: PgPool) {
     assert!(stub.accepted().iter().all(|(account, _)| !account.starts_with("poison")));
     let open = "select count(*)::text from elven_sync.sync_passes where finished_at is null";
     assert_eq!(scene.text(open).await, "0");
-    crate::support::said(&scene, 0, &["verify"]).await;
+    output_of(&scene, 0, &["verify"]).await;
 }

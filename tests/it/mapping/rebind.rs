@@ -1,21 +1,22 @@
-//! What it takes for a person to have another mapping accepted.
+//! The conditions under which a person can have another mapping accepted.
 
 use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::Fault;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use super::{REASON, STATE, TABLE, WRONG_ENTITY, insert, open_pass, rebind, scene};
-use crate::seal::accepted;
-use crate::support::said;
-use crate::verify::{findings, holds, proof};
+use crate::seal::assert_accepted;
+use crate::verify::{assert_verified, findings, proof};
 
-/// Whatever is under way: what is read is what was read before.
+use crate::support::output_of;
+
+/// Also with work in progress: the columns that are read stay the same.
 #[sqlx::test(migrations = false)]
-async fn a_rename_in_place_is_accepted_without_question_or_proof(pool: PgPool) {
+async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool) {
     let mut scene = scene(pool).await;
     open_pass(&scene).await;
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
-    said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
     scene
         .sql(
             "alter table ledger.balance_snapshots rename column entity_id to company;
@@ -24,12 +25,14 @@ async fn a_rename_in_place_is_accepted_without_question_or_proof(pool: PgPool) {
         .await;
     scene.set(TABLE, "books.positions");
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ENTITY_ID", "company");
-    let refused = said(&scene, 1, &["run"]).await;
+    let refused = output_of(&scene, 1, &["run"]).await;
     let what = "the ledger \"ledger\".\"balance_snapshots\" was renamed to \"books\".\"positions\", and column entity_id (entity_id) was renamed to company";
     assert!(refused.contains(what), "{refused}");
-    assert!(said(&scene, 2, &["entity", "rebind", "acme", "--mapping"]).await.contains("--reason"));
+    assert!(output_of(&scene, 2, &["entity", "rebind", "acme", "--mapping"]).await.contains("--reason"));
     assert!(
-        said(&scene, 1, &["entity", "rebind", "acme", "--mapping", "--reason", " "]).await.contains("blank")
+        output_of(&scene, 1, &["entity", "rebind", "acme", "--mapping", "--reason", " "])
+            .await
+            .contains("blank")
     );
     assert!(rebind(&scene, 0, &[]).await.contains("is rebound"));
     assert!(rebind(&scene, 0, &[]).await.contains("needs no rebinding"));
@@ -43,13 +46,13 @@ async fn a_rename_in_place_is_accepted_without_question_or_proof(pool: PgPool) {
     );
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(scene.received().len(), 50);
-    said(&scene, 0, &["backfill", "--resume", "1"]).await;
-    holds(&scene).await;
+    output_of(&scene, 0, &["backfill", "--resume", "1"]).await;
+    assert_verified(&scene).await;
 }
 
-/// The zone that an instant is read in, the scale, and columns of values: no row is hidden, but others are sent.
+/// The zone of instants, the scale, and value columns: no row is hidden, but other values are sent.
 #[sqlx::test(migrations = false)]
-async fn changed_values_are_accepted_by_a_person_who_is_told_what_stays(pool: PgPool) {
+async fn changed_values_need_confirmation_that_names_the_consequence(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.sql("alter table ledger.balance_snapshots alter captured_at type timestamp using captured_at at time zone 'UTC',
                                                      alter balance type bigint").await;
@@ -64,7 +67,7 @@ async fn changed_values_are_accepted_by_a_person_who_is_told_what_stays(pool: Pg
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     scene.sandbox.inject(Fault::Answer { status: 401, body: String::new(), headers: Vec::new() });
-    said(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
+    output_of(&scene, 1, &["backfill", "--from", "2024-01-01", "--to", "2024-01-02"]).await;
 
     scene.set("ELVEN_SYNC_LEDGER__CAPTURED_AT_ZONE", "America/New_York");
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
@@ -73,7 +76,7 @@ async fn changed_values_are_accepted_by_a_person_who_is_told_what_stays(pool: Pg
         refused.contains("while backfill 1 is open") && refused.contains("backfill cancel 1"),
         "{refused}"
     );
-    said(&scene, 0, &["backfill", "cancel", "1"]).await;
+    output_of(&scene, 0, &["backfill", "cancel", "1"]).await;
     let state = scene.text(STATE).await;
     let asked = rebind(&scene, 1, &[]).await;
     let what = "captured_at_zone was \"UTC\", now \"America/New_York\", and balance_scale was 0, now 2";
@@ -90,16 +93,16 @@ async fn changed_values_are_accepted_by_a_person_who_is_told_what_stays(pool: Pg
     scene.run().await;
     assert_eq!(scene.received().len(), sent + 1);
     assert!(scene.received().contains(&"a7 BTC 2024-01-01 05:00:00 7".to_owned()), "{:?}", scene.received());
-    // The bodies of before are those of other values, as was accepted; those of now are proven.
-    assert_eq!(holds(&scene).await, (50, 0));
+    // Older bodies have the old values, as was accepted. New bodies are verified.
+    assert_eq!(assert_verified(&scene).await, (50, 0));
     scene.sql("update elven_sync.sync_batches set body_sha256 = repeat('0', 64) where batch_id = (select max(batch_id) from elven_sync.sync_batches)").await;
     let (found, said) = findings(&proof(&scene, true).await);
     assert!(found.contains("body"), "{said}");
 }
 
-/// A row of `errors retry` whose answer was lost would be sent with other values.
+/// A row of `errors retry` whose answer was lost would be sent with another value.
 #[sqlx::test(migrations = false)]
-async fn a_batch_whose_outcome_is_unknown_keeps_its_mapping(pool: PgPool) {
+async fn batch_with_unknown_outcome_prevents_a_new_mapping(pool: PgPool) {
     let mut scene = scene(pool).await;
     scene.sql("alter table ledger.balance_snapshots alter balance type bigint").await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
@@ -107,23 +110,23 @@ async fn a_batch_whose_outcome_is_unknown_keeps_its_mapping(pool: PgPool) {
     scene.sandbox.set_rules(vec!["reject:account=a3".parse().unwrap()]);
     scene.run().await;
     scene.sandbox.set_rules(vec!["answer-lost@once:1".parse().unwrap()]);
-    said(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     let refused = rebind(&scene, 1, &["--yes"]).await;
     assert!(refused.contains("is unknown") && refused.contains("errors retry"), "{refused}");
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
-    said(&scene, 0, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["errors", "retry"]).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     rebind(&scene, 0, &["--yes"]).await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn another_id_entity_or_stamp_is_accepted_by_the_proof_alone(pool: PgPool) {
+async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     let mut scene = scene(pool).await;
     insert(&scene, 1, 40).await;
     scene.run().await;
     let state = scene.text(STATE).await;
-    // Of each of these other rows would be hidden.
+    // With each of these changes other rows would be hidden.
     scene.sql("alter table ledger.balance_snapshots add column other_xid xid8 not null default pg_current_xact_id(),
                    add column other_id text not null default 'x' || random();
                create table ledger.restamped (like ledger.balance_snapshots including all);
@@ -145,24 +148,25 @@ async fn another_id_entity_or_stamp_is_accepted_by_the_proof_alone(pool: PgPool)
         assert_eq!(scene.text(STATE).await, state, "{name}");
         scene.unset(name);
     }
-    // The same rows behind another name and another oid.
+    // The same rows under another name and another oid.
     scene
         .sql(
             "alter table ledger.balance_snapshots rename to raw;
                create view ledger.balance_snapshots as select * from ledger.raw",
         )
         .await;
-    let refused = said(&scene, 1, &["run"]).await;
+    let refused = output_of(&scene, 1, &["run"]).await;
     assert!(refused.contains("is a different table or view than before"), "{refused}");
     let mut old = PgConnection::connect(&scene.url).await.unwrap();
     old.execute("begin; select pg_current_xact_id()").await.unwrap();
     insert(&scene, 41, 41).await;
-    accepted(&scene, &[&["entity", "rebind", "acme", "--mapping", "--yes"][..], &REASON].concat()).await;
+    assert_accepted(&scene, &[&["entity", "rebind", "acme", "--mapping", "--yes"][..], &REASON].concat())
+        .await;
     old.execute("rollback").await.unwrap();
     assert_eq!(scene.run().await.counters.rows_read, 1, "nothing again, and nothing skipped");
-    assert_eq!(holds(&scene).await, (41, 0));
+    assert_eq!(assert_verified(&scene).await, (41, 0));
 
-    // A transaction that the watermark may speak of has not ended.
+    // A transaction that the watermark may cover is still open.
     old.execute("begin; select pg_current_xact_id()").await.unwrap();
     insert(&scene, 42, 42).await;
     scene.run().await;
@@ -170,21 +174,21 @@ async fn another_id_entity_or_stamp_is_accepted_by_the_proof_alone(pool: PgPool)
     let refused = rebind(&scene, 1, &["--yes"]).await;
     assert!(refused.contains("are still open"), "{refused}");
     old.execute("commit").await.unwrap();
-    // Of eleven rows in ten the ledger has to have the ids.
+    // The ledger has to have the ids of ten in eleven rows.
     scene.sql("delete from ledger.raw where id <= 8").await;
     let refused = rebind(&scene, 1, &["--yes"]).await;
     assert!(refused.contains("of the 42 ids in its newest batches 34 are found"), "{refused}");
     scene.sql("insert into elven_sync.sync_pruned (entity_id, until) values ('acme', now())").await;
     assert!(rebind(&scene, 1, &["--yes"]).await.contains("was pruned"));
-    // The way out of all of these.
-    said(&scene, 0, &["entity", "rewind", "acme", "--yes", "--reason", "the table was replaced"]).await;
+    // The remedy for all of these.
+    output_of(&scene, 0, &["entity", "rewind", "acme", "--yes", "--reason", "the table was replaced"]).await;
     assert_eq!(scene.run().await.counters.rows_uploaded, 34);
     let reason =
         "select concat_ws(' ', action, reason) from elven_sync.sync_actions order by action_id desc limit 1";
     assert_eq!(scene.text(reason).await, "rewind the table was replaced");
 }
 
-/// Entities that cannot be rebound are no reason not to rebind the others.
+/// Entities that cannot be rebound do not prevent the others from being rebound.
 #[sqlx::test(migrations = false)]
 async fn all_entities_are_rebound_at_once(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -193,16 +197,16 @@ async fn all_entities_are_rebound_at_once(pool: PgPool) {
     scene.entity("beta", "UTC").await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('beta', 'b', 'BTC', '2024-01-01Z', 1)").await;
-    said(&scene, 0, &["run", "--entity", "beta"]).await;
+    output_of(&scene, 0, &["run", "--entity", "beta"]).await;
     open_pass(&scene).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     let all = ["entity", "rebind", "--all", "--mapping", "--reason", "cents", "--yes"];
-    let half = said(&scene, 1, &all).await;
+    let half = output_of(&scene, 1, &all).await;
     assert!(half.contains("while pass 2 is open") && half.contains("`beta` is rebound"), "{half}");
     assert!(half.contains("1 of 2 entities were not rebound: acme"), "{half}");
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "0");
-    said(&scene, 0, &["run", "--entity", "acme"]).await;
+    output_of(&scene, 0, &["run", "--entity", "acme"]).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
-    let rest = said(&scene, 0, &all).await;
+    let rest = output_of(&scene, 0, &all).await;
     assert!(rest.contains("`acme` is rebound") && rest.contains("`beta` needs no rebinding"), "{rest}");
 }

@@ -1,18 +1,18 @@
-//! The pooler goes away and comes back, pauses, and loses its connections to the server.
+//! The pooler is restarted, paused, and loses its connections to the server.
 
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
 use super::{arrivals, enter, scene_behind};
-use crate::support::{TestEnv, eventually, stderr};
+use crate::support::{TestEnv, assert_stays, eventually, stderr};
 
-/// Twelve batches, of which the first waits for its answer.
+/// Twelve batches, the first of which waits for its answer.
 async fn entered(scene: &mut TestEnv) {
     enter(scene, 2, 12).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
 }
 
-/// Nothing is missing and nothing waits, whichever run has done it.
+/// Asserts that no row is missing and none is pending, whichever run sent it.
 async fn assert_complete(scene: &TestEnv) {
     let report = scene.run().await;
     assert_eq!(report.status, RunStatus::Succeeded, "{:?}", report.entities);
@@ -24,9 +24,9 @@ async fn assert_complete(scene: &TestEnv) {
     assert_eq!(scene.text("select string_agg(distinct status, ',') from elven_sync.sync_health").await, "ok");
 }
 
-/// Killed while answers are awaited, and back before they come.
+/// The pooler is killed while answers are awaited, and is back before they come.
 #[sqlx::test(migrations = false)]
-async fn a_pooler_that_was_started_again_costs_no_row(pool: PgPool) {
+async fn restarted_pooler_loses_no_row(pool: PgPool) {
     let (mut scene, mut pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
     let (child, gate) = scene.held_run().await;
@@ -38,9 +38,9 @@ async fn a_pooler_that_was_started_again_costs_no_row(pool: PgPool) {
     assert_complete(&scene).await;
 }
 
-/// Gone when the answers come, and for good as far as that run can see.
+/// The pooler is gone when the answers come, for longer than the run waits.
 #[sqlx::test(migrations = false)]
-async fn a_run_whose_pooler_went_away_ends_and_says_so(pool: PgPool) {
+async fn run_ends_with_an_error_without_its_pooler(pool: PgPool) {
     let (mut scene, mut pooler) = scene_behind(pool, "").await;
     scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
     entered(&mut scene).await;
@@ -55,35 +55,36 @@ async fn a_run_whose_pooler_went_away_ends_and_says_so(pool: PgPool) {
     assert!(scene.text("select status from elven_sync.sync_runs order by run_id limit 1").await != "running");
 }
 
-/// `PAUSE` is how poolers are told of a server's restart: clients wait, and nothing is an error.
+/// `PAUSE` prepares a pooler for a restart of the server: clients wait, and nothing is an error.
 #[sqlx::test(migrations = false)]
-async fn a_pause_is_waited_out(pool: PgPool) {
+async fn run_waits_for_a_paused_pooler(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
-    let (child, gate) = scene.held_run().await;
+    let (mut child, gate) = scene.held_run().await;
     pooler.command("pause").await;
     gate.open();
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let waits = async || child.try_wait().unwrap().is_none();
+    assert_stays("the run waits for the pooler", std::time::Duration::from_millis(500), waits).await;
     pooler.command("resume").await;
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_complete(&scene).await;
 }
 
-/// The pooler's connections to the server are closed one after another while a run is at work, as
-/// `server_lifetime` does, and as a server's restart does all at once.
+/// Server connections of the pooler are closed one after another during a run, as by `server_lifetime`, or all at
+/// once, as by a restart of the server.
 #[sqlx::test(migrations = false)]
-async fn server_connections_that_go_cost_no_row(pool: PgPool) {
+async fn closed_server_connections_lose_no_row(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     entered(&mut scene).await;
     scene.sandbox.set_rules(vec!["slow=50ms".parse().unwrap()]);
     let (child, gate) = scene.held_run().await;
-    // Those without a transaction: the pooler replaces them, and nobody notices.
+    // Connections without a transaction: the pooler replaces them, and no client notices.
     pooler.command("reconnect").await;
     gate.open();
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    // And some with one.
+    // Connections with a transaction.
     scene.sql("update ledger.balance_snapshots set balance = balance + 100").await;
     let child = scene.command(&["run"]).spawn().unwrap();
     let kill = "select coalesce(count(pg_terminate_backend(pid)), 0)::text from pg_stat_activity

@@ -1,4 +1,4 @@
-//! What a pooler makes of sessions, and that the connector neither needs one nor leaves a mark on one.
+//! Sessions behind a pooler: the connector neither needs one nor changes one.
 
 use elven_sync::sandbox::Fault;
 use sqlx::{Executor, PgPool, Row};
@@ -6,19 +6,19 @@ use sqlx::{Executor, PgPool, Row};
 use super::{Pooler, READER, SERVER_CONNECTIONS, database, enter, scene_behind};
 use crate::support::{TestEnv, stderr};
 
-/// Settings of a session that somebody has changed. `PgBouncer` itself carries some from client to client.
+/// Settings of a session that were changed. `PgBouncer` itself carries some from client to client.
 const CHANGED: &str = "select string_agg(name || ' = ' || setting, ', ' order by name) from pg_settings
      where source = 'session'
        and name not in ('client_encoding', 'DateStyle', 'TimeZone', 'standard_conforming_strings', 'application_name')";
 
-/// What a session has besides: statements, locks, temporary tables, channels.
+/// Other state of a session: statements, locks, temporary tables, channels.
 const KEPT: &str = "select concat_ws(', ',
        (select string_agg(statement, '; ') from pg_prepared_statements),
        (select string_agg(objid::text, '; ') from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
        (select string_agg(relname, '; ') from pg_class where relnamespace = pg_my_temp_schema()),
        (select string_agg(channel, '; ') from pg_listening_channels() channel))";
 
-/// Nothing of what the connector did is left in the connections that others will be given.
+/// Asserts that the connector left no state in the connections that others will get.
 pub(super) async fn assert_no_trace(scene: &TestEnv, pooler: &Pooler) {
     let nothing = vec![String::new(); SERVER_CONNECTIONS];
     for sql in [CHANGED, KEPT] {
@@ -26,7 +26,7 @@ pub(super) async fn assert_no_trace(scene: &TestEnv, pooler: &Pooler) {
     }
 }
 
-/// These tests would prove little if a client kept its server connection, or could keep something in it.
+/// The other tests would prove little if a client kept its server connection, or could keep state in it.
 #[sqlx::test(migrations = false)]
 async fn a_client_has_no_session_of_its_own(pool: PgPool) {
     let (scene, pooler) = scene_behind(pool, "").await;
@@ -44,8 +44,8 @@ async fn a_client_has_no_session_of_its_own(pool: PgPool) {
     assert_eq!(changed.iter().filter(|changed| *changed == "lock_timeout = 7000").count(), 1, "{changed:?}");
 }
 
-/// What a commit's durability, and the visibility of rows, rest on is in force in each transaction, whether the
-/// pooler refuses options of a connection (as it does by default) or drops them.
+/// Durability of commits and visibility of rows are set in each transaction, whether the pooler refuses options of a
+/// connection (its default) or drops them.
 #[sqlx::test(migrations = false)]
 async fn every_transaction_that_writes_is_durable(pool: PgPool) {
     for settings in ["", "ignore_startup_parameters = options, extra_float_digits"] {
@@ -90,8 +90,8 @@ async fn every_transaction_that_writes_is_durable(pool: PgPool) {
     }
 }
 
-/// A policy that hides rows from the connector is an error: `row_security` has to be off in the transactions
-/// that read, since no connection begins with it.
+/// A policy that hides rows from the connector is an error: reading transactions set `row_security` to off, since no
+/// connection begins with it.
 #[sqlx::test(migrations = false)]
 async fn a_policy_that_hides_rows_is_an_error(pool: PgPool) {
     let create = format!(
@@ -132,13 +132,13 @@ async fn a_policy_that_hides_rows_is_an_error(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_run_leaves_nothing_behind_in_the_connections_that_others_get(pool: PgPool) {
+async fn run_leaves_no_state_in_pooled_connections(pool: PgPool) {
     let (mut scene, pooler) = scene_behind(pool, "").await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "3");
     enter(&scene, 3, 20).await;
     assert_no_trace(&scene, &pooler).await;
     scene.sandbox.set_rules(vec!["reject:account=e1-3".parse().unwrap()]);
-    // Also where an answer is lost, and where a run is refused.
+    // Also when an answer is lost, and when a run is refused.
     scene.sandbox.inject(Fault::CutAfterWrite);
     for (arguments, code) in [
         (&["run"][..], 3),

@@ -5,10 +5,9 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 
 use super::{arrivals, enter, scene_behind};
-use crate::support::{TestEnv, eventually, stderr};
-use crate::workers::signal;
+use crate::support::{TestEnv, eventually, signal, stderr};
 
-/// All batches were accepted, and none is sent twice for want of an answer.
+/// Asserts that all batches were accepted, each on its first attempt.
 async fn assert_accepted(scene: &TestEnv) {
     let others = "select string_agg(concat_ws(' ', batch_id, status, attempts, ambiguous), ', ') from elven_sync.sync_batches
                    where status <> 'accepted' or ambiguous or attempts <> 1";
@@ -52,7 +51,7 @@ async fn two_workers_share_the_entities(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
-async fn after_a_crash_only_what_was_in_flight_is_sent_twice(pool: PgPool) {
+async fn crash_resends_only_batches_in_flight(pool: PgPool) {
     let (mut scene, _pooler) = scene_behind(pool, "").await;
     enter(&scene, 1, 10).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");
@@ -71,8 +70,7 @@ async fn after_a_crash_only_what_was_in_flight_is_sent_twice(pool: PgPool) {
     assert_eq!((arrivals(&scene).0, scene.balances().len()), (1, 12), "two rows came again");
 }
 
-/// A worker that was stopped, lost its lease and comes back can move nothing, whatever server connection it
-/// comes back to.
+/// A worker that was frozen, lost its lease and is thawed moves nothing, whichever server connection it gets.
 #[sqlx::test(migrations = false)]
 async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     let (mut scene, _pooler) = scene_behind(pool, "").await;
@@ -92,9 +90,9 @@ async fn a_worker_that_lost_its_lease_can_move_nothing(pool: PgPool) {
     assert_eq!(scene.text(state).await, before);
 }
 
-/// A run longer than its lease keeps it: another one, meanwhile, finds nothing to do.
+/// A run longer than its lease keeps it: another run finds nothing to do in the meantime.
 #[sqlx::test(migrations = false)]
-async fn a_lease_is_renewed(pool: PgPool) {
+async fn lease_is_renewed_during_a_long_run(pool: PgPool) {
     let (mut scene, _pooler) = scene_behind(pool, "").await;
     enter(&scene, 1, 10).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "2");

@@ -17,11 +17,11 @@ use tokio::task::JoinHandle;
 
 use crate::support::{KEY, SECRET, TestEnv};
 
-/// A sandbox and connections that serve one entity after the other.
+/// A sandbox and connections that serve one entity after another.
 pub struct Connectors {
     sandbox: Sandbox,
     pool: PgPool,
-    /// By the ledger's table and the rows in a batch.
+    /// Workers by the table of the ledger and the number of rows in a batch.
     workers: HashMap<(&'static str, usize), Worker>,
 }
 
@@ -29,7 +29,7 @@ impl Connectors {
     pub async fn open(scene: &TestEnv) -> Self {
         let options = Options {
             credentials: vec![Credential::new("default", KEY, SECRET)],
-            // More than one entity has: all that are kept are read each time.
+            // More requests than one entity has: all kept requests are read each time.
             keep_records_max: 2000,
             ..Options::default()
         };
@@ -65,7 +65,7 @@ pub struct Connector<'a> {
     worker: Worker,
     connectors: &'a Connectors,
     random: Rng,
-    /// The run under way, which gives `None` when it dies.
+    /// The current run, which returns `None` when it dies.
     run: Option<JoinHandle<Option<RunReport>>>,
     gates: Vec<Gate>,
 }
@@ -82,22 +82,22 @@ impl<'a> Connector<'a> {
         Self { entity_id: entity_id.to_owned(), worker, connectors, random, run: None, gates: Vec::new() }
     }
 
-    /// Records that the API accepted, of all entities so far.
+    /// Returns the number of records that the API has accepted, of all entities.
     pub fn accepted(&self) -> u64 {
         self.connectors.sandbox.records_accepted()
     }
 
-    /// Accounts and balances that the API accepted, of all entities, in order of arrival.
+    /// Returns the accounts and balances that the API accepted, of all entities, in order of arrival.
     pub fn received(&self) -> impl Iterator<Item = (i64, i64)> + use<> {
         let version = |r: Received| (r.entity_account_id.parse().unwrap(), r.balance.parse().unwrap());
         self.connectors.sandbox.received().into_iter().map(version)
     }
 
-    /// Begins a run, looks after the one under way, or ends it.
-    pub async fn acts(&mut self, session: &mut PgConnection) {
+    /// Starts a run, advances the current one, or ends it.
+    pub async fn act(&mut self, session: &mut PgConnection) {
         let Some(run) = &self.run else {
             self.inject_faults();
-            // To die after so many polls is to die between any two steps.
+            // To die after a number of polls is to die between any two steps.
             let polls = if self.random.bool() { self.random.usize(..150) } else { usize::MAX };
             return self.begin_run(polls);
         };
@@ -114,19 +114,19 @@ impl<'a> Connector<'a> {
         self.end_run(session).await;
     }
 
-    /// Lets the run under way end.
-    pub async fn rests(&mut self, session: &mut PgConnection) {
+    /// Lets the current run end.
+    pub async fn finish_run(&mut self, session: &mut PgConnection) {
         self.open_gates();
         self.end_run(session).await;
     }
 
-    /// A run that nothing keeps from its end but faults which have not had their turn.
-    pub async fn runs(&mut self, session: &mut PgConnection) -> RunReport {
+    /// Executes a run to its end. Only faults that were injected earlier can stop it.
+    pub async fn run_to_end(&mut self, session: &mut PgConnection) -> RunReport {
         self.begin_run(usize::MAX);
         self.end_run(session).await.unwrap()
     }
 
-    /// Readies faults for the next requests.
+    /// Injects faults for the next requests.
     fn inject_faults(&mut self) {
         for _ in 0..self.random.u8(..3) {
             let gate = Gate::new();
@@ -138,7 +138,7 @@ impl<'a> Connector<'a> {
                 3 => answer(500),
                 4..6 => Fault::HoldResponse(gate.clone()),
                 _ => {
-                    // None: the next fault meets a later request.
+                    // None: the next fault affects a later request.
                     gate.open();
                     Fault::HoldResponse(gate.clone())
                 }
@@ -151,7 +151,7 @@ impl<'a> Connector<'a> {
         self.gates.drain(..).for_each(|gate| gate.open());
     }
 
-    /// Begins a run that dies after so many polls.
+    /// Starts a run that dies after a number of polls.
     fn begin_run(&mut self, mut polls: usize) {
         let (worker, entity_id) = (self.worker.clone(), self.entity_id.clone());
         self.run = Some(tokio::spawn(async move {
@@ -167,7 +167,7 @@ impl<'a> Connector<'a> {
         }));
     }
 
-    /// Waits for the end of the run, and returns its report unless it died.
+    /// Waits for the end of the run. Returns its report unless the run died.
     async fn end_run(&mut self, session: &mut PgConnection) -> Option<RunReport> {
         let report = match self.run.take()?.await {
             Ok(report) => report,
@@ -177,7 +177,7 @@ impl<'a> Connector<'a> {
         self.open_gates();
         if report.is_none() {
             self.end_transactions().await;
-            // As if the time had passed after which another worker, by another name, may take over.
+            // Simulates that the lease has expired, so that another worker may take over.
             let sql = "update elven_sync.sync_state set lease_owner = 'one that died',
                               lease_expires_at = clock_timestamp() - interval '1 hour'
                         where entity_id = $1 and lease_owner is not null";
@@ -186,7 +186,7 @@ impl<'a> Connector<'a> {
         report
     }
 
-    /// Waits until the connections that a run which died has left in the middle of something are closed.
+    /// Waits until the connections that a dead run left in use are closed.
     async fn end_transactions(&self) {
         let pool = &self.connectors.pool;
         while pool.num_idle() < pool.size() as usize {

@@ -1,4 +1,4 @@
-//! The ledger's owner: sessions that write in any order, and what is known of the rows by it.
+//! The owner of the ledger: sessions that write in any order, and the expected state of the rows.
 
 use std::collections::BTreeMap;
 
@@ -6,20 +6,20 @@ use fastrand::Rng;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 const SESSIONS: usize = 4;
-/// For all seeds under way the test server has room for 20.
+/// The test server has room for 20 sessions for all seeds that run at once.
 const PREPARED_MAX: usize = 2;
 
-/// Versions of rows: balances by account. No two versions of an entity have the same balance.
+/// Row versions: balances by account. No two versions of an entity have the same balance.
 pub type Versions = BTreeMap<i64, i64>;
 
-/// A session, and what its transaction has written, then what each of its savepoints has.
+/// A session, with the versions that its transaction has written, then those of each savepoint.
 struct Session {
     connection: PgConnection,
     /// Empty when no transaction is open.
     open: Vec<Versions>,
 }
 
-/// Sessions that serve one entity after the other.
+/// Sessions that serve one entity after another.
 pub struct Sessions(Vec<Session>);
 
 impl Sessions {
@@ -33,13 +33,13 @@ impl Sessions {
     }
 }
 
-/// An owner of one entity's rows.
+/// The owner of the rows of one entity.
 pub struct Owner<'a> {
     entity_id: String,
     table: &'static str,
     sessions: &'a mut [Session],
     random: Rng,
-    /// Accounts and balances are numbered from here on.
+    /// Accounts and balances are numbered from here.
     first: i64,
     accounts: i64,
     balances: i64,
@@ -47,7 +47,7 @@ pub struct Owner<'a> {
     prepared: Vec<(String, Versions)>,
     /// The account of each version that was ever committed, by balance.
     pub committed: BTreeMap<i64, i64>,
-    /// What the ledger holds.
+    /// The versions that the ledger holds.
     pub current: Versions,
 }
 
@@ -77,8 +77,8 @@ impl<'a> Owner<'a> {
         (self.first..self.accounts).contains(&account)
     }
 
-    /// One statement of one session.
-    pub async fn acts(&mut self) {
+    /// Executes one statement of one session.
+    pub async fn act(&mut self) {
         let number = self.random.usize(..SESSIONS);
         let depth = self.sessions[number].open.len();
         let choice = self.random.u8(..100);
@@ -86,27 +86,29 @@ impl<'a> Owner<'a> {
             (_, 0..30) => self.insert(number).await,
             (_, 30..50) => self.update(number).await,
             (0, _) => {
-                // The id of a transaction may be given out long before it writes.
+                // A transaction may get its id long before it writes.
                 let begin = if choice < 75 { "begin; select pg_current_xact_id()" } else { "begin" };
-                self.say(number, begin).await.push(Versions::new());
+                self.execute_in(number, begin).await.push(Versions::new());
             }
-            (_, 50..65) => self.say(number, &format!("savepoint s{depth}")).await.push(Versions::new()),
+            (_, 50..65) => {
+                self.execute_in(number, &format!("savepoint s{depth}")).await.push(Versions::new());
+            }
             (2.., 65..72) => {
                 let savepoint = self.random.usize(1..depth);
-                let open = self.say(number, &format!("release savepoint s{savepoint}")).await;
+                let open = self.execute_in(number, &format!("release savepoint s{savepoint}")).await;
                 let written = open.split_off(savepoint).into_iter().flatten();
                 open[savepoint - 1].extend(written);
             }
             (2.., 72..80) => {
                 let savepoint = self.random.usize(1..depth);
-                let open = self.say(number, &format!("rollback to savepoint s{savepoint}")).await;
+                let open = self.execute_in(number, &format!("rollback to savepoint s{savepoint}")).await;
                 open.truncate(savepoint);
                 open.push(Versions::new());
             }
             (_, 80..93) => self.end(number, choice < 88).await,
             (_, 93..) if self.prepared.len() < PREPARED_MAX => {
                 let name = format!("{} {} {}", std::process::id(), self.entity_id, self.balances);
-                let open = self.say(number, &format!("prepare transaction '{name}'")).await;
+                let open = self.execute_in(number, &format!("prepare transaction '{name}'")).await;
                 let written = open.drain(..).flatten().collect();
                 self.prepared.push((name, written));
                 // A name is used once.
@@ -116,7 +118,7 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Ends a prepared transaction, if there is one, from a session that has none open.
+    /// Ends a prepared transaction, if there is one, from a session without an open transaction.
     pub async fn end_prepared(&mut self, session: &mut PgConnection) {
         if self.prepared.is_empty() {
             return;
@@ -130,7 +132,7 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Ends all that is open.
+    /// Ends all open transactions.
     pub async fn end_all(&mut self, session: &mut PgConnection) {
         for number in 0..SESSIONS {
             if !self.sessions[number].open.is_empty() {
@@ -144,21 +146,21 @@ impl<'a> Owner<'a> {
     }
 
     async fn end(&mut self, number: usize, commits: bool) {
-        let open = self.say(number, if commits { "commit" } else { "rollback" }).await;
+        let open = self.execute_in(number, if commits { "commit" } else { "rollback" }).await;
         let written = open.drain(..).flatten().collect();
         if commits {
             self.commit(written);
         }
     }
 
-    /// Returns what the session's transaction has written so far.
-    async fn say(&mut self, number: usize, sql: &str) -> &mut Vec<Versions> {
+    /// Executes a statement. Returns the versions that the transaction of the session has written so far.
+    async fn execute_in(&mut self, number: usize, sql: &str) -> &mut Vec<Versions> {
         let session = &mut self.sessions[number];
         session.connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
         &mut session.open
     }
 
-    /// Notes what a session wrote: in its transaction, or committed by the statement itself.
+    /// Records what a session wrote: in its transaction, or committed by the statement itself.
     fn note(&mut self, number: usize, written: Versions) {
         match self.sessions[number].open.last_mut() {
             Some(open) => open.extend(written),
@@ -180,7 +182,7 @@ impl<'a> Owner<'a> {
         let (entity_id, table) = (&self.entity_id, self.table);
         let into =
             format!("{table} (entity_id, entity_account_id, currency, captured_at, balance, change_xid)");
-        // The instants come in no order.
+        // The instants have no order.
         let rows = written.iter().map(|(account, balance)| (account, account * 37 % 60, balance));
         let connection = &mut self.sessions[number].connection;
         if self.random.u8(..3) == 0 {
@@ -201,7 +203,7 @@ impl<'a> Owner<'a> {
         self.note(number, written);
     }
 
-    /// Updates some rows in one statement: those that the session sees and no other one has locked.
+    /// Updates some rows in one statement: rows that the session sees and that no other session has locked.
     async fn update(&mut self, number: usize) {
         let count = self.random.i64(1..4);
         let accounts: Vec<i64> = (0..count).map(|_| self.random.i64(self.first..=self.accounts)).collect();

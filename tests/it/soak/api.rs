@@ -1,4 +1,4 @@
-//! The API: a sandbox with a thread of its own, so that it answers whatever the test waits for.
+//! The API: a sandbox with its own thread, so that it answers whatever the test waits for.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use crate::support::{KEY, SECRET};
 
 pub struct Api {
     pub sandbox: Sandbox,
-    /// All requests so far, as far as they were collected.
+    /// All requests that were collected so far.
     requests: RefCell<Vec<Request>>,
     runtime: Option<Runtime>,
 }
@@ -31,12 +31,12 @@ impl Api {
         Self { sandbox, requests: RefCell::default(), runtime: Some(runtime) }
     }
 
-    /// From now on these faults happen, and some accounts are refused as ever.
+    /// Sets the faults. Some accounts are refused in addition, as always.
     pub fn set_faults(&self, faults: &[&str]) {
         self.sandbox.set_rules(rules(faults));
     }
 
-    /// The sandbox keeps the newest requests alone: this has to be called often enough.
+    /// Collects the newest requests. The sandbox keeps a bounded number, so this has to be called often enough.
     pub fn collect(&self) {
         let mut requests = self.requests.borrow_mut();
         let last = requests.last().map_or(0, |request| request.seq);
@@ -59,8 +59,9 @@ impl Api {
         self.requests.borrow().iter().filter(|request| request.method == "POST").cloned().collect()
     }
 
-    /// Counts, in SQL, the requests that were refused for their age after another process had taken the entity.
-    pub fn came_too_late(&self) -> String {
+    /// Returns SQL that counts the requests that were refused for their age after another process had taken the
+    /// entity.
+    pub fn count_expired_requests(&self) -> String {
         let mut values = String::from("('', now())");
         for late in
             self.imports().iter().filter(|request| request.status == Some(401) && request.fault.is_none())

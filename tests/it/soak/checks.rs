@@ -1,5 +1,4 @@
-//! What has to be so in peace, by what the API received and the ledger holds. What the journal says is
-//! looked at in `journal`.
+//! The checks after the faults, by what the API received and what the ledger holds. `journal` checks the journal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -9,10 +8,10 @@ use super::api::Api;
 use super::is_refused;
 use super::journal::Journal;
 
-/// Of the things that are wrong, so many are shown.
+/// Maximum number of violations that are shown.
 const SHOWN_MAX: usize = 20;
 
-/// A version of a row, as it was committed.
+/// A row version that was committed.
 #[derive(Clone, Debug, FromRow)]
 pub struct Version {
     pub id: i64,
@@ -24,9 +23,9 @@ pub struct Version {
     captured_us: i64,
     balance: String,
     pub xid: i64,
-    /// The ledger holds the row, in whichever version.
+    /// Whether the ledger still holds the row, in any version.
     exists: bool,
-    /// It holds this one.
+    /// Whether the ledger holds this version.
     pub is_current: bool,
 }
 
@@ -45,7 +44,7 @@ pub async fn all(url: &str, api: &Api) {
             .fetch_all(&mut database)
             .await
             .unwrap();
-    none("the watchers in the database complain", complaints);
+    assert_none("the watchers in the database complain", complaints);
     let sql = "select distinct v.id, v.entity_id, v.entity_account_id as account, v.currency,
                       to_char(v.captured_at at time zone e.timezone, 'YYYY-MM-DD HH24:MI:SS') as datetime,
                       (extract(epoch from v.captured_at) * 1000000)::bigint as captured_us,
@@ -63,7 +62,7 @@ pub async fn all(url: &str, api: &Api) {
     check_rows(api, &journal, &versions);
 }
 
-/// Each row is accounted for, and what the API received last for a key is what the ledger holds.
+/// Each row is accounted for, and the last record that the API received for a key is what the ledger holds.
 fn check_rows(api: &Api, journal: &Journal, versions: &[Version]) {
     let by_balance: HashMap<&str, &Version> = versions.iter().map(|v| (v.balance.as_str(), v)).collect();
     let mut wrong = Vec::new();
@@ -79,7 +78,7 @@ fn check_rows(api: &Api, journal: &Journal, versions: &[Version]) {
             _ => wrong.push(format!("{key:?} {} was received, and never committed", record.balance)),
         }
     }
-    none("of what was received", wrong);
+    assert_none("of what was received", wrong);
 
     let mut of_key: HashMap<Key, Vec<&Version>> = HashMap::new();
     for version in versions {
@@ -105,11 +104,11 @@ fn check_rows(api: &Api, journal: &Journal, versions: &[Version]) {
             wrong.push(format!("{version:?} was not received, nor anything in its place"));
         }
     }
-    none("rows are lost or set aside without need", wrong);
+    assert_none("rows are lost or set aside without need", wrong);
 
     let mut wrong = Vec::new();
     for (key, versions) in &of_key {
-        // What was deleted cannot be taken back, and what is set aside now may have been received before.
+        // A deletion cannot be taken back at the API, and a row that is set aside now may have been received earlier.
         let may_be_last = |v: &Version| !v.exists || journal.open_error(v).is_some();
         let newest = versions
             .iter()
@@ -123,11 +122,11 @@ fn check_rows(api: &Api, journal: &Journal, versions: &[Version]) {
             wrong.push(format!("{key:?}: received last: {:?}; in the ledger: {newest:?}", last.get(key)));
         }
     }
-    none("what was received last is not what the ledger holds", wrong);
+    assert_none("what was received last is not what the ledger holds", wrong);
 }
 
-/// Nothing was sent that was not announced, nothing counts as accepted that was not, and nothing came twice of
-/// which the journal does not say that it may have.
+/// Every request was announced, every batch that counts as accepted was accepted, and every record that arrived twice
+/// belongs to an ambiguous batch.
 async fn check_requests(database: &mut PgConnection, api: &Api, journal: &Journal, versions: &[Version]) {
     let sends: Vec<(i64, String)> =
         sqlx::query_as("select batch_id, body_sha256 from soak.sends").fetch_all(database).await.unwrap();
@@ -174,16 +173,16 @@ async fn check_requests(database: &mut PgConnection, api: &Api, journal: &Journa
             ));
         }
     }
-    none("of the requests", wrong);
+    assert_none("of the requests", wrong);
 }
 
-/// Fails when something is wrong, and says what.
-pub fn none(what: &str, wrong: Vec<String>) {
+/// Fails with a list of violations, if there are any.
+pub fn assert_none(what: &str, wrong: Vec<String>) {
     let (count, shown) = (wrong.len(), wrong.into_iter().take(SHOWN_MAX).collect::<Vec<_>>().join("\n"));
     assert!(count == 0, "{what}: {count} times, of which\n{shown}");
 }
 
-/// A single value as text.
+/// Returns a single value as text.
 pub async fn text(url: &str, sql: &str) -> String {
     let mut connection = PgConnection::connect(url).await.unwrap();
     let value: Option<String> =

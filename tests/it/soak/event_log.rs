@@ -1,4 +1,4 @@
-//! What was done when, for whoever has to find out why a soak failed.
+//! A log of all events, to find out why a soak failed.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
-/// Lines of each worker's log that are shown.
+/// Number of lines that are shown of the log of each worker.
 const LOG_LINES: usize = 40;
 
-/// What was done, and what the workers said.
-pub struct Diary {
+/// The events, and the logs of the workers.
+pub struct EventLog {
     begun: Instant,
     entries: RefCell<Vec<(Duration, String)>>,
     logs: TempDir,
 }
 
-impl Diary {
+impl EventLog {
     pub fn begin() -> Self {
         Self { begun: Instant::now(), entries: RefCell::default(), logs: tempfile::tempdir().unwrap() }
     }
@@ -27,13 +27,13 @@ impl Diary {
         self.entries.borrow_mut().push((self.begun.elapsed(), entry.into()));
     }
 
-    /// Where a worker writes what it says.
+    /// Opens the file to which a worker writes its standard error.
     pub fn log(&self, worker: usize) -> File {
         File::options().create(true).append(true).open(self.logs.path().join(worker.to_string())).unwrap()
     }
 }
 
-impl Drop for Diary {
+impl Drop for EventLog {
     #[expect(clippy::print_stderr, reason = "a failed test shows its standard error")]
     fn drop(&mut self) {
         if !std::thread::panicking() {
@@ -54,7 +54,7 @@ impl Drop for Diary {
     }
 }
 
-/// What the sessions of the server are doing, and what the watchers in it complain of.
+/// Describes the sessions of the server, and the violations that its watch triggers found.
 pub async fn sessions(url: &str) -> String {
     let ask = async {
         let sql = "select concat_ws('  ', pid, application_name, state, wait_event, xact_start::time, query_start::time,

@@ -1,11 +1,11 @@
-//! What has to be so in the journal: all that was done is in it, once, and in order.
+//! The checks of the journal: everything that was done is recorded, once, and in order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use elven_sync::watermark::Snapshot;
 use sqlx::{FromRow, PgConnection};
 
-use super::checks::{Version, none};
+use super::checks::{Version, assert_none};
 
 #[derive(Debug, FromRow)]
 pub struct Batch {
@@ -23,7 +23,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// It stands for its rows itself, and not by its parts.
+    /// Whether the batch was sent itself, and not in parts.
     fn is_leaf(&self) -> bool {
         self.status != "split"
     }
@@ -45,15 +45,15 @@ struct Pass {
 
 pub struct Journal {
     pub batches: BTreeMap<i64, Batch>,
-    /// By entity, in order.
+    /// Passes by entity, in order.
     passes: HashMap<String, Vec<(Pass, Snapshot)>>,
-    /// Kinds by entity and row.
+    /// Kinds of errors by entity and row.
     open_errors: HashMap<(String, String), String>,
-    /// The batches that list a row, by pass and row.
+    /// Batches that list a row, by pass and row.
     lists: HashMap<(i64, i64), Vec<i64>>,
 }
 
-/// What may not be there in peace: lines that say what is wrong.
+/// Violations that must not exist after the faults: a query that returns a description of each.
 const WRONG: [(&str, &str); 6] = [
     (
         "a state is not at rest",
@@ -135,12 +135,12 @@ impl Journal {
         }
     }
 
-    /// As what a row stands in `sync_errors`.
+    /// Returns the kind of the open error of a row.
     pub fn open_error(&self, version: &Version) -> Option<&str> {
         self.open_errors.get(&(version.entity_id.clone(), version.id.to_string())).map(String::as_str)
     }
 
-    /// The whole that a batch is a part of.
+    /// Returns the undivided batch that a batch is a part of.
     pub fn root(&self, mut batch_id: i64) -> i64 {
         while let Some(parent_id) = self.batches[&batch_id].parent_id {
             batch_id = parent_id;
@@ -148,7 +148,7 @@ impl Journal {
         batch_id
     }
 
-    /// The pass that a version belongs to, by the transaction that wrote it.
+    /// Returns the pass that a version belongs to, by the transaction that wrote it.
     fn pass(&self, version: &Version) -> Option<i64> {
         let passes = self.passes.get(&version.entity_id)?;
         let xid = version.xid.cast_unsigned();
@@ -156,7 +156,7 @@ impl Journal {
         passes.get(first).map(|(pass, _)| pass.id)
     }
 
-    /// Where a row was dealt with: the pass, and the whole batch.
+    /// Returns the pass and the undivided batch that processed a version.
     pub fn place(&self, version: &Version) -> Option<(i64, i64)> {
         let pass_id = self.pass(version)?;
         let batch_id = self.lists.get(&(pass_id, version.id))?.first()?;
@@ -165,15 +165,15 @@ impl Journal {
 
     pub async fn check(&self, database: &mut PgConnection, versions: &[Version]) {
         for (what, sql) in WRONG {
-            none(what, sqlx::query_scalar(sql).fetch_all(&mut *database).await.unwrap());
+            assert_none(what, sqlx::query_scalar(sql).fetch_all(&mut *database).await.unwrap());
         }
         let unfinished = self.batches.values().filter(|batch| !batch.is_done());
-        none("a batch is not done", unfinished.map(|batch| format!("{batch:?}")).collect());
+        assert_none("a batch is not done", unfinished.map(|batch| format!("{batch:?}")).collect());
         self.check_passes();
         self.check_lists(versions);
     }
 
-    /// The passes of an entity chain, and so do the batches of a pass.
+    /// The passes of an entity form a chain, and so do the batches of a pass.
     fn check_passes(&self) {
         let mut wrong = Vec::new();
         for passes in self.passes.values() {
@@ -198,10 +198,10 @@ impl Journal {
                 wrong.push(format!("{batch:?} ends not where the whole does"));
             }
         }
-        none("passes or batches do not chain", wrong);
+        assert_none("passes or batches do not chain", wrong);
     }
 
-    /// Each row is in the list of one batch of its pass, and no list has a row that is not of its pass.
+    /// Each row is in the list of one batch of its pass, and no list has a row of another pass.
     fn check_lists(&self, versions: &[Version]) {
         let mut wrong = Vec::new();
         let mut of_passes: BTreeSet<(i64, i64)> = BTreeSet::new();
@@ -221,6 +221,6 @@ impl Journal {
         }
         let miscounted = |batch: &&Batch| batch.row_ids.len() != usize::try_from(batch.rows_read).unwrap();
         wrong.extend(self.batches.values().filter(miscounted).map(|batch| format!("{batch:?} counts wrong")));
-        none("rows and lists do not agree", wrong);
+        assert_none("rows and lists do not agree", wrong);
     }
 }

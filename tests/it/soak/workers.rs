@@ -1,4 +1,4 @@
-//! Workers: each runs the binary again and again, until it is told to stop.
+//! Workers: each runs the binary repeatedly until it is told to stop.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
@@ -12,15 +12,15 @@ use nix::unistd::Pid;
 
 use super::api::Api;
 use super::checks;
-use super::event_log::Diary;
+use super::event_log::EventLog;
 use crate::support::{TestEnv, stderr, stdout};
 
-/// Between two runs, as a scheduler would have it.
+/// The pause between two runs of a worker, as a scheduler has it.
 const PAUSE: Duration = Duration::from_millis(30);
 
 pub struct Workers<'a> {
     scene: &'a TestEnv,
-    event_log: &'a Diary,
+    event_log: &'a EventLog,
     all: Vec<Worker>,
     stopping: Cell<bool>,
 }
@@ -28,11 +28,12 @@ pub struct Workers<'a> {
 #[derive(Default)]
 struct Worker {
     runs: Cell<usize>,
-    /// The run under way. It is forgotten in the moment in which it is waited for, and so never another one.
+    /// The process of the current run. It is cleared as soon as the process is reaped, so that its id is never
+    /// signalled for another process.
     process: RefCell<Option<Pid>>,
 }
 
-/// A run of a worker.
+/// The process of one run of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
     pub worker: usize,
@@ -40,12 +41,12 @@ pub struct Process {
 }
 
 impl<'a> Workers<'a> {
-    pub fn new(scene: &'a TestEnv, event_log: &'a Diary, count: usize) -> Self {
+    pub fn new(scene: &'a TestEnv, event_log: &'a EventLog, count: usize) -> Self {
         let all = (0..count).map(|_| Worker::default()).collect();
         Self { scene, event_log, all, stopping: Cell::new(false) }
     }
 
-    /// All of them at work, until [`stop`](Self::stop).
+    /// Runs all workers until [`stop`](Self::stop).
     pub async fn work(&self) {
         join_all((0..self.all.len()).map(|worker| self.work_as(worker))).await;
     }
@@ -68,7 +69,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    /// The process names itself to the server, for those who watch there.
+    /// Builds the command of a run. The process names itself to the server, so that `watch.sql` can identify it.
     fn run_as(&self, name: &str) -> tokio::process::Command {
         let mut command = self.scene.command(&["run"]);
         let url = &self.scene.url;
@@ -77,7 +78,7 @@ impl<'a> Workers<'a> {
         command
     }
 
-    /// Runs under way.
+    /// Returns the running processes.
     pub fn processes(&self) -> Vec<Process> {
         let process = |(number, worker): (usize, &Worker)| {
             worker.process.borrow().map(|pid| Process { worker: number, pid })
@@ -85,7 +86,7 @@ impl<'a> Workers<'a> {
         self.all.iter().enumerate().filter_map(process).collect()
     }
 
-    /// Signals a run, if it is still under way.
+    /// Signals a process, if it still runs. Returns whether it did.
     pub fn signal(&self, process: Process, signal: Signal) -> bool {
         let is_there = *self.all[process.worker].process.borrow() == Some(process.pid);
         if is_there {
@@ -94,7 +95,7 @@ impl<'a> Workers<'a> {
         is_there
     }
 
-    /// Asks everybody to stop, also who is frozen.
+    /// Asks all workers to stop, frozen ones too.
     pub fn stop(&self) {
         self.stopping.set(true);
         for process in self.processes() {
@@ -107,8 +108,8 @@ impl<'a> Workers<'a> {
         self.all.iter().map(|worker| worker.runs.get()).sum()
     }
 
-    /// The runs under way, and what they are doing.
-    pub fn doing(&self) -> String {
+    /// Describes the running processes and their states.
+    pub fn describe(&self) -> String {
         let mut text = String::new();
         for Process { worker, pid } in self.processes() {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -118,7 +119,7 @@ impl<'a> Workers<'a> {
         text
     }
 
-    /// One run after the other until one has nothing left to do and to complain of; returns how many it took.
+    /// Runs until a run has nothing left to do and no error. Returns the number of runs.
     pub async fn run_until_all_is_done(&self, api: &Api) -> usize {
         for number in 1.. {
             let output = self.run_as(&format!("peace-{number}")).output().await.unwrap();
@@ -126,7 +127,7 @@ impl<'a> Workers<'a> {
             self.event_log.note(format!("a run in peace: {}, {}", output.status, stderr(&output)));
             assert!([0, 1, 3].map(Some).contains(&output.status.code()), "{}", output.status);
             let under_way = "select count(*)::text from elven_sync.sync_runs where status = 'running'";
-            // A run leaves what is fenced by an attempt of its own to the next one.
+            // A run leaves rows that its own attempt fenced to the next run.
             let is_all = stdout(&output).contains(" 0 pending");
             if output.status.success() && is_all && checks::text(&self.scene.url, under_way).await == "0" {
                 return number;

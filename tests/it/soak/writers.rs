@@ -1,4 +1,4 @@
-//! The ledger's owners: they write all along, and go on where the server lets them.
+//! The owners of the ledger: they write all the time, whenever the server accepts it.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -6,26 +6,27 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use super::{ENTITIES, Plan, WRITERS, account_refused, entity_id, event_log::Diary};
+use super::{ENTITIES, Plan, WRITERS, account_refused, entity_id, event_log::EventLog};
 
-/// Rows that one statement enters, at most.
+/// Maximum number of rows that one statement inserts.
 const ROWS_MAX: u64 = 30;
-/// Of so many rows of an account that the API refuses, each entity has about 15: fewer than stop it.
+/// One row in this many of an account is refused by the API, so that each entity has about 15 of them: fewer than
+/// stop its lane.
 const REFUSED_ONE_IN: usize = 15 * ENTITIES;
-/// Transactions that one writer has prepared and not ended; the server has room for ten.
+/// Maximum number of open prepared transactions of one writer. The server has room for ten.
 const PREPARED_MAX: usize = 2;
-/// A balance that no other version has. One in many cannot be sent; which, follows from the seed as well.
+/// A balance that no other version has. One in many cannot be sent; the seed decides which.
 const BALANCE: &str = "case when random() < 0.004 then 'NaN' else nextval('soak.version') / 4.0 end";
 
-/// Writes one writer's share of the rows, spread over the storm.
-pub async fn write(plan: &Plan, url: &str, mut random: Rng, event_log: &Diary, over: &Cell<bool>) {
+/// Writes the share of one writer, spread over the time of the faults.
+pub async fn write(plan: &Plan, url: &str, mut random: Rng, event_log: &EventLog, over: &Cell<bool>) {
     let share = plan.rows / WRITERS;
     let begun = Instant::now();
     let mut writer = Writer { plan, connection: None, prepared: Vec::new() };
     let mut written = 0;
     let mut broken = 0;
     while written < share {
-        let ahead = written as u128 * plan.storm.as_millis() > begun.elapsed().as_millis() * share as u128;
+        let ahead = written as u128 * plan.chaos.as_millis() > begun.elapsed().as_millis() * share as u128;
         if ahead && !over.get() {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
@@ -43,7 +44,7 @@ pub async fn write(plan: &Plan, url: &str, mut random: Rng, event_log: &Diary, o
     event_log.note(format!("a writer has written its share; {broken} transactions were broken off"));
 }
 
-/// Ends what was prepared and not ended.
+/// Ends all prepared transactions that are still open.
 pub async fn end_prepared(url: &str) {
     let mut connection = PgConnection::connect(url).await.unwrap();
     let prepared: Vec<String> =
@@ -54,12 +55,12 @@ pub async fn end_prepared(url: &str) {
     connection.close().await.unwrap();
 }
 
-/// Whether it comes of a server that was ended, or that ended the session.
+/// Whether the error means that the server or the session was ended.
 fn is_transient(problem: &sqlx::Error) -> bool {
     match problem {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
-        // Operator intervention, connection, resources, deadlock; the last two: a prepared transaction of
-        // which nobody knows whether it was ended.
+        // Operator intervention, connection, resources, deadlock; the last two: the outcome of ending a prepared
+        // transaction is unknown.
         sqlx::Error::Database(problem) => {
             let code = problem.code().unwrap_or_default();
             ["57", "08", "53", "40"].iter().any(|class| code.starts_with(class)) || code == "42704"
@@ -75,7 +76,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// One transaction, or the end of one that was prepared; returns how many rows it entered.
+    /// Executes one transaction, or ends a prepared one. Returns the number of rows it inserted.
     async fn transaction(&mut self, url: &str, mut random: Rng, over: &Cell<bool>) -> sqlx::Result<usize> {
         let plan = self.plan;
         if self.connection.is_none() {
@@ -88,7 +89,7 @@ impl Writer<'_> {
             connection.execute(AssertSqlSafe(format!("{verb} prepared '{name}'"))).await?;
             return Ok(0);
         }
-        // A commit that is not waited for may be lost in a crash, but never after it was sent.
+        // An asynchronous commit may be lost in a crash, but not after its row was sent.
         let waits = if random.bool() { "on" } else { "off" };
         let begin =
             format!("begin; set local synchronous_commit = {waits}; select setseed({})", random.f64());
@@ -127,14 +128,14 @@ impl Writer<'_> {
     }
 }
 
-/// Enters, changes or deletes some rows of an entity; returns how many it entered.
+/// Inserts, updates or deletes some rows of an entity. Returns the number of rows it inserted.
 async fn statement(plan: &Plan, connection: &mut PgConnection, random: &mut Rng) -> sqlx::Result<usize> {
     let entity_id = entity_id(random.usize(..ENTITIES));
     let kind = random.u8(..100);
     if kind < 60 {
         return insert(plan, connection, random, &entity_id).await;
     }
-    // Some rows that nobody else has locked, from a random one on.
+    // Some rows that no other session has locked, from a random one on.
     let rows = "array(select id from ledger.balance_snapshots where entity_id = $1 and id >= $2
                 order by id limit $3 for update skip locked)";
     let (sql, count) = if kind < 95 {
@@ -155,7 +156,7 @@ async fn statement(plan: &Plan, connection: &mut PgConnection, random: &mut Rng)
     Ok(0)
 }
 
-/// Rows of few accounts in few seconds of hours that may be one, so that many have a key in common, and tie.
+/// Inserts rows of few accounts in few seconds of repeated hours, so that many rows share a key, and many tie.
 async fn insert(
     plan: &Plan,
     connection: &mut PgConnection,

@@ -1,12 +1,12 @@
-//! Repairs: rows that were set aside and corrected are no finding, in whatever place they were corrected.
+//! Repairs: rows that were set aside and corrected are no finding, wherever they were corrected.
 
 use elven_sync::audit::EntityProof;
 use sqlx::PgPool;
 
-use super::{findings, holds, proof};
-use crate::support::{TestEnv, said};
+use super::{assert_verified, findings, proof};
+use crate::support::{TestEnv, output_of};
 
-/// A table whose columns may be NULL, a table of account names, and the view that joins them, which is the ledger.
+/// A table with nullable columns, a table of account names, and the view that joins them, which is the ledger.
 const TREASURY: &str = "
     create schema treasury;
     create table treasury.positions (
@@ -25,8 +25,8 @@ const TREASURY: &str = "
                p.taken_at as captured_at, p.amount as balance, p.stamp as change_xid
           from treasury.positions p left join treasury.accounts a using (wallet);";
 
-/// 40 rows in batches of ten. Each batch has one row with a currency that the API does not know, and one that cannot be
-/// sent: rows 4, 14, ... are in lower case, and rows 7, 17, ... have no account.
+/// 40 rows in batches of ten. Each batch has one row with a currency that the API does not know, and one row that
+/// cannot be sent: rows 4, 14, ... are in lower case, and rows 7, 17, ... have no account.
 async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
@@ -42,11 +42,11 @@ async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
         .await;
     scene.run().await;
     assert_eq!(scene.text(OPEN).await, "invalid_row 4, rejected_row 4");
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
     scene
 }
 
-/// Rows of the entity that are set aside and open.
+/// Returns the number of rows of the entity whose errors are open.
 fn still_open(entity: &EntityProof) -> i64 {
     serde_json::to_value(entity).unwrap()["rows_set_aside_open"].as_i64().unwrap()
 }
@@ -61,51 +61,51 @@ const IN_UPPER_CASE: &str = "
           from treasury.positions p left join treasury.accounts a using (wallet)";
 
 #[sqlx::test(migrations = false)]
-async fn rows_that_are_corrected_in_the_view_and_sent_are_no_finding(pool: PgPool) {
+async fn rows_corrected_in_the_view_are_no_finding(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql(IN_UPPER_CASE).await;
-    assert_eq!(holds(&scene).await, (40, 0), "corrected, and not sent yet");
-    said(&scene, 3, &["errors", "retry"]).await;
+    assert_eq!(assert_verified(&scene).await, (40, 0), "corrected, and not sent yet");
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(scene.text(OPEN).await, "invalid_row 4");
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.rows_set_aside, still_open(&entity)), (8, 4));
 }
 
 #[sqlx::test(migrations = false)]
-async fn rows_that_are_corrected_by_a_row_of_a_mapping_table_are_no_finding(pool: PgPool) {
+async fn rows_corrected_by_a_joined_table_are_no_finding(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene
         .sql("insert into treasury.accounts select 'new' || n, 'a' || n from unnest('{7,17,27,37}'::int[]) n")
         .await;
-    assert_eq!(holds(&scene).await, (40, 0), "corrected, and not sent yet");
-    said(&scene, 3, &["errors", "retry"]).await;
+    assert_eq!(assert_verified(&scene).await, (40, 0), "corrected, and not sent yet");
+    output_of(&scene, 3, &["errors", "retry"]).await;
     assert_eq!(scene.text(OPEN).await, "rejected_row 4");
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
     scene.sql(IN_UPPER_CASE).await;
-    said(&scene, 0, &["errors", "retry"]).await;
-    assert!(said(&scene, 0, &["verify", "--deep"]).await.contains("(40 rows)"));
+    output_of(&scene, 0, &["errors", "retry"]).await;
+    assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("(40 rows)"));
 }
 
-/// The other rows of their batches are still there as they were sent, so that those bodies are proven.
+/// The other rows of their batches are unchanged, so that those bodies are verified.
 #[sqlx::test(migrations = false)]
-async fn rows_that_are_corrected_in_the_table_leave_the_bodies_of_their_batches_proven(pool: PgPool) {
+async fn rows_corrected_in_the_table_leave_batch_bodies_proven(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     let before = proof(&scene, true).await.remove(0);
     scene
         .sql("update treasury.positions set asset = upper(asset), wallet = 'w' || id where asset <> 'BTC' or wallet like 'new%'")
         .await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
     let after = proof(&scene, true).await.remove(0);
-    // All bodies of before, and the one that carried the corrected rows.
+    // All earlier bodies, and the body of the corrected rows.
     assert_eq!((after.bodies_proven, after.bodies_changed), (before.bodies_proven + 1, 0), "{after:?}");
     assert_eq!((after.rows_set_aside, still_open(&after)), (8, 0));
 }
 
-/// Of two rows of one key the newer is refused and the older is sent; later the view shows both in another way.
+/// Of two rows of one key the newer is refused and the older is sent. Later the view shows both differently.
 #[sqlx::test(migrations = false)]
-async fn a_refused_row_that_had_superseded_another_is_no_finding_once_it_is_corrected(pool: PgPool) {
+async fn corrected_row_that_superseded_another_is_no_finding(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.seen");
     scene
@@ -117,12 +117,12 @@ async fn a_refused_row_that_had_superseded_another_is_no_finding_once_it_is_corr
         )
         .await;
     scene.entity("acme", "UTC").await;
-    // The newer row alone is refused: the older one of the key is sent in its place.
+    // Only the newer row is refused: the older row of the key is sent in its place.
     scene.sandbox.set_rules(vec!["reject:negative".parse().unwrap()]);
     scene.run().await;
     let sent: Vec<String> = scene.balances().into_iter().map(|(_, balance)| balance).collect();
     assert!(sent.contains(&"2".to_owned()) && !sent.contains(&"-3".to_owned()), "{sent:?}");
-    assert_eq!(holds(&scene).await, (4, 0));
+    assert_eq!(assert_verified(&scene).await, (4, 0));
     scene.sandbox.set_rules(Vec::new());
     scene
         .sql(
@@ -132,15 +132,13 @@ async fn a_refused_row_that_had_superseded_another_is_no_finding_once_it_is_corr
                from ledger.balance_snapshots",
         )
         .await;
-    said(&scene, 0, &["errors", "retry"]).await;
-    assert_eq!(holds(&scene).await, (4, 0));
+    output_of(&scene, 0, &["errors", "retry"]).await;
+    assert_eq!(assert_verified(&scene).await, (4, 0));
 }
 
-/// Elven holds other values than the ledger shows: that is a finding, which says what to do and accuses nobody.
+/// Elven holds other values than the ledger shows: a finding that names the remedy and accuses nobody.
 #[sqlx::test(migrations = false)]
-async fn accepted_rows_that_a_mapping_shows_otherwise_now_are_named_with_the_backfill_that_sends_them(
-    pool: PgPool,
-) {
+async fn accepted_rows_with_changed_values_are_named_with_their_backfill(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql("update treasury.positions set taken_at = '2024-07-02 12:00:00.25Z' where id = 12").await;
     scene.run().await;
@@ -155,24 +153,24 @@ async fn accepted_rows_that_a_mapping_shows_otherwise_now_are_named_with_the_bac
     {
         assert!(finding.message.contains(expected), "{}", finding.message);
     }
-    // What it names does what it says.
+    // The command in the finding repairs it.
     let arguments: Vec<&str> = backfill.split(' ').skip(1).map(|word| word.trim_matches('\'')).collect();
-    said(&scene, 0, &arguments).await;
+    output_of(&scene, 0, &arguments).await;
     assert_eq!(scene.balances().last().unwrap(), &("other".to_owned(), "12".to_owned()));
-    // A newer version of the row is what the journal speaks of from then on.
+    // From then on the journal refers to a newer version of the row.
     scene.sql("update treasury.positions set amount = amount where id = 12").await;
     scene.run().await;
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
 }
 
-/// As after a change of a mapping that many batches were made with.
+/// As after a change of a mapping with which many batches were made.
 #[sqlx::test(migrations = false)]
-async fn findings_of_many_batches_are_printed_once_with_their_number(pool: PgPool) {
+async fn equal_findings_of_many_batches_are_printed_once(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql("update treasury.accounts set account = account || 'x'").await;
-    let text = said(&scene, 3, &["verify", "--deep"]).await;
+    let text = output_of(&scene, 3, &["verify", "--deep"]).await;
     let json: serde_json::Value =
-        serde_json::from_str(&said(&scene, 3, &["verify", "--deep", "--json"]).await).unwrap();
+        serde_json::from_str(&output_of(&scene, 3, &["verify", "--deep", "--json"]).await).unwrap();
     let findings = json["entities"][0]["findings"].as_array().unwrap();
     assert!(findings.len() > 8, "{}", findings.len());
     let more = format!("and {} more of this kind (`body`), in batches ", findings.len() - 1);
@@ -180,16 +178,16 @@ async fn findings_of_many_batches_are_printed_once_with_their_number(pool: PgPoo
     assert_eq!(text.matches("body_sha256").count(), 1, "{text}");
 }
 
-/// That rows of it were set aside hides nothing about the others.
+/// Rows that were set aside hide no finding about other rows.
 #[sqlx::test(migrations = false)]
-async fn a_balance_changed_without_its_stamp_is_found_beside_rows_that_were_corrected(pool: PgPool) {
+async fn balance_changed_without_change_xid_is_found_beside_corrected_rows(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
     scene.sql(IN_UPPER_CASE).await;
     scene
         .sql("insert into treasury.accounts select 'new' || n, 'a' || n from unnest('{7,17,27,37}'::int[]) n")
         .await;
-    said(&scene, 0, &["errors", "retry"]).await;
-    // Row 34 was sent by the retry, of which nothing is proven.
+    output_of(&scene, 0, &["errors", "retry"]).await;
+    // The retry sent row 34, whose body is not verified.
     for id in [1, 12, 23, 35, 40] {
         let change = |sign: char| {
             format!(
@@ -203,5 +201,5 @@ async fn a_balance_changed_without_its_stamp_is_found_beside_rows_that_were_corr
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["body"], "row {id}: {said}");
         sqlx::raw_sql(sqlx::AssertSqlSafe(change('-'))).execute(&scene.pool).await.unwrap();
     }
-    assert_eq!(holds(&scene).await, (40, 0));
+    assert_eq!(assert_verified(&scene).await, (40, 0));
 }

@@ -1,12 +1,13 @@
-//! Each thing that may have been done to the journal, or to the ledger behind its back.
+//! Each way to tamper with the journal, or with the ledger behind its back.
 
 use sqlx::{AssertSqlSafe, PgPool};
 
-use super::{findings, holds, proof};
-use crate::support::{TestEnv, said};
+use super::{assert_verified, findings, proof};
+use crate::support::{TestEnv, output_of};
 
-/// Three passes of acme: the first has 44 rows in five batches, of which the second was split for a refused row and
-/// the third has one that cannot be sent; the others have 5 and 3 rows. Ids are apart, so that some fit between.
+/// Three passes of acme. The first one has 44 rows in five batches: the second batch was split for a refused row, and
+/// the third batch has a row that cannot be sent. The other passes have 5 and 3 rows. Ids have gaps, so that rows can
+/// be inserted in between.
 async fn scene_with_a_journal(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
@@ -49,7 +50,7 @@ const RESTORE: &str = "
     insert into ledger.balance_snapshots overriding system value table saved.ledger;
     alter table ledger.balance_snapshots enable always trigger stamp_change_xid;";
 
-/// Batches and passes by where they stand, and a way round the trigger.
+/// Batches and passes by their position, and a way to bypass the trigger.
 const NAMES: &str = "
     create function nth_pass(n bigint) returns bigint language sql as
         'select pass_id from saved.passes order by pass_id offset n - 1 limit 1';
@@ -69,7 +70,7 @@ const NAMES: &str = "
     create function xid_of(ledger_id bigint) returns xid8 language sql as
         'select change_xid from saved.ledger where id = ledger_id';";
 
-/// What is done, and the kinds of findings that it has to lead to.
+/// Each way to tamper, and the kinds of findings that it has to cause.
 const TAMPERING: &[(&str, &str, &[&str])] = &[
     ("the first batch of a pass is gone", "select remove_batch(nth_batch(1))", &["gap", "unlisted_row"]),
     ("one in its middle is gone", "select remove_batch(nth_batch(3))", &["gap", "unlisted_row"]),
@@ -254,7 +255,7 @@ const TAMPERING: &[(&str, &str, &[&str])] = &[
 async fn each_tampering_is_found(pool: PgPool) {
     let scene = scene_with_a_journal(pool).await;
     scene.sql(NAMES).await;
-    assert_eq!(holds(&scene).await, (52, 0));
+    assert_eq!(assert_verified(&scene).await, (52, 0));
     let mut wrong = Vec::new();
     for (what, sql, expected) in TAMPERING {
         scene.sql(sql).await;
@@ -266,10 +267,10 @@ async fn each_tampering_is_found(pool: PgPool) {
         scene.sql(RESTORE).await;
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
-    assert_eq!(holds(&scene).await, (52, 0), "and all is as it was");
+    assert_eq!(assert_verified(&scene).await, (52, 0), "and all is as it was");
 }
 
-/// With an open pass: its cursor, and what is in front of it.
+/// With an open pass: its cursor, and the rows after it.
 #[sqlx::test(migrations = false)]
 async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -289,7 +290,7 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
     scene.sql(SAVE).await;
     scene.sql(NAMES).await;
     assert_eq!(scene.text("select cursor_id from elven_sync.sync_state").await, "300");
-    assert_eq!(holds(&scene).await, (30, 30));
+    assert_eq!(assert_verified(&scene).await, (30, 30));
     for (what, sql, expected) in [
         ("the cursor was moved forward", "update elven_sync.sync_state set cursor_id = '600'", &["gap", "unfinished"][..]),
         ("the cursor was moved to another batch", "update elven_sync.sync_state set cursor_id = '400'", &["unfinished"]),
@@ -302,8 +303,8 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
         ),
         ("a batch that was accepted is gone", "select remove_batch(nth_batch(2))", &["gap", "unlisted_row"]),
         ("a row was smuggled in", "select smuggle(55, xid_of(50))", &["unlisted_row"]),
-        ("a row was smuggled in where a batch is under way", "select smuggle(355, xid_of(50))", &["unlisted_row"]),
-        // It is read with what waits.
+        ("a row was smuggled in where a batch is in flight", "select smuggle(355, xid_of(50))", &["unlisted_row"]),
+        // The row is read with the pending ones.
         ("a row comes behind the last batch", "select smuggle(555, xid_of(50))", &[]),
     ] {
         scene.sql(sql).await;
@@ -314,32 +315,32 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
     }
 }
 
-/// What a person sees, and the exit codes.
+/// The output for a person, and the exit codes.
 #[sqlx::test(migrations = false)]
-async fn verify_names_what_is_broken_and_ends_with_3(pool: PgPool) {
+async fn verify_names_findings_and_exits_with_3(pool: PgPool) {
     let scene = scene_with_a_journal(pool).await;
     scene.entity("beta", "UTC").await;
-    let well = said(&scene, 0, &["verify"]).await;
+    let well = output_of(&scene, 0, &["verify"]).await;
     assert!(well.contains("proven: of 2 of 2 entities") && well.contains("(52 rows)"), "{well}");
     assert!(well.contains("not proven: that Elven still holds what it accepted"), "{well}");
     scene.sql(NAMES).await;
     scene.sql("select smuggle(55, xid_of(50))").await;
-    let broken = said(&scene, 3, &["verify"]).await;
+    let broken = output_of(&scene, 3, &["verify"]).await;
     assert!(broken.contains("acme, pass 1, batch 1: rows 55 of the ledger"), "{broken}");
     assert!(broken.contains("hint: update them"), "{broken}");
     assert!(broken.contains("proven: of 1 of 2 entities (nothing of the 1 with findings)"), "{broken}");
     let json: serde_json::Value =
-        serde_json::from_str(&said(&scene, 3, &["verify", "--json", "--entity", "acme"]).await).unwrap();
+        serde_json::from_str(&output_of(&scene, 3, &["verify", "--json", "--entity", "acme"]).await).unwrap();
     assert_eq!(json["holds"], false);
     assert_eq!(json["entities"][0]["findings"][0]["ledger_ids"][0], "55");
-    said(&scene, 0, &["verify", "--entity", "beta"]).await;
-    let unknown = said(&scene, 1, &["verify", "--entity", "acne"]).await;
+    output_of(&scene, 0, &["verify", "--entity", "beta"]).await;
+    let unknown = output_of(&scene, 1, &["verify", "--entity", "acne"]).await;
     assert!(unknown.contains("did you mean `acme`"), "{unknown}");
 }
 
-/// The bodies of a few batches are made again, of all of them when that is asked for.
+/// A sample of the bodies is rebuilt, and all of them with `--deep`.
 #[sqlx::test(migrations = false)]
-async fn a_changed_hash_is_found_with_deep_wherever_it_is(pool: PgPool) {
+async fn deep_verify_finds_a_changed_hash_anywhere(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
     scene.entity("acme", "UTC").await;

@@ -1,4 +1,4 @@
-//! The storm: what is done to workers, server and API, one blow after the other.
+//! The chaos: disruptions of workers, server and API, one after the other.
 
 use std::fmt;
 use std::iter::repeat_n;
@@ -9,12 +9,12 @@ use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection};
 
 use super::api::Api;
-use super::event_log::Diary;
+use super::event_log::EventLog;
 use super::workers::{Process, Workers};
 use super::{LEASE, Plan, SIGNATURE_WINDOW};
 use crate::cluster::Cluster;
 
-/// The longest that a worker is waited for to come to a gate.
+/// Maximum time to wait until a worker reaches a gate.
 const GATE_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
@@ -30,10 +30,11 @@ enum Disruption {
     CutSessions,
     Crash,
     Restart,
-    Weather,
+    ApiFaults,
 }
 
-/// How many of each are dealt out, in an order drawn anew each time, so that a short storm has some of all.
+/// How often each disruption is dealt in one round. Each round has a new random order, so that a short soak has some
+/// of all.
 const DECK: [(Disruption, usize); 12] = [
     (Disruption::Kill, 1),
     (Disruption::KillAnnouncing, 2),
@@ -46,10 +47,10 @@ const DECK: [(Disruption, usize); 12] = [
     (Disruption::CutSessions, 2),
     (Disruption::Crash, 1),
     (Disruption::Restart, 1),
-    (Disruption::Weather, 7),
+    (Disruption::ApiFaults, 7),
 ];
 
-/// What the API may do, as `docs/sandbox.md` describes it.
+/// The faults of the API, as `docs/sandbox.md` describes them.
 const FAULTS: [&str; 18] = [
     "throttle@20%",
     "throttle=1s@2%",
@@ -71,7 +72,7 @@ const FAULTS: [&str; 18] = [
     "redirect@3%",
 ];
 
-/// How often what was done.
+/// How often each disruption happened.
 #[derive(Default)]
 pub struct Counts {
     kills: usize,
@@ -94,38 +95,38 @@ impl fmt::Display for Counts {
     }
 }
 
-pub struct Storm<'a> {
+pub struct Chaos<'a> {
     plan: &'a Plan,
     url: &'a str,
     cluster: &'a mut Cluster,
     workers: &'a Workers<'a>,
     api: &'a Api,
-    event_log: &'a Diary,
+    event_log: &'a EventLog,
     random: Rng,
     deck: Vec<Disruption>,
-    /// Who is frozen, and until when.
+    /// The frozen processes, and when each is thawed.
     frozen: Vec<(Instant, Process)>,
     pub counts: Counts,
 }
 
-impl<'a> Storm<'a> {
+impl<'a> Chaos<'a> {
     pub fn new(
         plan: &'a Plan,
         url: &'a str,
         cluster: &'a mut Cluster,
         workers: &'a Workers<'a>,
         api: &'a Api,
-        event_log: &'a Diary,
+        event_log: &'a EventLog,
         random: Rng,
     ) -> Self {
         let (deck, frozen, counts) = (Vec::new(), Vec::new(), Counts::default());
         Self { plan, url, cluster, workers, api, event_log, random, deck, frozen, counts }
     }
 
-    /// Blow after blow, for as long as is planned.
-    pub async fn rage(&mut self) {
+    /// Applies disruptions for the planned duration.
+    pub async fn run(&mut self) {
         let begun = Instant::now();
-        while begun.elapsed() < self.plan.storm {
+        while begun.elapsed() < self.plan.chaos {
             let next = Instant::now() + Duration::from_millis(self.random.u64(30..400));
             while Instant::now() < next {
                 self.thaw(false);
@@ -133,18 +134,19 @@ impl<'a> Storm<'a> {
             }
             self.api.collect();
             if self.deck.is_empty() {
-                self.deck = DECK.iter().flat_map(|(blow, count)| repeat_n(*blow, *count)).collect();
+                self.deck =
+                    DECK.iter().flat_map(|(disruption, count)| repeat_n(*disruption, *count)).collect();
                 self.random.shuffle(&mut self.deck);
             }
-            let blow = self.deck.pop().unwrap();
-            self.strike(blow).await;
+            let disruption = self.deck.pop().unwrap();
+            self.apply(disruption).await;
         }
         self.api.set_faults(&[]);
         self.thaw(true);
     }
 
-    async fn strike(&mut self, blow: Disruption) {
-        // Drawn for every blow, so that what follows does not depend on who happened to be there.
+    async fn apply(&mut self, disruption: Disruption) {
+        // Drawn for every disruption, so that the later ones do not depend on which processes were running.
         let (victim, part) = (self.random.usize(..), self.random.u64(..1000));
         let mut faults: Vec<&str> =
             (0..self.random.u8(..4)).filter_map(|_| self.random.choice(FAULTS)).collect();
@@ -155,8 +157,8 @@ impl<'a> Storm<'a> {
             .filter(|p| self.frozen.iter().all(|(_, f)| f != p))
             .collect();
         let victim = awake.get(victim % awake.len().max(1)).copied();
-        let done = match (blow, victim) {
-            (Disruption::Weather, _) => {
+        let done = match (disruption, victim) {
+            (Disruption::ApiFaults, _) => {
                 faults.dedup();
                 self.api.set_faults(&faults);
                 faults.join(" ")
@@ -203,7 +205,7 @@ impl<'a> Storm<'a> {
                 self.at_gate(victim, "settling", Some(beyond_lease(part))).await.unwrap()
             }
         };
-        self.event_log.note(format!("{blow:?} {done}"));
+        self.event_log.note(format!("{disruption:?} {done}"));
     }
 
     fn freeze(&mut self, victim: Process, length: Duration) -> String {
@@ -222,7 +224,7 @@ impl<'a> Storm<'a> {
         }
     }
 
-    /// Some of the sessions, or all.
+    /// Terminates some of the sessions, or all.
     async fn cut_sessions(&self, part: u64) -> sqlx::Result<usize> {
         let mut connection = PgConnection::connect(self.url).await?;
         let cut = sqlx::query(
@@ -236,7 +238,7 @@ impl<'a> Storm<'a> {
         Ok(cut.len())
     }
 
-    /// Meets a worker at a place where it is about to send, or has been answered; kills it there, or freezes it.
+    /// Stops a worker where it is about to send or has been answered. Kills it there, or freezes it.
     async fn at_gate(
         &mut self,
         victim: Process,
@@ -259,7 +261,7 @@ impl<'a> Storm<'a> {
             tokio::time::sleep(Duration::from_millis(2)).await;
             is_there = sqlx::query_scalar(waiting).fetch_one(&mut gate).await?;
         }
-        // By now it may be another run of that worker.
+        // The worker may be in another run by now.
         let victim = self.workers.processes().into_iter().find(|process| process.worker == worker);
         let done = match (victim.filter(|_| is_there), freeze) {
             (None, _) => format!("worker {worker} does not come"),
@@ -273,13 +275,13 @@ impl<'a> Storm<'a> {
             }
         };
         gate.execute("delete from soak.gates").await?;
-        // What waits here goes on in the server, whatever became of the worker.
+        // A statement that waits here continues in the server after the death of its worker.
         gate.close().await?;
         Ok(done)
     }
 }
 
-/// So long that another worker takes over, and sends.
+/// Long enough for another worker to take over and send.
 fn beyond_lease(part: u64) -> Duration {
     LEASE + SIGNATURE_WINDOW + Duration::from_millis(600 + part)
 }

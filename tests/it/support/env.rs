@@ -1,4 +1,4 @@
-//! What every test needs: a scene of ledger, sandbox and connector.
+//! The environment of one test: a database, a sandbox, and the settings of a connector between them.
 
 use std::collections::BTreeMap;
 use std::process::Output;
@@ -12,27 +12,12 @@ use elven_sync::sandbox::{Answers, Credential, Fault, Gate, Options, Received, S
 use elven_sync::sync::{RunError, RunReport, Worker};
 use sqlx::migrate::MigrateDatabase;
 use sqlx::{ConnectOptions, PgPool, Postgres};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-pub const KEY: &str = "test-key-4be1";
-pub const SECRET: &str = "test-secret-91cd";
+use super::{KEY, SECRET};
 
-/// A ledger without a unique id: up to three rows that were written together tie in `(change_xid, id)`.
-pub const PARTS: &str = "
-    create table ledger.parts (
-        id bigint not null generated always as (entity_account_id::bigint / 3) stored,
-        entity_id text not null, entity_account_id text not null, currency text not null,
-        captured_at timestamptz not null, balance numeric not null, change_xid xid8 not null
-    ) partition by hash (entity_account_id);
-    create table ledger.parts_0 partition of ledger.parts for values with (modulus 2, remainder 0);
-    create table ledger.parts_1 partition of ledger.parts for values with (modulus 2, remainder 1);
-    create index on ledger.parts (entity_id, change_xid, id);
-    create trigger stamp_change_xid before insert or update on ledger.parts
-        for each row execute function ledger.stamp_change_xid();";
-
-/// As if each command came after the fence of the one before it: `sync_state.fence_until` is as long as NULL.
+/// Removes every fence at once, as if each command came after the fence of the previous one.
 const FENCES_ARE_OVER: &str = "
     create or replace function fence_is_over() returns trigger language plpgsql as
         $$ begin new.fence_until := null; return new; end $$;
@@ -40,8 +25,9 @@ const FENCES_ARE_OVER: &str = "
     create trigger fence_is_over before insert or update on elven_sync.sync_state
         for each row execute function fence_is_over()";
 
-/// A migrated database with the default ledger, and a sandbox. A command does not wait for what one before it has sent and
-/// may still arrive, since nothing does, unless [`TestEnv::with_fences`] says so.
+/// A migrated database with the default ledger, a sandbox, and the settings of a connector between them.
+///
+/// Without [`TestEnv::with_fences`] there are no fences: no request of the sandbox arrives late.
 pub struct TestEnv {
     pub pool: PgPool,
     pub url: String,
@@ -58,7 +44,7 @@ impl TestEnv {
         Self::connect_like(pool, Options::default()).await
     }
 
-    /// Another sandbox, and a connector to it, on a database that is migrated already.
+    /// Creates an environment with another sandbox on a database that is already migrated.
     pub async fn connect_like(pool: PgPool, options: Options) -> Self {
         let credentials =
             vec![Credential::new("default", KEY, SECRET), Credential::new("second", "key-2", "secret-2")];
@@ -70,7 +56,7 @@ impl TestEnv {
             ("ELVEN_API_URL", &sandbox.url()),
             ("ELVEN_API_KEY", KEY),
             ("ELVEN_API_SECRET", SECRET),
-            // Short, so that a test that waits for a dead worker does not wait long.
+            // Short, because tests wait for the leases of dead workers.
             ("ELVEN_SYNC_SYNC__LEASE", "1s"),
             ("ELVEN_SYNC_API__SIGNATURE_WINDOW", "300ms"),
         ]
@@ -80,19 +66,19 @@ impl TestEnv {
         Self { pool, url, sandbox, variables }
     }
 
-    /// From now on fences last as long as they do: the signature window of [`TestEnv::beside`] and 3 s.
+    /// Enables fences. They last for the signature window of [`TestEnv::connect_like`] and 3 s.
     pub async fn with_fences(self) -> Self {
         self.sql("drop trigger fence_is_over on elven_sync.sync_state").await;
         self
     }
 
-    /// The same in a database that is made first, on whatever server the address names.
+    /// Creates the database of a URL, and an environment in it.
     pub async fn at(url: &str) -> Self {
         Postgres::create_database(url).await.unwrap();
         Self::new(PgPool::connect(url).await.unwrap()).await
     }
 
-    /// From now on everybody goes to another address.
+    /// Connects the test and the connector to another address.
     pub async fn move_to(&mut self, url: &str) {
         self.pool.close().await;
         self.pool = PgPool::connect(url).await.unwrap();
@@ -105,7 +91,7 @@ impl TestEnv {
         self.variables.insert(name.to_owned(), value.to_owned());
     }
 
-    /// Removes one.
+    /// Removes a variable of the connector's environment.
     pub fn unset(&mut self, name: &str) {
         self.variables.remove(name);
     }
@@ -124,20 +110,20 @@ impl TestEnv {
         sqlx::raw_sql(sql).execute(&self.pool).await.unwrap();
     }
 
-    /// A single value as text.
+    /// Returns a single value as text, or `NULL`.
     pub async fn text(&self, sql: &'static str) -> String {
         let value: Option<String> = sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap();
         value.unwrap_or_else(|| "NULL".to_owned())
     }
 
-    /// The connector's settings, with some variables changed.
+    /// Returns the settings of the connector, with some variables changed.
     pub fn settings(&self, changed: &[(&str, &str)]) -> Settings {
         let changed = changed.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let environment: Environment = self.variables.clone().into_iter().chain(changed).collect();
         Settings::load(&Flags::default(), environment).unwrap()
     }
 
-    /// The database, as the connector uses it.
+    /// Connects to the database as the connector does.
     pub async fn database(&self, connections_max: usize) -> Database {
         let settings = self.settings(&[]);
         let url = settings.database_url().unwrap();
@@ -159,7 +145,7 @@ impl TestEnv {
         self.try_run().await.unwrap()
     }
 
-    /// The binary, with this scene's environment and nothing else.
+    /// Builds a command of the binary, with only the variables of this environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_elven-sync"));
         command.args(arguments).env_clear().envs(&self.variables).kill_on_drop(true);
@@ -172,7 +158,7 @@ impl TestEnv {
         self.command(arguments).output().await.unwrap()
     }
 
-    /// A run that waits for the answer to its first batch.
+    /// Starts a run, and returns it when it waits for the answer to its first batch, with the gate of that answer.
     pub async fn held_run(&self) -> (Child, Gate) {
         let gate = Gate::new();
         self.sandbox.inject(Fault::HoldResponse(gate.clone()));
@@ -182,12 +168,12 @@ impl TestEnv {
         (child, gate)
     }
 
-    /// Accounts and balances received, in order.
+    /// Returns the accounts and balances that the sandbox accepted, in order.
     pub fn balances(&self) -> Vec<(String, String)> {
         self.sandbox.received().into_iter().map(|r| (r.entity_account_id, r.balance)).collect()
     }
 
-    /// What was received, sorted, as text.
+    /// Returns the accepted records as text, sorted.
     pub fn received(&self) -> Vec<String> {
         let shown =
             |r: Received| format!("{} {} {} {}", r.entity_account_id, r.currency, r.datetime, r.balance);
@@ -197,49 +183,15 @@ impl TestEnv {
     }
 }
 
-pub fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-pub fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What a command prints, when it ends with this code.
-pub async fn said(scene: &TestEnv, code: i32, arguments: &[&str]) -> String {
-    let output = scene.output(arguments).await;
-    let said = format!("{}{}", stdout(&output), stderr(&output));
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-    said
-}
-
-/// Waits until a process writes a line with this to its standard error, which is read no further.
-pub async fn until_it_says(child: &mut Child, words: &str) {
-    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-    while !log.next_line().await.unwrap().unwrap().contains(words) {}
-    // Not closed, so that the process can go on writing.
-    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-}
-
-/// The envelope of the sandbox's answers that `make test` runs the tests under: `ELVEN_TEST_ANSWERS`, or else the bare one.
+/// Returns the envelope of the answers that `ELVEN_TEST_ANSWERS` names, or the bare one.
 #[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
 fn answers() -> Answers {
     std::env::var("ELVEN_TEST_ANSWERS")
         .map_or_else(|_| Answers::default(), |name| ValueEnum::from_str(&name, false).unwrap())
 }
 
-/// A number that the person who runs the tests has set.
+/// Returns a number from the environment of the test run.
 #[expect(clippy::disallowed_methods, reason = "for the person who runs the test, not for the connector")]
 pub fn variable(name: &str) -> Option<i64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap())
-}
-
-/// Waits until a condition holds, up to a deadline.
-pub async fn eventually<F: AsyncFn() -> bool>(what: &str, condition: F) {
-    let waiting = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
 }

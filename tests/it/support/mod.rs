@@ -1,0 +1,43 @@
+//! Shared fixtures of the tests: the environment of one test, its ledger, the API and the processes of the connector.
+
+mod api;
+mod env;
+mod ledger;
+mod process;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use self::api::{IMPORT, KEY, SECRET, fault_rules};
+pub use self::env::{TestEnv, variable};
+pub use self::ledger::{PARTS, scene_with_three_batches};
+pub use self::process::{FAULT_POINT, output_of, signal, stderr, stdout, wait_for_log};
+
+/// How often a condition is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Waits until a condition holds; panics after 20 s.
+pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
+    let waiting = async {
+        while !condition().await {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// Asserts that a condition holds for a duration. It is checked repeatedly, and at the end.
+///
+/// This is the one way to show that something does not happen.
+pub async fn assert_stays<F: AsyncFnMut() -> bool>(what: &str, duration: Duration, mut condition: F) {
+    let begun = Instant::now();
+    loop {
+        let is_over = begun.elapsed() >= duration;
+        assert!(condition().await, "no longer after {:?}: {what}", begun.elapsed());
+        if is_over {
+            break;
+        }
+        tokio::time::sleep(POLL_INTERVAL.min(duration.saturating_sub(begun.elapsed()))).await;
+    }
+}
