@@ -8,6 +8,7 @@ use chrono::TimeDelta;
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
+use super::log;
 use super::policy::{SKEW_MIN, Taken};
 use crate::config::{Credential, Settings};
 use crate::elven::{Answer, Client, ResponseClass, Signed, classify};
@@ -318,7 +319,10 @@ impl ApiSession {
             let ahead = self.state().ahead;
             let signed = self.client.sign_probe(&self.in_use().0, ahead);
             let signed = signed.map_err(|problem| Unproven::Otherwise(problem.to_string()))?;
-            Ok(self.client.send(signed).await)
+            let begun = std::time::Instant::now();
+            let answer = self.client.send(signed).await;
+            log::probe(&answer, begun);
+            Ok(answer)
         };
         let mut answer = probe().await?;
         if answer == Answer::OpenedLate {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use super::RunError;
 use super::backfill::superseding::SupersedingRows;
@@ -16,10 +17,11 @@ use crate::watermark::{Cursor, Order};
 type Ahead = JoinHandle<(Pages, Result<Option<Vec<Row>>, LedgerError>)>;
 
 fn read_ahead(mut pages: Pages) -> Ahead {
-    tokio::spawn(async move {
+    let reading = async move {
         let page = pages.next_page().await;
         (pages, page)
-    })
+    };
+    tokio::spawn(reading.in_current_span())
 }
 
 /// How large a batch may be.

@@ -1,5 +1,8 @@
 //! A record that was accepted before, sent again to prove that a credential is good.
 
+use tracing::Instrument;
+
+use super::log::batch_span;
 use super::messages;
 use super::proving::Resent;
 use super::worker::Target;
@@ -39,7 +42,8 @@ impl Worker {
             proving.count();
             let announced = self.journal.announce_alone(lease, run_id, &batch);
             let batch_id = around(Step::Announce, announced).await?;
-            let (verdict, settlement, (attempts, ambiguous)) = self.ask(session, lease, &batch).await?;
+            let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
+            let (verdict, settlement, (attempts, ambiguous)) = asked.await?;
             let accepted = verdict == ResponseClass::Accepted;
             let words = messages::of(&verdict, settlement.http_status, &batch, &session.credential.name);
             let last = RetryAnswer {

@@ -1,14 +1,18 @@
 //! Rows that were set aside, tried again on request.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tracing::Instrument;
 
 use super::api_session::ApiSession;
 use super::delivery::settlement;
+use super::log::{self, batch_span, lane_span, run_span};
 use super::messages::{self, OutcomeMessage};
 use super::policy::{Attempt, Decision, decide};
 use super::remedies::SignatureRemedies;
 use super::signing::{Sent, Unsigned};
-use super::worker::Target;
+use super::worker::{Target, Unusable};
 use super::{RunError, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
@@ -58,12 +62,27 @@ impl Worker {
         refuse_standby(&self.database).await?;
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
+        let retry = self.retry_and_finish(run_id, &targets, &unusable, by_entity);
+        retry.instrument(run_span(run_id)).await
+    }
+
+    /// Does the work of a retry that was begun, and records how it ended.
+    async fn retry_and_finish(
+        &self,
+        run_id: i64,
+        targets: &[Target],
+        unusable: &[Unusable],
+        mut by_entity: BTreeMap<String, Vec<RecordedError>>,
+    ) -> Result<Vec<Retried>, RunError> {
+        let since = Instant::now();
+        log::run_started("retry", targets.len() + unusable.len());
         let mut retried = Vec::new();
         let work = async {
-            self.compare_rules(run_id, &targets).await;
-            for target in &targets {
+            self.compare_rules(run_id, targets).await;
+            for target in targets {
                 let errors = by_entity.remove(&target.entity_id).unwrap_or_default();
-                self.retry_entity(run_id, target, errors, &mut retried).await?;
+                let lane = self.retry_entity(run_id, target, errors, &mut retried);
+                lane.instrument(lane_span(&target.entity_id)).await?;
             }
             Ok(())
         };
@@ -82,7 +101,9 @@ impl Worker {
             (None, false) => RunStatus::Succeeded,
         };
         let message = failed.as_ref().map(|problem| crate::text::chain(problem));
-        around(Step::FinishRun, self.journal.finish_run(run_id, status, message.as_deref())).await?;
+        let finished = self.journal.finish_run(run_id, status, message.as_deref());
+        let counters = around(Step::FinishRun, finished).await?;
+        log::run_finished(status, &counters, since);
         failed.map_or(Ok(retried), Err)
     }
 
@@ -107,6 +128,7 @@ impl Worker {
             return Ok(());
         };
         after(Step::TakeLease);
+        tracing::info!(lease_epoch = lease.epoch, "lease taken");
         let fits = match self.ledger.probe_entity(&lane.progress(&target.entity_id)).await {
             Ok(look) => self
                 .check_journal(&target.entity_id, &lane)
@@ -229,7 +251,8 @@ impl Worker {
         }
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
-        let (verdict, settlement, (attempts, ambiguous)) = self.ask(session, lease, &batch).await?;
+        let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
+        let (verdict, settlement, (attempts, ambiguous)) = asked.await?;
         let words = messages::of(&verdict, settlement.http_status, &batch, &session.credential.name);
         let accepted = verdict == ResponseClass::Accepted;
         let last = RetryAnswer {
@@ -323,11 +346,12 @@ impl Worker {
                 Err(Unsigned::Lease(problem)) => return Err(problem.into()),
                 Err(Unsigned::Key(problem)) => {
                     let answer = Answer::NotSent(problem.to_string());
-                    let settlement = settlement(&answer, std::time::Instant::now(), number > 1);
+                    let settlement = settlement(&answer, Instant::now(), number > 1);
                     let verdict = session.classify_and_record(&answer, &mut remedies.trial);
                     return Ok((verdict, settlement, (number, ambiguous)));
                 }
             };
+            log::request(answer.as_ref(), begun, number, batch.body.len());
             let answer = answer.unwrap_or_else(|| Answer::Lost(messages::cut_off().message));
             let settlement = settlement(&answer, begun, number > 1);
             let verdict = session.classify_and_record(&answer, &mut remedies.trial);

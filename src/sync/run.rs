@@ -1,7 +1,13 @@
 //! One run over all entities, from the ledger to the journal.
 
-use futures_util::future::{join, join_all};
+use std::time::Instant;
 
+use futures_util::StreamExt;
+use futures_util::future::join;
+use futures_util::stream::FuturesUnordered;
+use tracing::Instrument;
+
+use super::log::{self, lane_span, run_span};
 use super::report::Unregistered;
 use super::worker::{Target, Unusable, progress, warn_of};
 use super::{EntityReport, RunError, RunReport, Worker};
@@ -19,35 +25,54 @@ impl Worker {
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
                 .await?;
-        let mut notes = Vec::new();
+        let run = self.work_and_finish(run_id, only.is_empty(), &selected, targets, unusable);
+        run.instrument(run_span(run_id)).await
+    }
+
+    /// Does the work of a run that was begun, and records how it ended.
+    async fn work_and_finish(
+        &self,
+        run_id: i64,
+        whole_ledger: bool,
+        selected: &[Entity],
+        targets: Vec<Target>,
+        unusable: Vec<Unusable>,
+    ) -> Result<RunReport, RunError> {
+        let since = Instant::now();
+        log::run_started("incremental", selected.len());
+        let (mut notes, mut entities) = (Vec::new(), Vec::new());
         let work = async {
             // Before anything is sent: what is counted was uploaded by the earlier rules.
             let seen = self.see_rules(run_id, &targets).await;
             let compared = self.notes_of_rules(&targets, seen);
-            let worked = self.work(run_id, only.is_empty(), &selected, targets.clone(), unusable);
+            let lanes = (targets.clone(), unusable);
+            let worked = self.work(run_id, whole_ledger, selected, lanes, &mut entities);
             let (compared, worked) = join(compared, worked).await;
             notes = compared;
             worked
         };
         let worked = self.alive(run_id, work).await;
-        let (status, error, entities, unregistered) = match worked {
-            Ok((entities, unregistered)) => {
+        let (status, error, unregistered) = match worked {
+            Ok(unregistered) => {
                 let status = unregistered.status(&entities, *self.stop.borrow());
                 let error = entities.iter().find_map(EntityReport::failure);
-                (status, error.or_else(|| unregistered.unknown.clone()), entities, unregistered)
+                (status, error.or_else(|| unregistered.unknown.clone()), unregistered)
             }
             Err(problem) => {
+                log::failures_without_summary(&entities);
                 let message = crate::text::chain(&problem);
                 // The run's row is truthful if it can be written; if not, the next run marks it.
                 if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await
                 {
-                    tracing::warn!(run_id, error = %second, "the run's end could not be recorded");
+                    tracing::warn!(error = %second, "the end of the run could not be recorded");
                 }
                 return Err(problem);
             }
         };
         let finished = self.journal.finish_run(run_id, status, error.as_deref());
-        let counters = around(Step::FinishRun, finished).await?;
+        let finished = around(Step::FinishRun, finished).await;
+        let counters = finished.inspect_err(|_| log::failures_without_summary(&entities))?;
+        log::run_finished(status, &counters, since);
         let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
         let run_id = Some(run_id);
         Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
@@ -73,9 +98,9 @@ impl Worker {
         run_id: i64,
         whole_ledger: bool,
         selected: &[Entity],
-        targets: Vec<Target>,
-        unusable: Vec<Unusable>,
-    ) -> Result<(Vec<EntityReport>, Unregistered), RunError> {
+        (targets, unusable): (Vec<Target>, Vec<Unusable>),
+        reports: &mut Vec<EntityReport>,
+    ) -> Result<Unregistered, RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let look = self.ledger.probe(&progress(&lanes)).await?;
@@ -85,7 +110,6 @@ impl Worker {
                 target.session.pause(pause);
             }
         }
-        let mut reports = Vec::new();
         let unreadable = look.unreadable.values().cloned();
         let unreadable = unreadable
             .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)));
@@ -113,23 +137,38 @@ impl Worker {
         // How many are worked on at once is up to the places; the others only wait.
         let worked = busy.iter().map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
-            let worked = self.lane(run_id, target, &seen, &look).await;
+            let lane = self.lane(run_id, target, &seen, &look).instrument(lane_span(&target.entity_id));
+            let worked = lane.await;
             self.progress.end(&target.entity_id);
             worked
         });
         let busy_ids: Vec<String> = busy.iter().map(|target| target.entity_id.clone()).collect();
-        let worked = self.counted_meanwhile(&busy_ids, join_all(worked)).await;
-        for report in worked {
-            reports.push(report?);
-        }
+        self.counted_meanwhile(&busy_ids, collect(worked, reports)).await?;
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
-        self.count_pending(&mut reports, &idle).await?;
+        self.count_pending(reports, &idle).await?;
         let unregistered =
             if whole_ledger { self.unregistered(&lanes).await? } else { Unregistered::default() };
         if !unregistered.entity_ids.is_empty() {
             self.journal.note_unregistered(run_id, &unregistered.entity_ids).await?;
         }
         reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
-        Ok((reports, unregistered))
+        Ok(unregistered)
     }
+}
+
+/// Waits for all lanes, and collects the report of each as soon as it ends. Returns the first error of a lane that has no
+/// report.
+pub(super) async fn collect(
+    lanes: impl Iterator<Item = impl Future<Output = Result<EntityReport, RunError>>>,
+    reports: &mut Vec<EntityReport>,
+) -> Result<(), RunError> {
+    let mut lanes: FuturesUnordered<_> = lanes.collect();
+    let mut first = Ok(());
+    while let Some(worked) = lanes.next().await {
+        match worked {
+            Ok(report) => reports.push(report),
+            Err(problem) => first = first.and(Err(problem)),
+        }
+    }
+    first
 }

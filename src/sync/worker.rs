@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::RunError;
 use super::api_session::ApiSession;
@@ -157,10 +158,11 @@ impl Worker {
         work: impl Future<Output = Result<T, RunError>>,
     ) -> Result<T, RunError> {
         let mut heart = JoinSet::new();
-        heart.spawn(heartbeat(self.clone(), run_id));
+        heart.spawn(heartbeat(self.clone(), run_id).in_current_span());
         // Beside it, so that no sign of life waits for that.
         let (database, every) = (self.database.clone(), self.renewed_every());
-        heart.spawn(async move { match database.keep_forgetting(every).await {} });
+        let forgetting = async move { match database.keep_forgetting(every).await {} };
+        heart.spawn(forgetting.in_current_span());
         tokio::select! {
             worked = work => worked,
             Some(Ok(problem)) = heart.join_next() => Err(problem.into()),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use tracing::Instrument;
 
 use self::superseding::SupersedingRows;
 use super::batcher::ReadSource;
@@ -15,8 +15,10 @@ use super::delivery::{Delivery, DeliveryOptions};
 use super::lane::exit::LaneExit;
 use super::lane::lane_run::LaneRun;
 use super::lane::lease_wait::LEASE_POLL;
+use super::log::{self, lane_span, run_span};
 use super::report;
-use super::worker::Target;
+use super::run::collect;
+use super::worker::{Target, Unusable};
 use super::{Ended, EntityReport, RunError, RunReport, Worker};
 use crate::align::{self, Zones};
 use crate::fault_point::{Step, after, around, before};
@@ -66,6 +68,15 @@ pub struct BackfillReport {
     pub resumed: bool,
     /// What this run did.
     pub run: RunReport,
+}
+
+/// A run on a backfill.
+#[derive(Clone, Copy)]
+struct BackfillRun {
+    backfill_id: i64,
+    run_id: i64,
+    /// The backfill was begun by an earlier run.
+    resumed: bool,
 }
 
 impl Worker {
@@ -155,14 +166,29 @@ impl Worker {
             .collect();
         let (targets, unusable) = self.targets(&usable).map_err(RunError::from)?;
         let run_id = self.begin_backfill(backfill_id).await?;
-        let mut notes = Vec::new();
+        let run = BackfillRun { backfill_id, run_id, resumed };
+        let work = self.work_and_end(run, (&targets, unusable), &left, &entities);
+        work.instrument(run_span(run_id)).await
+    }
+
+    /// Does the work of a run on a backfill, and records how it ended.
+    async fn work_and_end(
+        &self,
+        run: BackfillRun,
+        (targets, unusable): (&[Target], Vec<Unusable>),
+        left: &[BackfillLane],
+        entities: &BTreeMap<String, Entity>,
+    ) -> Result<BackfillReport, BackfillError> {
+        let since = Instant::now();
+        log::run_started("backfill", left.len());
+        let BackfillRun { backfill_id, run_id, .. } = run;
+        let (mut notes, mut reports) = (Vec::new(), Vec::new());
         let work = async {
-            notes = self.compare_rules(run_id, &targets).await;
-            let mut reports = Vec::new();
+            notes = self.compare_rules(run_id, targets).await;
             for (entity_id, problem) in unusable {
                 reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
             }
-            reports.extend(self.backfill_lanes((run_id, backfill_id), &left, &targets).await?);
+            self.backfill_lanes((run_id, backfill_id), left, targets, &mut reports).await?;
             let is_reported: BTreeSet<String> =
                 reports.iter().map(|report| report.entity_id.clone()).collect();
             for lane in left.iter().filter(|lane| !is_reported.contains(&lane.range.entity_id)) {
@@ -173,11 +199,13 @@ impl Worker {
                 };
                 reports.push(EntityReport::failed(entity_id, why));
             }
-            reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
-            Ok(reports)
+            Ok(())
         };
         let worked = self.alive(run_id, work).await;
-        let mut report = self.end_backfill(backfill_id, run_id, resumed, worked).await?;
+        reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
+        let ended = self.end_backfill(run, worked.map(|()| reports.clone())).await;
+        let mut report = ended.inspect_err(|_| log::failures_without_summary(&reports))?;
+        log::run_finished(report.run.status, &report.run.counters, since);
         report.run.notes = notes;
         Ok(report)
     }
@@ -231,7 +259,8 @@ impl Worker {
         (run_id, backfill_id): (i64, i64),
         lanes: &[BackfillLane],
         targets: &[Target],
-    ) -> Result<Vec<EntityReport>, RunError> {
+        reports: &mut Vec<EntityReport>,
+    ) -> Result<(), RunError> {
         let lane_of = |target: &Target| lanes.iter().find(|lane| lane.range.entity_id == target.entity_id);
         for lane in targets.iter().filter_map(lane_of) {
             self.progress.expect(&lane.range.entity_id, lane.rows_total, lane.rows_read);
@@ -239,7 +268,8 @@ impl Worker {
         self.recall_sizes(targets).await?;
         let worked = targets.iter().filter_map(|target| Some((target, lane_of(target)?))).map(
             async |(target, lane)| {
-                let mut report = self.backfill_lane(run_id, backfill_id, target, lane).await?;
+                let work = self.backfill_lane(run_id, backfill_id, target, lane);
+                let mut report = work.instrument(lane_span(&target.entity_id)).await?;
                 self.progress.end(&target.entity_id);
                 if report.ended != Ended::Done {
                     let left = lane.rows_total - lane.rows_read - report.rows_read;
@@ -248,7 +278,7 @@ impl Worker {
                 Ok(report)
             },
         );
-        join_all(worked).await.into_iter().collect()
+        collect(worked, reports).await
     }
 
     /// Works on one entity, a slice at a time, until its range is through.
@@ -330,6 +360,7 @@ impl Worker {
             let taken = self.journal.take_for_backfill(entity_id).await?;
             if let Take::Taken(lease, lane) = taken {
                 after(Step::TakeLease);
+                tracing::info!(lease_epoch = lease.epoch, "lease taken");
                 return Ok(Some((place, lease, lane)));
             }
             drop(place);
@@ -347,9 +378,7 @@ impl Worker {
     /// Records how a run ended that has worked on a backfill.
     async fn end_backfill(
         &self,
-        backfill_id: i64,
-        run_id: i64,
-        resumed: bool,
+        BackfillRun { backfill_id, run_id, resumed }: BackfillRun,
         worked: Result<Vec<EntityReport>, RunError>,
     ) -> Result<BackfillReport, BackfillError> {
         let (journal, failed) = (&self.journal, (BackfillStatus::Failed, RunStatus::Failed));
@@ -370,7 +399,7 @@ impl Worker {
             Ok(entities) => entities,
             Err(problem) => {
                 if let Err(second) = finished {
-                    tracing::warn!(run_id, error = %second, "the run's end could not be recorded");
+                    tracing::warn!(error = %second, "the end of the run could not be recorded");
                 }
                 return Err(problem.into());
             }
@@ -435,6 +464,7 @@ impl LaneRun<'_> {
         let rivals = Arc::new(SupersedingRows::new(self.worker.clone(), range.clone()));
         let manner = DeliveryOptions { rivals: Some(rivals), ..DeliveryOptions::default() };
         let delivery = Delivery::new(self, open.clone(), cursor, manner);
+        tracing::info!(backfill_id, "slice started");
         let delivered = async {
             let after = delivery.recover(&source).await?;
             delivery.go_on(source.read(after.clone(), None).await?, after).await
@@ -445,6 +475,7 @@ impl LaneRun<'_> {
         delivered?;
         let finished = journal.finish_backfill_lane(&open);
         around(Step::FinishLane, around(Step::ReleaseLease, finished)).await?;
+        tracing::info!(backfill_id, "range finished");
         Ok(())
     }
 }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
 
 use super::super::lane::exit::{LaneExit, later};
+use super::super::log::{self, batch_span};
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
 use super::super::policy::{Attempt, Decision, decide};
@@ -46,11 +48,15 @@ pub(super) enum Tried {
 impl Delivery {
     /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
     pub(super) async fn attempts(&self, node: BatchTask) -> Result<Vec<BatchTask>, LaneExit> {
-        match self.tried(node).await? {
-            Tried::Accepted => Ok(Vec::new()),
-            Tried::Refused(answered, verdict) => self.bisect(answered, &verdict).await,
-            Tried::Unknown(answered) => self.unknown(answered).await,
-        }
+        let span = batch_span(node.batch_id);
+        let tried = async {
+            match self.tried(node).await? {
+                Tried::Accepted => Ok(Vec::new()),
+                Tried::Refused(answered, verdict) => self.bisect(answered, &verdict).await,
+                Tried::Unknown(answered) => self.unknown(answered).await,
+            }
+        };
+        tried.instrument(span).await
     }
 
     /// Sends a batch until its answer is the last word on it.
@@ -70,6 +76,7 @@ impl Delivery {
             let (lease, body) = (&self.pass.lease, &node.batch.body);
             let sent = self.worker.send_fresh(&self.session, lease, body, remedies.trial, signed).await?;
             let Sent { answer, begun, by } = sent;
+            log::request(answer.as_ref(), begun, number, node.batch.body.len());
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
             let verdict = self.hear(&node.batch, &answer, begun, &mut remedies);
             let settlement = settlement(&answer, begun, node.repeated);
@@ -93,6 +100,12 @@ impl Delivery {
                     if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() {
                         self.target.proving.begin(is_counted);
                     }
+                    tracing::info!(
+                        http_status = settlement.http_status,
+                        records = node.batch.records.len(),
+                        body_bytes = node.batch.body.len(),
+                        "batch refused"
+                    );
                     return Ok(Tried::Refused(Answered { node, words, settlement }, verdict));
                 }
                 // What is sent after these is no attempt more.
@@ -230,14 +243,15 @@ impl Delivery {
         handed.written().await?;
         after(Step::Settle);
         self.report(|report| report.count(&node.batch));
-        tracing::debug!(
-            entity_id = self.pass.lease.entity_id,
-            batch_id = node.batch_id,
-            records = node.batch.records.len(),
-            body_bytes = node.batch.body.len(),
-            elapsed_ms = settlement.duration_ms,
-            "accepted"
-        );
+        let (records, body_bytes) = (node.batch.records.len(), node.batch.body.len());
+        if records == 0 {
+            tracing::info!(rows = node.batch.rows.len(), "batch without records processed");
+        } else {
+            tracing::info!(records, body_bytes, elapsed_ms = settlement.duration_ms, "batch accepted");
+        }
+        if !node.batch.invalid.is_empty() {
+            tracing::info!(rows = node.batch.invalid.len(), "invalid rows set aside");
+        }
         Ok(())
     }
 

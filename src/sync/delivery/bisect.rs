@@ -3,8 +3,11 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use tracing::Instrument;
+
 use super::super::api_session::Unproven;
 use super::super::lane::exit::LaneExit;
+use super::super::log::batch_span;
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
 use super::super::proving::Resent;
@@ -147,26 +150,32 @@ impl Delivery {
                 let of_root = parked.iter().position(|parked| parked.answered.node.root == root);
                 of_root.map(|place| parked.swap_remove(place))
             };
-            let Some(Parked { answered, because }) = parked else { return Ok(()) };
-            if !self.session.is_proven() {
-                let resent = self.resend_known().await?;
-                if resent != Resent::Accepted {
-                    self.halted.send_replace(true);
-                    let Answered { node, settlement, .. } = answered;
-                    return Err(self.stop(&node, because.unproven(&resent), settlement, None).await);
-                }
-            }
-            let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
-            if open >= self.worker.settings.sync.max_rejections {
-                let Answered { node, words, settlement } = answered;
-                self.halted.send_replace(true);
-                return Err(self.stop(&node, words.too_many(open), settlement, None).await);
-            }
-            for losers in self.alone(answered).await? {
+            let Some(parked) = parked else { return Ok(()) };
+            let span = batch_span(parked.answered.node.batch_id);
+            for losers in self.conclude_parked(parked).instrument(span).await? {
                 // Among them one may be refused and stand alone as well.
                 self.deliver(losers).await?;
             }
         }
+    }
+
+    async fn conclude_parked(&self, parked: Parked) -> Result<Vec<BatchTask>, LaneExit> {
+        let Parked { answered, because } = parked;
+        if !self.session.is_proven() {
+            let resent = self.resend_known().await?;
+            if resent != Resent::Accepted {
+                self.halted.send_replace(true);
+                let Answered { node, settlement, .. } = answered;
+                return Err(self.stop(&node, because.unproven(&resent), settlement, None).await);
+            }
+        }
+        let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
+        if open >= self.worker.settings.sync.max_rejections {
+            let Answered { node, words, settlement } = answered;
+            self.halted.send_replace(true);
+            return Err(self.stop(&node, words.too_many(open), settlement, None).await);
+        }
+        self.alone(answered).await
     }
 
     /// Parts are sent one at a time, since a batch was refused and nothing has proven the credential good.
@@ -227,6 +236,8 @@ impl Delivery {
         let why = (words.message.as_str(), lost);
         let split = journal.split(doing, node.batch_id, &node.batch, &parts, settlement, why);
         let ids = around(Step::Split, split).await?;
+        let records = node.batch.records.len();
+        tracing::info!(records, first_part = ids[0], second_part = ids[1], "batch split");
         self.window.lock().await.add_part(node.root);
         let [first, second] = parts;
         let part = |batch_id, batch| BatchTask {
@@ -265,6 +276,7 @@ impl Delivery {
         drop(window);
         self.has_set_aside.store(true, Ordering::Relaxed);
         self.report(|report| report.count_set_aside(&node.batch));
+        tracing::info!(rows = node.batch.records.len() + node.batch.invalid.len(), "rows set aside");
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use std::time::Instant;
 use chrono::TimeDelta;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 pub(in crate::sync) use self::attempts::settlement;
 use self::batch_task::{BatchTask, Parked, QueuedBatch, Refusal, Room};
@@ -192,7 +193,8 @@ impl Delivery {
                 Ok(announced) => {
                     keys.extend(&batch_keys);
                     let delivery = self.clone();
-                    on_their_way.spawn(async move { (batch_keys, delivery.deliver_new(announced).await) });
+                    let delivered = async move { (batch_keys, delivery.deliver_new(announced).await) };
+                    on_their_way.spawn(delivered.in_current_span());
                 }
                 Err(exit) => break Err(exit),
             }

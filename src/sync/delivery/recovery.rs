@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use tracing::Instrument;
+
 use super::super::batcher::{Batcher, ReadSource};
 use super::super::invalid_start::Start;
 use super::super::lane::exit::LaneExit;
+use super::super::log::batch_span;
 use super::super::messages;
 use super::Delivery;
 use super::batch_task::{BatchTask, Redelivery};
@@ -90,7 +93,8 @@ impl Delivery {
             if let Some(batch) = &redo.batch {
                 self.start.let_through(batch);
             }
-            if let Some(node) = self.redo(redo).await? {
+            let span = batch_span(leaf.batch_id);
+            if let Some(node) = self.redo(redo).instrument(span).await? {
                 if lineage.is_once(leaf) {
                     let node = BatchTask { once: true, ..node };
                     once.push(Leaf { node, parent_id: leaf.parent_id });
@@ -142,8 +146,6 @@ impl Delivery {
         let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.zone.follows(rules));
         if leaf.may_have_arrived && has_other_rules {
             tracing::warn!(
-                entity_id = self.pass.lease.entity_id,
-                batch_id = leaf.batch_id,
                 same_bytes = batch.body_sha256 == leaf.body_sha256,
                 "the outcome of a batch is unknown; it is sent again by zone rules {}, while it was made by {}: records \
                  whose wall-clock time differs may be at Elven with both",
@@ -152,8 +154,6 @@ impl Delivery {
             );
         } else if leaf.may_have_arrived {
             tracing::warn!(
-                entity_id = self.pass.lease.entity_id,
-                batch_id = leaf.batch_id,
                 same_bytes = batch.body_sha256 == leaf.body_sha256,
                 "the outcome of a batch is unknown; it is sent again"
             );

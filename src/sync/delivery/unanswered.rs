@@ -3,8 +3,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use tracing::Instrument;
+
 use super::super::batcher::{Batcher, ReadSource};
 use super::super::lane::exit::LaneExit;
+use super::super::log::batch_span;
 use super::super::messages;
 use super::Delivery;
 use super::batch_task::Redelivery;
@@ -52,19 +55,18 @@ impl Delivery {
             let rows = self.or_exit(Batcher::of(interval, None, self.start.clone()).all()).await??;
             let rows: Vec<Row> =
                 rows.into_iter().filter(|row| leaf.ids.contains(&row.id.to_string())).collect();
-            let entity_id = &self.pass.lease.entity_id;
             if self.is_followed(source, leaf, &rows, &cursor).await? {
-                let message = messages::followed(leaf.batch_id, entity_id);
+                let message = messages::followed(leaf.batch_id, &self.pass.lease.entity_id);
                 return Err(LaneExit::problem(Problem::of_lane(Kind::Watermark, message)));
             }
-            tracing::warn!(
-                entity_id,
-                batch_id = leaf.batch_id,
-                "the cursor has passed a batch without an answer; it is sent again"
-            );
+            let span = batch_span(leaf.batch_id);
+            span.in_scope(|| {
+                tracing::warn!("the cursor has passed a batch without an answer; it is sent again");
+            });
             let build = |rows| Batch::build(leaf.before.clone(), rows, &self.zone);
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };
-            if let Some(node) = self.redo(Redelivery { root: number, whole: leaf, leaf, batch }).await? {
+            let redo = self.redo(Redelivery { root: number, whole: leaf, leaf, batch });
+            if let Some(node) = redo.instrument(span).await? {
                 self.deliver(node).await?;
             }
         }

@@ -3,8 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tracing::Instrument;
+
 use super::super::api_session::Unproven;
 use super::super::lane::exit::LaneExit;
+use super::super::log::batch_span;
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
 use super::super::proving::Resent;
@@ -71,7 +74,7 @@ impl Delivery {
     /// What follows when the last attempt of a run leaves the outcome of a batch unknown: the lane stops; but a record that
     /// stands alone, and ended so in three runs, is set aside.
     pub(super) async fn unknown(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
-        if self.is_unknown_for_good(&answered.node) && self.is_import_good(&answered.node, true).await? {
+        if self.is_unknown_for_good(&answered.node) && self.is_import_good(true).await? {
             return self.alone(answered).await;
         }
         let Answered { node, words, settlement } = answered;
@@ -121,7 +124,8 @@ impl Delivery {
             }
             let Answered { node, words, settlement } = left.unknown.swap_remove(place).answered;
             let Some(halves) = node.batch.split_in_half() else { continue };
-            let parts = self.split(&node, halves, settlement, &words).await?;
+            let split = self.split(&node, halves, settlement, &words);
+            let parts = split.instrument(batch_span(node.batch_id)).await?;
             let parent_id = Some(node.batch_id);
             left.untried.extend(parts.map(|part| Leaf { node: part, parent_id }));
         }
@@ -133,7 +137,8 @@ impl Delivery {
         left: &mut Left,
         good_parents: &mut BTreeSet<i64>,
     ) -> Result<(), LaneExit> {
-        let mut answered = match self.tried(node).await? {
+        let span = batch_span(node.batch_id);
+        let mut answered = match self.tried(node).instrument(span).await? {
             Tried::Accepted => {
                 good_parents.extend(parent_id);
                 return Ok(());
@@ -169,7 +174,8 @@ impl Delivery {
     ) -> Result<(), LaneExit> {
         for (answered, verdict) in std::mem::take(&mut left.refused) {
             let root = answered.node.root;
-            for part in self.bisect(answered, &verdict).await? {
+            let span = batch_span(answered.node.batch_id);
+            for part in self.bisect(answered, &verdict).instrument(span).await? {
                 self.deliver(part).await?;
             }
             self.conclude(root).await?;
@@ -177,13 +183,14 @@ impl Delivery {
         let mut place = 0;
         while let Some(Unknown { answered, parent_id }) = left.unknown.get(place) {
             let is_whole = parent_id.is_none_or(|id| good_parents.contains(&id));
-            if !self.is_unknown_for_good(&answered.node)
-                || !self.is_import_good(&answered.node, is_whole).await?
-            {
+            let span = batch_span(answered.node.batch_id);
+            let is_good = self.is_import_good(is_whole).instrument(span.clone());
+            if !self.is_unknown_for_good(&answered.node) || !is_good.await? {
                 place += 1;
                 continue;
             }
-            for losers in self.alone(left.unknown.swap_remove(place).answered).await? {
+            let alone = self.alone(left.unknown.swap_remove(place).answered);
+            for losers in alone.instrument(span).await? {
                 self.deliver(losers).await?;
             }
         }
@@ -211,7 +218,7 @@ impl Delivery {
     /// Whether the API takes imports in this run, so that it is up to a record that its outcome is unknown. By a record that
     /// was accepted before, where nothing was accepted in this run; where there is none, the call that reads has to do
     /// for a record that is no part whose other half is unknown as well.
-    async fn is_import_good(&self, node: &BatchTask, is_whole: bool) -> Result<bool, LaneExit> {
+    async fn is_import_good(&self, is_whole: bool) -> Result<bool, LaneExit> {
         if self.session.has_accepted() {
             return Ok(true);
         }
@@ -219,8 +226,6 @@ impl Delivery {
             Resent::Accepted => Ok(true),
             Resent::Otherwise(why) => {
                 tracing::warn!(
-                    entity_id = self.pass.lease.entity_id,
-                    batch_id = node.batch_id,
                     "a record that was accepted before is not accepted now, so no row is set aside: {why}"
                 );
                 Ok(false)

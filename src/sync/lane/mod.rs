@@ -7,12 +7,15 @@ pub(super) mod lease_wait;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Instrument;
+
 use self::exit::LaneExit;
 use self::lane_run::LaneRun;
 use super::batcher::ReadSource;
 use super::concurrency::LanePermit;
 use super::delivery::{Delivery, DeliveryOptions};
 use super::invalid_start::InvalidStart;
+use super::log::lane_span;
 use super::messages;
 use super::worker::Target;
 use super::{Ended, EntityReport, RunError, Worker};
@@ -93,10 +96,14 @@ impl Worker {
         entity_id: &str,
         problem: Problem,
     ) -> Result<EntityReport, RunError> {
-        if let Take::Taken(lease, _) = self.journal.take(entity_id).await? {
-            self.journal.lane_failed(&lease, run_id, &problem, None).await?;
-        }
-        tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
+        let record = async {
+            if let Take::Taken(lease, _) = self.journal.take(entity_id).await? {
+                self.journal.lane_failed(&lease, run_id, &problem, None).await?;
+            }
+            tracing::info!(kind = problem.kind.as_ref(), "lane failed");
+            Ok::<_, JournalError>(())
+        };
+        record.instrument(lane_span(entity_id)).await?;
         Ok(EntityReport::failed(entity_id, problem.message))
     }
 
@@ -123,6 +130,7 @@ impl Worker {
                         after(Step::OpenPass);
                     }
                     after(Step::TakeLease);
+                    tracing::info!(lease_epoch = lease.epoch, "lease taken");
                     return Ok(Ok((place, lease, lane, opened)));
                 }
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
@@ -160,12 +168,12 @@ impl Worker {
 impl LaneRun<'_> {
     /// Records how the lane ended, unless that is done, and gives its lease back.
     pub(in crate::sync) async fn end(self, halted: Result<(), LaneExit>) -> Result<EntityReport, RunError> {
-        let LaneRun { worker, run_id, target, lease, mut report, .. } = self;
-        let (journal, entity_id) = (&worker.journal, &target.entity_id);
+        let LaneRun { worker, run_id, lease, mut report, .. } = self;
+        let journal = &worker.journal;
         let recorded = match halted {
             Ok(()) => Ok(Ended::Done),
             Err(LaneExit::Problem(problem, not_before)) => {
-                tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
+                tracing::info!(kind = problem.kind.as_ref(), "lane failed");
                 let failed = journal.lane_failed(&lease, run_id, &problem, not_before);
                 around(Step::Fail, around(Step::ReleaseLease, failed))
                     .await
@@ -177,7 +185,7 @@ impl LaneRun<'_> {
             }
             Err(LaneExit::Fenced(left)) => {
                 let waits = messages::fenced(left);
-                tracing::info!(entity_id, "{waits}");
+                tracing::info!(left_ms = left.as_millis(), "lane fenced");
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| Ended::Fenced(waits))
             }
             // What was sent may still arrive, so the lease is left to run out: until then, and until the
@@ -188,9 +196,8 @@ impl LaneRun<'_> {
                 // So that others can go on with it, should the database be well: the run may take long to end.
                 if let Err(second) = journal.release(&lease).await {
                     tracing::warn!(
-                        entity_id,
                         error = crate::text::chain(&second),
-                        "the lease runs out by itself"
+                        "the lease could not be given back; it expires by itself"
                     );
                 }
                 return Err(problem);
@@ -198,7 +205,7 @@ impl LaneRun<'_> {
         };
         report.ended = match recorded {
             Err(JournalError::LeaseLost) => {
-                tracing::warn!(entity_id, "the lease was lost; another worker goes on");
+                tracing::warn!("the lease was lost; another worker continues");
                 Ended::Held
             }
             ended => ended?,
@@ -268,16 +275,23 @@ impl LaneRun<'_> {
         let Worker { journal, ledger, .. } = self.worker;
         let settled = lane.settled.as_ref();
         let is_new = lane.open.is_none();
+        let since = Instant::now();
         let (pass_id, target) = if let Some(open) = opened.or_else(|| lane.open.clone()) {
             open
         } else {
             let opening = self.worker.opening(self.run_id, lane);
             around(Step::OpenPass, journal.open_pass(&self.lease, opening)).await?
         };
+        if is_new {
+            tracing::info!(pass_id, "pass opened");
+        } else {
+            tracing::info!(pass_id, "open pass resumed");
+        }
         let pass = OpenWork::new(self.lease.clone(), WorkKind::Pass(pass_id));
         let (entity_id, page_rows) = (&self.target.entity_id, self.worker.page_rows());
-        let (after, until, pass_id) = (None, None, Some(pass_id));
-        let reading = PassRead { entity_id, pass_id, settled, target: &target, after, until, page_rows };
+        let (after, until) = (None, None);
+        let reading =
+            PassRead { entity_id, pass_id: Some(pass_id), settled, target: &target, after, until, page_rows };
         let source = ReadSource::Pass(ledger, reading);
         // With the last pass the place to read is given back when all is read.
         let place = if is_last { self.place.reading.take() } else { None };
@@ -293,6 +307,8 @@ impl LaneRun<'_> {
         self.has_rows_set_aside = delivery.has_set_aside();
         delivered?;
         delivery.close().await?;
+        let elapsed_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(pass_id, elapsed_ms, "pass closed");
         Ok(target)
     }
 }
