@@ -1,4 +1,4 @@
-//! One run over all entities, from the ledger to the journal.
+//! One run over all selected entities.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::journal::{Entity, JournalError, Kind, Problem, RunStatus, refuse_stan
 use crate::ledger::Unreadable;
 
 impl Worker {
-    /// Brings the entities up to date: all that are not paused, or those named.
+    /// Brings entities up to date: the named ones, or all if none is named. Paused entities are left out.
     pub async fn run(&self, only: &[String]) -> Result<RunReport, RunError> {
         let selected = self.select(only).await?;
         let (targets, unusable) = self.targets(&selected)?;
@@ -42,7 +42,7 @@ impl Worker {
         log::run_started("incremental", selected.len());
         let (mut notes, mut entities) = (Vec::new(), Vec::new());
         let work = async {
-            // Before anything is sent: what is counted was uploaded by the earlier rules.
+            // Before anything is sent: only rows uploaded with the earlier rules are counted.
             let seen = self.see_rules(run_id, &targets).await;
             let compared = self.notes_of_rules(&targets, seen);
             let lanes = (targets.clone(), unusable);
@@ -61,7 +61,7 @@ impl Worker {
             Err(problem) => {
                 log::failures_without_summary(&entities);
                 let message = crate::text::chain(&problem);
-                // The run's row is truthful if it can be written; if not, the next run marks it.
+                // If the row of the run cannot be written, a later run marks it as failed.
                 if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await
                 {
                     tracing::warn!(error = %second, "the end of the run could not be recorded");
@@ -78,7 +78,7 @@ impl Worker {
         Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
     }
 
-    /// Tells each session which bodies the API has found too large of late.
+    /// Tells each session which body size the API refused recently as too large.
     pub(super) async fn recall_sizes(&self, targets: &[Target]) -> Result<(), JournalError> {
         if targets.is_empty() {
             return Ok(());
@@ -104,7 +104,7 @@ impl Worker {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let look = self.ledger.probe(&progress(&lanes)).await?;
-        // Before any lane begins: all who use a credential wait for what one of them was asked to wait.
+        // Before any lane starts: a pause that the API asked for applies to all lanes of the credential.
         for target in &targets {
             if let Some(pause) = lanes.get(&target.entity_id).and_then(|lane| lane.not_before) {
                 target.session.pause(pause);
@@ -113,7 +113,7 @@ impl Worker {
         let unreadable = look.unreadable.values().cloned();
         let unreadable = unreadable
             .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)));
-        // One that cannot be worked on anyway says the first reason.
+        // An entity that is unusable for another reason reports that reason.
         let unreadable = unreadable.filter(|(id, _)| unusable.iter().all(|(unusable, _)| unusable != id));
         for (entity_id, problem) in unreadable.chain(unusable.iter().cloned()) {
             reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
@@ -124,17 +124,17 @@ impl Worker {
             open || look.new_rows(entity_id).has_new_rows
         };
         let (busy, idle): (Vec<Target>, Vec<Target>) = targets.partition(|t| {
-            // A watermark that does not fit is a failure even when nothing seems to wait behind it.
+            // A watermark mismatch is a failure even if no row seems to be pending.
             let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
             has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &look).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
         if !idle.is_empty() {
-            // Now, since it is true now: the others may take hours.
+            // Recorded now, because it is true now: the other entities may take hours.
             self.journal.found_idle(&idle, &self.mapping).await?;
         }
         self.recall_sizes(&busy).await?;
-        // How many are worked on at once is up to the places; the others only wait.
+        // The concurrency limits decide how many lanes work at once; the others wait for a permit.
         let worked = busy.iter().map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
             let lane = self.lane(run_id, target, &seen, &look).instrument(lane_span(&target.entity_id));
@@ -156,8 +156,8 @@ impl Worker {
     }
 }
 
-/// Waits for all lanes, and collects the report of each as soon as it ends. Returns the first error of a lane that has no
-/// report.
+/// Waits for all lanes, and collects the report of each as soon as it ends. Returns the first error of a lane that has
+/// no report.
 pub(super) async fn collect(
     lanes: impl Iterator<Item = impl Future<Output = Result<EntityReport, RunError>>>,
     reports: &mut Vec<EntityReport>,

@@ -1,4 +1,4 @@
-//! One lane: lease, pass, pages, batches, answers, watermark.
+//! A lane: takes the lease of an entity, finishes its open pass, opens and closes a new one, and releases the lease.
 
 pub(super) mod exit;
 pub(super) mod lane_run;
@@ -24,18 +24,17 @@ use crate::journal::{JournalError, Lane, Lease, NewPass, OpenWork, Problem, Purp
 use crate::ledger::{PassRead, ProbeResult};
 use crate::watermark::Snapshot;
 
-/// A page holds this many batches: large enough that a page costs little, small enough that memory
-/// stays flat.
+/// Batches per page: enough that the query of a page costs little for each row, and few enough that memory stays flat.
 const BATCHES_PER_PAGE: usize = 4;
 
-/// A pass and its target.
+/// The id of a pass, and its target.
 type Opened = (i64, Snapshot);
 
-/// A place, the lease, the state that it was taken in, and the pass that was opened with it, if one was.
+/// A permit, the lease, the state of the lane when the lease was taken, and the pass that was opened with it, if any.
 type Taken = (LanePermit, Lease, Box<Lane>, Option<Opened>);
 
 impl Worker {
-    /// Brings one entity up to date, or says why not.
+    /// Brings one entity up to date, or reports why it is not.
     pub(in crate::sync) async fn lane(
         &self,
         run_id: i64,
@@ -46,13 +45,13 @@ impl Worker {
         let mut report = EntityReport::new(&target.entity_id, Ended::Done);
         let mut lease_before = None;
         let start = self.invalid_start(&target.entity_id);
-        // What has to be so for a pass is known from the look, as long as the entity is where it was then.
+        // The probe has shown that a pass is due. That holds as long as the lane has not changed since.
         let is_due = look.new_rows(&target.entity_id).has_new_rows
             && seen.open.is_none()
             && self.check_watermark(&target.entity_id, seen, look).is_ok();
         let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
-            let (place, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
+            let (permit, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
                 Ok(taken) => taken,
                 Err(ended) => return Ok(EntityReport { ended, ..report }),
             };
@@ -67,7 +66,7 @@ impl Worker {
                 run_id,
                 target,
                 since,
-                place,
+                permit,
                 has_rows_set_aside,
                 start,
                 lease,
@@ -79,11 +78,11 @@ impl Worker {
             if !yielded {
                 return Ok(report);
             }
-            // Now behind all who wait, and whichever worker comes first.
+            // The lane is now behind all lanes that wait, and any worker may take it.
         }
     }
 
-    /// A pass to be opened behind where the entity was seen.
+    /// A pass to open after the watermark that was seen.
     fn opening<'a>(&'a self, run_id: i64, seen: &'a Lane) -> NewPass<'a> {
         let relation = self.ledger.mapping().relation.oid;
         NewPass { run_id, seen, ledger_table: self.ledger.name(), relation, mapping: &self.mapping }
@@ -107,10 +106,10 @@ impl Worker {
         Ok(EntityReport::failed(entity_id, problem.message))
     }
 
-    /// Leases an entity, and takes one of the places of entities worked on at once.
+    /// Takes the lease of an entity and a permit for its lane.
     ///
-    /// One whose holder keeps renewing is left to it; one that nobody renews is waited for, without a
-    /// place, so that it delays nobody.
+    /// A lease that its holder renews is left to the holder. A lease that nobody renews is waited for, without a
+    /// permit, so that no other lane is delayed.
     async fn take_or_leave(
         &self,
         entity_id: &str,
@@ -118,7 +117,7 @@ impl Worker {
     ) -> Result<Result<Taken, Ended>, RunError> {
         let mut wait = self.lease_wait();
         loop {
-            let Some(place) = self.place().await else { return Ok(Err(Ended::Stopped)) };
+            let Some(permit) = self.lane_permit().await else { return Ok(Err(Ended::Stopped)) };
             before(Step::TakeLease);
             if opening.is_some() {
                 before(Step::OpenPass);
@@ -131,31 +130,31 @@ impl Worker {
                     }
                     after(Step::TakeLease);
                     tracing::info!(lease_epoch = lease.epoch, "lease taken");
-                    return Ok(Ok((place, lease, lane, opened)));
+                    return Ok(Ok((permit, lease, lane, opened)));
                 }
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
                     return Ok(Err(Ended::Held));
                 }
                 Take::Held { holder, .. } => holder,
             };
-            drop(place);
+            drop(permit);
             self.wait_for(entity_id, holder).await?;
         }
     }
 
-    /// One of the places of entities worked on at once. `None`: a signal came.
-    pub(in crate::sync) async fn place(&self) -> Option<LanePermit> {
-        self.places.take().await.filter(|_| !*self.stop.borrow())
+    /// Waits for the permit of a lane. `None`: a signal came.
+    pub(in crate::sync) async fn lane_permit(&self) -> Option<LanePermit> {
+        self.limits.take().await.filter(|_| !*self.stop.borrow())
     }
 
-    /// Says whether a lane that got its place then has had its share, and others wait for theirs: it is given back, to be
-    /// taken up again by whichever worker is free.
+    /// Whether a lane that has had its permit since then has used its share while other lanes wait. Then it gives
+    /// permit and lease back, and any free worker may continue it.
     pub(in crate::sync) fn has_had_its_share(&self, since: Instant) -> bool {
-        // As long as leases go without renewal: much longer than giving one back and taking it takes.
-        self.places.are_wanted() && since.elapsed() > self.renewed_every()
+        // A share is the time between two renewals, which is much longer than releasing and taking a lease takes.
+        self.limits.are_wanted() && since.elapsed() > self.renewed_every()
     }
 
-    /// For a lane that begins to read.
+    /// The check of the first rows, for a lane that begins to read.
     pub(in crate::sync) fn invalid_start(&self, entity_id: &str) -> Arc<InvalidStart> {
         Arc::new(InvalidStart::new(entity_id, self.settings.sync.on_invalid_start))
     }
@@ -166,7 +165,7 @@ impl Worker {
 }
 
 impl LaneRun<'_> {
-    /// Records how the lane ended, unless that is done, and gives its lease back.
+    /// Records how the lane ended, unless that is recorded already, and releases its lease.
     pub(in crate::sync) async fn end(self, halted: Result<(), LaneExit>) -> Result<EntityReport, RunError> {
         let LaneRun { worker, run_id, lease, mut report, .. } = self;
         let journal = &worker.journal;
@@ -188,12 +187,12 @@ impl LaneRun<'_> {
                 tracing::info!(left_ms = left.as_millis(), "lane fenced");
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| Ended::Fenced(waits))
             }
-            // What was sent may still arrive, so the lease is left to run out: until then, and until the
-            // signature is too old, nobody else sends.
+            // The request may still arrive, so the lease is left to expire: until then, and until the signature is too
+            // old, no other worker sends.
             Err(LaneExit::ShutdownDeadline) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
             Err(LaneExit::LeaseLost) => Err(JournalError::LeaseLost),
             Err(LaneExit::Infrastructure(problem)) => {
-                // So that others can go on with it, should the database be well: the run may take long to end.
+                // If the database is back, another worker can continue. This run may last long.
                 if let Err(second) = journal.release(&lease).await {
                     tracing::warn!(
                         error = crate::text::chain(&second),
@@ -213,8 +212,8 @@ impl LaneRun<'_> {
         Ok(report)
     }
 
-    /// Finishes an open pass if there is one, and makes a new one over what has come since. Then the entity is up to
-    /// date, which is recorded, and the lease given back.
+    /// Finishes the open pass, if there is one, and then a new pass if there are new rows. Records that the entity is
+    /// up to date, and releases the lease.
     async fn drive(
         &mut self,
         mut lane: Box<Lane>,
@@ -228,7 +227,7 @@ impl LaneRun<'_> {
         let fresh;
         let mut look = look;
         if (&lane.settled, &lane.open) != (&seen.settled, &seen.open) {
-            // Somebody moved on since the look, which may be older than watermark and target now.
+            // Another worker changed the lane since the probe, which may be older than watermark and target now.
             fresh = self.worker.ledger.probe_entity(&lane.progress(&self.target.entity_id)).await?;
             look = &fresh;
         }
@@ -255,7 +254,7 @@ impl LaneRun<'_> {
         Ok(())
     }
 
-    /// Records how the ledger is read, where an earlier version has moved the watermark and did not.
+    /// Records the mapping, if an earlier version of the program moved the watermark without recording it.
     pub(in crate::sync) async fn fill_mapping(&self, lane: &mut Lane) -> Result<(), JournalError> {
         if lane.mapping.is_none() {
             self.worker.journal.fill_mapping(&self.lease, &self.worker.mapping).await?;
@@ -264,8 +263,8 @@ impl LaneRun<'_> {
         Ok(())
     }
 
-    /// Goes through one pass to its end: the one that was just opened, or that is open, from where it stands, or a new
-    /// one. Returns the new watermark. `is_last`: the lane ends with it.
+    /// Processes one pass to its end: the pass that was just opened, or the open one from its cursor, or a new one.
+    /// Returns the new watermark. `is_last`: the lane ends with this pass.
     async fn pass(
         &mut self,
         lane: &Lane,
@@ -290,15 +289,15 @@ impl LaneRun<'_> {
         let pass = OpenWork::new(self.lease.clone(), WorkKind::Pass(pass_id));
         let (entity_id, page_rows) = (&self.target.entity_id, self.worker.page_rows());
         let (after, until) = (None, None);
-        let reading =
+        let pass_read =
             PassRead { entity_id, pass_id: Some(pass_id), settled, target: &target, after, until, page_rows };
-        let source = ReadSource::Pass(ledger, reading);
-        // With the last pass the place to read is given back when all is read.
-        let place = if is_last { self.place.reading.take() } else { None };
-        let manner = DeliveryOptions { place, ends: is_last, ..DeliveryOptions::default() };
-        let delivery = Delivery::new(self, pass, lane.cursor.clone(), manner);
+        let source = ReadSource::Pass(ledger, pass_read);
+        // In the last pass the permit to read is released when all rows are read.
+        let reading = if is_last { self.permit.reading.take() } else { None };
+        let options = DeliveryOptions { reading, ends: is_last, ..DeliveryOptions::default() };
+        let delivery = Delivery::new(self, pass, lane.cursor.clone(), options);
         let delivered = async {
-            // Of a new one nobody has left anything.
+            // A new pass has nothing to recover.
             let after = if is_new { None } else { delivery.recover(&source).await? };
             delivery.go_on(source.read(after.clone(), None).await?, after).await
         };

@@ -273,7 +273,7 @@ async fn one_that_is_cancelled_stops_after_what_is_in_flight_and_is_not_gone_on_
                    from elven_sync.sync_backfills";
     assert_eq!(scene.text(state).await, "cancelled t t 0 0");
     let refused = said(&scene, 1, &["backfill", "--resume", "1"]).await;
-    assert!(refused.contains("backfill 1 is cancelled and cannot be gone on with"), "{refused}");
+    assert!(refused.contains("backfill 1 is cancelled and cannot be resumed"), "{refused}");
     let refused = said(&scene, 1, &["backfill", "cancel", "1"]).await;
     assert!(refused.contains("is cancelled already"), "{refused}");
     // The same range is asked for anew.
@@ -292,7 +292,7 @@ async fn one_that_somebody_works_on_is_refused_and_one_that_died_is_waited_for(p
     gate.reached().await;
     for arguments in [&RANGE[..], &["backfill", "--resume", "1"]] {
         let refused = said(&scene, 1, arguments).await;
-        assert!(refused.contains("run 1 of ") && refused.contains(" is on backfill 1"), "{refused}");
+        assert!(refused.contains("run 1 of ") && refused.contains(" works on backfill 1"), "{refused}");
     }
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_runs").await, "1");
     child.kill().await.unwrap();
