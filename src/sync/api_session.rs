@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::TimeDelta;
+use futures_util::FutureExt;
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
@@ -190,7 +191,8 @@ impl ApiSession {
     }
 
     pub(super) async fn send(&self, signed: Signed) -> Answer {
-        self.client.send(signed).await
+        // Boxed with its type erased: the types of nested futures are too deep for the compiler otherwise.
+        self.client.send(signed).boxed().await
     }
 
     /// Classifies an answer. Removes the key and the secret from its text, because the text is recorded.
@@ -319,7 +321,7 @@ impl ApiSession {
             let signed = self.client.sign_probe(&self.in_use().0, ahead);
             let signed = signed.map_err(|problem| Unproven::Otherwise(problem.to_string()))?;
             let begun = std::time::Instant::now();
-            let answer = self.client.send(signed).await;
+            let answer = self.send(signed).await;
             log::probe(&answer, begun);
             Ok(answer)
         };
@@ -379,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_bodies_is_closed_in_on() {
+    fn the_body_limit_is_learned() {
         let session = session(None);
         assert_eq!(session.body_bytes_max(), usize::MAX);
         // The limit of the API.
@@ -403,7 +405,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn turns_keep_the_rate_and_the_pause() {
+    async fn turns_respect_the_rate_and_the_pause() {
         let session = session(Some(10));
         let begun = Instant::now();
         for _ in 0..11 {

@@ -1,9 +1,9 @@
 //! Concurrency limits: the number of lanes, of requests, and of batches in flight of a worker.
 //!
 //! A lane that has read all its rows only waits for its last answers, and the next lane may start meanwhile. So there
-//! are `entities_at_once` permits to read, and `entities_at_once` times the batches in flight of a lane permits for
-//! lanes, because each of many small entities has only one batch. The requests that Elven sees have a limit of their
-//! own, `entities_at_once` times `requests_in_flight`; and so have the batches in flight, which take memory.
+//! are `entities_at_once` permits to read, and more permits for lanes: `entities_at_once` times the most batches of a
+//! lane, because each of many small entities has only one batch. Two limits are independent of that: of the requests
+//! that Elven sees, `entities_at_once` times `requests_in_flight`; and of the batches in flight, which take memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

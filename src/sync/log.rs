@@ -27,8 +27,8 @@ pub(super) fn batch_span(batch_id: i64) -> Span {
     tracing::error_span!("batch", batch_id)
 }
 
-/// An entity id in the name of a span: bare if it is a plain word, else quoted and escaped, so that no id looks like
-/// another span.
+/// An entity id as the field of a span: bare if it is a plain word, otherwise quoted and escaped, so that no id looks
+/// like another span.
 struct EntityId<'a>(&'a str);
 
 impl fmt::Display for EntityId<'_> {

@@ -152,7 +152,7 @@ mod tests {
         RetrySettings { attempts: 3, initial: Duration::from_millis(500), max: Duration::from_secs(4) };
 
     #[test]
-    fn every_verdict_has_its_consequence() {
+    fn each_response_class_has_its_decision() {
         let refused = || ResponseClass::Refused(Reason::default());
         let unauthorized =
             |seconds| ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::seconds(seconds)));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_that_has_aged_on_its_way_is_made_anew() {
+    fn a_request_whose_signature_aged_in_transit_is_sent_again() {
         let verdict = ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::zero()));
         for (number, aged, expected) in [
             (1, true, Decision::Again { after: Duration::from_millis(500), all: false, lost: false }),
@@ -207,7 +207,7 @@ mod tests {
 
     /// Also after the last attempt, because a remedy does not count as an attempt.
     #[test]
-    fn a_refused_signature_is_made_again_then_by_the_right_clock_and_then_by_the_new_key() {
+    fn remedies_are_a_new_signature_then_the_right_clock_then_a_new_key() {
         let skewed = ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::seconds(90)));
         let correct = Decision::CorrectClock(TimeDelta::seconds(90));
         let stop = Decision::Stop { not_before: None };
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_the_longest_and_are_drawn_from_nothing_on() {
+    fn the_back_off_doubles_up_to_the_maximum_with_full_jitter() {
         let pauses: Vec<u128> =
             (1..7).map(|attempt| full_jitter(attempt, &RETRY, u32::MAX).as_millis()).collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 4000, 4000]);

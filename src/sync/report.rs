@@ -20,7 +20,7 @@ pub enum Ended {
     Failed(String),
 }
 
-/// What was done for one entity.
+/// The report of one entity.
 #[derive(Clone, Debug, Serialize)]
 pub struct EntityReport {
     /// The entity.

@@ -48,7 +48,7 @@ pub struct Retried {
 
 impl Worker {
     /// Reads the rows of these errors again, sends each in a request of its own, and resolves the error or counts it
-    /// once more. A row with a newer rival is not sent, because of two uploads the later one counts.
+    /// once more. A row with a newer rival is not sent, because the later upload would count.
     pub async fn retry(&self, errors: Vec<RecordedError>) -> Result<Vec<Retried>, RunError> {
         let entities = Entity::list(&self.database).await?;
         let mut by_entity: BTreeMap<String, Vec<RecordedError>> = BTreeMap::new();

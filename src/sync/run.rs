@@ -61,7 +61,7 @@ impl Worker {
             Err(problem) => {
                 log::failures_without_summary(&entities);
                 let message = crate::text::chain(&problem);
-                // If the row of the run cannot be written, a later run marks it as failed.
+                // If the row of the run cannot be written, a later run marks it as interrupted.
                 if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await
                 {
                     tracing::warn!(error = %second, "the end of the run could not be recorded");

@@ -357,7 +357,7 @@ fn server_note(difference: &ServerDifference, rules: &str, ledger_zone: Option<&
     };
     // PostgreSQL looks for an abbreviation first.
     let hint = if on_server.is_some() && zone.bytes().all(|byte| byte.is_ascii_uppercase()) {
-        "PostgreSQL takes this name for an abbreviation with one fixed offset; name a zone such as Europe/Paris instead"
+        "PostgreSQL takes this name for an abbreviation with one fixed offset; name a zone such as Europe/Paris"
     } else {
         "update the time zone data of the database server (package tzdata, or PostgreSQL itself)"
     };

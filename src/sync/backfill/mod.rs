@@ -211,7 +211,7 @@ impl Worker {
     }
 
     /// Begins a run on a backfill. Refuses if another worker works on it; if that worker writes no heartbeat, waits
-    /// until its run counts as dead.
+    /// until its run has expired.
     async fn begin_backfill(&self, backfill_id: i64) -> Result<i64, BackfillError> {
         let mut first_seen = None;
         let tzdata = self.settings.zones.version();

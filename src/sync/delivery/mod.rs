@@ -135,7 +135,7 @@ impl Delivery {
     }
 
     /// Reads the rows from a cursor on, and sends them in batches, several at once. Two batches with a record of the
-    /// same key are never in flight together, because of two uploads of a key the later one counts.
+    /// same key are never in flight together, because of two uploads of a key the later one has to count.
     pub(super) async fn go_on(
         self: &Arc<Self>,
         pages: Pages,

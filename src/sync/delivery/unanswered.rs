@@ -1,5 +1,5 @@
-//! Batches without a recorded answer behind the cursor. Versions before 0.1.1 left them: an answer that could not be
-//! written did not keep the cursor from moving.
+//! Batches without a recorded answer that the cursor has passed. Versions before 0.1.1 left them: an answer that could
+//! not be written did not keep the cursor from moving.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -17,7 +17,7 @@ use crate::journal::{Kind, Problem, RecordedBatch, Side, WorkKind};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
 
-/// Separates the batches beyond the cursor from the unanswered ones behind it. Returns both.
+/// Separates the batches beyond the cursor from the unanswered batches that the cursor has passed.
 pub(super) fn apart(recorded: Vec<RecordedBatch>) -> (Vec<RecordedBatch>, Vec<RecordedBatch>) {
     let places: BTreeMap<i64, (Option<i64>, Side)> =
         recorded.iter().map(|batch| (batch.batch_id, (batch.parent_id, batch.side))).collect();
@@ -61,7 +61,9 @@ impl Delivery {
             }
             let span = batch_span(leaf.batch_id);
             span.in_scope(|| {
-                tracing::warn!("a batch behind the cursor has no recorded answer; it is sent again");
+                tracing::warn!(
+                    "the cursor has passed this batch, but no answer is recorded; it is sent again"
+                );
             });
             let build = |rows| Batch::build(leaf.before.clone(), rows, &self.zone);
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };

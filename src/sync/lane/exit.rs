@@ -105,9 +105,9 @@ mod tests {
     use crate::journal::JournalError;
 
     /// Returns the exit that is kept of several exits in this order.
-    fn noted(halts: impl IntoIterator<Item = LaneExit>) -> Option<LaneExit> {
+    fn noted(exits: impl IntoIterator<Item = LaneExit>) -> Option<LaneExit> {
         let mut first = None;
-        halts.into_iter().for_each(|exit| note(exit, &mut first));
+        exits.into_iter().for_each(|exit| note(exit, &mut first));
         first
     }
 
@@ -121,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reason_to_stop_is_kept_and_the_longest_pause() {
+    fn the_first_problem_and_the_longest_pause_are_kept() {
         let exit = noted([problem("first", Some(5)), problem("second", Some(60)), problem("third", None)]);
         let Some(LaneExit::Problem(problem, pause)) = exit else { panic!("{exit:?}") };
         assert_eq!((problem.message.as_str(), pause), ("first", Some(Duration::from_mins(1))));
     }
 
     #[test]
-    fn that_something_else_has_stopped_it_is_no_reason_of_its_own() {
+    fn an_exit_that_only_follows_is_replaced_by_the_first_problem() {
         for other in [LaneExit::Shutdown, LaneExit::Yielded] {
             assert!(matches!(noted([other, problem("why", None)]), Some(LaneExit::Problem(..))));
         }
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_is_the_reason_and_not_the_lease_that_others_miss_then() {
+    fn a_failed_write_counts_more_than_the_lost_lease_of_later_writes() {
         assert!(matches!(noted([LaneExit::LeaseLost, broken()]), Some(LaneExit::Infrastructure(_))));
         assert!(matches!(noted([broken(), LaneExit::LeaseLost]), Some(LaneExit::Infrastructure(_))));
     }
@@ -145,7 +145,7 @@ mod tests {
     /// Otherwise the lease would be released, and a request that still arrives could overtake a request of another
     /// worker.
     #[test]
-    fn an_answer_that_was_not_waited_for_is_what_counts() {
+    fn an_answer_that_was_not_awaited_counts_more_than_other_exits() {
         for other in [LaneExit::Shutdown, problem("why", None), LaneExit::LeaseLost, broken()] {
             assert!(matches!(noted([other, LaneExit::ShutdownDeadline]), Some(LaneExit::ShutdownDeadline)));
         }
