@@ -305,7 +305,7 @@ async fn a_retry_leaves_a_fence_behind_and_obeys_it(pool: PgPool) {
     let again = said(&scene, 3, &["errors", "retry"]).await;
     assert!(
         again.contains("the network may still deliver that request")
-            && again.contains("elven-sync errors retry, in "),
+            && again.contains("elven-sync errors retry, after "),
         "{again}"
     );
     scene.sql("update ledger.balance_snapshots set balance = 2 where entity_account_id = 'a'").await;
