@@ -6,7 +6,8 @@ use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
 use super::escaped;
 
-/// Writes message and fields escaped, so that a line stays one line whatever text from outside it holds.
+/// Writes the message of an event, and the fields of events and spans, escaped: text from outside cannot make a line of
+/// its own.
 #[derive(Debug)]
 pub(super) struct Fields;
 

@@ -141,6 +141,13 @@ pub fn run_report(report: &RunReport, as_json: bool) {
     {
         line(format_args!("failed: {}", entity.failure().unwrap_or_default()));
     }
+    let failures = report.entities.iter().filter(|entity| entity.failure().is_some()).count();
+    if failures > ENTITIES_SHOWN_MAX {
+        line(format_args!(
+            "failed: {} more entities; hint: elven-sync status",
+            failures - ENTITIES_SHOWN_MAX
+        ));
+    }
     for why in report.entities.iter().filter_map(EntityReport::left_to_a_later_run).take(ENTITIES_SHOWN_MAX) {
         line(format_args!("waits: {why}"));
     }

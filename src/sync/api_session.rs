@@ -1,33 +1,35 @@
-//! What all lanes of a credential share: its pauses, its clock, and what is known of the other side.
+//! The session of a credential, shared by its lanes: rate, pauses, clock, key, and what is known of the API.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::TimeDelta;
+use futures_util::FutureExt;
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
+use super::log;
 use super::policy::{SKEW_MIN, Taken};
 use crate::config::{Credential, Settings};
 use crate::elven::{Answer, Client, ResponseClass, Signed, classify};
 
-/// When the largest body that was accepted is within this share of the smallest one that was refused, the
-/// limit is known well enough: one part in so many.
+/// The precision of the learned body limit: it is known well enough when the largest accepted body is smaller than the
+/// smallest refused one by at most 1/20 of that.
 const LIMIT_KNOWN_WITHIN: usize = 20;
 
-/// The way to the API with one credential, for the length of a run.
+/// The session of a credential at the API, for one run.
 #[derive(Debug)]
 pub(super) struct ApiSession {
-    /// The credential, as it was read when the run began.
+    /// The credential as it was read when the run began.
     pub credential: Credential,
     client: Client,
     /// The least time between two requests.
     interval: Duration,
-    /// The most bytes that a body may have, as configured.
+    /// The configured limit for a body in bytes.
     body_bytes: usize,
     state: Mutex<State>,
-    /// One batch asks whether the credential is good, and the others wait for what it finds out.
+    /// Held by the batch that probes the credential, while others wait for the result.
     probing: tokio::sync::Mutex<()>,
 }
 
@@ -35,21 +37,21 @@ pub(super) struct ApiSession {
 struct State {
     paused_until: Instant,
     next_turn: Instant,
-    /// How far ahead of this machine's the clock is that requests are signed by.
+    /// How far the clock for signatures is ahead of the clock of this machine.
     ahead: TimeDelta,
-    /// The API took something from this credential in this run.
+    /// An import was accepted in this run, or the probe returned a list.
     proven: bool,
-    /// It took an import from this credential in this run.
+    /// An import was accepted in this run.
     accepted: bool,
-    /// The call that reads was answered with this 4xx status, so that it proves nothing in this run.
+    /// The 4xx status of the probe, which then proves nothing in this run.
     no_list: Option<u16>,
-    /// The key and the secret that were read after a refusal, each time that they were new.
+    /// The keys and secrets that were read after a refusal, each of them new.
     read_again: Vec<Credential>,
-    /// What was done about a refused signature, and did not help.
+    /// The remedies for a refused signature that did not help.
     failed: Taken,
     accepted_bytes: usize,
     refused_bytes: usize,
-    /// How far the clock that the last answer was signed for is ahead of the API's, as far as its date tells.
+    /// How far the clock of the last signature was ahead of the API's, by the date of the answer.
     ahead_of_api: Duration,
 }
 
@@ -85,14 +87,14 @@ impl ApiSession {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        // Each change is a single assignment: there is no half of one to fear.
+        // Each change is a single assignment, so a panic leaves no half-made change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until a request may be made: for the rate, and for a pause that the API asked for.
+    /// Waits until a request may be sent: for the rate, and for a pause that the API asked for.
     ///
     /// # Errors
-    /// The pause is longer than `wait_max`; returns how long.
+    /// The pause is longer than `wait_max`; returns its length.
     pub(super) async fn acquire_turn(&self, wait_max: Duration) -> Result<(), Duration> {
         let turn = {
             let mut state = self.state();
@@ -104,7 +106,7 @@ impl ApiSession {
         self.wait_for_pause(wait_max).await
     }
 
-    /// Whether the API has asked for a pause that has not ended.
+    /// Whether a pause that the API asked for has not ended yet.
     pub(super) fn is_paused(&self) -> bool {
         self.state().paused_until > Instant::now()
     }
@@ -112,7 +114,7 @@ impl ApiSession {
     /// Waits for the end of a pause that the API asked for.
     ///
     /// # Errors
-    /// It is longer than `wait_max`; returns how long.
+    /// It is longer than `wait_max`; returns its length.
     pub(super) async fn wait_for_pause(&self, wait_max: Duration) -> Result<(), Duration> {
         loop {
             let paused_until = self.state().paused_until;
@@ -127,17 +129,16 @@ impl ApiSession {
         }
     }
 
-    /// Keeps everybody who uses the credential from calling for a while.
+    /// Pauses all lanes of the credential.
     pub(super) fn pause(&self, pause: Duration) {
         let mut state = self.state();
         state.paused_until = state.paused_until.max(Instant::now() + pause);
     }
 
-    /// Signs an import, by a clock that is so far `ahead` of this machine's, or else by the one that is known
-    /// to be right.
+    /// Signs an import. `ahead`: the offset of a clock under trial; without it, the clock that is known to be right.
     ///
     /// # Errors
-    /// Key or signature are not fit for a header.
+    /// The key or the signature has characters that a header must not have.
     pub(super) fn sign_import(
         &self,
         ahead: Option<TimeDelta>,
@@ -148,19 +149,19 @@ impl ApiSession {
         Ok(self.client.sign_import(&credential, ahead, body)?.with_keys(keys))
     }
 
-    /// The key and the secret that requests are signed by, and which of those that were read they are.
+    /// The key and the secret in use, and their number, counted from 0.
     fn in_use(&self) -> (Credential, u32) {
         let state = self.state();
         let credential = state.read_again.last().unwrap_or(&self.credential).clone();
         (credential, u32::try_from(state.read_again.len()).unwrap_or(u32::MAX))
     }
 
-    /// Which of the keys that were read in this run signs requests, counted from 0.
+    /// The number of the key in use, among the keys that were read in this run, counted from 0.
     pub(super) fn keys(&self) -> u32 {
         self.in_use().1
     }
 
-    /// Reads the files of the credential. `None`: they hold the key and the secret that are in use, or cannot be read.
+    /// Reads the files of the credential again. `None`: they have the key and the secret in use, or cannot be read.
     pub(super) fn new_keys(&self, settings: &Settings) -> Option<Credential> {
         let read = settings.credential(&self.credential.name).ok()?;
         let (used, _) = self.in_use();
@@ -169,31 +170,32 @@ impl ApiSession {
         (!is_same).then_some(read)
     }
 
-    /// Signs by another key and secret from now on.
+    /// Signs with another key and secret from now on.
     pub(super) fn use_keys(&self, read: Credential) {
         tracing::warn!(
             credential = self.credential.name,
-            "the API refused the key; its files hold a new one"
+            "the API refused the key; the new key from its file is used"
         );
         self.state().read_again.push(read);
     }
 
-    /// What was done about a refused signature in this run, and did not help.
+    /// The remedies for a refused signature that did not help in this run.
     pub(super) fn failed(&self) -> Taken {
         self.state().failed
     }
 
-    /// Notes what was done about a refused signature, and did not help.
+    /// Notes remedies for a refused signature that did not help.
     pub(super) fn note_failed(&self, taken: Taken) {
         let mut state = self.state();
         state.failed = state.failed.and(taken);
     }
 
     pub(super) async fn send(&self, signed: Signed) -> Answer {
-        self.client.send(signed).await
+        // Boxed with its type erased: the types of nested futures are too deep for the compiler otherwise.
+        self.client.send(signed).boxed().await
     }
 
-    /// Judges an answer. Where it repeats key or secret, those are left out: its words are recorded.
+    /// Classifies an answer. Removes the key and the secret from its text, because the text is recorded.
     fn classify(&self, answer: &Answer) -> ResponseClass {
         let mut verdict = classify(answer);
         if let ResponseClass::Refused(reason) | ResponseClass::Unauthorized(reason, _) = &mut verdict {
@@ -205,15 +207,15 @@ impl ApiSession {
         verdict
     }
 
-    /// Judges an answer to a request that was signed by a clock under trial, if one is; keeps that clock when it
-    /// has worked. What else comes back may be from somebody who did not look at the signature.
+    /// Classifies an answer. Keeps the clock under trial, if the API accepted the signature; another answer may come
+    /// from a proxy that did not check the signature.
     pub(super) fn classify_and_record(
         &self,
         answer: &Answer,
         corrected: &mut Option<TimeDelta>,
     ) -> ResponseClass {
         if let Answer::Response { ahead: Some(ahead), .. } = answer {
-            // Less than that is no skew.
+            // A smaller difference is no skew.
             let behind = (-*ahead).to_std().ok().filter(|_| -*ahead >= SKEW_MIN);
             self.state().ahead_of_api = behind.unwrap_or_default();
         }
@@ -226,28 +228,28 @@ impl ApiSession {
         verdict
     }
 
-    /// How far ahead of this machine's the clock is that requests are signed by.
+    /// How far the clock for signatures is ahead of the clock of this machine.
     pub(super) fn ahead(&self) -> TimeDelta {
         self.state().ahead
     }
 
-    /// How far signatures are dated ahead of the API's clock, which takes them for so much longer.
+    /// How far signatures are dated ahead of the API's clock. The API accepts them for that much longer.
     pub(super) fn ahead_of_api(&self) -> Duration {
         self.state().ahead_of_api
     }
 
-    /// Keeps a clock that has worked: how far it is ahead of this machine's.
+    /// Keeps a clock that worked. `ahead`: its offset to the clock of this machine.
     fn keep_clock(&self, ahead: TimeDelta) {
         let before = std::mem::replace(&mut self.state().ahead, ahead);
         if (ahead - before).abs() < SKEW_MIN {
-            // Found by several requests that were under way at once.
+            // Several requests in flight found the same skew.
             return;
         }
         let ahead_ms = ahead.num_milliseconds();
         tracing::warn!(
             credential = self.credential.name,
             ahead_ms,
-            "the API's clock is off from this machine's; requests are signed by the API's; hint: check NTP"
+            "this machine's clock is off from the API's; requests are signed with the API's clock; hint: check NTP"
         );
     }
 
@@ -257,7 +259,7 @@ impl ApiSession {
         state.proven = true;
         state.accepted = true;
         state.accepted_bytes = state.accepted_bytes.max(bytes);
-        // The limit was lifted, or differs from record to record.
+        // The limit was raised, or depends on the records.
         if state.refused_bytes <= bytes {
             state.refused_bytes = usize::MAX;
         }
@@ -272,7 +274,7 @@ impl ApiSession {
         }
     }
 
-    /// The largest body to make: below what was refused, and closer to that the more is known.
+    /// The largest body to build, in bytes: below the smallest refused body, and closer to it with each answer.
     pub(super) fn body_bytes_max(&self) -> usize {
         let state = self.state();
         let (accepted, refused) = (state.accepted_bytes, state.refused_bytes);
@@ -286,19 +288,19 @@ impl ApiSession {
         learned.min(self.body_bytes)
     }
 
-    /// Credential and endpoint are known to be good: an import was accepted in this run, or the call that reads gave a
-    /// list.
+    /// Whether the credential and the endpoint are known to be good: an import was accepted in this run, or the probe
+    /// returned a list.
     pub(super) fn is_proven(&self) -> bool {
         self.state().proven
     }
 
-    /// An import was accepted in this run.
+    /// Whether an import was accepted in this run.
     pub(super) fn has_accepted(&self) -> bool {
         self.state().accepted
     }
 
-    /// Says whether credential and endpoint are good: something was accepted in this run, or a signed call
-    /// that reads is answered as documented.
+    /// Finds out whether the credential and the endpoint are good: an import was accepted in this run, or the probe, a
+    /// signed call that only reads, returns a list as documented.
     pub(super) async fn probe_credential(&self, wait_max: Duration) -> Result<(), Unproven> {
         let _alone = self.probing.lock().await;
         let no_list = {
@@ -318,11 +320,14 @@ impl ApiSession {
             let ahead = self.state().ahead;
             let signed = self.client.sign_probe(&self.in_use().0, ahead);
             let signed = signed.map_err(|problem| Unproven::Otherwise(problem.to_string()))?;
-            Ok(self.client.send(signed).await)
+            let begun = std::time::Instant::now();
+            let answer = self.send(signed).await;
+            log::probe(&answer, begun);
+            Ok(answer)
         };
         let mut answer = probe().await?;
         if answer == Answer::OpenedLate {
-            // The connection is open now.
+            // The connection is open by now.
             answer = probe().await?;
         }
         let status = match &answer {
@@ -351,13 +356,13 @@ impl ApiSession {
     }
 }
 
-/// Why credential and endpoint are not known to be good.
+/// Why the credential and the endpoint are not known to be good.
 pub(super) enum Unproven {
-    /// They could not be asked now: what came back, and its status.
+    /// The probe failed for now: its answer, and the HTTP status.
     Later(ResponseClass, Option<i32>),
-    /// The call that reads was answered with this 4xx status: the key may be one that may only import.
+    /// The probe was answered with this 4xx status: the key may be permitted to import only.
     NoList(u16),
-    /// They were, and something else came back than is documented.
+    /// The probe was answered in another way than is documented.
     Otherwise(String),
 }
 
@@ -376,10 +381,10 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_bodies_is_closed_in_on() {
+    fn the_body_limit_is_learned() {
         let session = session(None);
         assert_eq!(session.body_bytes_max(), usize::MAX);
-        // What the other side allows.
+        // The limit of the API.
         let limit = 100_000;
         let mut refusals = 0;
         let mut body = 120_000;
@@ -394,13 +399,13 @@ mod tests {
         }
         assert!((95_000..=limit).contains(&body), "{body}");
         assert!(refusals <= 5, "{refusals} refusals");
-        // It was lifted.
+        // The limit was raised.
         session.accepted(150_000);
         assert_eq!(session.body_bytes_max(), usize::MAX);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn turns_keep_the_rate_and_the_pause() {
+    async fn turns_respect_the_rate_and_the_pause() {
         let session = session(Some(10));
         let begun = Instant::now();
         for _ in 0..11 {

@@ -1,9 +1,10 @@
-//! The rows of a pass or a range on their way into batches, with the next page being read meanwhile.
+//! Cuts the rows of a pass or a range into batches, and reads the next page meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use super::RunError;
 use super::backfill::superseding::SupersedingRows;
@@ -16,31 +17,32 @@ use crate::watermark::{Cursor, Order};
 type Ahead = JoinHandle<(Pages, Result<Option<Vec<Row>>, LedgerError>)>;
 
 fn read_ahead(mut pages: Pages) -> Ahead {
-    tokio::spawn(async move {
+    let reading = async move {
         let page = pages.next_page().await;
         (pages, page)
-    })
+    };
+    tokio::spawn(reading.in_current_span())
 }
 
-/// How large a batch may be.
+/// The largest size of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {
-    /// Records, or rows that become none.
+    /// Rows, including rows that become no record.
     pub records: usize,
     /// Bytes of the body.
     pub bytes: Option<usize>,
 }
 
-/// What a lane reads.
+/// The source from which a lane reads.
 pub(super) enum ReadSource<'a> {
     /// A pass.
     Pass(&'a Ledger, PassRead<'a>),
-    /// A range, for a backfill, in pages of so many rows.
+    /// The range of a backfill, and the rows per page.
     Range(&'a Ledger, Arc<Range>, usize),
 }
 
 impl ReadSource<'_> {
-    /// What of it lies behind a place, up to and including another one.
+    /// Reads the rows after a cursor, up to and including another one.
     pub(super) async fn read(
         &self,
         after: Option<Cursor>,
@@ -57,28 +59,28 @@ impl ReadSource<'_> {
     }
 }
 
-/// The rows of a pass or a range, with the next page being read while a batch is under way.
+/// Cuts rows into batches. The next page is read while a batch is in flight.
 pub(super) struct Batcher {
     order: Order,
-    /// In a backfill.
+    /// In a backfill: newer rows of the keys of a batch.
     rivals: Option<Arc<SupersedingRows>>,
     waiting: VecDeque<Row>,
     ahead: Option<Ahead>,
     start: Arc<InvalidStart>,
-    /// Batches that were held back until a valid row was read, and the one that has it.
+    /// Batches that were held back until a valid row was read, and the batch with that row.
     held: VecDeque<Batch>,
 }
 
 impl Batcher {
-    /// The rows of these pages. With `rivals` the batches are without what those supersede.
+    /// A batcher for these pages. With `rivals` it leaves superseded rows out of the batches.
     pub(super) fn of(pages: Pages, rivals: Option<Arc<SupersedingRows>>, start: Arc<InvalidStart>) -> Self {
         let (order, waiting, held) = (pages.order(), VecDeque::new(), VecDeque::new());
         Self { order, rivals, waiting, ahead: Some(read_ahead(pages)), start, held }
     }
 
-    /// The next batch, cut from where the last one ended. `None` when all is through.
+    /// Returns the next batch, cut from where the last one ended. `None`: no row is left.
     ///
-    /// Batches of invalid rows alone come once a valid row was read behind them, or nothing is left to read.
+    /// A batch with only invalid rows is held back until a valid row was read after it, or no row is left.
     pub(super) async fn next_batch(
         &mut self,
         before: Option<Cursor>,
@@ -95,7 +97,7 @@ impl Batcher {
             }
         }
         let Some(batch) = self.held.pop_front() else { return Ok(None) };
-        // The limit may have been learned while it was held back. Of those the last one alone has records.
+        // A smaller limit for the body may have been learned meanwhile. Only the last held batch has records.
         if are_held && batch.body.len() > limits.bytes.unwrap_or(usize::MAX) {
             let before = batch.before.clone();
             self.put_back(batch);
@@ -105,14 +107,14 @@ impl Batcher {
         Ok(Some(batch))
     }
 
-    /// Cuts a batch from the rows that are read. `None` when all is through.
+    /// Cuts a batch from the rows that were read. `None`: no row is left.
     async fn cut_batch(
         &mut self,
         before: Option<Cursor>,
         zone: &Zone,
         limits: BatchLimits,
     ) -> Result<Option<Batch>, RunError> {
-        // With a row behind the batch, so that the rivals of most need not be asked for.
+        // One row more than the batch, so that for most batches no query for rivals is needed.
         let wanted = limits.records + usize::from(self.rivals.is_some());
         while self.waiting.len() < wanted && self.read_page().await? {}
         let mut records_max = limits.records;
@@ -123,8 +125,8 @@ impl Batcher {
             let Some(count) = batch::cut(self.order, self.waiting.make_contiguous(), records_max) else {
                 let order = if self.order == Order::ChangeXid { "change_xid" } else { "captured_at" };
                 return Err(RunError::Ledger(LedgerError::Shape(format!(
-                    "more than {records_max} rows of the ledger share one {order} and id; hint: [ledger.columns] id has \
-                     to name a key"
+                    "more than {records_max} rows of the ledger share one {order} and id; hint: [ledger.columns] id \
+                     must name a key"
                 ))));
             };
             let mut batch = Batch::build(before.clone(), self.waiting.drain(..count).collect(), zone);
@@ -135,7 +137,7 @@ impl Batcher {
                 batch = rivals.exclude_superseded(batch, &self.waiting).await?;
             }
             let (bytes, bytes_max) = (batch.body.len(), limits.bytes.unwrap_or(usize::MAX));
-            // As many rows as would fit if all were alike; a tie that is too long for that goes as it is.
+            // As many rows as would fit if all had the same size. A tie that is too long for that stays whole.
             let fewer = (count * bytes_max.min(bytes) / bytes).max(1);
             if bytes <= bytes_max || fewer >= count || batch::cut(self.order, &batch.rows, fewer).is_none() {
                 return Ok(Some(batch));
@@ -145,21 +147,21 @@ impl Batcher {
         }
     }
 
-    /// Takes back the rows of the latest batch.
+    /// Puts the rows of the latest batch back.
     pub(super) fn put_back(&mut self, batch: Batch) {
         let behind = std::mem::replace(&mut self.waiting, batch.rows.into());
         self.waiting.extend(behind);
     }
 
-    /// All rows that are left.
+    /// Returns all rows that are left.
     pub(super) async fn all(&mut self) -> Result<Vec<Row>, LedgerError> {
         while self.read_page().await? {}
         Ok(std::mem::take(&mut self.waiting).into())
     }
 
-    /// Takes in the page that was read ahead. `false` when there was none.
+    /// Adds the page that was read ahead. `false`: there was none.
     async fn read_page(&mut self) -> Result<bool, LedgerError> {
-        // Left in its place while it is waited for, so that it is not forgotten when the waiting ends early.
+        // Not taken out while it is awaited, so that it is not lost when this future is dropped.
         let Some(ahead) = &mut self.ahead else { return Ok(false) };
         let read = ahead.await;
         self.ahead = None;
@@ -176,7 +178,7 @@ impl Batcher {
 }
 
 impl Drop for Batcher {
-    /// A page that nobody waits for any more is not waited for.
+    /// Stops reading ahead.
     fn drop(&mut self) {
         if let Some(ahead) = &self.ahead {
             ahead.abort();

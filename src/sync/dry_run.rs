@@ -1,4 +1,4 @@
-//! What a backfill would do, without doing it.
+//! Dry runs: what a run or a backfill would do, without sending or recording anything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,15 +23,15 @@ pub struct DryRunReport {
     /// Totals.
     #[serde(flatten)]
     pub counters: Counters,
-    /// Per entity, by id.
+    /// One report for each entity.
     pub entities: Vec<EntityReport>,
-    /// Batches, those included of which nothing would be sent.
+    /// The number of batches, including batches without records to send.
     pub batches: i64,
-    /// The record with the earliest instant, as it would be sent: JSON.
+    /// The record with the earliest instant, in the JSON that would be sent.
     pub first_record: Option<String>,
-    /// The one with the latest.
+    /// The record with the latest instant.
     pub last_record: Option<String>,
-    /// How long it takes at `requests_per_second`. `None`: no limit is set.
+    /// How long the backfill takes at `requests_per_second`. `None`: no limit is set.
     #[serde(skip)]
     pub at_rate: Option<Duration>,
     #[serde(skip)]
@@ -47,7 +47,7 @@ impl Worker {
         self.rehearse_ranges(ranges.into_iter().map(|range| (range, None)).collect()).await
     }
 
-    /// The same for what is left of one that was begun.
+    /// Reads and aligns what the rest of an unfinished backfill would send, and changes nothing.
     pub async fn rehearse_rest(&self, backfill_id: i64) -> Result<DryRunReport, BackfillError> {
         let lanes = self.journal.backfill_lanes(backfill_id).await?;
         if lanes.is_empty() {
@@ -116,7 +116,7 @@ impl Worker {
             let batch = match rows.next_batch(cursor, &target.zone, limits).await {
                 Ok(Some(batch)) => batch,
                 Ok(None) => break,
-                // What would stop the lane.
+                // This error would stop the lane.
                 Err(RunError::Ledger(LedgerError::Shape(message))) => {
                     report.ended = Ended::Failed(message);
                     break;
@@ -134,7 +134,7 @@ impl Worker {
 }
 
 impl DryRunReport {
-    /// A person should look: rows would be set aside, or an entity would fail.
+    /// Whether a person should look: rows would be set aside, or a lane would fail.
     pub fn needs_a_person(&self) -> bool {
         self.counters.rows_rejected > 0 || self.entities.iter().any(|entity| entity.failure().is_some())
     }
@@ -187,7 +187,7 @@ impl Worker {
         Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
     }
 
-    /// The zone of an entity that a run would read, or why it would not.
+    /// Returns the time zone of an entity, or why a run would not work on it.
     fn zone_to_rehearse(
         &self,
         entity: &Entity,
@@ -198,11 +198,11 @@ impl Worker {
         if let Some(unreadable) = look.unreadable.get(&entity.entity_id) {
             return Err(unreadable.message.clone());
         }
-        self.check_watermark(&entity.entity_id, lane, look).map_err(|misfit| misfit.to_string())?;
+        self.check_watermark(&entity.entity_id, lane, look).map_err(|mismatch| mismatch.to_string())?;
         Ok(zone)
     }
 
-    /// What a run would do for an entity, without doing it.
+    /// Reports what a run would do for an entity.
     pub(super) async fn rehearse(
         &self,
         entity_id: &str,
@@ -215,7 +215,7 @@ impl Worker {
         let target = lane.open.as_ref().map_or(&look.target, |(_, target)| target);
         let page_rows = self.page_rows();
         let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
-        // From the primary: nothing is recorded that a standby could prove itself by.
+        // Read from the primary: a standby is used only if it has replayed a recorded pass, and a dry run records none.
         let reading = PassRead { entity_id, pass_id: None, settled, target, after, until: None, page_rows };
         let pass = match self.ledger.pass(reading).await {
             Err(problem) if problem.is_about_rows() => {
@@ -235,12 +235,12 @@ impl Worker {
                     before = Some(batch.last);
                 }
                 Ok(None) => break,
-                // What would stop the lane.
+                // This error would stop the lane.
                 Err(RunError::Ledger(LedgerError::Shape(message))) => {
                     report.ended = Ended::Failed(message);
                     break;
                 }
-                // The others are rehearsed all the same.
+                // The dry run continues with the other entities.
                 Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
                     report.ended = Ended::Failed(problem.in_words_of_entity());
                     break;

@@ -1,11 +1,11 @@
-//! Why a run could not work at all.
+//! Errors that end a whole run.
 
 use crate::config::ConfigError;
 use crate::database::Transient;
 use crate::journal::JournalError;
 use crate::ledger::LedgerError;
 
-/// A run could not work at all.
+/// An error that ends a whole run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The configuration cannot be used.

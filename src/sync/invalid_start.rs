@@ -1,6 +1,6 @@
-//! A mistaken mapping: the first 1,000 rows that a lane reads in a run are all invalid.
+//! Detects a mistake in the mapping: the first 1,000 rows that a lane reads in a run are all invalid.
 //!
-//! Such rows are held back, so that none of them is set aside before it is known that others are valid.
+//! Invalid rows at the start are held back, so that none of them is set aside before a valid row was read.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,39 +11,39 @@ use crate::config::OnInvalidStart;
 use crate::ledger::LedgerError;
 use crate::text::quoted_option;
 
-/// So many rows show that it is not the rows that are wrong.
+/// The number of invalid rows at the start that shows a mistake in the mapping.
 const ROWS: usize = 1000;
-/// Reasons that are named, the commonest first.
+/// The most reasons that the message names, the most frequent first.
 const REASONS_NAMED_MAX: usize = 3;
 
-/// What a lane has read so far in a run, in all its passes and slices.
+/// The state of the check for a lane, over all its passes and slices in a run.
 #[derive(Debug, Default)]
 pub(super) struct InvalidStart {
-    /// Invalid rows, none of them behind a valid one, that were let through.
+    /// The number of invalid rows at the start that were let through.
     rows: AtomicUsize,
-    /// A valid row was read, or invalid rows are set aside however many they are.
+    /// A valid row was read, or the check is off (`on_invalid_start = "set_aside"`).
     is_over: AtomicBool,
-    /// Named in the message.
+    /// The entity, for the message.
     entity_id: String,
 }
 
-/// What is to be done with a batch, and with those held back before it.
+/// Whether a batch, and the batches held back before it, may be let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// All rows so far are invalid: what follows decides.
+    /// All rows so far are invalid: later rows decide.
     Undecided,
-    /// There is a valid row.
+    /// A valid row was read: the batches may be let through.
     Valid,
 }
 
 impl InvalidStart {
-    /// Of a lane that begins to read.
+    /// The check for a lane that begins to read.
     pub(super) fn new(entity_id: &str, wanted: OnInvalidStart) -> Self {
         let is_over = AtomicBool::new(wanted == OnInvalidStart::SetAside);
         Self { rows: AtomicUsize::new(0), is_over, entity_id: entity_id.to_owned() }
     }
 
-    /// Looks at batches that follow each other, all but the last of which are undecided.
+    /// Examines consecutive batches, of which all but the last are undecided.
     pub(super) fn look<'b>(
         &self,
         batches: impl DoubleEndedIterator<Item = &'b Batch> + Clone,
@@ -87,9 +87,9 @@ impl InvalidStart {
             .map(|(reason, (count, example))| format!("{} rows: {reason}, e.g. {example}", thousands(count)))
             .collect();
         format!(
-            "the first {} rows are all invalid, as after a mistake in the mapping, so none of them is set aside ({}); \
-             hint: check [ledger] table, [ledger.columns] and the view, then `elven-sync run`; if the rows are invalid \
-             indeed, correct or delete them in the ledger, or set them aside by \
+            "the first {} rows are all invalid, which suggests a mistake in the mapping, so none of them is set aside \
+             ({}); hint: check [ledger] table, [ledger.columns] and the view, then `elven-sync run`; if the mapping is \
+             right, correct or delete the rows in the ledger, or set them aside with \
              ELVEN_SYNC_SYNC__ON_INVALID_START=set_aside elven-sync run {}",
             thousands(rows),
             reasons.join("; "),

@@ -1,5 +1,8 @@
-//! A record that was accepted before, sent again to prove that a credential is good.
+//! A record that was accepted before is sent again to prove that a credential is good.
 
+use tracing::Instrument;
+
+use super::log::batch_span;
 use super::messages;
 use super::proving::Resent;
 use super::worker::Target;
@@ -12,12 +15,12 @@ use crate::journal::{Lease, RetryAnswer};
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
 
-/// So many accepted records are looked at to find one that may be sent again.
+/// The most accepted records that are examined to find one that may be sent again.
 const RECORDS_LOOKED_AT: usize = 100;
 
 impl Worker {
-    /// Sends the newest record again that was accepted before for the entity and still is the newest of its key; once a run,
-    /// recorded like a retry. Needs the lease.
+    /// Sends the newest accepted record of the entity again that is still the newest of its key. Does so once in a run,
+    /// and records it like a retry. Requires the lease.
     pub(super) async fn resend_known(
         &self,
         run_id: i64,
@@ -28,18 +31,19 @@ impl Worker {
             let Some(batch) = self.known(target).await? else { return Ok(Resent::Nothing) };
             let Target { session, proving, .. } = target;
             if lease.fence.of_new(&batch).is_some() {
-                let why = "not sent yet, since a request whose answer was lost may still arrive";
+                let why = "not sent, because a request whose answer was lost may still arrive";
                 return Ok(Resent::Otherwise(why.to_owned()));
             }
             match self.unless_stopped(session.acquire_turn(self.settings.retry.max)).await {
                 Some(Ok(())) => {}
                 Some(Err(pause)) => return Ok(Resent::Otherwise(messages::come_later(pause))),
-                None => return Ok(Resent::Otherwise("not sent, since the process had to stop".to_owned())),
+                None => return Ok(Resent::Otherwise("not sent, because the process had to stop".to_owned())),
             }
             proving.count();
             let announced = self.journal.announce_alone(lease, run_id, &batch);
             let batch_id = around(Step::Announce, announced).await?;
-            let (verdict, settlement, (attempts, ambiguous)) = self.ask(session, lease, &batch).await?;
+            let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
+            let (verdict, settlement, (attempts, ambiguous)) = asked.await?;
             let accepted = verdict == ResponseClass::Accepted;
             let words = messages::of(&verdict, settlement.http_status, &batch, &session.credential.name);
             let last = RetryAnswer {
@@ -61,8 +65,8 @@ impl Worker {
         target.proving.resent.get_or_try_init(resend).await.cloned()
     }
 
-    /// The newest record that was accepted before for the entity, as a batch of its own, as long as no other row of its key
-    /// has come to the ledger since.
+    /// Finds the newest accepted record of the entity that has no newer row of its key in the ledger. Returns it as a
+    /// batch of its own.
     async fn known(&self, target: &Target) -> Result<Option<Batch>, RunError> {
         let mut looked_at = 0;
         for accepted in self.journal.accepted_lately(&target.entity_id, target.zone.name()).await? {
@@ -80,7 +84,8 @@ impl Worker {
         Ok(None)
     }
 
-    /// A row whose version was in a batch that ends with this transaction, if it is the newest of its key.
+    /// Returns a row as a batch of its own, if this version was in a batch that ends with `last_xid`, and if it is the
+    /// newest row of its key.
     async fn known_record(
         &self,
         target: &Target,
@@ -97,7 +102,7 @@ impl Worker {
         let rivals = self.ledger.rivals(&target.entity_id, row).await?;
         let mut clock = Clock::of(&target.zone);
         let mut same_key = |rival: &Row| rival.id != row.id && key_hash(rival, &mut clock) == Some(key);
-        // What came later was uploaded later, or waits.
+        // A rival with a later xid was uploaded later, or is pending.
         let is_newest = rivals
             .iter()
             .filter(|rival| same_key(rival))

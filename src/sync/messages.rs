@@ -1,4 +1,4 @@
-//! What an operator is told about a verdict: the kind of problem, the status of the batch, and the words.
+//! Messages for the operator about an answer of the API: the kind of problem, the status of the batch, and the text.
 
 use std::time::Duration;
 
@@ -15,21 +15,21 @@ pub(super) struct OutcomeMessage {
     pub kind: Kind,
     /// `sync_batches.status`.
     pub status: &'static str,
-    /// What happened and what to do.
+    /// What happened, and what to do.
     pub message: String,
     /// The API's own code.
     code: Option<String>,
-    /// What it says of each record, once that stands alone.
+    /// The message for a record that was sent alone.
     of_row: String,
 }
 
-/// What is recorded of a batch that was ready to be sent when its lane had to stop.
-pub(super) const NOT_SENT: &str = "it was not sent, since the lane stopped first; the next run sends it";
+/// The message for a batch that was announced and not sent because its lane had to stop.
+pub(super) const NOT_SENT: &str = "not sent, because the lane stopped first; the next run sends it";
 
-/// What is recorded when an answer was not waited for.
+/// The message for a request whose answer was not awaited, because the grace period was over.
 pub(super) fn cut_off() -> OutcomeMessage {
     let message =
-        "the process had to stop before the answer came ([sync] shutdown_grace); the next run sends it again";
+        "the process stopped before the answer ([sync] shutdown_grace); the next run sends the batch again";
     OutcomeMessage {
         kind: Kind::Unavailable,
         status: "unknown",
@@ -39,7 +39,7 @@ pub(super) fn cut_off() -> OutcomeMessage {
     }
 }
 
-/// Said of a pass or a backfill whose batches do not touch.
+/// The message for a pass or a backfill with a gap between two batches.
 pub(super) fn gap(course: WorkKind, batch_id: i64, entity_id: &str) -> String {
     let (of, remedy) = match course {
         WorkKind::Pass(pass_id) => (
@@ -52,22 +52,22 @@ pub(super) fn gap(course: WorkKind, batch_id: i64, entity_id: &str) -> String {
         ),
     };
     format!(
-        "{of} has no batch for what lies before batch {batch_id}, so its rows may never have been sent; was \
+        "{of} has no batch for the rows right before batch {batch_id}, so they may never have been sent; was \
          elven_sync.sync_batches changed by hand, or restored? hint: {remedy}"
     )
 }
 
-/// Said of a batch without an answer that cannot be sent again any more.
+/// The message for a batch without an answer that cannot be sent again.
 pub(super) fn followed(batch_id: i64, entity_id: &str) -> String {
     format!(
-        "no answer to batch {batch_id} is recorded, and another row of one of its accounts, currencies and seconds was \
-         sent after it, so the batch is not sent again; hint: `elven-sync entity rewind {}` uploads everything \
-         again, in order",
+        "no answer to batch {batch_id} is recorded, and a row with the same account, currency and second as one of its \
+         rows was sent after it, so the batch is not sent again; hint: `elven-sync entity rewind {}` uploads \
+         everything again, in order",
         quoted_argument(entity_id)
     )
 }
 
-/// The words for a verdict on a batch that was sent with a credential.
+/// Returns the message for an answer to a batch that was sent with a credential.
 pub(super) fn of(
     verdict: &ResponseClass,
     http_status: Option<i32>,
@@ -107,8 +107,8 @@ pub(super) fn of(
                     Kind::Auth,
                     "rejected",
                     format!(
-                        "the API refused credential `{credential}` ({status}): {reason}{clock}; hint: check the key, the \
-                         secret, its permission for balances, and this machine's clock"
+                        "the API refused credential `{credential}` ({status}): {reason}{clock}; hint: check the key, \
+                         the secret, its permission for balances, and this machine's clock"
                     ),
                 )
             }
@@ -123,7 +123,7 @@ pub(super) fn of(
             Kind::Throttled,
             "rejected",
             wait.map_or_else(
-                || format!("the API asks to come later ({status}); the next run tries again"),
+                || format!("throttled by the API ({status}); the next run sends the batch again"),
                 come_later,
             ),
         ),
@@ -132,62 +132,64 @@ pub(super) fn of(
         }
         ResponseClass::Unknown(reason) => OutcomeMessage {
             of_row: format!(
-                "whether it arrived is unknown: it was sent alone, and three runs ended so ({status}: {reason})"
+                "the outcome is unknown after three runs that sent the record alone ({status}: {reason})"
             ),
             ..words(
                 Kind::Unavailable,
                 "unknown",
                 format!(
-                    "whether a batch of {records} records arrived is unknown ({status}): {reason}; it is sent again, the \
-                     same bytes"
+                    "the outcome of a batch of {records} records is unknown ({status}): {reason}; the same bytes are \
+                     sent again"
                 ),
             )
         },
     }
 }
 
-/// Said of a page that a proxy or a firewall wrote.
+/// The message for a page that a proxy or a firewall wrote.
 fn intercepted(status: &str) -> String {
     format!(
         "a proxy or firewall answered with a page of its own instead of the API ({status}); hint: check ELVEN_API_URL, \
-         HTTPS_PROXY, and what the firewall's log says of the request"
+         HTTPS_PROXY, and the log of the firewall"
     )
 }
 
-/// Said of a batch that the API did not take.
+/// The message for a batch that did not reach the API, or that the API did not process.
 fn not_delivered(reason: &str, http_status: Option<i32>) -> String {
     match http_status {
         Some(status) => {
-            format!("the API did not take the batch (HTTP {status}): {reason}; the next run sends it again")
+            format!(
+                "the API did not process the batch (HTTP {status}): {reason}; the next run sends it again"
+            )
         }
         None => format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
     }
 }
 
-/// The API named a time before which it is not to be called.
+/// The message for a pause that the API asked for.
 pub(super) fn come_later(pause: Duration) -> String {
-    format!("the API asks to come later, in {} s; a run after that tries again", pause.as_secs().max(1))
+    format!("throttled by the API; retry after {} s", pause.as_secs().max(1))
 }
 
-/// A request whose answer was lost may arrive for so long.
+/// The message for a fenced lane: a request whose answer was lost may still arrive within this time.
 pub(super) fn fenced(left: Duration) -> String {
     format!(
         "the answer to a request was lost, and the network may still deliver that request; nothing else is sent for \
-         {} s (sync_state.fence_until); hint: the next run after that sends the rows that are left",
+         {} s (sync_state.fence_until); hint: elven-sync run, after that",
         seconds_up(left)
     )
 }
 
-/// The same of a row that is tried again.
+/// The message for a fenced row of `errors retry`.
 pub(super) fn fenced_retry(left: Duration) -> String {
     format!(
         "the answer to an earlier request was lost, and the network may still deliver that request \
-         (sync_state.fence_until); hint: elven-sync errors retry, in {} s",
+         (sync_state.fence_until); hint: elven-sync errors retry, after {} s",
         seconds_up(left)
     )
 }
 
-/// Said of the error of a row that is superseded once a pending row was uploaded.
+/// The message for the error of a row that will be superseded when a pending row is uploaded.
 pub(super) fn superseded_later(newer: &LedgerId) -> String {
     format!(
         "row {newer} of the same account, currency and second is newer and still pending, so this row is not sent; \
@@ -195,16 +197,17 @@ pub(super) fn superseded_later(newer: &LedgerId) -> String {
     )
 }
 
-/// In whole seconds, the next one up.
+/// A duration in whole seconds, rounded up.
 fn seconds_up(left: Duration) -> u64 {
     left.as_secs() + u64::from(left.subsec_nanos() > 0)
 }
 
-/// A batch whose outcome is unknown is not sent again unless a person says so.
+/// The problem of a batch with an unknown outcome under `on_ambiguous = "hold"`: it waits for a decision of the
+/// operator.
 pub(super) fn held(batch_id: i64, entity_id: &str) -> Problem {
     let message = format!(
-        "whether batch {batch_id} arrived is unknown, and [sync] on_ambiguous = \"hold\"; hint: look it up at Elven \
-         (select * from elven_sync.batch_row_ids({batch_id})), then send it again by \
+        "the outcome of batch {batch_id} is unknown, and [sync] on_ambiguous = \"hold\"; hint: look it up at Elven \
+         (select * from elven_sync.batch_row_ids({batch_id})), then send it again with \
          ELVEN_SYNC_SYNC__ON_AMBIGUOUS=resend elven-sync run {}",
         quoted_option("--entity", entity_id)
     );
@@ -212,7 +215,7 @@ pub(super) fn held(batch_id: i64, entity_id: &str) -> Problem {
 }
 
 impl OutcomeMessage {
-    /// As the problem that stops a lane.
+    /// Returns the problem that stops a lane.
     pub(super) fn into_problem(self, batch_id: i64, http_status: Option<i32>) -> Problem {
         Problem {
             batch_id: Some(batch_id),
@@ -222,7 +225,7 @@ impl OutcomeMessage {
         }
     }
 
-    /// As the problem that a row has by itself.
+    /// Returns the problem of a single row.
     pub(super) fn of_row(
         &self,
         batch_id: i64,
@@ -239,7 +242,7 @@ impl OutcomeMessage {
             ..Problem::of_lane(
                 Kind::RejectedRow,
                 format!(
-                    "{}; hint: correct the row in the ledger table, and the next run uploads it; after a correction \
+                    "{}; hint: correct the row in the ledger, and the next run uploads it; after a correction \
                      elsewhere, `elven-sync errors retry`",
                     self.of_row
                 ),
@@ -247,26 +250,26 @@ impl OutcomeMessage {
         }
     }
 
-    /// Nothing more is set aside.
+    /// Adds that no more rows are set aside, because `open` rows of the entity are.
     pub(super) fn too_many(self, open: usize) -> Self {
         Self {
             kind: Kind::RejectedBatch,
             message: format!(
-                "{}; nothing more is set aside, since {open} rows of the entity are already ([sync] max_rejections); \
-                 hint: see to those, `elven-sync errors list`",
+                "{}; no more rows are set aside, because the entity has {open} already ([sync] max_rejections); hint: \
+                 elven-sync errors list",
                 self.message
             ),
             ..self
         }
     }
 
-    /// Nothing is set aside, because it may be the key or the API that is wrong.
+    /// Adds that no row is set aside, because the key or the endpoint may be wrong. `instead`: what the probe returned.
     pub(super) fn unproven(self, instead: &str) -> Self {
         Self {
             kind: Kind::RejectedBatch,
             message: format!(
-                "{}; nothing is set aside, since nothing shows that key and API are good (a call that only reads gave: \
-                 {instead}); hint: check the key, its permissions and ELVEN_API_URL",
+                "{}; the API key could not be verified (the probe returned {instead}), so no row is set aside; hint: \
+                 check the key, its permissions and ELVEN_API_URL",
                 self.message
             ),
             ..self

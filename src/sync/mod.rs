@@ -10,6 +10,7 @@ mod error;
 mod invalid_start;
 mod known_record;
 mod lane;
+mod log;
 mod messages;
 mod pending;
 mod policy;

@@ -1,4 +1,4 @@
-//! Rows that wait: of entities that are worked on, and of those that nobody has registered.
+//! Pending rows of the entities of a run, and entities that are not registered.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +10,8 @@ use crate::journal::{Entity, Lane};
 use crate::ledger::Unreadable;
 
 impl Worker {
-    /// Looks for the entities of the ledger that are not registered. None are found under a mapping that every watermark
-    /// refuses: what it takes for entities may be anything.
+    /// Looks for the entities of the ledger that are not registered. Returns none under a mapping that every watermark
+    /// refuses, because its entity ids may be anything.
     pub(super) async fn unregistered(
         &self,
         lanes: &BTreeMap<String, Lane>,
@@ -23,7 +23,7 @@ impl Worker {
         let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
         match self.ledger.unregistered(&ids).await {
             Ok(entity_ids) => Ok(Unregistered { entity_ids, unknown: None }),
-            // The registered entities do not depend on it.
+            // The registered entities are not affected.
             Err(problem) if problem.is_about_rows() => {
                 let unknown = format!(
                     "entities that are not registered could not be looked for: {}",
@@ -35,7 +35,7 @@ impl Worker {
         }
     }
 
-    /// Counts what waits, and notes it for dashboards. Of entities without news that was done when they were looked at.
+    /// Counts the pending rows, and records the numbers for dashboards. For idle entities the probe has done that.
     pub(super) async fn count_pending(
         &self,
         reports: &mut [EntityReport],
@@ -49,15 +49,15 @@ impl Worker {
         }
         let lanes = watermark_check::readable(&self.ledger, self.journal.lanes(&ids, &self.mapping).await?);
         let (pending, unreadable) = self.ledger.pending(&progress(&lanes)).await?;
-        // Rows that wait under a mapping which is refused cannot be counted.
+        // Rows cannot be counted under a mapping that is refused.
         let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
         for report in reports.iter_mut().filter(|report| !idle_ids.contains(&report.entity_id)) {
             report.rows_pending = rows.get(report.entity_id.as_str()).copied();
         }
-        // A lane that has failed has said why.
+        // A failed lane has reported its problem already.
         let has_failed = |id: &String| reports.iter().any(|r| r.entity_id == *id && r.failure().is_some());
         for Unreadable { entity_id, message } in unreadable.values().filter(|u| !has_failed(&u.entity_id)) {
-            tracing::warn!(entity_id, "the rows that wait could not be counted: {message}");
+            tracing::warn!(entity_id, "the pending rows could not be counted: {message}");
         }
         self.journal.note_pending(&pending).await?;
         Ok(())
@@ -65,12 +65,12 @@ impl Worker {
 }
 
 impl Worker {
-    /// How far the work is.
+    /// The progress of the work.
     pub fn progress(&self) -> &RowsDone {
         &self.progress
     }
 
-    /// Works, and meanwhile counts what there is.
+    /// Works, and counts the pending rows meanwhile.
     pub(super) async fn counted_meanwhile<T>(
         &self,
         entity_ids: &[String],
@@ -82,17 +82,17 @@ impl Worker {
             worked = &mut work => return worked,
             counted = self.count_for_progress(entity_ids) => if let Err(problem) = counted {
                 let error = crate::text::chain(&problem);
-                tracing::warn!(error, "what there is to do could not be counted; it is done all the same");
+                tracing::warn!(error, "the pending rows could not be counted for the progress; the run continues");
             }
         }
         work.await
     }
 
-    /// Counts what waits for these entities, once a run has lasted for a while and if somebody watches it.
+    /// Counts the pending rows of these entities once the run has lasted for a while, if its progress is displayed.
     async fn count_for_progress(&self, entity_ids: &[String]) -> Result<(), RunError> {
         let Some(counted_after) = self.progress.counted_after() else { return Ok(()) };
         tokio::time::sleep(counted_after).await;
-        // Before the cursors are read: what is done while the rest is counted is part of that.
+        // Read before the cursors: rows that are processed during the count are part of its result.
         let done: BTreeMap<String, i64> =
             self.progress.lock().iter().map(|(id, entity)| (id.clone(), entity.rows_done)).collect();
         let lanes = self.journal.lanes(entity_ids, &self.mapping).await?;

@@ -1,4 +1,4 @@
-//! What follows from a verdict: a pure function.
+//! The decision that follows from an answer: a pure function.
 
 use std::time::Duration;
 
@@ -7,24 +7,25 @@ use chrono::TimeDelta;
 use crate::config::RetrySettings;
 use crate::elven::ResponseClass;
 
-/// A `Date` header has whole seconds, and is written some time before it is read: less than this is no skew.
+/// The smallest difference that counts as clock skew. A `Date` header has whole seconds and is written before it is
+/// read.
 pub(super) const SKEW_MIN: TimeDelta = TimeDelta::seconds(3);
-/// A clock that is further off is not corrected, since then something else is wrong.
+/// The largest difference that is corrected. Beyond it something other than the clock is wrong.
 const SKEW_MAX: TimeDelta = TimeDelta::days(1);
 
-/// Steps against a refused signature.
+/// Remedies that were taken against a refused signature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Taken {
-    /// Signed again, since the signature was old.
+    /// Signed again, because the signature was old.
     pub signed_again: bool,
-    /// Signed by the clock of the API.
+    /// Signed with the clock of the API.
     pub clock_corrected: bool,
-    /// Signed by a key that was read again.
+    /// Signed with a key that was read again.
     pub keys_read: bool,
 }
 
 impl Taken {
-    /// Both.
+    /// The union of both.
     pub(super) fn and(self, other: Self) -> Self {
         Self {
             signed_again: self.signed_again || other.signed_again,
@@ -34,10 +35,10 @@ impl Taken {
     }
 }
 
-/// What may be done about one refused signature.
+/// The remedies that are possible for a refused signature.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Possible {
-    /// It was made by a clock or a key that has been replaced since, or it is old.
+    /// The signature is old, or was made with a clock or a key that was replaced since.
     pub sign_again: bool,
     /// The clock may be corrected.
     pub correct_clock: bool,
@@ -45,49 +46,49 @@ pub(super) struct Possible {
     pub read_keys: bool,
 }
 
-/// What was tried so far for a batch in this run.
+/// The attempt whose answer is decided on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attempt {
-    /// The attempt whose answer is decided on, the first being 1.
+    /// Its number in this run, counted from 1.
     pub number: u32,
-    /// The most that there may be.
+    /// The most attempts that a run may make.
     pub attempts_max: u32,
-    /// What may be done about a refused signature.
+    /// The remedies that are possible for a refused signature.
     pub possible: Possible,
-    /// More time than a signature is good for lay between signing and the answer.
+    /// The time between signing and the answer was longer than a signature is valid.
     pub aged: bool,
 }
 
-/// What is to be done.
+/// What follows from an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Record that the records are in.
+    /// Record that the batch is accepted.
     Settle,
-    /// Find out which records are refused, and set them aside.
+    /// Bisect the batch, and set the refused records aside.
     Isolate,
-    /// Wait, then send it again. `lost`: an attempt may have arrived.
+    /// Wait, then send the batch again.
     Again {
-        /// The shortest time to wait.
+        /// The least time to wait.
         after: Duration,
-        /// Everybody who uses this credential has to wait, too.
+        /// All lanes of this credential wait, too.
         all: bool,
         /// The outcome of the attempt is unknown.
         lost: bool,
     },
-    /// Sign it again, and send it at once.
+    /// Sign the request again, and send it at once.
     SignAgain,
-    /// Sign by the key that the files hold now, and send it again at once.
+    /// Sign with the key that the files hold now, and send the request at once.
     ReadKeys,
-    /// Sign by a clock that is further ahead than the last one by this, and send it again at once.
+    /// Sign with a clock that is ahead of the last one by this, and send the request at once.
     CorrectClock(TimeDelta),
-    /// Stop the lane where it is.
+    /// Stop the lane.
     Stop {
-        /// Do not call again before this time has passed.
+        /// Send no request before this time has passed.
         not_before: Option<Duration>,
     },
 }
 
-/// Decides by the contract's table what follows from a verdict. `draw` is a random number, for the jitter.
+/// Decides what follows from an answer. `draw`: a random number, for the jitter of the back-off.
 pub(super) fn decide(
     verdict: &ResponseClass,
     attempt: Attempt,
@@ -107,11 +108,11 @@ pub(super) fn decide(
             Decision::CorrectClock(*ahead)
         }
         ResponseClass::Unauthorized(..) if attempt.possible.read_keys => Decision::ReadKeys,
-        // The worker stood still, or the network did: the signature was too old when it arrived.
+        // The worker or the network paused: the signature was too old when the request arrived.
         ResponseClass::Unauthorized(..) if attempt.aged && may_repeat => {
             Decision::Again { after: back_off(), all: false, lost: false }
         }
-        // Longer than we would ever wait by ourselves: the next run may find that the time has passed.
+        // Longer than the longest back-off: a later run sends the batch.
         ResponseClass::Throttled(Some(asked)) if *asked > retry.max => {
             Decision::Stop { not_before: Some(*asked) }
         }
@@ -133,8 +134,8 @@ pub(super) fn decide(
     }
 }
 
-/// A pause between nothing and a bound that doubles with each attempt, so that many clients spread out
-/// (exponential backoff with full jitter).
+/// A random pause between 0 and a bound that doubles with each attempt, so that many clients spread out (exponential
+/// back-off with full jitter).
 fn full_jitter(attempt: u32, retry: &RetrySettings, draw: u32) -> Duration {
     let doubled = retry.initial.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
     let bound_us = doubled.min(retry.max).as_micros();
@@ -151,7 +152,7 @@ mod tests {
         RetrySettings { attempts: 3, initial: Duration::from_millis(500), max: Duration::from_secs(4) };
 
     #[test]
-    fn every_verdict_has_its_consequence() {
+    fn each_response_class_has_its_decision() {
         let refused = || ResponseClass::Refused(Reason::default());
         let unauthorized =
             |seconds| ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::seconds(seconds)));
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_that_has_aged_on_its_way_is_made_anew() {
+    fn a_request_whose_signature_aged_in_transit_is_sent_again() {
         let verdict = ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::zero()));
         for (number, aged, expected) in [
             (1, true, Decision::Again { after: Duration::from_millis(500), all: false, lost: false }),
@@ -204,9 +205,9 @@ mod tests {
         }
     }
 
-    /// After the last attempt, too: they are none.
+    /// Also after the last attempt, because a remedy does not count as an attempt.
     #[test]
-    fn a_refused_signature_is_made_again_then_by_the_right_clock_and_then_by_the_new_key() {
+    fn remedies_are_a_new_signature_then_the_right_clock_then_a_new_key() {
         let skewed = ResponseClass::Unauthorized(Reason::default(), Some(TimeDelta::seconds(90)));
         let correct = Decision::CorrectClock(TimeDelta::seconds(90));
         let stop = Decision::Stop { not_before: None };
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_the_longest_and_are_drawn_from_nothing_on() {
+    fn the_back_off_doubles_up_to_the_maximum_with_full_jitter() {
         let pauses: Vec<u128> =
             (1..7).map(|attempt| full_jitter(attempt, &RETRY, u32::MAX).as_millis()).collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 4000, 4000]);

@@ -1,50 +1,50 @@
-//! How far the work is, for whoever watches it.
+//! The progress of a run or a backfill, for display.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How far a run or a backfill is; cheap to clone.
+/// The progress of a run or a backfill; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// When the rows of a run are counted, if somebody watches.
+    /// How long after its start the rows of a run are counted. Set only if the progress is displayed.
     counted_after: OnceLock<Duration>,
     entities: Mutex<BTreeMap<String, EntityProgress>>,
 }
 
-/// How far an entity is.
+/// The progress of one entity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntityProgress {
     /// The entity.
     pub entity_id: String,
-    /// Rows dealt with, by earlier runs of a backfill too.
+    /// Rows processed, including those of earlier runs of a backfill.
     pub rows_done: i64,
-    /// Of them in this process.
+    /// Rows processed by this process.
     pub rows_done_here: i64,
-    /// About how many there are in all. `None`: not counted.
+    /// The approximate number of rows to process in all. `None`: not counted.
     pub rows_total: Option<i64>,
-    /// When it was begun with here.
+    /// When this process began to work on the entity.
     pub begun_at: Option<Instant>,
-    /// There is nothing more to come.
+    /// The lane has ended.
     pub has_ended: bool,
 }
 
 impl Progress {
-    /// Says that somebody watches: then it is worth to count what there is, once a run has lasted so long. Of most runs
-    /// there is nothing to watch.
+    /// Announces that the progress is displayed. Then the rows are counted once the run has lasted for this time; most
+    /// runs end earlier, and the count costs a query.
     pub fn watch(&self, counted_after: Duration) {
         self.0.counted_after.get_or_init(|| counted_after);
     }
 
-    /// How far each entity is that was worked on, by id.
+    /// The progress of each entity that was worked on, ordered by id.
     pub fn entities(&self) -> Vec<EntityProgress> {
         self.lock().values().cloned().collect()
     }
 
-    /// Says of an entity how many rows there are, and how many of them earlier runs have dealt with.
+    /// Sets the number of rows of an entity, and how many of them earlier runs processed.
     pub(super) fn expect(&self, entity_id: &str, rows_total: i64, rows_done: i64) {
         self.change(entity_id, |entity| {
             entity.rows_total = Some(rows_total);
@@ -76,7 +76,7 @@ impl Progress {
         change(entity);
     }
 
-    /// When the rows of a run are counted. `None`: nobody watches.
+    /// How long after its start the rows of a run are counted. `None`: the progress is not displayed.
     pub(super) fn counted_after(&self) -> Option<Duration> {
         self.0.counted_after.get().copied()
     }

@@ -1,34 +1,34 @@
-//! Proof that a credential and the endpoint are good where the call that reads gives no list, as for a key that may only
-//! import: by the parts of a refused batch, and by a record that was accepted before.
+//! Proof that a credential and the endpoint are good when the probe returns no list, as for a key that may only import:
+//! by the parts of a refused batch, and by a record that was accepted before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::sync::{Mutex, OnceCell, OwnedMutexGuard};
 
-/// The most requests of an entity and a run while nothing is accepted, once a batch was refused.
+/// The most requests that a run sends for an entity after a batch was refused, as long as nothing is accepted.
 const REQUESTS_MAX: u32 = 20;
 
-/// The right to send a part in order to prove the credential: one at a time for an entity.
+/// The permit to send parts that prove the credential. An entity has one.
 pub(super) type Permit = Arc<OwnedMutexGuard<()>>;
 
-/// What was done for an entity in a run to prove that its credential is good.
+/// What a run did for an entity to prove that its credential is good.
 #[derive(Debug, Default)]
 pub(super) struct CredentialProof {
-    /// A batch was refused while nothing was proven.
+    /// A batch was refused while the credential was not proven.
     has_begun: AtomicBool,
-    /// Imports that were sent since, and the refused ones before.
+    /// The number of imports sent since then, and of refused imports before.
     requests: AtomicU32,
     turn: Arc<Mutex<()>>,
     pub(super) resent: OnceCell<Resent>,
 }
 
-/// What came of sending a record again that was accepted before.
+/// The result of sending a record again that was accepted before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resent {
-    /// It was accepted again.
+    /// The record was accepted again.
     Accepted,
-    /// It was not; what came back.
+    /// The record was not accepted; the text says why.
     Otherwise(String),
     /// There is no such record.
     Nothing,
@@ -39,7 +39,7 @@ impl CredentialProof {
         self.has_begun.load(Ordering::Relaxed)
     }
 
-    /// Notes a refusal. `is_counted`: the request was counted when it was sent.
+    /// Records a refusal. `is_counted`: the request was counted when it was sent.
     pub(super) fn begin(&self, is_counted: bool) {
         self.has_begun.store(true, Ordering::Relaxed);
         if !is_counted {
@@ -52,12 +52,12 @@ impl CredentialProof {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether one more part may be sent. One request is left for a record that was accepted before.
+    /// Whether one more part may be sent. One request is reserved for a record that was accepted before.
     pub(super) fn allows_more(&self) -> bool {
         self.requests.load(Ordering::Relaxed) + 1 < REQUESTS_MAX
     }
 
-    /// Waits until nobody else sends parts of the entity to prove the credential.
+    /// Waits for the permit to send parts that prove the credential.
     pub(super) async fn permit(&self) -> Permit {
         Arc::new(self.turn.clone().lock_owned().await)
     }

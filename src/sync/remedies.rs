@@ -1,5 +1,6 @@
-//! What is done about an answer 401 or 403 before the lane stops: the signature may be old, the clock skewed, or the key
-//! replaced in its file. None of it counts as an attempt, and what did not help is not done again in the run.
+//! Remedies for an answer 401 or 403 before the lane stops: the signature may be old, the clock skewed, or the key
+//! replaced in its file. A remedy does not count as an attempt, and a remedy that did not help is not taken again in
+//! the run.
 
 use chrono::TimeDelta;
 
@@ -9,23 +10,23 @@ use super::signing::SignedBy;
 use crate::config::{Credential, Settings};
 use crate::elven::{ResponseClass, is_older_than};
 
-/// What was done for one batch.
+/// The remedies taken for one batch.
 #[derive(Debug, Default)]
 pub(super) struct SignatureRemedies {
     taken: Taken,
-    /// A clock that is being tried: how far it is ahead of this machine's.
+    /// The offset of a clock under trial, relative to the clock of this machine.
     pub trial: Option<TimeDelta>,
-    /// The key that the files hold now.
+    /// A new key that was found in the files.
     found: Option<Credential>,
-    /// The signature was made by a clock or a key that another request has found to be wrong.
+    /// The signature was made with a clock or a key that another request found to be wrong.
     is_outdated: bool,
 }
 
-/// A signature that is older than this may have been refused for its age.
+/// A signature that is older than this may have been refused because of its age.
 const OLD: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl SignatureRemedies {
-    /// What may be done about an answer.
+    /// Returns the remedies that are still possible for an answer.
     pub(super) fn possible(
         &mut self,
         session: &ApiSession,
@@ -39,7 +40,7 @@ impl SignatureRemedies {
         let kept_clock = self.trial.is_none() && by.ahead != session.ahead();
         self.is_outdated = by.keys != session.keys() || kept_clock;
         if !self.is_outdated {
-            // What was done for this batch so far did not help it.
+            // The remedies taken for this batch so far did not help.
             session.note_failed(self.taken);
         }
         let failed = session.failed();
@@ -55,10 +56,10 @@ impl SignatureRemedies {
         }
     }
 
-    /// Takes the step that was decided on, after a request that was signed so.
+    /// Takes the remedy that was decided on. `by`: how the refused request was signed.
     pub(super) fn take(&mut self, step: &Decision, by: &SignedBy, session: &ApiSession) {
         match step {
-            // By the clock and the key that another request has found to be right: no step of this one.
+            // With the clock and the key that another request found to be right, it is no remedy of this batch.
             Decision::SignAgain => self.taken.signed_again |= !self.is_outdated,
             Decision::CorrectClock(ahead) => {
                 self.taken.clock_corrected = true;

@@ -1,4 +1,4 @@
-//! What a run has to say for itself.
+//! The report of a run: totals, and how each entity ended.
 
 use serde::Serialize;
 
@@ -8,35 +8,35 @@ use crate::journal::{Counters, RunStatus};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "ended", content = "reason")]
 pub enum Ended {
-    /// Up to date.
+    /// The entity is up to date.
     Done,
-    /// A signal stopped it between two batches.
+    /// A signal stopped the lane between two batches.
     Stopped,
-    /// Another worker is on it.
+    /// Another worker has the lease.
     Held,
-    /// A request whose answer was lost may still arrive, so the rest is left to a later run. The text says how long.
+    /// A request whose answer was lost may still arrive, so a later run sends the rest. The text says when.
     Fenced(String),
-    /// It stopped where it is.
+    /// The lane stopped because of this problem.
     Failed(String),
 }
 
-/// What was done for one entity.
+/// The report of one entity.
 #[derive(Clone, Debug, Serialize)]
 pub struct EntityReport {
     /// The entity.
     pub entity_id: String,
-    /// How it ended.
+    /// How its lane ended.
     #[serde(flatten)]
     pub ended: Ended,
-    /// Ledger rows dealt with.
+    /// Ledger rows processed.
     pub rows_read: i64,
-    /// Records that the API accepted; in a dry run, that would be sent.
+    /// Records that the API accepted; in a dry run, records that would be sent.
     pub rows_uploaded: i64,
     /// Rows set aside.
     pub rows_rejected: i64,
-    /// Rows not sent because a newer one was.
+    /// Rows not sent because a newer row of the same key is sent.
     pub rows_superseded: i64,
-    /// Rows that wait. `None`: that is not known.
+    /// Pending rows. `None`: they could not be counted.
     pub rows_pending: Option<i64>,
 }
 
@@ -61,7 +61,7 @@ impl EntityReport {
         Self { rows_pending: None, ..Self::new(entity_id, Ended::Failed(reason)) }
     }
 
-    /// The failure with the entity's name, if it failed.
+    /// Returns the failure with the id of the entity, if its lane failed.
     pub fn failure(&self) -> Option<String> {
         match &self.ended {
             Ended::Failed(reason) => Some(format!("{}: {reason}", self.entity_id)),
@@ -69,7 +69,7 @@ impl EntityReport {
         }
     }
 
-    /// Why the rest of its rows is left to a later run, with the entity's name, if that is so.
+    /// Returns why a later run sends the rest of the rows, with the id of the entity, if the lane is fenced.
     pub fn left_to_a_later_run(&self) -> Option<String> {
         match &self.ended {
             Ended::Fenced(why) => Some(format!("{}: {why}", self.entity_id)),
@@ -104,23 +104,23 @@ impl EntityReport {
 /// What a run did.
 #[derive(Clone, Debug)]
 pub struct RunReport {
-    /// Its row in `sync_runs`. `None` for a dry run.
+    /// The id of the run in `sync_runs`. `None` for a dry run.
     pub run_id: Option<i64>,
-    /// How it ended.
+    /// How the run ended.
     pub status: RunStatus,
     /// Totals, as in `sync_runs`.
     pub counters: Counters,
-    /// Per entity, by id.
+    /// One report for each entity, ordered by entity id.
     pub entities: Vec<EntityReport>,
-    /// Entities of the ledger whose rows wait for a registration.
+    /// Entities of the ledger that are not registered; their rows are not read.
     pub unregistered: Vec<String>,
-    /// Why these could not be looked for, if so.
+    /// Why unregistered entities could not be looked for, if that failed.
     pub unregistered_unknown: Option<String>,
-    /// What a person should know of the run, in sentences.
+    /// Notes for the operator, in sentences.
     pub notes: Vec<String>,
 }
 
-/// Entities of the ledger that are not registered, and why they could not be looked for, if so.
+/// Entities of the ledger that are not registered, and why they could not be looked for, if that failed.
 #[derive(Debug, Default)]
 pub(super) struct Unregistered {
     pub entity_ids: Vec<String>,
@@ -128,7 +128,7 @@ pub(super) struct Unregistered {
 }
 
 impl Unregistered {
-    /// The status of a run: a person should look also when nobody knows whether rows wait for a registration.
+    /// The status of a run. It is incomplete also if unregistered entities could not be looked for.
     pub(super) fn status(&self, entities: &[EntityReport], stopped: bool) -> RunStatus {
         match status(entities, &self.entity_ids, stopped) {
             RunStatus::Succeeded if self.unknown.is_some() => RunStatus::Incomplete,
@@ -137,7 +137,7 @@ impl Unregistered {
     }
 }
 
-/// The status of a run by what became of its entities.
+/// The status of a run, derived from how its lanes ended.
 pub(super) fn status(entities: &[EntityReport], unregistered: &[String], stopped: bool) -> RunStatus {
     let failed = entities.iter().filter(|entity| entity.failure().is_some()).count();
     let set_aside = entities.iter().any(|entity| entity.rows_rejected > 0);

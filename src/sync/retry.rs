@@ -1,14 +1,18 @@
-//! Rows that were set aside, tried again on request.
+//! `errors retry`: sends rows again that were set aside.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tracing::Instrument;
 
 use super::api_session::ApiSession;
 use super::delivery::settlement;
+use super::log::{self, batch_span, lane_span, run_span};
 use super::messages::{self, OutcomeMessage};
 use super::policy::{Attempt, Decision, decide};
 use super::remedies::SignatureRemedies;
 use super::signing::{Sent, Unsigned};
-use super::worker::Target;
+use super::worker::{Target, Unusable};
 use super::{RunError, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
@@ -21,31 +25,30 @@ use crate::journal::{
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
 
-/// Said of an error whose turn a signal came before.
+/// Why a row was not sent: a signal came first.
 const STOPPED: &str = "stopped before its turn";
 
 /// A newer row of the same account, currency and second.
 #[derive(Debug)]
 enum Newer {
-    /// It was uploaded.
+    /// The newer row was uploaded.
     Uploaded(LedgerId),
-    /// A run has yet to send it.
+    /// The newer row is pending.
     Pending(LedgerId),
 }
 
-/// What became of an error that was tried again.
+/// The result of a retry of one error.
 #[derive(Debug)]
 pub struct Retried {
-    /// Its number.
+    /// The id of the error.
     pub error_id: i64,
-    /// What resolved it, or why it is still open.
+    /// What resolved the error, or why it is still open.
     pub outcome: Result<String, String>,
 }
 
 impl Worker {
-    /// Reads the rows of these errors anew, sends them, and resolves the errors or counts them once more. One
-    /// request for each row. Rows that have a newer rival of the same account, currency and second are not sent:
-    /// the later upload would win.
+    /// Reads the rows of these errors again, sends each in a request of its own, and resolves the error or counts it
+    /// once more. A row with a newer rival is not sent, because the later upload would count.
     pub async fn retry(&self, errors: Vec<RecordedError>) -> Result<Vec<Retried>, RunError> {
         let entities = Entity::list(&self.database).await?;
         let mut by_entity: BTreeMap<String, Vec<RecordedError>> = BTreeMap::new();
@@ -58,17 +61,32 @@ impl Worker {
         refuse_standby(&self.database).await?;
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
+        let retry = self.retry_and_finish(run_id, &targets, &unusable, by_entity);
+        retry.instrument(run_span(run_id)).await
+    }
+
+    /// Does the work of a retry that was begun, and records how it ended.
+    async fn retry_and_finish(
+        &self,
+        run_id: i64,
+        targets: &[Target],
+        unusable: &[Unusable],
+        mut by_entity: BTreeMap<String, Vec<RecordedError>>,
+    ) -> Result<Vec<Retried>, RunError> {
+        let since = Instant::now();
+        log::run_started("retry", targets.len() + unusable.len());
         let mut retried = Vec::new();
         let work = async {
-            self.compare_rules(run_id, &targets).await;
-            for target in &targets {
+            self.compare_rules(run_id, targets).await;
+            for target in targets {
                 let errors = by_entity.remove(&target.entity_id).unwrap_or_default();
-                self.retry_entity(run_id, target, errors, &mut retried).await?;
+                let lane = self.retry_entity(run_id, target, errors, &mut retried);
+                lane.instrument(lane_span(&target.entity_id)).await?;
             }
             Ok(())
         };
         let failed = self.alive(run_id, work).await.err();
-        // What is left belongs to entities that are not registered, or cannot be worked on.
+        // The errors that are left belong to entities that are not registered or cannot be worked on.
         for error in by_entity.into_values().flatten() {
             let why = unusable.iter().find(|(entity_id, _)| *entity_id == error.entity_id);
             let why = why.map_or("its entity is not registered", |(_, problem)| problem.message.as_str());
@@ -82,7 +100,9 @@ impl Worker {
             (None, false) => RunStatus::Succeeded,
         };
         let message = failed.as_ref().map(|problem| crate::text::chain(problem));
-        around(Step::FinishRun, self.journal.finish_run(run_id, status, message.as_deref())).await?;
+        let finished = self.journal.finish_run(run_id, status, message.as_deref());
+        let counters = around(Step::FinishRun, finished).await?;
+        log::run_finished(status, &counters, since);
         failed.map_or(Ok(retried), Err)
     }
 
@@ -102,11 +122,12 @@ impl Worker {
         before(Step::TakeLease);
         let Some((lease, lane)) = self.take_unless_run(&target.entity_id).await? else {
             retried.extend(not_now(
-                "a worker is on its entity, or one has died there just now; try again in a minute",
+                "another worker works on the entity, or died while it did; hint: elven-sync errors retry, in a minute",
             ));
             return Ok(());
         };
         after(Step::TakeLease);
+        tracing::info!(lease_epoch = lease.epoch, "lease taken");
         let fits = match self.ledger.probe_entity(&lane.progress(&target.entity_id)).await {
             Ok(look) => self
                 .check_journal(&target.entity_id, &lane)
@@ -117,9 +138,9 @@ impl Worker {
             }
             Err(problem) => return Err(problem.into()),
         };
-        if let Err(misfit) = fits {
-            retried.extend(not_now(&misfit.to_string()));
-            let problem = misfit.into();
+        if let Err(mismatch) = fits {
+            retried.extend(not_now(&mismatch.to_string()));
+            let problem = mismatch.into();
             let failed = self.journal.lane_failed(&lease, run_id, &problem, None);
             return Ok(around(Step::Fail, around(Step::ReleaseLease, failed)).await?);
         }
@@ -130,14 +151,14 @@ impl Worker {
             target.session.pause(pause);
         }
         let done = self.retry_rows(run_id, target, (&lease, &lane), errors, retried).await;
-        // What was not waited for may still arrive: then the lease is left to run out, as in a run.
+        // A request that was not awaited may still arrive: then the lease is left to expire, as in a run.
         if !*self.cut_off.borrow() {
             around(Step::ReleaseLease, self.journal.release(&lease)).await?;
         }
         done
     }
 
-    /// One row after the other, the oldest first: of two rows of one key the newer one arrives later.
+    /// Sends one row after the other, the oldest first, so that of two rows of one key the newer one is sent later.
     async fn retry_rows(
         &self,
         run_id: i64,
@@ -151,7 +172,7 @@ impl Worker {
             let ledger_id = error.ledger_id.as_deref().unwrap_or_default();
             match self.ledger.rows_with_id(&target.entity_id, ledger_id).await {
                 Ok(found) => rows.push((error, found)),
-                // For example an id that is none of the ledger's key, or a row that cannot be read.
+                // For example an id that does not fit the type of the ledger's key, or a row that cannot be read.
                 Err(problem) => {
                     let outcome = Err(problem.in_words_of_entity());
                     retried.push(Retried { error_id: error.error_id, outcome });
@@ -186,7 +207,7 @@ impl Worker {
         Ok(())
     }
 
-    /// What becomes of a row that was set aside.
+    /// Decides about one row that was set aside, and sends it if it may be sent.
     async fn retry_row(
         &self,
         run_id: i64,
@@ -204,7 +225,7 @@ impl Worker {
             return Ok(Outcome::Open(crate::journal::invalid(None, invalid)));
         }
         let newer = match self.superseded_by(&target.entity_id, lane, &batch).await {
-            // Whether it is the newest of its key cannot be told.
+            // It is not known whether the row is the newest of its key.
             Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
                 return Ok(Outcome::NotNow(problem.in_words_of_entity()));
             }
@@ -229,7 +250,8 @@ impl Worker {
         }
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
-        let (verdict, settlement, (attempts, ambiguous)) = self.ask(session, lease, &batch).await?;
+        let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
+        let (verdict, settlement, (attempts, ambiguous)) = asked.await?;
         let words = messages::of(&verdict, settlement.http_status, &batch, &session.credential.name);
         let accepted = verdict == ResponseClass::Accepted;
         let last = RetryAnswer {
@@ -253,11 +275,11 @@ impl Worker {
         Ok(Outcome::RecordedBatch(outcome.map(str::to_owned).map_err(|problem| problem.message.clone())))
     }
 
-    /// A newer row of a key of the batch, unless it is set aside itself, was dismissed by a person, or was skipped by a
-    /// registration from now on.
+    /// Returns a newer row of a key of the batch. Rows that are set aside, were resolved by hand, or were skipped by
+    /// `--from-now` do not count.
     ///
-    /// A newer row that is still pending may yet be refused or deleted. So it does not resolve the error of the older row
-    /// before it was uploaded; otherwise neither row could arrive, and no error would be open.
+    /// A pending row may still be refused or deleted. So it resolves the error of the older row only after it was
+    /// uploaded; otherwise neither row might be uploaded, and no error would be open.
     async fn superseded_by(
         &self,
         entity_id: &str,
@@ -277,7 +299,7 @@ impl Worker {
         Ok(uploaded.or_else(|| pending.into_iter().next().map(|rival| Newer::Pending(rival.id))))
     }
 
-    /// Of these rows those that no registration from now on has skipped.
+    /// Keeps the rows that `--from-now` did not skip.
     async fn not_skipped(&self, entity_id: &str, mut rows: Vec<Row>) -> Result<Vec<Row>, JournalError> {
         if !rows.is_empty() {
             let skipped = self.journal.skipped(entity_id).await?;
@@ -286,7 +308,7 @@ impl Worker {
         Ok(rows)
     }
 
-    /// Of these rows those that were or will be uploaded as they are now.
+    /// Keeps the rows whose present version was or will be uploaded.
     pub(super) async fn not_set_aside(
         &self,
         entity_id: &str,
@@ -301,8 +323,8 @@ impl Worker {
         Ok(rows)
     }
 
-    /// Sends a batch, as often as it takes and is allowed. Returns also how often that was, and whether an
-    /// earlier attempt than the last may have arrived.
+    /// Sends a batch, with retries. Returns also the number of attempts, and whether an attempt before the last one has
+    /// an unknown outcome.
     pub(super) async fn ask(
         &self,
         session: &ApiSession,
@@ -323,11 +345,12 @@ impl Worker {
                 Err(Unsigned::Lease(problem)) => return Err(problem.into()),
                 Err(Unsigned::Key(problem)) => {
                     let answer = Answer::NotSent(problem.to_string());
-                    let settlement = settlement(&answer, std::time::Instant::now(), number > 1);
+                    let settlement = settlement(&answer, Instant::now(), number > 1);
                     let verdict = session.classify_and_record(&answer, &mut remedies.trial);
                     return Ok((verdict, settlement, (number, ambiguous)));
                 }
             };
+            log::request(answer.as_ref(), begun, number, batch.body.len());
             let answer = answer.unwrap_or_else(|| Answer::Lost(messages::cut_off().message));
             let settlement = settlement(&answer, begun, number > 1);
             let verdict = session.classify_and_record(&answer, &mut remedies.trial);
@@ -360,25 +383,26 @@ impl Worker {
         }
     }
 
-    /// After a signal, or when what may have arrived is held for a person, nothing is sent again.
+    /// Whether no further attempt is made: after a signal, or if a batch with an unknown outcome is held.
     fn gives_up(&self, lost: bool) -> bool {
         *self.stop.borrow() || (lost && self.settings.sync.on_ambiguous == OnAmbiguous::Hold)
     }
 }
 
-/// What became of a row.
+/// The outcome of a retry of one row.
 enum Outcome {
-    /// Its error is resolved by this.
+    /// Its error is resolved; the text says why.
     Resolved(String),
-    /// It has this problem, once more.
+    /// The row still has this problem.
     Open(Problem),
-    /// What came of sending it, which is recorded already.
+    /// The row was sent, and the result is recorded already.
     RecordedBatch(Result<String, String>),
-    /// It was not tried.
+    /// The row was not sent; the text says why.
     NotNow(String),
 }
 
-/// The problem that a row still has: the API refuses it, or it could not be asked, which is no news of the row.
+/// The problem that a row still has. If the API did not answer to the content of the row, the kind of the error stays,
+/// as nothing new is known of the row.
 fn still_open(words: &OutcomeMessage, of_row: Problem, kind: &str) -> Problem {
     if words.kind == Kind::RejectedBatch {
         return of_row;

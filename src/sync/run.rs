@@ -1,7 +1,13 @@
-//! One run over all entities, from the ledger to the journal.
+//! One run over all selected entities.
 
-use futures_util::future::{join, join_all};
+use std::time::Instant;
 
+use futures_util::StreamExt;
+use futures_util::future::join;
+use futures_util::stream::FuturesUnordered;
+use tracing::Instrument;
+
+use super::log::{self, lane_span, run_span};
 use super::report::Unregistered;
 use super::worker::{Target, Unusable, progress, warn_of};
 use super::{EntityReport, RunError, RunReport, Worker};
@@ -10,7 +16,7 @@ use crate::journal::{Entity, JournalError, Kind, Problem, RunStatus, refuse_stan
 use crate::ledger::Unreadable;
 
 impl Worker {
-    /// Brings the entities up to date: all that are not paused, or those named.
+    /// Brings entities up to date: the named ones, or all if none is named. Paused entities are left out.
     pub async fn run(&self, only: &[String]) -> Result<RunReport, RunError> {
         let selected = self.select(only).await?;
         let (targets, unusable) = self.targets(&selected)?;
@@ -19,41 +25,60 @@ impl Worker {
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
                 .await?;
-        let mut notes = Vec::new();
+        let run = self.work_and_finish(run_id, only.is_empty(), &selected, targets, unusable);
+        run.instrument(run_span(run_id)).await
+    }
+
+    /// Does the work of a run that was begun, and records how it ended.
+    async fn work_and_finish(
+        &self,
+        run_id: i64,
+        whole_ledger: bool,
+        selected: &[Entity],
+        targets: Vec<Target>,
+        unusable: Vec<Unusable>,
+    ) -> Result<RunReport, RunError> {
+        let since = Instant::now();
+        log::run_started("incremental", selected.len());
+        let (mut notes, mut entities) = (Vec::new(), Vec::new());
         let work = async {
-            // Before anything is sent: what is counted was uploaded by the earlier rules.
+            // Before anything is sent: only rows uploaded with the earlier rules are counted.
             let seen = self.see_rules(run_id, &targets).await;
             let compared = self.notes_of_rules(&targets, seen);
-            let worked = self.work(run_id, only.is_empty(), &selected, targets.clone(), unusable);
+            let lanes = (targets.clone(), unusable);
+            let worked = self.work(run_id, whole_ledger, selected, lanes, &mut entities);
             let (compared, worked) = join(compared, worked).await;
             notes = compared;
             worked
         };
         let worked = self.alive(run_id, work).await;
-        let (status, error, entities, unregistered) = match worked {
-            Ok((entities, unregistered)) => {
+        let (status, error, unregistered) = match worked {
+            Ok(unregistered) => {
                 let status = unregistered.status(&entities, *self.stop.borrow());
                 let error = entities.iter().find_map(EntityReport::failure);
-                (status, error.or_else(|| unregistered.unknown.clone()), entities, unregistered)
+                (status, error.or_else(|| unregistered.unknown.clone()), unregistered)
             }
             Err(problem) => {
+                log::failures_without_summary(&entities);
                 let message = crate::text::chain(&problem);
-                // The run's row is truthful if it can be written; if not, the next run marks it.
+                // If the row of the run cannot be written, a later run marks it as interrupted.
                 if let Err(second) = self.journal.finish_run(run_id, RunStatus::Failed, Some(&message)).await
                 {
-                    tracing::warn!(run_id, error = %second, "the run's end could not be recorded");
+                    tracing::warn!(error = %second, "the end of the run could not be recorded");
                 }
                 return Err(problem);
             }
         };
         let finished = self.journal.finish_run(run_id, status, error.as_deref());
-        let counters = around(Step::FinishRun, finished).await?;
+        let finished = around(Step::FinishRun, finished).await;
+        let counters = finished.inspect_err(|_| log::failures_without_summary(&entities))?;
+        log::run_finished(status, &counters, since);
         let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
         let run_id = Some(run_id);
         Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
     }
 
-    /// Tells each session which bodies the API has found too large of late.
+    /// Tells each session which body size the API refused recently as too large.
     pub(super) async fn recall_sizes(&self, targets: &[Target]) -> Result<(), JournalError> {
         if targets.is_empty() {
             return Ok(());
@@ -73,23 +98,22 @@ impl Worker {
         run_id: i64,
         whole_ledger: bool,
         selected: &[Entity],
-        targets: Vec<Target>,
-        unusable: Vec<Unusable>,
-    ) -> Result<(Vec<EntityReport>, Unregistered), RunError> {
+        (targets, unusable): (Vec<Target>, Vec<Unusable>),
+        reports: &mut Vec<EntityReport>,
+    ) -> Result<Unregistered, RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let look = self.ledger.probe(&progress(&lanes)).await?;
-        // Before any lane begins: all who use a credential wait for what one of them was asked to wait.
+        // Before any lane starts: a pause that the API asked for applies to all lanes of the credential.
         for target in &targets {
             if let Some(pause) = lanes.get(&target.entity_id).and_then(|lane| lane.not_before) {
                 target.session.pause(pause);
             }
         }
-        let mut reports = Vec::new();
         let unreadable = look.unreadable.values().cloned();
         let unreadable = unreadable
             .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)));
-        // One that cannot be worked on anyway says the first reason.
+        // An entity that is unusable for another reason reports that reason.
         let unreadable = unreadable.filter(|(id, _)| unusable.iter().all(|(unusable, _)| unusable != id));
         for (entity_id, problem) in unreadable.chain(unusable.iter().cloned()) {
             reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
@@ -100,36 +124,51 @@ impl Worker {
             open || look.new_rows(entity_id).has_new_rows
         };
         let (busy, idle): (Vec<Target>, Vec<Target>) = targets.partition(|t| {
-            // A watermark that does not fit is a failure even when nothing seems to wait behind it.
+            // A watermark mismatch is a failure even if no row seems to be pending.
             let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
             has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &look).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
         if !idle.is_empty() {
-            // Now, since it is true now: the others may take hours.
+            // Recorded now, because it is true now: the other entities may take hours.
             self.journal.found_idle(&idle, &self.mapping).await?;
         }
         self.recall_sizes(&busy).await?;
-        // How many are worked on at once is up to the places; the others only wait.
+        // The concurrency limits decide how many lanes work at once; the others wait for a permit.
         let worked = busy.iter().map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
-            let worked = self.lane(run_id, target, &seen, &look).await;
+            let lane = self.lane(run_id, target, &seen, &look).instrument(lane_span(&target.entity_id));
+            let worked = lane.await;
             self.progress.end(&target.entity_id);
             worked
         });
         let busy_ids: Vec<String> = busy.iter().map(|target| target.entity_id.clone()).collect();
-        let worked = self.counted_meanwhile(&busy_ids, join_all(worked)).await;
-        for report in worked {
-            reports.push(report?);
-        }
+        self.counted_meanwhile(&busy_ids, collect(worked, reports)).await?;
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
-        self.count_pending(&mut reports, &idle).await?;
+        self.count_pending(reports, &idle).await?;
         let unregistered =
             if whole_ledger { self.unregistered(&lanes).await? } else { Unregistered::default() };
         if !unregistered.entity_ids.is_empty() {
             self.journal.note_unregistered(run_id, &unregistered.entity_ids).await?;
         }
         reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
-        Ok((reports, unregistered))
+        Ok(unregistered)
     }
+}
+
+/// Waits for all lanes, and collects the report of each as soon as it ends. Returns the first error of a lane that has
+/// no report.
+pub(super) async fn collect(
+    lanes: impl Iterator<Item = impl Future<Output = Result<EntityReport, RunError>>>,
+    reports: &mut Vec<EntityReport>,
+) -> Result<(), RunError> {
+    let mut lanes: FuturesUnordered<_> = lanes.collect();
+    let mut first = Ok(());
+    while let Some(worked) = lanes.next().await {
+        match worked {
+            Ok(report) => reports.push(report),
+            Err(problem) => first = first.and(Err(problem)),
+        }
+    }
+    first
 }

@@ -1,7 +1,7 @@
 //! Signatures that are fresh when their request is written.
 //!
-//! A request is signed, then the lease is checked, then it is sent. A takeover waits until the lease has run out and
-//! signatures made under it are too old, so the API fences off what a frozen worker still sends.
+//! A request is signed, then the lease is checked, then the request is sent. A takeover waits until the lease has
+//! expired and the signatures made under it are too old. So the API refuses what a frozen worker still sends.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,13 @@ use crate::elven::{Answer, Signed, is_older_than};
 use crate::fault_point::{Step, around};
 use crate::journal::{JournalError, Kind, Lease, Problem};
 
-/// A signature that is older than this is made again before its request is handed over. With the time that opening a
-/// connection may take, a signature is at most 1 s old when its request is written.
+/// The age up to which a signature is fresh. An older one is made again before its request is sent. With the time that
+/// opening a connection may take, a signature is at most 1 s old when its request is written.
 const FRESH_FOR: Duration = Duration::from_millis(600);
-/// How often in a row a request is signed again since connecting took long.
+/// How often in a row a request is signed again because connecting took long.
 const OPENED_LATE_MAX: usize = 3;
 
-/// By what a request was signed, and when by the clock of this machine.
+/// How a request was signed: the offset of the clock, the time by the clock of this machine, and the number of the key.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SignedBy {
     pub ahead: TimeDelta,
@@ -38,7 +38,7 @@ impl From<&Signed> for SignedBy {
 
 /// A request that was sent.
 pub(super) struct Sent {
-    /// `None`: after a stop there was no time left to wait for it.
+    /// `None`: the answer was not awaited, because the grace period was over.
     pub answer: Option<Answer>,
     pub begun: Instant,
     pub by: SignedBy,
@@ -47,7 +47,7 @@ pub(super) struct Sent {
 /// Why a request could not be signed.
 #[derive(Debug)]
 pub(super) enum Unsigned {
-    /// Key or signature are not fit for a header.
+    /// The key or the signature has characters that a header must not have.
     Key(InvalidHeaderValue),
     /// The lease could not be checked, or is lost.
     Lease(JournalError),
@@ -75,8 +75,9 @@ impl From<Unsigned> for LaneExit {
 }
 
 impl Worker {
-    /// A signature that is fresh, behind which the lease was checked: the given one, which was, or a new one where that
-    /// has aged, or clock or key were found to be wrong meanwhile. `trial`: a clock that is being tried.
+    /// Returns a fresh signature after which the lease was checked. Keeps the given signature, after which it was
+    /// checked already, unless that is too old, or the clock or the key was replaced meanwhile. `trial`: a clock under
+    /// trial.
     pub(super) async fn fresh(
         &self,
         session: &ApiSession,
@@ -100,7 +101,7 @@ impl Worker {
             if is_fresh(&signed) {
                 return Ok(signed);
             }
-            // The check took long: as far as is known from it, the lease lasts.
+            // The check took long. It still holds for a new signature if the lease is known to last.
             let signed = session.sign_import(trial, body.clone())?;
             if lasts.is_sure() {
                 return Ok(signed);
@@ -108,7 +109,7 @@ impl Worker {
         }
     }
 
-    /// Sends a request, and waits for its answer. It is signed again when connecting took long.
+    /// Sends a request, and waits for its answer. Signs it again if connecting took long.
     pub(super) async fn send_fresh(
         &self,
         session: &ApiSession,

@@ -1,4 +1,4 @@
-//! Whether a watermark belongs to the database and the ledger that are there.
+//! Checks that a watermark belongs to the database, the ledger and the mapping in use.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,20 @@ use crate::journal::{Kind, Lane, Problem, SealState};
 use crate::ledger::{Changes, Ledger, ProbeResult, belongs_to};
 use crate::text::quoted_argument;
 
-/// A watermark does not fit: to go on would skip rows in silence.
+/// A watermark does not fit: to continue would skip rows without notice.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct WatermarkMismatch(String);
 
 impl From<WatermarkMismatch> for Problem {
-    fn from(misfit: WatermarkMismatch) -> Self {
-        Problem::of_lane(Kind::Watermark, misfit.0)
+    fn from(mismatch: WatermarkMismatch) -> Self {
+        Problem::of_lane(Kind::Watermark, mismatch.0)
     }
 }
 
 impl Worker {
-    /// Refuses a watermark that does not belong to this cluster, this ledger table, this mapping or this past. Each
-    /// refusal prints the way out.
+    /// Refuses a watermark that does not belong to this cluster, this ledger table, this mapping or the history of this
+    /// database. Each message has a hint.
     pub(crate) fn check_watermark(
         &self,
         entity_id: &str,
@@ -30,8 +30,8 @@ impl Worker {
         check_watermark(&self.ledger, entity_id, lane, look)
     }
 
-    /// Refuses to work on rows whatever the watermark: a journal that this cluster did not write, or that was written
-    /// under another mapping.
+    /// Refuses a journal that this cluster did not write, or that was written under another mapping. Unlike
+    /// [`Self::check_watermark`], it needs no probe.
     pub(crate) fn check_journal(&self, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
         check_seal(entity_id, lane)?;
         check_position(entity_id, lane)?;
@@ -39,14 +39,14 @@ impl Worker {
     }
 }
 
-/// Of these entities those whose rows are read as when their watermarks were moved. Of the others nothing can be told from
-/// the ledger as it is read now.
+/// Keeps the lanes whose watermark was moved under the mapping in use. For the others, rows that are read now say
+/// nothing.
 pub(crate) fn readable(ledger: &Ledger, mut lanes: BTreeMap<String, Lane>) -> BTreeMap<String, Lane> {
     lanes.retain(|_, lane| is_at_start(lane) || changes(ledger, lane).is_none());
     lanes
 }
 
-/// Those whose watermark is refused because the ledger was read in another way, each with the message.
+/// Returns the entities whose watermark is refused because the mapping changed, each with the message.
 pub(crate) fn refused(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> BTreeMap<String, String> {
     let refused = lanes.iter().filter(|(_, lane)| !is_at_start(lane)).filter_map(|(entity_id, lane)| {
         let changes = changes(ledger, lane);
@@ -57,18 +57,19 @@ pub(crate) fn refused(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> BTreeM
     refused.collect()
 }
 
-/// The ledger is read as some watermark has it, or none has another opinion: then what it takes for entities are entities.
+/// Whether some watermark was moved under the mapping in use, or no watermark is bound yet. Then the entity ids of this
+/// mapping can be trusted.
 pub(crate) fn is_accepted(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> bool {
     let mut bound = lanes.values().filter(|lane| !is_at_start(lane)).peekable();
     bound.peek().is_none() || bound.any(|lane| changes(ledger, lane).is_none())
 }
 
-/// Nothing was read yet, or all is to be read again: the next pass is bound to whatever there is.
+/// Whether no row was read yet, or all rows are to be read again. Then the next pass binds to the ledger in use.
 fn is_at_start(lane: &Lane) -> bool {
     lane.settled.is_none() && lane.open.is_none()
 }
 
-/// The same as [`Worker::fits`] for a caller without a worker.
+/// The same as [`Worker::check_watermark`], for a caller without a worker.
 pub(crate) fn check_watermark(
     ledger: &Ledger,
     entity_id: &str,
@@ -99,8 +100,8 @@ pub(crate) fn check_watermark(
     let snapshots = [lane.settled.as_ref(), lane.open.as_ref().map(|(_, target)| target)];
     if snapshots.into_iter().flatten().any(|snapshot| snapshot.xmax() > look.target.xmax()) {
         return refuse(format!(
-            "the watermark of `{entity_id}` speaks of transactions that have not happened yet in this database; \
-             was its write-ahead log reset? hint: {}",
+            "the watermark of `{entity_id}` contains transactions that have not happened yet in this database; was its \
+             write-ahead log reset? hint: {}",
             start_over(entity_id)
         ));
     }
@@ -109,35 +110,36 @@ pub(crate) fn check_watermark(
     if news.from_the_future || news.unstamped {
         let what = if news.unstamped { "is NULL" } else { "has not been given out yet in this database" };
         return refuse(format!(
-            "the ledger has rows of `{entity_id}` whose change_xid {what}; hint: `elven-sync attach` makes sure \
-             that a trigger stamps what is written; stamp what is there by updating it, e.g. update {table} set \
-             <a column> = <itself> where <it is one of these>"
+            "the ledger has rows of `{entity_id}` whose change_xid {what}; hint: `elven-sync attach` \
+             installs the trigger that sets it; then update the rows that are there, e.g. update {table} set <a \
+             column> = <itself> where <it is one of these>"
         ));
     }
     Ok(())
 }
 
-/// Refuses a watermark whose newest change this cluster did not write: its transaction ids may be those of others.
+/// Refuses a watermark whose newest change this cluster did not write: its transaction ids may mean other transactions
+/// here.
 pub(crate) fn check_seal(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     match lane.seal {
         SealState::Whole | SealState::Elsewhere => Ok(()),
         SealState::Broken => Err(WatermarkMismatch(format!(
             "this cluster did not write the journal of `{entity_id}`: the newest row of its watermark in \
-             elven_sync.sync_passes was copied or altered, so its transaction ids may mean other transactions here; hint: \
-             {}, or `elven-sync entity rebind --journal --reason '...' {}` accepts the journal after it was proven \
-             against the ledger",
+             elven_sync.sync_passes was copied or altered, so its transaction ids may mean other transactions here; \
+             hint: {}, or `elven-sync entity rebind --journal --reason '...' {}` accepts the journal after it was \
+             proven against the ledger",
             start_over(entity_id),
             quoted_argument(entity_id)
         ))),
         SealState::Missing => Err(WatermarkMismatch(format!(
-            "the watermark of `{entity_id}` has no row in elven_sync.sync_passes, so nothing says that this cluster wrote \
-             it; hint: restore the rows from a backup of the whole database, or {}",
+            "the watermark of `{entity_id}` has no row in elven_sync.sync_passes, so nothing proves that this cluster \
+             wrote it; hint: restore the rows from a backup of the whole database, or {}",
             start_over(entity_id)
         ))),
     }
 }
 
-/// Refuses a watermark that is not where its newest change says.
+/// Refuses a watermark that differs from its newest recorded change.
 fn check_position(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     if lane.seal != SealState::Elsewhere {
         return Ok(());
@@ -149,7 +151,7 @@ fn check_position(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch>
     )))
 }
 
-/// Refuses a watermark that was moved while the ledger was read in another way.
+/// Refuses a watermark that was moved under another mapping.
 fn check_mapping(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     let changes = changes(ledger, lane);
     if changes.is_none() || lane.mapping.is_none() {
@@ -162,7 +164,7 @@ fn check_mapping(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), Wa
     )))
 }
 
-/// A lane as it would be if it were bound to this cluster and to how this ledger is read.
+/// Returns a lane as if it were bound to this cluster and to the mapping in use.
 pub(crate) fn as_if_bound(ledger: &Ledger, look: &ProbeResult, lane: &Lane) -> Lane {
     Lane {
         system_identifier: lane.system_identifier.map(|_| look.system_identifier),
@@ -173,7 +175,8 @@ pub(crate) fn as_if_bound(ledger: &Ledger, look: &ProbeResult, lane: &Lane) -> L
     }
 }
 
-/// In what the ledger is read differently than when the watermark was moved. Of an old watermark its table alone is known.
+/// Returns how the mapping differs from the one under which the watermark was moved. For an old watermark only the
+/// table is known.
 pub(crate) fn changes(ledger: &Ledger, lane: &Lane) -> Changes {
     let table = ledger.name();
     match (&lane.mapping, &lane.ledger_table) {
@@ -186,14 +189,15 @@ pub(crate) fn changes(ledger: &Ledger, lane: &Lane) -> Changes {
     }
 }
 
-/// Says in what it is read differently.
+/// Returns the sentence about the differences of the mapping.
 pub(crate) fn mapping_changed(entity_id: &str, changes: &Changes) -> String {
     format!("the ledger mapping of `{entity_id}` changed: {}", changes.sentence())
 }
 
 fn correct_or_rebind(entity_id: &str) -> String {
     format!(
-        "correct [ledger] if that is a mistake, or accept it with `elven-sync entity rebind --mapping --reason '...' {}`",
+        "correct [ledger] if that is a mistake, or accept it with `elven-sync entity rebind --mapping --reason '...' \
+         {}`",
         quoted_argument(entity_id)
     )
 }

@@ -1,4 +1,4 @@
-//! A worker: everything that runs, backfills and retries need, and its signs of life.
+//! A worker: everything that runs, backfills and retries need, and its heartbeat.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::RunError;
 use super::api_session::ApiSession;
@@ -23,8 +24,8 @@ use crate::journal::{Entity, Journal, JournalError, Kind, Lane, Problem};
 use crate::ledger::{Ledger, LedgerError, Progress};
 use crate::text::quoted_sql;
 
-/// Set once the process was asked to stop: batches in flight are finished, no new one begins. Those that
-/// take longer than `shutdown_grace` are given up.
+/// Becomes true when the process is asked to stop: batches in flight are finished, and no new one is started. Batches
+/// that take longer than `shutdown_grace` are abandoned.
 pub type Stop = watch::Receiver<bool>;
 
 /// Everything that a worker needs; cheap to clone.
@@ -33,13 +34,13 @@ pub struct Worker {
     pub(crate) settings: Arc<Settings>,
     pub(crate) database: Database,
     pub(crate) ledger: Ledger,
-    /// How the ledger is read, as the journal records it.
+    /// The mapping in JSON, as the journal records it.
     pub(crate) mapping: Arc<str>,
     pub(crate) journal: Journal,
     pub(crate) client: Client,
-    pub(super) places: Arc<ConcurrencyLimits>,
+    pub(super) limits: Arc<ConcurrencyLimits>,
     pub(crate) stop: Stop,
-    /// Set once the grace after `stop` is over, too.
+    /// Becomes true when the grace period after `stop` is over.
     pub(crate) cut_off: Stop,
     pub(crate) progress: RowsDone,
 }
@@ -53,12 +54,12 @@ pub(super) struct Target {
     pub(crate) entity_id: String,
     pub(crate) zone: Zone,
     pub(crate) session: Arc<ApiSession>,
-    /// What was done in the run to prove that its credential and the endpoint are good.
+    /// What the run did to prove that the credential and the endpoint are good.
     pub(crate) proving: Arc<CredentialProof>,
 }
 
 impl Worker {
-    /// Opens ledger and sync tables on connections to the primary.
+    /// Opens the ledger and the sync tables over connections to the primary.
     pub async fn open(settings: Settings, database: Database, stop: Stop) -> Result<Self, RunError> {
         let worker = worker_name();
         let journal =
@@ -70,7 +71,7 @@ impl Worker {
         };
         let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
-        let places = Arc::new(ConcurrencyLimits::new(&settings.sync));
+        let limits = Arc::new(ConcurrencyLimits::new(&settings.sync));
         let cut_off = after(stop.clone(), settings.sync.shutdown_grace);
         Ok(Self {
             settings: Arc::new(settings),
@@ -79,7 +80,7 @@ impl Worker {
             ledger,
             journal,
             client,
-            places,
+            limits,
             stop,
             cut_off,
             progress: RowsDone::default(),
@@ -97,8 +98,10 @@ impl Worker {
         Ok(all.into_iter().filter(wanted).collect())
     }
 
-    /// Sorts out the entities that cannot be worked on, each with its problem. When no entity at all
-    /// has a usable credential, nothing is begun: then the installation is not set up yet.
+    /// Separates the entities that cannot be worked on, each with its problem.
+    ///
+    /// # Errors
+    /// No entity has a usable credential: the installation is not set up yet, so no run is begun.
     pub(super) fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
         let mut sessions: BTreeMap<&str, Result<Arc<ApiSession>, String>> = BTreeMap::new();
         let mut targets = Vec::new();
@@ -136,7 +139,7 @@ impl Worker {
         Ok(ApiSession::new(credential, self.client.clone(), rate, bytes))
     }
 
-    /// Sends a request. `None`: after a stop there was no time left to wait for the answer.
+    /// Sends a request, and waits for its answer. `None`: the grace period ended first.
     pub(super) async fn answer(&self, session: &ApiSession, signed: Signed) -> Option<Answer> {
         let mut cut_off = self.cut_off.clone();
         tokio::select! {
@@ -150,24 +153,25 @@ impl Worker {
         (self.settings.sync.lease / 3).max(Duration::from_millis(50))
     }
 
-    /// Gives signs of life for as long as the work of a run lasts, and ends the work when nobody can hear them any more.
+    /// Writes heartbeats while the work of a run lasts. Ends the work with an error if a heartbeat cannot be written.
     pub(super) async fn alive<T>(
         &self,
         run_id: i64,
         work: impl Future<Output = Result<T, RunError>>,
     ) -> Result<T, RunError> {
         let mut heart = JoinSet::new();
-        heart.spawn(heartbeat(self.clone(), run_id));
-        // Beside it, so that no sign of life waits for that.
+        heart.spawn(heartbeat(self.clone(), run_id).in_current_span());
+        // In a task of its own, so that no heartbeat waits for the clean-up of commits.
         let (database, every) = (self.database.clone(), self.renewed_every());
-        heart.spawn(async move { match database.keep_forgetting(every).await {} });
+        let forgetting = async move { match database.keep_forgetting(every).await {} };
+        heart.spawn(forgetting.in_current_span());
         tokio::select! {
             worked = work => worked,
             Some(Ok(problem)) = heart.join_next() => Err(problem.into()),
         }
     }
 
-    /// Waits for something. `None`: a signal came meanwhile.
+    /// Waits for a future. `None`: a signal came first.
     pub(super) async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
         let mut stop = self.stop.clone();
         tokio::select! {
@@ -178,24 +182,25 @@ impl Worker {
     }
 }
 
-/// Connects to the standby that pages are to be read from.
+/// Connects to the standby from which pages are read.
 async fn standby(url: &SecretString, primary: &Database) -> Result<Database, LedgerError> {
     primary.connect_like(url).await.map_err(|problem| {
         LedgerError::Standby(format!(
-            "the standby cannot be reached: {}; hint: check ELVEN_SYNC_LEDGER_URL, or leave it out to read from the \
+            "the standby cannot be reached: {}; hint: check ELVEN_SYNC_LEDGER_URL, or unset it to read from the \
              primary",
             crate::text::chain(&problem)
         ))
     })
 }
 
-/// What is written without a stamp may lie behind the watermark, and nobody would know.
+/// Warns of ledger tables without the trigger: a row that is written without a new `change_xid` may lie behind the
+/// watermark, and then no pass reads it.
 pub(crate) fn warn_of(without_trigger: &[String]) {
     for table in without_trigger {
         tracing::warn!(
             table,
-            "no trigger that is enabled ALWAYS stamps what is written here, so rows may be passed over; hint: \
-             `elven-sync attach`, which also says how to stamp what was written meanwhile"
+            "the table has no trigger that sets change_xid (enabled ALWAYS), so rows may be skipped; hint: elven-sync \
+             attach, which also says how to repair rows that were written without it"
         );
     }
 }
@@ -204,10 +209,10 @@ pub(crate) fn progress(lanes: &BTreeMap<String, Lane>) -> Vec<Progress> {
     lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect()
 }
 
-/// Gives signs of life, until that fails for longer than a database may be away.
+/// Writes heartbeats. Returns why, when they failed for longer than the database may be unavailable.
 async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
     let every = worker.renewed_every();
-    // Run and leases begin with their whole time.
+    // No heartbeat at once: the run and its leases have just begun.
     let mut tick = tokio::time::interval_at(Instant::now() + every, every);
     loop {
         tick.tick().await;
@@ -217,7 +222,7 @@ async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
     }
 }
 
-/// Says that a stop was asked for, so much later.
+/// Passes a stop on after the grace period.
 fn after(mut stop: Stop, grace: Duration) -> Stop {
     let (sender, later) = watch::channel(false);
     tokio::spawn(async move {
@@ -229,7 +234,7 @@ fn after(mut stop: Stop, grace: Duration) -> Stop {
     later
 }
 
-/// Host, process and time of start: no two workers share a name.
+/// The name of this worker: host, process id and start time, so that it is unique.
 pub(crate) fn worker_name() -> String {
     let host = gethostname::gethostname();
     format!("{}/{}/{:x}", host.to_string_lossy(), std::process::id(), chrono::Utc::now().timestamp_micros())

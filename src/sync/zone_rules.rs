@@ -1,5 +1,5 @@
-//! Changes of the zone rules: which uploaded rows have other wall-clock times now, and where the database server has
-//! other rules than this program. Each is reported once per change.
+//! Changes of the zone rules: uploaded rows that have other wall-clock times now, and zones for which the database
+//! server has other rules than this program. Each change is reported once.
 
 use std::collections::BTreeMap;
 
@@ -15,33 +15,35 @@ use crate::ledger::Uploaded;
 use crate::text::quoted_option;
 use crate::watermark::Snapshot;
 
-/// So far ahead the rules of the database server are compared.
+/// How far into the future the rules of the database server are compared.
 const COMPARED_DAYS: u64 = 366;
 
-/// No more entities are named than this.
+/// The most entities that are named.
 const ENTITIES_NAMED_MAX: usize = 20;
 
-/// No more zones are named than this.
+/// The most zones that are named.
 const ZONES_NAMED_MAX: usize = 5;
 
-/// What was seen of the rules before a run sends anything.
+/// The state of the zone rules before a run sends anything.
 #[derive(Debug)]
 pub(super) struct Seen {
     zones: Vec<Zone>,
     rules: RulesSeen,
-    /// Where the entities were whose rules have changed: what is behind that was uploaded by the earlier rules.
+    /// The lanes of entities whose rules have changed: rows up to these watermarks were uploaded with the earlier
+    /// rules.
     lanes: BTreeMap<String, Lane>,
 }
 
 impl Worker {
-    /// Compares the zone rules in use with those of earlier uploads and with those of the database server. Returns
-    /// what a person should know; the same is logged, and kept in `sync_facts`.
+    /// Compares the zone rules in use with the rules of earlier uploads and of the database server. Returns notes for
+    /// the operator, which are also logged and recorded in `sync_facts`.
     pub(super) async fn compare_rules(&self, run_id: i64, targets: &[Target]) -> Vec<String> {
         let seen = self.see_rules(run_id, targets).await;
         self.notes_of_rules(targets, seen).await
     }
 
-    /// Looks at the rules. `None`: that failed, which is no reason not to send, and the next run looks again.
+    /// Reads the state of the zone rules. `None`: that failed; the run sends rows all the same, and the next run tries
+    /// again.
     pub(super) async fn see_rules(&self, run_id: i64, targets: &[Target]) -> Option<Seen> {
         if targets.is_empty() {
             return None;
@@ -76,8 +78,8 @@ impl Worker {
         }
     }
 
-    /// Counts the rows that a change of the rules concerns, and records what is known. That may take long, and what is
-    /// sent meanwhile does not count.
+    /// Counts the rows that a change of the rules affects, and records the result. That may take long; rows that are
+    /// sent meanwhile are not counted.
     pub(super) async fn notes_of_rules(&self, targets: &[Target], seen: Option<Seen>) -> Vec<String> {
         let Some(Seen { zones, rules, lanes }) = seen else { return Vec::new() };
         let notes = async {
@@ -95,7 +97,7 @@ impl Worker {
         notes
     }
 
-    /// The zone of a ledger whose `captured_at` has none: there the server's rules say which instant is meant.
+    /// The zone of a ledger whose `captured_at` has no zone. The rules of the server decide which instants it means.
     fn ledger_zone(&self) -> Option<Zone> {
         let name = self.settings.ledger.captured_at_zone.as_deref()?;
         self.settings.zones.get(name).ok()
@@ -112,7 +114,7 @@ impl Worker {
             targets.iter().map(|target| (target.entity_id.as_str(), target)).collect();
         let (mut notes, mut facts) = (Vec::new(), Vec::new());
         for earlier in changed {
-            // It may have been given another zone just now.
+            // The entity may have been given another zone just now.
             let zone = targets.get(earlier.entity_id.as_str()).map(|target| &target.zone);
             let Some(zone) = zone.filter(|zone| zone.name() == earlier.timezone) else { continue };
             let change = match earlier_rules(&earlier, zone, &self.settings.zones.version()) {
@@ -141,7 +143,8 @@ impl Worker {
         Ok(notes)
     }
 
-    /// What a change of the rules means for the uploaded rows of an entity. `rules`: those of its earlier uploads.
+    /// Finds the uploaded rows of an entity that a change of the rules affects. `rules`: the rules of its earlier
+    /// uploads.
     async fn change_to(
         &self,
         zone: &Zone,
@@ -156,17 +159,19 @@ impl Worker {
         } else {
             None
         };
-        let Some(offsets) = offsets else { return Ok(RulesChange { rules, rows: Batcher::RulesUnknown }) };
+        let Some(offsets) = offsets else {
+            return Ok(RulesChange { rules, rows: AffectedRows::RulesUnknown });
+        };
         let periods = zone.offsets().differences(&offsets);
         let lane = lanes.get(&earlier.entity_id).cloned().unwrap_or_default();
         let skipped: Option<Snapshot> = earlier.skipped.as_ref().and_then(|skipped| skipped.parse().ok());
         let progress = lane.progress(&earlier.entity_id);
         let rows = match self.ledger.uploaded_in(&progress, skipped.as_ref(), &periods).await {
-            Ok(None) => Batcher::None,
-            Ok(Some(uploaded)) => Batcher::Counted(uploaded),
+            Ok(None) => AffectedRows::None,
+            Ok(Some(uploaded)) => AffectedRows::Counted(uploaded),
             Err(problem) if problem.is_transient() => return Err(problem.into()),
-            // One entity must not keep others from being reported, nor be counted in vain in each run.
-            Err(problem) => Batcher::NotCounted {
+            // One entity must not keep others from being reported, nor fail to be counted again in each run.
+            Err(problem) => AffectedRows::NotCounted {
                 problem: crate::text::chain(&problem),
                 from: periods.first().map(|period| instant(period.start)).unwrap_or_default(),
             },
@@ -174,7 +179,7 @@ impl Worker {
         Ok(RulesChange { rules, rows })
     }
 
-    /// Says for which zones the server has other rules, unless that was said.
+    /// Returns notes for the zones for which the server has other rules, unless they were reported already.
     async fn notes_of_server(
         &self,
         zones: &[Zone],
@@ -183,7 +188,7 @@ impl Worker {
     ) -> Result<Vec<String>, RunError> {
         let reported = reported.unwrap_or_else(|| json!({}));
         let rules_of = |name: &str| zones.iter().find(|zone| zone.name() == name).map_or("", Zone::rules);
-        // One run may be of a few entities: what was said of other zones still holds.
+        // A run may have only a few entities; the reports for other zones still hold.
         let mut value: serde_json::Map<String, Value> = reported
             .as_object()
             .into_iter()
@@ -192,7 +197,7 @@ impl Worker {
             .map(|(name, known)| (name.clone(), known.clone()))
             .collect();
         for difference in differences {
-            // While it lasts the first instant at which they differ is a later one each time.
+            // The first instant of a lasting difference moves on with time, so the first report is kept.
             let known =
                 reported.get(&difference.zone).filter(|known| known["rules"] == rules_of(&difference.zone));
             let found = || difference_json(difference, rules_of(&difference.zone));
@@ -223,13 +228,13 @@ impl Worker {
     }
 }
 
-/// The rules of earlier uploads of an entity, if they are others than those in use: what was recorded for it, or the
-/// version that an earlier version of this program recorded for a run.
+/// Returns the rules of earlier uploads of an entity, if they differ from the rules in use: the recorded rules of the
+/// entity, or the version that an earlier version of this program recorded for a run.
 fn earlier_rules(earlier: &EarlierRules, zone: &Zone, in_use: &str) -> Option<String> {
     let EarlierRules { recorded, rows_uploaded, tzdata, .. } = earlier;
     let rules = match recorded {
         _ if *rows_uploaded == 0 => None,
-        // Another zone is no change of rules; and the same offsets may be those of another version.
+        // Another zone is no change of rules, and another version may have the same offsets.
         Some((name, rules)) => {
             Some(rules.as_str()).filter(|rules| name == zone.name() && !zone.follows(rules))
         }
@@ -243,27 +248,27 @@ fn not_compared(problem: &(dyn std::error::Error + 'static)) {
     tracing::warn!("the time zone rules could not be compared with those of earlier runs: {problem}");
 }
 
-/// The zone rules of an entity are others than those of its earlier uploads.
+/// A change of the zone rules of an entity since its earlier uploads.
 struct RulesChange {
-    /// Those of its earlier uploads.
+    /// The rules of its earlier uploads.
     rules: String,
-    rows: Batcher,
+    rows: AffectedRows,
 }
 
-/// The uploaded rows whose wall-clock time is another one by the rules in use.
-enum Batcher {
-    /// There are none.
+/// The uploaded rows whose wall-clock time changes with the rules in use.
+enum AffectedRows {
+    /// No row is affected.
     None,
-    /// There are these.
+    /// These rows are affected.
     Counted(Uploaded),
-    /// The ledger could not be asked; the first instant at which the rules differ is known.
+    /// The rows could not be counted; only the first instant at which the rules differ is known.
     NotCounted { problem: String, from: String },
-    /// What the earlier rules say is not known.
+    /// The offsets of the earlier rules are not known.
     RulesUnknown,
 }
 
 impl RulesChange {
-    /// What a person has to know, if rows are concerned.
+    /// The note for the operator, if rows are affected.
     fn note(&self, entity_id: &str, zone: &Zone) -> Option<String> {
         let Self { rules, rows } = self;
         let changed = format!(
@@ -272,8 +277,8 @@ impl RulesChange {
             zone.rules()
         );
         match rows {
-            Batcher::None => None,
-            Batcher::Counted(uploaded) => Some(format!(
+            AffectedRows::None => None,
+            AffectedRows::Counted(uploaded) => Some(format!(
                 "{changed}. The wall-clock time changes for {} uploaded {} captured from {} to {}; the records with \
                  the earlier times stay at Elven until they are deleted there; hint: {}",
                 crate::text::thousands(uploaded.rows),
@@ -282,14 +287,14 @@ impl RulesChange {
                 second(uploaded.last),
                 backfill(entity_id, uploaded)
             )),
-            Batcher::NotCounted { problem, from } => Some(format!(
+            AffectedRows::NotCounted { problem, from } => Some(format!(
                 "{changed}. The wall-clock time changes for rows captured from {from} on, which could not be counted: \
-                 {problem}; the records with the earlier times stay at Elven until they are deleted there; hint: send \
-                 the rows from then on again with elven-sync backfill"
+                 {problem}; the records with the earlier times stay at Elven until they are deleted there; hint: \
+                 elven-sync backfill, from then on"
             )),
-            Batcher::RulesUnknown => Some(format!(
+            AffectedRows::RulesUnknown => Some(format!(
                 "{changed}, which are not known to this program, so it cannot say for which uploaded rows the \
-                 wall-clock time changes; hint: where the rules differ, send the range again with elven-sync backfill"
+                 wall-clock time changes; hint: elven-sync backfill, where the rules differ"
             )),
         }
     }
@@ -297,26 +302,26 @@ impl RulesChange {
     fn to_json(&self, entity_id: &str) -> Value {
         let rules = &self.rules;
         match &self.rows {
-            Batcher::None => json!({ "earlier_rules": rules, "rows": 0 }),
-            Batcher::Counted(uploaded) => json!({
+            AffectedRows::None => json!({ "earlier_rules": rules, "rows": 0 }),
+            AffectedRows::Counted(uploaded) => json!({
                 "earlier_rules": rules,
                 "rows": uploaded.rows,
                 "first_captured_at": second(uploaded.first),
                 "last_captured_at": second(uploaded.last),
                 "backfill": backfill(entity_id, uploaded),
             }),
-            Batcher::NotCounted { problem, from } => {
+            AffectedRows::NotCounted { problem, from } => {
                 json!({ "earlier_rules": rules, "rows": null, "differ_from": from, "problem": problem })
             }
-            Batcher::RulesUnknown => json!({ "earlier_rules": rules, "rows": null }),
+            AffectedRows::RulesUnknown => json!({ "earlier_rules": rules, "rows": null }),
         }
     }
 }
 
-/// The command that sends rows with their present times.
+/// The command that uploads the rows again with their present times.
 fn backfill(entity_id: &str, uploaded: &Uploaded) -> String {
     let entity = quoted_option("--entity", entity_id);
-    // The end of a range is not part of it.
+    // The end of a range is not included.
     let end = DateTime::from_timestamp(uploaded.last.timestamp() + 1, 0).unwrap_or(uploaded.last);
     format!("elven-sync backfill {entity} --from {} --to {}", second(uploaded.first), second(end))
 }
@@ -350,9 +355,9 @@ fn server_note(difference: &ServerDifference, rules: &str, ledger_zone: Option<&
     } else {
         "elven-sync sends its own, so SQL with AT TIME ZONE does not show what Elven has"
     };
-    // PostgreSQL looks among its abbreviations first.
+    // PostgreSQL looks for an abbreviation first.
     let hint = if on_server.is_some() && zone.bytes().all(|byte| byte.is_ascii_uppercase()) {
-        "PostgreSQL takes this name for an abbreviation with one fixed offset; name a zone such as Europe/Paris instead"
+        "PostgreSQL takes this name for an abbreviation with one fixed offset; name a zone such as Europe/Paris"
     } else {
         "update the time zone data of the database server (package tzdata, or PostgreSQL itself)"
     };

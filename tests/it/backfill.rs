@@ -112,7 +112,7 @@ async fn backfill_records_and_reports_its_result(pool: PgPool) {
     let again = backfill_2024(&scene, 0, &[]).await;
     assert!(again.contains("backfill 2 from 2024-01-01 to 2025-01-01: succeeded"), "{again}");
     let refused = output_of(&scene, 1, &["backfill", "--resume", "1"]).await;
-    assert!(refused.contains("backfill 1 is succeeded and cannot be gone on with"), "{refused}");
+    assert!(refused.contains("backfill 1 is succeeded and cannot be resumed"), "{refused}");
     let missing = output_of(&scene, 1, &["backfill", "--resume", "7"]).await;
     assert!(missing.contains("there is no backfill 7"), "{missing}");
 }

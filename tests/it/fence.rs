@@ -305,7 +305,7 @@ async fn retry_leaves_and_obeys_a_fence(pool: PgPool) {
     let again = output_of(&scene, 3, &["errors", "retry"]).await;
     assert!(
         again.contains("the network may still deliver that request")
-            && again.contains("elven-sync errors retry, in "),
+            && again.contains("elven-sync errors retry, after "),
         "{again}"
     );
     scene.sql("update ledger.balance_snapshots set balance = 2 where entity_account_id = 'a'").await;

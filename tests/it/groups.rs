@@ -222,7 +222,10 @@ async fn gap_in_the_batches_of_an_open_pass_is_refused(pool: PgPool) {
     assert_eq!(scene.received().len(), sent);
     let problem = "select kind || ': ' || message from elven_sync.sync_errors where resolved_at is null";
     let problem = scene.text(problem).await;
-    assert!(problem.starts_with("watermark: pass 1 has no batch for what lies before batch 3"), "{problem}");
+    assert!(
+        problem.starts_with("watermark: pass 1 has no batch for the rows right before batch 3"),
+        "{problem}"
+    );
     let rewound = scene.output(&["entity", "rewind", "a", "--yes"]).await;
     assert_eq!(rewound.status.code(), Some(0), "{}", stderr(&rewound));
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);

@@ -18,7 +18,7 @@ const ENTITIES: [&str; 7] = [
     "$(touch ./PWNED)`touch ./PWNED`\u{7f}",
 ];
 
-fn is_harmful(c: char) -> bool {
+pub fn is_harmful(c: char) -> bool {
     c != '\n' && c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

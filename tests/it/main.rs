@@ -31,6 +31,7 @@ mod invalid_start;
 mod keys;
 mod layers;
 mod ledgers;
+mod logs;
 mod mapping;
 mod moves;
 mod plans;

@@ -1,4 +1,4 @@
-//! Backfills: ranges of `captured_at` uploaded again, in slices, so that runs are not kept waiting.
+//! Backfills: upload ranges of `captured_at` again, in slices, so that runs do not wait long.
 
 pub(super) mod superseding;
 
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use tracing::Instrument;
 
 use self::superseding::SupersedingRows;
 use super::batcher::ReadSource;
@@ -15,8 +15,10 @@ use super::delivery::{Delivery, DeliveryOptions};
 use super::lane::exit::LaneExit;
 use super::lane::lane_run::LaneRun;
 use super::lane::lease_wait::LEASE_POLL;
+use super::log::{self, lane_span, run_span};
 use super::report;
-use super::worker::Target;
+use super::run::collect;
+use super::worker::{Target, Unusable};
 use super::{Ended, EntityReport, RunError, RunReport, Worker};
 use crate::align::{self, Zones};
 use crate::fault_point::{Step, after, around, before};
@@ -28,16 +30,16 @@ use crate::ledger::{LedgerError, Range};
 use crate::text::quoted_argument;
 use crate::watermark::Cursor;
 
-/// A slice of a backfill ends after so long, or after a third of the lease.
+/// The longest slice of a backfill. A slice also ends after a third of the lease.
 const SLICE_MAX: Duration = Duration::from_secs(2);
 
-/// A backfill cannot be done.
+/// Why a backfill cannot be done.
 #[derive(Debug, thiserror::Error)]
 pub enum BackfillError {
-    /// It was asked for in a way that makes no sense: nothing was recorded.
+    /// The request makes no sense; nothing was recorded.
     #[error("{0}")]
     Usage(String),
-    /// As things are it is not possible; the message says the way out.
+    /// The backfill is not possible now; the message has a hint.
     #[error("{0}")]
     Refused(String),
     /// The ledger, the sync tables or the configuration cannot be used.
@@ -60,16 +62,25 @@ impl From<LedgerError> for BackfillError {
 /// What a backfill did.
 #[derive(Debug)]
 pub struct BackfillReport {
-    /// Its row, as it is now.
+    /// The row of the backfill, as it is now.
     pub backfill: Backfill,
-    /// It was begun by an earlier run.
+    /// An earlier run began the backfill.
     pub resumed: bool,
     /// What this run did.
     pub run: RunReport,
 }
 
+/// A run on a backfill.
+#[derive(Clone, Copy)]
+struct BackfillRun {
+    backfill_id: i64,
+    run_id: i64,
+    /// An earlier run began the backfill.
+    resumed: bool,
+}
+
 impl Worker {
-    /// Uploads a range again. The same range asked for again while it is unfinished goes on where it stopped.
+    /// Uploads a range again. An unfinished backfill of the same range is resumed.
     pub async fn backfill(&self, asked: &Asked) -> Result<BackfillReport, BackfillError> {
         let ranges = self.ranges(asked).await?;
         refuse_standby(&self.database).await?;
@@ -79,7 +90,7 @@ impl Worker {
             let ids: Vec<String> = ranges.iter().map(|range| range.entity_id.clone()).collect();
             self.refuse_other_journals(&ids).await?;
             let rows = self.ledger.count_ranges(&ranges).await?;
-            // Of rows that cannot be counted it is found out when they are read whether they can be sent.
+            // Rows that cannot be counted are checked when they are read.
             let rows = rows.into_iter().map(Option::unwrap_or_default);
             let lanes: Vec<(Range, i64)> = ranges.into_iter().zip(rows).collect();
             around(Step::AskBackfill, self.journal.ask(asked, &lanes)).await?
@@ -87,27 +98,27 @@ impl Worker {
         self.work_on(backfill_id, !is_new).await
     }
 
-    /// Refuses a range of entities whose journal is of another cluster or of another mapping. Nothing is recorded then:
-    /// a backfill that is open would keep `entity rebind --mapping` from accepting another mapping.
+    /// Refuses entities whose journal belongs to another cluster or mapping. Nothing is recorded then, because an open
+    /// backfill would keep `entity rebind --mapping` from accepting another mapping.
     pub(in crate::sync) async fn refuse_other_journals(
         &self,
         entity_ids: &[String],
     ) -> Result<(), BackfillError> {
         for (entity_id, lane) in self.journal.lanes(entity_ids, &self.mapping).await? {
-            if let Err(misfit) = self.check_journal(&entity_id, &lane) {
-                return Err(BackfillError::Refused(misfit.to_string()));
+            if let Err(mismatch) = self.check_journal(&entity_id, &lane) {
+                return Err(BackfillError::Refused(mismatch.to_string()));
             }
         }
         Ok(())
     }
 
-    /// Goes on with a backfill where it stopped.
+    /// Resumes a backfill.
     pub async fn resume_backfill(&self, backfill_id: i64) -> Result<BackfillReport, BackfillError> {
         refuse_standby(&self.database).await?;
         self.work_on(backfill_id, true).await
     }
 
-    /// The range of each entity that was asked for, by its own zone.
+    /// Returns the range of each requested entity, in its own time zone.
     pub(in crate::sync) async fn ranges(&self, asked: &Asked) -> Result<Vec<Range>, BackfillError> {
         let all = Entity::list(&self.database).await?;
         let known: Vec<&str> = all.iter().map(|entity| entity.entity_id.as_str()).collect();
@@ -136,7 +147,7 @@ impl Worker {
     async fn work_on(&self, backfill_id: i64, resumed: bool) -> Result<BackfillReport, BackfillError> {
         if let Some(remedy) = self.ledger.without_range_index().await? {
             tracing::warn!(
-                "no index of the ledger leads to a range of captured_at, so each page reads the table from its beginning; \
+                "the ledger has no index for a range of captured_at, so each page reads the table from its beginning; \
                  hint: elven-sync attach --backfill-index, or {remedy}"
             );
         }
@@ -155,14 +166,29 @@ impl Worker {
             .collect();
         let (targets, unusable) = self.targets(&usable).map_err(RunError::from)?;
         let run_id = self.begin_backfill(backfill_id).await?;
-        let mut notes = Vec::new();
+        let run = BackfillRun { backfill_id, run_id, resumed };
+        let work = self.work_and_end(run, (&targets, unusable), &left, &entities);
+        work.instrument(run_span(run_id)).await
+    }
+
+    /// Does the work of a run on a backfill, and records how it ended.
+    async fn work_and_end(
+        &self,
+        run: BackfillRun,
+        (targets, unusable): (&[Target], Vec<Unusable>),
+        left: &[BackfillLane],
+        entities: &BTreeMap<String, Entity>,
+    ) -> Result<BackfillReport, BackfillError> {
+        let since = Instant::now();
+        log::run_started("backfill", left.len());
+        let BackfillRun { backfill_id, run_id, .. } = run;
+        let (mut notes, mut reports) = (Vec::new(), Vec::new());
         let work = async {
-            notes = self.compare_rules(run_id, &targets).await;
-            let mut reports = Vec::new();
+            notes = self.compare_rules(run_id, targets).await;
             for (entity_id, problem) in unusable {
                 reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
             }
-            reports.extend(self.backfill_lanes((run_id, backfill_id), &left, &targets).await?);
+            self.backfill_lanes((run_id, backfill_id), left, targets, &mut reports).await?;
             let is_reported: BTreeSet<String> =
                 reports.iter().map(|report| report.entity_id.clone()).collect();
             for lane in left.iter().filter(|lane| !is_reported.contains(&lane.range.entity_id)) {
@@ -173,17 +199,19 @@ impl Worker {
                 };
                 reports.push(EntityReport::failed(entity_id, why));
             }
-            reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
-            Ok(reports)
+            Ok(())
         };
         let worked = self.alive(run_id, work).await;
-        let mut report = self.end_backfill(backfill_id, run_id, resumed, worked).await?;
+        reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
+        let ended = self.end_backfill(run, worked.map(|()| reports.clone())).await;
+        let mut report = ended.inspect_err(|_| log::failures_without_summary(&reports))?;
+        log::run_finished(report.run.status, &report.run.counters, since);
         report.run.notes = notes;
         Ok(report)
     }
 
-    /// Begins a run on a backfill; one that another worker is on is left to it, and one that nobody gives signs of life
-    /// for is waited for.
+    /// Begins a run on a backfill. Refuses if another worker works on it; if that worker writes no heartbeat, waits
+    /// until its run has expired.
     async fn begin_backfill(&self, backfill_id: i64) -> Result<i64, BackfillError> {
         let mut first_seen = None;
         let tzdata = self.settings.zones.version();
@@ -195,18 +223,20 @@ impl Worker {
                     format!("there is no backfill {backfill_id}; hint: elven-sync backfill list")
                 }
                 Begun::Ended(status) => format!(
-                    "backfill {backfill_id} is {status} and cannot be gone on with; hint: ask for the range again with \
-                     --from and --to"
+                    "backfill {backfill_id} is {status} and cannot be resumed; hint: elven-sync backfill --from START \
+                     --to END"
                 ),
                 Begun::Busy { run_id, worker, alive_until } => {
                     let is_first = first_seen.is_none();
                     if *first_seen.get_or_insert(alive_until) != alive_until {
                         format!(
-                            "run {run_id} of {worker} is on backfill {backfill_id}; hint: wait for it, or elven-sync \
-                             backfill cancel {backfill_id}"
+                            "run {run_id} of {worker} works on backfill {backfill_id}; hint: wait for it, or \
+                             elven-sync backfill cancel {backfill_id}"
                         )
                     } else if *self.stop.borrow() {
-                        format!("stopped while run {run_id} of {worker} may be on backfill {backfill_id}")
+                        format!(
+                            "stopped while run {run_id} of {worker} may still work on backfill {backfill_id}"
+                        )
                     } else {
                         if is_first {
                             tracing::warn!(
@@ -225,13 +255,14 @@ impl Worker {
         }
     }
 
-    /// Works on all lanes; how many at once is up to the places.
+    /// Works on all lanes. The concurrency limits decide how many work at once.
     async fn backfill_lanes(
         &self,
         (run_id, backfill_id): (i64, i64),
         lanes: &[BackfillLane],
         targets: &[Target],
-    ) -> Result<Vec<EntityReport>, RunError> {
+        reports: &mut Vec<EntityReport>,
+    ) -> Result<(), RunError> {
         let lane_of = |target: &Target| lanes.iter().find(|lane| lane.range.entity_id == target.entity_id);
         for lane in targets.iter().filter_map(lane_of) {
             self.progress.expect(&lane.range.entity_id, lane.rows_total, lane.rows_read);
@@ -239,7 +270,8 @@ impl Worker {
         self.recall_sizes(targets).await?;
         let worked = targets.iter().filter_map(|target| Some((target, lane_of(target)?))).map(
             async |(target, lane)| {
-                let mut report = self.backfill_lane(run_id, backfill_id, target, lane).await?;
+                let work = self.backfill_lane(run_id, backfill_id, target, lane);
+                let mut report = work.instrument(lane_span(&target.entity_id)).await?;
                 self.progress.end(&target.entity_id);
                 if report.ended != Ended::Done {
                     let left = lane.rows_total - lane.rows_read - report.rows_read;
@@ -248,10 +280,10 @@ impl Worker {
                 Ok(report)
             },
         );
-        join_all(worked).await.into_iter().collect()
+        collect(worked, reports).await
     }
 
-    /// Works on one entity, a slice at a time, until its range is through.
+    /// Works on one entity, one slice at a time, until its range is processed.
     async fn backfill_lane(
         &self,
         run_id: i64,
@@ -265,7 +297,7 @@ impl Worker {
         let mut lease_before = None;
         let start = self.invalid_start(entity_id);
         loop {
-            let Some((place, lease, mut state)) = self.take_slice(run_id, backfill_id, entity_id).await?
+            let Some((permit, lease, mut state)) = self.take_slice(run_id, backfill_id, entity_id).await?
             else {
                 return Ok(EntityReport { ended: Ended::Stopped, ..report });
             };
@@ -282,7 +314,7 @@ impl Worker {
                 run_id,
                 target,
                 since,
-                place,
+                permit,
                 has_rows_set_aside,
                 start,
                 lease,
@@ -290,9 +322,9 @@ impl Worker {
             };
             let fits = self.check_journal(entity_id, &state);
             let halted = match (stand, fits) {
-                // It was cancelled.
+                // The backfill was cancelled.
                 (None, _) => Err(LaneExit::Shutdown),
-                (Some(_), Err(misfit)) => Err(misfit.into()),
+                (Some(_), Err(mismatch)) => Err(mismatch.into()),
                 (Some(cursor), Ok(())) => match held.fill_mapping(&mut state).await {
                     Ok(()) => held.slice(backfill_id, &range, cursor).await,
                     Err(problem) => Err(problem.into()),
@@ -302,11 +334,11 @@ impl Worker {
             let fenced = if let Err(LaneExit::Fenced(left)) = halted { Some(left) } else { None };
             report = held.end(halted).await?;
             if let Some(left) = fenced {
-                // Without lease and place, and then with what is left.
+                // Waits without lease and permit, then continues with the next slice.
                 self.unless_stopped(tokio::time::sleep(left)).await;
                 continue;
             }
-            // A lease that was lost is taken again, and what was left of it recovered.
+            // A lost lease is taken again, and its batches are recovered.
             if !yielded {
                 if report.ended != Ended::Held {
                     return Ok(report);
@@ -316,8 +348,8 @@ impl Worker {
         }
     }
 
-    /// A place, and the lease of an entity, for a slice. Whoever else has it is waited for, without the place. `None`: a
-    /// signal came, or the backfill was cancelled.
+    /// Takes a permit and the lease of an entity for a slice. Waits, without the permit, while another worker has the
+    /// lease. `None`: a signal came, or the backfill was cancelled.
     async fn take_slice(
         &self,
         run_id: i64,
@@ -325,14 +357,15 @@ impl Worker {
         entity_id: &str,
     ) -> Result<Option<(LanePermit, Lease, Box<Lane>)>, RunError> {
         loop {
-            let Some(place) = self.place().await else { return Ok(None) };
+            let Some(permit) = self.lane_permit().await else { return Ok(None) };
             before(Step::TakeLease);
             let taken = self.journal.take_for_backfill(entity_id).await?;
             if let Take::Taken(lease, lane) = taken {
                 after(Step::TakeLease);
-                return Ok(Some((place, lease, lane)));
+                tracing::info!(lease_epoch = lease.epoch, "lease taken");
+                return Ok(Some((permit, lease, lane)));
             }
-            drop(place);
+            drop(permit);
             if self.journal.backfill_stand(backfill_id, run_id, entity_id).await?.is_none() {
                 return Ok(None);
             }
@@ -344,12 +377,10 @@ impl Worker {
         SLICE_MAX.min(self.settings.sync.lease / 3)
     }
 
-    /// Records how a run ended that has worked on a backfill.
+    /// Records how a backfill and its run ended.
     async fn end_backfill(
         &self,
-        backfill_id: i64,
-        run_id: i64,
-        resumed: bool,
+        BackfillRun { backfill_id, run_id, resumed }: BackfillRun,
         worked: Result<Vec<EntityReport>, RunError>,
     ) -> Result<BackfillReport, BackfillError> {
         let (journal, failed) = (&self.journal, (BackfillStatus::Failed, RunStatus::Failed));
@@ -370,7 +401,7 @@ impl Worker {
             Ok(entities) => entities,
             Err(problem) => {
                 if let Err(second) = finished {
-                    tracing::warn!(run_id, error = %second, "the run's end could not be recorded");
+                    tracing::warn!(error = %second, "the end of the run could not be recorded");
                 }
                 return Err(problem.into());
             }
@@ -391,7 +422,7 @@ impl Worker {
         Ok(BackfillReport { backfill, resumed, run })
     }
 
-    /// How a backfill and its run ended, by what became of its entities.
+    /// The status of a backfill and of its run, derived from how the lanes ended.
     async fn status_of(
         &self,
         backfill_id: i64,
@@ -404,9 +435,9 @@ impl Worker {
             self.journal.close_cancelled(backfill_id).await?;
             return Ok((BackfillStatus::Cancelled, RunStatus::Incomplete));
         }
-        // A signal that came when all was done has stopped nothing.
+        // A signal that came after all entities were finished has stopped nothing.
         let mut status = report::status(entities, &[], *self.stop.borrow() && now.entities_left > 0);
-        // Set aside by earlier runs, too; and never all done while a range is not through.
+        // Rows that earlier runs set aside count, too. While a range is unfinished, the status is not succeeded.
         if status == RunStatus::Succeeded && (now.rows_rejected > 0 || now.entities_left > 0) {
             status = RunStatus::Incomplete;
         }
@@ -421,8 +452,8 @@ impl Worker {
 }
 
 impl LaneRun<'_> {
-    /// Works on the range for as long as a slice lasts. What was read under an earlier lease is read again, since rows
-    /// may have changed: then a run has sent newer values.
+    /// Works on the range for one slice. Reads rows again that were read under an earlier lease, because a run may have
+    /// sent newer versions of them meanwhile.
     async fn slice(
         &mut self,
         backfill_id: i64,
@@ -433,8 +464,9 @@ impl LaneRun<'_> {
         let open = OpenWork::new(self.lease.clone(), WorkKind::Backfill(backfill_id));
         let source = ReadSource::Range(ledger, range.clone(), self.worker.page_rows());
         let rivals = Arc::new(SupersedingRows::new(self.worker.clone(), range.clone()));
-        let manner = DeliveryOptions { rivals: Some(rivals), ..DeliveryOptions::default() };
-        let delivery = Delivery::new(self, open.clone(), cursor, manner);
+        let options = DeliveryOptions { rivals: Some(rivals), ..DeliveryOptions::default() };
+        let delivery = Delivery::new(self, open.clone(), cursor, options);
+        tracing::info!(backfill_id, "slice started");
         let delivered = async {
             let after = delivery.recover(&source).await?;
             delivery.go_on(source.read(after.clone(), None).await?, after).await
@@ -445,11 +477,12 @@ impl LaneRun<'_> {
         delivered?;
         let finished = journal.finish_backfill_lane(&open);
         around(Step::FinishLane, around(Step::ReleaseLease, finished)).await?;
+        tracing::info!(backfill_id, "range finished");
         Ok(())
     }
 }
 
-/// The range of an entity: a date is the first instant of that day in its zone.
+/// Returns the range of an entity. A date means the first instant of that day in the zone of the entity.
 fn range(zones: &Zones, entity: &Entity, asked: &Asked) -> Result<Range, BackfillError> {
     let zone = zones
         .get(&entity.timezone)
@@ -459,8 +492,8 @@ fn range(zones: &Zones, entity: &Entity, asked: &Asked) -> Result<Range, Backfil
     let (from, to) = (instant(&asked.from)?, instant(&asked.to)?);
     if from >= to {
         return Err(BackfillError::Usage(format!(
-            "--from {} is not before --to {} for entity `{}` in {}; hint: the end is not included: one day is --from \
-             2024-03-01 --to 2024-03-02",
+            "--from {} is not before --to {} for entity `{}` in {}; hint: the end is not included, so one day is \
+             --from 2024-03-01 --to 2024-03-02",
             asked.from, asked.to, entity.entity_id, entity.timezone
         )));
     }

@@ -1,7 +1,7 @@
-//! Rows that supersede: newer rows of the keys of a batch that are not in it.
+//! Superseding rows in a backfill: newer rows of the keys of a batch that are not in the batch.
 //!
-//! A backfill sends in the order `(captured_at, id)`. What has the same account, currency and local second as a row of a
-//! batch and lies behind the batch is newer, and may have arrived already: the older one is not sent after it.
+//! A backfill sends rows in the order `(captured_at, id)`. A row after the batch with the same account, currency and
+//! local second as a row of the batch is newer, and may be uploaded already. So the older row is not sent.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
@@ -15,23 +15,24 @@ use crate::journal::Skipped;
 use crate::ledger::{Range, RangePages, Row, instant, instant_us};
 use crate::watermark::{Cursor, Order};
 
-/// Rows that are kept while many batches have the same rows behind them, as when all accounts are captured at one
-/// instant. Where there are more they are read again for each batch.
+/// The most rows to keep in memory while many batches are followed by the same rows, as when all accounts are captured
+/// at one instant. If there are more, they are read again for each batch.
 const ROWS_KEPT_MAX: usize = 100_000;
 
-/// Looks for the rivals of the batches of a range. Also beyond its end, which may cut a second or an hour that repeats.
+/// Finds the superseding rows for the batches of a range. It also looks beyond the end of the range, which may lie
+/// within a second, or within an hour that the time zone repeats.
 pub(in crate::sync) struct SupersedingRows {
     worker: Worker,
     range: Arc<Range>,
     behind: Mutex<Option<Behind>>,
-    /// Asked for once: nobody else sends rows of the entity while it has the lease.
+    /// Read once, because no other worker changes it while this one has the lease.
     skipped: OnceLock<Skipped>,
 }
 
-/// The rows behind a batch, up to an instant; of use for the batches that follow and look as far.
+/// The rows after a batch up to an instant. Later batches that look up to the same instant use them, too.
 struct Behind {
     until: i64,
-    /// By the hash of their keys. `None`: there are too many.
+    /// The rows by the hash of their key. `None`: there are too many.
     rows: Option<HashMap<u64, Vec<Row>>>,
 }
 
@@ -40,8 +41,8 @@ impl SupersedingRows {
         Self { worker, range, behind: Mutex::new(None), skipped: OnceLock::new() }
     }
 
-    /// The batch without the rows that are superseded by rows behind it: by those that wait to be cut, which are without
-    /// a gap, or by those of the ledger behind these.
+    /// Removes the rows from a batch that are superseded by later rows. `waiting`: the rows right after the batch that
+    /// are read already, without a gap; rows after these are read from the ledger if needed.
     pub(in crate::sync) async fn exclude_superseded(
         &self,
         batch: Batch,
@@ -67,8 +68,8 @@ impl SupersedingRows {
         Ok(if rivals.is_empty() { batch } else { batch.with_newer_rows(rivals) })
     }
 
-    /// Of these rows those that Elven has or will have: not what a registration from now on has skipped, unless it lies in
-    /// the range, and so is sent by the backfill itself.
+    /// Keeps the rows that were or will be uploaded: not the rows that `--from-now` skipped, except those in the range,
+    /// which the backfill itself sends.
     async fn not_skipped(&self, mut rivals: Vec<Row>) -> Result<Vec<Row>, RunError> {
         let end = instant_us(self.range.to);
         let is_in_range = |row: &Row| row.captured_at_us.is_some_and(|at| at < end);
@@ -84,7 +85,7 @@ impl SupersedingRows {
         Ok(rivals)
     }
 
-    /// The rivals of a batch among the rows that wait, and all that the ledger has behind these up to an instant.
+    /// Returns the superseding rows among the waiting rows, and among the later rows of the ledger up to an instant.
     async fn in_ledger(
         &self,
         batch: &Batch,
@@ -99,7 +100,7 @@ impl SupersedingRows {
         }
         if let Some(Behind { rows: Some(rows), .. }) = behind.as_ref() {
             let same_key = batch.keys.iter().filter_map(|key| rows.get(key)).flatten();
-            // Of these the batch that they were read for may have had some: it was too large, and was cut again.
+            // Some waiting rows may not be in `rows`: they were in a larger batch, which was cut again.
             return Ok(superseding(batch, same_key.chain(waiting)));
         }
         let mut rivals = superseding(batch, waiting.iter());
@@ -115,7 +116,7 @@ impl SupersedingRows {
         self.worker.ledger.range(behind, Some(after), None, self.worker.page_rows())
     }
 
-    /// Rows by their keys. `None`: there are too many to keep.
+    /// Reads rows, and groups them by key. `None`: there are too many to keep.
     async fn keep(
         &self,
         waiting: &VecDeque<Row>,
@@ -142,7 +143,7 @@ impl SupersedingRows {
     }
 }
 
-/// Those of some rows that supersede records of a batch.
+/// Keeps the rows that supersede records of a batch.
 fn superseding<'r>(batch: &Batch, rows: impl Iterator<Item = &'r Row>) -> Vec<Row> {
     batch.superseded_by(rows).into_iter().cloned().collect()
 }

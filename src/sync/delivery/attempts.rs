@@ -1,12 +1,14 @@
-//! Attempts: a batch is sent until its answer is the last word on it, and each answer is recorded.
+//! Attempts: a batch is sent until an answer is final, and each answer is recorded.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
 
 use super::super::lane::exit::{LaneExit, later};
+use super::super::log::{self, batch_span};
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
 use super::super::policy::{Attempt, Decision, decide};
@@ -20,40 +22,44 @@ use crate::elven::{Answer, ResponseClass, Signed, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::AttemptResult;
 
-/// A slot for a request: one of the lane's, and one of all lanes'.
+/// The permits for a request: one of the lane, and one of all lanes together.
 struct Slot {
     lanes: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
 
 impl Slot {
-    /// The lane's, to wait with before the same batch is sent again: the other lanes are not to wait as well.
+    /// Keeps only the permit of the lane, to wait before the same batch is sent again without delaying other lanes.
     fn lanes_alone(self) -> OwnedSemaphorePermit {
         self.lanes
     }
 }
 
-/// What came of sending a batch.
+/// The result of sending a batch.
 pub(super) enum Tried {
-    /// It was accepted, which is recorded.
+    /// The batch was accepted, and that is recorded.
     Accepted,
-    /// It was refused.
+    /// The batch was refused; that is not recorded yet.
     Refused(Answered, ResponseClass),
-    /// The outcome is unknown, after the last attempt of the run.
+    /// The outcome is unknown after the last attempt of the run.
     Unknown(Answered),
 }
 
 impl Delivery {
-    /// Sends a batch until it is accepted or set aside, or parts have taken its place: returns those.
+    /// Sends a batch until it is accepted, set aside, or split. Returns the parts that are still to be sent.
     pub(super) async fn attempts(&self, node: BatchTask) -> Result<Vec<BatchTask>, LaneExit> {
-        match self.tried(node).await? {
-            Tried::Accepted => Ok(Vec::new()),
-            Tried::Refused(answered, verdict) => self.bisect(answered, &verdict).await,
-            Tried::Unknown(answered) => self.unknown(answered).await,
-        }
+        let span = batch_span(node.batch_id);
+        let tried = async {
+            match self.tried(node).await? {
+                Tried::Accepted => Ok(Vec::new()),
+                Tried::Refused(answered, verdict) => self.bisect(answered, &verdict).await,
+                Tried::Unknown(answered) => self.unknown(answered).await,
+            }
+        };
+        tried.instrument(span).await
     }
 
-    /// Sends a batch until its answer is the last word on it.
+    /// Sends a batch until an answer is final.
     pub(super) async fn tried(&self, mut node: BatchTask) -> Result<Tried, LaneExit> {
         let settings = &self.worker.settings;
         let attempts_max = if node.once { 1 } else { settings.retry.attempts };
@@ -70,6 +76,7 @@ impl Delivery {
             let (lease, body) = (&self.pass.lease, &node.batch.body);
             let sent = self.worker.send_fresh(&self.session, lease, body, remedies.trial, signed).await?;
             let Sent { answer, begun, by } = sent;
+            log::request(answer.as_ref(), begun, number, node.batch.body.len());
             let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
             let verdict = self.hear(&node.batch, &answer, begun, &mut remedies);
             let settlement = settlement(&answer, begun, node.repeated);
@@ -90,12 +97,10 @@ impl Delivery {
                     return Ok(Tried::Accepted);
                 }
                 Decision::Isolate => {
-                    if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() {
-                        self.target.proving.begin(is_counted);
-                    }
+                    self.note_refusal(&node.batch, &verdict, settlement.http_status, is_counted);
                     return Ok(Tried::Refused(Answered { node, words, settlement }, verdict));
                 }
-                // What is sent after these is no attempt more.
+                // The request after a remedy does not count as an attempt.
                 step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
                     kept = Some(slot.lanes_alone());
                     self.answered(&node, &words, settlement).await?;
@@ -125,7 +130,7 @@ impl Delivery {
         }
     }
 
-    /// Judges an answer. What is sent next has to know at once that it was lost.
+    /// Classifies an answer. A lost answer is noted at once, because it fences the next batch.
     fn hear(
         &self,
         batch: &Batch,
@@ -138,6 +143,21 @@ impl Delivery {
             self.note_lost(batch, begun);
         }
         verdict
+    }
+
+    /// Logs a refusal, and begins the proof of the credential if it is not proven yet.
+    fn note_refusal(
+        &self,
+        batch: &Batch,
+        verdict: &ResponseClass,
+        http_status: Option<i32>,
+        is_counted: bool,
+    ) {
+        let (records, body_bytes) = (batch.records.len(), batch.body.len());
+        tracing::info!(http_status, records, body_bytes, "batch refused");
+        if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() {
+            self.target.proving.begin(is_counted);
+        }
     }
 
     /// Stops the lane after the last attempt, unless the outcome of the batch is unknown.
@@ -154,20 +174,20 @@ impl Delivery {
         }
     }
 
-    /// Waits until a batch may be sent, if it has to wait for others at all.
+    /// Waits until a batch may be sent: for the proof of the credential, and for a permit.
     async fn admit(&self, node: &mut BatchTask) -> Result<(), LaneExit> {
         if node.signed.is_none() {
             self.refuse_fenced_part(&node.batch)?;
         }
         self.await_turn_of_proof(node).await?;
-        // A part by which the credential is proven is the only one of its lane.
+        // A part that proves the credential is the only batch of its lane, and needs no permit.
         if node.room.is_none() && node.turn.is_none() {
             node.room = Some(self.room().await?);
         }
         Ok(())
     }
 
-    /// Waits for a turn, with a request that was signed and then recorded as about to be sent.
+    /// Waits for the permits of a request, and returns it signed. The request is recorded before it is sent.
     async fn ready(
         &self,
         node: &mut BatchTask,
@@ -191,7 +211,7 @@ impl Delivery {
         Ok((slot, signed))
     }
 
-    /// Records that an answer was not waited for.
+    /// Records that the answer was not awaited.
     async fn cut_off(&self, node: &BatchTask, begun: Instant) -> LaneExit {
         self.note_lost(&node.batch, begun);
         let words = messages::cut_off();
@@ -200,7 +220,7 @@ impl Delivery {
         recorded.err().unwrap_or(LaneExit::ShutdownDeadline)
     }
 
-    /// Records that a batch which was announced is not sent, since the lane stops; returns why.
+    /// Records that an announced batch is not sent because the lane stops. Returns the exit.
     pub(super) async fn withdraw(&self, node: &BatchTask, exit: LaneExit) -> LaneExit {
         let (id, why) = (node.batch_id, messages::NOT_SENT);
         let withdrawn = self.worker.journal.withdraw(self.doing(), id, &node.batch, why);
@@ -210,38 +230,39 @@ impl Delivery {
         }
     }
 
-    /// Records that a batch is accepted, and moves the cursor over all that is done.
+    /// Records that a batch is accepted, and moves the cursor over all processed batches.
     async fn settle(&self, node: &BatchTask, settlement: AttemptResult) -> Result<(), LaneExit> {
         before(Step::Settle);
-        let handed = {
+        let submitted = {
             let mut window = self.window.lock().await;
             let moves = (window.advance_after(node.root), self.has_set_aside());
             let (doing, journal) = (self.doing(), &self.worker.journal);
-            let handed = journal.settle(doing, node.batch_id, &node.batch, settlement, moves);
-            // What moves the cursor next is handed in behind this, and so it is written behind it or not at all.
+            let submitted = journal.settle(doing, node.batch_id, &node.batch, settlement, moves);
+            // The next move of the cursor is submitted after this one, so it is written after it or not at all.
             window.part_done(node.root);
             self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
-            // Right behind it, so that both are written at once. Where that is not written, neither is this.
+            // Submitted right after it, so that both are in one commit. If the first is not written, neither is this.
             if window.is_through() && self.pass.course.pass_id().is_some() {
                 window.closing = Some(self.submit_closing(&window));
             }
-            handed
+            submitted
         };
-        handed.written().await?;
+        submitted.written().await?;
         after(Step::Settle);
         self.report(|report| report.count(&node.batch));
-        tracing::debug!(
-            entity_id = self.pass.lease.entity_id,
-            batch_id = node.batch_id,
-            records = node.batch.records.len(),
-            body_bytes = node.batch.body.len(),
-            elapsed_ms = settlement.duration_ms,
-            "accepted"
-        );
+        let (records, body_bytes) = (node.batch.records.len(), node.batch.body.len());
+        if records == 0 {
+            tracing::info!(rows = node.batch.rows.len(), "batch without records processed");
+        } else {
+            tracing::info!(records, body_bytes, elapsed_ms = settlement.duration_ms, "batch accepted");
+        }
+        if !node.batch.invalid.is_empty() {
+            tracing::info!(rows = node.batch.invalid.len(), "invalid rows set aside");
+        }
         Ok(())
     }
 
-    /// Records an answer that is not the last word.
+    /// Records an answer that is not final.
     pub(super) async fn answered(
         &self,
         node: &BatchTask,
@@ -255,7 +276,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// Records an answer after which the lane stops where it is, and says why it does.
+    /// Records an answer after which the lane stops. Returns the exit.
     pub(super) async fn stop(
         &self,
         node: &BatchTask,
@@ -283,8 +304,8 @@ impl Delivery {
         LaneExit::Problem(Box::new(problem), not_before)
     }
 
-    /// Waits until a request may be made: for a slot of the lane, unless there is one, for the session, and for a slot of
-    /// all lanes, which is not kept through a pause.
+    /// Waits until a request may be sent: for a permit of the lane, unless one is given, for the rate and the pauses of
+    /// the session, and for a permit of all lanes. The last one is not kept during a pause.
     async fn turn(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Slot, LaneExit> {
         let lanes = match slot {
             Some(slot) => slot,
@@ -293,7 +314,7 @@ impl Delivery {
         let wait_max = self.worker.settings.retry.max;
         self.or_exit(self.session.acquire_turn(wait_max)).await?.map_err(later)?;
         loop {
-            let of_all = self.permit(self.worker.places.requests()).await?;
+            let of_all = self.permit(self.worker.limits.requests()).await?;
             if !self.session.is_paused() {
                 return Ok(Slot { lanes, _of_all: of_all });
             }
@@ -303,7 +324,7 @@ impl Delivery {
     }
 }
 
-/// What is recorded of an answer.
+/// Returns what is recorded of an answer.
 pub(in crate::sync) fn settlement(answer: &Answer, begun: Instant, repeated: bool) -> AttemptResult {
     AttemptResult {
         http_status: match answer {

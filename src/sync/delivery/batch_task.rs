@@ -1,4 +1,4 @@
-//! A batch, or a part of one, on its way.
+//! A batch, or a part of one, in delivery.
 
 use std::sync::Arc;
 
@@ -10,42 +10,43 @@ use crate::batch::Batch;
 use crate::elven::Signed;
 use crate::journal::{AttemptResult, PendingWrite, RecordedBatch};
 
-/// Room for a batch that is recorded as being sent: the lane's, and that of all lanes.
+/// The permits for a batch that is recorded as being sent: one of the lane, and one of all lanes together.
 pub(super) type Room = [OwnedSemaphorePermit; 2];
 
-/// A batch, or a part of one, on its way.
+/// A batch, or a part of one, in delivery.
 pub(super) struct BatchTask {
     pub(super) batch_id: i64,
     pub(super) batch: Batch,
-    /// Which of the batches that were cut from the pass it is, or is a part of.
+    /// The number of the batch, or of the batch that it is a part of, in the order of the pass.
     pub(super) root: usize,
-    /// Taken before it is announced, and kept until its answer is recorded.
+    /// Taken before the batch is announced, and kept until its answer is recorded.
     pub(super) room: Option<Room>,
     /// The request, signed before it was announced.
     pub(super) signed: Option<Signed>,
-    /// An attempt may have arrived.
+    /// An attempt of the batch has an unknown outcome.
     pub(super) lost: bool,
-    /// It was sent before.
+    /// The batch was sent before.
     pub(super) repeated: bool,
+    /// In how many runs the outcome stayed unknown.
     pub(super) unknown_runs: i32,
-    /// It, or what it is a part of, ended unknown in three runs: a run tries it once.
+    /// The batch, or one that it is a part of, stayed unknown in three runs, so a run sends it once.
     pub(super) once: bool,
-    /// It is sent to prove that the credential is good, and no other part of the entity meanwhile.
+    /// Set if the part is sent to prove the credential; then no other part of the entity is sent.
     pub(super) turn: Option<Turn>,
 }
 
-/// A batch that was signed and is being recorded.
+/// A batch that was signed and submitted to the journal.
 pub(super) struct QueuedBatch {
     pub(super) batch: Batch,
     pub(super) room: Room,
-    /// `None`: there is nothing to send.
+    /// `None`: the batch has no records to send.
     pub(super) signed: Option<Signed>,
     pub(super) root: usize,
-    pub(super) handed: PendingWrite,
+    pub(super) submitted: PendingWrite,
 }
 
 impl BatchTask {
-    /// Of a batch that is recorded.
+    /// A task for a batch that is recorded.
     pub(super) fn new(batch_id: i64, batch: Batch, root: usize) -> Self {
         Self {
             batch_id,
@@ -62,36 +63,37 @@ impl BatchTask {
     }
 }
 
-/// A batch with the last answer to it, which is not recorded.
+/// A batch with its last answer, which is not recorded yet.
 pub(super) struct Answered {
     pub node: BatchTask,
     pub words: OutcomeMessage,
     pub settlement: AttemptResult,
 }
 
-/// A refused record that stands alone, and waits until the credential is proven good. Others may prove it meanwhile.
+/// A refused record that was sent alone. It is set aside once the credential is proven, which other batches may do
+/// meanwhile.
 pub(super) struct Parked {
     pub(super) answered: Answered,
     pub(super) because: Arc<Refusal>,
 }
 
-/// The turn of a refused batch to prove the credential by its parts.
+/// The permit of a refused batch to prove the credential by its parts.
 #[derive(Clone)]
 pub(super) struct Turn {
     pub(super) _permit: Permit,
     pub(super) because: Arc<Refusal>,
 }
 
-/// Why a credential has to be proven good by parts.
+/// Why a credential has to be proven by parts.
 pub(super) struct Refusal {
     pub(super) words: OutcomeMessage,
     pub(super) http_status: Option<i32>,
-    /// Status of the answer to the call that reads.
+    /// The HTTP status of the probe.
     pub(super) list_status: u16,
 }
 
 impl Refusal {
-    /// What is said when a record that was accepted before proved nothing either.
+    /// The message when a record that was accepted before did not prove the credential either.
     pub(super) fn unproven(&self, resent: &Resent) -> OutcomeMessage {
         let list = format!("HTTP {}", self.list_status);
         let instead = match resent {
@@ -102,14 +104,14 @@ impl Refusal {
     }
 }
 
-/// A recorded batch, or a part of one, that is sent again.
+/// A recorded batch, or a part of one, to be sent again.
 pub(super) struct Redelivery<'r> {
-    /// Its place in the window.
+    /// The number of its root in the window.
     pub root: usize,
-    /// The batch.
+    /// The whole batch.
     pub whole: &'r RecordedBatch,
-    /// The batch, or the part of it.
+    /// The batch itself, or a part of it.
     pub leaf: &'r RecordedBatch,
-    /// Its rows as they are now. `None`: none is left.
+    /// Its rows as they are in the ledger now. `None`: no row is left.
     pub batch: Option<Batch>,
 }

@@ -1,10 +1,13 @@
-//! Isolation: a refused batch is taken apart until the refused records stand alone, and those are set aside.
+//! Bisecting: the halves of a refused batch are sent until the refused records are found, and those are set aside.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use tracing::Instrument;
+
 use super::super::api_session::Unproven;
 use super::super::lane::exit::LaneExit;
+use super::super::log::batch_span;
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
 use super::super::proving::Resent;
@@ -17,14 +20,14 @@ use crate::journal::{AttemptResult, Problem};
 
 /// Whether records may be set aside.
 enum Proof {
-    /// They may: credential and endpoint are good.
+    /// Records may be set aside: the credential and the endpoint are good.
     Good,
-    /// The call that reads gave no list: parts are sent to find out, one at a time.
+    /// The probe returned no list: parts are sent one at a time to prove the credential.
     ByParts(Turn),
 }
 
 impl Delivery {
-    /// Halves a refused batch, and returns the parts; a record that stands alone is set aside.
+    /// Splits a refused batch, and returns the halves. Sets a record aside that was sent alone.
     pub(super) async fn bisect(
         &self,
         mut answered: Answered,
@@ -40,8 +43,8 @@ impl Delivery {
                 return Err(self.stop(&node, words.too_many(open), settlement, None).await);
             }
         }
-        // A revoked key or a changed contract refuses everything: then nothing is set aside. That a body is
-        // too large says itself what is wrong with it, until it is a single record.
+        // A revoked key or a changed API refuses everything: then nothing is set aside. No proof is needed to split a
+        // body that is too large; it is needed before a single record is set aside.
         let mut turn = None;
         if *verdict != ResponseClass::TooLarge || halves.is_none() {
             match self.prove(&mut answered).await? {
@@ -60,12 +63,12 @@ impl Delivery {
         self.alone(Answered { node, words, settlement }).await
     }
 
-    /// Sets a record aside that stands alone. Returns the rows that it superseded, which are sent in its place.
+    /// Sets a single record aside. Returns the rows that it superseded, which are sent in its place.
     pub(super) async fn alone(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
         let Answered { node, words, settlement } = answered;
         if let Some(parts) = node.batch.split_off_superseded() {
             let [winner, losers] = self.split(&node, parts, settlement, &words).await?;
-            // It was the answer to the whole that refused it: no request is made for it alone.
+            // The answer to the whole batch refused it, so no request is counted for it.
             let settlement = AttemptResult { sent: false, ..settlement };
             self.set_aside(&winner, settlement, words).await?;
             return Ok(vec![losers]);
@@ -74,14 +77,14 @@ impl Delivery {
         Ok(Vec::new())
     }
 
-    /// Finds out whether credential and endpoint are good. Where only parts can tell, waits until it is the turn of this
-    /// batch; its answer is recorded by then.
+    /// Finds out whether the credential and the endpoint are good. If only parts can prove it, records the answer of
+    /// this batch, and waits for the permit to send its parts.
     async fn prove(&self, answered: &mut Answered) -> Result<Proof, LaneExit> {
         let wait_max = self.worker.settings.retry.max;
         let proven = match self.or_exit(self.session.probe_credential(wait_max)).await {
             Ok(proven) => proven,
             Err(exit) => {
-                // That it was refused is known all the same.
+                // The refusal itself is known, so it is recorded.
                 self.answered(&answered.node, &answered.words, answered.settlement).await?;
                 return Err(exit);
             }
@@ -95,7 +98,7 @@ impl Delivery {
                 }
                 self.answered(node, words, *settlement).await?;
                 settlement.sent = false;
-                // Those whose turn it is need room.
+                // Batches that prove the credential need the permits.
                 node.room = None;
                 let permit = self.or_exit(self.target.proving.permit()).await?;
                 if self.session.is_proven() {
@@ -113,14 +116,14 @@ impl Delivery {
             Err(Unproven::Later(verdict, status)) => {
                 let not_before = if let ResponseClass::Throttled(asked) = verdict { asked } else { None };
                 let mut words = messages::of(&verdict, status, &node.batch, &self.session.credential.name);
-                // Of the batch it is known that it was refused.
+                // The probe failed for now, but the batch itself was refused.
                 words.status = "rejected";
                 Err(self.stop(node, words, *settlement, not_before).await)
             }
         }
     }
 
-    /// Keeps a refused record that stands alone until the credential is proven good, or nothing is left to prove it by.
+    /// Keeps a refused record until the credential is proven, or nothing is left to prove it with.
     async fn park(&self, answered: Answered, because: Arc<Refusal>) -> Result<Vec<BatchTask>, LaneExit> {
         let Answered { mut node, words, mut settlement } = answered;
         if settlement.sent {
@@ -133,49 +136,55 @@ impl Delivery {
         Ok(Vec::new())
     }
 
-    /// Sends a record again that was accepted before, once a run.
+    /// Sends a record again that was accepted before. Does so once in a run.
     pub(super) async fn resend_known(&self) -> Result<Resent, LaneExit> {
         let resent = self.worker.resend_known(self.run_id, &self.target, &self.pass.lease);
         Ok(resent.await?)
     }
 
-    /// Sets aside what of a batch waited until the credential was proven good. Where nothing proves it, the lane stops.
+    /// Sets the parked records of a batch aside. Stops the lane if nothing proves the credential.
     pub(super) async fn conclude(&self, root: usize) -> Result<(), LaneExit> {
         loop {
             let parked = {
                 let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
                 let of_root = parked.iter().position(|parked| parked.answered.node.root == root);
-                of_root.map(|place| parked.swap_remove(place))
+                of_root.map(|index| parked.swap_remove(index))
             };
-            let Some(Parked { answered, because }) = parked else { return Ok(()) };
-            if !self.session.is_proven() {
-                let resent = self.resend_known().await?;
-                if resent != Resent::Accepted {
-                    self.halted.send_replace(true);
-                    let Answered { node, settlement, .. } = answered;
-                    return Err(self.stop(&node, because.unproven(&resent), settlement, None).await);
-                }
-            }
-            let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
-            if open >= self.worker.settings.sync.max_rejections {
-                let Answered { node, words, settlement } = answered;
-                self.halted.send_replace(true);
-                return Err(self.stop(&node, words.too_many(open), settlement, None).await);
-            }
-            for losers in self.alone(answered).await? {
-                // Among them one may be refused and stand alone as well.
+            let Some(parked) = parked else { return Ok(()) };
+            let span = batch_span(parked.answered.node.batch_id);
+            for losers in self.conclude_parked(parked).instrument(span).await? {
+                // One of these may be refused, too, and be parked.
                 self.deliver(losers).await?;
             }
         }
     }
 
-    /// Parts are sent one at a time, since a batch was refused and nothing has proven the credential good.
+    async fn conclude_parked(&self, parked: Parked) -> Result<Vec<BatchTask>, LaneExit> {
+        let Parked { answered, because } = parked;
+        if !self.session.is_proven() {
+            let resent = self.resend_known().await?;
+            if resent != Resent::Accepted {
+                self.halted.send_replace(true);
+                let Answered { node, settlement, .. } = answered;
+                return Err(self.stop(&node, because.unproven(&resent), settlement, None).await);
+            }
+        }
+        let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
+        if open >= self.worker.settings.sync.max_rejections {
+            let Answered { node, words, settlement } = answered;
+            self.halted.send_replace(true);
+            return Err(self.stop(&node, words.too_many(open), settlement, None).await);
+        }
+        self.alone(answered).await
+    }
+
+    /// Whether parts are sent one at a time, because a batch was refused while the credential was not proven.
     pub(super) fn is_being_proven(&self) -> bool {
         self.target.proving.has_begun() && !self.session.is_proven()
     }
 
-    /// Lets a batch wait while the credential is being proven by the parts of another one. When so many requests were sent
-    /// and none was accepted, a record that was accepted before is tried, and else the lane stops.
+    /// Waits while the parts of another batch prove the credential. When the most requests were sent and none was
+    /// accepted, sends a record that was accepted before; if that is not accepted either, the lane stops.
     pub(super) async fn await_turn_of_proof(&self, node: &BatchTask) -> Result<(), LaneExit> {
         if !self.is_being_proven() {
             return Ok(());
@@ -205,7 +214,7 @@ impl Delivery {
         Err(LaneExit::problem(refusal.unproven(&resent).into_problem(batch_id, refusal.http_status)))
     }
 
-    /// Counts a request that is sent while the credential is being proven.
+    /// Counts a request that is sent while the credential is being proven. Returns whether it was counted.
     pub(super) fn count_for_proof(&self) -> bool {
         let is_counted = self.is_being_proven();
         if is_counted {
@@ -214,7 +223,7 @@ impl Delivery {
         is_counted
     }
 
-    /// Lets two parts take the place of a batch.
+    /// Replaces a batch by two parts.
     pub(super) async fn split(
         &self,
         node: &BatchTask,
@@ -227,6 +236,8 @@ impl Delivery {
         let why = (words.message.as_str(), lost);
         let split = journal.split(doing, node.batch_id, &node.batch, &parts, settlement, why);
         let ids = around(Step::Split, split).await?;
+        let records = node.batch.records.len();
+        tracing::info!(records, first_part = ids[0], second_part = ids[1], "batch split");
         self.window.lock().await.add_part(node.root);
         let [first, second] = parts;
         let part = |batch_id, batch| BatchTask {
@@ -237,7 +248,7 @@ impl Delivery {
         Ok([part(ids[0], first), part(ids[1], second)])
     }
 
-    /// Sets the records of a batch aside that cannot be taken apart any further.
+    /// Sets the records of a batch aside that cannot be split any further.
     async fn set_aside(
         &self,
         node: &BatchTask,
@@ -265,6 +276,7 @@ impl Delivery {
         drop(window);
         self.has_set_aside.store(true, Ordering::Relaxed);
         self.report(|report| report.count_set_aside(&node.batch));
+        tracing::info!(rows = node.batch.records.len() + node.batch.invalid.len(), "rows set aside");
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What is not sent while an attempt whose answer was lost may still arrive.
+//! Fences: batches that must not be sent while a request whose answer was lost may still arrive.
 
 use std::time::Instant;
 
@@ -12,29 +12,29 @@ impl Delivery {
         &self.pass.lease.fence
     }
 
-    /// Notes that the answer to an attempt was lost, at once: what is sent next has to know.
+    /// Notes at once that the answer to an attempt was lost, because it fences the next batch.
     pub(super) fn note_lost(&self, batch: &Batch, sent_at: Instant) {
         self.fence().note_lost(batch, sent_at, self.session.ahead_of_api());
     }
 
-    /// Lets a batch that stays unknown wait while an attempt of an earlier lease may arrive: each attempt of its own would
-    /// fence the lane again, and nothing else could be sent that proves the API good.
+    /// Refuses to send a batch that stays unknown while an attempt of an earlier lease may arrive: each attempt of the
+    /// batch would fence the lane again, and no other batch could be sent to prove the API.
     pub(super) fn refuse_while_fenced(&self) -> Result<(), LaneExit> {
         self.fence().of_lane().map_or(Ok(()), |left| Err(LaneExit::Fenced(left)))
     }
 
-    /// Makes sure that a batch, which was never sent, cannot be followed by an older row of one of its keys.
+    /// Refuses a batch that was never sent, if an older row of one of its keys may still arrive after it.
     pub(super) fn refuse_fenced(&self, batch: &Batch) -> Result<(), LaneExit> {
         self.fence().of_new(batch).map_or(Ok(()), |left| Err(LaneExit::Fenced(left)))
     }
 
-    /// The same of a part: what it is a part of was sent, and may still arrive with another row for a key of the part.
+    /// Refuses a part, if the whole batch may still arrive with another row for one of its keys.
     pub(super) fn refuse_fenced_part(&self, part: &Batch) -> Result<(), LaneExit> {
         self.fence().of_keys(part).map_or(Ok(()), |left| Err(LaneExit::Fenced(left)))
     }
 
-    /// The same of a batch that was recorded before. While an attempt of an earlier lease may arrive, only its batch
-    /// may be sent, as it was.
+    /// Refuses a recorded batch, unless it is the batch whose attempt under an earlier lease may still arrive, and has
+    /// the same bytes.
     pub(super) fn refuse_fenced_again(
         &self,
         recorded: &RecordedBatch,

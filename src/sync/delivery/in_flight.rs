@@ -1,31 +1,32 @@
-//! What of a pass is on its way, and how far the cursor may go.
+//! The window of a pass: the batches in flight, and how far the cursor may move.
 
 use std::collections::VecDeque;
 
 use crate::journal::{CursorAdvance, PendingWrite};
 use crate::watermark::Cursor;
 
-/// What is on its way or done, in the order of the pass, from the cursor on.
+/// The batches after the cursor, in flight or processed, in the order of the pass. These are the roots; parts count for
+/// them.
 #[derive(Default)]
 pub(super) struct InFlight {
-    /// Where the lane stands.
+    /// The cursor of the lane.
     pub(super) cursor: Option<Cursor>,
-    /// Number of the first one that is not done.
+    /// The number of the first root.
     first: usize,
-    /// For each: where it ends, and how many parts of it are not done.
+    /// For each root: where it ends, and the number of its unprocessed parts.
     roots: VecDeque<(Cursor, usize)>,
-    /// Nothing more comes.
+    /// All rows are read, so no root is added.
     is_all_read: bool,
-    /// That the pass is through, once that was handed in.
+    /// The submitted write that closes the pass.
     pub(super) closing: Option<PendingWrite>,
 }
 
-/// One batch may take long while others go on behind it: so many of those, and then it is waited for. What is
-/// done beyond the cursor has to be looked at when a later worker goes on here.
+/// The most roots in the window. One batch may take long while later ones are sent; when the window is full, reading
+/// waits for it. A later worker has to examine all batches beyond the cursor.
 const BATCHES_MAX: usize = 256;
 
 impl InFlight {
-    /// Of a lane that stands here.
+    /// The window of a lane with this cursor.
     pub(super) fn at(cursor: Option<Cursor>) -> Self {
         Self { cursor, ..Self::default() }
     }
@@ -39,12 +40,12 @@ impl InFlight {
         self.roots.len() >= BATCHES_MAX
     }
 
-    /// Notes that nothing more comes.
+    /// Notes that all rows are read.
     pub(super) fn end(&mut self) {
         self.is_all_read = true;
     }
 
-    /// All is read, and all of it done.
+    /// Whether all rows are read and processed.
     pub(super) fn is_through(&self) -> bool {
         self.is_all_read && self.roots.is_empty()
     }
@@ -53,16 +54,16 @@ impl InFlight {
         self.roots[root - self.first].1 += 1;
     }
 
-    /// How far the cursor will move when this part is done: over all that is done in a row.
+    /// Returns how far the cursor moves when one part of this root is processed: over all processed roots at the front.
     pub(super) fn advance_after(&self, root: usize) -> Option<CursorAdvance> {
-        let is_done = |(place, (_, parts)): &(usize, &(Cursor, usize))| {
-            parts - usize::from(self.first + place == root) == 0
+        let is_done = |(index, (_, parts)): &(usize, &(Cursor, usize))| {
+            parts - usize::from(self.first + index == root) == 0
         };
         let (_, (last, _)) = self.roots.iter().enumerate().take_while(is_done).last()?;
         Some(CursorAdvance { before: self.cursor.clone(), last: last.clone() })
     }
 
-    /// Takes a part for done, once the journal has it.
+    /// Notes that a part is processed. Call it after the write was submitted to the journal.
     pub(super) fn part_done(&mut self, root: usize) {
         self.roots[root - self.first].1 -= 1;
         while self.roots.front().is_some_and(|(_, parts)| *parts == 0) {

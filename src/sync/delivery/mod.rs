@@ -1,4 +1,4 @@
-//! Delivery: the batches of one pass or backfill on their way, several at once, until each row is accepted, set aside, or
+//! Delivery: sends the batches of a pass or a backfill, several at once, until each row is accepted or set aside, or
 //! the lane stops.
 
 mod attempts;
@@ -18,6 +18,7 @@ use std::time::Instant;
 use chrono::TimeDelta;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 pub(in crate::sync) use self::attempts::settlement;
 use self::batch_task::{BatchTask, Parked, QueuedBatch, Refusal, Room};
@@ -25,7 +26,7 @@ use self::in_flight::InFlight;
 use super::api_session::ApiSession;
 use super::backfill::superseding::SupersedingRows;
 use super::batcher::{BatchLimits, Batcher};
-use super::concurrency::{places, under_way_max};
+use super::concurrency::{semaphore, under_way_max};
 use super::invalid_start::InvalidStart;
 use super::lane::exit::{LaneExit, later, note};
 use super::lane::lane_run::LaneRun;
@@ -39,10 +40,10 @@ use crate::journal::{Kind, OpenWork, PendingWrite, Problem, WorkContext, WorkKin
 use crate::ledger::Pages;
 use crate::watermark::Cursor;
 
-/// The keys of a batch that was on its way, and what came of it.
+/// The keys of a batch, and the result of its delivery.
 type Delivered = (Vec<u64>, Result<(), LaneExit>);
 
-/// The batches of one pass, or of a slice of a backfill, on their way.
+/// The delivery of the batches of one pass, or of one slice of a backfill.
 pub(super) struct Delivery {
     worker: Worker,
     run_id: i64,
@@ -51,35 +52,35 @@ pub(super) struct Delivery {
     target: Target,
     pass: OpenWork,
     window: tokio::sync::Mutex<InFlight>,
-    /// Room for batches that are recorded as being sent.
+    /// Permits of the lane for batches that are recorded as being sent.
     room: Arc<Semaphore>,
-    /// Slots for requests.
+    /// Permits of the lane for requests.
     slots: Arc<Semaphore>,
-    /// When the lane got its place.
+    /// When the lane got its permit.
     since: Instant,
-    /// The place to read, if it is given back when all is read.
-    place: Mutex<Option<OwnedSemaphorePermit>>,
-    /// In a backfill: newer rows of the keys of a batch, which are not in it.
+    /// The permit to read, if it is released when all rows are read.
+    reading: Mutex<Option<OwnedSemaphorePermit>>,
+    /// In a backfill: newer rows of the keys of a batch that are not in the batch.
     rivals: Option<Arc<SupersedingRows>>,
     start: Arc<InvalidStart>,
     /// The entity is up to date with the end of the pass.
     ends: bool,
-    /// Set when the lane has to stop: what is in flight is finished, nothing new is sent.
+    /// Becomes true when the lane has to stop: requests in flight are finished, and no new one is sent.
     halted: watch::Sender<bool>,
-    /// The entity has rows set aside, whose errors an upload may resolve.
+    /// Whether rows of the entity are set aside, whose errors an upload may resolve.
     has_set_aside: AtomicBool,
     report: Mutex<EntityReport>,
-    /// Refused records that stand alone, and wait until the credential is proven good.
+    /// Refused records that were sent alone, until the credential is proven.
     parked: Mutex<Vec<Parked>>,
-    /// The last refusal while nothing proved the credential good.
+    /// The last refusal while the credential was not proven.
     refusal: Mutex<Option<Arc<Refusal>>>,
 }
 
-/// How it is delivered.
+/// Options of a delivery.
 #[derive(Default)]
 pub(super) struct DeliveryOptions {
-    /// The place to read, to be given back when all is read.
-    pub place: Option<OwnedSemaphorePermit>,
+    /// The permit to read, to be released when all rows are read.
+    pub reading: Option<OwnedSemaphorePermit>,
     /// In a backfill: newer rows of the keys of a batch.
     pub rivals: Option<Arc<SupersedingRows>>,
     /// The entity is up to date with the end of the pass.
@@ -91,9 +92,9 @@ impl Delivery {
         held: &LaneRun<'_>,
         pass: OpenWork,
         cursor: Option<Cursor>,
-        manner: DeliveryOptions,
+        options: DeliveryOptions,
     ) -> Arc<Self> {
-        let DeliveryOptions { place, rivals, ends } = manner;
+        let DeliveryOptions { reading, rivals, ends } = options;
         let window = InFlight::at(cursor);
         let at_once = held.worker.settings.sync.requests_in_flight;
         held.worker.progress.begin(&held.target.entity_id);
@@ -105,10 +106,10 @@ impl Delivery {
             target: held.target.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
-            room: places(under_way_max(at_once)),
-            slots: places(at_once),
+            room: semaphore(under_way_max(at_once)),
+            slots: semaphore(at_once),
             since: held.since,
-            place: Mutex::new(place),
+            reading: Mutex::new(reading),
             rivals,
             start: held.start.clone(),
             ends,
@@ -120,7 +121,7 @@ impl Delivery {
         })
     }
 
-    /// Adds what was done to the report of the lane.
+    /// Adds the counts of this delivery to the report of the lane.
     pub(super) fn report_to(&self, report: &mut EntityReport) {
         report.add(&self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -133,15 +134,15 @@ impl Delivery {
         WorkContext { pass: &self.pass, run_id: self.run_id }
     }
 
-    /// Reads on, and sends what is read: up to so many requests at once, but never two batches that have a
-    /// record for the same account, currency and second, because the later upload wins.
+    /// Reads the rows from a cursor on, and sends them in batches, several at once. Two batches with a record of the
+    /// same key are never in flight together, because of two uploads of a key the later one has to count.
     pub(super) async fn go_on(
         self: &Arc<Self>,
         pages: Pages,
         mut before: Option<Cursor>,
     ) -> Result<(), LaneExit> {
         let mut rows = Batcher::of(pages, self.rivals.clone(), self.start.clone());
-        let mut on_their_way = JoinSet::new();
+        let mut in_flight = JoinSet::new();
         let mut keys = KeysUnderWay::default();
         let at_once = self.worker.settings.sync.requests_in_flight;
         let mut stop = self.worker.stop.clone();
@@ -152,7 +153,7 @@ impl Delivery {
             let bytes_max = self.session.body_bytes_max();
             let limits =
                 BatchLimits { records: self.worker.settings.sync.batch_rows, bytes: Some(bytes_max) };
-            // A standby may let us wait for long.
+            // Reading from a standby may take long.
             let batch = tokio::select! {
                 biased;
                 Ok(_) = stop.wait_for(|stop| *stop) => break Err(LaneExit::Shutdown),
@@ -167,20 +168,20 @@ impl Delivery {
                     Err(problem) => break Err(problem.into()),
                 },
             };
-            while on_their_way.len() >= under_way_max(at_once)
+            while in_flight.len() >= under_way_max(at_once)
                 || batch.keys.iter().any(|key| keys.contains(key))
                 || self.window.lock().await.is_full()
             {
-                let Some(done) = on_their_way.join_next().await else { break };
+                let Some(done) = in_flight.join_next().await else { break };
                 take(done, &mut keys, &mut first_exit);
             }
-            while let Some(done) = on_their_way.try_join_next() {
+            while let Some(done) = in_flight.try_join_next() {
                 take(done, &mut keys, &mut first_exit);
             }
             if *unwanted.borrow() {
                 break Err(LaneExit::Yielded);
             }
-            // The limit may have been learned meanwhile.
+            // A smaller limit for the body may have been learned meanwhile.
             let learned = self.session.body_bytes_max();
             if learned < bytes_max && learned < batch.body.len() {
                 rows.put_back(batch);
@@ -192,11 +193,12 @@ impl Delivery {
                 Ok(announced) => {
                     keys.extend(&batch_keys);
                     let delivery = self.clone();
-                    on_their_way.spawn(async move { (batch_keys, delivery.deliver_new(announced).await) });
+                    let delivered = async move { (batch_keys, delivery.deliver_new(announced).await) };
+                    in_flight.spawn(delivered.in_current_span());
                 }
                 Err(exit) => break Err(exit),
             }
-            // Not before something was done: whoever waits would only give way again.
+            // Only after a batch was announced: otherwise lanes could yield to each other without progress.
             if self.has_had_its_share() {
                 break Err(LaneExit::Yielded);
             }
@@ -204,23 +206,23 @@ impl Delivery {
         if is_all_read {
             self.window.lock().await.end();
         }
-        drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.finish(on_their_way, &mut keys, &mut first_exit).await;
+        drop(self.reading.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.finish(in_flight, &mut keys, &mut first_exit).await;
         self.outcome(first_exit, ended)
     }
 
-    /// Waits for what is on its way.
+    /// Waits for the batches in flight.
     async fn finish(
         &self,
-        mut on_their_way: JoinSet<Delivered>,
+        mut in_flight: JoinSet<Delivered>,
         keys: &mut KeysUnderWay,
         first_exit: &mut Option<LaneExit>,
     ) {
         let mut unwanted = self.pass.unwanted();
-        while !on_their_way.is_empty() {
+        while !in_flight.is_empty() {
             tokio::select! {
-                Some(done) = on_their_way.join_next() => take(done, keys, first_exit),
-                // Somebody waits for the lease of a backfill: what is not in flight yet is not waited for.
+                Some(done) = in_flight.join_next() => take(done, keys, first_exit),
+                // A run waits for the lease of a backfill: batches that are not sent yet are withdrawn.
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {
                     self.halted.send_replace(true);
                 }
@@ -228,14 +230,15 @@ impl Delivery {
         }
     }
 
-    /// Closes the pass, all of which is delivered; unless that was handed in with the answer to its last batch.
+    /// Closes the pass after all its batches are processed, unless that was submitted with the answer to the last
+    /// batch.
     pub(super) async fn close(&self) -> Result<(), LaneExit> {
-        let handed = {
+        let submitted = {
             let mut window = self.window.lock().await;
-            let handed_in = window.closing.take();
-            handed_in.unwrap_or_else(|| self.submit_closing(&window))
+            let already = window.closing.take();
+            already.unwrap_or_else(|| self.submit_closing(&window))
         };
-        let closed = handed.written().await;
+        let closed = submitted.written().await;
         self.steps_of_closing().for_each(after);
         closed?;
         Ok(())
@@ -251,10 +254,10 @@ impl Delivery {
         std::iter::once(Step::ClosePass).chain(ends.into_iter().flatten())
     }
 
-    /// Why the lane stops, if it does, by the first reason that a batch gave and by how reading ended.
+    /// Returns the exit of the lane, if it stops, from the first exit of a batch and the end of reading.
     fn outcome(&self, first_exit: Option<LaneExit>, ended: Result<(), LaneExit>) -> Result<(), LaneExit> {
         match (first_exit, ended) {
-            // What was taken back because somebody waits for the lease, also when all had been read by then.
+            // Batches were withdrawn because a run waits for the lease; all rows may have been read by then.
             (Some(LaneExit::Shutdown), Ok(()) | Err(LaneExit::Yielded)) if !*self.worker.stop.borrow() => {
                 Err(LaneExit::Yielded)
             }
@@ -263,7 +266,7 @@ impl Delivery {
         }
     }
 
-    /// Says whether the lane is to be given back between two batches.
+    /// Whether the lane has used its share, and yields between two batches.
     fn has_had_its_share(&self) -> bool {
         match self.pass.course {
             WorkKind::Pass(_) => self.worker.has_had_its_share(self.since),
@@ -271,23 +274,23 @@ impl Delivery {
         }
     }
 
-    /// Signs a batch, then hands it in to be recorded, so that the lease is checked after signing. One batch after
-    /// the other, and without waiting: others are recorded while this one waits for its turn.
+    /// Signs a batch, then submits it to the journal, so that the lease is checked after signing. Submits one batch
+    /// after the other without waiting for the commit, so that later batches are recorded meanwhile.
     async fn announce(&self, batch: Batch) -> Result<QueuedBatch, LaneExit> {
         self.refuse_fenced(&batch)?;
         self.or_exit(self.session.wait_for_pause(self.worker.settings.retry.max)).await?.map_err(later)?;
         let room = self.room().await?;
         let signed = if batch.records.is_empty() { None } else { Some(self.signed(&batch, None)?) };
         before(Step::Announce);
-        let handed = self.worker.journal.announce(self.doing(), &batch);
+        let submitted = self.worker.journal.announce(self.doing(), &batch);
         let number = self.window.lock().await.push(batch.last.clone(), 1);
-        Ok(QueuedBatch { batch, room, signed, root: number, handed })
+        Ok(QueuedBatch { batch, room, signed, root: number, submitted })
     }
 
     /// Sends a batch once it is recorded.
     async fn deliver_new(&self, announced: QueuedBatch) -> Result<(), LaneExit> {
-        let QueuedBatch { batch, room, signed, root, handed } = announced;
-        let batch_id = handed.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
+        let QueuedBatch { batch, room, signed, root, submitted } = announced;
+        let batch_id = submitted.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
         after(Step::Announce);
         let node = BatchTask { room: Some(room), signed, ..BatchTask::new(batch_id, batch, root) };
         self.deliver(node).await?;
@@ -295,7 +298,7 @@ impl Delivery {
     }
 
     async fn room(&self) -> Result<Room, LaneExit> {
-        Ok([self.permit(&self.room).await?, self.permit(self.worker.places.under_way()).await?])
+        Ok([self.permit(&self.room).await?, self.permit(self.worker.limits.under_way()).await?])
     }
 
     async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, LaneExit> {
@@ -307,7 +310,7 @@ impl Delivery {
         signed.map_err(|problem| LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())))
     }
 
-    /// Waits for something, unless the lane has to stop meanwhile.
+    /// Waits for a future, unless the lane has to stop first.
     async fn or_exit<T>(&self, waiting: impl Future<Output = T>) -> Result<T, LaneExit> {
         let (mut stop, mut halted) = (self.worker.stop.clone(), self.halted.subscribe());
         tokio::select! {
@@ -326,7 +329,7 @@ impl Delivery {
     }
 }
 
-/// Takes in that a batch is done, or why the lane has to stop.
+/// Removes the keys of a processed batch, or notes why the lane has to stop.
 fn take(
     done: Result<Delivered, tokio::task::JoinError>,
     keys: &mut KeysUnderWay,

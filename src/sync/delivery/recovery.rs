@@ -1,10 +1,13 @@
-//! Recovery: what an earlier worker, or slice, has left of a pass or a backfill.
+//! Recovery: finishes the batches that an earlier worker or slice left of a pass or a backfill.
 
 use std::collections::{BTreeMap, VecDeque};
+
+use tracing::Instrument;
 
 use super::super::batcher::{Batcher, ReadSource};
 use super::super::invalid_start::Start;
 use super::super::lane::exit::LaneExit;
+use super::super::log::batch_span;
 use super::super::messages;
 use super::Delivery;
 use super::batch_task::{BatchTask, Redelivery};
@@ -18,8 +21,8 @@ use crate::ledger::Row;
 use crate::watermark::Cursor;
 
 impl Delivery {
-    /// Replays what the journal has of the pass or backfill beyond the cursor: what is done is passed over, the rest is sent
-    /// over its recorded interval. Returns where to go on reading.
+    /// Replays the recorded batches beyond the cursor. Skips the processed ones, and sends the others again with the
+    /// rows of their recorded intervals. Returns the cursor from which reading continues.
     pub(in crate::sync) async fn recover(&self, source: &ReadSource<'_>) -> Result<Option<Cursor>, LaneExit> {
         let recorded = around(Step::Recover, self.worker.journal.recorded(&self.pass)).await?;
         let (recorded, passed_over) = unanswered::apart(recorded);
@@ -33,7 +36,7 @@ impl Delivery {
         let roots: Vec<&RecordedBatch> = recorded.iter().filter(|batch| batch.parent_id.is_none()).collect();
         self.refuse_gap(&roots).await?;
         self.redo_passed_over(source, &passed_over).await?;
-        // All at once, so that the cursor passes over those that are done as soon as those before them are.
+        // All roots enter the window at once, so that the cursor moves over processed ones as soon as it reaches them.
         let mut open = Vec::new();
         for root in &roots {
             let mut leaves = vec![*root];
@@ -42,7 +45,7 @@ impl Delivery {
                 leaves.extend(parts.get(&split.batch_id).into_iter().flatten());
             }
             leaves.retain(|leaf| !leaf.state.is_done());
-            // Those that nothing is known to be wrong with first: the others may stop the lane.
+            // Batches that stayed unknown come last, because they may stop the lane.
             leaves.sort_by_key(|leaf| (lineage.is_once(leaf), leaf.batch_id));
             let number = self.window.lock().await.push(root.last.clone(), leaves.len());
             open.push((number, *root, leaves));
@@ -53,7 +56,7 @@ impl Delivery {
         for (number, root, leaves) in open {
             if !leaves.is_empty() {
                 let interval = source.read(after.clone(), Some(root.last.clone())).await?;
-                // A standby may let us wait for long.
+                // Reading from a standby may take long.
                 let rows = self.or_exit(Batcher::of(interval, None, self.start.clone()).all()).await??;
                 let mut start = Start::Undecided;
                 for leaf in leaves {
@@ -74,7 +77,7 @@ impl Delivery {
         Ok(after)
     }
 
-    /// Sends recorded batches again that were held back, root by root.
+    /// Sends the held-back batches again, root by root.
     async fn redo_all(
         &self,
         held: &mut Vec<Redelivery<'_>>,
@@ -90,7 +93,8 @@ impl Delivery {
             if let Some(batch) = &redo.batch {
                 self.start.let_through(batch);
             }
-            if let Some(node) = self.redo(redo).await? {
+            let span = batch_span(leaf.batch_id);
+            if let Some(node) = self.redo(redo).instrument(span).await? {
                 if lineage.is_once(leaf) {
                     let node = BatchTask { once: true, ..node };
                     once.push(Leaf { node, parent_id: leaf.parent_id });
@@ -106,8 +110,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Makes sure that each recorded batch begins where the one before it ends: what lies between would be taken for done.
-    /// No crash leaves such a gap; somebody has deleted a batch, or a restore has.
+    /// Refuses recorded batches with a gap between them, because rows in a gap would count as processed. A crash leaves
+    /// no gap; it comes from a batch that was deleted by hand or by a restore.
     async fn refuse_gap(&self, roots: &[&RecordedBatch]) -> Result<(), LaneExit> {
         let mut after = self.window.lock().await.cursor.clone();
         for root in roots {
@@ -120,7 +124,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// A recorded batch, or a part of one, to be sent over again. `None`: nothing is left of it.
+    /// Prepares a recorded batch, or a part of one, to be sent again. `None`: none of its rows is left in the ledger.
     pub(super) async fn redo(&self, redo: Redelivery<'_>) -> Result<Option<BatchTask>, LaneExit> {
         let Redelivery { root, whole, leaf, batch } = redo;
         let Some(batch) = batch else {
@@ -142,18 +146,14 @@ impl Delivery {
         let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.zone.follows(rules));
         if leaf.state.may_have_arrived() && has_other_rules {
             tracing::warn!(
-                entity_id = self.pass.lease.entity_id,
-                batch_id = leaf.batch_id,
                 same_bytes = batch.body_sha256 == leaf.body_sha256,
-                "the outcome of a batch is unknown; it is sent again by zone rules {}, while it was made by {}: records \
-                 whose wall-clock time differs may be at Elven with both",
+                "the outcome of a batch is unknown; it is sent again by zone rules {}, but it was made by {}: Elven \
+                 may have both times of a record whose wall-clock time differs",
                 self.zone.rules(),
                 leaf.zone_rules.as_deref().unwrap_or_default()
             );
         } else if leaf.state.may_have_arrived() {
             tracing::warn!(
-                entity_id = self.pass.lease.entity_id,
-                batch_id = leaf.batch_id,
                 same_bytes = batch.body_sha256 == leaf.body_sha256,
                 "the outcome of a batch is unknown; it is sent again"
             );

@@ -1,10 +1,13 @@
-//! Batches that the cursor has passed although no answer to them is recorded. Versions before 0.1.1 have left them: an
-//! answer that could not be written did not keep the cursor from moving on.
+//! Batches without a recorded answer that the cursor has passed. Versions before 0.1.1 left them: an answer that could
+//! not be written did not keep the cursor from moving.
 
 use std::collections::{BTreeMap, HashSet};
 
+use tracing::Instrument;
+
 use super::super::batcher::{Batcher, ReadSource};
 use super::super::lane::exit::LaneExit;
+use super::super::log::batch_span;
 use super::super::messages;
 use super::Delivery;
 use super::batch_task::Redelivery;
@@ -14,11 +17,11 @@ use crate::journal::{Kind, Problem, RecordedBatch, Side, WorkKind};
 use crate::ledger::Row;
 use crate::watermark::Cursor;
 
-/// What lies beyond the cursor, and the batches without an answer that it has passed.
+/// Separates the batches beyond the cursor from the unanswered batches that the cursor has passed.
 pub(super) fn apart(recorded: Vec<RecordedBatch>) -> (Vec<RecordedBatch>, Vec<RecordedBatch>) {
     let places: BTreeMap<i64, (Option<i64>, Side)> =
         recorded.iter().map(|batch| (batch.batch_id, (batch.parent_id, batch.side))).collect();
-    // A part belongs where the whole does, which is not listed when it was split before the cursor passed it.
+    // A part belongs to the side of its root. The root is not listed if it was split before the cursor passed it.
     let is_beyond = |batch: &RecordedBatch| {
         let mut place = (batch.parent_id, batch.side);
         while let (Some(parent_id), _) = place {
@@ -35,8 +38,8 @@ pub(super) fn apart(recorded: Vec<RecordedBatch>) -> (Vec<RecordedBatch>, Vec<Re
 }
 
 impl Delivery {
-    /// Sends such batches again, before anything else. A batch is refused when another row of one of its keys was read
-    /// behind it: that row may have arrived, and would be followed by the older one.
+    /// Sends unanswered batches again, before any other batch. Stops the lane if another row of one of their keys was
+    /// read after the batch: that row may have been uploaded, and the older one must not be uploaded after it.
     pub(super) async fn redo_passed_over(
         &self,
         source: &ReadSource<'_>,
@@ -44,7 +47,7 @@ impl Delivery {
     ) -> Result<(), LaneExit> {
         let mut window = self.window.lock().await;
         let Some(cursor) = window.cursor.clone().filter(|_| !passed.is_empty()) else { return Ok(()) };
-        // As one that ends where the cursor stands, and so it moves no further before they are done.
+        // As one root that ends at the cursor, so that the cursor does not move before they are processed.
         let number = window.push(cursor.clone(), passed.len());
         drop(window);
         for leaf in passed {
@@ -52,27 +55,28 @@ impl Delivery {
             let rows = self.or_exit(Batcher::of(interval, None, self.start.clone()).all()).await??;
             let rows: Vec<Row> =
                 rows.into_iter().filter(|row| leaf.ids.contains(&row.id.to_string())).collect();
-            let entity_id = &self.pass.lease.entity_id;
             if self.is_followed(source, leaf, &rows, &cursor).await? {
-                let message = messages::followed(leaf.batch_id, entity_id);
+                let message = messages::followed(leaf.batch_id, &self.pass.lease.entity_id);
                 return Err(LaneExit::problem(Problem::of_lane(Kind::Watermark, message)));
             }
-            tracing::warn!(
-                entity_id,
-                batch_id = leaf.batch_id,
-                "the cursor has passed a batch without an answer; it is sent again"
-            );
+            let span = batch_span(leaf.batch_id);
+            span.in_scope(|| {
+                tracing::warn!(
+                    "the cursor has passed this batch, but no answer is recorded; it is sent again"
+                );
+            });
             let build = |rows| Batch::build(leaf.before.clone(), rows, &self.zone);
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };
-            if let Some(node) = self.redo(Redelivery { root: number, whole: leaf, leaf, batch }).await? {
+            let redo = self.redo(Redelivery { root: number, whole: leaf, leaf, batch });
+            if let Some(node) = redo.instrument(span).await? {
                 self.deliver(node).await?;
             }
         }
         self.conclude(number).await
     }
 
-    /// Whether a pass has a row between a batch and the cursor with a key of the batch. (A backfill looks for such rows
-    /// with each batch.)
+    /// Whether a pass has a row with a key of the batch between the batch and the cursor. A backfill looks for such
+    /// rows with each batch.
     async fn is_followed(
         &self,
         source: &ReadSource<'_>,

@@ -1,10 +1,13 @@
-//! Batches whose outcome stays unknown: after three runs they are taken apart, until the records stand alone that the API
+//! Batches whose outcome stays unknown: after three runs they are split, until the records are found that the API
 //! cannot answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tracing::Instrument;
+
 use super::super::api_session::Unproven;
 use super::super::lane::exit::LaneExit;
+use super::super::log::batch_span;
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
 use super::super::proving::Resent;
@@ -15,19 +18,19 @@ use crate::config::OnAmbiguous;
 use crate::elven::{Answer, ResponseClass};
 use crate::journal::{AttemptResult, Kind, Problem, RecordedBatch};
 
-/// A batch that ended unknown in so many runs is tried once by each later one, and taken apart.
+/// A batch that stayed unknown in this many runs is sent once by each later run, and split.
 const UNKNOWN_RUNS_MAX: i32 = 3;
 /// The most requests that a run sends for such a batch and its parts.
 const REQUESTS_MAX: u32 = 24;
 
-/// What is sent of such a batch: itself, or a part of it.
+/// Such a batch, or a part of it, to be sent.
 pub(super) struct Leaf {
     pub node: BatchTask,
-    /// What it is a part of.
+    /// The batch that it is a part of.
     pub parent_id: Option<i64>,
 }
 
-/// Which batches are parts of which.
+/// The recorded batches by id, to follow a part to the batch that was split.
 pub(super) struct SplitTree<'a> {
     by_id: BTreeMap<i64, &'a RecordedBatch>,
 }
@@ -37,7 +40,7 @@ impl<'a> SplitTree<'a> {
         Self { by_id: recorded.iter().map(|batch| (batch.batch_id, batch)).collect() }
     }
 
-    /// Whether a run tries a batch once: it, or one that it is a part of, ended unknown in three runs.
+    /// Whether a run sends a batch once, because the batch, or one that it is a part of, stayed unknown in three runs.
     pub(super) fn is_once(&self, leaf: &RecordedBatch) -> bool {
         let parent = |batch: &&'a RecordedBatch| self.by_id.get(&batch.parent_id?).copied();
         leaf.unknown_runs >= UNKNOWN_RUNS_MAX
@@ -45,7 +48,7 @@ impl<'a> SplitTree<'a> {
                 .any(|batch| batch.unknown_runs >= UNKNOWN_RUNS_MAX)
     }
 
-    /// The batches one of whose parts is done: that the other one is not is up to its rows.
+    /// The batches with a processed part: then the other part is unknown because of its rows.
     pub(super) fn good_parents(&self) -> BTreeSet<i64> {
         self.by_id
             .values()
@@ -55,16 +58,16 @@ impl<'a> SplitTree<'a> {
     }
 }
 
-/// A batch, or a part, whose outcome is unknown in this run as well, which is recorded.
+/// A batch, or a part, whose outcome stayed unknown in this run. Its answer is recorded.
 struct Unknown {
     answered: Answered,
     parent_id: Option<i64>,
 }
 
-/// What is left of a batch that is taken apart.
+/// The unprocessed parts of a batch that is split.
 #[derive(Default)]
 struct Left {
-    /// Not tried in this run.
+    /// Not sent in this run.
     untried: Vec<Leaf>,
     unknown: Vec<Unknown>,
     refused: Vec<(Answered, ResponseClass)>,
@@ -72,18 +75,18 @@ struct Left {
 }
 
 impl Delivery {
-    /// What follows when the last attempt of a run leaves the outcome of a batch unknown: the lane stops; but a record that
-    /// stands alone, and ended so in three runs, is set aside.
+    /// Handles a batch whose outcome is unknown after the last attempt of a run. Stops the lane; but sets a single
+    /// record aside that stayed unknown in three runs.
     pub(super) async fn unknown(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
-        if self.is_unknown_for_good(&answered.node) && self.is_import_good(&answered.node, true).await? {
+        if self.is_unknown_for_good(&answered.node) && self.is_import_good(true).await? {
             return self.alone(answered).await;
         }
         let Answered { node, words, settlement } = answered;
         Err(self.stop(&node, words, settlement, None).await)
     }
 
-    /// Sends the leaves of a batch that ended unknown in three runs, each once. Where one of two parts is done, or a part
-    /// ended unknown in three runs itself, it is halved. `good_parents`: batches one of whose parts is done.
+    /// Sends the leaves of a batch that stayed unknown in three runs, each once. Splits a leaf whose other half is
+    /// processed, or that stayed unknown in three runs itself. `good_parents`: batches with a processed part.
     pub(super) async fn take_apart(
         &self,
         mut leaves: Vec<Leaf>,
@@ -92,7 +95,7 @@ impl Delivery {
         if leaves.is_empty() {
             return Ok(());
         }
-        // From the end: those first that were tried least.
+        // Taken from the end: the leaves that were sent in the fewest runs come first.
         leaves.sort_by_key(|leaf| std::cmp::Reverse((leaf.node.unknown_runs, leaf.node.batch_id)));
         let mut left = Left { untried: leaves, ..Left::default() };
         let tried = self.halve_and_try(&mut left, &mut good_parents).await;
@@ -119,13 +122,14 @@ impl Delivery {
                 let is_siblings_good = unknown.parent_id.is_some_and(|id| good_parents.contains(&id));
                 (is_siblings_good || node.unknown_runs >= UNKNOWN_RUNS_MAX) && !is_alone(node)
             };
-            let Some(place) = left.unknown.iter().position(is_due) else { return Ok(()) };
+            let Some(index) = left.unknown.iter().position(is_due) else { return Ok(()) };
             if left.requests + 2 > REQUESTS_MAX || !self.is_worth_taking_apart().await? {
                 return Ok(());
             }
-            let Answered { node, words, settlement } = left.unknown.swap_remove(place).answered;
+            let Answered { node, words, settlement } = left.unknown.swap_remove(index).answered;
             let Some(halves) = node.batch.split_in_half() else { continue };
-            let parts = self.split(&node, halves, settlement, &words).await?;
+            let split = self.split(&node, halves, settlement, &words);
+            let parts = split.instrument(batch_span(node.batch_id)).await?;
             let parent_id = Some(node.batch_id);
             left.untried.extend(parts.map(|part| Leaf { node: part, parent_id }));
         }
@@ -137,13 +141,14 @@ impl Delivery {
         left: &mut Left,
         good_parents: &mut BTreeSet<i64>,
     ) -> Result<(), LaneExit> {
-        let mut answered = match self.tried(node).await? {
+        let span = batch_span(node.batch_id);
+        let mut answered = match self.tried(node).instrument(span).await? {
             Tried::Accepted => {
                 good_parents.extend(parent_id);
                 return Ok(());
             }
             Tried::Refused(answered, verdict) => {
-                // An answer that is one: the API is not what makes the other part unknown.
+                // The API answered to this part, so the other part is not unknown because of the API.
                 good_parents.extend(parent_id);
                 left.refused.push((answered, verdict));
                 let Some((answered, _)) = left.refused.last_mut() else { return Ok(()) };
@@ -156,7 +161,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// Records an answer at once, since what follows from it depends on other answers.
+    /// Records an answer at once, because the decision about it depends on other answers.
     async fn record(&self, answered: &mut Answered) -> Result<(), LaneExit> {
         self.answered(&answered.node, &answered.words, answered.settlement).await?;
         answered.settlement = AttemptResult { sent: false, ..answered.settlement };
@@ -164,8 +169,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Isolates what was refused, sets records aside that were unknown in three runs, and stops the lane if anything is
-    /// left.
+    /// Bisects the refused parts, sets single records aside that stayed unknown in three runs, and stops the lane if
+    /// any part is left.
     async fn end_of_taking_apart(
         &self,
         left: &mut Left,
@@ -173,21 +178,23 @@ impl Delivery {
     ) -> Result<(), LaneExit> {
         for (answered, verdict) in std::mem::take(&mut left.refused) {
             let root = answered.node.root;
-            for part in self.bisect(answered, &verdict).await? {
+            let span = batch_span(answered.node.batch_id);
+            for part in self.bisect(answered, &verdict).instrument(span).await? {
                 self.deliver(part).await?;
             }
             self.conclude(root).await?;
         }
-        let mut place = 0;
-        while let Some(Unknown { answered, parent_id }) = left.unknown.get(place) {
+        let mut index = 0;
+        while let Some(Unknown { answered, parent_id }) = left.unknown.get(index) {
             let is_whole = parent_id.is_none_or(|id| good_parents.contains(&id));
-            if !self.is_unknown_for_good(&answered.node)
-                || !self.is_import_good(&answered.node, is_whole).await?
-            {
-                place += 1;
+            let span = batch_span(answered.node.batch_id);
+            let is_good = self.is_import_good(is_whole).instrument(span.clone());
+            if !self.is_unknown_for_good(&answered.node) || !is_good.await? {
+                index += 1;
                 continue;
             }
-            for losers in self.alone(left.unknown.swap_remove(place).answered).await? {
+            let alone = self.alone(left.unknown.swap_remove(index).answered);
+            for losers in alone.instrument(span).await? {
                 self.deliver(losers).await?;
             }
         }
@@ -200,22 +207,22 @@ impl Delivery {
             return Ok(());
         }
         let message = format!(
-            "the outcome of a batch was unknown in three runs, and {REQUESTS_MAX} requests of this run were sent for its parts; \
-             the next run sends the rest"
+            "the outcome of a batch stayed unknown in three runs, and this run sent {REQUESTS_MAX} requests for its \
+             parts; the next run sends the rest"
         );
         Err(LaneExit::problem(Problem::of_lane(Kind::Unavailable, message)))
     }
 
-    /// Whether this is the third run, or a later one, that ends with the outcome of a record unknown that stands alone.
+    /// Whether a single record stays unknown in the third run or a later one.
     fn is_unknown_for_good(&self, node: &BatchTask) -> bool {
         let may_be_sent_again = self.worker.settings.sync.on_ambiguous != OnAmbiguous::Hold;
         may_be_sent_again && node.unknown_runs + 1 >= UNKNOWN_RUNS_MAX && is_alone(node)
     }
 
-    /// Whether the API takes imports in this run, so that it is up to a record that its outcome is unknown. By a record that
-    /// was accepted before, where nothing was accepted in this run; where there is none, the call that reads has to do
-    /// for a record that is no part whose other half is unknown as well.
-    async fn is_import_good(&self, node: &BatchTask, is_whole: bool) -> Result<bool, LaneExit> {
+    /// Whether the API accepts imports in this run, so that a record stays unknown because of its content. If no import
+    /// was accepted in this run, a record is sent again that was accepted before. If there is none, the probe suffices
+    /// for a record that is not a part (`is_whole`) or whose other half is known.
+    async fn is_import_good(&self, is_whole: bool) -> Result<bool, LaneExit> {
         if self.session.has_accepted() {
             return Ok(true);
         }
@@ -223,8 +230,6 @@ impl Delivery {
             Resent::Accepted => Ok(true),
             Resent::Otherwise(why) => {
                 tracing::warn!(
-                    entity_id = self.pass.lease.entity_id,
-                    batch_id = node.batch_id,
                     "a record that was accepted before is not accepted now, so no row is set aside: {why}"
                 );
                 Ok(false)
@@ -236,15 +241,16 @@ impl Delivery {
         }
     }
 
-    /// Whether the API is good for more than a failure: else its batches are left whole.
+    /// Whether the API answers at all; otherwise batches are not split.
     async fn is_worth_taking_apart(&self) -> Result<bool, LaneExit> {
         let proven = self.or_exit(self.session.probe_credential(self.worker.settings.retry.max)).await?;
-        // A key that may only import is proven by the parts: where both end unknown, that is the end of it.
+        // A key that may only import is proven by the parts. If both stay unknown, they are not split any further.
         Ok(matches!(proven, Ok(()) | Err(Unproven::NoList(_))))
     }
 
-    /// What is said of a batch after whose last attempt the outcome is unknown. `None`: it is known. The page of a firewall
-    /// that comes for one batch while others are accepted leaves it unknown, too: the rows are what it does not like.
+    /// Returns the message for a batch whose outcome is unknown after the last attempt. `None`: the outcome is known.
+    /// The page of a firewall for one batch, while others are accepted, counts as unknown, too: the firewall refuses
+    /// its rows.
     pub(super) async fn unknown_after_all(
         &self,
         answer: &Answer,
@@ -272,12 +278,12 @@ impl Delivery {
     }
 }
 
-/// Its records stand or fall together.
+/// Whether the batch cannot be split any further.
 fn is_alone(node: &BatchTask) -> bool {
     node.batch.split_in_half().is_none()
 }
 
-/// 403 or 406 with a page, which the API does not answer with.
+/// Whether the answer is 403 or 406 with a page, which the API itself never sends.
 fn is_page_of_firewall(answer: &Answer) -> bool {
     matches!(answer, Answer::Response { status: 403 | 406, envelope, .. } if envelope.is_page)
 }

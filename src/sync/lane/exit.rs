@@ -1,4 +1,4 @@
-//! Why a lane stops before its work is done.
+//! The exits of a lane: why it stops before its work is done.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use super::super::watermark_check::WatermarkMismatch;
 use crate::journal::{JournalError, Kind, Problem};
 use crate::ledger::LedgerError;
 
-/// Why a lane stopped before its pass was through.
+/// Why a lane stops before its pass is closed.
 #[derive(Debug)]
 pub(in crate::sync) enum LaneExit {
-    /// A signal asked for it.
+    /// A signal asked the process to stop.
     Shutdown,
-    /// A signal asked for it, and an answer was not waited for any more.
+    /// The grace period after a signal ended before an answer came.
     ShutdownDeadline,
-    /// Others wait for their turn.
+    /// Other lanes wait, and this lane has used its share.
     Yielded,
-    /// An attempt whose answer was lost may arrive for so long, and what is next may not be sent before.
+    /// For this time a request whose answer was lost may still arrive, and the next batch must not be sent before.
     Fenced(Duration),
-    /// A problem to record, and how long the API asked not to be called.
+    /// A problem to record, and the pause that the API asked for.
     Problem(Box<Problem>, Option<Duration>),
-    /// The lease is another worker's now.
+    /// Another worker has taken the lease.
     LeaseLost,
-    /// The database went away: there is nowhere to record anything.
+    /// The database is unavailable, so nothing can be recorded.
     Infrastructure(RunError),
 }
 
@@ -43,8 +43,8 @@ impl From<JournalError> for LaneExit {
 }
 
 impl From<WatermarkMismatch> for LaneExit {
-    fn from(misfit: WatermarkMismatch) -> Self {
-        LaneExit::problem(misfit.into())
+    fn from(mismatch: WatermarkMismatch) -> Self {
+        LaneExit::problem(mismatch.into())
     }
 }
 
@@ -75,17 +75,17 @@ impl From<LedgerError> for LaneExit {
     }
 }
 
-/// The API asked not to be called for longer than it is waited for.
+/// The exit for a pause that is longer than the longest back-off.
 pub(in crate::sync) fn later(pause: Duration) -> LaneExit {
     LaneExit::Problem(Box::new(Problem::of_lane(Kind::Throttled, messages::come_later(pause))), Some(pause))
 }
 
-/// Keeps the first reason to stop, unless that is only that something else has stopped it.
-/// However many have it, the longest pause that the API asked for is kept.
+/// Keeps the first exit, unless it only follows from another one. Of several pauses that the API asked for it keeps the
+/// longest.
 pub(in crate::sync) fn note(exit: LaneExit, first_exit: &mut Option<LaneExit>) {
     match (first_exit, exit) {
         (Some(LaneExit::Problem(_, first)), LaneExit::Problem(_, pause)) => *first = (*first).max(pause),
-        // What could not be written for another reason than the lease has others behind it refused as if for the lease.
+        // If a write fails for another reason, the journal refuses the later writes as if the lease were lost.
         (first @ Some(LaneExit::LeaseLost), exit @ LaneExit::Infrastructure(_))
         | (first @ (None | Some(LaneExit::Shutdown | LaneExit::Yielded)), exit)
         | (
@@ -104,10 +104,10 @@ mod tests {
     use super::*;
     use crate::journal::JournalError;
 
-    /// What is kept of reasons that come one after the other.
-    fn noted(halts: impl IntoIterator<Item = LaneExit>) -> Option<LaneExit> {
+    /// Returns the exit that is kept of several exits in this order.
+    fn noted(exits: impl IntoIterator<Item = LaneExit>) -> Option<LaneExit> {
         let mut first = None;
-        halts.into_iter().for_each(|exit| note(exit, &mut first));
+        exits.into_iter().for_each(|exit| note(exit, &mut first));
         first
     }
 
@@ -121,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reason_to_stop_is_kept_and_the_longest_pause() {
+    fn the_first_problem_and_the_longest_pause_are_kept() {
         let exit = noted([problem("first", Some(5)), problem("second", Some(60)), problem("third", None)]);
         let Some(LaneExit::Problem(problem, pause)) = exit else { panic!("{exit:?}") };
         assert_eq!((problem.message.as_str(), pause), ("first", Some(Duration::from_mins(1))));
     }
 
     #[test]
-    fn that_something_else_has_stopped_it_is_no_reason_of_its_own() {
+    fn an_exit_that_only_follows_is_replaced_by_the_first_problem() {
         for other in [LaneExit::Shutdown, LaneExit::Yielded] {
             assert!(matches!(noted([other, problem("why", None)]), Some(LaneExit::Problem(..))));
         }
@@ -137,14 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_is_the_reason_and_not_the_lease_that_others_miss_then() {
+    fn a_failed_write_counts_more_than_the_lost_lease_of_later_writes() {
         assert!(matches!(noted([LaneExit::LeaseLost, broken()]), Some(LaneExit::Infrastructure(_))));
         assert!(matches!(noted([broken(), LaneExit::LeaseLost]), Some(LaneExit::Infrastructure(_))));
     }
 
-    /// Else the lease would be given back, and what may still arrive could meet another worker's.
+    /// Otherwise the lease would be released, and a request that still arrives could overtake a request of another
+    /// worker.
     #[test]
-    fn an_answer_that_was_not_waited_for_is_what_counts() {
+    fn an_answer_that_was_not_awaited_counts_more_than_other_exits() {
         for other in [LaneExit::Shutdown, problem("why", None), LaneExit::LeaseLost, broken()] {
             assert!(matches!(noted([other, LaneExit::ShutdownDeadline]), Some(LaneExit::ShutdownDeadline)));
         }

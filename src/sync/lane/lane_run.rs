@@ -15,10 +15,10 @@ pub(in crate::sync) struct LaneRun<'a> {
     pub run_id: i64,
     pub target: &'a Target,
     pub since: Instant,
-    pub place: LanePermit,
-    /// The entity has rows set aside.
+    pub permit: LanePermit,
+    /// Whether rows of the entity are set aside.
     pub has_rows_set_aside: bool,
-    /// The first rows that the lane reads in the run.
+    /// Tracks whether the first rows that the lane reads in the run are all invalid.
     pub start: Arc<InvalidStart>,
     pub lease: Lease,
     pub report: EntityReport,

@@ -1,33 +1,34 @@
-//! How long a lease is waited for that somebody else has.
+//! How long a lane waits for a lease that another worker holds.
 
 use std::time::{Duration, Instant};
 
 use super::super::Worker;
 use crate::journal::{Holder, JournalError, Lane, Lease, Take};
 
-/// How often a lease that another worker holds is looked at.
+/// The time between two looks at a lease that another worker holds.
 pub(crate) const LEASE_POLL: Duration = Duration::from_millis(250);
 
-/// A backfill that has a lease for so many times its length is left alone: it waits for the answer to a single request.
+/// A backfill that keeps a lease for longer than this many lease times is not waited for any longer: it waits for the
+/// answer to a single request.
 const BACKFILL_LEASES_MAX: u32 = 2;
 
-/// What was seen of a lease that somebody else has.
+/// What a lane saw of a lease that another worker holds.
 pub(crate) struct LeaseWait {
     begun: Instant,
     lease: Duration,
-    /// The lease as it stood, who had it, and since when.
+    /// The state of the lease, its holder, and when this state was seen first.
     seen: Option<(String, Holder, Instant)>,
 }
 
 impl LeaseWait {
-    /// Says whether to look again. A run that keeps renewing is left alone, and a backfill makes room; a lease that nobody
-    /// renews is waited for, however long that takes.
+    /// Whether to look at the lease again. A lease that a run renews is not waited for. A backfill gives its lease up.
+    /// A lease that nobody renews is waited for until it expires, however long that takes.
     pub(crate) fn should_keep_waiting(&mut self, seen: &str, holder: Holder) -> bool {
         let (is_same, is_another, since) = match &self.seen {
             Some((before, holder_before, since)) if before == seen => {
                 (true, *holder_before != holder, *since)
             }
-            // What a run took over is a first look at it.
+            // A new state of the lease counts as seen first now.
             Some((_, holder_before, _)) => (false, *holder_before != holder, Instant::now()),
             None => (false, true, Instant::now()),
         };
@@ -36,7 +37,7 @@ impl LeaseWait {
         match holder {
             Holder::Run => is_same || is_another,
             Holder::Backfill => is_early || since.elapsed() > self.lease,
-            // Not for long: it is being given back or taken, or somebody has its row locked.
+            // Only for a short time: the lease is being released or taken, or its row is locked.
             Holder::Nobody => is_same || is_early,
         }
     }
@@ -47,7 +48,7 @@ impl Worker {
         LeaseWait { begun: Instant::now(), lease: self.settings.sync.lease, seen: None }
     }
 
-    /// Waits a moment for a lease that somebody else has; a backfill is asked for it.
+    /// Waits for a moment before the next look at a lease. Asks a backfill to give its lease up.
     pub(crate) async fn wait_for(&self, entity_id: &str, holder: Holder) -> Result<(), JournalError> {
         if holder == Holder::Backfill {
             self.journal.want(entity_id).await?;
@@ -56,7 +57,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Leases an entity, unless a run is on it: a backfill makes room within a moment.
+    /// Takes the lease of an entity, unless a run holds it. A backfill gives its lease up within a moment.
     pub(crate) async fn take_unless_run(
         &self,
         entity_id: &str,

@@ -1,4 +1,4 @@
-//! One lane: lease, pass, pages, batches, answers, watermark.
+//! A lane: takes the lease of an entity, finishes its open pass, opens and closes a new one, and releases the lease.
 
 pub(super) mod exit;
 pub(super) mod lane_run;
@@ -7,12 +7,15 @@ pub(super) mod lease_wait;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Instrument;
+
 use self::exit::LaneExit;
 use self::lane_run::LaneRun;
 use super::batcher::ReadSource;
 use super::concurrency::LanePermit;
 use super::delivery::{Delivery, DeliveryOptions};
 use super::invalid_start::InvalidStart;
+use super::log::lane_span;
 use super::messages;
 use super::worker::Target;
 use super::{Ended, EntityReport, RunError, Worker};
@@ -21,18 +24,17 @@ use crate::journal::{JournalError, Lane, Lease, NewPass, OpenWork, Problem, Purp
 use crate::ledger::{PassRead, ProbeResult};
 use crate::watermark::Snapshot;
 
-/// A page holds this many batches: large enough that a page costs little, small enough that memory
-/// stays flat.
+/// Batches per page: enough that the query of a page costs little for each row, and few enough that memory stays flat.
 const BATCHES_PER_PAGE: usize = 4;
 
-/// A pass and its target.
+/// The id of a pass, and its target.
 type Opened = (i64, Snapshot);
 
-/// A place, the lease, the state that it was taken in, and the pass that was opened with it, if one was.
+/// A permit, the lease, the state of the lane when the lease was taken, and the pass that was opened with it, if any.
 type Taken = (LanePermit, Lease, Box<Lane>, Option<Opened>);
 
 impl Worker {
-    /// Brings one entity up to date, or says why not.
+    /// Brings one entity up to date, or reports why it is not.
     pub(in crate::sync) async fn lane(
         &self,
         run_id: i64,
@@ -43,13 +45,13 @@ impl Worker {
         let mut report = EntityReport::new(&target.entity_id, Ended::Done);
         let mut lease_before = None;
         let start = self.invalid_start(&target.entity_id);
-        // What has to be so for a pass is known from the look, as long as the entity is where it was then.
+        // The probe has shown that a pass is due. That holds as long as the lane has not changed since.
         let is_due = look.new_rows(&target.entity_id).has_new_rows
             && seen.open.is_none()
             && self.check_watermark(&target.entity_id, seen, look).is_ok();
         let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
-            let (place, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
+            let (permit, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
                 Ok(taken) => taken,
                 Err(ended) => return Ok(EntityReport { ended, ..report }),
             };
@@ -64,7 +66,7 @@ impl Worker {
                 run_id,
                 target,
                 since,
-                place,
+                permit,
                 has_rows_set_aside,
                 start,
                 lease,
@@ -76,11 +78,11 @@ impl Worker {
             if !yielded {
                 return Ok(report);
             }
-            // Now behind all who wait, and whichever worker comes first.
+            // The lane is now behind all lanes that wait, and any worker may take it.
         }
     }
 
-    /// A pass to be opened behind where the entity was seen.
+    /// A pass to open after the watermark that was seen.
     fn opening<'a>(&'a self, run_id: i64, seen: &'a Lane) -> NewPass<'a> {
         let relation = self.ledger.mapping().relation.oid;
         NewPass { run_id, seen, ledger_table: self.ledger.name(), relation, mapping: &self.mapping }
@@ -93,17 +95,21 @@ impl Worker {
         entity_id: &str,
         problem: Problem,
     ) -> Result<EntityReport, RunError> {
-        if let Take::Taken(lease, _) = self.journal.take(entity_id).await? {
-            self.journal.lane_failed(&lease, run_id, &problem, None).await?;
-        }
-        tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
+        let record = async {
+            if let Take::Taken(lease, _) = self.journal.take(entity_id).await? {
+                self.journal.lane_failed(&lease, run_id, &problem, None).await?;
+            }
+            tracing::info!(kind = problem.kind.as_ref(), "lane failed");
+            Ok::<_, JournalError>(())
+        };
+        record.instrument(lane_span(entity_id)).await?;
         Ok(EntityReport::failed(entity_id, problem.message))
     }
 
-    /// Leases an entity, and takes one of the places of entities worked on at once.
+    /// Takes the lease of an entity and a permit for its lane.
     ///
-    /// One whose holder keeps renewing is left to it; one that nobody renews is waited for, without a
-    /// place, so that it delays nobody.
+    /// A lease that its holder renews is left to the holder. A lease that nobody renews is waited for, without a
+    /// permit, so that no other lane is delayed.
     async fn take_or_leave(
         &self,
         entity_id: &str,
@@ -111,7 +117,7 @@ impl Worker {
     ) -> Result<Result<Taken, Ended>, RunError> {
         let mut wait = self.lease_wait();
         loop {
-            let Some(place) = self.place().await else { return Ok(Err(Ended::Stopped)) };
+            let Some(permit) = self.lane_permit().await else { return Ok(Err(Ended::Stopped)) };
             before(Step::TakeLease);
             if opening.is_some() {
                 before(Step::OpenPass);
@@ -123,31 +129,32 @@ impl Worker {
                         after(Step::OpenPass);
                     }
                     after(Step::TakeLease);
-                    return Ok(Ok((place, lease, lane, opened)));
+                    tracing::info!(lease_epoch = lease.epoch, "lease taken");
+                    return Ok(Ok((permit, lease, lane, opened)));
                 }
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
                     return Ok(Err(Ended::Held));
                 }
                 Take::Held { holder, .. } => holder,
             };
-            drop(place);
+            drop(permit);
             self.wait_for(entity_id, holder).await?;
         }
     }
 
-    /// One of the places of entities worked on at once. `None`: a signal came.
-    pub(in crate::sync) async fn place(&self) -> Option<LanePermit> {
-        self.places.take().await.filter(|_| !*self.stop.borrow())
+    /// Waits for the permit of a lane. `None`: a signal came.
+    pub(in crate::sync) async fn lane_permit(&self) -> Option<LanePermit> {
+        self.limits.take().await.filter(|_| !*self.stop.borrow())
     }
 
-    /// Says whether a lane that got its place then has had its share, and others wait for theirs: it is given back, to be
-    /// taken up again by whichever worker is free.
+    /// Whether a lane that has had its permit since then has used its share while other lanes wait. Then it gives
+    /// permit and lease back, and any free worker may continue it.
     pub(in crate::sync) fn has_had_its_share(&self, since: Instant) -> bool {
-        // As long as leases go without renewal: much longer than giving one back and taking it takes.
-        self.places.are_wanted() && since.elapsed() > self.renewed_every()
+        // A share is the time between two renewals, which is much longer than releasing and taking a lease takes.
+        self.limits.are_wanted() && since.elapsed() > self.renewed_every()
     }
 
-    /// For a lane that begins to read.
+    /// The check of the first rows, for a lane that begins to read.
     pub(in crate::sync) fn invalid_start(&self, entity_id: &str) -> Arc<InvalidStart> {
         Arc::new(InvalidStart::new(entity_id, self.settings.sync.on_invalid_start))
     }
@@ -158,14 +165,14 @@ impl Worker {
 }
 
 impl LaneRun<'_> {
-    /// Records how the lane ended, unless that is done, and gives its lease back.
+    /// Records how the lane ended, unless that is recorded already, and releases its lease.
     pub(in crate::sync) async fn end(self, halted: Result<(), LaneExit>) -> Result<EntityReport, RunError> {
-        let LaneRun { worker, run_id, target, lease, mut report, .. } = self;
-        let (journal, entity_id) = (&worker.journal, &target.entity_id);
+        let LaneRun { worker, run_id, lease, mut report, .. } = self;
+        let journal = &worker.journal;
         let recorded = match halted {
             Ok(()) => Ok(Ended::Done),
             Err(LaneExit::Problem(problem, not_before)) => {
-                tracing::warn!(entity_id, kind = problem.kind.as_ref(), "{}", problem.message);
+                tracing::info!(kind = problem.kind.as_ref(), "lane failed");
                 let failed = journal.lane_failed(&lease, run_id, &problem, not_before);
                 around(Step::Fail, around(Step::ReleaseLease, failed))
                     .await
@@ -177,20 +184,19 @@ impl LaneRun<'_> {
             }
             Err(LaneExit::Fenced(left)) => {
                 let waits = messages::fenced(left);
-                tracing::info!(entity_id, "{waits}");
+                tracing::info!(left_ms = left.as_millis(), "lane fenced");
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| Ended::Fenced(waits))
             }
-            // What was sent may still arrive, so the lease is left to run out: until then, and until the
-            // signature is too old, nobody else sends.
+            // The request may still arrive, so the lease is left to expire: until then, and until the signature is too
+            // old, no other worker sends.
             Err(LaneExit::ShutdownDeadline) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
             Err(LaneExit::LeaseLost) => Err(JournalError::LeaseLost),
             Err(LaneExit::Infrastructure(problem)) => {
-                // So that others can go on with it, should the database be well: the run may take long to end.
+                // If the database is back, another worker can continue. This run may last long.
                 if let Err(second) = journal.release(&lease).await {
                     tracing::warn!(
-                        entity_id,
                         error = crate::text::chain(&second),
-                        "the lease runs out by itself"
+                        "the lease could not be given back; it expires by itself"
                     );
                 }
                 return Err(problem);
@@ -198,7 +204,7 @@ impl LaneRun<'_> {
         };
         report.ended = match recorded {
             Err(JournalError::LeaseLost) => {
-                tracing::warn!(entity_id, "the lease was lost; another worker goes on");
+                tracing::warn!("the lease was lost; another worker continues");
                 Ended::Held
             }
             ended => ended?,
@@ -206,8 +212,8 @@ impl LaneRun<'_> {
         Ok(report)
     }
 
-    /// Finishes an open pass if there is one, and makes a new one over what has come since. Then the entity is up to
-    /// date, which is recorded, and the lease given back.
+    /// Finishes the open pass, if there is one, and then a new pass if there are new rows. Records that the entity is
+    /// up to date, and releases the lease.
     async fn drive(
         &mut self,
         mut lane: Box<Lane>,
@@ -221,7 +227,7 @@ impl LaneRun<'_> {
         let fresh;
         let mut look = look;
         if (&lane.settled, &lane.open) != (&seen.settled, &seen.open) {
-            // Somebody moved on since the look, which may be older than watermark and target now.
+            // Another worker changed the lane since the probe, which may be older than watermark and target now.
             fresh = self.worker.ledger.probe_entity(&lane.progress(&self.target.entity_id)).await?;
             look = &fresh;
         }
@@ -248,7 +254,7 @@ impl LaneRun<'_> {
         Ok(())
     }
 
-    /// Records how the ledger is read, where an earlier version has moved the watermark and did not.
+    /// Records the mapping, if an earlier version of the program moved the watermark without recording it.
     pub(in crate::sync) async fn fill_mapping(&self, lane: &mut Lane) -> Result<(), JournalError> {
         if lane.mapping.is_none() {
             self.worker.journal.fill_mapping(&self.lease, &self.worker.mapping).await?;
@@ -257,8 +263,8 @@ impl LaneRun<'_> {
         Ok(())
     }
 
-    /// Goes through one pass to its end: the one that was just opened, or that is open, from where it stands, or a new
-    /// one. Returns the new watermark. `is_last`: the lane ends with it.
+    /// Processes one pass to its end: the pass that was just opened, or the open one from its cursor, or a new one.
+    /// Returns the new watermark. `is_last`: the lane ends with this pass.
     async fn pass(
         &mut self,
         lane: &Lane,
@@ -268,23 +274,30 @@ impl LaneRun<'_> {
         let Worker { journal, ledger, .. } = self.worker;
         let settled = lane.settled.as_ref();
         let is_new = lane.open.is_none();
+        let since = Instant::now();
         let (pass_id, target) = if let Some(open) = opened.or_else(|| lane.open.clone()) {
             open
         } else {
             let opening = self.worker.opening(self.run_id, lane);
             around(Step::OpenPass, journal.open_pass(&self.lease, opening)).await?
         };
+        if is_new {
+            tracing::info!(pass_id, "pass opened");
+        } else {
+            tracing::info!(pass_id, "open pass resumed");
+        }
         let pass = OpenWork::new(self.lease.clone(), WorkKind::Pass(pass_id));
         let (entity_id, page_rows) = (&self.target.entity_id, self.worker.page_rows());
-        let (after, until, pass_id) = (None, None, Some(pass_id));
-        let reading = PassRead { entity_id, pass_id, settled, target: &target, after, until, page_rows };
-        let source = ReadSource::Pass(ledger, reading);
-        // With the last pass the place to read is given back when all is read.
-        let place = if is_last { self.place.reading.take() } else { None };
-        let manner = DeliveryOptions { place, ends: is_last, ..DeliveryOptions::default() };
-        let delivery = Delivery::new(self, pass, lane.cursor.clone(), manner);
+        let (after, until) = (None, None);
+        let pass_read =
+            PassRead { entity_id, pass_id: Some(pass_id), settled, target: &target, after, until, page_rows };
+        let source = ReadSource::Pass(ledger, pass_read);
+        // In the last pass the permit to read is released when all rows are read.
+        let reading = if is_last { self.permit.reading.take() } else { None };
+        let options = DeliveryOptions { reading, ends: is_last, ..DeliveryOptions::default() };
+        let delivery = Delivery::new(self, pass, lane.cursor.clone(), options);
         let delivered = async {
-            // Of a new one nobody has left anything.
+            // A new pass has nothing to recover.
             let after = if is_new { None } else { delivery.recover(&source).await? };
             delivery.go_on(source.read(after.clone(), None).await?, after).await
         };
@@ -293,6 +306,8 @@ impl LaneRun<'_> {
         self.has_rows_set_aside = delivery.has_set_aside();
         delivered?;
         delivery.close().await?;
+        let elapsed_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(pass_id, elapsed_ms, "pass closed");
         Ok(target)
     }
 }

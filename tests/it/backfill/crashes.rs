@@ -276,7 +276,7 @@ async fn cancelled_backfill_stops_after_batches_in_flight_and_stays_cancelled(po
                    from elven_sync.sync_backfills";
     assert_eq!(scene.text(state).await, "cancelled t t 0 0");
     let refused = output_of(&scene, 1, &["backfill", "--resume", "1"]).await;
-    assert!(refused.contains("backfill 1 is cancelled and cannot be gone on with"), "{refused}");
+    assert!(refused.contains("backfill 1 is cancelled and cannot be resumed"), "{refused}");
     let refused = output_of(&scene, 1, &["backfill", "cancel", "1"]).await;
     assert!(refused.contains("is cancelled already"), "{refused}");
     // The same range is requested again.
@@ -295,7 +295,7 @@ async fn running_backfill_is_refused_dead_one_is_awaited(pool: PgPool) {
     gate.reached().await;
     for arguments in [&RANGE[..], &["backfill", "--resume", "1"]] {
         let refused = output_of(&scene, 1, arguments).await;
-        assert!(refused.contains("run 1 of ") && refused.contains(" is on backfill 1"), "{refused}");
+        assert!(refused.contains("run 1 of ") && refused.contains(" works on backfill 1"), "{refused}");
     }
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_runs").await, "1");
     child.kill().await.unwrap();

@@ -1,0 +1,123 @@
+//! What the log shows of a run: the spans of run, lane and batch, and the line of a request.
+//!
+//! A span puts its id on each line that is logged in it, so the events do not repeat the id. The spans have the level
+//! ERROR, because a span is on the lines of its own level and of the levels that show more.
+
+use std::fmt;
+use std::time::Instant;
+
+use tracing::Span;
+
+use super::EntityReport;
+use crate::elven::Answer;
+use crate::journal::{Counters, RunStatus};
+
+/// The span of a run.
+pub(super) fn run_span(run_id: i64) -> Span {
+    tracing::error_span!("run", run_id)
+}
+
+/// The span of a lane.
+pub(super) fn lane_span(entity_id: &str) -> Span {
+    tracing::error_span!("lane", entity_id = %EntityId(entity_id))
+}
+
+/// The span of a batch, or of a part of one.
+pub(super) fn batch_span(batch_id: i64) -> Span {
+    tracing::error_span!("batch", batch_id)
+}
+
+/// An entity id as the field of a span: bare if it is a plain word, otherwise quoted and escaped, so that no id looks
+/// like another span.
+struct EntityId<'a>(&'a str);
+
+impl fmt::Display for EntityId<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if !self.0.is_empty() && self.0.chars().all(is_plain) {
+            f.write_str(self.0)
+        } else {
+            write!(f, "{:?}", self.0)
+        }
+    }
+}
+
+/// Logs that a run started.
+pub(super) fn run_started(kind: &str, entities: usize) {
+    tracing::info!(kind, entities, "run started");
+}
+
+/// Logs how a run finished.
+pub(super) fn run_finished(status: RunStatus, counters: &Counters, since: Instant) {
+    tracing::info!(
+        status = status.as_ref(),
+        rows_read = counters.rows_read,
+        rows_uploaded = counters.rows_uploaded,
+        rows_set_aside = counters.rows_rejected,
+        rows_superseded = counters.rows_superseded,
+        requests = counters.requests,
+        elapsed_ms = elapsed_ms(since),
+        "run finished"
+    );
+}
+
+/// Logs the failures of lanes whose run ends without a summary.
+pub(super) fn failures_without_summary(reports: &[EntityReport]) {
+    for failure in reports.iter().filter_map(EntityReport::failure) {
+        tracing::warn!("lane failed: {failure}");
+    }
+}
+
+/// Logs a request: status, duration, number of the attempt and size. `answer`: `None` if it was not awaited.
+pub(super) fn request(answer: Option<&Answer>, begun: Instant, attempt: u32, body_bytes: usize) {
+    let elapsed_ms = elapsed_ms(begun);
+    match answer {
+        Some(Answer::Response { status, .. }) => {
+            tracing::debug!(http_status = status, elapsed_ms, attempt, body_bytes, "request answered");
+        }
+        Some(Answer::NotSent(reason)) => {
+            tracing::debug!(elapsed_ms, attempt, body_bytes, reason, "request not sent");
+        }
+        Some(Answer::OpenedLate) => {
+            tracing::debug!(elapsed_ms, attempt, body_bytes, "request not sent: the connection opened late");
+        }
+        Some(Answer::Lost(reason)) => {
+            tracing::debug!(elapsed_ms, attempt, body_bytes, reason, "request without an answer");
+        }
+        None => tracing::debug!(elapsed_ms, attempt, body_bytes, "request not awaited: shutdown"),
+    }
+}
+
+/// Logs a signed call that only reads.
+pub(super) fn probe(answer: &Answer, begun: Instant) {
+    let elapsed_ms = elapsed_ms(begun);
+    match answer {
+        Answer::Response { status, .. } => {
+            tracing::debug!(http_status = status, elapsed_ms, "credential probe answered");
+        }
+        Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => {
+            tracing::debug!(elapsed_ms, "credential probe without an answer");
+        }
+    }
+}
+
+fn elapsed_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entity_id_looks_like_no_other_span() {
+        for (entity_id, shown) in [
+            ("acme-eu_1.a", "acme-eu_1.a"),
+            ("", "\"\""),
+            ("a}:batch{batch_id=9", "\"a}:batch{batch_id=9\""),
+            ("a\"b\n\u{1b}[2J\u{202e}", "\"a\\\"b\\n\\u{1b}[2J\\u{202e}\""),
+        ] {
+            assert_eq!(EntityId(entity_id).to_string(), shown);
+        }
+    }
+}
