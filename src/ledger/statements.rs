@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::instant::{instant_literal, instant_of_second};
 use super::row::{COLUMNS, LISTED_COLUMNS};
-use super::{Range, Table, instant, quote_array, quote_literal};
+use super::{AbsentValues, Range, Table, instant, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, Segment, Snapshot};
 
 /// How far an entity is, as the ledger needs to know it.
@@ -254,6 +254,23 @@ impl Table {
         };
         let counts: Vec<String> = ranges.iter().enumerate().map(count).collect();
         format!("select c.rows from ({}) c order by c.place", counts.join(" union all "))
+    }
+
+    /// The queries for the accounts, and for the currencies, that no row of these ranges has.
+    pub(super) fn absent_values_sql(&self, ranges: &[Range], wanted: &AbsentValues) -> [String; 2] {
+        let Self { name, account, currency, .. } = self;
+        [(account, &wanted.accounts), (currency, &wanted.currencies)].map(|(column, values)| {
+            let exists = ranges.iter().map(|range| {
+                let all = Range { accounts: Vec::new(), currencies: Vec::new(), ..range.clone() };
+                let filter = self.range_filter(&all);
+                format!("exists (select from {name} t where {filter} and {column}::text = w.value)")
+            });
+            format!(
+                "select w.value from unnest({}) with ordinality w (value, place) where not ({}) order by w.place",
+                quote_array(values.iter().map(|value| Some(value.as_str()))),
+                exists.collect::<Vec<_>>().join(" or ")
+            )
+        })
     }
 
     /// Says of a table whether it has an index that leads to a range; and how to make one. `None`: the columns are

@@ -193,7 +193,7 @@ async fn an_entity_that_fails_is_gone_on_with_and_delays_no_other(pool: PgPool) 
     add_minutes(&scene, "acme", 4).await;
     add_minutes(&scene, "beta", 4).await;
     let report = backfill_2024(&scene, 3, &[]).await;
-    assert!(report.contains("1 entities are not through; hint: elven-sync backfill --resume 1"), "{report}");
+    assert!(report.contains("1 entity is not finished; hint: elven-sync backfill --resume 1"), "{report}");
     let lanes = "select string_agg(entity_id || ' ' || (finished_at is not null), ',' order by entity_id)
                    from elven_sync.sync_backfill_lanes";
     assert_eq!(scene.text(lanes).await, "acme true,beta false");

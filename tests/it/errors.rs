@@ -70,7 +70,7 @@ async fn a_retry_sends_what_the_ledger_holds_now_and_resolves_or_counts(pool: Pg
         "{again}"
     );
     let plan = stdout(&scene.output(&["entity", "rewind", "acme"]).await);
-    assert!(plan.contains("moves back 5 rows, 2 of them already accepted"), "{plan}");
+    assert!(plan.contains("moves back over 5 rows, 2 of them accepted"), "{plan}");
     // The API knows the account now, and one row was corrected; it is not waited for until the next run.
     scene.sandbox.set_rules(vec!["reject:account=y".parse().unwrap()]);
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 5").await;
@@ -128,7 +128,7 @@ async fn an_error_is_resolved_by_a_newer_version_or_by_a_word(pool: PgPool) {
             .await
             .contains("closed account")
     );
-    assert!(said(&scene, 1, &["errors", "retry", &number]).await.contains("resolved already"));
+    assert!(said(&scene, 1, &["errors", "retry", &number]).await.contains("already resolved"));
     assert!(said(&scene, 0, &["errors", "list", "--all"]).await.contains("closed account"));
 }
 

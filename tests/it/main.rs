@@ -31,6 +31,7 @@ mod keys;
 mod layers;
 mod ledgers;
 mod mapping;
+mod messages;
 mod moves;
 mod plans;
 mod pooler;

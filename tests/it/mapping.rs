@@ -67,7 +67,7 @@ async fn a_changed_mapping_closes_no_pass_over_rows_that_it_hides(pool: PgPool) 
         let refused = said(&scene, 1, arguments).await;
         assert!(
             refused.contains("the ledger mapping of `acme` changed: entity_id was read from column entity_id, now from entity_account_id")
-                && refused.contains("entity rebind --mapping --reason '...' 'acme'"),
+                && refused.contains("entity rebind --mapping --reason 'mapping changed' 'acme'"),
             "{refused}"
         );
         assert_eq!(scene.text(STATE).await, before);

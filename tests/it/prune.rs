@@ -73,7 +73,7 @@ async fn old_passes_become_one_and_the_rest_is_proven(pool: PgPool) {
         "4 12 100 100 12"
     );
     assert_eq!(holds(&scene).await, (50, 0));
-    assert!(said(&scene, 0, &["verify"]).await.contains("what was pruned of the journal of 1 entity"));
+    assert!(said(&scene, 0, &["verify"]).await.contains("the pruned part of the journal of 1 entity"));
     assert!(said(&scene, 0, &["status", "--row", "1"]).await.contains("were pruned from the journal"));
     // What is left is still the proof of itself.
     run(&scene, 600, 610).await;
@@ -206,7 +206,10 @@ async fn rewinds_outlive_a_prune_and_do_not_reach_into_what_is_gone(pool: PgPool
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches").await, "1");
     assert_eq!(holds(&scene).await, (5, 0));
     let refused = said(&scene, 1, &["entity", "rewind", "acme", "--to", &old, "--yes"]).await;
-    assert!(refused.contains("was pruned from the journal; hint: name a time from"), "{refused}");
+    assert!(
+        refused.contains("was pruned from the journal; hint: elven-sync entity rewind --to"),
+        "{refused}"
+    );
     said(&scene, 0, &["entity", "rewind", "acme", "--yes"]).await;
     scene.run().await;
     assert_eq!(holds(&scene).await, (65, 0));
@@ -264,7 +267,7 @@ async fn a_prune_disturbs_no_worker_and_waits_for_none(pool: PgPool) {
         .await
         .unwrap();
     let text = said(&scene, 3, PRUNE).await;
-    assert!(text.contains("somebody else has it locked"), "{text}");
+    assert!(text.contains("locked by another session"), "{text}");
     other.execute("rollback").await.unwrap();
     assert_eq!(
         scene

@@ -201,7 +201,7 @@ async fn a_copied_journal_is_accepted_when_it_is_proven(pool: PgPool) {
     insert(&scene, 1, 30).await;
     let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved by logical replication"];
     scene.run().await;
-    assert!(said(&scene, 0, &journal).await.contains("needs no rebinding"));
+    assert!(said(&scene, 0, &journal).await.contains("needs no rebind"));
     scene.sql(COPY).await;
     insert(&scene, 31, 32).await;
     accepted(&scene, &journal).await;

@@ -103,7 +103,7 @@ async fn a_value_that_cannot_be_cast_stops_its_entity_alone_and_its_row_is_named
     assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_backfills").await, "3");
     let of_row = said(&scene, 3, &["status", "--row", "5"]).await;
     assert!(of_row.contains("beta") && of_row.contains("row 5") && of_row.contains("N/A"), "{of_row}");
-    assert!(said(&scene, 0, &["status", "--row", "4"]).await.contains("waits"));
+    assert!(said(&scene, 0, &["status", "--row", "4"]).await.contains("is pending"));
     said(&scene, 0, &["entity", "rewind", "beta", "--yes"]).await;
     scene.sql("update books.raw set bal = '2', change_xid = default where id = 5").await;
     said(&scene, 0, &backfill).await;

@@ -362,7 +362,7 @@ async fn a_folder_that_cannot_be_used_is_refused(pool: PgPool) {
     for folder in ["/nonexistent", env!("CARGO_MANIFEST_DIR")] {
         scene.set(ZONEINFO, &format!("{folder}/src"));
         let text = said(&scene, 1, &["run"]).await;
-        assert!(text.contains("[time] zoneinfo") && text.contains("hint: leave it out"), "{text}");
+        assert!(text.contains("[time] zoneinfo") && text.contains("hint: remove the setting"), "{text}");
     }
     // An empty setting is none.
     scene.set(ZONEINFO, "");

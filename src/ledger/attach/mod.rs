@@ -77,7 +77,8 @@ pub async fn plan(
     }
     if plan.steps.iter().any(|step| step.sql.contains("concurrently")) {
         plan.notes.push(
-            "an index takes its time: attach builds it on a connection of its own without time limits; in psql,              `set statement_timeout = 0; set lock_timeout = 0;` comes first"
+            "an index takes its time: attach builds it on a connection of its own without time limits; in psql, \
+             `set statement_timeout = 0; set lock_timeout = 0;` comes first"
                 .to_owned(),
         );
     }

@@ -240,10 +240,7 @@ async fn a_signal_stops_it_after_what_is_in_flight_and_it_goes_on_where_it_was(p
         assert_eq!(scene.text(state).await, "interrupted interrupted t");
     }
     let report = said(&scene, 3, &RANGE).await;
-    assert!(
-        report.contains("backfill 1 from 2024-01-01 to 2025-01-01, gone on with where it stopped"),
-        "{report}"
-    );
+    assert!(report.contains("backfill 1 from 2024-01-01 to 2025-01-01, resumed"), "{report}");
     is_covered(&scene).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches where ambiguous").await, "0");
     // Another range, or a filter more, is another backfill.
@@ -262,7 +259,7 @@ async fn one_that_is_cancelled_stops_after_what_is_in_flight_and_is_not_gone_on_
     let read = "select coalesce(max(rows_read), 0)::text from elven_sync.sync_backfills";
     eventually("it is under way", async || scene.text(read).await != "0").await;
     let said_so = said(&scene, 0, &["backfill", "cancel", "1"]).await;
-    assert!(said_so.contains("stops after what is in flight"), "{said_so}");
+    assert!(said_so.contains("stops after its requests in flight"), "{said_so}");
     let output =
         tokio::time::timeout(Duration::from_secs(5), child.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));

@@ -141,7 +141,7 @@ async fn rewinds_rebinds_and_a_start_from_now(pool: PgPool) {
     assert!(
         said(&scene, 0, &["verify"])
             .await
-            .contains("rows that were there when 1 entity was registered --from-now")
+            .contains("rows skipped by 1 entity at registration with --from-now")
     );
 }
 
@@ -213,7 +213,7 @@ async fn a_zone_that_changes(pool: PgPool) {
     holds(&scene).await;
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.bodies_proven, entity.bodies_not_provable), (2, 2), "{entity:?}");
-    assert!(said(&scene, 0, &["verify", "--deep"]).await.contains("2 bodies that cannot be made again"));
+    assert!(said(&scene, 0, &["verify", "--deep"]).await.contains("2 bodies that cannot be rebuilt"));
 }
 
 /// A journal from before it noted where passes end and what batches set aside.
