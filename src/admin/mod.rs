@@ -1,5 +1,5 @@
-//! Administration of entities and the journal, apart from runs: moving and rebinding watermarks, pruning old records, and
-//! reading the health.
+//! Administration of entities and the journal, apart from runs: moving and rebinding watermarks, pruning old records,
+//! and reading the health.
 
 mod health;
 mod prune;

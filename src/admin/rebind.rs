@@ -197,15 +197,16 @@ impl Worker {
             return not_proven(
                 entity_id,
                 &format!(
-                    "the ledger has only {found} of the {listed} ids in its newest batches where the batches read them; \
-                     90 % are needed"
+                    "the ledger has only {found} of the {listed} ids in its newest batches where the batches read \
+                     them; 90 % are needed"
                 ),
             );
         }
         if !proof.proven.has_ended {
             return not_proven(
                 entity_id,
-                "transactions older than its watermark are still open in this cluster; repeat the rebind after they end",
+                "transactions older than its watermark are still open in this cluster; repeat the rebind after \
+                 they end",
             );
         }
         Ok(())

@@ -58,8 +58,8 @@ pub struct Rewind {
 }
 
 impl Worker {
-    /// Registers an entity whose present rows count as processed. Rows of open transactions are not present yet, and are
-    /// uploaded after the transactions commit.
+    /// Registers an entity whose present rows count as processed. Rows of open transactions are not present yet, and
+    /// are uploaded after the transactions commit.
     pub async fn register_from_now(&self, entity: &Entity) -> Result<FromNow, MoveError> {
         Ok(Entity::add_from_now(&self.database, entity, self.ledger.name(), &self.mapping).await?)
     }
@@ -70,8 +70,8 @@ impl Worker {
         let earlier = self.journal.earlier(entity_id, at).await?;
         if let Some(until) = earlier.pruned_until {
             return refused(format!(
-                "the watermark of `{entity_id}` at that time was pruned from the journal; hint: elven-sync entity rewind \
-                 --to {} {}, or a later time",
+                "the watermark of `{entity_id}` at that time was pruned from the journal; hint: elven-sync entity \
+                 rewind --to {} {}, or a later time",
                 until.to_rfc3339(),
                 quoted_argument(entity_id)
             ));
@@ -139,8 +139,8 @@ impl Worker {
             ClusterMatch::Same => {}
             ClusterMatch::Restored => {
                 return refused(format!(
-                    "this cluster is not the upgraded cluster of the watermark of `{entity_id}`: the rows of elven_sync \
-                     and of the ledger were written again here, as restoring a dump does; {start_over}"
+                    "this cluster is not the upgraded cluster of the watermark of `{entity_id}`: the rows of \
+                     elven_sync and of the ledger were written again here, as restoring a dump does; {start_over}"
                 ));
             }
             ClusterMatch::Unknown => {
@@ -175,8 +175,8 @@ impl Worker {
         }
         if lane.settled.as_ref().is_none_or(|settled| !to.is_within(settled)) {
             return refused(format!(
-                "the watermark of `{entity_id}` was further ahead at that time than now, and moving it there would skip \
-                 rows; hint: elven-sync entity rewind {}, or --to with another time",
+                "the watermark of `{entity_id}` was further ahead at that time than now, and moving it there would \
+                 skip rows; hint: elven-sync entity rewind {}, or --to with another time",
                 quoted_argument(entity_id)
             ));
         }

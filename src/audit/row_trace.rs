@@ -152,8 +152,8 @@ pub async fn of_row(
     Ok(reports)
 }
 
-/// Returns the entities that have rows with an id, each with the transaction that wrote the newest of them. `None`: these
-/// rows cannot be read.
+/// Returns the entities that have rows with an id, each with the transaction that wrote the newest of them. `None`:
+/// these rows cannot be read.
 ///
 /// If the rows of an entity cannot be read, the ledger is queried for each registered entity alone.
 async fn holders(
@@ -249,8 +249,8 @@ fn not_in_a_pass(entity_id: &str, known: &Known<'_>, row: &Row) -> Said {
         return match known.chain.others.iter().find(covers).map(|change| change.kind.as_str()) {
             Some("from_now") => (
                 Verdict::Skipped,
-                "was skipped, since it was in the ledger when the entity was registered with --from-now; update it in the \
-                 ledger to upload it"
+                "was skipped, since it was in the ledger when the entity was registered with --from-now; update it in \
+                 the ledger to upload it"
                     .to_owned(),
             ),
             Some(_) => (

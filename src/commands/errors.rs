@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::bail;
 use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
 use strum::VariantNames;
 
 use super::connect::connect;
@@ -24,7 +25,7 @@ pub(super) enum Command {
         #[arg(long = "entity", value_name = "ID")]
         entities: Vec<String>,
         /// Only errors of these kinds, e.g. `rejected_row`
-        #[arg(long = "kind", value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(Kind::VARIANTS))]
+        #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::VARIANTS))]
         kinds: Vec<String>,
         /// Also list resolved errors
         #[arg(long)]

@@ -23,7 +23,8 @@ pub struct Credential {
 impl Settings {
     /// Reads the credential with this name.
     ///
-    /// `default` is `ELVEN_API_KEY` and `ELVEN_API_SECRET` (or `..._FILE`), unless the configuration has a section for it.
+    /// `default` is `ELVEN_API_KEY` and `ELVEN_API_SECRET` (or `..._FILE`), unless the configuration has a section for
+    /// it.
     pub fn credential(&self, name: &str) -> Result<Credential, ConfigError> {
         let source = match self.credentials.get(name) {
             Some(source) => source.clone(),
@@ -112,8 +113,8 @@ fn find(
     // The message does not show the value, which may be the secret with a typing error.
     if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(error(format!(
-            "the {half} of credential `{name}` is empty or has characters that an HTTP header cannot carry; hint: remove \
-             spaces, line breaks and non-ASCII characters"
+            "the {half} of credential `{name}` is empty or has characters that an HTTP header cannot carry; hint: \
+             remove spaces, line breaks and non-ASCII characters"
         )));
     }
     Ok(SecretString::from(value))

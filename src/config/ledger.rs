@@ -41,8 +41,8 @@ impl Default for LedgerSettings {
 }
 
 impl LedgerSettings {
-    /// Schema and name of the table, spelled as in the catalogue. Only a name with a dot in it needs double quotes, as in
-    /// SQL.
+    /// Schema and name of the table, spelled as in the catalogue. Only a name with a dot in it needs double quotes, as
+    /// in SQL.
     pub fn schema_and_table(&self) -> Result<(String, String), ConfigError> {
         let (schema, rest) = identifier(&self.table)?;
         let (table, rest) = match rest.strip_prefix('.') {

@@ -1,5 +1,5 @@
-//! Messages about mistakes in the configuration. They name the problem and its place, but show neither the value nor the
-//! text of the line: either may be a secret entered under a wrong name.
+//! Messages about mistakes in the configuration. They name the problem and its place, but show neither the value nor
+//! the text of the line: either may be a secret entered under a wrong name.
 
 use std::path::Path;
 
@@ -11,7 +11,8 @@ use super::error::{ConfigError, error};
 use super::settings::File;
 
 /// The hint for a mistake under `[credentials]`.
-const CREDENTIALS_HINT: &str = "; hint: do not put a key or a secret into the configuration; name the environment variable or the file that holds it";
+const CREDENTIALS_HINT: &str = "; hint: do not put a key or a secret into the configuration; name the environment \
+                                variable or the file that holds it";
 
 /// The sources of the settings, to find the place of a mistake.
 pub(super) struct Source<'a> {
@@ -46,7 +47,8 @@ impl Source<'_> {
         error(format!("{}{line}{setting}: {what}{}", path.display(), hint(&keys.unwrap_or_default())))
     }
 
-    /// Adds its place to a mistake that was found later. The message begins with the setting, as in `[sync] batch_rows`.
+    /// Adds its place to a mistake that was found later. The message begins with the setting, as in
+    /// `[sync] batch_rows`.
     pub(super) fn located(&self, problem: ConfigError) -> ConfigError {
         let ConfigError(message) = problem;
         match self.place(&message) {

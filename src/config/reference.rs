@@ -1,7 +1,7 @@
 //! The reference of the configuration: each key of the file and each environment variable, with a description.
 //!
-//! The tables of `docs/configuration.md` and the file `elven-sync.example.toml` are generated from it. A test compares it
-//! with the structs, so that no key is missing and no default differs.
+//! The tables of `docs/configuration.md` and the file `elven-sync.example.toml` are generated from it. A test compares
+//! it with the structs, so that no key is missing and no default differs.
 
 use std::fmt::Write as _;
 

@@ -9,8 +9,8 @@ use crate::align::Zones;
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeSettings {
-    /// A folder of zone files, or `bundled` for the rules in the program. By default, the newest rules of the program and
-    /// of the system (`TZDIR`, `/usr/share/zoneinfo`).
+    /// A folder of zone files, or `bundled` for the rules in the program. By default, the newest rules of the program
+    /// and of the system (`TZDIR`, `/usr/share/zoneinfo`).
     pub zoneinfo: Option<String>,
 }
 

@@ -75,8 +75,8 @@ pub fn start_log(verbose: u8, wanted: Option<&str>) {
     let _ = tracing_subscriber::registry().with(filter).with(filter_fn(is_fit)).with(format).try_init();
 }
 
-/// Keeps secrets out of the log: sqlx logs the value of an unknown parameter of a database URL, and a line of a password
-/// file.
+/// Keeps secrets out of the log: sqlx logs the value of an unknown parameter of a database URL, and a line of a
+/// password file.
 fn is_fit(metadata: &tracing::Metadata<'_>) -> bool {
     let holds = |name| metadata.fields().field(name).is_some();
     !(metadata.target().starts_with("sqlx_postgres::options") && (holds("value") || holds("line")))

@@ -13,8 +13,8 @@ pub fn report(row: &str, reports: &[RowReport], as_json: bool) {
     }
     if reports.is_empty() {
         line(format_args!(
-            "row {row} is neither in the ledger nor in the journal; its journal may be pruned, or it belongs to another \
-             ledger"
+            "row {row} is neither in the ledger nor in the journal; its journal may be pruned, or it belongs to \
+             another ledger"
         ));
     }
     for report in reports {

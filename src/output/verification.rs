@@ -151,8 +151,8 @@ fn not_proven(entities: &[EntityProof], deep: bool) -> String {
     let unprovable: usize = entities.iter().map(|entity| entity.bodies_not_provable).sum();
     if unprovable > 0 {
         not_proven = format!(
-            "{not_proven}; {unprovable} bodies that cannot be rebuilt: their zone rules are no longer known, their zone \
-             was not recorded, or a later rebind accepted other values"
+            "{not_proven}; {unprovable} bodies that cannot be rebuilt: their zone rules are no longer known, their \
+             zone was not recorded, or a later rebind accepted other values"
         );
     }
     for (count, what) in [

@@ -1,7 +1,7 @@
 //! Connections that can be cut: a listener for `axum::serve` whose streams have a switch.
 //!
-//! A handler of axum cannot return no response, and a response body that fails comes after the headers. So the switch is
-//! below HTTP: after it is thrown, every write fails, and hyper closes the connection without a byte of the answer.
+//! A handler of axum cannot return no response, and a response body that fails comes after the headers. So the switch
+//! is below HTTP: after it is thrown, every write fails, and hyper closes the connection without a byte of the answer.
 
 use std::{
     io,
@@ -25,8 +25,8 @@ use tokio::{
 pub(super) struct Switch(Arc<AtomicBool>);
 
 impl Switch {
-    /// Blocks all further writes to the connection. The connection closes at the next attempt to write, so the caller has
-    /// to return a response, which is never sent.
+    /// Blocks all further writes to the connection. The connection closes at the next attempt to write, so the caller
+    /// has to return a response, which is never sent.
     pub(super) fn cut(&self) {
         self.0.store(true, Ordering::SeqCst);
     }

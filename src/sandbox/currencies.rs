@@ -20,8 +20,8 @@ impl Kind {
     }
 }
 
-/// Returns name and kind of a currency. A currency that is not built in has its symbol as the name and counts as crypto,
-/// since most new symbols are crypto.
+/// Returns name and kind of a currency. A currency that is not built in has its symbol as the name and counts as
+/// crypto, since most new symbols are crypto.
 pub(super) fn describe(symbol: &str) -> (&str, Kind) {
     match BUILT_IN.iter().find(|(known, ..)| *known == symbol) {
         Some((_, name, kind)) => (name, *kind),

@@ -29,8 +29,8 @@ pub enum Fault {
     CutBeforeWrite,
     /// The records are kept, and the connection is closed without a byte of an answer.
     CutAfterWrite,
-    /// The connection is closed without a byte of an answer. The request is checked after this delay, its signature by the
-    /// clock of that time, and its records are kept if it is accepted.
+    /// The connection is closed without a byte of an answer. The request is checked after this delay, its signature by
+    /// the clock of that time, and its records are kept if it is accepted.
     DeliverLate(Duration),
     /// The records are kept, and the answer is held until the gate opens. If the sandbox stops first, the connection is
     /// cut.

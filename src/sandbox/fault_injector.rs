@@ -50,7 +50,8 @@ pub(super) struct InjectedFaults {
 pub(super) struct FaultInjector(Vec<Running>);
 
 impl FaultInjector {
-    /// Gives each rule its own stream of random numbers, so that a further rule does not change the draws of the others.
+    /// Gives each rule its own stream of random numbers, so that a further rule does not change the draws of the
+    /// others.
     pub(super) fn new(rules: Vec<Rule>, seed: u64) -> Self {
         let run = |(rule, stream)| Running {
             rule,
@@ -75,8 +76,8 @@ impl FaultInjector {
         struck
     }
 
-    /// Adds the other faults of a request. The first fault that strikes determines the answer, and the rules after it do
-    /// not count the request; delays are added to any fault.
+    /// Adds the other faults of a request. The first fault that strikes determines the answer, and the rules after it
+    /// do not count the request; delays are added to any fault.
     pub(super) fn strike(&mut self, struck: &mut InjectedFaults, asked: &Asked<'_>, now: DateTime<Utc>) {
         for running in &mut self.0 {
             let what = &running.rule.what;

@@ -52,8 +52,8 @@ impl Paging {
     }
 }
 
-/// `GET /open/v3/currency`. The documentation does not say what `keyword` is compared with; here a currency is listed if
-/// its symbol or name contains it, regardless of letter case.
+/// `GET /open/v3/currency`. The documentation does not say what `keyword` is compared with; here a currency is listed
+/// if its symbol or name contains it, regardless of letter case.
 pub(super) fn currency_list(shared: &Shared, uri: &Uri) -> Result<String, Refusal> {
     let paging = Paging::read(uri)?;
     let keyword = paging.keyword.to_lowercase();
@@ -72,7 +72,15 @@ pub(super) fn currency_list(shared: &Shared, uri: &Uri) -> Result<String, Refusa
 /// The real API lists the accounts of the key's entity; the sandbox has no entities.
 pub(super) fn account_list(shared: &Shared, uri: &Uri) -> Result<String, Refusal> {
     let paging = Paging::read(uri)?;
-    let show = |account: &String| json!({"entityAccountId": account, "name": account, "platformId": "sandbox", "identity": "", "memo": ""});
+    let show = |account: &String| {
+        json!({
+            "entityAccountId": account,
+            "name": account,
+            "platformId": "sandbox",
+            "identity": "",
+            "memo": "",
+        })
+    };
     Ok(match &shared.options.accounts {
         Some(accounts) => paging.answer(accounts.iter().map(show)),
         None => paging.answer(shared.memory().accounts.keys().map(show)),

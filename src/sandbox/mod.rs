@@ -72,8 +72,8 @@ use self::{
     shared::{Shared, lock},
 };
 
-/// A running sandbox. Dropping it stops it: it no longer listens, held answers are cut, and requests that are being read
-/// are still answered.
+/// A running sandbox. Dropping it stops it: it no longer listens, held answers are cut, and requests that are being
+/// read are still answered.
 pub struct Sandbox {
     address: SocketAddr,
     shared: Arc<Shared>,

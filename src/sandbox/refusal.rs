@@ -1,16 +1,16 @@
 //! The refusals of the sandbox and their codes.
 //!
-//! The API documents the form of a failure, `{"status":"failed","data":{"code":N,"message":"..."}}` with a 4xx status, but
-//! hardly any code. **The codes here are the sandbox's own**: the HTTP status followed by two digits. Only people and the
-//! sandbox's tests may rely on them.
+//! The API documents the form of a failure, `{"status":"failed","data":{"code":N,"message":"..."}}` with a 4xx status,
+//! but hardly any code. **The codes here are the sandbox's own**: the HTTP status followed by two digits. Only people
+//! and the sandbox's tests may rely on them.
 
 use std::fmt;
 
 use axum::http::StatusCode;
 use serde_json::json;
 
-/// The most characters of a message or a path that are kept. A refusal quotes the refused value, and a hostile body must
-/// not fill the memory.
+/// The most characters of a message or a path that are kept. A refusal quotes the refused value, and a hostile body
+/// must not fill the memory.
 const TEXT_CHARS_MAX: usize = 300;
 /// The most characters of a refused value that a message quotes.
 const QUOTE_CHARS_MAX: usize = 60;
@@ -99,8 +99,8 @@ impl Refusal {
 
     /// The documented failure body.
     ///
-    /// The message names the wrong record for people. The documentation does not say whether the real API does this, so a
-    /// client has to find refused records without it.
+    /// The message names the wrong record for people. The documentation does not say whether the real API does this, so
+    /// a client has to find refused records without it.
     pub(super) fn body(&self) -> String {
         json!({"status": "failed", "data": {"code": self.code as u16, "message": self.to_string()}})
             .to_string()

@@ -6,30 +6,31 @@ use chrono::TimeDelta;
 use humantime_serde::re::humantime;
 use thiserror::Error;
 
-/// Each fault in its text form, and its effect on a client. The part in `[]` is optional.
+/// Each fault in its text form, and its effect on a client, in at most 44 characters: then a line of the help text fits
+/// 80 columns. The part in `[]` is optional.
 const FAULTS: [(&str, &str); 22] = [
-    ("reject:account=ID", "400 for an import with a record of this account"),
-    ("reject:currency=SYMBOL", "400 for an import with a record in this currency"),
+    ("reject:account=ID", "400 for an import with this account"),
+    ("reject:currency=SYMBOL", "400 for an import with this currency"),
     ("reject:negative", "400 for an import with a negative balance"),
-    ("reject:success-false", "200 for an import, with a refusal as the body, e.g. {\"success\": false}"),
+    ("reject:success-false", "200 for an import, with a refusal as body"),
     ("refuses-all", "400 for every request"),
-    ("body-limit=SIZE", "413 and the page of a proxy for an import with a larger body"),
+    ("body-limit=SIZE", "413 with a proxy's page for a larger body"),
     ("revoked", "401"),
     ("forbidden", "403"),
-    ("clock=OFFSET", "the API's clock is ahead (+90s) or behind (-90s)"),
-    ("changed", "404 and an HTML page"),
+    ("clock=OFFSET", "API clock ahead (+90s) or behind (-90s)"),
+    ("changed", "404 with an HTML page"),
     ("redirect", "302 to another path"),
-    ("throttle[=WAIT]", "429, with Retry-After in seconds if WAIT is given"),
-    ("unavailable[=WAIT]", "503, with Retry-After as a date if WAIT is given"),
-    ("cut-before", "nothing is kept, and the connection is cut without an answer"),
-    ("outage=DURATION", "beginning with an import, every request is cut like cut-before for this time"),
-    ("answer-lost", "an import is kept, and the connection is cut without an answer"),
-    ("late=DURATION", "an import is cut without an answer, and delivered after this time"),
-    ("error-500", "500, and nothing is kept"),
-    ("error-500-kept", "500, and an import is kept"),
-    ("html-200", "200 with the login page of a network, and nothing is kept"),
-    ("html-502", "502 with the page of a proxy, and nothing is kept"),
-    ("slow=DURATION", "the answer is delayed by this time"),
+    ("throttle[=WAIT]", "429, Retry-After: WAIT in seconds"),
+    ("unavailable[=WAIT]", "503, Retry-After: WAIT as a date"),
+    ("cut-before", "connection cut without answer, nothing kept"),
+    ("outage=DURATION", "cut-before for all requests, from an import"),
+    ("answer-lost", "connection cut without answer, import kept"),
+    ("late=DURATION", "connection cut, import delivered later"),
+    ("error-500", "500, nothing kept"),
+    ("error-500-kept", "500, import kept"),
+    ("html-200", "200 with a login page, nothing kept"),
+    ("html-502", "502 with a proxy's page, nothing kept"),
+    ("slow=DURATION", "answer delayed"),
 ];
 
 /// The forms of the values of [`FAULTS`].
@@ -37,8 +38,8 @@ const VALUES: &str =
     "DURATION, WAIT and OFFSET are e.g. 200ms, 5s or 2m, at most a day; SIZE is e.g. 500B, 100kB or 1MB";
 
 /// The forms of a schedule.
-const SCHEDULES: &str = "N% (of the requests, drawn from the seed), every:N (the Nth, the 2Nth, ...), first:N (the first N) or \
-     once:N (only the Nth)";
+const SCHEDULES: &str = "N% (of the requests, drawn from the seed), every:N (the Nth, the 2Nth, ...), first:N (the \
+     first N) or once:N (only the Nth)";
 
 /// The longest duration of a value. With it, computed times stay within the range of the calendar.
 const DURATION_MAX: Duration = Duration::from_hours(24);

@@ -29,10 +29,11 @@ pub struct Options {
     /// The known currencies, letter case included. Default: the ISO 4217 codes in circulation and well-known crypto
     /// symbols.
     pub currencies: BTreeSet<String>,
-    /// The largest difference between a request's timestamp and the sandbox's clock, in both directions. Default 30 s, as on
-    /// the current page of the API; an older page has 5 s.
+    /// The largest difference between a request's timestamp and the sandbox's clock, in both directions. Default 30 s,
+    /// as on the current page of the API; an older page has 5 s.
     pub signature_window: Duration,
-    /// How far the sandbox's clock, and the `Date` of its answers, is ahead of the machine's; negative: behind. Default 0.
+    /// How far the sandbox's clock, and the `Date` of its answers, is ahead of the machine's; negative: behind. Default
+    /// 0.
     pub clock_ahead: TimeDelta,
     /// The most bytes of a body; a larger body is answered with 413. Default 10 MB, since no limit of the import is
     /// documented; another call of the same service documents 100 kB.

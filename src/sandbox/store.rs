@@ -50,7 +50,8 @@ pub struct Request {
     pub status: Option<u16>,
     /// Bytes of the body as received. Of a body that is too large, the bytes that were read.
     pub body_bytes: u64,
-    /// SHA-256 of the body in hex; empty for a body that was not kept (too large, incomplete) and if the sandbox is lax.
+    /// SHA-256 of the body in hex; empty for a body that was not kept (too large, incomplete) and if the sandbox is
+    /// lax.
     pub body_sha256: String,
     /// The number of accepted records: all records of the request, or none.
     pub records: u64,

@@ -16,8 +16,8 @@ pub fn chain(problem: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// The message of an error. For an error of PostgreSQL it is the message alone, without the place in the server's source
-/// that raised it.
+/// The message of an error. For an error of PostgreSQL it is the message alone, without the place in the server's
+/// source that raised it.
 fn words(problem: &(dyn std::error::Error + 'static)) -> String {
     let raised = problem.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
     raised.map_or_else(|| problem.to_string(), |raised| raised.message().to_owned())

@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
-/// Returns whether a character could move the cursor, hide or reorder text, or begin a line: the control characters (C0,
-/// DEL, C1), line and paragraph separators, and the marks that change the direction of text.
+/// Returns whether a character could move the cursor, hide or reorder text, or begin a line: the control characters
+/// (C0, DEL, C1), line and paragraph separators, and the marks that change the direction of text.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}')

@@ -90,8 +90,9 @@ impl Checker<'_> {
                     Finding::new(
                         "gap",
                         format!(
-                            "batch {batch_id} begins {}, but the part of the pass before it ends {}: a batch was removed \
-                             or altered, and the rows between are not known; hint: restore it from a backup, or {}",
+                            "batch {batch_id} begins {}, but the part of the pass before it ends {}: a batch was \
+                             removed or altered, and the rows between are unknown; hint: restore it from a backup, \
+                             or {}",
                             place(root.before.as_ref()),
                             place(walk.at.as_ref()),
                             start_over(self.entity_id)
@@ -147,8 +148,8 @@ impl Checker<'_> {
             Stage::Open(_) if is_behind_cursor => return,
             Stage::Open(_) => {
                 let message = format!(
-                    "no batch of the open pass ends at its cursor: the cursor was moved by hand, or a batch was removed; \
-                     hint: {}",
+                    "no batch of the open pass ends at its cursor: the cursor was moved by hand, or a batch was \
+                     removed; hint: {}",
                     start_over(self.entity_id)
                 );
                 self.report.find(Finding::new("gap", message).of_pass(link.pass_id));
@@ -195,8 +196,8 @@ impl Checker<'_> {
             };
             if parts.len() != expected || !parts.iter().all(fits) {
                 let message = format!(
-                    "batch {} is `{}` and has {} parts, which do not hold its rows: a part or the status was altered, or \
-                     a part was removed; hint: restore it from a backup, or {}",
+                    "batch {} is `{}` and has {} parts, which do not hold its rows: a part or the status was altered, \
+                     or a part was removed; hint: restore it from a backup, or {}",
                     node.batch_id,
                     node.status,
                     parts.len(),

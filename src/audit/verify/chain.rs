@@ -167,7 +167,8 @@ impl Chain {
             return self.find("chain", &change, "is a pass without a target");
         };
         if settled.as_ref().is_some_and(|settled| !settled.is_within(&target)) {
-            let message = "a pass moves the watermark back: its target was altered; hint: restore the row from a backup";
+            let message =
+                "a pass moves the watermark back: its target was altered; hint: restore it from a backup";
             self.findings.push(Finding::new("chain", message).of_pass(pass_id));
         }
         let stage = if is_open { Stage::Open(lane.cursor.clone()) } else { Stage::Closed(last) };

@@ -43,8 +43,8 @@ pub struct EntityProof {
     pub bodies_proven: usize,
     /// Bodies that could not be rebuilt, because some of their rows have changed since.
     pub bodies_changed: usize,
-    /// Bodies that differ for a known reason: their zone rules are no longer known, their zone was not recorded, or a later
-    /// rebind accepted other values.
+    /// Bodies that differ for a known reason: their zone rules are no longer known, their zone was not recorded, or a
+    /// later rebind accepted other values.
     pub bodies_not_provable: usize,
     /// The entity was registered with `--from-now`, which skipped the rows of that time.
     pub skipped_from_now: bool,
@@ -91,7 +91,8 @@ pub(super) struct Checker<'a> {
     pub(super) fits: bool,
     pub(super) report: &'a mut EntityProof,
     pub(super) sample: Sample,
-    /// For each of the newest batches: the number of ids that it lists, and how many of them the ledger has in its interval.
+    /// For each of the newest batches: the number of ids that it lists, and how many of them the ledger has in its
+    /// interval.
     pub(super) newest: VecDeque<(usize, usize)>,
     /// The bodies of passes before this change of the watermark may have been made from other values.
     pub(super) other_values_before: Option<i64>,

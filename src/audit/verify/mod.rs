@@ -1,7 +1,7 @@
 //! The proof that no row was skipped, from the journal and the ledger at one moment.
 //!
-//! Each row version belongs to one pass of its entity, and within the pass to the interval of one batch, which lists the
-//! row. So the proof has three parts: the passes form a chain up to the watermark ([`chain`]), the intervals of the
+//! Each row version belongs to one pass of its entity, and within the pass to the interval of one batch, which lists
+//! the row. So the proof has three parts: the passes form a chain up to the watermark ([`chain`]), the intervals of the
 //! batches of a pass touch and their counts add up ([`batches`]), and the ledger rows in an interval are in the list of
 //! its batch ([`rows`]). The proof changes nothing, and reads one snapshot, without later writes.
 
@@ -124,8 +124,8 @@ pub(crate) async fn prove_as(
 }
 
 /// Checks one entity. If a row has a value that the database cannot convert, the check is repeated with the careful
-/// reading, since a run sets such a row aside. The second result is an error if the rows of the ledger could not be read
-/// to the end.
+/// reading, since a run sets such a row aside. The second result is an error if the rows of the ledger could not be
+/// read to the end.
 async fn prove_rows(
     database: &Database,
     ledger: &Ledger,

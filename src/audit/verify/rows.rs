@@ -106,14 +106,14 @@ impl Checker<'_> {
         })
     }
 
-    /// Rebuilds a body, if none of its rows has changed, and compares its hash. Rows that were set aside are left out: they
-    /// were not in the body, supersede nothing, and may have been corrected since. `recorded`: the zone with the rules of
-    /// that time.
+    /// Rebuilds a body, if none of its rows has changed, and compares its hash. Rows that were set aside are left out:
+    /// they were not in the body, supersede nothing, and may have been corrected since. `recorded`: the zone with the
+    /// rules of that time.
     fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>) {
         let batch = &leaf.batch;
         let all: HashSet<&LedgerId> = leaf.ids.iter().collect();
-        // The order of rows that share an id is not defined, and a list of ids does not show which of these rows was set
-        // aside.
+        // The order of rows that share an id is not defined, and a list of ids does not show which of these rows was
+        // set aside.
         let has_ties = all.len() < leaf.ids.len();
         let set_aside = batch.rejected_ids.as_deref().filter(|_| !has_ties).and_then(unpack_ids);
         let set_aside: HashSet<LedgerId> =
@@ -238,8 +238,8 @@ fn other_body(batch_id: i64, entity_id: &str, rows: &[Row]) -> Finding {
     Finding::new("body", message).of_batch(Some(batch_id)).of_rows(named)
 }
 
-/// The finding that an interval has rows that its batch does not list. Rows beyond those that it names are only counted,
-/// up to [`ROWS_TOO_MANY`].
+/// The finding that an interval has rows that its batch does not list. Rows beyond those that it names are only
+/// counted, up to [`ROWS_TOO_MANY`].
 fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
     let (what, place) = match claim.batch_id {
         Some(batch_id) => (
@@ -255,8 +255,8 @@ fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
     };
     let message = format!(
         "rows {}{more} of the ledger {place}: they were inserted while the trigger was bypassed, so that their \
-         change_xid is older than the watermark, or the journal was altered; they may not be uploaded; hint: update them \
-         in the ledger, and the next run uploads them",
+         change_xid is older than the watermark, or the journal was altered; they may not be uploaded; hint: update \
+         them in the ledger, and the next run uploads them",
         named.join(", ")
     );
     Finding::new(what, message).of_pass(claim.link.pass_id).of_batch(claim.batch_id).of_rows(named)

@@ -1,8 +1,8 @@
 //! The check of an import body, as documented for *Import Account Balances*; pure.
 //!
-//! The sandbox is stricter than the documentation only where no client can need the difference: it refuses an empty batch,
-//! unknown or repeated fields and blank strings. A balance is never converted: it is a text with the form of a JSON
-//! number, kept as received.
+//! The sandbox is stricter than the documentation only where no client can need the difference: it refuses an empty
+//! batch, unknown or repeated fields and blank strings. A balance is never converted: it is a text with the form of a
+//! JSON number, kept as received.
 
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
@@ -172,7 +172,8 @@ fn text<'b>(field: &str, raw: &'b RawValue) -> Result<Cow<'b, str>, Refusal> {
         .map_err(|error| Refusal::new(Code::RecordShape, format!("{field} is not a string: {error}")))
 }
 
-/// Returns the text of a JSON number. The JSON parser has already checked that a value that begins like a number is one.
+/// Returns the text of a JSON number. The JSON parser has already checked that a value that begins like a number is
+/// one.
 fn number(raw: &RawValue) -> Result<&str, Refusal> {
     let json = raw.get();
     if json.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
