@@ -72,7 +72,7 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
         }
     }
     let state = if options.undo { "has no change_xid" } else { "is prepared" };
-    let unchanged = if plan.steps.is_empty() { "; nothing was changed" } else { "" };
+    let unchanged = if plan.steps.is_empty() { "; there was nothing to do" } else { "" };
     output::line(format_args!("{table} {state}{unchanged}"));
     Ok(SUCCEEDED)
 }

@@ -106,7 +106,8 @@ impl Ledger {
         let mut absent =
             AbsentValues { accounts: first.accounts.clone(), currencies: first.currencies.clone() };
         for ranges in ranges.chunks(super::pending::ENTITIES_PER_COUNT_MAX) {
-            let [accounts, currencies] = self.table.absent_values_sql(ranges, &absent);
+            let [accounts, currencies] =
+                self.table.absent_values_sql(ranges, &absent.accounts, &absent.currencies);
             for (values, sql) in [(&mut absent.accounts, accounts), (&mut absent.currencies, currencies)] {
                 if values.is_empty() {
                     continue;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::instant::{instant_literal, instant_of_second};
 use super::row::{COLUMNS, LISTED_COLUMNS};
-use super::{AbsentValues, Range, Table, instant, quote_array, quote_literal};
+use super::{Range, Table, instant, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, Segment, Snapshot};
 
 /// How far an entity is, as the ledger needs to know it.
@@ -257,9 +257,14 @@ impl Table {
     }
 
     /// The queries for the accounts, and for the currencies, that no row of these ranges has.
-    pub(super) fn absent_values_sql(&self, ranges: &[Range], wanted: &AbsentValues) -> [String; 2] {
+    pub(super) fn absent_values_sql(
+        &self,
+        ranges: &[Range],
+        accounts: &[String],
+        currencies: &[String],
+    ) -> [String; 2] {
         let Self { name, account, currency, .. } = self;
-        [(account, &wanted.accounts), (currency, &wanted.currencies)].map(|(column, values)| {
+        [(account, accounts), (currency, currencies)].map(|(column, values)| {
             let exists = ranges.iter().map(|range| {
                 let all = Range { accounts: Vec::new(), currencies: Vec::new(), ..range.clone() };
                 let filter = self.range_filter(&all);

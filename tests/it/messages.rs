@@ -16,7 +16,7 @@ async fn scene_with_errors(pool: PgPool) -> TestEnv {
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance) values
                  ('acme', 'an account with a long name', 'BTC', '2024-01-01Z', 'NaN'),
-                 ('acme', 'another account with a long name', null, '2024-01-01Z', 1)",
+                 ('acme', 'another account', 'BTC', '2024-01-01Z', 'NaN')",
         )
         .await;
     said(&scene, 3, &["run"]).await;

@@ -272,7 +272,7 @@ async fn one_that_is_cancelled_stops_after_what_is_in_flight_and_is_not_gone_on_
     let refused = said(&scene, 1, &["backfill", "--resume", "1"]).await;
     assert!(refused.contains("backfill 1 is cancelled and cannot be gone on with"), "{refused}");
     let refused = said(&scene, 1, &["backfill", "cancel", "1"]).await;
-    assert!(refused.contains("is cancelled already"), "{refused}");
+    assert!(refused.contains("is already cancelled"), "{refused}");
     // The same range is asked for anew.
     scene.sandbox.set_rules(Vec::new());
     assert!(backfill_2024(&scene, 3, &[]).await.contains("backfill 2 "));
