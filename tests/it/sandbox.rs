@@ -390,7 +390,7 @@ async fn an_impossible_answer_says_so() {
     bench.sandbox.inject(Fault::Answer { status: 99, body: String::new(), headers: Vec::new() });
     let response = bench.import(GOOD).await;
     assert_eq!(response.status(), 500);
-    assert!(response.text().await.unwrap().starts_with("the sandbox cannot answer so"));
+    assert!(response.text().await.unwrap().starts_with("the sandbox cannot send this answer"));
 }
 
 /// What the client sees is asked of the socket, as an HTTP client says little about it.
