@@ -173,7 +173,7 @@ async fn findings_of_many_batches_are_printed_once_with_their_number(pool: PgPoo
         serde_json::from_str(&said(&scene, 3, &["verify", "--deep", "--json"]).await).unwrap();
     let findings = json["entities"][0]["findings"].as_array().unwrap();
     assert!(findings.len() > 8, "{}", findings.len());
-    let more = format!("and {} more of this kind (`body`), in batches ", findings.len() - 1);
+    let more = format!("and {} more of kind `body`, in batches ", findings.len() - 1);
     assert!(text.contains(&more), "{more}: {text}");
     assert_eq!(text.matches("body_sha256").count(), 1, "{text}");
 }
