@@ -1,55 +1,55 @@
 //! Fault points: places before and after each durable step, at which a test stops the process.
 //!
 //! Only tests switch on the feature `fault-points`, and with it the variable `ELVEN_SYNC_FAULT_POINT`, e.g.
-//! `settle:before@3=kill`: step, side, occurrence (1 if it is left out), and `kill` (SIGKILL: nothing is said
-//! or put in order) or `stop` (SIGSTOP: it lies there until SIGCONT). In any other build nothing is left of a
-//! fault point, and the variable has no meaning.
+//! `settle:before@3=kill`: step, side, occurrence (1 by default), and `kill` (SIGKILL: the process ends without any
+//! clean-up) or `stop` (SIGSTOP: the process is frozen until SIGCONT). Any other build contains no fault points and
+//! ignores the variable.
 
-/// A step that PostgreSQL or the API remembers. As text it is `begin_run`, `take_lease` and so on.
+/// A step whose effect PostgreSQL or the API keeps. As text it is `begin_run`, `take_lease` and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::AsRefStr, strum::EnumIter, strum::EnumString)]
 #[strum(serialize_all = "snake_case")]
 pub enum Step {
-    /// A backfill and its lanes get their rows.
+    /// Record a backfill and its lanes.
     AskBackfill,
-    /// The run gets its row.
+    /// Record a run.
     BeginRun,
-    /// The lease of an entity is taken. Waiting for another worker's comes before that, each look once.
+    /// Take the lease of an entity. While another worker holds the lease, each look at it passes the side `before`.
     TakeLease,
-    /// Leases and the run's sign of life are renewed.
+    /// Renew the leases and the heartbeat of the run.
     RenewLease,
-    /// A pass is opened.
+    /// Open a pass.
     OpenPass,
-    /// What an earlier worker was sending becomes `unknown`.
+    /// Mark the batches that an earlier worker had in flight as `unknown`.
     Recover,
-    /// A batch is recorded, for the first time or again, and the lease checked: it was signed before that.
+    /// Record a batch, for the first time or again, and check the lease. The request was signed before.
     Announce,
-    /// A request is sent, and its answer received.
+    /// Send a request and receive its answer.
     Send,
-    /// An answer is recorded that is not the last word.
+    /// Record an answer after which the batch is not done.
     Answer,
-    /// A batch is done, and the cursor moves.
+    /// Record that a batch is done, and move the cursor.
     Settle,
-    /// Parts take the place of a refused batch.
+    /// Replace a refused batch by its parts.
     Split,
-    /// Refused rows are set aside.
+    /// Set refused rows aside.
     SetAside,
-    /// A batch is done of which no row is left.
+    /// Record that a batch without remaining rows is done.
     Empty,
-    /// The target of a pass becomes the watermark.
+    /// Make the target of a pass the watermark.
     ClosePass,
-    /// The range of an entity is through, in a backfill.
+    /// Record that a backfill has processed the range of an entity.
     FinishLane,
-    /// An entity is up to date, and the errors of its lane resolved.
+    /// Record that an entity is up to date, and resolve the errors of its lane.
     Succeed,
-    /// A lane stops where it is, and says why.
+    /// Record that a lane stopped, and why.
     Fail,
-    /// What became of a row that `errors retry` tried again.
+    /// Record the result of `errors retry` for a row.
     Resolve,
-    /// A lease is given back.
+    /// Release a lease.
     ReleaseLease,
-    /// The run's row says how it ended.
+    /// Record how the run ended.
     FinishRun,
-    /// Something that ended long ago is pruned.
+    /// Prune a part of the journal.
     Prune,
 }
 
@@ -70,7 +70,7 @@ mod absent {
 
     pub(crate) fn after(_: Step) {}
 
-    /// A step, as it is.
+    /// Runs a step without fault points.
     pub(crate) fn around<F: Future>(_: Step, doing: F) -> F {
         doing
     }
@@ -86,23 +86,23 @@ mod armed {
 
     use super::Step;
 
-    /// On which side of a step.
+    /// The side of a step on which its fault point is.
     #[derive(
         Clone, Copy, Debug, PartialEq, Eq, Hash, strum::AsRefStr, strum::EnumIter, strum::EnumString,
     )]
     #[strum(serialize_all = "snake_case")]
     pub enum Side {
-        /// It has not begun.
+        /// Before the step.
         Before,
-        /// It has ended, by an error too.
+        /// After the step, also when it failed.
         After,
     }
 
-    /// Where this process stops, and how.
+    /// The fault point at which this process stops, and the signal that stops it.
     #[derive(Debug)]
     struct Armed {
         point: (Step, Side),
-        /// The first is 1.
+        /// Counted from 1.
         occurrence: u32,
         signal: Signal,
         seen: AtomicU32,
@@ -110,14 +110,15 @@ mod armed {
 
     static ARMED: OnceLock<Armed> = OnceLock::new();
 
-    /// Arms the fault point that is written so, if any is, for the rest of this process.
+    /// Arms the fault point that the text names, if there is a text, for the rest of this process.
     ///
     /// # Errors
-    /// It is not written as a fault point is.
+    /// The text does not have the form of a fault point.
     pub fn arm(text: Option<&str>) -> anyhow::Result<()> {
         if let Some(text) = text {
-            let armed = parse(text)
-                .ok_or_else(|| anyhow::anyhow!("`{text}` is no fault point; hint: settle:before@3=kill"))?;
+            let armed = parse(text).ok_or_else(|| {
+                anyhow::anyhow!("`{text}` is not a fault point; hint: settle:before@3=kill")
+            })?;
             ARMED.get_or_init(|| armed);
         }
         Ok(())
@@ -136,7 +137,7 @@ mod armed {
         Some(Armed { point, occurrence: occurrence.parse().ok()?, signal, seen: AtomicU32::new(0) })
     }
 
-    /// A step, between its two fault points.
+    /// Runs a step between its two fault points.
     pub(crate) async fn around<F: Future>(step: Step, doing: F) -> F::Output {
         before(step);
         let done = doing.await;
@@ -156,8 +157,8 @@ mod armed {
         let Some(armed) = ARMED.get().filter(|armed| armed.point == (step, side)) else { return };
         if armed.seen.fetch_add(1, Ordering::Relaxed) + 1 == armed.occurrence {
             tracing::warn!(step = step.as_ref(), side = side.as_ref(), "stopped at a fault point");
-            // To this thread and not to the process: it does not take one more step, whichever thread of the
-            // process would have got the signal.
+            // The signal goes to this thread and not to the process: another thread could receive a signal to the
+            // process, and this one would take one more step first.
             if let Err(problem) = raise(armed.signal) {
                 tracing::error!(%problem, "the fault point had no effect");
             }
@@ -169,7 +170,7 @@ mod armed {
         use super::*;
 
         #[test]
-        fn a_fault_point_is_written_so_and_not_otherwise() {
+        fn only_the_form_of_a_fault_point_is_parsed() {
             let armed = parse("set_aside:after@3=stop").unwrap();
             assert_eq!((armed.point, armed.occurrence), ((Step::SetAside, Side::After), 3));
             assert_eq!(parse("settle:before=kill").unwrap().occurrence, 1);

@@ -1,18 +1,18 @@
 //! elven-sync keeps Elven's treasury balances equal to a PostgreSQL ledger.
 //!
-//! The way of a row, which is also the order of the modules:
+//! A row passes these modules in this order:
 //!
-//! 1. [`watermark`] says which transactions have been dealt with: a snapshot, not a number.
-//! 2. [`ledger`] reads the rows of the others, in pages.
-//! 3. [`align`] makes wall-clock time and an exact number of each.
+//! 1. [`watermark`] holds the transactions whose rows have been processed: a snapshot, not a number.
+//! 2. [`ledger`] reads the rows of the other transactions, in pages.
+//! 3. [`align`] turns each row into a record with a wall-clock time and an exact amount.
 //! 4. [`batch`] puts at most 1000 records of one entity into a body.
-//! 5. [`elven`] signs it, sends it and judges the answer.
+//! 5. [`elven`] signs and sends the body, and classifies the answer.
 //! 6. [`journal`] records watermark, batch and errors in one transaction.
 //!
-//! [`sync`] tells the story: it alone calls the stages, in this order, and they never call each other.
-//! `ledger` and `journal` ask PostgreSQL through [`database`], whose transactions outlive a lost connection.
-//! No SQL about a table stands outside of those two (the demo, which plays the ledger's owner, apart), no
-//! environment variable is read outside `config`, and nothing is printed outside `output`.
+//! Only [`sync`] controls the flow: it calls the stages in this order. Stages share plain data types downward.
+//! `ledger` and `journal` query PostgreSQL through [`database`], whose transactions survive a lost connection.
+//! SQL about the ledger is in `ledger` and SQL about the sync tables in `journal`; the demo, which acts as the owner of
+//! its ledger, is the exception. Only `config` reads environment variables, and only `output` prints.
 
 pub mod text;
 

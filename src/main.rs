@@ -1,4 +1,4 @@
-//! The program: parse, run one command, turn the outcome into an exit code.
+//! The program: parses the command line, runs one command, and turns its result into an exit code.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment = Environment::capture();
     output::start_log(cli.verbose, environment.get("ELVEN_SYNC_LOG"));
-    // Boxed, since it is large.
+    // Boxed, since the future is large.
     match Box::pin(commands::run(cli, environment)).await {
         Ok(code) => ExitCode::from(code),
         Err(problem) => {

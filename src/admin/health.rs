@@ -10,7 +10,8 @@ use crate::sync::RunError;
 use crate::sync::watermark_check as fit;
 use crate::sync::worker::{progress, warn_of, worker_name};
 
-/// What `sync_health` says, with what waits counted now, and who holds it up.
+/// Returns the rows of `sync_health` with live counts of pending rows, and the oldest open transaction that has written
+/// to the ledger.
 pub async fn health(
     settings: &Settings,
     database: &Database,
@@ -34,7 +35,7 @@ pub async fn health(
                 (if now.rows > 0 { "behind" } else { "ok" }).clone_into(&mut entity.status);
             }
         }
-        // How many wait cannot be told: what a run has counted some time ago is not said in its place.
+        // The pending rows cannot be counted, and a count that an earlier run made is not shown in place of it.
         let unreadable = unreadable.remove(&entity.entity_id).map(|now| now.message);
         if let Some(why) = unreadable.or_else(|| refused.remove(&entity.entity_id)) {
             (entity.pending_rows, entity.oldest_pending_at) = (None, None);

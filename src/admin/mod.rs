@@ -1,5 +1,5 @@
-//! What people do to entities and the journal, apart from runs: watermarks are moved or bound again, old records are pruned,
-//! and the health is read.
+//! Administration of entities and the journal, apart from runs: moving and rebinding watermarks, pruning old records,
+//! and reading the health.
 
 mod health;
 mod prune;

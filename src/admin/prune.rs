@@ -1,4 +1,4 @@
-//! Retention: what ended long ago is folded into totals, one durable step after the other.
+//! Retention: deletes old records and keeps their totals, in durable steps.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::fault_point::{Step, around};
 use crate::journal::prune::{self, Busy, Pruned, Pruner};
 use crate::journal::{JournalError, SealState};
 
-/// What was pruned of an entity, or would be.
+/// The records of an entity that were pruned, or would be.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct PrunedEntity {
     /// The entity.
@@ -19,26 +19,26 @@ pub struct PrunedEntity {
     pub passes: u64,
     /// Batches.
     pub batches: u64,
-    /// Resolved errors; in a rehearsal, at most.
+    /// Resolved errors; in a dry run an upper limit.
     pub errors: u64,
-    /// Somebody else had it locked all the time, and it was left for later.
+    /// Another session kept the entity locked, so it was not pruned to the end.
     pub busy: bool,
-    /// This cluster did not write its journal, which is left as it is.
+    /// This cluster did not write the journal of the entity, which is not pruned.
     pub foreign: bool,
 }
 
-/// What was pruned, or would be.
+/// The records that were pruned, or would be.
 #[derive(Clone, Debug, Serialize)]
 pub struct PruneReport {
-    /// What has ended before this goes.
+    /// Records that ended before this time are pruned.
     pub before: DateTime<Utc>,
-    /// By entity, for those of which there is something to prune.
+    /// The entities with records to prune.
     pub entities: Vec<PrunedEntity>,
-    /// Runs that nothing refers to any more; not counted in a rehearsal.
+    /// Runs that no record refers to any more; not counted in a dry run.
     pub runs: u64,
 }
 
-/// Prunes what has ended so long ago, or counts it.
+/// Prunes the records that ended longer ago than `older_than`, or counts them.
 pub async fn prune(
     database: &Database,
     older_than: Duration,
@@ -68,13 +68,13 @@ pub async fn prune(
     }
     let runs = if rehearse { 0 } else { around(Step::Prune, prune::prune_runs(database, before)).await? };
     if !rehearse {
-        // It has left a row for each of its steps.
+        // Each of the steps left a row in `sync_commits`.
         database.forget_commits().await;
     }
     Ok(PruneReport { before, entities, runs })
 }
 
-/// All steps for one entity, in this order: each leaves what `verify` can prove.
+/// Does all steps for one entity, in an order in which each step leaves a journal that `verify` can prove.
 async fn entity(lane: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<Result<(), Busy>, JournalError> {
     let mut given_up = 0;
     let steps = async {
@@ -103,13 +103,13 @@ async fn entity(lane: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<Result<()
     }
 }
 
-/// Why a step was not done.
+/// Why pruning an entity stopped.
 enum Stopped {
     Busy(Busy),
     By(JournalError),
 }
 
-/// Does a step until nothing is left of it, and counts.
+/// Repeats a step until it removes nothing more, and counts the removed rows.
 async fn all(step: impl AsyncFn() -> Pruned, count: &mut u64) -> Result<(), Stopped> {
     loop {
         match around(Step::Prune, step()).await.map_err(Stopped::By)? {

@@ -1,4 +1,4 @@
-//! A watermark that stays where it is, and is accepted for another mapping, or for a journal that was copied.
+//! Rebind: accepts another mapping, or a journal that was copied, for a watermark that stays where it is.
 
 use super::MoveError;
 use super::watermark::refused;
@@ -11,20 +11,20 @@ use crate::sync::watermark_check::{
 use crate::sync::{RunError, Worker};
 use crate::text::{quoted_argument, quoted_option};
 
-/// Of the ids that the newest batches list, this part at least has to be found: rows may have been updated or deleted
-/// since.
+/// The part of the ids in the newest batches that the ledger must have. It is less than all, since rows may have been
+/// updated or deleted since.
 const FOUND_MIN: (usize, usize) = (9, 10);
 
-/// What a person wants to be accepted.
+/// The changes that a rebind is asked to accept.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rebinding {
-    /// Another mapping.
+    /// Accept another mapping.
     pub mapping: bool,
-    /// A journal that this cluster did not write.
+    /// Accept a journal that this cluster did not write.
     pub journal: bool,
 }
 
-/// What a rebind would accept.
+/// The changes that a rebind would accept.
 #[derive(Debug)]
 pub struct Rebind {
     entity_id: String,
@@ -35,12 +35,12 @@ pub struct Rebind {
 }
 
 impl Rebind {
-    /// What differs between the recorded mapping and the present one. Empty: nothing.
+    /// Describes the differences between the recorded mapping and the present one. Empty: there are none.
     pub fn sentence(&self) -> String {
         if self.changes.is_none() { String::new() } else { mapping_changed(&self.entity_id, &self.changes) }
     }
 
-    /// Other values are sent from then on, which a person has to accept.
+    /// Whether other values are sent after the rebind, which a person has to confirm.
     pub fn needs_yes(&self) -> bool {
         self.changes.values
     }
@@ -51,10 +51,10 @@ impl Rebind {
 }
 
 impl Worker {
-    /// Says what a rebind would accept. `None`: everything fits as it is.
+    /// Plans a rebind. `None`: nothing has to be accepted.
     ///
     /// # Errors
-    /// It is not possible as things are; the message says why, and the way out.
+    /// The rebind is not possible; the message says why, and what to do.
     pub async fn plan_rebind(&self, entity_id: &str, wanted: Rebinding) -> Result<Option<Rebind>, MoveError> {
         let (lane, look) = self.stand(entity_id).await?;
         let changes = changes(&self.ledger, &lane);
@@ -66,7 +66,7 @@ impl Worker {
         if journal && !wanted.mapping && !changes.is_none() {
             return refused(format!(
                 "{}; hint: correct [ledger] if that is a mistake, or accept both with `elven-sync entity rebind \
-                 --journal --mapping --reason '...' {}`",
+                 --journal --mapping --reason 'journal copied, mapping changed' {}`",
                 mapping_changed(entity_id, &changes),
                 quoted_argument(entity_id)
             ));
@@ -74,7 +74,7 @@ impl Worker {
         if !journal {
             check_seal(entity_id, &lane)?;
         }
-        // With mapping and journal out of the way, everything else has to fit.
+        // Apart from mapping and journal, everything has to fit.
         let mut bound = as_if_bound(&self.ledger, &look, &lane);
         if !journal {
             bound.system_identifier = lane.system_identifier;
@@ -87,7 +87,7 @@ impl Worker {
         Ok(Some(Rebind { entity_id: entity_id.to_owned(), lane, changes, journal, system_identifier }))
     }
 
-    /// Accepts what was planned, after the proof if it takes one.
+    /// Carries out a planned rebind, after its proof if it needs one.
     pub async fn rebind_as_planned(&self, plan: &Rebind, reason: Option<&str>) -> Result<(), MoveError> {
         let Rebind { entity_id, changes, .. } = plan;
         if plan.needs_proof() {
@@ -104,7 +104,7 @@ impl Worker {
             }
             let rebound = Rebound {
                 action: if plan.journal { "rebind_journal" } else { "rebind_mapping" },
-                // The proof has shown that the watermark is good here, whatever cluster it is from.
+                // The proof has shown that the watermark is valid in this cluster, wherever it was recorded.
                 system_identifier: plan.journal.then_some(plan.system_identifier),
                 ledger: (!changes.is_none()).then_some((self.ledger.name(), &*self.mapping)),
                 values: changes.values,
@@ -117,7 +117,7 @@ impl Worker {
         done
     }
 
-    /// Rows of what is under way were read by the old mapping, and are read again.
+    /// Refuses a rebind while there is unfinished work: its rows were read by the old mapping, and would be read again.
     async fn refuse_open_work(
         &self,
         entity_id: &str,
@@ -151,7 +151,7 @@ impl Worker {
             return Ok(());
         };
         refused(format!(
-            "{}; this cannot be accepted while {what}; hint: {remedy}",
+            "{}; the change cannot be accepted while {what}; hint: {remedy}",
             mapping_changed(entity_id, changes)
         ))
     }
@@ -160,12 +160,12 @@ impl Worker {
         let asked = Asked::Rebind { other_values: plan.changes.values };
         let (database, ledger, zones) = (&self.database, &self.ledger, &self.settings.zones);
         match prove_as(database, ledger, zones, &plan.entity_id, asked).await {
-            // An id of one column that is none of the other: PostgreSQL says so.
+            // PostgreSQL refuses an id of the old column that is no value of the new column's type.
             Err(RunError::Ledger(problem @ (LedgerError::Database(_) | LedgerError::Unreadable(_)))) => {
                 not_proven(
                     &plan.entity_id,
                     &format!(
-                        "the ledger cannot be read by what the journal lists: {}",
+                        "the rows that the journal lists cannot be read from the ledger: {}",
                         crate::text::chain(&problem)
                     ),
                 )
@@ -174,14 +174,17 @@ impl Worker {
         }
     }
 
-    /// The proof that the journal is that of this ledger, read as it is now.
+    /// Checks the proof that the journal belongs to this ledger as it is read now.
     fn check_proof(plan: &Rebind, proof: &Proof) -> Result<(), MoveError> {
         let entity_id = &plan.entity_id;
         if !proof.proven.lane.is_where(&plan.lane) {
             return moved(entity_id);
         }
         if proof.proven.is_pruned {
-            return not_proven(entity_id, "a part of its journal was pruned, of which nothing can be proven");
+            return not_proven(
+                entity_id,
+                "a part of its journal was pruned, and nothing can be proven about it",
+            );
         }
         if let Some(finding) = proof.report.findings.first() {
             let more = proof.report.findings.len() + proof.report.more_findings - 1;
@@ -194,15 +197,16 @@ impl Worker {
             return not_proven(
                 entity_id,
                 &format!(
-                    "of the {listed} ids in its newest batches {found} are found in the ledger where the batches read them; \
-                     nine in ten are needed"
+                    "the ledger has only {found} of the {listed} ids in its newest batches where the batches read \
+                     them; 90 % are needed"
                 ),
             );
         }
         if !proof.proven.has_ended {
             return not_proven(
                 entity_id,
-                "transactions older than its watermark are still open in this cluster; try again when they have ended",
+                "transactions older than its watermark are still open in this cluster; repeat the rebind after \
+                 they end",
             );
         }
         Ok(())
@@ -211,14 +215,14 @@ impl Worker {
 
 fn moved<T>(entity_id: &str) -> Result<T, MoveError> {
     refused(format!(
-        "the watermark of `{entity_id}` was moved meanwhile; nothing was accepted; hint: try again"
+        "the watermark of `{entity_id}` was moved meanwhile; nothing was accepted; hint: repeat the rebind"
     ))
 }
 
 fn not_proven<T>(entity_id: &str, why: &str) -> Result<T, MoveError> {
     refused(format!(
-        "the ledger as it is read now is not proven to be that of the journal of `{entity_id}`: {why}; nothing was accepted; \
-         hint: {}",
+        "the journal of `{entity_id}` is not proven to belong to the ledger as it is read now: {why}; nothing was \
+         accepted; hint: {}",
         start_over(entity_id)
     ))
 }

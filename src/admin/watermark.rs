@@ -1,4 +1,4 @@
-//! Watermarks moved by a person: registered from now on, rewound, rebound.
+//! Watermarks moved by a person: registration from now on, rewind, and rebind to an upgraded cluster.
 
 use chrono::{DateTime, Utc};
 
@@ -14,7 +14,7 @@ use crate::watermark::Snapshot;
 /// A watermark cannot be moved as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
-    /// It would be wrong; the message says why, and the way out.
+    /// The move would skip or mistake rows; the message says why, and what to do.
     #[error("{0}")]
     Refused(String),
     /// The ledger or the sync tables cannot be used.
@@ -44,35 +44,36 @@ pub(crate) fn refused<T>(why: impl Into<String>) -> Result<T, MoveError> {
     Err(MoveError::Refused(why.into()))
 }
 
-/// What moving a watermark back would do.
+/// A planned rewind.
 #[derive(Debug)]
 pub struct Rewind {
     entity_id: String,
     to: Option<Snapshot>,
-    /// It stands elsewhere now.
+    /// The watermark is not there already.
     pub is_move: bool,
-    /// Rows that were dealt with, or skipped, and would be read again.
+    /// Rows that were processed or skipped, and would be read again.
     pub rows: i64,
-    /// How many of them the API has accepted.
+    /// The number of these rows that the API accepted.
     pub accepted: i64,
 }
 
 impl Worker {
-    /// Registers an entity whose rows count as dealt with as far as they are there now. What open
-    /// transactions have written is not there yet, and is uploaded once they commit.
+    /// Registers an entity whose present rows count as processed. Rows of open transactions are not present yet, and
+    /// are uploaded after the transactions commit.
     pub async fn register_from_now(&self, entity: &Entity) -> Result<FromNow, MoveError> {
         Ok(Entity::add_from_now(&self.database, entity, self.ledger.name(), &self.mapping).await?)
     }
 
-    /// Says what moving a watermark back would do: to where it stood at an instant, or to the start.
+    /// Plans to move a watermark back, to where it was at an instant or to the start.
     pub async fn plan_rewind(&self, entity_id: &str, at: Option<DateTime<Utc>>) -> Result<Rewind, MoveError> {
         let (lane, look) = self.stand(entity_id).await?;
         let earlier = self.journal.earlier(entity_id, at).await?;
         if let Some(until) = earlier.pruned_until {
             return refused(format!(
-                "where the watermark of `{entity_id}` stood then was pruned from the journal; hint: name a time from {} on, \
-                 or the start",
-                until.to_rfc3339()
+                "the watermark of `{entity_id}` at that time was pruned from the journal; hint: elven-sync entity \
+                 rewind --to {} {}, or a later time",
+                until.to_rfc3339(),
+                quoted_argument(entity_id)
             ));
         }
         self.check_rewind(entity_id, earlier.settled.as_ref(), &lane, &look)?;
@@ -95,7 +96,7 @@ impl Worker {
             Some(skipped) => all - rows_behind(at(Some(skipped))).await?,
             None => 0,
         };
-        // A rewind to the start binds to what there is.
+        // A rewind to the start also binds the watermark to the present cluster and mapping.
         let is_bound_elsewhere = lane.seal != SealState::Whole
             || (lane.mapping.is_some() && !changes(&self.ledger, &lane).is_none());
         Ok(Rewind {
@@ -120,16 +121,16 @@ impl Worker {
         done
     }
 
-    /// Accepts that the cluster has another identifier than the watermark of an entity says, because it
-    /// was upgraded by `pg_upgrade`, which goes on with the transaction ids. `false` when it fits anyway.
+    /// Accepts another system identifier of the cluster than the one recorded with the watermark: `pg_upgrade` changes
+    /// it and continues the transaction ids. Returns `false` if nothing had to be accepted.
     ///
-    /// Refuses a restored dump, in which the journal's rows were written anew, and transaction ids that
-    /// do not go on.
+    /// Refuses a restored dump, in which other transactions wrote the journal's rows, and transaction ids that do not
+    /// continue.
     pub async fn rebind(&self, entity_id: &str, reason: Option<&str>) -> Result<bool, MoveError> {
         let (lane, look) = self.stand(entity_id).await?;
         let Some(before) = lane.system_identifier else { return Ok(false) };
         if before == look.system_identifier {
-            // Then nothing else is to be hidden by saying that all is well.
+            // Any other mismatch is reported instead of success.
             self.check_watermark(entity_id, &lane, &look)?;
             return Ok(false);
         }
@@ -138,17 +139,17 @@ impl Worker {
             ClusterMatch::Same => {}
             ClusterMatch::Restored => {
                 return refused(format!(
-                    "this is not the upgraded cluster of the watermark of `{entity_id}`: the rows of elven_sync were \
-                     written anew here, as restoring a dump does, and so were those of the ledger; {start_over}"
+                    "this cluster is not the upgraded cluster of the watermark of `{entity_id}`: the rows of \
+                     elven_sync and of the ledger were written again here, as restoring a dump does; {start_over}"
                 ));
             }
             ClusterMatch::Unknown => {
                 return refused(format!(
-                    "nothing tells whether the watermark of `{entity_id}` was written in this cluster; {start_over}"
+                    "it is not known whether this cluster wrote the watermark of `{entity_id}`; {start_over}"
                 ));
             }
         }
-        // With the identifier out of the way, everything else has to fit.
+        // Apart from the identifier, everything has to fit.
         let same = Lane { system_identifier: Some(look.system_identifier), ..lane };
         self.check_watermark(entity_id, &same, &look)?;
         let (lease, _) = self.lease(entity_id).await?;
@@ -160,7 +161,7 @@ impl Worker {
         Ok(true)
     }
 
-    /// Never forward: what lies between would be skipped.
+    /// Refuses to move a watermark forward, which would skip the rows between.
     fn check_rewind(
         &self,
         entity_id: &str,
@@ -174,14 +175,15 @@ impl Worker {
         }
         if lane.settled.as_ref().is_none_or(|settled| !to.is_within(settled)) {
             return refused(format!(
-                "the watermark of `{entity_id}` was ahead of where it is now, and moving it there would skip rows; hint: \
-                 name a later time or an earlier one, or the start"
+                "the watermark of `{entity_id}` was further ahead at that time than now, and moving it there would \
+                 skip rows; hint: elven-sync entity rewind {}, or --to with another time",
+                quoted_argument(entity_id)
             ));
         }
         Ok(())
     }
 
-    /// Where an entity stands, and what the ledger says to that.
+    /// Returns the lane of an entity, and the result of a probe of the ledger with its watermark.
     pub(crate) async fn stand(&self, entity_id: &str) -> Result<(Lane, ProbeResult), MoveError> {
         let lanes = self.journal.lanes(&[entity_id.to_owned()], &self.mapping).await?;
         let lane = lanes.get(entity_id).cloned().unwrap_or_default();
@@ -189,7 +191,7 @@ impl Worker {
         Ok((lane, look))
     }
 
-    /// Leases an entity that no worker is on.
+    /// Leases an entity that no worker works on. Waits for a lease whose worker seems to have died.
     pub(crate) async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
         let mut wait = self.lease_wait();
         let mut first_look = true;
@@ -198,8 +200,8 @@ impl Worker {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
                     return refused(format!(
-                        "a worker is on `{entity_id}`; hint: elven-sync entity pause {}, wait until its run has ended, \
-                         and try again",
+                        "a worker holds the lease of `{entity_id}`; hint: elven-sync entity pause {}, and repeat the \
+                         command after the run ends",
                         quoted_argument(entity_id)
                     ));
                 }
@@ -208,7 +210,7 @@ impl Worker {
                         tracing::warn!(
                             entity_id,
                             lease = seen,
-                            "waiting for a lease that nobody seems to renew, until it and its signatures are too old"
+                            "waiting until a lease that is no longer renewed expires, and the signatures made under it"
                         );
                     }
                     first_look = false;

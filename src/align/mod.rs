@@ -35,6 +35,13 @@ pub fn instant(text: &str, zone: &Zone) -> Result<DateTime<Utc>, Invalid> {
     // first day of a month.
     let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().filter(|date| date.to_string() == text);
     let date = date.ok_or_else(|| {
+        let seconds = if text.matches(':').count() == 1 { ":00" } else { "" };
+        let in_utc = format!("{}{seconds}Z", text.replacen(' ', "T", 1));
+        if DateTime::parse_from_rfc3339(&in_utc).is_ok() {
+            let reason =
+                format!("`{text}` has no offset from UTC; hint: {in_utc}, or an offset such as +01:00");
+            return Invalid(reason);
+        }
         Invalid(format!("`{text}` is neither a date like 2024-01-31 nor a time like 2024-01-31T12:00:00Z"))
     })?;
     // Where clocks go forward at midnight the day begins later, and once a whole day was skipped.

@@ -1,5 +1,5 @@
-//! What the journal and the ledger say together: the proof that nothing was skipped, and the trace of one row. Nothing here
-//! changes anything or calls the API.
+//! Audits of the journal against the ledger: the proof that no row was skipped, and the trace of one row. An audit
+//! changes nothing and never calls the API.
 
 mod row_trace;
 mod verify;

@@ -1,4 +1,4 @@
-//! What became of a ledger row: which request carried it, or why it has not gone.
+//! The trace of a ledger row: which batch sent it, or why it was not sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,64 +11,65 @@ use crate::config::{ConfigError, Settings};
 use crate::database::Database;
 use crate::journal::audit::{self as records, Change};
 use crate::journal::row_history::{self, BatchOfRow};
-use crate::journal::{Entity, Health, JournalError, Lane, RecordedError, check_schema};
+use crate::journal::{Entity, Health, JournalError, Lane, RecordedError, check_schema, registering};
 use crate::ledger::{Ledger, Row};
 use crate::sync::RunError;
+use crate::text::{quoted_argument, quoted_option};
 use crate::watermark::{LedgerId, Snapshot};
 
-/// What is to be said of a row, for machines.
+/// The state of a row, as in the JSON output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Its present version was accepted.
+    /// The API accepted its present version.
     Uploaded,
-    /// A newer row of its account, currency and second was sent in its place.
+    /// A newer rival was sent instead.
     Superseded,
-    /// It is in `sync_errors`, and open there.
+    /// Set aside, with an open error in `sync_errors`.
     SetAside,
-    /// It was set aside, and a person or another row has resolved that.
+    /// Set aside, and the error was resolved by a person or by another row.
     Resolved,
-    /// It waits.
+    /// Not processed yet.
     Pending,
-    /// It was skipped on request.
+    /// Skipped by a registration with `--from-now`.
     Skipped,
-    /// It was dealt with, and the journal of that was pruned.
+    /// Processed by a pass that was pruned from the journal.
     Pruned,
-    /// The ledger does not have it any more.
+    /// Deleted from the ledger.
     Deleted,
-    /// It should have been dealt with, and nothing says so.
+    /// Not processed according to the journal, although the watermark includes it.
     Missing,
     /// The database cannot read it.
     Unreadable,
 }
 
 impl Verdict {
-    /// A person should look.
+    /// Whether a person should look.
     pub fn needs_a_person(self) -> bool {
         matches!(self, Verdict::SetAside | Verdict::Missing | Verdict::Unreadable)
     }
 }
 
-/// What became of a row of an entity.
+/// The trace of a row of an entity.
 #[derive(Clone, Debug, Serialize)]
 pub struct RowReport {
     /// The entity.
     pub entity_id: String,
-    /// The row as the ledger has it now, as JSON; several when its id is no key.
+    /// The row in the ledger as JSON; several rows if the id is not unique.
     pub rows: Vec<serde_json::Value>,
     /// The transaction that wrote its present version.
     pub change_xid: Option<u64>,
-    /// The batches that list it, this version or an earlier one, in order.
+    /// The batches that list this or an earlier version of the row, in order.
     pub carried: Vec<BatchOfRow>,
-    /// Its errors, the newest first.
+    /// Its errors, newest first.
     pub errors: Vec<RecordedError>,
-    /// What is to be said.
+    /// Its state.
     pub verdict: Verdict,
-    /// The same in a sentence.
+    /// The state as a sentence.
     pub says: String,
 }
 
-/// What is known of an entity.
+/// The facts about an entity that the trace of its rows needs.
 struct Known<'a> {
     zones: &'a Zones,
     entity: Option<&'a Entity>,
@@ -77,7 +78,7 @@ struct Known<'a> {
     chain: Chain,
 }
 
-/// Says what became of a row, for each entity that has it in the ledger or in the journal; none when nothing is known of it.
+/// Traces a row, for each entity that has it in the ledger or in the journal.
 pub async fn of_row(
     settings: &Settings,
     database: &Database,
@@ -102,7 +103,8 @@ pub async fn of_row(
         for entity_id in concerned {
             let lane = records::lane(&mut transaction, &entity_id).await?;
             let changes = records::changes(&mut transaction, &entity_id).await?;
-            found.push((entity_id, chain::follow(changes, &lane), lane));
+            let chain = chain::follow(&entity_id, changes, &lane);
+            found.push((entity_id, chain, lane));
         }
         transaction.commit().await.map_err(JournalError::from)?;
         Ok::<_, RunError>((carried, errors, found))
@@ -150,9 +152,10 @@ pub async fn of_row(
     Ok(reports)
 }
 
-/// The entities that have rows with an id, each with the transaction that wrote them last, if that can be told.
+/// Returns the entities that have rows with an id, each with the transaction that wrote the newest of them. `None`:
+/// these rows cannot be read.
 ///
-/// Where the rows of some entity cannot be read, each registered one is asked for its own.
+/// If the rows of an entity cannot be read, the ledger is queried for each registered entity alone.
 async fn holders(
     ledger: &Ledger,
     entities: &[Entity],
@@ -178,7 +181,7 @@ async fn holders(
 
 type Said = (Verdict, String);
 
-/// What is to be said of the present version of a row.
+/// Finds the state of the present version of a row.
 async fn judge(
     ledger: &Ledger,
     entity_id: &str,
@@ -188,8 +191,10 @@ async fn judge(
     let Some(row) = rows.iter().max_by_key(|row| row.xid) else {
         let last = carried.iter().rfind(|batch| batch.status == "accepted" && !batch.set_aside);
         let says = match last {
-            Some(batch) => format!("is not in the ledger any more; its last version went {}", went(batch)),
-            None => "is not in the ledger any more; no version of it was uploaded".to_owned(),
+            Some(batch) => {
+                format!("was deleted from the ledger; its last version was uploaded {}", sent_in(batch))
+            }
+            None => "was deleted from the ledger; no version of it was uploaded".to_owned(),
         };
         return Ok((Verdict::Deleted, says));
     };
@@ -198,17 +203,21 @@ async fn judge(
             && !link.settled.as_ref().is_some_and(|settled| settled.contains(row.xid))
     };
     let Some(link) = known.chain.links.iter().rfind(covers) else {
-        return Ok(not_in_a_pass(known, row));
+        return Ok(not_in_a_pass(entity_id, known, row));
     };
     let leaf = carried.iter().rfind(|batch| batch.pass_id == Some(link.pass_id) && batch.status != "split");
     let Some(leaf) = leaf else {
         return Ok(if link.is_open() {
-            waits(known, &format!("belongs to pass {}, which is open and has not come to it", link.pass_id))
+            pending(
+                known,
+                &format!("it belongs to pass {}, which is open and has not read it yet", link.pass_id),
+            )
         } else {
             let says = format!(
-                "belongs to pass {}, which is closed, and no batch of it lists the row; hint: `elven-sync verify` says \
-                 more; updating the row uploads it",
-                link.pass_id
+                "belongs to the closed pass {}, and no batch of the pass lists it; update the row in the ledger to \
+                 upload it; hint: elven-sync verify {}",
+                link.pass_id,
+                quoted_option("--entity", entity_id)
             );
             (Verdict::Missing, says)
         });
@@ -217,55 +226,63 @@ async fn judge(
         return Ok(set_aside(leaf, carried, errors));
     }
     if leaf.status != "accepted" {
-        let says = format!("is in batch {}, which is `{}`", leaf.batch_id, leaf.status);
-        return Ok(waits(known, &says));
+        let says = format!("it is in batch {}, which is `{}`", leaf.batch_id, leaf.status);
+        return Ok(pending(known, &says));
     }
     if leaf.has_superseded
         && let Some(newer) = superseded_by(ledger, entity_id, known, (row, leaf)).await?
     {
         let says = format!(
-            "was superseded by row {newer} of the same account, currency and second, which went in its place {}",
-            went(leaf)
+            "was superseded by row {newer} of the same account, currency and second, which was sent {}",
+            sent_in(leaf)
         );
         return Ok((Verdict::Superseded, says));
     }
-    Ok((Verdict::Uploaded, format!("was uploaded {}", went(leaf))))
+    Ok((Verdict::Uploaded, format!("was uploaded {}", sent_in(leaf))))
 }
 
-/// What is to be said when no pass of the journal has the version.
-fn not_in_a_pass(known: &Known<'_>, row: &Row) -> Said {
+/// Finds the state of a row version that no pass of the journal includes.
+fn not_in_a_pass(entity_id: &str, known: &Known<'_>, row: &Row) -> Said {
     let has = |watermark: Option<&Snapshot>| watermark.is_some_and(|watermark| watermark.contains(row.xid));
     if has(known.lane.settled.as_ref()) {
         let covers = |change: &&Change| has(change.target.as_ref()) && !has(change.settled.as_ref());
         return match known.chain.others.iter().find(covers).map(|change| change.kind.as_str()) {
             Some("from_now") => (
                 Verdict::Skipped,
-                "was there when the entity was registered --from-now, and is skipped; hint: updating it uploads it".to_owned(),
+                "was skipped, since it was in the ledger when the entity was registered with --from-now; update it in \
+                 the ledger to upload it"
+                    .to_owned(),
             ),
             Some(_) => (
                 Verdict::Pruned,
-                "was dealt with by a pass whose batches were pruned from the journal".to_owned(),
+                "was processed by a pass whose batches were pruned from the journal".to_owned(),
             ),
             None => (
                 Verdict::Missing,
-                "lies behind the watermark, and no pass of the journal has it; hint: `elven-sync verify` says more".to_owned(),
+                format!(
+                    "is within the watermark, but no pass of the journal includes it; hint: elven-sync verify {}",
+                    quoted_option("--entity", entity_id)
+                ),
             ),
         };
     }
     let why = match &known.lane.settled {
-        _ if known.entity.is_none() => "its entity is not registered; hint: elven-sync entity add".to_owned(),
-        Some(settled) if settled.xmax() > row.xid => {
-            format!("transaction {} was open when the last pass began, and the next one has it", row.xid)
+        _ if known.entity.is_none() => {
+            format!("its entity is not registered; hint: {}", registering(entity_id))
         }
-        _ => "it was written after the last pass began, and the next one has it".to_owned(),
+        Some(settled) if settled.xmax() > row.xid => {
+            format!("transaction {} was open when the last pass began; the next pass includes it", row.xid)
+        }
+        _ => "it was written after the last pass began; the next pass includes it".to_owned(),
     };
-    waits(known, &why)
+    pending(known, &why)
 }
 
-fn waits(known: &Known<'_>, why: &str) -> Said {
-    let mut says = format!("waits: {why}");
-    if known.entity.is_some_and(|entity| entity.paused) {
-        says.push_str("; the entity is paused; hint: elven-sync entity resume");
+fn pending(known: &Known<'_>, why: &str) -> Said {
+    let mut says = format!("is pending: {why}");
+    if let Some(entity) = known.entity.filter(|entity| entity.paused) {
+        let hint = format!("elven-sync entity resume {}", quoted_argument(&entity.entity_id));
+        says = format!("{says}; the entity is paused; hint: {hint}");
     } else if let Some(error) = known.last_error {
         says = format!("{says}; the entity has stopped: {error}");
     }
@@ -280,7 +297,7 @@ fn set_aside(leaf: &BatchOfRow, carried: &[BatchOfRow], errors: &[RecordedError]
             && !batch.set_aside
     });
     if let Some(later) = later {
-        let says = format!("was set aside by batch {}, and uploaded since {}", leaf.batch_id, went(later));
+        let says = format!("was set aside by batch {}, and uploaded later {}", leaf.batch_id, sent_in(later));
         return (Verdict::Uploaded, says);
     }
     match errors.first() {
@@ -300,7 +317,7 @@ fn set_aside(leaf: &BatchOfRow, carried: &[BatchOfRow], errors: &[RecordedError]
         }
         None => {
             let says = format!(
-                "was set aside by batch {}, and sync_errors says nothing of it; hint: updating the row uploads it",
+                "was set aside by batch {}, but has no error in sync_errors; update it in the ledger to upload it",
                 leaf.batch_id
             );
             (Verdict::Missing, says)
@@ -308,7 +325,7 @@ fn set_aside(leaf: &BatchOfRow, carried: &[BatchOfRow], errors: &[RecordedError]
     }
 }
 
-/// The row of a batch that was sent in place of this one, if it still can be told.
+/// Returns the row of a batch that was sent instead of this row, if it can still be identified.
 async fn superseded_by(
     ledger: &Ledger,
     entity_id: &str,
@@ -326,8 +343,9 @@ async fn superseded_by(
     Ok(newer.into_iter().find(|rival| batch.is_superseded_by(rival)).map(|rival| rival.id))
 }
 
-fn went(batch: &BatchOfRow) -> String {
+/// Names the batch that sent a row, its run and its time.
+fn sent_in(batch: &BatchOfRow) -> String {
     let when = batch.finished_at.unwrap_or(batch.created_at).format("%Y-%m-%d %H:%M:%SZ");
-    let twice = if batch.ambiguous { ", and may have arrived more than once" } else { "" };
+    let twice = if batch.ambiguous { ", and may have been imported more than once" } else { "" };
     format!("in batch {} of run {} on {when}{twice}", batch.batch_id, batch.run_id)
 }

@@ -1,4 +1,4 @@
-//! `attach`: prepares the configured ledger table, or prints how.
+//! `attach`: prepares the configured ledger table, or prints the SQL that does it.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use crate::output;
 use crate::text::escaped;
 
 #[derive(Debug, clap::Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag that people type")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct Options {
-    /// Print the SQL that would be run, and run nothing
+    /// Print the SQL as a script, and run nothing
     #[arg(long)]
     dry_run: bool,
-    /// Take column, trigger and index away again
+    /// Drop column, trigger and index again
     #[arg(long)]
     undo: bool,
-    /// Go on although something would break
+    /// Prepare the table although something would break
     #[arg(long)]
     yes: bool,
-    /// Also make the index that helps backfills
+    /// Also create the index that makes backfills fast
     #[arg(long, conflicts_with = "undo")]
     backfill_index: bool,
-    /// How long to wait for the table to be free; others wait behind
+    /// Wait at most this long for the lock on the table, 1ms to 1h; other sessions wait behind it
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = lock_timeout)]
     lock_timeout: Duration,
 }
@@ -37,8 +37,8 @@ pub(super) struct Options {
 fn lock_timeout(text: &str) -> Result<Duration, String> {
     let wanted = super::connect::duration(text)?;
     let range = Duration::from_millis(1)..=Duration::from_hours(1);
-    // To PostgreSQL 0 would mean: for ever.
-    if range.contains(&wanted) { Ok(wanted) } else { Err("it has to be 1ms to 1h".to_owned()) }
+    // For PostgreSQL a lock_timeout of 0 means no limit.
+    if range.contains(&wanted) { Ok(wanted) } else { Err("expected 1ms to 1h".to_owned()) }
 }
 
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
@@ -61,7 +61,7 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
         for breaks in &plan.breaks {
             output::line(format_args!("would break: {breaks}"));
         }
-        bail!("{table} was left as it is; hint: see to the above, then say attach --yes");
+        bail!("{table} was not changed; hint: elven-sync attach --yes, after the above is taken care of");
     }
     let mut connection = database.session().await?;
     for step in &plan.steps {
@@ -71,13 +71,13 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
             return Err(explain(problem, &database, settings, &options).await);
         }
     }
-    let done = if options.undo { "has no stamp" } else { "is prepared" };
-    let before = if plan.steps.is_empty() { "; there was nothing to do" } else { "" };
-    output::line(format_args!("{table} {done}{before}"));
+    let state = if options.undo { "has no change_xid" } else { "is prepared" };
+    let unchanged = if plan.steps.is_empty() { "; there was nothing to do" } else { "" };
+    output::line(format_args!("{table} {state}{unchanged}"));
     Ok(SUCCEEDED)
 }
 
-/// As a script: for a person who may do what the connector's role may not.
+/// Prints the plan as an SQL script, for a role that has the privileges that the connector's role lacks.
 fn print(plan: &Plan) {
     for (what, texts) in [("would break", &plan.breaks), ("note", &plan.notes)] {
         for text in texts {
@@ -88,11 +88,11 @@ fn print(plan: &Plan) {
         output::lines(format_args!("\n-- {}\n{}", escaped(&step.why), step.sql));
     }
     if plan.steps.is_empty() {
-        output::line("-- there is nothing to do");
+        output::line("-- nothing to do");
     }
 }
 
-/// Adds the remedy that goes with PostgreSQL's refusal.
+/// Adds the remedy to an error of PostgreSQL.
 async fn explain(
     problem: LedgerError,
     database: &Database,
@@ -109,24 +109,24 @@ async fn explain(
         Some("55P03") => {
             let holders = attach::holders(database, &settings.ledger).await.unwrap_or_default();
             let who = if holders.is_empty() {
-                "whoever held it has let go by now".to_owned()
+                "no session holds a lock on it any more".to_owned()
             } else {
-                format!("it is held by {}", holders.join("; "))
+                format!("it is locked by {}", holders.join("; "))
             };
             anyhow::anyhow!(
-                "{table} was not free for {:?}, which is as long as everybody else who wants it should wait; {who}; \
-                 hint: try again, when less is going on, or with a longer --lock-timeout; what was done before stays \
-                 and is not done again",
+                "{table} could not be locked within {:?}; {who}; the finished steps stay and are not repeated; hint: \
+                 run the same command again at a quieter time, or with a longer --lock-timeout",
                 options.lock_timeout
             )
         }
         // insufficient_privilege
         Some("42501") => anyhow::Error::new(problem).context(
-            "this role may not prepare the table; hint: `attach --dry-run` prints the SQL for one that may",
+            "this role lacks the privileges to prepare the table; hint: `elven-sync attach --dry-run` prints the SQL \
+             for a role that has them",
         ),
         // dependent_objects_still_exist
         Some("2BP01") => anyhow::Error::new(problem)
-            .context("something else is defined over the column; hint: drop that first, `\\d+` shows it"),
+            .context("another object depends on the column; hint: drop that object first, `\\d+` in psql shows it"),
         _ => problem.into(),
     }
 }

@@ -18,43 +18,43 @@ use crate::sync::{BackfillError, Worker};
 pub(super) struct Options {
     #[command(subcommand)]
     command: Option<Command>,
-    /// First day or instant: 2024-03-01 is that day in each entity's time zone, 2024-03-01T12:00:00Z an instant
-    #[arg(long, value_name = "D", requires = "to", required_unless_present = "resume")]
+    /// First day or instant: 2024-03-01 (in each entity's time zone) or 2024-03-01T12:00:00Z
+    #[arg(long, value_name = "TIME", requires = "to", required_unless_present = "resume")]
     from: Option<String>,
-    /// The day or instant behind the last one, itself not included
-    #[arg(long, value_name = "D", requires = "from")]
+    /// End of the range, not included: a day or an instant, written as for --from
+    #[arg(long, value_name = "TIME", requires = "from")]
     to: Option<String>,
     /// Only these entities
     #[arg(long = "entity", value_name = "ID", num_args = 1..)]
     entities: Vec<String>,
-    /// Only these accounts, as the ledger has them
-    #[arg(long = "account", value_name = "A", num_args = 1..)]
+    /// Only these accounts, spelled as in the ledger
+    #[arg(long = "account", value_name = "ACCOUNT", num_args = 1..)]
     accounts: Vec<String>,
-    /// Only these currencies
-    #[arg(long = "currency", value_name = "C", num_args = 1..)]
+    /// Only these currencies, spelled as in the ledger
+    #[arg(long = "currency", value_name = "CURRENCY", num_args = 1..)]
     currencies: Vec<String>,
-    /// Go on with a backfill that stopped
+    /// Continue the backfill with this number where it stopped
     #[arg(long, value_name = "N", conflicts_with_all = ["from", "to", "entities", "accounts", "currencies"])]
     resume: Option<i64>,
-    /// Say what would be sent and how long it would take, but send and change nothing
+    /// Print what would be sent and how long it would take; send and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// For machines
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List backfills, the newest first
+    /// List backfills, newest first
     List {
-        /// For machines
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Cancel a backfill; what is in flight is finished
+    /// Cancel a backfill; requests in flight are finished
     Cancel {
-        /// Its number
+        /// Number of the backfill
         #[arg(value_name = "N")]
         backfill_id: i64,
     },
@@ -81,7 +81,7 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
     }
 }
 
-/// Why there is no report.
+/// Why a backfill ended without a report.
 enum Failure {
     Backfill(BackfillError),
     Other(anyhow::Error),
@@ -103,7 +103,7 @@ async fn upload(options: Options, settings: Settings) -> Result<u8, Failure> {
     };
     let (stop, stopped_by) = stop_on_signal(settings.sync.shutdown_grace)?;
     let database = connect(&settings).await?;
-    // A standby may show older versions than runs have sent.
+    // A standby may hold older row versions than runs have sent.
     let worker = Worker::open(Settings { ledger_url: None, ..settings }, database, stop).await?;
     if options.dry_run {
         let rehearsed = match options.resume {
@@ -126,16 +126,16 @@ async fn upload(options: Options, settings: Settings) -> Result<u8, Failure> {
         RunStatus::Succeeded => SUCCEEDED,
         RunStatus::Failed => FAILED,
         RunStatus::Incomplete => INCOMPLETE,
-        // By convention 128 and the number of the signal.
+        // By convention: 128 plus the number of the signal.
         RunStatus::Interrupted => 128 + stopped_by.load(Ordering::Relaxed),
     })
 }
 
-/// The same, in whatever order it was asked for.
-fn sorted(mut of: Vec<String>) -> Vec<String> {
-    of.sort_unstable();
-    of.dedup();
-    of
+/// Sorts values and drops repeated ones, so that the same request in another order finds the same backfill.
+fn sorted(mut values: Vec<String>) -> Vec<String> {
+    values.sort_unstable();
+    values.dedup();
+    values
 }
 
 async fn cancel(settings: &Settings, backfill_id: i64) -> anyhow::Result<u8> {
@@ -145,10 +145,10 @@ async fn cancel(settings: &Settings, backfill_id: i64) -> anyhow::Result<u8> {
     match Backfill::cancel(&database, backfill_id).await? {
         Cancelled::Done => output::line(format_args!("backfill {backfill_id} is cancelled")),
         Cancelled::Stopping(run_id) => output::line(format_args!(
-            "backfill {backfill_id} is cancelled; run {run_id} stops after what is in flight"
+            "backfill {backfill_id} is cancelled; run {run_id} stops after its requests in flight"
         )),
         Cancelled::Ended(status) => {
-            bail!("backfill {backfill_id} is {status} already; nothing was changed")
+            bail!("backfill {backfill_id} is already {status}; nothing was changed")
         }
         Cancelled::Missing => bail!("there is no backfill {backfill_id}; hint: elven-sync backfill list"),
     }

@@ -1,4 +1,4 @@
-//! What commands have in common: connections, and arguments that they read.
+//! Shared by the commands: connections, and parsers of arguments.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use crate::database::Database;
 use crate::journal::{self, Entity};
 use crate::sync::Worker;
 
-/// A time span as people write it, e.g. `90d` or `1h 30m`.
+/// Parses a duration such as `90d` or `1h 30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wanted: humantime_serde::Serde<Duration> =
         serde_json::from_value(text.into()).map_err(|problem| problem.to_string())?;
     Ok(wanted.into_inner())
 }
 
-/// Connects to the primary with enough connections for the entities worked on at once, each with a page
-/// being read ahead, a batch being announced and one being settled, and the heartbeat.
+/// Connects to the primary. Each of the entities worked on at once needs a connection for the page that is read ahead,
+/// one for the batch that is announced and one for the batch that is settled; the heartbeat needs another.
 pub(super) async fn connect(settings: &Settings) -> anyhow::Result<Database> {
     let url = settings.database_url()?;
     let connections_max = settings.sync.entities_at_once.saturating_mul(3).saturating_add(2).min(64);
@@ -27,20 +27,21 @@ pub(super) async fn connect(settings: &Settings) -> anyhow::Result<Database> {
     )
 }
 
-/// Connects, and makes sure that the sync tables are there: nothing else opens them here.
+/// Connects, and checks that the sync tables are migrated, for commands that open no journal that checks it.
 pub(super) async fn connect_migrated(settings: &Settings) -> anyhow::Result<Database> {
     let database = connect(settings).await?;
     journal::check_schema(&database).await?;
     Ok(database)
 }
 
-/// What moves watermarks also runs; here it is never asked to stop, and reads no pages.
+/// Opens a worker for a command that moves or rebinds watermarks. It gets no stop request, and reads no pages from a
+/// standby.
 pub(super) async fn worker(settings: &Settings, database: &Database) -> anyhow::Result<Worker> {
     let settings = Settings { ledger_url: None, ..settings.clone() };
     Ok(Worker::open(settings, database.clone(), watch::channel(false).1).await?)
 }
 
-/// The entity with this id, or an error that names those with a similar one.
+/// Returns the entity with this id, or an error that names the entities with a similar id.
 pub(super) async fn registered(database: &Database, id: &str) -> anyhow::Result<Entity> {
     let entities = Entity::list(database).await?;
     if let Some(entity) = entities.iter().find(|entity| entity.entity_id == id) {

@@ -1,4 +1,4 @@
-//! `demo`: the whole story on a scratch database and the sandbox.
+//! `demo`: shows the connector at work on a scratch database and the sandbox.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::output::{self, line, lines};
 use crate::sandbox::{self, Sandbox};
 use crate::sync::{RunReport, Worker};
 
-/// The entities, and the zones that they keep their books in.
+/// The entities with their time zones.
 const ENTITIES: [(&str, &str); 4] = [
     ("acme-us", "America/New_York"),
     ("acme-eu", "Europe/Zurich"),
@@ -24,8 +24,8 @@ const ENTITIES: [(&str, &str); 4] = [
     ("acme-au", "Australia/Lord_Howe"),
 ];
 
-/// A snapshot every 20 minutes over the days around the night of 3 November 2024, in which New York's
-/// clocks go back; each entity has three accounts.
+/// A balance snapshot every 20 minutes for each of three accounts per entity, around the night of 3 November 2024, in
+/// which the clocks of New York are put back.
 const SEED: &str = "
     insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
     select entity_id, 'acct-' || entity_id || '-' || account, (array['BTC', 'ETH', 'USD'])[account],
@@ -41,7 +41,7 @@ const NEXT: &str = "
     insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
     values ('acme-eu', 'acct-next', 'BTC', '2024-11-02 12:05:00Z', 42)";
 
-/// Account, instant and balance, as PostgreSQL prints them, around that night.
+/// Account, instant and balance of one account around that night, as PostgreSQL prints them.
 const SAMPLE: &str = "
     select entity_account_id, to_char(captured_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS\"Z\"'),
            trim_scale(balance)::text
@@ -52,7 +52,7 @@ const SAMPLE: &str = "
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// Keep the scratch database, to look around in it
+    /// Keep the scratch database
     #[arg(long)]
     keep: bool,
 }
@@ -71,13 +71,13 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
     } else {
         scratch.drop().await?;
         if told.is_ok() {
-            lines("\nThe scratch database is gone again; --keep leaves it to you.");
+            lines("\nThe scratch database was dropped; --keep keeps it.");
         }
     }
     told.map(|()| SUCCEEDED)
 }
 
-/// A database of the demo's own.
+/// The database that the demo creates and drops.
 struct Scratch {
     server: SecretString,
     url: SecretString,
@@ -96,8 +96,8 @@ impl Scratch {
             .await
             .context("the database cannot be reached; hint: check DATABASE_URL")?;
         connection.execute(AssertSqlSafe(format!("create database {name}"))).await.context(
-            "a scratch database cannot be created; hint: the demo needs a role with CREATEDB, or use `make demo`, \
-             which starts a PostgreSQL of its own",
+            "a scratch database cannot be created; hint: use a role with CREATEDB, or `make demo`, which starts a \
+             PostgreSQL of its own",
         )?;
         Ok(Self { server: server.clone(), url: SecretString::from(String::from(url)), name })
     }
@@ -135,27 +135,27 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
         sandbox.url()
     ));
 
-    heading("1. A transaction inserts a row for acme-eu and stays open. Then: elven-sync run");
+    heading("1. A transaction inserts a row for acme-eu and stays open. elven-sync run");
     let mut slow = PgConnection::connect_with(&database::options(&scratch.url)?).await?;
     slow.execute("begin").await?;
     slow.execute(LATE).await?;
     database.execute(|| NEXT).await?;
     let first = sync(scratch, &sandbox).await?;
-    output::run_report(&first, false);
+    output::run_report(&first, None, false);
 
     heading("2. The late transaction commits, with a lower id than rows that were uploaded. elven-sync run");
     slow.execute("commit").await?;
     slow.close().await?;
     let second = sync(scratch, &sandbox).await?;
-    output::run_report(&second, false);
+    output::run_report(&second, None, false);
     if second.counters.rows_uploaded != 1 || first.counters.rows_read != i64::try_from(seeded)? + 1 {
-        bail!("the late row did not arrive exactly once; please report this");
+        bail!("the late row was not uploaded exactly once; please report this");
     }
     line(
-        "The row that a watermark of ids or timestamps would have lost has arrived; nothing was sent twice.",
+        "The late row was uploaded, and no row was sent twice. A watermark of ids or timestamps would have skipped it.",
     );
 
-    heading("3. The ledger's instants, and what the API received: the hour that New York has twice");
+    heading("3. Instants in the ledger and wall-clock times at the API: the hour that New York has twice");
     lines(aligned_rows(&database, &sandbox).await?);
 
     heading("4. elven-sync status");
@@ -163,12 +163,12 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
 
     heading("Where to look next");
     lines(
-        "  select * from elven_sync.sync_health;                      how each entity is\n  \
-         select * from elven_sync.sync_errors where resolved_at is null;   what needs a person\n  \
-         select * from elven_sync.sync_batches order by batch_id desc;     every request, with its hash\n  \
-         elven-sync sandbox                                         the same API, for your own ledger",
+        "  select * from elven_sync.sync_health;                             the state of each entity\n  \
+         select * from elven_sync.sync_errors where resolved_at is null;   open errors\n  \
+         select * from elven_sync.sync_batches order by batch_id desc;     every batch, with the hash of its body\n  \
+         elven-sync sandbox                                                the same API, for your own ledger",
     );
-    lines(format_args!("\nAll of this took {:.1} s.", begun.elapsed().as_secs_f32()));
+    lines(format_args!("\nThe demo took {:.1} s.", begun.elapsed().as_secs_f32()));
     database.close().await;
     sandbox.stop().await;
     Ok(())
@@ -178,7 +178,7 @@ fn heading(text: &str) {
     lines(format_args!("\n{text}\n"));
 }
 
-/// One run against the sandbox, as a person with this configuration would start it.
+/// Runs once against the sandbox, as `elven-sync run` does with this configuration.
 async fn sync(scratch: &Scratch, sandbox: &Sandbox) -> anyhow::Result<RunReport> {
     let environment: Environment = [
         ("DATABASE_URL", scratch.url.expose_secret()),
@@ -201,15 +201,15 @@ async fn sync(scratch: &Scratch, sandbox: &Sandbox) -> anyhow::Result<RunReport>
     Ok(report)
 }
 
-/// A handful of rows around the clock change, beside what was received for them.
+/// A table of rows around the clock change, each beside the record that the sandbox received for it.
 async fn aligned_rows(database: &Database, sandbox: &Sandbox) -> anyhow::Result<comfy_table::Table> {
     let ledger: Vec<(String, String, String)> = sqlx::query_as(SAMPLE).fetch_all(database).await?;
     let received = sandbox.received();
     let rows = ledger.into_iter().map(|(account, captured_at, balance)| {
-        // Balances of an account differ from row to row here, so that they tell which is which.
-        let arrived = received.iter().find(|r| r.entity_account_id == account && r.balance == balance);
-        let datetime = arrived.map_or_else(|| "superseded".to_owned(), |r| r.datetime.clone());
-        let number = arrived.map_or_else(String::new, |r| r.balance.clone());
+        // No two rows of an account have the same balance here, so the balance identifies the row.
+        let record = received.iter().find(|r| r.entity_account_id == account && r.balance == balance);
+        let datetime = record.map_or_else(|| "superseded".to_owned(), |r| r.datetime.clone());
+        let number = record.map_or_else(String::new, |r| r.balance.clone());
         vec![captured_at, balance, "->".to_owned(), datetime, number]
     });
     Ok(output::table(&["captured_at", "balance", "", "datetime (New York)", "balance"], &[1, 4], rows))

@@ -11,59 +11,59 @@ use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
-use crate::text::thousands;
+use crate::text::{counted_noun, thousands};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Register an entity; the next run uploads its whole history in the ledger
+    /// Register an entity; the next run uploads all its rows
     Add {
-        /// The entity, spelled as in the ledger
+        /// Entity, spelled as in the ledger
         id: String,
-        /// IANA time zone that it keeps its books in, e.g. Europe/Zurich
+        /// IANA time zone of the entity's books, e.g. Europe/Zurich
         #[arg(long, value_name = "ZONE")]
         timezone: String,
-        /// Name of its credential in the configuration
+        /// Name of the entity's credential in the configuration
         #[arg(long, value_name = "NAME", default_value = "default")]
         credential: String,
-        /// Skip what the ledger has already: upload only what is written or updated from now on
+        /// Skip the rows that the ledger has now; upload only rows written or updated later
         #[arg(long)]
         from_now: bool,
     },
     /// List the registered entities
     List {
-        /// For machines
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Leave an entity alone until it is resumed; its rows wait
+    /// Leave an entity out of runs and backfills until it is resumed
     Pause {
-        /// The entity
+        /// Entity
         id: String,
     },
-    /// Go on with a paused entity where it stopped
+    /// Continue a paused entity where it stopped
     Resume {
-        /// The entity
+        /// Entity
         id: String,
     },
-    /// Move an entity's watermark back, so that the next run uploads again what came after it
+    /// Move an entity's watermark back, so that the next run uploads the rows after it again
     Rewind {
-        /// The entity
+        /// Entity
         id: String,
-        /// To where it stood at that time (RFC 3339, or a date in the entity's zone), or `start`
+        /// The watermark at this time: RFC 3339, a date in the entity's time zone, or `start`
         #[arg(long, value_name = "TIME", default_value = START)]
         to: String,
-        /// Why; recorded in `sync_actions`
+        /// Reason, recorded in `sync_actions`
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Accept another system identifier (after `pg_upgrade`), another mapping of the ledger, or a copied journal
+    /// Accept another cluster (after `pg_upgrade`), another mapping or a copied journal
     Rebind(rebind::Options),
 }
 
-/// `rewind --to` this: everything again.
+/// The value of `rewind --to` that sends all rows again.
 const START: &str = "start";
 
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
@@ -84,8 +84,8 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
 
 async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Result<u8> {
     settings.zones.get(&entity.timezone)?;
-    align::Text::read("the entity's id", Some(&entity.entity_id))?;
-    align::Text::read("the credential's name", Some(&entity.credential))?;
+    align::Text::read("the id of the entity", Some(&entity.entity_id))?;
+    align::Text::read("the name of the credential", Some(&entity.credential))?;
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;
     let added = if from_now {
@@ -93,8 +93,8 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
             FromNow::Begun => true,
             FromNow::Registered => false,
             FromNow::HasWatermark => bail!(
-                "entity `{}` was synced before and has a watermark, behind which rows may wait; nothing was changed; \
-                 hint: without --from-now it goes on where it was",
+                "entity `{}` was synced before and has a watermark, and rows after it may be pending; nothing was \
+                 changed; hint: repeat the command without --from-now, and the next run continues from its watermark",
                 entity.entity_id
             ),
         }
@@ -110,9 +110,9 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
         entity.timezone,
         entity.credential,
         if from_now {
-            "what the ledger has already is skipped, runs upload what is written or updated from now on"
+            "the rows that the ledger has now are skipped; runs upload rows that are written or updated from now on"
         } else {
-            "the next run uploads its history"
+            "the next run uploads all its rows"
         }
     ));
     if let Err(problem) = settings.credential(&entity.credential) {
@@ -121,13 +121,13 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
     Ok(SUCCEEDED)
 }
 
-/// Registering twice is no harm, as long as it says the same.
+/// Accepts a second registration with the same time zone and credential, and refuses any other.
 async fn already_registered(database: &Database, entity: &Entity, from_now: bool) -> anyhow::Result<u8> {
     let known = registered(database, &entity.entity_id).await?;
     if (&known.timezone, &known.credential) != (&entity.timezone, &entity.credential) {
         bail!(
-            "entity `{}` is registered already, with time zone {} and credential `{}`; nothing was changed; hint: \
-             update elven_sync.entities to change it; what was uploaded before stays as it was",
+            "entity `{}` is already registered with time zone {} and credential `{}`; nothing was changed; hint: \
+             update its row in elven_sync.entities; records that were uploaded before stay as they are",
             known.entity_id,
             known.timezone,
             known.credential
@@ -135,12 +135,11 @@ async fn already_registered(database: &Database, entity: &Entity, from_now: bool
     }
     if from_now {
         bail!(
-            "entity `{}` is registered already; its watermark stays where it is and nothing was changed; hint: \
-             --from-now is for a new entity",
+            "entity `{}` is already registered; its watermark was not moved; hint: --from-now is only for a new entity",
             known.entity_id
         );
     }
-    output::line(format_args!("entity `{}` is registered already", known.entity_id));
+    output::line(format_args!("entity `{}` is already registered", known.entity_id));
     Ok(SUCCEEDED)
 }
 
@@ -158,20 +157,20 @@ async fn rewind(
     let worker = worker(settings, &database).await?;
     let plan = worker.plan_rewind(id, at).await?;
     if !plan.is_move {
-        output::line(format_args!("the watermark of `{id}` stands there already; nothing was moved"));
+        output::line(format_args!("the watermark of `{id}` is already there; nothing was changed"));
         return Ok(SUCCEEDED);
     }
     output::line(format_args!(
-        "`{id}` moves back {} rows, {} of them already accepted; the next run uploads them again, and Elven may keep \
-         what it has of them",
-        thousands(plan.rows),
+        "the watermark of `{id}` moves back over {}, {} of them accepted; the next run uploads them again, and Elven \
+         may keep both uploads",
+        counted_noun(plan.rows, "row", "rows"),
         thousands(plan.accepted)
     ));
-    if !yes && !output::confirm("Move it back?")? {
-        bail!("nothing was moved; hint: answer y, or say --yes");
+    if !yes && !output::confirm("Move the watermark back?")? {
+        bail!("the watermark of `{id}` was not moved; hint: answer y, or add --yes");
     }
     worker.rewind(&plan, reason).await?;
-    output::line(format_args!("`{id}` was moved back"));
+    output::line(format_args!("the watermark of `{id}` was moved back"));
     Ok(SUCCEEDED)
 }
 
@@ -204,7 +203,7 @@ async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Resu
     }
     output::line(format_args!(
         "entity `{id}` is {}",
-        if paused { "paused; its rows wait" } else { "resumed" }
+        if paused { "paused; its rows stay pending" } else { "resumed" }
     ));
     Ok(SUCCEEDED)
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::bail;
 use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
 use strum::VariantNames;
 
 use super::connect::connect;
@@ -18,42 +19,42 @@ use crate::text::quoted_option;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List open errors, the newest first
+    /// List open errors, newest first
     List {
-        /// Only of these entities
+        /// Only errors of these entities
         #[arg(long = "entity", value_name = "ID")]
         entities: Vec<String>,
-        /// Only of these kinds, e.g. `rejected_row`
-        #[arg(long = "kind", value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(Kind::VARIANTS))]
+        /// Only errors of these kinds, e.g. `rejected_row`
+        #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::VARIANTS))]
         kinds: Vec<String>,
-        /// Also those that are resolved
+        /// Also list resolved errors
         #[arg(long)]
         all: bool,
-        /// For machines
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Show all that is known of an error
+    /// Show one error in full
     Show {
-        /// Its number
+        /// Number of the error
         #[arg(value_name = "N")]
         error_id: i64,
-        /// For machines
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Read rows that were set aside from the ledger again, and send them
+    /// Read rows that were set aside from the ledger again and send them
     Retry {
-        /// Numbers of errors; all rows that were set aside, when none is named
+        /// Numbers of errors; by default all rows that are set aside
         #[arg(value_name = "N")]
         error_ids: Vec<i64>,
     },
-    /// Declare an error resolved; a row that was set aside is then not sent unless it is written again
+    /// Close an error by hand; its row is sent again only after it is updated in the ledger
     Resolve {
-        /// Its number
+        /// Number of the error
         #[arg(value_name = "N")]
         error_id: i64,
-        /// Why, for whoever looks later
+        /// Reason, recorded with the error
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
@@ -71,13 +72,13 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
         Command::Retry { error_ids } => return retry(settings, &database, error_ids).await,
         Command::Resolve { error_id, reason } => {
             if reason.trim().is_empty() {
-                bail!("--reason is blank; hint: say why, for whoever looks later");
+                bail!("--reason is blank; hint: give the reason why the error needs no upload");
             }
             journal::refuse_standby(&database).await?;
             let error = one(&database, error_id).await?;
             if !RecordedError::resolve(&database, error_id, &reason).await? {
                 let resolution = error.resolution.unwrap_or_default();
-                bail!("error {error_id} is resolved already: {resolution}; nothing was changed");
+                bail!("error {error_id} is already resolved: {resolution}; nothing was changed");
             }
             output::line(format_args!("error {error_id} is resolved"));
         }
@@ -98,12 +99,11 @@ async fn retry(settings: &Settings, database: &Database, error_ids: Vec<i64>) ->
     for error_id in &error_ids {
         let error = one(database, *error_id).await?;
         if let Some(resolution) = &error.resolution {
-            bail!("error {error_id} is resolved already: {resolution}; nothing was sent");
+            bail!("error {error_id} is already resolved: {resolution}; nothing was sent");
         }
         if error.ledger_id.is_none() {
             bail!(
-                "error {error_id} concerns no single row but the entity `{}`; nothing was sent; hint: elven-sync run {} \
-                 tries that again",
+                "error {error_id} is about the entity `{}`, not about a row; nothing was sent; hint: elven-sync run {}",
                 error.entity_id,
                 quoted_option("--entity", &error.entity_id)
             );

@@ -1,13 +1,13 @@
 //! Exit codes of the commands.
 
-/// All done.
+/// All work is done.
 pub const SUCCEEDED: u8 = 0;
 
-/// Could not work.
+/// The command could not work.
 pub const FAILED: u8 = 1;
 
 /// Wrong usage.
 pub const WRONG_USAGE: u8 = 2;
 
-/// Done, but a person should look.
+/// The work is done, but a person should look.
 pub const INCOMPLETE: u8 = 3;

@@ -1,4 +1,4 @@
-//! The commands that people type.
+//! The commands of the command line.
 
 mod attach;
 mod backfill;
@@ -22,16 +22,16 @@ use crate::config::{Environment, Flags, Settings};
 use crate::journal;
 use crate::output;
 
-/// Keeps the treasury balances of Elven equal to a PostgreSQL ledger.
+/// Keep the treasury balances of Elven equal to a PostgreSQL ledger.
 ///
-/// Exit codes: 0 all done; 1 could not work; 2 wrong usage; 3 done, but a person should look; 130 or 143
-/// stopped by a signal.
+/// Exit codes: 0 all work is done; 1 the command could not work; 2 wrong usage; 3 the work is done, but a
+/// person should look; 130 or 143 stopped by a signal.
 #[derive(Debug, Parser)]
 #[command(name = "elven-sync", version, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     flags: Flags,
-    /// Log more to stderr: -v what is done, -vv each batch
+    /// Log more to stderr: -v the milestones, -vv each batch
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     #[command(subcommand)]
@@ -40,33 +40,33 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Create or upgrade the sync schema
+    /// Create or upgrade the sync tables
     Migrate {
-        /// Also create the default ledger, a table of balance snapshots
+        /// Also create the default ledger table, `ledger.balance_snapshots`
         #[arg(long)]
         with_ledger: bool,
     },
     /// Prepare the configured ledger table: column, trigger, index
     Attach(attach::Options),
-    /// Say who is synced, and how
+    /// Register, list, pause, resume, rewind and rebind entities
     #[command(subcommand)]
     Entity(entity::Command),
-    /// Upload what is new, for all entities, then exit
+    /// Upload new rows of all entities, then exit
     Run(run::Options),
-    /// Upload a range of `captured_at` again, whatever was uploaded before
+    /// Upload a range of `captured_at` again
     Backfill(backfill::Options),
-    /// Say how each entity is, or what became of a row
+    /// Show the state of each entity, or trace one ledger row
     Status(run::StatusOptions),
-    /// See to what was set aside, and to what stopped
+    /// List, show, retry and resolve errors
     #[command(subcommand)]
     Errors(errors::Command),
-    /// Prove from the journal that nothing was skipped; changes nothing
+    /// Prove from the journal that no row was skipped
     Verify(verify::Options),
-    /// Fold what has ended long ago into totals, so that the journal does not grow for ever
+    /// Delete old journal records and keep their totals
     Prune(prune::Options),
-    /// A strict local Elven API to try things on
+    /// Start a strict local Elven API to try things on
     Sandbox(sandbox::Options),
-    /// The whole story on a scratch database and the sandbox, in a few seconds
+    /// Show the connector at work on a scratch database and the sandbox
     Demo(demo::Options),
 }
 
@@ -74,7 +74,7 @@ enum Command {
 pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     #[cfg(feature = "fault-points")]
     crate::fault_point::arm(environment.get("ELVEN_SYNC_FAULT_POINT"))?;
-    // Only the sandbox needs none: a wrong setting of the connector is no reason not to start it.
+    // Read by each command but the sandbox, which has to start in spite of a wrong setting of the connector.
     let settings = || Settings::load(&cli.flags, environment);
     match cli.command {
         Command::Migrate { with_ledger } => migrate(&settings()?, with_ledger).await,

@@ -1,4 +1,4 @@
-//! `prune`: keeps the journal from growing for ever.
+//! `prune`: deletes old journal records and keeps their totals, so that the journal stays small.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::{admin, journal, output};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// What has ended so long ago goes, e.g. 90d; what is not resolved stays
+    /// Delete records that ended longer ago than this, e.g. 90d; open errors stay
     #[arg(long, value_name = "TIME", value_parser = duration)]
     older_than: Duration,
-    /// Say what would go, and change nothing
+    /// Print what would be deleted, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// For machines
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

@@ -14,23 +14,22 @@ use crate::sync::Worker;
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(group(clap::ArgGroup::new("which").required(true).args(["ids", "all"])))]
 pub(super) struct Options {
-    /// The entities
+    /// Entities
     #[arg(value_name = "ID")]
     ids: Vec<String>,
     /// All registered entities
     #[arg(long)]
     all: bool,
-    /// Accept that the ledger is read by another mapping: another table or column, `entity`, `captured_at_zone` or
-    /// `balance_scale`
+    /// Accept another mapping of the ledger: another table or column, `entity`, `captured_at_zone` or `balance_scale`
     #[arg(long, requires = "reason")]
     mapping: bool,
-    /// Accept a journal that this cluster did not write, after it was proven against the ledger
+    /// Accept a journal that another cluster wrote, after it is proven against the ledger
     #[arg(long)]
     journal: bool,
-    /// Why; recorded in `sync_actions`
+    /// Reason, recorded in `sync_actions`
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
@@ -70,10 +69,10 @@ pub(super) async fn run(settings: &Settings, options: Options) -> anyhow::Result
     Ok(SUCCEEDED)
 }
 
-/// A reason that says nothing is none.
+/// Refuses a blank reason.
 pub(super) fn check_reason(reason: Option<&str>) -> anyhow::Result<()> {
     if reason.is_some_and(|reason| reason.trim().is_empty()) {
-        bail!("--reason is blank; hint: say why, for people who look later");
+        bail!("--reason is blank; hint: give the reason, which is recorded in sync_actions");
     }
     Ok(())
 }
@@ -87,21 +86,19 @@ struct Rebinder<'a> {
 impl Rebinder<'_> {
     async fn upgrade(&self, id: &str) -> anyhow::Result<String> {
         Ok(if self.worker.rebind(id, self.reason).await? {
-            format!("`{id}` is bound to this cluster; the next run goes on where it was")
+            format!("`{id}` is bound to this cluster; the next run continues from its watermark")
         } else {
-            format!("`{id}` needs no rebinding: its watermark is of this cluster, or it has none yet")
+            format!("`{id}` needs no rebind: its watermark is of this cluster, or it has none yet")
         })
     }
 
     async fn accept(&self, id: &str, wanted: Rebinding) -> anyhow::Result<String> {
         let Some(plan) = self.worker.plan_rebind(id, wanted).await? else {
-            return Ok(format!(
-                "`{id}` needs no rebinding: its journal is of this cluster and of this mapping"
-            ));
+            return Ok(format!("`{id}` needs no rebind: its journal is of this cluster and of this mapping"));
         };
         self.confirm(&plan)?;
         self.worker.rebind_as_planned(&plan, self.reason).await?;
-        Ok(format!("`{id}` is rebound; the next run goes on where it was"))
+        Ok(format!("`{id}` is rebound; the next run continues from its watermark"))
     }
 
     fn confirm(&self, plan: &Rebind) -> anyhow::Result<()> {
@@ -113,10 +110,10 @@ impl Rebinder<'_> {
             return Ok(());
         }
         output::line(
-            "records already sent stay at Elven unchanged; `elven-sync backfill` sends a range of them again",
+            "records that were sent stay at Elven unchanged; `elven-sync backfill` sends a range of them again",
         );
         if !self.yes && !output::confirm("Accept the new mapping?")? {
-            bail!("nothing was accepted; hint: answer y, or say --yes");
+            bail!("nothing was accepted; hint: answer y, or add --yes");
         }
         Ok(())
     }

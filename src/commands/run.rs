@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::connect::connect;
 use super::exit_code::{FAILED, INCOMPLETE, SUCCEEDED};
 use crate::config::Settings;
-use crate::journal::{Health, RunStatus};
+use crate::journal::{Entity, Health, RunStatus};
 use crate::output;
 use crate::sync::{Stop, Worker};
 
@@ -19,10 +19,10 @@ pub(super) struct Options {
     /// Only these entities
     #[arg(long = "entity", value_name = "ID", num_args = 1..)]
     entities: Vec<String>,
-    /// Read and align, but send and change nothing
+    /// Print what would be sent; send and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// For machines
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -30,7 +30,7 @@ pub(super) struct Options {
 pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
     let (stop, stopped_by) = stop_on_signal(settings.sync.shutdown_grace)?;
     let database = connect(&settings).await?;
-    let worker = Worker::open(settings, database, stop).await?;
+    let worker = Worker::open(settings, database.clone(), stop).await?;
     let report = if options.dry_run {
         worker.dry_run(&options.entities).await?
     } else {
@@ -39,21 +39,24 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
         watched.end().await;
         report?
     };
-    output::run_report(&report, options.json);
+    // Without a report of an entity, any registered entity is paused.
+    let registered = if report.entities.is_empty() { Entity::list(&database).await? } else { Vec::new() };
+    output::run_report(&report, registered.first().map(|entity| entity.entity_id.as_str()), options.json);
     Ok(match report.status {
         RunStatus::Succeeded => SUCCEEDED,
         RunStatus::Failed => FAILED,
         RunStatus::Incomplete => INCOMPLETE,
-        // By convention 128 and the number of the signal.
+        // By convention: 128 plus the number of the signal.
         RunStatus::Interrupted => 128 + stopped_by.load(Ordering::Relaxed),
     })
 }
 
-/// What has to be written down after the grace, before a scheduler's patience (often 30 s) ends.
-const LAST_WORDS_MAX: Duration = Duration::from_secs(3);
+/// The time that a run may take after the grace to record its end. With the default grace of 25 s it ends before a
+/// scheduler sends SIGKILL, often after 30 s.
+const RECORD_END_MAX: Duration = Duration::from_secs(3);
 
-/// Turns the first SIGINT or SIGTERM into a request to stop; a second one ends the process at once, and so does
-/// not having stopped when the grace is over.
+/// Turns the first SIGINT or SIGTERM into a request to stop. A second signal ends the process at once; so does the end
+/// of the grace and [`RECORD_END_MAX`], if the process still runs then.
 pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<AtomicU8>)> {
     const SIGINT: u8 = 2;
     const SIGTERM: u8 = 15;
@@ -71,11 +74,11 @@ pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<Atom
         };
         let first = next().await;
         noted.store(first, Ordering::Relaxed);
-        tracing::warn!("stopping after what is in flight; a second signal stops at once");
+        tracing::warn!("stopping after the requests in flight; a second signal stops at once");
         let _ = sender.send(true);
-        let second = tokio::time::timeout(grace + LAST_WORDS_MAX, next()).await;
+        let second = tokio::time::timeout(grace + RECORD_END_MAX, next()).await;
         let last = second.unwrap_or_else(|_| {
-            tracing::error!("what is in flight could not be finished in time; the next run sees to it");
+            tracing::error!("the requests in flight were not finished in time; the next run recovers them");
             first
         });
         std::process::exit(i32::from(128 + last));
@@ -85,13 +88,13 @@ pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<Atom
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusOptions {
-    /// What became of this ledger row: which request carried it, or why it has not gone
+    /// Trace this ledger row: which batch sent it, or why it was not sent
     #[arg(long, value_name = "LEDGER_ID")]
     row: Option<String>,
-    /// Only of this entity
+    /// Only the row of this entity
     #[arg(long, value_name = "ID", requires = "row")]
     entity: Option<String>,
-    /// For machines
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

@@ -10,40 +10,40 @@ use crate::text::{escaped, quoted};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// Where to listen; port 0 takes a free one
+    /// Address and port to listen on; port 0 takes a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8460")]
     listen: SocketAddr,
-    /// The API key that it knows
+    /// API key that the sandbox accepts
     #[arg(long, default_value = "sandbox-key")]
     key: String,
-    /// The secret that belongs to it; a real one has no place here
+    /// Secret of the API key; never a real one
     #[arg(long, default_value = "sandbox-secret")]
     secret: String,
-    /// Accounts that it knows; all, when none is named
+    /// Account that the sandbox knows, can be repeated; by default it knows every account
     #[arg(long = "account", value_name = "ID")]
     accounts: Vec<String>,
-    /// Currencies that it knows besides the usual ones
+    /// Currency that the sandbox knows besides the built-in ones; can be repeated
     #[arg(long = "currency", value_name = "SYMBOL")]
     currencies: Vec<String>,
-    /// The envelope of its answers: the API's pages disagree about it
+    /// Envelope of the answers; the pages of the API disagree about it
     #[arg(long, value_enum, default_value_t)]
     answers: Answers,
-    /// What goes wrong, and when; can be repeated, --help lists what there is
+    /// Fault and its schedule; can be repeated, --help lists the faults
     #[arg(long = "fault", value_name = "FAULT", long_help = fault_help())]
     rules: Vec<Rule>,
-    /// What faults with a rate are drawn from; any, when none is named
+    /// Seed of the faults with a rate; by default a random one
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
 }
 
 fn fault_help() -> String {
-    format!("What goes wrong, and when; can be repeated: {}", Rule::grammar())
+    format!("Fault and its schedule; can be repeated: {}", Rule::grammar())
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     let credential = sandbox::Credential::new("sandbox", &options.key, &options.secret);
     let faults = options.rules.iter().map(Rule::to_string).collect::<Vec<_>>().join(", ");
-    // Short enough to be typed again.
+    // A small number, which is easy to type again.
     let seed = options.seed.unwrap_or_else(|| fastrand::u16(..).into());
     let mut settings = sandbox::Options {
         listen: options.listen,
@@ -57,16 +57,22 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     if !options.accounts.is_empty() {
         settings.accounts = Some(BTreeSet::from_iter(options.accounts));
     }
-    let sandbox = Sandbox::start(settings).await?;
+    let listen = options.listen;
+    let sandbox = Sandbox::start(settings).await.map_err(|problem| {
+        anyhow::anyhow!(
+            "the sandbox cannot listen on {listen}: {problem}; hint: elven-sync sandbox --listen {}",
+            SocketAddr::new(listen.ip(), 0)
+        )
+    })?;
     let url = sandbox.url();
     output::lines(format_args!(
         "the sandbox listens; point elven-sync at it with\n\n  export ELVEN_API_URL={url}\n  export \
-         ELVEN_API_KEY={} ELVEN_API_SECRET={}\n\nwhat it received: {url}/sandbox   (Ctrl-C ends it)",
+         ELVEN_API_KEY={} ELVEN_API_SECRET={}\n\nreceived records: {url}/sandbox   (Ctrl-C stops the sandbox)",
         exported(&options.key),
         exported(&options.secret)
     ));
     if !faults.is_empty() {
-        output::lines(format_args!("\nfaults: {}   (--seed {seed} draws the same again)", escaped(&faults)));
+        output::lines(format_args!("\nfaults: {}   (--seed {seed} repeats them)", escaped(&faults)));
     }
     let (mut stop, _) = super::run::stop_on_signal(std::time::Duration::ZERO)?;
     stop.changed().await?;
@@ -74,7 +80,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     Ok(SUCCEEDED)
 }
 
-/// A value as a shell takes it; in quotes only where that is needed.
+/// A value as a word of a shell command, in quotes only where they are needed.
 fn exported(value: &str) -> String {
     let is_plain =
         value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));

@@ -1,4 +1,4 @@
-//! `verify`: proves from the journal that nothing was skipped, or says where that is not so.
+//! `verify`: proves from the journal that no row was skipped, or reports findings.
 
 use super::connect::connect;
 use super::exit_code::{INCOMPLETE, SUCCEEDED};
@@ -11,10 +11,10 @@ pub(super) struct Options {
     /// Only these entities
     #[arg(long = "entity", value_name = "ID", num_args = 1..)]
     entities: Vec<String>,
-    /// Make all bodies again from the ledger and compare their hashes, not those of a sample
+    /// Rebuild the bodies of all batches from the ledger and compare their hashes, not only of a sample
     #[arg(long)]
     deep: bool,
-    /// For machines
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

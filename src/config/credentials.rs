@@ -1,4 +1,4 @@
-//! Credentials: where a key and its secret are found, and the two once they are read.
+//! Credentials: where API key and secret are kept, and how they are read.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use super::environment::Environment;
 use super::error::{ConfigError, error};
 use super::settings::CredentialSource;
 
-/// An API key and its secret, under the name that `entities.credential` has for it.
+/// An API key and its secret, with the name that `entities.credential` refers to.
 #[derive(Clone, Debug)]
 pub struct Credential {
-    /// Its name in the configuration.
+    /// The name in the configuration.
     pub name: String,
     /// The API key.
     pub key: SecretString,
@@ -23,8 +23,8 @@ pub struct Credential {
 impl Settings {
     /// Reads the credential with this name.
     ///
-    /// `default` is `ELVEN_API_KEY` and `ELVEN_API_SECRET` (or `..._FILE`), unless the configuration
-    /// says otherwise.
+    /// `default` is `ELVEN_API_KEY` and `ELVEN_API_SECRET` (or `..._FILE`), unless the configuration has a section for
+    /// it.
     pub fn credential(&self, name: &str) -> Result<Credential, ConfigError> {
         let source = match self.credentials.get(name) {
             Some(source) => source.clone(),
@@ -55,18 +55,19 @@ impl Settings {
     }
 }
 
-/// Half of a credential.
+/// One half of a credential, key or secret, that is read.
 #[derive(Clone, Copy)]
 struct Wanted<'a> {
     name: &'a str,
     /// `key` or `secret`.
     half: &'a str,
-    /// A section of the configuration says where it is.
+    /// A section of the configuration names its place.
     is_configured: bool,
 }
 
 impl Wanted<'_> {
-    /// The setting that says where it is. What it says is not repeated: it may be the secret itself, in the wrong place.
+    /// The setting that names the place of the half. A message never shows its value, which may be the secret itself,
+    /// entered in the wrong place.
     fn setting(&self, kind: &str) -> String {
         let Self { name, half, is_configured } = self;
         if *is_configured {
@@ -95,34 +96,31 @@ fn find(
         let value = environment.get(variable).ok_or_else(|| {
             let (what, hint) = if is_configured {
                 let what = format!("the environment variable that {} names", wanted.setting("env"));
-                (what, "set it".to_owned())
+                (what, format!("set it, or name a file with {half}_file"))
             } else {
-                (variable.to_owned(), format!("set {variable}"))
+                (variable.to_owned(), format!("set {variable} or {variable}_FILE"))
             };
-            error(format!(
-                "the {half} of credential `{name}` is missing: {what} is not set; hint: {hint}, or name a file that \
-                 holds it"
-            ))
+            error(format!("the {half} of credential `{name}` is missing: {what} is not set; hint: {hint}"))
         })?;
         value.to_owned()
     } else {
         return Err(error(format!(
-            "the {half} of credential `{name}` is missing; hint: give {half}_env or {half}_file in [credentials.{}]",
+            "the {half} of credential `{name}` is missing; hint: set {half}_env or {half}_file in [credentials.{}]",
             toml_key(name)
         )));
     };
     let value = value.trim();
-    // Never repeat the value: it may be the secret with a typing error.
+    // The message does not show the value, which may be the secret with a typing error.
     if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(error(format!(
-            "the {half} of credential `{name}` is empty or has characters that a header cannot carry; hint: check \
-             for a line break or a quotation mark in it"
+            "the {half} of credential `{name}` is empty or has characters that an HTTP header cannot carry; hint: \
+             remove spaces, line breaks and non-ASCII characters"
         )));
     }
     Ok(SecretString::from(value))
 }
 
-/// A name as a key of a TOML file, in quotes where that is needed. Strings of TOML have the escapes of JSON.
+/// A name as a key of a TOML file, quoted if necessary. Strings of TOML have the escapes of JSON.
 fn toml_key(name: &str) -> String {
     let is_bare = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     if is_bare && !name.is_empty() { name.to_owned() } else { serde_json::Value::from(name).to_string() }

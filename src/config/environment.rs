@@ -1,4 +1,4 @@
-//! The environment of the process: the only code that reads it.
+//! The environment of the process. No other code reads it.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ impl FromIterator<(String, String)> for Environment {
 }
 
 impl Environment {
-    /// Reads the process environment. Variables that are not UTF-8 are passed over.
+    /// Reads the process environment. Variables that are not UTF-8 are ignored.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     pub fn capture() -> Self {
         std::env::vars_os()

@@ -1,6 +1,6 @@
-//! The configuration cannot be used.
+//! The error of a configuration that cannot be used.
 
-/// The configuration cannot be used; the message names the setting and the remedy.
+/// The configuration cannot be used. The message names the setting and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);

@@ -1,4 +1,4 @@
-//! `[ledger]`: the table, and what its columns are.
+//! `[ledger]`: the table or view, and the role of its columns.
 
 use std::collections::BTreeMap;
 
@@ -8,23 +8,23 @@ use super::error::{ConfigError, error};
 use super::number;
 use crate::align;
 
-/// An integer has at most 19 digits; ledgers in wei have 18 of them behind the point.
+/// The largest `balance_scale`. Ledgers in wei need 18; an integer has at most 19 digits.
 const BALANCE_SCALE_MAX: u32 = 100;
 
-/// `[ledger]`: which table, and which of its columns.
+/// `[ledger]`: the table or view, and its columns.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct LedgerSettings {
-    /// Schema-qualified table or view.
+    /// Schema and name of the table or view.
     pub table: String,
     /// Columns whose names differ from the default.
     pub columns: Columns,
-    /// The IANA zone of a `captured_at` without one, a `timestamp`.
+    /// The IANA time zone of a `captured_at` of type `timestamp`.
     pub captured_at_zone: Option<String>,
-    /// How many digits of an integer `balance` are behind the decimal point, e.g. 2 for cents.
+    /// The number of decimal places in an integer `balance`, e.g. 2 for cents.
     #[serde(deserialize_with = "number::from_text_or_number_if_any")]
     pub balance_scale: Option<u32>,
-    /// The entity of all rows, when the ledger has no column for it.
+    /// The entity of all rows, if the ledger has no column for it.
     pub entity: Option<String>,
 }
 
@@ -41,8 +41,8 @@ impl Default for LedgerSettings {
 }
 
 impl LedgerSettings {
-    /// Schema and table. Each is spelled as in the catalogue; double quotes, as in SQL, are needed only
-    /// around one that contains a dot.
+    /// Schema and name of the table, spelled as in the catalogue. Only a name with a dot in it needs double quotes, as
+    /// in SQL.
     pub fn schema_and_table(&self) -> Result<(String, String), ConfigError> {
         let (schema, rest) = identifier(&self.table)?;
         let (table, rest) = match rest.strip_prefix('.') {
@@ -51,7 +51,7 @@ impl LedgerSettings {
         };
         if schema.is_empty() || table.is_empty() || !rest.is_empty() {
             return Err(error(
-                "[ledger] table is not a schema and a table; hint: write it as \"schema.table\"",
+                "[ledger] table is not a schema and a name; hint: write it as \"schema.table\"",
             ));
         }
         Ok((schema, table))
@@ -61,24 +61,24 @@ impl LedgerSettings {
         self.schema_and_table()?;
         if let Some(role) = self.columns.0.keys().find(|role| !Columns::ROLES.contains(&role.as_str())) {
             return Err(error(format!(
-                "[ledger.columns] {role} is not a column that the ledger can have; they are {}",
+                "[ledger.columns] {role} is not a role of a column; hint: use {}",
                 Columns::ROLES.join(", ")
             )));
         }
         if let Some(zone) = &self.captured_at_zone {
-            // Without the value, which may be a secret that was written here by mistake.
+            // The message does not show the value, which may be a secret entered here by mistake.
             let wrong = |problem: &str| problem.replace(&format!("`{zone}`"), "the value");
             zones.get(zone).map_err(|problem| {
                 error(format!("[ledger] captured_at_zone: {}", wrong(&problem.to_string())))
             })?;
         }
         if self.balance_scale.is_some_and(|scale| scale > BALANCE_SCALE_MAX) {
-            return Err(error(format!("[ledger] balance_scale has to be 0 to {BALANCE_SCALE_MAX}")));
+            return Err(error(format!("[ledger] balance_scale must be 0 to {BALANCE_SCALE_MAX}")));
         }
         if self.entity.is_some() && self.columns.0.contains_key("entity_id") {
             return Err(error(
-                "[ledger] entity and [ledger.columns] entity_id exclude each other: either all rows are of one \
-                 entity, or a column says whose they are",
+                "[ledger] entity and [ledger.columns] entity_id exclude each other: either all rows belong to one \
+                 entity, or a column names the entity of each row",
             ));
         }
         if let Some(entity) = &self.entity {
@@ -89,7 +89,7 @@ impl LedgerSettings {
     }
 }
 
-/// Takes an identifier off the beginning of a text, and returns it with the rest.
+/// Splits an identifier off the beginning of a text, and returns it with the rest.
 fn identifier(text: &str) -> Result<(String, &str), ConfigError> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find('.').unwrap_or(text.len());
@@ -113,7 +113,7 @@ fn identifier(text: &str) -> Result<(String, &str), ConfigError> {
     }
 }
 
-/// `[ledger.columns]`: only what differs from the default names.
+/// `[ledger.columns]`: the names that differ from the default.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(transparent)]
 pub struct Columns(BTreeMap<String, String>);
@@ -123,7 +123,7 @@ impl Columns {
     pub const ROLES: [&str; 7] =
         ["id", "entity_id", "entity_account_id", "currency", "captured_at", "balance", "change_xid"];
 
-    /// The column with a role.
+    /// Returns the name of the column in a role.
     pub fn get<'a>(&'a self, role: &'a str) -> &'a str {
         self.0.get(role).map_or(role, String::as_str)
     }

@@ -1,5 +1,5 @@
-//! What is wrong with a setting and where it stands, without its value and its line: either may be a secret that was
-//! written under a wrong name.
+//! Messages about mistakes in the configuration. They name the problem and its place, but show neither the value nor
+//! the text of the line: either may be a secret entered under a wrong name.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use super::environment::{Environment, SETTING_PREFIX};
 use super::error::{ConfigError, error};
 use super::settings::File;
 
-/// Said of what is wrong under `[credentials]`.
-const CREDENTIALS_HINT: &str = "; hint: a key or a secret never stands in the configuration; name the environment variable \
-                                or the file that holds it";
+/// The hint for a mistake under `[credentials]`.
+const CREDENTIALS_HINT: &str = "; hint: do not put a key or a secret into the configuration; name the environment \
+                                variable or the file that holds it";
 
-/// The configuration file, to say where a setting stands.
+/// The sources of the settings, to find the place of a mistake.
 pub(super) struct Source<'a> {
     /// The file and its text, if there is one.
     pub(super) file: Option<(&'a Path, &'a str)>,
@@ -22,14 +22,14 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The settings of the file. Those that have a wrong type are reported with their line, which is not known later.
+    /// Parses the settings of the file. A wrong type is reported here, where its line is known.
     pub(super) fn parse(&self) -> Result<toml::Table, ConfigError> {
         let Some((_, text)) = self.file else { return Ok(toml::Table::new()) };
         toml::from_str::<File>(text).map_err(|problem| self.in_file(&problem))?;
         toml::from_str(text).map_err(|problem| self.in_file(&problem))
     }
 
-    /// A mistake that the parser found in the file.
+    /// The message for a mistake that the parser found in the file.
     fn in_file(&self, problem: &toml::de::Error) -> ConfigError {
         let Some((path, text)) = self.file else { return error(what(problem)) };
         let offset = problem.span().map(|span| span.start);
@@ -38,7 +38,7 @@ impl Source<'_> {
             let table = DeTable::parse(text).ok()?;
             keys_at(table.get_ref(), offset)
         });
-        // Where the text is no TOML at all the parser's own words are fixed ones; else they may repeat a value.
+        // If the text is not TOML, the parser's message has a fixed text; otherwise it may repeat a value.
         let (setting, what) = match &keys {
             Some(keys) => (format!(": {}", setting(keys)), what(problem)),
             None if DeTable::parse(text).is_err() => (String::new(), problem.message().to_owned()),
@@ -47,7 +47,8 @@ impl Source<'_> {
         error(format!("{}{line}{setting}: {what}{}", path.display(), hint(&keys.unwrap_or_default())))
     }
 
-    /// A mistake that was found later: its message begins with the setting, as in `[sync] batch_rows`.
+    /// Adds its place to a mistake that was found later. The message begins with the setting, as in
+    /// `[sync] batch_rows`.
     pub(super) fn located(&self, problem: ConfigError) -> ConfigError {
         let ConfigError(message) = problem;
         match self.place(&message) {
@@ -71,13 +72,14 @@ impl Source<'_> {
     }
 }
 
-/// A mistake in the value of an environment variable.
+/// The message for a mistake in the value of an environment variable.
 pub(super) fn in_environment(variable: &str, problem: &toml::de::Error) -> ConfigError {
     let is_credential = variable.starts_with("ELVEN_SYNC_CREDENTIALS__");
     error(format!("{variable}: {}{}", what(problem), if is_credential { CREDENTIALS_HINT } else { "" }))
 }
 
-/// What is wrong, in words that repeat no value: those of serde that come after `expected`, which are our own.
+/// Describes the problem without repeating a value: of serde's message, only the part after `expected` is used, which
+/// comes from this program.
 fn what(problem: &toml::de::Error) -> String {
     let message = problem.message();
     let expected =
@@ -103,7 +105,7 @@ fn setting(keys: &[String]) -> String {
     }
 }
 
-/// The number of the line, counted from 1.
+/// Returns the number of the line, counted from 1.
 fn line(text: &str, offset: usize) -> usize {
     let before = text.get(..offset).unwrap_or(text);
     1 + before.matches('\n').count()
@@ -111,7 +113,7 @@ fn line(text: &str, offset: usize) -> usize {
 
 type Entry<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>);
 
-/// The keys that lead to what stands at a place of the text.
+/// Returns the keys that lead to the setting at an offset of the text.
 fn keys_at(table: &DeTable<'_>, offset: usize) -> Option<Vec<String>> {
     let is_there = |span: std::ops::Range<usize>| (span.start..=span.end).contains(&offset);
     table.iter().find_map(|(key, value): Entry<'_, '_>| {
@@ -126,7 +128,7 @@ fn keys_at(table: &DeTable<'_>, offset: usize) -> Option<Vec<String>> {
     })
 }
 
-/// Where the value of a setting stands.
+/// Returns the offset of a setting in the text.
 fn offset_of(table: &DeTable<'_>, keys: &[&str]) -> Option<usize> {
     let (first, rest) = keys.split_first()?;
     let (key, value) = table.iter().find(|(key, _)| key.get_ref() == first)?;

@@ -1,7 +1,7 @@
-//! Configuration: flags over environment over `elven-sync.toml`. No other module reads the environment.
+//! Configuration. Flags take precedence over environment variables, and these over `elven-sync.toml`. No other module
+//! reads the environment.
 //!
-//! Any setting of the file can be given as `ELVEN_SYNC_<SECTION>__<KEY>`, e.g.
-//! `ELVEN_SYNC_RETRY__INITIAL=50ms`.
+//! Each setting of the file can also be given as `ELVEN_SYNC_<SECTION>__<KEY>`, e.g. `ELVEN_SYNC_RETRY__INITIAL=50ms`.
 
 mod credentials;
 mod environment;
@@ -39,17 +39,17 @@ use settings::File;
 
 use crate::align::Zones;
 
-/// Settings that may come as flags of any command.
+/// Settings that are flags of every command.
 #[allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "clap shows these comments as they stand")]
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Flags {
-    /// The configuration file [env: ELVEN_SYNC_CONFIG; default: ./elven-sync.toml if it exists]
+    /// Configuration file [env: ELVEN_SYNC_CONFIG; default: ./elven-sync.toml if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The database that holds ledger and sync tables [env: DATABASE_URL]
+    /// Database with ledger and sync tables [env: DATABASE_URL]
     #[arg(long, global = true, value_name = "URL", hide_default_value = true)]
     pub database_url: Option<String>,
-    /// Where the API is [env: ELVEN_API_URL; default: https://openapi.elven.com]
+    /// URL of the API [env: ELVEN_API_URL; default: https://openapi.elven.com]
     #[arg(long, global = true, value_name = "URL")]
     pub api_url: Option<String>,
 }
@@ -57,27 +57,27 @@ pub struct Flags {
 /// All settings of a process.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The primary: ledger and sync tables. A secret, since it may hold a password.
+    /// The primary, with ledger and sync tables. A secret, since the URL may contain a password.
     pub database_url: Option<SecretString>,
-    /// A standby of the primary, to read pages of the ledger from.
+    /// A standby of the primary, from which pages of the ledger are read.
     pub ledger_url: Option<SecretString>,
-    /// Where the API is: scheme, host and port.
+    /// The API: scheme, host and port.
     pub api_url: Url,
-    /// Credentials by name, found but not read yet.
+    /// The places of the credentials by name. They are not read yet.
     pub credentials: BTreeMap<String, CredentialSource>,
-    /// The ledger's table.
+    /// `[ledger]`.
     pub ledger: LedgerSettings,
-    /// How the database is used.
+    /// `[database]`.
     pub database: DatabaseSettings,
-    /// How runs work.
+    /// `[sync]`.
     pub sync: SyncSettings,
-    /// How the API is called.
+    /// `[api]`.
     pub api: ApiSettings,
-    /// How requests are repeated.
+    /// `[retry]`.
     pub retry: RetrySettings,
     /// The zone rules in use.
     pub zones: Zones,
-    /// The environment, for credentials that are kept there.
+    /// The environment, which may hold credentials.
     pub environment: Environment,
 }
 
@@ -85,7 +85,7 @@ const DEFAULT_FILE: &str = "elven-sync.toml";
 const DEFAULT_API_URL: &str = "https://openapi.elven.com";
 
 impl Settings {
-    /// Puts the settings together and checks them.
+    /// Reads the settings from all sources, and checks them.
     pub fn load(flags: &Flags, environment: Environment) -> Result<Self, ConfigError> {
         let (path, text) = read_file(flags, &environment)?;
         let source =
@@ -111,23 +111,23 @@ impl Settings {
         })
     }
 
-    /// The database URL, or an error that says how to give it.
+    /// Returns the database URL, or an error that says how to set it.
     pub fn database_url(&self) -> Result<&SecretString, ConfigError> {
         self.database_url.as_ref().ok_or_else(|| {
             error(
-                "DATABASE_URL is not set: it names the PostgreSQL database that holds the ledger; hint: \
-                 export DATABASE_URL=postgres://user:password@host/database",
+                "DATABASE_URL is not set, which names the PostgreSQL database with the ledger; hint: export \
+                 DATABASE_URL=postgres://user:password@host/database",
             )
         })
     }
 }
 
-/// Checks what a type alone cannot say. Each message begins with the setting.
+/// Checks the values beyond their types. Each message begins with the setting.
 fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
     if !(1..=BATCH_ROWS_MAX).contains(&file.sync.batch_rows) {
         return Err(error(format!(
-            "[sync] batch_rows = {} is not possible: the API takes 1 to {BATCH_ROWS_MAX} records in a request; \
-             hint: leave it out for {BATCH_ROWS_MAX}",
+            "[sync] batch_rows = {} is not possible: a request has 1 to {BATCH_ROWS_MAX} records; hint: remove the \
+             setting for {BATCH_ROWS_MAX}",
             file.sync.batch_rows
         )));
     }
@@ -139,7 +139,7 @@ fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
         ("[retry] attempts", file.retry.attempts as usize),
     ] {
         if value == 0 {
-            return Err(error(format!("{name} = 0 would do nothing; hint: leave it out for the default")));
+            return Err(error(format!("{name} must not be 0; hint: remove the setting for the default")));
         }
     }
     for (name, value) in [
@@ -150,13 +150,13 @@ fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
         ("[api] signature_window", file.api.signature_window),
     ] {
         if value.is_zero() || value > Duration::from_hours(1) {
-            return Err(error(format!("{name} has to be more than 0 and at most an hour, e.g. \"30s\"")));
+            return Err(error(format!("{name} must be more than 0 and at most 1h, e.g. \"30s\"")));
         }
     }
     file.ledger.check(zones)
 }
 
-/// The configuration file, and its text if it is there.
+/// Returns the path of the configuration file, and its text if the file exists.
 fn read_file(flags: &Flags, environment: &Environment) -> Result<(PathBuf, Option<String>), ConfigError> {
     let named = flags.config.as_deref().or(environment.get("ELVEN_SYNC_CONFIG").map(Path::new));
     let path = named.unwrap_or(Path::new(DEFAULT_FILE));
@@ -171,8 +171,8 @@ fn read_file(flags: &Flags, environment: &Environment) -> Result<(PathBuf, Optio
     }
 }
 
-/// Takes only scheme, host and port, and plain HTTP only where nobody can listen: a key and a
-/// signature travel in headers.
+/// Accepts only scheme, host and port, and plain HTTP only for loopback addresses: the headers carry the key and a
+/// signature, which a network could read.
 fn check_api_url(text: &str) -> Result<Url, ConfigError> {
     let url = Url::parse(text).map_err(|problem| {
         error(format!("ELVEN_API_URL is not a URL ({problem}); hint: {DEFAULT_API_URL}"))
@@ -180,21 +180,21 @@ fn check_api_url(text: &str) -> Result<Url, ConfigError> {
     let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
     if url.path() != "/" || !bare || url.fragment().is_some() {
         return Err(error(format!(
-            "ELVEN_API_URL has to be scheme, host and port alone, without a path or user; hint: {DEFAULT_API_URL}"
+            "ELVEN_API_URL must be only scheme, host and port, without path and user; hint: {DEFAULT_API_URL}"
         )));
     }
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_loopback(&url) => Ok(url),
         "http" => Err(error(format!(
-            "ELVEN_API_URL={url} would send the API key unencrypted: plain http is for loopback alone; hint: use \
-             https"
+            "ELVEN_API_URL={url} would send the API key unencrypted; plain http is accepted only for loopback \
+             addresses; hint: use https"
         ))),
         other => Err(error(format!("ELVEN_API_URL begins with {other}://; hint: use https"))),
     }
 }
 
-/// Says whether the URL leads to this machine itself.
+/// Returns whether the host of the URL is a loopback address.
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_lies_over_the_file_and_flags_over_both() {
+    fn flags_take_precedence_over_the_environment_and_the_environment_over_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("c.toml");
         std::fs::write(&path, "[sync]\nbatch_rows = 7\nentities_at_once = 2\n").unwrap();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_wrong_setting_is_named() {
         for (name, value, expected) in [
             ("ELVEN_SYNC_SYNC__BATCH_ROWS", "0", "batch_rows = 0"),
             ("ELVEN_SYNC_SYNC__BATCH_ROWS", "1001", "1 to 1000"),
@@ -257,8 +257,8 @@ mod tests {
             ("ELVEN_API_URL", "http://openapi.elven.com", "https"),
             ("ELVEN_API_URL", "http://127.0.0.1.example.com", "https"),
             ("ELVEN_API_URL", "ftp://x", "ftp"),
-            ("ELVEN_API_URL", "https://user@host", "alone"),
-            ("ELVEN_API_URL", "https://host/path", "alone"),
+            ("ELVEN_API_URL", "https://user@host", "only scheme, host and port"),
+            ("ELVEN_API_URL", "https://host/path", "only scheme, host and port"),
             ("ELVEN_API_URL", "nonsense", "not a URL"),
             ("ELVEN_SYNC_CONFIG", "/nonexistent/x.toml", "cannot be read"),
             ("ELVEN_SYNC_TIME__ZONEINFO", "/nonexistent", "[time] zoneinfo"),

@@ -1,10 +1,10 @@
-//! Numbers that may come as text, since environment variables are nothing else.
+//! Numbers that may be given as text, as in environment variables.
 
 use std::{fmt::Display, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de::Error};
 
-/// Takes a number, or a text that is one.
+/// Reads a number, or a text that is a number.
 pub(super) fn from_text_or_number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -18,14 +18,14 @@ where
     }
     match TextOrNumber::deserialize(deserializer)? {
         TextOrNumber::Number(number) => Ok(number),
-        // Without the text: it may be a secret that was written here by mistake.
+        // The message does not show the text, which may be a secret entered here by mistake.
         TextOrNumber::Text(text) => {
             text.trim().parse().map_err(|_| D::Error::custom("no number, expected a whole number"))
         }
     }
 }
 
-/// The same for a setting that has no default.
+/// Reads a number like [`from_text_or_number`], for a setting without a default.
 pub(super) fn from_text_or_number_if_any<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,4 +1,4 @@
-//! What is done about a lane whose first rows are all invalid.
+//! The reaction to a lane whose first rows are all invalid.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,11 +1,11 @@
-//! Settings of the file that environment variables lie over.
+//! Environment variables that replace settings of the file.
 
 use super::environment::{Environment, SETTING_PREFIX};
 use super::error::{ConfigError, error};
 use super::mistake;
 use super::settings::File;
 
-/// Lays `ELVEN_SYNC_<SECTION>__<KEY>` over the file.
+/// Replaces settings of the file by the variables `ELVEN_SYNC_<SECTION>__<KEY>`.
 pub(super) fn overlay(mut file: toml::Table, environment: &Environment) -> Result<File, ConfigError> {
     let mut laid_over = Vec::new();
     for (name, value) in environment.0.iter().filter(|(_, value)| !value.is_empty()) {
@@ -20,7 +20,7 @@ pub(super) fn overlay(mut file: toml::Table, environment: &Environment) -> Resul
         laid_over.push((name, keys.join("."), key.to_owned(), value));
     }
     file.try_into().map_err(|problem: toml::de::Error| {
-        // The file alone is right, and so one of the variables is wrong by itself.
+        // The file alone is correct, so one of the variables is wrong.
         let wrong = laid_over.iter().find_map(|(name, sections, key, value)| {
             let mut alone = toml::Table::new();
             let sections: Vec<&str> = sections.split('.').collect();
@@ -32,7 +32,7 @@ pub(super) fn overlay(mut file: toml::Table, environment: &Environment) -> Resul
     })
 }
 
-/// Sets a key of a section, or returns what is no section.
+/// Sets a key of a section, or returns the name that is not a section.
 fn insert<'a>(table: &mut toml::Table, sections: &[&'a str], key: &str, value: &str) -> Result<(), &'a str> {
     let mut table = table;
     for section in sections {

@@ -1,6 +1,6 @@
-//! The reference of the configuration: each key of the file and each environment variable, with a sentence.
+//! The reference of the configuration: each key of the file and each environment variable, with a description.
 //!
-//! The tables of `docs/configuration.md` and the whole of `elven-sync.example.toml` are made from it. A test compares
+//! The tables of `docs/configuration.md` and the file `elven-sync.example.toml` are generated from it. A test compares
 //! it with the structs, so that no key is missing and no default differs.
 
 use std::fmt::Write as _;
@@ -16,30 +16,30 @@ pub struct Key {
     pub section: &'static str,
     /// The key.
     pub name: &'static str,
-    /// What its value is.
+    /// The type of the value.
     pub value: &'static str,
-    /// The default as the file spells it; `None`: it has none.
+    /// The default as the file spells it. `None`: there is no default.
     pub default: Option<&'static str>,
-    /// A value as the file spells it, where there is no default.
+    /// The default, or an example where there is no default, as the file spells it.
     pub example: &'static str,
-    /// What it does.
+    /// The description.
     pub sentence: &'static str,
 }
 
 /// An environment variable.
 #[derive(Clone, Copy, Debug)]
 pub struct Variable {
-    /// Its name, or several that belong together.
+    /// Its name, or several names that belong together.
     pub names: &'static [&'static str],
     /// The flag that takes precedence, if there is one.
     pub flag: Option<&'static str>,
     /// The default, as the page shows it.
     pub default: &'static str,
-    /// What it does.
+    /// The description.
     pub sentence: &'static str,
 }
 
-/// The sections in the order of the documents, each with a sentence.
+/// The sections in the order of the documents, each with a description.
 pub const SECTIONS: [(&str, &str); 8] = [
     ("ledger", "The table or view that holds the balance snapshots."),
     (
@@ -49,7 +49,7 @@ pub const SECTIONS: [(&str, &str); 8] = [
     (
         "credentials.NAME",
         "Where to find the API key and the secret of a credential. `entity add --credential NAME` refers to it. \
-         The key and the secret themselves never stand in the file.",
+         The file never contains the key or the secret itself.",
     ),
     ("sync", "How runs, backfills and retries work."),
     ("api", "How the API is called."),
@@ -283,7 +283,7 @@ pub const KEYS: [Key; 32] = [
     ),
 ];
 
-/// The environment variables that are no setting of the file.
+/// The environment variables that are not settings of the file.
 pub const VARIABLES: [Variable; 9] = [
     Variable {
         names: &["DATABASE_URL"],
@@ -344,14 +344,14 @@ pub const VARIABLES: [Variable; 9] = [
     },
 ];
 
-/// All keys with the values that a text of the file gives them, defaults included; `null`: not set.
+/// Returns all keys with their values in a text of the file, defaults included. `null`: not set.
 ///
 /// # Errors
-/// The text is no TOML, or has a key or a type that the file does not have.
+/// The text is not TOML, or has an unknown key or a wrong type.
 pub fn values(text: &str) -> Result<serde_json::Value, ConfigError> {
     let file: File = toml::from_str(text).map_err(|problem| error(problem.message()))?;
     let mut values = serde_json::to_value(file).map_err(|problem| error(problem.to_string()))?;
-    // A map has no keys of its own: its roles are the keys.
+    // `[ledger.columns]` is a map without fields, so the missing roles are added here.
     let columns = &mut values["ledger"]["columns"];
     for role in Columns::ROLES {
         if columns[role].is_null() {
@@ -407,7 +407,7 @@ pub fn variable_table() -> String {
     table
 }
 
-/// A sentence as a comment of lines of at most 100 characters.
+/// Wraps a text as comment lines of at most 100 characters.
 fn wrapped(sentence: &str) -> String {
     let mut text = String::new();
     let mut line = "#".to_owned();

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{LedgerSettings, OnInvalidStart, TimeSettings, number};
 
-/// The most records that the API accepts in one request (ELVEN: import of balances).
+/// The most records that the API accepts in one request (documentation of *Import Account Balances*).
 pub const BATCH_ROWS_MAX: usize = 1000;
 
-/// What `elven-sync.toml` may say.
+/// The content of `elven-sync.toml`.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub(super) struct File {
@@ -28,7 +28,7 @@ pub(super) struct File {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct DatabaseSettings {
-    /// How long a run waits for a database that went away before it fails.
+    /// How long a command waits for a database that restarts or fails over before it fails.
     #[serde(with = "humantime_serde")]
     pub reconnect_timeout: Duration,
 }
@@ -49,23 +49,23 @@ pub struct SyncSettings {
     /// Entities worked on at once.
     #[serde(deserialize_with = "number::from_text_or_number")]
     pub entities_at_once: usize,
-    /// Requests of one entity on their way at once.
+    /// Requests of one entity in flight at once.
     #[serde(deserialize_with = "number::from_text_or_number")]
     pub requests_in_flight: usize,
-    /// Rows of an entity that may be set aside because the API refused them, before the entity stops.
+    /// Rows of an entity that may be set aside and open because the API refused them, before the entity stops.
     #[serde(deserialize_with = "number::from_text_or_number")]
     pub max_rejections: usize,
-    /// The most bytes that a request's body may have; learned from the API when it is not said.
+    /// The most bytes of a request's body; if it is not set, the limit is learned from the API's answers.
     #[serde(deserialize_with = "number::from_text_or_number_if_any")]
     pub batch_bytes: Option<usize>,
-    /// What is done about a batch of which nobody knows whether it arrived.
+    /// The reaction to a batch with an unknown outcome.
     pub on_ambiguous: OnAmbiguous,
-    /// What is done when the first 1,000 rows that a lane reads in a run are all invalid.
+    /// The reaction to a lane whose first 1,000 rows in a run are all invalid.
     pub on_invalid_start: OnInvalidStart,
-    /// How long a worker that stopped renewing keeps an entity.
+    /// How long an entity stays with a worker that no longer renews its lease.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
-    /// How long what is in flight may take once the process was asked to stop.
+    /// How long requests in flight may take to finish after a stop request.
     #[serde(with = "humantime_serde")]
     pub shutdown_grace: Duration,
 }
@@ -90,9 +90,9 @@ impl Default for SyncSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnAmbiguous {
-    /// Send it again, the same bytes.
+    /// Send the batch again.
     Resend,
-    /// Stop the entity, until a person decides.
+    /// Stop the entity until a person decides.
     Hold,
 }
 
@@ -100,13 +100,13 @@ pub enum OnAmbiguous {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct ApiSettings {
-    /// The longest a request may take in all.
+    /// The longest time that a request may take.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// How far a signature's timestamp may be from the API's clock.
     #[serde(with = "humantime_serde")]
     pub signature_window: Duration,
-    /// The most requests in a second with one credential; unlimited when it is not said.
+    /// The most requests per second with one credential; no limit if it is not set.
     #[serde(deserialize_with = "number::from_text_or_number_if_any")]
     pub requests_per_second: Option<u32>,
 }
@@ -125,13 +125,13 @@ impl Default for ApiSettings {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct RetrySettings {
-    /// Attempts in all.
+    /// Attempts in one run, the first one included.
     #[serde(deserialize_with = "number::from_text_or_number")]
     pub attempts: u32,
-    /// The first pause.
+    /// The longest wait before the second attempt.
     #[serde(with = "humantime_serde")]
     pub initial: Duration,
-    /// The longest pause.
+    /// The longest wait between two attempts.
     #[serde(with = "humantime_serde")]
     pub max: Duration,
 }
@@ -142,7 +142,7 @@ impl Default for RetrySettings {
     }
 }
 
-/// `[credentials.NAME]`: an environment variable or a file for each half.
+/// `[credentials.NAME]`: an environment variable or a file for each of key and secret.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(
     deny_unknown_fields,

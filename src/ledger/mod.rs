@@ -32,7 +32,7 @@ pub use open_transactions::Writer;
 pub use pages::{Pages, Pass, PassRead};
 pub use pending::Pending;
 pub use probe::{NewRows, ProbeResult};
-pub use range::{RangePages, Uploaded};
+pub use range::{AbsentValues, RangePages, Uploaded};
 pub use row::{Decoder, Row};
 pub use statements::Progress;
 pub use table::Table;

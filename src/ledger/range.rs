@@ -23,6 +23,15 @@ pub struct Uploaded {
     pub last: DateTime<Utc>,
 }
 
+/// Values of a filter that no row has.
+#[derive(Clone, Debug, Default)]
+pub struct AbsentValues {
+    /// The accounts.
+    pub accounts: Vec<String>,
+    /// The currencies.
+    pub currencies: Vec<String>,
+}
+
 /// The rows of a range, page by page. No transaction stays open between pages.
 #[derive(Debug)]
 pub struct RangePages {
@@ -88,6 +97,32 @@ impl Ledger {
             }
         }
         Ok(counts)
+    }
+
+    /// Returns the accounts and currencies that these ranges are limited to and that none of their rows has. Nothing is
+    /// returned if the database cannot read the rows.
+    pub async fn values_without_rows(&self, ranges: &[Range]) -> Result<AbsentValues, LedgerError> {
+        let Some(first) = ranges.first() else { return Ok(AbsentValues::default()) };
+        let mut absent =
+            AbsentValues { accounts: first.accounts.clone(), currencies: first.currencies.clone() };
+        for ranges in ranges.chunks(super::pending::ENTITIES_PER_COUNT_MAX) {
+            let [accounts, currencies] =
+                self.table.absent_values_sql(ranges, &absent.accounts, &absent.currencies);
+            for (values, sql) in [(&mut absent.accounts, accounts), (&mut absent.currencies, currencies)] {
+                if values.is_empty() {
+                    continue;
+                }
+                let find = || {
+                    sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip())
+                };
+                let found = self.primary.retry(find).await.map_err(LedgerError::from);
+                match found {
+                    Err(problem) if problem.is_about_rows() => return Ok(AbsentValues::default()),
+                    found => *values = found?,
+                }
+            }
+        }
+        Ok(absent)
     }
 
     async fn count_in(&self, table: &Table, ranges: &[Range]) -> Result<Vec<i64>, LedgerError> {

@@ -263,6 +263,28 @@ impl Table {
         format!("select c.rows from ({}) c order by c.place", counts.join(" union all "))
     }
 
+    /// The queries for the accounts, and for the currencies, that no row of these ranges has.
+    pub(super) fn absent_values_sql(
+        &self,
+        ranges: &[Range],
+        accounts: &[String],
+        currencies: &[String],
+    ) -> [String; 2] {
+        let Self { name, account, currency, .. } = self;
+        [(account, accounts), (currency, currencies)].map(|(column, values)| {
+            let exists = ranges.iter().map(|range| {
+                let all = Range { accounts: Vec::new(), currencies: Vec::new(), ..range.clone() };
+                let filter = self.range_filter(&all);
+                format!("exists (select from {name} t where {filter} and {column}::text = w.value)")
+            });
+            format!(
+                "select w.value from unnest({}) with ordinality w (value, place) where not ({}) order by w.place",
+                quote_array(values.iter().map(|value| Some(value.as_str()))),
+                exists.collect::<Vec<_>>().join(" or ")
+            )
+        })
+    }
+
     /// Returns a query that says whether a table has an index for ranges, and the statement that creates one. `None`:
     /// the columns are expressions.
     pub(super) fn range_index_sql(&self) -> Option<(String, String)> {

@@ -1,13 +1,14 @@
-//! Backfills, as they are reported.
+//! The output of `backfill` and `backfill list`.
 
 use serde_json::json;
 
 use super::progress::in_words;
-use super::{ENTITIES_SHOWN_MAX, json_line, line, lines, run_json, run_report, table, thousands};
+use super::{ENTITIES_SHOWN_MAX, json_line, line, lines, run_json, run_report, table};
 use crate::journal::Backfill;
 use crate::sync::{BackfillReport, DryRunReport};
+use crate::text::{counted_noun, thousands};
 
-/// The summary of a run on a backfill.
+/// Prints the summary of a run on a backfill.
 pub fn backfill_report(report: &BackfillReport, as_json: bool) {
     let BackfillReport { backfill, resumed, run } = report;
     if as_json {
@@ -22,21 +23,22 @@ pub fn backfill_report(report: &BackfillReport, as_json: bool) {
         backfill.backfill_id,
         backfill.range_from,
         backfill.range_to,
-        if *resumed { ", gone on with where it stopped" } else { "" },
+        if *resumed { ", resumed" } else { "" },
         backfill.status,
         thousands(backfill.rows_read),
         thousands(backfill.rows_total.max(backfill.rows_read)),
     ));
-    run_report(run, false);
+    run_report(run, None, false);
     if backfill.entities_left > 0 && backfill.status != "cancelled" {
         line(format_args!(
-            "{} entities are not through; hint: elven-sync backfill --resume {}",
-            backfill.entities_left, backfill.backfill_id
+            "{} not finished; hint: elven-sync backfill --resume {}",
+            counted_noun(backfill.entities_left, "entity is", "entities are"),
+            backfill.backfill_id
         ));
     }
 }
 
-/// What a backfill would do.
+/// Prints what a backfill would do.
 pub fn rehearsal(rehearsal: &DryRunReport, as_json: bool) {
     let DryRunReport { counters, batches, first_record, last_record, at_rate, .. } = rehearsal;
     if as_json {
@@ -47,8 +49,8 @@ pub fn rehearsal(rehearsal: &DryRunReport, as_json: bool) {
         return;
     }
     line(format_args!(
-        "dry run, nothing was sent or changed: {} rows in {} batches would be read, {} uploaded in {} requests ({} bytes), \
-         {} set aside, {} superseded",
+        "dry run, nothing was sent or changed: {} rows in {} batches would be read, {} uploaded in {} requests ({} \
+         bytes), {} set aside, {} superseded",
         counters.rows_read,
         batches,
         counters.rows_uploaded,
@@ -64,8 +66,11 @@ pub fn rehearsal(rehearsal: &DryRunReport, as_json: bool) {
     }
     line(match at_rate {
         Some(duration) => format!("it would take {} at [api] requests_per_second", in_words(*duration)),
-        None => "how long it would take is up to the API: no [api] requests_per_second is set".to_owned(),
+        None => "its duration is not known, since [api] requests_per_second is not set".to_owned(),
     });
+    for note in &rehearsal.notes {
+        line(format_args!("note: {note}"));
+    }
     for entity in &rehearsal.entities {
         if let Some(failure) = entity.failure() {
             line(format_args!("would fail: {failure}"));
@@ -75,24 +80,24 @@ pub fn rehearsal(rehearsal: &DryRunReport, as_json: bool) {
     }
 }
 
-/// `backfill list`.
+/// Prints the table of `backfill list`.
 pub fn backfills(backfills: &[Backfill], as_json: bool) {
     if as_json {
         json_line(&json!({ "backfills": backfills }));
         return;
     }
     if backfills.is_empty() {
-        line("no backfill was ever asked for");
+        line("no backfill is recorded");
         return;
     }
     let header =
-        ["backfill", "status", "from", "to", "only", "rows", "done", "uploaded", "set aside", "asked for"];
+        ["backfill", "status", "from", "to", "only", "rows", "done", "uploaded", "set aside", "started"];
     lines(table(
         &header,
         &[0, 5, 6, 7, 8],
         backfills.iter().map(|backfill| {
             let only = [&backfill.entities, &backfill.accounts, &backfill.currencies];
-            let only: Vec<String> = only.into_iter().flatten().map(|of| of.join(", ")).collect();
+            let only: Vec<String> = only.into_iter().flatten().map(|values| values.join(", ")).collect();
             vec![
                 backfill.backfill_id.to_string(),
                 backfill.status.clone(),

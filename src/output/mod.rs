@@ -1,6 +1,7 @@
-//! What people and machines read: results on stdout, the log on stderr. Nothing prints elsewhere.
+//! All output: results on stdout, the log on stderr. No other module prints.
 
 mod backfills;
+mod errors;
 mod log;
 mod progress;
 pub mod row_trace;
@@ -15,29 +16,32 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
+pub use errors::{error_in_full, errors};
 pub use progress::{Watched, watch};
 
-use crate::journal::{Health, RecordedError, registering};
+use crate::journal::{Health, registering};
 use crate::ledger::Writer;
 use crate::sync::{Ended, EntityReport, RunReport};
-use crate::text::{chain, escaped, escaped_json, escaped_lines, quoted_option, thousands};
+use crate::text::{
+    chain, counted_noun, escaped, escaped_json, escaped_lines, quoted_argument, quoted_option, thousands,
+};
 
-/// The summary names each entity when there are at most this many.
+/// The summary of a run names each entity when there are at most this many.
 const ENTITIES_SHOWN_MAX: usize = 20;
 
-/// Writes one line to stdout, escaped: whatever it holds, it stays one line and a terminal obeys none of it. A reader
-/// that went away (`| head`) is no failure.
+/// Writes one line to stdout, escaped: text from outside stays on this line and has no effect on a terminal. A closed
+/// pipe (`| head`) is no failure.
 pub fn line(text: impl std::fmt::Display) {
     write(&escaped(&text.to_string()));
 }
 
-/// Writes text of several lines to stdout, escaped. What it holds from outside has to be [`escaped`] before, since it may
-/// have lines of its own.
+/// Writes text of several lines to stdout, escaped. The caller has to pass text from outside through [`escaped`] first,
+/// since it may contain line breaks.
 pub fn lines(text: impl std::fmt::Display) {
     write(&escaped_lines(&text.to_string()));
 }
 
-/// Writes JSON to stdout. Its texts are exact, and a terminal obeys none of them.
+/// Writes JSON to stdout. Its texts are exact, and have no effect on a terminal.
 pub fn json_line(json: &serde_json::Value) {
     write(&escaped_json(json));
 }
@@ -46,7 +50,7 @@ fn write(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
-/// Reports why a command could not work, once, on stderr.
+/// Reports on stderr, once, why a command failed.
 pub fn error(problem: &anyhow::Error) {
     let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", escaped(&chain(problem.as_ref())));
 }
@@ -71,14 +75,14 @@ pub fn start_log(verbose: u8, wanted: Option<&str>) {
     let _ = tracing_subscriber::registry().with(filter).with(filter_fn(is_fit)).with(format).try_init();
 }
 
-/// Whether what a dependency logs is fit for a log: sqlx logs the value of a parameter of an address that it does not
-/// know, and a line of a password file.
+/// Keeps secrets out of the log: sqlx logs the value of an unknown parameter of a database URL, and a line of a
+/// password file.
 fn is_fit(metadata: &tracing::Metadata<'_>) -> bool {
     let holds = |name| metadata.fields().field(name).is_some();
     !(metadata.target().starts_with("sqlx_postgres::options") && (holds("value") || holds("line")))
 }
 
-/// A table in the house style: no frame, numbers to the right. Its cells are escaped.
+/// Makes a table without a frame. Its cells are escaped; the columns `numbers` are aligned to the right.
 pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
@@ -93,8 +97,8 @@ pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = 
     table
 }
 
-/// The summary of a run.
-pub fn run_report(report: &RunReport, as_json: bool) {
+/// Prints the summary of a run. `all_paused`: one of the entities, if all of them are paused.
+pub fn run_report(report: &RunReport, all_paused: Option<&str>, as_json: bool) {
     if as_json {
         json_line(&run_json(report));
         return;
@@ -124,18 +128,24 @@ pub fn run_report(report: &RunReport, as_json: bool) {
     }
     if counters.rows_beyond_double > 0 {
         line(format_args!(
-            "note: {} amounts have more digits than a double holds; they are sent exactly, but a reader that takes JSON \
-             numbers for doubles rounds them",
+            "note: {} amounts have more digits than a double holds; they are sent exactly, but a program that reads \
+             JSON numbers as doubles rounds them",
             counters.rows_beyond_double
         ));
     }
     for note in &report.notes {
         line(format_args!("note: {note}"));
     }
-    if report.entities.is_empty() && report.unregistered.is_empty() {
-        line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
-    } else if (1..=ENTITIES_SHOWN_MAX).contains(&report.entities.len()) {
-        lines(entities_table(report));
+    match (report.entities.len(), all_paused) {
+        (0, Some(entity_id)) => line(format_args!(
+            "all entities are paused; hint: elven-sync entity resume {}",
+            quoted_argument(entity_id)
+        )),
+        (0, None) if report.unregistered.is_empty() => {
+            line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
+        }
+        (1..=ENTITIES_SHOWN_MAX, _) => lines(entities_table(report)),
+        _ => {}
     }
     for entity in report.entities.iter().filter(|entity| entity.failure().is_some()).take(ENTITIES_SHOWN_MAX)
     {
@@ -149,17 +159,20 @@ pub fn run_report(report: &RunReport, as_json: bool) {
         ));
     }
     for why in report.entities.iter().filter_map(EntityReport::left_to_a_later_run).take(ENTITIES_SHOWN_MAX) {
-        line(format_args!("waits: {why}"));
+        line(format_args!("pending: {why}"));
     }
     if let Some(problem) = &report.unregistered_unknown {
         line(problem);
     }
     for entity_id in report.unregistered.iter().take(ENTITIES_SHOWN_MAX) {
-        line(format_args!("unregistered: rows of `{entity_id}` wait; hint: {}", registering(entity_id)));
+        line(format_args!(
+            "unregistered: rows of `{entity_id}` are pending; hint: {}",
+            registering(entity_id)
+        ));
     }
 }
 
-/// Rows that wait, of the entities whose rows the database can count.
+/// The number of pending rows, of the entities whose rows the database can count.
 fn pending(report: &RunReport) -> i64 {
     report.entities.iter().filter_map(|entity| entity.rows_pending).sum()
 }
@@ -199,8 +212,8 @@ fn entities_table(report: &RunReport) -> Table {
             let ended = match &entity.ended {
                 Ended::Done => "done",
                 Ended::Stopped => "stopped",
-                Ended::Held => "another worker is on it",
-                Ended::Fenced(_) => "waits",
+                Ended::Held => "held by another worker",
+                Ended::Fenced(_) => "fenced",
                 Ended::Failed(_) => "FAILED",
             };
             vec![
@@ -216,7 +229,7 @@ fn entities_table(report: &RunReport) -> Table {
     )
 }
 
-/// Asks a question that is answered by y or n; no answer is no.
+/// Asks a question and returns whether the answer is yes; no answer means no.
 pub fn confirm(question: &str) -> std::io::Result<bool> {
     let mut stdout = std::io::stdout().lock();
     write!(stdout, "{} [y/N] ", escaped(question))?;
@@ -229,7 +242,7 @@ pub fn confirm(question: &str) -> std::io::Result<bool> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
-/// `status`: what `sync_health` says, and whose rows will come later.
+/// Prints `status`: the rows of `sync_health`, and the oldest open transaction that has written to the ledger.
 pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool) {
     if as_json {
         json_line(&json!({ "entities": entities, "oldest_writer": oldest_writer }));
@@ -265,83 +278,21 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
         }
         if entity.status == "incomplete" {
             line(format_args!(
-                "{0}: {1} errors are open, and rows are set aside; hint: elven-sync errors list {2}",
+                "{}: {} open, and rows are set aside; hint: elven-sync errors list {}",
                 entity.entity_id,
-                thousands(entity.open_errors),
+                counted_noun(entity.open_errors, "error is", "errors are"),
                 quoted_option("--entity", &entity.entity_id)
             ));
         }
     }
     if let Some(writer) = oldest_writer {
-        line(format_args!("{}; its rows are uploaded after it has", describe(writer)));
+        line(format_args!("{}; its rows are uploaded after it commits", describe(writer)));
     }
 }
 
-/// `errors list`.
-pub fn errors(errors: &[RecordedError], as_json: bool) {
-    if as_json {
-        json_line(&json!({ "errors": errors }));
-        return;
-    }
-    if errors.is_empty() {
-        line("no error is open");
-        return;
-    }
-    let header = ["error", "kind", "entity", "row", "seen", "last", "message"];
-    lines(table(
-        &header,
-        &[0, 4],
-        errors.iter().map(|error| {
-            vec![
-                error.error_id.to_string(),
-                error.kind.clone(),
-                error.entity_id.clone(),
-                error.ledger_id.clone().unwrap_or_default(),
-                error.occurrences.to_string(),
-                error.last_seen_at.format("%Y-%m-%d %H:%M:%SZ").to_string(),
-                error
-                    .resolution
-                    .as_ref()
-                    .map_or_else(|| error.message.clone(), |resolution| format!("resolved: {resolution}")),
-            ]
-        }),
-    ));
-}
-
-/// `errors show`: everything, one line each.
-pub fn error_in_full(error: &RecordedError, as_json: bool) {
-    if as_json {
-        json_line(&json!(error));
-        return;
-    }
-    let when = |at: &chrono::DateTime<chrono::Utc>| at.format("%Y-%m-%d %H:%M:%SZ").to_string();
-    let number = |number: Option<i64>| number.map(|number| number.to_string());
-    for (name, value) in [
-        ("error", Some(error.error_id.to_string())),
-        ("kind", Some(error.kind.clone())),
-        ("entity", Some(error.entity_id.clone())),
-        ("ledger row", error.ledger_id.clone()),
-        ("message", Some(error.message.clone())),
-        ("HTTP status", number(error.http_status.map(i64::from))),
-        ("code of the API", error.api_code.clone()),
-        ("record", error.record.clone()),
-        ("seen", Some(error.occurrences.to_string())),
-        ("first seen", Some(when(&error.first_seen_at))),
-        ("last seen", Some(when(&error.last_seen_at))),
-        ("run", number(error.run_id)),
-        ("batch", number(error.batch_id)),
-        ("resolved", error.resolved_at.as_ref().map(when)),
-        ("resolution", error.resolution.clone()),
-    ] {
-        if let Some(value) = value {
-            line(format_args!("{name:16}{value}"));
-        }
-    }
-}
-
-/// Which transaction it is, and how to find it.
+/// Describes an open transaction, with what identifies its session.
 fn describe(writer: &Writer) -> String {
-    let mut text = format!("transaction {} has written to the ledger and not ended", writer.transaction);
+    let mut text = format!("transaction {} has written to the ledger and is open", writer.transaction);
     let who = [
         writer.prepared_as.as_ref().map(|name| format!("prepared as '{name}'")),
         writer.pid.map(|pid| format!("pid {pid}")),

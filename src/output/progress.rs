@@ -1,4 +1,4 @@
-//! Progress: bars on a terminal, a line in the log every few seconds where there is none.
+//! Progress: bars on a terminal, otherwise a line in the log every few seconds.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -12,18 +12,18 @@ use tokio::task::JoinHandle;
 use super::thousands;
 use crate::sync::{EntityProgress, RowsDone};
 
-/// Bars are drawn from here on: most runs are over by then.
+/// Bars are drawn after this time, since most runs end before it.
 const BARS_AFTER: Duration = Duration::from_secs(2);
-/// How often they are drawn.
+/// The interval between two drawings of the bars.
 const BARS_EVERY: Duration = Duration::from_millis(250);
-/// How often a line is written to the log instead.
+/// The interval between two lines of the log.
 const LINE_EVERY: Duration = Duration::from_secs(5);
-/// So that the first line has it.
+/// Without bars, the rows are counted after this time, so that the first line has their number.
 const COUNTED_FOR_LINES_AFTER: Duration = Duration::from_secs(4);
-/// Entities with a bar of their own at once.
+/// The most entities that have a bar of their own at once.
 const ENTITIES_MAX: usize = 6;
 
-/// The bars on the terminal, which the log must not tear.
+/// The bars on the terminal. A line of the log must not be written into their lines.
 static BARS: Mutex<Option<MultiProgress>> = Mutex::new(None);
 
 /// Where the log is written: between two drawings of the bars.
@@ -42,7 +42,7 @@ impl Write for Log {
     }
 }
 
-/// Somebody watches, until this ends.
+/// The task that shows the progress, until [`Watched::end`].
 #[derive(Debug)]
 pub struct Watched {
     end: oneshot::Sender<()>,
@@ -50,14 +50,14 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Takes the bars away.
+    /// Ends the task and removes the bars.
     pub async fn end(self) {
         let _ = self.end.send(());
         let _ = self.task.await;
     }
 }
 
-/// Shows how far the work is on stderr, if it takes long.
+/// Shows the progress of long work on stderr.
 pub fn watch(rows_done: &RowsDone) -> Watched {
     let is_terminal = std::io::stderr().is_terminal();
     rows_done.watch(if is_terminal { BARS_AFTER } else { COUNTED_FOR_LINES_AFTER });
@@ -144,11 +144,11 @@ fn show(bar: &ProgressBar, prefix: &str, total: &Total) {
     bar.set_message(total.to_string());
 }
 
-/// How far several entities are together.
+/// The progress of several entities together.
 #[derive(Debug, PartialEq, Eq)]
 struct Total {
     done: i64,
-    /// `None`: of one of them it is not known.
+    /// `None`: the number is not known for at least one of them.
     expected: Option<i64>,
     /// Rows per second.
     rate: i64,
@@ -182,7 +182,7 @@ impl std::fmt::Display for Total {
     }
 }
 
-/// A duration as people say it, to the second.
+/// Formats a duration to the second, e.g. `1 min 1 s`.
 pub(super) fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_goes_by_what_was_done_here() {
+    fn the_time_left_is_computed_from_the_rows_done_by_this_process() {
         let since = ten_seconds_ago();
         let total = Total::of(&[entity(1505, 1005, Some(2500)), entity(0, 0, Some(500))], since);
         assert_eq!((total.done, total.expected, total.rate), (1505, Some(3000), 100));
@@ -213,16 +213,16 @@ mod tests {
     }
 
     #[test]
-    fn without_a_total_nothing_is_said_of_what_is_left() {
+    fn without_a_total_no_time_left_is_shown() {
         let since = ten_seconds_ago();
         let total = Total::of(&[entity(1005, 1005, None), entity(0, 0, Some(500))], since);
         assert_eq!(total.to_string(), "1,005 rows, 100/s");
-        // More may come than was counted.
+        // More rows may be read than were counted.
         assert_eq!(Total::of(&[entity(600, 0, Some(500))], since).expected, Some(600));
     }
 
     #[test]
-    fn durations_are_said_as_people_do() {
+    fn durations_are_formatted_in_words() {
         for (seconds, words) in [(59, "59 s"), (61, "1 min 1 s"), (3600 * 26 + 120, "26 h 2 min")] {
             assert_eq!(in_words(Duration::from_secs(seconds)), words);
         }

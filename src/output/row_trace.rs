@@ -1,11 +1,11 @@
-//! What `status --row` says, for a person or a machine.
+//! The output of `status --row`.
 
 use serde_json::json;
 
 use super::{json_line, line, lines, table};
 use crate::audit::RowReport;
 
-/// What became of a row, for each entity that has it.
+/// Prints the trace of a row, for each entity that has it.
 pub fn report(row: &str, reports: &[RowReport], as_json: bool) {
     if as_json {
         json_line(&json!({ "row": row, "entities": reports }));
@@ -13,7 +13,7 @@ pub fn report(row: &str, reports: &[RowReport], as_json: bool) {
     }
     if reports.is_empty() {
         line(format_args!(
-            "row {row} is neither in the ledger nor in the journal; hint: it may belong to a journal that was pruned, or to \
+            "row {row} is neither in the ledger nor in the journal; its journal may be pruned, or it belongs to \
              another ledger"
         ));
     }

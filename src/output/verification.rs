@@ -1,4 +1,4 @@
-//! What `verify` found out, for a person or a machine.
+//! The output of `verify` and `prune`.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use super::{json_line, line, lines, table, thousands};
 use crate::admin::{PruneReport, PrunedEntity};
 use crate::audit::{EntityProof, Finding};
 
-/// Of each kind so many findings are printed in full; of more only the first, and how many there are.
+/// Up to this many findings of a kind are printed in full; of more, only the first one and their number.
 const FINDINGS_SHOWN_MAX: usize = 5;
-/// Batches that are named of those that are not printed in full.
+/// The most batches that are named for the findings that are not printed in full.
 const BATCHES_NAMED_MAX: usize = 10;
 
-/// What the proof is about, whatever it finds.
-const NOT_PROVEN: &str = "that Elven still holds what it accepted; rows that were deleted before they were read; \
-                          what backfills and retries sent; bodies of which rows have changed since";
+/// What `verify` never proves.
+const NOT_PROVEN: &str = "that Elven still holds the records that it accepted; rows that were deleted before they were \
+                          read; the records that backfills and retries sent; bodies whose rows have changed since";
 
-/// The report of `verify`. Nothing is proven of an entity with a finding.
+/// Prints the report of `verify`. Nothing is proven about an entity with a finding.
 pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
     let holds = entities.iter().all(EntityProof::holds);
     let (proven, not_proven) = (proven(entities), not_proven(entities, deep));
@@ -32,7 +32,7 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
         return;
     }
     if entities.is_empty() {
-        line("no entity is registered, and none was: there is nothing to prove");
+        line("no entity is registered or has a journal, so there is nothing to prove");
         return;
     }
     let count = |count: usize| i64::try_from(count).map(thousands).unwrap_or_default();
@@ -73,7 +73,7 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
     line(format_args!("not proven: {not_proven}."));
 }
 
-/// The findings of an entity: of each kind the first ones in full, of the others their batches.
+/// Prints the findings of an entity: the first ones of each kind in full, and the batches of the others.
 fn findings(entity: &EntityProof) {
     let mut of_kind: BTreeMap<&str, Vec<&Finding>> = BTreeMap::new();
     for finding in &entity.findings {
@@ -97,10 +97,10 @@ fn findings(entity: &EntityProof) {
         let more = if batches.len() < others.len() { ", ..." } else { "" };
         let all_at_once = entity.backfill().filter(|_| kind == "body");
         let all_at_once = all_at_once.map_or_else(String::new, |backfill| {
-            format!("; hint: `{backfill}` sends the rows of all these batches")
+            format!("; hint: `{backfill}` sends the rows of all these batches again")
         });
         line(format_args!(
-            "{}: and {} more of this kind (`{kind}`), in batches {}{more}; --json shows each{all_at_once}",
+            "{}: and {} more of kind `{kind}`, in batches {}{more}; --json shows each{all_at_once}",
             entity.entity_id,
             others.len(),
             batches.join(", "),
@@ -128,11 +128,11 @@ fn proven(entities: &[EntityProof]) -> String {
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let rows = whole.iter().map(|entity| entity.rows_proven).sum::<usize>();
     let broken = entities.len() - whole.len();
-    let but = if broken > 0 { format!(" (nothing of the {broken} with findings)") } else { String::new() };
+    let but = if broken > 0 { format!(" (nothing about the {broken} with findings)") } else { String::new() };
     format!(
-        "of {} of {} entities{but}, each row that the ledger holds behind the watermark is in the one batch that dealt with \
-         it ({} rows), was uploaded, superseded or set aside with its error ({}), or waits ({}), and {} bodies have the \
-         hash that was recorded",
+        "for {} of {} entities{but}, each ledger row within the watermark is in exactly one batch ({} rows) and was \
+         uploaded, superseded or set aside with its error ({}), each other row is pending ({}), and {} bodies have the \
+         recorded hash",
         whole.len(),
         entities.len(),
         thousands(count(rows)),
@@ -146,18 +146,18 @@ fn not_proven(entities: &[EntityProof], deep: bool) -> String {
     let mut not_proven = NOT_PROVEN.to_owned();
     let names = |of: fn(&EntityProof) -> bool| entities.iter().filter(|entity| of(entity)).count();
     if !deep {
-        not_proven.push_str("; bodies outside of the sample (--deep makes all of them again)");
+        not_proven.push_str("; bodies outside the sample (--deep rebuilds all of them)");
     }
     let unprovable: usize = entities.iter().map(|entity| entity.bodies_not_provable).sum();
     if unprovable > 0 {
         not_proven = format!(
-            "{not_proven}; {unprovable} bodies that cannot be made again: by zone rules that are not known any more, from \
-             before the zone was recorded, or from before a rebind that accepted other values"
+            "{not_proven}; {unprovable} bodies that cannot be rebuilt: their zone rules are no longer known, their \
+             zone was not recorded, or a later rebind accepted other values"
         );
     }
     for (count, what) in [
-        (names(|entity| entity.skipped_from_now), "rows that were there when {} was registered --from-now"),
-        (names(|entity| entity.pruned.is_some()), "what was pruned of the journal of {}"),
+        (names(|entity| entity.skipped_from_now), "rows skipped by {} at registration with --from-now"),
+        (names(|entity| entity.pruned.is_some()), "the pruned part of the journal of {}"),
     ] {
         if count > 0 {
             let entities = format!("{count} {}", if count == 1 { "entity" } else { "entities" });
@@ -167,7 +167,7 @@ fn not_proven(entities: &[EntityProof], deep: bool) -> String {
     not_proven
 }
 
-/// The report of `prune`.
+/// Prints the report of `prune`.
 pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
     if as_json {
         let PruneReport { before, entities, runs } = report;
@@ -188,9 +188,11 @@ pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
                     entity.errors.to_string(),
                     match entity {
                         PrunedEntity { foreign: true, .. } => {
-                            "this cluster did not write its journal; see elven-sync verify"
+                            "this cluster did not write its journal; hint: elven-sync verify"
                         }
-                        PrunedEntity { busy: true, .. } => "somebody else has it locked; try again",
+                        PrunedEntity { busy: true, .. } => {
+                            "locked by another session; hint: prune again later"
+                        }
                         PrunedEntity { .. } => "",
                     }
                     .to_owned(),
@@ -200,12 +202,13 @@ pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
     }
     if rehearsed {
         line(format_args!(
-            "dry run, nothing was changed: these passes and batches ended before {before} and would be folded into \
-             sync_pruned; resolved errors and runs that nothing else refers to go with them"
+            "dry run, nothing was changed: these passes and batches ended before {before} and would be deleted, with \
+             resolved errors and runs that no record refers to; their totals would be added to sync_pruned"
         ));
     } else {
         line(format_args!(
-            "what ended before {before} is folded into sync_pruned, and {} runs that nothing refers to any more are gone",
+            "the records that ended before {before} were deleted, and their totals were added to sync_pruned; {} runs \
+             that no record refers to were deleted",
             report.runs
         ));
     }

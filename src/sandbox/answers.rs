@@ -1,19 +1,19 @@
-//! The envelopes of answers: the API's pages disagree about them.
+//! The envelopes of answers. The pages of the API disagree about them.
 
-/// How answers with status 200 are wrapped. A refusal with a 4xx status has the same documented body under each.
+/// The envelope of answers with status 200. A refusal with a 4xx status has the same documented body in each case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Answers {
-    /// `{"success":true}`, and lists at the top level, as the page of each call says.
+    /// `{"success":true}`, lists at the top level; from the page of each call.
     #[default]
     Bare,
-    /// `{"status":"success","data":{...}}`, as the API's general page says; lists are under `data`.
+    /// `{"status":"success","data":{...}}`, lists under `data`; from the general page.
     Wrapped,
-    /// `{"success":"success","data":true}`, as the page of the call that imports prices says; lists are under `data`.
+    /// `{"success":"success","data":true}`, lists under `data`; from the page of the import of prices.
     WrappedTrue,
 }
 
 impl Answers {
-    /// The answer to an import that was carried out.
+    /// The answer to an accepted import.
     pub(super) fn success(self) -> &'static str {
         match self {
             Self::Bare => r#"{"success":true}"#,
@@ -22,7 +22,7 @@ impl Answers {
         }
     }
 
-    /// An answer with status 200 that says no.
+    /// A refusal with status 200.
     pub(super) fn refusal(self) -> &'static str {
         match self {
             Self::Bare => r#"{"success":false}"#,
@@ -31,7 +31,7 @@ impl Answers {
         }
     }
 
-    /// The answer to a call that reads, around a list.
+    /// Wraps the list that a reading call returns.
     pub(super) fn list(self, list: String) -> String {
         match self {
             Self::Bare => list,

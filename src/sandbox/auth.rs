@@ -1,4 +1,4 @@
-//! Who asks: the three headers of a request, checked in a fixed order; pure.
+//! Authentication: checks the three headers of a request in a fixed order; pure.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use secrecy::{ExposeSecret, SecretString};
 use super::refusal::{Code, Refusal};
 use crate::elven::signing::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, verify};
 
-/// An API key that the sandbox knows. The key and the secret are never shown.
+/// An API key that the sandbox knows. Key and secret are never shown.
 #[derive(Clone, Debug)]
 pub struct Credential {
-    /// What requests and records of this key are labelled with; not secret.
+    /// The label of the key's requests and records; not secret.
     pub label: String,
     /// The API key.
     pub key: SecretString,
-    /// The secret that signs.
+    /// The secret that signs requests.
     pub secret: SecretString,
 }
 
@@ -26,24 +26,24 @@ impl Credential {
     }
 }
 
-/// What a signature is checked against.
+/// Checks the credentials and signatures of requests.
 pub(super) struct Gatekeeper<'s> {
     pub(super) credentials: &'s [Credential],
     /// The server's clock, Unix time in milliseconds.
     pub(super) now_ms: i64,
-    /// How far a timestamp may be from that clock, either way.
+    /// The largest difference between a timestamp and that clock, in both directions.
     pub(super) window: Duration,
 }
 
 impl Gatekeeper<'_> {
-    /// The credential that a request names, whether or not it proves to hold it.
+    /// Returns the credential that a request names, without a check of the signature.
     pub(super) fn named(&self, headers: &HeaderMap) -> Option<&Credential> {
         let key = single(headers, KEY_HEADER).ok()?;
         self.credentials.iter().find(|known| known.key.expose_secret() == key)
     }
 
-    /// Checks, in this order: the headers are there, the key is known, the timestamp is fresh, and the
-    /// signature is that of this timestamp, method and path (query string included, as received).
+    /// Checks, in this order: the headers are present, the key is known, the timestamp is within the window, and the
+    /// signature is valid for this timestamp, method and path (with the query string, as received).
     pub(super) fn admit(&self, headers: &HeaderMap, method: &str, path: &str) -> Result<(), Refusal> {
         single(headers, KEY_HEADER)?;
         let timestamp = single(headers, TIMESTAMP_HEADER)?;
@@ -61,8 +61,8 @@ impl Gatekeeper<'_> {
     }
 
     fn fresh(&self, timestamp: &str) -> Result<i64, Refusal> {
-        // The signature covers the header's text. Other ways to write the same number ("+1", "01")
-        // would be verified as this one, so they are not let through.
+        // The signature covers the text of the header, but is checked with the number. So other spellings of the number
+        // ("+1", "01") are refused.
         let timestamp_ms = timestamp
             .parse::<i64>()
             .ok()
@@ -75,14 +75,14 @@ impl Gatekeeper<'_> {
             return Ok(timestamp_ms);
         }
         let message = format!(
-            "{TIMESTAMP_HEADER} is {off_ms} ms from the server's clock, {} ms are allowed; it counts milliseconds",
+            "{TIMESTAMP_HEADER} is {off_ms} ms from the server's clock, {} ms are allowed; its unit is milliseconds",
             self.window.as_millis()
         );
         Err(Refusal::new(Code::TimestampStale, message))
     }
 }
 
-/// The one value of a header.
+/// Returns the only value of a header.
 fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, Refusal> {
     let mut values = headers.get_all(name).iter();
     match (values.next().map(|value| value.to_str()), values.next()) {
@@ -100,7 +100,7 @@ mod tests {
 
     const NOW_MS: i64 = 1_721_209_655_047;
 
-    /// The code of the refusal of a well-signed request after `change` has been at its headers.
+    /// The code with which a correctly signed request is refused after `change` altered its headers.
     fn judge(timestamp_ms: i64, change: impl FnOnce(&mut HeaderMap)) -> Option<Code> {
         let credentials = [Credential::new("acme", "key", "secret")];
         let gate = Gatekeeper { credentials: &credentials, now_ms: NOW_MS, window: Duration::from_secs(30) };
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ways_to_write_a_timestamp_are_refused() {
+    fn other_spellings_of_a_timestamp_are_refused() {
         for text in [format!("+{NOW_MS}"), format!("0{NOW_MS}"), format!("{NOW_MS}.0"), "now".to_owned()] {
             let change =
                 |headers: &mut HeaderMap| drop(headers.insert(TIMESTAMP_HEADER, text.parse().unwrap()));

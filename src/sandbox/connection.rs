@@ -1,8 +1,7 @@
 //! Connections that can be cut: a listener for `axum::serve` whose streams have a switch.
 //!
-//! A handler cannot make the server say nothing: whatever it returns is sent, and a response body that
-//! fails comes after the headers. So the switch sits below HTTP: once it is thrown, every write fails, and
-//! hyper closes the connection with not a byte of the answer on it.
+//! A handler of axum cannot return no response, and a response body that fails comes after the headers. So the switch
+//! is below HTTP: after it is thrown, every write fails, and hyper closes the connection without a byte of the answer.
 
 use std::{
     io,
@@ -21,13 +20,13 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// The switch of one connection, found by handlers in their `ConnectInfo`.
+/// The switch of one connection. Handlers get it as their `ConnectInfo`.
 #[derive(Clone, Default)]
 pub(super) struct Switch(Arc<AtomicBool>);
 
 impl Switch {
-    /// Lets nothing more be written to the connection. It closes when the next write is tried, so the
-    /// caller still has to return a response, which nobody will see.
+    /// Blocks all further writes to the connection. The connection closes at the next attempt to write, so the caller
+    /// has to return a response, which is never sent.
     pub(super) fn cut(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -52,7 +51,7 @@ impl serve::Listener for Listener {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (tcp, address) = serve::Listener::accept(&mut self.0).await;
-        // An answer is one small write, and the client waits for it. A refusal of the option only costs time.
+        // An answer is one small write that the client waits for. Without this option it is only slower.
         tcp.set_nodelay(true).ok();
         (Stream { tcp, switch: Switch::default() }, address)
     }

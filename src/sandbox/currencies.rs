@@ -1,9 +1,9 @@
-//! The currencies a sandbox knows unless it is told others.
+//! The currencies that a sandbox knows by default.
 //!
-//! Which currencies the real API knows is for it to say (`GET /open/v3/currency`); these are common ones:
-//! the circulating ISO 4217 codes and well-known crypto symbols.
+//! The currencies of the real API are listed by `GET /open/v3/currency`. These are common ones: the ISO 4217 codes in
+//! circulation and well-known crypto symbols.
 
-/// Whether a currency is issued by a state.
+/// Fiat money or a crypto currency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Fiat,
@@ -11,7 +11,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The word of the API.
+    /// The name of the kind in the API.
     pub(super) fn word(self) -> &'static str {
         match self {
             Kind::Fiat => "FIAT",
@@ -20,8 +20,8 @@ impl Kind {
     }
 }
 
-/// Name and kind of a currency. One that is not built in is called by its symbol and taken for crypto,
-/// where new symbols come from.
+/// Returns name and kind of a currency. A currency that is not built in has its symbol as the name and counts as
+/// crypto, since most new symbols are crypto.
 pub(super) fn describe(symbol: &str) -> (&str, Kind) {
     match BUILT_IN.iter().find(|(known, ..)| *known == symbol) {
         Some((_, name, kind)) => (name, *kind),

@@ -1,45 +1,44 @@
-//! Faults on request: what can go wrong between a client and the API, made to happen.
+//! Faults on request: failures between a client and the API that a test injects.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// What is to go wrong with an import, named for what happened.
+/// A failure of an import.
 ///
-/// Faults form a queue, and each happens once, in place of what the rules would do. Those of which nothing
-/// is kept take the next import whatever it holds. The others wait for the next import that is accepted; a
-/// refused one passes them by and is answered with its refusal.
+/// Faults form a queue. Each strikes once, and takes precedence over the rules. A fault that keeps nothing strikes the
+/// next import. Any other fault strikes the next accepted import; a refused import does not consume it.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// The request is not looked at, nothing of it is kept, and this is the answer.
+    /// Nothing is kept, and this is the answer.
     Answer {
         /// HTTP status, 200 to 999.
         status: u16,
-        /// Body, sent as it is.
+        /// Body, sent unchanged.
         body: String,
-        /// Headers beyond those that HTTP needs, e.g. `("retry-after", "2")`.
+        /// Additional headers, e.g. `("retry-after", "2")`.
         headers: Vec<(String, String)>,
     },
-    /// The records are kept, and the answer is this status with an empty body: the success was lost.
+    /// The records are kept, and the answer is this status with an empty body.
     FailAfterWrite {
         /// HTTP status, 200 to 999.
         status: u16,
     },
-    /// Nothing of the request is kept, and the connection is closed without a byte of an answer.
+    /// Nothing is kept, and the connection is closed without a byte of an answer.
     CutBeforeWrite,
     /// The records are kept, and the connection is closed without a byte of an answer.
     CutAfterWrite,
-    /// The connection is closed without a byte of an answer. The request is judged, and kept if it is accepted, so much
-    /// later: its signature by the clock of then.
+    /// The connection is closed without a byte of an answer. The request is checked after this delay, its signature by
+    /// the clock of that time, and its records are kept if it is accepted.
     DeliverLate(Duration),
-    /// The records are kept, and the answer waits until the gate is opened. When the sandbox stops
-    /// first, the connection is cut.
+    /// The records are kept, and the answer is held until the gate opens. If the sandbox stops first, the connection is
+    /// cut.
     HoldResponse(Gate),
 }
 
 impl Fault {
-    /// The fault's name, as the list of requests shows it.
+    /// The name of the fault, as in the list of requests.
     pub fn name(&self) -> &'static str {
         match self {
             Fault::Answer { .. } => "Answer",
@@ -51,13 +50,13 @@ impl Fault {
         }
     }
 
-    /// Whether the fault has its way with a request that is accepted or, else, refused.
+    /// Returns whether the fault strikes a request that is accepted or refused.
     pub(super) fn strikes(&self, accepted: bool) -> bool {
         accepted || matches!(self, Fault::Answer { .. } | Fault::CutBeforeWrite)
     }
 }
 
-/// Holds answers back until it is opened, and says when one is being held. Clones are the same gate.
+/// Holds answers until it is opened, and signals when an answer is held. Clones are the same gate.
 #[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<Signals>);
 
@@ -68,17 +67,17 @@ struct Signals {
 }
 
 impl Gate {
-    /// A closed gate that nothing has reached.
+    /// Creates a closed gate.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Waits until the answer to an import is being held here; its records are then kept and visible.
+    /// Waits until an answer is held here. Its records are kept and visible then.
     pub async fn reached(&self) {
         wait(&self.0.reached).await;
     }
 
-    /// Lets go of the answers that are held, and of every later one.
+    /// Releases the answers that are held, and all later ones.
     pub fn open(&self) {
         self.0.open.send_replace(true);
     }
@@ -92,6 +91,6 @@ impl Gate {
 
 /// Waits until a signal has been given.
 pub(super) async fn wait(signal: &watch::Sender<bool>) {
-    // Fails only when the sender is gone, and it is borrowed here.
+    // This fails only without the sender, which is borrowed here.
     signal.subscribe().wait_for(|given| *given).await.ok();
 }

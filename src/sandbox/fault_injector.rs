@@ -1,4 +1,4 @@
-//! Standing faults at work: which of them strike a request, and what they make of its answer.
+//! The standing faults: which of them strike a request, and how they change its answer.
 
 use std::time::{Duration, Instant};
 
@@ -17,40 +17,41 @@ use super::{
     validate::Record,
 };
 
-/// How HTTP writes a time.
+/// The format of a time in an HTTP header.
 pub(super) const HTTP_DATE: &str = "%a, %d %b %Y %H:%M:%S GMT";
-/// Where a redirect leads. Nothing is there; who goes there all the same is in the list of requests.
+/// The target of a redirect, an unknown path. The list of requests shows a client that follows it.
 const REDIRECTED_PATH: &str = "/open/redirected";
 
-/// What a fault can tell requests apart by.
+/// The properties of a request that faults depend on.
 pub(super) struct Asked<'r> {
-    /// Whether it is an import, or else a list.
+    /// The request is an import, not a list.
     pub(super) import: bool,
     pub(super) body_bytes: u64,
-    /// The records of an import that would be accepted, if they are looked at; `None` when it would be refused.
+    /// The records of an import that would be accepted; empty if they are only counted. `None`: it would be refused.
     pub(super) accepted: Option<&'r [Record<'r>]>,
-    /// How an answer with status 200 is wrapped.
+    /// The envelope of answers with status 200.
     pub(super) answers: Answers,
 }
 
-/// What goes wrong with a request.
+/// The faults that strike a request.
 #[derive(Default)]
 pub(super) struct InjectedFaults {
     /// Names of the faults.
     pub(super) names: Vec<String>,
-    /// How far the clock is ahead because of them.
+    /// How far they put the clock ahead.
     pub(super) clock_ahead: TimeDelta,
-    /// How much later the answer comes.
+    /// How long they delay the answer.
     pub(super) delay: Duration,
-    /// What becomes of the answer.
+    /// The fault that replaces or prevents the answer.
     pub(super) fault: Option<Fault>,
 }
 
-/// The rules, and how far each has come.
+/// The rules, each with its state.
 pub(super) struct FaultInjector(Vec<Running>);
 
 impl FaultInjector {
-    /// Each rule draws from numbers of its own, so that one more rule leaves the draws of the others alone.
+    /// Gives each rule its own stream of random numbers, so that a further rule does not change the draws of the
+    /// others.
     pub(super) fn new(rules: Vec<Rule>, seed: u64) -> Self {
         let run = |(rule, stream)| Running {
             rule,
@@ -61,7 +62,7 @@ impl FaultInjector {
         Self(rules.into_iter().zip(0..).map(run).collect())
     }
 
-    /// What the clock is for a request. Asked first, since a signature is judged by it.
+    /// Finds the clock faults of a request. Called first, since the signature is checked by this clock.
     pub(super) fn clock(&mut self) -> InjectedFaults {
         let mut struck = InjectedFaults::default();
         for running in &mut self.0 {
@@ -75,8 +76,8 @@ impl FaultInjector {
         struck
     }
 
-    /// Adds what else goes wrong with a request. The first fault that strikes decides what becomes of the
-    /// answer, and those behind it do not get to see the request; a delay goes along with any.
+    /// Adds the other faults of a request. The first fault that strikes determines the answer, and the rules after it
+    /// do not count the request; delays are added to any fault.
     pub(super) fn strike(&mut self, struck: &mut InjectedFaults, asked: &Asked<'_>, now: DateTime<Utc>) {
         for running in &mut self.0 {
             let what = &running.rule.what;
@@ -92,13 +93,13 @@ impl FaultInjector {
     }
 }
 
-/// A rule, and how far it has come.
+/// A rule and its state.
 struct Running {
     rule: Rule,
-    /// Requests so far that it could have struck.
+    /// The number of requests so far that the rule can strike.
     concerned: u64,
     random: Rng,
-    /// When the latest outage began.
+    /// The beginning of the latest outage.
     outage_began: Option<Instant>,
 }
 
@@ -117,7 +118,7 @@ impl Running {
         begins
     }
 
-    /// Counts one more request that the fault can strike, and says whether it does.
+    /// Counts a request that the fault can strike, and returns whether it strikes.
     fn is_due(&mut self) -> bool {
         self.concerned += 1;
         match self.rule.when {
@@ -129,7 +130,7 @@ impl Running {
     }
 }
 
-/// Whether a fault can strike a request.
+/// Returns whether a fault can strike a request.
 fn concerns(what: &FaultKind, asked: &Asked<'_>) -> bool {
     let mut records = asked.accepted.unwrap_or_default().iter();
     match what {
@@ -145,11 +146,11 @@ fn concerns(what: &FaultKind, asked: &Asked<'_>) -> bool {
     }
 }
 
-/// What becomes of the answer; `None` for what leaves it as it is.
+/// Returns the fault of the answer. `None`: the answer is not changed.
 fn fault(what: &FaultKind, answers: Answers, now: DateTime<Utc>) -> Option<Fault> {
     Some(match what {
         FaultKind::Clock(_) | FaultKind::Slow(_) => return None,
-        // Which record it was is left unsaid: the real API is not documented to say it.
+        // The message does not name the record, since the documentation does not say whether the real API does.
         FaultKind::RejectAccount(_) | FaultKind::RejectCurrency(_) | FaultKind::RejectNegative => {
             refusal(Code::Fault, "a record cannot be imported", None)
         }
@@ -181,16 +182,16 @@ fn fault(what: &FaultKind, answers: Answers, now: DateTime<Utc>) -> Option<Fault
 
 const JSON: &str = "application/json";
 
-/// A header beyond those that HTTP needs.
+/// An additional header.
 type Header = Option<(&'static str, String)>;
 
-/// An answer of the API itself.
+/// A refusal by the API itself.
 fn refusal(code: Code, message: &str, header: Header) -> Fault {
     let refusal = Refusal::new(code, message);
     answer(refusal.status(), JSON, refusal.body(), header)
 }
 
-/// An answer of whatever stands in front of the API.
+/// The page of a proxy in front of the API.
 fn page(status: StatusCode, header: Header) -> Fault {
     html(status, &status.to_string(), header)
 }
@@ -230,7 +231,7 @@ mod tests {
             struck.names.join(" ")
         }
 
-        /// Which of a number of imports are struck, counted from 1.
+        /// The numbers of the imports that are struck, counted from 1.
         fn struck(&mut self, imports: usize) -> Vec<usize> {
             (1..=imports).filter(|_| !self.names(&IMPORT).is_empty()).collect()
         }
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_kept_and_repeated_by_its_seed() {
+    fn a_rate_is_kept_and_its_seed_repeats_the_draws() {
         let drawn = |rules: &[&str], seed| standing(rules, seed).struck(10_000);
         let struck = drawn(&["throttle@10%"], 7);
         assert!((900..1100).contains(&struck.len()), "{}", struck.len());
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_decides_and_what_delays_or_sets_the_clock_goes_along() {
+    fn the_first_fault_decides_and_delays_and_clocks_are_added() {
         let mut standing = standing(
             &["throttle@once:2", "cut-before@once:2", "slow=1s", "slow=2s", "clock=+5s", "clock=-7s"],
             0,

@@ -10,7 +10,7 @@ use super::{
     refusal::{Code, Refusal},
 };
 
-/// Entries on one page of a list. The sandbox's own limit: the real one is not documented.
+/// The most entries on one page of a list. The limit of the real API is not documented.
 const LIMIT_MAX: usize = 1000;
 
 /// The query string of a list; defaults as documented.
@@ -43,7 +43,7 @@ impl Paging {
         Ok(paging)
     }
 
-    /// The documented answer: how many there are, and this page of them.
+    /// The documented answer: the total number of entries, and one page of them.
     fn answer(&self, entries: impl Iterator<Item = Value>) -> String {
         let entries: Vec<Value> = entries.collect();
         let skipped = (self.page - 1).saturating_mul(self.limit);
@@ -52,8 +52,8 @@ impl Paging {
     }
 }
 
-/// `GET /open/v3/currency`. What `keyword` is compared with is not documented; here a currency is
-/// listed when its symbol or its name contains it, in whatever case.
+/// `GET /open/v3/currency`. The documentation does not say what `keyword` is compared with; here a currency is listed
+/// if its symbol or name contains it, regardless of letter case.
 pub(super) fn currency_list(shared: &Shared, uri: &Uri) -> Result<String, Refusal> {
     let paging = Paging::read(uri)?;
     let keyword = paging.keyword.to_lowercase();
@@ -66,13 +66,21 @@ pub(super) fn currency_list(shared: &Shared, uri: &Uri) -> Result<String, Refusa
     ))
 }
 
-/// `GET /open/v3/entityAccount`: the accounts of the options or, when every account is known, those
-/// that have received a record.
+/// `GET /open/v3/entityAccount`: the accounts of the options or, if every account is known, the accounts that have
+/// received a record.
 ///
-/// A real key lists the accounts of its own entity; the sandbox does not tell entities apart.
+/// The real API lists the accounts of the key's entity; the sandbox has no entities.
 pub(super) fn account_list(shared: &Shared, uri: &Uri) -> Result<String, Refusal> {
     let paging = Paging::read(uri)?;
-    let show = |account: &String| json!({"entityAccountId": account, "name": account, "platformId": "sandbox", "identity": "", "memo": ""});
+    let show = |account: &String| {
+        json!({
+            "entityAccountId": account,
+            "name": account,
+            "platformId": "sandbox",
+            "identity": "",
+            "memo": "",
+        })
+    };
     Ok(match &shared.options.accounts {
         Some(accounts) => paging.answer(accounts.iter().map(show)),
         None => paging.answer(shared.memory().accounts.keys().map(show)),

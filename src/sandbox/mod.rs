@@ -1,23 +1,22 @@
 //! The sandbox: a strict local stand-in for the Elven API, to try things on and to test against.
 //!
-//! It refuses what the real API is documented to refuse: a request that is not signed, is signed with an
-//! unknown key or too long ago; a batch of more than 1000 records; a record with other fields, types or
-//! formats than the documented ones, or for an account or a currency that it does not know. What it
-//! accepts it keeps in memory and shows, number by number as received, on a page at `/sandbox`.
+//! It refuses what the real API is documented to refuse: a request without a signature, with an unknown key or with an
+//! old signature; a batch of more than 1000 records; a record with other fields, types or formats than the documented
+//! ones, or for an unknown account or currency. It keeps accepted records in memory and shows them, with each number as
+//! received, on a page at `/sandbox`.
 //!
-//! Where the documentation is silent the sandbox does one of the possible things, and a client may not
-//! count on it:
+//! Where the documentation is silent, the sandbox chooses one possible behaviour, on which a client must not rely:
 //!
-//! - a batch with a fault is refused whole;
+//! - a batch with a wrong record is refused as a whole;
 //! - a second import of the same account, currency and datetime is accepted, and both are kept;
-//! - the codes in failure bodies are its own (HTTP status and two digits), and name the record at fault;
+//! - the codes in failure bodies are its own (HTTP status and two digits), and the messages name the wrong record;
 //! - bodies are limited to [`Options::body_bytes_max`], pages of the lists to 1000 entries;
 //! - there is no version 4 of the import, no rate limit, and keys do not belong to entities.
 //!
-//! One request's way: `connection` accepts it, `auth` says who asks, `validate` reads an import (`lists`
-//! answer the rest), `refusal` words what is refused, `memory` keeps what is accepted, and `fault` is
-//! what went wrong on request: once, or time and again by `rules`, which `standing` puts to work. `api`
-//! calls them in that order; `page` shows what is remembered.
+//! A request passes these modules: `connection` accepts it, `auth` checks its signature, `validate` reads an import
+//! (`lists` answers the other calls), `refusal` has the messages of refusals, and `store` keeps the accepted records.
+//! `fault` is a failure that a test requests once; `rules` are standing faults, which `fault_injector` applies. `api`
+//! calls the modules in this order; `page` shows the content of the store.
 
 mod connection;
 
@@ -73,8 +72,8 @@ use self::{
     shared::{Shared, lock},
 };
 
-/// A running sandbox. It stops when this is dropped: nothing listens any more, answers that are held are
-/// cut, and requests that are being read are still answered.
+/// A running sandbox. Dropping it stops it: it no longer listens, held answers are cut, and requests that are being
+/// read are still answered.
 pub struct Sandbox {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -82,7 +81,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts a sandbox on the current Tokio runtime. Fails when the address cannot be listened on.
+    /// Starts a sandbox on the current Tokio runtime. Fails if it cannot listen on the address.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
@@ -107,12 +106,12 @@ impl Sandbox {
         Ok(Self { address, shared, server })
     }
 
-    /// The address that it listens on, with the actual port.
+    /// The address on which it listens, with the actual port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where a client on this machine finds it: `http://`, address and port, no path.
+    /// The URL for a client on this machine: `http://`, address and port, no path.
     pub fn url(&self) -> String {
         let ip = match self.address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -122,27 +121,27 @@ impl Sandbox {
         format!("http://{}", SocketAddr::new(ip, self.address.port()))
     }
 
-    /// The accepted records in order of arrival, the newest [`Options::keep_records_max`].
+    /// The newest [`Options::keep_records_max`] accepted records, in the order in which they were received.
     pub fn received(&self) -> Vec<Received> {
         self.shared.memory().received.iter().cloned().collect()
     }
 
-    /// The requests to the API in the order in which they were judged, the newest 10,000.
+    /// The newest 10,000 requests to the API, in the order in which they were checked.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.memory().requests.iter().cloned().collect()
     }
 
-    /// Records accepted since the start.
+    /// The number of records accepted since the start.
     pub fn records_accepted(&self) -> u64 {
         self.shared.memory().total.records
     }
 
-    /// Queues a fault for the next import; see [`Fault`] for which one that is.
+    /// Queues a fault; see [`Fault`] for the import that it strikes.
     pub fn inject(&self, fault: Fault) {
         lock(&self.shared.faults).push_back(fault);
     }
 
-    /// Replaces the rules. The new ones begin to count, and to draw from the seed, anew.
+    /// Replaces the rules. Their counters and random numbers start from the beginning.
     pub fn set_rules(&self, rules: Vec<Rule>) {
         *lock(&self.shared.standing) = FaultInjector::new(rules, self.shared.options.seed);
     }
@@ -150,13 +149,13 @@ impl Sandbox {
     /// Stops the sandbox, and returns when its port is free again.
     pub async fn stop(mut self) {
         self.halt();
-        // Ends as cancelled, which is what was asked for.
+        // The task ends with the error "cancelled", as intended.
         (&mut self.server).await.ok();
     }
 
     fn halt(&self) {
         self.shared.stopping.send_replace(true);
-        // The connections' tasks notice that the server is gone, and close when they are idle.
+        // The tasks of the connections notice the end of the server, and close when they are idle.
         self.server.abort();
     }
 }

@@ -1,4 +1,4 @@
-//! What the sandbox remembers, to look at: a page for people and the same as JSON. Changes nothing.
+//! The page of the sandbox, and the same content as JSON. It changes nothing.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::shared::Shared;
 use super::store::{Received, Request, Store, Sums};
 
-/// Requests, records and accounts that the page shows.
+/// The most requests, records and accounts that the page shows.
 const ROWS_MAX: usize = 200;
-/// The page needs nothing but itself, and a value that got through unescaped could do nothing.
+/// The page loads nothing else, and a value that was not escaped could have no effect.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 const STYLE: &str = include_str!("page.css");
 
@@ -33,16 +33,16 @@ pub(super) async fn html(State(shared): State<Arc<Shared>>) -> Response {
     (headers, text).into_response()
 }
 
-/// Which entries a JSON view shows.
+/// The query string of a JSON view.
 #[derive(Deserialize)]
 pub(super) struct Filter {
     /// Only records of this account.
     account: Option<String>,
-    /// The newest so many; all that are kept by default.
+    /// Only this number of the newest entries; by default all.
     limit: Option<usize>,
 }
 
-/// `GET /sandbox/received?account=&limit=`: accepted records as a JSON array, in order of arrival.
+/// `GET /sandbox/received?account=&limit=`: accepted records as a JSON array, oldest first.
 pub(super) async fn received(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter>) -> Response {
     let wanted = |record: &&Received| {
         filter.account.as_ref().is_none_or(|account| *account == record.entity_account_id)
@@ -55,7 +55,7 @@ pub(super) async fn requests(State(shared): State<Arc<Shared>>, Query(filter): Q
     json(&newest(shared.memory().requests.iter(), filter.limit))
 }
 
-/// The last `limit` of a list, in its order.
+/// Returns the last `limit` entries of a list, in its order.
 fn newest<'m, T>(list: impl DoubleEndedIterator<Item = &'m T>, limit: Option<usize>) -> Vec<&'m T> {
     let mut newest: Vec<&T> = list.rev().take(limit.unwrap_or(usize::MAX)).collect();
     newest.reverse();
@@ -74,7 +74,7 @@ fn render(memory: &Store) -> String {
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Elven sandbox</title>\
          <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style>\
          <h1>Elven sandbox</h1><p>A local stand-in for the Elven API. Nothing here has left this machine. \
-         The same as JSON: <a href=\"/sandbox/received\">records</a>, <a href=\"/sandbox/requests\">requests</a>.</p>"
+         As JSON: <a href=\"/sandbox/received\">records</a>, <a href=\"/sandbox/requests\">requests</a>.</p>"
     );
     figures(&mut page, memory);
     credentials(&mut page, memory);
@@ -88,7 +88,10 @@ fn figures(page: &mut String, memory: &Store) {
     let Sums { requests, refused, records, body_bytes } = &memory.total;
     let figures = [
         (grouped(*records), "records accepted"),
-        (grouped(memory.repeated() as u64), "of those kept, repeat an earlier account, currency and time"),
+        (
+            grouped(memory.repeated() as u64),
+            "of the kept records repeat an earlier account, currency and time",
+        ),
         (grouped(*requests), "requests"),
         (grouped(*refused), "requests refused"),
         (grouped(*body_bytes), "bytes received"),
@@ -161,7 +164,7 @@ fn record_list(page: &mut String, memory: &Store) {
     });
 }
 
-/// A titled table. A column whose name begins with `#` holds figures, and is set to the right.
+/// Adds a table with a title. A column whose name begins with `#` has numbers, aligned to the right.
 fn table(page: &mut String, title: &str, columns: &[&str], fill: impl FnOnce(&mut Rows)) {
     push(page, format_args!("<h2>{}</h2><div class=\"wide\"><table><tr>", escape(title)));
     for column in columns {
@@ -180,7 +183,7 @@ fn table(page: &mut String, title: &str, columns: &[&str], fill: impl FnOnce(&mu
     page.push_str("</table></div>");
 }
 
-/// Rows of a table; the only place where a value becomes HTML, so none gets there unescaped.
+/// The rows of a table. Values become HTML only here, where all are escaped.
 #[derive(Default)]
 struct Rows {
     finished: String,
@@ -228,7 +231,7 @@ fn escape(value: &str) -> String {
     escaped
 }
 
-/// 1234567 as `1,234,567`.
+/// Formats 1234567 as `1,234,567`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);

@@ -1,22 +1,21 @@
-//! What the sandbox says when it refuses, and the numbers it says it with.
+//! The refusals of the sandbox and their codes.
 //!
-//! The API documents the shape of a failure, `{"status":"failed","data":{"code":N,"message":"..."}}`
-//! with a 4xx status, but hardly any code. **The codes here are the sandbox's own**: the HTTP status
-//! followed by two digits. Nothing may depend on them but people and the sandbox's tests.
+//! The API documents the form of a failure, `{"status":"failed","data":{"code":N,"message":"..."}}` with a 4xx status,
+//! but hardly any code. **The codes here are the sandbox's own**: the HTTP status followed by two digits. Only people
+//! and the sandbox's tests may rely on them.
 
 use std::fmt;
 
 use axum::http::StatusCode;
 use serde_json::json;
 
-/// Characters of a message or a path that are kept. A refusal quotes what it refuses, and a hostile
-/// body must not fill the memory with quotations.
+/// The most characters of a message or a path that are kept. A refusal quotes the refused value, and a hostile body
+/// must not fill the memory.
 const TEXT_CHARS_MAX: usize = 300;
-/// Characters of one refused value that a message quotes.
+/// The most characters of a refused value that a message quotes.
 const QUOTE_CHARS_MAX: usize = 60;
 
-/// Why a request was refused. The first three digits of the number are the HTTP status of
-/// the answer.
+/// Why a request was refused. The first three digits of the number are the HTTP status of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Code {
@@ -26,7 +25,7 @@ pub(super) enum Code {
     BatchEmpty = 40_002,
     /// The array has more than 1000 records.
     BatchTooLong = 40_003,
-    /// A record is no object, or a field of it is missing, unknown, repeated or of the wrong type.
+    /// A record is not an object, or a field of it is missing, unknown, repeated or of the wrong type.
     RecordShape = 40_004,
     /// `entityAccountId` is empty or only white space.
     AccountBlank = 40_005,
@@ -36,7 +35,7 @@ pub(super) enum Code {
     CurrencyBlank = 40_007,
     /// `currency` is not listed, letter case included.
     CurrencyUnknown = 40_008,
-    /// `datetime` is not `YYYY-MM-DD HH:mm:ss`, or no time that a calendar has.
+    /// `datetime` is not `YYYY-MM-DD HH:mm:ss`, or not a real time.
     Datetime = 40_009,
     /// `balance` is not a JSON number.
     Balance = 40_010,
@@ -44,7 +43,7 @@ pub(super) enum Code {
     Paging = 40_011,
     /// The body ended before it was complete.
     BodyIncomplete = 40_012,
-    /// A standing fault refuses it.
+    /// A standing fault refuses the request.
     Fault = 40_013,
     /// One of the three headers is absent, repeated or not ASCII.
     HeaderMissing = 40_101,
@@ -54,32 +53,32 @@ pub(super) enum Code {
     TimestampMalformed = 40_103,
     /// The timestamp is too far from the sandbox's clock.
     TimestampStale = 40_104,
-    /// The signature is not that of this timestamp, method and path.
+    /// The signature is not valid for this timestamp, method and path.
     SignatureWrong = 40_105,
-    /// The API key is known and does not count any more.
+    /// The API key is revoked.
     KeyRevoked = 40_106,
     /// The API key has no permission for this.
     Forbidden = 40_301,
     /// The API has no such path.
     PathUnknown = 40_401,
-    /// The path exists, for another method.
+    /// The path exists only for another method.
     MethodWrong = 40_501,
     /// The body has more bytes than are accepted.
     BodyTooLarge = 41_301,
     /// The content type is not `application/json`.
     ContentTypeWrong = 41_501,
-    /// Requests come too fast.
+    /// Too many requests.
     Throttled = 42_901,
 }
 
-/// A refused request: nothing of it was kept.
+/// The refusal of a request, of which nothing is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// Which rule was broken.
+    /// The rule that was broken.
     pub(super) code: Code,
-    /// What was wrong, for a person.
+    /// The description of the problem.
     pub(super) message: String,
-    /// The record at fault, counted from 0; `None` when it is the request as a whole.
+    /// The wrong record, counted from 0. `None`: the request as a whole is wrong.
     pub(super) index: Option<usize>,
 }
 
@@ -88,7 +87,7 @@ impl Refusal {
         Self { code, message: clip(message.as_ref(), TEXT_CHARS_MAX), index: None }
     }
 
-    /// The same refusal, blamed on one record.
+    /// Names the record that the refusal is about.
     pub(super) fn at(self, index: usize) -> Self {
         Self { index: Some(index), ..self }
     }
@@ -100,8 +99,8 @@ impl Refusal {
 
     /// The documented failure body.
     ///
-    /// The message names the record at fault, for the person who reads it. Whether the real API does
-    /// is not documented, so a client has to find refused records without it.
+    /// The message names the wrong record for people. The documentation does not say whether the real API does this, so
+    /// a client has to find refused records without it.
     pub(super) fn body(&self) -> String {
         json!({"status": "failed", "data": {"code": self.code as u16, "message": self.to_string()}})
             .to_string()
@@ -117,12 +116,12 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A refused value as a message quotes it: escaped, in quotes, and not too long.
+/// Quotes a refused value for a message: escaped, in quotation marks, and clipped.
 pub(super) fn quote(value: &str) -> String {
     format!("{:?}", clip(value, QUOTE_CHARS_MAX))
 }
 
-/// A path as the request list keeps it.
+/// Clips a path for the list of requests.
 pub(super) fn clip_path(path: &str) -> String {
     clip(path, TEXT_CHARS_MAX)
 }

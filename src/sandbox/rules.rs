@@ -1,4 +1,4 @@
-//! Standing faults as people write them; pure.
+//! Standing faults and the parser of their text form; pure.
 
 use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
 
@@ -6,47 +6,48 @@ use chrono::TimeDelta;
 use humantime_serde::re::humantime;
 use thiserror::Error;
 
-/// Every fault as it is written, and what a client meets. What stands in `[]` can be left out.
+/// Each fault in its text form, and its effect on a client, in at most 44 characters: then a line of the help text fits
+/// 80 columns. The part in `[]` is optional.
 const FAULTS: [(&str, &str); 22] = [
-    ("reject:account=ID", "400 for an import with a record of this account"),
-    ("reject:currency=SYMBOL", "400 for an import with a record in this currency"),
+    ("reject:account=ID", "400 for an import with this account"),
+    ("reject:currency=SYMBOL", "400 for an import with this currency"),
     ("reject:negative", "400 for an import with a negative balance"),
-    ("reject:success-false", "200 for an import, with a body that says no, e.g. {\"success\": false}"),
+    ("reject:success-false", "200 for an import, with a refusal as body"),
     ("refuses-all", "400 for every request"),
-    ("body-limit=SIZE", "413 and a proxy's page for an import with a larger body"),
+    ("body-limit=SIZE", "413 with a proxy's page for a larger body"),
     ("revoked", "401"),
     ("forbidden", "403"),
-    ("clock=OFFSET", "the API's clock is ahead (+90s) or behind (-90s)"),
-    ("changed", "404 and a page"),
+    ("clock=OFFSET", "API clock ahead (+90s) or behind (-90s)"),
+    ("changed", "404 with an HTML page"),
     ("redirect", "302 to another path"),
-    ("throttle[=WAIT]", "429, with Retry-After in seconds if WAIT is given"),
-    ("unavailable[=WAIT]", "503, with Retry-After as a date if WAIT is given"),
-    ("cut-before", "nothing is kept, and the connection is cut without an answer"),
-    ("outage=DURATION", "from an import on, for so long, every request is cut like that"),
-    ("answer-lost", "an import is kept, and the connection is cut without an answer"),
-    ("late=DURATION", "an import is cut without an answer, and arrives so much later"),
-    ("error-500", "nothing is kept, and 500"),
-    ("error-500-kept", "an import is kept, and 500"),
-    ("html-200", "nothing is kept, and 200 with the page of a network's login"),
-    ("html-502", "nothing is kept, and 502 with a proxy's page"),
-    ("slow=DURATION", "the answer comes so much later"),
+    ("throttle[=WAIT]", "429, Retry-After: WAIT in seconds"),
+    ("unavailable[=WAIT]", "503, Retry-After: WAIT as a date"),
+    ("cut-before", "connection cut without answer, nothing kept"),
+    ("outage=DURATION", "cut-before for all requests, from an import"),
+    ("answer-lost", "connection cut without answer, import kept"),
+    ("late=DURATION", "connection cut, import delivered later"),
+    ("error-500", "500, nothing kept"),
+    ("error-500-kept", "500, import kept"),
+    ("html-200", "200 with a login page, nothing kept"),
+    ("html-502", "502 with a proxy's page, nothing kept"),
+    ("slow=DURATION", "answer delayed"),
 ];
 
-/// What the values of [`FAULTS`] are.
+/// The forms of the values of [`FAULTS`].
 const VALUES: &str =
-    "DURATION, WAIT and OFFSET are e.g. 200ms, 5s or 2m, a day at most; SIZE is e.g. 500B, 100kB or 1MB";
+    "DURATION, WAIT and OFFSET are e.g. 200ms, 5s or 2m, at most a day; SIZE is e.g. 500B, 100kB or 1MB";
 
-/// When a fault strikes.
-const SCHEDULES: &str = "N% (of the requests, drawn from the seed), every:N (the Nth, the 2Nth, ...), first:N (the first N) or \
-     once:N (the Nth alone)";
+/// The forms of a schedule.
+const SCHEDULES: &str = "N% (of the requests, drawn from the seed), every:N (the Nth, the 2Nth, ...), first:N (the \
+     first N) or once:N (only the Nth)";
 
-/// The longest duration that a value may have. It keeps times that are reckoned with it in the calendar.
+/// The longest duration of a value. With it, computed times stay within the range of the calendar.
 const DURATION_MAX: Duration = Duration::from_hours(24);
 
-/// A standing fault: what goes wrong with requests, and with which of them.
+/// A standing fault: a failure of requests, and its schedule.
 ///
-/// It is written, and parsed, as `NAME[=VALUE][@WHEN]`, e.g. `throttle=2s@10%`. Without `@WHEN` it strikes
-/// every request that it can strike; an outage comes once. [`Rule::grammar`] lists what can be written.
+/// Its text form is `NAME[=VALUE][@WHEN]`, e.g. `throttle=2s@10%`. Without `@WHEN` it strikes every request that it can
+/// strike; an outage strikes once. [`Rule::grammar`] lists the possible texts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     text: String,
@@ -55,7 +56,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// All that can be written, for people.
+    /// The text form and all faults, for the help text.
     pub fn grammar() -> String {
         let width = FAULTS.iter().map(|(usage, _)| usage.len()).max().unwrap_or_default();
         let line = |(usage, meaning): &(&str, &str)| format!("  {usage:width$}  {meaning}\n");
@@ -63,7 +64,7 @@ impl Rule {
         format!("NAME[=VALUE][@WHEN], where NAME[=VALUE] is one of\n{list}{VALUES}.\n@WHEN is {SCHEDULES}.")
     }
 
-    /// The fault's name, as the list of requests shows it.
+    /// The name of the fault, as in the list of requests.
     pub(super) fn name(&self) -> &str {
         self.text.split(['=', '@']).next().unwrap_or_default()
     }
@@ -92,27 +93,27 @@ impl FromStr for Rule {
     }
 }
 
-/// Why a text is no [`Rule`].
+/// Why a text is not a [`Rule`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RuleError {
     /// No fault has this name.
-    #[error("there is no fault `{0}`; there are {list}", list = FAULTS.map(|(usage, _)| usage).join(", "))]
+    #[error("there is no fault `{0}`; the faults are {list}", list = FAULTS.map(|(usage, _)| usage).join(", "))]
     Name(String),
-    /// The fault with its value, and how that is written.
-    #[error("`{0}` is not of the form `{1}`; {VALUES}")]
+    /// The fault with its value, and its text form.
+    #[error("`{0}` does not have the form `{1}`; {VALUES}")]
     Value(String, &'static str),
-    /// What stands after the `@`.
-    #[error("`@{0}` does not say when; it is {SCHEDULES}")]
+    /// The text after the `@`.
+    #[error("`@{0}` is not a schedule; a schedule is {SCHEDULES}")]
     Schedule(String),
 }
 
-/// How the fault of a name is written.
+/// Returns the text form of the fault with a name.
 fn usage(name: &str) -> Option<&'static str> {
     let mut usages = FAULTS.iter().map(|(usage, _)| *usage);
     usages.find(|usage| usage.split(['[', '=']).next() == Some(name))
 }
 
-/// What goes wrong; what it makes of an answer is in `standing`.
+/// The kind of a standing fault. `fault_injector` has its effect on an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FaultKind {
     RejectAccount(String),
@@ -120,7 +121,7 @@ pub(super) enum FaultKind {
     RejectNegative,
     SuccessFalse,
     RefusesAll,
-    /// Bytes that are still accepted.
+    /// The most bytes that are accepted.
     BodyLimit(u64),
     Revoked,
     Forbidden,
@@ -128,9 +129,9 @@ pub(super) enum FaultKind {
     Clock(TimeDelta),
     Changed,
     Redirect,
-    /// What `Retry-After` says, if it is there.
+    /// The wait in `Retry-After`, if that header is sent.
     Throttle(Option<Duration>),
-    /// What `Retry-After` says, if it is there.
+    /// The wait in `Retry-After`, if that header is sent.
     Unavailable(Option<Duration>),
     CutBefore,
     Outage(Duration),
@@ -177,10 +178,10 @@ impl FaultKind {
     }
 }
 
-/// With which of the requests that it can strike a fault strikes.
+/// Which of the requests that it can strike a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Schedule {
-    /// So many in a hundred.
+    /// This percentage of the requests.
     Rate(u8),
     Every(NonZeroU64),
     First(NonZeroU64),
@@ -207,7 +208,7 @@ fn duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text).ok().filter(|duration| *duration <= DURATION_MAX)
 }
 
-/// A duration with a sign; without one it is ahead.
+/// Parses a duration with an optional sign; without a sign the clock is ahead.
 fn offset(text: &str) -> Option<TimeDelta> {
     let (length, behind) = match text.strip_prefix('-') {
         Some(length) => (length, true),
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_is_meant() {
+    fn texts_are_parsed_to_their_rules() {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         for (text, what) in [
             ("reject:account=a=b c", FaultKind::RejectAccount("a=b c".to_owned())),
@@ -277,9 +278,9 @@ mod tests {
         }
     }
 
-    /// As it is written with a value and, where that can be left out, without.
+    /// With a value and, where the value is optional, without.
     #[test]
-    fn every_fault_can_be_written_as_the_list_says_and_is_described() {
+    fn every_fault_in_the_list_can_be_parsed_and_is_documented() {
         let page = include_str!("../../docs/sandbox.md");
         for (usage, _) in FAULTS {
             let with_value = usage.replace(['[', ']'], "");
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_said_to_be_so() {
+    fn a_wrong_text_has_an_error_of_its_part() {
         for name in ["", "Throttle", "trottle@10%", "reject=a", "reject:", "=5s", "@10%", "throttle:1"] {
             let problem = name.parse::<Rule>().expect_err(name);
             assert!(matches!(&problem, RuleError::Name(_)), "{name}: {problem}");

@@ -1,4 +1,4 @@
-//! What the sandbox and its requests share.
+//! The state that the sandbox and its requests share.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,37 +17,36 @@ use super::rules::Rule;
 use super::store::{Request, Store};
 use super::validate::Record;
 
-/// How a sandbox behaves. The defaults know every account and no API key.
+/// The options of a sandbox. By default it knows every account and no API key.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where to listen; port 0 takes a free one. Default `127.0.0.1:0`.
+    /// The address and port to listen on; port 0 takes a free port. Default `127.0.0.1:0`.
     pub listen: SocketAddr,
-    /// The API keys that are known. Default: none, so every request is refused.
+    /// The known API keys. Default: none, so every request is refused.
     pub credentials: Vec<Credential>,
-    /// The accounts that are known; `None`, the default: every account is.
+    /// The known accounts. Default `None`: every account is known.
     pub accounts: Option<BTreeSet<String>>,
-    /// The currencies that are known, letter case included. Default: the circulating ISO 4217 codes and
-    /// well-known crypto symbols.
+    /// The known currencies, letter case included. Default: the ISO 4217 codes in circulation and well-known crypto
+    /// symbols.
     pub currencies: BTreeSet<String>,
-    /// How far a request's timestamp may be from the sandbox's clock, either way. Default 30 s, as on the
-    /// current page of the API; an older one says 5 s.
+    /// The largest difference between a request's timestamp and the sandbox's clock, in both directions. Default 30 s,
+    /// as on the current page of the API; an older page has 5 s.
     pub signature_window: Duration,
-    /// How far the sandbox's clock, and the `Date` of its answers, is ahead of the machine's; negative
-    /// for behind. Default 0.
+    /// How far the sandbox's clock, and the `Date` of its answers, is ahead of the machine's; negative: behind. Default
+    /// 0.
     pub clock_ahead: TimeDelta,
-    /// Bytes of a request's body; a larger one is answered 413. Default 10 MB, as no limit of the import
-    /// is documented; another call of the same service states 100 kB.
+    /// The most bytes of a body; a larger body is answered with 413. Default 10 MB, since no limit of the import is
+    /// documented; another call of the same service documents 100 kB.
     pub body_bytes_max: usize,
-    /// Records that are kept, the newest ones; counters go on beyond. Default 200,000, at some 300 bytes
-    /// each.
+    /// The most records that are kept, the newest ones; counters include all. Default 200,000, at about 300 bytes each.
     pub keep_records_max: usize,
-    /// The envelope of answers. Default: bare, as the page of the import says.
+    /// The envelope of answers. Default: bare, as on the page of the import.
     pub answers: Answers,
-    /// What goes wrong, and when. Default: nothing.
+    /// The standing faults. Default: none.
     pub rules: Vec<Rule>,
-    /// What the rules that have a rate draw from. Default 0.
+    /// The seed of the rules with a rate. Default 0.
     pub seed: u64,
-    /// For benchmarks: signature, size and outer shape are checked, records are counted and not kept.
+    /// For benchmarks: signature, size and outer form are checked, and records are counted but not kept.
     pub lax: bool,
 }
 
@@ -70,7 +69,7 @@ impl Default for Options {
     }
 }
 
-/// What the handle and the requests share.
+/// The state that the handle and the requests share.
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) memory: Mutex<Store>,
@@ -88,8 +87,8 @@ impl Shared {
         self.memory().note(request, records, self.options.keep_records_max);
     }
 
-    /// Adds what goes wrong with a request: the first fault of the queue if that strikes it, or else what
-    /// the rules say.
+    /// Adds the faults that strike a request: the first fault of the queue if it strikes, otherwise the faults of the
+    /// rules.
     pub(super) fn strike(&self, struck: &mut InjectedFaults, asked: &Asked<'_>) {
         let strikes = |fault: &mut Fault| asked.import && fault.strikes(asked.accepted.is_some());
         if let Some(fault) = lock(&self.faults).pop_front_if(strikes) {
@@ -100,13 +99,13 @@ impl Shared {
         }
     }
 
-    /// The API's clock, when a rule sets it ahead so far.
+    /// The clock of the API, put ahead by `ahead`.
     pub(super) fn now(&self, ahead: TimeDelta) -> DateTime<Utc> {
         Utc::now() + self.options.clock_ahead + ahead
     }
 }
 
-/// A panic of one request does not make the rest unreadable: every change is a push or a count.
+/// Locks a mutex, also after a panic of another request: every change is a push or a count, so the data stays valid.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

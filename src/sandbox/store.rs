@@ -1,5 +1,4 @@
-//! What the sandbox remembers: the records it accepted, the requests it saw, and the sums of both.
-//! Every list is bounded; the sums go on.
+//! The memory of the sandbox: accepted records, requests, and sums of both. Each list is bounded; the sums include all.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
@@ -9,25 +8,25 @@ use serde_json::value::RawValue;
 
 use super::validate::Record;
 
-/// Requests that are kept, the newest ones.
+/// The most requests that are kept, the newest ones.
 pub(super) const REQUESTS_KEPT_MAX: usize = 10_000;
-/// Accounts that are told apart; records of further ones are kept and counted all the same.
+/// The most accounts that are listed; records of further accounts are kept and counted too.
 const ACCOUNTS_KEPT_MAX: usize = 100_000;
 
 /// One record that the sandbox accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Received {
-    /// The account it is for.
+    /// The account.
     #[serde(rename = "entityAccountId")]
     pub entity_account_id: String,
     /// The currency, letter case as received.
     pub currency: String,
     /// The wall-clock time as received, `YYYY-MM-DD HH:mm:ss`.
     pub datetime: String,
-    /// The number's text exactly as received.
+    /// The text of the number exactly as received.
     #[serde(serialize_with = "as_number")]
     pub balance: String,
-    /// Which request brought it ([`Request::seq`]).
+    /// The request that contained it ([`Request::seq`]).
     pub request: u64,
     /// Label of the credential that signed the request.
     pub credential: String,
@@ -36,34 +35,33 @@ pub struct Received {
 /// One request to the API part of the sandbox, accepted or not.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Request {
-    /// Counts from 1, in the order in which requests were judged.
+    /// The number of the request, counted from 1 in the order in which requests were checked.
     pub seq: u64,
-    /// When it was judged.
+    /// The time at which it was checked.
     pub at: DateTime<Utc>,
     /// HTTP method.
     pub method: String,
     /// Path with its query string, as received; cut after 300 characters.
     pub path: String,
-    /// Label of the credential that the key belongs to; `None` for no or an unknown key. Not proven
-    /// to be the sender's when `status` is 401.
+    /// Label of the credential of the key; `None` for a missing or an unknown key. With `status` 401 the sender may not
+    /// hold the credential.
     pub credential: Option<String>,
-    /// HTTP status of the answer, also while that is being held; `None` when the connection was cut.
+    /// HTTP status of the answer, also while the answer is held; `None` if the connection was cut.
     pub status: Option<u16>,
-    /// Bytes of the body as received. Of a body that is too large, those that were read.
+    /// Bytes of the body as received. Of a body that is too large, the bytes that were read.
     pub body_bytes: u64,
-    /// SHA-256 of the body in hex; empty for a body that was not kept (too large, incomplete) and when
-    /// the sandbox is lax.
+    /// SHA-256 of the body in hex; empty for a body that was not kept (too large, incomplete) and if the sandbox is
+    /// lax.
     pub body_sha256: String,
-    /// Records that were accepted: all of the request's, or none.
+    /// The number of accepted records: all records of the request, or none.
     pub records: u64,
     /// Why it was refused.
     pub message: Option<String>,
-    /// What was made to go wrong: names as in [`super::Rule::grammar`] and of [`super::Fault::name`], with
-    /// commas between them.
+    /// The faults that struck it: names as in [`super::Rule::grammar`] and [`super::Fault::name`], separated by commas.
     pub fault: Option<String>,
 }
 
-/// A balance as JSON: the number itself, digit by digit, which no number type of Rust could promise.
+/// Serializes a balance as a JSON number with exactly its digits, which no number type of Rust guarantees.
 fn as_number<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
     let number: &RawValue = serde_json::from_str(text).map_err(S::Error::custom)?;
     number.serialize(serializer)
@@ -87,13 +85,13 @@ impl Sums {
     }
 }
 
-/// Everything that is remembered.
+/// The memory of a sandbox.
 #[derive(Default)]
 pub(super) struct Store {
     pub(super) total: Sums,
-    /// By label; requests without a known key only count in `total`.
+    /// By label; requests without a known key count only in `total`.
     pub(super) credentials: BTreeMap<String, Sums>,
-    /// Number of records by account, as far as [`ACCOUNTS_KEPT_MAX`] goes.
+    /// Number of records by account, for at most [`ACCOUNTS_KEPT_MAX`] accounts.
     pub(super) accounts: BTreeMap<String, u64>,
     /// The newest accepted records, oldest first.
     pub(super) received: VecDeque<Received>,
@@ -102,7 +100,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Notes a request and the records it brought, both in one step, and gives the request its number.
+    /// Adds a request and its records in one step, and numbers the request.
     pub(super) fn note(&mut self, mut request: Request, records: &[Record<'_>], records_kept_max: usize) {
         request.seq = self.total.requests + 1;
         self.total.add(&request);
@@ -134,7 +132,7 @@ impl Store {
         }
     }
 
-    /// How many of the kept records repeat the account, currency and datetime of an earlier one.
+    /// Counts the kept records that repeat the account, currency and datetime of an earlier record.
     pub(super) fn repeated(&self) -> usize {
         let mut seen = HashSet::with_capacity(self.received.len());
         let keys = self.received.iter().map(|Received { entity_account_id, currency, datetime, .. }| {
@@ -162,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_forgotten_and_still_counted() {
+    fn the_oldest_records_are_dropped_and_still_counted() {
         let mut memory = Store::default();
         memory.note(request(2), &[record("a", "1"), record("b", "2")], 3);
         memory.note(request(2), &[record("a", "3"), record("a", "4")], 3);

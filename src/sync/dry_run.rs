@@ -34,6 +34,8 @@ pub struct DryRunReport {
     /// How long the backfill takes at `requests_per_second`. `None`: no limit is set.
     #[serde(skip)]
     pub at_rate: Option<Duration>,
+    /// Accounts and currencies that no row has, in sentences.
+    pub notes: Vec<String>,
     #[serde(skip)]
     first_at: Option<i64>,
     #[serde(skip)]
@@ -44,7 +46,9 @@ impl Worker {
     /// Reads and aligns what a backfill would send, and changes nothing.
     pub async fn rehearse_backfill(&self, asked: &Asked) -> Result<DryRunReport, BackfillError> {
         let ranges = self.ranges(asked).await?;
-        self.rehearse_ranges(ranges.into_iter().map(|range| (range, None)).collect()).await
+        let notes = self.notes_of_filters(&ranges).await?;
+        let rehearsal = self.rehearse_ranges(ranges.into_iter().map(|range| (range, None)).collect()).await?;
+        Ok(DryRunReport { notes, ..rehearsal })
     }
 
     /// Reads and aligns what the rest of an unfinished backfill would send, and changes nothing.

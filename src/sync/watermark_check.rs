@@ -126,7 +126,7 @@ pub(crate) fn check_seal(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMi
         SealState::Broken => Err(WatermarkMismatch(format!(
             "this cluster did not write the journal of `{entity_id}`: the newest row of its watermark in \
              elven_sync.sync_passes was copied or altered, so its transaction ids may mean other transactions here; \
-             hint: {}, or `elven-sync entity rebind --journal --reason '...' {}` accepts the journal after it was \
+             hint: {}, or `elven-sync entity rebind --journal --reason 'journal copied' {}` accepts the journal after it was \
              proven against the ledger",
             start_over(entity_id),
             quoted_argument(entity_id)
@@ -196,7 +196,7 @@ pub(crate) fn mapping_changed(entity_id: &str, changes: &Changes) -> String {
 
 fn correct_or_rebind(entity_id: &str) -> String {
     format!(
-        "correct [ledger] if that is a mistake, or accept it with `elven-sync entity rebind --mapping --reason '...' \
+        "correct [ledger] if that is a mistake, or accept it with `elven-sync entity rebind --mapping --reason 'mapping changed' \
          {}`",
         quoted_argument(entity_id)
     )

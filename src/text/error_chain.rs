@@ -1,6 +1,6 @@
-//! An error with its causes, as people read it.
+//! The message of an error with its causes.
 
-/// An error and its causes in one line, each said once.
+/// An error and its causes in one line, without repetitions.
 pub fn chain(problem: &(dyn std::error::Error + 'static)) -> String {
     let mut last = words(problem);
     let mut text = last.clone();
@@ -16,7 +16,8 @@ pub fn chain(problem: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// PostgreSQL's own message where there is one, without where in the server's source it was raised.
+/// The message of an error. For an error of PostgreSQL it is the message alone, without the place in the server's
+/// source that raised it.
 fn words(problem: &(dyn std::error::Error + 'static)) -> String {
     let raised = problem.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
     raised.map_or_else(|| problem.to_string(), |raised| raised.message().to_owned())

@@ -1,28 +1,29 @@
-//! Text from outside (ledger, API, database, configuration) on its way to a terminal, and into a command to paste.
+//! Escaping of text from outside (ledger, API, database, configuration) for a terminal, and quoting for a command that
+//! is pasted.
 
 use std::fmt::Write as _;
 
-/// Says whether a character could move the cursor, hide or reorder text, or begin a line: the control characters (C0,
-/// DEL, C1), line and paragraph separators, and what changes the direction of text.
+/// Returns whether a character could move the cursor, hide or reorder text, or begin a line: the control characters
+/// (C0, DEL, C1), line and paragraph separators, and the marks that change the direction of text.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}')
         || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A text in one line that does nothing to a terminal: what [`is_unsafe`] is written as `\n` or `\u{1b}`.
+/// Escapes a text to one line without effect on a terminal: a character that [`is_unsafe`] becomes `\n` or `\u{1b}`.
 pub fn escaped(text: &str) -> String {
     escape(text, |c, escaped| escaped.extend(c.escape_default()))
 }
 
-/// The same for text of several lines, which stay lines. What comes from outside is to be [`escaped`] before it is put
-/// into such a text, since it may make lines of its own.
+/// Escapes a text of several lines and keeps its line breaks. Text from outside has to be [`escaped`] before it is put
+/// into such a text, since it may contain line breaks.
 pub(crate) fn escaped_lines(text: &str) -> String {
     let lines: Vec<String> = text.split('\n').map(escaped).collect();
     lines.join("\n")
 }
 
-/// The same for JSON: the escape is one of JSON's, so that a program reads the text exactly.
+/// Escapes JSON with escapes of JSON, so that a program reads the exact text.
 pub(crate) fn escaped_json(json: &serde_json::Value) -> String {
     escape(&json.to_string(), |c, escaped| {
         for unit in c.encode_utf16(&mut [0; 2]) {
@@ -43,17 +44,17 @@ fn escape(text: &str, write: impl Fn(char, &mut String)) -> String {
     escaped
 }
 
-/// A word of a shell command: every POSIX shell takes it for this text and for nothing else.
+/// Quotes a text as one word of a shell command, for every POSIX shell.
 ///
-/// In single quotes, or where the text has characters that a terminal would obey, in `$'...'` (POSIX 2024; older shells
-/// take that for another text, but run nothing).
+/// The word is in single quotes, or in `$'...'` if the text has characters that affect a terminal (POSIX 2024; older
+/// shells read another text, but run nothing).
 pub fn quoted(text: &str) -> String {
     if !text.contains(is_unsafe) {
         return format!("'{}'", text.replace('\'', r"'\''"));
     }
     let mut quoted = "$'".to_owned();
     for c in text.chars() {
-        // A quotation mark is not written as `\'`, since that would end the text for a shell without `$'...'`.
+        // A quotation mark is not written as `\'`, which would end the text in a shell without `$'...'`.
         if is_unsafe(c) || matches!(c, '\'' | '\\') {
             for byte in c.encode_utf8(&mut [0; 4]).bytes() {
                 let _ = write!(quoted, "\\{byte:03o}");
@@ -66,19 +67,19 @@ pub fn quoted(text: &str) -> String {
     quoted
 }
 
-/// A word of a shell command that comes last and is no option, although it may begin with a hyphen.
+/// Quotes the last word of a shell command, so that it is no option even if it begins with a hyphen.
 pub fn quoted_argument(text: &str) -> String {
     let end_of_options = if text.starts_with('-') { "-- " } else { "" };
     format!("{end_of_options}{}", quoted(text))
 }
 
-/// An option of a command with its value, which is no option itself, although it may begin with a hyphen.
+/// An option of a command with its quoted value, which is no option even if it begins with a hyphen.
 pub fn quoted_option(option: &str, text: &str) -> String {
     let separator = if text.starts_with('-') { '=' } else { ' ' };
     format!("{option}{separator}{}", quoted(text))
 }
 
-/// A text in an SQL statement to paste.
+/// Quotes a text as a string of an SQL statement that is pasted.
 pub fn quoted_sql(text: &str) -> String {
     if !text.contains(|c| is_unsafe(c) || c == '\\') {
         return format!("'{}'", text.replace('\'', "''"));
@@ -120,7 +121,7 @@ mod tests {
     ];
 
     #[test]
-    fn nothing_escaped_is_obeyed_by_a_terminal() {
+    fn escaped_text_has_no_effect_on_a_terminal() {
         assert_eq!(escaped("x\u{1b}[31m\n\u{9b}\u{7f}\u{202e}é"), "x\\u{1b}[31m\\n\\u{9b}\\u{7f}\\u{202e}é");
         assert_eq!(escaped_lines("a\nb\r\u{1b}"), "a\nb\\r\\u{1b}");
         for text in HOSTILE {
@@ -132,9 +133,9 @@ mod tests {
         }
     }
 
-    /// Runs nothing but `printf` in each shell that is there, whatever the text.
+    /// Each installed shell runs only `printf`, for every text.
     #[test]
-    fn a_shell_reads_what_was_quoted_and_runs_nothing() {
+    fn a_shell_reads_the_quoted_text_and_runs_nothing_in_it() {
         let directory = tempfile::tempdir().unwrap();
         for shell in ["bash", "zsh", "ksh", "dash", "sh"] {
             for text in HOSTILE {

@@ -1,4 +1,4 @@
-//! Text for people: errors with their causes, numbers, and text from outside on its way to a terminal or a command.
+//! Text for people: errors with their causes, numbers, and escaping and quoting of text from outside.
 
 mod error_chain;
 mod escape;
@@ -7,4 +7,4 @@ mod number;
 pub use error_chain::chain;
 pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
 pub(crate) use escape::{escaped_json, escaped_lines};
-pub use number::thousands;
+pub use number::{counted_noun, thousands};

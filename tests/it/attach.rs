@@ -265,7 +265,7 @@ async fn default_ledger_needs_no_attach_and_view_needs_its_table(pool: PgPool) {
     scene.set("ELVEN_SYNC_LEDGER__COLUMNS__ID", "number");
     let output = scene.output(&["attach", "--undo"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("defined over the column"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("another object depends on the column"), "{}", stderr(&output));
 }
 
 #[sqlx::test(migrations = false)]

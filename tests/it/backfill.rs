@@ -192,7 +192,7 @@ async fn failed_entity_is_resumed_and_delays_no_other_entity(pool: PgPool) {
     add_minutes(&scene, "acme", 4).await;
     add_minutes(&scene, "beta", 4).await;
     let report = backfill_2024(&scene, 3, &[]).await;
-    assert!(report.contains("1 entities are not through; hint: elven-sync backfill --resume 1"), "{report}");
+    assert!(report.contains("1 entity is not finished; hint: elven-sync backfill --resume 1"), "{report}");
     let lanes = "select string_agg(entity_id || ' ' || (finished_at is not null), ',' order by entity_id)
                    from elven_sync.sync_backfill_lanes";
     assert_eq!(scene.text(lanes).await, "acme true,beta false");
@@ -223,7 +223,7 @@ async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
         "1 set aside, 1 superseded",
         r#"first record: {"entityAccountId":"beta-0","currency":"BTC","datetime":"2024-01-01 00:00:00","balance":0}"#,
         r#"last record: {"entityAccountId":"acme-9","currency":"BTC","datetime":"2024-01-01 01:09:00","balance":9}"#,
-        "no [api] requests_per_second is set",
+        "its duration is not known, since [api] requests_per_second is not set",
     ] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
@@ -256,7 +256,7 @@ async fn wrong_backfill_arguments_are_refused_before_anything_is_recorded(pool: 
         (2, &[], "--from"),
         (2, &["--from", "1 January", "--to", "2024-02-01"], "neither a date like"),
         (2, &["--from", "2024-02-30", "--to", "2024-03-01"], "neither a date like"),
-        (2, &["--from", "2024-01-01T00:00:00", "--to", "2024-03-01"], "neither a date like"),
+        (2, &["--from", "2024-01-01T00:00:00", "--to", "2024-03-01"], "has no offset from UTC"),
         (2, &["--from", "2024-01-02", "--to", "2024-01-02"], "is not before"),
         (2, &["--from", "2024-01-02T01:00:00+01:00", "--to", "2024-01-02"], "is not before"),
         (2, &["--from", "2024-01-01", "--to", "2024-01-02", "--entity", "acmé"], "did you mean `acme`"),

@@ -30,7 +30,7 @@ async fn wrong_input_has_one_clear_message_and_changes_nothing(pool: PgPool) {
         ("", "", &["run", "--entity", "acmee"], 1, "did you mean `acme`"),
         ("", "", &["entity", "pause", "nobody"], 1, "`nobody` is not registered"),
         ("", "", &["entity", "add", "x", "--timezone", "Europe/Zurch"], 1, "did you mean Europe/Zurich"),
-        ("", "", &["entity", "add", "acme", "--timezone", "Europe/Zurich"], 1, "registered already"),
+        ("", "", &["entity", "add", "acme", "--timezone", "Europe/Zurich"], 1, "already registered"),
         ("", "", &["entity", "add", "x"], 2, "--timezone"),
         ("", "", &["runn"], 2, "run"),
         ("", "", &["--config", "/nonexistent.toml", "run"], 1, "/nonexistent.toml cannot be read"),

@@ -68,7 +68,7 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
         "{again}"
     );
     let plan = stdout(&scene.output(&["entity", "rewind", "acme"]).await);
-    assert!(plan.contains("moves back 5 rows, 2 of them already accepted"), "{plan}");
+    assert!(plan.contains("moves back over 5 rows, 2 of them accepted"), "{plan}");
     // The API knows the account now, and one row was corrected. The retry need not wait for the next run.
     scene.sandbox.set_rules(vec!["reject:account=y".parse().unwrap()]);
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 5").await;
@@ -126,7 +126,7 @@ async fn error_is_resolved_by_newer_version_or_by_hand(pool: PgPool) {
             .await
             .contains("closed account")
     );
-    assert!(output_of(&scene, 1, &["errors", "retry", &number]).await.contains("resolved already"));
+    assert!(output_of(&scene, 1, &["errors", "retry", &number]).await.contains("already resolved"));
     assert!(output_of(&scene, 0, &["errors", "list", "--all"]).await.contains("closed account"));
 }
 

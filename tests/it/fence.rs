@@ -78,7 +78,7 @@ async fn late_request_never_overwrites_a_newer_row(pool: PgPool) {
     assert_eq!(run.status.code(), Some(0), "{run:?}");
     let shown = stdout(&run);
     assert!(shown.contains("succeeded: 0 rows read") && shown.contains("1 pending"), "{shown}");
-    assert!(shown.contains("waits: acme: the answer to a request was lost"), "{shown}");
+    assert!(shown.contains("pending: acme: the answer to a request was lost"), "{shown}");
     let state = "select concat_ws(' ', lease_owner is null, last_error, consecutive_failures, pending_rows)
                    from elven_sync.sync_state";
     assert_eq!(scene.text(state).await, "t 0 1", "no failure, and the row is shown as pending");

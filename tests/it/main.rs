@@ -33,6 +33,7 @@ mod layers;
 mod ledgers;
 mod logs;
 mod mapping;
+mod messages;
 mod moves;
 mod plans;
 mod pooler;

@@ -65,7 +65,7 @@ async fn changed_mapping_closes_no_pass_over_hidden_rows(pool: PgPool) {
         let refused = output_of(&scene, 1, arguments).await;
         assert!(
             refused.contains("the ledger mapping of `acme` changed: entity_id was read from column entity_id, now from entity_account_id")
-                && refused.contains("entity rebind --mapping --reason '...' 'acme'"),
+                && refused.contains("entity rebind --mapping --reason 'mapping changed' 'acme'"),
             "{refused}"
         );
         assert_eq!(scene.text(STATE).await, before);

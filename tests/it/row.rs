@@ -90,7 +90,7 @@ async fn status_row_reports_each_state_of_a_row(pool: PgPool) {
     scene.run().await;
     output_of(&scene, 3, &["errors", "retry"]).await;
     let (retried, says) = verdict(&report_of(&scene, 0, "2").await);
-    assert!(retried == "uploaded" && says.contains("uploaded since in batch"), "{says}");
+    assert!(retried == "uploaded" && says.contains("uploaded later in batch"), "{says}");
     let number =
         scene.text("select error_id::text from elven_sync.sync_errors where resolved_at is null").await;
     output_of(&scene, 0, &["errors", "resolve", &number, "--reason", "a typing error"]).await;

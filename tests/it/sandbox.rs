@@ -391,7 +391,7 @@ async fn impossible_answer_is_reported() {
     bench.sandbox.inject(Fault::Answer { status: 99, body: String::new(), headers: Vec::new() });
     let response = bench.import(GOOD).await;
     assert_eq!(response.status(), 500);
-    assert!(response.text().await.unwrap().starts_with("the sandbox cannot answer so"));
+    assert!(response.text().await.unwrap().starts_with("the sandbox cannot send this answer"));
 }
 
 /// Reads from the socket, since an HTTP client shows little of a cut connection.

@@ -203,7 +203,7 @@ async fn copied_journal_is_accepted_after_proof(pool: PgPool) {
     insert(&scene, 1, 30).await;
     let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved by logical replication"];
     scene.run().await;
-    assert!(output_of(&scene, 0, &journal).await.contains("needs no rebinding"));
+    assert!(output_of(&scene, 0, &journal).await.contains("needs no rebind"));
     scene.sql(COPY).await;
     insert(&scene, 31, 32).await;
     assert_accepted(&scene, &journal).await;

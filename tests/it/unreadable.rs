@@ -103,7 +103,7 @@ async fn uncastable_value_stops_only_its_entity_and_names_row(pool: PgPool) {
     assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_backfills").await, "3");
     let of_row = output_of(&scene, 3, &["status", "--row", "5"]).await;
     assert!(of_row.contains("beta") && of_row.contains("row 5") && of_row.contains("N/A"), "{of_row}");
-    assert!(output_of(&scene, 0, &["status", "--row", "4"]).await.contains("waits"));
+    assert!(output_of(&scene, 0, &["status", "--row", "4"]).await.contains("is pending"));
     output_of(&scene, 0, &["entity", "rewind", "beta", "--yes"]).await;
     scene.sql("update books.raw set bal = '2', change_xid = default where id = 5").await;
     output_of(&scene, 0, &backfill).await;

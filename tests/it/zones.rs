@@ -363,7 +363,7 @@ async fn unusable_zone_rule_folder_is_refused(pool: PgPool) {
     for folder in ["/nonexistent", env!("CARGO_MANIFEST_DIR")] {
         scene.set(ZONEINFO, &format!("{folder}/src"));
         let text = output_of(&scene, 1, &["run"]).await;
-        assert!(text.contains("[time] zoneinfo") && text.contains("hint: leave it out"), "{text}");
+        assert!(text.contains("[time] zoneinfo") && text.contains("hint: remove the setting"), "{text}");
     }
     // An empty setting is no setting.
     scene.set(ZONEINFO, "");

@@ -1,4 +1,4 @@
-//! The batches of a pass: their intervals touch, each is done, and what it says of itself adds up.
+//! The check of the batches of a pass: their intervals touch, each batch is done, and its counts add up.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,15 +10,16 @@ use crate::database::Transaction;
 use crate::journal::BatchState;
 use crate::journal::JournalError;
 use crate::journal::audit::{self as records, JournalBatch};
+use crate::sync::watermark_check::start_over;
 use crate::watermark::{At, Cursor, LedgerId};
 
-/// The parts of a batch that was split.
+/// The number of parts of a batch that was split.
 const PARTS: usize = 2;
 
-/// Parts, by the batch that they are parts of.
+/// Parts, by the batch that was split into them.
 pub(super) type Parts = BTreeMap<i64, Vec<JournalBatch>>;
 
-/// The parts of these batches, and theirs.
+/// Reads the parts of these batches, and the parts of those parts.
 pub(super) async fn parts(
     transaction: &mut Transaction,
     roots: &[JournalBatch],
@@ -34,12 +35,12 @@ pub(super) async fn parts(
     Ok(parts)
 }
 
-/// A way through the batches of a pass.
+/// The state of the check of the batches of a pass, in order.
 pub(super) struct Walk<'a> {
     link: &'a Link,
-    /// Where the last batch ended.
+    /// The end of the last batch.
     at: Option<Cursor>,
-    /// The cursor of an open pass has been met, or is at the start.
+    /// The cursor of an open pass is reached, or is at the start.
     is_behind_cursor: bool,
 }
 
@@ -49,33 +50,33 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What a batch says of an interval, to be compared with the ledger.
+/// The rows that a batch claims for its interval, to be compared with the ledger.
 pub(super) struct Claim<'a> {
     pub link: &'a Link,
     pub after: Option<Cursor>,
     pub until: Option<Cursor>,
-    /// The whole batch. `None`: there is none, nor may there be a row.
+    /// The whole batch. `None`: the interval after the last batch, in which there may be no row.
     pub batch_id: Option<i64>,
-    /// How often the ledger may hold each row there: rows may share an id.
+    /// The ids of the rows, each with the number of rows that have it: rows may share an id.
     pub ids: HashMap<LedgerId, u32>,
-    /// Rows in all.
+    /// The number of rows.
     pub rows: usize,
-    /// Its rows are dealt with. Else they wait.
+    /// The rows are processed; otherwise they are pending.
     pub is_done: bool,
-    /// The batches, or parts, that were sent or set aside.
+    /// The batches or parts that were sent or set aside.
     pub leaves: Vec<Leaf>,
-    /// Their bodies are made again.
+    /// The bodies of the leaves are rebuilt.
     pub is_sampled: bool,
 }
 
-/// A batch, or a part, that was not split, and its rows.
+/// A batch or a part that was not split, and its rows.
 pub(super) struct Leaf {
     pub batch: JournalBatch,
     pub ids: Vec<LedgerId>,
 }
 
 impl Checker<'_> {
-    /// Goes over batches of a pass that follow each other, and adds what they claim.
+    /// Checks successive batches of a pass, and adds their claims.
     pub(super) fn go_over<'a>(
         &mut self,
         walk: &mut Walk<'a>,
@@ -90,11 +91,12 @@ impl Checker<'_> {
                     Finding::new(
                         "gap",
                         format!(
-                            "batch {batch_id} begins {}, but what is before it in the pass ends {}: a batch was removed or \
-                             altered, and what rows lie between is not known; hint: restore it from a backup, or \
-                             `elven-sync entity rewind` uploads again",
+                            "batch {batch_id} begins {}, but the part of the pass before it ends {}: a batch was \
+                             removed or altered, and the rows between are unknown; hint: restore it from a backup, \
+                             or {}",
                             place(root.before.as_ref()),
-                            place(walk.at.as_ref())
+                            place(walk.at.as_ref()),
+                            start_over(self.entity_id)
                         ),
                     )
                     .of_pass(walk.link.pass_id)
@@ -108,8 +110,9 @@ impl Checker<'_> {
                     Finding::new(
                         "unfinished",
                         format!(
-                            "the watermark is past batch {batch_id}, but it, or a part of it, has no answer: its status was \
-                             altered, or the watermark moved; hint: `elven-sync entity rewind` uploads again"
+                            "the watermark is past batch {batch_id}, but this batch or a part of it has no answer: its \
+                             status was altered, or the watermark was moved; hint: {}",
+                            start_over(self.entity_id)
                         ),
                     )
                     .of_pass(walk.link.pass_id)
@@ -138,15 +141,18 @@ impl Checker<'_> {
         }
     }
 
-    /// The end of a pass: its last batch ends where it was closed, and behind that there is no row.
+    /// Checks the end of a pass: its last batch ends where the pass was closed, and no row comes after it.
     pub(super) fn end<'a>(&mut self, walk: Walk<'a>, claims: &mut Vec<Claim<'a>>) {
         let Walk { link, at, is_behind_cursor } = walk;
         let closed = match &link.stage {
-            // What is behind the last batch waits.
+            // The rows after the last batch are pending.
             Stage::Open(_) if is_behind_cursor => return,
             Stage::Open(_) => {
-                let message = "no batch of the open pass ends where its cursor is: the cursor was moved by hand, or a \
-                               batch removed; hint: `elven-sync entity rewind` uploads again";
+                let message = format!(
+                    "no batch of the open pass ends at its cursor: the cursor was moved by hand, or a batch was \
+                     removed; hint: {}",
+                    start_over(self.entity_id)
+                );
                 self.report.find(Finding::new("gap", message).of_pass(link.pass_id));
                 return;
             }
@@ -155,9 +161,10 @@ impl Checker<'_> {
         if closed.is_some() && *closed != at {
             let message = format!(
                 "the pass was closed {}, but its last batch ends {}: a batch was removed or altered; hint: restore it \
-                 from a backup, or `elven-sync entity rewind` uploads again",
+                 from a backup, or {}",
                 place(closed.as_ref()),
-                place(at.as_ref())
+                place(at.as_ref()),
+                start_over(self.entity_id)
             );
             self.report.find(Finding::new("gap", message).of_pass(link.pass_id));
         }
@@ -174,7 +181,7 @@ impl Checker<'_> {
         });
     }
 
-    /// What became of a batch in the end: itself, or the parts of its parts; each checked by itself.
+    /// Returns the leaves of a batch: the batch itself, or its parts that were not split again. Each is checked.
     fn leaves(&mut self, root: JournalBatch, parts: &Parts) -> Vec<Leaf> {
         let mut leaves = Vec::new();
         let mut nodes = vec![root];
@@ -190,11 +197,12 @@ impl Checker<'_> {
             };
             if parts.len() != expected || !parts.iter().all(fits) {
                 let message = format!(
-                    "batch {} is `{}` and has {} parts that are to hold its rows: a part was removed or altered, or its \
-                     status was; hint: restore it from a backup, or `elven-sync entity rewind` uploads again",
+                    "batch {} is `{}` and has {} parts, which do not hold its rows: a part or the status was altered, \
+                     or a part was removed; hint: restore it from a backup, or {}",
                     node.batch_id,
                     node.status,
-                    parts.len()
+                    parts.len(),
+                    start_over(self.entity_id)
                 );
                 self.report
                     .find(Finding::new("parts", message).of_pass(node.pass_id).of_batch(Some(node.batch_id)));
@@ -208,19 +216,19 @@ impl Checker<'_> {
         leaves
     }
 
-    /// The rows of a batch, of which what it says of itself has to add up.
+    /// Returns the rows of a batch, and checks that its lists and counts agree.
     fn ids(&mut self, batch: &JournalBatch) -> Vec<LedgerId> {
         let listed = unpack_ids(&batch.row_ids);
         let rejected = batch.rejected_ids.as_deref().map(unpack_ids);
         let number = |count: i32| usize::try_from(count).ok();
         let wrong = if batch.entity_id != self.entity_id {
-            Some("is another entity's than its pass")
+            Some("belongs to another entity than its pass")
         } else if listed.is_none() || rejected == Some(None) {
             Some("has a list of rows that cannot be read")
         } else if listed.as_ref().map(Vec::len) != number(batch.rows_read) {
-            Some("lists more or fewer rows than it has read (rows_read)")
+            Some("lists more or fewer rows than it read (rows_read)")
         } else if batch.rows_read != batch.row_count + batch.rows_rejected + batch.rows_superseded {
-            Some("has read rows that were neither sent nor set aside nor superseded")
+            Some("read rows that were not sent, set aside or superseded")
         } else if let Some(Some(rejected)) = &rejected
             && Some(rejected.len()) != number(batch.rows_rejected)
         {
@@ -229,15 +237,15 @@ impl Checker<'_> {
             && !rejected.is_empty()
             && !is_part(rejected, listed)
         {
-            Some("lists rows as set aside that it has not read")
+            Some("lists rows as set aside that it did not read")
         } else {
             None
         };
         if let Some(wrong) = wrong {
             let message = format!(
-                "batch {} {wrong}: its row in sync_batches was altered; hint: restore it from a backup, or `elven-sync \
-                 entity rewind` uploads again",
-                batch.batch_id
+                "batch {} {wrong}: its row in sync_batches was altered; hint: restore it from a backup, or {}",
+                batch.batch_id,
+                start_over(self.entity_id)
             );
             self.report
                 .find(Finding::new("counts", message).of_pass(batch.pass_id).of_batch(Some(batch.batch_id)));
@@ -246,7 +254,7 @@ impl Checker<'_> {
     }
 }
 
-/// All of these rows are among the others.
+/// Returns whether all `rows` are in `of`.
 fn is_part(rows: &[LedgerId], of: &[LedgerId]) -> bool {
     let of: HashSet<&LedgerId> = of.iter().collect();
     rows.iter().all(|row| of.contains(row))
@@ -254,8 +262,8 @@ fn is_part(rows: &[LedgerId], of: &[LedgerId]) -> bool {
 
 fn place(cursor: Option<&Cursor>) -> String {
     match cursor {
-        Some(Cursor { at: At::Xid(xid), id }) => format!("behind row {id} of transaction {xid}"),
-        Some(Cursor { at: At::Instant(_), id }) => format!("behind row {id}"),
+        Some(Cursor { at: At::Xid(xid), id }) => format!("after row {id} of transaction {xid}"),
+        Some(Cursor { at: At::Instant(_), id }) => format!("after row {id}"),
         None => "at its start".to_owned(),
     }
 }

@@ -1,21 +1,24 @@
-//! The chain of watermarks: each change begins where the one before ended, and the last one ends where the entity is.
+//! The chain of watermarks: each change begins where the change before it ended, and the last one ends at the present
+//! watermark of the entity.
 
 use super::finding::Finding;
 use crate::journal::Lane;
 use crate::journal::audit::Change;
+use crate::sync::watermark_check::start_over;
 use crate::watermark::{Cursor, Snapshot};
 
-/// A watermark is shown up to this many characters: it may list many transactions.
+/// The characters of a watermark that a message shows: a watermark may list many transactions.
 const SHOWN_MAX: usize = 60;
 
-/// What is left of the changes of a watermark when those are left out that a rewind took back.
+/// The changes of a watermark without those that a rewind took back.
 #[derive(Debug, Default)]
 pub(crate) struct Chain {
+    entity_id: String,
     /// The passes, in order; the last one may be open.
     pub links: Vec<Link>,
-    /// The others: what was skipped at registration, or pruned.
+    /// The other changes: rows skipped at registration, and pruned passes.
     pub others: Vec<Change>,
-    /// Where it is broken.
+    /// The places where the chain is broken.
     pub findings: Vec<Finding>,
 }
 
@@ -28,12 +31,12 @@ pub(crate) struct Link {
     pub stage: Stage,
 }
 
-/// Whether a pass is through.
+/// Whether a pass is closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// It was closed, here if that is known.
+    /// Closed, with its end if that is known.
     Closed(Option<Cursor>),
-    /// It is open, and has come so far.
+    /// Open, with its cursor.
     Open(Option<Cursor>),
 }
 
@@ -43,24 +46,24 @@ impl Link {
     }
 }
 
-/// Follows the changes of a watermark to where the entity is now.
-pub(crate) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
-    let mut chain = Chain::default();
+/// Follows the changes of a watermark up to the present state of the entity.
+pub(crate) fn follow(entity_id: &str, changes: Vec<Change>, lane: &Lane) -> Chain {
+    let mut chain = Chain { entity_id: entity_id.to_owned(), ..Chain::default() };
     let mut stack: Vec<Change> = Vec::new();
     let mut seen: Vec<Snapshot> = Vec::new();
     let mut watermark: Option<Snapshot> = None;
     for change in changes {
         if change.kind == "rebind" {
-            // It accepts another cluster, and may come while a pass is open.
+            // A rebind accepts another cluster or mapping, and is possible while a pass is open.
             if change.settled != change.target {
-                chain.find("chain", &change, "is a rebind and yet moves the watermark");
+                chain.find("chain", &change, "is a rebind, but moves the watermark");
             }
             continue;
         }
         if let Some(open) = stack.pop_if(|top| is_open(top))
             && change.kind != "rewind"
         {
-            chain.find("open_pass", &open, "was never finished nor given up, and others follow");
+            chain.find("open_pass", &open, "was neither finished nor given up, but other changes follow");
         }
         if change.settled != watermark {
             let (begins, ended) = (shown(change.settled.as_ref()), shown(watermark.as_ref()));
@@ -68,8 +71,8 @@ pub(crate) fn follow(changes: Vec<Change>, lane: &Lane) -> Chain {
                 "chain",
                 &change,
                 &format!(
-                    "begins at {begins}, but what is before it ended at {ended}: a pass was removed or a watermark \
-                     altered, and what lies between may have been skipped"
+                    "begins at {begins}, but the change before it ended at {ended}: a pass was removed or a watermark \
+                     was altered, and the rows between may have been skipped"
                 ),
             );
         }
@@ -100,13 +103,13 @@ fn is_open(change: &Change) -> bool {
 impl Chain {
     fn find(&mut self, what: &'static str, change: &Change, message: &str) {
         let message = format!(
-            "the change of the watermark in sync_passes {message}; hint: restore the row from a backup, or `elven-sync \
-             entity rewind` uploads again"
+            "the change of the watermark in sync_passes {message}; hint: restore the row from a backup, or {}",
+            start_over(&self.entity_id)
         );
         self.findings.push(Finding::new(what, message).of_pass(change.pass_id));
     }
 
-    /// Takes back what a rewind took back: all behind the change that covers where it went.
+    /// Removes the changes that a rewind took back: all changes after the one that includes the rewind's target.
     fn rewind(&mut self, rewind: &Change, stack: &mut Vec<Change>, seen: &[Snapshot]) {
         let Some(to) = &rewind.target else {
             stack.clear();
@@ -120,7 +123,7 @@ impl Chain {
             Some(kept) if is_known => {
                 stack.truncate(kept + 1);
                 if let Some(last) = stack.last_mut() {
-                    // What it dealt with beyond that waits again.
+                    // The rows that it processed beyond the target are pending again.
                     last.target = Some(to.clone());
                 }
             }
@@ -132,7 +135,7 @@ impl Chain {
         }
     }
 
-    /// The state of the entity is where its last change has ended, and the open pass is the one that is open.
+    /// Checks that the state of the entity has the watermark of the last change, and the same open pass.
     fn ends_at(&mut self, open: Option<&Change>, watermark: Option<&Snapshot>, lane: &Lane) {
         if lane.settled.as_ref() != watermark {
             let (stands, ended) = (shown(lane.settled.as_ref()), shown(watermark));
@@ -140,8 +143,8 @@ impl Chain {
                 "watermark",
                 format!(
                     "the watermark in sync_state is {stands}, but the last change in sync_passes ended at {ended}: it \
-                     was moved by hand, or a pass was removed; rows between the two may have been skipped; hint: \
-                     `elven-sync entity rewind` uploads again"
+                     was moved by hand, or a pass was removed; the rows between may have been skipped; hint: {}",
+                    start_over(&self.entity_id)
                 ),
             ));
         }
@@ -149,8 +152,11 @@ impl Chain {
         let stated = lane.open.as_ref().map(|(pass_id, target)| (*pass_id, Some(target)));
         if recorded != stated {
             let pass_id = stated.or(recorded).map(|(pass_id, _)| pass_id);
-            let message = "the open pass in sync_state and the unfinished one in sync_passes are not the same, or have \
-                           different targets: one of them was altered; hint: `elven-sync entity rewind` uploads again";
+            let message = format!(
+                "the open pass in sync_state and the unfinished pass in sync_passes differ: one of them was altered; \
+                 hint: {}",
+                start_over(&self.entity_id)
+            );
             self.findings.push(Finding { pass_id, ..Finding::new("open_pass", message) });
         }
     }
@@ -161,7 +167,8 @@ impl Chain {
             return self.find("chain", &change, "is a pass without a target");
         };
         if settled.as_ref().is_some_and(|settled| !settled.is_within(&target)) {
-            let message = "a pass moves the watermark back: its target was altered; hint: restore the row from a backup";
+            let message =
+                "a pass moves the watermark back: its target was altered; hint: restore it from a backup";
             self.findings.push(Finding::new("chain", message).of_pass(pass_id));
         }
         let stage = if is_open { Stage::Open(lane.cursor.clone()) } else { Stage::Closed(last) };
@@ -209,7 +216,7 @@ mod tests {
             open: open.map(|(pass_id, target)| (pass_id, target.parse().unwrap())),
             ..Lane::default()
         };
-        let chain = follow(changes, &lane);
+        let chain = follow("acme", changes, &lane);
         let whats = chain.findings.iter().map(|finding| finding.what).collect();
         (chain.links.iter().map(|link| link.pass_id).collect(), whats)
     }
@@ -219,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_or_a_prune_may_do_breaks_no_chain() {
+    fn changes_that_a_person_or_a_prune_may_make_break_no_chain() {
         let pass = |id, settled, target| change(id, "pass", settled, target);
         for (changes, settled, opened, links) in [
             (vec![], "", None, vec![]),
@@ -239,7 +246,7 @@ mod tests {
                 None,
                 vec![1, 4],
             ),
-            // Back to where an earlier rewind came from: what the third pass dealt with covers it.
+            // Back to where an earlier rewind came from: the third pass includes it.
             (
                 vec![
                     pass(1, "", A),
@@ -273,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_else_was_done_to_it_is_found() {
+    fn any_other_change_is_found() {
         let pass = |id, settled, target| change(id, "pass", settled, target);
         for (changes, settled, opened, what) in [
             (vec![pass(1, "", A), pass(3, B, C)], C, None, "chain"),

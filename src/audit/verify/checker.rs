@@ -1,4 +1,4 @@
-//! The state of the check of one entity.
+//! The state and the report of the check of one entity.
 
 use std::collections::VecDeque;
 
@@ -10,51 +10,51 @@ use crate::align::{Zone, Zones};
 use crate::journal::audit::Pruned;
 use crate::ledger::Ledger;
 
-/// Of each entity so many findings are kept; the others are counted.
+/// The findings of an entity that are kept; the others are only counted.
 pub(super) const FINDINGS_MAX: usize = 100;
 
-/// Of each finding so many rows are named.
+/// The rows that a finding names.
 pub(super) const ROWS_NAMED_MAX: usize = 20;
 
-/// Of each entity so many of the newest batches have their ids counted.
+/// The newest batches of an entity whose ids are counted for a rebind.
 pub(super) const NEWEST: usize = 100;
 
-/// Of each entity so many whole batches have their bodies made again, unless all are asked for.
+/// The whole batches of an entity whose bodies are rebuilt, without `--deep`.
 pub(super) const SAMPLED_BATCHES: usize = 20;
 
-/// What was found out about an entity.
+/// The result of the check of an entity.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct EntityProof {
     /// The entity.
     pub entity_id: String,
-    /// Passes that were looked at, since the last rewind.
+    /// The passes that were checked, since the last rewind.
     pub passes: usize,
-    /// Batches of theirs, parts not counted.
+    /// The batches of these passes, parts not counted.
     pub batches: usize,
-    /// Ledger rows of which it is proven that a batch dealt with them.
+    /// Ledger rows that are proven to be processed by a batch.
     pub rows_proven: usize,
-    /// Ledger rows that wait.
+    /// Pending ledger rows.
     pub rows_pending: i64,
-    /// Rows that these batches set aside, whatever became of them.
+    /// Rows that these batches set aside, resolved or not.
     pub rows_set_aside: i64,
     /// Rows of the entity that are set aside now: their errors are open.
     pub rows_set_aside_open: i64,
-    /// Bodies that were made again from the ledger and have the hash that was recorded.
+    /// Bodies that were rebuilt from the ledger and have the recorded hash.
     pub bodies_proven: usize,
-    /// Bodies that could not be made again, since rows of them have changed since.
+    /// Bodies that could not be rebuilt, because some of their rows have changed since.
     pub bodies_changed: usize,
-    /// Bodies that came out differently for a known reason: zone rules that are not known any more, a zone that was not
-    /// recorded, or a rebind since that accepted other values.
+    /// Bodies that differ for a known reason: their zone rules are no longer known, their zone was not recorded, or a
+    /// later rebind accepted other values.
     pub bodies_not_provable: usize,
-    /// What was there when it was registered was skipped on request.
+    /// The entity was registered with `--from-now`, which skipped the rows of that time.
     pub skipped_from_now: bool,
-    /// What was pruned from its journal, of which nothing is proven.
+    /// The pruned part of its journal, about which nothing is proven.
     pub pruned: Option<Pruned>,
-    /// What is not as it has to be.
+    /// The findings that are kept.
     pub findings: Vec<Finding>,
-    /// Further findings, not kept.
+    /// The number of further findings.
     pub more_findings: usize,
-    /// When the rows were captured of all bodies that came out differently.
+    /// The `captured_at` of the rows of all bodies that differ.
     #[serde(skip)]
     pub(super) resend: Option<Span>,
 }
@@ -68,39 +68,40 @@ impl EntityProof {
         }
     }
 
-    /// The command that sends the rows again of all bodies that came out differently. `None`: there are none.
+    /// The command that sends the rows of all differing bodies again. `None`: no body differs.
     pub fn backfill(&self) -> Option<String> {
         self.resend.map(|span| Span::backfill(Some(span), &self.entity_id))
     }
 
-    /// Everything is as it has to be.
+    /// Whether there is no finding.
     pub fn holds(&self) -> bool {
         self.findings.is_empty()
     }
 }
 
-/// What goes through the passes of an entity.
+/// Checks the passes of an entity.
 pub(super) struct Checker<'a> {
     pub(super) ledger: &'a Ledger,
     pub(super) entity_id: &'a str,
     /// The zone rules in use.
     pub(super) zones: &'a Zones,
-    /// The zone that the entity has now.
+    /// The present zone of the entity.
     pub(super) zone: Option<Zone>,
-    /// The watermark is one of this ledger: only then its rows say something.
+    /// The watermark belongs to this ledger. Otherwise the rows of the ledger prove nothing.
     pub(super) fits: bool,
     pub(super) report: &'a mut EntityProof,
     pub(super) sample: Sample,
-    /// Of the newest batches: how many ids each lists, and how many of them the ledger has in its interval.
+    /// For each of the newest batches: the number of ids that it lists, and how many of them the ledger has in its
+    /// interval.
     pub(super) newest: VecDeque<(usize, usize)>,
-    /// Bodies of passes before this change of the watermark may have been made of other values.
+    /// The bodies of passes before this change of the watermark may have been made from other values.
     pub(super) other_values_before: Option<i64>,
 }
 
-/// Which whole batches have their bodies made again: every so manieth.
+/// Selects the whole batches whose bodies are rebuilt: every `step`th batch.
 #[derive(Default)]
 pub(super) struct Sample {
-    /// Known once the batches were counted.
+    /// Set after the batches are counted.
     pub(super) step: Option<usize>,
     pub(super) offset: usize,
     pub(super) seen: usize,
@@ -109,7 +110,7 @@ pub(super) struct Sample {
 impl Sample {
     pub(super) fn of(&mut self, batches: usize) {
         let step = *self.step.get_or_insert((batches / SAMPLED_BATCHES).max(1));
-        // Another one each time, so that what is checked again and again is checked all over.
+        // A random offset, so that repeated checks reach all batches.
         self.offset = fastrand::usize(..step);
     }
 

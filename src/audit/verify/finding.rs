@@ -1,19 +1,19 @@
-//! What `verify` finds.
+//! The findings of `verify`.
 
 use serde::Serialize;
 
-/// Something that is not as it has to be.
+/// A place where journal and ledger do not agree.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// What kind it is: a word for machines.
+    /// The kind of the finding.
     pub what: &'static str,
     /// The pass.
     pub pass_id: Option<i64>,
     /// The batch.
     pub batch_id: Option<i64>,
-    /// The ledger rows, or the first of them.
+    /// The first ledger rows that it is about.
     pub ledger_ids: Vec<String>,
-    /// What it is, what it means, and what to do.
+    /// What was found, what it means, and what to do.
     pub message: String,
 }
 

@@ -1,9 +1,9 @@
-//! The proof that nothing was skipped, from the journal and the ledger as they are at one moment.
+//! The proof that no row was skipped, from the journal and the ledger at one moment.
 //!
-//! Each version of a ledger row belongs to one pass of its entity, and in it to the interval of one batch, which lists
-//! it. So it is enough that the passes form a chain up to the watermark ([`chain`]), that the batches of a pass touch
-//! and say of themselves what adds up ([`batches`]), and that what the ledger holds in an interval is in the list of
-//! the batch ([`rows`]). Nothing is changed, and what others write meanwhile is not seen.
+//! Each row version belongs to one pass of its entity, and within the pass to the interval of one batch, which lists
+//! the row. So the proof has three parts: the passes form a chain up to the watermark ([`chain`]), the intervals of the
+//! batches of a pass touch and their counts add up ([`batches`]), and the ledger rows in an interval are in the list of
+//! its batch ([`rows`]). The proof changes nothing, and reads one snapshot, without later writes.
 
 mod batches;
 pub(crate) mod chain;
@@ -32,12 +32,12 @@ use crate::sync::worker::warn_of;
 use crate::sync::{RunError, watermark_check};
 use crate::watermark::Snapshot;
 
-/// Batches, and passes, that are looked at together.
+/// The most batches, and the most passes, that are checked together.
 const BATCHES_TOGETHER_MAX: usize = 100;
-/// Passes whose batches are counted together.
+/// The most passes whose batches are counted together.
 const COUNTED_MAX: usize = 1000;
 
-/// Checks all entities that have a journal, or those named. `deep`: makes all bodies again, not a sample.
+/// Checks all entities that have a journal, or only those in `only`. `deep`: rebuilds all bodies, not only a sample.
 pub async fn verify(
     settings: &Settings,
     database: &Database,
@@ -65,7 +65,7 @@ pub async fn verify(
         .await
 }
 
-/// Checks one entity. What kept the proof from its end, of the rows of the ledger, is a finding.
+/// Checks one entity. Ledger rows that cannot be read are a finding.
 async fn prove(
     database: &Database,
     ledger: &Ledger,
@@ -75,44 +75,43 @@ async fn prove(
 ) -> Result<EntityProof, RunError> {
     let (mut report, proven) = prove_rows(database, ledger, zones, entity_id, Asked::Verify { deep }).await?;
     if let Err(problem) = proven {
-        let message =
-            format!("{}; what was to be checked behind that is not proven", problem.in_words_of_entity());
+        let message = format!("{}; the checks after this point were not made", problem.in_words_of_entity());
         report.find(Finding::new("ledger", message));
     }
     Ok(report)
 }
 
-/// What a proof is made for.
+/// The purpose of a proof.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Asked {
-    /// Of the journal as it is; of all bodies, or of a sample.
+    /// To verify the journal as it is, with all bodies or a sample of them.
     Verify { deep: bool },
-    /// Of the journal as if it were of this cluster and of this mapping, with all bodies. With `other_values` bodies may
-    /// differ, since a person accepts that others are sent.
+    /// To rebind: the journal is checked as if it belonged to this cluster and this mapping, with all bodies. With
+    /// `other_values` the bodies may differ, since a person accepts that other values are sent.
     Rebind { other_values: bool },
 }
 
-/// A proof, and what a rebind needs besides.
+/// A proof, and the further facts that a rebind needs.
 #[derive(Debug)]
 pub(crate) struct Proof {
     pub report: EntityProof,
     pub proven: Proven,
 }
 
-/// What a rebind needs to know of an entity.
+/// The facts about an entity that a rebind needs.
 #[derive(Debug)]
 pub(crate) struct Proven {
-    /// The entity as it was found.
+    /// The lane as it was found.
     pub lane: Lane,
     /// Changes of the watermark were pruned.
     pub is_pruned: bool,
-    /// Of the newest batches the ids that they list, and those of them that the ledger has in their intervals.
+    /// The number of ids in the newest batches, and how many of them the ledger has in the intervals of these batches.
     pub newest: (usize, usize),
-    /// Every transaction that the watermark may speak of has ended.
+    /// Every transaction that the watermark may include has ended.
     pub has_ended: bool,
 }
 
-/// Checks one entity, for a purpose.
+/// Checks one entity for a purpose.
 pub(crate) async fn prove_as(
     database: &Database,
     ledger: &Ledger,
@@ -124,8 +123,9 @@ pub(crate) async fn prove_as(
     Ok(Proof { report, proven: proven? })
 }
 
-/// Checks one entity. When a row of it has a value that cannot be converted, in the careful way: such a row was set aside,
-/// which is as it has to be. The second result says whether the rows of the ledger could be read to the end.
+/// Checks one entity. If a row has a value that the database cannot convert, the check is repeated with the careful
+/// reading, since a run sets such a row aside. The second result is an error if the rows of the ledger could not be
+/// read to the end.
 async fn prove_rows(
     database: &Database,
     ledger: &Ledger,
@@ -150,7 +150,7 @@ async fn prove_rows(
     }
 }
 
-/// Checks one entity, all of it in one snapshot. What was found before an error is in the report.
+/// Checks one entity in one snapshot. After an error the report has the findings made before it.
 async fn prove_in_snapshot(
     database: &Database,
     ledger: &Ledger,
@@ -167,7 +167,7 @@ async fn prove_in_snapshot(
     report.pruned = records::pruned(&mut transaction, entity_id).await?;
     report.rows_set_aside_open = records::set_aside(&mut transaction, entity_id).await?;
     let values_changed = records::values_changed(&mut transaction, entity_id).await?;
-    let Chain { links, others, findings } = chain::follow(changes, &found);
+    let Chain { links, others, findings, .. } = chain::follow(entity_id, changes, &found);
     let is_pruned = report.pruned.is_some() || others.iter().any(|change| change.kind == "pruned");
     report.passes = links.len();
     report.skipped_from_now = others.iter().any(|change| change.kind == "from_now");
@@ -175,8 +175,8 @@ async fn prove_in_snapshot(
         report.find(finding);
     }
     let look = ledger.look_in(&mut transaction, &progress).await?;
-    // A journal that was copied is compared with the ledger all the same, to show what it would pass over. Where the
-    // watermark is, the chain has told.
+    // A copied journal is also compared with the ledger, to show the rows that it would skip. The chain has already
+    // checked the position of the watermark.
     let lane = match asked {
         Asked::Verify { .. } => {
             if let Err(misfit) = watermark_check::check_seal(entity_id, &found) {
@@ -210,7 +210,7 @@ async fn prove_in_snapshot(
 }
 
 impl Checker<'_> {
-    /// Goes through passes: a few small ones together, a large one in pages.
+    /// Checks passes: small ones together, a large one in pages.
     async fn passes(&mut self, transaction: &mut Transaction, links: &[Link]) -> Result<(), RunError> {
         let mut counts = Vec::with_capacity(links.len());
         for links in links.chunks(COUNTED_MAX) {
@@ -241,7 +241,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Passes with few batches.
+    /// Checks passes with few batches together.
     async fn small(&mut self, transaction: &mut Transaction, links: &[Link]) -> Result<(), RunError> {
         let pass_ids: Vec<i64> = links.iter().map(|link| link.pass_id).collect();
         let roots = records::roots_of_all(transaction, &pass_ids).await?;
@@ -260,7 +260,7 @@ impl Checker<'_> {
         self.check_rows(transaction, claims).await
     }
 
-    /// A pass with many batches.
+    /// Checks a pass with many batches in pages.
     async fn large(&mut self, transaction: &mut Transaction, link: &Link) -> Result<(), RunError> {
         let mut walk = Walk::of(link);
         let mut behind = 0;

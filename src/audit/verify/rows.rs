@@ -1,4 +1,4 @@
-//! What the ledger holds, against what the batches claim.
+//! The check of the ledger rows against the claims of the batches.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,9 +13,10 @@ use crate::journal::BatchState;
 use crate::journal::audit as records;
 use crate::ledger::{Interval, Row};
 use crate::sync::RunError;
+use crate::sync::watermark_check::start_over;
 use crate::watermark::LedgerId;
 
-/// So many rows more than a batch lists are read of its interval: any is one too many.
+/// The number of rows that are read of an interval beyond those that its batch lists. Each of them is a finding.
 const ROWS_TOO_MANY: usize = ROWS_NAMED_MAX + 1;
 
 impl Claim<'_> {
@@ -31,14 +32,14 @@ impl Claim<'_> {
 }
 
 impl Checker<'_> {
-    /// Compares claims with the ledger and with the rows that were set aside.
+    /// Compares claims with the ledger, and with the errors of the rows that were set aside.
     pub(super) async fn check_rows(
         &mut self,
         transaction: &mut Transaction,
         mut claims: Vec<Claim<'_>>,
     ) -> Result<(), RunError> {
         self.check_set_aside(transaction, &claims).await?;
-        // Transaction ids of another cluster, or ids of another table, mean nothing here.
+        // Transaction ids of another cluster, and ids of another table, have no meaning in this ledger.
         if !self.fits {
             return Ok(());
         }
@@ -85,8 +86,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// The zone that the body of a batch was made with, by its rules of that time as far as they are known. `None`:
-    /// they are not.
+    /// Returns the zone of the body of a batch with the zone rules of that time. `None`: these rules are not known.
     async fn recorded_zone(
         &self,
         transaction: &mut Transaction,
@@ -107,14 +107,14 @@ impl Checker<'_> {
         })
     }
 
-    /// Makes a body again, as far as its rows are what they were. Rows that were set aside had no part in it: they
-    /// supersede nothing, and whether they were corrected is no matter of this batch. `recorded`: the zone by the rules of
-    /// that time.
+    /// Rebuilds a body, if none of its rows has changed, and compares its hash. Rows that were set aside are left out:
+    /// they were not in the body, supersede nothing, and may have been corrected since. `recorded`: the zone with the
+    /// rules of that time.
     fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>) {
         let batch = &leaf.batch;
         let all: HashSet<&LedgerId> = leaf.ids.iter().collect();
-        // The order of rows that share an id is PostgreSQL's, and a list of ids does not tell which of them was set
-        // aside.
+        // The order of rows that share an id is not defined, and a list of ids does not show which of these rows was
+        // set aside.
         let has_ties = all.len() < leaf.ids.len();
         let set_aside = batch.rejected_ids.as_deref().filter(|_| !has_ties).and_then(unpack_ids);
         let set_aside: HashSet<LedgerId> =
@@ -128,7 +128,7 @@ impl Checker<'_> {
             self.report.bodies_changed += 1;
             return;
         }
-        // From before they were recorded.
+        // The batch is from before the ids of rejected rows were recorded.
         let unknown_set_aside = batch.rows_rejected > 0 && batch.rejected_ids.is_none();
         let has_rules = recorded.is_some();
         let in_use = || match &batch.timezone {
@@ -155,7 +155,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Each row that was set aside has its row in `sync_errors`.
+    /// Checks that each row that was set aside has an error in `sync_errors`.
     async fn check_set_aside(
         &mut self,
         transaction: &mut Transaction,
@@ -172,7 +172,7 @@ impl Checker<'_> {
             self.report.rows_set_aside += i64::from(leaf.batch.rows_rejected);
             let ids = match &leaf.batch.rejected_ids {
                 Some(packed) => unpack_ids(packed).unwrap_or_default(),
-                // Before they were recorded: then it is known only how many they are.
+                // A batch from before these ids were recorded: only their number is known.
                 None => leaf.ids.clone(),
             };
             let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
@@ -186,8 +186,8 @@ impl Checker<'_> {
             if batch.rejected_ids.is_some() {
                 for id in ids.into_iter().filter(|id| !found.contains(id)) {
                     let message = format!(
-                        "batch {} has set row {id} aside, but sync_errors says nothing of it: that row was removed; hint: \
-                         updating the row {id} in the ledger uploads it",
+                        "batch {} set row {id} aside, but the row has no error in sync_errors: the error was removed; \
+                         hint: update row {id} in the ledger, and the next run uploads it",
                         batch.batch_id
                     );
                     let finding = Finding::new("no_error", message).of_pass(batch.pass_id);
@@ -201,9 +201,10 @@ impl Checker<'_> {
             // Rows that share an id share an error.
             if distinct.len() == ids.len() && known < expected {
                 let message = format!(
-                    "batch {} has set {expected} of its rows aside, but sync_errors has only {known} of them: rows of it \
-                     were removed; hint: `elven-sync entity rewind` uploads again",
-                    batch.batch_id
+                    "batch {} set {expected} of its rows aside, but only {known} of them have an error in sync_errors: \
+                     errors were removed; hint: {}",
+                    batch.batch_id,
+                    start_over(self.entity_id)
                 );
                 self.report.find(
                     Finding::new("no_error", message).of_pass(batch.pass_id).of_batch(Some(batch.batch_id)),
@@ -214,12 +215,12 @@ impl Checker<'_> {
     }
 }
 
-/// The API accepted at least one record of it: then there is a body to be made again.
+/// Returns whether the API accepted a body of this batch.
 fn has_body(leaf: &Leaf) -> bool {
     leaf.batch.state == BatchState::Accepted && leaf.batch.row_count > 0
 }
 
-/// A body that comes out otherwise than it was sent.
+/// The finding that a rebuilt body differs from the body that was sent.
 fn other_body(batch_id: i64, entity_id: &str, rows: &[Row]) -> Finding {
     let named: Vec<String> = rows.iter().take(ROWS_NAMED_MAX).map(|row| row.id.to_string()).collect();
     let more = match rows.len() - named.len() {
@@ -227,27 +228,26 @@ fn other_body(batch_id: i64, entity_id: &str, rows: &[Row]) -> Finding {
         more => format!(" and {more} more"),
     };
     let message = format!(
-        "the ledger shows other values now for rows among those that batch {batch_id} has sent ({}{more}), although \
-         none has a newer change_xid: a view or a mapping table that [ledger] reads shows other values now, or rows were \
-         changed without their stamp, or the recorded hash (body_sha256) was altered; Elven may hold the earlier \
-         values; hint: `{}` sends what the ledger shows now; this finding ends when the rows are updated in the ledger, \
-         so that they get a newer change_xid and the next run uploads them",
+        "the ledger now has other values for some of the rows that batch {batch_id} has sent ({}{more}), although none \
+         has a newer change_xid: a view or a mapping table that [ledger] reads has changed, rows were changed without \
+         the trigger, or the recorded hash (body_sha256) was altered; Elven may hold the earlier values; hint: `{}` \
+         sends the present values; the finding disappears after the rows are updated in the ledger, which gives them a \
+         newer change_xid, and a run uploads them",
         named.join(", "),
         Span::backfill(Span::of(rows), entity_id)
     );
     Finding::new("body", message).of_batch(Some(batch_id)).of_rows(named)
 }
 
-/// Rows of an interval that are one too many. Of more than are named it is known alone.
+/// The finding that an interval has rows that its batch does not list. Rows beyond those that it names are only
+/// counted, up to [`ROWS_TOO_MANY`].
 fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
     let (what, place) = match claim.batch_id {
         Some(batch_id) => (
             "unlisted_row",
-            format!(
-                "lie behind what comes before batch {batch_id} and up to its end, and it does not list them"
-            ),
+            format!("are in the interval of batch {batch_id}, but the batch does not list them"),
         ),
-        None => ("row_behind", "lie behind the last batch of its pass, which is closed".to_owned()),
+        None => ("row_behind", "come after the last batch of their pass, which is closed".to_owned()),
     };
     let named: Vec<String> = ids.iter().take(ROWS_NAMED_MAX).map(ToString::to_string).collect();
     let more = match ids.len() - named.len() {
@@ -255,9 +255,9 @@ fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
         more => format!(" and {more} or more others"),
     };
     let message = format!(
-        "rows {}{more} of the ledger {place}: they came behind the watermark, round the trigger that stamps what is \
-         written, or the journal was altered; nothing says that they were uploaded; hint: update them, and the next run \
-         uploads them",
+        "rows {}{more} of the ledger {place}: they were inserted while the trigger was bypassed, so that their \
+         change_xid is older than the watermark, or the journal was altered; they may not be uploaded; hint: update \
+         them in the ledger, and the next run uploads them",
         named.join(", ")
     );
     Finding::new(what, message).of_pass(claim.link.pass_id).of_batch(claim.batch_id).of_rows(named)

@@ -1,11 +1,11 @@
-//! When the rows of bodies were captured that came out differently, and the backfill that sends them again.
+//! The range of `captured_at` of the rows whose bodies differ, and the backfill that sends them again.
 
 use chrono::TimeDelta;
 
 use crate::ledger::{Row, instant};
 use crate::text::quoted_option;
 
-/// Instants of `captured_at`, both included, in microseconds from 2000-01-01 UTC.
+/// A range of `captured_at`, both ends included, in microseconds from 2000-01-01 UTC.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     first_us: i64,
@@ -13,20 +13,20 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// Of these rows. `None`: of none of them it is known.
+    /// The span of these rows. `None`: no row has a `captured_at`.
     pub(super) fn of(rows: &[Row]) -> Option<Self> {
         let known = rows.iter().filter_map(|row| row.captured_at_us);
         Some(Self { first_us: known.clone().min()?, last_us: known.max()? })
     }
 
-    /// From the first to the last instant of both.
+    /// The span that includes both.
     pub(super) fn around(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         let (Some(one), Some(other)) = (one, other) else { return one.or(other) };
         let (first_us, last_us) = (one.first_us.min(other.first_us), one.last_us.max(other.last_us));
         Some(Self { first_us, last_us })
     }
 
-    /// The backfill of this span, to be pasted.
+    /// The command that backfills this span.
     pub(super) fn backfill(span: Option<Self>, entity_id: &str) -> String {
         let time = |us: i64, more_us: i64| {
             let at = instant(us);

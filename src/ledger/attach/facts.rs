@@ -242,6 +242,9 @@ async fn refuse_what_has_no_triggers(
             "r" | "p" => {}
             "v" => {
                 let beneath = tables_beneath(database, &relation.name()).await?.join(", ");
+                if beneath.is_empty() {
+                    return refuse("it is a view that reads no table, and only a table can have the trigger");
+                }
                 return refuse(&format!(
                     "it is a view, and the trigger has to be on the written table; hint: prepare that table \
                      ({beneath}) with ELVEN_SYNC_LEDGER__TABLE=... elven-sync attach, and with \

@@ -1,4 +1,4 @@
-//! One request: what it asks for, and what comes of it.
+//! One request: its call, its checks and its answer.
 
 use super::super::shared::Shared;
 
@@ -24,18 +24,18 @@ use super::super::{
     validate::{Known, Record, count, validate},
 };
 
-/// The import.
+/// The path of the import.
 pub(super) const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
 
 const CURRENCIES_PATH: &str = "/open/v3/currency";
 
 const ACCOUNTS_PATH: &str = "/open/v3/entityAccount";
 
-/// Bytes beyond the limit that are read and thrown away before a 413, so that a client which is still
-/// sending meets an answer and not a reset. Past these the connection is closed on it.
+/// The bytes beyond the limit that are read and discarded before a 413, so that a client that is still sending gets an
+/// answer and not a connection reset. After these bytes the connection is closed.
 const DISCARDED_BYTES_MAX: u64 = 64 << 20;
 
-/// What can be asked of the API.
+/// A call of the API.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
     Import,
@@ -58,24 +58,24 @@ impl Call {
     }
 }
 
-/// What an admitted request came to.
+/// The result of an accepted request.
 pub(super) enum Outcome<'b> {
-    /// An import; its records are to be kept.
+    /// The records of an import, which are kept.
     Records(Vec<Record<'b>>),
-    /// An import that a lax sandbox only counts.
+    /// The number of records of an import, which a lax sandbox does not keep.
     Counted(usize),
-    /// A list, as the JSON to answer with.
+    /// A list as JSON.
     List(String),
 }
 
 impl<'b> Outcome<'b> {
-    /// The records, where they were looked at.
+    /// The records that are kept.
     pub(super) fn records(&self) -> &[Record<'b>] {
         if let Self::Records(records) = self { records } else { &[] }
     }
 }
 
-/// The answer without a fault, and the records to keep; both noted.
+/// Makes the answer without faults and the records to keep, and notes both.
 pub(super) fn usual<'b>(
     judged: Result<Outcome<'b>, Refusal>,
     head: &Parts,
@@ -103,8 +103,8 @@ pub(super) fn usual<'b>(
     (response, records)
 }
 
-/// Checks signature and content, in this order, after path and method. Order and codes of the real API are
-/// not documented.
+/// Checks signature and content, in this order, after path and method. The order and the codes of the real API are not
+/// documented.
 pub(super) fn judge<'b>(
     shared: &Shared,
     gatekeeper: &Gatekeeper<'_>,
@@ -122,7 +122,7 @@ pub(super) fn judge<'b>(
 
 fn import<'b>(shared: &Shared, headers: &HeaderMap, content: &'b Content) -> Result<Outcome<'b>, Refusal> {
     if !is_json(headers) {
-        return Err(Refusal::new(Code::ContentTypeWrong, "content-type has to be application/json"));
+        return Err(Refusal::new(Code::ContentTypeWrong, "content-type must be application/json"));
     }
     let body = content.body.as_ref().map_err(Refusal::clone)?;
     if shared.options.lax {
@@ -133,7 +133,7 @@ fn import<'b>(shared: &Shared, headers: &HeaderMap, content: &'b Content) -> Res
     validate(body, &known).map(Outcome::Records)
 }
 
-/// Parameters such as a charset may follow the type.
+/// Returns whether the content type is JSON. Parameters such as a charset may follow the type.
 fn is_json(headers: &HeaderMap) -> bool {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = value.split(';').next().unwrap_or_default();
@@ -148,12 +148,12 @@ pub(super) fn gatekeeper(shared: &Shared, clock_ahead: TimeDelta) -> Gatekeeper<
     }
 }
 
-/// Path and query string, exactly as received: what the signature covers.
+/// The path and query string exactly as received, which the signature covers.
 pub(super) fn target(head: &Parts) -> &str {
     head.uri.path_and_query().map_or("/", |target| target.as_str())
 }
 
-/// What is known of a request before it is judged.
+/// Begins the entry of a request in the list, before its checks.
 pub(super) fn begin_note(
     shared: &Shared,
     gatekeeper: &Gatekeeper<'_>,
@@ -178,9 +178,9 @@ pub(super) fn begin_note(
 
 /// The body of a request, read to its end or to its limit.
 pub(super) struct Content {
-    /// Bytes that arrived, kept or not.
+    /// The number of bytes received, kept or not.
     pub(super) bytes: u64,
-    /// All of them, or why they were not kept.
+    /// The bytes, or why they were not kept.
     body: Result<Vec<u8>, Refusal>,
 }
 
@@ -205,7 +205,7 @@ impl Content {
         if bytes <= bytes_max as u64 {
             return Self { bytes, body: Ok(kept) };
         }
-        let message = format!("a body of {bytes} bytes, at most {bytes_max} are accepted");
+        let message = format!("the body has {bytes} bytes, at most {bytes_max} are accepted");
         Self { bytes, body: Err(Refusal::new(Code::BodyTooLarge, message)) }
     }
 }

@@ -1,4 +1,4 @@
-//! Requests that the network delivers late.
+//! Late delivery of a request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use super::super::fault::wait;
 use super::super::shared::Shared;
 use super::call::{Call, Content, begin_note, gatekeeper, judge, usual};
 
-/// Judges an import after a while, as if it had arrived then, keeps what is accepted of it, and notes it as one more
-/// request. Nobody gets the answer. When the sandbox stops first, the import is lost.
+/// Checks an import after a delay, as if it were received then, keeps its records if it is accepted, and lists it as a
+/// further request. Its answer is not sent. If the sandbox stops first, the import is lost.
 pub(super) async fn deliver(
     shared: Arc<Shared>,
     asked: Arc<(Parts, Content)>,

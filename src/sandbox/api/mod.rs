@@ -1,4 +1,4 @@
-//! The API part: what happens to one request, from its body to its answer.
+//! The API part: handles one request, from its body to its answer.
 
 mod call;
 mod late;
@@ -24,31 +24,31 @@ use super::{
     validate::Record,
 };
 
-/// Answers everything below `/open/`.
+/// Answers all requests below `/open/`.
 pub(super) async fn answer(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(switch): ConnectInfo<Switch>,
     request: HttpRequest,
 ) -> Response {
     let (head, body) = request.into_parts();
-    // Read whatever the answer will be: a client that is cut off while it sends may never see one.
+    // The body is always read: a client whose connection is closed while it sends may never see the answer.
     let content = Content::read(body, shared.options.body_bytes_max).await;
     respond(&shared, &switch, &Arc::new((head, content))).await
 }
 
-/// Answers a path that is neither the API's nor the sandbox's own.
+/// Answers a path that neither the API nor the sandbox has.
 pub(super) async fn unknown_path() -> Response {
     let refusal = Refusal::new(Code::PathUnknown, "the sandbox has no such path");
     json(refusal.status(), refusal.body())
 }
 
-/// Answers a wrong method on one of the sandbox's own paths.
+/// Answers a wrong method on a path of the sandbox.
 pub(super) async fn wrong_method() -> Response {
     let refusal = Refusal::new(Code::MethodWrong, "only GET is possible here");
     json(refusal.status(), refusal.body())
 }
 
-/// Judges a request, keeps what is to be kept, and answers as usual or as the faults that are due demand.
+/// Checks a request, keeps its records if it is accepted, and answers it, with the faults that strike it.
 async fn respond(shared: &Arc<Shared>, switch: &Switch, asked: &Arc<(Parts, Content)>) -> Response {
     let (head, content) = &**asked;
     let call = Call::of(head);
@@ -83,7 +83,7 @@ async fn respond(shared: &Arc<Shared>, switch: &Switch, asked: &Arc<(Parts, Cont
     response
 }
 
-/// Keeps what the fault lets be kept, and answers as it demands.
+/// Applies a fault: keeps the records or not, and makes the answer.
 async fn carry_out(
     fault: Fault,
     shared: &Shared,
@@ -104,7 +104,7 @@ async fn carry_out(
             shared.note(Request { status: Some(response.status().as_u16()), ..note }, records);
             response
         }
-        // What is delivered late is taken care of by whoever does that.
+        // The task of the late delivery keeps the records of that import.
         Fault::CutBeforeWrite | Fault::DeliverLate(_) => {
             shared.note(Request { status: None, records: 0, message: None, ..note }, &[]);
             switch.cut();
@@ -123,7 +123,7 @@ async fn carry_out(
     }
 }
 
-/// Waits for something, at the longest until the sandbox stops; then the connection is cut.
+/// Waits for `until`. If the sandbox stops first, the connection is cut.
 async fn hold(shared: &Shared, switch: &Switch, until: impl Future<Output = ()>) {
     tokio::select! {
         () = until => {}
@@ -131,16 +131,17 @@ async fn hold(shared: &Shared, switch: &Switch, until: impl Future<Output = ()>)
     }
 }
 
-/// The answer of a fault. A fault that is no possible HTTP answer says so, with status 500.
+/// Makes the answer of a fault. A fault that is not a valid HTTP answer becomes status 500 with the reason.
 fn prepared(status: u16, body: String, headers: &[(String, String)]) -> Response {
     let start = Response::builder().status(status);
     let with_headers = headers.iter().fold(start, |built, (name, value)| built.header(name, value));
     with_headers.body(Body::from(body)).unwrap_or_else(|error| {
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("the sandbox cannot answer so: {error}")).into_response()
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("the sandbox cannot send this answer: {error}"))
+            .into_response()
     })
 }
 
-/// Dates an answer by the sandbox's clock, which may differ from the machine's, which hyper goes by.
+/// Sets the `Date` of an answer by the sandbox's clock. hyper would use the machine's clock, which may differ.
 fn date(headers: &mut HeaderMap, now: DateTime<Utc>) {
     if headers.contains_key(DATE) {
         return;

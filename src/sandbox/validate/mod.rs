@@ -1,8 +1,8 @@
-//! The rules of an import body, as documented for *Import Account Balances*; pure.
+//! The check of an import body, as documented for *Import Account Balances*; pure.
 //!
-//! The sandbox is stricter than the documentation only where a client cannot want the difference: an
-//! empty batch, unknown or repeated fields and blank strings are refused. No number is ever read: a
-//! balance is a piece of text that has the form of a JSON number, kept as it arrived.
+//! The sandbox is stricter than the documentation only where no client can need the difference: it refuses an empty
+//! batch, unknown or repeated fields and blank strings. A balance is never converted: it is a text with the form of a
+//! JSON number, kept as received.
 
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
@@ -18,7 +18,7 @@ use super::refusal::{Code, Refusal, quote};
 /// Records that one request may carry (documented).
 pub(super) const RECORDS_MAX: usize = 1000;
 
-/// What is known to this sandbox, and may therefore stand in a record.
+/// The accounts and currencies that a record may have.
 pub(super) struct Known<'r> {
     /// Known accounts; `None`: every account is known.
     pub(super) accounts: Option<&'r BTreeSet<String>>,
@@ -26,19 +26,19 @@ pub(super) struct Known<'r> {
     pub(super) currencies: &'r BTreeSet<String>,
 }
 
-/// One record that follows the rules, borrowed from the body wherever it has no escapes.
+/// A valid record. Its texts are borrowed from the body unless they have escapes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record<'b> {
     pub(super) entity_account_id: Cow<'b, str>,
     pub(super) currency: Cow<'b, str>,
     pub(super) datetime: Cow<'b, str>,
-    /// The number exactly as it was written.
+    /// The text of the number exactly as received.
     pub(super) balance: &'b str,
 }
 
-/// Reads a whole import body, or says what the first fault in it is.
+/// Reads an import body, or returns the refusal for its first mistake.
 ///
-/// One fault refuses the batch. Whether the real API does so, or keeps the good records, is not documented.
+/// One wrong record refuses the batch. The documentation does not say whether the real API keeps the other records.
 pub(super) fn validate<'b>(body: &'b [u8], known: &Known<'_>) -> Result<Vec<Record<'b>>, Refusal> {
     let batch = Batch::read(body)?;
     let check =
@@ -46,14 +46,14 @@ pub(super) fn validate<'b>(body: &'b [u8], known: &Known<'_>) -> Result<Vec<Reco
     batch.records.iter().enumerate().map(check).collect()
 }
 
-/// Counts the records of a body whose outer shape is right, and looks into none of them.
+/// Counts the records of a body with the right outer form, without checking them.
 pub(super) fn count(body: &[u8]) -> Result<usize, Refusal> {
     Batch::read(body).map(|batch| batch.count)
 }
 
-/// The outer shape of a body: a JSON array of 1 to [`RECORDS_MAX`] values.
+/// The outer form of a body: a JSON array of 1 to [`RECORDS_MAX`] values.
 struct Batch<'b> {
-    /// The first [`RECORDS_MAX`] values; a longer array is counted to its end and kept no further.
+    /// The first [`RECORDS_MAX`] values. Further values are only counted.
     records: Vec<&'b RawValue>,
     count: usize,
 }
@@ -67,7 +67,7 @@ impl<'b> Batch<'b> {
             0 => Err(Refusal::new(Code::BatchEmpty, "the array holds no record")),
             1..=RECORDS_MAX => Ok(batch),
             count => {
-                let message = format!("{count} records in one request, at most {RECORDS_MAX} are allowed");
+                let message = format!("{count} records in one request, at most {RECORDS_MAX} are accepted");
                 Err(Refusal::new(Code::BatchTooLong, message))
             }
         }
@@ -101,7 +101,7 @@ impl<'de> Deserialize<'de> for Batch<'de> {
     }
 }
 
-/// The fields of a record, not looked into: so a value of the wrong type is refused by the field's name.
+/// The fields of a record as raw JSON, so that the refusal of a wrong type names the field.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Fields<'b> {
@@ -116,7 +116,7 @@ struct Fields<'b> {
 }
 
 fn record<'b>(raw: &'b RawValue, known: &Known<'_>) -> Result<Record<'b>, Refusal> {
-    // serde would also take an array of four values for the four fields.
+    // serde would also accept an array of four values for the four fields.
     if !raw.get().starts_with('{') {
         return Err(Refusal::new(Code::RecordShape, "not a JSON object"));
     }
@@ -157,7 +157,7 @@ fn check_currency(currency: &str, known: &Known<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The content of a JSON string; copied only when it has escapes.
+/// Returns the content of a JSON string, copied only if it has escapes.
 fn text<'b>(field: &str, raw: &'b RawValue) -> Result<Cow<'b, str>, Refusal> {
     let json = raw.get();
     let Some(content) = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
@@ -166,13 +166,14 @@ fn text<'b>(field: &str, raw: &'b RawValue) -> Result<Cow<'b, str>, Refusal> {
     if !content.contains('\\') {
         return Ok(Cow::Borrowed(content));
     }
-    // Fails on half a surrogate pair, which has the form of a JSON string and stands for no text.
+    // Fails for half a surrogate pair, which is valid in a JSON string but encodes no character.
     serde_json::from_str(json)
         .map(Cow::Owned)
         .map_err(|error| Refusal::new(Code::RecordShape, format!("{field} is not a string: {error}")))
 }
 
-/// The text of a JSON number. The JSON reader has proven that what begins like a number is one.
+/// Returns the text of a JSON number. The JSON parser has already checked that a value that begins like a number is
+/// one.
 fn number(raw: &RawValue) -> Result<&str, Refusal> {
     let json = raw.get();
     if json.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
@@ -181,10 +182,10 @@ fn number(raw: &RawValue) -> Result<&str, Refusal> {
     Err(Refusal::new(Code::Balance, format!("balance is {}, not a JSON number", quote(json))))
 }
 
-/// Says whether a text is exactly `YYYY-MM-DD HH:mm:ss` and stands for a time between the years 0001
-/// and 9999 that the calendar and a clock without leap seconds have.
+/// Returns whether a text is exactly `YYYY-MM-DD HH:mm:ss` and a real time, without leap seconds, in the years 0001 to
+/// 9999.
 ///
-/// Not checked: whether the account's time zone skips that hour. The sandbox knows no zones.
+/// Whether the time zone of the account skips this hour is not checked, since the sandbox knows no zones.
 fn is_wall_clock(text: &str) -> bool {
     let Ok(bytes) = <&[u8; 19]>::try_from(text.as_bytes()) else { return false };
     let form = b"dddd-dd-dd dd:dd:dd";

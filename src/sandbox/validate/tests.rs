@@ -1,4 +1,4 @@
-//! The table of refusals, and what must come through unaltered.
+//! Tests of the refusals, and of the values that must be kept unchanged.
 
 use super::*;
 

@@ -84,6 +84,7 @@ impl Worker {
     pub async fn backfill(&self, asked: &Asked) -> Result<BackfillReport, BackfillError> {
         let ranges = self.ranges(asked).await?;
         refuse_standby(&self.database).await?;
+        let notes = self.notes_of_filters(&ranges).await?;
         let (backfill_id, is_new) = if let Some(backfill_id) = self.journal.unfinished(asked).await? {
             (backfill_id, false)
         } else {
@@ -95,7 +96,24 @@ impl Worker {
             let lanes: Vec<(Range, i64)> = ranges.into_iter().zip(rows).collect();
             around(Step::AskBackfill, self.journal.ask(asked, &lanes)).await?
         };
-        self.work_on(backfill_id, !is_new).await
+        let mut report = self.work_on(backfill_id, !is_new).await?;
+        report.run.notes.extend(notes);
+        Ok(report)
+    }
+
+    /// Names the accounts and currencies that were asked for and that no row of the ranges has.
+    pub(in crate::sync) async fn notes_of_filters(
+        &self,
+        ranges: &[Range],
+    ) -> Result<Vec<String>, BackfillError> {
+        let absent = self.ledger.values_without_rows(ranges).await?;
+        let accounts = absent.accounts.iter().map(|account| {
+            format!("no row of the range has account `{account}`; accounts are spelled as in the ledger")
+        });
+        let currencies = absent.currencies.iter().map(|currency| {
+            format!("no row of the range has currency `{currency}`; currencies are spelled as in the ledger")
+        });
+        Ok(accounts.chain(currencies).collect())
     }
 
     /// Refuses entities whose journal belongs to another cluster or mapping. Nothing is recorded then, because an open
@@ -137,9 +155,13 @@ impl Worker {
             }
         }
         if ranges.is_empty() {
-            return Err(BackfillError::Refused(
-                "no entity to work on; hint: elven-sync entity add ID --timezone ZONE".to_owned(),
-            ));
+            return Err(BackfillError::Refused(match all.first() {
+                Some(entity) => format!(
+                    "all entities are paused; hint: elven-sync entity resume {}",
+                    quoted_argument(&entity.entity_id)
+                ),
+                None => "no entity to work on; hint: elven-sync entity add ID --timezone ZONE".to_owned(),
+            }));
         }
         Ok(ranges)
     }

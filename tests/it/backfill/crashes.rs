@@ -240,10 +240,7 @@ async fn signal_stops_backfill_after_batches_in_flight_and_it_resumes(pool: PgPo
         assert_eq!(scene.text(state).await, "interrupted interrupted t");
     }
     let report = output_of(&scene, 3, &RANGE).await;
-    assert!(
-        report.contains("backfill 1 from 2024-01-01 to 2025-01-01, gone on with where it stopped"),
-        "{report}"
-    );
+    assert!(report.contains("backfill 1 from 2024-01-01 to 2025-01-01, resumed"), "{report}");
     assert_covered(&scene).await;
     assert_eq!(scene.text("select count(*)::text from elven_sync.sync_batches where ambiguous").await, "0");
     // Another range or a further filter is another backfill.
@@ -263,9 +260,9 @@ async fn cancelled_backfill_stops_after_batches_in_flight_and_stays_cancelled(po
     scene.sandbox.set_rules(fault_rules(&["slow=50ms", "reject:currency=ETH"]));
     let child = scene.command(&RANGE).spawn().unwrap();
     let read = "select coalesce(max(rows_read), 0)::text from elven_sync.sync_backfills";
-    eventually("the backfill is running", async || scene.text(read).await != "0").await;
+    eventually("it is under way", async || scene.text(read).await != "0").await;
     let said_so = output_of(&scene, 0, &["backfill", "cancel", "1"]).await;
-    assert!(said_so.contains("stops after what is in flight"), "{said_so}");
+    assert!(said_so.contains("stops after its requests in flight"), "{said_so}");
     let output =
         tokio::time::timeout(Duration::from_secs(5), child.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
@@ -278,7 +275,7 @@ async fn cancelled_backfill_stops_after_batches_in_flight_and_stays_cancelled(po
     let refused = output_of(&scene, 1, &["backfill", "--resume", "1"]).await;
     assert!(refused.contains("backfill 1 is cancelled and cannot be resumed"), "{refused}");
     let refused = output_of(&scene, 1, &["backfill", "cancel", "1"]).await;
-    assert!(refused.contains("is cancelled already"), "{refused}");
+    assert!(refused.contains("is already cancelled"), "{refused}");
     // The same range is requested again.
     scene.sandbox.set_rules(Vec::new());
     assert!(backfill_2024(&scene, 3, &[]).await.contains("backfill 2 "));

@@ -35,7 +35,7 @@ async fn rename_in_place_is_accepted_without_confirmation_or_proof(pool: PgPool)
             .contains("blank")
     );
     assert!(rebind(&scene, 0, &[]).await.contains("is rebound"));
-    assert!(rebind(&scene, 0, &[]).await.contains("needs no rebinding"));
+    assert!(rebind(&scene, 0, &[]).await.contains("needs no rebind"));
     let action = "select concat_ws(' ', action, actor = session_user, client is not null, entity_id, reason,
                          split_part(details #>> '{mapping,before,relation}', ':', 2),
                          split_part(details #>> '{mapping,now,relation}', ':', 2))
@@ -81,7 +81,7 @@ async fn changed_values_need_confirmation_that_names_the_consequence(pool: PgPoo
     let asked = rebind(&scene, 1, &[]).await;
     let what = "captured_at_zone was \"UTC\", now \"America/New_York\", and balance_scale was 0, now 2";
     assert!(
-        asked.contains(what) && asked.contains("records already sent stay at Elven unchanged"),
+        asked.contains(what) && asked.contains("records that were sent stay at Elven unchanged"),
         "{asked}"
     );
     assert!(asked.contains("nothing was accepted"), "{asked}");
@@ -177,7 +177,7 @@ async fn changed_key_columns_are_accepted_only_by_proof(pool: PgPool) {
     // The ledger has to have the ids of ten in eleven rows.
     scene.sql("delete from ledger.raw where id <= 8").await;
     let refused = rebind(&scene, 1, &["--yes"]).await;
-    assert!(refused.contains("of the 42 ids in its newest batches 34 are found"), "{refused}");
+    assert!(refused.contains("the ledger has only 34 of the 42 ids in its newest batches"), "{refused}");
     scene.sql("insert into elven_sync.sync_pruned (entity_id, until) values ('acme', now())").await;
     assert!(rebind(&scene, 1, &["--yes"]).await.contains("was pruned"));
     // The remedy for all of these.
@@ -208,5 +208,5 @@ async fn all_entities_are_rebound_at_once(pool: PgPool) {
     output_of(&scene, 0, &["run", "--entity", "acme"]).await;
     scene.set("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "2");
     let rest = output_of(&scene, 0, &all).await;
-    assert!(rest.contains("`acme` is rebound") && rest.contains("`beta` needs no rebinding"), "{rest}");
+    assert!(rest.contains("`acme` is rebound") && rest.contains("`beta` needs no rebind"), "{rest}");
 }

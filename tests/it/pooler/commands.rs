@@ -55,10 +55,10 @@ async fn every_command_works(pool: PgPool) {
     assert!(output_of(&scene, 0, &["entity", "list"]).await.contains("Asia/Tokyo"));
     let uploaded = "select string_agg(entity_id || ' ' || rows_uploaded, ',' order by entity_id) from elven_sync.sync_state";
     assert_eq!(scene.text(uploaded).await, "e1 38,e2 60,late 0");
-    assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("proven: of 3 of 3 entities"));
+    assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("proven: for 3 of 3 entities"));
     output_of(&scene, 0, &["status", "--row", "1"]).await;
     output_of(&scene, 0, &["prune", "--older-than", "0s"]).await;
-    assert!(output_of(&scene, 0, &["verify"]).await.contains("what was pruned"));
+    assert!(output_of(&scene, 0, &["verify"]).await.contains("the pruned part of the journal"));
     assert_no_trace(&scene, &pooler).await;
 }
 

@@ -140,7 +140,7 @@ async fn rewinds_rebinds_and_from_now_are_no_finding(pool: PgPool) {
     assert!(
         output_of(&scene, 0, &["verify"])
             .await
-            .contains("rows that were there when 1 entity was registered --from-now")
+            .contains("rows skipped by 1 entity at registration with --from-now")
     );
 }
 
@@ -212,7 +212,7 @@ async fn zone_change_is_no_finding(pool: PgPool) {
     assert_verified(&scene).await;
     let entity = proof(&scene, true).await.remove(0);
     assert_eq!((entity.bodies_proven, entity.bodies_not_provable), (2, 2), "{entity:?}");
-    assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("2 bodies that cannot be made again"));
+    assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("2 bodies that cannot be rebuilt"));
 }
 
 /// A journal from before the ends of passes and the rows set aside by batches were recorded.

@@ -321,14 +321,14 @@ async fn verify_names_findings_and_exits_with_3(pool: PgPool) {
     let scene = scene_with_a_journal(pool).await;
     scene.entity("beta", "UTC").await;
     let well = output_of(&scene, 0, &["verify"]).await;
-    assert!(well.contains("proven: of 2 of 2 entities") && well.contains("(52 rows)"), "{well}");
-    assert!(well.contains("not proven: that Elven still holds what it accepted"), "{well}");
+    assert!(well.contains("proven: for 2 of 2 entities") && well.contains("(52 rows)"), "{well}");
+    assert!(well.contains("not proven: that Elven still holds the records that it accepted"), "{well}");
     scene.sql(NAMES).await;
     scene.sql("select smuggle(55, xid_of(50))").await;
     let broken = output_of(&scene, 3, &["verify"]).await;
     assert!(broken.contains("acme, pass 1, batch 1: rows 55 of the ledger"), "{broken}");
     assert!(broken.contains("hint: update them"), "{broken}");
-    assert!(broken.contains("proven: of 1 of 2 entities (nothing of the 1 with findings)"), "{broken}");
+    assert!(broken.contains("proven: for 1 of 2 entities (nothing about the 1 with findings)"), "{broken}");
     let json: serde_json::Value =
         serde_json::from_str(&output_of(&scene, 3, &["verify", "--json", "--entity", "acme"]).await).unwrap();
     assert_eq!(json["holds"], false);
