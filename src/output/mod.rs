@@ -147,17 +147,7 @@ pub fn run_report(report: &RunReport, all_paused: Option<&str>, as_json: bool) {
         (1..=ENTITIES_SHOWN_MAX, _) => lines(entities_table(report)),
         _ => {}
     }
-    for entity in report.entities.iter().filter(|entity| entity.failure().is_some()).take(ENTITIES_SHOWN_MAX)
-    {
-        line(format_args!("failed: {}", entity.failure().unwrap_or_default()));
-    }
-    let failures = report.entities.iter().filter(|entity| entity.failure().is_some()).count();
-    if failures > ENTITIES_SHOWN_MAX {
-        line(format_args!(
-            "failed: {} more entities; hint: elven-sync status",
-            failures - ENTITIES_SHOWN_MAX
-        ));
-    }
+    failures(report);
     for why in report.entities.iter().filter_map(EntityReport::left_to_a_later_run).take(ENTITIES_SHOWN_MAX) {
         line(format_args!("pending: {why}"));
     }
@@ -169,6 +159,17 @@ pub fn run_report(report: &RunReport, all_paused: Option<&str>, as_json: bool) {
             "unregistered: rows of `{entity_id}` are pending; hint: {}",
             registering(entity_id)
         ));
+    }
+}
+
+/// Prints why entities failed, each on a line.
+fn failures(report: &RunReport) {
+    let failures: Vec<String> = report.entities.iter().filter_map(EntityReport::failure).collect();
+    for failure in failures.iter().take(ENTITIES_SHOWN_MAX) {
+        line(format_args!("failed: {failure}"));
+    }
+    if let Some(more) = failures.len().checked_sub(ENTITIES_SHOWN_MAX).filter(|more| *more > 0) {
+        line(format_args!("failed: {more} more entities; hint: elven-sync status"));
     }
 }
 
