@@ -28,19 +28,32 @@ pub enum Take {
 pub enum Holder {
     /// No worker: it is just being released or taken, or its row is locked.
     Nobody,
-    /// A run, a retry, or a command of a person.
+    /// A run, or a command of a person.
     Run,
-    /// A backfill, which yields to other holders.
+    /// A backfill or a retry, which releases the lease after a slice.
     Backfill,
 }
 
 /// The purpose of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// For new rows, a retry, or a command of a person.
+    /// For new rows, or a command of a person.
     Run,
     /// For a slice of a backfill; not taken while another worker waits for the entity.
     Backfill,
+    /// For a slice of a retry; not taken while another worker waits for the entity.
+    Retry,
+}
+
+impl Purpose {
+    /// `sync_state.lease_kind`.
+    fn kind(self) -> Option<&'static str> {
+        match self {
+            Self::Run => None,
+            Self::Backfill => Some("backfill"),
+            Self::Retry => Some("retry"),
+        }
+    }
 }
 
 /// A pass that was opened together with a lease, and its target.
@@ -77,6 +90,11 @@ impl Journal {
         Ok(self.take_and_open(entity_id, None, Purpose::Run).await?.0)
     }
 
+    /// Leases an entity for a slice of a retry, unless another worker has it or waits for it.
+    pub async fn take_for_retry(&self, entity_id: &str) -> Result<Take, JournalError> {
+        Ok(self.take_and_open(entity_id, None, Purpose::Retry).await?.0)
+    }
+
     /// Leases an entity for a slice of a backfill, unless another worker has it or waits for it.
     pub async fn take_for_backfill(&self, entity_id: &str) -> Result<Take, JournalError> {
         Ok(self.take_and_open(entity_id, None, Purpose::Backfill).await?.0)
@@ -90,8 +108,7 @@ impl Journal {
         opening: Option<NewPass<'_>>,
         purpose: Purpose,
     ) -> Result<(Take, Option<Opened>), JournalError> {
-        let of_backfill = purpose == Purpose::Backfill;
-        match self.database.retry(|| self.take_if_free(entity_id, opening, of_backfill)).await? {
+        match self.database.retry(|| self.take_if_free(entity_id, opening, purpose.kind())).await? {
             Some(taken) => Ok(taken),
             None => Ok((self.held(entity_id).await?, None)),
         }
@@ -105,7 +122,7 @@ impl Journal {
         &self,
         entity_id: &str,
         opening: Option<NewPass<'_>>,
-        of_backfill: bool,
+        kind: Option<&'static str>,
     ) -> Result<Option<(Take, Option<Opened>)>, JournalError> {
         let seen = opening.map(|opening| opening.seen);
         let settled = seen.and_then(|seen| seen.settled.as_ref()).map(ToString::to_string);
@@ -120,7 +137,7 @@ impl Journal {
                      where entity_id = $1
                        and (lease_owner is null
                             or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
-                       and (not $5 or lease_wanted_at is null
+                       and ($5::text is null or lease_wanted_at is null
                             or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
                        for update skip locked),
                     opened as (
@@ -135,7 +152,7 @@ impl Journal {
                update elven_sync.sync_state s
                   set lease_owner = $2, lease_epoch = s.lease_epoch + 1,
                       lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-                      lease_kind = case when $5 then 'backfill' end, lease_wanted_at = null,
+                      lease_kind = $5::text, lease_wanted_at = null,
                       pass_id = coalesce(o.pass_id, s.pass_id), target = coalesce(o.target, s.target),
                       ledger_table = case when o.pass_id is null then s.ledger_table else $11 end,
                       mapping = case when o.pass_id is null then s.mapping else $13::text::jsonb end,
@@ -153,7 +170,7 @@ impl Journal {
             self.worker,
             self.lease_seconds(),
             self.signature_window.as_secs_f64(),
-            of_backfill,
+            kind,
             WANTED_FOR.as_secs_f64(),
             opening.map(|opening| opening.run_id),
             settled,
@@ -225,7 +242,7 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_state set lease_wanted_at = clock_timestamp()
-                      where entity_id = $1 and lease_kind = 'backfill'",
+                      where entity_id = $1 and lease_kind is not null",
                     entity_id
                 )
             })

@@ -1,12 +1,13 @@
 //! `errors retry`: sends rows again that were set aside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use tracing::Instrument;
 
 use super::api_session::ApiSession;
 use super::delivery::settlement;
+use super::lane::lease_wait::LEASE_POLL;
 use super::log::{self, batch_span, lane_span, run_span};
 use super::messages::{self, OutcomeMessage};
 use super::policy::{Attempt, Decision, decide};
@@ -20,13 +21,21 @@ use crate::elven::{Answer, ResponseClass, is_older_than};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
     AttemptResult, Entity, JournalError, Kind, Lane, Lease, Problem, RecordedError, RetriedError,
-    RetryAnswer, RunStatus, refuse_standby,
+    RetryAnswer, RunStatus, Wanted, refuse_standby,
 };
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
 
 /// Why a row was not sent: a signal came first.
 const STOPPED: &str = "stopped before its turn";
+
+/// The same reason for all of these errors to stay open.
+fn not_now<'e>(
+    errors: impl IntoIterator<Item = &'e RecordedError>,
+    why: &str,
+) -> impl Iterator<Item = Retried> {
+    errors.into_iter().map(|error| Retried { error_id: error.error_id, outcome: Err(why.to_owned()) })
+}
 
 /// A newer row of the same account, currency and second.
 #[derive(Debug)]
@@ -106,6 +115,7 @@ impl Worker {
         failed.map_or(Ok(retried), Err)
     }
 
+    /// Retries the errors of one entity, in slices: between two slices, a run or a backfill gets the lease if it waits.
     async fn retry_entity(
         &self,
         run_id: i64,
@@ -113,65 +123,104 @@ impl Worker {
         errors: Vec<RecordedError>,
         retried: &mut Vec<Retried>,
     ) -> Result<(), RunError> {
-        let not_now = |why: &str| {
-            errors
-                .iter()
-                .map(|error| Retried { error_id: error.error_id, outcome: Err(why.to_owned()) })
-                .collect::<Vec<_>>()
-        };
-        before(Step::TakeLease);
-        let Some((lease, lane)) = self.take_unless_run(&target.entity_id).await? else {
-            retried.extend(not_now(
-                "another worker works on the entity, or died while it did; hint: elven-sync errors retry, in a minute",
-            ));
-            return Ok(());
-        };
-        after(Step::TakeLease);
-        tracing::info!(lease_epoch = lease.epoch, "lease taken");
-        let fits = match self.ledger.probe_entity(&lane.progress(&target.entity_id)).await {
-            Ok(look) => self
-                .check_journal(&target.entity_id, &lane)
-                .and_then(|()| self.check_watermark(&target.entity_id, &lane, &look)),
-            Err(problem) if problem.is_about_rows() => {
-                retried.extend(not_now(&problem.in_words_of_entity()));
-                return Ok(around(Step::ReleaseLease, self.journal.release(&lease)).await?);
+        let mut left = self.oldest_first(target, errors, retried).await;
+        let mut lease_before: Option<Lease> = None;
+        while !left.is_empty() {
+            let is_first = lease_before.is_none();
+            before(Step::TakeLease);
+            let Some((lease, lane)) = self.take_retry_slice(&target.entity_id, is_first).await? else {
+                let why = if is_first {
+                    "another worker works on the entity, or died while it did; hint: elven-sync errors retry, in a minute"
+                } else {
+                    STOPPED
+                };
+                retried.extend(not_now(&left, why));
+                return Ok(());
+            };
+            after(Step::TakeLease);
+            let lease = lease.after(lease_before.take());
+            lease_before = Some(lease.clone());
+            tracing::info!(lease_epoch = lease.epoch, "lease taken");
+            if !is_first {
+                self.drop_resolved(&mut left, retried).await?;
             }
-            Err(problem) => return Err(problem.into()),
-        };
-        if let Err(mismatch) = fits {
-            retried.extend(not_now(&mismatch.to_string()));
-            let problem = mismatch.into();
-            let failed = self.journal.lane_failed(&lease, run_id, &problem, None);
-            return Ok(around(Step::Fail, around(Step::ReleaseLease, failed)).await?);
+            if let Some(why) = self.refuse_retry(run_id, target, (&lease, &lane)).await? {
+                retried.extend(not_now(&left, &why));
+                return Ok(());
+            }
+            let done = self.retry_slice(run_id, target, (&lease, &lane), &mut left, retried).await;
+            // A request that was not awaited may still arrive: then the lease is left to expire, as in a run.
+            if !*self.cut_off.borrow() {
+                around(Step::ReleaseLease, self.journal.release(&lease)).await?;
+            }
+            done?;
         }
-        if lane.mapping.is_none() {
-            self.journal.fill_mapping(&lease, &self.mapping).await?;
-        }
-        if let Some(pause) = lane.not_before {
-            target.session.pause(pause);
-        }
-        let done = self.retry_rows(run_id, target, (&lease, &lane), errors, retried).await;
-        // A request that was not awaited may still arrive: then the lease is left to expire, as in a run.
-        if !*self.cut_off.borrow() {
-            around(Step::ReleaseLease, self.journal.release(&lease)).await?;
-        }
-        done
+        Ok(())
     }
 
-    /// Sends one row after the other, the oldest first, so that of two rows of one key the newer one is sent later.
-    async fn retry_rows(
+    /// Takes the lease for a slice. Before the first slice, an entity that a run holds is left to it. `None`: it is, or a
+    /// signal came.
+    async fn take_retry_slice(
+        &self,
+        entity_id: &str,
+        is_first: bool,
+    ) -> Result<Option<(Lease, Box<Lane>)>, RunError> {
+        loop {
+            match self.take_unless_run(entity_id).await? {
+                None if !is_first && !*self.stop.borrow() => tokio::time::sleep(LEASE_POLL).await,
+                taken => return Ok(taken),
+            }
+        }
+    }
+
+    /// Says why the rows of an entity may not be retried, if there is a reason. Then the lease is released.
+    async fn refuse_retry(
         &self,
         run_id: i64,
         target: &Target,
         (lease, lane): (&Lease, &Lane),
+    ) -> Result<Option<String>, RunError> {
+        let checked = match self.ledger.probe_entity(&lane.progress(&target.entity_id)).await {
+            Ok(probed) => self
+                .check_journal(&target.entity_id, lane)
+                .and_then(|()| self.check_watermark(&target.entity_id, lane, &probed)),
+            Err(problem) if problem.is_about_rows() => {
+                around(Step::ReleaseLease, self.journal.release(lease)).await?;
+                return Ok(Some(problem.in_words_of_entity()));
+            }
+            Err(problem) => return Err(problem.into()),
+        };
+        if let Err(mismatch) = checked {
+            let why = mismatch.to_string();
+            let problem = mismatch.into();
+            let failed = self.journal.lane_failed(lease, run_id, &problem, None);
+            around(Step::Fail, around(Step::ReleaseLease, failed)).await?;
+            return Ok(Some(why));
+        }
+        if lane.mapping.is_none() {
+            self.journal.fill_mapping(lease, &self.mapping).await?;
+        }
+        if let Some(pause) = lane.not_before {
+            target.session.pause(pause);
+        }
+        Ok(None)
+    }
+
+    /// Sorts errors by their rows, the oldest row first, so that of two rows of one key the newer one is sent later.
+    async fn oldest_first(
+        &self,
+        target: &Target,
         errors: Vec<RecordedError>,
         retried: &mut Vec<Retried>,
-    ) -> Result<(), RunError> {
-        let mut rows = Vec::new();
+    ) -> VecDeque<RecordedError> {
+        let mut aged = Vec::with_capacity(errors.len());
         for error in errors {
             let ledger_id = error.ledger_id.as_deref().unwrap_or_default();
             match self.ledger.rows_with_id(&target.entity_id, ledger_id).await {
-                Ok(found) => rows.push((error, found)),
+                Ok(rows) => {
+                    let age = rows.iter().map(|row| (row.captured_at_us, row.id.clone())).max();
+                    aged.push((age, error));
+                }
                 // For example an id that does not fit the type of the ledger's key, or a row that cannot be read.
                 Err(problem) => {
                     let outcome = Err(problem.in_words_of_entity());
@@ -179,16 +228,56 @@ impl Worker {
                 }
             }
         }
-        let age = |rows: &[Row]| rows.iter().map(|row| (row.captured_at_us, row.id.clone())).max();
-        rows.sort_by_cached_key(|(_, rows)| age(rows));
-        for (error, rows) in rows {
+        aged.sort_by(|(one, _), (other, _)| one.cmp(other));
+        aged.into_iter().map(|(_, error)| error).collect()
+    }
+
+    /// Leaves out the errors that another worker resolved between two slices.
+    async fn drop_resolved(
+        &self,
+        left: &mut VecDeque<RecordedError>,
+        retried: &mut Vec<Retried>,
+    ) -> Result<(), RunError> {
+        let ids = left.iter().map(|error| error.error_id).collect();
+        let open = RecordedError::list(&self.database, &Wanted { ids, ..Wanted::default() }).await?;
+        let open: HashSet<i64> = open.into_iter().map(|error| error.error_id).collect();
+        left.retain(|error| {
+            let is_open = open.contains(&error.error_id);
+            if !is_open {
+                let outcome = Ok("resolved by another worker meanwhile".to_owned());
+                retried.push(Retried { error_id: error.error_id, outcome });
+            }
+            is_open
+        });
+        Ok(())
+    }
+
+    /// Sends rows, each as it is in the ledger now, until the slice is over. The errors that are left stay in `left`.
+    async fn retry_slice(
+        &self,
+        run_id: i64,
+        target: &Target,
+        (lease, lane): (&Lease, &Lane),
+        left: &mut VecDeque<RecordedError>,
+        retried: &mut Vec<Retried>,
+    ) -> Result<(), RunError> {
+        let since = Instant::now();
+        while since.elapsed() < self.slice_max()
+            && let Some(error) = left.pop_front()
+        {
             let error_id = error.error_id;
             if *self.stop.borrow() {
-                let outcome = Err(STOPPED.to_owned());
-                retried.push(Retried { error_id, outcome });
-                continue;
+                left.push_front(error);
+                retried.extend(not_now(&*left, STOPPED));
+                left.clear();
+                return Ok(());
             }
-            let outcome = match self.retry_row(run_id, target, (lease, lane), &error, rows).await? {
+            let ledger_id = error.ledger_id.as_deref().unwrap_or_default();
+            let outcome = match self.ledger.rows_with_id(&target.entity_id, ledger_id).await {
+                Ok(rows) => self.retry_row(run_id, target, (lease, lane), &error, rows).await?,
+                Err(problem) => Outcome::NotNow(problem.in_words_of_entity()),
+            };
+            let outcome = match outcome {
                 Outcome::Resolved(resolution) => {
                     let tried = RetriedError { error_id, outcome: Ok(&resolution) };
                     around(Step::Resolve, self.journal.retried(lease, run_id, tried)).await?;

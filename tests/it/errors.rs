@@ -313,3 +313,42 @@ async fn error_of_a_superseded_row_stays_open(pool: PgPool) {
     let open = scene.text(OPEN).await;
     assert!(open.contains(" rejected_row 2 ") && open.contains(" rejected_row 6 "), "{open}");
 }
+
+/// A retry of many rows takes long. It releases the entity after each slice.
+#[sqlx::test(migrations = false)]
+async fn run_does_not_wait_for_the_end_of_a_retry(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "3s");
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', 'x', 'BTC', '2024-01-01Z'::timestamptz + n * interval '1 minute', n from generate_series(1, 30) n",
+        )
+        .await;
+    scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
+    output_of(&scene, 3, &["run"]).await;
+    scene.sandbox.set_rules(vec!["slow=200ms".parse().unwrap()]);
+    let retry = scene.command(&["errors", "retry"]).spawn().unwrap();
+    eventually("the retry has begun", async || scene.balances().len() >= 2).await;
+    // One row of those that are set aside is corrected, and another row is new.
+    scene.sql("update ledger.balance_snapshots set balance = 1000 where id = 29").await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'y', 'BTC', '2024-01-02Z', 31)",
+        )
+        .await;
+    let run = output_of(&scene, 0, &["run"]).await;
+    assert!(run.contains("2 uploaded"), "{run}");
+    let open = "select count(*)::text from elven_sync.sync_errors where resolved_at is null";
+    let left: i64 = scene.text(open).await.parse().unwrap();
+    assert!(left > 5, "the run came to an end before the retry, {left} errors are open");
+    let retried = retry.wait_with_output().await.unwrap();
+    assert!(retried.status.success(), "{}{}", stdout(&retried), stderr(&retried));
+    assert!(stdout(&retried).contains("resolved by another worker meanwhile"), "{}", stdout(&retried));
+    assert_eq!(scene.text(open).await, "0");
+    assert_eq!(scene.balances().iter().filter(|(_, balance)| balance == "1000").count(), 1);
+    assert_eq!(scene.balances().len(), 31);
+    output_of(&scene, 0, &["verify"]).await;
+}

@@ -194,10 +194,16 @@ async fn page_of_a_range_reads_only_its_own_rows(pool: PgPool) {
     output_of(&scene, 0, &["backfill", "--from", "2024-03-01", "--to", "2024-03-02"]).await;
     let Reads { scanned, entries, .. } = reads(&scene).await;
     assert_eq!(scanned, 0, "the table was scanned");
-    // The rows are counted and read, with the entry after each page.
+    // The rows are counted and read, with the entry after each page. On a slow machine the backfill has several slices,
+    // each of which reads again what the one before had read ahead.
+    let slices: i64 =
+        sqlx::query_scalar("select lease_epoch from elven_sync.sync_state where entity_id = 'acme'")
+            .fetch_one(&scene.pool)
+            .await
+            .unwrap();
     assert!(
-        (2 * 1440..3 * 1440).contains(&entries),
-        "{entries} entries of the index for a day of 1,440 rows"
+        (2 * 1440..3 * 1440 + (slices - 1) * 1000).contains(&entries),
+        "{entries} entries of the index for a day of 1,440 rows in {slices} slices"
     );
     assert_eq!(scene.received().len(), 1440);
 }

@@ -57,7 +57,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes the lease of an entity, unless a run holds it. A backfill gives its lease up within a moment.
+    /// Takes the lease of an entity for a slice of a retry, unless a run holds it. A backfill releases its lease within a
+    /// moment.
     pub(crate) async fn take_unless_run(
         &self,
         entity_id: &str,
@@ -65,7 +66,7 @@ impl Worker {
         let begun = Instant::now();
         let mut wait = self.lease_wait();
         loop {
-            let holder = match self.journal.take(entity_id).await? {
+            let holder = match self.journal.take_for_retry(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok(Some((lease, lane))),
                 Take::Held { seen, holder } if wait.should_keep_waiting(&seen, holder) => holder,
                 Take::Held { .. } => return Ok(None),
