@@ -351,7 +351,7 @@ async fn pass_with_an_unanswered_batch_is_not_closed(pool: PgPool) {
         .await;
     let output = scene.output(&["run"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("pass 1 has a batch without an answer"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("pass 1 has a batch without a recorded answer"), "{}", stderr(&output));
     let state = "select concat_ws(' ', settled is null, pass_id, cursor_id, lease_owner is null) from elven_sync.sync_state";
     assert_eq!(scene.text(state).await, "t 1 1 t");
     scene.sql("drop trigger undo on elven_sync.sync_batches; update elven_sync.sync_batches set status = 'accepted'").await;
