@@ -10,8 +10,8 @@ use super::counters::Done;
 use super::problem::rejections;
 use super::writer::{Answer, Consequence, Emptying, JournalWrite, Repetition, Written};
 use super::{
-    AttemptResult, Counters, CursorAdvance, Journal, JournalError, OpenWork, PendingWrite, Problem,
-    WorkContext, WorkKind, invalid,
+    AttemptResult, Counters, CursorAdvance, Journal, JournalError, PendingWrite, Problem, WorkContext,
+    WorkKind, invalid,
 };
 use crate::batch::Batch;
 use crate::ledger::instant_us;
@@ -104,14 +104,12 @@ impl Journal {
     /// in which they were announced, parts behind what they are parts of.
     ///
     /// One that was being sent when its worker stopped becomes `unknown` here.
-    pub async fn recorded(&self, pass: &OpenWork) -> Result<Vec<RecordedBatch>, JournalError> {
+    pub async fn recorded(&self, doing: WorkContext<'_>) -> Result<Vec<RecordedBatch>, JournalError> {
+        self.group.submit(doing, JournalWrite::Recovery).written().await?;
+        let pass = doing.pass;
         let rows = match pass.course {
-            WorkKind::Pass(pass_id) => {
-                self.recover_pass(pass_id, &pass.lease).await?;
-                self.recorded_in_pass(pass_id, &pass.lease.entity_id).await?
-            }
+            WorkKind::Pass(pass_id) => self.recorded_in_pass(pass_id, &pass.lease.entity_id).await?,
             WorkKind::Backfill(backfill_id) => {
-                self.recover_backfill(backfill_id, &pass.lease).await?;
                 self.recorded_in_backfill(backfill_id, &pass.lease.entity_id).await?
             }
         };
@@ -292,22 +290,8 @@ impl Journal {
     }
 
     /// Records that a run ends with the outcome of a batch unknown.
-    pub async fn count_unknown_run(&self, pass: &OpenWork, batch_id: i64) -> Result<(), JournalError> {
-        self.database
-            .execute(|| {
-                sqlx::query!(
-                    "update elven_sync.sync_batches b set unknown_runs = unknown_runs + 1
-                      where b.batch_id = $1 and b.status = 'unknown'
-                        and exists (select from elven_sync.sync_state s
-                                     where s.entity_id = $2 and s.lease_epoch = $3 and s.lease_owner = $4)",
-                    batch_id,
-                    pass.lease.entity_id,
-                    pass.lease.epoch,
-                    pass.lease.owner
-                )
-            })
-            .await?;
-        Ok(())
+    pub async fn count_unknown_run(&self, doing: WorkContext<'_>, batch_id: i64) -> Result<(), JournalError> {
+        self.group.submit(doing, JournalWrite::UnknownRun(batch_id)).written().await.map(drop)
     }
 
     /// Records parts in the place of a batch. `ambiguous`: the API may have imported their rows.

@@ -27,7 +27,6 @@ mod passes;
 mod pending;
 mod problem;
 pub mod prune;
-mod recovery;
 mod retry;
 pub mod row_history;
 mod runs;

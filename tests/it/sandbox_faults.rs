@@ -231,9 +231,11 @@ async fn sandbox_command_accepts_faults_and_refuses_unknown_ones() {
         command.arg("sandbox").args(arguments).env_clear().kill_on_drop(true);
         command
     };
-    for (fault, expected) in
-        [("trottle", "there are reject:account=ID"), ("slow", "`slow=DURATION`"), ("throttle@10", "every:N")]
-    {
+    for (fault, expected) in [
+        ("trottle", "the faults are reject:account=ID"),
+        ("slow", "`slow=DURATION`"),
+        ("throttle@10", "every:N"),
+    ] {
         let output = command(&["--fault", fault]).output().await.unwrap();
         assert_eq!(output.status.code(), Some(2), "{fault}");
         assert!(stderr(&output).contains(expected), "{fault}: {}", stderr(&output));

@@ -72,6 +72,43 @@ pub(super) async fn set_aside(
     Ok(())
 }
 
+/// Records that batches which were being sent when their worker stopped have an unknown outcome.
+pub(super) async fn recover(
+    transaction: &mut Transaction,
+    request: &WriteRequest,
+) -> Result<(), JournalError> {
+    let course = request.pass.course;
+    sqlx::query!(
+        "update elven_sync.sync_batches b set status = 'unknown'
+          where b.entity_id = $1 and elven_sync.is_open(b.status, b.row_count)
+            and (b.pass_id = $2 or b.backfill_id = $3)
+            and b.status = 'sending' and b.attempts > 0 and b.row_count > 0",
+        request.entity_id(),
+        course.pass_id(),
+        course.backfill_id()
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// Records that a run ends with the outcome of a batch unknown.
+pub(super) async fn count_unknown_run(
+    transaction: &mut Transaction,
+    request: &WriteRequest,
+    batch_id: i64,
+) -> Result<(), JournalError> {
+    sqlx::query!(
+        "update elven_sync.sync_batches set unknown_runs = unknown_runs + 1
+          where batch_id = $1 and entity_id = $2 and status = 'unknown'",
+        batch_id,
+        request.entity_id()
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
 /// A failover that loses the tail may have taken the batch along.
 fn found_one(rows_affected: u64) -> Result<(), JournalError> {
     if rows_affected == 1 { Ok(()) } else { Err(JournalError::LeaseLost) }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use self::batch_changes::{announce_again, empty, set_aside};
+use self::batch_changes::{announce_again, count_unknown_run, empty, recover, set_aside};
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
 use self::rejections::Rejections;
@@ -211,11 +211,16 @@ impl Writer {
             .collect();
         let mut numbers = insert_all(transaction, &new).await?.into_iter();
         for (_, request) in &ours {
-            if let Some(repetition) = request.repetition() {
-                announce_again(transaction, request, repetition).await?;
-            }
-            if let Some(emptying) = request.emptying() {
-                empty(transaction, request, emptying).await?;
+            match &request.writing {
+                JournalWrite::Repetition(repetition) => {
+                    announce_again(transaction, request, repetition).await?
+                }
+                JournalWrite::Emptying(emptying) => empty(transaction, request, emptying).await?,
+                JournalWrite::Recovery => recover(transaction, request).await?,
+                JournalWrite::UnknownRun(batch_id) => {
+                    count_unknown_run(transaction, request, *batch_id).await?
+                }
+                JournalWrite::Announcement(_) | JournalWrite::Answer(_) | JournalWrite::PassClosing(_) => {}
             }
         }
         let answers: Vec<(&WriteRequest, &Answer)> =
@@ -237,7 +242,8 @@ impl Writer {
                     }
                 },
                 JournalWrite::Emptying(emptying) => Some(Written::Batch(emptying.batch_id)),
-                JournalWrite::PassClosing(_) => Some(Written::Closing),
+                JournalWrite::UnknownRun(batch_id) => Some(Written::Batch(*batch_id)),
+                JournalWrite::PassClosing(_) | JournalWrite::Recovery => Some(Written::Work),
             };
         }
         Ok(written)

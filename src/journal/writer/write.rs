@@ -19,6 +19,10 @@ pub(in crate::journal) enum JournalWrite {
     Answer(Box<Answer>),
     /// No row of a recorded batch is left to send.
     Emptying(Emptying),
+    /// Batches that were being sent when their worker stopped have an unknown outcome.
+    Recovery,
+    /// A run ends with the outcome of a batch unknown.
+    UnknownRun(i64),
     /// The end of a pass.
     PassClosing(PassClosing),
 }
@@ -59,8 +63,8 @@ pub(in crate::journal) enum Written {
     Batch(i64),
     /// The parts of a batch.
     Parts([i64; 2]),
-    /// The end of a pass.
-    Closing,
+    /// The end of a pass, or the recovery of one.
+    Work,
     /// Nothing: the entity would have too many rows that the API refused.
     TooManyRejections,
 }
@@ -99,7 +103,7 @@ impl PendingWrite {
     pub async fn written(self) -> Result<i64, JournalError> {
         match self.outcome().await? {
             Written::Batch(batch_id) => Ok(batch_id),
-            Written::Parts(_) | Written::Closing | Written::TooManyRejections => Ok(0),
+            Written::Parts(_) | Written::Work | Written::TooManyRejections => Ok(0),
         }
     }
 
@@ -141,14 +145,6 @@ impl WriteRequest {
         if let JournalWrite::PassClosing(closing) = &self.writing { Some(closing) } else { None }
     }
 
-    pub(super) fn repetition(&self) -> Option<&Repetition> {
-        if let JournalWrite::Repetition(repetition) = &self.writing { Some(repetition) } else { None }
-    }
-
-    pub(super) fn emptying(&self) -> Option<&Emptying> {
-        if let JournalWrite::Emptying(emptying) = &self.writing { Some(emptying) } else { None }
-    }
-
     /// The reason not to write the request: an earlier announcement of the pass was not written, so no later one is; or an
     /// earlier answer was not, so the pass is not closed, and nothing that moves its cursor by itself is written. (Other
     /// answers are written without moving the cursor.)
@@ -163,7 +159,7 @@ impl WriteRequest {
                 (Consequence::SetAside { .. }, Some(_)) => self.pass.unwritten.reason(),
                 _ => None,
             },
-            JournalWrite::Repetition(_) => None,
+            JournalWrite::Repetition(_) | JournalWrite::Recovery | JournalWrite::UnknownRun(_) => None,
         }
     }
 
@@ -172,9 +168,11 @@ impl WriteRequest {
         let advance = match &self.writing {
             JournalWrite::Answer(answer) => answer.advance.as_ref(),
             JournalWrite::Emptying(emptying) => emptying.advance.as_ref(),
-            JournalWrite::Announcement(_) | JournalWrite::Repetition(_) | JournalWrite::PassClosing(_) => {
-                None
-            }
+            JournalWrite::Announcement(_)
+            | JournalWrite::Repetition(_)
+            | JournalWrite::Recovery
+            | JournalWrite::UnknownRun(_)
+            | JournalWrite::PassClosing(_) => None,
         };
         advance.filter(|_| self.pass.unwritten.reason().is_none())
     }
@@ -183,7 +181,10 @@ impl WriteRequest {
         let outcome = outcome.map_err(|problem| match self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.by(problem),
             JournalWrite::Answer(_) | JournalWrite::Emptying(_) => self.pass.unwritten.by(problem),
-            JournalWrite::Repetition(_) | JournalWrite::PassClosing(_) => problem,
+            JournalWrite::Repetition(_)
+            | JournalWrite::Recovery
+            | JournalWrite::UnknownRun(_)
+            | JournalWrite::PassClosing(_) => problem,
         });
         // Nobody may wait for it any more.
         let _ = self.reply.send(outcome);

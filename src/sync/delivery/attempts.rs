@@ -288,7 +288,7 @@ impl Delivery {
             return exit;
         }
         if words.status == "unknown"
-            && let Err(problem) = self.worker.journal.count_unknown_run(&self.pass, node.batch_id).await
+            && let Err(problem) = self.worker.journal.count_unknown_run(self.doing(), node.batch_id).await
         {
             return problem.into();
         }

@@ -24,7 +24,7 @@ impl Delivery {
     /// Replays the recorded batches beyond the cursor. Skips the processed ones, and sends the others again with the
     /// rows of their recorded intervals. Returns the cursor from which reading continues.
     pub(in crate::sync) async fn recover(&self, source: &ReadSource<'_>) -> Result<Option<Cursor>, LaneExit> {
-        let recorded = around(Step::Recover, self.worker.journal.recorded(&self.pass)).await?;
+        let recorded = around(Step::Recover, self.worker.journal.recorded(self.doing())).await?;
         let (recorded, passed_over) = unanswered::apart(recorded);
         let mut parts: BTreeMap<i64, Vec<&RecordedBatch>> = BTreeMap::new();
         for part in &recorded {

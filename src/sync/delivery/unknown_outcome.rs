@@ -104,7 +104,7 @@ impl Delivery {
             Err(exit) => Err(exit),
         };
         for Unknown { answered, .. } in &left.unknown {
-            self.worker.journal.count_unknown_run(&self.pass, answered.node.batch_id).await?;
+            self.worker.journal.count_unknown_run(self.doing(), answered.node.batch_id).await?;
         }
         stopped
     }
