@@ -213,12 +213,12 @@ impl Writer {
         for (_, request) in &ours {
             match &request.writing {
                 JournalWrite::Repetition(repetition) => {
-                    announce_again(transaction, request, repetition).await?
+                    announce_again(transaction, request, repetition).await?;
                 }
                 JournalWrite::Emptying(emptying) => empty(transaction, request, emptying).await?,
                 JournalWrite::Recovery => recover(transaction, request).await?,
                 JournalWrite::UnknownRun(batch_id) => {
-                    count_unknown_run(transaction, request, *batch_id).await?
+                    count_unknown_run(transaction, request, *batch_id).await?;
                 }
                 JournalWrite::Announcement(_) | JournalWrite::Answer(_) | JournalWrite::PassClosing(_) => {}
             }
