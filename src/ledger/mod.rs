@@ -14,6 +14,7 @@ mod pages;
 mod pending;
 mod probe;
 mod range;
+mod range_statements;
 mod reader;
 mod row;
 mod standby;

@@ -1,0 +1,178 @@
+//! The lanes of a backfill, a slice at a time.
+
+use super::super::batcher::ReadSource;
+use super::super::concurrency::LanePermit;
+use super::super::delivery::{Delivery, DeliveryOptions};
+use super::super::lane::exit::LaneExit;
+use super::super::lane::lane_run::LaneRun;
+use super::super::lane::lease_wait::LEASE_POLL;
+use super::super::log::lane_span;
+use super::super::run::collect;
+use super::super::worker::Target;
+use super::super::{Ended, EntityReport, RunError, Worker};
+use super::superseding::SupersedingRows;
+use crate::fault_point::{Step, after, around, before};
+use crate::journal::{BackfillLane, Lane, Lease, OpenWork, Take, WorkKind};
+use crate::ledger::Range;
+use crate::watermark::Cursor;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::Instrument;
+
+/// The longest slice of a backfill. A slice also ends after a third of the lease.
+const SLICE_MAX: Duration = Duration::from_secs(2);
+
+impl Worker {
+    /// Works on all lanes. The concurrency limits decide how many work at once.
+    pub(super) async fn backfill_lanes(
+        &self,
+        (run_id, backfill_id): (i64, i64),
+        lanes: &[BackfillLane],
+        targets: &[Target],
+        reports: &mut Vec<EntityReport>,
+    ) -> Result<(), RunError> {
+        let lane_of = |target: &Target| lanes.iter().find(|lane| lane.range.entity_id == target.entity_id);
+        for lane in targets.iter().filter_map(lane_of) {
+            self.progress.expect(&lane.range.entity_id, lane.rows_total, lane.rows_read);
+        }
+        self.recall_sizes(targets).await?;
+        let worked = targets.iter().filter_map(|target| Some((target, lane_of(target)?))).map(
+            async |(target, lane)| {
+                let work = self.backfill_lane(run_id, backfill_id, target, lane);
+                let mut report = work.instrument(lane_span(&target.entity_id)).await?;
+                self.progress.end(&target.entity_id);
+                if report.ended != Ended::Done {
+                    let left = lane.rows_total - lane.rows_read - report.rows_read;
+                    report.rows_pending = Some(left.max(0));
+                }
+                Ok(report)
+            },
+        );
+        collect(worked, reports).await
+    }
+
+    /// Works on one entity, one slice at a time, until its range is processed.
+    async fn backfill_lane(
+        &self,
+        run_id: i64,
+        backfill_id: i64,
+        target: &Target,
+        lane: &BackfillLane,
+    ) -> Result<EntityReport, RunError> {
+        let range = Arc::new(lane.range.clone());
+        let entity_id = &target.entity_id;
+        let mut report = EntityReport::new(entity_id, Ended::Done);
+        let mut lease_before = None;
+        let start = self.invalid_start(entity_id);
+        loop {
+            let Some((permit, lease, mut state)) = self.take_slice(run_id, backfill_id, entity_id).await?
+            else {
+                return Ok(EntityReport { ended: Ended::Stopped, ..report });
+            };
+            let stand = self.journal.backfill_stand(backfill_id, run_id, entity_id).await?;
+            if let Some(pause) = state.not_before {
+                target.session.pause(pause);
+            }
+            let lease = lease.after(lease_before.take());
+            lease_before = Some(lease.clone());
+            let (since, has_rows_set_aside, start) =
+                (Instant::now(), state.has_rows_set_aside, start.clone());
+            let mut held = LaneRun {
+                worker: self,
+                run_id,
+                target,
+                since,
+                permit,
+                has_rows_set_aside,
+                start,
+                lease,
+                report,
+            };
+            let fits = self.check_journal(entity_id, &state);
+            let halted = match (stand, fits) {
+                // The backfill was cancelled.
+                (None, _) => Err(LaneExit::Shutdown),
+                (Some(_), Err(mismatch)) => Err(mismatch.into()),
+                (Some(cursor), Ok(())) => match held.fill_mapping(&mut state).await {
+                    Ok(()) => held.slice(backfill_id, &range, cursor).await,
+                    Err(problem) => Err(problem.into()),
+                },
+            };
+            let yielded = matches!(halted, Err(LaneExit::Yielded));
+            let fenced = if let Err(LaneExit::Fenced(left)) = halted { Some(left) } else { None };
+            report = held.end(halted).await?;
+            if let Some(left) = fenced {
+                // Waits without lease and permit, then continues with the next slice.
+                self.unless_stopped(tokio::time::sleep(left)).await;
+                continue;
+            }
+            // A lost lease is taken again, and its batches are recovered.
+            if !yielded {
+                if report.ended != Ended::Held {
+                    return Ok(report);
+                }
+                tokio::time::sleep(LEASE_POLL).await;
+            }
+        }
+    }
+
+    /// Takes a permit and the lease of an entity for a slice. Waits, without the permit, while another worker has the
+    /// lease. `None`: a signal came, or the backfill was cancelled.
+    async fn take_slice(
+        &self,
+        run_id: i64,
+        backfill_id: i64,
+        entity_id: &str,
+    ) -> Result<Option<(LanePermit, Lease, Box<Lane>)>, RunError> {
+        loop {
+            let Some(permit) = self.lane_permit().await else { return Ok(None) };
+            before(Step::TakeLease);
+            let taken = self.journal.take_for_backfill(entity_id).await?;
+            if let Take::Taken(lease, lane) = taken {
+                after(Step::TakeLease);
+                tracing::info!(lease_epoch = lease.epoch, "lease taken");
+                return Ok(Some((permit, lease, lane)));
+            }
+            drop(permit);
+            if self.journal.backfill_stand(backfill_id, run_id, entity_id).await?.is_none() {
+                return Ok(None);
+            }
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+    }
+
+    pub(in crate::sync) fn slice_max(&self) -> Duration {
+        SLICE_MAX.min(self.settings.sync.lease / 3)
+    }
+}
+
+impl LaneRun<'_> {
+    /// Works on the range for one slice. Reads rows again that were read under an earlier lease, because a run may have
+    /// sent newer versions of them meanwhile.
+    async fn slice(
+        &mut self,
+        backfill_id: i64,
+        range: &Arc<Range>,
+        cursor: Option<Cursor>,
+    ) -> Result<(), LaneExit> {
+        let Worker { journal, ledger, .. } = self.worker;
+        let open = OpenWork::new(self.lease.clone(), WorkKind::Backfill(backfill_id));
+        let source = ReadSource::Range(ledger, range.clone(), self.worker.page_rows());
+        let rivals = Arc::new(SupersedingRows::new(self.worker.clone(), range.clone()));
+        let options = DeliveryOptions { rivals: Some(rivals), ..DeliveryOptions::default() };
+        let delivery = Delivery::new(self, open.clone(), cursor, options);
+        tracing::info!(backfill_id, "slice started");
+        let delivered = async {
+            let after = delivery.recover(&source).await?;
+            delivery.go_on(source.read(after.clone(), None).await?, after).await
+        };
+        let delivered = delivered.await;
+        delivery.report_to(&mut self.report);
+        self.has_rows_set_aside = delivery.has_set_aside();
+        delivered?;
+        let finished = journal.finish_backfill_lane(&open);
+        around(Step::FinishLane, around(Step::ReleaseLease, finished)).await?;
+        tracing::info!(backfill_id, "range finished");
+        Ok(())
+    }
+}
