@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::database::Database;
 use crate::fault_point::{Step, around};
-use crate::journal::prune::{self, Busy, Pruned, Pruner};
+use crate::journal::prune::{self, PruneError, Pruned, Pruner};
 use crate::journal::{JournalError, SealState};
 
 /// The records of an entity that were pruned, or would be.
@@ -60,7 +60,11 @@ pub async fn prune(
             (pruned.passes, pruned.batches, pruned.errors) = (0, 0, 0);
         } else if !rehearse {
             (pruned.passes, pruned.batches, pruned.errors) = (0, 0, 0);
-            pruned.busy = entity(lane, &mut pruned).await?.is_err();
+            match entity(lane, &mut pruned).await {
+                Ok(()) => {}
+                Err(PruneError::Busy) => pruned.busy = true,
+                Err(PruneError::Journal(problem)) => return Err(problem),
+            }
         }
         if pruned.busy || foreign || pruned.passes + pruned.batches + pruned.errors > 0 {
             entities.push(pruned);
@@ -75,47 +79,33 @@ pub async fn prune(
 }
 
 /// Does all steps for one entity, in an order in which each step leaves a journal that `verify` can prove.
-async fn entity(lane: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<Result<(), Busy>, JournalError> {
+async fn entity(lane: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<(), PruneError> {
     let mut given_up = 0;
     let steps = async {
         all(async || lane.declare().await, &mut pruned.passes).await?;
-        for group in lane.groups().await.map_err(Stopped::By)? {
+        for group in lane.groups().await? {
             all(async || lane.remove_batches(&group).await, &mut pruned.batches).await?;
         }
         all(async || lane.remove_loose_batches().await, &mut pruned.batches).await?;
         all(async || lane.remove_given_up().await, &mut given_up).await?;
         all(async || lane.remove_errors().await, &mut pruned.errors).await?;
         let mut from = 0;
-        loop {
-            match around(Step::Prune, lane.fold(from)).await.map_err(Stopped::By)? {
-                Ok(Some(next)) => from = next,
-                Ok(None) => return Ok(()),
-                Err(busy) => return Err(Stopped::Busy(busy)),
-            }
+        while let Some(next) = around(Step::Prune, lane.fold(from)).await? {
+            from = next;
         }
+        Ok(())
     };
     let stopped = steps.await;
     pruned.passes += given_up;
-    match stopped {
-        Ok(()) => Ok(Ok(())),
-        Err(Stopped::Busy(busy)) => Ok(Err(busy)),
-        Err(Stopped::By(problem)) => Err(problem),
-    }
-}
-
-/// Why pruning an entity stopped.
-enum Stopped {
-    Busy(Busy),
-    By(JournalError),
+    stopped
 }
 
 /// Repeats a step until it removes nothing more, and counts the removed rows.
-async fn all(step: impl AsyncFn() -> Pruned, count: &mut u64) -> Result<(), Stopped> {
+async fn all(step: impl AsyncFn() -> Pruned, count: &mut u64) -> Result<(), PruneError> {
     loop {
-        match around(Step::Prune, step()).await.map_err(Stopped::By)? {
-            Ok(0) => return Ok(()),
-            Ok(rows) => *count += rows,
-            Err(busy) => return Err(Stopped::Busy(busy)),
+        match around(Step::Prune, step()).await? {
+            0 => return Ok(()),
+            rows => *count += rows,
         }
     }
 }

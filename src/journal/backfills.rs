@@ -28,6 +28,15 @@ pub struct BackfillLane {
     pub is_finished: bool,
 }
 
+/// The position of an entity in a backfill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackfillPosition {
+    /// The backfill was cancelled, or belongs to another run.
+    Ended,
+    /// Its cursor; `None` at the start of the range.
+    At(Option<Cursor>),
+}
+
 /// Whether a run has begun to work on a backfill.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
@@ -185,13 +194,13 @@ impl Journal {
             .collect())
     }
 
-    /// Where an entity of a backfill stands now. `None`: somebody has cancelled the backfill, or it is another run's.
+    /// Returns the position of an entity in a backfill of a run.
     pub async fn backfill_stand(
         &self,
         backfill_id: i64,
         run_id: i64,
         entity_id: &str,
-    ) -> Result<Option<Option<Cursor>>, JournalError> {
+    ) -> Result<BackfillPosition, JournalError> {
         let stand = || {
             sqlx::query!(
                 "select l.cursor_at, l.cursor_id
@@ -205,10 +214,9 @@ impl Journal {
             .fetch_optional(&self.database)
         };
         let stand = self.database.retry(stand).await?;
-        Ok(stand.map(|row| {
-            let cursor = row.cursor_at.zip(row.cursor_id);
-            cursor.map(|(at, id)| Cursor { at: At::Instant(instant_us(at)), id })
-        }))
+        let Some(row) = stand else { return Ok(BackfillPosition::Ended) };
+        let cursor = row.cursor_at.zip(row.cursor_id);
+        Ok(BackfillPosition::At(cursor.map(|(at, id)| Cursor { at: At::Instant(instant_us(at)), id })))
     }
 
     /// Records that the range of an entity is through, and gives the lease back.

@@ -40,7 +40,7 @@ mod zone_rules;
 use std::time::Duration;
 
 pub use backfill_rows::{Asked, Backfill, BackfillStatus, Cancelled};
-pub use backfills::{BackfillLane, Begun};
+pub use backfills::{BackfillLane, BackfillPosition, Begun};
 pub use batch_state::BatchState;
 pub use batches::{RecordedBatch, Side};
 pub use counters::{Counters, RunStatus};

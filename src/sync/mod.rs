@@ -11,6 +11,7 @@ mod invalid_start;
 mod known_record;
 mod lane;
 mod log;
+mod lone_batch;
 mod messages;
 mod pending;
 mod policy;

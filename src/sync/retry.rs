@@ -5,23 +5,17 @@ use std::time::Instant;
 
 use tracing::Instrument;
 
-use super::api_session::ApiSession;
-use super::delivery::settlement;
 use super::lane::lease_wait::LEASE_POLL;
 use super::log::{self, batch_span, lane_span, run_span};
 use super::messages::{self, OutcomeMessage};
-use super::policy::{Attempt, Decision, decide};
-use super::remedies::SignatureRemedies;
-use super::signing::{Sent, Unsigned};
 use super::worker::{Target, Unusable};
 use super::{RunError, Worker};
 use crate::batch::Batch;
-use crate::config::OnAmbiguous;
-use crate::elven::{Answer, ResponseClass, is_older_than};
+use crate::elven::ResponseClass;
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{
-    AttemptResult, Entity, JournalError, Kind, Lane, Lease, Problem, RecordedError, RetriedError,
-    RetryAnswer, RunStatus, Wanted, refuse_standby,
+    Entity, JournalError, Kind, Lane, Lease, Problem, RecordedError, RetriedError, RetryAnswer, RunStatus,
+    Wanted, refuse_standby,
 };
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
@@ -410,71 +404,6 @@ impl Worker {
             !set_aside.iter().any(|(set_aside, until)| *set_aside == id && row.xid <= *until)
         });
         Ok(rows)
-    }
-
-    /// Sends a batch, with retries. Returns also the number of attempts, and whether an attempt before the last one has
-    /// an unknown outcome.
-    pub(super) async fn ask(
-        &self,
-        session: &ApiSession,
-        lease: &Lease,
-        batch: &Batch,
-    ) -> Result<(ResponseClass, AttemptResult, (u32, bool)), RunError> {
-        let (retry, window) = (&self.settings.retry, self.settings.api.signature_window);
-        let mut remedies = SignatureRemedies::default();
-        let mut number = 1;
-        let mut ambiguous = false;
-        loop {
-            let sending = async {
-                let signed = self.fresh(session, lease, &batch.body, remedies.trial, None).await?;
-                self.send_fresh(session, lease, &batch.body, remedies.trial, signed).await
-            };
-            let Sent { answer, begun, by } = match sending.await {
-                Ok(sent) => sent,
-                Err(Unsigned::Lease(problem)) => return Err(problem.into()),
-                Err(Unsigned::Key(problem)) => {
-                    let answer = Answer::NotSent(problem.to_string());
-                    let settlement = settlement(&answer, Instant::now(), number > 1);
-                    let verdict = session.classify_and_record(&answer, &mut remedies.trial);
-                    return Ok((verdict, settlement, (number, ambiguous)));
-                }
-            };
-            log::request(answer.as_ref(), begun, number, batch.body.len());
-            let answer = answer.unwrap_or_else(|| Answer::Lost(messages::cut_off().message));
-            let settlement = settlement(&answer, begun, number > 1);
-            let verdict = session.classify_and_record(&answer, &mut remedies.trial);
-            if matches!(verdict, ResponseClass::Unknown(_)) {
-                lease.fence.note_lost(batch, begun, session.ahead_of_api());
-            }
-            let attempt = Attempt {
-                number,
-                attempts_max: retry.attempts,
-                possible: remedies.possible(session, &self.settings, &by, &verdict),
-                aged: is_older_than(by.at, window),
-            };
-            match decide(&verdict, attempt, retry, fastrand::u32(..)) {
-                step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
-                    remedies.take(&step, &by, session);
-                }
-                Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
-                    let turn = async {
-                        tokio::time::sleep(after).await;
-                        session.acquire_turn(retry.max).await.is_ok()
-                    };
-                    if !self.unless_stopped(turn).await.unwrap_or(false) {
-                        return Ok((verdict, settlement, (number, ambiguous)));
-                    }
-                    number += 1;
-                    ambiguous |= lost;
-                }
-                _ => return Ok((verdict, settlement, (number, ambiguous))),
-            }
-        }
-    }
-
-    /// Whether no further attempt is made: after a signal, or if a batch with an unknown outcome is held.
-    fn gives_up(&self, lost: bool) -> bool {
-        *self.stop.borrow() || (lost && self.settings.sync.on_ambiguous == OnAmbiguous::Hold)
     }
 }
 

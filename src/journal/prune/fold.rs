@@ -1,15 +1,15 @@
 //! Folds consecutive pruned passes into one.
 
-use super::{Busy, Pruner, ROWS_MAX, ROWS_PER_TRANSACTION, finish};
+use super::{PruneError, Pruner, ROWS_MAX, ROWS_PER_TRANSACTION, finish};
 use crate::database::Transaction;
 use crate::journal::JournalError;
 
 impl Pruner<'_> {
     /// Folds consecutive pruned passes among the next changes of the watermark from `from` on. Returns where to
     /// continue.
-    pub async fn fold(&self, from: i64) -> Result<Result<Option<i64>, Busy>, JournalError> {
+    pub async fn fold(&self, from: i64) -> Result<Option<i64>, PruneError> {
         let fold = || async {
-            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let links = sqlx::query_as!(
                 Link,
                 r#"select pass_id, settled::text, target::text, kind = 'pruned' and not exists (
@@ -30,7 +30,7 @@ impl Pruner<'_> {
             }
             finish(transaction, folded).await?;
             let is_last = links.len() < ROWS_PER_TRANSACTION;
-            Ok(Ok(links.last().filter(|_| !is_last).map(|link| link.pass_id)))
+            Ok(links.last().filter(|_| !is_last).map(|link| link.pass_id))
         };
         self.database.retry(fold).await
     }

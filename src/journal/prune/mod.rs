@@ -10,7 +10,7 @@ mod removal;
 use std::time::Duration;
 
 use super::{JournalError, SealState};
-use crate::database::{Database, Transaction};
+use crate::database::{Database, Transaction, Transient};
 use chrono::{DateTime, Utc};
 
 /// The maximum number of batches, passes, errors or runs that one transaction changes.
@@ -21,12 +21,31 @@ const ROWS_MAX: i64 = 1000;
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// The lane is locked by another process.
-#[derive(Clone, Copy, Debug)]
-pub struct Busy;
+/// Why a step of pruning was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    /// Another process has the lane locked.
+    #[error("another process has the state of the entity locked")]
+    Busy,
+    /// The journal could not be read or written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
 
-/// The result of one step: the number of rows, or that the lane is busy.
-pub type Pruned = Result<Result<u64, Busy>, JournalError>;
+impl From<sqlx::Error> for PruneError {
+    fn from(problem: sqlx::Error) -> Self {
+        Self::Journal(problem.into())
+    }
+}
+
+impl Transient for PruneError {
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Journal(problem) if problem.is_transient())
+    }
+}
+
+/// The number of rows that one step removed.
+pub type Pruned = Result<u64, PruneError>;
 
 /// Prunes one entity, step by step.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +127,7 @@ impl Pruner<'_> {
     /// dump.
     pub async fn declare(&self) -> Pruned {
         let declare = || async {
-            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let declared = sqlx::query!(
                 "update elven_sync.sync_passes
                     set kind = 'pruned', run_id = null, last_xid = null, last_id = null, written_by = pg_current_xact_id()
@@ -133,7 +152,7 @@ impl Pruner<'_> {
             .rows_affected();
             self.count(&mut transaction, declared, 0).await?;
             finish(transaction, declared + rebinds).await?;
-            Ok(Ok(declared))
+            Ok(declared)
         };
         self.database.retry(declare).await
     }

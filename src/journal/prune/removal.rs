@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Busy, Pruned, Pruner, ROWS_MAX, ROWS_PER_TRANSACTION, finish};
+use super::{PruneError, Pruned, Pruner, ROWS_MAX, ROWS_PER_TRANSACTION, finish};
 use crate::batch::unpack_ids;
 use crate::database::Transaction;
 use crate::journal::JournalError;
@@ -11,7 +11,7 @@ impl Pruner<'_> {
     /// Removes a limited number of batches of passes, the newest of a pass first: parts are newer than their parents.
     pub async fn remove_batches(&self, pass_ids: &[i64]) -> Pruned {
         let remove = || async {
-            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let batch_ids = sqlx::query_scalar!(
                 "select batch_id from elven_sync.sync_batches where pass_id = any ($1)
                   order by pass_id desc, batch_id desc limit $2",
@@ -28,7 +28,7 @@ impl Pruner<'_> {
     /// Removes a limited number of batches of retries and of ended backfills.
     pub async fn remove_loose_batches(&self) -> Pruned {
         let remove = || async {
-            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let batch_ids = sqlx::query_scalar!(
                 r#"select batch_id as "batch_id!" from elven_sync.batches_loose($1, $2) batch_id
                     order by batch_id desc limit $3"#,
@@ -85,13 +85,13 @@ impl Pruner<'_> {
         .await?;
         let removed = u64::try_from(removed).unwrap_or(0);
         finish(transaction, removed).await?;
-        Ok(Ok(removed))
+        Ok(removed)
     }
 
     /// Removes passes that a rewind gave up, after their batches: they are not part of the chain.
     pub async fn remove_given_up(&self) -> Pruned {
         let remove = || async {
-            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let removed = sqlx::query!(
                 "delete from elven_sync.sync_passes p
                   where p.pass_id in (select elven_sync.passes_given_up($1, $2))
@@ -104,7 +104,7 @@ impl Pruner<'_> {
             .rows_affected();
             self.count(&mut transaction, removed, 0).await?;
             finish(transaction, removed).await?;
-            Ok(Ok(removed))
+            Ok(removed)
         };
         self.database.retry(remove).await
     }
@@ -113,7 +113,7 @@ impl Pruner<'_> {
     /// are part of its proof.
     pub async fn remove_errors(&self) -> Pruned {
         let remove = || async {
-            let Some(mut transaction) = self.locked().await? else { return Ok(Err(Busy)) };
+            let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let errors = sqlx::query!(
                 "select error_id, ledger_id from elven_sync.sync_errors
                   where entity_id = $1 and resolved_at < $2 and not dismissed and batch_id is null",
@@ -137,7 +137,7 @@ impl Pruner<'_> {
                     .rows_affected();
             self.count(&mut transaction, 0, removed).await?;
             finish(transaction, removed).await?;
-            Ok(Ok(removed))
+            Ok(removed)
         };
         self.database.retry(remove).await
     }

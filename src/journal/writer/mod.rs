@@ -66,6 +66,14 @@ impl Group {
     }
 }
 
+/// What became of the requests of one transaction.
+enum GroupWrite {
+    /// What was written for each request; `None` when somebody else has its lane locked.
+    Written(Vec<Option<Written>>),
+    /// One of the requests cannot be written, so none was.
+    Refused(JournalError),
+}
+
 struct Writer {
     database: Database,
     lease: Duration,
@@ -110,11 +118,11 @@ impl Writer {
             return wanted;
         }
         match self.database.retry(|| self.write(&wanted)).await {
-            Ok(Ok(written)) => self.reply_to(wanted, written),
+            Ok(GroupWrite::Written(written)) => self.reply_to(wanted, written),
             // One of them is the reason, or the lease of one is lost: the others are not to suffer from it.
-            Ok(Err(_)) if wanted.len() > 1 => self.write_each(wanted).await,
+            Ok(GroupWrite::Refused(_)) if wanted.len() > 1 => self.write_each(wanted).await,
             // Of a commit it may not be known whether it was done: then nothing is to be done again.
-            Ok(Err(problem)) | Err(problem) => {
+            Ok(GroupWrite::Refused(problem)) | Err(problem) => {
                 let problem = Arc::new(problem);
                 for entry in wanted {
                     entry.reply_with(Err(shared(&problem)));
@@ -164,19 +172,26 @@ impl Writer {
 
     /// Writes requests in one transaction. Returns what was written for each, or `None` when its lane is locked by somebody
     /// else; or what is wrong with one of them, when for that nothing is written.
-    async fn write(
-        &self,
-        requests: &[WriteRequest],
-    ) -> Result<Result<Vec<Option<Written>>, JournalError>, JournalError> {
+    async fn write(&self, requests: &[WriteRequest]) -> Result<GroupWrite, JournalError> {
         let mut transaction = self.database.begin().await?;
         let filled = self.fill(&mut transaction, requests).await;
-        match &filled {
-            Ok(written) if written.iter().any(Option::is_some) => transaction.commit().await?,
-            Err(problem) if problem.is_transient() => return filled.map(Ok),
-            // Undone at once, since what it has locked is tried again at once.
-            Ok(_) | Err(_) => transaction.rollback().await?,
+        match filled {
+            Ok(written) => {
+                let is_any = written.iter().any(Option::is_some);
+                if is_any {
+                    transaction.commit().await?;
+                } else {
+                    transaction.rollback().await?;
+                }
+                Ok(GroupWrite::Written(written))
+            }
+            Err(problem) if problem.is_transient() => Err(problem),
+            Err(problem) => {
+                // Undone at once, because the same rows are written again at once.
+                transaction.rollback().await?;
+                Ok(GroupWrite::Refused(problem))
+            }
         }
-        Ok(filled)
     }
 
     /// Rows are locked in one order everywhere: lanes by entity, then batches and errors, passes, then the run's.

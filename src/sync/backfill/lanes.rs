@@ -12,7 +12,7 @@ use super::super::worker::Target;
 use super::super::{Ended, EntityReport, RunError, Worker};
 use super::superseding::SupersedingRows;
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::{BackfillLane, Lane, Lease, OpenWork, Take, WorkKind};
+use crate::journal::{BackfillLane, BackfillPosition, Lane, Lease, OpenWork, Take, WorkKind};
 use crate::ledger::Range;
 use crate::watermark::Cursor;
 use std::sync::Arc;
@@ -91,9 +91,9 @@ impl Worker {
             let fits = self.check_journal(entity_id, &state);
             let halted = match (stand, fits) {
                 // The backfill was cancelled.
-                (None, _) => Err(LaneExit::Shutdown),
-                (Some(_), Err(mismatch)) => Err(mismatch.into()),
-                (Some(cursor), Ok(())) => match held.fill_mapping(&mut state).await {
+                (BackfillPosition::Ended, _) => Err(LaneExit::Shutdown),
+                (BackfillPosition::At(_), Err(mismatch)) => Err(mismatch.into()),
+                (BackfillPosition::At(cursor), Ok(())) => match held.fill_mapping(&mut state).await {
                     Ok(()) => held.slice(backfill_id, &range, cursor).await,
                     Err(problem) => Err(problem.into()),
                 },
@@ -134,7 +134,7 @@ impl Worker {
                 return Ok(Some((permit, lease, lane)));
             }
             drop(permit);
-            if self.journal.backfill_stand(backfill_id, run_id, entity_id).await?.is_none() {
+            if self.journal.backfill_stand(backfill_id, run_id, entity_id).await? == BackfillPosition::Ended {
                 return Ok(None);
             }
             tokio::time::sleep(LEASE_POLL).await;

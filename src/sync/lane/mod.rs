@@ -30,8 +30,13 @@ const BATCHES_PER_PAGE: usize = 4;
 /// The id of a pass, and its target.
 type Opened = (i64, Snapshot);
 
-/// A permit, the lease, the state of the lane when the lease was taken, and the pass that was opened with it, if any.
-type Taken = (LanePermit, Lease, Box<Lane>, Option<Opened>);
+/// What became of the attempt to take the lease of an entity.
+enum LeaseAttempt {
+    /// A permit, the lease, the state of the lane when the lease was taken, and the pass that was opened with it, if any.
+    Taken(LanePermit, Lease, Box<Lane>, Option<Opened>),
+    /// The entity is left alone.
+    Left(Ended),
+}
 
 impl Worker {
     /// Brings one entity up to date, or reports why it is not.
@@ -52,8 +57,8 @@ impl Worker {
         let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
             let (permit, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
-                Ok(taken) => taken,
-                Err(ended) => return Ok(EntityReport { ended, ..report }),
+                LeaseAttempt::Taken(permit, lease, lane, opened) => (permit, lease, lane, opened),
+                LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
             };
             if let Some(pause) = lane.not_before {
                 target.session.pause(pause);
@@ -114,10 +119,12 @@ impl Worker {
         &self,
         entity_id: &str,
         opening: Option<NewPass<'_>>,
-    ) -> Result<Result<Taken, Ended>, RunError> {
+    ) -> Result<LeaseAttempt, RunError> {
         let mut wait = self.lease_wait();
         loop {
-            let Some(permit) = self.lane_permit().await else { return Ok(Err(Ended::Stopped)) };
+            let Some(permit) = self.lane_permit().await else {
+                return Ok(LeaseAttempt::Left(Ended::Stopped));
+            };
             before(Step::TakeLease);
             if opening.is_some() {
                 before(Step::OpenPass);
@@ -130,10 +137,10 @@ impl Worker {
                     }
                     after(Step::TakeLease);
                     tracing::info!(lease_epoch = lease.epoch, "lease taken");
-                    return Ok(Ok((permit, lease, lane, opened)));
+                    return Ok(LeaseAttempt::Taken(permit, lease, lane, opened));
                 }
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
-                    return Ok(Err(Ended::Held));
+                    return Ok(LeaseAttempt::Left(Ended::Held));
                 }
                 Take::Held { holder, .. } => holder,
             };
