@@ -1,4 +1,4 @@
-//! Rows of `sync_batches`: what is kept of a batch, and of the answer to it. Many at a time in one statement.
+//! Rows of `sync_batches`: what is recorded about a batch, and about the answer to it. One statement writes many rows.
 
 use chrono::{DateTime, Utc};
 
@@ -10,18 +10,18 @@ use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::watermark::Cursor;
 
-/// Where a batch belongs.
+/// The run, the work and the entity to which a batch belongs, and the batch of which it is a part.
 #[derive(Clone, Copy)]
 pub(super) struct BatchOwner<'a> {
     pub run: i64,
-    /// `None`: neither a pass nor a backfill.
+    /// The pass or the backfill. `None`: the batch belongs to neither.
     pub course: Option<WorkKind>,
     pub entity: &'a str,
     pub parent: Option<i64>,
 }
 
 impl<'a> WorkContext<'a> {
-    pub(super) fn place(self, parent_id: Option<i64>) -> BatchOwner<'a> {
+    pub(super) fn owner(self, parent_id: Option<i64>) -> BatchOwner<'a> {
         let Self { pass, run_id } = self;
         BatchOwner {
             run: run_id,
@@ -32,7 +32,7 @@ impl<'a> WorkContext<'a> {
     }
 }
 
-/// What is kept of a batch. Its rows and its body are not.
+/// What is recorded about a batch. Its rows and its body are not recorded.
 #[derive(Clone, Debug)]
 pub(super) struct BatchRecord {
     pub before: Option<Cursor>,
@@ -70,15 +70,15 @@ impl From<&Batch> for BatchRecord {
     }
 }
 
-/// A batch that is recorded for the first time. `attempts`: 1 when it is about to be sent, 0 for a part that waits
-/// for its turn.
+/// A batch that is recorded for the first time. `attempts`: 1 if it is about to be sent, 0 if it is a part that is sent
+/// later.
 pub(super) struct NewBatch<'a> {
-    pub place: BatchOwner<'a>,
+    pub owner: BatchOwner<'a>,
     pub contents: &'a BatchRecord,
     pub attempts: i32,
 }
 
-/// Records some batches; returns their numbers.
+/// Records batches. Returns their ids.
 pub(super) async fn insert<const N: usize>(
     transaction: &mut Transaction,
     new: [NewBatch<'_>; N],
@@ -87,7 +87,7 @@ pub(super) async fn insert<const N: usize>(
     ids.try_into().map_err(|_| sqlx::Error::Protocol("not every batch was recorded".into()))
 }
 
-/// Records batches; returns their numbers, which ascend in the order given.
+/// Records batches. Returns their ids, which ascend in the order of `new`.
 pub(super) async fn insert_all(
     transaction: &mut Transaction,
     new: &[NewBatch<'_>],
@@ -96,7 +96,7 @@ pub(super) async fn insert_all(
         return Ok(Vec::new());
     }
     let before = |new: &NewBatch<'_>| new.contents.before.clone();
-    let course = |new: &NewBatch<'_>| new.place.course;
+    let course = |new: &NewBatch<'_>| new.owner.course;
     sqlx::query_scalar!(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
@@ -115,10 +115,10 @@ pub(super) async fn insert_all(
                                    rejected_ids, timezone, zone_rules, place)
           order by place
       returning batch_id",
-        &column(new, |new| new.place.run),
+        &column(new, |new| new.owner.run),
         &column(new, |new| course(new).and_then(WorkKind::pass_id)) as &[Option<i64>],
-        &column(new, |new| new.place.entity.to_owned()),
-        &column(new, |new| new.place.parent) as &[Option<i64>],
+        &column(new, |new| new.owner.entity.to_owned()),
+        &column(new, |new| new.owner.parent) as &[Option<i64>],
         &column(new, |new| new.attempts),
         &column(new, |new| before(new).as_ref().and_then(xid)) as &[Option<String>],
         &column(new, |new| before(new).map(|cursor| cursor.id)) as &[Option<String>],
@@ -143,7 +143,7 @@ pub(super) async fn insert_all(
     .await
 }
 
-/// Notes that the rows of new batches may have arrived, by an attempt for what they are parts of.
+/// Records that the rows of new parts may have arrived, by an attempt for the batch that was split.
 pub(super) async fn mark_ambiguous(
     transaction: &mut Transaction,
     batch_ids: &[i64],
@@ -154,7 +154,7 @@ pub(super) async fn mark_ambiguous(
     Ok(())
 }
 
-/// Writes anew what a batch consists of: its rows may have changed since it was recorded.
+/// Records the contents of a batch again, because its rows may have changed since it was recorded.
 pub(super) async fn rewrite(
     transaction: &mut Transaction,
     batch_id: i64,
@@ -186,8 +186,8 @@ pub(super) async fn rewrite(
 
 /// The answer to a batch.
 ///
-/// The batch is named by what it is, too: a failover that loses the tail takes announced batches along, and gives their
-/// numbers to others.
+/// The batch is identified by its contents, too: a failover that loses the last transactions loses announced batches,
+/// and their ids are then given to other batches.
 #[derive(Clone, Debug)]
 pub(super) struct AnsweredBatch {
     pub batch_id: i64,
@@ -195,27 +195,27 @@ pub(super) struct AnsweredBatch {
     last: Cursor,
     body_sha256: String,
     pub status: &'static str,
-    pub settlement: AttemptResult,
+    pub result: AttemptResult,
     error: Option<String>,
-    /// That was no attempt.
+    /// The batch was announced and not sent, which does not count as an attempt.
     withdrawn: bool,
 }
 
 impl AnsweredBatch {
     pub(super) fn new(
-        doing: WorkContext<'_>,
+        context: WorkContext<'_>,
         batch: (i64, &Batch),
         status: &'static str,
-        settlement: AttemptResult,
+        result: AttemptResult,
     ) -> Self {
-        Self::of_entity(&doing.pass.lease.entity_id, batch, status, settlement)
+        Self::of_entity(&context.pass.lease.entity_id, batch, status, result)
     }
 
     pub(super) fn of_entity(
         entity_id: &str,
         (batch_id, batch): (i64, &Batch),
         status: &'static str,
-        settlement: AttemptResult,
+        result: AttemptResult,
     ) -> Self {
         Self {
             batch_id,
@@ -223,13 +223,13 @@ impl AnsweredBatch {
             last: batch.last.clone(),
             body_sha256: batch.body_sha256.clone(),
             status,
-            settlement,
+            result,
             error: None,
             withdrawn: false,
         }
     }
 
-    /// The batch was announced, and then not sent.
+    /// Marks the batch as announced and not sent.
     pub(super) fn withdrawn(self) -> Self {
         Self { withdrawn: true, ..self }
     }
@@ -239,14 +239,15 @@ impl AnsweredBatch {
     }
 }
 
-/// Records answers. Returns how many batches there were to record them in: the others are not ours.
+/// Records answers. Returns the number of batches that were found. For the others the journal has no such batch any
+/// more.
 pub(super) async fn finish(
     transaction: &mut Transaction,
     answered: &[&AnsweredBatch],
 ) -> Result<u64, sqlx::Error> {
     let mut errors: Vec<Option<String>> = column(answered, |a| a.error.clone());
     storable(&mut *transaction, [&mut errors]).await?;
-    let done = sqlx::query!(
+    let updated = sqlx::query!(
         "update elven_sync.sync_batches b
             set status = case when a.status = 'rejected' and b.ambiguous and b.row_count > 0
                               then 'unknown' else a.status end,
@@ -265,17 +266,18 @@ pub(super) async fn finish(
         &column(answered, |a| a.last.id.clone()),
         &column(answered, |a| a.body_sha256.clone()),
         &column(answered, |a| a.status.to_owned()),
-        &column(answered, |a| a.settlement.http_status) as &[Option<i32>],
-        &column(answered, |a| a.settlement.duration_ms) as &[Option<i64>],
+        &column(answered, |a| a.result.http_status) as &[Option<i32>],
+        &column(answered, |a| a.result.duration_ms) as &[Option<i64>],
         &errors as &[Option<String>],
         &column(answered, |a| a.withdrawn),
         &column(answered, |a| at(&a.last)) as &[Option<DateTime<Utc>>]
     )
     .execute(&mut *transaction)
     .await?;
-    Ok(done.rows_affected())
+    Ok(updated.rows_affected())
 }
 
-fn column<T, C>(rows: &[T], of: impl Fn(&T) -> C) -> Vec<C> {
-    rows.iter().map(of).collect()
+/// Returns one value per row, as the array parameter of a statement.
+fn column<T, C>(rows: &[T], value: impl Fn(&T) -> C) -> Vec<C> {
+    rows.iter().map(value).collect()
 }

@@ -1,4 +1,4 @@
-//! Batches: announced before they are sent, settled together with the watermark.
+//! Batches: each is announced before it is sent, and its answer is recorded together with the move of the cursor.
 
 use std::collections::BTreeSet;
 
@@ -20,40 +20,40 @@ use crate::watermark::{At, Cursor};
 /// A batch of an open pass or backfill, as it was recorded.
 #[derive(Debug)]
 pub struct RecordedBatch {
-    /// The batch.
+    /// Its id.
     pub batch_id: i64,
-    /// The batch that it is a part of.
+    /// The batch of which it is a part.
     pub parent_id: Option<i64>,
     /// Where its interval begins.
     pub before: Option<Cursor>,
     /// Where its interval ends.
     pub last: Cursor,
-    /// Ids of its rows, when they are not all dealt with.
+    /// Ids of its rows. Empty if all of them are processed.
     pub ids: BTreeSet<String>,
     /// SHA-256 of the body that was sent, in hex.
     pub body_sha256: String,
-    /// The rules of its zone that the body was made with, if they were noted.
+    /// The zone rules by which the body was made, if they were recorded.
     pub zone_rules: Option<String>,
-    /// What is known of it.
+    /// Its state.
     pub state: BatchState,
-    /// It was sent before.
+    /// The number of its attempts.
     pub attempts: i32,
     /// Runs in which its outcome stayed unknown.
     pub unknown_runs: i32,
-    /// Where it lies.
+    /// Whether the cursor has passed it.
     pub side: Side,
 }
 
-/// Where a batch lies, seen from the cursor.
+/// The position of a batch relative to the cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Beyond it.
+    /// It is after the cursor.
     Beyond,
     /// The cursor has passed it.
     Passed,
 }
 
-/// A row of `sync_batches` as it comes.
+/// A row of `sync_batches` as the query returns it.
 struct BatchRow {
     batch_id: i64,
     parent_id: Option<i64>,
@@ -75,12 +75,12 @@ struct BatchRow {
 
 impl BatchRow {
     fn into_recorded(self) -> Result<RecordedBatch, sqlx::Error> {
-        let place = |xid: Option<String>, at: Option<DateTime<Utc>>| {
+        let position = |xid: Option<String>, at: Option<DateTime<Utc>>| {
             let xid = xid.and_then(|xid| xid.parse().ok()).map(At::Xid);
             xid.or_else(|| at.map(|at| At::Instant(instant_us(at))))
         };
-        let before = place(self.before_xid, self.before_at).zip(self.before_id);
-        let at = place(self.last_xid, self.last_at)
+        let before = position(self.before_xid, self.before_at).zip(self.before_id);
+        let at = position(self.last_xid, self.last_at)
             .ok_or_else(|| sqlx::Error::Decode("neither an xid8 nor an instant".into()))?;
         let state = BatchState::decode(&self.status, self.row_count, self.attempts)?;
         Ok(RecordedBatch {
@@ -100,13 +100,13 @@ impl BatchRow {
 }
 
 impl Journal {
-    /// The batches of an open pass or backfill beyond its cursor, and those before it that have no answer, in the order
-    /// in which they were announced, parts behind what they are parts of.
+    /// Returns the batches of an open pass or backfill after its cursor, and those before the cursor that have no
+    /// answer, in the order in which they were announced. A part comes after the batch of which it is a part.
     ///
-    /// One that was being sent when its worker stopped becomes `unknown` here.
-    pub async fn recorded(&self, doing: WorkContext<'_>) -> Result<Vec<RecordedBatch>, JournalError> {
-        self.group.submit(doing, JournalWrite::Recovery).written().await?;
-        let pass = doing.pass;
+    /// A batch that was being sent when its worker stopped gets the status `unknown` here.
+    pub async fn recorded(&self, context: WorkContext<'_>) -> Result<Vec<RecordedBatch>, JournalError> {
+        self.group.submit(context, JournalWrite::Recovery).written().await?;
+        let pass = context.pass;
         let rows = match pass.course {
             WorkKind::Pass(pass_id) => self.recorded_in_pass(pass_id, &pass.lease.entity_id).await?,
             WorkKind::Backfill(backfill_id) => {
@@ -190,172 +190,184 @@ impl Journal {
         self.database.retry(recorded).await
     }
 
-    /// Hands in a batch that is about to be sent. Once that is written the lease was checked.
-    pub fn announce(&self, doing: WorkContext<'_>, batch: &Batch) -> PendingWrite {
-        self.group.submit(doing, JournalWrite::Announcement(batch.into()))
+    /// Submits a batch that is about to be sent. When that is written, the lease was checked.
+    pub fn announce(&self, context: WorkContext<'_>, batch: &Batch) -> PendingWrite {
+        self.group.submit(context, JournalWrite::Announcement(batch.into()))
     }
 
-    /// Records that a recorded batch is about to be sent again, and checks the lease by doing so. `lost`: the outcome of an
+    /// Records that a recorded batch is about to be sent again, and thereby checks the lease. `lost`: the outcome of an
     /// earlier attempt is unknown.
     pub async fn announce_again(
         &self,
-        doing: WorkContext<'_>,
+        context: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         lost: bool,
     ) -> Result<(), JournalError> {
         let repetition = Repetition { batch_id, record: batch.into(), lost };
-        self.group.submit(doing, JournalWrite::Repetition(repetition.into())).written().await.map(drop)
+        self.group.submit(context, JournalWrite::Repetition(repetition.into())).written().await.map(drop)
     }
 
-    /// Records a batch whose rows are gone or have newer versions: nothing of it is left to send.
+    /// Records a batch of which nothing is left to send, because its rows are gone or have newer versions.
     pub async fn emptied(
         &self,
-        doing: WorkContext<'_>,
+        context: WorkContext<'_>,
         batch_id: i64,
         advance: Option<CursorAdvance>,
     ) -> Result<(), JournalError> {
         let emptying = Emptying { batch_id, advance };
-        self.group.submit(doing, JournalWrite::Emptying(emptying)).written().await.map(drop)
+        self.group.submit(context, JournalWrite::Emptying(emptying)).written().await.map(drop)
     }
 
-    /// Hands in that a batch was accepted: batch, watermark, counters and the rows set aside, in one transaction.
-    /// `resolves`: the entity has rows set aside, some of which it may answer.
+    /// Submits that a batch was accepted: batch, cursor, counters and the rows set aside, in one transaction.
+    /// `resolves`: rows of the entity are set aside, and the batch may have newer versions of them, which resolve their
+    /// errors.
     pub fn settle(
         &self,
-        doing: WorkContext<'_>,
+        context: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
-        settlement: AttemptResult,
+        result: AttemptResult,
         (advance, resolves): (Option<CursorAdvance>, bool),
     ) -> PendingWrite {
-        let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-        // Not of rows that were superseded: the row that supersedes them may be refused yet.
+        let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
+        // Only the rows that were uploaded resolve errors. Superseded rows do not: the row that supersedes them may
+        // still be refused.
         let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
         let ids = || uploaded.map(|row| row.id.to_string()).collect();
         let answer = Answer {
-            answered: AnsweredBatch::new(doing, (batch_id, batch), "accepted", settlement),
+            answered: AnsweredBatch::new(context, (batch_id, batch), "accepted", result),
             advance,
-            counted: Counters::of(batch, settlement, all),
+            counted: Counters::of(batch, result, done),
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
             resolves: if resolves { ids() } else { Vec::new() },
-            rewritten: (!settlement.sent).then(|| batch.into()),
+            rewritten: (!result.sent).then(|| batch.into()),
             consequence: Consequence::None,
         };
-        self.group.submit(doing, JournalWrite::Answer(answer.into()))
+        self.group.submit(context, JournalWrite::Answer(answer.into()))
     }
 
-    /// Hands in an answer that is not the last word on a batch: it is sent again, by this run or a later one.
+    /// Submits an answer that is not final: this run or a later one sends the batch again.
     ///
-    /// `status` is `unknown` when the batch may have arrived, else `rejected`; one that was ever unknown
-    /// stays so, because an earlier attempt may have arrived.
+    /// `status` is `unknown` if the batch may have arrived, otherwise `rejected`. A batch that was ever unknown stays
+    /// unknown, because an earlier attempt may have arrived.
     pub fn answered(
         &self,
-        doing: WorkContext<'_>,
+        context: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         status: &'static str,
-        settlement: AttemptResult,
+        result: AttemptResult,
         error: &str,
     ) -> PendingWrite {
-        let answered = AnsweredBatch::new(doing, (batch_id, batch), status, settlement).because(Some(error));
-        self.submit_without_rows(doing, batch, answered)
+        let answered = AnsweredBatch::new(context, (batch_id, batch), status, result).because(Some(error));
+        self.submit_without_rows(context, batch, answered)
     }
 
-    /// Hands in that a batch which was announced is not sent now: that was no attempt.
-    pub fn withdraw(&self, doing: WorkContext<'_>, batch_id: i64, batch: &Batch, why: &str) -> PendingWrite {
-        let nothing = AttemptResult::default();
-        let answered = AnsweredBatch::new(doing, (batch_id, batch), "rejected", nothing).because(Some(why));
-        self.submit_without_rows(doing, batch, answered.withdrawn())
+    /// Submits that an announced batch is not sent now. It does not count as an attempt.
+    pub fn withdraw(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        why: &str,
+    ) -> PendingWrite {
+        let no_attempt = AttemptResult::default();
+        let answered =
+            AnsweredBatch::new(context, (batch_id, batch), "rejected", no_attempt).because(Some(why));
+        self.submit_without_rows(context, batch, answered.withdrawn())
     }
 
-    /// Hands in an answer by which nothing becomes of the rows.
+    /// Submits an answer that does not change the state of any row.
     fn submit_without_rows(
         &self,
-        doing: WorkContext<'_>,
+        context: WorkContext<'_>,
         batch: &Batch,
         answered: AnsweredBatch,
     ) -> PendingWrite {
-        let nothing = Done { uploaded: 0, rejected: 0, of: None };
+        let done = Done { uploaded: 0, rejected: 0, of: None };
         let answer = Answer {
             advance: None,
-            counted: Counters::of(batch, answered.settlement, nothing),
+            counted: Counters::of(batch, answered.result, done),
             problems: Vec::new(),
             resolves: Vec::new(),
             rewritten: None,
             consequence: Consequence::None,
             answered,
         };
-        self.group.submit(doing, JournalWrite::Answer(answer.into()))
+        self.group.submit(context, JournalWrite::Answer(answer.into()))
     }
 
-    /// Records that a run ends with the outcome of a batch unknown.
-    pub async fn count_unknown_run(&self, doing: WorkContext<'_>, batch_id: i64) -> Result<(), JournalError> {
-        self.group.submit(doing, JournalWrite::UnknownRun(batch_id)).written().await.map(drop)
+    /// Records that the outcome of a batch is unknown at the end of a run.
+    pub async fn count_unknown_run(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+    ) -> Result<(), JournalError> {
+        self.group.submit(context, JournalWrite::UnknownRun(batch_id)).written().await.map(drop)
     }
 
-    /// Records parts in the place of a batch. `ambiguous`: the API may have imported their rows.
+    /// Replaces a batch by its parts. `ambiguous`: the API may have imported their rows.
     pub async fn split(
         &self,
-        doing: WorkContext<'_>,
+        context: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         parts: &[Batch; 2],
-        settlement: AttemptResult,
+        result: AttemptResult,
         (error, ambiguous): (&str, bool),
     ) -> Result<[i64; 2], JournalError> {
         let parts = Box::new([BatchRecord::from(&parts[0]), BatchRecord::from(&parts[1])]);
         let answer = Answer {
-            answered: AnsweredBatch::new(doing, (batch_id, batch), "split", settlement).because(Some(error)),
+            answered: AnsweredBatch::new(context, (batch_id, batch), "split", result).because(Some(error)),
             advance: None,
-            counted: Counters::of(batch, settlement, Done { uploaded: 0, rejected: 0, of: None }),
+            counted: Counters::of(batch, result, Done { uploaded: 0, rejected: 0, of: None }),
             problems: Vec::new(),
             resolves: Vec::new(),
             rewritten: None,
             consequence: Consequence::Parts { parts, ambiguous },
         };
-        match self.group.submit(doing, JournalWrite::Answer(answer.into())).outcome().await? {
+        match self.group.submit(context, JournalWrite::Answer(answer.into())).outcome().await? {
             Written::Parts(parts) => Ok(parts),
             other => Err(sqlx::Error::Protocol(format!("a split was written as {other:?}")).into()),
         }
     }
 
-    /// Sets the records of a refused batch aside, and what of it could not be sent anyway; the watermark goes
-    /// past them. `false`, and nothing is recorded, when the entity would have more than `rejections_max` rows
-    /// that the API refused.
+    /// Sets aside the records and the invalid rows of a refused batch, and moves the cursor past them. Returns `false`,
+    /// and records nothing, if the entity would have more than `rejections_max` rows that the API refused.
     pub async fn set_aside(
         &self,
-        doing: WorkContext<'_>,
+        context: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         (refused, rejections_max): (&[Problem], usize),
-        settlement: AttemptResult,
+        result: AttemptResult,
         advance: Option<CursorAdvance>,
     ) -> Result<bool, JournalError> {
         let mut problems: Vec<Problem> =
             batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         problems.extend(refused.iter().cloned());
         let error = refused.first().map(|problem| problem.message.as_str());
-        let all = Done { uploaded: 0, rejected: problems.len(), of: Some(batch) };
+        let done = Done { uploaded: 0, rejected: problems.len(), of: Some(batch) };
         let consequence = Consequence::SetAside {
             rejected_ids: batch.ids_not_superseded(),
             refused: refused.iter().filter_map(|problem| problem.ledger_id.clone()).collect(),
             rejections_max,
         };
         let answer = Answer {
-            answered: AnsweredBatch::new(doing, (batch_id, batch), "rejected", settlement).because(error),
+            answered: AnsweredBatch::new(context, (batch_id, batch), "rejected", result).because(error),
             advance,
-            counted: Counters::of(batch, settlement, all),
+            counted: Counters::of(batch, result, done),
             problems,
             resolves: Vec::new(),
             rewritten: None,
             consequence,
         };
-        let written = self.group.submit(doing, JournalWrite::Answer(answer.into())).outcome().await?;
+        let written = self.group.submit(context, JournalWrite::Answer(answer.into())).outcome().await?;
         Ok(written != Written::TooManyRejections)
     }
 
-    /// Rows of an entity that the API refused and that are still set aside.
+    /// Counts the rows of an entity that the API refused and that are still set aside.
     pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
         Ok(self.database.retry(|| rejections(&self.database, entity_id)).await?)
     }

@@ -43,9 +43,9 @@ pub struct Counters {
 impl Counters {
     /// Counts a batch as if it had been sent and accepted.
     pub(crate) fn rehearse(&mut self, batch: &Batch) {
-        let settlement = AttemptResult { sent: !batch.records.is_empty(), ..AttemptResult::default() };
+        let result = AttemptResult { sent: !batch.records.is_empty(), ..AttemptResult::default() };
         let all = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-        *self += &Self::of(batch, settlement, all);
+        *self += &Self::of(batch, result, all);
     }
 }
 
@@ -72,16 +72,16 @@ pub(super) struct Done<'a> {
 
 impl Counters {
     /// Returns the counters of one answer to a batch, and of the outcome of its rows.
-    pub(super) fn of(batch: &Batch, settlement: AttemptResult, done: Done<'_>) -> Self {
+    pub(super) fn of(batch: &Batch, result: AttemptResult, done: Done<'_>) -> Self {
         let large = |number: usize| i64::from(count(number));
         Self {
             rows_read: large(done.of.map_or(0, |batch| batch.rows.len())),
             rows_uploaded: large(done.uploaded),
             rows_rejected: large(done.rejected),
             rows_superseded: large(done.of.map_or(0, |batch| batch.superseded)),
-            requests: i64::from(settlement.sent),
-            retries: i64::from(settlement.sent && settlement.repeated),
-            bytes_sent: if settlement.sent { large(batch.body.len()) } else { 0 },
+            requests: i64::from(result.sent),
+            retries: i64::from(result.sent && result.repeated),
+            bytes_sent: if result.sent { large(batch.body.len()) } else { 0 },
             rows_beyond_double: if done.uploaded > 0 { large(batch.beyond_double) } else { 0 },
         }
     }

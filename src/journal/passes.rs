@@ -132,8 +132,8 @@ impl Journal {
 
     /// Submits the closing of a pass whose last batch ends at `last`: its target becomes the watermark. With `ends`
     /// the same transaction also records that the entity is up to date, as [`Journal::lane_succeeded`] does.
-    pub fn close_pass(&self, doing: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
-        self.group.submit(doing, JournalWrite::PassClosing(PassClosing { last, ends }))
+    pub fn close_pass(&self, context: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
+        self.group.submit(context, JournalWrite::PassClosing(PassClosing { last, ends }))
     }
 
     /// Records that a lane stopped, why, and how long the API asked not to be called. Releases its lease.

@@ -99,9 +99,9 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
-            let place = BatchOwner { run: run_id, course: None, entity: &lease.entity_id, parent: None };
+            let owner = BatchOwner { run: run_id, course: None, entity: &lease.entity_id, parent: None };
             let [batch_id] =
-                insert(&mut transaction, [NewBatch { place, contents: &contents, attempts: 1 }]).await?;
+                insert(&mut transaction, [NewBatch { owner, contents: &contents, attempts: 1 }]).await?;
             let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
             sqlx::query!(
                 "update elven_sync.sync_batches b set ambiguous = true
@@ -129,15 +129,15 @@ impl Journal {
         run_id: i64,
         (batch_id, batch): (i64, &Batch),
         last: RetryAnswer<'_>,
-        settlement: AttemptResult,
+        result: AttemptResult,
         tried: Option<RetriedError<'_>>,
     ) -> Result<(), JournalError> {
         let RetryAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
         let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
         let answered =
-            AnsweredBatch::of_entity(&lease.entity_id, (batch_id, batch), status, settlement).because(error);
+            AnsweredBatch::of_entity(&lease.entity_id, (batch_id, batch), status, result).because(error);
         let of = (status == "accepted").then_some(batch);
-        let counted = Counters::of(batch, settlement, Done { uploaded, rejected: 0, of });
+        let counted = Counters::of(batch, result, Done { uploaded, rejected: 0, of });
         let answered_alone = || async {
             let mut transaction = self.database.begin().await?;
             let held = sqlx::query!(

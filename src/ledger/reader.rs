@@ -11,10 +11,10 @@ use super::unreadable::Asked;
 use super::{Ledger, LedgerError, Pass, PassRead, Row, Table};
 use crate::watermark::{self, Cursor, Segment};
 
-/// The expected number of rows when one row is looked up.
+/// The expected number of rows of a query for the rows of one id or one key.
 const ROWS_FEW: usize = 1;
 
-/// The largest distance from the year 2000 of a row that can be sent, in microseconds: about 9,500 years.
+/// The largest distance from the year 2000 at which a row can be sent, in microseconds: about 9,500 years.
 const SENT_US_MAX: u64 = 300_000_000_000_000_000;
 
 impl Ledger {
@@ -25,14 +25,14 @@ impl Ledger {
         rows.map_err(|problem| problem.about(entity_id))
     }
 
-    /// Returns the rows that may have the same account, currency and wall-clock time as this row. Assumes clocks that
-    /// were put back by a day or less.
+    /// Returns the rows that may have the same account, currency and wall-clock time as this row. Assumes that clocks
+    /// are put back by at most a day.
     pub async fn rivals(&self, entity_id: &str, row: &Row) -> Result<Vec<Row>, LedgerError> {
         let (Some(account), Some(currency), Some(at)) = (row.account(), row.currency(), row.captured_at_us)
         else {
             return Ok(Vec::new());
         };
-        // A row far outside the years that can be sent shares no wall-clock time with another row.
+        // A row that is too far from the year 2000 to be sent has no rival.
         if at.unsigned_abs() > SENT_US_MAX {
             return Ok(Vec::new());
         }
@@ -41,13 +41,13 @@ impl Ledger {
         rows.map_err(|problem| problem.about(entity_id))
     }
 
-    /// Begins to read a pass, or the rest of a pass.
+    /// Prepares to read a pass, or the rest of a pass, in pages.
     pub async fn pass(&self, reading: PassRead<'_>) -> Result<Pass, LedgerError> {
         let PassRead { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
         let mut segments = watermark::segments_between(settled, target, after.as_ref(), until.as_ref());
         if segments.len() > 1 {
-            let probed = self.without_empty_probes(entity_id, segments).await;
-            segments = probed.map_err(|problem| problem.about(entity_id))?;
+            let occupied = self.without_empty_segments(entity_id, segments).await;
+            segments = occupied.map_err(|problem| problem.about(entity_id))?;
         }
         Ok(Pass {
             ledger: self.clone(),
@@ -61,9 +61,9 @@ impl Ledger {
         })
     }
 
-    /// Drops the segments in which the entity has no rows, in one statement for all of them: most transactions that
-    /// stay open for long never write to the ledger.
-    async fn without_empty_probes(
+    /// Removes the segments in which the entity has no rows. One statement probes all of them. Most segments have no
+    /// rows, because most transactions that stay open for long never write to the ledger.
+    async fn without_empty_segments(
         &self,
         entity_id: &str,
         segments: Vec<Segment>,
@@ -71,11 +71,11 @@ impl Ledger {
         let sql = self.table.probe_sql(entity_id, &segments);
         let probe =
             || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
-        let found: Vec<i64> = self.primary.retry(probe).await?;
-        Ok(found
+        let ordinals: Vec<i64> = self.primary.retry(probe).await?;
+        Ok(ordinals
             .into_iter()
-            .filter_map(|place| {
-                usize::try_from(place - 1).ok().and_then(|place| segments.get(place)).copied()
+            .filter_map(|ordinal| {
+                usize::try_from(ordinal - 1).ok().and_then(|index| segments.get(index)).copied()
             })
             .collect())
     }
@@ -83,7 +83,8 @@ impl Ledger {
     /// Reads a page, from the standby if there is one and the pass is recorded, otherwise from the primary.
     ///
     /// # Errors
-    /// Also when the database cannot read its rows. Then the error names the first failing row, if it can be found.
+    /// The query failed, or the database cannot read a row of the page. In the second case the error names the first
+    /// such row, if it can be found.
     pub(super) async fn page(&self, page: &Page<'_>) -> Result<Vec<Row>, LedgerError> {
         match self.read_page(page).await {
             Ok(rows) => Ok(rows),
@@ -101,13 +102,13 @@ impl Ledger {
         let (Some(standby), Some(pass_id)) = (&self.standby, page.proof_of) else {
             return self.copy(&self.primary, sql, page.rows_max, PlanHint::InOrder).await;
         };
-        let begun = Instant::now();
+        let started_at = Instant::now();
         loop {
             let behind = match self.copy(standby, sql, page.rows_max, PlanHint::InOrder).await {
                 Err(problem) if is_behind(&problem) => problem,
                 read => return read,
             };
-            replayed(standby, pass_id, page.target, begun, &behind).await?;
+            replayed(standby, pass_id, page.target, started_at, &behind).await?;
         }
     }
 }

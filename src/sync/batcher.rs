@@ -14,9 +14,10 @@ use crate::batch::{self, Batch};
 use crate::ledger::{Ledger, LedgerError, Pages, PassRead, Range, Row};
 use crate::watermark::{Cursor, Order};
 
-type Ahead = JoinHandle<(Pages, Result<Option<Vec<Row>>, LedgerError>)>;
+/// The task that reads the next page. It returns the pages that are left, and the page. `None`: no page is left.
+type ReadAhead = JoinHandle<(Pages, Result<Option<Vec<Row>>, LedgerError>)>;
 
-fn read_ahead(mut pages: Pages) -> Ahead {
+fn read_ahead(mut pages: Pages) -> ReadAhead {
     let reading = async move {
         let page = pages.next_page().await;
         (pages, page)
@@ -62,23 +63,25 @@ impl ReadSource<'_> {
 /// Cuts rows into batches. The next page is read while a batch is in flight.
 pub(super) struct Batcher {
     order: Order,
-    /// In a backfill: newer rows of the keys of a batch.
+    /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     rivals: Option<Arc<SupersedingRows>>,
+    /// Rows that were read and are not in a batch yet.
     waiting: VecDeque<Row>,
-    ahead: Option<Ahead>,
+    ahead: Option<ReadAhead>,
+    /// Checks whether the first rows that the lane reads are all invalid.
     start: Arc<InvalidStart>,
     /// Batches that were held back until a valid row was read, and the batch with that row.
     held: VecDeque<Batch>,
 }
 
 impl Batcher {
-    /// A batcher for these pages. With `rivals` it leaves superseded rows out of the batches.
+    /// Returns a batcher of these pages. With `rivals` it leaves superseded rows out of the batches.
     pub(super) fn of(pages: Pages, rivals: Option<Arc<SupersedingRows>>, start: Arc<InvalidStart>) -> Self {
         let (order, waiting, held) = (pages.order(), VecDeque::new(), VecDeque::new());
         Self { order, rivals, waiting, ahead: Some(read_ahead(pages)), start, held }
     }
 
-    /// Returns the next batch, cut from where the last one ended. `None`: no row is left.
+    /// Returns the next batch, which begins after `before`, where the last batch ended. `None`: no row is left.
     ///
     /// A batch with only invalid rows is held back until a valid row was read after it, or no row is left.
     pub(super) async fn next_batch(
@@ -87,9 +90,9 @@ impl Batcher {
         zone: &Zone,
         limits: BatchLimits,
     ) -> Result<Option<Batch>, RunError> {
-        let are_held = !self.held.is_empty();
+        let is_holding = !self.held.is_empty();
         let mut before = before;
-        while !are_held && let Some(batch) = self.cut_batch(before, zone, limits).await? {
+        while !is_holding && let Some(batch) = self.cut_batch(before, zone, limits).await? {
             before = Some(batch.last.clone());
             self.held.push_back(batch);
             if self.start.look(self.held.iter())? == Start::Valid {
@@ -97,8 +100,9 @@ impl Batcher {
             }
         }
         let Some(batch) = self.held.pop_front() else { return Ok(None) };
-        // A smaller limit for the body may have been learned meanwhile. Only the last held batch has records.
-        if are_held && batch.body.len() > limits.bytes.unwrap_or(usize::MAX) {
+        // A smaller limit for the body may have been learned meanwhile. Of the held batches only the last one has
+        // records.
+        if is_holding && batch.body.len() > limits.bytes.unwrap_or(usize::MAX) {
             let before = batch.before.clone();
             self.put_back(batch);
             return self.cut_batch(before, zone, limits).await;
@@ -114,7 +118,7 @@ impl Batcher {
         zone: &Zone,
         limits: BatchLimits,
     ) -> Result<Option<Batch>, RunError> {
-        // One row more than the batch, so that for most batches no query for rivals is needed.
+        // One row more than the batch has, so that most batches need no query for rivals.
         let wanted = limits.records + usize::from(self.rivals.is_some());
         while self.waiting.len() < wanted && self.read_page().await? {}
         let mut records_max = limits.records;
@@ -137,7 +141,8 @@ impl Batcher {
                 batch = rivals.exclude_superseded(batch, &self.waiting).await?;
             }
             let (bytes, bytes_max) = (batch.body.len(), limits.bytes.unwrap_or(usize::MAX));
-            // As many rows as would fit if all had the same size. A tie that is too long for that stays whole.
+            // As many rows as would fit if all had the same size. A tie (rows with the same place in the order) is
+            // never cut, even if its body is too large.
             let fewer = (count * bytes_max.min(bytes) / bytes).max(1);
             if bytes <= bytes_max || fewer >= count || batch::cut(self.order, &batch.rows, fewer).is_none() {
                 return Ok(Some(batch));
@@ -147,10 +152,10 @@ impl Batcher {
         }
     }
 
-    /// Puts the rows of the latest batch back.
+    /// Puts the rows of the latest batch back in front of the waiting rows.
     pub(super) fn put_back(&mut self, batch: Batch) {
-        let behind = std::mem::replace(&mut self.waiting, batch.rows.into());
-        self.waiting.extend(behind);
+        let later = std::mem::replace(&mut self.waiting, batch.rows.into());
+        self.waiting.extend(later);
     }
 
     /// Returns all rows that are left.
@@ -159,9 +164,9 @@ impl Batcher {
         Ok(std::mem::take(&mut self.waiting).into())
     }
 
-    /// Adds the page that was read ahead. `false`: there was none.
+    /// Adds the page that was read ahead to the waiting rows. `false`: no page is left.
     async fn read_page(&mut self) -> Result<bool, LedgerError> {
-        // Not taken out while it is awaited, so that it is not lost when this future is dropped.
+        // The task stays in `ahead` while it is awaited, so that its page is not lost when this future is dropped.
         let Some(ahead) = &mut self.ahead else { return Ok(false) };
         let read = ahead.await;
         self.ahead = None;

@@ -43,9 +43,9 @@ impl Worker {
             let announced = self.journal.announce_alone(lease, run_id, &batch);
             let batch_id = around(Step::Announce, announced).await?;
             let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
-            let (verdict, settlement, (attempts, ambiguous)) = asked.await?;
+            let (verdict, result, (attempts, ambiguous)) = asked.await?;
             let accepted = verdict == ResponseClass::Accepted;
-            let words = messages::of(&verdict, settlement.http_status, &batch, &session.credential.name);
+            let words = messages::of(&verdict, result.http_status, &batch, &session.credential.name);
             let last = RetryAnswer {
                 status: if accepted { "accepted" } else { words.status },
                 error: (!accepted).then_some(words.message.as_str()),
@@ -53,8 +53,7 @@ impl Worker {
                 ambiguous,
                 stays_set_aside: false,
             };
-            let answered =
-                self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, None);
+            let answered = self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, result, None);
             around(Step::Settle, answered).await?;
             if accepted {
                 session.accepted(batch.body.len());

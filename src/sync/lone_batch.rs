@@ -1,7 +1,7 @@
 //! A batch outside of any pass, such as that of a retry: one request at a time until its answer is final.
 
 use super::api_session::ApiSession;
-use super::delivery::settlement;
+use super::delivery::attempt_result;
 use super::log::{self};
 use super::messages::{self};
 use super::policy::{Attempt, Decision, decide};
@@ -37,14 +37,14 @@ impl Worker {
                 Err(Unsigned::Lease(problem)) => return Err(problem.into()),
                 Err(Unsigned::Key(problem)) => {
                     let answer = Answer::NotSent(problem.to_string());
-                    let settlement = settlement(&answer, Instant::now(), number > 1);
+                    let result = attempt_result(&answer, Instant::now(), number > 1);
                     let verdict = session.classify_and_record(&answer, &mut remedies.trial);
-                    return Ok((verdict, settlement, (number, ambiguous)));
+                    return Ok((verdict, result, (number, ambiguous)));
                 }
             };
             log::request(answer.as_ref(), begun, number, batch.body.len());
             let answer = answer.unwrap_or_else(|| Answer::Lost(messages::cut_off().message));
-            let settlement = settlement(&answer, begun, number > 1);
+            let result = attempt_result(&answer, begun, number > 1);
             let verdict = session.classify_and_record(&answer, &mut remedies.trial);
             if matches!(verdict, ResponseClass::Unknown(_)) {
                 lease.fence.note_lost(batch, begun, session.ahead_of_api());
@@ -65,12 +65,12 @@ impl Worker {
                         session.acquire_turn(retry.max).await.is_ok()
                     };
                     if !self.unless_stopped(turn).await.unwrap_or(false) {
-                        return Ok((verdict, settlement, (number, ambiguous)));
+                        return Ok((verdict, result, (number, ambiguous)));
                     }
                     number += 1;
                     ambiguous |= lost;
                 }
-                _ => return Ok((verdict, settlement, (number, ambiguous))),
+                _ => return Ok((verdict, result, (number, ambiguous))),
             }
         }
     }

@@ -334,8 +334,8 @@ impl Worker {
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
         let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
-        let (verdict, settlement, (attempts, ambiguous)) = asked.await?;
-        let words = messages::of(&verdict, settlement.http_status, &batch, &session.credential.name);
+        let (verdict, result, (attempts, ambiguous)) = asked.await?;
+        let words = messages::of(&verdict, result.http_status, &batch, &session.credential.name);
         let accepted = verdict == ResponseClass::Accepted;
         let last = RetryAnswer {
             status: if accepted { "accepted" } else { words.status },
@@ -344,12 +344,12 @@ impl Worker {
             ambiguous,
             stays_set_aside: words.kind == Kind::RejectedBatch && !accepted,
         };
-        let of_row = words.of_row(batch_id, settlement.http_status, &batch, 0);
+        let of_row = words.of_row(batch_id, result.http_status, &batch, 0);
         let still_open = still_open(&words, of_row, &error.kind);
         let outcome = if accepted { Ok("uploaded by `errors retry`") } else { Err(&still_open) };
         let tried = RetriedError { error_id: error.error_id, outcome };
         let answered =
-            self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, settlement, Some(tried));
+            self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, result, Some(tried));
         around(Step::Resolve, around(Step::Settle, answered)).await?;
         if let ResponseClass::Throttled(Some(pause)) = verdict {
             session.pause(pause);

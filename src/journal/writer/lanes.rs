@@ -1,4 +1,5 @@
-//! The lanes that a group writes to: locked, checked, moved.
+//! The lanes that a transaction of the group commit writes to: they are locked and checked, and their cursors are
+//! moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,37 +13,42 @@ use crate::database::Transaction;
 use crate::ledger::instant_us;
 use crate::watermark::{At, Cursor};
 
-/// A lane, locked by the transaction, and what the transaction does to it.
+/// A lane that the transaction has locked, and the changes that the transaction makes to it.
 #[derive(Debug)]
 pub(super) struct LockedLane {
+    /// The owner of the lease. `None`: no worker has it.
     owner: Option<String>,
+    /// The epoch of the lease.
     epoch: i64,
-    /// The pass that is open.
+    /// The open pass.
     pass: Option<WorkPosition>,
-    /// The backfill that the entries are about, when its lane is unfinished and the lease is a backfill's.
+    /// The backfill to which the requests belong, if its lane is unfinished and the lease was taken for a backfill.
     backfill: Option<WorkPosition>,
+    /// Less than half of the lease time is left.
     is_aging: bool,
-    /// Somebody waits for the lease.
+    /// Another worker waits for the lease, or the backfill was cancelled.
     is_wanted: bool,
+    /// The cursor after the transaction, if it moves.
     moved_to: Option<Cursor>,
     counted: Counters,
+    /// The transaction renews the lease.
     renewed: bool,
 }
 
-/// How far a pass or a backfill is.
+/// The position of a pass or a backfill.
 #[derive(Debug)]
 struct WorkPosition {
     id: i64,
     cursor: Option<Cursor>,
-    /// Where the batch ends that was announced last in it.
+    /// The end of the last announced batch.
     announced: Option<Cursor>,
 }
 
 impl LockedLane {
-    /// The position of the pass or backfill that a request is about.
+    /// Returns the position of the pass or backfill to which a request belongs.
     ///
     /// # Errors
-    /// The lease is not that of the request any more, or its pass or backfill is not open.
+    /// The lane has another lease than the request, or the pass or backfill of the request is not open.
     fn position(&mut self, request: &WriteRequest) -> Result<&mut WorkPosition, JournalError> {
         let OpenWork { lease, course, .. } = &request.pass;
         let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
@@ -53,16 +59,18 @@ impl LockedLane {
         position.as_mut().filter(|position| is_held && position.id == id).ok_or(JournalError::LeaseLost)
     }
 
-    /// Makes sure that a request comes from the holder of the lease, for work that is open.
+    /// Checks that a request comes from the holder of the lease, and that its pass or backfill is open.
     pub(super) fn check_lease(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
         self.position(request).map(drop)
     }
 
-    /// Makes sure that lease and pass are those of the request, that the cursor stands where it moves from, that a batch
-    /// begins where the one before it ends and that a pass ends where its last one does, and notes what the request does.
+    /// Checks that lease and pass are those of the request, that the cursor is at the position from which the request
+    /// moves it, that a new batch begins where the batch before it ends, and that a pass that is closed ends where its
+    /// last batch does. Notes the changes that the request makes to the lane.
     ///
-    /// A failover that loses the tail may leave lease and pass and take batches that were announced: one behind those
-    /// would leave a gap, which recovery takes for done; and a pass that is closed without them takes all for done.
+    /// A failover that loses the last transactions may keep lease and pass and lose announced batches. A batch
+    /// announced after the lost ones would leave a gap, and recovery would count the rows in the gap as processed; a
+    /// pass that is closed without them would count all their rows as processed.
     pub(super) fn check(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
         let moved_to = self.moved_to.take();
         let position = self.position(request)?;
@@ -72,19 +80,19 @@ impl LockedLane {
             }
             position.announced = Some(contents.last.clone());
         }
-        let mut stands_at = moved_to.clone().or_else(|| position.cursor.clone());
-        let mut moves = moved_to;
+        let mut cursor = moved_to.clone().or_else(|| position.cursor.clone());
+        let mut moves_to = moved_to;
         if let Some(CursorAdvance { before, last }) = request.advance() {
-            if stands_at != *before {
+            if cursor != *before {
                 return Err(JournalError::LeaseLost);
             }
-            moves = Some(last.clone());
-            stands_at.clone_from(&moves);
+            moves_to = Some(last.clone());
+            cursor.clone_from(&moves_to);
         }
-        if request.closing().is_some_and(|closing| stands_at != closing.last) {
+        if request.closing().is_some_and(|closing| cursor != closing.last) {
             return Err(JournalError::LeaseLost);
         }
-        self.moved_to = moves;
+        self.moved_to = moves_to;
         self.renewed |= self.is_aging;
         if let Some(answer) = request.answer() {
             self.counted += &answer.counted;
@@ -100,17 +108,20 @@ impl LockedLane {
     }
 }
 
-/// Locks the lanes of entries, but for those that somebody else has locked: who stands still is no reason for others
-/// to wait. One that is not there any more is nobody's.
+/// Locks the lanes of requests, except for lanes that another transaction has locked, because a worker that is stopped
+/// must not delay other lanes.
 ///
-/// The last batch of a pass is asked for by `between`: with `=` its order would be that of the batches alone, and
-/// PostgreSQL might go back through all of them where the pass has none yet.
+/// The query for the last batch of a pass uses `between`. With `=` the planner could drop `pass_id` from the sort order
+/// and scan all batches backwards by `batch_id`, which takes long if the pass has no batch yet.
+///
+/// # Errors
+/// The row of one of the lanes does not exist any more, so no worker has its lease.
 pub(super) async fn lock(
     transaction: &mut Transaction,
-    entries: &[WriteRequest],
+    requests: &[WriteRequest],
     lease: Duration,
 ) -> Result<BTreeMap<String, LockedLane>, JournalError> {
-    let ids: BTreeSet<&str> = entries.iter().map(WriteRequest::entity_id).collect();
+    let ids: BTreeSet<&str> = requests.iter().map(WriteRequest::entity_id).collect();
     let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
     let rows = sqlx::query!(
         r#"select s.entity_id, s.lease_owner, s.lease_epoch, s.pass_id, s.cursor_xid::text, s.cursor_id,
@@ -131,13 +142,14 @@ pub(super) async fn lock(
     for row in rows {
         let cursor =
             |xid, id| Cursor::from_columns(xid, id).map_err(|problem| sqlx::Error::Decode(problem.into()));
-        let (at, announced) = (cursor(row.cursor_xid, row.cursor_id)?, cursor(row.last_xid, row.last_id)?);
+        let (current, announced) =
+            (cursor(row.cursor_xid, row.cursor_id)?, cursor(row.last_xid, row.last_id)?);
         lanes.insert(
             row.entity_id,
             LockedLane {
                 owner: row.lease_owner,
                 epoch: row.lease_epoch,
-                pass: row.pass_id.map(|id| WorkPosition { id, cursor: at, announced }),
+                pass: row.pass_id.map(|id| WorkPosition { id, cursor: current, announced }),
                 backfill: None,
                 is_aging: row.is_aging,
                 is_wanted: row.is_wanted,
@@ -148,30 +160,30 @@ pub(super) async fn lock(
         );
     }
     if lanes.len() < ids.len() {
-        let there = sqlx::query_scalar!(
+        let existing = sqlx::query_scalar!(
             r#"select count(*) as "count!" from elven_sync.sync_state where entity_id = any ($1)"#,
             &ids
         )
         .fetch_one(&mut *transaction)
         .await?;
-        if usize::try_from(there).is_ok_and(|there| there < ids.len()) {
+        if usize::try_from(existing).is_ok_and(|existing| existing < ids.len()) {
             return Err(JournalError::LeaseLost);
         }
     }
-    add_backfills(transaction, entries, &mut lanes).await?;
+    add_backfills(transaction, requests, &mut lanes).await?;
     Ok(lanes)
 }
 
-/// Adds to locked lanes how far the backfills are that entries are about. Nobody else writes those: they belong to the
-/// lease.
+/// Adds the positions of the backfills of requests to the locked lanes. These rows need no lock of their own, because
+/// only the holder of the lease writes them.
 async fn add_backfills(
     transaction: &mut Transaction,
-    entries: &[WriteRequest],
+    requests: &[WriteRequest],
     lanes: &mut BTreeMap<String, LockedLane>,
 ) -> Result<(), JournalError> {
-    let backfills: BTreeSet<(&str, i64)> = entries
+    let backfills: BTreeSet<(&str, i64)> = requests
         .iter()
-        .filter_map(|entry| Some((entry.entity_id(), entry.pass.course.backfill_id()?)))
+        .filter_map(|request| Some((request.entity_id(), request.pass.course.backfill_id()?)))
         .filter(|(entity_id, _)| lanes.contains_key(*entity_id))
         .collect();
     if backfills.is_empty() {
@@ -212,9 +224,9 @@ async fn add_backfills(
     Ok(())
 }
 
-/// Moves the cursors, and gives leases their time again that are half over, or that ran out and that nobody took: what is
-/// sent from now on is sent under a lease, and whoever takes over waits from then. (The renewal that comes round by itself
-/// passes over lanes that are locked, as those are that are written to all the time.)
+/// Moves the cursors, and renews leases of which less than half is left, or that expired and were not taken: requests
+/// from now on are sent under a valid lease, and a worker that takes over waits from this renewal on. (The periodic
+/// renewal skips lanes that are locked, and a lane that is written to all the time often is.)
 pub(super) async fn move_lanes(
     transaction: &mut Transaction,
     lanes: &BTreeMap<String, LockedLane>,
@@ -251,7 +263,7 @@ pub(super) async fn move_lanes(
     move_backfills(transaction, lanes).await
 }
 
-/// Moves the cursors of backfills, and counts in their lanes.
+/// Moves the cursors of backfills, and adds to the counters of their lanes.
 async fn move_backfills(
     transaction: &mut Transaction,
     lanes: &BTreeMap<String, LockedLane>,
@@ -265,7 +277,7 @@ async fn move_backfills(
         return Ok(());
     }
     let ids: Vec<String> = moved.iter().map(|(entity_id, ..)| (*entity_id).clone()).collect();
-    let backfills: Vec<i64> = moved.iter().map(|(.., stand)| stand.id).collect();
+    let backfills: Vec<i64> = moved.iter().map(|(.., position)| position.id).collect();
     let ats: Vec<_> = moved.iter().map(|(_, lane, _)| lane.moved_to.as_ref().and_then(at)).collect();
     let row_ids: Vec<_> =
         moved.iter().map(|(_, lane, _)| lane.moved_to.as_ref().map(|cursor| cursor.id.clone())).collect();

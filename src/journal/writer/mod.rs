@@ -1,11 +1,12 @@
-//! Group commit: what the lanes of a worker record of their batches and of the end of their passes, many at a time in one
+//! Group commit: the lanes of a worker record their batches and the ends of their passes together, many requests in one
 //! transaction.
 //!
-//! A durable commit costs about as much for one batch as for fifty. So lanes hand in what they have to record, and
-//! wait for it; one task writes all that was handed in while it wrote what came before. What is handed in for a pass is
-//! written in that order. When a batch cannot be announced none behind it is: the journal never has a batch of a
-//! pass without those before it. When an answer cannot be written, the cursor of its pass moves no further and the pass
-//! is not closed: each batch that the cursor has passed has an answer.
+//! A durable commit costs about as much for one batch as for fifty. So lanes submit requests and wait for the reply,
+//! and one task writes all requests that were submitted while it wrote the requests before them. The requests of a pass
+//! are written in the order in which they were submitted. When the announcement of a batch cannot be written, no later
+//! announcement of the pass is written: the journal never has a batch of a pass without the batches before it. When an
+//! answer cannot be written, the cursor of its pass does not move any further and the pass is not closed: each batch
+//! that the cursor has passed has an answer.
 
 mod batch_changes;
 mod closing;
@@ -35,43 +36,44 @@ use super::work::shared;
 use super::{Counters, JournalError, WorkContext};
 use crate::database::{Database, Transaction, Transient};
 
-/// The most that is written in one transaction.
+/// The most requests that one receive adds to a transaction.
 const GROUP_MAX: usize = 256;
-/// When so many were written together, more is waited for: then the processor is what is short, and not time.
+/// After a transaction with at least this number of requests, the task waits for more requests before the next one:
+/// then the processor is the bottleneck, and a short delay is acceptable.
 const GROUP_SIZE_DELAY_MIN: usize = 8;
-/// So long.
+/// The duration of that wait.
 const GATHER_DELAY: Duration = Duration::from_millis(4);
-/// How long a lane is left alone whose row somebody else has locked.
+/// The wait before requests are tried again whose lane another transaction has locked.
 const LOCKED_RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Where to hand in.
+/// The queue of the group commit, to which lanes submit requests.
 #[derive(Clone, Debug)]
 pub(super) struct Group(UnboundedSender<WriteRequest>);
 
 impl Group {
-    /// Starts the task that writes. It ends when nobody can hand in anything any more.
+    /// Starts the task that writes the requests. It ends when all copies of the queue are dropped.
     pub(super) fn start(database: Database, lease: Duration) -> Self {
-        // Without a bound of its own: each lane has a bounded number of batches under way.
+        // The channel needs no bound of its own, because each lane has a bounded number of batches in flight.
         let (sender, receiver) = unbounded_channel();
-        tokio::spawn(Writer { database, lease }.write_all_of(receiver));
+        tokio::spawn(Writer { database, lease }.write_all(receiver));
         Self(sender)
     }
 
-    pub(super) fn submit(&self, doing: WorkContext<'_>, writing: JournalWrite) -> PendingWrite {
-        let (reply, handed) = oneshot::channel();
-        let WorkContext { pass, run_id } = doing;
-        // Should the task be gone, then so is `reply`, and whoever waits hears of it.
+    pub(super) fn submit(&self, context: WorkContext<'_>, writing: JournalWrite) -> PendingWrite {
+        let (reply, pending) = oneshot::channel();
+        let WorkContext { pass, run_id } = context;
+        // If the task has ended, this drops `reply`, and the caller that waits for it gets an error.
         let _ = self.0.send(WriteRequest { pass: pass.clone(), run_id, writing, locked_since: None, reply });
-        PendingWrite(handed)
+        PendingWrite(pending)
     }
 }
 
-/// What became of the requests of one transaction.
+/// The outcome of the transaction for some requests.
 enum GroupWrite {
-    /// What was written for each request; `None` when somebody else has its lane locked.
+    /// What was written for each request. `None`: another transaction has locked its lane.
     Written(Vec<Option<Written>>),
-    /// One of the requests cannot be written, so none was.
-    Refused(JournalError),
+    /// One of the requests cannot be written, so none was written.
+    Failed(JournalError),
 }
 
 struct Writer {
@@ -80,24 +82,24 @@ struct Writer {
 }
 
 impl Writer {
-    async fn write_all_of(self, mut handed_in: UnboundedReceiver<WriteRequest>) {
-        let mut entries: Vec<WriteRequest> = Vec::new();
+    async fn write_all(self, mut submitted: UnboundedReceiver<WriteRequest>) {
+        let mut requests: Vec<WriteRequest> = Vec::new();
         let mut pause = Duration::ZERO;
         loop {
             tokio::time::sleep(pause).await;
-            if entries.is_empty() && handed_in.recv_many(&mut entries, GROUP_MAX).await == 0 {
+            if requests.is_empty() && submitted.recv_many(&mut requests, GROUP_MAX).await == 0 {
                 return;
             }
-            // Beside those that wait for their lanes, however many they are.
-            let together = entries.len() + GROUP_MAX;
-            while entries.len() < together
-                && let Ok(entry) = handed_in.try_recv()
+            // Requests that wait for a locked lane do not count towards the limit.
+            let total_max = requests.len() + GROUP_MAX;
+            while requests.len() < total_max
+                && let Ok(request) = submitted.try_recv()
             {
-                entries.push(entry);
+                requests.push(request);
             }
-            let many = entries.len() >= GROUP_SIZE_DELAY_MIN;
-            entries = self.write_together(entries).await;
-            pause = match (entries.is_empty(), many) {
+            let is_large = requests.len() >= GROUP_SIZE_DELAY_MIN;
+            requests = self.write_together(requests).await;
+            pause = match (requests.is_empty(), is_large) {
                 (false, _) => LOCKED_RETRY_DELAY,
                 (true, true) => GATHER_DELAY,
                 (true, false) => Duration::ZERO,
@@ -105,80 +107,84 @@ impl Writer {
         }
     }
 
-    /// Writes entries, and says so. Returns those whose lanes somebody else has locked.
-    async fn write_together(&self, entries: Vec<WriteRequest>) -> Vec<WriteRequest> {
-        let mut wanted = Vec::with_capacity(entries.len());
-        for entry in entries {
-            match entry.is_too_late() {
-                Some(reason) => entry.reply_with(Err(reason)),
-                None => wanted.push(entry),
+    /// Writes requests together and replies to them. Returns the requests whose lanes another transaction has locked.
+    async fn write_together(&self, requests: Vec<WriteRequest>) -> Vec<WriteRequest> {
+        let mut writable = Vec::with_capacity(requests.len());
+        for request in requests {
+            match request.is_too_late() {
+                Some(reason) => request.reply_with(Err(reason)),
+                None => writable.push(request),
             }
         }
-        if wanted.is_empty() {
-            return wanted;
+        if writable.is_empty() {
+            return writable;
         }
-        match self.database.retry(|| self.write(&wanted)).await {
-            Ok(GroupWrite::Written(written)) => self.reply_to(wanted, written),
-            // One of them is the reason, or the lease of one is lost: the others are not to suffer from it.
-            Ok(GroupWrite::Refused(_)) if wanted.len() > 1 => self.write_each(wanted).await,
-            // Of a commit it may not be known whether it was done: then nothing is to be done again.
-            Ok(GroupWrite::Refused(problem)) | Err(problem) => {
+        match self.database.retry(|| self.write(&writable)).await {
+            Ok(GroupWrite::Written(written)) => self.reply_to(writable, written),
+            // One request cannot be written, e.g. because its lease is lost. That must not affect the other requests.
+            Ok(GroupWrite::Failed(_)) if writable.len() > 1 => self.write_each(writable).await,
+            // The outcome of a commit may be unknown. Then the requests must not be written again.
+            Ok(GroupWrite::Failed(problem)) | Err(problem) => {
                 let problem = Arc::new(problem);
-                for entry in wanted {
-                    entry.reply_with(Err(shared(&problem)));
+                for request in writable {
+                    request.reply_with(Err(shared(&problem)));
                 }
                 Vec::new()
             }
         }
     }
 
-    /// Writes entries one after the other, each in its own transaction.
-    async fn write_each(&self, entries: Vec<WriteRequest>) -> Vec<WriteRequest> {
+    /// Writes requests one after the other, each in its own transaction. Returns the requests whose lanes are locked.
+    async fn write_each(&self, requests: Vec<WriteRequest>) -> Vec<WriteRequest> {
         let mut locked: Vec<WriteRequest> = Vec::new();
-        for entry in entries {
-            // What waits for a lane waits behind what was handed in before.
-            if locked.iter().any(|before| before.entity_id() == entry.entity_id()) {
-                locked.push(entry);
+        for request in requests {
+            // A request waits behind earlier requests of its lane that wait.
+            if locked.iter().any(|before| before.entity_id() == request.entity_id()) {
+                locked.push(request);
             } else {
-                // Which goes no deeper: this is a group of one.
-                locked.extend(Box::pin(self.write_together(vec![entry])).await);
+                // No deeper recursion is possible, because this is a group of one request.
+                locked.extend(Box::pin(self.write_together(vec![request])).await);
             }
         }
         locked
     }
 
-    /// Says of each entry that it is written. Returns those that are not, but for those that have waited too long.
-    fn reply_to(&self, entries: Vec<WriteRequest>, written: Vec<Option<Written>>) -> Vec<WriteRequest> {
+    /// Replies to the requests that were written, and to those that have waited too long for their lane. Returns the
+    /// others, whose lanes are locked.
+    fn reply_to(&self, requests: Vec<WriteRequest>, written: Vec<Option<Written>>) -> Vec<WriteRequest> {
         let mut locked = Vec::new();
-        for (mut entry, written) in entries.into_iter().zip(written) {
+        for (mut request, written) in requests.into_iter().zip(written) {
             let Some(written) = written else {
-                let waits_since = *entry.locked_since.get_or_insert_with(Instant::now);
-                if waits_since.elapsed() < self.database.reconnect_timeout() {
-                    locked.push(entry);
+                let locked_since = *request.locked_since.get_or_insert_with(Instant::now);
+                if locked_since.elapsed() < self.database.reconnect_timeout() {
+                    locked.push(request);
                 } else {
                     let problem = format!(
                         "the row of entity {} in elven_sync.sync_state is locked by another transaction",
-                        entry.entity_id()
+                        request.entity_id()
                     );
                     let problem = std::io::Error::new(std::io::ErrorKind::TimedOut, problem);
-                    entry.reply_with(Err(sqlx::Error::Io(problem).into()));
+                    request.reply_with(Err(sqlx::Error::Io(problem).into()));
                 }
                 continue;
             };
-            entry.reply_with(Ok(written));
+            request.reply_with(Ok(written));
         }
         locked
     }
 
-    /// Writes requests in one transaction. Returns what was written for each, or `None` when its lane is locked by somebody
-    /// else; or what is wrong with one of them, when for that nothing is written.
+    /// Writes requests in one transaction. Returns what was written for each request, or the error of the request
+    /// because of which nothing was written.
+    ///
+    /// # Errors
+    /// The database failed; this is not due to a request.
     async fn write(&self, requests: &[WriteRequest]) -> Result<GroupWrite, JournalError> {
         let mut transaction = self.database.begin().await?;
-        let filled = self.fill(&mut transaction, requests).await;
-        match filled {
+        let written = self.write_requests(&mut transaction, requests).await;
+        match written {
             Ok(written) => {
-                let is_any = written.iter().any(Option::is_some);
-                if is_any {
+                let is_any_written = written.iter().any(Option::is_some);
+                if is_any_written {
                     transaction.commit().await?;
                 } else {
                     transaction.rollback().await?;
@@ -187,15 +193,16 @@ impl Writer {
             }
             Err(problem) if problem.is_transient() => Err(problem),
             Err(problem) => {
-                // Undone at once, because the same rows are written again at once.
+                // Rolled back explicitly, to release the row locks: the same rows are written again right after this.
                 transaction.rollback().await?;
-                Ok(GroupWrite::Refused(problem))
+                Ok(GroupWrite::Failed(problem))
             }
         }
     }
 
-    /// Rows are locked in one order everywhere: lanes by entity, then batches and errors, passes, then the run's.
-    async fn fill(
+    /// Writes requests in a transaction. Every transaction locks rows in the same order: lanes by entity, then batches
+    /// and errors, then passes, and last the row of the run.
+    async fn write_requests(
         &self,
         transaction: &mut Transaction,
         requests: &[WriteRequest],
@@ -203,29 +210,29 @@ impl Writer {
         let mut lanes = lock(transaction, requests, self.lease).await?;
         let mut written: Vec<Option<Written>> = vec![None; requests.len()];
         let mut rejections = Rejections::default();
-        let mut ours: Vec<(usize, &WriteRequest)> = Vec::with_capacity(requests.len());
-        for (place, request) in requests.iter().enumerate() {
+        let mut allowed: Vec<(usize, &WriteRequest)> = Vec::with_capacity(requests.len());
+        for (index, request) in requests.iter().enumerate() {
             let Some(lane) = lanes.get_mut(request.entity_id()) else { continue };
             lane.check_lease(request)?;
             if !rejections.allow(transaction, request).await? {
-                written[place] = Some(Written::TooManyRejections);
+                written[index] = Some(Written::TooManyRejections);
                 continue;
             }
             lane.check(request)?;
-            ours.push((place, request));
+            allowed.push((index, request));
         }
-        let new: Vec<NewBatch<'_>> = ours
+        let new: Vec<NewBatch<'_>> = allowed
             .iter()
             .filter_map(|(_, request)| {
                 Some(NewBatch {
-                    place: request.doing().place(None),
+                    owner: request.context().owner(None),
                     contents: request.contents()?,
                     attempts: 1,
                 })
             })
             .collect();
-        let mut numbers = insert_all(transaction, &new).await?.into_iter();
-        for (_, request) in &ours {
+        let mut batch_ids = insert_all(transaction, &new).await?.into_iter();
+        for (_, request) in &allowed {
             match &request.writing {
                 JournalWrite::Repetition(repetition) => {
                     announce_again(transaction, request, repetition).await?;
@@ -239,16 +246,16 @@ impl Writer {
             }
         }
         let answers: Vec<(&WriteRequest, &Answer)> =
-            ours.iter().filter_map(|(_, request)| Some((*request, request.answer()?))).collect();
+            allowed.iter().filter_map(|(_, request)| Some((*request, request.answer()?))).collect();
         let mut parts = record(transaction, &answers).await?.into_iter();
         move_lanes(transaction, &lanes, self.lease).await?;
         let closings: Vec<(&WriteRequest, &PassClosing)> =
-            ours.iter().filter_map(|(_, request)| Some((*request, request.closing()?))).collect();
+            allowed.iter().filter_map(|(_, request)| Some((*request, request.closing()?))).collect();
         close(transaction, &closings).await?;
         count(transaction, &answers).await?;
-        for (place, request) in ours {
-            written[place] = match &request.writing {
-                JournalWrite::Announcement(_) => numbers.next().map(Written::Batch),
+        for (index, request) in allowed {
+            written[index] = match &request.writing {
+                JournalWrite::Announcement(_) => batch_ids.next().map(Written::Batch),
                 JournalWrite::Repetition(repetition) => Some(Written::Batch(repetition.batch_id)),
                 JournalWrite::Answer(answer) => match answer.consequence {
                     Consequence::Parts { .. } => parts.next().map(Written::Parts),
@@ -265,16 +272,16 @@ impl Writer {
     }
 }
 
-/// Counts what answers mean, in the rows of runs and then in those of backfills.
+/// Adds the counters of answers to the rows of their runs, and then to those of their backfills.
 async fn count(
     transaction: &mut Transaction,
     answers: &[(&WriteRequest, &Answer)],
 ) -> Result<(), JournalError> {
     let mut in_runs: BTreeMap<i64, Counters> = BTreeMap::new();
     let mut in_backfills: BTreeMap<i64, Counters> = BTreeMap::new();
-    for (entry, answer) in answers {
-        *in_runs.entry(entry.run_id).or_default() += &answer.counted;
-        if let Some(backfill_id) = entry.pass.course.backfill_id() {
+    for (request, answer) in answers {
+        *in_runs.entry(request.run_id).or_default() += &answer.counted;
+        if let Some(backfill_id) = request.pass.course.backfill_id() {
             *in_backfills.entry(backfill_id).or_default() += &answer.counted;
         }
     }
@@ -287,7 +294,7 @@ async fn count(
     Ok(())
 }
 
-/// Records answers, and what they mean for rows that are set aside. Returns the parts of the batches that are split.
+/// Records answers, and what they mean for rows that are set aside. Returns the ids of the parts of split batches.
 async fn record(
     transaction: &mut Transaction,
     answers: &[(&WriteRequest, &Answer)],
@@ -298,7 +305,7 @@ async fn record(
     for (_, answer) in answers {
         let batch_id = answer.answered.batch_id;
         if let Some(contents) = &answer.rewritten {
-            // Nothing was left to send of what it once was; what was sent then may have arrived.
+            // No record of the batch was left to send. What an earlier attempt sent may have arrived.
             sqlx::query!(
                 "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
                 batch_id
@@ -307,7 +314,7 @@ async fn record(
             .await?;
             rewrite(transaction, batch_id, contents).await?;
         }
-        // Before the answer is recorded, since a batch with records that was ever unknown stays so.
+        // This precedes the recording of the answer, because a batch with records that was ever unknown stays unknown.
         if let Consequence::SetAside { rejected_ids, .. } = &answer.consequence {
             set_aside(transaction, batch_id, rejected_ids).await?;
         }
@@ -317,17 +324,17 @@ async fn record(
         return Err(JournalError::LeaseLost);
     }
     let parts = insert_parts(transaction, answers).await?;
-    for (entry, answer) in answers {
-        record_problems(transaction, entry.run_id, entry.entity_id(), &answer.problems).await?;
+    for (request, answer) in answers {
+        record_problems(transaction, request.run_id, request.entity_id(), &answer.problems).await?;
         if !answer.resolves.is_empty() {
             let batch_id = answer.answered.batch_id;
-            resolve_newer(transaction, entry.entity_id(), batch_id, &answer.resolves).await?;
+            resolve_newer(transaction, request.entity_id(), batch_id, &answer.resolves).await?;
         }
     }
     Ok(parts)
 }
 
-/// Records the parts of batches that are split. Returns their numbers, two for each batch.
+/// Records the parts of batches that are split. Returns their ids, two for each batch.
 async fn insert_parts(
     transaction: &mut Transaction,
     answers: &[(&WriteRequest, &Answer)],
@@ -336,13 +343,13 @@ async fn insert_parts(
     let mut are_ambiguous = Vec::new();
     for (request, answer) in answers {
         if let Consequence::Parts { parts, ambiguous } = &answer.consequence {
-            let place = request.doing().place(Some(answer.answered.batch_id));
-            new.extend(parts.iter().map(|contents| NewBatch { place, contents, attempts: 0 }));
+            let owner = request.context().owner(Some(answer.answered.batch_id));
+            new.extend(parts.iter().map(|contents| NewBatch { owner, contents, attempts: 0 }));
             are_ambiguous.push(*ambiguous);
         }
     }
-    let numbers = insert_all(transaction, &new).await?;
-    let pairs: Vec<[i64; 2]> = numbers.as_chunks().0.to_vec();
+    let batch_ids = insert_all(transaction, &new).await?;
+    let pairs: Vec<[i64; 2]> = batch_ids.as_chunks().0.to_vec();
     let ambiguous = pairs.iter().zip(are_ambiguous).filter(|(_, ambiguous)| *ambiguous);
     let ambiguous: Vec<i64> = ambiguous.flat_map(|(pair, _)| *pair).collect();
     if !ambiguous.is_empty() {

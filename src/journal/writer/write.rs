@@ -94,7 +94,7 @@ pub(in crate::journal) struct PassClosing {
     pub ends: bool,
 }
 
-/// Something that was handed in. It is written whether or not it is waited for.
+/// A request that was submitted. It is written whether or not the caller waits for it.
 #[derive(Debug)]
 pub struct PendingWrite(pub(super) oneshot::Receiver<Result<Written, JournalError>>);
 
@@ -113,7 +113,7 @@ impl PendingWrite {
     }
 }
 
-/// Something that was handed in, on its way.
+/// A request that was submitted and is not written yet.
 #[derive(Debug)]
 pub(super) struct WriteRequest {
     pub(super) pass: OpenWork,
@@ -129,7 +129,7 @@ impl WriteRequest {
         &self.pass.lease.entity_id
     }
 
-    pub(super) fn doing(&self) -> WorkContext<'_> {
+    pub(super) fn context(&self) -> WorkContext<'_> {
         WorkContext { pass: &self.pass, run_id: self.run_id }
     }
 
@@ -145,9 +145,9 @@ impl WriteRequest {
         if let JournalWrite::PassClosing(closing) = &self.writing { Some(closing) } else { None }
     }
 
-    /// The reason not to write the request: an earlier announcement of the pass was not written, so no later one is; or an
-    /// earlier answer was not, so the pass is not closed, and nothing that moves its cursor by itself is written. (Other
-    /// answers are written without moving the cursor.)
+    /// The reason not to write the request: an earlier announcement of the pass was not written, so no later one is; or
+    /// an earlier answer was not, so the pass is not closed, and nothing that moves its cursor by itself is written.
+    /// (Other answers are written without moving the cursor.)
     pub(super) fn is_too_late(&self) -> Option<JournalError> {
         match &self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.reason(),
@@ -186,7 +186,7 @@ impl WriteRequest {
             | JournalWrite::UnknownRun(_)
             | JournalWrite::PassClosing(_) => problem,
         });
-        // Nobody may wait for it any more.
+        // It is no error if no caller waits for the reply any more.
         let _ = self.reply.send(outcome);
     }
 }

@@ -164,7 +164,7 @@ impl LaneRun<'_> {
         tracing::info!(backfill_id, "slice started");
         let delivered = async {
             let after = delivery.recover(&source).await?;
-            delivery.go_on(source.read(after.clone(), None).await?, after).await
+            delivery.read_and_send(source.read(after.clone(), None).await?, after).await
         };
         let delivered = delivered.await;
         delivery.report_to(&mut self.report);

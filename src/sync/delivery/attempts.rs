@@ -1,4 +1,4 @@
-//! Attempts: a batch is sent until an answer is final, and each answer is recorded.
+//! Attempts: a batch is sent until an answer to it is final, and each answer is recorded.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -23,15 +23,16 @@ use crate::fault_point::{Step, after, around, before};
 use crate::journal::AttemptResult;
 
 /// The permits for a request: one of the lane, and one of all lanes together.
-struct Slot {
-    lanes: OwnedSemaphorePermit,
+struct RequestPermits {
+    of_lane: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
 
-impl Slot {
-    /// Keeps only the permit of the lane, to wait before the same batch is sent again without delaying other lanes.
-    fn lanes_alone(self) -> OwnedSemaphorePermit {
-        self.lanes
+impl RequestPermits {
+    /// Keeps only the permit of the lane while the lane waits to send the same batch again, so that it does not delay
+    /// other lanes.
+    fn keep_of_lane(self) -> OwnedSemaphorePermit {
+        self.of_lane
     }
 }
 
@@ -47,82 +48,83 @@ pub(super) enum Tried {
 
 impl Delivery {
     /// Sends a batch until it is accepted, set aside, or split. Returns the parts that are still to be sent.
-    pub(super) async fn attempts(&self, node: BatchTask) -> Result<Vec<BatchTask>, LaneExit> {
-        let span = batch_span(node.batch_id);
-        let tried = async {
-            match self.tried(node).await? {
+    pub(super) async fn send_or_split(&self, task: BatchTask) -> Result<Vec<BatchTask>, LaneExit> {
+        let span = batch_span(task.batch_id);
+        let sent = async {
+            match self.send_until_final(task).await? {
                 Tried::Accepted => Ok(Vec::new()),
                 Tried::Refused(answered, verdict) => self.bisect(answered, &verdict).await,
                 Tried::Unknown(answered) => self.unknown(answered).await,
             }
         };
-        tried.instrument(span).await
+        sent.instrument(span).await
     }
 
     /// Sends a batch until an answer is final.
-    pub(super) async fn tried(&self, mut node: BatchTask) -> Result<Tried, LaneExit> {
+    pub(super) async fn send_until_final(&self, mut task: BatchTask) -> Result<Tried, LaneExit> {
         let settings = &self.worker.settings;
-        let attempts_max = if node.once { 1 } else { settings.retry.attempts };
+        let attempts_max = if task.once { 1 } else { settings.retry.attempts };
         let (mut remedies, mut number) = (SignatureRemedies::default(), 1);
-        self.admit(&mut node).await?;
-        if node.batch.records.is_empty() {
-            self.settle(&node, AttemptResult::default()).await?;
+        self.admit(&mut task).await?;
+        if task.batch.records.is_empty() {
+            self.settle(&task, AttemptResult::default()).await?;
             return Ok(Tried::Accepted);
         }
-        let mut kept = None;
+        let mut lane_permit = None;
         loop {
-            let (slot, signed) = self.ready(&mut node, kept.take(), remedies.trial).await?;
+            let (permits, signed) =
+                self.prepare_request(&mut task, lane_permit.take(), remedies.trial).await?;
             let is_counted = self.count_for_proof();
-            let (lease, body) = (&self.pass.lease, &node.batch.body);
+            let (lease, body) = (&self.pass.lease, &task.batch.body);
             let sent = self.worker.send_fresh(&self.session, lease, body, remedies.trial, signed).await?;
             let Sent { answer, begun, by } = sent;
-            log::request(answer.as_ref(), begun, number, node.batch.body.len());
-            let Some(answer) = answer else { return Err(self.cut_off(&node, begun).await) };
-            let verdict = self.hear(&node.batch, &answer, begun, &mut remedies);
-            let settlement = settlement(&answer, begun, node.repeated);
-            node.repeated = true;
+            log::request(answer.as_ref(), begun, number, task.batch.body.len());
+            let Some(answer) = answer else { return Err(self.record_cut_off(&task, begun).await) };
+            let verdict = self.classify(&task.batch, &answer, begun, &mut remedies);
+            let result = attempt_result(&answer, begun, task.repeated);
+            task.repeated = true;
             let attempt = Attempt {
                 number,
                 attempts_max,
                 possible: remedies.possible(&self.session, settings, &by, &verdict),
                 aged: is_older_than(by.at, settings.api.signature_window),
             };
-            let words =
-                messages::of(&verdict, settlement.http_status, &node.batch, &self.session.credential.name);
+            let outcome =
+                messages::of(&verdict, result.http_status, &task.batch, &self.session.credential.name);
             match decide(&verdict, attempt, &settings.retry, fastrand::u32(..)) {
                 Decision::Settle => {
-                    drop(slot);
-                    self.session.accepted(node.batch.body.len());
-                    self.settle(&node, settlement).await?;
+                    drop(permits);
+                    self.session.accepted(task.batch.body.len());
+                    self.settle(&task, result).await?;
                     return Ok(Tried::Accepted);
                 }
                 Decision::Isolate => {
-                    self.note_refusal(&node.batch, &verdict, settlement.http_status, is_counted);
-                    return Ok(Tried::Refused(Answered { node, words, settlement }, verdict));
+                    self.note_refusal(&task.batch, &verdict, result.http_status, is_counted);
+                    return Ok(Tried::Refused(Answered { task, outcome, result }, verdict));
                 }
                 // The request after a remedy does not count as an attempt.
                 step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
-                    kept = Some(slot.lanes_alone());
-                    self.answered(&node, &words, settlement).await?;
+                    lane_permit = Some(permits.keep_of_lane());
+                    self.record_answer(&task, &outcome, result).await?;
                     remedies.take(&step, &by, &self.session);
                     continue;
                 }
                 Decision::Again { lost: true, .. } if settings.sync.on_ambiguous == OnAmbiguous::Hold => {
-                    return Err(self.stop(&node, words, settlement, None).await);
+                    return Err(self.stop(&task, outcome, result, None).await);
                 }
                 Decision::Again { after, all, lost } => {
-                    kept = Some(slot.lanes_alone());
-                    self.answered(&node, &words, settlement).await?;
-                    node.lost |= lost;
+                    lane_permit = Some(permits.keep_of_lane());
+                    self.record_answer(&task, &outcome, result).await?;
+                    task.lost |= lost;
                     if all {
                         self.session.pause(after);
                     } else {
-                        self.or_exit(tokio::time::sleep(after)).await?;
+                        self.unless_halted(tokio::time::sleep(after)).await?;
                     }
                 }
                 Decision::Stop { not_before } => {
-                    drop(slot);
-                    let answered = Answered { node, words, settlement };
+                    drop(permits);
+                    let answered = Answered { task, outcome, result };
                     return self.stop_unless_unknown(answered, &answer, &verdict, not_before).await;
                 }
             }
@@ -130,8 +132,8 @@ impl Delivery {
         }
     }
 
-    /// Classifies an answer. A lost answer is noted at once, because it fences the next batch.
-    fn hear(
+    /// Classifies an answer. An unknown outcome is noted at once, because it fences the next batch.
+    fn classify(
         &self,
         batch: &Batch,
         answer: &Answer,
@@ -163,67 +165,68 @@ impl Delivery {
     /// Stops the lane after the last attempt, unless the outcome of the batch is unknown.
     async fn stop_unless_unknown(
         &self,
-        Answered { node, words, settlement }: Answered,
+        Answered { task, outcome, result }: Answered,
         answer: &Answer,
         verdict: &ResponseClass,
         not_before: Option<Duration>,
     ) -> Result<Tried, LaneExit> {
-        match self.unknown_after_all(answer, verdict, &node).await? {
-            Some(words) => Ok(Tried::Unknown(Answered { node, words, settlement })),
-            None => Err(self.stop(&node, words, settlement, not_before).await),
+        match self.unknown_after_all(answer, verdict, &task).await? {
+            Some(outcome) => Ok(Tried::Unknown(Answered { task, outcome, result })),
+            None => Err(self.stop(&task, outcome, result, not_before).await),
         }
     }
 
     /// Waits until a batch may be sent: for the proof of the credential, and for a permit.
-    async fn admit(&self, node: &mut BatchTask) -> Result<(), LaneExit> {
-        if node.signed.is_none() {
-            self.refuse_fenced_part(&node.batch)?;
+    async fn admit(&self, task: &mut BatchTask) -> Result<(), LaneExit> {
+        if task.signed.is_none() {
+            self.refuse_fenced_part(&task.batch)?;
         }
-        self.await_turn_of_proof(node).await?;
-        // A part that proves the credential is the only batch of its lane, and needs no permit.
-        if node.room.is_none() && node.turn.is_none() {
-            node.room = Some(self.room().await?);
+        self.await_turn_of_proof(task).await?;
+        // While a part proves the credential its lane sends no other batch, so the part needs no permit.
+        if task.permits.is_none() && task.turn.is_none() {
+            task.permits = Some(self.acquire_batch_permits().await?);
         }
         Ok(())
     }
 
-    /// Waits for the permits of a request, and returns it signed. The request is recorded before it is sent.
-    async fn ready(
+    /// Waits for the permits of a request, and returns them with the signed request. The request is recorded by then.
+    /// `lane_permit`: the permit of the lane, if it was kept from the attempt before.
+    async fn prepare_request(
         &self,
-        node: &mut BatchTask,
-        slot: Option<OwnedSemaphorePermit>,
+        task: &mut BatchTask,
+        lane_permit: Option<OwnedSemaphorePermit>,
         corrected: Option<TimeDelta>,
-    ) -> Result<(Slot, Signed), LaneExit> {
-        let turn = self.turn(slot).await;
-        let (slot, signed) = match (node.signed.take(), turn) {
-            (Some(signed), Ok(slot)) => (slot, signed),
-            (Some(_), Err(exit)) => return Err(self.withdraw(node, exit).await),
-            (None, turn) => {
-                let (slot, signed) = (turn?, self.signed(&node.batch, corrected)?);
-                let (batch_id, lost) = (node.batch_id, node.lost);
-                let again = self.worker.journal.announce_again(self.doing(), batch_id, &node.batch, lost);
+    ) -> Result<(RequestPermits, Signed), LaneExit> {
+        let acquired = self.acquire_request_permits(lane_permit).await;
+        let (permits, signed) = match (task.signed.take(), acquired) {
+            (Some(signed), Ok(permits)) => (permits, signed),
+            (Some(_), Err(exit)) => return Err(self.withdraw(task, exit).await),
+            (None, acquired) => {
+                let (permits, signed) = (acquired?, self.signed(&task.batch, corrected)?);
+                let (batch_id, lost) = (task.batch_id, task.lost);
+                let again = self.worker.journal.announce_again(self.context(), batch_id, &task.batch, lost);
                 around(Step::Announce, again).await?;
-                (slot, signed)
+                (permits, signed)
             }
         };
-        let (lease, body) = (&self.pass.lease, &node.batch.body);
+        let (lease, body) = (&self.pass.lease, &task.batch.body);
         let signed = self.worker.fresh(&self.session, lease, body, corrected, Some(signed)).await?;
-        Ok((slot, signed))
+        Ok((permits, signed))
     }
 
-    /// Records that the answer was not awaited.
-    async fn cut_off(&self, node: &BatchTask, begun: Instant) -> LaneExit {
-        self.note_lost(&node.batch, begun);
-        let words = messages::cut_off();
-        let settlement = settlement(&Answer::Lost(words.message.clone()), begun, node.repeated);
-        let recorded = self.answered(node, &words, settlement).await;
+    /// Records that the lane did not wait for the answer any longer. Returns why the lane stops.
+    async fn record_cut_off(&self, task: &BatchTask, begun: Instant) -> LaneExit {
+        self.note_lost(&task.batch, begun);
+        let outcome = messages::cut_off();
+        let result = attempt_result(&Answer::Lost(outcome.message.clone()), begun, task.repeated);
+        let recorded = self.record_answer(task, &outcome, result).await;
         recorded.err().unwrap_or(LaneExit::ShutdownDeadline)
     }
 
-    /// Records that an announced batch is not sent because the lane stops. Returns the exit.
-    pub(super) async fn withdraw(&self, node: &BatchTask, exit: LaneExit) -> LaneExit {
-        let (id, why) = (node.batch_id, messages::NOT_SENT);
-        let withdrawn = self.worker.journal.withdraw(self.doing(), id, &node.batch, why);
+    /// Records that an announced batch is not sent because the lane stops. Returns why it stops.
+    pub(super) async fn withdraw(&self, task: &BatchTask, exit: LaneExit) -> LaneExit {
+        let (id, why) = (task.batch_id, messages::NOT_SENT);
+        let withdrawn = self.worker.journal.withdraw(self.context(), id, &task.batch, why);
         match around(Step::Answer, withdrawn.written()).await {
             Ok(_) => exit,
             Err(problem) => problem.into(),
@@ -231,17 +234,19 @@ impl Delivery {
     }
 
     /// Records that a batch is accepted, and moves the cursor over all processed batches.
-    async fn settle(&self, node: &BatchTask, settlement: AttemptResult) -> Result<(), LaneExit> {
+    async fn settle(&self, task: &BatchTask, result: AttemptResult) -> Result<(), LaneExit> {
         before(Step::Settle);
         let submitted = {
             let mut window = self.window.lock().await;
-            let moves = (window.advance_after(node.root), self.has_set_aside());
-            let (doing, journal) = (self.doing(), &self.worker.journal);
-            let submitted = journal.settle(doing, node.batch_id, &node.batch, settlement, moves);
-            // The next move of the cursor is submitted after this one, so it is written after it or not at all.
-            window.part_done(node.root);
-            self.has_set_aside.fetch_or(!node.batch.invalid.is_empty(), Ordering::Relaxed);
-            // Submitted right after it, so that both are in one commit. If the first is not written, neither is this.
+            let (advance, resolves) = (window.advance_after(task.root), self.has_set_aside());
+            let (context, journal) = (self.context(), &self.worker.journal);
+            let submitted = journal.settle(context, task.batch_id, &task.batch, result, (advance, resolves));
+            // The next move of the cursor is submitted after this move, so it is written after this move or not at
+            // all.
+            window.part_done(task.root);
+            self.has_set_aside.fetch_or(!task.batch.invalid.is_empty(), Ordering::Relaxed);
+            // The closing of the pass is submitted right after the last answer, so that one commit writes both. If the
+            // answer is not written, the pass is not closed.
             if window.is_through() && self.pass.course.pass_id().is_some() {
                 window.closing = Some(self.submit_closing(&window));
             }
@@ -249,83 +254,87 @@ impl Delivery {
         };
         submitted.written().await?;
         after(Step::Settle);
-        self.report(|report| report.count(&node.batch));
-        let (records, body_bytes) = (node.batch.records.len(), node.batch.body.len());
+        self.report(|report| report.count(&task.batch));
+        let (records, body_bytes) = (task.batch.records.len(), task.batch.body.len());
         if records == 0 {
-            tracing::info!(rows = node.batch.rows.len(), "batch without records processed");
+            tracing::info!(rows = task.batch.rows.len(), "batch without records processed");
         } else {
-            tracing::info!(records, body_bytes, elapsed_ms = settlement.duration_ms, "batch accepted");
+            tracing::info!(records, body_bytes, elapsed_ms = result.duration_ms, "batch accepted");
         }
-        if !node.batch.invalid.is_empty() {
-            tracing::info!(rows = node.batch.invalid.len(), "invalid rows set aside");
+        if !task.batch.invalid.is_empty() {
+            tracing::info!(rows = task.batch.invalid.len(), "invalid rows set aside");
         }
         Ok(())
     }
 
     /// Records an answer that is not final.
-    pub(super) async fn answered(
+    pub(super) async fn record_answer(
         &self,
-        node: &BatchTask,
-        words: &OutcomeMessage,
-        settlement: AttemptResult,
+        task: &BatchTask,
+        outcome: &OutcomeMessage,
+        result: AttemptResult,
     ) -> Result<(), LaneExit> {
-        let OutcomeMessage { status, message, .. } = words;
-        let (id, batch) = (node.batch_id, &node.batch);
-        let answered = self.worker.journal.answered(self.doing(), id, batch, status, settlement, message);
-        around(Step::Answer, answered.written()).await?;
+        let OutcomeMessage { status, message, .. } = outcome;
+        let (id, batch) = (task.batch_id, &task.batch);
+        let submitted = self.worker.journal.answered(self.context(), id, batch, status, result, message);
+        around(Step::Answer, submitted.written()).await?;
         Ok(())
     }
 
-    /// Records an answer after which the lane stops. Returns the exit.
+    /// Records an answer after which the lane stops. Returns why it stops.
     pub(super) async fn stop(
         &self,
-        node: &BatchTask,
-        words: OutcomeMessage,
-        settlement: AttemptResult,
+        task: &BatchTask,
+        outcome: OutcomeMessage,
+        result: AttemptResult,
         not_before: Option<Duration>,
     ) -> LaneExit {
-        if let Err(exit) = self.answered(node, &words, settlement).await {
+        if let Err(exit) = self.record_answer(task, &outcome, result).await {
             return exit;
         }
-        if words.status == "unknown"
-            && let Err(problem) = self.worker.journal.count_unknown_run(self.doing(), node.batch_id).await
+        if outcome.status == "unknown"
+            && let Err(problem) = self.worker.journal.count_unknown_run(self.context(), task.batch_id).await
         {
             return problem.into();
         }
         if let Some(pause) = not_before {
             self.session.pause(pause);
         }
-        let held = words.status == "unknown" && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold;
-        let problem = if held {
-            messages::held(node.batch_id, &self.pass.lease.entity_id)
+        let is_held =
+            outcome.status == "unknown" && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold;
+        let problem = if is_held {
+            messages::held(task.batch_id, &self.pass.lease.entity_id)
         } else {
-            words.into_problem(node.batch_id, settlement.http_status)
+            outcome.into_problem(task.batch_id, result.http_status)
         };
         LaneExit::Problem(Box::new(problem), not_before)
     }
 
-    /// Waits until a request may be sent: for a permit of the lane, unless one is given, for the rate and the pauses of
-    /// the session, and for a permit of all lanes. The last one is not kept during a pause.
-    async fn turn(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Slot, LaneExit> {
-        let lanes = match slot {
-            Some(slot) => slot,
-            None => self.permit(&self.slots).await?,
+    /// Waits until a request may be sent: for a permit of the lane, unless `lane_permit` is one, for the rate limit and
+    /// the pauses of the session, and for one of the permits that all lanes share. That one is not kept during a pause.
+    async fn acquire_request_permits(
+        &self,
+        lane_permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<RequestPermits, LaneExit> {
+        let of_lane = match lane_permit {
+            Some(permit) => permit,
+            None => self.acquire(&self.request_permits).await?,
         };
         let wait_max = self.worker.settings.retry.max;
-        self.or_exit(self.session.acquire_turn(wait_max)).await?.map_err(later)?;
+        self.unless_halted(self.session.acquire_turn(wait_max)).await?.map_err(later)?;
         loop {
-            let of_all = self.permit(self.worker.limits.requests()).await?;
+            let of_all = self.acquire(self.worker.limits.requests()).await?;
             if !self.session.is_paused() {
-                return Ok(Slot { lanes, _of_all: of_all });
+                return Ok(RequestPermits { of_lane, _of_all: of_all });
             }
             drop(of_all);
-            self.or_exit(self.session.wait_for_pause(wait_max)).await?.map_err(later)?;
+            self.unless_halted(self.session.wait_for_pause(wait_max)).await?.map_err(later)?;
         }
     }
 }
 
-/// Returns what is recorded of an answer.
-pub(in crate::sync) fn settlement(answer: &Answer, begun: Instant, repeated: bool) -> AttemptResult {
+/// Returns the result of an attempt, as it is recorded.
+pub(in crate::sync) fn attempt_result(answer: &Answer, begun: Instant, repeated: bool) -> AttemptResult {
     AttemptResult {
         http_status: match answer {
             Answer::Response { status, .. } => Some(i32::from(*status)),

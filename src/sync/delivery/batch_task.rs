@@ -11,7 +11,7 @@ use crate::elven::Signed;
 use crate::journal::{AttemptResult, PendingWrite, RecordedBatch};
 
 /// The permits for a batch that is recorded as being sent: one of the lane, and one of all lanes together.
-pub(super) type Room = [OwnedSemaphorePermit; 2];
+pub(super) type BatchPermits = [OwnedSemaphorePermit; 2];
 
 /// A batch, or a part of one, in delivery.
 pub(super) struct BatchTask {
@@ -19,8 +19,8 @@ pub(super) struct BatchTask {
     pub(super) batch: Batch,
     /// The number of the batch, or of the batch that it is a part of, in the order of the pass.
     pub(super) root: usize,
-    /// Taken before the batch is announced, and kept until its answer is recorded.
-    pub(super) room: Option<Room>,
+    /// Acquired before the batch is announced, and kept until its answer is recorded.
+    pub(super) permits: Option<BatchPermits>,
     /// The request, signed before it was announced.
     pub(super) signed: Option<Signed>,
     /// An attempt of the batch has an unknown outcome.
@@ -38,7 +38,7 @@ pub(super) struct BatchTask {
 /// A batch that was signed and submitted to the journal.
 pub(super) struct QueuedBatch {
     pub(super) batch: Batch,
-    pub(super) room: Room,
+    pub(super) permits: BatchPermits,
     /// `None`: the batch has no records to send.
     pub(super) signed: Option<Signed>,
     pub(super) root: usize,
@@ -52,7 +52,7 @@ impl BatchTask {
             batch_id,
             batch,
             root,
-            room: None,
+            permits: None,
             signed: None,
             lost: false,
             repeated: false,
@@ -65,9 +65,9 @@ impl BatchTask {
 
 /// A batch with its last answer, which is not recorded yet.
 pub(super) struct Answered {
-    pub node: BatchTask,
-    pub words: OutcomeMessage,
-    pub settlement: AttemptResult,
+    pub task: BatchTask,
+    pub outcome: OutcomeMessage,
+    pub result: AttemptResult,
 }
 
 /// A refused record that was sent alone. It is set aside once the credential is proven, which other batches may do
@@ -86,7 +86,7 @@ pub(super) struct Turn {
 
 /// Why a credential has to be proven by parts.
 pub(super) struct Refusal {
-    pub(super) words: OutcomeMessage,
+    pub(super) outcome: OutcomeMessage,
     pub(super) http_status: Option<i32>,
     /// The HTTP status of the probe.
     pub(super) list_status: u16,
@@ -100,7 +100,7 @@ impl Refusal {
             Resent::Otherwise(why) => format!("{list}, and a record that was accepted before: {why}"),
             Resent::Accepted | Resent::Nothing => list,
         };
-        self.words.clone().unproven(&instead)
+        self.outcome.clone().unproven(&instead)
     }
 }
 

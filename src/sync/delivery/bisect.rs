@@ -27,134 +27,134 @@ enum Proof {
 }
 
 impl Delivery {
-    /// Splits a refused batch, and returns the halves. Sets a record aside that was sent alone.
+    /// Splits a refused batch, and returns the halves. A record that was sent alone is set aside instead.
     pub(super) async fn bisect(
         &self,
         mut answered: Answered,
         verdict: &ResponseClass,
     ) -> Result<Vec<BatchTask>, LaneExit> {
-        let halves = answered.node.batch.split_in_half();
+        let halves = answered.task.batch.split_in_half();
         if *verdict == ResponseClass::TooLarge {
-            self.session.too_large(answered.node.batch.body.len());
+            self.session.too_large(answered.task.batch.body.len());
         } else {
             let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
             if open >= self.worker.settings.sync.max_rejections {
-                let Answered { node, words, settlement } = answered;
-                return Err(self.stop(&node, words.too_many(open), settlement, None).await);
+                let Answered { task, outcome, result } = answered;
+                return Err(self.stop(&task, outcome.too_many(open), result, None).await);
             }
         }
-        // A revoked key or a changed API refuses everything: then nothing is set aside. No proof is needed to split a
-        // body that is too large; it is needed before a single record is set aside.
+        // With a revoked key or a changed API everything is refused; then no record may be set aside. A batch whose
+        // body is too large is split without a proof, but no record is set aside without one.
         let mut turn = None;
         if *verdict != ResponseClass::TooLarge || halves.is_none() {
             match self.prove(&mut answered).await? {
                 Proof::Good => {}
-                Proof::ByParts(held) if halves.is_none() => {
-                    return self.park(answered, held.because).await;
+                Proof::ByParts(permitted) if halves.is_none() => {
+                    return self.park(answered, permitted.because).await;
                 }
-                Proof::ByParts(held) => turn = Some(held),
+                Proof::ByParts(permitted) => turn = Some(permitted),
             }
         }
-        let Answered { node, words, settlement } = answered;
+        let Answered { task, outcome, result } = answered;
         if let Some(parts) = halves {
-            let parts = self.split(&node, parts, settlement, &words).await?;
+            let parts = self.split(&task, parts, result, &outcome).await?;
             return Ok(parts.into_iter().map(|part| BatchTask { turn: turn.clone(), ..part }).collect());
         }
-        self.alone(Answered { node, words, settlement }).await
+        self.set_aside_single(Answered { task, outcome, result }).await
     }
 
-    /// Sets a single record aside. Returns the rows that it superseded, which are sent in its place.
-    pub(super) async fn alone(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
-        let Answered { node, words, settlement } = answered;
-        if let Some(parts) = node.batch.split_off_superseded() {
-            let [winner, losers] = self.split(&node, parts, settlement, &words).await?;
-            // The answer to the whole batch refused it, so no request is counted for it.
-            let settlement = AttemptResult { sent: false, ..settlement };
-            self.set_aside(&winner, settlement, words).await?;
-            return Ok(vec![losers]);
+    /// Sets aside a single record. Returns the rows that it superseded, which are sent in its place.
+    pub(super) async fn set_aside_single(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
+        let Answered { task, outcome, result } = answered;
+        if let Some(parts) = task.batch.split_off_superseded() {
+            let [newest, superseded] = self.split(&task, parts, result, &outcome).await?;
+            // The answer to the whole batch refused this record, and its request is counted with the split.
+            let result = AttemptResult { sent: false, ..result };
+            self.set_aside(&newest, result, outcome).await?;
+            return Ok(vec![superseded]);
         }
-        self.set_aside(&node, settlement, words).await?;
+        self.set_aside(&task, result, outcome).await?;
         Ok(Vec::new())
     }
 
-    /// Finds out whether the credential and the endpoint are good. If only parts can prove it, records the answer of
-    /// this batch, and waits for the permit to send its parts.
+    /// Finds out whether the credential and the endpoint are good. If only the parts of a batch can prove it, records
+    /// the answer to this batch, and waits for the permit to send its parts.
     async fn prove(&self, answered: &mut Answered) -> Result<Proof, LaneExit> {
         let wait_max = self.worker.settings.retry.max;
-        let proven = match self.or_exit(self.session.probe_credential(wait_max)).await {
+        let proven = match self.unless_halted(self.session.probe_credential(wait_max)).await {
             Ok(proven) => proven,
             Err(exit) => {
-                // The refusal itself is known, so it is recorded.
-                self.answered(&answered.node, &answered.words, answered.settlement).await?;
+                // The lane stops before the probe is answered, but the refusal is known, so it is recorded.
+                self.record_answer(&answered.task, &answered.outcome, answered.result).await?;
                 return Err(exit);
             }
         };
-        let Answered { node, words, settlement } = answered;
+        let Answered { task, outcome, result } = answered;
         match proven {
             Ok(()) => Ok(Proof::Good),
             Err(Unproven::NoList(status)) => {
-                if let Some(turn) = node.turn.take() {
+                if let Some(turn) = task.turn.take() {
                     return Ok(Proof::ByParts(turn));
                 }
-                self.answered(node, words, *settlement).await?;
-                settlement.sent = false;
-                // Batches that prove the credential need the permits.
-                node.room = None;
-                let permit = self.or_exit(self.target.proving.permit()).await?;
+                self.record_answer(task, outcome, *result).await?;
+                result.sent = false;
+                // The batches that prove the credential may need these permits.
+                task.permits = None;
+                let permit = self.unless_halted(self.target.proving.permit()).await?;
                 if self.session.is_proven() {
                     return Ok(Proof::Good);
                 }
-                let (words, http_status) = (words.clone(), settlement.http_status);
-                let because = Arc::new(Refusal { words, http_status, list_status: status });
+                let (outcome, http_status) = (outcome.clone(), result.http_status);
+                let because = Arc::new(Refusal { outcome, http_status, list_status: status });
                 *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(because.clone());
                 Ok(Proof::ByParts(Turn { _permit: permit, because }))
             }
             Err(Unproven::Otherwise(instead)) => {
-                let words = words.clone().unproven(&instead);
-                Err(self.stop(node, words, *settlement, None).await)
+                let outcome = outcome.clone().unproven(&instead);
+                Err(self.stop(task, outcome, *result, None).await)
             }
             Err(Unproven::Later(verdict, status)) => {
                 let not_before = if let ResponseClass::Throttled(asked) = verdict { asked } else { None };
-                let mut words = messages::of(&verdict, status, &node.batch, &self.session.credential.name);
+                let mut outcome = messages::of(&verdict, status, &task.batch, &self.session.credential.name);
                 // The probe failed for now, but the batch itself was refused.
-                words.status = "rejected";
-                Err(self.stop(node, words, *settlement, not_before).await)
+                outcome.status = "rejected";
+                Err(self.stop(task, outcome, *result, not_before).await)
             }
         }
     }
 
-    /// Keeps a refused record until the credential is proven, or nothing is left to prove it with.
+    /// Keeps a refused record until the credential is proven, or until nothing is left that could prove it.
     async fn park(&self, answered: Answered, because: Arc<Refusal>) -> Result<Vec<BatchTask>, LaneExit> {
-        let Answered { mut node, words, mut settlement } = answered;
-        if settlement.sent {
-            self.answered(&node, &words, settlement).await?;
-            settlement.sent = false;
+        let Answered { mut task, outcome, mut result } = answered;
+        if result.sent {
+            self.record_answer(&task, &outcome, result).await?;
+            result.sent = false;
         }
-        node.room = None;
-        let answered = Answered { node, words, settlement };
+        task.permits = None;
+        let answered = Answered { task, outcome, result };
         self.parked.lock().unwrap_or_else(PoisonError::into_inner).push(Parked { answered, because });
         Ok(Vec::new())
     }
 
-    /// Sends a record again that was accepted before. Does so once in a run.
+    /// Sends a record again that was accepted before, at most once in a run.
     pub(super) async fn resend_known(&self) -> Result<Resent, LaneExit> {
         let resent = self.worker.resend_known(self.run_id, &self.target, &self.pass.lease);
         Ok(resent.await?)
     }
 
-    /// Sets the parked records of a batch aside. Stops the lane if nothing proves the credential.
+    /// Sets aside the parked records of a batch. Stops the lane if nothing proves the credential.
     pub(super) async fn conclude(&self, root: usize) -> Result<(), LaneExit> {
         loop {
             let parked = {
                 let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-                let of_root = parked.iter().position(|parked| parked.answered.node.root == root);
+                let of_root = parked.iter().position(|parked| parked.answered.task.root == root);
                 of_root.map(|index| parked.swap_remove(index))
             };
             let Some(parked) = parked else { return Ok(()) };
-            let span = batch_span(parked.answered.node.batch_id);
-            for losers in self.conclude_parked(parked).instrument(span).await? {
-                // One of these may be refused, too, and be parked.
-                self.deliver(losers).await?;
+            let span = batch_span(parked.answered.task.batch_id);
+            for superseded in self.conclude_parked(parked).instrument(span).await? {
+                // The API may refuse one of these rows, too; then it is parked.
+                self.deliver(superseded).await?;
             }
         }
     }
@@ -165,17 +165,17 @@ impl Delivery {
             let resent = self.resend_known().await?;
             if resent != Resent::Accepted {
                 self.halted.send_replace(true);
-                let Answered { node, settlement, .. } = answered;
-                return Err(self.stop(&node, because.unproven(&resent), settlement, None).await);
+                let Answered { task, result, .. } = answered;
+                return Err(self.stop(&task, because.unproven(&resent), result, None).await);
             }
         }
         let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
         if open >= self.worker.settings.sync.max_rejections {
-            let Answered { node, words, settlement } = answered;
+            let Answered { task, outcome, result } = answered;
             self.halted.send_replace(true);
-            return Err(self.stop(&node, words.too_many(open), settlement, None).await);
+            return Err(self.stop(&task, outcome.too_many(open), result, None).await);
         }
-        self.alone(answered).await
+        self.set_aside_single(answered).await
     }
 
     /// Whether parts are sent one at a time, because a batch was refused while the credential was not proven.
@@ -183,20 +183,20 @@ impl Delivery {
         self.target.proving.has_begun() && !self.session.is_proven()
     }
 
-    /// Waits while the parts of another batch prove the credential. When the most requests were sent and none was
+    /// Waits while the parts of another batch prove the credential. If a proof has used all its requests and none was
     /// accepted, sends a record that was accepted before; if that is not accepted either, the lane stops.
-    pub(super) async fn await_turn_of_proof(&self, node: &BatchTask) -> Result<(), LaneExit> {
+    pub(super) async fn await_turn_of_proof(&self, task: &BatchTask) -> Result<(), LaneExit> {
         if !self.is_being_proven() {
             return Ok(());
         }
         let waited = async {
-            if node.turn.is_none() {
-                self.or_exit(self.target.proving.permit()).await?;
+            if task.turn.is_none() {
+                self.unless_halted(self.target.proving.permit()).await?;
             }
-            self.stop_without_proof(node.batch_id).await
+            self.stop_without_proof(task.batch_id).await
         };
         match waited.await {
-            Err(exit) if node.signed.is_some() => Err(self.withdraw(node, exit).await),
+            Err(exit) if task.signed.is_some() => Err(self.withdraw(task, exit).await),
             waited => waited,
         }
     }
@@ -226,57 +226,57 @@ impl Delivery {
     /// Replaces a batch by two parts.
     pub(super) async fn split(
         &self,
-        node: &BatchTask,
+        task: &BatchTask,
         parts: [Batch; 2],
-        settlement: AttemptResult,
-        words: &OutcomeMessage,
+        result: AttemptResult,
+        outcome: &OutcomeMessage,
     ) -> Result<[BatchTask; 2], LaneExit> {
-        let (doing, journal) = (self.doing(), &self.worker.journal);
-        let lost = words.status == "unknown";
-        let why = (words.message.as_str(), lost);
-        let split = journal.split(doing, node.batch_id, &node.batch, &parts, settlement, why);
+        let (context, journal) = (self.context(), &self.worker.journal);
+        let lost = outcome.status == "unknown";
+        let error = (outcome.message.as_str(), lost);
+        let split = journal.split(context, task.batch_id, &task.batch, &parts, result, error);
         let ids = around(Step::Split, split).await?;
-        let records = node.batch.records.len();
+        let records = task.batch.records.len();
         tracing::info!(records, first_part = ids[0], second_part = ids[1], "batch split");
-        self.window.lock().await.add_part(node.root);
+        self.window.lock().await.add_part(task.root);
         let [first, second] = parts;
         let part = |batch_id, batch| BatchTask {
             lost,
-            once: node.once,
-            ..BatchTask::new(batch_id, batch, node.root)
+            once: task.once,
+            ..BatchTask::new(batch_id, batch, task.root)
         };
         Ok([part(ids[0], first), part(ids[1], second)])
     }
 
-    /// Sets the records of a batch aside that cannot be split any further.
+    /// Sets aside the records of a batch that cannot be split any further.
     async fn set_aside(
         &self,
-        node: &BatchTask,
-        settlement: AttemptResult,
-        words: OutcomeMessage,
+        task: &BatchTask,
+        result: AttemptResult,
+        outcome: OutcomeMessage,
     ) -> Result<(), LaneExit> {
-        let refused: Vec<Problem> = node
+        let refused: Vec<Problem> = task
             .batch
             .records
             .iter()
-            .map(|&row| words.of_row(node.batch_id, settlement.http_status, &node.batch, row))
+            .map(|&row| outcome.of_row(task.batch_id, result.http_status, &task.batch, row))
             .collect();
         let rejections_max = self.worker.settings.sync.max_rejections;
         let mut window = self.window.lock().await;
-        let advance = window.advance_after(node.root);
-        let (doing, journal) = (self.doing(), &self.worker.journal);
+        let advance = window.advance_after(task.root);
+        let (context, journal) = (self.context(), &self.worker.journal);
         let refused = (&refused[..], rejections_max);
-        let set_aside = journal.set_aside(doing, node.batch_id, &node.batch, refused, settlement, advance);
+        let set_aside = journal.set_aside(context, task.batch_id, &task.batch, refused, result, advance);
         if !around(Step::SetAside, set_aside).await? {
             drop(window);
-            let words = words.too_many(rejections_max);
-            return Err(self.stop(node, words, settlement, None).await);
+            let outcome = outcome.too_many(rejections_max);
+            return Err(self.stop(task, outcome, result, None).await);
         }
-        window.part_done(node.root);
+        window.part_done(task.root);
         drop(window);
         self.has_set_aside.store(true, Ordering::Relaxed);
-        self.report(|report| report.count_set_aside(&node.batch));
-        tracing::info!(rows = node.batch.records.len() + node.batch.invalid.len(), "rows set aside");
+        self.report(|report| report.count_set_aside(&task.batch));
+        tracing::info!(rows = task.batch.records.len() + task.batch.invalid.len(), "rows set aside");
         Ok(())
     }
 }

@@ -20,8 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-pub(in crate::sync) use self::attempts::settlement;
-use self::batch_task::{BatchTask, Parked, QueuedBatch, Refusal, Room};
+pub(in crate::sync) use self::attempts::attempt_result;
+use self::batch_task::{BatchPermits, BatchTask, Parked, QueuedBatch, Refusal};
 use self::in_flight::InFlight;
 use super::api_session::ApiSession;
 use super::backfill::superseding::SupersedingRows;
@@ -50,24 +50,27 @@ pub(super) struct Delivery {
     zone: Zone,
     session: Arc<ApiSession>,
     target: Target,
+    /// The pass or the backfill, under its lease.
     pass: OpenWork,
+    /// The batches after the cursor, and how far the cursor may move.
     window: tokio::sync::Mutex<InFlight>,
     /// Permits of the lane for batches that are recorded as being sent.
-    room: Arc<Semaphore>,
+    batch_permits: Arc<Semaphore>,
     /// Permits of the lane for requests.
-    slots: Arc<Semaphore>,
+    request_permits: Arc<Semaphore>,
     /// When the lane got its permit.
     since: Instant,
     /// The permit to read, if it is released when all rows are read.
     reading: Mutex<Option<OwnedSemaphorePermit>>,
-    /// In a backfill: newer rows of the keys of a batch that are not in the batch.
+    /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     rivals: Option<Arc<SupersedingRows>>,
+    /// Checks whether the first rows that the lane reads are all invalid.
     start: Arc<InvalidStart>,
-    /// The entity is up to date with the end of the pass.
+    /// Whether the lane ends with this pass: the entity is then recorded as up to date, and the lease is released.
     ends: bool,
     /// Becomes true when the lane has to stop: requests in flight are finished, and no new one is sent.
     halted: watch::Sender<bool>,
-    /// Whether rows of the entity are set aside, whose errors an upload may resolve.
+    /// Whether rows of the entity are set aside. An upload of newer versions may resolve their errors.
     has_set_aside: AtomicBool,
     report: Mutex<EntityReport>,
     /// Refused records that were sent alone, until the credential is proven.
@@ -81,41 +84,41 @@ pub(super) struct Delivery {
 pub(super) struct DeliveryOptions {
     /// The permit to read, to be released when all rows are read.
     pub reading: Option<OwnedSemaphorePermit>,
-    /// In a backfill: newer rows of the keys of a batch.
+    /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     pub rivals: Option<Arc<SupersedingRows>>,
-    /// The entity is up to date with the end of the pass.
+    /// Whether the lane ends with this pass.
     pub ends: bool,
 }
 
 impl Delivery {
     pub(super) fn new(
-        held: &LaneRun<'_>,
+        lane_run: &LaneRun<'_>,
         pass: OpenWork,
         cursor: Option<Cursor>,
         options: DeliveryOptions,
     ) -> Arc<Self> {
         let DeliveryOptions { reading, rivals, ends } = options;
         let window = InFlight::at(cursor);
-        let at_once = held.worker.settings.sync.requests_in_flight;
-        held.worker.progress.begin(&held.target.entity_id);
+        let at_once = lane_run.worker.settings.sync.requests_in_flight;
+        lane_run.worker.progress.begin(&lane_run.target.entity_id);
         Arc::new(Self {
-            worker: held.worker.clone(),
-            run_id: held.run_id,
-            zone: held.target.zone.clone(),
-            session: held.target.session.clone(),
-            target: held.target.clone(),
+            worker: lane_run.worker.clone(),
+            run_id: lane_run.run_id,
+            zone: lane_run.target.zone.clone(),
+            session: lane_run.target.session.clone(),
+            target: lane_run.target.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
-            room: semaphore(under_way_max(at_once)),
-            slots: semaphore(at_once),
-            since: held.since,
+            batch_permits: semaphore(under_way_max(at_once)),
+            request_permits: semaphore(at_once),
+            since: lane_run.since,
             reading: Mutex::new(reading),
             rivals,
-            start: held.start.clone(),
+            start: lane_run.start.clone(),
             ends,
             halted: watch::Sender::new(false),
-            has_set_aside: AtomicBool::new(held.has_rows_set_aside),
-            report: Mutex::new(EntityReport::idle(&held.target.entity_id)),
+            has_set_aside: AtomicBool::new(lane_run.has_rows_set_aside),
+            report: Mutex::new(EntityReport::idle(&lane_run.target.entity_id)),
             parked: Mutex::new(Vec::new()),
             refusal: Mutex::new(None),
         })
@@ -130,13 +133,13 @@ impl Delivery {
         self.has_set_aside.load(Ordering::Relaxed)
     }
 
-    fn doing(&self) -> WorkContext<'_> {
+    fn context(&self) -> WorkContext<'_> {
         WorkContext { pass: &self.pass, run_id: self.run_id }
     }
 
-    /// Reads the rows from a cursor on, and sends them in batches, several at once. Two batches with a record of the
-    /// same key are never in flight together, because of two uploads of a key the later one has to count.
-    pub(super) async fn go_on(
+    /// Reads the rows after the cursor `before`, and sends them in batches, several at once. Two batches with a record
+    /// of the same key are never in flight together, because the later one of two uploads of a key has to count.
+    pub(super) async fn read_and_send(
         self: &Arc<Self>,
         pages: Pages,
         mut before: Option<Cursor>,
@@ -173,10 +176,10 @@ impl Delivery {
                 || self.window.lock().await.is_full()
             {
                 let Some(done) = in_flight.join_next().await else { break };
-                take(done, &mut keys, &mut first_exit);
+                note_delivered(done, &mut keys, &mut first_exit);
             }
             while let Some(done) = in_flight.try_join_next() {
-                take(done, &mut keys, &mut first_exit);
+                note_delivered(done, &mut keys, &mut first_exit);
             }
             if *unwanted.borrow() {
                 break Err(LaneExit::Yielded);
@@ -198,7 +201,8 @@ impl Delivery {
                 }
                 Err(exit) => break Err(exit),
             }
-            // Only after a batch was announced: otherwise lanes could yield to each other without progress.
+            // The lane yields only after it announced a batch: otherwise lanes could yield to each other without
+            // progress.
             if self.has_had_its_share() {
                 break Err(LaneExit::Yielded);
             }
@@ -208,7 +212,7 @@ impl Delivery {
         }
         drop(self.reading.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.finish(in_flight, &mut keys, &mut first_exit).await;
-        self.outcome(first_exit, ended)
+        self.combine_exits(first_exit, ended)
     }
 
     /// Waits for the batches in flight.
@@ -221,7 +225,7 @@ impl Delivery {
         let mut unwanted = self.pass.unwanted();
         while !in_flight.is_empty() {
             tokio::select! {
-                Some(done) = in_flight.join_next() => take(done, keys, first_exit),
+                Some(done) = in_flight.join_next() => note_delivered(done, keys, first_exit),
                 // A run waits for the lease of a backfill: batches that are not sent yet are withdrawn.
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {
                     self.halted.send_replace(true);
@@ -230,13 +234,13 @@ impl Delivery {
         }
     }
 
-    /// Closes the pass after all its batches are processed, unless that was submitted with the answer to the last
-    /// batch.
+    /// Closes the pass after all its batches are processed. That may have been submitted already, together with the
+    /// answer to the last batch.
     pub(super) async fn close(&self) -> Result<(), LaneExit> {
         let submitted = {
             let mut window = self.window.lock().await;
-            let already = window.closing.take();
-            already.unwrap_or_else(|| self.submit_closing(&window))
+            let already_submitted = window.closing.take();
+            already_submitted.unwrap_or_else(|| self.submit_closing(&window))
         };
         let closed = submitted.written().await;
         self.steps_of_closing().for_each(after);
@@ -246,7 +250,7 @@ impl Delivery {
 
     fn submit_closing(&self, window: &InFlight) -> PendingWrite {
         self.steps_of_closing().for_each(before);
-        self.worker.journal.close_pass(self.doing(), window.cursor.clone(), self.ends)
+        self.worker.journal.close_pass(self.context(), window.cursor.clone(), self.ends)
     }
 
     fn steps_of_closing(&self) -> impl Iterator<Item = Step> {
@@ -254,10 +258,15 @@ impl Delivery {
         std::iter::once(Step::ClosePass).chain(ends.into_iter().flatten())
     }
 
-    /// Returns the exit of the lane, if it stops, from the first exit of a batch and the end of reading.
-    fn outcome(&self, first_exit: Option<LaneExit>, ended: Result<(), LaneExit>) -> Result<(), LaneExit> {
+    /// Returns why the lane stops, if it does: because of the first batch that stopped it, or else because of what
+    /// `ended` the reading.
+    fn combine_exits(
+        &self,
+        first_exit: Option<LaneExit>,
+        ended: Result<(), LaneExit>,
+    ) -> Result<(), LaneExit> {
         match (first_exit, ended) {
-            // Batches were withdrawn because a run waits for the lease; all rows may have been read by then.
+            // Batches were withdrawn because a run waits for the lease. All rows may have been read before that.
             (Some(LaneExit::Shutdown), Ok(()) | Err(LaneExit::Yielded)) if !*self.worker.stop.borrow() => {
                 Err(LaneExit::Yielded)
             }
@@ -274,35 +283,37 @@ impl Delivery {
         }
     }
 
-    /// Signs a batch, then submits it to the journal, so that the lease is checked after signing. Submits one batch
-    /// after the other without waiting for the commit, so that later batches are recorded meanwhile.
+    /// Signs a batch, then submits it to the journal, so that the lease is checked after signing. Does not wait for the
+    /// commit, so that the next batches can be signed and submitted meanwhile.
     async fn announce(&self, batch: Batch) -> Result<QueuedBatch, LaneExit> {
         self.refuse_fenced(&batch)?;
-        self.or_exit(self.session.wait_for_pause(self.worker.settings.retry.max)).await?.map_err(later)?;
-        let room = self.room().await?;
+        self.unless_halted(self.session.wait_for_pause(self.worker.settings.retry.max))
+            .await?
+            .map_err(later)?;
+        let permits = self.acquire_batch_permits().await?;
         let signed = if batch.records.is_empty() { None } else { Some(self.signed(&batch, None)?) };
         before(Step::Announce);
-        let submitted = self.worker.journal.announce(self.doing(), &batch);
-        let number = self.window.lock().await.push(batch.last.clone(), 1);
-        Ok(QueuedBatch { batch, room, signed, root: number, submitted })
+        let submitted = self.worker.journal.announce(self.context(), &batch);
+        let root = self.window.lock().await.push(batch.last.clone(), 1);
+        Ok(QueuedBatch { batch, permits, signed, root, submitted })
     }
 
     /// Sends a batch once it is recorded.
     async fn deliver_new(&self, announced: QueuedBatch) -> Result<(), LaneExit> {
-        let QueuedBatch { batch, room, signed, root, submitted } = announced;
+        let QueuedBatch { batch, permits, signed, root, submitted } = announced;
         let batch_id = submitted.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
         after(Step::Announce);
-        let node = BatchTask { room: Some(room), signed, ..BatchTask::new(batch_id, batch, root) };
-        self.deliver(node).await?;
+        let task = BatchTask { permits: Some(permits), signed, ..BatchTask::new(batch_id, batch, root) };
+        self.deliver(task).await?;
         self.conclude(root).await
     }
 
-    async fn room(&self) -> Result<Room, LaneExit> {
-        Ok([self.permit(&self.room).await?, self.permit(self.worker.limits.under_way()).await?])
+    async fn acquire_batch_permits(&self) -> Result<BatchPermits, LaneExit> {
+        Ok([self.acquire(&self.batch_permits).await?, self.acquire(self.worker.limits.under_way()).await?])
     }
 
-    async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, LaneExit> {
-        self.or_exit(of.clone().acquire_owned()).await?.map_err(|_| LaneExit::Shutdown)
+    async fn acquire(&self, semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, LaneExit> {
+        self.unless_halted(semaphore.clone().acquire_owned()).await?.map_err(|_| LaneExit::Shutdown)
     }
 
     fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, LaneExit> {
@@ -310,8 +321,8 @@ impl Delivery {
         signed.map_err(|problem| LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())))
     }
 
-    /// Waits for a future, unless the lane has to stop first.
-    async fn or_exit<T>(&self, waiting: impl Future<Output = T>) -> Result<T, LaneExit> {
+    /// Waits for a future. Fails if the lane has to stop first.
+    async fn unless_halted<T>(&self, waiting: impl Future<Output = T>) -> Result<T, LaneExit> {
         let (mut stop, mut halted) = (self.worker.stop.clone(), self.halted.subscribe());
         tokio::select! {
             biased;
@@ -329,8 +340,8 @@ impl Delivery {
     }
 }
 
-/// Removes the keys of a processed batch, or notes why the lane has to stop.
-fn take(
+/// Removes the keys of a delivered batch from the keys in flight, or notes why the lane has to stop.
+fn note_delivered(
     done: Result<Delivered, tokio::task::JoinError>,
     keys: &mut KeysUnderWay,
     first_exit: &mut Option<LaneExit>,
@@ -340,6 +351,6 @@ fn take(
             keys.remove(key);
         }),
         Ok((_, Err(exit))) => note(exit, first_exit),
-        Err(died) => std::panic::resume_unwind(died.into_panic()),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

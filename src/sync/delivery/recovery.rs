@@ -24,7 +24,7 @@ impl Delivery {
     /// Replays the recorded batches beyond the cursor. Skips the processed ones, and sends the others again with the
     /// rows of their recorded intervals. Returns the cursor from which reading continues.
     pub(in crate::sync) async fn recover(&self, source: &ReadSource<'_>) -> Result<Option<Cursor>, LaneExit> {
-        let recorded = around(Step::Recover, self.worker.journal.recorded(self.doing())).await?;
+        let recorded = around(Step::Recover, self.worker.journal.recorded(self.context())).await?;
         let (recorded, passed_over) = unanswered::apart(recorded);
         let mut parts: BTreeMap<i64, Vec<&RecordedBatch>> = BTreeMap::new();
         for part in &recorded {
@@ -57,7 +57,8 @@ impl Delivery {
             if !leaves.is_empty() {
                 let interval = source.read(after.clone(), Some(root.last.clone())).await?;
                 // Reading from a standby may take long.
-                let rows = self.or_exit(Batcher::of(interval, None, self.start.clone()).all()).await??;
+                let rows =
+                    self.unless_halted(Batcher::of(interval, None, self.start.clone()).all()).await??;
                 let mut start = Start::Undecided;
                 for leaf in leaves {
                     let rows: Vec<Row> =
@@ -94,12 +95,12 @@ impl Delivery {
                 self.start.let_through(batch);
             }
             let span = batch_span(leaf.batch_id);
-            if let Some(node) = self.redo(redo).instrument(span).await? {
+            if let Some(task) = self.redo(redo).instrument(span).await? {
                 if lineage.is_once(leaf) {
-                    let node = BatchTask { once: true, ..node };
-                    once.push(Leaf { node, parent_id: leaf.parent_id });
+                    let task = BatchTask { once: true, ..task };
+                    once.push(Leaf { task, parent_id: leaf.parent_id });
                 } else {
-                    self.deliver(node).await?;
+                    self.deliver(task).await?;
                 }
             }
             if held.peek().is_none_or(|next| next.root != root) {
@@ -130,7 +131,7 @@ impl Delivery {
         let Some(batch) = batch else {
             let mut window = self.window.lock().await;
             let advance = window.advance_after(root);
-            let emptied = self.worker.journal.emptied(self.doing(), leaf.batch_id, advance);
+            let emptied = self.worker.journal.emptied(self.context(), leaf.batch_id, advance);
             around(Step::Empty, emptied).await?;
             window.part_done(root);
             return Ok(None);

@@ -52,7 +52,7 @@ impl Delivery {
         drop(window);
         for leaf in passed {
             let interval = source.read(leaf.before.clone(), Some(leaf.last.clone())).await?;
-            let rows = self.or_exit(Batcher::of(interval, None, self.start.clone()).all()).await??;
+            let rows = self.unless_halted(Batcher::of(interval, None, self.start.clone()).all()).await??;
             let rows: Vec<Row> =
                 rows.into_iter().filter(|row| leaf.ids.contains(&row.id.to_string())).collect();
             if self.is_followed(source, leaf, &rows, &cursor).await? {
@@ -68,8 +68,8 @@ impl Delivery {
             let build = |rows| Batch::build(leaf.before.clone(), rows, &self.zone);
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };
             let redo = self.redo(Redelivery { root: number, whole: leaf, leaf, batch });
-            if let Some(node) = redo.instrument(span).await? {
-                self.deliver(node).await?;
+            if let Some(task) = redo.instrument(span).await? {
+                self.deliver(task).await?;
             }
         }
         self.conclude(number).await
@@ -90,7 +90,7 @@ impl Delivery {
         let mut clock = Clock::of(&self.zone);
         let keys: HashSet<u64> = rows.iter().filter_map(|row| key_hash(row, &mut clock)).collect();
         let mut pages = source.read(Some(leaf.last.clone()), Some(cursor.clone())).await?;
-        while let Some(page) = self.or_exit(pages.next_page()).await?? {
+        while let Some(page) = self.unless_halted(pages.next_page()).await?? {
             if page.iter().filter_map(|row| key_hash(row, &mut clock)).any(|key| keys.contains(&key)) {
                 return Ok(true);
             }

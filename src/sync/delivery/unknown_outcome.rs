@@ -25,7 +25,7 @@ const REQUESTS_MAX: u32 = 24;
 
 /// Such a batch, or a part of it, to be sent.
 pub(super) struct Leaf {
-    pub node: BatchTask,
+    pub task: BatchTask,
     /// The batch that it is a part of.
     pub parent_id: Option<i64>,
 }
@@ -78,11 +78,11 @@ impl Delivery {
     /// Handles a batch whose outcome is unknown after the last attempt of a run. Stops the lane; but sets a single
     /// record aside that stayed unknown in three runs.
     pub(super) async fn unknown(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
-        if self.is_unknown_for_good(&answered.node) && self.is_import_good(true).await? {
-            return self.alone(answered).await;
+        if self.is_unknown_for_good(&answered.task) && self.is_import_good(true).await? {
+            return self.set_aside_single(answered).await;
         }
-        let Answered { node, words, settlement } = answered;
-        Err(self.stop(&node, words, settlement, None).await)
+        let Answered { task, outcome, result } = answered;
+        Err(self.stop(&task, outcome, result, None).await)
     }
 
     /// Sends the leaves of a batch that stayed unknown in three runs, each once. Splits a leaf whose other half is
@@ -96,7 +96,7 @@ impl Delivery {
             return Ok(());
         }
         // Taken from the end: the leaves that were sent in the fewest runs come first.
-        leaves.sort_by_key(|leaf| std::cmp::Reverse((leaf.node.unknown_runs, leaf.node.batch_id)));
+        leaves.sort_by_key(|leaf| std::cmp::Reverse((leaf.task.unknown_runs, leaf.task.batch_id)));
         let mut left = Left { untried: leaves, ..Left::default() };
         let tried = self.halve_and_try(&mut left, &mut good_parents).await;
         let stopped = match tried {
@@ -104,7 +104,7 @@ impl Delivery {
             Err(exit) => Err(exit),
         };
         for Unknown { answered, .. } in &left.unknown {
-            self.worker.journal.count_unknown_run(self.doing(), answered.node.batch_id).await?;
+            self.worker.journal.count_unknown_run(self.context(), answered.task.batch_id).await?;
         }
         stopped
     }
@@ -118,31 +118,31 @@ impl Delivery {
                 self.try_once(leaf, left, good_parents).await?;
             }
             let is_due = |unknown: &Unknown| {
-                let node = &unknown.answered.node;
+                let task = &unknown.answered.task;
                 let is_siblings_good = unknown.parent_id.is_some_and(|id| good_parents.contains(&id));
-                (is_siblings_good || node.unknown_runs >= UNKNOWN_RUNS_MAX) && !is_alone(node)
+                (is_siblings_good || task.unknown_runs >= UNKNOWN_RUNS_MAX) && !is_alone(task)
             };
             let Some(index) = left.unknown.iter().position(is_due) else { return Ok(()) };
             if left.requests + 2 > REQUESTS_MAX || !self.is_worth_taking_apart().await? {
                 return Ok(());
             }
-            let Answered { node, words, settlement } = left.unknown.swap_remove(index).answered;
-            let Some(halves) = node.batch.split_in_half() else { continue };
-            let split = self.split(&node, halves, settlement, &words);
-            let parts = split.instrument(batch_span(node.batch_id)).await?;
-            let parent_id = Some(node.batch_id);
-            left.untried.extend(parts.map(|part| Leaf { node: part, parent_id }));
+            let Answered { task, outcome, result } = left.unknown.swap_remove(index).answered;
+            let Some(halves) = task.batch.split_in_half() else { continue };
+            let split = self.split(&task, halves, result, &outcome);
+            let parts = split.instrument(batch_span(task.batch_id)).await?;
+            let parent_id = Some(task.batch_id);
+            left.untried.extend(parts.map(|part| Leaf { task: part, parent_id }));
         }
     }
 
     async fn try_once(
         &self,
-        Leaf { node, parent_id }: Leaf,
+        Leaf { task, parent_id }: Leaf,
         left: &mut Left,
         good_parents: &mut BTreeSet<i64>,
     ) -> Result<(), LaneExit> {
-        let span = batch_span(node.batch_id);
-        let mut answered = match self.tried(node).instrument(span).await? {
+        let span = batch_span(task.batch_id);
+        let mut answered = match self.send_until_final(task).instrument(span).await? {
             Tried::Accepted => {
                 good_parents.extend(parent_id);
                 return Ok(());
@@ -163,9 +163,9 @@ impl Delivery {
 
     /// Records an answer at once, because the decision about it depends on other answers.
     async fn record(&self, answered: &mut Answered) -> Result<(), LaneExit> {
-        self.answered(&answered.node, &answered.words, answered.settlement).await?;
-        answered.settlement = AttemptResult { sent: false, ..answered.settlement };
-        answered.node.room = None;
+        self.record_answer(&answered.task, &answered.outcome, answered.result).await?;
+        answered.result = AttemptResult { sent: false, ..answered.result };
+        answered.task.permits = None;
         Ok(())
     }
 
@@ -177,8 +177,8 @@ impl Delivery {
         good_parents: &BTreeSet<i64>,
     ) -> Result<(), LaneExit> {
         for (answered, verdict) in std::mem::take(&mut left.refused) {
-            let root = answered.node.root;
-            let span = batch_span(answered.node.batch_id);
+            let root = answered.task.root;
+            let span = batch_span(answered.task.batch_id);
             for part in self.bisect(answered, &verdict).instrument(span).await? {
                 self.deliver(part).await?;
             }
@@ -187,20 +187,20 @@ impl Delivery {
         let mut index = 0;
         while let Some(Unknown { answered, parent_id }) = left.unknown.get(index) {
             let is_whole = parent_id.is_none_or(|id| good_parents.contains(&id));
-            let span = batch_span(answered.node.batch_id);
+            let span = batch_span(answered.task.batch_id);
             let is_good = self.is_import_good(is_whole).instrument(span.clone());
-            if !self.is_unknown_for_good(&answered.node) || !is_good.await? {
+            if !self.is_unknown_for_good(&answered.task) || !is_good.await? {
                 index += 1;
                 continue;
             }
-            let alone = self.alone(left.unknown.swap_remove(index).answered);
-            for losers in alone.instrument(span).await? {
-                self.deliver(losers).await?;
+            let set_aside = self.set_aside_single(left.unknown.swap_remove(index).answered);
+            for superseded in set_aside.instrument(span).await? {
+                self.deliver(superseded).await?;
             }
         }
         if let Some(Unknown { answered, .. }) = left.unknown.first() {
-            let Answered { node, words, settlement } = answered;
-            let problem = words.clone().into_problem(node.batch_id, settlement.http_status);
+            let Answered { task, outcome, result } = answered;
+            let problem = outcome.clone().into_problem(task.batch_id, result.http_status);
             return Err(LaneExit::problem(problem));
         }
         if left.untried.is_empty() {
@@ -214,9 +214,9 @@ impl Delivery {
     }
 
     /// Whether a single record stays unknown in the third run or a later one.
-    fn is_unknown_for_good(&self, node: &BatchTask) -> bool {
+    fn is_unknown_for_good(&self, task: &BatchTask) -> bool {
         let may_be_sent_again = self.worker.settings.sync.on_ambiguous != OnAmbiguous::Hold;
-        may_be_sent_again && node.unknown_runs + 1 >= UNKNOWN_RUNS_MAX && is_alone(node)
+        may_be_sent_again && task.unknown_runs + 1 >= UNKNOWN_RUNS_MAX && is_alone(task)
     }
 
     /// Whether the API accepts imports in this run, so that a record stays unknown because of its content. If no import
@@ -235,15 +235,17 @@ impl Delivery {
                 Ok(false)
             }
             Resent::Nothing if !is_whole => Ok(false),
-            Resent::Nothing => {
-                Ok(self.or_exit(self.session.probe_credential(self.worker.settings.retry.max)).await?.is_ok())
-            }
+            Resent::Nothing => Ok(self
+                .unless_halted(self.session.probe_credential(self.worker.settings.retry.max))
+                .await?
+                .is_ok()),
         }
     }
 
     /// Whether the API answers at all; otherwise batches are not split.
     async fn is_worth_taking_apart(&self) -> Result<bool, LaneExit> {
-        let proven = self.or_exit(self.session.probe_credential(self.worker.settings.retry.max)).await?;
+        let proven =
+            self.unless_halted(self.session.probe_credential(self.worker.settings.retry.max)).await?;
         // A key that may only import is proven by the parts. If both stay unknown, they are not split any further.
         Ok(matches!(proven, Ok(()) | Err(Unproven::NoList(_))))
     }
@@ -255,7 +257,7 @@ impl Delivery {
         &self,
         answer: &Answer,
         verdict: &ResponseClass,
-        node: &BatchTask,
+        task: &BatchTask,
     ) -> Result<Option<OutcomeMessage>, LaneExit> {
         if self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {
             return Ok(None);
@@ -264,7 +266,7 @@ impl Delivery {
         let status =
             if let Answer::Response { status, .. } = answer { Some(i32::from(*status)) } else { None };
         if matches!(verdict, ResponseClass::Unknown(_)) {
-            return Ok(Some(messages::of(verdict, status, &node.batch, name)));
+            return Ok(Some(messages::of(verdict, status, &task.batch, name)));
         }
         if !is_page_of_firewall(answer) {
             return Ok(None);
@@ -274,13 +276,13 @@ impl Delivery {
         }
         let verdict =
             ResponseClass::Unknown("a page came instead of an answer, as from a firewall".to_owned());
-        Ok(Some(messages::of(&verdict, status, &node.batch, name)))
+        Ok(Some(messages::of(&verdict, status, &task.batch, name)))
     }
 }
 
 /// Whether the batch cannot be split any further.
-fn is_alone(node: &BatchTask) -> bool {
-    node.batch.split_in_half().is_none()
+fn is_alone(task: &BatchTask) -> bool {
+    task.batch.split_in_half().is_none()
 }
 
 /// Whether the answer is 403 or 406 with a page, which the API itself never sends.

@@ -30,33 +30,35 @@ const BATCHES_PER_PAGE: usize = 4;
 /// The id of a pass, and its target.
 type Opened = (i64, Snapshot);
 
-/// What became of the attempt to take the lease of an entity.
+/// The outcome of the attempt to take the lease of an entity.
 enum LeaseAttempt {
-    /// A permit, the lease, the state of the lane when the lease was taken, and the pass that was opened with it, if any.
+    /// The permit of the lane, the lease, the state of the lane when the lease was taken, and the pass that was opened
+    /// together with it, if any.
     Taken(LanePermit, Lease, Box<Lane>, Option<Opened>),
-    /// The entity is left alone.
+    /// The lease was not taken, so nothing is done for the entity. The value says why.
     Left(Ended),
 }
 
 impl Worker {
-    /// Brings one entity up to date, or reports why it is not.
+    /// Brings one entity up to date, or reports why it is not. `seen`: the state of the lane for which the probe was
+    /// made.
     pub(in crate::sync) async fn lane(
         &self,
         run_id: i64,
         target: &Target,
         seen: &Lane,
-        look: &ProbeResult,
+        probe: &ProbeResult,
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::new(&target.entity_id, Ended::Done);
         let mut lease_before = None;
         let start = self.invalid_start(&target.entity_id);
-        // The probe has shown that a pass is due. That holds as long as the lane has not changed since.
-        let is_due = look.new_rows(&target.entity_id).has_new_rows
+        // The probe has shown that a pass is due. That is true as long as the lane has not changed since the probe.
+        let is_due = probe.new_rows(&target.entity_id).has_new_rows
             && seen.open.is_none()
-            && self.check_watermark(&target.entity_id, seen, look).is_ok();
+            && self.check_watermark(&target.entity_id, seen, probe).is_ok();
         let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
-            let (permit, lease, lane, opened) = match self.take_or_leave(&target.entity_id, opening).await? {
+            let (permit, lease, lane, opened) = match self.take_lease(&target.entity_id, opening).await? {
                 LeaseAttempt::Taken(permit, lease, lane, opened) => (permit, lease, lane, opened),
                 LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
             };
@@ -66,7 +68,7 @@ impl Worker {
             let lease = lease.after(lease_before.take());
             lease_before = Some(lease.clone());
             let (since, has_rows_set_aside, start) = (Instant::now(), lane.has_rows_set_aside, start.clone());
-            let mut held = LaneRun {
+            let mut lane_run = LaneRun {
                 worker: self,
                 run_id,
                 target,
@@ -77,17 +79,17 @@ impl Worker {
                 lease,
                 report,
             };
-            let halted = held.drive(lane, opened, seen, look).await;
+            let halted = lane_run.drive(lane, opened, seen, probe).await;
             let yielded = matches!(halted, Err(LaneExit::Yielded));
-            report = held.end(halted).await?;
+            report = lane_run.end(halted).await?;
             if !yielded {
                 return Ok(report);
             }
-            // The lane is now behind all lanes that wait, and any worker may take it.
+            // The lane now waits for a permit behind all other lanes, and any worker may take its lease meanwhile.
         }
     }
 
-    /// A pass to open after the watermark that was seen.
+    /// Returns the parameters of a pass that begins after the watermark of `seen`.
     fn opening<'a>(&'a self, run_id: i64, seen: &'a Lane) -> NewPass<'a> {
         let relation = self.ledger.mapping().relation.oid;
         NewPass { run_id, seen, ledger_table: self.ledger.name(), relation, mapping: &self.mapping }
@@ -113,9 +115,10 @@ impl Worker {
 
     /// Takes the lease of an entity and a permit for its lane.
     ///
-    /// A lease that its holder renews is left to the holder. A lease that nobody renews is waited for, without a
-    /// permit, so that no other lane is delayed.
-    async fn take_or_leave(
+    /// If a run holds the lease and renews it, the entity is left to that run. If the holder does not renew the lease,
+    /// this lane waits for it; a backfill is asked to release it. The lane waits without a permit, so that no other
+    /// lane is delayed.
+    async fn take_lease(
         &self,
         entity_id: &str,
         opening: Option<NewPass<'_>>,
@@ -149,19 +152,19 @@ impl Worker {
         }
     }
 
-    /// Waits for the permit of a lane. `None`: a signal came.
+    /// Waits for the permit of a lane. `None`: a signal asked the process to stop.
     pub(in crate::sync) async fn lane_permit(&self) -> Option<LanePermit> {
         self.limits.take().await.filter(|_| !*self.stop.borrow())
     }
 
-    /// Whether a lane that has had its permit since then has used its share while other lanes wait. Then it gives
-    /// permit and lease back, and any free worker may continue it.
+    /// Whether a lane that got its permit at `since` has used its share of time while other lanes wait for a permit. If
+    /// so, it releases permit and lease, and any free worker may continue it.
     pub(in crate::sync) fn has_had_its_share(&self, since: Instant) -> bool {
         // A share is the time between two renewals, which is much longer than releasing and taking a lease takes.
         self.limits.are_wanted() && since.elapsed() > self.renewed_every()
     }
 
-    /// The check of the first rows, for a lane that begins to read.
+    /// Returns the check of the first rows, for a lane that begins to read.
     pub(in crate::sync) fn invalid_start(&self, entity_id: &str) -> Arc<InvalidStart> {
         Arc::new(InvalidStart::new(entity_id, self.settings.sync.on_invalid_start))
     }
@@ -190,20 +193,20 @@ impl LaneRun<'_> {
                 around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| ended)
             }
             Err(LaneExit::Fenced(left)) => {
-                let waits = messages::fenced(left);
+                let message = messages::fenced(left);
                 tracing::info!(left_ms = left.as_millis(), "lane fenced");
-                around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| Ended::Fenced(waits))
+                around(Step::ReleaseLease, journal.release(&lease)).await.map(|()| Ended::Fenced(message))
             }
-            // The request may still arrive, so the lease is left to expire: until then, and until the signature is too
-            // old, no other worker sends.
+            // The request may still arrive, so the lease is not released, but expires. No other worker sends until
+            // then, and until the signature of the request is too old.
             Err(LaneExit::ShutdownDeadline) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
             Err(LaneExit::LeaseLost) => Err(JournalError::LeaseLost),
             Err(LaneExit::Infrastructure(problem)) => {
-                // If the database is back, another worker can continue. This run may last long.
-                if let Err(second) = journal.release(&lease).await {
+                // If the database is available again, another worker can continue. This run may still take long.
+                if let Err(release_problem) = journal.release(&lease).await {
                     tracing::warn!(
-                        error = crate::text::chain(&second),
-                        "the lease could not be given back; it expires by itself"
+                        error = crate::text::chain(&release_problem),
+                        "the lease could not be released; it expires by itself"
                     );
                 }
                 return Err(problem);
@@ -226,30 +229,30 @@ impl LaneRun<'_> {
         mut lane: Box<Lane>,
         opened: Option<Opened>,
         seen: &Lane,
-        look: &ProbeResult,
+        probe: &ProbeResult,
     ) -> Result<(), LaneExit> {
         if opened.is_some() {
             return self.pass(&lane, opened, true).await.map(drop);
         }
-        let fresh;
-        let mut look = look;
+        let fresh_probe;
+        let mut probe = probe;
         if (&lane.settled, &lane.open) != (&seen.settled, &seen.open) {
-            // Another worker changed the lane since the probe, which may be older than watermark and target now.
-            fresh = self.worker.ledger.probe_entity(&lane.progress(&self.target.entity_id)).await?;
-            look = &fresh;
+            // Another worker changed the lane after the probe, so the probe may be older than watermark and target.
+            fresh_probe = self.worker.ledger.probe_entity(&lane.progress(&self.target.entity_id)).await?;
+            probe = &fresh_probe;
         }
-        let again;
+        let next_probe;
         if lane.open.is_some() {
-            self.worker.check_watermark(&self.target.entity_id, &lane, look)?;
+            self.worker.check_watermark(&self.target.entity_id, &lane, probe)?;
             self.fill_mapping(&mut lane).await?;
             lane.settled = Some(self.pass(&lane, None, false).await?);
             lane.open = None;
             lane.cursor = None;
-            again = self.worker.ledger.probe_entity(&lane.progress(&self.target.entity_id)).await?;
-            look = &again;
+            next_probe = self.worker.ledger.probe_entity(&lane.progress(&self.target.entity_id)).await?;
+            probe = &next_probe;
         }
-        self.worker.check_watermark(&self.target.entity_id, &lane, look)?;
-        if look.new_rows(&self.target.entity_id).has_new_rows {
+        self.worker.check_watermark(&self.target.entity_id, &lane, probe)?;
+        if probe.new_rows(&self.target.entity_id).has_new_rows {
             self.pass(&lane, None, true).await?;
         } else {
             if lane.settled.is_some() {
@@ -306,7 +309,7 @@ impl LaneRun<'_> {
         let delivered = async {
             // A new pass has nothing to recover.
             let after = if is_new { None } else { delivery.recover(&source).await? };
-            delivery.go_on(source.read(after.clone(), None).await?, after).await
+            delivery.read_and_send(source.read(after.clone(), None).await?, after).await
         };
         let delivered = delivered.await;
         delivery.report_to(&mut self.report);
