@@ -81,18 +81,18 @@ impl LockedLane {
             position.announced = Some(contents.last.clone());
         }
         let mut cursor = moved_to.clone().or_else(|| position.cursor.clone());
-        let mut moves_to = moved_to;
+        let mut target = moved_to;
         if let Some(CursorAdvance { before, last }) = request.advance() {
             if cursor != *before {
                 return Err(JournalError::LeaseLost);
             }
-            moves_to = Some(last.clone());
-            cursor.clone_from(&moves_to);
+            target = Some(last.clone());
+            cursor.clone_from(&target);
         }
         if request.closing().is_some_and(|closing| cursor != closing.last) {
             return Err(JournalError::LeaseLost);
         }
-        self.moved_to = moves_to;
+        self.moved_to = target;
         self.renewed |= self.is_aging;
         if let Some(answer) = request.answer() {
             self.counted += &answer.counted;
