@@ -405,7 +405,7 @@ const TABLES: &str = "
     create table accounting.balances (taken_at timestamptz, change_xid xid8 default pg_current_xact_id())";
 
 const NAMES: &str = "
-    insert into treasury.elven_accounts values ('UBS main', 'acc-1'), ('Hot wallet', 'acc-3');
+    insert into treasury.elven_accounts values ('acme', 'UBS main', 'acc-1'), ('acme', 'Hot wallet', 'acc-3');
     insert into treasury.elven_currencies values ('chf', 'CHF'), ('BTC', 'BTC')";
 
 #[sqlx::test(migrations = false)]
@@ -450,7 +450,7 @@ async fn ledger_recipes_work(pool: PgPool) {
     scene.set("DATABASE_URL", &as_role("run"));
     let run = output_of(&scene, 3, &["run"]).await;
     assert!(run.contains("3 rows read, 2 uploaded, 1 set aside"), "{run}");
-    scene.sql("insert into treasury.elven_accounts values ('Kraken', 'acc-9')").await;
+    scene.sql("insert into treasury.elven_accounts values ('acme', 'Kraken', 'acc-9')").await;
     output_of(&scene, 0, &["errors", "retry"]).await;
     scene
         .sql("update treasury.elven_accounts set elven_account = 'acc-2' where ledger_account = 'Kraken'")
