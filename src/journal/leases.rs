@@ -41,8 +41,11 @@ pub enum Purpose {
     Run,
     /// For a slice of a backfill; not taken while another worker waits for the entity.
     Backfill,
-    /// For a slice of a retry; not taken while another worker waits for the entity.
-    Retry,
+    /// For a slice of a retry. `yields`: not taken while another worker waits for the entity.
+    Retry {
+        /// Another worker that waits comes first.
+        yields: bool,
+    },
 }
 
 impl Purpose {
@@ -51,7 +54,15 @@ impl Purpose {
         match self {
             Self::Run => None,
             Self::Backfill => Some("backfill"),
-            Self::Retry => Some("retry"),
+            Self::Retry { .. } => Some("retry"),
+        }
+    }
+
+    /// For how long the wish of another worker comes first.
+    fn yields_for(self) -> Duration {
+        match self {
+            Self::Run | Self::Backfill | Self::Retry { yields: true } => WANTED_FOR,
+            Self::Retry { yields: false } => Duration::ZERO,
         }
     }
 }
@@ -90,9 +101,9 @@ impl Journal {
         Ok(self.take_and_open(entity_id, None, Purpose::Run).await?.0)
     }
 
-    /// Leases an entity for a slice of a retry, unless another worker has it or waits for it.
-    pub async fn take_for_retry(&self, entity_id: &str) -> Result<Take, JournalError> {
-        Ok(self.take_and_open(entity_id, None, Purpose::Retry).await?.0)
+    /// Leases an entity for a slice of a retry, unless another worker has it or, with `yields`, waits for it.
+    pub async fn take_for_retry(&self, entity_id: &str, yields: bool) -> Result<Take, JournalError> {
+        Ok(self.take_and_open(entity_id, None, Purpose::Retry { yields }).await?.0)
     }
 
     /// Leases an entity for a slice of a backfill, unless another worker has it or waits for it.
@@ -108,7 +119,7 @@ impl Journal {
         opening: Option<NewPass<'_>>,
         purpose: Purpose,
     ) -> Result<(Take, Option<Opened>), JournalError> {
-        match self.database.retry(|| self.take_if_free(entity_id, opening, purpose.kind())).await? {
+        match self.database.retry(|| self.take_if_free(entity_id, opening, purpose)).await? {
             Some(taken) => Ok(taken),
             None => Ok((self.held(entity_id).await?, None)),
         }
@@ -122,7 +133,7 @@ impl Journal {
         &self,
         entity_id: &str,
         opening: Option<NewPass<'_>>,
-        kind: Option<&'static str>,
+        purpose: Purpose,
     ) -> Result<Option<(Take, Option<Opened>)>, JournalError> {
         let seen = opening.map(|opening| opening.seen);
         let settled = seen.and_then(|seen| seen.settled.as_ref()).map(ToString::to_string);
@@ -170,8 +181,8 @@ impl Journal {
             self.worker,
             self.lease_seconds(),
             self.signature_window.as_secs_f64(),
-            kind,
-            WANTED_FOR.as_secs_f64(),
+            purpose.kind(),
+            purpose.yields_for().as_secs_f64(),
             opening.map(|opening| opening.run_id),
             settled,
             seen.and_then(|seen| seen.system_identifier),

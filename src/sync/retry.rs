@@ -160,7 +160,7 @@ impl Worker {
         is_first: bool,
     ) -> Result<Option<(Lease, Box<Lane>)>, RunError> {
         loop {
-            match self.take_unless_run(entity_id).await? {
+            match self.take_unless_run(entity_id, !is_first).await? {
                 None if !is_first && !*self.stop.borrow() => tokio::time::sleep(LEASE_POLL).await,
                 taken => return Ok(taken),
             }

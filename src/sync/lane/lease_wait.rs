@@ -59,14 +59,18 @@ impl Worker {
 
     /// Takes the lease of an entity for a slice of a retry, unless a run holds it. A backfill releases its lease within a
     /// moment.
+    ///
+    /// `yields`: a worker that waits for the entity comes first. A retry that has asked a backfill for the lease is the one
+    /// that waits, so it does not yield to its own wish.
     pub(crate) async fn take_unless_run(
         &self,
         entity_id: &str,
+        mut yields: bool,
     ) -> Result<Option<(Lease, Box<Lane>)>, JournalError> {
         let begun = Instant::now();
         let mut wait = self.lease_wait();
         loop {
-            let holder = match self.journal.take_for_retry(entity_id).await? {
+            let holder = match self.journal.take_for_retry(entity_id, yields).await? {
                 Take::Taken(lease, lane) => return Ok(Some((lease, lane))),
                 Take::Held { seen, holder } if wait.should_keep_waiting(&seen, holder) => holder,
                 Take::Held { .. } => return Ok(None),
@@ -75,6 +79,7 @@ impl Worker {
             if holder == Holder::Run || is_late || *self.stop.borrow() {
                 return Ok(None);
             }
+            yields &= holder != Holder::Backfill;
             self.wait_for(entity_id, holder).await?;
         }
     }
