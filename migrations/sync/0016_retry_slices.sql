@@ -5,3 +5,5 @@ alter table elven_sync.sync_state
 
 comment on column elven_sync.sync_state.lease_kind is
     'backfill or retry: the lease is held for a slice, and released within a moment when another worker waits for the entity. NULL: a run holds the lease, or nobody.';
+comment on column elven_sync.sync_state.lease_wanted_at is
+    'When another worker last asked the backfill or retry that holds the lease to release it. NULL: no worker waits for it.';

@@ -156,14 +156,7 @@ pub(super) async fn resolve_of_lanes(
 
 /// Counts the rows of an entity that the API refused and that are still set aside.
 pub(super) async fn rejections(executor: impl PgExecutor<'_>, entity_id: &str) -> Result<usize, sqlx::Error> {
-    let count = sqlx::query_scalar!(
-        r#"select count(*) as "count!" from elven_sync.sync_errors
-            where entity_id = $1 and kind = 'rejected_row' and resolved_at is null"#,
-        entity_id
-    )
-    .fetch_one(executor)
-    .await?;
-    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+    rejections_with(executor, entity_id, &[]).await
 }
 
 /// The same count, as if these rows were set aside as well.

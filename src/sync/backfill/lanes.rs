@@ -16,7 +16,7 @@ use crate::journal::{BackfillLane, BackfillPosition, Lane, Lease, OpenWork, Take
 use crate::ledger::Range;
 use crate::watermark::Cursor;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tracing::Instrument;
 
 /// The longest slice of a backfill. A slice also ends after a third of the lease.
@@ -70,24 +70,9 @@ impl Worker {
                 return Ok(EntityReport { ended: Ended::Stopped, ..report });
             };
             let stand = self.journal.backfill_stand(backfill_id, run_id, entity_id).await?;
-            if let Some(pause) = state.not_before {
-                target.session.pause(pause);
-            }
-            let lease = lease.after(lease_before.take());
-            lease_before = Some(lease.clone());
-            let (since, has_rows_set_aside, start) =
-                (Instant::now(), state.has_rows_set_aside, start.clone());
-            let mut held = LaneRun {
-                worker: self,
-                run_id,
-                target,
-                since,
-                permit,
-                has_rows_set_aside,
-                start,
-                lease,
-                report,
-            };
+            let taken = (permit, lease, &*state);
+            let mut held =
+                LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
             let fits = self.check_journal(entity_id, &state);
             let halted = match (stand, fits) {
                 // The backfill was cancelled.

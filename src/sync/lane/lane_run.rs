@@ -7,7 +7,7 @@ use super::super::concurrency::LanePermit;
 use super::super::invalid_start::InvalidStart;
 use super::super::worker::Target;
 use super::super::{EntityReport, Worker};
-use crate::journal::Lease;
+use crate::journal::{Lane, Lease};
 
 /// A lane while this worker has its lease.
 pub(in crate::sync) struct LaneRun<'a> {
@@ -22,4 +22,25 @@ pub(in crate::sync) struct LaneRun<'a> {
     pub start: Arc<InvalidStart>,
     pub lease: Lease,
     pub report: EntityReport,
+}
+
+impl<'a> LaneRun<'a> {
+    /// Begins to work on a lane whose lease was just taken, in the state that it was taken in. `lease_before`: the lease
+    /// that this worker had in the same run, whose fence the new one continues.
+    pub(in crate::sync) fn begin(
+        worker: &'a Worker,
+        (run_id, target): (i64, &'a Target),
+        (permit, lease, lane): (LanePermit, Lease, &Lane),
+        lease_before: &mut Option<Lease>,
+        start: Arc<InvalidStart>,
+        report: EntityReport,
+    ) -> Self {
+        if let Some(pause) = lane.not_before {
+            target.session.pause(pause);
+        }
+        let lease = lease.after(lease_before.take());
+        *lease_before = Some(lease.clone());
+        let (since, has_rows_set_aside) = (Instant::now(), lane.has_rows_set_aside);
+        Self { worker, run_id, target, since, permit, has_rows_set_aside, start, lease, report }
+    }
 }

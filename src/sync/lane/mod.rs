@@ -62,23 +62,9 @@ impl Worker {
                 LeaseAttempt::Taken(permit, lease, lane, opened) => (permit, lease, lane, opened),
                 LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
             };
-            if let Some(pause) = lane.not_before {
-                target.session.pause(pause);
-            }
-            let lease = lease.after(lease_before.take());
-            lease_before = Some(lease.clone());
-            let (since, has_rows_set_aside, start) = (Instant::now(), lane.has_rows_set_aside, start.clone());
-            let mut lane_run = LaneRun {
-                worker: self,
-                run_id,
-                target,
-                since,
-                permit,
-                has_rows_set_aside,
-                start,
-                lease,
-                report,
-            };
+            let taken = (permit, lease, &*lane);
+            let mut lane_run =
+                LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
             let halted = lane_run.drive(lane, opened, seen, probe).await;
             let yielded = matches!(halted, Err(LaneExit::Yielded));
             report = lane_run.end(halted).await?;
