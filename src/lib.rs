@@ -16,6 +16,8 @@
 
 pub mod text;
 
+pub mod wall_clock;
+
 pub mod config;
 
 pub mod database;

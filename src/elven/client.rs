@@ -1,9 +1,11 @@
 //! The HTTP client: one connection pool, no redirects, answers of limited size.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::future::BoxFuture;
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, redirect};
 use secrecy::ExposeSecret;
@@ -15,6 +17,7 @@ use super::connecting::{Late, OpenedLate};
 use super::response::Answer;
 use super::signing::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign};
 use crate::config::{Credential, is_loopback};
+use crate::wall_clock;
 
 /// Path of "Import Account Balances".
 pub const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
@@ -24,6 +27,12 @@ pub const PROBE_PATH: &str = "/open/v3/entityAccount?page=1&limit=1";
 pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Delivers signed requests in place of the network.
+pub trait Transport: std::fmt::Debug + Send + Sync {
+    /// Delivers a request, and waits for its answer.
+    fn send(&self, signed: Signed) -> BoxFuture<'_, Answer>;
+}
+
 /// A client for one API address.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -31,6 +40,8 @@ pub struct Client {
     api_url: Url,
     /// The time limit of a request, including its answer.
     timeout: Duration,
+    /// What delivers the requests. `None`: the network.
+    transport: Option<Arc<dyn Transport>>,
 }
 
 /// A signed request. It is signed directly before it is sent, because a signature expires.
@@ -49,6 +60,14 @@ impl Signed {
     /// Returns how far the clock that signed it is ahead of this machine's clock.
     pub fn ahead(&self) -> TimeDelta {
         self.ahead
+    }
+
+    /// Returns the request.
+    ///
+    /// # Errors
+    /// It is not valid.
+    pub fn into_request(self) -> Result<reqwest::Request, reqwest::Error> {
+        self.request.build()
     }
 
     /// Returns when it was signed, by this machine's clock.
@@ -70,7 +89,7 @@ impl Signed {
 
 /// Returns whether more time than `age` has passed since `at`. A clock that was set back counts, too.
 pub fn is_older_than(at: DateTime<Utc>, age: Duration) -> bool {
-    (Utc::now() - at).abs().to_std().is_ok_and(|since| since > age)
+    (wall_clock::now() - at).abs().to_std().is_ok_and(|since| since > age)
 }
 
 impl Client {
@@ -92,7 +111,13 @@ impl Client {
             // Without encryption, the certificates of the system are not needed.
             http = http.tls_certs_only([]);
         }
-        Ok(Self { http: http.build()?, api_url: api_url.clone(), timeout })
+        Ok(Self { http: http.build()?, api_url: api_url.clone(), timeout, transport: None })
+    }
+
+    /// Returns this client with its requests delivered in another way, as a simulation does.
+    #[must_use]
+    pub fn over(self, transport: Arc<dyn Transport>) -> Self {
+        Self { transport: Some(transport), ..self }
     }
 
     /// Signs an import, with a clock that is `ahead` of this machine's clock.
@@ -127,7 +152,7 @@ impl Client {
         method: Method,
         path: &str,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
-        let at = Utc::now();
+        let at = wall_clock::now();
         let timestamp_ms = (at + ahead).timestamp_millis();
         let signature = sign(&credential.secret, timestamp_ms, method.as_str(), path);
         let mut headers = HeaderMap::with_capacity(4);
@@ -149,6 +174,9 @@ impl Client {
 
     /// Sends a request and waits for its answer. A failure is returned as an answer, too.
     pub async fn send(&self, signed: Signed) -> Answer {
+        if let Some(transport) = &self.transport {
+            return transport.send(signed).await;
+        }
         let deadline = Instant::now() + self.timeout;
         let response = match signed.request.send().await {
             Ok(response) => response,
@@ -158,7 +186,7 @@ impl Client {
             }
             Err(problem) => return Answer::Lost(crate::text::chain(&problem.without_url())),
         };
-        let now = Utc::now();
+        let now = wall_clock::now();
         let status = response.status().as_u16();
         let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, now));
         let ahead = header(&response, &DATE).and_then(date).map(|theirs| theirs - (now + signed.ahead));

@@ -9,6 +9,6 @@ pub mod envelope;
 pub mod response;
 pub mod signing;
 
-pub use client::{Client, Signed, is_older_than};
+pub use client::{Client, Signed, Transport, is_older_than};
 pub use envelope::{Envelope, Reason};
 pub use response::{Answer, ResponseClass, classify};

@@ -2,7 +2,7 @@
 
 use super::{Journal, JournalError};
 use crate::batch::unpack_ids;
-use crate::watermark::LedgerId;
+use crate::watermark::{LedgerId, Snapshot};
 
 /// The maximum number of batches that are read.
 const BATCHES_MAX: i64 = 10;
@@ -10,12 +10,23 @@ const BATCHES_MAX: i64 = 10;
 /// An accepted batch.
 #[derive(Debug)]
 pub struct Accepted {
+    /// The watermark before its pass.
+    pub settled: Option<Snapshot>,
     /// The `change_xid` of its last row.
     pub last_xid: u64,
     /// The ids of its rows, in the order of the pass. Some of them may have been superseded.
     pub ids: Vec<LedgerId>,
     /// The ids of the rows that it set aside.
     pub set_aside: Vec<LedgerId>,
+}
+
+impl Accepted {
+    /// Returns whether a row version was certainly processed in this batch or before it. A lower `change_xid` does not
+    /// suffice: its transaction may have committed late, so that a later pass processed it.
+    pub fn has_processed(&self, xid: u64, id: &LedgerId) -> bool {
+        self.settled.as_ref().is_some_and(|settled| settled.contains(xid))
+            || (xid <= self.last_xid && self.ids.contains(id))
+    }
 }
 
 impl Journal {
@@ -30,11 +41,11 @@ impl Journal {
             .database
             .retry(|| {
                 sqlx::query!(
-                    r#"select last_xid::text as "last_xid!", row_ids, rejected_ids
-                         from elven_sync.sync_batches
-                        where entity_id = $1 and timezone = $2 and status = 'accepted' and row_count > 0
-                          and last_xid is not null
-                        order by batch_id desc limit $3"#,
+                    r#"select p.settled::text as "settled?", b.last_xid::text as "last_xid!", b.row_ids, b.rejected_ids
+                         from elven_sync.sync_batches b join elven_sync.sync_passes p using (pass_id)
+                        where b.entity_id = $1 and b.timezone = $2 and b.status = 'accepted' and b.row_count > 0
+                          and b.last_xid is not null
+                        order by b.batch_id desc limit $3"#,
                     entity_id,
                     timezone,
                     BATCHES_MAX
@@ -44,6 +55,7 @@ impl Journal {
             .await?;
         let accepted = rows.into_iter().filter_map(|row| {
             Some(Accepted {
+                settled: row.settled.map(|settled| settled.parse()).transpose().ok()?,
                 last_xid: row.last_xid.parse().ok()?,
                 ids: unpack_ids(&row.row_ids)?,
                 set_aside: row.rejected_ids.as_deref().and_then(unpack_ids).unwrap_or_default(),

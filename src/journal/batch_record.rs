@@ -34,17 +34,22 @@ impl<'a> WorkContext<'a> {
 
 /// What is recorded about a batch. Its rows and its body are not recorded.
 #[derive(Clone, Debug)]
-pub(super) struct BatchRecord {
+pub struct BatchRecord {
+    /// Where its interval begins.
     pub before: Option<Cursor>,
+    /// Where its interval ends.
     pub last: Cursor,
-    row_ids: Vec<u8>,
+    /// The packed ids of its rows.
+    pub row_ids: Vec<u8>,
     rows_read: i32,
-    row_count: i32,
+    /// The number of its records.
+    pub row_count: i32,
     rows_rejected: i32,
     rows_superseded: i32,
     rows_beyond_double: i32,
     body_bytes: i32,
-    body_sha256: String,
+    /// SHA-256 of its body, in hex.
+    pub body_sha256: String,
     rejected_ids: Option<Vec<u8>>,
     timezone: String,
     zone_rules: String,
@@ -189,16 +194,23 @@ pub(super) async fn rewrite(
 /// The batch is identified by its contents, too: a failover that loses the last transactions loses announced batches,
 /// and their ids are then given to other batches.
 #[derive(Clone, Debug)]
-pub(super) struct AnsweredBatch {
+pub struct AnsweredBatch {
+    /// The id of the batch.
     pub batch_id: i64,
-    entity_id: String,
-    last: Cursor,
-    body_sha256: String,
+    /// Its entity.
+    pub entity_id: String,
+    /// Where its interval ends.
+    pub last: Cursor,
+    /// SHA-256 of its body, in hex.
+    pub body_sha256: String,
+    /// `sync_batches.status`.
     pub status: &'static str,
+    /// The result of the attempt.
     pub result: AttemptResult,
-    error: Option<String>,
+    /// What was wrong.
+    pub error: Option<String>,
     /// The batch was announced and not sent, which does not count as an attempt.
-    withdrawn: bool,
+    pub withdrawn: bool,
 }
 
 impl AnsweredBatch {

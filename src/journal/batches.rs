@@ -10,8 +10,8 @@ use super::counters::Done;
 use super::problem::rejections;
 use super::writer::{Answer, Consequence, Emptying, JournalWrite, Repetition, Written};
 use super::{
-    AttemptResult, Counters, CursorAdvance, Journal, JournalError, PendingWrite, Problem, WorkContext,
-    WorkKind, invalid,
+    AttemptResult, Counters, CursorAdvance, Journal, JournalError, LaneStore, OpenWork, PendingWrite,
+    Problem, WorkContext, WorkKind, invalid,
 };
 use crate::batch::Batch;
 use crate::ledger::instant_us;
@@ -100,13 +100,9 @@ impl BatchRow {
 }
 
 impl Journal {
-    /// Returns the batches of an open pass or backfill after its cursor, and those before the cursor that have no
-    /// answer, in the order in which they were announced. A part comes after the batch of which it is a part.
-    ///
-    /// A batch that was being sent when its worker stopped gets the status `unknown` here.
-    pub async fn recorded(&self, context: WorkContext<'_>) -> Result<Vec<RecordedBatch>, JournalError> {
-        self.group.submit(context, JournalWrite::Recovery).written().await?;
-        let pass = context.pass;
+    /// Reads the batches of an open pass or backfill after its cursor, and those before the cursor that have no answer,
+    /// in the order in which they were announced. A part comes after the batch of which it is a part.
+    pub(super) async fn batches(&self, pass: &OpenWork) -> Result<Vec<RecordedBatch>, JournalError> {
         let rows = match pass.course {
             WorkKind::Pass(pass_id) => self.recorded_in_pass(pass_id, &pass.lease.entity_id).await?,
             WorkKind::Backfill(backfill_id) => {
@@ -190,9 +186,25 @@ impl Journal {
         self.database.retry(recorded).await
     }
 
+    /// Counts the rows of an entity that the API refused and that are still set aside.
+    pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
+        Ok(self.database.retry(|| rejections(&self.database, entity_id)).await?)
+    }
+}
+
+impl dyn LaneStore + '_ {
+    /// Returns the batches of an open pass or backfill after its cursor, and those before the cursor that have no
+    /// answer, in the order in which they were announced. A part comes after the batch of which it is a part.
+    ///
+    /// A batch that was being sent when its worker stopped gets the status `unknown` here.
+    pub async fn recorded(&self, context: WorkContext<'_>) -> Result<Vec<RecordedBatch>, JournalError> {
+        self.write(context, JournalWrite::Recovery).written().await?;
+        self.batches(context.pass).await
+    }
+
     /// Submits a batch that is about to be sent. When that is written, the lease was checked.
     pub fn announce(&self, context: WorkContext<'_>, batch: &Batch) -> PendingWrite {
-        self.group.submit(context, JournalWrite::Announcement(batch.into()))
+        self.write(context, JournalWrite::Announcement(batch.into()))
     }
 
     /// Records that a recorded batch is about to be sent again, and thereby checks the lease. `lost`: the outcome of an
@@ -205,7 +217,7 @@ impl Journal {
         lost: bool,
     ) -> Result<(), JournalError> {
         let repetition = Repetition { batch_id, record: batch.into(), lost };
-        self.group.submit(context, JournalWrite::Repetition(repetition.into())).written().await.map(drop)
+        self.write(context, JournalWrite::Repetition(repetition.into())).written().await.map(drop)
     }
 
     /// Records a batch of which nothing is left to send, because its rows are gone or have newer versions.
@@ -216,7 +228,7 @@ impl Journal {
         advance: Option<CursorAdvance>,
     ) -> Result<(), JournalError> {
         let emptying = Emptying { batch_id, advance };
-        self.group.submit(context, JournalWrite::Emptying(emptying)).written().await.map(drop)
+        self.write(context, JournalWrite::Emptying(emptying)).written().await.map(drop)
     }
 
     /// Submits that a batch was accepted: batch, cursor, counters and the rows set aside, in one transaction.
@@ -244,7 +256,7 @@ impl Journal {
             rewritten: (!result.sent).then(|| batch.into()),
             consequence: Consequence::None,
         };
-        self.group.submit(context, JournalWrite::Answer(answer.into()))
+        self.write(context, JournalWrite::Answer(answer.into()))
     }
 
     /// Submits an answer that is not final: this run or a later one sends the batch again.
@@ -295,7 +307,7 @@ impl Journal {
             consequence: Consequence::None,
             answered,
         };
-        self.group.submit(context, JournalWrite::Answer(answer.into()))
+        self.write(context, JournalWrite::Answer(answer.into()))
     }
 
     /// Records that the outcome of a batch is unknown at the end of a run.
@@ -304,7 +316,7 @@ impl Journal {
         context: WorkContext<'_>,
         batch_id: i64,
     ) -> Result<(), JournalError> {
-        self.group.submit(context, JournalWrite::UnknownRun(batch_id)).written().await.map(drop)
+        self.write(context, JournalWrite::UnknownRun(batch_id)).written().await.map(drop)
     }
 
     /// Replaces a batch by its parts. `ambiguous`: the API may have imported their rows.
@@ -327,7 +339,7 @@ impl Journal {
             rewritten: None,
             consequence: Consequence::Parts { parts, ambiguous },
         };
-        match self.group.submit(context, JournalWrite::Answer(answer.into())).outcome().await? {
+        match self.write(context, JournalWrite::Answer(answer.into())).outcome().await? {
             Written::Parts(parts) => Ok(parts),
             other => Err(sqlx::Error::Protocol(format!("a split was written as {other:?}")).into()),
         }
@@ -363,12 +375,7 @@ impl Journal {
             rewritten: None,
             consequence,
         };
-        let written = self.group.submit(context, JournalWrite::Answer(answer.into())).outcome().await?;
+        let written = self.write(context, JournalWrite::Answer(answer.into())).outcome().await?;
         Ok(written != Written::TooManyRejections)
-    }
-
-    /// Counts the rows of an entity that the API refused and that are still set aside.
-    pub async fn rejections(&self, entity_id: &str) -> Result<usize, JournalError> {
-        Ok(self.database.retry(|| rejections(&self.database, entity_id)).await?)
     }
 }

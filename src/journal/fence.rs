@@ -9,9 +9,10 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use foldhash::fast::FixedState;
+use tokio::time::Instant;
 
 use crate::batch::Batch;
 use crate::ledger::Row;
@@ -43,7 +44,7 @@ struct Lost {
 
 impl Fence {
     /// Returns the fence of a lane; `lane`: how long attempts of earlier leases may still arrive.
-    pub(super) fn new(signature_window: Duration, lane: Option<Duration>) -> Self {
+    pub fn new(signature_window: Duration, lane: Option<Duration>) -> Self {
         let lane_until = lane.map(|lane| Instant::now() + lane);
         Self(Arc::new(Inner { length: signature_window + MARGIN, lane_until, lost: Mutex::default() }))
     }
@@ -105,7 +106,7 @@ impl Fence {
 
     /// Returns how many seconds an attempt of this lease may still arrive; this is recorded when the lease is
     /// released.
-    pub(super) fn seconds_left(&self) -> Option<f64> {
+    pub fn seconds_left(&self) -> Option<f64> {
         self.lost_ones().until.and_then(left).map(|left| left.as_secs_f64())
     }
 }

@@ -1,12 +1,14 @@
 //! Leases: taking, checking, requesting and releasing them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 
 use super::lane::StateRow;
 use super::lease_check::{commit_if_held, hold};
 use super::{Fence, Journal, JournalError, Lane, Lease, NewPass};
+use crate::wall_clock;
 use crate::watermark::Snapshot;
 
 /// The result of an attempt to lease an entity.
@@ -68,7 +70,10 @@ impl Purpose {
 }
 
 /// A pass that was opened together with a lease, and its target.
-type Opened = (i64, Snapshot);
+pub type Opened = (i64, Snapshot);
+
+/// The outcome of an attempt to take a lease and to open a pass with it.
+pub type Taken = (Take, Option<Opened>);
 
 /// How long backfills leave an entity to a worker that waits for it. The worker tries several times a second.
 const WANTED_FOR: Duration = Duration::from_secs(2);
@@ -85,9 +90,14 @@ pub struct Lasts {
 }
 
 impl Lasts {
+    /// Returns the remaining time of a lease that was asked for at `begun` and `at`.
+    pub fn new((begun, at): (Instant, DateTime<Utc>), left: Duration) -> Self {
+        Self { begun, at, left }
+    }
+
     /// Returns whether the lease has certainly not expired yet.
     pub fn is_sure(&self) -> bool {
-        let elapsed = (Utc::now() - self.at).abs().to_std().unwrap_or(Duration::MAX);
+        let elapsed = (wall_clock::now() - self.at).abs().to_std().unwrap_or(Duration::MAX);
         self.begun.elapsed().max(elapsed) < self.left
     }
 }
@@ -118,7 +128,7 @@ impl Journal {
         entity_id: &str,
         opening: Option<NewPass<'_>>,
         purpose: Purpose,
-    ) -> Result<(Take, Option<Opened>), JournalError> {
+    ) -> Result<Taken, JournalError> {
         match self.database.retry(|| self.take_if_free(entity_id, opening, purpose)).await? {
             Some(taken) => Ok(taken),
             None => Ok((self.held(entity_id).await?, None)),
@@ -134,7 +144,7 @@ impl Journal {
         entity_id: &str,
         opening: Option<NewPass<'_>>,
         purpose: Purpose,
-    ) -> Result<Option<(Take, Option<Opened>)>, JournalError> {
+    ) -> Result<Option<Taken>, JournalError> {
         let seen = opening.map(|opening| opening.seen);
         let settled = seen.and_then(|seen| seen.settled.as_ref()).map(ToString::to_string);
         let mut transaction = self.database.begin().await?;
@@ -265,7 +275,7 @@ impl Journal {
     /// expired. Returns how long it lasts.
     pub async fn check_lease(&self, lease: &Lease) -> Result<Lasts, JournalError> {
         let check_lease = || async {
-            let (begun, at) = (Instant::now(), Utc::now());
+            let (begun, at) = (Instant::now(), wall_clock::now());
             let mut transaction = self.database.begin().await?;
             let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
             let left_s = sqlx::query_scalar!(
@@ -278,7 +288,7 @@ impl Journal {
             .flatten();
             commit_if_held(transaction, held).await?;
             let left = left_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-            Ok(Lasts { begun, at, left: left.unwrap_or_default() })
+            Ok(Lasts::new((begun, at), left.unwrap_or_default()))
         };
         self.database.retry(check_lease).await
     }

@@ -19,6 +19,7 @@ mod error;
 mod errors;
 mod fence;
 mod lane;
+mod lane_store;
 mod lease;
 mod lease_check;
 mod leases;
@@ -39,8 +40,10 @@ mod zone_rules;
 
 use std::time::Duration;
 
+pub use accepted::Accepted;
 pub use backfill_rows::{Asked, Backfill, BackfillStatus, Cancelled};
 pub use backfills::{BackfillLane, BackfillPosition, Begun};
+pub use batch_record::{AnsweredBatch, BatchRecord};
 pub use batch_state::BatchState;
 pub use batches::{RecordedBatch, Side};
 pub use counters::{Counters, RunStatus};
@@ -49,8 +52,9 @@ pub use error::JournalError;
 pub use errors::{RecordedError, Wanted};
 pub use fence::Fence;
 pub use lane::{Lane, RecordedMapping, SealState};
+pub use lane_store::{LaneStore, Reply};
 pub use lease::Lease;
-pub use leases::{Holder, Lasts, Purpose, Take};
+pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem};
@@ -58,7 +62,10 @@ pub use retry::{RetriedError, RetryAnswer};
 pub use skipped::Skipped;
 pub use watermark_changes::{ClusterMatch, FromNow, PastWatermark, Rebound, UnfinishedWork};
 pub use work::{AttemptResult, CursorAdvance, NewPass, OpenWork, WorkContext, WorkKind};
-pub use writer::PendingWrite;
+pub use writer::{
+    Answer, Consequence, Emptying, JournalWrite, LockedLane, PassClosing, PendingWrite, Repetition,
+    WorkPosition, WriteRequest, Written,
+};
 pub use zone_rules::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 
 use self::writer::Group;

@@ -10,7 +10,8 @@ use super::problem::{record, resolve_of_lanes};
 use super::storable_text::storable_one;
 use super::writer::{JournalWrite, PassClosing};
 use super::{
-    Journal, JournalError, Lane, Lease, NewPass, PendingWrite, Problem, RecordedMapping, WorkContext,
+    Journal, JournalError, Lane, LaneStore, Lease, NewPass, PendingWrite, Problem, RecordedMapping,
+    WorkContext,
 };
 use crate::watermark::{Cursor, NotASnapshot, Snapshot};
 
@@ -130,12 +131,6 @@ impl Journal {
         if done.rows_affected() == 1 { Ok(()) } else { Err(JournalError::LeaseLost) }
     }
 
-    /// Submits the closing of a pass whose last batch ends at `last`: its target becomes the watermark. With `ends`
-    /// the same transaction also records that the entity is up to date, as [`Journal::lane_succeeded`] does.
-    pub fn close_pass(&self, context: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
-        self.group.submit(context, JournalWrite::PassClosing(PassClosing { last, ends }))
-    }
-
     /// Records that a lane stopped, why, and how long the API asked not to be called. Releases its lease.
     pub async fn lane_failed(
         &self,
@@ -190,5 +185,13 @@ impl Journal {
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.retry(lane_succeeded).await
+    }
+}
+
+impl dyn LaneStore + '_ {
+    /// Submits the closing of a pass whose last batch ends at `last`: its target becomes the watermark. With `ends`
+    /// the same transaction also records that the entity is up to date, as [`Journal::lane_succeeded`] does.
+    pub fn close_pass(&self, context: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
+        self.write(context, JournalWrite::PassClosing(PassClosing { last, ends }))
     }
 }

@@ -1,6 +1,11 @@
 //! Errors of reading the ledger.
 
+use futures_util::future::BoxFuture;
+
 use crate::database::Transient;
+
+/// What the ledger returns, when it has come.
+pub type Read<'a, T> = BoxFuture<'a, Result<T, LedgerError>>;
 
 /// An error of reading the ledger.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ mod audit;
 mod copy;
 mod error;
 mod instant;
+mod lane_ledger;
 mod mapping;
 mod open_transactions;
 mod pages;
@@ -25,8 +26,9 @@ mod unreadable;
 use std::sync::Arc;
 
 pub use audit::Interval;
-pub use error::{LedgerError, Unreadable};
+pub use error::{LedgerError, Read, Unreadable};
 pub use instant::{Range, instant, instant_us};
+pub use lane_ledger::LaneLedger;
 pub(crate) use mapping::belongs_to;
 pub use mapping::{Changes, Mapping};
 pub use open_transactions::Writer;

@@ -1,7 +1,11 @@
 //! Reads the rows of an entity page by page.
 
 use std::collections::VecDeque;
+use std::fmt;
 
+use futures_util::FutureExt;
+
+use super::error::Read;
 use super::statements::Page;
 use super::{Ledger, LedgerError, RangePages, Row};
 use crate::watermark::{Cursor, Order, Segment, Snapshot};
@@ -27,30 +31,32 @@ pub struct PassRead<'a> {
     pub page_rows: usize,
 }
 
-/// The pages of one entity, in one of the two orders.
-#[derive(Debug)]
-pub enum Pages {
-    /// A pass.
-    Pass(Pass),
-    /// A range of `captured_at`, for a backfill.
-    Range(RangePages),
-}
-
-impl Pages {
+/// The rows of one entity, page by page.
+pub trait Pages: fmt::Debug + Send {
     /// Returns the order of the rows.
-    pub fn order(&self) -> Order {
-        match self {
-            Pages::Pass(_) => Order::ChangeXid,
-            Pages::Range(_) => Order::CapturedAt,
-        }
-    }
+    fn order(&self) -> Order;
 
     /// Reads the next page. `None`: there are no more rows.
-    pub async fn next_page(&mut self) -> Result<Option<Vec<Row>>, LedgerError> {
-        match self {
-            Pages::Pass(pass) => pass.next_page().await,
-            Pages::Range(range) => range.next_page().await,
-        }
+    fn next_page(&mut self) -> Read<'_, Option<Vec<Row>>>;
+}
+
+impl Pages for Pass {
+    fn order(&self) -> Order {
+        Order::ChangeXid
+    }
+
+    fn next_page(&mut self) -> Read<'_, Option<Vec<Row>>> {
+        Pass::next_page(self).boxed()
+    }
+}
+
+impl Pages for RangePages {
+    fn order(&self) -> Order {
+        Order::CapturedAt
+    }
+
+    fn next_page(&mut self) -> Read<'_, Option<Vec<Row>>> {
+        RangePages::next_page(self).boxed()
     }
 }
 

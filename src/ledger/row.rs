@@ -125,8 +125,8 @@ impl Row {
         Ok(Some(Self { xid, id, captured_at_us, tuple, account, currency, balance }))
     }
 
-    /// Builds a row from its parts.
-    #[cfg(test)]
+    /// Builds a row from its parts, for tests and simulations.
+    #[cfg(any(test, feature = "fault-points"))]
     pub fn new(
         xid: Xid,
         id: LedgerId,

@@ -320,7 +320,7 @@ impl ApiSession {
             let ahead = self.state().ahead;
             let signed = self.client.sign_probe(&self.in_use().0, ahead);
             let signed = signed.map_err(|problem| Unproven::Otherwise(problem.to_string()))?;
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             let answer = self.send(signed).await;
             log::probe(&answer, begun);
             Ok(answer)

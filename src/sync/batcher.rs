@@ -11,13 +11,13 @@ use super::backfill::superseding::SupersedingRows;
 use super::invalid_start::{InvalidStart, Start};
 use crate::align::Zone;
 use crate::batch::{self, Batch};
-use crate::ledger::{Ledger, LedgerError, Pages, PassRead, Range, Row};
+use crate::ledger::{LaneLedger, Ledger, LedgerError, Pages, PassRead, Range, Row};
 use crate::watermark::{Cursor, Order};
 
 /// The task that reads the next page. It returns the pages that are left, and the page. `None`: no page is left.
-type ReadAhead = JoinHandle<(Pages, Result<Option<Vec<Row>>, LedgerError>)>;
+type ReadAhead = JoinHandle<(Box<dyn Pages>, Result<Option<Vec<Row>>, LedgerError>)>;
 
-fn read_ahead(mut pages: Pages) -> ReadAhead {
+fn read_ahead(mut pages: Box<dyn Pages>) -> ReadAhead {
     let reading = async move {
         let page = pages.next_page().await;
         (pages, page)
@@ -37,7 +37,7 @@ pub(super) struct BatchLimits {
 /// The source from which a lane reads.
 pub(super) enum ReadSource<'a> {
     /// A pass.
-    Pass(&'a Ledger, PassRead<'a>),
+    Pass(&'a dyn LaneLedger, PassRead<'a>),
     /// The range of a backfill, and the rows per page.
     Range(&'a Ledger, Arc<Range>, usize),
 }
@@ -48,13 +48,11 @@ impl ReadSource<'_> {
         &self,
         after: Option<Cursor>,
         until: Option<Cursor>,
-    ) -> Result<Pages, LedgerError> {
+    ) -> Result<Box<dyn Pages>, LedgerError> {
         Ok(match self {
-            ReadSource::Pass(ledger, pass) => {
-                Pages::Pass(ledger.pass(PassRead { after, until, ..pass.clone() }).await?)
-            }
+            ReadSource::Pass(ledger, pass) => ledger.pages(PassRead { after, until, ..pass.clone() }).await?,
             ReadSource::Range(ledger, range, page_rows) => {
-                Pages::Range(ledger.range(range.clone(), after, until, *page_rows))
+                Box::new(ledger.range(range.clone(), after, until, *page_rows))
             }
         })
     }
@@ -76,7 +74,11 @@ pub(super) struct Batcher {
 
 impl Batcher {
     /// Returns a batcher of these pages. With `rivals` it leaves superseded rows out of the batches.
-    pub(super) fn of(pages: Pages, rivals: Option<Arc<SupersedingRows>>, start: Arc<InvalidStart>) -> Self {
+    pub(super) fn of(
+        pages: Box<dyn Pages>,
+        rivals: Option<Arc<SupersedingRows>>,
+        start: Arc<InvalidStart>,
+    ) -> Self {
         let (order, waiting, held) = (pages.order(), VecDeque::new(), VecDeque::new());
         Self { order, rivals, waiting, ahead: Some(read_ahead(pages)), start, held }
     }

@@ -8,13 +8,14 @@ use serde::Serialize;
 
 use super::backfill::superseding::SupersedingRows;
 use super::batcher::{BatchLimits, Batcher};
+use super::lane_worker::Target;
 use super::report::Unregistered;
-use super::worker::{Target, progress};
+use super::worker::progress;
 use super::{BackfillError, Ended, EntityReport, RunError, RunReport, Worker};
 use crate::align::Zone;
 use crate::batch::Batch;
 use crate::journal::{Asked, Counters, Entity, Lane};
-use crate::ledger::{self, LedgerError, Pages, PassRead, ProbeResult, Range};
+use crate::ledger::{self, LedgerError, PassRead, ProbeResult, Range};
 use crate::watermark::Cursor;
 
 /// What a backfill would do.
@@ -112,7 +113,7 @@ impl Worker {
         let pages = self.ledger.range(range.clone(), cursor.clone(), None, self.page_rows());
         let rivals = Arc::new(SupersedingRows::new(self.clone(), range));
         let start = self.invalid_start(&target.entity_id);
-        let mut rows = Batcher::of(Pages::Range(pages), Some(rivals), start);
+        let mut rows = Batcher::of(Box::new(pages), Some(rivals), start);
         let limits =
             BatchLimits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         let mut report = EntityReport::idle(&target.entity_id);
@@ -227,7 +228,7 @@ impl Worker {
             }
             pass => pass?,
         };
-        let mut rows = Batcher::of(Pages::Pass(pass), None, self.invalid_start(entity_id));
+        let mut rows = Batcher::of(Box::new(pass), None, self.invalid_start(entity_id));
         let mut before = lane.cursor.clone();
         let limits =
             BatchLimits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };

@@ -2,23 +2,23 @@
 
 use tracing::Instrument;
 
+use super::RunError;
+use super::lane_worker::{LaneWorker, Target};
 use super::log::batch_span;
 use super::messages;
 use super::proving::Resent;
-use super::worker::Target;
-use super::{RunError, Worker};
 use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
 use crate::elven::ResponseClass;
 use crate::fault_point::{Step, around};
-use crate::journal::{Lease, RetryAnswer};
+use crate::journal::{Accepted, Lease, RetryAnswer};
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
 
 /// The most accepted records that are examined to find one that may be sent again.
 const RECORDS_LOOKED_AT: usize = 100;
 
-impl Worker {
+impl LaneWorker {
     /// Sends the newest accepted record of the entity again that is still the newest of its key. Does so once in a run,
     /// and records it like a retry. Requires the lease.
     pub(super) async fn resend_known(
@@ -53,7 +53,7 @@ impl Worker {
                 ambiguous,
                 stays_set_aside: false,
             };
-            let answered = self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, result, None);
+            let answered = self.journal.answered_alone(lease, run_id, (batch_id, &batch), last, result);
             around(Step::Settle, answered).await?;
             if accepted {
                 session.accepted(batch.body.len());
@@ -74,7 +74,7 @@ impl Worker {
                 if looked_at > RECORDS_LOOKED_AT {
                     return Ok(None);
                 }
-                let found = self.known_record(target, id, accepted.last_xid).await?;
+                let found = self.known_record(target, id, &accepted).await?;
                 if found.is_some() {
                     return Ok(found);
                 }
@@ -83,17 +83,17 @@ impl Worker {
         Ok(None)
     }
 
-    /// Returns a row as a batch of its own, if this version was in a batch that ends with `last_xid`, and if it is the
-    /// newest row of its key.
+    /// Returns a row as a batch of its own, if this version was in an accepted batch, and if it is the newest row of its
+    /// key: no other row of the key supersedes it, or was uploaded after it or is pending.
     async fn known_record(
         &self,
         target: &Target,
         id: &LedgerId,
-        last_xid: u64,
+        accepted: &Accepted,
     ) -> Result<Option<Batch>, RunError> {
         let rows = self.ledger.rows_with_id(&target.entity_id, &id.to_string()).await?;
         let [row] = &rows[..] else { return Ok(None) };
-        if row.xid > last_xid {
+        if row.xid > accepted.last_xid {
             return Ok(None);
         }
         let batch = Batch::build(None, rows.clone(), &target.zone);
@@ -101,11 +101,10 @@ impl Worker {
         let rivals = self.ledger.rivals(&target.entity_id, row).await?;
         let mut clock = Clock::of(&target.zone);
         let mut same_key = |rival: &Row| rival.id != row.id && key_hash(rival, &mut clock) == Some(key);
-        // A rival with a later xid was uploaded later, or is pending.
         let is_newest = rivals
             .iter()
             .filter(|rival| same_key(rival))
-            .all(|rival| rival.xid <= last_xid && !batch.is_superseded_by(rival));
+            .all(|rival| accepted.has_processed(rival.xid, &rival.id) && !batch.is_superseded_by(rival));
         Ok(is_newest.then_some(batch))
     }
 }

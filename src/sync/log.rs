@@ -4,7 +4,7 @@
 //! ERROR, because a span is on the lines of its own level and of the levels that show more.
 
 use std::fmt;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use tracing::Span;
 

@@ -1,20 +1,21 @@
 //! A batch outside of any pass, such as that of a retry: one request at a time until its answer is final.
 
+use super::RunError;
 use super::api_session::ApiSession;
 use super::delivery::attempt_result;
+use super::lane_worker::LaneWorker;
 use super::log::{self};
 use super::messages::{self};
 use super::policy::{Attempt, Decision, decide};
 use super::remedies::SignatureRemedies;
 use super::signing::{Sent, Unsigned};
-use super::{RunError, Worker};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, ResponseClass, is_older_than};
 use crate::journal::{AttemptResult, Lease};
-use std::time::Instant;
+use tokio::time::Instant;
 
-impl Worker {
+impl LaneWorker {
     /// Sends a batch, with retries. Returns also the number of attempts, and whether an attempt before the last one has
     /// an unknown outcome.
     pub(super) async fn ask(

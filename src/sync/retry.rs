@@ -1,14 +1,15 @@
 //! `errors retry`: sends rows again that were set aside.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::time::Instant;
 
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::lane::lease_wait::LEASE_POLL;
+use super::lane_worker::Target;
 use super::log::{self, batch_span, lane_span, run_span};
 use super::messages::{self, OutcomeMessage};
-use super::worker::{Target, Unusable};
+use super::worker::Unusable;
 use super::{RunError, Worker};
 use crate::batch::Batch;
 use crate::elven::ResponseClass;

@@ -1,15 +1,15 @@
 //! One run over all selected entities.
 
-use std::time::Instant;
-
 use futures_util::StreamExt;
 use futures_util::future::join;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::lane_worker::Target;
 use super::log::{self, lane_span, run_span};
 use super::report::Unregistered;
-use super::worker::{Target, Unusable, progress, warn_of};
+use super::worker::{Unusable, progress, warn_of};
 use super::{EntityReport, RunError, RunReport, Worker};
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, JournalError, Kind, Problem, RunStatus, refuse_standby};

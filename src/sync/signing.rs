@@ -3,15 +3,16 @@
 //! A request is signed, then the lease is checked, then the request is sent. A takeover waits until the lease has
 //! expired and the signatures made under it are too old. So the API refuses what a frozen worker still sends.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::header::InvalidHeaderValue;
+use tokio::time::Instant;
 
-use super::Worker;
 use super::api_session::ApiSession;
 use super::lane::exit::LaneExit;
+use super::lane_worker::LaneWorker;
 use crate::elven::{Answer, Signed, is_older_than};
 use crate::fault_point::{Step, around};
 use crate::journal::{JournalError, Kind, Lease, Problem};
@@ -74,7 +75,7 @@ impl From<Unsigned> for LaneExit {
     }
 }
 
-impl Worker {
+impl LaneWorker {
     /// Returns a fresh signature after which the lease was checked. Keeps the given signature, after which it was
     /// checked already, unless that is too old, or the clock or the key was replaced meanwhile. `trial`: a clock under
     /// trial.

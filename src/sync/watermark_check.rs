@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::Worker;
+use super::lane_worker::LaneWorker;
 use crate::journal::{Kind, Lane, Problem, SealState};
-use crate::ledger::{Changes, Ledger, ProbeResult, belongs_to};
+use crate::ledger::{Changes, LaneLedger, ProbeResult, belongs_to};
 use crate::text::quoted_argument;
 
 /// A watermark does not fit: to continue would skip rows without notice.
@@ -18,7 +18,7 @@ impl From<WatermarkMismatch> for Problem {
     }
 }
 
-impl Worker {
+impl LaneWorker {
     /// Refuses a watermark that does not belong to this cluster, this ledger table, this mapping or the history of this
     /// database. Each message has a hint.
     pub(crate) fn check_watermark(
@@ -27,7 +27,7 @@ impl Worker {
         lane: &Lane,
         look: &ProbeResult,
     ) -> Result<(), WatermarkMismatch> {
-        check_watermark(&self.ledger, entity_id, lane, look)
+        check_watermark(&*self.ledger, entity_id, lane, look)
     }
 
     /// Refuses a journal that this cluster did not write, or that was written under another mapping. Unlike
@@ -35,19 +35,19 @@ impl Worker {
     pub(crate) fn check_journal(&self, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
         check_seal(entity_id, lane)?;
         check_position(entity_id, lane)?;
-        check_mapping(&self.ledger, entity_id, lane)
+        check_mapping(&*self.ledger, entity_id, lane)
     }
 }
 
 /// Keeps the lanes whose watermark was moved under the mapping in use. For the others, rows that are read now say
 /// nothing.
-pub(crate) fn readable(ledger: &Ledger, mut lanes: BTreeMap<String, Lane>) -> BTreeMap<String, Lane> {
+pub(crate) fn readable(ledger: &dyn LaneLedger, mut lanes: BTreeMap<String, Lane>) -> BTreeMap<String, Lane> {
     lanes.retain(|_, lane| is_at_start(lane) || changes(ledger, lane).is_none());
     lanes
 }
 
 /// Returns the entities whose watermark is refused because the mapping changed, each with the message.
-pub(crate) fn refused(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> BTreeMap<String, String> {
+pub(crate) fn refused(ledger: &dyn LaneLedger, lanes: &BTreeMap<String, Lane>) -> BTreeMap<String, String> {
     let refused = lanes.iter().filter(|(_, lane)| !is_at_start(lane)).filter_map(|(entity_id, lane)| {
         let changes = changes(ledger, lane);
         let message =
@@ -59,7 +59,7 @@ pub(crate) fn refused(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> BTreeM
 
 /// Whether some watermark was moved under the mapping in use, or no watermark is bound yet. Then the entity ids of this
 /// mapping can be trusted.
-pub(crate) fn is_accepted(ledger: &Ledger, lanes: &BTreeMap<String, Lane>) -> bool {
+pub(crate) fn is_accepted(ledger: &dyn LaneLedger, lanes: &BTreeMap<String, Lane>) -> bool {
     let mut bound = lanes.values().filter(|lane| !is_at_start(lane)).peekable();
     bound.peek().is_none() || bound.any(|lane| changes(ledger, lane).is_none())
 }
@@ -69,9 +69,9 @@ fn is_at_start(lane: &Lane) -> bool {
     lane.settled.is_none() && lane.open.is_none()
 }
 
-/// The same as [`Worker::check_watermark`], for a caller without a worker.
+/// The same as [`LaneWorker::check_watermark`], for a caller without a worker.
 pub(crate) fn check_watermark(
-    ledger: &Ledger,
+    ledger: &dyn LaneLedger,
     entity_id: &str,
     lane: &Lane,
     look: &ProbeResult,
@@ -152,7 +152,7 @@ fn check_position(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch>
 }
 
 /// Refuses a watermark that was moved under another mapping.
-fn check_mapping(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
+fn check_mapping(ledger: &dyn LaneLedger, entity_id: &str, lane: &Lane) -> Result<(), WatermarkMismatch> {
     let changes = changes(ledger, lane);
     if changes.is_none() || lane.mapping.is_none() {
         return Ok(());
@@ -165,7 +165,7 @@ fn check_mapping(ledger: &Ledger, entity_id: &str, lane: &Lane) -> Result<(), Wa
 }
 
 /// Returns a lane as if it were bound to this cluster and to the mapping in use.
-pub(crate) fn as_if_bound(ledger: &Ledger, look: &ProbeResult, lane: &Lane) -> Lane {
+pub(crate) fn as_if_bound(ledger: &dyn LaneLedger, look: &ProbeResult, lane: &Lane) -> Lane {
     Lane {
         system_identifier: lane.system_identifier.map(|_| look.system_identifier),
         ledger_table: lane.ledger_table.as_ref().map(|_| ledger.name().to_owned()),
@@ -177,7 +177,7 @@ pub(crate) fn as_if_bound(ledger: &Ledger, look: &ProbeResult, lane: &Lane) -> L
 
 /// Returns how the mapping differs from the one under which the watermark was moved. For an old watermark only the
 /// table is known.
-pub(crate) fn changes(ledger: &Ledger, lane: &Lane) -> Changes {
+pub(crate) fn changes(ledger: &dyn LaneLedger, lane: &Lane) -> Changes {
     let table = ledger.name();
     match (&lane.mapping, &lane.ledger_table) {
         (Some(recorded), _) if **recorded == **ledger.mapping_json() => Changes::default(),

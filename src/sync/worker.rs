@@ -1,62 +1,47 @@
 //! A worker: everything that runs, backfills and retries need, and its heartbeat.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use secrecy::SecretString;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::RunError;
 use super::api_session::ApiSession;
-use super::concurrency::ConcurrencyLimits;
-use super::progress::Progress as RowsDone;
+use super::lane_worker::{LaneWorker, Stop, Target};
 use super::proving::CredentialProof;
-use crate::align::Zone;
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
-use crate::elven::{Answer, Client, Signed};
+use crate::elven::Client;
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Journal, JournalError, Kind, Lane, Problem};
 use crate::ledger::{Ledger, LedgerError, Progress};
 use crate::text::quoted_sql;
 
-/// Becomes true when the process is asked to stop: batches in flight are finished, and no new one is started. Batches
-/// that take longer than `shutdown_grace` are abandoned.
-pub type Stop = watch::Receiver<bool>;
-
 /// Everything that a worker needs; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Worker {
-    pub(crate) settings: Arc<Settings>,
+    /// What its lanes need.
+    lanes: LaneWorker,
     pub(crate) database: Database,
     pub(crate) ledger: Ledger,
-    /// The mapping in JSON, as the journal records it.
-    pub(crate) mapping: Arc<str>,
     pub(crate) journal: Journal,
     pub(crate) client: Client,
-    pub(super) limits: Arc<ConcurrencyLimits>,
-    pub(crate) stop: Stop,
-    /// Becomes true when the grace period after `stop` is over.
-    pub(crate) cut_off: Stop,
-    pub(crate) progress: RowsDone,
+}
+
+impl Deref for Worker {
+    type Target = LaneWorker;
+
+    fn deref(&self) -> &LaneWorker {
+        &self.lanes
+    }
 }
 
 /// An entity that cannot be worked on, and why.
 pub(super) type Unusable = (String, Problem);
-
-/// A registered entity that can be worked on.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(crate) entity_id: String,
-    pub(crate) zone: Zone,
-    pub(crate) session: Arc<ApiSession>,
-    /// What the run did to prove that the credential and the endpoint are good.
-    pub(crate) proving: Arc<CredentialProof>,
-}
 
 impl Worker {
     /// Opens the ledger and the sync tables over connections to the primary.
@@ -71,20 +56,8 @@ impl Worker {
         };
         let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
-        let limits = Arc::new(ConcurrencyLimits::new(&settings.sync));
-        let cut_off = after(stop.clone(), settings.sync.shutdown_grace);
-        Ok(Self {
-            settings: Arc::new(settings),
-            database,
-            mapping: ledger.mapping_json().clone(),
-            ledger,
-            journal,
-            client,
-            limits,
-            stop,
-            cut_off,
-            progress: RowsDone::default(),
-        })
+        let lanes = LaneWorker::new(settings, Arc::new(journal.clone()), Arc::new(ledger.clone()), stop);
+        Ok(Self { lanes, database, ledger, journal, client })
     }
 
     pub(super) async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
@@ -139,20 +112,6 @@ impl Worker {
         Ok(ApiSession::new(credential, self.client.clone(), rate, bytes))
     }
 
-    /// Sends a request, and waits for its answer. `None`: the grace period ended first.
-    pub(super) async fn answer(&self, session: &ApiSession, signed: Signed) -> Option<Answer> {
-        let mut cut_off = self.cut_off.clone();
-        tokio::select! {
-            biased;
-            answer = session.send(signed) => Some(answer),
-            Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => None,
-        }
-    }
-
-    pub(super) fn renewed_every(&self) -> Duration {
-        (self.settings.sync.lease / 3).max(Duration::from_millis(50))
-    }
-
     /// Writes heartbeats while the work of a run lasts. Ends the work with an error if a heartbeat cannot be written.
     pub(super) async fn alive<T>(
         &self,
@@ -168,16 +127,6 @@ impl Worker {
         tokio::select! {
             worked = work => worked,
             Some(Ok(problem)) = heart.join_next() => Err(problem.into()),
-        }
-    }
-
-    /// Waits for a future. `None`: a signal came first.
-    pub(super) async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            Ok(_) = stop.wait_for(|stop| *stop) => None,
-            done = waiting => Some(done),
         }
     }
 }
@@ -220,18 +169,6 @@ async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
             return problem;
         }
     }
-}
-
-/// Passes a stop on after the grace period.
-fn after(mut stop: Stop, grace: Duration) -> Stop {
-    let (sender, later) = watch::channel(false);
-    tokio::spawn(async move {
-        if stop.wait_for(|stop| *stop).await.is_ok() {
-            tokio::time::sleep(grace).await;
-            sender.send_replace(true);
-        }
-    });
-    later
 }
 
 /// The name of this worker: host, process id and start time, so that it is unique.

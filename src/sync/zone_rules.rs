@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Days, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use super::worker::Target;
+use super::lane_worker::Target;
 use super::{RunError, Worker};
 use crate::align::{Offsets, Zone};
 use crate::database::Transient;

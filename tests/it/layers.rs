@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// The layers from the bottom up. A module may use only modules of the layers before its own.
 const LAYERS: &[&[&str]] = &[
-    &["text", "watermark", "align", "fault_point"],
+    &["text", "wall_clock", "watermark", "align", "fault_point"],
     &["config"],
     &["database", "elven"],
     &["ledger", "sandbox"],

@@ -47,6 +47,7 @@ mod sandbox_faults;
 mod schema;
 mod seal;
 mod shutdown;
+mod simulation;
 mod skipped;
 mod soak;
 mod standby;

@@ -14,34 +14,37 @@ use crate::ledger::instant_us;
 use crate::watermark::{At, Cursor};
 
 /// A lane that the transaction has locked, and the changes that the transaction makes to it.
-#[derive(Debug)]
-pub(super) struct LockedLane {
+#[derive(Debug, Default)]
+pub struct LockedLane {
     /// The owner of the lease. `None`: no worker has it.
-    owner: Option<String>,
+    pub owner: Option<String>,
     /// The epoch of the lease.
-    epoch: i64,
+    pub epoch: i64,
     /// The open pass.
-    pass: Option<WorkPosition>,
+    pub pass: Option<WorkPosition>,
     /// The backfill to which the requests belong, if its lane is unfinished and the lease was taken for a backfill.
-    backfill: Option<WorkPosition>,
+    pub backfill: Option<WorkPosition>,
     /// Less than half of the lease time is left.
-    is_aging: bool,
+    pub is_aging: bool,
     /// Another worker waits for the lease, or the backfill was cancelled.
-    is_wanted: bool,
+    pub is_wanted: bool,
     /// The cursor after the transaction, if it moves.
-    moved_to: Option<Cursor>,
-    counted: Counters,
+    pub moved_to: Option<Cursor>,
+    /// What the transaction adds to the counters.
+    pub counted: Counters,
     /// The transaction renews the lease.
-    renewed: bool,
+    pub renewed: bool,
 }
 
 /// The position of a pass or a backfill.
 #[derive(Debug)]
-struct WorkPosition {
-    id: i64,
-    cursor: Option<Cursor>,
+pub struct WorkPosition {
+    /// The pass or the backfill.
+    pub id: i64,
+    /// Its cursor.
+    pub cursor: Option<Cursor>,
     /// The end of the last announced batch.
-    announced: Option<Cursor>,
+    pub announced: Option<Cursor>,
 }
 
 impl LockedLane {
@@ -60,7 +63,10 @@ impl LockedLane {
     }
 
     /// Checks that a request comes from the holder of the lease, and that its pass or backfill is open.
-    pub(super) fn check_lease(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check_lease(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
         self.position(request).map(drop)
     }
 
@@ -71,7 +77,7 @@ impl LockedLane {
     /// A failover that loses the last transactions may keep lease and pass and lose announced batches. A batch
     /// announced after the lost ones would leave a gap, and recovery would count the rows in the gap as processed; a
     /// pass that is closed without them would count all their rows as processed.
-    pub(super) fn check(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
+    pub fn check(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
         let moved_to = self.moved_to.take();
         let position = self.position(request)?;
         if let Some(contents) = request.contents() {
@@ -150,12 +156,9 @@ pub(super) async fn lock(
                 owner: row.lease_owner,
                 epoch: row.lease_epoch,
                 pass: row.pass_id.map(|id| WorkPosition { id, cursor: current, announced }),
-                backfill: None,
                 is_aging: row.is_aging,
                 is_wanted: row.is_wanted,
-                moved_to: None,
-                counted: Counters::default(),
-                renewed: false,
+                ..LockedLane::default()
             },
         );
     }

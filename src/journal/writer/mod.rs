@@ -14,26 +14,27 @@ mod lanes;
 mod rejections;
 mod write;
 
-pub use write::PendingWrite;
-pub(super) use write::{Answer, Consequence, Emptying, JournalWrite, PassClosing, Repetition, Written};
+pub use lanes::{LockedLane, WorkPosition};
+pub use write::{
+    Answer, Consequence, Emptying, JournalWrite, PassClosing, PendingWrite, Repetition, WriteRequest, Written,
+};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use self::batch_changes::{announce_again, count_unknown_run, empty, recover, set_aside};
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
 use self::rejections::Rejections;
-use self::write::WriteRequest;
 use super::batch_record::{AnsweredBatch, NewBatch, finish, insert_all, mark_ambiguous, rewrite};
 use super::counting::{count_in_backfill, count_in_run};
 use super::problem::{record as record_problems, resolve_newer};
 use super::work::shared;
-use super::{Counters, JournalError, WorkContext};
+use super::{Counters, JournalError};
 use crate::database::{Database, Transaction, Transient};
 
 /// The most requests that one receive adds to a transaction.
@@ -59,12 +60,9 @@ impl Group {
         Self(sender)
     }
 
-    pub(super) fn submit(&self, context: WorkContext<'_>, writing: JournalWrite) -> PendingWrite {
-        let (reply, pending) = oneshot::channel();
-        let WorkContext { pass, run_id } = context;
-        // If the task has ended, this drops `reply`, and the caller that waits for it gets an error.
-        let _ = self.0.send(WriteRequest { pass: pass.clone(), run_id, writing, locked_since: None, reply });
-        PendingWrite(pending)
+    pub(super) fn submit(&self, request: WriteRequest) {
+        // If the task has ended, this drops the request, and the caller that waits for the reply gets an error.
+        let _ = self.0.send(request);
     }
 }
 

@@ -1,8 +1,7 @@
 //! One write of a lane, on its way to the transaction that it shares with others.
 
-use std::time::Instant;
-
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::super::batch_record::{AnsweredBatch, BatchRecord};
 use super::super::{Counters, CursorAdvance, JournalError, OpenWork, Problem, WorkContext};
@@ -10,7 +9,7 @@ use crate::watermark::Cursor;
 
 /// What a lane has to record.
 #[derive(Debug)]
-pub(in crate::journal) enum JournalWrite {
+pub enum JournalWrite {
     /// A new batch is about to be sent.
     Announcement(BatchRecord),
     /// A recorded batch is about to be sent again.
@@ -29,7 +28,8 @@ pub(in crate::journal) enum JournalWrite {
 
 /// A recorded batch that is about to be sent again.
 #[derive(Debug)]
-pub(in crate::journal) struct Repetition {
+pub struct Repetition {
+    /// The batch.
     pub batch_id: i64,
     /// The batch as it is sent now: its rows may have changed since it was recorded.
     pub record: BatchRecord,
@@ -39,7 +39,8 @@ pub(in crate::journal) struct Repetition {
 
 /// A recorded batch of which no row is left to send.
 #[derive(Debug)]
-pub(in crate::journal) struct Emptying {
+pub struct Emptying {
+    /// The batch.
     pub batch_id: i64,
     /// How far the cursor moves.
     pub advance: Option<CursorAdvance>,
@@ -47,18 +48,30 @@ pub(in crate::journal) struct Emptying {
 
 /// What an answer means for the batch besides its new state.
 #[derive(Debug)]
-pub(in crate::journal) enum Consequence {
+pub enum Consequence {
     /// Nothing else.
     None,
-    /// Two parts take the place of the batch. `ambiguous`: the API may have imported their rows.
-    Parts { parts: Box<[BatchRecord; 2]>, ambiguous: bool },
+    /// Two parts take the place of the batch.
+    Parts {
+        /// The parts.
+        parts: Box<[BatchRecord; 2]>,
+        /// The API may have imported their rows.
+        ambiguous: bool,
+    },
     /// Its records are set aside, unless the entity would have more than `rejections_max` rows that the API refused.
-    SetAside { rejected_ids: Vec<u8>, refused: Vec<String>, rejections_max: usize },
+    SetAside {
+        /// The packed ids of the rows that are set aside.
+        rejected_ids: Vec<u8>,
+        /// The ids of the rows that the API refused.
+        refused: Vec<String>,
+        /// The most rows of the entity that the API refused and that may be set aside.
+        rejections_max: usize,
+    },
 }
 
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::journal) enum Written {
+pub enum Written {
     /// A batch, new or known.
     Batch(i64),
     /// The parts of a batch.
@@ -71,10 +84,12 @@ pub(in crate::journal) enum Written {
 
 /// An answer to a batch, and what follows from it.
 #[derive(Debug)]
-pub(in crate::journal) struct Answer {
+pub struct Answer {
+    /// The batch, and the answer to it.
     pub answered: AnsweredBatch,
     /// How far the cursor moves.
     pub advance: Option<CursorAdvance>,
+    /// What it adds to the counters.
     pub counted: Counters,
     /// Rows that were set aside before sending.
     pub problems: Vec<Problem>,
@@ -82,12 +97,13 @@ pub(in crate::journal) struct Answer {
     pub resolves: Vec<String>,
     /// What the batch consists of, when that is not what was announced.
     pub rewritten: Option<BatchRecord>,
+    /// What it means for the batch besides its new state.
     pub consequence: Consequence,
 }
 
 /// The end of a pass.
 #[derive(Debug)]
-pub(in crate::journal) struct PassClosing {
+pub struct PassClosing {
     /// Where its last batch ends. `None`: it had none.
     pub last: Option<Cursor>,
     /// The entity is up to date with that.
@@ -115,17 +131,28 @@ impl PendingWrite {
 
 /// A request that was submitted and is not written yet.
 #[derive(Debug)]
-pub(super) struct WriteRequest {
-    pub(super) pass: OpenWork,
-    pub(super) run_id: i64,
-    pub(super) writing: JournalWrite,
+pub struct WriteRequest {
+    /// The work that it belongs to, under its lease.
+    pub pass: OpenWork,
+    /// The run.
+    pub run_id: i64,
+    /// What is written.
+    pub writing: JournalWrite,
     /// Since when its lane has been found locked.
     pub(super) locked_since: Option<Instant>,
-    pub(super) reply: oneshot::Sender<Result<Written, JournalError>>,
+    reply: oneshot::Sender<Result<Written, JournalError>>,
 }
 
 impl WriteRequest {
-    pub(super) fn entity_id(&self) -> &str {
+    /// Returns a request, and what its caller waits for.
+    pub fn new(context: WorkContext<'_>, writing: JournalWrite) -> (Self, PendingWrite) {
+        let (reply, pending) = oneshot::channel();
+        let WorkContext { pass, run_id } = context;
+        (Self { pass: pass.clone(), run_id, writing, locked_since: None, reply }, PendingWrite(pending))
+    }
+
+    /// Returns the entity of the lane.
+    pub fn entity_id(&self) -> &str {
         &self.pass.lease.entity_id
     }
 
@@ -133,22 +160,25 @@ impl WriteRequest {
         WorkContext { pass: &self.pass, run_id: self.run_id }
     }
 
-    pub(super) fn answer(&self) -> Option<&Answer> {
+    /// Returns the answer, if it is one.
+    pub fn answer(&self) -> Option<&Answer> {
         if let JournalWrite::Answer(answer) = &self.writing { Some(answer) } else { None }
     }
 
-    pub(super) fn contents(&self) -> Option<&BatchRecord> {
+    /// Returns the batch, if it announces one.
+    pub fn contents(&self) -> Option<&BatchRecord> {
         if let JournalWrite::Announcement(contents) = &self.writing { Some(contents) } else { None }
     }
 
-    pub(super) fn closing(&self) -> Option<&PassClosing> {
+    /// Returns the end of a pass, if it is one.
+    pub fn closing(&self) -> Option<&PassClosing> {
         if let JournalWrite::PassClosing(closing) = &self.writing { Some(closing) } else { None }
     }
 
     /// The reason not to write the request: an earlier announcement of the pass was not written, so no later one is; or
     /// an earlier answer was not, so the pass is not closed, and nothing that moves its cursor by itself is written.
     /// (Other answers are written without moving the cursor.)
-    pub(super) fn is_too_late(&self) -> Option<JournalError> {
+    pub fn is_too_late(&self) -> Option<JournalError> {
         match &self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.reason(),
             JournalWrite::PassClosing(_) => self.pass.unwritten.reason(),
@@ -164,7 +194,7 @@ impl WriteRequest {
     }
 
     /// How far the cursor moves with it: nowhere, once an answer of the pass could not be written.
-    pub(super) fn advance(&self) -> Option<&CursorAdvance> {
+    pub fn advance(&self) -> Option<&CursorAdvance> {
         let advance = match &self.writing {
             JournalWrite::Answer(answer) => answer.advance.as_ref(),
             JournalWrite::Emptying(emptying) => emptying.advance.as_ref(),
@@ -177,7 +207,9 @@ impl WriteRequest {
         advance.filter(|_| self.pass.unwritten.reason().is_none())
     }
 
-    pub(super) fn reply_with(self, outcome: Result<Written, JournalError>) {
+    /// Replies to the caller. After an announcement or an answer that could not be written, later writes of the pass are
+    /// refused accordingly.
+    pub fn reply_with(self, outcome: Result<Written, JournalError>) {
         let outcome = outcome.map_err(|problem| match self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.by(problem),
             JournalWrite::Answer(_) | JournalWrite::Emptying(_) => self.pass.unwritten.by(problem),

@@ -6,9 +6,9 @@ use super::super::delivery::{Delivery, DeliveryOptions};
 use super::super::lane::exit::LaneExit;
 use super::super::lane::lane_run::LaneRun;
 use super::super::lane::lease_wait::LEASE_POLL;
+use super::super::lane_worker::{LaneWorker, Target};
 use super::super::log::lane_span;
 use super::super::run::collect;
-use super::super::worker::Target;
 use super::super::{Ended, EntityReport, RunError, Worker};
 use super::superseding::SupersedingRows;
 use crate::fault_point::{Step, after, around, before};
@@ -79,7 +79,7 @@ impl Worker {
                 (BackfillPosition::Ended, _) => Err(LaneExit::Shutdown),
                 (BackfillPosition::At(_), Err(mismatch)) => Err(mismatch.into()),
                 (BackfillPosition::At(cursor), Ok(())) => match held.fill_mapping(&mut state).await {
-                    Ok(()) => held.slice(backfill_id, &range, cursor).await,
+                    Ok(()) => self.slice(&mut held, backfill_id, &range, cursor).await,
                     Err(problem) => Err(problem.into()),
                 },
             };
@@ -126,38 +126,39 @@ impl Worker {
         }
     }
 
-    pub(in crate::sync) fn slice_max(&self) -> Duration {
-        SLICE_MAX.min(self.settings.sync.lease / 3)
-    }
-}
-
-impl LaneRun<'_> {
     /// Works on the range for one slice. Reads rows again that were read under an earlier lease, because a run may have
     /// sent newer versions of them meanwhile.
     async fn slice(
-        &mut self,
+        &self,
+        lane_run: &mut LaneRun<'_>,
         backfill_id: i64,
         range: &Arc<Range>,
         cursor: Option<Cursor>,
     ) -> Result<(), LaneExit> {
-        let Worker { journal, ledger, .. } = self.worker;
-        let open = OpenWork::new(self.lease.clone(), WorkKind::Backfill(backfill_id));
-        let source = ReadSource::Range(ledger, range.clone(), self.worker.page_rows());
-        let rivals = Arc::new(SupersedingRows::new(self.worker.clone(), range.clone()));
+        let open = OpenWork::new(lane_run.lease.clone(), WorkKind::Backfill(backfill_id));
+        let source = ReadSource::Range(&self.ledger, range.clone(), self.page_rows());
+        let rivals = Arc::new(SupersedingRows::new(self.clone(), range.clone()));
         let options = DeliveryOptions { rivals: Some(rivals), ..DeliveryOptions::default() };
-        let delivery = Delivery::new(self, open.clone(), cursor, options);
+        let delivery = Delivery::new(lane_run, open.clone(), cursor, options);
         tracing::info!(backfill_id, "slice started");
         let delivered = async {
             let after = delivery.recover(&source).await?;
             delivery.read_and_send(source.read(after.clone(), None).await?, after).await
         };
         let delivered = delivered.await;
-        delivery.report_to(&mut self.report);
-        self.has_rows_set_aside = delivery.has_set_aside();
+        delivery.report_to(&mut lane_run.report);
+        lane_run.has_rows_set_aside = delivery.has_set_aside();
         delivered?;
-        let finished = journal.finish_backfill_lane(&open);
+        let finished = self.journal.finish_backfill_lane(&open);
         around(Step::FinishLane, around(Step::ReleaseLease, finished)).await?;
         tracing::info!(backfill_id, "range finished");
         Ok(())
+    }
+}
+
+impl LaneWorker {
+    /// The longest slice of a backfill or a retry.
+    pub(in crate::sync) fn slice_max(&self) -> Duration {
+        SLICE_MAX.min(self.settings.sync.lease / 3)
     }
 }

@@ -4,14 +4,15 @@ mod lanes;
 pub(super) mod superseding;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::lane::lease_wait::LEASE_POLL;
+use super::lane_worker::Target;
 use super::log::{self, run_span};
 use super::report;
-use super::worker::{Target, Unusable};
+use super::worker::Unusable;
 use super::{EntityReport, RunError, RunReport, Worker};
 use crate::align::{self, Zones};
 use crate::fault_point::{Step, around};

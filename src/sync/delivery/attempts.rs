@@ -1,10 +1,11 @@
 //! Attempts: a batch is sent until an answer to it is final, and each answer is recorded.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::super::lane::exit::{LaneExit, later};

@@ -1,6 +1,6 @@
 //! Fences: batches that must not be sent while a request whose answer was lost may still arrive.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::super::lane::exit::LaneExit;
 use super::Delivery;

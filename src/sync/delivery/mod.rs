@@ -13,16 +13,17 @@ mod unknown_outcome;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use chrono::TimeDelta;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::Instrument;
 
 pub(in crate::sync) use self::attempts::attempt_result;
 use self::batch_task::{BatchPermits, BatchTask, Parked, QueuedBatch, Refusal};
 use self::in_flight::InFlight;
+use super::EntityReport;
 use super::api_session::ApiSession;
 use super::backfill::superseding::SupersedingRows;
 use super::batcher::{BatchLimits, Batcher};
@@ -30,8 +31,7 @@ use super::concurrency::{semaphore, under_way_max};
 use super::invalid_start::InvalidStart;
 use super::lane::exit::{LaneExit, later, note};
 use super::lane::lane_run::LaneRun;
-use super::worker::Target;
-use super::{EntityReport, Worker};
+use super::lane_worker::{LaneWorker, Target};
 use crate::align::Zone;
 use crate::batch::{Batch, KeysUnderWay};
 use crate::elven::Signed;
@@ -45,7 +45,7 @@ type Delivered = (Vec<u64>, Result<(), LaneExit>);
 
 /// The delivery of the batches of one pass, or of one slice of a backfill.
 pub(super) struct Delivery {
-    worker: Worker,
+    worker: LaneWorker,
     run_id: i64,
     zone: Zone,
     session: Arc<ApiSession>,
@@ -141,7 +141,7 @@ impl Delivery {
     /// of the same key are never in flight together, because the later one of two uploads of a key has to count.
     pub(super) async fn read_and_send(
         self: &Arc<Self>,
-        pages: Pages,
+        pages: Box<dyn Pages>,
         mut before: Option<Cursor>,
     ) -> Result<(), LaneExit> {
         let mut rows = Batcher::of(pages, self.rivals.clone(), self.start.clone());
@@ -225,6 +225,7 @@ impl Delivery {
         let mut unwanted = self.pass.unwanted();
         while !in_flight.is_empty() {
             tokio::select! {
+                biased;
                 Some(done) = in_flight.join_next() => note_delivered(done, keys, first_exit),
                 // A run waits for the lease of a backfill: batches that are not sent yet are withdrawn.
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {

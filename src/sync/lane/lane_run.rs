@@ -1,17 +1,17 @@
 //! A lane while this worker has its lease.
 
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
+use super::super::EntityReport;
 use super::super::concurrency::LanePermit;
 use super::super::invalid_start::InvalidStart;
-use super::super::worker::Target;
-use super::super::{EntityReport, Worker};
+use super::super::lane_worker::{LaneWorker, Target};
 use crate::journal::{Lane, Lease};
 
 /// A lane while this worker has its lease.
 pub(in crate::sync) struct LaneRun<'a> {
-    pub worker: &'a Worker,
+    pub worker: &'a LaneWorker,
     pub run_id: i64,
     pub target: &'a Target,
     pub since: Instant,
@@ -28,7 +28,7 @@ impl<'a> LaneRun<'a> {
     /// Begins to work on a lane whose lease was just taken, in the state that it was taken in. `lease_before`: the lease
     /// that this worker had in the same run, whose fence the new one continues.
     pub(in crate::sync) fn begin(
-        worker: &'a Worker,
+        worker: &'a LaneWorker,
         (run_id, target): (i64, &'a Target),
         (permit, lease, lane): (LanePermit, Lease, &Lane),
         lease_before: &mut Option<Lease>,

@@ -1,9 +1,11 @@
 //! How long a lane waits for a lease that another worker holds.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::super::Worker;
-use crate::journal::{Holder, JournalError, Lane, Lease, Take};
+use tokio::time::Instant;
+
+use super::super::lane_worker::LaneWorker;
+use crate::journal::{Holder, JournalError, Lane, Lease, Purpose, Take};
 
 /// The time between two looks at a lease that another worker holds.
 pub(crate) const LEASE_POLL: Duration = Duration::from_millis(250);
@@ -43,7 +45,7 @@ impl LeaseWait {
     }
 }
 
-impl Worker {
+impl LaneWorker {
     pub(crate) fn lease_wait(&self) -> LeaseWait {
         LeaseWait { begun: Instant::now(), lease: self.settings.sync.lease, seen: None }
     }
@@ -70,7 +72,8 @@ impl Worker {
         let begun = Instant::now();
         let mut wait = self.lease_wait();
         loop {
-            let holder = match self.journal.take_for_retry(entity_id, yields).await? {
+            let (taken, _) = self.journal.take_and_open(entity_id, None, Purpose::Retry { yields }).await?;
+            let holder = match taken {
                 Take::Taken(lease, lane) => return Ok(Some((lease, lane))),
                 Take::Held { seen, holder } if wait.should_keep_waiting(&seen, holder) => holder,
                 Take::Held { .. } => return Ok(None),

@@ -5,8 +5,8 @@ pub(super) mod lane_run;
 pub(super) mod lease_wait;
 
 use std::sync::Arc;
-use std::time::Instant;
 
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::exit::LaneExit;
@@ -15,10 +15,10 @@ use super::batcher::ReadSource;
 use super::concurrency::LanePermit;
 use super::delivery::{Delivery, DeliveryOptions};
 use super::invalid_start::InvalidStart;
+use super::lane_worker::{LaneWorker, Target};
 use super::log::lane_span;
 use super::messages;
-use super::worker::Target;
-use super::{Ended, EntityReport, RunError, Worker};
+use super::{Ended, EntityReport, RunError};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::{JournalError, Lane, Lease, NewPass, OpenWork, Problem, Purpose, Take, WorkKind};
 use crate::ledger::{PassRead, ProbeResult};
@@ -39,10 +39,13 @@ enum LeaseAttempt {
     Left(Ended),
 }
 
-impl Worker {
+impl LaneWorker {
     /// Brings one entity up to date, or reports why it is not. `seen`: the state of the lane for which the probe was
     /// made.
-    pub(in crate::sync) async fn lane(
+    ///
+    /// # Errors
+    /// Journal or ledger cannot be used.
+    pub async fn lane(
         &self,
         run_id: i64,
         target: &Target,
@@ -89,7 +92,8 @@ impl Worker {
         problem: Problem,
     ) -> Result<EntityReport, RunError> {
         let record = async {
-            if let Take::Taken(lease, _) = self.journal.take(entity_id).await? {
+            let (taken, _) = self.journal.take_and_open(entity_id, None, Purpose::Run).await?;
+            if let Take::Taken(lease, _) = taken {
                 self.journal.lane_failed(&lease, run_id, &problem, None).await?;
             }
             tracing::info!(kind = problem.kind.as_ref(), "lane failed");
@@ -267,7 +271,7 @@ impl LaneRun<'_> {
         opened: Option<Opened>,
         is_last: bool,
     ) -> Result<Snapshot, LaneExit> {
-        let Worker { journal, ledger, .. } = self.worker;
+        let LaneWorker { journal, ledger, .. } = self.worker;
         let settled = lane.settled.as_ref();
         let is_new = lane.open.is_none();
         let since = Instant::now();
@@ -287,7 +291,7 @@ impl LaneRun<'_> {
         let (after, until) = (None, None);
         let pass_read =
             PassRead { entity_id, pass_id: Some(pass_id), settled, target: &target, after, until, page_rows };
-        let source = ReadSource::Pass(ledger, pass_read);
+        let source = ReadSource::Pass(&**ledger, pass_read);
         // In the last pass the permit to read is released when all rows are read.
         let reading = if is_last { self.permit.reading.take() } else { None };
         let options = DeliveryOptions { reading, ends: is_last, ..DeliveryOptions::default() };
