@@ -104,6 +104,8 @@ pub struct CursorAdvance {
     pub before: Option<Cursor>,
     /// The cursor after the move.
     pub last: Cursor,
+    /// The other batches that it passes. Their answers were recorded before, but a failover may have lost them.
+    pub passed: Vec<i64>,
 }
 
 /// The error after which no more writes of a kind are accepted for a pass. For announcements: why no more batches are

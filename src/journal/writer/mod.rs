@@ -11,6 +11,7 @@
 mod batch_changes;
 mod closing;
 mod lanes;
+mod passed;
 mod rejections;
 mod write;
 
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use self::batch_changes::{announce_again, count_unknown_run, empty, recover, set_aside};
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
+use self::passed::check_passed;
 use self::rejections::Rejections;
 use super::batch_record::{AnsweredBatch, NewBatch, finish, insert_all, mark_ambiguous, rewrite};
 use super::counting::{count_in_backfill, count_in_run};
@@ -246,6 +248,7 @@ impl Writer {
         let answers: Vec<(&WriteRequest, &Answer)> =
             allowed.iter().filter_map(|(_, request)| Some((*request, request.answer()?))).collect();
         let mut parts = record(transaction, &answers).await?.into_iter();
+        check_passed(transaction, allowed.iter().map(|(_, request)| *request)).await?;
         move_lanes(transaction, &lanes, self.lease).await?;
         let closings: Vec<(&WriteRequest, &PassClosing)> =
             allowed.iter().filter_map(|(_, request)| Some((*request, request.closing()?))).collect();

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use elven_sync::elven::{Answer, Envelope, Signed, Transport};
@@ -37,6 +38,8 @@ pub struct Api {
     /// The processes whose key was refused.
     refused: BTreeSet<String>,
     pub imports: usize,
+    /// How often each body was imported, by its SHA-256.
+    pub bodies: BTreeMap<String, usize>,
 }
 
 /// Account and local second.
@@ -269,17 +272,22 @@ impl State {
         for record in records {
             self.import(record);
         }
+        *self.api.bodies.entry(hex::encode(Sha256::digest(&request.body))).or_default() += 1;
         self.api.proven.insert(run.to_owned());
         (200, r#"{"success":true}"#)
     }
 
     /// Nothing older arrives after something newer: no version that was sent first before the one that the API has.
+    /// (Batches that a failover has lost are sent again, in their order.)
     fn import(&mut self, record: Record) {
         let key = (record.account, record.datetime);
         let sent = &self.api.sent[&key];
         let place = |balance| sent.iter().position(|version| *version == balance);
         let before = self.api.records.get(&key).copied();
-        if before.and_then(place) > place(record.balance) {
+        if let (Some(old), Some(new)) = (before.and_then(place), place(record.balance))
+            && old > new
+            && !self.has_failed_over
+        {
             let balance = record.balance;
             self.violated(format!(
                 "balance {balance} of {key:?} overwrites {before:?}, which was sent after it"

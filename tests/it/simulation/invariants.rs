@@ -57,6 +57,16 @@ pub fn of_end(state: &State, entities: usize) -> Result<(), String> {
         }
         of_records(state, &entity_id, &rows)?;
     }
+    let of_passes = || state.tables.batches.iter().filter(|batch| batch.pass_id.is_some());
+    let is_twice = |batch: &&BatchRow| state.api.bodies.get(&batch.sha256).is_some_and(|count| *count > 1);
+    let is_same = |batch: &BatchRow| {
+        state.tables.batches.iter().filter(|other| other.sha256 == batch.sha256).count() > 1
+    };
+    let unmarked =
+        of_passes().filter(is_twice).find(|batch| !batch.ambiguous && batch.row_count > 0 && !is_same(batch));
+    if let Some(batch) = unmarked.filter(|_| !state.has_failed_over) {
+        return Err(format!("batch {} was imported twice, and is not marked as ambiguous", batch.batch_id));
+    }
     let open = state.tables.batches.iter().find(|batch| batch.pass_id.is_some() && batch.state().is_open());
     open.map_or(Ok(()), |batch| Err(format!("batch {} is open: {:?}", batch.batch_id, batch.state())))
 }

@@ -22,6 +22,9 @@ use super::ledger::CLUSTER;
 use super::process::Process;
 use super::world::{LEASE, Sabotage, State, WINDOW, World};
 
+/// The most transactions that a failover loses.
+const FAILOVER_MAX: usize = 6;
+
 /// A row of `sync_state`.
 #[derive(Clone, Debug, Default)]
 pub struct LaneRow {
@@ -74,7 +77,7 @@ fn ids_of(packed: &[u8]) -> Vec<i64> {
 }
 
 /// The sync tables.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tables {
     pub lanes: BTreeMap<String, LaneRow>,
     pub batches: Vec<BatchRow>,
@@ -194,7 +197,11 @@ fn transact<T>(
         world.log(|| format!("{}: {name} fails", process.name));
         return Err(broken());
     }
-    let done = change(world, &mut world.state());
+    let done = {
+        let mut state = world.state();
+        state.keep();
+        change(world, &mut state)
+    };
     world.log(|| format!("{}: {name}: {}", process.name, if done.is_ok() { "done" } else { "refused" }));
     let is_unknown = world.happens(world.faults.commit_unknown);
     Ok(if is_unknown { done.map(|_| Err(())) } else { done.map(Ok) }?)
@@ -277,6 +284,12 @@ pub fn apply(world: &World, state: &mut State, request: &WriteRequest) -> Result
         }
     }
     locked.check(request)?;
+    let passed = request.advance().map_or(&[][..], |advance| &advance.passed);
+    let is_open =
+        |id: &i64| state.tables.batches.iter().any(|batch| batch.batch_id == *id && batch.state().is_open());
+    if passed.iter().any(is_open) && !world.is(Sabotage::LostAnswersIgnored) {
+        return Err(JournalError::LeaseLost);
+    }
     let written = apply_to_batches(world, state, request)?;
     let lane = state.tables.lane(&entity_id);
     if let Some(cursor) = locked.moved_to {
@@ -288,10 +301,11 @@ pub fn apply(world: &World, state: &mut State, request: &WriteRequest) -> Result
     if let Some(closing) = request.closing() {
         lane.settled = lane.open.take().map(|(_, target)| target);
         lane.cursor = None;
-        note_fence(world, lane, &request.pass.lease.fence);
+        let is_fenced = note_fence(world, lane, &request.pass.lease.fence);
         if closing.ends {
             (lane.owner, lane.expires_at, lane.last_error) = (None, None, None);
         }
+        state.keeps_fence(is_fenced);
     }
     super::invariants::of_cursor(state, &entity_id);
     Ok(written)
@@ -387,15 +401,45 @@ fn apply_answer(state: &mut State, request: &WriteRequest, answer: &Answer) -> R
     Ok(written)
 }
 
-fn note_fence(world: &World, lane: &mut LaneRow, fence: &Fence) {
+/// Records the fence of a lease that ends. Returns whether there is one: a failover that lost it would lose the fence.
+fn note_fence(world: &World, lane: &mut LaneRow, fence: &Fence) -> bool {
     if let Some(left) = fence.seconds_left()
         && !world.is(Sabotage::FenceForgotten)
     {
         lane.fence_until = lane.fence_until.max(Some(Instant::now() + Duration::from_secs_f64(left)));
+        return true;
     }
+    false
 }
 
 impl State {
+    /// Keeps the tables as they are, for a failover.
+    fn keep(&mut self) {
+        self.kept.truncate(FAILOVER_MAX - 1);
+        self.kept.insert(0, self.tables.clone());
+    }
+
+    /// No failover of the simulation loses a fence: the next worker could not know of it.
+    fn keeps_fence(&mut self, is_fenced: bool) {
+        if is_fenced {
+            self.kept.clear();
+        }
+    }
+
+    /// A failover loses the last transactions. Runs keep their numbers, which the simulation itself gives out.
+    pub fn fail_over(&mut self, world: &World) {
+        let count = u64::try_from(self.kept.len()).unwrap();
+        if count > 0 {
+            let index = usize::try_from(world.below(count)).unwrap();
+            let runs = self.tables.runs;
+            self.tables = self.kept.swap_remove(index);
+            self.tables.runs = runs;
+            self.kept.clear();
+            self.has_failed_over = true;
+            world.log(|| format!("failover: the last {} transactions are lost", index + 1));
+        }
+    }
+
     /// Renews the leases of a process.
     pub fn renew(&mut self, owner: &str) {
         for lane in self.tables.lanes.values_mut().filter(|lane| lane.owner.as_deref() == Some(owner)) {
@@ -507,8 +551,9 @@ impl LaneStore for ModelJournal {
     fn release<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()> {
         let release = move |world: &World, state: &mut State| {
             if let Ok(lane) = state.tables.held(lease) {
-                note_fence(world, lane, &lease.fence);
+                let is_fenced = note_fence(world, lane, &lease.fence);
                 (lane.owner, lane.expires_at) = (None, None);
+                state.keeps_fence(is_fenced);
             }
             Ok(())
         };
@@ -542,8 +587,9 @@ impl LaneStore for ModelJournal {
             let lane = state.tables.held(lease)?;
             lane.last_error = Some(problem.message.clone());
             lane.not_before = lane.not_before.max(not_before.map(|pause| Instant::now() + pause));
-            note_fence(world, lane, &lease.fence);
+            let is_fenced = note_fence(world, lane, &lease.fence);
             (lane.owner, lane.expires_at) = (None, None);
+            state.keeps_fence(is_fenced);
             Ok(())
         };
         let name = format!("{} fails: {}", lease.entity_id, problem.message);
@@ -553,8 +599,9 @@ impl LaneStore for ModelJournal {
     fn lane_succeeded<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()> {
         let succeed = move |world: &World, state: &mut State| {
             let lane = state.tables.held(lease)?;
-            note_fence(world, lane, &lease.fence);
+            let is_fenced = note_fence(world, lane, &lease.fence);
             (lane.owner, lane.expires_at, lane.last_error) = (None, None, None);
+            state.keeps_fence(is_fenced);
             Ok(())
         };
         async move { self.transaction("succeed", succeed).await }.boxed()

@@ -95,6 +95,9 @@ impl Simulation {
         for _ in 0..1 + world.below(3) {
             players.spawn(ledger::write_rows(world.clone(), entities));
         }
+        if world.below(4) == 0 {
+            players.spawn(fail_over(world.clone()));
+        }
         for number in 0..1 + world.below(2) {
             players.spawn(work(world.clone(), number, entities, requests_in_flight));
         }
@@ -110,6 +113,16 @@ impl Simulation {
         let state = world.state();
         let failure = state.violation.clone().or_else(|| invariants::of_end(&state, entities).err());
         Outcome { failure, events: world.events(), imports: state.api.imports, ended_at: begun.elapsed() }
+    }
+}
+
+/// The server fails over now and then.
+async fn fail_over(world: Arc<World>) {
+    while world.has_trouble() {
+        world.pause(500, 8_000).await;
+        if world.happens(world.faults.failover) {
+            world.state().fail_over(&world);
+        }
     }
 }
 
@@ -237,7 +250,7 @@ fn a_seed_gives_the_same_history_twice() {
 fn each_sabotage_is_found() {
     let missed: Vec<Sabotage> = Sabotage::ALL
         .into_iter()
-        .filter(|sabotage| simulate(0..2_000, Faults::ALL, Some(*sabotage)).is_none())
+        .filter(|sabotage| simulate(0..500, Faults::ALL, Some(*sabotage)).is_none())
         .collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }

@@ -25,6 +25,7 @@ pub struct Faults {
     pub crash: u64,
     pub freeze: u64,
     pub shutdown: u64,
+    pub failover: u64,
 }
 
 impl Faults {
@@ -40,6 +41,7 @@ impl Faults {
         crash: 250,
         freeze: 100,
         shutdown: 100,
+        failover: 300,
     };
 }
 
@@ -70,10 +72,12 @@ pub enum Sabotage {
     ProbeAlwaysGood,
     /// A batch that was being sent when its worker stopped counts as not sent.
     SendingForgotten,
+    /// The cursor passes batches whose answers a failover has lost.
+    LostAnswersIgnored,
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::LeaseNotChecked,
         Self::TakeoverTooEarly,
         Self::FenceForgotten,
@@ -86,6 +90,7 @@ impl Sabotage {
         Self::TargetTooNew,
         Self::ProbeAlwaysGood,
         Self::SendingForgotten,
+        Self::LostAnswersIgnored,
     ];
 }
 
@@ -122,6 +127,9 @@ pub struct State {
     pub running: BTreeSet<u64>,
     pub versions: Vec<Version>,
     pub tables: Tables,
+    /// The tables before the last transactions, the newest first.
+    pub kept: Vec<Tables>,
+    pub has_failed_over: bool,
     pub api: Api,
     /// The first thing that must not happen and did.
     pub violation: Option<String>,
@@ -129,13 +137,16 @@ pub struct State {
 }
 
 impl State {
+    /// What the ledger does is not lost in a failover.
     pub fn begin(&mut self) -> u64 {
+        self.kept.clear();
         self.next_xid += 1;
         self.running.insert(self.next_xid);
         self.next_xid
     }
 
     pub fn commit(&mut self, xid: u64) {
+        self.kept.clear();
         self.running.remove(&xid);
         self.versions
             .iter_mut()
@@ -144,6 +155,7 @@ impl State {
     }
 
     pub fn abort(&mut self, xid: u64) {
+        self.kept.clear();
         self.running.remove(&xid);
         self.versions.retain(|version| version.xid != xid);
     }
