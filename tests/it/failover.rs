@@ -10,6 +10,7 @@ use sqlx::{Connection, Executor, PgConnection, PgPool};
 use crate::cluster::Cluster;
 use crate::seal::assert_each_command_refuses;
 use crate::support::{FAULT_POINT, TestEnv, eventually, output_of, signal, stderr, wait_for_log};
+use crate::unwritten::{BATCHES, PASSED, both_in_flight};
 
 const SETTLED: &str = "select settled::text from elven_sync.sync_state";
 
@@ -356,4 +357,31 @@ async fn failover_that_reuses_batch_ids_loses_no_row(pool: PgPool) {
         scene.received(),
         ["a BTC 2024-01-01 00:00:00 1", "a BTC 2024-01-01 00:00:00 1", "b BTC 2024-01-01 00:00:00 1"]
     );
+}
+
+/// A failover may lose answers and keep the lease and the batches. The cursor does not pass a batch whose answer is
+/// lost.
+#[sqlx::test(migrations = false)]
+async fn the_cursor_passes_no_answer_that_was_lost_in_a_failover(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let mut scene = scene_on(&primary).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "2");
+    enter(&scene, &[("a", 1), ("b", 1)]).await;
+    let mut standby = primary.standby().await;
+    let (child, [first, second]) = both_in_flight(&scene, &["run"], "a").await;
+    standby.caught_up_with(&primary).await;
+    standby.stop_receiving().await;
+    second.open();
+    eventually("the second answer is recorded", async || scene.text(BATCHES).await == "sending accepted")
+        .await;
+    standby.promote().await;
+    standby.replace(primary).await;
+    assert_eq!(scene.text(BATCHES).await, "sending sending");
+    first.open();
+    child.wait_with_output().await.unwrap();
+    assert_eq!(scene.text(PASSED).await, "0");
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_no_row_is_lost(&scene).await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
 }

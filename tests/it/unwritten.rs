@@ -21,7 +21,7 @@ async fn scene(pool: PgPool) -> TestEnv {
 
 /// Starts a command that has two batches in flight. Returns it with the gates of their answers, the gate of the first
 /// batch first.
-async fn both_in_flight(scene: &TestEnv, arguments: &[&str], first: &str) -> (Child, [Gate; 2]) {
+pub async fn both_in_flight(scene: &TestEnv, arguments: &[&str], first: &str) -> (Child, [Gate; 2]) {
     let gates = [Gate::new(), Gate::new()];
     let before = scene.balances().len();
     for gate in &gates {
@@ -51,10 +51,10 @@ async fn refuse_the_second(scene: &TestEnv, entity_id: &str, sqlstate: &str) {
 }
 
 const REFUSED: &str = "select is_called::text from refusals";
-const BATCHES: &str = "select string_agg(status, ' ' order by b.batch_id) from elven_sync.sync_batches b
+pub const BATCHES: &str = "select string_agg(status, ' ' order by b.batch_id) from elven_sync.sync_batches b
                         where b.entity_id = (select max(entity_id) from elven_sync.sync_state)";
 /// Batches without an answer that lie behind the cursor, of the entity that was added last.
-const PASSED: &str =
+pub const PASSED: &str =
     "select count(*)::text from elven_sync.sync_state s join elven_sync.sync_batches b using (pass_id)
                        where s.entity_id = (select max(entity_id) from elven_sync.sync_state)
                          and (b.last_xid, b.last_id::bigint) <= (s.cursor_xid, s.cursor_id::bigint)";

@@ -183,6 +183,38 @@ async fn credential_probe_changes_no_value_at_elven(pool: PgPool) {
     assert_eq!(set_aside(&scene).await, "bad");
 }
 
+/// Of two rows of one key in different batches the later upload counts, also when its row has the smaller
+/// `captured_at` or the smaller `change_xid`. The probe does not send the earlier one again.
+#[sqlx::test(migrations = false)]
+async fn credential_probe_changes_no_value_of_a_later_batch(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    let stub = Stub::of(&mut scene, import_only).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "3");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
+    let late_row =
+        "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+                    values ('acme', 'late', 'BTC', '2024-01-01 00:00:00.2Z', 7)";
+    let mut late = scene.pool.begin().await.unwrap();
+    sqlx::query(late_row).execute(&mut *late).await.unwrap();
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'one', 'BTC', '2024-01-01Z', 1), ('acme', 'late', 'BTC', '2024-01-01 00:00:00.5Z', 2),
+                    ('acme', 'two', 'BTC', '2024-01-01 00:00:00.5Z', 3),
+                    ('acme', 'two', 'BTC', '2024-01-01 00:00:00.2Z', 4)",
+        )
+        .await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    late.commit().await.unwrap();
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    add(&scene, &["bad".to_owned()]).await;
+    let before = stub.imports().len();
+    assert_eq!(scene.run().await.status, RunStatus::Incomplete);
+    let sent: Vec<_> = stub.imports().split_off(before).iter().flat_map(StubRequest::records).collect();
+    let accounts: Vec<&str> = sent.iter().map(|(account, _)| account.as_str()).collect();
+    assert_eq!(accounts, ["bad", "one"]);
+}
+
 #[sqlx::test(migrations = false)]
 async fn backfill_with_import_only_key_sets_refused_rows_aside(pool: PgPool) {
     let mut scene = scene(pool).await;

@@ -30,14 +30,14 @@ pub struct Api {
     /// The order in which the versions of a key were sent first.
     sent: BTreeMap<Key, Vec<i64>>,
     /// The keys that a process is waiting for an answer about, by its name.
-    in_flight: BTreeMap<String, Vec<(String, BTreeSet<Key>)>>,
+    in_flight: BTreeMap<String, Vec<(usize, BTreeSet<Key>)>>,
     /// Until when the key is revoked.
     revoked_until: Option<Instant>,
     /// The processes of which an import was accepted, or which got a list.
     proven: BTreeSet<String>,
     /// The processes whose key was refused.
     refused: BTreeSet<String>,
-    pub imports: usize,
+    requests: usize,
     /// How often each body was imported, by its SHA-256.
     pub bodies: BTreeMap<String, usize>,
 }
@@ -45,7 +45,7 @@ pub struct Api {
 /// Account and local second.
 pub type Key = (String, String);
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 struct Record {
     #[serde(rename = "entityAccountId")]
     account: String,
@@ -56,15 +56,11 @@ struct Record {
 /// A request on its way.
 #[derive(Clone, Debug)]
 struct Request {
+    number: usize,
     is_import: bool,
     signed_at_ms: i64,
     body: Bytes,
-}
-
-impl Request {
-    fn records(&self) -> Vec<Record> {
-        if self.is_import { serde_json::from_slice(&self.body).unwrap() } else { Vec::new() }
-    }
+    records: Vec<Record>,
 }
 
 /// What the network and the API do with a request.
@@ -119,13 +115,16 @@ impl Network {
         let request = signed.into_request().unwrap();
         let timestamp = request.headers()["elven-api-timestamp"].to_str().unwrap();
         let body = request.body().and_then(|body| body.as_bytes()).unwrap_or_default();
+        let is_import = request.method() == "POST";
+        let world = &process.world;
         let request = Request {
-            is_import: request.method() == "POST",
+            number: world.state().next_request(),
+            is_import,
             signed_at_ms: timestamp.parse().unwrap(),
             body: Bytes::copy_from_slice(body),
+            records: if is_import { serde_json::from_slice(body).unwrap() } else { Vec::new() },
         };
         process.step(0, 2).await;
-        let world = &process.world;
         let fate = fate(world);
         world.log(|| format!("{}: sends {}: {fate:?}", process.name, describe(&request)));
         if fate == Fate::NotSent {
@@ -196,7 +195,7 @@ impl Transport for Network {
 }
 
 fn describe(request: &Request) -> String {
-    let balances: Vec<i64> = request.records().iter().map(|record| record.balance).collect();
+    let balances: Vec<i64> = request.records.iter().map(|record| record.balance).collect();
     if request.is_import { format!("import {balances:?}") } else { "the list call".to_owned() }
 }
 
@@ -206,26 +205,30 @@ fn answer(status: u16, text: &str) -> Answer {
 }
 
 impl State {
+    fn next_request(&mut self) -> usize {
+        self.api.requests += 1;
+        self.api.requests
+    }
+
     /// Notes that a process sends an import. No two imports of one process that have a key in common are in flight.
     fn sent(&mut self, process: &str, request: &Request) {
         let keys: BTreeSet<Key> = keys(request);
         let mut violation = None;
-        for (body, others) in self.api.in_flight.entry(process.to_owned()).or_default() {
+        for (number, others) in self.api.in_flight.entry(process.to_owned()).or_default() {
             if !keys.is_disjoint(others) {
                 violation = Some(format!(
-                    "{process} has two batches with one key in flight: {body} and {}",
+                    "{process} has two batches with one key in flight: request {number} and {}",
                     describe(request)
                 ));
             }
         }
-        for record in request.records() {
+        for record in request.records.clone() {
             let versions = self.api.sent.entry((record.account, record.datetime)).or_default();
             if !versions.contains(&record.balance) {
                 versions.push(record.balance);
             }
         }
-        self.api.in_flight.entry(process.to_owned()).or_default().push((describe(request), keys));
-        self.api.imports += usize::from(request.is_import);
+        self.api.in_flight.entry(process.to_owned()).or_default().push((request.number, keys));
         if let Some(what) = violation {
             self.violated(what);
         }
@@ -233,7 +236,7 @@ impl State {
 
     fn answered(&mut self, process: &str, request: &Request) {
         let in_flight = self.api.in_flight.entry(process.to_owned()).or_default();
-        if let Some(index) = in_flight.iter().position(|(body, _)| *body == describe(request)) {
+        if let Some(index) = in_flight.iter().position(|(number, _)| *number == request.number) {
             in_flight.swap_remove(index);
         }
     }
@@ -262,14 +265,14 @@ impl State {
             self.api.proven.insert(run.to_owned());
             return (200, r#"{"data":{"list":[],"total":0}}"#);
         }
-        let records = request.records();
+        let records = &request.records;
         if records.iter().any(|record| record.balance % POISON == POISON - 1) {
             return (500, "");
         }
         if records.iter().any(|record| record.account.starts_with("bad")) {
             return (400, r#"{"data":{"code":"ACCOUNT","message":"unknown account"}}"#);
         }
-        for record in records {
+        for record in records.clone() {
             self.import(record);
         }
         *self.api.bodies.entry(hex::encode(Sha256::digest(&request.body))).or_default() += 1;
@@ -298,7 +301,7 @@ impl State {
 }
 
 fn keys(request: &Request) -> BTreeSet<Key> {
-    request.records().into_iter().map(|record| (record.account, record.datetime)).collect()
+    request.records.iter().map(|record| (record.account.clone(), record.datetime.clone())).collect()
 }
 
 /// The API fails with 500 for a batch that contains this version.

@@ -42,7 +42,7 @@ pub fn of_set_aside(state: &mut State, run_id: i64, problems: &[Problem]) {
 pub fn of_end(state: &State, entities: usize) -> Result<(), String> {
     for entity in 0..entities {
         let entity_id = entity_name(entity);
-        let rows: Vec<&Version> = state.current().into_values().filter(|row| row.entity == entity).collect();
+        let rows: Vec<&Version> = state.current.values().filter(|row| row.entity == entity).collect();
         let lane = state.tables.lanes.get(&entity_id).cloned().unwrap_or_default();
         if lane.open.is_some() {
             return Err(format!("{entity_id} is stuck: its pass is open; last error: {:?}", lane.last_error));

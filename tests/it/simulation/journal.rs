@@ -415,6 +415,9 @@ fn note_fence(world: &World, lane: &mut LaneRow, fence: &Fence) -> bool {
 impl State {
     /// Keeps the tables as they are, for a failover.
     fn keep(&mut self) {
+        if !self.may_fail_over {
+            return;
+        }
         self.kept.truncate(FAILOVER_MAX - 1);
         self.kept.insert(0, self.tables.clone());
     }

@@ -32,7 +32,7 @@ impl ModelLedger {
 
     fn probe(&self, lane: &Progress) -> ProbeResult {
         let state = self.process.world.state();
-        let has_new_rows = state.current().values().any(|version| {
+        let has_new_rows = state.current.values().any(|version| {
             entity_name(version.entity) == lane.entity_id
                 && !lane.settled.as_ref().is_some_and(|settled| settled.contains(version.xid))
         });
@@ -93,8 +93,8 @@ impl ModelPages {
         let segments = segments_between(settled, target, self.after.as_ref(), self.until.as_ref());
         let (after, until) = (self.after.as_ref().map(place), self.until.as_ref().map(place));
         let mut found: Vec<&Version> = state
-            .current()
-            .into_values()
+            .current
+            .values()
             .filter(|version| {
                 let at = (version.xid, version.id);
                 entity_name(version.entity) == self.entity_id
@@ -170,9 +170,10 @@ impl LaneLedger for ModelLedger {
         async move {
             self.process.step(0, 10).await;
             let state = self.process.world.state();
-            let current = state.current();
-            let found =
-                current.get(&id.parse().unwrap()).filter(|found| entity_name(found.entity) == entity_id);
+            let found = state
+                .current
+                .get(&id.parse().unwrap())
+                .filter(|found| entity_name(found.entity) == entity_id);
             Ok(found.into_iter().map(|version| row(version)).collect())
         }
         .boxed()
@@ -185,7 +186,7 @@ impl LaneLedger for ModelLedger {
             let same = |version: &&Version| {
                 entity_name(version.entity) == entity_id && Some(version.account.as_str()) == of.account()
             };
-            Ok(state.current().into_values().filter(same).map(row).collect())
+            Ok(state.current.values().filter(same).map(row).collect())
         }
         .boxed()
     }

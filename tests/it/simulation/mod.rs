@@ -73,7 +73,6 @@ struct Simulation {
 struct Outcome {
     failure: Option<String>,
     events: Vec<String>,
-    imports: usize,
     ended_at: Duration,
 }
 
@@ -96,6 +95,7 @@ impl Simulation {
             players.spawn(ledger::write_rows(world.clone(), entities));
         }
         if world.below(4) == 0 {
+            world.state().may_fail_over = true;
             players.spawn(fail_over(world.clone()));
         }
         for number in 0..1 + world.below(2) {
@@ -112,7 +112,7 @@ impl Simulation {
         }
         let state = world.state();
         let failure = state.violation.clone().or_else(|| invariants::of_end(&state, entities).err());
-        Outcome { failure, events: world.events(), imports: state.api.imports, ended_at: begun.elapsed() }
+        Outcome { failure, events: world.events(), ended_at: begun.elapsed() }
     }
 }
 

@@ -66,7 +66,10 @@ impl Process {
         if *self.crashed.borrow() {
             std::future::pending::<()>().await;
         }
-        tokio::time::sleep(self.world.ms(from_ms, to_ms)).await;
+        let wait = self.world.ms(from_ms, to_ms);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         if let Some((since, length)) = self.frozen
             && (since..since + length).contains(&Instant::now())
         {

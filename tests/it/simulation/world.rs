@@ -126,7 +126,11 @@ pub struct State {
     pub balance: i64,
     pub running: BTreeSet<u64>,
     pub versions: Vec<Version>,
+    /// The committed versions, of each row the newest.
+    pub current: BTreeMap<i64, Version>,
     pub tables: Tables,
+    /// The server may fail over.
+    pub may_fail_over: bool,
     /// The tables before the last transactions, the newest first.
     pub kept: Vec<Tables>,
     pub has_failed_over: bool,
@@ -148,10 +152,10 @@ impl State {
     pub fn commit(&mut self, xid: u64) {
         self.kept.clear();
         self.running.remove(&xid);
-        self.versions
-            .iter_mut()
-            .filter(|version| version.xid == xid)
-            .for_each(|version| version.is_committed = true);
+        for version in self.versions.iter_mut().filter(|version| version.xid == xid) {
+            version.is_committed = true;
+            self.current.insert(version.id, version.clone());
+        }
     }
 
     pub fn abort(&mut self, xid: u64) {
@@ -165,20 +169,6 @@ impl State {
         let xmin = self.running.first().copied().unwrap_or(xmax);
         let running: Vec<String> = self.running.iter().map(u64::to_string).collect();
         format!("{xmin}:{xmax}:{}", running.join(",")).parse().unwrap()
-    }
-
-    /// The committed versions, of each row the newest.
-    pub fn current(&self) -> BTreeMap<i64, &Version> {
-        self.versions.iter().filter(|version| version.is_committed).map(|version| (version.id, version)).fold(
-            BTreeMap::new(),
-            |mut newest, (id, version)| {
-                let known = newest.entry(id).or_insert(version);
-                if known.xid < version.xid {
-                    *known = version;
-                }
-                newest
-            },
-        )
     }
 
     /// Notes what must not happen. The first one counts.
@@ -203,10 +193,10 @@ pub struct World {
 }
 
 /// The window in which the API accepts a signature.
-pub const WINDOW: Duration = Duration::from_secs(5);
-pub const LEASE: Duration = Duration::from_secs(3);
+pub const WINDOW: Duration = Duration::from_secs(3);
+pub const LEASE: Duration = Duration::from_secs(2);
 /// How long things go wrong.
-const TROUBLE: Duration = Duration::from_secs(25);
+const TROUBLE: Duration = Duration::from_secs(20);
 
 impl World {
     pub fn new(seed: u64, faults: Faults, sabotage: Option<Sabotage>, is_traced: bool) -> Self {
