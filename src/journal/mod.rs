@@ -20,6 +20,7 @@ mod errors;
 mod fence;
 mod lane;
 mod lane_store;
+mod lane_writes;
 mod lease;
 mod lease_check;
 mod leases;

@@ -1,4 +1,4 @@
-//! Passes of a lane: opening and closing them, and the result of a lane.
+//! Passes of a lane: opening them, and the result of a lane.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,12 +8,8 @@ use super::lane::StateRow;
 use super::lease_check::commit_if_held;
 use super::problem::{record, resolve_of_lanes};
 use super::storable_text::storable_one;
-use super::writer::{JournalWrite, PassClosing};
-use super::{
-    Journal, JournalError, Lane, LaneStore, Lease, NewPass, PendingWrite, Problem, RecordedMapping,
-    WorkContext,
-};
-use crate::watermark::{Cursor, NotASnapshot, Snapshot};
+use super::{Journal, JournalError, Lane, Lease, NewPass, Problem, RecordedMapping};
+use crate::watermark::{NotASnapshot, Snapshot};
 
 impl Journal {
     /// Returns the states of these entities; an entity that was never synced has the default state. `mapping` is the
@@ -185,13 +181,5 @@ impl Journal {
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.retry(lane_succeeded).await
-    }
-}
-
-impl dyn LaneStore + '_ {
-    /// Submits the closing of a pass whose last batch ends at `last`: its target becomes the watermark. With `ends`
-    /// the same transaction also records that the entity is up to date, as [`Journal::lane_succeeded`] does.
-    pub fn close_pass(&self, context: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
-        self.write(context, JournalWrite::PassClosing(PassClosing { last, ends }))
     }
 }

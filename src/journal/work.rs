@@ -1,6 +1,6 @@
 //! The work under a lease, a pass or a backfill, and the results that are recorded for its batches.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 
@@ -38,6 +38,7 @@ pub struct OpenWork {
     pub course: WorkKind,
     pub(super) stopped: Stopped,
     pub(super) unwritten: Unwritten,
+    pub(super) answered: Answered,
     pub(super) unwanted: watch::Sender<bool>,
 }
 
@@ -49,6 +50,7 @@ impl OpenWork {
             course,
             stopped: Stopped::default(),
             unwritten: Unwritten::default(),
+            answered: Answered::default(),
             unwanted: watch::Sender::new(false),
         }
     }
@@ -104,8 +106,6 @@ pub struct CursorAdvance {
     pub before: Option<Cursor>,
     /// The cursor after the move.
     pub last: Cursor,
-    /// The other batches that it passes. Their answers were recorded before, but a failover may have lost them.
-    pub passed: Vec<i64>,
 }
 
 /// The error after which no more writes of a kind are accepted for a pass. For announcements: why no more batches are
@@ -125,6 +125,23 @@ impl Stopped {
 
     pub(super) fn reason(&self) -> Option<JournalError> {
         self.0.get().map(shared)
+    }
+}
+
+/// The batches whose final answers the last transaction with such answers has recorded. Whatever is written next relies
+/// on them. A failover may have lost them, while the lease and the batches survived.
+///
+/// The last answers suffice: a failover that loses earlier ones loses them, too.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answered(Arc<Mutex<Vec<i64>>>);
+
+impl Answered {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Vec<i64>)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn ids(&self) -> Vec<i64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

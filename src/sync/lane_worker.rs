@@ -56,7 +56,7 @@ impl Target {
 impl LaneWorker {
     /// Returns a worker for the lanes of this journal and this ledger.
     pub fn new(
-        settings: Settings,
+        settings: Arc<Settings>,
         journal: Arc<dyn LaneStore>,
         ledger: Arc<dyn LaneLedger>,
         stop: Stop,
@@ -67,7 +67,7 @@ impl LaneWorker {
             ledger,
             limits: Arc::new(ConcurrencyLimits::new(&settings.sync)),
             cut_off: after(stop.clone(), settings.sync.shutdown_grace),
-            settings: Arc::new(settings),
+            settings,
             stop,
             progress: RowsDone::default(),
         }

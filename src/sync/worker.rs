@@ -56,7 +56,8 @@ impl Worker {
         };
         let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
         let client = Client::new(&settings.api_url, settings.api.timeout)?;
-        let lanes = LaneWorker::new(settings, Arc::new(journal.clone()), Arc::new(ledger.clone()), stop);
+        let lanes =
+            LaneWorker::new(Arc::new(settings), Arc::new(journal.clone()), Arc::new(ledger.clone()), stop);
         Ok(Self { lanes, database, ledger, journal, client })
     }
 

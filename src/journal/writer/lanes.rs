@@ -88,7 +88,7 @@ impl LockedLane {
         }
         let mut cursor = moved_to.clone().or_else(|| position.cursor.clone());
         let mut target = moved_to;
-        if let Some(CursorAdvance { before, last, .. }) = request.advance() {
+        if let Some(CursorAdvance { before, last }) = request.advance() {
             if cursor != *before {
                 return Err(JournalError::LeaseLost);
             }

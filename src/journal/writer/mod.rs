@@ -8,10 +8,10 @@
 //! answer cannot be written, the cursor of its pass does not move any further and the pass is not closed: each batch
 //! that the cursor has passed has an answer.
 
+mod answers;
 mod batch_changes;
 mod closing;
 mod lanes;
-mod passed;
 mod rejections;
 mod write;
 
@@ -27,10 +27,10 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
+use self::answers::check_answers;
 use self::batch_changes::{announce_again, count_unknown_run, empty, recover, set_aside};
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
-use self::passed::check_passed;
 use self::rejections::Rejections;
 use super::batch_record::{AnsweredBatch, NewBatch, finish, insert_all, mark_ambiguous, rewrite};
 use super::counting::{count_in_backfill, count_in_run};
@@ -153,6 +153,11 @@ impl Writer {
     /// others, whose lanes are locked.
     fn reply_to(&self, requests: Vec<WriteRequest>, written: Vec<Option<Written>>) -> Vec<WriteRequest> {
         let mut locked = Vec::new();
+        for (request, written) in requests.iter().zip(&written) {
+            if let Some(written) = written {
+                request.supersedes_answers(*written);
+            }
+        }
         for (mut request, written) in requests.into_iter().zip(written) {
             let Some(written) = written else {
                 let locked_since = *request.locked_since.get_or_insert_with(Instant::now);
@@ -208,6 +213,7 @@ impl Writer {
         requests: &[WriteRequest],
     ) -> Result<Vec<Option<Written>>, JournalError> {
         let mut lanes = lock(transaction, requests, self.lease).await?;
+        check_answers(transaction, requests).await?;
         let mut written: Vec<Option<Written>> = vec![None; requests.len()];
         let mut rejections = Rejections::default();
         let mut allowed: Vec<(usize, &WriteRequest)> = Vec::with_capacity(requests.len());
@@ -248,7 +254,6 @@ impl Writer {
         let answers: Vec<(&WriteRequest, &Answer)> =
             allowed.iter().filter_map(|(_, request)| Some((*request, request.answer()?))).collect();
         let mut parts = record(transaction, &answers).await?.into_iter();
-        check_passed(transaction, allowed.iter().map(|(_, request)| *request)).await?;
         move_lanes(transaction, &lanes, self.lease).await?;
         let closings: Vec<(&WriteRequest, &PassClosing)> =
             allowed.iter().filter_map(|(_, request)| Some((*request, request.closing()?))).collect();

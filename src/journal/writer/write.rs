@@ -207,9 +207,43 @@ impl WriteRequest {
         advance.filter(|_| self.pass.unwritten.reason().is_none())
     }
 
+    /// The batch whose final answer this is, if it is one: all its rows are done, or parts have taken its place.
+    fn final_answer(&self) -> Option<i64> {
+        match &self.writing {
+            JournalWrite::Answer(answer) => {
+                let is_final =
+                    answer.answered.status == "accepted" || !matches!(answer.consequence, Consequence::None);
+                is_final.then_some(answer.answered.batch_id)
+            }
+            JournalWrite::Emptying(emptying) => Some(emptying.batch_id),
+            JournalWrite::Announcement(_)
+            | JournalWrite::Repetition(_)
+            | JournalWrite::Recovery
+            | JournalWrite::UnknownRun(_)
+            | JournalWrite::PassClosing(_) => None,
+        }
+    }
+
+    /// Returns the batches whose answers must still be recorded when this is written. The end of a pass relies on all
+    /// answers of the pass, which is checked when it is closed.
+    pub fn relies_on(&self) -> Vec<i64> {
+        if self.closing().is_some() { Vec::new() } else { self.pass.answered.ids() }
+    }
+
+    /// Notes that a transaction with this request has committed: what is written next relies on the final answers of
+    /// that transaction, and no longer on those before. Call it for all requests of a transaction before the replies.
+    pub fn supersedes_answers(&self, written: Written) {
+        if self.final_answer().is_some() && written != Written::TooManyRejections {
+            self.pass.answered.change(Vec::clear);
+        }
+    }
+
     /// Replies to the caller. After an announcement or an answer that could not be written, later writes of the pass are
     /// refused accordingly.
     pub fn reply_with(self, outcome: Result<Written, JournalError>) {
+        if let (Ok(Written::Batch(_) | Written::Parts(_)), Some(batch_id)) = (&outcome, self.final_answer()) {
+            self.pass.answered.change(|answered| answered.push(batch_id));
+        }
         let outcome = outcome.map_err(|problem| match self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.by(problem),
             JournalWrite::Answer(_) | JournalWrite::Emptying(_) => self.pass.unwritten.by(problem),

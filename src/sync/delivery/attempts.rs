@@ -244,7 +244,7 @@ impl Delivery {
             let submitted = journal.settle(context, task.batch_id, &task.batch, result, (advance, resolves));
             // The next move of the cursor is submitted after this move, so it is written after this move or not at
             // all.
-            window.part_done(task.root, task.batch_id);
+            window.part_done(task.root);
             self.has_set_aside.fetch_or(!task.batch.invalid.is_empty(), Ordering::Relaxed);
             // The closing of the pass is submitted right after the last answer, so that one commit writes both. If the
             // answer is not written, the pass is not closed.

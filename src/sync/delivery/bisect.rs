@@ -272,7 +272,7 @@ impl Delivery {
             let outcome = outcome.too_many(rejections_max);
             return Err(self.stop(task, outcome, result, None).await);
         }
-        window.part_done(task.root, task.batch_id);
+        window.part_done(task.root);
         drop(window);
         self.has_set_aside.store(true, Ordering::Relaxed);
         self.report(|report| report.count_set_aside(&task.batch));

@@ -13,21 +13,12 @@ pub(super) struct InFlight {
     pub(super) cursor: Option<Cursor>,
     /// The number of the first root.
     first: usize,
-    roots: VecDeque<Root>,
+    /// For each root: where it ends, and the number of its unprocessed parts.
+    roots: VecDeque<(Cursor, usize)>,
     /// All rows are read, so no root is added.
     is_all_read: bool,
     /// The submitted write that closes the pass.
     pub(super) closing: Option<PendingWrite>,
-}
-
-/// A batch after the cursor, with its parts.
-struct Root {
-    /// Where it ends.
-    last: Cursor,
-    /// The number of its unprocessed parts.
-    parts: usize,
-    /// Its parts that were processed under this lease.
-    processed: Vec<i64>,
 }
 
 /// The most roots in the window. One batch may take long while later ones are sent; when the window is full, reading
@@ -41,7 +32,7 @@ impl InFlight {
     }
 
     pub(super) fn push(&mut self, last: Cursor, parts: usize) -> usize {
-        self.roots.push_back(Root { last, parts, processed: Vec::new() });
+        self.roots.push_back((last, parts));
         self.first + self.roots.len() - 1
     }
 
@@ -60,26 +51,23 @@ impl InFlight {
     }
 
     pub(super) fn add_part(&mut self, root: usize) {
-        self.roots[root - self.first].parts += 1;
+        self.roots[root - self.first].1 += 1;
     }
 
     /// Returns how far the cursor moves when one part of this root is processed: over all processed roots at the front.
     pub(super) fn advance_after(&self, root: usize) -> Option<CursorAdvance> {
-        let is_done = |(index, of): &(usize, &Root)| of.parts - usize::from(self.first + index == root) == 0;
-        let passed = || self.roots.iter().enumerate().take_while(is_done).map(|(_, root)| root);
-        let last = passed().last()?.last.clone();
-        let passed = passed().flat_map(|root| root.processed.iter().copied()).collect();
-        Some(CursorAdvance { before: self.cursor.clone(), last, passed })
+        let is_done = |(index, (_, parts)): &(usize, &(Cursor, usize))| {
+            parts - usize::from(self.first + index == root) == 0
+        };
+        let (_, (last, _)) = self.roots.iter().enumerate().take_while(is_done).last()?;
+        Some(CursorAdvance { before: self.cursor.clone(), last: last.clone() })
     }
 
-    /// Notes that the batch of a root, or a part of it, is processed. Call it after the write was submitted to the
-    /// journal.
-    pub(super) fn part_done(&mut self, root: usize, batch_id: i64) {
-        let of = &mut self.roots[root - self.first];
-        of.parts -= 1;
-        of.processed.push(batch_id);
-        while let Some(done) = self.roots.pop_front_if(|root| root.parts == 0) {
-            self.cursor = Some(done.last);
+    /// Notes that a part is processed. Call it after the write was submitted to the journal.
+    pub(super) fn part_done(&mut self, root: usize) {
+        self.roots[root - self.first].1 -= 1;
+        while self.roots.front().is_some_and(|(_, parts)| *parts == 0) {
+            self.cursor = self.roots.pop_front().map(|(last, _)| last);
             self.first += 1;
         }
     }

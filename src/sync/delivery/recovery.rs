@@ -133,7 +133,7 @@ impl Delivery {
             let advance = window.advance_after(root);
             let emptied = self.worker.journal.emptied(self.context(), leaf.batch_id, advance);
             around(Step::Empty, emptied).await?;
-            window.part_done(root, leaf.batch_id);
+            window.part_done(root);
             return Ok(None);
         };
         if leaf.state.may_have_arrived() && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold {

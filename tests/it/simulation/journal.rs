@@ -204,15 +204,13 @@ fn transact<T>(
     };
     world.log(|| format!("{}: {name}: {}", process.name, if done.is_ok() { "done" } else { "refused" }));
     let is_unknown = world.happens(world.faults.commit_unknown);
-    Ok(if is_unknown { done.map(|_| Err(())) } else { done.map(Ok) }?)
+    if is_unknown { done.map(|_| Err(())) } else { done.map(Ok) }
 }
 
 /// The task that writes what lanes submit.
 async fn write_all(process: Arc<Process>, mut submitted: UnboundedReceiver<WriteRequest>) {
     while let Some(request) = submitted.recv().await {
-        if let Some(reason) = request.is_too_late()
-            && !process.world.is(Sabotage::UnwrittenAnswerIgnored)
-        {
+        if let Some(reason) = request.is_too_late() {
             request.reply_with(Err(reason));
             continue;
         }
@@ -220,6 +218,9 @@ async fn write_all(process: Arc<Process>, mut submitted: UnboundedReceiver<Write
         let name = describe(&request);
         let outcome = transact(&process, &name, |world, state| apply(world, state, &request));
         process.step(0, 5).await;
+        if let Ok(Ok(written)) = &outcome {
+            request.supersedes_answers(*written);
+        }
         request.reply_with(outcome.and_then(|done| done.map_err(|()| broken())));
     }
 }
@@ -255,11 +256,7 @@ pub fn apply(world: &World, state: &mut State, request: &WriteRequest) -> Result
         roots.last().map(|batch| batch.last.clone())
     };
     let position = row.open.as_ref().map(|(id, _)| {
-        let announced = if world.is(Sabotage::GapAllowed) {
-            request.contents().and_then(|record| record.before.clone())
-        } else {
-            announced(*id)
-        };
+        let announced = announced(*id);
         WorkPosition { id: *id, cursor: row.cursor.clone(), announced }
     });
     let mut locked = LockedLane {
@@ -273,6 +270,11 @@ pub fn apply(world: &World, state: &mut State, request: &WriteRequest) -> Result
         locked.owner = Some(request.pass.lease.owner.clone());
         locked.epoch = request.pass.lease.epoch;
     }
+    let is_answered =
+        |id: &i64| state.tables.batches.iter().any(|batch| batch.batch_id == *id && !batch.state().is_open());
+    if !request.relies_on().iter().all(is_answered) && !world.is(Sabotage::LostAnswersIgnored) {
+        return Err(JournalError::LeaseLost);
+    }
     locked.check_lease(request)?;
     if let Some(Answer { consequence: Consequence::SetAside { refused, rejections_max, .. }, .. }) =
         request.answer()
@@ -284,12 +286,6 @@ pub fn apply(world: &World, state: &mut State, request: &WriteRequest) -> Result
         }
     }
     locked.check(request)?;
-    let passed = request.advance().map_or(&[][..], |advance| &advance.passed);
-    let is_open =
-        |id: &i64| state.tables.batches.iter().any(|batch| batch.batch_id == *id && batch.state().is_open());
-    if passed.iter().any(is_open) && !world.is(Sabotage::LostAnswersIgnored) {
-        return Err(JournalError::LeaseLost);
-    }
     let written = apply_to_batches(world, state, request)?;
     let lane = state.tables.lane(&entity_id);
     if let Some(cursor) = locked.moved_to {
@@ -354,7 +350,7 @@ fn apply_to_batches(
         JournalWrite::PassClosing(_) => {
             let pass_id = request.pass.course.pass_id().unwrap_or_default();
             let is_open = tables.of_pass(pass_id).any(|batch| batch.state().is_open());
-            if is_open && !world.is(Sabotage::OpenBatchIgnored) {
+            if is_open {
                 return Err(JournalError::Unfinished(pass_id));
             }
             Ok(Written::Work)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use elven_sync::ledger::{
-    LaneLedger, LedgerError, Mapping, NewRows, Pages, PassRead, ProbeResult, Progress, Read, Row,
+    LaneLedger, LedgerError, Mapping, NewRows, Pages, PassRead, ProbeResult, Progress, Read, Row, Unreadables,
 };
 use elven_sync::watermark::{Cursor, LedgerId, Order, Snapshot, segments_between};
 
@@ -41,7 +41,7 @@ impl ModelLedger {
             target: state.snapshot(),
             system_identifier: CLUSTER,
             entities: entities.into(),
-            unreadable: Default::default(),
+            unreadable: Unreadables::new(),
         }
     }
 }
@@ -174,7 +174,7 @@ impl LaneLedger for ModelLedger {
                 .current
                 .get(&id.parse().unwrap())
                 .filter(|found| entity_name(found.entity) == entity_id);
-            Ok(found.into_iter().map(|version| row(version)).collect())
+            Ok(found.into_iter().map(row).collect())
         }
         .boxed()
     }
@@ -195,9 +195,9 @@ impl LaneLedger for ModelLedger {
 /// A client of the ledger: its transactions write new rows and new versions of old ones, and some are rolled back.
 pub async fn write_rows(world: Arc<World>, entities: usize) {
     while world.has_trouble() {
-        world.pause(10, 6_000).await;
+        world.pause(10, 3_000).await;
         let xid = world.state().begin();
-        for _ in 0..=world.below(6) {
+        for _ in 0..=world.below(5) {
             let mut state = world.state();
             let state: &mut State = &mut state;
             let count = state.versions.iter().map(|version| version.id).max().unwrap_or(0);
@@ -222,7 +222,7 @@ pub async fn write_rows(world: Arc<World>, entities: usize) {
             state.versions.retain(|known| known.xid != xid || known.id != version.id);
             state.versions.push(Version { balance, ..version });
         }
-        world.pause(0, 4_000).await;
+        world.pause(0, 2_000).await;
         let is_kept = world.below(10) > 0;
         world.log(|| {
             format!("ledger: transaction {xid} {}", if is_kept { "commits" } else { "is rolled back" })

@@ -30,9 +30,12 @@ use self::world::{Faults, LEASE, Sabotage, WINDOW, World};
 /// taken apart.
 const RUNS_AFTER_TROUBLE: usize = 16;
 
+const REQUESTS_IN_FLIGHT_MAX: usize = 4;
+
 /// What all simulations share, since it takes long to make.
 struct Common {
-    settings: Settings,
+    /// The settings by the number of requests in flight, less one.
+    settings: [Arc<Settings>; REQUESTS_IN_FLIGHT_MAX],
     client: Client,
     credential: Credential,
     zone: Zone,
@@ -53,9 +56,14 @@ static COMMON: LazyLock<Common> = LazyLock::new(|| {
     settings.retry.attempts = 3;
     settings.retry.initial = Duration::from_millis(50);
     settings.retry.max = Duration::from_secs(2);
-    let client = Client::new(&settings.api_url, Duration::from_secs(2)).unwrap();
-    let credential = settings.credential("default").unwrap();
-    let zone = settings.zones.get("UTC").unwrap();
+    let settings = std::array::from_fn(|index| {
+        let mut settings = settings.clone();
+        settings.sync.requests_in_flight = index + 1;
+        Arc::new(settings)
+    });
+    let client = Client::new(&settings[0].api_url, Duration::from_secs(2)).unwrap();
+    let credential = settings[0].credential("default").unwrap();
+    let zone = settings[0].zones.get("UTC").unwrap();
     Common { settings, client, credential, zone }
 });
 
@@ -85,20 +93,20 @@ impl Simulation {
     }
 
     async fn play(self) -> Outcome {
-        elven_sync::wall_clock::simulate(DateTime::<Utc>::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        elven_sync::wall_clock::simulate(DateTime::<Utc>::UNIX_EPOCH + Duration::from_hours(500_000));
         let begun = Instant::now();
         let world = Arc::new(World::new(self.seed, self.faults, self.sabotage, self.is_traced));
         let entities = usize::try_from(1 + world.below(2)).unwrap();
-        let requests_in_flight = usize::try_from(1 + world.below(4)).unwrap();
+        let requests_in_flight = usize::try_from(1 + world.below(REQUESTS_IN_FLIGHT_MAX as u64)).unwrap();
         let mut players = tokio::task::JoinSet::new();
-        for _ in 0..1 + world.below(3) {
+        for _ in 0..=world.below(2) {
             players.spawn(ledger::write_rows(world.clone(), entities));
         }
-        if world.below(4) == 0 {
+        if world.below(1000) < self.faults.has_failovers {
             world.state().may_fail_over = true;
             players.spawn(fail_over(world.clone()));
         }
-        for number in 0..1 + world.below(2) {
+        for number in 0..=world.below(2) {
             players.spawn(work(world.clone(), number, entities, requests_in_flight));
         }
         while players.join_next().await.is_some() {}
@@ -140,7 +148,7 @@ async fn work(world: Arc<World>, number: u64, entities: usize, requests_in_fligh
         }
         // Nothing of a process that has ended acts any more.
         process.crashed.send_replace(true);
-        world.pause(0, 4_000).await;
+        world.pause(0, 2_000).await;
     }
 }
 
@@ -148,8 +156,7 @@ async fn work(world: Arc<World>, number: u64, entities: usize, requests_in_fligh
 async fn run(process: &Arc<Process>, entities: usize, requests_in_flight: usize) {
     let world = &process.world;
     let common = &*COMMON;
-    let mut settings = common.settings.clone();
-    settings.sync.requests_in_flight = requests_in_flight;
+    let settings = common.settings[requests_in_flight - 1].clone();
     let journal = Arc::new(ModelJournal::start(process));
     let ledger = Arc::new(ModelLedger::new(process.clone()));
     let worker = LaneWorker::new(settings, journal, ledger.clone(), process.stop.subscribe());
@@ -222,17 +229,28 @@ fn seeds() -> std::ops::Range<u64> {
     }
 }
 
-fn fail(seed: u64, why: &str, sabotage: Option<Sabotage>) -> ! {
-    let again = Simulation { seed, faults: Faults::ALL, sabotage, is_traced: true }.run();
+/// The faults: `ELVEN_SIMULATION_FAULTS=many` makes what is rare more frequent.
+fn faults() -> Faults {
+    if std::env::var("ELVEN_SIMULATION_FAULTS").is_ok_and(|text| text == "many") {
+        Faults::MANY
+    } else {
+        Faults::ALL
+    }
+}
+
+fn fail(seed: u64, why: &str, faults: Faults) -> ! {
+    let again = Simulation { seed, faults, sabotage: None, is_traced: true }.run();
     let events = again.events;
-    let from = events.len().saturating_sub(60);
+    let lines = std::env::var("ELVEN_SIMULATION_LINES").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let from = events.len().saturating_sub(lines);
     panic!("seed {seed}: {why}\n{}\nagain: {:?}", events[from..].join("\n"), again.failure);
 }
 
 #[test]
 fn lanes_keep_every_invariant_under_faults() {
-    if let Some((seed, why)) = simulate(seeds(), Faults::ALL, None) {
-        fail(seed, &why, None);
+    let faults = faults();
+    if let Some((seed, why)) = simulate(seeds(), faults, None) {
+        fail(seed, &why, faults);
     }
 }
 
@@ -240,17 +258,20 @@ fn lanes_keep_every_invariant_under_faults() {
 fn a_seed_gives_the_same_history_twice() {
     for seed in 0..50 {
         let once = Simulation { seed, faults: Faults::ALL, sabotage: None, is_traced: true };
-        let (one, other) = (once.run(), once.run());
-        assert_eq!((one.events, one.ended_at), (other.events, other.ended_at), "seed {seed}");
+        let (first, second) = (once.run(), once.run());
+        assert_eq!((first.events, first.ended_at), (second.events, second.ended_at), "seed {seed}");
     }
 }
 
 /// Each of these breaks a fence or a rule on purpose. A simulation that does not see it proves nothing.
 #[test]
 fn each_sabotage_is_found() {
+    let found = |sabotage: Sabotage| simulate(0..1_000, Faults::MANY, Some(sabotage));
     let missed: Vec<Sabotage> = Sabotage::ALL
         .into_iter()
-        .filter(|sabotage| simulate(0..500, Faults::ALL, Some(*sabotage)).is_none())
+        .filter(|sabotage| {
+            found(*sabotage).inspect(|(seed, why)| eprintln!("{sabotage:?}: {seed}: {why}")).is_none()
+        })
         .collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }

@@ -14,6 +14,8 @@ use super::journal::Tables;
 /// How often what goes wrong, in parts of 1,000 of the requests, writes or runs that it may happen to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
+    /// For how many seconds they happen.
+    pub seconds: u64,
     pub answer_lost: u64,
     pub delivered_late: u64,
     pub not_sent: u64,
@@ -25,11 +27,14 @@ pub struct Faults {
     pub crash: u64,
     pub freeze: u64,
     pub shutdown: u64,
+    /// Whether the server fails over in a simulation at all.
+    pub has_failovers: u64,
     pub failover: u64,
 }
 
 impl Faults {
     pub const ALL: Self = Self {
+        seconds: 9,
         answer_lost: 60,
         delivered_late: 60,
         not_sent: 30,
@@ -41,7 +46,21 @@ impl Faults {
         crash: 250,
         freeze: 100,
         shutdown: 100,
+        has_failovers: 250,
         failover: 300,
+    };
+
+    /// More of what is rare, for longer.
+    pub const MANY: Self = Self {
+        seconds: 30,
+        delivered_late: 250,
+        crash: 500,
+        write_fails: 20,
+        commit_unknown: 20,
+        freeze: 300,
+        has_failovers: 600,
+        failover: 900,
+        ..Self::ALL
     };
 }
 
@@ -56,14 +75,8 @@ pub enum Sabotage {
     FenceForgotten,
     /// The API accepts signatures of any age.
     SignaturesNeverExpire,
-    /// A pass is closed although a batch is open.
-    OpenBatchIgnored,
     /// Recovery does not find the batch with an unknown outcome.
     UnknownBatchForgotten,
-    /// An answer that could not be written does not keep the cursor from moving.
-    UnwrittenAnswerIgnored,
-    /// A batch is recorded although the one before it is not.
-    GapAllowed,
     /// A page of the ledger ends early.
     RowSkipped,
     /// The target of a pass contains a transaction that has not ended.
@@ -77,15 +90,12 @@ pub enum Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 10] = [
         Self::LeaseNotChecked,
         Self::TakeoverTooEarly,
         Self::FenceForgotten,
         Self::SignaturesNeverExpire,
-        Self::OpenBatchIgnored,
         Self::UnknownBatchForgotten,
-        Self::UnwrittenAnswerIgnored,
-        Self::GapAllowed,
         Self::RowSkipped,
         Self::TargetTooNew,
         Self::ProbeAlwaysGood,
@@ -195,8 +205,6 @@ pub struct World {
 /// The window in which the API accepts a signature.
 pub const WINDOW: Duration = Duration::from_secs(3);
 pub const LEASE: Duration = Duration::from_secs(2);
-/// How long things go wrong.
-const TROUBLE: Duration = Duration::from_secs(20);
 
 impl World {
     pub fn new(seed: u64, faults: Faults, sabotage: Option<Sabotage>, is_traced: bool) -> Self {
@@ -204,7 +212,7 @@ impl World {
             state: Mutex::new(State { next_xid: 100, ..State::default() }),
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
             begun: Instant::now(),
-            faults_end: Instant::now() + TROUBLE,
+            faults_end: Instant::now() + Duration::from_secs(faults.seconds),
             faults,
             sabotage,
             trace: is_traced.then(Mutex::default),

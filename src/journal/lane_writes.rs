@@ -1,0 +1,206 @@
+//! What a lane records of its batches: each is announced before it is sent, and its answer is recorded together with the
+//! move of the cursor.
+
+use super::batch_record::{AnsweredBatch, BatchRecord};
+use super::counters::Done;
+use super::writer::{Answer, Consequence, Emptying, JournalWrite, PassClosing, Repetition, Written};
+use super::{
+    AttemptResult, Counters, CursorAdvance, JournalError, LaneStore, PendingWrite, Problem, RecordedBatch,
+    WorkContext, invalid,
+};
+use crate::batch::Batch;
+use crate::watermark::Cursor;
+
+impl dyn LaneStore + '_ {
+    /// Returns the batches of an open pass or backfill after its cursor, and those before the cursor that have no
+    /// answer, in the order in which they were announced. A part comes after the batch of which it is a part.
+    ///
+    /// A batch that was being sent when its worker stopped gets the status `unknown` here.
+    pub async fn recorded(&self, context: WorkContext<'_>) -> Result<Vec<RecordedBatch>, JournalError> {
+        self.write(context, JournalWrite::Recovery).written().await?;
+        self.batches(context.pass).await
+    }
+
+    /// Submits a batch that is about to be sent. When that is written, the lease was checked.
+    pub fn announce(&self, context: WorkContext<'_>, batch: &Batch) -> PendingWrite {
+        self.write(context, JournalWrite::Announcement(batch.into()))
+    }
+
+    /// Records that a recorded batch is about to be sent again, and thereby checks the lease. `lost`: the outcome of an
+    /// earlier attempt is unknown.
+    pub async fn announce_again(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        lost: bool,
+    ) -> Result<(), JournalError> {
+        let repetition = Repetition { batch_id, record: batch.into(), lost };
+        self.write(context, JournalWrite::Repetition(repetition.into())).written().await.map(drop)
+    }
+
+    /// Records a batch of which nothing is left to send, because its rows are gone or have newer versions.
+    pub async fn emptied(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        advance: Option<CursorAdvance>,
+    ) -> Result<(), JournalError> {
+        let emptying = Emptying { batch_id, advance };
+        self.write(context, JournalWrite::Emptying(emptying)).written().await.map(drop)
+    }
+
+    /// Submits that a batch was accepted: batch, cursor, counters and the rows set aside, in one transaction.
+    /// `resolves`: rows of the entity are set aside, and the batch may have newer versions of them, which resolve their
+    /// errors.
+    pub fn settle(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        result: AttemptResult,
+        (advance, resolves): (Option<CursorAdvance>, bool),
+    ) -> PendingWrite {
+        let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
+        // Only the rows that were uploaded resolve errors. Superseded rows do not: the row that supersedes them may
+        // still be refused.
+        let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
+        let ids = || uploaded.map(|row| row.id.to_string()).collect();
+        let answer = Answer {
+            answered: AnsweredBatch::new(context, (batch_id, batch), "accepted", result),
+            advance,
+            counted: Counters::of(batch, result, done),
+            problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
+            resolves: if resolves { ids() } else { Vec::new() },
+            rewritten: (!result.sent).then(|| batch.into()),
+            consequence: Consequence::None,
+        };
+        self.write(context, JournalWrite::Answer(answer.into()))
+    }
+
+    /// Submits an answer that is not final: this run or a later one sends the batch again.
+    ///
+    /// `status` is `unknown` if the batch may have arrived, otherwise `rejected`. A batch that was ever unknown stays
+    /// unknown, because an earlier attempt may have arrived.
+    pub fn answered(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        status: &'static str,
+        result: AttemptResult,
+        error: &str,
+    ) -> PendingWrite {
+        let answered = AnsweredBatch::new(context, (batch_id, batch), status, result).because(Some(error));
+        self.submit_without_rows(context, batch, answered)
+    }
+
+    /// Submits that an announced batch is not sent now. It does not count as an attempt.
+    pub fn withdraw(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        why: &str,
+    ) -> PendingWrite {
+        let no_attempt = AttemptResult::default();
+        let answered =
+            AnsweredBatch::new(context, (batch_id, batch), "rejected", no_attempt).because(Some(why));
+        self.submit_without_rows(context, batch, answered.withdrawn())
+    }
+
+    /// Submits an answer that does not change the state of any row.
+    fn submit_without_rows(
+        &self,
+        context: WorkContext<'_>,
+        batch: &Batch,
+        answered: AnsweredBatch,
+    ) -> PendingWrite {
+        let done = Done { uploaded: 0, rejected: 0, of: None };
+        let answer = Answer {
+            advance: None,
+            counted: Counters::of(batch, answered.result, done),
+            problems: Vec::new(),
+            resolves: Vec::new(),
+            rewritten: None,
+            consequence: Consequence::None,
+            answered,
+        };
+        self.write(context, JournalWrite::Answer(answer.into()))
+    }
+
+    /// Records that the outcome of a batch is unknown at the end of a run.
+    pub async fn count_unknown_run(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+    ) -> Result<(), JournalError> {
+        self.write(context, JournalWrite::UnknownRun(batch_id)).written().await.map(drop)
+    }
+
+    /// Replaces a batch by its parts. `ambiguous`: the API may have imported their rows.
+    pub async fn split(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        parts: &[Batch; 2],
+        result: AttemptResult,
+        (error, ambiguous): (&str, bool),
+    ) -> Result<[i64; 2], JournalError> {
+        let parts = Box::new([BatchRecord::from(&parts[0]), BatchRecord::from(&parts[1])]);
+        let answer = Answer {
+            answered: AnsweredBatch::new(context, (batch_id, batch), "split", result).because(Some(error)),
+            advance: None,
+            counted: Counters::of(batch, result, Done { uploaded: 0, rejected: 0, of: None }),
+            problems: Vec::new(),
+            resolves: Vec::new(),
+            rewritten: None,
+            consequence: Consequence::Parts { parts, ambiguous },
+        };
+        match self.write(context, JournalWrite::Answer(answer.into())).outcome().await? {
+            Written::Parts(parts) => Ok(parts),
+            other => Err(sqlx::Error::Protocol(format!("a split was written as {other:?}")).into()),
+        }
+    }
+
+    /// Sets aside the records and the invalid rows of a refused batch, and moves the cursor past them. Returns `false`,
+    /// and records nothing, if the entity would have more than `rejections_max` rows that the API refused.
+    pub async fn set_aside(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        (refused, rejections_max): (&[Problem], usize),
+        result: AttemptResult,
+        advance: Option<CursorAdvance>,
+    ) -> Result<bool, JournalError> {
+        let mut problems: Vec<Problem> =
+            batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
+        problems.extend(refused.iter().cloned());
+        let error = refused.first().map(|problem| problem.message.as_str());
+        let done = Done { uploaded: 0, rejected: problems.len(), of: Some(batch) };
+        let consequence = Consequence::SetAside {
+            rejected_ids: batch.ids_not_superseded(),
+            refused: refused.iter().filter_map(|problem| problem.ledger_id.clone()).collect(),
+            rejections_max,
+        };
+        let answer = Answer {
+            answered: AnsweredBatch::new(context, (batch_id, batch), "rejected", result).because(error),
+            advance,
+            counted: Counters::of(batch, result, done),
+            problems,
+            resolves: Vec::new(),
+            rewritten: None,
+            consequence,
+        };
+        let written = self.write(context, JournalWrite::Answer(answer.into())).outcome().await?;
+        Ok(written != Written::TooManyRejections)
+    }
+
+    /// Submits the closing of a pass whose last batch ends at `last`: its target becomes the watermark. With `ends`
+    /// the same transaction also records that the entity is up to date, as [`Journal::lane_succeeded`] does.
+    pub fn close_pass(&self, context: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
+        self.write(context, JournalWrite::PassClosing(PassClosing { last, ends }))
+    }
+}
