@@ -25,6 +25,7 @@ use self::journal::ModelJournal;
 use self::ledger::{ModelLedger, entity_name};
 use self::process::Process;
 use self::world::{Faults, LEASE, Sabotage, WINDOW, World};
+use crate::support::variable;
 
 /// The runs after the trouble, by which everything has to be done: a batch may stay unknown in three runs, and is then
 /// taken apart.
@@ -222,28 +223,24 @@ fn simulate(
 
 /// The seeds: `ELVEN_SIMULATION_SEEDS` says how many, and `ELVEN_SIMULATION_SEED` names a single one.
 fn seeds() -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| variable(name).map(|number| u64::try_from(number).unwrap());
     match number("ELVEN_SIMULATION_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("ELVEN_SIMULATION_SEEDS").unwrap_or(10_000),
     }
 }
 
-/// The faults: `ELVEN_SIMULATION_FAULTS=many` makes what is rare more frequent.
+/// The faults: `ELVEN_SIMULATION_MANY=1` makes what is rare more frequent.
 fn faults() -> Faults {
-    if std::env::var("ELVEN_SIMULATION_FAULTS").is_ok_and(|text| text == "many") {
-        Faults::MANY
-    } else {
-        Faults::ALL
-    }
+    if variable("ELVEN_SIMULATION_MANY") == Some(1) { Faults::MANY } else { Faults::ALL }
 }
 
+/// Runs a seed that failed again, and shows what happened up to the failure.
 fn fail(seed: u64, why: &str, faults: Faults) -> ! {
     let again = Simulation { seed, faults, sabotage: None, is_traced: true }.run();
-    let events = again.events;
-    let lines = std::env::var("ELVEN_SIMULATION_LINES").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
-    let from = events.len().saturating_sub(lines);
-    panic!("seed {seed}: {why}\n{}\nagain: {:?}", events[from..].join("\n"), again.failure);
+    let lines = usize::try_from(variable("ELVEN_SIMULATION_LINES").unwrap_or(60)).unwrap();
+    let from = again.events.len().saturating_sub(lines);
+    panic!("seed {seed}: {why}\n{}\nagain: {:?}", again.events[from..].join("\n"), again.failure);
 }
 
 #[test]
