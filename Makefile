@@ -34,12 +34,12 @@ soak: ## crashes, freezes, faults and restarts under load for some minutes (ELVE
 	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off scripts/with-postgres \
 		$(CARGO) test --locked --test it -- --ignored --nocapture soak $(ARGS)
 
-# The connector is measured as it is shipped; what an example is built with has fault points besides.
 simulate: ## lanes against models, under faults that a seed decides (SEEDS=1000000 SEED=7 MANY=1 LINES=200)
 	ELVEN_SIMULATION_SEEDS=$(or $(SEEDS),10000) ELVEN_SIMULATION_MANY=$(or $(MANY),0) \
 		ELVEN_SIMULATION_LINES=$(or $(LINES),60) $(if $(SEED),ELVEN_SIMULATION_SEED=$(SEED)) \
 		$(CARGO) test --locked --test it -- simulation::lanes
 
+# The connector is measured as it is shipped; what an example is built with has fault points besides.
 bench: ## speed, cost and memory beside the limits of database and wire (ARGS="--only upload,idle --runs 5", ARGS=--help)
 	$(CARGO) build --release --quiet --locked
 	scripts/with-postgres $(CARGO) run --release --quiet --locked --example bench -- $(ARGS)
