@@ -42,6 +42,31 @@ struct Lost {
     rows: HashMap<u64, (u64, Instant), FixedState>,
 }
 
+impl Lost {
+    /// Until `until`, only these rows are sent for the keys of a batch.
+    fn close_for(&mut self, batch: &Batch, until: Instant, now: Instant) {
+        self.rows.retain(|_, (_, until)| *until > now);
+        for (key, row) in batch.keyed_rows() {
+            let row = hash_of(row);
+            let (of, ends) = self.rows.entry(key).or_insert((row, until));
+            // No other row is sent for the key before the fence of this row ends.
+            (*of, *ends) = (row, until.max(*ends));
+        }
+        self.until = self.until.max(Some(until));
+    }
+
+    /// Returns how long an attempt may still arrive that sent another row for a key of this batch.
+    fn left(&self, batch: &Batch, now: Instant) -> Option<Duration> {
+        // Without a recent loss there is nothing to compare.
+        self.until.filter(|until| *until > now)?;
+        let fenced = batch.keyed_rows().filter_map(|(key, row)| {
+            self.rows.get(&key).filter(|(sent, _)| *sent != hash_of(row)).map(|(_, until)| *until)
+        });
+        let left = fenced.max()?.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+}
+
 impl Fence {
     /// Returns the fence of a lane; `lane`: how long attempts of earlier leases may still arrive.
     pub fn new(signature_window: Duration, lane: Option<Duration>) -> Self {
@@ -68,16 +93,7 @@ impl Fence {
     }
 
     fn close_for(&self, batch: &Batch, until: Instant) {
-        let now = Instant::now();
-        let mut lost = self.lost_ones();
-        lost.rows.retain(|_, (_, until)| *until > now);
-        for (key, row) in batch.keyed_rows() {
-            let row = hash_of(row);
-            let (of, ends) = lost.rows.entry(key).or_insert((row, until));
-            // No other row is sent for the key before the fence of this row ends.
-            (*of, *ends) = (row, until.max(*ends));
-        }
-        lost.until = lost.until.max(Some(until));
+        self.lost_ones().close_for(batch, until, Instant::now());
     }
 
     /// Returns how long an attempt of an earlier lease may still arrive. Until then only its batch may be sent.
@@ -87,13 +103,7 @@ impl Fence {
 
     /// Returns how long an attempt of this lease may still arrive that sent another row for a key of this batch.
     pub fn of_keys(&self, batch: &Batch) -> Option<Duration> {
-        let lost = self.lost_ones();
-        // Without a recent loss there is nothing to compare.
-        lost.until.and_then(left)?;
-        let fenced = batch.keyed_rows().filter_map(|(key, row)| {
-            lost.rows.get(&key).filter(|(sent, _)| *sent != hash_of(row)).map(|(_, until)| *until)
-        });
-        fenced.max().and_then(left)
+        self.lost_ones().left(batch, Instant::now())
     }
 
     /// Returns how long this batch, which was never sent, has to wait.
@@ -131,5 +141,40 @@ mod tests {
         let fence = Fence::new(Duration::ZERO, Some(Duration::from_secs(5)));
         assert!(fence.of_lane().is_some_and(|left| left > Duration::from_secs(4)));
         assert_eq!(fence.seconds_left(), None, "the fence of earlier leases is not recorded again");
+    }
+
+    /// A batch of one row, with a key by its account.
+    fn batch(account: &str, id: i64, xid: u64) -> Batch {
+        let balance: Vec<u8> = [1_i16, 0, 0, 0, 5].iter().flat_map(|part| part.to_be_bytes()).collect();
+        let id = crate::watermark::LedgerId::Number(id);
+        let row = Row::new(xid, id, Some(account), Some("BTC"), Some(0), Some(&balance));
+        Batch::build(None, vec![row], &crate::align::Zone::utc())
+    }
+
+    #[test]
+    fn only_the_same_rows_are_sent_for_the_keys_of_a_lost_attempt() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let mut lost = Lost::default();
+        lost.close_for(&batch("a", 1, 10), now + 5 * second, now);
+        for (account, id, xid, expected) in [
+            ("a", 1, 10, None),
+            ("a", 1, 11, Some(5 * second)),
+            ("a", 2, 10, Some(5 * second)),
+            ("b", 2, 10, None),
+        ] {
+            assert_eq!(lost.left(&batch(account, id, xid), now), expected, "{account} {id} {xid}");
+        }
+        let newer = batch("a", 1, 11);
+        assert_eq!(lost.left(&newer, now + 4 * second), Some(second));
+        assert_eq!(lost.left(&newer, now + 5 * second), None);
+    }
+
+    #[test]
+    fn a_fence_is_never_shortened() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let mut lost = Lost::default();
+        lost.close_for(&batch("a", 1, 10), now + 5 * second, now);
+        lost.close_for(&batch("a", 1, 11), now + 2 * second, now);
+        assert_eq!(lost.left(&batch("a", 1, 12), now), Some(5 * second));
     }
 }

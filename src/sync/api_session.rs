@@ -9,8 +9,9 @@ use futures_util::FutureExt;
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
+use super::decisions::policy::{SKEW_MIN, Taken};
+use super::decisions::proof::{Unproven, of_probe};
 use super::log;
-use super::policy::{SKEW_MIN, Taken};
 use crate::config::{Credential, Settings};
 use crate::elven::{Answer, Client, ResponseClass, Signed, classify};
 
@@ -330,40 +331,14 @@ impl ApiSession {
             // The connection is open by now.
             answer = probe().await?;
         }
-        let status = match &answer {
-            Answer::Response { status: 200..300, envelope, .. } if envelope.is_list => {
-                self.state().proven = true;
-                return Ok(());
-            }
-            Answer::Response { status, .. } => Some(i32::from(*status)),
-            Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => None,
-        };
-        Err(match self.classify(&answer) {
-            verdict @ (ResponseClass::Throttled(_) | ResponseClass::NotSent(_)) => {
-                Unproven::Later(verdict, status)
-            }
-            verdict @ ResponseClass::Unknown(_) if status.is_none_or(|status| status >= 500) => {
-                Unproven::Later(verdict, status)
-            }
-            _ if let Some(status) = status.and_then(|status| u16::try_from(status).ok())
-                && (400..500).contains(&status) =>
-            {
-                self.state().no_list = Some(status);
-                Unproven::NoList(status)
-            }
-            _ => Unproven::Otherwise(status.map_or_else(String::new, |status| format!("HTTP {status}"))),
-        })
+        let proven = of_probe(&answer, self.classify(&answer));
+        match &proven {
+            Ok(()) => self.state().proven = true,
+            Err(Unproven::NoList(status)) => self.state().no_list = Some(*status),
+            Err(Unproven::Later(..) | Unproven::Otherwise(_)) => {}
+        }
+        proven
     }
-}
-
-/// Why the credential and the endpoint are not known to be good.
-pub(super) enum Unproven {
-    /// The probe failed for now: its answer, and the HTTP status.
-    Later(ResponseClass, Option<i32>),
-    /// The probe was answered with this 4xx status: the key may be permitted to import only.
-    NoList(u16),
-    /// The probe was answered in another way than is documented.
-    Otherwise(String),
 }
 
 #[cfg(test)]

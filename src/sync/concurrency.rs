@@ -10,13 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::decisions::admission::under_way_max;
 use crate::config::SyncSettings;
-
-/// The most batches of a lane that are recorded as being sent: 2n - 1 for n requests in flight, so that the network
-/// does not wait for the journal. It is not more, because a crash leaves the outcome of each unknown.
-pub(super) const fn under_way_max(requests_in_flight: usize) -> usize {
-    requests_in_flight.saturating_mul(2).saturating_sub(1)
-}
 
 /// A semaphore with this many permits, or with the most that there can be.
 pub(super) fn semaphore(number: usize) -> Arc<Semaphore> {

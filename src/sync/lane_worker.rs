@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::api_session::ApiSession;
 use super::concurrency::ConcurrencyLimits;
+use super::decisions::sharing;
 use super::progress::Progress as RowsDone;
 use super::proving::CredentialProof;
 use crate::align::Zone;
@@ -84,7 +85,12 @@ impl LaneWorker {
     }
 
     pub(super) fn renewed_every(&self) -> Duration {
-        (self.settings.sync.lease / 3).max(Duration::from_millis(50))
+        sharing::renewed_every(self.settings.sync.lease)
+    }
+
+    /// The longest slice of a backfill or a retry.
+    pub(super) fn slice_max(&self) -> Duration {
+        sharing::slice_max(self.settings.sync.lease)
     }
 
     /// Waits for a future. `None`: a signal came first.

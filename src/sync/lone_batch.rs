@@ -2,11 +2,11 @@
 
 use super::RunError;
 use super::api_session::ApiSession;
+use super::decisions::policy::{Attempt, Decision, decide};
 use super::delivery::attempt_result;
 use super::lane_worker::LaneWorker;
 use super::log::{self};
 use super::messages::{self};
-use super::policy::{Attempt, Decision, decide};
 use super::remedies::SignatureRemedies;
 use super::signing::{Sent, Unsigned};
 use crate::batch::Batch;

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::sync::{Mutex, OnceCell, OwnedMutexGuard};
 
-/// The most requests that a run sends for an entity after a batch was refused, as long as nothing is accepted.
-const REQUESTS_MAX: u32 = 20;
+use super::decisions::proof::allows_more;
 
 /// The permit to send parts that prove the credential. An entity has one.
 pub(super) type Permit = Arc<OwnedMutexGuard<()>>;
@@ -52,9 +51,9 @@ impl CredentialProof {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether one more part may be sent. One request is reserved for a record that was accepted before.
+    /// Whether one more part may be sent.
     pub(super) fn allows_more(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) + 1 < REQUESTS_MAX
+        allows_more(self.requests.load(Ordering::Relaxed))
     }
 
     /// Waits for the permit to send parts that prove the credential.

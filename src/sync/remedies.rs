@@ -5,7 +5,7 @@
 use chrono::TimeDelta;
 
 use super::api_session::ApiSession;
-use super::policy::{Decision, Possible, Taken};
+use super::decisions::policy::{Decision, Possible, Taken};
 use super::signing::SignedBy;
 use crate::config::{Credential, Settings};
 use crate::elven::{ResponseClass, is_older_than};

@@ -396,3 +396,18 @@ fn layer_checks_find_cycles_and_upward_uses() {
     let upward = Program::read(files).upward();
     assert_eq!(upward, ["elven uses database", "ledger uses journal", "other uses ledger"]);
 }
+
+/// They are tested without a database, and the simulation runs them.
+#[test]
+fn decisions_reach_no_clock_database_or_network() {
+    let mut files = 0;
+    for entry in fs::read_dir("src/sync/decisions").unwrap() {
+        let path = entry.unwrap().path();
+        let code = code_of(&fs::read_to_string(&path).unwrap());
+        for effect in ["async", "await", "::now()", "elapsed()", "database", "tracing", "fastrand", "Mutex"] {
+            assert!(!code.contains(effect), "{} uses {effect}", path.display());
+        }
+        files += 1;
+    }
+    assert!(files >= 7, "{files}");
+}

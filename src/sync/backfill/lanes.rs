@@ -6,7 +6,7 @@ use super::super::delivery::{Delivery, DeliveryOptions};
 use super::super::lane::exit::LaneExit;
 use super::super::lane::lane_run::LaneRun;
 use super::super::lane::lease_wait::LEASE_POLL;
-use super::super::lane_worker::{LaneWorker, Target};
+use super::super::lane_worker::Target;
 use super::super::log::lane_span;
 use super::super::run::collect;
 use super::super::{Ended, EntityReport, RunError, Worker};
@@ -16,11 +16,7 @@ use crate::journal::{BackfillLane, BackfillPosition, Lane, Lease, OpenWork, Take
 use crate::ledger::Range;
 use crate::watermark::Cursor;
 use std::sync::Arc;
-use std::time::Duration;
 use tracing::Instrument;
-
-/// The longest slice of a backfill. A slice also ends after a third of the lease.
-const SLICE_MAX: Duration = Duration::from_secs(2);
 
 impl Worker {
     /// Works on all lanes. The concurrency limits decide how many work at once.
@@ -153,12 +149,5 @@ impl Worker {
         around(Step::FinishLane, around(Step::ReleaseLease, finished)).await?;
         tracing::info!(backfill_id, "range finished");
         Ok(())
-    }
-}
-
-impl LaneWorker {
-    /// The longest slice of a backfill or a retry.
-    pub(in crate::sync) fn slice_max(&self) -> Duration {
-        SLICE_MAX.min(self.settings.sync.lease / 3)
     }
 }

@@ -1,5 +1,6 @@
 //! Attempts: a batch is sent until an answer to it is final, and each answer is recorded.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,11 +9,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::super::decisions::policy::{Attempt, Decision, decide};
 use super::super::lane::exit::{LaneExit, later};
 use super::super::log::{self, batch_span};
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
-use super::super::policy::{Attempt, Decision, decide};
 use super::super::remedies::SignatureRemedies;
 use super::super::signing::Sent;
 use super::Delivery;
@@ -249,7 +250,8 @@ impl Delivery {
             // The closing of the pass is submitted right after the last answer, so that one commit writes both. If the
             // answer is not written, the pass is not closed.
             if window.is_through() && self.pass.course.pass_id().is_some() {
-                window.closing = Some(self.submit_closing(&window));
+                let closing = self.submit_closing(&window);
+                *self.closing.lock().unwrap_or_else(PoisonError::into_inner) = Some(closing);
             }
             submitted
         };

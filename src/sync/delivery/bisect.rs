@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use tracing::Instrument;
 
-use super::super::api_session::Unproven;
+use super::super::decisions::proof::Unproven;
+use super::super::decisions::refusal::{AfterRefusal, Proof, Refused, after_refusal};
 use super::super::lane::exit::LaneExit;
 use super::super::log::batch_span;
 use super::super::messages;
@@ -18,14 +19,6 @@ use crate::elven::ResponseClass;
 use crate::fault_point::{Step, around};
 use crate::journal::{AttemptResult, Problem};
 
-/// Whether records may be set aside.
-enum Proof {
-    /// Records may be set aside: the credential and the endpoint are good.
-    Good,
-    /// The probe returned no list: parts are sent one at a time to prove the credential.
-    ByParts(Turn),
-}
-
 impl Delivery {
     /// Splits a refused batch, and returns the halves. A record that was sent alone is set aside instead.
     pub(super) async fn bisect(
@@ -34,33 +27,34 @@ impl Delivery {
         verdict: &ResponseClass,
     ) -> Result<Vec<BatchTask>, LaneExit> {
         let halves = answered.task.batch.split_in_half();
-        if *verdict == ResponseClass::TooLarge {
+        let is_too_large = *verdict == ResponseClass::TooLarge;
+        let mut set_aside = 0;
+        if is_too_large {
             self.session.too_large(answered.task.batch.body.len());
         } else {
-            let open = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
-            if open >= self.worker.settings.sync.max_rejections {
-                let Answered { task, outcome, result } = answered;
-                return Err(self.stop(&task, outcome.too_many(open), result, None).await);
-            }
+            set_aside = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
         }
-        // With a revoked key or a changed API everything is refused; then no record may be set aside. A batch whose
-        // body is too large is split without a proof, but no record is set aside without one.
+        let set_aside_max = self.worker.settings.sync.max_rejections;
+        let mut refused =
+            Refused { is_too_large, is_single: halves.is_none(), set_aside, set_aside_max, proof: None };
         let mut turn = None;
-        if *verdict != ResponseClass::TooLarge || halves.is_none() {
-            match self.prove(&mut answered).await? {
-                Proof::Good => {}
-                Proof::ByParts(permitted) if halves.is_none() => {
-                    return self.park(answered, permitted.because).await;
-                }
-                Proof::ByParts(permitted) => turn = Some(permitted),
+        if after_refusal(refused) == AfterRefusal::Prove {
+            turn = self.prove(&mut answered).await?;
+            refused.proof = Some(if turn.is_none() { Proof::Good } else { Proof::ByParts });
+        }
+        match (after_refusal(refused), halves, turn) {
+            (AfterRefusal::TooMany, ..) => {
+                let Answered { task, outcome, result } = answered;
+                Err(self.stop(&task, outcome.too_many(set_aside), result, None).await)
             }
+            (AfterRefusal::Park, _, Some(turn)) => self.park(answered, turn.because).await,
+            (_, Some(parts), turn) => {
+                let Answered { task, outcome, result } = answered;
+                let parts = self.split(&task, parts, result, &outcome).await?;
+                Ok(parts.into_iter().map(|part| BatchTask { turn: turn.clone(), ..part }).collect())
+            }
+            (_, None, _) => self.set_aside_single(answered).await,
         }
-        let Answered { task, outcome, result } = answered;
-        if let Some(parts) = halves {
-            let parts = self.split(&task, parts, result, &outcome).await?;
-            return Ok(parts.into_iter().map(|part| BatchTask { turn: turn.clone(), ..part }).collect());
-        }
-        self.set_aside_single(Answered { task, outcome, result }).await
     }
 
     /// Sets aside a single record. Returns the rows that it superseded, which are sent in its place.
@@ -78,8 +72,8 @@ impl Delivery {
     }
 
     /// Finds out whether the credential and the endpoint are good. If only the parts of a batch can prove it, records
-    /// the answer to this batch, and waits for the permit to send its parts.
-    async fn prove(&self, answered: &mut Answered) -> Result<Proof, LaneExit> {
+    /// the answer to this batch, and waits for the permit to send its parts, which it returns.
+    async fn prove(&self, answered: &mut Answered) -> Result<Option<Turn>, LaneExit> {
         let wait_max = self.worker.settings.retry.max;
         let proven = match self.unless_halted(self.session.probe_credential(wait_max)).await {
             Ok(proven) => proven,
@@ -91,10 +85,10 @@ impl Delivery {
         };
         let Answered { task, outcome, result } = answered;
         match proven {
-            Ok(()) => Ok(Proof::Good),
+            Ok(()) => Ok(None),
             Err(Unproven::NoList(status)) => {
                 if let Some(turn) = task.turn.take() {
-                    return Ok(Proof::ByParts(turn));
+                    return Ok(Some(turn));
                 }
                 self.record_answer(task, outcome, *result).await?;
                 result.sent = false;
@@ -102,12 +96,12 @@ impl Delivery {
                 task.permits = None;
                 let permit = self.unless_halted(self.target.proving.permit()).await?;
                 if self.session.is_proven() {
-                    return Ok(Proof::Good);
+                    return Ok(None);
                 }
                 let (outcome, http_status) = (outcome.clone(), result.http_status);
                 let because = Arc::new(Refusal { outcome, http_status, list_status: status });
                 *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(because.clone());
-                Ok(Proof::ByParts(Turn { _permit: permit, because }))
+                Ok(Some(Turn { _permit: permit, because }))
             }
             Err(Unproven::Otherwise(instead)) => {
                 let outcome = outcome.clone().unproven(&instead);

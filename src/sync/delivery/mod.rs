@@ -6,7 +6,6 @@ mod batch_task;
 mod bisect;
 mod deliver;
 mod fencing;
-mod in_flight;
 mod recovery;
 mod unanswered;
 mod unknown_outcome;
@@ -22,21 +21,23 @@ use tracing::Instrument;
 
 pub(in crate::sync) use self::attempts::attempt_result;
 use self::batch_task::{BatchPermits, BatchTask, Parked, QueuedBatch, Refusal};
-use self::in_flight::InFlight;
 use super::EntityReport;
 use super::api_session::ApiSession;
 use super::backfill::superseding::SupersedingRows;
 use super::batcher::{BatchLimits, Batcher};
-use super::concurrency::{semaphore, under_way_max};
+use super::concurrency::semaphore;
+use super::decisions::admission::{UnderWay, under_way_max};
+use super::decisions::in_flight::InFlight;
+use super::decisions::sharing::yields;
 use super::invalid_start::InvalidStart;
-use super::lane::exit::{LaneExit, later, note};
+use super::lane::exit::{LaneExit, combined, later, note};
 use super::lane::lane_run::LaneRun;
 use super::lane_worker::{LaneWorker, Target};
 use crate::align::Zone;
-use crate::batch::{Batch, KeysUnderWay};
+use crate::batch::Batch;
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
-use crate::journal::{Kind, OpenWork, PendingWrite, Problem, WorkContext, WorkKind};
+use crate::journal::{Kind, OpenWork, PendingWrite, Problem, WorkContext};
 use crate::ledger::Pages;
 use crate::watermark::Cursor;
 
@@ -54,6 +55,8 @@ pub(super) struct Delivery {
     pass: OpenWork,
     /// The batches after the cursor, and how far the cursor may move.
     window: tokio::sync::Mutex<InFlight>,
+    /// The submitted write that closes the pass.
+    closing: Mutex<Option<PendingWrite>>,
     /// Permits of the lane for batches that are recorded as being sent.
     batch_permits: Arc<Semaphore>,
     /// Permits of the lane for requests.
@@ -109,6 +112,7 @@ impl Delivery {
             target: lane_run.target.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
+            closing: Mutex::default(),
             batch_permits: semaphore(under_way_max(at_once)),
             request_permits: semaphore(at_once),
             since: lane_run.since,
@@ -146,8 +150,7 @@ impl Delivery {
     ) -> Result<(), LaneExit> {
         let mut rows = Batcher::of(pages, self.rivals.clone(), self.start.clone());
         let mut in_flight = JoinSet::new();
-        let mut keys = KeysUnderWay::default();
-        let at_once = self.worker.settings.sync.requests_in_flight;
+        let mut under_way = UnderWay::none(self.worker.settings.sync.requests_in_flight);
         let mut stop = self.worker.stop.clone();
         let mut halted = self.halted.subscribe();
         let mut unwanted = self.pass.unwanted();
@@ -171,15 +174,12 @@ impl Delivery {
                     Err(problem) => break Err(problem.into()),
                 },
             };
-            while in_flight.len() >= under_way_max(at_once)
-                || batch.keys.iter().any(|key| keys.contains(key))
-                || self.window.lock().await.is_full()
-            {
+            while !under_way.admits(&batch.keys) || self.window.lock().await.is_full() {
                 let Some(done) = in_flight.join_next().await else { break };
-                note_delivered(done, &mut keys, &mut first_exit);
+                note_delivered(done, &mut under_way, &mut first_exit);
             }
             while let Some(done) = in_flight.try_join_next() {
-                note_delivered(done, &mut keys, &mut first_exit);
+                note_delivered(done, &mut under_way, &mut first_exit);
             }
             if *unwanted.borrow() {
                 break Err(LaneExit::Yielded);
@@ -194,7 +194,7 @@ impl Delivery {
             let batch_keys = batch.keys.clone();
             match self.announce(batch).await {
                 Ok(announced) => {
-                    keys.extend(&batch_keys);
+                    under_way.add(&batch_keys);
                     let delivery = self.clone();
                     let delivered = async move { (batch_keys, delivery.deliver_new(announced).await) };
                     in_flight.spawn(delivered.in_current_span());
@@ -211,22 +211,22 @@ impl Delivery {
             self.window.lock().await.end();
         }
         drop(self.reading.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.finish(in_flight, &mut keys, &mut first_exit).await;
-        self.combine_exits(first_exit, ended)
+        self.finish(in_flight, &mut under_way, &mut first_exit).await;
+        combined(first_exit, ended, *self.worker.stop.borrow())
     }
 
     /// Waits for the batches in flight.
     async fn finish(
         &self,
         mut in_flight: JoinSet<Delivered>,
-        keys: &mut KeysUnderWay,
+        under_way: &mut UnderWay,
         first_exit: &mut Option<LaneExit>,
     ) {
         let mut unwanted = self.pass.unwanted();
         while !in_flight.is_empty() {
             tokio::select! {
                 biased;
-                Some(done) = in_flight.join_next() => note_delivered(done, keys, first_exit),
+                Some(done) = in_flight.join_next() => note_delivered(done, under_way, first_exit),
                 // A run waits for the lease of a backfill: batches that are not sent yet are withdrawn.
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {
                     self.halted.send_replace(true);
@@ -239,8 +239,8 @@ impl Delivery {
     /// answer to the last batch.
     pub(super) async fn close(&self) -> Result<(), LaneExit> {
         let submitted = {
-            let mut window = self.window.lock().await;
-            let already_submitted = window.closing.take();
+            let window = self.window.lock().await;
+            let already_submitted = self.closing.lock().unwrap_or_else(PoisonError::into_inner).take();
             already_submitted.unwrap_or_else(|| self.submit_closing(&window))
         };
         let closed = submitted.written().await;
@@ -259,29 +259,10 @@ impl Delivery {
         std::iter::once(Step::ClosePass).chain(ends.into_iter().flatten())
     }
 
-    /// Returns why the lane stops, if it does: because of the first batch that stopped it, or else because of what
-    /// `ended` the reading.
-    fn combine_exits(
-        &self,
-        first_exit: Option<LaneExit>,
-        ended: Result<(), LaneExit>,
-    ) -> Result<(), LaneExit> {
-        match (first_exit, ended) {
-            // Batches were withdrawn because a run waits for the lease. All rows may have been read before that.
-            (Some(LaneExit::Shutdown), Ok(()) | Err(LaneExit::Yielded)) if !*self.worker.stop.borrow() => {
-                Err(LaneExit::Yielded)
-            }
-            (Some(exit), _) => Err(exit),
-            (None, ended) => ended,
-        }
-    }
-
     /// Whether the lane has used its share, and yields between two batches.
     fn has_had_its_share(&self) -> bool {
-        match self.pass.course {
-            WorkKind::Pass(_) => self.worker.has_had_its_share(self.since),
-            WorkKind::Backfill(_) => self.since.elapsed() > self.worker.slice_max(),
-        }
+        let (is_wanted, lease) = (self.worker.limits.are_wanted(), self.worker.settings.sync.lease);
+        yields(self.pass.course, self.since.elapsed(), is_wanted, lease)
     }
 
     /// Signs a batch, then submits it to the journal, so that the lease is checked after signing. Does not wait for the
@@ -341,17 +322,18 @@ impl Delivery {
     }
 }
 
-/// Removes the keys of a delivered batch from the keys in flight, or notes why the lane has to stop.
+/// Notes that a batch is no longer in flight, or why the lane has to stop.
 fn note_delivered(
     done: Result<Delivered, tokio::task::JoinError>,
-    keys: &mut KeysUnderWay,
+    under_way: &mut UnderWay,
     first_exit: &mut Option<LaneExit>,
 ) {
     match done {
-        Ok((done, Ok(()))) => done.iter().for_each(|key| {
-            keys.remove(key);
-        }),
-        Ok((_, Err(exit))) => note(exit, first_exit),
+        Ok((keys, Ok(()))) => under_way.remove(&keys),
+        Ok((_, Err(exit))) => {
+            under_way.remove(&[]);
+            note(exit, first_exit);
+        }
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::Instrument;
 
-use super::super::api_session::Unproven;
+use super::super::decisions::isolation::{
+    NextPart, REQUESTS_MAX, UNKNOWN_RUNS_MAX, UnknownPart, is_unknown_for_good, next_part,
+};
+use super::super::decisions::proof::Unproven;
 use super::super::lane::exit::LaneExit;
 use super::super::log::batch_span;
 use super::super::messages;
@@ -17,11 +20,6 @@ use super::batch_task::{Answered, BatchTask};
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, ResponseClass};
 use crate::journal::{AttemptResult, Kind, Problem, RecordedBatch};
-
-/// A batch that stayed unknown in this many runs is sent once by each later run, and split.
-const UNKNOWN_RUNS_MAX: i32 = 3;
-/// The most requests that a run sends for such a batch and its parts.
-const REQUESTS_MAX: u32 = 24;
 
 /// Such a batch, or a part of it, to be sent.
 pub(super) struct Leaf {
@@ -111,27 +109,30 @@ impl Delivery {
 
     async fn halve_and_try(&self, left: &mut Left, good_parents: &mut BTreeSet<i64>) -> Result<(), LaneExit> {
         loop {
-            while left.requests < REQUESTS_MAX
-                && let Some(leaf) = left.untried.pop()
-            {
-                left.requests += 1;
-                self.try_once(leaf, left, good_parents).await?;
-            }
-            let is_due = |unknown: &Unknown| {
-                let task = &unknown.answered.task;
-                let is_siblings_good = unknown.parent_id.is_some_and(|id| good_parents.contains(&id));
-                (is_siblings_good || task.unknown_runs >= UNKNOWN_RUNS_MAX) && !is_alone(task)
+            let is_sibling_known =
+                |unknown: &Unknown| unknown.parent_id.is_some_and(|id| good_parents.contains(&id));
+            let part = |unknown: &Unknown| UnknownPart {
+                unknown_runs: unknown.answered.task.unknown_runs,
+                is_sibling_known: is_sibling_known(unknown),
+                is_single: is_alone(&unknown.answered.task),
             };
-            let Some(index) = left.unknown.iter().position(is_due) else { return Ok(()) };
-            if left.requests + 2 > REQUESTS_MAX || !self.is_worth_taking_apart().await? {
-                return Ok(());
+            let unknown: Vec<UnknownPart> = left.unknown.iter().map(part).collect();
+            match next_part(left.requests, !left.untried.is_empty(), &unknown) {
+                NextPart::Try => {
+                    let Some(leaf) = left.untried.pop() else { return Ok(()) };
+                    left.requests += 1;
+                    self.try_once(leaf, left, good_parents).await?;
+                }
+                NextPart::Split(index) if self.is_worth_taking_apart().await? => {
+                    let Answered { task, outcome, result } = left.unknown.swap_remove(index).answered;
+                    let Some(halves) = task.batch.split_in_half() else { continue };
+                    let split = self.split(&task, halves, result, &outcome);
+                    let parts = split.instrument(batch_span(task.batch_id)).await?;
+                    let parent_id = Some(task.batch_id);
+                    left.untried.extend(parts.map(|part| Leaf { task: part, parent_id }));
+                }
+                NextPart::Split(_) | NextPart::End => return Ok(()),
             }
-            let Answered { task, outcome, result } = left.unknown.swap_remove(index).answered;
-            let Some(halves) = task.batch.split_in_half() else { continue };
-            let split = self.split(&task, halves, result, &outcome);
-            let parts = split.instrument(batch_span(task.batch_id)).await?;
-            let parent_id = Some(task.batch_id);
-            left.untried.extend(parts.map(|part| Leaf { task: part, parent_id }));
         }
     }
 
@@ -216,7 +217,7 @@ impl Delivery {
     /// Whether a single record stays unknown in the third run or a later one.
     fn is_unknown_for_good(&self, task: &BatchTask) -> bool {
         let may_be_sent_again = self.worker.settings.sync.on_ambiguous != OnAmbiguous::Hold;
-        may_be_sent_again && task.unknown_runs + 1 >= UNKNOWN_RUNS_MAX && is_alone(task)
+        may_be_sent_again && is_unknown_for_good(task.unknown_runs, is_alone(task))
     }
 
     /// Whether the API accepts imports in this run, so that a record stays unknown because of its content. If no import

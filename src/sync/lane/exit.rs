@@ -99,6 +99,21 @@ pub(in crate::sync) fn note(exit: LaneExit, first_exit: &mut Option<LaneExit>) {
     }
 }
 
+/// Returns why a lane stops, if it does: because of the first batch that stopped it, or else because of what `ended` the
+/// reading. `is_stopping`: a signal asked the process to stop.
+pub(in crate::sync) fn combined(
+    first_exit: Option<LaneExit>,
+    ended: Result<(), LaneExit>,
+    is_stopping: bool,
+) -> Result<(), LaneExit> {
+    match (first_exit, ended) {
+        // Batches were withdrawn because a run waits for the lease. All rows may have been read before that.
+        (Some(LaneExit::Shutdown), Ok(()) | Err(LaneExit::Yielded)) if !is_stopping => Err(LaneExit::Yielded),
+        (Some(exit), _) => Err(exit),
+        (None, ended) => ended,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,5 +168,20 @@ mod tests {
             noted([LaneExit::ShutdownDeadline, problem("why", None)]),
             Some(LaneExit::ShutdownDeadline)
         ));
+    }
+
+    #[test]
+    fn batches_that_were_withdrawn_for_another_worker_are_no_shutdown() {
+        let withdrawn = || Some(LaneExit::Shutdown);
+        for (ended, is_stopping, expected) in [
+            (Ok(()), false, "Yielded"),
+            (Err(LaneExit::Yielded), false, "Yielded"),
+            (Ok(()), true, "Shutdown"),
+        ] {
+            let exit = combined(withdrawn(), ended, is_stopping).unwrap_err();
+            assert_eq!(format!("{exit:?}"), expected);
+        }
+        assert!(combined(None, Ok(()), false).is_ok());
+        assert!(matches!(combined(Some(broken()), Ok(()), false), Err(LaneExit::Infrastructure(_))));
     }
 }

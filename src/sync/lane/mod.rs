@@ -147,13 +147,6 @@ impl LaneWorker {
         self.limits.take().await.filter(|_| !*self.stop.borrow())
     }
 
-    /// Whether a lane that got its permit at `since` has used its share of time while other lanes wait for a permit. If
-    /// so, it releases permit and lease, and any free worker may continue it.
-    pub(in crate::sync) fn has_had_its_share(&self, since: Instant) -> bool {
-        // A share is the time between two renewals, which is much longer than releasing and taking a lease takes.
-        self.limits.are_wanted() && since.elapsed() > self.renewed_every()
-    }
-
     /// Returns the check of the first rows, for a lane that begins to read.
     pub(in crate::sync) fn invalid_start(&self, entity_id: &str) -> Arc<InvalidStart> {
         Arc::new(InvalidStart::new(entity_id, self.settings.sync.on_invalid_start))

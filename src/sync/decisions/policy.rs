@@ -9,13 +9,13 @@ use crate::elven::ResponseClass;
 
 /// The smallest difference that counts as clock skew. A `Date` header has whole seconds and is written before it is
 /// read.
-pub(super) const SKEW_MIN: TimeDelta = TimeDelta::seconds(3);
+pub(in crate::sync) const SKEW_MIN: TimeDelta = TimeDelta::seconds(3);
 /// The largest difference that is corrected. Beyond it something other than the clock is wrong.
 const SKEW_MAX: TimeDelta = TimeDelta::days(1);
 
 /// Remedies that were taken against a refused signature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Taken {
+pub(in crate::sync) struct Taken {
     /// Signed again, because the signature was old.
     pub signed_again: bool,
     /// Signed with the clock of the API.
@@ -26,7 +26,7 @@ pub(super) struct Taken {
 
 impl Taken {
     /// The union of both.
-    pub(super) fn and(self, other: Self) -> Self {
+    pub(in crate::sync) fn and(self, other: Self) -> Self {
         Self {
             signed_again: self.signed_again || other.signed_again,
             clock_corrected: self.clock_corrected || other.clock_corrected,
@@ -37,7 +37,7 @@ impl Taken {
 
 /// The remedies that are possible for a refused signature.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Possible {
+pub(in crate::sync) struct Possible {
     /// The signature is old, or was made with a clock or a key that was replaced since.
     pub sign_again: bool,
     /// The clock may be corrected.
@@ -48,7 +48,7 @@ pub(super) struct Possible {
 
 /// The attempt whose answer is decided on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attempt {
+pub(in crate::sync) struct Attempt {
     /// Its number in this run, counted from 1.
     pub number: u32,
     /// The most attempts that a run may make.
@@ -61,7 +61,7 @@ pub(super) struct Attempt {
 
 /// What follows from an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(in crate::sync) enum Decision {
     /// Record that the batch is accepted.
     Settle,
     /// Bisect the batch, and set the refused records aside.
@@ -89,7 +89,7 @@ pub(super) enum Decision {
 }
 
 /// Decides what follows from an answer. `draw`: a random number, for the jitter of the back-off.
-pub(super) fn decide(
+pub(in crate::sync) fn decide(
     verdict: &ResponseClass,
     attempt: Attempt,
     retry: &RetrySettings,

@@ -1,0 +1,22 @@
+//! The decisions of a lane: pure functions of what is known. They read no clock, and reach neither database nor network;
+//! `delivery` and `lane` ask them, and act.
+//!
+//! | question | file |
+//! |---|---|
+//! | May this batch be announced beside those in flight? | [`admission`] |
+//! | How far does the cursor move? | [`in_flight`] |
+//! | What follows from an answer? | [`policy`] |
+//! | What becomes of a refused batch? | [`refusal`] |
+//! | What is sent next of a batch that stayed unknown? | [`isolation`] |
+//! | Is the credential proven good? | [`proof`] |
+//! | Does the lane yield to others? | [`sharing`] |
+//!
+//! Why a lane ends is decided in `lane::exit`, and which keys an attempt fences in `journal::fence`.
+
+pub(super) mod admission;
+pub(super) mod in_flight;
+pub(super) mod isolation;
+pub(super) mod policy;
+pub(super) mod proof;
+pub(super) mod refusal;
+pub(super) mod sharing;
