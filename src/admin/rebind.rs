@@ -56,11 +56,11 @@ impl Worker {
     /// # Errors
     /// The rebind is not possible; the message says why, and what to do.
     pub async fn plan_rebind(&self, entity_id: &str, wanted: Rebinding) -> Result<Option<Rebind>, MoveError> {
-        let (lane, look) = self.stand(entity_id).await?;
+        let (lane, probed) = self.probed_lane(entity_id).await?;
         let changes = changes(&self.ledger, &lane);
         let journal = wanted.journal && lane.seal == SealState::Broken;
         if !journal && (changes.is_none() || !wanted.mapping) {
-            self.check_watermark(entity_id, &lane, &look)?;
+            self.check_watermark(entity_id, &lane, &probed)?;
             return Ok(None);
         }
         if journal && !wanted.mapping && !changes.is_none() {
@@ -75,15 +75,15 @@ impl Worker {
             check_seal(entity_id, &lane)?;
         }
         // Apart from mapping and journal, everything has to fit.
-        let mut bound = as_if_bound(&self.ledger, &look, &lane);
+        let mut bound = as_if_bound(&self.ledger, &probed, &lane);
         if !journal {
             bound.system_identifier = lane.system_identifier;
         }
-        check_watermark(&self.ledger, entity_id, &bound, &look)?;
+        check_watermark(&self.ledger, entity_id, &bound, &probed)?;
         if wanted.mapping && !changes.is_rename() {
             self.refuse_open_work(entity_id, &lane, &changes).await?;
         }
-        let system_identifier = look.system_identifier;
+        let system_identifier = probed.system_identifier;
         Ok(Some(Rebind { entity_id: entity_id.to_owned(), lane, changes, journal, system_identifier }))
     }
 

@@ -66,7 +66,7 @@ impl Worker {
 
     /// Plans to move a watermark back, to where it was at an instant or to the start.
     pub async fn plan_rewind(&self, entity_id: &str, at: Option<DateTime<Utc>>) -> Result<Rewind, MoveError> {
-        let (lane, look) = self.stand(entity_id).await?;
+        let (lane, probed) = self.probed_lane(entity_id).await?;
         let earlier = self.journal.earlier(entity_id, at).await?;
         if let Some(until) = earlier.pruned_until {
             return refused(format!(
@@ -76,7 +76,7 @@ impl Worker {
                 quoted_argument(entity_id)
             ));
         }
-        self.check_rewind(entity_id, earlier.settled.as_ref(), &lane, &look)?;
+        self.check_rewind(entity_id, earlier.settled.as_ref(), &lane, &probed)?;
         let rows_behind = async |progress: Progress| -> Result<i64, LedgerError> {
             let (pending, unreadable) = self.ledger.pending(&[progress]).await?;
             match unreadable.into_values().next() {
@@ -112,8 +112,8 @@ impl Worker {
     pub async fn rewind(&self, rewind: &Rewind, reason: Option<&str>) -> Result<(), MoveError> {
         let (lease, lane) = self.lease(&rewind.entity_id).await?;
         let done = async {
-            let look = self.ledger.probe_entity(&lane.progress(&rewind.entity_id)).await?;
-            self.check_rewind(&rewind.entity_id, rewind.to.as_ref(), &lane, &look)?;
+            let probed = self.ledger.probe_entity(&lane.progress(&rewind.entity_id)).await?;
+            self.check_rewind(&rewind.entity_id, rewind.to.as_ref(), &lane, &probed)?;
             Ok(self.journal.rewind(&lease, rewind.to.as_ref(), &self.mapping, reason).await?)
         };
         let done = done.await;
@@ -127,11 +127,11 @@ impl Worker {
     /// Refuses a restored dump, in which other transactions wrote the journal's rows, and transaction ids that do not
     /// continue.
     pub async fn rebind(&self, entity_id: &str, reason: Option<&str>) -> Result<bool, MoveError> {
-        let (lane, look) = self.stand(entity_id).await?;
+        let (lane, probed) = self.probed_lane(entity_id).await?;
         let Some(before) = lane.system_identifier else { return Ok(false) };
-        if before == look.system_identifier {
+        if before == probed.system_identifier {
             // Any other mismatch is reported instead of success.
-            self.check_watermark(entity_id, &lane, &look)?;
+            self.check_watermark(entity_id, &lane, &probed)?;
             return Ok(false);
         }
         let start_over = format!("hint: elven-sync entity rewind {}", quoted_argument(entity_id));
@@ -150,10 +150,10 @@ impl Worker {
             }
         }
         // Apart from the identifier, everything has to fit.
-        let same = Lane { system_identifier: Some(look.system_identifier), ..lane };
-        self.check_watermark(entity_id, &same, &look)?;
+        let same = Lane { system_identifier: Some(probed.system_identifier), ..lane };
+        self.check_watermark(entity_id, &same, &probed)?;
         let (lease, _) = self.lease(entity_id).await?;
-        let system_identifier = Some(look.system_identifier);
+        let system_identifier = Some(probed.system_identifier);
         let rebound = Rebound { action: "rebind", system_identifier, reason, ..Rebound::default() };
         let done = self.journal.rebind(&lease, rebound).await;
         self.journal.release(&lease).await?;
@@ -167,10 +167,10 @@ impl Worker {
         entity_id: &str,
         to: Option<&Snapshot>,
         lane: &Lane,
-        look: &ProbeResult,
+        probed: &ProbeResult,
     ) -> Result<(), MoveError> {
         let Some(to) = to else { return Ok(()) };
-        if let Err(misfit) = self.check_watermark(entity_id, lane, look) {
+        if let Err(misfit) = self.check_watermark(entity_id, lane, probed) {
             return refused(format!("only a rewind to the start is possible: {misfit}"));
         }
         if lane.settled.as_ref().is_none_or(|settled| !to.is_within(settled)) {
@@ -184,11 +184,11 @@ impl Worker {
     }
 
     /// Returns the lane of an entity, and the result of a probe of the ledger with its watermark.
-    pub(crate) async fn stand(&self, entity_id: &str) -> Result<(Lane, ProbeResult), MoveError> {
+    pub(crate) async fn probed_lane(&self, entity_id: &str) -> Result<(Lane, ProbeResult), MoveError> {
         let lanes = self.journal.lanes(&[entity_id.to_owned()], &self.mapping).await?;
         let lane = lanes.get(entity_id).cloned().unwrap_or_default();
-        let look = self.ledger.probe_entity(&lane.progress(entity_id)).await?;
-        Ok((lane, look))
+        let probed = self.ledger.probe_entity(&lane.progress(entity_id)).await?;
+        Ok((lane, probed))
     }
 
     /// Leases an entity that no worker works on. Waits for a lease whose worker seems to have died.

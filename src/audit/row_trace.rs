@@ -92,7 +92,7 @@ pub async fn of_row(
     let id = ledger.id(written).await?;
     let mut holders = holders(&ledger, &entities, &id).await?;
     holders.retain(|entity_id, _| only.is_none_or(|only| only == entity_id));
-    let look = || async {
+    let query = || async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
         let carried = row_history::carried(&mut transaction, &id, only).await?;
         let errors = row_history::errors_of(&mut transaction, &id.to_string(), only).await?;
@@ -109,7 +109,7 @@ pub async fn of_row(
         transaction.commit().await.map_err(JournalError::from)?;
         Ok::<_, RunError>((carried, errors, found))
     };
-    let (carried, errors, found) = database.retry(look).await?;
+    let (carried, errors, found) = database.retry(query).await?;
     if let Some(only) = only
         && found.is_empty()
         && entities.iter().all(|entity| entity.entity_id != only)

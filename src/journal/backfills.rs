@@ -1,4 +1,4 @@
-//! Backfills: what was asked for, how far each entity is, and how it ended.
+//! Backfills: the requested range, the progress of each entity, and the end.
 
 use chrono::{DateTime, Utc};
 
@@ -10,21 +10,22 @@ use crate::database::Transaction;
 use crate::ledger::{Range, instant_us};
 use crate::watermark::{At, Cursor};
 
-/// Two that ask for the same at once are not to begin it twice. Any number; each elven-sync uses the same.
+/// The advisory lock of a transaction that records a backfill, so that two identical requests at once record one. The
+/// number is arbitrary, and the same in each elven-sync.
 const ASKING_LOCK_ID: i64 = 0x656c_7665_6e5f_6266;
 
 /// An entity of a backfill.
 #[derive(Clone, Debug)]
 pub struct BackfillLane {
-    /// What is to be read.
+    /// The rows to read.
     pub range: Range,
-    /// How far it is.
+    /// The cursor. `None`: at the start of the range.
     pub cursor: Option<Cursor>,
-    /// Rows in the range when it was asked for.
+    /// The number of rows in the range when the backfill was recorded.
     pub rows_total: i64,
-    /// Rows dealt with.
+    /// The number of rows that were processed.
     pub rows_read: i64,
-    /// It is through.
+    /// All rows are processed.
     pub is_finished: bool,
 }
 
@@ -37,28 +38,28 @@ pub enum BackfillPosition {
     At(Option<Cursor>),
 }
 
-/// Whether a run has begun to work on a backfill.
+/// The outcome of an attempt to begin a run on a backfill.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// It has.
+    /// The run was begun.
     Run(i64),
-    /// Another run is on it. Two answers that differ in `alive_until` show that it is alive.
+    /// Another run works on it. If two answers differ in `alive_until`, that run is alive.
     Busy {
-        /// That run.
+        /// The other run.
         run_id: i64,
         /// Its worker.
         worker: String,
-        /// Its sign of life.
+        /// Its last heartbeat, plus the time after which it counts as dead.
         alive_until: DateTime<Utc>,
     },
-    /// There is nothing left to do; the status as in the table.
+    /// The backfill has ended with this `sync_backfills.status`.
     Ended(String),
-    /// There is no such backfill.
+    /// No backfill has this id.
     Missing,
 }
 
 impl Journal {
-    /// The unfinished backfill that was asked for in the same words, if there is one.
+    /// Returns the unfinished backfill with the same range and filters, if there is one.
     pub async fn unfinished(&self, asked: &Asked) -> Result<Option<i64>, JournalError> {
         let unfinished = || async {
             let mut transaction = self.database.begin_reading().await?;
@@ -69,8 +70,8 @@ impl Journal {
         Ok(self.database.retry(unfinished).await?)
     }
 
-    /// Records a backfill and its lanes, each with the rows in its range. Returns its number, and `false` when somebody
-    /// has asked for the same meanwhile.
+    /// Records a backfill and its lanes, each with the number of rows in its range. Returns its id, and `false` if the
+    /// same backfill was recorded meanwhile by somebody else.
     pub async fn ask(&self, asked: &Asked, lanes: &[(Range, i64)]) -> Result<(i64, bool), JournalError> {
         let some = |of: &[String]| if of.is_empty() { None } else { Some(of.to_vec()) };
         let [entities, accounts, currencies] =
@@ -120,7 +121,7 @@ impl Journal {
         Ok(self.database.retry(ask).await?)
     }
 
-    /// Begins a run that works on a backfill, unless another one does.
+    /// Begins a run on a backfill, unless another run works on it.
     pub async fn begin_backfill(&self, backfill_id: i64, tzdata: &str) -> Result<Begun, JournalError> {
         let begin = || async {
             let mut transaction = self.database.begin().await?;
@@ -159,7 +160,7 @@ impl Journal {
         self.database.retry(begin).await
     }
 
-    /// The entities of a backfill, by id.
+    /// Returns the lanes of a backfill, by entity.
     pub async fn backfill_lanes(&self, backfill_id: i64) -> Result<Vec<BackfillLane>, JournalError> {
         let lanes = || {
             sqlx::query!(
@@ -195,13 +196,13 @@ impl Journal {
     }
 
     /// Returns the position of an entity in a backfill of a run.
-    pub async fn backfill_stand(
+    pub async fn backfill_position(
         &self,
         backfill_id: i64,
         run_id: i64,
         entity_id: &str,
     ) -> Result<BackfillPosition, JournalError> {
-        let stand = || {
+        let position = || {
             sqlx::query!(
                 "select l.cursor_at, l.cursor_id
                    from elven_sync.sync_backfill_lanes l join elven_sync.sync_backfills b using (backfill_id)
@@ -213,13 +214,13 @@ impl Journal {
             )
             .fetch_optional(&self.database)
         };
-        let stand = self.database.retry(stand).await?;
-        let Some(row) = stand else { return Ok(BackfillPosition::Ended) };
+        let position = self.database.retry(position).await?;
+        let Some(row) = position else { return Ok(BackfillPosition::Ended) };
         let cursor = row.cursor_at.zip(row.cursor_id);
         Ok(BackfillPosition::At(cursor.map(|(at, id)| Cursor { at: At::Instant(instant_us(at)), id })))
     }
 
-    /// Records that the range of an entity is through, and gives the lease back.
+    /// Records that all rows of the range of an entity are processed, and releases the lease.
     pub async fn finish_backfill_lane(&self, open: &OpenWork) -> Result<(), JournalError> {
         let Some(backfill_id) = open.course.backfill_id() else { return Ok(()) };
         let Lease { entity_id, owner, epoch, fence } = &open.lease;
@@ -258,7 +259,7 @@ impl Journal {
         self.database.retry(finish).await
     }
 
-    /// Records how a run ends that has worked on a backfill; one that was cancelled stays so.
+    /// Records the end of a run on a backfill. A cancelled backfill stays cancelled.
     pub async fn finish_backfill(
         &self,
         backfill_id: i64,
@@ -282,13 +283,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts the batches of a backfill in order that was cancelled while this worker was on it.
+    /// Closes the batches of a backfill that was cancelled while this worker worked on it.
     pub async fn close_cancelled(&self, backfill_id: i64) -> Result<(), JournalError> {
         Ok(close_cancelled(&self.database, backfill_id).await?)
     }
 }
 
-/// Says whether nothing can be done for a backfill any more. One that died when all was done has yet to be said to be so.
+/// Returns whether a backfill has ended. A run that died after all rows were processed has not recorded the end yet.
 fn is_over(status: &str, entities_left: i64) -> bool {
     matches!(status, "cancelled" | "succeeded") || (status == "incomplete" && entities_left == 0)
 }

@@ -3,11 +3,11 @@
 use super::{JournalError, Lease, WorkKind};
 use crate::database::Transaction;
 
-/// Checks, and holds until the transaction ends, that the lease is ours and, if one is named, the pass open, or the
-/// lease a backfill's. Returns how many lanes that was, 1 or 0.
+/// Locks the lane of a lease until the transaction ends, if this worker still has the lease and, for a pass, the pass is
+/// open, or for a backfill, the lease is one of a backfill. Returns the number of lanes that were locked: 1 or 0.
 ///
-/// A lease that ran out and that nobody took, because the database was away or the worker stood still, is given
-/// its time again: what is sent after this check is sent under a lease, and whoever takes over waits from then.
+/// A lease that expired and that no other worker took is renewed: the database may have been away, or the worker frozen.
+/// So requests after this check are sent under a lease, and a takeover waits from then.
 pub(super) async fn hold(
     transaction: &mut Transaction,
     lease: &Lease,
@@ -39,7 +39,7 @@ pub(super) async fn hold(
     Ok(u64::from(held.is_some()))
 }
 
-/// Commits when the fenced statement found its row, and rolls everything back when it did not.
+/// Commits if the fenced statement changed its row. Otherwise rolls the transaction back: the lease is lost.
 pub(super) async fn commit_if_held(transaction: Transaction, rows_affected: u64) -> Result<(), JournalError> {
     if rows_affected == 1 {
         transaction.commit().await?;

@@ -224,7 +224,7 @@ impl Journal {
 
     /// Returns who has the lease of an entity that could not be taken.
     async fn held(&self, entity_id: &str) -> Result<Take, JournalError> {
-        let look = || {
+        let query = || {
             sqlx::query!(
                 r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!",
                           lease_owner is not null as "is_held!", lease_kind is not null as "by_backfill!"
@@ -233,7 +233,7 @@ impl Journal {
             )
             .fetch_optional(&self.database)
         };
-        let seen = self.database.retry(look).await?;
+        let seen = self.database.retry(query).await?;
         if seen.is_none() {
             // Without a state, the entity could never be leased.
             self.database

@@ -79,8 +79,8 @@ pub async fn refuse_standby(database: &Database) -> Result<(), JournalError> {
     if database.was_primary() {
         return Ok(());
     }
-    let look = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(database.single_round_trip());
-    if database.retry(look).await? { Err(JournalError::Standby) } else { Ok(()) }
+    let query = || sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(database.single_round_trip());
+    if database.retry(query).await? { Err(JournalError::Standby) } else { Ok(()) }
 }
 
 /// The sync tables of one installation, used by one worker.

@@ -101,7 +101,7 @@ impl Ledger {
     }
 
     /// Probes one entity in the given transaction, as [`Ledger::probe_entity`] does.
-    pub async fn look_in(
+    pub async fn probe_in(
         &self,
         transaction: &mut Transaction,
         lane: &Progress,
@@ -125,17 +125,17 @@ impl Ledger {
     /// Returns the entities that have rows with this id, each with the newest transaction that wrote one of them.
     pub async fn holders(&self, id: &LedgerId) -> Result<Vec<(String, u64)>, LedgerError> {
         let sql = self.table.holders_sql(&id.to_string());
-        let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
-        let found: Vec<(String, String)> = self.primary.retry(look).await?;
+        let query = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        let found: Vec<(String, String)> = self.primary.retry(query).await?;
         Ok(found.into_iter().filter_map(|(entity_id, xid)| Some((entity_id, xid.parse().ok()?))).collect())
     }
 
     /// Returns an id in the form in which the ledger has it, from the form in which a person wrote it.
     pub async fn id(&self, written: &str) -> Result<LedgerId, LedgerError> {
         let sql = self.table.id_sql(written);
-        let look =
+        let query =
             || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.primary.single_round_trip());
-        let id: Result<String, sqlx::Error> = self.primary.retry(look).await;
+        let id: Result<String, sqlx::Error> = self.primary.retry(query).await;
         let id = id.map_err(|problem| self.no_id(written, problem))?;
         Ok(match id.parse() {
             Ok(number) if self.table.id_is_number() => LedgerId::Number(number),

@@ -84,13 +84,13 @@ impl Ledger {
     /// Checks that no row of the cursor's transaction has a NULL id. Needed only where the catalogue does not
     /// guarantee that.
     pub(super) async fn check_ids(&self, entity_id: &str, after: watermark::Xid) -> Result<(), LedgerError> {
-        let look = || {
+        let query = || {
             sqlx::query(AssertSqlSafe(self.table.without_id_sql()))
                 .bind(entity_id)
                 .bind(after.to_string())
                 .fetch_optional(&self.primary)
         };
-        let found = self.primary.retry(look).await?;
+        let found = self.primary.retry(query).await?;
         if found.is_some() { Err(self.id_is_null()) } else { Ok(()) }
     }
 }

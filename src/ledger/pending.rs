@@ -26,10 +26,10 @@ impl Ledger {
     /// Counts the pending rows of each entity, except the entities whose rows cannot be read. An entity without new
     /// rows costs no more than a probe.
     pub async fn pending(&self, lanes: &[Progress]) -> Result<(Vec<Pending>, Unreadables), LedgerError> {
-        let look = self.probe(lanes).await?;
-        let readable = lanes.iter().filter(|lane| !look.unreadable.contains_key(&lane.entity_id));
+        let probed = self.probe(lanes).await?;
+        let readable = lanes.iter().filter(|lane| !probed.unreadable.contains_key(&lane.entity_id));
         let (some, none): (Vec<_>, Vec<_>) =
-            readable.partition(|lane| lane.target.is_some() || look.new_rows(&lane.entity_id).has_new_rows);
+            readable.partition(|lane| lane.target.is_some() || probed.new_rows(&lane.entity_id).has_new_rows);
         let none = none.into_iter().map(|lane| (lane.entity_id.clone(), 0, None));
         let (counted, unreadable) = self.counted(&some, true).await?;
         let pending = counted.into_iter().chain(none).map(|(entity_id, rows, oldest_us)| Pending {
@@ -37,7 +37,7 @@ impl Ledger {
             rows,
             oldest_at: oldest_us.and_then(chrono::DateTime::from_timestamp_micros),
         });
-        Ok((pending.collect(), look.unreadable.into_iter().chain(unreadable).collect()))
+        Ok((pending.collect(), probed.unreadable.into_iter().chain(unreadable).collect()))
     }
 
     /// Counts the pending rows of each entity without the oldest `captured_at`, which needs only the index.

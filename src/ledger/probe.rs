@@ -70,18 +70,18 @@ impl Ledger {
     pub async fn probe(&self, lanes: &[Progress]) -> Result<ProbeResult, LedgerError> {
         match self.probe_by(self.table.new_rows_sql(lanes)).await {
             Err(problem) if problem.is_about_rows() => {}
-            looked => return looked,
+            probed => return probed,
         }
         // An error that occurs even without any entity, such as a missing privilege on the ledger, concerns all of
         // them.
-        let mut look = self.probe_by(self.table.new_rows_sql(&[])).await?;
+        let mut probed = self.probe_by(self.table.new_rows_sql(&[])).await?;
         let mut parts = Parts::of(lanes);
         while let Some(part) = parts.next() {
             let told = self.probe_by(self.table.new_rows_sql(part)).await;
-            look.entities.extend(parts.took(part, told)?.into_iter().flat_map(|told| told.entities));
+            probed.entities.extend(parts.took(part, told)?.into_iter().flat_map(|told| told.entities));
         }
-        look.unreadable = parts.unreadable();
-        Ok(look)
+        probed.unreadable = parts.unreadable();
+        Ok(probed)
     }
 
     /// Probes one entity.
@@ -89,21 +89,21 @@ impl Ledger {
     /// # Errors
     /// Also when its rows cannot be read.
     pub async fn probe_entity(&self, lane: &Progress) -> Result<ProbeResult, LedgerError> {
-        let look = self.probe_by(self.table.new_rows_sql(std::slice::from_ref(lane))).await;
-        look.map_err(|problem| problem.about(&lane.entity_id))
+        let probed = self.probe_by(self.table.new_rows_sql(std::slice::from_ref(lane))).await;
+        probed.map_err(|problem| problem.about(&lane.entity_id))
     }
 
     async fn probe_by(&self, sql: String) -> Result<ProbeResult, LedgerError> {
-        let look = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
-        ProbeResult::of(self.primary.retry(look).await?)
+        let query = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        ProbeResult::of(self.primary.retry(query).await?)
     }
 
     /// Returns the entities of the ledger that are not in `registered`, with one index probe for each.
     pub async fn unregistered(&self, registered: &[String]) -> Result<Vec<String>, LedgerError> {
         let sql = self.table.unregistered_sql(registered);
-        let look =
+        let query =
             || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
-        Ok(self.primary.retry(look).await?)
+        Ok(self.primary.retry(query).await?)
     }
 
     /// Returns the oldest open transaction that has written to the ledger. Its rows belong to a later pass; other rows

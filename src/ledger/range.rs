@@ -151,10 +151,10 @@ impl Ledger {
     /// whole table. `None` also for a view, whose tables are not known here.
     pub async fn without_range_index(&self) -> Result<Option<String>, LedgerError> {
         let Some((sql, remedy)) = self.table.range_index_sql() else { return Ok(None) };
-        let look = || {
+        let query = || {
             sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_optional(self.primary.single_round_trip())
         };
-        let has_index: Option<bool> = self.primary.retry(look).await?;
+        let has_index: Option<bool> = self.primary.retry(query).await?;
         Ok(if has_index == Some(false) { Some(remedy) } else { None })
     }
 }

@@ -97,11 +97,11 @@ impl Table {
     pub(super) async fn find(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
         let (schema, relation) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
-        let look = || {
+        let query = || {
             sqlx::query_as(AssertSqlSafe(columns_sql(&schema, &relation)))
                 .fetch_all(database.single_round_trip())
         };
-        let columns: Vec<Column> = database.retry(look).await?;
+        let columns: Vec<Column> = database.retry(query).await?;
         let table = &settings.table;
         match columns.first().map(|column| column.relkind.as_str()) {
             Some("r" | "p" | "v") => {}

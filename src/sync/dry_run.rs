@@ -172,14 +172,14 @@ impl Worker {
         let selected = self.select(only).await?;
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
-        let look = self.ledger.probe(&progress(&lanes)).await?;
+        let probed = self.ledger.probe(&progress(&lanes)).await?;
         let mut entities = Vec::new();
         let mut counters = crate::journal::Counters::default();
         for entity in &selected {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
-            let checked = self.zone_to_rehearse(entity, &lane, &look);
+            let checked = self.zone_to_rehearse(entity, &lane, &probed);
             let report = match checked {
-                Ok(zone) => self.rehearse(&entity.entity_id, &zone, &lane, &look, &mut counters).await?,
+                Ok(zone) => self.rehearse(&entity.entity_id, &zone, &lane, &probed, &mut counters).await?,
                 Err(problem) => EntityReport::failed(&entity.entity_id, problem),
             };
             entities.push(report);
@@ -197,13 +197,13 @@ impl Worker {
         &self,
         entity: &Entity,
         lane: &Lane,
-        look: &ledger::ProbeResult,
+        probed: &ledger::ProbeResult,
     ) -> Result<Zone, String> {
         let zone = self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string())?;
-        if let Some(unreadable) = look.unreadable.get(&entity.entity_id) {
+        if let Some(unreadable) = probed.unreadable.get(&entity.entity_id) {
             return Err(unreadable.message.clone());
         }
-        self.check_watermark(&entity.entity_id, lane, look).map_err(|mismatch| mismatch.to_string())?;
+        self.check_watermark(&entity.entity_id, lane, probed).map_err(|mismatch| mismatch.to_string())?;
         Ok(zone)
     }
 
@@ -213,11 +213,11 @@ impl Worker {
         entity_id: &str,
         zone: &Zone,
         lane: &Lane,
-        look: &ProbeResult,
+        probed: &ProbeResult,
         counters: &mut Counters,
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::idle(entity_id);
-        let target = lane.open.as_ref().map_or(&look.target, |(_, target)| target);
+        let target = lane.open.as_ref().map_or(&probed.target, |(_, target)| target);
         let page_rows = self.page_rows();
         let (settled, after) = (lane.settled.as_ref(), lane.cursor.clone());
         // Read from the primary: a standby is used only if it has replayed a recorded pass, and a dry run records none.

@@ -103,14 +103,14 @@ impl Worker {
     ) -> Result<Unregistered, RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
-        let look = self.ledger.probe(&progress(&lanes)).await?;
+        let probed = self.ledger.probe(&progress(&lanes)).await?;
         // Before any lane starts: a pause that the API asked for applies to all lanes of the credential.
         for target in &targets {
             if let Some(pause) = lanes.get(&target.entity_id).and_then(|lane| lane.not_before) {
                 target.session.pause(pause);
             }
         }
-        let unreadable = look.unreadable.values().cloned();
+        let unreadable = probed.unreadable.values().cloned();
         let unreadable = unreadable
             .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)));
         // An entity that is unusable for another reason reports that reason.
@@ -118,15 +118,15 @@ impl Worker {
         for (entity_id, problem) in unreadable.chain(unusable.iter().cloned()) {
             reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
         }
-        let targets = targets.into_iter().filter(|target| !look.unreadable.contains_key(&target.entity_id));
+        let targets = targets.into_iter().filter(|target| !probed.unreadable.contains_key(&target.entity_id));
         let has_work = |entity_id: &str| {
             let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
-            open || look.new_rows(entity_id).has_new_rows
+            open || probed.new_rows(entity_id).has_new_rows
         };
         let (busy, idle): (Vec<Target>, Vec<Target>) = targets.partition(|t| {
             // A watermark mismatch is a failure even if no row seems to be pending.
             let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
-            has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &look).is_err()
+            has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &probed).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
         if !idle.is_empty() {
@@ -137,7 +137,7 @@ impl Worker {
         // The concurrency limits decide how many lanes work at once; the others wait for a permit.
         let worked = busy.iter().map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
-            let lane = self.lane(run_id, target, &seen, &look).instrument(lane_span(&target.entity_id));
+            let lane = self.lane(run_id, target, &seen, &probed).instrument(lane_span(&target.entity_id));
             let worked = lane.await;
             self.progress.end(&target.entity_id);
             worked

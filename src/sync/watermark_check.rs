@@ -25,9 +25,9 @@ impl LaneWorker {
         &self,
         entity_id: &str,
         lane: &Lane,
-        look: &ProbeResult,
+        probed: &ProbeResult,
     ) -> Result<(), WatermarkMismatch> {
-        check_watermark(&*self.ledger, entity_id, lane, look)
+        check_watermark(&*self.ledger, entity_id, lane, probed)
     }
 
     /// Refuses a journal that this cluster did not write, or that was written under another mapping. Unlike
@@ -74,11 +74,11 @@ pub(crate) fn check_watermark(
     ledger: &dyn LaneLedger,
     entity_id: &str,
     lane: &Lane,
-    look: &ProbeResult,
+    probed: &ProbeResult,
 ) -> Result<(), WatermarkMismatch> {
     let refuse = |what: String| Err(WatermarkMismatch(what));
     let table = ledger.name();
-    if lane.system_identifier.is_some_and(|identifier| identifier != look.system_identifier) {
+    if lane.system_identifier.is_some_and(|identifier| identifier != probed.system_identifier) {
         return refuse(format!(
             "the watermark of `{entity_id}` belongs to another PostgreSQL cluster, whose transaction ids mean \
              nothing here; hint: after pg_upgrade, `elven-sync entity rebind {}`; after a dump was restored, {}",
@@ -98,7 +98,7 @@ pub(crate) fn check_watermark(
         ));
     }
     let snapshots = [lane.settled.as_ref(), lane.open.as_ref().map(|(_, target)| target)];
-    if snapshots.into_iter().flatten().any(|snapshot| snapshot.xmax() > look.target.xmax()) {
+    if snapshots.into_iter().flatten().any(|snapshot| snapshot.xmax() > probed.target.xmax()) {
         return refuse(format!(
             "the watermark of `{entity_id}` contains transactions that have not happened yet in this database; was its \
              write-ahead log reset? hint: {}",
@@ -106,7 +106,7 @@ pub(crate) fn check_watermark(
         ));
     }
     check_position(entity_id, lane)?;
-    let news = look.new_rows(entity_id);
+    let news = probed.new_rows(entity_id);
     if news.from_the_future || news.unstamped {
         let what = if news.unstamped { "is NULL" } else { "has not been given out yet in this database" };
         return refuse(format!(
@@ -165,9 +165,9 @@ fn check_mapping(ledger: &dyn LaneLedger, entity_id: &str, lane: &Lane) -> Resul
 }
 
 /// Returns a lane as if it were bound to this cluster and to the mapping in use.
-pub(crate) fn as_if_bound(ledger: &dyn LaneLedger, look: &ProbeResult, lane: &Lane) -> Lane {
+pub(crate) fn as_if_bound(ledger: &dyn LaneLedger, probed: &ProbeResult, lane: &Lane) -> Lane {
     Lane {
-        system_identifier: lane.system_identifier.map(|_| look.system_identifier),
+        system_identifier: lane.system_identifier.map(|_| probed.system_identifier),
         ledger_table: lane.ledger_table.as_ref().map(|_| ledger.name().to_owned()),
         mapping: Some(ledger.mapping_json().clone().into()),
         seal: if lane.seal == SealState::Broken { SealState::Whole } else { lane.seal },

@@ -174,7 +174,7 @@ async fn prove_in_snapshot(
     for finding in findings {
         report.find(finding);
     }
-    let look = ledger.look_in(&mut transaction, &progress).await?;
+    let probed = ledger.probe_in(&mut transaction, &progress).await?;
     // A copied journal is also compared with the ledger, to show the rows that it would skip. The chain has already
     // checked the position of the watermark.
     let lane = match asked {
@@ -184,9 +184,9 @@ async fn prove_in_snapshot(
             }
             Lane { seal: SealState::Whole, ..found.clone() }
         }
-        Asked::Rebind { .. } => watermark_check::as_if_bound(ledger, &look, &found),
+        Asked::Rebind { .. } => watermark_check::as_if_bound(ledger, &probed, &found),
     };
-    let misfit = watermark_check::check_watermark(ledger, entity_id, &lane, &look).err();
+    let misfit = watermark_check::check_watermark(ledger, entity_id, &lane, &probed).err();
     let fits = misfit.is_none();
     match misfit {
         Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),
@@ -205,7 +205,7 @@ async fn prove_in_snapshot(
     transaction.commit().await.map_err(JournalError::from)?;
     let snapshots = [found.settled.as_ref(), found.open.as_ref().map(|(_, target)| target)];
     let until = snapshots.into_iter().flatten().map(Snapshot::xmax).max();
-    let has_ended = until.is_none_or(|until| look.target.xmin() >= until);
+    let has_ended = until.is_none_or(|until| probed.target.xmin() >= until);
     Ok(Proven { lane: found, is_pruned, newest, has_ended })
 }
 

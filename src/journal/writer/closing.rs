@@ -1,4 +1,4 @@
-//! Passes that are through: their targets become the watermarks.
+//! Closing of passes: their targets become the watermarks.
 
 use super::super::JournalError;
 use super::super::problem::resolve_of_lanes;
@@ -6,25 +6,29 @@ use super::write::PassClosing;
 use super::write::WriteRequest;
 use crate::database::Transaction;
 
-/// Closes passes of lanes that are locked and were checked, each once all its batches are done. Those that end with it are
-/// up to date, which resolves the errors that concern their lanes, and their leases are given back: by far the most
-/// frequent end.
+/// Closes passes of lanes that are locked and were checked, if all their batches are done. A lane that ends with its pass
+/// is up to date: its errors are resolved, and its lease is released. Most passes end so.
+///
+/// # Errors
+/// A batch of one of the passes is open.
 pub(super) async fn close(
     transaction: &mut Transaction,
     closings: &[(&WriteRequest, &PassClosing)],
 ) -> Result<(), JournalError> {
     let passes: Vec<(&str, i64, bool)> = closings
         .iter()
-        .filter_map(|(entry, closing)| Some((entry.entity_id(), entry.pass.course.pass_id()?, closing.ends)))
+        .filter_map(|(request, closing)| {
+            Some((request.entity_id(), request.pass.course.pass_id()?, closing.ends))
+        })
         .collect();
     let Some((_, first, _)) = passes.first() else { return Ok(()) };
     let entity_ids: Vec<String> = passes.iter().map(|(entity_id, ..)| (*entity_id).to_owned()).collect();
     let pass_ids: Vec<i64> = passes.iter().map(|(_, pass_id, _)| *pass_id).collect();
     let ends: Vec<bool> = passes.iter().map(|(.., ends)| *ends).collect();
-    let of_passes = closings.iter().filter(|(entry, _)| entry.pass.course.pass_id().is_some());
-    let fences: Vec<_> = of_passes.map(|(entry, _)| entry.pass.lease.fence.seconds_left()).collect();
-    // Whether a batch is open is asked in the order of the index, as in `lock`, and of the pass of the locked row: asked of
-    // `c` it is asked before that row is looked for, and PostgreSQL then goes through all of them for each pass.
+    let of_passes = closings.iter().filter(|(request, _)| request.pass.course.pass_id().is_some());
+    let fences: Vec<_> = of_passes.map(|(request, _)| request.pass.lease.fence.seconds_left()).collect();
+    // The subquery for open batches has the order of the index, as in `lock`, and refers to the locked row `s`. With `c`,
+    // PostgreSQL would run it before it finds that row, and scan all open batches for each pass.
     let closed = sqlx::query!(
         "with closing as (select * from unnest($1::text[], $2::bigint[], $3::boolean[], $4::float8[])
                                           c (entity_id, pass_id, ends, fence)),
@@ -57,7 +61,7 @@ pub(super) async fn close(
     .execute(&mut *transaction)
     .await?;
     if closed.rows_affected() != passes.len() as u64 {
-        // Of several, whichever it is: each is tried by itself then.
+        // Of several passes it is unknown which one. Each of them is then written by itself.
         return Err(JournalError::Unfinished(*first));
     }
     let up_to_date = passes.iter().filter(|(.., ends)| *ends);

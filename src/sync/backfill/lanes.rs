@@ -65,12 +65,12 @@ impl Worker {
             else {
                 return Ok(EntityReport { ended: Ended::Stopped, ..report });
             };
-            let stand = self.journal.backfill_stand(backfill_id, run_id, entity_id).await?;
+            let position = self.journal.backfill_position(backfill_id, run_id, entity_id).await?;
             let taken = (permit, lease, &*state);
             let mut held =
                 LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
             let fits = self.check_journal(entity_id, &state);
-            let halted = match (stand, fits) {
+            let halted = match (position, fits) {
                 // The backfill was cancelled.
                 (BackfillPosition::Ended, _) => Err(LaneExit::Shutdown),
                 (BackfillPosition::At(_), Err(mismatch)) => Err(mismatch.into()),
@@ -115,7 +115,9 @@ impl Worker {
                 return Ok(Some((permit, lease, lane)));
             }
             drop(permit);
-            if self.journal.backfill_stand(backfill_id, run_id, entity_id).await? == BackfillPosition::Ended {
+            if self.journal.backfill_position(backfill_id, run_id, entity_id).await?
+                == BackfillPosition::Ended
+            {
                 return Ok(None);
             }
             tokio::time::sleep(LEASE_POLL).await;
