@@ -1,5 +1,5 @@
-//! What a lane records of its batches: each is announced before it is sent, and its answer is recorded together with the
-//! move of the cursor.
+//! What a lane records of its batches: each is announced before it is sent, and its answer is recorded together with
+//! the move of the cursor.
 
 use super::batch_record::{AnsweredBatch, BatchRecord};
 use super::counters::Done;

@@ -3,11 +3,11 @@
 use super::{JournalError, Lease, WorkKind};
 use crate::database::Transaction;
 
-/// Locks the lane of a lease until the transaction ends, if this worker still has the lease and, for a pass, the pass is
-/// open, or for a backfill, the lease is one of a backfill. Returns the number of lanes that were locked: 1 or 0.
+/// Locks the lane of a lease until the transaction ends, if this worker still has the lease and, for a pass, the pass
+/// is open, or for a backfill, the lease is one of a backfill. Returns the number of lanes that were locked: 1 or 0.
 ///
-/// A lease that expired and that no other worker took is renewed: the database may have been away, or the worker frozen.
-/// So requests after this check are sent under a lease, and a takeover waits from then.
+/// A lease that expired and that no other worker took is renewed: the database may have been away, or the worker
+/// frozen. So requests after this check are sent under a lease, and a takeover waits from then.
 pub(super) async fn hold(
     transaction: &mut Transaction,
     lease: &Lease,

@@ -121,8 +121,8 @@ impl Journal {
         self.database.retry(announce_alone).await
     }
 
-    /// Records the last answer to a batch outside of any pass, and what that means for the error it was for, if for one: an error
-    /// that stays open although its row was accepted would have it sent again.
+    /// Records the last answer to a batch outside of any pass, and what that means for the error it was for, if for
+    /// one: an error that stays open although its row was accepted would have it sent again.
     pub async fn answered_alone(
         &self,
         lease: &Lease,

@@ -83,8 +83,8 @@ impl LaneWorker {
         Ok(None)
     }
 
-    /// Returns a row as a batch of its own, if this version was in an accepted batch, and if it is the newest row of its
-    /// key: no other row of the key supersedes it, or was uploaded after it or is pending.
+    /// Returns a row as a batch of its own, if this version was in an accepted batch, and if it is the newest row of
+    /// its key: no other row of the key supersedes it, or was uploaded after it or is pending.
     async fn known_record(
         &self,
         target: &Target,

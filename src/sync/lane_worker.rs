@@ -1,5 +1,5 @@
-//! What the lanes of a worker need. They reach journal and ledger through [`LaneStore`] and [`LaneLedger`] alone, so that
-//! a simulation can put models in their place.
+//! What the lanes of a worker need. They reach journal and ledger through [`LaneStore`] and [`LaneLedger`] alone, so
+//! that a simulation can put models in their place.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -153,8 +153,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes the lease for a slice. Before the first slice, an entity that a run holds is left to it. `None`: it is, or a
-    /// signal came.
+    /// Takes the lease for a slice. Before the first slice, an entity that a run holds is left to it. `None`: it is,
+    /// or a signal came.
     async fn take_retry_slice(
         &self,
         entity_id: &str,

@@ -6,8 +6,8 @@ use super::write::PassClosing;
 use super::write::WriteRequest;
 use crate::database::Transaction;
 
-/// Closes passes of lanes that are locked and were checked, if all their batches are done. A lane that ends with its pass
-/// is up to date: its errors are resolved, and its lease is released. Most passes end so.
+/// Closes passes of lanes that are locked and were checked, if all their batches are done. A lane that ends with its
+/// pass is up to date: its errors are resolved, and its lease is released. Most passes end so.
 ///
 /// # Errors
 /// A batch of one of the passes is open.
@@ -27,8 +27,8 @@ pub(super) async fn close(
     let ends: Vec<bool> = passes.iter().map(|(.., ends)| *ends).collect();
     let of_passes = closings.iter().filter(|(request, _)| request.pass.course.pass_id().is_some());
     let fences: Vec<_> = of_passes.map(|(request, _)| request.pass.lease.fence.seconds_left()).collect();
-    // The subquery for open batches has the order of the index, as in `lock`, and refers to the locked row `s`. With `c`,
-    // PostgreSQL would run it before it finds that row, and scan all open batches for each pass.
+    // The subquery for open batches has the order of the index, as in `lock`, and refers to the locked row `s`. With
+    // `c`, PostgreSQL would run it before it finds that row, and scan all open batches for each pass.
     let closed = sqlx::query!(
         "with closing as (select * from unnest($1::text[], $2::bigint[], $3::boolean[], $4::float8[])
                                           c (entity_id, pass_id, ends, fence)),

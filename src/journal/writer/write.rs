@@ -238,8 +238,8 @@ impl WriteRequest {
         }
     }
 
-    /// Replies to the caller. After an announcement or an answer that could not be written, later writes of the pass are
-    /// refused accordingly.
+    /// Replies to the caller. After an announcement or an answer that could not be written, later writes of the pass
+    /// are refused accordingly.
     pub fn reply_with(self, outcome: Result<Written, JournalError>) {
         if let (Ok(Written::Batch(_) | Written::Parts(_)), Some(batch_id)) = (&outcome, self.final_answer()) {
             self.pass.answered.change(|answered| answered.push(batch_id));

@@ -1,5 +1,5 @@
-//! The decisions of a lane: pure functions of what is known. They read no clock, and reach neither database nor network;
-//! `delivery` and `lane` ask them, and act.
+//! The decisions of a lane: pure functions of what is known. They read no clock, and reach neither database nor
+//! network; `delivery` and `lane` ask them, and act.
 //!
 //! | question | file |
 //! |---|---|

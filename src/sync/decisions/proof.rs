@@ -37,8 +37,8 @@ pub(in crate::sync) fn of_probe(answer: &Answer, class: ResponseClass) -> Result
     })
 }
 
-/// Whether one more part may be sent to prove a credential, after so many requests. One request is reserved for a record
-/// that was accepted before.
+/// Whether one more part may be sent to prove a credential, after so many requests. One request is reserved for a
+/// record that was accepted before.
 pub(in crate::sync) fn allows_more(requests: u32) -> bool {
     requests + 1 < REQUESTS_MAX
 }

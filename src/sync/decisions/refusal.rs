@@ -43,8 +43,8 @@ pub(in crate::sync) enum AfterRefusal {
 
 /// Decides what is done with a refused batch.
 ///
-/// With a revoked key or a changed API everything is refused; then no record may be set aside. A batch whose body is too
-/// large is split without a proof, but no record is set aside without one.
+/// With a revoked key or a changed API everything is refused; then no record may be set aside. A batch whose body is
+/// too large is split without a proof, but no record is set aside without one.
 pub(in crate::sync) fn after_refusal(refused: Refused) -> AfterRefusal {
     let Refused { is_too_large, is_single, set_aside, set_aside_max, proof } = refused;
     match (is_single, proof) {

@@ -99,8 +99,8 @@ pub(in crate::sync) fn note(exit: LaneExit, first_exit: &mut Option<LaneExit>) {
     }
 }
 
-/// Returns why a lane stops, if it does: because of the first batch that stopped it, or else because of what `ended` the
-/// reading. `is_stopping`: a signal asked the process to stop.
+/// Returns why a lane stops, if it does: because of the first batch that stopped it, or else because of what `ended`
+/// the reading. `is_stopping`: a signal asked the process to stop.
 pub(in crate::sync) fn combined(
     first_exit: Option<LaneExit>,
     ended: Result<(), LaneExit>,

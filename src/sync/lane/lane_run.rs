@@ -25,8 +25,8 @@ pub(in crate::sync) struct LaneRun<'a> {
 }
 
 impl<'a> LaneRun<'a> {
-    /// Begins to work on a lane whose lease was just taken, in the state that it was taken in. `lease_before`: the lease
-    /// that this worker had in the same run, whose fence the new one continues.
+    /// Begins to work on a lane whose lease was just taken, in the state that it was taken in. `lease_before`: the
+    /// lease that this worker had in the same run, whose fence the new one continues.
     pub(in crate::sync) fn begin(
         worker: &'a LaneWorker,
         (run_id, target): (i64, &'a Target),

@@ -59,8 +59,8 @@ impl LaneWorker {
         Ok(())
     }
 
-    /// Takes the lease of an entity for a slice of a retry, unless a run holds it. A backfill releases its lease within a
-    /// moment.
+    /// Takes the lease of an entity for a slice of a retry, unless a run holds it. A backfill releases its lease
+    /// within a moment.
     ///
     /// `yields`: a worker that waits for the entity comes first. A retry that has asked a backfill for the lease is the one
     /// that waits, so it does not yield to its own wish.
