@@ -45,8 +45,7 @@ impl Worker {
             // Before anything is sent: only rows uploaded with the earlier rules are counted.
             let seen = self.see_rules(run_id, &targets).await;
             let compared = self.notes_of_rules(&targets, seen);
-            let lanes = (targets.clone(), unusable);
-            let worked = self.work(run_id, whole_ledger, selected, lanes, &mut entities);
+            let worked = self.work(run_id, whole_ledger, selected, (&targets, &unusable), &mut entities);
             let (compared, worked) = join(compared, worked).await;
             notes = compared;
             worked
@@ -79,7 +78,7 @@ impl Worker {
     }
 
     /// Tells each session which body size the API refused recently as too large.
-    pub(super) async fn recall_sizes(&self, targets: &[Target]) -> Result<(), JournalError> {
+    pub(super) async fn recall_sizes(&self, targets: &[&Target]) -> Result<(), JournalError> {
         if targets.is_empty() {
             return Ok(());
         }
@@ -98,14 +97,14 @@ impl Worker {
         run_id: i64,
         whole_ledger: bool,
         selected: &[Entity],
-        (targets, unusable): (Vec<Target>, Vec<Unusable>),
+        (targets, unusable): (&[Target], &[Unusable]),
         reports: &mut Vec<EntityReport>,
     ) -> Result<Unregistered, RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let probed = self.ledger.probe(&progress(&lanes)).await?;
         // Before any lane starts: a pause that the API asked for applies to all lanes of the credential.
-        for target in &targets {
+        for target in targets {
             if let Some(pause) = lanes.get(&target.entity_id).and_then(|lane| lane.not_before) {
                 target.session.pause(pause);
             }
@@ -118,17 +117,17 @@ impl Worker {
         for (entity_id, problem) in unreadable.chain(unusable.iter().cloned()) {
             reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
         }
-        let targets = targets.into_iter().filter(|target| !probed.unreadable.contains_key(&target.entity_id));
+        let targets = targets.iter().filter(|target| !probed.unreadable.contains_key(&target.entity_id));
         let has_work = |entity_id: &str| {
             let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
             open || probed.new_rows(entity_id).has_new_rows
         };
-        let (busy, idle): (Vec<Target>, Vec<Target>) = targets.partition(|t| {
+        let (busy, idle): (Vec<&Target>, Vec<&Target>) = targets.partition(|t| {
             // A watermark mismatch is a failure even if no row seems to be pending.
             let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
             has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &probed).is_err()
         });
-        let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id).collect();
+        let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id.clone()).collect();
         if !idle.is_empty() {
             // Recorded now, because it is true now: the other entities may take hours.
             self.journal.found_idle(&idle, &self.mapping).await?;

@@ -31,7 +31,7 @@ impl Worker {
         for lane in targets.iter().filter_map(lane_of) {
             self.progress.expect(&lane.range.entity_id, lane.rows_total, lane.rows_read);
         }
-        self.recall_sizes(targets).await?;
+        self.recall_sizes(&targets.iter().collect::<Vec<_>>()).await?;
         let worked = targets.iter().filter_map(|target| Some((target, lane_of(target)?))).map(
             async |(target, lane)| {
                 let work = self.backfill_lane(run_id, backfill_id, target, lane);
