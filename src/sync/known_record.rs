@@ -5,6 +5,7 @@ use tracing::Instrument;
 use super::RunError;
 use super::lane_worker::{LaneWorker, Target};
 use super::log::batch_span;
+use super::lone_batch::LastAnswer;
 use super::messages;
 use super::proving::Resent;
 use crate::align::Clock;
@@ -43,7 +44,7 @@ impl LaneWorker {
             let announced = self.journal.announce_alone(lease, run_id, &batch);
             let batch_id = around(Step::Announce, announced).await?;
             let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
-            let (verdict, result, (attempts, ambiguous)) = asked.await?;
+            let LastAnswer { class: verdict, result, attempts, ambiguous } = asked.await?;
             let accepted = verdict == ResponseClass::Accepted;
             let words = messages::of(&verdict, result.http_status, &batch, &session.credential.name);
             let last = RetryAnswer {

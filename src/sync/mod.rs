@@ -1,6 +1,7 @@
 //! Runs, backfills and retries: the control flow, and the only code that knows both the database and the API.
 
 mod api_session;
+mod attempt;
 mod backfill;
 mod batcher;
 mod concurrency;

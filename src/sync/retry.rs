@@ -8,6 +8,7 @@ use tracing::Instrument;
 use super::lane::lease_wait::LEASE_POLL;
 use super::lane_worker::Target;
 use super::log::{self, batch_span, lane_span, run_span};
+use super::lone_batch::LastAnswer;
 use super::messages::{self, OutcomeMessage};
 use super::worker::Unusable;
 use super::{RunError, Worker};
@@ -335,7 +336,7 @@ impl Worker {
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
         let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
-        let (verdict, result, (attempts, ambiguous)) = asked.await?;
+        let LastAnswer { class: verdict, result, attempts, ambiguous } = asked.await?;
         let words = messages::of(&verdict, result.http_status, &batch, &session.credential.name);
         let accepted = verdict == ResponseClass::Accepted;
         let last = RetryAnswer {

@@ -9,18 +9,17 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::super::decisions::policy::{Attempt, Decision, decide};
+use super::super::attempt::{Attempted, Attempts, Requested, attempt_result};
+use super::super::decisions::policy::Decision;
 use super::super::lane::exit::{LaneExit, later};
-use super::super::log::{self, batch_span};
+use super::super::log::batch_span;
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
-use super::super::remedies::SignatureRemedies;
-use super::super::signing::Sent;
 use super::Delivery;
 use super::batch_task::{Answered, BatchTask};
 use crate::batch::Batch;
 use crate::config::OnAmbiguous;
-use crate::elven::{Answer, ResponseClass, Signed, is_older_than};
+use crate::elven::{Answer, ResponseClass, Signed};
 use crate::fault_point::{Step, after, around, before};
 use crate::journal::AttemptResult;
 
@@ -65,8 +64,8 @@ impl Delivery {
     /// Sends a batch until an answer is final.
     pub(super) async fn send_until_final(&self, mut task: BatchTask) -> Result<Tried, LaneExit> {
         let settings = &self.worker.settings;
-        let attempts_max = if task.once { 1 } else { settings.retry.attempts };
-        let (mut remedies, mut number) = (SignatureRemedies::default(), 1);
+        let max = if task.once { 1 } else { settings.retry.attempts };
+        let mut attempts = Attempts::new(max, task.repeated);
         self.admit(&mut task).await?;
         if task.batch.records.is_empty() {
             self.settle(&task, AttemptResult::default()).await?;
@@ -75,40 +74,33 @@ impl Delivery {
         let mut lane_permit = None;
         loop {
             let (permits, signed) =
-                self.prepare_request(&mut task, lane_permit.take(), remedies.trial).await?;
+                self.prepare_request(&mut task, lane_permit.take(), attempts.remedies.trial).await?;
             let is_counted = self.count_for_proof();
-            let (lease, body) = (&self.pass.lease, &task.batch.body);
-            let sent = self.worker.send_fresh(&self.session, lease, body, remedies.trial, signed).await?;
-            let Sent { answer, begun, by } = sent;
-            log::request(answer.as_ref(), begun, number, task.batch.body.len());
-            let Some(answer) = answer else { return Err(self.record_cut_off(&task, begun).await) };
-            let verdict = self.classify(&task.batch, &answer, begun, &mut remedies);
-            let result = attempt_result(&answer, begun, task.repeated);
-            task.repeated = true;
-            let attempt = Attempt {
-                number,
-                attempts_max,
-                possible: remedies.possible(&self.session, settings, &by, &verdict),
-                aged: is_older_than(by.at, settings.api.signature_window),
+            let (session, lease) = (&self.session, &self.pass.lease);
+            let requested = self.worker.attempt(session, lease, &task.batch, &mut attempts, signed).await?;
+            let Attempted { answer, class, result, decision, by } = match requested {
+                Requested::Attempted(attempted) => *attempted,
+                Requested::CutOff(begun) => {
+                    return Err(self.record_cut_off(&task, begun, attempts.repeated).await);
+                }
             };
-            let outcome =
-                messages::of(&verdict, result.http_status, &task.batch, &self.session.credential.name);
-            match decide(&verdict, attempt, &settings.retry, fastrand::u32(..)) {
+            let outcome = messages::of(&class, result.http_status, &task.batch, &session.credential.name);
+            match decision {
                 Decision::Settle => {
                     drop(permits);
-                    self.session.accepted(task.batch.body.len());
+                    session.accepted(task.batch.body.len());
                     self.settle(&task, result).await?;
                     return Ok(Tried::Accepted);
                 }
                 Decision::Isolate => {
-                    self.note_refusal(&task.batch, &verdict, result.http_status, is_counted);
-                    return Ok(Tried::Refused(Answered { task, outcome, result }, verdict));
+                    self.note_refusal(&task.batch, &class, result.http_status, is_counted);
+                    return Ok(Tried::Refused(Answered { task, outcome, result }, class));
                 }
                 // The request after a remedy does not count as an attempt.
                 step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
                     lane_permit = Some(permits.keep_of_lane());
                     self.record_answer(&task, &outcome, result).await?;
-                    remedies.take(&step, &by, &self.session);
+                    attempts.remedies.take(&step, &by, session);
                     continue;
                 }
                 Decision::Again { lost: true, .. } if settings.sync.on_ambiguous == OnAmbiguous::Hold => {
@@ -119,7 +111,7 @@ impl Delivery {
                     self.record_answer(&task, &outcome, result).await?;
                     task.lost |= lost;
                     if all {
-                        self.session.pause(after);
+                        session.pause(after);
                     } else {
                         self.unless_halted(tokio::time::sleep(after)).await?;
                     }
@@ -127,26 +119,11 @@ impl Delivery {
                 Decision::Stop { not_before } => {
                     drop(permits);
                     let answered = Answered { task, outcome, result };
-                    return self.stop_unless_unknown(answered, &answer, &verdict, not_before).await;
+                    return self.stop_unless_unknown(answered, &answer, &class, not_before).await;
                 }
             }
-            number += 1;
+            attempts.number += 1;
         }
-    }
-
-    /// Classifies an answer. An unknown outcome is noted at once, because it fences the next batch.
-    fn classify(
-        &self,
-        batch: &Batch,
-        answer: &Answer,
-        begun: Instant,
-        remedies: &mut SignatureRemedies,
-    ) -> ResponseClass {
-        let verdict = self.session.classify_and_record(answer, &mut remedies.trial);
-        if matches!(verdict, ResponseClass::Unknown(_)) {
-            self.note_lost(batch, begun);
-        }
-        verdict
     }
 
     /// Logs a refusal, and begins the proof of the credential if it is not proven yet.
@@ -217,10 +194,9 @@ impl Delivery {
     }
 
     /// Records that the lane did not wait for the answer any longer. Returns why the lane stops.
-    async fn record_cut_off(&self, task: &BatchTask, begun: Instant) -> LaneExit {
-        self.note_lost(&task.batch, begun);
+    async fn record_cut_off(&self, task: &BatchTask, begun: Instant, repeated: bool) -> LaneExit {
         let outcome = messages::cut_off();
-        let result = attempt_result(&Answer::Lost(outcome.message.clone()), begun, task.repeated);
+        let result = attempt_result(&Answer::Lost(outcome.message.clone()), begun, repeated);
         let recorded = self.record_answer(task, &outcome, result).await;
         recorded.err().unwrap_or(LaneExit::ShutdownDeadline)
     }
@@ -333,18 +309,5 @@ impl Delivery {
             drop(of_all);
             self.unless_halted(self.session.wait_for_pause(wait_max)).await?.map_err(later)?;
         }
-    }
-}
-
-/// Returns the result of an attempt, as it is recorded.
-pub(in crate::sync) fn attempt_result(answer: &Answer, begun: Instant, repeated: bool) -> AttemptResult {
-    AttemptResult {
-        http_status: match answer {
-            Answer::Response { status, .. } => Some(i32::from(*status)),
-            Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => None,
-        },
-        duration_ms: i64::try_from(begun.elapsed().as_millis()).ok(),
-        sent: !matches!(answer, Answer::NotSent(_) | Answer::OpenedLate),
-        repeated,
     }
 }

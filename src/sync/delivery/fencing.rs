@@ -1,7 +1,5 @@
 //! Fences: batches that must not be sent while a request whose answer was lost may still arrive.
 
-use tokio::time::Instant;
-
 use super::super::lane::exit::LaneExit;
 use super::Delivery;
 use crate::batch::Batch;
@@ -10,11 +8,6 @@ use crate::journal::{Fence, RecordedBatch};
 impl Delivery {
     fn fence(&self) -> &Fence {
         &self.pass.lease.fence
-    }
-
-    /// Notes at once that the answer to an attempt was lost, because it fences the next batch.
-    pub(super) fn note_lost(&self, batch: &Batch, sent_at: Instant) {
-        self.fence().note_lost(batch, sent_at, self.session.ahead_of_api());
     }
 
     /// Refuses to send a batch that stays unknown while an attempt of an earlier lease may arrive: each attempt of the

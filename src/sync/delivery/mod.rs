@@ -19,7 +19,6 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-pub(in crate::sync) use self::attempts::attempt_result;
 use self::batch_task::{BatchPermits, BatchTask, Parked, QueuedBatch, Refusal};
 use super::EntityReport;
 use super::api_session::ApiSession;
