@@ -369,6 +369,49 @@ fn every_link_between_documents_resolves() {
 }
 
 /// Resolves a relative path of a link from the root of the repository.
+/// Files and functions that the pages for contributors name.
+#[test]
+fn every_file_and_function_of_the_internals_exists() {
+    let mut sources = String::new();
+    let mut folders = vec![root().join("src"), root().join("tests")];
+    let mut files = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
+                sources += &std::fs::read_to_string(&path).unwrap();
+                files.insert(path.strip_prefix(root()).unwrap().display().to_string());
+            }
+        }
+    }
+    let mut missing = Vec::new();
+    for page in ["architecture", "recovery", "decisions", "performance"] {
+        let text = read(&format!("docs/internals/{page}.md"));
+        for code in text.split('`').skip(1).step_by(2) {
+            let is_name = |text: &str| text.chars().all(|c| c.is_alphanumeric() || "_:/.".contains(c));
+            if !is_name(code) {
+                continue;
+            }
+            let ends = |file: &String| file == code || file.ends_with(&format!("/{code}"));
+            let exists = match code.rsplit_once("::") {
+                _ if code.ends_with(".rs") => files.iter().any(ends),
+                Some((kind, name)) if !kind.is_empty() && !name.is_empty() => {
+                    [format!("fn {name}"), format!("{name}:"), format!("    {name}"), format!("mod {name}")]
+                        .iter()
+                        .any(|definition| sources.contains(definition))
+                }
+                _ => true,
+            };
+            if !exists {
+                missing.push(format!("{page}.md: {code}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
 fn joined(folder: &Path, file: &str) -> String {
     let mut path = PathBuf::new();
     for part in folder.join(file).components() {
