@@ -343,8 +343,9 @@ fn apply_to_batches(
             Ok(Written::Work)
         }
         JournalWrite::UnknownRun(batch_id) => {
-            let batch = tables.batch(*batch_id, entity_id)?;
-            batch.unknown_runs += i32::from(batch.status == "unknown");
+            if let Ok(batch) = tables.batch(*batch_id, entity_id) {
+                batch.unknown_runs += i32::from(batch.status == "unknown");
+            }
             Ok(Written::Batch(*batch_id))
         }
         JournalWrite::PassClosing(_) => {

@@ -2,6 +2,7 @@
 //! the journal and the API. A seed decides about time, interleaving and faults.
 
 mod api;
+mod fences;
 mod invariants;
 mod journal;
 mod ledger;
