@@ -2,6 +2,7 @@
 //! journal and against the model. Both must give the same outcomes, which are those of the table.
 
 mod backend;
+mod step;
 mod table;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use elven_sync::watermark::{At, Cursor, LedgerId};
 use tokio::time::Instant;
 
 use self::backend::{Backend, ModelBackend, RealBackend};
+use self::step::{Span, Step, Under, Worker};
 use self::table::CASES;
 use super::COMMON;
 use super::ledger::numeric;
@@ -29,76 +31,6 @@ use crate::support::TestEnv;
 const XID: u64 = 100;
 /// The id of a batch that was never announced.
 const NO_BATCH: i64 = 999_999;
-
-/// A sequence of steps, each with its expected outcome. Each case begins with a pass that worker A has opened.
-struct Case {
-    name: &'static str,
-    steps: &'static [(Step, &'static str)],
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Worker {
-    A,
-    B,
-}
-
-/// The lease and the pass that a write names.
-#[derive(Clone, Copy, Debug)]
-enum Under {
-    /// Those that the worker took and opened last.
-    Own(Worker),
-    /// The lease of worker A with another epoch.
-    OtherEpoch,
-    /// The lease of worker A with another owner.
-    OtherOwner,
-    /// The lease of worker A, but another pass.
-    OtherPass,
-}
-
-/// The rows of a batch: those after the first position, up to the second. The cursor has the same positions.
-type Span = (i64, i64);
-
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Take(Worker),
-    Open(Under),
-    Announce(Under, Span),
-    Repeat(Under, Span),
-    /// The same, and the outcome of an earlier attempt is unknown.
-    RepeatLost(Under, Span),
-    /// The batch is accepted, and the cursor moves from the one position of the second span to the other.
-    Accept(Under, Span, Option<Span>),
-    /// The same, for a body that was not announced.
-    AcceptOtherBody(Under, Span),
-    /// The outcome of the batch is unknown.
-    Lose(Under, Span),
-    /// The API did not accept the batch for now.
-    Refuse(Under, Span),
-    Withdraw(Under, Span),
-    Empty(Under, Span, Option<Span>),
-    Split(Under, Span),
-    /// All rows of the batch are set aside, unless the entity would have more than this number.
-    SetAside(Under, Span, usize),
-    CountUnknownRun(Under, Span),
-    /// The pass is closed, whose last batch ends at this position.
-    Close(Under, i64),
-    /// These writes are submitted together, and then awaited.
-    Together(&'static [Step]),
-    Recover(Under),
-    Check(Under),
-    Release(Under),
-    Fail(Under),
-    Succeed(Under),
-    Rejections,
-    /// The worker notes that the answer to an attempt was lost. Nothing is written.
-    NoteLost(Worker, Span),
-    /// Time passes until the lease has expired, but signatures that were made under it are still valid.
-    LeaseExpires,
-    /// Time passes until no signature and no fence is left.
-    SignaturesExpire,
-    /// A failover loses the answer to a batch.
-    AnswerIsLost(Span),
-}
 
 /// What one worker has.
 #[derive(Default)]

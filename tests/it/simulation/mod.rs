@@ -7,6 +7,7 @@ mod invariants;
 mod journal;
 mod ledger;
 mod process;
+mod replay;
 mod world;
 
 use std::sync::{Arc, LazyLock};

@@ -1,12 +1,12 @@
 //! The cases: what is written, and what comes of each write.
 
-use super::Step::{
+use super::step::Step::{
     Accept, AcceptOtherBody, Announce, AnswerIsLost, Check, Close, CountUnknownRun, Empty, Fail,
     LeaseExpires, Lose, NoteLost, Open, Recover, Refuse, Rejections, Release, Repeat, RepeatLost, SetAside,
     SignaturesExpire, Split, Succeed, Take, Together, Withdraw,
 };
-use super::Under::{OtherEpoch, OtherOwner, OtherPass, Own};
-use super::{Case, Under, Worker};
+use super::step::Under::{OtherEpoch, OtherOwner, OtherPass, Own};
+use super::step::{Case, Under, Worker};
 
 const A: Under = Own(Worker::A);
 const B: Under = Own(Worker::B);
