@@ -1,5 +1,6 @@
 //! The model of the journal: the sync tables in memory, under the same fences as those of the SQL.
 
+mod alone;
 mod tables;
 mod writes;
 
@@ -270,26 +271,7 @@ impl LaneStore for ModelJournal {
     fn announce_alone<'a>(&'a self, lease: &'a Lease, run_id: i64, batch: &'a Batch) -> Reply<'a, i64> {
         let announce = move |_: &World, state: &mut State| {
             state.tables.held(lease)?;
-            let batch_id = i64::try_from(state.tables.batches.len()).unwrap() + 1;
-            let ids = batch.rows.iter().map(|row| row.id.to_string().parse().unwrap()).collect();
-            state.tables.batches.push(BatchRow {
-                batch_id,
-                parent_id: None,
-                run_id,
-                pass_id: None,
-                entity_id: lease.entity_id.clone(),
-                before: None,
-                last: batch.last.clone(),
-                ids,
-                row_count: i32::try_from(batch.records.len()).unwrap(),
-                sha256: batch.body_sha256.clone(),
-                status: "sending",
-                attempts: 1,
-                ambiguous: false,
-                unknown_runs: 0,
-                set_aside: Vec::new(),
-            });
-            Ok(batch_id)
+            Ok(state.tables.announce_alone(&lease.entity_id, run_id, batch))
         };
         async move { self.transaction("announce a known record", announce).await }.boxed()
     }
@@ -298,14 +280,13 @@ impl LaneStore for ModelJournal {
         &'a self,
         lease: &'a Lease,
         _: i64,
-        (batch_id, _): (i64, &'a Batch),
+        (batch_id, batch): (i64, &'a Batch),
         last: RetryAnswer<'a>,
         _: AttemptResult,
     ) -> Reply<'a, ()> {
         let record = move |_: &World, state: &mut State| {
             state.tables.held(lease)?;
-            state.tables.batch(batch_id, &lease.entity_id)?.status = last.status;
-            Ok(())
+            state.tables.answered_alone(&lease.entity_id, (batch_id, batch), &last)
         };
         async move { self.transaction("answer to a known record", record).await }.boxed()
     }

@@ -58,6 +58,12 @@ impl BatchRow {
         BatchState::decode(self.status, self.row_count, self.attempts).unwrap()
     }
 
+    /// The status after an answer: a batch with records that was ever unknown stays unknown until it is accepted.
+    pub(super) fn status_after(&self, status: &'static str) -> &'static str {
+        let stays_unknown = status == "rejected" && self.ambiguous && self.row_count > 0;
+        if stays_unknown { "unknown" } else { status }
+    }
+
     pub(super) fn rewrite(&mut self, record: &BatchRecord) {
         self.ids = ids_of(&record.row_ids);
         self.row_count = record.row_count;

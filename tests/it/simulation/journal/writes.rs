@@ -165,8 +165,7 @@ fn apply_answer(state: &mut State, request: &WriteRequest, answer: &Answer) -> R
     if let Consequence::SetAside { rejected_ids, .. } = &answer.consequence {
         (batch.row_count, batch.set_aside) = (0, ids_of(rejected_ids));
     }
-    let stays_unknown = answered.status == "rejected" && batch.ambiguous && batch.row_count > 0;
-    batch.status = if stays_unknown { "unknown" } else { answered.status };
+    batch.status = batch.status_after(answered.status);
     batch.attempts -= i32::from(answered.withdrawn);
     let run_id = batch.run_id;
     let written = match &answer.consequence {

@@ -100,21 +100,19 @@ async fn deliver_to_model(world: &World, signed: Signed, fault: Fault) -> Answer
         Fault::Refused => answer(400, r#"{"data":{"code":"ALL","message":"the request is not understood"}}"#),
         Fault::Throttled => answer(429, ""),
         Fault::Unavailable => answer(503, "<html>"),
+        Fault::Forbidden => answer(403, r#"{"data":{"code":"NO","message":"the key may not do this"}}"#),
     }
 }
 
 impl Network {
     async fn send_import(&self, signed: Signed, balances: Vec<i64>) -> Answer {
         let journaled = self.stage.journaled().await;
-        let number = {
-            let mut run = self.run.lock().unwrap();
-            run.imports.push(Import { journaled, balances, answer: "none: the process died".to_owned() });
-            run.imports.len() - 1
-        };
+        let number = self.run.lock().unwrap().imports.len();
         let death = self.death.filter(|death| death.import == number);
-        let fault = self.plan.fault(self.imports_before + number);
+        let fault = self.plan.fault_of_import(self.imports_before + number, &balances);
+        let answer = "none: the process died".to_owned();
+        self.run.lock().unwrap().imports.push(Import { journaled, balances, answer });
         if death.is_none_or(|death| death.is_processed) {
-            let fault = if death.is_some() { Fault::None } else { fault };
             let answer = self.stage.delivery().deliver(signed, fault).await;
             if death.is_none() {
                 self.run.lock().unwrap().imports[number].answer = describe(&answer);
@@ -133,7 +131,7 @@ impl Transport for Network {
                 return self.send_import(signed, balances).await;
             }
             self.run.lock().unwrap().list_calls += 1;
-            self.stage.delivery().deliver(signed, Fault::None).await
+            self.stage.delivery().deliver(signed, self.plan.fault_of_list()).await
         }
         .boxed()
     }

@@ -37,6 +37,8 @@ pub(super) enum Fault {
     Throttled,
     /// 503 without a wait.
     Unavailable,
+    /// 403. The plan has it for list calls only.
+    Forbidden,
 }
 
 impl Fault {
@@ -65,6 +67,7 @@ impl Fault {
             Self::Refused => "refuses-all",
             Self::Throttled => "throttle",
             Self::Unavailable => "unavailable",
+            Self::Forbidden => "forbidden",
         })
     }
 }
@@ -102,6 +105,8 @@ pub(super) struct Plan {
     pub(super) rounds: Vec<Round>,
     /// By the number of the import, over all runs.
     faults: Vec<Fault>,
+    /// The key may import, but not list.
+    pub(super) is_import_only: bool,
 }
 
 impl Plan {
@@ -127,12 +132,21 @@ impl Plan {
             if goes_wrong { random.choice(Fault::ALL).unwrap_or(Fault::None) } else { Fault::None }
         };
         let faults = (0..FAULTS).map(|_| fault(&mut random)).collect();
-        Self { entity, rounds, faults }
+        let is_import_only = random.u8(..4) == 0;
+        Self { entity, rounds, faults, is_import_only }
     }
 
-    /// What happens to the import with this number.
-    pub(super) fn fault(&self, import: usize) -> Fault {
+    /// What happens to the import with this number. The API fails for some row versions, always.
+    pub(super) fn fault_of_import(&self, import: usize, balances: &[i64]) -> Fault {
+        if balances.iter().any(|balance| is_poison(*balance)) {
+            return Fault::Failed;
+        }
         self.faults.get(import).copied().unwrap_or(Fault::None)
+    }
+
+    /// What happens to a list call.
+    pub(super) fn fault_of_list(&self) -> Fault {
+        if self.is_import_only { Fault::Forbidden } else { Fault::None }
     }
 }
 
@@ -142,7 +156,8 @@ fn transaction(random: &mut Rng, rows: &mut Vec<Write>, balance: &mut i64, entit
     let first = i64::try_from(entity).unwrap() * IDS_PER_ENTITY;
     for _ in 0..random.usize(1..=6) {
         *balance += 1;
-        while is_poison(*balance) {
+        let is_poisoned = random.u8(..25) == 0;
+        while is_poison(*balance) != is_poisoned {
             *balance += 1;
         }
         let old = if random.u8(..3) == 0 { random.choice(rows.iter()).cloned() } else { None };
@@ -156,8 +171,10 @@ fn transaction(random: &mut Rng, rows: &mut Vec<Write>, balance: &mut i64, entit
         let mut write = old.unwrap_or_else(new);
         write.balance = *balance;
         if is_new {
-            write.account = match random.u8(..12) {
-                0 => "bad0",
+            write.account = match random.u8(..24) {
+                0 | 1 => "bad0",
+                // Such a row is set aside before it is sent.
+                2 => "",
                 _ => ACCOUNTS[random.usize(..ACCOUNTS.len())],
             };
             write.captured_at_us = random.i64(0..4) * 1_000_000 + random.i64(0..3) * 1_000;
