@@ -43,10 +43,18 @@ pub(super) struct Import {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Run {
-    /// All requests, the list calls included, in their order.
+    /// In the order in which they were sent.
     pub(super) imports: Vec<Import>,
     pub(super) list_calls: usize,
+    /// How the lane ended, and the rows that it counted; or that the process died.
     pub(super) ended: String,
+}
+
+impl Run {
+    /// The entity was brought up to date.
+    pub(super) fn is_done(&self) -> bool {
+        self.ended.starts_with("done")
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
