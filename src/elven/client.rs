@@ -70,6 +70,13 @@ impl Signed {
         self.request.build()
     }
 
+    /// Returns a copy, e.g. for a transport that looks at the request before it sends it. `None`: the body is a stream,
+    /// which the body of an import never is.
+    pub fn try_clone(&self) -> Option<Self> {
+        let Self { request, ahead, at, keys } = self;
+        Some(Self { request: request.try_clone()?, ahead: *ahead, at: *at, keys: *keys })
+    }
+
     /// Returns when it was signed, by this machine's clock.
     pub fn at(&self) -> DateTime<Utc> {
         self.at

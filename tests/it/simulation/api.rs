@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use elven_sync::elven::{Answer, Envelope, Signed, Transport};
 
 use super::process::Process;
-use super::world::{Sabotage, State, WINDOW, World};
+use super::world::{Sabotage, State, World};
 
 /// The client's limit for a request with its answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,12 +55,28 @@ struct Record {
 
 /// A request on its way.
 #[derive(Clone, Debug)]
-struct Request {
+pub struct Request {
     number: usize,
-    is_import: bool,
+    pub is_import: bool,
     signed_at_ms: i64,
     body: Bytes,
     records: Vec<Record>,
+}
+
+impl Request {
+    pub fn read(world: &World, signed: Signed) -> Self {
+        let request = signed.into_request().unwrap();
+        let timestamp = request.headers()["elven-api-timestamp"].to_str().unwrap();
+        let body = request.body().and_then(|body| body.as_bytes()).unwrap_or_default();
+        let is_import = request.method() == "POST";
+        Self {
+            number: world.state().next_request(),
+            is_import,
+            signed_at_ms: timestamp.parse().unwrap(),
+            body: Bytes::copy_from_slice(body),
+            records: if is_import { serde_json::from_slice(body).unwrap() } else { Vec::new() },
+        }
+    }
 }
 
 /// What the network and the API do with a request.
@@ -112,18 +128,8 @@ impl Network {
 
     async fn deliver(&self, signed: Signed) -> Answer {
         let process = &self.process;
-        let request = signed.into_request().unwrap();
-        let timestamp = request.headers()["elven-api-timestamp"].to_str().unwrap();
-        let body = request.body().and_then(|body| body.as_bytes()).unwrap_or_default();
-        let is_import = request.method() == "POST";
         let world = &process.world;
-        let request = Request {
-            number: world.state().next_request(),
-            is_import,
-            signed_at_ms: timestamp.parse().unwrap(),
-            body: Bytes::copy_from_slice(body),
-            records: if is_import { serde_json::from_slice(body).unwrap() } else { Vec::new() },
-        };
+        let request = Request::read(world, signed);
         process.step(0, 2).await;
         let fate = fate(world);
         world.log(|| format!("{}: sends {}: {fate:?}", process.name, describe(&request)));
@@ -199,7 +205,7 @@ fn describe(request: &Request) -> String {
     if request.is_import { format!("import {balances:?}") } else { "the list call".to_owned() }
 }
 
-fn answer(status: u16, text: &str) -> Answer {
+pub fn answer(status: u16, text: &str) -> Answer {
     let envelope = Envelope::read(text.as_bytes(), Some("application/json"));
     Answer::Response { status, envelope, retry_after: None, ahead: None }
 }
@@ -211,7 +217,7 @@ impl State {
     }
 
     /// Notes that a process sends an import. No two imports of one process that have a key in common are in flight.
-    fn sent(&mut self, process: &str, request: &Request) {
+    pub fn sent(&mut self, process: &str, request: &Request) {
         let keys: BTreeSet<Key> = keys(request);
         let mut violation = None;
         for (number, others) in self.api.in_flight.entry(process.to_owned()).or_default() {
@@ -234,17 +240,18 @@ impl State {
         }
     }
 
-    fn answered(&mut self, process: &str, request: &Request) {
+    pub fn answered(&mut self, process: &str, request: &Request) {
         let in_flight = self.api.in_flight.entry(process.to_owned()).or_default();
         if let Some(index) = in_flight.iter().position(|(number, _)| *number == request.number) {
             in_flight.swap_remove(index);
         }
     }
 
-    fn arrive(&mut self, world: &World, request: &Request, run: &str) -> (u16, &'static str) {
+    /// A request arrives and is processed. Returns the status and the body of the answer.
+    pub fn arrive(&mut self, world: &World, request: &Request, run: &str) -> (u16, &'static str) {
         let now = Instant::now();
         let age_ms = elven_sync::wall_clock::now().timestamp_millis() - request.signed_at_ms;
-        let is_expired = age_ms.unsigned_abs() > u64::try_from(WINDOW.as_millis()).unwrap();
+        let is_expired = age_ms.unsigned_abs() > u64::try_from(world.window.as_millis()).unwrap();
         if is_expired && !world.is(Sabotage::SignaturesNeverExpire) {
             return (401, r#"{"data":{"code":"EXPIRED","message":"the timestamp is too old"}}"#);
         }

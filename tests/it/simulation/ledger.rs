@@ -51,7 +51,7 @@ pub fn entity_name(entity: usize) -> String {
 }
 
 /// A `numeric` in binary form (its integer digits to the base of 10,000).
-fn numeric(mut value: i64) -> Vec<u8> {
+pub fn numeric(mut value: i64) -> Vec<u8> {
     let mut digits: Vec<i16> = Vec::new();
     while value > 0 {
         digits.insert(0, i16::try_from(value % 10_000).unwrap());

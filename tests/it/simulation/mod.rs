@@ -2,10 +2,12 @@
 //! the journal and the API. A seed decides about time, interleaving and faults.
 
 mod api;
+mod fences;
 mod invariants;
 mod journal;
 mod ledger;
 mod process;
+mod replay;
 mod world;
 
 use std::sync::{Arc, LazyLock};

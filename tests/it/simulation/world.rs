@@ -145,6 +145,8 @@ pub struct State {
     pub kept: Vec<Tables>,
     pub has_failed_over: bool,
     pub api: Api,
+    /// The API may refuse any row, or fail for it, so a row may be set aside that it would accept.
+    pub is_api_arbitrary: bool,
     /// The first thing that must not happen and did.
     pub violation: Option<String>,
     pub violated_at: Option<Instant>,
@@ -198,11 +200,13 @@ pub struct World {
     pub faults_end: Instant,
     pub faults: Faults,
     pub sabotage: Option<Sabotage>,
+    /// The window in which the API accepts a signature.
+    pub window: Duration,
     /// What happened, if it is recorded.
     trace: Option<Mutex<Vec<String>>>,
 }
 
-/// The window in which the API accepts a signature.
+/// The window in which the API accepts a signature, unless a test says otherwise.
 pub const WINDOW: Duration = Duration::from_secs(3);
 pub const LEASE: Duration = Duration::from_secs(2);
 
@@ -215,6 +219,7 @@ impl World {
             faults_end: Instant::now() + Duration::from_secs(faults.seconds),
             faults,
             sabotage,
+            window: WINDOW,
             trace: is_traced.then(Mutex::default),
         }
     }
