@@ -396,7 +396,7 @@ fn every_file_and_function_of_the_internals_exists() {
             }
             let ends = |file: &String| file == code || file.ends_with(&format!("/{code}"));
             let exists = match code.rsplit_once("::") {
-                _ if code.ends_with(".rs") => files.iter().any(ends),
+                _ if Path::new(code).extension().is_some_and(|kind| kind == "rs") => files.iter().any(ends),
                 Some((kind, name)) if !kind.is_empty() && !name.is_empty() => {
                     [format!("fn {name}"), format!("{name}:"), format!("    {name}"), format!("mod {name}")]
                         .iter()

@@ -182,11 +182,16 @@ impl Network {
         delay: Duration,
     ) -> impl Future<Output = (u16, &'static str)> + Send + 'static {
         let (world, run) = (self.process.world.clone(), self.process.name.clone());
+        let failovers = world.state().failovers;
         async move {
             if matches!(fate, Fate::NeverDelivered) {
                 return (0, "");
             }
             tokio::time::sleep(delay).await;
+            // A failover that loses a lease loses its fence, so nothing can be promised of its late requests.
+            if fate == Fate::DeliveredLate && world.state().failovers > failovers {
+                return (0, "");
+            }
             let (status, text) = world.state().arrive(&world, &request, &run);
             world.log(|| format!("API: {} of {run}: {status}", describe(&request)));
             (status, text)
@@ -296,7 +301,7 @@ impl State {
         let before = self.api.records.get(&key).copied();
         if let (Some(old), Some(new)) = (before.and_then(place), place(record.balance))
             && old > new
-            && !self.has_failed_over
+            && self.failovers == 0
         {
             let balance = record.balance;
             self.violated(format!(

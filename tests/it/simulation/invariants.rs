@@ -67,7 +67,7 @@ pub fn of_end(state: &State, entities: usize) -> Result<(), String> {
     };
     let unmarked =
         of_passes().filter(is_twice).find(|batch| !batch.ambiguous && batch.row_count > 0 && !is_same(batch));
-    if let Some(batch) = unmarked.filter(|_| !state.has_failed_over) {
+    if let Some(batch) = unmarked.filter(|_| state.failovers == 0) {
         return Err(format!("batch {} was imported twice, and is not marked as ambiguous", batch.batch_id));
     }
     let open = state.tables.batches.iter().find(|batch| batch.pass_id.is_some() && batch.state().is_open());

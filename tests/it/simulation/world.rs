@@ -143,7 +143,7 @@ pub struct State {
     pub may_fail_over: bool,
     /// The tables before the last transactions, the newest first.
     pub kept: Vec<Tables>,
-    pub has_failed_over: bool,
+    pub failovers: usize,
     pub api: Api,
     /// The API may refuse any row, or fail for it, so a row may be set aside that it would accept.
     pub is_api_arbitrary: bool,

@@ -191,7 +191,7 @@ impl State {
             self.tables = self.kept.swap_remove(index);
             self.tables.runs = runs;
             self.kept.clear();
-            self.has_failed_over = true;
+            self.failovers += 1;
             world.log(|| format!("failover: the last {} transactions are lost", index + 1));
         }
     }
