@@ -211,7 +211,8 @@ async fn histories_in_reality_are_those_of_the_models(pool: PgPool) {
 /// Without the list call it may be impossible to prove that the API is good and refuses, or fails for, a single row.
 #[test]
 fn plans_end_with_all_rows_done_if_the_key_may_list() {
-    for seed in (0..REPLAYS).filter(|seed| !Plan::of_seed(*seed).is_import_only) {
+    // In the last two, one half of a batch that stayed unknown was split, and its parts were answered.
+    for seed in (0..REPLAYS).chain([561, 676]).filter(|seed| !Plan::of_seed(*seed).is_import_only) {
         let history = play_on_models(seed);
         assert!(history.runs.last().is_some_and(Run::is_done), "seed {seed} is stuck");
     }
