@@ -222,7 +222,7 @@ impl Journal {
 
     /// Records that all rows of the range of an entity are processed, and releases the lease.
     pub async fn finish_backfill_lane(&self, open: &OpenWork) -> Result<(), JournalError> {
-        let Some(backfill_id) = open.course.backfill_id() else { return Ok(()) };
+        let Some(backfill_id) = open.work.backfill_id() else { return Ok(()) };
         let Lease { entity_id, owner, epoch, fence } = &open.lease;
         let finish = || async {
             let mut transaction = self.database.begin().await?;

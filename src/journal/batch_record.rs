@@ -15,7 +15,7 @@ use crate::watermark::Cursor;
 pub(super) struct BatchOwner<'a> {
     pub run: i64,
     /// The pass or the backfill. `None`: the batch belongs to neither.
-    pub course: Option<WorkKind>,
+    pub work: Option<WorkKind>,
     pub entity: &'a str,
     pub parent: Option<i64>,
 }
@@ -23,12 +23,7 @@ pub(super) struct BatchOwner<'a> {
 impl<'a> WorkContext<'a> {
     pub(super) fn owner(self, parent_id: Option<i64>) -> BatchOwner<'a> {
         let Self { pass, run_id } = self;
-        BatchOwner {
-            run: run_id,
-            course: Some(pass.course),
-            entity: &pass.lease.entity_id,
-            parent: parent_id,
-        }
+        BatchOwner { run: run_id, work: Some(pass.work), entity: &pass.lease.entity_id, parent: parent_id }
     }
 }
 
@@ -101,7 +96,7 @@ pub(super) async fn insert_all(
         return Ok(Vec::new());
     }
     let before = |new: &NewBatch<'_>| new.contents.before.clone();
-    let course = |new: &NewBatch<'_>| new.owner.course;
+    let work = |new: &NewBatch<'_>| new.owner.work;
     sqlx::query_scalar!(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
@@ -121,7 +116,7 @@ pub(super) async fn insert_all(
           order by place
       returning batch_id",
         &column(new, |new| new.owner.run),
-        &column(new, |new| course(new).and_then(WorkKind::pass_id)) as &[Option<i64>],
+        &column(new, |new| work(new).and_then(WorkKind::pass_id)) as &[Option<i64>],
         &column(new, |new| new.owner.entity.to_owned()),
         &column(new, |new| new.owner.parent) as &[Option<i64>],
         &column(new, |new| new.attempts),
@@ -137,7 +132,7 @@ pub(super) async fn insert_all(
         &column(new, |new| new.contents.rows_beyond_double),
         &column(new, |new| new.contents.body_bytes),
         &column(new, |new| new.contents.body_sha256.clone()),
-        &column(new, |new| course(new).and_then(WorkKind::backfill_id)) as &[Option<i64>],
+        &column(new, |new| work(new).and_then(WorkKind::backfill_id)) as &[Option<i64>],
         &column(new, |new| before(new).as_ref().and_then(at)) as &[Option<DateTime<Utc>>],
         &column(new, |new| at(&new.contents.last)) as &[Option<DateTime<Utc>>],
         &column(new, |new| new.contents.rejected_ids.clone()) as &[Option<Vec<u8>>],

@@ -96,7 +96,7 @@ impl Journal {
     /// Reads the batches of an open pass or backfill after its cursor, and those before the cursor that have no answer,
     /// in the order in which they were announced. A part comes after the batch of which it is a part.
     pub(super) async fn batches(&self, pass: &OpenWork) -> Result<Vec<RecordedBatch>, JournalError> {
-        let rows = match pass.course {
+        let rows = match pass.work {
             WorkKind::Pass(pass_id) => self.recorded_in_pass(pass_id, &pass.lease.entity_id).await?,
             WorkKind::Backfill(backfill_id) => {
                 self.recorded_in_backfill(backfill_id, &pass.lease.entity_id).await?

@@ -11,7 +11,7 @@ use crate::database::Transaction;
 pub(super) async fn hold(
     transaction: &mut Transaction,
     lease: &Lease,
-    course: Option<WorkKind>,
+    work: Option<WorkKind>,
     lease_seconds: f64,
 ) -> Result<u64, sqlx::Error> {
     let held = sqlx::query_scalar!(
@@ -21,8 +21,8 @@ pub(super) async fn hold(
         lease.entity_id,
         lease.epoch,
         lease.owner,
-        course.and_then(WorkKind::pass_id),
-        course.and_then(WorkKind::backfill_id).is_some()
+        work.and_then(WorkKind::pass_id),
+        work.and_then(WorkKind::backfill_id).is_some()
     )
     .fetch_optional(&mut *transaction)
     .await?;

@@ -99,7 +99,7 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
-            let owner = BatchOwner { run: run_id, course: None, entity: &lease.entity_id, parent: None };
+            let owner = BatchOwner { run: run_id, work: None, entity: &lease.entity_id, parent: None };
             let [batch_id] =
                 insert(&mut transaction, [NewBatch { owner, contents: &contents, attempts: 1 }]).await?;
             let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();

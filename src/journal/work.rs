@@ -35,7 +35,7 @@ pub struct OpenWork {
     /// The lease.
     pub lease: Lease,
     /// The work.
-    pub course: WorkKind,
+    pub work: WorkKind,
     pub(super) stopped: Stopped,
     pub(super) unwritten: Unwritten,
     pub(super) answered: Answered,
@@ -44,10 +44,10 @@ pub struct OpenWork {
 
 impl OpenWork {
     /// Returns the work that was opened, or found open, under the lease.
-    pub fn new(lease: Lease, course: WorkKind) -> Self {
+    pub fn new(lease: Lease, work: WorkKind) -> Self {
         Self {
             lease,
-            course,
+            work,
             stopped: Stopped::default(),
             unwritten: Unwritten::default(),
             answered: Answered::default(),

@@ -40,8 +40,8 @@ pub(super) fn cut_off() -> OutcomeMessage {
 }
 
 /// The message for a pass or a backfill with a gap between two batches.
-pub(super) fn gap(course: WorkKind, batch_id: i64, entity_id: &str) -> String {
-    let (of, remedy) = match course {
+pub(super) fn gap(work: WorkKind, batch_id: i64, entity_id: &str) -> String {
+    let (of, remedy) = match work {
         WorkKind::Pass(pass_id) => (
             format!("pass {pass_id}"),
             format!("`elven-sync entity rewind {}` uploads everything again", quoted_argument(entity_id)),

@@ -77,15 +77,15 @@ pub(super) async fn recover(
     transaction: &mut Transaction,
     request: &WriteRequest,
 ) -> Result<(), JournalError> {
-    let course = request.pass.course;
+    let work = request.pass.work;
     sqlx::query!(
         "update elven_sync.sync_batches b set status = 'unknown'
           where b.entity_id = $1 and elven_sync.is_open(b.status, b.row_count)
             and (b.pass_id = $2 or b.backfill_id = $3)
             and b.status = 'sending' and b.attempts > 0 and b.row_count > 0",
         request.entity_id(),
-        course.pass_id(),
-        course.backfill_id()
+        work.pass_id(),
+        work.backfill_id()
     )
     .execute(transaction)
     .await?;

@@ -18,14 +18,14 @@ pub(super) async fn close(
     let passes: Vec<(&str, i64, bool)> = closings
         .iter()
         .filter_map(|(request, closing)| {
-            Some((request.entity_id(), request.pass.course.pass_id()?, closing.ends))
+            Some((request.entity_id(), request.pass.work.pass_id()?, closing.ends))
         })
         .collect();
     let Some((_, first, _)) = passes.first() else { return Ok(()) };
     let entity_ids: Vec<String> = passes.iter().map(|(entity_id, ..)| (*entity_id).to_owned()).collect();
     let pass_ids: Vec<i64> = passes.iter().map(|(_, pass_id, _)| *pass_id).collect();
     let ends: Vec<bool> = passes.iter().map(|(.., ends)| *ends).collect();
-    let of_passes = closings.iter().filter(|(request, _)| request.pass.course.pass_id().is_some());
+    let of_passes = closings.iter().filter(|(request, _)| request.pass.work.pass_id().is_some());
     let fences: Vec<_> = of_passes.map(|(request, _)| request.pass.lease.fence.seconds_left()).collect();
     // The subquery for open batches has the order of the index, as in `lock`, and refers to the locked row `s`. With
     // `c`, PostgreSQL would run it before it finds that row, and scan all open batches for each pass.

@@ -53,9 +53,9 @@ impl LockedLane {
     /// # Errors
     /// The lane has another lease than the request, or the pass or backfill of the request is not open.
     fn position(&mut self, request: &WriteRequest) -> Result<&mut WorkPosition, JournalError> {
-        let OpenWork { lease, course, .. } = &request.pass;
+        let OpenWork { lease, work, .. } = &request.pass;
         let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
-        let (position, id) = match *course {
+        let (position, id) = match *work {
             WorkKind::Pass(pass_id) => (&mut self.pass, pass_id),
             WorkKind::Backfill(backfill_id) => (&mut self.backfill, backfill_id),
         };
@@ -103,7 +103,7 @@ impl LockedLane {
         if let Some(answer) = request.answer() {
             self.counted += &answer.counted;
         }
-        if self.is_wanted && request.pass.course.backfill_id().is_some() {
+        if self.is_wanted && request.pass.work.backfill_id().is_some() {
             request.pass.unwanted.send_replace(true);
         }
         Ok(())
@@ -186,7 +186,7 @@ async fn add_backfills(
 ) -> Result<(), JournalError> {
     let backfills: BTreeSet<(&str, i64)> = requests
         .iter()
-        .filter_map(|request| Some((request.entity_id(), request.pass.course.backfill_id()?)))
+        .filter_map(|request| Some((request.entity_id(), request.pass.work.backfill_id()?)))
         .filter(|(entity_id, _)| lanes.contains_key(*entity_id))
         .collect();
     if backfills.is_empty() {

@@ -287,7 +287,7 @@ async fn count(
     let mut in_backfills: BTreeMap<i64, Counters> = BTreeMap::new();
     for (request, answer) in answers {
         *in_runs.entry(request.run_id).or_default() += &answer.counted;
-        if let Some(backfill_id) = request.pass.course.backfill_id() {
+        if let Some(backfill_id) = request.pass.work.backfill_id() {
             *in_backfills.entry(backfill_id).or_default() += &answer.counted;
         }
     }

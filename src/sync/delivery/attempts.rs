@@ -225,7 +225,7 @@ impl Delivery {
             self.has_set_aside.fetch_or(!task.batch.invalid.is_empty(), Ordering::Relaxed);
             // The closing of the pass is submitted right after the last answer, so that one commit writes both. If the
             // answer is not written, the pass is not closed.
-            if window.is_through() && self.pass.course.pass_id().is_some() {
+            if window.is_through() && self.pass.work.pass_id().is_some() {
                 let closing = self.submit_closing(&window);
                 *self.closing.lock().unwrap_or_else(PoisonError::into_inner) = Some(closing);
             }

@@ -261,7 +261,7 @@ impl Delivery {
     /// Whether the lane has used its share, and yields between two batches.
     fn has_had_its_share(&self) -> bool {
         let (is_wanted, lease) = (self.worker.limits.are_wanted(), self.worker.settings.sync.lease);
-        yields(self.pass.course, self.since.elapsed(), is_wanted, lease)
+        yields(self.pass.work, self.since.elapsed(), is_wanted, lease)
     }
 
     /// Signs a batch, then submits it to the journal, so that the lease is checked after signing. Does not wait for the

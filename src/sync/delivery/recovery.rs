@@ -117,7 +117,7 @@ impl Delivery {
         let mut after = self.window.lock().await.cursor.clone();
         for root in roots {
             if root.before != after {
-                let message = messages::gap(self.pass.course, root.batch_id, &self.pass.lease.entity_id);
+                let message = messages::gap(self.pass.work, root.batch_id, &self.pass.lease.entity_id);
                 return Err(LaneExit::problem(Problem::of_lane(Kind::Watermark, message)));
             }
             after = Some(root.last.clone());

@@ -84,7 +84,7 @@ impl Delivery {
         rows: &[Row],
         cursor: &Cursor,
     ) -> Result<bool, LaneExit> {
-        if matches!(self.pass.course, WorkKind::Backfill(_)) {
+        if matches!(self.pass.work, WorkKind::Backfill(_)) {
             return Ok(false);
         }
         let mut clock = Clock::of(&self.zone);

@@ -104,8 +104,8 @@ impl Player<'_> {
     fn work(&self, under: Under) -> OpenWork {
         let own = |worker| self.holdings[&worker].work.clone().unwrap();
         let other = |change: fn(&mut OpenWork)| {
-            let OpenWork { lease, course, .. } = own(Worker::A);
-            let mut work = OpenWork::new(lease, course);
+            let OpenWork { lease, work, .. } = own(Worker::A);
+            let mut work = OpenWork::new(lease, work);
             change(&mut work);
             work
         };
@@ -114,7 +114,7 @@ impl Player<'_> {
             Under::OtherEpoch => other(|work| work.lease.epoch += 1),
             Under::OtherOwner => other(|work| work.lease.owner.push('x')),
             Under::OtherPass => other(|work| {
-                work.course = WorkKind::Pass(work.course.pass_id().unwrap() + 1_000);
+                work.work = WorkKind::Pass(work.work.pass_id().unwrap() + 1_000);
             }),
         }
     }

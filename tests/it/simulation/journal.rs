@@ -220,7 +220,7 @@ impl LaneStore for ModelJournal {
 
     fn batches<'a>(&'a self, pass: &'a OpenWork) -> Reply<'a, Vec<RecordedBatch>> {
         let read = move |world: &World, state: &mut State| {
-            let pass_id = pass.course.pass_id().unwrap_or_default();
+            let pass_id = pass.work.pass_id().unwrap_or_default();
             let cursor = state.tables.lane(&pass.lease.entity_id).cursor.clone();
             let roots = state.tables.of_pass(pass_id).filter(|batch| batch.parent_id.is_none());
             let passed =

@@ -123,7 +123,7 @@ impl Tables {
             batch_id,
             parent_id,
             run_id: request.run_id,
-            pass_id: request.pass.course.pass_id(),
+            pass_id: request.pass.work.pass_id(),
             entity_id: request.entity_id().to_owned(),
             before: record.before.clone(),
             last: record.last.clone(),

@@ -125,7 +125,7 @@ fn apply_to_batches(
             Ok(Written::Batch(emptying.batch_id))
         }
         JournalWrite::Recovery => {
-            let pass_id = request.pass.course.pass_id();
+            let pass_id = request.pass.work.pass_id();
             let sending = tables.batches.iter_mut().filter(|batch| batch.pass_id == pass_id);
             for batch in sending.filter(|batch| batch.state() == BatchState::Sending && batch.row_count > 0) {
                 batch.status = if world.is(Sabotage::SendingForgotten) { "rejected" } else { "unknown" };
@@ -139,7 +139,7 @@ fn apply_to_batches(
             Ok(Written::Batch(*batch_id))
         }
         JournalWrite::PassClosing(_) => {
-            let pass_id = request.pass.course.pass_id().unwrap_or_default();
+            let pass_id = request.pass.work.pass_id().unwrap_or_default();
             let is_open = tables.of_pass(pass_id).any(|batch| batch.state().is_open());
             if is_open {
                 return Err(JournalError::Unfinished(pass_id));
