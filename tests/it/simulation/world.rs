@@ -34,7 +34,7 @@ pub struct Faults {
 
 impl Faults {
     pub const ALL: Self = Self {
-        seconds: 9,
+        seconds: 7,
         answer_lost: 60,
         delivered_late: 60,
         not_sent: 30,
