@@ -111,11 +111,6 @@ impl Journal {
         Ok(self.take_and_open(entity_id, None, Purpose::Run).await?.0)
     }
 
-    /// Leases an entity for a slice of a retry, unless another worker has it or, with `yields`, waits for it.
-    pub async fn take_for_retry(&self, entity_id: &str, yields: bool) -> Result<Take, JournalError> {
-        Ok(self.take_and_open(entity_id, None, Purpose::Retry { yields }).await?.0)
-    }
-
     /// Leases an entity for a slice of a backfill, unless another worker has it or waits for it.
     pub async fn take_for_backfill(&self, entity_id: &str) -> Result<Take, JournalError> {
         Ok(self.take_and_open(entity_id, None, Purpose::Backfill).await?.0)

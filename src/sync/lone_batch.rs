@@ -35,48 +35,41 @@ impl LaneWorker {
         let retry = &self.settings.retry;
         let mut attempts = Attempts::new(retry.attempts, false);
         let mut ambiguous = false;
-        loop {
+        let (class, result) = loop {
             let attempting = async {
                 let signed = self.fresh(session, lease, &batch.body, attempts.remedies.trial, None).await?;
                 self.attempt(session, lease, batch, &mut attempts, signed).await
             };
-            let requested = match attempting.await {
-                Ok(requested) => requested,
-                Err(Unsigned::Lease(problem)) => return Err(problem.into()),
-                Err(Unsigned::Key(problem)) => {
-                    let answer = Answer::NotSent(problem.to_string());
-                    let result = attempt_result(&answer, Instant::now(), attempts.repeated);
-                    let class = session.classify_and_record(&answer, &mut attempts.remedies.trial);
-                    return Ok(LastAnswer { class, result, attempts: attempts.number, ambiguous });
-                }
-            };
-            let Attempted { class, result, decision, by, .. } = match requested {
-                Requested::Attempted(attempted) => *attempted,
-                Requested::CutOff(begun) => {
-                    let answer = Answer::Lost(messages::cut_off().message);
-                    let result = attempt_result(&answer, begun, attempts.repeated);
-                    let class = session.classify_and_record(&answer, &mut attempts.remedies.trial);
-                    return Ok(LastAnswer { class, result, attempts: attempts.number, ambiguous });
-                }
-            };
-            match decision {
-                step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
-                    attempts.remedies.take(&step, &by, session);
-                }
-                Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
-                    let turn = async {
-                        tokio::time::sleep(after).await;
-                        session.acquire_turn(retry.max).await.is_ok()
-                    };
-                    if !self.unless_stopped(turn).await.unwrap_or(false) {
-                        return Ok(LastAnswer { class, result, attempts: attempts.number, ambiguous });
+            let (answer, begun) = match attempting.await {
+                Ok(Requested::Attempted(attempted)) => {
+                    let Attempted { class, result, decision, by, .. } = *attempted;
+                    match decision {
+                        step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
+                            attempts.remedies.take(&step, &by, session);
+                        }
+                        Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
+                            let turn = async {
+                                tokio::time::sleep(after).await;
+                                session.acquire_turn(retry.max).await.is_ok()
+                            };
+                            if !self.unless_stopped(turn).await.unwrap_or(false) {
+                                break (class, result);
+                            }
+                            attempts.number += 1;
+                            ambiguous |= lost;
+                        }
+                        _ => break (class, result),
                     }
-                    attempts.number += 1;
-                    ambiguous |= lost;
+                    continue;
                 }
-                _ => return Ok(LastAnswer { class, result, attempts: attempts.number, ambiguous }),
-            }
-        }
+                Ok(Requested::CutOff(begun)) => (Answer::Lost(messages::cut_off().message), begun),
+                Err(Unsigned::Key(problem)) => (Answer::NotSent(problem.to_string()), Instant::now()),
+                Err(Unsigned::Lease(problem)) => return Err(problem.into()),
+            };
+            let result = attempt_result(&answer, begun, attempts.repeated);
+            break (session.classify_and_record(&answer, &mut attempts.remedies.trial), result);
+        };
+        Ok(LastAnswer { class, result, attempts: attempts.number, ambiguous })
     }
 
     /// Whether no further attempt is made: after a signal, or if a batch with an unknown outcome is held.
