@@ -4,7 +4,7 @@
 
 mod recipes;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,6 +13,8 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 use elven_sync::commands::Cli;
 use elven_sync::config::{Environment, Flags, Settings, reference};
+
+use crate::support::files_in;
 
 const CONFIGURATION: &str = "docs/configuration.md";
 const COMMANDS: &str = "docs/commands.md";
@@ -144,24 +146,11 @@ fn example_file_has_every_key_and_default() {
 fn every_environment_variable_is_documented() {
     let described: BTreeSet<&str> =
         reference::VARIABLES.iter().flat_map(|variable| variable.names).copied().collect();
-    let mut folders = vec![root().join("src")];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let text = std::fs::read_to_string(&path).unwrap();
-            for rest in text.split("environment.get(\"").skip(1) {
-                let name = rest.split('"').next().unwrap();
-                // Only in test code.
-                assert!(
-                    described.contains(name) || name == "ELVEN_SYNC_FAULT_POINT",
-                    "{name} in {}",
-                    path.display()
-                );
-            }
+    for (file, text) in files_in("src", "rs") {
+        for rest in text.split("environment.get(\"").skip(1) {
+            let name = rest.split('"').next().unwrap();
+            // Only in test code.
+            assert!(described.contains(name) || name == "ELVEN_SYNC_FAULT_POINT", "{name} in {file}");
         }
     }
 }
@@ -222,19 +211,12 @@ struct Fence<'a> {
 
 impl Document {
     fn all() -> Vec<Self> {
-        let mut names = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
-        let mut folders = vec![root().join("docs")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|extension| extension == "md") {
-                    names.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
-                }
-            }
-        }
-        names.into_iter().map(|name| Self { text: read(&name), name }).collect()
+        let beside =
+            ["README.md", "CONTRIBUTING.md"].map(|name| Self { text: read(name), name: name.to_owned() });
+        let docs = files_in("docs", "md")
+            .into_iter()
+            .map(|(name, text)| Self { name: format!("docs/{name}"), text });
+        beside.into_iter().chain(docs).collect()
     }
 
     fn fences(&self) -> Vec<Fence<'_>> {
@@ -368,24 +350,15 @@ fn every_link_between_documents_resolves() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Resolves a relative path of a link from the root of the repository.
 /// Files and functions that the pages for contributors name.
 #[test]
 fn every_file_and_function_of_the_internals_exists() {
-    let mut sources = String::new();
-    let mut folders = vec![root().join("src"), root().join("tests")];
-    let mut files = BTreeSet::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|kind| kind == "rs") {
-                sources += &std::fs::read_to_string(&path).unwrap();
-                files.insert(path.strip_prefix(root()).unwrap().display().to_string());
-            }
-        }
-    }
+    let (program, tests) = (files_in("src", "rs"), files_in("tests", "rs"));
+    let sources: String = program.values().chain(tests.values()).map(String::as_str).collect();
+    let in_folder = |folder: &str, files: &BTreeMap<String, String>| -> Vec<String> {
+        files.keys().map(|name| format!("{folder}/{name}")).collect()
+    };
+    let files = [in_folder("src", &program), in_folder("tests", &tests)].concat();
     let mut missing = Vec::new();
     for page in ["architecture", "recovery", "decisions", "performance"] {
         let text = read(&format!("docs/internals/{page}.md"));
@@ -412,6 +385,7 @@ fn every_file_and_function_of_the_internals_exists() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
+/// Resolves a relative path of a link from the root of the repository.
 fn joined(folder: &Path, file: &str) -> String {
     let mut path = PathBuf::new();
     for part in folder.join(file).components() {

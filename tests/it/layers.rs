@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use crate::support::files_in;
+
 /// The layers from the bottom up. A module may use only modules of the layers before its own.
 const LAYERS: &[&[&str]] = &[
     &["text", "wall_clock", "watermark", "align", "fault_point"],
@@ -62,9 +64,7 @@ impl Program {
     }
 
     fn of_this_program() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut files = Vec::new();
-        collect(&root, &root, &mut files);
+        let files = files_in("src", "rs");
         Self::read(files.iter().map(|(path, text)| (path.as_str(), text.as_str())))
     }
 
@@ -303,18 +303,6 @@ fn end_of_string(text: &str) -> usize {
     text.len()
 }
 
-fn collect(root: &Path, folder: &Path, files: &mut Vec<(String, String)>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(root, &path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
-            files.push((name, fs::read_to_string(&path).unwrap()));
-        }
-    }
-}
-
 /// Returns the table of the page: each module with the modules that it uses.
 fn table(edges: &BTreeMap<String, BTreeSet<String>>) -> String {
     let mut table = "| layer | module | uses |\n|---|---|---|\n".to_owned();
@@ -400,14 +388,12 @@ fn layer_checks_find_cycles_and_upward_uses() {
 /// They are tested without a database, and the simulation runs them.
 #[test]
 fn decisions_reach_no_clock_database_or_network() {
-    let mut files = 0;
-    for entry in fs::read_dir("src/sync/decisions").unwrap() {
-        let path = entry.unwrap().path();
-        let code = code_of(&fs::read_to_string(&path).unwrap());
+    let files = files_in("src/sync/decisions", "rs");
+    assert!(files.len() >= 7, "{}", files.len());
+    for (file, text) in files {
+        let code = code_of(&text);
         for effect in ["async", "await", "::now()", "elapsed()", "database", "tracing", "fastrand", "Mutex"] {
-            assert!(!code.contains(effect), "{} uses {effect}", path.display());
+            assert!(!code.contains(effect), "{file} uses {effect}");
         }
-        files += 1;
     }
-    assert!(files >= 7, "{files}");
 }

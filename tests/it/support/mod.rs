@@ -2,6 +2,7 @@
 
 mod api;
 mod env;
+mod files;
 mod ledger;
 mod process;
 
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 
 pub use self::api::{IMPORT, KEY, SECRET, fault_rules};
 pub use self::env::{TestEnv, variable};
+pub use self::files::files_in;
 pub use self::ledger::{PARTS, scene_with_three_batches};
 pub use self::process::{FAULT_POINT, output_of, signal, stderr, stdout, wait_for_log};
 

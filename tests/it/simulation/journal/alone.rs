@@ -22,25 +22,9 @@ impl Tables {
             }
             ambiguous |= other.status == "unknown" && other.ids.iter().any(|id| ids.contains(id));
         }
-        let batch_id = i64::try_from(self.batches.len()).unwrap() + 1;
-        self.batches.push(BatchRow {
-            batch_id,
-            parent_id: None,
-            run_id,
-            pass_id: None,
-            entity_id: entity_id.to_owned(),
-            before: None,
-            last: batch.last.clone(),
-            ids,
-            row_count: i32::try_from(batch.records.len()).unwrap(),
-            sha256: batch.body_sha256.clone(),
-            status: "sending",
-            attempts: 1,
-            ambiguous,
-            unknown_runs: 0,
-            set_aside: Vec::new(),
-        });
-        batch_id
+        let row = self.insert((run_id, None), entity_id, None, &batch.into());
+        row.ambiguous = ambiguous;
+        row.batch_id
     }
 
     /// Records the last answer to a batch.

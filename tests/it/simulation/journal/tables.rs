@@ -8,7 +8,6 @@ use tokio::time::Instant;
 use elven_sync::batch::unpack_ids;
 use elven_sync::journal::{
     BatchRecord, BatchState, Fence, JournalError, Kind, Lane, Lease, NewPass, Opened, Problem, SealState,
-    WriteRequest,
 };
 use elven_sync::watermark::{Cursor, Snapshot};
 
@@ -112,9 +111,11 @@ impl Tables {
         of_entity.map(|((_, id), _)| *id).collect()
     }
 
+    /// Records a batch that is about to be sent, or a part that is sent later.
     pub(super) fn insert(
         &mut self,
-        request: &WriteRequest,
+        (run_id, pass_id): (i64, Option<i64>),
+        entity_id: &str,
         parent_id: Option<i64>,
         record: &BatchRecord,
     ) -> &mut BatchRow {
@@ -122,9 +123,9 @@ impl Tables {
         self.batches.push(BatchRow {
             batch_id,
             parent_id,
-            run_id: request.run_id,
-            pass_id: request.pass.work.pass_id(),
-            entity_id: request.entity_id().to_owned(),
+            run_id,
+            pass_id,
+            entity_id: entity_id.to_owned(),
             before: record.before.clone(),
             last: record.last.clone(),
             ids: ids_of(&record.row_ids),

@@ -103,9 +103,10 @@ fn apply_to_batches(
     request: &WriteRequest,
 ) -> Result<Written, JournalError> {
     let (tables, entity_id) = (&mut state.tables, request.entity_id());
+    let of = (request.run_id, request.pass.work.pass_id());
     match &request.writing {
         JournalWrite::Announcement(record) => {
-            Ok(Written::Batch(tables.insert(request, None, record).batch_id))
+            Ok(Written::Batch(tables.insert(of, entity_id, None, record).batch_id))
         }
         JournalWrite::Repetition(again) => {
             let batch = tables.batch(again.batch_id, entity_id)?;
@@ -152,6 +153,7 @@ fn apply_to_batches(
 
 fn apply_answer(state: &mut State, request: &WriteRequest, answer: &Answer) -> Result<Written, JournalError> {
     let (tables, entity_id) = (&mut state.tables, request.entity_id());
+    let of = (request.run_id, request.pass.work.pass_id());
     let answered = &answer.answered;
     let batch = tables.batch(answered.batch_id, entity_id)?;
     let sha256 = answer.rewritten.as_ref().map_or(&batch.sha256, |record| &record.body_sha256);
@@ -171,7 +173,7 @@ fn apply_answer(state: &mut State, request: &WriteRequest, answer: &Answer) -> R
     let written = match &answer.consequence {
         Consequence::Parts { parts, ambiguous } => {
             let ids = parts.each_ref().map(|part| {
-                let part = tables.insert(request, Some(answered.batch_id), part);
+                let part = tables.insert(of, entity_id, Some(answered.batch_id), part);
                 part.ambiguous = *ambiguous;
                 part.batch_id
             });
