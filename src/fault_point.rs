@@ -101,7 +101,8 @@ mod armed {
     /// The fault point at which this process stops, and the signal that stops it.
     #[derive(Debug)]
     struct Armed {
-        point: (Step, Side),
+        step: Step,
+        side: Side,
         /// Counted from 1.
         occurrence: u32,
         signal: Signal,
@@ -133,8 +134,8 @@ mod armed {
             "stop" => Signal::SIGSTOP,
             _ => return None,
         };
-        let point = (Step::from_str(step).ok()?, Side::from_str(side).ok()?);
-        Some(Armed { point, occurrence: occurrence.parse().ok()?, signal, seen: AtomicU32::new(0) })
+        let (step, side) = (Step::from_str(step).ok()?, Side::from_str(side).ok()?);
+        Some(Armed { step, side, occurrence: occurrence.parse().ok()?, signal, seen: AtomicU32::new(0) })
     }
 
     /// Runs a step between its two fault points.
@@ -154,7 +155,9 @@ mod armed {
     }
 
     fn reach(step: Step, side: Side) {
-        let Some(armed) = ARMED.get().filter(|armed| armed.point == (step, side)) else { return };
+        let Some(armed) = ARMED.get().filter(|armed| (armed.step, armed.side) == (step, side)) else {
+            return;
+        };
         if armed.seen.fetch_add(1, Ordering::Relaxed) + 1 == armed.occurrence {
             tracing::warn!(step = step.as_ref(), side = side.as_ref(), "stopped at a fault point");
             // The signal goes to this thread and not to the process: another thread could receive a signal to the
@@ -172,7 +175,7 @@ mod armed {
         #[test]
         fn only_the_form_of_a_fault_point_is_parsed() {
             let armed = parse("set_aside:after@3=stop").unwrap();
-            assert_eq!((armed.point, armed.occurrence), ((Step::SetAside, Side::After), 3));
+            assert_eq!((armed.step, armed.side, armed.occurrence), (Step::SetAside, Side::After, 3));
             assert_eq!(parse("settle:before=kill").unwrap().occurrence, 1);
             for wrong in
                 ["", "settle", "settle:before", "settle=kill", "settle:by=kill", "settle:before@x=kill"]

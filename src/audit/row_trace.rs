@@ -135,7 +135,10 @@ pub async fn of_row(
         let errors: Vec<RecordedError> =
             errors.iter().filter(|error| error.entity_id == entity_id).cloned().collect();
         let (verdict, says) = match &rows {
-            Ok(rows) => judge(&ledger, &entity_id, &known, (rows, &carried, &errors)).await?,
+            Ok(rows) => {
+                let found = Found { rows, carried: &carried, errors: &errors };
+                judge(&ledger, &entity_id, &known, found).await?
+            }
             Err(why) => (Verdict::Unreadable, format!("cannot be read: {why}")),
         };
         let rows = rows.unwrap_or_default();
@@ -181,13 +184,22 @@ async fn holders(
 
 type Said = (Verdict, String);
 
+/// What ledger and journal have of a row.
+struct Found<'a> {
+    /// The versions in the ledger; several if the id is not unique.
+    rows: &'a [Row],
+    carried: &'a [BatchOfRow],
+    errors: &'a [RecordedError],
+}
+
 /// Finds the state of the present version of a row.
 async fn judge(
     ledger: &Ledger,
     entity_id: &str,
     known: &Known<'_>,
-    (rows, carried, errors): (&[Row], &[BatchOfRow], &[RecordedError]),
+    found: Found<'_>,
 ) -> Result<Said, RunError> {
+    let Found { rows, carried, errors } = found;
     let Some(row) = rows.iter().max_by_key(|row| row.xid) else {
         let last = carried.iter().rfind(|batch| batch.status == "accepted" && !batch.set_aside);
         let says = match last {
@@ -230,7 +242,7 @@ async fn judge(
         return Ok(pending(known, &says));
     }
     if leaf.has_superseded
-        && let Some(newer) = superseded_by(ledger, entity_id, known, (row, leaf)).await?
+        && let Some(newer) = superseded_by(ledger, entity_id, known, row, leaf).await?
     {
         let says = format!(
             "was superseded by row {newer} of the same account, currency and second, which was sent {}",
@@ -330,7 +342,8 @@ async fn superseded_by(
     ledger: &Ledger,
     entity_id: &str,
     known: &Known<'_>,
-    (row, leaf): (&Row, &BatchOfRow),
+    row: &Row,
+    leaf: &BatchOfRow,
 ) -> Result<Option<LedgerId>, RunError> {
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
     let Some(zone) = zone.and_then(|name| known.zones.get(name).ok()) else { return Ok(None) };

@@ -76,7 +76,7 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
         Command::Resume { id } => set_paused(settings, &id, false).await,
         Command::Rewind { id, to, reason, yes } => {
             rebind::check_reason(reason.as_deref())?;
-            rewind(settings, (&id, &to), reason.as_deref(), yes).await
+            rewind(settings, &id, &to, reason.as_deref(), yes).await
         }
         Command::Rebind(options) => rebind::run(settings, options).await,
     }
@@ -145,7 +145,8 @@ async fn already_registered(database: &Database, entity: &Entity, from_now: bool
 
 async fn rewind(
     settings: &Settings,
-    (id, to): (&str, &str),
+    id: &str,
+    to: &str,
     reason: Option<&str>,
     yes: bool,
 ) -> anyhow::Result<u8> {

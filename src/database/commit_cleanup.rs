@@ -1,11 +1,12 @@
 //! Removes rows of `sync_commits` that are not needed any more, in steps.
 
 use std::convert::Infallible;
+use std::ops::Range;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Executor, Row};
 
-use super::commits::START;
+use super::commits::{CommitKey, START};
 use super::{Database, Transaction, Transient, within};
 
 /// The maximum number of rows of this process, and of other processes, that one step removes.
@@ -52,7 +53,7 @@ impl Database {
             "begin; set local synchronous_commit = on; set local jit = off; set local enable_seqscan = off; \
              set local enable_bitmapscan = off; set local enable_sort = off; {} {}; commit",
             self.server_ends_after(limit),
-            remove(process, (kept_from, known_below), others_from)
+            remove(process, kept_from..known_below, others_from)
         );
         let mut transaction = Transaction::of(self).await?;
         let rows = transaction.connection()?.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)));
@@ -66,7 +67,7 @@ impl Database {
         commits.kept_from =
             if own < STEP_ROWS { known_below } else { last.map_or(known_below, |last| last + 1) };
         commits.others_from = match last_of_others {
-            (Some(process), Some(number)) if others >= STEP_ROWS => (process, number),
+            (Some(process), Some(number)) if others >= STEP_ROWS => CommitKey { process, number },
             // Start over: by the next time, more rows of other processes have become old.
             _ => START,
         };
@@ -90,10 +91,14 @@ impl Database {
 /// because two processes could wait for each other.
 ///
 /// No process waits longer than an hour for a database, so rows of others that are three hours old are not needed.
-fn remove(process: i64, (kept_from, known_below): (i64, i64), (other, number): (i64, i64)) -> String {
+///
+/// `own`: numbers of this process whose outcome is known. `others_from`: the position among the rows of other processes.
+fn remove(process: i64, own: Range<i64>, others_from: CommitKey) -> String {
     // The smallest bigint needs its sign inside the literal: without it, the number is out of range.
     let bigint = |number: i64| format!("'{number}'::bigint");
-    let (process, other, number) = (bigint(process), bigint(other), bigint(number));
+    let (process, other) = (bigint(process), bigint(others_from.process));
+    let number = bigint(others_from.number);
+    let Range { start: kept_from, end: known_below } = own;
     format!(
         "with removed as (
              delete from elven_sync.sync_commits where ctid = any (

@@ -11,11 +11,18 @@ pub(super) struct Commits {
     /// The rows with a lower number were removed.
     pub(super) kept_from: i64,
     /// The rows of other processes before this key were checked.
-    pub(super) others_from: (i64, i64),
+    pub(super) others_from: CommitKey,
+}
+
+/// The primary key of a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CommitKey {
+    pub(super) process: i64,
+    pub(super) number: i64,
 }
 
 /// The key before all rows.
-pub(super) const START: (i64, i64) = (i64::MIN, i64::MIN);
+pub(super) const START: CommitKey = CommitKey { process: i64::MIN, number: i64::MIN };
 
 impl Default for Commits {
     fn default() -> Self {

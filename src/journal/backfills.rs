@@ -138,7 +138,10 @@ impl Journal {
                 Some(found) if is_over(&found.status, found.left) => Begun::Ended(found.status),
                 Some(_) => match alive_run(&mut transaction, backfill_id).await? {
                     Some((run_id, worker, alive_until)) => Begun::Busy { run_id, worker, alive_until },
-                    None => Begun::Run(self.insert_run(&mut transaction, "backfill", tzdata).await?),
+                    None => {
+                        let begun = self.insert_run(&mut transaction, "backfill", tzdata, "").await?;
+                        Begun::Run(begun.run_id)
+                    }
                 },
             };
             let Begun::Run(run_id) = begun else {

@@ -91,7 +91,7 @@ pub struct Lasts {
 
 impl Lasts {
     /// Returns the remaining time of a lease that was asked for at `begun` and `at`.
-    pub fn new((begun, at): (Instant, DateTime<Utc>), left: Duration) -> Self {
+    pub fn new(begun: Instant, at: DateTime<Utc>, left: Duration) -> Self {
         Self { begun, at, left }
     }
 
@@ -283,7 +283,7 @@ impl Journal {
             .flatten();
             commit_if_held(transaction, held).await?;
             let left = left_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-            Ok(Lasts::new((begun, at), left.unwrap_or_default()))
+            Ok(Lasts::new(begun, at, left.unwrap_or_default()))
         };
         self.database.retry(check_lease).await
     }

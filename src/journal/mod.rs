@@ -60,6 +60,7 @@ pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem};
 pub use retry::{RetriedError, RetryAnswer};
+pub use runs::BegunRun;
 pub use skipped::Skipped;
 pub use watermark_changes::{ClusterMatch, FromNow, PastWatermark, Rebound, UnfinishedWork};
 pub use work::{AttemptResult, CursorAdvance, NewPass, OpenWork, WorkContext, WorkKind};

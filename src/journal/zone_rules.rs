@@ -1,6 +1,8 @@
 //! Zone rules: the recorded rules of entities, and a comparison with the rules of the database server.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -19,6 +21,12 @@ const COMPARED_EVERY_S: i64 = 72 * 3600;
 
 /// The name of the fact with the differences on the database server.
 const OF_SERVER: &str = "server_zone_rules";
+
+/// The name of the fact with the digest of the zones and rules that were compared last.
+pub(super) const COMPARISON: &str = "zone_rules_compared";
+
+/// For how long a comparison is not repeated. The rules of the database server may change without any other sign.
+pub(super) const COMPARED_FOR: Duration = Duration::from_hours(1);
 
 /// An entity whose zone rules differ from the recorded ones.
 #[derive(Clone, Debug, Deserialize)]
@@ -73,16 +81,16 @@ pub struct RulesFact {
 }
 
 impl Journal {
-    /// Compares the zones of entities with their recorded rules, and with the rules of the server between two
-    /// instants. One message, because each run does this.
+    /// Compares the zones of entities with their recorded rules, and with the rules of the server in a period. One
+    /// message, because each run does this.
     pub async fn see_rules(
         &self,
         run_id: i64,
         entity_ids: &[&str],
         zones: &[Zone],
-        (from, to): (DateTime<Utc>, DateTime<Utc>),
+        period: Range<DateTime<Utc>>,
     ) -> Result<RulesSeen, JournalError> {
-        let sql = seen_sql(run_id, entity_ids, zones, from.timestamp(), to.timestamp());
+        let sql = seen_sql(run_id, entity_ids, zones, period.start.timestamp(), period.end.timestamp());
         let see =
             || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.database.single_round_trip());
         let seen: String = self.database.retry(see).await?;
@@ -131,13 +139,23 @@ impl Journal {
 
     /// Records the zones for which the rules of the server differ.
     pub async fn record_server_rules(&self, value: &Value) -> Result<(), JournalError> {
+        self.record_fact(OF_SERVER, value).await
+    }
+
+    /// Records that zones and rules with this digest were compared, so that runs of the next hour need not do it.
+    pub async fn record_comparison(&self, rules_digest: &str) -> Result<(), JournalError> {
+        self.record_fact(COMPARISON, &Value::from(rules_digest)).await
+    }
+
+    /// Records a fact about the installation.
+    async fn record_fact(&self, name: &str, value: &Value) -> Result<(), JournalError> {
         self.database
             .execute(|| {
                 sqlx::query!(
                     "insert into elven_sync.sync_facts (name, value) values ($1, $2)
                      on conflict (name, coalesce(entity_id, '')) do update
                         set value = excluded.value, since = clock_timestamp(), checked_at = clock_timestamp()",
-                    OF_SERVER,
+                    name,
                     value
                 )
             })

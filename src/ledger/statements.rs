@@ -46,18 +46,18 @@ pub(super) enum Probe<'a> {
 impl Table {
     /// Returns the copy of one page.
     pub(super) fn page_sql(&self, page: &Page<'_>) -> String {
-        format!("copy {} to stdout (format binary)", self.rows_sql(page, (&self.columns, COLUMNS)))
+        format!("copy {} to stdout (format binary)", self.rows_sql(page, &self.columns, COLUMNS))
     }
 
     /// Returns the query for the rows of a page: the number of the page (`place`) and the id of each row.
     pub(super) fn listed_sql(&self, page: &Page<'_>, place: usize) -> String {
         let id_type = if self.id_is_number() { "bigint" } else { "text" };
-        self.rows_sql(page, (&format!("{place}::integer, {}::{id_type}", self.id), LISTED_COLUMNS))
+        self.rows_sql(page, &format!("{place}::integer, {}::{id_type}", self.id), LISTED_COLUMNS)
     }
 
     /// Returns the query for the ids of the rows of a page, in order.
     pub(super) fn ids_sql(&self, page: &Page<'_>) -> String {
-        format!("select p.id from {} p (id)", self.rows_sql(page, (&format!("{}::text", self.id), 1)))
+        format!("select p.id from {} p (id)", self.rows_sql(page, &format!("{}::text", self.id), 1))
     }
 
     /// Returns the copy of rows with given ids.
@@ -76,7 +76,7 @@ impl Table {
         )
     }
 
-    /// Returns the query for the rows of a page.
+    /// Returns the query for the rows of a page, as this number of columns.
     ///
     /// `with ties`: a partitioned ledger cannot have a unique id. A page that ended inside a tie would lose the rest
     /// of it, because the next page begins after it.
@@ -86,7 +86,7 @@ impl Table {
     /// the transaction wrote. The transaction is not selected with `=` either, because the order would then be the
     /// order of the ids alone, and PostgreSQL might walk the index on the ids. Only columns of the ledger are named,
     /// because the role may lack the privilege to read others.
-    pub(super) fn rows_sql(&self, page: &Page<'_>, (columns, number): (&str, i16)) -> String {
+    pub(super) fn rows_sql(&self, page: &Page<'_>, columns: &str, number: i16) -> String {
         let &Page { entity_id, target, mut segment, after, until, rows_max, proof_of } = page;
         let Self { name, entity, xid, id, id_type, .. } = self;
         let mut end = None;

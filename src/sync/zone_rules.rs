@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Days, SecondsFormat, Utc};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::lane_worker::Target;
 use super::{RunError, Worker};
@@ -42,6 +43,22 @@ impl Worker {
         self.notes_of_rules(targets, seen).await
     }
 
+    /// Returns a digest of what is compared: the entities, their zones, and the rules in use.
+    pub(super) fn rules_digest(&self, targets: &[Target]) -> String {
+        let of_entities = targets.iter().map(|target| (target.entity_id.as_str(), target.zone.clone()));
+        let mut compared: Vec<_> = of_entities.chain(self.ledger_zone().map(|zone| ("", zone))).collect();
+        compared.sort_by(|a, b| a.0.cmp(b.0));
+        let mut digest = Sha256::new();
+        digest.update(self.settings.zones.version());
+        for (entity_id, zone) in compared {
+            for part in [entity_id, zone.name(), zone.rules()] {
+                digest.update(u64::try_from(part.len()).unwrap_or_default().to_be_bytes());
+                digest.update(part);
+            }
+        }
+        hex::encode(digest.finalize())
+    }
+
     /// Reads the state of the zone rules. `None`: that failed; the run sends rows all the same, and the next run tries
     /// again.
     pub(super) async fn see_rules(&self, run_id: i64, targets: &[Target]) -> Option<Seen> {
@@ -59,7 +76,7 @@ impl Worker {
         let until = now.checked_add_days(Days::new(COMPARED_DAYS)).unwrap_or(now);
         let entity_ids: Vec<&str> = targets.iter().map(|target| target.entity_id.as_str()).collect();
         let see = async {
-            let rules = self.journal.see_rules(run_id, &entity_ids, &zones, (now, until)).await?;
+            let rules = self.journal.see_rules(run_id, &entity_ids, &zones, now..until).await?;
             let uploaded = rules.changed.iter().filter(|earlier| earlier.rows_uploaded > 0);
             let ids: Vec<String> = uploaded.map(|earlier| earlier.entity_id.clone()).collect();
             let lanes = if ids.is_empty() {
@@ -85,6 +102,7 @@ impl Worker {
         let notes = async {
             let mut notes = self.notes_of_entities(targets, rules.changed, &lanes).await?;
             notes.extend(self.notes_of_server(&zones, &rules.on_server, rules.reported).await?);
+            self.journal.record_comparison(&self.rules_digest(targets)).await?;
             Ok::<_, RunError>(notes)
         };
         let notes = notes.await.unwrap_or_else(|problem| {

@@ -264,6 +264,27 @@ async fn different_server_zone_rules_are_reported_once_per_change(pool: PgPool) 
     assert!(run(&scene).await.contains(&format!("note: time zone Europe/Zurich: {differs}")));
 }
 
+/// A comparison is work for the server, and its rules change only with an update of its software.
+#[sqlx::test(migrations = false)]
+async fn same_zone_rules_are_compared_again_after_an_hour(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.entity("acme", "Europe/Zurich").await;
+    scene.set(ZONEINFO, &compiled("newer"));
+    assert!(run(&scene).await.contains("note: time zone Europe/Zurich"));
+    // If the run compared, it would report the difference as new.
+    scene.sql("delete from elven_sync.sync_facts where name = 'server_zone_rules'").await;
+    assert!(!run(&scene).await.contains("note: time zone"), "it was compared just now");
+    let age = "update elven_sync.sync_facts set checked_at = checked_at - interval '61 minutes'
+                where name = 'zone_rules_compared'";
+    scene.sql(age).await;
+    assert!(run(&scene).await.contains("note: time zone Europe/Zurich"), "the comparison is an hour old");
+    assert!(!run(&scene).await.contains("note: time zone"));
+    // Another zone of an entity, or another entity, is compared at once.
+    scene.sql("delete from elven_sync.sync_facts where name = 'server_zone_rules'").await;
+    scene.entity("isle", "Europe/Zurich").await;
+    assert!(run(&scene).await.contains("note: time zone Europe/Zurich"));
+}
+
 /// The server computes the instants of `timestamp` values.
 #[sqlx::test(migrations = false)]
 async fn different_server_zone_rules_are_reported_for_local_times(pool: PgPool) {

@@ -69,8 +69,10 @@ pub(super) struct Index {
 pub(super) struct Facts {
     /// The table and then its partitions, parents first.
     pub relations: Vec<Relation>,
-    /// The name of the stamp column, and the column if it exists.
-    pub stamp: (String, Option<Column>),
+    /// The name of the stamp column.
+    pub stamp_name: String,
+    /// The stamp column, if it exists.
+    pub stamp: Option<Column>,
     pub triggers: Vec<Trigger>,
     pub indexes: Vec<Index>,
     /// Schema and name of relations that already use the name of an index that `attach` creates.
@@ -204,7 +206,8 @@ impl Facts {
             publications: sqlx::query_scalar(PUBLICATIONS).bind(&oids).fetch_all(database).await?,
             run_index: index(stamp_name.clone()),
             backfill_index: captured_at.map(index).unwrap_or_default(),
-            stamp: (stamp_name, stamp),
+            stamp_name,
+            stamp,
             relations,
         })
     }

@@ -101,8 +101,8 @@ pub async fn plan_undo(
             sql.push(format!("drop function {}()", trigger.function));
         }
     }
-    if facts.stamp.1.is_some() {
-        sql.push(format!("alter table {table} drop column {}", quote_identifier(&facts.stamp.0)));
+    if facts.stamp.is_some() {
+        sql.push(format!("alter table {table} drop column {}", quote_identifier(&facts.stamp_name)));
         plan.notes.push(
             "dropping the column drops its index; after a later attach, all rows count as new and are uploaded again"
                 .to_owned(),
@@ -130,7 +130,7 @@ pub async fn plan_undo(
 /// Plans column and trigger in one transaction, so that neither ever exists without the other.
 fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
     let root = facts.root();
-    let (table, (name, column)) = (root.name(), &facts.stamp);
+    let (table, name, column) = (root.name(), &facts.stamp_name, &facts.stamp);
     let quoted = quote_identifier(name);
     let mut sql = Vec::new();
     match column {
@@ -200,7 +200,7 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
 /// Notes what an additional column means for other users of the table.
 fn look_before_adding(facts: &Facts, plan: &mut Plan) {
     let root = facts.root();
-    let (table, name) = (root.name(), quote_identifier(&facts.stamp.0));
+    let (table, name) = (root.name(), quote_identifier(&facts.stamp_name));
     for publication in &facts.publications {
         plan.breaks.push(format!(
             "publication {} contains the table: its subscribers stop at the first row with {name}, unless \

@@ -68,7 +68,8 @@ impl LaneWorker {
             let taken = (permit, lease, &*lane);
             let mut lane_run =
                 LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
-            let halted = lane_run.drive(lane, opened, seen, probe).await;
+            // On the heap only while it works: the futures of all lanes exist from the start of the run.
+            let halted = Box::pin(lane_run.drive(lane, opened, seen, probe)).await;
             let yielded = matches!(halted, Err(LaneExit::Yielded));
             report = lane_run.end(halted).await?;
             if !yielded {

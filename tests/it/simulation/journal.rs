@@ -141,7 +141,7 @@ impl LaneStore for ModelJournal {
 
     fn check_lease<'a>(&'a self, lease: &'a Lease) -> Reply<'a, Lasts> {
         async move {
-            let asked = (Instant::now(), now());
+            let (asked, at) = (Instant::now(), now());
             let check = |world: &World, state: &mut State| {
                 let lane = if world.is(Sabotage::LeaseNotChecked) {
                     state.tables.lane(&lease.entity_id)
@@ -154,7 +154,7 @@ impl LaneStore for ModelJournal {
                 Ok(expires_at - now)
             };
             let left = self.transaction("check the lease", check).await?;
-            Ok(Lasts::new(asked, left))
+            Ok(Lasts::new(asked, at, left))
         }
         .boxed()
     }
