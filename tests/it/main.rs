@@ -18,6 +18,7 @@ mod commits;
 mod crashes;
 mod database;
 mod delivery;
+mod deployment;
 mod documents;
 mod envelopes;
 mod errors;
