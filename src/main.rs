@@ -9,7 +9,10 @@ use elven_sync::output;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => std::process::exit(output::usage(&answer)),
+    };
     let environment = Environment::capture();
     output::start_log(cli.verbose, environment.get("ELVEN_SYNC_LOG"));
     // Boxed, since the future is large.

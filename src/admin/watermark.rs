@@ -200,8 +200,8 @@ impl Worker {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
                     return refused(format!(
-                        "a worker holds the lease of `{entity_id}`; hint: elven-sync entity pause {}, and repeat the \
-                         command after the run ends",
+                        "a worker holds the lease of `{entity_id}`; hint: `elven-sync entity pause {0}`, repeat the \
+                         command after the run ends, then `elven-sync entity resume {0}`",
                         quoted_argument(entity_id)
                     ));
                 }

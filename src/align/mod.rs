@@ -15,7 +15,7 @@ pub use clock::{Clock, POSTGRES_EPOCH_US, write_datetime};
 pub use number::{Number, exceeds_a_double};
 pub use text::Text;
 pub use zone::{BadZoneFile, Change, Offsets, Zone};
-pub use zones::{BadFolder, UnknownZone, Zones};
+pub use zones::{BadFolder, UnknownZone, Zones, zone_caution};
 
 /// No change of clocks skips more than a day (Samoa, 30 December 2011). In minutes.
 const MINUTES_LEFT_OUT_MAX: i64 = 25 * 60;

@@ -6,4 +6,4 @@ mod verify;
 
 pub use row_trace::{RowReport, Verdict as RowVerdict, of_row};
 pub(crate) use verify::{Asked, Proof, prove_as};
-pub use verify::{EntityProof, Finding, verify};
+pub use verify::{EntityProof, Finding, FindingGroup, verify};

@@ -34,6 +34,13 @@ pub(super) struct Options {
     lock_timeout: Duration,
 }
 
+impl Options {
+    /// Whether people run the command for what it prints.
+    pub(super) fn prints_its_product(&self) -> bool {
+        self.dry_run
+    }
+}
+
 fn lock_timeout(text: &str) -> Result<Duration, String> {
     let wanted = super::connect::duration(text)?;
     let range = Duration::from_millis(1)..=Duration::from_hours(1);
@@ -45,11 +52,12 @@ pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result
     let database = connect(settings).await?;
     let wanted = Wanted { lock_timeout: options.lock_timeout, backfill_index: options.backfill_index };
     let table = &settings.ledger.table;
-    let plan = if options.undo {
+    let mut plan = if options.undo {
         attach::plan_undo(&database, &settings.ledger, &wanted).await?
     } else {
         attach::plan(&database, &settings.ledger, &wanted).await?
     };
+    plan.notes.extend(settings.ledger.zone_caution());
     if options.dry_run {
         print(&plan);
         return Ok(SUCCEEDED);

@@ -60,6 +60,13 @@ enum Command {
     },
 }
 
+impl Options {
+    /// Whether people run the command for what it prints.
+    pub(super) fn prints_its_product(&self) -> bool {
+        self.dry_run || matches!(self.command, Some(Command::List { .. }))
+    }
+}
+
 pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
     match options.command {
         Some(Command::List { json }) => {

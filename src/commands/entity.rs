@@ -63,6 +63,13 @@ pub(super) enum Command {
     Rebind(rebind::Options),
 }
 
+impl Command {
+    /// Whether people run the command for what it prints.
+    pub(super) fn prints_its_product(&self) -> bool {
+        matches!(self, Self::List { .. })
+    }
+}
+
 /// The value of `rewind --to` that sends all rows again.
 const START: &str = "start";
 
@@ -115,6 +122,9 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
             "the next run uploads all its rows"
         }
     ));
+    if let Some(caution) = align::zone_caution(&entity.timezone) {
+        output::line(format_args!("note: {caution}"));
+    }
     if let Err(problem) = settings.credential(&entity.credential) {
         output::line(format_args!("note: {problem}"));
     }

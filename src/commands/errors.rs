@@ -12,7 +12,7 @@ use super::exit_code::{INCOMPLETE, SUCCEEDED};
 use super::run::stop_on_signal;
 use crate::config::Settings;
 use crate::database::Database;
-use crate::journal::{self, Kind, RecordedError, Wanted};
+use crate::journal::{self, Entity, Kind, RecordedError, Wanted};
 use crate::output;
 use crate::sync::Worker;
 use crate::text::quoted_option;
@@ -60,13 +60,25 @@ pub(super) enum Command {
     },
 }
 
+impl Command {
+    /// Whether people run the command for what it prints.
+    pub(super) fn prints_its_product(&self) -> bool {
+        matches!(self, Self::List { .. } | Self::Show { .. })
+    }
+}
+
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
     journal::check_schema(&database).await?;
     match command {
         Command::List { entities, kinds, all, json } => {
             let wanted = Wanted { entities, kinds, resolved: all, ..Wanted::default() };
-            output::errors(&RecordedError::list(&database, &wanted).await?, json);
+            let errors = RecordedError::list(&database, &wanted).await?;
+            if errors.is_empty() {
+                nothing_matches(&database, &wanted, json).await?;
+            } else {
+                output::errors(&errors, json);
+            }
         }
         Command::Show { error_id, json } => output::error_in_full(&one(&database, error_id).await?, json),
         Command::Retry { error_ids } => return retry(settings, &database, error_ids).await,
@@ -86,6 +98,29 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
     Ok(SUCCEEDED)
 }
 
+/// Says that no error matches a filter, and which errors and entities there are. JSON has only the empty list, so the
+/// entities are named in the log.
+async fn nothing_matches(database: &Database, wanted: &Wanted, json: bool) -> anyhow::Result<()> {
+    let others = Wanted { resolved: wanted.resolved, ..Wanted::default() };
+    let others = RecordedError::list(database, &others).await?;
+    if json {
+        output::errors(&[], true);
+    } else {
+        output::no_errors(&others, wanted.resolved);
+    }
+    let entities = Entity::list(database).await?;
+    let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
+    for entity_id in wanted.entities.iter().filter(|entity_id| !known.contains(&entity_id.as_str())) {
+        let message = journal::unknown_entity(entity_id, &known);
+        if json {
+            tracing::warn!("{message}");
+        } else {
+            output::line(message);
+        }
+    }
+    Ok(())
+}
+
 async fn one(database: &Database, error_id: i64) -> anyhow::Result<RecordedError> {
     let wanted = Wanted { ids: vec![error_id], resolved: true, ..Wanted::default() };
     match RecordedError::list(database, &wanted).await?.pop() {
@@ -102,10 +137,14 @@ async fn retry(settings: &Settings, database: &Database, error_ids: Vec<i64>) ->
             bail!("error {error_id} is already resolved: {resolution}; nothing was sent");
         }
         if error.ledger_id.is_none() {
+            let remedy = if error.kind == Kind::UnregisteredEntity.as_ref() {
+                journal::registering(&error.entity_id)
+            } else {
+                format!("elven-sync run {}", quoted_option("--entity", &error.entity_id))
+            };
             bail!(
-                "error {error_id} is about the entity `{}`, not about a row; nothing was sent; hint: elven-sync run {}",
-                error.entity_id,
-                quoted_option("--entity", &error.entity_id)
+                "error {error_id} is about the entity `{}`, not about a row; nothing was sent; hint: {remedy}",
+                error.entity_id
             );
         }
         errors.push(error);

@@ -25,7 +25,7 @@ use crate::output;
 /// Keep the treasury balances of Elven equal to a PostgreSQL ledger.
 ///
 /// Exit codes: 0 all work is done; 1 the command could not work; 2 wrong usage; 3 the work is done, but a
-/// person should look; 130 or 143 stopped by a signal.
+/// person should look; 129, 130 or 143 stopped by a signal.
 #[derive(Debug, Parser)]
 #[command(name = "elven-sync", version, max_term_width = 100)]
 pub struct Cli {
@@ -70,8 +70,40 @@ enum Command {
     Demo(demo::Options),
 }
 
-/// Runs one command; returns the exit code.
+impl Command {
+    /// Whether people run the command for what it prints. Without its output, such a command has done nothing.
+    fn prints_its_product(&self) -> bool {
+        match self {
+            Command::Status(_) | Command::Verify(_) | Command::Demo(_) => true,
+            Command::Migrate { .. } | Command::Sandbox(_) => false,
+            Command::Attach(options) => options.prints_its_product(),
+            Command::Entity(command) => command.prints_its_product(),
+            Command::Run(options) => options.prints_its_product(),
+            Command::Backfill(options) => options.prints_its_product(),
+            Command::Errors(command) => command.prints_its_product(),
+            Command::Prune(options) => options.prints_its_product(),
+        }
+    }
+}
+
+/// Runs one command; returns the exit code. A command whose product is its output fails when stdout cannot be written;
+/// the exit code of any other command says what was done.
 pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
+    let prints_its_product = cli.command.prints_its_product();
+    let code = execute(cli, environment).await?;
+    match output::write_error() {
+        Some(problem) if prints_its_product => Err(output::not_written(problem)),
+        Some(problem) => {
+            tracing::warn!(
+                "the result could not be written to stdout: {problem}; the exit code says what was done"
+            );
+            Ok(code)
+        }
+        None => Ok(code),
+    }
+}
+
+async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     #[cfg(feature = "fault-points")]
     crate::fault_point::arm(environment.get("ELVEN_SYNC_FAULT_POINT"))?;
     // Read by each command but the sandbox, which has to start in spite of a wrong setting of the connector.

@@ -20,6 +20,13 @@ pub(super) struct Options {
     json: bool,
 }
 
+impl Options {
+    /// Whether people run the command for what it prints.
+    pub(super) fn prints_its_product(&self) -> bool {
+        self.dry_run
+    }
+}
+
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
     journal::check_schema(&database).await?;

@@ -27,21 +27,34 @@ pub(super) struct Options {
     json: bool,
 }
 
+impl Options {
+    /// Whether people run the command for what it prints.
+    pub(super) fn prints_its_product(&self) -> bool {
+        self.dry_run
+    }
+}
+
 pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
     let (stop, stopped_by) = stop_on_signal(settings.sync.shutdown_grace)?;
     let database = connect(&settings).await?;
+    let caution = settings.ledger.zone_caution();
     let worker = Worker::open(settings, database.clone(), stop).await?;
     let report = if options.dry_run {
-        worker.dry_run(&options.entities).await?
+        let mut report = worker.dry_run(&options.entities).await?;
+        report.notes.extend(caution);
+        report
     } else {
         let watched = output::watch(worker.progress());
         let report = worker.run(&options.entities).await;
         watched.end().await;
         report?
     };
-    // Without a report of an entity, any registered entity is paused.
-    let registered = if report.entities.is_empty() { Entity::list(&database).await? } else { Vec::new() };
-    output::run_report(&report, registered.first().map(|entity| entity.entity_id.as_str()), options.json);
+    // Without a report of an entity, each entity that was asked for is paused.
+    let mut paused = if report.entities.is_empty() { Entity::list(&database).await? } else { Vec::new() };
+    let is_asked = |id: &String| options.entities.is_empty() || options.entities.contains(id);
+    paused.retain(|entity| entity.paused && is_asked(&entity.entity_id));
+    let paused: Vec<&str> = paused.iter().map(|entity| entity.entity_id.as_str()).collect();
+    output::run_report(&report, &paused, options.json);
     Ok(match report.status {
         RunStatus::Succeeded => SUCCEEDED,
         RunStatus::Failed => FAILED,
@@ -55,19 +68,29 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
 /// scheduler sends SIGKILL, often after 30 s.
 const RECORD_END_MAX: Duration = Duration::from_secs(3);
 
-/// Turns the first SIGINT or SIGTERM into a request to stop. A second signal ends the process at once; so does the end
-/// of the grace and [`RECORD_END_MAX`], if the process still runs then.
+/// Turns the first SIGHUP, SIGINT or SIGTERM into a request to stop. A second signal ends the process at once; so does
+/// the end of the grace and [`RECORD_END_MAX`], if the process still runs then.
 pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<AtomicU8>)> {
+    const SIGHUP: u8 = 1;
     const SIGINT: u8 = 2;
     const SIGTERM: u8 = 15;
     let (sender, stop) = watch::channel(false);
     let stopped_by = Arc::new(AtomicU8::new(SIGTERM));
     let noted = stopped_by.clone();
+    // Under nohup, the end of the session must not stop the work.
+    let mut hangup = if ignores(SIGHUP) { None } else { Some(signal(SignalKind::hangup())?) };
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::spawn(async move {
         let mut next = async || {
+            let hung_up = async {
+                match &mut hangup {
+                    Some(hangup) => hangup.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                _ = hung_up => SIGHUP,
                 _ = interrupt.recv() => SIGINT,
                 _ = terminate.recv() => SIGTERM,
             }
@@ -84,6 +107,14 @@ pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<Atom
         std::process::exit(i32::from(128 + last));
     });
     Ok((stop, stopped_by))
+}
+
+/// Returns whether the process was started with this signal ignored. Only Linux says that without unsafe code.
+fn ignores(signal: u8) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 #[derive(Debug, clap::Args)]
@@ -103,7 +134,12 @@ pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyho
     let database = connect(settings).await?;
     if let Some(row) = &options.row {
         let reports = crate::audit::of_row(settings, &database, row, options.entity.as_deref()).await?;
-        output::row_trace::report(row, &reports, options.json);
+        if reports.is_empty() && options.entity.is_some() && !options.json {
+            let elsewhere = crate::audit::of_row(settings, &database, row, None).await?;
+            output::row_trace::of_other_entities(row, &elsewhere);
+        } else {
+            output::row_trace::report(row, &reports, options.json);
+        }
         let well = !reports.is_empty() && !reports.iter().any(|report| report.verdict.needs_a_person());
         return Ok(if well { SUCCEEDED } else { INCOMPLETE });
     }

@@ -57,6 +57,12 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     if !options.accounts.is_empty() {
         settings.accounts = Some(BTreeSet::from_iter(options.accounts));
     }
+    let accounts = match &settings.accounts {
+        None => "every account name is accepted; name the known ones with --account ID".to_owned(),
+        Some(known) => {
+            format!("known accounts: {}", known.iter().map(|id| escaped(id)).collect::<Vec<_>>().join(", "))
+        }
+    };
     let listen = options.listen;
     let sandbox = Sandbox::start(settings).await.map_err(|problem| {
         anyhow::anyhow!(
@@ -71,6 +77,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
         exported(&options.key),
         exported(&options.secret)
     ));
+    output::lines(format_args!("\n{accounts}"));
     if !faults.is_empty() {
         output::lines(format_args!("\nfaults: {}   (--seed {seed} repeats them)", escaped(&faults)));
     }

@@ -57,6 +57,12 @@ impl LedgerSettings {
         Ok((schema, table))
     }
 
+    /// What people should know about the name of the zone in `captured_at_zone`, if it is a surprising one.
+    pub fn zone_caution(&self) -> Option<String> {
+        let caution = align::zone_caution(self.captured_at_zone.as_deref()?)?;
+        Some(format!("[ledger] captured_at_zone: {caution}"))
+    }
+
     pub(super) fn check(&self, zones: &align::Zones) -> Result<(), ConfigError> {
         self.schema_and_table()?;
         if let Some(role) = self.columns.0.keys().find(|role| !Columns::ROLES.contains(&role.as_str())) {

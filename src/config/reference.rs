@@ -233,7 +233,7 @@ pub const KEYS: [Key; 32] = [
         "shutdown_grace",
         "duration, up to `1h`",
         "\"25s\"",
-        "How long requests in flight may take to finish after SIGTERM or Ctrl-C.",
+        "How long requests in flight may take to finish after SIGTERM, SIGHUP or Ctrl-C.",
     ),
     key("api", "timeout", "duration, up to `1h`", "\"30s\"", "The longest time that one request may take."),
     key(

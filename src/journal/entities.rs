@@ -6,7 +6,7 @@ use sqlx::PgExecutor;
 
 use super::JournalError;
 use crate::database::Database;
-use crate::text::{quoted, quoted_argument};
+use crate::text::{known_names, most_similar, quoted, quoted_argument};
 
 /// A registered entity.
 #[derive(Clone, Debug, Serialize)]
@@ -122,16 +122,20 @@ impl Health {
     }
 }
 
-/// Returns the message for an entity that is not registered, with a similar name if there is one.
+/// Returns the message for an entity that is not registered: it says which entities there are.
 pub fn unknown_entity(entity_id: &str, known: &[&str]) -> String {
-    let mut near: Vec<(usize, &str)> =
-        known.iter().map(|known| (strsim::damerau_levenshtein(known, entity_id), *known)).collect();
-    near.sort_unstable();
-    match near.first().filter(|(distance, _)| *distance <= 3) {
-        Some((_, close)) => format!("entity `{entity_id}` is not registered; did you mean `{close}`?"),
-        None => format!(
-            "entity `{entity_id}` is not registered; hint: `elven-sync entity list` shows the registered entities"
-        ),
+    if let Some(similar) = most_similar(entity_id, known) {
+        return format!("entity `{entity_id}` is not registered; did you mean `{similar}`?");
+    }
+    match known_names(entity_id, known) {
+        Some(known) => {
+            format!(
+                "entity `{entity_id}` is not registered; registered: {known}; hint: elven-sync entity list"
+            )
+        }
+        None => {
+            format!("no entity is registered, `{entity_id}` neither; hint: {}", registering(entity_id))
+        }
     }
 }
 

@@ -30,6 +30,10 @@ pub struct AbsentValues {
     pub accounts: Vec<String>,
     /// The currencies.
     pub currencies: Vec<String>,
+    /// Accounts that some rows have; only if one of `accounts` is absent.
+    pub present_accounts: Vec<String>,
+    /// Currencies that some rows have; only if one of `currencies` is absent.
+    pub present_currencies: Vec<String>,
 }
 
 /// The rows of a range, page by page. No transaction stays open between pages.
@@ -103,8 +107,11 @@ impl Ledger {
     /// returned if the database cannot read the rows.
     pub async fn values_without_rows(&self, ranges: &[Range]) -> Result<AbsentValues, LedgerError> {
         let Some(first) = ranges.first() else { return Ok(AbsentValues::default()) };
-        let mut absent =
-            AbsentValues { accounts: first.accounts.clone(), currencies: first.currencies.clone() };
+        let mut absent = AbsentValues {
+            accounts: first.accounts.clone(),
+            currencies: first.currencies.clone(),
+            ..AbsentValues::default()
+        };
         for ranges in ranges.chunks(super::pending::ENTITIES_PER_COUNT_MAX) {
             let [accounts, currencies] =
                 self.table.absent_values_sql(ranges, &absent.accounts, &absent.currencies);
@@ -112,17 +119,32 @@ impl Ledger {
                 if values.is_empty() {
                     continue;
                 }
-                let find = || {
-                    sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip())
-                };
-                let found = self.primary.retry(find).await.map_err(LedgerError::from);
-                match found {
+                match self.values(&sql).await {
                     Err(problem) if problem.is_about_rows() => return Ok(AbsentValues::default()),
                     found => *values = found?,
                 }
             }
         }
+        let sampled = &ranges[..ranges.len().min(super::pending::ENTITIES_PER_COUNT_MAX)];
+        let [accounts, currencies] = self.table.present_values_sql(sampled);
+        for (missing, present, sql) in [
+            (&absent.accounts, &mut absent.present_accounts, accounts),
+            (&absent.currencies, &mut absent.present_currencies, currencies),
+        ] {
+            if !missing.is_empty() {
+                match self.values(&sql).await {
+                    Err(problem) if problem.is_about_rows() => {}
+                    found => *present = found?,
+                }
+            }
+        }
         Ok(absent)
+    }
+
+    async fn values(&self, sql: &str) -> Result<Vec<String>, LedgerError> {
+        let find =
+            || sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(self.primary.single_round_trip());
+        self.primary.retry(find).await.map_err(LedgerError::from)
     }
 
     async fn count_in(&self, table: &Table, ranges: &[Range]) -> Result<Vec<i64>, LedgerError> {

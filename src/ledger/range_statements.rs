@@ -6,6 +6,9 @@ use super::{Range, Table, instant, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, Snapshot};
 use std::fmt::Write as _;
 
+/// The most rows of a range that are looked at for the values that it has.
+const SAMPLED_ROWS_MAX: usize = 10_000;
+
 impl Table {
     /// Returns the query for the ids of the rows of a page of a range, in order.
     pub(super) fn range_ids_sql(
@@ -118,6 +121,25 @@ impl Table {
                 "select w.value from unnest({}) with ordinality w (value, place) where not ({}) order by w.place",
                 quote_array(values.iter().map(|value| Some(value.as_str()))),
                 exists.collect::<Vec<_>>().join(" or ")
+            )
+        })
+    }
+
+    /// The queries for accounts, and for currencies, that rows of these ranges have. They look at a sample, so that they
+    /// take no longer for a long range.
+    pub(super) fn present_values_sql(&self, ranges: &[Range]) -> [String; 2] {
+        let Self { name, account, currency, .. } = self;
+        [account, currency].map(|column| {
+            let samples = ranges.iter().map(|range| {
+                let all = Range { accounts: Vec::new(), currencies: Vec::new(), ..range.clone() };
+                let filter = self.range_filter(&all);
+                format!(
+                    "(select {column}::text as value from {name} t where {filter} limit {SAMPLED_ROWS_MAX})"
+                )
+            });
+            format!(
+                "select distinct s.value from ({}) s where s.value is not null order by s.value",
+                samples.collect::<Vec<_>>().join(" union all ")
             )
         })
     }

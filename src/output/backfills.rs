@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::progress::in_words;
-use super::{ENTITIES_SHOWN_MAX, json_line, line, lines, run_json, run_report, table};
+use super::{ENTITIES_SHOWN_MAX, json_line, line, lines, run_json, run_report, table, when};
 use crate::journal::Backfill;
 use crate::sync::{BackfillReport, DryRunReport};
 use crate::text::{counted_noun, thousands};
@@ -28,7 +28,7 @@ pub fn backfill_report(report: &BackfillReport, as_json: bool) {
         thousands(backfill.rows_read),
         thousands(backfill.rows_total.max(backfill.rows_read)),
     ));
-    run_report(run, None, false);
+    run_report(run, &[], false);
     if backfill.entities_left > 0 && backfill.status != "cancelled" {
         line(format_args!(
             "{} not finished; hint: elven-sync backfill --resume {}",
@@ -90,8 +90,7 @@ pub fn backfills(backfills: &[Backfill], as_json: bool) {
         line("no backfill is recorded");
         return;
     }
-    let header =
-        ["backfill", "status", "from", "to", "only", "rows", "done", "uploaded", "set aside", "started"];
+    let header = ["no.", "status", "from", "to", "only", "rows", "done", "uploaded", "set aside", "started"];
     lines(table(
         &header,
         &[0, 5, 6, 7, 8],
@@ -108,7 +107,7 @@ pub fn backfills(backfills: &[Backfill], as_json: bool) {
                 backfill.rows_read.to_string(),
                 backfill.rows_uploaded.to_string(),
                 backfill.rows_rejected.to_string(),
-                backfill.started_at.format("%Y-%m-%d %H:%M:%SZ").to_string(),
+                when(backfill.started_at),
             ]
         }),
     ));

@@ -1,19 +1,19 @@
 //! The output of `errors list` and `errors show`.
 
-use std::io::IsTerminal;
+use std::collections::BTreeMap;
 
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::Table;
 use serde_json::json;
 
-use super::{escaped, json_line, line, lines, table};
+use super::{escaped, json_line, line, lines, table, terminal_columns, thousands};
 use crate::journal::RecordedError;
 
-/// The columns of a terminal of unknown width.
-const TERMINAL_COLUMNS: u16 = 80;
 /// The message is not shortened to fewer characters, except that a narrower terminal wraps it.
 const MESSAGE_CHARS_MIN: usize = 10;
-/// The blanks around each cell of a table.
-const CELL_PADDING: usize = 2;
+/// The most groups of errors that are listed where none matches.
+const GROUPS_SHOWN_MAX: usize = 10;
+/// The blanks behind each cell of a table on a terminal.
+const CELL_PADDING: usize = 1;
 
 /// Prints the table of `errors list`.
 pub fn errors(errors: &[RecordedError], as_json: bool) {
@@ -21,18 +21,34 @@ pub fn errors(errors: &[RecordedError], as_json: bool) {
         json_line(&json!({ "errors": errors }));
         return;
     }
-    if errors.is_empty() {
-        line("no error is open");
-        return;
-    }
     lines(list(errors, terminal_columns()));
 }
 
-/// The width of the terminal that stdout is. `None`: stdout is not a terminal.
-fn terminal_columns() -> Option<u16> {
-    let stdout = std::io::stdout();
-    let width = terminal_size::terminal_size_of(&stdout).map(|(width, _)| width.0);
-    stdout.is_terminal().then(|| width.unwrap_or(TERMINAL_COLUMNS))
+/// Prints that no error matches, and which errors there are. `all`: resolved errors were asked for, too.
+pub fn no_errors(others: &[RecordedError], all: bool) {
+    let state = if all { "recorded" } else { "open" };
+    if others.is_empty() {
+        line(format_args!("no error is {state}"));
+        return;
+    }
+    let mut counts: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for error in others {
+        *counts.entry((&error.entity_id, &error.kind)).or_default() += 1;
+    }
+    let more = counts.len().saturating_sub(GROUPS_SHOWN_MAX);
+    let mut groups: Vec<String> = counts
+        .into_iter()
+        .take(GROUPS_SHOWN_MAX)
+        .map(|((entity_id, kind), count)| format!("{} {kind} of `{entity_id}`", thousands(count)))
+        .collect();
+    if more > 0 {
+        groups.push(format!("{more} more groups"));
+    }
+    line(format_args!(
+        "no error is {state} that matches; {state}: {}; hint: elven-sync errors list{}",
+        groups.join(", "),
+        if all { " --all" } else { "" }
+    ));
 }
 
 /// The table of errors. With `columns` it fits a terminal of that width: messages are shortened, and times have no
@@ -69,10 +85,8 @@ fn list(errors: &[RecordedError], columns: Option<u16>) -> Table {
     for row in &mut rows {
         row[message] = shortened(&escaped(&row[message]), left);
     }
-    let mut table = table(&header, &[0, 4], rows);
-    // Wraps what is still too wide, such as a long id.
-    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
-    table
+    // What is still too wide, such as a long id, is wrapped.
+    table(&header, &[0, 4], rows)
 }
 
 /// Shortens a text to this number of characters, with an ellipsis at its end.

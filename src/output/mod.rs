@@ -7,16 +7,18 @@ mod progress;
 pub mod row_trace;
 pub mod verification;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
-use comfy_table::{CellAlignment, Table, presets};
+use chrono::{DateTime, Utc};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use serde_json::json;
 use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
-pub use errors::{error_in_full, errors};
+pub use errors::{error_in_full, errors, no_errors};
 pub use progress::{Watched, watch};
 
 use crate::journal::{Health, registering};
@@ -29,8 +31,11 @@ use crate::text::{
 /// The summary of a run names each entity when there are at most this many.
 const ENTITIES_SHOWN_MAX: usize = 20;
 
-/// Writes one line to stdout, escaped: text from outside stays on this line and has no effect on a terminal. A closed
-/// pipe (`| head`) is no failure.
+/// The first failure to write to stdout, e.g. because the disk is full. A closed pipe (`| head`) is no failure.
+static WRITE_ERROR: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// Writes one line to stdout, escaped: text from outside stays on this line and has no effect on a terminal. A failure
+/// is kept for [`write_error`].
 pub fn line(text: impl std::fmt::Display) {
     write(&escaped(&text.to_string()));
 }
@@ -47,7 +52,34 @@ pub fn json_line(json: &serde_json::Value) {
 }
 
 fn write(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    let mut stdout = std::io::stdout().lock();
+    if let Err(problem) = writeln!(stdout, "{text}").and_then(|()| stdout.flush())
+        && problem.kind() != ErrorKind::BrokenPipe
+    {
+        WRITE_ERROR.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
+    }
+}
+
+/// Returns the first failure to write to stdout, if there was one, and forgets it.
+pub fn write_error() -> Option<std::io::Error> {
+    WRITE_ERROR.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Prints the answer to a command line that is not executed: help, version or a mistake. Returns the exit code.
+pub fn usage(answer: &clap::Error) -> i32 {
+    let printed = answer.print().and_then(|()| std::io::stdout().flush());
+    match printed {
+        Err(problem) if !answer.use_stderr() && problem.kind() != ErrorKind::BrokenPipe => {
+            error(&not_written(problem));
+            1
+        }
+        _ => answer.exit_code(),
+    }
+}
+
+/// The error of a command whose output is its product, and whose output could not be written.
+pub fn not_written(problem: std::io::Error) -> anyhow::Error {
+    anyhow::Error::new(problem).context("the output could not be written to stdout")
 }
 
 /// Reports on stderr, once, why a command failed.
@@ -82,12 +114,35 @@ fn is_fit(metadata: &tracing::Metadata<'_>) -> bool {
     !(metadata.target().starts_with("sqlx_postgres::options") && (holds("value") || holds("line")))
 }
 
-/// Makes a table without a frame. Its cells are escaped; the columns `numbers` are aligned to the right.
+/// The columns of a terminal of unknown width.
+const TERMINAL_COLUMNS: u16 = 80;
+
+/// A word of a cell of at most this many characters is not split where a table is wrapped.
+const WORD_CHARS_MAX: u16 = 14;
+
+/// The width of the terminal that stdout is. `None`: stdout is not a terminal.
+fn terminal_columns() -> Option<u16> {
+    let stdout = std::io::stdout();
+    let width = terminal_size::terminal_size_of(&stdout).map(|(width, _)| width.0);
+    stdout.is_terminal().then(|| width.unwrap_or(TERMINAL_COLUMNS))
+}
+
+/// Formats a time; on a terminal without seconds.
+fn when(at: DateTime<Utc>) -> String {
+    let format = if terminal_columns().is_some() { "%Y-%m-%d %H:%MZ" } else { "%Y-%m-%d %H:%M:%SZ" };
+    at.format(format).to_string()
+}
+
+/// Makes a table without a frame. Its cells are escaped; the columns `numbers` are aligned to the right. On a terminal,
+/// cells are wrapped so that the table fits.
 pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
     for row in rows {
         table.add_row(row.iter().map(|cell| escaped(cell)));
+    }
+    if let Some(columns) = terminal_columns() {
+        fit(&mut table, columns);
     }
     for &column in numbers {
         if let Some(column) = table.column_mut(column) {
@@ -97,8 +152,30 @@ pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = 
     table
 }
 
-/// Prints the summary of a run. `all_paused`: one of the entities, if all of them are paused.
-pub fn run_report(report: &RunReport, all_paused: Option<&str>, as_json: bool) {
+/// Makes a table fit a terminal of this width: cells are wrapped, within a word only where a word is long.
+fn fit(table: &mut Table, columns: u16) {
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    let longest_words: Vec<u16> = (0..table.column_count())
+        .map(|column| {
+            let cells = table.row_iter().chain(table.header()).filter_map(|row| row.cell_iter().nth(column));
+            let words = cells
+                .filter_map(|cell| cell.content().split_whitespace().map(|word| word.chars().count()).max());
+            u16::try_from(words.max().unwrap_or(0)).unwrap_or(u16::MAX)
+        })
+        .collect();
+    // The longer words are split, so that the shorter ones need not be.
+    let widths = |longest: u16| longest_words.iter().map(move |word| (*word).min(longest) + 1);
+    let longest = (1..=WORD_CHARS_MAX).rev().find(|longest| widths(*longest).sum::<u16>() <= columns);
+    for (column, width) in table.column_iter_mut().zip(widths(longest.unwrap_or(1))) {
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
+    }
+}
+
+/// Prints the summary of a run. `paused`: the entities that were asked for, if all of them are paused.
+pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
     if as_json {
         json_line(&run_json(report));
         return;
@@ -136,12 +213,17 @@ pub fn run_report(report: &RunReport, all_paused: Option<&str>, as_json: bool) {
     for note in &report.notes {
         line(format_args!("note: {note}"));
     }
-    match (report.entities.len(), all_paused) {
-        (0, Some(entity_id)) => line(format_args!(
-            "all entities are paused; hint: elven-sync entity resume {}",
+    match (report.entities.len(), paused) {
+        (0, [entity_id, more @ ..]) => line(format_args!(
+            "{}; hint: elven-sync entity resume {}",
+            if more.is_empty() {
+                format!("entity `{entity_id}` is paused")
+            } else {
+                "all entities are paused".to_owned()
+            },
             quoted_argument(entity_id)
         )),
-        (0, None) if report.unregistered.is_empty() => {
+        (0, []) if report.unregistered.is_empty() => {
             line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
         }
         (1..=ENTITIES_SHOWN_MAX, _) => lines(entities_table(report)),
@@ -253,9 +335,7 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
         line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
         return;
     }
-    let when = |at: Option<chrono::DateTime<chrono::Utc>>| {
-        at.map_or_else(|| "-".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%SZ").to_string())
-    };
+    let when = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), when);
     let header =
         ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
     lines(table(

@@ -2,8 +2,22 @@
 
 use serde_json::json;
 
-use super::{json_line, line, lines, table};
+use super::{json_line, line, lines, quoted_argument, table, when};
 use crate::audit::RowReport;
+
+/// Prints that an entity has no such row, and which entities have one.
+pub fn of_other_entities(row: &str, reports: &[RowReport]) {
+    let others: Vec<String> = reports.iter().map(|report| format!("`{}`", report.entity_id)).collect();
+    if others.is_empty() {
+        report(row, &[], false);
+        return;
+    }
+    line(format_args!(
+        "the entity has no row {row}; there is one of {}; hint: elven-sync status --row {}",
+        others.join(", "),
+        quoted_argument(row)
+    ));
+}
 
 /// Prints the trace of a row, for each entity that has it.
 pub fn report(row: &str, reports: &[RowReport], as_json: bool) {
@@ -50,9 +64,7 @@ pub fn report(row: &str, reports: &[RowReport], as_json: bool) {
                         batch.attempts.to_string(),
                         number(batch.http_status.map(i64::from)),
                         number(batch.duration_ms),
-                        batch
-                            .finished_at
-                            .map_or_else(String::new, |at| at.format("%Y-%m-%d %H:%M:%SZ").to_string()),
+                        batch.finished_at.map_or_else(String::new, when),
                     ]
                 }),
             ));

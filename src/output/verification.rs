@@ -1,17 +1,15 @@
 //! The output of `verify` and `prune`.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 
 use super::{json_line, line, lines, table, thousands};
 use crate::admin::{PruneReport, PrunedEntity};
-use crate::audit::{EntityProof, Finding};
+use crate::audit::{EntityProof, Finding, FindingGroup};
 
-/// Up to this many findings of a kind are printed in full; of more, only the first one and their number.
+/// Up to this many findings of a kind are printed in full; of more, only the first one, and the ids of the others.
 const FINDINGS_SHOWN_MAX: usize = 5;
-/// The most batches that are named for the findings that are not printed in full.
-const BATCHES_NAMED_MAX: usize = 10;
+/// The most ids, or ranges of ids, that are named for the findings that are not printed in full.
+const RANGES_NAMED_MAX: usize = 50;
 
 /// What `verify` never proves.
 const NOT_PROVEN: &str = "that Elven still holds the records that it accepted; rows that were deleted before they were \
@@ -43,8 +41,8 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
         "batches",
         "rows proven",
         "pending",
-        "set aside",
-        "open",
+        "once set aside",
+        "still open",
         "bodies",
         "findings",
     ];
@@ -73,42 +71,71 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
     line(format_args!("not proven: {not_proven}."));
 }
 
-/// Prints the findings of an entity: the first ones of each kind in full, and the batches of the others.
+/// Prints the findings of an entity by kind: of a few each in full, of many the first one, and the batches and rows of
+/// the others.
 fn findings(entity: &EntityProof) {
-    let mut of_kind: BTreeMap<&str, Vec<&Finding>> = BTreeMap::new();
-    for finding in &entity.findings {
-        of_kind.entry(finding.what).or_default().push(finding);
-    }
-    for (kind, findings) in of_kind {
-        let shown = if findings.len() > FINDINGS_SHOWN_MAX { 1 } else { findings.len() };
-        for finding in &findings[..shown] {
+    for group in &entity.groups {
+        let kept: Vec<&Finding> =
+            entity.findings.iter().filter(|finding| finding.what == group.what).collect();
+        let shown = if group.count > FINDINGS_SHOWN_MAX { kept.len().min(1) } else { kept.len() };
+        for finding in &kept[..shown] {
             line(format_args!("{}: {}", place(entity, finding), finding.message));
         }
-        let others = &findings[shown..];
-        if others.is_empty() {
-            continue;
+        if group.count > shown {
+            others(entity, group, &kept[..shown]);
         }
-        let batches: Vec<String> = others
-            .iter()
-            .filter_map(|finding| finding.batch_id)
-            .take(BATCHES_NAMED_MAX)
-            .map(|batch_id| batch_id.to_string())
-            .collect();
-        let more = if batches.len() < others.len() { ", ..." } else { "" };
-        let all_at_once = entity.backfill().filter(|_| kind == "body");
-        let all_at_once = all_at_once.map_or_else(String::new, |backfill| {
-            format!("; hint: `{backfill}` sends the rows of all these batches again")
-        });
-        line(format_args!(
-            "{}: and {} more of kind `{kind}`, in batches {}{more}; --json shows each{all_at_once}",
-            entity.entity_id,
-            others.len(),
-            batches.join(", "),
-        ));
     }
-    if entity.more_findings > 0 {
-        line(format_args!("{}: and {} more findings", entity.entity_id, entity.more_findings));
+}
+
+/// Prints which batches and rows the findings of a kind are about that are not printed in full.
+fn others(entity: &EntityProof, group: &FindingGroup, shown: &[&Finding]) {
+    let batches = group.batch_ids.iter().filter(|id| shown.iter().all(|of| of.batch_id != Some(**id)));
+    let rows = group.ledger_ids.iter().filter(|id| shown.iter().all(|of| !of.ledger_ids.contains(id)));
+    let batches = ranges(batches.map(i64::to_string));
+    let rows = ranges(rows.cloned());
+    let mut about = String::new();
+    for (ids, what) in [(batches, "in batches"), (rows, "about rows")] {
+        if !ids.is_empty() {
+            about = format!("{about}, {what} {ids}");
+        }
     }
+    let all_at_once = entity.backfill().filter(|_| group.what == "body");
+    let all_at_once = all_at_once.map_or_else(String::new, |backfill| {
+        format!("; hint: `{backfill}` sends the rows of all these batches again")
+    });
+    line(format_args!(
+        "{}: and {} more of kind `{}`{about}; --json shows {}{all_at_once}",
+        entity.entity_id,
+        group.count - shown.len(),
+        group.what,
+        if entity.more_findings == 0 { "each" } else { "the first 100, and the ids of all" },
+    ));
+}
+
+/// Lists ids, with ranges of numbers that follow each other: `3-18, 20`.
+fn ranges(ids: impl Iterator<Item = String>) -> String {
+    let (mut numbers, mut names) = (Vec::new(), Vec::new());
+    for id in ids {
+        match id.parse::<i64>() {
+            Ok(number) => numbers.push(number),
+            Err(_) => names.push(id),
+        }
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    let together = numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next));
+    let mut parts: Vec<String> = together
+        .map(|part| match part {
+            [first, .., last] => format!("{first}-{last}"),
+            part => part.iter().map(i64::to_string).collect(),
+        })
+        .chain(names)
+        .collect();
+    if let Some(more) = parts.len().checked_sub(RANGES_NAMED_MAX).filter(|more| *more > 0) {
+        parts.truncate(RANGES_NAMED_MAX);
+        parts.push(format!("and {} more places", thousands(i64::try_from(more).unwrap_or(i64::MAX))));
+    }
+    parts.join(", ")
 }
 
 fn place(entity: &EntityProof, finding: &Finding) -> String {
@@ -131,12 +158,13 @@ fn proven(entities: &[EntityProof]) -> String {
     let but = if broken > 0 { format!(" (nothing about the {broken} with findings)") } else { String::new() };
     format!(
         "for {} of {} entities{but}, each ledger row within the watermark is in exactly one batch ({} rows) and was \
-         uploaded, superseded or set aside with its error ({}), each other row is pending ({}), and {} bodies have the \
+         uploaded, superseded or set aside with its error ({} were set aside once, {} are open now), each other row is pending ({}), and {} bodies have the \
          recorded hash",
         whole.len(),
         entities.len(),
         thousands(count(rows)),
         sum(|entity| entity.rows_set_aside),
+        sum(|entity| entity.rows_set_aside_open),
         sum(|entity| entity.rows_pending),
         thousands(count(whole.iter().map(|entity| entity.bodies_proven).sum())),
     )
@@ -211,5 +239,20 @@ pub fn pruned(report: &PruneReport, rehearsed: bool, as_json: bool) {
              that no record refers to were deleted",
             report.runs
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_follow_each_other_are_a_range() {
+        let listed = |ids: &[&str]| ranges(ids.iter().map(|id| (*id).to_owned()));
+        assert_eq!(listed(&[]), "");
+        assert_eq!(listed(&["20", "3", "4", "5", "btc-1"]), "3-5, 20, btc-1");
+        assert_eq!(listed(&["-1", "0", "9223372036854775807"]), "-1-0, 9223372036854775807");
+        let many: Vec<String> = (0..60).map(|number| (number * 2).to_string()).collect();
+        assert!(ranges(many.into_iter()).ends_with("96, 98, and 10 more places"));
     }
 }

@@ -85,7 +85,7 @@ fn render(memory: &Store) -> String {
 }
 
 fn figures(page: &mut String, memory: &Store) {
-    let Sums { requests, refused, records, body_bytes } = &memory.total;
+    let Sums { requests, refused, failed, records, body_bytes } = &memory.total;
     let figures = [
         (grouped(*records), "records accepted"),
         (
@@ -94,6 +94,7 @@ fn figures(page: &mut String, memory: &Store) {
         ),
         (grouped(*requests), "requests"),
         (grouped(*refused), "requests refused"),
+        (grouped(*failed), "requests cut or answered with 5xx"),
         (grouped(*body_bytes), "bytes received"),
     ];
     page.push_str("<dl>");
@@ -104,10 +105,12 @@ fn figures(page: &mut String, memory: &Store) {
 }
 
 fn credentials(page: &mut String, memory: &Store) {
-    table(page, "Credentials", &["credential", "#records", "#requests", "#refused", "#bytes"], |rows| {
+    let columns = ["credential", "#records", "#requests", "#refused", "#failed", "#bytes"];
+    table(page, "Credentials", &columns, |rows| {
         for (label, sums) in &memory.credentials {
-            let Sums { requests, refused, records, body_bytes } = sums;
-            rows.text(label).number(*records).number(*requests).number(*refused).number(*body_bytes).end("");
+            let Sums { requests, refused, failed, records, body_bytes } = sums;
+            rows.text(label).number(*records).number(*requests).number(*refused).number(*failed);
+            rows.number(*body_bytes).end("");
         }
     });
 }
@@ -129,7 +132,8 @@ fn request_list(page: &mut String, memory: &Store) {
     table(page, "Latest requests, newest first", &columns, |rows| {
         for request in memory.requests.iter().rev().take(ROWS_MAX) {
             let status = request.status.map_or("cut".to_owned(), |status| status.to_string());
-            let succeeded = request.status.is_some_and(|status| (200..300).contains(&status));
+            let succeeded =
+                !request.refused && request.status.is_some_and(|status| (200..300).contains(&status));
             rows.number(request.seq)
                 .text(&request.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string())
                 .text(request.credential.as_deref().unwrap_or("unknown"))

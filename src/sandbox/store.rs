@@ -55,7 +55,9 @@ pub struct Request {
     pub body_sha256: String,
     /// The number of accepted records: all records of the request, or none.
     pub records: u64,
-    /// Why it was refused.
+    /// The answer refused it: by itself, or by a fault.
+    pub refused: bool,
+    /// Why it was refused; `None` for a fault.
     pub message: Option<String>,
     /// The faults that struck it: names as in [`super::Rule::grammar`] and [`super::Fault::name`], separated by commas.
     pub fault: Option<String>,
@@ -72,6 +74,8 @@ fn as_number<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error
 pub(super) struct Sums {
     pub(super) requests: u64,
     pub(super) refused: u64,
+    /// Cut, or answered with 5xx.
+    pub(super) failed: u64,
     pub(super) records: u64,
     pub(super) body_bytes: u64,
 }
@@ -79,7 +83,8 @@ pub(super) struct Sums {
 impl Sums {
     fn add(&mut self, request: &Request) {
         self.requests += 1;
-        self.refused += u64::from(request.message.is_some());
+        self.refused += u64::from(request.refused);
+        self.failed += u64::from(request.status.is_none_or(|status| status >= 500));
         self.records += request.records;
         self.body_bytes += request.body_bytes;
     }

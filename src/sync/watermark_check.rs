@@ -93,7 +93,7 @@ pub(crate) fn check_watermark(
     if let Some(before) = lane.ledger_table.as_deref().filter(|before| *before != table) {
         return refuse(format!(
             "the watermark of `{entity_id}` belongs to the ledger table {before}, but {table} is configured; hint: \
-             correct [ledger] table, or {}",
+             correct [ledger] table (an entity has one table; a view can join several), or {}",
             start_over(entity_id)
         ));
     }
@@ -196,8 +196,8 @@ pub(crate) fn mapping_changed(entity_id: &str, changes: &Changes) -> String {
 
 fn correct_or_rebind(entity_id: &str) -> String {
     format!(
-        "correct [ledger] if that is a mistake, or accept it with `elven-sync entity rebind --mapping --reason 'mapping changed' \
-         {}`",
+        "correct [ledger] if that is a mistake (an entity has one table; a view can join several), or accept it with \
+         `elven-sync entity rebind --mapping --reason 'mapping changed' {}`",
         quoted_argument(entity_id)
     )
 }

@@ -308,11 +308,14 @@ impl RulesChange {
             AffectedRows::NotCounted { problem, from } => Some(format!(
                 "{changed}. The wall-clock time changes for rows captured from {from} on, which could not be counted: \
                  {problem}; the records with the earlier times stay at Elven until they are deleted there; hint: \
-                 elven-sync backfill, from then on"
+                 elven-sync backfill {} --from {from} --to {}",
+                quoted_option("--entity", entity_id),
+                second(Utc::now())
             )),
             AffectedRows::RulesUnknown => Some(format!(
                 "{changed}, which are not known to this program, so it cannot say for which uploaded rows the \
-                 wall-clock time changes; hint: elven-sync backfill, where the rules differ"
+                 wall-clock time changes; hint: elven-sync backfill {} --from START --to END, where the rules differ",
+                quoted_option("--entity", entity_id)
             )),
         }
     }

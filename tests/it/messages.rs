@@ -23,8 +23,8 @@ async fn scene_with_errors(pool: PgPool) -> TestEnv {
     scene
 }
 
-/// What a command prints on a terminal of this width.
-async fn on_a_terminal(scene: &TestEnv, columns: u16, arguments: &[&str]) -> String {
+/// What a command prints on a terminal of this width. Asserts its exit code.
+pub async fn on_a_terminal(scene: &TestEnv, columns: u16, code: i32, arguments: &[&str]) -> String {
     let size = Winsize { ws_row: 40, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     let terminal = openpty(Some(&size), None).unwrap();
     let mut child = scene.command(arguments).stdout(Stdio::from(terminal.slave)).spawn().unwrap();
@@ -37,7 +37,7 @@ async fn on_a_terminal(scene: &TestEnv, columns: u16, arguments: &[&str]) -> Str
         }
         String::from_utf8_lossy(&seen).into_owned()
     });
-    assert_eq!(child.wait().await.unwrap().code(), Some(0));
+    assert_eq!(child.wait().await.unwrap().code(), Some(code));
     drop(child);
     reading.join().unwrap()
 }
@@ -49,17 +49,17 @@ async fn the_list_of_errors_fits_a_terminal_and_is_whole_elsewhere(pool: PgPool)
     let whole = output_of(&scene, 0, &["errors", "list"]).await;
     assert!(whole.contains(&message), "{whole}");
     for columns in [80, 100] {
-        let list = on_a_terminal(&scene, columns, &["errors", "list"]).await;
+        let list = on_a_terminal(&scene, columns, 0, &["errors", "list"]).await;
         let lines: Vec<&str> = list.lines().collect();
         assert_eq!(lines.len(), 3, "a line each: {list}");
         let longest = lines.iter().map(|line| line.chars().count()).max().unwrap();
         assert!(longest <= columns.into(), "{longest}: {list}");
         assert!(list.contains('…') && list.contains("invalid_row"), "{list}");
     }
-    assert!(on_a_terminal(&scene, 80, &["errors", "list", "--json"]).await.contains(&message));
+    assert!(on_a_terminal(&scene, 80, 0, &["errors", "list", "--json"]).await.contains(&message));
     let number = scene.text("select max(error_id)::text from elven_sync.sync_errors").await;
     let of_it = "select message from elven_sync.sync_errors order by error_id desc limit 1";
-    let shown = on_a_terminal(&scene, 80, &["errors", "show", &number]).await;
+    let shown = on_a_terminal(&scene, 80, 0, &["errors", "show", &number]).await;
     assert!(shown.contains(&scene.text(of_it).await), "{shown}");
 }
 
@@ -123,9 +123,9 @@ async fn accounts_and_currencies_that_no_row_has_are_named(pool: PgPool) {
         assert_eq!(
             notes,
             [
-                "note: no row of the range has account `A`; accounts are spelled as in the ledger",
-                "note: no row of the range has account `later`; accounts are spelled as in the ledger",
-                "note: no row of the range has currency `btc`; currencies are spelled as in the ledger",
+                "note: no row of the range has account `A`; accounts are spelled as in the ledger; the range has `a`, `b`",
+                "note: no row of the range has account `later`; accounts are spelled as in the ledger; the range has `a`, `b`",
+                "note: no row of the range has currency `btc`; currencies are spelled as in the ledger; the range has `BTC`, `ETH`",
             ],
             "{text}"
         );

@@ -8,6 +8,7 @@ use elven_sync::sandbox::{Fault, Options};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Method};
 use sqlx::PgPool;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::sandbox::{Bench, GOOD, options, parse, refused};
@@ -268,4 +269,42 @@ async fn every_row_arrives_despite_network_faults(pool: PgPool) {
     received.dedup();
     let expected: Vec<String> = (1..=6).map(|n| format!("a{n} BTC 2024-01-01 00:00:00 {n}")).collect();
     assert_eq!(received, expected);
+}
+
+#[tokio::test]
+async fn the_page_counts_requests_that_a_fault_refused_or_failed() {
+    let bench = bench(&[]).await;
+    bench.import(GOOD).await;
+    bench.import("[]").await;
+    let refusals =
+        ["reject:account=accountId456", "refuses-all", "revoked", "throttle", "reject:success-false"];
+    for rule in refusals.iter().chain(&["error-500", "html-502", "unavailable"]) {
+        bench.sandbox.set_rules(fault_rules(&[rule]));
+        bench.import(GOOD).await;
+    }
+    bench.sandbox.set_rules(Vec::new());
+    let page = bench.signed(Method::GET, "/sandbox").send().await.unwrap().text().await.unwrap();
+    let figures = page.split("<dd>").skip(1).map(|rest| rest.split("</dt>").next().unwrap());
+    let figures: Vec<String> = figures.map(|figure| figure.replace("</dd><dt>", " ")).collect();
+    for expected in ["10 requests", "6 requests refused", "3 requests cut or answered with 5xx"] {
+        assert!(figures.contains(&expected.to_owned()), "{expected}: {figures:?}");
+    }
+    assert_eq!(page.matches("<tr class=\"bad\">").count(), 9, "each of them is marked");
+}
+
+/// A rehearsal without the names of its accounts proves nothing about them.
+#[tokio::test]
+async fn the_sandbox_says_at_its_start_which_accounts_it_accepts() {
+    for (accounts, expected) in [
+        (&[][..], "every account name is accepted; name the known ones with --account ID"),
+        (&["--account", "bank-chf", "--account", "wallet-btc"], "known accounts: bank-chf, wallet-btc"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_elven-sync"));
+        command.args(["sandbox", "--listen", "127.0.0.1:0"]).args(accounts).env_clear().kill_on_drop(true);
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let said =
+            async { while lines.next_line().await.unwrap().expect("the sandbox says it") != expected {} };
+        assert!(tokio::time::timeout(Duration::from_secs(20), said).await.is_ok(), "{expected}");
+    }
 }

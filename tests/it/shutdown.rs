@@ -132,3 +132,55 @@ async fn retry_reports_an_answer_later_than_shutdown_grace(pool: PgPool) {
     let lease = "select (lease_owner is not null)::text from elven_sync.sync_state";
     assert_eq!(scene.text(lease).await, "true", "what was sent may still arrive");
 }
+
+/// Starts a command, stops it with a signal while its first request waits for the answer, and returns its exit code.
+async fn stopped_by(scene: &TestEnv, name: Signal, arguments: &[&str]) -> Option<i32> {
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let mut child = scene.command(arguments).spawn().unwrap();
+    gate.reached().await;
+    request_stop(&mut child, name).await;
+    gate.open();
+    child.wait().await.unwrap().code()
+}
+
+/// At the end of a session or of a terminal, what is in flight is finished, and nothing more is sent.
+#[sqlx::test(migrations = false)]
+async fn sighup_stops_work_like_sigterm(pool: PgPool) {
+    let scene = scene_with_three_batches(pool).await;
+    let statuses = "select string_agg(status, ',' order by run_id) from elven_sync.sync_runs";
+    assert_eq!(stopped_by(&scene, Signal::SIGHUP, &["run"]).await, Some(129));
+    assert_eq!((scene.text(statuses).await.as_str(), scene.received().len()), ("interrupted", 2));
+    assert_eq!(scene.output(&["run"]).await.status.code(), Some(0), "the next run continues at once");
+    assert_eq!(scene.received().len(), 6);
+    let range = ["backfill", "--from", "2024-01-01", "--to", "2024-02-01"];
+    assert_eq!(stopped_by(&scene, Signal::SIGHUP, &range).await, Some(129));
+    assert_eq!(scene.text(statuses).await, "interrupted,succeeded,interrupted");
+    assert_eq!(scene.received().len(), 8);
+}
+
+#[sqlx::test(migrations = false)]
+async fn sighup_stops_a_retry_like_sigterm(pool: PgPool) {
+    let scene = scene_with_an_error(pool).await;
+    assert_eq!(stopped_by(&scene, Signal::SIGHUP, &["errors", "retry"]).await, Some(129));
+    assert_eq!(scene.text(OF_THE_RETRY).await, "interrupted accepted 1 true");
+}
+
+/// Whoever starts a run with `nohup` wants it to outlive the session.
+#[cfg(target_os = "linux")]
+#[sqlx::test(migrations = false)]
+async fn a_run_that_was_started_with_sighup_ignored_goes_on(pool: PgPool) {
+    let scene = scene_with_three_batches(pool).await;
+    let gate = Gate::new();
+    scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
+    let plain = scene.command(&["run"]);
+    let variables = plain.as_std().get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let mut ignoring = tokio::process::Command::new("/bin/sh");
+    ignoring.args(["-c", "trap '' HUP; exec \"$0\" run"]).arg(plain.as_std().get_program());
+    let mut child = ignoring.env_clear().envs(variables).kill_on_drop(true).spawn().unwrap();
+    gate.reached().await;
+    signal(&child, Signal::SIGHUP);
+    gate.open();
+    assert_eq!(child.wait().await.unwrap().code(), Some(0));
+    assert_eq!(scene.received().len(), 6);
+}

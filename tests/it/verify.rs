@@ -1,5 +1,6 @@
 //! `verify`: any change to the journal or around it is found, and the normal work of people and workers is not.
 
+mod grouped;
 mod no_false_alarms;
 mod repairs;
 mod tampering;

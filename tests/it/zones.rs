@@ -391,3 +391,37 @@ async fn unusable_zone_rule_folder_is_refused(pool: PgPool) {
     scene.entity("acme", "UTC").await;
     run(&scene).await;
 }
+
+/// Names that look like an offset have the inverted sign, abbreviations have no summer, and old names have a new one.
+#[sqlx::test(migrations = false)]
+async fn a_zone_that_surprises_is_noted_and_never_suggested(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    for wanted in ["GMT+5", "UTC+5", "gmt+05:00", "EST+5"] {
+        let said = output_of(&scene, 1, &["entity", "add", "acme", "--timezone", wanted]).await;
+        assert!(said.contains("not an IANA time zone"), "{wanted}: {said}");
+        assert!(!said.contains("Etc/GMT+5") && !said.contains("did you mean EST"), "{wanted}: {said}");
+    }
+    for (zone, expected) in [
+        (
+            "Etc/GMT+5",
+            "note: `Etc/GMT+5` is 5 hours behind UTC in summer and winter; the sign in these names is inverted",
+        ),
+        ("EST", "note: `EST` is 5 hours behind UTC in summer and winter; hint: use the zone of a place"),
+        ("US/Pacific", "note: `US/Pacific` is a deprecated name; hint: use America/Los_Angeles"),
+    ] {
+        let said = output_of(&scene, 0, &["entity", "add", zone, "--timezone", zone]).await;
+        assert!(said.contains(expected), "{zone}: {said}");
+    }
+    let plain = output_of(&scene, 0, &["entity", "add", "acme", "--timezone", "Europe/Zurich"]).await;
+    assert!(!plain.contains("note:"), "{plain}");
+    // The zone of a ledger without one of its own.
+    scene.sql("alter table ledger.balance_snapshots alter captured_at type timestamp").await;
+    for (zone, expected) in [("Etc/GMT+5", true), ("Europe/Zurich", false)] {
+        scene.set("ELVEN_SYNC_LEDGER__CAPTURED_AT_ZONE", zone);
+        for arguments in [&["attach", "--dry-run"][..], &["attach"], &["run", "--dry-run"]] {
+            let said = output_of(&scene, 0, arguments).await;
+            let noted = said.contains("note: [ledger] captured_at_zone: `Etc/GMT+5` is 5 hours behind UTC");
+            assert_eq!(noted, expected, "{arguments:?}, {zone}: {said}");
+        }
+    }
+}

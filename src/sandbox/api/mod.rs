@@ -96,22 +96,25 @@ async fn carry_out(
         Fault::Answer { status, body, headers } => {
             let response = prepared(status, body, &headers);
             let status = Some(response.status().as_u16());
-            shared.note(Request { status, records: 0, message: None, ..note }, &[]);
+            // An answer with 5xx says nothing about the request.
+            let refused = response.status().as_u16() < 500;
+            shared.note(Request { status, records: 0, message: None, refused, ..note }, &[]);
             response
         }
         Fault::FailAfterWrite { status } => {
             let response = prepared(status, String::new(), &[]);
-            shared.note(Request { status: Some(response.status().as_u16()), ..note }, records);
+            let status = Some(response.status().as_u16());
+            shared.note(Request { status, refused: false, ..note }, records);
             response
         }
         // The task of the late delivery keeps the records of that import.
         Fault::CutBeforeWrite | Fault::DeliverLate(_) => {
-            shared.note(Request { status: None, records: 0, message: None, ..note }, &[]);
+            shared.note(Request { status: None, records: 0, message: None, refused: false, ..note }, &[]);
             switch.cut();
             usual
         }
         Fault::CutAfterWrite => {
-            shared.note(Request { status: None, ..note }, records);
+            shared.note(Request { status: None, refused: false, ..note }, records);
             switch.cut();
             usual
         }

@@ -20,7 +20,7 @@ use crate::journal::{
     Asked, Backfill, BackfillLane, BackfillStatus, Begun, Entity, JournalError, RunStatus, refuse_standby,
 };
 use crate::ledger::{LedgerError, Range};
-use crate::text::quoted_argument;
+use crate::text::{known_names, quoted_argument};
 
 /// Why a backfill cannot be done.
 #[derive(Debug, thiserror::Error)]
@@ -96,11 +96,21 @@ impl Worker {
         ranges: &[Range],
     ) -> Result<Vec<String>, BackfillError> {
         let absent = self.ledger.values_without_rows(ranges).await?;
+        let present = |wanted: &str, present: &[String]| {
+            let present: Vec<&str> = present.iter().map(String::as_str).collect();
+            let present = known_names(wanted, &present);
+            present
+                .map_or_else(|| "the range has no row".to_owned(), |names| format!("the range has {names}"))
+        };
         let accounts = absent.accounts.iter().map(|account| {
-            format!("no row of the range has account `{account}`; accounts are spelled as in the ledger")
+            let present = present(account, &absent.present_accounts);
+            format!("no row of the range has account `{account}`; accounts are spelled as in the ledger; {present}")
         });
         let currencies = absent.currencies.iter().map(|currency| {
-            format!("no row of the range has currency `{currency}`; currencies are spelled as in the ledger")
+            let present = present(currency, &absent.present_currencies);
+            format!(
+                "no row of the range has currency `{currency}`; currencies are spelled as in the ledger; {present}"
+            )
         });
         Ok(accounts.chain(currencies).collect())
     }

@@ -1,9 +1,11 @@
 //! The SQL of the documents runs as it is written.
 
+use std::collections::BTreeSet;
+
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{Document, read};
-use crate::support::{TestEnv, output_of};
+use crate::support::{TestEnv, files_in, output_of};
 
 const PAGES_WITH_SQL: [&str; 3] = ["docs/ledgers.md", "docs/backfills.md", "docs/time-zones.md"];
 const ROLES: [&str; 3] = ["elven_sync_run", "elven_sync_read", "elven_sync_prune"];
@@ -27,6 +29,12 @@ const TABLES: &str = "
 const NAMES: &str = "
     insert into treasury.elven_accounts values ('acme', 'UBS main', 'acc-1'), ('acme', 'Hot wallet', 'acc-3');
     insert into treasury.elven_currencies values ('chf', 'CHF'), ('BTC', 'BTC')";
+
+/// A careful administrator: no role has a right that was not granted to it.
+const PUBLIC_HAS_NOTHING: &str = "
+    revoke all on schema public, ledger, treasury, accounting, elven_sync from public;
+    revoke all on all tables in schema public, ledger, treasury, accounting, elven_sync from public;
+    revoke execute on all functions in schema public, ledger, treasury, accounting, elven_sync from public";
 
 #[sqlx::test(migrations = false)]
 async fn ledger_recipes_work(pool: PgPool) {
@@ -55,6 +63,7 @@ async fn ledger_recipes_work(pool: PgPool) {
             }
         }
     }
+    scene.sql(PUBLIC_HAS_NOTHING).await;
     scene.sql(NAMES).await;
     scene.entity("acme", "Europe/Zurich").await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "treasury.elven_named");
@@ -87,6 +96,19 @@ async fn ledger_recipes_work(pool: PgPool) {
         ]
     );
     output_of(&scene, 0, &["backfill", "--from", "2024-05-01", "--to", "2024-06-01"]).await;
+    for arguments in [
+        &["status"][..],
+        &["status", "--row", "btc-1"],
+        &["verify"],
+        &["errors", "list", "--all"],
+        &["errors", "show", "1"],
+        &["entity", "list"],
+        &["backfill", "list"],
+        &["entity", "rewind", "acme", "--yes", "--reason", "to try the rights"],
+        &["run"],
+    ] {
+        output_of(&scene, 0, arguments).await;
+    }
     scene.set("DATABASE_URL", &as_role("read"));
     for arguments in [
         &["status"][..],
@@ -104,4 +126,25 @@ async fn ledger_recipes_work(pool: PgPool) {
         let drop = format!("drop owned by {role}{suffix}; drop role {role}{suffix}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&scene.pool).await.unwrap();
     }
+}
+
+/// The rights to delete are granted for the tables from which the program deletes, and for no other.
+#[test]
+fn rights_to_delete_are_those_that_the_program_needs() {
+    let names_after = |texts: &mut dyn Iterator<Item = String>, words: &str| -> BTreeSet<String> {
+        let all: String = texts.map(|text| text.to_lowercase() + "\n").collect();
+        let rest =
+            all.split(words).skip(1).map(|rest| rest.split([';', '"']).next().unwrap_or_default().to_owned());
+        let tables = rest.flat_map(|rest| {
+            let list = rest.split(" to ").next().unwrap_or_default().to_owned();
+            let names =
+                list.split(',').filter_map(|name| name.trim().strip_prefix("elven_sync.").map(str::to_owned));
+            names.collect::<Vec<_>>()
+        });
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        tables.map(|table| table.chars().take_while(|c| is_word(*c)).collect()).collect()
+    };
+    let granted = names_after(&mut [read("docs/ledgers.md")].into_iter(), "grant delete on ");
+    let mut sources = files_in("src", "rs").into_values();
+    assert_eq!(granted, names_after(&mut sources, "delete from "));
 }
