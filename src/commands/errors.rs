@@ -9,10 +9,11 @@ use strum::VariantNames;
 
 use super::connect::connect;
 use super::exit_code::{INCOMPLETE, SUCCEEDED};
+use super::resolve;
 use super::run::stop_on_signal;
 use crate::config::Settings;
 use crate::database::Database;
-use crate::journal::{self, Kind, RecordedError, Wanted};
+use crate::journal::{self, Kind, OpenErrors, RecordedError, Wanted};
 use crate::output;
 use crate::sync::Worker;
 use crate::text::quoted_option;
@@ -49,15 +50,8 @@ pub(super) enum Command {
         #[arg(value_name = "N")]
         error_ids: Vec<i64>,
     },
-    /// Close an error by hand; its row is sent again only after it is updated in the ledger
-    Resolve {
-        /// Number of the error
-        #[arg(value_name = "N")]
-        error_id: i64,
-        /// Reason, recorded with the error
-        #[arg(long, value_name = "TEXT")]
-        reason: String,
-    },
+    /// Close errors by hand; their rows are sent again only after they are updated in the ledger
+    Resolve(resolve::Arguments),
 }
 
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
@@ -65,23 +59,18 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
     journal::check_schema(&database).await?;
     match command {
         Command::List { entities, kinds, all, json } => {
+            let is_filtered = !entities.is_empty() || !kinds.is_empty();
             let wanted = Wanted { entities, kinds, resolved: all, ..Wanted::default() };
-            output::errors(&RecordedError::list(&database, &wanted).await?, json);
+            let errors = RecordedError::list(&database, &wanted).await?;
+            if errors.is_empty() && is_filtered && !json {
+                output::line(resolve::no_match(&OpenErrors::list(&database).await?));
+            } else {
+                output::errors(&errors, json);
+            }
         }
         Command::Show { error_id, json } => output::error_in_full(&one(&database, error_id).await?, json),
         Command::Retry { error_ids } => return retry(settings, &database, error_ids).await,
-        Command::Resolve { error_id, reason } => {
-            if reason.trim().is_empty() {
-                bail!("--reason is blank; hint: give the reason why the error needs no upload");
-            }
-            journal::refuse_standby(&database).await?;
-            let error = one(&database, error_id).await?;
-            if !RecordedError::resolve(&database, error_id, &reason).await? {
-                let resolution = error.resolution.unwrap_or_default();
-                bail!("error {error_id} is already resolved: {resolution}; nothing was changed");
-            }
-            output::line(format_args!("error {error_id} is resolved"));
-        }
+        Command::Resolve(arguments) => resolve::run(&database, arguments).await?,
     }
     Ok(SUCCEEDED)
 }
