@@ -257,7 +257,7 @@ pub const KEYS: [Key; 33] = [
         "list of texts or whole numbers",
         "[]",
         "Codes of refusals (`code` in the answer, `sync_errors.api_code`) that say that Elven has the records already. \
-         They count only for a batch one of whose answers was lost; delivery.md says more under \
+         They count only for a batch one of whose answers was lost; see docs/delivery.md, \
          \"Refused as imported already\".",
     ),
     key(

@@ -11,7 +11,7 @@ use super::super::log::batch_span;
 use super::super::messages;
 use super::Delivery;
 use super::attempts::Tried;
-use super::batch_task::{Answered, BatchTask};
+use super::batch_task::{Answered, BatchTask, Turn};
 use crate::batch::Batch;
 use crate::elven::{Reason, ResponseClass};
 
@@ -66,7 +66,7 @@ impl Delivery {
             "the API may have the batch already; its halves are sent to find out"
         );
         let parts = self.split_ambiguous(&task, halves, result, &outcome).await?;
-        let turn = task.turn.clone();
+        let mut turn = task.turn.clone();
         // The permits of the batch are released, since the halves need some.
         drop(task);
         // A half was not sent by itself yet: only a lost attempt of its own would make it a batch of this kind.
@@ -80,16 +80,19 @@ impl Delivery {
             answers.push(answer);
             left.extend(parts);
         }
-        for (answered, class) in imported {
+        for (mut answered, class) in imported {
             let span = batch_span(answered.task.batch_id);
             if after_halves(&answers) == NextHalf::Accept {
                 self.settle_imported(answered).instrument(span).await?;
-            } else {
-                self.begin_proof(&class, false);
-                left.extend(self.bisect(answered, &class).instrument(span).await?);
+                continue;
             }
+            self.begin_proof(&class, false);
+            turn = turn.or_else(|| turn_of(&left));
+            answered.task.turn = turn.clone();
+            left.extend(self.bisect(answered, &class).instrument(span).await?);
         }
-        left.extend(unsent);
+        turn = turn.or_else(|| turn_of(&left));
+        left.extend(unsent.map(|half| BatchTask { turn: turn.clone(), ..half }));
         Ok(left)
     }
 
@@ -127,4 +130,10 @@ impl Delivery {
         );
         self.settle(&task, result, Some(&outcome.message)).await
     }
+}
+
+/// The permit to prove the credential that one of these parts has. All parts of a batch share it, since none of them
+/// would get it while another one waits with it.
+fn turn_of(parts: &[BatchTask]) -> Option<Turn> {
+    parts.iter().find_map(|part| part.turn.clone())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
@@ -15,9 +16,16 @@ use crate::support::{FAULT_POINT, TestEnv, fault_rules, output_of};
 const REPEATED: &str = "40014";
 const CODES: &str = "ELVEN_SYNC_API__ALREADY_IMPORTED_CODES";
 
+/// An environment on an empty database.
+async fn fresh_scene(pool: &PgPool) -> TestEnv {
+    let drop = "drop schema if exists elven_sync cascade; drop schema if exists ledger cascade";
+    sqlx::raw_sql(drop).execute(pool).await.unwrap();
+    scene(pool.clone()).await
+}
+
 /// An environment whose API keeps the first import, loses the answer, and then refuses records that it has.
-async fn scene_with_lost_import(pool: PgPool, rows: i32) -> TestEnv {
-    let mut scene = scene(pool).await;
+async fn scene_with_lost_import(pool: &PgPool, rows: i32) -> TestEnv {
+    let mut scene = fresh_scene(pool).await;
     scene.set(CODES, REPEATED);
     add_rows(&scene, "acme", rows).await;
     scene.sandbox.set_rules(fault_rules(&["answer-lost@once:1", "reject:repeated"]));
@@ -31,15 +39,15 @@ async fn assert_all_is_there(scene: &TestEnv, rows: usize) {
     assert_eq!((scene.balances().len(), accounts.len()), (rows, rows), "each record is kept once");
     let pending = "select concat_ws(' ', status, pending_rows) from elven_sync.sync_health";
     assert_eq!(scene.text(pending).await, "ok 0");
-    let counted = "select concat_ws(' ', sum(rows_read), sum(rows_uploaded), sum(rows_rejected)) from elven_sync.sync_runs
-                    where kind = 'incremental'";
+    let counted = "select concat_ws(' ', sum(rows_read), sum(rows_uploaded), sum(rows_rejected))
+                     from elven_sync.sync_runs where kind = 'incremental'";
     assert_eq!(scene.text(counted).await, format!("{rows} {rows} 0"));
     output_of(scene, 0, &["verify"]).await;
 }
 
 #[sqlx::test(migrations = false)]
 async fn batch_that_the_api_has_already_is_accepted_after_two_halves(pool: PgPool) {
-    let scene = scene_with_lost_import(pool, 1000).await;
+    let scene = scene_with_lost_import(&pool, 1000).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     let half = || batch("accepted", 1, 500).ambiguous().http(400);
     let whole = batch("split", 2, 1000).ambiguous().http(400);
@@ -54,7 +62,7 @@ async fn batch_that_the_api_has_already_is_accepted_after_two_halves(pool: PgPoo
 
 #[sqlx::test(migrations = false)]
 async fn single_record_that_the_api_has_already_is_accepted(pool: PgPool) {
-    let scene = scene_with_lost_import(pool, 1).await;
+    let scene = scene_with_lost_import(&pool, 1).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(BatchSummary::all(&scene).await, [batch("accepted", 2, 1).ambiguous().http(400)]);
     assert_all_is_there(&scene, 1).await;
@@ -64,13 +72,7 @@ async fn single_record_that_the_api_has_already_is_accepted(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn batch_lost_in_an_earlier_run_is_accepted_when_the_api_has_it(pool: PgPool) {
     for rows in [1, 40] {
-        if rows > 1 {
-            sqlx::raw_sql("drop schema elven_sync cascade; drop schema ledger cascade")
-                .execute(&pool)
-                .await
-                .unwrap();
-        }
-        let mut scene = scene_with_lost_import(pool.clone(), rows).await;
+        let mut scene = scene_with_lost_import(&pool, rows).await;
         scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
         assert_eq!(scene.run().await.status, RunStatus::Failed);
         assert_eq!(BatchSummary::all(&scene).await, [batch("unknown", 1, rows)]);
@@ -97,11 +99,7 @@ async fn crash_between_the_halves_is_recovered(pool: PgPool) {
         "settle:before@2",
         "settle:after@2",
     ] {
-        sqlx::raw_sql("drop schema if exists elven_sync cascade; drop schema if exists ledger cascade")
-            .execute(&pool)
-            .await
-            .unwrap();
-        let mut scene = scene_with_lost_import(pool.clone(), 40).await;
+        let mut scene = scene_with_lost_import(&pool, 40).await;
         scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
         scene.set(FAULT_POINT, &format!("{point}=kill"));
         assert_eq!(scene.output(&["run"]).await.status.code(), None, "{point} was reached");
@@ -152,14 +150,8 @@ fn keeps_first(
 /// must not count as imported.
 #[sqlx::test(migrations = false)]
 async fn only_the_repeated_record_of_a_lost_batch_is_set_aside(pool: PgPool) {
-    for (round, lost) in [1_usize, 3, 4].into_iter().enumerate() {
-        if round > 0 {
-            sqlx::raw_sql("drop schema elven_sync cascade; drop schema ledger cascade")
-                .execute(&pool)
-                .await
-                .unwrap();
-        }
-        let mut scene = scene(pool.clone()).await;
+    for lost in [1_usize, 3, 4] {
+        let mut scene = fresh_scene(&pool).await;
         scene.set(CODES, "19734");
         add_rows(&scene, "acme", 16).await;
         let kept = Arc::new(Mutex::new(BTreeMap::from([("a3".to_owned(), "old".to_owned())])));
@@ -188,6 +180,101 @@ async fn only_the_repeated_record_of_a_lost_batch_is_set_aside(pool: PgPool) {
     }
 }
 
+/// What the API says to a half when it is sent first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum ToHalf {
+    Imported,
+    Refused,
+    Accepted,
+    Lost,
+}
+
+impl ToHalf {
+    fn response(self) -> StubResponse {
+        match self {
+            Self::Imported => respond(400),
+            Self::Refused => refused_otherwise(),
+            Self::Accepted => respond(200),
+            Self::Lost => respond(504),
+        }
+    }
+}
+
+fn refused_otherwise() -> StubResponse {
+    let body = r#"{"status":"failed","data":{"code":1,"message":"the account is unknown"}}"#;
+    StubResponse { body: body.to_owned(), ..respond(400) }
+}
+
+/// Each pair of answers to the halves, with a key that may list and with one that may only import.
+#[sqlx::test(migrations = false)]
+async fn every_pair_of_answers_to_the_halves_leads_to_an_end(pool: PgPool) {
+    let all = [ToHalf::Imported, ToHalf::Refused, ToHalf::Accepted, ToHalf::Lost];
+    let pairs = all.iter().flat_map(|first| all.iter().map(move |second| [*first, *second]));
+    for (pair, may_list) in pairs.flat_map(|pair| [(pair, true), (pair, false)]) {
+        let mut scene = fresh_scene(&pool).await;
+        scene.set(CODES, "19734");
+        add_rows(&scene, "acme", 12).await;
+        scene.sql("update ledger.balance_snapshots set entity_account_id = 'poison' where entity_account_id = 'a10'").await;
+        let seen = Mutex::new([0; 3]);
+        let stub = Stub::of(&mut scene, move |asked| {
+            if !asked.is_import() {
+                return if may_list { list() } else { respond(403) };
+            }
+            let which = match (asked.has("a1"), asked.has("a12"), asked.records().len()) {
+                (true, true, _) => 0,
+                (true, false, 6) => 1,
+                (false, true, 6) => 2,
+                _ => 3,
+            };
+            let times = &mut seen.lock().unwrap();
+            let time = times.get_mut(which).map(|times| std::mem::replace(times, *times + 1));
+            match (which, time) {
+                (0, Some(0)) => respond(504),
+                (0, Some(1)) => respond(400),
+                (1 | 2, Some(0)) => pair[which - 1].response(),
+                _ if asked.has("poison") => refused_otherwise(),
+                _ => respond(200),
+            }
+        })
+        .await;
+        let case = format!("{pair:?}, lists: {may_list}");
+        let run = tokio::time::timeout(Duration::from_mins(1), scene.run()).await;
+        let is_refused = pair != [ToHalf::Imported; 2] && pair[1] != ToHalf::Accepted;
+        let status = if is_refused { RunStatus::Incomplete } else { RunStatus::Succeeded };
+        assert_eq!(run.expect(&case).status, status, "{case}");
+        let errors =
+            if is_refused { vec![open_error("rejected_row").http(400).code("1")] } else { Vec::new() };
+        assert_eq!(OpenError::all(&scene).await, errors, "{case}");
+        let done = "select concat_ws(' ', sum(rows_read), sum(rows_uploaded)) from elven_sync.sync_runs";
+        let uploaded = if is_refused { 11 } else { 12 };
+        assert_eq!(scene.text(done).await, format!("12 {uploaded}"), "{case}");
+        let probes = stub.requests().len() - stub.imports().len();
+        if pair == [ToHalf::Imported; 2] {
+            assert_eq!((stub.imports().len(), probes), (4, 0), "{case}");
+        }
+        assert!(stub.imports().len() <= 20, "{case}: {} imports", stub.imports().len());
+        output_of(&scene, 0, &["verify"]).await;
+    }
+}
+
+/// The batch has stayed unknown in three runs before the API says that it has it.
+#[sqlx::test(migrations = false)]
+async fn batch_unknown_in_three_runs_is_accepted_when_the_api_has_it(pool: PgPool) {
+    let mut scene = scene_with_lost_import(&pool, 40).await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "1");
+    scene.sandbox.set_rules(fault_rules(&["answer-lost@once:1", "error-500@first:2", "reject:repeated"]));
+    for _ in 0..3 {
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+    }
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    let half = || batch("accepted", 1, 20).ambiguous().http(400);
+    assert_eq!(
+        BatchSummary::all(&scene).await,
+        [batch("split", 4, 40).ambiguous().http(400), half(), half()]
+    );
+    assert_all_is_there(&scene, 40).await;
+}
+
 #[sqlx::test(migrations = false)]
 async fn backfilled_batch_that_the_api_has_already_is_accepted(pool: PgPool) {
     let mut scene = scene(pool).await;
@@ -212,14 +299,8 @@ async fn backfilled_batch_that_the_api_has_already_is_accepted(pool: PgPool) {
 /// `errors retry` sends a row, and its answer is lost: within the retry, and at its end.
 #[sqlx::test(migrations = false)]
 async fn retried_row_that_the_api_has_already_is_resolved(pool: PgPool) {
-    for (round, attempts) in ["2", "1"].into_iter().enumerate() {
-        if round > 0 {
-            sqlx::raw_sql("drop schema elven_sync cascade; drop schema ledger cascade")
-                .execute(&pool)
-                .await
-                .unwrap();
-        }
-        let mut scene = scene(pool.clone()).await;
+    for attempts in ["2", "1"] {
+        let mut scene = fresh_scene(&pool).await;
         scene.set(CODES, REPEATED);
         scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", attempts);
         add_rows(&scene, "acme", 4).await;
@@ -244,7 +325,7 @@ async fn retried_row_that_the_api_has_already_is_resolved(pool: PgPool) {
 /// out.
 #[sqlx::test(migrations = false)]
 async fn rows_that_the_api_has_are_closed_by_one_command(pool: PgPool) {
-    let mut scene = scene_with_lost_import(pool, 300).await;
+    let mut scene = scene_with_lost_import(&pool, 300).await;
     scene.unset(CODES);
     let run = scene.output(&["run"]).await;
     assert_eq!(run.status.code(), Some(1));
