@@ -29,21 +29,12 @@ impl Delivery {
                 self.settle_imported(answered).await?;
                 Ok(Vec::new())
             }
-            (Claim::AskHalves, Some(halves)) => self.ask_halves(answered, halves).await,
+            // Boxed, because this rare future is large.
+            (Claim::AskHalves, Some(halves)) => Box::pin(self.ask_halves(answered, halves)).await,
             (Claim::Refused | Claim::AskHalves, _) => {
-                self.bisect(self.with_hint_about_code(answered, class), class).await
+                self.bisect(with_hint_about_code(answered, class), class).await
             }
         }
-    }
-
-    /// Adds to a refusal after a lost attempt which code would say that the API has the records already.
-    fn with_hint_about_code(&self, mut answered: Answered, class: &ResponseClass) -> Answered {
-        let Answered { task, outcome, .. } = &mut answered;
-        if let (true, ResponseClass::Refused(Reason { code: Some(code), .. })) = (task.lost, class) {
-            outcome.message.push_str(&messages::perhaps_imported(code));
-            tracing::warn!("{}", outcome.message);
-        }
-        answered
     }
 
     /// Whether a refusal may say that the API has the batch already.
@@ -136,4 +127,14 @@ impl Delivery {
 /// would get it while another one waits with it.
 fn turn_of(parts: &[BatchTask]) -> Option<Turn> {
     parts.iter().find_map(|part| part.turn.clone())
+}
+
+/// Adds to a refusal after a lost attempt which code would say that the API has the records already.
+fn with_hint_about_code(mut answered: Answered, class: &ResponseClass) -> Answered {
+    let Answered { task, outcome, .. } = &mut answered;
+    if let (true, ResponseClass::Refused(Reason { code: Some(code), .. })) = (task.lost, class) {
+        outcome.message.push_str(&messages::perhaps_imported(code));
+        tracing::warn!("{}", outcome.message);
+    }
+    answered
 }
