@@ -148,6 +148,11 @@ pub(super) fn of(
     }
 }
 
+/// The message for a refusal that counts as acceptance.
+pub(super) fn counts_as_imported(refusal: &str) -> String {
+    format!("{refusal}; it counts as accepted ([api] already_imported_codes)")
+}
+
 /// The end of the message for a refusal after an attempt whose answer was lost.
 pub(super) fn perhaps_imported(code: &str) -> String {
     format!(

@@ -119,7 +119,7 @@ impl Delivery {
             http_status = result.http_status,
             "the API has the batch already, so it counts as accepted"
         );
-        self.settle(&task, result, Some(&outcome.message)).await
+        self.settle(&task, result, Some(&messages::counts_as_imported(&outcome.message))).await
     }
 }
 
