@@ -9,6 +9,7 @@ use strum::VariantNames;
 
 use super::connect::connect;
 use super::exit_code::{INCOMPLETE, SUCCEEDED};
+use super::resolve;
 use super::run::stop_on_signal;
 use crate::config::Settings;
 use crate::database::Database;
@@ -49,15 +50,8 @@ pub(super) enum Command {
         #[arg(value_name = "N")]
         error_ids: Vec<i64>,
     },
-    /// Close an error by hand; its row is sent again only after it is updated in the ledger
-    Resolve {
-        /// Number of the error
-        #[arg(value_name = "N")]
-        error_id: i64,
-        /// Reason, recorded with the error
-        #[arg(long, value_name = "TEXT")]
-        reason: String,
-    },
+    /// Close errors by hand; their rows are sent again only after they are updated in the ledger
+    Resolve(resolve::Arguments),
 }
 
 impl Command {
@@ -82,18 +76,7 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
         }
         Command::Show { error_id, json } => output::error_in_full(&one(&database, error_id).await?, json),
         Command::Retry { error_ids } => return retry(settings, &database, error_ids).await,
-        Command::Resolve { error_id, reason } => {
-            if reason.trim().is_empty() {
-                bail!("--reason is blank; hint: give the reason why the error needs no upload");
-            }
-            journal::refuse_standby(&database).await?;
-            let error = one(&database, error_id).await?;
-            if !RecordedError::resolve(&database, error_id, &reason).await? {
-                let resolution = error.resolution.unwrap_or_default();
-                bail!("error {error_id} is already resolved: {resolution}; nothing was changed");
-            }
-            output::line(format_args!("error {error_id} is resolved"));
-        }
+        Command::Resolve(arguments) => resolve::run(&database, arguments).await?,
     }
     Ok(SUCCEEDED)
 }

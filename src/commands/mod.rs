@@ -9,6 +9,7 @@ mod errors;
 mod exit_code;
 mod prune;
 mod rebind;
+mod resolve;
 mod run;
 mod sandbox;
 mod verify;

@@ -3,6 +3,7 @@
 //!
 //! Each setting of the file can also be given as `ELVEN_SYNC_<SECTION>__<KEY>`, e.g. `ELVEN_SYNC_RETRY__INITIAL=50ms`.
 
+mod codes;
 mod credentials;
 mod environment;
 mod error;
@@ -239,6 +240,29 @@ mod tests {
     }
 
     #[test]
+    fn codes_are_a_list_of_numbers_and_texts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.toml");
+        let codes = |text: &str| {
+            std::fs::write(&path, format!("[api]\nalready_imported_codes = {text}\n")).unwrap();
+            Ok::<_, ConfigError>(
+                load(&[("ELVEN_SYNC_CONFIG", path.to_str().unwrap())])?.api.already_imported_codes,
+            )
+        };
+        assert_eq!(codes("[]").unwrap(), [""; 0]);
+        assert_eq!(codes(r#"[19734, "E-1", " 7 ", -5]"#).unwrap(), ["19734", "E-1", "7", "-5"]);
+        for wrong in ["[\"\"]", "\"\"", "[[1]]", "[1.5]", "5", "true"] {
+            let message = codes(wrong).unwrap_err().to_string();
+            assert!(
+                message.contains("[api] already_imported_codes") && message.contains("a list of codes"),
+                "{message}"
+            );
+        }
+        let settings = load(&[("ELVEN_SYNC_API__ALREADY_IMPORTED_CODES", "19734, E1")]).unwrap();
+        assert_eq!(settings.api.already_imported_codes, ["19734", "E1"]);
+    }
+
+    #[test]
     fn a_wrong_setting_is_named() {
         for (name, value, expected) in [
             ("ELVEN_SYNC_SYNC__BATCH_ROWS", "0", "batch_rows = 0"),
@@ -254,6 +278,7 @@ mod tests {
             ("ELVEN_SYNC_LEDGER__BALANCE_SCALE", "-1", "BALANCE_SCALE"),
             ("ELVEN_SYNC_LEDGER__CAPTURED_AT_ZONE", "Europe/Zürich", "Europe/Zurich"),
             ("ELVEN_SYNC_LEDGER__ENTITY", " ", "[ledger] entity"),
+            ("ELVEN_SYNC_API__ALREADY_IMPORTED_CODES", "19734,", "expected a list of codes"),
             ("ELVEN_API_URL", "http://openapi.elven.com", "https"),
             ("ELVEN_API_URL", "http://127.0.0.1.example.com", "https"),
             ("ELVEN_API_URL", "ftp://x", "ftp"),

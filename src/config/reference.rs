@@ -83,7 +83,7 @@ const fn unset(
 }
 
 /// All keys of the file, in the order of the documents.
-pub const KEYS: [Key; 32] = [
+pub const KEYS: [Key; 33] = [
     key(
         "ledger",
         "table",
@@ -250,6 +250,15 @@ pub const KEYS: [Key; 32] = [
         "whole number, requests per second",
         "10",
         "The most requests per second with one credential. If it is not set, there is no limit.",
+    ),
+    key(
+        "api",
+        "already_imported_codes",
+        "list of texts or whole numbers",
+        "[]",
+        "Codes of refusals (`code` in the answer, `sync_errors.api_code`) that say that Elven has the records already. \
+         They count only for a batch one of whose answers was lost; see docs/delivery.md, \
+         \"Refused as imported already\".",
     ),
     key(
         "retry",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LedgerSettings, OnInvalidStart, TimeSettings, number};
+use super::{LedgerSettings, OnInvalidStart, TimeSettings, codes, number};
 
 /// The most records that the API accepts in one request (documentation of *Import Account Balances*).
 pub const BATCH_ROWS_MAX: usize = 1000;
@@ -109,6 +109,9 @@ pub struct ApiSettings {
     /// The most requests per second with one credential; no limit if it is not set.
     #[serde(deserialize_with = "number::from_text_or_number_if_any")]
     pub requests_per_second: Option<u32>,
+    /// Codes of refusals that say that the API has the records already.
+    #[serde(deserialize_with = "codes::from_list_or_text")]
+    pub already_imported_codes: Vec<String>,
 }
 
 impl Default for ApiSettings {
@@ -117,6 +120,7 @@ impl Default for ApiSettings {
             timeout: Duration::from_secs(30),
             signature_window: Duration::from_secs(30),
             requests_per_second: None,
+            already_imported_codes: Vec::new(),
         }
     }
 }

@@ -29,12 +29,22 @@ pub struct RecordedBatch {
     pub zone_rules: Option<String>,
     /// Its state.
     pub state: BatchState,
+    /// An attempt of the batch, or of one that it is a part of, has an unknown outcome.
+    pub ambiguous: bool,
     /// The number of its attempts.
     pub attempts: i32,
     /// Runs in which its outcome stayed unknown.
     pub unknown_runs: i32,
     /// Whether the cursor has passed it.
     pub side: Side,
+}
+
+impl RecordedBatch {
+    /// Whether the API may have imported it: by an attempt of its own, or, if it is a part that was not sent yet, by one
+    /// of the batch that it is a part of.
+    pub fn may_be_imported(&self) -> bool {
+        self.state.may_have_arrived() || (self.state == BatchState::Queued && self.ambiguous)
+    }
 }
 
 /// The position of a batch relative to the cursor.
@@ -59,6 +69,7 @@ struct BatchRow {
     body_sha256: String,
     zone_rules: Option<String>,
     status: String,
+    ambiguous: bool,
     row_count: i32,
     attempts: i32,
     unknown_runs: i32,
@@ -85,6 +96,7 @@ impl BatchRow {
             body_sha256: self.body_sha256,
             zone_rules: self.zone_rules,
             state,
+            ambiguous: self.ambiguous,
             attempts: self.attempts,
             unknown_runs: self.unknown_runs,
             side: if self.is_passed { Side::Passed } else { Side::Beyond },
@@ -111,8 +123,8 @@ impl Journal {
                 BatchRow,
                 r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
                           b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
-                          b.status as "status!", b.zone_rules, b.row_count as "row_count!", b.attempts as "attempts!",
-                          b.unknown_runs as "unknown_runs!", b.batch_id <= passed.batch_id as "is_passed!",
+                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules,
+                          b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!", b.batch_id <= passed.batch_id as "is_passed!",
                           case when elven_sync.is_open(b.status, b.row_count)
                                then array(select elven_sync.batch_row_ids(b.batch_id)) else '{}' end as "ids!"
                      from elven_sync.sync_state s
@@ -149,8 +161,8 @@ impl Journal {
                 BatchRow,
                 r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
                           b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
-                          b.status as "status!", b.zone_rules, b.row_count as "row_count!", b.attempts as "attempts!",
-                          b.unknown_runs as "unknown_runs!", b.batch_id <= passed.batch_id as "is_passed!",
+                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules,
+                          b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!", b.batch_id <= passed.batch_id as "is_passed!",
                           case when elven_sync.is_open(b.status, b.row_count)
                                then array(select elven_sync.batch_row_ids(b.batch_id)) else '{}' end as "ids!"
                      from elven_sync.sync_backfill_lanes l
@@ -177,6 +189,27 @@ impl Journal {
             .fetch_all(&self.database)
         };
         self.database.retry(recorded).await
+    }
+
+    /// Returns whether the API may have imported the record of a batch outside of any pass: an earlier attempt for its
+    /// row has an unknown outcome. `set_aside_in`: the batch that set the row aside, whose outcome may have stayed
+    /// unknown.
+    pub async fn may_be_imported(
+        &self,
+        batch_id: i64,
+        set_aside_in: Option<i64>,
+    ) -> Result<bool, JournalError> {
+        let may_be_imported = || {
+            // A part is ambiguous with the batch that was split, although it was refused itself.
+            sqlx::query_scalar!(
+                r#"select exists (select from elven_sync.sync_batches
+                                   where batch_id = $1 and ambiguous or batch_id = $2 and unknown_runs > 0) as "may!""#,
+                batch_id,
+                set_aside_in
+            )
+            .fetch_one(&self.database)
+        };
+        Ok(self.database.retry(may_be_imported).await?)
     }
 
     /// Counts the rows of an entity that the API refused and that are still set aside.

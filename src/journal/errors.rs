@@ -1,5 +1,7 @@
 //! Recorded errors: problems that need a person, and rows that were set aside.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
@@ -101,22 +103,68 @@ impl RecordedError {
         ).fetch_all(database)).await?)
     }
 
-    /// Closes an open error by hand. Returns `false` if there is no open error with this number.
-    pub async fn resolve(database: &Database, error_id: i64, reason: &str) -> Result<bool, JournalError> {
+    /// Closes by hand the open errors that match, all of them or none. Returns how many there were of each kind.
+    ///
+    /// `None`: one of the wanted numbers is not open any more, so nothing was changed.
+    pub async fn resolve(
+        database: &Database,
+        wanted: &Wanted,
+        reason: &str,
+    ) -> Result<Option<BTreeMap<String, usize>>, JournalError> {
         let resolve = || async {
             let mut transaction = database.begin().await?;
             let reason = storable_one(&mut transaction, Some(reason)).await?;
-            let done = sqlx::query!(
-                "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2, dismissed = true
-                  where error_id = $1 and resolved_at is null",
-                error_id,
+            let kinds = sqlx::query_scalar!(
+                "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $4, dismissed = true
+                  where resolved_at is null
+                    and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
+                    and (cardinality($2::text[]) = 0 or entity_id = any ($2))
+                    and (cardinality($3::text[]) = 0 or kind = any ($3))
+              returning kind",
+                &wanted.ids,
+                &wanted.entities,
+                &wanted.kinds,
                 reason
             )
-            .execute(&mut transaction)
+            .fetch_all(&mut transaction)
             .await?;
+            if !wanted.ids.is_empty() && kinds.len() != wanted.ids.len() {
+                transaction.rollback().await?;
+                return Ok(None);
+            }
             transaction.commit().await?;
-            Ok(done.rows_affected() == 1)
+            let mut counts = BTreeMap::new();
+            for kind in kinds {
+                *counts.entry(kind).or_default() += 1;
+            }
+            Ok(Some(counts))
         };
         database.retry(resolve).await
+    }
+}
+
+/// The open errors of one kind and entity.
+#[derive(Clone, Debug)]
+pub struct OpenErrors {
+    /// The entity.
+    pub entity_id: String,
+    /// The kind, as in the table.
+    pub kind: String,
+    /// How many there are.
+    pub count: i64,
+}
+
+impl OpenErrors {
+    /// Counts the open errors of each entity and kind, the most frequent first.
+    pub async fn list(database: &Database) -> Result<Vec<Self>, JournalError> {
+        let list = || {
+            sqlx::query_as!(
+                OpenErrors,
+                r#"select entity_id, kind, count(*) as "count!" from elven_sync.sync_errors
+                    where resolved_at is null group by entity_id, kind order by 3 desc, 1, 2"#
+            )
+            .fetch_all(database)
+        };
+        Ok(database.retry(list).await?)
     }
 }

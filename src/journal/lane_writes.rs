@@ -11,6 +11,17 @@ use super::{
 use crate::batch::Batch;
 use crate::watermark::Cursor;
 
+/// What follows from the acceptance of a batch.
+#[derive(Debug)]
+pub struct Settled<'a> {
+    /// How far the cursor moves.
+    pub advance: Option<CursorAdvance>,
+    /// Rows of the entity are set aside, and the batch may have newer versions of them, which resolve their errors.
+    pub resolves: bool,
+    /// The refusal that counts as acceptance, because the API has the records already.
+    pub error: Option<&'a str>,
+}
+
 impl dyn LaneStore + '_ {
     /// Returns the batches of an open pass or backfill after its cursor, and those before the cursor that have no
     /// answer, in the order in which they were announced. A part comes after the batch of which it is a part.
@@ -51,15 +62,13 @@ impl dyn LaneStore + '_ {
     }
 
     /// Submits that a batch was accepted: batch, cursor, counters and the rows set aside, in one transaction.
-    /// `resolves`: rows of the entity are set aside, and the batch may have newer versions of them, which resolve their
-    /// errors.
     pub fn settle(
         &self,
         context: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
         result: AttemptResult,
-        (advance, resolves): (Option<CursorAdvance>, bool),
+        Settled { advance, resolves, error }: Settled<'_>,
     ) -> PendingWrite {
         let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
         // Only the rows that were uploaded resolve errors. Superseded rows do not: the row that supersedes them may
@@ -67,7 +76,7 @@ impl dyn LaneStore + '_ {
         let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
         let ids = || uploaded.map(|row| row.id.to_string()).collect();
         let answer = Answer {
-            answered: AnsweredBatch::new(context, (batch_id, batch), "accepted", result),
+            answered: AnsweredBatch::new(context, (batch_id, batch), "accepted", result).because(error),
             advance,
             counted: Counters::of(batch, result, done),
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),

@@ -29,6 +29,8 @@ pub(super) struct Asked<'r> {
     pub(super) body_bytes: u64,
     /// The records of an import that would be accepted; empty if they are only counted. `None`: it would be refused.
     pub(super) accepted: Option<&'r [Record<'r>]>,
+    /// One of them has the account, currency and datetime of a record that is kept.
+    pub(super) repeats: bool,
     /// The envelope of answers with status 200.
     pub(super) answers: Answers,
 }
@@ -60,6 +62,11 @@ impl FaultInjector {
             outage_began: None,
         };
         Self(rules.into_iter().zip(0..).map(run).collect())
+    }
+
+    /// Whether a rule is about records that are kept already.
+    pub(super) fn is_about_repeated(&self) -> bool {
+        self.0.iter().any(|running| running.rule.what == FaultKind::RejectRepeated)
     }
 
     /// Finds the clock faults of a request. Called first, since the signature is checked by this clock.
@@ -134,9 +141,12 @@ impl Running {
 fn concerns(what: &FaultKind, asked: &Asked<'_>) -> bool {
     let mut records = asked.accepted.unwrap_or_default().iter();
     match what {
-        FaultKind::RejectAccount(account) => records.any(|record| record.entity_account_id == *account),
+        FaultKind::RejectAccount(account) | FaultKind::FirewallAccount(account) => {
+            records.any(|record| record.entity_account_id == *account)
+        }
         FaultKind::RejectCurrency(currency) => records.any(|record| record.currency == *currency),
         FaultKind::RejectNegative => records.any(|record| record.balance.starts_with('-')),
+        FaultKind::RejectRepeated => asked.repeats,
         FaultKind::SuccessFalse | FaultKind::AnswerLost | FaultKind::Late(_) | FaultKind::Error500Kept => {
             asked.import && asked.accepted.is_some()
         }
@@ -154,11 +164,15 @@ fn fault(what: &FaultKind, answers: Answers, now: DateTime<Utc>) -> Option<Fault
         FaultKind::RejectAccount(_) | FaultKind::RejectCurrency(_) | FaultKind::RejectNegative => {
             refusal(Code::Fault, "a record cannot be imported", None)
         }
+        FaultKind::RejectRepeated => refusal(Code::Repeated, "a record was imported before", None),
         FaultKind::SuccessFalse => answer(StatusCode::OK, JSON, answers.refusal().to_owned(), None),
         FaultKind::RefusesAll => refusal(Code::Fault, "the request is not understood", None),
         FaultKind::BodyLimit(_) => page(StatusCode::PAYLOAD_TOO_LARGE, None),
         FaultKind::Revoked => refusal(Code::KeyRevoked, "the key has been revoked", None),
         FaultKind::Forbidden => refusal(Code::Forbidden, "the key may not do this", None),
+        FaultKind::Firewall | FaultKind::FirewallAccount(_) => {
+            html(StatusCode::FORBIDDEN, "This request was blocked by a firewall", None)
+        }
         FaultKind::Changed => page(StatusCode::NOT_FOUND, None),
         FaultKind::Redirect => page(StatusCode::FOUND, Some((LOCATION.as_str(), REDIRECTED_PATH.to_owned()))),
         FaultKind::Throttle(wait) => {
@@ -216,7 +230,7 @@ mod tests {
     use super::*;
 
     const IMPORT: Asked<'_> =
-        Asked { import: true, body_bytes: 100, accepted: Some(&[]), answers: Answers::Bare };
+        Asked { import: true, body_bytes: 100, accepted: Some(&[]), repeats: false, answers: Answers::Bare };
     const REFUSED: Asked<'_> = Asked { accepted: None, ..IMPORT };
     const LIST: Asked<'_> = Asked { import: false, ..IMPORT };
 
@@ -274,6 +288,9 @@ mod tests {
         let mut large = standing(&["body-limit=100B"], 0);
         let larger = Asked { body_bytes: 101, ..REFUSED };
         assert_eq!([&IMPORT, &larger].map(|asked| large.names(asked)), ["", "body-limit"]);
+        let mut repeated = standing(&["reject:repeated@once:2"], 0);
+        let again = Asked { repeats: true, ..IMPORT };
+        assert_eq!([&IMPORT, &again, &again].map(|asked| repeated.names(asked)), ["", "", "reject:repeated"]);
         let mut throttle = standing(&["throttle@every:2"], 0);
         assert_eq!([&LIST, &IMPORT, &REFUSED].map(|asked| throttle.names(asked)), ["", "throttle", ""]);
     }

@@ -45,6 +45,8 @@ pub(super) enum Code {
     BodyIncomplete = 40_012,
     /// A standing fault refuses the request.
     Fault = 40_013,
+    /// A standing fault refuses a record that is kept already.
+    Repeated = 40_014,
     /// One of the three headers is absent, repeated or not ASCII.
     HeaderMissing = 40_101,
     /// The API key is not one of the sandbox's.

@@ -8,15 +8,18 @@ use thiserror::Error;
 
 /// Each fault in its text form, and its effect on a client, in at most 44 characters: then a line of the help text fits
 /// 80 columns. The part in `[]` is optional.
-const FAULTS: [(&str, &str); 22] = [
+const FAULTS: [(&str, &str); 25] = [
     ("reject:account=ID", "400 for an import with this account"),
     ("reject:currency=SYMBOL", "400 for an import with this currency"),
     ("reject:negative", "400 for an import with a negative balance"),
+    ("reject:repeated", "400 for an import with a record it has kept"),
     ("reject:success-false", "200 for an import, with a refusal as body"),
     ("refuses-all", "400 for every request"),
     ("body-limit=SIZE", "413 with a proxy's page for a larger body"),
     ("revoked", "401"),
     ("forbidden", "403"),
+    ("firewall", "403 with a firewall's page"),
+    ("firewall:account=ID", "the same for an import with this account"),
     ("clock=OFFSET", "API clock ahead (+90s) or behind (-90s)"),
     ("changed", "404 with an HTML page"),
     ("redirect", "302 to another path"),
@@ -119,12 +122,15 @@ pub(super) enum FaultKind {
     RejectAccount(String),
     RejectCurrency(String),
     RejectNegative,
+    RejectRepeated,
     SuccessFalse,
     RefusesAll,
     /// The most bytes that are accepted.
     BodyLimit(u64),
     Revoked,
     Forbidden,
+    Firewall,
+    FirewallAccount(String),
     /// How far the clock is ahead; negative for behind.
     Clock(TimeDelta),
     Changed,
@@ -152,11 +158,14 @@ impl FaultKind {
                 Self::RejectCurrency(symbol.to_owned())
             }
             ("reject:negative", None) => Self::RejectNegative,
+            ("reject:repeated", None) => Self::RejectRepeated,
             ("reject:success-false", None) => Self::SuccessFalse,
             ("refuses-all", None) => Self::RefusesAll,
             ("body-limit", Some(value)) => Self::BodyLimit(size(value)?),
             ("revoked", None) => Self::Revoked,
             ("forbidden", None) => Self::Forbidden,
+            ("firewall", None) => Self::Firewall,
+            ("firewall:account", Some(id)) if !id.is_empty() => Self::FirewallAccount(id.to_owned()),
             ("clock", Some(value)) => Self::Clock(offset(value)?),
             ("changed", None) => Self::Changed,
             ("redirect", None) => Self::Redirect,

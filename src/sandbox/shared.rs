@@ -99,6 +99,12 @@ impl Shared {
         }
     }
 
+    /// Whether one of these records has the account, currency and datetime of a record that is kept. Looks only if a
+    /// rule asks for it.
+    pub(super) fn repeats(&self, records: &[Record<'_>]) -> bool {
+        lock(&self.standing).is_about_repeated() && self.memory().has_any(records)
+    }
+
     /// The clock of the API, put ahead by `ahead`.
     pub(super) fn now(&self, ahead: TimeDelta) -> DateTime<Utc> {
         Utc::now() + self.options.clock_ahead + ahead

@@ -137,6 +137,17 @@ impl Store {
         }
     }
 
+    /// Whether a kept record has the account, currency and datetime of one of these records.
+    pub(super) fn has_any(&self, records: &[Record<'_>]) -> bool {
+        let keys: HashSet<(&str, &str, &str)> = records
+            .iter()
+            .map(|record| (&*record.entity_account_id, &*record.currency, &*record.datetime))
+            .collect();
+        self.received
+            .iter()
+            .any(|kept| keys.contains(&(&*kept.entity_account_id, &*kept.currency, &*kept.datetime)))
+    }
+
     /// Counts the kept records that repeat the account, currency and datetime of an earlier record.
     pub(super) fn repeated(&self) -> usize {
         let mut seen = HashSet::with_capacity(self.received.len());

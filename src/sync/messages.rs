@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::batch::Batch;
 use crate::elven::ResponseClass;
 use crate::journal::{Kind, Problem, WorkKind};
@@ -144,6 +146,20 @@ pub(super) fn of(
             )
         },
     }
+}
+
+/// The message for a refusal that counts as acceptance.
+pub(super) fn counts_as_imported(refusal: &str) -> String {
+    format!("{refusal}; it counts as accepted ([api] already_imported_codes)")
+}
+
+/// The end of the message for a refusal after an attempt whose answer was lost.
+pub(super) fn perhaps_imported(code: &str) -> String {
+    format!(
+        "; the answer to an earlier attempt was lost, so Elven may have the records already: if code {code} says so, \
+         set [api] already_imported_codes = [{}]",
+        Value::from(code)
+    )
 }
 
 /// The message for a page that a proxy or a firewall wrote.

@@ -9,6 +9,7 @@ mod decisions;
 mod delivery;
 mod dry_run;
 mod error;
+mod imported_record;
 mod invalid_start;
 mod known_record;
 mod lane;

@@ -336,7 +336,8 @@ impl Worker {
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
         let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
-        let LastAnswer { class: verdict, result, attempts, ambiguous } = asked.await?;
+        let answer = self.unless_imported(asked.await?, batch_id, error.batch_id).await?;
+        let LastAnswer { class: verdict, result, attempts, ambiguous } = answer;
         let words = messages::of(&verdict, result.http_status, &batch, &session.credential.name);
         let accepted = verdict == ResponseClass::Accepted;
         let last = RetryAnswer {

@@ -1,6 +1,7 @@
 //! Delivery to an API that fails: the effect of each answer, within a run and in the next ones.
 
 mod faults;
+mod imported;
 mod in_flight;
 mod isolation;
 mod sizes;

@@ -1,5 +1,7 @@
 //! `errors`: how a person handles rows that were set aside.
 
+mod resolve;
+
 use std::time::Duration;
 
 use elven_sync::sandbox::{Fault, Gate, Options};

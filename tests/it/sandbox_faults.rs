@@ -38,6 +38,8 @@ async fn each_fault_has_its_documented_answer_and_effect() {
         ("body-limit=100B", 413, html, false, false),
         ("revoked", 401, json, false, true),
         ("forbidden", 403, json, false, true),
+        ("firewall", 403, html, false, true),
+        ("firewall:account=accountId456", 403, html, false, false),
         ("changed", 404, html, false, true),
         ("throttle", 429, json, false, true),
         ("unavailable", 503, html, false, true),
@@ -71,6 +73,21 @@ async fn each_fault_has_its_documented_answer_and_effect() {
     }
     bench.sandbox.set_rules(Vec::new());
     assert_eq!(bench.import(GOOD).await.status(), 200, "no rules, no faults");
+}
+
+#[tokio::test]
+async fn repeated_record_is_known_by_its_account_currency_and_datetime() {
+    let bench = bench(&["answer-lost@once:1", "reject:repeated"]).await;
+    assert!(bench.signed(Method::POST, IMPORT).body(GOOD).send().await.is_err(), "the answer is lost");
+    assert_eq!(refused(bench.import(GOOD.replace("10.5", "11")).await, 400).await, 40014);
+    let one_is_new = GOOD.replace("accountId456", "X");
+    assert_eq!(refused(bench.import(one_is_new).await, 400).await, 40014);
+    assert_eq!(bench.sandbox.records_accepted(), 2);
+    for (part, other) in [("accountId", "X"), ("2023", "2024")] {
+        assert_eq!(bench.import(GOOD.replace(part, other)).await.status(), 200, "{other}");
+    }
+    let other_currencies = GOOD.replace("BTC", "CHF").replace("ETH", "EUR");
+    assert_eq!(bench.import(other_currencies).await.status(), 200);
 }
 
 #[tokio::test]

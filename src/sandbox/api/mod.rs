@@ -60,7 +60,8 @@ async fn respond(shared: &Arc<Shared>, switch: &Switch, asked: &Arc<(Parts, Cont
         let accepted = judged.as_ref().ok().map(Outcome::records);
         let import = call == Call::Import;
         let answers = shared.options.answers;
-        let asked = Asked { import, body_bytes: content.bytes, accepted, answers };
+        let repeats = shared.repeats(accepted.unwrap_or_default());
+        let asked = Asked { import, body_bytes: content.bytes, accepted, repeats, answers };
         shared.strike(&mut struck, &asked);
     }
 

@@ -7,6 +7,7 @@
 //! | How far does the cursor move? | [`in_flight`] |
 //! | What follows from an answer? | [`policy`] |
 //! | What becomes of a refused batch? | [`refusal`] |
+//! | Does the API have a refused batch already? | [`already_imported`] |
 //! | What is sent next of a batch that stayed unknown? | [`isolation`] |
 //! | Is the credential proven good? | [`proof`] |
 //! | Does the lane yield to others? | [`sharing`] |
@@ -14,6 +15,7 @@
 //! Why a lane ends is decided in `lane::exit`, and which keys an attempt fences in `journal::fence`.
 
 pub(super) mod admission;
+pub(super) mod already_imported;
 pub(super) mod in_flight;
 pub(super) mod isolation;
 pub(super) mod policy;

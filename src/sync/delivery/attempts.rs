@@ -17,11 +17,10 @@ use super::super::messages;
 use super::super::messages::OutcomeMessage;
 use super::Delivery;
 use super::batch_task::{Answered, BatchTask};
-use crate::batch::Batch;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, ResponseClass, Signed};
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::AttemptResult;
+use crate::journal::{AttemptResult, Settled};
 
 /// The permits for a request: one of the lane, and one of all lanes together.
 struct RequestPermits {
@@ -54,7 +53,7 @@ impl Delivery {
         let sent = async {
             match self.send_until_final(task).await? {
                 Tried::Accepted => Ok(Vec::new()),
-                Tried::Refused(answered, verdict) => self.bisect(answered, &verdict).await,
+                Tried::Refused(answered, verdict) => self.refused(answered, &verdict).await,
                 Tried::Unknown(answered) => self.unknown(answered).await,
             }
         };
@@ -68,7 +67,7 @@ impl Delivery {
         let mut attempts = Attempts::new(max, task.repeated);
         self.admit(&mut task).await?;
         if task.batch.records.is_empty() {
-            self.settle(&task, AttemptResult::default()).await?;
+            self.settle(&task, AttemptResult::default(), None).await?;
             return Ok(Tried::Accepted);
         }
         let mut lane_permit = None;
@@ -89,11 +88,15 @@ impl Delivery {
                 Decision::Settle => {
                     drop(permits);
                     session.accepted(task.batch.body.len());
-                    self.settle(&task, result).await?;
+                    self.settle(&task, result, None).await?;
                     return Ok(Tried::Accepted);
                 }
                 Decision::Isolate => {
-                    self.note_refusal(&task.batch, &class, result.http_status, is_counted);
+                    let (records, body_bytes) = (task.batch.records.len(), task.batch.body.len());
+                    tracing::info!(http_status = result.http_status, records, body_bytes, "batch refused");
+                    if !self.may_be_imported(&task, &class) {
+                        self.begin_proof(&class, is_counted);
+                    }
                     return Ok(Tried::Refused(Answered { task, outcome, result }, class));
                 }
                 // The request after a remedy does not count as an attempt.
@@ -126,16 +129,9 @@ impl Delivery {
         }
     }
 
-    /// Logs a refusal, and begins the proof of the credential if it is not proven yet.
-    fn note_refusal(
-        &self,
-        batch: &Batch,
-        verdict: &ResponseClass,
-        http_status: Option<i32>,
-        is_counted: bool,
-    ) {
-        let (records, body_bytes) = (batch.records.len(), batch.body.len());
-        tracing::info!(http_status, records, body_bytes, "batch refused");
+    /// Begins the proof of the credential after a refusal, if it is not proven yet. `is_counted`: the request was
+    /// counted for the proof when it was sent.
+    pub(super) fn begin_proof(&self, verdict: &ResponseClass, is_counted: bool) {
         if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() {
             self.target.proving.begin(is_counted);
         }
@@ -211,14 +207,21 @@ impl Delivery {
         }
     }
 
-    /// Records that a batch is accepted, and moves the cursor over all processed batches.
-    async fn settle(&self, task: &BatchTask, result: AttemptResult) -> Result<(), LaneExit> {
+    /// Records that a batch is accepted, and moves the cursor over all processed batches. `error`: the refusal that
+    /// counts as acceptance, if it was one.
+    pub(super) async fn settle(
+        &self,
+        task: &BatchTask,
+        result: AttemptResult,
+        error: Option<&str>,
+    ) -> Result<(), LaneExit> {
         before(Step::Settle);
         let submitted = {
             let mut window = self.window.lock().await;
             let (advance, resolves) = (window.advance_after(task.root), self.has_set_aside());
             let (context, journal) = (self.context(), &self.worker.journal);
-            let submitted = journal.settle(context, task.batch_id, &task.batch, result, (advance, resolves));
+            let settled = Settled { advance, resolves, error };
+            let submitted = journal.settle(context, task.batch_id, &task.batch, result, settled);
             // The next move of the cursor is submitted after this move, so it is written after this move or not at
             // all.
             window.part_done(task.root);

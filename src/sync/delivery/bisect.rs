@@ -217,7 +217,7 @@ impl Delivery {
         is_counted
     }
 
-    /// Replaces a batch by two parts.
+    /// Replaces a batch by two parts. They are ambiguous if the outcome of the batch is unknown.
     pub(super) async fn split(
         &self,
         task: &BatchTask,
@@ -225,9 +225,30 @@ impl Delivery {
         result: AttemptResult,
         outcome: &OutcomeMessage,
     ) -> Result<[BatchTask; 2], LaneExit> {
+        let is_unknown = outcome.status == "unknown";
+        self.split_as(task, parts, result, (&outcome.message, is_unknown)).await
+    }
+
+    /// Replaces a refused batch by two parts that the API may have imported with it.
+    pub(super) async fn split_ambiguous(
+        &self,
+        task: &BatchTask,
+        parts: [Batch; 2],
+        result: AttemptResult,
+        outcome: &OutcomeMessage,
+    ) -> Result<[BatchTask; 2], LaneExit> {
+        self.split_as(task, parts, result, (&outcome.message, true)).await
+    }
+
+    async fn split_as(
+        &self,
+        task: &BatchTask,
+        parts: [Batch; 2],
+        result: AttemptResult,
+        error: (&str, bool),
+    ) -> Result<[BatchTask; 2], LaneExit> {
         let (context, journal) = (self.context(), &self.worker.journal);
-        let lost = outcome.status == "unknown";
-        let error = (outcome.message.as_str(), lost);
+        let (_, lost) = error;
         let split = journal.split(context, task.batch_id, &task.batch, &parts, result, error);
         let ids = around(Step::Split, split).await?;
         let records = task.batch.records.len();

@@ -1,6 +1,7 @@
 //! Delivery: sends the batches of a pass or a backfill, several at once, until each row is accepted or set aside, or
 //! the lane stops.
 
+mod already_imported;
 mod attempts;
 mod batch_task;
 mod bisect;

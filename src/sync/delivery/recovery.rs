@@ -160,7 +160,7 @@ impl Delivery {
             );
         }
         Ok(Some(BatchTask {
-            lost: leaf.state.may_have_arrived(),
+            lost: leaf.may_be_imported(),
             repeated: leaf.attempts > 0,
             unknown_runs: leaf.unknown_runs,
             ..BatchTask::new(leaf.batch_id, batch, root)

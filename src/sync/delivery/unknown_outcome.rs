@@ -162,7 +162,7 @@ impl Delivery {
     }
 
     /// Records an answer at once, because the decision about it depends on other answers.
-    async fn record(&self, answered: &mut Answered) -> Result<(), LaneExit> {
+    pub(super) async fn record(&self, answered: &mut Answered) -> Result<(), LaneExit> {
         self.record_answer(&answered.task, &answered.outcome, answered.result).await?;
         answered.result = AttemptResult { sent: false, ..answered.result };
         answered.task.permits = None;
@@ -179,7 +179,7 @@ impl Delivery {
         for (answered, verdict) in std::mem::take(&mut left.refused) {
             let root = answered.task.root;
             let span = batch_span(answered.task.batch_id);
-            for part in self.bisect(answered, &verdict).instrument(span).await? {
+            for part in self.refused(answered, &verdict).instrument(span).await? {
                 self.deliver(part).await?;
             }
             self.conclude(root).await?;

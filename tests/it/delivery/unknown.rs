@@ -1,9 +1,11 @@
 //! Batches with an unknown outcome: sent again, held for a person, or taken over from a dead worker.
 
+use std::collections::BTreeSet;
+
 use elven_sync::journal::RunStatus;
 use sqlx::PgPool;
 
-use super::{BatchSummary, OpenError, add_rows, batch, imports, scene};
+use super::{BatchSummary, OpenError, add_rows, batch, imports, open_error, scene};
 use crate::support::fault_rules;
 
 #[sqlx::test(migrations = false)]
@@ -22,6 +24,36 @@ async fn unknown_batch_is_sent_once_per_run_after_three_runs(pool: PgPool) {
     scene.sandbox.set_rules(Vec::new());
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     assert_eq!(BatchSummary::all(&scene).await, [batch("accepted", 9, 2).ambiguous().http(200)]);
+}
+
+/// Of three batches a firewall refuses the one with a certain record. A firewall that refuses all is no such case.
+#[sqlx::test(migrations = false)]
+async fn record_that_a_firewall_refuses_is_set_aside_after_three_runs(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "4");
+    add_rows(&scene, "acme", 12).await;
+    scene.sandbox.set_rules(fault_rules(&["firewall"]));
+    for _ in 0..4 {
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+        assert_eq!(OpenError::all(&scene).await, [open_error("config").http(403)]);
+    }
+    scene.sandbox.set_rules(fault_rules(&["firewall:account=a6"]));
+    for run in 1..=3 {
+        assert_eq!(scene.run().await.status, RunStatus::Failed);
+        let why = "select concat_ws(' ', kind, http_status, message like '%a page came%firewall%')
+                     from elven_sync.sync_errors where resolved_at is null order by last_seen_at desc limit 1";
+        assert_eq!(scene.text(why).await, "unavailable 403 t", "run {run}");
+    }
+    let mut runs = 3;
+    while scene.run().await.status == RunStatus::Failed {
+        runs += 1;
+        assert!(runs < 8, "it comes to its end");
+    }
+    assert_eq!(OpenError::all(&scene).await, [open_error("rejected_row").http(403)]);
+    let row = "select record->>'entityAccountId' from elven_sync.sync_errors where resolved_at is null";
+    assert_eq!(scene.text(row).await, "a6");
+    let accounts: BTreeSet<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
+    assert_eq!(accounts.len(), 11, "all others arrived");
 }
 
 #[sqlx::test(migrations = false)]

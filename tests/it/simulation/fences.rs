@@ -13,7 +13,7 @@ use sqlx::PgPool;
 use elven_sync::batch::Batch;
 use elven_sync::journal::{
     AttemptResult, CursorAdvance, JournalError, Kind, Lane, LaneStore, Lease, NewPass, OpenWork,
-    PendingWrite, Problem, Purpose, RecordedBatch, Take, WorkContext, WorkKind,
+    PendingWrite, Problem, Purpose, RecordedBatch, Settled, Take, WorkContext, WorkKind,
 };
 use elven_sync::ledger::Row;
 use elven_sync::watermark::{At, Cursor, LedgerId};
@@ -175,12 +175,12 @@ impl Player<'_> {
         let pending = match step {
             Step::Announce(_, span) => return (Some(span), journal.announce(context, &batch(span, 0))),
             Step::Accept(_, span, moves) => {
-                let moves = (moves.map(advance), true);
+                let moves = Settled { advance: moves.map(advance), resolves: true, error: None };
                 journal.settle(context, self.batch_id(span), &batch(span, 0), result, moves)
             }
             Step::AcceptOtherBody(_, span) => {
                 let sent = AttemptResult { sent: true, ..result };
-                let moves = (Some(advance(span)), true);
+                let moves = Settled { advance: Some(advance(span)), resolves: true, error: None };
                 journal.settle(context, self.batch_id(span), &batch(span, 1_000), sent, moves)
             }
             Step::Lose(_, span) => {

@@ -299,6 +299,7 @@ fn recorded(batch: &BatchRow, side: Side) -> RecordedBatch {
         BTreeSet::new()
     };
     RecordedBatch {
+        ambiguous: batch.ambiguous,
         batch_id: batch.batch_id,
         parent_id: batch.parent_id,
         before: batch.before.clone(),

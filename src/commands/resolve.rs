@@ -1,0 +1,110 @@
+//! `errors resolve`: closes errors by hand, by number or by filter.
+
+use std::collections::BTreeSet;
+
+use anyhow::bail;
+use clap::builder::PossibleValuesParser;
+use strum::VariantNames;
+
+use crate::database::Database;
+use crate::journal::{self, Kind, OpenErrors, RecordedError, Wanted};
+use crate::output;
+use crate::text::counted_noun;
+
+/// The most groups of open errors that a message names.
+const GROUPS_SHOWN_MAX: usize = 10;
+
+#[derive(Debug, clap::Args)]
+#[command(group(
+    clap::ArgGroup::new("which").required(true).multiple(true).args(["error_ids", "entities", "kinds", "all"])
+))]
+pub(super) struct Arguments {
+    /// Numbers of errors
+    #[arg(value_name = "N", conflicts_with_all = ["entities", "kinds", "all"])]
+    error_ids: Vec<i64>,
+    /// All open errors of these entities
+    #[arg(long = "entity", value_name = "ID", conflicts_with = "all")]
+    entities: Vec<String>,
+    /// All open errors of these kinds, e.g. `rejected_row`
+    #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::VARIANTS),
+          conflicts_with = "all")]
+    kinds: Vec<String>,
+    /// All open errors
+    #[arg(long)]
+    all: bool,
+    /// Reason, recorded with each error
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+/// Closes errors, all that are asked for or none.
+pub(super) async fn run(
+    database: &Database,
+    Arguments { error_ids, entities, kinds, all, reason }: Arguments,
+) -> anyhow::Result<()> {
+    if reason.trim().is_empty() {
+        bail!("--reason is blank; hint: give the reason why the error needs no upload");
+    }
+    journal::refuse_standby(database).await?;
+    let ids: Vec<i64> = BTreeSet::from_iter(error_ids).into_iter().collect();
+    let wanted = Wanted { ids, entities, kinds, resolved: false };
+    require_open(database, &wanted.ids).await?;
+    let Some(resolved) = RecordedError::resolve(database, &wanted, &reason).await? else {
+        bail!(
+            "another process resolved one of these errors meanwhile; nothing was changed; hint: elven-sync errors list"
+        );
+    };
+    if resolved.is_empty() {
+        let open = OpenErrors::list(database).await?;
+        if all {
+            output::line("no error is open");
+            return Ok(());
+        }
+        bail!("{}; nothing was changed", no_match(&open));
+    }
+    for error_id in &wanted.ids {
+        output::line(format_args!("error {error_id} is resolved"));
+    }
+    if wanted.ids.is_empty() {
+        let count = resolved.values().sum::<usize>();
+        let kinds: Vec<String> = resolved.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        output::line(format_args!(
+            "{} resolved: {}",
+            counted_noun(i64::try_from(count)?, "error is", "errors are"),
+            kinds.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// Requires that each of these numbers is that of an open error.
+async fn require_open(database: &Database, error_ids: &[i64]) -> anyhow::Result<()> {
+    if error_ids.is_empty() {
+        return Ok(());
+    }
+    let wanted = Wanted { ids: error_ids.to_vec(), resolved: true, ..Wanted::default() };
+    let found = RecordedError::list(database, &wanted).await?;
+    for error_id in error_ids {
+        match found.iter().find(|error| error.error_id == *error_id) {
+            None => bail!("there is no error {error_id}; nothing was changed; hint: elven-sync errors list"),
+            Some(RecordedError { resolution: Some(resolution), .. }) => {
+                bail!("error {error_id} is already resolved: {resolution}; nothing was changed")
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The message for a filter that no open error matches: it says what is open.
+pub(super) fn no_match(open: &[OpenErrors]) -> String {
+    if open.is_empty() {
+        return "no error is open".to_owned();
+    }
+    let group = |group: &OpenErrors| format!("{} {} of `{}`", group.count, group.kind, group.entity_id);
+    let mut groups: Vec<String> = open.iter().take(GROUPS_SHOWN_MAX).map(group).collect();
+    if open.len() > GROUPS_SHOWN_MAX {
+        groups.push("others".to_owned());
+    }
+    format!("no error is open that matches; open: {}", groups.join(", "))
+}
