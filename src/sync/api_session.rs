@@ -108,7 +108,7 @@ impl ApiSession {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the turn of a request: for the rate, and for a pause that the API asked for. Under a rate limit no other
+    /// Waits for the turn of a request: for the rate, and for a pause of the API. Under a rate limit no other
     /// request has a turn until this one is over, so that requests that waited do not leave together.
     ///
     /// # Errors

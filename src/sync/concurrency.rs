@@ -6,7 +6,7 @@
 //! that Elven sees, `entities_at_once` times `requests_in_flight`; and of the batches in flight, which take memory.
 //!
 //! A slow or throttled credential must not delay the lanes of another one. So
-//! - the lanes of one credential have the same limits as all lanes together;
+//! - the lanes of one credential are limited, too;
 //! - a lane that waits for the API lends its permits to other lanes;
 //! - a batch that waits holds no permit that all lanes share;
 //! - the first request of a credential, and its first batch, have permits in reserve ([`SharedLimit`]).
@@ -25,6 +25,10 @@ use crate::config::SyncSettings;
 /// rows in memory.
 const LENDING_LANES: usize = 8;
 
+/// How many lanes of one credential may read at the same time, for each of `entities_at_once`: more than all lanes
+/// together, because some of them may have lent their permits.
+const READING_OF_CREDENTIAL: usize = 2;
+
 /// A semaphore with this many permits, or with the most that there can be.
 pub(super) fn semaphore(number: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)))
@@ -33,9 +37,8 @@ pub(super) fn semaphore(number: usize) -> Arc<Semaphore> {
 /// The limits of a worker.
 #[derive(Debug)]
 pub(super) struct ConcurrencyLimits {
-    entities_at_once: usize,
-    /// The most batches of a lane in flight.
-    batches: usize,
+    lanes: usize,
+    reading: usize,
     of_all: Arc<SharedLimits>,
     /// By the name of the credential.
     shares: Mutex<BTreeMap<String, Arc<CredentialShare>>>,
@@ -63,13 +66,14 @@ impl ConcurrencyLimits {
     pub(super) fn new(settings: &SyncSettings) -> Self {
         let SyncSettings { entities_at_once, requests_in_flight, .. } = *settings;
         let batches = under_way_max(requests_in_flight);
+        let (lanes, reading) = (entities_at_once.saturating_mul(batches.max(2)), entities_at_once);
         let of_all = Arc::new(SharedLimits {
-            lanes: LaneSlots::new(entities_at_once, batches),
+            lanes: LaneSlots::new(lanes, reading),
             lending: semaphore(entities_at_once.saturating_mul(LENDING_LANES)),
             requests: SharedLimit::new(entities_at_once.saturating_mul(requests_in_flight)),
             under_way: SharedLimit::new(entities_at_once.saturating_mul(batches.saturating_mul(2))),
         });
-        Self { entities_at_once, batches, of_all, shares: Mutex::default() }
+        Self { lanes, reading, of_all, shares: Mutex::default() }
     }
 
     /// Returns the limits of the lanes of a credential.
@@ -79,7 +83,7 @@ impl ConcurrencyLimits {
             Arc::new(CredentialShare {
                 credential: Arc::from(credential),
                 of_all: self.of_all.clone(),
-                lanes: LaneSlots::new(self.entities_at_once, self.batches),
+                lanes: LaneSlots::new(self.lanes, self.reading.saturating_mul(READING_OF_CREDENTIAL)),
             })
         };
         shares.entry(credential.to_owned()).or_insert_with(new).clone()
@@ -130,12 +134,8 @@ struct LaneSlot {
 }
 
 impl LaneSlots {
-    fn new(entities_at_once: usize, batches: usize) -> Self {
-        Self {
-            lanes: semaphore(entities_at_once.saturating_mul(batches.max(2))),
-            reading: semaphore(entities_at_once),
-            waiting: AtomicUsize::new(0),
-        }
+    fn new(lanes: usize, reading: usize) -> Self {
+        Self { lanes: semaphore(lanes), reading: semaphore(reading), waiting: AtomicUsize::new(0) }
     }
 
     async fn take(&self) -> Option<LaneSlot> {
@@ -248,10 +248,14 @@ mod tests {
     fn a_lane_that_lends_lets_another_credential_begin() {
         let limits = limits();
         let (one, two) = (limits.of("one"), limits.of("two"));
-        let lanes: Vec<LanePermit> = (0..2).filter_map(|_| one.lane().now_or_never().flatten()).collect();
-        assert_eq!(lanes.len(), 2);
-        assert!(two.lane().now_or_never().is_none(), "all slots are taken");
-        lanes.iter().for_each(LanePermit::lend);
+        let mut lanes = Vec::new();
+        while lanes.len() < 4 {
+            for lane in [one.lane(), one.lane()] {
+                lanes.push(lane.now_or_never().flatten().unwrap());
+            }
+            assert!(two.lane().now_or_never().is_none(), "all slots are taken");
+            lanes.iter().for_each(LanePermit::lend);
+        }
         let other = two.lane().now_or_never().flatten();
         assert!(other.is_some(), "slots are lent");
         assert!(one.lane().now_or_never().is_none(), "the credential that waits begins no further lane");

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// A limit of permits for all credentials together. Who waits longest comes first. If the limit is reached, a credential
-/// that has no permit may take one in reserve; there are as many of these as the limit has.
+/// A limit of permits for all credentials together. Who waits longest comes first. If the limit is reached, a
+/// credential that has no permit may take one in reserve; there are as many of these as the limit has.
 #[derive(Clone, Debug)]
 pub(super) struct SharedLimit(Arc<Mutex<Permits>>);
 

@@ -138,7 +138,7 @@ async fn entities_of_a_slow_key_delay_no_entity_of_another_key(pool: PgPool) {
 /// The words of the warning about a key that several entities use.
 const SHARED: &str = "use one API key";
 
-/// At Elven a key belongs to one entity. The warning ends when each of the entities has uploaded rows, because the key is
+/// At Elven a key belongs to one entity. The warning ends when each entity has uploaded rows, because the key is
 /// right then.
 #[sqlx::test(migrations = false)]
 async fn entities_that_share_a_key_are_named_until_each_has_uploaded_rows(pool: PgPool) {
