@@ -47,6 +47,7 @@ async fn assert_each_row_once(scene: &TestEnv, stub: &Stub, rows: usize) {
 #[sqlx::test(migrations = false)]
 async fn key_replaced_before_its_secret_is_read_once_more(pool: PgPool) {
     let Rotation { mut scene, key, secret, _files } = rotation(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     add(&scene, &good(12)).await;
     let is_complete = AtomicBool::new(false);
     let stub = Stub::of(&mut scene, move |asked| {
