@@ -114,6 +114,11 @@ impl CredentialShare {
     pub(super) async fn under_way(&self) -> Option<SharedPermit> {
         self.of_all.under_way.acquire(&self.credential).await
     }
+
+    /// The same, if such a permit is free.
+    pub(super) fn free_under_way(&self) -> Option<SharedPermit> {
+        self.of_all.under_way.free(&self.credential)
+    }
 }
 
 /// Slots for lanes, and among them for lanes that read.

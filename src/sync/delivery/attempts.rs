@@ -305,18 +305,23 @@ impl Delivery {
             None => self.acquire(&self.request_permits).await?,
         };
         loop {
+            if task.lacks_shared_permit() {
+                let permit = self.acquire_shared(self.share.under_way()).await?;
+                task.set_shared_permit(permit);
+            }
             let turn = if let Some(turn) = self.session.free_turn() {
                 turn
             } else {
                 task.release_shared_permit();
                 let turn = self.session.turn(self.worker.settings.retry.max);
-                self.unless_halted(turn).await?.map_err(later)?
+                let turn = self.unless_halted(turn).await?.map_err(later)?;
+                if task.lacks_shared_permit() {
+                    // Not waited for with the turn: a batch that has such a permit may wait for its turn to probe.
+                    let Some(permit) = self.share.free_under_way() else { continue };
+                    task.set_shared_permit(permit);
+                }
+                turn
             };
-            if let Some(permits) = &mut task.permits
-                && permits.of_all.is_none()
-            {
-                permits.of_all = Some(self.acquire_shared(self.share.under_way()).await?);
-            }
             let of_all = self.acquire_shared(self.share.request()).await?;
             // The API may have asked for a pause meanwhile.
             if !self.session.is_paused() {

@@ -68,6 +68,17 @@ impl BatchTask {
         }
     }
 
+    /// Whether the permit of all lanes was released.
+    pub(super) fn lacks_shared_permit(&self) -> bool {
+        self.permits.as_ref().is_some_and(|permits| permits.of_all.is_none())
+    }
+
+    pub(super) fn set_shared_permit(&mut self, permit: SharedPermit) {
+        if let Some(permits) = &mut self.permits {
+            permits.of_all = Some(permit);
+        }
+    }
+
     /// Releases the permit of all lanes, because the batch waits.
     pub(super) fn release_shared_permit(&mut self) {
         if let Some(permits) = &mut self.permits {
