@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use futures_util::FutureExt;
 use secrecy::ExposeSecret;
 use tokio::sync::MutexGuard;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::decisions::body_size::{BodyLimit, PROBE_EVERY};
 use super::decisions::policy::{SKEW_MIN, Taken};
@@ -20,6 +20,9 @@ use crate::elven::{Answer, Client, ResponseClass, Signed, classify};
 /// How often a run may read another key and secret from their files, so that files that change all the time do not keep
 /// it from ending.
 const KEYS_READ_MAX: usize = 10;
+/// How often, and after how long, a key that cannot be used is read once more.
+const KEYS_READ_TIMES: u32 = 5;
+const KEYS_READ_EVERY: Duration = Duration::from_millis(50);
 /// By how much a request may be late without delaying the one after it, so that timers that fire late do not lower the
 /// rate.
 const LATENESS_MAX: Duration = Duration::from_millis(5);
@@ -198,15 +201,23 @@ impl ApiSession {
 
     /// Reads the files of the credential again, because the key in use was refused. `None`: their key and secret were
     /// refused before in this run, or they cannot be used.
-    pub(super) fn new_keys(&self, settings: &Settings) -> Option<Credential> {
-        let read = match settings.credential(&self.credential.name) {
-            Ok(read) => read,
-            Err(problem) => {
-                if !std::mem::replace(&mut self.state().is_unusable_noted, true) {
-                    tracing::warn!("the API refused the key, and the key cannot be read again: {problem}");
+    pub(super) async fn new_keys(&self, settings: &Settings) -> Option<Credential> {
+        let mut times = 1;
+        let read = loop {
+            match settings.credential(&self.credential.name) {
+                Ok(read) => break read,
+                // The file is empty or away while it is being replaced.
+                Err(_) if times < KEYS_READ_TIMES => sleep(KEYS_READ_EVERY).await,
+                Err(problem) => {
+                    if !std::mem::replace(&mut self.state().is_unusable_noted, true) {
+                        tracing::warn!(
+                            "the API refused the key, and the key cannot be read again: {problem}"
+                        );
+                    }
+                    return None;
                 }
-                return None;
             }
+            times += 1;
         };
         let (used, _) = self.in_use();
         let mut state = self.state();

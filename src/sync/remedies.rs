@@ -28,7 +28,7 @@ const OLD: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl SignatureRemedies {
     /// Returns the remedies that are still possible for an answer.
-    pub(super) fn possible(
+    pub(super) async fn possible(
         &mut self,
         session: &ApiSession,
         settings: &Settings,
@@ -46,7 +46,7 @@ impl SignatureRemedies {
         }
         let failed = session.failed();
         let may = |failed: bool, taken: bool| !failed && !taken;
-        self.found = if self.is_outdated { None } else { session.new_keys(settings) };
+        self.found = if self.is_outdated { None } else { session.new_keys(settings).await };
         let is_old = is_older_than(by.at, OLD);
         Possible {
             sign_again: self.is_outdated || (is_old && may(failed.signed_again, self.taken.signed_again)),
