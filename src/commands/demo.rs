@@ -118,14 +118,16 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
         let entity = Entity {
             entity_id: entity_id.to_owned(),
             timezone: timezone.to_owned(),
-            credential: "default".to_owned(),
+            credential: entity_id.to_owned(),
             paused: false,
         };
         Entity::add(&database, &entity).await?;
     }
     let seeded = database.execute(|| SEED).await?.rows_affected();
     let sandbox = Sandbox::start(sandbox::Options {
-        credentials: vec![sandbox::Credential::new("demo", "demo-key", "demo-secret")],
+        credentials: ENTITIES
+            .map(|(id, _)| sandbox::Credential::new(id, &format!("{id}-key"), &format!("{id}-secret")))
+            .into(),
         ..sandbox::Options::default()
     })
     .await?;
@@ -180,15 +182,24 @@ fn heading(text: &str) {
 
 /// Runs once against the sandbox, as `elven-sync run` does with this configuration.
 async fn sync(scratch: &Scratch, sandbox: &Sandbox) -> anyhow::Result<RunReport> {
+    // At Elven a key belongs to one entity, so each entity has a credential of its own.
+    let credentials = ENTITIES.into_iter().flat_map(|(id, _)| {
+        let setting = |half: &str| format!("ELVEN_SYNC_CREDENTIALS__{}__{half}_ENV", id.to_uppercase());
+        [
+            (setting("KEY"), format!("{id}-key")),
+            (setting("SECRET"), format!("{id}-secret")),
+            (format!("{id}-key"), format!("{id}-key")),
+            (format!("{id}-secret"), format!("{id}-secret")),
+        ]
+    });
     let environment: Environment = [
         ("DATABASE_URL", scratch.url.expose_secret()),
         ("ELVEN_API_URL", sandbox.url().as_str()),
-        ("ELVEN_API_KEY", "demo-key"),
-        ("ELVEN_API_SECRET", "demo-secret"),
         ("ELVEN_SYNC_CONFIG", "/dev/null"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into_iter()
+    .chain(credentials)
     .collect();
     let settings = Settings::load(&Flags::default(), environment)?;
     let database = Database::connect(&scratch.url, 8, settings.database.reconnect_timeout).await?;

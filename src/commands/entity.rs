@@ -11,7 +11,7 @@ use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
-use crate::text::{counted_noun, thousands};
+use crate::text::{counted_noun, quoted_sql, thousands};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -128,7 +128,29 @@ async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Res
     if let Err(problem) = settings.credential(&entity.credential) {
         output::line(format_args!("note: {problem}"));
     }
+    note_shared_credential(&database, &entity).await?;
     Ok(SUCCEEDED)
+}
+
+/// Says that other entities have the same credential.
+async fn note_shared_credential(database: &Database, added: &Entity) -> anyhow::Result<()> {
+    let all = Entity::list(database).await?;
+    let is_other =
+        |entity: &&Entity| entity.credential == added.credential && entity.entity_id != added.entity_id;
+    let others: Vec<&Entity> = all.iter().filter(is_other).collect();
+    if let Some(other) = others.first() {
+        let more = i64::try_from(others.len() - 1)?;
+        let others = if more == 0 { String::new() } else { format!(" and {} more", thousands(more)) };
+        output::line(format_args!(
+            "note: credential `{}` is also that of entity `{}`{others}, but a key belongs to one entity at Elven; hint: \
+             add [credentials.NAME] to the configuration, then update elven_sync.entities set credential = 'NAME' \
+             where entity_id = {}",
+            added.credential,
+            other.entity_id,
+            quoted_sql(&added.entity_id)
+        ));
+    }
+    Ok(())
 }
 
 /// Accepts a second registration with the same time zone and credential, and refuses any other.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::Settings;
 use super::environment::Environment;
@@ -18,6 +18,15 @@ pub struct Credential {
     pub key: SecretString,
     /// The secret that signs requests.
     pub secret: SecretString,
+}
+
+impl Credential {
+    /// Whether key and secret are the same.
+    pub fn is(&self, other: &Self) -> bool {
+        let Self { key, secret, .. } = other;
+        self.key.expose_secret() == key.expose_secret()
+            && self.secret.expose_secret() == secret.expose_secret()
+    }
 }
 
 impl Settings {
@@ -85,13 +94,15 @@ fn find(
     environment: &Environment,
 ) -> Result<SecretString, ConfigError> {
     let Wanted { name, half, is_configured } = wanted;
-    let value = if let Some(path) = file {
-        std::fs::read_to_string(path).map_err(|problem| {
+    // The place of a value that was found is no secret: there is a file or a variable of this name.
+    let (value, place) = if let Some(path) = file {
+        let value = std::fs::read_to_string(path).map_err(|problem| {
             error(format!(
                 "the {half} of credential `{name}`: the file that {} names cannot be read: {problem}",
                 wanted.setting("file")
             ))
-        })?
+        })?;
+        (value, format!("file {path:?}"))
     } else if let Some(variable) = variable {
         let value = environment.get(variable).ok_or_else(|| {
             let (what, hint) = if is_configured {
@@ -102,7 +113,7 @@ fn find(
             };
             error(format!("the {half} of credential `{name}` is missing: {what} is not set; hint: {hint}"))
         })?;
-        value.to_owned()
+        (value.to_owned(), format!("environment variable {}", variable.escape_debug()))
     } else {
         return Err(error(format!(
             "the {half} of credential `{name}` is missing; hint: set {half}_env or {half}_file in [credentials.{}]",
@@ -110,14 +121,26 @@ fn find(
         )));
     };
     let value = value.trim();
-    // The message does not show the value, which may be the secret with a typing error.
+    // The messages do not show the value, which may be the secret with a typing error.
+    if is_quoted(value) {
+        return Err(error(format!(
+            "the {half} of credential `{name}` is in quotation marks, which the API would take as part of it \
+             ({place}); hint: remove the quotation marks there; `docker run --env-file`, for example, passes them on"
+        )));
+    }
     if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(error(format!(
-            "the {half} of credential `{name}` is empty or has characters that an HTTP header cannot carry; hint: \
-             remove spaces, line breaks and non-ASCII characters"
+            "the {half} of credential `{name}` is empty or has characters that an HTTP header cannot carry ({place}); \
+             hint: remove spaces, line breaks and non-ASCII characters"
         )));
     }
     Ok(SecretString::from(value))
+}
+
+/// Whether a value begins and ends with a quotation mark, as a shell or a word processor writes it.
+fn is_quoted(value: &str) -> bool {
+    let is_mark = |c: char| matches!(c, '"' | '\'' | '`' | '\u{ab}' | '\u{bb}' | '\u{2018}'..='\u{201f}');
+    value.starts_with(is_mark) && value.ends_with(is_mark)
 }
 
 /// A name as a key of a TOML file, quoted if necessary. Strings of TOML have the escapes of JSON.
@@ -130,7 +153,6 @@ fn toml_key(name: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::Flags;
-    use secrecy::ExposeSecret;
 
     fn settings(variables: &[(&str, &str)]) -> Settings {
         let environment =
@@ -149,6 +171,52 @@ mod tests {
         std::fs::write(&path, "s3cret\n").unwrap();
         let file = [("ELVEN_API_KEY", "k"), ("ELVEN_API_SECRET_FILE", path.to_str().unwrap())];
         assert_eq!(settings(&file).credential("default").unwrap().secret.expose_secret(), "s3cret");
+    }
+
+    #[test]
+    fn a_half_in_quotation_marks_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        let shown = format!("{path:?}");
+        let marked = [
+            "\"s3cret\"",
+            "'s3cret'",
+            "`s3cret`",
+            " \"s3cret\"\r\n",
+            "'\"s3cret\"'",
+            "\"s3cret'",
+            "\"",
+            "\u{201c}s3cret\u{201d}",
+            "\u{201e}s3cret\u{201c}",
+        ];
+        for value in marked {
+            std::fs::write(&path, value).unwrap();
+            let file = [("ELVEN_API_KEY", "k"), ("ELVEN_API_SECRET_FILE", path.to_str().unwrap())];
+            for (variables, half, place) in [
+                (&[("ELVEN_API_KEY", value), ("ELVEN_API_SECRET", "s")], "key", "variable ELVEN_API_KEY)"),
+                (
+                    &[("ELVEN_API_KEY", "k"), ("ELVEN_API_SECRET", value)],
+                    "secret",
+                    "variable ELVEN_API_SECRET)",
+                ),
+                (&file, "secret", shown.as_str()),
+            ] {
+                let refused = settings(variables).credential("default").unwrap_err().to_string();
+                assert!(
+                    refused.contains(&format!("the {half} of credential `default` is in quotation marks")),
+                    "{refused}"
+                );
+                assert!(
+                    refused.contains(place) && refused.contains("hint: remove the quotation marks"),
+                    "{refused}"
+                );
+                assert!(!refused.contains("s3cret"), "{refused}");
+            }
+        }
+        for value in ["s\"3\"cret", "\"s3cret", "s3cret'"] {
+            let good = settings(&[("ELVEN_API_KEY", value), ("ELVEN_API_SECRET", "s")]).credential("default");
+            assert_eq!(good.unwrap().key.expose_secret(), value);
+        }
     }
 
     #[test]

@@ -180,14 +180,15 @@ pub const KEYS: [Key; 33] = [
         "whole number, bytes",
         "100000",
         "The most bytes of a request's body. If it is not set, the limit is learned from the API's answers (HTTP \
-         413).",
+         413), and one request in 25 tries a larger body.",
     ),
     key(
         "sync",
         "entities_at_once",
         COUNT,
         "4",
-        "How many entities are worked on at once. More entities may wait for the answers to their last requests.",
+        "How many entities are worked on at once. More entities may wait for the answers to their last requests, or \
+         for an API key that is slow or throttled.",
     ),
     key(
         "sync",
@@ -195,7 +196,7 @@ pub const KEYS: [Key; 33] = [
         COUNT,
         "4",
         "How many requests of one entity are in flight at once. All entities together have at most \
-         `entities_at_once` times as many.",
+         `entities_at_once` times as many; beyond that, a credential without a request in flight may send one.",
     ),
     key(
         "sync",

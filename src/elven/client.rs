@@ -195,8 +195,9 @@ impl Client {
         };
         let now = wall_clock::now();
         let status = response.status().as_u16();
-        let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, now));
-        let ahead = header(&response, &DATE).and_then(date).map(|theirs| theirs - (now + signed.ahead));
+        let theirs = header(&response, &DATE).and_then(date);
+        let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, theirs.unwrap_or(now)));
+        let ahead = theirs.map(|theirs| theirs - (now + signed.ahead));
         // On the heap, because this future is large among the futures of a lane.
         match Box::pin(body::read(response, deadline)).await {
             Ok(envelope) => Answer::Response { status, envelope, retry_after, ahead },
@@ -213,11 +214,16 @@ fn date(text: &str) -> Option<DateTime<Utc>> {
     httpdate::parse_http_date(text.trim()).ok().map(DateTime::from)
 }
 
-/// Parses `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
-fn wait(text: &str, now: DateTime<Utc>) -> Option<Duration> {
-    let wait = match text.trim().parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => (date(text)? - now).to_std().unwrap_or_default(),
+/// Parses `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). `said_at`: when the answer was made, by the
+/// clock that also made the date.
+fn wait(text: &str, said_at: DateTime<Utc>) -> Option<Duration> {
+    let text = text.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let wait = if is_number {
+        // A number that is too large for the type is longer than the longest wait.
+        text.parse().map_or(Duration::MAX, Duration::from_secs)
+    } else {
+        (date(text)? - said_at).to_std().unwrap_or_default()
     };
     Some(wait.min(RETRY_AFTER_MAX))
 }
@@ -228,11 +234,12 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date_and_bounded() {
-        let now = DateTime::parse_from_rfc3339("2026-01-01T12:00:00Z").unwrap().to_utc();
+        let said_at = DateTime::parse_from_rfc3339("2026-01-01T12:00:00Z").unwrap().to_utc();
         for (text, expected) in [
             ("0", Some(0)),
             (" 7 ", Some(7)),
             ("99999999", Some(3600)),
+            ("99999999999999999999999", Some(3600)),
             ("Thu, 01 Jan 2026 12:00:09 GMT", Some(9)),
             ("Thu, 01 Jan 2026 11:00:00 GMT", Some(0)),
             ("Fri, 02 Jan 2026 12:00:00 GMT", Some(3600)),
@@ -240,7 +247,7 @@ mod tests {
             ("-1", None),
             ("", None),
         ] {
-            assert_eq!(wait(text, now), expected.map(Duration::from_secs), "{text:?}");
+            assert_eq!(wait(text, said_at), expected.map(Duration::from_secs), "{text:?}");
         }
     }
 }

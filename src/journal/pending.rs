@@ -69,17 +69,52 @@ impl Journal {
         Ok(())
     }
 
+    /// Returns those of these entities of which the API accepted no record yet, or has refused rows that are set aside.
+    pub async fn without_good_upload(&self, entity_ids: &[String]) -> Result<Vec<String>, JournalError> {
+        Ok(self
+            .database
+            .retry(|| {
+                sqlx::query_scalar!(
+                    r#"select entity_id as "entity_id!"
+                         from unnest($1::text[]) asked (entity_id) left join elven_sync.sync_state s using (entity_id)
+                        where coalesce(s.rows_uploaded, 0) = 0
+                           or exists (select from elven_sync.sync_errors e
+                                       where e.entity_id = asked.entity_id and e.kind = 'rejected_row'
+                                         and e.resolved_at is null)"#,
+                    entity_ids
+                )
+                .fetch_all(&self.database)
+            })
+            .await?)
+    }
+
     /// Returns for each of these entities the smallest body that was too large for the API, if there was one. Only the
-    /// last day counts, because limits may be raised later.
+    /// last day counts, because limits may be raised later. A refusal does not count either if a body of the same
+    /// credential that is not smaller was accepted after the last refusal, among the last 10,000 batches.
     pub async fn too_large(&self, entity_ids: &[String]) -> Result<BTreeMap<String, usize>, JournalError> {
         let refused = self
             .database
             .retry(|| {
                 sqlx::query!(
-                    r#"select entity_id, min(body_bytes) as "body_bytes!" from elven_sync.sync_batches
-                        where entity_id = any ($1) and http_status = 413
-                          and finished_at > clock_timestamp() - interval '1 day'
-                        group by entity_id"#,
+                    r#"with refused as (
+                           select b.entity_id, e.credential, b.body_bytes, b.finished_at
+                             from elven_sync.sync_batches b join elven_sync.entities e using (entity_id)
+                            where b.entity_id = any ($1) and b.http_status = 413
+                              and b.finished_at > clock_timestamp() - interval '1 day'),
+                       refused_last as (
+                           select credential, max(finished_at) as at from refused group by credential),
+                       accepted as (
+                           select e.credential, max(b.body_bytes) as body_bytes
+                             from elven_sync.sync_batches b join elven_sync.entities e using (entity_id)
+                             join refused_last r on r.credential = e.credential and b.finished_at > r.at
+                            where b.status = 'accepted' and b.row_count > 0
+                              and b.batch_id > (select max(batch_id) - 10000 from elven_sync.sync_batches)
+                              and exists (select from refused)
+                            group by e.credential)
+                       select r.entity_id as "entity_id!", min(r.body_bytes) as "body_bytes!"
+                         from refused r left join accepted a using (credential)
+                        where r.body_bytes > coalesce(a.body_bytes, 0)
+                        group by r.entity_id"#,
                     entity_ids
                 )
                 .fetch_all(&self.database)

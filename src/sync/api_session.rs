@@ -7,17 +7,25 @@ use bytes::Bytes;
 use chrono::TimeDelta;
 use futures_util::FutureExt;
 use secrecy::ExposeSecret;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::MutexGuard;
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::decisions::body_size::{BodyLimit, PROBE_EVERY};
 use super::decisions::policy::{SKEW_MIN, Taken};
 use super::decisions::proof::{Unproven, of_probe};
 use super::log;
 use crate::config::{Credential, Settings};
 use crate::elven::{Answer, Client, ResponseClass, Signed, classify};
 
-/// The precision of the learned body limit: it is known well enough when the largest accepted body is smaller than the
-/// smallest refused one by at most 1/20 of that.
-const LIMIT_KNOWN_WITHIN: usize = 20;
+/// How often a run may read another key and secret from their files, so that files that change all the time do not keep
+/// it from ending.
+const KEYS_READ_MAX: usize = 10;
+/// How often, and after how long, a key that cannot be used is read once more.
+const KEYS_READ_TIMES: u32 = 5;
+const KEYS_READ_EVERY: Duration = Duration::from_millis(50);
+/// By how much a request may be late without delaying the one after it, so that timers that fire late do not lower the
+/// rate.
+const LATENESS_MAX: Duration = Duration::from_millis(5);
 
 /// The session of a credential at the API, for one run.
 #[derive(Debug)]
@@ -30,6 +38,8 @@ pub(super) struct ApiSession {
     /// The configured limit for a body in bytes.
     body_bytes: usize,
     state: Mutex<State>,
+    /// Held by the request that is sent next, if the rate is limited.
+    turn: tokio::sync::Mutex<()>,
     /// Held by the batch that probes the credential, while others wait for the result.
     probing: tokio::sync::Mutex<()>,
 }
@@ -48,10 +58,16 @@ struct State {
     no_list: Option<u16>,
     /// The keys and secrets that were read after a refusal, each of them new.
     read_again: Vec<Credential>,
+    /// The keys and secrets that were refused.
+    refused: Vec<Credential>,
+    /// It was logged that the key cannot be read again.
+    is_unusable_noted: bool,
     /// The remedies for a refused signature that did not help.
     failed: Taken,
-    accepted_bytes: usize,
-    refused_bytes: usize,
+    body_limit: BodyLimit,
+    /// The number of the last batch for which the size of its body was asked. It begins at random, because most runs
+    /// are too short to reach the next probe of the limit otherwise.
+    body_number: u32,
     /// How far the clock of the last signature was ahead of the API's, by the date of the answer.
     ahead_of_api: Duration,
 }
@@ -72,9 +88,11 @@ impl ApiSession {
             accepted: false,
             no_list: None,
             read_again: Vec::new(),
+            refused: Vec::new(),
+            is_unusable_noted: false,
             failed: Taken::default(),
-            accepted_bytes: 0,
-            refused_bytes: usize::MAX,
+            body_limit: BodyLimit::default(),
+            body_number: fastrand::u32(..PROBE_EVERY),
             ahead_of_api: Duration::ZERO,
         };
         Self {
@@ -83,6 +101,7 @@ impl ApiSession {
             interval: requests_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1)),
             body_bytes: body_bytes.unwrap_or(usize::MAX),
             state: Mutex::new(state),
+            turn: tokio::sync::Mutex::default(),
             probing: tokio::sync::Mutex::default(),
         }
     }
@@ -92,24 +111,42 @@ impl ApiSession {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until a request may be sent: for the rate, and for a pause that the API asked for.
+    /// Waits for the turn of a request: for the rate, and for a pause of the API. Under a rate limit no other
+    /// request has a turn until this one is over, so that requests that waited do not leave together.
     ///
     /// # Errors
     /// The pause is longer than `wait_max`; returns its length.
-    pub(super) async fn acquire_turn(&self, wait_max: Duration) -> Result<(), Duration> {
-        let turn = {
-            let mut state = self.state();
-            let turn = state.next_turn.max(Instant::now());
-            state.next_turn = turn + self.interval;
-            turn
-        };
-        sleep_until(turn).await;
-        self.wait_for_pause(wait_max).await
+    pub(super) async fn turn(&self, wait_max: Duration) -> Result<RequestTurn<'_>, Duration> {
+        let alone = if self.interval.is_zero() { None } else { Some(self.turn.lock().await) };
+        loop {
+            self.wait_for_pause(wait_max).await?;
+            // Only the request that has the turn changes this time.
+            let next_turn = self.state().next_turn;
+            if next_turn <= Instant::now() {
+                return Ok(RequestTurn { session: self, _alone: alone });
+            }
+            sleep_until(next_turn).await;
+        }
+    }
+
+    /// Returns a turn if a request may be sent at once.
+    pub(super) fn free_turn(&self) -> Option<RequestTurn<'_>> {
+        let alone = if self.interval.is_zero() { None } else { Some(self.turn.try_lock().ok()?) };
+        let state = self.state();
+        let now = Instant::now();
+        let is_free = state.paused_until <= now && state.next_turn <= now;
+        drop(state);
+        is_free.then_some(RequestTurn { session: self, _alone: alone })
     }
 
     /// Whether a pause that the API asked for has not ended yet.
     pub(super) fn is_paused(&self) -> bool {
-        self.state().paused_until > Instant::now()
+        !self.pause_left().is_zero()
+    }
+
+    /// Returns how long a pause lasts that the API asked for.
+    pub(super) fn pause_left(&self) -> Duration {
+        self.state().paused_until.saturating_duration_since(Instant::now())
     }
 
     /// Waits for the end of a pause that the API asked for.
@@ -162,22 +199,45 @@ impl ApiSession {
         self.in_use().1
     }
 
-    /// Reads the files of the credential again. `None`: they have the key and the secret in use, or cannot be read.
-    pub(super) fn new_keys(&self, settings: &Settings) -> Option<Credential> {
-        let read = settings.credential(&self.credential.name).ok()?;
+    /// Reads the files of the credential again, because the key in use was refused. `None`: their key and secret were
+    /// refused before in this run, or they cannot be used.
+    pub(super) async fn new_keys(&self, settings: &Settings) -> Option<Credential> {
+        let mut times = 1;
+        let read = loop {
+            match settings.credential(&self.credential.name) {
+                Ok(read) => break read,
+                // The file is empty or away while it is being replaced.
+                Err(_) if times < KEYS_READ_TIMES => sleep(KEYS_READ_EVERY).await,
+                Err(problem) => {
+                    if !std::mem::replace(&mut self.state().is_unusable_noted, true) {
+                        tracing::warn!(
+                            "the API refused the key, and the key cannot be read again: {problem}"
+                        );
+                    }
+                    return None;
+                }
+            }
+            times += 1;
+        };
         let (used, _) = self.in_use();
-        let is_same = read.key.expose_secret() == used.key.expose_secret()
-            && read.secret.expose_secret() == used.secret.expose_secret();
-        (!is_same).then_some(read)
+        let mut state = self.state();
+        if !state.refused.iter().any(|refused| refused.is(&used)) {
+            state.refused.push(used);
+        }
+        let is_refused = state.refused.iter().any(|refused| refused.is(&read));
+        (!is_refused && state.read_again.len() < KEYS_READ_MAX).then_some(read)
     }
 
-    /// Signs with another key and secret from now on.
+    /// Signs with another key and secret from now on, unless another request has found them already.
     pub(super) fn use_keys(&self, read: Credential) {
+        if self.in_use().0.is(&read) {
+            return;
+        }
+        self.state().read_again.push(read);
         tracing::warn!(
             credential = self.credential.name,
             "the API refused the key; the new key from its file is used"
         );
-        self.state().read_again.push(read);
     }
 
     /// The remedies for a refused signature that did not help in this run.
@@ -259,34 +319,25 @@ impl ApiSession {
         let mut state = self.state();
         state.proven = true;
         state.accepted = true;
-        state.accepted_bytes = state.accepted_bytes.max(bytes);
-        // The limit was raised, or depends on the records.
-        if state.refused_bytes <= bytes {
-            state.refused_bytes = usize::MAX;
-        }
+        state.body_limit = state.body_limit.after_accepted(bytes);
     }
 
     /// Notes that a body of this size was too large.
     pub(super) fn too_large(&self, bytes: usize) {
         let mut state = self.state();
-        state.refused_bytes = state.refused_bytes.min(bytes);
-        if state.accepted_bytes >= bytes {
-            state.accepted_bytes = 0;
-        }
+        state.body_limit = state.body_limit.after_too_large(bytes);
     }
 
-    /// The largest body to build, in bytes: below the smallest refused body, and closer to it with each answer.
+    /// The largest body that is likely to be accepted, in bytes.
     pub(super) fn body_bytes_max(&self) -> usize {
-        let state = self.state();
-        let (accepted, refused) = (state.accepted_bytes, state.refused_bytes);
-        let learned = if refused == usize::MAX {
-            refused
-        } else if refused - accepted <= refused / LIMIT_KNOWN_WITHIN {
-            accepted
-        } else {
-            accepted + (refused - accepted) / 2
-        };
-        learned.min(self.body_bytes)
+        self.state().body_limit.max().min(self.body_bytes)
+    }
+
+    /// The largest body of the next batch, in bytes. One batch in [`PROBE_EVERY`] may exceed the learned limit.
+    pub(super) fn next_body_bytes_max(&self) -> usize {
+        let mut state = self.state();
+        state.body_number = state.body_number.wrapping_add(1);
+        state.body_limit.max_of_request(state.body_number).min(self.body_bytes)
     }
 
     /// Whether the credential and the endpoint are known to be good: an import was accepted in this run, or the probe
@@ -314,9 +365,9 @@ impl ApiSession {
         if let Some(status) = no_list {
             return Err(Unproven::NoList(status));
         }
-        self.acquire_turn(wait_max)
-            .await
-            .map_err(|pause| Unproven::Later(ResponseClass::Throttled(Some(pause)), None))?;
+        let turn = self.turn(wait_max).await;
+        let turn = turn.map_err(|pause| Unproven::Later(ResponseClass::Throttled(Some(pause)), None))?;
+        turn.end();
         let probe = async || {
             let ahead = self.state().ahead;
             let signed = self.client.sign_probe(&self.in_use().0, ahead);
@@ -338,6 +389,23 @@ impl ApiSession {
             Err(Unproven::Later(..) | Unproven::Otherwise(_)) => {}
         }
         proven
+    }
+}
+
+/// The turn of a request: it may be sent now.
+#[derive(Debug)]
+pub(super) struct RequestTurn<'a> {
+    session: &'a ApiSession,
+    _alone: Option<MutexGuard<'a, ()>>,
+}
+
+impl RequestTurn<'_> {
+    /// Ends the turn: the request is sent now. Without this call, the next request has its turn at once.
+    pub(super) fn end(self) {
+        let Self { session, .. } = &self;
+        let mut state = session.state();
+        let earliest = Instant::now() - LATENESS_MAX.min(session.interval);
+        state.next_turn = state.next_turn.max(earliest) + session.interval;
     }
 }
 
@@ -376,21 +444,61 @@ mod tests {
         assert!(refusals <= 5, "{refusals} refusals");
         // The limit was raised.
         session.accepted(150_000);
-        assert_eq!(session.body_bytes_max(), usize::MAX);
+        assert_eq!(session.body_bytes_max(), 300_000);
     }
+
+    const LONG: Duration = Duration::from_secs(30);
 
     #[tokio::test(start_paused = true)]
     async fn turns_respect_the_rate_and_the_pause() {
         let session = session(Some(10));
         let begun = Instant::now();
         for _ in 0..11 {
-            session.acquire_turn(Duration::from_secs(30)).await.unwrap();
+            session.turn(LONG).await.unwrap().end();
         }
         assert_eq!(begun.elapsed().as_millis(), 1000);
         session.pause(Duration::from_secs(5));
-        session.acquire_turn(Duration::from_secs(30)).await.unwrap();
+        session.turn(LONG).await.unwrap().end();
         assert_eq!(begun.elapsed().as_secs(), 6);
         session.pause(Duration::from_mins(1));
-        assert!(session.acquire_turn(Duration::from_secs(30)).await.is_err());
+        assert!(session.turn(LONG).await.is_err());
+    }
+
+    /// Requests that waited for their turn, for a pause, or for a permit that they took with their turn.
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_waited_do_not_leave_together() {
+        let session = session(Some(10));
+        let begun = Instant::now();
+        let permit = tokio::sync::Semaphore::new(0);
+        let requests = (0..30).map(async |number| {
+            let turn = session.turn(LONG).await.unwrap();
+            // The permits of all requests are free after 10 s.
+            permit.acquire().await.unwrap().forget();
+            turn.end();
+            if number == 4 {
+                session.pause(Duration::from_secs(4));
+            }
+            begun.elapsed().as_millis()
+        });
+        let later = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            permit.add_permits(30);
+        };
+        let (left_at, ()) = tokio::join!(futures_util::future::join_all(requests), later);
+        let closest = left_at.windows(2).map(|two| two[1] - two[0]).min().unwrap();
+        assert!(closest >= 95, "{left_at:?}");
+        assert_eq!(left_at[5] - left_at[4], 4000, "{left_at:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_was_not_used_is_free_at_once() {
+        let session = session(Some(1));
+        for _ in 0..5 {
+            drop(session.turn(LONG).await.unwrap());
+        }
+        session.free_turn().unwrap().end();
+        assert!(session.free_turn().is_none());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(session.free_turn().is_some());
     }
 }

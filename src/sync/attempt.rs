@@ -77,7 +77,7 @@ impl LaneWorker {
         let attempt = Attempt {
             number: attempts.number,
             attempts_max: attempts.max,
-            possible: attempts.remedies.possible(session, &self.settings, &by, &class),
+            possible: attempts.remedies.possible(session, &self.settings, &by, &class).await,
             aged: is_older_than(by.at, self.settings.api.signature_window),
         };
         let decision = decide(&class, attempt, &self.settings.retry, fastrand::u32(..));

@@ -35,15 +35,15 @@ impl LaneWorker {
                 let why = "not sent, because a request whose answer was lost may still arrive";
                 return Ok(Resent::Otherwise(why.to_owned()));
             }
-            match self.unless_stopped(session.acquire_turn(self.settings.retry.max)).await {
-                Some(Ok(())) => {}
+            let turn = match self.unless_stopped(session.turn(self.settings.retry.max)).await {
+                Some(Ok(turn)) => turn,
                 Some(Err(pause)) => return Ok(Resent::Otherwise(messages::come_later(pause))),
                 None => return Ok(Resent::Otherwise("not sent, because the process had to stop".to_owned())),
-            }
+            };
             proving.count();
             let announced = self.journal.announce_alone(lease, run_id, &batch);
             let batch_id = around(Step::Announce, announced).await?;
-            let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
+            let asked = self.ask(session, lease, &batch, turn).instrument(batch_span(batch_id));
             let LastAnswer { class: verdict, result, attempts, ambiguous } = asked.await?;
             let accepted = verdict == ResponseClass::Accepted;
             let words = messages::of(&verdict, result.http_status, &batch, &session.credential.name);

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::RunError;
-use super::api_session::ApiSession;
+use super::api_session::{ApiSession, RequestTurn};
 use super::attempt::{Attempted, Attempts, Requested, attempt_result};
 use super::decisions::policy::Decision;
 use super::lane_worker::LaneWorker;
@@ -25,12 +25,13 @@ pub(super) struct LastAnswer {
 }
 
 impl LaneWorker {
-    /// Sends a batch, with retries.
+    /// Sends a batch, with retries. `turn`: the turn of its first request.
     pub(super) async fn ask(
         &self,
         session: &ApiSession,
         lease: &Lease,
         batch: &Batch,
+        mut turn: RequestTurn<'_>,
     ) -> Result<LastAnswer, RunError> {
         let retry = &self.settings.retry;
         let mut attempts = Attempts::new(retry.attempts, false);
@@ -38,28 +39,34 @@ impl LaneWorker {
         let (class, result) = loop {
             let attempting = async {
                 let signed = self.fresh(session, lease, &batch.body, attempts.remedies.trial, None).await?;
+                turn.end();
                 self.attempt(session, lease, batch, &mut attempts, signed).await
             };
             let (answer, begun) = match attempting.await {
                 Ok(Requested::Attempted(attempted)) => {
                     let Attempted { class, result, decision, by, .. } = *attempted;
-                    match decision {
+                    let lost = match decision {
                         step @ (Decision::SignAgain | Decision::CorrectClock(_) | Decision::ReadKeys) => {
                             attempts.remedies.take(&step, &by, session);
+                            None
                         }
-                        Decision::Again { after, lost, .. } if !self.gives_up(lost) => {
-                            let turn = async {
-                                tokio::time::sleep(after).await;
-                                session.acquire_turn(retry.max).await.is_ok()
-                            };
-                            if !self.unless_stopped(turn).await.unwrap_or(false) {
+                        Decision::Again { after, all, lost } if !self.gives_up(lost) => {
+                            if all {
+                                session.pause(after);
+                            } else if self.unless_stopped(tokio::time::sleep(after)).await.is_none() {
                                 break (class, result);
                             }
-                            attempts.number += 1;
-                            ambiguous |= lost;
+                            Some(lost)
                         }
                         _ => break (class, result),
-                    }
+                    };
+                    let Some(Ok(next)) = self.unless_stopped(session.turn(retry.max)).await else {
+                        break (class, result);
+                    };
+                    turn = next;
+                    // The request after a remedy does not count as an attempt.
+                    attempts.number += u32::from(lost.is_some());
+                    ambiguous |= lost.unwrap_or_default();
                     continue;
                 }
                 Ok(Requested::CutOff(begun)) => (Answer::Lost(messages::cut_off().message), begun),

@@ -24,6 +24,8 @@ mod remedies;
 mod report;
 mod retry;
 mod run;
+mod shared_keys;
+mod shared_limit;
 mod signing;
 pub(crate) mod watermark_check;
 pub(crate) mod worker;

@@ -1,6 +1,7 @@
 //! Remedies for an answer 401 or 403 before the lane stops: the signature may be old, the clock skewed, or the key
 //! replaced in its file. A remedy does not count as an attempt, and a remedy that did not help is not taken again in
-//! the run.
+//! the run. A key and a secret that were refused are not tried again, but others may be: the two files are replaced one
+//! after the other.
 
 use chrono::TimeDelta;
 
@@ -27,7 +28,7 @@ const OLD: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl SignatureRemedies {
     /// Returns the remedies that are still possible for an answer.
-    pub(super) fn possible(
+    pub(super) async fn possible(
         &mut self,
         session: &ApiSession,
         settings: &Settings,
@@ -45,9 +46,7 @@ impl SignatureRemedies {
         }
         let failed = session.failed();
         let may = |failed: bool, taken: bool| !failed && !taken;
-        if may(failed.keys_read, self.taken.keys_read) {
-            self.found = session.new_keys(settings);
-        }
+        self.found = if self.is_outdated { None } else { session.new_keys(settings).await };
         let is_old = is_older_than(by.at, OLD);
         Possible {
             sign_again: self.is_outdated || (is_old && may(failed.signed_again, self.taken.signed_again)),
@@ -66,7 +65,6 @@ impl SignatureRemedies {
                 self.trial = Some(by.ahead + *ahead);
             }
             Decision::ReadKeys => {
-                self.taken.keys_read = true;
                 if let Some(found) = self.found.take() {
                     session.use_keys(found);
                 }

@@ -328,14 +328,14 @@ impl Worker {
         if let Some(left) = lease.fence.of_new(&batch) {
             return Ok(Outcome::NotNow(messages::fenced_retry(left)));
         }
-        match self.unless_stopped(session.acquire_turn(self.settings.retry.max)).await {
-            Some(Ok(())) => {}
+        let turn = match self.unless_stopped(session.turn(self.settings.retry.max)).await {
+            Some(Ok(turn)) => turn,
             Some(Err(pause)) => return Ok(Outcome::NotNow(messages::come_later(pause))),
             None => return Ok(Outcome::NotNow(STOPPED.to_owned())),
-        }
+        };
         let announced = self.journal.announce_alone(lease, run_id, &batch);
         let batch_id = around(Step::Announce, announced).await?;
-        let asked = self.ask(session, lease, &batch).instrument(batch_span(batch_id));
+        let asked = self.ask(session, lease, &batch, turn).instrument(batch_span(batch_id));
         let answer = self.unless_imported(asked.await?, batch_id, error.batch_id).await?;
         let LastAnswer { class: verdict, result, attempts, ambiguous } = answer;
         let words = messages::of(&verdict, result.http_status, &batch, &session.credential.name);

@@ -118,12 +118,12 @@ impl Worker {
         for (entity_id, problem) in unreadable.chain(unusable.iter().cloned()) {
             reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
         }
-        let targets = targets.iter().filter(|target| !probed.unreadable.contains_key(&target.entity_id));
+        let readable = targets.iter().filter(|target| !probed.unreadable.contains_key(&target.entity_id));
         let has_work = |entity_id: &str| {
             let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
             open || probed.new_rows(entity_id).has_new_rows
         };
-        let (busy, idle): (Vec<&Target>, Vec<&Target>) = targets.partition(|t| {
+        let (busy, idle): (Vec<&Target>, Vec<&Target>) = readable.partition(|t| {
             // A watermark mismatch is a failure even if no row seems to be pending.
             let lane = lanes.get(&t.entity_id).cloned().unwrap_or_default();
             has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &probed).is_err()
@@ -134,6 +134,7 @@ impl Worker {
             self.journal.found_idle(&idle, &self.mapping).await?;
         }
         self.recall_sizes(&busy).await?;
+        self.warn_of_shared_keys(targets, &busy).await?;
         // The concurrency limits decide how many lanes work at once; the others wait for a permit.
         let worked = busy.iter().map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();

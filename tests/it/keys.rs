@@ -1,6 +1,7 @@
 //! Signatures, keys that may only import, and records that the API cannot answer.
 
 mod import_only;
+mod rotation;
 mod signatures;
 mod unanswered;
 

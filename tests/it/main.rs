@@ -45,6 +45,7 @@ mod promises;
 mod proxy;
 mod prune;
 mod random;
+mod rates;
 mod row;
 mod sandbox;
 mod sandbox_faults;

@@ -61,8 +61,7 @@ impl Worker {
         let mut lease_before = None;
         let start = self.invalid_start(entity_id);
         loop {
-            let Some((permit, lease, mut state)) = self.take_slice(run_id, backfill_id, entity_id).await?
-            else {
+            let Some((permit, lease, mut state)) = self.take_slice(run_id, backfill_id, target).await? else {
                 return Ok(EntityReport { ended: Ended::Stopped, ..report });
             };
             let position = self.journal.backfill_position(backfill_id, run_id, entity_id).await?;
@@ -103,10 +102,11 @@ impl Worker {
         &self,
         run_id: i64,
         backfill_id: i64,
-        entity_id: &str,
+        target: &Target,
     ) -> Result<Option<(LanePermit, Lease, Box<Lane>)>, RunError> {
+        let entity_id = &target.entity_id;
         loop {
-            let Some(permit) = self.lane_permit().await else { return Ok(None) };
+            let Some(permit) = self.lane_permit(&target.session).await else { return Ok(None) };
             before(Step::TakeLease);
             let taken = self.journal.take_for_backfill(entity_id).await?;
             if let Take::Taken(lease, lane) = taken {

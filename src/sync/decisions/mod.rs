@@ -11,11 +11,13 @@
 //! | What is sent next of a batch that stayed unknown? | [`isolation`] |
 //! | Is the credential proven good? | [`proof`] |
 //! | Does the lane yield to others? | [`sharing`] |
+//! | How large may the next body be? | [`body_size`] |
 //!
 //! Why a lane ends is decided in `lane::exit`, and which keys an attempt fences in `journal::fence`.
 
 pub(super) mod admission;
 pub(super) mod already_imported;
+pub(super) mod body_size;
 pub(super) mod in_flight;
 pub(super) mod isolation;
 pub(super) mod policy;

@@ -20,8 +20,6 @@ pub(in crate::sync) struct Taken {
     pub signed_again: bool,
     /// Signed with the clock of the API.
     pub clock_corrected: bool,
-    /// Signed with a key that was read again.
-    pub keys_read: bool,
 }
 
 impl Taken {
@@ -30,7 +28,6 @@ impl Taken {
         Self {
             signed_again: self.signed_again || other.signed_again,
             clock_corrected: self.clock_corrected || other.clock_corrected,
-            keys_read: self.keys_read || other.keys_read,
         }
     }
 }
@@ -42,7 +39,7 @@ pub(in crate::sync) struct Possible {
     pub sign_again: bool,
     /// The clock may be corrected.
     pub correct_clock: bool,
-    /// The files hold another key.
+    /// The files hold a key and a secret that were not used in this run.
     pub read_keys: bool,
 }
 

@@ -7,6 +7,9 @@ use crate::journal::WorkKind;
 /// The longest slice of a backfill or a retry. A slice also ends after a third of the lease.
 const SLICE_MAX: Duration = Duration::from_secs(2);
 
+/// How long a lane waits for the API before it lends its permits to other lanes: longer than most answers take.
+pub(in crate::sync) const LENDS_AFTER: Duration = Duration::from_secs(1);
+
 /// Returns the longest slice of a backfill or a retry.
 pub(in crate::sync) fn slice_max(lease: Duration) -> Duration {
     SLICE_MAX.min(lease / 3)

@@ -9,12 +9,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::super::api_session::RequestTurn;
 use super::super::attempt::{Attempted, Attempts, Requested, attempt_result};
 use super::super::decisions::policy::Decision;
 use super::super::lane::exit::{LaneExit, later};
 use super::super::log::batch_span;
 use super::super::messages;
 use super::super::messages::OutcomeMessage;
+use super::super::shared_limit::SharedPermit;
 use super::Delivery;
 use super::batch_task::{Answered, BatchTask};
 use crate::config::OnAmbiguous;
@@ -25,7 +27,7 @@ use crate::journal::{AttemptResult, Settled};
 /// The permits for a request: one of the lane, and one of all lanes together.
 struct RequestPermits {
     of_lane: OwnedSemaphorePermit,
-    _of_all: OwnedSemaphorePermit,
+    _of_all: SharedPermit,
 }
 
 impl RequestPermits {
@@ -111,6 +113,7 @@ impl Delivery {
                 }
                 Decision::Again { after, all, lost } => {
                     lane_permit = Some(permits.keep_of_lane());
+                    task.release_shared_permit();
                     self.record_answer(&task, &outcome, result).await?;
                     task.lost |= lost;
                     if all {
@@ -172,20 +175,21 @@ impl Delivery {
         lane_permit: Option<OwnedSemaphorePermit>,
         corrected: Option<TimeDelta>,
     ) -> Result<(RequestPermits, Signed), LaneExit> {
-        let acquired = self.acquire_request_permits(lane_permit).await;
-        let (permits, signed) = match (task.signed.take(), acquired) {
-            (Some(signed), Ok(permits)) => (permits, signed),
+        let acquired = self.acquire_request_permits(task, lane_permit).await;
+        let ((permits, turn), signed) = match (task.signed.take(), acquired) {
+            (Some(signed), Ok(acquired)) => (acquired, signed),
             (Some(_), Err(exit)) => return Err(self.withdraw(task, exit).await),
             (None, acquired) => {
-                let (permits, signed) = (acquired?, self.signed(&task.batch, corrected)?);
+                let (acquired, signed) = (acquired?, self.signed(&task.batch, corrected)?);
                 let (batch_id, lost) = (task.batch_id, task.lost);
                 let again = self.worker.journal.announce_again(self.context(), batch_id, &task.batch, lost);
                 around(Step::Announce, again).await?;
-                (permits, signed)
+                (acquired, signed)
             }
         };
         let (lease, body) = (&self.pass.lease, &task.batch.body);
         let signed = self.worker.fresh(&self.session, lease, body, corrected, Some(signed)).await?;
+        turn.end();
         Ok((permits, signed))
     }
 
@@ -292,25 +296,40 @@ impl Delivery {
         LaneExit::Problem(Box::new(problem), not_before)
     }
 
-    /// Waits until a request may be sent: for a permit of the lane, unless `lane_permit` is one, for the rate limit and
-    /// the pauses of the session, and for one of the permits that all lanes share. That one is not kept during a pause.
+    /// Waits until a request may be sent: for a permit of the lane, unless `lane_permit` is one, for the turn of the
+    /// request, and for the permits that all lanes share. Those are not kept while the batch waits for its turn.
     async fn acquire_request_permits(
         &self,
+        task: &mut BatchTask,
         lane_permit: Option<OwnedSemaphorePermit>,
-    ) -> Result<RequestPermits, LaneExit> {
+    ) -> Result<(RequestPermits, RequestTurn<'_>), LaneExit> {
         let of_lane = match lane_permit {
             Some(permit) => permit,
             None => self.acquire(&self.request_permits).await?,
         };
-        let wait_max = self.worker.settings.retry.max;
-        self.unless_halted(self.session.acquire_turn(wait_max)).await?.map_err(later)?;
         loop {
-            let of_all = self.acquire(self.worker.limits.requests()).await?;
-            if !self.session.is_paused() {
-                return Ok(RequestPermits { of_lane, _of_all: of_all });
+            if task.lacks_shared_permit() {
+                let permit = self.acquire_shared(self.share.under_way()).await?;
+                task.set_shared_permit(permit);
             }
-            drop(of_all);
-            self.unless_halted(self.session.wait_for_pause(wait_max)).await?.map_err(later)?;
+            let turn = if let Some(turn) = self.session.free_turn() {
+                turn
+            } else {
+                task.release_shared_permit();
+                let turn = self.session.turn(self.worker.settings.retry.max);
+                let turn = self.unless_halted(turn).await?.map_err(later)?;
+                if task.lacks_shared_permit() {
+                    // Not waited for with the turn: a batch that has such a permit may wait for its turn to probe.
+                    let Some(permit) = self.share.free_under_way() else { continue };
+                    task.set_shared_permit(permit);
+                }
+                turn
+            };
+            let of_all = self.acquire_shared(self.share.request()).await?;
+            // The API may have asked for a pause meanwhile.
+            if !self.session.is_paused() {
+                return Ok((RequestPermits { of_lane, _of_all: of_all }, turn));
+            }
         }
     }
 }

@@ -6,12 +6,17 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::messages::OutcomeMessage;
 use super::super::proving::{Permit, Resent};
+use super::super::shared_limit::SharedPermit;
 use crate::batch::Batch;
 use crate::elven::Signed;
 use crate::journal::{AttemptResult, PendingWrite, RecordedBatch};
 
-/// The permits for a batch that is recorded as being sent: one of the lane, and one of all lanes together.
-pub(super) type BatchPermits = [OwnedSemaphorePermit; 2];
+/// The permits for a batch that is recorded as being sent.
+pub(super) struct BatchPermits {
+    pub(super) _of_lane: OwnedSemaphorePermit,
+    /// The permit of all lanes together. `None`: the batch waits, and does not delay the batches of other lanes.
+    pub(super) of_all: Option<SharedPermit>,
+}
 
 /// A batch, or a part of one, in delivery.
 pub(super) struct BatchTask {
@@ -19,7 +24,8 @@ pub(super) struct BatchTask {
     pub(super) batch: Batch,
     /// The number of the batch, or of the batch that it is a part of, in the order of the pass.
     pub(super) root: usize,
-    /// Acquired before the batch is announced, and kept until its answer is recorded.
+    /// Acquired before the batch is announced, and kept until its answer is recorded. The permit of all lanes is
+    /// released while the batch waits to be sent.
     pub(super) permits: Option<BatchPermits>,
     /// The request, signed before it was announced.
     pub(super) signed: Option<Signed>,
@@ -59,6 +65,24 @@ impl BatchTask {
             unknown_runs: 0,
             once: false,
             turn: None,
+        }
+    }
+
+    /// Whether the permit of all lanes was released.
+    pub(super) fn lacks_shared_permit(&self) -> bool {
+        self.permits.as_ref().is_some_and(|permits| permits.of_all.is_none())
+    }
+
+    pub(super) fn set_shared_permit(&mut self, permit: SharedPermit) {
+        if let Some(permits) = &mut self.permits {
+            permits.of_all = Some(permit);
+        }
+    }
+
+    /// Releases the permit of all lanes, because the batch waits.
+    pub(super) fn release_shared_permit(&mut self) {
+        if let Some(permits) = &mut self.permits {
+            permits.of_all = None;
         }
     }
 }

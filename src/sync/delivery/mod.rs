@@ -11,6 +11,7 @@ mod recovery;
 mod unanswered;
 mod unknown_outcome;
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,14 +26,15 @@ use super::EntityReport;
 use super::api_session::ApiSession;
 use super::backfill::superseding::SupersedingRows;
 use super::batcher::{BatchLimits, Batcher};
-use super::concurrency::semaphore;
+use super::concurrency::{CredentialShare, LanePermit, semaphore};
 use super::decisions::admission::{UnderWay, under_way_max};
 use super::decisions::in_flight::InFlight;
-use super::decisions::sharing::yields;
+use super::decisions::sharing::{LENDS_AFTER, yields};
 use super::invalid_start::InvalidStart;
 use super::lane::exit::{LaneExit, combined, later, note};
 use super::lane::lane_run::LaneRun;
 use super::lane_worker::{LaneWorker, Target};
+use super::shared_limit::SharedPermit;
 use crate::align::Zone;
 use crate::batch::Batch;
 use crate::elven::Signed;
@@ -63,8 +65,9 @@ pub(super) struct Delivery {
     request_permits: Arc<Semaphore>,
     /// When the lane got its permit.
     since: Instant,
-    /// The permit to read, if it is released when all rows are read.
-    reading: Mutex<Option<OwnedSemaphorePermit>>,
+    permit: Arc<LanePermit>,
+    /// The limits of the lanes of the credential.
+    share: Arc<CredentialShare>,
     /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     rivals: Option<Arc<SupersedingRows>>,
     /// Checks whether the first rows that the lane reads are all invalid.
@@ -85,8 +88,6 @@ pub(super) struct Delivery {
 /// Options of a delivery.
 #[derive(Default)]
 pub(super) struct DeliveryOptions {
-    /// The permit to read, to be released when all rows are read.
-    pub reading: Option<OwnedSemaphorePermit>,
     /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     pub rivals: Option<Arc<SupersedingRows>>,
     /// Whether the lane ends with this pass.
@@ -100,7 +101,8 @@ impl Delivery {
         cursor: Option<Cursor>,
         options: DeliveryOptions,
     ) -> Arc<Self> {
-        let DeliveryOptions { reading, rivals, ends } = options;
+        let DeliveryOptions { rivals, ends } = options;
+        let session = lane_run.target.session.clone();
         let window = InFlight::at(cursor);
         let at_once = lane_run.worker.settings.sync.requests_in_flight;
         lane_run.worker.progress.begin(&lane_run.target.entity_id);
@@ -108,7 +110,8 @@ impl Delivery {
             worker: lane_run.worker.clone(),
             run_id: lane_run.run_id,
             zone: lane_run.target.zone.clone(),
-            session: lane_run.target.session.clone(),
+            share: lane_run.worker.limits.of(&session.credential.name),
+            session,
             target: lane_run.target.clone(),
             pass,
             window: tokio::sync::Mutex::new(window),
@@ -116,7 +119,7 @@ impl Delivery {
             batch_permits: semaphore(under_way_max(at_once)),
             request_permits: semaphore(at_once),
             since: lane_run.since,
-            reading: Mutex::new(reading),
+            permit: lane_run.permit.clone(),
             rivals,
             start: lane_run.start.clone(),
             ends,
@@ -156,7 +159,7 @@ impl Delivery {
         let mut unwanted = self.pass.unwanted();
         let (mut first_exit, mut is_all_read) = (None, false);
         let ended = loop {
-            let bytes_max = self.session.body_bytes_max();
+            let (learned, bytes_max) = (self.session.body_bytes_max(), self.session.next_body_bytes_max());
             let limits =
                 BatchLimits { records: self.worker.settings.sync.batch_rows, bytes: Some(bytes_max) };
             // Reading from a standby may take long.
@@ -175,7 +178,7 @@ impl Delivery {
                 },
             };
             while !under_way.admits(&batch.keys) || self.window.lock().await.is_full() {
-                let Some(done) = in_flight.join_next().await else { break };
+                let Some(done) = self.waiting(in_flight.join_next()).await else { break };
                 note_delivered(done, &mut under_way, &mut first_exit);
             }
             while let Some(done) = in_flight.try_join_next() {
@@ -185,8 +188,8 @@ impl Delivery {
                 break Err(LaneExit::Yielded);
             }
             // A smaller limit for the body may have been learned meanwhile.
-            let learned = self.session.body_bytes_max();
-            if learned < bytes_max && learned < batch.body.len() {
+            let learned_now = self.session.body_bytes_max();
+            if learned_now < learned && learned_now < batch.body.len() {
                 rows.put_back(batch);
                 continue;
             }
@@ -210,8 +213,10 @@ impl Delivery {
         if is_all_read {
             self.window.lock().await.end();
         }
-        drop(self.reading.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.finish(in_flight, &mut under_way, &mut first_exit).await;
+        if self.ends {
+            self.permit.end_reading();
+        }
+        self.waiting(self.finish(in_flight, &mut under_way, &mut first_exit)).await;
         combined(first_exit, ended, *self.worker.stop.borrow())
     }
 
@@ -261,7 +266,7 @@ impl Delivery {
 
     /// Whether the lane has used its share, and yields between two batches.
     fn has_had_its_share(&self) -> bool {
-        let (is_wanted, lease) = (self.worker.limits.are_wanted(), self.worker.settings.sync.lease);
+        let (is_wanted, lease) = (self.share.are_lanes_wanted(), self.worker.settings.sync.lease);
         yields(self.pass.work, self.since.elapsed(), is_wanted, lease)
     }
 
@@ -269,10 +274,9 @@ impl Delivery {
     /// commit, so that the next batches can be signed and submitted meanwhile.
     async fn announce(&self, batch: Batch) -> Result<QueuedBatch, LaneExit> {
         self.refuse_fenced(&batch)?;
-        self.unless_halted(self.session.wait_for_pause(self.worker.settings.retry.max))
-            .await?
-            .map_err(later)?;
-        let permits = self.acquire_batch_permits().await?;
+        let pause = self.session.wait_for_pause(self.worker.settings.retry.max);
+        self.waiting(self.unless_halted(pause)).await?.map_err(later)?;
+        let permits = self.waiting(self.acquire_batch_permits()).await?;
         let signed = if batch.records.is_empty() { None } else { Some(self.signed(&batch, None)?) };
         before(Step::Announce);
         let submitted = self.worker.journal.announce(self.context(), &batch);
@@ -291,7 +295,16 @@ impl Delivery {
     }
 
     async fn acquire_batch_permits(&self) -> Result<BatchPermits, LaneExit> {
-        Ok([self.acquire(&self.batch_permits).await?, self.acquire(self.worker.limits.under_way()).await?])
+        let of_lane = self.acquire(&self.batch_permits).await?;
+        let of_all = Some(self.acquire_shared(self.share.under_way()).await?);
+        Ok(BatchPermits { _of_lane: of_lane, of_all })
+    }
+
+    async fn acquire_shared(
+        &self,
+        permit: impl Future<Output = Option<SharedPermit>>,
+    ) -> Result<SharedPermit, LaneExit> {
+        self.unless_halted(permit).await?.ok_or(LaneExit::Shutdown)
     }
 
     async fn acquire(&self, semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, LaneExit> {
@@ -301,6 +314,21 @@ impl Delivery {
     fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, LaneExit> {
         let signed = self.session.sign_import(corrected, batch.body.clone());
         signed.map_err(|problem| LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())))
+    }
+
+    /// Waits for the API. During a pause that the API asked for, and if the wait takes long, the lane lends its permits
+    /// to other lanes.
+    async fn waiting<T>(&self, waiting: impl Future<Output = T>) -> T {
+        let mut waiting = pin!(waiting);
+        if !self.session.is_paused()
+            && let Ok(done) = tokio::time::timeout(LENDS_AFTER, &mut waiting).await
+        {
+            return done;
+        }
+        self.permit.lend();
+        let done = waiting.await;
+        self.permit.take_back();
+        done
     }
 
     /// Waits for a future. Fails if the lane has to stop first.

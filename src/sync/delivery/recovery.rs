@@ -100,11 +100,12 @@ impl Delivery {
                     let task = BatchTask { once: true, ..task };
                     once.push(Leaf { task, parent_id: leaf.parent_id });
                 } else {
-                    self.deliver(task).await?;
+                    self.waiting(self.deliver(task)).await?;
                 }
             }
             if held.peek().is_none_or(|next| next.root != root) {
-                self.take_apart(std::mem::take(&mut once), lineage.good_parents()).await?;
+                let once = std::mem::take(&mut once);
+                self.waiting(self.take_apart(once, lineage.good_parents())).await?;
                 self.conclude(root).await?;
             }
         }

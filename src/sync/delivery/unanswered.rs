@@ -69,7 +69,7 @@ impl Delivery {
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };
             let redo = self.redo(Redelivery { root: number, whole: leaf, leaf, batch });
             if let Some(task) = redo.instrument(span).await? {
-                self.deliver(task).await?;
+                self.waiting(self.deliver(task)).await?;
             }
         }
         self.conclude(number).await

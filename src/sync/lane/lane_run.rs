@@ -15,7 +15,7 @@ pub(in crate::sync) struct LaneRun<'a> {
     pub run_id: i64,
     pub target: &'a Target,
     pub since: Instant,
-    pub permit: LanePermit,
+    pub permit: Arc<LanePermit>,
     /// Whether rows of the entity are set aside.
     pub has_rows_set_aside: bool,
     /// Tracks whether the first rows that the lane reads in the run are all invalid.
@@ -38,6 +38,7 @@ impl<'a> LaneRun<'a> {
         if let Some(pause) = lane.not_before {
             target.session.pause(pause);
         }
+        let permit = Arc::new(permit);
         let lease = lease.after(lease_before.take());
         *lease_before = Some(lease.clone());
         let (since, has_rows_set_aside) = (Instant::now(), lane.has_rows_set_aside);

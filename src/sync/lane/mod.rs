@@ -11,6 +11,7 @@ use tracing::Instrument;
 
 use self::exit::LaneExit;
 use self::lane_run::LaneRun;
+use super::api_session::ApiSession;
 use super::batcher::ReadSource;
 use super::concurrency::LanePermit;
 use super::delivery::{Delivery, DeliveryOptions};
@@ -61,7 +62,7 @@ impl LaneWorker {
             && self.check_watermark(&target.entity_id, seen, probe).is_ok();
         let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
-            let (permit, lease, lane, opened) = match self.take_lease(&target.entity_id, opening).await? {
+            let (permit, lease, lane, opened) = match self.take_lease(target, opening).await? {
                 LeaseAttempt::Taken(permit, lease, lane, opened) => (permit, lease, lane, opened),
                 LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
             };
@@ -111,12 +112,13 @@ impl LaneWorker {
     /// lane is delayed.
     async fn take_lease(
         &self,
-        entity_id: &str,
+        target: &Target,
         opening: Option<NewPass<'_>>,
     ) -> Result<LeaseAttempt, RunError> {
+        let entity_id = &target.entity_id;
         let mut wait = self.lease_wait();
         loop {
-            let Some(permit) = self.lane_permit().await else {
+            let Some(permit) = self.lane_permit(&target.session).await else {
                 return Ok(LeaseAttempt::Left(Ended::Stopped));
             };
             before(Step::TakeLease);
@@ -143,9 +145,20 @@ impl LaneWorker {
         }
     }
 
-    /// Waits for the permit of a lane. `None`: a signal asked the process to stop.
-    pub(in crate::sync) async fn lane_permit(&self) -> Option<LanePermit> {
-        self.limits.take().await.filter(|_| !*self.stop.borrow())
+    /// Waits for the permit of a lane. During a pause that the API asked for, no lane of the credential begins; a lane
+    /// that begins would only wait, with its rows in memory. `None`: a signal asked the process to stop.
+    pub(in crate::sync) async fn lane_permit(&self, session: &ApiSession) -> Option<LanePermit> {
+        let share = self.limits.of(&session.credential.name);
+        let wait_max = self.settings.retry.max;
+        loop {
+            // A lane begins in a longer pause, to record that it is throttled.
+            let _ = self.unless_stopped(session.wait_for_pause(wait_max)).await?;
+            let permit = share.lane().await.filter(|_| !*self.stop.borrow())?;
+            let left = session.pause_left();
+            if left.is_zero() || left > wait_max {
+                return Some(permit);
+            }
+        }
     }
 
     /// Returns the check of the first rows, for a lane that begins to read.
@@ -286,9 +299,7 @@ impl LaneRun<'_> {
         let pass_read =
             PassRead { entity_id, pass_id: Some(pass_id), settled, target: &target, after, until, page_rows };
         let source = ReadSource::Pass(&**ledger, pass_read);
-        // In the last pass the permit to read is released when all rows are read.
-        let reading = if is_last { self.permit.reading.take() } else { None };
-        let options = DeliveryOptions { reading, ends: is_last, ..DeliveryOptions::default() };
+        let options = DeliveryOptions { ends: is_last, ..DeliveryOptions::default() };
         let delivery = Delivery::new(self, pass, lane.cursor.clone(), options);
         let delivered = async {
             // A new pass has nothing to recover.
