@@ -22,6 +22,9 @@ pub enum MoveError {
     Run(#[from] RunError),
 }
 
+/// The number of no run.
+const NO_RUN: i64 = 0;
+
 impl From<JournalError> for MoveError {
     fn from(problem: JournalError) -> Self {
         Self::Run(problem.into())
@@ -199,6 +202,11 @@ impl Worker {
             match self.journal.take(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
+                    if wait.is_locked()
+                        && let Some(locked) = self.locked_by(NO_RUN, entity_id).await?
+                    {
+                        return refused(locked);
+                    }
                     return refused(format!(
                         "a worker holds the lease of `{entity_id}`; hint: elven-sync entity pause {}, and repeat the \
                          command after the run ends",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::elven::ResponseClass;
-use crate::journal::{Kind, Problem, WorkKind};
+use crate::journal::{Blocker, Kind, Problem, WorkKind};
 use crate::text::{quoted_argument, quoted_option};
 use crate::watermark::LedgerId;
 
@@ -37,6 +37,24 @@ pub(super) fn cut_off() -> OutcomeMessage {
         code: None,
         of_row: String::new(),
     }
+}
+
+/// The message for a lane whose rows other sessions have locked. `None`: there is no such session.
+pub(super) fn locked(entity_id: &str, blockers: &[Blocker]) -> Option<String> {
+    let first = blockers.first()?;
+    let others = match blockers.len() {
+        1 => String::new(),
+        number => format!(" and {} more", number - 1),
+    };
+    let ending = first.ending().map_or_else(
+        || "elven-sync status".to_owned(),
+        |ending| format!("commit or roll back that transaction, or {ending}"),
+    );
+    Some(format!(
+        "rows of entity `{entity_id}` in the schema elven_sync are locked by another session ({}){others}, so nothing \
+         can be recorded for the entity; hint: {ending}",
+        first.identity()
+    ))
 }
 
 /// The message for a pass or a backfill with a gap between two batches.

@@ -29,6 +29,7 @@ mod health;
 mod hostile;
 mod invalid_start;
 mod keys;
+mod lanes;
 mod layers;
 mod ledgers;
 mod logs;
