@@ -65,6 +65,7 @@ pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem};
 pub use retry::{RetriedError, RetryAnswer};
 pub use skipped::Skipped;
+pub use unregistered::Registration;
 pub use watermark_changes::{ClusterMatch, FromNow, PastWatermark, Rebound, UnfinishedWork};
 pub use work::{AttemptResult, CursorAdvance, NewPass, OpenWork, WorkContext, WorkKind};
 pub use writer::{

@@ -12,28 +12,48 @@ const SUM: &str = "*";
 /// How many entities the sum names.
 const NAMED_MAX: usize = 3;
 
+/// The registered entities, and those that are not.
+#[derive(Debug, Default)]
+pub struct Registration {
+    /// The registered entities.
+    pub registered: Vec<String>,
+    /// The entities that have an open error because they are not registered.
+    pub open: Vec<String>,
+}
+
 impl Journal {
-    /// Records that rows of these entities are pending because they are not registered, and resolves the errors of
-    /// entities that have no such rows any more. `ignored`: the rows are left out on request, so the row of the run says
-    /// how many entities that are, and no error stays open.
-    pub async fn note_unregistered(
-        &self,
-        run_id: i64,
-        entity_ids: &[String],
-        ignored: bool,
-    ) -> Result<(), JournalError> {
-        let open = || {
-            sqlx::query_scalar!(
-                "select entity_id from elven_sync.sync_errors
-                  where kind = 'unregistered_entity' and resolved_at is null"
+    /// Returns the registered entities, and the open errors of entities that are not, in one statement.
+    pub async fn registration(&self) -> Result<Registration, JournalError> {
+        let read = || {
+            sqlx::query!(
+                r#"select entity_id as "entity_id!", true as "is_registered!" from elven_sync.entities
+                    union all
+                   select entity_id, false from elven_sync.sync_errors
+                    where kind = 'unregistered_entity' and resolved_at is null"#
             )
             .fetch_all(self.database.single_round_trip())
         };
-        let open: Vec<String> = self.database.retry(open).await?;
+        let mut registration = Registration::default();
+        for row in self.database.retry(read).await? {
+            let ids = if row.is_registered { &mut registration.registered } else { &mut registration.open };
+            ids.push(row.entity_id);
+        }
+        Ok(registration)
+    }
+
+    /// Records that rows of these entities are pending because they are not registered, and resolves the errors of
+    /// entities that have no such rows any more. `open`: the entities that have an open error. `ignored`: the rows are
+    /// left out on request, so the row of the run says how many entities that are, and no error stays open.
+    pub async fn note_unregistered(
+        &self,
+        run_id: i64,
+        (entity_ids, open): (&[String], &[String]),
+        ignored: bool,
+    ) -> Result<(), JournalError> {
         if open.is_empty() && entity_ids.is_empty() {
             return Ok(());
         }
-        let listed = if ignored { Vec::new() } else { listed(entity_ids, &open) };
+        let listed = if ignored { Vec::new() } else { listed(entity_ids, open) };
         let problems = problems(entity_ids, &listed, ignored);
         let kept: Vec<String> = problems.iter().map(|(entity_id, _)| (*entity_id).to_owned()).collect();
         let each: Vec<(&str, &Problem)> =

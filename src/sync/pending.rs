@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::report::Unregistered;
 use super::watermark_check;
 use super::{EntityReport, RowsDone, RunError, Worker};
-use crate::journal::{Entity, Lane};
+use crate::journal::{Lane, Registration};
 use crate::ledger::{Ledger, Unreadable};
 
 impl Worker {
@@ -14,9 +14,10 @@ impl Worker {
         &self,
         lanes: &BTreeMap<String, Lane>,
     ) -> Result<Unregistered, RunError> {
-        let all = Entity::list(&self.database).await?;
-        let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
-        unregistered(&self.ledger, lanes, &ids, self.settings.ledger.ignore_unregistered).await
+        let Registration { registered, open } = self.journal.registration().await?;
+        let ignored = self.settings.ledger.ignore_unregistered;
+        let found = unregistered(&self.ledger, lanes, &registered, ignored).await?;
+        Ok(Unregistered { open, ..found })
     }
 
     /// Records the entities of the ledger that are not registered. Nothing is recorded if they are not known.
@@ -30,7 +31,7 @@ impl Worker {
         }
         let ignored = self.settings.ledger.ignore_unregistered;
         let entity_ids = if ignored { &unregistered.left_out } else { &unregistered.entity_ids };
-        Ok(self.journal.note_unregistered(run_id, entity_ids, ignored).await?)
+        Ok(self.journal.note_unregistered(run_id, (entity_ids, &unregistered.open), ignored).await?)
     }
 
     /// Counts the pending rows, and records the numbers for dashboards. For idle entities the probe has done that.

@@ -133,6 +133,8 @@ pub(crate) struct Unregistered {
     pub unknown: Option<String>,
     /// The entities that are left out on request.
     pub left_out: Vec<String>,
+    /// The entities that have an open error in the journal.
+    pub open: Vec<String>,
 }
 
 impl Unregistered {

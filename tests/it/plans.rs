@@ -353,10 +353,10 @@ async fn backfill_of_one_instant_reads_each_row_a_bounded_number_of_times(pool: 
              insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
              select 'acme', 'a' || n % 105000, 'BTC', '2024-02-01Z', n from generate_series(1, 210000) n;
              alter table ledger.balance_snapshots enable always trigger stamp_change_xid;
-             create index by_range on ledger.balance_snapshots (entity_id, captured_at, id);
-             vacuum analyze ledger.balance_snapshots",
+             create index by_range on ledger.balance_snapshots (entity_id, captured_at, id);",
         )
         .await;
+    scene.sql("vacuum analyze ledger.balance_snapshots").await;
     for (month, rows, uploaded, most) in
         [("01", 110_000, 110_000, 3 * 110_000), ("02", 210_000, 105_000, 6 * 210_000)]
     {
