@@ -202,10 +202,8 @@ impl Worker {
             match self.journal.take(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
-                    if wait.is_locked()
-                        && let Some(locked) = self.locked_by(NO_RUN, entity_id).await?
-                    {
-                        return refused(locked);
+                    if wait.is_locked() {
+                        return refused(self.locked_by(NO_RUN, entity_id).await?);
                     }
                     return refused(format!(
                         "a worker holds the lease of `{entity_id}`; hint: elven-sync entity pause {}, and repeat the \

@@ -56,11 +56,20 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// Returns whether another session has locked the state of the entity.
+    pub fn is_locked(&self) -> bool {
+        match self {
+            JournalError::Locked(_) => true,
+            JournalError::Stopped(problem) => problem.is_locked(),
+            _ => false,
+        }
+    }
+
     /// Returns whether another session may have locked rows: the state of the entity, or rows for whose lock a statement
     /// waited in vain.
     pub fn may_be_locked(&self) -> bool {
         match self {
-            JournalError::Locked(_) => true,
+            problem if problem.is_locked() => true,
             JournalError::Stopped(problem) => problem.may_be_locked(),
             JournalError::Database(sqlx::Error::Io(problem)) => problem.kind() == ErrorKind::TimedOut,
             JournalError::Database(sqlx::Error::Database(refused)) => {

@@ -150,8 +150,7 @@ impl Journal {
                       from pg_control_system() c left join elven_sync.seals(array[$1::text]) z on true),
                     free as (
                     select s.* from elven_sync.sync_state s
-                     where entity_id = $1
-                       and (lease_owner is null
+                     where entity_id = $1 and (lease_owner is null
                             or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
                        and ($5::text is null or lease_wanted_at is null
                             or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
@@ -223,7 +222,8 @@ impl Journal {
         let query = || {
             sqlx::query!(
                 r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!",
-                          coalesce(lease_expires_at + make_interval(secs => $2) >= clock_timestamp(), false) as "is_held!",
+                          coalesce(lease_expires_at + make_interval(secs => $2) >= clock_timestamp(), false)
+                              as "is_held!",
                           lease_kind is not null as "by_backfill!"
                      from elven_sync.sync_state where entity_id = $1"#,
                 entity_id,

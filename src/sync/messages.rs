@@ -39,22 +39,21 @@ pub(super) fn cut_off() -> OutcomeMessage {
     }
 }
 
-/// The message for a lane whose rows other sessions have locked. `None`: there is no such session.
-pub(super) fn locked(entity_id: &str, blockers: &[Blocker]) -> Option<String> {
-    let first = blockers.first()?;
-    let others = match blockers.len() {
-        1 => String::new(),
-        number => format!(" and {} more", number - 1),
+/// The message for a lane whose rows other sessions have locked; they may be unknown.
+pub(super) fn locked(entity_id: &str, blockers: &[Blocker]) -> String {
+    let who = match blockers {
+        [] => String::new(),
+        [one] => format!(" ({})", one.identity()),
+        [first, others @ ..] => format!(" ({}) and {} more", first.identity(), others.len()),
     };
-    let ending = first.ending().map_or_else(
-        || "elven-sync status".to_owned(),
-        |ending| format!("commit or roll back that transaction, or {ending}"),
-    );
-    Some(format!(
-        "rows of entity `{entity_id}` in the schema elven_sync are locked by another session ({}){others}, so nothing \
-         can be recorded for the entity; hint: {ending}",
-        first.identity()
-    ))
+    let ending = blockers.first().and_then(Blocker::ending).unwrap_or_else(|| {
+        "select pid, usename, application_name, xact_start from pg_stat_activity order by xact_start"
+            .to_owned()
+    });
+    format!(
+        "rows of entity `{entity_id}` in the schema elven_sync are locked by another session{who}, so nothing can be \
+         recorded for the entity; hint: {ending}"
+    )
 }
 
 /// The message for a pass or a backfill with a gap between two batches.

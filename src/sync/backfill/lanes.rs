@@ -127,7 +127,7 @@ impl Worker {
             };
             drop(permit);
             if wait.is_locked()
-                && let Some(ended) = self.fail_locked(run_id, entity_id).await?
+                && let Some(ended) = self.fail_locked(run_id, entity_id, true).await?
             {
                 return Ok(SliceLease::Left(ended));
             }

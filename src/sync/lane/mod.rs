@@ -98,24 +98,24 @@ impl LaneWorker {
         Ok(problems.into_iter().map(failed).collect())
     }
 
-    /// Returns the message about the sessions that have locked rows of an entity, if there are any.
-    pub(crate) async fn locked_by(
-        &self,
-        run_id: i64,
-        entity_id: &str,
-    ) -> Result<Option<String>, JournalError> {
+    /// Returns the message about the sessions that have locked rows of an entity.
+    pub(crate) async fn locked_by(&self, run_id: i64, entity_id: &str) -> Result<String, JournalError> {
         Ok(messages::locked(entity_id, &self.journal.blockers(entity_id, run_id).await?))
     }
 
-    /// Records that the lane of an entity cannot go on because other sessions have locked its rows. `None`: no such
-    /// session was found.
+    /// Records that the lane of an entity cannot go on because other sessions have locked its rows. `is_certain`: also if
+    /// no such session is found. Otherwise returns `None` then.
     pub(in crate::sync) async fn fail_locked(
         &self,
         run_id: i64,
         entity_id: &str,
+        is_certain: bool,
     ) -> Result<Option<Ended>, JournalError> {
-        let Some(message) = self.locked_by(run_id, entity_id).await? else { return Ok(None) };
-        let problem = Problem::of_lane(Kind::Unavailable, message);
+        let blockers = self.journal.blockers(entity_id, run_id).await?;
+        if blockers.is_empty() && !is_certain {
+            return Ok(None);
+        }
+        let problem = Problem::of_lane(Kind::Unavailable, messages::locked(entity_id, &blockers));
         tracing::info!(kind = problem.kind.as_ref(), "lane failed");
         self.journal.lanes_failed(run_id, &[(entity_id.to_owned(), problem.clone())]).await?;
         Ok(Some(Ended::Failed(problem.message)))
@@ -153,8 +153,11 @@ impl LaneWorker {
                 }
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
                     drop(permit);
-                    let ended =
-                        if wait.is_locked() { self.fail_locked(run_id, entity_id).await? } else { None };
+                    let ended = if wait.is_locked() {
+                        self.fail_locked(run_id, entity_id, true).await?
+                    } else {
+                        None
+                    };
                     return Ok(LeaseAttempt::Left(ended.unwrap_or(Ended::Held)));
                 }
                 Take::Held { holder, .. } => holder,
@@ -207,8 +210,11 @@ impl LaneRun<'_> {
             Err(LaneExit::ShutdownDeadline) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
             Err(LaneExit::LeaseLost) => Err(JournalError::LeaseLost),
             Err(LaneExit::Infrastructure(problem)) => {
-                let may_be_locked = matches!(&problem, RunError::Journal(problem) if problem.may_be_locked());
-                if may_be_locked && let Some(ended) = worker.fail_locked(run_id, &lease.entity_id).await? {
+                if let RunError::Journal(problem) = &problem
+                    && problem.may_be_locked()
+                    && let Some(ended) =
+                        worker.fail_locked(run_id, &lease.entity_id, problem.is_locked()).await?
+                {
                     // To release the lease would wait for the same lock, so the lease expires.
                     return Ok(EntityReport { ended, rows_pending: None, ..report });
                 }
