@@ -1,5 +1,5 @@
--- Rows of entities that are not registered, and two indexes: statements read only the errors that they need, however many
--- are recorded.
+-- Rows of entities that are not registered, and two indexes: statements read only the errors that they need, however
+-- many are recorded.
 
 alter table elven_sync.sync_runs add column entities_left_out integer not null default 0;
 
@@ -14,4 +14,5 @@ comment on column elven_sync.sync_runs.entities_left_out is
 comment on column elven_sync.sync_errors.entity_id is
     'The entity. * : the sum of the entities that are not registered and have no row of their own.';
 comment on index elven_sync.sync_errors_unregistered is 'Finds the open errors of entities that are not registered.';
-comment on index elven_sync.sync_errors_prunable is 'Finds the resolved errors of an entity that prune may delete, in order.';
+comment on index elven_sync.sync_errors_prunable is
+    'Finds the resolved errors of an entity that prune may delete, in order.';

@@ -1,4 +1,5 @@
-//! What of the open passes is done beyond their cursors: batches that were accepted or set aside behind one that was not.
+//! What of the open passes is done beyond their cursors: batches that were accepted or set aside behind one that was
+//! not.
 
 use std::collections::BTreeMap;
 

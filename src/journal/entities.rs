@@ -107,8 +107,8 @@ impl Health {
         matches!(self.status.as_str(), "failing" | "incomplete")
     }
 
-    /// Takes over a count of pending rows that was made just now. The status follows it as in the view `sync_health`: an
-    /// entity is behind while rows are pending, and until a run has looked for them.
+    /// Takes over a count of pending rows that was made just now. The status follows it as in the view `sync_health`:
+    /// an entity is behind while rows are pending, and until a run has looked for them.
     pub fn count(&mut self, pending_rows: i64, oldest_pending_at: Option<DateTime<Utc>>) {
         (self.pending_rows, self.oldest_pending_at) = (Some(pending_rows), oldest_pending_at);
         if matches!(self.status.as_str(), "ok" | "behind") {
@@ -124,7 +124,8 @@ impl Health {
                 sqlx::query_as!(
                     Health,
                     r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",
-                              pending_rows as "pending_rows?", oldest_pending_at, checked_at, last_success_at, last_error,
+                              pending_rows as "pending_rows?", oldest_pending_at, checked_at, last_success_at,
+                              last_error,
                               open_errors as "open_errors!"
                          from elven_sync.sync_health order by entity_id"#
                 )

@@ -65,8 +65,8 @@ impl JournalError {
         }
     }
 
-    /// Returns whether another session may have locked rows: the state of the entity, or rows for whose lock a statement
-    /// waited in vain.
+    /// Returns whether another session may have locked rows: the state of the entity, or rows for whose lock a
+    /// statement waited in vain.
     pub fn may_be_locked(&self) -> bool {
         match self {
             problem if problem.is_locked() => true,

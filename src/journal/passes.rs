@@ -162,7 +162,8 @@ impl Journal {
     }
 
     /// Records problems that keep entities from being worked on, in one transaction for all of them: the entities are
-    /// not leased for it. The state of an entity whose row is locked, or that another worker has leased, stays as it is.
+    /// not leased for it. The state of an entity whose row is locked, or that another worker has leased, stays as it
+    /// is.
     ///
     /// The lease epoch is advanced, as by a lane that fails under a lease, so that a worker that looked at the entity
     /// before does not take it to be up to date.

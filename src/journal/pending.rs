@@ -14,8 +14,8 @@ impl Journal {
     /// Entities leased by another run are not marked as up to date, because that run records its own success. Entities
     /// leased by a backfill are marked, because a backfill does not record it, and so are entities whose lease
     /// expired, because their worker died. An entity that was leased after its state was read is left as it is: its
-    /// worker has recorded something newer, e.g. a failure. The mapping is recorded for a watermark that an earlier version moved
-    /// without it. Rows are locked in one order, so that two workers cannot wait for each other.
+    /// worker has recorded something newer, e.g. a failure. The mapping is recorded for a watermark that an earlier
+    /// version moved without it. Rows are locked in one order, so that two workers cannot wait for each other.
     pub async fn found_idle(&self, idle: &[(&str, &Lane)], mapping: &str) -> Result<(), JournalError> {
         let entity_ids: Vec<String> = idle.iter().map(|(entity_id, _)| (*entity_id).to_owned()).collect();
         let epochs: Vec<i64> = idle.iter().map(|(_, lane)| lane.lease_epoch).collect();

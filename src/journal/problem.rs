@@ -130,7 +130,8 @@ pub(super) async fn record_each(
             "insert into elven_sync.sync_errors
                 (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
          select $1, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record::jsonb
-           from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[])
+           from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[],
+                       $9::text[])
                 p (entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
          on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
             set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),

@@ -158,8 +158,8 @@ pub fn run_report(report: &RunReport, all_paused: Option<&str>, as_json: bool) {
     unregistered(&report.unregistered, report.entities_left_out);
 }
 
-/// Prints the entities of the ledger that are not registered: those whose rows are pending, and the number of those that
-/// are left out on request.
+/// Prints the entities of the ledger that are not registered: those whose rows are pending, and the number of those
+/// that are left out on request.
 fn unregistered(pending: &[String], left_out: usize) {
     for entity_id in pending.iter().take(ENTITIES_SHOWN_MAX) {
         line(format_args!(
@@ -284,8 +284,8 @@ pub fn confirm(question: &str) -> std::io::Result<bool> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
-/// Prints `status`: the rows of `sync_health`, the entities that are not registered, and the oldest open transaction that
-/// has written to the ledger.
+/// Prints `status`: the rows of `sync_health`, the entities that are not registered, and the oldest open transaction
+/// that has written to the ledger.
 pub fn health(report: &HealthReport, as_json: bool) {
     let HealthReport {
         entities,

@@ -196,7 +196,10 @@ async fn unregistered_entities_beyond_the_first_hundred_are_one_summed_error(poo
     );
     // All rows of unregistered entities are gone.
     scene
-        .sql("delete from ledger.balance_snapshots t where not exists (select from elven_sync.entities e where e.entity_id = t.entity_id)")
+        .sql(
+            "delete from ledger.balance_snapshots
+              where entity_id not in (select entity_id from elven_sync.entities)",
+        )
         .await;
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(scene.text(open).await, "0 0");

@@ -337,8 +337,8 @@ async fn rows_of_an_open_bulk_load_are_not_read(pool: PgPool) {
     assert_eq!(scene.run().await.counters.rows_uploaded, 40_000);
 }
 
-/// All accounts are captured at one instant, more of them than the connector keeps in memory. Each row is read a bounded
-/// number of times, also where each account has two rows.
+/// All accounts are captured at one instant, more of them than the connector keeps in memory. Each row is read a
+/// bounded number of times, also where each account has two rows.
 #[sqlx::test(migrations = false)]
 async fn backfill_of_one_instant_reads_each_row_a_bounded_number_of_times(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
@@ -385,9 +385,10 @@ async fn prune_reads_each_record_a_bounded_number_of_times(pool: PgPool) {
              insert into elven_sync.sync_errors (entity_id, kind, ledger_id, message, resolved_at, resolution)
              select 'acme', 'invalid_row', n, 'm', '2024-01-01Z', 'r' from generate_series(1, 30000) n;
              insert into elven_sync.sync_batches
-                    (run_id, entity_id, last_xid, last_id, row_ids, rows_read, row_count, body_bytes, body_sha256, status,
-                     finished_at)
-             select 1, 'acme', '5'::xid8, n, '', 1, 1, 1, '', 'accepted', '2024-01-01Z' from generate_series(1, 30000) n;
+                    (run_id, entity_id, last_xid, last_id, row_ids, rows_read, row_count, body_bytes, body_sha256,
+                     status, finished_at)
+             select 1, 'acme', '5'::xid8, n, '', 1, 1, 1, '', 'accepted', '2024-01-01Z'
+               from generate_series(1, 30000) n;
              analyze",
         )
         .await;

@@ -35,12 +35,13 @@ impl Pruner<'_> {
         self.database.retry(remove).await
     }
 
-    /// Returns the batches of retries and of ended backfills that may be removed, the newest first: parts are newer than
-    /// their parents. They are listed once, and not again for each step.
+    /// Returns the batches of retries and of ended backfills that may be removed, the newest first: parts are newer
+    /// than their parents. They are listed once, and not again for each step.
     pub async fn loose_batches(&self) -> Result<Vec<i64>, JournalError> {
         let listed = || {
             sqlx::query_scalar!(
-                r#"select batch_id as "batch_id!" from elven_sync.batches_loose($1, $2) batch_id order by batch_id desc"#,
+                r#"select batch_id as "batch_id!" from elven_sync.batches_loose($1, $2) batch_id
+                    order by batch_id desc"#,
                 self.entity_id,
                 self.before
             )

@@ -15,8 +15,8 @@ use crate::journal::Skipped;
 use crate::ledger::{Range, RangePages, Row, instant, instant_us};
 use crate::watermark::{Cursor, Order};
 
-/// The most superseding rows to keep in memory while many batches are followed by the same rows, as when all accounts are
-/// captured at one instant.
+/// The most superseding rows to keep in memory while many batches are followed by the same rows, as when all accounts
+/// are captured at one instant.
 const ROWS_KEPT_MAX: usize = 100_000;
 
 /// The most keys for which superseding rows are kept at once. Batches beyond them read the rows behind them again.
@@ -32,8 +32,8 @@ pub(in crate::sync) struct SupersedingRows {
     skipped: OnceLock<Skipped>,
 }
 
-/// The rows after a batch up to an instant that can supersede one of the rows before them. Later batches that look up to
-/// the same instant use them, too.
+/// The rows after a batch up to an instant that can supersede one of the rows before them. Later batches that look up
+/// to the same instant use them, too.
 struct Behind {
     until: i64,
     /// `None`: too many rows supersede the records of a single page, so each batch reads them again.

@@ -103,8 +103,8 @@ impl LaneWorker {
         Ok(messages::locked(entity_id, &self.journal.blockers(entity_id, run_id).await?))
     }
 
-    /// Records that the lane of an entity cannot go on because other sessions have locked its rows. `is_certain`: also if
-    /// no such session is found. Otherwise returns `None` then.
+    /// Records that the lane of an entity cannot go on because other sessions have locked its rows. `is_certain`: also
+    /// if no such session is found. Otherwise returns `None` then.
     pub(in crate::sync) async fn fail_locked(
         &self,
         run_id: i64,
