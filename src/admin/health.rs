@@ -7,15 +7,28 @@ use crate::database::Database;
 use crate::journal::{Health, Journal};
 use crate::ledger::{self, Ledger, Pending};
 use crate::sync::RunError;
+use crate::sync::pending::unregistered;
 use crate::sync::watermark_check as fit;
-use crate::sync::worker::{progress, warn_of, worker_name};
+use crate::sync::worker::{warn_of, worker_name};
 
-/// Returns the rows of `sync_health` with live counts of pending rows, and the oldest open transaction that has written
-/// to the ledger.
-pub async fn health(
-    settings: &Settings,
-    database: &Database,
-) -> Result<(Vec<Health>, Option<ledger::Writer>), RunError> {
+/// What `status` shows.
+#[derive(Debug, Default)]
+pub struct HealthReport {
+    /// The rows of `sync_health`, with live counts of pending rows.
+    pub entities: Vec<Health>,
+    /// Entities of the ledger that are not registered; their rows are pending.
+    pub unregistered: Vec<String>,
+    /// Why unregistered entities could not be looked for, if that failed.
+    pub unregistered_unknown: Option<String>,
+    /// The number of entities of the ledger that are not registered and are left out on request.
+    pub entities_left_out: usize,
+    /// The oldest open transaction that has written to the ledger.
+    pub oldest_writer: Option<ledger::Writer>,
+}
+
+/// Returns the rows of `sync_health` with live counts of pending rows, the entities that are not registered, and the
+/// oldest open transaction that has written to the ledger.
+pub async fn health(settings: &Settings, database: &Database) -> Result<HealthReport, RunError> {
     let journal =
         Journal::open(database.clone(), worker_name(), settings.sync.lease, settings.api.signature_window)
             .await?;
@@ -23,17 +36,16 @@ pub async fn health(
     let mut entities = Health::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
     let lanes = journal.lanes(&ids, ledger.mapping_json()).await?;
+    let ignored = settings.ledger.ignore_unregistered;
+    let unregistered = unregistered(&ledger, &lanes, &ids, ignored).await?;
     let mut refused = fit::refused(&ledger, &lanes);
-    let (pending, mut unreadable) = ledger.pending(&progress(&fit::readable(&ledger, lanes))).await?;
+    let lanes = journal.progress(&fit::readable(&ledger, lanes)).await?;
+    let (pending, mut unreadable) = ledger.pending(&lanes).await?;
     let mut pending: BTreeMap<String, Pending> =
         pending.into_iter().map(|p| (p.entity_id.clone(), p)).collect();
     for entity in &mut entities {
         if let Some(now) = pending.remove(&entity.entity_id) {
-            entity.pending_rows = Some(now.rows);
-            entity.oldest_pending_at = now.oldest_at;
-            if matches!(entity.status.as_str(), "ok" | "behind") {
-                (if now.rows > 0 { "behind" } else { "ok" }).clone_into(&mut entity.status);
-            }
+            entity.count(now.rows, now.oldest_at);
         }
         // The pending rows cannot be counted, and a count that an earlier run made is not shown in place of it.
         let unreadable = unreadable.remove(&entity.entity_id).map(|now| now.message);
@@ -46,5 +58,11 @@ pub async fn health(
         }
     }
     warn_of(&ledger.without_trigger().await?);
-    Ok((entities, ledger.oldest_writer().await?))
+    Ok(HealthReport {
+        entities,
+        unregistered: unregistered.entity_ids,
+        unregistered_unknown: unregistered.unknown,
+        entities_left_out: unregistered.left_out.len(),
+        oldest_writer: ledger.oldest_writer().await?,
+    })
 }

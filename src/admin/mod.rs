@@ -6,7 +6,7 @@ mod prune;
 mod rebind;
 mod watermark;
 
-pub use health::health;
+pub use health::{HealthReport, health};
 pub use prune::{PruneReport, PrunedEntity, prune};
 pub use rebind::{Rebind, Rebinding};
 pub use watermark::{MoveError, Rewind};

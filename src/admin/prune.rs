@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::database::Database;
 use crate::fault_point::{Step, around};
-use crate::journal::prune::{self, PruneError, Pruned, Pruner};
+use crate::journal::prune::{self, PrunableErrors, PruneError, Pruned, Pruner, ROWS_PER_TRANSACTION};
 use crate::journal::{JournalError, SealState};
 
 /// The records of an entity that were pruned, or would be.
@@ -82,13 +82,17 @@ pub async fn prune(
 async fn entity(lane: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<(), PruneError> {
     let mut given_up = 0;
     let steps = async {
-        all(async || lane.declare().await, &mut pruned.passes).await?;
+        each(&lane.passes_through().await?, async |ids| lane.declare(ids).await, &mut pruned.passes).await?;
         for group in lane.groups().await? {
             all(async || lane.remove_batches(&group).await, &mut pruned.batches).await?;
         }
-        all(async || lane.remove_loose_batches().await, &mut pruned.batches).await?;
+        let loose = lane.loose_batches().await?;
+        each(&loose, async |ids| lane.remove_loose_batches(ids).await, &mut pruned.batches).await?;
         all(async || lane.remove_given_up().await, &mut given_up).await?;
-        all(async || lane.remove_errors().await, &mut pruned.errors).await?;
+        let mut errors = PrunableErrors::default();
+        while let Some(removed) = around(Step::Prune, lane.remove_errors(&mut errors)).await? {
+            pruned.errors += removed;
+        }
         let mut from = 0;
         while let Some(next) = around(Step::Prune, lane.fold(from)).await? {
             from = next;
@@ -108,4 +112,12 @@ async fn all(step: impl AsyncFn() -> Pruned, count: &mut u64) -> Result<(), Prun
             rows => *count += rows,
         }
     }
+}
+
+/// Does a step for each thousand of a list, which is read once, and a last step for none. Counts the removed rows.
+async fn each(ids: &[i64], step: impl AsyncFn(&[i64]) -> Pruned, count: &mut u64) -> Result<(), PruneError> {
+    for ids in ids.chunks(ROWS_PER_TRANSACTION).chain([&[][..]]) {
+        *count += around(Step::Prune, step(ids)).await?;
+    }
+    Ok(())
 }

@@ -22,6 +22,9 @@ pub enum MoveError {
     Run(#[from] RunError),
 }
 
+/// The number of no run.
+const NO_RUN: i64 = 0;
+
 impl From<JournalError> for MoveError {
     fn from(problem: JournalError) -> Self {
         Self::Run(problem.into())
@@ -199,6 +202,9 @@ impl Worker {
             match self.journal.take(entity_id).await? {
                 Take::Taken(lease, lane) => return Ok((lease, lane)),
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
+                    if wait.is_locked() {
+                        return refused(self.locked_by(NO_RUN, entity_id).await?);
+                    }
                     return refused(format!(
                         "a worker holds the lease of `{entity_id}`; hint: `elven-sync entity pause {0}`, repeat the \
                          command after the run ends, then `elven-sync entity resume {0}`",

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use url::Url;
 
 use super::exit_code::SUCCEEDED;
+use crate::admin::HealthReport;
 use crate::config::{DatabaseSettings, Environment, Flags, Settings};
 use crate::database::{self, Database};
 use crate::journal::{self, Entity, RunStatus};
@@ -161,7 +162,8 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
     lines(aligned_rows(&database, &sandbox).await?);
 
     heading("4. elven-sync status");
-    output::health(&journal::Health::list(&database).await?, None, false);
+    let entities = journal::Health::list(&database).await?;
+    output::health(&HealthReport { entities, ..HealthReport::default() }, false);
 
     heading("Where to look next");
     lines(

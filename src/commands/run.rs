@@ -143,7 +143,7 @@ pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyho
         let well = !reports.is_empty() && !reports.iter().any(|report| report.verdict.needs_a_person());
         return Ok(if well { SUCCEEDED } else { INCOMPLETE });
     }
-    let (entities, oldest_writer) = crate::admin::health(settings, &database).await?;
-    output::health(&entities, oldest_writer.as_ref(), options.json);
-    Ok(if entities.iter().any(Health::needs_a_person) { INCOMPLETE } else { SUCCEEDED })
+    let report = crate::admin::health(settings, &database).await?;
+    output::health(&report, options.json);
+    Ok(if report.entities.iter().any(Health::needs_a_person) { INCOMPLETE } else { SUCCEEDED })
 }

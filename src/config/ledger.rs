@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, error};
-use super::number;
+use super::{number, switch};
 use crate::align;
 
 /// The largest `balance_scale`. Ledgers in wei need 18; an integer has at most 19 digits.
@@ -26,6 +26,9 @@ pub struct LedgerSettings {
     pub balance_scale: Option<u32>,
     /// The entity of all rows, if the ledger has no column for it.
     pub entity: Option<String>,
+    /// Rows of entities that are not registered are left out, without an error.
+    #[serde(deserialize_with = "switch::from_text_or_bool")]
+    pub ignore_unregistered: bool,
 }
 
 impl Default for LedgerSettings {
@@ -36,6 +39,7 @@ impl Default for LedgerSettings {
             captured_at_zone: None,
             balance_scale: None,
             entity: None,
+            ignore_unregistered: false,
         }
     }
 }

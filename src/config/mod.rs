@@ -14,6 +14,7 @@ mod on_invalid_start;
 mod overlay;
 pub mod reference;
 mod settings;
+mod switch;
 mod time;
 
 use std::collections::BTreeMap;

@@ -114,6 +114,15 @@ pub const KEYS: [Key; 33] = [
         "How many digits of a whole number in `balance` are decimal places, e.g. 2 for cents. An integer column \
          needs it; for a numeric column it is refused.",
     ),
+    key(
+        "ledger",
+        "ignore_unregistered",
+        "true or false",
+        "false",
+        "Leave out the rows of entities that are not registered, without an error. Each run records how many \
+         entities it left out (`sync_runs.entities_left_out`). By default such rows stay pending, and the run exits \
+         with 3.",
+    ),
     key("ledger.columns", "id", TEXT, "\"id\"", "The column that identifies a row."),
     key("ledger.columns", "entity_id", TEXT, "\"entity_id\"", "The column with the entity of a row."),
     key(

@@ -109,7 +109,8 @@ pub async fn lane(transaction: &mut Transaction, entity_id: &str) -> Result<Lane
         StateRow,
         r#"select entity_id, lease_epoch, settled::text, pass_id, target::text, cursor_xid::text, cursor_id,
                   system_identifier, ledger_table, mapping::text,
-                  (select seal from elven_sync.seals(array[entity_id])) as seal, null::float8 as not_before_s,
+                  (select seal from elven_sync.seals(array[entity_id])) as seal, clock_timestamp() as "read_at!",
+                  null::float8 as not_before_s,
                   null::float8 as fence_s, false as "has_rows_set_aside!", false as "is_opened!"
              from elven_sync.sync_state where entity_id = $1"#,
         entity_id

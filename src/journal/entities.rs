@@ -34,6 +34,8 @@ pub struct Health {
     pub pending_rows: Option<i64>,
     /// The oldest `captured_at` among them.
     pub oldest_pending_at: Option<DateTime<Utc>>,
+    /// When a run last looked for pending rows. `None`: no run has looked yet.
+    pub checked_at: Option<DateTime<Utc>>,
     /// When it was last brought up to date.
     pub last_success_at: Option<DateTime<Utc>>,
     /// Why the last attempt failed.
@@ -105,6 +107,16 @@ impl Health {
         matches!(self.status.as_str(), "failing" | "incomplete")
     }
 
+    /// Takes over a count of pending rows that was made just now. The status follows it as in the view `sync_health`:
+    /// an entity is behind while rows are pending, and until a run has looked for them.
+    pub fn count(&mut self, pending_rows: i64, oldest_pending_at: Option<DateTime<Utc>>) {
+        (self.pending_rows, self.oldest_pending_at) = (Some(pending_rows), oldest_pending_at);
+        if matches!(self.status.as_str(), "ok" | "behind") {
+            let is_behind = self.checked_at.is_none() || pending_rows > 0;
+            (if is_behind { "behind" } else { "ok" }).clone_into(&mut self.status);
+        }
+    }
+
     /// Returns the rows of the view `sync_health`.
     pub async fn list(database: &Database) -> Result<Vec<Health>, JournalError> {
         Ok(database
@@ -112,7 +124,8 @@ impl Health {
                 sqlx::query_as!(
                     Health,
                     r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",
-                              pending_rows as "pending_rows?", oldest_pending_at, last_success_at, last_error,
+                              pending_rows as "pending_rows?", oldest_pending_at, checked_at, last_success_at,
+                              last_error,
                               open_errors as "open_errors!"
                          from elven_sync.sync_health order by entity_id"#
                 )

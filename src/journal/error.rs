@@ -1,8 +1,13 @@
 //! Errors of the journal.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use crate::database::Transient;
+
+/// SQLSTATEs of a statement that waited too long for a lock: by `lock_timeout`, and by `statement_timeout`.
+const LOCK_TIMEOUT: &str = "55P03";
+const CANCELLED: &str = "57014";
 
 /// An error of the journal.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,12 @@ pub enum JournalError {
     /// The row of the run is missing or belongs to another worker, so its result cannot be recorded.
     #[error("the row of the run is missing; the database may have been restored or failed over")]
     RunLost,
+    /// Another session has locked the state of the entity for longer than `reconnect_timeout`.
+    #[error(
+        "the row of entity `{0}` in elven_sync.sync_state is locked by another session; hint: select pid, \
+         pg_blocking_pids(pid) from pg_stat_activity where wait_event_type = 'Lock'"
+    )]
+    Locked(String),
     /// The server is a standby.
     #[error(
         "DATABASE_URL leads to a standby, which is read-only; hint: set it to the primary, and ELVEN_SYNC_LEDGER_URL to a \
@@ -42,6 +53,31 @@ pub enum JournalError {
     /// A migration failed.
     #[error("the migration of the schema failed")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+impl JournalError {
+    /// Returns whether another session has locked the state of the entity.
+    pub fn is_locked(&self) -> bool {
+        match self {
+            JournalError::Locked(_) => true,
+            JournalError::Stopped(problem) => problem.is_locked(),
+            _ => false,
+        }
+    }
+
+    /// Returns whether another session may have locked rows: the state of the entity, or rows for whose lock a
+    /// statement waited in vain.
+    pub fn may_be_locked(&self) -> bool {
+        match self {
+            problem if problem.is_locked() => true,
+            JournalError::Stopped(problem) => problem.may_be_locked(),
+            JournalError::Database(sqlx::Error::Io(problem)) => problem.kind() == ErrorKind::TimedOut,
+            JournalError::Database(sqlx::Error::Database(refused)) => {
+                refused.code().is_some_and(|code| [LOCK_TIMEOUT, CANCELLED].contains(&code.as_ref()))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Transient for JournalError {

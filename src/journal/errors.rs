@@ -5,35 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::problem::record;
+use super::JournalError;
 use super::storable_text::storable_one;
-use super::{Journal, JournalError, Kind, Problem, registering};
 use crate::database::Database;
-
-impl Journal {
-    /// Records for each of these entities that its rows are pending because it is not registered.
-    pub async fn note_unregistered(&self, run_id: i64, entity_ids: &[String]) -> Result<(), JournalError> {
-        let note_unregistered = || async {
-            let mut transaction = self.database.begin().await?;
-            for entity_id in entity_ids {
-                let message = if entity_id.trim().is_empty() {
-                    "the ledger has rows without an entity, which stay pending; hint: fill their entity_id"
-                        .to_owned()
-                } else {
-                    format!(
-                        "the ledger has rows of entity `{entity_id}`, which is not registered; they stay pending; hint: {}",
-                        registering(entity_id)
-                    )
-                };
-                let problem = Problem::of_lane(Kind::UnregisteredEntity, message);
-                record(&mut transaction, run_id, entity_id, &[problem]).await?;
-            }
-            transaction.commit().await?;
-            Ok(())
-        };
-        self.database.retry(note_unregistered).await
-    }
-}
 
 /// A row of `sync_errors`.
 #[derive(Clone, Debug, Serialize)]

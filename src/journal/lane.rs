@@ -4,6 +4,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::JournalError;
 use crate::ledger::Progress;
 use crate::watermark::{Cursor, Snapshot, Xid};
@@ -50,6 +52,10 @@ pub struct Lane {
     pub mapping: Option<RecordedMapping>,
     /// Whether this cluster wrote the newest change of the watermark.
     pub seal: SealState,
+    /// The number of the last lease. Whoever changes the state afterwards, has a later one.
+    pub lease_epoch: i64,
+    /// When the state was read, by the clock of the database.
+    pub read_at: Option<DateTime<Utc>>,
     /// How long the API asked not to be called.
     pub not_before: Option<Duration>,
     /// It has rows that are set aside, whose errors an upload may resolve. Needed only under the lease, so it is read
@@ -70,6 +76,7 @@ pub(super) struct StateRow {
     pub(super) ledger_table: Option<String>,
     pub(super) mapping: Option<String>,
     pub(super) seal: Option<String>,
+    pub(super) read_at: DateTime<Utc>,
     pub(super) not_before_s: Option<f64>,
     pub(super) fence_s: Option<f64>,
     pub(super) has_rows_set_aside: bool,
@@ -93,6 +100,8 @@ impl StateRow {
             ledger_table: self.ledger_table,
             mapping: self.mapping.map(RecordedMapping::from),
             seal: SealState::from_column(self.seal.as_deref()),
+            lease_epoch: self.lease_epoch,
+            read_at: Some(self.read_at),
             not_before: self.not_before_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             has_rows_set_aside: self.has_rows_set_aside,
         })
@@ -124,6 +133,7 @@ impl Lane {
             settled: self.settled.clone(),
             target: self.open.as_ref().map(|(_, target)| target.clone()),
             cursor: self.cursor.clone(),
+            done: Vec::new(),
         }
     }
 }

@@ -12,8 +12,8 @@ use super::accepted::Accepted;
 use super::leases::{Opened, Taken};
 use super::writer::{JournalWrite, PendingWrite, WriteRequest};
 use super::{
-    AttemptResult, Journal, JournalError, Lasts, Lease, NewPass, OpenWork, Problem, Purpose, RecordedBatch,
-    RetryAnswer, WorkContext,
+    AttemptResult, Blocker, Journal, JournalError, Lasts, Lease, NewPass, OpenWork, Problem, Purpose,
+    RecordedBatch, RetryAnswer, WorkContext,
 };
 use crate::batch::Batch;
 
@@ -58,6 +58,12 @@ pub trait LaneStore: fmt::Debug + Send + Sync {
         problem: &'a Problem,
         not_before: Option<Duration>,
     ) -> Reply<'a, ()>;
+
+    /// Records problems that keep entities from being worked on, without leases.
+    fn lanes_failed<'a>(&'a self, run_id: i64, problems: &'a [(String, Problem)]) -> Reply<'a, ()>;
+
+    /// Returns the sessions that keep rows of an entity, or the row of a run, locked.
+    fn blockers<'a>(&'a self, entity_id: &'a str, run_id: i64) -> Reply<'a, Vec<Blocker>>;
 
     /// Records that the entity of a lease is up to date, and releases the lease.
     fn lane_succeeded<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()>;
@@ -137,6 +143,14 @@ impl LaneStore for Journal {
         not_before: Option<Duration>,
     ) -> Reply<'a, ()> {
         Journal::lane_failed(self, lease, run_id, problem, not_before).boxed()
+    }
+
+    fn lanes_failed<'a>(&'a self, run_id: i64, problems: &'a [(String, Problem)]) -> Reply<'a, ()> {
+        Journal::lanes_failed(self, run_id, problems).boxed()
+    }
+
+    fn blockers<'a>(&'a self, entity_id: &'a str, run_id: i64) -> Reply<'a, Vec<Blocker>> {
+        Journal::blockers(self, entity_id, run_id).boxed()
     }
 
     fn lane_succeeded<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()> {

@@ -28,7 +28,7 @@ pub enum Take {
 /// Who has a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// No worker: it is just being released or taken, or its row is locked.
+    /// No worker: it is just being released or taken, another worker waits for it, or its row is locked.
     Nobody,
     /// A run, or a command of a person.
     Run,
@@ -150,8 +150,7 @@ impl Journal {
                       from pg_control_system() c left join elven_sync.seals(array[$1::text]) z on true),
                     free as (
                     select s.* from elven_sync.sync_state s
-                     where entity_id = $1
-                       and (lease_owner is null
+                     where entity_id = $1 and (lease_owner is null
                             or lease_expires_at + make_interval(secs => $4) < clock_timestamp())
                        and ($5::text is null or lease_wanted_at is null
                             or lease_wanted_at + make_interval(secs => $6) < clock_timestamp())
@@ -178,6 +177,7 @@ impl Journal {
                 where s.entity_id = free.entity_id
             returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
                       s.cursor_id, s.system_identifier, s.ledger_table, s.mapping::text, (select seal from cluster) as seal,
+                      clock_timestamp() as "read_at!",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       extract(epoch from s.fence_until - clock_timestamp())::float8 as fence_s,
                       exists (select from elven_sync.sync_errors e where e.entity_id = s.entity_id and e.ledger_id is not null
@@ -222,9 +222,12 @@ impl Journal {
         let query = || {
             sqlx::query!(
                 r#"select concat_ws(' ', lease_owner, lease_epoch, lease_expires_at) as "seen!",
-                          lease_owner is not null as "is_held!", lease_kind is not null as "by_backfill!"
+                          coalesce(lease_expires_at + make_interval(secs => $2) >= clock_timestamp(), false)
+                              as "is_held!",
+                          lease_kind is not null as "by_backfill!"
                      from elven_sync.sync_state where entity_id = $1"#,
-                entity_id
+                entity_id,
+                self.signature_window.as_secs_f64()
             )
             .fetch_optional(&self.database)
         };

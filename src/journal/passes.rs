@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::lane::StateRow;
 use super::lease_check::commit_if_held;
-use super::problem::{record, resolve_of_lanes};
-use super::storable_text::storable_one;
+use super::problem::{record, record_each, resolve_of_lanes};
+use super::storable_text::{storable, storable_one};
 use super::{Journal, JournalError, Lane, Lease, NewPass, Problem, RecordedMapping};
 use crate::watermark::{NotASnapshot, Snapshot};
 
@@ -26,6 +26,7 @@ impl Journal {
                       s.cursor_id as "cursor_id?", s.system_identifier as "system_identifier?",
                       s.ledger_table as "ledger_table?", case when s.mapping = m.in_use then '' else s.mapping::text end as "mapping?",
                       s.seal as "seal?",
+                      clock_timestamp() as "read_at!",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       null::float8 as fence_s, false as "has_rows_set_aside!", false as "is_opened!"
                  from unnest($1::text[]) e (entity_id) left join elven_sync.sync_watermarks s using (entity_id)
@@ -158,6 +159,57 @@ impl Journal {
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.retry(lane_failed).await
+    }
+
+    /// Records problems that keep entities from being worked on, in one transaction for all of them: the entities are
+    /// not leased for it. The state of an entity whose row is locked, or that another worker has leased, stays as it
+    /// is.
+    ///
+    /// The lease epoch is advanced, as by a lane that fails under a lease, so that a worker that looked at the entity
+    /// before does not take it to be up to date.
+    pub async fn lanes_failed(
+        &self,
+        run_id: i64,
+        problems: &[(String, Problem)],
+    ) -> Result<(), JournalError> {
+        let entity_ids: Vec<String> = problems.iter().map(|(entity_id, _)| entity_id.clone()).collect();
+        let lanes_failed = || async {
+            let mut transaction = self.database.begin().await?;
+            let mut messages: Vec<Option<String>> =
+                problems.iter().map(|(_, problem)| Some(problem.message.clone())).collect();
+            storable(&mut transaction, [&mut messages]).await?;
+            sqlx::query!(
+                "update elven_sync.sync_state s
+                    set last_error = f.message, consecutive_failures = s.consecutive_failures + 1,
+                        lease_epoch = s.lease_epoch + case when free.is_own then 0 else 1 end,
+                        lease_owner = case when free.is_own then s.lease_owner end,
+                        lease_expires_at = case when free.is_own then s.lease_expires_at end,
+                        lease_kind = case when free.is_own then s.lease_kind end
+                   from unnest($1::text[], $2::text[]) f (entity_id, message)
+                   join (select entity_id, lease_owner is not distinct from $4::text as is_own
+                           from elven_sync.sync_state
+                          where entity_id = any ($1)
+                            and (lease_owner is null or lease_owner = $4
+                                 or lease_expires_at + make_interval(secs => $3) < clock_timestamp())
+                          order by entity_id for update skip locked) free using (entity_id)
+                  where s.entity_id = f.entity_id",
+                &entity_ids,
+                &messages as &[Option<String>],
+                self.signature_window.as_secs_f64(),
+                self.worker
+            )
+            .execute(&mut transaction)
+            .await?;
+            let each: Vec<(&str, &Problem)> =
+                problems.iter().map(|(entity_id, problem)| (entity_id.as_str(), problem)).collect();
+            record_each(&mut transaction, run_id, &each).await?;
+            transaction.commit().await?;
+            Ok(())
+        };
+        if problems.is_empty() {
+            return Ok(());
+        }
+        self.database.retry(lanes_failed).await
     }
 
     /// Records that the entity of a lease is up to date, which resolves the errors of its lane. Releases the lease.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use super::problem::resolve_of_lanes;
-use super::{Journal, JournalError};
+use super::{Journal, JournalError, Lane};
 use crate::ledger::Pending;
 
 impl Journal {
@@ -13,27 +13,36 @@ impl Journal {
     ///
     /// Entities leased by another run are not marked as up to date, because that run records its own success. Entities
     /// leased by a backfill are marked, because a backfill does not record it, and so are entities whose lease
-    /// expired, because their worker died. The mapping is recorded for a watermark that an earlier version moved
-    /// without it. Rows are locked in one order, so that two workers cannot wait for each other.
-    pub async fn found_idle(&self, entity_ids: &[String], mapping: &str) -> Result<(), JournalError> {
+    /// expired, because their worker died. An entity that was leased after its state was read is left as it is: its
+    /// worker has recorded something newer, e.g. a failure. The mapping is recorded for a watermark that an earlier
+    /// version moved without it. Rows are locked in one order, so that two workers cannot wait for each other.
+    pub async fn found_idle(&self, idle: &[(&str, &Lane)], mapping: &str) -> Result<(), JournalError> {
+        let entity_ids: Vec<String> = idle.iter().map(|(entity_id, _)| (*entity_id).to_owned()).collect();
+        let epochs: Vec<i64> = idle.iter().map(|(_, lane)| lane.lease_epoch).collect();
+        let read_at = idle.iter().filter_map(|(_, lane)| lane.read_at).min();
         let found_idle = || async {
             let mut transaction = self.database.begin().await?;
             let noted = sqlx::query!(
                 r#"update elven_sync.sync_state s
-                      set pending_rows = 0, oldest_pending_at = null, checked_at = clock_timestamp(),
+                      set pending_rows = 0, oldest_pending_at = null,
+                          checked_at = greatest(s.checked_at, coalesce($4, clock_timestamp())),
                           last_success_at = case when i.is_free then clock_timestamp() else last_success_at end,
                           last_error = case when i.is_free then null else last_error end,
                           consecutive_failures = case when i.is_free then 0 else consecutive_failures end,
                           mapping = case when s.settled is null then s.mapping
                                          else coalesce(s.mapping, $2::text::jsonb) end
-                     from (select entity_id, lease_owner is null or lease_expires_at < clock_timestamp()
-                                             or lease_kind is not null as is_free
-                             from elven_sync.sync_state where entity_id = any ($1)
-                            order by entity_id for update skip locked) i
+                     from (select now.entity_id, now.lease_owner is null or now.lease_expires_at < clock_timestamp()
+                                                 or now.lease_kind is not null as is_free
+                             from elven_sync.sync_state now
+                             join unnest($1::text[], $3::bigint[]) seen (entity_id, lease_epoch)
+                               on now.entity_id = seen.entity_id and now.lease_epoch = seen.lease_epoch
+                            order by now.entity_id for update of now skip locked) i
                     where s.entity_id = i.entity_id
                 returning s.entity_id, i.is_free as "is_free!""#,
-                entity_ids,
-                mapping
+                &entity_ids,
+                mapping,
+                &epochs,
+                read_at
             )
             .fetch_all(&mut transaction)
             .await?;
@@ -46,8 +55,13 @@ impl Journal {
         self.database.retry(found_idle).await
     }
 
-    /// Records the pending rows of these entities.
-    pub async fn note_pending(&self, pending: &[Pending]) -> Result<(), JournalError> {
+    /// Records the pending rows of these entities, unless a later count is recorded already. `counted_at`: the time of
+    /// the states that the count began with, by the clock of the database.
+    pub async fn note_pending(
+        &self,
+        pending: &[Pending],
+        counted_at: Option<DateTime<Utc>>,
+    ) -> Result<(), JournalError> {
         let ids: Vec<String> = pending.iter().map(|p| p.entity_id.clone()).collect();
         let rows: Vec<i64> = pending.iter().map(|p| p.rows).collect();
         let oldest: Vec<Option<DateTime<Utc>>> = pending.iter().map(|p| p.oldest_at).collect();
@@ -55,14 +69,16 @@ impl Journal {
             .execute(|| {
                 sqlx::query!(
                     "update elven_sync.sync_state s
-                        set pending_rows = p.rows, oldest_pending_at = p.oldest_at, checked_at = clock_timestamp()
+                        set pending_rows = p.rows, oldest_pending_at = p.oldest_at,
+                            checked_at = coalesce($4, clock_timestamp())
                        from unnest($1::text[], $2::bigint[], $3::timestamptz[]) p (entity_id, rows, oldest_at)
-                      where s.entity_id = p.entity_id
+                      where s.entity_id = p.entity_id and coalesce(s.checked_at <= $4, true)
                         and s.entity_id in (select entity_id from elven_sync.sync_state
                                              where entity_id = any ($1) order by entity_id for update skip locked)",
                     &ids,
                     &rows,
-                    &oldest as &[Option<DateTime<Utc>>]
+                    &oldest as &[Option<DateTime<Utc>>],
+                    counted_at
                 )
             })
             .await?;

@@ -78,44 +78,8 @@ pub(super) async fn record(
     entity_id: &str,
     problems: &[Problem],
 ) -> Result<(), sqlx::Error> {
-    let mut rest: Vec<&Problem> = problems.iter().collect();
-    while !rest.is_empty() {
-        // One statement cannot update the same row twice, and rows of a ledger may share an id.
-        let mut seen = HashSet::new();
-        let (problems, repeated): (Vec<&Problem>, Vec<&Problem>) =
-            rest.into_iter().partition(|problem| seen.insert((problem.kind, problem.ledger_id.as_deref())));
-        rest = repeated;
-        let kinds: Vec<String> = problems.iter().map(|p| p.kind.as_ref().to_owned()).collect();
-        let batch_ids: Vec<Option<i64>> = problems.iter().map(|p| p.batch_id).collect();
-        let ledger_ids: Vec<Option<String>> = problems.iter().map(|p| p.ledger_id.clone()).collect();
-        let http_statuses: Vec<Option<i32>> = problems.iter().map(|p| p.http_status).collect();
-        let mut api_codes: Vec<Option<String>> = problems.iter().map(|p| p.api_code.clone()).collect();
-        let mut messages: Vec<Option<String>> = problems.iter().map(|p| Some(p.message.clone())).collect();
-        let mut records: Vec<Option<String>> = problems.iter().map(|p| p.record.clone()).collect();
-        storable(&mut *transaction, [&mut api_codes, &mut messages, &mut records]).await?;
-        sqlx::query!(
-            "insert into elven_sync.sync_errors
-                (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
-         select $1, $2, kind, batch_id, ledger_id, http_status, api_code, message, record::jsonb
-           from unnest($3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[])
-                p (kind, batch_id, ledger_id, http_status, api_code, message, record)
-         on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
-            set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
-                run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
-                api_code = excluded.api_code, message = excluded.message, record = excluded.record",
-            run_id,
-            entity_id,
-            &kinds,
-            &batch_ids as &[Option<i64>],
-            &ledger_ids as &[Option<String>],
-            &http_statuses as &[Option<i32>],
-            &api_codes as &[Option<String>],
-            &messages as &[Option<String>],
-            &records as &[Option<String>]
-        )
-        .execute(&mut *transaction)
-        .await?;
-    }
+    let each: Vec<(&str, &Problem)> = problems.iter().map(|problem| (entity_id, problem)).collect();
+    record_each(transaction, run_id, &each).await?;
     let (kinds, ids): (Vec<String>, Vec<String>) = problems
         .iter()
         .filter_map(|problem| Some((problem.kind.as_ref().to_owned(), problem.ledger_id.clone()?)))
@@ -130,6 +94,58 @@ pub(super) async fn record(
             entity_id,
             &kinds,
             &ids
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Records problems, each with its entity; a problem that is already open gets another occurrence.
+pub(super) async fn record_each(
+    transaction: &mut Transaction,
+    run_id: i64,
+    problems: &[(&str, &Problem)],
+) -> Result<(), sqlx::Error> {
+    let mut rest = problems.to_vec();
+    while !rest.is_empty() {
+        // One statement cannot update the same row twice, and rows of a ledger may share an id.
+        let mut seen = HashSet::new();
+        let key = |(entity_id, problem): &(&str, &Problem)| {
+            (entity_id.to_string(), problem.kind, problem.ledger_id.clone())
+        };
+        let (once, repeated): (Vec<_>, Vec<_>) = rest.into_iter().partition(|each| seen.insert(key(each)));
+        rest = repeated;
+        let problems = || once.iter().map(|(_, problem)| *problem);
+        let entity_ids: Vec<String> = once.iter().map(|(entity_id, _)| (*entity_id).to_owned()).collect();
+        let kinds: Vec<String> = problems().map(|p| p.kind.as_ref().to_owned()).collect();
+        let batch_ids: Vec<Option<i64>> = problems().map(|p| p.batch_id).collect();
+        let ledger_ids: Vec<Option<String>> = problems().map(|p| p.ledger_id.clone()).collect();
+        let http_statuses: Vec<Option<i32>> = problems().map(|p| p.http_status).collect();
+        let mut api_codes: Vec<Option<String>> = problems().map(|p| p.api_code.clone()).collect();
+        let mut messages: Vec<Option<String>> = problems().map(|p| Some(p.message.clone())).collect();
+        let mut records: Vec<Option<String>> = problems().map(|p| p.record.clone()).collect();
+        storable(&mut *transaction, [&mut api_codes, &mut messages, &mut records]).await?;
+        sqlx::query!(
+            "insert into elven_sync.sync_errors
+                (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
+         select $1, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record::jsonb
+           from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[],
+                       $9::text[])
+                p (entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
+         on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
+            set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
+                run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
+                api_code = excluded.api_code, message = excluded.message, record = excluded.record",
+            run_id,
+            &entity_ids,
+            &kinds,
+            &batch_ids as &[Option<i64>],
+            &ledger_ids as &[Option<String>],
+            &http_statuses as &[Option<i32>],
+            &api_codes as &[Option<String>],
+            &messages as &[Option<String>],
+            &records as &[Option<String>]
         )
         .execute(&mut *transaction)
         .await?;

@@ -117,7 +117,7 @@ impl Ledger {
         transaction: &mut Transaction,
         lane: &Progress,
     ) -> Result<i64, LedgerError> {
-        let sql = self.table.pending_sql(&[lane], false);
+        let sql = self.table.pending_sql(&[lane], false, &[]);
         let rows: Vec<CountRow> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(transaction).await?;
         Ok(rows.first().map_or(0, |(_, rows, _)| *rows))
     }

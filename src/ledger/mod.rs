@@ -37,7 +37,7 @@ pub use pending::Pending;
 pub use probe::{NewRows, ProbeResult};
 pub use range::{AbsentValues, RangePages, Uploaded};
 pub use row::{Decoder, Row};
-pub use statements::Progress;
+pub use statements::{DoneInterval, Progress};
 pub use table::Table;
 pub(crate) use table::{quote_array, quote_literal};
 pub use unreadable::Unreadables;

@@ -44,7 +44,8 @@ impl Ledger {
     /// Prepares to read a pass, or the rest of a pass, in pages.
     pub async fn pass(&self, reading: PassRead<'_>) -> Result<Pass, LedgerError> {
         let PassRead { entity_id, pass_id, settled, target, after, until, page_rows } = reading;
-        let mut segments = watermark::segments_between(settled, target, after.as_ref(), until.as_ref());
+        let segments = watermark::segments_between(settled, target, after.as_ref(), until.as_ref());
+        let mut segments = watermark::around_running(segments, target);
         if segments.len() > 1 {
             let occupied = self.without_empty_segments(entity_id, segments).await;
             segments = occupied.map_err(|problem| problem.about(entity_id))?;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::row::{COLUMNS, LISTED_COLUMNS};
 use super::{Range, Table, quote_array, quote_literal};
-use crate::watermark::{At, Cursor, Segment, Snapshot};
+use crate::watermark::{At, Cursor, RUNNING_MAX, Segment, Snapshot, Xid};
 
 /// The progress of an entity, as far as the ledger's statements need it.
 #[derive(Clone, Debug)]
@@ -18,6 +18,19 @@ pub struct Progress {
     pub target: Option<Snapshot>,
     /// The cursor in its open pass.
     pub cursor: Option<Cursor>,
+    /// What of its open pass is done beyond the cursor.
+    pub done: Vec<DoneInterval>,
+}
+
+/// An interval of an open pass whose rows are done, although the cursor has not passed them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DoneInterval {
+    /// The last row before it. `None`: it begins with the pass.
+    pub before: Option<Cursor>,
+    /// Its last row.
+    pub last: Cursor,
+    /// The ids of the rows that are done. `None`: all rows of the interval.
+    pub ids: Option<Vec<String>>,
 }
 
 /// The rows of a page: rows of an entity in a segment and in `target`, after `after`, up to and including `until`; the
@@ -244,10 +257,13 @@ impl Table {
     /// returns a row even when no entity is given.
     ///
     /// A new row belongs to a transaction in the range from the watermark's xmax on, or to one that was running when
-    /// the watermark was taken. This takes one index probe per entity and one for each running transaction, with
-    /// `order by ... limit 1` for the reason given above. `between` and not `=`, because with `=` the order would be
-    /// the order of the ids alone. Then PostgreSQL may walk the index on the ids, from the first to the last where the
-    /// transaction has written nothing for the entity.
+    /// the watermark was taken and has ended. This takes a few index probes per entity and one for each of the latter,
+    /// with `order by ... limit 1` for the reason given above. `between` and not `=`, because with `=` the order would
+    /// be the order of the ids alone. Then PostgreSQL may walk the index on the ids, from the first to the last where
+    /// the transaction has written nothing for the entity.
+    ///
+    /// The range is probed in parts between the oldest transactions that are running now: an index scan passes over
+    /// each row that a transaction wrote and has not committed, and a bulk load may have written millions.
     pub(super) fn new_rows_sql(&self, lanes: &[Progress]) -> String {
         let Self { name, entity, xid, id, .. } = self;
         let ids = quote_array(lanes.iter().map(|lane| Some(lane.entity_id.as_str())));
@@ -262,60 +278,122 @@ impl Table {
         } else {
             "false".to_owned()
         };
+        let found = |range: &str| {
+            format!(
+                "lateral (select from {name} t where {entity} = l.entity_id and {range} order by {xid}, {id} limit 1) \
+                 found"
+            )
+        };
+        let new = found(&format!("{xid} >= greatest(part.lower, l.settled_xmax) and {xid} < part.upper"));
+        let late = found(&format!("{xid} between late.xid and late.xid"));
+        let future = found(&format!("{xid} >= pg_snapshot_xmax(now.target)"));
         format!(
-            "select now.target::text, now.system_identifier, l.entity_id,
-                    coalesce(newest.xid >= coalesce(pg_snapshot_xmax(l.settled::pg_snapshot), '0'::xid8), false)
-                    or exists (select from pg_snapshot_xip(l.settled::pg_snapshot) late (xid)
-                                cross join lateral (select from {name} t where {entity} = l.entity_id
-                                                       and {xid} between late.xid and late.xid
-                                                     order by {xid}, {id} limit 1) found),
-                    coalesce(newest.xid >= pg_snapshot_xmax(now.target), false), {unstamped}
-               from (select pg_current_snapshot() as target, system_identifier from pg_control_system()) now
-               left join unnest({ids}, {settled}) l (entity_id, settled) on true
-               left join lateral (select {xid} as xid from {name} t where {entity} = l.entity_id and {xid} is not null
-                                   order by {xid} desc, {id} desc limit 1) newest on true"
+            "with now as materialized (
+                select pg_current_snapshot() as target, system_identifier from pg_control_system()),
+             part as materialized (
+                select coalesce((lag(bound) over (order by bound)::text::bigint + 1)::text, '0')::xid8 as lower,
+                       bound as upper
+                  from (select pg_snapshot_xmax(target) as bound from now
+                        union select xid from (select pg_snapshot_xip(target) as xid from now
+                                                order by xid limit {RUNNING_MAX}) running) bounds)
+             select now.target::text, now.system_identifier, l.entity_id,
+                    exists (select from part cross join {new} where part.upper > l.settled_xmax)
+                    or exists (select from pg_snapshot_xip(l.settled) late (xid) cross join {late}
+                                where pg_visible_in_snapshot(late.xid, now.target)),
+                    exists (select from {future}), {unstamped}
+               from now
+               left join (select asked.entity_id, asked.settled::pg_snapshot as settled,
+                                 coalesce(pg_snapshot_xmax(asked.settled::pg_snapshot), '0'::xid8) as settled_xmax
+                            from unnest({ids}, {settled}) asked (entity_id, settled)) l on true"
         )
     }
 
     /// Returns the query that counts the pending rows per entity. `with_oldest` adds the oldest `captured_at`, for
-    /// which the rows themselves are read.
+    /// which the rows themselves are read. `running`: transactions that are running, whose rows are not visible.
     ///
     /// The bounds are literals, so that the planner knows how few rows lie after them; with parameters it assumes a
     /// third of the table and scans it.
-    pub(super) fn pending_sql(&self, lanes: &[&Progress], with_oldest: bool) -> String {
-        let Self { name, entity, xid, id, id_type, captured_at, .. } = self;
+    pub(super) fn pending_sql(&self, lanes: &[&Progress], with_oldest: bool, running: &[Xid]) -> String {
+        let Self { name, entity, captured_at, .. } = self;
+        let oldest = if with_oldest {
+            format!(
+                "least(extract(epoch from min({captured_at}) filter (where isfinite({captured_at}))) * 1000000, \
+                       9223372036854775000)::bigint"
+            )
+        } else {
+            "null::bigint".to_owned()
+        };
         let counts = lanes.iter().map(|lane| {
             let entity_id = quote_literal(&lane.entity_id);
-            let settled = lane.settled.as_ref();
-            let mut filter = format!("{xid} >= '{}'::xid8", settled.map_or(0, Snapshot::xmax));
-            // Writing to a String cannot fail.
-            for late in settled.map_or(&[][..], Snapshot::running) {
-                let _ = write!(filter, " or {xid} = '{late}'::xid8");
-            }
-            filter = format!("({filter})");
-            if let (Some(target), Some(Cursor { at: At::Xid(cursor_xid), id: cursor_id })) =
-                (&lane.target, &lane.cursor)
-            {
-                let _ = write!(
-                    filter,
-                    " and (not pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot) or ({xid}, {id}) > \
-                     ('{cursor_xid}'::xid8, {}::{id_type}))",
-                    quote_literal(cursor_id)
-                );
-            }
-            let oldest = if with_oldest {
-                format!(
-                    "least(extract(epoch from min({captured_at}) filter (where isfinite({captured_at}))) * 1000000, \
-                           9223372036854775000)::bigint"
-                )
-            } else {
-                "null::bigint".to_owned()
-            };
+            let not_done = self.not_done(lane);
+            let parts: Vec<String> = self
+                .pending_ranges(lane, running)
+                .iter()
+                .map(|range| {
+                    format!(
+                        "select count(*) as rows, {oldest} as oldest from {name} t
+                          where {entity} = {entity_id} and ({range}){not_done}"
+                    )
+                })
+                .collect();
             format!(
-                "select {entity_id}::text, count(*), {oldest} from {name} t where {entity} = {entity_id} and {filter}"
+                "select {entity_id}::text, sum(rows)::bigint, min(oldest) from ({}) parts",
+                parts.join(" union all ")
             )
         });
         counts.collect::<Vec<_>>().join(" union all ")
+    }
+
+    /// Returns the ranges of transactions in which rows of an entity may be pending: those that were running when the
+    /// watermark was taken, and all that began later, in parts between the running ones.
+    fn pending_ranges(&self, lane: &Progress, running: &[Xid]) -> Vec<String> {
+        let xid = &self.xid;
+        let settled = lane.settled.as_ref();
+        let mut from = settled.map_or(0, Snapshot::xmax);
+        let mut ranges = Vec::new();
+        let settled_xmax = from;
+        for &running in running.iter().filter(|running| **running >= settled_xmax).take(RUNNING_MAX) {
+            ranges.push(format!("{xid} >= '{from}'::xid8 and {xid} < '{running}'::xid8"));
+            from = running + 1;
+        }
+        let mut rest = format!("{xid} >= '{from}'::xid8");
+        // Writing to a String cannot fail.
+        for late in settled.map_or(&[][..], Snapshot::running).iter().filter(|late| !running.contains(late)) {
+            let _ = write!(rest, " or {xid} = '{late}'::xid8");
+        }
+        ranges.push(rest);
+        ranges
+    }
+
+    /// Returns a filter that excludes the rows of an open pass that are done: those up to its cursor, and those in
+    /// intervals beyond it. Empty if there are none.
+    fn not_done(&self, lane: &Progress) -> String {
+        let Self { xid, id, id_type, .. } = self;
+        let Some(target) = &lane.target else { return String::new() };
+        let place = |cursor: &Cursor| {
+            let at = cursor.xid().unwrap_or_default();
+            format!("('{at}'::xid8, {}::{id_type})", quote_literal(&cursor.id))
+        };
+        let mut left: Vec<String> =
+            lane.cursor.iter().map(|cursor| format!("({xid}, {id}) > {}", place(cursor))).collect();
+        left.extend(lane.done.iter().map(|DoneInterval { before, last, ids }| {
+            let begin = before
+                .as_ref()
+                .map(|before| format!("({xid}, {id}) > {} and ", place(before)))
+                .unwrap_or_default();
+            let ids = ids.as_ref().map(|ids| {
+                let ids = quote_array(ids.iter().map(|id| Some(id.as_str())));
+                format!(" and {id}::text = any ({ids})")
+            });
+            format!("not ({begin}({xid}, {id}) <= {}{})", place(last), ids.unwrap_or_default())
+        }));
+        if left.is_empty() {
+            return String::new();
+        }
+        format!(
+            " and (not pg_visible_in_snapshot({xid}, '{target}'::pg_snapshot) or ({}))",
+            left.join(" and ")
+        )
     }
 
     /// Returns the query for the entities of the ledger that are not registered, found by stepping through the index.

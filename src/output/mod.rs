@@ -21,6 +21,7 @@ pub use backfills::{backfill_report, backfills, rehearsal};
 pub use errors::{error_in_full, errors, no_errors};
 pub use progress::{Watched, watch};
 
+use crate::admin::HealthReport;
 use crate::journal::{Health, registering};
 use crate::ledger::Writer;
 use crate::sync::{Ended, EntityReport, RunReport};
@@ -180,11 +181,11 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
         json_line(&run_json(report));
         return;
     }
-    let pending = pending(report);
+    let pending = pending_words(report);
     let counters = &report.counters;
     match report.run_id {
         Some(run_id) => line(format_args!(
-            "run {run_id} {}: {} rows read, {} uploaded, {} set aside, {} superseded, {pending} pending; {} requests",
+            "run {run_id} {}: {} rows read, {} uploaded, {} set aside, {} superseded, {pending}; {} requests",
             report.status.as_ref(),
             counters.rows_read,
             counters.rows_uploaded,
@@ -236,12 +237,38 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
     if let Some(problem) = &report.unregistered_unknown {
         line(problem);
     }
-    for entity_id in report.unregistered.iter().take(ENTITIES_SHOWN_MAX) {
+    unregistered(&report.unregistered, report.entities_left_out);
+}
+
+/// Prints the entities of the ledger that are not registered: those whose rows are pending, and the number of those
+/// that are left out on request.
+fn unregistered(pending: &[String], left_out: usize) {
+    for entity_id in pending.iter().take(ENTITIES_SHOWN_MAX) {
         line(format_args!(
             "unregistered: rows of `{entity_id}` are pending; hint: {}",
             registering(entity_id)
         ));
     }
+    if let Some(more) = pending.len().checked_sub(ENTITIES_SHOWN_MAX).filter(|more| *more > 0) {
+        line(format_args!(
+            "unregistered: rows of {} are pending; hint: elven-sync errors list --kind unregistered_entity",
+            counted_noun(number(more), "more entity", "more entities")
+        ));
+    }
+    if left_out > 0 {
+        line(format_args!(
+            "left out: the rows of {}, because of [ledger] ignore_unregistered",
+            counted_noun(
+                number(left_out),
+                "entity that is not registered",
+                "entities that are not registered"
+            )
+        ));
+    }
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// Prints why entities failed, each on a line.
@@ -258,6 +285,19 @@ fn failures(report: &RunReport) {
 /// The number of pending rows, of the entities whose rows the database can count.
 fn pending(report: &RunReport) -> i64 {
     report.entities.iter().filter_map(|entity| entity.rows_pending).sum()
+}
+
+/// What is pending, in words: the rows that were counted, and the entities that are not registered, whose rows are not
+/// counted.
+fn pending_words(report: &RunReport) -> String {
+    let pending = pending(report);
+    match report.unregistered.len() {
+        0 => format!("{pending} pending"),
+        entities => format!(
+            "{pending} pending and those of {}",
+            counted_noun(number(entities), "unregistered entity", "unregistered entities")
+        ),
+    }
 }
 
 /// A number of rows; a question mark where the database cannot count them.
@@ -282,6 +322,7 @@ fn run_json(report: &RunReport) -> serde_json::Value {
         "entities": report.entities,
         "unregistered_entities": report.unregistered,
         "unregistered_unknown": report.unregistered_unknown,
+        "entities_left_out": report.entities_left_out,
         "notes": report.notes,
     })
 }
@@ -325,16 +366,42 @@ pub fn confirm(question: &str) -> std::io::Result<bool> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
-/// Prints `status`: the rows of `sync_health`, and the oldest open transaction that has written to the ledger.
-pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool) {
+/// Prints `status`: the rows of `sync_health`, the entities that are not registered, and the oldest open transaction
+/// that has written to the ledger.
+pub fn health(report: &HealthReport, as_json: bool) {
+    let HealthReport {
+        entities,
+        unregistered: pending,
+        unregistered_unknown,
+        entities_left_out,
+        oldest_writer,
+    } = report;
     if as_json {
-        json_line(&json!({ "entities": entities, "oldest_writer": oldest_writer }));
+        json_line(&json!({
+            "entities": entities,
+            "unregistered_entities": pending,
+            "unregistered_unknown": unregistered_unknown,
+            "entities_left_out": entities_left_out,
+            "oldest_writer": oldest_writer,
+        }));
         return;
     }
     if entities.is_empty() {
         line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
-        return;
+    } else {
+        health_of_entities(entities);
     }
+    if let Some(problem) = unregistered_unknown {
+        line(problem);
+    }
+    unregistered(pending, *entities_left_out);
+    if let Some(writer) = oldest_writer {
+        line(format_args!("{}; its rows are uploaded after it commits", describe(writer)));
+    }
+}
+
+/// Prints the rows of `sync_health`.
+fn health_of_entities(entities: &[Health]) {
     let when = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), when);
     let header =
         ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
@@ -365,9 +432,6 @@ pub fn health(entities: &[Health], oldest_writer: Option<&Writer>, as_json: bool
                 quoted_option("--entity", &entity.entity_id)
             ));
         }
-    }
-    if let Some(writer) = oldest_writer {
-        line(format_args!("{}; its rows are uploaded after it commits", describe(writer)));
     }
 }
 

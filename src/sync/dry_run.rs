@@ -187,9 +187,16 @@ impl Worker {
         let unregistered =
             if only.is_empty() { self.unregistered(&lanes).await? } else { Unregistered::default() };
         let status = unregistered.status(&entities, false);
-        let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
-        let (run_id, notes) = (None, Vec::new());
-        Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
+        Ok(RunReport {
+            run_id: None,
+            status,
+            counters,
+            entities,
+            entities_left_out: unregistered.left_out.len(),
+            unregistered: unregistered.entity_ids,
+            unregistered_unknown: unregistered.unknown,
+            notes: Vec::new(),
+        })
     }
 
     /// Returns the time zone of an entity, or why a run would not work on it.

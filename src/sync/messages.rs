@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::batch::Batch;
 use crate::elven::ResponseClass;
-use crate::journal::{Kind, Problem, WorkKind};
+use crate::journal::{Blocker, Kind, Problem, WorkKind};
 use crate::text::{quoted_argument, quoted_option};
 use crate::watermark::LedgerId;
 
@@ -39,6 +39,23 @@ pub(super) fn cut_off() -> OutcomeMessage {
         code: None,
         of_row: String::new(),
     }
+}
+
+/// The message for a lane whose rows other sessions have locked; they may be unknown.
+pub(super) fn locked(entity_id: &str, blockers: &[Blocker]) -> String {
+    let who = match blockers {
+        [] => String::new(),
+        [one] => format!(" ({})", one.identity()),
+        [first, others @ ..] => format!(" ({}) and {} more", first.identity(), others.len()),
+    };
+    let ending = blockers.first().and_then(Blocker::ending).unwrap_or_else(|| {
+        "select pid, usename, application_name, xact_start from pg_stat_activity order by xact_start"
+            .to_owned()
+    });
+    format!(
+        "rows of entity `{entity_id}` in the schema elven_sync are locked by another session{who}, so nothing can be \
+         recorded for the entity; hint: {ending}"
+    )
 }
 
 /// The message for a pass or a backfill with a gap between two batches.

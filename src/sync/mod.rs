@@ -17,7 +17,7 @@ pub(crate) mod lane_worker;
 mod log;
 mod lone_batch;
 mod messages;
-mod pending;
+pub(crate) mod pending;
 mod progress;
 mod proving;
 mod remedies;

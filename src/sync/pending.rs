@@ -4,35 +4,34 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::Unregistered;
 use super::watermark_check;
-use super::worker::progress;
 use super::{EntityReport, RowsDone, RunError, Worker};
-use crate::journal::{Entity, Lane};
-use crate::ledger::Unreadable;
+use crate::journal::{Lane, Registration};
+use crate::ledger::{Ledger, Unreadable};
 
 impl Worker {
-    /// Looks for the entities of the ledger that are not registered. Returns none under a mapping that every watermark
-    /// refuses, because its entity ids may be anything.
+    /// Looks for the entities of the ledger that are not registered.
     pub(super) async fn unregistered(
         &self,
         lanes: &BTreeMap<String, Lane>,
     ) -> Result<Unregistered, RunError> {
-        if self.ledger.mapping().entity.is_none() && !watermark_check::is_accepted(&self.ledger, lanes) {
-            return Ok(Unregistered::default());
+        let Registration { registered, open } = self.journal.registration().await?;
+        let ignored = self.settings.ledger.ignore_unregistered;
+        let found = unregistered(&self.ledger, lanes, &registered, ignored).await?;
+        Ok(Unregistered { open, ..found })
+    }
+
+    /// Records the entities of the ledger that are not registered. Nothing is recorded if they are not known.
+    pub(super) async fn note_unregistered(
+        &self,
+        run_id: i64,
+        unregistered: &Unregistered,
+    ) -> Result<(), RunError> {
+        if !unregistered.is_known {
+            return Ok(());
         }
-        let all = Entity::list(&self.database).await?;
-        let ids: Vec<String> = all.into_iter().map(|entity| entity.entity_id).collect();
-        match self.ledger.unregistered(&ids).await {
-            Ok(entity_ids) => Ok(Unregistered { entity_ids, unknown: None }),
-            // The registered entities are not affected.
-            Err(problem) if problem.is_about_rows() => {
-                let unknown = format!(
-                    "entities that are not registered could not be looked for: {}",
-                    problem.in_words()
-                );
-                Ok(Unregistered { entity_ids: Vec::new(), unknown: Some(unknown) })
-            }
-            Err(problem) => Err(problem.into()),
-        }
+        let ignored = self.settings.ledger.ignore_unregistered;
+        let entity_ids = if ignored { &unregistered.left_out } else { &unregistered.entity_ids };
+        Ok(self.journal.note_unregistered(run_id, (entity_ids, &unregistered.open), ignored).await?)
     }
 
     /// Counts the pending rows, and records the numbers for dashboards. For idle entities the probe has done that.
@@ -48,7 +47,8 @@ impl Worker {
             return Ok(());
         }
         let lanes = watermark_check::readable(&self.ledger, self.journal.lanes(&ids, &self.mapping).await?);
-        let (pending, unreadable) = self.ledger.pending(&progress(&lanes)).await?;
+        let counted_at = lanes.values().filter_map(|lane| lane.read_at).min();
+        let (pending, unreadable) = self.ledger.pending(&self.journal.progress(&lanes).await?).await?;
         // Rows cannot be counted under a mapping that is refused.
         let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
         for report in reports.iter_mut().filter(|report| !idle_ids.contains(&report.entity_id)) {
@@ -59,8 +59,32 @@ impl Worker {
         for Unreadable { entity_id, message } in unreadable.values().filter(|u| !has_failed(&u.entity_id)) {
             tracing::warn!(entity_id, "the pending rows could not be counted: {message}");
         }
-        self.journal.note_pending(&pending).await?;
+        self.journal.note_pending(&pending, counted_at).await?;
         Ok(())
+    }
+}
+
+/// Looks for the entities of the ledger that are not among the registered ones. Returns none under a mapping that every
+/// watermark refuses, because its entity ids may be anything. `ignored`: they are left out on request.
+pub(crate) async fn unregistered(
+    ledger: &Ledger,
+    lanes: &BTreeMap<String, Lane>,
+    registered: &[String],
+    ignored: bool,
+) -> Result<Unregistered, RunError> {
+    if ledger.mapping().entity.is_none() && !watermark_check::is_accepted(ledger, lanes) {
+        return Ok(Unregistered::default());
+    }
+    match ledger.unregistered(registered).await {
+        Ok(left_out) if ignored => Ok(Unregistered { is_known: true, left_out, ..Unregistered::default() }),
+        Ok(entity_ids) => Ok(Unregistered { is_known: true, entity_ids, ..Unregistered::default() }),
+        // The registered entities are not affected.
+        Err(problem) if problem.is_about_rows() => {
+            let unknown =
+                format!("entities that are not registered could not be looked for: {}", problem.in_words());
+            Ok(Unregistered { unknown: (!ignored).then_some(unknown), ..Unregistered::default() })
+        }
+        Err(problem) => Err(problem.into()),
     }
 }
 
@@ -96,7 +120,7 @@ impl Worker {
         let done: BTreeMap<String, i64> =
             self.progress.lock().iter().map(|(id, entity)| (id.clone(), entity.rows_done)).collect();
         let lanes = self.journal.lanes(entity_ids, &self.mapping).await?;
-        for (entity_id, rows) in self.ledger.rows_pending(&progress(&lanes)).await? {
+        for (entity_id, rows) in self.ledger.rows_pending(&self.journal.progress(&lanes).await?).await? {
             let done = done.get(&entity_id).copied().unwrap_or(0);
             self.progress.change(&entity_id, |entity| entity.rows_total = Some(done + rows));
         }

@@ -116,15 +116,25 @@ pub struct RunReport {
     pub unregistered: Vec<String>,
     /// Why unregistered entities could not be looked for, if that failed.
     pub unregistered_unknown: Option<String>,
+    /// The number of entities of the ledger that are not registered and are left out on request.
+    pub entities_left_out: usize,
     /// Notes for the operator, in sentences.
     pub notes: Vec<String>,
 }
 
 /// Entities of the ledger that are not registered, and why they could not be looked for, if that failed.
 #[derive(Debug, Default)]
-pub(super) struct Unregistered {
+pub(crate) struct Unregistered {
+    /// They were looked for, so that the list is complete.
+    pub is_known: bool,
+    /// The entities whose rows are pending.
     pub entity_ids: Vec<String>,
+    /// Why they could not be looked for.
     pub unknown: Option<String>,
+    /// The entities that are left out on request.
+    pub left_out: Vec<String>,
+    /// The entities that have an open error in the journal.
+    pub open: Vec<String>,
 }
 
 impl Unregistered {

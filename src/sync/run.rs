@@ -12,7 +12,7 @@ use super::report::Unregistered;
 use super::worker::{Unusable, progress, warn_of};
 use super::{EntityReport, RunError, RunReport, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{BegunRun, Entity, JournalError, Kind, Problem, RunStatus, refuse_standby};
+use crate::journal::{BegunRun, Entity, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
 use crate::ledger::Unreadable;
 
 impl Worker {
@@ -73,9 +73,16 @@ impl Worker {
         let finished = around(Step::FinishRun, finished).await;
         let counters = finished.inspect_err(|_| log::failures_without_summary(&entities))?;
         log::run_finished(status, &counters, since);
-        let Unregistered { entity_ids: unregistered, unknown: unregistered_unknown } = unregistered;
-        let run_id = Some(run_id);
-        Ok(RunReport { run_id, status, counters, entities, unregistered, unregistered_unknown, notes })
+        Ok(RunReport {
+            run_id: Some(run_id),
+            status,
+            counters,
+            entities,
+            entities_left_out: unregistered.left_out.len(),
+            unregistered: unregistered.entity_ids,
+            unregistered_unknown: unregistered.unknown,
+            notes,
+        })
     }
 
     /// Tells each session which body size the API refused recently as too large.
@@ -115,9 +122,7 @@ impl Worker {
             .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)));
         // An entity that is unusable for another reason reports that reason.
         let unreadable = unreadable.filter(|(id, _)| unusable.iter().all(|(unusable, _)| unusable != id));
-        for (entity_id, problem) in unreadable.chain(unusable.iter().cloned()) {
-            reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
-        }
+        let failing = self.fail_lanes(run_id, unreadable.chain(unusable.iter().cloned()).collect());
         let readable = targets.iter().filter(|target| !probed.unreadable.contains_key(&target.entity_id));
         let has_work = |entity_id: &str| {
             let open = lanes.get(entity_id).is_some_and(|lane| lane.open.is_some());
@@ -129,9 +134,11 @@ impl Worker {
             has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &probed).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id.clone()).collect();
-        if !idle.is_empty() {
+        let seen_idle: Vec<(&str, &Lane)> =
+            idle.iter().filter_map(|id| Some((id.as_str(), lanes.get(id)?))).collect();
+        if !seen_idle.is_empty() {
             // Recorded now, because it is true now: the other entities may take hours.
-            self.journal.found_idle(&idle, &self.mapping).await?;
+            self.journal.found_idle(&seen_idle, &self.mapping).await?;
         }
         self.recall_sizes(&busy).await?;
         self.warn_of_shared_keys(targets, &busy).await?;
@@ -144,14 +151,16 @@ impl Worker {
             worked
         });
         let busy_ids: Vec<String> = busy.iter().map(|target| target.entity_id.clone()).collect();
-        self.counted_meanwhile(&busy_ids, collect(worked, reports)).await?;
+        // At the same time, because no lane may wait for the problems of others.
+        let working = self.counted_meanwhile(&busy_ids, collect(worked, reports));
+        let (failed, worked) = join(failing, working).await;
+        reports.extend(failed?);
+        worked?;
         reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(reports, &idle).await?;
         let unregistered =
             if whole_ledger { self.unregistered(&lanes).await? } else { Unregistered::default() };
-        if !unregistered.entity_ids.is_empty() {
-            self.journal.note_unregistered(run_id, &unregistered.entity_ids).await?;
-        }
+        self.note_unregistered(run_id, &unregistered).await?;
         reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
         Ok(unregistered)
     }

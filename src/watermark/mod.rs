@@ -10,5 +10,5 @@ mod segments;
 mod snapshot;
 
 pub use cursor::{At, Cursor, LedgerId, Order};
-pub use segments::{Segment, segments, segments_between};
+pub use segments::{RUNNING_MAX, Segment, around_running, segments, segments_between};
 pub use snapshot::{NotASnapshot, Snapshot, Xid};

@@ -38,6 +38,29 @@ pub fn segments(settled: Option<&Snapshot>, target: &Snapshot) -> Vec<Segment> {
     segments
 }
 
+/// How many running transactions segments are split at: the oldest, since a long load is among them.
+pub const RUNNING_MAX: usize = 16;
+
+/// Splits segments at transactions that were running when `target` was taken. A scan of an index passes over each row
+/// that such a transaction has written, and an open bulk load may have written millions.
+pub fn around_running(segments: Vec<Segment>, target: &Snapshot) -> Vec<Segment> {
+    let mut rest = segments;
+    for &running in target.running().iter().take(RUNNING_MAX) {
+        rest = rest
+            .into_iter()
+            .flat_map(|Segment { from, until }| {
+                if (from..until).contains(&running) {
+                    [Segment { from, until: running }, Segment { from: running + 1, until }]
+                } else {
+                    [Segment { from, until }, Segment { from: until, until }]
+                }
+            })
+            .filter(|segment| segment.from < segment.until)
+            .collect();
+    }
+    rest
+}
+
 /// Returns the [`segments`] that can contain rows after the cursor `after` and up to the cursor `until`.
 pub fn segments_between(
     settled: Option<&Snapshot>,
@@ -78,6 +101,16 @@ mod tests {
         assert_eq!(segments(Some(&target), &target), []);
     }
 
+    #[test]
+    fn segments_leave_out_transactions_that_were_running() {
+        let (settled, target) = (snapshot("5:10:5"), snapshot("10:20:10,14,15,19"));
+        let split = around_running(segments(Some(&settled), &target), &target);
+        assert_eq!(
+            split,
+            [Segment { from: 5, until: 6 }, Segment { from: 11, until: 14 }, Segment { from: 16, until: 19 }]
+        );
+    }
+
     fn snapshots() -> impl Strategy<Value = Snapshot> {
         (1u64..40, prop::collection::btree_set(0u64..40, 0..8)).prop_map(|(xmax, running)| {
             let running: Vec<String> =
@@ -88,6 +121,22 @@ mod tests {
     }
 
     proptest! {
+        /// Splitting leaves out nothing that the target contains.
+        #[test]
+        fn segments_around_running_transactions_are_the_same_set(
+            settled in prop::option::of(snapshots()),
+            target in snapshots(),
+        ) {
+            let contains_settled = |xid| settled.as_ref().is_some_and(|s| s.contains(xid));
+            prop_assume!((0..64).all(|xid| !contains_settled(xid) || target.contains(xid)));
+            let set = |segments: &[Segment]| -> Vec<Xid> {
+                segments.iter().flat_map(|s| s.from..s.until).filter(|xid| target.contains(*xid)).collect()
+            };
+            let whole = segments(settled.as_ref(), &target);
+            let split = around_running(whole.clone(), &target);
+            prop_assert_eq!(set(&split), set(&whole));
+        }
+
         /// For any two snapshots: the segments, without the transactions that the target does not contain, are the
         /// set "in target and not in settled", each transaction once and in order.
         #[test]

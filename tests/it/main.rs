@@ -32,6 +32,7 @@ mod hints;
 mod hostile;
 mod invalid_start;
 mod keys;
+mod lanes;
 mod layers;
 mod ledgers;
 mod logs;

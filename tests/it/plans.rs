@@ -296,3 +296,112 @@ async fn resuming_and_closing_costs_the_same_however_many_batches_are_done(pool:
         );
     }
 }
+
+/// A bulk load that is open for long: its rows are not visible, and no statement of a run passes over them.
+#[sqlx::test(migrations = false)]
+async fn rows_of_an_open_bulk_load_are_not_read(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    for entity_id in ["acme", "beta"] {
+        scene.entity(entity_id, "UTC").await;
+        add_minutes(&scene, entity_id, 50).await;
+    }
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+    let mut load = PgConnection::connect(&scene.url).await.unwrap();
+    load.execute(
+        "begin;
+         insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+         select case n % 2 when 0 then 'acme' else 'beta' end, 'l' || n, 'BTC', '2024-01-01Z', n
+           from generate_series(1, 40000) n",
+    )
+    .await
+    .unwrap();
+    // With new rows, without new rows, and beside a run that was begun before the load.
+    for new_rows in [1, 0] {
+        if new_rows > 0 {
+            add_minutes(&scene, "acme", new_rows).await;
+        }
+        forget(&mut scene).await;
+        assert_eq!(scene.run().await.counters.rows_uploaded, i64::from(new_rows));
+        let Reads { scanned, entries, .. } = reads(&scene).await;
+        assert!(
+            scanned == 0 && entries < 300,
+            "{scanned} rows scanned, {entries} entries read beside an open load of 40,000 rows, {new_rows} new"
+        );
+        forget(&mut scene).await;
+        output_of(&scene, 0, &["status"]).await;
+        let entries = reads(&scene).await.entries;
+        assert!(entries < 300, "status: {entries} entries read beside an open load of 40,000 rows");
+    }
+    load.execute("commit").await.unwrap();
+    load.close().await.unwrap();
+    assert_eq!(scene.run().await.counters.rows_uploaded, 40_000);
+}
+
+/// All accounts are captured at one instant, more of them than the connector keeps in memory. Each row is read a
+/// bounded number of times, also where each account has two rows.
+#[sqlx::test(migrations = false)]
+async fn backfill_of_one_instant_reads_each_row_a_bounded_number_of_times(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "10m");
+    let output = scene.output(&["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    assert!(output.status.success());
+    scene
+        .sql(
+            "alter table ledger.balance_snapshots disable trigger stamp_change_xid;
+             insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 110000) n;
+             insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', 'a' || n % 105000, 'BTC', '2024-02-01Z', n from generate_series(1, 210000) n;
+             alter table ledger.balance_snapshots enable always trigger stamp_change_xid;
+             create index by_range on ledger.balance_snapshots (entity_id, captured_at, id);",
+        )
+        .await;
+    scene.sql("vacuum analyze ledger.balance_snapshots").await;
+    for (month, rows, uploaded, most) in
+        [("01", 110_000, 110_000, 3 * 110_000), ("02", 210_000, 105_000, 6 * 210_000)]
+    {
+        forget(&mut scene).await;
+        let (from, to) = (format!("2024-{month}-01"), format!("2024-{month}-02"));
+        let text = output_of(&scene, 0, &["backfill", "--from", &from, "--to", &to, "--dry-run"]).await;
+        assert!(text.contains(&uploaded.to_string()), "{text}");
+        let Reads { scanned, entries, .. } = reads(&scene).await;
+        assert!(
+            scanned <= 700_000 && entries <= most,
+            "{scanned} rows scanned and {entries} entries read for {rows} rows of one instant"
+        );
+    }
+}
+
+/// Each resolved error is read a few times, however many are deleted.
+#[sqlx::test(migrations = false)]
+async fn prune_reads_each_record_a_bounded_number_of_times(pool: PgPool) {
+    const ERRORS: i64 = 30_000;
+    let mut scene = TestEnv::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    scene
+        .sql(
+            "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, status, finished_at)
+             values ('w', 'v', 't', '2024-01-01Z', 'succeeded', '2024-01-01Z');
+             insert into elven_sync.sync_errors (entity_id, kind, ledger_id, message, resolved_at, resolution)
+             select 'acme', 'invalid_row', n, 'm', '2024-01-01Z', 'r' from generate_series(1, 30000) n;
+             insert into elven_sync.sync_batches
+                    (run_id, entity_id, last_xid, last_id, row_ids, rows_read, row_count, body_bytes, body_sha256,
+                     status, finished_at)
+             select 1, 'acme', '5'::xid8, n, '', 1, 1, 1, '', 'accepted', '2024-01-01Z'
+               from generate_series(1, 30000) n;
+             analyze",
+        )
+        .await;
+    forget(&mut scene).await;
+    output_of(&scene, 0, &["prune", "--older-than", "90d"]).await;
+    for table in ["elven_sync.sync_errors", "elven_sync.sync_batches"] {
+        let Reads { scanned, entries, .. } = reads_of(&scene, table).await;
+        assert!(
+            scanned + entries <= 8 * ERRORS,
+            "{table}: {scanned} rows scanned and {entries} entries read to delete {ERRORS}"
+        );
+    }
+    let left = "select concat_ws(' ', (select count(*) from elven_sync.sync_errors),
+                                 (select count(*) from elven_sync.sync_batches))";
+    assert_eq!(scene.text(left).await, "0 0");
+}

@@ -7,6 +7,8 @@
 mod fold;
 mod removal;
 
+pub use removal::PrunableErrors;
+
 use std::time::Duration;
 
 use super::{JournalError, SealState};
@@ -14,7 +16,7 @@ use crate::database::{Database, Transaction, Transient};
 use chrono::{DateTime, Utc};
 
 /// The maximum number of batches, passes, errors or runs that one transaction changes.
-const ROWS_PER_TRANSACTION: usize = 1000;
+pub const ROWS_PER_TRANSACTION: usize = 1000;
 /// The same, for SQL.
 const ROWS_MAX: i64 = 1000;
 /// How often, and with which pause, a locked lane is tried.
@@ -122,19 +124,32 @@ impl Pruner<'_> {
         Ok(None)
     }
 
-    /// Declares passes as pruned, so that their batches may be removed: finished passes of which no row is open. Never
-    /// the newest change of a watermark, because with it `entity rebind` tells an upgraded cluster from a restored
-    /// dump.
-    pub async fn declare(&self) -> Pruned {
+    /// Returns the passes that may be declared as pruned: finished passes of which no row is open. Never the newest
+    /// change of a watermark, because with it `entity rebind` tells an upgraded cluster from a restored dump.
+    ///
+    /// They are listed once, and not again for each step. No open error is added to such a pass later.
+    pub async fn passes_through(&self) -> Result<Vec<i64>, JournalError> {
+        let listed = || {
+            sqlx::query_scalar!(
+                r#"select pass_id as "pass_id!" from elven_sync.passes_through($1, $2) pass_id order by pass_id"#,
+                self.entity_id,
+                self.before
+            )
+            .fetch_all(self.database)
+        };
+        Ok(self.database.retry(listed).await?)
+    }
+
+    /// Declares passes as pruned, so that their batches may be removed.
+    pub async fn declare(&self, pass_ids: &[i64]) -> Pruned {
         let declare = || async {
             let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let declared = sqlx::query!(
                 "update elven_sync.sync_passes
                     set kind = 'pruned', run_id = null, last_xid = null, last_id = null, written_by = pg_current_xact_id()
-                  where pass_id in (select pass_id from elven_sync.passes_through($1, $2) pass_id order by pass_id limit $3)",
+                  where pass_id = any ($2) and entity_id = $1 and kind = 'pass' and finished_at is not null",
                 self.entity_id,
-                self.before,
-                ROWS_MAX
+                pass_ids
             )
             .execute(&mut transaction)
             .await?

@@ -1,11 +1,21 @@
 //! Removes batches, passes that were given up, and errors.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use super::{PruneError, Pruned, Pruner, ROWS_MAX, ROWS_PER_TRANSACTION, finish};
+use super::{PruneError, Pruned, Pruner, ROWS_MAX, finish};
 use crate::batch::unpack_ids;
 use crate::database::Transaction;
 use crate::journal::JournalError;
+
+/// The position in the errors of an entity: each is read once.
+#[derive(Debug, Default)]
+pub struct PrunableErrors {
+    /// The last error that was read.
+    behind: i64,
+    /// The rows that the remaining batches set aside. `None`: not read yet.
+    kept: Option<Arc<HashSet<String>>>,
+}
 
 impl Pruner<'_> {
     /// Removes a limited number of batches of passes, the newest of a pass first: parts are newer than their parents.
@@ -25,20 +35,26 @@ impl Pruner<'_> {
         self.database.retry(remove).await
     }
 
-    /// Removes a limited number of batches of retries and of ended backfills.
-    pub async fn remove_loose_batches(&self) -> Pruned {
-        let remove = || async {
-            let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
-            let batch_ids = sqlx::query_scalar!(
+    /// Returns the batches of retries and of ended backfills that may be removed, the newest first: parts are newer
+    /// than their parents. They are listed once, and not again for each step.
+    pub async fn loose_batches(&self) -> Result<Vec<i64>, JournalError> {
+        let listed = || {
+            sqlx::query_scalar!(
                 r#"select batch_id as "batch_id!" from elven_sync.batches_loose($1, $2) batch_id
-                    order by batch_id desc limit $3"#,
+                    order by batch_id desc"#,
                 self.entity_id,
-                self.before,
-                ROWS_MAX
+                self.before
             )
-            .fetch_all(&mut transaction)
-            .await?;
-            self.remove(transaction, &batch_ids).await
+            .fetch_all(self.database)
+        };
+        Ok(self.database.retry(listed).await?)
+    }
+
+    /// Removes some of the batches of retries and of ended backfills.
+    pub async fn remove_loose_batches(&self, batch_ids: &[i64]) -> Pruned {
+        let remove = || async {
+            let Some(transaction) = self.locked().await? else { return Err(PruneError::Busy) };
+            self.remove(transaction, batch_ids).await
         };
         self.database.retry(remove).await
     }
@@ -109,26 +125,36 @@ impl Pruner<'_> {
         self.database.retry(remove).await
     }
 
-    /// Removes resolved errors whose batch is removed, except errors of rows that a remaining batch set aside: they
-    /// are part of its proof.
-    pub async fn remove_errors(&self) -> Pruned {
+    /// Removes the next resolved errors whose batch is removed, except errors of rows that a remaining batch set aside:
+    /// they are part of its proof. Returns how many were removed. `None`: there are no more.
+    pub async fn remove_errors(&self, at: &mut PrunableErrors) -> Result<Option<u64>, PruneError> {
+        let (behind, kept) = (at.behind, at.kept.take());
         let remove = || async {
             let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let errors = sqlx::query!(
                 "select error_id, ledger_id from elven_sync.sync_errors
-                  where entity_id = $1 and resolved_at < $2 and not dismissed and batch_id is null",
+                  where entity_id between $1 and $1 and error_id > $3
+                    and resolved_at is not null and resolved_at < $2 and not dismissed and batch_id is null
+                  order by entity_id, error_id limit $4",
                 self.entity_id,
-                self.before
+                self.before,
+                behind,
+                ROWS_MAX
             )
             .fetch_all(&mut transaction)
             .await?;
             let concerns_rows = errors.iter().any(|error| error.ledger_id.is_some());
-            let kept = if concerns_rows { self.set_aside(&mut transaction).await? } else { HashSet::new() };
+            let kept = match &kept {
+                // Rows that are set aside after this have newer errors.
+                None if concerns_rows => Some(self.set_aside(&mut transaction).await?),
+                kept => kept.clone(),
+            };
+            let is_kept = |id: &String| kept.as_ref().is_some_and(|kept| kept.contains(id));
+            let last = errors.last().map(|error| error.error_id);
             let error_ids: Vec<i64> = errors
                 .into_iter()
-                .filter(|error| error.ledger_id.as_ref().is_none_or(|id| !kept.contains(id)))
+                .filter(|error| !error.ledger_id.as_ref().is_some_and(is_kept))
                 .map(|error| error.error_id)
-                .take(ROWS_PER_TRANSACTION)
                 .collect();
             let removed =
                 sqlx::query!("delete from elven_sync.sync_errors where error_id = any ($1)", &error_ids)
@@ -137,13 +163,16 @@ impl Pruner<'_> {
                     .rows_affected();
             self.count(&mut transaction, 0, removed).await?;
             finish(transaction, removed).await?;
-            Ok(removed)
+            Ok((removed, last, kept))
         };
-        self.database.retry(remove).await
+        let (removed, last, kept) = self.database.retry(remove).await?;
+        let Some(last) = last else { return Ok(None) };
+        *at = PrunableErrors { behind: last, kept };
+        Ok(Some(removed))
     }
 
     /// Returns the rows that the remaining batches set aside.
-    async fn set_aside(&self, transaction: &mut Transaction) -> Result<HashSet<String>, JournalError> {
+    async fn set_aside(&self, transaction: &mut Transaction) -> Result<Arc<HashSet<String>>, JournalError> {
         let batches = sqlx::query!(
             "select rejected_ids, row_ids from elven_sync.sync_batches where entity_id = $1 and rows_rejected > 0",
             self.entity_id
@@ -151,6 +180,7 @@ impl Pruner<'_> {
         .fetch_all(transaction)
         .await?;
         let lists = batches.into_iter().map(|batch| batch.rejected_ids.unwrap_or(batch.row_ids));
-        Ok(lists.filter_map(|ids| unpack_ids(&ids)).flatten().map(|id| id.to_string()).collect())
+        let ids = lists.filter_map(|ids| unpack_ids(&ids)).flatten().map(|id| id.to_string());
+        Ok(Arc::new(ids.collect()))
     }
 }

@@ -164,12 +164,8 @@ impl Writer {
                 if locked_since.elapsed() < self.database.reconnect_timeout() {
                     locked.push(request);
                 } else {
-                    let problem = format!(
-                        "the row of entity {} in elven_sync.sync_state is locked by another transaction",
-                        request.entity_id()
-                    );
-                    let problem = std::io::Error::new(std::io::ErrorKind::TimedOut, problem);
-                    request.reply_with(Err(sqlx::Error::Io(problem).into()));
+                    let entity_id = request.entity_id().to_owned();
+                    request.reply_with(Err(JournalError::Locked(entity_id)));
                 }
                 continue;
             };

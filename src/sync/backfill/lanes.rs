@@ -18,6 +18,14 @@ use crate::watermark::Cursor;
 use std::sync::Arc;
 use tracing::Instrument;
 
+/// The outcome of the attempt to take the lease of an entity for a slice.
+enum SliceLease {
+    /// The permit of the lane, the lease, and the state of the lane when the lease was taken.
+    Taken(LanePermit, Lease, Box<Lane>),
+    /// The lease was not taken: a signal came, the backfill was cancelled, or other sessions have locked rows.
+    Left(Ended),
+}
+
 impl Worker {
     /// Works on all lanes. The concurrency limits decide how many work at once.
     pub(super) async fn backfill_lanes(
@@ -61,8 +69,9 @@ impl Worker {
         let mut lease_before = None;
         let start = self.invalid_start(entity_id);
         loop {
-            let Some((permit, lease, mut state)) = self.take_slice(run_id, backfill_id, target).await? else {
-                return Ok(EntityReport { ended: Ended::Stopped, ..report });
+            let (permit, lease, mut state) = match self.take_slice(run_id, backfill_id, target).await? {
+                SliceLease::Taken(permit, lease, state) => (permit, lease, state),
+                SliceLease::Left(ended) => return Ok(EntityReport { ended, ..report }),
             };
             let position = self.journal.backfill_position(backfill_id, run_id, entity_id).await?;
             let taken = (permit, lease, &*state);
@@ -97,28 +106,36 @@ impl Worker {
     }
 
     /// Takes a permit and the lease of an entity for a slice. Waits, without the permit, while another worker has the
-    /// lease. `None`: a signal came, or the backfill was cancelled.
+    /// lease.
     async fn take_slice(
         &self,
         run_id: i64,
         backfill_id: i64,
         target: &Target,
-    ) -> Result<Option<(LanePermit, Lease, Box<Lane>)>, RunError> {
+    ) -> Result<SliceLease, RunError> {
         let entity_id = &target.entity_id;
+        let mut wait = self.lease_wait();
         loop {
-            let Some(permit) = self.lane_permit(&target.session).await else { return Ok(None) };
+            let Some(permit) = self.lane_permit(&target.session).await else { return Ok(SliceLease::Left(Ended::Stopped)) };
             before(Step::TakeLease);
-            let taken = self.journal.take_for_backfill(entity_id).await?;
-            if let Take::Taken(lease, lane) = taken {
-                after(Step::TakeLease);
-                tracing::info!(lease_epoch = lease.epoch, "lease taken");
-                return Ok(Some((permit, lease, lane)));
-            }
+            match self.journal.take_for_backfill(entity_id).await? {
+                Take::Taken(lease, lane) => {
+                    after(Step::TakeLease);
+                    tracing::info!(lease_epoch = lease.epoch, "lease taken");
+                    return Ok(SliceLease::Taken(permit, lease, lane));
+                }
+                Take::Held { seen, holder } => wait.should_keep_waiting(&seen, holder),
+            };
             drop(permit);
+            if wait.is_locked()
+                && let Some(ended) = self.fail_locked(run_id, entity_id, true).await?
+            {
+                return Ok(SliceLease::Left(ended));
+            }
             if self.journal.backfill_position(backfill_id, run_id, entity_id).await?
                 == BackfillPosition::Ended
             {
-                return Ok(None);
+                return Ok(SliceLease::Left(Ended::Stopped));
             }
             tokio::time::sleep(LEASE_POLL).await;
         }

@@ -5,6 +5,7 @@ pub(super) mod superseding;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::join;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -206,10 +207,11 @@ impl Worker {
         let (mut notes, mut reports) = (Vec::new(), Vec::new());
         let work = async {
             notes = self.compare_rules(run_id, targets).await;
-            for (entity_id, problem) in unusable {
-                reports.push(self.fail_lane(run_id, &entity_id, problem).await?);
-            }
-            self.backfill_lanes((run_id, backfill_id), left, targets, &mut reports).await?;
+            let failed = self.fail_lanes(run_id, unusable);
+            let worked = self.backfill_lanes((run_id, backfill_id), left, targets, &mut reports);
+            let (failed, worked) = join(failed, worked).await;
+            reports.extend(failed?);
+            worked?;
             let is_reported: BTreeSet<String> =
                 reports.iter().map(|report| report.entity_id.clone()).collect();
             for lane in left.iter().filter(|lane| !is_reported.contains(&lane.range.entity_id)) {
@@ -316,6 +318,7 @@ impl Worker {
             entities,
             unregistered: Vec::new(),
             unregistered_unknown: None,
+            entities_left_out: 0,
             notes: Vec::new(),
         };
         Ok(BackfillReport { backfill, resumed, run })

@@ -9,15 +9,18 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::Mutex;
 
 use super::super::{RunError, Worker};
-use crate::align::{Clock, Zone};
+use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
 use crate::journal::Skipped;
 use crate::ledger::{Range, RangePages, Row, instant, instant_us};
 use crate::watermark::{Cursor, Order};
 
-/// The most rows to keep in memory while many batches are followed by the same rows, as when all accounts are captured
-/// at one instant. If there are more, they are read again for each batch.
+/// The most superseding rows to keep in memory while many batches are followed by the same rows, as when all accounts
+/// are captured at one instant.
 const ROWS_KEPT_MAX: usize = 100_000;
+
+/// The most keys for which superseding rows are kept at once. Batches beyond them read the rows behind them again.
+const KEYS_MAX: usize = 500_000;
 
 /// Finds the superseding rows for the batches of a range. It also looks beyond the end of the range, which may lie
 /// within a second, or within an hour that the time zone repeats.
@@ -29,11 +32,57 @@ pub(in crate::sync) struct SupersedingRows {
     skipped: OnceLock<Skipped>,
 }
 
-/// The rows after a batch up to an instant. Later batches that look up to the same instant use them, too.
+/// The rows after a batch up to an instant that can supersede one of the rows before them. Later batches that look up
+/// to the same instant use them, too.
 struct Behind {
     until: i64,
-    /// The rows by the hash of their key. `None`: there are too many.
-    rows: Option<HashMap<u64, Vec<Row>>>,
+    /// `None`: too many rows supersede the records of a single page, so each batch reads them again.
+    kept: Option<Kept>,
+}
+
+/// The rows that repeat a key, and the keys for which they are complete.
+#[derive(Debug, Default)]
+struct Kept {
+    /// The keys that occur, each with the number of the page in which it occurs first.
+    keys: HashMap<u64, usize>,
+    /// The rows whose key occurs before them, by the hash of their key. The first row of a key supersedes none.
+    rows: HashMap<u64, Vec<Row>>,
+    count: usize,
+    /// The number of pages of which all keys are known. `None`: all pages so far.
+    pages: Option<usize>,
+}
+
+impl Kept {
+    /// Returns whether all superseding rows of a batch are kept.
+    fn covers(&self, batch: &Batch) -> bool {
+        batch.keys.iter().all(|key| self.keys.contains_key(key))
+    }
+
+    /// Adds the next row, of a page with this number. Returns whether there is still room.
+    fn add(&mut self, page: usize, key: u64, row: &Row) -> bool {
+        if self.keys.contains_key(&key) {
+            self.rows.entry(key).or_default().push(row.clone());
+            self.count += 1;
+            return self.count <= ROWS_KEPT_MAX || self.shrink(page);
+        }
+        if self.pages.is_none() {
+            self.keys.insert(key, page);
+            if self.keys.len() >= KEYS_MAX {
+                self.pages = Some(page + 1);
+            }
+        }
+        true
+    }
+
+    /// Forgets the keys of the later half of the pages. Returns whether that makes room.
+    fn shrink(&mut self, page: usize) -> bool {
+        let pages = self.pages.unwrap_or(page + 1) / 2;
+        self.pages = Some(pages);
+        self.keys.retain(|_, first| *first < pages);
+        self.rows.retain(|key, _| self.keys.contains_key(key));
+        self.count = self.rows.values().map(Vec::len).sum();
+        pages > 0
+    }
 }
 
 impl SupersedingRows {
@@ -94,13 +143,16 @@ impl SupersedingRows {
     ) -> Result<Vec<Row>, RunError> {
         let mut behind = self.behind.lock().await;
         let after = waiting.back().map_or(batch.last.clone(), |row| row.cursor(Order::CapturedAt));
-        if behind.as_ref().is_none_or(|behind| behind.until != until) {
-            let rows = self.keep(waiting, self.pages(after.clone(), until), &batch.zone).await?;
-            *behind = Some(Behind { until, rows });
+        let serves = |behind: &Behind| {
+            behind.until == until && behind.kept.as_ref().is_none_or(|kept| kept.covers(batch))
+        };
+        if !behind.as_ref().is_some_and(serves) {
+            let kept = self.keep(batch, waiting, self.pages(after.clone(), until)).await?;
+            *behind = Some(Behind { until, kept });
         }
-        if let Some(Behind { rows: Some(rows), .. }) = behind.as_ref() {
-            let same_key = batch.keys.iter().filter_map(|key| rows.get(key)).flatten();
-            // Some waiting rows may not be in `rows`: they were in a larger batch, which was cut again.
+        if let Some(Behind { kept: Some(kept), .. }) = behind.as_ref() {
+            let same_key = batch.keys.iter().filter_map(|key| kept.rows.get(key)).flatten();
+            // Some waiting rows may not be kept: they were in a larger batch, which was cut again.
             return Ok(superseding(batch, same_key.chain(waiting)));
         }
         let mut rivals = superseding(batch, waiting.iter());
@@ -116,28 +168,26 @@ impl SupersedingRows {
         self.worker.ledger.range(behind, Some(after), None, self.worker.page_rows())
     }
 
-    /// Reads rows, and groups them by key. `None`: there are too many to keep.
+    /// Reads the rows behind a batch once, and keeps those whose key occurs before them. `None`: there are too many.
     async fn keep(
         &self,
+        batch: &Batch,
         waiting: &VecDeque<Row>,
         mut pages: RangePages,
-        zone: &Zone,
-    ) -> Result<Option<HashMap<u64, Vec<Row>>>, RunError> {
-        let mut clock = Clock::of(zone);
-        let mut kept: HashMap<u64, Vec<Row>> = HashMap::new();
-        let mut keep = |row: &Row| {
-            if let Some(key) = key_hash(row, &mut clock) {
-                kept.entry(key).or_default().push(row.clone());
-            }
-        };
-        waiting.iter().for_each(&mut keep);
-        let mut count = waiting.len();
+    ) -> Result<Option<Kept>, RunError> {
+        let mut clock = Clock::of(&batch.zone);
+        let mut kept = Kept { keys: batch.keys.iter().map(|key| (*key, 0)).collect(), ..Kept::default() };
+        let mut add =
+            |page: usize, row: &Row| key_hash(row, &mut clock).is_none_or(|key| kept.add(page, key, row));
+        if !waiting.iter().all(|row| add(0, row)) {
+            return Ok(None);
+        }
+        let mut page = 1;
         while let Some(rows) = pages.next_page().await? {
-            count += rows.len();
-            if count > ROWS_KEPT_MAX {
+            if !rows.iter().all(|row| add(page, row)) {
                 return Ok(None);
             }
-            rows.iter().for_each(&mut keep);
+            page += 1;
         }
         Ok(Some(kept))
     }

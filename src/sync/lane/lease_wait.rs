@@ -18,13 +18,16 @@ const BACKFILL_LEASES_MAX: u32 = 2;
 pub(crate) struct LeaseWait {
     begun: Instant,
     lease: Duration,
+    /// How long a row may be locked by a session that is no worker: `reconnect_timeout`.
+    locked_max: Duration,
     /// The state of the lease, its holder, and when this state was seen first.
     seen: Option<(String, Holder, Instant)>,
 }
 
 impl LeaseWait {
     /// Whether to look at the lease again. A lease that a run renews is not waited for. A backfill gives its lease up.
-    /// A lease that nobody renews is waited for until it expires, however long that takes.
+    /// A lease that nobody renews is waited for until it expires, however long that takes. A locked row is waited for
+    /// no longer than `reconnect_timeout`.
     pub(crate) fn should_keep_waiting(&mut self, seen: &str, holder: Holder) -> bool {
         let (is_same, is_another, since) = match &self.seen {
             Some((before, holder_before, since)) if before == seen => {
@@ -39,15 +42,25 @@ impl LeaseWait {
         match holder {
             Holder::Run => is_same || is_another,
             Holder::Backfill => is_early || since.elapsed() > self.lease,
-            // Only for a short time: the lease is being released or taken, or its row is locked.
-            Holder::Nobody => is_same || is_early,
+            // The lease is being released or taken, or its row is locked.
+            Holder::Nobody => (is_same || is_early) && since.elapsed() < self.locked_max,
         }
+    }
+
+    /// Returns whether the lease was free for all the time that it could not be taken: another session has locked its
+    /// row, e.g. with a forgotten `select ... for update`.
+    pub(crate) fn is_locked(&self) -> bool {
+        let is_locked = |(_, holder, since): &(_, Holder, Instant)| {
+            *holder == Holder::Nobody && since.elapsed() >= self.locked_max
+        };
+        self.seen.as_ref().is_some_and(is_locked)
     }
 }
 
 impl LaneWorker {
     pub(crate) fn lease_wait(&self) -> LeaseWait {
-        LeaseWait { begun: Instant::now(), lease: self.settings.sync.lease, seen: None }
+        let (lease, locked_max) = (self.settings.sync.lease, self.settings.database.reconnect_timeout);
+        LeaseWait { begun: Instant::now(), lease, locked_max, seen: None }
     }
 
     /// Waits for a moment before the next look at a lease. Asks a backfill to give its lease up.

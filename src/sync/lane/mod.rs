@@ -7,7 +7,6 @@ pub(super) mod lease_wait;
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use self::exit::LaneExit;
 use self::lane_run::LaneRun;
@@ -21,7 +20,7 @@ use super::log::lane_span;
 use super::messages;
 use super::{Ended, EntityReport, RunError};
 use crate::fault_point::{Step, after, around, before};
-use crate::journal::{JournalError, Lane, Lease, NewPass, OpenWork, Problem, Purpose, Take, WorkKind};
+use crate::journal::{JournalError, Kind, Lane, Lease, NewPass, OpenWork, Problem, Purpose, Take, WorkKind};
 use crate::ledger::{PassRead, ProbeResult};
 use crate::watermark::Snapshot;
 
@@ -62,10 +61,11 @@ impl LaneWorker {
             && self.check_watermark(&target.entity_id, seen, probe).is_ok();
         let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
-            let (permit, lease, lane, opened) = match self.take_lease(target, opening).await? {
-                LeaseAttempt::Taken(permit, lease, lane, opened) => (permit, lease, lane, opened),
-                LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
-            };
+            let (permit, lease, lane, opened) =
+                match self.take_lease(run_id, target, opening).await? {
+                    LeaseAttempt::Taken(permit, lease, lane, opened) => (permit, lease, lane, opened),
+                    LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
+                };
             let taken = (permit, lease, &*lane);
             let mut lane_run =
                 LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
@@ -86,23 +86,41 @@ impl LaneWorker {
         NewPass { run_id, seen, ledger_table: self.ledger.name(), relation, mapping: &self.mapping }
     }
 
-    /// Records a problem that keeps an entity from being worked on at all.
-    pub(in crate::sync) async fn fail_lane(
+    /// Records problems that keep entities from being worked on at all.
+    pub(in crate::sync) async fn fail_lanes(
+        &self,
+        run_id: i64,
+        problems: Vec<(String, Problem)>,
+    ) -> Result<Vec<EntityReport>, RunError> {
+        self.journal.lanes_failed(run_id, &problems).await?;
+        let failed = |(entity_id, problem): (String, Problem)| {
+            lane_span(&entity_id).in_scope(|| tracing::info!(kind = problem.kind.as_ref(), "lane failed"));
+            EntityReport::failed(&entity_id, problem.message)
+        };
+        Ok(problems.into_iter().map(failed).collect())
+    }
+
+    /// Returns the message about the sessions that have locked rows of an entity.
+    pub(crate) async fn locked_by(&self, run_id: i64, entity_id: &str) -> Result<String, JournalError> {
+        Ok(messages::locked(entity_id, &self.journal.blockers(entity_id, run_id).await?))
+    }
+
+    /// Records that the lane of an entity cannot go on because other sessions have locked its rows. `is_certain`: also
+    /// if no such session is found. Otherwise returns `None` then.
+    pub(in crate::sync) async fn fail_locked(
         &self,
         run_id: i64,
         entity_id: &str,
-        problem: Problem,
-    ) -> Result<EntityReport, RunError> {
-        let record = async {
-            let (taken, _) = self.journal.take_and_open(entity_id, None, Purpose::Run).await?;
-            if let Take::Taken(lease, _) = taken {
-                self.journal.lane_failed(&lease, run_id, &problem, None).await?;
-            }
-            tracing::info!(kind = problem.kind.as_ref(), "lane failed");
-            Ok::<_, JournalError>(())
-        };
-        record.instrument(lane_span(entity_id)).await?;
-        Ok(EntityReport::failed(entity_id, problem.message))
+        is_certain: bool,
+    ) -> Result<Option<Ended>, JournalError> {
+        let blockers = self.journal.blockers(entity_id, run_id).await?;
+        if blockers.is_empty() && !is_certain {
+            return Ok(None);
+        }
+        let problem = Problem::of_lane(Kind::Unavailable, messages::locked(entity_id, &blockers));
+        tracing::info!(kind = problem.kind.as_ref(), "lane failed");
+        self.journal.lanes_failed(run_id, &[(entity_id.to_owned(), problem.clone())]).await?;
+        Ok(Some(Ended::Failed(problem.message)))
     }
 
     /// Takes the lease of an entity and a permit for its lane.
@@ -112,6 +130,7 @@ impl LaneWorker {
     /// lane is delayed.
     async fn take_lease(
         &self,
+        run_id: i64,
         target: &Target,
         opening: Option<NewPass<'_>>,
     ) -> Result<LeaseAttempt, RunError> {
@@ -136,7 +155,13 @@ impl LaneWorker {
                     return Ok(LeaseAttempt::Taken(permit, lease, lane, opened));
                 }
                 Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
-                    return Ok(LeaseAttempt::Left(Ended::Held));
+                    drop(permit);
+                    let ended = if wait.is_locked() {
+                        self.fail_locked(run_id, entity_id, true).await?
+                    } else {
+                        None
+                    };
+                    return Ok(LeaseAttempt::Left(ended.unwrap_or(Ended::Held)));
                 }
                 Take::Held { holder, .. } => holder,
             };
@@ -199,6 +224,14 @@ impl LaneRun<'_> {
             Err(LaneExit::ShutdownDeadline) => return Ok(EntityReport { ended: Ended::Stopped, ..report }),
             Err(LaneExit::LeaseLost) => Err(JournalError::LeaseLost),
             Err(LaneExit::Infrastructure(problem)) => {
+                if let RunError::Journal(problem) = &problem
+                    && problem.may_be_locked()
+                    && let Some(ended) =
+                        worker.fail_locked(run_id, &lease.entity_id, problem.is_locked()).await?
+                {
+                    // To release the lease would wait for the same lock, so the lease expires.
+                    return Ok(EntityReport { ended, rows_pending: None, ..report });
+                }
                 // If the database is available again, another worker can continue. This run may still take long.
                 if let Err(release_problem) = journal.release(&lease).await {
                     tracing::warn!(

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use elven_sync::batch::Batch;
 use elven_sync::journal::{
-    Accepted, AttemptResult, Fence, Holder, JournalError, LaneStore, Lasts, Lease, NewPass, OpenWork, Opened,
-    Problem, Purpose, RecordedBatch, Reply, RetryAnswer, Side, Take, Taken, WriteRequest,
+    Accepted, AttemptResult, Blocker, Fence, Holder, JournalError, LaneStore, Lasts, Lease, NewPass,
+    OpenWork, Opened, Problem, Purpose, RecordedBatch, Reply, RetryAnswer, Side, Take, Taken, WriteRequest,
 };
 
 use self::tables::note_fence;
@@ -205,6 +205,21 @@ impl LaneStore for ModelJournal {
         };
         let name = format!("{} fails: {}", lease.entity_id, problem.message);
         async move { self.transaction(&name, fail).await }.boxed()
+    }
+
+    fn lanes_failed<'a>(&'a self, _: i64, problems: &'a [(String, Problem)]) -> Reply<'a, ()> {
+        let fail = move |_: &World, state: &mut State| {
+            for (entity_id, problem) in problems {
+                state.tables.lane(entity_id).last_error = Some(problem.message.clone());
+            }
+            Ok(())
+        };
+        async move { self.transaction("fail without leases", fail).await }.boxed()
+    }
+
+    /// No session but those of workers uses the model.
+    fn blockers<'a>(&'a self, _: &'a str, _: i64) -> Reply<'a, Vec<Blocker>> {
+        async { Ok(Vec::new()) }.boxed()
     }
 
     fn lane_succeeded<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()> {

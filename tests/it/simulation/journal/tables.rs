@@ -210,6 +210,8 @@ impl State {
         let now = Instant::now();
         let is_bound = row.settled.is_some() || row.open.is_some();
         Lane {
+            lease_epoch: 0,
+            read_at: None,
             settled: row.settled,
             open: row.open,
             cursor: row.cursor,
