@@ -101,6 +101,7 @@ impl Journal {
             WorkKind::Backfill(backfill_id) => {
                 self.recorded_in_backfill(backfill_id, &pass.lease.entity_id).await?
             }
+            WorkKind::Retry => Vec::new(),
         };
         Ok(rows.into_iter().map(BatchRow::into_recorded).collect::<Result<_, _>>()?)
     }

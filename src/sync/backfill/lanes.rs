@@ -1,18 +1,17 @@
 //! The lanes of a backfill, a slice at a time.
 
 use super::super::batcher::ReadSource;
-use super::super::concurrency::LanePermit;
 use super::super::delivery::{Delivery, DeliveryOptions};
 use super::super::lane::exit::LaneExit;
 use super::super::lane::lane_run::LaneRun;
-use super::super::lane::lease_wait::LEASE_POLL;
+use super::super::lane::lease_wait::{LEASE_POLL, LeaseAttempt, TakenLane};
 use super::super::lane_worker::Target;
 use super::super::log::lane_span;
 use super::super::run::collect;
 use super::super::{Ended, EntityReport, RunError, Worker};
 use super::superseding::SupersedingRows;
-use crate::fault_point::{Step, after, around, before};
-use crate::journal::{BackfillLane, BackfillPosition, Lane, Lease, OpenWork, Take, WorkKind};
+use crate::fault_point::{Step, around};
+use crate::journal::{BackfillLane, BackfillPosition, OpenWork, Purpose, WorkKind};
 use crate::ledger::Range;
 use crate::watermark::Cursor;
 use std::sync::Arc;
@@ -61,13 +60,11 @@ impl Worker {
         let mut lease_before = None;
         let start = self.invalid_start(entity_id);
         loop {
-            let Some((permit, lease, mut state)) = self.take_slice(run_id, backfill_id, entity_id).await?
-            else {
+            let Some(taken) = self.take_slice(run_id, backfill_id, entity_id).await? else {
                 return Ok(EntityReport { ended: Ended::Stopped, ..report });
             };
             let position = self.journal.backfill_position(backfill_id, run_id, entity_id).await?;
-            let taken = (permit, lease, &*state);
-            let mut held =
+            let (mut held, mut state, _) =
                 LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
             let fits = self.check_journal(entity_id, &state);
             let halted = match (position, fits) {
@@ -104,17 +101,13 @@ impl Worker {
         run_id: i64,
         backfill_id: i64,
         entity_id: &str,
-    ) -> Result<Option<(LanePermit, Lease, Box<Lane>)>, RunError> {
+    ) -> Result<Option<TakenLane>, RunError> {
         loop {
-            let Some(permit) = self.lane_permit().await else { return Ok(None) };
-            before(Step::TakeLease);
-            let taken = self.journal.take_for_backfill(entity_id).await?;
-            if let Take::Taken(lease, lane) = taken {
-                after(Step::TakeLease);
-                tracing::info!(lease_epoch = lease.epoch, "lease taken");
-                return Ok(Some((permit, lease, lane)));
+            match self.take_lease(entity_id, None, Purpose::Backfill).await? {
+                LeaseAttempt::Taken(taken) => return Ok(Some(taken)),
+                LeaseAttempt::Left(Ended::Held) => {}
+                LeaseAttempt::Left(_) => return Ok(None),
             }
-            drop(permit);
             if self.journal.backfill_position(backfill_id, run_id, entity_id).await?
                 == BackfillPosition::Ended
             {

@@ -136,7 +136,7 @@ impl Delivery {
     ) {
         let (records, body_bytes) = (batch.records.len(), batch.body.len());
         tracing::info!(http_status, records, body_bytes, "batch refused");
-        if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() {
+        if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() && !self.is_retry() {
             self.target.proving.begin(is_counted);
         }
     }
@@ -197,8 +197,11 @@ impl Delivery {
     async fn record_cut_off(&self, task: &BatchTask, begun: Instant, repeated: bool) -> LaneExit {
         let outcome = messages::cut_off();
         let result = attempt_result(&Answer::Lost(outcome.message.clone()), begun, repeated);
-        let recorded = self.record_answer(task, &outcome, result).await;
-        recorded.err().unwrap_or(LaneExit::ShutdownDeadline)
+        let recorded = async {
+            self.record_answer(task, &outcome, result).await?;
+            self.count_again(task, &outcome, result).await
+        };
+        recorded.await.err().unwrap_or(LaneExit::ShutdownDeadline)
     }
 
     /// Records that an announced batch is not sent because the lane stops. Returns why it stops.
@@ -213,7 +216,7 @@ impl Delivery {
 
     /// Records that a batch is accepted, and moves the cursor over all processed batches.
     async fn settle(&self, task: &BatchTask, result: AttemptResult) -> Result<(), LaneExit> {
-        before(Step::Settle);
+        self.steps_of_settling().for_each(before);
         let submitted = {
             let mut window = self.window.lock().await;
             let (advance, resolves) = (window.advance_after(task.root), self.has_set_aside());
@@ -232,7 +235,7 @@ impl Delivery {
             submitted
         };
         submitted.written().await?;
-        after(Step::Settle);
+        self.steps_of_settling().for_each(after);
         self.report(|report| report.count(&task.batch));
         let (records, body_bytes) = (task.batch.records.len(), task.batch.body.len());
         if records == 0 {
@@ -268,7 +271,11 @@ impl Delivery {
         result: AttemptResult,
         not_before: Option<Duration>,
     ) -> LaneExit {
-        if let Err(exit) = self.record_answer(task, &outcome, result).await {
+        let recorded = async {
+            self.record_answer(task, &outcome, result).await?;
+            self.count_again(task, &outcome, result).await
+        };
+        if let Err(exit) = recorded.await {
             return exit;
         }
         if outcome.status == "unknown"
@@ -279,8 +286,9 @@ impl Delivery {
         if let Some(pause) = not_before {
             self.session.pause(pause);
         }
-        let is_held =
-            outcome.status == "unknown" && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold;
+        let is_held = outcome.status == "unknown"
+            && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold
+            && !self.is_retry();
         let problem = if is_held {
             messages::held(task.batch_id, &self.pass.lease.entity_id)
         } else {

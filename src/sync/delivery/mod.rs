@@ -1,15 +1,18 @@
-//! Delivery: sends the batches of a pass or a backfill, several at once, until each row is accepted or set aside, or
-//! the lane stops.
+//! Delivery: sends the batches of a pass, a backfill or a retry, several at once, until each row is accepted or set
+//! aside, or the lane stops.
 
 mod attempts;
 mod batch_task;
 mod bisect;
 mod deliver;
 mod fencing;
+mod known_record;
 mod recovery;
+mod retrying;
 mod unanswered;
 mod unknown_outcome;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,21 +39,21 @@ use crate::align::Zone;
 use crate::batch::Batch;
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
-use crate::journal::{Kind, OpenWork, PendingWrite, Problem, WorkContext};
+use crate::journal::{Kind, OpenWork, PendingWrite, WorkContext};
 use crate::ledger::Pages;
 use crate::watermark::Cursor;
 
 /// The keys of a batch, and the result of its delivery.
 type Delivered = (Vec<u64>, Result<(), LaneExit>);
 
-/// The delivery of the batches of one pass, or of one slice of a backfill.
+/// The delivery of the batches of one pass, or of one slice of a backfill or a retry.
 pub(super) struct Delivery {
     worker: LaneWorker,
     run_id: i64,
     zone: Zone,
     session: Arc<ApiSession>,
     target: Target,
-    /// The pass or the backfill, under its lease.
+    /// The pass, the backfill or the retry, under its lease.
     pass: OpenWork,
     /// The batches after the cursor, and how far the cursor may move.
     window: tokio::sync::Mutex<InFlight>,
@@ -66,6 +69,8 @@ pub(super) struct Delivery {
     reading: Mutex<Option<OwnedSemaphorePermit>>,
     /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     rivals: Option<Arc<SupersedingRows>>,
+    /// In a retry: the kind of the open error of each row.
+    errors: Arc<BTreeMap<String, Kind>>,
     /// Checks whether the first rows that the lane reads are all invalid.
     start: Arc<InvalidStart>,
     /// Whether the lane ends with this pass: the entity is then recorded as up to date, and the lease is released.
@@ -88,6 +93,8 @@ pub(super) struct DeliveryOptions {
     pub reading: Option<OwnedSemaphorePermit>,
     /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     pub rivals: Option<Arc<SupersedingRows>>,
+    /// In a retry: the kind of the open error of each row.
+    pub errors: Arc<BTreeMap<String, Kind>>,
     /// Whether the lane ends with this pass.
     pub ends: bool,
 }
@@ -99,7 +106,7 @@ impl Delivery {
         cursor: Option<Cursor>,
         options: DeliveryOptions,
     ) -> Arc<Self> {
-        let DeliveryOptions { reading, rivals, ends } = options;
+        let DeliveryOptions { reading, rivals, errors, ends } = options;
         let window = InFlight::at(cursor);
         let at_once = lane_run.worker.settings.sync.requests_in_flight;
         lane_run.worker.progress.begin(&lane_run.target.entity_id);
@@ -117,6 +124,7 @@ impl Delivery {
             since: lane_run.since,
             reading: Mutex::new(reading),
             rivals,
+            errors,
             start: lane_run.start.clone(),
             ends,
             halted: watch::Sender::new(false),
@@ -189,7 +197,9 @@ impl Delivery {
                 rows.put_back(batch);
                 continue;
             }
-            before = Some(batch.last.clone());
+            if !self.is_retry() {
+                before = Some(batch.last.clone());
+            }
             let batch_keys = batch.keys.clone();
             match self.announce(batch).await {
                 Ok(announced) => {
@@ -226,7 +236,7 @@ impl Delivery {
             tokio::select! {
                 biased;
                 Some(done) = in_flight.join_next() => note_delivered(done, under_way, first_exit),
-                // A run waits for the lease of a backfill: batches that are not sent yet are withdrawn.
+                // A run waits for the lease: batches that are not sent yet are withdrawn.
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {
                     self.halted.send_replace(true);
                 }
@@ -258,8 +268,8 @@ impl Delivery {
         std::iter::once(Step::ClosePass).chain(ends.into_iter().flatten())
     }
 
-    /// Whether the lane has used its share, and yields between two batches.
-    fn has_had_its_share(&self) -> bool {
+    /// Whether the lane has used its share, and yields between two batches or two pages.
+    pub(super) fn has_had_its_share(&self) -> bool {
         let (is_wanted, lease) = (self.worker.limits.are_wanted(), self.worker.settings.sync.lease);
         yields(self.pass.work, self.since.elapsed(), is_wanted, lease)
     }
@@ -281,12 +291,17 @@ impl Delivery {
 
     /// Sends a batch once it is recorded.
     async fn deliver_new(&self, announced: QueuedBatch) -> Result<(), LaneExit> {
+        let root = announced.root;
+        self.deliver(self.announced(announced).await?).await?;
+        self.conclude(root).await
+    }
+
+    /// Waits until a batch is recorded.
+    async fn announced(&self, announced: QueuedBatch) -> Result<BatchTask, LaneExit> {
         let QueuedBatch { batch, permits, signed, root, submitted } = announced;
         let batch_id = submitted.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
         after(Step::Announce);
-        let task = BatchTask { permits: Some(permits), signed, ..BatchTask::new(batch_id, batch, root) };
-        self.deliver(task).await?;
-        self.conclude(root).await
+        Ok(BatchTask { permits: Some(permits), signed, ..BatchTask::new(batch_id, batch, root) })
     }
 
     async fn acquire_batch_permits(&self) -> Result<BatchPermits, LaneExit> {
@@ -298,8 +313,7 @@ impl Delivery {
     }
 
     fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, LaneExit> {
-        let signed = self.session.sign_import(corrected, batch.body.clone());
-        signed.map_err(|problem| LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())))
+        Ok(self.session.sign_import(corrected, batch.body.clone())?)
     }
 
     /// Waits for a future. Fails if the lane has to stop first.
