@@ -3,8 +3,8 @@
 use super::{JournalError, Lease};
 use crate::database::Transaction;
 
-/// Locks the lane of a lease until the transaction ends, if this worker still has the lease. Returns the number of lanes
-/// that were locked: 1 or 0.
+/// Locks the lane of a lease until the transaction ends, if this worker still has the lease. Returns the number of
+/// lanes that were locked: 1 or 0.
 ///
 /// A lease that expired and that no other worker took is renewed: the database may have been away, or the worker
 /// frozen. So requests after this check are sent under a lease, and a takeover waits from then.

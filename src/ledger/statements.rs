@@ -184,8 +184,8 @@ impl Table {
         )
     }
 
-    /// Returns the copy of the rows that may have the account, the currency and the wall-clock time of a record. `keys`:
-    /// account, currency and instant (in microseconds from 2000-01-01 UTC) of each record.
+    /// Returns the copy of the rows that may have the account, the currency and the wall-clock time of a record.
+    /// `keys`: account, currency and instant (in microseconds from 2000-01-01 UTC) of each record.
     ///
     /// The instants are joined to windows, so that each row is read once, however many records are near it.
     pub(super) fn around_sql(&self, entity_id: &str, keys: &[(&str, &str, i64)]) -> String {

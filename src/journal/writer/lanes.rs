@@ -107,8 +107,8 @@ impl LockedLane {
 }
 
 impl WorkPosition {
-    /// Checks that a request begins where the work is. Returns where the transaction moves the cursor. `moved_to`: where
-    /// earlier requests of the transaction move it.
+    /// Checks that a request begins where the work is. Returns where the transaction moves the cursor. `moved_to`:
+    /// where earlier requests of the transaction move it.
     fn moved_by(
         &mut self,
         request: &WriteRequest,

@@ -11,9 +11,9 @@ fn slice_max(lease: Duration) -> Duration {
     SLICE_MAX.min(lease / 3)
 }
 
-/// Whether a lane that has worked for this long yields between two batches. Backfills and retries work in slices. A pass
-/// yields only if another lane waits for its permit, and after the time between two renewals of a lease: much longer than it
-/// takes to release a lease and take it.
+/// Whether a lane that has worked for this long yields between two batches. Backfills and retries work in slices. A
+/// pass yields only if another lane waits for its permit, and after the time between two renewals of a lease: much
+/// longer than it takes to release a lease and take it.
 pub(in crate::sync) fn yields(work: WorkKind, worked: Duration, is_wanted: bool, lease: Duration) -> bool {
     match work {
         WorkKind::Pass(_) => is_wanted && worked > renewed_every(lease),

@@ -197,11 +197,8 @@ impl Delivery {
     async fn record_cut_off(&self, task: &BatchTask, begun: Instant, repeated: bool) -> LaneExit {
         let outcome = messages::cut_off();
         let result = attempt_result(&Answer::Lost(outcome.message.clone()), begun, repeated);
-        let recorded = async {
-            self.record_answer(task, &outcome, result).await?;
-            self.count_again(task, &outcome, result).await
-        };
-        recorded.await.err().unwrap_or(LaneExit::ShutdownDeadline)
+        let recorded = self.record_last(task, &outcome, result).await;
+        recorded.err().unwrap_or(LaneExit::ShutdownDeadline)
     }
 
     /// Records that an announced batch is not sent because the lane stops. Returns why it stops.
@@ -271,11 +268,7 @@ impl Delivery {
         result: AttemptResult,
         not_before: Option<Duration>,
     ) -> LaneExit {
-        let recorded = async {
-            self.record_answer(task, &outcome, result).await?;
-            self.count_again(task, &outcome, result).await
-        };
-        if let Err(exit) = recorded.await {
+        if let Err(exit) = self.record_last(task, &outcome, result).await {
             return exit;
         }
         if outcome.status == "unknown"

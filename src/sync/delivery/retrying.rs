@@ -35,14 +35,15 @@ impl Delivery {
         self.is_retry().then_some(Step::Resolve).into_iter().chain([Step::Settle])
     }
 
-    /// Counts the errors of the rows of a batch once more, after an answer that says nothing about their content. The
-    /// kind of each error stays, as nothing new is known of its row.
-    pub(super) async fn count_again(
+    /// Records the last answer to a batch that says nothing about its content. In a retry, it also counts the errors of
+    /// the rows once more. The kind of each error stays, as nothing new is known of its row.
+    pub(super) async fn record_last(
         &self,
         task: &BatchTask,
         outcome: &OutcomeMessage,
         result: AttemptResult,
     ) -> Result<(), LaneExit> {
+        self.record_answer(task, outcome, result).await?;
         let rows = task.batch.records.iter().filter_map(|&row| {
             let kind = *self.errors.get(&task.batch.rows[row].id.to_string())?;
             let of_row = outcome.of_row(task.batch_id, result.http_status, &task.batch, row);
@@ -51,7 +52,7 @@ impl Delivery {
         let problems: Vec<Problem> = rows.collect();
         if !problems.is_empty() {
             let conclusions = Conclusions { problems, ..Conclusions::default() };
-            self.worker.journal.conclude(self.context(), conclusions).await?;
+            self.conclude_errors(conclusions).await?;
         }
         Ok(())
     }
@@ -60,8 +61,7 @@ impl Delivery {
     /// rows.
     pub(super) async fn leave_set_aside(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
         let Answered { task, outcome, result } = answered;
-        self.record_answer(&task, &outcome, result).await?;
-        self.count_again(&task, &outcome, result).await?;
+        self.record_last(&task, &outcome, result).await?;
         self.window.lock().await.part_done(task.root);
         Ok(Vec::new())
     }

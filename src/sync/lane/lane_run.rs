@@ -28,7 +28,8 @@ pub(in crate::sync) struct LaneRun<'a> {
 
 impl<'a> LaneRun<'a> {
     /// Begins to work on a lane whose lease was just taken. Also returns the state of the lane, and the pass that was
-    /// opened with the lease. `lease_before`: the lease that this worker had in the same run, whose fence the new one continues.
+    /// opened with the lease. `lease_before`: the lease that this worker had in the same run, whose fence the new one
+    /// continues.
     pub(in crate::sync) fn begin(
         worker: &'a LaneWorker,
         (run_id, target): (i64, &'a Target),

@@ -36,68 +36,41 @@ pub struct Retried {
     pub outcome: Result<String, String>,
 }
 
-/// A row that is set aside.
-struct SetAside {
-    error_id: i64,
-    ledger_id: String,
-    /// The row is sent in a batch of its own, since the outcome of an attempt with it is unknown: in a batch it could
-    /// make the outcome of the other rows unknown, too.
-    is_alone: bool,
-}
-
 /// The retry of the errors of one entity.
 pub(super) struct EntityRetry<'a> {
     worker: &'a Worker,
     run_id: i64,
     target: &'a Target,
-    /// All errors.
-    error_ids: Vec<i64>,
+    /// The rows of all errors.
+    rows: BTreeMap<i64, String>,
     /// The errors that are left, the oldest row first; those whose rows are sent alone come last.
-    left: VecDeque<SetAside>,
+    left: VecDeque<i64>,
+    /// The errors whose rows are sent in a batch of their own, since the outcome of an attempt with the row is unknown:
+    /// in a batch it could make the outcome of the other rows unknown, too.
+    alone: HashSet<i64>,
     /// The kind of the error of each row.
     kinds: Arc<BTreeMap<String, Kind>>,
-    /// The outcomes that are known without an answer to a batch.
-    outcomes: BTreeMap<i64, Result<String, String>>,
-    /// The errors whose rows were given to the delivery.
-    delivered: HashSet<i64>,
+    /// The rows that are not sent now, and why. Nothing is recorded about them.
+    not_now: HashMap<String, String>,
+    /// The rows that this run has decided about, or has given to the delivery.
+    examined: HashSet<String>,
+    resolved_elsewhere: HashSet<i64>,
     /// Why the errors that are left stay open.
     ended: Option<String>,
 }
 
-/// A row that can be sent, as a batch, and its error.
-struct Candidate {
-    error_id: i64,
-    batch: Batch,
-}
-
-/// What was found out about the rows of a page.
-#[derive(Default)]
-struct Found {
-    /// Errors that are resolved, or stay open, and are recorded as such.
-    conclusions: Conclusions,
-    outcomes: BTreeMap<i64, Result<String, String>>,
-}
-
-impl Found {
-    fn resolve(&mut self, error_id: i64, resolution: Resolution) {
-        self.outcomes.insert(error_id, Ok(resolution.why.clone().into_owned()));
-        self.conclusions.resolved.push(resolution);
-    }
-
-    fn not_now(&mut self, error_id: i64, why: &str) {
-        self.outcomes.insert(error_id, Err(why.to_owned()));
-    }
-}
-
 impl<'a> EntityRetry<'a> {
-    /// Sorts the errors by their rows, the oldest row first, so that of two rows of one key the newer one is sent later.
+    /// Sorts the errors by their rows, the oldest row first, so that of two rows of one key the newer one is sent
+    /// later.
     pub(super) async fn of(
         worker: &'a Worker,
         run_id: i64,
         target: &'a Target,
         errors: Vec<RecordedError>,
     ) -> Result<Self, RunError> {
-        let error_ids: Vec<i64> = errors.iter().map(|error| error.error_id).collect();
+        let rows = errors.iter().map(|error| (error.error_id, error.ledger_id.clone().unwrap_or_default()));
+        let rows: BTreeMap<i64, String> = rows.collect();
+        let error_ids: Vec<i64> = rows.keys().copied().collect();
         let now = worker.journal.errors_now(run_id, &error_ids).await?;
         let alone: HashSet<i64> =
             now.iter().filter(|error| error.may_have_arrived).map(|error| error.error_id).collect();
@@ -105,8 +78,8 @@ impl<'a> EntityRetry<'a> {
             kind if kind == Kind::InvalidRow.as_ref() => Kind::InvalidRow,
             _ => Kind::RejectedRow,
         };
-        let rows = errors.iter().filter_map(|error| Some((error.ledger_id.clone()?, kind(error))));
-        let kinds: Arc<BTreeMap<String, Kind>> = Arc::new(rows.collect());
+        let kinds: BTreeMap<String, Kind> =
+            errors.iter().filter_map(|error| Some((error.ledger_id.clone()?, kind(error)))).collect();
         let ids: Vec<String> = kinds.keys().cloned().collect();
         let mut ages: HashMap<String, Option<(Option<i64>, LedgerId)>> = HashMap::new();
         for ids in ids.chunks(worker.page_rows()) {
@@ -115,15 +88,21 @@ impl<'a> EntityRetry<'a> {
                 *newest = newest.take().max(Some((row.captured_at_us, row.id)));
             }
         }
-        let left = errors.into_iter().map(|RecordedError { error_id, ledger_id, .. }| SetAside {
-            error_id,
-            ledger_id: ledger_id.unwrap_or_default(),
-            is_alone: alone.contains(&error_id),
-        });
-        let mut left: Vec<SetAside> = left.collect();
-        left.sort_by_cached_key(|error| (error.is_alone, ages.get(&error.ledger_id).cloned()));
-        let (left, outcomes, delivered) = (left.into(), BTreeMap::new(), HashSet::new());
-        Ok(Self { worker, run_id, target, error_ids, left, kinds, outcomes, delivered, ended: None })
+        let mut left = error_ids;
+        left.sort_by_cached_key(|error_id| (alone.contains(error_id), ages.get(&rows[error_id]).cloned()));
+        Ok(Self {
+            worker,
+            run_id,
+            target,
+            rows,
+            left: left.into(),
+            alone,
+            kinds: Arc::new(kinds),
+            not_now: HashMap::new(),
+            examined: HashSet::new(),
+            resolved_elsewhere: HashSet::new(),
+            ended: None,
+        })
     }
 
     /// Retries the errors, in slices: between two slices, a run or a backfill gets the lease if it waits.
@@ -194,8 +173,8 @@ impl<'a> EntityRetry<'a> {
         let delivery = Delivery::new(lane_run, work, None, options);
         delivery.recover_retry().await?;
         while let Some(first) = self.left.front() {
-            let rows_max = if first.is_alone { 1 } else { self.worker.page_rows() };
-            let others = self.left.iter().skip(1).take_while(|error| !error.is_alone);
+            let rows_max = if self.alone.contains(first) { 1 } else { self.worker.page_rows() };
+            let others = self.left.iter().skip(1).take_while(|error_id| !self.alone.contains(error_id));
             let page = 1 + others.take(rows_max - 1).count();
             let rows = self.page(page, lane, &delivery).await?;
             if !rows.is_empty() {
@@ -238,70 +217,62 @@ impl<'a> EntityRetry<'a> {
     /// Decides about the first errors that are left, and records at once what needs no request. Returns the rows that
     /// are sent.
     async fn page(&mut self, page: usize, lane: &Lane, delivery: &Delivery) -> Result<Vec<Row>, LaneExit> {
-        let mut found = Found::default();
-        let candidates = self.candidates(page, &mut found).await?;
-        let candidates = self.without_superseded(candidates, lane, &mut found).await?;
-        let Found { conclusions, outcomes } = found;
+        let ids = self.still_open(page).await?;
+        let mut conclusions = Conclusions::default();
+        let batches = self.batches(&ids, &mut conclusions).await?;
+        let batches = self.without_superseded(batches, lane, &mut conclusions).await?;
         if !conclusions.resolved.is_empty() || !conclusions.problems.is_empty() {
             delivery.conclude_errors(conclusions).await?;
         }
-        self.outcomes.extend(outcomes);
-        self.delivered.extend(candidates.iter().map(|candidate| candidate.error_id));
-        Ok(candidates.into_iter().flat_map(|candidate| candidate.batch.rows).collect())
+        self.examined.extend(ids);
+        Ok(batches.into_iter().flat_map(|batch| batch.rows).collect())
     }
 
-    /// Reads the rows of the first errors that are left, if they are still open. Leaves out rows that cannot be sent.
-    async fn candidates(&mut self, page: usize, found: &mut Found) -> Result<Vec<Candidate>, RunError> {
-        let Self { worker, target, .. } = *self;
-        let errors: Vec<&SetAside> = self
-            .left
-            .iter()
-            .take(page)
-            .filter(|error| !self.outcomes.contains_key(&error.error_id))
-            .collect();
-        let error_ids: Vec<i64> = errors.iter().map(|error| error.error_id).collect();
-        let now = worker.journal.errors_now(self.run_id, &error_ids).await?;
-        let now: HashMap<i64, &ErrorNow> = now.iter().map(|error| (error.error_id, error)).collect();
-        let mut open = Vec::with_capacity(errors.len());
-        for error in errors {
-            match now.get(&error.error_id) {
-                Some(ErrorNow { message: Some(_), is_counted: false, .. }) => open.push(error),
-                Some(ErrorNow { message: Some(_), .. }) => {}
-                _ if self.delivered.contains(&error.error_id) => {}
-                _ => {
-                    let why = "resolved by another worker meanwhile".to_owned();
-                    found.outcomes.insert(error.error_id, Ok(why));
-                }
+    /// Returns the rows of the first errors that are left, apart from those that this run or another worker has decided
+    /// about.
+    async fn still_open(&mut self, page: usize) -> Result<Vec<String>, RunError> {
+        let error_ids: Vec<i64> = self.left.iter().take(page).copied().collect();
+        let mut open = HashSet::new();
+        for now in self.worker.journal.errors_now(self.run_id, &error_ids).await? {
+            let ledger_id = &self.rows[&now.error_id];
+            if now.message.is_some() && !now.is_counted && !self.not_now.contains_key(ledger_id) {
+                open.insert(now.error_id);
+            } else if now.message.is_none() && !self.examined.contains(ledger_id) {
+                self.resolved_elsewhere.insert(now.error_id);
             }
         }
-        let ids: Vec<String> = open.iter().map(|error| error.ledger_id.clone()).collect();
-        let read = worker.ledger.rows_with_ids(&target.entity_id, &ids).await?;
+        let in_order = error_ids.iter().filter(|error_id| open.contains(error_id));
+        Ok(in_order.map(|error_id| self.rows[error_id].clone()).collect())
+    }
+
+    /// Reads rows, and returns those with each id as a batch. Leaves out rows that cannot be sent.
+    async fn batches(
+        &mut self,
+        ids: &[String],
+        conclusions: &mut Conclusions,
+    ) -> Result<Vec<Batch>, RunError> {
+        let read = self.worker.ledger.rows_with_ids(&self.target.entity_id, ids).await?;
         let unreadable: HashMap<&String, String> = read.unreadable.into_iter().collect();
         let mut rows: HashMap<String, Vec<Row>> = HashMap::new();
         for row in read.rows {
             rows.entry(row.id.to_string()).or_default().push(row);
         }
-        let mut candidates = Vec::with_capacity(open.len());
-        for &SetAside { error_id, ref ledger_id, .. } in open {
+        let mut batches = Vec::with_capacity(ids.len());
+        for ledger_id in ids {
             if let Some(why) = unreadable.get(ledger_id) {
-                found.not_now(error_id, why);
-                continue;
-            }
-            let Some(rows) = rows.remove(ledger_id) else {
-                let why = "the row is not in the ledger any more".into();
-                found.resolve(error_id, Resolution { ledger_id: ledger_id.clone(), why });
-                continue;
-            };
-            let batch = Batch::build(None, rows, &target.zone);
-            if let Some(row) = batch.invalid.first() {
-                let problem = invalid(None, row);
-                found.not_now(error_id, &problem.message);
-                found.conclusions.problems.push(problem);
+                self.not_now.insert(ledger_id.clone(), why.clone());
+            } else if let Some(rows) = rows.remove(ledger_id) {
+                let batch = Batch::build(None, rows, &self.target.zone);
+                match batch.invalid.first() {
+                    Some(row) => conclusions.problems.push(invalid(None, row)),
+                    None => batches.push(batch),
+                }
             } else {
-                candidates.push(Candidate { error_id, batch });
+                let why = "the row is not in the ledger any more".into();
+                conclusions.resolved.push(Resolution { ledger_id: ledger_id.clone(), why });
             }
         }
-        Ok(candidates)
+        Ok(batches)
     }
 
     /// Leaves out rows that have a newer row of their key. Rows that are set aside, were resolved by hand, or were
@@ -310,40 +281,36 @@ impl<'a> EntityRetry<'a> {
     /// A pending row may still be refused or deleted. So it resolves the error of the older row only after it was
     /// uploaded; otherwise neither row might be uploaded, and no error would be open.
     async fn without_superseded(
-        &self,
-        candidates: Vec<Candidate>,
+        &mut self,
+        mut batches: Vec<Batch>,
         lane: &Lane,
-        found: &mut Found,
-    ) -> Result<Vec<Candidate>, RunError> {
+        conclusions: &mut Conclusions,
+    ) -> Result<Vec<Batch>, RunError> {
         let (worker, entity_id) = (self.worker, &self.target.entity_id);
-        let rows: Vec<Row> =
-            candidates.iter().flat_map(|candidate| candidate.batch.rows.iter().cloned()).collect();
+        let rows: Vec<Row> = batches.iter().flat_map(|batch| batch.rows.iter().cloned()).collect();
         let read = worker.ledger.rivals_of(entity_id, &rows).await?;
         // It is not known whether these rows are the newest of their keys.
         let unreadable: HashMap<&LedgerId, String> =
             read.unreadable.into_iter().map(|(row, why)| (&row.id, why)).collect();
         let rivals = self.by_key(read.rows);
-        let newer = candidates.iter().flat_map(|candidate| newer_rows(&candidate.batch, &rivals));
-        let newer = worker.not_set_aside(entity_id, newer.cloned().collect()).await?;
-        let newer = self.by_key(worker.not_skipped(entity_id, newer).await?);
-        let mut sent = Vec::with_capacity(candidates.len());
-        for candidate in candidates {
-            let Candidate { error_id, batch } = &candidate;
-            if let Some(why) = batch.rows.iter().find_map(|row| unreadable.get(&row.id)) {
-                found.not_now(*error_id, why);
-                continue;
-            }
+        let newer = batches.iter().flat_map(|batch| newer_rows(batch, &rivals)).cloned().collect();
+        let newer = worker.not_skipped(entity_id, worker.not_set_aside(entity_id, newer).await?).await?;
+        let newer = self.by_key(newer);
+        batches.retain(|batch| {
             let newer = newer_rows(batch, &newer);
             let row = &batch.rows[0].id;
-            if let Some(uploaded) = newer.iter().find(|newer| lane.is_past(newer.xid)) {
-                found.resolve(*error_id, Resolution::superseded(row, &uploaded.id));
+            if let Some(why) = unreadable.get(row) {
+                self.not_now.insert(row.to_string(), why.clone());
+            } else if let Some(uploaded) = newer.iter().find(|newer| lane.is_past(newer.xid)) {
+                conclusions.resolved.push(Resolution::superseded(row, &uploaded.id));
             } else if let Some(pending) = newer.first() {
-                found.not_now(*error_id, &messages::superseded_later(&pending.id));
+                self.not_now.insert(row.to_string(), messages::superseded_later(&pending.id));
             } else {
-                sent.push(candidate);
+                return true;
             }
-        }
-        Ok(sent)
+            false
+        });
+        Ok(batches)
     }
 
     fn by_key(&self, rows: Vec<Row>) -> HashMap<u64, Vec<Row>> {
@@ -358,19 +325,23 @@ impl<'a> EntityRetry<'a> {
     }
 
     /// Returns the outcome of each error.
-    async fn report(mut self) -> Result<Vec<Retried>, RunError> {
-        let open: Vec<i64> =
-            self.error_ids.iter().filter(|error_id| !self.outcomes.contains_key(error_id)).copied().collect();
-        for error in self.worker.journal.errors_now(self.run_id, &open).await? {
-            let outcome = match error.message {
-                None => Ok(error.resolution.unwrap_or_default()),
-                Some(message) if error.is_counted => Err(message),
-                Some(_) => Err(self.ended.clone().unwrap_or_default()),
-            };
-            self.outcomes.insert(error.error_id, outcome);
-        }
-        let retried = self.outcomes.into_iter();
-        Ok(retried.map(|(error_id, outcome)| Retried { error_id, outcome }).collect())
+    async fn report(self) -> Result<Vec<Retried>, RunError> {
+        let error_ids: Vec<i64> = self.rows.keys().copied().collect();
+        let now = self.worker.journal.errors_now(self.run_id, &error_ids).await?;
+        let retried =
+            now.into_iter().map(|ErrorNow { error_id, message, resolution, is_counted, .. }| {
+                let outcome = match (message, self.not_now.get(&self.rows[&error_id])) {
+                    (None, _) if self.resolved_elsewhere.contains(&error_id) => {
+                        Ok("resolved by another worker meanwhile".to_owned())
+                    }
+                    (None, _) => Ok(resolution.unwrap_or_default()),
+                    (Some(_), Some(why)) => Err(why.clone()),
+                    (Some(message), None) if is_counted => Err(message),
+                    (Some(_), None) => Err(self.ended.clone().unwrap_or_default()),
+                };
+                Retried { error_id, outcome }
+            });
+        Ok(retried.collect())
     }
 }
 
