@@ -1,5 +1,6 @@
 //! The errors of rows that are retried.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::{Journal, JournalError, Lease};
@@ -46,27 +47,46 @@ impl Journal {
         Ok(rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect())
     }
 
-    /// Returns errors of rows as they are now, for a retry in this run.
-    pub async fn errors_now(&self, run_id: i64, error_ids: &[i64]) -> Result<Vec<ErrorNow>, JournalError> {
+    /// Returns errors of rows of an entity as they are now, for a retry in this run. `errors`: their ids and their rows.
+    pub async fn errors_now(
+        &self,
+        run_id: i64,
+        entity_id: &str,
+        errors: &[(i64, String)],
+    ) -> Result<Vec<ErrorNow>, JournalError> {
+        let (ids, rows): (Vec<i64>, Vec<String>) = errors.iter().cloned().unzip();
         let query = || {
-            sqlx::query_as!(
-                ErrorNow,
-                r#"select e.error_id, o.message as "message?", e.resolution,
-                          coalesce(o.run_id = $1, false) as "is_counted!",
-                          coalesce(b.ambiguous or b.status = 'unknown', false) as "may_have_arrived!"
+            sqlx::query!(
+                r#"select e.error_id, e.ledger_id as "ledger_id!", e.resolved_at is null as "is_open!", e.message,
+                          e.resolution, coalesce(e.run_id = $1, false) as "is_counted!",
+                          coalesce((select b.ambiguous or b.status = 'unknown' from elven_sync.sync_batches b
+                                     where b.batch_id = e.batch_id), false) as "may_have_arrived!"
                      from elven_sync.sync_errors e
-                     left join lateral (select * from elven_sync.sync_errors o
-                                         where o.entity_id = e.entity_id and o.ledger_id = e.ledger_id
-                                           and o.resolved_at is null
-                                         order by o.error_id desc limit 1) o on true
-                     left join elven_sync.sync_batches b on b.batch_id = o.batch_id
-                    where e.error_id = any ($2)"#,
+                    where e.entity_id = $2 and e.ledger_id = any ($3)
+                      and (e.resolved_at is null or e.error_id = any ($4))"#,
                 run_id,
-                error_ids
+                entity_id,
+                &rows,
+                &ids
             )
             .fetch_all(&self.database)
         };
-        Ok(self.database.retry(query).await?)
+        let (open, resolved): (Vec<_>, Vec<_>) =
+            self.database.retry(query).await?.into_iter().partition(|row| row.is_open);
+        let open: HashMap<&String, _> = open.iter().map(|row| (&row.ledger_id, row)).collect();
+        let mut resolved: HashMap<i64, _> =
+            resolved.into_iter().map(|row| (row.error_id, row.resolution)).collect();
+        let now = errors.iter().map(|(error_id, ledger_id)| {
+            let open = open.get(ledger_id);
+            ErrorNow {
+                error_id: *error_id,
+                message: open.map(|row| row.message.clone()),
+                resolution: resolved.remove(error_id).flatten(),
+                is_counted: open.is_some_and(|row| row.is_counted),
+                may_have_arrived: open.is_some_and(|row| row.may_have_arrived),
+            }
+        });
+        Ok(now.collect())
     }
 
     /// Records that the API asked not to be called for an entity for a while.

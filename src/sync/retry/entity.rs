@@ -69,11 +69,13 @@ impl<'a> EntityRetry<'a> {
         errors: Vec<RecordedError>,
     ) -> Result<Self, RunError> {
         let rows = errors.iter().map(|error| (error.error_id, error.ledger_id.clone().unwrap_or_default()));
-        let rows: BTreeMap<i64, String> = rows.collect();
-        let error_ids: Vec<i64> = rows.keys().copied().collect();
-        let now = worker.journal.errors_now(run_id, &error_ids).await?;
-        let alone: HashSet<i64> =
-            now.iter().filter(|error| error.may_have_arrived).map(|error| error.error_id).collect();
+        let rows: Vec<(i64, String)> = rows.collect();
+        let mut alone = HashSet::new();
+        for rows in rows.chunks(worker.page_rows()) {
+            let now = worker.journal.errors_now(run_id, &target.entity_id, rows).await?;
+            alone.extend(now.iter().filter(|error| error.may_have_arrived).map(|error| error.error_id));
+        }
+        let rows: BTreeMap<i64, String> = rows.into_iter().collect();
         let kind = |error: &RecordedError| match error.kind.as_str() {
             kind if kind == Kind::InvalidRow.as_ref() => Kind::InvalidRow,
             _ => Kind::RejectedRow,
@@ -88,7 +90,7 @@ impl<'a> EntityRetry<'a> {
                 *newest = newest.take().max(Some((row.captured_at_us, row.id)));
             }
         }
-        let mut left = error_ids;
+        let mut left: Vec<i64> = rows.keys().copied().collect();
         left.sort_by_cached_key(|error_id| (alone.contains(error_id), ages.get(&rows[error_id]).cloned()));
         Ok(Self {
             worker,
@@ -231,18 +233,18 @@ impl<'a> EntityRetry<'a> {
     /// Returns the rows of the first errors that are left, apart from those that this run or another worker has decided
     /// about.
     async fn still_open(&mut self, page: usize) -> Result<Vec<String>, RunError> {
-        let error_ids: Vec<i64> = self.left.iter().take(page).copied().collect();
-        let mut open = HashSet::new();
-        for now in self.worker.journal.errors_now(self.run_id, &error_ids).await? {
-            let ledger_id = &self.rows[&now.error_id];
+        let errors: Vec<(i64, String)> =
+            self.left.iter().take(page).map(|error_id| (*error_id, self.rows[error_id].clone())).collect();
+        let now = self.worker.journal.errors_now(self.run_id, &self.target.entity_id, &errors).await?;
+        let mut open = Vec::new();
+        for (now, (_, ledger_id)) in now.iter().zip(&errors) {
             if now.message.is_some() && !now.is_counted && !self.not_now.contains_key(ledger_id) {
-                open.insert(now.error_id);
+                open.push(ledger_id.clone());
             } else if now.message.is_none() && !self.examined.contains(ledger_id) {
                 self.resolved_elsewhere.insert(now.error_id);
             }
         }
-        let in_order = error_ids.iter().filter(|error_id| open.contains(error_id));
-        Ok(in_order.map(|error_id| self.rows[error_id].clone()).collect())
+        Ok(open)
     }
 
     /// Reads rows, and returns those with each id as a batch. Leaves out rows that cannot be sent.
@@ -326,22 +328,27 @@ impl<'a> EntityRetry<'a> {
 
     /// Returns the outcome of each error.
     async fn report(self) -> Result<Vec<Retried>, RunError> {
-        let error_ids: Vec<i64> = self.rows.keys().copied().collect();
-        let now = self.worker.journal.errors_now(self.run_id, &error_ids).await?;
-        let retried =
-            now.into_iter().map(|ErrorNow { error_id, message, resolution, is_counted, .. }| {
-                let outcome = match (message, self.not_now.get(&self.rows[&error_id])) {
-                    (None, _) if self.resolved_elsewhere.contains(&error_id) => {
-                        Ok("resolved by another worker meanwhile".to_owned())
-                    }
-                    (None, _) => Ok(resolution.unwrap_or_default()),
-                    (Some(_), Some(why)) => Err(why.clone()),
-                    (Some(message), None) if is_counted => Err(message),
-                    (Some(_), None) => Err(self.ended.clone().unwrap_or_default()),
-                };
-                Retried { error_id, outcome }
-            });
-        Ok(retried.collect())
+        let rows: Vec<(i64, String)> = self.rows.clone().into_iter().collect();
+        let mut retried = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(self.worker.page_rows()) {
+            let now = self.worker.journal.errors_now(self.run_id, &self.target.entity_id, rows).await?;
+            retried.extend(now.into_iter().map(|error| self.outcome(error)));
+        }
+        Ok(retried)
+    }
+
+    fn outcome(&self, error: ErrorNow) -> Retried {
+        let ErrorNow { error_id, message, resolution, is_counted, .. } = error;
+        let outcome = match (message, self.not_now.get(&self.rows[&error_id])) {
+            (None, _) if self.resolved_elsewhere.contains(&error_id) => {
+                Ok("resolved by another worker meanwhile".to_owned())
+            }
+            (None, _) => Ok(resolution.unwrap_or_default()),
+            (Some(_), Some(why)) => Err(why.clone()),
+            (Some(message), None) if is_counted => Err(message),
+            (Some(_), None) => Err(self.ended.clone().unwrap_or_default()),
+        };
+        Retried { error_id, outcome }
     }
 }
 
