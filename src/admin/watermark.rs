@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use crate::journal::{
-    ClusterMatch, Entity, FromNow, Holder, JournalError, Lane, Lease, Rebound, SealState, Take,
+    ClusterMatch, Entity, FromNow, Holder, JournalError, Lane, Lease, Purpose, Rebound, SealState, Take,
 };
 use crate::ledger::{LedgerError, ProbeResult, Progress};
 use crate::sync::watermark_check::{WatermarkMismatch, changes};
@@ -196,7 +196,7 @@ impl Worker {
 
     /// Leases an entity that no worker works on. Waits for a lease whose worker seems to have died.
     pub(crate) async fn lease(&self, entity_id: &str) -> Result<(Lease, Box<Lane>), MoveError> {
-        let mut wait = self.lease_wait();
+        let mut wait = self.lease_wait(Purpose::Run);
         let mut first_look = true;
         loop {
             match self.journal.take(entity_id).await? {

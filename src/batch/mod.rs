@@ -224,6 +224,28 @@ impl Batch {
         found
     }
 
+    /// Returns the rows that a record of the batch supersedes, each with the row of that record.
+    pub fn superseded_rows(&self) -> Vec<(&Row, &Row)> {
+        if self.superseded == 0 {
+            return Vec::new();
+        }
+        let mut clock = Clock::of(&self.zone);
+        let aligned: Vec<Aligned<'_>> =
+            self.rows.iter().filter_map(|row| Aligned::new(OUTSIDE, row, &mut clock).ok()).collect();
+        let mut newest: HashMap<Key<'_>, &Aligned<'_>> = HashMap::new();
+        for row in &aligned {
+            let rival = newest.entry(row.key()).or_insert(row);
+            if rival.age() < row.age() {
+                *rival = row;
+            }
+        }
+        let pairs = aligned.iter().filter_map(|row| Some((row, *newest.get(&row.key())?)));
+        pairs
+            .filter(|(row, newest)| row.age() < newest.age())
+            .map(|(row, newest)| (row.row, newest.row))
+            .collect()
+    }
+
     /// Returns two parts with about half of the records each. `None` when the records cannot be separated.
     ///
     /// Rows with one key stay together, so that the newest of them is sent from either part. Rows that share an id

@@ -102,7 +102,7 @@ fn find(
                 wanted.setting("file")
             ))
         })?;
-        (value, format!("file {path:?}"))
+        (value, format!("file {}", path.display()))
     } else if let Some(variable) = variable {
         let value = environment.get(variable).ok_or_else(|| {
             let (what, hint) = if is_configured {

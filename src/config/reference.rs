@@ -83,7 +83,7 @@ const fn unset(
 }
 
 /// All keys of the file, in the order of the documents.
-pub const KEYS: [Key; 33] = [
+pub const KEYS: [Key; 34] = [
     key(
         "ledger",
         "table",

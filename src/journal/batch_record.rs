@@ -5,27 +5,10 @@ use chrono::{DateTime, Utc};
 use super::counters::count;
 use super::cursor_columns::{at, xid};
 use super::storable_text::storable;
-use super::{AttemptResult, WorkContext, WorkKind};
+use super::{AttemptResult, WorkContext};
 use crate::batch::Batch;
 use crate::database::Transaction;
 use crate::watermark::Cursor;
-
-/// The run, the work and the entity to which a batch belongs, and the batch of which it is a part.
-#[derive(Clone, Copy)]
-pub(super) struct BatchOwner<'a> {
-    pub run: i64,
-    /// The pass or the backfill. `None`: the batch belongs to neither.
-    pub work: Option<WorkKind>,
-    pub entity: &'a str,
-    pub parent: Option<i64>,
-}
-
-impl<'a> WorkContext<'a> {
-    pub(super) fn owner(self, parent_id: Option<i64>) -> BatchOwner<'a> {
-        let Self { pass, run_id } = self;
-        BatchOwner { run: run_id, work: Some(pass.work), entity: &pass.lease.entity_id, parent: parent_id }
-    }
-}
 
 /// What is recorded about a batch. Its rows and its body are not recorded.
 #[derive(Clone, Debug)]
@@ -73,18 +56,12 @@ impl From<&Batch> for BatchRecord {
 /// A batch that is recorded for the first time. `attempts`: 1 if it is about to be sent, 0 if it is a part that is sent
 /// later.
 pub(super) struct NewBatch<'a> {
-    pub owner: BatchOwner<'a>,
+    /// The run and the work to which it belongs.
+    pub context: WorkContext<'a>,
+    /// The batch of which it is a part.
+    pub parent_id: Option<i64>,
     pub contents: &'a BatchRecord,
     pub attempts: i32,
-}
-
-/// Records batches. Returns their ids.
-pub(super) async fn insert<const N: usize>(
-    transaction: &mut Transaction,
-    new: [NewBatch<'_>; N],
-) -> Result<[i64; N], sqlx::Error> {
-    let ids = insert_all(transaction, &new).await?;
-    ids.try_into().map_err(|_| sqlx::Error::Protocol("not every batch was recorded".into()))
 }
 
 /// Records batches. Returns their ids, which ascend in the order of `new`.
@@ -96,7 +73,6 @@ pub(super) async fn insert_all(
         return Ok(Vec::new());
     }
     let before = |new: &NewBatch<'_>| new.contents.before.clone();
-    let work = |new: &NewBatch<'_>| new.owner.work;
     sqlx::query_scalar!(
         "insert into elven_sync.sync_batches
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
@@ -115,10 +91,10 @@ pub(super) async fn insert_all(
                                    rejected_ids, timezone, zone_rules, place)
           order by place
       returning batch_id",
-        &column(new, |new| new.owner.run),
-        &column(new, |new| work(new).and_then(WorkKind::pass_id)) as &[Option<i64>],
-        &column(new, |new| new.owner.entity.to_owned()),
-        &column(new, |new| new.owner.parent) as &[Option<i64>],
+        &column(new, |new| new.context.run_id),
+        &column(new, |new| new.context.pass.work.pass_id()) as &[Option<i64>],
+        &column(new, |new| new.context.pass.lease.entity_id.clone()),
+        &column(new, |new| new.parent_id) as &[Option<i64>],
         &column(new, |new| new.attempts),
         &column(new, |new| before(new).as_ref().and_then(xid)) as &[Option<String>],
         &column(new, |new| before(new).map(|cursor| cursor.id)) as &[Option<String>],
@@ -132,7 +108,7 @@ pub(super) async fn insert_all(
         &column(new, |new| new.contents.rows_beyond_double),
         &column(new, |new| new.contents.body_bytes),
         &column(new, |new| new.contents.body_sha256.clone()),
-        &column(new, |new| work(new).and_then(WorkKind::backfill_id)) as &[Option<i64>],
+        &column(new, |new| new.context.pass.work.backfill_id()) as &[Option<i64>],
         &column(new, |new| before(new).as_ref().and_then(at)) as &[Option<DateTime<Utc>>],
         &column(new, |new| at(&new.contents.last)) as &[Option<DateTime<Utc>>],
         &column(new, |new| new.contents.rejected_ids.clone()) as &[Option<Vec<u8>>],
@@ -151,6 +127,26 @@ pub(super) async fn mark_ambiguous(
     sqlx::query!("update elven_sync.sync_batches set ambiguous = true where batch_id = any ($1)", batch_ids)
         .execute(&mut *transaction)
         .await?;
+    Ok(())
+}
+
+/// Marks batches of retries as ambiguous if they have a row of an earlier one with an unknown outcome.
+pub(super) async fn mark_repeated(
+    transaction: &mut Transaction,
+    batch_ids: &[i64],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update elven_sync.sync_batches b set ambiguous = true
+          where b.batch_id = any ($1)
+            and exists (select from elven_sync.sync_batches u
+                         where u.entity_id = b.entity_id and u.pass_id is null and u.backfill_id is null
+                           and elven_sync.is_open(u.status, u.row_count) and u.status = 'unknown'
+                           and exists (select from elven_sync.batch_row_ids(u.batch_id) id
+                                        where id in (select elven_sync.batch_row_ids(b.batch_id))))",
+        batch_ids
+    )
+    .execute(&mut *transaction)
+    .await?;
     Ok(())
 }
 
@@ -211,22 +207,13 @@ pub struct AnsweredBatch {
 impl AnsweredBatch {
     pub(super) fn new(
         context: WorkContext<'_>,
-        batch: (i64, &Batch),
-        status: &'static str,
-        result: AttemptResult,
-    ) -> Self {
-        Self::of_entity(&context.pass.lease.entity_id, batch, status, result)
-    }
-
-    pub(super) fn of_entity(
-        entity_id: &str,
         (batch_id, batch): (i64, &Batch),
         status: &'static str,
         result: AttemptResult,
     ) -> Self {
         Self {
             batch_id,
-            entity_id: entity_id.to_owned(),
+            entity_id: context.pass.lease.entity_id.clone(),
             last: batch.last.clone(),
             body_sha256: batch.body_sha256.clone(),
             status,

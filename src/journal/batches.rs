@@ -113,6 +113,7 @@ impl Journal {
             WorkKind::Backfill(backfill_id) => {
                 self.recorded_in_backfill(backfill_id, &pass.lease.entity_id).await?
             }
+            WorkKind::Retry => Vec::new(),
         };
         Ok(rows.into_iter().map(BatchRow::into_recorded).collect::<Result<_, _>>()?)
     }
@@ -189,27 +190,6 @@ impl Journal {
             .fetch_all(&self.database)
         };
         self.database.retry(recorded).await
-    }
-
-    /// Returns whether the API may have imported the record of a batch outside of any pass: an earlier attempt for its
-    /// row has an unknown outcome. `set_aside_in`: the batch that set the row aside, whose outcome may have stayed
-    /// unknown.
-    pub async fn may_be_imported(
-        &self,
-        batch_id: i64,
-        set_aside_in: Option<i64>,
-    ) -> Result<bool, JournalError> {
-        let may_be_imported = || {
-            // A part is ambiguous with the batch that was split, although it was refused itself.
-            sqlx::query_scalar!(
-                r#"select exists (select from elven_sync.sync_batches
-                                   where batch_id = $1 and ambiguous or batch_id = $2 and unknown_runs > 0) as "may!""#,
-                batch_id,
-                set_aside_in
-            )
-            .fetch_one(&self.database)
-        };
-        Ok(self.database.retry(may_be_imported).await?)
     }
 
     /// Counts the rows of an entity that the API refused and that are still set aside.

@@ -12,10 +12,9 @@ use super::accepted::Accepted;
 use super::leases::{Opened, Taken};
 use super::writer::{JournalWrite, PendingWrite, WriteRequest};
 use super::{
-    AttemptResult, Blocker, Journal, JournalError, Lasts, Lease, NewPass, OpenWork, Problem, Purpose,
-    RecordedBatch, RetryAnswer, WorkContext,
+    Blocker, Journal, JournalError, Lasts, Lease, NewPass, OpenWork, Problem, Purpose, RecordedBatch,
+    WorkContext,
 };
-use crate::batch::Batch;
 
 /// The answer of the journal, when it has come.
 pub type Reply<'a, T> = BoxFuture<'a, Result<T, JournalError>>;
@@ -69,7 +68,7 @@ pub trait LaneStore: fmt::Debug + Send + Sync {
     fn lane_succeeded<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()>;
 
     /// Reads the batches that are recorded for the work: those after its cursor, and those before it that have no
-    /// answer.
+    /// answer. A retry has none: it reads the errors again.
     fn batches<'a>(&'a self, pass: &'a OpenWork) -> Reply<'a, Vec<RecordedBatch>>;
 
     /// Counts the rows of an entity that the API refused and that are still set aside.
@@ -77,19 +76,6 @@ pub trait LaneStore: fmt::Debug + Send + Sync {
 
     /// Returns the latest accepted batches of an entity in this time zone, the newest first.
     fn accepted_lately<'a>(&'a self, entity_id: &'a str, timezone: &'a str) -> Reply<'a, Vec<Accepted>>;
-
-    /// Records a batch outside of any pass that is about to be sent, and checks the lease by doing so.
-    fn announce_alone<'a>(&'a self, lease: &'a Lease, run_id: i64, batch: &'a Batch) -> Reply<'a, i64>;
-
-    /// Records the last answer to a batch outside of any pass.
-    fn answered_alone<'a>(
-        &'a self,
-        lease: &'a Lease,
-        run_id: i64,
-        batch: (i64, &'a Batch),
-        last: RetryAnswer<'a>,
-        result: AttemptResult,
-    ) -> Reply<'a, ()>;
 }
 
 impl dyn LaneStore + '_ {
@@ -167,20 +153,5 @@ impl LaneStore for Journal {
 
     fn accepted_lately<'a>(&'a self, entity_id: &'a str, timezone: &'a str) -> Reply<'a, Vec<Accepted>> {
         Journal::accepted_lately(self, entity_id, timezone).boxed()
-    }
-
-    fn announce_alone<'a>(&'a self, lease: &'a Lease, run_id: i64, batch: &'a Batch) -> Reply<'a, i64> {
-        Journal::announce_alone(self, lease, run_id, batch).boxed()
-    }
-
-    fn answered_alone<'a>(
-        &'a self,
-        lease: &'a Lease,
-        run_id: i64,
-        batch: (i64, &'a Batch),
-        last: RetryAnswer<'a>,
-        result: AttemptResult,
-    ) -> Reply<'a, ()> {
-        Journal::answered_alone(self, lease, run_id, batch, last, result, None).boxed()
     }
 }

@@ -3,10 +3,12 @@
 
 use super::batch_record::{AnsweredBatch, BatchRecord};
 use super::counters::Done;
-use super::writer::{Answer, Consequence, Emptying, JournalWrite, PassClosing, Repetition, Written};
+use super::writer::{
+    Answer, Conclusions, Consequence, Emptying, JournalWrite, PassClosing, Repetition, Written,
+};
 use super::{
     AttemptResult, Counters, CursorAdvance, JournalError, LaneStore, PendingWrite, Problem, RecordedBatch,
-    WorkContext, invalid,
+    Resolution, WorkContext, WorkKind, invalid,
 };
 use crate::batch::Batch;
 use crate::watermark::Cursor;
@@ -62,6 +64,8 @@ impl dyn LaneStore + '_ {
     }
 
     /// Submits that a batch was accepted: batch, cursor, counters and the rows set aside, in one transaction.
+    /// `resolves`: rows of the entity are set aside, and the batch may have newer versions of them, or in a retry the
+    /// rows themselves, which resolve their errors.
     pub fn settle(
         &self,
         context: WorkContext<'_>,
@@ -71,18 +75,13 @@ impl dyn LaneStore + '_ {
         Settled { advance, resolves, error }: Settled<'_>,
     ) -> PendingWrite {
         let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-        // Only the rows that were uploaded resolve errors. Superseded rows do not: the row that supersedes them may
-        // still be refused.
-        let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
-        let ids = || uploaded.map(|row| row.id.to_string()).collect();
+        let answered = AnsweredBatch::new(context, (batch_id, batch), "accepted", result).because(error);
         let answer = Answer {
-            answered: AnsweredBatch::new(context, (batch_id, batch), "accepted", result).because(error),
             advance,
-            counted: Counters::of(batch, result, done),
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
-            resolves: if resolves { ids() } else { Vec::new() },
+            resolves: if resolves { resolutions(context.pass.work, batch) } else { Vec::new() },
             rewritten: (!result.sent).then(|| batch.into()),
-            consequence: Consequence::None,
+            ..Answer::of(answered, Counters::of(batch, result, done))
         };
         self.write(context, JournalWrite::Answer(answer.into()))
     }
@@ -125,17 +124,8 @@ impl dyn LaneStore + '_ {
         batch: &Batch,
         answered: AnsweredBatch,
     ) -> PendingWrite {
-        let done = Done { uploaded: 0, rejected: 0, of: None };
-        let answer = Answer {
-            advance: None,
-            counted: Counters::of(batch, answered.result, done),
-            problems: Vec::new(),
-            resolves: Vec::new(),
-            rewritten: None,
-            consequence: Consequence::None,
-            answered,
-        };
-        self.write(context, JournalWrite::Answer(answer.into()))
+        let counted = Counters::of(batch, answered.result, Done { uploaded: 0, rejected: 0, of: None });
+        self.write(context, JournalWrite::Answer(Answer::of(answered, counted).into()))
     }
 
     /// Records that the outcome of a batch is unknown at the end of a run.
@@ -158,15 +148,10 @@ impl dyn LaneStore + '_ {
         (error, ambiguous): (&str, bool),
     ) -> Result<[i64; 2], JournalError> {
         let parts = Box::new([BatchRecord::from(&parts[0]), BatchRecord::from(&parts[1])]);
-        let answer = Answer {
-            answered: AnsweredBatch::new(context, (batch_id, batch), "split", result).because(Some(error)),
-            advance: None,
-            counted: Counters::of(batch, result, Done { uploaded: 0, rejected: 0, of: None }),
-            problems: Vec::new(),
-            resolves: Vec::new(),
-            rewritten: None,
-            consequence: Consequence::Parts { parts, ambiguous },
-        };
+        let answered = AnsweredBatch::new(context, (batch_id, batch), "split", result).because(Some(error));
+        let counted = Counters::of(batch, result, Done { uploaded: 0, rejected: 0, of: None });
+        let consequence = Consequence::Parts { parts, ambiguous };
+        let answer = Answer { consequence, ..Answer::of(answered, counted) };
         match self.write(context, JournalWrite::Answer(answer.into())).outcome().await? {
             Written::Parts(parts) => Ok(parts),
             other => Err(sqlx::Error::Protocol(format!("a split was written as {other:?}")).into()),
@@ -188,23 +173,29 @@ impl dyn LaneStore + '_ {
             batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         problems.extend(refused.iter().cloned());
         let error = refused.first().map(|problem| problem.message.as_str());
-        let done = Done { uploaded: 0, rejected: problems.len(), of: Some(batch) };
+        // The rows of a retry were set aside before.
+        let is_retry = context.pass.work == WorkKind::Retry;
+        let rejected = if is_retry { 0 } else { problems.len() };
+        let done = Done { uploaded: 0, rejected, of: (!is_retry).then_some(batch) };
         let consequence = Consequence::SetAside {
             rejected_ids: batch.ids_not_superseded(),
             refused: refused.iter().filter_map(|problem| problem.ledger_id.clone()).collect(),
             rejections_max,
         };
-        let answer = Answer {
-            answered: AnsweredBatch::new(context, (batch_id, batch), "rejected", result).because(error),
-            advance,
-            counted: Counters::of(batch, result, done),
-            problems,
-            resolves: Vec::new(),
-            rewritten: None,
-            consequence,
-        };
+        let answered = AnsweredBatch::new(context, (batch_id, batch), "rejected", result).because(error);
+        let counted = Counters::of(batch, result, done);
+        let answer = Answer { advance, problems, consequence, ..Answer::of(answered, counted) };
         let written = self.write(context, JournalWrite::Answer(answer.into())).outcome().await?;
         Ok(written != Written::TooManyRejections)
+    }
+
+    /// Records what was found out about rows that are set aside.
+    pub async fn conclude(
+        &self,
+        context: WorkContext<'_>,
+        conclusions: Conclusions,
+    ) -> Result<(), JournalError> {
+        self.write(context, JournalWrite::Conclusions(conclusions)).written().await.map(drop)
     }
 
     /// Submits the closing of a pass whose last batch ends at `last`: its target becomes the watermark. With `ends`
@@ -212,4 +203,24 @@ impl dyn LaneStore + '_ {
     pub fn close_pass(&self, context: WorkContext<'_>, last: Option<Cursor>, ends: bool) -> PendingWrite {
         self.write(context, JournalWrite::PassClosing(PassClosing { last, ends }))
     }
+}
+
+/// The errors that an accepted batch resolves: those of the rows that were uploaded. In a retry also those of the rows
+/// that they supersede. A run leaves these open for a retry, which looks for still newer rows first.
+fn resolutions(work: WorkKind, batch: &Batch) -> Vec<Resolution> {
+    let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
+    if work != WorkKind::Retry {
+        return uploaded
+            .map(|row| Resolution::new(&row.id, "a newer version of the row was uploaded"))
+            .collect();
+    }
+    let mut resolved: Vec<Resolution> =
+        uploaded.map(|row| Resolution::new(&row.id, "uploaded by `errors retry`")).collect();
+    for (older, newer) in batch.superseded_rows() {
+        // Rows may share an id.
+        if older.id != newer.id {
+            resolved.push(Resolution::superseded(&older.id, &newer.id));
+        }
+    }
+    resolved
 }

@@ -1,28 +1,24 @@
 //! The check of a lease in a transaction that writes under it.
 
-use super::{JournalError, Lease, WorkKind};
+use super::{JournalError, Lease};
 use crate::database::Transaction;
 
-/// Locks the lane of a lease until the transaction ends, if this worker still has the lease and, for a pass, the pass
-/// is open, or for a backfill, the lease is one of a backfill. Returns the number of lanes that were locked: 1 or 0.
+/// Locks the lane of a lease until the transaction ends, if this worker still has the lease. Returns the number of
+/// lanes that were locked: 1 or 0.
 ///
 /// A lease that expired and that no other worker took is renewed: the database may have been away, or the worker
 /// frozen. So requests after this check are sent under a lease, and a takeover waits from then.
 pub(super) async fn hold(
     transaction: &mut Transaction,
     lease: &Lease,
-    work: Option<WorkKind>,
     lease_seconds: f64,
 ) -> Result<u64, sqlx::Error> {
     let held = sqlx::query_scalar!(
         r#"select lease_expires_at > clock_timestamp() as "is_alive!" from elven_sync.sync_state
-            where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and ($4::bigint is null or pass_id = $4)
-              and (not $5 or lease_kind = 'backfill') for update"#,
+            where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 for update"#,
         lease.entity_id,
         lease.epoch,
-        lease.owner,
-        work.and_then(WorkKind::pass_id),
-        work.and_then(WorkKind::backfill_id).is_some()
+        lease.owner
     )
     .fetch_optional(&mut *transaction)
     .await?;

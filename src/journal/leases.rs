@@ -111,11 +111,6 @@ impl Journal {
         Ok(self.take_and_open(entity_id, None, Purpose::Run).await?.0)
     }
 
-    /// Leases an entity for a slice of a backfill, unless another worker has it or waits for it.
-    pub async fn take_for_backfill(&self, entity_id: &str) -> Result<Take, JournalError> {
-        Ok(self.take_and_open(entity_id, None, Purpose::Backfill).await?.0)
-    }
-
     /// Leases an entity and, in the same transaction, opens a pass if one is wanted and the entity is still in the
     /// expected state.
     pub async fn take_and_open(
@@ -275,7 +270,7 @@ impl Journal {
         let check_lease = || async {
             let (begun, at) = (Instant::now(), wall_clock::now());
             let mut transaction = self.database.begin().await?;
-            let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
+            let held = hold(&mut transaction, lease, self.lease_seconds()).await?;
             let left_s = sqlx::query_scalar!(
                 r#"select extract(epoch from lease_expires_at - clock_timestamp())::float8 as left_s
                      from elven_sync.sync_state where entity_id = $1"#,

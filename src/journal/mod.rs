@@ -63,16 +63,16 @@ pub use lease::Lease;
 pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
 pub use migrate::{check as check_schema, migrate, migrate_ledger};
 pub(crate) use problem::invalid;
-pub use problem::{Kind, Problem};
-pub use retry::{RetriedError, RetryAnswer};
+pub use problem::{Kind, Problem, Resolution};
+pub use retry::ErrorNow;
 pub use runs::BegunRun;
 pub use skipped::Skipped;
 pub use unregistered::Registration;
 pub use watermark_changes::{ClusterMatch, FromNow, PastWatermark, Rebound, UnfinishedWork};
 pub use work::{AttemptResult, CursorAdvance, NewPass, OpenWork, WorkContext, WorkKind};
 pub use writer::{
-    Answer, Consequence, Emptying, JournalWrite, LockedLane, PassClosing, PendingWrite, Repetition,
-    WorkPosition, WriteRequest, Written,
+    Answer, Conclusions, Consequence, Emptying, JournalWrite, LockedLane, PassClosing, PendingWrite,
+    Repetition, WorkPosition, WriteRequest, Written,
 };
 pub use zone_rules::{EarlierRules, RulesFact, RulesSeen, ServerDifference};
 

@@ -1,5 +1,6 @@
 //! Problems that need a person, and rows that were set aside, as they are recorded in `sync_errors`.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use sqlx::PgExecutor;
@@ -8,6 +9,7 @@ use strum::{AsRefStr, VariantNames};
 use super::storable_text::storable;
 use crate::batch::InvalidRow;
 use crate::database::Transaction;
+use crate::watermark::LedgerId;
 
 /// `sync_errors.kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, VariantNames)]
@@ -210,20 +212,49 @@ pub(crate) fn invalid(batch_id: Option<i64>, row: &InvalidRow) -> Problem {
     }
 }
 
-/// Resolves the errors of rows of which newer versions were uploaded.
-pub(super) async fn resolve_newer(
+/// A row whose open errors are resolved, and why.
+#[derive(Clone, Debug)]
+pub struct Resolution {
+    /// The row.
+    pub ledger_id: String,
+    /// `sync_errors.resolution`.
+    pub why: Cow<'static, str>,
+}
+
+impl Resolution {
+    /// Returns the resolution for a row.
+    pub fn new(row: &LedgerId, why: impl Into<Cow<'static, str>>) -> Self {
+        Self { ledger_id: row.to_string(), why: why.into() }
+    }
+
+    /// Returns the resolution for a row that is not sent, because a newer one of its key was uploaded.
+    pub fn superseded(row: &LedgerId, newer: &LedgerId) -> Self {
+        Self::new(row, format!("superseded by row {newer} of the same account, currency and second"))
+    }
+}
+
+/// Resolves the errors of rows, apart from those that `batch_id` has recorded.
+pub(super) async fn resolve(
     transaction: &mut Transaction,
     entity_id: &str,
-    batch_id: i64,
-    ids: &[String],
+    batch_id: Option<i64>,
+    resolved: &[Resolution],
 ) -> Result<(), sqlx::Error> {
+    if resolved.is_empty() {
+        return Ok(());
+    }
+    let (ids, why): (Vec<String>, Vec<String>) =
+        resolved.iter().map(|row| (row.ledger_id.clone(), row.why.clone().into_owned())).unzip();
     sqlx::query!(
         "update elven_sync.sync_errors e
-            set resolved_at = clock_timestamp(), resolution = 'a newer version of the row was uploaded'
-          where e.entity_id = $1 and e.ledger_id = any ($3) and e.resolved_at is null and e.batch_id is distinct from $2",
+            set resolved_at = clock_timestamp(), resolution = r.why
+           from unnest($3::text[], $4::text[]) r (ledger_id, why)
+          where e.entity_id = $1 and e.ledger_id = r.ledger_id and e.resolved_at is null
+            and ($2::bigint is null or e.batch_id is distinct from $2)",
         entity_id,
         batch_id,
-        ids
+        &ids,
+        &why
     )
     .execute(&mut *transaction)
     .await?;

@@ -1,38 +1,26 @@
-//! Recorded errors, for the person who sees to them.
+//! The errors of rows that are retried.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use super::batch_record::{AnsweredBatch, BatchOwner, BatchRecord, NewBatch, finish, insert};
-use super::counters::{Done, count};
-use super::counting::count_in_run;
-use super::lease_check::{commit_if_held, hold};
-use super::problem::record;
-use super::{AttemptResult, Counters, Journal, JournalError, Lease, Problem};
-use crate::batch::Batch;
-use crate::database::Transaction;
+use super::{Journal, JournalError, Lease};
 
-/// The last answer to a batch outside of any pass.
-#[derive(Clone, Copy, Debug)]
-pub struct RetryAnswer<'a> {
-    /// `sync_batches.status`.
-    pub status: &'static str,
-    /// What was wrong with it.
-    pub error: Option<&'a str>,
-    /// How often the batch was sent.
-    pub attempts: u32,
-    /// An earlier attempt may have arrived.
-    pub ambiguous: bool,
-    /// Its row was refused, and is set aside as before.
-    pub stays_set_aside: bool,
-}
-
-/// What became of an error that was tried again.
-#[derive(Clone, Copy, Debug)]
-pub struct RetriedError<'a> {
-    /// The error.
+/// An error that is retried, as it is now.
+#[derive(Clone, Debug)]
+pub struct ErrorNow {
+    /// The id of the error.
     pub error_id: i64,
-    /// What resolved it, or what is wrong with its row, once more.
-    pub outcome: Result<&'a str, &'a Problem>,
+    /// What is wrong with the row, if an error of it is open. That may be another error than this one.
+    pub message: Option<String>,
+    /// What resolved the error.
+    pub resolution: Option<String>,
+    /// The run has counted the error of the row once more.
+    pub is_counted: bool,
+    /// The outcome of an attempt with the row is unknown.
+    pub may_have_arrived: bool,
+    /// The same, and the batch of that attempt was never refused since: it was set aside because its outcome stayed
+    /// unknown, or is one of a retry.
+    pub may_be_imported: bool,
 }
 
 impl Journal {
@@ -62,6 +50,54 @@ impl Journal {
         Ok(rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect())
     }
 
+    /// Returns errors of rows of an entity as they are now, for a retry in this run. `errors`: their ids and their rows.
+    pub async fn errors_now(
+        &self,
+        run_id: i64,
+        entity_id: &str,
+        errors: &[(i64, String)],
+    ) -> Result<Vec<ErrorNow>, JournalError> {
+        let (ids, rows): (Vec<i64>, Vec<String>) = errors.iter().cloned().unzip();
+        let query = || {
+            sqlx::query!(
+                r#"select e.error_id, e.ledger_id as "ledger_id!", e.resolved_at is null as "is_open!", e.message,
+                          e.resolution, coalesce(e.run_id = $1, false) as "is_counted!",
+                          coalesce((select b.ambiguous or b.status = 'unknown' or b.unknown_runs > 0
+                                      from elven_sync.sync_batches b
+                                     where b.batch_id = e.batch_id), false) as "may_have_arrived!",
+                          coalesce((select b.unknown_runs > 0 or b.pass_id is null and b.backfill_id is null
+                                           and (b.ambiguous or b.status = 'unknown')
+                                      from elven_sync.sync_batches b
+                                     where b.batch_id = e.batch_id), false) as "may_be_imported!"
+                     from elven_sync.sync_errors e
+                    where e.entity_id = $2 and e.ledger_id = any ($3)
+                      and (e.resolved_at is null or e.error_id = any ($4))"#,
+                run_id,
+                entity_id,
+                &rows,
+                &ids
+            )
+            .fetch_all(&self.database)
+        };
+        let (open, resolved): (Vec<_>, Vec<_>) =
+            self.database.retry(query).await?.into_iter().partition(|row| row.is_open);
+        let open: HashMap<&String, _> = open.iter().map(|row| (&row.ledger_id, row)).collect();
+        let mut resolved: HashMap<i64, _> =
+            resolved.into_iter().map(|row| (row.error_id, row.resolution)).collect();
+        let now = errors.iter().map(|(error_id, ledger_id)| {
+            let open = open.get(ledger_id);
+            ErrorNow {
+                error_id: *error_id,
+                message: open.map(|row| row.message.clone()),
+                resolution: resolved.remove(error_id).flatten(),
+                is_counted: open.is_some_and(|row| row.is_counted),
+                may_have_arrived: open.is_some_and(|row| row.may_have_arrived),
+                may_be_imported: open.is_some_and(|row| row.may_be_imported),
+            }
+        });
+        Ok(now.collect())
+    }
+
     /// Records that the API asked not to be called for an entity for a while.
     pub async fn note_pause(&self, lease: &Lease, pause: Duration) -> Result<(), JournalError> {
         self.database
@@ -79,139 +115,4 @@ impl Journal {
             .await?;
         Ok(())
     }
-
-    /// Records a batch outside of any pass that is about to be sent, and checks the lease by doing so.
-    pub async fn announce_alone(
-        &self,
-        lease: &Lease,
-        run_id: i64,
-        batch: &Batch,
-    ) -> Result<i64, JournalError> {
-        let contents = BatchRecord::from(batch);
-        let announce_alone = || async {
-            let mut transaction = self.database.begin().await?;
-            let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
-            // One that a worker was sending when it died may have arrived.
-            sqlx::query!(
-                "update elven_sync.sync_batches set status = 'unknown'
-                  where entity_id = $1 and pass_id is null and backfill_id is null and status = 'sending'",
-                lease.entity_id
-            )
-            .execute(&mut transaction)
-            .await?;
-            let owner = BatchOwner { run: run_id, work: None, entity: &lease.entity_id, parent: None };
-            let [batch_id] =
-                insert(&mut transaction, [NewBatch { owner, contents: &contents, attempts: 1 }]).await?;
-            let ids: Vec<String> = batch.rows.iter().map(|row| row.id.to_string()).collect();
-            sqlx::query!(
-                "update elven_sync.sync_batches b set ambiguous = true
-                  where b.batch_id = $1
-                    and exists (select from elven_sync.sync_batches u
-                                 where u.entity_id = $2 and u.pass_id is null and u.backfill_id is null and u.status = 'unknown'
-                                   and exists (select from elven_sync.batch_row_ids(u.batch_id) id where id = any ($3)))",
-                batch_id,
-                lease.entity_id,
-                &ids
-            )
-            .execute(&mut transaction)
-            .await?;
-            commit_if_held(transaction, held).await?;
-            Ok(batch_id)
-        };
-        self.database.retry(announce_alone).await
-    }
-
-    /// Records the last answer to a batch outside of any pass, and what that means for the error it was for, if for
-    /// one: an error that stays open although its row was accepted would have it sent again.
-    pub async fn answered_alone(
-        &self,
-        lease: &Lease,
-        run_id: i64,
-        (batch_id, batch): (i64, &Batch),
-        last: RetryAnswer<'_>,
-        result: AttemptResult,
-        tried: Option<RetriedError<'_>>,
-    ) -> Result<(), JournalError> {
-        let RetryAnswer { status, error, attempts, ambiguous, stays_set_aside } = last;
-        let uploaded = if status == "accepted" { batch.records.len() } else { 0 };
-        let answered =
-            AnsweredBatch::of_entity(&lease.entity_id, (batch_id, batch), status, result).because(error);
-        let of = (status == "accepted").then_some(batch);
-        let counted = Counters::of(batch, result, Done { uploaded, rejected: 0, of });
-        let answered_alone = || async {
-            let mut transaction = self.database.begin().await?;
-            let held = sqlx::query!(
-                "update elven_sync.sync_state set rows_uploaded = rows_uploaded + $4
-                  where entity_id = $1 and lease_epoch = $2 and lease_owner = $3",
-                lease.entity_id,
-                lease.epoch,
-                lease.owner,
-                i64::from(count(uploaded))
-            )
-            .execute(&mut transaction)
-            .await?;
-            sqlx::query!(
-                "update elven_sync.sync_batches
-                    set attempts = $2, ambiguous = ambiguous or $3,
-                        row_count = case when $4 then 0 else row_count end,
-                        rows_rejected = case when $4 then rows_rejected + row_count else rows_rejected end,
-                        rejected_ids = case when $4 then row_ids else rejected_ids end
-                  where batch_id = $1",
-                batch_id,
-                i32::try_from(attempts).unwrap_or(i32::MAX),
-                ambiguous,
-                stays_set_aside
-            )
-            .execute(&mut transaction)
-            .await?;
-            let done = finish(&mut transaction, &[&answered]).await?;
-            if let Some(tried) = tried {
-                conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
-            }
-            count_in_run(&mut transaction, run_id, &counted).await?;
-            commit_if_held(transaction, held.rows_affected().min(done)).await
-        };
-        self.database.retry(answered_alone).await
-    }
-
-    /// Records what became of an error that was tried again without a request, under the lease of its entity.
-    pub async fn retried(
-        &self,
-        lease: &Lease,
-        run_id: i64,
-        tried: RetriedError<'_>,
-    ) -> Result<(), JournalError> {
-        let retried = || async {
-            let mut transaction = self.database.begin().await?;
-            let held = hold(&mut transaction, lease, None, self.lease_seconds()).await?;
-            conclude(&mut transaction, run_id, &lease.entity_id, tried).await?;
-            commit_if_held(transaction, held).await
-        };
-        self.database.retry(retried).await
-    }
-}
-
-/// Resolves an error, or counts it once more.
-async fn conclude(
-    transaction: &mut Transaction,
-    run_id: i64,
-    entity_id: &str,
-    tried: RetriedError<'_>,
-) -> Result<(), sqlx::Error> {
-    match tried.outcome {
-        Ok(resolution) => {
-            sqlx::query!(
-                "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $2
-                  where error_id = $1 and resolved_at is null",
-                tried.error_id,
-                resolution
-            )
-            .execute(transaction)
-            .await?;
-        }
-        Err(problem) => {
-            record(transaction, run_id, entity_id, std::slice::from_ref(problem)).await?;
-        }
-    }
-    Ok(())
 }

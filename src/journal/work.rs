@@ -1,4 +1,4 @@
-//! The work under a lease, a pass or a backfill, and the results that are recorded for its batches.
+//! The work under a lease (a pass, a backfill or a retry), and the results that are recorded for its batches.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -14,6 +14,8 @@ pub enum WorkKind {
     Pass(i64),
     /// The entity's lane of a backfill.
     Backfill(i64),
+    /// Rows that were set aside, or a record that was accepted before, are sent again. No cursor moves.
+    Retry,
 }
 
 impl WorkKind {
@@ -28,8 +30,8 @@ impl WorkKind {
     }
 }
 
-/// A pass, or an entity's lane of a backfill, that is open under a lease. Every write of the work names the lease and
-/// the work.
+/// A pass, an entity's lane of a backfill, or a slice of a retry, that is open under a lease. Every write of the work
+/// names the lease and the work.
 #[derive(Clone, Debug)]
 pub struct OpenWork {
     /// The lease.
@@ -55,8 +57,8 @@ impl OpenWork {
         }
     }
 
-    /// Returns a receiver that becomes true when a backfill has to release its lease: another worker waits for it, or
-    /// the backfill was cancelled.
+    /// Returns a receiver that becomes true when a backfill or a retry has to release its lease: another worker waits
+    /// for it, or the backfill was cancelled.
     pub fn unwanted(&self) -> watch::Receiver<bool> {
         self.unwanted.subscribe()
     }
@@ -80,7 +82,7 @@ pub struct NewPass<'a> {
 /// The work of a lane within a run.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkContext<'a> {
-    /// The pass or the backfill, under its lease.
+    /// The pass, the backfill or the retry, under its lease.
     pub pass: &'a OpenWork,
     /// The run.
     pub run_id: i64,

@@ -36,6 +36,7 @@ pub use pages::{Pages, Pass, PassRead};
 pub use pending::Pending;
 pub use probe::{NewRows, ProbeResult};
 pub use range::{AbsentValues, RangePages, Uploaded};
+pub use reader::FoundRows;
 pub use row::{Decoder, Row};
 pub use statements::{DoneInterval, Progress};
 pub use table::Table;

@@ -7,38 +7,72 @@ use super::copy::PlanHint;
 use super::error::is_behind;
 use super::standby::replayed;
 use super::statements::Page;
-use super::unreadable::Asked;
+use super::unreadable::{Asked, Parts};
 use super::{Ledger, LedgerError, Pass, PassRead, Row, Table};
 use crate::watermark::{self, Cursor, Segment};
-
-/// The expected number of rows of a query for the rows of one id or one key.
-const ROWS_FEW: usize = 1;
 
 /// The largest distance from the year 2000 at which a row can be sent, in microseconds: about 9,500 years.
 const SENT_US_MAX: u64 = 300_000_000_000_000_000;
 
+/// Rows that were read by one statement, or by several where the rows of some items cannot be read.
+#[derive(Debug)]
+pub struct FoundRows<'a, T> {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// The items for which no rows can be read, with the reason.
+    pub unreadable: Vec<(&'a T, String)>,
+}
+
 impl Ledger {
     /// Returns the current rows with an id: several if the id is not unique, none if the row was deleted.
     pub async fn rows_with_id(&self, entity_id: &str, id: &str) -> Result<Vec<Row>, LedgerError> {
-        let sql = |table: &Table| table.row_sql(entity_id, id);
-        let rows = self.copy(&self.primary, sql, ROWS_FEW, PlanHint::Any).await;
+        let rows = self.rows_with(entity_id, &[id.to_owned()]).await;
         rows.map_err(|problem| problem.about(entity_id))
+    }
+
+    /// Returns the current rows with these ids, and the ids whose rows cannot be read.
+    pub async fn rows_with_ids<'a>(
+        &self,
+        entity_id: &str,
+        ids: &'a [String],
+    ) -> Result<FoundRows<'a, String>, LedgerError> {
+        in_parts(ids, async |ids| self.rows_with(entity_id, ids).await).await
+    }
+
+    async fn rows_with(&self, entity_id: &str, ids: &[String]) -> Result<Vec<Row>, LedgerError> {
+        let sql = |table: &Table| table.row_sql(entity_id, ids);
+        self.copy(&self.primary, sql, ids.len(), PlanHint::Any).await
     }
 
     /// Returns the rows that may have the same account, currency and wall-clock time as this row. Assumes that clocks
     /// are put back by at most a day.
     pub async fn rivals(&self, entity_id: &str, row: &Row) -> Result<Vec<Row>, LedgerError> {
-        let (Some(account), Some(currency), Some(at)) = (row.account(), row.currency(), row.captured_at_us)
-        else {
-            return Ok(Vec::new());
-        };
+        let rows = self.around(entity_id, std::slice::from_ref(row)).await;
+        rows.map_err(|problem| problem.about(entity_id))
+    }
+
+    /// Returns the rows that may have the same account, currency and wall-clock time as one of these rows, and the rows
+    /// for which they cannot be read.
+    pub async fn rivals_of<'a>(
+        &self,
+        entity_id: &str,
+        rows: &'a [Row],
+    ) -> Result<FoundRows<'a, Row>, LedgerError> {
+        in_parts(rows, async |rows| self.around(entity_id, rows).await).await
+    }
+
+    async fn around(&self, entity_id: &str, rows: &[Row]) -> Result<Vec<Row>, LedgerError> {
         // A row that is too far from the year 2000 to be sent has no rival.
-        if at.unsigned_abs() > SENT_US_MAX {
+        let is_sent = |at: &i64| at.unsigned_abs() <= SENT_US_MAX;
+        let keys: Vec<(&str, &str, i64)> = rows
+            .iter()
+            .filter_map(|row| Some((row.account()?, row.currency()?, row.captured_at_us.filter(is_sent)?)))
+            .collect();
+        if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let sql = |table: &Table| table.around_sql(entity_id, account, currency, at);
-        let rows = self.copy(&self.primary, sql, ROWS_FEW, PlanHint::Any).await;
-        rows.map_err(|problem| problem.about(entity_id))
+        let sql = |table: &Table| table.around_sql(entity_id, &keys);
+        self.copy(&self.primary, sql, rows.len(), PlanHint::Any).await
     }
 
     /// Prepares to read a pass, or the rest of a pass, in pages.
@@ -112,4 +146,16 @@ impl Ledger {
             replayed(standby, pass_id, page.target, started_at, &behind).await?;
         }
     }
+}
+
+/// Reads rows for many items by one statement. Where that fails because of rows, reads them for halves of the items.
+async fn in_parts<'a, T>(
+    items: &'a [T],
+    read: impl AsyncFn(&'a [T]) -> Result<Vec<Row>, LedgerError>,
+) -> Result<FoundRows<'a, T>, LedgerError> {
+    let (mut rows, mut parts) = (Vec::new(), Parts::of(items));
+    while let Some(part) = parts.next() {
+        rows.extend(parts.took(part, read(part).await)?.into_iter().flatten());
+    }
+    Ok(FoundRows { rows, unreadable: parts.failed() })
 }

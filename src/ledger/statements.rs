@@ -1,11 +1,15 @@
 //! The text of the statements that read the ledger. It is built at run time, because the names of the table and its
 //! columns differ between installations.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::row::{COLUMNS, LISTED_COLUMNS};
 use super::{Range, Table, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, RUNNING_MAX, Segment, Snapshot, Xid};
+
+/// How far from a row its rivals may lie, in microseconds: 26 hours.
+const AROUND_US: u64 = 26 * 60 * 60 * 1_000_000;
 
 /// The progress of an entity, as far as the ledger's statements need it.
 #[derive(Clone, Debug)]
@@ -182,25 +186,22 @@ impl Table {
         }
     }
 
-    /// Returns the copy of the rows with an id: several if the id is not unique.
-    pub(super) fn row_sql(&self, entity_id: &str, id: &str) -> String {
+    /// Returns the copy of the rows with these ids: several rows of an id if it is not unique.
+    pub(super) fn row_sql(&self, entity_id: &str, ids: &[String]) -> String {
         let Self { name, entity, id: id_column, id_type, columns, .. } = self;
+        let ids = quote_array(ids.iter().map(|id| Some(id.as_str())));
         format!(
-            "copy (select {columns} from {name} t where {entity} = {} and {id_column} = {}::{id_type}) to stdout (format binary)",
-            quote_literal(entity_id),
-            quote_literal(id)
+            "copy (select {columns} from {name} t where {entity} = {} and {id_column} = any ({ids}::{id_type}[]))
+               to stdout (format binary)",
+            quote_literal(entity_id)
         )
     }
 
-    /// Returns the copy of the rows of an account and currency around an instant (in microseconds from 2000-01-01
-    /// UTC): all rows that may have the same wall-clock time.
-    pub(super) fn around_sql(
-        &self,
-        entity_id: &str,
-        account: &str,
-        currency: &str,
-        instant_us: i64,
-    ) -> String {
+    /// Returns the copy of the rows that may have the account, the currency and the wall-clock time of a record.
+    /// `keys`: account, currency and instant (in microseconds from 2000-01-01 UTC) of each record.
+    ///
+    /// The instants are joined to windows, so that each row is read once, however many records are near it.
+    pub(super) fn around_sql(&self, entity_id: &str, keys: &[(&str, &str, i64)]) -> String {
         let Self {
             name,
             entity,
@@ -210,15 +211,35 @@ impl Table {
             columns,
             ..
         } = self;
-        let instant = format!("timestamptz '2000-01-01 00:00:00Z' + {instant_us} * interval '1 microsecond'");
+        let mut instants: Vec<i64> = keys.iter().map(|(.., instant)| *instant).collect();
+        instants.sort_unstable();
+        let windows: Vec<&[i64]> = instants.chunk_by(|a, b| b.abs_diff(*a) <= 2 * AROUND_US).collect();
+        let bounds = |bound: fn(&[i64]) -> Option<&i64>| {
+            let bounds: Vec<String> = windows.iter().filter_map(|w| bound(w)).map(i64::to_string).collect();
+            quote_array(bounds.iter().map(|bound| Some(bound.as_str())))
+        };
+        let (first, last) = (bounds(<[i64]>::first), bounds(<[i64]>::last));
+        let names: BTreeSet<(&str, &str)> =
+            keys.iter().map(|(account, currency, _)| (*account, *currency)).collect();
+        let accounts = quote_array(names.iter().map(|(account, _)| Some(*account)));
+        let currencies = quote_array(names.iter().map(|(_, currency)| Some(*currency)));
+        let instant = |at: &str, and: &str| {
+            format!(
+                "timestamptz '2000-01-01 00:00:00Z' + {at} * interval '1 microsecond' {and} {AROUND_US} * interval \
+                 '1 microsecond'"
+            )
+        };
         format!(
-            "copy (select {columns} from {name} t
-                    where {entity} = {} and {account_column}::text = {} and {currency_column}::text = {}
-                      and {captured_at} between {instant} - interval '26 hours' and {instant} + interval '26 hours')
+            "copy (select r.* from unnest({first}::bigint[], {last}::bigint[]) w (first, last)
+                    cross join lateral (
+                          select {columns} from {name} t
+                           where {entity} = {} and {captured_at} between {} and {}
+                             and ({account_column}::text, {currency_column}::text)
+                                 in (select * from unnest({accounts}, {currencies}))) r)
                to stdout (format binary)",
             quote_literal(entity_id),
-            quote_literal(account),
-            quote_literal(currency)
+            instant("w.first", "-"),
+            instant("w.last", "+")
         )
     }
 

@@ -211,12 +211,12 @@ impl Ledger {
     }
 }
 
-/// Entities for which one statement failed, so that they are queried in parts: halves, and halves of failed halves,
-/// down to the entities whose rows cannot be read.
+/// Items, such as entities, for which one statement failed, so that they are queried in parts: halves, and halves of
+/// failed halves, down to the items whose rows cannot be read.
 pub(super) struct Parts<'l, L> {
     unasked: Vec<&'l [L]>,
     failures: usize,
-    unreadable: Unreadables,
+    failed: Vec<(&'l L, String)>,
 }
 
 /// Something that belongs to an entity.
@@ -243,9 +243,9 @@ impl OfEntity for Range {
     }
 }
 
-impl<'l, L: OfEntity> Parts<'l, L> {
-    pub(super) fn of(lanes: &'l [L]) -> Self {
-        Self { unasked: vec![lanes], failures: 0, unreadable: Unreadables::new() }
+impl<'l, L> Parts<'l, L> {
+    pub(super) fn of(items: &'l [L]) -> Self {
+        Self { unasked: vec![items], failures: 0, failed: Vec::new() }
     }
 
     /// Returns the next part to query.
@@ -256,7 +256,7 @@ impl<'l, L: OfEntity> Parts<'l, L> {
     /// Records the result of a part, and halves the part if it failed.
     ///
     /// # Errors
-    /// Errors that are not about rows, and so concern all entities.
+    /// Errors that are not about rows, and so concern all items.
     pub(super) fn took<T>(
         &mut self,
         part: &'l [L],
@@ -277,16 +277,23 @@ impl<'l, L: OfEntity> Parts<'l, L> {
             return Ok(None);
         }
         let message = problem.in_words_of_entity();
-        for lane in part {
-            let entity_id = lane.entity_id().to_owned();
-            let unreadable = Unreadable { entity_id: entity_id.clone(), message: message.clone() };
-            self.unreadable.insert(entity_id, unreadable);
-        }
+        self.failed.extend(part.iter().map(|item| (item, message.clone())));
         Ok(None)
     }
 
+    /// Returns the items whose rows cannot be read, with the reason.
+    pub(super) fn failed(self) -> Vec<(&'l L, String)> {
+        self.failed
+    }
+}
+
+impl<L: OfEntity> Parts<'_, L> {
     /// Returns the entities whose rows cannot be read.
     pub(super) fn unreadable(self) -> Unreadables {
-        self.unreadable
+        let unreadable = self.failed.into_iter().map(|(lane, message)| {
+            let entity_id = lane.entity_id().to_owned();
+            (entity_id.clone(), Unreadable { entity_id, message })
+        });
+        unreadable.collect()
     }
 }

@@ -4,10 +4,11 @@ use tokio::time::Instant;
 
 use super::api_session::ApiSession;
 use super::decisions::policy::{Attempt, Decision, decide};
+use super::lane::exit::LaneExit;
 use super::lane_worker::LaneWorker;
 use super::log;
 use super::remedies::SignatureRemedies;
-use super::signing::{Sent, SignedBy, Unsigned};
+use super::signing::{Sent, SignedBy};
 use crate::batch::Batch;
 use crate::elven::{Answer, ResponseClass, Signed, is_older_than};
 use crate::journal::{AttemptResult, Lease};
@@ -60,7 +61,7 @@ impl LaneWorker {
         batch: &Batch,
         attempts: &mut Attempts,
         signed: Signed,
-    ) -> Result<Requested, Unsigned> {
+    ) -> Result<Requested, LaneExit> {
         let sent = self.send_fresh(session, lease, &batch.body, attempts.remedies.trial, signed).await?;
         let Sent { answer, begun, by } = sent;
         log::request(answer.as_ref(), begun, attempts.number, batch.body.len());

@@ -88,11 +88,6 @@ impl LaneWorker {
         sharing::renewed_every(self.settings.sync.lease)
     }
 
-    /// The longest slice of a backfill or a retry.
-    pub(super) fn slice_max(&self) -> Duration {
-        sharing::slice_max(self.settings.sync.lease)
-    }
-
     /// Waits for a future. `None`: a signal came first.
     pub(super) async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
         let mut stop = self.stop.clone();

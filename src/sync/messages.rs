@@ -60,12 +60,12 @@ pub(super) fn locked(entity_id: &str, blockers: &[Blocker]) -> String {
 
 /// The message for a pass or a backfill with a gap between two batches.
 pub(super) fn gap(work: WorkKind, batch_id: i64, entity_id: &str) -> String {
-    let (of, remedy) = match work {
-        WorkKind::Pass(pass_id) => (
-            format!("pass {pass_id}"),
+    let (of, remedy) = match work.backfill_id() {
+        None => (
+            format!("pass {}", work.pass_id().unwrap_or_default()),
             format!("`elven-sync entity rewind {}` uploads everything again", quoted_argument(entity_id)),
         ),
-        WorkKind::Backfill(backfill_id) => (
+        Some(backfill_id) => (
             format!("backfill {backfill_id}"),
             format!("`elven-sync backfill cancel {backfill_id}`, and ask for the range again"),
         ),

@@ -50,10 +50,10 @@ fn by_key(targets: &[Target]) -> BTreeMap<&str, Vec<&Target>> {
 fn message(same: &[&Target]) -> String {
     let listed = |names: BTreeSet<&str>| {
         let (count, mut names) = (names.len(), names.into_iter().map(|name| format!("`{name}`")));
-        let named: Vec<String> = names.by_ref().take(NAMED_MAX).collect();
+        let shown: Vec<String> = names.by_ref().take(NAMED_MAX).collect();
         let more = count.saturating_sub(NAMED_MAX);
         let others = if more > 0 { format!(" and {more} more") } else { String::new() };
-        format!("{}{others}", named.join(", "))
+        format!("{}{others}", shown.join(", "))
     };
     let credentials: BTreeSet<&str> =
         same.iter().map(|target| target.session.credential.name.as_str()).collect();

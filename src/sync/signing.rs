@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use reqwest::header::InvalidHeaderValue;
 use tokio::time::Instant;
 
 use super::api_session::ApiSession;
@@ -15,7 +14,7 @@ use super::lane::exit::LaneExit;
 use super::lane_worker::LaneWorker;
 use crate::elven::{Answer, Signed, is_older_than};
 use crate::fault_point::{Step, around};
-use crate::journal::{JournalError, Kind, Lease, Problem};
+use crate::journal::Lease;
 
 /// The age up to which a signature is fresh. An older one is made again before its request is sent. With the time that
 /// opening a connection may take, a signature is at most 1 s old when its request is written.
@@ -45,36 +44,6 @@ pub(super) struct Sent {
     pub by: SignedBy,
 }
 
-/// Why a request could not be signed.
-#[derive(Debug)]
-pub(super) enum Unsigned {
-    /// The key or the signature has characters that a header must not have.
-    Key(InvalidHeaderValue),
-    /// The lease could not be checked, or is lost.
-    Lease(JournalError),
-}
-
-impl From<InvalidHeaderValue> for Unsigned {
-    fn from(problem: InvalidHeaderValue) -> Self {
-        Self::Key(problem)
-    }
-}
-
-impl From<JournalError> for Unsigned {
-    fn from(problem: JournalError) -> Self {
-        Self::Lease(problem)
-    }
-}
-
-impl From<Unsigned> for LaneExit {
-    fn from(problem: Unsigned) -> Self {
-        match problem {
-            Unsigned::Key(problem) => LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())),
-            Unsigned::Lease(problem) => problem.into(),
-        }
-    }
-}
-
 impl LaneWorker {
     /// Returns a fresh signature after which the lease was checked. Keeps the given signature, after which it was
     /// checked already, unless that is too old, or the clock or the key was replaced meanwhile. `trial`: a clock under
@@ -86,7 +55,7 @@ impl LaneWorker {
         body: &Bytes,
         trial: Option<TimeDelta>,
         signed: Option<Signed>,
-    ) -> Result<Signed, Unsigned> {
+    ) -> Result<Signed, LaneExit> {
         let good_for = FRESH_FOR.min(self.settings.api.signature_window / 2);
         let is_fresh = |signed: &Signed| !is_older_than(signed.at(), good_for);
         let is_right = |signed: &Signed| {
@@ -118,7 +87,7 @@ impl LaneWorker {
         body: &Bytes,
         trial: Option<TimeDelta>,
         mut signed: Signed,
-    ) -> Result<Sent, Unsigned> {
+    ) -> Result<Sent, LaneExit> {
         let mut opened_late = 0;
         loop {
             let (by, begun) = (SignedBy::from(&signed), Instant::now());

@@ -1,5 +1,6 @@
 //! `errors`: how a person handles rows that were set aside.
 
+mod batches;
 mod resolve;
 
 use std::time::Duration;
@@ -88,7 +89,7 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
     assert_eq!(scene.text(runs).await, "incremental incomplete,retry incomplete,retry succeeded");
     let batches = "select string_agg(distinct concat_ws(' ', status, row_count), ',' order by concat_ws(' ', status, row_count))
                      from elven_sync.sync_batches where pass_id is null";
-    assert_eq!(scene.text(batches).await, "accepted 1,rejected 0");
+    assert_eq!(scene.text(batches).await, "accepted 1,rejected 0,split 2,split 3");
 }
 
 /// The later upload wins at the API: an older row must not be sent over a newer row of its key.
@@ -322,6 +323,8 @@ async fn run_does_not_wait_for_the_end_of_a_retry(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.set("ELVEN_SYNC_SYNC__LEASE", "3s");
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)

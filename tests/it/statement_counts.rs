@@ -79,3 +79,36 @@ async fn pending_entity_costs_a_bounded_number_of_statements(pool: PgPool) {
     let each = (many - one) / 20;
     assert!(each <= 34, "{each} statements for each entity with a row");
 }
+
+/// Rows that are still invalid are recorded page by page, and rows that can be sent go in whole batches.
+#[sqlx::test(migrations = false)]
+async fn retry_of_many_rows_costs_a_bounded_number_of_statements(pool: PgPool) {
+    let (mut scene, network) = scene_with(pool, 1).await;
+    scene.set("ELVEN_SYNC_SYNC__ON_INVALID_START", "set_aside");
+    let rows: u64 = 5_000;
+    sqlx::query(
+        "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+         select 'e1', 'b' || n, 'BTC', '2024-01-01Z', 'NaN' from generate_series(1, $1) n",
+    )
+    .bind(i64::try_from(rows).unwrap())
+    .execute(&scene.pool)
+    .await
+    .unwrap();
+    assert_eq!(scene.output(&["run"]).await.status.code(), Some(3));
+    let retry = async |code: i32| {
+        network.count();
+        let output = scene.output(&["errors", "retry"]).await;
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        network.count().1
+    };
+    let statements = retry(3).await;
+    assert!(statements <= 120, "{statements} statements for {rows} rows that are still invalid");
+    let counted = "select string_agg(distinct occurrences::text, ',') from elven_sync.sync_errors";
+    assert_eq!(scene.text(counted).await, "2");
+    scene.sql("alter table ledger.balance_snapshots disable trigger stamp_change_xid").await;
+    scene.sql("update ledger.balance_snapshots set balance = 1").await;
+    let received = scene.sandbox.requests().len();
+    let statements = retry(0).await;
+    assert_eq!(scene.sandbox.requests().len() - received, 5, "requests for 5,000 rows");
+    assert!(statements <= 200, "{statements} statements for {rows} rows that can be sent");
+}

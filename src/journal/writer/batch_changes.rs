@@ -1,8 +1,8 @@
 //! Changes of batches that are recorded already.
 
-use super::super::JournalError;
 use super::super::batch_record::rewrite;
 use super::super::cursor_columns::{at, xid};
+use super::super::{JournalError, WorkKind};
 use super::write::{Emptying, Repetition, WriteRequest};
 use crate::database::Transaction;
 
@@ -72,20 +72,22 @@ pub(super) async fn set_aside(
     Ok(())
 }
 
-/// Records that batches which were being sent when their worker stopped have an unknown outcome.
+/// Records that batches which were being sent when their worker stopped have an unknown outcome. Parts of a retry that
+/// were not sent yet are not sent any more.
 pub(super) async fn recover(
     transaction: &mut Transaction,
     request: &WriteRequest,
 ) -> Result<(), JournalError> {
     let work = request.pass.work;
     sqlx::query!(
-        "update elven_sync.sync_batches b set status = 'unknown'
+        "update elven_sync.sync_batches b set status = case when b.attempts > 0 then 'unknown' else 'rejected' end
           where b.entity_id = $1 and elven_sync.is_open(b.status, b.row_count)
-            and (b.pass_id = $2 or b.backfill_id = $3)
-            and b.status = 'sending' and b.attempts > 0 and b.row_count > 0",
+            and (b.pass_id = $2 or b.backfill_id = $3 or ($4 and b.pass_id is null and b.backfill_id is null))
+            and b.status = 'sending' and (b.attempts > 0 or $4) and b.row_count > 0",
         request.entity_id(),
         work.pass_id(),
-        work.backfill_id()
+        work.backfill_id(),
+        work == WorkKind::Retry
     )
     .execute(transaction)
     .await?;

@@ -30,8 +30,10 @@ pub struct LockedLane {
     pub is_wanted: bool,
     /// The cursor after the transaction, if it moves.
     pub moved_to: Option<Cursor>,
-    /// What the transaction adds to the counters.
+    /// What the transaction adds to the counters of the pass or the backfill.
     pub counted: Counters,
+    /// The records of all work that were accepted.
+    pub uploaded: i64,
     /// The transaction renews the lease.
     pub renewed: bool,
 }
@@ -48,21 +50,24 @@ pub struct WorkPosition {
 }
 
 impl LockedLane {
-    /// Returns the position of the pass or backfill to which a request belongs.
+    /// Returns the position of the pass or backfill to which a request belongs. `None`: it belongs to a retry.
     ///
     /// # Errors
     /// The lane has another lease than the request, or the pass or backfill of the request is not open.
-    fn position(&mut self, request: &WriteRequest) -> Result<&mut WorkPosition, JournalError> {
+    fn position(&mut self, request: &WriteRequest) -> Result<Option<&mut WorkPosition>, JournalError> {
         let OpenWork { lease, work, .. } = &request.pass;
-        let is_held = self.owner.as_ref() == Some(&lease.owner) && self.epoch == lease.epoch;
+        if self.owner.as_ref() != Some(&lease.owner) || self.epoch != lease.epoch {
+            return Err(JournalError::LeaseLost);
+        }
         let (position, id) = match *work {
             WorkKind::Pass(pass_id) => (&mut self.pass, pass_id),
             WorkKind::Backfill(backfill_id) => (&mut self.backfill, backfill_id),
+            WorkKind::Retry => return Ok(None),
         };
-        position.as_mut().filter(|position| is_held && position.id == id).ok_or(JournalError::LeaseLost)
+        position.as_mut().filter(|position| position.id == id).ok_or(JournalError::LeaseLost).map(Some)
     }
 
-    /// Checks that a request comes from the holder of the lease, and that its pass or backfill is open.
+    /// Checks that a request comes from the holder of the lease, and that its pass or backfill, if it has one, is open.
     ///
     /// # Errors
     /// It does not.
@@ -79,14 +84,43 @@ impl LockedLane {
     /// pass that is closed without them would count all their rows as processed.
     pub fn check(&mut self, request: &WriteRequest) -> Result<(), JournalError> {
         let moved_to = self.moved_to.take();
-        let position = self.position(request)?;
+        self.moved_to = match self.position(request)? {
+            Some(position) => position.moved_by(request, moved_to)?,
+            None => moved_to,
+        };
+        self.renewed |= self.is_aging;
+        if let Some(answer) = request.answer() {
+            self.uploaded += answer.counted.rows_uploaded;
+            if request.pass.work != WorkKind::Retry {
+                self.counted += &answer.counted;
+            }
+        }
+        if self.is_wanted && request.pass.work.pass_id().is_none() {
+            request.pass.unwanted.send_replace(true);
+        }
+        Ok(())
+    }
+
+    fn is_changed(&self) -> bool {
+        self.moved_to.is_some() || self.counted.rows_read > 0 || self.uploaded > 0 || self.renewed
+    }
+}
+
+impl WorkPosition {
+    /// Checks that a request begins where the work is. Returns where the transaction moves the cursor. `moved_to`:
+    /// where earlier requests of the transaction move it.
+    fn moved_by(
+        &mut self,
+        request: &WriteRequest,
+        moved_to: Option<Cursor>,
+    ) -> Result<Option<Cursor>, JournalError> {
         if let Some(contents) = request.contents() {
-            if position.announced != contents.before {
+            if self.announced != contents.before {
                 return Err(JournalError::LeaseLost);
             }
-            position.announced = Some(contents.last.clone());
+            self.announced = Some(contents.last.clone());
         }
-        let mut cursor = moved_to.clone().or_else(|| position.cursor.clone());
+        let mut cursor = moved_to.clone().or_else(|| self.cursor.clone());
         let mut target = moved_to;
         if let Some(CursorAdvance { before, last }) = request.advance() {
             if cursor != *before {
@@ -98,19 +132,7 @@ impl LockedLane {
         if request.closing().is_some_and(|closing| cursor != closing.last) {
             return Err(JournalError::LeaseLost);
         }
-        self.moved_to = target;
-        self.renewed |= self.is_aging;
-        if let Some(answer) = request.answer() {
-            self.counted += &answer.counted;
-        }
-        if self.is_wanted && request.pass.work.backfill_id().is_some() {
-            request.pass.unwanted.send_replace(true);
-        }
-        Ok(())
-    }
-
-    fn is_changed(&self) -> bool {
-        self.moved_to.is_some() || self.counted.rows_read > 0 || self.renewed
+        Ok(target)
     }
 }
 
@@ -243,7 +265,7 @@ pub(super) async fn move_lanes(
     let cursor = |lane: &LockedLane| lane.moved_to.clone().filter(|cursor| cursor.xid().is_some());
     let xids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).as_ref().and_then(xid)).collect();
     let row_ids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.id)).collect();
-    let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.counted.rows_uploaded).collect();
+    let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.uploaded).collect();
     let renewed: Vec<_> = moved.iter().map(|(_, lane)| lane.renewed).collect();
     sqlx::query!(
         "update elven_sync.sync_state s

@@ -17,7 +17,8 @@ mod write;
 
 pub use lanes::{LockedLane, WorkPosition};
 pub use write::{
-    Answer, Consequence, Emptying, JournalWrite, PassClosing, PendingWrite, Repetition, WriteRequest, Written,
+    Answer, Conclusions, Consequence, Emptying, JournalWrite, PassClosing, PendingWrite, Repetition,
+    WriteRequest, Written,
 };
 
 use std::collections::BTreeMap;
@@ -32,11 +33,13 @@ use self::batch_changes::{announce_again, count_unknown_run, empty, recover, set
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
 use self::rejections::Rejections;
-use super::batch_record::{AnsweredBatch, NewBatch, finish, insert_all, mark_ambiguous, rewrite};
+use super::batch_record::{
+    AnsweredBatch, NewBatch, finish, insert_all, mark_ambiguous, mark_repeated, rewrite,
+};
 use super::counting::{count_in_backfill, count_in_run};
-use super::problem::{record as record_problems, resolve_newer};
+use super::problem::{record as record_problems, resolve};
 use super::work::shared;
-use super::{Counters, JournalError};
+use super::{Counters, JournalError, WorkKind};
 use crate::database::{Database, Transaction, Transient};
 
 /// The most requests that one receive adds to a transaction.
@@ -223,17 +226,8 @@ impl Writer {
             lane.check(request)?;
             allowed.push((index, request));
         }
-        let new: Vec<NewBatch<'_>> = allowed
-            .iter()
-            .filter_map(|(_, request)| {
-                Some(NewBatch {
-                    owner: request.context().owner(None),
-                    contents: request.contents()?,
-                    attempts: 1,
-                })
-            })
-            .collect();
-        let mut batch_ids = insert_all(transaction, &new).await?.into_iter();
+        let new: Vec<NewBatch<'_>> = allowed.iter().filter_map(|(_, request)| request.new_batch()).collect();
+        let mut batch_ids = insert_new(transaction, &new).await?.into_iter();
         for (_, request) in &allowed {
             match &request.writing {
                 JournalWrite::Repetition(repetition) => {
@@ -243,6 +237,10 @@ impl Writer {
                 JournalWrite::Recovery => recover(transaction, request).await?,
                 JournalWrite::UnknownRun(batch_id) => {
                     count_unknown_run(transaction, request, *batch_id).await?;
+                }
+                JournalWrite::Conclusions(Conclusions { resolved, problems }) => {
+                    resolve(transaction, request.entity_id(), None, resolved).await?;
+                    record_problems(transaction, request.run_id, request.entity_id(), problems).await?;
                 }
                 JournalWrite::Announcement(_) | JournalWrite::Answer(_) | JournalWrite::PassClosing(_) => {}
             }
@@ -267,11 +265,24 @@ impl Writer {
                 },
                 JournalWrite::Emptying(emptying) => Some(Written::Batch(emptying.batch_id)),
                 JournalWrite::UnknownRun(batch_id) => Some(Written::Batch(*batch_id)),
-                JournalWrite::PassClosing(_) | JournalWrite::Recovery => Some(Written::Work),
+                JournalWrite::PassClosing(_) | JournalWrite::Recovery | JournalWrite::Conclusions(_) => {
+                    Some(Written::Work)
+                }
             };
         }
         Ok(written)
     }
+}
+
+/// Records new batches. Returns their ids.
+async fn insert_new(transaction: &mut Transaction, new: &[NewBatch<'_>]) -> Result<Vec<i64>, sqlx::Error> {
+    let batch_ids = insert_all(transaction, new).await?;
+    let of_retries = new.iter().zip(&batch_ids).filter(|(new, _)| new.context.pass.work == WorkKind::Retry);
+    let of_retries: Vec<i64> = of_retries.map(|(_, batch_id)| *batch_id).collect();
+    if !of_retries.is_empty() {
+        mark_repeated(transaction, &of_retries).await?;
+    }
+    Ok(batch_ids)
 }
 
 /// Adds the counters of answers to the rows of their runs, and then to those of their backfills.
@@ -330,7 +341,7 @@ async fn record(
         record_problems(transaction, request.run_id, request.entity_id(), &answer.problems).await?;
         if !answer.resolves.is_empty() {
             let batch_id = answer.answered.batch_id;
-            resolve_newer(transaction, request.entity_id(), batch_id, &answer.resolves).await?;
+            resolve(transaction, request.entity_id(), Some(batch_id), &answer.resolves).await?;
         }
     }
     Ok(parts)
@@ -345,8 +356,8 @@ async fn insert_parts(
     let mut are_ambiguous = Vec::new();
     for (request, answer) in answers {
         if let Consequence::Parts { parts, ambiguous } = &answer.consequence {
-            let owner = request.context().owner(Some(answer.answered.batch_id));
-            new.extend(parts.iter().map(|contents| NewBatch { owner, contents, attempts: 0 }));
+            let (context, parent_id) = (request.context(), Some(answer.answered.batch_id));
+            new.extend(parts.iter().map(|contents| NewBatch { context, parent_id, contents, attempts: 0 }));
             are_ambiguous.push(*ambiguous);
         }
     }

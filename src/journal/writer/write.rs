@@ -3,8 +3,8 @@
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::batch_record::{AnsweredBatch, BatchRecord};
-use super::super::{Counters, CursorAdvance, JournalError, OpenWork, Problem, WorkContext};
+use super::super::batch_record::{AnsweredBatch, BatchRecord, NewBatch};
+use super::super::{Counters, CursorAdvance, JournalError, OpenWork, Problem, Resolution, WorkContext};
 use crate::watermark::Cursor;
 
 /// What a lane has to record.
@@ -22,6 +22,8 @@ pub enum JournalWrite {
     Recovery,
     /// A run ends with the outcome of a batch unknown.
     UnknownRun(i64),
+    /// What was found out about rows that are set aside, without an answer to a batch.
+    Conclusions(Conclusions),
     /// The end of a pass.
     PassClosing(PassClosing),
 }
@@ -35,6 +37,15 @@ pub struct Repetition {
     pub record: BatchRecord,
     /// The outcome of an earlier attempt is unknown.
     pub lost: bool,
+}
+
+/// What was found out about rows that are set aside.
+#[derive(Debug, Default)]
+pub struct Conclusions {
+    /// The rows whose errors are resolved.
+    pub resolved: Vec<Resolution>,
+    /// What is still wrong with the others.
+    pub problems: Vec<Problem>,
 }
 
 /// A recorded batch of which no row is left to send.
@@ -76,7 +87,7 @@ pub enum Written {
     Batch(i64),
     /// The parts of a batch.
     Parts([i64; 2]),
-    /// The end of a pass, or the recovery of one.
+    /// Something that concerns no single batch.
     Work,
     /// Nothing: the entity would have too many rows that the API refused.
     TooManyRejections,
@@ -93,12 +104,27 @@ pub struct Answer {
     pub counted: Counters,
     /// Rows that were set aside before sending.
     pub problems: Vec<Problem>,
-    /// Rows of which older versions may be set aside.
-    pub resolves: Vec<String>,
+    /// Rows that may be set aside, whose errors it resolves.
+    pub resolves: Vec<Resolution>,
     /// What the batch consists of, when that is not what was announced.
     pub rewritten: Option<BatchRecord>,
     /// What it means for the batch besides its new state.
     pub consequence: Consequence,
+}
+
+impl Answer {
+    /// Returns an answer from which nothing else follows.
+    pub(in crate::journal) fn of(answered: AnsweredBatch, counted: Counters) -> Self {
+        Self {
+            answered,
+            advance: None,
+            counted,
+            problems: Vec::new(),
+            resolves: Vec::new(),
+            rewritten: None,
+            consequence: Consequence::None,
+        }
+    }
 }
 
 /// The end of a pass.
@@ -170,6 +196,12 @@ impl WriteRequest {
         if let JournalWrite::Announcement(contents) = &self.writing { Some(contents) } else { None }
     }
 
+    /// Returns the same as a new batch that is about to be sent.
+    pub(super) fn new_batch(&self) -> Option<NewBatch<'_>> {
+        let contents = self.contents()?;
+        Some(NewBatch { context: self.context(), parent_id: None, contents, attempts: 1 })
+    }
+
     /// Returns the end of a pass, if it is one.
     pub fn closing(&self) -> Option<&PassClosing> {
         if let JournalWrite::PassClosing(closing) = &self.writing { Some(closing) } else { None }
@@ -189,7 +221,10 @@ impl WriteRequest {
                 (Consequence::SetAside { .. }, Some(_)) => self.pass.unwritten.reason(),
                 _ => None,
             },
-            JournalWrite::Repetition(_) | JournalWrite::Recovery | JournalWrite::UnknownRun(_) => None,
+            JournalWrite::Repetition(_)
+            | JournalWrite::Recovery
+            | JournalWrite::UnknownRun(_)
+            | JournalWrite::Conclusions(_) => None,
         }
     }
 
@@ -202,6 +237,7 @@ impl WriteRequest {
             | JournalWrite::Repetition(_)
             | JournalWrite::Recovery
             | JournalWrite::UnknownRun(_)
+            | JournalWrite::Conclusions(_)
             | JournalWrite::PassClosing(_) => None,
         };
         advance.filter(|_| self.pass.unwritten.reason().is_none())
@@ -220,6 +256,7 @@ impl WriteRequest {
             | JournalWrite::Repetition(_)
             | JournalWrite::Recovery
             | JournalWrite::UnknownRun(_)
+            | JournalWrite::Conclusions(_)
             | JournalWrite::PassClosing(_) => None,
         }
     }
@@ -250,6 +287,7 @@ impl WriteRequest {
             JournalWrite::Repetition(_)
             | JournalWrite::Recovery
             | JournalWrite::UnknownRun(_)
+            | JournalWrite::Conclusions(_)
             | JournalWrite::PassClosing(_) => problem,
         });
         // It is no error if no caller waits for the reply any more.

@@ -1,30 +1,21 @@
 //! The lanes of a backfill, a slice at a time.
 
 use super::super::batcher::ReadSource;
-use super::super::concurrency::LanePermit;
 use super::super::delivery::{Delivery, DeliveryOptions};
 use super::super::lane::exit::LaneExit;
 use super::super::lane::lane_run::LaneRun;
-use super::super::lane::lease_wait::LEASE_POLL;
+use super::super::lane::lease_wait::{LEASE_POLL, LeaseAttempt};
 use super::super::lane_worker::Target;
 use super::super::log::lane_span;
 use super::super::run::collect;
 use super::super::{Ended, EntityReport, RunError, Worker};
 use super::superseding::SupersedingRows;
-use crate::fault_point::{Step, after, around, before};
-use crate::journal::{BackfillLane, BackfillPosition, Lane, Lease, OpenWork, Take, WorkKind};
+use crate::fault_point::{Step, around};
+use crate::journal::{BackfillLane, BackfillPosition, OpenWork, Purpose, WorkKind};
 use crate::ledger::Range;
 use crate::watermark::Cursor;
 use std::sync::Arc;
 use tracing::Instrument;
-
-/// The outcome of the attempt to take the lease of an entity for a slice.
-enum SliceLease {
-    /// The permit of the lane, the lease, and the state of the lane when the lease was taken.
-    Taken(LanePermit, Lease, Box<Lane>),
-    /// The lease was not taken: a signal came, the backfill was cancelled, or other sessions have locked rows.
-    Left(Ended),
-}
 
 impl Worker {
     /// Works on all lanes. The concurrency limits decide how many work at once.
@@ -69,13 +60,12 @@ impl Worker {
         let mut lease_before = None;
         let start = self.invalid_start(entity_id);
         loop {
-            let (permit, lease, mut state) = match self.take_slice(run_id, backfill_id, target).await? {
-                SliceLease::Taken(permit, lease, state) => (permit, lease, state),
-                SliceLease::Left(ended) => return Ok(EntityReport { ended, ..report }),
+            let taken = match self.take_slice(run_id, backfill_id, target).await? {
+                LeaseAttempt::Taken(taken) => taken,
+                LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
             };
             let position = self.journal.backfill_position(backfill_id, run_id, entity_id).await?;
-            let taken = (permit, lease, &*state);
-            let mut held =
+            let (mut held, mut state, _) =
                 LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
             let fits = self.check_journal(entity_id, &state);
             let halted = match (position, fits) {
@@ -112,30 +102,18 @@ impl Worker {
         run_id: i64,
         backfill_id: i64,
         target: &Target,
-    ) -> Result<SliceLease, RunError> {
+    ) -> Result<LeaseAttempt, RunError> {
         let entity_id = &target.entity_id;
-        let mut wait = self.lease_wait();
+        let mut wait = self.lease_wait(Purpose::Backfill);
         loop {
-            let Some(permit) = self.lane_permit(&target.session).await else { return Ok(SliceLease::Left(Ended::Stopped)) };
-            before(Step::TakeLease);
-            match self.journal.take_for_backfill(entity_id).await? {
-                Take::Taken(lease, lane) => {
-                    after(Step::TakeLease);
-                    tracing::info!(lease_epoch = lease.epoch, "lease taken");
-                    return Ok(SliceLease::Taken(permit, lease, lane));
-                }
-                Take::Held { seen, holder } => wait.should_keep_waiting(&seen, holder),
-            };
-            drop(permit);
-            if wait.is_locked()
-                && let Some(ended) = self.fail_locked(run_id, entity_id, true).await?
-            {
-                return Ok(SliceLease::Left(ended));
+            match self.take_lease(run_id, target, None, &mut wait).await? {
+                LeaseAttempt::Left(Ended::Held) => {}
+                ended_or_taken => return Ok(ended_or_taken),
             }
             if self.journal.backfill_position(backfill_id, run_id, entity_id).await?
                 == BackfillPosition::Ended
             {
-                return Ok(SliceLease::Left(Ended::Stopped));
+                return Ok(LeaseAttempt::Left(Ended::Stopped));
             }
             tokio::time::sleep(LEASE_POLL).await;
         }

@@ -135,7 +135,7 @@ impl Delivery {
     /// Begins the proof of the credential after a refusal, if it is not proven yet. `is_counted`: the request was
     /// counted for the proof when it was sent.
     pub(super) fn begin_proof(&self, verdict: &ResponseClass, is_counted: bool) {
-        if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() {
+        if matches!(verdict, ResponseClass::Refused(_)) && !self.session.is_proven() && !self.is_retry() {
             self.target.proving.begin(is_counted);
         }
     }
@@ -197,7 +197,7 @@ impl Delivery {
     async fn record_cut_off(&self, task: &BatchTask, begun: Instant, repeated: bool) -> LaneExit {
         let outcome = messages::cut_off();
         let result = attempt_result(&Answer::Lost(outcome.message.clone()), begun, repeated);
-        let recorded = self.record_answer(task, &outcome, result).await;
+        let recorded = self.record_last(task, &outcome, result).await;
         recorded.err().unwrap_or(LaneExit::ShutdownDeadline)
     }
 
@@ -219,7 +219,7 @@ impl Delivery {
         result: AttemptResult,
         error: Option<&str>,
     ) -> Result<(), LaneExit> {
-        before(Step::Settle);
+        self.steps_of_settling().for_each(before);
         let submitted = {
             let mut window = self.window.lock().await;
             let (advance, resolves) = (window.advance_after(task.root), self.has_set_aside());
@@ -239,7 +239,7 @@ impl Delivery {
             submitted
         };
         submitted.written().await?;
-        after(Step::Settle);
+        self.steps_of_settling().for_each(after);
         self.report(|report| report.count(&task.batch));
         let (records, body_bytes) = (task.batch.records.len(), task.batch.body.len());
         if records == 0 {
@@ -275,7 +275,7 @@ impl Delivery {
         result: AttemptResult,
         not_before: Option<Duration>,
     ) -> LaneExit {
-        if let Err(exit) = self.record_answer(task, &outcome, result).await {
+        if let Err(exit) = self.record_last(task, &outcome, result).await {
             return exit;
         }
         if outcome.status == "unknown"
@@ -286,8 +286,9 @@ impl Delivery {
         if let Some(pause) = not_before {
             self.session.pause(pause);
         }
-        let is_held =
-            outcome.status == "unknown" && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold;
+        let is_held = outcome.status == "unknown"
+            && self.worker.settings.sync.on_ambiguous == OnAmbiguous::Hold
+            && !self.is_retry();
         let problem = if is_held {
             messages::held(task.batch_id, &self.pass.lease.entity_id)
         } else {

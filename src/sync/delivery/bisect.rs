@@ -31,12 +31,14 @@ impl Delivery {
         let mut set_aside = 0;
         if is_too_large {
             self.session.too_large(answered.task.batch.body.len());
-        } else {
+        } else if !self.is_retry() {
             set_aside = self.worker.journal.rejections(&self.pass.lease.entity_id).await?;
         }
-        let set_aside_max = self.worker.settings.sync.max_rejections;
+        let set_aside_max = self.rejections_max();
+        // The rows of a retry are set aside already, so they need no proof.
+        let proof = self.is_retry().then_some(Proof::Good);
         let mut refused =
-            Refused { is_too_large, is_single: halves.is_none(), set_aside, set_aside_max, proof: None };
+            Refused { is_too_large, is_single: halves.is_none(), set_aside, set_aside_max, proof };
         let mut turn = None;
         if after_refusal(refused) == AfterRefusal::Prove {
             turn = self.prove(&mut answered).await?;
@@ -130,12 +132,6 @@ impl Delivery {
         Ok(Vec::new())
     }
 
-    /// Sends a record again that was accepted before, at most once in a run.
-    pub(super) async fn resend_known(&self) -> Result<Resent, LaneExit> {
-        let resent = self.worker.resend_known(self.run_id, &self.target, &self.pass.lease);
-        Ok(resent.await?)
-    }
-
     /// Sets aside the parked records of a batch. Stops the lane if nothing proves the credential.
     pub(super) async fn conclude(&self, root: usize) -> Result<(), LaneExit> {
         loop {
@@ -174,7 +170,7 @@ impl Delivery {
 
     /// Whether parts are sent one at a time, because a batch was refused while the credential was not proven.
     pub(super) fn is_being_proven(&self) -> bool {
-        self.target.proving.has_begun() && !self.session.is_proven()
+        !self.is_retry() && self.target.proving.has_begun() && !self.session.is_proven()
     }
 
     /// Waits while the parts of another batch prove the credential. If a proof has used all its requests and none was
@@ -276,7 +272,7 @@ impl Delivery {
             .iter()
             .map(|&row| outcome.of_row(task.batch_id, result.http_status, &task.batch, row))
             .collect();
-        let rejections_max = self.worker.settings.sync.max_rejections;
+        let rejections_max = self.rejections_max();
         let mut window = self.window.lock().await;
         let advance = window.advance_after(task.root);
         let (context, journal) = (self.context(), &self.worker.journal);

@@ -1,5 +1,5 @@
-//! Delivery: sends the batches of a pass or a backfill, several at once, until each row is accepted or set aside, or
-//! the lane stops.
+//! Delivery: sends the batches of a pass, a backfill or a retry, several at once, until each row is accepted or set
+//! aside, or the lane stops.
 
 mod already_imported;
 mod attempts;
@@ -7,10 +7,13 @@ mod batch_task;
 mod bisect;
 mod deliver;
 mod fencing;
+mod known_record;
 mod recovery;
+mod retrying;
 mod unanswered;
 mod unknown_outcome;
 
+use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,21 +42,21 @@ use crate::align::Zone;
 use crate::batch::Batch;
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
-use crate::journal::{Kind, OpenWork, PendingWrite, Problem, WorkContext};
-use crate::ledger::Pages;
+use crate::journal::{Kind, OpenWork, PendingWrite, WorkContext};
+use crate::ledger::{Pages, Row};
 use crate::watermark::Cursor;
 
 /// The keys of a batch, and the result of its delivery.
 type Delivered = (Vec<u64>, Result<(), LaneExit>);
 
-/// The delivery of the batches of one pass, or of one slice of a backfill.
+/// The delivery of the batches of one pass, or of one slice of a backfill or a retry.
 pub(super) struct Delivery {
     worker: LaneWorker,
     run_id: i64,
     zone: Zone,
     session: Arc<ApiSession>,
     target: Target,
-    /// The pass or the backfill, under its lease.
+    /// The pass, the backfill or the retry, under its lease.
     pass: OpenWork,
     /// The batches after the cursor, and how far the cursor may move.
     window: tokio::sync::Mutex<InFlight>,
@@ -65,11 +68,16 @@ pub(super) struct Delivery {
     request_permits: Arc<Semaphore>,
     /// When the lane got its permit.
     since: Instant,
-    permit: Arc<LanePermit>,
+    /// The permit of the lane, if it has one.
+    permit: Option<Arc<LanePermit>>,
     /// The limits of the lanes of the credential.
     share: Arc<CredentialShare>,
     /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     rivals: Option<Arc<SupersedingRows>>,
+    /// In a retry: the kind of the open error of each row.
+    errors: Arc<BTreeMap<String, Kind>>,
+    /// In a retry: the rows that the API may have imported in an earlier attempt.
+    may_be_imported: Arc<HashSet<String>>,
     /// Checks whether the first rows that the lane reads are all invalid.
     start: Arc<InvalidStart>,
     /// Whether the lane ends with this pass: the entity is then recorded as up to date, and the lease is released.
@@ -90,6 +98,10 @@ pub(super) struct Delivery {
 pub(super) struct DeliveryOptions {
     /// In a backfill: finds newer rows with the keys of a batch, outside the batch.
     pub rivals: Option<Arc<SupersedingRows>>,
+    /// In a retry: the kind of the open error of each row.
+    pub errors: Arc<BTreeMap<String, Kind>>,
+    /// In a retry: the rows that the API may have imported in an earlier attempt. Each of them is sent alone.
+    pub may_be_imported: Arc<HashSet<String>>,
     /// Whether the lane ends with this pass.
     pub ends: bool,
 }
@@ -101,7 +113,7 @@ impl Delivery {
         cursor: Option<Cursor>,
         options: DeliveryOptions,
     ) -> Arc<Self> {
-        let DeliveryOptions { rivals, ends } = options;
+        let DeliveryOptions { rivals, errors, may_be_imported, ends } = options;
         let session = lane_run.target.session.clone();
         let window = InFlight::at(cursor);
         let at_once = lane_run.worker.settings.sync.requests_in_flight;
@@ -121,6 +133,8 @@ impl Delivery {
             since: lane_run.since,
             permit: lane_run.permit.clone(),
             rivals,
+            errors,
+            may_be_imported,
             start: lane_run.start.clone(),
             ends,
             halted: watch::Sender::new(false),
@@ -193,7 +207,9 @@ impl Delivery {
                 rows.put_back(batch);
                 continue;
             }
-            before = Some(batch.last.clone());
+            if !self.is_retry() {
+                before = Some(batch.last.clone());
+            }
             let batch_keys = batch.keys.clone();
             match self.announce(batch).await {
                 Ok(announced) => {
@@ -213,8 +229,8 @@ impl Delivery {
         if is_all_read {
             self.window.lock().await.end();
         }
-        if self.ends {
-            self.permit.end_reading();
+        if let (true, Some(permit)) = (self.ends, &self.permit) {
+            permit.end_reading();
         }
         self.waiting(self.finish(in_flight, &mut under_way, &mut first_exit)).await;
         combined(first_exit, ended, *self.worker.stop.borrow())
@@ -232,7 +248,7 @@ impl Delivery {
             tokio::select! {
                 biased;
                 Some(done) = in_flight.join_next() => note_delivered(done, under_way, first_exit),
-                // A run waits for the lease of a backfill: batches that are not sent yet are withdrawn.
+                // A run waits for the lease: batches that are not sent yet are withdrawn.
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted), if !*self.halted.borrow() => {
                     self.halted.send_replace(true);
                 }
@@ -264,8 +280,8 @@ impl Delivery {
         std::iter::once(Step::ClosePass).chain(ends.into_iter().flatten())
     }
 
-    /// Whether the lane has used its share, and yields between two batches.
-    fn has_had_its_share(&self) -> bool {
+    /// Whether the lane has used its share, and yields between two batches or two pages.
+    pub(super) fn has_had_its_share(&self) -> bool {
         let (is_wanted, lease) = (self.share.are_lanes_wanted(), self.worker.settings.sync.lease);
         yields(self.pass.work, self.since.elapsed(), is_wanted, lease)
     }
@@ -286,12 +302,19 @@ impl Delivery {
 
     /// Sends a batch once it is recorded.
     async fn deliver_new(&self, announced: QueuedBatch) -> Result<(), LaneExit> {
+        let root = announced.root;
+        self.deliver(self.announced(announced).await?).await?;
+        self.conclude(root).await
+    }
+
+    /// Waits until a batch is recorded.
+    async fn announced(&self, announced: QueuedBatch) -> Result<BatchTask, LaneExit> {
         let QueuedBatch { batch, permits, signed, root, submitted } = announced;
         let batch_id = submitted.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
         after(Step::Announce);
-        let task = BatchTask { permits: Some(permits), signed, ..BatchTask::new(batch_id, batch, root) };
-        self.deliver(task).await?;
-        self.conclude(root).await
+        let is_lost = |row: &Row| self.may_be_imported.contains(&row.id.to_string());
+        let lost = !self.may_be_imported.is_empty() && batch.rows.iter().any(is_lost);
+        Ok(BatchTask { permits: Some(permits), signed, lost, ..BatchTask::new(batch_id, batch, root) })
     }
 
     async fn acquire_batch_permits(&self) -> Result<BatchPermits, LaneExit> {
@@ -312,8 +335,7 @@ impl Delivery {
     }
 
     fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, LaneExit> {
-        let signed = self.session.sign_import(corrected, batch.body.clone());
-        signed.map_err(|problem| LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string())))
+        Ok(self.session.sign_import(corrected, batch.body.clone())?)
     }
 
     /// Waits for the API. During a pause that the API asked for, and if the wait takes long, the lane lends its permits
@@ -325,9 +347,10 @@ impl Delivery {
         {
             return done;
         }
-        self.permit.lend();
+        let Some(permit) = &self.permit else { return waiting.await };
+        permit.lend();
         let done = waiting.await;
-        self.permit.take_back();
+        permit.take_back();
         done
     }
 

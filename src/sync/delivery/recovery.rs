@@ -100,12 +100,13 @@ impl Delivery {
                     let task = BatchTask { once: true, ..task };
                     once.push(Leaf { task, parent_id: leaf.parent_id });
                 } else {
-                    self.waiting(self.deliver(task)).await?;
+                    self.waiting(Box::pin(self.deliver(task))).await?;
                 }
             }
             if held.peek().is_none_or(|next| next.root != root) {
                 let once = std::mem::take(&mut once);
-                self.waiting(self.take_apart(once, lineage.good_parents())).await?;
+                // Boxed, because this rare future is large.
+                self.waiting(Box::pin(self.take_apart(once, lineage.good_parents()))).await?;
                 self.conclude(root).await?;
             }
         }

@@ -73,8 +73,11 @@ struct Left {
 
 impl Delivery {
     /// Handles a batch whose outcome is unknown after the last attempt of a run. Stops the lane; but sets a single
-    /// record aside that stayed unknown in three runs.
+    /// record aside that stayed unknown in three runs, and leaves the single record of a retry set aside.
     pub(super) async fn unknown(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
+        if self.is_retry() && is_alone(&answered.task) && self.is_api_good().await? {
+            return self.leave_set_aside(answered).await;
+        }
         if self.is_unknown_for_good(&answered.task) && self.is_import_good(true).await? {
             return self.set_aside_single(answered).await;
         }
@@ -235,11 +238,14 @@ impl Delivery {
                 Ok(false)
             }
             Resent::Nothing if !is_whole => Ok(false),
-            Resent::Nothing => Ok(self
-                .unless_halted(self.session.probe_credential(self.worker.settings.retry.max))
-                .await?
-                .is_ok()),
+            Resent::Nothing => self.is_api_good().await,
         }
+    }
+
+    /// Whether a batch was accepted in this run, or the probe shows that the API is good.
+    async fn is_api_good(&self) -> Result<bool, LaneExit> {
+        let proven = self.session.probe_credential(self.worker.settings.retry.max);
+        Ok(self.unless_halted(proven).await?.is_ok())
     }
 
     /// Whether the API answers at all; otherwise batches are not split.
@@ -271,7 +277,9 @@ impl Delivery {
         if !is_page_of_firewall(answer) {
             return Ok(None);
         }
-        if !self.session.has_accepted() && self.resend_known().await? != Resent::Accepted {
+        let is_good = self.session.has_accepted()
+            || (!self.is_retry() && self.resend_known().await? == Resent::Accepted);
+        if !is_good {
             return Ok(None);
         }
         let verdict =

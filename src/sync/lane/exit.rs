@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use reqwest::header::InvalidHeaderValue;
+
 use super::super::RunError;
 use super::super::messages;
 use super::super::watermark_check::WatermarkMismatch;
@@ -39,6 +41,13 @@ impl From<JournalError> for LaneExit {
             JournalError::LeaseLost => LaneExit::LeaseLost,
             other => LaneExit::Infrastructure(other.into()),
         }
+    }
+}
+
+/// The key or the signature has characters that a header must not have.
+impl From<InvalidHeaderValue> for LaneExit {
+    fn from(problem: InvalidHeaderValue) -> Self {
+        LaneExit::problem(Problem::of_lane(Kind::Config, problem.to_string()))
     }
 }
 

@@ -1,11 +1,14 @@
-//! How long a lane waits for a lease that another worker holds.
+//! Leases: how a lane takes one, and how long it waits for a lease that another worker holds.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::lane_worker::LaneWorker;
-use crate::journal::{Holder, JournalError, Lane, Lease, Purpose, Take};
+use super::super::concurrency::LanePermit;
+use super::super::lane_worker::{LaneWorker, Target};
+use super::super::{Ended, RunError};
+use crate::fault_point::{Step, after, before};
+use crate::journal::{Holder, JournalError, Lane, Lease, NewPass, Opened, Purpose, Take};
 
 /// The time between two looks at a lease that another worker holds.
 pub(crate) const LEASE_POLL: Duration = Duration::from_millis(250);
@@ -14,8 +17,27 @@ pub(crate) const LEASE_POLL: Duration = Duration::from_millis(250);
 /// answer to a single request.
 const BACKFILL_LEASES_MAX: u32 = 2;
 
+/// A lane whose lease was taken.
+pub(in crate::sync) struct TakenLane {
+    pub permit: LanePermit,
+    pub lease: Lease,
+    /// The state of the lane when the lease was taken.
+    pub lane: Box<Lane>,
+    /// The pass that was opened together with the lease, if any.
+    pub opened: Option<Opened>,
+}
+
+/// The outcome of the attempt to take the lease of an entity.
+pub(in crate::sync) enum LeaseAttempt {
+    /// The lease was taken.
+    Taken(TakenLane),
+    /// The lease was not taken, so nothing is done for the entity. The value says why.
+    Left(Ended),
+}
+
 /// What a lane saw of a lease that another worker holds.
 pub(crate) struct LeaseWait {
+    purpose: Purpose,
     begun: Instant,
     lease: Duration,
     /// How long a row may be locked by a session that is no worker: `reconnect_timeout`.
@@ -28,6 +50,9 @@ impl LeaseWait {
     /// Whether to look at the lease again. A lease that a run renews is not waited for. A backfill gives its lease up.
     /// A lease that nobody renews is waited for until it expires, however long that takes. A locked row is waited for
     /// no longer than `reconnect_timeout`.
+    ///
+    /// A retry leaves an entity to a run that works on it; but once it has begun, it waits for its next slice. A
+    /// backfill does not wait here: it may be cancelled meanwhile.
     pub(crate) fn should_keep_waiting(&mut self, seen: &str, holder: Holder) -> bool {
         let (is_same, is_another, since) = match &self.seen {
             Some((before, holder_before, since)) if before == seen => {
@@ -39,11 +64,15 @@ impl LeaseWait {
         };
         self.seen = Some((seen.to_owned(), holder, since));
         let is_early = self.begun.elapsed() < self.lease * BACKFILL_LEASES_MAX;
-        match holder {
-            Holder::Run => is_same || is_another,
-            Holder::Backfill => is_early || since.elapsed() > self.lease,
+        match (self.purpose, holder) {
+            (_, Holder::Nobody) if since.elapsed() >= self.locked_max => false,
+            (Purpose::Backfill, _) | (Purpose::Retry { yields: false }, Holder::Run) => false,
+            (Purpose::Retry { yields: true }, _) => true,
+            (Purpose::Retry { yields: false }, Holder::Backfill | Holder::Nobody) => is_early,
+            (Purpose::Run, Holder::Run) => is_same || is_another,
+            (Purpose::Run, Holder::Backfill) => is_early || since.elapsed() > self.lease,
             // The lease is being released or taken, or its row is locked.
-            Holder::Nobody => (is_same || is_early) && since.elapsed() < self.locked_max,
+            (Purpose::Run, Holder::Nobody) => is_same || is_early,
         }
     }
 
@@ -58,9 +87,9 @@ impl LeaseWait {
 }
 
 impl LaneWorker {
-    pub(crate) fn lease_wait(&self) -> LeaseWait {
+    pub(crate) fn lease_wait(&self, purpose: Purpose) -> LeaseWait {
         let (lease, locked_max) = (self.settings.sync.lease, self.settings.database.reconnect_timeout);
-        LeaseWait { begun: Instant::now(), lease, locked_max, seen: None }
+        LeaseWait { purpose, begun: Instant::now(), lease, locked_max, seen: None }
     }
 
     /// Waits for a moment before the next look at a lease. Asks a backfill to give its lease up.
@@ -72,30 +101,55 @@ impl LaneWorker {
         Ok(())
     }
 
-    /// Takes the lease of an entity for a slice of a retry, unless a run holds it. A backfill releases its lease
-    /// within a moment.
+    /// Takes the lease of an entity and a permit for its lane.
     ///
-    /// `yields`: a worker that waits for the entity comes first. A retry that has asked a backfill for the lease is the one
-    /// that waits, so it does not yield to its own wish.
-    pub(crate) async fn take_unless_run(
+    /// If a run holds the lease and renews it, the entity is left to that run. If the holder does not renew the lease,
+    /// this lane waits for it; a backfill is asked to release it. The lane waits without a permit, so that no other
+    /// lane is delayed.
+    ///
+    /// `wait`: what was seen of the lease so far.
+    pub(in crate::sync) async fn take_lease(
         &self,
-        entity_id: &str,
-        mut yields: bool,
-    ) -> Result<Option<(Lease, Box<Lane>)>, JournalError> {
-        let begun = Instant::now();
-        let mut wait = self.lease_wait();
+        run_id: i64,
+        target: &Target,
+        opening: Option<NewPass<'_>>,
+        wait: &mut LeaseWait,
+    ) -> Result<LeaseAttempt, RunError> {
+        let (entity_id, mut purpose) = (&target.entity_id, wait.purpose);
         loop {
-            let (taken, _) = self.journal.take_and_open(entity_id, None, Purpose::Retry { yields }).await?;
-            let holder = match taken {
-                Take::Taken(lease, lane) => return Ok(Some((lease, lane))),
-                Take::Held { seen, holder } if wait.should_keep_waiting(&seen, holder) => holder,
-                Take::Held { .. } => return Ok(None),
+            let Some(permit) = self.lane_permit(&target.session).await else {
+                return Ok(LeaseAttempt::Left(Ended::Stopped));
             };
-            let is_late = begun.elapsed() > self.settings.sync.lease * BACKFILL_LEASES_MAX;
-            if holder == Holder::Run || is_late || *self.stop.borrow() {
-                return Ok(None);
+            before(Step::TakeLease);
+            if opening.is_some() {
+                before(Step::OpenPass);
             }
-            yields &= holder != Holder::Backfill;
+            let (taken, opened) = self.journal.take_and_open(entity_id, opening, purpose).await?;
+            let holder = match taken {
+                Take::Taken(lease, lane) => {
+                    if opened.is_some() {
+                        after(Step::OpenPass);
+                    }
+                    after(Step::TakeLease);
+                    tracing::info!(lease_epoch = lease.epoch, "lease taken");
+                    return Ok(LeaseAttempt::Taken(TakenLane { permit, lease, lane, opened }));
+                }
+                Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
+                    drop(permit);
+                    let ended = if wait.is_locked() {
+                        self.fail_locked(run_id, entity_id, true).await?
+                    } else {
+                        None
+                    };
+                    return Ok(LeaseAttempt::Left(ended.unwrap_or(Ended::Held)));
+                }
+                Take::Held { holder, .. } => holder,
+            };
+            drop(permit);
+            if holder == Holder::Backfill && purpose != Purpose::Run {
+                // A retry that has asked for the lease does not yield to its own wish.
+                purpose = Purpose::Retry { yields: false };
+            }
             self.wait_for(entity_id, holder).await?;
         }
     }

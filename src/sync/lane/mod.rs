@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use self::exit::LaneExit;
 use self::lane_run::LaneRun;
+use self::lease_wait::LeaseAttempt;
 use super::api_session::ApiSession;
 use super::batcher::ReadSource;
 use super::concurrency::LanePermit;
@@ -19,25 +20,13 @@ use super::lane_worker::{LaneWorker, Target};
 use super::log::lane_span;
 use super::messages;
 use super::{Ended, EntityReport, RunError};
-use crate::fault_point::{Step, after, around, before};
-use crate::journal::{JournalError, Kind, Lane, Lease, NewPass, OpenWork, Problem, Purpose, Take, WorkKind};
+use crate::fault_point::{Step, around};
+use crate::journal::{JournalError, Kind, Lane, NewPass, OpenWork, Opened, Problem, Purpose, WorkKind};
 use crate::ledger::{PassRead, ProbeResult};
 use crate::watermark::Snapshot;
 
 /// Batches per page: enough that the query of a page costs little for each row, and few enough that memory stays flat.
 const BATCHES_PER_PAGE: usize = 4;
-
-/// The id of a pass, and its target.
-type Opened = (i64, Snapshot);
-
-/// The outcome of the attempt to take the lease of an entity.
-enum LeaseAttempt {
-    /// The permit of the lane, the lease, the state of the lane when the lease was taken, and the pass that was opened
-    /// together with it, if any.
-    Taken(LanePermit, Lease, Box<Lane>, Option<Opened>),
-    /// The lease was not taken, so nothing is done for the entity. The value says why.
-    Left(Ended),
-}
 
 impl LaneWorker {
     /// Brings one entity up to date, or reports why it is not. `seen`: the state of the lane for which the probe was
@@ -61,13 +50,12 @@ impl LaneWorker {
             && self.check_watermark(&target.entity_id, seen, probe).is_ok();
         let opening = is_due.then(|| self.opening(run_id, seen));
         loop {
-            let (permit, lease, lane, opened) =
-                match self.take_lease(run_id, target, opening).await? {
-                    LeaseAttempt::Taken(permit, lease, lane, opened) => (permit, lease, lane, opened),
-                    LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
-                };
-            let taken = (permit, lease, &*lane);
-            let mut lane_run =
+            let mut wait = self.lease_wait(Purpose::Run);
+            let taken = match self.take_lease(run_id, target, opening, &mut wait).await? {
+                LeaseAttempt::Taken(taken) => taken,
+                LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
+            };
+            let (mut lane_run, lane, opened) =
                 LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
             // On the heap only while it works: the futures of all lanes exist from the start of the run.
             let halted = Box::pin(lane_run.drive(lane, opened, seen, probe)).await;
@@ -121,53 +109,6 @@ impl LaneWorker {
         tracing::info!(kind = problem.kind.as_ref(), "lane failed");
         self.journal.lanes_failed(run_id, &[(entity_id.to_owned(), problem.clone())]).await?;
         Ok(Some(Ended::Failed(problem.message)))
-    }
-
-    /// Takes the lease of an entity and a permit for its lane.
-    ///
-    /// If a run holds the lease and renews it, the entity is left to that run. If the holder does not renew the lease,
-    /// this lane waits for it; a backfill is asked to release it. The lane waits without a permit, so that no other
-    /// lane is delayed.
-    async fn take_lease(
-        &self,
-        run_id: i64,
-        target: &Target,
-        opening: Option<NewPass<'_>>,
-    ) -> Result<LeaseAttempt, RunError> {
-        let entity_id = &target.entity_id;
-        let mut wait = self.lease_wait();
-        loop {
-            let Some(permit) = self.lane_permit(&target.session).await else {
-                return Ok(LeaseAttempt::Left(Ended::Stopped));
-            };
-            before(Step::TakeLease);
-            if opening.is_some() {
-                before(Step::OpenPass);
-            }
-            let (taken, opened) = self.journal.take_and_open(entity_id, opening, Purpose::Run).await?;
-            let holder = match taken {
-                Take::Taken(lease, lane) => {
-                    if opened.is_some() {
-                        after(Step::OpenPass);
-                    }
-                    after(Step::TakeLease);
-                    tracing::info!(lease_epoch = lease.epoch, "lease taken");
-                    return Ok(LeaseAttempt::Taken(permit, lease, lane, opened));
-                }
-                Take::Held { seen, holder } if !wait.should_keep_waiting(&seen, holder) => {
-                    drop(permit);
-                    let ended = if wait.is_locked() {
-                        self.fail_locked(run_id, entity_id, true).await?
-                    } else {
-                        None
-                    };
-                    return Ok(LeaseAttempt::Left(ended.unwrap_or(Ended::Held)));
-                }
-                Take::Held { holder, .. } => holder,
-            };
-            drop(permit);
-            self.wait_for(entity_id, holder).await?;
-        }
     }
 
     /// Waits for the permit of a lane. During a pause that the API asked for, no lane of the credential begins; a lane

@@ -1,6 +1,5 @@
 //! The model of the journal: the sync tables in memory, under the same fences as those of the SQL.
 
-mod alone;
 mod tables;
 mod writes;
 
@@ -13,10 +12,9 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use elven_sync::batch::Batch;
 use elven_sync::journal::{
-    Accepted, AttemptResult, Blocker, Fence, Holder, JournalError, LaneStore, Lasts, Lease, NewPass,
-    OpenWork, Opened, Problem, Purpose, RecordedBatch, Reply, RetryAnswer, Side, Take, Taken, WriteRequest,
+    Accepted, Blocker, Fence, Holder, JournalError, LaneStore, Lasts, Lease, NewPass, OpenWork, Opened,
+    Problem, Purpose, RecordedBatch, Reply, Side, Take, Taken, WorkKind, WriteRequest,
 };
 
 use self::tables::note_fence;
@@ -235,7 +233,7 @@ impl LaneStore for ModelJournal {
 
     fn batches<'a>(&'a self, pass: &'a OpenWork) -> Reply<'a, Vec<RecordedBatch>> {
         let read = move |world: &World, state: &mut State| {
-            let pass_id = pass.work.pass_id().unwrap_or_default();
+            let WorkKind::Pass(pass_id) = pass.work else { return Ok(Vec::new()) };
             let cursor = state.tables.lane(&pass.lease.entity_id).cursor.clone();
             let roots = state.tables.of_pass(pass_id).filter(|batch| batch.parent_id.is_none());
             let passed =
@@ -281,29 +279,6 @@ impl LaneStore for ModelJournal {
                 .collect())
         };
         async move { self.transaction("read what was accepted", read).await }.boxed()
-    }
-
-    fn announce_alone<'a>(&'a self, lease: &'a Lease, run_id: i64, batch: &'a Batch) -> Reply<'a, i64> {
-        let announce = move |_: &World, state: &mut State| {
-            state.tables.held(lease)?;
-            Ok(state.tables.announce_alone(&lease.entity_id, run_id, batch))
-        };
-        async move { self.transaction("announce a known record", announce).await }.boxed()
-    }
-
-    fn answered_alone<'a>(
-        &'a self,
-        lease: &'a Lease,
-        _: i64,
-        (batch_id, batch): (i64, &'a Batch),
-        last: RetryAnswer<'a>,
-        _: AttemptResult,
-    ) -> Reply<'a, ()> {
-        let record = move |_: &World, state: &mut State| {
-            state.tables.held(lease)?;
-            state.tables.answered_alone(&lease.entity_id, (batch_id, batch), &last)
-        };
-        async move { self.transaction("answer to a known record", record).await }.boxed()
     }
 }
 

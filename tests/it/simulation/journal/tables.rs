@@ -63,6 +63,10 @@ impl BatchRow {
         if stays_unknown { "unknown" } else { status }
     }
 
+    pub(super) fn is_of_retry(&self, entity_id: &str) -> bool {
+        self.pass_id.is_none() && self.entity_id == entity_id
+    }
+
     pub(super) fn rewrite(&mut self, record: &BatchRecord) {
         self.ids = ids_of(&record.row_ids);
         self.row_count = record.row_count;

@@ -3,13 +3,13 @@
 use tokio::time::Instant;
 
 use elven_sync::journal::{
-    Answer, BatchState, Consequence, JournalError, JournalWrite, LockedLane, WorkPosition, WriteRequest,
-    Written,
+    Answer, BatchState, Consequence, JournalError, JournalWrite, LockedLane, WorkKind, WorkPosition,
+    WriteRequest, Written,
 };
 
 use super::super::invariants;
 use super::super::world::{LEASE, Sabotage, State, World};
-use super::tables::{ids_of, note_fence};
+use super::tables::{BatchRow, ids_of, note_fence};
 
 pub(super) fn describe(request: &WriteRequest) -> String {
     let what = match &request.writing {
@@ -27,6 +27,7 @@ pub(super) fn describe(request: &WriteRequest) -> String {
         }
         JournalWrite::Emptying(emptying) => format!("batch {} is empty", emptying.batch_id),
         JournalWrite::Recovery => "recover".to_owned(),
+        JournalWrite::Conclusions(_) => "conclude errors".to_owned(),
         JournalWrite::UnknownRun(batch_id) => format!("batch {batch_id} stays unknown"),
         JournalWrite::PassClosing(_) => "close the pass".to_owned(),
     };
@@ -106,7 +107,17 @@ fn apply_to_batches(
     let of = (request.run_id, request.pass.work.pass_id());
     match &request.writing {
         JournalWrite::Announcement(record) => {
-            Ok(Written::Batch(tables.insert(of, entity_id, None, record).batch_id))
+            // A row of a retry whose outcome is unknown may be imported twice.
+            let is_unknown = |batch: &BatchRow| batch.is_of_retry(entity_id) && batch.status == "unknown";
+            let ids = ids_of(&record.row_ids);
+            let ambiguous = request.pass.work == WorkKind::Retry
+                && tables
+                    .batches
+                    .iter()
+                    .any(|batch| is_unknown(batch) && batch.ids.iter().any(|id| ids.contains(id)));
+            let batch = tables.insert(of, entity_id, None, record);
+            batch.ambiguous = ambiguous;
+            Ok(Written::Batch(batch.batch_id))
         }
         JournalWrite::Repetition(again) => {
             let batch = tables.batch(again.batch_id, entity_id)?;
@@ -127,7 +138,8 @@ fn apply_to_batches(
         }
         JournalWrite::Recovery => {
             let pass_id = request.pass.work.pass_id();
-            let sending = tables.batches.iter_mut().filter(|batch| batch.pass_id == pass_id);
+            let is_of_work = |batch: &&mut BatchRow| batch.pass_id == pass_id && batch.entity_id == entity_id;
+            let sending = tables.batches.iter_mut().filter(is_of_work);
             for batch in sending.filter(|batch| batch.state() == BatchState::Sending && batch.row_count > 0) {
                 batch.status = if world.is(Sabotage::SendingForgotten) { "rejected" } else { "unknown" };
             }
@@ -139,6 +151,7 @@ fn apply_to_batches(
             }
             Ok(Written::Batch(*batch_id))
         }
+        JournalWrite::Conclusions(_) => Ok(Written::Work),
         JournalWrite::PassClosing(_) => {
             let pass_id = request.pass.work.pass_id().unwrap_or_default();
             let is_open = tables.of_pass(pass_id).any(|batch| batch.state().is_open());
@@ -183,7 +196,7 @@ fn apply_answer(state: &mut State, request: &WriteRequest, answer: &Answer) -> R
     };
     tables.record(entity_id, &answer.problems);
     for id in &answer.resolves {
-        tables.errors.remove(&(entity_id.to_owned(), id.parse().unwrap()));
+        tables.errors.remove(&(entity_id.to_owned(), id.ledger_id.parse().unwrap()));
     }
     invariants::of_set_aside(state, run_id, &answer.problems);
     Ok(written)
