@@ -102,7 +102,7 @@ fn find(
                 wanted.setting("file")
             ))
         })?;
-        (value, format!("file {}", path.display()))
+        (value, format!("file {}", path.display().to_string().escape_debug()))
     } else if let Some(variable) = variable {
         let value = environment.get(variable).ok_or_else(|| {
             let (what, hint) = if is_configured {
@@ -177,7 +177,7 @@ mod tests {
     fn a_half_in_quotation_marks_is_refused_by_name() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
-        let shown = format!("{path:?}");
+        let shown = format!("(file {})", path.display());
         let marked = [
             "\"s3cret\"",
             "'s3cret'",

@@ -49,11 +49,11 @@ fn by_key(targets: &[Target]) -> BTreeMap<&str, Vec<&Target>> {
 
 fn message(same: &[&Target]) -> String {
     let listed = |names: BTreeSet<&str>| {
-        let (count, mut names) = (names.len(), names.into_iter().map(|name| format!("`{name}`")));
-        let shown: Vec<String> = names.by_ref().take(NAMED_MAX).collect();
+        let count = names.len();
+        let first: Vec<String> = names.into_iter().take(NAMED_MAX).map(|name| format!("`{name}`")).collect();
         let more = count.saturating_sub(NAMED_MAX);
         let others = if more > 0 { format!(" and {more} more") } else { String::new() };
-        format!("{}{others}", shown.join(", "))
+        format!("{}{others}", first.join(", "))
     };
     let credentials: BTreeSet<&str> =
         same.iter().map(|target| target.session.credential.name.as_str()).collect();

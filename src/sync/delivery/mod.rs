@@ -14,7 +14,6 @@ mod unanswered;
 mod unknown_outcome;
 
 use std::collections::{BTreeMap, HashSet};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -340,18 +339,21 @@ impl Delivery {
 
     /// Waits for the API. During a pause that the API asked for, and if the wait takes long, the lane lends its permits
     /// to other lanes.
-    async fn waiting<T>(&self, waiting: impl Future<Output = T>) -> T {
-        let mut waiting = pin!(waiting);
-        if !self.session.is_paused()
-            && let Ok(done) = tokio::time::timeout(LENDS_AFTER, &mut waiting).await
-        {
-            return done;
+    fn waiting<T>(&self, waiting: impl Future<Output = T>) -> impl Future<Output = T> {
+        // On the heap, because some of these futures are large among the futures of a lane.
+        let mut waiting = Box::pin(waiting);
+        async move {
+            if !self.session.is_paused()
+                && let Ok(done) = tokio::time::timeout(LENDS_AFTER, &mut waiting).await
+            {
+                return done;
+            }
+            let Some(permit) = &self.permit else { return waiting.await };
+            permit.lend();
+            let done = waiting.await;
+            permit.take_back();
+            done
         }
-        let Some(permit) = &self.permit else { return waiting.await };
-        permit.lend();
-        let done = waiting.await;
-        permit.take_back();
-        done
     }
 
     /// Waits for a future. Fails if the lane has to stop first.

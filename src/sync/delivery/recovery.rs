@@ -100,13 +100,12 @@ impl Delivery {
                     let task = BatchTask { once: true, ..task };
                     once.push(Leaf { task, parent_id: leaf.parent_id });
                 } else {
-                    self.waiting(Box::pin(self.deliver(task))).await?;
+                    self.waiting(self.deliver(task)).await?;
                 }
             }
             if held.peek().is_none_or(|next| next.root != root) {
                 let once = std::mem::take(&mut once);
-                // Boxed, because this rare future is large.
-                self.waiting(Box::pin(self.take_apart(once, lineage.good_parents()))).await?;
+                self.waiting(self.take_apart(once, lineage.good_parents())).await?;
                 self.conclude(root).await?;
             }
         }
