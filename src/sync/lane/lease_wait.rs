@@ -62,9 +62,8 @@ impl LeaseWait {
         self.seen = Some((seen.to_owned(), holder, since));
         let is_early = self.begun.elapsed() < self.lease * BACKFILL_LEASES_MAX;
         match (self.purpose, holder) {
-            (Purpose::Backfill, _) => false,
+            (Purpose::Backfill, _) | (Purpose::Retry { yields: false }, Holder::Run) => false,
             (Purpose::Retry { yields: true }, _) => true,
-            (Purpose::Retry { yields: false }, Holder::Run) => false,
             (Purpose::Retry { yields: false }, Holder::Backfill | Holder::Nobody) => is_early,
             (Purpose::Run, Holder::Run) => is_same || is_another,
             (Purpose::Run, Holder::Backfill) => is_early || since.elapsed() > self.lease,
