@@ -53,7 +53,7 @@ impl Worker {
             for target in targets {
                 let errors = by_entity.remove(&target.entity_id).unwrap_or_default();
                 let retry = async { EntityRetry::of(self, run_id, target, errors).await?.work().await };
-                retried.extend(retry.instrument(lane_span(&target.entity_id)).await?);
+                retried.extend(Box::pin(retry.instrument(lane_span(&target.entity_id))).await?);
             }
             Ok(())
         };

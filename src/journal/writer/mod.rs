@@ -226,8 +226,7 @@ impl Writer {
             lane.check(request)?;
             allowed.push((index, request));
         }
-        let new: Vec<NewBatch<'_>> = allowed.iter().filter_map(|(_, request)| request.new_batch()).collect();
-        let mut batch_ids = insert_new(transaction, &new).await?.into_iter();
+        let mut batch_ids = insert_new(transaction, &allowed).await?.into_iter();
         for (_, request) in &allowed {
             match &request.writing {
                 JournalWrite::Repetition(repetition) => {
@@ -274,9 +273,17 @@ impl Writer {
     }
 }
 
-/// Records new batches. Returns their ids.
-async fn insert_new(transaction: &mut Transaction, new: &[NewBatch<'_>]) -> Result<Vec<i64>, sqlx::Error> {
-    let batch_ids = insert_all(transaction, new).await?;
+/// Records the batches that requests announce. Returns their ids.
+async fn insert_new(
+    transaction: &mut Transaction,
+    requests: &[(usize, &WriteRequest)],
+) -> Result<Vec<i64>, sqlx::Error> {
+    let announced = requests.iter().filter_map(|(_, request)| {
+        let (context, contents) = (request.context(), request.contents()?);
+        Some(NewBatch { context, parent_id: None, contents, attempts: 1 })
+    });
+    let new: Vec<NewBatch<'_>> = announced.collect();
+    let batch_ids = insert_all(transaction, &new).await?;
     let of_retries = new.iter().zip(&batch_ids).filter(|(new, _)| new.context.pass.work == WorkKind::Retry);
     let of_retries: Vec<i64> = of_retries.map(|(_, batch_id)| *batch_id).collect();
     if !of_retries.is_empty() {

@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::batch_record::{AnsweredBatch, BatchRecord, NewBatch};
+use super::super::batch_record::{AnsweredBatch, BatchRecord};
 use super::super::{Counters, CursorAdvance, JournalError, OpenWork, Problem, Resolution, WorkContext};
 use crate::watermark::Cursor;
 
@@ -194,12 +194,6 @@ impl WriteRequest {
     /// Returns the batch, if it announces one.
     pub fn contents(&self) -> Option<&BatchRecord> {
         if let JournalWrite::Announcement(contents) = &self.writing { Some(contents) } else { None }
-    }
-
-    /// Returns the same as a new batch that is about to be sent.
-    pub(super) fn new_batch(&self) -> Option<NewBatch<'_>> {
-        let contents = self.contents()?;
-        Some(NewBatch { context: self.context(), parent_id: None, contents, attempts: 1 })
     }
 
     /// Returns the end of a pass, if it is one.
