@@ -199,9 +199,9 @@ impl ApiSession {
         self.in_use().1
     }
 
-    /// Reads the files of the credential again, because the key in use was refused. `None`: their key and secret were
-    /// refused before in this run, or they cannot be used.
-    pub(super) async fn new_keys(&self, settings: &Settings) -> Option<Credential> {
+    /// Reads the files of the credential again, because the API refused the key with this number. `None`: their key and
+    /// secret were refused before in this run, or they cannot be used.
+    pub(super) async fn new_keys(&self, settings: &Settings, refused_keys: u32) -> Option<Credential> {
         let mut times = 1;
         let read = loop {
             match settings.credential(&self.credential.name) {
@@ -219,9 +219,11 @@ impl ApiSession {
             }
             times += 1;
         };
-        let (used, _) = self.in_use();
         let mut state = self.state();
-        if !state.refused.iter().any(|refused| refused.is(&used)) {
+        // Not the key in use: another request may have found a new one meanwhile.
+        let index = usize::try_from(refused_keys).unwrap_or(usize::MAX).checked_sub(1);
+        let used = index.map_or(Some(&self.credential), |index| state.read_again.get(index)).cloned();
+        if let Some(used) = used.filter(|used| !state.refused.iter().any(|refused| refused.is(used))) {
             state.refused.push(used);
         }
         let is_refused = state.refused.iter().any(|refused| refused.is(&read));
