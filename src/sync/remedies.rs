@@ -46,7 +46,7 @@ impl SignatureRemedies {
         }
         let failed = session.failed();
         let may = |failed: bool, taken: bool| !failed && !taken;
-        self.found = if self.is_outdated { None } else { session.new_keys(settings).await };
+        self.found = if self.is_outdated { None } else { session.new_keys(settings, by.keys).await };
         let is_old = is_older_than(by.at, OLD);
         Possible {
             sign_again: self.is_outdated || (is_old && may(failed.signed_again, self.taken.signed_again)),

@@ -1,5 +1,8 @@
 //! The session of a credential, shared by its lanes: rate, pauses, clock, key, and what is known of the API.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -199,9 +202,9 @@ impl ApiSession {
         self.in_use().1
     }
 
-    /// Reads the files of the credential again, because the key in use was refused. `None`: their key and secret were
-    /// refused before in this run, or they cannot be used.
-    pub(super) async fn new_keys(&self, settings: &Settings) -> Option<Credential> {
+    /// Reads the files of the credential again, because the API refused the key with this number. `None`: their key and
+    /// secret were refused before in this run, or they cannot be used.
+    pub(super) async fn new_keys(&self, settings: &Settings, refused_keys: u32) -> Option<Credential> {
         let mut times = 1;
         let read = loop {
             match settings.credential(&self.credential.name) {
@@ -219,9 +222,11 @@ impl ApiSession {
             }
             times += 1;
         };
-        let (used, _) = self.in_use();
         let mut state = self.state();
-        if !state.refused.iter().any(|refused| refused.is(&used)) {
+        // Not the key in use: another request may have found a new one meanwhile.
+        let index = usize::try_from(refused_keys).unwrap_or(usize::MAX).checked_sub(1);
+        let used = index.map_or(Some(&self.credential), |index| state.read_again.get(index)).cloned();
+        if let Some(used) = used.filter(|used| !state.refused.iter().any(|refused| refused.is(used))) {
             state.refused.push(used);
         }
         let is_refused = state.refused.iter().any(|refused| refused.is(&read));
@@ -406,99 +411,5 @@ impl RequestTurn<'_> {
         let mut state = session.state();
         let earliest = Instant::now() - LATENESS_MAX.min(session.interval);
         state.next_turn = state.next_turn.max(earliest) + session.interval;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Settings;
-
-    fn session(requests_per_second: Option<u32>) -> ApiSession {
-        let variables = [("ELVEN_API_KEY", "k"), ("ELVEN_API_SECRET", "s")];
-        let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let settings = Settings::load(&crate::config::Flags::default(), environment.into_iter().collect());
-        let settings = settings.unwrap();
-        let client = Client::new(&settings.api_url, Duration::from_secs(1)).unwrap();
-        ApiSession::new(settings.credential("default").unwrap(), client, requests_per_second, None)
-    }
-
-    #[test]
-    fn the_body_limit_is_learned() {
-        let session = session(None);
-        assert_eq!(session.body_bytes_max(), usize::MAX);
-        // The limit of the API.
-        let limit = 100_000;
-        let mut refusals = 0;
-        let mut body = 120_000;
-        for _ in 0..20 {
-            if body > limit {
-                session.too_large(body);
-                refusals += 1;
-            } else {
-                session.accepted(body);
-            }
-            body = session.body_bytes_max();
-        }
-        assert!((95_000..=limit).contains(&body), "{body}");
-        assert!(refusals <= 5, "{refusals} refusals");
-        // The limit was raised.
-        session.accepted(150_000);
-        assert_eq!(session.body_bytes_max(), 300_000);
-    }
-
-    const LONG: Duration = Duration::from_secs(30);
-
-    #[tokio::test(start_paused = true)]
-    async fn turns_respect_the_rate_and_the_pause() {
-        let session = session(Some(10));
-        let begun = Instant::now();
-        for _ in 0..11 {
-            session.turn(LONG).await.unwrap().end();
-        }
-        assert_eq!(begun.elapsed().as_millis(), 1000);
-        session.pause(Duration::from_secs(5));
-        session.turn(LONG).await.unwrap().end();
-        assert_eq!(begun.elapsed().as_secs(), 6);
-        session.pause(Duration::from_mins(1));
-        assert!(session.turn(LONG).await.is_err());
-    }
-
-    /// Requests that waited for their turn, for a pause, or for a permit that they took with their turn.
-    #[tokio::test(start_paused = true)]
-    async fn requests_that_waited_do_not_leave_together() {
-        let session = session(Some(10));
-        let begun = Instant::now();
-        let permit = tokio::sync::Semaphore::new(0);
-        let requests = (0..30).map(async |number| {
-            let turn = session.turn(LONG).await.unwrap();
-            // The permits of all requests are free after 10 s.
-            permit.acquire().await.unwrap().forget();
-            turn.end();
-            if number == 4 {
-                session.pause(Duration::from_secs(4));
-            }
-            begun.elapsed().as_millis()
-        });
-        let later = async {
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            permit.add_permits(30);
-        };
-        let (left_at, ()) = tokio::join!(futures_util::future::join_all(requests), later);
-        let closest = left_at.windows(2).map(|two| two[1] - two[0]).min().unwrap();
-        assert!(closest >= 95, "{left_at:?}");
-        assert_eq!(left_at[5] - left_at[4], 4000, "{left_at:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_turn_that_was_not_used_is_free_at_once() {
-        let session = session(Some(1));
-        for _ in 0..5 {
-            drop(session.turn(LONG).await.unwrap());
-        }
-        session.free_turn().unwrap().end();
-        assert!(session.free_turn().is_none());
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(session.free_turn().is_some());
     }
 }
