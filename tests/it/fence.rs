@@ -224,7 +224,7 @@ async fn row_superseded_by_a_refused_row_waits_for_fence(pool: PgPool) {
     scene.sandbox.set_rules(fault_rules(&["late=1s@once:1", "reject:account=a@once:1"]));
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_rejected), (RunStatus::Incomplete, 1));
-    assert_eq!(report.entities[0].rows_pending, Some(2), "the batch is not done");
+    assert_eq!(report.entities[0].rows_pending, Some(1), "the other row is set aside");
     assert_eq!(arrived(&scene), [""; 0]);
     eventually("the first request arrives", async || arrived(&scene).len() == 1).await;
     assert_all_delivered_after_fence(&scene).await;
