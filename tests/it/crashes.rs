@@ -316,7 +316,7 @@ async fn crash_with_several_batches_in_flight_loses_none(pool: PgPool) {
     assert!(most_in_flight.into_inner() > 1);
 }
 
-/// Each retry is one request outside any pass. A request in flight has its own batch.
+/// The batches of a retry belong to no pass. A request in flight has its own batch.
 #[sqlx::test(migrations = false)]
 async fn retry_killed_at_any_step_can_be_repeated(pool: PgPool) {
     let crash_and_retry = async |case: &mut Case, point| {

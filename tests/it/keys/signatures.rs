@@ -136,7 +136,7 @@ async fn ineffective_401_remedy_is_not_repeated_in_a_run(pool: PgPool) {
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
 }
 
-/// `errors retry` has its own sending path.
+/// `errors retry` takes the same remedies as a run.
 #[sqlx::test(migrations = false)]
 async fn retry_signs_again_and_rereads_the_key(pool: PgPool) {
     let mut scene = scene(pool).await;
