@@ -57,6 +57,7 @@ mod support;
 mod unreadable;
 mod unwritten;
 mod verify;
+mod versions;
 mod watermark;
 mod workers;
 mod zones;
