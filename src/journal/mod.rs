@@ -56,7 +56,7 @@ pub use lane::{Lane, RecordedMapping, SealState};
 pub use lane_store::{LaneStore, Reply};
 pub use lease::Lease;
 pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
-pub use migrate::{check as check_schema, migrate, migrate_ledger};
+pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, publications};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem};
 pub use retry::{RetriedError, RetryAnswer};

@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, and reads best as one piece"
 )]
 
+mod addresses;
 mod answers;
 mod attach;
 mod backfill;
@@ -34,6 +35,7 @@ mod ledgers;
 mod logs;
 mod mapping;
 mod messages;
+mod migrate;
 mod moves;
 mod plans;
 mod pooler;
@@ -46,6 +48,7 @@ mod sandbox;
 mod sandbox_faults;
 mod schema;
 mod seal;
+mod session_settings;
 mod shutdown;
 mod simulation;
 mod skipped;
