@@ -4,7 +4,17 @@
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 ARGS ?=
 
-.PHONY: help demo test test-answers soak simulate bench micro writer-cost sqlx docs zoneinfo fmt
+# What is tested on each major version of PostgreSQL, and of that the few minutes that `make test` spends on the oldest
+# and the newest. The programs of the versions include neither pg_dump nor pg_basebackup nor pg_upgrade, so failover::
+# and standby:: need the version of the machine.
+VERSIONS ?= 13 14 15 16 17 18
+VERSION_TESTS = addresses:: attach:: backfill:: commits:: database:: delivery:: errors:: fence:: groups:: health:: \
+	hostile:: invalid_start:: ledgers:: mapping:: migrate:: moves:: plans:: pooler:: promises:: prune:: row:: schema:: \
+	seal:: session_settings:: skipped:: statement_counts:: unreadable:: unwritten:: verify:: versions:: watermark:: \
+	workers:: zones:: --skip run_survives_a_failover
+VERSION_TESTS_SHORT = versions:: schema:: attach:: promises:: watermark:: session_settings:: migrate:: seal:: plans::
+
+.PHONY: help demo test test-answers test-versions soak simulate bench micro writer-cost sqlx docs zoneinfo fmt
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +31,7 @@ test: ## formatting, lints and all tests
 		sh -c 'TEST_DATABASE_URL=$$DATABASE_URL exec "$$@"' sh $(CARGO) test --locked $(ARGS)
 ifeq ($(ARGS),)
 	$(MAKE) test-answers
+	$(MAKE) test-versions VERSIONS="13 18" VERSION_TESTS="$(VERSION_TESTS_SHORT)"
 endif
 
 # The API's pages disagree about the envelope; the tests before were run under the bare one.
@@ -29,6 +40,20 @@ test-answers: ## the acceptance tests with the API's answers wrapped in the othe
 		sh -ec 'export TEST_DATABASE_URL=$$DATABASE_URL; for answers in wrapped wrapped-true; do \
 			ELVEN_TEST_ANSWERS=$$answers "$$@"; done' sh \
 		$(CARGO) test --locked --test it -- promises:: delivery:: answers:: backfill:: errors:: crashes:: row::
+
+# Without npm, it says what was not tested, and goes on. With ELVEN_PG_VERSIONS=required it fails, so that nobody takes
+# that for a test of all versions.
+test-versions: ## the tests of the database on each major version of PostgreSQL (VERSIONS="13 18"; needs npm)
+	@for version in $(VERSIONS); do \
+		if bin=$$(scripts/postgres-version $$version); then \
+			echo "PostgreSQL $$version:"; \
+			PATH="$$bin:$$PATH" DATABASE_URL= ELVEN_PG_FSYNC=off ELVEN_PG_ALSO=pgbouncer ELVEN_TEST_PG_VERSION=$$version \
+				scripts/with-postgres sh -c 'TEST_DATABASE_URL=$$DATABASE_URL exec "$$@"' sh \
+				$(CARGO) test --locked --test it -- $(VERSION_TESTS) $(ARGS) || exit 1; \
+		elif [ "$$ELVEN_PG_VERSIONS" = required ]; then exit 1; \
+		else echo "NOT TESTED: PostgreSQL $$version" >&2; \
+		fi; \
+	done
 
 soak: ## crashes, freezes, faults and restarts under load for some minutes (ELVEN_SOAK_SECONDS=600 ELVEN_SOAK_ROWS=200000 ELVEN_SEED=7)
 	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off scripts/with-postgres \

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::connect::connect;
+use super::connect::{connect, lock_timeout};
 use super::exit_code::SUCCEEDED;
 use crate::config::Settings;
 use crate::database::Database;
@@ -39,13 +39,6 @@ impl Options {
     pub(super) fn prints_its_product(&self) -> bool {
         self.dry_run
     }
-}
-
-fn lock_timeout(text: &str) -> Result<Duration, String> {
-    let wanted = super::connect::duration(text)?;
-    let range = Duration::from_millis(1)..=Duration::from_hours(1);
-    // For PostgreSQL a lock_timeout of 0 means no limit.
-    if range.contains(&wanted) { Ok(wanted) } else { Err("expected 1ms to 1h".to_owned()) }
 }
 
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {

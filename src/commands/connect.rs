@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use tokio::sync::watch;
 
 use crate::config::Settings;
-use crate::database::Database;
+use crate::database::{Address, Database};
 use crate::journal::{self, Entity};
 use crate::sync::Worker;
 
@@ -17,12 +17,25 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Ok(wanted.into_inner())
 }
 
+/// Parses the longest wait for a lock.
+pub(super) fn lock_timeout(text: &str) -> Result<Duration, String> {
+    let wanted = duration(text)?;
+    let range = Duration::from_millis(1)..=Duration::from_hours(1);
+    // For PostgreSQL a lock_timeout of 0 means no limit.
+    if range.contains(&wanted) { Ok(wanted) } else { Err("expected 1ms to 1h".to_owned()) }
+}
+
 /// Connects to the primary. Each of the entities worked on at once needs a connection for the page that is read ahead,
 /// one for the batch that is announced and one for the batch that is settled; the heartbeat needs another.
 pub(super) async fn connect(settings: &Settings) -> anyhow::Result<Database> {
     let url = settings.database_url()?;
     let connections_max = settings.sync.entities_at_once.saturating_mul(3).saturating_add(2).min(64);
-    Database::connect(url, connections_max, settings.database.reconnect_timeout).await.context(
+    let address = Address {
+        url: url.clone(),
+        file: settings.database_url_file.clone(),
+        password_command: settings.database.password_command.clone(),
+    };
+    Database::connect(address, connections_max, settings.database.reconnect_timeout).await.context(
         "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
     )
 }

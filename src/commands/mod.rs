@@ -7,6 +7,7 @@ mod demo;
 mod entity;
 mod errors;
 mod exit_code;
+mod migrate;
 mod prune;
 mod rebind;
 mod resolve;
@@ -18,10 +19,7 @@ use clap::{Parser, Subcommand};
 
 pub use self::exit_code::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE};
 
-use self::connect::connect;
 use crate::config::{Environment, Flags, Settings};
-use crate::journal;
-use crate::output;
 
 /// Keep the treasury balances of Elven equal to a PostgreSQL ledger.
 ///
@@ -42,11 +40,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Create or upgrade the sync tables
-    Migrate {
-        /// Also create the default ledger table, `ledger.balance_snapshots`
-        #[arg(long)]
-        with_ledger: bool,
-    },
+    Migrate(migrate::Options),
     /// Prepare the configured ledger table: column, trigger, index
     Attach(attach::Options),
     /// Register, list, pause, resume, rewind and rebind entities
@@ -110,7 +104,7 @@ async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     // Read by each command but the sandbox, which has to start in spite of a wrong setting of the connector.
     let settings = || Settings::load(&cli.flags, environment);
     match cli.command {
-        Command::Migrate { with_ledger } => migrate(&settings()?, with_ledger).await,
+        Command::Migrate(options) => migrate::run(options, &settings()?).await,
         Command::Attach(options) => attach::run(options, &settings()?).await,
         Command::Entity(command) => entity::run(command, &settings()?).await,
         Command::Run(options) => run::run(options, settings()?).await,
@@ -122,15 +116,4 @@ async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Sandbox(options) => sandbox::run(options).await,
         Command::Demo(options) => Box::pin(demo::run(options, settings()?)).await,
     }
-}
-
-async fn migrate(settings: &Settings, with_ledger: bool) -> anyhow::Result<u8> {
-    let database = connect(settings).await?;
-    journal::migrate(&database).await?;
-    output::line("the sync tables are up to date (schema elven_sync)");
-    if with_ledger {
-        journal::migrate_ledger(&database).await?;
-        output::line("the default ledger is up to date (table ledger.balance_snapshots)");
-    }
-    Ok(SUCCEEDED)
 }

@@ -61,8 +61,12 @@ pub struct Flags {
 pub struct Settings {
     /// The primary, with ledger and sync tables. A secret, since the URL may contain a password.
     pub database_url: Option<SecretString>,
+    /// The file that the URL was read from, and is read from again for each new connection.
+    pub database_url_file: Option<PathBuf>,
     /// A standby of the primary, from which pages of the ledger are read.
     pub ledger_url: Option<SecretString>,
+    /// The file that the URL of the standby was read from.
+    pub ledger_url_file: Option<PathBuf>,
     /// The API: scheme, host and port.
     pub api_url: Url,
     /// The places of the credentials by name. They are not read yet.
@@ -97,10 +101,17 @@ impl Settings {
         check(&file, &zones).map_err(|problem| source.located(problem))?;
         let api_url =
             flags.api_url.as_deref().or(environment.get("ELVEN_API_URL")).unwrap_or(DEFAULT_API_URL);
-        let database_url = flags.database_url.as_deref().or(environment.get("DATABASE_URL"));
+        let (database_url, database_url_file) = match flags.database_url.as_deref() {
+            Some(url) => (Some(SecretString::from(url)), None),
+            None => url_of(&environment, "DATABASE_URL", "DATABASE_URL_FILE")?,
+        };
+        let (ledger_url, ledger_url_file) =
+            url_of(&environment, "ELVEN_SYNC_LEDGER_URL", "ELVEN_SYNC_LEDGER_URL_FILE")?;
         Ok(Self {
-            database_url: database_url.map(SecretString::from),
-            ledger_url: environment.get("ELVEN_SYNC_LEDGER_URL").map(SecretString::from),
+            database_url,
+            database_url_file,
+            ledger_url,
+            ledger_url_file,
             api_url: check_api_url(api_url)?,
             credentials: file.credentials,
             ledger: file.ledger,
@@ -122,6 +133,25 @@ impl Settings {
             )
         })
     }
+}
+
+/// Reads the URL of a database from the file that a variable names, or from another variable. Returns the file, too.
+fn url_of(
+    environment: &Environment,
+    variable: &str,
+    file_variable: &str,
+) -> Result<(Option<SecretString>, Option<PathBuf>), ConfigError> {
+    let Some(file) = environment.get(file_variable).map(PathBuf::from) else {
+        return Ok((environment.get(variable).map(SecretString::from), None));
+    };
+    let text = std::fs::read_to_string(&file)
+        .map_err(|problem| error(format!("the file that {file_variable} names cannot be read: {problem}")))?;
+    if text.trim().is_empty() {
+        return Err(error(format!(
+            "the file that {file_variable} names is empty; hint: write the URL into it"
+        )));
+    }
+    Ok((Some(SecretString::from(text.trim())), Some(file)))
 }
 
 /// Checks the values beyond their types. Each message begins with the setting.

@@ -83,7 +83,7 @@ const fn unset(
 }
 
 /// All keys of the file, in the order of the documents.
-pub const KEYS: [Key; 34] = [
+pub const KEYS: [Key; 35] = [
     key(
         "ledger",
         "table",
@@ -293,6 +293,14 @@ pub const KEYS: [Key; 34] = [
         "How long a command waits for a database that restarts or fails over.",
     ),
     unset(
+        "database",
+        "password_command",
+        "shell command",
+        "\"cat /run/secrets/db-password\"",
+        "A command that prints the password. It is run for each new connection, with `PGHOST`, `PGPORT`, `PGUSER` and \
+         `PGDATABASE` set, so that tokens with a short life work.",
+    ),
+    unset(
         "time",
         "zoneinfo",
         "path or `bundled`",
@@ -303,7 +311,7 @@ pub const KEYS: [Key; 34] = [
 ];
 
 /// The environment variables that are not settings of the file.
-pub const VARIABLES: [Variable; 9] = [
+pub const VARIABLES: [Variable; 10] = [
     Variable {
         names: &["DATABASE_URL"],
         flag: Some("--database-url"),
@@ -315,6 +323,13 @@ pub const VARIABLES: [Variable; 9] = [
         flag: None,
         default: "",
         sentence: "A standby of the primary. Runs read the pages of the ledger there.",
+    },
+    Variable {
+        names: &["DATABASE_URL_FILE", "ELVEN_SYNC_LEDGER_URL_FILE"],
+        flag: None,
+        default: "",
+        sentence: "Files that hold the two addresses. They take precedence over the values, and are read again for each \
+                   new connection.",
     },
     Variable {
         names: &["ELVEN_API_URL"],

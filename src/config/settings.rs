@@ -25,17 +25,28 @@ pub(super) struct File {
 }
 
 /// `[database]`: how the database is used.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct DatabaseSettings {
     /// How long a command waits for a database that restarts or fails over before it fails.
     #[serde(with = "humantime_serde")]
     pub reconnect_timeout: Duration,
+    /// A shell command that prints the password. It is run for each new connection.
+    pub password_command: Option<String>,
+}
+
+impl std::fmt::Debug for DatabaseSettings {
+    /// Leaves out the command, because it may hold a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DatabaseSettings")
+            .field("reconnect_timeout", &self.reconnect_timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for DatabaseSettings {
     fn default() -> Self {
-        Self { reconnect_timeout: Duration::from_mins(1) }
+        Self { reconnect_timeout: Duration::from_mins(1), password_command: None }
     }
 }
 

@@ -1,111 +1,98 @@
-//! The address of a database. It contains secrets, so errors about it do not show its values.
+//! The address of a database, and the places from which it is read again. It contains secrets.
 
-use std::str::FromStr;
+use std::path::PathBuf;
+use std::process::Stdio;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
-use url::Url;
 
-/// The parameters of an address that sqlx knows. sqlx logs any other parameter together with its value.
-const KNOWN: [&str; 17] = [
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-];
+use super::connection_string::{parameters, refused};
+use super::hosts::Hosts;
 
-/// Further parameters that libpq knows. Only these names are shown in the warning: any other name may be part of a
-/// password.
-const OF_LIBPQ: [&str; 24] = [
-    "channel_binding",
-    "client_encoding",
-    "connect_timeout",
-    "fallback_application_name",
-    "gssencmode",
-    "gsslib",
-    "keepalives",
-    "keepalives_count",
-    "keepalives_idle",
-    "keepalives_interval",
-    "krbsrvname",
-    "load_balance_hosts",
-    "passfile",
-    "replication",
-    "require_auth",
-    "requirepeer",
-    "service",
-    "sslcompression",
-    "sslcrl",
-    "sslcrldir",
-    "sslnegotiation",
-    "sslpassword",
-    "target_session_attrs",
-    "tcp_user_timeout",
-];
-
-/// Reads the address of a database. Unknown parameters are dropped with a warning that does not show their values.
-///
-/// # Errors
-/// The address is not a URL, or a parameter has a wrong value. The message does not repeat the value.
-pub fn options(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
-    let mut url = Url::parse(url.expose_secret()).map_err(sqlx::Error::config)?;
-    let (known, ignored): (Vec<_>, Vec<_>) =
-        url.query_pairs().into_owned().partition(|(name, _)| is_known(name));
-    if !ignored.is_empty() {
-        for (name, _) in &ignored {
-            let name = OF_LIBPQ.iter().find(|of_libpq| *of_libpq == name).unwrap_or(&"(not shown)");
-            tracing::warn!(
-                parameter = name,
-                "ignored an unsupported parameter in the address of the database"
-            );
-        }
-        url.set_query(None);
-        if !known.is_empty() {
-            url.query_pairs_mut().extend_pairs(known);
-        }
-    }
-    PgConnectOptions::from_str(url.as_str()).map_err(|problem| match problem {
-        // The message of sqlx repeats the value.
-        sqlx::Error::Configuration(_) => sqlx::Error::Configuration(
-            "one of sslmode, host, hostaddr, port or the user has a wrong value".into(),
-        ),
-        other => other,
-    })
+/// An address, and the places from which it is read again for each new connection.
+#[derive(Clone)]
+pub struct Address {
+    /// The address as it was read when the process started.
+    pub url: SecretString,
+    /// The file that holds the address, which may change: another password, another host.
+    pub file: Option<PathBuf>,
+    /// The command that prints the password.
+    pub password_command: Option<String>,
 }
 
-fn is_known(name: &str) -> bool {
-    KNOWN.contains(&name) || name == "options" || name.starts_with("options[")
+impl std::fmt::Debug for Address {
+    /// Leaves out the command, because it may hold a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Address").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl From<&SecretString> for Address {
+    fn from(url: &SecretString) -> Self {
+        Self { url: url.clone(), file: None, password_command: None }
+    }
+}
+
+impl Address {
+    /// Returns whether another reading may give another password.
+    pub(super) fn may_change(&self) -> bool {
+        self.file.is_some() || self.password_command.is_some()
+    }
+
+    /// Reads the address again. `warn`: name the parameters that have no effect.
+    pub(super) async fn hosts(&self, warn: bool) -> Result<Hosts, sqlx::Error> {
+        let url = match &self.file {
+            Some(file) => std::fs::read_to_string(file).map(SecretString::from).map_err(|problem| {
+                refused(format!("the file of the address ({}) cannot be read: {problem}", file.display()))
+            })?,
+            None => self.url.clone(),
+        };
+        let hosts = Hosts::of(parameters(url.expose_secret().trim())?, warn)?;
+        let Some(command) = &self.password_command else { return Ok(hosts) };
+        let password = password_of(command, hosts.first()).await?;
+        Ok(hosts.with_password(password.expose_secret()))
+    }
+}
+
+/// Reads an address for a single connection: that to its first host.
+///
+/// # Errors
+/// The address is not one that psql accepts, or it has an unsupported parameter. The message does not repeat a value.
+pub fn options(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
+    Ok(Hosts::of(parameters(url.expose_secret().trim())?, true)?.first().clone())
+}
+
+/// Runs the command that prints the password. It finds where the password is for in the variables of libpq, since
+/// tokens are often made for one host. What it prints to standard error is for the operator.
+async fn password_of(command: &str, options: &PgConnectOptions) -> Result<SecretString, sqlx::Error> {
+    let output = tokio::process::Command::new("sh")
+        .args(["-c", command])
+        .env("PGHOST", options.get_host())
+        .env("PGPORT", options.get_port().to_string())
+        .env("PGUSER", options.get_username())
+        .env("PGDATABASE", options.get_database().unwrap_or_default())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .output()
+        .await;
+    let failed = |why: &str| refused(format!("[database] password_command {why}; hint: run it in a shell"));
+    let output = output.map_err(|problem| failed(&format!("cannot be run: {problem}")))?;
+    if !output.status.success() {
+        return Err(failed(&format!("failed ({})", output.status)));
+    }
+    let printed = String::from_utf8(output.stdout).map_err(|_| failed("printed no UTF-8"))?;
+    let password = printed.strip_suffix('\n').unwrap_or(&printed);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() {
+        return Err(failed("printed nothing"));
+    }
+    Ok(SecretString::from(password))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn read(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
-        options(&SecretString::from(url))
-    }
-
-    #[test]
-    fn what_is_known_is_kept_as_it_is() {
-        let url =
-            "postgres://u:p%40ss@h:5433/d?sslpassword=x&application_name=a%26b&options=-c%20a=b&no_such=1";
-        let options = read(url).unwrap();
-        assert_eq!((options.get_host(), options.get_port(), options.get_username()), ("h", 5433, "u"));
-        assert_eq!((options.get_application_name(), options.get_options()), (Some("a&b"), Some("-c a=b")));
-    }
 
     #[test]
     fn a_wrong_address_is_refused_without_its_values() {
@@ -113,9 +100,15 @@ mod tests {
             "postgres://h/d?sslmode=s3cret",
             "postgres://h/d?port=s3cret",
             "postgres://u:s3cret?@h:p/d",
+            "postgres://u:s3cret:1:2/d",
+            "postgres://u:s3cret%zz@h/d",
+            "postgres://h/d?s3cret",
+            "mysql://u:s3cret@h/d",
+            "password='s3cret",
             "s3cret",
         ] {
-            let said = format!("{0} {0:?}", read(url).unwrap_err());
+            let said = options(&SecretString::from(url)).unwrap_err();
+            let said = format!("{said} {said:?}");
             assert!(!said.contains("s3cret"), "{url}: {said}");
         }
     }

@@ -50,8 +50,9 @@ impl Database {
         // One message, and without a row of its own in `sync_commits`: the outcome of this transaction does not
         // matter.
         let sql = format!(
-            "begin; set local synchronous_commit = on; set local jit = off; set local enable_seqscan = off; \
+            "{}; set local synchronous_commit = on; set local enable_seqscan = off; \
              set local enable_bitmapscan = off; set local enable_sort = off; {} {}; commit",
+            self.writing(),
             self.server_ends_after(limit),
             remove(process, kept_from..known_below, others_from)
         );

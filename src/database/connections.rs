@@ -11,9 +11,12 @@ use deadpool::managed::{
     Manager, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType, Timeouts,
 };
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use tokio::time::timeout;
 
+use super::address::Address;
+use super::defaults::{Defaults, OVERRIDDEN};
+use super::hosts::Hosts;
 use super::transient::{no_answer, within};
 
 /// The time limit for a connection that nothing else waits for.
@@ -34,19 +37,67 @@ pub(super) type Connections = Pool<ConnectionManager>;
 /// ended.
 pub(super) type PooledConnection = Object<ConnectionManager>;
 
+/// Where the servers are, and how to log in.
+#[derive(Debug)]
+enum Source {
+    /// They stay the same.
+    Hosts(Hosts),
+    /// They are read again for each connection.
+    Address(Address),
+}
+
 /// Opens connections, and decides which idle ones may be reused.
+#[derive(Debug)]
 pub(super) struct ConnectionManager {
-    pub(super) options: PgConnectOptions,
+    source: Source,
+    /// The time limit for a connection, when one of several servers is looked for.
+    turn_max: Duration,
+    /// A connection was opened before, so its address was right once.
+    was_opened: AtomicBool,
     /// An idle connection failed its health check. Until a new connection is opened, other idle connections are
     /// discarded without a check: they have probably failed too, and to check each of them could take long.
     unwell: AtomicBool,
 }
 
-impl std::fmt::Debug for ConnectionManager {
-    /// Leaves out the options, because they hold the password.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConnectionManager").field("unwell", &self.unwell).finish_non_exhaustive()
+impl ConnectionManager {
+    /// Opens a connection, with these settings of the session.
+    async fn open(&self, settings: &[(&str, &str)]) -> Result<PgConnection, sqlx::Error> {
+        let limit = if settings.is_empty() { self.turn_max } else { CONNECT_MAX };
+        let opened = async {
+            let hosts = match &self.source {
+                Source::Hosts(hosts) => hosts.clone(),
+                Source::Address(address) => named(address.hosts(false).await?),
+            };
+            let with = |options: PgConnectOptions| options.options(settings.iter().copied());
+            let hosts = if settings.is_empty() { hosts } else { hosts.with(with) };
+            hosts.connect(limit).await
+        };
+        match opened.await {
+            Err(problem) if self.may_pass(&problem) => Err(sqlx::Error::Io(std::io::Error::other(problem))),
+            Err(problem) => Err(problem),
+            Ok(connection) => {
+                self.was_opened.store(true, Ordering::Relaxed);
+                Ok(connection)
+            }
+        }
     }
+
+    /// Returns whether the next reading of the address may give another answer: a password that was changed may reach
+    /// the server earlier than its file, and a file may be read while it is written.
+    fn may_pass(&self, problem: &sqlx::Error) -> bool {
+        let is_login = match problem {
+            sqlx::Error::Configuration(_) => true,
+            // invalid_authorization_specification
+            sqlx::Error::Database(refused) => refused.code().is_some_and(|code| code.starts_with("28")),
+            _ => false,
+        };
+        is_login && matches!(self.source, Source::Address(_)) && self.was_opened.load(Ordering::Relaxed)
+    }
+}
+
+/// Names the connector to the server. Proxies refuse unknown start-up parameters.
+fn named(hosts: Hosts) -> Hosts {
+    hosts.with(|options| options.application_name("elven-sync").extra_float_digits(None))
 }
 
 impl Manager for ConnectionManager {
@@ -55,7 +106,8 @@ impl Manager for ConnectionManager {
 
     async fn create(&self) -> Result<PgConnection, sqlx::Error> {
         self.unwell.store(false, Ordering::Relaxed);
-        PgConnection::connect_with(&self.options).await
+        // Boxed, because it is large and part of the future of every transaction.
+        Box::pin(self.open(&[])).await
     }
 
     async fn recycle(&self, connection: &mut PgConnection, known: &Metrics) -> RecycleResult<sqlx::Error> {
@@ -70,39 +122,64 @@ impl Manager for ConnectionManager {
     }
 }
 
-/// Creates the pool, for at most `count_max` connections at once. `away_max`: how long the database may be
-/// unreachable.
+/// Creates the pool for an address, for at most `count_max` connections at once. `away_max`: how long the database may
+/// be unreachable.
+pub(super) async fn to(
+    address: &Address,
+    count_max: usize,
+    away_max: Duration,
+) -> Result<Connections, sqlx::Error> {
+    // It is read here in any case, so that a mistake in it is reported once.
+    let hosts = named(Box::pin(address.hosts(true)).await?);
+    let source = if address.may_change() { Source::Address(address.clone()) } else { Source::Hosts(hosts) };
+    Ok(new(source, count_max, away_max))
+}
+
+/// Creates the pool for the server of these options.
+pub(super) fn like(options: PgConnectOptions, count_max: usize, away_max: Duration) -> Connections {
+    new(Source::Hosts(Hosts::from(options)), count_max, away_max)
+}
+
 #[expect(clippy::expect_used, reason = "it has the runtime without which its limits would be refused")]
-pub(super) fn new(options: PgConnectOptions, count_max: usize, away_max: Duration) -> Connections {
-    let turn_max = Some(ACQUIRE_TIMEOUT.min(away_max));
-    Pool::builder(ConnectionManager { options, unwell: AtomicBool::new(false) })
+fn new(source: Source, count_max: usize, away_max: Duration) -> Connections {
+    let turn_max = ACQUIRE_TIMEOUT.min(away_max);
+    let (was_opened, unwell) = (AtomicBool::new(false), AtomicBool::new(false));
+    Pool::builder(ConnectionManager { source, turn_max, was_opened, unwell })
         .max_size(count_max)
         .queue_mode(QueueMode::Lifo)
         .runtime(Runtime::Tokio1)
-        .timeouts(Timeouts { wait: turn_max, create: turn_max, recycle: None })
+        .timeouts(Timeouts { wait: Some(turn_max), create: Some(turn_max), recycle: None })
         .build()
         .expect("a pool with a runtime")
 }
 
 /// The facts about the server that are read when the process connects.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Server {
     /// `statement_timeout` of the role or the database; zero: none.
     pub limit: Duration,
     /// The server is a standby.
     pub is_standby: bool,
+    /// The settings of the role and the database that the connector does not obey.
+    pub defaults: Defaults,
 }
 
 /// Opens the first connection, which then becomes idle. Returns the facts about the server.
 pub(super) async fn first(connections: &Connections) -> Result<Server, sqlx::Error> {
     let limits = Timeouts { create: Some(CONNECT_MAX), ..connections.timeouts() };
     let mut connection = take(connections, limits).await?;
-    let ask = "select extract(epoch from current_setting('statement_timeout')::interval)::float8, pg_is_in_recovery()";
-    let told = within(CONNECT_MAX, connection.fetch_one(sqlx::raw_sql(ask))).await;
-    match told.and_then(|row| Ok((row.try_get::<f64, _>(0)?, row.try_get(1)?))) {
-        Ok((seconds, is_standby)) => {
-            Ok(Server { limit: Duration::try_from_secs_f64(seconds).unwrap_or_default(), is_standby })
-        }
+    let ask = format!(
+        "select extract(epoch from current_setting('statement_timeout')::interval)::float8, pg_is_in_recovery(), \
+         {OVERRIDDEN}"
+    );
+    let told = within(CONNECT_MAX, connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(ask)))).await;
+    match told.and_then(|row| Ok((row.try_get::<f64, _>(0)?, row.try_get(1)?, row.try_get::<String, _>(2)?)))
+    {
+        Ok((seconds, is_standby, overridden)) => Ok(Server {
+            limit: Duration::try_from_secs_f64(seconds).unwrap_or_default(),
+            is_standby,
+            defaults: Defaults::of(&overridden)?,
+        }),
         Err(problem) => {
             end(connections, connection);
             Err(problem)
@@ -125,9 +202,12 @@ pub(super) async fn take(
     })
 }
 
-/// Opens a connection outside the pool and its limit.
-pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-    within(CONNECT_MAX, PgConnection::connect_with(options)).await
+/// Opens a connection outside the pool and its limit, with these settings of the session.
+pub(super) async fn connect(
+    connections: &Connections,
+    settings: &[(&str, &str)],
+) -> Result<PgConnection, sqlx::Error> {
+    within(CONNECT_MAX, Box::pin(connections.manager().open(settings))).await
 }
 
 /// Closes a connection in any state, and all idle ones: they may have failed for the same reason.

@@ -8,7 +8,6 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Arguments, AssertSqlSafe, Describe, Either, Execute, Executor, Postgres, SqlStr};
 
-use super::transaction::BEGIN_READING;
 use super::{Database, Transaction, within};
 
 /// An unnamed statement with its bound values.
@@ -211,7 +210,7 @@ impl SingleRoundTrip<'_> {
             return self.0.read(query).await;
         }
         let limited = self.0.server_ends_after(self.0.read_max());
-        let sql = format!("{BEGIN_READING}; {limited} {}; commit", query.sql().as_str());
+        let sql = format!("{}; {limited} {}; commit", self.0.reading(), query.sql().as_str());
         let mut transaction = Transaction::of(self.0).await?;
         let results = transaction.results(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
         transaction.connection = None;

@@ -7,8 +7,12 @@
 mod address;
 mod commit_cleanup;
 mod commits;
+mod connection_string;
 mod connections;
+mod defaults;
 mod executor;
+mod hosts;
+mod tls;
 mod transaction;
 mod transient;
 
@@ -16,14 +20,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use secrecy::SecretString;
 use sqlx::postgres::PgQueryResult;
 use sqlx::{Execute, Executor, PgConnection, PgPool, Postgres};
 use tokio::time::Instant;
 
-pub use self::address::options;
+pub use self::address::{Address, options};
 use self::commits::Commits;
 use self::connections::{Connections, Server};
+use self::defaults::Defaults;
 pub use self::executor::SingleRoundTrip;
 pub use self::transaction::Transaction;
 pub use self::transient::Transient;
@@ -45,6 +49,8 @@ pub struct Database {
     server_limit: Duration,
     /// The server was a primary when the process connected. `false`: it was not, or it was not checked.
     was_primary: bool,
+    /// The settings of the role and the database that each transaction overrides.
+    defaults: Defaults,
     process: Arc<Process>,
 }
 
@@ -74,23 +80,28 @@ impl Database {
     /// Connects, with at most `connections_max` connections at once. `reconnect_timeout`: how long the database may be
     /// unreachable later.
     pub async fn connect(
-        url: &SecretString,
+        address: impl Into<Address>,
         connections_max: usize,
         reconnect_timeout: Duration,
     ) -> Result<Self, sqlx::Error> {
-        // Proxies refuse unknown start-up parameters.
-        let options = address::options(url)?.application_name("elven-sync").extra_float_digits(None);
-        let connections = connections::new(options, connections_max, reconnect_timeout);
+        let connections = connections::to(&address.into(), connections_max, reconnect_timeout).await?;
         // The first connection is made here, so that a wrong address is reported at once and not after
         // `reconnect_timeout`.
-        let Server { limit: server_limit, is_standby } = connections::first(&connections).await?;
+        let Server { limit: server_limit, is_standby, defaults } = connections::first(&connections).await?;
         let was_primary = !is_standby;
-        Ok(Self { connections, reconnect_timeout, server_limit, was_primary, process: Arc::default() })
+        Ok(Self {
+            connections,
+            reconnect_timeout,
+            server_limit,
+            was_primary,
+            defaults,
+            process: Arc::default(),
+        })
     }
 
     /// Connects to another database with the same limits.
-    pub async fn connect_like(&self, url: &SecretString) -> Result<Self, sqlx::Error> {
-        Self::connect(url, self.connections.status().max_size, self.reconnect_timeout).await
+    pub async fn connect_like(&self, address: impl Into<Address>) -> Result<Self, sqlx::Error> {
+        Self::connect(address, self.connections.status().max_size, self.reconnect_timeout).await
     }
 
     /// Returns whether the server is known to have been a primary when the process connected.
@@ -109,12 +120,12 @@ impl Database {
     }
 
     /// Opens a connection outside any transaction, for statements that PostgreSQL refuses inside one. They have no
-    /// time limits, unless a proxy refuses these settings; then the limits of the role apply.
+    /// time limits, unless a proxy refuses these settings; then the settings of the role apply.
     pub async fn session(&self) -> Result<PgConnection, sqlx::Error> {
-        let options = &self.connections.manager().options;
-        let unlimited = options.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-        match connections::connect(&unlimited).await {
-            Err(sqlx::Error::Database(_)) => connections::connect(options).await,
+        let mut settings: Vec<_> = self.defaults.options().collect();
+        settings.extend([("statement_timeout", "0"), ("lock_timeout", "0")]);
+        match connections::connect(&self.connections, &settings).await {
+            Err(sqlx::Error::Database(_)) => connections::connect(&self.connections, &[]).await,
             connected => connected,
         }
     }
@@ -183,8 +194,9 @@ impl From<PgPool> for Database {
         let options = pool.connect_options().as_ref().clone();
         let reconnect_timeout = Duration::from_mins(1);
         let connections_max = pool.options().get_max_connections() as usize;
-        let connections = connections::new(options, connections_max, reconnect_timeout);
+        let connections = connections::like(options, connections_max, reconnect_timeout);
         let (server_limit, was_primary) = (Duration::ZERO, false);
-        Self { connections, reconnect_timeout, server_limit, was_primary, process: Arc::default() }
+        let defaults = Defaults::default();
+        Self { connections, reconnect_timeout, server_limit, was_primary, defaults, process: Arc::default() }
     }
 }

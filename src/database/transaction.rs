@@ -8,22 +8,23 @@ use super::Database;
 use super::connections::{self, PooledConnection};
 use super::transient::{Transient, within};
 
-/// The beginning of a transaction that only reads.
+/// The beginning of a transaction that only reads. It names what the role or the database may have set otherwise.
+const READ_ONLY: &str = "begin isolation level read committed read only";
+
+/// The same, with one snapshot for all statements.
+const SNAPSHOT: &str = "begin isolation level repeatable read read only";
+
+/// What holds in each transaction.
 ///
 /// `row_security = off`: a policy that would silently filter rows becomes an error (`PostgreSQL` manual, "Client
 /// Connection Defaults"). `jit = off`: the statements are many small index probes with high row estimates, and
 /// compiling them takes longer than running them.
-pub(super) const BEGIN_READING: &str = "begin read only; set local row_security = off; set local jit = off";
+const IN_EACH: &str = "set local row_security = off; set local jit = off";
 
-/// The same, for reading rows in the order of an index, without a bitmap scan and a sort. `PostgreSQL` prefers bitmap
-/// scans where the rows of an entity lie far apart, which costs a third more. It also prefers them where it expects
-/// few rows; if there are many, it would read all of them for each page.
-const BEGIN_READING_IN_ORDER: &str =
-    "begin read only; set local row_security = off; set local jit = off; set local enable_bitmapscan = off";
-
-/// The same as the first, with one snapshot for all statements.
-const BEGIN_SNAPSHOT: &str =
-    "begin isolation level repeatable read read only; set local row_security = off; set local jit = off";
+/// For reading rows in the order of an index, without a bitmap scan and a sort. `PostgreSQL` prefers bitmap scans where
+/// the rows of an entity lie far apart, which costs a third more. It also prefers them where it expects few rows; if
+/// there are many, it would read all of them for each page.
+const IN_ORDER: &str = "set local enable_bitmapscan = off;";
 
 /// The shortest time limit of a statement.
 const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
@@ -64,6 +65,7 @@ impl Transaction {
         number
     }
 
+    /// Sends the beginning, whose only row, if there is one, is the id.
     async fn begin(&mut self, sql: String) -> Result<(), sqlx::Error> {
         let limit = self.database.statement_max();
         let begun = self.connection()?.fetch_optional(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)));
@@ -136,37 +138,55 @@ impl Database {
         let idle_max = self.statement_max().as_millis();
         let mut transaction = Transaction::of(self).await?;
         let (process, number) = (self.process.number, transaction.number());
-        transaction
+        let begun = transaction
             .begin(format!(
-                "begin; set local synchronous_commit = on; set local row_security = off; set local jit = off; \
+                "{}; set local synchronous_commit = on; \
                  set local idle_in_transaction_session_timeout = {idle_max}; {} \
                  insert into elven_sync.sync_commits (process, number) values ({process}, {number}) \
                      returning pg_current_xact_id()::text",
+                self.writing(),
                 self.server_ends_after(self.statement_max())
             ))
-            .await?;
+            .await;
+        begun.map_err(read_only)?;
         Ok(transaction)
     }
 
     /// Begins a transaction that only reads.
     pub async fn begin_reading(&self) -> Result<Transaction, sqlx::Error> {
-        self.begin_by(BEGIN_READING).await
+        self.begin_by(READ_ONLY, "").await
     }
 
     /// Begins a transaction that only reads, for rows in the order of an index.
     pub async fn begin_reading_in_order(&self) -> Result<Transaction, sqlx::Error> {
-        self.begin_by(BEGIN_READING_IN_ORDER).await
+        self.begin_by(READ_ONLY, IN_ORDER).await
     }
 
     /// Begins a transaction that only reads, with the snapshot of its first statement for all statements.
     pub async fn begin_snapshot(&self) -> Result<Transaction, sqlx::Error> {
-        self.begin_by(BEGIN_SNAPSHOT).await
+        self.begin_by(SNAPSHOT, "").await
     }
 
-    async fn begin_by(&self, sql: &str) -> Result<Transaction, sqlx::Error> {
+    async fn begin_by(&self, mode: &str, settings: &str) -> Result<Transaction, sqlx::Error> {
         let mut transaction = Transaction::of(self).await?;
-        transaction.begin(format!("{sql}; {}", self.server_ends_after(self.read_max()))).await?;
+        let limited = self.server_ends_after(self.read_max());
+        transaction.begin(format!("{}; {settings} {limited}", self.beginning(mode))).await?;
         Ok(transaction)
+    }
+
+    /// Returns the beginning of a transaction that only reads, without its time limit.
+    pub(super) fn reading(&self) -> String {
+        self.beginning(READ_ONLY)
+    }
+
+    /// Returns the beginning of a transaction that writes, without its time limit.
+    pub fn writing(&self) -> String {
+        self.beginning(&format!("begin isolation level read committed{}", self.defaults.writing_mode()))
+    }
+
+    /// Returns the beginning of a transaction in which the settings of the role and the database have no effect.
+    fn beginning(&self, mode: &str) -> String {
+        format!("{mode}; {}{IN_EACH}", self.defaults.statements())
     }
 
     /// Returns whether a transaction whose commit got no answer was committed, which its row in `sync_commits` proves.
@@ -211,5 +231,22 @@ impl Database {
     /// Returns the time limit of a statement that reads, or of a page that is copied.
     pub(super) fn read_max(&self) -> Duration {
         self.reconnect_timeout * 10
+    }
+}
+
+/// Adds the reason to the refusal of a writing transaction, which is retried: a server is read-only during a failover.
+fn read_only(problem: sqlx::Error) -> sqlx::Error {
+    match &problem {
+        sqlx::Error::Database(refused)
+            // read_only_sql_transaction; feature_not_supported: a standby refuses the mode "read write".
+            if matches!(refused.code().as_deref(), Some("25006" | "0A000")) =>
+        {
+            sqlx::Error::Io(std::io::Error::other(format!(
+                "the database is read-only ({}): it is a standby, or the configuration of the server has \
+                 default_transaction_read_only = on",
+                refused.message()
+            )))
+        }
+        _ => problem,
     }
 }

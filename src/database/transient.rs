@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use tokio::time::timeout;
 
 /// SQLSTATEs after which a retry of the same transaction may succeed (manual, "`PostgreSQL` Error Codes"): shut down,
@@ -21,10 +23,23 @@ impl Transient for sqlx::Error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
             sqlx::Error::Database(refused) => {
                 refused.code().is_some_and(|code| code.starts_with("08") || PASSING.contains(&code.as_ref()))
+                    || is_full(refused.as_ref())
             }
             _ => false,
         }
     }
+}
+
+/// Returns whether a pooler has no connection free. Poolers say so with the code of an internal error, in words such as
+/// "max clients reached" or "no more connections allowed".
+fn is_full(refused: &dyn DatabaseError) -> bool {
+    let Some(refused) = refused.try_downcast_ref::<PgDatabaseError>() else { return false };
+    let is_fatal = matches!(refused.severity(), PgSeverity::Fatal | PgSeverity::Panic);
+    let message = refused.message().to_lowercase();
+    let words = ["max client", "max_client", "maximum client", "too many c", "no more connection"];
+    is_fatal
+        && matches!(refused.code(), "XX000" | "58000")
+        && words.iter().any(|words| message.contains(words))
 }
 
 /// Waits for an answer up to a limit: a network may lose a message without any sign.

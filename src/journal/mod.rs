@@ -61,7 +61,7 @@ pub use lane_store::{LaneStore, Reply};
 pub use lane_writes::Settled;
 pub use lease::Lease;
 pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
-pub use migrate::{check as check_schema, migrate, migrate_ledger};
+pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, publications};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem, Resolution};
 pub use retry::ErrorNow;

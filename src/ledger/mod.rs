@@ -5,6 +5,7 @@
 
 pub mod attach;
 mod audit;
+mod beneath;
 mod copy;
 mod error;
 mod instant;

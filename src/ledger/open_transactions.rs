@@ -1,5 +1,6 @@
 //! Open transactions that have written to the ledger, and tables without the stamping trigger.
 
+use super::beneath::BENEATH;
 use super::quote_literal;
 use crate::database::Database;
 use chrono::{DateTime, Utc};
@@ -25,20 +26,6 @@ pub struct Writer {
     /// When it began, or was prepared; `None` when this role may not see it.
     pub since: Option<DateTime<Utc>>,
 }
-
-/// SQL for the set of all tables that a table or view consists of: partitions, and the relations that a view is
-/// defined over.
-pub(super) const BENEATH: &str = "
-    beneath (oid) as (
-        select $1::pg_catalog.regclass::oid
-        union
-        select part.oid from beneath b cross join lateral (
-            select i.inhrelid as oid from pg_catalog.pg_inherits i where i.inhparent = b.oid
-            union all
-            select d.refobjid from pg_catalog.pg_rewrite r
-              join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.oid
-               and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-             where r.ev_class = b.oid) part)";
 
 /// Returns the oldest open transaction that has written to the table. It is found by its locks, which every role may
 /// see; `pg_stat_activity` shows other sessions in full only to members of `pg_monitor`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, Row as _};
 
+use super::beneath::BENEATH;
 use super::mapping::{Mapped, Relation};
 use super::{LedgerError, Mapping};
 use crate::config::{Columns, LedgerSettings};
@@ -62,9 +63,16 @@ const ROLES: [(&str, &[&str]); 7] = [
 /// Returns the query for the kind and the columns of a table. A domain may be based on another domain.
 pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
     let (schema, relation) = (quote_literal(schema), quote_literal(relation));
+    let this = format!(
+        "select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+          where n.nspname = {schema}::text and c.relname = {relation}::text"
+    );
+    let beneath = BENEATH.replace("select $1::pg_catalog.regclass::oid", &this);
     format!(
         "select c.oid::bigint as relation, c.relkind::text as relkind, a.attnum, a.attname::text as name, pg_catalog.format_type(base.oid, null) as type,
-           not a.attnotnull as may_be_null, coalesce(not l.collisdeterministic, false) as equates_texts
+           not a.attnotnull as may_be_null, coalesce(not l.collisdeterministic, false) as equates_texts,
+           (with recursive {beneath} select min(p.oid::pg_catalog.regclass::text) from beneath b
+              join pg_catalog.pg_class p on p.oid = b.oid and p.relkind = 'f' and p.relispartition) as foreign_partition
       from pg_catalog.pg_class c
       join pg_catalog.pg_namespace n on n.oid = c.relnamespace
       join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -90,6 +98,8 @@ pub(super) struct Column {
     kind: String,
     pub may_be_null: bool,
     equates_texts: bool,
+    /// A partition beneath the ledger that is a foreign table.
+    foreign_partition: Option<String>,
 }
 
 impl Table {
@@ -103,17 +113,10 @@ impl Table {
         };
         let columns: Vec<Column> = database.retry(query).await?;
         let table = &settings.table;
-        match columns.first().map(|column| column.relkind.as_str()) {
-            Some("r" | "p" | "v") => {}
-            None => return Err(missing(database, settings, &schema, &relation).await?),
-            Some(kind) => {
-                return Err(LedgerError::Shape(format!(
-                    "the ledger {table} is a {}, and its rows do not carry the ids of the transactions that wrote them; \
-                     hint: configure a table, or a view over one",
-                    if kind == "m" { "materialized view" } else { "foreign table or similar" }
-                )));
-            }
-        }
+        let Some(first) = columns.first() else {
+            return Err(missing(database, settings, &schema, &relation).await?);
+        };
+        first.refuse_foreign_rows(table)?;
         let found = ResolvedColumns { settings, columns: &columns };
         let id = found.role("id")?;
         let entity = match &settings.entity {
@@ -182,6 +185,22 @@ impl Table {
 }
 
 impl Column {
+    /// Refuses a relation some of whose rows do not carry the ids of transactions of this database.
+    fn refuse_foreign_rows(&self, table: &str) -> Result<(), LedgerError> {
+        if !matches!(self.relkind.as_str(), "r" | "p" | "v") {
+            return Err(LedgerError::Shape(format!(
+                "the ledger {table} is a {}, and its rows do not carry the ids of the transactions that wrote them; \
+                 hint: configure a table, or a view over one",
+                if self.relkind == "m" { "materialized view" } else { "foreign table or similar" }
+            )));
+        }
+        let Some(partition) = &self.foreign_partition else { return Ok(()) };
+        Err(LedgerError::Shape(format!(
+            "the ledger {table} has the foreign partition {partition}, whose rows do not carry the ids of transactions \
+             of this database; hint: detach the partition, or move its rows into a table of this database"
+        )))
+    }
+
     fn quoted(&self) -> String {
         format!("t.{}", quote_identifier(&self.name))
     }

@@ -105,7 +105,12 @@ pub fn start_log(verbose: u8, wanted: Option<&str>) {
         .fmt_fields(log::Fields)
         .with_target(false);
     // A second subscriber, as in tests, is no harm.
-    let _ = tracing_subscriber::registry().with(filter).with(filter_fn(is_fit)).with(format).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(filter)
+        .with(filter_fn(is_fit))
+        .with(log::NoticesOnce::default())
+        .with(format)
+        .try_init();
 }
 
 /// Keeps secrets out of the log: sqlx logs the value of an unknown parameter of a database URL, and a line of a

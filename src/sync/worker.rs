@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -14,7 +13,7 @@ use super::api_session::ApiSession;
 use super::lane_worker::{LaneWorker, Stop, Target};
 use super::proving::CredentialProof;
 use crate::config::{ConfigError, Settings};
-use crate::database::Database;
+use crate::database::{Address, Database};
 use crate::elven::Client;
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Journal, JournalError, Kind, Lane, Problem};
@@ -29,7 +28,6 @@ pub struct Worker {
     pub(crate) database: Database,
     pub(crate) ledger: Ledger,
     pub(crate) journal: Journal,
-    pub(crate) client: Client,
 }
 
 impl Deref for Worker {
@@ -51,14 +49,20 @@ impl Worker {
             Journal::open(database.clone(), worker, settings.sync.lease, settings.api.signature_window)
                 .await?;
         let standby = match &settings.ledger_url {
-            Some(url) => Some(standby(url, &database).await?),
+            Some(url) => {
+                let address = Address {
+                    url: url.clone(),
+                    file: settings.ledger_url_file.clone(),
+                    password_command: settings.database.password_command.clone(),
+                };
+                Some(standby(address, &database).await?)
+            }
             None => None,
         };
         let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
-        let client = Client::new(&settings.api_url, settings.api.timeout)?;
         let lanes =
             LaneWorker::new(Arc::new(settings), Arc::new(journal.clone()), Arc::new(ledger.clone()), stop);
-        Ok(Self { lanes, database, ledger, journal, client })
+        Ok(Self { lanes, database, ledger, journal })
     }
 
     pub(super) async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
@@ -75,13 +79,18 @@ impl Worker {
     /// Separates the entities that cannot be worked on, each with its problem.
     ///
     /// # Errors
-    /// No entity has a usable credential: the installation is not set up yet, so no run is begun.
+    /// No entity has a usable credential: the installation is not set up yet, so no run is begun. Or the client cannot
+    /// be built, e.g. without certificates of authorities; commands that send nothing do not need it.
     pub(super) fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
+        let client = Client::new(&self.settings.api_url, self.settings.api.timeout).map_err(|problem| {
+            ConfigError(format!("the HTTP client cannot be set up: {}", crate::text::chain(&problem)))
+        })?;
         let mut sessions: BTreeMap<&str, Result<Arc<ApiSession>, String>> = BTreeMap::new();
         let mut targets = Vec::new();
         let mut unusable = Vec::new();
         for Entity { entity_id, timezone, credential, .. } in selected {
-            let open = || self.session(credential).map(Arc::new).map_err(|problem| problem.to_string());
+            let open =
+                || self.session(credential, &client).map(Arc::new).map_err(|problem| problem.to_string());
             let session = sessions.entry(credential).or_insert_with(open).clone();
             match (self.settings.zones.get(timezone), session) {
                 (Err(problem), _) => {
@@ -107,10 +116,10 @@ impl Worker {
         Ok((targets, unusable))
     }
 
-    fn session(&self, credential: &str) -> Result<ApiSession, ConfigError> {
+    fn session(&self, credential: &str, client: &Client) -> Result<ApiSession, ConfigError> {
         let credential = self.settings.credential(credential)?;
         let (rate, bytes) = (self.settings.api.requests_per_second, self.settings.sync.batch_bytes);
-        Ok(ApiSession::new(credential, self.client.clone(), rate, bytes))
+        Ok(ApiSession::new(credential, client.clone(), rate, bytes))
     }
 
     /// Writes heartbeats while the work of a run lasts. Ends the work with an error if a heartbeat cannot be written.
@@ -133,8 +142,8 @@ impl Worker {
 }
 
 /// Connects to the standby from which pages are read.
-async fn standby(url: &SecretString, primary: &Database) -> Result<Database, LedgerError> {
-    primary.connect_like(url).await.map_err(|problem| {
+async fn standby(address: Address, primary: &Database) -> Result<Database, LedgerError> {
+    primary.connect_like(address).await.map_err(|problem| {
         LedgerError::Standby(format!(
             "the standby cannot be reached: {}; hint: check ELVEN_SYNC_LEDGER_URL, or unset it to read from the \
              primary",

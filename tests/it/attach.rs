@@ -317,3 +317,52 @@ async fn attach_leaves_objects_of_others_unchanged(pool: PgPool) {
     let output = scene.output(&["attach"]).await;
     assert!(stderr(&output).contains("it is a partition"), "{}", stderr(&output));
 }
+
+/// The rows of a foreign table carry the ids of another server's transactions. A run would skip them in silence.
+#[sqlx::test(migrations = false)]
+async fn foreign_partition_is_refused_by_attach_and_by_a_run(pool: PgPool) {
+    let mut scene = scene_with(pool, PARTED).await;
+    attach(&scene, &[]).await;
+    scene
+        .sql(
+            "create foreign data wrapper none; create server far foreign data wrapper none;
+             create table books.y25 partition of books.balances for values from ('2025-01-01Z') to ('2026-01-01Z') partition by list (currency);
+             create foreign table books.y25_far partition of books.y25 default server far",
+        )
+        .await;
+    for (arguments, table) in
+        [(&["run"][..], "books.balances"), (&["attach"], "books.balances"), (&["run"], "books.shown")]
+    {
+        if table == "books.shown" {
+            scene.sql("create view books.shown as select * from books.balances").await;
+        }
+        scene.set("ELVEN_SYNC_LEDGER__TABLE", table);
+        let output = scene.output(arguments).await;
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("y25_far"), "{arguments:?}: {said}");
+    }
+    assert_eq!(scene.received().len(), 0);
+}
+
+/// PostgreSQL fires the triggers of a kind by their names. One that comes first sees the row as it would be without a
+/// new `change_xid`, so it can drop an update that changes nothing.
+#[sqlx::test(migrations = false)]
+async fn no_op_updates_are_not_sent_again_behind_a_trigger_that_drops_them(pool: PgPool) {
+    let scene = scene_with(pool, PLAIN).await;
+    attach(&scene, &[]).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100);
+    let upsert = "insert into books.balances (id, entity_id, entity_account_id, currency, captured_at, balance)
+        select id, entity_id, entity_account_id, currency, captured_at, balance + (id = 7)::int from books.balances
+        on conflict (id) do update set balance = excluded.balance, currency = excluded.currency";
+    scene.sql(upsert).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 100, "without the trigger, each row is sent again");
+    scene
+        .sql(
+            "create trigger a_drop_no_op_updates before update on books.balances
+                 for each row execute function suppress_redundant_updates_trigger()",
+        )
+        .await;
+    scene.sql(upsert).await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 1, "only the row with another balance");
+}

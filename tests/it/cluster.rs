@@ -182,7 +182,9 @@ impl Cluster {
 
     /// Runs one statement.
     pub async fn sql(&self, sql: &str) {
-        let mut connection = PgConnection::connect(&self.url("postgres")).await.unwrap();
+        // A test may give the server a certificate that is not accepted.
+        let url = format!("{}?sslmode=disable", self.url("postgres"));
+        let mut connection = PgConnection::connect(&url).await.unwrap();
         connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
         connection.close().await.unwrap();
     }
@@ -193,6 +195,12 @@ impl Cluster {
         let value = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap();
         connection.close().await.unwrap();
         value
+    }
+
+    /// Writes a file of the data directory as the server's user, readable by that user alone.
+    pub async fn write(&self, name: &str, text: &str) {
+        let lines = format!("select unnest(string_to_array($text${text}$text$, E'\\n'))");
+        self.sql(&format!("copy ({lines}) to program 'umask 077; rm -f {name}; cat > {name}'")).await;
     }
 
     /// Uses up a number of transaction ids.

@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, and reads best as one piece"
 )]
 
+mod addresses;
 mod answers;
 mod attach;
 mod backfill;
@@ -38,6 +39,7 @@ mod ledgers;
 mod logs;
 mod mapping;
 mod messages;
+mod migrate;
 mod moves;
 mod output;
 mod plans;
@@ -52,6 +54,7 @@ mod sandbox;
 mod sandbox_faults;
 mod schema;
 mod seal;
+mod session_settings;
 mod shutdown;
 mod simulation;
 mod skipped;
@@ -63,6 +66,7 @@ mod support;
 mod unreadable;
 mod unwritten;
 mod verify;
+mod versions;
 mod watermark;
 mod workers;
 mod zones;

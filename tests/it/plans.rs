@@ -45,6 +45,7 @@ async fn reads(scene: &TestEnv) -> Reads {
 
 async fn reads_of(scene: &TestEnv, table: &str) -> Reads {
     sessions_end(scene).await;
+    statistics_are_new(scene).await;
     let (scanned, entries, pages) = sqlx::query_as(
         "select min(seq_tup_read), sum(idx_tup_read)::bigint, sum(idx_blks_hit + idx_blks_read)::bigint
            from pg_stat_all_tables t join pg_stat_all_indexes i using (relid)
@@ -75,6 +76,16 @@ async fn sessions_end(scene: &TestEnv) {
                      where datname = current_database() and backend_type = 'client backend'
                        and pid <> pg_backend_pid() and state <> 'idle in transaction'";
     eventually("the sessions end", async || scene.text(sessions).await == "0").await;
+}
+
+/// Waits for statistics of now: before PostgreSQL 15 they are read from a file that may be half a second old.
+async fn statistics_are_new(scene: &TestEnv) {
+    let now = scene.text("select clock_timestamp()::text").await;
+    let new = "select coalesce(pg_stat_get_snapshot_timestamp() >= $1::text::timestamptz, true)";
+    eventually("the statistics are new", async || {
+        sqlx::query_scalar(new).bind(&now).fetch_one(&scene.pool).await.unwrap()
+    })
+    .await;
 }
 
 /// The first pass over a long history: each page reads a part of the index, without a sort.

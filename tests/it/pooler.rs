@@ -5,6 +5,7 @@
 mod commands;
 mod outages;
 mod sessions;
+mod settings;
 mod workers;
 
 use std::fs::{self, File};

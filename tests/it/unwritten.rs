@@ -43,7 +43,8 @@ async fn refuse_the_second(scene: &TestEnv, entity_id: &str, sqlstate: &str) {
         "create sequence if not exists refusals;
          create or replace function refuse() returns trigger language plpgsql as $$
              begin perform nextval('refusals'); raise 'not now' using errcode = '{sqlstate}'; end $$;
-         create or replace trigger refuse before update on elven_sync.sync_batches for each row
+         drop trigger if exists refuse on elven_sync.sync_batches;
+         create trigger refuse before update on elven_sync.sync_batches for each row
              when (new.status = 'accepted' and new.entity_id = '{entity_id}' and new.before_id is not null)
              execute function refuse()"
     );

@@ -3,7 +3,7 @@
 use sqlx::AssertSqlSafe;
 
 use super::super::LedgerError;
-use super::super::open_transactions::BENEATH;
+use super::super::beneath::BENEATH;
 use super::super::table::{self, Column, quote_identifier};
 use super::names::{SUFFIXES, body, index_called, stamp_called};
 use crate::config::LedgerSettings;

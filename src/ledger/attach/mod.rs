@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use self::facts::{Facts, Index, Relation};
 use self::names::{BACKFILL, NAME_BYTES_MAX, body, index_called, stamp_called};
 use super::LedgerError;
-use super::open_transactions::BENEATH;
+use super::beneath::BENEATH;
 use super::table::quote_identifier;
 use crate::config::LedgerSettings;
 use crate::database::Database;
