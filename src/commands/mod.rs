@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 pub use self::exit_code::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE};
 
 use crate::config::{Environment, Flags, Settings};
+use crate::output;
 
 /// Keep the treasury balances of Elven equal to a PostgreSQL ledger.
 ///
@@ -70,7 +71,7 @@ impl Command {
     fn prints_its_product(&self) -> bool {
         match self {
             Command::Status(_) | Command::Verify(_) | Command::Demo(_) => true,
-            Command::Migrate { .. } | Command::Sandbox(_) => false,
+            Command::Migrate(_) | Command::Sandbox(_) => false,
             Command::Attach(options) => options.prints_its_product(),
             Command::Entity(command) => command.prints_its_product(),
             Command::Run(options) => options.prints_its_product(),
