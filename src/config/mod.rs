@@ -16,6 +16,7 @@ pub mod reference;
 mod settings;
 mod switch;
 mod time;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

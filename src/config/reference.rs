@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use super::Columns;
 use super::error::{ConfigError, error};
 use super::settings::File;
+pub use super::variables::{VARIABLES, Variable};
 
 /// A key of the configuration file.
 #[derive(Clone, Copy, Debug)]
@@ -22,19 +23,6 @@ pub struct Key {
     pub default: Option<&'static str>,
     /// The default, or an example where there is no default, as the file spells it.
     pub example: &'static str,
-    /// The description.
-    pub sentence: &'static str,
-}
-
-/// An environment variable.
-#[derive(Clone, Copy, Debug)]
-pub struct Variable {
-    /// Its name, or several names that belong together.
-    pub names: &'static [&'static str],
-    /// The flag that takes precedence, if there is one.
-    pub flag: Option<&'static str>,
-    /// The default, as the page shows it.
-    pub default: &'static str,
     /// The description.
     pub sentence: &'static str,
 }
@@ -308,74 +296,6 @@ pub const KEYS: [Key; 35] = [
         "The folder of the zone rules, or `bundled` for the rules in the program. If it is not set, the newest \
          rules of the program and the system are used.",
     ),
-];
-
-/// The environment variables that are not settings of the file.
-pub const VARIABLES: [Variable; 10] = [
-    Variable {
-        names: &["DATABASE_URL"],
-        flag: Some("--database-url"),
-        default: "",
-        sentence: "The primary database with ledger and sync tables, e.g. `postgres://user:password@host/database`.",
-    },
-    Variable {
-        names: &["ELVEN_SYNC_LEDGER_URL"],
-        flag: None,
-        default: "",
-        sentence: "A standby of the primary. Runs read the pages of the ledger there.",
-    },
-    Variable {
-        names: &["DATABASE_URL_FILE", "ELVEN_SYNC_LEDGER_URL_FILE"],
-        flag: None,
-        default: "",
-        sentence: "Files that hold the two addresses. They take precedence over the values, and are read again for each \
-                   new connection.",
-    },
-    Variable {
-        names: &["ELVEN_API_URL"],
-        flag: Some("--api-url"),
-        default: "`https://openapi.elven.com`",
-        sentence: "The API: scheme, host and port. Plain `http` is accepted only for loopback addresses.",
-    },
-    Variable {
-        names: &["ELVEN_API_KEY", "ELVEN_API_SECRET"],
-        flag: None,
-        default: "",
-        sentence: "API key and secret of the credential `default`.",
-    },
-    Variable {
-        names: &["ELVEN_API_KEY_FILE", "ELVEN_API_SECRET_FILE"],
-        flag: None,
-        default: "",
-        sentence: "Files that hold API key and secret of the credential `default`. They take precedence over the \
-                   values, and are read again after HTTP 401 or 403.",
-    },
-    Variable {
-        names: &["ELVEN_SYNC_CONFIG"],
-        flag: Some("--config"),
-        default: "`elven-sync.toml` in the working directory, if it exists",
-        sentence: "The configuration file.",
-    },
-    Variable {
-        names: &["ELVEN_SYNC_LOG"],
-        flag: Some("-v"),
-        default: "warnings, and the progress of long work",
-        sentence: "The level of the log: `error`, `warn`, `info`, `debug` or `trace`, or a list such as \
-                   `elven_sync=debug,warn`. It takes precedence over `-v`.",
-    },
-    Variable {
-        names: &["TZDIR"],
-        flag: None,
-        default: "",
-        sentence: "A folder of zone rules that is considered besides `/usr/share/zoneinfo`.",
-    },
-    Variable {
-        names: &["HTTPS_PROXY", "NO_PROXY"],
-        flag: None,
-        default: "",
-        sentence: "The proxy for requests to the API, and the hosts without one. A loopback address never uses a \
-                   proxy.",
-    },
 ];
 
 /// Returns all keys with their values in a text of the file, defaults included. `null`: not set.

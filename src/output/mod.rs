@@ -2,6 +2,7 @@
 
 mod backfills;
 mod errors;
+mod health;
 mod log;
 mod progress;
 pub mod row_trace;
@@ -19,15 +20,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
 pub use errors::{error_in_full, errors, no_errors};
+pub use health::health;
 pub use progress::{Watched, watch};
 
-use crate::admin::HealthReport;
-use crate::journal::{Health, registering};
-use crate::ledger::Writer;
+use crate::journal::registering;
 use crate::sync::{Ended, EntityReport, RunReport};
-use crate::text::{
-    chain, counted_noun, escaped, escaped_json, escaped_lines, quoted_argument, quoted_option, thousands,
-};
+use crate::text::{chain, counted_noun, escaped, escaped_json, escaped_lines, quoted_argument, thousands};
 
 /// The summary of a run names each entity when there are at most this many.
 const ENTITIES_SHOWN_MAX: usize = 20;
@@ -369,91 +367,4 @@ pub fn confirm(question: &str) -> std::io::Result<bool> {
         writeln!(stdout)?;
     }
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
-}
-
-/// Prints `status`: the rows of `sync_health`, the entities that are not registered, and the oldest open transaction
-/// that has written to the ledger.
-pub fn health(report: &HealthReport, as_json: bool) {
-    let HealthReport {
-        entities,
-        unregistered: pending,
-        unregistered_unknown,
-        entities_left_out,
-        oldest_writer,
-    } = report;
-    if as_json {
-        json_line(&json!({
-            "entities": entities,
-            "unregistered_entities": pending,
-            "unregistered_unknown": unregistered_unknown,
-            "entities_left_out": entities_left_out,
-            "oldest_writer": oldest_writer,
-        }));
-        return;
-    }
-    if entities.is_empty() {
-        line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
-    } else {
-        health_of_entities(entities);
-    }
-    if let Some(problem) = unregistered_unknown {
-        line(problem);
-    }
-    unregistered(pending, *entities_left_out);
-    if let Some(writer) = oldest_writer {
-        line(format_args!("{}; its rows are uploaded after it commits", describe(writer)));
-    }
-}
-
-/// Prints the rows of `sync_health`.
-fn health_of_entities(entities: &[Health]) {
-    let when = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), when);
-    let header =
-        ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
-    lines(table(
-        &header,
-        &[2, 5],
-        entities.iter().map(|entity| {
-            vec![
-                entity.entity_id.clone(),
-                entity.status.clone(),
-                counted(entity.pending_rows),
-                when(entity.oldest_pending_at),
-                when(entity.last_success_at),
-                entity.open_errors.to_string(),
-                entity.timezone.clone(),
-            ]
-        }),
-    ));
-    for entity in entities {
-        if let Some(problem) = &entity.last_error {
-            line(format_args!("{}: {problem}", entity.entity_id));
-        }
-        if entity.status == "incomplete" {
-            line(format_args!(
-                "{}: {} open, and rows are set aside; hint: elven-sync errors list {}",
-                entity.entity_id,
-                counted_noun(entity.open_errors, "error is", "errors are"),
-                quoted_option("--entity", &entity.entity_id)
-            ));
-        }
-    }
-}
-
-/// Describes an open transaction, with what identifies its session.
-fn describe(writer: &Writer) -> String {
-    let mut text = format!("transaction {} has written to the ledger and is open", writer.transaction);
-    let who = [
-        writer.prepared_as.as_ref().map(|name| format!("prepared as '{name}'")),
-        writer.pid.map(|pid| format!("pid {pid}")),
-        writer.user_name.as_ref().map(|name| format!("user {name}")),
-        writer.application_name.clone(),
-        writer.state.clone(),
-        writer.since.map(|since| format!("since {}", since.format("%Y-%m-%d %H:%M:%SZ"))),
-    ];
-    let who: Vec<String> = who.into_iter().flatten().collect();
-    if !who.is_empty() {
-        text = format!("{text} ({})", who.join(", "));
-    }
-    text
 }
