@@ -142,9 +142,9 @@ async fn note_shared_credential(database: &Database, added: &Entity) -> anyhow::
         let more = i64::try_from(others.len() - 1)?;
         let others = if more == 0 { String::new() } else { format!(" and {} more", thousands(more)) };
         output::line(format_args!(
-            "note: credential `{}` is also that of entity `{}`{others}, but a key belongs to one entity at Elven; hint: \
-             add [credentials.NAME] to the configuration, then update elven_sync.entities set credential = 'NAME' \
-             where entity_id = {}",
+            "note: credential `{}` is also that of entity `{}`{others}, but a key belongs to one entity at Elven; \
+             hint: add [credentials.NAME] to the configuration, then update elven_sync.entities set credential = \
+             'NAME' where entity_id = {}",
             added.credential,
             other.entity_id,
             quoted_sql(&added.entity_id)

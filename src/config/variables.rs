@@ -31,8 +31,8 @@ pub const VARIABLES: [Variable; 10] = [
         names: &["DATABASE_URL_FILE", "ELVEN_SYNC_LEDGER_URL_FILE"],
         flag: None,
         default: "",
-        sentence: "Files that hold the two addresses. They take precedence over the values, and are read again for each \
-                   new connection.",
+        sentence: "Files that hold the two addresses. They take precedence over the values, and are read again for \
+                   each new connection.",
     },
     Variable {
         names: &["ELVEN_API_URL"],

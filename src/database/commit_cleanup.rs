@@ -93,7 +93,8 @@ impl Database {
 ///
 /// No process waits longer than an hour for a database, so rows of others that are three hours old are not needed.
 ///
-/// `own`: numbers of this process whose outcome is known. `others_from`: the position among the rows of other processes.
+/// `own`: numbers of this process whose outcome is known. `others_from`: the position among the rows of other
+/// processes.
 fn remove(process: i64, own: Range<i64>, others_from: CommitKey) -> String {
     // The smallest bigint needs its sign inside the literal: without it, the number is out of range.
     let bigint = |number: i64| format!("'{number}'::bigint");

@@ -40,8 +40,8 @@ pub struct RecordedBatch {
 }
 
 impl RecordedBatch {
-    /// Whether the API may have imported it: by an attempt of its own, or, if it is a part that was not sent yet, by one
-    /// of the batch that it is a part of.
+    /// Whether the API may have imported it: by an attempt of its own, or, if it is a part that was not sent yet, by
+    /// one of the batch that it is a part of.
     pub fn may_be_imported(&self) -> bool {
         self.state.may_have_arrived() || (self.state == BatchState::Queued && self.ambiguous)
     }
@@ -125,7 +125,8 @@ impl Journal {
                 r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
                           b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
                           b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules,
-                          b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!", b.batch_id <= passed.batch_id as "is_passed!",
+                          b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!",
+                          b.batch_id <= passed.batch_id as "is_passed!",
                           case when elven_sync.is_open(b.status, b.row_count)
                                then array(select elven_sync.batch_row_ids(b.batch_id)) else '{}' end as "ids!"
                      from elven_sync.sync_state s
@@ -163,7 +164,8 @@ impl Journal {
                 r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
                           b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
                           b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules,
-                          b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!", b.batch_id <= passed.batch_id as "is_passed!",
+                          b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!",
+                          b.batch_id <= passed.batch_id as "is_passed!",
                           case when elven_sync.is_open(b.status, b.row_count)
                                then array(select elven_sync.batch_row_ids(b.batch_id)) else '{}' end as "ids!"
                      from elven_sync.sync_backfill_lanes l

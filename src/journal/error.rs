@@ -37,8 +37,8 @@ pub enum JournalError {
     Locked(String),
     /// The server is a standby.
     #[error(
-        "DATABASE_URL leads to a standby, which is read-only; hint: set it to the primary, and ELVEN_SYNC_LEDGER_URL to a \
-         standby for reading"
+        "DATABASE_URL leads to a standby, which is read-only; hint: set it to the primary, and ELVEN_SYNC_LEDGER_URL \
+         to a standby for reading"
     )]
     Standby,
     /// The sync schema is missing, or older or newer than this program.

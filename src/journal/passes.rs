@@ -21,10 +21,12 @@ impl Journal {
     ) -> Result<BTreeMap<String, Lane>, JournalError> {
         let rows = self.database.retry(|| sqlx::query_as!(
             StateRow,
-            r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!", s.settled::text as "settled?",
+            r#"select e.entity_id as "entity_id!", coalesce(s.lease_epoch, 0) as "lease_epoch!",
+                      s.settled::text as "settled?",
                       s.pass_id as "pass_id?", s.target::text as "target?", s.cursor_xid::text as "cursor_xid?",
                       s.cursor_id as "cursor_id?", s.system_identifier as "system_identifier?",
-                      s.ledger_table as "ledger_table?", case when s.mapping = m.in_use then '' else s.mapping::text end as "mapping?",
+                      s.ledger_table as "ledger_table?",
+                      case when s.mapping = m.in_use then '' else s.mapping::text end as "mapping?",
                       s.seal as "seal?",
                       clock_timestamp() as "read_at!",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,

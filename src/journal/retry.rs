@@ -50,7 +50,8 @@ impl Journal {
         Ok(rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect())
     }
 
-    /// Returns errors of rows of an entity as they are now, for a retry in this run. `errors`: their ids and their rows.
+    /// Returns errors of rows of an entity as they are now, for a retry in this run. `errors`: their ids and their
+    /// rows.
     pub async fn errors_now(
         &self,
         run_id: i64,

@@ -151,7 +151,8 @@ impl Journal {
         let lanes = || {
             sqlx::query!(
                 r#"select b.started_at, l.range_from, l.range_to, l.finished_at is not null as "is_finished!",
-                          coalesce(sent.last_at, l.cursor_at) as last_at, coalesce(sent.last_id, l.cursor_id) as last_id,
+                          coalesce(sent.last_at, l.cursor_at) as last_at,
+                          coalesce(sent.last_id, l.cursor_id) as last_id,
                           coalesce(b.accounts, '{}') as "accounts!", coalesce(b.currencies, '{}') as "currencies!"
                      from elven_sync.sync_backfill_lanes l join elven_sync.sync_backfills b using (backfill_id)
                      left join lateral (select s.last_at, s.last_id from elven_sync.sync_batches s

@@ -146,7 +146,8 @@ impl Journal {
             .database
             .retry(|| {
                 sqlx::query_scalar!(
-                    "select case when kind = 'pruned' and started_at <= $2 then finished_at end from elven_sync.sync_passes
+                    "select case when kind = 'pruned' and started_at <= $2 then finished_at end
+                       from elven_sync.sync_passes
                       where entity_id = $1 and finished_at > $2 order by finished_at, pass_id limit 1",
                     entity_id,
                     at
@@ -158,17 +159,24 @@ impl Journal {
         let (pass_id, target) = pass.map_or((0, None), |pass| (pass.pass_id, pass.target));
         let settled = target.map(|text| text.parse::<Snapshot>()).transpose();
         let settled = settled.map_err(|problem| sqlx::Error::Decode(problem.into()))?;
-        let not_accepted_since = self.database.retry(|| sqlx::query_scalar!(
-            r#"select (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_batches
+        let not_accepted_since = self
+            .database
+            .retry(|| {
+                sqlx::query_scalar!(
+                    r#"select (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_batches
                         where entity_id = $1 and pass_id > $2 and status = 'accepted')::bigint
                     + (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_pruned
                         where entity_id = $1 and $2 = 0)::bigint
-                    + (select count(*) from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
+                    + (select count(*) from elven_sync.sync_errors e
+                         left join elven_sync.sync_batches b using (batch_id)
                         where e.entity_id = $1 and e.ledger_id is not null and e.resolved_at is null
                           and coalesce(b.pass_id > $2, true)) as "rows!""#,
-            entity_id,
-            pass_id
-        ).fetch_one(&self.database)).await?;
+                    entity_id,
+                    pass_id
+                )
+                .fetch_one(&self.database)
+            })
+            .await?;
         let skipped = self
             .database
             .retry(|| {
@@ -207,7 +215,8 @@ impl Journal {
             // After a rewind to the start, the next pass records cluster and table again.
             let done = sqlx::query!(
                 "update elven_sync.sync_state
-                    set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
+                    set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null,
+                    cursor_id = null,
                         system_identifier = case when $3::text is null then null else system_identifier end,
                         ledger_table = case when $3::text is null then null else ledger_table end,
                         mapping = case when $3::text is null then $5::text::jsonb else mapping end

@@ -198,7 +198,8 @@ fn seen_sql(run_id: i64, entity_ids: &[&str], zones: &[Zone], from_s: i64, to_s:
                             'recorded', case when f.name is not null
                                              then json_build_array(f.value ->> 'timezone', f.value ->> 'rules') end,
                             'tzdata', coalesce(
-                                (select r.tzdata from elven_sync.sync_passes p join elven_sync.sync_runs r using (run_id)
+                                (select r.tzdata from elven_sync.sync_passes p
+                                 join elven_sync.sync_runs r using (run_id)
                                   where p.entity_id = e.entity_id and p.kind = 'pass' order by p.pass_id desc limit 1),
                                 (select r.tzdata from elven_sync.sync_runs r where r.run_id < {run_id}
                                   order by r.run_id desc limit 1)),

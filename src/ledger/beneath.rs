@@ -10,6 +10,7 @@ pub(super) const BENEATH: &str = "
             select i.inhrelid as oid from pg_catalog.pg_inherits i where i.inhparent = b.oid
             union all
             select d.refobjid from pg_catalog.pg_rewrite r
-              join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.oid
+              join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+              and d.objid = r.oid
                and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
              where r.ev_class = b.oid) part)";

@@ -43,7 +43,8 @@ pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Wr
                     select l.virtualtransaction from pg_catalog.pg_locks l
                       join pg_catalog.pg_database d on d.oid = l.database and d.datname = current_database()
                      where l.relation in (select oid from beneath) and l.granted
-                       and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+                       and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+                       'AccessExclusiveLock'))
           order by pg_catalog.age(x.transactionid) desc limit 1"
     );
     database

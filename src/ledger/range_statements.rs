@@ -125,8 +125,8 @@ impl Table {
         })
     }
 
-    /// The queries for accounts, and for currencies, that rows of these ranges have. They look at a sample, so that they
-    /// take no longer for a long range.
+    /// The queries for accounts, and for currencies, that rows of these ranges have. They look at a sample, so that
+    /// they take no longer for a long range.
     pub(super) fn present_values_sql(&self, ranges: &[Range]) -> [String; 2] {
         let Self { name, account, currency, .. } = self;
         [account, currency].map(|column| {

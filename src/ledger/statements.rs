@@ -89,7 +89,8 @@ impl Table {
         };
         let ids = quote_array(ids.iter().map(|id| Some(id.as_str())));
         format!(
-            "copy (select {columns} from {name} t where {filter} and {id} = any ({ids}::{id_type}[])) to stdout (format binary)"
+            "copy (select {columns} from {name} t where {filter} and {id} = any ({ids}::{id_type}[]))
+                to stdout (format binary)"
         )
     }
 
@@ -435,7 +436,8 @@ impl Table {
                   from e where e.entity_id is not null)
              select entity_id from e
               where entity_id is not null
-                and not exists (select from unnest({registered}) r (entity_id) where r.entity_id = e.entity_id) {nobodys}"
+                and not exists (select from unnest({registered}) r (entity_id) where r.entity_id = e.entity_id)
+                {nobodys}"
         )
     }
 }

@@ -69,7 +69,8 @@ pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
     );
     let beneath = BENEATH.replace("select $1::pg_catalog.regclass::oid", &this);
     format!(
-        "select c.oid::bigint as relation, c.relkind::text as relkind, a.attnum, a.attname::text as name, pg_catalog.format_type(base.oid, null) as type,
+        "select c.oid::bigint as relation, c.relkind::text as relkind, a.attnum, a.attname::text as name,
+            pg_catalog.format_type(base.oid, null) as type,
            not a.attnotnull as may_be_null, coalesce(not l.collisdeterministic, false) as equates_texts,
            (with recursive {beneath} select min(p.oid::pg_catalog.regclass::text) from beneath b
               join pg_catalog.pg_class p on p.oid = b.oid and p.relkind = 'f' and p.relispartition) as foreign_partition

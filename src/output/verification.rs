@@ -158,8 +158,8 @@ fn proven(entities: &[EntityProof]) -> String {
     let but = if broken > 0 { format!(" (nothing about the {broken} with findings)") } else { String::new() };
     format!(
         "for {} of {} entities{but}, each ledger row within the watermark is in exactly one batch ({} rows) and was \
-         uploaded, superseded or set aside with its error ({} were set aside once, {} are open now), each other row is pending ({}), and {} bodies have the \
-         recorded hash",
+         uploaded, superseded or set aside with its error ({} were set aside once, {} are open now), each other row \
+         is pending ({}), and {} bodies have the recorded hash",
         whole.len(),
         entities.len(),
         thousands(count(rows)),

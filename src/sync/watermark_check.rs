@@ -126,8 +126,8 @@ pub(crate) fn check_seal(entity_id: &str, lane: &Lane) -> Result<(), WatermarkMi
         SealState::Broken => Err(WatermarkMismatch(format!(
             "this cluster did not write the journal of `{entity_id}`: the newest row of its watermark in \
              elven_sync.sync_passes was copied or altered, so its transaction ids may mean other transactions here; \
-             hint: {}, or `elven-sync entity rebind --journal --reason 'journal copied' {}` accepts the journal after it was \
-             proven against the ledger",
+             hint: {}, or `elven-sync entity rebind --journal --reason 'journal copied' {}` accepts the journal \
+             after it was proven against the ledger",
             start_over(entity_id),
             quoted_argument(entity_id)
         ))),

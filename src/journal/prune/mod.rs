@@ -146,7 +146,8 @@ impl Pruner<'_> {
             let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
             let declared = sqlx::query!(
                 "update elven_sync.sync_passes
-                    set kind = 'pruned', run_id = null, last_xid = null, last_id = null, written_by = pg_current_xact_id()
+                    set kind = 'pruned', run_id = null, last_xid = null, last_id = null,
+                    written_by = pg_current_xact_id()
                   where pass_id = any ($2) and entity_id = $1 and kind = 'pass' and finished_at is not null",
                 self.entity_id,
                 pass_ids
@@ -251,7 +252,8 @@ impl Pruner<'_> {
                               (select count(*) from batches) as "batches!",
                               (select count(*) from elven_sync.sync_errors e
                                 where e.entity_id = $1 and e.resolved_at < $2 and not e.dismissed
-                                  and (e.batch_id is null or e.batch_id in (select batch_id from batches))) as "errors!""#,
+                                  and (e.batch_id is null
+                                       or e.batch_id in (select batch_id from batches))) as "errors!""#,
                     self.entity_id,
                     self.before
                 )
@@ -285,7 +287,8 @@ pub async fn prune_runs(database: &Database, before: DateTime<Utc>) -> Result<u6
         let old: Vec<i64> = database
             .retry(|| {
                 sqlx::query_scalar!(
-                    "select run_id from elven_sync.sync_runs where run_id > $1 and finished_at < $2 order by run_id limit $3",
+                    "select run_id from elven_sync.sync_runs where run_id > $1 and finished_at < $2
+                      order by run_id limit $3",
                     behind,
                     before,
                     ROWS_MAX

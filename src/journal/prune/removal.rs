@@ -79,7 +79,8 @@ impl Pruner<'_> {
                            d.rows_superseded
                       from (select count(*) as batches, coalesce(sum(attempts), 0) as requests,
                                    coalesce(sum(attempts::bigint * body_bytes), 0) as bytes_sent from gone) g,
-                           (select coalesce(sum(rows_read), 0) as rows_read, coalesce(sum(row_count), 0) as rows_uploaded,
+                           (select coalesce(sum(rows_read), 0) as rows_read,
+                                   coalesce(sum(row_count), 0) as rows_uploaded,
                                    coalesce(sum(rows_rejected), 0) as rows_rejected,
                                    coalesce(sum(rows_superseded), 0) as rows_superseded from done) d
                      where g.batches > 0

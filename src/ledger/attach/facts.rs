@@ -102,7 +102,8 @@ const TRIGGERS: &str = "
            t.tgtype = 23 and t.tgqual is null and t.tgattr::text = '' as fires_always,
            t.tgenabled = 'A' as enabled_always, p.prosrc as source,
            pg_catalog.format('%I.%I', n.nspname, p.proname) as function,
-           not exists (select from pg_catalog.pg_trigger x where x.tgfoid = p.oid and x.tgrelid <> all ($1::bigint[]::oid[]))
+           not exists (select from pg_catalog.pg_trigger x where x.tgfoid = p.oid
+           and x.tgrelid <> all ($1::bigint[]::oid[]))
                as function_is_ours_alone
       from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
       join pg_catalog.pg_namespace n on n.oid = p.pronamespace
@@ -190,7 +191,8 @@ impl Facts {
             || triggers.iter().any(|trigger| trigger.name == called && !ours(&trigger.source))
         {
             return Err(LedgerError::Shape(format!(
-                "{} cannot be prepared: a function or trigger {called} exists that is none of elven-sync's; hint: rename it",
+                "{} cannot be prepared: a function or trigger {called} exists that is none of elven-sync's; hint: \
+                 rename it",
                 settings.table
             )));
         }
@@ -267,7 +269,8 @@ async fn refuse_what_has_no_triggers(
 async fn tables_beneath(database: &Database, view: &str) -> Result<Vec<String>, sqlx::Error> {
     let sql = format!(
         "with recursive {BENEATH} select pg_catalog.format('%I.%I', n.nspname, c.relname)
-           from beneath b join pg_catalog.pg_class c on c.oid = b.oid and c.relkind in ('r', 'p') and not c.relispartition
+           from beneath b join pg_catalog.pg_class c on c.oid = b.oid and c.relkind in ('r', 'p')
+           and not c.relispartition
            join pg_catalog.pg_namespace n on n.oid = c.relnamespace order by 1"
     );
     sqlx::query_scalar(AssertSqlSafe(sql)).bind(view).fetch_all(database).await

@@ -46,8 +46,8 @@ impl<'a> SplitTree<'a> {
                 .any(|batch| batch.unknown_runs >= UNKNOWN_RUNS_MAX)
     }
 
-    /// The batches with a part that is processed, or whose own parts are in part: then the other part is unknown because
-    /// of its rows.
+    /// The batches with a part that is processed, or whose own parts are in part: then the other part is unknown
+    /// because of its rows.
     pub(super) fn good_parents(&self) -> BTreeSet<i64> {
         let parent = |id: &i64| self.by_id.get(id)?.parent_id;
         let done = self.by_id.values().filter(|batch| batch.state.is_done());
