@@ -136,16 +136,10 @@ impl Journal {
             let begun = match found {
                 None => Begun::Missing,
                 Some(found) if is_over(&found.status, found.left) => Begun::Ended(found.status),
-                Some(_) => {
-                    if let Some((run_id, worker, alive_until)) =
-                        alive_run(&mut transaction, backfill_id).await?
-                    {
-                        Begun::Busy { run_id, worker, alive_until }
-                    } else {
-                        let begun = self.insert_run(&mut transaction, "backfill", tzdata, "").await?;
-                        Begun::Run(begun.run_id)
-                    }
-                }
+                Some(_) => match alive_run(&mut transaction, backfill_id).await? {
+                    Some((run_id, worker, alive_until)) => Begun::Busy { run_id, worker, alive_until },
+                    None => Begun::Run(self.insert_run(&mut transaction, "backfill", tzdata).await?),
+                },
             };
             let Begun::Run(run_id) = begun else {
                 transaction.rollback().await?;

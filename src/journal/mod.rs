@@ -65,7 +65,6 @@ pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, p
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem, Resolution};
 pub use retry::ErrorNow;
-pub use runs::BegunRun;
 pub use skipped::Skipped;
 pub use unregistered::Registration;
 pub use watermark_changes::{ClusterMatch, FromNow, PastWatermark, Rebound, UnfinishedWork};

@@ -1,43 +1,20 @@
 //! Runs: their rows, heartbeats and ends, also of a process that died.
 
 use super::storable_text::storable_one;
-use super::zone_rules::{COMPARED_FOR, COMPARISON};
 use super::{Counters, Journal, JournalError, RunStatus};
 use crate::database::Transaction;
 
-/// A run that was begun.
-#[derive(Clone, Copy, Debug)]
-pub struct BegunRun {
-    /// Identifies the run.
-    pub run_id: i64,
-    /// A run compared the same zone rules less than an hour ago ([`Journal::record_comparison`]).
-    pub rules_are_compared: bool,
-}
-
 impl Journal {
-    /// Begins a run of a kind (`retry`, `backfill`), with the version and origin of its zone rules. Marks dead runs as
-    /// interrupted.
+    /// Begins a run for new rows (`incremental`) or errors (`retry`), with the version and origin of its zone rules.
+    /// Marks dead runs as interrupted.
     pub async fn begin_run(&self, kind: &str, tzdata: &str) -> Result<i64, JournalError> {
-        Ok(self.begin(kind, tzdata, "").await?.run_id)
-    }
-
-    /// Begins a run for new rows. `rules_digest` identifies the zones and rules of its entities.
-    pub async fn begin_incremental_run(
-        &self,
-        tzdata: &str,
-        rules_digest: &str,
-    ) -> Result<BegunRun, JournalError> {
-        self.begin("incremental", tzdata, rules_digest).await
-    }
-
-    async fn begin(&self, kind: &str, tzdata: &str, rules_digest: &str) -> Result<BegunRun, JournalError> {
-        let begin = || async {
+        let begin_run = || async {
             let mut transaction = self.database.begin().await?;
-            let begun = self.insert_run(&mut transaction, kind, tzdata, rules_digest).await?;
+            let run_id = self.insert_run(&mut transaction, kind, tzdata).await?;
             transaction.commit().await?;
-            Ok(begun)
+            Ok(run_id)
         };
-        self.database.retry(begin).await
+        self.database.retry(begin_run).await
     }
 
     /// Inserts the row of a run. Marks dead runs as interrupted.
@@ -46,30 +23,20 @@ impl Journal {
         transaction: &mut Transaction,
         kind: &str,
         tzdata: &str,
-        rules_digest: &str,
-    ) -> Result<BegunRun, JournalError> {
+    ) -> Result<i64, JournalError> {
         mark_interrupted(transaction).await?;
-        let begun = sqlx::query_as!(
-            BegunRun,
-            r#"insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, kind)
-             values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5)
-          returning run_id,
-                    exists (select from elven_sync.sync_facts f
-                             where f.name = $6 and coalesce(f.entity_id, '') = '' and f.value = to_jsonb($7::text)
-                               and f.checked_at > clock_timestamp() - make_interval(secs => $8))
-                        as "rules_are_compared!""#,
+        let run_id = sqlx::query_scalar!(
+            "insert into elven_sync.sync_runs (worker, version, tzdata, alive_until, kind)
+             values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5) returning run_id",
             self.worker,
             env!("CARGO_PKG_VERSION"),
             tzdata,
             self.lease_seconds(),
-            kind,
-            COMPARISON,
-            rules_digest,
-            COMPARED_FOR.as_secs_f64()
+            kind
         )
         .fetch_one(transaction)
         .await?;
-        Ok(begun)
+        Ok(run_id)
     }
 
     /// Writes a heartbeat, and renews the leases that this worker holds, except leases whose rows are locked: a locked

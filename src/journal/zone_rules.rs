@@ -23,10 +23,10 @@ const COMPARED_EVERY_S: i64 = 72 * 3600;
 const OF_SERVER: &str = "server_zone_rules";
 
 /// The name of the fact with the digest of the zones and rules that were compared last.
-pub(super) const COMPARISON: &str = "zone_rules_compared";
+const COMPARISON: &str = "zone_rules_compared";
 
 /// For how long a comparison is not repeated. The rules of the database server may change without any other sign.
-pub(super) const COMPARED_FOR: Duration = Duration::from_hours(1);
+const COMPARED_FOR: Duration = Duration::from_hours(1);
 
 /// An entity whose zone rules differ from the recorded ones.
 #[derive(Clone, Debug, Deserialize)]
@@ -140,6 +140,21 @@ impl Journal {
     /// Records the zones for which the rules of the server differ.
     pub async fn record_server_rules(&self, value: &Value) -> Result<(), JournalError> {
         self.record_fact(OF_SERVER, value).await
+    }
+
+    /// Returns whether zones and rules with this digest were compared less than an hour ago.
+    pub async fn are_rules_compared(&self, rules_digest: &str) -> Result<bool, JournalError> {
+        let sql = format!(
+            "select exists (select from elven_sync.sync_facts f
+                             where f.name = '{COMPARISON}' and coalesce(f.entity_id, '') = ''
+                               and f.value = to_jsonb({}::text)
+                               and f.checked_at > clock_timestamp() - make_interval(secs => {}))",
+            quote_literal(rules_digest),
+            COMPARED_FOR.as_secs()
+        );
+        let compared =
+            || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.database.single_round_trip());
+        Ok(self.database.retry(compared).await?)
     }
 
     /// Records that zones and rules with this digest were compared, so that runs of the next hour need not do it.

@@ -12,7 +12,7 @@ use super::report::Unregistered;
 use super::worker::{Unusable, progress, warn_of};
 use super::{EntityReport, RunError, RunReport, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{BegunRun, Entity, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
+use crate::journal::{Entity, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
 use crate::ledger::Unreadable;
 
 impl Worker {
@@ -22,29 +22,28 @@ impl Worker {
         let (targets, unusable) = self.targets(&selected)?;
         warn_of(&self.ledger.without_trigger().await?);
         refuse_standby(&self.database).await?;
-        let (tzdata, rules_digest) = (self.settings.zones.version(), self.rules_digest(&targets));
-        let begun = self.journal.begin_incremental_run(&tzdata, &rules_digest);
-        let begun = around(Step::BeginRun, begun).await?;
-        let run = self.work_and_finish(begun, only.is_empty(), &selected, targets, unusable);
-        run.instrument(run_span(begun.run_id)).await
+        let run_id =
+            around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
+                .await?;
+        let run = self.work_and_finish(run_id, only.is_empty(), &selected, targets, unusable);
+        run.instrument(run_span(run_id)).await
     }
 
     /// Does the work of a run that was begun, and records how it ended.
     async fn work_and_finish(
         &self,
-        begun: BegunRun,
+        run_id: i64,
         whole_ledger: bool,
         selected: &[Entity],
         targets: Vec<Target>,
         unusable: Vec<Unusable>,
     ) -> Result<RunReport, RunError> {
-        let run_id = begun.run_id;
         let since = Instant::now();
         log::run_started("incremental", selected.len());
         let (mut notes, mut entities) = (Vec::new(), Vec::new());
         let work = async {
             // Before anything is sent: only rows uploaded with the earlier rules are counted.
-            let seen = if begun.rules_are_compared { None } else { self.see_rules(run_id, &targets).await };
+            let seen = self.see_rules(run_id, &targets).await;
             let compared = self.notes_of_rules(&targets, seen);
             let worked = self.work(run_id, whole_ledger, selected, (&targets, &unusable), &mut entities);
             let (compared, worked) = join(compared, worked).await;

@@ -59,11 +59,19 @@ impl Worker {
         hex::encode(digest.finalize())
     }
 
-    /// Reads the state of the zone rules. `None`: that failed; the run sends rows all the same, and the next run tries
-    /// again.
+    /// Reads the state of the zone rules. `None`: the same rules were compared less than an hour ago; or that failed,
+    /// then the run sends rows all the same, and the next run tries again.
     pub(super) async fn see_rules(&self, run_id: i64, targets: &[Target]) -> Option<Seen> {
         if targets.is_empty() {
             return None;
+        }
+        match self.journal.are_rules_compared(&self.rules_digest(targets)).await {
+            Ok(false) => {}
+            Ok(true) => return None,
+            Err(problem) => {
+                not_compared(&problem);
+                return None;
+            }
         }
         let zones: BTreeMap<String, Zone> = targets
             .iter()

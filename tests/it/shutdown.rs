@@ -137,7 +137,12 @@ async fn retry_reports_an_answer_later_than_shutdown_grace(pool: PgPool) {
 async fn stopped_by(scene: &TestEnv, name: Signal, arguments: &[&str]) -> Option<i32> {
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
-    let mut child = scene.command(arguments).spawn().unwrap();
+    let plain = scene.command(arguments);
+    let variables = plain.as_std().get_envs().filter_map(|(name, value)| Some((name, value?)));
+    // The tests may have been started with SIGHUP ignored, e.g. by nohup; the command then would ignore it, too.
+    let mut command = tokio::process::Command::new("/usr/bin/env");
+    command.arg("--default-signal=HUP").arg(plain.as_std().get_program()).args(arguments);
+    let mut child = command.env_clear().envs(variables).kill_on_drop(true).spawn().unwrap();
     gate.reached().await;
     request_stop(&mut child, name).await;
     gate.open();
