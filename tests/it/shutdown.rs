@@ -1,5 +1,6 @@
 //! Signals: batches in flight are finished within a grace, or abandoned and reported.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use elven_sync::sandbox::{Fault, Gate};
@@ -142,7 +143,8 @@ async fn stopped_by(scene: &TestEnv, name: Signal, arguments: &[&str]) -> Option
     // The tests may have been started with SIGHUP ignored, e.g. by nohup; the command then would ignore it, too.
     let mut command = tokio::process::Command::new("/usr/bin/env");
     command.arg("--default-signal=HUP").arg(plain.as_std().get_program()).args(arguments);
-    let mut child = command.env_clear().envs(variables).kill_on_drop(true).spawn().unwrap();
+    command.env_clear().envs(variables).kill_on_drop(true);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     gate.reached().await;
     request_stop(&mut child, name).await;
     gate.open();
