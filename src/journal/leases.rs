@@ -171,8 +171,8 @@ impl Journal {
                  from free left join opened o on true
                 where s.entity_id = free.entity_id
             returning s.entity_id, s.lease_epoch, s.settled::text, s.pass_id, s.target::text, s.cursor_xid::text,
-                      s.cursor_id, s.system_identifier, s.ledger_table, s.mapping::text, clock_timestamp() as "read_at!",
-                      (select seal from cluster) as seal, o.pass_id is not null as "is_opened!",
+                      s.cursor_id, s.system_identifier, s.ledger_table, clock_timestamp() as "read_at!",
+                      s.mapping::text, (select seal from cluster) as seal, o.pass_id is not null as "is_opened!",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       extract(epoch from s.fence_until - clock_timestamp())::float8 as fence_s,
                       exists (select from elven_sync.sync_errors e where e.entity_id = s.entity_id
