@@ -207,7 +207,8 @@ pub struct AnsweredBatch {
 impl AnsweredBatch {
     pub(super) fn new(
         context: WorkContext<'_>,
-        (batch_id, batch): (i64, &Batch),
+        batch_id: i64,
+        batch: &Batch,
         status: &'static str,
         result: AttemptResult,
     ) -> Self {

@@ -24,6 +24,24 @@ pub struct Settled<'a> {
     pub error: Option<&'a str>,
 }
 
+/// Why a batch is split.
+#[derive(Clone, Copy, Debug)]
+pub struct Split<'a> {
+    /// What was wrong with the batch.
+    pub error: &'a str,
+    /// The API may have imported the rows of the parts.
+    pub ambiguous: bool,
+}
+
+/// The records of a batch that the API refused.
+#[derive(Clone, Copy, Debug)]
+pub struct RefusedRows<'a> {
+    /// What was wrong, one for each record.
+    pub problems: &'a [Problem],
+    /// The most rows of the entity that may be set aside because the API refused them.
+    pub rejections_max: usize,
+}
+
 impl dyn LaneStore + '_ {
     /// Returns the batches of an open pass or backfill after its cursor, and those before the cursor that have no
     /// answer, in the order in which they were announced. A part comes after the batch of which it is a part.
@@ -75,7 +93,7 @@ impl dyn LaneStore + '_ {
         Settled { advance, resolves, error }: Settled<'_>,
     ) -> PendingWrite {
         let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
-        let answered = AnsweredBatch::new(context, (batch_id, batch), "accepted", result).because(error);
+        let answered = AnsweredBatch::new(context, batch_id, batch, "accepted", result).because(error);
         let answer = Answer {
             advance,
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
@@ -99,7 +117,7 @@ impl dyn LaneStore + '_ {
         result: AttemptResult,
         error: &str,
     ) -> PendingWrite {
-        let answered = AnsweredBatch::new(context, (batch_id, batch), status, result).because(Some(error));
+        let answered = AnsweredBatch::new(context, batch_id, batch, status, result).because(Some(error));
         self.submit_without_rows(context, batch, answered)
     }
 
@@ -113,7 +131,7 @@ impl dyn LaneStore + '_ {
     ) -> PendingWrite {
         let no_attempt = AttemptResult::default();
         let answered =
-            AnsweredBatch::new(context, (batch_id, batch), "rejected", no_attempt).because(Some(why));
+            AnsweredBatch::new(context, batch_id, batch, "rejected", no_attempt).because(Some(why));
         self.submit_without_rows(context, batch, answered.withdrawn())
     }
 
@@ -137,7 +155,7 @@ impl dyn LaneStore + '_ {
         self.write(context, JournalWrite::UnknownRun(batch_id)).written().await.map(drop)
     }
 
-    /// Replaces a batch by its parts. `ambiguous`: the API may have imported their rows.
+    /// Replaces a batch by its parts.
     pub async fn split(
         &self,
         context: WorkContext<'_>,
@@ -145,10 +163,11 @@ impl dyn LaneStore + '_ {
         batch: &Batch,
         parts: &[Batch; 2],
         result: AttemptResult,
-        (error, ambiguous): (&str, bool),
+        split: Split<'_>,
     ) -> Result<[i64; 2], JournalError> {
+        let Split { error, ambiguous } = split;
         let parts = Box::new([BatchRecord::from(&parts[0]), BatchRecord::from(&parts[1])]);
-        let answered = AnsweredBatch::new(context, (batch_id, batch), "split", result).because(Some(error));
+        let answered = AnsweredBatch::new(context, batch_id, batch, "split", result).because(Some(error));
         let counted = Counters::of(batch, result, Done { uploaded: 0, rejected: 0, of: None });
         let consequence = Consequence::Parts { parts, ambiguous };
         let answer = Answer { consequence, ..Answer::of(answered, counted) };
@@ -159,16 +178,17 @@ impl dyn LaneStore + '_ {
     }
 
     /// Sets aside the records and the invalid rows of a refused batch, and moves the cursor past them. Returns `false`,
-    /// and records nothing, if the entity would have more than `rejections_max` rows that the API refused.
+    /// and records nothing, if the entity would have too many rows that the API refused.
     pub async fn set_aside(
         &self,
         context: WorkContext<'_>,
         batch_id: i64,
         batch: &Batch,
-        (refused, rejections_max): (&[Problem], usize),
+        refused: RefusedRows<'_>,
         result: AttemptResult,
         advance: Option<CursorAdvance>,
     ) -> Result<bool, JournalError> {
+        let RefusedRows { problems: refused, rejections_max } = refused;
         let mut problems: Vec<Problem> =
             batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         problems.extend(refused.iter().cloned());
@@ -182,7 +202,7 @@ impl dyn LaneStore + '_ {
             refused: refused.iter().filter_map(|problem| problem.ledger_id.clone()).collect(),
             rejections_max,
         };
-        let answered = AnsweredBatch::new(context, (batch_id, batch), "rejected", result).because(error);
+        let answered = AnsweredBatch::new(context, batch_id, batch, "rejected", result).because(error);
         let counted = Counters::of(batch, result, done);
         let answer = Answer { advance, problems, consequence, ..Answer::of(answered, counted) };
         let written = self.write(context, JournalWrite::Answer(answer.into())).outcome().await?;

@@ -58,7 +58,7 @@ pub use errors::{OpenErrors, RecordedError, Wanted};
 pub use fence::Fence;
 pub use lane::{Lane, RecordedMapping, SealState};
 pub use lane_store::{LaneStore, Reply};
-pub use lane_writes::Settled;
+pub use lane_writes::{RefusedRows, Settled, Split};
 pub use lease::Lease;
 pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
 pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, publications};

@@ -47,7 +47,8 @@ impl Journal {
     pub async fn note_unregistered(
         &self,
         run_id: i64,
-        (entity_ids, open): (&[String], &[String]),
+        entity_ids: &[String],
+        open: &[String],
         ignored: bool,
     ) -> Result<(), JournalError> {
         if open.is_empty() && entity_ids.is_empty() {

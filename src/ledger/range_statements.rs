@@ -18,7 +18,7 @@ impl Table {
         until: Option<&Cursor>,
         rows_max: usize,
     ) -> String {
-        self.range_rows_sql(&format!("{}::text", self.id), range, (after, until), rows_max)
+        self.range_rows_sql(&format!("{}::text", self.id), range, after, until, rows_max)
     }
 
     /// Returns the copy of a page of a range, with ties as in a page of a pass.
@@ -29,7 +29,7 @@ impl Table {
         until: Option<&Cursor>,
         rows_max: usize,
     ) -> String {
-        let rows = self.range_rows_sql(&self.columns, range, (after, until), rows_max);
+        let rows = self.range_rows_sql(&self.columns, range, after, until, rows_max);
         format!("copy ({rows}) to stdout (format binary)")
     }
 
@@ -37,7 +37,8 @@ impl Table {
         &self,
         columns: &str,
         range: &Range,
-        (after, until): (Option<&Cursor>, Option<&Cursor>),
+        after: Option<&Cursor>,
+        until: Option<&Cursor>,
         rows_max: usize,
     ) -> String {
         let Self { name, captured_at, id, .. } = self;

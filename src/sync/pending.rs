@@ -31,7 +31,7 @@ impl Worker {
         }
         let ignored = self.settings.ledger.ignore_unregistered;
         let entity_ids = if ignored { &unregistered.left_out } else { &unregistered.entity_ids };
-        Ok(self.journal.note_unregistered(run_id, (entity_ids, &unregistered.open), ignored).await?)
+        Ok(self.journal.note_unregistered(run_id, entity_ids, &unregistered.open, ignored).await?)
     }
 
     /// Counts the pending rows, and records the numbers for dashboards. For idle entities the probe has done that.

@@ -45,7 +45,7 @@ impl Worker {
             // Before anything is sent: only rows uploaded with the earlier rules are counted.
             let seen = self.see_rules(run_id, &targets).await;
             let compared = self.notes_of_rules(&targets, seen);
-            let worked = self.work(run_id, whole_ledger, selected, (&targets, &unusable), &mut entities);
+            let worked = self.work(run_id, whole_ledger, selected, &targets, &unusable, &mut entities);
             let (compared, worked) = join(compared, worked).await;
             notes = compared;
             worked
@@ -104,7 +104,8 @@ impl Worker {
         run_id: i64,
         whole_ledger: bool,
         selected: &[Entity],
-        (targets, unusable): (&[Target], &[Unusable]),
+        targets: &[Target],
+        unusable: &[Unusable],
         reports: &mut Vec<EntityReport>,
     ) -> Result<Unregistered, RunError> {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();

@@ -21,7 +21,8 @@ impl Worker {
     /// Works on all lanes. The concurrency limits decide how many work at once.
     pub(super) async fn backfill_lanes(
         &self,
-        (run_id, backfill_id): (i64, i64),
+        run_id: i64,
+        backfill_id: i64,
         lanes: &[BackfillLane],
         targets: &[Target],
         reports: &mut Vec<EntityReport>,
@@ -66,7 +67,7 @@ impl Worker {
             };
             let position = self.journal.backfill_position(backfill_id, run_id, entity_id).await?;
             let (mut held, mut state, _) =
-                LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
+                LaneRun::begin(self, run_id, target, taken, &mut lease_before, start.clone(), report);
             let fits = self.check_journal(entity_id, &state);
             let halted = match (position, fits) {
                 // The backfill was cancelled.

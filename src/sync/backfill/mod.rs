@@ -189,7 +189,7 @@ impl Worker {
         let (targets, unusable) = self.targets(&usable).map_err(RunError::from)?;
         let run_id = self.begin_backfill(backfill_id).await?;
         let run = BackfillRun { backfill_id, run_id, resumed };
-        let work = self.work_and_end(run, (&targets, unusable), &left, &entities);
+        let work = self.work_and_end(run, &targets, unusable, &left, &entities);
         work.instrument(run_span(run_id)).await
     }
 
@@ -197,7 +197,8 @@ impl Worker {
     async fn work_and_end(
         &self,
         run: BackfillRun,
-        (targets, unusable): (&[Target], Vec<Unusable>),
+        targets: &[Target],
+        unusable: Vec<Unusable>,
         left: &[BackfillLane],
         entities: &BTreeMap<String, Entity>,
     ) -> Result<BackfillReport, BackfillError> {
@@ -208,7 +209,7 @@ impl Worker {
         let work = async {
             notes = self.compare_rules(run_id, targets).await;
             let failed = self.fail_lanes(run_id, unusable);
-            let worked = self.backfill_lanes((run_id, backfill_id), left, targets, &mut reports);
+            let worked = self.backfill_lanes(run_id, backfill_id, left, targets, &mut reports);
             let (failed, worked) = join(failed, worked).await;
             reports.extend(failed?);
             worked?;

@@ -17,7 +17,7 @@ use super::batch_task::{Answered, BatchTask, Parked, Refusal, Turn};
 use crate::batch::Batch;
 use crate::elven::ResponseClass;
 use crate::fault_point::{Step, around};
-use crate::journal::{AttemptResult, Problem};
+use crate::journal::{AttemptResult, Problem, RefusedRows, Split};
 
 impl Delivery {
     /// Splits a refused batch, and returns the halves. A record that was sent alone is set aside instead.
@@ -222,7 +222,7 @@ impl Delivery {
         outcome: &OutcomeMessage,
     ) -> Result<[BatchTask; 2], LaneExit> {
         let is_unknown = outcome.status == "unknown";
-        self.split_as(task, parts, result, (&outcome.message, is_unknown)).await
+        self.split_as(task, parts, result, Split { error: &outcome.message, ambiguous: is_unknown }).await
     }
 
     /// Replaces a refused batch by two parts that the API may have imported with it.
@@ -233,7 +233,7 @@ impl Delivery {
         result: AttemptResult,
         outcome: &OutcomeMessage,
     ) -> Result<[BatchTask; 2], LaneExit> {
-        self.split_as(task, parts, result, (&outcome.message, true)).await
+        self.split_as(task, parts, result, Split { error: &outcome.message, ambiguous: true }).await
     }
 
     async fn split_as(
@@ -241,11 +241,11 @@ impl Delivery {
         task: &BatchTask,
         parts: [Batch; 2],
         result: AttemptResult,
-        error: (&str, bool),
+        reason: Split<'_>,
     ) -> Result<[BatchTask; 2], LaneExit> {
         let (context, journal) = (self.context(), &self.worker.journal);
-        let (_, lost) = error;
-        let split = journal.split(context, task.batch_id, &task.batch, &parts, result, error);
+        let lost = reason.ambiguous;
+        let split = journal.split(context, task.batch_id, &task.batch, &parts, result, reason);
         let ids = around(Step::Split, split).await?;
         let records = task.batch.records.len();
         tracing::info!(records, first_part = ids[0], second_part = ids[1], "batch split");
@@ -276,7 +276,7 @@ impl Delivery {
         let mut window = self.window.lock().await;
         let advance = window.advance_after(task.root);
         let (context, journal) = (self.context(), &self.worker.journal);
-        let refused = (&refused[..], rejections_max);
+        let refused = RefusedRows { problems: &refused, rejections_max };
         let set_aside = journal.set_aside(context, task.batch_id, &task.batch, refused, result, advance);
         if !around(Step::SetAside, set_aside).await? {
             drop(window);

@@ -32,7 +32,8 @@ impl<'a> LaneRun<'a> {
     /// continues.
     pub(in crate::sync) fn begin(
         worker: &'a LaneWorker,
-        (run_id, target): (i64, &'a Target),
+        run_id: i64,
+        target: &'a Target,
         TakenLane { permit, lease, lane, opened }: TakenLane,
         lease_before: &mut Option<Lease>,
         start: Arc<InvalidStart>,

@@ -56,7 +56,7 @@ impl LaneWorker {
                 LeaseAttempt::Left(ended) => return Ok(EntityReport { ended, ..report }),
             };
             let (mut lane_run, lane, opened) =
-                LaneRun::begin(self, (run_id, target), taken, &mut lease_before, start.clone(), report);
+                LaneRun::begin(self, run_id, target, taken, &mut lease_before, start.clone(), report);
             // On the heap only while it works: the futures of all lanes exist from the start of the run.
             let halted = Box::pin(lane_run.drive(lane, opened, seen, probe)).await;
             let yielded = matches!(halted, Err(LaneExit::Yielded));

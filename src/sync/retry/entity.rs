@@ -129,14 +129,8 @@ impl<'a> EntityRetry<'a> {
                     break;
                 }
             };
-            let (lane_run, lane, _) = LaneRun::begin(
-                worker,
-                (self.run_id, target),
-                taken,
-                &mut lease_before,
-                start.clone(),
-                report,
-            );
+            let (lane_run, lane, _) =
+                LaneRun::begin(worker, self.run_id, target, taken, &mut lease_before, start.clone(), report);
             let halted = match self.check(&lane_run, &lane).await {
                 Ok(()) => self.slice(&lane_run, &lane).await,
                 refused => refused,

@@ -13,7 +13,7 @@ use sqlx::PgPool;
 use elven_sync::batch::Batch;
 use elven_sync::journal::{
     AttemptResult, CursorAdvance, JournalError, Kind, Lane, LaneStore, Lease, NewPass, OpenWork,
-    PendingWrite, Problem, Purpose, RecordedBatch, Settled, Take, WorkContext, WorkKind,
+    PendingWrite, Problem, Purpose, RecordedBatch, RefusedRows, Settled, Take, WorkContext, WorkKind,
 };
 use elven_sync::ledger::Row;
 use elven_sync::watermark::{At, Cursor, LedgerId};
@@ -216,7 +216,7 @@ impl Player<'_> {
         let refused: Vec<Problem> = (span.0 + 1..=span.1).map(refused).collect();
         let context = WorkContext { pass: &work, run_id: self.backend.run_id() };
         let (result, moves) = (AttemptResult::default(), Some(advance(span)));
-        let limited = (&refused[..], rejections_max);
+        let limited = RefusedRows { problems: &refused, rejections_max };
         let set_aside = self.journal(under).set_aside(context, batch_id, &batch, limited, result, moves);
         word(set_aside.await, |is_done| if is_done { "done".to_owned() } else { "too many".to_owned() })
     }
@@ -226,7 +226,7 @@ impl Player<'_> {
         let halves = whole.split_in_half().unwrap();
         let middle = span.0 + i64::try_from(halves[0].rows.len()).unwrap();
         let context = WorkContext { pass: &work, run_id: self.backend.run_id() };
-        let why = ("refused", false);
+        let why = elven_sync::journal::Split { error: "refused", ambiguous: false };
         let result = AttemptResult::default();
         let split = self.journal(under).split(context, self.batch_id(span), &whole, &halves, result, why);
         let split = split.await;
