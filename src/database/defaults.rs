@@ -19,18 +19,22 @@ use std::sync::Arc;
 /// - `transaction_...`: they belong to the transaction, whose beginning names them
 ///
 /// The settings are in force while this is asked, so it has no backslash (`standard_conforming_strings`).
+///
+/// Nearly always there is none, and `pg_db_role_setting` says so at once: to list all settings takes milliseconds.
 pub(super) const OVERRIDDEN: &str = "(
+    select case when exists (select from pg_catalog.pg_db_role_setting) then (
     select coalesce(json_object_agg(name, value), '{}')::text from (
     select name, boot_val from pg_catalog.pg_settings
-     where context = 'user' and source in ('database', 'user', 'database user') and setting is distinct from boot_val
+     where context = 'user' and source in ('global', 'database', 'user', 'database user')
+       and setting is distinct from boot_val
        and boot_val is not null and strpos(name, '.') = 0 and coalesce(unit, '') not like '%B'
        and name not in ('search_path', 'default_tablespace', 'temp_tablespaces', 'default_table_access_method',
                         'statement_timeout', 'lock_timeout', 'client_encoding', 'transaction_read_only',
                         'transaction_isolation', 'transaction_deferrable')
     union all
     select name, 'pg_catalog, ' || setting from pg_catalog.pg_settings
-     where name = 'search_path' and source in ('database', 'user', 'database user')
-       and strpos(setting, 'pg_catalog') > 2) overridden (name, value))";
+     where name = 'search_path' and source in ('global', 'database', 'user', 'database user')
+       and strpos(setting, 'pg_catalog') > 2) overridden (name, value)) else '{}' end)";
 
 /// The settings of a role and its database that each transaction overrides.
 #[derive(Clone, Debug, Default)]

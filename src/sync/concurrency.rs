@@ -6,7 +6,8 @@
 //! that Elven sees, `entities_at_once` times `requests_in_flight`; and of the batches in flight, which take memory.
 //!
 //! A slow or throttled credential must not delay the lanes of another one. So
-//! - the lanes of one credential are limited, too;
+//! - the lanes of one credential are limited like all lanes together, also while some of them lend their permits: a
+//!   further lane of a credential that waits would only wait, with its rows in memory;
 //! - a lane that waits for the API lends its permits to other lanes;
 //! - a batch that waits holds no permit that all lanes share;
 //! - the first request of a credential, and its first batch, have permits in reserve ([`SharedLimit`]).
@@ -24,10 +25,6 @@ use crate::config::SyncSettings;
 /// How many lanes may lend their permits at the same time, for each of `entities_at_once`. A lane that lends keeps its
 /// rows in memory.
 const LENDING_LANES: usize = 8;
-
-/// How many lanes of one credential may read at the same time, for each of `entities_at_once`: more than all lanes
-/// together, because some of them may have lent their permits.
-const READING_OF_CREDENTIAL: usize = 2;
 
 /// A semaphore with this many permits, or with the most that there can be.
 pub(super) fn semaphore(number: usize) -> Arc<Semaphore> {
@@ -83,7 +80,7 @@ impl ConcurrencyLimits {
             Arc::new(CredentialShare {
                 credential: Arc::from(credential),
                 of_all: self.of_all.clone(),
-                lanes: LaneSlots::new(self.lanes, self.reading.saturating_mul(READING_OF_CREDENTIAL)),
+                lanes: LaneSlots::new(self.lanes, self.reading),
             })
         };
         shares.entry(credential.to_owned()).or_insert_with(new).clone()
@@ -253,14 +250,9 @@ mod tests {
     fn a_lane_that_lends_lets_another_credential_begin() {
         let limits = limits();
         let (one, two) = (limits.of("one"), limits.of("two"));
-        let mut lanes = Vec::new();
-        while lanes.len() < 4 {
-            for lane in [one.lane(), one.lane()] {
-                lanes.push(lane.now_or_never().flatten().unwrap());
-            }
-            assert!(two.lane().now_or_never().is_none(), "all slots are taken");
-            lanes.iter().for_each(LanePermit::lend);
-        }
+        let lanes: Vec<LanePermit> = (0..2).map(|_| one.lane().now_or_never().flatten().unwrap()).collect();
+        assert!(two.lane().now_or_never().is_none(), "all slots are taken");
+        lanes.iter().for_each(LanePermit::lend);
         let other = two.lane().now_or_never().flatten();
         assert!(other.is_some(), "slots are lent");
         assert!(one.lane().now_or_never().is_none(), "the credential that waits begins no further lane");

@@ -223,3 +223,13 @@ async fn read_only_server_is_named_with_its_setting(pool: PgPool) {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("default_transaction_read_only = on"), "{}", stderr(&output));
 }
+
+/// `alter role all` sets a default for every role of the server.
+#[sqlx::test(migrations = false)]
+async fn read_only_default_of_all_roles_does_not_matter(pool: PgPool) {
+    let cluster = Cluster::new(&pool).await;
+    let scene = TestEnv::at(&cluster.url("ledger")).await;
+    scene.entity("acme", "UTC").await;
+    cluster.sql("alter role all set default_transaction_read_only = on").await;
+    output_of(&scene, 0, &["run"]).await;
+}
