@@ -7,7 +7,8 @@
 //!
 //! A slow or throttled credential must not delay the lanes of another one. So
 //! - the lanes of one credential are limited like all lanes together, also while some of them lend their permits: a
-//!   further lane of a credential that waits would only wait, with its rows in memory;
+//!   further lane of a credential that waits would only wait, with its rows in memory. One lane more may begin, so that
+//!   the next lane of each credential waits in the queue of all lanes;
 //! - a lane that waits for the API lends its permits to other lanes;
 //! - a batch that waits holds no permit that all lanes share;
 //! - the first request of a credential, and its first batch, have permits in reserve ([`SharedLimit`]).
@@ -80,7 +81,7 @@ impl ConcurrencyLimits {
             Arc::new(CredentialShare {
                 credential: Arc::from(credential),
                 of_all: self.of_all.clone(),
-                lanes: LaneSlots::new(self.lanes, self.reading),
+                lanes: LaneSlots::new(self.lanes, self.reading.saturating_add(1)),
             })
         };
         shares.entry(credential.to_owned()).or_insert_with(new).clone()
@@ -250,9 +251,13 @@ mod tests {
     fn a_lane_that_lends_lets_another_credential_begin() {
         let limits = limits();
         let (one, two) = (limits.of("one"), limits.of("two"));
-        let lanes: Vec<LanePermit> = (0..2).map(|_| one.lane().now_or_never().flatten().unwrap()).collect();
+        let begun = |_| one.lane().now_or_never().flatten();
+        let mut lanes: Vec<LanePermit> = (0..2).filter_map(begun).collect();
         assert!(two.lane().now_or_never().is_none(), "all slots are taken");
         lanes.iter().for_each(LanePermit::lend);
+        lanes.extend(begun(2));
+        lanes.iter().for_each(LanePermit::lend);
+        assert_eq!(lanes.len(), 3);
         let other = two.lane().now_or_never().flatten();
         assert!(other.is_some(), "slots are lent");
         assert!(one.lane().now_or_never().is_none(), "the credential that waits begins no further lane");
