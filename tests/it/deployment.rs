@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 use tokio::process::Command;
 
-use crate::support::{TestEnv, output_of, scene_with_three_batches, signal, stderr, stdout};
+use crate::support::{TestEnv, output_of, scene_with_three_batches, signal, stderr, stdout, wait_for_log};
 
 const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../Dockerfile");
@@ -138,13 +138,15 @@ async fn stopping_the_container_ends_the_run_in_it(pool: PgPool) {
         let variables = command.as_std().get_envs().filter_map(|(name, value)| Some((name, value?)));
         let mut shell = Command::new(&entrypoint[0]);
         shell.args(&entrypoint[1..]).env_clear().envs(variables).env("PATH", path()).kill_on_drop(true);
-        shell.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+        shell.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
     };
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let mut container = start();
     gate.reached().await;
     signal(&container, Signal::SIGTERM);
+    // The shell passes the signal on, which takes its time.
+    wait_for_log(&mut container, "stopping after the requests in flight").await;
     gate.open();
     let ended = tokio::time::timeout(Duration::from_secs(20), container.wait()).await;
     assert_eq!(ended.expect("it ends").unwrap().code(), Some(143));
