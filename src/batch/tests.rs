@@ -106,7 +106,8 @@ proptest! {
         let key = |place: usize| read(&rows[place]).map(|(key, _)| key);
         let age = |place: usize| (rows[place].captured_at_us, &rows[place].id);
         let places = 0..rows.len();
-        let firsts = places.clone().filter(|&place| key(place).is_some() && !(0..place).any(|other| key(other) == key(place)));
+        let is_first = |place: usize| !(0..place).any(|other| key(other) == key(place));
+        let firsts = places.clone().filter(|&place| key(place).is_some() && is_first(place));
         // Of several rows with the same age, the first.
         let newest = |first: usize| {
             places.clone().filter(|&other| key(other) == key(first)).rev().max_by_key(|&other| age(other)).unwrap()
@@ -114,12 +115,13 @@ proptest! {
         let records: Vec<usize> = firsts.map(newest).collect();
         let json = |&place: &usize| {
             let ((account, currency, local), number) = read(&rows[place]).unwrap();
-            let (account, currency) = (serde_json::to_string(&account).unwrap(), serde_json::to_string(&currency).unwrap());
+            let [account, currency] = [account, currency].map(|name| serde_json::to_string(&name).unwrap());
             let datetime = local.format("%Y-%m-%d %H:%M:%S");
             format!(r#"{{"entityAccountId":{account},"currency":{currency},"datetime":"{datetime}","balance":{number}}}"#)
         };
         let body = format!("[{}]", records.iter().map(json).collect::<Vec<_>>().join(","));
-        let invalid: Vec<&LedgerId> = places.clone().filter(|&place| key(place).is_none()).map(|place| &rows[place].id).collect();
+        let invalid = places.clone().filter(|&place| key(place).is_none());
+        let invalid: Vec<&LedgerId> = invalid.map(|place| &rows[place].id).collect();
 
         let batch = Batch::build(None, rows.clone(), &zone);
         prop_assert_eq!(std::str::from_utf8(&batch.body).unwrap(), &body);

@@ -17,9 +17,6 @@ pub enum RunError {
     /// The sync tables cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The HTTP client cannot be built.
-    #[error("the HTTP client cannot be set up")]
-    Http(#[from] reqwest::Error),
 }
 
 impl Transient for RunError {
@@ -27,7 +24,7 @@ impl Transient for RunError {
         match self {
             RunError::Ledger(problem) => problem.is_transient(),
             RunError::Journal(problem) => problem.is_transient(),
-            RunError::Config(_) | RunError::Http(_) => false,
+            RunError::Config(_) => false,
         }
     }
 }

@@ -188,7 +188,8 @@ proptest! {
         let written = String::from_utf8(out).unwrap();
         prop_assert!(written.starts_with(|first: char| first.is_ascii_digit()), "{}", written);
         let trimmed = written.trim_start_matches('0');
-        let trimmed = if trimmed.is_empty() || trimmed.starts_with('.') { format!("0{trimmed}") } else { trimmed.to_owned() };
+        let has_no_whole_part = trimmed.is_empty() || trimmed.starts_with('.');
+        let trimmed = if has_no_whole_part { format!("0{trimmed}") } else { trimmed.to_owned() };
         prop_assert_eq!(trimmed, written_plainly(weight, &groups));
     }
 

@@ -14,6 +14,7 @@ use super::attempts::Tried;
 use super::batch_task::{Answered, BatchTask, Turn};
 use crate::batch::Batch;
 use crate::elven::{Reason, ResponseClass};
+use crate::journal::Split;
 
 impl Delivery {
     /// Handles a refused batch: accepts it if the API says that it has the records already, and bisects it otherwise.
@@ -56,7 +57,8 @@ impl Delivery {
             records = task.batch.records.len(),
             "the API may have the batch already; its halves are sent to find out"
         );
-        let parts = self.split_ambiguous(&task, halves, result, &outcome).await?;
+        let reason = Split { error: &outcome.message, ambiguous: true };
+        let parts = self.split_as(&task, halves, result, reason).await?;
         let mut turn = task.turn.clone();
         // The permits of the batch are released, since the halves need some.
         drop(task);

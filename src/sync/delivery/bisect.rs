@@ -225,18 +225,8 @@ impl Delivery {
         self.split_as(task, parts, result, Split { error: &outcome.message, ambiguous: is_unknown }).await
     }
 
-    /// Replaces a refused batch by two parts that the API may have imported with it.
-    pub(super) async fn split_ambiguous(
-        &self,
-        task: &BatchTask,
-        parts: [Batch; 2],
-        result: AttemptResult,
-        outcome: &OutcomeMessage,
-    ) -> Result<[BatchTask; 2], LaneExit> {
-        self.split_as(task, parts, result, Split { error: &outcome.message, ambiguous: true }).await
-    }
-
-    async fn split_as(
+    /// Replaces a batch by two parts for a reason.
+    pub(super) async fn split_as(
         &self,
         task: &BatchTask,
         parts: [Batch; 2],

@@ -62,7 +62,7 @@ impl From<RunError> for LaneExit {
         match problem {
             RunError::Ledger(problem) => problem.into(),
             RunError::Journal(problem) => problem.into(),
-            RunError::Config(_) | RunError::Http(_) => LaneExit::Infrastructure(problem),
+            RunError::Config(_) => LaneExit::Infrastructure(problem),
         }
     }
 }
