@@ -13,7 +13,7 @@ use super::resolve;
 use super::run::stop_on_signal;
 use crate::config::Settings;
 use crate::database::Database;
-use crate::journal::{self, Entity, Kind, RecordedError, Wanted};
+use crate::journal::{self, Entity, ErrorGroup, Kind, RecordedError, Wanted};
 use crate::output;
 use crate::sync::Worker;
 use crate::text::quoted_option;
@@ -84,12 +84,10 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
 /// Says that no error matches a filter, and which errors and entities there are. JSON has only the empty list, so the
 /// entities are named in the log.
 async fn nothing_matches(database: &Database, wanted: &Wanted, json: bool) -> anyhow::Result<()> {
-    let others = Wanted { resolved: wanted.resolved, ..Wanted::default() };
-    let others = RecordedError::list(database, &others).await?;
     if json {
         output::errors(&[], true);
     } else {
-        output::no_errors(&others, wanted.resolved);
+        output::no_errors(&ErrorGroup::list(database, wanted.resolved).await?, wanted.resolved);
     }
     let entities = Entity::list(database).await?;
     let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();

@@ -7,12 +7,9 @@ use clap::builder::PossibleValuesParser;
 use strum::VariantNames;
 
 use crate::database::Database;
-use crate::journal::{self, Kind, OpenErrors, RecordedError, Wanted};
+use crate::journal::{self, ErrorGroup, Kind, RecordedError, Wanted};
 use crate::output;
 use crate::text::counted_noun;
-
-/// The most groups of open errors that a message names.
-const GROUPS_SHOWN_MAX: usize = 10;
 
 #[derive(Debug, clap::Args)]
 #[command(group(
@@ -55,12 +52,12 @@ pub(super) async fn run(
         );
     };
     if resolved.is_empty() {
-        let open = OpenErrors::list(database).await?;
         if all {
             output::line("no error is open");
             return Ok(());
         }
-        bail!("{}; nothing was changed", no_match(&open));
+        let open = ErrorGroup::list(database, false).await?;
+        bail!("{}; nothing was changed", output::no_match(&open, false));
     }
     for error_id in &wanted.ids {
         output::line(format_args!("error {error_id} is resolved"));
@@ -94,17 +91,4 @@ async fn require_open(database: &Database, error_ids: &[i64]) -> anyhow::Result<
         }
     }
     Ok(())
-}
-
-/// The message for a filter that no open error matches: it says what is open.
-pub(super) fn no_match(open: &[OpenErrors]) -> String {
-    if open.is_empty() {
-        return "no error is open".to_owned();
-    }
-    let group = |group: &OpenErrors| format!("{} {} of `{}`", group.count, group.kind, group.entity_id);
-    let mut groups: Vec<String> = open.iter().take(GROUPS_SHOWN_MAX).map(group).collect();
-    if open.len() > GROUPS_SHOWN_MAX {
-        groups.push("others".to_owned());
-    }
-    format!("no error is open that matches; open: {}", groups.join(", "))
 }

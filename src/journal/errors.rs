@@ -117,9 +117,9 @@ impl RecordedError {
     }
 }
 
-/// The open errors of one kind and entity.
+/// The errors of one kind and entity.
 #[derive(Clone, Debug)]
-pub struct OpenErrors {
+pub struct ErrorGroup {
     /// The entity.
     pub entity_id: String,
     /// The kind, as in the table.
@@ -128,14 +128,15 @@ pub struct OpenErrors {
     pub count: i64,
 }
 
-impl OpenErrors {
-    /// Counts the open errors of each entity and kind, the most frequent first.
-    pub async fn list(database: &Database) -> Result<Vec<Self>, JournalError> {
+impl ErrorGroup {
+    /// Counts the errors of each entity and kind, the most frequent first. `resolved`: also those that are not open.
+    pub async fn list(database: &Database, resolved: bool) -> Result<Vec<Self>, JournalError> {
         let list = || {
             sqlx::query_as!(
-                OpenErrors,
+                ErrorGroup,
                 r#"select entity_id, kind, count(*) as "count!" from elven_sync.sync_errors
-                    where resolved_at is null group by entity_id, kind order by 3 desc, 1, 2"#
+                    where $1 or resolved_at is null group by entity_id, kind order by 3 desc, 1, 2"#,
+                resolved
             )
             .fetch_all(database)
         };

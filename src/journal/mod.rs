@@ -54,7 +54,7 @@ pub use blockers::Blocker;
 pub use counters::{Counters, RunStatus};
 pub use entities::{Entity, Health, registering, unknown_entity};
 pub use error::JournalError;
-pub use errors::{OpenErrors, RecordedError, Wanted};
+pub use errors::{ErrorGroup, RecordedError, Wanted};
 pub use fence::Fence;
 pub use lane::{Lane, RecordedMapping, SealState};
 pub use lane_store::{LaneStore, Reply};

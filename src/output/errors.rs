@@ -1,12 +1,10 @@
 //! The output of `errors list` and `errors show`.
 
-use std::collections::BTreeMap;
-
 use comfy_table::Table;
 use serde_json::json;
 
 use super::{escaped, json_line, line, lines, table, terminal_columns, thousands};
-use crate::journal::RecordedError;
+use crate::journal::{ErrorGroup, RecordedError};
 
 /// The message is not shortened to fewer characters, except that a narrower terminal wraps it.
 const MESSAGE_CHARS_MIN: usize = 10;
@@ -25,30 +23,28 @@ pub fn errors(errors: &[RecordedError], as_json: bool) {
 }
 
 /// Prints that no error matches, and which errors there are. `all`: resolved errors were asked for, too.
-pub fn no_errors(others: &[RecordedError], all: bool) {
+pub fn no_errors(others: &[ErrorGroup], all: bool) {
+    let hint = if all { " --all" } else { "" };
+    match no_match(others, all) {
+        text if others.is_empty() => line(text),
+        text => line(format_args!("{text}; hint: elven-sync errors list{hint}")),
+    }
+}
+
+/// Returns the words for a filter that no error matches, which say what errors there are.
+pub fn no_match(others: &[ErrorGroup], all: bool) -> String {
     let state = if all { "recorded" } else { "open" };
     if others.is_empty() {
-        line(format_args!("no error is {state}"));
-        return;
+        return format!("no error is {state}");
     }
-    let mut counts: BTreeMap<(&str, &str), i64> = BTreeMap::new();
-    for error in others {
-        *counts.entry((&error.entity_id, &error.kind)).or_default() += 1;
-    }
-    let more = counts.len().saturating_sub(GROUPS_SHOWN_MAX);
-    let mut groups: Vec<String> = counts
-        .into_iter()
-        .take(GROUPS_SHOWN_MAX)
-        .map(|((entity_id, kind), count)| format!("{} {kind} of `{entity_id}`", thousands(count)))
-        .collect();
+    let group =
+        |group: &ErrorGroup| format!("{} {} of `{}`", thousands(group.count), group.kind, group.entity_id);
+    let mut groups: Vec<String> = others.iter().take(GROUPS_SHOWN_MAX).map(group).collect();
+    let more = others.len().saturating_sub(GROUPS_SHOWN_MAX);
     if more > 0 {
         groups.push(format!("{more} more groups"));
     }
-    line(format_args!(
-        "no error is {state} that matches; {state}: {}; hint: elven-sync errors list{}",
-        groups.join(", "),
-        if all { " --all" } else { "" }
-    ));
+    format!("no error is {state} that matches; {state}: {}", groups.join(", "))
 }
 
 /// The table of errors. With `columns` it fits a terminal of that width: messages are shortened, and times have no

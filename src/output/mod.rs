@@ -19,7 +19,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
-pub use errors::{error_in_full, errors, no_errors};
+pub use errors::{error_in_full, errors, no_errors, no_match};
 pub use health::health;
 pub use progress::{Watched, watch};
 
