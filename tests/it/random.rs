@@ -98,7 +98,7 @@ struct Seed<'a> {
 
 impl<'a> Seed<'a> {
     async fn begin(
-        scene: &TestEnv,
+        scene: &'a TestEnv,
         (observer, prover): (&'a mut PgConnection, &'a Database),
         sessions: &'a mut Sessions,
         connectors: &'a mut Connectors,
@@ -113,8 +113,7 @@ impl<'a> Seed<'a> {
             _ => ("ledger.balance_snapshots", random.usize(1..6)),
         };
         let owner = Owner::new(&entity_id, table, number * NUMBERS, sessions, random.fork());
-        let connector =
-            Connector::new(scene, connectors, &entity_id, (table, batch_rows), random.fork()).await;
+        let connector = Connector::new(scene, connectors, &entity_id, (table, batch_rows), random.fork());
         Self {
             entity_id,
             table,

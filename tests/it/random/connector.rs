@@ -4,25 +4,39 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::panic::resume_unwind;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use elven_sync::database::Database;
 use elven_sync::sandbox::{Credential, Fault, Gate, Options, Received, Sandbox};
 use elven_sync::sync::{RunReport, Worker};
 use fastrand::Rng;
 use secrecy::ExposeSecret;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::support::{KEY, SECRET, TestEnv};
 
-/// A sandbox and connections that serve one entity after another.
+/// The name that the next worker has at the database. Each has another one.
+static NAMES: AtomicUsize = AtomicUsize::new(0);
+
+/// A sandbox and workers that serve one entity after another.
 pub struct Connectors {
     sandbox: Sandbox,
-    pool: PgPool,
-    /// Workers by the table of the ledger and the number of rows in a batch.
-    workers: HashMap<(&'static str, usize), Worker>,
+    options: PgConnectOptions,
+    /// By the table of the ledger and the number of rows in a batch.
+    workers: HashMap<(&'static str, usize), OpenWorker>,
+}
+
+/// A worker, and its connections, which have a name of their own.
+#[derive(Clone)]
+struct OpenWorker {
+    worker: Worker,
+    database: Database,
+    name: String,
 }
 
 impl Connectors {
@@ -35,12 +49,12 @@ impl Connectors {
         };
         Self {
             sandbox: Sandbox::start(options).await.unwrap(),
-            pool: PgPool::connect(scene.settings(&[]).database_url().unwrap().expose_secret()).await.unwrap(),
+            options: scene.settings(&[]).database_url().unwrap().expose_secret().parse().unwrap(),
             workers: HashMap::new(),
         }
     }
 
-    async fn worker(&mut self, scene: &TestEnv, table: &'static str, batch_rows: usize) -> Worker {
+    async fn worker(&mut self, scene: &TestEnv, table: &'static str, batch_rows: usize) -> OpenWorker {
         if let Some(worker) = self.workers.get(&(table, batch_rows)) {
             return worker.clone();
         }
@@ -49,21 +63,29 @@ impl Connectors {
             ("ELVEN_SYNC_LEDGER__TABLE", table),
             ("ELVEN_SYNC_SYNC__BATCH_ROWS", &batch_rows.to_string()),
         ]);
-        let worker = Worker::open(settings, self.pool.clone().into(), watch::channel(false).1).await.unwrap();
-        self.workers.insert((table, batch_rows), worker.clone());
-        worker
+        let name = format!("worker {}", NAMES.fetch_add(1, Ordering::Relaxed));
+        let options = self.options.clone().application_name(&name);
+        let database = Database::from(PgPoolOptions::new().connect_lazy_with(options));
+        let worker = Worker::open(settings, database.clone(), watch::channel(false).1).await.unwrap();
+        let open = OpenWorker { worker, database, name };
+        self.workers.insert((table, batch_rows), open.clone());
+        open
     }
 
     pub async fn close(self) {
-        self.pool.close().await;
+        for open in self.workers.into_values() {
+            open.database.close().await;
+        }
     }
 }
 
 /// The connector of one entity.
 pub struct Connector<'a> {
     entity_id: String,
-    worker: Worker,
-    connectors: &'a Connectors,
+    scene: &'a TestEnv,
+    connectors: &'a mut Connectors,
+    table: &'static str,
+    batch_rows: usize,
     random: Rng,
     /// The current run, which returns `None` when it dies.
     run: Option<JoinHandle<Option<RunReport>>>,
@@ -71,15 +93,15 @@ pub struct Connector<'a> {
 }
 
 impl<'a> Connector<'a> {
-    pub async fn new(
-        scene: &TestEnv,
+    pub fn new(
+        scene: &'a TestEnv,
         connectors: &'a mut Connectors,
         entity_id: &str,
         (table, batch_rows): (&'static str, usize),
         random: Rng,
     ) -> Self {
-        let worker = connectors.worker(scene, table, batch_rows).await;
-        Self { entity_id: entity_id.to_owned(), worker, connectors, random, run: None, gates: Vec::new() }
+        let (entity_id, run, gates) = (entity_id.to_owned(), None, Vec::new());
+        Self { entity_id, scene, connectors, table, batch_rows, random, run, gates }
     }
 
     /// Returns the number of records that the API has accepted, of all entities.
@@ -99,7 +121,7 @@ impl<'a> Connector<'a> {
             self.inject_faults();
             // To die after a number of polls is to die between any two steps.
             let polls = if self.random.bool() { self.random.usize(..150) } else { usize::MAX };
-            return self.begin_run(polls);
+            return self.begin_run(polls).await;
         };
         match self.random.u8(..10) {
             0..2 => run.abort(),
@@ -122,7 +144,7 @@ impl<'a> Connector<'a> {
 
     /// Executes a run to its end. Only faults that were injected earlier can stop it.
     pub async fn run_to_end(&mut self, session: &mut PgConnection) -> RunReport {
-        self.begin_run(usize::MAX);
+        self.begin_run(usize::MAX).await;
         self.end_run(session).await.unwrap()
     }
 
@@ -152,8 +174,9 @@ impl<'a> Connector<'a> {
     }
 
     /// Starts a run that dies after a number of polls.
-    fn begin_run(&mut self, mut polls: usize) {
-        let (worker, entity_id) = (self.worker.clone(), self.entity_id.clone());
+    async fn begin_run(&mut self, mut polls: usize) {
+        let worker = self.connectors.worker(self.scene, self.table, self.batch_rows).await.worker;
+        let entity_id = self.entity_id.clone();
         self.run = Some(tokio::spawn(async move {
             let mut run = pin!(worker.run(std::slice::from_ref(&entity_id)));
             poll_fn(|context| {
@@ -176,7 +199,7 @@ impl<'a> Connector<'a> {
         };
         self.open_gates();
         if report.is_none() {
-            self.end_transactions().await;
+            self.end_worker(session).await;
             // Simulates that the lease has expired, so that another worker may take over.
             let sql = "update elven_sync.sync_state set lease_owner = 'one that died',
                               lease_expires_at = clock_timestamp() - interval '1 hour'
@@ -186,10 +209,18 @@ impl<'a> Connector<'a> {
         report
     }
 
-    /// Waits until the connections that a dead run left in use are closed.
-    async fn end_transactions(&self) {
-        let pool = &self.connectors.pool;
-        while pool.num_idle() < pool.size() as usize {
+    /// Ends the worker of a run that died, and waits until the server has ended the worker's transactions: a commit
+    /// that was sent may still take effect, e.g. that of a lease.
+    async fn end_worker(&mut self, session: &mut PgConnection) {
+        let Some(open) = self.connectors.workers.remove(&(self.table, self.batch_rows)) else { return };
+        let OpenWorker { worker, database, name } = open;
+        drop(worker);
+        database.close().await;
+        let sql = "select count(*) from pg_stat_activity where application_name = $1";
+        let mut connected = async || {
+            sqlx::query_scalar::<_, i64>(sql).bind(&name).fetch_one(&mut *session).await.unwrap()
+        };
+        while connected().await > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
