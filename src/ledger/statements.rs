@@ -11,6 +11,9 @@ use crate::watermark::{At, Cursor, RUNNING_MAX, Segment, Snapshot, Xid};
 /// How far from a row its rivals may lie, in microseconds: 26 hours.
 const AROUND_US: u64 = 26 * 60 * 60 * 1_000_000;
 
+/// The last `xid8`, which no transaction reaches.
+const XID_MAX: u64 = u64::MAX;
+
 /// The progress of an entity, as far as the ledger's statements need it.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -285,7 +288,8 @@ impl Table {
     /// the transaction has written nothing for the entity.
     ///
     /// The range is probed in parts between the oldest transactions that are running now: an index scan passes over
-    /// each row that a transaction wrote and has not committed, and a bulk load may have written millions.
+    /// each row that a transaction wrote and has not committed, and a bulk load may have written millions. The last part
+    /// has no end: where it has no row, no transaction that is yet to come has written one either.
     pub(super) fn new_rows_sql(&self, lanes: &[Progress]) -> String {
         let Self { name, entity, xid, id, .. } = self;
         let ids = quote_array(lanes.iter().map(|lane| Some(lane.entity_id.as_str())));
@@ -306,7 +310,8 @@ impl Table {
                  found"
             )
         };
-        let new = found(&format!("{xid} >= greatest(part.lower, l.settled_xmax) and {xid} < part.upper"));
+        let in_part = format!("{xid} >= greatest(part.lower, l.settled_xmax) and {xid} < part.upper");
+        let new = found(&format!("{in_part} and {xid} < pg_snapshot_xmax(now.target)"));
         let late = found(&format!("{xid} between late.xid and late.xid"));
         let future = found(&format!("{xid} >= pg_snapshot_xmax(now.target)"));
         format!(
@@ -315,18 +320,27 @@ impl Table {
              part as materialized (
                 select coalesce((lag(bound) over (order by bound)::text::bigint + 1)::text, '0')::xid8 as lower,
                        bound as upper
-                  from (select pg_snapshot_xmax(target) as bound from now
+                  from (select '{XID_MAX}'::xid8 as bound
                         union select xid from (select pg_snapshot_xip(target) as xid from now
                                                 order by xid limit {RUNNING_MAX}) running) bounds)
              select now.target::text, now.system_identifier, l.entity_id,
-                    exists (select from part cross join {new} where part.upper > l.settled_xmax)
+                    case when next.xid is null then false
+                         when next.xid < pg_snapshot_xmax(now.target) then true
+                         else exists (select from part cross join {new} where part.upper > l.settled_xmax) end
                     or exists (select from pg_snapshot_xip(l.settled) late (xid) cross join {late}
                                 where pg_visible_in_snapshot(late.xid, now.target)),
-                    exists (select from {future}), {unstamped}
+                    (next.xid is not null or l.settled_xmax > pg_snapshot_xmax(now.target))
+                    and exists (select from {future}), {unstamped}
                from now
                left join (select asked.entity_id, asked.settled::pg_snapshot as settled,
                                  coalesce(pg_snapshot_xmax(asked.settled::pg_snapshot), '0'::xid8) as settled_xmax
-                            from unnest({ids}, {settled}) asked (entity_id, settled)) l on true"
+                            from unnest({ids}, {settled}) asked (entity_id, settled)) l on true
+               left join lateral (
+                    select found.xid
+                      from part cross join lateral (
+                           select {xid} as xid from {name} t where {entity} = l.entity_id and {in_part}
+                            order by {xid}, {id} limit 1) found
+                     where part.upper > l.settled_xmax limit 1) next on true"
         )
     }
 
