@@ -2,6 +2,7 @@
 
 use super::Progress;
 use super::instant::{instant_literal, instant_of_second};
+use super::statements::is_text;
 use super::{Range, Table, instant, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, Snapshot};
 use std::fmt::Write as _;
@@ -157,11 +158,16 @@ impl Table {
                 quote_literal(column)
             )
         };
-        let keys: Vec<String> = leading
+        let mut keys: Vec<String> = leading
             .iter()
             .enumerate()
             .map(|(place, column)| format!("i.indkey[{place}] = {}", number(column)))
             .collect();
+        if is_text(&self.id_type) {
+            // Without the order of bytes, the rows of each instant are sorted for each page.
+            let place = leading.len();
+            keys.push(format!("i.indcollation[{place}] = 'pg_catalog.\"C\"'::regcollation"));
+        }
         let sql = format!(
             "select exists (select from pg_catalog.pg_index i
                              where i.indrelid = c.oid and i.indisvalid and i.indpred is null and {})
@@ -171,7 +177,7 @@ impl Table {
         );
         let columns: Vec<String> =
             leading.iter().map(|column| super::table::quote_identifier(column)).collect();
-        let id = id.trim_start_matches("t.");
+        let id = self.id_in_order(id.trim_start_matches("t."));
         let remedy = format!("create index concurrently on {name} ({}, {id})", columns.join(", "));
         Some((sql, remedy))
     }

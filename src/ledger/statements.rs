@@ -14,6 +14,16 @@ const AROUND_US: u64 = 26 * 60 * 60 * 1_000_000;
 /// The last `xid8`, which no transaction reaches.
 const XID_MAX: u64 = u64::MAX;
 
+/// Whether ids of a type are texts, which a range compares by their bytes.
+pub(super) fn is_text(id_type: &str) -> bool {
+    matches!(id_type, "text" | "character varying")
+}
+
+/// Returns the sort expression of a text in the order of its bytes.
+pub(super) fn in_byte_order(text: &str) -> String {
+    format!("{text} collate \"C\"")
+}
+
 /// The progress of an entity, as far as the ledger's statements need it.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -183,11 +193,7 @@ impl Table {
     /// Returns the sort expression for an id. Among rows with the same `captured_at` the one with the greatest id is
     /// the newest; texts are compared by their bytes.
     pub(super) fn id_in_order(&self, id: &str) -> String {
-        if matches!(self.id_type.as_str(), "text" | "character varying") {
-            format!("{id} collate \"C\"")
-        } else {
-            id.to_owned()
-        }
+        if is_text(&self.id_type) { in_byte_order(id) } else { id.to_owned() }
     }
 
     /// Returns the copy of the rows with these ids: several rows of an id if it is not unique.

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::beneath::BENEATH;
 use super::mapping::{Mapped, Relation};
+use super::statements::{in_byte_order, is_text};
 use super::{LedgerError, Mapping};
 use crate::config::{Columns, LedgerSettings};
 use crate::database::Database;
@@ -72,6 +73,7 @@ pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
         "select c.oid::bigint as relation, c.relkind::text as relkind, a.attnum, a.attname::text as name,
             pg_catalog.format_type(base.oid, null) as type,
            not a.attnotnull as may_be_null, coalesce(not l.collisdeterministic, false) as equates_texts,
+           a.attcollation = 'pg_catalog.\"C\"'::regcollation as orders_bytes,
            (with recursive {beneath} select min(p.oid::pg_catalog.regclass::text) from beneath b
               join pg_catalog.pg_class p on p.oid = b.oid and p.relkind = 'f' and p.relispartition) as foreign_partition
       from pg_catalog.pg_class c
@@ -99,8 +101,19 @@ pub(super) struct Column {
     kind: String,
     pub may_be_null: bool,
     equates_texts: bool,
+    /// Its collation is `"C"`.
+    orders_bytes: bool,
     /// A partition beneath the ledger that is a foreign table.
     foreign_partition: Option<String>,
+}
+
+impl Column {
+    /// Returns the column as the key of an index for ranges, if it is the id: as SQL, with `collate "C"` where this is
+    /// not its own collation.
+    pub(super) fn in_order_of_range(&self) -> String {
+        let name = quote_identifier(&self.name);
+        if is_text(&self.kind) && !self.orders_bytes { in_byte_order(&name) } else { name }
+    }
 }
 
 impl Table {

@@ -174,6 +174,27 @@ async fn invalid_index_is_rebuilt_and_valid_index_reused(pool: PgPool) {
     assert!(attach(&scene, &[]).await.contains("nothing to do"));
 }
 
+/// A range orders ids that are texts by their bytes. A run orders them as the column does.
+#[sqlx::test(migrations = false)]
+async fn backfill_index_orders_text_ids_by_their_bytes(pool: PgPool) {
+    let scene = scene_with(pool, PLAIN).await;
+    let keys =
+        "select string_agg(substring(pg_get_indexdef(indexrelid) from '\\(.*\\)'), ' ' order by indexrelid)
+                  from pg_index where indrelid = 'books.balances'::regclass and not indisprimary";
+    for (collation, id) in [
+        ("alter table books.balances alter id type text", "id COLLATE \"C\""),
+        ("alter table books.balances alter id type varchar collate \"und-x-icu\"", "id COLLATE \"C\""),
+        ("alter table books.balances alter id type text collate \"C\"", "id"),
+    ] {
+        scene.sql(collation).await;
+        attach(&scene, &["--backfill-index"]).await;
+        let expected = format!("(entity_id, change_xid, id) (entity_id, captured_at, {id})");
+        assert_eq!(scene.text(keys).await, expected, "{collation}");
+        assert!(attach(&scene, &["--backfill-index"]).await.contains("nothing to do"), "{collation}");
+        attach(&scene, &["--undo"]).await;
+    }
+}
+
 #[sqlx::test(migrations = false)]
 async fn attach_does_not_wait_and_names_the_lock_holder(pool: PgPool) {
     let scene = scene_with(pool, PLAIN).await;

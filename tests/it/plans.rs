@@ -5,7 +5,7 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 use crate::backfill::add_minutes;
-use crate::support::{TestEnv, eventually, output_of, stdout};
+use crate::support::{TestEnv, eventually, output_of, stderr, stdout};
 
 const ROWS: i64 = 1_000_000;
 
@@ -381,6 +381,40 @@ async fn backfill_of_one_instant_reads_each_row_a_bounded_number_of_times(pool: 
             "{scanned} rows scanned and {entries} entries read for {rows} rows of one instant"
         );
     }
+}
+
+/// The ids are texts, which a range orders by their bytes.
+#[sqlx::test(migrations = false)]
+async fn backfill_of_text_ids_reads_each_row_a_bounded_number_of_times(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    scene
+        .sql(
+            "create schema books;
+             create table books.balances (id text collate \"und-x-icu\" primary key, entity_id text not null,
+                    entity_account_id text not null, currency text not null, captured_at timestamptz not null,
+                    balance numeric not null);
+             insert into books.balances
+             select 'row ' || n, 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 40000) n;
+             insert into books.balances values ('last', 'acme', 'a', 'BTC', '2024-02-01Z', 1)",
+        )
+        .await;
+    output_of(&scene, 0, &["attach", "--backfill-index", "--yes"]).await;
+    scene.sql("vacuum analyze books.balances").await;
+    output_of(&scene, 0, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    forget(&mut scene).await;
+    let range = |from, to| ["backfill", "--from", from, "--to", to];
+    let rehearsal = [&range("2024-01-01", "2024-01-02")[..], &["--dry-run"]].concat();
+    let text = output_of(&scene, 0, &rehearsal).await;
+    assert!(text.contains("40000"), "{text}");
+    let Reads { scanned, entries, .. } = reads_of(&scene, "books.balances").await;
+    assert!(
+        scanned <= 120_000 && entries <= 120_000,
+        "{scanned} rows scanned and {entries} entries read for 40000 rows"
+    );
+    // A backfill looks for the index that attach creates.
+    let output = scene.output(&range("2024-02-01", "2024-02-02")).await;
+    assert!(output.status.success() && !stderr(&output).contains("index"), "{}", stderr(&output));
 }
 
 /// Each resolved error is read a few times, however many are deleted.

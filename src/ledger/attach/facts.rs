@@ -50,13 +50,14 @@ pub(super) struct Trigger {
     source: String,
 }
 
-/// A plain B-tree index with the default order of its columns.
+/// A plain B-tree index with the default order of its columns, or with the order of bytes.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct Index {
     pub oid: i64,
     pub relation: i64,
     pub name: String,
-    pub columns: Vec<String>,
+    /// The keys as SQL: the quoted column, with `collate "C"` if only the key has this collation.
+    pub keys: Vec<String>,
     /// It has only these columns and is not unique.
     pub is_plain: bool,
     pub is_valid: bool,
@@ -79,7 +80,7 @@ pub(super) struct Facts {
     pub taken: Vec<(String, String)>,
     /// Publications whose subscribers would lack the column.
     pub publications: Vec<String>,
-    /// The columns of the index that a run needs, and of the index for backfills.
+    /// The keys of the index that a run needs, and of the index for backfills, as SQL like [`Index::keys`].
     pub run_index: Vec<String>,
     pub backfill_index: Vec<String>,
 }
@@ -112,9 +113,11 @@ const TRIGGERS: &str = "
 const INDEXES: &str = "
     select i.indexrelid::bigint as oid, i.indrelid::bigint as relation,
            pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
-           array(select a.attname::text from unnest(i.indkey::int2[]) with ordinality k (attnum, place)
+           array(select '\"' || replace(a.attname::text, '\"', '\"\"') || '\"'
+                        || case when k.colloid <> a.attcollation then ' collate \"C\"' else '' end
+                   from unnest(i.indkey::int2[], i.indcollation::oid[]) with ordinality k (attnum, colloid, place)
                    join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-                  where k.place <= i.indnkeyatts order by k.place) as columns,
+                  where k.place <= i.indnkeyatts order by k.place) as keys,
            i.indnatts = i.indnkeyatts and not i.indisunique as is_plain,
            i.indisvalid and i.indisready as is_valid, h.inhparent::bigint as parent
       from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid
@@ -127,7 +130,7 @@ const INDEXES: &str = "
                         where not k.opcdefault)
        and not exists (select from unnest(i.indcollation::oid[], i.indkey::int2[]) o (colloid, attnum)
                          join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = o.attnum
-                        where o.colloid <> 0 and o.colloid <> a.attcollation)
+                        where o.colloid not in (0, a.attcollation, 'pg_catalog.\"C\"'::regcollation))
      order by c.relname";
 
 // A publication may list columns since PostgreSQL 15. The statement reads `prattrs` through jsonb, so that it is valid
@@ -175,11 +178,15 @@ impl Facts {
         let stamp = if has_stamp { Some(roles.role("change_xid")?.clone()) } else { None };
         let entity = match settings.entity {
             Some(_) => None,
-            None => Some(roles.role("entity_id")?.name.clone()),
+            None => Some(quote_identifier(&roles.role("entity_id")?.name)),
         };
-        let id = roles.role("id")?.name.clone();
-        let captured_at = roles.role("captured_at").map(|column| column.name.clone());
-        let index = |middle: String| entity.iter().cloned().chain([middle, id.clone()]).collect();
+        let id = roles.role("id")?;
+        let captured_at = roles.role("captured_at").map(|column| quote_identifier(&column.name));
+        let index = |middle: String, id: String| entity.iter().cloned().chain([middle, id]).collect();
+        let run_index = index(quote_identifier(&stamp_name), quote_identifier(&id.name));
+        let id_in_range = id.in_order_of_range();
+        let backfill_index =
+            captured_at.map(|captured_at| index(captured_at, id_in_range)).unwrap_or_default();
 
         let oids: Vec<i64> = relations.iter().map(|relation| relation.oid).collect();
         let mut triggers: Vec<Trigger> = sqlx::query_as(TRIGGERS).bind(&oids).fetch_all(database).await?;
@@ -206,8 +213,8 @@ impl Facts {
             triggers,
             indexes: sqlx::query_as(INDEXES).bind(&oids).fetch_all(database).await?,
             publications: sqlx::query_scalar(PUBLICATIONS).bind(&oids).fetch_all(database).await?,
-            run_index: index(stamp_name.clone()),
-            backfill_index: captured_at.map(index).unwrap_or_default(),
+            run_index,
+            backfill_index,
             stamp_name,
             stamp,
             relations,

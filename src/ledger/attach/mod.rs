@@ -225,12 +225,12 @@ fn look_before_adding(facts: &Facts, plan: &mut Plan) {
 
 /// Plans the index, built without blocking writers: on a partitioned table partition by partition, because PostgreSQL
 /// refuses `CONCURRENTLY` on the whole (manual, "CREATE INDEX").
-fn index(facts: &Facts, columns: &[String], suffix: &str, wanted: &Wanted, plan: &mut Plan) {
+fn index(facts: &Facts, keys: &[String], suffix: &str, wanted: &Wanted, plan: &mut Plan) {
     let in_parts = facts.root().is_partitioned();
-    let list = columns.iter().map(|column| quote_identifier(column)).collect::<Vec<_>>().join(", ");
+    let list = keys.join(", ");
     // The parts of a partitioned index must be alike; elsewhere an index that begins with these columns is enough.
     let serves = |index: &&Index| {
-        if in_parts { index.is_plain && index.columns == columns } else { index.columns.starts_with(columns) }
+        if in_parts { index.is_plain && index.keys == keys } else { index.keys.starts_with(keys) }
     };
     let find = |relation: &Relation| {
         let mut found = facts.indexes.iter().filter(|index| index.relation == relation.oid).filter(serves);

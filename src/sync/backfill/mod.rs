@@ -169,8 +169,8 @@ impl Worker {
     async fn work_on(&self, backfill_id: i64, resumed: bool) -> Result<BackfillReport, BackfillError> {
         if let Some(remedy) = self.ledger.without_range_index().await? {
             tracing::warn!(
-                "the ledger has no index for a range of captured_at, so each page reads the table from its beginning; \
-                 hint: elven-sync attach --backfill-index, or {remedy}"
+                "the ledger has no index for a range of captured_at, so each page reads or sorts many rows; hint: \
+                 elven-sync attach --backfill-index, or {remedy}"
             );
         }
         let lanes = self.journal.backfill_lanes(backfill_id).await?;

@@ -217,9 +217,8 @@ impl<'a> Connector<'a> {
         drop(worker);
         database.close().await;
         let sql = "select count(*) from pg_stat_activity where application_name = $1";
-        let mut connected = async || {
-            sqlx::query_scalar::<_, i64>(sql).bind(&name).fetch_one(&mut *session).await.unwrap()
-        };
+        let mut connected =
+            async || sqlx::query_scalar::<_, i64>(sql).bind(&name).fetch_one(&mut *session).await.unwrap();
         while connected().await > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
