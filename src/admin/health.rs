@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::config::Settings;
 use crate::database::Database;
-use crate::journal::{Health, Journal};
+use crate::journal::{Health, Journal, client_name};
 use crate::ledger::{self, Ledger, Pending};
 use crate::sync::RunError;
 use crate::sync::pending::unregistered;
 use crate::sync::watermark_check as fit;
-use crate::sync::worker::{warn_of, worker_name};
+use crate::sync::worker::warn_of;
 
 /// What `status` shows.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub struct HealthReport {
 /// oldest open transaction that has written to the ledger.
 pub async fn health(settings: &Settings, database: &Database) -> Result<HealthReport, RunError> {
     let journal =
-        Journal::open(database.clone(), worker_name(), settings.sync.lease, settings.api.signature_window)
+        Journal::open(database.clone(), client_name(), settings.sync.lease, settings.api.signature_window)
             .await?;
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
     let mut entities = Health::list(database).await?;

@@ -46,6 +46,7 @@ pub async fn prune(
 ) -> Result<PruneReport, JournalError> {
     let (before, ids) = prune::scope(database, older_than).await?;
     let mut entities = Vec::new();
+    let mut is_recorded = rehearse;
     for entity_id in ids {
         let lane = Pruner { database, entity_id: &entity_id, before };
         let would_go = lane.would_go().await?;
@@ -59,6 +60,9 @@ pub async fn prune(
         if foreign {
             (pruned.passes, pruned.batches, pruned.errors) = (0, 0, 0);
         } else if !rehearse {
+            if !std::mem::replace(&mut is_recorded, true) {
+                prune::record_action(database, before).await?;
+            }
             (pruned.passes, pruned.batches, pruned.errors) = (0, 0, 0);
             match entity(lane, &mut pruned).await {
                 Ok(()) => {}

@@ -63,8 +63,13 @@ pub struct Rewind {
 impl Worker {
     /// Registers an entity whose present rows count as processed. Rows of open transactions are not present yet, and
     /// are uploaded after the transactions commit.
-    pub async fn register_from_now(&self, entity: &Entity) -> Result<FromNow, MoveError> {
-        Ok(Entity::add_from_now(&self.database, entity, self.ledger.name(), &self.mapping).await?)
+    pub async fn register_from_now(
+        &self,
+        entity: &Entity,
+        reason: Option<&str>,
+    ) -> Result<FromNow, MoveError> {
+        let (ledger_table, mapping) = (self.ledger.name(), &self.mapping);
+        Ok(Entity::add_from_now(&self.database, entity, ledger_table, mapping, reason).await?)
     }
 
     /// Plans to move a watermark back, to where it was at an instant or to the start.

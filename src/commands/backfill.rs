@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use super::connect::connect;
 use super::exit_code::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE};
+use super::rebind::check_reason;
 use super::run::stop_on_signal;
 use crate::config::Settings;
 use crate::journal::{self, Asked, Backfill, Cancelled, RunStatus};
@@ -57,6 +58,9 @@ enum Command {
         /// Number of the backfill
         #[arg(value_name = "N")]
         backfill_id: i64,
+        /// Reason, recorded in `sync_actions`
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
 }
 
@@ -75,7 +79,10 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
             output::backfills(&Backfill::list(&database).await?, json);
             Ok(SUCCEEDED)
         }
-        Some(Command::Cancel { backfill_id }) => cancel(&settings, backfill_id).await,
+        Some(Command::Cancel { backfill_id, reason }) => {
+            check_reason(reason.as_deref())?;
+            cancel(&settings, backfill_id, reason.as_deref()).await
+        }
         None => match upload(options, settings).await {
             Err(Failure::Backfill(usage @ BackfillError::Usage(_))) => {
                 output::error(&usage.into());
@@ -145,11 +152,11 @@ fn sorted(mut values: Vec<String>) -> Vec<String> {
     values
 }
 
-async fn cancel(settings: &Settings, backfill_id: i64) -> anyhow::Result<u8> {
+async fn cancel(settings: &Settings, backfill_id: i64, reason: Option<&str>) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
     journal::check_schema(&database).await?;
     journal::refuse_standby(&database).await?;
-    match Backfill::cancel(&database, backfill_id).await? {
+    match Backfill::cancel(&database, backfill_id, reason).await? {
         Cancelled::Done => output::line(format_args!("backfill {backfill_id} is cancelled")),
         Cancelled::Stopping(run_id) => output::line(format_args!(
             "backfill {backfill_id} is cancelled; run {run_id} stops after its requests in flight"

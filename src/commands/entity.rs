@@ -28,6 +28,9 @@ pub(super) enum Command {
         /// Skip the rows that the ledger has now; upload only rows written or updated later
         #[arg(long)]
         from_now: bool,
+        /// Reason for --from-now, recorded in `sync_actions`
+        #[arg(long, value_name = "TEXT", requires = "from_now")]
+        reason: Option<String>,
     },
     /// List the registered entities
     List {
@@ -75,8 +78,10 @@ const START: &str = "start";
 
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
     match command {
-        Command::Add { id, timezone, credential, from_now } => {
-            add(settings, Entity { entity_id: id, timezone, credential, paused: false }, from_now).await
+        Command::Add { id, timezone, credential, from_now, reason } => {
+            rebind::check_reason(reason.as_deref())?;
+            let entity = Entity { entity_id: id, timezone, credential, paused: false };
+            add(settings, entity, from_now, reason.as_deref()).await
         }
         Command::List { json } => list(settings, json).await,
         Command::Pause { id } => set_paused(settings, &id, true).await,
@@ -89,14 +94,19 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
     }
 }
 
-async fn add(settings: &Settings, entity: Entity, from_now: bool) -> anyhow::Result<u8> {
+async fn add(
+    settings: &Settings,
+    entity: Entity,
+    from_now: bool,
+    reason: Option<&str>,
+) -> anyhow::Result<u8> {
     settings.zones.get(&entity.timezone)?;
     align::Text::read("the id of the entity", Some(&entity.entity_id))?;
     align::Text::read("the name of the credential", Some(&entity.credential))?;
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;
     let added = if from_now {
-        match worker(settings, &database).await?.register_from_now(&entity).await? {
+        match worker(settings, &database).await?.register_from_now(&entity, reason).await? {
             FromNow::Begun => true,
             FromNow::Registered => false,
             FromNow::HasWatermark => bail!(

@@ -2,9 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::json;
 use strum::AsRefStr;
 
 use super::JournalError;
+use super::actions::{Action, client_name};
 use crate::database::{Database, Transaction};
 
 /// The request for a backfill.
@@ -129,7 +131,11 @@ pub enum Cancelled {
 
 impl Backfill {
     /// Cancels a backfill. A run that works on it finishes the requests in flight.
-    pub async fn cancel(database: &Database, backfill_id: i64) -> Result<Cancelled, JournalError> {
+    pub async fn cancel(
+        database: &Database,
+        backfill_id: i64,
+        reason: Option<&str>,
+    ) -> Result<Cancelled, JournalError> {
         let cancel = || async {
             let mut transaction = database.begin().await?;
             let status = sqlx::query_scalar!(
@@ -158,6 +164,9 @@ impl Backfill {
             )
             .execute(&mut transaction)
             .await?;
+            let details = json!({ "backfill_id": backfill_id });
+            let action = Action { what: "backfill_cancel", entity_id: None, reason, details: &details };
+            action.record(&mut transaction, &client_name()).await?;
             transaction.commit().await?;
             Ok::<_, sqlx::Error>(alive.map_or(Cancelled::Done, |(run_id, ..)| Cancelled::Stopping(run_id)))
         };

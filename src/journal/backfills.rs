@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
+use super::actions::Action;
 use super::backfill_rows::{alive_run, close_cancelled};
 use super::lease_check::commit_if_held;
 use super::storable_text::storable_one;
@@ -127,15 +128,18 @@ impl Journal {
             let mut transaction = self.database.begin().await?;
             let found = sqlx::query!(
                 r#"select b.status, (select count(*) from elven_sync.sync_backfill_lanes l
-                                      where l.backfill_id = b.backfill_id and l.finished_at is null) as "left!"
+                                      where l.backfill_id = b.backfill_id and l.finished_at is null) as "left!",
+                          b.entities, jsonb_build_object(
+                              'backfill_id', b.backfill_id, 'from', b.range_from, 'to', b.range_to,
+                              'entities', b.entities, 'accounts', b.accounts, 'currencies', b.currencies) as "details!"
                      from elven_sync.sync_backfills b where backfill_id = $1 for update"#,
                 backfill_id
             )
             .fetch_optional(&mut transaction)
             .await?;
-            let begun = match found {
+            let begun = match &found {
                 None => Begun::Missing,
-                Some(found) if is_over(&found.status, found.left) => Begun::Ended(found.status),
+                Some(found) if is_over(&found.status, found.left) => Begun::Ended(found.status.clone()),
                 Some(_) => match alive_run(&mut transaction, backfill_id).await? {
                     Some((run_id, worker, alive_until)) => Begun::Busy { run_id, worker, alive_until },
                     None => Begun::Run(self.insert_run(&mut transaction, "backfill", tzdata).await?),
@@ -154,6 +158,14 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
+            if let Some(found) = found {
+                let entities = found.entities.unwrap_or_default();
+                let entity_id = if let [entity_id] = &*entities { Some(entity_id.as_str()) } else { None };
+                let mut details = found.details;
+                details["run_id"] = run_id.into();
+                let action = Action { what: "backfill", entity_id, reason: None, details: &details };
+                action.record(&mut transaction, &self.worker).await?;
+            }
             transaction.commit().await?;
             Ok::<_, JournalError>(begun)
         };

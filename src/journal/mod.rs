@@ -45,6 +45,7 @@ mod zone_rules;
 use std::time::Duration;
 
 pub use accepted::Accepted;
+pub use actions::client_name;
 pub use backfill_rows::{Asked, Backfill, BackfillStatus, Cancelled};
 pub use backfills::{BackfillLane, BackfillPosition, Begun};
 pub use batch_record::{AnsweredBatch, BatchRecord};

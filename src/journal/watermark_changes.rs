@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use super::actions::Action;
+use super::actions::{Action, client_name};
 use super::lease_check::commit_if_held;
 use super::{Entity, Journal, JournalError, Lease};
 use crate::database::Database;
@@ -79,6 +79,7 @@ impl Entity {
         entity: &Entity,
         ledger_table: &str,
         mapping: &str,
+        reason: Option<&str>,
     ) -> Result<FromNow, JournalError> {
         let add_from_now = || async {
             let mut transaction = database.begin().await?;
@@ -108,14 +109,18 @@ impl Entity {
             if begun.rows_affected() == 0 {
                 return Ok(FromNow::HasWatermark);
             }
-            sqlx::query!(
+            let pass_id = sqlx::query_scalar!(
                 "insert into elven_sync.sync_passes (entity_id, kind, target, finished_at)
-                 values ($1, 'from_now', $2::text::pg_snapshot, clock_timestamp())",
+                 values ($1, 'from_now', $2::text::pg_snapshot, clock_timestamp()) returning pass_id",
                 entity.entity_id,
                 now.target
             )
-            .execute(&mut transaction)
+            .fetch_one(&mut transaction)
             .await?;
+            let details = json!({ "pass_id": pass_id, "to": now.target });
+            let entity_id = Some(entity.entity_id.as_str());
+            let action = Action { what: "from_now", entity_id, reason, details: &details };
+            action.record(&mut transaction, &client_name()).await?;
             transaction.commit().await?;
             Ok(FromNow::Begun)
         };
@@ -249,8 +254,9 @@ impl Journal {
             .fetch_one(&mut transaction)
             .await?;
             let details = json!({ "pass_id": pass_id, "from": before.settled, "to": to });
-            let action = Action { what: "rewind", entity_id: &lease.entity_id, reason, details: &details };
-            self.record_action(&mut transaction, action).await?;
+            let entity_id = Some(lease.entity_id.as_str());
+            let action = Action { what: "rewind", entity_id, reason, details: &details };
+            action.record(&mut transaction, &self.worker).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.retry(rewind).await
@@ -323,11 +329,11 @@ impl Journal {
             }
             let action = Action {
                 what: rebound.action,
-                entity_id: &lease.entity_id,
+                entity_id: Some(&lease.entity_id),
                 reason: rebound.reason,
                 details: &details,
             };
-            self.record_action(&mut transaction, action).await?;
+            action.record(&mut transaction, &self.worker).await?;
             commit_if_held(transaction, done.rows_affected()).await
         };
         self.database.retry(rebind).await

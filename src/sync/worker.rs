@@ -16,7 +16,7 @@ use crate::config::{ConfigError, Settings};
 use crate::database::{Address, Database};
 use crate::elven::Client;
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, Journal, JournalError, Kind, Lane, Problem};
+use crate::journal::{Entity, Journal, JournalError, Kind, Lane, Problem, client_name};
 use crate::ledger::{Ledger, LedgerError, Progress};
 use crate::text::quoted_sql;
 
@@ -44,7 +44,7 @@ pub(super) type Unusable = (String, Problem);
 impl Worker {
     /// Opens the ledger and the sync tables over connections to the primary.
     pub async fn open(settings: Settings, database: Database, stop: Stop) -> Result<Self, RunError> {
-        let worker = worker_name();
+        let worker = client_name();
         let journal =
             Journal::open(database.clone(), worker, settings.sync.lease, settings.api.signature_window)
                 .await?;
@@ -179,10 +179,4 @@ async fn heartbeat(worker: Worker, run_id: i64) -> JournalError {
             return problem;
         }
     }
-}
-
-/// The name of this worker: host, process id and start time, so that it is unique.
-pub(crate) fn worker_name() -> String {
-    let host = gethostname::gethostname();
-    format!("{}/{}/{:x}", host.to_string_lossy(), std::process::id(), chrono::Utc::now().timestamp_micros())
 }

@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, and reads best as one piece"
 )]
 
+mod actions;
 mod addresses;
 mod answers;
 mod attach;

@@ -11,9 +11,12 @@ pub use removal::PrunableErrors;
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use serde_json::json;
+
+use super::actions::{Action, client_name};
 use super::{JournalError, SealState};
 use crate::database::{Database, Transaction, Transient};
-use chrono::{DateTime, Utc};
 
 /// The maximum number of batches, passes, errors or runs that one transaction changes.
 pub const ROWS_PER_TRANSACTION: usize = 1000;
@@ -93,6 +96,18 @@ pub async fn scope(
         })
         .await?;
     Ok((before, entities))
+}
+
+/// Records that a person prunes. The steps of the pruning are many transactions, so this precedes them.
+pub async fn record_action(database: &Database, before: DateTime<Utc>) -> Result<(), JournalError> {
+    let record = || async {
+        let mut transaction = database.begin().await?;
+        let details = json!({ "before": before });
+        let action = Action { what: "prune", entity_id: None, reason: None, details: &details };
+        action.record(&mut transaction, &client_name()).await?;
+        transaction.commit().await
+    };
+    Ok(database.retry(record).await?)
 }
 
 impl Pruner<'_> {
