@@ -50,14 +50,20 @@ fn has_code(class: &ResponseClass, codes: &[String]) -> bool {
 pub(in crate::sync) enum HalfAnswer {
     /// Refused with a code that says that the API has the records.
     Imported,
-    /// Any other answer.
+    /// An attempt of the half itself has an unknown outcome: the API may have imported the half by that attempt, so
+    /// the answer says nothing about the whole batch.
+    Nothing,
+    /// Any other answer: the API did not have the whole batch.
     Other,
 }
 
-/// Returns what the answer to a half says. `is_lost`: an attempt of the half itself has an unknown outcome; then the
-/// API may have imported the half by that attempt, which says nothing about the whole batch.
+/// Returns what the refusal of a half says. `is_lost`: an attempt of the half itself has an unknown outcome.
 pub(in crate::sync) fn of_half(class: &ResponseClass, is_lost: bool, codes: &[String]) -> HalfAnswer {
-    if !is_lost && has_code(class, codes) { HalfAnswer::Imported } else { HalfAnswer::Other }
+    match (has_code(class, codes), is_lost) {
+        (true, false) => HalfAnswer::Imported,
+        (true, true) => HalfAnswer::Nothing,
+        (false, _) => HalfAnswer::Other,
+    }
 }
 
 /// What follows from the answers to the halves that were sent so far.
@@ -67,6 +73,8 @@ pub(in crate::sync) enum NextHalf {
     Ask,
     /// The API has both halves: they are accepted.
     Accept,
+    /// Each half is treated like a batch one of whose attempts was lost: it may have been imported with the batch.
+    AskEach,
     /// The batch was refused for another reason: each half is treated like the half of any refused batch.
     Bisect,
 }
@@ -75,6 +83,7 @@ pub(in crate::sync) enum NextHalf {
 pub(in crate::sync) fn after_halves(answers: &[HalfAnswer]) -> NextHalf {
     match answers {
         answers if answers.contains(&HalfAnswer::Other) => NextHalf::Bisect,
+        answers if answers.contains(&HalfAnswer::Nothing) => NextHalf::AskEach,
         [] | [_] => NextHalf::Ask,
         _ => NextHalf::Accept,
     }
@@ -125,7 +134,8 @@ mod tests {
     fn a_half_counts_only_if_no_attempt_of_it_was_lost() {
         for (class, is_lost, expected) in [
             (refused(Some("19734")), false, HalfAnswer::Imported),
-            (refused(Some("19734")), true, HalfAnswer::Other),
+            (refused(Some("19734")), true, HalfAnswer::Nothing),
+            (refused(Some("1")), true, HalfAnswer::Other),
             (refused(Some("1")), false, HalfAnswer::Other),
             (ResponseClass::Accepted, false, HalfAnswer::Other),
         ] {
@@ -135,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_accepted_only_if_both_halves_are_refused_as_imported() {
-        use HalfAnswer::{Imported, Other};
+        use HalfAnswer::{Imported, Nothing, Other};
         for (answers, expected) in [
             (&[][..], NextHalf::Ask),
             (&[Imported], NextHalf::Ask),
@@ -144,6 +154,9 @@ mod tests {
             (&[Imported, Other], NextHalf::Bisect),
             (&[Other, Imported], NextHalf::Bisect),
             (&[Other, Other], NextHalf::Bisect),
+            (&[Nothing], NextHalf::AskEach),
+            (&[Imported, Nothing], NextHalf::AskEach),
+            (&[Other, Nothing], NextHalf::Bisect),
         ] {
             assert_eq!(after_halves(answers), expected, "{answers:?}");
         }

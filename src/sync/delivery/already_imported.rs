@@ -73,19 +73,27 @@ impl Delivery {
             answers.push(answer);
             left.extend(parts);
         }
+        let next = after_halves(&answers);
         for (mut answered, class) in imported {
             let span = batch_span(answered.task.batch_id);
-            if after_halves(&answers) == NextHalf::Accept {
+            if next == NextHalf::Accept {
                 self.settle_imported(answered).instrument(span).await?;
                 continue;
             }
-            self.begin_proof(&class, false);
             turn = turn.or_else(|| turn_of(&left));
             answered.task.turn = turn.clone();
-            left.extend(self.bisect(answered, &class).instrument(span).await?);
+            if next == NextHalf::AskEach {
+                answered.task.lost = true;
+                // Boxed, because the halves of this half may be asked in their turn.
+                left.extend(Box::pin(self.refused(answered, &class)).instrument(span).await?);
+            } else {
+                self.begin_proof(&class, false);
+                left.extend(self.bisect(answered, &class).instrument(span).await?);
+            }
         }
         turn = turn.or_else(|| turn_of(&left));
-        left.extend(unsent.map(|half| BatchTask { turn: turn.clone(), ..half }));
+        let lost = next == NextHalf::AskEach;
+        left.extend(unsent.map(|half| BatchTask { turn: turn.clone(), lost, ..half }));
         Ok(left)
     }
 
@@ -97,21 +105,21 @@ impl Delivery {
         imported: &mut Vec<(Answered, ResponseClass)>,
     ) -> Result<(HalfAnswer, Vec<BatchTask>), LaneExit> {
         let codes = &self.worker.settings.api.already_imported_codes;
-        let parts = match self.send_until_final(half).await? {
-            Tried::Accepted => Vec::new(),
-            Tried::Unknown(answered) => self.unknown(answered).await?,
+        match self.send_until_final(half).await? {
+            Tried::Accepted => Ok((HalfAnswer::Other, Vec::new())),
+            Tried::Unknown(answered) => Ok((HalfAnswer::Nothing, self.unknown(answered).await?)),
             Tried::Refused(mut answered, class) => {
-                if of_half(&class, answered.task.lost, codes) == HalfAnswer::Imported {
+                let answer = of_half(&class, answered.task.lost, codes);
+                if answer == HalfAnswer::Imported {
                     // Recorded at once, because the other half needs the permits.
                     self.record(&mut answered).await?;
                     imported.push((answered, class));
-                    return Ok((HalfAnswer::Imported, Vec::new()));
+                    return Ok((answer, Vec::new()));
                 }
                 // Boxed, because the halves of this half may be asked in their turn.
-                Box::pin(self.refused(answered, &class)).await?
+                Ok((answer, Box::pin(self.refused(answered, &class)).await?))
             }
-        };
-        Ok((HalfAnswer::Other, parts))
+        }
     }
 
     /// Records that the API has a batch already.

@@ -60,6 +60,24 @@ async fn batch_that_the_api_has_already_is_accepted_after_two_halves(pool: PgPoo
     assert_eq!(scene.run().await.counters.requests, 0);
 }
 
+/// The answer to a half is lost in its turn. The other half may have been imported with the batch.
+#[sqlx::test(migrations = false)]
+async fn batch_is_accepted_although_the_answer_to_a_half_is_lost(pool: PgPool) {
+    for (rows, lost) in [(20, &["3"][..]), (20, &["4"]), (20, &["3", "4"]), (20, &["3", "5"]), (1000, &["3"])]
+    {
+        let scene = scene_with_lost_import(&pool, rows).await;
+        let lost: Vec<String> = lost.iter().map(|request| format!("html-502@once:{request}")).collect();
+        let rules = ["answer-lost@once:1"]
+            .into_iter()
+            .chain(lost.iter().map(String::as_str))
+            .chain(["reject:repeated"]);
+        scene.sandbox.set_rules(fault_rules(&rules.collect::<Vec<_>>()));
+        assert_eq!(scene.run().await.status, RunStatus::Succeeded, "{rows} {lost:?}");
+        assert!(imports(&scene).len() <= 14, "{rows} {lost:?}: {} imports", imports(&scene).len());
+        assert_all_is_there(&scene, usize::try_from(rows).unwrap()).await;
+    }
+}
+
 #[sqlx::test(migrations = false)]
 async fn single_record_that_the_api_has_already_is_accepted(pool: PgPool) {
     let scene = scene_with_lost_import(&pool, 1).await;
