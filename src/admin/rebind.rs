@@ -193,7 +193,15 @@ impl Worker {
             return not_proven(entity_id, &format!("`verify` does not hold: {message}{more}"));
         }
         let (listed, found) = proof.proven.newest;
-        if listed == 0 || found * FOUND_MIN.1 < listed * FOUND_MIN.0 {
+        if listed == 0 {
+            return refused(format!(
+                "no batch of `{entity_id}` lists a row, so nothing shows that its journal belongs to the ledger as it is \
+                 read now; nothing was accepted; hint: remove the entity and register it again (`elven-sync entity add \
+                 --help`; with --from-now the present rows stay skipped), or {}",
+                start_over(entity_id)
+            ));
+        }
+        if found * FOUND_MIN.1 < listed * FOUND_MIN.0 {
             return not_proven(
                 entity_id,
                 &format!(

@@ -79,10 +79,12 @@ pub(crate) fn check_watermark(
     let refuse = |what: String| Err(WatermarkMismatch(what));
     let table = ledger.name();
     if lane.system_identifier.is_some_and(|identifier| identifier != probed.system_identifier) {
+        let entity = quoted_argument(entity_id);
         return refuse(format!(
             "the watermark of `{entity_id}` belongs to another PostgreSQL cluster, whose transaction ids mean \
-             nothing here; hint: after pg_upgrade, `elven-sync entity rebind {}`; after a dump was restored, {}",
-            quoted_argument(entity_id),
+             nothing here; hint: after pg_upgrade, `elven-sync entity rebind {entity}`; after a move to another server \
+             with ledger and journal, `elven-sync entity rebind --journal --reason 'moved' {entity}`, which proves that \
+             nothing is skipped; otherwise {}",
             start_over(entity_id)
         ));
     }

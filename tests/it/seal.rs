@@ -60,6 +60,20 @@ pub async fn assert_each_command_refuses(scene: &TestEnv, between: &str, why: &s
     assert_eq!(scene.sandbox.requests().len(), sent);
 }
 
+/// Nothing shows that a journal without batches belongs to the ledger.
+#[sqlx::test(migrations = false)]
+async fn copied_journal_without_batches_is_refused_with_its_remedies(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    output_of(&scene, 0, &["entity", "add", "acme", "--timezone", "UTC", "--from-now"]).await;
+    scene.sql(COPY).await;
+    let journal = ["entity", "rebind", "acme", "--journal", "--reason", "moved"];
+    let refused = output_of(&scene, 1, &journal).await;
+    assert!(
+        refused.contains("no batch of `acme` lists a row") && refused.contains("--from-now"),
+        "{refused}"
+    );
+}
+
 /// A rebind that needs the proof. Transactions of other tests on this server may be older than the watermark at
 /// first.
 pub async fn assert_accepted(scene: &TestEnv, arguments: &[&str]) {
@@ -212,6 +226,12 @@ async fn copied_journal_is_accepted_after_proof(pool: PgPool) {
     assert_eq!(scene.text(action).await, "rebind_journal moved by logical replication");
     assert_eq!(scene.run().await.counters.rows_read, 2, "nothing again, and nothing skipped");
     assert_eq!(assert_verified(&scene).await, (32, 0));
+
+    // Corrected rows have left the batches that sent them first.
+    scene.sql("update ledger.balance_snapshots set balance = balance + 1 where id <= 20").await;
+    assert_eq!(scene.run().await.counters.rows_uploaded, 20);
+    scene.sql(COPY).await;
+    assert_accepted(&scene, &journal).await;
 
     // A row that the copied watermark would skip.
     scene.sql(COPY).await;

@@ -1,6 +1,6 @@
 //! The state and the report of the check of one entity.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use serde::Serialize;
 
@@ -9,6 +9,7 @@ use super::span::Span;
 use crate::align::{Zone, Zones};
 use crate::journal::audit::Pruned;
 use crate::ledger::Ledger;
+use crate::watermark::LedgerId;
 
 /// The findings of an entity that are kept; the others are only counted.
 pub(super) const FINDINGS_MAX: usize = 100;
@@ -99,11 +100,28 @@ pub(super) struct Checker<'a> {
     pub(super) fits: bool,
     pub(super) report: &'a mut EntityProof,
     pub(super) sample: Sample,
-    /// For each of the newest batches: the number of ids that it lists, and how many of them the ledger has in its
-    /// interval.
-    pub(super) newest: VecDeque<(usize, usize)>,
+    /// For each of the newest batches, oldest first: the ids that it lists, each with the number of rows that the ledger
+    /// lacks in its interval.
+    pub(super) newest: VecDeque<HashMap<LedgerId, u32>>,
     /// The bodies of passes before this change of the watermark may have been made from other values.
     pub(super) other_values_before: Option<i64>,
+}
+
+impl Checker<'_> {
+    /// Returns the number of ids in the newest batches, and how many of them the ledger has in the intervals of these
+    /// batches. An id counts in the last batch that lists it: a row that was updated and uploaded again has left the
+    /// intervals of the earlier ones.
+    pub(super) fn found_in_newest(&self) -> (usize, usize) {
+        let mut counted = HashSet::new();
+        let (mut listed, mut found) = (0, 0);
+        for (id, missing) in self.newest.iter().rev().flatten() {
+            if counted.insert(id) {
+                listed += 1;
+                found += usize::from(*missing == 0);
+            }
+        }
+        (listed, found)
+    }
 }
 
 /// Selects the whole batches whose bodies are rebuilt: every `step`th batch.

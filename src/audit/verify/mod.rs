@@ -200,8 +200,7 @@ async fn prove_in_snapshot(
     let mut checker =
         Checker { ledger, entity_id, zones, zone, fits, report, sample, newest, other_values_before };
     checker.passes(&mut transaction, &links).await?;
-    let newest =
-        checker.newest.into_iter().fold((0, 0), |sum, (listed, found)| (sum.0 + listed, sum.1 + found));
+    let newest = checker.found_in_newest();
     transaction.commit().await.map_err(JournalError::from)?;
     let snapshots = [found.settled.as_ref(), found.open.as_ref().map(|(_, target)| target)];
     let until = snapshots.into_iter().flatten().map(Snapshot::xmax).max();

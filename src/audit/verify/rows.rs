@@ -44,7 +44,7 @@ impl Checker<'_> {
             return Ok(());
         }
         let mut unlisted: BTreeMap<usize, Vec<LedgerId>> = BTreeMap::new();
-        let missing: Vec<usize> = {
+        let left: Vec<HashMap<LedgerId, u32>> = {
             let (intervals, mut left): (Vec<_>, Vec<_>) = claims
                 .iter_mut()
                 .map(|claim| (std::mem::take(&mut claim.ids), &*claim))
@@ -62,13 +62,10 @@ impl Checker<'_> {
                 }
             };
             self.ledger.listed(transaction, self.entity_id, &intervals, row).await?;
-            let times = |ids: &HashMap<LedgerId, u32>| ids.values().map(|times| *times as usize).sum();
-            left.iter().map(|(ids, _)| times(ids)).collect()
+            left.into_iter().map(|(ids, _)| ids).collect()
         };
-        for (claim, missing) in
-            claims.iter().zip(missing).filter(|(claim, _)| claim.is_done && claim.rows > 0)
-        {
-            self.newest.push_back((claim.rows, claim.rows - missing));
+        for (_, left) in claims.iter().zip(left).filter(|(claim, _)| claim.is_done && claim.rows > 0) {
+            self.newest.push_back(left);
             if self.newest.len() > NEWEST {
                 self.newest.pop_front();
             }
