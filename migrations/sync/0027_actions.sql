@@ -56,6 +56,13 @@ create trigger record_removed after delete on elven_sync.entities
 create trigger record_truncated before truncate on elven_sync.entities
     for each statement execute function elven_sync.record_entity_changes();
 
+-- Also for a role with session_replication_role = replica.
+alter table elven_sync.entities enable always trigger record_added;
+alter table elven_sync.entities enable always trigger record_changed;
+alter table elven_sync.entities enable always trigger record_removed;
+alter table elven_sync.entities enable always trigger record_truncated;
+alter table elven_sync.entities enable always trigger entity_registered;
+
 comment on function elven_sync.record_entity_changes() is
     'Records changes of entities in sync_actions.';
 comment on table elven_sync.sync_actions is

@@ -1,4 +1,5 @@
-//! A list of codes of the API, each a text or a whole number; in an environment variable, separated by commas.
+//! A list of codes of the API, each a text or a whole number; in an environment variable, separated by commas or in
+//! the form of the file.
 
 use serde::{Deserialize, Deserializer, de::Error};
 
@@ -19,16 +20,22 @@ pub(super) fn from_list_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> R
         Number(i64),
         Text(String),
     }
-    let codes: Vec<String> = match ListOrText::deserialize(deserializer)? {
-        ListOrText::List(codes) => codes
-            .into_iter()
-            .map(|code| match code {
-                Code::Number(number) => number.to_string(),
-                Code::Text(text) => text.trim().to_owned(),
-            })
-            .collect(),
+    let listed = |codes: Vec<Code>| -> Vec<String> {
+        let text = |code| match code {
+            Code::Number(number) => number.to_string(),
+            Code::Text(text) => text.trim().to_owned(),
+        };
+        codes.into_iter().map(text).collect()
+    };
+    let codes = match ListOrText::deserialize(deserializer)? {
+        ListOrText::List(codes) => listed(codes),
+        // In the form of the file, as a variable may have it, too.
+        ListOrText::Text(text) if text.trim_start().starts_with('[') => {
+            listed(serde_json::from_str(&text).map_err(|_| D::Error::custom(EXPECTED))?)
+        }
         ListOrText::Text(text) => text.split(',').map(|code| code.trim().to_owned()).collect(),
     };
-    // An empty code would be one that the API never sends, so it is a mistake.
-    if codes.iter().any(String::is_empty) { Err(D::Error::custom(EXPECTED)) } else { Ok(codes) }
+    // The API never sends such a code, so it is a mistake: an empty one, or the marks of another form of a list.
+    let is_mistake = |code: &String| code.is_empty() || code.contains(['[', ']', '"', '\'', ';', ' ']);
+    if codes.iter().any(is_mistake) { Err(D::Error::custom(EXPECTED)) } else { Ok(codes) }
 }

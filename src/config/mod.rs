@@ -290,8 +290,10 @@ mod tests {
                 "{message}"
             );
         }
-        let settings = load(&[("ELVEN_SYNC_API__ALREADY_IMPORTED_CODES", "19734, E1")]).unwrap();
-        assert_eq!(settings.api.already_imported_codes, ["19734", "E1"]);
+        for text in ["19734, E1", "[19734, \"E1\"]", " [\"19734\",\"E1\"] "] {
+            let settings = load(&[("ELVEN_SYNC_API__ALREADY_IMPORTED_CODES", text)]).unwrap();
+            assert_eq!(settings.api.already_imported_codes, ["19734", "E1"], "{text}");
+        }
     }
 
     #[test]
@@ -311,6 +313,9 @@ mod tests {
             ("ELVEN_SYNC_LEDGER__CAPTURED_AT_ZONE", "Europe/Zürich", "Europe/Zurich"),
             ("ELVEN_SYNC_LEDGER__ENTITY", " ", "[ledger] entity"),
             ("ELVEN_SYNC_API__ALREADY_IMPORTED_CODES", "19734,", "expected a list of codes"),
+            ("ELVEN_SYNC_API__ALREADY_IMPORTED_CODES", "[19734", "expected a list of codes"),
+            ("ELVEN_SYNC_API__ALREADY_IMPORTED_CODES", "'19734'", "expected a list of codes"),
+            ("ELVEN_SYNC_API__ALREADY_IMPORTED_CODES", "19734;E1", "expected a list of codes"),
             ("ELVEN_API_URL", "http://openapi.elven.com", "https"),
             ("ELVEN_API_URL", "http://127.0.0.1.example.com", "https"),
             ("ELVEN_API_URL", "ftp://x", "ftp"),

@@ -174,7 +174,7 @@ impl Journal {
                         where entity_id = $1 and $2 = 0)::bigint
                     + (select count(*) from elven_sync.sync_errors e
                          left join elven_sync.sync_batches b using (batch_id)
-                        where e.entity_id = $1 and e.ledger_id is not null and e.resolved_at is null
+                        where e.entity_id = $1 and e.ledger_id is not null and (e.resolved_at is null or e.dismissed)
                           and coalesce(b.pass_id > $2, true)) as "rows!""#,
                     entity_id,
                     pass_id

@@ -93,7 +93,9 @@ pub fn start_log(verbose: u8, wanted: Option<&str>) {
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    let filter = wanted.and_then(|wanted| wanted.parse::<Targets>().ok()).unwrap_or_else(|| {
+    let chosen = wanted.map(log_filter);
+    let is_ignored = matches!(chosen, Some(None));
+    let filter = chosen.flatten().unwrap_or_else(|| {
         let all = Targets::new().with_default(LevelFilter::WARN).with_target("elven_sync", level);
         all.with_target("elven_sync::progress", LevelFilter::INFO.max(level))
     });
@@ -109,6 +111,22 @@ pub fn start_log(verbose: u8, wanted: Option<&str>) {
         .with(log::NoticesOnce::default())
         .with(format)
         .try_init();
+    if is_ignored {
+        tracing::warn!(
+            "ELVEN_SYNC_LOG is ignored, because it is no level and no list of levels; hint: set it to error, warn, info, \
+             debug or trace, or to a list such as elven_sync=debug,warn"
+        );
+    }
+}
+
+/// Reads the levels of the log. `None`: a part is neither a level nor a target with a level. A word that is no level
+/// would be taken for the name of a target, and switch all others off.
+fn log_filter(wanted: &str) -> Option<Targets> {
+    let is_level = |part: &str| part.trim().parse::<LevelFilter>().is_ok();
+    if wanted.split(',').any(|part| !part.contains('=') && !is_level(part)) {
+        return None;
+    }
+    wanted.parse().ok()
 }
 
 /// Keeps secrets out of the log: sqlx logs the value of an unknown parameter of a database URL, and a line of a

@@ -53,7 +53,9 @@ async fn entity_changes_are_recorded_by_command_and_by_sql(pool: PgPool) {
              update elven_sync.entities set timezone = 'Europe/Zurich', paused = true where entity_id in ('x', 'y');
              update elven_sync.entities set timezone = timezone;
              update elven_sync.entities set paused = true;
-             delete from elven_sync.entities where entity_id = 'y'",
+             set session_replication_role = replica;
+             delete from elven_sync.entities where entity_id = 'y';
+             reset session_replication_role",
         )
         .await;
     let recorded = actions(&scene).await;

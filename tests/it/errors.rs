@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use elven_sync::sandbox::{Fault, Gate, Options};
 use nix::sys::signal::Signal;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support::{FAULT_POINT, TestEnv, eventually, output_of, signal, stderr, stdout, wait_for_log};
 
@@ -70,8 +70,17 @@ async fn retry_sends_current_rows_and_resolves_or_counts_errors(pool: PgPool) {
             && again.contains("invalid_row 5 2"),
         "{again}"
     );
-    let plan = stdout(&scene.output(&["entity", "rewind", "acme"]).await);
-    assert!(plan.contains("moves back over 5 rows, 2 of them accepted"), "{plan}");
+    // An error that is closed by hand sends nothing either.
+    let close = |was: &str| {
+        format!(
+            "update elven_sync.sync_errors set dismissed = {was}, resolved_at = case when {was} then now() end, resolution = case when {was} then 'r' end where ledger_id = '5'"
+        )
+    };
+    for dismissed in ["true", "false"] {
+        sqlx::query(AssertSqlSafe(close(dismissed))).execute(&scene.pool).await.unwrap();
+        let plan = stdout(&scene.output(&["entity", "rewind", "acme"]).await);
+        assert!(plan.contains("moves back over 5 rows, 2 of them accepted"), "{dismissed}: {plan}");
+    }
     // The API knows the account now, and one row was corrected. The retry need not wait for the next run.
     scene.sandbox.set_rules(vec!["reject:account=y".parse().unwrap()]);
     scene.sql("update ledger.balance_snapshots set balance = 7 where id = 5").await;

@@ -181,3 +181,22 @@ async fn an_entity_id_forges_no_span_and_no_line(pool: PgPool) {
     }
     assert!(!log.contains(crate::hostile::is_harmful), "{log:?}");
 }
+
+/// A word that is no level would switch all warnings off.
+#[sqlx::test(migrations = false)]
+async fn wrong_log_level_is_reported_and_ignored(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    for (level, is_wrong) in [
+        ("loud", true),
+        ("elven_sync=debug,wrn", true),
+        ("elven_sync=loud", true),
+        ("warn", false),
+        ("WARN", false),
+        ("elven_sync=debug, warn", false),
+        ("off", false),
+    ] {
+        scene.set("ELVEN_SYNC_LOG", level);
+        let log = stderr(&scene.output(&["status"]).await);
+        assert_eq!(log.contains("ELVEN_SYNC_LOG is ignored"), is_wrong, "{level}: {log}");
+    }
+}

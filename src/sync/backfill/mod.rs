@@ -246,6 +246,10 @@ impl Worker {
                 Begun::Missing => {
                     format!("there is no backfill {backfill_id}; hint: elven-sync backfill list")
                 }
+                Begun::Ended(status) if status == "incomplete" => format!(
+                    "backfill {backfill_id} is incomplete and cannot be resumed: all its rows were read, and some were \
+                     set aside; hint: elven-sync errors list"
+                ),
                 Begun::Ended(status) => format!(
                     "backfill {backfill_id} is {status} and cannot be resumed; hint: elven-sync backfill --from START \
                      --to END"
