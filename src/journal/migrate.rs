@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::error::DatabaseError;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqlSafeStr};
 
@@ -76,12 +77,24 @@ pub async fn apply(database: &Database, part: Part, lock_timeout: Duration) -> R
     let done = apply_in(&mut connection, database, part, lock_timeout).await;
     // The connection still caches the deallocated statements.
     connection.close().await?;
-    match done {
-        Err(problem) if code_of(&problem).as_deref() == Some("55P03") => {
-            Err(locked(database, part, lock_timeout).await)
-        }
-        done => done,
+    let Err(problem) = done else { return Ok(()) };
+    let Some(refused) = refusal(&problem) else { return Err(problem) };
+    match refused.code().as_deref() {
+        // lock_not_available
+        Some("55P03") => Err(locked(database, part, lock_timeout).await),
+        // insufficient_privilege
+        Some("42501") => Err(not_allowed(part, refused.message())),
+        _ => Err(problem),
     }
+}
+
+/// Returns the error for a role that may not change the schema.
+fn not_allowed(part: Part, problem: &str) -> JournalError {
+    let schema = part.schema();
+    JournalError::Schema(format!(
+        "this role may not create or upgrade the tables of the schema {schema}: {problem}; hint: run `elven-sync migrate` \
+         as the owner of the schema and its tables (`\\dn+ {schema}` in psql names the owner)"
+    ))
 }
 
 async fn apply_in(
@@ -134,16 +147,15 @@ async fn create_schema(transaction: &mut PgConnection, name: &'static str) -> Re
     }
 }
 
-/// Returns the SQLSTATE of an error of PostgreSQL.
-fn code_of(problem: &JournalError) -> Option<String> {
+/// Returns the error of PostgreSQL, if it is one.
+fn refusal(problem: &JournalError) -> Option<&dyn DatabaseError> {
     let (JournalError::Database(problem)
     | JournalError::Migrate(MigrateError::Execute(problem) | MigrateError::ExecuteMigration(problem, _))) =
         problem
     else {
         return None;
     };
-    let refused = problem.as_database_error()?;
-    refused.code().map(std::borrow::Cow::into_owned)
+    problem.as_database_error()
 }
 
 /// Returns the error for a table that could not be locked, with the sessions that hold locks in its schema.

@@ -25,7 +25,16 @@ async fn owner_of_the_schemas_migrates_without_the_right_to_create_schemas(pool:
     let (scene, role) = bare(pool).await;
     let said = output_of(&scene, 1, &["migrate"]).await;
     assert!(said.contains("create schema elven_sync authorization"), "{said}");
-    sql(&scene, &format!("create schema elven_sync authorization {role}")).await;
+    // A schema of another role, in which this role may create tables.
+    sql(&scene, &format!("create schema elven_sync; grant usage, create on schema elven_sync to {role}"))
+        .await;
+    let said = output_of(&scene, 1, &["migrate"]).await;
+    assert!(
+        said.contains("must be owner of schema") && said.contains("as the owner of the schema"),
+        "{said}"
+    );
+    assert!(!said.contains("at line"), "{said}");
+    sql(&scene, &format!("drop schema elven_sync; create schema elven_sync authorization {role}")).await;
     output_of(&scene, 0, &["migrate"]).await;
     let said = output_of(&scene, 1, &["migrate", "--with-ledger"]).await;
     assert!(said.contains("create schema ledger authorization"), "{said}");
