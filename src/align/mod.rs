@@ -9,7 +9,7 @@ mod text;
 mod zone;
 mod zones;
 
-use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
 
 pub use clock::{Clock, POSTGRES_EPOCH_US, write_datetime};
 pub use number::{Number, exceeds_a_double};
@@ -50,6 +50,21 @@ pub fn instant(text: &str, zone: &Zone) -> Result<DateTime<Utc>, Invalid> {
         .find_map(|minute| zone.earliest((midnight + TimeDelta::minutes(minute)).and_utc().timestamp()))
         .and_then(|first| DateTime::from_timestamp(first, 0))
         .ok_or_else(|| Invalid(format!("`{text}` is out of range")))
+}
+
+/// Parses the time of a record as people know it: a local time of `zone`, as Elven shows it, or an RFC 3339 time.
+/// Returns the instants in Unix seconds: two for a local time that repeats, none for one that clocks skip.
+pub fn instants(text: &str, zone: &Zone) -> Result<Vec<i64>, Invalid> {
+    if let Ok(instant) = DateTime::parse_from_rfc3339(text) {
+        return Ok(vec![instant.timestamp()]);
+    }
+    let local = NaiveDateTime::parse_from_str(&text.replacen('T', " ", 1), "%Y-%m-%d %H:%M:%S");
+    let local = local.map_err(|_| {
+        Invalid(format!(
+            "`{text}` is neither a local time like 2024-01-31 12:00:00 nor an instant like 2024-01-31T12:00:00Z"
+        ))
+    })?;
+    Ok(zone.instants(local.and_utc().timestamp()).collect())
 }
 
 #[cfg(test)]

@@ -97,16 +97,23 @@ impl Zone {
     /// Returns the first instant, in Unix seconds, at which the clock shows a local time, which is given in seconds as
     /// if it were UTC. `None`: the clock skips that time.
     pub fn earliest(&self, local_s: i64) -> Option<i64> {
+        self.instants(local_s).next()
+    }
+
+    /// Returns all instants, in order and in Unix seconds, at which the clock shows a local time, which is given in
+    /// seconds as if it were UTC: several where clocks are put back, none where they skip the time.
+    pub fn instants(&self, local_s: i64) -> impl Iterator<Item = i64> {
         let mut at = local_s - PUT_BACK_MAX_S;
-        while at <= local_s + PUT_BACK_MAX_S {
+        let periods = std::iter::from_fn(move || {
             let (period, offset_s) = self.0.offsets.at(at);
-            let instant = local_s - offset_s;
-            if period.contains(&instant) {
-                return Some(instant);
-            }
+            let is_near = at <= local_s + PUT_BACK_MAX_S;
             at = period.end;
-        }
-        None
+            is_near.then_some((period, offset_s))
+        });
+        periods.filter_map(move |(period, offset_s)| {
+            let instant = local_s - offset_s;
+            period.contains(&instant).then_some(instant)
+        })
     }
 }
 

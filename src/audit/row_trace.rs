@@ -63,6 +63,9 @@ pub struct RowReport {
     pub carried: Vec<BatchOfRow>,
     /// Its errors, newest first.
     pub errors: Vec<RecordedError>,
+    /// The record of its present version as it was sent, as JSON. `None`: it was not uploaded, or the zone rules of
+    /// that time are no longer in use.
+    pub sent: Option<String>,
     /// Its state.
     pub verdict: Verdict,
     /// The state as a sentence.
@@ -142,7 +145,9 @@ pub async fn of_row(
             Err(why) => (Verdict::Unreadable, format!("cannot be read: {why}")),
         };
         let rows = rows.unwrap_or_default();
+        let sent = if verdict == Verdict::Uploaded { sent(&known, &rows, &carried) } else { None };
         reports.push(RowReport {
+            sent,
             change_xid: rows.iter().map(|row| row.xid).max().or_else(|| holders.get(&entity_id).copied()?),
             rows: rows.iter().map(Row::to_json).collect(),
             entity_id,
@@ -335,6 +340,19 @@ fn set_aside(leaf: &BatchOfRow, carried: &[BatchOfRow], errors: &[RecordedError]
             (Verdict::Missing, says)
         }
     }
+}
+
+/// Returns the record of an uploaded row as it was sent, as JSON.
+fn sent(known: &Known<'_>, rows: &[Row], carried: &[BatchOfRow]) -> Option<String> {
+    let batch = carried.iter().rfind(|batch| batch.status == "accepted" && !batch.set_aside)?;
+    let [row] = rows else { return None };
+    let zone = batch.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()))?;
+    let zone = known.zones.get(zone).ok()?;
+    if batch.zone_rules.as_ref().is_some_and(|rules| !zone.follows(rules)) {
+        return None;
+    }
+    let rebuilt = Batch::build(None, vec![row.clone()], &zone);
+    rebuilt.records.first().map(|record| rebuilt.record(*record))
 }
 
 /// Returns the row of a batch that was sent instead of this row, if it can still be identified.

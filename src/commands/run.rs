@@ -9,7 +9,9 @@ use tokio::sync::watch;
 
 use super::connect::connect;
 use super::exit_code::{FAILED, INCOMPLETE, SUCCEEDED};
+use crate::audit::{RecordKey, of_row, rows_of_key};
 use crate::config::Settings;
+use crate::database::Database;
 use crate::journal::{Entity, Health, RunStatus};
 use crate::output;
 use crate::sync::{Stop, Worker};
@@ -118,12 +120,22 @@ fn ignores(signal: u8) -> bool {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("traced").args(["row", "account"])))]
 pub(super) struct StatusOptions {
     /// Trace this ledger row: which batch sent it, or why it was not sent
     #[arg(long, value_name = "LEDGER_ID")]
     row: Option<String>,
-    /// Only the row of this entity
-    #[arg(long, value_name = "ID", requires = "row")]
+    /// Trace the rows of this account, with --currency and --at; spelled as in the ledger
+    #[arg(long, value_name = "ACCOUNT", requires_all = ["currency", "at"])]
+    account: Option<String>,
+    /// The currency, spelled as in the ledger
+    #[arg(long, value_name = "CURRENCY", requires = "account")]
+    currency: Option<String>,
+    /// The second: the entity's local time, e.g. '2024-11-03 01:00:03', or 2024-11-03T06:00:03Z
+    #[arg(long, value_name = "TIME", requires = "account")]
+    at: Option<String>,
+    /// Only rows of this entity
+    #[arg(long, value_name = "ID", requires = "traced")]
     entity: Option<String>,
     /// Print JSON
     #[arg(long)]
@@ -133,9 +145,9 @@ pub(super) struct StatusOptions {
 pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
     if let Some(row) = &options.row {
-        let reports = crate::audit::of_row(settings, &database, row, options.entity.as_deref()).await?;
+        let reports = of_row(settings, &database, row, options.entity.as_deref()).await?;
         if reports.is_empty() && options.entity.is_some() && !options.json {
-            let elsewhere = crate::audit::of_row(settings, &database, row, None).await?;
+            let elsewhere = of_row(settings, &database, row, None).await?;
             output::row_trace::of_other_entities(row, &elsewhere);
         } else {
             output::row_trace::report(row, &reports, options.json);
@@ -143,7 +155,33 @@ pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyho
         let well = !reports.is_empty() && !reports.iter().any(|report| report.verdict.needs_a_person());
         return Ok(if well { SUCCEEDED } else { INCOMPLETE });
     }
+    if let (Some(account), Some(currency), Some(at)) = (options.account, options.currency, options.at) {
+        let key = RecordKey { account, currency, at };
+        return trace_key(settings, &database, &key, options.entity.as_deref(), options.json).await;
+    }
     let report = crate::admin::health(settings, &database).await?;
     output::health(&report, options.json);
     Ok(if report.entities.iter().any(Health::needs_a_person) { INCOMPLETE } else { SUCCEEDED })
+}
+
+/// Traces each row with a key.
+async fn trace_key(
+    settings: &Settings,
+    database: &Database,
+    key: &RecordKey,
+    entity: Option<&str>,
+    as_json: bool,
+) -> anyhow::Result<u8> {
+    let found = rows_of_key(settings, database, key, entity).await?;
+    let mut traced = Vec::new();
+    for rows in &found {
+        for row in &rows.row_ids {
+            let reports = of_row(settings, database, row, Some(&rows.entity_id)).await?;
+            traced.push((row.as_str(), reports));
+        }
+    }
+    output::row_trace::report_key(key, &found, &traced, as_json);
+    let mut reports = traced.iter().flat_map(|(_, reports)| reports);
+    let well = !traced.is_empty() && !reports.any(|report| report.verdict.needs_a_person());
+    Ok(if well { SUCCEEDED } else { INCOMPLETE })
 }

@@ -50,6 +50,7 @@ mod proxy;
 mod prune;
 mod random;
 mod rates;
+mod record_key;
 mod row;
 mod sandbox;
 mod sandbox_faults;
