@@ -1,8 +1,9 @@
 //! The output of `reference`.
 
+use comfy_table::{ColumnConstraint, Table};
 use serde_json::{Value, json};
 
-use super::{json_line, line, lines, number, table, when};
+use super::{escaped, json_line, line, lines, number, table, terminal_columns, when};
 use crate::admin::{NameReport, NameStatus, UsedName};
 use crate::elven::List;
 use crate::journal::{KnownName, StoredList};
@@ -72,8 +73,7 @@ pub fn names(report: &NameReport, list: List, only_unknown: bool, as_json: bool)
         return;
     }
     if !shown.is_empty() {
-        let header = ["entity", list.one(), "rows", "known", "at Elven"];
-        lines(table(&header, &[2], shown.iter().map(|used| cells(used))));
+        lines(names_table(&shown, list));
     }
     in_total(report, list);
     if !only_unknown {
@@ -92,6 +92,21 @@ pub fn names(report: &NameReport, list: List, only_unknown: bool, as_json: bool)
             list.many()
         ));
     }
+}
+
+/// The table of names. On a terminal a name is not wrapped if it takes at most half of the width.
+fn names_table(shown: &[&UsedName], list: List) -> Table {
+    const NAME: usize = 1;
+    let header = ["entity", list.one(), "rows", "known", "at Elven"];
+    let rows: Vec<Vec<String>> = shown.iter().map(|used| cells(used)).collect();
+    let width = rows.iter().map(|row| escaped(&row[NAME]).chars().count()).max().unwrap_or(0);
+    let mut table = table(&header, &[2], rows);
+    if terminal_columns().is_some_and(|columns| width < usize::from(columns / 2))
+        && let Some(names) = table.column_mut(NAME)
+    {
+        names.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    table
 }
 
 fn counted(entries: i64, list: List) -> String {

@@ -49,6 +49,7 @@ mod proxy;
 mod prune;
 mod random;
 mod rates;
+mod reference;
 mod row;
 mod sandbox;
 mod sandbox_faults;
