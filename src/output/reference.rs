@@ -30,7 +30,7 @@ pub fn pulled(pulled: &[PulledList]) {
         let mut failures: Vec<(&PullFailure, Vec<&PulledList>)> = Vec::new();
         for pulled in lists {
             let Err(failure) = &pulled.outcome else { continue };
-            match failures.iter_mut().find(|(known, _)| *known == failure) {
+            match failures.iter_mut().find(|(known, _)| known.is_same(failure)) {
                 Some((_, lists)) => lists.push(pulled),
                 None => failures.push((failure, vec![pulled])),
             }

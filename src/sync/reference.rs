@@ -40,6 +40,8 @@ pub struct PullFailure {
     pub message: String,
     /// What it is about.
     pub about: FailureSubject,
+    /// The status of the answer, if there was one.
+    pub http_status: Option<u16>,
 }
 
 /// What a failure is about.
@@ -55,7 +57,15 @@ pub enum FailureSubject {
 
 impl PullFailure {
     fn of(about: FailureSubject, message: impl Into<String>) -> Self {
-        Self { message: message.into(), about }
+        Self { message: message.into(), about, http_status: None }
+    }
+
+    /// Whether both are one problem. The API may refuse a key in other words each time, e.g. with the time.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_refusal = self.about == FailureSubject::Permission;
+        self.about == other.about
+            && self.http_status == other.http_status
+            && (is_refusal || self.message == other.message)
     }
 }
 
@@ -204,10 +214,11 @@ impl Reader<'_> {
 
 /// Returns what an answer means that is no list.
 fn failure(class: &ResponseClass, answer: &Answer, credential: &str) -> PullFailure {
-    let status = match answer {
-        Answer::Response { status, .. } => format!("HTTP {status}"),
-        Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => "no answer".to_owned(),
+    let http_status = match answer {
+        Answer::Response { status, .. } => Some(*status),
+        Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => None,
     };
+    let status = http_status.map_or_else(|| "no answer".to_owned(), |status| format!("HTTP {status}"));
     let (about, message) = match class {
         ResponseClass::Accepted => {
             (FailureSubject::List, format!("the API did not answer with a list ({status})"))
@@ -224,13 +235,13 @@ fn failure(class: &ResponseClass, answer: &Answer, credential: &str) -> PullFail
         ResponseClass::Throttled(None) => {
             (FailureSubject::Credential, format!("throttled by the API ({status})"))
         }
-        ResponseClass::NotSent(reason) if matches!(answer, Answer::Response { .. }) => {
+        ResponseClass::NotSent(reason) if http_status.is_some() => {
             (FailureSubject::Credential, format!("the API did not process the request ({status}): {reason}"))
         }
         ResponseClass::NotSent(reason) => (FailureSubject::Credential, messages::unreachable(reason)),
         ResponseClass::Unknown(reason) => (FailureSubject::List, format!("{reason} ({status})")),
     };
-    PullFailure { message, about }
+    PullFailure { message, about, http_status }
 }
 
 #[cfg(test)]

@@ -211,16 +211,15 @@ async fn a_stored_list_is_replaced_as_a_whole_or_not_at_all(pool: PgPool) {
     // Another pull stores its list at the same time.
     let mut other = scene.pool.begin().await.unwrap();
     sqlx::raw_sql(
-        "lock table elven_sync.known_accounts in share row exclusive mode;
-         delete from elven_sync.known_accounts;
+        "delete from elven_sync.known_accounts;
          insert into elven_sync.known_accounts values ('default', 'd', null, now()), ('default', 'b', null, now())",
     )
     .execute(&mut *other)
     .await
     .unwrap();
     let waiting = scene.command(&PULL).spawn().unwrap();
-    let is_waiting = "select count(*)::text from pg_locks where not granted and relation is not null
-                         and database = (select oid from pg_database where datname = current_database())";
+    let is_waiting = "select count(*)::text from pg_stat_activity
+                       where datname = current_database() and wait_event_type = 'Lock'";
     eventually("the pull waits", async || scene.text(is_waiting).await == "1").await;
     other.commit().await.unwrap();
     let output = waiting.wait_with_output().await.unwrap();
@@ -258,7 +257,11 @@ async fn a_key_without_the_permission_is_reported_once_with_the_remedy(pool: PgP
     assert!(text.contains("credential `default`: 1 currency stored"), "{text}");
     assert!(text.contains("credential `default`: accounts not pulled, the list of "), "{text}");
     assert!(text.contains("to call GET /open/v3/entityAccount\n"), "{text}");
-    stub.answer(|_| respond(403));
+    // In other words each time.
+    stub.answer(|asked| {
+        let body = json!({"status": "failed", "data": {"code": 1, "message": asked.path}}).to_string();
+        StubResponse { body, ..respond(403) }
+    });
     let text = output_of(&scene, 1, &PULL).await;
     assert_eq!(text.matches("(HTTP 403)").count(), 2, "one line for each credential: {text}");
     // A key that is not configured concerns its credential alone.
