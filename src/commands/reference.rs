@@ -14,9 +14,13 @@ use crate::sync;
 pub(super) enum Command {
     /// Read the lists of accounts and currencies from the API and store them
     Pull,
-    /// Compare the accounts of the ledger with those that Elven knows; reads the whole ledger table
+    /// Compare the accounts of the ledger with those that Elven knows
+    ///
+    /// Reads the whole ledger table once, because no index begins with the account.
     Accounts(NameOptions),
-    /// Compare the currencies of the ledger with those that Elven knows; reads the whole ledger table
+    /// Compare the currencies of the ledger with those that Elven knows
+    ///
+    /// Reads the whole ledger table once, because no index begins with the currency.
     Currencies(NameOptions),
 }
 

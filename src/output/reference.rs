@@ -115,7 +115,9 @@ fn counted(entries: i64, list: List) -> String {
 
 fn cells(used: &UsedName) -> Vec<String> {
     let (known, at_elven) = match &used.status {
-        NameStatus::Known(name) => ("yes", name.clone().unwrap_or_default()),
+        NameStatus::Known(name) => {
+            ("yes", name.clone().filter(|name| *name != used.name).unwrap_or_default())
+        }
         NameStatus::Unknown(near) if near.is_empty() => ("no", String::new()),
         NameStatus::Unknown(near) => {
             let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();

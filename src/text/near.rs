@@ -97,7 +97,7 @@ mod tests {
                 added.insert(place, other);
                 removed.remove(place);
                 for known in [&mut replaced, &mut added, &mut removed] {
-                    known.push(other);
+                    known.push('q');
                     let known: String = known.iter().collect();
                     assert_eq!(KnownNames::new([&known[..]]).near(name), [&known], "{known}");
                 }

@@ -49,7 +49,7 @@ impl ListReading {
             }
             read if read == total => Ok(NextPage::Whole),
             read if self.entries.len() == before => {
-                Err(format!("the list ends after {read} distinct entries, and its total says {total}"))
+                Err(format!("the list ends after {read} of {total} distinct entries"))
             }
             read if self.pages >= PAGES_MAX => {
                 Err(format!("the list has more than {PAGES_MAX} pages: {read} of {total} entries were read"))
@@ -97,8 +97,8 @@ mod tests {
         for (pages, expected) in [
             (vec![page(0, [])], "is empty"),
             (vec![page(4, [])], "is empty"),
-            (vec![page(4, 0..2), page(4, [])], "ends after 2 distinct entries, and its total says 4"),
-            (vec![page(4, 0..2), page(4, 0..2)], "ends after 2 distinct entries, and its total says 4"),
+            (vec![page(4, 0..2), page(4, [])], "ends after 2 of 4 distinct entries"),
+            (vec![page(4, 0..2), page(4, 0..2)], "ends after 2 of 4 distinct entries"),
             (vec![page(4, 0..2), page(5, 2..4)], "changed from 4 to 5"),
             (vec![page(1, 0..2)], "more than the 1 distinct"),
             (vec![page(0, 0..2)], "more than the 0 distinct"),
