@@ -24,6 +24,9 @@ const STORED: &str = "
     select concat_ws(' ', (select string_agg(a::text, ',' order by a::text) from elven_sync.known_accounts a),
                           (select string_agg(c::text, ',' order by c::text) from elven_sync.known_currencies c))";
 
+/// How an API answers.
+type Faulty = Box<dyn Fn(&StubRequest) -> StubResponse + Send + Sync>;
+
 /// A sandbox that knows accounts with these names.
 async fn knowing(pool: PgPool, accounts: impl IntoIterator<Item = String>, answers: Answers) -> TestEnv {
     let scene = TestEnv::new(pool).await;
@@ -154,7 +157,6 @@ async fn a_list_that_does_not_count_leaves_the_stored_one_untouched(pool: PgPool
     let before = scene.text(accounts).await;
     let is_first = |asked: &StubRequest| asked.path.contains("page=1&");
     let html = || StubResponse { body: "<html>Sign in</html>".to_owned(), ..respond(200) };
-    type Faulty = Box<dyn Fn(&StubRequest) -> StubResponse + Send + Sync>;
     let faults: Vec<(&str, Faulty)> = vec![
         ("the list is empty", Box::new(|_| page(0, &[]))),
         (
