@@ -24,7 +24,8 @@ comment on column elven_sync.known_accounts.credential is
     'Name of the credential in the configuration, as in entities.credential.';
 comment on column elven_sync.known_accounts.entity_account_id is
     'Id of the account at Elven, as the ledger has to spell it.';
-comment on column elven_sync.known_accounts.name is 'Name of the account at Elven, for people. NULL: the API gave none.';
+comment on column elven_sync.known_accounts.name is
+    'Name of the account at Elven, for people. NULL: the API gave none.';
 comment on column elven_sync.known_accounts.fetched_at is
     'When the list was stored. All rows of a credential have the same time, because a list is replaced as a whole.';
 
