@@ -1,12 +1,14 @@
 //! Administration of entities and the journal, apart from runs: moving and rebinding watermarks, pruning old records,
-//! and reading the health.
+//! reading the health, and comparing names.
 
 mod health;
+mod names;
 mod prune;
 mod rebind;
 mod watermark;
 
 pub use health::{HealthReport, health};
+pub use names::{NameReport, NameStatus, UsedName, names};
 pub use prune::{PruneReport, PrunedEntity, prune};
 pub use rebind::{Rebind, Rebinding};
 pub use watermark::{MoveError, Rewind};

@@ -10,6 +10,7 @@ mod exit_code;
 mod migrate;
 mod prune;
 mod rebind;
+mod reference;
 mod resolve;
 mod run;
 mod sandbox;
@@ -56,6 +57,9 @@ enum Command {
     /// List, show, retry and resolve errors
     #[command(subcommand)]
     Errors(errors::Command),
+    /// Read what Elven knows, and compare the ledger's accounts and currencies with it
+    #[command(subcommand)]
+    Reference(reference::Command),
     /// Prove from the journal that no row was skipped
     Verify(verify::Options),
     /// Delete old journal records and keep their totals
@@ -77,6 +81,7 @@ impl Command {
             Command::Run(options) => options.prints_its_product(),
             Command::Backfill(options) => options.prints_its_product(),
             Command::Errors(command) => command.prints_its_product(),
+            Command::Reference(command) => command.prints_its_product(),
             Command::Prune(options) => options.prints_its_product(),
         }
     }
@@ -112,6 +117,7 @@ async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Backfill(options) => Box::pin(backfill::run(options, settings()?)).await,
         Command::Status(options) => run::status(&settings()?, options).await,
         Command::Errors(command) => errors::run(command, &settings()?).await,
+        Command::Reference(command) => reference::run(command, &settings()?).await,
         Command::Verify(options) => verify::run(options, &settings()?).await,
         Command::Prune(options) => prune::run(options, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,

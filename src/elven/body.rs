@@ -20,12 +20,16 @@ const PACKED_BYTES: usize = 1 << 10;
 /// The permit to hold an answer over [`LARGE_BYTES`].
 static LARGE: Semaphore = Semaphore::const_new(1);
 
-/// Reads a body until `deadline` at the latest. For a status other than 2xx the part that was read is enough, because
+/// Reads a body until `deadline` at the latest. `parse` also reads a body that is whole. For a status other than 2xx the part that was read is enough, because
 /// the status decides.
 ///
 /// # Errors
 /// The body of a 2xx was cut off or late: the missing part may have said whether the records were imported.
-pub(super) async fn read(mut response: Response, deadline: Instant) -> Result<Envelope, String> {
+pub(super) async fn read<T>(
+    mut response: Response,
+    deadline: Instant,
+    parse: impl FnOnce(&[u8]) -> T,
+) -> Result<(Envelope, Option<T>), String> {
     let is_success = response.status().is_success();
     let content_type = header(&response, &CONTENT_TYPE).map(str::to_owned);
     let is_packed = header(&response, &CONTENT_ENCODING).is_some_and(is_gzip);
@@ -39,7 +43,8 @@ pub(super) async fn read(mut response: Response, deadline: Instant) -> Result<En
         };
         for part in chunk.chunks(PACKED_BYTES) {
             if let Err(why) = body.take(part) {
-                return Ok(Envelope::unreadable(body.beginning(), content_type.as_deref(), why));
+                let envelope = Envelope::unreadable(body.beginning(), content_type.as_deref(), why);
+                return Ok((envelope, None));
             }
             if large.is_none() && body.kept().len() > LARGE_BYTES {
                 match timeout_at(deadline, LARGE.acquire()).await {
@@ -51,8 +56,8 @@ pub(super) async fn read(mut response: Response, deadline: Instant) -> Result<En
         }
     }
     Ok(match body.finish() {
-        Ok(body) => Envelope::read(&body, content_type.as_deref()),
-        Err(why) => Envelope::unreadable(&[], content_type.as_deref(), why),
+        Ok(body) => (Envelope::read(&body, content_type.as_deref()), Some(parse(&body))),
+        Err(why) => (Envelope::unreadable(&[], content_type.as_deref(), why), None),
     })
 }
 

@@ -14,6 +14,7 @@ use url::Url;
 
 use super::body;
 use super::connecting::{Late, OpenedLate};
+use super::lists::{List, ListPage};
 use super::response::Answer;
 use super::signing::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign};
 use crate::config::{Credential, is_loopback};
@@ -152,6 +153,20 @@ impl Client {
         self.sign(credential, ahead, Method::GET, PROBE_PATH)
     }
 
+    /// Signs a request for a page of a list, counted from 1.
+    ///
+    /// # Errors
+    /// As for an import.
+    pub fn sign_list(
+        &self,
+        credential: &Credential,
+        ahead: TimeDelta,
+        list: List,
+        page: u32,
+    ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
+        self.sign(credential, ahead, Method::GET, &list.page_path(page))
+    }
+
     fn sign(
         &self,
         credential: &Credential,
@@ -181,17 +196,32 @@ impl Client {
 
     /// Sends a request and waits for its answer. A failure is returned as an answer, too.
     pub async fn send(&self, signed: Signed) -> Answer {
+        self.exchange(signed, |_| ()).await.0
+    }
+
+    /// Sends a request for a page of a list. Returns the answer, and its page or what is wrong with that. `None`: no
+    /// whole body came.
+    pub async fn send_list(
+        &self,
+        signed: Signed,
+        list: List,
+    ) -> (Answer, Option<Result<ListPage, &'static str>>) {
+        self.exchange(signed, |body| ListPage::read(body, list)).await
+    }
+
+    /// Sends a request. `parse` reads a body that came whole.
+    async fn exchange<T>(&self, signed: Signed, parse: impl FnOnce(&[u8]) -> T) -> (Answer, Option<T>) {
         if let Some(transport) = &self.transport {
-            return transport.send(signed).await;
+            return (transport.send(signed).await, None);
         }
         let deadline = Instant::now() + self.timeout;
         let response = match signed.request.send().await {
             Ok(response) => response,
-            Err(problem) if OpenedLate::is_behind(&problem) => return Answer::OpenedLate,
+            Err(problem) if OpenedLate::is_behind(&problem) => return (Answer::OpenedLate, None),
             Err(problem) if problem.is_connect() => {
-                return Answer::NotSent(crate::text::chain(&problem.without_url()));
+                return (Answer::NotSent(crate::text::chain(&problem.without_url())), None);
             }
-            Err(problem) => return Answer::Lost(crate::text::chain(&problem.without_url())),
+            Err(problem) => return (Answer::Lost(crate::text::chain(&problem.without_url())), None),
         };
         let now = wall_clock::now();
         let status = response.status().as_u16();
@@ -199,9 +229,9 @@ impl Client {
         let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, theirs.unwrap_or(now)));
         let ahead = theirs.map(|theirs| theirs - (now + signed.ahead));
         // On the heap, because this future is large among the futures of a lane.
-        match Box::pin(body::read(response, deadline)).await {
-            Ok(envelope) => Answer::Response { status, envelope, retry_after, ahead },
-            Err(problem) => Answer::Lost(problem),
+        match Box::pin(body::read(response, deadline, parse)).await {
+            Ok((envelope, parsed)) => (Answer::Response { status, envelope, retry_after, ahead }, parsed),
+            Err(problem) => (Answer::Lost(problem), None),
         }
     }
 }

@@ -50,9 +50,9 @@ impl fmt::Display for Reason {
 }
 
 /// Some servers send it before their JSON.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The fields of an answer that are read, at the top level and under `data`.
-const FIELDS: [&str; 6] = ["success", "status", "data", "code", "message", "list"];
+const FIELDS: [&str; 7] = ["success", "status", "data", "code", "message", "list", "total"];
 /// The maximum length of a message before its secrets are replaced, in characters. It is cut to the recorded length
 /// after that.
 const TEXT_CHARS_MAX: usize = 64 * 1024;
@@ -198,7 +198,7 @@ fn word(value: &RawValue) -> Option<String> {
 
 /// Calls `take` with each of the [`FIELDS`] of an object, and skips the others. `None`: the text is not a JSON object;
 /// then ignore the fields that were taken.
-fn each_field(text: &str, take: impl FnMut(&str, &RawValue)) -> Option<()> {
+pub(super) fn each_field(text: &str, take: impl FnMut(&str, &RawValue)) -> Option<()> {
     let mut json = serde_json::Deserializer::from_str(text);
     json.deserialize_map(Object(take)).ok()?;
     json.end().ok()

@@ -6,9 +6,11 @@ mod body;
 pub mod client;
 mod connecting;
 pub mod envelope;
+mod lists;
 pub mod response;
 pub mod signing;
 
 pub use client::{Client, Signed, Transport, is_older_than};
 pub use envelope::{Envelope, Reason};
+pub use lists::{List, ListEntry, ListPage};
 pub use response::{Answer, ResponseClass, classify};

@@ -1,5 +1,7 @@
 //! Entities and their health.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgExecutor;
@@ -80,6 +82,22 @@ impl Entity {
                 ).fetch_all(database.single_round_trip())
             })
             .await?)
+    }
+
+    /// Returns for how long the API asked that nothing is sent, for each credential of which it did so.
+    pub async fn pauses_of_credentials(database: &Database) -> Result<Vec<(String, Duration)>, JournalError> {
+        let read = || {
+            sqlx::query!(
+                r#"select e.credential as "credential!",
+                          extract(epoch from max(s.not_before) - clock_timestamp())::float8 as "left_s!"
+                     from elven_sync.entities e join elven_sync.sync_state s using (entity_id)
+                    where s.not_before > clock_timestamp() group by e.credential"#
+            )
+            .fetch_all(database.single_round_trip())
+        };
+        let rows = database.retry(read).await?;
+        let pause = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        Ok(rows.into_iter().map(|row| (row.credential, pause(row.left_s))).collect())
     }
 
     /// Pauses or resumes an entity. Returns `false` if it is not registered.

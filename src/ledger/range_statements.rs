@@ -2,7 +2,7 @@
 
 use super::Progress;
 use super::instant::{instant_literal, instant_of_second};
-use super::statements::is_text;
+use super::table::is_text;
 use super::{Range, Table, instant, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, Snapshot};
 use std::fmt::Write as _;

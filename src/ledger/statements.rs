@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::row::{COLUMNS, LISTED_COLUMNS};
+use super::table::{in_byte_order, is_text};
 use super::{Range, Table, quote_array, quote_literal};
 use crate::watermark::{At, Cursor, RUNNING_MAX, Segment, Snapshot, Xid};
 
@@ -13,16 +14,6 @@ const AROUND_US: u64 = 26 * 60 * 60 * 1_000_000;
 
 /// The last `xid8`, which no transaction reaches.
 const XID_MAX: u64 = u64::MAX;
-
-/// Whether ids of a type are texts, which a range compares by their bytes.
-pub(super) fn is_text(id_type: &str) -> bool {
-    matches!(id_type, "text" | "character varying")
-}
-
-/// Returns the sort expression of a text in the order of its bytes.
-pub(super) fn in_byte_order(text: &str) -> String {
-    format!("{text} collate \"C\"")
-}
 
 /// The progress of an entity, as far as the ledger's statements need it.
 #[derive(Clone, Debug)]

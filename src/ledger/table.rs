@@ -7,7 +7,6 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::beneath::BENEATH;
 use super::mapping::{Mapped, Relation};
-use super::statements::{in_byte_order, is_text};
 use super::{LedgerError, Mapping};
 use crate::config::{Columns, LedgerSettings};
 use crate::database::Database;
@@ -388,6 +387,16 @@ pub(super) async fn missing(
             .to_owned(),
     };
     Ok(LedgerError::Shape(format!("there is no ledger table {}; hint: {hint}", settings.table)))
+}
+
+/// Whether ids of a type are texts, which a range compares by their bytes.
+pub(super) fn is_text(id_type: &str) -> bool {
+    matches!(id_type, "text" | "character varying")
+}
+
+/// Returns the sort expression of a text in the order of its bytes.
+pub(super) fn in_byte_order(text: &str) -> String {
+    format!("{text} collate \"C\"")
 }
 
 fn is_number(id_type: &str) -> bool {

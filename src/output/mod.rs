@@ -5,6 +5,7 @@ mod errors;
 mod health;
 mod log;
 mod progress;
+pub mod reference;
 pub mod row_trace;
 pub mod verification;
 

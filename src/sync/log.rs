@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::EntityReport;
-use crate::elven::Answer;
+use crate::elven::{Answer, List};
 use crate::journal::{Counters, RunStatus};
 
 /// The span of a run.
@@ -97,6 +97,19 @@ pub(super) fn probe(answer: &Answer, begun: Instant) {
         }
         Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => {
             tracing::debug!(elapsed_ms, "credential probe without an answer");
+        }
+    }
+}
+
+/// Logs a request for a page of a list.
+pub(super) fn list_page(answer: &Answer, begun: Instant, list: List, page: u32) {
+    let (list, elapsed_ms) = (list.many(), elapsed_ms(begun));
+    match answer {
+        Answer::Response { status, .. } => {
+            tracing::debug!(list, page, http_status = status, elapsed_ms, "page of a list answered");
+        }
+        Answer::NotSent(_) | Answer::OpenedLate | Answer::Lost(_) => {
+            tracing::debug!(list, page, elapsed_ms, "page of a list without an answer");
         }
     }
 }

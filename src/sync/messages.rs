@@ -132,11 +132,7 @@ pub(super) fn of(
                 )
             }
         }
-        ResponseClass::UnexpectedApi => words(
-            Kind::Config,
-            "rejected",
-            format!("this is not the documented API ({status}); hint: check ELVEN_API_URL"),
-        ),
+        ResponseClass::UnexpectedApi => words(Kind::Config, "rejected", other_api(&status)),
         ResponseClass::Intercepted => words(Kind::Config, "rejected", intercepted(&status)),
         ResponseClass::Throttled(wait) => words(
             Kind::Throttled,
@@ -179,8 +175,13 @@ pub(super) fn perhaps_imported(code: &str) -> String {
     )
 }
 
+/// The message for an answer that the documented API does not give.
+pub(super) fn other_api(status: &str) -> String {
+    format!("this is not the documented API ({status}); hint: check ELVEN_API_URL")
+}
+
 /// The message for a page that a proxy or a firewall wrote.
-fn intercepted(status: &str) -> String {
+pub(super) fn intercepted(status: &str) -> String {
     format!(
         "a proxy or firewall answered with a page of its own instead of the API ({status}); hint: check ELVEN_API_URL, \
          HTTPS_PROXY, and the log of the firewall"
@@ -195,8 +196,13 @@ fn not_delivered(reason: &str, http_status: Option<i32>) -> String {
                 "the API did not process the batch (HTTP {status}): {reason}; the next run sends it again"
             )
         }
-        None => format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network"),
+        None => unreachable(reason),
     }
+}
+
+/// The message for an API that cannot be reached.
+pub(super) fn unreachable(reason: &str) -> String {
+    format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network")
 }
 
 /// The message for a pause that the API asked for.

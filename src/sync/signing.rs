@@ -20,7 +20,7 @@ use crate::journal::Lease;
 /// opening a connection may take, a signature is at most 1 s old when its request is written.
 const FRESH_FOR: Duration = Duration::from_millis(600);
 /// How often in a row a request is signed again because connecting took long.
-const OPENED_LATE_MAX: usize = 3;
+pub(super) const OPENED_LATE_MAX: usize = 3;
 
 /// How a request was signed: the offset of the clock, the time by the clock of this machine, and the number of the key.
 #[derive(Clone, Copy, Debug)]

@@ -82,9 +82,7 @@ impl Worker {
     /// No entity has a usable credential: the installation is not set up yet, so no run is begun. Or the client cannot
     /// be built, e.g. without certificates of authorities; commands that send nothing do not need it.
     pub(super) fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
-        let client = Client::new(&self.settings.api_url, self.settings.api.timeout).map_err(|problem| {
-            ConfigError(format!("the HTTP client cannot be set up: {}", crate::text::chain(&problem)))
-        })?;
+        let client = client(&self.settings)?;
         let mut sessions: BTreeMap<&str, Result<Arc<ApiSession>, String>> = BTreeMap::new();
         let mut targets = Vec::new();
         let mut unusable = Vec::new();
@@ -139,6 +137,13 @@ impl Worker {
             Some(Ok(problem)) = heart.join_next() => Err(problem.into()),
         }
     }
+}
+
+/// Builds the HTTP client.
+pub(super) fn client(settings: &Settings) -> Result<Client, ConfigError> {
+    Client::new(&settings.api_url, settings.api.timeout).map_err(|problem| {
+        ConfigError(format!("the HTTP client cannot be set up: {}", crate::text::chain(&problem)))
+    })
 }
 
 /// Connects to the standby from which pages are read.

@@ -2,11 +2,13 @@
 
 mod error_chain;
 mod escape;
+mod near;
 mod number;
 mod similar;
 
 pub use error_chain::chain;
 pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
 pub(crate) use escape::{escaped_json, escaped_lines};
+pub use near::KnownNames;
 pub use number::{counted_noun, thousands};
 pub use similar::{known_names, most_similar};

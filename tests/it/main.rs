@@ -51,6 +51,7 @@ mod prune;
 mod random;
 mod rates;
 mod record_key;
+mod reference;
 mod row;
 mod sandbox;
 mod sandbox_faults;

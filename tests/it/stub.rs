@@ -18,6 +18,8 @@ use crate::support::TestEnv;
 #[derive(Clone, Debug)]
 pub struct StubRequest {
     pub method: Method,
+    /// With its query.
+    pub path: String,
     pub key: String,
     /// Age of its signature at its arrival.
     pub age_ms: i64,
@@ -139,7 +141,7 @@ impl Drop for Stub {
 async fn serve(
     State(api): State<Arc<Api>>,
     method: Method,
-    _: Uri,
+    uri: Uri,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -147,6 +149,7 @@ async fn serve(
     let signed_at_ms: i64 = header("elven-api-timestamp").parse().unwrap_or_default();
     let mut asked = StubRequest {
         method,
+        path: uri.to_string(),
         key: header("elven-api-key").to_owned(),
         age_ms: chrono::Utc::now().timestamp_millis() - signed_at_ms,
         body: String::from_utf8_lossy(&body).into_owned(),

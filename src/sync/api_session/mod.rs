@@ -18,7 +18,7 @@ use super::decisions::policy::{SKEW_MIN, Taken};
 use super::decisions::proof::{Unproven, of_probe};
 use super::log;
 use crate::config::{Credential, Settings};
-use crate::elven::{Answer, Client, ResponseClass, Signed, classify};
+use crate::elven::{Answer, Client, List, ListPage, ResponseClass, Signed, classify};
 
 /// How often a run may read another key and secret from their files, so that files that change all the time do not keep
 /// it from ending.
@@ -190,6 +190,30 @@ impl ApiSession {
         Ok(self.client.sign_import(&credential, ahead, body)?.with_keys(keys))
     }
 
+    /// Signs a request for a page of a list. `ahead`: as for an import.
+    ///
+    /// # Errors
+    /// The key or the signature has characters that a header must not have.
+    pub(super) fn sign_list(
+        &self,
+        ahead: Option<TimeDelta>,
+        list: List,
+        page: u32,
+    ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
+        let (credential, keys) = self.in_use();
+        let ahead = ahead.unwrap_or_else(|| self.ahead());
+        Ok(self.client.sign_list(&credential, ahead, list, page)?.with_keys(keys))
+    }
+
+    /// Sends a request for a page of a list, as [`Client::send_list`] does.
+    pub(super) async fn send_list(
+        &self,
+        signed: Signed,
+        list: List,
+    ) -> (Answer, Option<Result<ListPage, &'static str>>) {
+        self.client.send_list(signed, list).boxed().await
+    }
+
     /// The key and the secret in use, and their number, counted from 0.
     fn in_use(&self) -> (Credential, u32) {
         let state = self.state();
@@ -305,7 +329,7 @@ impl ApiSession {
     }
 
     /// Keeps a clock that worked. `ahead`: its offset to the clock of this machine.
-    fn keep_clock(&self, ahead: TimeDelta) {
+    pub(super) fn keep_clock(&self, ahead: TimeDelta) {
         let before = std::mem::replace(&mut self.state().ahead, ahead);
         if (ahead - before).abs() < SKEW_MIN {
             // Several requests in flight found the same skew.

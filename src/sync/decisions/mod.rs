@@ -5,6 +5,7 @@
 //! |---|---|
 //! | May this batch be announced beside those in flight? | [`admission`] |
 //! | How far does the cursor move? | [`in_flight`] |
+//! | Was a list of the API read to its end? | [`list_reading`] |
 //! | What follows from an answer? | [`policy`] |
 //! | What becomes of a refused batch? | [`refusal`] |
 //! | Does the API have a refused batch already? | [`already_imported`] |
@@ -20,6 +21,7 @@ pub(super) mod already_imported;
 pub(super) mod body_size;
 pub(super) mod in_flight;
 pub(super) mod isolation;
+pub(super) mod list_reading;
 pub(super) mod policy;
 pub(super) mod proof;
 pub(super) mod refusal;

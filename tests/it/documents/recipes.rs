@@ -106,6 +106,7 @@ async fn ledger_recipes_work(pool: PgPool) {
         &["backfill", "list"],
         &["entity", "rewind", "acme", "--yes", "--reason", "to try the rights"],
         &["run"],
+        &["reference", "pull"],
     ] {
         output_of(&scene, 0, arguments).await;
     }
@@ -115,6 +116,7 @@ async fn ledger_recipes_work(pool: PgPool) {
         &["status", "--row", "btc-1"],
         &["verify", "--deep"],
         &["errors", "list"],
+        &["reference", "accounts"],
         &["run", "--dry-run"],
         &["backfill", "--from", "2024-05-01", "--to", "2024-06-01", "--dry-run"],
     ] {

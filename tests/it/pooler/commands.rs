@@ -57,6 +57,8 @@ async fn every_command_works(pool: PgPool) {
     assert_eq!(scene.text(uploaded).await, "e1 38,e2 60,late 0");
     assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("proven: for 3 of 3 entities"));
     output_of(&scene, 0, &["status", "--row", "1"]).await;
+    assert!(output_of(&scene, 0, &["reference", "pull"]).await.contains("currencies stored"));
+    assert!(output_of(&scene, 0, &["reference", "accounts"]).await.contains("unknown to Elven: 1 of 40"));
     output_of(&scene, 0, &["prune", "--older-than", "0s"]).await;
     assert!(output_of(&scene, 0, &["verify"]).await.contains("the pruned part of the journal"));
     assert_no_trace(&scene, &pooler).await;

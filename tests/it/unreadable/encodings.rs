@@ -56,6 +56,8 @@ async fn undecodable_bytes_are_set_aside_and_others_sent(pool: PgPool) {
         output_of(&scene, 3, &[&BACKFILL[..], &["--dry-run"]].concat()).await;
         output_of(&scene, 3, &BACKFILL).await;
         assert_eq!(scene.received().len(), before + 2, "{encoding}");
+        let names = output_of(&scene, 3, &["reference", "accounts"]).await;
+        assert_eq!(names.matches("acme").count(), 3, "{encoding}: {names}");
         drop_database(scene, &pool).await;
     }
 }

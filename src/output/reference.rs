@@ -1,0 +1,203 @@
+//! The output of `reference`.
+
+use comfy_table::{ColumnConstraint, Table};
+use serde_json::{Value, json};
+
+use super::{escaped, json_line, line, lines, number, table, terminal_columns, when};
+use crate::admin::{NameReport, NameStatus, UsedName};
+use crate::elven::List;
+use crate::journal::{KnownName, StoredList};
+use crate::sync::{FailureSubject, PullFailure, PulledList};
+use crate::text::{counted_noun, thousands};
+
+/// The most names that are listed of those that the ledger does not use.
+const UNUSED_SHOWN_MAX: usize = 10;
+
+/// Prints the result of `reference pull`: for each credential what was stored, and each problem once.
+pub fn pulled(pulled: &[PulledList]) {
+    if pulled.is_empty() {
+        line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
+    }
+    for lists in pulled.chunk_by(|one, next| one.credential == next.credential) {
+        let stored: Vec<String> = lists
+            .iter()
+            .filter_map(|pulled| Some(counted(number(*pulled.outcome.as_ref().ok()?), pulled.list)))
+            .collect();
+        let credential = lists.first().map_or("", |pulled| &pulled.credential);
+        if !stored.is_empty() {
+            line(format_args!("credential `{credential}`: {} stored", stored.join(" and ")));
+        }
+        let mut failures: Vec<(&PullFailure, Vec<&PulledList>)> = Vec::new();
+        for pulled in lists {
+            let Err(failure) = &pulled.outcome else { continue };
+            match failures.iter_mut().find(|(known, _)| known.is_same(failure)) {
+                Some((_, lists)) => lists.push(pulled),
+                None => failures.push((failure, vec![pulled])),
+            }
+        }
+        for (failure, lists) in failures {
+            line(failed(credential, failure, &lists));
+        }
+    }
+}
+
+/// The sentence about lists that could not be pulled for one reason.
+fn failed(credential: &str, failure: &PullFailure, lists: &[&PulledList]) -> String {
+    let what: Vec<&str> = lists.iter().map(|pulled| pulled.list.many()).collect();
+    let kept = match lists.iter().filter_map(|pulled| pulled.stored.as_ref()).collect::<Vec<_>>()[..] {
+        [] => "no list is stored".to_owned(),
+        [list] => format!("the list of {} is kept", when(list.fetched_at)),
+        _ => "the lists stored before are kept".to_owned(),
+    };
+    let hint = if failure.about == FailureSubject::Permission {
+        let paths: Vec<String> = lists.iter().map(|pulled| format!("GET {}", pulled.list.path())).collect();
+        format!("; hint: check key and secret, and allow the key at Elven to call {}", paths.join(" and "))
+    } else {
+        String::new()
+    };
+    format!("credential `{credential}`: {} not pulled, {kept}: {}{hint}", what.join(" and "), failure.message)
+}
+
+/// Prints the names that the ledger uses beside those that the API knows. `only_unknown`: only names that it does not
+/// know.
+pub fn names(report: &NameReport, list: List, only_unknown: bool, as_json: bool) {
+    let is_shown = |used: &&UsedName| !only_unknown || matches!(used.status, NameStatus::Unknown(_));
+    let shown: Vec<&UsedName> = report.used.iter().filter(is_shown).collect();
+    if as_json {
+        let unused = if only_unknown { &[][..] } else { &report.unused };
+        json_line(&names_json(report, list, &shown, unused));
+        return;
+    }
+    if report.lists.is_empty() && report.without_list.is_empty() {
+        line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
+        return;
+    }
+    if !shown.is_empty() {
+        lines(names_table(&shown, list));
+    }
+    in_total(report, list);
+    if !only_unknown {
+        unused(&report.unused, list);
+    }
+    for StoredList { credential, entries, fetched_at, .. } in &report.lists {
+        line(format_args!(
+            "credential `{credential}`: Elven listed {} at {}",
+            counted(*entries, list),
+            when(*fetched_at)
+        ));
+    }
+    for credential in &report.without_list {
+        line(format_args!(
+            "credential `{credential}`: no list of {} is stored; hint: elven-sync reference pull",
+            list.many()
+        ));
+    }
+}
+
+/// The table of names. On a terminal a name is not wrapped if it takes at most half of the width.
+fn names_table(shown: &[&UsedName], list: List) -> Table {
+    const NAME: usize = 1;
+    let header = ["entity", list.one(), "rows", "known", "at Elven"];
+    let rows: Vec<Vec<String>> = shown.iter().map(|used| cells(used)).collect();
+    let width = rows.iter().map(|row| escaped(&row[NAME]).chars().count()).max().unwrap_or(0);
+    let mut table = table(&header, &[2], rows);
+    if terminal_columns().is_some_and(|columns| width < usize::from(columns / 2))
+        && let Some(names) = table.column_mut(NAME)
+    {
+        names.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    table
+}
+
+fn counted(entries: i64, list: List) -> String {
+    counted_noun(entries, list.one(), list.many())
+}
+
+fn cells(used: &UsedName) -> Vec<String> {
+    let (known, at_elven) = match &used.status {
+        NameStatus::Known(name) => {
+            ("yes", name.clone().filter(|name| *name != used.name).unwrap_or_default())
+        }
+        NameStatus::Unknown(near) if near.is_empty() => ("no", String::new()),
+        NameStatus::Unknown(near) => {
+            let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
+            ("no", format!("near {}", near.join(", ")))
+        }
+        NameStatus::NoList => ("?", String::new()),
+    };
+    vec![used.entity_id.clone(), visible(&used.name), used.rows.to_string(), known.to_owned(), at_elven]
+}
+
+/// A name, in backticks if blanks around it would be invisible.
+fn visible(name: &str) -> String {
+    if name.is_empty() || name != name.trim() { format!("`{name}`") } else { name.to_owned() }
+}
+
+/// Prints how many names of the ledger the API does not know, of those that could be compared.
+fn in_total(report: &NameReport, list: List) {
+    let compared = report.used.iter().filter(|used| used.status != NameStatus::NoList).count();
+    let unknown: Vec<&UsedName> =
+        report.used.iter().filter(|used| matches!(used.status, NameStatus::Unknown(_))).collect();
+    let rows = unknown.iter().map(|used| used.rows).sum();
+    match (report.used.len(), compared, unknown.len()) {
+        (0, ..) => line("the ledger has no rows of a registered entity"),
+        (_, 0, _) => {}
+        (_, _, 0) => line(format_args!("unknown to Elven: none of {}", counted(number(compared), list))),
+        (_, _, count) => line(format_args!(
+            "unknown to Elven: {} of {}, with {}; hint: correct the names in the ledger, or in a view over it",
+            thousands(number(count)),
+            counted(number(compared), list),
+            counted_noun(rows, "row", "rows")
+        )),
+    }
+}
+
+/// Prints the names that the API knows and the ledger does not use; of many names the first ones.
+fn unused(unused: &[KnownName], list: List) {
+    if unused.is_empty() {
+        return;
+    }
+    let shown: Vec<String> = unused
+        .iter()
+        .take(UNUSED_SHOWN_MAX)
+        .map(|known| match &known.name {
+            Some(name) if *name != known.id => format!("`{}` ({name})", known.id),
+            _ => format!("`{}`", known.id),
+        })
+        .collect();
+    let more = unused.len().saturating_sub(UNUSED_SHOWN_MAX);
+    let more =
+        if more > 0 { format!(", and {} more (--json)", thousands(number(more))) } else { String::new() };
+    line(format_args!(
+        "not used by the ledger: {}: {}{more}",
+        counted(number(unused.len()), list),
+        shown.join(", ")
+    ));
+}
+
+fn names_json(report: &NameReport, list: List, used: &[&UsedName], unused: &[KnownName]) -> Value {
+    let id = match list {
+        List::Accounts => "entity_account_id",
+        List::Currencies => "currency",
+    };
+    let used = used.iter().map(|used| {
+        let (known, name, near) = match &used.status {
+            NameStatus::Known(name) => (Some(true), name.as_deref(), &[][..]),
+            NameStatus::Unknown(near) => (Some(false), None, &near[..]),
+            NameStatus::NoList => (None, None, &[][..]),
+        };
+        json!({"entity_id": used.entity_id, id: used.name, "rows": used.rows, "known": known, "name": name,
+               "near": near})
+    });
+    let unused =
+        unused.iter().map(|known| json!({"credential": known.credential, id: known.id, "name": known.name}));
+    let lists = report.lists.iter().map(|stored| {
+        json!({"credential": stored.credential, "entries": stored.entries, "fetched_at": stored.fetched_at})
+    });
+    json!({
+        list.many(): used.collect::<Vec<_>>(),
+        "unused": unused.collect::<Vec<_>>(),
+        "lists": lists.collect::<Vec<_>>(),
+        "without_list": report.without_list,
+    })
+}
