@@ -1,6 +1,8 @@
 //! `errors`: how a person handles rows that were set aside.
 
 mod batches;
+mod causes;
+mod parts;
 mod resolve;
 
 use std::time::Duration;
