@@ -69,25 +69,25 @@ impl Wanted {
 }
 
 impl RecordedError {
-    /// Returns the numbers of the errors that match, the newest first.
+    /// Returns the numbers of the errors that match, the newest first. There may be millions, so they are one value.
     pub async fn numbers(database: &Database, wanted: &Wanted) -> Result<Vec<i64>, JournalError> {
         let numbers = || {
             sqlx::query_scalar!(
-                "select error_id
-                   from elven_sync.sync_errors e
-                  where ($4 or resolved_at is null)
-                    and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
-                    and (cardinality($2::text[]) = 0 or entity_id = any ($2))
-                    and (cardinality($3::text[]) = 0 or kind = any ($3))
-                    and (cardinality($5::text[]) = 0 or elven_sync.has_cause(e, $5))
-                  order by last_seen_at desc, error_id desc",
+                r#"select coalesce(array_agg(error_id order by last_seen_at desc, error_id desc), '{}')
+                              as "numbers!: Vec<i64>"
+                     from elven_sync.sync_errors e
+                    where ($4 or resolved_at is null)
+                      and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
+                      and (cardinality($2::text[]) = 0 or entity_id = any ($2))
+                      and (cardinality($3::text[]) = 0 or kind = any ($3))
+                      and (cardinality($5::text[]) = 0 or elven_sync.has_cause(e, $5))"#,
                 &wanted.ids,
                 &wanted.entities,
                 &wanted.kinds,
                 wanted.resolved,
                 &wanted.causes
             )
-            .fetch_all(database)
+            .fetch_one(database)
         };
         Ok(database.retry(numbers).await?)
     }
