@@ -104,7 +104,7 @@ async fn retry(
     if set_aside.is_empty() {
         if wanted.has_filter() {
             let open = ErrorGroup::list(database, false).await?;
-            bail!("no row is set aside that matches: {}; nothing was sent", output::no_match(&open, false));
+            bail!("{}; nothing was sent", output::no_row_matches(&open));
         }
         output::line("no row is set aside");
         return Ok(SUCCEEDED);

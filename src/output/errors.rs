@@ -133,14 +133,26 @@ pub fn no_match(others: &[ErrorGroup], all: bool) -> String {
     if others.is_empty() {
         return format!("no error is {state}");
     }
+    format!("no error is {state} that matches; {state}: {}", in_words(others))
+}
+
+/// Returns the words for a filter that matches no row that is set aside. `open`: the errors that are open.
+pub fn no_row_matches(open: &[ErrorGroup]) -> String {
+    if open.is_empty() {
+        return no_match(open, false);
+    }
+    format!("no row that matches is set aside; open: {}", in_words(open))
+}
+
+fn in_words(groups: &[ErrorGroup]) -> String {
     let group =
         |group: &ErrorGroup| format!("{} {} of `{}`", thousands(group.count), group.kind, group.entity_id);
-    let mut groups: Vec<String> = others.iter().take(GROUPS_SHOWN_MAX).map(group).collect();
-    let more = others.len().saturating_sub(GROUPS_SHOWN_MAX);
+    let mut words: Vec<String> = groups.iter().take(GROUPS_SHOWN_MAX).map(group).collect();
+    let more = groups.len().saturating_sub(GROUPS_SHOWN_MAX);
     if more > 0 {
-        groups.push(format!("{more} more groups"));
+        words.push(format!("{more} more groups"));
     }
-    format!("no error is {state} that matches; {state}: {}", groups.join(", "))
+    words.join(", ")
 }
 
 /// The table of errors. With `columns` it fits a terminal of that width: messages are shortened, and times have no

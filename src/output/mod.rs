@@ -22,7 +22,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
 pub use error_causes::error_causes;
-pub use errors::{ErrorFormat, ErrorRows, error_in_full, no_errors, no_match};
+pub use errors::{ErrorFormat, ErrorRows, error_in_full, no_errors, no_match, no_row_matches};
 pub use health::health;
 pub use progress::{Watched, watch};
 

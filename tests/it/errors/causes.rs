@@ -183,7 +183,7 @@ async fn errors_are_filtered_by_cause_in_list_retry_and_resolve(pool: PgPool) {
     output_of(&scene, 2, &["errors", "resolve", "1", "--cause", &id, "--reason", "x"]).await;
     let sent = stub.imports().len();
     let none = output_of(&scene, 1, &["errors", "retry", "--cause", "nothing like it"]).await;
-    assert!(none.contains("open: 5 rejected_row of `acme`"), "{none}");
+    assert!(none.contains("no row that matches is set aside; open: 5 rejected_row of `acme`"), "{none}");
     assert_eq!(stub.imports().len(), sent);
     let none =
         output_of(&scene, 1, &["errors", "resolve", "--cause", "nothing like it", "--reason", "x"]).await;
