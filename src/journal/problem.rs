@@ -214,9 +214,6 @@ pub(crate) fn invalid(batch_id: Option<i64>, row: &InvalidRow) -> Problem {
     }
 }
 
-/// The beginning of the resolution of a row that was superseded.
-const SUPERSEDED: &str = "superseded by row ";
-
 /// A row whose open errors are resolved, and why.
 #[derive(Clone, Debug)]
 pub struct Resolution {
@@ -234,12 +231,7 @@ impl Resolution {
 
     /// Returns the resolution for a row that is not sent, because a newer one of its key was uploaded.
     pub fn superseded(row: &LedgerId, newer: &LedgerId) -> Self {
-        Self::new(row, format!("{SUPERSEDED}{newer} of the same account, currency and second"))
-    }
-
-    /// Whether `sync_errors.resolution` is that of a row that was superseded.
-    pub fn is_superseded(resolution: &str) -> bool {
-        resolution.starts_with(SUPERSEDED)
+        Self::new(row, format!("superseded by row {newer} of the same account, currency and second"))
     }
 }
 

@@ -52,8 +52,8 @@ pub struct RowError {
     pub ledger_id: String,
     /// Its kind, as in the table.
     pub kind: String,
-    /// What resolved the error. `None`: it is open.
-    pub resolution: Option<String>,
+    /// The error is open.
+    pub is_open: bool,
 }
 
 /// An error that is retried, as it is now.
@@ -106,7 +106,7 @@ impl Journal {
         let query = || {
             sqlx::query_as!(
                 RowError,
-                r#"select e.error_id, e.ledger_id as "ledger_id!", e.kind, e.resolution
+                r#"select e.error_id, e.ledger_id as "ledger_id!", e.kind, e.resolved_at is null as "is_open!"
                      from unnest($1::bigint[]) with ordinality w (error_id, place)
                      join elven_sync.sync_errors e using (error_id)
                     where e.ledger_id is not null

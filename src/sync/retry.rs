@@ -14,7 +14,7 @@ use super::log::{self, lane_span, run_span};
 use super::worker::Unusable;
 use super::{RunError, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, JournalError, Resolution, RowError, RunStatus, SetAside, refuse_standby};
+use crate::journal::{Entity, JournalError, RowError, RunStatus, SetAside, refuse_standby};
 use crate::ledger::Row;
 
 /// How many pages of errors of an entity are kept in memory.
@@ -101,13 +101,9 @@ impl Worker {
         let mut progress = RetryProgress::default();
         for error_ids in error_ids.chunks(self.page_rows() * PAGES_AT_ONCE) {
             let errors = self.journal.row_errors(error_ids).await?;
-            let (open, resolved): (Vec<_>, Vec<_>) =
-                errors.into_iter().partition(|error| error.resolution.is_none());
-            for RowError { error_id, resolution, .. } in resolved {
-                // An earlier part of this retry resolves no other errors of a later part.
-                let superseded = resolution.filter(|resolution| Resolution::is_superseded(resolution));
-                let why = superseded.unwrap_or_else(|| ELSEWHERE.to_owned());
-                report(Retried { error_id, outcome: Ok(why) });
+            let (open, resolved): (Vec<_>, Vec<_>) = errors.into_iter().partition(|error| error.is_open);
+            for RowError { error_id, .. } in resolved {
+                report(Retried { error_id, outcome: Ok(ELSEWHERE.to_owned()) });
             }
             if let Some(why) = &progress.ended {
                 let left = open.iter().map(|error| error.error_id);
