@@ -12,42 +12,50 @@ declare
     parts text[] := regexp_match(message collate "C", '^(.*)(; hint: .*)$');
     -- The hint is the connector's own text, which holds no value of the row.
     words text := regexp_replace(coalesce(parts[1], message), '^its body of \d+ bytes', 'its body of <size> bytes');
+    -- Stands for a value, so that the patterns are always the same: to compile one takes far longer than to use it.
+    mark constant text := chr(1);
+    word constant text := '[[:alnum:]_' || chr(1) || ']';
     value text;
     placeholder text;
     pattern text;
 begin
+    if strpos(words, mark) > 0 then
+        return message;
+    end if;
     for value, placeholder in
         select v.value, v.placeholder
           -- Instead of a time or an amount that cannot be sent, the record has the reason.
-          from (values (1, substring(record ->> 'datetime' from '^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d'), '<datetime>'),
-                       (2, substring(record ->> 'captured_at' from '^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d'), '<datetime>'),
-                       (3, substring(record ->> 'datetime' from '^\d{4}-\d\d-\d\d'), '<datetime>'),
-                       (4, substring(record ->> 'captured_at' from '^\d{4}-\d\d-\d\d'), '<datetime>'),
-                       (5, record ->> 'entityAccountId', '<account>'),
-                       (6, ledger_id, '<id>'),
-                       (7, substring(record ->> 'balance' from '^-?[0-9.]+$'), '<amount>'),
-                       (8, record ->> 'currency', '<currency>')) v (place, value, placeholder)
-         where v.value <> ''
-           and strpos(words, case v.placeholder when '<datetime>' then left(v.value, 10) else v.value end) > 0
+          from (select substring(coalesce(record ->> 'datetime', record ->> 'captured_at')
+                                 from '^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d')) t (seconds),
+               lateral (values (1, t.seconds, '<datetime>'),
+                               (2, replace(t.seconds, ' ', 'T'), '<datetime>'),
+                               (3, left(t.seconds, 10), '<datetime>'),
+                               (4, record ->> 'entityAccountId', '<account>'),
+                               (5, ledger_id, '<id>'),
+                               (6, substring(record ->> 'balance' from '^-?[0-9.]+$'), '<amount>'),
+                               (7, record ->> 'currency', '<currency>')) v (place, value, placeholder)
+         where v.value <> '' and strpos(words, v.value) > 0
            -- The words of the placeholders themselves.
            and v.value not in ('account', 'currency', 'datetime', 'amount', 'id', 'size')
          order by length(v.value) desc, v.place
     loop
-        pattern := regexp_replace(value, '[].*+?(){}^$|\\[]', '\\\&', 'g');
-        if placeholder = '<datetime>' and length(value) > 10 then
-            pattern := replace(pattern, ' ', '[ T]') || '(\.\d+)?(Z|[+-]\d\d:?\d\d)?';
-        elsif placeholder = '<amount>' then
-            pattern := pattern || case when strpos(value, '.') > 0 then '0*' else '(\.0+)?' end;
-        end if;
+        pattern := mark || case
+                               when placeholder = '<datetime>' and length(value) > 10
+                                   then '(\.\d+)?(Z|[+-]\d\d:?\d\d)?'
+                               when placeholder = '<amount>' and strpos(value, '.') > 0 then '0*'
+                               when placeholder = '<amount>' then '(\.0+)?'
+                               else ''
+                           end;
         if length(value) = 1 then
             -- A single character is too often a word or a number of the message itself.
             pattern := '(?<=["''`=(\[])' || pattern || '(?=["''`)\]]|$)';
         else
             -- A value ends where a word ends. What follows HTTP or code is no value of the row.
-            pattern := '(?<![[:alnum:]_])(?<![[:alnum:]_][.-])(?<!HTTP )(?<!code )' || pattern
-                       || '(?![[:alnum:]_])(?![.-][[:alnum:]_])';
+            pattern := '(?<!' || word || ')(?<!' || word || '[.-])(?<!HTTP )(?<!code )' || pattern
+                       || '(?!' || word || ')(?![.-]' || word || ')';
         end if;
-        words := regexp_replace(words collate "C", pattern, placeholder, 'g');
+        words := regexp_replace(replace(words, value, mark) collate "C", pattern, placeholder, 'g');
+        words := replace(words, mark, value);
     end loop;
     return words || coalesce(parts[2], '');
 end
