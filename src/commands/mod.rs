@@ -5,6 +5,8 @@ mod backfill;
 mod connect;
 mod demo;
 mod entity;
+mod error_filter;
+mod error_list;
 mod errors;
 mod exit_code;
 mod migrate;

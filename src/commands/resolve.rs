@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::bail;
-use clap::builder::PossibleValuesParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use strum::VariantNames;
 
 use crate::database::Database;
@@ -13,11 +13,11 @@ use crate::text::counted_noun;
 
 #[derive(Debug, clap::Args)]
 #[command(group(
-    clap::ArgGroup::new("which").required(true).multiple(true).args(["error_ids", "entities", "kinds", "all"])
+    clap::ArgGroup::new("which").required(true).multiple(true).args(["error_ids", "entities", "kinds", "causes", "all"])
 ))]
 pub(super) struct Arguments {
     /// Numbers of errors
-    #[arg(value_name = "N", conflicts_with_all = ["entities", "kinds", "all"])]
+    #[arg(value_name = "N", conflicts_with_all = ["entities", "kinds", "causes", "all"])]
     error_ids: Vec<i64>,
     /// All open errors of these entities
     #[arg(long = "entity", value_name = "ID", conflicts_with = "all")]
@@ -26,6 +26,10 @@ pub(super) struct Arguments {
     #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::VARIANTS),
           conflicts_with = "all")]
     kinds: Vec<String>,
+    /// All open errors of these causes: an id that `errors list` prints, or a part of the text
+    #[arg(long = "cause", value_name = "CAUSE", value_parser = NonEmptyStringValueParser::new(),
+          conflicts_with = "all")]
+    causes: Vec<String>,
     /// All open errors
     #[arg(long)]
     all: bool,
@@ -37,14 +41,14 @@ pub(super) struct Arguments {
 /// Closes errors, all that are asked for or none.
 pub(super) async fn run(
     database: &Database,
-    Arguments { error_ids, entities, kinds, all, reason }: Arguments,
+    Arguments { error_ids, entities, kinds, causes, all, reason }: Arguments,
 ) -> anyhow::Result<()> {
     if reason.trim().is_empty() {
         bail!("--reason is blank; hint: give the reason why the error needs no upload");
     }
     journal::refuse_standby(database).await?;
     let ids: Vec<i64> = BTreeSet::from_iter(error_ids).into_iter().collect();
-    let wanted = Wanted { ids, entities, kinds, resolved: false };
+    let wanted = Wanted { ids, entities, kinds, causes, resolved: false };
     require_open(database, &wanted.ids).await?;
     let Some(resolved) = RecordedError::resolve(database, &wanted, &reason).await? else {
         bail!(
@@ -63,11 +67,11 @@ pub(super) async fn run(
         output::line(format_args!("error {error_id} is resolved"));
     }
     if wanted.ids.is_empty() {
-        let count = resolved.values().sum::<usize>();
+        let count = resolved.values().sum();
         let kinds: Vec<String> = resolved.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         output::line(format_args!(
             "{} resolved: {}",
-            counted_noun(i64::try_from(count)?, "error is", "errors are"),
+            counted_noun(count, "error is", "errors are"),
             kinds.join(", ")
         ));
     }
@@ -79,8 +83,7 @@ async fn require_open(database: &Database, error_ids: &[i64]) -> anyhow::Result<
     if error_ids.is_empty() {
         return Ok(());
     }
-    let wanted = Wanted { ids: error_ids.to_vec(), resolved: true, ..Wanted::default() };
-    let found = RecordedError::list(database, &wanted).await?;
+    let found = RecordedError::with_numbers(database, error_ids).await?;
     for error_id in error_ids {
         match found.iter().find(|error| error.error_id == *error_id) {
             None => bail!("there is no error {error_id}; nothing was changed; hint: elven-sync errors list"),

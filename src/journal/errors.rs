@@ -26,6 +26,8 @@ pub struct RecordedError {
     pub http_status: Option<i32>,
     /// Error code in the answer.
     pub api_code: Option<String>,
+    /// The message without the values of the row. `None`: the message.
+    pub cause: Option<String>,
     /// The row as it would have been sent, as JSON.
     pub record: Option<String>,
     /// How often it occurred.
@@ -53,27 +55,53 @@ pub struct Wanted {
     pub entities: Vec<String>,
     /// Only errors of these kinds.
     pub kinds: Vec<String>,
+    /// Only errors of these causes: each is the id of a cause, or a part of its text.
+    pub causes: Vec<String>,
     /// Include resolved errors.
     pub resolved: bool,
 }
 
+impl Wanted {
+    /// Returns whether the errors are chosen by what they are, and not by their numbers.
+    pub fn has_filter(&self) -> bool {
+        !(self.entities.is_empty() && self.kinds.is_empty() && self.causes.is_empty())
+    }
+}
+
 impl RecordedError {
-    /// Returns the errors that match, the newest first.
-    pub async fn list(database: &Database, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
+    /// Returns the numbers of the errors that match, the newest first. There may be millions, so they are one value.
+    pub async fn numbers(database: &Database, wanted: &Wanted) -> Result<Vec<i64>, JournalError> {
+        let numbers = || {
+            sqlx::query_scalar!(
+                r#"select coalesce(array_agg(error_id order by last_seen_at desc, error_id desc), '{}')
+                              as "numbers!: Vec<i64>"
+                     from elven_sync.sync_errors e
+                    where ($4 or resolved_at is null)
+                      and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
+                      and (cardinality($2::text[]) = 0 or entity_id = any ($2))
+                      and (cardinality($3::text[]) = 0 or kind = any ($3))
+                      and (cardinality($5::text[]) = 0 or elven_sync.has_cause(e, $5))"#,
+                &wanted.ids,
+                &wanted.entities,
+                &wanted.kinds,
+                wanted.resolved,
+                &wanted.causes
+            )
+            .fetch_one(database)
+        };
+        Ok(database.retry(numbers).await?)
+    }
+
+    /// Returns the errors with these numbers, in their order. Unknown numbers are left out.
+    pub async fn with_numbers(database: &Database, numbers: &[i64]) -> Result<Vec<Self>, JournalError> {
         Ok(database.retry(|| sqlx::query_as!(
             RecordedError,
-            r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, record::text, occurrences,
-                      first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
-                 from elven_sync.sync_errors
-                where ($4 or resolved_at is null)
-                  and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
-                  and (cardinality($2::text[]) = 0 or entity_id = any ($2))
-                  and (cardinality($3::text[]) = 0 or kind = any ($3))
-                order by last_seen_at desc, error_id desc"#,
-            &wanted.ids,
-            &wanted.entities,
-            &wanted.kinds,
-            wanted.resolved
+            r#"select error_id as "error_id!", kind, entity_id, ledger_id, message, http_status, api_code, cause,
+                      record::text, occurrences, first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
+                 from unnest($1::bigint[]) with ordinality w (error_id, place)
+                 join elven_sync.sync_errors e using (error_id)
+                order by w.place"#,
+            numbers
         ).fetch_all(database)).await?)
     }
 
@@ -84,33 +112,37 @@ impl RecordedError {
         database: &Database,
         wanted: &Wanted,
         reason: &str,
-    ) -> Result<Option<BTreeMap<String, usize>>, JournalError> {
+    ) -> Result<Option<BTreeMap<String, i64>>, JournalError> {
         let resolve = || async {
             let mut transaction = database.begin().await?;
             let reason = storable_one(&mut transaction, Some(reason)).await?;
-            let kinds = sqlx::query_scalar!(
-                "update elven_sync.sync_errors set resolved_at = clock_timestamp(), resolution = $4, dismissed = true
-                  where resolved_at is null
-                    and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
-                    and (cardinality($2::text[]) = 0 or entity_id = any ($2))
-                    and (cardinality($3::text[]) = 0 or kind = any ($3))
-              returning kind",
+            // Counted by the database, as there may be millions.
+            let counts = sqlx::query!(
+                r#"with resolved as (
+                       update elven_sync.sync_errors e
+                          set resolved_at = clock_timestamp(), resolution = $4, dismissed = true
+                        where resolved_at is null
+                          and (cardinality($1::bigint[]) = 0 or error_id = any ($1))
+                          and (cardinality($2::text[]) = 0 or entity_id = any ($2))
+                          and (cardinality($3::text[]) = 0 or kind = any ($3))
+                          and (cardinality($5::text[]) = 0 or elven_sync.has_cause(e, $5))
+                    returning kind)
+                   select kind, count(*) as "count!" from resolved group by kind"#,
                 &wanted.ids,
                 &wanted.entities,
                 &wanted.kinds,
-                reason
+                reason,
+                &wanted.causes
             )
             .fetch_all(&mut transaction)
             .await?;
-            if !wanted.ids.is_empty() && kinds.len() != wanted.ids.len() {
+            let counts: BTreeMap<String, i64> = counts.into_iter().map(|row| (row.kind, row.count)).collect();
+            if !wanted.ids.is_empty() && usize::try_from(counts.values().sum::<i64>()) != Ok(wanted.ids.len())
+            {
                 transaction.rollback().await?;
                 return Ok(None);
             }
             transaction.commit().await?;
-            let mut counts = BTreeMap::new();
-            for kind in kinds {
-                *counts.entry(kind).or_default() += 1;
-            }
             Ok(Some(counts))
         };
         database.retry(resolve).await

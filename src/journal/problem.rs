@@ -130,15 +130,17 @@ pub(super) async fn record_each(
         storable(&mut *transaction, [&mut api_codes, &mut messages, &mut records]).await?;
         sqlx::query!(
             "insert into elven_sync.sync_errors
-                (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
-         select $1, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record::jsonb
+                (run_id, entity_id, kind, batch_id, ledger_id, http_status, api_code, message, cause, record)
+         select $1, entity_id, kind, batch_id, ledger_id, http_status, api_code, message,
+                elven_sync.error_cause(message, record::jsonb, ledger_id), record::jsonb
            from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[],
                        $9::text[])
                 p (entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
          on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
             set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
                 run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
-                api_code = excluded.api_code, message = excluded.message, record = excluded.record",
+                api_code = excluded.api_code, message = excluded.message, cause = excluded.cause,
+                record = excluded.record",
             run_id,
             &entity_ids,
             &kinds,

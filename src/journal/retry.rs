@@ -3,7 +3,58 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::{Journal, JournalError, Lease};
+use super::{Journal, JournalError, Lease, Wanted};
+use crate::database::Database;
+
+/// The open errors of rows of one entity.
+#[derive(Clone, Debug)]
+pub struct SetAside {
+    /// The entity.
+    pub entity_id: String,
+    /// The ids of the errors. Those come last whose row the API may have imported in an attempt of unknown outcome.
+    pub error_ids: Vec<i64>,
+}
+
+impl SetAside {
+    /// Returns the open errors of rows that match, by entity. They may be millions, so there are only their ids.
+    pub async fn list(database: &Database, wanted: &Wanted) -> Result<Vec<Self>, JournalError> {
+        let list = || {
+            sqlx::query_as!(
+                SetAside,
+                r#"select e.entity_id,
+                          array_agg(e.error_id order by coalesce(b.ambiguous or b.status = 'unknown'
+                                                                 or b.unknown_runs > 0, false), e.error_id)
+                              as "error_ids!"
+                     from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
+                    where e.resolved_at is null and e.ledger_id is not null
+                      and (cardinality($1::bigint[]) = 0 or e.error_id = any ($1))
+                      and (cardinality($2::text[]) = 0 or e.entity_id = any ($2))
+                      and (cardinality($3::text[]) = 0 or e.kind = any ($3))
+                      and (cardinality($4::text[]) = 0 or elven_sync.has_cause(e, $4))
+                    group by e.entity_id order by e.entity_id"#,
+                &wanted.ids,
+                &wanted.entities,
+                &wanted.kinds,
+                &wanted.causes
+            )
+            .fetch_all(database)
+        };
+        Ok(database.retry(list).await?)
+    }
+}
+
+/// The error of a row that is retried.
+#[derive(Clone, Debug)]
+pub struct RowError {
+    /// The id of the error.
+    pub error_id: i64,
+    /// The row.
+    pub ledger_id: String,
+    /// Its kind, as in the table.
+    pub kind: String,
+    /// The error is open.
+    pub is_open: bool,
+}
 
 /// An error that is retried, as it is now.
 #[derive(Clone, Debug)]
@@ -48,6 +99,23 @@ impl Journal {
         // Without a batch it was found by looking at the row as it is.
         let until = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
         Ok(rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect())
+    }
+
+    /// Returns the errors of rows with these ids, in their order.
+    pub async fn row_errors(&self, error_ids: &[i64]) -> Result<Vec<RowError>, JournalError> {
+        let query = || {
+            sqlx::query_as!(
+                RowError,
+                r#"select e.error_id, e.ledger_id as "ledger_id!", e.kind, e.resolved_at is null as "is_open!"
+                     from unnest($1::bigint[]) with ordinality w (error_id, place)
+                     join elven_sync.sync_errors e using (error_id)
+                    where e.ledger_id is not null
+                    order by w.place"#,
+                error_ids
+            )
+            .fetch_all(&self.database)
+        };
+        Ok(self.database.retry(query).await?)
     }
 
     /// Returns errors of rows of an entity as they are now, for a retry in this run. `errors`: their ids and their

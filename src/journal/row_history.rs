@@ -132,8 +132,8 @@ pub async fn errors_of(
 ) -> Result<Vec<RecordedError>, JournalError> {
     Ok(sqlx::query_as!(
         RecordedError,
-        r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, record::text, occurrences,
-                  first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
+        r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, cause, record::text,
+                  occurrences, first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
              from elven_sync.sync_errors where ledger_id = $1 and ($2::text is null or entity_id = $2)
             order by error_id desc"#,
         ledger_id,

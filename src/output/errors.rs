@@ -1,10 +1,12 @@
-//! The output of `errors list` and `errors show`.
+//! The output of `errors list --rows` and `errors show`.
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::Table;
 use serde_json::json;
 
-use super::{escaped, json_line, line, lines, table, terminal_columns, thousands};
+use super::{csv, escaped, json_line, line, lines, number, table, terminal_columns, thousands, write_part};
 use crate::journal::{ErrorGroup, RecordedError};
+use crate::text::{counted_noun, escaped_json};
 
 /// The message is not shortened to fewer characters, except that a narrower terminal wraps it.
 const MESSAGE_CHARS_MIN: usize = 10;
@@ -13,13 +15,107 @@ const GROUPS_SHOWN_MAX: usize = 10;
 /// The blanks behind each cell of a table on a terminal.
 const CELL_PADDING: usize = 1;
 
-/// Prints the table of `errors list`.
-pub fn errors(errors: &[RecordedError], as_json: bool) {
-    if as_json {
-        json_line(&json!({ "errors": errors }));
-        return;
+/// How `errors list` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorFormat {
+    /// Text for people.
+    Text,
+    /// CSV with a header.
+    Csv,
+    /// JSON.
+    Json,
+}
+
+/// Prints `errors list --rows`, some errors at a time.
+#[derive(Debug)]
+pub struct ErrorRows {
+    format: ErrorFormat,
+    is_empty: bool,
+}
+
+impl ErrorRows {
+    /// Prints what comes before the first error.
+    pub fn begin(format: ErrorFormat) -> Self {
+        match format {
+            ErrorFormat::Text => {}
+            ErrorFormat::Csv => write_part(&csv::record(CSV_HEADER.map(Some))),
+            ErrorFormat::Json => write_part("{\"errors\":["),
+        }
+        Self { format, is_empty: true }
     }
-    lines(list(errors, terminal_columns()));
+
+    /// Prints errors. As text, each part is a table of its own.
+    pub fn print(&mut self, errors: &[RecordedError]) {
+        match self.format {
+            ErrorFormat::Text => lines(list(errors, terminal_columns())),
+            ErrorFormat::Csv => write_part(&errors.iter().map(csv_record).collect::<String>()),
+            ErrorFormat::Json => {
+                let errors: Vec<String> = errors.iter().map(|error| escaped_json(&json!(error))).collect();
+                write_part(&format!("{}{}", if self.is_empty { "" } else { "," }, errors.join(",")));
+            }
+        }
+        self.is_empty &= errors.is_empty();
+    }
+
+    /// Prints what comes after the last error. `more`: the number of errors beyond the limit.
+    pub fn end(self, more: usize) {
+        match self.format {
+            ErrorFormat::Text if more > 0 => {
+                let more = counted_noun(number(more), "more error is", "more errors are");
+                line(format_args!("{more} not listed (--limit)"));
+            }
+            ErrorFormat::Text | ErrorFormat::Csv => {}
+            ErrorFormat::Json => write_part("]}\n"),
+        }
+    }
+}
+
+/// The columns of `errors list --rows --csv`.
+const CSV_HEADER: [&str; 16] = [
+    "error_id",
+    "kind",
+    "entity_id",
+    "ledger_id",
+    "http_status",
+    "api_code",
+    "message",
+    "cause",
+    "record",
+    "occurrences",
+    "first_seen_at",
+    "last_seen_at",
+    "resolved_at",
+    "resolution",
+    "run_id",
+    "batch_id",
+];
+
+fn csv_record(error: &RecordedError) -> String {
+    let number = |number: Option<i64>| number.map(|number| number.to_string());
+    let fields: [Option<String>; 16] = [
+        Some(error.error_id.to_string()),
+        Some(error.kind.clone()),
+        Some(error.entity_id.clone()),
+        error.ledger_id.clone(),
+        number(error.http_status.map(i64::from)),
+        error.api_code.clone(),
+        Some(error.message.clone()),
+        error.cause.clone(),
+        error.record.clone(),
+        Some(error.occurrences.to_string()),
+        Some(time(&error.first_seen_at)),
+        Some(time(&error.last_seen_at)),
+        error.resolved_at.as_ref().map(time),
+        error.resolution.clone(),
+        number(error.run_id),
+        number(error.batch_id),
+    ];
+    csv::record(fields.iter().map(Option::as_deref))
+}
+
+/// Formats a time for programs.
+pub(super) fn time(at: &DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 /// Prints that no error matches, and which errors there are. `all`: resolved errors were asked for, too.
@@ -37,14 +133,26 @@ pub fn no_match(others: &[ErrorGroup], all: bool) -> String {
     if others.is_empty() {
         return format!("no error is {state}");
     }
+    format!("no error is {state} that matches; {state}: {}", in_words(others))
+}
+
+/// Returns the words for a filter that matches no row that is set aside. `open`: the errors that are open.
+pub fn no_row_matches(open: &[ErrorGroup]) -> String {
+    if open.is_empty() {
+        return no_match(open, false);
+    }
+    format!("no row that matches is set aside; open: {}", in_words(open))
+}
+
+fn in_words(groups: &[ErrorGroup]) -> String {
     let group =
         |group: &ErrorGroup| format!("{} {} of `{}`", thousands(group.count), group.kind, group.entity_id);
-    let mut groups: Vec<String> = others.iter().take(GROUPS_SHOWN_MAX).map(group).collect();
-    let more = others.len().saturating_sub(GROUPS_SHOWN_MAX);
+    let mut words: Vec<String> = groups.iter().take(GROUPS_SHOWN_MAX).map(group).collect();
+    let more = groups.len().saturating_sub(GROUPS_SHOWN_MAX);
     if more > 0 {
-        groups.push(format!("{more} more groups"));
+        words.push(format!("{more} more groups"));
     }
-    format!("no error is {state} that matches; {state}: {}", groups.join(", "))
+    words.join(", ")
 }
 
 /// The table of errors. With `columns` it fits a terminal of that width: messages are shortened, and times have no
@@ -100,7 +208,7 @@ pub fn error_in_full(error: &RecordedError, as_json: bool) {
         json_line(&json!(error));
         return;
     }
-    let when = |at: &chrono::DateTime<chrono::Utc>| at.format("%Y-%m-%d %H:%M:%SZ").to_string();
+    let when = |at: &DateTime<Utc>| at.format("%Y-%m-%d %H:%M:%SZ").to_string();
     let number = |number: Option<i64>| number.map(|number| number.to_string());
     for (name, value) in [
         ("error", Some(error.error_id.to_string())),

@@ -1,6 +1,8 @@
 //! All output: results on stdout, the log on stderr. No other module prints.
 
 mod backfills;
+mod csv;
+mod error_causes;
 mod errors;
 mod health;
 mod log;
@@ -20,7 +22,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
-pub use errors::{error_in_full, errors, no_errors, no_match};
+pub use error_causes::error_causes;
+pub use errors::{ErrorFormat, ErrorRows, error_in_full, no_errors, no_match, no_row_matches};
 pub use health::health;
 pub use progress::{Watched, watch};
 
@@ -52,8 +55,13 @@ pub fn json_line(json: &serde_json::Value) {
 }
 
 fn write(text: &str) {
+    write_part(&format!("{text}\n"));
+}
+
+/// Writes text that is escaped already, and ends a line only where the text does.
+fn write_part(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    if let Err(problem) = writeln!(stdout, "{text}").and_then(|()| stdout.flush())
+    if let Err(problem) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
         && problem.kind() != ErrorKind::BrokenPipe
     {
         WRITE_ERROR.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
@@ -148,6 +156,33 @@ fn terminal_columns() -> Option<u16> {
     let stdout = std::io::stdout();
     let width = terminal_size::terminal_size_of(&stdout).map(|(width, _)| width.0);
     stdout.is_terminal().then(|| width.unwrap_or(TERMINAL_COLUMNS))
+}
+
+/// Wraps text at blanks into lines of at most this width, within a word only where the word is longer. The text has to
+/// be [`escaped`].
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let mut word: Vec<char> = word.chars().collect();
+        let last = lines.last_mut().map(|line| (line.chars().count(), line));
+        if let Some((length, line)) = last
+            && length + usize::from(length > 0) + word.len() <= columns
+        {
+            if length > 0 {
+                line.push(' ');
+            }
+            line.extend(word);
+            continue;
+        }
+        while word.len() > columns {
+            let rest = word.split_off(columns);
+            lines.push(word.into_iter().collect());
+            word = rest;
+        }
+        lines.push(word.into_iter().collect());
+    }
+    lines.retain(|line| !line.is_empty());
+    lines
 }
 
 /// Formats a time; on a terminal without seconds.

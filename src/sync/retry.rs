@@ -7,32 +7,38 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use self::entity::EntityRetry;
 pub use self::entity::Retried;
+use self::entity::{ELSEWHERE, EntityRetry, RetryProgress};
 use super::lane_worker::Target;
 use super::log::{self, lane_span, run_span};
 use super::worker::Unusable;
 use super::{RunError, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, JournalError, RecordedError, RunStatus, refuse_standby};
+use crate::journal::{Entity, JournalError, RowError, RunStatus, SetAside, refuse_standby};
 use crate::ledger::Row;
+
+/// How many pages of errors of an entity are kept in memory.
+const PAGES_AT_ONCE: usize = 4;
 
 impl Worker {
     /// Reads the rows of these errors again, sends them in batches, and resolves each error or counts it once more. A
-    /// row with a newer rival is not sent, because the later upload would count.
-    pub async fn retry(&self, errors: Vec<RecordedError>) -> Result<Vec<Retried>, RunError> {
+    /// row with a newer rival is not sent, because the later upload would count. `report` is told the outcome of each
+    /// error as soon as it is known. Returns whether all errors are resolved.
+    pub async fn retry(
+        &self,
+        set_aside: Vec<SetAside>,
+        report: &mut (dyn FnMut(Retried) + Send),
+    ) -> Result<bool, RunError> {
         let entities = Entity::list(&self.database).await?;
-        let mut by_entity: BTreeMap<String, Vec<RecordedError>> = BTreeMap::new();
-        for error in errors {
-            by_entity.entry(error.entity_id.clone()).or_default().push(error);
-        }
-        let concerned: Vec<Entity> =
-            entities.into_iter().filter(|entity| by_entity.contains_key(&entity.entity_id)).collect();
-        let (targets, unusable) = self.targets(&concerned)?;
+        let concerned = set_aside.into_iter().map(|errors| (errors.entity_id, errors.error_ids));
+        let concerned: BTreeMap<String, Vec<i64>> = concerned.collect();
+        let entities: Vec<Entity> =
+            entities.into_iter().filter(|entity| concerned.contains_key(&entity.entity_id)).collect();
+        let (targets, unusable) = self.targets(&entities)?;
         refuse_standby(&self.database).await?;
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
-        let retry = self.retry_and_finish(run_id, &targets, &unusable, by_entity);
+        let retry = self.retry_and_finish(run_id, &targets, &unusable, concerned, report);
         retry.instrument(run_span(run_id)).await
     }
 
@@ -42,29 +48,35 @@ impl Worker {
         run_id: i64,
         targets: &[Target],
         unusable: &[Unusable],
-        mut by_entity: BTreeMap<String, Vec<RecordedError>>,
-    ) -> Result<Vec<Retried>, RunError> {
+        mut by_entity: BTreeMap<String, Vec<i64>>,
+        report: &mut (dyn FnMut(Retried) + Send),
+    ) -> Result<bool, RunError> {
         let since = Instant::now();
         log::run_started("retry", targets.len() + unusable.len());
-        let mut retried = Vec::new();
+        let mut open = false;
+        let mut note = |retried: Retried| {
+            open |= retried.outcome.is_err();
+            report(retried);
+        };
         let work = async {
             self.compare_rules(run_id, targets).await;
             self.recall_sizes(&targets.iter().collect::<Vec<_>>()).await?;
             for target in targets {
-                let errors = by_entity.remove(&target.entity_id).unwrap_or_default();
-                let retry = async { EntityRetry::of(self, run_id, target, errors).await?.work().await };
-                retried.extend(Box::pin(retry.instrument(lane_span(&target.entity_id))).await?);
+                let error_ids = by_entity.remove(&target.entity_id).unwrap_or_default();
+                let retry = self.retry_entity(run_id, target, &error_ids, &mut note);
+                Box::pin(retry.instrument(lane_span(&target.entity_id))).await?;
             }
             Ok(())
         };
         let failed = self.alive(run_id, work).await.err();
         // The errors that are left belong to entities that are not registered or cannot be worked on.
-        for error in by_entity.into_values().flatten() {
-            let why = unusable.iter().find(|(entity_id, _)| *entity_id == error.entity_id);
+        for (entity_id, error_ids) in by_entity {
+            let why = unusable.iter().find(|(unusable, _)| *unusable == entity_id);
             let why = why.map_or("its entity is not registered", |(_, problem)| problem.message.as_str());
-            retried.push(Retried { error_id: error.error_id, outcome: Err(why.to_owned()) });
+            for error_id in error_ids {
+                note(Retried { error_id, outcome: Err(why.to_owned()) });
+            }
         }
-        let open = retried.iter().any(|retried| retried.outcome.is_err());
         let status = match (&failed, open) {
             (None, _) if *self.stop.borrow() => RunStatus::Interrupted,
             (Some(_), _) => RunStatus::Failed,
@@ -75,7 +87,33 @@ impl Worker {
         let finished = self.journal.finish_run(run_id, status, message.as_deref());
         let counters = around(Step::FinishRun, finished).await?;
         log::run_finished(status, &counters, since);
-        failed.map_or(Ok(retried), Err)
+        failed.map_or(Ok(!open), Err)
+    }
+
+    /// Retries the errors of an entity, some pages at a time.
+    async fn retry_entity(
+        &self,
+        run_id: i64,
+        target: &Target,
+        error_ids: &[i64],
+        report: &mut (dyn FnMut(Retried) + Send),
+    ) -> Result<(), RunError> {
+        let mut progress = RetryProgress::default();
+        for error_ids in error_ids.chunks(self.page_rows() * PAGES_AT_ONCE) {
+            let errors = self.journal.row_errors(error_ids).await?;
+            let (open, resolved): (Vec<_>, Vec<_>) = errors.into_iter().partition(|error| error.is_open);
+            for RowError { error_id, .. } in resolved {
+                report(Retried { error_id, outcome: Ok(ELSEWHERE.to_owned()) });
+            }
+            if let Some(why) = &progress.ended {
+                let left = open.iter().map(|error| error.error_id);
+                left.for_each(|error_id| report(Retried { error_id, outcome: Err(why.clone()) }));
+                continue;
+            }
+            let part = EntityRetry::of(self, run_id, target, open).await?;
+            part.work(&mut progress).await?.into_iter().for_each(&mut *report);
+        }
+        Ok(())
     }
 
     /// Keeps the rows that `--from-now` did not skip.

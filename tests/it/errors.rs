@@ -1,6 +1,8 @@
 //! `errors`: how a person handles rows that were set aside.
 
 mod batches;
+mod causes;
+mod parts;
 mod resolve;
 
 use std::time::Duration;
@@ -45,6 +47,9 @@ async fn errors_are_listed_and_shown_with_their_record(pool: PgPool) {
     assert!(output_of(&scene, 2, &["errors", "list", "--kind", "nope"]).await.contains("rejected_batch"));
     let json: serde_json::Value =
         serde_json::from_str(&output_of(&scene, 0, &["errors", "list", "--json"]).await).unwrap();
+    assert_eq!(json["causes"].as_array().unwrap().len(), 2);
+    let json: serde_json::Value =
+        serde_json::from_str(&output_of(&scene, 0, &["errors", "list", "--rows", "--json"]).await).unwrap();
     assert_eq!(json["errors"].as_array().unwrap().len(), 3);
     let number = scene.text("select error_id::text from elven_sync.sync_errors where ledger_id = '4'").await;
     let shown = output_of(&scene, 0, &["errors", "show", &number]).await;
@@ -139,7 +144,7 @@ async fn error_is_resolved_by_newer_version_or_by_hand(pool: PgPool) {
             .contains("closed account")
     );
     assert!(output_of(&scene, 1, &["errors", "retry", &number]).await.contains("already resolved"));
-    assert!(output_of(&scene, 0, &["errors", "list", "--all"]).await.contains("closed account"));
+    assert!(output_of(&scene, 0, &["errors", "list", "--rows", "--all"]).await.contains("closed account"));
 }
 
 #[sqlx::test(migrations = false)]

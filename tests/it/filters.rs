@@ -56,6 +56,8 @@ async fn a_filter_without_errors_says_which_errors_there_are(pool: PgPool) {
         let text = output_of(&scene, 0, &[&["errors", "list"], filter].concat()).await;
         assert!(text.contains(&format!("no error is open that matches; {there}")), "{text}");
         let json = scene.output(&[&["errors", "list", "--json"], filter].concat()).await;
+        assert_eq!(stdout(&json).trim(), r#"{"causes":[]}"#);
+        let json = scene.output(&[&["errors", "list", "--rows", "--json"], filter].concat()).await;
         assert_eq!(stdout(&json).trim(), r#"{"errors":[]}"#);
     }
     let unknown_kind = output_of(&scene, 2, &["errors", "list", "--kind", "invalid"]).await;

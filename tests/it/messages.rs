@@ -46,10 +46,10 @@ pub async fn on_a_terminal(scene: &TestEnv, columns: u16, code: i32, arguments: 
 async fn the_list_of_errors_fits_a_terminal_and_is_whole_elsewhere(pool: PgPool) {
     let scene = scene_with_errors(pool).await;
     let message = scene.text("select max(message) from elven_sync.sync_errors").await;
-    let whole = output_of(&scene, 0, &["errors", "list"]).await;
+    let whole = output_of(&scene, 0, &["errors", "list", "--rows"]).await;
     assert!(whole.contains(&message), "{whole}");
     for columns in [80, 100] {
-        let list = on_a_terminal(&scene, columns, 0, &["errors", "list"]).await;
+        let list = on_a_terminal(&scene, columns, 0, &["errors", "list", "--rows"]).await;
         let lines: Vec<&str> = list.lines().collect();
         assert_eq!(lines.len(), 3, "a line each: {list}");
         let longest = lines.iter().map(|line| line.chars().count()).max().unwrap();

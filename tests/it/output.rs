@@ -45,6 +45,10 @@ async fn a_command_whose_product_is_its_output_fails_on_a_full_disk(pool: PgPool
         &["status", "--row", "1", "--json"],
         &["errors", "list"],
         &["errors", "list", "--json"],
+        &["errors", "list", "--csv"],
+        &["errors", "list", "--rows"],
+        &["errors", "list", "--rows", "--csv"],
+        &["errors", "list", "--rows", "--json"],
         &["errors", "list", "--kind", "timezone"],
         &["errors", "show", "1"],
         &["reference", "accounts"],
@@ -128,7 +132,7 @@ async fn tables_fit_a_terminal_of_80_columns(pool: PgPool) {
         (&["verify"], 0, &["holds", "still", "bodies"]),
         (&["backfill", "list"], 0, &["1", "2"]),
         (&["entity", "list"], 0, &["Europe/Zurich", "default"]),
-        (&["errors", "list"], 0, &["invalid_row"]),
+        (&["errors", "list", "--rows"], 0, &["invalid_row"]),
         (&["run"], 0, &["done", "superseded"]),
     ] {
         let text = on_a_terminal(&scene, 80, code, arguments).await;

@@ -16,7 +16,7 @@ use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
 use crate::config::OnInvalidStart;
 use crate::journal::{
-    Conclusions, ErrorNow, Kind, Lane, OpenWork, Purpose, RecordedError, Resolution, WorkKind, invalid,
+    Conclusions, ErrorNow, Kind, Lane, Lease, OpenWork, Purpose, Resolution, RowError, WorkKind, invalid,
 };
 use crate::ledger::{Pages, Read, Row};
 use crate::watermark::{LedgerId, Order};
@@ -27,6 +27,9 @@ const STOPPED: &str = "stopped before its turn";
 const HELD: &str =
     "another worker works on the entity, or died while it did; hint: elven-sync errors retry, in a minute";
 
+/// How an error was resolved that was open when the retry began.
+pub(super) const ELSEWHERE: &str = "resolved by another worker meanwhile";
+
 /// The result of a retry of one error.
 #[derive(Debug)]
 pub struct Retried {
@@ -36,7 +39,16 @@ pub struct Retried {
     pub outcome: Result<String, String>,
 }
 
-/// The retry of the errors of one entity.
+/// What the parts of a retry of one entity hand on to each other.
+#[derive(Debug, Default)]
+pub(super) struct RetryProgress {
+    /// The lease of the part before.
+    lease_before: Option<Lease>,
+    /// Why no more rows of the entity are sent.
+    pub(super) ended: Option<String>,
+}
+
+/// A part of the retry of one entity: as many of its errors as are kept in memory.
 pub(super) struct EntityRetry<'a> {
     worker: &'a Worker,
     run_id: i64,
@@ -68,9 +80,9 @@ impl<'a> EntityRetry<'a> {
         worker: &'a Worker,
         run_id: i64,
         target: &'a Target,
-        errors: Vec<RecordedError>,
+        errors: Vec<RowError>,
     ) -> Result<Self, RunError> {
-        let rows = errors.iter().map(|error| (error.error_id, error.ledger_id.clone().unwrap_or_default()));
+        let rows = errors.iter().map(|error| (error.error_id, error.ledger_id.clone()));
         let rows: Vec<(i64, String)> = rows.collect();
         let (mut alone, mut may_be_imported) = (HashSet::new(), HashSet::new());
         for rows in rows.chunks(worker.page_rows()) {
@@ -80,12 +92,12 @@ impl<'a> EntityRetry<'a> {
             may_be_imported.extend(imported.map(|(_, (_, ledger_id))| ledger_id.clone()));
         }
         let rows: BTreeMap<i64, String> = rows.into_iter().collect();
-        let kind = |error: &RecordedError| match error.kind.as_str() {
+        let kind = |error: &RowError| match error.kind.as_str() {
             kind if kind == Kind::InvalidRow.as_ref() => Kind::InvalidRow,
             _ => Kind::RejectedRow,
         };
         let kinds: BTreeMap<String, Kind> =
-            errors.iter().filter_map(|error| Some((error.ledger_id.clone()?, kind(error)))).collect();
+            errors.iter().map(|error| (error.ledger_id.clone(), kind(error))).collect();
         let ids: Vec<String> = kinds.keys().cloned().collect();
         let mut ages: HashMap<String, Option<(Option<i64>, LedgerId)>> = HashMap::new();
         for ids in ids.chunks(worker.page_rows()) {
@@ -113,14 +125,13 @@ impl<'a> EntityRetry<'a> {
     }
 
     /// Retries the errors, in slices: between two slices, a run or a backfill gets the lease if it waits.
-    pub(super) async fn work(mut self) -> Result<Vec<Retried>, RunError> {
+    pub(super) async fn work(mut self, progress: &mut RetryProgress) -> Result<Vec<Retried>, RunError> {
         let (worker, target) = (self.worker, self.target);
-        let mut lease_before = None;
         // The rows were set aside for good reason; they show no mistake in the mapping.
         let start = Arc::new(InvalidStart::new(&target.entity_id, OnInvalidStart::SetAside));
         let mut report = EntityReport::idle(&target.entity_id);
         while !self.left.is_empty() && self.ended.is_none() {
-            let purpose = Purpose::Retry { yields: lease_before.is_some() };
+            let purpose = Purpose::Retry { yields: progress.lease_before.is_some() };
             let mut wait = worker.lease_wait(purpose);
             let taken = match worker.take_lease(self.run_id, target, None, &mut wait).await? {
                 LeaseAttempt::Taken(taken) => taken,
@@ -129,8 +140,15 @@ impl<'a> EntityRetry<'a> {
                     break;
                 }
             };
-            let (lane_run, lane, _) =
-                LaneRun::begin(worker, self.run_id, target, taken, &mut lease_before, start.clone(), report);
+            let (lane_run, lane, _) = LaneRun::begin(
+                worker,
+                self.run_id,
+                target,
+                taken,
+                &mut progress.lease_before,
+                start.clone(),
+                report,
+            );
             let halted = match self.check(&lane_run, &lane).await {
                 Ok(()) => self.slice(&lane_run, &lane).await,
                 refused => refused,
@@ -140,12 +158,16 @@ impl<'a> EntityRetry<'a> {
                 break;
             }
         }
+        let is_done = self.left.is_empty() && self.ended.is_none() && report.ended == Ended::Done;
         let why = match report.ended {
             Ended::Held => HELD.to_owned(),
             Ended::Failed(why) => why,
             _ => STOPPED.to_owned(),
         };
-        self.ended.get_or_insert(why);
+        let why = self.ended.get_or_insert(why);
+        if !is_done {
+            progress.ended = Some(why.clone());
+        }
         self.report().await
     }
 
@@ -345,9 +367,7 @@ impl<'a> EntityRetry<'a> {
     fn outcome(&self, error: ErrorNow) -> Retried {
         let ErrorNow { error_id, message, resolution, is_counted, .. } = error;
         let outcome = match (message, self.not_now.get(&self.rows[&error_id])) {
-            (None, _) if self.resolved_elsewhere.contains(&error_id) => {
-                Ok("resolved by another worker meanwhile".to_owned())
-            }
+            (None, _) if self.resolved_elsewhere.contains(&error_id) => Ok(ELSEWHERE.to_owned()),
             (None, _) => Ok(resolution.unwrap_or_default()),
             (Some(_), Some(why)) => Err(why.clone()),
             (Some(message), None) if is_counted => Err(message),

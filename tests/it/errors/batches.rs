@@ -6,7 +6,7 @@ use crate::stub::{Stub, respond};
 use crate::support::{IMPORT, TestEnv, output_of};
 
 /// Sets the rows 1 to `rows` of acme aside, which then are valid again without a new version. The account of row n is an.
-async fn scene_with_repaired_rows(pool: PgPool, rows: i32) -> TestEnv {
+pub async fn scene_with_repaired_rows(pool: PgPool, rows: i32) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     scene.set("ELVEN_SYNC_SYNC__ON_INVALID_START", "set_aside");
