@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::json;
 
 use super::JournalError;
+use super::actions::{Action, client_name};
 use super::storable_text::storable_one;
 use crate::database::Database;
 
@@ -113,6 +115,7 @@ impl RecordedError {
         wanted: &Wanted,
         reason: &str,
     ) -> Result<Option<BTreeMap<String, i64>>, JournalError> {
+        let client = client_name();
         let resolve = || async {
             let mut transaction = database.begin().await?;
             let reason = storable_one(&mut transaction, Some(reason)).await?;
@@ -126,8 +129,9 @@ impl RecordedError {
                           and (cardinality($2::text[]) = 0 or entity_id = any ($2))
                           and (cardinality($3::text[]) = 0 or kind = any ($3))
                           and (cardinality($5::text[]) = 0 or elven_sync.has_cause(e, $5))
-                    returning kind)
-                   select kind, count(*) as "count!" from resolved group by kind"#,
+                    returning entity_id, kind)
+                   select entity_id, kind, count(*) as "count!" from resolved
+                    group by entity_id, kind order by entity_id, kind"#,
                 &wanted.ids,
                 &wanted.entities,
                 &wanted.kinds,
@@ -136,7 +140,20 @@ impl RecordedError {
             )
             .fetch_all(&mut transaction)
             .await?;
-            let counts: BTreeMap<String, i64> = counts.into_iter().map(|row| (row.kind, row.count)).collect();
+            let mut by_entity: BTreeMap<String, BTreeMap<String, i64>> = BTreeMap::new();
+            for row in counts {
+                by_entity.entry(row.entity_id).or_default().insert(row.kind, row.count);
+            }
+            let mut counts: BTreeMap<String, i64> = BTreeMap::new();
+            for (entity_id, kinds) in by_entity {
+                let details = json!({ "errors": kinds });
+                let (entity_id, reason) = (Some(entity_id.as_str()), reason.as_deref());
+                let action = Action { what: "resolve", entity_id, reason, details: &details };
+                action.record(&mut transaction, &client).await?;
+                for (kind, count) in kinds {
+                    *counts.entry(kind).or_default() += count;
+                }
+            }
             if !wanted.ids.is_empty() && usize::try_from(counts.values().sum::<i64>()) != Ok(wanted.ids.len())
             {
                 transaction.rollback().await?;

@@ -139,6 +139,28 @@ async fn what_is_given_up_is_recorded_with_its_reason(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
+async fn errors_closed_by_hand_are_recorded_by_entity(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene.entity("beta", "UTC").await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('beta', 'a', 'BTC', '2024-01-01Z', 'NaN'), ('beta', 'b', 'BTC', '2024-01-01Z', 'NaN')",
+        )
+        .await;
+    output_of(&scene, 3, &["run"]).await;
+    output_of(&scene, 0, &["errors", "resolve", "--all", "--reason", "typing errors"]).await;
+    let recorded = actions(&scene).await;
+    assert_eq!(
+        recorded[1..],
+        [
+            r#"resolve acme typing errors {"errors": {"invalid_row": 1}}"#,
+            r#"resolve beta typing errors {"errors": {"invalid_row": 2}}"#
+        ]
+    );
+}
+
+#[sqlx::test(migrations = false)]
 async fn prune_is_recorded_if_it_deletes(pool: PgPool) {
     let scene = scene(pool).await;
     scene.sql("update ledger.balance_snapshots set balance = 3 where id = 3").await;
