@@ -51,10 +51,7 @@ pub async fn rows_of_key(
 ) -> Result<Vec<KeyRows>, RunError> {
     check_schema(database).await?;
     let entities = Entity::list(database).await?;
-    if let Some(only) = only.filter(|only| entities.iter().all(|entity| entity.entity_id != **only)) {
-        let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
-        return Err(ConfigError(unknown_entity(only, &known)).into());
-    }
+    require_registered(&entities, only)?;
     // A mistake in the time is reported without an entity, too.
     instants(&key.at, &Zone::utc())?;
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
@@ -88,4 +85,13 @@ pub async fn rows_of_key(
 
 fn instants(at: &str, zone: &Zone) -> Result<Vec<i64>, ConfigError> {
     align::instants(at, zone).map_err(|problem| ConfigError(format!("--at: {problem}")))
+}
+
+/// Requires that the wanted entity, if one is wanted, is registered.
+pub(super) fn require_registered(entities: &[Entity], only: Option<&str>) -> Result<(), ConfigError> {
+    let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
+    match only {
+        Some(only) if !known.contains(&only) => Err(ConfigError(unknown_entity(only, &known))),
+        _ => Ok(()),
+    }
 }

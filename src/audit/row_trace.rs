@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::key_search::require_registered;
 use super::verify::chain::{self, Chain, Link};
 use crate::align::Zones;
 use crate::batch::Batch;
-use crate::config::{ConfigError, Settings};
+use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::audit::{self as records, Change};
 use crate::journal::row_history::{self, BatchOfRow};
@@ -113,12 +114,8 @@ pub async fn of_row(
         Ok::<_, RunError>((carried, errors, found))
     };
     let (carried, errors, found) = database.retry(query).await?;
-    if let Some(only) = only
-        && found.is_empty()
-        && entities.iter().all(|entity| entity.entity_id != only)
-    {
-        let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();
-        return Err(ConfigError(crate::journal::unknown_entity(only, &known)).into());
+    if found.is_empty() {
+        require_registered(&entities, only)?;
     }
     let mut reports = Vec::new();
     for (entity_id, chain, lane) in found {
