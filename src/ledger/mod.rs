@@ -16,6 +16,7 @@ mod open_transactions;
 mod pages;
 mod pending;
 mod probe;
+mod probe_statements;
 mod range;
 mod range_statements;
 mod reader;
