@@ -175,8 +175,7 @@ impl Journal {
                       s.mapping::text, (select seal from cluster) as seal, o.pass_id is not null as "is_opened!",
                       extract(epoch from s.not_before - clock_timestamp())::float8 as not_before_s,
                       extract(epoch from s.fence_until - clock_timestamp())::float8 as fence_s,
-                      exists (select from elven_sync.sync_errors e where e.entity_id = s.entity_id
-                                 and e.ledger_id is not null and e.resolved_at is null) as "has_rows_set_aside!""#,
+                      elven_sync.has_rows_set_aside(s.entity_id) as "has_rows_set_aside!""#,
             entity_id,
             self.worker,
             self.lease_seconds(),

@@ -302,3 +302,34 @@ async fn failed_lane_releases_its_entity_for_other_workers(pool: PgPool) {
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(1));
     assert_eq!(scene.received().len(), 7, "each row once");
 }
+
+/// A worker that was frozen for longer than its lease sets a row aside in its last write, while another worker takes the
+/// lease. The other one uploads the corrected row.
+#[sqlx::test(migrations = false)]
+async fn row_set_aside_while_a_lease_is_taken_is_resolved_by_its_correction(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__LEASE", "1m");
+    scene.entity("acme", "UTC").await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'a', 'BTC', '2024-01-01Z', 1);
+             create function wait() returns trigger language plpgsql as $$ begin perform pg_sleep(1); return new; end $$;
+             create trigger wait before insert on elven_sync.sync_passes for each row execute function wait()",
+        )
+        .await;
+    let run = scene.command(&["run"]).spawn().unwrap();
+    // The statement that takes the lease has its snapshot, and opens the pass.
+    let waits = "select count(*)::text from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
+    eventually("the lease is being taken", async || scene.text(waits).await == "1").await;
+    scene
+        .sql(
+            "insert into elven_sync.sync_errors (entity_id, kind, ledger_id, message)
+             values ('acme', 'invalid_row', '1', 'balance is NaN')",
+        )
+        .await;
+    assert!(run.wait_with_output().await.unwrap().status.success());
+    assert_eq!(scene.balances().len(), 1);
+    let open = "select count(*)::text from elven_sync.sync_errors where resolved_at is null";
+    assert_eq!(scene.text(open).await, "0");
+}
