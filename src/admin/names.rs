@@ -68,9 +68,7 @@ pub async fn names(settings: &Settings, database: &Database, list: List) -> Resu
     };
     let used = used.map_err(in_words)?;
     let mut report = compare(&entities, used, &known);
-    let mut credentials: Vec<String> = entities.into_iter().map(|entity| entity.credential).collect();
-    credentials.sort();
-    credentials.dedup();
+    let credentials = Entity::credentials(&entities);
     let of = |credential: &String| {
         lists.iter().find(|stored| stored.credential == *credential && stored.list == list).cloned()
     };

@@ -195,9 +195,9 @@ impl Worker {
         let (listed, found) = proof.proven.newest;
         if listed == 0 {
             return refused(format!(
-                "no batch of `{entity_id}` lists a row, so nothing shows that its journal belongs to the ledger as it is \
-                 read now; nothing was accepted; hint: remove the entity and register it again (`elven-sync entity add \
-                 --help`; with --from-now the present rows stay skipped), or {}",
+                "no batch of `{entity_id}` lists a row, so nothing shows that its journal belongs to the ledger as it \
+                 is read now; nothing was accepted; hint: remove the entity and register it again (`elven-sync entity \
+                 add --help`; with --from-now the present rows stay skipped), or {}",
                 start_over(entity_id)
             ));
         }

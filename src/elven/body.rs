@@ -20,8 +20,8 @@ const PACKED_BYTES: usize = 1 << 10;
 /// The permit to hold an answer over [`LARGE_BYTES`].
 static LARGE: Semaphore = Semaphore::const_new(1);
 
-/// Reads a body until `deadline` at the latest. `parse` also reads a body that is whole. For a status other than 2xx the
-/// part that was read is enough, because the status decides.
+/// Reads a body until `deadline` at the latest. `parse` also reads a body that is whole. For a status other than 2xx
+/// the part that was read is enough, because the status decides.
 ///
 /// # Errors
 /// The body of a 2xx was cut off or late: the missing part may have said whether the records were imported.

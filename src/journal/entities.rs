@@ -1,5 +1,6 @@
 //! Entities and their health.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -98,6 +99,12 @@ impl Entity {
         let rows = database.retry(read).await?;
         let pause = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
         Ok(rows.into_iter().map(|row| (row.credential, pause(row.left_s))).collect())
+    }
+
+    /// Returns the names of the credentials that these entities have, each once and in order.
+    pub fn credentials(entities: &[Self]) -> Vec<String> {
+        let names: BTreeSet<&String> = entities.iter().map(|entity| &entity.credential).collect();
+        names.into_iter().cloned().collect()
     }
 
     /// Pauses or resumes an entity. Returns `false` if it is not registered.

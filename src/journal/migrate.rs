@@ -92,8 +92,8 @@ pub async fn apply(database: &Database, part: Part, lock_timeout: Duration) -> R
 fn not_allowed(part: Part, problem: &str) -> JournalError {
     let schema = part.schema();
     JournalError::Schema(format!(
-        "this role may not create or upgrade the tables of the schema {schema}: {problem}; hint: run `elven-sync migrate` \
-         as the owner of the schema and its tables (`\\dn+ {schema}` in psql names the owner)"
+        "this role may not create or upgrade the tables of the schema {schema}: {problem}; hint: run `elven-sync \
+         migrate` as the owner of the schema and its tables (`\\dn+ {schema}` in psql names the owner)"
     ))
 }
 

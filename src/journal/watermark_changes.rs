@@ -269,7 +269,7 @@ impl Journal {
             .database
             .retry(|| {
                 sqlx::query_scalar!(
-                    "select xmin::text::bigint = mod(written_by::text::numeric, 4294967296)::bigint as whole
+                    "select xmin = written_by::xid as whole
                        from elven_sync.sync_passes where entity_id = $1 order by pass_id desc limit 1",
                     entity_id
                 )

@@ -39,8 +39,8 @@ impl Table {
     /// the transaction has written nothing for the entity.
     ///
     /// The range is probed in parts between the oldest transactions that are running now: an index scan passes over
-    /// each row that a transaction wrote and has not committed, and a bulk load may have written millions. The last part
-    /// has no end: where it has no row, no transaction that is yet to come has written one either.
+    /// each row that a transaction wrote and has not committed, and a bulk load may have written millions. The last
+    /// part has no end: where it has no row, no transaction that is yet to come has written one either.
     pub(super) fn new_rows_sql(&self, lanes: &[Progress]) -> String {
         let Self { name, entity, xid, id, .. } = self;
         let ids = quote_array(lanes.iter().map(|lane| Some(lane.entity_id.as_str())));

@@ -122,8 +122,8 @@ pub fn start_log(verbose: u8, wanted: Option<&str>) {
         .try_init();
     if is_ignored {
         tracing::warn!(
-            "ELVEN_SYNC_LOG is ignored, because it is no level and no list of levels; hint: set it to error, warn, info, \
-             debug or trace, or to a list such as elven_sync=debug,warn"
+            "ELVEN_SYNC_LOG is ignored, because it is no level and no list of levels; hint: set it to error, warn, \
+             info, debug or trace, or to a list such as elven_sync=debug,warn"
         );
     }
 }

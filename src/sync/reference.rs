@@ -73,10 +73,7 @@ impl PullFailure {
 /// counts in place of the list before. A list that does not count leaves the stored one as it is.
 pub async fn pull_reference(settings: &Settings, database: &Database) -> Result<Vec<PulledList>, RunError> {
     journal::refuse_standby(database).await?;
-    let mut credentials: Vec<String> =
-        Entity::list(database).await?.into_iter().map(|entity| entity.credential).collect();
-    credentials.sort();
-    credentials.dedup();
+    let credentials = Entity::credentials(&Entity::list(database).await?);
     let client = client(settings)?;
     let pauses = Entity::pauses_of_credentials(database).await?;
     let mut pulled = Vec::new();

@@ -83,8 +83,8 @@ pub(crate) fn check_watermark(
         return refuse(format!(
             "the watermark of `{entity_id}` belongs to another PostgreSQL cluster, whose transaction ids mean \
              nothing here; hint: after pg_upgrade, `elven-sync entity rebind {entity}`; after a move to another server \
-             with ledger and journal, `elven-sync entity rebind --journal --reason 'moved' {entity}`, which proves that \
-             nothing is skipped; otherwise {}",
+             with ledger and journal, `elven-sync entity rebind --journal --reason 'moved' {entity}`, which proves \
+             that nothing is skipped; otherwise {}",
             start_over(entity_id)
         ));
     }

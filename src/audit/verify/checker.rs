@@ -100,8 +100,8 @@ pub(super) struct Checker<'a> {
     pub(super) fits: bool,
     pub(super) report: &'a mut EntityProof,
     pub(super) sample: Sample,
-    /// For each of the newest batches, oldest first: the ids that it lists, each with the number of rows that the ledger
-    /// lacks in its interval.
+    /// For each of the newest batches, oldest first: the ids that it lists, each with the number of rows that the
+    /// ledger lacks in its interval.
     pub(super) newest: VecDeque<HashMap<LedgerId, u32>>,
     /// The bodies of passes before this change of the watermark may have been made from other values.
     pub(super) other_values_before: Option<i64>,
