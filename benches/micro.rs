@@ -84,8 +84,9 @@ fn micro(criterion: &mut Criterion) {
     assert_eq!(rows.len(), usize::from(ROWS), "all rows can be decoded");
     let zone = zone();
     assert_eq!(zone.name(), "Europe/Zurich");
+    let rules = zone.into();
     group.bench_function("encode: Batch::build", |bencher| {
-        bencher.iter_batched(|| rows.clone(), |rows| Batch::build(None, rows, &zone), BatchSize::SmallInput);
+        bencher.iter_batched(|| rows.clone(), |rows| Batch::build(None, rows, &rules), BatchSize::SmallInput);
     });
     group.finish();
     let secret = SecretString::from("secret");

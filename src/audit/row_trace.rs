@@ -348,7 +348,7 @@ fn sent(known: &Known<'_>, rows: &[Row], carried: &[BatchOfRow]) -> Option<Strin
     if batch.zone_rules.as_ref().is_some_and(|rules| !zone.follows(rules)) {
         return None;
     }
-    let rebuilt = Batch::build(None, vec![row.clone()], &zone);
+    let rebuilt = Batch::build(None, vec![row.clone()], &zone.into());
     rebuilt.records.first().map(|record| rebuilt.record(*record))
 }
 
@@ -362,7 +362,7 @@ async fn superseded_by(
 ) -> Result<Option<LedgerId>, RunError> {
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
     let Some(zone) = zone.and_then(|name| known.zones.get(name).ok()) else { return Ok(None) };
-    let batch = Batch::build(None, vec![row.clone()], &zone);
+    let batch = Batch::build(None, vec![row.clone()], &zone.into());
     let rivals = match ledger.rivals(entity_id, row).await {
         Err(problem) if problem.is_about_rows() => return Ok(None),
         rivals => rivals?,

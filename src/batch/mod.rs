@@ -3,6 +3,7 @@
 //! The same rows always give the same body, so that a batch with an unknown outcome can be sent again byte for byte.
 
 mod row_ids;
+mod rules;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
@@ -17,9 +18,10 @@ use hashbrown::hash_table::Entry;
 use sha2::{Digest, Sha256};
 
 pub use self::row_ids::unpack_ids;
+pub use self::rules::{Aligner, RecordRules};
 
 use self::row_ids::pack_ids;
-use crate::align::{self, Clock, Invalid, Number, Text, Zone};
+use crate::align::{self, Invalid, Number, Text};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
 
@@ -60,8 +62,8 @@ pub struct Batch {
     pub body: Bytes,
     /// SHA-256 of the body, in hex.
     pub body_sha256: String,
-    /// The zone of its wall-clock times.
-    pub zone: Zone,
+    /// The rules of its records.
+    pub rules: RecordRules,
 }
 
 /// A row that is refused before sending, and set aside.
@@ -87,8 +89,8 @@ pub fn cut(order: Order, rows: &[Row], records_max: usize) -> Option<usize> {
 }
 
 /// Returns the hash of the key of a row, as in [`Batch::keys`]. `None`: the row cannot be sent.
-pub fn key_hash(row: &Row, clock: &mut Clock) -> Option<u64> {
-    Aligned::new(OUTSIDE, row, clock).ok().map(|row| row.key_hash())
+pub fn key_hash(row: &Row, aligner: &mut Aligner) -> Option<u64> {
+    Aligned::new(OUTSIDE, row, aligner).ok().map(|row| row.key_hash())
 }
 
 impl Batch {
@@ -99,20 +101,20 @@ impl Batch {
     ///
     /// # Panics
     /// When there are no rows: an empty batch has no position in a pass.
-    pub fn build(before: Option<Cursor>, rows: Vec<Row>, zone: &Zone) -> Self {
-        Self::build_beside(before, rows, Arc::default(), zone)
+    pub fn build(before: Option<Cursor>, rows: Vec<Row>, rules: &RecordRules) -> Self {
+        Self::build_beside(before, rows, Arc::default(), rules)
     }
 
     /// Builds a batch whose rows may be superseded by rows outside it (`rivals`).
-    fn build_beside(before: Option<Cursor>, rows: Vec<Row>, rivals: Arc<[Row]>, zone: &Zone) -> Self {
-        let mut clock = Clock::of(zone);
+    fn build_beside(before: Option<Cursor>, rows: Vec<Row>, rivals: Arc<[Row]>, rules: &RecordRules) -> Self {
+        let mut aligner = rules.aligner();
         let mut invalid = Vec::new();
         let mut winners: Vec<Aligned<'_>> = Vec::with_capacity(rows.len());
         let mut keys: Vec<u64> = Vec::with_capacity(rows.len());
         let mut of_key: HashTable<usize> = HashTable::with_capacity(rows.len());
         let mut superseded = 0;
         for (place, row) in rows.iter().enumerate() {
-            let record = match Aligned::new(place, row, &mut clock) {
+            let record = match Aligned::new(place, row, &mut aligner) {
                 Ok(record) => record,
                 Err(Invalid(reason)) => {
                     let record = row.to_json().to_string();
@@ -137,7 +139,7 @@ impl Batch {
                 }
             }
         }
-        for rival in rivals.iter().filter_map(|rival| Aligned::new(OUTSIDE, rival, &mut clock).ok()) {
+        for rival in rivals.iter().filter_map(|rival| Aligned::new(OUTSIDE, rival, &mut aligner).ok()) {
             let same_key = |winner: &usize| winners[*winner].key() == rival.key();
             if let Some(&winner) = of_key.find(rival.key_hash(), same_key)
                 && winners[winner].age() < rival.age()
@@ -166,7 +168,7 @@ impl Batch {
             beyond_double,
             body_sha256: hex::encode(Sha256::digest(&body)),
             body: body.into(),
-            zone: zone.clone(),
+            rules: rules.clone(),
             rows,
             rivals,
         }
@@ -192,30 +194,30 @@ impl Batch {
     /// Returns a part of this batch, with the same interval.
     #[must_use]
     pub fn part(&self, rows: Vec<Row>) -> Self {
-        let part = Self::build_beside(self.before.clone(), rows, self.rivals.clone(), &self.zone);
+        let part = Self::build_beside(self.before.clone(), rows, self.rivals.clone(), &self.rules);
         Self { last: self.last.clone(), ..part }
     }
 
     /// Returns this batch without the rows that `rivals` supersede; the rivals are outside the batch.
     #[must_use]
     pub fn with_newer_rows(self, rivals: Vec<Row>) -> Self {
-        let beside = Self::build_beside(self.before, self.rows, rivals.into(), &self.zone);
+        let beside = Self::build_beside(self.before, self.rows, rivals.into(), &self.rules);
         Self { last: self.last, ..beside }
     }
 
     /// Returns the rows of `others`, which are outside the batch, that supersede one of its records.
     pub fn superseded_by<'r>(&self, others: impl Iterator<Item = &'r Row>) -> Vec<&'r Row> {
-        let mut clock = Clock::of(&self.zone);
+        let mut aligner = self.rules.aligner();
         let mut found: Vec<&Row> = Vec::new();
         let mut ages: HashMap<u64, Vec<Aligned<'_>>> = HashMap::new();
         for other in others {
             if ages.is_empty() {
                 // Filled only when there is a row to compare: most batches are compared with none.
                 for (&row, &key) in self.records.iter().zip(&self.keys) {
-                    ages.entry(key).or_default().extend(Aligned::new(row, &self.rows[row], &mut clock));
+                    ages.entry(key).or_default().extend(Aligned::new(row, &self.rows[row], &mut aligner));
                 }
             }
-            let Ok(other_row) = Aligned::new(OUTSIDE, other, &mut clock) else { continue };
+            let Ok(other_row) = Aligned::new(OUTSIDE, other, &mut aligner) else { continue };
             let same_key = ages.get(&other_row.key_hash()).into_iter().flatten();
             if same_key.clone().any(|own| own.key() == other_row.key() && own.age() < other_row.age()) {
                 found.push(other);
@@ -229,9 +231,9 @@ impl Batch {
         if self.superseded == 0 {
             return Vec::new();
         }
-        let mut clock = Clock::of(&self.zone);
+        let mut aligner = self.rules.aligner();
         let aligned: Vec<Aligned<'_>> =
-            self.rows.iter().filter_map(|row| Aligned::new(OUTSIDE, row, &mut clock).ok()).collect();
+            self.rows.iter().filter_map(|row| Aligned::new(OUTSIDE, row, &mut aligner).ok()).collect();
         let mut newest: HashMap<Key<'_>, &Aligned<'_>> = HashMap::new();
         for row in &aligned {
             let rival = newest.entry(row.key()).or_insert(row);
@@ -279,8 +281,8 @@ impl Batch {
     /// Returns two parts: the records with the invalid rows, and the rows that those records supersede. `None` when
     /// there are no superseded rows.
     pub fn split_off_superseded(&self) -> Option<[Self; 2]> {
-        let mut clock = Clock::of(&self.zone);
-        let mut keyed = |place: usize| Aligned::new(place, &self.rows[place], &mut clock).is_ok();
+        let mut aligner = self.rules.aligner();
+        let mut keyed = |place: usize| Aligned::new(place, &self.rows[place], &mut aligner).is_ok();
         let (losers, others): (Vec<usize>, Vec<usize>) =
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
         let rows = |places: Vec<usize>| places.into_iter().map(|place| self.rows[place].clone()).collect();
@@ -299,7 +301,7 @@ impl Batch {
     /// Returns a record as it is in the body, as JSON.
     pub fn record(&self, row: usize) -> String {
         let mut json = Vec::new();
-        if let Ok(record) = Aligned::new(row, &self.rows[row], &mut Clock::of(&self.zone)) {
+        if let Ok(record) = Aligned::new(row, &self.rows[row], &mut self.rules.aligner()) {
             record.write(&mut json);
         }
         String::from_utf8(json).unwrap_or_default()
@@ -307,13 +309,13 @@ impl Batch {
 
     /// Returns for each row the first row of its group: the rows that have to stay together.
     fn groups(&self) -> Vec<usize> {
-        let mut clock = Clock::of(&self.zone);
+        let mut aligner = self.rules.aligner();
         let mut groups: Vec<usize> = (0..self.rows.len()).collect();
         let mut of_key: HashMap<Key<'_>, usize> = HashMap::with_capacity(self.rows.len());
         let mut of_id: HashMap<&LedgerId, usize> = HashMap::with_capacity(self.rows.len());
         for (place, row) in self.rows.iter().enumerate() {
             let same_id = of_id.insert(&row.id, place);
-            let record = Aligned::new(place, row, &mut clock).ok();
+            let record = Aligned::new(place, row, &mut aligner).ok();
             let same_key = record.and_then(|record| of_key.insert(record.key(), place));
             for other in [same_id, same_key].into_iter().flatten() {
                 let (one, other) = (groups[place], groups[other]);
@@ -348,11 +350,11 @@ struct Aligned<'a> {
 }
 
 impl<'a> Aligned<'a> {
-    fn new(place: usize, row: &'a Row, clock: &mut Clock) -> Result<Self, Invalid> {
+    fn new(place: usize, row: &'a Row, aligner: &mut Aligner) -> Result<Self, Invalid> {
         let account = Text::read(ACCOUNT, row.account()).map_err(|why| not_text(row, 0, why))?;
         let currency = Text::read(CURRENCY, row.currency()).map_err(|why| not_text(row, 1, why))?;
         let captured_at_us = row.captured_at_us.ok_or_else(|| Invalid("captured_at is NULL".to_owned()))?;
-        let local = clock.at(captured_at_us)?;
+        let local = aligner.clock.at(captured_at_us)?;
         let numeric = row.balance().ok_or_else(|| Invalid("balance is NULL".to_owned()))?;
         Ok(Self { place, row, account, currency, local, balance: Number::read(numeric)? })
     }

@@ -1,6 +1,7 @@
 //! Tests of batches.
 
 use super::*;
+use crate::align::{Clock, Zone};
 use proptest::prelude::*;
 
 fn row(xid: u64, id: i64, captured_at_us: i64, balance: &[u16]) -> Row {
@@ -28,7 +29,7 @@ fn the_greater_captured_at_then_id_is_sent_and_the_other_counted() {
         ([row(1, 1, 5, ONE), row(1, 2, 0, TWO)], 1),
         ([row(1, 1, 0, ONE), row(1, 2, 0, TWO)], 2),
     ] {
-        let batch = Batch::build(None, rows.to_vec(), &Zone::utc());
+        let batch = Batch::build(None, rows.to_vec(), &Zone::utc().into());
         assert_eq!((batch.rows.len(), batch.records.len(), batch.superseded), (2, 1, 1));
         let body = std::str::from_utf8(&batch.body).unwrap();
         assert_eq!(
@@ -42,11 +43,11 @@ fn the_greater_captured_at_then_id_is_sent_and_the_other_counted() {
 
 #[test]
 fn an_invalid_row_is_set_aside_and_the_rest_goes_on() {
-    let batch = Batch::build(None, vec![row(1, 1, 0, NAN), row(1, 2, 0, TWO)], &Zone::utc());
+    let batch = Batch::build(None, vec![row(1, 1, 0, NAN), row(1, 2, 0, TWO)], &Zone::utc().into());
     assert_eq!((batch.rows.len(), batch.records.len(), batch.superseded, batch.invalid.len()), (2, 1, 0, 1));
     assert_eq!(batch.invalid[0].id, LedgerId::Number(1));
     assert_eq!(batch.invalid[0].reason, "balance is NaN");
-    let none = Batch::build(None, vec![row(1, 1, 0, NAN)], &Zone::utc());
+    let none = Batch::build(None, vec![row(1, 1, 0, NAN)], &Zone::utc().into());
     assert_eq!((none.records.len(), &none.body[..]), (0, &b"[]"[..]));
 }
 
@@ -123,7 +124,7 @@ proptest! {
         let invalid = places.clone().filter(|&place| key(place).is_none());
         let invalid: Vec<&LedgerId> = invalid.map(|place| &rows[place].id).collect();
 
-        let batch = Batch::build(None, rows.clone(), &zone);
+        let batch = Batch::build(None, rows.clone(), &zone.clone().into());
         prop_assert_eq!(std::str::from_utf8(&batch.body).unwrap(), &body);
         prop_assert_eq!(&batch.records, &records);
         prop_assert_eq!(batch.invalid.iter().map(|row| &row.id).collect::<Vec<_>>(), invalid);

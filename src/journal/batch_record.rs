@@ -47,8 +47,8 @@ impl From<&Batch> for BatchRecord {
             body_bytes: count(batch.body.len()),
             body_sha256: batch.body_sha256.clone(),
             rejected_ids: batch.rejected_ids(),
-            timezone: batch.zone.name().to_owned(),
-            zone_rules: batch.zone.rules().to_owned(),
+            timezone: batch.rules.zone.name().to_owned(),
+            zone_rules: batch.rules.zone.rules().to_owned(),
         }
     }
 }

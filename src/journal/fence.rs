@@ -148,7 +148,7 @@ mod tests {
         let balance: Vec<u8> = [1_i16, 0, 0, 0, 5].iter().flat_map(|part| part.to_be_bytes()).collect();
         let id = crate::watermark::LedgerId::Number(id);
         let row = Row::new(xid, id, Some(account), Some("BTC"), Some(0), Some(&balance));
-        Batch::build(None, vec![row], &crate::align::Zone::utc())
+        Batch::build(None, vec![row], &crate::align::Zone::utc().into())
     }
 
     #[test]

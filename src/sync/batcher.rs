@@ -9,8 +9,7 @@ use tracing::Instrument;
 use super::RunError;
 use super::backfill::superseding::SupersedingRows;
 use super::invalid_start::{InvalidStart, Start};
-use crate::align::Zone;
-use crate::batch::{self, Batch};
+use crate::batch::{self, Batch, RecordRules};
 use crate::ledger::{LaneLedger, Ledger, LedgerError, Pages, PassRead, Range, Row};
 use crate::watermark::{Cursor, Order};
 
@@ -89,12 +88,12 @@ impl Batcher {
     pub(super) async fn next_batch(
         &mut self,
         before: Option<Cursor>,
-        zone: &Zone,
+        rules: &RecordRules,
         limits: BatchLimits,
     ) -> Result<Option<Batch>, RunError> {
         let is_holding = !self.held.is_empty();
         let mut before = before;
-        while !is_holding && let Some(batch) = self.cut_batch(before, zone, limits).await? {
+        while !is_holding && let Some(batch) = self.cut_batch(before, rules, limits).await? {
             before = Some(batch.last.clone());
             self.held.push_back(batch);
             if self.start.look(self.held.iter())? == Start::Valid {
@@ -107,7 +106,7 @@ impl Batcher {
         if is_holding && batch.body.len() > limits.bytes.unwrap_or(usize::MAX) {
             let before = batch.before.clone();
             self.put_back(batch);
-            return self.cut_batch(before, zone, limits).await;
+            return self.cut_batch(before, rules, limits).await;
         }
         self.start.let_through(&batch);
         Ok(Some(batch))
@@ -117,7 +116,7 @@ impl Batcher {
     async fn cut_batch(
         &mut self,
         before: Option<Cursor>,
-        zone: &Zone,
+        rules: &RecordRules,
         limits: BatchLimits,
     ) -> Result<Option<Batch>, RunError> {
         // One row more than the batch has, so that most batches need no query for rivals.
@@ -135,7 +134,7 @@ impl Batcher {
                      must name a key"
                 ))));
             };
-            let mut batch = Batch::build(before.clone(), self.waiting.drain(..count).collect(), zone);
+            let mut batch = Batch::build(before.clone(), self.waiting.drain(..count).collect(), rules);
             if let Some(last) = batch.rows.last().filter(|_| self.order != Order::ChangeXid) {
                 batch.last = last.cursor(self.order);
             }

@@ -12,8 +12,8 @@ use super::lane_worker::Target;
 use super::report::Unregistered;
 use super::worker::progress;
 use super::{BackfillError, Ended, EntityReport, RunError, RunReport, Worker};
-use crate::align::Zone;
 use crate::batch::Batch;
+use crate::batch::RecordRules;
 use crate::journal::{Asked, Counters, Entity, Lane};
 use crate::ledger::{self, LedgerError, PassRead, ProbeResult, Range};
 use crate::watermark::Cursor;
@@ -118,7 +118,7 @@ impl Worker {
             BatchLimits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         let mut report = EntityReport::idle(&target.entity_id);
         loop {
-            let batch = match rows.next_batch(cursor, &target.zone, limits).await {
+            let batch = match rows.next_batch(cursor, &target.rules, limits).await {
                 Ok(Some(batch)) => batch,
                 Ok(None) => break,
                 // This error would stop the lane.
@@ -177,9 +177,9 @@ impl Worker {
         let mut counters = crate::journal::Counters::default();
         for entity in &selected {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
-            let checked = self.zone_to_rehearse(entity, &lane, &probed);
+            let checked = self.rules_to_rehearse(entity, &lane, &probed);
             let report = match checked {
-                Ok(zone) => self.rehearse(&entity.entity_id, &zone, &lane, &probed, &mut counters).await?,
+                Ok(rules) => self.rehearse(&entity.entity_id, &rules, &lane, &probed, &mut counters).await?,
                 Err(problem) => EntityReport::failed(&entity.entity_id, problem),
             };
             entities.push(report);
@@ -199,26 +199,26 @@ impl Worker {
         })
     }
 
-    /// Returns the time zone of an entity, or why a run would not work on it.
-    fn zone_to_rehearse(
+    /// Returns the rules of the records of an entity, or why a run would not work on it.
+    fn rules_to_rehearse(
         &self,
         entity: &Entity,
         lane: &Lane,
         probed: &ledger::ProbeResult,
-    ) -> Result<Zone, String> {
+    ) -> Result<RecordRules, String> {
         let zone = self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string())?;
         if let Some(unreadable) = probed.unreadable.get(&entity.entity_id) {
             return Err(unreadable.message.clone());
         }
         self.check_watermark(&entity.entity_id, lane, probed).map_err(|mismatch| mismatch.to_string())?;
-        Ok(zone)
+        Ok(zone.into())
     }
 
     /// Reports what a run would do for an entity.
     pub(super) async fn rehearse(
         &self,
         entity_id: &str,
-        zone: &Zone,
+        rules: &RecordRules,
         lane: &Lane,
         probed: &ProbeResult,
         counters: &mut Counters,
@@ -240,7 +240,7 @@ impl Worker {
         let limits =
             BatchLimits { records: self.settings.sync.batch_rows, bytes: self.settings.sync.batch_bytes };
         loop {
-            match rows.next_batch(before, zone, limits).await {
+            match rows.next_batch(before, rules, limits).await {
                 Ok(Some(batch)) => {
                     report.count(&batch);
                     counters.rehearse(&batch);

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::align::Clock;
 use crate::batch::{self, Batch};
 use crate::config::OnInvalidStart;
 use crate::ledger::LedgerError;
@@ -52,8 +51,8 @@ impl InvalidStart {
             return Ok(Start::Valid);
         }
         let Some(last) = batches.clone().next_back() else { return Ok(Start::Undecided) };
-        let mut clock = Clock::of(&last.zone);
-        let valid_behind = last.rows.iter().position(|row| batch::key_hash(row, &mut clock).is_some());
+        let mut aligner = last.rules.aligner();
+        let valid_behind = last.rows.iter().position(|row| batch::key_hash(row, &mut aligner).is_some());
         let rows_before = batches.clone().rev().skip(1).map(|batch| batch.rows.len()).sum::<usize>();
         let let_through = self.rows.load(Ordering::Relaxed);
         let invalid = let_through + rows_before + valid_behind.unwrap_or(last.rows.len());

@@ -12,6 +12,7 @@ use super::decisions::sharing;
 use super::progress::Progress as RowsDone;
 use super::proving::CredentialProof;
 use crate::align::Zone;
+use crate::batch::RecordRules;
 use crate::config::{Credential, Settings};
 use crate::elven::{Answer, Client, Signed};
 use crate::journal::LaneStore;
@@ -40,7 +41,8 @@ pub struct LaneWorker {
 #[derive(Clone, Debug)]
 pub struct Target {
     pub(crate) entity_id: String,
-    pub(crate) zone: Zone,
+    /// The rules of its records.
+    pub(crate) rules: RecordRules,
     pub(super) session: Arc<ApiSession>,
     /// What the run did to prove that the credential and the endpoint are good.
     pub(super) proving: Arc<CredentialProof>,
@@ -50,7 +52,7 @@ impl Target {
     /// Returns an entity with a session of its own.
     pub fn new(entity_id: &str, zone: Zone, credential: Credential, client: Client) -> Self {
         let session = Arc::new(ApiSession::new(credential, client, None, None));
-        Self { entity_id: entity_id.to_owned(), zone, session, proving: Arc::default() }
+        Self { entity_id: entity_id.to_owned(), rules: zone.into(), session, proving: Arc::default() }
     }
 }
 

@@ -103,7 +103,8 @@ impl Worker {
                 }
                 (Ok(zone), Ok(session)) => {
                     let proving = Arc::new(CredentialProof::default());
-                    targets.push(Target { entity_id: entity_id.clone(), zone, session, proving });
+                    let (entity_id, rules) = (entity_id.clone(), zone.into());
+                    targets.push(Target { entity_id, rules, session, proving });
                 }
             }
         }

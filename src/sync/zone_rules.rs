@@ -45,7 +45,7 @@ impl Worker {
 
     /// Returns a digest of what is compared: the entities, their zones, and the rules in use.
     pub(super) fn rules_digest(&self, targets: &[Target]) -> String {
-        let of_entities = targets.iter().map(|target| (target.entity_id.as_str(), target.zone.clone()));
+        let of_entities = targets.iter().map(|target| (target.entity_id.as_str(), target.rules.zone.clone()));
         let mut compared: Vec<_> = of_entities.chain(self.ledger_zone().map(|zone| ("", zone))).collect();
         compared.sort_by(|a, b| a.0.cmp(b.0));
         let mut digest = Sha256::new();
@@ -75,7 +75,7 @@ impl Worker {
         }
         let zones: BTreeMap<String, Zone> = targets
             .iter()
-            .map(|target| target.zone.clone())
+            .map(|target| target.rules.zone.clone())
             .chain(self.ledger_zone())
             .map(|zone| (zone.name().to_owned(), zone))
             .collect();
@@ -141,7 +141,7 @@ impl Worker {
         let (mut notes, mut facts) = (Vec::new(), Vec::new());
         for earlier in changed {
             // The entity may have been given another zone just now.
-            let zone = targets.get(earlier.entity_id.as_str()).map(|target| &target.zone);
+            let zone = targets.get(earlier.entity_id.as_str()).map(|target| &target.rules.zone);
             let Some(zone) = zone.filter(|zone| zone.name() == earlier.timezone) else { continue };
             let change = match earlier_rules(&earlier, zone, &self.settings.zones.version()) {
                 Some(rules) => Some(self.change_to(zone, &earlier, rules, lanes).await?),

@@ -136,7 +136,7 @@ impl Checker<'_> {
             self.report.bodies_not_provable += 1;
             return;
         };
-        let made = Batch::build(None, rows, &zone);
+        let made = Batch::build(None, rows, &zone.into());
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
         } else if self.other_values_before.is_some_and(|pass_id| batch.pass_id < pass_id)

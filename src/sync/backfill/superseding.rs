@@ -102,7 +102,7 @@ impl SupersedingRows {
         else {
             return Ok(batch);
         };
-        let until = Clock::of(&batch.zone).repeats_until(first, last);
+        let until = Clock::of(&batch.rules.zone).repeats_until(first, last);
         let is_before = |row: &&Row| row.captured_at_us.is_some_and(|at| at < until);
         let rivals = if waiting.back().as_ref().is_none_or(is_before) {
             self.in_ledger(&batch, waiting, until).await?
@@ -175,10 +175,10 @@ impl SupersedingRows {
         waiting: &VecDeque<Row>,
         mut pages: RangePages,
     ) -> Result<Option<Kept>, RunError> {
-        let mut clock = Clock::of(&batch.zone);
+        let mut aligner = batch.rules.aligner();
         let mut kept = Kept { keys: batch.keys.iter().map(|key| (*key, 0)).collect(), ..Kept::default() };
         let mut add =
-            |page: usize, row: &Row| key_hash(row, &mut clock).is_none_or(|key| kept.add(page, key, row));
+            |page: usize, row: &Row| key_hash(row, &mut aligner).is_none_or(|key| kept.add(page, key, row));
         if !waiting.iter().all(|row| add(0, row)) {
             return Ok(None);
         }

@@ -14,7 +14,6 @@ use super::super::proving::Resent;
 use super::super::{EntityReport, RunError};
 use super::attempts::Tried;
 use super::{Delivery, DeliveryOptions};
-use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
 use crate::journal::{Accepted, OpenWork, WorkKind};
 use crate::ledger::Row;
@@ -81,9 +80,9 @@ impl Delivery {
     /// Finds the newest accepted record of the entity that has no newer row of its key in the ledger. Returns it as a
     /// batch of its own.
     async fn known(&self) -> Result<Option<Batch>, RunError> {
-        let Target { entity_id, zone, .. } = &self.target;
+        let Target { entity_id, rules, .. } = &self.target;
         let mut looked_at = 0;
-        for accepted in self.worker.journal.accepted_lately(entity_id, zone.name()).await? {
+        for accepted in self.worker.journal.accepted_lately(entity_id, rules.zone.name()).await? {
             for id in accepted.ids.iter().rev().filter(|id| !accepted.set_aside.contains(id)) {
                 looked_at += 1;
                 if looked_at > RECORDS_LOOKED_AT {
@@ -101,17 +100,17 @@ impl Delivery {
     /// Returns a row as a batch of its own, if this version was in an accepted batch, and if it is the newest row of
     /// its key: no other row of the key supersedes it, or was uploaded after it or is pending.
     async fn known_record(&self, id: &LedgerId, accepted: &Accepted) -> Result<Option<Batch>, RunError> {
-        let (ledger, Target { entity_id, zone, .. }) = (&self.worker.ledger, &self.target);
+        let (ledger, Target { entity_id, rules, .. }) = (&self.worker.ledger, &self.target);
         let rows = ledger.rows_with_id(entity_id, &id.to_string()).await?;
         let [row] = &rows[..] else { return Ok(None) };
         if row.xid > accepted.last_xid {
             return Ok(None);
         }
-        let batch = Batch::build(None, rows.clone(), zone);
+        let batch = Batch::build(None, rows.clone(), rules);
         let [key] = batch.keys[..] else { return Ok(None) };
         let rivals = ledger.rivals(entity_id, row).await?;
-        let mut clock = Clock::of(zone);
-        let mut same_key = |rival: &Row| rival.id != row.id && key_hash(rival, &mut clock) == Some(key);
+        let mut aligner = rules.aligner();
+        let mut same_key = |rival: &Row| rival.id != row.id && key_hash(rival, &mut aligner) == Some(key);
         let is_newest = rivals
             .iter()
             .filter(|rival| same_key(rival))

@@ -37,8 +37,7 @@ use super::lane::exit::{LaneExit, combined, later, note};
 use super::lane::lane_run::LaneRun;
 use super::lane_worker::{LaneWorker, Target};
 use super::shared_limit::SharedPermit;
-use crate::align::Zone;
-use crate::batch::Batch;
+use crate::batch::{Batch, RecordRules};
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
 use crate::journal::{Kind, OpenWork, PendingWrite, WorkContext};
@@ -52,7 +51,7 @@ type Delivered = (Vec<u64>, Result<(), LaneExit>);
 pub(super) struct Delivery {
     worker: LaneWorker,
     run_id: i64,
-    zone: Zone,
+    rules: RecordRules,
     session: Arc<ApiSession>,
     target: Target,
     /// The pass, the backfill or the retry, under its lease.
@@ -120,7 +119,7 @@ impl Delivery {
         Arc::new(Self {
             worker: lane_run.worker.clone(),
             run_id: lane_run.run_id,
-            zone: lane_run.target.zone.clone(),
+            rules: lane_run.target.rules.clone(),
             share: lane_run.worker.limits.of(&session.credential.name),
             session,
             target: lane_run.target.clone(),
@@ -181,7 +180,7 @@ impl Delivery {
                 Ok(_) = stop.wait_for(|stop| *stop) => break Err(LaneExit::Shutdown),
                 Ok(_) = halted.wait_for(|halted| *halted) => break Ok(()),
                 Ok(_) = unwanted.wait_for(|unwanted| *unwanted) => break Err(LaneExit::Yielded),
-                batch = rows.next_batch(before.clone(), &self.zone, limits) => match batch {
+                batch = rows.next_batch(before.clone(), &self.rules, limits) => match batch {
                     Ok(Some(batch)) => batch,
                     Ok(None) => {
                         is_all_read = true;

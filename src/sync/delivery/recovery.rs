@@ -63,7 +63,7 @@ impl Delivery {
                 for leaf in leaves {
                     let rows: Vec<Row> =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
-                    let build = |rows| Batch::build(after.clone(), rows, &self.zone);
+                    let build = |rows| Batch::build(after.clone(), rows, &self.rules);
                     let batch = if rows.is_empty() { None } else { Some(build(rows)) };
                     held.push(Redelivery { root: number, whole: root, leaf, batch });
                     start = self.start.look(held.iter().filter_map(|redo| redo.batch.as_ref()))?;
@@ -145,13 +145,13 @@ impl Delivery {
             batch = rivals.exclude_superseded(batch, &VecDeque::new()).await?;
         }
         self.refuse_fenced_again(leaf, &batch)?;
-        let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.zone.follows(rules));
+        let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.rules.zone.follows(rules));
         if leaf.state.may_have_arrived() && has_other_rules {
             tracing::warn!(
                 same_bytes = batch.body_sha256 == leaf.body_sha256,
                 "the outcome of a batch is unknown; it is sent again by zone rules {}, but it was made by {}: Elven \
                  may have both times of a record whose wall-clock time differs",
-                self.zone.rules(),
+                self.rules.zone.rules(),
                 leaf.zone_rules.as_deref().unwrap_or_default()
             );
         } else if leaf.state.may_have_arrived() {

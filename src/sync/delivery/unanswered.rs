@@ -11,7 +11,6 @@ use super::super::log::batch_span;
 use super::super::messages;
 use super::Delivery;
 use super::batch_task::Redelivery;
-use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
 use crate::journal::{Kind, Problem, RecordedBatch, Side, WorkKind};
 use crate::ledger::Row;
@@ -65,7 +64,7 @@ impl Delivery {
                     "the cursor has passed this batch, but no answer is recorded; it is sent again"
                 );
             });
-            let build = |rows| Batch::build(leaf.before.clone(), rows, &self.zone);
+            let build = |rows| Batch::build(leaf.before.clone(), rows, &self.rules);
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };
             let redo = self.redo(Redelivery { root: number, whole: leaf, leaf, batch });
             if let Some(task) = redo.instrument(span).await? {
@@ -87,11 +86,11 @@ impl Delivery {
         if matches!(self.pass.work, WorkKind::Backfill(_)) {
             return Ok(false);
         }
-        let mut clock = Clock::of(&self.zone);
-        let keys: HashSet<u64> = rows.iter().filter_map(|row| key_hash(row, &mut clock)).collect();
+        let mut aligner = self.rules.aligner();
+        let keys: HashSet<u64> = rows.iter().filter_map(|row| key_hash(row, &mut aligner)).collect();
         let mut pages = source.read(Some(leaf.last.clone()), Some(cursor.clone())).await?;
         while let Some(page) = self.unless_halted(pages.next_page()).await?? {
-            if page.iter().filter_map(|row| key_hash(row, &mut clock)).any(|key| keys.contains(&key)) {
+            if page.iter().filter_map(|row| key_hash(row, &mut aligner)).any(|key| keys.contains(&key)) {
                 return Ok(true);
             }
         }

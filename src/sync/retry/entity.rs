@@ -12,7 +12,6 @@ use super::super::lane::lane_run::LaneRun;
 use super::super::lane::lease_wait::LeaseAttempt;
 use super::super::lane_worker::Target;
 use super::super::{Ended, EntityReport, RunError, Worker, messages};
-use crate::align::Clock;
 use crate::batch::{Batch, key_hash};
 use crate::config::OnInvalidStart;
 use crate::journal::{
@@ -291,7 +290,7 @@ impl<'a> EntityRetry<'a> {
             if let Some(why) = unreadable.get(ledger_id) {
                 self.not_now.insert(ledger_id.clone(), why.clone());
             } else if let Some(rows) = rows.remove(ledger_id) {
-                let batch = Batch::build(None, rows, &self.target.zone);
+                let batch = Batch::build(None, rows, &self.target.rules);
                 match batch.invalid.first() {
                     Some(row) => conclusions.problems.push(invalid(None, row)),
                     None => batches.push(batch),
@@ -343,10 +342,10 @@ impl<'a> EntityRetry<'a> {
     }
 
     fn by_key(&self, rows: Vec<Row>) -> HashMap<u64, Vec<Row>> {
-        let mut clock = Clock::of(&self.target.zone);
+        let mut aligner = self.target.rules.aligner();
         let mut by_key: HashMap<u64, Vec<Row>> = HashMap::new();
         for row in rows {
-            if let Some(key) = key_hash(&row, &mut clock) {
+            if let Some(key) = key_hash(&row, &mut aligner) {
                 by_key.entry(key).or_default().push(row);
             }
         }

@@ -64,7 +64,7 @@ fn batch((before, last): Span, balance: i64) -> Batch {
         let balance = numeric(balance + id);
         Row::new(XID, LedgerId::Number(id), Some(account.as_str()), Some("BTC"), Some(0), Some(&balance))
     };
-    Batch::build(cursor(before), (before + 1..=last).map(row).collect(), &COMMON.zone)
+    Batch::build(cursor(before), (before + 1..=last).map(row).collect(), &COMMON.zone.clone().into())
 }
 
 /// The word for the outcome of a write.
