@@ -1,11 +1,13 @@
 //! The names of accounts and currencies that the ledger uses, beside those that the API knows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use crate::align::NameMap;
 use crate::config::Settings;
 use crate::database::Database;
 use crate::elven::List;
-use crate::journal::{self, Entity, KnownName, StoredList};
+use crate::journal::{self, Entity, KnownName, MapHistory, StoredList};
 use crate::ledger::{Ledger, LedgerError, NameInUse};
 use crate::sync::RunError;
 use crate::text::KnownNames;
@@ -32,7 +34,9 @@ pub struct UsedName {
     pub name: String,
     /// The number of rows with it.
     pub rows: i64,
-    /// Whether the API knows it.
+    /// The name at Elven to which it is mapped. `None`: it is sent as it is.
+    pub mapped_to: Option<String>,
+    /// Whether the API knows the name that is sent.
     pub status: NameStatus,
 }
 
@@ -67,7 +71,15 @@ pub async fn names(settings: &Settings, database: &Database, list: List) -> Resu
         (ids, List::Currencies) => ledger.currencies_in_use(ids).await,
     };
     let used = used.map_err(in_words)?;
-    let mut report = compare(&entities, used, &known);
+    let mut maps = MapHistory::read(database, &ids).await?;
+    let maps: BTreeMap<&str, Arc<NameMap>> = ids
+        .iter()
+        .map(|entity_id| {
+            let names = maps.names(entity_id);
+            (&**entity_id, if list == List::Accounts { names.accounts } else { names.currencies })
+        })
+        .collect();
+    let mut report = compare(&entities, used, &known, &maps);
     let credentials = Entity::credentials(&entities);
     let of = |credential: &String| {
         lists.iter().find(|stored| stored.credential == *credential && stored.list == list).cloned()
@@ -78,11 +90,17 @@ pub async fn names(settings: &Settings, database: &Database, list: List) -> Resu
 }
 
 /// Puts the reason into words if PostgreSQL could not read the rows.
-fn in_words(problem: LedgerError) -> LedgerError {
+pub(super) fn in_words(problem: LedgerError) -> LedgerError {
     if problem.is_about_rows() { LedgerError::Shape(problem.in_words()) } else { problem }
 }
 
-fn compare(entities: &[Entity], used: Vec<NameInUse>, known: &[KnownName]) -> NameReport {
+fn compare(
+    entities: &[Entity],
+    used: Vec<NameInUse>,
+    known: &[KnownName],
+    maps: &BTreeMap<&str, Arc<NameMap>>,
+) -> NameReport {
+    let mapped = |used: &NameInUse| maps.get(&*used.entity_id)?.mapped(&used.name).map(str::to_owned);
     let mut lists: BTreeMap<&str, Vec<&KnownName>> = BTreeMap::new();
     for name in known {
         lists.entry(&name.credential).or_default().push(name);
@@ -99,28 +117,34 @@ fn compare(entities: &[Entity], used: Vec<NameInUse>, known: &[KnownName]) -> Na
         entities.iter().map(|entity| (entity.entity_id.as_str(), entity.credential.as_str())).collect();
     let list_of = |entity_id: &str| credentials.get(entity_id).and_then(|credential| lists.get(credential));
     let registered: BTreeSet<&str> = credentials.values().copied().collect();
-    let is_used: BTreeSet<(&str, &str)> = used
+    let is_used: BTreeSet<(&str, String)> = used
         .iter()
-        .filter_map(|used| Some((*credentials.get(used.entity_id.as_str())?, used.name.as_str())))
+        .filter_map(|used| {
+            let sent = mapped(used).unwrap_or_else(|| used.name.clone());
+            Some((*credentials.get(used.entity_id.as_str())?, sent))
+        })
         .collect();
     let is_unused = |known: &&KnownName| {
-        let (credential, id) = (known.credential.as_str(), known.id.as_str());
-        registered.contains(credential) && !is_used.contains(&(credential, id))
+        let credential = known.credential.as_str();
+        registered.contains(credential) && !is_used.contains(&(credential, known.id.clone()))
     };
     let unused = known.iter().filter(is_unused).cloned().collect();
     let used = used
         .into_iter()
-        .map(|NameInUse { entity_id, name, rows }| {
+        .map(|used| {
+            let mapped_to = mapped(&used);
+            let NameInUse { entity_id, name, rows } = used;
+            let sent = mapped_to.as_deref().unwrap_or(&name);
             let status = match list_of(&entity_id) {
                 None => NameStatus::NoList,
-                Some(list) => match list.names.get(name.as_str()) {
+                Some(list) => match list.names.get(sent) {
                     Some(known_as) => NameStatus::Known(known_as.map(str::to_owned)),
                     None => {
-                        NameStatus::Unknown(list.near.near(&name).into_iter().map(str::to_owned).collect())
+                        NameStatus::Unknown(list.near.near(sent).into_iter().map(str::to_owned).collect())
                     }
                 },
             };
-            UsedName { entity_id, name, rows, status }
+            UsedName { entity_id, name, rows, mapped_to, status }
         })
         .collect();
     NameReport { used, unused, ..NameReport::default() }

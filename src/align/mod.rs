@@ -4,6 +4,7 @@
 //! to a float.
 
 mod clock;
+mod names;
 mod number;
 mod text;
 mod zone;
@@ -12,6 +13,7 @@ mod zones;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
 
 pub use clock::{Clock, POSTGRES_EPOCH_US, write_datetime};
+pub use names::{NameMap, Names};
 pub use number::{Number, exceeds_a_double};
 pub use text::Text;
 pub use zone::{BadZoneFile, Change, Offsets, Zone};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use chrono::DateTime;
 use serde::Serialize;
 
-use crate::align::{self, Zone};
+use crate::align::{self, NameMap, Zone};
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
-use crate::journal::{Entity, check_schema, unknown_entity};
+use crate::journal::{Entity, MapHistory, check_schema, unknown_entity};
 use crate::ledger::{Ledger, Range};
 use crate::sync::RunError;
 
@@ -18,9 +18,9 @@ const ROWS_MAX: usize = 1000;
 /// What people know of a record.
 #[derive(Clone, Debug, Serialize)]
 pub struct RecordKey {
-    /// The account, spelled as in the ledger.
+    /// The account, spelled as in the ledger or as at Elven.
     pub account: String,
-    /// The currency, spelled as in the ledger.
+    /// The currency, spelled as in the ledger or as at Elven.
     pub currency: String,
     /// The second: the local time of the entity, as Elven shows it, or an RFC 3339 time.
     pub at: String,
@@ -55,6 +55,8 @@ pub async fn rows_of_key(
     // A mistake in the time is reported without an entity, too.
     instants(&key.at, &Zone::utc())?;
     let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
+    let mut maps = MapHistory::read(database, &ids).await?;
     let mut found = Vec::new();
     for Entity { entity_id, timezone, .. } in entities {
         if only.is_some_and(|only| only != entity_id) {
@@ -67,11 +69,13 @@ pub async fn rows_of_key(
             Err(problem) => return Err(ConfigError(problem.to_string()).into()),
         };
         let seconds = instants(&key.at, &zone)?;
+        let names = maps.names(&entity_id);
         let mut row_ids = Vec::new();
         for unix_s in &seconds {
             let at = |unix_s| DateTime::from_timestamp(unix_s, 0);
             let Some((from, to)) = at(*unix_s).zip(at(unix_s + 1)) else { continue };
-            let (accounts, currencies) = (vec![key.account.clone()], vec![key.currency.clone()]);
+            let accounts = in_the_ledger(&names.accounts, &key.account);
+            let currencies = in_the_ledger(&names.currencies, &key.currency);
             let range = Range { entity_id: entity_id.clone(), from, to, accounts, currencies };
             let mut pages = ledger.range(Arc::new(range), None, None, ROWS_MAX);
             while let Some(rows) = pages.next_page().await? {
@@ -81,6 +85,15 @@ pub async fn rows_of_key(
         found.push(KeyRows { entity_id, timezone, instants: seconds.len(), row_ids });
     }
     Ok(found)
+}
+
+/// Returns the names of the ledger that a name may mean: itself, and the names that are mapped to it.
+fn in_the_ledger(map: &NameMap, name: &str) -> Vec<String> {
+    let mut names: Vec<String> = map.ledger_names(name).into_iter().map(str::to_owned).collect();
+    if !names.iter().any(|known| known == name) {
+        names.push(name.to_owned());
+    }
+    names
 }
 
 fn instants(at: &str, zone: &Zone) -> Result<Vec<i64>, ConfigError> {

@@ -1,18 +1,21 @@
 //! The trace of a ledger row: which batch sent it, or why it was not sent.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::key_search::require_registered;
 use super::verify::chain::{self, Chain, Link};
 use crate::align::Zones;
-use crate::batch::Batch;
+use crate::batch::{Batch, RecordRules};
 use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::audit::{self as records, Change};
 use crate::journal::row_history::{self, BatchOfRow};
-use crate::journal::{Entity, Health, JournalError, Lane, RecordedError, check_schema, registering};
+use crate::journal::{
+    Entity, Health, JournalError, Lane, MapHistory, RecordedError, check_schema, registering,
+};
 use crate::ledger::{Ledger, Row};
 use crate::sync::RunError;
 use crate::text::{quoted_argument, quoted_option};
@@ -80,6 +83,7 @@ struct Known<'a> {
     last_error: Option<&'a str>,
     lane: Lane,
     chain: Chain,
+    maps: MapHistory,
 }
 
 /// Traces a row, for each entity that has it in the ledger or in the journal.
@@ -108,7 +112,8 @@ pub async fn of_row(
             let lane = records::lane(&mut transaction, &entity_id).await?;
             let changes = records::changes(&mut transaction, &entity_id).await?;
             let chain = chain::follow(&entity_id, changes, &lane);
-            found.push((entity_id, chain, lane));
+            let maps = MapHistory::read_in(&mut transaction, &entity_id).await?;
+            found.push((entity_id, chain, lane, maps));
         }
         transaction.commit().await.map_err(JournalError::from)?;
         Ok::<_, RunError>((carried, errors, found))
@@ -118,7 +123,7 @@ pub async fn of_row(
         require_registered(&entities, only)?;
     }
     let mut reports = Vec::new();
-    for (entity_id, chain, lane) in found {
+    for (entity_id, chain, lane, maps) in found {
         let rows = match ledger.rows_with_id(&entity_id, &id.to_string()).await {
             Err(problem) if problem.is_about_rows() => Err(problem.in_words_of_entity()),
             rows => Ok(rows?),
@@ -130,6 +135,7 @@ pub async fn of_row(
             last_error: health.iter().find(of_entity).and_then(|health| health.last_error.as_deref()),
             lane,
             chain,
+            maps,
         };
         let carried: Vec<BatchOfRow> = carried.iter().filter(|b| b.entity_id == entity_id).cloned().collect();
         let errors: Vec<RecordedError> =
@@ -348,7 +354,8 @@ fn sent(known: &Known<'_>, rows: &[Row], carried: &[BatchOfRow]) -> Option<Strin
     if batch.zone_rules.as_ref().is_some_and(|rules| !zone.follows(rules)) {
         return None;
     }
-    let rebuilt = Batch::build(None, vec![row.clone()], &zone.into());
+    let names = known.maps.names_at(&batch.entity_id, batch.map_version).into();
+    let rebuilt = Batch::build(None, vec![row.clone()], &RecordRules { zone, names });
     rebuilt.records.first().map(|record| rebuilt.record(*record))
 }
 
@@ -362,8 +369,9 @@ async fn superseded_by(
 ) -> Result<Option<LedgerId>, RunError> {
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
     let Some(zone) = zone.and_then(|name| known.zones.get(name).ok()) else { return Ok(None) };
-    let batch = Batch::build(None, vec![row.clone()], &zone.into());
-    let rivals = match ledger.rivals(entity_id, row).await {
+    let names = Arc::new(known.maps.names_at(entity_id, leaf.map_version));
+    let batch = Batch::build(None, vec![row.clone()], &RecordRules { zone, names: names.clone() });
+    let rivals = match ledger.rivals(entity_id, row, &names).await {
         Err(problem) if problem.is_about_rows() => return Ok(None),
         rivals => rivals?,
     };

@@ -2,16 +2,14 @@
 //!
 //! The same rows always give the same body, so that a batch with an unknown outcome can be sent again byte for byte.
 
+mod aligned;
 mod row_ids;
 mod rules;
 
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasher;
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chrono::NaiveDateTime;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -20,16 +18,14 @@ use sha2::{Digest, Sha256};
 pub use self::row_ids::unpack_ids;
 pub use self::rules::{Aligner, RecordRules};
 
+use self::aligned::{Aligned, Clashes, Key, body, clashes};
 use self::row_ids::pack_ids;
-use crate::align::{self, Invalid, Number, Text};
+use crate::align::{Clock, Invalid};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
 
 /// The index of a row that is not in the batch.
 const OUTSIDE: usize = usize::MAX;
-
-/// The estimated size of a record in the body, in bytes. If it is too small, the body is reallocated once or twice.
-const RECORD_BYTES: usize = 160;
 
 /// The [`Batch::keys`] of the batches in flight.
 pub type KeysUnderWay = HashSet<u64, FixedState>;
@@ -90,7 +86,8 @@ pub fn cut(order: Order, rows: &[Row], records_max: usize) -> Option<usize> {
 
 /// Returns the hash of the key of a row, as in [`Batch::keys`]. `None`: the row cannot be sent.
 pub fn key_hash(row: &Row, aligner: &mut Aligner) -> Option<u64> {
-    Aligned::new(OUTSIDE, row, aligner).ok().map(|row| row.key_hash())
+    let Aligner { rules, clock } = aligner;
+    Aligned::new(OUTSIDE, row, rules, clock).ok().map(|row| row.key_hash())
 }
 
 impl Batch {
@@ -107,14 +104,16 @@ impl Batch {
 
     /// Builds a batch whose rows may be superseded by rows outside it (`rivals`).
     fn build_beside(before: Option<Cursor>, rows: Vec<Row>, rivals: Arc<[Row]>, rules: &RecordRules) -> Self {
-        let mut aligner = rules.aligner();
+        let mut clock = Clock::of(&rules.zone);
+        let clashes = clashes(rows.iter().chain(rivals.iter()), rules);
         let mut invalid = Vec::new();
         let mut winners: Vec<Aligned<'_>> = Vec::with_capacity(rows.len());
         let mut keys: Vec<u64> = Vec::with_capacity(rows.len());
         let mut of_key: HashTable<usize> = HashTable::with_capacity(rows.len());
         let mut superseded = 0;
         for (place, row) in rows.iter().enumerate() {
-            let record = match Aligned::new(place, row, &mut aligner) {
+            let aligned = Aligned::new(place, row, rules, &mut clock);
+            let record = match aligned.and_then(|record| record.unless_it_clashes(&clashes)) {
                 Ok(record) => record,
                 Err(Invalid(reason)) => {
                     let record = row.to_json().to_string();
@@ -139,7 +138,11 @@ impl Batch {
                 }
             }
         }
-        for rival in rivals.iter().filter_map(|rival| Aligned::new(OUTSIDE, rival, &mut aligner).ok()) {
+        let rivals_aligned = rivals.iter().filter_map(|rival| {
+            let aligned = Aligned::new(OUTSIDE, rival, rules, &mut clock);
+            aligned.and_then(|rival| rival.unless_it_clashes(&clashes)).ok()
+        });
+        for rival in rivals_aligned {
             let same_key = |winner: &usize| winners[*winner].key() == rival.key();
             if let Some(&winner) = of_key.find(rival.key_hash(), same_key)
                 && winners[winner].age() < rival.age()
@@ -207,17 +210,22 @@ impl Batch {
 
     /// Returns the rows of `others`, which are outside the batch, that supersede one of its records.
     pub fn superseded_by<'r>(&self, others: impl Iterator<Item = &'r Row>) -> Vec<&'r Row> {
-        let mut aligner = self.rules.aligner();
+        let mut clock = Clock::of(&self.rules.zone);
         let mut found: Vec<&Row> = Vec::new();
         let mut ages: HashMap<u64, Vec<Aligned<'_>>> = HashMap::new();
         for other in others {
             if ages.is_empty() {
                 // Filled only when there is a row to compare: most batches are compared with none.
                 for (&row, &key) in self.records.iter().zip(&self.keys) {
-                    ages.entry(key).or_default().extend(Aligned::new(row, &self.rows[row], &mut aligner));
+                    ages.entry(key).or_default().extend(Aligned::new(
+                        row,
+                        &self.rows[row],
+                        &self.rules,
+                        &mut clock,
+                    ));
                 }
             }
-            let Ok(other_row) = Aligned::new(OUTSIDE, other, &mut aligner) else { continue };
+            let Ok(other_row) = Aligned::new(OUTSIDE, other, &self.rules, &mut clock) else { continue };
             let same_key = ages.get(&other_row.key_hash()).into_iter().flatten();
             if same_key.clone().any(|own| own.key() == other_row.key() && own.age() < other_row.age()) {
                 found.push(other);
@@ -231,9 +239,11 @@ impl Batch {
         if self.superseded == 0 {
             return Vec::new();
         }
-        let mut aligner = self.rules.aligner();
+        let mut clock = Clock::of(&self.rules.zone);
+        let clashes = self.clashes();
+        let aligned = self.rows.iter().map(|row| Aligned::new(OUTSIDE, row, &self.rules, &mut clock));
         let aligned: Vec<Aligned<'_>> =
-            self.rows.iter().filter_map(|row| Aligned::new(OUTSIDE, row, &mut aligner).ok()).collect();
+            aligned.filter_map(|row| row.ok()?.unless_it_clashes(&clashes).ok()).collect();
         let mut newest: HashMap<Key<'_>, &Aligned<'_>> = HashMap::new();
         for row in &aligned {
             let rival = newest.entry(row.key()).or_insert(row);
@@ -281,8 +291,12 @@ impl Batch {
     /// Returns two parts: the records with the invalid rows, and the rows that those records supersede. `None` when
     /// there are no superseded rows.
     pub fn split_off_superseded(&self) -> Option<[Self; 2]> {
-        let mut aligner = self.rules.aligner();
-        let mut keyed = |place: usize| Aligned::new(place, &self.rows[place], &mut aligner).is_ok();
+        let mut clock = Clock::of(&self.rules.zone);
+        let clashes = self.clashes();
+        let mut keyed = |place: usize| {
+            let aligned = Aligned::new(place, &self.rows[place], &self.rules, &mut clock);
+            aligned.and_then(|row| row.unless_it_clashes(&clashes)).is_ok()
+        };
         let (losers, others): (Vec<usize>, Vec<usize>) =
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
         let rows = |places: Vec<usize>| places.into_iter().map(|place| self.rows[place].clone()).collect();
@@ -301,21 +315,27 @@ impl Batch {
     /// Returns a record as it is in the body, as JSON.
     pub fn record(&self, row: usize) -> String {
         let mut json = Vec::new();
-        if let Ok(record) = Aligned::new(row, &self.rows[row], &mut self.rules.aligner()) {
+        if let Ok(record) = Aligned::new(row, &self.rows[row], &self.rules, &mut Clock::of(&self.rules.zone))
+        {
             record.write(&mut json);
         }
         String::from_utf8(json).unwrap_or_default()
     }
 
+    /// Returns the keys that rows with different names in the ledger share. These rows are invalid.
+    fn clashes(&self) -> Clashes<'_> {
+        clashes(self.rows.iter().chain(self.rivals.iter()), &self.rules)
+    }
+
     /// Returns for each row the first row of its group: the rows that have to stay together.
     fn groups(&self) -> Vec<usize> {
-        let mut aligner = self.rules.aligner();
+        let mut clock = Clock::of(&self.rules.zone);
         let mut groups: Vec<usize> = (0..self.rows.len()).collect();
         let mut of_key: HashMap<Key<'_>, usize> = HashMap::with_capacity(self.rows.len());
         let mut of_id: HashMap<&LedgerId, usize> = HashMap::with_capacity(self.rows.len());
         for (place, row) in self.rows.iter().enumerate() {
             let same_id = of_id.insert(&row.id, place);
-            let record = Aligned::new(place, row, &mut aligner).ok();
+            let record = Aligned::new(place, row, &self.rules, &mut clock).ok();
             let same_key = record.and_then(|record| of_key.insert(record.key(), place));
             for other in [same_id, same_key].into_iter().flatten() {
                 let (one, other) = (groups[place], groups[other]);
@@ -327,9 +347,6 @@ impl Batch {
     }
 }
 
-/// The key of a record: account, currency and local time.
-type Key<'a> = (&'a str, &'a str, NaiveDateTime);
-
 /// Returns whether a cursor cannot tell two rows apart.
 fn tie(order: Order, a: &Row, b: &Row) -> bool {
     let together = match order {
@@ -337,89 +354,6 @@ fn tie(order: Order, a: &Row, b: &Row) -> bool {
         Order::CapturedAt => a.captured_at_us == b.captured_at_us,
     };
     together && a.id == b.id
-}
-
-/// A row that can be sent, with its values converted.
-struct Aligned<'a> {
-    place: usize,
-    row: &'a Row,
-    account: Text<'a>,
-    currency: Text<'a>,
-    local: NaiveDateTime,
-    balance: Number<'a>,
-}
-
-impl<'a> Aligned<'a> {
-    fn new(place: usize, row: &'a Row, aligner: &mut Aligner) -> Result<Self, Invalid> {
-        let account = Text::read(ACCOUNT, row.account()).map_err(|why| not_text(row, 0, why))?;
-        let currency = Text::read(CURRENCY, row.currency()).map_err(|why| not_text(row, 1, why))?;
-        let captured_at_us = row.captured_at_us.ok_or_else(|| Invalid("captured_at is NULL".to_owned()))?;
-        let local = aligner.clock.at(captured_at_us)?;
-        let numeric = row.balance().ok_or_else(|| Invalid("balance is NULL".to_owned()))?;
-        Ok(Self { place, row, account, currency, local, balance: Number::read(numeric)? })
-    }
-
-    fn key(&self) -> Key<'a> {
-        (self.account.as_str(), self.currency.as_str(), self.local)
-    }
-
-    /// Returns a hash that is the same for equal keys in all batches. Two different keys may share it, which costs at
-    /// most a wait.
-    fn key_hash(&self) -> u64 {
-        FixedState::with_seed(0).hash_one(self.key())
-    }
-
-    /// Returns a value that orders rows with one key: the greater is the newer.
-    fn age(&self) -> (Option<i64>, &LedgerId) {
-        (self.row.captured_at_us, &self.row.id)
-    }
-
-    /// Appends the record; returns the range of its balance in the body.
-    fn write(&self, body: &mut Vec<u8>) -> Range<usize> {
-        body.extend_from_slice(br#"{"entityAccountId":"#);
-        self.account.write(body);
-        body.extend_from_slice(br#","currency":"#);
-        self.currency.write(body);
-        body.extend_from_slice(br#","datetime":""#);
-        align::write_datetime(body, self.local);
-        body.extend_from_slice(br#"","balance":"#);
-        let balance = body.len();
-        self.balance.write(body);
-        let balance = balance..body.len();
-        body.push(b'}');
-        balance
-    }
-}
-
-/// The roles of the text columns, in the order of [`Row::has_bytes_for_text`].
-const ACCOUNT: &str = "entity_account_id";
-const CURRENCY: &str = "currency";
-
-/// Returns why a text cannot be sent: its bytes are not text, or otherwise the given reason.
-#[cold]
-fn not_text(row: &Row, which: usize, why: Invalid) -> Invalid {
-    let name = [ACCOUNT, CURRENCY][which];
-    if row.has_bytes_for_text()[which] {
-        Invalid(format!("{name} is not valid text in the encoding of the database"))
-    } else {
-        why
-    }
-}
-
-/// Returns the body of these records, and how many of them have an amount that a double would change.
-fn body(records: &[Aligned<'_>]) -> (Vec<u8>, usize) {
-    let mut body = Vec::with_capacity(2 + records.len() * RECORD_BYTES);
-    let mut beyond_double = 0;
-    body.push(b'[');
-    for (n, record) in records.iter().enumerate() {
-        if n > 0 {
-            body.push(b',');
-        }
-        let balance = record.write(&mut body);
-        beyond_double += usize::from(align::exceeds_a_double(&body[balance]));
-    }
-    body.push(b']');
-    (body, beyond_double)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod error_filter;
 mod error_list;
 mod errors;
 mod exit_code;
+mod map;
 mod migrate;
 mod prune;
 mod rebind;
@@ -62,6 +63,9 @@ enum Command {
     /// Read what Elven knows, and compare the ledger's accounts and currencies with it
     #[command(subcommand)]
     Reference(reference::Command),
+    /// Map the ledger's names of accounts and currencies to their names at Elven
+    #[command(subcommand)]
+    Map(map::Command),
     /// Prove from the journal that no row was skipped
     Verify(verify::Options),
     /// Delete old journal records and keep their totals
@@ -84,6 +88,7 @@ impl Command {
             Command::Backfill(options) => options.prints_its_product(),
             Command::Errors(command) => command.prints_its_product(),
             Command::Reference(command) => command.prints_its_product(),
+            Command::Map(command) => command.prints_its_product(),
             Command::Prune(options) => options.prints_its_product(),
         }
     }
@@ -120,6 +125,7 @@ async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Status(options) => run::status(&settings()?, options).await,
         Command::Errors(command) => errors::run(command, &settings()?).await,
         Command::Reference(command) => reference::run(command, &settings()?).await,
+        Command::Map(command) => map::run(command, &settings()?).await,
         Command::Verify(options) => verify::run(options, &settings()?).await,
         Command::Prune(options) => prune::run(options, &settings()?).await,
         Command::Sandbox(options) => sandbox::run(options).await,

@@ -18,6 +18,8 @@ pub struct Accepted {
     pub ids: Vec<LedgerId>,
     /// The ids of the rows that it set aside.
     pub set_aside: Vec<LedgerId>,
+    /// The version of the maps by which its names were made.
+    pub map_version: Option<i64>,
 }
 
 impl Accepted {
@@ -41,7 +43,8 @@ impl Journal {
             .database
             .retry(|| {
                 sqlx::query!(
-                    r#"select p.settled::text as "settled?", b.last_xid::text as "last_xid!", b.row_ids, b.rejected_ids
+                    r#"select p.settled::text as "settled?", b.last_xid::text as "last_xid!", b.row_ids, b.rejected_ids,
+                              b.map_version
                          from elven_sync.sync_batches b join elven_sync.sync_passes p using (pass_id)
                         where b.entity_id = $1 and b.timezone = $2 and b.status = 'accepted' and b.row_count > 0
                           and b.last_xid is not null
@@ -59,6 +62,7 @@ impl Journal {
                 last_xid: row.last_xid.parse().ok()?,
                 ids: unpack_ids(&row.row_ids)?,
                 set_aside: row.rejected_ids.as_deref().and_then(unpack_ids).unwrap_or_default(),
+                map_version: row.map_version,
             })
         });
         Ok(accepted.collect())

@@ -27,6 +27,8 @@ pub struct RecordedBatch {
     pub body_sha256: String,
     /// The zone rules by which the body was made, if they were recorded.
     pub zone_rules: Option<String>,
+    /// The version of the maps by which its names were made.
+    pub map_version: Option<i64>,
     /// Its state.
     pub state: BatchState,
     /// An attempt of the batch, or of one that it is a part of, has an unknown outcome.
@@ -68,6 +70,7 @@ struct BatchRow {
     last_id: String,
     body_sha256: String,
     zone_rules: Option<String>,
+    map_version: Option<i64>,
     status: String,
     ambiguous: bool,
     row_count: i32,
@@ -95,6 +98,7 @@ impl BatchRow {
             ids: self.ids.into_iter().collect(),
             body_sha256: self.body_sha256,
             zone_rules: self.zone_rules,
+            map_version: self.map_version,
             state,
             ambiguous: self.ambiguous,
             attempts: self.attempts,
@@ -124,7 +128,7 @@ impl Journal {
                 BatchRow,
                 r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
                           b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
-                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules,
+                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules, b.map_version,
                           b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!",
                           b.batch_id <= passed.batch_id as "is_passed!",
                           case when elven_sync.is_open(b.status, b.row_count)
@@ -163,7 +167,7 @@ impl Journal {
                 BatchRow,
                 r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
                           b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
-                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules,
+                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules, b.map_version,
                           b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!",
                           b.batch_id <= passed.batch_id as "is_passed!",
                           case when elven_sync.is_open(b.status, b.row_count)

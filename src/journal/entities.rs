@@ -85,6 +85,15 @@ impl Entity {
             .await?)
     }
 
+    /// Returns the ids of the entities of which Elven accepted a record.
+    pub async fn with_uploads(database: &Database) -> Result<BTreeSet<String>, JournalError> {
+        let read = || {
+            sqlx::query_scalar!("select entity_id from elven_sync.sync_state where rows_uploaded > 0")
+                .fetch_all(database.single_round_trip())
+        };
+        Ok(database.retry(read).await?.into_iter().collect())
+    }
+
     /// Returns for how long the API asked that nothing is sent, for each credential of which it did so.
     pub async fn pauses_of_credentials(database: &Database) -> Result<Vec<(String, Duration)>, JournalError> {
         let read = || {

@@ -44,6 +44,9 @@ pub enum JournalError {
     /// The sync schema is missing, or older or newer than this program.
     #[error("{0}")]
     Schema(String),
+    /// The database refused a change, with this reason.
+    #[error("{0}")]
+    Refused(String),
     /// An earlier write could not be recorded.
     #[error(transparent)]
     Stopped(Arc<JournalError>),

@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 
 use super::error::Read;
 use super::{Ledger, Mapping, Pages, PassRead, ProbeResult, Progress, Row};
+use crate::align::Names;
 
 /// What a lane asks of the ledger.
 pub trait LaneLedger: fmt::Debug + Send + Sync {
@@ -30,8 +31,8 @@ pub trait LaneLedger: fmt::Debug + Send + Sync {
     /// Returns the current rows with an id.
     fn rows_with_id<'a>(&'a self, entity_id: &'a str, id: &'a str) -> Read<'a, Vec<Row>>;
 
-    /// Returns the rows that may have the same account, currency and wall-clock time as this row.
-    fn rivals<'a>(&'a self, entity_id: &'a str, row: &'a Row) -> Read<'a, Vec<Row>>;
+    /// Returns the rows that may have the same account, currency and wall-clock time as this row at Elven.
+    fn rivals<'a>(&'a self, entity_id: &'a str, row: &'a Row, names: &'a Names) -> Read<'a, Vec<Row>>;
 }
 
 impl LaneLedger for Ledger {
@@ -59,7 +60,7 @@ impl LaneLedger for Ledger {
         Ledger::rows_with_id(self, entity_id, id).boxed()
     }
 
-    fn rivals<'a>(&'a self, entity_id: &'a str, row: &'a Row) -> Read<'a, Vec<Row>> {
-        Ledger::rivals(self, entity_id, row).boxed()
+    fn rivals<'a>(&'a self, entity_id: &'a str, row: &'a Row, names: &'a Names) -> Read<'a, Vec<Row>> {
+        Ledger::rivals(self, entity_id, row, names).boxed()
     }
 }

@@ -9,6 +9,7 @@ use super::standby::replayed;
 use super::statements::Page;
 use super::unreadable::{Asked, Parts};
 use super::{Ledger, LedgerError, Pass, PassRead, Row, Table};
+use crate::align::Names;
 use crate::watermark::{self, Cursor, Segment};
 
 /// The largest distance from the year 2000 at which a row can be sent, in microseconds: about 9,500 years.
@@ -44,10 +45,10 @@ impl Ledger {
         self.copy(&self.primary, sql, ids.len(), PlanHint::Any).await
     }
 
-    /// Returns the rows that may have the same account, currency and wall-clock time as this row. Assumes that clocks
+    /// Returns the rows that may have the same account, currency and wall-clock time as this row at Elven. Assumes that clocks
     /// are put back by at most a day.
-    pub async fn rivals(&self, entity_id: &str, row: &Row) -> Result<Vec<Row>, LedgerError> {
-        let rows = self.around(entity_id, std::slice::from_ref(row)).await;
+    pub async fn rivals(&self, entity_id: &str, row: &Row, names: &Names) -> Result<Vec<Row>, LedgerError> {
+        let rows = self.around(entity_id, std::slice::from_ref(row), names).await;
         rows.map_err(|problem| problem.about(entity_id))
     }
 
@@ -57,17 +58,24 @@ impl Ledger {
         &self,
         entity_id: &str,
         rows: &'a [Row],
+        names: &Names,
     ) -> Result<FoundRows<'a, Row>, LedgerError> {
-        in_parts(rows, async |rows| self.around(entity_id, rows).await).await
+        in_parts(rows, async |rows| self.around(entity_id, rows, names).await).await
     }
 
-    async fn around(&self, entity_id: &str, rows: &[Row]) -> Result<Vec<Row>, LedgerError> {
+    async fn around(&self, entity_id: &str, rows: &[Row], names: &Names) -> Result<Vec<Row>, LedgerError> {
         // A row that is too far from the year 2000 to be sent has no rival.
         let is_sent = |at: &i64| at.unsigned_abs() <= SENT_US_MAX;
-        let keys: Vec<(&str, &str, i64)> = rows
-            .iter()
-            .filter_map(|row| Some((row.account()?, row.currency()?, row.captured_at_us.filter(is_sent)?)))
-            .collect();
+        let mut keys: Vec<(&str, &str, i64)> = Vec::with_capacity(rows.len());
+        for row in rows {
+            let key = || Some((row.account()?, row.currency()?, row.captured_at_us.filter(is_sent)?));
+            let Some((account, currency, at)) = key() else { continue };
+            // Other names of the ledger may be the same name at Elven.
+            let currencies = names.currencies.same_at_elven(currency);
+            for account in names.accounts.same_at_elven(account) {
+                keys.extend(currencies.iter().map(|currency| (account, *currency, at)));
+            }
+        }
         if keys.is_empty() {
             return Ok(Vec::new());
         }

@@ -6,6 +6,7 @@ mod error_causes;
 mod errors;
 mod health;
 mod log;
+pub mod maps;
 mod progress;
 pub mod reference;
 pub mod row_trace;

@@ -1,17 +1,23 @@
 //! The output of `reference`.
 
+use std::collections::BTreeSet;
+
 use comfy_table::{ColumnConstraint, Table};
 use serde_json::{Value, json};
 
+use super::maps::map_command;
 use super::{escaped, json_line, line, lines, number, table, terminal_columns, when};
 use crate::admin::{NameReport, NameStatus, UsedName};
 use crate::elven::List;
-use crate::journal::{KnownName, StoredList};
+use crate::journal::{KnownName, MapKind, StoredList};
 use crate::sync::{FailureSubject, PullFailure, PulledList};
 use crate::text::{counted_noun, thousands};
 
 /// The most names that are listed of those that the ledger does not use.
 const UNUSED_SHOWN_MAX: usize = 10;
+
+/// The most commands that are printed.
+const COMMANDS_SHOWN_MAX: usize = 10;
 
 /// Prints the result of `reference pull`: for each credential what was stored, and each problem once.
 pub fn pulled(pulled: &[PulledList]) {
@@ -114,18 +120,25 @@ fn counted(entries: i64, list: List) -> String {
 }
 
 fn cells(used: &UsedName) -> Vec<String> {
-    let (known, at_elven) = match &used.status {
-        NameStatus::Known(name) => {
-            ("yes", name.clone().filter(|name| *name != used.name).unwrap_or_default())
-        }
-        NameStatus::Unknown(near) if near.is_empty() => ("no", String::new()),
-        NameStatus::Unknown(near) => {
-            let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
-            ("no", format!("near {}", near.join(", ")))
-        }
-        NameStatus::NoList => ("?", String::new()),
+    let (known, near) = match &used.status {
+        NameStatus::Known(_) => ("yes", &[][..]),
+        NameStatus::Unknown(near) => ("no", &near[..]),
+        NameStatus::NoList => ("?", &[][..]),
     };
-    vec![used.entity_id.clone(), visible(&used.name), used.rows.to_string(), known.to_owned(), at_elven]
+    let sent = used.mapped_to.as_ref().unwrap_or(&used.name);
+    let mut at_elven: Vec<String> =
+        used.mapped_to.iter().map(|elven| format!("mapped to {}", visible(elven))).collect();
+    if let NameStatus::Known(Some(name)) = &used.status
+        && name != sent
+    {
+        at_elven.push(name.clone());
+    }
+    if !near.is_empty() {
+        let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
+        at_elven.push(format!("near {}", near.join(", ")));
+    }
+    let name = visible(&used.name);
+    vec![used.entity_id.clone(), name, used.rows.to_string(), known.to_owned(), at_elven.join(", ")]
 }
 
 /// A name, in backticks if blanks around it would be invisible.
@@ -144,12 +157,37 @@ fn in_total(report: &NameReport, list: List) {
         (_, 0, _) => {}
         (_, _, 0) => line(format_args!("unknown to Elven: none of {}", counted(number(compared), list))),
         (_, _, count) => line(format_args!(
-            "unknown to Elven: {} of {}, with {}; hint: correct the names in the ledger, or in a view over it",
+            "unknown to Elven: {} of {}, with {}; to map a name, or correct it in the ledger:",
             thousands(number(count)),
             counted(number(compared), list),
             counted_noun(rows, "row", "rows")
         )),
     }
+    if compared > 0 {
+        commands(&unknown, list);
+    }
+}
+
+/// Prints the commands that map names; of many the first ones.
+fn commands(unknown: &[&UsedName], list: List) {
+    let mut commands: Vec<String> = unknown.iter().map(|used| command(used, list)).collect();
+    // A currency is mapped for all entities.
+    let mut seen = BTreeSet::new();
+    commands.retain(|command| seen.insert(command.clone()));
+    for command in commands.iter().take(COMMANDS_SHOWN_MAX) {
+        line(format_args!("  {command}"));
+    }
+    let more = commands.len().saturating_sub(COMMANDS_SHOWN_MAX);
+    if more > 0 {
+        line(format_args!("  and {} more (--json)", thousands(number(more))));
+    }
+}
+
+/// The command that maps an unknown name: to the nearest known one, or to a placeholder.
+fn command(used: &UsedName, list: List) -> String {
+    let near = if let NameStatus::Unknown(near) = &used.status { near.first() } else { None };
+    let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
+    map_command(kind, &used.entity_id, &used.name, near.map_or("ELVEN_NAME", String::as_str))
 }
 
 /// Prints the names that the API knows and the ledger does not use; of many names the first ones.
@@ -186,8 +224,10 @@ fn names_json(report: &NameReport, list: List, used: &[&UsedName], unused: &[Kno
             NameStatus::Unknown(near) => (Some(false), None, &near[..]),
             NameStatus::NoList => (None, None, &[][..]),
         };
+        let command = (known == Some(false)).then(|| command(used, list));
         json!({"entity_id": used.entity_id, id: used.name, "rows": used.rows, "known": known, "name": name,
-               "near": near})
+               "near": near,
+               "mapped_to": used.mapped_to, "command": command})
     });
     let unused =
         unused.iter().map(|known| json!({"credential": known.credential, id: known.id, "name": known.name}));

@@ -7,14 +7,15 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::backfill::superseding::SupersedingRows;
+use super::backfill::with_shared_names;
 use super::batcher::{BatchLimits, Batcher};
 use super::lane_worker::Target;
 use super::report::Unregistered;
 use super::worker::progress;
 use super::{BackfillError, Ended, EntityReport, RunError, RunReport, Worker};
-use crate::batch::Batch;
-use crate::batch::RecordRules;
-use crate::journal::{Asked, Counters, Entity, Lane};
+use crate::align::Zone;
+use crate::batch::{Batch, RecordRules};
+use crate::journal::{Asked, Counters, Entity, Lane, MapHistory};
 use crate::ledger::{self, LedgerError, PassRead, ProbeResult, Range};
 use crate::watermark::Cursor;
 
@@ -74,6 +75,7 @@ impl Worker {
         let ids: Vec<String> = ranges.iter().map(|(range, _)| range.entity_id.clone()).collect();
         self.refuse_other_journals(&ids).await?;
         let (targets, unusable) = self.targets(&selected).map_err(RunError::from)?;
+        let targets = self.with_names(&targets.iter().collect::<Vec<_>>()).await?;
         let mut rehearsal = DryRunReport::default();
         let mut requests: BTreeMap<&str, i64> = BTreeMap::new();
         for (range, cursor) in ranges {
@@ -109,7 +111,7 @@ impl Worker {
         range: Range,
         mut cursor: Option<Cursor>,
     ) -> Result<(), RunError> {
-        let range = Arc::new(range);
+        let range = Arc::new(with_shared_names(range, &target.rules.names));
         let pages = self.ledger.range(range.clone(), cursor.clone(), None, self.page_rows());
         let rivals = Arc::new(SupersedingRows::new(self.clone(), range));
         let start = self.invalid_start(&target.entity_id);
@@ -173,13 +175,18 @@ impl Worker {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let probed = self.ledger.probe(&progress(&lanes)).await?;
+        let mut maps = MapHistory::read(&self.database, &ids).await?;
         let mut entities = Vec::new();
         let mut counters = crate::journal::Counters::default();
         for entity in &selected {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
-            let checked = self.rules_to_rehearse(entity, &lane, &probed);
+            let checked = self.zone_to_rehearse(entity, &lane, &probed);
             let report = match checked {
-                Ok(rules) => self.rehearse(&entity.entity_id, &rules, &lane, &probed, &mut counters).await?,
+                Ok(zone) => {
+                    let names = Arc::new(maps.names(&entity.entity_id));
+                    let rules = RecordRules { names, ..zone.into() };
+                    self.rehearse(&entity.entity_id, &rules, &lane, &probed, &mut counters).await?
+                }
                 Err(problem) => EntityReport::failed(&entity.entity_id, problem),
             };
             entities.push(report);
@@ -199,19 +206,19 @@ impl Worker {
         })
     }
 
-    /// Returns the rules of the records of an entity, or why a run would not work on it.
-    fn rules_to_rehearse(
+    /// Returns the time zone of an entity, or why a run would not work on it.
+    fn zone_to_rehearse(
         &self,
         entity: &Entity,
         lane: &Lane,
         probed: &ledger::ProbeResult,
-    ) -> Result<RecordRules, String> {
+    ) -> Result<Zone, String> {
         let zone = self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string())?;
         if let Some(unreadable) = probed.unreadable.get(&entity.entity_id) {
             return Err(unreadable.message.clone());
         }
         self.check_watermark(&entity.entity_id, lane, probed).map_err(|mismatch| mismatch.to_string())?;
-        Ok(zone.into())
+        Ok(zone)
     }
 
     /// Reports what a run would do for an entity.

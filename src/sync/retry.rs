@@ -36,6 +36,7 @@ impl Worker {
             entities.into_iter().filter(|entity| concerned.contains_key(&entity.entity_id)).collect();
         let (targets, unusable) = self.targets(&entities)?;
         refuse_standby(&self.database).await?;
+        let targets = self.with_names(&targets.iter().collect::<Vec<_>>()).await?;
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
         let retry = self.retry_and_finish(run_id, &targets, &unusable, concerned, report);

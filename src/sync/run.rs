@@ -140,6 +140,8 @@ impl Worker {
             // Recorded now, because it is true now: the other entities may take hours.
             self.journal.found_idle(&seen_idle, &self.mapping).await?;
         }
+        let busy = self.with_names(&busy).await?;
+        let busy: Vec<&Target> = busy.iter().collect();
         self.recall_sizes(&busy).await?;
         self.warn_of_shared_keys(targets, &busy).await?;
         // The concurrency limits decide how many lanes work at once; the others wait for a permit.

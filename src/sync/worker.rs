@@ -12,11 +12,12 @@ use super::RunError;
 use super::api_session::ApiSession;
 use super::lane_worker::{LaneWorker, Stop, Target};
 use super::proving::CredentialProof;
+use crate::batch::RecordRules;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Address, Database};
 use crate::elven::Client;
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, Journal, JournalError, Kind, Lane, Problem, client_name};
+use crate::journal::{Entity, Journal, JournalError, Kind, Lane, MapHistory, Problem, client_name};
 use crate::ledger::{Ledger, LedgerError, Progress};
 use crate::text::quoted_sql;
 
@@ -113,6 +114,20 @@ impl Worker {
             return Err(ConfigError(problem));
         }
         Ok((targets, unusable))
+    }
+
+    /// Returns these targets with the names by the maps in force. A run reads the maps once, before its first lane.
+    pub(super) async fn with_names(&self, targets: &[&Target]) -> Result<Vec<Target>, JournalError> {
+        if targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<String> = targets.iter().map(|target| target.entity_id.clone()).collect();
+        let mut maps = MapHistory::read(&self.database, &ids).await?;
+        let named = |target: &&Target| {
+            let names = Arc::new(maps.names(&target.entity_id));
+            Target { rules: RecordRules { names, ..target.rules.clone() }, ..(*target).clone() }
+        };
+        Ok(targets.iter().map(named).collect())
     }
 
     fn session(&self, credential: &str, client: &Client) -> Result<ApiSession, ConfigError> {

@@ -39,6 +39,7 @@ mod layers;
 mod ledgers;
 mod logs;
 mod mapping;
+mod maps;
 mod messages;
 mod migrate;
 mod moves;

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::finding::{Finding, FindingGroup};
 use super::span::Span;
 use crate::align::{Zone, Zones};
+use crate::journal::MapHistory;
 use crate::journal::audit::Pruned;
 use crate::ledger::Ledger;
 use crate::watermark::LedgerId;
@@ -98,6 +99,8 @@ pub(super) struct Checker<'a> {
     pub(super) zone: Option<Zone>,
     /// The watermark belongs to this ledger. Otherwise the rows of the ledger prove nothing.
     pub(super) fits: bool,
+    /// The maps of the entity; read when the first batch was made with maps.
+    pub(super) maps: Option<MapHistory>,
     pub(super) report: &'a mut EntityProof,
     pub(super) sample: Sample,
     /// For each of the newest batches, oldest first: the ids that it lists, each with the number of rows that the

@@ -197,8 +197,18 @@ async fn prove_in_snapshot(
     let (newest, sample) = (VecDeque::new(), Sample { step, ..Sample::default() });
     let any_values = matches!(asked, Asked::Rebind { other_values: true });
     let other_values_before = if any_values { Some(i64::MAX) } else { values_changed };
-    let mut checker =
-        Checker { ledger, entity_id, zones, zone, fits, report, sample, newest, other_values_before };
+    let mut checker = Checker {
+        ledger,
+        entity_id,
+        zones,
+        zone,
+        fits,
+        maps: None,
+        report,
+        sample,
+        newest,
+        other_values_before,
+    };
     checker.passes(&mut transaction, &links).await?;
     let newest = checker.found_in_newest();
     transaction.commit().await.map_err(JournalError::from)?;

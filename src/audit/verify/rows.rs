@@ -6,11 +6,11 @@ use super::batches::{Claim, Leaf};
 use super::checker::{Checker, NEWEST, ROWS_NAMED_MAX};
 use super::finding::Finding;
 use super::span::Span;
-use crate::align::{Offsets, Zone};
-use crate::batch::{Batch, unpack_ids};
+use crate::align::{Names, Offsets, Zone};
+use crate::batch::{Batch, RecordRules, unpack_ids};
 use crate::database::Transaction;
-use crate::journal::BatchState;
 use crate::journal::audit as records;
+use crate::journal::{BatchState, MapHistory};
 use crate::ledger::{Interval, Row};
 use crate::sync::RunError;
 use crate::sync::watermark_check::start_over;
@@ -77,7 +77,8 @@ impl Checker<'_> {
             let rows = self.ledger.rows_of(transaction, self.entity_id, &claim.interval()).await?;
             for leaf in claim.leaves.iter().filter(|leaf| has_body(leaf)) {
                 let recorded = self.recorded_zone(transaction, leaf).await?;
-                self.check_body(leaf, &rows, recorded);
+                let names = self.recorded_names(transaction, leaf).await?;
+                self.check_body(leaf, &rows, recorded, names);
             }
         }
         Ok(())
@@ -104,10 +105,27 @@ impl Checker<'_> {
         })
     }
 
+    /// Returns the names by the maps with which the body of a batch was made.
+    async fn recorded_names(
+        &mut self,
+        transaction: &mut Transaction,
+        leaf: &Leaf,
+    ) -> Result<Names, RunError> {
+        let version = leaf.batch.map_version;
+        if version.is_none() {
+            return Ok(Names::default());
+        }
+        let maps = match &mut self.maps {
+            Some(maps) => maps,
+            unread => unread.insert(MapHistory::read_in(transaction, self.entity_id).await?),
+        };
+        Ok(maps.names_at(self.entity_id, version))
+    }
+
     /// Rebuilds a body, if none of its rows has changed, and compares its hash. Rows that were set aside are left out:
     /// they were not in the body, supersede nothing, and may have been corrected since. `recorded`: the zone with the
-    /// rules of that time.
-    fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>) {
+    /// rules of that time. `names`: the names of that time.
+    fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>, names: Names) {
         let batch = &leaf.batch;
         let all: HashSet<&LedgerId> = leaf.ids.iter().collect();
         // The order of rows that share an id is not defined, and a list of ids does not show which of these rows was
@@ -136,7 +154,7 @@ impl Checker<'_> {
             self.report.bodies_not_provable += 1;
             return;
         };
-        let made = Batch::build(None, rows, &zone.into());
+        let made = Batch::build(None, rows, &RecordRules { zone, names: names.into() });
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
         } else if self.other_values_before.is_some_and(|pass_id| batch.pass_id < pass_id)

@@ -10,6 +10,7 @@ use super::super::log::lane_span;
 use super::super::run::collect;
 use super::super::{Ended, EntityReport, RunError, Worker};
 use super::superseding::SupersedingRows;
+use super::with_shared_names;
 use crate::fault_point::{Step, around};
 use crate::journal::{BackfillLane, BackfillPosition, OpenWork, Purpose, WorkKind};
 use crate::ledger::Range;
@@ -55,7 +56,7 @@ impl Worker {
         target: &Target,
         lane: &BackfillLane,
     ) -> Result<EntityReport, RunError> {
-        let range = Arc::new(lane.range.clone());
+        let range = Arc::new(with_shared_names(lane.range.clone(), &target.rules.names));
         let entity_id = &target.entity_id;
         let mut report = EntityReport::new(entity_id, Ended::Done);
         let mut lease_before = None;

@@ -15,10 +15,11 @@ use super::log::{self, run_span};
 use super::report;
 use super::worker::Unusable;
 use super::{EntityReport, RunError, RunReport, Worker};
-use crate::align::{self, Zones};
+use crate::align::{self, NameMap, Names, Zones};
 use crate::fault_point::{Step, around};
 use crate::journal::{
-    Asked, Backfill, BackfillLane, BackfillStatus, Begun, Entity, JournalError, RunStatus, refuse_standby,
+    Asked, Backfill, BackfillLane, BackfillStatus, Begun, Entity, JournalError, MapHistory, RunStatus,
+    refuse_standby,
 };
 use crate::ledger::{LedgerError, Range};
 use crate::text::{known_names, quoted_argument};
@@ -80,7 +81,9 @@ impl Worker {
         } else {
             let ids: Vec<String> = ranges.iter().map(|range| range.entity_id.clone()).collect();
             self.refuse_other_journals(&ids).await?;
-            let rows = self.ledger.count_ranges(&ranges).await?;
+            let mut maps = MapHistory::read(&self.database, &ids).await?;
+            let named = |range: &Range| with_shared_names(range.clone(), &maps.names(&range.entity_id));
+            let rows = self.ledger.count_ranges(&ranges.iter().map(named).collect::<Vec<_>>()).await?;
             // Rows that cannot be counted are checked when they are read.
             let rows = rows.into_iter().map(Option::unwrap_or_default);
             let lanes: Vec<(Range, i64)> = ranges.into_iter().zip(rows).collect();
@@ -187,6 +190,7 @@ impl Worker {
             .cloned()
             .collect();
         let (targets, unusable) = self.targets(&usable).map_err(RunError::from)?;
+        let targets = self.with_names(&targets.iter().collect::<Vec<_>>()).await?;
         let run_id = self.begin_backfill(backfill_id).await?;
         let run = BackfillRun { backfill_id, run_id, resumed };
         let work = self.work_and_end(run, &targets, unusable, &left, &entities);
@@ -380,6 +384,23 @@ fn range(zones: &Zones, entity: &Entity, asked: &Asked) -> Result<Range, Backfil
         accounts: asked.accounts.clone(),
         currencies: asked.currencies.clone(),
     })
+}
+
+/// Adds the names of the ledger that have the same name at Elven as a wanted one: of two rows of one key the newer one
+/// counts, whichever of the names it has.
+pub(in crate::sync) fn with_shared_names(range: Range, names: &Names) -> Range {
+    let all = |map: &NameMap, wanted: &[String]| {
+        let mut all: Vec<String> = Vec::with_capacity(wanted.len());
+        for name in wanted.iter().flat_map(|name| map.same_at_elven(name)) {
+            if !all.iter().any(|known| known == name) {
+                all.push(name.to_owned());
+            }
+        }
+        all
+    };
+    let (accounts, currencies) =
+        (all(&names.accounts, &range.accounts), all(&names.currencies, &range.currencies));
+    Range { accounts, currencies, ..range }
 }
 
 fn paused(entity_id: &str) -> String {

@@ -14,7 +14,8 @@ use super::super::proving::Resent;
 use super::super::{EntityReport, RunError};
 use super::attempts::Tried;
 use super::{Delivery, DeliveryOptions};
-use crate::batch::{Batch, key_hash};
+use crate::align::NameMap;
+use crate::batch::{Batch, RecordRules, key_hash};
 use crate::journal::{Accepted, OpenWork, WorkKind};
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
@@ -103,12 +104,12 @@ impl Delivery {
         let (ledger, Target { entity_id, rules, .. }) = (&self.worker.ledger, &self.target);
         let rows = ledger.rows_with_id(entity_id, &id.to_string()).await?;
         let [row] = &rows[..] else { return Ok(None) };
-        if row.xid > accepted.last_xid {
+        if row.xid > accepted.last_xid || has_other_names(row, rules, accepted) {
             return Ok(None);
         }
         let batch = Batch::build(None, rows.clone(), rules);
         let [key] = batch.keys[..] else { return Ok(None) };
-        let rivals = ledger.rivals(entity_id, row).await?;
+        let rivals = ledger.rivals(entity_id, row, &rules.names).await?;
         let mut aligner = rules.aligner();
         let mut same_key = |rival: &Row| rival.id != row.id && key_hash(rival, &mut aligner) == Some(key);
         let is_newest = rivals
@@ -117,4 +118,11 @@ impl Delivery {
             .all(|rival| accepted.has_processed(rival.xid, &rival.id) && !batch.is_superseded_by(rival));
         Ok(is_newest.then_some(batch))
     }
+}
+
+/// Whether the maps of the names of a row have changed since a batch was made.
+fn has_other_names(row: &Row, rules: &RecordRules, accepted: &Accepted) -> bool {
+    let changed = |name: Option<&str>, map: &NameMap| name.and_then(|name| map.changed_in(name));
+    let account = changed(row.account(), &rules.names.accounts);
+    account.max(changed(row.currency(), &rules.names.currencies)) > accepted.map_version
 }

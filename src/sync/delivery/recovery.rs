@@ -145,20 +145,8 @@ impl Delivery {
             batch = rivals.exclude_superseded(batch, &VecDeque::new()).await?;
         }
         self.refuse_fenced_again(leaf, &batch)?;
-        let has_other_rules = leaf.zone_rules.as_ref().is_some_and(|rules| !self.rules.zone.follows(rules));
-        if leaf.state.may_have_arrived() && has_other_rules {
-            tracing::warn!(
-                same_bytes = batch.body_sha256 == leaf.body_sha256,
-                "the outcome of a batch is unknown; it is sent again by zone rules {}, but it was made by {}: Elven \
-                 may have both times of a record whose wall-clock time differs",
-                self.rules.zone.rules(),
-                leaf.zone_rules.as_deref().unwrap_or_default()
-            );
-        } else if leaf.state.may_have_arrived() {
-            tracing::warn!(
-                same_bytes = batch.body_sha256 == leaf.body_sha256,
-                "the outcome of a batch is unknown; it is sent again"
-            );
+        if leaf.state.may_have_arrived() {
+            self.warn_of_resending(leaf, &batch);
         }
         Ok(Some(BatchTask {
             lost: leaf.may_be_imported(),
@@ -166,5 +154,30 @@ impl Delivery {
             unknown_runs: leaf.unknown_runs,
             ..BatchTask::new(leaf.batch_id, batch, root)
         }))
+    }
+
+    /// Says that a batch with an unknown outcome is sent again, and what else than its rows has changed meanwhile.
+    fn warn_of_resending(&self, leaf: &RecordedBatch, batch: &Batch) {
+        let same_bytes = batch.body_sha256 == leaf.body_sha256;
+        let zone = &self.rules.zone;
+        if leaf.zone_rules.as_ref().is_some_and(|rules| !zone.follows(rules)) {
+            tracing::warn!(
+                same_bytes,
+                "the outcome of a batch is unknown; it is sent again by zone rules {}, but it was made by {}: Elven \
+                 may have both times of a record whose wall-clock time differs",
+                zone.rules(),
+                leaf.zone_rules.as_deref().unwrap_or_default()
+            );
+        } else if leaf.map_version != self.rules.names.version && !same_bytes {
+            tracing::warn!(
+                same_bytes,
+                "the outcome of a batch is unknown; it is sent again with the names of map version {}, but it was made \
+                 with those of version {}: Elven may have a record under both names",
+                self.rules.names.version.unwrap_or_default(),
+                leaf.map_version.unwrap_or_default()
+            );
+        } else {
+            tracing::warn!(same_bytes, "the outcome of a batch is unknown; it is sent again");
+        }
     }
 }

@@ -316,11 +316,12 @@ impl<'a> EntityRetry<'a> {
     ) -> Result<Vec<Batch>, RunError> {
         let (worker, entity_id) = (self.worker, &self.target.entity_id);
         let rows: Vec<Row> = batches.iter().flat_map(|batch| batch.rows.iter().cloned()).collect();
-        let read = worker.ledger.rivals_of(entity_id, &rows).await?;
+        let read = worker.ledger.rivals_of(entity_id, &rows, &self.target.rules.names).await?;
         // It is not known whether these rows are the newest of their keys.
         let unreadable: HashMap<&LedgerId, String> =
             read.unreadable.into_iter().map(|(row, why)| (&row.id, why)).collect();
         let rivals = self.by_key(read.rows);
+        batches = self.without_clashes(batches, &rivals, conclusions);
         let newer = batches.iter().flat_map(|batch| newer_rows(batch, &rivals)).cloned().collect();
         let newer = worker.not_skipped(entity_id, worker.not_set_aside(entity_id, newer).await?).await?;
         let newer = self.by_key(newer);
@@ -339,6 +340,27 @@ impl<'a> EntityRetry<'a> {
             false
         });
         Ok(batches)
+    }
+
+    /// Leaves out rows whose key is also that of a row with another name in the ledger: neither of them is sent.
+    fn without_clashes(
+        &self,
+        mut batches: Vec<Batch>,
+        rivals: &HashMap<u64, Vec<Row>>,
+        conclusions: &mut Conclusions,
+    ) -> Vec<Batch> {
+        let rules = &self.target.rules;
+        if rules.names.has_shared() {
+            batches.retain(|batch| {
+                let same_key = batch.keys.iter().filter_map(|key| rivals.get(key)).flatten();
+                let rows = batch.rows.iter().chain(same_key).cloned().collect();
+                let together = Batch::build(None, rows, rules);
+                let clash = together.invalid.iter().find(|row| row.id == batch.rows[0].id);
+                conclusions.problems.extend(clash.map(|row| invalid(None, row)));
+                clash.is_none()
+            });
+        }
+        batches
     }
 
     fn by_key(&self, rows: Vec<Row>) -> HashMap<u64, Vec<Row>> {

@@ -275,6 +275,7 @@ impl LaneStore for ModelJournal {
                     last_xid: batch.last.xid().unwrap(),
                     ids: ids(&batch.ids),
                     set_aside: ids(&batch.set_aside),
+                    map_version: None,
                 })
                 .collect())
         };
@@ -297,6 +298,7 @@ fn recorded(batch: &BatchRow, side: Side) -> RecordedBatch {
         ids,
         body_sha256: batch.sha256.clone(),
         zone_rules: None,
+        map_version: None,
         state: batch.state(),
         attempts: batch.attempts,
         unknown_runs: batch.unknown_runs,

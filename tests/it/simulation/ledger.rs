@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
+use elven_sync::align::Names;
 use elven_sync::ledger::{
     LaneLedger, LedgerError, Mapping, NewRows, Pages, PassRead, ProbeResult, Progress, Read, Row, Unreadables,
 };
@@ -179,7 +180,7 @@ impl LaneLedger for ModelLedger {
         .boxed()
     }
 
-    fn rivals<'a>(&'a self, entity_id: &'a str, of: &'a Row) -> Read<'a, Vec<Row>> {
+    fn rivals<'a>(&'a self, entity_id: &'a str, of: &'a Row, _: &'a Names) -> Read<'a, Vec<Row>> {
         async move {
             self.process.step(0, 10).await;
             let state = self.process.world.state();

@@ -1,0 +1,338 @@
+//! The maps of the ledger's names to the names at Elven: `account_map`, `currency_map`, and their history.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgExecutor;
+use sqlx::postgres::PgDatabaseError;
+
+use super::JournalError;
+use crate::align::{NameMap, Names};
+use crate::database::{Database, Transaction};
+
+/// The entity of a map of currencies that holds for all entities.
+pub const ALL_ENTITIES: &str = "*";
+
+/// The SQLSTATE with which the triggers of the tables refuse a map.
+const INTEGRITY_VIOLATION: &str = "23000";
+
+/// What a map is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MapKind {
+    /// `account_map`.
+    Account,
+    /// `currency_map`.
+    Currency,
+}
+
+impl MapKind {
+    /// Returns the word for one name.
+    pub fn word(self) -> &'static str {
+        match self {
+            MapKind::Account => "account",
+            MapKind::Currency => "currency",
+        }
+    }
+}
+
+/// A map of a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MapEntry {
+    /// What it is about.
+    pub map: MapKind,
+    /// The entity, or [`ALL_ENTITIES`].
+    pub entity_id: String,
+    /// The name as the ledger spells it.
+    pub ledger_name: String,
+    /// The name at Elven.
+    pub elven_name: String,
+    /// Other names of the ledger may have the same name at Elven.
+    pub shared: bool,
+    /// The version that added it; 0 for a map that is not recorded yet.
+    pub map_version: i64,
+    /// When it was added.
+    pub added_at: Option<DateTime<Utc>>,
+}
+
+/// What adding a map changed.
+#[derive(Debug)]
+pub enum Mapped {
+    /// The name had no map. The version of the new one.
+    Added(i64),
+    /// It had another map, which was removed. The version of the new one.
+    Replaced(MapEntry, i64),
+    /// It had this map already.
+    Unchanged,
+}
+
+/// The maps of entities, from the addition of each to its removal.
+#[derive(Debug, Default)]
+pub struct MapHistory {
+    of_entity: BTreeMap<String, Vec<HistoryRow>>,
+    /// The currencies of entities without maps of their own, by version.
+    of_all: HashMap<i64, Arc<NameMap>>,
+}
+
+#[derive(Debug)]
+struct HistoryRow {
+    map_version: i64,
+    map: String,
+    entity_id: String,
+    ledger_name: String,
+    elven_name: String,
+    shared: bool,
+    removed_in: Option<i64>,
+}
+
+impl HistoryRow {
+    fn is_in_force(&self, version: i64) -> bool {
+        self.map_version <= version && self.removed_in.is_none_or(|removed| removed > version)
+    }
+
+    fn is(&self, kind: MapKind) -> bool {
+        self.map == kind.word()
+    }
+
+    /// Returns the newest version that changed it.
+    fn changed_in(&self) -> i64 {
+        self.removed_in.unwrap_or(0).max(self.map_version)
+    }
+}
+
+impl MapHistory {
+    /// Reads the history of the maps of these entities.
+    pub async fn read(database: &Database, entity_ids: &[String]) -> Result<Self, JournalError> {
+        let read = || history(database.single_round_trip(), entity_ids);
+        Ok(Self::of(database.retry(read).await?))
+    }
+
+    /// Reads the history of the maps of an entity in a transaction.
+    pub async fn read_in(transaction: &mut Transaction, entity_id: &str) -> Result<Self, JournalError> {
+        Ok(Self::of(history(transaction, &[entity_id.to_owned()]).await?))
+    }
+
+    fn of(rows: Vec<HistoryRow>) -> Self {
+        let mut of_entity: BTreeMap<String, Vec<HistoryRow>> = BTreeMap::new();
+        for row in rows {
+            of_entity.entry(row.entity_id.clone()).or_default().push(row);
+        }
+        Self { of_entity, of_all: HashMap::new() }
+    }
+
+    /// Returns the names of an entity by the maps in force.
+    pub fn names(&mut self, entity_id: &str) -> Names {
+        let own = self.rows_of(entity_id);
+        let version = own.iter().chain(self.rows_of(ALL_ENTITIES)).map(HistoryRow::changed_in).max();
+        // Entities without currencies of their own share the maps for all entities.
+        let has_currencies = own.iter().any(|row| row.is(MapKind::Currency));
+        let Some(at) = version.filter(|_| !has_currencies) else { return self.names_at(entity_id, version) };
+        let currencies = match self.of_all.get(&at) {
+            Some(made) => made.clone(),
+            None => Arc::new(self.currencies(entity_id, at)),
+        };
+        self.of_all.insert(at, currencies.clone());
+        Names { version, accounts: Arc::new(self.accounts(entity_id, at)), currencies }
+    }
+
+    /// Returns the names of an entity by the maps that were in force at a version. `None`: before the first map.
+    pub fn names_at(&self, entity_id: &str, version: Option<i64>) -> Names {
+        let Some(at) = version else { return Names::default() };
+        let (accounts, currencies) = (self.accounts(entity_id, at), self.currencies(entity_id, at));
+        Names { version, accounts: Arc::new(accounts), currencies: Arc::new(currencies) }
+    }
+
+    fn accounts(&self, entity_id: &str, at: i64) -> NameMap {
+        map_of(self.rows_of(entity_id).iter().filter(|row| row.is(MapKind::Account)), at)
+    }
+
+    fn currencies(&self, entity_id: &str, at: i64) -> NameMap {
+        let own: Vec<&HistoryRow> =
+            self.rows_of(entity_id).iter().filter(|row| row.is(MapKind::Currency)).collect();
+        let in_force = own.iter().filter(|row| row.is_in_force(at));
+        let hidden: HashSet<&str> = in_force.map(|row| row.ledger_name.as_str()).collect();
+        let of_all = self.rows_of(ALL_ENTITIES).iter();
+        let of_all = of_all.filter(|row| !hidden.contains(row.ledger_name.as_str()));
+        map_of(of_all.chain(own.iter().copied()), at)
+    }
+
+    fn rows_of(&self, entity_id: &str) -> &[HistoryRow] {
+        self.of_entity.get(entity_id).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn map_of<'r>(rows: impl Iterator<Item = &'r HistoryRow>, at: i64) -> NameMap {
+    let mut map = NameMap::default();
+    for row in rows {
+        map.note_change(&row.ledger_name, row.changed_in());
+        if row.is_in_force(at) {
+            map.add(&row.ledger_name, &row.elven_name, row.shared);
+        }
+    }
+    map
+}
+
+async fn history(
+    executor: impl PgExecutor<'_>,
+    entity_ids: &[String],
+) -> Result<Vec<HistoryRow>, sqlx::Error> {
+    sqlx::query_as!(
+        HistoryRow,
+        "select map_version, map, entity_id, ledger_name, elven_name, shared, removed_in
+           from elven_sync.map_history where entity_id = any ($1) or entity_id = '*' order by map_version",
+        entity_ids
+    )
+    .fetch_all(executor)
+    .await
+}
+
+impl MapEntry {
+    /// Returns the maps in force, ordered by kind, entity and name.
+    pub async fn all(database: &Database) -> Result<Vec<Self>, JournalError> {
+        let read = || {
+            sqlx::query!(
+                "select map, entity_id, ledger_name, elven_name, shared, map_version, added_at
+                   from elven_sync.map_history where removed_in is null
+                  order by map, entity_id, ledger_name"
+            )
+            .fetch_all(database)
+        };
+        let rows = database.retry(read).await?;
+        let kind = |map: &str| if map == "account" { MapKind::Account } else { MapKind::Currency };
+        Ok(rows
+            .into_iter()
+            .map(|row| Self {
+                map: kind(&row.map),
+                entity_id: row.entity_id,
+                ledger_name: row.ledger_name,
+                elven_name: row.elven_name,
+                shared: row.shared,
+                map_version: row.map_version,
+                added_at: Some(row.added_at),
+            })
+            .collect())
+    }
+
+    /// Adds the map in place of another one of the same name, in one transaction.
+    ///
+    /// # Errors
+    /// The triggers of the tables refuse maps by which balances would be mixed: [`JournalError::Refused`].
+    pub async fn add(&self, database: &Database) -> Result<Mapped, JournalError> {
+        let add = || async {
+            let mut transaction = database.begin().await?;
+            let before = self.in_force(&mut transaction).await?;
+            let is_same = |before: &(String, bool)| (&before.0, before.1) == (&self.elven_name, self.shared);
+            if before.as_ref().is_some_and(is_same) {
+                return Ok(Mapped::Unchanged);
+            }
+            let before = if before.is_some() { self.removed(&mut transaction).await? } else { None };
+            let version = self.insert(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(match before {
+                Some(before) => Mapped::Replaced(before, version),
+                None => Mapped::Added(version),
+            })
+        };
+        database.retry(add).await.map_err(refused)
+    }
+
+    /// Removes the map of this name. Returns it, if there was one.
+    pub async fn remove(&self, database: &Database) -> Result<Option<Self>, JournalError> {
+        let remove = || async {
+            let mut transaction = database.begin().await?;
+            let removed = self.removed(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(removed)
+        };
+        database.retry(remove).await.map_err(refused)
+    }
+
+    /// Returns the name at Elven that the name has now, and whether it is shared.
+    async fn in_force(&self, transaction: &mut Transaction) -> Result<Option<(String, bool)>, sqlx::Error> {
+        let found = sqlx::query!(
+            "select elven_name, shared from elven_sync.map_history
+              where map = $1 and entity_id = $2 and ledger_name = $3 and removed_in is null",
+            self.map.word(),
+            self.entity_id,
+            self.ledger_name
+        )
+        .fetch_optional(transaction)
+        .await?;
+        Ok(found.map(|map| (map.elven_name, map.shared)))
+    }
+
+    async fn removed(&self, transaction: &mut Transaction) -> Result<Option<Self>, sqlx::Error> {
+        let (entity_id, name) = (&self.entity_id, &self.ledger_name);
+        let removed = match self.map {
+            MapKind::Account => sqlx::query!(
+                "delete from elven_sync.account_map where entity_id = $1 and ledger_account = $2
+                 returning entity_account_id as elven_name, shared, map_version",
+                entity_id,
+                name
+            )
+            .fetch_optional(&mut *transaction)
+            .await?
+            .map(|row| (row.elven_name, row.shared, row.map_version)),
+            MapKind::Currency => sqlx::query!(
+                "delete from elven_sync.currency_map where entity_id = $1 and ledger_currency = $2
+                 returning currency as elven_name, shared, map_version",
+                entity_id,
+                name
+            )
+            .fetch_optional(&mut *transaction)
+            .await?
+            .map(|row| (row.elven_name, row.shared, row.map_version)),
+        };
+        Ok(removed.map(|(elven_name, shared, map_version)| Self {
+            elven_name,
+            shared,
+            map_version,
+            added_at: None,
+            ..self.clone()
+        }))
+    }
+
+    async fn insert(&self, transaction: &mut Transaction) -> Result<i64, sqlx::Error> {
+        match self.map {
+            MapKind::Account => {
+                sqlx::query_scalar!(
+                    "insert into elven_sync.account_map (entity_id, ledger_account, entity_account_id, shared)
+                     values ($1, $2, $3, $4) returning map_version",
+                    self.entity_id,
+                    self.ledger_name,
+                    self.elven_name,
+                    self.shared
+                )
+                .fetch_one(transaction)
+                .await
+            }
+            MapKind::Currency => {
+                sqlx::query_scalar!(
+                    "insert into elven_sync.currency_map (entity_id, ledger_currency, currency, shared)
+                     values ($1, $2, $3, $4) returning map_version",
+                    self.entity_id,
+                    self.ledger_name,
+                    self.elven_name,
+                    self.shared
+                )
+                .fetch_one(transaction)
+                .await
+            }
+        }
+    }
+}
+
+/// Takes over the words of the triggers that refuse a map.
+fn refused(problem: sqlx::Error) -> JournalError {
+    let words = problem
+        .as_database_error()
+        .filter(|refused| refused.code().is_some_and(|code| code == INTEGRITY_VIOLATION))
+        .and_then(|refused| refused.try_downcast_ref::<PgDatabaseError>())
+        .map(|refused| match refused.hint() {
+            Some(hint) => format!("{}; hint: {hint}", refused.message()),
+            None => refused.message().to_owned(),
+        });
+    words.map_or_else(|| problem.into(), JournalError::Refused)
+}
