@@ -35,9 +35,9 @@ create table elven_sync.map_history (
     removed_at    timestamptz
 );
 
-create index on elven_sync.map_history (entity_id);
-create unique index on elven_sync.map_history (map, entity_id, ledger_name) where removed_in is null;
-create index on elven_sync.map_history (map, elven_name) where removed_in is null;
+create index map_history_entity on elven_sync.map_history (entity_id);
+create unique index map_history_name on elven_sync.map_history (map, entity_id, ledger_name) where removed_in is null;
+create index map_history_target on elven_sync.map_history (map, elven_name) where removed_in is null;
 
 -- Version numbers are given under a lock that is held to the end of the transaction. So maps become visible in the
 -- order of their versions, and the maps of a version never change.
@@ -249,6 +249,9 @@ comment on column elven_sync.map_history.currency_kind is 'currency_map.kind.';
 comment on column elven_sync.map_history.added_at is 'When the map was added.';
 comment on column elven_sync.map_history.removed_in is 'The version that removed the map. NULL: it is in force.';
 comment on column elven_sync.map_history.removed_at is 'When the map was removed. NULL: it is in force.';
+comment on index elven_sync.map_history_entity is 'The maps of an entity, as a run reads them.';
+comment on index elven_sync.map_history_name is 'A name of the ledger has at most one map in force.';
+comment on index elven_sync.map_history_target is 'Finds two names with one name at Elven.';
 comment on function elven_sync.next_map_version() is
     'Locks the maps until the end of the transaction, and returns the next version.';
 comment on function elven_sync.assign_map_version() is 'Gives a new map its version.';

@@ -7,10 +7,13 @@ use std::ops::Range;
 use chrono::NaiveDateTime;
 use foldhash::fast::FixedState;
 
-use super::{OUTSIDE, RecordRules};
+use super::rules::RecordRules;
 use crate::align::{self, Clock, Invalid, Number, Text};
 use crate::ledger::Row;
 use crate::watermark::LedgerId;
+
+/// The index of a row that is not in the batch.
+pub(super) const OUTSIDE: usize = usize::MAX;
 
 /// The estimated size of a record in the body, in bytes. If it is too small, the body is reallocated once or twice.
 const RECORD_BYTES: usize = 160;

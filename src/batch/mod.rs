@@ -18,14 +18,11 @@ use sha2::{Digest, Sha256};
 pub use self::row_ids::unpack_ids;
 pub use self::rules::{Aligner, RecordRules};
 
-use self::aligned::{Aligned, Clashes, Key, body, clashes};
+use self::aligned::{Aligned, Clashes, Key, OUTSIDE, body, clashes};
 use self::row_ids::pack_ids;
 use crate::align::{Clock, Invalid};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
-
-/// The index of a row that is not in the batch.
-const OUTSIDE: usize = usize::MAX;
 
 /// The [`Batch::keys`] of the batches in flight.
 pub type KeysUnderWay = HashSet<u64, FixedState>;

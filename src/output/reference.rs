@@ -187,7 +187,7 @@ fn commands(unknown: &[&UsedName], list: List) {
 fn command(used: &UsedName, list: List) -> String {
     let near = if let NameStatus::Unknown(near) = &used.status { near.first() } else { None };
     let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
-    map_command(kind, &used.entity_id, &used.name, near.map_or("ELVEN_NAME", String::as_str))
+    map_command(kind, &used.entity_id, &used.name, near.map(String::as_str))
 }
 
 /// Prints the names that the API knows and the ledger does not use; of many names the first ones.

@@ -321,8 +321,11 @@ async fn names_of_the_ledger_are_shown_beside_those_that_elven_knows(pool: PgPoo
         serde_json::from_str(&stdout(&output)).unwrap()
     };
     let used = |name: &str, rows: i64, known_as: Option<&str>, near: &[&str]| {
+        let elven = near.first().map_or("ELVEN_NAME".to_owned(), |near| format!("'{near}'"));
+        let command = format!("elven-sync map account --entity 'acme' '{name}' {elven}");
         json!({"entity_id": "acme", "entity_account_id": name, "rows": rows, "known": known_as.is_some(),
-               "name": known_as, "near": near})
+               "name": known_as, "near": near, "mapped_to": null,
+               "command": known_as.is_none().then_some(command)})
     };
     let unknown = [
         used(" idle", 1, None, &["idle"]),
@@ -346,7 +349,7 @@ async fn names_of_the_ledger_are_shown_beside_those_that_elven_knows(pool: PgPoo
     assert_eq!((&report["accounts"], &report["unused"]), (&json!(unknown), &json!([])));
 
     let report = json_of(&["reference", "currencies", "--unknown"]).await;
-    let of = |currency: &str, rows: i64, near: Value| json!({"entity_id": "acme", "currency": currency, "rows": rows, "known": false, "name": null, "near": near});
+    let of = |currency: &str, rows: i64, near: Value| json!({"entity_id": "acme", "currency": currency, "rows": rows, "known": false, "name": null, "near": near, "mapped_to": null, "command": "elven-sync map currency 'btc' 'BTC'"});
     assert_eq!(report["currencies"][1], of("btc", 3, json!(["BTC"])));
     assert_eq!(report["currencies"][0]["currency"], "USDQ");
     assert!(report["currencies"][0]["near"].as_array().unwrap().contains(&json!("USDT")), "{report}");
@@ -360,8 +363,8 @@ async fn names_of_the_ledger_are_shown_beside_those_that_elven_knows(pool: PgPoo
     assert_eq!(row(&text, "Bank-CHF"), "acme Bank-CHF 1 no near `bank-chf`");
     assert_eq!(row(&text, "safe"), "acme safe 1 no");
     assert_eq!(row(&text, "` idle`"), "acme ` idle` 1 no near `idle`", "blanks are visible");
-    let total = "unknown to Elven: 4 of 5 accounts, with 6 rows; hint: correct the names in the ledger, or in a view \
-                 over it";
+    let total = "unknown to Elven: 4 of 5 accounts, with 6 rows; to map a name, or correct it in the ledger:\n  elven-sync \
+                 map account --entity 'acme' ' idle' 'idle'\n";
     assert!(text.contains(total), "{text}");
     assert!(text.contains("not used by the ledger: 2 accounts: `idle`, `wallet-btc`"), "{text}");
     assert!(text.contains("credential `default`: Elven listed 3 accounts at 20"), "{text}");

@@ -107,6 +107,8 @@ async fn ledger_recipes_work(pool: PgPool) {
         &["entity", "rewind", "acme", "--yes", "--reason", "to try the rights"],
         &["run"],
         &["reference", "pull"],
+        &["map", "currency", "CHF", "chf"],
+        &["map", "remove", "currency", "CHF"],
     ] {
         output_of(&scene, 0, arguments).await;
     }
@@ -117,6 +119,7 @@ async fn ledger_recipes_work(pool: PgPool) {
         &["verify", "--deep"],
         &["errors", "list"],
         &["reference", "accounts"],
+        &["map", "list"],
         &["run", "--dry-run"],
         &["backfill", "--from", "2024-05-01", "--to", "2024-06-01", "--dry-run"],
     ] {
