@@ -131,7 +131,9 @@ mod tests {
 
     fn map(maps: &[(&str, &str, bool)]) -> NameMap {
         let mut map = NameMap::default();
-        maps.iter().for_each(|(ledger, elven, shared)| map.add(ledger, elven, *shared));
+        for (ledger, elven, shared) in maps {
+            map.add(ledger, elven, *shared);
+        }
         map
     }
 

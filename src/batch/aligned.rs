@@ -113,6 +113,17 @@ pub(super) fn body(records: &[Aligned<'_>]) -> (Vec<u8>, usize) {
     (body, beyond_double)
 }
 
+/// Converts the values of a row, unless its key is one of `clashes`.
+pub(super) fn sendable<'a>(
+    place: usize,
+    row: &'a Row,
+    rules: &'a RecordRules,
+    clock: &mut Clock,
+    clashes: &Clashes<'_>,
+) -> Result<Aligned<'a>, Invalid> {
+    Aligned::new(place, row, rules, clock)?.unless_it_clashes(clashes)
+}
+
 /// The keys that rows with different names in the ledger share, each with two such rows.
 pub(super) type Clashes<'a> = HashMap<Key<'a>, [&'a Row; 2]>;
 
@@ -136,7 +147,7 @@ pub(super) fn clashes<'a>(rows: impl Iterator<Item = &'a Row>, rules: &'a Record
 
 impl Aligned<'_> {
     /// Returns the row, or why it is not sent if its key is one of `clashes`.
-    pub(super) fn unless_it_clashes(self, clashes: &Clashes<'_>) -> Result<Self, Invalid> {
+    fn unless_it_clashes(self, clashes: &Clashes<'_>) -> Result<Self, Invalid> {
         let of_key = clashes.get(&self.key()).into_iter().flatten();
         let Some(other) = of_key.into_iter().find(|other| names(other) != names(self.row)) else {
             return Ok(self);

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 pub use self::row_ids::unpack_ids;
 pub use self::rules::{Aligner, RecordRules};
 
-use self::aligned::{Aligned, Clashes, Key, OUTSIDE, body, clashes};
+use self::aligned::{Aligned, Clashes, Key, OUTSIDE, body, clashes, sendable};
 use self::row_ids::pack_ids;
 use crate::align::{Clock, Invalid};
 use crate::ledger::Row;
@@ -109,8 +109,7 @@ impl Batch {
         let mut of_key: HashTable<usize> = HashTable::with_capacity(rows.len());
         let mut superseded = 0;
         for (place, row) in rows.iter().enumerate() {
-            let aligned = Aligned::new(place, row, rules, &mut clock);
-            let record = match aligned.and_then(|record| record.unless_it_clashes(&clashes)) {
+            let record = match sendable(place, row, rules, &mut clock, &clashes) {
                 Ok(record) => record,
                 Err(Invalid(reason)) => {
                     let record = row.to_json().to_string();
@@ -135,11 +134,8 @@ impl Batch {
                 }
             }
         }
-        let rivals_aligned = rivals.iter().filter_map(|rival| {
-            let aligned = Aligned::new(OUTSIDE, rival, rules, &mut clock);
-            aligned.and_then(|rival| rival.unless_it_clashes(&clashes)).ok()
-        });
-        for rival in rivals_aligned {
+        for rival in rivals.iter().filter_map(|row| sendable(OUTSIDE, row, rules, &mut clock, &clashes).ok())
+        {
             let same_key = |winner: &usize| winners[*winner].key() == rival.key();
             if let Some(&winner) = of_key.find(rival.key_hash(), same_key)
                 && winners[winner].age() < rival.age()
@@ -238,9 +234,8 @@ impl Batch {
         }
         let mut clock = Clock::of(&self.rules.zone);
         let clashes = self.clashes();
-        let aligned = self.rows.iter().map(|row| Aligned::new(OUTSIDE, row, &self.rules, &mut clock));
-        let aligned: Vec<Aligned<'_>> =
-            aligned.filter_map(|row| row.ok()?.unless_it_clashes(&clashes).ok()).collect();
+        let mut aligned = |row| sendable(OUTSIDE, row, &self.rules, &mut clock, &clashes).ok();
+        let aligned: Vec<Aligned<'_>> = self.rows.iter().filter_map(&mut aligned).collect();
         let mut newest: HashMap<Key<'_>, &Aligned<'_>> = HashMap::new();
         for row in &aligned {
             let rival = newest.entry(row.key()).or_insert(row);
@@ -290,10 +285,8 @@ impl Batch {
     pub fn split_off_superseded(&self) -> Option<[Self; 2]> {
         let mut clock = Clock::of(&self.rules.zone);
         let clashes = self.clashes();
-        let mut keyed = |place: usize| {
-            let aligned = Aligned::new(place, &self.rows[place], &self.rules, &mut clock);
-            aligned.and_then(|row| row.unless_it_clashes(&clashes)).is_ok()
-        };
+        let mut keyed =
+            |place: usize| sendable(place, &self.rows[place], &self.rules, &mut clock, &clashes).is_ok();
         let (losers, others): (Vec<usize>, Vec<usize>) =
             (0..self.rows.len()).partition(|&place| keyed(place) && !self.records.contains(&place));
         let rows = |places: Vec<usize>| places.into_iter().map(|place| self.rows[place].clone()).collect();

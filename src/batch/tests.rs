@@ -51,6 +51,46 @@ fn an_invalid_row_is_set_aside_and_the_rest_goes_on() {
     assert_eq!((none.records.len(), &none.body[..]), (0, &b"[]"[..]));
 }
 
+/// Accounts of the ledger that are one account at Elven.
+fn renamed() -> RecordRules {
+    let mut accounts = align::NameMap::default();
+    accounts.add("acct", "elven", true);
+    accounts.add("acct2", "elven", true);
+    let names = align::Names { version: Some(1), accounts: accounts.into(), ..align::Names::default() };
+    RecordRules { names: names.into(), ..Zone::utc().into() }
+}
+
+fn row_of(account: &str, id: i64, captured_at_us: i64) -> Row {
+    let numeric: Vec<u8> = ONE.iter().flat_map(|word| word.to_be_bytes()).collect();
+    Row::new(1, LedgerId::Number(id), Some(account), Some("BTC"), Some(captured_at_us), Some(&numeric))
+}
+
+#[test]
+fn rows_of_two_names_with_one_key_are_all_invalid_and_no_part_sends_them() {
+    let second = 1_000_000;
+    let rows = vec![
+        row_of("acct", 1, 0),
+        row_of("acct", 2, 1),
+        row_of("acct2", 3, 2),
+        row_of("acct", 4, second),
+        row_of("acct", 5, second + 1),
+    ];
+    let batch = Batch::build(None, rows, &renamed());
+    assert_eq!((&batch.records[..], batch.superseded), (&[4][..], 1));
+    let invalid: Vec<String> = batch.invalid.iter().map(|row| row.id.to_string()).collect();
+    assert_eq!(invalid, ["1", "2", "3"]);
+    assert!(batch.invalid[2].reason.contains("of row 1"), "{}", batch.invalid[2].reason);
+    assert_eq!(batch.superseded_rows().len(), 1);
+    let [_, superseded] = batch.split_off_superseded().unwrap();
+    assert_eq!(superseded.rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>(), ["4"]);
+    // A newer row outside the batch with another name.
+    let batch = Batch::build(None, vec![row_of("acct", 1, 0)], &renamed());
+    let rival = row_of("acct2", 3, 2);
+    assert!(batch.is_superseded_by(&rival));
+    let beside = batch.with_newer_rows(vec![rival]);
+    assert_eq!((beside.records.len(), beside.superseded, beside.invalid.len()), (0, 0, 1));
+}
+
 #[test]
 fn close_ids_take_a_byte_each() {
     let ids: Vec<LedgerId> = (1000..1100).map(LedgerId::Number).collect();

@@ -36,7 +36,9 @@ pub fn added(report: &MapReport) {
              that Elven accepted under another name stay there, and are not sent again. To send them as `{elven}`:",
             counted_noun(count, "row", "rows")
         ));
-        backfills.iter().for_each(|command| line(format_args!("  {command}")));
+        for command in backfills {
+            line(format_args!("  {command}"));
+        }
     }
     for (credential, near) in not_listed {
         let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
