@@ -175,6 +175,22 @@ impl Batch {
         self.keys.iter().copied().zip(self.records.iter().map(|&place| &self.rows[place]))
     }
 
+    /// Returns the names of account and currency of a row, as the ledger spells them.
+    pub fn ledger_names(&self, row: usize) -> [&str; 2] {
+        let row = &self.rows[row];
+        [row.account().unwrap_or_default(), row.currency().unwrap_or_default()]
+    }
+
+    /// Returns the names of account and currency of a record, as they are sent.
+    pub fn sent_names(&self, row: usize) -> [&str; 2] {
+        let [account, currency] = self.ledger_names(row);
+        let names = &self.rules.names;
+        [
+            names.accounts.mapped(account).unwrap_or(account),
+            names.currencies.mapped(currency).unwrap_or(currency),
+        ]
+    }
+
     /// Returns the packed ids of the invalid rows. `None` when there are none.
     pub fn rejected_ids(&self) -> Option<Vec<u8>> {
         (!self.invalid.is_empty()).then(|| pack_ids(self.invalid.iter().map(|row| &row.id)))

@@ -2,8 +2,10 @@
 
 use serde_json::json;
 
+use super::foreseen::foreseen;
 use super::progress::in_words;
-use super::{ENTITIES_SHOWN_MAX, json_line, line, lines, run_json, run_report, table, when};
+use super::run::{run_json, run_report};
+use super::{ENTITIES_SHOWN_MAX, json_line, line, lines, table, when};
 use crate::journal::Backfill;
 use crate::sync::{BackfillReport, DryRunReport};
 use crate::text::{counted_noun, thousands};
@@ -68,6 +70,7 @@ pub fn rehearsal(rehearsal: &DryRunReport, as_json: bool) {
         Some(duration) => format!("it would take {} at [api] requests_per_second", in_words(*duration)),
         None => "its duration is not known, since [api] requests_per_second is not set".to_owned(),
     });
+    foreseen(&rehearsal.foreseen);
     for note in &rehearsal.notes {
         line(format_args!("note: {note}"));
     }

@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::errors::{ErrorFormat, time};
-use super::{TERMINAL_COLUMNS, csv, json_line, line, terminal_columns, thousands, wrapped, write_part};
+use super::{TERMINAL_COLUMNS, csv, json_line, line, terminal_columns, wrapped, write_part};
 use crate::journal::ErrorCause;
-use crate::text::{counted_noun, escaped};
+use crate::text::{counted_noun, escaped, thousands};
 
 /// The blanks before what belongs to a cause.
 const INDENT: &str = "    ";

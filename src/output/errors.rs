@@ -4,9 +4,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::Table;
 use serde_json::json;
 
-use super::{csv, escaped, json_line, line, lines, number, table, terminal_columns, thousands, write_part};
+use super::{csv, escaped, json_line, line, lines, number, table, terminal_columns, write_part};
 use crate::journal::{ErrorGroup, RecordedError};
-use crate::text::{counted_noun, escaped_json};
+use crate::text::{counted_noun, escaped_json, thousands};
 
 /// The message is not shortened to fewer characters, except that a narrower terminal wraps it.
 const MESSAGE_CHARS_MIN: usize = 10;

@@ -4,12 +4,14 @@ mod backfills;
 mod csv;
 mod error_causes;
 mod errors;
+mod foreseen;
 mod health;
 mod log;
 pub mod maps;
 mod progress;
 pub mod reference;
 pub mod row_trace;
+mod run;
 pub mod verification;
 
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -17,7 +19,6 @@ use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
-use serde_json::json;
 use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -27,10 +28,10 @@ pub use error_causes::error_causes;
 pub use errors::{ErrorFormat, ErrorRows, error_in_full, no_errors, no_match, no_row_matches};
 pub use health::health;
 pub use progress::{Watched, watch};
+pub use run::run_report;
 
 use crate::journal::registering;
-use crate::sync::{Ended, EntityReport, RunReport};
-use crate::text::{chain, counted_noun, escaped, escaped_json, escaped_lines, quoted_argument, thousands};
+use crate::text::{chain, counted_noun, escaped, escaped_json, escaped_lines};
 
 /// The summary of a run names each entity when there are at most this many.
 const ENTITIES_SHOWN_MAX: usize = 20;
@@ -233,71 +234,6 @@ fn fit(table: &mut Table, columns: u16) {
     }
 }
 
-/// Prints the summary of a run. `paused`: the entities that were asked for, if all of them are paused.
-pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
-    if as_json {
-        json_line(&run_json(report));
-        return;
-    }
-    let pending = pending_words(report);
-    let counters = &report.counters;
-    match report.run_id {
-        Some(run_id) => line(format_args!(
-            "run {run_id} {}: {} rows read, {} uploaded, {} set aside, {} superseded, {pending}; {} requests",
-            report.status.as_ref(),
-            counters.rows_read,
-            counters.rows_uploaded,
-            counters.rows_rejected,
-            counters.rows_superseded,
-            counters.requests
-        )),
-        None => line(format_args!(
-            "dry run, nothing was sent or changed: {} rows would be read, {} uploaded in {} requests ({} bytes), {} \
-             set aside, {} superseded",
-            counters.rows_read,
-            counters.rows_uploaded,
-            counters.requests,
-            counters.bytes_sent,
-            counters.rows_rejected,
-            counters.rows_superseded
-        )),
-    }
-    if counters.rows_beyond_double > 0 {
-        line(format_args!(
-            "note: {} amounts have more digits than a double holds; they are sent exactly, but a program that reads \
-             JSON numbers as doubles rounds them",
-            counters.rows_beyond_double
-        ));
-    }
-    for note in &report.notes {
-        line(format_args!("note: {note}"));
-    }
-    match (report.entities.len(), paused) {
-        (0, [entity_id, more @ ..]) => line(format_args!(
-            "{}; hint: elven-sync entity resume {}",
-            if more.is_empty() {
-                format!("entity `{entity_id}` is paused")
-            } else {
-                "all entities are paused".to_owned()
-            },
-            quoted_argument(entity_id)
-        )),
-        (0, []) if report.unregistered.is_empty() => {
-            line("no entity to work on; hint: elven-sync entity add ID --timezone ZONE");
-        }
-        (1..=ENTITIES_SHOWN_MAX, _) => lines(entities_table(report)),
-        _ => {}
-    }
-    failures(report);
-    for why in report.entities.iter().filter_map(EntityReport::left_to_a_later_run).take(ENTITIES_SHOWN_MAX) {
-        line(format_args!("pending: {why}"));
-    }
-    if let Some(problem) = &report.unregistered_unknown {
-        line(problem);
-    }
-    unregistered(&report.unregistered, report.entities_left_out);
-}
-
 /// Prints the entities of the ledger that are not registered: those whose rows are pending, and the number of those
 /// that are left out on request.
 fn unregistered(pending: &[String], left_out: usize) {
@@ -325,90 +261,13 @@ fn unregistered(pending: &[String], left_out: usize) {
     }
 }
 
-fn number(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-/// Prints why entities failed, each on a line.
-fn failures(report: &RunReport) {
-    let failures: Vec<String> = report.entities.iter().filter_map(EntityReport::failure).collect();
-    for failure in failures.iter().take(ENTITIES_SHOWN_MAX) {
-        line(format_args!("failed: {failure}"));
-    }
-    if let Some(more) = failures.len().checked_sub(ENTITIES_SHOWN_MAX).filter(|more| *more > 0) {
-        line(format_args!("failed: {more} more entities; hint: elven-sync status"));
-    }
-}
-
-/// The number of pending rows, of the entities whose rows the database can count.
-fn pending(report: &RunReport) -> i64 {
-    report.entities.iter().filter_map(|entity| entity.rows_pending).sum()
-}
-
-/// What is pending, in words: the rows that were counted, and the entities that are not registered, whose rows are not
-/// counted.
-fn pending_words(report: &RunReport) -> String {
-    let pending = pending(report);
-    match report.unregistered.len() {
-        0 => format!("{pending} pending"),
-        entities => format!(
-            "{pending} pending and those of {}",
-            counted_noun(number(entities), "unregistered entity", "unregistered entities")
-        ),
-    }
-}
-
 /// A number of rows; a question mark where the database cannot count them.
 fn counted(rows: Option<i64>) -> String {
     rows.map_or_else(|| "?".to_owned(), |rows| rows.to_string())
 }
 
-fn run_json(report: &RunReport) -> serde_json::Value {
-    json!({
-        "run_id": report.run_id,
-        "dry_run": report.run_id.is_none(),
-        "status": report.status.as_ref(),
-        "rows_read": report.counters.rows_read,
-        "rows_uploaded": report.counters.rows_uploaded,
-        "rows_rejected": report.counters.rows_rejected,
-        "rows_superseded": report.counters.rows_superseded,
-        "rows_pending": pending(report),
-        "requests": report.counters.requests,
-        "retries": report.counters.retries,
-        "bytes_sent": report.counters.bytes_sent,
-        "rows_beyond_double": report.counters.rows_beyond_double,
-        "entities": report.entities,
-        "unregistered_entities": report.unregistered,
-        "unregistered_unknown": report.unregistered_unknown,
-        "entities_left_out": report.entities_left_out,
-        "notes": report.notes,
-    })
-}
-
-fn entities_table(report: &RunReport) -> Table {
-    let header = ["entity", "", "read", "uploaded", "set aside", "superseded", "pending"];
-    table(
-        &header,
-        &[2, 3, 4, 5, 6],
-        report.entities.iter().map(|entity| {
-            let ended = match &entity.ended {
-                Ended::Done => "done",
-                Ended::Stopped => "stopped",
-                Ended::Held => "held by another worker",
-                Ended::Fenced(_) => "fenced",
-                Ended::Failed(_) => "FAILED",
-            };
-            vec![
-                entity.entity_id.clone(),
-                ended.to_owned(),
-                entity.rows_read.to_string(),
-                entity.rows_uploaded.to_string(),
-                entity.rows_rejected.to_string(),
-                entity.rows_superseded.to_string(),
-                counted(entity.rows_pending),
-            ]
-        }),
-    )
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// Asks a question and returns whether the answer is yes; no answer means no.

@@ -9,8 +9,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::thousands;
 use crate::sync::{EntityProgress, RowsDone};
+use crate::text::thousands;
 
 /// Bars are drawn after this time, since most runs end before it.
 const BARS_AFTER: Duration = Duration::from_secs(2);

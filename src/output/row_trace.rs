@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::{json_line, line, lines, quoted_argument, table, when};
+use super::{json_line, line, lines, table, when};
 use crate::audit::{KeyRows, RecordKey, RowReport};
-use crate::text::counted_noun;
+use crate::text::{counted_noun, quoted_argument};
 
 /// Prints that an entity has no such row, and which entities have one.
 pub fn of_other_entities(row: &str, reports: &[RowReport]) {

@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use super::{json_line, line, lines, table, thousands};
+use super::{json_line, line, lines, table};
 use crate::admin::{PruneReport, PrunedEntity};
 use crate::audit::{EntityProof, Finding, FindingGroup};
+use crate::text::thousands;
 
 /// Up to this many findings of a kind are printed in full; of more, only the first one, and the ids of the others.
 const FINDINGS_SHOWN_MAX: usize = 5;

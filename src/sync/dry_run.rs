@@ -9,13 +9,15 @@ use serde::Serialize;
 use super::backfill::superseding::SupersedingRows;
 use super::backfill::with_shared_names;
 use super::batcher::{BatchLimits, Batcher};
+use super::foreseen::{Foreseen, Foresight};
 use super::lane_worker::Target;
 use super::report::Unregistered;
 use super::worker::progress;
 use super::{BackfillError, Ended, EntityReport, RunError, RunReport, Worker};
 use crate::align::Zone;
 use crate::batch::{Batch, RecordRules};
-use crate::journal::{Asked, Counters, Entity, Lane, MapHistory};
+use crate::elven::List;
+use crate::journal::{Asked, Counters, Entity, KnownName, Lane, MapHistory, RunStatus};
 use crate::ledger::{self, LedgerError, PassRead, ProbeResult, Range};
 use crate::watermark::Cursor;
 
@@ -38,6 +40,8 @@ pub struct DryRunReport {
     pub at_rate: Option<Duration>,
     /// Accounts and currencies that no row has, in sentences.
     pub notes: Vec<String>,
+    /// What would be set aside, and what the API does not know.
+    pub foreseen: Foreseen,
     #[serde(skip)]
     first_at: Option<i64>,
     #[serde(skip)]
@@ -77,13 +81,14 @@ impl Worker {
         let (targets, unusable) = self.targets(&selected).map_err(RunError::from)?;
         let targets = self.with_names(&targets.iter().collect::<Vec<_>>()).await?;
         let mut rehearsal = DryRunReport::default();
+        let mut foresight = self.foresight(&selected).await?;
         let mut requests: BTreeMap<&str, i64> = BTreeMap::new();
         for (range, cursor) in ranges {
             let Some(target) = targets.iter().find(|target| target.entity_id == range.entity_id) else {
                 continue;
             };
             let before = rehearsal.counters.requests;
-            match self.rehearse_range(&mut rehearsal, target, range, cursor).await {
+            match self.rehearse_range(&mut rehearsal, &mut foresight, target, range, cursor).await {
                 Err(RunError::Ledger(problem)) if problem.is_about_rows() => {
                     rehearsal
                         .entities
@@ -97,6 +102,7 @@ impl Worker {
         for (entity_id, problem) in unusable {
             rehearsal.entities.push(EntityReport::failed(&entity_id, problem.message));
         }
+        rehearsal.foreseen = foresight.end();
         // Each credential has a rate of its own.
         let most = u32::try_from(requests.into_values().max().unwrap_or(0)).unwrap_or(u32::MAX);
         let rate = self.settings.api.requests_per_second;
@@ -107,6 +113,7 @@ impl Worker {
     async fn rehearse_range(
         &self,
         rehearsal: &mut DryRunReport,
+        foresight: &mut Foresight,
         target: &Target,
         range: Range,
         mut cursor: Option<Cursor>,
@@ -132,6 +139,7 @@ impl Worker {
             };
             report.count(&batch);
             rehearsal.add(&batch);
+            foresight.look(&target.entity_id, &batch);
             cursor = Some(batch.last);
         }
         report.rows_pending = Some(report.rows_read);
@@ -143,7 +151,7 @@ impl Worker {
 impl DryRunReport {
     /// Whether a person should look: rows would be set aside, or a lane would fail.
     pub fn needs_a_person(&self) -> bool {
-        self.counters.rows_rejected > 0 || self.entities.iter().any(|entity| entity.failure().is_some())
+        self.foreseen.needs_a_person() || self.entities.iter().any(|entity| entity.failure().is_some())
     }
 
     fn add(&mut self, batch: &Batch) {
@@ -176,6 +184,7 @@ impl Worker {
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let probed = self.ledger.probe(&progress(&lanes)).await?;
         let mut maps = MapHistory::read(&self.database, &ids).await?;
+        let mut foresight = self.foresight(&selected).await?;
         let mut entities = Vec::new();
         let mut counters = crate::journal::Counters::default();
         for entity in &selected {
@@ -185,7 +194,12 @@ impl Worker {
                 Ok(zone) => {
                     let names = Arc::new(maps.names(&entity.entity_id));
                     let rules = RecordRules { names, ..zone.into() };
-                    self.rehearse(&entity.entity_id, &rules, &lane, &probed, &mut counters).await?
+                    let entity_id = &entity.entity_id;
+                    let mut see = |batch: &Batch| {
+                        counters.rehearse(batch);
+                        foresight.look(entity_id, batch);
+                    };
+                    self.rehearse(entity_id, &rules, &lane, &probed, &mut see).await?
                 }
                 Err(problem) => EntityReport::failed(&entity.entity_id, problem),
             };
@@ -193,7 +207,11 @@ impl Worker {
         }
         let unregistered =
             if only.is_empty() { self.unregistered(&lanes).await? } else { Unregistered::default() };
-        let status = unregistered.status(&entities, false);
+        let foreseen = foresight.end();
+        let status = match unregistered.status(&entities, false) {
+            RunStatus::Succeeded if foreseen.needs_a_person() => RunStatus::Incomplete,
+            status => status,
+        };
         Ok(RunReport {
             run_id: None,
             status,
@@ -203,7 +221,16 @@ impl Worker {
             unregistered: unregistered.entity_ids,
             unregistered_unknown: unregistered.unknown,
             notes: Vec::new(),
+            foreseen: Some(foreseen),
         })
+    }
+
+    /// Prepares to collect what a dry run over these entities foresees.
+    async fn foresight(&self, entities: &[Entity]) -> Result<Foresight, RunError> {
+        let accounts = KnownName::all(&self.database, List::Accounts).await?;
+        let currencies = KnownName::all(&self.database, List::Currencies).await?;
+        let unusable = |name: &str| self.settings.credential(name).err().map(|problem| problem.to_string());
+        Ok(Foresight::of(entities, [accounts, currencies], unusable))
     }
 
     /// Returns the time zone of an entity, or why a run would not work on it.
@@ -221,14 +248,14 @@ impl Worker {
         Ok(zone)
     }
 
-    /// Reports what a run would do for an entity.
+    /// Reports what a run would do for an entity. `see` is called with each batch.
     pub(super) async fn rehearse(
         &self,
         entity_id: &str,
         rules: &RecordRules,
         lane: &Lane,
         probed: &ProbeResult,
-        counters: &mut Counters,
+        see: &mut (dyn FnMut(&Batch) + Send),
     ) -> Result<EntityReport, RunError> {
         let mut report = EntityReport::idle(entity_id);
         let target = lane.open.as_ref().map_or(&probed.target, |(_, target)| target);
@@ -250,7 +277,7 @@ impl Worker {
             match rows.next_batch(before, rules, limits).await {
                 Ok(Some(batch)) => {
                     report.count(&batch);
-                    counters.rehearse(&batch);
+                    see(&batch);
                     before = Some(batch.last);
                 }
                 Ok(None) => break,

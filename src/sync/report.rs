@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::foreseen::Foreseen;
 use crate::journal::{Counters, RunStatus};
 
 /// How the work on an entity ended.
@@ -120,6 +121,8 @@ pub struct RunReport {
     pub entities_left_out: usize,
     /// Notes for the operator, in sentences.
     pub notes: Vec<String>,
+    /// What a dry run foresees. `None` for a run.
+    pub foreseen: Option<Foreseen>,
 }
 
 /// Entities of the ledger that are not registered, and why they could not be looked for, if that failed.

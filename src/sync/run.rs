@@ -81,6 +81,7 @@ impl Worker {
             unregistered: unregistered.entity_ids,
             unregistered_unknown: unregistered.unknown,
             notes,
+            foreseen: None,
         })
     }
 

@@ -27,6 +27,7 @@ mod errors;
 mod failover;
 mod fence;
 mod filters;
+mod foreseen;
 mod groups;
 mod handbook;
 mod health;

@@ -321,6 +321,7 @@ impl Worker {
             return Err(BackfillError::Refused(format!("backfill {backfill_id} is gone")));
         };
         let run = RunReport {
+            foreseen: None,
             run_id: Some(run_id),
             status,
             counters,
