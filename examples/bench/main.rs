@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `ledgers` | scratch databases, seeded, vacuumed and checkpointed; dropped at the end |
 //! | `receiver` | takes what is sent, counts it, and does nothing else; a process of its own |
+//! | `known` | the names that the receiver knows; it refuses bodies with another one |
 //! | `process` | runs a program, by default `elven-sync run` as it is shipped, and says what it took |
 //! | `server` | what the server did meanwhile: CPU, transactions, fsyncs, WAL |
 //! | `limits` | the same rows copied to nowhere; bodies made beforehand sent by the same client |
@@ -21,6 +22,7 @@
 
 #![expect(clippy::float_arithmetic, reason = "rates and medians; no amount is among them")]
 
+mod known;
 mod ledgers;
 mod limits;
 mod process;

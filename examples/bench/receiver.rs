@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 
+use crate::known::{self, Known};
 use crate::process::{cpu_s, myself};
 
 /// Larger than a body of 1000 records, so that most need few reads.
@@ -33,6 +35,9 @@ pub(crate) struct Options {
     /// Accept connections and read nothing
     #[arg(long)]
     pub(crate) stalled: bool,
+    /// The accounts that it knows, one a line; else it knows all
+    #[arg(long)]
+    pub(crate) accounts: Option<PathBuf>,
 }
 
 /// The totals since the start.
@@ -53,6 +58,7 @@ struct Counters {
 pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     line(format_args!("http://{}", listener.local_addr()?));
+    let known = options.accounts.as_deref().map(Known::read).transpose()?.map(Arc::new);
     let counters = Arc::new(Counters::default());
     let (shared, options) = (counters.clone(), options.clone());
     std::thread::spawn(move || {
@@ -62,10 +68,10 @@ pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
                 stalled.push(stream);
                 continue;
             }
-            let counters = shared.clone();
+            let (counters, known) = (shared.clone(), known.clone());
             let latency = Duration::from_millis(options.latency.into());
             // A client that closes its connection ends its thread.
-            std::thread::spawn(move || answer_all(stream, latency, &counters));
+            std::thread::spawn(move || answer_all(stream, latency, known.as_deref(), &counters));
         }
     });
     for asked in std::io::stdin().lock().lines() {
@@ -80,7 +86,12 @@ pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Serves one request after another, until the client closes the connection.
-fn answer_all(mut stream: TcpStream, latency: Duration, counters: &Counters) -> anyhow::Result<()> {
+fn answer_all(
+    mut stream: TcpStream,
+    latency: Duration,
+    known: Option<&Known>,
+    counters: &Counters,
+) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
@@ -102,6 +113,8 @@ fn answer_all(mut stream: TcpStream, latency: Duration, counters: &Counters) -> 
         let length = content_length(&buffer[..head_bytes])?;
         let mut missing = (head_bytes + length).checked_sub(filled).context("requests in a pipeline")?;
         let mut records = count_records(&buffer[head_bytes..filled]);
+        let mut body = if known.is_some() { buffer[head_bytes..filled].to_vec() } else { Vec::new() };
+        let request = if known.is_some() { request_line(&buffer[..head_bytes]) } else { String::new() };
         while missing > 0 {
             let room = missing.min(BUFFER_BYTES);
             let read = stream.read(&mut buffer[..room])?;
@@ -109,15 +122,33 @@ fn answer_all(mut stream: TcpStream, latency: Duration, counters: &Counters) -> 
                 bail!("the body ended early");
             }
             records += count_records(&buffer[..read]);
+            if known.is_some() {
+                body.extend_from_slice(&buffer[..read]);
+            }
             missing -= read;
         }
         if let Some(began) = began {
             std::thread::sleep(latency.saturating_sub(began.elapsed()));
         }
-        counters.records.fetch_add(records, Ordering::SeqCst);
         counters.requests.fetch_add(1, Ordering::SeqCst);
-        stream.write_all(ANSWER)?;
+        match known {
+            Some(known) if request.starts_with("GET ") => {
+                stream.write_all(known::answer("200 OK", &known.page(&request)).as_bytes())?;
+            }
+            Some(known) if !known.has_all_of(&body) => stream.write_all(known::refusal().as_bytes())?,
+            _ => {
+                counters.records.fetch_add(records, Ordering::SeqCst);
+                stream.write_all(ANSWER)?;
+            }
+        }
     }
+}
+
+/// Returns the method and the path of a request.
+fn request_line(head: &[u8]) -> String {
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    line.rsplit_once(' ').map_or_else(String::new, |(request, _)| request.to_owned())
 }
 
 fn content_length(head: &[u8]) -> anyhow::Result<usize> {
@@ -150,6 +181,9 @@ impl Receiver {
         command.arg("--latency").arg(options.latency.to_string());
         if options.stalled {
             command.arg("--stalled");
+        }
+        if let Some(accounts) = &options.accounts {
+            command.arg("--accounts").arg(accounts);
         }
         let mut process = command.stdin(Stdio::piped()).spawn()?;
         let input = process.stdin.take().context("the receiver has no input")?;

@@ -3,6 +3,7 @@
 mod curve;
 mod latency;
 mod memory;
+mod names;
 mod peers;
 mod proof;
 mod small;
@@ -37,6 +38,8 @@ pub(crate) enum Scenario {
     Curve,
     /// `verify`, a sample of the bodies and all of them, and `status --row`, over all rows
     Verify,
+    /// Rows of an account that the API does not know: held, then mapped and delivered
+    Names,
     /// The same upload by other programs; only when it is named
     Peers,
 }
@@ -65,6 +68,7 @@ impl Scenario {
             Self::Idle => small::measure(bench).await,
             Self::Curve => curve::measure(bench).await,
             Self::Verify => proof::measure(bench).await,
+            Self::Names => names::measure(bench).await,
             Self::Peers => peers::measure(bench).await,
         }
     }
