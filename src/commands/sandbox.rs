@@ -25,6 +25,9 @@ pub(super) struct Options {
     /// Currency that the sandbox knows besides the built-in ones; can be repeated
     #[arg(long = "currency", value_name = "SYMBOL")]
     currencies: Vec<String>,
+    /// Source for balances that the sandbox has, for version 4 of the import; can be repeated
+    #[arg(long = "source", value_name = "ID")]
+    sources: Vec<String>,
     /// Envelope of the answers; the pages of the API disagree about it
     #[arg(long, value_enum, default_value_t)]
     answers: Answers,
@@ -54,6 +57,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
         ..Default::default()
     };
     settings.currencies.extend(options.currencies);
+    settings.sources.extend(options.sources);
     if !options.accounts.is_empty() {
         settings.accounts = Some(BTreeSet::from_iter(options.accounts));
     }

@@ -11,10 +11,12 @@
 //! - a second import of the same account, currency and datetime is accepted, and both are kept;
 //! - the codes in failure bodies are its own (HTTP status and two digits), and the messages name the wrong record;
 //! - bodies are limited to [`Options::body_bytes_max`], pages of the lists to 1000 entries;
-//! - there is no version 4 of the import, no rate limit, and keys do not belong to entities.
+//! - a record of version 4 whose `sourceId` does not exist, or is no source for balances, is refused; an import with
+//!   records without a `sourceId` creates one source for all of them, as documented for each import;
+//! - there is no rate limit, and keys and sources do not belong to entities.
 //!
 //! A request passes these modules: `connection` accepts it, `auth` checks its signature, `validate` reads an import
-//! (`lists` answers the other calls), `refusal` has the messages of refusals, and `store` keeps the accepted records.
+//! (`lists` and `sources` answer the other calls), `refusal` has the messages of refusals, and `store` keeps the accepted records.
 //! `fault` is a failure that a test requests once; `rules` are standing faults, which `fault_injector` applies. `api`
 //! calls the modules in this order; `page` shows the content of the store.
 
@@ -29,6 +31,10 @@ mod auth;
 mod validate;
 
 mod lists;
+
+mod paging;
+
+mod sources;
 
 mod currencies;
 
@@ -64,12 +70,14 @@ pub use self::{
     fault::{Fault, Gate},
     rules::{Rule, RuleError},
     shared::Options,
+    sources::{Source, SourceType},
     store::{Received, Request},
 };
 use self::{
     connection::{Listener, Switch},
     fault_injector::FaultInjector,
     shared::{Shared, lock},
+    sources::Sources,
 };
 
 /// A running sandbox. Dropping it stops it: it no longer listens, held answers are cut, and requests that are being
@@ -87,6 +95,7 @@ impl Sandbox {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             standing: Mutex::new(FaultInjector::new(options.rules.clone(), options.seed)),
+            sources: Mutex::new(Sources::of(&options.sources)),
             options,
             memory: Mutex::default(),
             faults: Mutex::default(),
@@ -97,6 +106,7 @@ impl Sandbox {
             .route("/sandbox", get(page::html))
             .route("/sandbox/received", get(page::received))
             .route("/sandbox/requests", get(page::requests))
+            .route("/sandbox/sources", get(page::sources))
             .route("/open/{*rest}", any(api::answer))
             .fallback(api::unknown_path)
             .method_not_allowed_fallback(api::wrong_method)
@@ -134,6 +144,16 @@ impl Sandbox {
     /// The number of records accepted since the start.
     pub fn records_accepted(&self) -> u64 {
         self.shared.memory().total.records
+    }
+
+    /// The sources, in the order in which they were created.
+    pub fn sources(&self) -> Vec<Source> {
+        lock(&self.shared.sources).list.clone()
+    }
+
+    /// The number of sources that imports without a `sourceId` have created.
+    pub fn sources_made_by_imports(&self) -> u64 {
+        lock(&self.shared.sources).made_by_imports
     }
 
     /// Queues a fault; see [`Fault`] for the import that it strikes.

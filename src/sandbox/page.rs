@@ -12,7 +12,8 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::shared::Shared;
+use super::shared::{Shared, lock};
+use super::sources::{Source, Sources};
 use super::store::{Received, Request, Store, Sums};
 
 /// The most requests, records and accounts that the page shows.
@@ -28,7 +29,7 @@ pub(super) async fn redirect() -> Redirect {
 
 /// `GET /sandbox`.
 pub(super) async fn html(State(shared): State<Arc<Shared>>) -> Response {
-    let text = render(&shared.memory());
+    let text = render(&shared.memory(), &lock(&shared.sources));
     let headers = [(CONTENT_TYPE, "text/html; charset=utf-8"), (CONTENT_SECURITY_POLICY, POLICY)];
     (headers, text).into_response()
 }
@@ -55,6 +56,11 @@ pub(super) async fn requests(State(shared): State<Arc<Shared>>, Query(filter): Q
     json(&newest(shared.memory().requests.iter(), filter.limit))
 }
 
+/// `GET /sandbox/sources?limit=`: sources as a JSON array, in the order of their creation.
+pub(super) async fn sources(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter>) -> Response {
+    json(&newest(lock(&shared.sources).list.iter(), filter.limit))
+}
+
 /// Returns the last `limit` entries of a list, in its order.
 fn newest<'m, T>(list: impl DoubleEndedIterator<Item = &'m T>, limit: Option<usize>) -> Vec<&'m T> {
     let mut newest: Vec<&T> = list.rev().take(limit.unwrap_or(usize::MAX)).collect();
@@ -69,22 +75,23 @@ fn json<T: Serialize>(list: &[T]) -> Response {
     }
 }
 
-fn render(memory: &Store) -> String {
+fn render(memory: &Store, sources: &Sources) -> String {
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Elven sandbox</title>\
          <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style>\
          <h1>Elven sandbox</h1><p>A local stand-in for the Elven API. Nothing here has left this machine. \
-         As JSON: <a href=\"/sandbox/received\">records</a>, <a href=\"/sandbox/requests\">requests</a>.</p>"
+         As JSON: <a href=\"/sandbox/received\">records</a>, <a href=\"/sandbox/requests\">requests</a>, <a href=\"/sandbox/sources\">sources</a>.</p>"
     );
-    figures(&mut page, memory);
+    figures(&mut page, memory, sources);
     credentials(&mut page, memory);
     accounts(&mut page, memory);
+    source_list(&mut page, &sources.list);
     request_list(&mut page, memory);
     record_list(&mut page, memory);
     page
 }
 
-fn figures(page: &mut String, memory: &Store) {
+fn figures(page: &mut String, memory: &Store, sources: &Sources) {
     let Sums { requests, refused, failed, records, body_bytes } = &memory.total;
     let figures = [
         (grouped(*records), "records accepted"),
@@ -96,6 +103,7 @@ fn figures(page: &mut String, memory: &Store) {
         (grouped(*refused), "requests refused"),
         (grouped(*failed), "requests cut or answered with 5xx"),
         (grouped(*body_bytes), "bytes received"),
+        (grouped(sources.made_by_imports), "sources created by imports without a sourceId"),
     ];
     page.push_str("<dl>");
     for (value, meaning) in figures {
@@ -127,6 +135,15 @@ fn accounts(page: &mut String, memory: &Store) {
     });
 }
 
+fn source_list(page: &mut String, sources: &[Source]) {
+    table(page, "Sources", &["source", "name", "type", "created by"], |rows| {
+        for Source { source_id, name, kind, made_by_import } in sources.iter().rev().take(ROWS_MAX) {
+            let created_by = if *made_by_import { "an import without a sourceId" } else { "" };
+            rows.text(source_id).text(name).text(kind.word()).text(created_by).end("");
+        }
+    });
+}
+
 fn request_list(page: &mut String, memory: &Store) {
     let columns = ["#no.", "time (UTC)", "credential", "request", "#status", "#records", "#bytes", "remark"];
     table(page, "Latest requests, newest first", &columns, |rows| {
@@ -154,11 +171,12 @@ fn remark(request: &Request) -> String {
 }
 
 fn record_list(page: &mut String, memory: &Store) {
-    let columns = ["account", "currency", "datetime", "#balance", "#request", "credential"];
+    let columns = ["account", "currency", "source", "datetime", "#balance", "#request", "credential"];
     table(page, "Latest records, newest first", &columns, |rows| {
         for record in memory.received.iter().rev().take(ROWS_MAX) {
             rows.text(&record.entity_account_id)
                 .text(&record.currency)
+                .text(record.source_id.as_deref().unwrap_or_default())
                 .text(&record.datetime)
                 .figure(&record.balance)
                 .number(record.request)
@@ -270,6 +288,8 @@ mod tests {
         memory.received.push_back(Received {
             entity_account_id: hostile.to_owned(),
             currency: hostile.to_owned(),
+            currency_field: "currency",
+            source_id: Some(hostile.to_owned()),
             datetime: hostile.to_owned(),
             balance: hostile.to_owned(),
             request: 1,
@@ -282,9 +302,9 @@ mod tests {
             message: Some(hostile.to_owned()),
             ..Request::default()
         });
-        let page = render(&memory);
+        let page = render(&memory, &Sources::of([&hostile.to_owned()]));
         assert!(!page.contains("<script"), "{page}");
-        assert_eq!(page.matches("&lt;script&gt;&quot;&amp;&#39;").count(), 11, "{page}");
+        assert_eq!(page.matches("&lt;script&gt;&quot;&amp;&#39;").count(), 14, "{page}");
     }
 
     #[test]

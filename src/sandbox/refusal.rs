@@ -47,6 +47,10 @@ pub(super) enum Code {
     Fault = 40_013,
     /// A standing fault refuses a record that is kept already.
     Repeated = 40_014,
+    /// `sourceId` is not a source of the sandbox for balances.
+    SourceUnknown = 40_015,
+    /// A source cannot be created as asked.
+    SourceInvalid = 40_016,
     /// One of the three headers is absent, repeated or not ASCII.
     HeaderMissing = 40_101,
     /// The API key is not one of the sandbox's.

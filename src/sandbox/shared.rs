@@ -14,8 +14,9 @@ use super::currencies;
 use super::fault::Fault;
 use super::fault_injector::{Asked, FaultInjector, InjectedFaults};
 use super::rules::Rule;
+use super::sources::Sources;
 use super::store::{Request, Store};
-use super::validate::Record;
+use super::validate::{Record, RecordSource};
 
 /// The options of a sandbox. By default it knows every account and no API key.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub struct Options {
     /// The known currencies, letter case included. Default: the ISO 4217 codes in circulation and well-known crypto
     /// symbols.
     pub currencies: BTreeSet<String>,
+    /// The ids of the sources for balances that exist at the start. Default: none.
+    pub sources: BTreeSet<String>,
     /// The largest difference between a request's timestamp and the sandbox's clock, in both directions. Default 30 s,
     /// as on the current page of the API; an older page has 5 s.
     pub signature_window: Duration,
@@ -57,6 +60,7 @@ impl Default for Options {
             credentials: Vec::new(),
             accounts: None,
             currencies: currencies::BUILT_IN.iter().map(|(symbol, ..)| (*symbol).to_owned()).collect(),
+            sources: BTreeSet::new(),
             signature_window: Duration::from_secs(30),
             clock_ahead: TimeDelta::zero(),
             body_bytes_max: 10_000_000,
@@ -73,6 +77,7 @@ impl Default for Options {
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) memory: Mutex<Store>,
+    pub(super) sources: Mutex<Sources>,
     pub(super) faults: Mutex<VecDeque<Fault>>,
     pub(super) standing: Mutex<FaultInjector>,
     pub(super) stopping: watch::Sender<bool>,
@@ -83,8 +88,11 @@ impl Shared {
         lock(&self.memory)
     }
 
+    /// Adds a request and the records of its import. Records of version 4 without a source get a new one.
     pub(super) fn note(&self, request: Request, records: &[Record<'_>]) {
-        self.memory().note(request, records, self.options.keep_records_max);
+        let has_none = |record: &Record<'_>| record.source == RecordSource::Missing;
+        let created = records.iter().any(has_none).then(|| lock(&self.sources).create_for_import());
+        self.memory().note(request, records, created.as_deref(), self.options.keep_records_max);
     }
 
     /// Adds the faults that strike a request: the first fault of the queue if it strikes, otherwise the faults of the

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer, ser::Error as _};
 use serde_json::value::RawValue;
 
-use super::validate::Record;
+use super::validate::{Record, RecordSource};
 
 /// The most requests that are kept, the newest ones.
 pub(super) const REQUESTS_KEPT_MAX: usize = 10_000;
@@ -19,8 +19,14 @@ pub struct Received {
     /// The account.
     #[serde(rename = "entityAccountId")]
     pub entity_account_id: String,
-    /// The currency, letter case as received.
+    /// The currency, letter case as received. Of a record of version 4: its `assetID`, or else its `symbol`.
     pub currency: String,
+    /// The field that named it: `currency`, `symbol` or `assetID`.
+    #[serde(rename = "currencyField", skip_serializing_if = "is_usual")]
+    pub currency_field: &'static str,
+    /// The source of a record of version 4.
+    #[serde(rename = "sourceId", skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<String>,
     /// The wall-clock time as received, `YYYY-MM-DD HH:mm:ss`.
     pub datetime: String,
     /// The text of the number exactly as received.
@@ -61,6 +67,11 @@ pub struct Request {
     pub message: Option<String>,
     /// The faults that struck it: names as in [`super::Rule::grammar`] and [`super::Fault::name`], separated by commas.
     pub fault: Option<String>,
+}
+
+/// Whether the field is the one that the entry of a record has anyway.
+fn is_usual(currency_field: &&str) -> bool {
+    *currency_field == "currency"
 }
 
 /// Serializes a balance as a JSON number with exactly its digits, which no number type of Rust guarantees.
@@ -105,8 +116,15 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Adds a request and its records in one step, and numbers the request.
-    pub(super) fn note(&mut self, mut request: Request, records: &[Record<'_>], records_kept_max: usize) {
+    /// Adds a request and its records in one step, and numbers the request. `created`: the source that was created for
+    /// records without one.
+    pub(super) fn note(
+        &mut self,
+        mut request: Request,
+        records: &[Record<'_>],
+        created: Option<&str>,
+        records_kept_max: usize,
+    ) {
         request.seq = self.total.requests + 1;
         self.total.add(&request);
         if let Some(label) = &request.credential {
@@ -118,6 +136,12 @@ impl Store {
             self.received.push_back(Received {
                 entity_account_id: record.entity_account_id.to_string(),
                 currency: record.currency.to_string(),
+                currency_field: record.currency_field,
+                source_id: record
+                    .source
+                    .id()
+                    .or(created.filter(|_| record.source != RecordSource::None))
+                    .map(str::to_owned),
                 datetime: record.datetime.to_string(),
                 balance: record.balance.to_owned(),
                 request: request.seq,
@@ -168,7 +192,14 @@ mod tests {
 
     fn record(account: &'static str, balance: &'static str) -> Record<'static> {
         let (currency, datetime) = ("BTC".into(), "2023-01-01 01:01:01".into());
-        Record { entity_account_id: account.into(), currency, datetime, balance }
+        Record {
+            entity_account_id: account.into(),
+            source: RecordSource::None,
+            currency,
+            currency_field: "currency",
+            datetime,
+            balance,
+        }
     }
 
     fn request(records: u64) -> Request {
@@ -178,8 +209,8 @@ mod tests {
     #[test]
     fn the_oldest_records_are_dropped_and_still_counted() {
         let mut memory = Store::default();
-        memory.note(request(2), &[record("a", "1"), record("b", "2")], 3);
-        memory.note(request(2), &[record("a", "3"), record("a", "4")], 3);
+        memory.note(request(2), &[record("a", "1"), record("b", "2")], None, 3);
+        memory.note(request(2), &[record("a", "3"), record("a", "4")], None, 3);
 
         let balances: Vec<_> =
             memory.received.iter().map(|record| (record.request, &*record.balance)).collect();
@@ -194,7 +225,7 @@ mod tests {
     fn requests_are_bounded() {
         let mut memory = Store::default();
         for _ in 0..REQUESTS_KEPT_MAX + 5 {
-            memory.note(request(0), &[], 3);
+            memory.note(request(0), &[], None, 3);
         }
         assert_eq!(memory.requests.len(), REQUESTS_KEPT_MAX);
         assert_eq!(memory.requests.front().map(|request| request.seq), Some(6));
@@ -204,7 +235,7 @@ mod tests {
     #[test]
     fn a_balance_is_shown_as_the_same_number() {
         let mut memory = Store::default();
-        memory.note(request(1), &[record("a", "12345678901234567890123456789.000000000000000010")], 3);
+        memory.note(request(1), &[record("a", "12345678901234567890123456789.000000000000000010")], None, 3);
         let json = serde_json::to_string(&memory.received).unwrap();
         assert!(json.contains(r#""balance":12345678901234567890123456789.000000000000000010,"#), "{json}");
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are test code too, outside of #[test] functions")]
 
 mod injected;
+mod sources;
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -230,13 +231,14 @@ async fn a_body_over_the_limit_is_answered_413() {
 #[tokio::test]
 async fn unknown_paths_and_methods() {
     let bench = Bench::start(options()).await;
-    for path in ["/open/v4/account/treasuryBalance", "/open/v3/currency/", "/open/", "/nowhere"] {
+    for path in ["/open/v5/account/treasuryBalance", "/open/v3/currency/", "/open/", "/nowhere"] {
         let response = bench.signed(Method::GET, path).send().await.unwrap();
         assert_eq!(refused(response, 404).await, 40401, "{path}");
     }
     for (method, path, allowed) in [
         (Method::GET, IMPORT, "POST"),
         (Method::PUT, IMPORT, "POST"),
+        (Method::GET, "/open/v4/account/treasuryBalance", "POST"),
         (Method::POST, "/open/v3/currency", "GET"),
     ] {
         let response = bench.signed(method, path).send().await.unwrap();

@@ -1,6 +1,6 @@
 //! One request: its call, its checks and its answer.
 
-use super::super::shared::Shared;
+use super::super::shared::{Shared, lock};
 
 use axum::{
     body::{Body, HttpBody as _},
@@ -21,15 +21,18 @@ use super::super::{
     lists,
     refusal::{Code, Refusal, clip_path},
     store::Request,
-    validate::{Known, Record, count, validate},
+    validate::{Known, Record, Version, count, validate},
 };
 
-/// The path of the import.
-pub(super) const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
+/// The paths of the two versions of the import.
+const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
+const IMPORT_PATH_V4: &str = "/open/v4/account/treasuryBalance";
 
 const CURRENCIES_PATH: &str = "/open/v3/currency";
 
 const ACCOUNTS_PATH: &str = "/open/v3/entityAccount";
+
+const SOURCES_PATH: &str = "/open/v3/transaction/source";
 
 /// The bytes beyond the limit that are read and discarded before a 413, so that a client that is still sending gets an
 /// answer and not a connection reset. After these bytes the connection is closed.
@@ -38,24 +41,47 @@ const DISCARDED_BYTES_MAX: u64 = 64 << 20;
 /// A call of the API.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
-    Import,
+    Import(Version),
     Currencies,
     Accounts,
+    Sources,
+    NewSource,
 }
 
 impl Call {
     pub(super) fn of(head: &Parts) -> Result<Self, Refusal> {
-        let (call, allowed) = match head.uri.path() {
-            IMPORT_PATH => (Self::Import, Method::POST),
-            CURRENCIES_PATH => (Self::Currencies, Method::GET),
-            ACCOUNTS_PATH => (Self::Accounts, Method::GET),
-            _ => return Err(Refusal::new(Code::PathUnknown, "the sandbox has no such path")),
-        };
-        if head.method == allowed {
-            return Ok(call);
+        let calls = Self::at(head.uri.path());
+        if calls.is_empty() {
+            return Err(Refusal::new(Code::PathUnknown, "the sandbox has no such path"));
         }
-        Err(Refusal::new(Code::MethodWrong, format!("only {allowed} is possible here")))
+        let call = calls.iter().find(|(method, _)| *method == head.method);
+        call.map(|(_, call)| *call).ok_or_else(|| {
+            let allowed = allowed(calls);
+            Refusal::new(Code::MethodWrong, format!("only {allowed} is possible here"))
+        })
     }
+
+    /// Returns the calls at a path, each with its method.
+    fn at(path: &str) -> &'static [(Method, Self)] {
+        match path {
+            IMPORT_PATH => &[(Method::POST, Self::Import(Version::V3))],
+            IMPORT_PATH_V4 => &[(Method::POST, Self::Import(Version::V4))],
+            CURRENCIES_PATH => &[(Method::GET, Self::Currencies)],
+            ACCOUNTS_PATH => &[(Method::GET, Self::Accounts)],
+            SOURCES_PATH => &[(Method::GET, Self::Sources), (Method::POST, Self::NewSource)],
+            _ => &[],
+        }
+    }
+
+    /// Whether the call imports records.
+    pub(super) fn is_import(self) -> bool {
+        matches!(self, Self::Import(_))
+    }
+}
+
+/// Returns the methods of calls, as in the header `Allow`.
+fn allowed(calls: &[(Method, Call)]) -> String {
+    calls.iter().map(|(method, _)| method.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The result of an accepted request.
@@ -64,8 +90,8 @@ pub(super) enum Outcome<'b> {
     Records(Vec<Record<'b>>),
     /// The number of records of an import, which a lax sandbox does not keep.
     Counted(usize),
-    /// A list as JSON.
-    List(String),
+    /// A list, or an id, as JSON.
+    Read(String),
 }
 
 impl<'b> Outcome<'b> {
@@ -93,7 +119,7 @@ pub(super) fn usual<'b>(
             note.records = count as u64;
             json(StatusCode::OK, answers.success().to_owned())
         }
-        Ok(Outcome::List(list)) => json(StatusCode::OK, answers.list(list)),
+        Ok(Outcome::Read(list)) => json(StatusCode::OK, answers.list(list)),
         Err(refusal) => {
             note.refused = true;
             note.message = Some(refusal.to_string());
@@ -115,23 +141,40 @@ pub(super) fn judge<'b>(
 ) -> Result<Outcome<'b>, Refusal> {
     gatekeeper.admit(&head.headers, head.method.as_str(), target(head))?;
     match call {
-        Call::Import => import(shared, &head.headers, content),
-        Call::Currencies => lists::currency_list(shared, &head.uri).map(Outcome::List),
-        Call::Accounts => lists::account_list(shared, &head.uri).map(Outcome::List),
+        Call::Import(version) => import(shared, &head.headers, version, content),
+        Call::Currencies => lists::currency_list(shared, &head.uri).map(Outcome::Read),
+        Call::Accounts => lists::account_list(shared, &head.uri).map(Outcome::Read),
+        Call::Sources => lock(&shared.sources).get(&head.uri).map(Outcome::Read),
+        Call::NewSource => {
+            let body = json_body(&head.headers, content)?;
+            lock(&shared.sources).post(body).map(Outcome::Read)
+        }
     }
 }
 
-fn import<'b>(shared: &Shared, headers: &HeaderMap, content: &'b Content) -> Result<Outcome<'b>, Refusal> {
+/// Returns the body of a request whose content type is JSON.
+fn json_body<'b>(headers: &HeaderMap, content: &'b Content) -> Result<&'b [u8], Refusal> {
     if !is_json(headers) {
         return Err(Refusal::new(Code::ContentTypeWrong, "content-type must be application/json"));
     }
-    let body = content.body.as_ref().map_err(Refusal::clone)?;
+    content.body.as_deref().map_err(Refusal::clone)
+}
+
+fn import<'b>(
+    shared: &Shared,
+    headers: &HeaderMap,
+    version: Version,
+    content: &'b Content,
+) -> Result<Outcome<'b>, Refusal> {
+    let body = json_body(headers, content)?;
     if shared.options.lax {
         return count(body).map(Outcome::Counted);
     }
     let options = &shared.options;
-    let known = Known { accounts: options.accounts.as_ref(), currencies: &options.currencies };
-    validate(body, &known).map(Outcome::Records)
+    let is_source = |id: &str| lock(&shared.sources).has_balances(id);
+    let known =
+        Known { accounts: options.accounts.as_ref(), currencies: &options.currencies, is_source: &is_source };
+    validate(body, version, &known).map(Outcome::Records)
 }
 
 /// Returns whether the content type is JSON. Parameters such as a charset may follow the type.
@@ -213,9 +256,10 @@ impl Content {
 
 pub(super) fn refused(refusal: &Refusal, head: &Parts) -> Response {
     let mut response = json(refusal.status(), refusal.body());
-    if refusal.code == Code::MethodWrong {
-        let allowed = if head.uri.path() == IMPORT_PATH { "POST" } else { "GET" };
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    if refusal.code == Code::MethodWrong
+        && let Ok(allowed) = HeaderValue::from_str(&allowed(Call::at(head.uri.path())))
+    {
+        response.headers_mut().insert(ALLOW, allowed);
     }
     response
 }

@@ -24,7 +24,7 @@ pub(super) async fn deliver(
     }
     let (head, content) = &*asked;
     let gatekeeper = gatekeeper(&shared, TimeDelta::zero());
-    let judged = judge(&shared, &gatekeeper, Call::Import, head, content);
+    let judged = Call::of(head).and_then(|call| judge(&shared, &gatekeeper, call, head, content));
     let mut note = begin_note(&shared, &gatekeeper, head, content);
     note.fault = fault.map(|fault| format!("{fault}, delivered"));
     let (_, records) = usual(judged, head, shared.options.answers, &mut note);

@@ -58,7 +58,7 @@ async fn respond(shared: &Arc<Shared>, switch: &Switch, asked: &Arc<(Parts, Cont
     let judged = call.clone().and_then(|call| judge(shared, &gatekeeper, call, head, content));
     if let Ok(call) = call {
         let accepted = judged.as_ref().ok().map(Outcome::records);
-        let import = call == Call::Import;
+        let import = call.is_import();
         let answers = shared.options.answers;
         let repeats = shared.repeats(accepted.unwrap_or_default());
         let asked = Asked { import, body_bytes: content.bytes, accepted, repeats, answers };

@@ -18,31 +18,67 @@ use super::refusal::{Code, Refusal, quote};
 /// Records that one request may carry (documented).
 pub(super) const RECORDS_MAX: usize = 1000;
 
-/// The accounts and currencies that a record may have.
+/// The version of an import.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    V3,
+    V4,
+}
+
+/// The accounts, currencies and sources that a record may have.
 pub(super) struct Known<'r> {
     /// Known accounts; `None`: every account is known.
     pub(super) accounts: Option<&'r BTreeSet<String>>,
     /// Known currencies, letter case included.
     pub(super) currencies: &'r BTreeSet<String>,
+    /// Whether balances may be stored under a source.
+    pub(super) is_source: &'r dyn Fn(&str) -> bool,
 }
 
 /// A valid record. Its texts are borrowed from the body unless they have escapes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record<'b> {
     pub(super) entity_account_id: Cow<'b, str>,
+    pub(super) source: RecordSource<'b>,
+    /// Of a record of version 4: its `assetID`, or else its `symbol`.
     pub(super) currency: Cow<'b, str>,
+    /// The field that named it.
+    pub(super) currency_field: &'static str,
     pub(super) datetime: Cow<'b, str>,
     /// The text of the number exactly as received.
     pub(super) balance: &'b str,
 }
 
+/// The source of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RecordSource<'b> {
+    /// Version 3 has no sources.
+    None,
+    /// The record names none, so the API creates one.
+    Missing,
+    /// The record names this one.
+    Named(Cow<'b, str>),
+}
+
+impl RecordSource<'_> {
+    /// Returns the id that the record names.
+    pub(super) fn id(&self) -> Option<&str> {
+        if let Self::Named(id) = self { Some(id) } else { None }
+    }
+}
+
 /// Reads an import body, or returns the refusal for its first mistake.
 ///
 /// One wrong record refuses the batch. The documentation does not say whether the real API keeps the other records.
-pub(super) fn validate<'b>(body: &'b [u8], known: &Known<'_>) -> Result<Vec<Record<'b>>, Refusal> {
+pub(super) fn validate<'b>(
+    body: &'b [u8],
+    version: Version,
+    known: &Known<'_>,
+) -> Result<Vec<Record<'b>>, Refusal> {
     let batch = Batch::read(body)?;
-    let check =
-        |(index, raw): (usize, &&'b RawValue)| record(raw, known).map_err(|refusal| refusal.at(index));
+    let check = |(index, raw): (usize, &&'b RawValue)| {
+        record(raw, version, known).map_err(|refusal| refusal.at(index))
+    };
     batch.records.iter().enumerate().map(check).collect()
 }
 
@@ -115,24 +151,84 @@ struct Fields<'b> {
     balance: &'b RawValue,
 }
 
-fn record<'b>(raw: &'b RawValue, known: &Known<'_>) -> Result<Record<'b>, Refusal> {
+/// The same of a record of version 4.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct FieldsV4<'b> {
+    #[serde(borrow)]
+    entity_account_id: &'b RawValue,
+    #[serde(borrow)]
+    source_id: Option<&'b RawValue>,
+    #[serde(borrow, rename = "assetID")]
+    asset_id: Option<&'b RawValue>,
+    #[serde(borrow)]
+    symbol: Option<&'b RawValue>,
+    #[serde(borrow)]
+    datetime: &'b RawValue,
+    #[serde(borrow)]
+    balance: &'b RawValue,
+}
+
+fn record<'b>(raw: &'b RawValue, version: Version, known: &Known<'_>) -> Result<Record<'b>, Refusal> {
     // serde would also accept an array of four values for the four fields.
     if !raw.get().starts_with('{') {
         return Err(Refusal::new(Code::RecordShape, "not a JSON object"));
     }
-    let fields: Fields<'b> = serde_json::from_str(raw.get())
-        .map_err(|error| Refusal::new(Code::RecordShape, format!("not the documented fields: {error}")))?;
+    match version {
+        Version::V3 => {
+            let Fields { entity_account_id, currency, datetime, balance } = fields(raw)?;
+            let currency = ("currency", text("currency", currency)?);
+            checked(entity_account_id, RecordSource::None, currency, (datetime, balance), known)
+        }
+        Version::V4 => {
+            let FieldsV4 { entity_account_id, source_id, asset_id, symbol, datetime, balance } = fields(raw)?;
+            let source = match source_id {
+                None => RecordSource::Missing,
+                Some(source_id) => RecordSource::Named(text("sourceId", source_id)?),
+            };
+            let symbol = symbol.map(|symbol| text("symbol", symbol)).transpose()?;
+            let asset_id = asset_id.map(|asset_id| text("assetID", asset_id)).transpose()?;
+            // Where both are there, `assetID` decides.
+            let currency = match (asset_id, symbol) {
+                (Some(asset_id), _) => ("assetID", asset_id),
+                (None, Some(symbol)) => ("symbol", symbol),
+                (None, None) => {
+                    return Err(Refusal::new(Code::RecordShape, "neither assetID nor symbol"));
+                }
+            };
+            checked(entity_account_id, source, currency, (datetime, balance), known)
+        }
+    }
+}
 
-    let entity_account_id = text("entityAccountId", fields.entity_account_id)?;
-    let currency = text("currency", fields.currency)?;
-    let datetime = text("datetime", fields.datetime)?;
+fn fields<'b, F: Deserialize<'b>>(raw: &'b RawValue) -> Result<F, Refusal> {
+    serde_json::from_str(raw.get())
+        .map_err(|error| Refusal::new(Code::RecordShape, format!("not the documented fields: {error}")))
+}
+
+/// Checks the values that records of both versions have. `currency`: its field and its value; `rest`: `datetime` and
+/// `balance`.
+fn checked<'b>(
+    account: &'b RawValue,
+    source: RecordSource<'b>,
+    (currency_field, currency): (&'static str, Cow<'b, str>),
+    (datetime, balance): (&'b RawValue, &'b RawValue),
+    known: &Known<'_>,
+) -> Result<Record<'b>, Refusal> {
+    let entity_account_id = text("entityAccountId", account)?;
+    let datetime = text("datetime", datetime)?;
     check_account(&entity_account_id, known)?;
-    check_currency(&currency, known)?;
+    if let Some(id) = source.id().filter(|id| !(known.is_source)(id)) {
+        let message = format!("sourceId {} is no source for balances", quote(id));
+        return Err(Refusal::new(Code::SourceUnknown, message));
+    }
+    check_currency(currency_field, &currency, known)?;
     if !is_wall_clock(&datetime) {
         let message = format!("datetime {} is not a real time as YYYY-MM-DD HH:mm:ss", quote(&datetime));
         return Err(Refusal::new(Code::Datetime, message));
     }
-    Ok(Record { entity_account_id, currency, datetime, balance: number(fields.balance)? })
+    let balance = number(balance)?;
+    Ok(Record { entity_account_id, source, currency, currency_field, datetime, balance })
 }
 
 fn check_account(account: &str, known: &Known<'_>) -> Result<(), Refusal> {
@@ -146,12 +242,12 @@ fn check_account(account: &str, known: &Known<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_currency(currency: &str, known: &Known<'_>) -> Result<(), Refusal> {
+fn check_currency(field: &str, currency: &str, known: &Known<'_>) -> Result<(), Refusal> {
     if currency.trim().is_empty() {
-        return Err(Refusal::new(Code::CurrencyBlank, "currency is blank"));
+        return Err(Refusal::new(Code::CurrencyBlank, format!("{field} is blank")));
     }
     if !known.currencies.contains(currency) {
-        let message = format!("currency {} is not known (upper and lower case differ)", quote(currency));
+        let message = format!("{field} {} is not known (upper and lower case differ)", quote(currency));
         return Err(Refusal::new(Code::CurrencyUnknown, message));
     }
     Ok(())

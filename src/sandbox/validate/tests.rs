@@ -11,13 +11,14 @@ fn currencies() -> BTreeSet<String> {
 
 fn refusal(body: &str) -> Refusal {
     let (accounts, currencies) = (["accountId123", "accountId456"].map(String::from).into(), currencies());
-    let known = Known { accounts: Some(&accounts), currencies: &currencies };
-    validate(body.as_bytes(), &known).expect_err(body)
+    let known = Known { accounts: Some(&accounts), currencies: &currencies, is_source: &|_| false };
+    validate(body.as_bytes(), Version::V3, &known).expect_err(body)
 }
 
 /// Validates under rules that know every account.
 fn accept(body: &str) -> Vec<Record<'_>> {
-    validate(body.as_bytes(), &Known { accounts: None, currencies: &currencies() }).expect(body)
+    let known = Known { accounts: None, currencies: &currencies(), is_source: &|_| false };
+    validate(body.as_bytes(), Version::V3, &known).expect(body)
 }
 
 /// A batch of one good record with one piece of it replaced.
@@ -38,7 +39,9 @@ fn documented_example_is_accepted() {
         records[1],
         Record {
             entity_account_id: "accountId456".into(),
+            source: RecordSource::None,
             currency: "ETH".into(),
+            currency_field: "currency",
             datetime: "2023-01-02 02:02:02".into(),
             balance: "20",
         }
@@ -68,8 +71,8 @@ fn outer_shape() {
     let invalid_utf8 = with("accountId123", "account").replace("account", "acc\u{1}").into_bytes();
     let invalid_utf8: Vec<u8> =
         invalid_utf8.iter().map(|byte| if *byte == 1 { 0xff } else { *byte }).collect();
-    let known = Known { accounts: None, currencies: &currencies() };
-    assert_eq!(validate(&invalid_utf8, &known).unwrap_err().code, Code::NotAnArray);
+    let known = Known { accounts: None, currencies: &currencies(), is_source: &|_| false };
+    assert_eq!(validate(&invalid_utf8, Version::V3, &known).unwrap_err().code, Code::NotAnArray);
 }
 
 #[test]
@@ -238,4 +241,39 @@ fn the_first_record_at_fault_is_named() {
     let refused = refusal(&format!("[{GOOD},{GOOD},{bad},{bad}]"));
     assert_eq!((refused.code, refused.index), (Code::CurrencyUnknown, Some(2)));
     assert!(refused.to_string().starts_with("record 2 (counted from 0): currency \"btc\""), "{refused}");
+}
+
+/// Validates a record of version 4, in a sandbox with one source.
+fn of_version_4(record: &str) -> Result<(RecordSource<'_>, String, &'static str), Code> {
+    let known = Known { accounts: None, currencies: &currencies(), is_source: &|id| id == "s-1" };
+    let mut records: Vec<Record<'_>> =
+        validate(record.as_bytes(), Version::V4, &known).map_err(|refusal| refusal.code)?;
+    let record = records.pop().unwrap();
+    Ok((record.source, record.currency.into_owned(), record.currency_field))
+}
+
+#[test]
+fn a_record_of_version_4_names_its_source_and_its_asset() {
+    let record = |fields: &str| {
+        format!(r#"[{{"entityAccountId":"a",{fields}"datetime":"2023-01-01 01:01:01","balance":1}}]"#)
+    };
+    let named = || RecordSource::Named("s-1".into());
+    for (fields, expected) in [
+        (r#""sourceId":"s-1","symbol":"BTC","#, Ok((named(), "BTC".to_owned(), "symbol"))),
+        (r#""sourceId":"s-1","assetID":"ETH","#, Ok((named(), "ETH".to_owned(), "assetID"))),
+        (r#""sourceId":"s-1","symbol":"no","assetID":"ETH","#, Ok((named(), "ETH".to_owned(), "assetID"))),
+        (r#""symbol":"BTC","#, Ok((RecordSource::Missing, "BTC".to_owned(), "symbol"))),
+        (r#""sourceId":"s-2","symbol":"BTC","#, Err(Code::SourceUnknown)),
+        (r#""sourceId":"","symbol":"BTC","#, Err(Code::SourceUnknown)),
+        (r#""sourceId":1,"symbol":"BTC","#, Err(Code::RecordShape)),
+        (r#""sourceId":"s-1","#, Err(Code::RecordShape)),
+        (r#""sourceId":"s-1","currency":"BTC","#, Err(Code::RecordShape)),
+        (r#""sourceId":"s-1","assetId":"BTC","#, Err(Code::RecordShape)),
+        (r#""sourceId":"s-1","symbol":"btc","#, Err(Code::CurrencyUnknown)),
+        (r#""sourceId":"s-1","symbol":" ","#, Err(Code::CurrencyBlank)),
+        (r#""sourceId":"s-1","symbol":7,"assetID":"ETH","#, Err(Code::RecordShape)),
+    ] {
+        assert_eq!(of_version_4(&record(fields)), expected, "{fields}");
+    }
+    assert_eq!(refusal(&record(r#""sourceId":"s-1","symbol":"BTC","#)).code, Code::RecordShape, "version 3");
 }
