@@ -32,7 +32,7 @@ pub async fn health(settings: &Settings, database: &Database) -> Result<HealthRe
     let journal =
         Journal::open(database.clone(), client_name(), settings.sync.lease, settings.api.signature_window)
             .await?;
-    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let ledger = Ledger::open(database.clone(), None, settings).await?;
     let mut entities = Health::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
     let lanes = journal.lanes(&ids, ledger.mapping_json()).await?;

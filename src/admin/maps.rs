@@ -46,7 +46,7 @@ pub async fn add_map(settings: &Settings, database: &Database, map: MapEntry) ->
         .filter(|entity| [ALL_ENTITIES, &entity.entity_id].contains(&&*map.entity_id))
         .collect();
     let ids: Vec<String> = concerned.iter().map(|entity| entity.entity_id.clone()).collect();
-    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let ledger = Ledger::open(database.clone(), None, settings).await?;
     if !map.shared && map.elven_name != map.ledger_name {
         refuse_name_of_the_ledger(&ledger, database, &map, &ids).await?;
     }

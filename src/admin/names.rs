@@ -60,7 +60,7 @@ struct CredentialNames<'a> {
 /// Compares the names in the ledger with those that the API knows. Reads the whole ledger table.
 pub async fn names(settings: &Settings, database: &Database, list: List) -> Result<NameReport, RunError> {
     journal::check_schema(database).await?;
-    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let ledger = Ledger::open(database.clone(), None, settings).await?;
     let entities = Entity::list(database).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
     let known = KnownName::all(database, list).await?;

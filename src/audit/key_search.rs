@@ -54,7 +54,7 @@ pub async fn rows_of_key(
     require_registered(&entities, only)?;
     // A mistake in the time is reported without an entity, too.
     instants(&key.at, &Zone::utc())?;
-    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let ledger = Ledger::open(database.clone(), None, settings).await?;
     let ids: Vec<String> = entities.iter().map(|entity| entity.entity_id.clone()).collect();
     let mut maps = MapHistory::read(database, &ids).await?;
     let mut found = Vec::new();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, error};
-use super::{number, switch};
+use super::{CurrencyKind, number, switch};
 use crate::align;
 
 /// The largest `balance_scale`. Ledgers in wei need 18; an integer has at most 19 digits.
@@ -24,6 +24,8 @@ pub struct LedgerSettings {
     /// The number of decimal places in an integer `balance`, e.g. 2 for cents.
     #[serde(deserialize_with = "number::from_text_or_number_if_any")]
     pub balance_scale: Option<u32>,
+    /// What the column `currency` holds.
+    pub currency_kind: CurrencyKind,
     /// The entity of all rows, if the ledger has no column for it.
     pub entity: Option<String>,
     /// Rows of entities that are not registered are left out, without an error.
@@ -38,6 +40,7 @@ impl Default for LedgerSettings {
             columns: Columns::default(),
             captured_at_zone: None,
             balance_scale: None,
+            currency_kind: CurrencyKind::default(),
             entity: None,
             ignore_unregistered: false,
         }

@@ -3,6 +3,7 @@
 //!
 //! Each setting of the file can also be given as `ELVEN_SYNC_<SECTION>__<KEY>`, e.g. `ELVEN_SYNC_RETRY__INITIAL=50ms`.
 
+mod api_version;
 mod codes;
 mod credentials;
 mod environment;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::{Host, Url};
 
+pub use api_version::{ApiVersion, CurrencyKind};
 pub use credentials::Credential;
 pub use environment::Environment;
 pub use error::ConfigError;
@@ -186,6 +188,12 @@ fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
             return Err(error(format!("{name} must be more than 0 and at most 1h, e.g. \"30s\"")));
         }
     }
+    if file.ledger.currency_kind == CurrencyKind::AssetId && file.api.version == ApiVersion::V3 {
+        return Err(error(
+            "[ledger] currency_kind = \"asset_id\" needs [api] version = 4, because a record of version 3 has no \
+             assetID; hint: set [api] version = 4, or remove currency_kind",
+        ));
+    }
     file.ledger.check(zones)
 }
 
@@ -304,6 +312,15 @@ mod tests {
             ("ELVEN_SYNC_SYNC__BATCH_ROWS", "many", "ELVEN_SYNC_SYNC__BATCH_ROWS"),
             ("ELVEN_SYNC_SYNC__BATCH_ROW", "1", "unknown field"),
             ("ELVEN_SYNC_SYNC__LEASE", "0s", "[sync] lease"),
+            (
+                "ELVEN_SYNC_API__VERSION",
+                "5",
+                "ELVEN_SYNC_API__VERSION: the value cannot be used; expected 3 or 4",
+            ),
+            ("ELVEN_SYNC_API__VERSION", "four", "ELVEN_SYNC_API__VERSION"),
+            ("ELVEN_SYNC_LEDGER__CURRENCY_KIND", "asset_id", "[ledger] currency_kind"),
+            ("ELVEN_SYNC_LEDGER__CURRENCY_KIND", "asset_id", "[api] version = 4"),
+            ("ELVEN_SYNC_LEDGER__CURRENCY_KIND", "assetID", "expected `symbol` or `asset_id`"),
             ("ELVEN_SYNC_LEDGER__COLUMNS__AMOUNT", "x", "amount"),
             ("ELVEN_SYNC_LEDGER__TABLE", "balances", "schema.table"),
             ("ELVEN_SYNC_LEDGER__TABLE", "a.b.c", "schema.table"),

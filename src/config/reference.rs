@@ -71,7 +71,7 @@ const fn unset(
 }
 
 /// All keys of the file, in the order of the documents.
-pub const KEYS: [Key; 35] = [
+pub const KEYS: [Key; 37] = [
     key(
         "ledger",
         "table",
@@ -101,6 +101,14 @@ pub const KEYS: [Key; 35] = [
         "2",
         "How many digits of a whole number in `balance` are decimal places, e.g. 2 for cents. An integer column \
          needs it; for a numeric column it is refused.",
+    ),
+    key(
+        "ledger",
+        "currency_kind",
+        "`symbol` or `asset_id`",
+        "\"symbol\"",
+        "What the column `currency` holds, which decides how a record of version 4 names it: `symbol` or `assetID`. \
+         `asset_id` needs `[api] version = 4`.",
     ),
     key(
         "ledger",
@@ -232,6 +240,14 @@ pub const KEYS: [Key; 35] = [
         "duration, up to `1h`",
         "\"25s\"",
         "How long requests in flight may take to finish after SIGTERM, SIGHUP or Ctrl-C.",
+    ),
+    key(
+        "api",
+        "version",
+        "`3` or `4`",
+        "3",
+        "The version of the import. Version 4 needs the source of each entity (`entity set ID --source-id ID`); see \
+         docs/delivery.md, \"API version 4\".",
     ),
     key("api", "timeout", "duration, up to `1h`", "\"30s\"", "The longest time that one request may take."),
     key(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LedgerSettings, OnInvalidStart, TimeSettings, codes, number};
+use super::{ApiVersion, LedgerSettings, OnInvalidStart, TimeSettings, codes, number};
 
 /// The most records that the API accepts in one request (documentation of *Import Account Balances*).
 pub const BATCH_ROWS_MAX: usize = 1000;
@@ -111,6 +111,8 @@ pub enum OnAmbiguous {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section")]
 pub struct ApiSettings {
+    /// The version of the import.
+    pub version: ApiVersion,
     /// The longest time that a request may take.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
@@ -128,6 +130,7 @@ pub struct ApiSettings {
 impl Default for ApiSettings {
     fn default() -> Self {
         Self {
+            version: ApiVersion::default(),
             timeout: Duration::from_secs(30),
             signature_window: Duration::from_secs(30),
             requests_per_second: None,

@@ -6,10 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Columns;
-
-/// The API version that the records are made for.
-const API_VERSION: u32 = 3;
+use crate::config::{ApiVersion, Columns, CurrencyKind, LedgerSettings};
 
 /// The roles whose columns decide which rows there are, which entity they belong to, and when they were written.
 const IDENTITY: [&str; 3] = ["id", "entity_id", "change_xid"];
@@ -30,8 +27,11 @@ pub struct Mapping {
     /// `[ledger] balance_scale`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance_scale: Option<u32>,
-    /// The version of the API.
-    pub api_version: u32,
+    /// `[api] version`.
+    pub api_version: i32,
+    /// `[ledger] currency_kind`, if it is not the default. Version 3 does not distinguish kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency_kind: Option<CurrencyKind>,
 }
 
 /// A table or view. It is identified by its oid; the name is shown to people.
@@ -140,7 +140,8 @@ impl Mapping {
     pub(super) fn new(
         relation: Relation,
         columns: BTreeMap<String, Mapped>,
-        settings: &crate::config::LedgerSettings,
+        settings: &LedgerSettings,
+        version: ApiVersion,
     ) -> Self {
         Self {
             relation,
@@ -148,7 +149,8 @@ impl Mapping {
             entity: settings.entity.clone(),
             captured_at_zone: settings.captured_at_zone.clone(),
             balance_scale: settings.balance_scale,
-            api_version: API_VERSION,
+            api_version: version.number(),
+            currency_kind: Some(settings.currency_kind).filter(|kind| *kind != CurrencyKind::default()),
         }
     }
 
@@ -188,6 +190,11 @@ impl Mapping {
         if before.api_version != self.api_version {
             let (was, is) = (before.api_version, self.api_version);
             changes.add(format!("the API version was {was}, now {is}"), true, false);
+        }
+        if before.currency_kind != self.currency_kind {
+            let word = |kind: Option<CurrencyKind>| kind.unwrap_or_default().word();
+            let (was, is) = (word(before.currency_kind), word(self.currency_kind));
+            changes.add(format!("currency_kind was {was}, now {is}"), true, false);
         }
         changes
     }
@@ -265,8 +272,20 @@ mod tests {
             entity: None,
             captured_at_zone: None,
             balance_scale: Some(2),
-            api_version: API_VERSION,
+            api_version: 3,
+            currency_kind: None,
         }
+    }
+
+    /// The kind is recorded only if it is not the default, so that mappings recorded before have no difference.
+    #[test]
+    fn another_kind_of_currencies_is_a_change_of_values() {
+        assert!(!mapping().to_json().contains("currency_kind"));
+        let now = Mapping { currency_kind: Some(CurrencyKind::AssetId), ..mapping() };
+        let changes = now.changes_since(&mapping().to_json());
+        assert_eq!(changes.sentence(), "currency_kind was symbol, now asset_id");
+        assert!(changes.values && !changes.identity);
+        assert!(now.changes_since(&now.to_json()).is_none());
     }
 
     #[test]

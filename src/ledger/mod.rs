@@ -65,9 +65,9 @@ impl Ledger {
     pub async fn open(
         primary: Database,
         standby: Option<Database>,
-        settings: &crate::config::LedgerSettings,
+        settings: &crate::config::Settings,
     ) -> Result<Self, LedgerError> {
-        let table = Table::find(&primary, settings).await?;
+        let table = Table::find(&primary, &settings.ledger, settings.api.version).await?;
         if let Some(standby) = &standby {
             standby::check(&primary, standby).await?;
         }

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::beneath::BENEATH;
 use super::mapping::{Mapped, Relation};
 use super::{LedgerError, Mapping};
-use crate::config::{Columns, LedgerSettings};
+use crate::config::{ApiVersion, Columns, LedgerSettings};
 use crate::database::Database;
 
 /// A table or view with the columns of a ledger, checked against the catalogue.
@@ -117,7 +117,11 @@ impl Column {
 
 impl Table {
     /// Finds the table in the catalogue and checks that each column exists and has a type that can be read.
-    pub(super) async fn find(database: &Database, settings: &LedgerSettings) -> Result<Self, LedgerError> {
+    pub(super) async fn find(
+        database: &Database,
+        settings: &LedgerSettings,
+        version: ApiVersion,
+    ) -> Result<Self, LedgerError> {
         let (schema, relation) =
             settings.schema_and_table().map_err(|problem| LedgerError::Shape(problem.to_string()))?;
         let query = || {
@@ -158,7 +162,7 @@ impl Table {
         let columns = columns(&format!("{account}::text"), &format!("{currency}::text"), &captured_at);
         found.check_zone(database).await?;
         let name = format!("{}.{}", quote_identifier(&schema), quote_identifier(&relation));
-        let mapping = found.mapping(&name)?;
+        let mapping = found.mapping(&name, version)?;
         Ok(Self {
             mapping_json: mapping.to_json().into(),
             mapping,
@@ -262,7 +266,7 @@ impl ResolvedColumns<'_> {
     }
 
     /// Returns the mapping of this ledger.
-    fn mapping(&self, name: &str) -> Result<Mapping, LedgerError> {
+    fn mapping(&self, name: &str, version: ApiVersion) -> Result<Mapping, LedgerError> {
         let oid = self.role("id")?.relation;
         let mut columns = BTreeMap::new();
         for role in Columns::ROLES {
@@ -272,7 +276,7 @@ impl ResolvedColumns<'_> {
             let Column { attnum, name, kind, .. } = self.role(role)?.clone();
             columns.insert(role.to_owned(), Mapped { attnum, name, kind });
         }
-        Ok(Mapping::new(Relation { oid, name: name.to_owned() }, columns, self.settings))
+        Ok(Mapping::new(Relation { oid, name: name.to_owned() }, columns, self.settings, version))
     }
 
     /// Returns the expression for the instant. A `timestamp` is an instant only together with a zone, which only the

@@ -45,7 +45,7 @@ pub async fn verify(
     deep: bool,
 ) -> Result<Vec<EntityProof>, RunError> {
     check_schema(database).await?;
-    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let ledger = Ledger::open(database.clone(), None, settings).await?;
     warn_of(&ledger.without_trigger().await?);
     let all = database.retry(|| async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;

@@ -183,7 +183,7 @@ fn seeds() -> std::ops::Range<u64> {
 /// Plays plans in reality, many at once. All have one database, and each has its own entity and its own sandbox.
 async fn play_in_reality(scene: &TestEnv) -> Vec<History> {
     let database = scene.database(16).await;
-    let ledger = Ledger::open(database.clone(), None, &scene.settings(&[]).ledger).await.unwrap();
+    let ledger = Ledger::open(database.clone(), None, &scene.settings(&[])).await.unwrap();
     let reality = Reality { pool: scene.pool.clone(), database, ledger };
     let histories = futures_util::stream::iter(seeds()).map(async |seed| {
         let plan = Plan::of_seed(seed);

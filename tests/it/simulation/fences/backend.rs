@@ -42,7 +42,7 @@ impl RealBackend {
             Journal::open(database.clone(), worker.to_owned(), LONG, LONG).await.unwrap()
         };
         let journals = [open("a").await, open("b").await];
-        let ledger = Ledger::open(database.clone(), None, &scene.settings(&[]).ledger).await.unwrap();
+        let ledger = Ledger::open(database.clone(), None, &scene.settings(&[])).await.unwrap();
         let run_id = journals[0].begin_run("incremental", "-").await.unwrap();
         Self { scene, journals, ledger, run_id }
     }
