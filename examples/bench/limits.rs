@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use chrono::TimeDelta;
-use elven_sync::config::Credential;
+use elven_sync::config::{ApiVersion, Credential};
 use elven_sync::elven::{Client, ResponseClass, classify};
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgPoolCopyExt;
@@ -154,7 +154,7 @@ impl Replay {
 
     async fn send_one(&self, number: usize) -> anyhow::Result<()> {
         let body = self.bodies[number % self.bodies.len()].clone();
-        let signed = self.client.sign_import(&self.credential, TimeDelta::zero(), body)?;
+        let signed = self.client.sign_import(&self.credential, TimeDelta::zero(), ApiVersion::V3, body)?;
         let verdict = classify(&self.client.send(signed).await);
         ensure!(verdict == ResponseClass::Accepted, "a body was not accepted: {verdict:?}");
         Ok(())

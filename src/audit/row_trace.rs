@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::key_search::require_registered;
 use super::verify::chain::{self, Chain, Link};
 use crate::align::Zones;
-use crate::batch::{Batch, RecordRules};
-use crate::config::Settings;
+use crate::batch::{Batch, RecordForm, RecordRules};
+use crate::config::{CurrencyKind, Settings};
 use crate::database::Database;
 use crate::journal::audit::{self as records, Change};
 use crate::journal::row_history::{self, BatchOfRow};
@@ -79,6 +79,7 @@ pub struct RowReport {
 /// The facts about an entity that the trace of its rows needs.
 struct Known<'a> {
     zones: &'a Zones,
+    currency_kind: CurrencyKind,
     entity: Option<&'a Entity>,
     last_error: Option<&'a str>,
     lane: Lane,
@@ -94,7 +95,7 @@ pub async fn of_row(
     only: Option<&str>,
 ) -> Result<Vec<RowReport>, RunError> {
     check_schema(database).await?;
-    let ledger = Ledger::open(database.clone(), None, &settings.ledger).await?;
+    let ledger = Ledger::open(database.clone(), None, settings).await?;
     let entities = Entity::list(database).await?;
     let health = Health::list(database).await?;
     let id = ledger.id(written).await?;
@@ -131,6 +132,7 @@ pub async fn of_row(
         let of_entity = |health: &&Health| health.entity_id == entity_id;
         let known = Known {
             zones: &settings.zones,
+            currency_kind: settings.ledger.currency_kind,
             entity: entities.iter().find(|entity| entity.entity_id == entity_id),
             last_error: health.iter().find(of_entity).and_then(|health| health.last_error.as_deref()),
             lane,
@@ -355,7 +357,8 @@ fn sent(known: &Known<'_>, rows: &[Row], carried: &[BatchOfRow]) -> Option<Strin
         return None;
     }
     let names = known.maps.names_at(&batch.entity_id, batch.map_version).into();
-    let rebuilt = Batch::build(None, vec![row.clone()], &RecordRules { zone, names });
+    let form = RecordForm::recorded(batch.api_version, batch.source_id.as_deref(), known.currency_kind)?;
+    let rebuilt = Batch::build(None, vec![row.clone()], &RecordRules { zone, names, form });
     rebuilt.records.first().map(|record| rebuilt.record(*record))
 }
 
@@ -370,7 +373,7 @@ async fn superseded_by(
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
     let Some(zone) = zone.and_then(|name| known.zones.get(name).ok()) else { return Ok(None) };
     let names = Arc::new(known.maps.names_at(entity_id, leaf.map_version));
-    let batch = Batch::build(None, vec![row.clone()], &RecordRules { zone, names: names.clone() });
+    let batch = Batch::build(None, vec![row.clone()], &RecordRules { names: names.clone(), ..zone.into() });
     let rivals = match ledger.rivals(entity_id, row, &names).await {
         Err(problem) if problem.is_about_rows() => return Ok(None),
         rivals => rivals?,

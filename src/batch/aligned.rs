@@ -7,6 +7,7 @@ use std::ops::Range;
 use chrono::NaiveDateTime;
 use foldhash::fast::FixedState;
 
+use super::form::{CurrencyField, RecordForm};
 use super::rules::RecordRules;
 use crate::align::{self, Clock, Invalid, Number, Text};
 use crate::ledger::Row;
@@ -28,6 +29,8 @@ pub(super) struct Aligned<'a> {
     pub(super) row: &'a Row,
     account: Text<'a>,
     currency: Text<'a>,
+    /// The field of the record that names the currency.
+    currency_field: CurrencyField,
     local: NaiveDateTime,
     balance: Number<'a>,
 }
@@ -47,7 +50,8 @@ impl<'a> Aligned<'a> {
         let captured_at_us = row.captured_at_us.ok_or_else(|| Invalid("captured_at is NULL".to_owned()))?;
         let local = clock.at(captured_at_us)?;
         let numeric = row.balance().ok_or_else(|| Invalid("balance is NULL".to_owned()))?;
-        Ok(Self { place, row, account, currency, local, balance: Number::read(numeric)? })
+        let (balance, currency_field) = (Number::read(numeric)?, rules.form.currency_field());
+        Ok(Self { place, row, account, currency, currency_field, local, balance })
     }
 
     pub(super) fn key(&self) -> Key<'a> {
@@ -66,10 +70,14 @@ impl<'a> Aligned<'a> {
     }
 
     /// Appends the record; returns the range of its balance in the body.
-    pub(super) fn write(&self, body: &mut Vec<u8>) -> Range<usize> {
+    pub(super) fn write(&self, form: &RecordForm, body: &mut Vec<u8>) -> Range<usize> {
         body.extend_from_slice(br#"{"entityAccountId":"#);
         self.account.write(body);
-        body.extend_from_slice(br#","currency":"#);
+        if let Some(source) = form.source() {
+            body.extend_from_slice(br#","sourceId":"#);
+            source.write(body);
+        }
+        body.extend_from_slice(self.currency_field.json());
         self.currency.write(body);
         body.extend_from_slice(br#","datetime":""#);
         align::write_datetime(body, self.local);
@@ -98,7 +106,7 @@ fn not_text(row: &Row, which: usize, why: Invalid) -> Invalid {
 }
 
 /// Returns the body of these records, and how many of them have an amount that a double would change.
-pub(super) fn body(records: &[Aligned<'_>]) -> (Vec<u8>, usize) {
+pub(super) fn body(records: &[Aligned<'_>], form: &RecordForm) -> (Vec<u8>, usize) {
     let mut body = Vec::with_capacity(2 + records.len() * RECORD_BYTES);
     let mut beyond_double = 0;
     body.push(b'[');
@@ -106,7 +114,7 @@ pub(super) fn body(records: &[Aligned<'_>]) -> (Vec<u8>, usize) {
         if n > 0 {
             body.push(b',');
         }
-        let balance = record.write(&mut body);
+        let balance = record.write(form, &mut body);
         beyond_double += usize::from(align::exceeds_a_double(&body[balance]));
     }
     body.push(b']');

@@ -3,6 +3,7 @@
 //! The same rows always give the same body, so that a batch with an unknown outcome can be sent again byte for byte.
 
 mod aligned;
+mod form;
 mod row_ids;
 mod rules;
 
@@ -15,6 +16,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use sha2::{Digest, Sha256};
 
+pub use self::form::{RecordForm, Source};
 pub use self::row_ids::unpack_ids;
 pub use self::rules::{Aligner, RecordRules};
 
@@ -147,7 +149,7 @@ impl Batch {
         let mut sent = winners.iter().map(|winner| winner.place != OUTSIDE);
         keys.retain(|_| sent.next().unwrap_or_default());
         winners.retain(|winner| winner.place != OUTSIDE);
-        let (body, beyond_double) = body(&winners);
+        let (body, beyond_double) = body(&winners, &rules.form);
         #[expect(
             clippy::expect_used,
             reason = "the caller hands over rows; a batch of none has no place in a pass"
@@ -323,7 +325,7 @@ impl Batch {
         let mut json = Vec::new();
         if let Ok(record) = Aligned::new(row, &self.rows[row], &self.rules, &mut Clock::of(&self.rules.zone))
         {
-            record.write(&mut json);
+            record.write(&self.rules.form, &mut json);
         }
         String::from_utf8(json).unwrap_or_default()
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::form::RecordForm;
 use crate::align::{Clock, Names, Zone};
 
 /// What decides the records of a batch, together with its rows; cheap to clone. The same rows under the same rules
@@ -12,6 +13,8 @@ pub struct RecordRules {
     pub zone: Zone,
     /// The names of accounts and currencies at Elven.
     pub names: Arc<Names>,
+    /// The form of the records.
+    pub form: RecordForm,
 }
 
 impl RecordRules {
@@ -22,9 +25,9 @@ impl RecordRules {
 }
 
 impl From<Zone> for RecordRules {
-    /// Returns the rules for the wall-clock times of a zone. All names are sent as they are.
+    /// Returns the rules for the wall-clock times of a zone, for version 3. All names are sent as they are.
     fn from(zone: Zone) -> Self {
-        Self { zone, names: Arc::default() }
+        Self { zone, names: Arc::default(), form: RecordForm::default() }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::align::{self, Number, Text, Zone};
+use crate::config::CurrencyKind;
 use proptest::prelude::*;
 
 fn row(xid: u64, id: i64, captured_at_us: i64, balance: &[u16]) -> Row {
@@ -131,10 +132,24 @@ fn any_row() -> impl Strategy<Value = Row> {
     )
 }
 
+/// The forms of a record, each with the JSON of its source and the field of its currency.
+fn forms() -> Vec<(RecordForm, &'static str, &'static str)> {
+    let of = |currency_kind| RecordForm::V4 { source: Source::new("s \"é\"").unwrap(), currency_kind };
+    let source = r#""sourceId":"s \"é\"","#;
+    vec![
+        (RecordForm::V3, "", "currency"),
+        (of(CurrencyKind::Symbol), source, "symbol"),
+        (of(CurrencyKind::AssetId), source, "assetID"),
+    ]
+}
+
 proptest! {
     /// Compares a batch with its definition, which is computed here by comparing every row with all rows.
     #[test]
-    fn of_each_key_the_newest_stands_where_the_first_stood(rows in prop::collection::vec(any_row(), 1..40)) {
+    fn of_each_key_the_newest_stands_where_the_first_stood(
+        rows in prop::collection::vec(any_row(), 1..40),
+        (form, source, field) in prop::sample::select(forms()),
+    ) {
         let zone = crate::align::Zones::bundled().get("Europe/Zurich").unwrap();
         let read = |row: &Row| {
             let mut number = Vec::new();
@@ -158,13 +173,13 @@ proptest! {
             let ((account, currency, local), number) = read(&rows[place]).unwrap();
             let [account, currency] = [account, currency].map(|name| serde_json::to_string(&name).unwrap());
             let datetime = local.format("%Y-%m-%d %H:%M:%S");
-            format!(r#"{{"entityAccountId":{account},"currency":{currency},"datetime":"{datetime}","balance":{number}}}"#)
+            format!(r#"{{"entityAccountId":{account},{source}"{field}":{currency},"datetime":"{datetime}","balance":{number}}}"#)
         };
         let body = format!("[{}]", records.iter().map(json).collect::<Vec<_>>().join(","));
         let invalid = places.clone().filter(|&place| key(place).is_none());
         let invalid: Vec<&LedgerId> = invalid.map(|place| &rows[place].id).collect();
 
-        let batch = Batch::build(None, rows.clone(), &zone.clone().into());
+        let batch = Batch::build(None, rows.clone(), &RecordRules { form, ..zone.clone().into() });
         prop_assert_eq!(std::str::from_utf8(&batch.body).unwrap(), &body);
         prop_assert_eq!(&batch.records, &records);
         prop_assert_eq!(batch.invalid.iter().map(|row| &row.id).collect::<Vec<_>>(), invalid);

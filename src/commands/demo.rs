@@ -121,6 +121,7 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
             timezone: timezone.to_owned(),
             credential: entity_id.to_owned(),
             paused: false,
+            source_id: None,
         };
         Entity::add(&database, &entity).await?;
     }

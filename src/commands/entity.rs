@@ -1,4 +1,4 @@
-//! `entity add | list | pause | resume | rewind | rebind`.
+//! `entity add | list | set | pause | resume | rewind | rebind`.
 
 use anyhow::bail;
 use clap::Subcommand;
@@ -11,6 +11,7 @@ use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
+use crate::sync;
 use crate::text::{counted_noun, quoted_sql, thousands};
 
 #[derive(Debug, Subcommand)]
@@ -25,6 +26,9 @@ pub(super) enum Command {
         /// Name of the entity's credential in the configuration
         #[arg(long, value_name = "NAME", default_value = "default")]
         credential: String,
+        /// Balance source at Elven, for `[api] version = 4`
+        #[arg(long, value_name = "ID")]
+        source_id: Option<String>,
         /// Skip the rows that the ledger has now; upload only rows written or updated later
         #[arg(long)]
         from_now: bool,
@@ -37,6 +41,14 @@ pub(super) enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Change the balance source of an entity
+    Set {
+        /// Entity
+        id: String,
+        /// Balance source at Elven, for `[api] version = 4`; an empty ID removes it
+        #[arg(long, value_name = "ID")]
+        source_id: String,
     },
     /// Leave an entity out of runs and backfills until it is resumed
     Pause {
@@ -78,12 +90,14 @@ const START: &str = "start";
 
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
     match command {
-        Command::Add { id, timezone, credential, from_now, reason } => {
+        Command::Add { id, timezone, credential, source_id, from_now, reason } => {
             rebind::check_reason(reason.as_deref())?;
-            let entity = Entity { entity_id: id, timezone, credential, paused: false };
+            let source_id = source_id.filter(|source_id| !source_id.is_empty());
+            let entity = Entity { entity_id: id, timezone, credential, paused: false, source_id };
             add(settings, entity, from_now, reason.as_deref()).await
         }
         Command::List { json } => list(settings, json).await,
+        Command::Set { id, source_id } => set_source(settings, &id, &source_id).await,
         Command::Pause { id } => set_paused(settings, &id, true).await,
         Command::Resume { id } => set_paused(settings, &id, false).await,
         Command::Rewind { id, to, reason, yes } => {
@@ -103,6 +117,9 @@ async fn add(
     settings.zones.get(&entity.timezone)?;
     align::Text::read("the id of the entity", Some(&entity.entity_id))?;
     align::Text::read("the name of the credential", Some(&entity.credential))?;
+    if let Some(source_id) = &entity.source_id {
+        align::Text::read("the id of the source", Some(source_id))?;
+    }
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;
     let added = if from_now {
@@ -139,6 +156,9 @@ async fn add(
         output::line(format_args!("note: {problem}"));
     }
     note_shared_credential(&database, &entity).await?;
+    if let Err(problem) = sync::record_form(settings, &entity) {
+        output::line(format_args!("note: {problem}"));
+    }
     Ok(SUCCEEDED)
 }
 
@@ -163,9 +183,17 @@ async fn note_shared_credential(database: &Database, added: &Entity) -> anyhow::
     Ok(())
 }
 
-/// Accepts a second registration with the same time zone and credential, and refuses any other.
+/// Accepts a second registration with the same time zone, credential and source, and refuses any other.
 async fn already_registered(database: &Database, entity: &Entity, from_now: bool) -> anyhow::Result<u8> {
     let known = registered(database, &entity.entity_id).await?;
+    if entity.source_id.is_some() && known.source_id != entity.source_id {
+        bail!(
+            "entity `{}` is already registered with {}; nothing was changed; hint: {}",
+            known.entity_id,
+            known.source_id.as_ref().map_or("no source".to_owned(), |known| format!("source `{known}`")),
+            sync::setting_source(&known.entity_id, entity.source_id.as_deref().unwrap_or_default())
+        );
+    }
     if (&known.timezone, &known.credential) != (&entity.timezone, &entity.credential) {
         bail!(
             "entity `{}` is already registered with time zone {} and credential `{}`; nothing was changed; hint: \
@@ -225,15 +253,46 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
     } else if entities.is_empty() {
         output::line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
     } else {
-        let header = ["entity", "time zone", "credential", "paused"];
+        let header = ["entity", "time zone", "credential", "source", "paused"];
         output::lines(output::table(
             &header,
             &[],
             entities.into_iter().map(|entity| {
                 let paused = if entity.paused { "paused" } else { "" };
-                vec![entity.entity_id, entity.timezone, entity.credential, paused.to_owned()]
+                let source = entity.source_id.unwrap_or_default();
+                vec![entity.entity_id, entity.timezone, entity.credential, source, paused.to_owned()]
             }),
         ));
+    }
+    Ok(SUCCEEDED)
+}
+
+async fn set_source(settings: &Settings, id: &str, source_id: &str) -> anyhow::Result<u8> {
+    let source_id = Some(source_id).filter(|source_id| !source_id.is_empty());
+    if let Some(source_id) = source_id {
+        align::Text::read("the id of the source", Some(source_id))?;
+    }
+    let database = connect_migrated(settings).await?;
+    journal::refuse_standby(&database).await?;
+    let known = registered(&database, id).await?;
+    if known.source_id.as_deref() == source_id {
+        output::line(format_args!("entity `{id}` has this source already; nothing was changed"));
+        return Ok(SUCCEEDED);
+    }
+    if !Entity::set_source(&database, id, source_id).await? {
+        registered(&database, id).await?;
+    }
+    let source = source_id.map_or("no source".to_owned(), |source_id| format!("source `{source_id}`"));
+    output::line(format_args!(
+        "entity `{id}` has {source} now; records that were uploaded before stay at Elven as they are"
+    ));
+    let entity = Entity { source_id: source_id.map(str::to_owned), ..known };
+    match sync::record_form(settings, &entity) {
+        Err(problem) => output::line(format_args!("note: {problem}")),
+        Ok(form) if form.source().is_none() && source_id.is_some() => {
+            output::line("note: a source counts only with [api] version = 4; version 3 is configured");
+        }
+        Ok(_) => {}
     }
     Ok(SUCCEEDED)
 }

@@ -14,14 +14,16 @@ use url::Url;
 
 use super::body;
 use super::connecting::{Late, OpenedLate};
-use super::lists::{List, ListPage};
+use super::lists::{ListPage, Listing};
 use super::response::Answer;
 use super::signing::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign};
-use crate::config::{Credential, is_loopback};
+use crate::config::{ApiVersion, Credential, is_loopback};
 use crate::wall_clock;
 
-/// Path of "Import Account Balances".
+/// Path of "Import Account Balances", version 3.
 pub const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
+/// Path of the same call, version 4.
+pub const IMPORT_PATH_V4: &str = "/open/v4/account/treasuryBalance";
 /// The path of the cheapest signed call that only reads: it verifies a key without sending records.
 pub const PROBE_PATH: &str = "/open/v3/entityAccount?page=1&limit=1";
 /// The longest `Retry-After` that is obeyed.
@@ -136,9 +138,14 @@ impl Client {
         &self,
         credential: &Credential,
         ahead: TimeDelta,
+        version: ApiVersion,
         body: Bytes,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
-        let mut signed = self.sign(credential, ahead, Method::POST, IMPORT_PATH)?;
+        let path = match version {
+            ApiVersion::V3 => IMPORT_PATH,
+            ApiVersion::V4 => IMPORT_PATH_V4,
+        };
+        let mut signed = self.sign(credential, ahead, Method::POST, path)?;
         let json = HeaderValue::from_static("application/json");
         signed.request = signed.request.header(CONTENT_TYPE, json).body(body);
         Ok(signed)
@@ -161,7 +168,7 @@ impl Client {
         &self,
         credential: &Credential,
         ahead: TimeDelta,
-        list: List,
+        list: Listing,
         page: u32,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
         self.sign(credential, ahead, Method::GET, &list.page_path(page))
@@ -204,7 +211,7 @@ impl Client {
     pub async fn send_list(
         &self,
         signed: Signed,
-        list: List,
+        list: Listing,
     ) -> (Answer, Option<Result<ListPage, &'static str>>) {
         self.exchange(signed, |body| ListPage::read(body, list)).await
     }

@@ -1,4 +1,4 @@
-//! The lists of names that the API knows: the request for one page, and its answer.
+//! The lists of the API: the names that it knows, and the sources. The request for one page, and its answer.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -46,20 +46,55 @@ impl List {
             Self::Currencies => "currencies",
         }
     }
+}
 
-    /// Returns path and query of a page, counted from 1.
+/// The type of the sources for balances.
+pub const SOURCE_TYPE: &str = "OPENAPI_BALANCE";
+/// The path of the call that reads the sources.
+pub const SOURCES_PATH: &str = "/open/v3/transaction/source";
+
+/// A call that reads a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// The names that the API knows.
+    Names(List),
+    /// The sources for balances of the entity that the key belongs to.
+    Sources,
+}
+
+impl From<List> for Listing {
+    fn from(list: List) -> Self {
+        Self::Names(list)
+    }
+}
+
+impl Listing {
+    /// Returns the word for several entries.
+    pub fn many(self) -> &'static str {
+        match self {
+            Self::Names(list) => list.many(),
+            Self::Sources => "sources",
+        }
+    }
+
+    /// Returns path and query of a page, counted from 1. A list of sources without a type has those of transactions.
     pub(super) fn page_path(self, page: u32) -> String {
-        format!("{}?page={page}&limit={PAGE_ENTRIES}", self.path())
+        match self {
+            Self::Names(list) => format!("{}?page={page}&limit={PAGE_ENTRIES}", list.path()),
+            Self::Sources => format!("{SOURCES_PATH}?type={SOURCE_TYPE}&page={page}&limit={PAGE_ENTRIES}"),
+        }
     }
 }
 
 /// An entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListEntry {
-    /// The account id or the currency, as a record has to spell it.
+    /// The account id, the currency or the id of the source, as a record has to spell it.
     pub id: String,
     /// Its name at Elven, for people.
     pub name: Option<String>,
+    /// The type of a source, if the API says it.
+    pub kind: Option<String>,
 }
 
 /// One page of a list.
@@ -87,6 +122,16 @@ struct Currency {
     name: serde_json::Value,
 }
 
+#[derive(Deserialize)]
+struct Source {
+    #[serde(rename = "sourceId")]
+    id: String,
+    #[serde(default)]
+    name: serde_json::Value,
+    #[serde(default, rename = "type")]
+    kind: serde_json::Value,
+}
+
 /// `total` and `list` at one level of an answer.
 #[derive(Default)]
 struct Found {
@@ -110,7 +155,7 @@ impl ListPage {
     ///
     /// # Errors
     /// Says how the answer differs from the documentation.
-    pub(super) fn read(body: &[u8], list: List) -> Result<Self, &'static str> {
+    pub(super) fn read(body: &[u8], list: Listing) -> Result<Self, &'static str> {
         let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
         // An id must be exact, so no byte is replaced.
         let text = std::str::from_utf8(body).map_err(|_| "the list is not UTF-8")?;
@@ -126,18 +171,21 @@ impl ListPage {
         object.ok_or("the answer is not a JSON object")?;
         let found = if top.list.is_some() { top } else { data };
         let entries = found.list.ok_or("the answer has no list")?;
-        let total = found.total.ok_or("the answer has no total")?;
         let entries: Vec<ListEntry> = match list {
-            List::Accounts => {
+            Listing::Names(List::Accounts) => {
                 parsed::<Account>(&entries)?.into_iter().map(|a| entry(a.id, &a.name)).collect()
             }
-            List::Currencies => {
+            Listing::Names(List::Currencies) => {
                 parsed::<Currency>(&entries)?.into_iter().map(|c| entry(c.id, &c.name)).collect()
             }
+            Listing::Sources => parsed::<Source>(&entries)?.into_iter().map(Source::into_entry).collect(),
         };
         if entries.iter().any(|entry| entry.id.is_empty() || entry.id.chars().count() > CHARS_MAX) {
             return Err("an entry has an id that is empty or longer than 500 characters");
         }
+        // The answer that lists sources is not documented. Without a total, it has the whole list.
+        let whole = u64::try_from(entries.len()).ok().filter(|_| list == Listing::Sources);
+        let total = found.total.or(whole).ok_or("the answer has no total")?;
         Ok(Self { total, entries })
     }
 }
@@ -147,8 +195,19 @@ fn parsed<T: for<'de> Deserialize<'de>>(entries: &str) -> Result<Vec<T>, &'stati
 }
 
 fn entry(id: String, name: &serde_json::Value) -> ListEntry {
-    let name = name.as_str().filter(|name| !name.is_empty());
-    ListEntry { id, name: name.map(|name| name.chars().take(CHARS_MAX).collect()) }
+    ListEntry { id, name: short(name), kind: None }
+}
+
+impl Source {
+    fn into_entry(self) -> ListEntry {
+        ListEntry { kind: short(&self.kind), ..entry(self.id, &self.name) }
+    }
+}
+
+/// Returns a text that is not empty, cut to [`CHARS_MAX`].
+fn short(text: &serde_json::Value) -> Option<String> {
+    let text = text.as_str().filter(|text| !text.is_empty())?;
+    Some(text.chars().take(CHARS_MAX).collect())
 }
 
 #[cfg(test)]
@@ -156,7 +215,7 @@ mod tests {
     use super::*;
 
     fn entry(id: &str, name: Option<&str>) -> ListEntry {
-        ListEntry { id: id.to_owned(), name: name.map(str::to_owned) }
+        ListEntry { id: id.to_owned(), name: name.map(str::to_owned), kind: None }
     }
 
     #[test]
@@ -170,11 +229,28 @@ mod tests {
             format!(r#"{{"success":"success","data":{list}}}"#),
             list.replace("3,", "\"3\","),
         ] {
-            assert_eq!(ListPage::read(body.as_bytes(), List::Accounts), expected, "{body}");
+            assert_eq!(ListPage::read(body.as_bytes(), List::Accounts.into()), expected, "{body}");
         }
         let list = r#"{"list":[{"name":"Bitcoin","currency":"BTC","type":"CRYPTO"}],"total":1}"#;
         let expected = Ok(ListPage { total: 1, entries: vec![entry("BTC", Some("Bitcoin"))] });
-        assert_eq!(ListPage::read(list.as_bytes(), List::Currencies), expected);
+        assert_eq!(ListPage::read(list.as_bytes(), List::Currencies.into()), expected);
+    }
+
+    #[test]
+    fn sources_are_read_with_and_without_a_total() {
+        let list = r#"[{"sourceId":"s-1","name":"Ledger","type":"OPENAPI_BALANCE"},{"sourceId":"s-2"}]"#;
+        let ledger = ListEntry { kind: Some(SOURCE_TYPE.to_owned()), ..entry("s-1", Some("Ledger")) };
+        let expected = Ok(ListPage { total: 2, entries: vec![ledger, entry("s-2", None)] });
+        for body in [
+            format!(r#"{{"total":2,"list":{list}}}"#),
+            format!(r#"{{"list":{list}}}"#),
+            format!(r#"{{"status":"success","data":{{"list":{list}}}}}"#),
+        ] {
+            assert_eq!(ListPage::read(body.as_bytes(), Listing::Sources), expected, "{body}");
+        }
+        let none = ListPage { total: 0, entries: Vec::new() };
+        assert_eq!(ListPage::read(br#"{"list":[]}"#, Listing::Sources), Ok(none));
+        assert!(ListPage::read(br#"{"list":[{"name":"Ledger"}]}"#, Listing::Sources).is_err());
     }
 
     #[test]
@@ -194,9 +270,9 @@ mod tests {
             r#"{"total":1,"list":["BTC"]}"#,
             &long,
         ] {
-            assert!(ListPage::read(body.as_bytes(), List::Currencies).is_err(), "{body}");
+            assert!(ListPage::read(body.as_bytes(), List::Currencies.into()).is_err(), "{body}");
         }
         let latin1 = b"{\"total\":1,\"list\":[{\"currency\":\"\xe9\"}]}";
-        assert_eq!(ListPage::read(latin1, List::Currencies), Err("the list is not UTF-8"));
+        assert_eq!(ListPage::read(latin1, List::Currencies.into()), Err("the list is not UTF-8"));
     }
 }

@@ -12,5 +12,5 @@ pub mod signing;
 
 pub use client::{Client, Signed, Transport, is_older_than};
 pub use envelope::{Envelope, Reason};
-pub use lists::{List, ListEntry, ListPage};
+pub use lists::{List, ListEntry, ListPage, Listing, SOURCE_TYPE, SOURCES_PATH};
 pub use response::{Answer, ResponseClass, classify};

@@ -1,7 +1,7 @@
 //! Batches that were accepted recently: with one of their records a credential can be verified.
 
 use super::{Journal, JournalError};
-use crate::batch::unpack_ids;
+use crate::batch::{RecordRules, Source, unpack_ids};
 use crate::watermark::{LedgerId, Snapshot};
 
 /// The maximum number of batches that are read.
@@ -32,13 +32,14 @@ impl Accepted {
 }
 
 impl Journal {
-    /// Returns the latest accepted batches of an entity in this time zone, the newest first. Batches of backfills are
-    /// left out, because they do not record the versions of their rows.
+    /// Returns the latest accepted batches of an entity in this time zone and of this form, the newest first. Batches
+    /// of backfills are left out, because they do not record the versions of their rows.
     pub async fn accepted_lately(
         &self,
         entity_id: &str,
-        timezone: &str,
+        rules: &RecordRules,
     ) -> Result<Vec<Accepted>, JournalError> {
+        let source_id = rules.form.source().map(Source::id);
         let rows = self
             .database
             .retry(|| {
@@ -47,11 +48,14 @@ impl Journal {
                               b.map_version
                          from elven_sync.sync_batches b join elven_sync.sync_passes p using (pass_id)
                         where b.entity_id = $1 and b.timezone = $2 and b.status = 'accepted' and b.row_count > 0
-                          and b.last_xid is not null
+                          and b.last_xid is not null and coalesce(b.api_version, 3) = $4
+                          and b.source_id is not distinct from $5
                         order by b.batch_id desc limit $3"#,
                     entity_id,
-                    timezone,
-                    BATCHES_MAX
+                    rules.zone.name(),
+                    BATCHES_MAX,
+                    rules.form.version().number(),
+                    source_id
                 )
                 .fetch_all(&self.database)
             })

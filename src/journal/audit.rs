@@ -68,6 +68,10 @@ pub struct JournalBatch {
     pub zone_rules: Option<String>,
     /// The version of the maps that its body was made with.
     pub map_version: Option<i64>,
+    /// The version of the import that its body was made for, if that was noted.
+    pub api_version: Option<i32>,
+    /// The source that its records name.
+    pub source_id: Option<String>,
     /// The version of the zone rules of the run that sent it last.
     pub tzdata: String,
 }
@@ -209,6 +213,8 @@ struct KeptRow {
     timezone: Option<String>,
     zone_rules: Option<String>,
     map_version: Option<i64>,
+    api_version: Option<i32>,
+    source_id: Option<String>,
     tzdata: String,
 }
 
@@ -236,6 +242,8 @@ impl KeptRow {
             timezone: self.timezone,
             zone_rules: self.zone_rules,
             map_version: self.map_version,
+            api_version: self.api_version,
+            source_id: self.source_id,
             tzdata: self.tzdata,
         })
     }
@@ -260,7 +268,8 @@ pub async fn roots_of_all(
         r#"select b.batch_id, b.parent_id, b.pass_id, b.entity_id, b.before_xid::text, b.before_id,
                   b.last_xid::text as "last_xid?", b.last_id, b.row_ids, b.rejected_ids, b.rows_read, b.row_count,
                   b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone,
-                  b.zone_rules, b.map_version, r.tzdata
+                  b.zone_rules, b.map_version, b.api_version, b.source_id,
+                  r.tzdata
              from elven_sync.sync_batches b join elven_sync.sync_runs r using (run_id)
             where b.pass_id = any ($1) and b.parent_id is null
             order by b.pass_id, b.batch_id"#,
@@ -283,7 +292,8 @@ pub async fn roots_of(
         r#"select b.batch_id, b.parent_id, b.pass_id, b.entity_id, b.before_xid::text, b.before_id,
                   b.last_xid::text as "last_xid?", b.last_id, b.row_ids, b.rejected_ids, b.rows_read, b.row_count,
                   b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone,
-                  b.zone_rules, b.map_version, r.tzdata
+                  b.zone_rules, b.map_version, b.api_version, b.source_id,
+                  r.tzdata
              from elven_sync.sync_batches b join elven_sync.sync_runs r using (run_id)
             where b.pass_id <= $1 and (b.pass_id, b.batch_id) > ($1, $2) and b.parent_id is null
             order by b.pass_id, b.batch_id limit $3"#,
@@ -310,7 +320,8 @@ pub async fn parts_of(
            select b.batch_id, b.parent_id, b.pass_id, b.entity_id, b.before_xid::text, b.before_id,
                   b.last_xid::text as "last_xid?", b.last_id, b.row_ids, b.rejected_ids, b.rows_read, b.row_count,
                   b.rows_rejected, b.rows_superseded, b.body_sha256, b.status, b.timezone,
-                  b.zone_rules, b.map_version, r.tzdata
+                  b.zone_rules, b.map_version, b.api_version, b.source_id,
+                  r.tzdata
              from part join elven_sync.sync_batches b using (batch_id) join elven_sync.sync_runs r using (run_id)
             order by b.batch_id"#,
         batch_ids

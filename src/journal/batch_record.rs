@@ -32,6 +32,8 @@ pub struct BatchRecord {
     timezone: String,
     zone_rules: String,
     map_version: Option<i64>,
+    api_version: i32,
+    source_id: Option<String>,
 }
 
 impl From<&Batch> for BatchRecord {
@@ -51,6 +53,8 @@ impl From<&Batch> for BatchRecord {
             timezone: batch.rules.zone.name().to_owned(),
             zone_rules: batch.rules.zone.rules().to_owned(),
             map_version: batch.rules.names.version,
+            api_version: batch.rules.form.version().number(),
+            source_id: batch.rules.form.source().map(|source| source.id().to_owned()),
         }
     }
 }
@@ -80,19 +84,20 @@ pub(super) async fn insert_all(
                 (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid, last_id, row_ids,
                  rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes, body_sha256,
                  backfill_id, before_at, last_at, rejected_ids, timezone, zone_rules,
-                 map_version)
+                 map_version, api_version, source_id)
          select run_id, pass_id, entity_id, parent_id, attempts, before_xid::xid8, before_id, last_xid::xid8, last_id,
                 row_ids, rows_read, row_count, rows_rejected, rows_superseded, rows_beyond_double, body_bytes,
                 body_sha256, backfill_id, before_at, last_at, rejected_ids, timezone, zone_rules,
-                map_version
+                map_version, api_version, source_id
            from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
                        $8::text[], $9::text[], $10::bytea[], $11::integer[], $12::integer[], $13::integer[],
                        $14::integer[], $15::integer[], $16::integer[], $17::text[], $18::bigint[],
-                       $19::timestamptz[], $20::timestamptz[], $21::bytea[], $22::text[], $23::text[], $24::bigint[])
+                       $19::timestamptz[], $20::timestamptz[], $21::bytea[], $22::text[], $23::text[], $24::bigint[],
+                       $25::integer[], $26::text[])
                 with ordinality b (run_id, pass_id, entity_id, parent_id, attempts, before_xid, before_id, last_xid,
                                    last_id, row_ids, rows_read, row_count, rows_rejected, rows_superseded,
                                    rows_beyond_double, body_bytes, body_sha256, backfill_id, before_at, last_at,
-                                   rejected_ids, timezone, zone_rules, map_version, place)
+                                   rejected_ids, timezone, zone_rules, map_version, api_version, source_id, place)
           order by place
       returning batch_id",
         &column(new, |new| new.context.run_id),
@@ -118,7 +123,9 @@ pub(super) async fn insert_all(
         &column(new, |new| new.contents.rejected_ids.clone()) as &[Option<Vec<u8>>],
         &column(new, |new| new.contents.timezone.clone()),
         &column(new, |new| new.contents.zone_rules.clone()),
-        &column(new, |new| new.contents.map_version) as &[Option<i64>]
+        &column(new, |new| new.contents.map_version) as &[Option<i64>],
+        &column(new, |new| new.contents.api_version),
+        &column(new, |new| new.contents.source_id.clone()) as &[Option<String>]
     )
     .fetch_all(&mut *transaction)
     .await
@@ -165,7 +172,7 @@ pub(super) async fn rewrite(
         "update elven_sync.sync_batches
             set row_ids = $2, rows_read = $3, row_count = $4, rows_rejected = $5, rows_superseded = $6,
                 body_bytes = $7, body_sha256 = $8, rows_beyond_double = $9, rejected_ids = $10, timezone = $11,
-                zone_rules = $12, map_version = $13
+                zone_rules = $12, map_version = $13, api_version = $14, source_id = $15
           where batch_id = $1",
         batch_id,
         contents.row_ids,
@@ -179,7 +186,9 @@ pub(super) async fn rewrite(
         contents.rejected_ids,
         contents.timezone,
         contents.zone_rules,
-        contents.map_version
+        contents.map_version,
+        contents.api_version,
+        contents.source_id
     )
     .execute(&mut *transaction)
     .await?;

@@ -29,6 +29,10 @@ pub struct RecordedBatch {
     pub zone_rules: Option<String>,
     /// The version of the maps by which its names were made.
     pub map_version: Option<i64>,
+    /// The version of the import that the body was made for, if it was recorded.
+    pub api_version: Option<i32>,
+    /// The source that its records name.
+    pub source_id: Option<String>,
     /// Its state.
     pub state: BatchState,
     /// An attempt of the batch, or of one that it is a part of, has an unknown outcome.
@@ -71,6 +75,8 @@ struct BatchRow {
     body_sha256: String,
     zone_rules: Option<String>,
     map_version: Option<i64>,
+    api_version: Option<i32>,
+    source_id: Option<String>,
     status: String,
     ambiguous: bool,
     row_count: i32,
@@ -99,6 +105,8 @@ impl BatchRow {
             body_sha256: self.body_sha256,
             zone_rules: self.zone_rules,
             map_version: self.map_version,
+            api_version: self.api_version,
+            source_id: self.source_id,
             state,
             ambiguous: self.ambiguous,
             attempts: self.attempts,
@@ -128,7 +136,8 @@ impl Journal {
                 BatchRow,
                 r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
                           b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
-                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules, b.map_version,
+                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules, b.map_version, b.api_version,
+                          b.source_id,
                           b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!",
                           b.batch_id <= passed.batch_id as "is_passed!",
                           case when elven_sync.is_open(b.status, b.row_count)
@@ -167,7 +176,8 @@ impl Journal {
                 BatchRow,
                 r#"select b.batch_id as "batch_id!", b.parent_id, b.before_xid::text, b.before_at, b.before_id,
                           b.last_xid::text, b.last_at, b.last_id as "last_id!", b.body_sha256 as "body_sha256!",
-                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules, b.map_version,
+                          b.status as "status!", b.ambiguous as "ambiguous!", b.zone_rules, b.map_version, b.api_version,
+                          b.source_id,
                           b.row_count as "row_count!", b.attempts as "attempts!", b.unknown_runs as "unknown_runs!",
                           b.batch_id <= passed.batch_id as "is_passed!",
                           case when elven_sync.is_open(b.status, b.row_count)

@@ -22,6 +22,8 @@ pub struct Entity {
     pub credential: String,
     /// Left out by runs and backfills.
     pub paused: bool,
+    /// The balance source at Elven that its records belong to. Version 4 of the import needs it.
+    pub source_id: Option<String>,
 }
 
 /// One row of `sync_health`.
@@ -61,12 +63,13 @@ impl Entity {
 
     pub(super) async fn insert(executor: impl PgExecutor<'_>, entity: &Entity) -> Result<bool, sqlx::Error> {
         let done = sqlx::query!(
-            "insert into elven_sync.entities (entity_id, timezone, credential, paused)
-             values ($1, $2, $3, $4) on conflict do nothing",
+            "insert into elven_sync.entities (entity_id, timezone, credential, paused, source_id)
+             values ($1, $2, $3, $4, $5) on conflict do nothing",
             entity.entity_id,
             entity.timezone,
             entity.credential,
-            entity.paused
+            entity.paused,
+            entity.source_id
         )
         .execute(executor)
         .await?;
@@ -79,8 +82,10 @@ impl Entity {
             .retry(|| {
                 sqlx::query_as!(
                     Entity,
-                    "select entity_id, timezone, credential, paused from elven_sync.entities order by entity_id"
-                ).fetch_all(database.single_round_trip())
+                    "select entity_id, timezone, credential, paused, source_id from elven_sync.entities
+                      order by entity_id"
+                )
+                .fetch_all(database.single_round_trip())
             })
             .await?)
     }
@@ -114,6 +119,24 @@ impl Entity {
     pub fn credentials(entities: &[Self]) -> Vec<String> {
         let names: BTreeSet<&String> = entities.iter().map(|entity| &entity.credential).collect();
         names.into_iter().cloned().collect()
+    }
+
+    /// Sets the source of an entity, or removes it. Returns `false` if it is not registered.
+    pub async fn set_source(
+        database: &Database,
+        entity_id: &str,
+        source_id: Option<&str>,
+    ) -> Result<bool, JournalError> {
+        let done = database
+            .execute(|| {
+                sqlx::query!(
+                    "update elven_sync.entities set source_id = $2 where entity_id = $1",
+                    entity_id,
+                    source_id
+                )
+            })
+            .await?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// Pauses or resumes an entity. Returns `false` if it is not registered.

@@ -15,6 +15,7 @@ use super::{
     Blocker, Journal, JournalError, Lasts, Lease, NewPass, OpenWork, Problem, Purpose, RecordedBatch,
     WorkContext,
 };
+use crate::batch::RecordRules;
 
 /// The answer of the journal, when it has come.
 pub type Reply<'a, T> = BoxFuture<'a, Result<T, JournalError>>;
@@ -74,8 +75,8 @@ pub trait LaneStore: fmt::Debug + Send + Sync {
     /// Counts the rows of an entity that the API refused and that are still set aside.
     fn rejections<'a>(&'a self, entity_id: &'a str) -> Reply<'a, usize>;
 
-    /// Returns the latest accepted batches of an entity in this time zone, the newest first.
-    fn accepted_lately<'a>(&'a self, entity_id: &'a str, timezone: &'a str) -> Reply<'a, Vec<Accepted>>;
+    /// Returns the latest accepted batches of an entity in this time zone and of this form, the newest first.
+    fn accepted_lately<'a>(&'a self, entity_id: &'a str, rules: &'a RecordRules) -> Reply<'a, Vec<Accepted>>;
 }
 
 impl dyn LaneStore + '_ {
@@ -151,7 +152,7 @@ impl LaneStore for Journal {
         Journal::rejections(self, entity_id).boxed()
     }
 
-    fn accepted_lately<'a>(&'a self, entity_id: &'a str, timezone: &'a str) -> Reply<'a, Vec<Accepted>> {
-        Journal::accepted_lately(self, entity_id, timezone).boxed()
+    fn accepted_lately<'a>(&'a self, entity_id: &'a str, rules: &'a RecordRules) -> Reply<'a, Vec<Accepted>> {
+        Journal::accepted_lately(self, entity_id, rules).boxed()
     }
 }

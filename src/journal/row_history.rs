@@ -56,6 +56,10 @@ pub struct BatchOfRow {
     pub zone_rules: Option<String>,
     /// The version of the maps of its names.
     pub map_version: Option<i64>,
+    /// The version of the import that it was made for, if it was recorded.
+    pub api_version: Option<i32>,
+    /// The source that its records name.
+    pub source_id: Option<String>,
     /// The ids of all its rows.
     #[serde(skip)]
     pub ids: Vec<LedgerId>,
@@ -87,8 +91,8 @@ pub async fn carried(
     let rows = sqlx::query!(
         "select b.entity_id, b.batch_id, b.parent_id, b.pass_id, b.backfill_id, b.run_id, r.kind, b.status, b.attempts,
                 b.ambiguous, b.http_status, b.duration_ms, b.body_sha256, b.error, b.created_at, b.finished_at,
-                b.rejected_ids, b.rows_superseded, b.timezone, b.zone_rules, b.map_version, b.row_ids,
-                b.rows_rejected, b.row_count
+                b.rejected_ids, b.rows_superseded, b.timezone, b.zone_rules, b.map_version, b.api_version,
+                b.source_id, b.row_ids, b.rows_rejected, b.row_count
            from elven_sync.sync_batches b join elven_sync.sync_runs r using (run_id)
           where b.batch_id = any ($1) order by b.batch_id",
         &found
@@ -122,6 +126,8 @@ pub async fn carried(
             timezone: row.timezone,
             zone_rules: row.zone_rules,
             map_version: row.map_version,
+            api_version: row.api_version,
+            source_id: row.source_id,
             ids: unpack_ids(&row.row_ids).unwrap_or_default(),
         }
     });

@@ -62,7 +62,7 @@ impl LaneWorker {
         attempts: &mut Attempts,
         signed: Signed,
     ) -> Result<Requested, LaneExit> {
-        let sent = self.send_fresh(session, lease, &batch.body, attempts.remedies.trial, signed).await?;
+        let sent = self.send_fresh(session, lease, batch, attempts.remedies.trial, signed).await?;
         let Sent { answer, begun, by } = sent;
         log::request(answer.as_ref(), begun, attempts.number, batch.body.len());
         let Some(answer) = answer else {

@@ -11,10 +11,10 @@ use super::backfill::with_shared_names;
 use super::batcher::{BatchLimits, Batcher};
 use super::foreseen::{Foreseen, Foresight};
 use super::lane_worker::Target;
+use super::record_rules::record_rules;
 use super::report::Unregistered;
 use super::worker::progress;
 use super::{BackfillError, Ended, EntityReport, RunError, RunReport, Worker};
-use crate::align::Zone;
 use crate::batch::{Batch, RecordRules};
 use crate::elven::List;
 use crate::journal::{Asked, Counters, Entity, KnownName, Lane, MapHistory, RunStatus};
@@ -189,11 +189,11 @@ impl Worker {
         let mut counters = crate::journal::Counters::default();
         for entity in &selected {
             let lane = lanes.get(&entity.entity_id).cloned().unwrap_or_default();
-            let checked = self.zone_to_rehearse(entity, &lane, &probed);
+            let checked = self.rules_to_rehearse(entity, &lane, &probed);
             let report = match checked {
-                Ok(zone) => {
+                Ok(rules) => {
                     let names = Arc::new(maps.names(&entity.entity_id));
-                    let rules = RecordRules { names, ..zone.into() };
+                    let rules = RecordRules { names, ..rules };
                     let entity_id = &entity.entity_id;
                     let mut see = |batch: &Batch| {
                         counters.rehearse(batch);
@@ -233,19 +233,19 @@ impl Worker {
         Ok(Foresight::of(entities, [accounts, currencies], unusable))
     }
 
-    /// Returns the time zone of an entity, or why a run would not work on it.
-    fn zone_to_rehearse(
+    /// Returns the rules for the records of an entity, apart from its names, or why a run would not work on it.
+    fn rules_to_rehearse(
         &self,
         entity: &Entity,
         lane: &Lane,
         probed: &ledger::ProbeResult,
-    ) -> Result<Zone, String> {
+    ) -> Result<RecordRules, String> {
         let zone = self.settings.zones.get(&entity.timezone).map_err(|problem| problem.to_string())?;
         if let Some(unreadable) = probed.unreadable.get(&entity.entity_id) {
             return Err(unreadable.message.clone());
         }
         self.check_watermark(&entity.entity_id, lane, probed).map_err(|mismatch| mismatch.to_string())?;
-        Ok(zone)
+        record_rules(&self.settings, entity, zone)
     }
 
     /// Reports what a run would do for an entity. `see` is called with each batch.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::EntityReport;
-use crate::elven::{Answer, List};
+use crate::elven::{Answer, Listing};
 use crate::journal::{Counters, RunStatus};
 
 /// The span of a run.
@@ -102,7 +102,7 @@ pub(super) fn probe(answer: &Answer, begun: Instant) {
 }
 
 /// Logs a request for a page of a list.
-pub(super) fn list_page(answer: &Answer, begun: Instant, list: List, page: u32) {
+pub(super) fn list_page(answer: &Answer, begun: Instant, list: Listing, page: u32) {
     let (list, elapsed_ms) = (list.many(), elapsed_ms(begun));
     match answer {
         Answer::Response { status, .. } => {

@@ -1,4 +1,5 @@
-//! `reference pull`: reads the lists of the accounts and the currencies that the API knows, and stores them.
+//! `reference`: reads the lists of the accounts and the currencies that the API knows, and stores them; and reads the
+//! sources.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::worker::client;
 use super::{log, messages};
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
-use crate::elven::{Answer, List, ListEntry, ListPage, ResponseClass, is_older_than};
+use crate::elven::{Answer, List, ListEntry, ListPage, Listing, ResponseClass, SOURCE_TYPE, is_older_than};
 use crate::journal::{self, Entity, JournalError, StoredList};
 
 /// The longest time for which a list is read.
@@ -74,18 +75,8 @@ impl PullFailure {
 pub async fn pull_reference(settings: &Settings, database: &Database) -> Result<Vec<PulledList>, RunError> {
     journal::refuse_standby(database).await?;
     let credentials = Entity::credentials(&Entity::list(database).await?);
-    let client = client(settings)?;
-    let pauses = Entity::pauses_of_credentials(database).await?;
     let mut pulled = Vec::new();
-    for name in credentials {
-        let open =
-            |credential| ApiSession::new(credential, client.clone(), settings.api.requests_per_second, None);
-        let session = settings.credential(&name).map(open);
-        if let (Ok(session), Some((_, pause))) =
-            (&session, pauses.iter().find(|(credential, _)| *credential == name))
-        {
-            session.pause(*pause);
-        }
+    for (name, session) in sessions(settings, database, credentials).await? {
         pulled.extend(pull(settings, database, &name, session.as_ref()).await?);
     }
     let stored = StoredList::all(database).await?;
@@ -94,6 +85,60 @@ pub async fn pull_reference(settings: &Settings, database: &Database) -> Result<
             stored.iter().find(|stored| stored.credential == *credential && stored.list == *list).cloned();
     }
     Ok(pulled)
+}
+
+/// The sources for balances that one credential may use.
+#[derive(Debug)]
+pub struct ListedSources {
+    /// The credential.
+    pub credential: String,
+    /// The registered entities that have it, with their sources.
+    pub entities: Vec<Entity>,
+    /// The sources, or why they could not be read.
+    pub outcome: Result<Vec<ListEntry>, PullFailure>,
+}
+
+/// Reads the sources for balances with each credential that one of these entities has.
+pub async fn list_sources(
+    settings: &Settings,
+    database: &Database,
+    entities: &[Entity],
+) -> Result<Vec<ListedSources>, RunError> {
+    let mut listed = Vec::new();
+    for (name, session) in sessions(settings, database, Entity::credentials(entities)).await? {
+        let outcome = match &session {
+            Ok(session) => Reader { settings, session, list: Listing::Sources }.entries().await,
+            Err(problem) => Err(PullFailure::of(FailureSubject::Credential, problem.to_string())),
+        };
+        // The API may not know the filter, or may not say the type.
+        let is_for_balances =
+            |entry: &ListEntry| entry.kind.as_deref().is_none_or(|kind| kind == SOURCE_TYPE);
+        let outcome = outcome.map(|sources| sources.into_iter().filter(is_for_balances).collect());
+        let of_credential = entities.iter().filter(|entity| entity.credential == name);
+        listed.push(ListedSources { entities: of_credential.cloned().collect(), credential: name, outcome });
+    }
+    Ok(listed)
+}
+
+/// Opens a session with each of these credentials, or says why there is none.
+async fn sessions(
+    settings: &Settings,
+    database: &Database,
+    credentials: Vec<String>,
+) -> Result<Vec<(String, Result<ApiSession, ConfigError>)>, RunError> {
+    let client = client(settings)?;
+    let pauses = Entity::pauses_of_credentials(database).await?;
+    let open = |name: String| {
+        let open =
+            |credential| ApiSession::new(credential, client.clone(), settings.api.requests_per_second, None);
+        let session = settings.credential(&name).map(open);
+        let pause = pauses.iter().find(|(credential, _)| *credential == name);
+        if let (Ok(session), Some((_, pause))) = (&session, pause) {
+            session.pause(*pause);
+        }
+        (name, session)
+    };
+    Ok(credentials.into_iter().map(open).collect())
 }
 
 /// Pulls the lists of one credential.
@@ -111,7 +156,7 @@ async fn pull(
         let entries = match (before, session) {
             (Some(failure), _) => Err(failure.clone()),
             (None, Err(problem)) => Err(PullFailure::of(FailureSubject::Credential, problem.to_string())),
-            (None, Ok(session)) => Reader { settings, session, list }.entries().await,
+            (None, Ok(session)) => Reader { settings, session, list: list.into() }.entries().await,
         };
         let outcome = match entries {
             Ok(entries) => Ok(StoredList::replace(database, credential, list, &entries).await?),
@@ -124,9 +169,9 @@ async fn pull(
 
 /// Reads a whole list within [`LIST_TIME_MAX`]. `page` reads the page with a number.
 async fn whole_list(
+    mut reading: ListReading,
     mut page: impl AsyncFnMut(u32) -> Result<ListPage, PullFailure>,
 ) -> Result<Vec<ListEntry>, PullFailure> {
-    let mut reading = ListReading::default();
     let read = async {
         let mut number = 1;
         loop {
@@ -149,12 +194,16 @@ async fn whole_list(
 struct Reader<'a> {
     settings: &'a Settings,
     session: &'a ApiSession,
-    list: List,
+    list: Listing,
 }
 
 impl Reader<'_> {
     async fn entries(&self) -> Result<Vec<ListEntry>, PullFailure> {
-        whole_list(async |number| self.page(number).await).await
+        let reading = match self.list {
+            Listing::Names(_) => ListReading::default(),
+            Listing::Sources => ListReading::of_any_length(),
+        };
+        whole_list(reading, async |number| self.page(number).await).await
     }
 
     /// Reads one page. The same rate, pauses, back-off and remedies as for an import apply.
@@ -249,11 +298,11 @@ mod tests {
         let page = async |number: u32| {
             sleep(Duration::from_secs(7)).await;
             read = number;
-            let entries = vec![ListEntry { id: number.to_string(), name: None }];
+            let entries = vec![ListEntry { id: number.to_string(), name: None, kind: None }];
             Ok(ListPage { total: 100, entries })
         };
         let begun = Instant::now();
-        let failure = whole_list(page).await.unwrap_err();
+        let failure = whole_list(ListReading::default(), page).await.unwrap_err();
         assert_eq!(begun.elapsed(), Duration::from_mins(1));
         assert_eq!(read, 8);
         let expected = "the list was not read to its end within 60 s: 8 of 100 entries were read";

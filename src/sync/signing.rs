@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 
 use super::api_session::ApiSession;
 use super::lane::exit::LaneExit;
 use super::lane_worker::LaneWorker;
+use crate::batch::Batch;
 use crate::elven::{Answer, Signed, is_older_than};
 use crate::fault_point::{Step, around};
 use crate::journal::Lease;
@@ -52,7 +52,7 @@ impl LaneWorker {
         &self,
         session: &ApiSession,
         lease: &Lease,
-        body: &Bytes,
+        batch: &Batch,
         trial: Option<TimeDelta>,
         signed: Option<Signed>,
     ) -> Result<Signed, LaneExit> {
@@ -66,13 +66,13 @@ impl LaneWorker {
             return Ok(signed);
         }
         loop {
-            let signed = session.sign_import(trial, body.clone())?;
+            let signed = session.sign_import(trial, batch)?;
             let lasts = self.journal.check_lease(lease).await?;
             if is_fresh(&signed) {
                 return Ok(signed);
             }
             // The check took long. It still holds for a new signature if the lease is known to last.
-            let signed = session.sign_import(trial, body.clone())?;
+            let signed = session.sign_import(trial, batch)?;
             if lasts.is_sure() {
                 return Ok(signed);
             }
@@ -84,7 +84,7 @@ impl LaneWorker {
         &self,
         session: &ApiSession,
         lease: &Lease,
-        body: &Bytes,
+        batch: &Batch,
         trial: Option<TimeDelta>,
         mut signed: Signed,
     ) -> Result<Sent, LaneExit> {
@@ -96,7 +96,7 @@ impl LaneWorker {
             if answer != Some(Answer::OpenedLate) || opened_late > OPENED_LATE_MAX {
                 return Ok(Sent { answer, begun, by });
             }
-            signed = self.fresh(session, lease, body, trial, None).await?;
+            signed = self.fresh(session, lease, batch, trial, None).await?;
         }
     }
 }

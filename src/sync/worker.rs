@@ -12,6 +12,7 @@ use super::RunError;
 use super::api_session::ApiSession;
 use super::lane_worker::{LaneWorker, Stop, Target};
 use super::proving::CredentialProof;
+use super::record_rules::record_rules;
 use crate::batch::RecordRules;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Address, Database};
@@ -60,7 +61,7 @@ impl Worker {
             }
             None => None,
         };
-        let ledger = Ledger::open(database.clone(), standby, &settings.ledger).await?;
+        let ledger = Ledger::open(database.clone(), standby, &settings).await?;
         let lanes =
             LaneWorker::new(Arc::new(settings), Arc::new(journal.clone()), Arc::new(ledger.clone()), stop);
         Ok(Self { lanes, database, ledger, journal })
@@ -87,7 +88,8 @@ impl Worker {
         let mut sessions: BTreeMap<&str, Result<Arc<ApiSession>, String>> = BTreeMap::new();
         let mut targets = Vec::new();
         let mut unusable = Vec::new();
-        for Entity { entity_id, timezone, credential, .. } in selected {
+        for entity in selected {
+            let Entity { entity_id, timezone, credential, .. } = entity;
             let open =
                 || self.session(credential, &client).map(Arc::new).map_err(|problem| problem.to_string());
             let session = sessions.entry(credential).or_insert_with(open).clone();
@@ -102,11 +104,15 @@ impl Worker {
                 (_, Err(message)) => {
                     unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
                 }
-                (Ok(zone), Ok(session)) => {
-                    let proving = Arc::new(CredentialProof::default());
-                    let (entity_id, rules) = (entity_id.clone(), zone.into());
-                    targets.push(Target { entity_id, rules, session, proving });
-                }
+                (Ok(zone), Ok(session)) => match record_rules(&self.settings, entity, zone) {
+                    Err(message) => {
+                        unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
+                    }
+                    Ok(rules) => {
+                        let proving = Arc::new(CredentialProof::default());
+                        targets.push(Target { entity_id: entity_id.clone(), rules, session, proving });
+                    }
+                },
             }
         }
         let missing: Option<Vec<String>> = sessions.into_values().map(Result::err).collect();

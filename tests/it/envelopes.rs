@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use elven_sync::config::ApiVersion;
 use elven_sync::elven::{Answer, Client, ResponseClass, classify};
 use elven_sync::journal::{self, RunStatus};
 use elven_sync::sandbox::{Answers, Options};
@@ -266,7 +267,7 @@ async fn import(url: &str, timeout: Duration) -> Answer {
     );
     let client = Client::new(&url.parse().unwrap(), timeout).unwrap();
     let credential = settings.unwrap().credential("default").unwrap();
-    let signed = client.sign_import(&credential, TimeDelta::zero(), "[]".into()).unwrap();
+    let signed = client.sign_import(&credential, TimeDelta::zero(), ApiVersion::V3, "[]".into()).unwrap();
     client.send(signed).await
 }
 

@@ -7,7 +7,7 @@ use super::checker::{Checker, NEWEST, ROWS_NAMED_MAX};
 use super::finding::Finding;
 use super::span::Span;
 use crate::align::{Names, Offsets, Zone};
-use crate::batch::{Batch, RecordRules, unpack_ids};
+use crate::batch::{Batch, RecordForm, RecordRules, unpack_ids};
 use crate::database::Transaction;
 use crate::journal::audit as records;
 use crate::journal::{BatchState, MapHistory};
@@ -154,7 +154,13 @@ impl Checker<'_> {
             self.report.bodies_not_provable += 1;
             return;
         };
-        let made = Batch::build(None, rows, &RecordRules { zone, names: names.into() });
+        let kind = self.ledger.mapping().currency_kind.unwrap_or_default();
+        let form = RecordForm::recorded(batch.api_version, batch.source_id.as_deref(), kind);
+        let Some(form) = form else {
+            self.report.bodies_not_provable += 1;
+            return;
+        };
+        let made = Batch::build(None, rows, &RecordRules { zone, names: names.into(), form });
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
         } else if self.other_values_before.is_some_and(|pass_id| batch.pass_id < pass_id)

@@ -6,7 +6,6 @@ mod tests;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::TimeDelta;
 use futures_util::FutureExt;
 use secrecy::ExposeSecret;
@@ -17,8 +16,9 @@ use super::decisions::body_size::{BodyLimit, PROBE_EVERY};
 use super::decisions::policy::{SKEW_MIN, Taken};
 use super::decisions::proof::{Unproven, of_probe};
 use super::log;
+use crate::batch::Batch;
 use crate::config::{Credential, Settings};
-use crate::elven::{Answer, Client, List, ListPage, ResponseClass, Signed, classify};
+use crate::elven::{Answer, Client, ListPage, Listing, ResponseClass, Signed, classify};
 
 /// How often a run may read another key and secret from their files, so that files that change all the time do not keep
 /// it from ending.
@@ -176,18 +176,19 @@ impl ApiSession {
         state.paused_until = state.paused_until.max(Instant::now() + pause);
     }
 
-    /// Signs an import. `ahead`: the offset of a clock under trial; without it, the clock that is known to be right.
+    /// Signs the import of a batch. `ahead`: the offset of a clock under trial; without it, the clock that is known to be right.
     ///
     /// # Errors
     /// The key or the signature has characters that a header must not have.
     pub(super) fn sign_import(
         &self,
         ahead: Option<TimeDelta>,
-        body: Bytes,
+        batch: &Batch,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
         let ahead = ahead.unwrap_or_else(|| self.ahead());
         let (credential, keys) = self.in_use();
-        Ok(self.client.sign_import(&credential, ahead, body)?.with_keys(keys))
+        let (version, body) = (batch.rules.form.version(), batch.body.clone());
+        Ok(self.client.sign_import(&credential, ahead, version, body)?.with_keys(keys))
     }
 
     /// Signs a request for a page of a list. `ahead`: as for an import.
@@ -197,7 +198,7 @@ impl ApiSession {
     pub(super) fn sign_list(
         &self,
         ahead: Option<TimeDelta>,
-        list: List,
+        list: Listing,
         page: u32,
     ) -> Result<Signed, reqwest::header::InvalidHeaderValue> {
         let (credential, keys) = self.in_use();
@@ -209,7 +210,7 @@ impl ApiSession {
     pub(super) async fn send_list(
         &self,
         signed: Signed,
-        list: List,
+        list: Listing,
     ) -> (Answer, Option<Result<ListPage, &'static str>>) {
         self.client.send_list(signed, list).boxed().await
     }

@@ -11,10 +11,12 @@ pub(in crate::sync) const PAGES_MAX: u32 = 300;
 /// did not change meanwhile.
 #[derive(Debug, Default)]
 pub(in crate::sync) struct ListReading {
-    /// The name of each id.
-    entries: BTreeMap<String, Option<String>>,
+    /// The entry of each id.
+    entries: BTreeMap<String, ListEntry>,
     total: Option<u64>,
     pages: u32,
+    /// An empty list counts, too.
+    may_be_empty: bool,
 }
 
 /// What follows after a page.
@@ -27,6 +29,11 @@ pub(in crate::sync) enum NextPage {
 }
 
 impl ListReading {
+    /// Returns the reading of a list that may be empty.
+    pub(in crate::sync) fn of_any_length() -> Self {
+        Self { may_be_empty: true, ..Self::default() }
+    }
+
     /// Takes the next page.
     ///
     /// # Errors
@@ -38,9 +45,9 @@ impl ListReading {
             return Err(format!("the total of the list changed from {first} to {total} while it was read"));
         }
         let before = self.entries.len();
-        self.entries.extend(entries.into_iter().map(|ListEntry { id, name }| (id, name)));
+        self.entries.extend(entries.into_iter().map(|entry| (entry.id.clone(), entry)));
         self.pages += 1;
-        if self.entries.is_empty() {
+        if self.entries.is_empty() && !(self.may_be_empty && total == 0) {
             return Err("the list is empty".to_owned());
         }
         match u64::try_from(self.entries.len()).unwrap_or(u64::MAX) {
@@ -68,7 +75,7 @@ impl ListReading {
 
     /// Returns the entries.
     pub(in crate::sync) fn into_entries(self) -> Vec<ListEntry> {
-        self.entries.into_iter().map(|(id, name)| ListEntry { id, name }).collect()
+        self.entries.into_values().collect()
     }
 }
 
@@ -77,7 +84,7 @@ mod tests {
     use super::*;
 
     fn page(total: u64, ids: impl IntoIterator<Item = u32>) -> ListPage {
-        let entry = |id: u32| ListEntry { id: format!("a{id}"), name: None };
+        let entry = |id: u32| ListEntry { id: format!("a{id}"), name: None, kind: None };
         ListPage { total, entries: ids.into_iter().map(entry).collect() }
     }
 
@@ -108,6 +115,12 @@ mod tests {
             let why = last.expect_err(expected);
             assert!(why.contains(expected), "{why}");
         }
+    }
+
+    #[test]
+    fn a_list_of_any_length_may_be_empty() {
+        assert_eq!(ListReading::of_any_length().take(page(0, [])), Ok(NextPage::Whole));
+        assert!(ListReading::of_any_length().take(page(4, [])).is_err());
     }
 
     #[test]

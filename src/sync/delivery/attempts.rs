@@ -187,8 +187,8 @@ impl Delivery {
                 (acquired, signed)
             }
         };
-        let (lease, body) = (&self.pass.lease, &task.batch.body);
-        let signed = self.worker.fresh(&self.session, lease, body, corrected, Some(signed)).await?;
+        let (lease, batch) = (&self.pass.lease, &task.batch);
+        let signed = self.worker.fresh(&self.session, lease, batch, corrected, Some(signed)).await?;
         turn.end();
         Ok((permits, signed))
     }

@@ -83,7 +83,7 @@ impl Delivery {
     async fn known(&self) -> Result<Option<Batch>, RunError> {
         let Target { entity_id, rules, .. } = &self.target;
         let mut looked_at = 0;
-        for accepted in self.worker.journal.accepted_lately(entity_id, rules.zone.name()).await? {
+        for accepted in self.worker.journal.accepted_lately(entity_id, rules).await? {
             for id in accepted.ids.iter().rev().filter(|id| !accepted.set_aside.contains(id)) {
                 looked_at += 1;
                 if looked_at > RECORDS_LOOKED_AT {

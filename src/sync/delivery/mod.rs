@@ -333,7 +333,7 @@ impl Delivery {
     }
 
     fn signed(&self, batch: &Batch, corrected: Option<TimeDelta>) -> Result<Signed, LaneExit> {
-        Ok(self.session.sign_import(corrected, batch.body.clone())?)
+        Ok(self.session.sign_import(corrected, batch)?)
     }
 
     /// Waits for the API. During a pause that the API asked for, and if the wait takes long, the lane lends its permits

@@ -13,7 +13,7 @@ use super::Delivery;
 use super::batch_task::{BatchTask, Redelivery};
 use super::unanswered;
 use super::unknown_outcome::{Leaf, SplitTree};
-use crate::batch::Batch;
+use crate::batch::{Batch, RecordForm, RecordRules};
 use crate::config::OnAmbiguous;
 use crate::fault_point::{Step, around};
 use crate::journal::{BatchState, Kind, Problem, RecordedBatch};
@@ -63,7 +63,7 @@ impl Delivery {
                 for leaf in leaves {
                     let rows: Vec<Row> =
                         rows.iter().filter(|row| leaf.ids.contains(&row.id.to_string())).cloned().collect();
-                    let build = |rows| Batch::build(after.clone(), rows, &self.rules);
+                    let build = |rows| Batch::build(after.clone(), rows, &self.rules_of(leaf));
                     let batch = if rows.is_empty() { None } else { Some(build(rows)) };
                     held.push(Redelivery { root: number, whole: root, leaf, batch });
                     start = self.start.look(held.iter().filter_map(|redo| redo.batch.as_ref()))?;
@@ -110,6 +110,20 @@ impl Delivery {
             }
         }
         Ok(())
+    }
+
+    /// Returns the rules for the records of a recorded batch.
+    ///
+    /// A batch that the API may have imported keeps its version and its source: with another source, the API would
+    /// keep both its records and those that are sent again. Nothing of another batch is at Elven, so the batch takes
+    /// the present source; the recorded one may be why the batch was refused.
+    pub(super) fn rules_of(&self, leaf: &RecordedBatch) -> RecordRules {
+        let kind = self.rules.form.currency_kind();
+        let recorded = RecordForm::recorded(leaf.api_version, leaf.source_id.as_deref(), kind);
+        match recorded.filter(|_| leaf.may_be_imported()) {
+            Some(form) => RecordRules { form, ..self.rules.clone() },
+            None => self.rules.clone(),
+        }
     }
 
     /// Refuses recorded batches with a gap between them, because rows in a gap would count as processed. A crash leaves
@@ -160,7 +174,15 @@ impl Delivery {
     fn warn_of_resending(&self, leaf: &RecordedBatch, batch: &Batch) {
         let same_bytes = batch.body_sha256 == leaf.body_sha256;
         let zone = &self.rules.zone;
-        if leaf.zone_rules.as_ref().is_some_and(|rules| !zone.follows(rules)) {
+        if batch.rules.form != self.rules.form {
+            tracing::warn!(
+                same_bytes,
+                "the outcome of a batch is unknown; it is sent again for {}, for which it was made; other batches are \
+                 made for {} now",
+                batch.rules.form,
+                self.rules.form
+            );
+        } else if leaf.zone_rules.as_ref().is_some_and(|rules| !zone.follows(rules)) {
             tracing::warn!(
                 same_bytes,
                 "the outcome of a batch is unknown; it is sent again by zone rules {}, but it was made by {}: Elven \

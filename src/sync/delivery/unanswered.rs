@@ -64,7 +64,7 @@ impl Delivery {
                     "the cursor has passed this batch, but no answer is recorded; it is sent again"
                 );
             });
-            let build = |rows| Batch::build(leaf.before.clone(), rows, &self.rules);
+            let build = |rows| Batch::build(leaf.before.clone(), rows, &self.rules_of(leaf));
             let batch = if rows.is_empty() { None } else { Some(build(rows)) };
             let redo = self.redo(Redelivery { root: number, whole: leaf, leaf, batch });
             if let Some(task) = redo.instrument(span).await? {

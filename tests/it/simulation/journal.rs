@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
+use elven_sync::batch::RecordRules;
 use elven_sync::journal::{
     Accepted, Blocker, Fence, Holder, JournalError, LaneStore, Lasts, Lease, NewPass, OpenWork, Opened,
     Problem, Purpose, RecordedBatch, Reply, Side, Take, Taken, WorkKind, WriteRequest,
@@ -257,7 +258,7 @@ impl LaneStore for ModelJournal {
         async move { self.transaction("count the rejections", count).await }.boxed()
     }
 
-    fn accepted_lately<'a>(&'a self, entity_id: &'a str, _: &'a str) -> Reply<'a, Vec<Accepted>> {
+    fn accepted_lately<'a>(&'a self, entity_id: &'a str, _: &'a RecordRules) -> Reply<'a, Vec<Accepted>> {
         let read = move |_: &World, state: &mut State| {
             let is_accepted = |batch: &&BatchRow| {
                 batch.entity_id == entity_id
@@ -299,6 +300,8 @@ fn recorded(batch: &BatchRow, side: Side) -> RecordedBatch {
         body_sha256: batch.sha256.clone(),
         zone_rules: None,
         map_version: None,
+        api_version: None,
+        source_id: None,
         state: batch.state(),
         attempts: batch.attempts,
         unknown_runs: batch.unknown_runs,

@@ -102,6 +102,7 @@ impl TestEnv {
             timezone: timezone.to_owned(),
             credential: "default".to_owned(),
             paused: false,
+            source_id: None,
         };
         assert!(Entity::add(&self.pool.clone().into(), &entity).await.unwrap());
     }
