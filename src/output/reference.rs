@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::maps::map_command;
 use super::{escaped, json_line, line, lines, number, table, terminal_columns, when};
 use crate::admin::{NameReport, NameStatus, UsedName};
-use crate::elven::List;
+use crate::elven::{List, ListEntry, SOURCES_PATH};
 use crate::journal::{KnownName, MapKind, StoredList};
-use crate::sync::{FailureSubject, PullFailure, PulledList};
+use crate::sync::{FailureSubject, ListedSources, PullFailure, PulledList, setting_source};
 use crate::text::{counted_noun, thousands};
 
 /// The most names that are listed of those that the ledger does not use.
@@ -240,4 +240,88 @@ fn names_json(report: &NameReport, list: List, used: &[&UsedName], unused: &[Kno
         "lists": lists.collect::<Vec<_>>(),
         "without_list": report.without_list,
     })
+}
+
+/// Prints the sources at Elven, with the entities that they are pinned to.
+pub fn sources(listed: &[ListedSources], as_json: bool) {
+    if as_json {
+        json_line(&json!({ "credentials": listed.iter().map(sources_json).collect::<Vec<_>>() }));
+        return;
+    }
+    if listed.is_empty() {
+        line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
+        return;
+    }
+    let header = ["credential", "source", "name", "type", "entities"];
+    let rows: Vec<Vec<String>> = listed.iter().flat_map(source_cells).collect();
+    if !rows.is_empty() {
+        lines(table(&header, &[], rows));
+    }
+    for listed in listed {
+        source_notes(listed);
+    }
+}
+
+/// The entities whose source is this one.
+fn pinned_to<'a>(listed: &'a ListedSources, source: &'a ListEntry) -> impl Iterator<Item = &'a str> {
+    let has_it = |entity: &&crate::journal::Entity| entity.source_id.as_ref() == Some(&source.id);
+    listed.entities.iter().filter(has_it).map(|entity| entity.entity_id.as_str())
+}
+
+fn source_cells(listed: &ListedSources) -> Vec<Vec<String>> {
+    let cells = |source: &ListEntry| {
+        let [name, kind] = [&source.name, &source.kind].map(|text| text.clone().unwrap_or_default());
+        let entities = pinned_to(listed, source).collect::<Vec<_>>().join(", ");
+        vec![listed.credential.clone(), source.id.clone(), name, kind, entities]
+    };
+    listed.outcome.iter().flatten().map(cells).collect()
+}
+
+/// Says what is wrong with the sources of a credential.
+fn source_notes(listed: &ListedSources) {
+    let ListedSources { credential, entities, outcome } = listed;
+    let sources = match outcome {
+        Err(failure) => {
+            let hint = if failure.about == FailureSubject::Permission {
+                format!("; hint: check key and secret, and allow the key at Elven to call GET {SOURCES_PATH}")
+            } else {
+                String::new()
+            };
+            line(format_args!(
+                "credential `{credential}`: the sources were not read: {}{hint}",
+                failure.message
+            ));
+            return;
+        }
+        Ok(sources) => sources,
+    };
+    if sources.is_empty() {
+        line(format_args!(
+            "credential `{credential}`: Elven lists no source for balances; docs/delivery.md, \"API version 4\", has the \
+             request that creates one"
+        ));
+    }
+    for entity in entities {
+        let id = &entity.entity_id;
+        match &entity.source_id {
+            None => line(format_args!("entity `{id}` has no source; hint: {}", setting_source(id, "ID"))),
+            Some(source_id) if sources.iter().all(|source| source.id != *source_id) => line(format_args!(
+                "entity `{id}` has source `{source_id}`, which is not listed; hint: {}",
+                setting_source(id, "ID")
+            )),
+            Some(_) => {}
+        }
+    }
+}
+
+fn sources_json(listed: &ListedSources) -> Value {
+    let sources = listed.outcome.as_ref().ok().map(|sources| {
+        let show = |source: &ListEntry| {
+            let entities: Vec<&str> = pinned_to(listed, source).collect();
+            json!({"source_id": source.id, "name": source.name, "type": source.kind, "entities": entities})
+        };
+        sources.iter().map(show).collect::<Vec<_>>()
+    });
+    let problem = listed.outcome.as_ref().err().map(|failure| &failure.message);
+    json!({"credential": listed.credential, "sources": sources, "problem": problem})
 }
