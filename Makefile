@@ -34,12 +34,14 @@ ifeq ($(ARGS),)
 	$(MAKE) test-versions VERSIONS="13 18" VERSION_TESTS="$(VERSION_TESTS_SHORT)"
 endif
 
-# The API's pages disagree about the envelope; the tests before were run under the bare one.
-test-answers: ## the acceptance tests with the API's answers wrapped in the other ways
+# The API's pages disagree about the envelope, and the import has two versions; the tests before were run under the bare
+# envelope and version 3.
+test-answers: ## the acceptance tests with the API's answers wrapped in the other ways, and with version 4 of the import
 	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off scripts/with-postgres \
 		sh -ec 'export TEST_DATABASE_URL=$$DATABASE_URL; for answers in wrapped wrapped-true; do \
-			ELVEN_TEST_ANSWERS=$$answers "$$@"; done' sh \
-		$(CARGO) test --locked --test it -- promises:: delivery:: answers:: backfill:: errors:: crashes:: row::
+			ELVEN_TEST_ANSWERS=$$answers "$$@" answers:: backfill:: errors:: crashes:: row::; done; \
+			ELVEN_TEST_API_VERSION=4 "$$@" verify::' sh \
+		$(CARGO) test --locked --test it -- promises:: delivery::
 
 # Without npm, it says what was not tested, and goes on. With ELVEN_PG_VERSIONS=required it fails, so that nobody takes
 # that for a test of all versions.

@@ -9,7 +9,7 @@ mod rivals;
 use elven_sync::sandbox::Fault;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::{TestEnv, fault_rules, output_of, stderr, stdout};
+use crate::support::{TestEnv, as_sent, fault_rules, output_of, stderr, stdout};
 
 /// Adds rows of an entity, one minute apart from 2024-01-01 on, each of its own account.
 pub async fn add_minutes(scene: &TestEnv, entity_id: &str, rows: i32) {
@@ -221,8 +221,12 @@ async fn a_dry_run_says_what_would_be_sent_and_changes_nothing(pool: PgPool) {
     for expected in [
         "15 rows in 4 batches would be read, 13 uploaded in 4 requests",
         "1 set aside, 1 superseded",
-        r#"first record: {"entityAccountId":"beta-0","currency":"BTC","datetime":"2024-01-01 00:00:00","balance":0}"#,
-        r#"last record: {"entityAccountId":"acme-9","currency":"BTC","datetime":"2024-01-01 01:09:00","balance":9}"#,
+        &as_sent(
+            r#"first record: {"entityAccountId":"beta-0","currency":"BTC","datetime":"2024-01-01 00:00:00","balance":0}"#,
+        ),
+        &as_sent(
+            r#"last record: {"entityAccountId":"acme-9","currency":"BTC","datetime":"2024-01-01 01:09:00","balance":9}"#,
+        ),
         "its duration is not known, since [api] requests_per_second is not set",
     ] {
         assert!(said.contains(expected), "{expected}: {said}");

@@ -15,7 +15,7 @@ use elven_sync::sandbox::{Fault, Request};
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::support::{IMPORT, KEY, SECRET, TestEnv, fault_rules, stderr, stdout};
+use crate::support::{KEY, SECRET, TestEnv, fault_rules, is_import, stderr, stdout};
 
 /// One entity, and a connector with a minimal back-off.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -40,7 +40,7 @@ async fn add_rows(scene: &TestEnv, entity_id: &str, count: i32) {
 
 /// Returns the imports that arrived, in order.
 fn imports(scene: &TestEnv) -> Vec<Request> {
-    scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
+    scene.sandbox.requests().into_iter().filter(|request| is_import(&request.path)).collect()
 }
 
 /// Returns the number of imports that were answered with this status.

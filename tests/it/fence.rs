@@ -9,7 +9,7 @@ use elven_sync::sync::Ended;
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::support::{IMPORT, TestEnv, eventually, fault_rules, output_of, stdout};
+use crate::support::{TestEnv, eventually, fault_rules, is_import, output_of, stdout};
 
 /// One entity, one request at a time, and one row per request.
 async fn scene(pool: PgPool) -> TestEnv {
@@ -43,7 +43,7 @@ fn arrived(scene: &TestEnv) -> Vec<String> {
 }
 
 fn imports(scene: &TestEnv) -> Vec<Request> {
-    scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
+    scene.sandbox.requests().into_iter().filter(|request| is_import(&request.path)).collect()
 }
 
 /// Returns the remaining duration of the fence of the entity, if it has one.

@@ -12,6 +12,7 @@
 mod actions;
 mod addresses;
 mod answers;
+mod api_version;
 mod attach;
 mod backfill;
 mod cluster;

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, FromRow};
 
 use super::Case;
 
-use crate::support::IMPORT;
+use crate::support::is_import;
 
 /// A batch in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -188,7 +188,7 @@ impl Case {
         assert_eq!(value(in_states).await, value(uploaded).await, "rows uploaded by states and by runs");
         let requests = "select sum(requests)::text from elven_sync.sync_runs where run_id = any (RUNS)";
         let requests: usize = value(requests).await.parse().unwrap();
-        let imports = self.scene.sandbox.requests().iter().filter(|request| request.path == IMPORT).count();
+        let imports = self.scene.sandbox.requests().iter().filter(|request| is_import(&request.path)).count();
         let (least, most) = self.unrecorded;
         let unrecorded = imports - requests;
         assert!((least..=most).contains(&unrecorded), "{unrecorded} requests without a recorded answer");

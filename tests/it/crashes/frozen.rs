@@ -12,7 +12,7 @@ use tokio::process::Child;
 use super::points::{Point, points};
 use super::{Case, SIGNATURE_WINDOW, at_each};
 
-use crate::support::{FAULT_POINT, IMPORT, signal};
+use crate::support::{FAULT_POINT, is_import, signal};
 
 /// Lasts while the worker has the lease, and a while longer.
 const OF_A_LEASE: [(Step, &[u32]); 9] = [
@@ -43,7 +43,7 @@ impl Case {
     }
 
     fn imports(&self) -> Vec<Request> {
-        self.scene.sandbox.requests().into_iter().filter(|request| request.path == IMPORT).collect()
+        self.scene.sandbox.requests().into_iter().filter(|request| is_import(&request.path)).collect()
     }
 
     /// Returns everything that a worker moves, apart from the times of its probes and successes.

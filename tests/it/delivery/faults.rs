@@ -9,7 +9,7 @@ use elven_sync::sandbox::{Credential, Options, Sandbox};
 use sqlx::PgPool;
 
 use super::{imports, scene};
-use crate::support::{KEY, SECRET, eventually, fault_rules, variable};
+use crate::support::{KEY, SECRET, SOURCE, eventually, fault_rules, variable};
 
 const ROWS: i64 = 50_000;
 
@@ -41,6 +41,7 @@ async fn random_faults_leave_each_row_uploaded_or_set_aside(pool: PgPool) {
         rules: fault_rules(&FAULTS),
         seed: seed.unsigned_abs(),
         keep_records_max: usize::MAX,
+        sources: [SOURCE.to_owned()].into(),
         ..Options::default()
     })
     .await

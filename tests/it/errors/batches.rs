@@ -3,7 +3,7 @@
 use sqlx::PgPool;
 
 use crate::stub::{Stub, respond};
-use crate::support::{IMPORT, TestEnv, output_of};
+use crate::support::{TestEnv, is_import, output_of};
 
 /// Sets the rows 1 to `rows` of acme aside, which then are valid again without a new version. The account of row n is an.
 pub async fn scene_with_repaired_rows(pool: PgPool, rows: i32) -> TestEnv {
@@ -36,7 +36,7 @@ async fn retried_rows_are_sent_together_and_a_refused_one_is_found(pool: PgPool)
     assert_eq!(retried.matches("resolved: uploaded by `errors retry`").count(), 63, "{retried}");
     assert_eq!(retried.matches("still open: the API refused it").count(), 1, "{retried}");
     assert_eq!(scene.balances().len(), 63);
-    let requests = scene.sandbox.requests().iter().filter(|request| request.path == IMPORT).count();
+    let requests = scene.sandbox.requests().iter().filter(|request| is_import(&request.path)).count();
     assert!(requests <= 1 + 2 * 6, "{requests} requests");
     let expected = "63 invalid_row uploaded by `errors retry`, 1 invalid_row another problem of the row took its place, \
                     1 rejected_row";

@@ -22,7 +22,8 @@ fn refusal(asked: &StubRequest) -> StubResponse {
     let records: Vec<Value> = serde_json::from_str(&asked.body).unwrap();
     let wrong = records.iter().find_map(|record| {
         let (account, balance) = (record["entityAccountId"].as_str().unwrap(), record["balance"].to_string());
-        let (currency, datetime) = (&record["currency"], record["datetime"].as_str().unwrap());
+        let currency = record.get("currency").unwrap_or(&record["symbol"]);
+        let datetime = record["datetime"].as_str().unwrap();
         if account.starts_with(UNKNOWN) {
             Some((40_006, format!("no account {account} for {currency} at {}", datetime.replace(' ', "T"))))
         } else {

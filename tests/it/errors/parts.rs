@@ -3,7 +3,7 @@
 use sqlx::PgPool;
 
 use super::batches::scene_with_repaired_rows;
-use crate::support::{IMPORT, TestEnv, output_of};
+use crate::support::{TestEnv, is_import, output_of};
 
 /// Batches of two rows, so that a part of a retry is 32 rows.
 async fn scene_with_parts(pool: PgPool, rows: i32) -> TestEnv {
@@ -19,7 +19,7 @@ async fn a_retry_of_several_parts_is_one_run_with_full_batches(pool: PgPool) {
     assert_eq!(retried.matches("resolved: uploaded by `errors retry`").count(), 101, "{retried}");
     assert_eq!(retried.lines().count(), 101, "each error once: {retried}");
     assert_eq!(scene.balances().len(), 101);
-    let requests = scene.sandbox.requests().iter().filter(|request| request.path == IMPORT).count();
+    let requests = scene.sandbox.requests().iter().filter(|request| is_import(&request.path)).count();
     assert_eq!(requests, 51);
     let runs = "select string_agg(concat_ws(' ', status, rows_uploaded), ',') from elven_sync.sync_runs where kind = 'retry'";
     assert_eq!(scene.text(runs).await, "succeeded 101");
@@ -36,7 +36,7 @@ async fn a_retry_that_cannot_go_on_leaves_the_other_parts_alone(pool: PgPool) {
     let about =
         retried.lines().filter(|line| line.contains(": still open: the API refused credential")).count();
     assert_eq!(about, 101, "{retried}");
-    let requests = scene.sandbox.requests().iter().filter(|request| request.path == IMPORT).count();
+    let requests = scene.sandbox.requests().iter().filter(|request| is_import(&request.path)).count();
     assert!(requests <= 4, "{requests} requests");
 }
 

@@ -2,8 +2,13 @@
 
 use elven_sync::sandbox::Rule;
 
-/// The path of imports.
+/// The path of imports, version 3.
 pub const IMPORT: &str = "/open/v3/account/treasuryBalance";
+
+/// Whether a request with this path is an import, of either version.
+pub fn is_import(path: &str) -> bool {
+    path.ends_with("/account/treasuryBalance")
+}
 
 /// The key of the credential `default`.
 pub const KEY: &str = "test-key-4be1";

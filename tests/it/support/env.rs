@@ -25,6 +25,16 @@ const FENCES_ARE_OVER: &str = "
     create trigger fence_is_over before insert or update on elven_sync.sync_state
         for each row execute function fence_is_over()";
 
+/// The source that entities have when the tests run with version 4 of the import.
+pub const SOURCE: &str = "test-source";
+
+/// Gives each entity that is registered without a source the one of the sandbox.
+const ENTITIES_HAVE_A_SOURCE: &str = "
+    create or replace function pin_source() returns trigger language plpgsql as
+        $$ begin new.source_id := coalesce(new.source_id, 'test-source'); return new; end $$;
+    drop trigger if exists pin_source on elven_sync.entities;
+    create trigger pin_source before insert on elven_sync.entities for each row execute function pin_source()";
+
 /// A migrated database with the default ledger, a sandbox, and the settings of a connector between them.
 ///
 /// Without [`TestEnv::with_fences`] there are no fences: no request of the sandbox arrives late.
@@ -45,7 +55,8 @@ impl TestEnv {
     }
 
     /// Creates an environment with another sandbox on a database that is already migrated.
-    pub async fn connect_like(pool: PgPool, options: Options) -> Self {
+    pub async fn connect_like(pool: PgPool, mut options: Options) -> Self {
+        options.sources.insert(SOURCE.to_owned());
         let credentials =
             vec![Credential::new("default", KEY, SECRET), Credential::new("second", "key-2", "secret-2")];
         let answers = if options.answers == Answers::default() { answers() } else { options.answers };
@@ -63,7 +74,12 @@ impl TestEnv {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-        Self { pool, url, sandbox, variables }
+        let mut scene = Self { pool, url, sandbox, variables };
+        if is_version_4() {
+            scene.sql(ENTITIES_HAVE_A_SOURCE).await;
+            scene.set("ELVEN_SYNC_API__VERSION", "4");
+        }
+        scene
     }
 
     /// Enables fences. They last for the signature window of [`TestEnv::connect_like`] and 3 s.
@@ -189,6 +205,19 @@ impl TestEnv {
 fn answers() -> Answers {
     std::env::var("ELVEN_TEST_ANSWERS")
         .map_or_else(|_| Answers::default(), |name| ValueEnum::from_str(&name, false).unwrap())
+}
+
+/// Whether the tests run with version 4 of the import: `ELVEN_TEST_API_VERSION=4`.
+pub fn is_version_4() -> bool {
+    variable("ELVEN_TEST_API_VERSION") == Some(4)
+}
+
+/// Returns the JSON of a record of version 3 as the version under test has it.
+pub fn as_sent(record: &str) -> String {
+    if is_version_4() {
+        return record.replace(r#""currency":"#, &format!(r#""sourceId":"{SOURCE}","symbol":"#));
+    }
+    record.to_owned()
 }
 
 /// Returns a number from the environment of the test run.

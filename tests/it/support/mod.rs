@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use self::api::{IMPORT, KEY, SECRET, fault_rules};
-pub use self::env::{TestEnv, variable};
+pub use self::api::{IMPORT, KEY, SECRET, fault_rules, is_import};
+pub use self::env::{SOURCE, TestEnv, as_sent, variable};
 pub use self::files::files_in;
 pub use self::ledger::{PARTS, scene_with_three_batches};
 pub use self::process::{FAULT_POINT, output_of, signal, stderr, stdout, wait_for_log};
