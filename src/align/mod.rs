@@ -4,6 +4,7 @@
 //! to a float.
 
 mod clock;
+mod currency_kind;
 mod names;
 mod number;
 mod text;
@@ -13,6 +14,7 @@ mod zones;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
 
 pub use clock::{Clock, POSTGRES_EPOCH_US, write_datetime};
+pub use currency_kind::CurrencyKind;
 pub use names::{NameMap, Names};
 pub use number::{Number, exceeds_a_double};
 pub use text::Text;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Invalid;
+use super::{CurrencyKind, Invalid};
 
 /// The names of an entity's accounts and currencies at Elven. A name without a map is sent as it is.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +34,8 @@ struct Mapped {
     elven: Box<str>,
     /// Other names of the ledger may have the same name at Elven.
     shared: bool,
+    /// What the name of a currency is, if the map says it.
+    kind: Option<CurrencyKind>,
 }
 
 impl Names {
@@ -51,9 +53,21 @@ impl Names {
 impl NameMap {
     /// Adds a map. The caller takes care that only shared maps lead to one name at Elven.
     pub fn add(&mut self, ledger: &str, elven: &str, shared: bool) {
-        self.maps.insert(ledger.into(), Mapped { elven: elven.into(), shared });
+        self.maps.insert(ledger.into(), Mapped { elven: elven.into(), shared, kind: None });
         self.sources.entry(elven.into()).or_default().push(ledger.into());
         self.has_shared |= shared;
+    }
+
+    /// Sets what the name at Elven of a currency is. The name has a map.
+    pub fn set_kind(&mut self, ledger: &str, kind: CurrencyKind) {
+        if let Some(mapped) = self.maps.get_mut(ledger) {
+            mapped.kind = Some(kind);
+        }
+    }
+
+    /// Returns what the name at Elven of a currency is, if a map says it.
+    pub fn kind(&self, ledger: &str) -> Option<CurrencyKind> {
+        self.maps.get(ledger).and_then(|mapped| mapped.kind)
     }
 
     /// Notes that a version added or removed a map of a name.

@@ -7,9 +7,8 @@ use serde::Serialize;
 
 use super::key_search::require_registered;
 use super::verify::chain::{self, Chain, Link};
-use crate::align::Zones;
 use crate::batch::{Batch, RecordForm, RecordRules};
-use crate::config::{CurrencyKind, Settings};
+use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::audit::{self as records, Change};
 use crate::journal::row_history::{self, BatchOfRow};
@@ -78,8 +77,7 @@ pub struct RowReport {
 
 /// The facts about an entity that the trace of its rows needs.
 struct Known<'a> {
-    zones: &'a Zones,
-    currency_kind: CurrencyKind,
+    settings: &'a Settings,
     entity: Option<&'a Entity>,
     last_error: Option<&'a str>,
     lane: Lane,
@@ -131,8 +129,7 @@ pub async fn of_row(
         };
         let of_entity = |health: &&Health| health.entity_id == entity_id;
         let known = Known {
-            zones: &settings.zones,
-            currency_kind: settings.ledger.currency_kind,
+            settings,
             entity: entities.iter().find(|entity| entity.entity_id == entity_id),
             last_error: health.iter().find(of_entity).and_then(|health| health.last_error.as_deref()),
             lane,
@@ -352,12 +349,16 @@ fn sent(known: &Known<'_>, rows: &[Row], carried: &[BatchOfRow]) -> Option<Strin
     let batch = carried.iter().rfind(|batch| batch.status == "accepted" && !batch.set_aside)?;
     let [row] = rows else { return None };
     let zone = batch.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()))?;
-    let zone = known.zones.get(zone).ok()?;
+    let zone = known.settings.zones.get(zone).ok()?;
     if batch.zone_rules.as_ref().is_some_and(|rules| !zone.follows(rules)) {
         return None;
     }
     let names = known.maps.names_at(&batch.entity_id, batch.map_version).into();
-    let form = RecordForm::recorded(batch.api_version, batch.source_id.as_deref(), known.currency_kind)?;
+    let form = RecordForm::recorded(
+        batch.api_version,
+        batch.source_id.as_deref(),
+        known.settings.ledger.currency_kind,
+    )?;
     let rebuilt = Batch::build(None, vec![row.clone()], &RecordRules { zone, names, form });
     rebuilt.records.first().map(|record| rebuilt.record(*record))
 }
@@ -371,7 +372,7 @@ async fn superseded_by(
     leaf: &BatchOfRow,
 ) -> Result<Option<LedgerId>, RunError> {
     let zone = leaf.timezone.as_deref().or(known.entity.map(|entity| entity.timezone.as_str()));
-    let Some(zone) = zone.and_then(|name| known.zones.get(name).ok()) else { return Ok(None) };
+    let Some(zone) = zone.and_then(|name| known.settings.zones.get(name).ok()) else { return Ok(None) };
     let names = Arc::new(known.maps.names_at(entity_id, leaf.map_version));
     let batch = Batch::build(None, vec![row.clone()], &RecordRules { names: names.clone(), ..zone.into() });
     let rivals = match ledger.rivals(entity_id, row, &names).await {

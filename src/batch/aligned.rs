@@ -45,12 +45,13 @@ impl<'a> Aligned<'a> {
         let names = &rules.names;
         let account = row.account().map(|name| names.accounts.elven(ACCOUNT, name)).transpose()?;
         let account = Text::read(ACCOUNT, account).map_err(|why| not_text(row, 0, why))?;
+        let kind = row.currency().and_then(|name| names.currencies.kind(name));
         let currency = row.currency().map(|name| names.currencies.elven(CURRENCY, name)).transpose()?;
         let currency = Text::read(CURRENCY, currency).map_err(|why| not_text(row, 1, why))?;
         let captured_at_us = row.captured_at_us.ok_or_else(|| Invalid("captured_at is NULL".to_owned()))?;
         let local = clock.at(captured_at_us)?;
         let numeric = row.balance().ok_or_else(|| Invalid("balance is NULL".to_owned()))?;
-        let (balance, currency_field) = (Number::read(numeric)?, rules.form.currency_field());
+        let (balance, currency_field) = (Number::read(numeric)?, rules.form.currency_field(kind));
         Ok(Self { place, row, account, currency, currency_field, local, balance })
     }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::align::{Invalid, Text};
-use crate::config::{ApiVersion, CurrencyKind};
+use crate::align::{CurrencyKind, Invalid, Text};
+use crate::config::ApiVersion;
 
 /// What decides the fields of a record; cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum RecordForm {
     V4 {
         /// The source.
         source: Source,
-        /// What the ledger's currencies are.
+        /// What the ledger's currencies are, unless a map says otherwise.
         currency_kind: CurrencyKind,
     },
 }
@@ -63,12 +63,14 @@ impl RecordForm {
         }
     }
 
-    /// Returns the field that names a currency.
-    pub(super) fn currency_field(&self) -> CurrencyField {
+    /// Returns the field that names a currency. `mapped`: what its map says that it is.
+    pub(super) fn currency_field(&self, mapped: Option<CurrencyKind>) -> CurrencyField {
         match self {
             Self::V3 => CurrencyField::Currency,
-            Self::V4 { currency_kind: CurrencyKind::Symbol, .. } => CurrencyField::Symbol,
-            Self::V4 { currency_kind: CurrencyKind::AssetId, .. } => CurrencyField::AssetId,
+            Self::V4 { currency_kind, .. } => match mapped.unwrap_or(*currency_kind) {
+                CurrencyKind::Symbol => CurrencyField::Symbol,
+                CurrencyKind::AssetId => CurrencyField::AssetId,
+            },
         }
     }
 }

@@ -1,8 +1,7 @@
 //! Tests of batches.
 
 use super::*;
-use crate::align::{self, Number, Text, Zone};
-use crate::config::CurrencyKind;
+use crate::align::{self, CurrencyKind, Number, Text, Zone};
 use proptest::prelude::*;
 
 fn row(xid: u64, id: i64, captured_at_us: i64, balance: &[u16]) -> Row {

@@ -6,6 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use super::connect::connect_migrated;
 use super::exit_code::{FAILED, SUCCEEDED};
 use crate::admin;
+use crate::align::CurrencyKind;
 use crate::config::Settings;
 use crate::journal::{self, MapEntry, MapKind};
 use crate::output;
@@ -28,6 +29,9 @@ pub(super) enum Command {
     Currency {
         #[command(flatten)]
         names: Names,
+        /// What the name at Elven is, for `[api] version = 4`; by default what `[ledger] currency_kind` says
+        #[arg(long, value_enum)]
+        kind: Option<NameKind>,
         /// Only for this entity; takes precedence over a map for all entities
         #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
         entity: Option<String>,
@@ -73,6 +77,25 @@ pub(super) enum Kind {
     Currency,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum NameKind {
+    /// A symbol
+    #[value(name = "symbol")]
+    Symbol,
+    /// An id of an asset
+    #[value(name = "asset_id")]
+    AssetId,
+}
+
+impl From<NameKind> for CurrencyKind {
+    fn from(kind: NameKind) -> Self {
+        match kind {
+            NameKind::Symbol => Self::Symbol,
+            NameKind::AssetId => Self::AssetId,
+        }
+    }
+}
+
 impl Command {
     /// Whether people run the command for what it prints.
     pub(super) fn prints_its_product(&self) -> bool {
@@ -82,9 +105,9 @@ impl Command {
 
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
     let database = connect_migrated(settings).await?;
-    let (kind, names, entity) = match command {
-        Command::Account { names, entity } => (MapKind::Account, names, entity),
-        Command::Currency { names, entity } => (MapKind::Currency, names, entity),
+    let (map, names, name_kind, entity) = match command {
+        Command::Account { names, entity } => (MapKind::Account, names, None, entity),
+        Command::Currency { names, kind, entity } => (MapKind::Currency, names, kind, entity),
         Command::List { entity, json } => {
             let maps = MapEntry::all(&database).await?;
             output::maps::list(&maps, entity.as_deref(), json);
@@ -104,12 +127,14 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
     };
     journal::refuse_standby(&database).await?;
     let Names { ledger_name, elven_name, shared } = names;
-    let map = MapEntry { shared, ..entry(kind, ledger_name, elven_name, entity) };
+    let kind = name_kind.map(CurrencyKind::from);
+    let map = MapEntry { shared, kind, ..entry(map, ledger_name, elven_name, entity) };
     output::maps::added(&admin::add_map(settings, &database, map).await?);
     Ok(SUCCEEDED)
 }
 
 fn entry(map: MapKind, ledger_name: String, elven_name: String, entity: Option<String>) -> MapEntry {
     let entity_id = entity.unwrap_or_default();
-    MapEntry { map, entity_id, ledger_name, elven_name, shared: false, map_version: 0, added_at: None }
+    let (shared, kind, map_version, added_at) = (false, None, 0, None);
+    MapEntry { map, entity_id, ledger_name, elven_name, shared, kind, map_version, added_at }
 }

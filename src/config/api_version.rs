@@ -1,4 +1,4 @@
-//! The version of the import, and what distinguishes its records.
+//! The version of the import.
 
 use serde::{Deserialize, Serialize};
 
@@ -50,27 +50,6 @@ impl TryFrom<VersionNumber> for ApiVersion {
             Some(3) => Ok(Self::V3),
             Some(4) => Ok(Self::V4),
             _ => Err("no version, expected 3 or 4"),
-        }
-    }
-}
-
-/// `[ledger] currency_kind`: what the ledger's `currency` holds, which decides how a record of version 4 names it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CurrencyKind {
-    /// Symbols, sent as `symbol`.
-    #[default]
-    Symbol,
-    /// Elven's ids of assets, sent as `assetID`.
-    AssetId,
-}
-
-impl CurrencyKind {
-    /// Returns the word for the kind, as the file spells it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Symbol => "symbol",
-            Self::AssetId => "asset_id",
         }
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, error};
-use super::{CurrencyKind, number, switch};
-use crate::align;
+use super::{number, switch};
+use crate::align::{self, CurrencyKind};
 
 /// The largest `balance_scale`. Ledgers in wei need 18; an integer has at most 19 digits.
 const BALANCE_SCALE_MAX: u32 = 100;
@@ -24,7 +24,7 @@ pub struct LedgerSettings {
     /// The number of decimal places in an integer `balance`, e.g. 2 for cents.
     #[serde(deserialize_with = "number::from_text_or_number_if_any")]
     pub balance_scale: Option<u32>,
-    /// What the column `currency` holds.
+    /// What the names in the column `currency` are, unless a map says otherwise.
     pub currency_kind: CurrencyKind,
     /// The entity of all rows, if the ledger has no column for it.
     pub entity: Option<String>,

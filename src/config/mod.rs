@@ -26,7 +26,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::{Host, Url};
 
-pub use api_version::{ApiVersion, CurrencyKind};
+pub use api_version::ApiVersion;
 pub use credentials::Credential;
 pub use environment::Environment;
 pub use error::ConfigError;
@@ -42,7 +42,7 @@ use mistake::Source;
 use overlay::overlay;
 use settings::File;
 
-use crate::align::Zones;
+use crate::align::{CurrencyKind, Zones};
 
 /// Settings that are flags of every command.
 #[allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "clap shows these comments as they stand")]

@@ -9,7 +9,7 @@ use sqlx::PgExecutor;
 use sqlx::postgres::PgDatabaseError;
 
 use super::JournalError;
-use crate::align::{NameMap, Names};
+use crate::align::{CurrencyKind, NameMap, Names};
 use crate::database::{Database, Transaction};
 
 /// The entity of a map of currencies that holds for all entities.
@@ -51,6 +51,9 @@ pub struct MapEntry {
     pub elven_name: String,
     /// Other names of the ledger may have the same name at Elven.
     pub shared: bool,
+    /// What the name at Elven of a currency is, for version 4 of the API. `None`: `[ledger] currency_kind` says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<CurrencyKind>,
     /// The version that added it; 0 for a map that is not recorded yet.
     pub map_version: i64,
     /// When it was added.
@@ -84,6 +87,7 @@ struct HistoryRow {
     ledger_name: String,
     elven_name: String,
     shared: bool,
+    currency_kind: Option<String>,
     removed_in: Option<i64>,
 }
 
@@ -169,9 +173,16 @@ fn map_of<'r>(rows: impl Iterator<Item = &'r HistoryRow>, at: i64) -> NameMap {
         map.note_change(&row.ledger_name, row.changed_in());
         if row.is_in_force(at) {
             map.add(&row.ledger_name, &row.elven_name, row.shared);
+            if let Some(kind) = kind_of(row.currency_kind.as_deref()) {
+                map.set_kind(&row.ledger_name, kind);
+            }
         }
     }
     map
+}
+
+fn kind_of(word: Option<&str>) -> Option<CurrencyKind> {
+    word.and_then(CurrencyKind::of)
 }
 
 async fn history(
@@ -180,7 +191,7 @@ async fn history(
 ) -> Result<Vec<HistoryRow>, sqlx::Error> {
     sqlx::query_as!(
         HistoryRow,
-        "select map_version, map, entity_id, ledger_name, elven_name, shared, removed_in
+        "select map_version, map, entity_id, ledger_name, elven_name, shared, currency_kind, removed_in
            from elven_sync.map_history where entity_id = any ($1) or entity_id = '*' order by map_version",
         entity_ids
     )
@@ -193,7 +204,7 @@ impl MapEntry {
     pub async fn all(database: &Database) -> Result<Vec<Self>, JournalError> {
         let read = || {
             sqlx::query!(
-                "select map, entity_id, ledger_name, elven_name, shared, map_version, added_at
+                "select map, entity_id, ledger_name, elven_name, shared, currency_kind, map_version, added_at
                    from elven_sync.map_history where removed_in is null
                   order by map, entity_id, ledger_name"
             )
@@ -209,6 +220,7 @@ impl MapEntry {
                 ledger_name: row.ledger_name,
                 elven_name: row.elven_name,
                 shared: row.shared,
+                kind: kind_of(row.currency_kind.as_deref()),
                 map_version: row.map_version,
                 added_at: Some(row.added_at),
             })
@@ -223,11 +235,15 @@ impl MapEntry {
         let add = || async {
             let mut transaction = database.begin().await?;
             let before = self.in_force(&mut transaction).await?;
-            let is_same = |before: &(String, bool)| (&before.0, before.1) == (&self.elven_name, self.shared);
+            let is_same = |before: &Self| {
+                (&before.elven_name, before.shared, before.kind) == (&self.elven_name, self.shared, self.kind)
+            };
             if before.as_ref().is_some_and(is_same) {
                 return Ok(Mapped::Unchanged);
             }
-            let before = if before.is_some() { self.removed(&mut transaction).await? } else { None };
+            if before.is_some() {
+                self.delete(&mut transaction).await?;
+            }
             let version = self.insert(&mut transaction).await?;
             transaction.commit().await?;
             Ok(match before {
@@ -242,17 +258,18 @@ impl MapEntry {
     pub async fn remove(&self, database: &Database) -> Result<Option<Self>, JournalError> {
         let remove = || async {
             let mut transaction = database.begin().await?;
-            let removed = self.removed(&mut transaction).await?;
+            let before = self.in_force(&mut transaction).await?;
+            self.delete(&mut transaction).await?;
             transaction.commit().await?;
-            Ok(removed)
+            Ok(before)
         };
         database.retry(remove).await.map_err(refused)
     }
 
-    /// Returns the name at Elven that the name has now, and whether it is shared.
-    async fn in_force(&self, transaction: &mut Transaction) -> Result<Option<(String, bool)>, sqlx::Error> {
+    /// Returns the map that the name has now.
+    async fn in_force(&self, transaction: &mut Transaction) -> Result<Option<Self>, sqlx::Error> {
         let found = sqlx::query!(
-            "select elven_name, shared from elven_sync.map_history
+            "select elven_name, shared, currency_kind, map_version from elven_sync.map_history
               where map = $1 and entity_id = $2 and ledger_name = $3 and removed_in is null",
             self.map.word(),
             self.entity_id,
@@ -260,38 +277,40 @@ impl MapEntry {
         )
         .fetch_optional(transaction)
         .await?;
-        Ok(found.map(|map| (map.elven_name, map.shared)))
-    }
-
-    async fn removed(&self, transaction: &mut Transaction) -> Result<Option<Self>, sqlx::Error> {
-        let (entity_id, name) = (&self.entity_id, &self.ledger_name);
-        let removed = match self.map {
-            MapKind::Account => sqlx::query!(
-                "delete from elven_sync.account_map where entity_id = $1 and ledger_account = $2
-                 returning entity_account_id as elven_name, shared, map_version",
-                entity_id,
-                name
-            )
-            .fetch_optional(&mut *transaction)
-            .await?
-            .map(|row| (row.elven_name, row.shared, row.map_version)),
-            MapKind::Currency => sqlx::query!(
-                "delete from elven_sync.currency_map where entity_id = $1 and ledger_currency = $2
-                 returning currency as elven_name, shared, map_version",
-                entity_id,
-                name
-            )
-            .fetch_optional(&mut *transaction)
-            .await?
-            .map(|row| (row.elven_name, row.shared, row.map_version)),
-        };
-        Ok(removed.map(|(elven_name, shared, map_version)| Self {
-            elven_name,
-            shared,
-            map_version,
+        Ok(found.map(|map| Self {
+            elven_name: map.elven_name,
+            shared: map.shared,
+            kind: kind_of(map.currency_kind.as_deref()),
+            map_version: map.map_version,
             added_at: None,
             ..self.clone()
         }))
+    }
+
+    /// Removes the map of this name, if there is one.
+    async fn delete(&self, transaction: &mut Transaction) -> Result<(), sqlx::Error> {
+        let (entity_id, name) = (&self.entity_id, &self.ledger_name);
+        match self.map {
+            MapKind::Account => {
+                sqlx::query!(
+                    "delete from elven_sync.account_map where entity_id = $1 and ledger_account = $2",
+                    entity_id,
+                    name
+                )
+                .execute(transaction)
+                .await?
+            }
+            MapKind::Currency => {
+                sqlx::query!(
+                    "delete from elven_sync.currency_map where entity_id = $1 and ledger_currency = $2",
+                    entity_id,
+                    name
+                )
+                .execute(transaction)
+                .await?
+            }
+        };
+        Ok(())
     }
 
     async fn insert(&self, transaction: &mut Transaction) -> Result<i64, sqlx::Error> {
@@ -310,12 +329,13 @@ impl MapEntry {
             }
             MapKind::Currency => {
                 sqlx::query_scalar!(
-                    "insert into elven_sync.currency_map (entity_id, ledger_currency, currency, shared)
-                     values ($1, $2, $3, $4) returning map_version",
+                    "insert into elven_sync.currency_map (entity_id, ledger_currency, currency, shared, kind)
+                     values ($1, $2, $3, $4, $5) returning map_version",
                     self.entity_id,
                     self.ledger_name,
                     self.elven_name,
-                    self.shared
+                    self.shared,
+                    self.kind.map(CurrencyKind::word)
                 )
                 .fetch_one(transaction)
                 .await

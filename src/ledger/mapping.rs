@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ApiVersion, Columns, CurrencyKind, LedgerSettings};
+use crate::align::CurrencyKind;
+use crate::config::{ApiVersion, Columns, LedgerSettings};
 
 /// The roles whose columns decide which rows there are, which entity they belong to, and when they were written.
 const IDENTITY: [&str; 3] = ["id", "entity_id", "change_xid"];

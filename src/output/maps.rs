@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::{json_line, line, lines, table, when};
 use crate::admin::MapReport;
+use crate::align::CurrencyKind;
 use crate::journal::{ALL_ENTITIES, MapEntry, MapKind, Mapped};
 use crate::text::{counted_noun, quoted, quoted_option};
 
@@ -16,6 +17,12 @@ pub fn added(report: &MapReport) {
         Mapped::Unchanged => line(format_args!("{of} `{ledger}`{whose} is mapped to `{elven}` already")),
         Mapped::Added(version) => {
             line(format_args!("{of} `{ledger}`{whose} is mapped to `{elven}` (map version {version})"));
+        }
+        Mapped::Replaced(before, version) if before.elven_name == *elven && before.shared == map.shared => {
+            let kind = map.kind.map_or("what [ledger] currency_kind says", CurrencyKind::word);
+            line(format_args!(
+                "{of} `{ledger}`{whose} is mapped to `{elven}`, which is {kind} now (map version {version})"
+            ));
         }
         Mapped::Replaced(before, version) if before.elven_name == *elven => line(format_args!(
             "{of} `{ledger}`{whose} is mapped to `{elven}`, {} (map version {version})",
@@ -84,19 +91,20 @@ pub fn list(maps: &[MapEntry], only: Option<&str>, as_json: bool) {
         line("no name is mapped: all accounts and currencies are sent as the ledger spells them");
         return;
     }
-    let header = ["map", "entity", "in the ledger", "at Elven", "shared", "version", "since"];
+    let header = ["map", "entity", "in the ledger", "at Elven", "kind", "shared", "version", "since"];
     let rows = shown.iter().map(|map| {
         vec![
             map.map.word().to_owned(),
             map.entity_id.clone(),
             map.ledger_name.clone(),
             map.elven_name.clone(),
+            map.kind.map_or("", CurrencyKind::word).to_owned(),
             if map.shared { "shared" } else { "" }.to_owned(),
             map.map_version.to_string(),
             map.added_at.map(when).unwrap_or_default(),
         ]
     });
-    lines(table(&header, &[5], rows));
+    lines(table(&header, &[6], rows));
 }
 
 /// Returns the command that maps a name. `elven`: the name at Elven. `None`: a person has to find it.

@@ -197,7 +197,8 @@ async fn a_batch_whose_answer_was_lost_keeps_its_bytes_and_its_source(pool: PgPo
     insert(&scene, "acme", 4, 4).await;
     let run = scene.output(&["run"]).await;
     assert!(run.status.success(), "{}", stderr(&run));
-    let warning = "it is sent again for it, and later batches for version 4 with source `other-source`";
+    let warning = "it is sent again for version 4 with source `test-source`, for which it was made; other batches are \
+                   made for version 4 with source `other-source` now";
     assert!(stderr(&run).contains(warning) && stderr(&run).contains("same_bytes=true"), "{}", stderr(&run));
     let imports = imports(&scene);
     assert_eq!(imports[0], imports[1], "the same path and the same bytes");
@@ -252,6 +253,33 @@ async fn a_ledger_of_asset_ids_is_sent_as_asset_ids(pool: PgPool) {
     insert(&scene, "acme", 3, 3).await;
     let refused = output_of(&scene, 1, &["run"]).await;
     assert!(refused.contains("currency_kind was asset_id, now symbol"), "{refused}");
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_map_of_a_currency_says_what_its_name_is(pool: PgPool) {
+    let scene = scene(pool, "4").await;
+    register(&scene, "acme", Some(SOURCE)).await;
+    let map = ["map", "currency", "bitcoin", "BTC"];
+    output_of(&scene, 0, &[&map[..], &["--kind", "asset_id"]].concat()).await;
+    let insert =
+        "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+                  values ('acme', 'a', 'bitcoin', '2024-01-01Z', 1), ('acme', 'b', 'ETH', '2024-01-01Z', 1)";
+    scene.sql(insert).await;
+    assert_eq!(scene.run().await.status, RunStatus::Succeeded);
+    assert_eq!(received(&scene), ["a assetID=BTC test-source", "b symbol=ETH test-source"]);
+    let listed = output_of(&scene, 0, &["map", "list"]).await;
+    assert!(listed.contains("asset_id"), "{listed}");
+    let said = output_of(&scene, 0, &[&map[..], &["--kind", "asset_id"]].concat()).await;
+    assert!(said.contains("already"), "{said}");
+    let said = output_of(&scene, 0, &map).await;
+    assert!(said.contains("which is what [ledger] currency_kind says now"), "{said}");
+    scene.sql("update ledger.balance_snapshots set balance = 2 where entity_account_id = 'b'").await;
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'c', 'bitcoin', '2024-01-01Z', 1)").await;
+    scene.run().await;
+    assert!(received(&scene).contains(&"c symbol=BTC test-source".to_owned()));
+    let proof = proof(&scene, true).await;
+    assert_eq!((proof[0].findings.len(), proof[0].bodies_changed, proof[0].bodies_proven), (0, 1, 1));
 }
 
 #[sqlx::test(migrations = false)]
