@@ -167,10 +167,11 @@ impl Cluster {
         let dump =
             ["--data-only", "--disable-triggers", "-n", "elven_sync", "-T", "elven_sync._sqlx_migrations"];
         self.run("pg_dump", &[&dump[..], &["-f", journal, "-d", &self.url(database)]].concat()).await;
-        let empty = "do $$ declare t regclass; begin
-                         for t in select oid from pg_class where relnamespace = 'elven_sync'::regnamespace and relkind = 'r'
-                                                             and relname <> '_sqlx_migrations'
-                         loop execute format('truncate %s cascade', t); end loop; end $$";
+        // All at once: to truncate entities records an action, which is truncated, too.
+        let empty = "do $$ begin
+                         execute (select format('truncate %s cascade', string_agg(oid::regclass::text, ', '))
+                                    from pg_class where relnamespace = 'elven_sync'::regnamespace and relkind = 'r'
+                                                        and relname <> '_sqlx_migrations'); end $$";
         let restore = ["-v", "ON_ERROR_STOP=1", "-q", "-c", empty, "-f", journal];
         self.run("psql", &[&restore[..], &["-d", &other.url(database)]].concat()).await;
     }

@@ -30,10 +30,13 @@ pub const SOURCE: &str = "test-source";
 
 /// Gives each entity that is registered without a source the one of the sandbox.
 const ENTITIES_HAVE_A_SOURCE: &str = "
-    create or replace function pin_source() returns trigger language plpgsql as
-        $$ begin new.source_id := coalesce(new.source_id, 'test-source'); return new; end $$;
-    drop trigger if exists pin_source on elven_sync.entities;
-    create trigger pin_source before insert on elven_sync.entities for each row execute function pin_source()";
+    do $do$ begin
+        if not exists (select from pg_trigger where tgname = 'pin_source') then
+            create function pin_source() returns trigger language plpgsql as
+                $$ begin new.source_id := coalesce(new.source_id, 'test-source'); return new; end $$;
+            create trigger pin_source before insert on elven_sync.entities for each row execute function pin_source();
+        end if;
+    end $do$";
 
 /// A migrated database with the default ledger, a sandbox, and the settings of a connector between them.
 ///
