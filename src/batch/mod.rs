@@ -2,6 +2,7 @@
 //!
 //! The same rows always give the same body, so that a batch with an unknown outcome can be sent again byte for byte.
 
+mod names;
 mod row_ids;
 mod rules;
 
@@ -17,10 +18,10 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use sha2::{Digest, Sha256};
 
-pub use self::row_ids::unpack_ids;
+pub use self::names::NamedGroup;
+pub use self::row_ids::{pack_ids, unpack_ids};
 pub use self::rules::{Aligner, RecordRules};
 
-use self::row_ids::pack_ids;
 use crate::align::{self, Invalid, Number, Text};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
@@ -253,6 +254,12 @@ impl Batch {
     /// Rows with one key stay together, so that the newest of them is sent from either part. Rows that share an id
     /// stay together too, because a list of ids does not tell them apart.
     pub fn split_in_half(&self) -> Option<[Self; 2]> {
+        let halves = self.halves_of_rows()?;
+        Some([0, 1].map(|half| self.only(|row| halves[row] == half)))
+    }
+
+    /// Returns for each row whether it is in the first half (0) or in the second (1), as in [`Self::split_in_half`].
+    pub fn halves_of_rows(&self) -> Option<Vec<usize>> {
         let groups = self.groups();
         let mut records = vec![0; self.rows.len()];
         for &row in &self.records {
@@ -271,11 +278,7 @@ impl Batch {
             }
             taken += records[group];
         }
-        let half = |first: bool| {
-            let rows = self.rows.iter().zip(&groups).filter(|(_, group)| in_first[**group] == first);
-            self.part(rows.map(|(row, _)| row.clone()).collect())
-        };
-        Some([half(true), half(false)])
+        Some(groups.into_iter().map(|group| usize::from(!in_first[group])).collect())
     }
 
     /// Returns two parts: the records with the invalid rows, and the rows that those records supersede. `None` when

@@ -98,7 +98,11 @@ impl Journal {
             .await?;
         // Without a batch it was found by looking at the row as it is.
         let until = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
-        Ok(rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect())
+        let mut found: Vec<(String, u64)> =
+            rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect();
+        let held = self.held_until(entity_id, ids).await?;
+        found.extend(held.into_iter().map(|(ledger_id, text)| (ledger_id, until(text))));
+        Ok(found)
     }
 
     /// Returns the errors of rows with these ids, in their order.

@@ -14,6 +14,7 @@ mod lane;
 pub(crate) mod lane_worker;
 mod log;
 mod messages;
+mod names;
 pub(crate) mod pending;
 mod progress;
 mod proving;

@@ -102,9 +102,9 @@ impl Worker {
                     unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
                 }
                 (Ok(zone), Ok(session)) => {
-                    let proving = Arc::new(CredentialProof::default());
+                    let (proving, names) = (Arc::new(CredentialProof::default()), Arc::default());
                     let (entity_id, rules) = (entity_id.clone(), zone.into());
-                    targets.push(Target { entity_id, rules, session, proving });
+                    targets.push(Target { entity_id, rules, session, proving, names });
                 }
             }
         }

@@ -66,6 +66,7 @@ mod standby;
 mod statement_counts;
 mod stub;
 mod support;
+mod unknown_names;
 mod unreadable;
 mod unwritten;
 mod verify;

@@ -5,6 +5,7 @@ mod already_imported;
 mod attempts;
 mod batch_task;
 mod bisect;
+mod by_name;
 mod deliver;
 mod fencing;
 mod known_record;

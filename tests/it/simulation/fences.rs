@@ -226,7 +226,7 @@ impl Player<'_> {
         let halves = whole.split_in_half().unwrap();
         let middle = span.0 + i64::try_from(halves[0].rows.len()).unwrap();
         let context = WorkContext { pass: &work, run_id: self.backend.run_id() };
-        let why = elven_sync::journal::Split { error: "refused", ambiguous: false };
+        let why = elven_sync::journal::Split { error: "refused", ambiguous: false, withdrawn: false };
         let result = AttemptResult::default();
         let split = self.journal(under).split(context, self.batch_id(span), &whole, &halves, result, why);
         let split = split.await;
