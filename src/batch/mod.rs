@@ -233,16 +233,16 @@ impl Batch {
             return Vec::new();
         }
         let mut aligner = self.rules.aligner();
-        let aligned: Vec<Aligned<'_>> =
+        let keyed: Vec<Aligned<'_>> =
             self.rows.iter().filter_map(|row| Aligned::new(OUTSIDE, row, &mut aligner).ok()).collect();
         let mut newest: HashMap<Key<'_>, &Aligned<'_>> = HashMap::new();
-        for row in &aligned {
+        for row in &keyed {
             let rival = newest.entry(row.key()).or_insert(row);
             if rival.age() < row.age() {
                 *rival = row;
             }
         }
-        let pairs = aligned.iter().filter_map(|row| Some((row, *newest.get(&row.key())?)));
+        let pairs = keyed.iter().filter_map(|row| Some((row, *newest.get(&row.key())?)));
         pairs
             .filter(|(row, newest)| row.age() < newest.age())
             .map(|(row, newest)| (row.row, newest.row))

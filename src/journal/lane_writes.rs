@@ -24,6 +24,8 @@ pub struct Settled<'a> {
     pub resolves: bool,
     /// The refusal that counts as acceptance, because the API has the records already.
     pub error: Option<&'a str>,
+    /// What resolves the errors of the rows that were uploaded.
+    pub why: &'static str,
 }
 
 /// Why a batch is split.
@@ -105,14 +107,14 @@ impl dyn LaneStore + '_ {
         batch_id: i64,
         batch: &Batch,
         result: AttemptResult,
-        Settled { advance, resolves, error }: Settled<'_>,
+        Settled { advance, resolves, error, why }: Settled<'_>,
     ) -> PendingWrite {
         let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
         let answered = AnsweredBatch::new(context, batch_id, batch, "accepted", result).because(error);
         let answer = Answer {
             advance,
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
-            resolves: if resolves { resolutions(context.pass.work, batch) } else { Vec::new() },
+            resolves: if resolves { resolutions(context.pass.work, batch, why) } else { Vec::new() },
             rewritten: (!result.sent).then(|| batch.into()),
             ..Answer::of(answered, Counters::of(batch, result, done))
         };
@@ -283,15 +285,12 @@ impl dyn LaneStore + '_ {
 
 /// The errors that an accepted batch resolves: those of the rows that were uploaded. In a retry also those of the rows
 /// that they supersede. A run leaves these open for a retry, which looks for still newer rows first.
-fn resolutions(work: WorkKind, batch: &Batch) -> Vec<Resolution> {
+fn resolutions(work: WorkKind, batch: &Batch, why: &'static str) -> Vec<Resolution> {
     let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
+    let mut resolved: Vec<Resolution> = uploaded.map(|row| Resolution::new(&row.id, why)).collect();
     if work != WorkKind::Retry {
-        return uploaded
-            .map(|row| Resolution::new(&row.id, "a newer version of the row was uploaded"))
-            .collect();
+        return resolved;
     }
-    let mut resolved: Vec<Resolution> =
-        uploaded.map(|row| Resolution::new(&row.id, "uploaded by `errors retry`")).collect();
     for (older, newer) in batch.superseded_rows() {
         // Rows may share an id.
         if older.id != newer.id {

@@ -61,7 +61,7 @@ pub use error::JournalError;
 pub use error_causes::ErrorCause;
 pub use errors::{ErrorGroup, RecordedError, Wanted};
 pub use fence::Fence;
-pub use held_rows::HeldRows;
+pub use held_rows::{HeldName, HeldNow, HeldRows};
 pub use known_names::{KnownName, StoredList};
 pub use lane::{Lane, RecordedMapping, SealState};
 pub use lane_store::{LaneStore, Reply};

@@ -1,5 +1,6 @@
 //! Reads rows of the ledger: pages of a pass, and single rows.
 
+use futures_util::FutureExt;
 use sqlx::AssertSqlSafe;
 use tokio::time::Instant;
 
@@ -8,7 +9,7 @@ use super::error::is_behind;
 use super::standby::replayed;
 use super::statements::Page;
 use super::unreadable::{Asked, Parts};
-use super::{Ledger, LedgerError, Pass, PassRead, Row, Table};
+use super::{Ledger, LedgerError, Pass, PassRead, Read, Row, Table};
 use crate::watermark::{self, Cursor, Segment};
 
 /// The largest distance from the year 2000 at which a row can be sent, in microseconds: about 9,500 years.
@@ -36,7 +37,7 @@ impl Ledger {
         entity_id: &str,
         ids: &'a [String],
     ) -> Result<FoundRows<'a, String>, LedgerError> {
-        in_parts(ids, async |ids| self.rows_with(entity_id, ids).await).await
+        in_parts(ids, |ids| self.rows_with(entity_id, ids).boxed()).await
     }
 
     async fn rows_with(&self, entity_id: &str, ids: &[String]) -> Result<Vec<Row>, LedgerError> {
@@ -58,16 +59,30 @@ impl Ledger {
         entity_id: &str,
         rows: &'a [Row],
     ) -> Result<FoundRows<'a, Row>, LedgerError> {
-        in_parts(rows, async |rows| self.around(entity_id, rows).await).await
+        in_parts(rows, |rows| self.around(entity_id, rows).boxed()).await
+    }
+
+    /// Returns the rows with the account, the currency and the UTC second of one of these rows, and the rows for which
+    /// they cannot be read. These are all rivals of rows whose second the clock does not show twice.
+    pub async fn same_second<'a>(
+        &self,
+        entity_id: &str,
+        rows: &'a [Row],
+    ) -> Result<FoundRows<'a, Row>, LedgerError> {
+        in_parts(rows, |rows| self.of_seconds(entity_id, rows).boxed()).await
+    }
+
+    async fn of_seconds(&self, entity_id: &str, rows: &[Row]) -> Result<Vec<Row>, LedgerError> {
+        let keys = keys(rows);
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = |table: &Table| table.same_second_sql(entity_id, &keys);
+        self.copy(&self.primary, sql, rows.len(), PlanHint::Any).await
     }
 
     async fn around(&self, entity_id: &str, rows: &[Row]) -> Result<Vec<Row>, LedgerError> {
-        // A row that is too far from the year 2000 to be sent has no rival.
-        let is_sent = |at: &i64| at.unsigned_abs() <= SENT_US_MAX;
-        let keys: Vec<(&str, &str, i64)> = rows
-            .iter()
-            .filter_map(|row| Some((row.account()?, row.currency()?, row.captured_at_us.filter(is_sent)?)))
-            .collect();
+        let keys = keys(rows);
         if keys.is_empty() {
             return Ok(Vec::new());
         }
@@ -149,13 +164,21 @@ impl Ledger {
 }
 
 /// Reads rows for many items by one statement. Where that fails because of rows, reads them for halves of the items.
-async fn in_parts<'a, T>(
+async fn in_parts<'a, 'r, T>(
     items: &'a [T],
-    read: impl AsyncFn(&'a [T]) -> Result<Vec<Row>, LedgerError>,
+    read: impl Fn(&'a [T]) -> Read<'r, Vec<Row>>,
 ) -> Result<FoundRows<'a, T>, LedgerError> {
     let (mut rows, mut parts) = (Vec::new(), Parts::of(items));
     while let Some(part) = parts.next() {
         rows.extend(parts.took(part, read(part).await)?.into_iter().flatten());
     }
     Ok(FoundRows { rows, unreadable: parts.failed() })
+}
+
+/// Returns account, currency and instant of the rows that can have a rival. A row that is too far from the year 2000 to
+/// be sent has none.
+fn keys(rows: &[Row]) -> Vec<(&str, &str, i64)> {
+    let is_sent = |at: &i64| at.unsigned_abs() <= SENT_US_MAX;
+    let key = |row: &'_ Row| row.captured_at_us.filter(is_sent);
+    rows.iter().filter_map(|row| Some((row.account()?, row.currency()?, key(row)?))).collect()
 }

@@ -1,7 +1,7 @@
 //! What a run learned about the names of the records of an entity: those that the API accepted, those that it does not
 //! know, and what it lists.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,7 +34,8 @@ impl ApiLists {
 
     /// Returns the listed names that are near a name.
     pub(super) fn near(&self, name: &Name) -> Vec<String> {
-        let listed = self.of(name.list).into_iter().flatten().map(String::as_str);
+        let others = |listed: &&str| **listed != *name.id;
+        let listed = self.of(name.list).into_iter().flatten().map(String::as_str).filter(others);
         KnownNames::new(listed).near(&name.id).into_iter().map(str::to_owned).collect()
     }
 }
@@ -88,6 +89,8 @@ struct State {
     /// Hashes of the accepted names, because there may be as many accounts as rows.
     accepted: HashSet<u64, FixedState>,
     unknown: BTreeMap<Name, UnknownName>,
+    /// Names of held rows that are sent again: the API refused them before, so that a list is not enough.
+    doubted: BTreeSet<Name>,
     /// The refused records of names in doubt that were sent alone.
     singles: BTreeMap<Name, Vec<LedgerId>>,
 }
@@ -156,10 +159,20 @@ impl NamesOfRun {
     pub(super) fn standing(&self, lists: &ApiLists, list: List, id: &str) -> Standing {
         match lists.of(list) {
             _ if self.state().accepted.contains(&hash(list, id)) => Standing::Accepted,
+            Some(listed) if listed.contains(id) && self.is_doubted(list, id) => Standing::Unheard,
             Some(listed) if listed.contains(id) => Standing::Listed,
             Some(_) => Standing::Unlisted,
             None => Standing::Unheard,
         }
+    }
+
+    fn is_doubted(&self, list: List, id: &str) -> bool {
+        self.state().doubted.contains(&Name { list, id: id.to_owned() })
+    }
+
+    /// Notes the names of held rows that are sent again.
+    pub(super) fn note_doubted(&self, names: impl IntoIterator<Item = Name>) {
+        self.state().doubted.extend(names);
     }
 
     /// Returns how much of a batch has names that were refused in this run.

@@ -2,6 +2,7 @@
 //! are held.
 
 mod lists;
+mod resend;
 
 use std::collections::BTreeSet;
 
@@ -125,27 +126,6 @@ async fn held_rows_do_not_count_towards_the_limit_of_rejected_rows(pool: PgPool)
     assert_eq!(scene.balances().len(), 9 + 10);
 }
 
-/// An account that the API accepts is known, even if its list lacks it; a listed one is not unknown.
-#[sqlx::test(migrations = false)]
-async fn no_row_is_held_whose_name_was_not_refused(pool: PgPool) {
-    let scene = knowing(pool, &[]).await;
-    add(&scene, 4, "'listed'", "'BTC'").await;
-    output_of(&scene, 0, &["run"]).await;
-    // The sandbox lists the accounts that received a record, and accepts others.
-    scene.sandbox.set_rules(fault_rules(&["reject:negative", "reject:account=gone"]));
-    add(&scene, 60, "(array['listed', 'new', 'other', 'gone'])[n % 4 + 1]", "'ETH'").await;
-    scene
-        .sql("update ledger.balance_snapshots set balance = -1 where currency = 'ETH' and balance in (8, 20)")
-        .await;
-    output_of(&scene, 3, &["run"]).await;
-    assert_eq!(scene.text(HELD).await, "unknown_account gone 1 15");
-    let rejected = "select string_agg(record ->> 'entityAccountId', ',') from elven_sync.sync_errors
-                     where kind = 'rejected_row'";
-    assert_eq!(scene.text(rejected).await, "listed,listed");
-    assert_eq!(scene.balances().len(), 4 + 43);
-    output_of(&scene, 0, &["verify"]).await;
-}
-
 #[sqlx::test(migrations = false)]
 async fn batch_of_which_the_api_knows_no_account_stops_the_lane(pool: PgPool) {
     let scene = knowing(pool, &["bank-chf", "bank-eur"]).await;
@@ -188,7 +168,6 @@ async fn two_batches_in_flight_with_one_unknown_name_report_one_cause(pool: PgPo
     output_of(&scene, 0, &["verify"]).await;
 }
 
-/// A key may only import, so that no list comes: the parts prove it, and single records show which name is unknown.
 #[sqlx::test(migrations = false)]
 async fn newer_version_of_a_held_row_releases_it(pool: PgPool) {
     let scene = knowing(pool, &["known", "other"]).await;

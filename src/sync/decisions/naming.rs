@@ -42,6 +42,18 @@ pub(in crate::sync) struct Name {
     pub id: String,
 }
 
+impl Name {
+    /// Returns the name of rows that are held with an error of this kind. `None`: it holds none.
+    pub(in crate::sync) fn of_kind(kind: &str, id: &str) -> Option<Self> {
+        let list = match kind {
+            "unknown_account" => List::Accounts,
+            "unknown_currency" => List::Currencies,
+            _ => return None,
+        };
+        Some(Self { list, id: id.to_owned() })
+    }
+}
+
 /// What the names of a refused batch say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::sync) enum ByName {

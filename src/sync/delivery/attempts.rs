@@ -55,7 +55,7 @@ impl Delivery {
         let span = batch_span(task.batch_id);
         let sent = async {
             let task = match self.without_refused_names(task).await? {
-                ToSend::Whole(task) => task,
+                ToSend::Whole(task) => *task,
                 ToSend::Parts(parts) => return Ok(parts),
             };
             match self.send_until_final(task).await? {
@@ -230,7 +230,7 @@ impl Delivery {
             let mut window = self.window.lock().await;
             let (advance, resolves) = (window.advance_after(task.root), self.has_set_aside());
             let (context, journal) = (self.context(), &self.worker.journal);
-            let settled = Settled { advance, resolves, error };
+            let settled = Settled { advance, resolves, error, why: self.why_resolved() };
             let submitted = journal.settle(context, task.batch_id, &task.batch, result, settled);
             // The next move of the cursor is submitted after this move, so it is written after this move or not at
             // all.

@@ -19,6 +19,10 @@ pub(super) struct BatchPermits {
 }
 
 /// A batch, or a part of one, in delivery.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about the attempts of the batch"
+)]
 pub(super) struct BatchTask {
     pub(super) batch_id: i64,
     pub(super) batch: Batch,

@@ -38,7 +38,7 @@ pub(super) enum Finding {
 
 /// A batch that is to be sent, without the records whose names were refused.
 pub(super) enum ToSend {
-    Whole(BatchTask),
+    Whole(Box<BatchTask>),
     /// The parts to send instead.
     Parts(Vec<BatchTask>),
 }
@@ -49,7 +49,7 @@ impl Delivery {
     pub(super) async fn without_refused_names(&self, task: BatchTask) -> Result<ToSend, LaneExit> {
         let cut = if task.lost { Cut::Nothing } else { self.target.names.cut(&task.batch) };
         match cut {
-            Cut::Nothing => Ok(ToSend::Whole(task)),
+            Cut::Nothing => Ok(ToSend::Whole(task.into())),
             Cut::All => {
                 self.hold(&task, AttemptResult::default()).await?;
                 Ok(ToSend::Parts(Vec::new()))
@@ -119,7 +119,8 @@ impl Delivery {
         common.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let shown = common.iter().take(NAMES_SHOWN_MAX).map(|(id, count)| {
             let near = lists.near(&Name { list, id: (*id).to_owned() });
-            let near: String = near.iter().map(|near| format!(", near `{near}`")).collect();
+            let near =
+                if near.is_empty() { String::new() } else { format!(", near `{}`", near.join("`, `")) };
             format!("`{id}` ({count} of {} records{near})", batch.records.len())
         });
         let shown: Vec<String> = shown.collect();
@@ -145,12 +146,12 @@ impl Delivery {
     /// it was sent.
     pub(super) async fn hold(&self, task: &BatchTask, result: AttemptResult) -> Result<(), LaneExit> {
         let mut window = self.window.lock().await;
-        let held = self.target.names.held_rows(&task.batch, self.is_retry());
-        let rows: usize = held.iter().map(|held| held.ids.len()).sum();
+        let by_name = self.target.names.held_rows(&task.batch, self.is_retry());
+        let rows: usize = by_name.iter().map(|held| held.ids.len()).sum();
         let advance = window.advance_after(task.root);
-        let hold = Hold { held, advance, withdrawn: task.signed.is_some() };
-        let hold = self.worker.journal.hold(self.context(), task.batch_id, &task.batch, result, hold);
-        around(Step::SetAside, hold).await?;
+        let holding = Hold { held: by_name, advance, withdrawn: task.signed.is_some() };
+        let written = self.worker.journal.hold(self.context(), task.batch_id, &task.batch, result, holding);
+        around(Step::SetAside, written).await?;
         window.part_done(task.root);
         drop(window);
         self.has_set_aside.store(true, Ordering::Relaxed);

@@ -91,3 +91,26 @@ async fn without_lists_a_single_refused_record_is_a_rejected_row(pool: PgPool) {
     assert_eq!(scene.balances().len(), 37);
     println!("3 of 40 rows: {} imports", imports(&scene).len());
 }
+
+/// An account that the API accepts is known, even if its list lacks it; a listed one is not unknown.
+#[sqlx::test(migrations = false)]
+async fn no_row_is_held_whose_name_was_not_refused(pool: PgPool) {
+    let mut scene = knowing(pool, &[]).await;
+    let api = |asked: &StubRequest| match &asked.path {
+        path if path.contains("entityAccount") => list(1, &["listed"], "entityAccountId"),
+        path if path.contains("currency") => list(1, &["BTC"], "currency"),
+        _ if asked.has("gone") || asked.body.contains("\"balance\":-") => respond(400),
+        _ => respond(200),
+    };
+    let stub = Stub::of(&mut scene, api).await;
+    add(&scene, 60, "(array['listed', 'new', 'other', 'gone'])[n % 4 + 1]", "'BTC'").await;
+    scene.sql("update ledger.balance_snapshots set balance = -1 where balance in (8, 20)").await;
+    output_of(&scene, 3, &["run"]).await;
+    assert_eq!(scene.text(HELD).await, "unknown_account gone 1 15");
+    let rejected = "select string_agg(record ->> 'entityAccountId', ',') from elven_sync.sync_errors
+                     where kind = 'rejected_row'";
+    assert_eq!(scene.text(rejected).await, "listed,listed");
+    assert_eq!(scene.text("select rows_uploaded::text from elven_sync.sync_state").await, "43");
+    output_of(&scene, 0, &["verify"]).await;
+    drop(stub);
+}
