@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use sqlx::PgExecutor;
 use strum::{AsRefStr, VariantNames};
 
-use super::held_rows::release;
+use super::release::release;
 use super::storable_text::storable;
 use crate::batch::InvalidRow;
 use crate::database::Transaction;
@@ -104,13 +104,8 @@ pub(super) async fn record(
         )
         .execute(&mut *transaction)
         .await?;
-        let released: Vec<Resolution> = ids
-            .into_iter()
-            .map(|ledger_id| Resolution {
-                ledger_id,
-                why: "another problem of the row took its place".into(),
-            })
-            .collect();
+        let why = "another problem of the row took its place";
+        let released: Vec<(&str, &str)> = ids.iter().map(|id| (id.as_str(), why)).collect();
         release(&mut *transaction, entity_id, None, &released).await?;
     }
     Ok(())
@@ -274,5 +269,7 @@ pub(super) async fn resolve(
     )
     .execute(&mut *transaction)
     .await?;
-    release(transaction, entity_id, batch_id, resolved).await
+    let released: Vec<(&str, &str)> =
+        ids.iter().zip(&why).map(|(id, why)| (id.as_str(), why.as_str())).collect();
+    release(transaction, entity_id, batch_id, &released).await
 }

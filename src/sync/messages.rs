@@ -302,13 +302,15 @@ impl OutcomeMessage {
     /// `more`: the number of the others.
     pub(super) fn strange(self, list: List, names: &str, more: usize, credential: &str) -> Self {
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-        let many = list.many();
+        let (many, hint) = match list {
+            List::Accounts => ("accounts", "elven-sync reference accounts --unknown"),
+            List::Currencies => ("currencies", "elven-sync reference currencies --unknown"),
+        };
         Self {
             kind: Kind::Config,
             message: format!(
                 "{}; Elven lists none of its {many}: {names}{more}; no row is set aside, because no record of the \
-                 entity was ever accepted; is credential `{credential}` the key of another entity? hint: elven-sync \
-                 reference {many} --unknown",
+                 entity was ever accepted; is credential `{credential}` the key of another entity? hint: {hint}",
                 self.message
             ),
             ..self
