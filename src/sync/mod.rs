@@ -12,6 +12,7 @@ mod error;
 mod invalid_start;
 mod lane;
 pub(crate) mod lane_worker;
+mod lists;
 mod log;
 mod messages;
 mod names;
