@@ -26,7 +26,7 @@ use crate::watermark::LedgerId;
 
 /// How many errors are worked on together: each has the rows of at most one batch, which are kept in memory, and the
 /// rivals of all of them are looked for in one reading of the ledger.
-const ERRORS_AT_ONCE: usize = 32;
+const ERRORS_AT_ONCE: usize = 64;
 
 /// The resend of the rows that some errors of an entity hold.
 struct HeldRetry<'a> {
