@@ -102,7 +102,7 @@ pub async fn of_row(
     let query = || async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
         let carried = row_history::carried(&mut transaction, &id, only).await?;
-        let errors = row_history::errors_of(&mut transaction, &id.to_string(), only).await?;
+        let errors = row_history::errors_of(&mut transaction, &id, only, &carried).await?;
         let mut concerned: BTreeSet<String> = holders.keys().cloned().collect();
         concerned.extend(carried.iter().map(|batch| batch.entity_id.clone()));
         concerned.extend(errors.iter().map(|error| error.entity_id.clone()));

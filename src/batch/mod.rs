@@ -4,6 +4,7 @@
 
 mod aligned;
 mod form;
+mod names;
 mod row_ids;
 mod rules;
 
@@ -17,11 +18,11 @@ use hashbrown::hash_table::Entry;
 use sha2::{Digest, Sha256};
 
 pub use self::form::{RecordForm, Source};
-pub use self::row_ids::unpack_ids;
+pub use self::names::NamedGroup;
+pub use self::row_ids::{pack_ids, unpack_ids};
 pub use self::rules::{Aligner, RecordRules};
 
 use self::aligned::{Aligned, Clashes, Key, OUTSIDE, body, clashes, sendable};
-use self::row_ids::pack_ids;
 use crate::align::{Clock, Invalid};
 use crate::ledger::Row;
 use crate::watermark::{Cursor, LedgerId, Order};
@@ -273,6 +274,12 @@ impl Batch {
     /// Rows with one key stay together, so that the newest of them is sent from either part. Rows that share an id
     /// stay together too, because a list of ids does not tell them apart.
     pub fn split_in_half(&self) -> Option<[Self; 2]> {
+        let halves = self.halves_of_rows()?;
+        Some([0, 1].map(|half| self.only(|row| halves[row] == half)))
+    }
+
+    /// Returns for each row whether it is in the first half (0) or in the second (1), as in [`Self::split_in_half`].
+    pub fn halves_of_rows(&self) -> Option<Vec<usize>> {
         let groups = self.groups();
         let mut records = vec![0; self.rows.len()];
         for &row in &self.records {
@@ -291,11 +298,7 @@ impl Batch {
             }
             taken += records[group];
         }
-        let half = |first: bool| {
-            let rows = self.rows.iter().zip(&groups).filter(|(_, group)| in_first[**group] == first);
-            self.part(rows.map(|(row, _)| row.clone()).collect())
-        };
-        Some([half(true), half(false)])
+        Some(groups.into_iter().map(|group| usize::from(!in_first[group])).collect())
     }
 
     /// Returns two parts: the records with the invalid rows, and the rows that those records supersede. `None` when

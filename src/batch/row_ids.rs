@@ -3,7 +3,7 @@
 use crate::watermark::LedgerId;
 
 /// Packs ids as `batch_row_ids` in the migration describes: differences of numbers, or texts.
-pub(super) fn pack_ids<'a>(ids: impl Iterator<Item = &'a LedgerId> + Clone) -> Vec<u8> {
+pub fn pack_ids<'a>(ids: impl Iterator<Item = &'a LedgerId> + Clone) -> Vec<u8> {
     let numbers: Option<Vec<i64>> = ids
         .clone()
         .map(|id| match id {

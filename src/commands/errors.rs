@@ -76,7 +76,7 @@ async fn require_row(database: &Database, error_id: i64) -> anyhow::Result<()> {
     if let Some(resolution) = &error.resolution {
         bail!("error {error_id} is already resolved: {resolution}; nothing was sent");
     }
-    if error.ledger_id.is_none() {
+    if error.ledger_id.is_none() && error.rows.is_none() {
         let remedy = if error.kind == Kind::UnregisteredEntity.as_ref() {
             journal::registering(&error.entity_id)
         } else {

@@ -11,7 +11,7 @@ const PAGE_ENTRIES: u32 = 100;
 const CHARS_MAX: usize = 500;
 
 /// A list of names that the API knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum List {
     /// The accounts of the entity that the key belongs to.
     Accounts,

@@ -9,6 +9,7 @@ use super::BatchState;
 use super::lane::StateRow;
 use super::{JournalError, Lane};
 use crate::align::Offsets;
+use crate::batch::unpack_ids;
 use crate::database::Transaction;
 use crate::watermark::{Cursor, Snapshot};
 
@@ -331,27 +332,40 @@ pub async fn parts_of(
     rows.into_iter().map(KeptRow::into_kept).collect()
 }
 
-/// Those of some rows of an entity that have a row in `sync_errors`, resolved or not.
+/// Those of some rows of an entity that have a row in `sync_errors`, resolved or not, also as rows of these batches that
+/// are or were held.
 pub async fn with_error(
     transaction: &mut Transaction,
     entity_id: &str,
     ledger_ids: &[String],
+    batch_ids: &[i64],
 ) -> Result<Vec<String>, JournalError> {
-    Ok(sqlx::query_scalar!(
+    let held = sqlx::query_scalar!(
+        r#"select ledger_ids as "ledger_ids!" from elven_sync.sync_errors
+            where entity_id = $1 and batch_id = any ($2) and ledger_ids is not null"#,
+        entity_id,
+        batch_ids
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    let mut found: Vec<String> = sqlx::query_scalar!(
         r#"select distinct ledger_id as "ledger_id!" from elven_sync.sync_errors
             where entity_id = $1 and ledger_id = any ($2)"#,
         entity_id,
         ledger_ids
     )
     .fetch_all(transaction)
-    .await?)
+    .await?;
+    let held = held.iter().filter_map(|packed| unpack_ids(packed)).flatten();
+    found.extend(held.map(|id| id.to_string()));
+    Ok(found)
 }
 
 /// How many rows of an entity are set aside now.
 pub async fn set_aside(transaction: &mut Transaction, entity_id: &str) -> Result<i64, JournalError> {
     Ok(sqlx::query_scalar!(
-        r#"select count(*) as "count!" from elven_sync.sync_errors
-            where entity_id = $1 and resolved_at is null and ledger_id is not null"#,
+        r#"select coalesce(sum(coalesce(rows, 1)), 0)::bigint as "count!" from elven_sync.sync_errors
+            where entity_id = $1 and resolved_at is null and (ledger_id is not null or ledger_ids is not null)"#,
         entity_id
     )
     .fetch_one(transaction)

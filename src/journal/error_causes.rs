@@ -17,7 +17,7 @@ pub struct ErrorCause {
     pub api_code: Option<String>,
     /// What happened, without the values of the rows.
     pub cause: String,
-    /// How many errors there are.
+    /// How many rows are concerned; for an error that concerns no row, how many errors there are.
     pub rows: i64,
     /// When the cause occurred first.
     pub first_seen_at: DateTime<Utc>,
@@ -53,9 +53,10 @@ impl ErrorCause {
                                                           example_ledger_id is not null)
                            end as "hint!",
                           resolved as "resolved!", causes as "causes!"
-                     from (select entity_id, kind, api_code, coalesce(cause, message) as cause, count(*) as rows,
+                     from (select entity_id, kind, api_code, coalesce(cause, message) as cause,
+                                  sum(coalesce(rows, 1))::bigint as rows,
                                   min(first_seen_at) as first_seen_at, max(last_seen_at) as last_seen_at,
-                                  min(ledger_id) as example_ledger_id, resolved_at is not null as resolved,
+                                  min(elven_sync.example_row(e)) as example_ledger_id, resolved_at is not null as resolved,
                                   count(*) over () as causes
                              from elven_sync.sync_errors e
                             where ($3 or resolved_at is null)
@@ -63,7 +64,7 @@ impl ErrorCause {
                               and (cardinality($2::text[]) = 0 or kind = any ($2))
                               and (cardinality($4::text[]) = 0 or elven_sync.has_cause(e, $4))
                             group by entity_id, kind, api_code, coalesce(cause, message), resolved_at is not null
-                            order by resolved_at is not null, count(*) desc, entity_id, kind, 4
+                            order by resolved_at is not null, sum(coalesce(rows, 1)) desc, entity_id, kind, 4
                             limit $5) g
                     order by resolved, rows desc, entity_id, kind, cause"#,
                 &wanted.entities,

@@ -22,6 +22,10 @@ pub struct RecordedError {
     pub entity_id: String,
     /// The ledger row, if it concerns one.
     pub ledger_id: Option<String>,
+    /// The account or currency that the API does not know, because of which rows are held.
+    pub name: Option<String>,
+    /// The number of rows that are held; of a resolved error, of rows that it was about.
+    pub rows: Option<i32>,
     /// What happened, and a hint.
     pub message: String,
     /// HTTP status of the answer.
@@ -98,7 +102,7 @@ impl RecordedError {
     pub async fn with_numbers(database: &Database, numbers: &[i64]) -> Result<Vec<Self>, JournalError> {
         Ok(database.retry(|| sqlx::query_as!(
             RecordedError,
-            r#"select error_id as "error_id!", kind, entity_id, ledger_id, message, http_status, api_code, cause,
+            r#"select error_id as "error_id!", kind, entity_id, ledger_id, name, rows, message, http_status, api_code, cause,
                       record::text, occurrences, first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
                  from unnest($1::bigint[]) with ordinality w (error_id, place)
                  join elven_sync.sync_errors e using (error_id)

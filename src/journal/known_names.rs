@@ -1,5 +1,7 @@
 //! The names that the API knows, as it listed them last for each credential.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgExecutor;
 
@@ -181,5 +183,40 @@ impl KnownName {
             }
         };
         Ok(database.retry(read).await?)
+    }
+
+    /// Returns the names of a stored list of a credential. `None`: it is older than `age_max`, or there is none.
+    pub(super) async fn recent(
+        database: &Database,
+        credential: &str,
+        list: List,
+        age_max: Duration,
+    ) -> Result<Option<Vec<String>>, JournalError> {
+        let age_s = age_max.as_secs_f64();
+        let read = || async {
+            match list {
+                List::Accounts => {
+                    sqlx::query_scalar!(
+                        "select entity_account_id from elven_sync.known_accounts
+                          where credential = $1 and fetched_at > clock_timestamp() - make_interval(secs => $2)",
+                        credential,
+                        age_s
+                    )
+                    .fetch_all(database)
+                    .await
+                }
+                List::Currencies => {
+                    sqlx::query_scalar!(
+                        "select currency from elven_sync.known_currencies
+                          where credential = $1 and fetched_at > clock_timestamp() - make_interval(secs => $2)",
+                        credential,
+                        age_s
+                    )
+                    .fetch_all(database)
+                    .await
+                }
+            }
+        };
+        Ok(Some(database.retry(read).await?).filter(|names| !names.is_empty()))
     }
 }

@@ -12,10 +12,11 @@ use super::accepted::Accepted;
 use super::leases::{Opened, Taken};
 use super::writer::{JournalWrite, PendingWrite, WriteRequest};
 use super::{
-    Blocker, Journal, JournalError, Lasts, Lease, NewPass, OpenWork, Problem, Purpose, RecordedBatch,
-    WorkContext,
+    Blocker, Journal, JournalError, KnownName, Lasts, Lease, NewPass, OpenWork, Problem, Purpose,
+    RecordedBatch, StoredList, WorkContext,
 };
 use crate::batch::RecordRules;
+use crate::elven::{List, ListEntry};
 
 /// The answer of the journal, when it has come.
 pub type Reply<'a, T> = BoxFuture<'a, Result<T, JournalError>>;
@@ -77,6 +78,21 @@ pub trait LaneStore: fmt::Debug + Send + Sync {
 
     /// Returns the latest accepted batches of an entity in this time zone and of this form, the newest first.
     fn accepted_lately<'a>(&'a self, entity_id: &'a str, rules: &'a RecordRules) -> Reply<'a, Vec<Accepted>>;
+
+    /// Returns whether the API ever accepted a record of an entity.
+    fn has_accepted<'a>(&'a self, entity_id: &'a str) -> Reply<'a, bool>;
+
+    /// Returns the names of a list of a credential, if the list was stored within this time.
+    fn recent_list<'a>(
+        &'a self,
+        credential: &'a str,
+        list: List,
+        age_max: Duration,
+    ) -> Reply<'a, Option<Vec<String>>>;
+
+    /// Stores a list of a credential in place of the list before.
+    fn keep_list<'a>(&'a self, credential: &'a str, list: List, entries: &'a [ListEntry])
+    -> Reply<'a, usize>;
 }
 
 impl dyn LaneStore + '_ {
@@ -154,5 +170,27 @@ impl LaneStore for Journal {
 
     fn accepted_lately<'a>(&'a self, entity_id: &'a str, rules: &'a RecordRules) -> Reply<'a, Vec<Accepted>> {
         Journal::accepted_lately(self, entity_id, rules).boxed()
+    }
+
+    fn has_accepted<'a>(&'a self, entity_id: &'a str) -> Reply<'a, bool> {
+        Journal::has_accepted(self, entity_id).boxed()
+    }
+
+    fn recent_list<'a>(
+        &'a self,
+        credential: &'a str,
+        list: List,
+        age_max: Duration,
+    ) -> Reply<'a, Option<Vec<String>>> {
+        KnownName::recent(&self.database, credential, list, age_max).boxed()
+    }
+
+    fn keep_list<'a>(
+        &'a self,
+        credential: &'a str,
+        list: List,
+        entries: &'a [ListEntry],
+    ) -> Reply<'a, usize> {
+        StoredList::replace(&self.database, credential, list, entries).boxed()
     }
 }

@@ -1,17 +1,19 @@
 //! What a lane records of its batches: each is announced before it is sent, and its answer is recorded together with
 //! the move of the cursor.
 
+use std::collections::HashSet;
+
 use super::batch_record::{AnsweredBatch, BatchRecord};
-use super::counters::Done;
+use super::counters::{Done, count};
 use super::writer::{
     Answer, Conclusions, Consequence, Emptying, JournalWrite, PassClosing, Repetition, Written,
 };
 use super::{
-    AttemptResult, Counters, CursorAdvance, JournalError, LaneStore, PendingWrite, Problem, RecordedBatch,
-    Resolution, WorkContext, WorkKind, invalid,
+    AttemptResult, Counters, CursorAdvance, HeldRows, JournalError, LaneStore, PendingWrite, Problem,
+    RecordedBatch, Resolution, WorkContext, WorkKind, invalid,
 };
-use crate::batch::Batch;
-use crate::watermark::Cursor;
+use crate::batch::{Batch, pack_ids};
+use crate::watermark::{Cursor, LedgerId};
 
 /// What follows from the acceptance of a batch.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Settled<'a> {
     pub resolves: bool,
     /// The refusal that counts as acceptance, because the API has the records already.
     pub error: Option<&'a str>,
+    /// What resolves the errors of the rows that were uploaded.
+    pub why: &'static str,
 }
 
 /// Why a batch is split.
@@ -31,6 +35,19 @@ pub struct Split<'a> {
     pub error: &'a str,
     /// The API may have imported the rows of the parts.
     pub ambiguous: bool,
+    /// The batch was announced and not sent.
+    pub withdrawn: bool,
+}
+
+/// The rows of a batch that are held, and what follows.
+#[derive(Debug)]
+pub struct Hold {
+    /// The rows, by name.
+    pub held: Vec<HeldRows>,
+    /// How far the cursor moves.
+    pub advance: Option<CursorAdvance>,
+    /// The batch was announced and not sent.
+    pub withdrawn: bool,
 }
 
 /// The records of a batch that the API refused.
@@ -90,14 +107,14 @@ impl dyn LaneStore + '_ {
         batch_id: i64,
         batch: &Batch,
         result: AttemptResult,
-        Settled { advance, resolves, error }: Settled<'_>,
+        Settled { advance, resolves, error, why }: Settled<'_>,
     ) -> PendingWrite {
         let done = Done { uploaded: batch.records.len(), rejected: batch.invalid.len(), of: Some(batch) };
         let answered = AnsweredBatch::new(context, batch_id, batch, "accepted", result).because(error);
         let answer = Answer {
             advance,
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
-            resolves: if resolves { resolutions(context.pass.work, batch) } else { Vec::new() },
+            resolves: if resolves { resolutions(context.pass.work, batch, why) } else { Vec::new() },
             rewritten: (!result.sent).then(|| batch.into()),
             ..Answer::of(answered, Counters::of(batch, result, done))
         };
@@ -165,9 +182,10 @@ impl dyn LaneStore + '_ {
         result: AttemptResult,
         split: Split<'_>,
     ) -> Result<[i64; 2], JournalError> {
-        let Split { error, ambiguous } = split;
+        let Split { error, ambiguous, withdrawn } = split;
         let parts = Box::new([BatchRecord::from(&parts[0]), BatchRecord::from(&parts[1])]);
         let answered = AnsweredBatch::new(context, batch_id, batch, "split", result).because(Some(error));
+        let answered = AnsweredBatch { withdrawn, ..answered };
         let counted = Counters::of(batch, result, Done { uploaded: 0, rejected: 0, of: None });
         let consequence = Consequence::Parts { parts, ambiguous };
         let answer = Answer { consequence, ..Answer::of(answered, counted) };
@@ -201,12 +219,52 @@ impl dyn LaneStore + '_ {
             rejected_ids: batch.ids_not_superseded(),
             refused: refused.iter().filter_map(|problem| problem.ledger_id.clone()).collect(),
             rejections_max,
+            held: None,
         };
         let answered = AnsweredBatch::new(context, batch_id, batch, "rejected", result).because(error);
         let counted = Counters::of(batch, result, done);
         let answer = Answer { advance, problems, consequence, ..Answer::of(answered, counted) };
         let written = self.write(context, JournalWrite::Answer(answer.into())).outcome().await?;
         Ok(written != Written::TooManyRejections)
+    }
+
+    /// Holds the rows of a batch, also those that they supersede, sets its invalid rows aside, and moves the cursor past
+    /// all of them.
+    pub async fn hold(
+        &self,
+        context: WorkContext<'_>,
+        batch_id: i64,
+        batch: &Batch,
+        result: AttemptResult,
+        hold: Hold,
+    ) -> Result<(), JournalError> {
+        let Hold { held, advance, withdrawn } = hold;
+        let is_own: HashSet<&LedgerId> = batch.rows.iter().map(|row| &row.id).collect();
+        let ids = held.iter().flat_map(|held| &held.ids).filter(|id| is_own.contains(id));
+        let ids: Vec<&LedgerId> = batch.invalid.iter().map(|row| &row.id).chain(ids).collect();
+        let is_retry = context.pass.work == WorkKind::Retry;
+        let done = Done {
+            uploaded: 0,
+            rejected: if is_retry { 0 } else { ids.len() },
+            of: (!is_retry).then_some(batch),
+        };
+        let mut counted = Counters::of(batch, result, done);
+        counted.rows_superseded = counted.rows_read - counted.rows_rejected;
+        let error = held.first().map(|held| held.message.as_str());
+        let answered = AnsweredBatch::new(context, batch_id, batch, "rejected", result).because(error);
+        let answer = Answer {
+            advance,
+            problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
+            consequence: Consequence::SetAside {
+                rejected_ids: pack_ids(ids.iter().copied()),
+                refused: Vec::new(),
+                rejections_max: usize::MAX,
+                held: Some(count(ids.len())),
+            },
+            held,
+            ..Answer::of(AnsweredBatch { withdrawn, ..answered }, counted)
+        };
+        self.write(context, JournalWrite::Answer(answer.into())).written().await.map(drop)
     }
 
     /// Records what was found out about rows that are set aside.
@@ -227,15 +285,12 @@ impl dyn LaneStore + '_ {
 
 /// The errors that an accepted batch resolves: those of the rows that were uploaded. In a retry also those of the rows
 /// that they supersede. A run leaves these open for a retry, which looks for still newer rows first.
-fn resolutions(work: WorkKind, batch: &Batch) -> Vec<Resolution> {
+fn resolutions(work: WorkKind, batch: &Batch, why: &'static str) -> Vec<Resolution> {
     let uploaded = batch.records.iter().filter_map(|&row| batch.rows.get(row));
+    let mut resolved: Vec<Resolution> = uploaded.map(|row| Resolution::new(&row.id, why)).collect();
     if work != WorkKind::Retry {
-        return uploaded
-            .map(|row| Resolution::new(&row.id, "a newer version of the row was uploaded"))
-            .collect();
+        return resolved;
     }
-    let mut resolved: Vec<Resolution> =
-        uploaded.map(|row| Resolution::new(&row.id, "uploaded by `errors retry`")).collect();
     for (older, newer) in batch.superseded_rows() {
         // Rows may share an id.
         if older.id != newer.id {

@@ -11,6 +11,7 @@ use sqlx::postgres::PgDatabaseError;
 use super::JournalError;
 use crate::align::{CurrencyKind, NameMap, Names};
 use crate::database::{Database, Transaction};
+use crate::text::{quoted, quoted_option};
 
 /// The entity of a map of currencies that holds for all entities.
 pub const ALL_ENTITIES: &str = "*";
@@ -35,6 +36,18 @@ impl MapKind {
             MapKind::Account => "account",
             MapKind::Currency => "currency",
         }
+    }
+
+    /// Returns the command that maps a name. `elven`: the name at Elven. `None`: a person has to find it.
+    pub fn command(self, entity_id: &str, ledger: &str, elven: Option<&str>) -> String {
+        let entity = match self {
+            MapKind::Account => format!(" {}", quoted_option("--entity", entity_id)),
+            MapKind::Currency => String::new(),
+        };
+        let is_like_an_option = [ledger, elven.unwrap_or_default()].iter().any(|name| name.starts_with('-'));
+        let end_of_options = if is_like_an_option { "-- " } else { "" };
+        let (of, elven) = (self.word(), elven.map_or_else(|| "ELVEN_NAME".to_owned(), quoted));
+        format!("elven-sync map {of}{entity} {end_of_options}{} {elven}", quoted(ledger))
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use sqlx::PgExecutor;
 use strum::{AsRefStr, VariantNames};
 
+use super::release::release;
 use super::storable_text::storable;
 use crate::batch::InvalidRow;
 use crate::database::Transaction;
@@ -23,6 +24,10 @@ pub enum Kind {
     Config,
     /// The API refused the row, which was found by bisecting.
     RejectedRow,
+    /// The API does not know the account of the rows.
+    UnknownAccount,
+    /// The API does not know the currency of the rows.
+    UnknownCurrency,
     /// The API refused a whole batch.
     RejectedBatch,
     /// The lane was throttled by the API.
@@ -99,6 +104,9 @@ pub(super) async fn record(
         )
         .execute(&mut *transaction)
         .await?;
+        let why = "another problem of the row took its place";
+        let released: Vec<(&str, &str)> = ids.iter().map(|id| (id.as_str(), why)).collect();
+        release(&mut *transaction, entity_id, None, &released).await?;
     }
     Ok(())
 }
@@ -136,7 +144,8 @@ pub(super) async fn record_each(
            from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::integer[], $7::text[], $8::text[],
                        $9::text[])
                 p (entity_id, kind, batch_id, ledger_id, http_status, api_code, message, record)
-         on conflict (entity_id, kind, coalesce(ledger_id, '')) where resolved_at is null do update
+         on conflict (entity_id, kind, coalesce(ledger_id, ''),
+                      (case when ledger_ids is null then 0 else error_id end)) where resolved_at is null do update
             set occurrences = sync_errors.occurrences + 1, last_seen_at = clock_timestamp(),
                 run_id = excluded.run_id, batch_id = excluded.batch_id, http_status = excluded.http_status,
                 api_code = excluded.api_code, message = excluded.message, cause = excluded.cause,
@@ -165,7 +174,7 @@ pub(super) async fn resolve_of_lanes(
     sqlx::query!(
         "update elven_sync.sync_errors
             set resolved_at = clock_timestamp(), resolution = 'the entity was brought up to date'
-          where entity_id = any ($1) and ledger_id is null and resolved_at is null
+          where entity_id = any ($1) and ledger_id is null and ledger_ids is null and resolved_at is null
             and kind <> 'unregistered_entity'",
         entity_ids
     )
@@ -235,7 +244,7 @@ impl Resolution {
     }
 }
 
-/// Resolves the errors of rows, apart from those that `batch_id` has recorded.
+/// Resolves the errors of rows, apart from those that `batch_id` has recorded, and releases the rows if they are held.
 pub(super) async fn resolve(
     transaction: &mut Transaction,
     entity_id: &str,
@@ -260,5 +269,7 @@ pub(super) async fn resolve(
     )
     .execute(&mut *transaction)
     .await?;
-    Ok(())
+    let released: Vec<(&str, &str)> =
+        ids.iter().zip(&why).map(|(id, why)| (id.as_str(), why.as_str())).collect();
+    release(transaction, entity_id, batch_id, &released).await
 }

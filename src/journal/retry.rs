@@ -13,6 +13,8 @@ pub struct SetAside {
     pub entity_id: String,
     /// The ids of the errors. Those come last whose row the API may have imported in an attempt of unknown outcome.
     pub error_ids: Vec<i64>,
+    /// The ids of the errors that hold rows, the oldest first.
+    pub held: Vec<i64>,
 }
 
 impl SetAside {
@@ -22,11 +24,13 @@ impl SetAside {
             sqlx::query_as!(
                 SetAside,
                 r#"select e.entity_id,
-                          array_agg(e.error_id order by coalesce(b.ambiguous or b.status = 'unknown'
-                                                                 or b.unknown_runs > 0, false), e.error_id)
-                              as "error_ids!"
+                          coalesce(array_agg(e.error_id order by coalesce(b.ambiguous or b.status = 'unknown'
+                                                                          or b.unknown_runs > 0, false), e.error_id)
+                                       filter (where e.ledger_id is not null), '{}') as "error_ids!",
+                          coalesce(array_agg(e.error_id order by e.error_id)
+                                       filter (where e.ledger_ids is not null), '{}') as "held!"
                      from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
-                    where e.resolved_at is null and e.ledger_id is not null
+                    where e.resolved_at is null and (e.ledger_id is not null or e.ledger_ids is not null)
                       and (cardinality($1::bigint[]) = 0 or e.error_id = any ($1))
                       and (cardinality($2::text[]) = 0 or e.entity_id = any ($2))
                       and (cardinality($3::text[]) = 0 or e.kind = any ($3))
@@ -98,7 +102,11 @@ impl Journal {
             .await?;
         // Without a batch it was found by looking at the row as it is.
         let until = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
-        Ok(rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect())
+        let mut found: Vec<(String, u64)> =
+            rows.into_iter().map(|row| (row.ledger_id, until(row.until))).collect();
+        let held = self.held_until(entity_id, ids, true).await?;
+        found.extend(held.into_iter().map(|(ledger_id, text)| (ledger_id, until(text))));
+        Ok(found)
     }
 
     /// Returns the errors of rows with these ids, in their order.

@@ -134,20 +134,43 @@ pub async fn carried(
     Ok(carried.collect())
 }
 
-/// Returns the errors of a row, the newest first, including resolved ones.
+/// Returns the errors of a row, the newest first, including resolved ones. `batches`: those that list the row; one of
+/// them may hold it.
 pub async fn errors_of(
     transaction: &mut Transaction,
-    ledger_id: &str,
+    id: &LedgerId,
     entity_id: Option<&str>,
+    batches: &[BatchOfRow],
 ) -> Result<Vec<RecordedError>, JournalError> {
+    let batch_ids: Vec<i64> = batches.iter().map(|batch| batch.batch_id).collect();
+    let held = sqlx::query!(
+        r#"select error_id, ledger_ids as "ledger_ids!", released_ids from elven_sync.sync_errors
+            where batch_id = any ($1) and ledger_ids is not null"#,
+        &batch_ids
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    let lists = |packed: &[u8]| unpack_ids(packed).is_some_and(|ids| ids.contains(id));
+    let (mut released, mut still_held) = (Vec::new(), Vec::new());
+    for held in held.iter().filter(|held| lists(&held.ledger_ids)) {
+        let is_released = held.released_ids.as_deref().is_some_and(lists);
+        if is_released { &mut released } else { &mut still_held }.push(held.error_id);
+    }
     Ok(sqlx::query_as!(
         RecordedError,
-        r#"select error_id, kind, entity_id, ledger_id, message, http_status, api_code, cause, record::text,
-                  occurrences, first_seen_at, last_seen_at, resolved_at, resolution, run_id, batch_id
-             from elven_sync.sync_errors where ledger_id = $1 and ($2::text is null or entity_id = $2)
+        r#"select error_id, kind, entity_id, ledger_id, name, rows, message, http_status, api_code, cause, record::text,
+                  occurrences, first_seen_at, last_seen_at, resolved_at,
+                  case when error_id = any ($4) then coalesce(resolution, 'the row is not held any more')
+                       else resolution end as resolution,
+                  run_id, batch_id
+             from elven_sync.sync_errors
+            where ledger_id = $1 and ($2::text is null or entity_id = $2)
+               or error_id = any ($3) or error_id = any ($4)
             order by error_id desc"#,
-        ledger_id,
-        entity_id
+        id.to_string(),
+        entity_id,
+        &still_held,
+        &released
     )
     .fetch_all(transaction)
     .await?)

@@ -172,9 +172,10 @@ impl Journal {
                         where entity_id = $1 and pass_id > $2 and status = 'accepted')::bigint
                     + (select coalesce(sum(rows_superseded), 0) from elven_sync.sync_pruned
                         where entity_id = $1 and $2 = 0)::bigint
-                    + (select count(*) from elven_sync.sync_errors e
+                    + (select coalesce(sum(coalesce(e.rows, 1)), 0)::bigint from elven_sync.sync_errors e
                          left join elven_sync.sync_batches b using (batch_id)
-                        where e.entity_id = $1 and e.ledger_id is not null and (e.resolved_at is null or e.dismissed)
+                        where e.entity_id = $1 and coalesce(e.ledger_id, e.name) is not null
+                          and (e.resolved_at is null or e.dismissed)
                           and coalesce(b.pass_id > $2, true)) as "rows!""#,
                     entity_id,
                     pass_id
@@ -352,8 +353,13 @@ impl Journal {
                           where u.entity_id = $1 and u.pass_id is null and u.backfill_id is null
                             and u.status in ('sending', 'unknown')
                             and exists (select from elven_sync.batch_row_ids(u.batch_id) id
-                                          join elven_sync.sync_errors e on e.ledger_id = id
-                                         where e.entity_id = $1 and e.resolved_at is null)) as batch_id",
+                                          join (select e.ledger_id from elven_sync.sync_errors e
+                                                 where e.entity_id = $1 and e.resolved_at is null
+                                                union all
+                                                select elven_sync.error_row_ids(e.error_id)
+                                                  from elven_sync.sync_errors e
+                                                 where e.entity_id = $1 and e.resolved_at is null
+                                                   and e.ledger_ids is not null) e on e.ledger_id = id)) as batch_id",
                 entity_id
             )
             .fetch_one(&self.database)

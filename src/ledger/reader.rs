@@ -1,5 +1,6 @@
 //! Reads rows of the ledger: pages of a pass, and single rows.
 
+use futures_util::FutureExt;
 use sqlx::AssertSqlSafe;
 use tokio::time::Instant;
 
@@ -8,7 +9,7 @@ use super::error::is_behind;
 use super::standby::replayed;
 use super::statements::Page;
 use super::unreadable::{Asked, Parts};
-use super::{Ledger, LedgerError, Pass, PassRead, Row, Table};
+use super::{Ledger, LedgerError, Pass, PassRead, Read, Row, Table};
 use crate::align::Names;
 use crate::watermark::{self, Cursor, Segment};
 
@@ -37,7 +38,7 @@ impl Ledger {
         entity_id: &str,
         ids: &'a [String],
     ) -> Result<FoundRows<'a, String>, LedgerError> {
-        in_parts(ids, async |ids| self.rows_with(entity_id, ids).await).await
+        in_parts(ids, |ids| self.rows_with(entity_id, ids).boxed()).await
     }
 
     async fn rows_with(&self, entity_id: &str, ids: &[String]) -> Result<Vec<Row>, LedgerError> {
@@ -60,22 +61,36 @@ impl Ledger {
         rows: &'a [Row],
         names: &Names,
     ) -> Result<FoundRows<'a, Row>, LedgerError> {
-        in_parts(rows, async |rows| self.around(entity_id, rows, names).await).await
+        in_parts(rows, |rows| self.around(entity_id, rows, names).boxed()).await
+    }
+
+    /// Returns the rows with the account and the currency at Elven and the UTC second of one of these rows, and the rows
+    /// for which they cannot be read. These are all rivals of rows whose second the clock does not show twice.
+    pub async fn same_second<'a>(
+        &self,
+        entity_id: &str,
+        rows: &'a [Row],
+        names: &Names,
+    ) -> Result<FoundRows<'a, Row>, LedgerError> {
+        in_parts(rows, |rows| self.of_seconds(entity_id, rows, names).boxed()).await
+    }
+
+    async fn of_seconds(
+        &self,
+        entity_id: &str,
+        rows: &[Row],
+        names: &Names,
+    ) -> Result<Vec<Row>, LedgerError> {
+        let keys = keys(rows, names);
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = |table: &Table| table.same_second_sql(entity_id, &keys);
+        self.copy(&self.primary, sql, rows.len(), PlanHint::Any).await
     }
 
     async fn around(&self, entity_id: &str, rows: &[Row], names: &Names) -> Result<Vec<Row>, LedgerError> {
-        // A row that is too far from the year 2000 to be sent has no rival.
-        let is_sent = |at: &i64| at.unsigned_abs() <= SENT_US_MAX;
-        let mut keys: Vec<(&str, &str, i64)> = Vec::with_capacity(rows.len());
-        for row in rows {
-            let key = || Some((row.account()?, row.currency()?, row.captured_at_us.filter(is_sent)?));
-            let Some((account, currency, at)) = key() else { continue };
-            // Other names of the ledger may be the same name at Elven.
-            let currencies = names.currencies.same_at_elven(currency);
-            for account in names.accounts.same_at_elven(account) {
-                keys.extend(currencies.iter().map(|currency| (account, *currency, at)));
-            }
-        }
+        let keys = keys(rows, names);
         if keys.is_empty() {
             return Ok(Vec::new());
         }
@@ -157,13 +172,35 @@ impl Ledger {
 }
 
 /// Reads rows for many items by one statement. Where that fails because of rows, reads them for halves of the items.
-async fn in_parts<'a, T>(
+async fn in_parts<'a, 'r, T>(
     items: &'a [T],
-    read: impl AsyncFn(&'a [T]) -> Result<Vec<Row>, LedgerError>,
+    read: impl Fn(&'a [T]) -> Read<'r, Vec<Row>>,
 ) -> Result<FoundRows<'a, T>, LedgerError> {
     let (mut rows, mut parts) = (Vec::new(), Parts::of(items));
     while let Some(part) = parts.next() {
         rows.extend(parts.took(part, read(part).await)?.into_iter().flatten());
     }
     Ok(FoundRows { rows, unreadable: parts.failed() })
+}
+
+/// Returns account, currency and instant of the rows that can have a rival. A row that is too far from the year 2000 to
+/// be sent has none.
+fn keys<'r>(rows: &'r [Row], names: &'r Names) -> Vec<(&'r str, &'r str, i64)> {
+    // A row that is too far from the year 2000 to be sent has no rival.
+    let is_sent = |at: &i64| at.unsigned_abs() <= SENT_US_MAX;
+    let mut keys = Vec::with_capacity(rows.len());
+    for row in rows {
+        let key = || Some((row.account()?, row.currency()?, row.captured_at_us.filter(is_sent)?));
+        let Some((account, currency, at)) = key() else { continue };
+        if !names.has_shared() {
+            keys.push((account, currency, at));
+            continue;
+        }
+        // Other names of the ledger may be the same name at Elven.
+        let currencies = names.currencies.same_at_elven(currency);
+        for account in names.accounts.same_at_elven(account) {
+            keys.extend(currencies.iter().map(|currency| (account, *currency, at)));
+        }
+    }
+    keys
 }

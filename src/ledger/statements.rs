@@ -12,6 +12,9 @@ use crate::watermark::{At, Cursor, RUNNING_MAX, Segment, Snapshot, Xid};
 /// How far from a row its rivals may lie, in microseconds: 26 hours.
 const AROUND_US: u64 = 26 * 60 * 60 * 1_000_000;
 
+/// The Unix time of 2000-01-01 UTC, in seconds.
+const POSTGRES_EPOCH_S: i64 = 946_684_800;
+
 /// The progress of an entity, as far as the ledger's statements need it.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -238,6 +241,36 @@ impl Table {
             quote_literal(entity_id),
             instant("w.first", "-"),
             instant("w.last", "+")
+        )
+    }
+
+    /// Returns the `copy` of the rows with the account, the currency and the second of records. `keys`: account, currency
+    /// and instant (in microseconds from 2000-01-01 UTC) of each record.
+    ///
+    /// The rows between the first and the last instant are read once, however many records there are.
+    pub(super) fn same_second_sql(&self, entity_id: &str, keys: &[(&str, &str, i64)]) -> String {
+        let Self { name, entity, captured_at, account, currency, columns, .. } = self;
+        let second = |us: i64| us.div_euclid(1_000_000) + POSTGRES_EPOCH_S;
+        let keys: BTreeSet<(&str, &str, i64)> =
+            keys.iter().map(|(account, currency, at)| (*account, *currency, second(*at))).collect();
+        let (first, last) = keys.iter().fold((i64::MAX, i64::MIN), |(first, last), (.., second)| {
+            (first.min(*second), last.max(*second))
+        });
+        let accounts = quote_array(keys.iter().map(|(account, ..)| Some(*account)));
+        let currencies = quote_array(keys.iter().map(|(_, currency, _)| Some(*currency)));
+        let seconds: Vec<String> = keys.iter().map(|(.., second)| second.to_string()).collect();
+        let seconds = quote_array(seconds.iter().map(|second| Some(second.as_str())));
+        format!(
+            "copy (select {columns} from {name} t
+                    where {entity} = {} and {captured_at} >= to_timestamp({first}) and {captured_at} < to_timestamp({})
+                      and ({account}::text, {currency}::text,
+                           case when {captured_at} >= to_timestamp({first}) and {captured_at} < to_timestamp({})
+                                then floor(extract(epoch from {captured_at}))::bigint end)
+                          in (select * from unnest({accounts}, {currencies}, {seconds}::bigint[])))
+               to stdout (format binary)",
+            quote_literal(entity_id),
+            last + 1,
+            last + 1
         )
     }
 

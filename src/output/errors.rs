@@ -71,7 +71,7 @@ impl ErrorRows {
 }
 
 /// The columns of `errors list --rows --csv`.
-const CSV_HEADER: [&str; 16] = [
+const CSV_HEADER: [&str; 18] = [
     "error_id",
     "kind",
     "entity_id",
@@ -88,11 +88,13 @@ const CSV_HEADER: [&str; 16] = [
     "resolution",
     "run_id",
     "batch_id",
+    "name",
+    "rows",
 ];
 
 fn csv_record(error: &RecordedError) -> String {
     let number = |number: Option<i64>| number.map(|number| number.to_string());
-    let fields: [Option<String>; 16] = [
+    let fields: [Option<String>; 18] = [
         Some(error.error_id.to_string()),
         Some(error.kind.clone()),
         Some(error.entity_id.clone()),
@@ -109,6 +111,8 @@ fn csv_record(error: &RecordedError) -> String {
         error.resolution.clone(),
         number(error.run_id),
         number(error.batch_id),
+        error.name.clone(),
+        number(error.rows.map(i64::from)),
     ];
     csv::record(fields.iter().map(Option::as_deref))
 }
@@ -171,7 +175,7 @@ fn list(errors: &[RecordedError], columns: Option<u16>) -> Table {
                 error.error_id.to_string(),
                 error.kind.clone(),
                 error.entity_id.clone(),
-                error.ledger_id.clone().unwrap_or_default(),
+                error.ledger_id.clone().or_else(|| held(error)).unwrap_or_default(),
                 error.occurrences.to_string(),
                 error.last_seen_at.format(last).to_string(),
                 message,
@@ -191,6 +195,11 @@ fn list(errors: &[RecordedError], columns: Option<u16>) -> Table {
     }
     // What is still too wide, such as a long id, is wrapped.
     table(&header, &[0, 4], rows)
+}
+
+/// The number of rows that an error holds, in words.
+fn held(error: &RecordedError) -> Option<String> {
+    error.rows.map(|rows| counted_noun(i64::from(rows), "row", "rows"))
 }
 
 /// Shortens a text to this number of characters, with an ellipsis at its end.
@@ -215,6 +224,12 @@ pub fn error_in_full(error: &RecordedError, as_json: bool) {
         ("kind", Some(error.kind.clone())),
         ("entity", Some(error.entity_id.clone())),
         ("ledger row", error.ledger_id.clone()),
+        ("name", error.name.clone()),
+        ("rows", number(error.rows.map(i64::from))),
+        (
+            "ids of the rows",
+            error.rows.map(|_| format!("select elven_sync.error_row_ids({})", error.error_id)),
+        ),
         ("message", Some(error.message.clone())),
         ("HTTP status", number(error.http_status.map(i64::from))),
         ("code of the API", error.api_code.clone()),

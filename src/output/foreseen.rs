@@ -1,6 +1,5 @@
 //! The output of what a dry run foresees.
 
-use super::maps::map_command;
 use super::{ENTITIES_SHOWN_MAX, line, number};
 use crate::sync::Foreseen;
 use crate::text::{counted_noun, thousands};
@@ -34,8 +33,7 @@ pub(super) fn foreseen(foreseen: &Foreseen) {
             unknown.ledger_name,
             unknown.entity_id,
             counted_noun(unknown.records, "record", "records"),
-            map_command(
-                unknown.kind,
+            unknown.kind.command(
                 &unknown.entity_id,
                 &unknown.ledger_name,
                 unknown.near.first().map(String::as_str)

@@ -6,7 +6,7 @@ use super::{json_line, line, lines, table, when};
 use crate::admin::MapReport;
 use crate::align::CurrencyKind;
 use crate::journal::{ALL_ENTITIES, MapEntry, MapKind, Mapped};
-use crate::text::{counted_noun, quoted, quoted_option};
+use crate::text::counted_noun;
 
 /// Prints what a new map changes.
 pub fn added(report: &MapReport) {
@@ -105,18 +105,4 @@ pub fn list(maps: &[MapEntry], only: Option<&str>, as_json: bool) {
         ]
     });
     lines(table(&header, &[6], rows));
-}
-
-/// Returns the command that maps a name. `elven`: the name at Elven. `None`: a person has to find it.
-pub(super) fn map_command(kind: MapKind, entity_id: &str, ledger: &str, elven: Option<&str>) -> String {
-    let of = kind.word();
-    let entity = if kind == MapKind::Account {
-        format!(" {}", quoted_option("--entity", entity_id))
-    } else {
-        String::new()
-    };
-    let end_of_options =
-        if [ledger, elven.unwrap_or_default()].iter().any(|name| name.starts_with('-')) { "-- " } else { "" };
-    let elven = elven.map_or_else(|| "ELVEN_NAME".to_owned(), quoted);
-    format!("elven-sync map {of}{entity} {end_of_options}{} {elven}", quoted(ledger))
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use comfy_table::{ColumnConstraint, Table};
 use serde_json::{Value, json};
 
-use super::maps::map_command;
 use super::{escaped, json_line, line, lines, number, table, terminal_columns, when};
 use crate::admin::{NameReport, NameStatus, UsedName};
 use crate::elven::{List, ListEntry, SOURCES_PATH};
@@ -187,7 +186,7 @@ fn commands(unknown: &[&UsedName], list: List) {
 fn command(used: &UsedName, list: List) -> String {
     let near = if let NameStatus::Unknown(near) = &used.status { near.first() } else { None };
     let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
-    map_command(kind, &used.entity_id, &used.name, near.map(String::as_str))
+    kind.command(&used.entity_id, &used.name, near.map(String::as_str))
 }
 
 /// Prints the names that the API knows and the ledger does not use; of many names the first ones.

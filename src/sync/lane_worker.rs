@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::api_session::ApiSession;
 use super::concurrency::ConcurrencyLimits;
 use super::decisions::sharing;
+use super::names::NamesOfRun;
 use super::progress::Progress as RowsDone;
 use super::proving::CredentialProof;
 use crate::align::Zone;
@@ -46,13 +47,21 @@ pub struct Target {
     pub(super) session: Arc<ApiSession>,
     /// What the run did to prove that the credential and the endpoint are good.
     pub(super) proving: Arc<CredentialProof>,
+    /// What the run learned about the names of its records.
+    pub(super) names: Arc<NamesOfRun>,
 }
 
 impl Target {
     /// Returns an entity with a session of its own.
     pub fn new(entity_id: &str, zone: Zone, credential: Credential, client: Client) -> Self {
         let session = Arc::new(ApiSession::new(credential, client, None, None));
-        Self { entity_id: entity_id.to_owned(), rules: zone.into(), session, proving: Arc::default() }
+        Self {
+            entity_id: entity_id.to_owned(),
+            rules: zone.into(),
+            session,
+            proving: Arc::default(),
+            names: Arc::default(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::batch::Batch;
-use crate::elven::ResponseClass;
+use crate::elven::{List, ResponseClass};
 use crate::journal::{Blocker, Kind, Problem, WorkKind};
 use crate::text::{quoted_argument, quoted_option};
 use crate::watermark::LedgerId;
@@ -27,6 +27,10 @@ pub(super) struct OutcomeMessage {
 
 /// The message for a batch that was announced and not sent because its lane had to stop.
 pub(super) const NOT_SENT: &str = "not sent, because the lane stopped first; the next run sends it";
+
+/// The message for a batch that was split before it was sent.
+pub(super) const SPLIT_BY_NAME: &str =
+    "not sent as a whole, because the API does not know a name of some of its rows";
 
 /// The message for a request whose answer was not awaited, because the grace period was over.
 pub(super) fn cut_off() -> OutcomeMessage {
@@ -286,6 +290,30 @@ impl OutcomeMessage {
                     self.of_row
                 ),
             )
+        }
+    }
+
+    /// Returns what the API said about a record, and its code.
+    pub(super) fn said(&self) -> (String, Option<String>) {
+        (self.of_row.clone(), self.code.clone())
+    }
+
+    /// Returns the message for a refused batch of which the API knows no name. `names`: the commonest of its names;
+    /// `more`: the number of the others.
+    pub(super) fn strange(self, list: List, names: &str, more: usize, credential: &str) -> Self {
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let (many, hint) = match list {
+            List::Accounts => ("accounts", "elven-sync reference accounts --unknown"),
+            List::Currencies => ("currencies", "elven-sync reference currencies --unknown"),
+        };
+        Self {
+            kind: Kind::Config,
+            message: format!(
+                "{}; Elven lists none of its {many}: {names}{more}; no row is set aside, because no record of the \
+                 entity was ever accepted; is credential `{credential}` the key of another entity? hint: {hint}",
+                self.message
+            ),
+            ..self
         }
     }
 

@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::RunError;
 use super::api_session::ApiSession;
 use super::decisions::list_reading::{ListReading, NextPage};
 use super::decisions::policy::{Attempt, Decision, decide};
+use super::decisions::proof::{Unproven, of_probe};
 use super::remedies::SignatureRemedies;
 use super::signing::{OPENED_LATE_MAX, SignedBy};
 use super::worker::client;
@@ -156,7 +159,7 @@ async fn pull(
         let entries = match (before, session) {
             (Some(failure), _) => Err(failure.clone()),
             (None, Err(problem)) => Err(PullFailure::of(FailureSubject::Credential, problem.to_string())),
-            (None, Ok(session)) => Reader { settings, session, list: list.into() }.entries().await,
+            (None, Ok(session)) => whole_list_of(settings, session, list).await,
         };
         let outcome = match entries {
             Ok(entries) => Ok(StoredList::replace(database, credential, list, &entries).await?),
@@ -167,10 +170,19 @@ async fn pull(
     Ok(pulled)
 }
 
+/// Reads a whole list with a credential.
+pub(super) fn whole_list_of<'a>(
+    settings: &'a Settings,
+    session: &'a ApiSession,
+    list: List,
+) -> BoxFuture<'a, Result<Vec<ListEntry>, PullFailure>> {
+    async move { Reader { settings, session, list: list.into() }.entries().await }.boxed()
+}
+
 /// Reads a whole list within [`LIST_TIME_MAX`]. `page` reads the page with a number.
-async fn whole_list(
+async fn whole_list<'p>(
     mut reading: ListReading,
-    mut page: impl AsyncFnMut(u32) -> Result<ListPage, PullFailure>,
+    mut page: impl FnMut(u32) -> BoxFuture<'p, Result<ListPage, PullFailure>>,
 ) -> Result<Vec<ListEntry>, PullFailure> {
     let read = async {
         let mut number = 1;
@@ -203,7 +215,7 @@ impl Reader<'_> {
             Listing::Names(_) => ListReading::default(),
             Listing::Sources => ListReading::of_any_length(),
         };
-        whole_list(reading, async |number| self.page(number).await).await
+        whole_list(reading, |number| self.page(number).boxed()).await
     }
 
     /// Reads one page. The same rate, pauses, back-off and remedies as for an import apply.
@@ -225,12 +237,14 @@ impl Reader<'_> {
                 opened_late += 1;
                 continue;
             }
-            if let (Answer::Response { status: 200..300, envelope, .. }, Some(page)) = (&answer, page)
+            if let Answer::Response { status: 200..300, envelope, .. } = &answer
                 && envelope.is_list
             {
                 if let Some(ahead) = remedies.trial {
                     session.keep_clock(ahead);
                 }
+                session.note_probe(&Ok(()));
+                let page = page.unwrap_or(Err("the list was not read"));
                 return page.map_err(|why| PullFailure::of(FailureSubject::List, why));
             }
             let class = session.classify_and_record(&answer, &mut remedies.trial);
@@ -249,6 +263,11 @@ impl Reader<'_> {
                     remedies.take(&remedy, &by, session);
                 }
                 Decision::Settle | Decision::Isolate | Decision::Stop { .. } => {
+                    // The probe of a credential is this call, too.
+                    let proven = of_probe(&answer, class.clone());
+                    if let (Listing::Names(List::Accounts), Err(Unproven::NoList(_))) = (list, &proven) {
+                        session.note_probe(&proven);
+                    }
                     return Err(failure(&class, &answer, &session.credential.name));
                 }
             }
@@ -290,21 +309,27 @@ fn failure(class: &ResponseClass, answer: &Answer, credential: &str) -> PullFail
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn a_list_is_read_for_at_most_60_seconds() {
-        let mut read = 0;
-        let page = async |number: u32| {
-            sleep(Duration::from_secs(7)).await;
-            read = number;
-            let entries = vec![ListEntry { id: number.to_string(), name: None, kind: None }];
-            Ok(ListPage { total: 100, entries })
+        let read = AtomicU32::new(0);
+        let page = |number: u32| {
+            let read = &read;
+            let page = async move {
+                sleep(Duration::from_secs(7)).await;
+                read.store(number, Ordering::Relaxed);
+                let entries = vec![ListEntry { id: number.to_string(), name: None, kind: None }];
+                Ok(ListPage { total: 100, entries })
+            };
+            page.boxed()
         };
         let begun = Instant::now();
         let failure = whole_list(ListReading::default(), page).await.unwrap_err();
         assert_eq!(begun.elapsed(), Duration::from_mins(1));
-        assert_eq!(read, 8);
+        assert_eq!(read.load(Ordering::Relaxed), 8);
         let expected = "the list was not read to its end within 60 s: 8 of 100 entries were read";
         assert_eq!(failure, PullFailure::of(FailureSubject::List, expected));
     }

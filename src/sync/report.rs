@@ -94,6 +94,13 @@ impl EntityReport {
         self.rows_rejected += records;
     }
 
+    /// Counts a batch whose rows are held.
+    pub(super) fn count_held(&mut self, batch: &crate::batch::Batch) {
+        let rows = i64::try_from(batch.rows.len()).unwrap_or(i64::MAX);
+        self.rows_read += rows;
+        self.rows_rejected += rows;
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
         self.rows_read += other.rows_read;
         self.rows_uploaded += other.rows_uploaded;

@@ -1,6 +1,7 @@
 //! `errors retry`: sends rows again that were set aside.
 
 mod entity;
+mod held;
 
 use std::collections::BTreeMap;
 
@@ -9,12 +10,14 @@ use tracing::Instrument;
 
 pub use self::entity::Retried;
 use self::entity::{ELSEWHERE, EntityRetry, RetryProgress};
+use super::lane::exit::LaneExit;
+use super::lane::lane_run::LaneRun;
 use super::lane_worker::Target;
 use super::log::{self, lane_span, run_span};
 use super::worker::Unusable;
 use super::{RunError, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, JournalError, RowError, RunStatus, SetAside, refuse_standby};
+use crate::journal::{Entity, JournalError, Lane, RowError, RunStatus, SetAside, refuse_standby};
 use crate::ledger::Row;
 
 /// How many pages of errors of an entity are kept in memory.
@@ -30,8 +33,8 @@ impl Worker {
         report: &mut (dyn FnMut(Retried) + Send),
     ) -> Result<bool, RunError> {
         let entities = Entity::list(&self.database).await?;
-        let concerned = set_aside.into_iter().map(|errors| (errors.entity_id, errors.error_ids));
-        let concerned: BTreeMap<String, Vec<i64>> = concerned.collect();
+        let concerned = set_aside.into_iter().map(|errors| (errors.entity_id.clone(), errors));
+        let concerned: BTreeMap<String, SetAside> = concerned.collect();
         let entities: Vec<Entity> =
             entities.into_iter().filter(|entity| concerned.contains_key(&entity.entity_id)).collect();
         let (targets, unusable) = self.targets(&entities)?;
@@ -49,7 +52,7 @@ impl Worker {
         run_id: i64,
         targets: &[Target],
         unusable: &[Unusable],
-        mut by_entity: BTreeMap<String, Vec<i64>>,
+        mut by_entity: BTreeMap<String, SetAside>,
         report: &mut (dyn FnMut(Retried) + Send),
     ) -> Result<bool, RunError> {
         let since = Instant::now();
@@ -63,18 +66,21 @@ impl Worker {
             self.compare_rules(run_id, targets).await;
             self.recall_sizes(&targets.iter().collect::<Vec<_>>()).await?;
             for target in targets {
-                let error_ids = by_entity.remove(&target.entity_id).unwrap_or_default();
-                let retry = self.retry_entity(run_id, target, &error_ids, &mut note);
+                let Some(errors) = by_entity.remove(&target.entity_id) else { continue };
+                let retry = async {
+                    self.retry_entity(run_id, target, &errors.error_ids, &mut note).await?;
+                    self.retry_held(run_id, target, errors.held, &mut note).await
+                };
                 Box::pin(retry.instrument(lane_span(&target.entity_id))).await?;
             }
             Ok(())
         };
         let failed = self.alive(run_id, work).await.err();
         // The errors that are left belong to entities that are not registered or cannot be worked on.
-        for (entity_id, error_ids) in by_entity {
+        for (entity_id, errors) in by_entity {
             let why = unusable.iter().find(|(unusable, _)| *unusable == entity_id);
             let why = why.map_or("its entity is not registered", |(_, problem)| problem.message.as_str());
-            for error_id in error_ids {
+            for error_id in errors.error_ids.into_iter().chain(errors.held) {
                 note(Retried { error_id, outcome: Err(why.to_owned()) });
             }
         }
@@ -113,6 +119,33 @@ impl Worker {
             }
             let part = EntityRetry::of(self, run_id, target, open).await?;
             part.work(&mut progress).await?.into_iter().for_each(&mut *report);
+        }
+        Ok(())
+    }
+
+    /// Checks that the watermark belongs to the ledger, before rows are sent again. `ended`: why they are not.
+    async fn check_before_retry(
+        &self,
+        lane_run: &LaneRun<'_>,
+        lane: &Lane,
+        ended: &mut Option<String>,
+    ) -> Result<(), LaneExit> {
+        let entity_id = &lane_run.target.entity_id;
+        let probed = match self.ledger.probe_entity(&lane.progress(entity_id)).await {
+            Err(problem) if problem.is_about_rows() => {
+                *ended = Some(problem.in_words_of_entity());
+                return Err(LaneExit::Shutdown);
+            }
+            probed => probed?,
+        };
+        let checked =
+            self.check_journal(entity_id, lane).and_then(|()| self.check_watermark(entity_id, lane, &probed));
+        if let Err(mismatch) = checked {
+            *ended = Some(mismatch.to_string());
+            return Err(mismatch.into());
+        }
+        if lane.mapping.is_none() {
+            self.journal.fill_mapping(&lane_run.lease, &self.mapping).await?;
         }
         Ok(())
     }

@@ -10,9 +10,9 @@ use super::lane_worker::Target;
 use super::log::{self, lane_span, run_span};
 use super::report::Unregistered;
 use super::worker::{Unusable, progress, warn_of};
-use super::{EntityReport, RunError, RunReport, Worker};
+use super::{Ended, EntityReport, RunError, RunReport, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
+use crate::journal::{Entity, HeldName, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
 use crate::ledger::Unreadable;
 
 impl Worker {
@@ -85,6 +85,21 @@ impl Worker {
         })
     }
 
+    /// Sends held rows again after the pass of their entity, if the API knows their names by now.
+    async fn then_resend(
+        &self,
+        run_id: i64,
+        target: &Target,
+        held: &[HeldName],
+        mut report: EntityReport,
+    ) -> Result<EntityReport, RunError> {
+        if report.ended == Ended::Done && held.iter().any(|name| name.entity_id == target.entity_id) {
+            // On the heap only while it works.
+            Box::pin(self.resend_held(run_id, target, held, &mut report)).await?;
+        }
+        Ok(report)
+    }
+
     /// Tells each session which body size the API refused recently as too large.
     pub(super) async fn recall_sizes(&self, targets: &[&Target]) -> Result<(), JournalError> {
         if targets.is_empty() {
@@ -141,15 +156,27 @@ impl Worker {
             // Recorded now, because it is true now: the other entities may take hours.
             self.journal.found_idle(&seen_idle, &self.mapping).await?;
         }
-        let busy = self.with_names(&busy).await?;
+        let held = self.journal.held_names().await?;
+        let holds = |target: &&Target| held.iter().any(|name| name.entity_id == target.entity_id);
+        let idle_with_held: Vec<&Target> =
+            targets.iter().filter(holds).filter(|target| idle.contains(&target.entity_id)).collect();
+        let (busy, idle_with_held) = (self.with_names(&busy).await?, self.with_names(&idle_with_held).await?);
         let busy: Vec<&Target> = busy.iter().collect();
-        self.recall_sizes(&busy).await?;
+        let idle_with_held: Vec<&Target> = idle_with_held.iter().collect();
+        self.recall_sizes(&busy.iter().chain(&idle_with_held).copied().collect::<Vec<_>>()).await?;
         self.warn_of_shared_keys(targets, &busy).await?;
         // The concurrency limits decide how many lanes work at once; the others wait for a permit.
-        let worked = busy.iter().map(async |target| {
+        let worked = busy.iter().chain(&idle_with_held).map(async |target| {
             let seen = lanes.get(&target.entity_id).cloned().unwrap_or_default();
-            let lane = self.lane(run_id, target, &seen, &probed).instrument(lane_span(&target.entity_id));
-            let worked = lane.await;
+            let lane = async {
+                let report = if idle.contains(&target.entity_id) {
+                    EntityReport::idle(&target.entity_id)
+                } else {
+                    self.lane(run_id, target, &seen, &probed).await?
+                };
+                self.then_resend(run_id, target, &held, report).await
+            };
+            let worked = lane.instrument(lane_span(&target.entity_id)).await;
             self.progress.end(&target.entity_id);
             worked
         });
@@ -159,7 +186,9 @@ impl Worker {
         let (failed, worked) = join(failing, working).await;
         reports.extend(failed?);
         worked?;
-        reports.extend(idle.iter().map(|entity_id| EntityReport::idle(entity_id)));
+        let is_reported: Vec<String> = reports.iter().map(|report| report.entity_id.clone()).collect();
+        let idle_reports = idle.iter().filter(|entity_id| !is_reported.contains(entity_id));
+        reports.extend(idle_reports.map(|entity_id| EntityReport::idle(entity_id)));
         self.count_pending(reports, &idle).await?;
         let unregistered =
             if whole_ledger { self.unregistered(&lanes).await? } else { Unregistered::default() };

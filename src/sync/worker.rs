@@ -109,8 +109,8 @@ impl Worker {
                         unusable.push((entity_id.clone(), Problem::of_lane(Kind::Config, message)));
                     }
                     Ok(rules) => {
-                        let proving = Arc::new(CredentialProof::default());
-                        targets.push(Target { entity_id: entity_id.clone(), rules, session, proving });
+                        let (proving, names) = (Arc::new(CredentialProof::default()), Arc::default());
+                        targets.push(Target { entity_id: entity_id.clone(), rules, session, proving, names });
                     }
                 },
             }

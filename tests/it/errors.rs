@@ -342,10 +342,10 @@ async fn run_does_not_wait_for_the_end_of_a_retry(pool: PgPool) {
     scene
         .sql(
             "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
-             select 'acme', 'x', 'BTC', '2024-01-01Z'::timestamptz + n * interval '1 minute', n from generate_series(1, 30) n",
+             select 'acme', 'x' || n, 'BTC', '2024-01-01Z'::timestamptz + n * interval '1 minute', -n from generate_series(1, 30) n",
         )
         .await;
-    scene.sandbox.set_rules(vec!["reject:account=x".parse().unwrap()]);
+    scene.sandbox.set_rules(vec!["reject:negative".parse().unwrap()]);
     output_of(&scene, 3, &["run"]).await;
     scene.sandbox.set_rules(vec!["slow=200ms".parse().unwrap()]);
     let retry = scene.command(&["errors", "retry"]).spawn().unwrap();

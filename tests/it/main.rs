@@ -69,6 +69,7 @@ mod standby;
 mod statement_counts;
 mod stub;
 mod support;
+mod unknown_names;
 mod unreadable;
 mod unwritten;
 mod verify;

@@ -89,7 +89,7 @@ async fn work_that_was_done_keeps_its_exit_code_on_a_full_disk(pool: PgPool) {
         (&["entity", "pause", "beta"], 0),
         (&["errors", "resolve", "1", "--reason", "a test"], 0),
         (&["prune", "--older-than", "1d"], 0),
-        (&["reference", "pull"], 0),
+        (&["reference", "pull"], 3),
         (&["migrate"], 0),
     ] {
         let (code, said) = ended(scene.command(arguments).stdout(full_disk()).spawn().unwrap()).await;

@@ -60,7 +60,7 @@ async fn idle_run_statement_count_is_independent_of_entities(pool: PgPool) {
     // The first run records the time zone rules of each entity.
     cost(&scene, &network, 0).await;
     let (connections, statements) = cost(&scene, &network, 0).await;
-    assert!(statements <= 25, "{statements} statements");
+    assert!(statements <= 26, "{statements} statements");
     assert_eq!(connections, 1, "one transaction after the other");
     let well = "select count(*)::text from elven_sync.sync_health where status = 'ok' and last_success_at is not null";
     assert_eq!(scene.text(well).await, "2000", "all are noted to be well");

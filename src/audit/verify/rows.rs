@@ -200,7 +200,8 @@ impl Checker<'_> {
             asked.extend(ids.iter().cloned());
             of_leaves.push((leaf, ids));
         }
-        let found = records::with_error(transaction, self.entity_id, &asked).await?;
+        let batch_ids: Vec<i64> = of_leaves.iter().map(|(leaf, _)| leaf.batch.batch_id).collect();
+        let found = records::with_error(transaction, self.entity_id, &asked, &batch_ids).await?;
         let found: HashSet<String> = found.into_iter().collect();
         for (leaf, ids) in of_leaves {
             let batch = &leaf.batch;

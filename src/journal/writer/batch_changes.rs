@@ -54,18 +54,22 @@ pub(super) async fn empty(
     found_one(done.rows_affected())
 }
 
-/// Records that the records of a batch are set aside.
+/// Records that the records of a batch are set aside. `held`: the number of these rows, if those that the records
+/// supersede are among them.
 pub(super) async fn set_aside(
     transaction: &mut Transaction,
     batch_id: i64,
     rejected_ids: &[u8],
+    held: Option<i32>,
 ) -> Result<(), JournalError> {
     sqlx::query!(
         "update elven_sync.sync_batches
-                    set row_count = 0, rows_rejected = rows_rejected + row_count, rejected_ids = $2
-                  where batch_id = $1",
+            set row_count = 0, rows_rejected = coalesce($3, rows_rejected + row_count), rejected_ids = $2,
+                rows_superseded = coalesce(rows_read - $3, rows_superseded)
+          where batch_id = $1",
         batch_id,
-        rejected_ids
+        rejected_ids,
+        held
     )
     .execute(transaction)
     .await?;

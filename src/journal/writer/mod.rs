@@ -37,6 +37,7 @@ use super::batch_record::{
     AnsweredBatch, NewBatch, finish, insert_all, mark_ambiguous, mark_repeated, rewrite,
 };
 use super::counting::{count_in_backfill, count_in_run};
+use super::held_rows::hold;
 use super::problem::{record as record_problems, resolve};
 use super::work::shared;
 use super::{Counters, JournalError, WorkKind};
@@ -335,8 +336,8 @@ async fn record(
             rewrite(transaction, batch_id, contents).await?;
         }
         // This precedes the recording of the answer, because a batch with records that was ever unknown stays unknown.
-        if let Consequence::SetAside { rejected_ids, .. } = &answer.consequence {
-            set_aside(transaction, batch_id, rejected_ids).await?;
+        if let Consequence::SetAside { rejected_ids, held, .. } = &answer.consequence {
+            set_aside(transaction, batch_id, rejected_ids, *held).await?;
         }
     }
     let answered: Vec<&AnsweredBatch> = answers.iter().map(|(_, answer)| &answer.answered).collect();
@@ -346,8 +347,11 @@ async fn record(
     let parts = insert_parts(transaction, answers).await?;
     for (request, answer) in answers {
         record_problems(transaction, request.run_id, request.entity_id(), &answer.problems).await?;
+        let batch_id = answer.answered.batch_id;
+        if !answer.held.is_empty() {
+            hold(transaction, request.run_id, request.entity_id(), batch_id, &answer.held).await?;
+        }
         if !answer.resolves.is_empty() {
-            let batch_id = answer.answered.batch_id;
             resolve(transaction, request.entity_id(), Some(batch_id), &answer.resolves).await?;
         }
     }

@@ -4,7 +4,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::batch_record::{AnsweredBatch, BatchRecord};
-use super::super::{Counters, CursorAdvance, JournalError, OpenWork, Problem, Resolution, WorkContext};
+use super::super::{
+    Counters, CursorAdvance, HeldRows, JournalError, OpenWork, Problem, Resolution, WorkContext,
+};
 use crate::watermark::Cursor;
 
 /// What a lane has to record.
@@ -77,6 +79,8 @@ pub enum Consequence {
         refused: Vec<String>,
         /// The most rows of the entity that the API refused and that may be set aside.
         rejections_max: usize,
+        /// The number of `rejected_ids`, if the rows that the records supersede are set aside, too.
+        held: Option<i32>,
     },
 }
 
@@ -104,6 +108,8 @@ pub struct Answer {
     pub counted: Counters,
     /// Rows that were set aside before sending.
     pub problems: Vec<Problem>,
+    /// Rows that are held because of their names.
+    pub held: Vec<HeldRows>,
     /// Rows that may be set aside, whose errors it resolves.
     pub resolves: Vec<Resolution>,
     /// What the batch consists of, when that is not what was announced.
@@ -120,6 +126,7 @@ impl Answer {
             advance: None,
             counted,
             problems: Vec::new(),
+            held: Vec::new(),
             resolves: Vec::new(),
             rewritten: None,
             consequence: Consequence::None,

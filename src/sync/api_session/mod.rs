@@ -9,13 +9,14 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use futures_util::FutureExt;
 use secrecy::ExposeSecret;
-use tokio::sync::MutexGuard;
+use tokio::sync::{MutexGuard, OnceCell};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::decisions::body_size::{BodyLimit, PROBE_EVERY};
 use super::decisions::policy::{SKEW_MIN, Taken};
 use super::decisions::proof::{Unproven, of_probe};
 use super::log;
+use super::names::ApiLists;
 use crate::batch::Batch;
 use crate::config::{Credential, Settings};
 use crate::elven::{Answer, Client, ListPage, Listing, ResponseClass, Signed, classify};
@@ -43,6 +44,8 @@ pub(super) struct ApiSession {
     state: Mutex<State>,
     /// Held by the request that is sent next, if the rate is limited.
     turn: tokio::sync::Mutex<()>,
+    /// The lists of the credential, if a batch was refused.
+    pub(super) lists: OnceCell<ApiLists>,
     /// Held by the batch that probes the credential, while others wait for the result.
     probing: tokio::sync::Mutex<()>,
 }
@@ -105,6 +108,7 @@ impl ApiSession {
             body_bytes: body_bytes.unwrap_or(usize::MAX),
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::default(),
+            lists: OnceCell::new(),
             probing: tokio::sync::Mutex::default(),
         }
     }
@@ -413,12 +417,17 @@ impl ApiSession {
             answer = probe().await?;
         }
         let proven = of_probe(&answer, self.classify(&answer));
-        match &proven {
+        self.note_probe(&proven);
+        proven
+    }
+
+    /// Notes what a call that lists has proven.
+    pub(super) fn note_probe(&self, proven: &Result<(), Unproven>) {
+        match proven {
             Ok(()) => self.state().proven = true,
             Err(Unproven::NoList(status)) => self.state().no_list = Some(*status),
             Err(Unproven::Later(..) | Unproven::Otherwise(_)) => {}
         }
-        proven
     }
 }
 

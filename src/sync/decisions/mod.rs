@@ -8,6 +8,7 @@
 //! | Was a list of the API read to its end? | [`list_reading`] |
 //! | What follows from an answer? | [`policy`] |
 //! | What becomes of a refused batch? | [`refusal`] |
+//! | How is a refused batch split by name, and which name is unknown? | [`naming`] |
 //! | Does the API have a refused batch already? | [`already_imported`] |
 //! | What is sent next of a batch that stayed unknown? | [`isolation`] |
 //! | Is the credential proven good? | [`proof`] |
@@ -22,6 +23,7 @@ pub(super) mod body_size;
 pub(super) mod in_flight;
 pub(super) mod isolation;
 pub(super) mod list_reading;
+pub(super) mod naming;
 pub(super) mod policy;
 pub(super) mod proof;
 pub(super) mod refusal;

@@ -57,7 +57,7 @@ impl Delivery {
             records = task.batch.records.len(),
             "the API may have the batch already; its halves are sent to find out"
         );
-        let reason = Split { error: &outcome.message, ambiguous: true };
+        let reason = Split { error: &outcome.message, ambiguous: true, withdrawn: false };
         let parts = self.split_as(&task, halves, result, reason).await?;
         let mut turn = task.turn.clone();
         // The permits of the batch are released, since the halves need some.

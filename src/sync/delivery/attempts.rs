@@ -19,6 +19,7 @@ use super::super::messages::OutcomeMessage;
 use super::super::shared_limit::SharedPermit;
 use super::Delivery;
 use super::batch_task::{Answered, BatchTask};
+use super::by_name::ToSend;
 use crate::config::OnAmbiguous;
 use crate::elven::{Answer, ResponseClass, Signed};
 use crate::fault_point::{Step, after, around, before};
@@ -53,6 +54,10 @@ impl Delivery {
     pub(super) async fn send_or_split(&self, task: BatchTask) -> Result<Vec<BatchTask>, LaneExit> {
         let span = batch_span(task.batch_id);
         let sent = async {
+            let task = match self.without_refused_names(task).await? {
+                ToSend::Whole(task) => *task,
+                ToSend::Parts(parts) => return Ok(parts),
+            };
             match self.send_until_final(task).await? {
                 Tried::Accepted => Ok(Vec::new()),
                 Tried::Refused(answered, verdict) => self.refused(answered, &verdict).await,
@@ -90,6 +95,7 @@ impl Delivery {
                 Decision::Settle => {
                     drop(permits);
                     session.accepted(task.batch.body.len());
+                    self.target.names.note_accepted(&task.batch);
                     self.settle(&task, result, None).await?;
                     return Ok(Tried::Accepted);
                 }
@@ -224,7 +230,7 @@ impl Delivery {
             let mut window = self.window.lock().await;
             let (advance, resolves) = (window.advance_after(task.root), self.has_set_aside());
             let (context, journal) = (self.context(), &self.worker.journal);
-            let settled = Settled { advance, resolves, error };
+            let settled = Settled { advance, resolves, error, why: self.why_resolved() };
             let submitted = journal.settle(context, task.batch_id, &task.batch, result, settled);
             // The next move of the cursor is submitted after this move, so it is written after this move or not at
             // all.

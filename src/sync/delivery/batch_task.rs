@@ -19,9 +19,15 @@ pub(super) struct BatchPermits {
 }
 
 /// A batch, or a part of one, in delivery.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about the attempts of the batch"
+)]
 pub(super) struct BatchTask {
     pub(super) batch_id: i64,
     pub(super) batch: Batch,
+    /// It is a part of a batch.
+    pub(super) is_part: bool,
     /// The number of the batch, or of the batch that it is a part of, in the order of the pass.
     pub(super) root: usize,
     /// Acquired before the batch is announced, and kept until its answer is recorded. The permit of all lanes is
@@ -57,6 +63,7 @@ impl BatchTask {
         Self {
             batch_id,
             batch,
+            is_part: false,
             root,
             permits: None,
             signed: None,

@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError};
 
 use tracing::Instrument;
 
+use super::super::decisions::naming::Name;
 use super::super::decisions::proof::Unproven;
-use super::super::decisions::refusal::{AfterRefusal, Proof, Refused, after_refusal};
+use super::super::decisions::refusal::{AfterRefusal, Names, Proof, Refused, after_refusal};
 use super::super::lane::exit::LaneExit;
 use super::super::log::batch_span;
 use super::super::messages;
@@ -14,6 +15,7 @@ use super::super::messages::OutcomeMessage;
 use super::super::proving::Resent;
 use super::Delivery;
 use super::batch_task::{Answered, BatchTask, Parked, Refusal, Turn};
+use super::by_name::Finding;
 use crate::batch::Batch;
 use crate::elven::ResponseClass;
 use crate::fault_point::{Step, around};
@@ -26,8 +28,18 @@ impl Delivery {
         mut answered: Answered,
         verdict: &ResponseClass,
     ) -> Result<Vec<BatchTask>, LaneExit> {
-        let halves = answered.task.batch.split_in_half();
         let is_too_large = *verdict == ResponseClass::TooLarge;
+        let finding = if is_too_large { Finding::Nothing } else { self.finding(&mut answered).await? };
+        let names = match &finding {
+            Finding::Held => {
+                self.hold(&answered.task, answered.result).await?;
+                return Ok(Vec::new());
+            }
+            Finding::Unknown(_) => Names::Unknown,
+            Finding::Parts { by_list: true, .. } => Names::Unlisted,
+            Finding::Parts { by_list: false, .. } | Finding::Single(_) | Finding::Nothing => Names::Nothing,
+        };
+        let parts = parts_of(&answered.task.batch, &finding);
         let mut set_aside = 0;
         if is_too_large {
             self.session.too_large(answered.task.batch.body.len());
@@ -38,38 +50,54 @@ impl Delivery {
         // The rows of a retry are set aside already, so they need no proof.
         let proof = self.is_retry().then_some(Proof::Good);
         let mut refused =
-            Refused { is_too_large, is_single: halves.is_none(), set_aside, set_aside_max, proof };
+            Refused { is_too_large, is_single: parts.is_none(), set_aside, set_aside_max, names, proof };
         let mut turn = None;
         if after_refusal(refused) == AfterRefusal::Prove {
             turn = self.prove(&mut answered).await?;
             refused.proof = Some(if turn.is_none() { Proof::Good } else { Proof::ByParts });
         }
-        match (after_refusal(refused), halves, turn) {
+        match (after_refusal(refused), parts, turn) {
             (AfterRefusal::TooMany, ..) => {
                 let Answered { task, outcome, result } = answered;
                 Err(self.stop(&task, outcome.too_many(set_aside), result, None).await)
             }
             (AfterRefusal::Park, _, Some(turn)) => self.park(answered, turn.because).await,
+            (AfterRefusal::Hold, ..) => {
+                let Answered { task, outcome, result } = answered;
+                if let Finding::Unknown(name) = finding {
+                    self.hold_unknown(&task, &outcome, result, name).await?;
+                }
+                Ok(Vec::new())
+            }
             (_, Some(parts), turn) => {
                 let Answered { task, outcome, result } = answered;
-                let parts = self.split(&task, parts, result, &outcome).await?;
+                let reason = Split { error: &outcome.message, ambiguous: false, withdrawn: false };
+                let parts = self.split_by(task, &parts, result, reason).await?;
                 Ok(parts.into_iter().map(|part| BatchTask { turn: turn.clone(), ..part }).collect())
             }
-            (_, None, _) => self.set_aside_single(answered).await,
+            (_, None, _) => {
+                let in_doubt = if let Finding::Single(name) = finding { Some(name) } else { None };
+                self.set_aside_single(answered, in_doubt).await
+            }
         }
     }
 
-    /// Sets aside a single record. Returns the rows that it superseded, which are sent in its place.
-    pub(super) async fn set_aside_single(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
+    /// Sets aside a single record. Returns the rows that it superseded, which are sent in its place. `in_doubt`: its name,
+    /// if the API may not know it.
+    pub(super) async fn set_aside_single(
+        &self,
+        answered: Answered,
+        in_doubt: Option<Name>,
+    ) -> Result<Vec<BatchTask>, LaneExit> {
         let Answered { task, outcome, result } = answered;
         if let Some(parts) = task.batch.split_off_superseded() {
             let [newest, superseded] = self.split(&task, parts, result, &outcome).await?;
             // The answer to the whole batch refused this record, and its request is counted with the split.
             let result = AttemptResult { sent: false, ..result };
-            self.set_aside(&newest, result, outcome).await?;
+            self.set_aside(&newest, result, outcome, in_doubt).await?;
             return Ok(vec![superseded]);
         }
-        self.set_aside(&task, result, outcome).await?;
+        self.set_aside(&task, result, outcome, in_doubt).await?;
         Ok(Vec::new())
     }
 
@@ -165,7 +193,7 @@ impl Delivery {
             self.halted.send_replace(true);
             return Err(self.stop(&task, outcome.too_many(open), result, None).await);
         }
-        self.set_aside_single(answered).await
+        self.set_aside_single(answered, None).await
     }
 
     /// Whether parts are sent one at a time, because a batch was refused while the credential was not proven.
@@ -222,7 +250,8 @@ impl Delivery {
         outcome: &OutcomeMessage,
     ) -> Result<[BatchTask; 2], LaneExit> {
         let is_unknown = outcome.status == "unknown";
-        self.split_as(task, parts, result, Split { error: &outcome.message, ambiguous: is_unknown }).await
+        let reason = Split { error: &outcome.message, ambiguous: is_unknown, withdrawn: false };
+        self.split_as(task, parts, result, reason).await
     }
 
     /// Replaces a batch by two parts for a reason.
@@ -242,6 +271,7 @@ impl Delivery {
         self.window.lock().await.add_part(task.root);
         let [first, second] = parts;
         let part = |batch_id, batch| BatchTask {
+            is_part: true,
             lost,
             once: task.once,
             ..BatchTask::new(batch_id, batch, task.root)
@@ -255,7 +285,18 @@ impl Delivery {
         task: &BatchTask,
         result: AttemptResult,
         outcome: OutcomeMessage,
+        in_doubt: Option<Name>,
     ) -> Result<(), LaneExit> {
+        let mut window = self.window.lock().await;
+        // Under the lock, so that of several records that are refused at once the last one finds the others.
+        if let (Some(name), Some(row)) = (in_doubt, task.batch.sole_record()) {
+            let names = &self.target.names;
+            if names.shows_unknown(&name) || names.is_unknown(&name) {
+                drop(window);
+                return self.hold_unknown(task, &outcome, result, name).await;
+            }
+            names.note_single(name, row);
+        }
         let refused: Vec<Problem> = task
             .batch
             .records
@@ -263,7 +304,6 @@ impl Delivery {
             .map(|&row| outcome.of_row(task.batch_id, result.http_status, &task.batch, row))
             .collect();
         let rejections_max = self.rejections_max();
-        let mut window = self.window.lock().await;
         let advance = window.advance_after(task.root);
         let (context, journal) = (self.context(), &self.worker.journal);
         let refused = RefusedRows { problems: &refused, rejections_max };
@@ -279,5 +319,14 @@ impl Delivery {
         self.report(|report| report.count_set_aside(&task.batch));
         tracing::info!(rows = task.batch.records.len() + task.batch.invalid.len(), "rows set aside");
         Ok(())
+    }
+}
+
+/// Returns the number of the part of each row of a refused batch: by name, or else in two halves. `None`: it cannot be
+/// split.
+fn parts_of(batch: &Batch, finding: &Finding) -> Option<Vec<usize>> {
+    match finding {
+        Finding::Parts { rows, .. } => Some(rows.clone()),
+        _ => batch.halves_of_rows(),
     }
 }

@@ -5,6 +5,7 @@ mod already_imported;
 mod attempts;
 mod batch_task;
 mod bisect;
+mod by_name;
 mod deliver;
 mod fencing;
 mod known_record;
@@ -78,6 +79,8 @@ pub(super) struct Delivery {
     may_be_imported: Arc<HashSet<String>>,
     /// Checks whether the first rows that the lane reads are all invalid.
     start: Arc<InvalidStart>,
+    /// In a retry: a run sends held rows again by itself.
+    is_resend: bool,
     /// Whether the lane ends with this pass: the entity is then recorded as up to date, and the lease is released.
     ends: bool,
     /// Becomes true when the lane has to stop: requests in flight are finished, and no new one is sent.
@@ -100,6 +103,8 @@ pub(super) struct DeliveryOptions {
     pub errors: Arc<BTreeMap<String, Kind>>,
     /// In a retry: the rows that the API may have imported in an earlier attempt. Each of them is sent alone.
     pub may_be_imported: Arc<HashSet<String>>,
+    /// In a retry: a run sends held rows again by itself.
+    pub is_resend: bool,
     /// Whether the lane ends with this pass.
     pub ends: bool,
 }
@@ -111,7 +116,7 @@ impl Delivery {
         cursor: Option<Cursor>,
         options: DeliveryOptions,
     ) -> Arc<Self> {
-        let DeliveryOptions { rivals, errors, may_be_imported, ends } = options;
+        let DeliveryOptions { rivals, errors, may_be_imported, is_resend, ends } = options;
         let session = lane_run.target.session.clone();
         let window = InFlight::at(cursor);
         let at_once = lane_run.worker.settings.sync.requests_in_flight;
@@ -134,6 +139,7 @@ impl Delivery {
             errors,
             may_be_imported,
             start: lane_run.start.clone(),
+            is_resend,
             ends,
             halted: watch::Sender::new(false),
             has_set_aside: AtomicBool::new(lane_run.has_rows_set_aside),

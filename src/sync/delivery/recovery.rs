@@ -166,6 +166,7 @@ impl Delivery {
             lost: leaf.may_be_imported(),
             repeated: leaf.attempts > 0,
             unknown_runs: leaf.unknown_runs,
+            is_part: leaf.parent_id.is_some(),
             ..BatchTask::new(leaf.batch_id, batch, root)
         }))
     }

@@ -12,6 +12,15 @@ impl Delivery {
         self.pass.work == WorkKind::Retry
     }
 
+    /// What resolves the error of a row that was uploaded.
+    pub(super) fn why_resolved(&self) -> &'static str {
+        match (self.is_retry(), self.is_resend) {
+            (false, _) => "a newer version of the row was uploaded",
+            (true, false) => "uploaded by `errors retry`",
+            (true, true) => "sent again after the API listed the name, and uploaded",
+        }
+    }
+
     /// Records that batches which an earlier retry was sending when it ended have an unknown outcome.
     pub(in crate::sync) async fn recover_retry(&self) -> Result<(), LaneExit> {
         around(Step::Recover, self.worker.journal.recorded(self.context())).await?;

@@ -79,7 +79,7 @@ impl Delivery {
             return self.leave_set_aside(answered).await;
         }
         if self.is_unknown_for_good(&answered.task) && self.is_import_good(true).await? {
-            return self.set_aside_single(answered).await;
+            return self.set_aside_single(answered, None).await;
         }
         let Answered { task, outcome, result } = answered;
         Err(self.stop(&task, outcome, result, None).await)
@@ -196,7 +196,7 @@ impl Delivery {
                 index += 1;
                 continue;
             }
-            let set_aside = self.set_aside_single(left.unknown.swap_remove(index).answered);
+            let set_aside = self.set_aside_single(left.unknown.swap_remove(index).answered, None);
             for superseded in set_aside.instrument(span).await? {
                 self.deliver(superseded).await?;
             }

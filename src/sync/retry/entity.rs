@@ -12,7 +12,7 @@ use super::super::lane::lane_run::LaneRun;
 use super::super::lane::lease_wait::LeaseAttempt;
 use super::super::lane_worker::Target;
 use super::super::{Ended, EntityReport, RunError, Worker, messages};
-use crate::batch::{Batch, key_hash};
+use crate::batch::{Batch, RecordRules, key_hash};
 use crate::config::OnInvalidStart;
 use crate::journal::{
     Conclusions, ErrorNow, Kind, Lane, Lease, OpenWork, Purpose, Resolution, RowError, WorkKind, invalid,
@@ -21,9 +21,9 @@ use crate::ledger::{Pages, Read, Row};
 use crate::watermark::{LedgerId, Order};
 
 /// Why a row was not sent: a signal came first.
-const STOPPED: &str = "stopped before its turn";
+pub(super) const STOPPED: &str = "stopped before its turn";
 /// Why a row was not sent: its entity is not free.
-const HELD: &str =
+pub(super) const HELD: &str =
     "another worker works on the entity, or died while it did; hint: elven-sync errors retry, in a minute";
 
 /// How an error was resolved that was open when the retry began.
@@ -148,7 +148,7 @@ impl<'a> EntityRetry<'a> {
                 start.clone(),
                 report,
             );
-            let halted = match self.check(&lane_run, &lane).await {
+            let halted = match worker.check_before_retry(&lane_run, &lane, &mut self.ended).await {
                 Ok(()) => self.slice(&lane_run, &lane).await,
                 refused => refused,
             };
@@ -215,29 +215,6 @@ impl<'a> EntityRetry<'a> {
             if delivery.has_had_its_share() {
                 return Err(LaneExit::Yielded);
             }
-        }
-        Ok(())
-    }
-
-    /// Checks that the watermark belongs to the ledger.
-    async fn check(&mut self, lane_run: &LaneRun<'_>, lane: &Lane) -> Result<(), LaneExit> {
-        let (worker, entity_id) = (self.worker, &self.target.entity_id);
-        let probed = match worker.ledger.probe_entity(&lane.progress(entity_id)).await {
-            Err(problem) if problem.is_about_rows() => {
-                self.ended = Some(problem.in_words_of_entity());
-                return Err(LaneExit::Shutdown);
-            }
-            probed => probed?,
-        };
-        let checked = worker
-            .check_journal(entity_id, lane)
-            .and_then(|()| worker.check_watermark(entity_id, lane, &probed));
-        if let Err(mismatch) = checked {
-            self.ended = Some(mismatch.to_string());
-            return Err(mismatch.into());
-        }
-        if lane.mapping.is_none() {
-            worker.journal.fill_mapping(&lane_run.lease, &worker.mapping).await?;
         }
         Ok(())
     }
@@ -320,11 +297,11 @@ impl<'a> EntityRetry<'a> {
         // It is not known whether these rows are the newest of their keys.
         let unreadable: HashMap<&LedgerId, String> =
             read.unreadable.into_iter().map(|(row, why)| (&row.id, why)).collect();
-        let rivals = self.by_key(read.rows);
+        let rivals = by_key(read.rows, &self.target.rules);
         batches = self.without_clashes(batches, &rivals, conclusions);
         let newer = batches.iter().flat_map(|batch| newer_rows(batch, &rivals)).cloned().collect();
         let newer = worker.not_skipped(entity_id, worker.not_set_aside(entity_id, newer).await?).await?;
-        let newer = self.by_key(newer);
+        let newer = by_key(newer, &self.target.rules);
         batches.retain(|batch| {
             let newer = newer_rows(batch, &newer);
             let row = &batch.rows[0].id;
@@ -363,17 +340,6 @@ impl<'a> EntityRetry<'a> {
         batches
     }
 
-    fn by_key(&self, rows: Vec<Row>) -> HashMap<u64, Vec<Row>> {
-        let mut aligner = self.target.rules.aligner();
-        let mut by_key: HashMap<u64, Vec<Row>> = HashMap::new();
-        for row in rows {
-            if let Some(key) = key_hash(&row, &mut aligner) {
-                by_key.entry(key).or_default().push(row);
-            }
-        }
-        by_key
-    }
-
     /// Returns the outcome of each error.
     async fn report(self) -> Result<Vec<Retried>, RunError> {
         let rows: Vec<(i64, String)> = self.rows.clone().into_iter().collect();
@@ -398,14 +364,26 @@ impl<'a> EntityRetry<'a> {
     }
 }
 
+/// Returns rows by the hash of their key.
+pub(super) fn by_key(rows: Vec<Row>, rules: &RecordRules) -> HashMap<u64, Vec<Row>> {
+    let mut aligner = rules.aligner();
+    let mut by_key: HashMap<u64, Vec<Row>> = HashMap::new();
+    for row in rows {
+        if let Some(key) = key_hash(&row, &mut aligner) {
+            by_key.entry(key).or_default().push(row);
+        }
+    }
+    by_key
+}
+
 /// Returns the rows that are newer than a record of the batch with the same key.
-fn newer_rows<'r>(batch: &Batch, by_key: &'r HashMap<u64, Vec<Row>>) -> Vec<&'r Row> {
+pub(super) fn newer_rows<'r>(batch: &Batch, by_key: &'r HashMap<u64, Vec<Row>>) -> Vec<&'r Row> {
     batch.superseded_by(batch.keys.iter().filter_map(|key| by_key.get(key)).flatten())
 }
 
 /// A page of rows that were read already.
 #[derive(Debug)]
-struct OnePage(Option<Vec<Row>>);
+pub(super) struct OnePage(pub(super) Option<Vec<Row>>);
 
 impl Pages for OnePage {
     fn order(&self) -> Order {

@@ -175,12 +175,14 @@ impl Player<'_> {
         let pending = match step {
             Step::Announce(_, span) => return (Some(span), journal.announce(context, &batch(span, 0))),
             Step::Accept(_, span, moves) => {
-                let moves = Settled { advance: moves.map(advance), resolves: true, error: None };
+                let moves =
+                    Settled { advance: moves.map(advance), resolves: true, error: None, why: "uploaded" };
                 journal.settle(context, self.batch_id(span), &batch(span, 0), result, moves)
             }
             Step::AcceptOtherBody(_, span) => {
                 let sent = AttemptResult { sent: true, ..result };
-                let moves = Settled { advance: Some(advance(span)), resolves: true, error: None };
+                let moves =
+                    Settled { advance: Some(advance(span)), resolves: true, error: None, why: "uploaded" };
                 journal.settle(context, self.batch_id(span), &batch(span, 1_000), sent, moves)
             }
             Step::Lose(_, span) => {
@@ -226,7 +228,7 @@ impl Player<'_> {
         let halves = whole.split_in_half().unwrap();
         let middle = span.0 + i64::try_from(halves[0].rows.len()).unwrap();
         let context = WorkContext { pass: &work, run_id: self.backend.run_id() };
-        let why = elven_sync::journal::Split { error: "refused", ambiguous: false };
+        let why = elven_sync::journal::Split { error: "refused", ambiguous: false, withdrawn: false };
         let result = AttemptResult::default();
         let split = self.journal(under).split(context, self.batch_id(span), &whole, &halves, result, why);
         let split = split.await;

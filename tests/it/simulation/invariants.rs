@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use elven_sync::journal::{Kind, Problem};
+use elven_sync::journal::{HeldRows, Kind, Problem};
 
 use super::api::is_poison;
 use super::journal::BatchRow;
@@ -37,6 +37,19 @@ pub fn of_set_aside(state: &mut State, run_id: i64, problems: &[Problem]) {
             state.violated(format!(
                 "row {id} is set aside in run {run_id}, but the API refuses none of its versions"
             ));
+        }
+    }
+}
+
+/// No row is held whose account the API knows.
+pub fn of_held(state: &mut State, run_id: i64, held: &[HeldRows]) {
+    if state.is_api_arbitrary {
+        return;
+    }
+    for id in held.iter().flat_map(|held| &held.ids) {
+        let id: i64 = id.to_string().parse().unwrap();
+        if !state.versions.iter().any(|version| version.id == id && version.is_bad()) {
+            state.violated(format!("row {id} is held in run {run_id}, but the API knows its names"));
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use elven_sync::batch::RecordRules;
+use elven_sync::elven::{List, ListEntry};
 use elven_sync::journal::{
     Accepted, Blocker, Fence, Holder, JournalError, LaneStore, Lasts, Lease, NewPass, OpenWork, Opened,
     Problem, Purpose, RecordedBatch, Reply, Side, Take, Taken, WorkKind, WriteRequest,
@@ -256,6 +257,23 @@ impl LaneStore for ModelJournal {
     fn rejections<'a>(&'a self, entity_id: &'a str) -> Reply<'a, usize> {
         let count = move |_: &World, state: &mut State| Ok(state.tables.rejected(entity_id).len());
         async move { self.transaction("count the rejections", count).await }.boxed()
+    }
+
+    fn has_accepted<'a>(&'a self, entity_id: &'a str) -> Reply<'a, bool> {
+        let read = move |_: &World, state: &mut State| {
+            let is_accepted = |batch: &BatchRow| batch.entity_id == entity_id && batch.status == "accepted";
+            Ok(state.tables.batches.iter().any(is_accepted))
+        };
+        async move { self.transaction("ask for an accepted record", read).await }.boxed()
+    }
+
+    /// The API of the model lists nothing.
+    fn recent_list<'a>(&'a self, _: &'a str, _: List, _: Duration) -> Reply<'a, Option<Vec<String>>> {
+        async { Ok(None) }.boxed()
+    }
+
+    fn keep_list<'a>(&'a self, _: &'a str, _: List, entries: &'a [ListEntry]) -> Reply<'a, usize> {
+        async { Ok(entries.len()) }.boxed()
     }
 
     fn accepted_lately<'a>(&'a self, entity_id: &'a str, _: &'a RecordRules) -> Reply<'a, Vec<Accepted>> {

@@ -234,7 +234,7 @@ fn plans_reach_every_kind_of_outcome() {
     assert_eq!(statuses, BTreeSet::from(["accepted", "rejected", "split", "unknown"]));
     let errors: BTreeSet<&str> =
         histories.iter().flat_map(|history| history.journaled.errors.values().map(String::as_str)).collect();
-    assert_eq!(errors, BTreeSet::from(["invalid_row", "rejected_row"]));
+    assert_eq!(errors, BTreeSet::from(["invalid_row", "rejected_row", "unknown_account"]));
     assert!(batches().any(|batch| !batch.is_of_pass), "a known record is sent again");
     assert!(batches().any(|batch| batch.is_ambiguous && batch.parent.is_some()));
     assert!(batches().any(|batch| batch.unknown_runs > 2 && batch.status == "split"));

@@ -41,7 +41,7 @@ async fn scene_with_rows_set_aside(pool: PgPool) -> TestEnv {
         )
         .await;
     scene.run().await;
-    assert_eq!(scene.text(OPEN).await, "invalid_row 4, rejected_row 4");
+    assert_eq!(scene.text(OPEN).await, "invalid_row 4, unknown_currency 4");
     assert_eq!(assert_verified(&scene).await, (40, 0));
     scene
 }
@@ -80,7 +80,7 @@ async fn rows_corrected_by_a_joined_table_are_no_finding(pool: PgPool) {
         .await;
     assert_eq!(assert_verified(&scene).await, (40, 0), "corrected, and not sent yet");
     output_of(&scene, 3, &["errors", "retry"]).await;
-    assert_eq!(scene.text(OPEN).await, "rejected_row 4");
+    assert_eq!(scene.text(OPEN).await, "unknown_currency 4");
     assert_eq!(assert_verified(&scene).await, (40, 0));
     scene.sql(IN_UPPER_CASE).await;
     output_of(&scene, 0, &["errors", "retry"]).await;
@@ -165,6 +165,13 @@ async fn accepted_rows_with_changed_values_are_named_with_their_backfill(pool: P
 #[sqlx::test(migrations = false)]
 async fn equal_findings_of_many_batches_are_printed_once(pool: PgPool) {
     let scene = scene_with_rows_set_aside(pool).await;
+    scene
+        .sql(
+            "insert into treasury.positions
+             select n, 'acme', 'w' || n, 'BTC', '2024-07-02Z', n from generate_series(41, 100) n",
+        )
+        .await;
+    scene.run().await;
     scene.sql("update treasury.accounts set account = account || 'x'").await;
     let text = output_of(&scene, 3, &["verify", "--deep"]).await;
     let json: serde_json::Value =

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use elven_sync::batch::unpack_ids;
 use elven_sync::journal::{
-    BatchRecord, BatchState, Fence, JournalError, Kind, Lane, Lease, NewPass, Opened, Problem, SealState,
+    BatchRecord, BatchState, Fence, HeldRows, JournalError, Kind, Lane, Lease, NewPass, Opened, Problem,
+    SealState,
 };
 use elven_sync::watermark::{Cursor, Snapshot};
 
@@ -148,6 +149,13 @@ impl Tables {
         let found =
             self.batches.iter_mut().find(|batch| batch.batch_id == batch_id && batch.entity_id == entity_id);
         found.ok_or(JournalError::LeaseLost)
+    }
+
+    pub(super) fn hold(&mut self, entity_id: &str, batch_id: i64, held: &[HeldRows]) {
+        for (held, id) in held.iter().flat_map(|held| held.ids.iter().map(move |id| (held, id))) {
+            let key = (entity_id.to_owned(), id.to_string().parse().unwrap());
+            self.errors.insert(key, (held.kind, Some(batch_id)));
+        }
     }
 
     pub(super) fn record(&mut self, entity_id: &str, problems: &[Problem]) {

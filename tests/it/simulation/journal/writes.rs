@@ -195,9 +195,11 @@ fn apply_answer(state: &mut State, request: &WriteRequest, answer: &Answer) -> R
         Consequence::None | Consequence::SetAside { .. } => Written::Batch(answered.batch_id),
     };
     tables.record(entity_id, &answer.problems);
+    tables.hold(entity_id, answered.batch_id, &answer.held);
     for id in &answer.resolves {
         tables.errors.remove(&(entity_id.to_owned(), id.ledger_id.parse().unwrap()));
     }
     invariants::of_set_aside(state, run_id, &answer.problems);
+    invariants::of_held(state, run_id, &answer.held);
     Ok(written)
 }

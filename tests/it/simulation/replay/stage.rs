@@ -261,8 +261,8 @@ async fn of_database(pool: &PgPool, entity_id: &str) -> Journaled {
                           array(select id::bigint from elven_sync.batch_row_ids(batch_id) id order by 1) as row_ids
                      from elven_sync.sync_batches where entity_id = $1 order by batch_id";
     let batches: Vec<BatchColumns> = sqlx::query_as(batches).bind(entity_id).fetch_all(pool).await.unwrap();
-    let errors = "select ledger_id::bigint, kind from elven_sync.sync_errors
-                   where entity_id = $1 and ledger_id is not null and resolved_at is null";
+    let errors = "select id::bigint, kind from elven_sync.sync_errors, elven_sync.error_row_ids(error_id) id
+                   where entity_id = $1 and resolved_at is null";
     let errors: Vec<(i64, String)> = sqlx::query_as(errors).bind(entity_id).fetch_all(pool).await.unwrap();
     let lane = "select pass_id is not null, cursor_id from elven_sync.sync_state where entity_id = $1";
     let (is_pass_open, cursor) = sqlx::query_as(lane).bind(entity_id).fetch_one(pool).await.unwrap();

@@ -1,0 +1,150 @@
+//! What is read about held rows.
+
+use std::collections::HashSet;
+
+use super::release::{range, still_held};
+use super::{Journal, JournalError};
+use crate::watermark::LedgerId;
+
+/// A name because of which rows of an entity are held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldName {
+    /// The entity.
+    pub entity_id: String,
+    /// `unknown_account` or `unknown_currency`.
+    pub kind: String,
+    /// The account or the currency, as it was sent.
+    pub name: String,
+    /// It was refused again within a day.
+    pub waits: bool,
+    /// A map that concerns it was added or removed since it was refused last.
+    pub is_mapped: bool,
+}
+
+/// An error that holds rows, as it is now.
+#[derive(Clone, Debug)]
+pub struct HeldNow {
+    /// Its number.
+    pub error_id: i64,
+    /// `unknown_account` or `unknown_currency`.
+    pub kind: String,
+    /// The account or the currency that the API did not know.
+    pub name: String,
+    /// The rows that it holds.
+    pub ids: Vec<LedgerId>,
+}
+
+impl Journal {
+    /// Returns whether the API ever accepted a record of an entity.
+    pub async fn has_accepted(&self, entity_id: &str) -> Result<bool, JournalError> {
+        let query = || {
+            sqlx::query_scalar!(
+                r#"select exists (select from elven_sync.sync_state where entity_id = $1 and rows_uploaded > 0)
+                          as "accepted!""#,
+                entity_id
+            )
+            .fetch_one(&self.database)
+        };
+        Ok(self.database.retry(query).await?)
+    }
+
+    /// Of these rows of an entity, those that are held, or whose error a person has dismissed: each with the last
+    /// transaction that its error can be about, if that is known. `dismissed`: whether the latter count.
+    pub async fn held_until(
+        &self,
+        entity_id: &str,
+        ids: &[String],
+        dismissed: bool,
+    ) -> Result<Vec<(String, Option<String>)>, JournalError> {
+        let (first, last) = range(ids.iter().map(|id| id.parse().ok()));
+        let query = || {
+            sqlx::query!(
+                r#"select e.ledger_ids as "ledger_ids!", e.released_ids, b.last_xid::text as until
+                     from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
+                    where e.entity_id = $1 and e.ledger_ids is not null
+                      and (e.resolved_at is null or ($4 and e.dismissed))
+                      and coalesce(e.first_id <= $3 and e.last_id >= $2, true)"#,
+                entity_id,
+                first,
+                last,
+                dismissed
+            )
+            .fetch_all(&self.database)
+        };
+        let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let mut found = Vec::new();
+        for error in self.database.retry(query).await? {
+            let held = still_held(&error.ledger_ids, error.released_ids.as_deref());
+            let held = held.iter().map(ToString::to_string).filter(|id| wanted.contains(id.as_str()));
+            found.extend(held.map(|id| (id, error.until.clone())));
+        }
+        Ok(found)
+    }
+
+    /// Returns the names because of which rows are held.
+    pub async fn held_names(&self) -> Result<Vec<HeldName>, JournalError> {
+        let query = || {
+            sqlx::query_as!(
+                HeldName,
+                r#"select n.entity_id, n.kind, n.name as "name!",
+                          coalesce(n.not_before > clock_timestamp(), false) as "waits!",
+                          exists (select from elven_sync.map_history h
+                                   where 'unknown_' || h.map = n.kind and h.entity_id in (n.entity_id, '*')
+                                     and n.name in (h.ledger_name, h.elven_name)
+                                     and greatest(h.map_version, h.removed_in) > coalesce(n.map_version, 0))
+                              as "is_mapped!"
+                     from (select entity_id, kind, name, max(not_before) as not_before,
+                                  max(map_version) as map_version
+                             from elven_sync.sync_errors
+                            where resolved_at is null and ledger_ids is not null
+                            group by entity_id, kind, name) n
+                    order by 1, 2, 3"#
+            )
+            .fetch_all(self.database.single_round_trip())
+        };
+        Ok(self.database.retry(query).await?)
+    }
+
+    /// Returns the errors that hold rows because of one of these names, the oldest first.
+    pub async fn errors_of_names(&self, names: &[HeldName]) -> Result<Vec<i64>, JournalError> {
+        let column =
+            |of: fn(&HeldName) -> &String| -> Vec<String> { names.iter().map(of).cloned().collect() };
+        let (entity_ids, kinds, ids) =
+            (column(|name| &name.entity_id), column(|name| &name.kind), column(|name| &name.name));
+        let query = || {
+            sqlx::query_scalar!(
+                "select e.error_id
+                   from unnest($1::text[], $2::text[], $3::text[]) n (entity_id, kind, name)
+                   join elven_sync.sync_errors e using (entity_id, kind, name)
+                  where e.resolved_at is null and e.ledger_ids is not null
+                  order by e.error_id",
+                &entity_ids,
+                &kinds,
+                &ids
+            )
+            .fetch_all(&self.database)
+        };
+        Ok(self.database.retry(query).await?)
+    }
+
+    /// Returns those of these errors that hold rows, and the rows.
+    pub async fn held_now(&self, error_ids: &[i64]) -> Result<Vec<HeldNow>, JournalError> {
+        let query = || {
+            sqlx::query!(
+                r#"select error_id, kind, name as "name!", ledger_ids as "ledger_ids!", released_ids
+                     from elven_sync.sync_errors
+                    where error_id = any ($1) and resolved_at is null and ledger_ids is not null
+                    order by error_id"#,
+                error_ids
+            )
+            .fetch_all(&self.database)
+        };
+        let held = self.database.retry(query).await?.into_iter().map(|row| HeldNow {
+            error_id: row.error_id,
+            kind: row.kind,
+            name: row.name,
+            ids: still_held(&row.ledger_ids, row.released_ids.as_deref()),
+        });
+        Ok(held.collect())
+    }
+}

@@ -1,0 +1,371 @@
+//! Held rows are sent again: by a run, once the API knows their name, or by `errors retry`.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use futures_util::future::join;
+
+use super::super::decisions::naming::Name;
+use super::super::delivery::{Delivery, DeliveryOptions};
+use super::super::invalid_start::InvalidStart;
+use super::super::lane::exit::LaneExit;
+use super::super::lane::lane_run::LaneRun;
+use super::super::lane::lease_wait::LeaseAttempt;
+use super::super::lane_worker::Target;
+use super::super::names::is_known_by_now;
+use super::super::{Ended, EntityReport, RunError, Worker, messages};
+use super::entity::{ELSEWHERE, HELD, OnePage, Retried, STOPPED, by_key, newer_rows};
+use crate::align::Clock;
+use crate::batch::Batch;
+use crate::config::OnInvalidStart;
+use crate::journal::{
+    Conclusions, HeldName, HeldNow, Lane, OpenWork, Purpose, RecordedError, Resolution, WorkKind, invalid,
+};
+use crate::ledger::Row;
+use crate::watermark::LedgerId;
+
+/// How many errors are worked on together: each has the rows of at most one batch, which are kept in memory, and the
+/// rivals of all of them are looked for in one reading of the ledger.
+const ERRORS_AT_ONCE: usize = 64;
+
+/// The resend of the rows that some errors of an entity hold.
+struct HeldRetry<'a> {
+    worker: &'a Worker,
+    run_id: i64,
+    target: &'a Target,
+    /// The errors that are left.
+    left: VecDeque<i64>,
+    /// The errors with a row that waits for a newer one of its key, which is held, too.
+    waiting: Vec<i64>,
+    /// Whether rows may wait. Not any more, once nothing else is left.
+    may_wait: bool,
+    /// Rows were uploaded or decided about since the errors were last gone through.
+    has_progress: bool,
+    /// The errors that were resolved before their turn.
+    elsewhere: HashSet<i64>,
+    /// A run sends the rows by itself.
+    is_resend: bool,
+    /// Why the errors that are left stay open.
+    ended: Option<String>,
+}
+
+impl Worker {
+    /// Returns the names of held rows of an entity that may be released: they were mapped, or the API knows them by now.
+    pub(in crate::sync) async fn names_to_release(
+        &self,
+        target: &Target,
+        held: &[HeldName],
+    ) -> Result<Vec<HeldName>, RunError> {
+        let own: Vec<&HeldName> = held.iter().filter(|name| name.entity_id == target.entity_id).collect();
+        let (mut released, others): (Vec<&HeldName>, Vec<&HeldName>) =
+            own.into_iter().partition(|held| held.is_mapped);
+        let others: Vec<&HeldName> = others.into_iter().filter(|held| !held.waits).collect();
+        if others.is_empty() {
+            return Ok(released.into_iter().cloned().collect());
+        }
+        let Some(lists) = self.unless_stopped(target.session.lists(self)).await else {
+            return Ok(Vec::new());
+        };
+        let lists = lists?;
+        let may = |held: &&HeldName| {
+            Name::of_kind(&held.kind, &held.name)
+                .is_some_and(|name| is_known_by_now(&target.names, lists, &name))
+        };
+        released.extend(others.into_iter().filter(may));
+        Ok(released.into_iter().cloned().collect())
+    }
+
+    /// Sends the held rows of an entity again whose name the API knows by now. Adds what became of them to the report.
+    pub(in crate::sync) async fn resend_held(
+        &self,
+        run_id: i64,
+        target: &Target,
+        held: &[HeldName],
+        report: &mut EntityReport,
+    ) -> Result<(), RunError> {
+        let names = self.names_to_release(target, held).await?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let errors = self.journal.errors_of_names(&names).await?;
+        tracing::info!(
+            errors = errors.len(),
+            "held rows are sent again, because their names were mapped or the API knows them"
+        );
+        let mut retry = HeldRetry { is_resend: true, ..HeldRetry::of(self, run_id, target, errors) };
+        let sent = retry.work().await?;
+        // The others were set aside before.
+        report.rows_read += sent.rows_uploaded + sent.rows_superseded;
+        report.rows_uploaded += sent.rows_uploaded;
+        report.rows_superseded += sent.rows_superseded;
+        if let Some(why) = &retry.ended {
+            tracing::warn!("not all held rows were sent again: {why}");
+        }
+        Ok(())
+    }
+
+    /// Sends the rows again that these errors of an entity hold, and reports the outcome of each error.
+    pub(super) async fn retry_held(
+        &self,
+        run_id: i64,
+        target: &Target,
+        error_ids: Vec<i64>,
+        report: &mut (dyn FnMut(Retried) + Send),
+    ) -> Result<(), RunError> {
+        if error_ids.is_empty() {
+            return Ok(());
+        }
+        let mut retry = HeldRetry::of(self, run_id, target, error_ids.clone());
+        retry.work().await?;
+        for part in error_ids.chunks(self.page_rows()) {
+            for error in RecordedError::with_numbers(&self.database, part).await? {
+                let outcome = match (error.resolution, &retry.ended) {
+                    (Some(_), _) if retry.elsewhere.contains(&error.error_id) => Ok(ELSEWHERE.to_owned()),
+                    (Some(resolution), _) => Ok(resolution),
+                    (None, Some(why)) => Err(why.clone()),
+                    (None, None) => Err(error.message),
+                };
+                report(Retried { error_id: error.error_id, outcome });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> HeldRetry<'a> {
+    fn of(worker: &'a Worker, run_id: i64, target: &'a Target, errors: Vec<i64>) -> Self {
+        Self {
+            worker,
+            run_id,
+            target,
+            left: errors.into(),
+            waiting: Vec::new(),
+            may_wait: true,
+            has_progress: false,
+            elsewhere: HashSet::new(),
+            is_resend: false,
+            ended: None,
+        }
+    }
+
+    /// Sends the rows, in slices: between two slices, another worker gets the lease if it waits.
+    async fn work(&mut self) -> Result<EntityReport, RunError> {
+        let (worker, target) = (self.worker, self.target);
+        // The rows were set aside for good reason; they show no mistake in the mapping.
+        let start = Arc::new(InvalidStart::new(&target.entity_id, OnInvalidStart::SetAside));
+        let mut report = EntityReport::idle(&target.entity_id);
+        let mut lease_before = None;
+        while !self.left.is_empty() && self.ended.is_none() {
+            let purpose = Purpose::Retry { yields: lease_before.is_some() };
+            let mut wait = worker.lease_wait(purpose);
+            let taken = match worker.take_lease(self.run_id, target, None, &mut wait).await? {
+                LeaseAttempt::Taken(taken) => taken,
+                LeaseAttempt::Left(ended) => {
+                    report.ended = ended;
+                    break;
+                }
+            };
+            let (mut lane_run, lane, _) =
+                LaneRun::begin(worker, self.run_id, target, taken, &mut lease_before, start.clone(), report);
+            let halted = self.slice(&mut lane_run, &lane).await;
+            report = lane_run.end(halted).await?;
+            if report.ended != Ended::Done {
+                break;
+            }
+        }
+        let why = match &report.ended {
+            Ended::Done => return Ok(report),
+            Ended::Held => HELD.to_owned(),
+            Ended::Failed(why) => why.clone(),
+            Ended::Stopped | Ended::Fenced(_) => STOPPED.to_owned(),
+        };
+        self.ended.get_or_insert(why);
+        Ok(report)
+    }
+
+    /// Sends rows until the slice is over, and notes why it ended: the entity itself does not fail with it.
+    async fn slice(&mut self, lane_run: &mut LaneRun<'_>, lane: &Lane) -> Result<(), LaneExit> {
+        self.worker.check_before_retry(lane_run, lane, &mut self.ended).await?;
+        let work = OpenWork::new(lane_run.lease.clone(), WorkKind::Retry);
+        let options = DeliveryOptions { is_resend: self.is_resend, ..DeliveryOptions::default() };
+        let delivery = Delivery::new(lane_run, work, None, options);
+        let sent = self.send(&delivery, lane).await;
+        delivery.report_to(&mut lane_run.report);
+        match sent {
+            Err(LaneExit::Problem(problem, pause)) => {
+                self.ended.get_or_insert(problem.message);
+                if let Some(pause) = pause {
+                    self.worker.journal.note_pause(&lane_run.lease, pause).await?;
+                }
+                Err(LaneExit::Shutdown)
+            }
+            Err(LaneExit::Fenced(left)) => {
+                self.ended = Some(messages::fenced_retry(left));
+                Err(LaneExit::Fenced(left))
+            }
+            // Either way the lease is released.
+            Ok(()) => Err(LaneExit::Yielded),
+            halted => halted,
+        }
+    }
+
+    async fn send(&mut self, delivery: &Arc<Delivery>, lane: &Lane) -> Result<(), LaneExit> {
+        delivery.recover_retry().await?;
+        let chunk = |left: &VecDeque<i64>, done: usize| -> Vec<i64> {
+            left.iter().skip(done).take(ERRORS_AT_ONCE).copied().collect()
+        };
+        let mut rows = self.rows(&chunk(&self.left, 0), delivery, lane).await?;
+        while !self.left.is_empty() {
+            let count = ERRORS_AT_ONCE.min(self.left.len());
+            self.has_progress |= !rows.is_empty();
+            let page = OnePage(Some(std::mem::take(&mut rows)).filter(|rows| !rows.is_empty()));
+            // The next rows are read while these are sent.
+            let next = chunk(&self.left, count);
+            let sending = delivery.read_and_send(Box::new(page), None);
+            let (sent, read) = join(sending, self.rows(&next, delivery, lane)).await;
+            sent?;
+            rows = read?;
+            self.left.drain(..count);
+            if self.left.is_empty() && !self.waiting.is_empty() && self.may_wait {
+                // The newer rows were sent meanwhile, or they never will be.
+                self.may_wait = std::mem::take(&mut self.has_progress);
+                self.left.extend(std::mem::take(&mut self.waiting));
+                rows = self.rows(&chunk(&self.left, 0), delivery, lane).await?;
+            }
+            if *self.worker.stop.borrow() {
+                return Err(LaneExit::Shutdown);
+            }
+            if delivery.has_had_its_share() {
+                return Err(LaneExit::Yielded);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the rows of some errors that are sent, in the order `(captured_at, id)`, as they are in the ledger now.
+    /// Records at once what is found out about the others.
+    async fn rows(&mut self, chunk: &[i64], delivery: &Delivery, lane: &Lane) -> Result<Vec<Row>, LaneExit> {
+        let (worker, entity_id) = (self.worker, &self.target.entity_id);
+        if chunk.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut held = worker.journal.held_now(chunk).await?;
+        let is_open: HashSet<i64> = held.iter().map(|held| held.error_id).collect();
+        self.elsewhere.extend(chunk.iter().filter(|error_id| !is_open.contains(error_id)));
+        // A name that was refused again is not tried with each of its errors.
+        held.retain(|held| {
+            Name::of_kind(&held.kind, &held.name).is_none_or(|name| !self.target.names.is_unknown(&name))
+        });
+        self.target.names.note_doubted(held.iter().filter_map(|held| Name::of_kind(&held.kind, &held.name)));
+        let ids: Vec<String> = held.iter().flat_map(|held| &held.ids).map(ToString::to_string).collect();
+        let mut conclusions = Conclusions::default();
+        let mut rows: Vec<Row> = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(worker.page_rows()) {
+            let read = worker.ledger.rows_with_ids(entity_id, ids).await?;
+            let unreadable: HashSet<&String> = read.unreadable.into_iter().map(|(id, _)| id).collect();
+            let found: HashSet<String> = read.rows.iter().map(|row| row.id.to_string()).collect();
+            let gone = ids.iter().filter(|id| !found.contains(*id) && !unreadable.contains(id));
+            conclusions.resolved.extend(gone.map(|ledger_id| Resolution {
+                ledger_id: ledger_id.clone(),
+                why: "the row is not in the ledger any more".into(),
+            }));
+            rows.extend(read.rows);
+        }
+        // The version of an open or a later pass is sent by that pass.
+        rows.retain(|row| lane.is_past(row.xid));
+        rows.sort_by(|a, b| (a.captured_at_us, &a.id).cmp(&(b.captured_at_us, &b.id)));
+        let rows = self.sendable(rows, &held, lane, &mut conclusions).await?;
+        if !conclusions.resolved.is_empty() || !conclusions.problems.is_empty() {
+            self.has_progress = true;
+            delivery.conclude_errors(conclusions).await?;
+        }
+        Ok(rows)
+    }
+
+    /// Leaves out rows that cannot be sent, and rows that have a newer row of their key. Rows that are set aside, were resolved by hand, or were
+    /// skipped by `--from-now` do not count; but a row waits for a newer one that is held, until nothing else is left.
+    async fn sendable(
+        &mut self,
+        rows: Vec<Row>,
+        held: &[HeldNow],
+        lane: &Lane,
+        conclusions: &mut Conclusions,
+    ) -> Result<Vec<Row>, LaneExit> {
+        let (worker, entity_id) = (self.worker, &self.target.entity_id);
+        if rows.is_empty() {
+            return Ok(rows);
+        }
+        let batch = Batch::build(None, rows, &self.target.rules);
+        conclusions.problems.extend(batch.invalid.iter().map(|row| invalid(None, row)));
+        let mut left_out: HashSet<LedgerId> = batch.invalid.iter().map(|row| row.id.clone()).collect();
+        let rivals = self.rivals(&batch.rows, &mut left_out).await?;
+        let own: HashSet<_> = batch.rows.iter().map(|row| (&row.id, row.xid)).collect();
+        let others: Vec<Row> = rivals.into_iter().filter(|row| !own.contains(&(&row.id, row.xid))).collect();
+        if self.target.rules.names.has_shared() {
+            // Rows whose key is also that of a row with another name in the ledger: neither of them is sent.
+            let all = batch.rows.iter().chain(&others).cloned().collect();
+            let together = Batch::build(None, all, &self.target.rules);
+            let is_own = |id: &LedgerId| batch.rows.iter().any(|row| row.id == *id);
+            for row in together.invalid.iter().filter(|row| is_own(&row.id)) {
+                if left_out.insert(row.id.clone()) {
+                    conclusions.problems.push(invalid(None, row));
+                }
+            }
+        }
+        let newer: Vec<Row> = batch.superseded_by(others.iter()).into_iter().cloned().collect();
+        if newer.is_empty() {
+            let mut rows = batch.rows;
+            rows.retain(|row| !left_out.contains(&row.id));
+            return Ok(rows);
+        }
+        let ids: Vec<String> = newer.iter().map(|row| row.id.to_string()).collect();
+        let is_held: HashSet<String> = if self.may_wait {
+            let held = worker.journal.held_until(entity_id, &ids, false).await?;
+            held.into_iter().map(|(id, _)| id).collect()
+        } else {
+            HashSet::new()
+        };
+        let (waited_for, newer): (Vec<Row>, Vec<Row>) =
+            newer.into_iter().partition(|row| is_held.contains(&row.id.to_string()));
+        let newer = worker.not_skipped(entity_id, worker.not_set_aside(entity_id, newer).await?).await?;
+        let (newer, waited_for) = (by_key(newer, &self.target.rules), by_key(waited_for, &self.target.rules));
+        let error_of: BTreeMap<_, i64> =
+            held.iter().flat_map(|held| held.ids.iter().map(|id| (id.clone(), held.error_id))).collect();
+        let mut sent = Vec::with_capacity(batch.rows.len());
+        for row in batch.rows.into_iter().filter(|row| !left_out.contains(&row.id)) {
+            let one = Batch::build(None, vec![row], &self.target.rules);
+            let is_past = |newer: &&&Row| lane.is_past(newer.xid);
+            let own_newer = newer_rows(&one, &newer);
+            if let Some(uploaded) = own_newer.iter().find(is_past) {
+                conclusions.resolved.push(Resolution::superseded(&one.rows[0].id, &uploaded.id));
+            } else if !newer_rows(&one, &waited_for).is_empty() {
+                self.waiting.extend(error_of.get(&one.rows[0].id));
+            } else if own_newer.is_empty() {
+                sent.extend(one.rows);
+            }
+        }
+        self.waiting.dedup();
+        Ok(sent)
+    }
+
+    /// Returns the rows that may have the key of one of these rows. Only where clocks are put back are they in another
+    /// second. Adds the rows to `left_out` whose rivals cannot be read.
+    async fn rivals(&self, rows: &[Row], left_out: &mut HashSet<LedgerId>) -> Result<Vec<Row>, RunError> {
+        let clock = Clock::of(&self.target.rules.zone);
+        let is_repeated =
+            |row: &Row| row.captured_at_us.is_some_and(|at| clock.repeats_until(at, at) - at > 1_000_000);
+        let repeated: Vec<Row> = rows.iter().filter(|row| is_repeated(row)).cloned().collect();
+        let (ledger, entity_id) = (&self.worker.ledger, &self.target.entity_id);
+        let names = &self.target.rules.names;
+        let mut rivals = Vec::new();
+        for read in [
+            ledger.same_second(entity_id, rows, names).await?,
+            // Rows of the first of two seconds: the clock shows it again later.
+            ledger.rivals_of(entity_id, &repeated, names).await?,
+        ] {
+            rivals.extend(read.rows);
+            left_out.extend(read.unreadable.into_iter().map(|(row, _)| row.id.clone()));
+        }
+        Ok(rivals)
+    }
+}
