@@ -6,7 +6,7 @@ use serde_json::json;
 use super::foreseen::{foreseen, not_compared};
 use super::{ENTITIES_SHOWN_MAX, counted, json_line, line, lines, number, table, unregistered};
 use crate::sync::{Ended, EntityReport, RunReport};
-use crate::text::{counted_noun, quoted_argument};
+use crate::text::{counted_noun, quoted_argument, quoted_option};
 
 /// Prints the summary of a run. `paused`: the entities that were asked for, if all of them are paused.
 pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
@@ -68,6 +68,15 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
         _ => {}
     }
     failures(report);
+    for entity in report.entities.iter().filter(|entity| entity.rows_held_again > 0).take(ENTITIES_SHOWN_MAX)
+    {
+        line(format_args!(
+            "{}: {} sent again and refused again; hint: elven-sync errors list {}",
+            entity.entity_id,
+            counted_noun(entity.rows_held_again, "held row was", "held rows were"),
+            quoted_option("--entity", &entity.entity_id)
+        ));
+    }
     for why in report.entities.iter().filter_map(EntityReport::left_to_a_later_run).take(ENTITIES_SHOWN_MAX) {
         line(format_args!("pending: {why}"));
     }

@@ -216,6 +216,7 @@ impl NamesOfRun {
             let (what, said) = earlier.map_or(("", ""), |unknown| (&unknown.what, &unknown.said));
             let nearest = earlier.and_then(|unknown| unknown.nearest.as_deref());
             let hint = map.command(entity_id, &in_ledger, nearest);
+            let are = if ids.len() == 1 { "is" } else { "are" };
             let rows = crate::text::counted_noun(i64::try_from(ids.len()).unwrap_or(i64::MAX), "row", "rows");
             HeldRows {
                 kind,
@@ -223,7 +224,7 @@ impl NamesOfRun {
                     "{what}, so its rows are held; they are sent automatically once it is mapped or the API lists it; hint: {hint}"
                 ),
                 message: format!(
-                    "{what}, so {rows} of this batch are held; they are sent automatically once it is mapped or the API lists it; the \
+                    "{what}, so {rows} of this batch {are} held, and sent automatically once it is mapped or the API lists it; the \
                      first refusal: {said}; hint: {hint}"
                 ),
                 api_code: earlier.and_then(|unknown| unknown.api_code.clone()),

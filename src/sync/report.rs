@@ -37,6 +37,8 @@ pub struct EntityReport {
     pub rows_rejected: i64,
     /// Rows not sent because a newer row of the same key is sent.
     pub rows_superseded: i64,
+    /// Held rows that were sent again and refused again. They were counted as set aside before.
+    pub rows_held_again: i64,
     /// Pending rows. `None`: they could not be counted.
     pub rows_pending: Option<i64>,
 }
@@ -50,6 +52,7 @@ impl EntityReport {
             rows_uploaded: 0,
             rows_rejected: 0,
             rows_superseded: 0,
+            rows_held_again: 0,
             rows_pending: Some(0),
         }
     }
@@ -106,6 +109,7 @@ impl EntityReport {
         self.rows_uploaded += other.rows_uploaded;
         self.rows_rejected += other.rows_rejected;
         self.rows_superseded += other.rows_superseded;
+        self.rows_held_again += other.rows_held_again;
     }
 }
 
@@ -160,7 +164,7 @@ impl Unregistered {
 /// The status of a run, derived from how its lanes ended.
 pub(super) fn status(entities: &[EntityReport], unregistered: &[String], stopped: bool) -> RunStatus {
     let failed = entities.iter().filter(|entity| entity.failure().is_some()).count();
-    let set_aside = entities.iter().any(|entity| entity.rows_rejected > 0);
+    let set_aside = entities.iter().any(|entity| entity.rows_rejected + entity.rows_held_again > 0);
     if stopped {
         RunStatus::Interrupted
     } else if failed > 0 && failed == entities.len() {

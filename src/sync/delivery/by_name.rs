@@ -157,6 +157,8 @@ impl Delivery {
         self.has_set_aside.store(true, Ordering::Relaxed);
         if !self.is_retry() {
             self.report(|report| report.count_held(&task.batch));
+        } else if self.is_resend {
+            self.report(|report| report.rows_held_again += i64::try_from(rows).unwrap_or(i64::MAX));
         }
         tracing::info!(rows, "rows held, because the API does not know a name of theirs");
         Ok(())

@@ -98,6 +98,7 @@ impl Worker {
         report.rows_read += sent.rows_uploaded + sent.rows_superseded;
         report.rows_uploaded += sent.rows_uploaded;
         report.rows_superseded += sent.rows_superseded;
+        report.rows_held_again += sent.rows_held_again;
         if let Some(why) = &retry.ended {
             tracing::warn!("not all held rows were sent again: {why}");
         }

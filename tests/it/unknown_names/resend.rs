@@ -127,7 +127,8 @@ async fn name_that_is_refused_again_is_not_released_for_a_day(pool: PgPool) {
     let scene = with_accounts(scene, &["known", "new"]).await;
     scene.sql(LISTS_ARE_OLD).await;
     scene.sandbox.set_rules(fault_rules(&["reject:account=new"]));
-    output_of(&scene, 0, &["run"]).await;
+    let text = output_of(&scene, 3, &["run"]).await;
+    assert!(text.contains("acme: 5 held rows were sent again and refused again"), "{text}");
     let refused = imports(&scene).len();
     assert!(refused > 0);
     let held = "select sum(rows)::text from elven_sync.sync_errors where resolved_at is null";
@@ -149,7 +150,7 @@ async fn errors_of_held_rows_are_listed_retried_and_resolved(pool: PgPool) {
     let scene = scene_with_held_rows(pool).await;
     let text = output_of(&scene, 0, &["errors", "list"]).await;
     assert!(text.contains("acme: 5 unknown_account"), "{text}");
-    assert!(text.contains("hint: elven-sync reference accounts --unknown"), "{text}");
+    assert!(text.contains("hint: elven-sync map account --entity 'acme' 'new' ELVEN_NAME"), "{text}");
     assert_eq!(text.matches("unknown_account").count(), 1, "{text}");
     let text = output_of(&scene, 0, &["errors", "list", "--rows", "--kind", "unknown_account"]).await;
     assert!(text.contains("2 rows") && text.contains("1 row"), "{text}");
@@ -183,4 +184,46 @@ async fn backfill_releases_the_held_rows_that_it_uploads(pool: PgPool) {
     assert_eq!(scene.text(HELD).await, "NULL");
     assert_eq!(scene.balances().len(), 10);
     output_of(&scene, 0, &["verify"]).await;
+}
+
+/// The API knows `Acme-1` for the ledger's `new`.
+#[sqlx::test(migrations = false)]
+async fn held_rows_are_sent_once_their_name_is_mapped(pool: PgPool) {
+    let scene = scene_with_held_rows(pool).await;
+    let cause = scene.text("select cause from elven_sync.error_causes").await;
+    assert!(cause.ends_with("; hint: elven-sync map account --entity 'acme' 'new' ELVEN_NAME"), "{cause}");
+    let scene = with_accounts(scene, &["known", "Acme-1"]).await;
+    // To a name that the API does not know either: the rows are held under that name.
+    output_of(&scene, 0, &["map", "account", "new", "Acme-2"]).await;
+    output_of(&scene, 3, &["run"]).await;
+    assert_eq!(scene.text(HELD).await, "unknown_account Acme-2 3 5");
+    output_of(&scene, 0, &["map", "account", "new", "Acme-1"]).await;
+    let text = output_of(&scene, 0, &["run"]).await;
+    assert!(text.contains("5 uploaded"), "{text}");
+    let sent: Vec<(String, String)> =
+        ["1", "3", "5", "7", "9"].map(|balance| ("Acme-1".to_owned(), balance.to_owned())).to_vec();
+    assert_eq!(scene.balances(), sent);
+    assert_eq!(scene.text(HELD).await, "NULL");
+    output_of(&scene, 0, &["verify", "--deep"]).await;
+    output_of(&scene, 0, &["run"]).await;
+    assert_eq!(scene.balances().len(), 5, "nothing is sent twice");
+}
+
+/// A map releases rows at once, also those of a name that was refused again within a day.
+#[sqlx::test(migrations = false)]
+async fn map_releases_rows_of_a_name_that_was_refused_again(pool: PgPool) {
+    let scene = scene_with_held_rows(pool).await;
+    let scene = with_accounts(scene, &["known", "Acme-1"]).await;
+    output_of(&scene, 3, &["errors", "retry"]).await;
+    output_of(&scene, 0, &["run"]).await;
+    assert_eq!(scene.text(HELD).await, "unknown_account new 3 5");
+    scene
+        .sql(
+            "insert into elven_sync.account_map (entity_id, ledger_account, entity_account_id)
+               values ('acme', 'new', 'Acme-1'), ('acme', 'unrelated', 'known-not')",
+        )
+        .await;
+    output_of(&scene, 0, &["run"]).await;
+    assert_eq!(scene.text(HELD).await, "NULL");
+    assert_eq!(scene.balances().len(), 5);
 }
