@@ -106,7 +106,6 @@ async fn ledger_recipes_work(pool: PgPool) {
         &["backfill", "list"],
         &["entity", "rewind", "acme", "--yes", "--reason", "to try the rights"],
         &["run"],
-        &["reference", "pull"],
         &["map", "currency", "CHF", "chf"],
         &["map", "remove", "currency", "CHF"],
     ] {

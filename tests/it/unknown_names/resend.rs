@@ -196,7 +196,7 @@ async fn held_rows_are_sent_once_their_name_is_mapped(pool: PgPool) {
     // To a name that the API does not know either: the rows are held under that name.
     output_of(&scene, 0, &["map", "account", "new", "Acme-2"]).await;
     output_of(&scene, 3, &["run"]).await;
-    assert_eq!(scene.text(HELD).await, "unknown_account Acme-2 3 5");
+    assert_eq!(scene.text(HELD).await, "unknown_account Acme-2 2 5");
     output_of(&scene, 0, &["map", "account", "new", "Acme-1"]).await;
     let text = output_of(&scene, 0, &["run"]).await;
     assert!(text.contains("5 uploaded"), "{text}");
