@@ -132,7 +132,7 @@ $$
       from (select case when entity_id collate "C" ~ '^[A-Za-z0-9_.@/:][A-Za-z0-9_.@/:-]{0,39}$'
                         then ' --entity ''' || entity_id || '''' else '' end as of_entity) o,
            (select case when kind in ('unregistered_entity', 'watermark', 'config')
-                        then substring(cause collate "C" from '^.*; hint: (elven-sync (?:entity|backfill) [^;,]*)')
+                        then substring(cause collate "C" from '; hint: (?:.* )?(elven-sync (?:entity|backfill) [^;,]*)')
                    end as hint,
                    -- The end of the message, since a name may have any characters.
                    case when kind in ('unknown_account', 'unknown_currency')

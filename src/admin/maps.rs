@@ -22,6 +22,8 @@ pub struct MapReport {
     pub mapped: Mapped,
     /// The rows of the ledger that have the name, for each entity.
     pub rows: Vec<NamedRows>,
+    /// The rows among them that are held because of the name that was sent before.
+    pub held: i64,
     /// The commands that send again what was accepted under another name; of many entities the first ones.
     pub backfills: Vec<String>,
     /// The credentials whose stored list lacks the name at Elven, each with near names.
@@ -52,12 +54,19 @@ pub async fn add_map(settings: &Settings, database: &Database, map: MapEntry) ->
     }
     let mapped = map.add(database).await?;
     let rows = rows_with(&ledger, map.map, &ids, &map.ledger_name).await?;
+    let before =
+        if let Mapped::Replaced(before, _) = &mapped { &before.elven_name } else { &map.ledger_name };
+    let held = map.held_rows(database, &ids, before).await?;
+    let all_held = held >= rows.iter().map(|rows| rows.rows).sum();
+    // The name that was sent is the same: only the map is new, or whether it is shared.
+    let is_same = *before == map.elven_name;
     let backfills = match mapped {
         Mapped::Unchanged => Vec::new(),
+        _ if all_held || is_same => Vec::new(),
         _ => backfills(settings, database, &map, &concerned, &rows).await?,
     };
     let not_listed = not_listed(database, &map, &concerned).await?;
-    Ok(MapReport { map, mapped, rows, backfills, not_listed })
+    Ok(MapReport { map, mapped, rows, held, backfills, not_listed })
 }
 
 /// Removes the map of a name. `None`: the name has none.
@@ -107,8 +116,9 @@ async fn refuse_name_of_the_ledger(
             return Err(ConfigError(format!(
                 "{of} `{elven}` is also a name in the ledger: {} of entity `{entity_id}`. With this map, balances of \
                  two names would replace each other at Elven. Nothing was changed; hint: if `{ledger}` and `{elven}` \
-                 mean the same, map both to `{elven}` with --shared",
-                counted_noun(rows, "row", "rows")
+                 mean the same: {} --shared",
+                counted_noun(rows, "row", "rows"),
+                map.map.command(&map.entity_id, ledger, Some(elven))
             ))
             .into());
         }

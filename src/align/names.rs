@@ -134,8 +134,8 @@ impl NameMap {
 fn taken(column: &str, ledger: &str, sources: &[Box<str>]) -> Invalid {
     let source = sources.first().map_or("", |name| name);
     Invalid(format!(
-        "{column} `{ledger}` is the name at Elven to which `{source}` is mapped, so it cannot be sent as itself; hint: \
-         correct one of the names, or, if both mean the same, map `{source}` and `{ledger}` to `{ledger}` with --shared"
+        "{column} `{ledger}` is the name at Elven to which `{source}` is mapped, so it cannot be sent as itself: correct \
+         one of the names, or, if both mean the same, map `{source}` to `{ledger}` with --shared"
     ))
 }
 

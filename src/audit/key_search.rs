@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::align::{self, NameMap, Zone};
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
-use crate::journal::{Entity, MapHistory, check_schema, unknown_entity};
+use crate::journal::{Entity, MapHistory, MapKind, check_schema, unknown_entity};
 use crate::ledger::{Ledger, Range};
 use crate::sync::RunError;
 
@@ -74,8 +74,10 @@ pub async fn rows_of_key(
         for unix_s in &seconds {
             let at = |unix_s| DateTime::from_timestamp(unix_s, 0);
             let Some((from, to)) = at(*unix_s).zip(at(unix_s + 1)) else { continue };
-            let accounts = in_the_ledger(&names.accounts, &key.account);
-            let currencies = in_the_ledger(&names.currencies, &key.currency);
+            let ever = |kind, name: &str| maps.ledger_names_ever(&entity_id, kind, name);
+            let accounts = in_the_ledger(&names.accounts, &key.account, ever(MapKind::Account, &key.account));
+            let currencies =
+                in_the_ledger(&names.currencies, &key.currency, ever(MapKind::Currency, &key.currency));
             let range = Range { entity_id: entity_id.clone(), from, to, accounts, currencies };
             let mut pages = ledger.range(Arc::new(range), None, None, ROWS_MAX);
             while let Some(rows) = pages.next_page().await? {
@@ -87,12 +89,12 @@ pub async fn rows_of_key(
     Ok(found)
 }
 
-/// Returns the names of the ledger that a name may mean: itself, and the names that are mapped to it.
-fn in_the_ledger(map: &NameMap, name: &str) -> Vec<String> {
-    let mut names: Vec<String> = map.ledger_names(name).into_iter().map(str::to_owned).collect();
-    if !names.iter().any(|known| known == name) {
-        names.push(name.to_owned());
-    }
+/// Returns the names of the ledger that a name may mean: itself, and the names that are or were mapped to it.
+fn in_the_ledger(map: &NameMap, name: &str, ever: Vec<String>) -> Vec<String> {
+    let now = map.ledger_names(name).into_iter().map(str::to_owned);
+    let mut names: Vec<String> = now.chain(ever).chain([name.to_owned()]).collect();
+    names.sort();
+    names.dedup();
     names
 }
 

@@ -257,7 +257,11 @@ async fn judge(
         );
         return Ok((Verdict::Superseded, says));
     }
-    Ok((Verdict::Uploaded, format!("was uploaded {}", sent_in(leaf))))
+    // A backfill or a retry sent it once more.
+    let last = carried.iter().rfind(|batch| batch.status == "accepted" && !batch.set_aside);
+    let again = last.filter(|last| last.batch_id > leaf.batch_id);
+    let again = again.map_or_else(String::new, |last| format!("; and again {}", sent_in(last)));
+    Ok((Verdict::Uploaded, format!("was uploaded {}{again}", sent_in(leaf))))
 }
 
 /// Finds the state of a row version that no pass of the journal includes.

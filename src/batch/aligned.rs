@@ -161,13 +161,11 @@ impl Aligned<'_> {
         let Some(other) = of_key.into_iter().find(|other| names(other) != names(self.row)) else {
             return Ok(self);
         };
-        let [(account, currency), (other_account, other_currency)] = [names(self.row), names(other)];
-        let (at_elven, local) = ((self.account.as_str(), self.currency.as_str()), self.local);
+        // Without names and times: errors are grouped by their words without the values of their own row.
         Err(Invalid(format!(
-            "`{account}` in `{currency}` of this row and `{other_account}` in `{other_currency}` of row {} are both \
-             `{}` in `{}` at Elven and of the same second {local}, so neither is sent; hint: delete or correct one of \
-             the rows",
-            other.id, at_elven.0, at_elven.1
+            "row {} has other names in the ledger, but the same account, currency and second at Elven, so neither row is \
+             sent: correct or delete one of them, or correct their maps",
+            other.id
         )))
     }
 }

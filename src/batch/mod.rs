@@ -220,6 +220,43 @@ impl Batch {
         Self { last: self.last, ..beside }
     }
 
+    /// Returns the rows of its records whose names at Elven other names of the ledger may have, too.
+    pub fn shared_rows(&self) -> Vec<Row> {
+        let names = &self.rules.names;
+        if !names.has_shared() {
+            return Vec::new();
+        }
+        let is_shared = |place: &&usize| {
+            let [account, currency] = self.ledger_names(**place);
+            names.accounts.same_at_elven(account).len() > 1
+                || names.currencies.same_at_elven(currency).len() > 1
+        };
+        self.records.iter().filter(is_shared).map(|&place| self.rows[place].clone()).collect()
+    }
+
+    /// Returns this batch without the records that have the key of a row in `others` with other names in the ledger:
+    /// they are invalid.
+    #[must_use]
+    pub fn without_clashes(self, others: &[Row]) -> Self {
+        let mut clock = Clock::of(&self.rules.zone);
+        let mut own: HashMap<Key<'_>, [&str; 2]> = HashMap::new();
+        for &place in &self.records {
+            if let Ok(row) = Aligned::new(place, &self.rows[place], &self.rules, &mut clock) {
+                own.insert(row.key(), self.ledger_names(place));
+            }
+        }
+        let clashes: Vec<Row> = others
+            .iter()
+            .filter(|other| {
+                let names = [other.account().unwrap_or_default(), other.currency().unwrap_or_default()];
+                let other = Aligned::new(OUTSIDE, other, &self.rules, &mut clock);
+                other.is_ok_and(|other| own.get(&other.key()).is_some_and(|own| *own != names))
+            })
+            .cloned()
+            .collect();
+        if clashes.is_empty() { self } else { self.with_newer_rows(clashes) }
+    }
+
     /// Returns the rows of `others`, which are outside the batch, that supersede one of its records.
     pub fn superseded_by<'r>(&self, others: impl Iterator<Item = &'r Row>) -> Vec<&'r Row> {
         let mut clock = Clock::of(&self.rules.zone);

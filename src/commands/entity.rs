@@ -5,7 +5,7 @@ use clap::Subcommand;
 
 use super::connect::{connect_migrated, registered, worker};
 use super::exit_code::SUCCEEDED;
-use super::rebind;
+use super::{entity_set, rebind};
 use crate::align;
 use crate::config::Settings;
 use crate::database::Database;
@@ -42,14 +42,8 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Change the balance source of an entity
-    Set {
-        /// Entity
-        id: String,
-        /// Balance source at Elven, for `[api] version = 4`; an empty ID removes it
-        #[arg(long, value_name = "ID")]
-        source_id: String,
-    },
+    /// Change the time zone, the credential or the balance source of an entity
+    Set(entity_set::Options),
     /// Leave an entity out of runs and backfills until it is resumed
     Pause {
         /// Entity
@@ -97,7 +91,7 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
             add(settings, entity, from_now, reason.as_deref()).await
         }
         Command::List { json } => list(settings, json).await,
-        Command::Set { id, source_id } => set_source(settings, &id, &source_id).await,
+        Command::Set(options) => entity_set::run(settings, options).await,
         Command::Pause { id } => set_paused(settings, &id, true).await,
         Command::Resume { id } => set_paused(settings, &id, false).await,
         Command::Rewind { id, to, reason, yes } => {
@@ -263,36 +257,6 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
                 vec![entity.entity_id, entity.timezone, entity.credential, source, paused.to_owned()]
             }),
         ));
-    }
-    Ok(SUCCEEDED)
-}
-
-async fn set_source(settings: &Settings, id: &str, source_id: &str) -> anyhow::Result<u8> {
-    let source_id = Some(source_id).filter(|source_id| !source_id.is_empty());
-    if let Some(source_id) = source_id {
-        align::Text::read("the id of the source", Some(source_id))?;
-    }
-    let database = connect_migrated(settings).await?;
-    journal::refuse_standby(&database).await?;
-    let known = registered(&database, id).await?;
-    if known.source_id.as_deref() == source_id {
-        output::line(format_args!("entity `{id}` has this source already; nothing was changed"));
-        return Ok(SUCCEEDED);
-    }
-    if !Entity::set_source(&database, id, source_id).await? {
-        registered(&database, id).await?;
-    }
-    let source = source_id.map_or("no source".to_owned(), |source_id| format!("source `{source_id}`"));
-    output::line(format_args!(
-        "entity `{id}` has {source} now; records that were uploaded before stay at Elven as they are"
-    ));
-    let entity = Entity { source_id: source_id.map(str::to_owned), ..known };
-    match sync::record_form(settings, &entity) {
-        Err(problem) => output::line(format_args!("note: {problem}")),
-        Ok(form) if form.source().is_none() && source_id.is_some() => {
-            output::line("note: a source counts only with [api] version = 4; version 3 is configured");
-        }
-        Ok(_) => {}
     }
     Ok(SUCCEEDED)
 }

@@ -5,6 +5,7 @@ mod backfill;
 mod connect;
 mod demo;
 mod entity;
+mod entity_set;
 mod error_filter;
 mod error_list;
 mod errors;

@@ -125,10 +125,10 @@ pub(super) struct StatusOptions {
     /// Trace this ledger row: which batch sent it, or why it was not sent
     #[arg(long, value_name = "LEDGER_ID")]
     row: Option<String>,
-    /// Trace the rows of this account, with --currency and --at; spelled as in the ledger
+    /// Trace the rows of this account, with --currency and --at; spelled as in the ledger or at Elven
     #[arg(long, value_name = "ACCOUNT", requires_all = ["currency", "at"])]
     account: Option<String>,
-    /// The currency, spelled as in the ledger
+    /// The currency, spelled as in the ledger or at Elven
     #[arg(long, value_name = "CURRENCY", requires = "account")]
     currency: Option<String>,
     /// The second: the entity's local time, e.g. '2024-11-03 01:00:03', or 2024-11-03T06:00:03Z

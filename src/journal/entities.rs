@@ -58,7 +58,7 @@ impl Entity {
             transaction.commit().await?;
             Ok(added)
         };
-        Ok(database.retry(add).await.map_err(|problem: sqlx::Error| problem)?)
+        database.retry(add).await.map_err(super::name_maps::refused)
     }
 
     pub(super) async fn insert(executor: impl PgExecutor<'_>, entity: &Entity) -> Result<bool, sqlx::Error> {
@@ -121,21 +121,21 @@ impl Entity {
         names.into_iter().cloned().collect()
     }
 
-    /// Sets the source of an entity, or removes it. Returns `false` if it is not registered.
-    pub async fn set_source(
-        database: &Database,
-        entity_id: &str,
-        source_id: Option<&str>,
-    ) -> Result<bool, JournalError> {
-        let done = database
-            .execute(|| {
-                sqlx::query!(
-                    "update elven_sync.entities set source_id = $2 where entity_id = $1",
-                    entity_id,
-                    source_id
-                )
-            })
-            .await?;
+    /// Sets time zone, credential and source of an entity. Returns `false` if it is not registered.
+    ///
+    /// # Errors
+    /// With this credential, one account at Elven would be fed by two entities: [`JournalError::Refused`].
+    pub async fn set(database: &Database, entity: &Entity) -> Result<bool, JournalError> {
+        let update = || {
+            sqlx::query!(
+                "update elven_sync.entities set timezone = $2, credential = $3, source_id = $4 where entity_id = $1",
+                entity.entity_id,
+                entity.timezone,
+                entity.credential,
+                entity.source_id
+            )
+        };
+        let done = database.execute(update).await.map_err(super::name_maps::refused)?;
         Ok(done.rows_affected() == 1)
     }
 

@@ -161,6 +161,13 @@ impl MapHistory {
         Names { version, accounts: Arc::new(accounts), currencies: Arc::new(currencies) }
     }
 
+    /// Returns the names of the ledger that are or were mapped to a name for an entity.
+    pub fn ledger_names_ever(&self, entity_id: &str, kind: MapKind, elven: &str) -> Vec<String> {
+        let rows = self.rows_of(entity_id).iter().chain(self.rows_of(ALL_ENTITIES));
+        let mapped = rows.filter(|row| row.is(kind) && row.elven_name == elven);
+        mapped.map(|row| row.ledger_name.clone()).collect()
+    }
+
     fn accounts(&self, entity_id: &str, at: i64) -> NameMap {
         map_of(self.rows_of(entity_id).iter().filter(|row| row.is(MapKind::Account)), at)
     }
@@ -267,6 +274,28 @@ impl MapEntry {
         database.retry(add).await.map_err(refused)
     }
 
+    /// Counts the rows of these entities that are held because of a name, as it was sent.
+    pub async fn held_rows(
+        &self,
+        database: &Database,
+        entity_ids: &[String],
+        sent: &str,
+    ) -> Result<i64, JournalError> {
+        let kind = format!("unknown_{}", self.map.word());
+        let count = || {
+            sqlx::query_scalar!(
+                r#"select coalesce(sum(rows), 0)::bigint as "rows!" from elven_sync.sync_errors
+                    where entity_id = any ($1) and kind = $2 and name = $3
+                      and resolved_at is null and ledger_ids is not null"#,
+                entity_ids,
+                kind,
+                sent
+            )
+            .fetch_one(database.single_round_trip())
+        };
+        Ok(database.retry(count).await?)
+    }
+
     /// Removes the map of this name. Returns it, if there was one.
     pub async fn remove(&self, database: &Database) -> Result<Option<Self>, JournalError> {
         let remove = || async {
@@ -358,7 +387,7 @@ impl MapEntry {
 }
 
 /// Takes over the words of the triggers that refuse a map.
-fn refused(problem: sqlx::Error) -> JournalError {
+pub(super) fn refused(problem: sqlx::Error) -> JournalError {
     let words = problem
         .as_database_error()
         .filter(|refused| refused.code().is_some_and(|code| code == INTEGRITY_VIOLATION))

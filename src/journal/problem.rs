@@ -215,8 +215,8 @@ pub(crate) fn invalid(batch_id: Option<i64>, row: &InvalidRow) -> Problem {
         http_status: None,
         api_code: None,
         message: format!(
-            "{}; hint: correct the row in the ledger table, and the next run uploads it; after a correction in a \
-             view or a joined table, run `elven-sync errors retry`",
+            "{}; hint: correct the row in the ledger table, and the next run uploads it; after a correction \
+             elsewhere (a view, a map, another row), run `elven-sync errors retry`",
             row.reason
         ),
         record: Some(row.record.clone()),

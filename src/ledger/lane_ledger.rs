@@ -33,6 +33,11 @@ pub trait LaneLedger: fmt::Debug + Send + Sync {
 
     /// Returns the rows that may have the same account, currency and wall-clock time as this row at Elven.
     fn rivals<'a>(&'a self, entity_id: &'a str, row: &'a Row, names: &'a Names) -> Read<'a, Vec<Row>>;
+
+    /// Returns the rows that have account and currency at Elven and the UTC second of one of these rows. Without an
+    /// index of `captured_at` it returns none, because each call would read all rows of the entity.
+    fn same_second<'a>(&'a self, entity_id: &'a str, rows: &'a [Row], names: &'a Names)
+    -> Read<'a, Vec<Row>>;
 }
 
 impl LaneLedger for Ledger {
@@ -62,5 +67,20 @@ impl LaneLedger for Ledger {
 
     fn rivals<'a>(&'a self, entity_id: &'a str, row: &'a Row, names: &'a Names) -> Read<'a, Vec<Row>> {
         Ledger::rivals(self, entity_id, row, names).boxed()
+    }
+
+    fn same_second<'a>(
+        &'a self,
+        entity_id: &'a str,
+        rows: &'a [Row],
+        names: &'a Names,
+    ) -> Read<'a, Vec<Row>> {
+        let read = async move {
+            if self.without_range_index().await?.is_some() {
+                return Ok(Vec::new());
+            }
+            Ok(Ledger::same_second(self, entity_id, rows, names).await?.rows)
+        };
+        read.boxed()
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{json_line, line, lines, table, when};
+use super::{json_line, keep_whole, line, lines, table, when};
 use crate::admin::MapReport;
 use crate::align::CurrencyKind;
 use crate::journal::{ALL_ENTITIES, MapEntry, MapKind, Mapped};
@@ -10,7 +10,7 @@ use crate::text::counted_noun;
 
 /// Prints what a new map changes.
 pub fn added(report: &MapReport) {
-    let MapReport { map, mapped, rows, backfills, not_listed } = report;
+    let MapReport { map, mapped, rows, held, backfills, not_listed } = report;
     let (of, ledger, elven) = (map.map.word(), &map.ledger_name, &map.elven_name);
     let whose = whose(map);
     match mapped {
@@ -37,9 +37,13 @@ pub fn added(report: &MapReport) {
     if count == 0 {
         line(format_args!("note: no row of the ledger has the {of} `{ledger}` now"));
     }
+    if *held > 0 {
+        let rows = counted_noun(*held, "row of the ledger is", "rows of the ledger are");
+        line(format_args!("{rows} held because of the name; the next run sends them as `{elven}`"));
+    }
     if !backfills.is_empty() {
         line(format_args!(
-            "{} of the ledger have this name; those not uploaded yet are sent as `{elven}` by the next run. Records \
+            "{} of the ledger with this name: those not uploaded yet are sent as `{elven}` by the next run. Records \
              that Elven accepted under another name stay there, and are not sent again. To send them as `{elven}`:",
             counted_noun(count, "row", "rows")
         ));
@@ -68,7 +72,10 @@ pub fn removed(map: Option<&MapEntry>) {
             map.elven_name,
             map.ledger_name
         )),
-        None => line("there is no such map; nothing was changed; hint: elven-sync map list"),
+        None => line(
+            "there is no such map; nothing was changed; hint: elven-sync map list; the map of an entity is removed with \
+             --entity ID",
+        ),
     }
 }
 
@@ -104,5 +111,7 @@ pub fn list(maps: &[MapEntry], only: Option<&str>, as_json: bool) {
             map.added_at.map(when).unwrap_or_default(),
         ]
     });
-    lines(table(&header, &[6], rows));
+    let mut listed = table(&header, &[6], rows);
+    keep_whole(&mut listed, 3, shown.iter().map(|map| map.elven_name.as_str()));
+    lines(listed);
 }

@@ -212,6 +212,16 @@ pub fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = 
     table
 }
 
+/// Keeps the names of a column whole on a terminal if they take at most half of its width.
+fn keep_whole<'n>(table: &mut Table, column: usize, names: impl Iterator<Item = &'n str>) {
+    let width = names.map(|name| escaped(name).chars().count()).max().unwrap_or(0);
+    if terminal_columns().is_some_and(|columns| width < usize::from(columns / 2))
+        && let Some(names) = table.column_mut(column)
+    {
+        names.set_constraint(ColumnConstraint::ContentWidth);
+    }
+}
+
 /// Makes a table fit a terminal of this width: cells are wrapped, within a word only where a word is long.
 fn fit(table: &mut Table, columns: u16) {
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use comfy_table::{ColumnConstraint, Table};
+use comfy_table::Table;
 use serde_json::{Value, json};
 
-use super::{escaped, json_line, line, lines, number, table, terminal_columns, when};
+use super::{json_line, keep_whole, line, lines, number, table, when};
 use crate::admin::{NameReport, NameStatus, UsedName};
 use crate::elven::{List, ListEntry, SOURCES_PATH};
 use crate::journal::{KnownName, MapKind, StoredList};
@@ -104,13 +104,9 @@ fn names_table(shown: &[&UsedName], list: List) -> Table {
     const NAME: usize = 1;
     let header = ["entity", list.one(), "rows", "known", "at Elven"];
     let rows: Vec<Vec<String>> = shown.iter().map(|used| cells(used)).collect();
-    let width = rows.iter().map(|row| escaped(&row[NAME]).chars().count()).max().unwrap_or(0);
+    let names: Vec<String> = rows.iter().map(|row| row[NAME].clone()).collect();
     let mut table = table(&header, &[2], rows);
-    if terminal_columns().is_some_and(|columns| width < usize::from(columns / 2))
-        && let Some(names) = table.column_mut(NAME)
-    {
-        names.set_constraint(ColumnConstraint::ContentWidth);
-    }
+    keep_whole(&mut table, NAME, names.iter().map(String::as_str));
     table
 }
 
@@ -169,7 +165,7 @@ fn in_total(report: &NameReport, list: List) {
 
 /// Prints the commands that map names; of many the first ones.
 fn commands(unknown: &[&UsedName], list: List) {
-    let mut commands: Vec<String> = unknown.iter().map(|used| command(used, list)).collect();
+    let mut commands: Vec<String> = unknown.iter().filter_map(|used| command(used, list)).collect();
     // A currency is mapped for all entities.
     let mut seen = BTreeSet::new();
     commands.retain(|command| seen.insert(command.clone()));
@@ -183,10 +179,14 @@ fn commands(unknown: &[&UsedName], list: List) {
 }
 
 /// The command that maps an unknown name: to the nearest known one, or to a placeholder.
-fn command(used: &UsedName, list: List) -> String {
+fn command(used: &UsedName, list: List) -> Option<String> {
+    // A blank name cannot be mapped: a run sets the rows aside.
+    if used.name.trim().is_empty() {
+        return None;
+    }
     let near = if let NameStatus::Unknown(near) = &used.status { near.first() } else { None };
     let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
-    kind.command(&used.entity_id, &used.name, near.map(String::as_str))
+    Some(kind.command(&used.entity_id, &used.name, near.map(String::as_str)))
 }
 
 /// Prints the names that the API knows and the ledger does not use; of many names the first ones.
@@ -223,7 +223,7 @@ fn names_json(report: &NameReport, list: List, used: &[&UsedName], unused: &[Kno
             NameStatus::Unknown(near) => (Some(false), None, &near[..]),
             NameStatus::NoList => (None, None, &[][..]),
         };
-        let command = (known == Some(false)).then(|| command(used, list));
+        let command = (known == Some(false)).then(|| command(used, list)).flatten();
         json!({"entity_id": used.entity_id, id: used.name, "rows": used.rows, "known": known, "name": name,
                "near": near,
                "mapped_to": used.mapped_to, "command": command})

@@ -68,15 +68,6 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
         _ => {}
     }
     failures(report);
-    for entity in report.entities.iter().filter(|entity| entity.rows_held_again > 0).take(ENTITIES_SHOWN_MAX)
-    {
-        line(format_args!(
-            "{}: {} sent again and refused again; hint: elven-sync errors list {}",
-            entity.entity_id,
-            counted_noun(entity.rows_held_again, "held row was", "held rows were"),
-            quoted_option("--entity", &entity.entity_id)
-        ));
-    }
     for why in report.entities.iter().filter_map(EntityReport::left_to_a_later_run).take(ENTITIES_SHOWN_MAX) {
         line(format_args!("pending: {why}"));
     }
@@ -86,7 +77,7 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
     unregistered(&report.unregistered, report.entities_left_out);
 }
 
-/// Prints why entities failed, each on a line.
+/// Prints why entities failed, and whose held rows were refused again, each on a line.
 fn failures(report: &RunReport) {
     let failures: Vec<String> = report.entities.iter().filter_map(EntityReport::failure).collect();
     for failure in failures.iter().take(ENTITIES_SHOWN_MAX) {
@@ -94,6 +85,15 @@ fn failures(report: &RunReport) {
     }
     if let Some(more) = failures.len().checked_sub(ENTITIES_SHOWN_MAX).filter(|more| *more > 0) {
         line(format_args!("failed: {more} more entities; hint: elven-sync status"));
+    }
+    for entity in report.entities.iter().filter(|entity| entity.rows_held_again > 0).take(ENTITIES_SHOWN_MAX)
+    {
+        line(format_args!(
+            "{}: {} sent again and refused again; hint: elven-sync errors list {}",
+            entity.entity_id,
+            counted_noun(entity.rows_held_again, "held row was", "held rows were"),
+            quoted_option("--entity", &entity.entity_id)
+        ));
     }
 }
 

@@ -260,7 +260,9 @@ async fn a_row_that_a_view_made_invalid_is_sent_by_the_command_of_its_hint(pool:
     output_of(&scene, 3, &["run"]).await;
     let shown = output_of(&scene, 0, &["errors", "show", "1"]).await;
     assert!(
-        shown.contains("after a correction in a view or a joined table, run `elven-sync errors retry`"),
+        shown.contains(
+            "after a correction elsewhere (a view, a map, another row), run `elven-sync errors retry`"
+        ),
         "{shown}"
     );
     scene.sql("insert into ledger.names values ('a', 'A')").await;

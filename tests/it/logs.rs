@@ -103,7 +103,8 @@ async fn every_request_is_logged_at_vv_and_no_body(pool: PgPool) {
     let imports = scene.sandbox.requests().len();
     let requests: Vec<&str> = log.lines().filter(|line| message(line).starts_with("request ")).collect();
     let probes = log.lines().filter(|line| message(line).starts_with("credential probe ")).count();
-    assert_eq!(requests.len() + probes, imports, "{log}");
+    let pages = log.lines().filter(|line| message(line).starts_with("page of a list ")).count();
+    assert_eq!(requests.len() + probes + pages, imports, "{log}");
     for line in &requests {
         assert!(line.contains(":batch{batch_id="), "{line}");
         for field in ["http_status=", "elapsed_ms=", "attempt=", "body_bytes="] {

@@ -176,27 +176,30 @@ async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPo
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 2).await;
     scene
-        .sql("update ledger.balance_snapshots set currency = case when id = 1 then 'NONE' else 'BTC' end")
+        .sql("update ledger.balance_snapshots set currency = case when id = 1 then 'ETH' else 'BTC' end")
         .await;
     // The first batch is refused. Then a slow probe checks the credential.
-    scene.sandbox.set_rules(fault_rules(&["slow=2s@once:2"]));
+    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=2s@once:2"]));
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let child = scene.command(&["run"]).spawn().unwrap();
     gate.reached().await;
     let is_tried = async || scene.sandbox.requests().iter().any(|request| request.method == "GET");
-    eventually("the key is tried", is_tried).await;
+    eventually("the lists are asked for", is_tried).await;
+    // The refusal is recorded before the API is asked for its lists.
+    let recorded = async || scene.text(BATCHES).await == "rejected sending";
+    eventually("the refusal is recorded", recorded).await;
     let mut lock = scene.pool.begin().await.unwrap();
     sqlx::query(BATCH).bind("e").execute(&mut *lock).await.unwrap();
     gate.open();
     eventually("the answer waits for the lock", async || scene.text(BLOCKED).await != "0").await;
-    // The probe is answered after 2 s. Then the credential is known to be good, and the row is to be set aside.
-    unrecorded_for(&scene, 2500).await;
+    // The list is answered after 2 s. Then the row is to be set aside.
+    assert_stays("no more is recorded", Duration::from_millis(2500), recorded).await;
     scene.sql(CANCEL).await;
     let output = child.wait_with_output().await.unwrap();
     lock.rollback().await.unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert_eq!(scene.text(BATCHES).await, "sending sending");
+    assert_eq!(scene.text(BATCHES).await, "rejected sending");
     assert_eq!(scene.text(PASSED).await, "0");
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     assert_eq!(scene.text(BATCHES).await, "rejected accepted");

@@ -25,7 +25,6 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::batch_task::{BatchPermits, BatchTask, Parked, QueuedBatch, Refusal};
-use super::EntityReport;
 use super::api_session::ApiSession;
 use super::backfill::superseding::SupersedingRows;
 use super::batcher::{BatchLimits, Batcher};
@@ -38,6 +37,7 @@ use super::lane::exit::{LaneExit, combined, later, note};
 use super::lane::lane_run::LaneRun;
 use super::lane_worker::{LaneWorker, Target};
 use super::shared_limit::SharedPermit;
+use super::{EntityReport, RunError};
 use crate::batch::{Batch, RecordRules};
 use crate::elven::Signed;
 use crate::fault_point::{Step, after, before};
@@ -240,6 +240,16 @@ impl Delivery {
         combined(first_exit, ended, *self.worker.stop.borrow())
     }
 
+    /// Sets aside the rows whose account, currency and second at Elven a row with other names in the ledger has, too.
+    async fn without_clashes(&self, batch: Batch) -> Result<Batch, RunError> {
+        let shared = batch.shared_rows();
+        if shared.is_empty() || self.is_retry() {
+            return Ok(batch);
+        }
+        let (entity_id, names) = (&self.pass.lease.entity_id, &self.rules.names);
+        Ok(batch.without_clashes(&self.worker.ledger.same_second(entity_id, &shared, names).await?))
+    }
+
     /// Waits for the batches in flight.
     async fn finish(
         &self,
@@ -293,6 +303,7 @@ impl Delivery {
     /// Signs a batch, then submits it to the journal, so that the lease is checked after signing. Does not wait for the
     /// commit, so that the next batches can be signed and submitted meanwhile.
     async fn announce(&self, batch: Batch) -> Result<QueuedBatch, LaneExit> {
+        let batch = self.without_clashes(batch).await?;
         self.refuse_fenced(&batch)?;
         let pause = self.session.wait_for_pause(self.worker.settings.retry.max);
         self.waiting(self.unless_halted(pause)).await?.map_err(later)?;

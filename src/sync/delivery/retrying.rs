@@ -17,7 +17,7 @@ impl Delivery {
         match (self.is_retry(), self.is_resend) {
             (false, _) => "a newer version of the row was uploaded",
             (true, false) => "uploaded by `errors retry`",
-            (true, true) => "sent again after the API listed the name, and uploaded",
+            (true, true) => "sent again after its name was mapped or listed, and uploaded",
         }
     }
 

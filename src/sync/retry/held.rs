@@ -1,6 +1,6 @@
 //! Held rows are sent again: by a run, once the API knows their name, or by `errors retry`.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use futures_util::future::join;
@@ -21,12 +21,25 @@ use crate::config::OnInvalidStart;
 use crate::journal::{
     Conclusions, HeldName, HeldNow, Lane, OpenWork, Purpose, RecordedError, Resolution, WorkKind, invalid,
 };
-use crate::ledger::Row;
+use crate::ledger::{LedgerNames, Row};
 use crate::watermark::LedgerId;
 
 /// How many errors are worked on together: each has the rows of at most one batch, which are kept in memory, and the
 /// rivals of all of them are looked for in one reading of the ledger.
 const ERRORS_AT_ONCE: usize = 64;
+
+/// The most names that are looked at together, and the most looks of a slice.
+const NAMES_MAX: usize = 100;
+const LOOKS_MAX: usize = 4;
+
+/// Names of which no two rows share account, currency and second.
+#[derive(Debug, Default)]
+struct UniqueNames {
+    accounts: BTreeSet<String>,
+    currencies: BTreeSet<String>,
+    /// How often rows were looked at.
+    looks: usize,
+}
 
 /// The resend of the rows that some errors of an entity hold.
 struct HeldRetry<'a> {
@@ -45,6 +58,8 @@ struct HeldRetry<'a> {
     elsewhere: HashSet<i64>,
     /// A run sends the rows by itself.
     is_resend: bool,
+    /// The names of which no two rows share a key. Of this slice alone: another worker may add rows between two slices.
+    unique: UniqueNames,
     /// Why the errors that are left stay open.
     ended: Option<String>,
 }
@@ -145,6 +160,7 @@ impl<'a> HeldRetry<'a> {
             has_progress: false,
             elsewhere: HashSet::new(),
             is_resend: false,
+            unique: UniqueNames::default(),
             ended: None,
         }
     }
@@ -187,6 +203,7 @@ impl<'a> HeldRetry<'a> {
     /// Sends rows until the slice is over, and notes why it ended: the entity itself does not fail with it.
     async fn slice(&mut self, lane_run: &mut LaneRun<'_>, lane: &Lane) -> Result<(), LaneExit> {
         self.worker.check_before_retry(lane_run, lane, &mut self.ended).await?;
+        self.unique = UniqueNames::default();
         let work = OpenWork::new(lane_run.lease.clone(), WorkKind::Retry);
         let options = DeliveryOptions { is_resend: self.is_resend, ..DeliveryOptions::default() };
         let delivery = Delivery::new(lane_run, work, None, options);
@@ -351,7 +368,8 @@ impl<'a> HeldRetry<'a> {
 
     /// Returns the rows that may have the key of one of these rows. Only where clocks are put back are they in another
     /// second. Adds the rows to `left_out` whose rivals cannot be read.
-    async fn rivals(&self, rows: &[Row], left_out: &mut HashSet<LedgerId>) -> Result<Vec<Row>, RunError> {
+    async fn rivals(&mut self, rows: &[Row], left_out: &mut HashSet<LedgerId>) -> Result<Vec<Row>, RunError> {
+        let same_second: &[Row] = if self.are_unique(rows).await? { &[] } else { rows };
         let clock = Clock::of(&self.target.rules.zone);
         let is_repeated =
             |row: &Row| row.captured_at_us.is_some_and(|at| clock.repeats_until(at, at) - at > 1_000_000);
@@ -360,7 +378,7 @@ impl<'a> HeldRetry<'a> {
         let names = &self.target.rules.names;
         let mut rivals = Vec::new();
         for read in [
-            ledger.same_second(entity_id, rows, names).await?,
+            ledger.same_second(entity_id, same_second, names).await?,
             // Rows of the first of two seconds: the clock shows it again later.
             ledger.rivals_of(entity_id, &repeated, names).await?,
         ] {
@@ -368,5 +386,44 @@ impl<'a> HeldRetry<'a> {
             left_out.extend(read.unreadable.into_iter().map(|(row, _)| row.id.clone()));
         }
         Ok(rivals)
+    }
+
+    /// Whether no other row of the ledger has the account, the currency and the UTC second of one of these rows.
+    ///
+    /// Most keys are unique, and one look at all rows of a name is faster than one for each part of them. A row that is
+    /// added later in the slice belongs to a later pass, and so it is uploaded later.
+    async fn are_unique(&mut self, rows: &[Row]) -> Result<bool, RunError> {
+        if self.target.rules.names.has_shared() {
+            return Ok(false);
+        }
+        let of = |name: fn(&Row) -> Option<&str>| -> BTreeSet<String> {
+            let names: BTreeSet<&str> = rows.iter().filter_map(name).collect();
+            names.into_iter().map(str::to_owned).collect()
+        };
+        let (accounts, currencies) = (of(Row::account), of(Row::currency));
+        let UniqueNames { accounts: known_accounts, currencies: known_currencies, .. } = &self.unique;
+        if accounts.is_subset(known_accounts) || currencies.is_subset(known_currencies) {
+            return Ok(true);
+        }
+        if self.unique.looks == LOOKS_MAX || accounts.len().min(currencies.len()) > NAMES_MAX {
+            return Ok(false);
+        }
+        self.unique.looks += 1;
+        // Of the kind with fewer names: the rows are held because of one of them.
+        let by_account = accounts.len() <= currencies.len();
+        let names =
+            if by_account { LedgerNames::Accounts(&accounts) } else { LedgerNames::Currencies(&currencies) };
+        match self.worker.ledger.has_repeated_key(&self.target.entity_id, names).await {
+            Ok(true) => return Ok(false),
+            Err(problem) if problem.is_about_rows() => return Ok(false),
+            Ok(false) => {}
+            Err(problem) => return Err(problem.into()),
+        }
+        if by_account {
+            self.unique.accounts.extend(accounts);
+        } else {
+            self.unique.currencies.extend(currencies);
+        }
+        Ok(true)
     }
 }

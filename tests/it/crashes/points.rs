@@ -22,11 +22,10 @@ impl Point {
     pub fn answers_lost(self) -> (usize, usize) {
         match (self.0, self.1) {
             (Step::Send, Side::After)
-            | (Step::Settle | Step::Resolve | Step::Split | Step::SetAside | Step::Answer, Side::Before) => {
-                (1, 1)
-            }
-            // Includes the answer to its last batch, if that is not recorded yet.
-            (Step::ClosePass | Step::Succeed | Step::ReleaseLease, Side::Before) => (0, 1),
+            | (Step::Settle | Step::Resolve | Step::SetAside | Step::Answer, Side::Before) => (1, 1),
+            // A refusal is recorded before the lists of the API are requested. Closing includes the answer to the last
+            // batch, if that is not recorded yet.
+            (Step::Split | Step::ClosePass | Step::Succeed | Step::ReleaseLease, Side::Before) => (0, 1),
             _ => (0, 0),
         }
     }

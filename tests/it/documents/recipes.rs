@@ -113,7 +113,7 @@ async fn ledger_recipes_work(pool: PgPool) {
     }
     // The sandbox knows every account, so it lists none.
     output_of(&scene, 3, &["reference", "pull"]).await;
-    scene.sql("insert into elven_sync.known_accounts values ('default', 'acc-1', null, now())").await;
+    scene.sql("insert into elven_sync.known_accounts select 'default', 'acc-' || n, null, now() from generate_series(1, 9) n").await;
     scene.set("DATABASE_URL", &as_role("read"));
     for arguments in [
         &["status"][..],

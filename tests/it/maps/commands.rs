@@ -72,7 +72,7 @@ async fn wrong_input_changes_nothing_and_is_named(pool: PgPool) {
         (
             1,
             &["currency", "USDC", "BTC"],
-            "currency `BTC` is also a name in the ledger: 1 row of entity `acme`",
+            "currency `BTC` is also a name in the ledger: 1 row of entity `acme`. With this map, balances of two names would replace each other at Elven. Nothing was changed; hint: if `USDC` and `BTC` mean the same: elven-sync map currency 'USDC' 'BTC' --shared",
         ),
         (2, &["currency", "USDC"], "<ELVEN_NAME>"),
         (2, &["currency", "USDC", "USD", "--entity", ""], "--entity"),

@@ -180,6 +180,11 @@ impl LaneLedger for ModelLedger {
         .boxed()
     }
 
+    /// The names of the model are not mapped.
+    fn same_second<'a>(&'a self, _: &'a str, _: &'a [Row], _: &'a Names) -> Read<'a, Vec<Row>> {
+        async { Ok(Vec::new()) }.boxed()
+    }
+
     fn rivals<'a>(&'a self, entity_id: &'a str, of: &'a Row, _: &'a Names) -> Read<'a, Vec<Row>> {
         async move {
             self.process.step(0, 10).await;

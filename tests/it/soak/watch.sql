@@ -137,9 +137,13 @@ begin
         perform soak.complain('a batch was deleted', old.entity_id, (old.batch_id, old.status)::text, '');
         return null;
     elsif tg_op = 'UPDATE' then
-        if old.status in ('accepted', 'split') or (old.status = 'rejected' and old.row_count = 0)
+        -- A refusal that was recorded before is recorded with the rows that are set aside, by two updates.
+        if old.status in ('accepted', 'split')
+           or (old.status = 'rejected' and old.row_count = 0
+               and (new.status, new.row_count, new.rows_rejected, new.rejected_ids, new.body_sha256)
+                   is distinct from (old.status, old.row_count, old.rows_rejected, old.rejected_ids, old.body_sha256))
            or new.attempts < old.attempts
-                  - (old.status = 'sending' and new.status in ('rejected', 'unknown') and new.http_status is null)::integer
+                  - (old.status = 'sending' and new.status in ('rejected', 'unknown', 'split') and new.http_status is null)::integer
            or (old.ambiguous and not new.ambiguous) then
             perform soak.complain('a batch that was done was written again, or what is known of it went back',
                                   old.entity_id, old::text, new::text);

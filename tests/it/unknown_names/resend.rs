@@ -47,7 +47,7 @@ async fn run_sends_held_rows_once_their_name_is_listed(pool: PgPool) {
     assert_eq!(balances, ["1", "3", "5", "7", "9"]);
     assert_eq!(scene.text(HELD).await, "NULL");
     let resolution = "select string_agg(distinct resolution, ',') from elven_sync.sync_errors";
-    assert_eq!(scene.text(resolution).await, "sent again after the API listed the name, and uploaded");
+    assert_eq!(scene.text(resolution).await, "sent again after its name was mapped or listed, and uploaded");
     let health = "select concat_ws(' ', status, open_errors) from elven_sync.sync_health";
     assert_eq!(scene.text(health).await, "ok 0");
     let text = output_of(&scene, 0, &["status", "--row", "1"]).await;
