@@ -176,10 +176,17 @@ async fn setting_rows_aside_never_moves_cursor_past_unrecorded_answer(pool: PgPo
     scene.entity("e", "UTC").await;
     add_minutes(&scene, "e", 2).await;
     scene
-        .sql("update ledger.balance_snapshots set currency = case when id = 1 then 'ETH' else 'BTC' end")
+        .sql("update ledger.balance_snapshots set currency = case when id = 1 then 'NONE' else 'BTC' end")
         .await;
-    // The first batch is refused. Then a slow probe checks the credential.
-    scene.sandbox.set_rules(fault_rules(&["reject:currency=ETH", "slow=2s@once:2"]));
+    // Otherwise a batch of which the API knows no name stops the entity.
+    scene
+        .sql(
+            "insert into elven_sync.sync_state (entity_id, rows_uploaded) values ('e', 1)
+               on conflict (entity_id) do update set rows_uploaded = 1",
+        )
+        .await;
+    // The first batch is refused. Then the API lists its names slowly.
+    scene.sandbox.set_rules(fault_rules(&["slow=2s@once:2"]));
     let gate = Gate::new();
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let child = scene.command(&["run"]).spawn().unwrap();
