@@ -10,7 +10,8 @@ alter table elven_sync.sync_errors
     add column first_id bigint,
     add column last_id bigint,
     add column not_before timestamptz,
-    add column map_version bigint,
+    add column ledger_names text[],
+    add column hint text,
     drop constraint sync_errors_kind_check,
     add constraint sync_errors_kind_check check (kind in (
         'invalid_row', 'rejected_row', 'unknown_account', 'unknown_currency', 'auth', 'config', 'rejected_batch',
@@ -120,7 +121,6 @@ create or replace function elven_sync.error_hint(entity_id text, kind text, api_
     set search_path = pg_catalog, pg_temp as
 $$
     select case
-               when m.of_name is not null then m.of_name
                when is_row then
                    'elven-sync errors retry' || o.of_entity || ' --cause '
                    || elven_sync.cause_id(entity_id, kind, api_code, cause)
@@ -133,11 +133,7 @@ $$
                         then ' --entity ''' || entity_id || '''' else '' end as of_entity) o,
            (select case when kind in ('unregistered_entity', 'watermark', 'config')
                         then substring(cause collate "C" from '; hint: (?:.* )?(elven-sync (?:entity|backfill) [^;,]*)')
-                   end as hint,
-                   -- The end of the message, since a name may have any characters.
-                   case when kind in ('unknown_account', 'unknown_currency')
-                        then substring(cause collate "C" from '^.*; hint: (elven-sync .*)$')
-                   end as of_name) m
+                   end as hint) m
 $$;
 
 create function elven_sync.example_row(error elven_sync.sync_errors) returns text
@@ -150,10 +146,12 @@ $$;
 
 create or replace view elven_sync.error_causes as
 select g.entity_id, g.kind, g.api_code, g.cause, g.rows, g.first_seen_at, g.last_seen_at, g.example_ledger_id,
-       elven_sync.error_hint(g.entity_id, g.kind, g.api_code, g.cause, g.example_ledger_id is not null) as hint
+       -- Of held rows it is recorded: a name in the text may have any characters.
+       coalesce(g.hint, elven_sync.error_hint(g.entity_id, g.kind, g.api_code, g.cause,
+                                              g.example_ledger_id is not null)) as hint
   from (select entity_id, kind, api_code, coalesce(cause, message) as cause, sum(coalesce(rows, 1))::bigint as rows,
                min(first_seen_at) as first_seen_at, max(last_seen_at) as last_seen_at,
-               min(elven_sync.example_row(e)) as example_ledger_id
+               min(elven_sync.example_row(e)) as example_ledger_id, min(hint) as hint
           from elven_sync.sync_errors e
          where resolved_at is null
          group by 1, 2, 3, 4) g;
@@ -172,8 +170,10 @@ comment on column elven_sync.sync_errors.first_id is 'The smallest of ledger_ids
 comment on column elven_sync.sync_errors.last_id is 'The greatest of ledger_ids. NULL: they are no numbers.';
 comment on column elven_sync.sync_errors.not_before is
     'Held rows that were sent again and refused again are not sent again automatically before this time. No row of their name is.';
-comment on column elven_sync.sync_errors.map_version is
-    'The version of the maps with which the held rows were refused last. A later map of their name releases them. NULL: without maps.';
+comment on column elven_sync.sync_errors.ledger_names is
+    'The names of the held rows in the ledger. When a map gives one of them another name, the rows are sent again. NULL: no rows are held.';
+comment on column elven_sync.sync_errors.hint is
+    'The command that settles the error, if it is known. NULL: see error_causes.hint.';
 comment on index elven_sync.sync_errors_open is
     'At most one open error for each problem of an entity or row; held rows have one per batch and name.';
 comment on index elven_sync.sync_errors_held is 'Finds the errors that hold rows of an entity.';

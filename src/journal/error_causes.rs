@@ -49,14 +49,15 @@ impl ErrorCause {
                           case when resolved
                                then 'elven-sync errors list --all --rows --cause '
                                     || elven_sync.cause_id(entity_id, kind, api_code, cause)
-                               else elven_sync.error_hint(entity_id, kind, api_code, cause,
-                                                          example_ledger_id is not null)
+                               else coalesce(hint, elven_sync.error_hint(entity_id, kind, api_code, cause,
+                                                                         example_ledger_id is not null))
                            end as "hint!",
                           resolved as "resolved!", causes as "causes!"
                      from (select entity_id, kind, api_code, coalesce(cause, message) as cause,
                                   sum(coalesce(rows, 1))::bigint as rows,
                                   min(first_seen_at) as first_seen_at, max(last_seen_at) as last_seen_at,
-                                  min(elven_sync.example_row(e)) as example_ledger_id, resolved_at is not null as resolved,
+                                  min(elven_sync.example_row(e)) as example_ledger_id, min(hint) as hint,
+                                  resolved_at is not null as resolved,
                                   count(*) over () as causes
                              from elven_sync.sync_errors e
                             where ($3 or resolved_at is null)

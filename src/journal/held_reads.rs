@@ -17,8 +17,8 @@ pub struct HeldName {
     pub name: String,
     /// It was refused again within a day.
     pub waits: bool,
-    /// A map that concerns it was added or removed since it was refused last.
-    pub is_mapped: bool,
+    /// The names of the rows in the ledger.
+    pub ledger_names: Vec<String>,
 }
 
 /// An error that holds rows, as it is now.
@@ -32,6 +32,8 @@ pub struct HeldNow {
     pub name: String,
     /// The rows that it holds.
     pub ids: Vec<LedgerId>,
+    /// Their names in the ledger.
+    pub ledger_names: Vec<String>,
 }
 
 impl Journal {
@@ -86,18 +88,12 @@ impl Journal {
         let query = || {
             sqlx::query_as!(
                 HeldName,
-                r#"select n.entity_id, n.kind, n.name as "name!",
-                          coalesce(n.not_before > clock_timestamp(), false) as "waits!",
-                          exists (select from elven_sync.map_history h
-                                   where 'unknown_' || h.map = n.kind and h.entity_id in (n.entity_id, '*')
-                                     and n.name in (h.ledger_name, h.elven_name)
-                                     and greatest(h.map_version, h.removed_in) > coalesce(n.map_version, 0))
-                              as "is_mapped!"
-                     from (select entity_id, kind, name, max(not_before) as not_before,
-                                  max(map_version) as map_version
-                             from elven_sync.sync_errors
-                            where resolved_at is null and ledger_ids is not null
-                            group by entity_id, kind, name) n
+                r#"select e.entity_id, e.kind, e.name as "name!",
+                          coalesce(max(e.not_before) > clock_timestamp(), false) as "waits!",
+                          array_agg(distinct l.name) as "ledger_names!"
+                     from elven_sync.sync_errors e cross join unnest(e.ledger_names) l (name)
+                    where e.resolved_at is null and e.ledger_ids is not null
+                    group by 1, 2, 3
                     order by 1, 2, 3"#
             )
             .fetch_all(self.database.single_round_trip())
@@ -105,22 +101,38 @@ impl Journal {
         Ok(self.database.retry(query).await?)
     }
 
-    /// Returns the errors that hold rows because of one of these names, the oldest first.
-    pub async fn errors_of_names(&self, names: &[HeldName]) -> Result<Vec<i64>, JournalError> {
-        let column =
-            |of: fn(&HeldName) -> &String| -> Vec<String> { names.iter().map(of).cloned().collect() };
-        let (entity_ids, kinds, ids) =
-            (column(|name| &name.entity_id), column(|name| &name.kind), column(|name| &name.name));
+    /// Returns the errors that hold rows because of a name, the oldest first. `ledger_names`: only errors with rows of
+    /// one of these names in the ledger.
+    pub async fn errors_of_name(
+        &self,
+        held: &HeldName,
+        ledger_names: Option<&[String]>,
+    ) -> Result<Vec<i64>, JournalError> {
         let query = || {
             sqlx::query_scalar!(
-                "select e.error_id
-                   from unnest($1::text[], $2::text[], $3::text[]) n (entity_id, kind, name)
-                   join elven_sync.sync_errors e using (entity_id, kind, name)
-                  where e.resolved_at is null and e.ledger_ids is not null
-                  order by e.error_id",
-                &entity_ids,
-                &kinds,
-                &ids
+                "select error_id from elven_sync.sync_errors
+                  where entity_id = $1 and kind = $2 and name = $3 and resolved_at is null and ledger_ids is not null
+                    and ($4::text[] is null or ledger_names && $4)
+                  order by error_id",
+                held.entity_id,
+                held.kind,
+                held.name,
+                ledger_names
+            )
+            .fetch_all(&self.database)
+        };
+        Ok(self.database.retry(query).await?)
+    }
+
+    /// Returns the rows in retries of an entity whose outcome is unknown.
+    pub async fn rows_of_unknown_retries(&self, entity_id: &str) -> Result<Vec<String>, JournalError> {
+        let query = || {
+            sqlx::query_scalar!(
+                r#"select i.id as "id!"
+                     from elven_sync.sync_batches b cross join elven_sync.batch_row_ids(b.batch_id) i (id)
+                    where b.entity_id = $1 and b.pass_id is null and b.backfill_id is null and b.status = 'unknown'
+                      and elven_sync.is_open(b.status, b.row_count)"#,
+                entity_id
             )
             .fetch_all(&self.database)
         };
@@ -131,7 +143,8 @@ impl Journal {
     pub async fn held_now(&self, error_ids: &[i64]) -> Result<Vec<HeldNow>, JournalError> {
         let query = || {
             sqlx::query!(
-                r#"select error_id, kind, name as "name!", ledger_ids as "ledger_ids!", released_ids
+                r#"select error_id, kind, name as "name!", ledger_ids as "ledger_ids!", released_ids,
+                          ledger_names as "ledger_names!"
                      from elven_sync.sync_errors
                     where error_id = any ($1) and resolved_at is null and ledger_ids is not null
                     order by error_id"#,
@@ -144,6 +157,7 @@ impl Journal {
             kind: row.kind,
             name: row.name,
             ids: still_held(&row.ledger_ids, row.released_ids.as_deref()),
+            ledger_names: row.ledger_names,
         });
         Ok(held.collect())
     }

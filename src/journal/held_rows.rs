@@ -31,8 +31,12 @@ pub struct HeldRows {
     pub record: Option<String>,
     /// The rows were held before, and were refused again: they are not sent again by themselves for a day.
     pub again: bool,
-    /// The version of the maps by which the rows got their names.
-    pub map_version: Option<i64>,
+    /// The API lists the name, although it refuses it.
+    pub is_listed: bool,
+    /// The names of the rows in the ledger.
+    pub ledger_names: Vec<String>,
+    /// The command that settles the error.
+    pub hint: String,
 }
 
 fn number(id: &LedgerId) -> Option<i64> {
@@ -74,17 +78,23 @@ async fn insert(
     ids: &[&LedgerId],
 ) -> Result<(), sqlx::Error> {
     let (mut texts, mut record) = (
-        vec![Some(held.name.clone()), Some(held.message.clone()), Some(held.cause.clone())],
+        vec![
+            Some(held.name.clone()),
+            Some(held.message.clone()),
+            Some(held.cause.clone()),
+            Some(held.hint.clone()),
+        ],
         vec![held.api_code.clone(), held.record.clone()],
     );
-    storable(&mut *transaction, [&mut texts, &mut record]).await?;
+    let mut ledger_names: Vec<Option<String>> = held.ledger_names.iter().cloned().map(Some).collect();
+    storable(&mut *transaction, [&mut texts, &mut record, &mut ledger_names]).await?;
     let (first, last) = range(ids.iter().map(|id| number(id)));
     sqlx::query!(
         "insert into elven_sync.sync_errors
                 (run_id, entity_id, kind, batch_id, http_status, api_code, message, cause, record, name, rows,
-                 ledger_ids, first_id, last_id, map_version)
+                 ledger_ids, first_id, last_id, ledger_names, hint)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14,
-                 $15)",
+                 $15, $16)",
         run_id,
         entity_id,
         held.kind.as_ref(),
@@ -99,7 +109,8 @@ async fn insert(
         pack_ids(ids.iter().copied()),
         first,
         last,
-        held.map_version
+        &ledger_names.iter().flatten().cloned().collect::<Vec<_>>(),
+        texts[3]
     )
     .execute(&mut *transaction)
     .await?;
@@ -142,11 +153,11 @@ async fn count_again(
     sqlx::query!(
         "update elven_sync.sync_errors
             set occurrences = occurrences + 1, last_seen_at = clock_timestamp(), run_id = $2,
-                not_before = clock_timestamp() + interval '1 day', map_version = $3
+                not_before = case when $3 then clock_timestamp() + interval '1 day' else not_before end
           where error_id = any ($1)",
         &again,
         run_id,
-        held.map_version
+        held.is_listed
     )
     .execute(&mut *transaction)
     .await?;

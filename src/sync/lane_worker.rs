@@ -65,6 +65,16 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Returns the name with which held rows are sent now. `kind`: the kind of their error; `in_ledger`: their name in
+    /// the ledger.
+    pub(super) fn sent_as<'n>(&'n self, kind: &str, in_ledger: &'n str) -> &'n str {
+        let names = &self.rules.names;
+        let map = if kind == "unknown_account" { &names.accounts } else { &names.currencies };
+        map.mapped(in_ledger).unwrap_or(in_ledger)
+    }
+}
+
 impl LaneWorker {
     /// Returns a worker for the lanes of this journal and this ledger.
     pub fn new(

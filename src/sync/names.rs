@@ -55,6 +55,7 @@ struct UnknownName {
     what: String,
     /// The nearest known name.
     nearest: Option<String>,
+    is_listed: bool,
     /// What the API said.
     said: String,
     api_code: Option<String>,
@@ -174,6 +175,7 @@ impl NamesOfRun {
     ) {
         let near = lists.near(&name);
         let nearest = near.first().cloned();
+        let is_listed = lists.of(name.list).is_some_and(|listed| listed.contains(&name.id));
         let near: Vec<String> = near.iter().map(|near| format!("`{near}`")).collect();
         let near = if near.is_empty() { String::new() } else { format!(" (near: {})", near.join(", ")) };
         let what = format!("the API does not know the {} `{}`{near}", name.list.one(), name.id);
@@ -184,7 +186,7 @@ impl NamesOfRun {
             return;
         }
         tracing::warn!("{what}; its rows are held until it is known");
-        let unknown = UnknownName { what, nearest, said, api_code, http_status, earlier };
+        let unknown = UnknownName { what, nearest, is_listed, said, api_code, http_status, earlier };
         state.unknown.insert(name, unknown);
     }
 
@@ -192,14 +194,17 @@ impl NamesOfRun {
     /// were held before, and are not sent again by themselves for a while.
     pub(super) fn held_rows(&self, entity_id: &str, batch: &Batch, again: bool) -> Vec<HeldRows> {
         let mut state = self.state();
-        // The rows of each name, and its name in the ledger.
-        let mut rows: BTreeMap<Name, (Vec<LedgerId>, String)> = BTreeMap::new();
+        // The rows of each name, and its names in the ledger.
+        let mut rows: BTreeMap<Name, (Vec<LedgerId>, BTreeSet<String>)> = BTreeMap::new();
         for place in batch.sendable() {
             let [account, currency] = batch.sent_names(place);
             if let Some((name, _)) = state.unknown_of(account, currency) {
                 let in_ledger = batch.ledger_names(place)[usize::from(name.list == List::Currencies)];
-                let of_name = rows.entry(name.clone()).or_insert_with(|| (Vec::new(), in_ledger.to_owned()));
+                let of_name = rows.entry(name.clone()).or_default();
                 of_name.0.push(batch.rows[place].id.clone());
+                if !of_name.1.contains(in_ledger) {
+                    of_name.1.insert(in_ledger.to_owned());
+                }
             }
         }
         let record = batch.records.first().map(|row| batch.record(*row));
@@ -215,13 +220,13 @@ impl NamesOfRun {
             });
             let (what, said) = earlier.map_or(("", ""), |unknown| (&unknown.what, &unknown.said));
             let nearest = earlier.and_then(|unknown| unknown.nearest.as_deref());
-            let hint = map.command(entity_id, &in_ledger, nearest);
+            let hint = map.command(entity_id, in_ledger.first().map_or(&name.id, |name| name), nearest);
             let are = if ids.len() == 1 { "is" } else { "are" };
             let rows = crate::text::counted_noun(i64::try_from(ids.len()).unwrap_or(i64::MAX), "row", "rows");
             HeldRows {
                 kind,
                 cause: format!(
-                    "{what}, so its rows are held; they are sent automatically once it is mapped or the API lists it; hint: {hint}"
+                    "{what}, so its rows are held; they are sent automatically once it is mapped or the API lists it"
                 ),
                 message: format!(
                     "{what}, so {rows} of this batch {are} held, and sent automatically once it is mapped or the API lists it; the \
@@ -233,7 +238,9 @@ impl NamesOfRun {
                 ids,
                 record: record.clone(),
                 again,
-                map_version: batch.rules.names.version,
+                is_listed: earlier.is_some_and(|unknown| unknown.is_listed),
+                ledger_names: in_ledger.into_iter().collect(),
+                hint,
             }
         });
         held.collect()

@@ -2,6 +2,7 @@
 
 mod entity;
 mod held;
+mod resend;
 
 use std::collections::BTreeMap;
 

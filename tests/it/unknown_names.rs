@@ -3,6 +3,7 @@
 
 mod lists;
 mod resend;
+mod stuck;
 
 use std::collections::BTreeSet;
 

@@ -5,7 +5,7 @@ use super::super::messages::OutcomeMessage;
 use super::Delivery;
 use super::batch_task::{Answered, BatchTask};
 use crate::fault_point::{Step, around};
-use crate::journal::{AttemptResult, Conclusions, Problem, WorkKind};
+use crate::journal::{AttemptResult, Conclusions, Kind, Problem, WorkKind};
 
 impl Delivery {
     pub(super) fn is_retry(&self) -> bool {
@@ -54,7 +54,10 @@ impl Delivery {
     ) -> Result<(), LaneExit> {
         self.record_answer(task, outcome, result).await?;
         let rows = task.batch.records.iter().filter_map(|&row| {
-            let kind = *self.errors.get(&task.batch.rows[row].id.to_string())?;
+            let of_error = self.errors.get(&task.batch.rows[row].id.to_string()).copied();
+            // A held row that is sent alone: its name is no reason any more.
+            let is_alone_and_unknown = outcome.status == "unknown" && task.batch.records.len() == 1;
+            let kind = of_error.or_else(|| is_alone_and_unknown.then_some(Kind::RejectedRow))?;
             let of_row = outcome.of_row(task.batch_id, result.http_status, &task.batch, row);
             Some(Problem { kind, message: outcome.message.clone(), ..of_row })
         });

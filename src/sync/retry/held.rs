@@ -12,15 +12,12 @@ use super::super::lane::exit::LaneExit;
 use super::super::lane::lane_run::LaneRun;
 use super::super::lane::lease_wait::LeaseAttempt;
 use super::super::lane_worker::Target;
-use super::super::names::is_known_by_now;
 use super::super::{Ended, EntityReport, RunError, Worker, messages};
-use super::entity::{ELSEWHERE, HELD, OnePage, Retried, STOPPED, by_key, newer_rows};
+use super::entity::{HELD, OnePage, STOPPED, by_key, newer_rows};
 use crate::align::Clock;
 use crate::batch::Batch;
 use crate::config::OnInvalidStart;
-use crate::journal::{
-    Conclusions, HeldName, HeldNow, Lane, OpenWork, Purpose, RecordedError, Resolution, WorkKind, invalid,
-};
+use crate::journal::{Conclusions, HeldNow, Lane, OpenWork, Problem, Purpose, Resolution, WorkKind, invalid};
 use crate::ledger::{LedgerNames, Row};
 use crate::watermark::LedgerId;
 
@@ -42,7 +39,7 @@ struct UniqueNames {
 }
 
 /// The resend of the rows that some errors of an entity hold.
-struct HeldRetry<'a> {
+pub(super) struct HeldRetry<'a> {
     worker: &'a Worker,
     run_id: i64,
     target: &'a Target,
@@ -55,101 +52,26 @@ struct HeldRetry<'a> {
     /// Rows were uploaded or decided about since the errors were last gone through.
     has_progress: bool,
     /// The errors that were resolved before their turn.
-    elsewhere: HashSet<i64>,
+    pub(super) elsewhere: HashSet<i64>,
     /// A run sends the rows by itself.
-    is_resend: bool,
+    pub(super) is_resend: bool,
     /// The names of which no two rows share a key. Of this slice alone: another worker may add rows between two slices.
     unique: UniqueNames,
     /// Why the errors that are left stay open.
-    ended: Option<String>,
-}
-
-impl Worker {
-    /// Returns the names of held rows of an entity that may be released: they were mapped, or the API knows them by now.
-    pub(in crate::sync) async fn names_to_release(
-        &self,
-        target: &Target,
-        held: &[HeldName],
-    ) -> Result<Vec<HeldName>, RunError> {
-        let own: Vec<&HeldName> = held.iter().filter(|name| name.entity_id == target.entity_id).collect();
-        let (mut released, others): (Vec<&HeldName>, Vec<&HeldName>) =
-            own.into_iter().partition(|held| held.is_mapped);
-        let others: Vec<&HeldName> = others.into_iter().filter(|held| !held.waits).collect();
-        if others.is_empty() {
-            return Ok(released.into_iter().cloned().collect());
-        }
-        let Some(lists) = self.unless_stopped(target.session.lists(self)).await else {
-            return Ok(Vec::new());
-        };
-        let lists = lists?;
-        let may = |held: &&HeldName| {
-            Name::of_kind(&held.kind, &held.name)
-                .is_some_and(|name| is_known_by_now(&target.names, lists, &name))
-        };
-        released.extend(others.into_iter().filter(may));
-        Ok(released.into_iter().cloned().collect())
-    }
-
-    /// Sends the held rows of an entity again whose name the API knows by now. Adds what became of them to the report.
-    pub(in crate::sync) async fn resend_held(
-        &self,
-        run_id: i64,
-        target: &Target,
-        held: &[HeldName],
-        report: &mut EntityReport,
-    ) -> Result<(), RunError> {
-        let names = self.names_to_release(target, held).await?;
-        if names.is_empty() {
-            return Ok(());
-        }
-        let errors = self.journal.errors_of_names(&names).await?;
-        tracing::info!(
-            errors = errors.len(),
-            "held rows are sent again, because their names were mapped or the API knows them"
-        );
-        let mut retry = HeldRetry { is_resend: true, ..HeldRetry::of(self, run_id, target, errors) };
-        let sent = retry.work().await?;
-        // The others were set aside before.
-        report.rows_read += sent.rows_uploaded + sent.rows_superseded;
-        report.rows_uploaded += sent.rows_uploaded;
-        report.rows_superseded += sent.rows_superseded;
-        report.rows_held_again += sent.rows_held_again;
-        if let Some(why) = &retry.ended {
-            tracing::warn!("not all held rows were sent again: {why}");
-        }
-        Ok(())
-    }
-
-    /// Sends the rows again that these errors of an entity hold, and reports the outcome of each error.
-    pub(super) async fn retry_held(
-        &self,
-        run_id: i64,
-        target: &Target,
-        error_ids: Vec<i64>,
-        report: &mut (dyn FnMut(Retried) + Send),
-    ) -> Result<(), RunError> {
-        if error_ids.is_empty() {
-            return Ok(());
-        }
-        let mut retry = HeldRetry::of(self, run_id, target, error_ids.clone());
-        retry.work().await?;
-        for part in error_ids.chunks(self.page_rows()) {
-            for error in RecordedError::with_numbers(&self.database, part).await? {
-                let outcome = match (error.resolution, &retry.ended) {
-                    (Some(_), _) if retry.elsewhere.contains(&error.error_id) => Ok(ELSEWHERE.to_owned()),
-                    (Some(resolution), _) => Ok(resolution),
-                    (None, Some(why)) => Err(why.clone()),
-                    (None, None) => Err(error.message),
-                };
-                report(Retried { error_id: error.error_id, outcome });
-            }
-        }
-        Ok(())
-    }
+    pub(super) ended: Option<String>,
+    /// The problem that stopped the retry.
+    pub(super) problem: Option<Problem>,
+    /// The number of rows that cannot be sent.
+    pub(super) invalid: i64,
+    /// The rows that are sent last and each by itself, since the outcome of an attempt with them is unknown: one of them
+    /// may be the reason.
+    alone: HashSet<String>,
+    /// Those of them that are left.
+    singles: VecDeque<Row>,
 }
 
 impl<'a> HeldRetry<'a> {
-    fn of(worker: &'a Worker, run_id: i64, target: &'a Target, errors: Vec<i64>) -> Self {
+    pub(super) fn of(worker: &'a Worker, run_id: i64, target: &'a Target, errors: Vec<i64>) -> Self {
         Self {
             worker,
             run_id,
@@ -162,11 +84,15 @@ impl<'a> HeldRetry<'a> {
             is_resend: false,
             unique: UniqueNames::default(),
             ended: None,
+            problem: None,
+            invalid: 0,
+            alone: HashSet::new(),
+            singles: VecDeque::new(),
         }
     }
 
     /// Sends the rows, in slices: between two slices, another worker gets the lease if it waits.
-    async fn work(&mut self) -> Result<EntityReport, RunError> {
+    pub(super) async fn work(&mut self) -> Result<EntityReport, RunError> {
         let (worker, target) = (self.worker, self.target);
         // The rows were set aside for good reason; they show no mistake in the mapping.
         let start = Arc::new(InvalidStart::new(&target.entity_id, OnInvalidStart::SetAside));
@@ -204,6 +130,8 @@ impl<'a> HeldRetry<'a> {
     async fn slice(&mut self, lane_run: &mut LaneRun<'_>, lane: &Lane) -> Result<(), LaneExit> {
         self.worker.check_before_retry(lane_run, lane, &mut self.ended).await?;
         self.unique = UniqueNames::default();
+        let unknown = self.worker.journal.rows_of_unknown_retries(&self.target.entity_id).await?;
+        self.alone = unknown.into_iter().collect();
         let work = OpenWork::new(lane_run.lease.clone(), WorkKind::Retry);
         let options = DeliveryOptions { is_resend: self.is_resend, ..DeliveryOptions::default() };
         let delivery = Delivery::new(lane_run, work, None, options);
@@ -211,7 +139,8 @@ impl<'a> HeldRetry<'a> {
         delivery.report_to(&mut lane_run.report);
         match sent {
             Err(LaneExit::Problem(problem, pause)) => {
-                self.ended.get_or_insert(problem.message);
+                self.ended.get_or_insert(problem.message.clone());
+                self.problem.get_or_insert(*problem);
                 if let Some(pause) = pause {
                     self.worker.journal.note_pause(&lane_run.lease, pause).await?;
                 }
@@ -250,6 +179,11 @@ impl<'a> HeldRetry<'a> {
                 self.left.extend(std::mem::take(&mut self.waiting));
                 rows = self.rows(&chunk(&self.left, 0), delivery, lane).await?;
             }
+            while self.left.is_empty()
+                && let Some(row) = self.singles.pop_front()
+            {
+                delivery.read_and_send(Box::new(OnePage(Some(vec![row]))), None).await?;
+            }
             if *self.worker.stop.borrow() {
                 return Err(LaneExit::Shutdown);
             }
@@ -272,7 +206,11 @@ impl<'a> HeldRetry<'a> {
         self.elsewhere.extend(chunk.iter().filter(|error_id| !is_open.contains(error_id)));
         // A name that was refused again is not tried with each of its errors.
         held.retain(|held| {
-            Name::of_kind(&held.kind, &held.name).is_none_or(|name| !self.target.names.is_unknown(&name))
+            let is_unknown = |in_ledger: &String| {
+                Name::of_kind(&held.kind, self.target.sent_as(&held.kind, in_ledger))
+                    .is_some_and(|name| self.target.names.is_unknown(&name))
+            };
+            !held.ledger_names.iter().all(is_unknown)
         });
         self.target.names.note_doubted(held.iter().filter_map(|held| Name::of_kind(&held.kind, &held.name)));
         let ids: Vec<String> = held.iter().flat_map(|held| &held.ids).map(ToString::to_string).collect();
@@ -293,6 +231,10 @@ impl<'a> HeldRetry<'a> {
         rows.retain(|row| lane.is_past(row.xid));
         rows.sort_by(|a, b| (a.captured_at_us, &a.id).cmp(&(b.captured_at_us, &b.id)));
         let rows = self.sendable(rows, &held, lane, &mut conclusions).await?;
+        self.invalid += i64::try_from(conclusions.problems.len()).unwrap_or(i64::MAX);
+        let (singles, rows): (Vec<Row>, Vec<Row>) =
+            rows.into_iter().partition(|row| self.alone.contains(&row.id.to_string()));
+        self.singles.extend(singles);
         if !conclusions.resolved.is_empty() || !conclusions.problems.is_empty() {
             self.has_progress = true;
             delivery.conclude_errors(conclusions).await?;
