@@ -5,8 +5,8 @@ create sequence elven_sync.map_version_seq;
 
 create table elven_sync.account_map (
     entity_id         text collate "C" not null check (entity_id <> '*'),
-    ledger_account    text collate "C" not null check (ledger_account ~ '\S'),
-    entity_account_id text collate "C" not null check (entity_account_id ~ '\S'),
+    ledger_account    text collate "C" not null check (ledger_account ~ '\S' and ledger_account !~ '[[:cntrl:]]' and length(ledger_account) <= 1000),
+    entity_account_id text collate "C" not null check (entity_account_id ~ '\S' and entity_account_id !~ '[[:cntrl:]]' and length(entity_account_id) <= 1000),
     shared            boolean not null default false,
     map_version       bigint not null,
     primary key (entity_id, ledger_account)
@@ -14,8 +14,8 @@ create table elven_sync.account_map (
 
 create table elven_sync.currency_map (
     entity_id       text collate "C" not null default '*',
-    ledger_currency text collate "C" not null check (ledger_currency ~ '\S'),
-    currency        text collate "C" not null check (currency ~ '\S'),
+    ledger_currency text collate "C" not null check (ledger_currency ~ '\S' and ledger_currency !~ '[[:cntrl:]]' and length(ledger_currency) <= 1000),
+    currency        text collate "C" not null check (currency ~ '\S' and currency !~ '[[:cntrl:]]' and length(currency) <= 1000),
     shared          boolean not null default false,
     kind            text check (kind in ('symbol', 'asset_id')),
     map_version     bigint not null,
@@ -125,6 +125,13 @@ declare
     version bigint;
     gone bigint[];
 begin
+    -- With an older snapshot, the check would miss the maps of other sessions.
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+        raise exception using
+            errcode = 'feature_not_supported',
+            message = format('elven_sync.%s is changed only in transactions with isolation level read committed', tg_table_name),
+            hint = 'begin isolation level read committed';
+    end if;
     if tg_op = 'INSERT' then
         insert into elven_sync.map_history (map_version, map, entity_id, ledger_name, elven_name, shared, currency_kind)
         select n.map_version, of_map, n.entity_id, coalesce(j ->> 'ledger_account', j ->> 'ledger_currency'),
@@ -181,6 +188,8 @@ create function elven_sync.check_maps_of_entities() returns trigger
 as
 $$
 begin
+    -- Together with a map that is not committed yet, the entities could feed one account.
+    lock table elven_sync.map_history in share row exclusive mode;
     perform elven_sync.check_maps();
     return null;
 end

@@ -49,6 +49,9 @@ pub async fn add_map(settings: &Settings, database: &Database, map: MapEntry) ->
         .collect();
     let ids: Vec<String> = concerned.iter().map(|entity| entity.entity_id.clone()).collect();
     let ledger = Ledger::open(database.clone(), None, settings).await?;
+    if map.map == MapKind::Account {
+        refuse_account_of_another_entity(&ledger, &map, &entities).await?;
+    }
     if !map.shared && map.elven_name != map.ledger_name {
         refuse_name_of_the_ledger(&ledger, database, &map, &ids).await?;
     }
@@ -122,6 +125,29 @@ async fn refuse_name_of_the_ledger(
             ))
             .into());
         }
+    }
+    Ok(())
+}
+
+/// Refuses an account that rows of another entity with the same credential have: a key belongs to one entity.
+async fn refuse_account_of_another_entity(
+    ledger: &Ledger,
+    map: &MapEntry,
+    entities: &[Entity],
+) -> Result<(), RunError> {
+    let credential = entities.iter().find(|entity| entity.entity_id == map.entity_id);
+    let is_other = |entity: &&Entity| {
+        credential.is_some_and(|own| own.credential == entity.credential) && entity.entity_id != map.entity_id
+    };
+    let others: Vec<String> =
+        entities.iter().filter(is_other).map(|entity| entity.entity_id.clone()).collect();
+    if let Some(rows) = rows_with(ledger, map.map, &others, &map.elven_name).await?.first() {
+        return Err(ConfigError(format!(
+            "account `{}` at Elven would be fed by two entities of one credential: rows of entity `{}` have it, too. \
+             Nothing was changed; hint: an account belongs to one entity",
+            map.elven_name, rows.entity_id
+        ))
+        .into());
     }
     Ok(())
 }

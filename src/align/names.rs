@@ -102,6 +102,25 @@ impl NameMap {
         self.maps.get(ledger).map(|mapped| &*mapped.elven)
     }
 
+    /// Returns the names at Elven that no row of the ledger may have as its own name.
+    pub fn exclusive(&self) -> Vec<&str> {
+        let all = self.sources.iter().map(|(elven, sources)| (&**elven, sources));
+        let taken =
+            all.filter(|(elven, sources)| !self.maps.contains_key(*elven) && !self.are_shared(sources));
+        taken.map(|(elven, _)| elven).collect()
+    }
+
+    /// Returns the names of the ledger that are mapped to a name.
+    pub fn mapped_to(&self, elven: &str) -> Vec<&str> {
+        self.sources.get(elven).into_iter().flatten().map(|name| &**name).collect()
+    }
+
+    /// Returns the names at Elven that several names of the ledger have, each with a name of the ledger.
+    pub fn shared(&self) -> Vec<(&str, &str)> {
+        let shared = self.maps.iter().filter(|(_, mapped)| mapped.shared);
+        shared.map(|(ledger, mapped)| (&**ledger, &*mapped.elven)).collect()
+    }
+
     /// Returns the names of the ledger that have this name at Elven.
     pub fn ledger_names<'n>(&'n self, elven: &'n str) -> Vec<&'n str> {
         let sources = self.sources.get(elven).map_or(&[][..], Vec::as_slice);

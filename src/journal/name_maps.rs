@@ -16,6 +16,9 @@ use crate::text::{quoted, quoted_option};
 /// The entity of a map of currencies that holds for all entities.
 pub const ALL_ENTITIES: &str = "*";
 
+/// The fact that the maps of an entity were compared with the ledger.
+const COMPARED: &str = "maps_compared";
+
 /// The SQLSTATE with which the triggers of the tables refuse a map.
 const INTEGRITY_VIOLATION: &str = "23000";
 
@@ -217,6 +220,47 @@ async fn history(
     )
     .fetch_all(executor)
     .await
+}
+
+impl MapHistory {
+    /// Returns the version of the maps of each of these entities that was compared with the ledger.
+    pub async fn compared(
+        database: &Database,
+        entity_ids: &[String],
+    ) -> Result<BTreeMap<String, i64>, JournalError> {
+        let read = || {
+            sqlx::query!(
+                r#"select entity_id as "entity_id!", (value ->> 'map_version')::bigint as "version!"
+                     from elven_sync.sync_facts where name = $1 and entity_id = any ($2)"#,
+                COMPARED,
+                entity_ids
+            )
+            .fetch_all(database.single_round_trip())
+        };
+        let rows = database.retry(read).await?;
+        Ok(rows.into_iter().map(|row| (row.entity_id, row.version)).collect())
+    }
+
+    /// Records that the maps of an entity were compared with the ledger.
+    pub async fn note_compared(
+        database: &Database,
+        entity_id: &str,
+        version: i64,
+    ) -> Result<(), JournalError> {
+        let write = || {
+            sqlx::query!(
+                "insert into elven_sync.sync_facts (name, entity_id, value)
+                 values ($1, $2, jsonb_build_object('map_version', $3::bigint))
+                 on conflict (name, coalesce(entity_id, '')) do update
+                    set value = excluded.value, since = clock_timestamp(), checked_at = clock_timestamp()",
+                COMPARED,
+                entity_id,
+                version
+            )
+        };
+        database.execute(write).await?;
+        Ok(())
+    }
 }
 
 impl MapEntry {

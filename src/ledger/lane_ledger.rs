@@ -34,8 +34,10 @@ pub trait LaneLedger: fmt::Debug + Send + Sync {
     /// Returns the rows that may have the same account, currency and wall-clock time as this row at Elven.
     fn rivals<'a>(&'a self, entity_id: &'a str, row: &'a Row, names: &'a Names) -> Read<'a, Vec<Row>>;
 
-    /// Returns the rows that have account and currency at Elven and the UTC second of one of these rows. Without an
-    /// index of `captured_at` it returns none, because each call would read all rows of the entity.
+    /// Returns whether rows with different names in the ledger have the same account, currency and second at Elven.
+    fn has_shared_key<'a>(&'a self, entity_id: &'a str, names: &'a Names) -> Read<'a, bool>;
+
+    /// Returns the rows that have account and currency at Elven and the UTC second of one of these rows.
     fn same_second<'a>(&'a self, entity_id: &'a str, rows: &'a [Row], names: &'a Names)
     -> Read<'a, Vec<Row>>;
 }
@@ -69,18 +71,21 @@ impl LaneLedger for Ledger {
         Ledger::rivals(self, entity_id, row, names).boxed()
     }
 
+    fn has_shared_key<'a>(&'a self, entity_id: &'a str, names: &'a Names) -> Read<'a, bool> {
+        let has = async move {
+            // With the index, a look at the seconds of a batch costs less than one at all rows.
+            Ok(self.without_range_index().await?.is_none()
+                || Ledger::has_shared_key(self, entity_id, names).await?)
+        };
+        has.boxed()
+    }
+
     fn same_second<'a>(
         &'a self,
         entity_id: &'a str,
         rows: &'a [Row],
         names: &'a Names,
     ) -> Read<'a, Vec<Row>> {
-        let read = async move {
-            if self.without_range_index().await?.is_some() {
-                return Ok(Vec::new());
-            }
-            Ok(Ledger::same_second(self, entity_id, rows, names).await?.rows)
-        };
-        read.boxed()
+        async move { Ok(Ledger::same_second(self, entity_id, rows, names).await?.rows) }.boxed()
     }
 }

@@ -37,6 +37,37 @@ impl Ledger {
         self.named_rows(self.table.named_rows_sql(&self.table.currency, entity_ids, currency)).await
     }
 
+    /// Returns those of these accounts that rows of an entity have. Reads all rows of the entity.
+    pub async fn accounts_among(&self, entity_id: &str, names: &[&str]) -> Result<Vec<String>, LedgerError> {
+        self.among(entity_id, &self.table.account, names).await
+    }
+
+    /// Returns those of these currencies that rows of an entity have, in the same way.
+    pub async fn currencies_among(
+        &self,
+        entity_id: &str,
+        names: &[&str],
+    ) -> Result<Vec<String>, LedgerError> {
+        self.among(entity_id, &self.table.currency, names).await
+    }
+
+    async fn among(&self, entity_id: &str, column: &str, names: &[&str]) -> Result<Vec<String>, LedgerError> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Table { name, entity, .. } = &self.table;
+        let wanted = quote_array(names.iter().map(|name| Some(*name)));
+        let sql = format!(
+            "select distinct {column}::text collate \"C\" from {name} t
+              where {entity} = {} and {column}::text collate \"C\" = any ({wanted}) order by 1",
+            quote_literal(entity_id)
+        );
+        let query =
+            || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        let found: Result<Vec<String>, sqlx::Error> = self.primary.retry(query).await;
+        found.map_err(|problem| LedgerError::from(problem).about(entity_id))
+    }
+
     async fn named_rows(&self, sql: String) -> Result<Vec<NamedRows>, LedgerError> {
         type Found = (String, i64, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
         let query = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());

@@ -16,6 +16,7 @@ pub(crate) mod lane_worker;
 mod lists;
 mod log;
 mod messages;
+mod mixed_names;
 mod names;
 pub(crate) mod pending;
 mod progress;

@@ -41,6 +41,8 @@ impl Worker {
         let (targets, unusable) = self.targets(&entities)?;
         refuse_standby(&self.database).await?;
         let targets = self.with_names(&targets.iter().collect::<Vec<_>>()).await?;
+        let (targets, mixed) = self.without_mixed_names(targets).await?;
+        let unusable: Vec<Unusable> = unusable.into_iter().chain(mixed).collect();
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
         let retry = self.retry_and_finish(run_id, &targets, &unusable, concerned, report);

@@ -160,7 +160,8 @@ impl Worker {
         let holds = |target: &&Target| held.iter().any(|name| name.entity_id == target.entity_id);
         let idle_with_held: Vec<&Target> =
             targets.iter().filter(holds).filter(|target| idle.contains(&target.entity_id)).collect();
-        let (busy, idle_with_held) = (self.with_names(&busy).await?, self.with_names(&idle_with_held).await?);
+        let busy = self.with_right_names(run_id, &busy, reports).await?;
+        let idle_with_held = self.with_right_names(run_id, &idle_with_held, reports).await?;
         let busy: Vec<&Target> = busy.iter().collect();
         let idle_with_held: Vec<&Target> = idle_with_held.iter().collect();
         self.recall_sizes(&busy.iter().chain(&idle_with_held).copied().collect::<Vec<_>>()).await?;

@@ -191,6 +191,8 @@ impl Worker {
             .collect();
         let (targets, unusable) = self.targets(&usable).map_err(RunError::from)?;
         let targets = self.with_names(&targets.iter().collect::<Vec<_>>()).await?;
+        let (targets, mixed) = self.without_mixed_names(targets).await?;
+        let unusable = unusable.into_iter().chain(mixed).collect();
         let run_id = self.begin_backfill(backfill_id).await?;
         let run = BackfillRun { backfill_id, run_id, resumed };
         let work = self.work_and_end(run, &targets, unusable, &left, &entities);

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::TimeDelta;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -85,6 +85,8 @@ pub(super) struct Delivery {
     ends: bool,
     /// Becomes true when the lane has to stop: requests in flight are finished, and no new one is sent.
     halted: watch::Sender<bool>,
+    /// Whether rows with different names in the ledger have one key at Elven; asked when a batch has shared names.
+    has_shared_key: OnceCell<bool>,
     /// Whether rows of the entity are set aside. An upload of newer versions may resolve their errors.
     has_set_aside: AtomicBool,
     report: Mutex<EntityReport>,
@@ -142,6 +144,7 @@ impl Delivery {
             is_resend,
             ends,
             halted: watch::Sender::new(false),
+            has_shared_key: OnceCell::new(),
             has_set_aside: AtomicBool::new(lane_run.has_rows_set_aside),
             report: Mutex::new(EntityReport::idle(&lane_run.target.entity_id)),
             parked: Mutex::new(Vec::new()),
@@ -247,6 +250,11 @@ impl Delivery {
             return Ok(batch);
         }
         let (entity_id, names) = (&self.pass.lease.entity_id, &self.rules.names);
+        // Rows that are written meanwhile belong to a later pass.
+        let has = || self.worker.ledger.has_shared_key(entity_id, names);
+        if !*self.has_shared_key.get_or_try_init(has).await? {
+            return Ok(batch);
+        }
         Ok(batch.without_clashes(&self.worker.ledger.same_second(entity_id, &shared, names).await?))
     }
 

@@ -53,10 +53,16 @@ async fn map_of_the_entity_hides_that_of_all(pool: PgPool) {
 async fn name_at_elven_of_another_name_is_not_sent_as_itself(pool: PgPool) {
     let scene = scene(pool).await;
     map(&scene, &["account", "main", "8nfr-1"]).await;
-    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
-               values ('acme', '8nfr-1', 'USDC', '2024-01-01Z', 99)").await;
+    output_of(&scene, 0, &["run"]).await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', '8nfr-1', 'USDC', '2024-01-01Z', 99)",
+        )
+        .await;
     output_of(&scene, 3, &["run"]).await;
     assert_eq!(scene.received()[1], "8nfr-1 USDC 2024-01-01 00:00:00 1");
+    assert_eq!(scene.received().len(), 3);
     let errors = scene.text(ERRORS).await;
     assert!(
         errors.starts_with("4 invalid_row entity_account_id `8nfr-1` is the name at Elven to which `main`"),
@@ -123,11 +129,46 @@ async fn backfill_does_not_let_one_name_replace_another(pool: PgPool) {
     assert!(scene.text(ERRORS).await.starts_with("1 invalid_row row 2 has other names"));
 }
 
-/// A run compares with rows that were sent before, if an index finds them.
+/// A map that is inserted by SQL is compared with the ledger by the next run.
+#[sqlx::test(migrations = false)]
+async fn map_by_sql_to_a_name_of_the_ledger_stops_the_entity(pool: PgPool) {
+    let scene = scene(pool).await;
+    output_of(&scene, 0, &["run"]).await;
+    scene.sql("insert into elven_sync.account_map (entity_id, ledger_account, entity_account_id) values ('acme', 'main', 'other');
+               insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'main', 'USDC', '2024-01-03Z', 99)").await;
+    for arguments in [&["run"][..], &["backfill", "--from", "2024-01-01", "--to", "2025-01-01"]] {
+        let text = output_of(&scene, 1, arguments).await;
+        let words =
+            "account `main` is mapped to `other`, but the ledger has rows with account `other` itself";
+        assert!(text.contains(words), "{text}");
+    }
+    assert_eq!(scene.received().len(), 3);
+    output_of(&scene, 0, &["map", "remove", "account", "main"]).await;
+    output_of(&scene, 0, &["run"]).await;
+    assert_eq!(scene.received().len(), 4);
+}
+
+/// A run compares with rows that were sent before, and with those of its other batches.
+#[sqlx::test(migrations = false)]
+async fn run_does_not_let_one_name_replace_another_of_another_batch(pool: PgPool) {
+    let mut scene = renamed(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+               values ('acme', 'old', 'BTC', '2024-01-01Z', 1), ('acme', 'new', 'BTC', '2024-01-01Z', 2)").await;
+    output_of(&scene, 3, &["run"]).await;
+    assert!(scene.received().is_empty());
+    let errors = scene.text(ERRORS).await;
+    assert!(
+        errors.contains("1 invalid_row row 2 has") && errors.contains("2 invalid_row row 1 has"),
+        "{errors}"
+    );
+}
+
+/// A run compares with rows that were sent before.
 #[sqlx::test(migrations = false)]
 async fn run_does_not_let_one_name_replace_another_that_was_sent(pool: PgPool) {
     let scene = renamed(pool).await;
-    output_of(&scene, 0, &["attach", "--backfill-index"]).await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                values ('acme', 'old', 'BTC', '2024-01-01Z', 1), ('acme', 'old', 'BTC', '2024-01-02Z', 2)").await;
     output_of(&scene, 0, &["run"]).await;

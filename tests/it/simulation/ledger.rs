@@ -181,6 +181,10 @@ impl LaneLedger for ModelLedger {
     }
 
     /// The names of the model are not mapped.
+    fn has_shared_key<'a>(&'a self, _: &'a str, _: &'a Names) -> Read<'a, bool> {
+        async { Ok(false) }.boxed()
+    }
+
     fn same_second<'a>(&'a self, _: &'a str, _: &'a [Row], _: &'a Names) -> Read<'a, Vec<Row>> {
         async { Ok(Vec::new()) }.boxed()
     }
