@@ -54,10 +54,7 @@ impl Delivery {
     ) -> Result<(), LaneExit> {
         self.record_answer(task, outcome, result).await?;
         let rows = task.batch.records.iter().filter_map(|&row| {
-            let of_error = self.errors.get(&task.batch.rows[row].id.to_string()).copied();
-            // A held row that is sent alone: its name is no reason any more.
-            let is_alone_and_unknown = outcome.status == "unknown" && task.batch.records.len() == 1;
-            let kind = of_error.or_else(|| is_alone_and_unknown.then_some(Kind::RejectedRow))?;
+            let kind = *self.errors.get(&task.batch.rows[row].id.to_string())?;
             let of_row = outcome.of_row(task.batch_id, result.http_status, &task.batch, row);
             Some(Problem { kind, message: outcome.message.clone(), ..of_row })
         });
@@ -74,6 +71,14 @@ impl Delivery {
     pub(super) async fn leave_set_aside(&self, answered: Answered) -> Result<Vec<BatchTask>, LaneExit> {
         let Answered { task, outcome, result } = answered;
         self.record_last(&task, &outcome, result).await?;
+        if self.errors.is_empty() {
+            // A held row: its name is no reason any more.
+            let rows = task.batch.records.iter();
+            let of_row = |&row| outcome.of_row(task.batch_id, result.http_status, &task.batch, row);
+            let problems =
+                rows.map(of_row).map(|problem| Problem { kind: Kind::RejectedRow, ..problem }).collect();
+            self.conclude_errors(Conclusions { problems, ..Conclusions::default() }).await?;
+        }
         self.window.lock().await.part_done(task.root);
         Ok(Vec::new())
     }
