@@ -23,7 +23,7 @@ use crate::watermark::LedgerId;
 
 /// How many errors are worked on together: each has the rows of at most one batch, which are kept in memory, and the
 /// rivals of all of them are looked for in one reading of the ledger.
-const ERRORS_AT_ONCE: usize = 64;
+const ERRORS_AT_ONCE: usize = 16;
 
 /// The most names that are looked at together, and the most looks of a slice.
 const NAMES_MAX: usize = 100;
