@@ -32,7 +32,7 @@ pub const SOURCE: &str = "test-source";
 const ENTITIES_HAVE_A_SOURCE: &str = "
     do $do$ begin
         if not exists (select from pg_trigger where tgname = 'pin_source') then
-            create function pin_source() returns trigger language plpgsql as
+            create or replace function pin_source() returns trigger language plpgsql as
                 $$ begin new.source_id := coalesce(new.source_id, 'test-source'); return new; end $$;
             create trigger pin_source before insert on elven_sync.entities for each row execute function pin_source();
         end if;
