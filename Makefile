@@ -9,9 +9,9 @@ ARGS ?=
 # and standby:: need the version of the machine.
 VERSIONS ?= 13 14 15 16 17 18
 VERSION_TESTS = actions:: addresses:: attach:: backfill:: commits:: database:: delivery:: errors:: fence:: groups:: \
-	health:: hostile:: invalid_start:: ledgers:: mapping:: migrate:: moves:: plans:: pooler:: promises:: prune:: \
+	health:: hostile:: invalid_start:: ledgers:: mapping:: maps:: migrate:: moves:: plans:: pooler:: promises:: prune:: \
 	record_key:: reference:: row:: schema:: seal:: session_settings:: skipped:: statement_counts:: unreadable:: \
-	unwritten:: verify:: versions:: watermark:: workers:: zones:: --skip run_survives_a_failover
+	unknown_names:: unwritten:: verify:: versions:: watermark:: workers:: zones:: --skip run_survives_a_failover
 VERSION_TESTS_SHORT = versions:: schema:: attach:: promises:: watermark:: session_settings:: migrate:: seal:: plans::
 
 .PHONY: help demo test test-answers test-versions soak simulate bench micro writer-cost sqlx docs zoneinfo fmt
