@@ -25,14 +25,8 @@ pub struct NamedGroup<'b> {
 
 impl Batch {
     /// Returns account and currency of each record, as they are sent.
-    pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.records.iter().map(|&row| self.names_of(row))
-    }
-
-    /// Returns account and currency of a row that can be sent, as they are sent.
-    fn names_of(&self, row: usize) -> (&str, &str) {
-        let [account, currency] = self.sent_names(row);
-        (account, currency)
+    pub fn names(&self) -> impl Iterator<Item = [&str; 2]> {
+        self.records.iter().map(|&row| self.sent_names(row))
     }
 
     /// Returns the groups of records that stay together, in the order of their first rows.
@@ -41,7 +35,7 @@ impl Batch {
         let mut named: Vec<NamedGroup<'_>> = Vec::new();
         let mut places: HashMap<usize, usize> = HashMap::new();
         for &row in &self.records {
-            let (account, currency) = self.names_of(row);
+            let [account, currency] = self.sent_names(row);
             let place = *places.entry(groups[row]).or_insert(named.len());
             match named.get_mut(place) {
                 Some(group) => {

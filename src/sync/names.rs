@@ -97,7 +97,7 @@ impl NamesOfRun {
     pub(super) fn note_accepted(&self, batch: &Batch) {
         let mut state = self.state();
         let mut last = ("", "");
-        for (account, currency) in batch.names() {
+        for [account, currency] in batch.names() {
             for (list, id, before) in
                 [(List::Accounts, account, last.0), (List::Currencies, currency, last.1)]
             {

@@ -112,7 +112,7 @@ impl Delivery {
     fn strange(&self, batch: &Batch, lists: &ApiLists, outcome: &OutcomeMessage) -> OutcomeMessage {
         let list = if lists.of(List::Accounts).is_some() { List::Accounts } else { List::Currencies };
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for (account, currency) in batch.names() {
+        for [account, currency] in batch.names() {
             *counts.entry(if list == List::Accounts { account } else { currency }).or_default() += 1;
         }
         let mut common: Vec<(&str, usize)> = counts.into_iter().collect();

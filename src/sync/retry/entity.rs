@@ -322,22 +322,24 @@ impl<'a> EntityRetry<'a> {
     /// Leaves out rows whose key is also that of a row with another name in the ledger: neither of them is sent.
     fn without_clashes(
         &self,
-        mut batches: Vec<Batch>,
+        batches: Vec<Batch>,
         rivals: &HashMap<u64, Vec<Row>>,
         conclusions: &mut Conclusions,
     ) -> Vec<Batch> {
-        let rules = &self.target.rules;
-        if rules.names.has_shared() {
-            batches.retain(|batch| {
-                let same_key = batch.keys.iter().filter_map(|key| rivals.get(key)).flatten();
-                let rows = batch.rows.iter().chain(same_key).cloned().collect();
-                let together = Batch::build(None, rows, rules);
-                let clash = together.invalid.iter().find(|row| row.id == batch.rows[0].id);
-                conclusions.problems.extend(clash.map(|row| invalid(None, row)));
-                clash.is_none()
-            });
+        if !self.target.rules.names.has_shared() {
+            return batches;
         }
-        batches
+        let mut left = Vec::with_capacity(batches.len());
+        for batch in batches {
+            let same_key: Vec<Row> =
+                batch.keys.iter().filter_map(|key| rivals.get(key)).flatten().cloned().collect();
+            let batch = batch.without_clashes(&same_key);
+            conclusions.problems.extend(batch.invalid.iter().map(|row| invalid(None, row)));
+            if batch.invalid.is_empty() {
+                left.push(batch);
+            }
+        }
+        left
     }
 
     /// Returns the outcome of each error.

@@ -242,8 +242,9 @@ impl<'a> HeldRetry<'a> {
         Ok(rows)
     }
 
-    /// Leaves out rows that cannot be sent, and rows that have a newer row of their key. Rows that are set aside, were resolved by hand, or were
-    /// skipped by `--from-now` do not count; but a row waits for a newer one that is held, until nothing else is left.
+    /// Leaves out rows that cannot be sent, and rows that have a newer row of their key. Rows that are set aside, were
+    /// resolved by hand, or were skipped by `--from-now` do not count; but a row waits for a newer one that is held,
+    /// until nothing else is left.
     async fn sendable(
         &mut self,
         rows: Vec<Row>,
@@ -261,15 +262,10 @@ impl<'a> HeldRetry<'a> {
         let rivals = self.rivals(&batch.rows, &mut left_out).await?;
         let own: HashSet<_> = batch.rows.iter().map(|row| (&row.id, row.xid)).collect();
         let others: Vec<Row> = rivals.into_iter().filter(|row| !own.contains(&(&row.id, row.xid))).collect();
-        if self.target.rules.names.has_shared() {
-            // Rows whose key is also that of a row with another name in the ledger: neither of them is sent.
-            let all = batch.rows.iter().chain(&others).cloned().collect();
-            let together = Batch::build(None, all, &self.target.rules);
-            let is_own = |id: &LedgerId| batch.rows.iter().any(|row| row.id == *id);
-            for row in together.invalid.iter().filter(|row| is_own(&row.id)) {
-                if left_out.insert(row.id.clone()) {
-                    conclusions.problems.push(invalid(None, row));
-                }
+        let batch = batch.without_clashes(&others);
+        for row in &batch.invalid {
+            if left_out.insert(row.id.clone()) {
+                conclusions.problems.push(invalid(None, row));
             }
         }
         let newer: Vec<Row> = batch.superseded_by(others.iter()).into_iter().cloned().collect();
