@@ -192,7 +192,9 @@ async fn held_rows_are_sent_once_their_name_is_mapped(pool: PgPool) {
     let scene = scene_with_held_rows(pool).await;
     let hint = scene.text("select hint from elven_sync.error_causes").await;
     assert_eq!(hint, "elven-sync map account --entity 'acme' 'new' ELVEN_NAME");
-    let scene = with_accounts(scene, &["known", "Acme-1"]).await;
+    let mut scene = with_accounts(scene, &["known", "Acme-1"]).await;
+    // The batches arrive in order.
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     // To a name that the API does not know either: the rows are held under that name.
     output_of(&scene, 0, &["map", "account", "new", "Acme-2"]).await;
     output_of(&scene, 3, &["run"]).await;
