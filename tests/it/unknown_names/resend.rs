@@ -34,7 +34,9 @@ pub(super) async fn with_accounts(scene: TestEnv, accounts: &[&str]) -> TestEnv 
 #[sqlx::test(migrations = false)]
 async fn run_sends_held_rows_once_their_name_is_listed(pool: PgPool) {
     let scene = scene_with_held_rows(pool).await;
-    let scene = with_accounts(scene, &["known", "new"]).await;
+    let mut scene = with_accounts(scene, &["known", "new"]).await;
+    // The batches arrive in order.
+    scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
     // The list is younger than five minutes.
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(scene.sandbox.requests().len(), 0);
