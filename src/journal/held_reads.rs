@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::release::{range, still_held};
+use super::release::{IdSearch, still_held};
 use super::{Journal, JournalError};
 use crate::watermark::LedgerId;
 
@@ -58,17 +58,20 @@ impl Journal {
         ids: &[String],
         dismissed: bool,
     ) -> Result<Vec<(String, Option<String>)>, JournalError> {
-        let (first, last) = range(ids.iter().map(|id| id.parse().ok()));
+        let IdSearch { first, last, hashes } = IdSearch::of(ids.iter());
         let query = || {
             sqlx::query!(
                 r#"select e.ledger_ids as "ledger_ids!", e.released_ids, b.last_xid::text as until
                      from elven_sync.sync_errors e left join elven_sync.sync_batches b using (batch_id)
-                    where e.entity_id = $1 and e.ledger_ids is not null
-                      and (e.resolved_at is null or ($4 and e.dismissed))
-                      and coalesce(e.first_id <= $3 and e.last_id >= $2, true)"#,
+                    where e.error_id = any (array(
+                              select elven_sync.errors_holding($1, $2, $3, $4)
+                              union all
+                              select d.error_id from elven_sync.sync_errors d
+                               where $5 and d.entity_id = $1 and d.ledger_ids is not null and d.dismissed))"#,
                 entity_id,
                 first,
                 last,
+                &hashes,
                 dismissed
             )
             .fetch_all(&self.database)

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::problem::{Kind, Resolution, resolve};
-use super::release::{range, still_held};
+use super::release::{IdSearch, still_held};
 use super::storable_text::storable;
 use crate::batch::pack_ids;
 use crate::database::Transaction;
@@ -37,13 +37,6 @@ pub struct HeldRows {
     pub ledger_names: Vec<String>,
     /// The command that settles the error.
     pub hint: String,
-}
-
-fn number(id: &LedgerId) -> Option<i64> {
-    match id {
-        LedgerId::Number(number) => Some(*number),
-        LedgerId::Text(_) => None,
-    }
 }
 
 /// Records the held rows of a batch. Each row has only one open problem at a time, so its other ones are resolved. Rows
@@ -88,13 +81,14 @@ async fn insert(
     );
     let mut ledger_names: Vec<Option<String>> = held.ledger_names.iter().cloned().map(Some).collect();
     storable(&mut *transaction, [&mut texts, &mut record, &mut ledger_names]).await?;
-    let (first, last) = range(ids.iter().map(|id| number(id)));
+    let IdSearch { first, last, hashes } = IdSearch::of(ids.iter().map(ToString::to_string));
+    let hashes = (!hashes.is_empty()).then_some(hashes);
     sqlx::query!(
         "insert into elven_sync.sync_errors
                 (run_id, entity_id, kind, batch_id, http_status, api_code, message, cause, record, name, rows,
-                 ledger_ids, first_id, last_id, ledger_names, hint)
+                 ledger_ids, first_id, last_id, ledger_names, hint, id_hashes)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14,
-                 $15, $16)",
+                 $15, $16, $17)",
         run_id,
         entity_id,
         held.kind.as_ref(),
@@ -110,7 +104,8 @@ async fn insert(
         first,
         last,
         &ledger_names.iter().flatten().cloned().collect::<Vec<_>>(),
-        texts[3]
+        texts[3],
+        hashes.as_deref()
     )
     .execute(&mut *transaction)
     .await?;
@@ -126,18 +121,19 @@ async fn count_again(
 ) -> Result<HashSet<LedgerId>, sqlx::Error> {
     let mut name = vec![Some(held.name.clone())];
     storable(&mut *transaction, [&mut name]).await?;
-    let (first, last) = range(held.ids.iter().map(number));
+    let IdSearch { first, last, hashes } = IdSearch::of(held.ids.iter().map(ToString::to_string));
     let wanted: HashSet<&LedgerId> = held.ids.iter().collect();
     let errors = sqlx::query!(
         r#"select error_id, ledger_ids as "ledger_ids!", released_ids from elven_sync.sync_errors
-            where entity_id = $1 and kind = $2 and name = $3 and ledger_ids is not null and resolved_at is null
-              and coalesce(first_id <= $5 and last_id >= $4, true)
+            where error_id = any (array(select elven_sync.errors_holding($1, $4, $5, $6)))
+              and kind = $2 and name = $3 and ledger_ids is not null and resolved_at is null
             order by error_id for update"#,
         entity_id,
         held.kind.as_ref(),
         name[0],
         first,
-        last
+        last,
+        &hashes
     )
     .fetch_all(&mut *transaction)
     .await?;

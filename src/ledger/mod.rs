@@ -8,6 +8,7 @@ mod audit;
 mod beneath;
 mod copy;
 mod error;
+mod id_statements;
 mod instant;
 mod lane_ledger;
 mod mapping;

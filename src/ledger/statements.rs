@@ -187,17 +187,6 @@ impl Table {
         if is_text(&self.id_type) { in_byte_order(id) } else { id.to_owned() }
     }
 
-    /// Returns the copy of the rows with these ids: several rows of an id if it is not unique.
-    pub(super) fn row_sql(&self, entity_id: &str, ids: &[String]) -> String {
-        let Self { name, entity, id: id_column, id_type, columns, .. } = self;
-        let ids = quote_array(ids.iter().map(|id| Some(id.as_str())));
-        format!(
-            "copy (select {columns} from {name} t where {entity} = {} and {id_column} = any ({ids}::{id_type}[]))
-               to stdout (format binary)",
-            quote_literal(entity_id)
-        )
-    }
-
     /// Returns the copy of the rows that may have the account, the currency and the wall-clock time of a record.
     /// `keys`: account, currency and instant (in microseconds from 2000-01-01 UTC) of each record.
     ///

@@ -38,6 +38,8 @@ pub struct Table {
     pub(super) id_may_be_null: bool,
     pub(super) xid_may_be_null: bool,
     pub(super) entity_may_be_null: bool,
+    /// The id is the first column of an index, as far as the catalogue says. Not known of a view.
+    pub(super) has_index_on_id: bool,
 }
 
 /// Expressions for rows with a value that PostgreSQL cannot convert. The row is then read in a form that fails
@@ -73,6 +75,11 @@ pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
             pg_catalog.format_type(base.oid, null) as type,
            not a.attnotnull as may_be_null, coalesce(not l.collisdeterministic, false) as equates_texts,
            a.attcollation = 'pg_catalog.\"C\"'::regcollation as orders_bytes,
+           exists (select from pg_catalog.pg_index i
+                     join pg_catalog.pg_class x on x.oid = i.indexrelid
+                     join pg_catalog.pg_am m on m.oid = x.relam and m.amname = 'btree'
+                    where i.indrelid = c.oid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null)
+               as leads_an_index,
            (with recursive {beneath} select min(p.oid::pg_catalog.regclass::text) from beneath b
               join pg_catalog.pg_class p on p.oid = b.oid and p.relkind = 'f' and p.relispartition) as foreign_partition
       from pg_catalog.pg_class c
@@ -102,6 +109,8 @@ pub(super) struct Column {
     equates_texts: bool,
     /// Its collation is `"C"`.
     orders_bytes: bool,
+    /// It is the first column of an index of the table.
+    leads_an_index: bool,
     /// A partition beneath the ledger that is a foreign table.
     foreign_partition: Option<String>,
 }
@@ -181,6 +190,7 @@ impl Table {
             id_may_be_null: id.may_be_null,
             xid_may_be_null: xid.may_be_null,
             entity_may_be_null: settings.entity.is_none() && found.role("entity_id")?.may_be_null,
+            has_index_on_id: id.leads_an_index,
         })
     }
 

@@ -2,6 +2,7 @@
 //! are held.
 
 mod lists;
+mod lookup;
 mod resend;
 mod stuck;
 

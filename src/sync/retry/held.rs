@@ -34,8 +34,10 @@ const LOOKS_MAX: usize = 4;
 struct UniqueNames {
     accounts: BTreeSet<String>,
     currencies: BTreeSet<String>,
-    /// How often rows were looked at.
+    /// How often rows were looked at in this slice.
     looks: usize,
+    /// The number of the lease under which they were looked at last.
+    lease_epoch: i64,
 }
 
 /// The resend of the rows that some errors of an entity hold.
@@ -55,7 +57,8 @@ pub(super) struct HeldRetry<'a> {
     pub(super) elsewhere: HashSet<i64>,
     /// A run sends the rows by itself.
     pub(super) is_resend: bool,
-    /// The names of which no two rows share a key. Of this slice alone: another worker may add rows between two slices.
+    /// The names of which no two rows share a key. They are forgotten when another worker had the lease between two
+    /// slices, because it may have uploaded rows that were added later.
     unique: UniqueNames,
     /// Why the errors that are left stay open.
     pub(super) ended: Option<String>,
@@ -129,7 +132,11 @@ impl<'a> HeldRetry<'a> {
     /// Sends rows until the slice is over, and notes why it ended: the entity itself does not fail with it.
     async fn slice(&mut self, lane_run: &mut LaneRun<'_>, lane: &Lane) -> Result<(), LaneExit> {
         self.worker.check_before_retry(lane_run, lane, &mut self.ended).await?;
-        self.unique = UniqueNames::default();
+        let lease_epoch = lane_run.lease.epoch;
+        if self.unique.lease_epoch + 1 != lease_epoch {
+            self.unique = UniqueNames::default();
+        }
+        (self.unique.lease_epoch, self.unique.looks) = (lease_epoch, 0);
         let unknown = self.worker.journal.rows_of_unknown_retries(&self.target.entity_id).await?;
         self.alone = unknown.into_iter().collect();
         let work = OpenWork::new(lane_run.lease.clone(), WorkKind::Retry);
@@ -253,13 +260,16 @@ impl<'a> HeldRetry<'a> {
         conclusions: &mut Conclusions,
     ) -> Result<Vec<Row>, LaneExit> {
         let (worker, entity_id) = (self.worker, &self.target.entity_id);
-        if rows.is_empty() {
+        let repeated = self.shown_again(&rows);
+        let are_unique = self.are_unique(&rows).await?;
+        if repeated.is_empty() && are_unique {
             return Ok(rows);
         }
         let batch = Batch::build(None, rows, &self.target.rules);
         conclusions.problems.extend(batch.invalid.iter().map(|row| invalid(None, row)));
         let mut left_out: HashSet<LedgerId> = batch.invalid.iter().map(|row| row.id.clone()).collect();
-        let rivals = self.rivals(&batch.rows, &mut left_out).await?;
+        let same_second: &[Row] = if are_unique { &[] } else { &batch.rows };
+        let rivals = self.rivals(same_second, &repeated, &mut left_out).await?;
         let own: HashSet<_> = batch.rows.iter().map(|row| (&row.id, row.xid)).collect();
         let others: Vec<Row> = rivals.into_iter().filter(|row| !own.contains(&(&row.id, row.xid))).collect();
         let batch = batch.without_clashes(&others);
@@ -304,21 +314,29 @@ impl<'a> HeldRetry<'a> {
         Ok(sent)
     }
 
-    /// Returns the rows that may have the key of one of these rows. Only where clocks are put back are they in another
-    /// second. Adds the rows to `left_out` whose rivals cannot be read.
-    async fn rivals(&mut self, rows: &[Row], left_out: &mut HashSet<LedgerId>) -> Result<Vec<Row>, RunError> {
-        let same_second: &[Row] = if self.are_unique(rows).await? { &[] } else { rows };
+    /// Returns those of these rows whose second the clock shows again later.
+    fn shown_again(&self, rows: &[Row]) -> Vec<Row> {
         let clock = Clock::of(&self.target.rules.zone);
         let is_repeated =
-            |row: &Row| row.captured_at_us.is_some_and(|at| clock.repeats_until(at, at) - at > 1_000_000);
-        let repeated: Vec<Row> = rows.iter().filter(|row| is_repeated(row)).cloned().collect();
+            |row: &&Row| row.captured_at_us.is_some_and(|at| clock.repeats_until(at, at) - at > 1_000_000);
+        rows.iter().filter(is_repeated).cloned().collect()
+    }
+
+    /// Returns the rows that may have the key of one of these rows: for `same_second`, the rows in the same UTC second;
+    /// for `repeated`, also those in the later second that the clock shows alike. Adds the rows to `left_out` whose
+    /// rivals cannot be read.
+    async fn rivals(
+        &self,
+        same_second: &[Row],
+        repeated: &[Row],
+        left_out: &mut HashSet<LedgerId>,
+    ) -> Result<Vec<Row>, RunError> {
         let (ledger, entity_id) = (&self.worker.ledger, &self.target.entity_id);
         let names = &self.target.rules.names;
         let mut rivals = Vec::new();
         for read in [
             ledger.same_second(entity_id, same_second, names).await?,
-            // Rows of the first of two seconds: the clock shows it again later.
-            ledger.rivals_of(entity_id, &repeated, names).await?,
+            ledger.rivals_of(entity_id, repeated, names).await?,
         ] {
             rivals.extend(read.rows);
             left_out.extend(read.unreadable.into_iter().map(|(row, _)| row.id.clone()));
