@@ -114,6 +114,9 @@ impl Guard {
     }
 }
 
+/// The number of tables, and for a broken one: its name, the fault, and the trigger.
+type GuardRow = (i64, Option<String>, Option<String>, Option<String>);
+
 impl Ledger {
     /// Checks the trigger on each table of the ledger, partitions included, because their triggers are the ones that
     /// fire: it has to exist, be enabled `ALWAYS`, and run our function. One statement.
@@ -122,8 +125,7 @@ impl Ledger {
         let column = self.table.mapping.columns.get("change_xid").map_or("change_xid", |column| &column.name);
         let sql = guard_sql().replace("$1", &name).replace("$2", &quote_literal(column));
         let query = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
-        let rows: Vec<(i64, Option<String>, Option<String>, Option<String>)> =
-            self.primary.retry(query).await?;
+        let rows: Vec<GuardRow> = self.primary.retry(query).await?;
         let mut guard = Guard::default();
         for (tables, table, fault, trigger) in rows {
             guard.tables = tables;
