@@ -10,6 +10,7 @@ mod finding;
 mod host;
 mod journal;
 mod ledger;
+mod ledger_files;
 mod registry;
 mod surroundings;
 

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use super::finding::{Category, Outcome};
 use super::surroundings::Surroundings;
-use super::{api, configuration, data, database, entities, host, journal, ledger};
+use super::{api, configuration, data, database, entities, host, journal, ledger, ledger_files};
 
 type Make = for<'a> fn(&'a Surroundings) -> BoxFuture<'a, Outcome>;
 
@@ -54,6 +54,7 @@ pub(super) const CHECKS: &[Check] = &[
     check(Ledger, "ledger.index", |s| ledger::index(s).boxed()),
     check(Ledger, "ledger.nulls", |s| ledger::nulls(s).boxed()),
     check(Ledger, "ledger.stamps", |s| ledger::stamps(s).boxed()),
+    check(Ledger, "ledger.files", |s| ledger_files::files(s).boxed()),
     check(Ledger, "ledger.writers", |s| ledger::writers(s).boxed()),
     check(Ledger, "ledger.publications", |s| ledger::publications(s).boxed()),
     check(Entities, "entities.registered", |s| entities::registered(s).boxed()),

@@ -76,7 +76,7 @@ pub use lease::Lease;
 pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
 pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, publications};
 pub use name_maps::{ALL_ENTITIES, MapEntry, MapHistory, MapKind, Mapped};
-pub use preflight::{EntityFact, JournalFacts, LastRun};
+pub use preflight::{EntityFact, FilesValue, JournalFacts, LastRun, RecordedFiles};
 pub use privileges::missing_grants;
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem, Resolution};

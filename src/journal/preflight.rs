@@ -5,6 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::JournalError;
 use crate::database::Database;
+use crate::ledger::LedgerFile;
 
 /// A fact about an entity: a count, or an age in seconds.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -30,6 +31,25 @@ pub struct LastRun {
     pub error: Option<String>,
     /// The program that made it.
     pub version: String,
+}
+
+/// The tables of the ledger and their files, as a run recorded them (`sync_facts`, name `ledger_files`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RecordedFiles {
+    /// The recorded value.
+    pub value: FilesValue,
+    /// The seconds since the value is as it is.
+    pub since_s: i64,
+}
+
+/// The value of the fact.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct FilesValue {
+    /// The tables and their files.
+    pub tables: Vec<LedgerFile>,
+    /// The value before the last change.
+    #[serde(default)]
+    pub before: Option<Box<FilesValue>>,
 }
 
 /// Facts about the journal.
@@ -58,6 +78,8 @@ pub struct JournalFacts {
     pub last_run: Option<LastRun>,
     /// The seconds since the last `verify` that is recorded.
     pub verified_s: Option<i64>,
+    /// The tables of the ledger and their files. `None`: no run has recorded them.
+    pub files: Option<RecordedFiles>,
     /// The size of the sync tables with their indexes, in bytes.
     pub bytes: i64,
     /// The largest sync table.
@@ -110,6 +132,10 @@ const FACTS: &str = "
              order by r.run_id desc limit 1),
         'verified_s', (select extract(epoch from clock_timestamp() - max(f.checked_at))::bigint
                          from elven_sync.sync_facts f where f.name = 'verify'),
+        'files', (select json_build_object('value', f.value,
+                             'since_s', extract(epoch from clock_timestamp() - f.since)::bigint)
+                    from elven_sync.sync_facts f
+                   where f.name = 'ledger_files' and coalesce(f.entity_id, '') = ''),
         'bytes', (select coalesce(sum(bytes), 0)::bigint from tables),
         'largest', (select relname from tables order by bytes desc limit 1))::text";
 

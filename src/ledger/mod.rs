@@ -45,7 +45,7 @@ pub use names_in_use::NameInUse;
 pub use open_transactions::Writer;
 pub use pages::{Pages, Pass, PassRead};
 pub use pending::Pending;
-pub use preflight::LedgerFacts;
+pub use preflight::{LedgerFacts, LedgerFile};
 pub use probe::{NewRows, ProbeResult};
 pub use range::{AbsentValues, RangePages, Uploaded};
 pub use reader::FoundRows;

@@ -1,5 +1,6 @@
 //! Facts about the ledger for preflight checks: rights, row-level security, columns that may be NULL, publications.
 
+use serde::Deserialize;
 use sqlx::AssertSqlSafe;
 
 use super::beneath::BENEATH;
@@ -21,7 +22,33 @@ pub struct LedgerFacts {
     pub publications_of_journal: Option<String>,
 }
 
+/// A table that the ledger consists of, and its file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, sqlx::FromRow)]
+pub struct LedgerFile {
+    /// The table or partition, qualified.
+    pub table: String,
+    /// Its oid.
+    pub oid: i64,
+    /// The number of its file, which is another one after the table was rewritten. `None`: it has none.
+    pub file: Option<i64>,
+}
+
 impl Ledger {
+    /// Returns the tables that the ledger consists of, with their files.
+    pub async fn files(&self) -> Result<Vec<LedgerFile>, LedgerError> {
+        let sql = format!(
+            "with recursive {BENEATH}
+             select pg_catalog.format('%I.%I', n.nspname, c.relname) as table, c.oid::bigint as oid,
+                    pg_catalog.pg_relation_filenode(c.oid)::bigint as file
+               from beneath b join pg_catalog.pg_class c on c.oid = b.oid
+               join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+              where c.relkind in ('r', 'p', 'm', 'f') order by 1, 2"
+        );
+        let sql = sql.replace("$1", &quote_literal(self.table.name()));
+        let query = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
+        Ok(self.primary.retry(query).await?)
+    }
+
     /// Reads the facts about the ledger table or view. One statement, from the catalogue alone.
     pub async fn facts(&self) -> Result<LedgerFacts, LedgerError> {
         let (schema, relation) = self.table.name().split_once("\".\"").unwrap_or_default();

@@ -133,3 +133,51 @@ async fn transactions_that_stay_open_are_found(pool: PgPool) {
     writer.execute("rollback").await.unwrap();
     assert_found(&scene, "ledger.writers", "ok", &["no open transaction"]).await;
 }
+
+/// What runs record about the tables of the ledger, as of now.
+const RECORD_FILES: &str = "
+    insert into elven_sync.sync_facts (name, value)
+    select 'ledger_files', jsonb_build_object('tables', jsonb_agg(jsonb_build_object(
+               'table', oid::regclass::text, 'oid', oid::bigint, 'file', pg_relation_filenode(oid)::bigint)))
+      from pg_class where relnamespace = 'books'::regnamespace and relkind in ('r', 'p') and relname <> 'later'
+    on conflict (name, coalesce(entity_id, '')) do update
+       set value = excluded.value || jsonb_build_object('before', sync_facts.value - 'before'), since = now()";
+
+/// Neither an attached table nor a rewrite fires the trigger.
+#[sqlx::test(migrations = false)]
+async fn tables_that_were_attached_or_rewritten_since_a_run_are_found(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    scene
+        .sql(
+            "create schema books;
+             create table books.balances (like ledger.balance_snapshots) partition by range (captured_at);
+             create table books.rest partition of books.balances default;
+             create table books.later (like ledger.balance_snapshots)",
+        )
+        .await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.balances");
+    assert_found(&scene, "ledger.files", "skipped", &["no run has recorded"]).await;
+    scene.sql(RECORD_FILES).await;
+    assert_found(&scene, "ledger.files", "ok", &["none of the 2 tables"]).await;
+    scene
+        .sql(
+            "alter table books.balances attach partition books.later
+                 for values from ('2030-01-01Z') to ('2031-01-01Z')",
+        )
+        .await;
+    assert_found(&scene, "ledger.files", "warning", &["since the last run 'books.later' joined", "verify"])
+        .await;
+    scene.sql("alter table books.balances detach partition books.later").await;
+    assert_found(&scene, "ledger.files", "ok", &[]).await;
+    scene.sql("alter table books.rest alter balance type numeric using balance * 100").await;
+    assert_found(&scene, "ledger.files", "warning", &["since the last run 'books.rest' got a new file"])
+        .await;
+    // A run records the change, which is reported for a week.
+    scene.sql(RECORD_FILES).await;
+    assert_found(&scene, "ledger.files", "warning", &["ago a run saw that 'books.rest' got a new file"])
+        .await;
+    scene
+        .sql("update elven_sync.sync_facts set since = now() - interval '8 days' where name = 'ledger_files'")
+        .await;
+    assert_found(&scene, "ledger.files", "ok", &[]).await;
+}
