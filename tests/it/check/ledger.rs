@@ -169,7 +169,7 @@ async fn tables_that_were_attached_or_rewritten_since_a_run_are_found(pool: PgPo
         .await;
     scene.sql("alter table books.balances detach partition books.later").await;
     assert_found(&scene, "ledger.files", "ok", &[]).await;
-    scene.sql("alter table books.rest alter balance type numeric using balance * 100").await;
+    scene.sql("alter table books.balances alter balance type numeric using balance * 100").await;
     assert_found(&scene, "ledger.files", "warning", &["since the last run 'books.rest' got a new file"])
         .await;
     // A run records the change, which is reported for a week.
