@@ -40,6 +40,8 @@ pub mod audit;
 
 pub mod admin;
 
+pub mod check;
+
 pub mod fault_point;
 
 pub mod sandbox;

@@ -25,11 +25,10 @@ pub(super) fn lock_timeout(text: &str) -> Result<Duration, String> {
     if range.contains(&wanted) { Ok(wanted) } else { Err("expected 1ms to 1h".to_owned()) }
 }
 
-/// Connects to the primary. Each of the entities worked on at once needs a connection for the page that is read ahead,
-/// one for the batch that is announced and one for the batch that is settled; the heartbeat needs another.
+/// Connects to the primary.
 pub(super) async fn connect(settings: &Settings) -> anyhow::Result<Database> {
     let url = settings.database_url()?;
-    let connections_max = settings.sync.entities_at_once.saturating_mul(3).saturating_add(2).min(64);
+    let connections_max = settings.connections_max();
     let address = Address {
         url: url.clone(),
         file: settings.database_url_file.clone(),

@@ -2,6 +2,7 @@
 
 mod attach;
 mod backfill;
+mod check;
 mod connect;
 mod demo;
 mod entity;
@@ -52,6 +53,11 @@ enum Command {
     /// Register, list, pause, resume, rewind and rebind entities
     #[command(subcommand)]
     Entity(entity::Command),
+    /// Run preflight checks of configuration, database, ledger, entities, API and data; changes nothing
+    ///
+    /// Exit codes: 0 nothing would stop the sync, though there may be warnings; 3 a check failed: something would stop
+    /// or endanger the sync; 1 nothing could be checked, or the output could not be written.
+    Check(check::Options),
     /// Upload new rows of all entities, then exit
     Run(run::Options),
     /// Upload a range of `captured_at` again
@@ -81,7 +87,7 @@ impl Command {
     /// Whether people run the command for what it prints. Without its output, such a command has done nothing.
     fn prints_its_product(&self) -> bool {
         match self {
-            Command::Status(_) | Command::Verify(_) | Command::Demo(_) => true,
+            Command::Check(_) | Command::Status(_) | Command::Verify(_) | Command::Demo(_) => true,
             Command::Migrate(_) | Command::Sandbox(_) => false,
             Command::Attach(options) => options.prints_its_product(),
             Command::Entity(command) => command.prints_its_product(),
@@ -115,21 +121,22 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
 async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     #[cfg(feature = "fault-points")]
     crate::fault_point::arm(environment.get("ELVEN_SYNC_FAULT_POINT"))?;
-    // Read by each command but the sandbox, which has to start in spite of a wrong setting of the connector.
-    let settings = || Settings::load(&cli.flags, environment);
+    // Read by each command but `check`, which reports what is wrong with them, and the sandbox, which has to start in spite of a wrong setting of the connector.
+    let settings = |environment| Settings::load(&cli.flags, environment);
     match cli.command {
-        Command::Migrate(options) => migrate::run(options, &settings()?).await,
-        Command::Attach(options) => attach::run(options, &settings()?).await,
-        Command::Entity(command) => entity::run(command, &settings()?).await,
-        Command::Run(options) => run::run(options, settings()?).await,
-        Command::Backfill(options) => Box::pin(backfill::run(options, settings()?)).await,
-        Command::Status(options) => run::status(&settings()?, options).await,
-        Command::Errors(command) => errors::run(command, &settings()?).await,
-        Command::Reference(command) => reference::run(command, &settings()?).await,
-        Command::Map(command) => map::run(command, &settings()?).await,
-        Command::Verify(options) => verify::run(options, &settings()?).await,
-        Command::Prune(options) => prune::run(options, &settings()?).await,
+        Command::Migrate(options) => migrate::run(options, &settings(environment)?).await,
+        Command::Attach(options) => attach::run(options, &settings(environment)?).await,
+        Command::Entity(command) => entity::run(command, &settings(environment)?).await,
+        Command::Check(options) => Ok(Box::pin(check::run(options, &cli.flags, environment)).await),
+        Command::Run(options) => run::run(options, settings(environment)?).await,
+        Command::Backfill(options) => Box::pin(backfill::run(options, settings(environment)?)).await,
+        Command::Status(options) => run::status(&settings(environment)?, options).await,
+        Command::Errors(command) => errors::run(command, &settings(environment)?).await,
+        Command::Reference(command) => reference::run(command, &settings(environment)?).await,
+        Command::Map(command) => map::run(command, &settings(environment)?).await,
+        Command::Verify(options) => verify::run(options, &settings(environment)?).await,
+        Command::Prune(options) => prune::run(options, &settings(environment)?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
-        Command::Demo(options) => Box::pin(demo::run(options, settings()?)).await,
+        Command::Demo(options) => Box::pin(demo::run(options, settings(environment)?)).await,
     }
 }

@@ -12,6 +12,7 @@ mod ledger;
 mod mistake;
 mod number;
 mod on_invalid_start;
+mod origins;
 mod overlay;
 pub mod reference;
 mod settings;
@@ -32,6 +33,7 @@ pub use environment::Environment;
 pub use error::ConfigError;
 pub use ledger::{Columns, LedgerSettings};
 pub use on_invalid_start::OnInvalidStart;
+pub use origins::Origins;
 pub use settings::{
     ApiSettings, BATCH_ROWS_MAX, CredentialSource, DatabaseSettings, OnAmbiguous, RetrySettings, SyncSettings,
 };
@@ -125,6 +127,13 @@ impl Settings {
             zones,
             environment,
         })
+    }
+
+    /// Returns the most connections that a run opens at once. Each of the entities worked on at once needs a connection
+    /// for the page that is read ahead, one for the batch that is announced and one for the batch that is settled; the
+    /// heartbeat needs another.
+    pub fn connections_max(&self) -> usize {
+        self.sync.entities_at_once.saturating_mul(3).saturating_add(2).min(64)
     }
 
     /// Returns the database URL, or an error that says how to set it.

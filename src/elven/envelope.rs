@@ -73,6 +73,7 @@ pub enum Says {
 
 /// The meaning of an answer's body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Envelope {
     /// Whether it says that the request succeeded.
     pub says: Says,
@@ -83,6 +84,8 @@ pub struct Envelope {
     pub is_failure: bool,
     /// It has a `list`, at the top level or under `data`, as documented for calls that read.
     pub is_list: bool,
+    /// The list is under `data`, as some pages of the API document it.
+    pub is_wrapped: bool,
     /// It is an HTML page, which comes from a proxy or a firewall: the API answers in JSON.
     pub is_page: bool,
 }
@@ -111,6 +114,7 @@ impl Envelope {
             says,
             reason: if has_reason { fields.of_data } else { fields.of_top },
             is_list: fields.is_list && !fields.no,
+            is_wrapped: fields.is_wrapped,
             is_page,
         }
     }
@@ -131,10 +135,12 @@ fn starts_with(text: &str, prefix: &str) -> bool {
 
 /// The fields found so far. A field that occurs twice counts twice.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Fields {
     yes: bool,
     no: bool,
     is_list: bool,
+    is_wrapped: bool,
     of_data: Reason,
     of_top: Reason,
 }
@@ -166,7 +172,9 @@ impl Fields {
         if name == "success" {
             self.no |= word(value).as_deref() == Some("false");
         } else {
-            self.is_list |= common(&mut self.of_data, name, value);
+            let is_list = common(&mut self.of_data, name, value);
+            self.is_list |= is_list;
+            self.is_wrapped |= is_list;
         }
     }
 }

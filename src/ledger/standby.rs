@@ -22,7 +22,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const WAIT_LOGGED: Duration = Duration::from_secs(5);
 
 /// Checks that both addresses lead to the same database of the same cluster.
-pub(super) async fn check(primary: &Database, standby: &Database) -> Result<(), LedgerError> {
+pub async fn check(primary: &Database, standby: &Database) -> Result<(), LedgerError> {
     let identity =
         "select system_identifier, (select oid::bigint from pg_database where datname = current_database())
                       from pg_control_system()";

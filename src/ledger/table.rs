@@ -30,6 +30,7 @@ pub struct Table {
     pub(super) captured_at_column: Option<String>,
     pub(super) account: String,
     pub(super) currency: String,
+    pub(super) balance: String,
     /// The select list of a page, in the order in which [`super::row`] decodes it.
     pub(super) columns: String,
     careful: Careful,
@@ -185,6 +186,7 @@ impl Table {
             captured_at_column: found.captured_at_column()?,
             account,
             currency,
+            balance,
             columns,
             careful,
             id_may_be_null: id.may_be_null,

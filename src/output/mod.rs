@@ -1,6 +1,7 @@
 //! All output: results on stdout, the log on stderr. No other module prints.
 
 mod backfills;
+pub mod check;
 mod csv;
 mod error_causes;
 mod errors;

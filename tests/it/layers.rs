@@ -20,6 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["sync"],
     &["audit"],
     &["admin"],
+    &["check"],
     &["output"],
     &["commands"],
 ];

@@ -57,6 +57,8 @@ async fn every_command_works(pool: PgPool) {
     assert_eq!(scene.text(uploaded).await, "e1 38,e2 60,late 0");
     assert!(output_of(&scene, 0, &["verify", "--deep"]).await.contains("proven: for 3 of 3 entities"));
     output_of(&scene, 0, &["status", "--row", "1"]).await;
+    let checked = output_of(&scene, 0, &["check", "--only", "database", "--only", "ledger"]).await;
+    assert!(checked.contains("each of 3 transactions had one server process"), "{checked}");
     // The sandbox knows every account, so it lists none.
     assert!(output_of(&scene, 3, &["reference", "pull"]).await.contains("currencies stored"));
     scene

@@ -1,0 +1,216 @@
+//! The results of checks, as plain data.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::database::Transient;
+use crate::journal::JournalError;
+use crate::ledger::LedgerError;
+use crate::sync::RunError;
+use crate::text::chain;
+
+/// The category of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Category {
+    /// The configuration: its files, its variables, the secrets.
+    Configuration,
+    /// The database server, and the rights of the role.
+    Database,
+    /// The ledger table or view.
+    Ledger,
+    /// The registered entities.
+    Entities,
+    /// The API.
+    Api,
+    /// The data of the ledger against the API.
+    Data,
+    /// The journal.
+    Journal,
+    /// The machine that runs the check.
+    Host,
+}
+
+impl Category {
+    /// Returns the name, as `--only` and JSON spell it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Configuration => "configuration",
+            Self::Database => "database",
+            Self::Ledger => "ledger",
+            Self::Entities => "entities",
+            Self::Api => "api",
+            Self::Data => "data",
+            Self::Journal => "journal",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// The status of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// All is well.
+    Ok,
+    /// The sync works, and a person should look.
+    Warning,
+    /// It would stop or endanger the sync.
+    Failed,
+    /// The check was not made, for the reason in the message.
+    Skipped,
+}
+
+impl Status {
+    /// Returns the word for people and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// One check that was made or skipped.
+#[derive(Clone, Debug, Serialize)]
+pub struct Checked {
+    /// Its id, which never changes: the category, a dot and a name.
+    pub id: &'static str,
+    /// Its category.
+    pub category: Category,
+    /// Its result.
+    pub status: Status,
+    /// What was found, or why the check was skipped.
+    pub message: String,
+    /// The remedy, as a command where there is one.
+    pub hint: Option<String>,
+    /// Where the handbook describes the check.
+    pub doc: String,
+    /// How long it took.
+    #[serde(rename = "elapsed_ms", serialize_with = "in_milliseconds")]
+    pub elapsed: Duration,
+}
+
+fn in_milliseconds<S: Serializer>(elapsed: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Returns where the handbook describes a check.
+pub fn doc_of(id: &str) -> String {
+    format!("docs/operating.md#check-{}", id.replace('.', ""))
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) status: Status,
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+}
+
+impl Finding {
+    pub(super) fn ok(message: impl Into<String>) -> Self {
+        Self { status: Status::Ok, message: message.into(), hint: None }
+    }
+
+    pub(super) fn warning(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { status: Status::Warning, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    pub(super) fn failed(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { status: Status::Failed, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// Makes a finding of a message whose remedy follows after `; hint: `.
+    pub(super) fn of(status: Status, message: &str) -> Self {
+        let (message, hint) = match message.split_once("; hint: ") {
+            Some((message, hint)) => (message, Some(hint.to_owned())),
+            None => (message, None),
+        };
+        Self { status, message: message.to_owned(), hint }
+    }
+}
+
+/// Why a check has no finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unmade {
+    /// There is nothing to check.
+    NotApplicable(String),
+    /// It needs something that another check found missing.
+    Needs(&'static str),
+    /// The check could not be made, because of an error that would stop a run, too.
+    Failed(String),
+}
+
+pub(super) type Outcome = Result<Finding, Unmade>;
+
+impl From<sqlx::Error> for Unmade {
+    fn from(problem: sqlx::Error) -> Self {
+        Self::Failed(if problem.is_transient() {
+            format!("the database failed: {}", chain(&problem))
+        } else {
+            chain(&problem)
+        })
+    }
+}
+
+impl From<LedgerError> for Unmade {
+    fn from(problem: LedgerError) -> Self {
+        Self::Failed(if problem.is_about_rows() { problem.in_words() } else { chain(&problem) })
+    }
+}
+
+impl From<JournalError> for Unmade {
+    fn from(problem: JournalError) -> Self {
+        Self::Failed(chain(&problem))
+    }
+}
+
+impl From<RunError> for Unmade {
+    fn from(problem: RunError) -> Self {
+        Self::Failed(chain(&problem))
+    }
+}
+
+/// Names the first few of many things, and how many more there are.
+pub(super) fn named<T: fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
+    const NAMED_MAX: usize = 3;
+    let mut things = things.into_iter();
+    let first: Vec<String> = things.by_ref().take(NAMED_MAX).map(|thing| thing.to_string()).collect();
+    match things.count() {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+/// Formats an age or a duration for people, with one unit.
+pub(super) fn age(seconds: i64) -> String {
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_are_named_and_the_others_counted() {
+        assert_eq!(named(["a", "b", "c"]), "a, b, c");
+        assert_eq!(named(["a", "b", "c", "d", "e"]), "a, b, c and 2 more");
+        assert_eq!([age(90), age(150), age(7300), age(200_000)], ["90 s", "2 min", "2 h", "2 days"]);
+    }
+
+    #[test]
+    fn the_remedy_is_apart_from_the_message() {
+        let finding = Finding::of(Status::Failed, "it is gone; hint: look; hint: again");
+        assert_eq!((&*finding.message, finding.hint.as_deref()), ("it is gone", Some("look; hint: again")));
+    }
+}

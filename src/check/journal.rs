@@ -1,0 +1,235 @@
+//! The journal.
+
+use super::finding::{Finding, Outcome, Status, Unmade, age, named};
+use super::surroundings::Surroundings;
+use crate::journal::EntityFact;
+use crate::sync::watermark_check::check_watermark;
+use crate::text::{counted_noun, quoted_option};
+
+/// An open pass or batch without a worker is left from a run that ended; the next run finishes it. In seconds.
+const LEFT_MAX_S: i64 = 3600;
+
+/// A last success, or a last run, is old after this, in seconds: the default of `freshness`.
+const SUCCESS_MAX_S: i64 = 3600;
+
+/// A `verify` is old after this, in seconds.
+const VERIFY_MAX_S: i64 = 30 * 86_400;
+
+/// The sync tables are large from this size on, in bytes.
+const BYTES_MAX: i64 = 10 << 30;
+
+const GIB: i64 = 1 << 30;
+
+const MIB: i64 = 1 << 20;
+
+fn count(things: usize) -> i64 {
+    i64::try_from(things).unwrap_or(i64::MAX)
+}
+
+/// Names the entities of facts, each with its value in words.
+fn entities(facts: &[&EntityFact], words: impl Fn(&EntityFact) -> String) -> String {
+    named(facts.iter().map(|fact| format!("`{}` ({})", fact.entity_id, words(fact))))
+}
+
+/// Each watermark belongs to this cluster, ledger and mapping.
+pub(super) async fn watermarks(surroundings: &Surroundings) -> Outcome {
+    let (ledger, lanes) = (surroundings.ledger().await?, surroundings.lanes().await?);
+    // Only the cluster and the snapshot are needed.
+    let probed = ledger.probe(&[]).await?;
+    let refused: Vec<_> = lanes
+        .iter()
+        .filter_map(|(entity_id, lane)| check_watermark(ledger, entity_id, lane, &probed).err())
+        .map(|problem| problem.to_string())
+        .collect();
+    let Some(first) = refused.first() else {
+        let what = counted_noun(count(lanes.len()), "watermark belongs", "watermarks belong");
+        return Ok(Finding::ok(format!("{what} to this cluster, ledger and mapping")));
+    };
+    let mut finding = Finding::of(Status::Failed, first);
+    if refused.len() > 1 {
+        finding.message = format!("{}; {} more entities are refused", finding.message, refused.len() - 1);
+    }
+    Ok(finding)
+}
+
+/// No pass is open without a worker for long.
+pub(super) async fn passes(surroundings: &Surroundings) -> Outcome {
+    let facts = surroundings.journal().await?;
+    let old: Vec<&EntityFact> = facts.open_passes.iter().filter(|pass| pass.value > LEFT_MAX_S).collect();
+    Ok(if old.is_empty() {
+        Finding::ok(match facts.open_passes.len() {
+            0 => "no pass is open without a worker".to_owned(),
+            open => format!(
+                "{} open, younger than an hour; the next run finishes it",
+                counted_noun(count(open), "pass is", "passes are")
+            ),
+        })
+    } else {
+        Finding::warning(
+            format!("passes are open and no worker is at them: {}", entities(&old, |pass| age(pass.value))),
+            "elven-sync run",
+        )
+    })
+}
+
+/// No batch is without an answer.
+pub(super) async fn batches(surroundings: &Surroundings) -> Outcome {
+    let unanswered: Vec<&EntityFact> = surroundings.journal().await?.unanswered.iter().collect();
+    Ok(if unanswered.is_empty() {
+        Finding::ok("each batch has an answer")
+    } else {
+        let batches: i64 = unanswered.iter().map(|fact| fact.value).sum();
+        Finding::warning(
+            format!(
+                "the outcome of {} is unknown: {}",
+                counted_noun(batches, "batch", "batches"),
+                entities(&unanswered, |fact| fact.value.to_string())
+            ),
+            "elven-sync run, which sends them again",
+        )
+    })
+}
+
+/// No lease expired without being released.
+pub(super) async fn leases(surroundings: &Surroundings) -> Outcome {
+    let expired: Vec<&EntityFact> = surroundings.journal().await?.expired_leases.iter().collect();
+    Ok(if expired.is_empty() {
+        Finding::ok("no lease has expired")
+    } else {
+        Finding::warning(
+            format!(
+                "workers died or froze while they held leases: {}",
+                entities(&expired, |lease| {
+                    let by = lease.about.as_deref().unwrap_or("a worker");
+                    format!("{by}, {} ago", age(lease.value))
+                })
+            ),
+            "elven-sync run, which takes them over; then look at the log of that machine",
+        )
+    })
+}
+
+/// No entity is near the bound of rows that the API refused.
+pub(super) async fn errors(surroundings: &Surroundings) -> Outcome {
+    let (settings, facts) = (surroundings.settings()?, surroundings.journal().await?);
+    let bound = count(settings.sync.max_rejections);
+    let at_least =
+        |bound: i64| facts.rejections.iter().filter(move |fact| fact.value >= bound).collect::<Vec<_>>();
+    // 80 per cent.
+    let (reached, near) = (at_least(bound.max(1)), at_least((bound.saturating_mul(4) / 5).max(1)));
+    let words = |fact: &EntityFact| format!("{} open", fact.value);
+    let hint = |facts: &[&EntityFact]| {
+        let first = facts.first().map(|fact| quoted_option("--entity", &fact.entity_id)).unwrap_or_default();
+        format!("elven-sync errors list {first}")
+    };
+    let open: i64 = facts.rejections.iter().map(|fact| fact.value).sum::<i64>() + facts.other_errors;
+    Ok(if !reached.is_empty() {
+        Finding::failed(
+            format!(
+                "entities stop at the next refusal ([sync] max_rejections = {bound}): {}",
+                entities(&reached, words)
+            ),
+            hint(&reached),
+        )
+    } else if !near.is_empty() {
+        Finding::warning(
+            format!("entities are near [sync] max_rejections = {bound}: {}", entities(&near, words)),
+            hint(&near),
+        )
+    } else if open > 0 {
+        Finding::warning(
+            format!("{} open", counted_noun(open, "error is", "errors are")),
+            "elven-sync errors list",
+        )
+    } else {
+        Finding::ok("no error is open")
+    })
+}
+
+/// The last attempt of each entity succeeded.
+pub(super) async fn failing(surroundings: &Surroundings) -> Outcome {
+    let failing: Vec<&EntityFact> = surroundings.journal().await?.failing.iter().collect();
+    let Some(first) = failing.first() else {
+        return Ok(Finding::ok("the last attempt of each entity succeeded"));
+    };
+    let said = first.about.as_deref().unwrap_or("no reason recorded");
+    let mut finding = Finding::of(Status::Failed, &format!("entity `{}` fails: {said}", first.entity_id));
+    if failing.len() > 1 {
+        finding.message = format!("{} entities fail; {}", failing.len(), finding.message);
+    }
+    finding.hint.get_or_insert("elven-sync status".to_owned());
+    Ok(finding)
+}
+
+/// Runs happen, and each entity had a success lately.
+pub(super) async fn last_run(surroundings: &Surroundings) -> Outcome {
+    let facts = surroundings.journal().await?;
+    let Some(run) = &facts.last_run else {
+        return Ok(Finding::warning("no run has ended yet", "elven-sync run"));
+    };
+    let found = format!("run {} began {} ago and {}", run.run_id, age(run.begun_s), ended(&run.status));
+    if run.begun_s > SUCCESS_MAX_S {
+        return Ok(Finding::warning(
+            format!("{found}; is the schedule stopped?"),
+            "look at the scheduler: systemctl list-timers, crontab -l, or kubectl get cronjobs",
+        ));
+    }
+    if run.status == "failed" {
+        // The problem of an entity is the finding of another check.
+        return Ok(match run.error.as_deref().filter(|_| facts.failing.is_empty()) {
+            Some(why) => Finding::of(Status::Failed, &format!("{found}: {why}")),
+            None => Finding::failed(found, "elven-sync status"),
+        });
+    }
+    if let Some(first) = facts.never_succeeded.first() {
+        let named = named(facts.never_succeeded.iter().map(|id| format!("`{id}`")));
+        return Ok(Finding::warning(
+            format!("{found}; no run has brought {named} up to date yet"),
+            format!("elven-sync run {}", quoted_option("--entity", first)),
+        ));
+    }
+    let old: Vec<&EntityFact> = facts.last_success.iter().filter(|fact| fact.value > SUCCESS_MAX_S).collect();
+    Ok(match old.first() {
+        None => Finding::ok(found),
+        Some(first) => Finding::warning(
+            format!("{found}; the last success is old: {}", entities(&old, |fact| age(fact.value))),
+            format!("elven-sync run {}", quoted_option("--entity", &first.entity_id)),
+        ),
+    })
+}
+
+fn ended(status: &str) -> String {
+    match status {
+        "succeeded" => "succeeded".to_owned(),
+        "interrupted" => "was interrupted".to_owned(),
+        "failed" => "failed".to_owned(),
+        other => format!("ended as {other}"),
+    }
+}
+
+/// `verify` was run lately, where it was run at all.
+pub(super) async fn verify(surroundings: &Surroundings) -> Outcome {
+    let Some(verified_s) = surroundings.journal().await?.verified_s else {
+        return Err(Unmade::NotApplicable("no verify is recorded".to_owned()));
+    };
+    let found = format!("the last verify was {} ago", age(verified_s));
+    Ok(if verified_s <= VERIFY_MAX_S {
+        Finding::ok(found)
+    } else {
+        Finding::warning(found, "elven-sync verify")
+    })
+}
+
+/// The sync tables have a reasonable size.
+pub(super) async fn size(surroundings: &Surroundings) -> Outcome {
+    let facts = surroundings.journal().await?;
+    let (size, unit) =
+        if facts.bytes >= GIB { (facts.bytes / GIB, "GiB") } else { (facts.bytes / MIB, "MiB") };
+    let largest = facts.largest.as_deref().map(|name| format!(", the largest is {name}")).unwrap_or_default();
+    let found = format!("the sync tables have {size} {unit}{largest}");
+    Ok(if facts.bytes < BYTES_MAX {
+        Finding::ok(found)
+    } else {
+        Finding::warning(found, "elven-sync prune --older-than 90d")
+    })
+}

@@ -1,0 +1,184 @@
+//! The ledger table or view.
+
+use std::time::Duration;
+
+use chrono::Utc;
+
+use super::finding::{Finding, Outcome, Status, Unmade, age, named};
+use super::surroundings::Surroundings;
+use crate::ledger::Progress;
+use crate::ledger::attach::{self, Wanted};
+use crate::text::chain;
+
+/// A transaction that is open for longer delays its rows noticeably, in seconds.
+const WRITER_MAX_S: i64 = 3600;
+
+/// The same for a prepared transaction, which stays open until somebody ends it.
+const PREPARED_MAX_S: i64 = 600;
+
+/// The table exists, with the columns and types that it needs.
+pub(super) async fn table(surroundings: &Surroundings) -> Outcome {
+    Ok(match surroundings.opened().await? {
+        Ok(ledger) => Finding::ok(format!("{}: {}", ledger.name(), ledger.columns().join(", "))),
+        Err(problem) => Finding::of(Status::Failed, problem),
+    })
+}
+
+/// The role may read what the ledger needs.
+pub(super) async fn privileges(surroundings: &Surroundings) -> Outcome {
+    let (ledger, server) = (surroundings.ledger().await?, surroundings.server().await?);
+    Ok(match ledger.facts().await?.missing_grants {
+        None => Finding::ok(format!("role {} may read {}", server.role, ledger.name())),
+        Some(missing) => Finding::failed(
+            format!("role {} may not read {}", server.role, ledger.name()),
+            format!("as the owner: {missing};"),
+        ),
+    })
+}
+
+/// No policy hides rows.
+pub(super) async fn row_security(surroundings: &Surroundings) -> Outcome {
+    let (ledger, server) = (surroundings.ledger().await?, surroundings.server().await?);
+    Ok(match ledger.facts().await?.filtered {
+        None => Finding::ok("no row-level security applies to the role"),
+        Some(tables) => Finding::failed(
+            format!(
+                "row-level security of {tables} applies to role {}, which a run treats as an error",
+                server.role
+            ),
+            format!("as a superuser: alter role {} bypassrls;", server.role),
+        ),
+    })
+}
+
+/// The trigger that stamps rows is intact on each table.
+pub(super) async fn guard(surroundings: &Surroundings) -> Outcome {
+    let guard = surroundings.ledger().await?.guard().await?;
+    Ok(match guard.problem() {
+        Some(problem) => Finding::failed(problem, guard.hint()),
+        None if guard.tables == 0 => Finding::warning(
+            "the view takes no column of type xid8 from a table, so nothing shows that its rows are stamped",
+            "select the change_xid of its table in the view; docs/ledgers.md describes it",
+        ),
+        None if guard.tables == 1 => Finding::ok("the trigger that stamps rows is intact"),
+        None => Finding::ok(format!("the trigger that stamps rows is intact on {} tables", guard.tables)),
+    })
+}
+
+/// The index that runs use is there and valid.
+pub(super) async fn index(surroundings: &Surroundings) -> Outcome {
+    let (settings, database) = (surroundings.settings()?, surroundings.database().await?);
+    if surroundings.ledger().await?.facts().await?.is_view {
+        return Err(Unmade::NotApplicable("the ledger is a view; its tables have the indexes".to_owned()));
+    }
+    let wanted = Wanted { lock_timeout: Duration::from_secs(2), backfill_index: false };
+    let plan = match attach::plan(database, &settings.ledger, &wanted).await {
+        Ok(plan) => plan,
+        Err(problem) => return Ok(Finding::of(Status::Warning, &chain(&problem))),
+    };
+    let missing = plan.steps.iter().filter(|step| step.sql.contains("index"));
+    let missing: Vec<&str> = missing.map(|step| step.why.as_str()).collect();
+    Ok(if missing.is_empty() {
+        Finding::ok("the index on entity, change_xid and id is valid")
+    } else {
+        Finding::failed(
+            format!(
+                "the index that runs use is missing or invalid ({}); without it each run reads the whole table",
+                named(missing)
+            ),
+            "elven-sync attach",
+        )
+    })
+}
+
+/// No row has a NULL where rows are found by.
+pub(super) async fn nulls(surroundings: &Surroundings) -> Outcome {
+    let ledger = surroundings.ledger().await?;
+    // The stamps have a check of their own, which uses the index.
+    let roles: Vec<&str> = ledger.nullable().into_iter().filter(|role| *role != "change_xid").collect();
+    if roles.is_empty() {
+        return Ok(Finding::ok("id and entity_id are NOT NULL"));
+    }
+    let mut with_nulls = Vec::new();
+    for role in &roles {
+        match ledger.has_null_in(role).await {
+            Ok(true) => with_nulls.push(*role),
+            Ok(false) => {}
+            Err(problem) => return Err(problem.into()),
+        }
+    }
+    Ok(if with_nulls.is_empty() {
+        Finding::ok(format!("{} may be NULL and never is", roles.join(" and ")))
+    } else {
+        Finding::failed(
+            format!("the ledger has rows whose {} is NULL, which no run reads", with_nulls.join(" and ")),
+            "correct these rows, or leave them out in a view",
+        )
+    })
+}
+
+/// Each row has the id of a transaction that has happened in this database.
+pub(super) async fn stamps(surroundings: &Surroundings) -> Outcome {
+    let (ledger, lanes) = (surroundings.ledger().await?, surroundings.lanes().await?);
+    let progress: Vec<Progress> = lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
+    let probed = ledger.probe(&progress).await?;
+    if let Some(unreadable) = probed.unreadable.values().next() {
+        return Ok(Finding::of(Status::Failed, &unreadable.to_string()));
+    }
+    let of = |is_wrong: fn(&crate::ledger::NewRows) -> bool| {
+        let wrong = probed.entities.iter().filter(move |(_, rows)| is_wrong(rows));
+        wrong.map(|(entity_id, _)| format!("`{entity_id}`")).collect::<Vec<_>>()
+    };
+    let (unstamped, future) = (of(|rows| rows.unstamped), of(|rows| rows.from_the_future));
+    let hint =
+        "elven-sync attach, then update these rows, e.g. update TABLE set change_xid = default where ...";
+    Ok(if !unstamped.is_empty() {
+        Finding::failed(format!("rows of {} have no change_xid", named(unstamped)), hint)
+    } else if !future.is_empty() {
+        let what = "rows of {} have a change_xid that has not been given out yet in this database";
+        Finding::failed(what.replace("{}", &named(future)), hint)
+    } else {
+        Finding::ok("the rows of the registered entities are stamped")
+    })
+}
+
+/// No transaction that has written to the ledger stays open for long.
+pub(super) async fn writers(surroundings: &Surroundings) -> Outcome {
+    let Some(writer) = surroundings.ledger().await?.oldest_writer().await? else {
+        return Ok(Finding::ok("no open transaction has written to the ledger"));
+    };
+    let open_s = writer.since.map(|since| (Utc::now() - since).num_seconds());
+    let shown = open_s.map_or_else(|| "an unknown time".to_owned(), |seconds| age(seconds.max(0)));
+    let found =
+        format!("transaction {} has written to the ledger and is open for {shown}", writer.transaction);
+    let limit = if writer.prepared_as.is_some() { PREPARED_MAX_S } else { WRITER_MAX_S };
+    if open_s.is_none_or(|seconds| seconds < limit) {
+        return Ok(Finding::ok(format!("{found}; its rows are uploaded after it commits")));
+    }
+    let hint = match (&writer.prepared_as, writer.pid) {
+        (Some(name), _) => {
+            format!("commit prepared {0}; or rollback prepared {0};", crate::text::quoted_sql(name))
+        }
+        (None, Some(pid)) => format!("select * from pg_stat_activity where pid = {pid};"),
+        (None, None) => "select * from pg_prepared_xacts;".to_owned(),
+    };
+    Ok(Finding::warning(format!("{found}; until it ends, its rows are not uploaded"), hint))
+}
+
+/// Which publications carry the ledger and the sync tables.
+pub(super) async fn publications(surroundings: &Surroundings) -> Outcome {
+    let facts = surroundings.ledger().await?.facts().await?;
+    if let Some(publications) = facts.publications_of_journal {
+        return Ok(Finding::warning(
+            format!(
+                "publication {publications} carries the sync tables: a subscriber stops when a later migrate adds a \
+                 table that it lacks"
+            ),
+            "create the publication for named tables instead of FOR ALL TABLES",
+        ));
+    }
+    Ok(match facts.publications {
+        None => Finding::ok("no publication carries the ledger"),
+        Some(publications) => Finding::ok(format!("publication {publications} carries the ledger")),
+    })
+}

@@ -1,0 +1,39 @@
+//! The privileges on the sync tables that runs need.
+
+use super::JournalError;
+use crate::database::Database;
+
+/// The tables from which runs, maps and `reference pull` delete rows.
+const DELETED_FROM: [&str; 5] =
+    ["sync_commits", "known_accounts", "known_currencies", "account_map", "currency_map"];
+
+/// Returns the `grant` statements for what the role lacks. `None`: the schema does not exist.
+pub async fn missing_grants(database: &Database) -> Result<Option<Vec<String>>, JournalError> {
+    let exists = "select pg_catalog.to_regnamespace('elven_sync') is not null";
+    if !database.retry(|| sqlx::query_scalar(exists).fetch_one(database)).await? {
+        return Ok(None);
+    }
+    // Tables of migrations (their names begin with _) are only read, and so are views.
+    let missing = "
+        with needed (oid, privilege) as (
+            select c.oid, p.privilege from pg_catalog.pg_class c
+             cross join unnest(array['select', 'insert', 'update', 'delete']) p (privilege)
+             where c.relnamespace = 'elven_sync'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
+               and (p.privilege = 'select'
+                    or p.privilege in ('insert', 'update') and c.relkind in ('r', 'p') and left(c.relname, 1) <> '_'
+                    or p.privilege = 'delete' and c.relname = any ($1)))
+        select pg_catalog.format('grant usage on schema elven_sync to %I', current_user)
+         where not pg_catalog.has_schema_privilege('elven_sync', 'usage')
+         union all
+        (select pg_catalog.format('grant %s on elven_sync.%s to %I', string_agg(n.privilege, ', ' order by n.privilege),
+                                  c.relname, current_user)
+           from needed n join pg_catalog.pg_class c on c.oid = n.oid
+          where not pg_catalog.has_table_privilege(n.oid, n.privilege)
+          group by c.relname order by c.relname)
+         union all
+        select pg_catalog.format('grant execute on all functions in schema elven_sync to %I', current_user)
+         where exists (select from pg_catalog.pg_proc p where p.pronamespace = 'elven_sync'::regnamespace
+                          and not pg_catalog.has_function_privilege(p.oid, 'execute'))";
+    let read = || sqlx::query_scalar(missing).bind(DELETED_FROM.as_slice()).fetch_all(database);
+    Ok(Some(database.retry(read).await?))
+}

