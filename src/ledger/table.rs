@@ -78,9 +78,8 @@ pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
            a.attcollation = 'pg_catalog.\"C\"'::regcollation as orders_bytes,
            exists (select from pg_catalog.pg_index i
                      join pg_catalog.pg_class x on x.oid = i.indexrelid
-                     join pg_catalog.pg_am m on m.oid = x.relam and m.amname = 'btree'
-                    where i.indrelid = c.oid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null)
-               as leads_an_index,
+                    where i.indrelid = c.oid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null
+                      and x.relam = (select oid from pg_catalog.pg_am where amname = 'btree')) as leads_an_index,
            (with recursive {beneath} select min(p.oid::pg_catalog.regclass::text) from beneath b
               join pg_catalog.pg_class p on p.oid = b.oid and p.relkind = 'f' and p.relispartition) as foreign_partition
       from pg_catalog.pg_class c
