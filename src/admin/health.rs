@@ -57,7 +57,7 @@ pub async fn health(settings: &Settings, database: &Database) -> Result<HealthRe
             entity.last_error.get_or_insert(why);
         }
     }
-    warn_of(&ledger.without_trigger().await?);
+    warn_of(&ledger.guard().await?);
     Ok(HealthReport {
         entities,
         unregistered: unregistered.entity_ids,

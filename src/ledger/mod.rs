@@ -8,6 +8,7 @@ mod audit;
 mod beneath;
 mod copy;
 mod error;
+mod guard;
 mod instant;
 mod lane_ledger;
 mod mapping;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 pub use audit::Interval;
 pub use error::{LedgerError, Read, Unreadable};
+pub use guard::{BrokenGuard, Guard, GuardFault};
 pub use instant::{Range, instant, instant_us};
 pub use lane_ledger::LaneLedger;
 pub(crate) use mapping::belongs_to;

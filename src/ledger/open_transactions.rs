@@ -1,7 +1,6 @@
-//! Open transactions that have written to the ledger, and tables without the stamping trigger.
+//! Open transactions that have written to the ledger.
 
 use super::beneath::BENEATH;
-use super::quote_literal;
 use crate::database::Database;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -49,26 +48,5 @@ pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Wr
     );
     database
         .retry(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_optional(database))
-        .await
-}
-
-/// Returns the tables in which no trigger stamps every written row. Partitions are checked too, because their triggers
-/// are the ones that fire.
-pub(super) async fn without_trigger(database: &Database, table: &str) -> Result<Vec<String>, sqlx::Error> {
-    // tgtype: 1 for each row, 2 before, 4 insert, 16 update (src/include/catalog/pg_trigger.h).
-    let sql = format!(
-        "with recursive {BENEATH}
-         select b.oid::pg_catalog.regclass::text from beneath b join pg_catalog.pg_class c on c.oid = b.oid
-          where c.relkind in ('r', 'p')
-            and (select relkind from pg_catalog.pg_class where oid = $1::pg_catalog.regclass) <> 'v'
-            and not exists (select from pg_catalog.pg_trigger t
-                             where t.tgrelid = b.oid and t.tgtype = 23 and t.tgenabled = 'A')
-          order by 1"
-    );
-    let sql = sql.replace("$1", &quote_literal(table));
-    database
-        .retry(|| {
-            sqlx::query_scalar(sqlx::AssertSqlSafe(sql.clone())).fetch_all(database.single_round_trip())
-        })
         .await
 }

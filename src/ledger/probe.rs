@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::AssertSqlSafe;
 
-use super::open_transactions::{oldest, without_trigger};
+use super::open_transactions::oldest;
 use super::unreadable::Parts;
 use super::{Ledger, LedgerError, Progress, Unreadables, Writer};
 use crate::watermark::Snapshot;
@@ -110,13 +110,6 @@ impl Ledger {
     /// do not wait for it.
     pub async fn oldest_writer(&self) -> Result<Option<Writer>, LedgerError> {
         Ok(oldest(&self.primary, self.table.name()).await?)
-    }
-
-    /// Returns the tables of the ledger in which no trigger stamps every written row, so that a new row may have a
-    /// `change_xid` older than the watermark and be missed. Returns none for a view, which may be defined over other
-    /// tables as well.
-    pub async fn without_trigger(&self) -> Result<Vec<String>, LedgerError> {
-        Ok(without_trigger(&self.primary, self.table.name()).await?)
     }
 }
 

@@ -20,7 +20,7 @@ impl Worker {
     pub async fn run(&self, only: &[String]) -> Result<RunReport, RunError> {
         let selected = self.select(only).await?;
         let (targets, unusable) = self.targets(&selected)?;
-        warn_of(&self.ledger.without_trigger().await?);
+        warn_of(&self.ledger.guard().await?);
         refuse_standby(&self.database).await?;
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))

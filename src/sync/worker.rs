@@ -19,7 +19,7 @@ use crate::database::{Address, Database};
 use crate::elven::Client;
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Journal, JournalError, Kind, Lane, MapHistory, Problem, client_name};
-use crate::ledger::{Ledger, LedgerError, Progress};
+use crate::ledger::{Guard, Ledger, LedgerError, Progress};
 use crate::text::quoted_sql;
 
 /// Everything that a worker needs; cheap to clone.
@@ -179,15 +179,11 @@ async fn standby(address: Address, primary: &Database) -> Result<Database, Ledge
     })
 }
 
-/// Warns of ledger tables without the trigger: a row that is written without a new `change_xid` may lie behind the
-/// watermark, and then no pass reads it.
-pub(crate) fn warn_of(without_trigger: &[String]) {
-    for table in without_trigger {
-        tracing::warn!(
-            table,
-            "the table has no trigger that sets change_xid (enabled ALWAYS), so rows may be skipped; hint: elven-sync \
-             attach, which also says how to repair rows that were written without it"
-        );
+/// Warns of a guard that is not intact: a row that is written without a new `change_xid` may lie behind the watermark,
+/// and then no pass reads it.
+pub(crate) fn warn_of(guard: &Guard) {
+    if let Some(problem) = guard.problem() {
+        tracing::warn!("{problem}; hint: {}", guard.hint());
     }
 }
 

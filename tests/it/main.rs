@@ -15,6 +15,7 @@ mod answers;
 mod api_version;
 mod attach;
 mod backfill;
+mod check;
 mod cluster;
 mod commands;
 mod commits;

@@ -46,7 +46,7 @@ pub async fn verify(
 ) -> Result<Vec<EntityProof>, RunError> {
     check_schema(database).await?;
     let ledger = Ledger::open(database.clone(), None, settings).await?;
-    warn_of(&ledger.without_trigger().await?);
+    warn_of(&ledger.guard().await?);
     let all = database.retry(|| async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
         records::entities(&mut transaction).await

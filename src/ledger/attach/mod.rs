@@ -12,7 +12,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use self::facts::{Facts, Index, Relation};
-use self::names::{BACKFILL, NAME_BYTES_MAX, body, index_called, stamp_called};
+use self::names::{BACKFILL, NAME_BYTES_MAX, index_called, stamp_called};
+pub(super) use self::names::{STAMP_PREFIX, body};
 use super::LedgerError;
 use super::beneath::BENEATH;
 use super::table::quote_identifier;

@@ -1,0 +1,3 @@
+//! `check`, and the guard check of each run.
+
+mod guard;
