@@ -51,7 +51,7 @@ pub async fn health(settings: &Settings, database: &Database) -> Result<HealthRe
         let unreadable = unreadable.remove(&entity.entity_id).map(|now| now.message);
         if let Some(why) = unreadable.or_else(|| refused.remove(&entity.entity_id)) {
             (entity.pending_rows, entity.oldest_pending_at) = (None, None);
-            if matches!(entity.status.as_str(), "ok" | "behind") {
+            if matches!(entity.status.as_str(), "ok" | "behind" | "stale") {
                 "failing".clone_into(&mut entity.status);
             }
             entity.last_error.get_or_insert(why);

@@ -25,6 +25,16 @@ pub(super) fn lock_timeout(text: &str) -> Result<Duration, String> {
     if range.contains(&wanted) { Ok(wanted) } else { Err("expected 1ms to 1h".to_owned()) }
 }
 
+/// Parses a freshness, in seconds.
+pub(super) fn freshness(text: &str) -> Result<i64, String> {
+    let wanted = duration(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_hours(24 * 366);
+    let seconds = i64::try_from(wanted.as_secs()).ok().filter(|_| wanted.subsec_nanos() == 0);
+    seconds
+        .filter(|_| range.contains(&wanted))
+        .ok_or_else(|| "expected 1s to 366d, in whole seconds".to_owned())
+}
+
 /// Connects to the primary.
 pub(super) async fn connect(settings: &Settings) -> anyhow::Result<Database> {
     let url = settings.database_url()?;

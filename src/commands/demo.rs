@@ -122,6 +122,7 @@ async fn tell(scratch: &Scratch) -> anyhow::Result<()> {
             credential: entity_id.to_owned(),
             paused: false,
             source_id: None,
+            freshness_s: Entity::FRESHNESS_S,
         };
         Entity::add(&database, &entity).await?;
     }

@@ -3,7 +3,7 @@
 use anyhow::bail;
 use clap::Subcommand;
 
-use super::connect::{connect_migrated, registered, worker};
+use super::connect::{connect_migrated, freshness, registered, worker};
 use super::exit_code::SUCCEEDED;
 use super::{entity_set, rebind};
 use crate::align;
@@ -12,7 +12,7 @@ use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
 use crate::sync;
-use crate::text::{counted_noun, quoted_sql, thousands};
+use crate::text::{counted_noun, duration_text, quoted_argument, quoted_sql, thousands};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -32,6 +32,10 @@ pub(super) enum Command {
         /// Skip the rows that the ledger has now; upload only rows written or updated later
         #[arg(long)]
         from_now: bool,
+        /// How old the last poll and the first poll that found pending rows may be before the entity is stale (default:
+        /// 1h); longer than the schedule
+        #[arg(long, value_name = "DURATION", value_parser = freshness)]
+        freshness: Option<i64>,
         /// Reason for --from-now, recorded in `sync_actions`
         #[arg(long, value_name = "TEXT", requires = "from_now")]
         reason: Option<String>,
@@ -42,7 +46,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Change the time zone, the credential or the balance source of an entity
+    /// Change the time zone, the credential, the balance source or the freshness of an entity
     Set(entity_set::Options),
     /// Leave an entity out of runs and backfills until it is resumed
     Pause {
@@ -84,11 +88,14 @@ const START: &str = "start";
 
 pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
     match command {
-        Command::Add { id, timezone, credential, source_id, from_now, reason } => {
+        Command::Add { id, timezone, credential, source_id, from_now, freshness, reason } => {
             rebind::check_reason(reason.as_deref())?;
             let source_id = source_id.filter(|source_id| !source_id.is_empty());
-            let entity = Entity { entity_id: id, timezone, credential, paused: false, source_id };
-            add(settings, entity, from_now, reason.as_deref()).await
+            let freshness_s = freshness.unwrap_or(Entity::FRESHNESS_S);
+            let entity =
+                Entity { entity_id: id, timezone, credential, paused: false, source_id, freshness_s };
+            let other_freshness = freshness.is_some();
+            add(settings, entity, Registering { from_now, other_freshness, reason: reason.as_deref() }).await
         }
         Command::List { json } => list(settings, json).await,
         Command::Set(options) => entity_set::run(settings, options).await,
@@ -102,12 +109,17 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
     }
 }
 
-async fn add(
-    settings: &Settings,
-    entity: Entity,
+/// The options of a registration.
+#[derive(Clone, Copy)]
+struct Registering<'a> {
     from_now: bool,
-    reason: Option<&str>,
-) -> anyhow::Result<u8> {
+    /// A freshness was given.
+    other_freshness: bool,
+    reason: Option<&'a str>,
+}
+
+async fn add(settings: &Settings, entity: Entity, registering: Registering<'_>) -> anyhow::Result<u8> {
+    let Registering { from_now, reason, .. } = registering;
     settings.zones.get(&entity.timezone)?;
     align::Text::read("the id of the entity", Some(&entity.entity_id))?;
     align::Text::read("the name of the credential", Some(&entity.credential))?;
@@ -130,7 +142,7 @@ async fn add(
         Entity::add(&database, &entity).await?
     };
     if !added {
-        return already_registered(&database, &entity, from_now).await;
+        return already_registered(&database, &entity, registering).await;
     }
     output::line(format_args!(
         "entity `{}` is registered: time zone {}, credential `{}`; {}",
@@ -178,7 +190,11 @@ async fn note_shared_credential(database: &Database, added: &Entity) -> anyhow::
 }
 
 /// Accepts a second registration with the same time zone, credential and source, and refuses any other.
-async fn already_registered(database: &Database, entity: &Entity, from_now: bool) -> anyhow::Result<u8> {
+async fn already_registered(
+    database: &Database,
+    entity: &Entity,
+    registering: Registering<'_>,
+) -> anyhow::Result<u8> {
     let known = registered(database, &entity.entity_id).await?;
     if entity.source_id.is_some() && known.source_id != entity.source_id {
         bail!(
@@ -197,7 +213,18 @@ async fn already_registered(database: &Database, entity: &Entity, from_now: bool
             known.credential
         );
     }
-    if from_now {
+    if registering.other_freshness && known.freshness_s != entity.freshness_s {
+        let freshness = duration_text(entity.freshness_s);
+        bail!(
+            "entity `{}` is already registered with freshness {}; nothing was changed; hint: elven-sync entity set {} \
+             --freshness {}",
+            known.entity_id,
+            duration_text(known.freshness_s),
+            quoted_argument(&known.entity_id),
+            quoted_argument(&freshness)
+        );
+    }
+    if registering.from_now {
         bail!(
             "entity `{}` is already registered; its watermark was not moved; hint: --from-now is only for a new entity",
             known.entity_id
@@ -247,14 +274,22 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
     } else if entities.is_empty() {
         output::line("no entity is registered; hint: elven-sync entity add ID --timezone ZONE");
     } else {
-        let header = ["entity", "time zone", "credential", "source", "paused"];
+        let header = ["entity", "time zone", "credential", "source", "freshness", "paused"];
         output::lines(output::table(
             &header,
             &[],
             entities.into_iter().map(|entity| {
                 let paused = if entity.paused { "paused" } else { "" };
                 let source = entity.source_id.unwrap_or_default();
-                vec![entity.entity_id, entity.timezone, entity.credential, source, paused.to_owned()]
+                let freshness = duration_text(entity.freshness_s);
+                vec![
+                    entity.entity_id,
+                    entity.timezone,
+                    entity.credential,
+                    source,
+                    freshness,
+                    paused.to_owned(),
+                ]
             }),
         ));
     }

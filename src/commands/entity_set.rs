@@ -1,6 +1,6 @@
 //! `entity set`: changes the registration of an entity.
 
-use super::connect::{connect_migrated, registered};
+use super::connect::{connect_migrated, freshness, registered};
 use super::exit_code::SUCCEEDED;
 use crate::align;
 use crate::config::Settings;
@@ -8,6 +8,7 @@ use crate::database::Database;
 use crate::journal::{self, Entity};
 use crate::output;
 use crate::sync;
+use crate::text::duration_text;
 
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("changed").required(true).multiple(true)))]
@@ -23,10 +24,13 @@ pub(super) struct Options {
     /// Balance source at Elven, for `[api] version = 4`; an empty ID removes it
     #[arg(long, value_name = "ID", group = "changed")]
     source_id: Option<String>,
+    /// How old the last poll and the first poll that found pending rows may be, e.g. 2h; longer than the schedule
+    #[arg(long, value_name = "DURATION", value_parser = freshness, group = "changed")]
+    freshness: Option<i64>,
 }
 
 pub(super) async fn run(settings: &Settings, options: Options) -> anyhow::Result<u8> {
-    let Options { id, timezone, credential, source_id } = options;
+    let Options { id, timezone, credential, source_id, freshness } = options;
     if let Some(zone) = &timezone {
         settings.zones.get(zone)?;
     }
@@ -46,6 +50,7 @@ pub(super) async fn run(settings: &Settings, options: Options) -> anyhow::Result
             Some(source) => Some(source).filter(|source| !source.is_empty()),
             None => before.source_id.clone(),
         },
+        freshness_s: freshness.unwrap_or(before.freshness_s),
         ..before.clone()
     };
     let changes = changes(&before, &now);
@@ -56,10 +61,17 @@ pub(super) async fn run(settings: &Settings, options: Options) -> anyhow::Result
     if !Entity::set(&database, &now).await? {
         registered(&database, &id).await?;
     }
+    let is_about_records = (&before.timezone, &before.credential, &before.source_id)
+        != (&now.timezone, &now.credential, &now.source_id);
+    let caution = "; records that were uploaded before stay at Elven as they are";
     output::line(format_args!(
-        "entity `{id}` has {} now; records that were uploaded before stay at Elven as they are",
-        changes.join(", ")
+        "entity `{id}` has {} now{}",
+        changes.join(", "),
+        if is_about_records { caution } else { "" }
     ));
+    if !is_about_records {
+        return Ok(SUCCEEDED);
+    }
     if before.timezone != now.timezone
         && let Some(caution) = align::zone_caution(&now.timezone)
     {
@@ -93,6 +105,9 @@ fn changes(before: &Entity, now: &Entity) -> Vec<String> {
             Some(source) => format!("source `{source}`"),
             None => "no source".to_owned(),
         });
+    }
+    if before.freshness_s != now.freshness_s {
+        changes.push(format!("freshness {}", duration_text(now.freshness_s)));
     }
     changes
 }

@@ -24,6 +24,8 @@ pub struct Entity {
     pub paused: bool,
     /// The balance source at Elven that its records belong to. Version 4 of the import needs it.
     pub source_id: Option<String>,
+    /// For how many seconds a poll is recent enough, and for how many rows may be pending: `entities.freshness`.
+    pub freshness_s: i64,
 }
 
 /// One row of `sync_health`.
@@ -33,13 +35,15 @@ pub struct Health {
     pub entity_id: String,
     /// Its zone.
     pub timezone: String,
-    /// `paused`, `failing`, `incomplete`, `behind` or `ok`.
+    /// `paused`, `failing`, `stale`, `incomplete`, `behind` or `ok`.
     pub status: String,
     /// The number of pending rows. `None`: the database cannot count them.
     pub pending_rows: Option<i64>,
     /// The oldest `captured_at` among them.
     pub oldest_pending_at: Option<DateTime<Utc>>,
-    /// When a run last looked for pending rows. `None`: no run has looked yet.
+    /// When a poll first found the rows that are pending. `None`: the last poll found none.
+    pub pending_since: Option<DateTime<Utc>>,
+    /// When the pending rows were last known. `None`: no run has polled the entity yet.
     pub checked_at: Option<DateTime<Utc>>,
     /// When it was last brought up to date.
     pub last_success_at: Option<DateTime<Utc>>,
@@ -50,6 +54,9 @@ pub struct Health {
 }
 
 impl Entity {
+    /// The default of `freshness_s`.
+    pub const FRESHNESS_S: i64 = 3600;
+
     /// Registers an entity. Returns `false`, and changes nothing, if it was already registered.
     pub async fn add(database: &Database, entity: &Entity) -> Result<bool, JournalError> {
         let add = || async {
@@ -63,13 +70,14 @@ impl Entity {
 
     pub(super) async fn insert(executor: impl PgExecutor<'_>, entity: &Entity) -> Result<bool, sqlx::Error> {
         let done = sqlx::query!(
-            "insert into elven_sync.entities (entity_id, timezone, credential, paused, source_id)
-             values ($1, $2, $3, $4, $5) on conflict do nothing",
+            "insert into elven_sync.entities (entity_id, timezone, credential, paused, source_id, freshness)
+             values ($1, $2, $3, $4, $5, $6::bigint * interval '1 second') on conflict do nothing",
             entity.entity_id,
             entity.timezone,
             entity.credential,
             entity.paused,
-            entity.source_id
+            entity.source_id,
+            entity.freshness_s
         )
         .execute(executor)
         .await?;
@@ -82,8 +90,9 @@ impl Entity {
             .retry(|| {
                 sqlx::query_as!(
                     Entity,
-                    "select entity_id, timezone, credential, paused, source_id from elven_sync.entities
-                      order by entity_id"
+                    r#"select entity_id, timezone, credential, paused, source_id,
+                              extract(epoch from freshness)::bigint as "freshness_s!"
+                         from elven_sync.entities order by entity_id"#
                 )
                 .fetch_all(database.single_round_trip())
             })
@@ -121,18 +130,23 @@ impl Entity {
         names.into_iter().cloned().collect()
     }
 
-    /// Sets time zone, credential and source of an entity. Returns `false` if it is not registered.
+    /// Sets time zone, credential, source and freshness of an entity. Returns `false` if it is not registered.
     ///
     /// # Errors
     /// With this credential, one account at Elven would be fed by two entities: [`JournalError::Refused`].
     pub async fn set(database: &Database, entity: &Entity) -> Result<bool, JournalError> {
         let update = || {
             sqlx::query!(
-                "update elven_sync.entities set timezone = $2, credential = $3, source_id = $4 where entity_id = $1",
+                "update elven_sync.entities
+                    set timezone = $2, credential = $3, source_id = $4,
+                        freshness = case when extract(epoch from freshness)::bigint = $5::bigint then freshness
+                                         else $5::bigint * interval '1 second' end
+                  where entity_id = $1",
                 entity.entity_id,
                 entity.timezone,
                 entity.credential,
-                entity.source_id
+                entity.source_id,
+                entity.freshness_s
             )
         };
         let done = database.execute(update).await.map_err(super::name_maps::refused)?;
@@ -159,9 +173,10 @@ impl Entity {
 }
 
 impl Health {
-    /// Returns whether a person has to act: the last attempt failed, or rows are set aside.
+    /// Returns whether a person has to act: the last attempt failed, no run has polled the entity or uploaded its rows
+    /// for longer than its freshness, or rows are set aside.
     pub fn needs_a_person(&self) -> bool {
-        matches!(self.status.as_str(), "failing" | "incomplete")
+        matches!(self.status.as_str(), "failing" | "stale" | "incomplete")
     }
 
     /// Takes over a count of pending rows that was made just now. The status follows it as in the view `sync_health`:
@@ -181,7 +196,8 @@ impl Health {
                 sqlx::query_as!(
                     Health,
                     r#"select entity_id as "entity_id!", timezone as "timezone!", status as "status!",
-                              pending_rows as "pending_rows?", oldest_pending_at, checked_at, last_success_at,
+                              pending_rows as "pending_rows?", oldest_pending_at, pending_since, checked_at,
+                              last_success_at,
                               last_error,
                               open_errors as "open_errors!"
                          from elven_sync.sync_health order by entity_id"#

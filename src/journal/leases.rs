@@ -127,6 +127,9 @@ impl Journal {
 
     /// Takes the lease if it is free. `None`: another worker has the lease, or has its row locked.
     ///
+    /// A pass is opened because a poll has found pending rows: at the time of the state that was seen, unless a poll
+    /// before that has found some.
+    ///
     /// The target is the snapshot of the start of the statement, so it is newer than the watermark that was seen
     /// before.
     async fn take_if_free(
@@ -164,6 +167,7 @@ impl Journal {
                       lease_expires_at = clock_timestamp() + make_interval(secs => $3),
                       lease_kind = $5::text, lease_wanted_at = null,
                       pass_id = coalesce(o.pass_id, s.pass_id), target = coalesce(o.target, s.target),
+                      pending_since = case when o.pass_id is null then s.pending_since else coalesce(s.pending_since, $15) end,
                       ledger_table = case when o.pass_id is null then s.ledger_table else $11 end,
                       mapping = case when o.pass_id is null then s.mapping else $13::text::jsonb end,
                       system_identifier = case when o.pass_id is null then s.system_identifier
@@ -189,7 +193,8 @@ impl Journal {
             opening.map(|opening| opening.ledger_table),
             seen.and_then(|seen| seen.mapping.as_deref()),
             opening.map(|opening| opening.mapping),
-            opening.map(|opening| opening.relation)
+            opening.map(|opening| opening.relation),
+            seen.and_then(|seen| seen.read_at)
         )
         .fetch_optional(&mut transaction)
         .await?;
@@ -197,8 +202,7 @@ impl Journal {
             transaction.rollback().await?;
             return Ok(None);
         };
-        let lease = self.lease_of(&row);
-        let (is_opened, mut lane) = (row.is_opened, row.into_lane()?);
+        let (lease, is_opened, mut lane) = (self.lease_of(&row), row.is_opened, row.into_lane()?);
         let opened = if is_opened { lane.open.take() } else { None };
         transaction.commit().await?;
         Ok(Some((Take::Taken(lease, Box::new(lane)), opened)))

@@ -86,6 +86,7 @@ impl Journal {
             let done = sqlx::query!(
                 "update elven_sync.sync_state
                     set pass_id = $4, target = $5::text::pg_snapshot, ledger_table = $6, mapping = $8::text::jsonb,
+                        pending_since = coalesce(pending_since, clock_timestamp()),
                         system_identifier = (select system_identifier from pg_control_system())
                   where entity_id = $1 and lease_epoch = $2 and lease_owner = $3 and pass_id is null
                     and settled::text is not distinct from $7

@@ -3,12 +3,12 @@
 use super::beneath::BENEATH;
 use crate::database::Database;
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// An open transaction that has written to the ledger.
 ///
 /// It delays only its own rows: they belong to the first pass that begins after it ends.
-#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+#[derive(Clone, Debug, Deserialize, Serialize, sqlx::FromRow)]
 pub struct Writer {
     /// Its id, as in `pg_stat_activity.backend_xid`.
     pub transaction: String,
@@ -29,8 +29,14 @@ pub struct Writer {
 /// Returns the oldest open transaction that has written to the table. It is found by its locks, which every role may
 /// see; `pg_stat_activity` shows other sessions in full only to members of `pg_monitor`.
 pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Writer>, sqlx::Error> {
-    let sql = format!(
-        "with recursive {BENEATH}
+    let sql = format!("with recursive {BENEATH} {OLDEST}");
+    database
+        .retry(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_optional(database))
+        .await
+}
+
+/// SQL for the oldest open transaction that has written to one of the tables in `beneath`.
+pub(super) const OLDEST: &str = "
          select x.transactionid::text as transaction, x.pid, p.gid as prepared_as,
                 coalesce(a.usename, p.owner)::text as user_name, nullif(a.application_name, '') as application_name,
                 a.state, coalesce(a.xact_start, p.prepared) as since
@@ -44,9 +50,4 @@ pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Wr
                      where l.relation in (select oid from beneath) and l.granted
                        and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
                        'AccessExclusiveLock'))
-          order by pg_catalog.age(x.transactionid) desc limit 1"
-    );
-    database
-        .retry(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_optional(database))
-        .await
-}
+          order by pg_catalog.age(x.transactionid) desc limit 1";

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use sqlx::AssertSqlSafe;
 
 use super::beneath::BENEATH;
+use super::observation::TABLES;
 use super::{Ledger, LedgerError, quote_array, quote_literal};
 use crate::config::Columns;
 
@@ -36,14 +37,7 @@ pub struct LedgerFile {
 impl Ledger {
     /// Returns the tables that the ledger consists of, with their files.
     pub async fn files(&self) -> Result<Vec<LedgerFile>, LedgerError> {
-        let sql = format!(
-            "with recursive {BENEATH}
-             select pg_catalog.format('%I.%I', n.nspname, c.relname) as table, c.oid::bigint as oid,
-                    pg_catalog.pg_relation_filenode(c.oid)::bigint as file
-               from beneath b join pg_catalog.pg_class c on c.oid = b.oid
-               join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-              where c.relkind in ('r', 'p', 'm', 'f') order by 1, 2"
-        );
+        let sql = format!("with recursive {BENEATH} {TABLES}");
         let sql = sql.replace("$1", &quote_literal(self.table.name()));
         let query = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
         Ok(self.primary.retry(query).await?)

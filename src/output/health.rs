@@ -45,7 +45,7 @@ pub fn health(report: &HealthReport, as_json: bool) {
 
 /// Prints the rows of `sync_health`.
 fn health_of_entities(entities: &[Health]) {
-    let when = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), when);
+    let time = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), when);
     let header =
         ["entity", "status", "pending", "oldest pending", "last success", "open errors", "time zone"];
     lines(table(
@@ -56,8 +56,8 @@ fn health_of_entities(entities: &[Health]) {
                 entity.entity_id.clone(),
                 entity.status.clone(),
                 counted(entity.pending_rows),
-                when(entity.oldest_pending_at),
-                when(entity.last_success_at),
+                time(entity.oldest_pending_at),
+                time(entity.last_success_at),
                 entity.open_errors.to_string(),
                 entity.timezone.clone(),
             ]
@@ -66,6 +66,18 @@ fn health_of_entities(entities: &[Health]) {
     for entity in entities {
         if let Some(problem) = &entity.last_error {
             line(format_args!("{}: {problem}", entity.entity_id));
+        }
+        if entity.status == "stale" {
+            let since = match (entity.pending_since, entity.checked_at) {
+                (Some(since), _) => format!("rows are pending since {}", when(since)),
+                (None, Some(last)) => format!("no run has polled it since {}", when(last)),
+                (None, None) => "no run has polled it yet".to_owned(),
+            };
+            line(format_args!(
+                "{}: {since}; hint: elven-sync run {}",
+                entity.entity_id,
+                quoted_option("--entity", &entity.entity_id)
+            ));
         }
         if entity.status == "incomplete" {
             line(format_args!(

@@ -9,6 +9,7 @@ mod decisions;
 mod delivery;
 mod dry_run;
 mod error;
+mod facts;
 mod foreseen;
 mod invalid_start;
 mod lane;

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::report::Unregistered;
 use super::watermark_check;
 use super::{EntityReport, RowsDone, RunError, Worker};
-use crate::journal::{Lane, Registration};
-use crate::ledger::{Ledger, Unreadable};
+use crate::journal::{Lane, Poll, Registration};
+use crate::ledger::{Ledger, ProbeResult, Unreadable};
 
 impl Worker {
     /// Looks for the entities of the ledger that are not registered.
@@ -34,6 +34,32 @@ impl Worker {
         Ok(self.journal.note_unregistered(run_id, entity_ids, &unregistered.open, ignored).await?)
     }
 
+    /// Records the poll of a run: `idle` has no pending rows, and other entities that the ledger can be read for have
+    /// pending rows if the probe has found some, or if a pass is open.
+    pub(super) async fn note_poll(
+        &self,
+        run_id: i64,
+        lanes: &BTreeMap<String, Lane>,
+        probed: &ProbeResult,
+        idle: &[String],
+    ) -> Result<(), RunError> {
+        let is_idle: BTreeSet<&str> = idle.iter().map(String::as_str).collect();
+        let has_pending_rows = |entity_id: &str, lane: &Lane| {
+            !is_idle.contains(entity_id)
+                && !probed.unreadable.contains_key(entity_id)
+                && (lane.open.is_some() || probed.new_rows(entity_id).has_new_rows)
+                && self.check_watermark(entity_id, lane, probed).is_ok()
+        };
+        let seen = || lanes.iter().map(|(entity_id, lane)| (entity_id.as_str(), lane));
+        let poll = Poll {
+            polled_at: lanes.values().filter_map(|lane| lane.read_at).min(),
+            idle: seen().filter(|(entity_id, _)| is_idle.contains(entity_id)).collect(),
+            pending: seen().filter(|(entity_id, lane)| has_pending_rows(entity_id, lane)).collect(),
+            mapping: &self.mapping,
+        };
+        Ok(self.journal.note_poll(run_id, &poll).await?)
+    }
+
     /// Counts the pending rows, and records the numbers for dashboards. For idle entities the probe has done that.
     pub(super) async fn count_pending(
         &self,
@@ -47,7 +73,6 @@ impl Worker {
             return Ok(());
         }
         let lanes = watermark_check::readable(&self.ledger, self.journal.lanes(&ids, &self.mapping).await?);
-        let counted_at = lanes.values().filter_map(|lane| lane.read_at).min();
         let (pending, unreadable) = self.ledger.pending(&self.journal.progress(&lanes).await?).await?;
         // Rows cannot be counted under a mapping that is refused.
         let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
@@ -59,7 +84,7 @@ impl Worker {
         for Unreadable { entity_id, message } in unreadable.values().filter(|u| !has_failed(&u.entity_id)) {
             tracing::warn!(entity_id, "the pending rows could not be counted: {message}");
         }
-        self.journal.note_pending(&pending, counted_at).await?;
+        self.journal.note_pending(&pending, &lanes).await?;
         Ok(())
     }
 }

@@ -12,20 +12,21 @@ use super::report::Unregistered;
 use super::worker::{Unusable, progress, warn_of};
 use super::{Ended, EntityReport, RunError, RunReport, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, HeldName, JournalError, Kind, Lane, Problem, RunStatus, refuse_standby};
-use crate::ledger::Unreadable;
+use crate::journal::{Entity, HeldName, JournalError, Kind, Problem, RunStatus, refuse_standby};
+use crate::ledger::{Guard, Unreadable};
 
 impl Worker {
     /// Brings entities up to date: the named ones, or all if none is named. Paused entities are left out.
     pub async fn run(&self, only: &[String]) -> Result<RunReport, RunError> {
         let selected = self.select(only).await?;
         let (targets, unusable) = self.targets(&selected)?;
-        warn_of(&self.ledger.guard().await?);
+        let guard = (self.ledger.guard().await?, Instant::now());
+        warn_of(&guard.0);
         refuse_standby(&self.database).await?;
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
                 .await?;
-        let run = self.work_and_finish(run_id, only.is_empty(), &selected, targets, unusable);
+        let run = self.work_and_finish(run_id, only.is_empty(), &selected, targets, unusable, guard);
         run.instrument(run_span(run_id)).await
     }
 
@@ -37,17 +38,22 @@ impl Worker {
         selected: &[Entity],
         targets: Vec<Target>,
         unusable: Vec<Unusable>,
+        guard: (Guard, Instant),
     ) -> Result<RunReport, RunError> {
         let since = Instant::now();
         log::run_started("incremental", selected.len());
         let (mut notes, mut entities) = (Vec::new(), Vec::new());
         let work = async {
+            self.note_observed(guard).await;
             // Before anything is sent: only rows uploaded with the earlier rules are counted.
             let seen = self.see_rules(run_id, &targets).await;
             let compared = self.notes_of_rules(&targets, seen);
             let worked = self.work(run_id, whole_ledger, selected, &targets, &unusable, &mut entities);
             let (compared, worked) = join(compared, worked).await;
             notes = compared;
+            if worked.is_ok() {
+                self.note_clock(&targets).await;
+            }
             worked
         };
         let worked = self.alive(run_id, work).await;
@@ -150,12 +156,8 @@ impl Worker {
             has_work(&t.entity_id) || self.check_watermark(&t.entity_id, &lane, &probed).is_err()
         });
         let idle: Vec<String> = idle.into_iter().map(|target| target.entity_id.clone()).collect();
-        let seen_idle: Vec<(&str, &Lane)> =
-            idle.iter().filter_map(|id| Some((id.as_str(), lanes.get(id)?))).collect();
-        if !seen_idle.is_empty() {
-            // Recorded now, because it is true now: the other entities may take hours.
-            self.journal.found_idle(&seen_idle, &self.mapping).await?;
-        }
+        // Recorded now, because it is true now: the other entities may take hours.
+        self.note_poll(run_id, &lanes, &probed, &idle).await?;
         let held = self.journal.held_names().await?;
         let holds = |target: &&Target| held.iter().any(|name| name.entity_id == target.entity_id);
         let idle_with_held: Vec<&Target> =

@@ -10,5 +10,5 @@ pub use error_chain::chain;
 pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
 pub(crate) use escape::{escaped_json, escaped_lines};
 pub use near::KnownNames;
-pub use number::{counted_noun, thousands};
+pub use number::{counted_noun, duration_text, thousands};
 pub use similar::{known_names, most_similar};

@@ -13,9 +13,36 @@ pub fn counted_noun(number: i64, one: &str, many: &str) -> String {
     format!("{} {}", thousands(number), if number == 1 { one } else { many })
 }
 
+/// Formats seconds as people enter a duration, e.g. `1h 30m`.
+pub fn duration_text(seconds: i64) -> String {
+    let seconds = u64::try_from(seconds).unwrap_or_default();
+    let units = [("d", 86_400, u64::MAX), ("h", 3600, 24), ("m", 60, 60), ("s", 1, 60)];
+    let parts = units.map(|(unit, size, of_next)| (seconds / size % of_next, unit));
+    let parts: Vec<String> = parts
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, unit)| format!("{count}{unit}"))
+        .collect();
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seconds_are_written_as_a_duration_is_entered() {
+        for (seconds, expected) in [
+            (1, "1s"),
+            (90, "1m 30s"),
+            (3600, "1h"),
+            (5400, "1h 30m"),
+            (90_061, "1d 1h 1m 1s"),
+            (31_622_400, "366d"),
+        ] {
+            assert_eq!(duration_text(seconds), expected);
+        }
+    }
 
     #[test]
     fn thousands_are_separated_by_commas() {

@@ -252,16 +252,18 @@ impl Document {
         prose
     }
 
-    /// Returns the anchors of its headings.
+    /// Returns the anchors of its headings, and those that are written as `<a id="...">`.
     fn anchors(&self) -> BTreeSet<String> {
-        let headings = self.prose();
-        let headings = headings.lines().filter(|line| line.starts_with('#'));
+        let prose = self.prose();
+        let headings = prose.lines().filter(|line| line.starts_with('#'));
+        let explicit = prose.split("<a id=\"").skip(1).filter_map(|rest| rest.split('"').next());
         headings
             .map(|line| {
                 let heading = line.trim_start_matches('#').trim().to_lowercase();
                 let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
                 kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
             })
+            .chain(explicit.map(str::to_owned))
             .collect()
     }
 }

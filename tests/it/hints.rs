@@ -12,7 +12,7 @@ use crate::support::{TestEnv, files_in, output_of};
 const PROGRAM: &str = "elven-sync ";
 
 /// What a placeholder of a format string may stand for.
-const STAND_INS: [&str; 6] = ["acme", "1", "--entity=acme", "2024-01-01T00:00:00Z", "127.0.0.1:1", ""];
+const STAND_INS: [&str; 7] = ["acme", "1", "1h", "--entity=acme", "2024-01-01T00:00:00Z", "127.0.0.1:1", ""];
 
 /// The string literals of a source file, without those of its unit tests.
 fn literals(source: &str) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! A problem of one lane stays in that lane, and is visible.
 
-use elven_sync::journal::{Journal, Kind, Lane, Problem, RunStatus, Take};
+use elven_sync::journal::{Journal, Kind, Lane, Poll, Problem, RunStatus, Take};
 use elven_sync::sandbox::{Fault, Gate};
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
@@ -303,7 +303,9 @@ async fn entity_that_failed_after_a_look_is_not_noted_as_up_to_date(pool: PgPool
     journal.lane_failed(&lease, run_id, &problem, None).await.unwrap();
     let health = "select concat_ws(' ', status, last_error, open_errors) from elven_sync.sync_health";
     let note = async |seen: &std::collections::BTreeMap<String, Lane>| {
-        journal.found_idle(&[("acme", &seen["acme"])], &mapping).await.unwrap();
+        let idle = vec![("acme", &seen["acme"])];
+        let poll = Poll { polled_at: seen["acme"].read_at, idle, pending: Vec::new(), mapping: &mapping };
+        journal.note_poll(run_id, &poll).await.unwrap();
         scene.text(health).await
     };
     assert_eq!(note(&seen).await, "failing refused 1");

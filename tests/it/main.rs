@@ -11,6 +11,7 @@
 
 mod actions;
 mod addresses;
+mod alerts;
 mod answers;
 mod api_version;
 mod attach;

@@ -371,7 +371,7 @@ async fn run_continues_without_the_zone_rule_tables(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add(&scene, "acme", &["2026-12-01T12:00:00Z"]).await;
-    scene.sql("drop table elven_sync.sync_facts").await;
+    scene.sql("drop table elven_sync.sync_facts cascade").await;
     let output = scene.output(&["run"]).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stderr(&output).contains("could not be compared"), "{}", stderr(&output));

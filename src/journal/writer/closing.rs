@@ -9,6 +9,9 @@ use crate::database::Transaction;
 /// Closes passes of lanes that are locked and were checked, if all their batches are done. A lane that ends with its
 /// pass is up to date: its errors are resolved, and its lease is released. Most passes end so.
 ///
+/// The entity is caught up as of the beginning of the pass, when its target was taken. What a count has found since then
+/// stays: some of these rows may be behind the target, and such rows cannot have been found before the pass began.
+///
 /// # Errors
 /// A batch of one of the passes is open.
 pub(super) async fn close(
@@ -30,11 +33,18 @@ pub(super) async fn close(
     // The subquery for open batches has the order of the index, as in `lock`, and refers to the locked row `s`. With
     // `c`, PostgreSQL would run it before it finds that row, and scan all open batches for each pass.
     let closed = sqlx::query!(
-        "with closing as (select * from unnest($1::text[], $2::bigint[], $3::boolean[], $4::float8[])
-                                          c (entity_id, pass_id, ends, fence)),
+        "with closing as (select c.*, (select p.started_at from elven_sync.sync_passes p
+                                        where p.pass_id = c.pass_id) as started_at
+                            from unnest($1::text[], $2::bigint[], $3::boolean[], $4::float8[])
+                                 c (entity_id, pass_id, ends, fence)),
               lane as (
                   update elven_sync.sync_state s
                      set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
+                         pending_rows = case when s.checked_at > c.started_at then s.pending_rows else 0 end,
+                         oldest_pending_at = case when s.checked_at > c.started_at then s.oldest_pending_at end,
+                         pending_since = case when s.checked_at > c.started_at and s.pending_rows > 0
+                                              then greatest(s.pending_since, c.started_at) end,
+                         checked_at = greatest(s.checked_at, c.started_at),
                          last_success_at = case when c.ends then clock_timestamp() else last_success_at end,
                          last_error = case when c.ends then null else last_error end,
                          consecutive_failures = case when c.ends then 0 else consecutive_failures end,

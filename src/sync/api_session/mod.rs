@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,9 +10,10 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use futures_util::FutureExt;
 use secrecy::ExposeSecret;
-use tokio::sync::{MutexGuard, OnceCell};
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, sleep_until};
 
+pub(super) use self::turn::RequestTurn;
 use super::decisions::body_size::{BodyLimit, PROBE_EVERY};
 use super::decisions::policy::{SKEW_MIN, Taken};
 use super::decisions::proof::{Unproven, of_probe};
@@ -74,6 +76,8 @@ struct State {
     /// The number of the last batch for which the size of its body was asked. It begins at random, because most runs
     /// are too short to reach the next probe of the limit otherwise.
     body_number: u32,
+    /// How far this machine's clock is ahead of the API's, by the date of the last answer, and when that came.
+    clock: Option<(TimeDelta, Instant)>,
     /// How far the clock of the last signature was ahead of the API's, by the date of the answer.
     ahead_of_api: Duration,
 }
@@ -99,6 +103,7 @@ impl ApiSession {
             failed: Taken::default(),
             body_limit: BodyLimit::default(),
             body_number: fastrand::u32(..PROBE_EVERY),
+            clock: None,
             ahead_of_api: Duration::ZERO,
         };
         Self {
@@ -286,8 +291,19 @@ impl ApiSession {
     }
 
     pub(super) async fn send(&self, signed: Signed) -> Answer {
+        let signed_ahead = signed.ahead();
         // Boxed with its type erased: the types of nested futures are too deep for the compiler otherwise.
-        self.client.send(signed).boxed().await
+        let answer = self.client.send(signed).boxed().await;
+        if let Answer::Response { ahead: Some(ahead), .. } = answer {
+            self.state().clock = Some((-(ahead + signed_ahead), Instant::now()));
+        }
+        answer
+    }
+
+    /// How far this machine's clock is ahead of the API's, and when that was seen. `None`: no answer of this run had a
+    /// date.
+    pub(super) fn clock(&self) -> Option<(TimeDelta, Instant)> {
+        self.state().clock
     }
 
     /// Classifies an answer. Removes the key and the secret from its text, because the text is recorded.
@@ -428,22 +444,5 @@ impl ApiSession {
             Err(Unproven::NoList(status)) => self.state().no_list = Some(*status),
             Err(Unproven::Later(..) | Unproven::Otherwise(_)) => {}
         }
-    }
-}
-
-/// The turn of a request: it may be sent now.
-#[derive(Debug)]
-pub(super) struct RequestTurn<'a> {
-    session: &'a ApiSession,
-    _alone: Option<MutexGuard<'a, ()>>,
-}
-
-impl RequestTurn<'_> {
-    /// Ends the turn: the request is sent now. Without this call, the next request has its turn at once.
-    pub(super) fn end(self) {
-        let Self { session, .. } = &self;
-        let mut state = session.state();
-        let earliest = Instant::now() - LATENESS_MAX.min(session.interval);
-        state.next_turn = state.next_turn.max(earliest) + session.interval;
     }
 }

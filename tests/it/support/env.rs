@@ -122,6 +122,7 @@ impl TestEnv {
             credential: "default".to_owned(),
             paused: false,
             source_id: None,
+            freshness_s: Entity::FRESHNESS_S,
         };
         assert!(Entity::add(&self.pool.clone().into(), &entity).await.unwrap());
     }
