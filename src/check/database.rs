@@ -183,6 +183,25 @@ pub(super) async fn schema(surroundings: &Surroundings) -> Outcome {
     })
 }
 
+/// The server was not promoted since the last run.
+pub(super) async fn timeline(surroundings: &Surroundings) -> Outcome {
+    let (server, facts) = (surroundings.server().await?, surroundings.journal().await?);
+    let Some((now, recorded)) = server.timeline.zip(facts.timeline) else {
+        return Err(Unmade::NotApplicable("no run has recorded the timeline of the server".to_owned()));
+    };
+    Ok(if now == recorded {
+        Finding::ok(format!("the server was not promoted since the last run (timeline {now})"))
+    } else {
+        Finding::warning(
+            format!(
+                "the server was promoted since the last run (timeline {recorded} before, {now} now); after a failover \
+                 that is right, but a promoted copy would upload beside its original"
+            ),
+            "on a copy: unset ELVEN_API_KEY, and see docs/operating.md#a-promoted-copy-for-tests",
+        )
+    })
+}
+
 /// The role has the privileges that a run needs.
 pub(super) async fn privileges(surroundings: &Surroundings) -> Outcome {
     let server = surroundings.server().await?;

@@ -46,6 +46,7 @@ pub(super) const CHECKS: &[Check] = &[
     check(Database, "database.connections", |s| database::connections(s).boxed()),
     check(Database, "database.installations", |s| database::installations(s).boxed()),
     check(Database, "database.schema", |s| database::schema(s).boxed()),
+    check(Database, "database.timeline", |s| database::timeline(s).boxed()),
     check(Database, "database.privileges", |s| database::privileges(s).boxed()),
     fatal(Ledger, "ledger.table", |s| ledger::table(s).boxed()),
     check(Ledger, "ledger.privileges", |s| ledger::privileges(s).boxed()),

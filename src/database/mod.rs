@@ -30,7 +30,7 @@ use self::commits::Commits;
 use self::connections::{Connections, Server};
 use self::defaults::Defaults;
 pub use self::executor::SingleRoundTrip;
-pub use self::server::ServerFacts;
+pub use self::server::{ServerFacts, TIMELINE};
 pub use self::transaction::Transaction;
 pub use self::transient::Transient;
 pub(crate) use self::transient::within;

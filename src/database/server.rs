@@ -6,6 +6,11 @@ use sqlx::{Executor, Row};
 use super::Database;
 use crate::wall_clock;
 
+/// Selects the timeline of the server, which each promotion of a copy changes; NULL at a standby.
+pub const TIMELINE: &str = "
+    select case when not pg_catalog.pg_is_in_recovery()
+                then ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::bigint end";
+
 /// Facts about the server, the connection and the role.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub struct ServerFacts {
@@ -29,6 +34,8 @@ pub struct ServerFacts {
     pub connections_max: i64,
     /// The number of open connections.
     pub connections: i64,
+    /// The timeline, which each promotion of a copy changes. `None`: the server is a standby.
+    pub timeline: Option<i64>,
     /// Sessions of elven-sync in other databases of the server, as far as the role may see them.
     pub elsewhere: Vec<String>,
 }
@@ -54,6 +61,7 @@ const FACTS: &str = "
                  (select nullif(rolconnlimit, -1) from pg_catalog.pg_roles where rolname = current_user))::bigint
                as connections_max,
            (select sum(numbackends) from pg_catalog.pg_stat_database)::bigint as connections,
+           ({timeline}) as timeline,
            array(select distinct a.datname::text from pg_catalog.pg_stat_activity a
                   where a.datname <> current_database() and a.application_name like 'elven-sync%' order by 1)
                as elsewhere";
@@ -61,7 +69,8 @@ const FACTS: &str = "
 impl Database {
     /// Reads the facts about the server.
     pub async fn server_facts(&self) -> Result<ServerFacts, sqlx::Error> {
-        self.retry(|| sqlx::query_as(FACTS).fetch_one(self)).await
+        let sql = FACTS.replace("{timeline}", TIMELINE);
+        self.retry(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).fetch_one(self)).await
     }
 
     /// Returns how far the clock of this machine is ahead of the server's. The best of a few measurements counts: half

@@ -26,6 +26,8 @@ pub enum Subject {
     Guard,
     /// The tables that the ledger consists of, and their files: `tables`; and `before`, those before the last change.
     LedgerFiles,
+    /// The server: `timeline`, which each promotion of a copy changes.
+    Server,
     /// The zone rules in use: `version`, `year`, `rules`.
     Tzdata,
     /// Settings that alerts are measured by: `max_rejections`.

@@ -80,6 +80,8 @@ pub struct JournalFacts {
     pub verified_s: Option<i64>,
     /// The tables of the ledger and their files. `None`: no run has recorded them.
     pub files: Option<RecordedFiles>,
+    /// The timeline of the server, as the last run recorded it. `None`: no run has recorded it.
+    pub timeline: Option<i64>,
     /// The size of the sync tables with their indexes, in bytes.
     pub bytes: i64,
     /// The largest sync table.
@@ -136,6 +138,8 @@ const FACTS: &str = "
                              'since_s', extract(epoch from clock_timestamp() - f.since)::bigint)
                     from elven_sync.sync_facts f
                    where f.name = 'ledger_files' and coalesce(f.entity_id, '') = ''),
+        'timeline', (select (f.value ->> 'timeline')::bigint from elven_sync.sync_facts f
+                      where f.name = 'server' and f.entity_id is null),
         'bytes', (select coalesce(sum(bytes), 0)::bigint from tables),
         'largest', (select relname from tables order by bytes desc limit 1))::text";
 

@@ -6,6 +6,7 @@ use sqlx::AssertSqlSafe;
 use super::beneath::BENEATH;
 use super::open_transactions::OLDEST;
 use super::{Ledger, LedgerError, Writer, quote_literal};
+use crate::database::TIMELINE;
 
 /// The tables that a ledger consists of, with their partitions: what `beneath` finds.
 pub(super) const TABLES: &str =
@@ -21,6 +22,8 @@ pub struct Observation {
     /// The tables that the ledger consists of, with their partitions, by name: each with its oid and its file. A table
     /// that was rewritten, as `alter table ... alter column ... type` does, has another file than before.
     pub tables: serde_json::Value,
+    /// The timeline of the server, which each promotion of a copy changes. `None`: the server is a standby.
+    pub timeline: Option<i64>,
     /// The oldest open transaction that has written to the ledger.
     pub oldest_writer: Option<Writer>,
 }
@@ -36,6 +39,7 @@ impl Ledger {
                  'tables', (select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
                                        'table', t.table, 'oid', t.oid, 'file', t.file) order by t.table, t.oid), '[]')
                               from tables t),
+                 'timeline', ({TIMELINE}),
                  'oldest_writer', (select pg_catalog.to_json(w) from writer w))::text"
         );
         let sql = sql.replace("$1", &quote_literal(self.table.name()));

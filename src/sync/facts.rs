@@ -23,6 +23,7 @@ impl Worker {
             Ok(seen) => {
                 facts.push(Fact::new(Subject::LedgerFiles, json!({ "tables": seen.tables })));
                 facts.push(of_writer(seen.oldest_writer));
+                facts.push(Fact::new(Subject::Server, json!({ "timeline": seen.timeline })));
             }
             Err(problem) => not_observed(&problem),
         }

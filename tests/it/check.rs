@@ -43,7 +43,7 @@ async fn found(scene: &TestEnv, id: &str) -> (String, String, String) {
 }
 
 /// Asserts that a check has this status and that its message and hint have these words.
-async fn assert_found(scene: &TestEnv, id: &str, status: &str, words: &[&str]) {
+pub(crate) async fn assert_found(scene: &TestEnv, id: &str, status: &str, words: &[&str]) {
     let (is, message, hint) = found(scene, id).await;
     let said = format!("{message}; hint: {hint}");
     assert_eq!(is, status, "{id}: {said}");

@@ -7,6 +7,7 @@ use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
+use crate::check::assert_found;
 use crate::cluster::Cluster;
 use crate::seal::assert_each_command_refuses;
 use crate::support::{FAULT_POINT, TestEnv, eventually, output_of, signal, stderr, wait_for_log};
@@ -164,6 +165,24 @@ async fn a_dump_restored_elsewhere_is_refused(pool: PgPool) {
     assert!(scene.output(&["entity", "rewind", "acme", "--yes"]).await.status.success());
     assert_eq!(scene.run().await.counters.rows_uploaded, 2);
     assert_no_row_is_lost(&scene).await;
+}
+
+/// A promoted copy has everything of its original. If a schedule runs there too, both upload.
+#[sqlx::test(migrations = false)]
+async fn check_warns_of_a_server_that_was_promoted_since_the_last_run(pool: PgPool) {
+    let primary = Cluster::new(&pool).await;
+    let mut scene = scene_on(&primary).await;
+    enter(&scene, &[("a", 1)]).await;
+    scene.run().await;
+    assert_found(&scene, "database.timeline", "ok", &["was not promoted"]).await;
+    let copy = primary.standby().await;
+    copy.caught_up_with(&primary).await;
+    copy.promote().await;
+    scene.move_to(&copy.url("ledger")).await;
+    let words = ["timeline 1 before, 2 now", "promoted copy", "unset ELVEN_API_KEY"];
+    assert_found(&scene, "database.timeline", "warning", &words).await;
+    scene.run().await;
+    assert_found(&scene, "database.timeline", "ok", &["timeline 2"]).await;
 }
 
 /// A promoted clone has the identifier of its origin. When the journal of the origin is copied over that of the
