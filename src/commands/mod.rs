@@ -18,6 +18,8 @@ mod reference;
 mod resolve;
 mod run;
 mod sandbox;
+mod serve;
+mod signals;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -54,6 +56,8 @@ enum Command {
     Entity(entity::Command),
     /// Upload new rows of all entities, then exit
     Run(run::Options),
+    /// Do the same continuously, one run per interval, and show health and metrics over HTTP
+    Serve(serve::Options),
     /// Upload a range of `captured_at` again
     Backfill(backfill::Options),
     /// Show the state of each entity, or trace one ledger row
@@ -82,7 +86,7 @@ impl Command {
     fn prints_its_product(&self) -> bool {
         match self {
             Command::Status(_) | Command::Verify(_) | Command::Demo(_) => true,
-            Command::Migrate(_) | Command::Sandbox(_) => false,
+            Command::Migrate(_) | Command::Serve(_) | Command::Sandbox(_) => false,
             Command::Attach(options) => options.prints_its_product(),
             Command::Entity(command) => command.prints_its_product(),
             Command::Run(options) => options.prints_its_product(),
@@ -122,6 +126,10 @@ async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Attach(options) => attach::run(options, &settings()?).await,
         Command::Entity(command) => entity::run(command, &settings()?).await,
         Command::Run(options) => run::run(options, settings()?).await,
+        Command::Serve(options) => {
+            let settings = settings()?;
+            Box::pin(serve::run(options, cli.flags, settings)).await
+        }
         Command::Backfill(options) => Box::pin(backfill::run(options, settings()?)).await,
         Command::Status(options) => run::status(&settings()?, options).await,
         Command::Errors(command) => errors::run(command, &settings()?).await,

@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["audit"],
     &["admin"],
     &["output"],
+    &["serve"],
     &["commands"],
 ];
 
