@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Shared;
+use super::shared::Shared;
 use crate::config::{ConfigError, Flags, Settings};
 
 /// The configuration in use, and where it is read from.

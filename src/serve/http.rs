@@ -13,7 +13,8 @@ use axum::response::Response;
 use super::connection::Listener;
 use super::metrics::{Format, in_format};
 use super::rules::Endpoint;
-use super::{Shared, systemd};
+use super::shared::Shared;
+use super::systemd;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
@@ -62,7 +63,7 @@ async fn response(shared: &Shared, request: Request) -> Response {
     match endpoint {
         Endpoint::Healthz => verdict(shared.health.ailment()),
         Endpoint::Readyz => {
-            shared.observer.check(shared).await;
+            shared.check().await;
             verdict(shared.health.unreadiness())
         }
         Endpoint::Metrics => metrics(shared, &head.headers).await,
@@ -72,7 +73,7 @@ async fn response(shared: &Shared, request: Request) -> Response {
 async fn metrics(shared: &Shared, headers: &HeaderMap) -> Response {
     let accept = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
     let format = Format::accepted(&accept.collect::<Vec<_>>().join(","));
-    let readings = shared.observer.readings(shared).await;
+    let readings = shared.readings().await;
     match in_format(format, shared.process.registry(), readings) {
         Ok(metrics) => text(StatusCode::OK, format.content_type(), metrics),
         Err(problem) => text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{problem}\n")),

@@ -11,26 +11,25 @@ mod health;
 mod http;
 mod metrics;
 mod observer;
+mod outcome;
 mod process;
 mod rules;
 mod schedule;
+mod shared;
 mod systemd;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use self::configuration::Configuration;
-use self::health::Health;
 pub use self::metrics::of_tables;
-use self::observer::Observer;
-use self::process::Process;
 use self::rules::Rules;
+pub use self::schedule::Signals;
+use self::shared::Shared;
 use crate::config::{Flags, Settings};
-use crate::sync::Stop;
 
 /// How often the main runtime shows that it runs.
 const TICK_EVERY: Duration = Duration::from_secs(1);
@@ -50,37 +49,6 @@ pub struct Options {
     pub settings: Settings,
 }
 
-/// The signals to a service.
-#[derive(Debug)]
-pub struct Signals {
-    /// Becomes true when the service is asked to stop.
-    pub stop: Stop,
-    /// Asks to read the configuration and the entities again at once.
-    pub hangups: mpsc::Receiver<()>,
-}
-
-/// What the runs and the HTTP server share.
-#[derive(Debug)]
-struct Shared {
-    health: Health,
-    observer: Observer,
-    process: Process,
-    rules: Rules,
-    /// The configuration in use.
-    settings: RwLock<Arc<Settings>>,
-}
-
-impl Shared {
-    fn settings(&self) -> Arc<Settings> {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn use_settings(&self, settings: Arc<Settings>) {
-        self.health.set_stuck_after(&settings);
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
-    }
-}
-
 /// Opens the address of the HTTP server.
 pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
@@ -96,13 +64,8 @@ pub async fn serve(options: Options, listener: TcpListener, signals: Signals) ->
     let Options { every, hosts, page, flags, settings } = options;
     let address = listener.local_addr()?;
     let settings = Arc::new(settings);
-    let shared = Arc::new(Shared {
-        health: Health::new(&settings),
-        observer: Observer::default(),
-        process: Process::default(),
-        rules: Rules { listen: address.ip(), hosts, page },
-        settings: RwLock::new(settings.clone()),
-    });
+    let rules = Rules { listen: address.ip(), hosts, page };
+    let shared = Arc::new(Shared::new(settings.clone(), rules));
     http::start(listener, shared.clone())?;
     let ticks = tokio::spawn(tick(shared.clone()));
     tracing::info!(

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::Shared;
 use super::connected::{Connected, Target, connect_to};
-use super::health::Checked;
+use super::health::{Checked, Health};
 use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::metrics::Readings;
@@ -38,18 +37,18 @@ pub(super) struct Observer {
 
 impl Observer {
     /// Checks whether the database can be reached and has the right schema, and notes the result.
-    pub(super) async fn check(&self, shared: &Shared) {
+    pub(super) async fn check(&self, settings: &Settings, health: &Health) {
         let mut checked_at = self.checked_at.lock().await;
         if checked_at.is_some_and(|at| at.elapsed() < CHECKED_FOR) {
             return;
         }
-        let checked = timeout(CHECK_MAX, self.checked(&shared.settings())).await;
-        shared.health.note_database(checked.unwrap_or(Checked::Away));
+        let checked = timeout(CHECK_MAX, self.checked(settings)).await;
+        health.note_database(checked.unwrap_or(Checked::Away));
         *checked_at = Some(Instant::now());
     }
 
     /// Returns what the sync tables say. `None`: they could not be read in time.
-    pub(super) async fn readings(&self, shared: &Shared) -> Option<Arc<Readings>> {
+    pub(super) async fn readings(&self, settings: &Settings, health: &Health) -> Option<Arc<Readings>> {
         let mut latest = self.readings.lock().await;
         if let Some((at, readings)) = &*latest
             && at.elapsed() < CHECKED_FOR
@@ -57,10 +56,9 @@ impl Observer {
             return Some(readings.clone());
         }
         *latest = None;
-        let settings = shared.settings();
-        let read = async { Readings::read(&self.database(&settings).await.ok()?).await.ok() };
+        let read = async { Readings::read(&self.database(settings).await.ok()?).await.ok() };
         let readings = Arc::new(timeout(READ_MAX, read).await.ok()??);
-        shared.health.note_database(Checked::Well);
+        health.note_database(Checked::Well);
         *latest = Some((Instant::now(), readings.clone()));
         Some(readings)
     }

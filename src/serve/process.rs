@@ -7,7 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::cycle::CycleOutcome;
+use super::outcome::CycleOutcome;
 
 type Labels = [(&'static str, String); 1];
 

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::configuration::Configuration;
 use super::connected::Connected;
-use super::cycle::{CycleEnd, CycleOutcome, cycle};
-use super::{Shared, Signals, systemd};
+use super::cycle::{CycleEnd, cycle};
+use super::outcome::CycleOutcome;
+use super::shared::Shared;
+use super::systemd;
 use crate::sync::Stop;
 
 /// The longest random delay of a run.
@@ -18,6 +20,15 @@ const JITTER_MAX: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// The time that a run may take after the grace to record its end.
 const RECORD_END_MAX: Duration = Duration::from_secs(3);
+
+/// The signals to a service.
+#[derive(Debug)]
+pub struct Signals {
+    /// Becomes true when the service is asked to stop.
+    pub stop: Stop,
+    /// Asks to read the configuration and the entities again at once.
+    pub hangups: mpsc::Receiver<()>,
+}
 
 /// Runs until the service is asked to stop, and until the run under way has ended.
 pub(super) async fn run(
