@@ -92,7 +92,8 @@ impl Service {
 
     /// Waits for the end. Returns the exit code and what was written to stdout.
     pub async fn ended(mut self) -> (Option<i32>, String) {
-        let status = timeout(WAIT_MAX, self.child.wait()).await.expect("it ends").unwrap();
+        let status =
+            timeout(WAIT_MAX, self.child.wait()).await.unwrap_or_else(|_| panic!("it does not end")).unwrap();
         let mut printed = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut printed).await.unwrap();
         (status.code(), printed)
@@ -135,8 +136,9 @@ pub fn value(metrics: &str, series: &str) -> Option<String> {
 
 /// Requests a path, with some headers more.
 pub async fn get(address: &str, path: &str, headers: &[&str]) -> Answer {
-    let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{more}\r\n")).await
+    let host = format!("Host: {address}");
+    let lines = [&[&*format!("GET {path} HTTP/1.1"), &*host], headers, &["", ""]].concat();
+    ask(address, &lines.join("\r\n")).await
 }
 
 /// Sends a request as it stands, and reads the answer to the end of the connection.
@@ -144,7 +146,8 @@ pub async fn ask(address: &str, request: &str) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    timeout(WAIT_MAX, stream.read_to_end(&mut answer)).await.expect("an answer").unwrap();
+    let read = timeout(WAIT_MAX, stream.read_to_end(&mut answer)).await;
+    read.unwrap_or_else(|_| panic!("no answer to {request}")).unwrap();
     let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);

@@ -121,7 +121,8 @@ async fn no_secret_is_shown(pool: PgPool) {
     let mut shown = service.log();
     for path in ["/healthz", "/readyz", "/metrics", "/", "/none"] {
         let answer = service.get(path).await;
-        shown += &format!("{} {} {}\n", answer.status, answer.headers, answer.body);
+        shown += &answer.headers;
+        shown += &answer.body;
     }
     for secret in ["pw-5d2e", crate::support::KEY, crate::support::SECRET] {
         assert!(!shown.contains(secret), "{secret}: {shown}");
