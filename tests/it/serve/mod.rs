@@ -136,8 +136,8 @@ pub fn value(metrics: &str, series: &str) -> Option<String> {
 
 /// Requests a path, with some headers more.
 pub async fn get(address: &str, path: &str, headers: &[&str]) -> Answer {
-    let host = format!("Host: {address}");
-    let lines = [&[&*format!("GET {path} HTTP/1.1"), &*host], headers, &["", ""]].concat();
+    let (request, host) = (format!("GET {path} HTTP/1.1"), format!("Host: {address}"));
+    let lines = [&[request.as_str(), host.as_str()], headers, &["", ""]].concat();
     ask(address, &lines.join("\r\n")).await
 }
 
