@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+
 use super::configuration::ConfigurationFact;
 use super::connected::{Connected, Target, connect_to};
 use super::health::Checked;
@@ -97,7 +99,8 @@ async fn run(
     let worker = Worker::open(settings.clone(), database, stop).await?;
     shared.health.begin_run(worker.progress().clone());
     let watched = output::watch(worker.progress());
-    let report = worker.run(&[]).await;
+    // Boxed, so that the compiler need not look through all of a run to see that it can be a task.
+    let report = worker.run(&[]).boxed().await;
     watched.end().await;
     report
 }
