@@ -2,12 +2,10 @@
 //!
 //! Each statement reads tables whose size is that of the installation, not of its history.
 
-use std::collections::BTreeMap;
-
 use strum::VariantNames as _;
 
 use super::{JournalError, Kind, RequestCounts};
-use crate::database::{Database, Transaction};
+use crate::database::Database;
 
 /// Above this number of entities, only those that are not `ok` are listed.
 pub const ENTITIES_LISTED_MAX: i64 = 500;
@@ -47,6 +45,17 @@ pub struct StatusReading {
     pub entities: i64,
 }
 
+/// The number of alerts with a name and a severity.
+#[derive(Clone, Debug)]
+pub struct AlertReading {
+    /// `alerts.name`.
+    pub name: String,
+    /// `alerts.severity`.
+    pub severity: String,
+    /// The number of alerts.
+    pub alerts: i64,
+}
+
 /// What metrics show of the sync tables.
 #[derive(Clone, Debug)]
 pub struct Readings {
@@ -61,7 +70,7 @@ pub struct Readings {
     /// The newest poll, in seconds since 1970. `None`: there was none yet.
     pub polled_at: Option<f64>,
     /// The number of alerts by name and severity.
-    pub alerts: Vec<(String, String, i64)>,
+    pub alerts: Vec<AlertReading>,
     /// The number of open errors by kind: each kind, also those without an error.
     pub open_errors: Vec<(String, i64)>,
 }
@@ -81,10 +90,11 @@ impl Readings {
         )
         .fetch_all(&mut transaction)
         .await?;
-        let mut entities = sqlx::query_as!(
+        let entities = sqlx::query_as!(
             EntityReading,
             r#"select h.entity_id as "entity_id!", e.credential as "credential!", h.status as "status!",
-                      h.pending_rows as "pending_rows!", null::float8 as pending_since,
+                      h.pending_rows as "pending_rows!",
+                      extract(epoch from h.pending_since)::float8 as pending_since,
                       extract(epoch from h.checked_at)::float8 as checked_at,
                       extract(epoch from h.last_success_at)::float8 as last_success_at,
                       coalesce(s.rows_uploaded, 0) as "rows_uploaded!",
@@ -103,7 +113,9 @@ impl Readings {
                       coalesce(sum(requests_refused), 0)::bigint as "refused!",
                       coalesce(sum(requests_throttled), 0)::bigint as "throttled!",
                       coalesce(sum(requests_unknown), 0)::bigint as "unknown!",
-                      extract(epoch from max(checked_at))::float8 as polled_at
+                      extract(epoch from greatest(max(checked_at), max(pending_since),
+                          (select max(polled_at) from elven_sync.sync_runs where polled_at is not null)))::float8
+                          as polled_at
                  from elven_sync.sync_state"#
         )
         .fetch_one(&mut transaction)
@@ -113,11 +125,14 @@ impl Readings {
         )
         .fetch_all(&mut transaction)
         .await?;
-        let freshness = Freshness::read(&mut transaction).await?;
+        let alerts = sqlx::query_as!(
+            AlertReading,
+            r#"select name as "name!", severity as "severity!", count(*) as "alerts!" from elven_sync.alerts
+                group by 1, 2 order by 1, 2"#
+        )
+        .fetch_all(&mut transaction)
+        .await?;
         transaction.commit().await?;
-        for entity in &mut entities {
-            entity.pending_since = freshness.pending_since.get(&entity.entity_id).copied();
-        }
         let errors =
             |kind: &str| found.iter().find(|found| found.kind == kind).map_or(0, |found| found.errors);
         Ok(Self {
@@ -130,48 +145,9 @@ impl Readings {
                 throttled: totals.throttled,
                 unknown: totals.unknown,
             },
-            polled_at: totals.polled_at.into_iter().chain(freshness.polled_at).reduce(f64::max),
-            alerts: freshness.alerts,
+            polled_at: totals.polled_at,
+            alerts,
             open_errors: Kind::VARIANTS.iter().map(|kind| ((*kind).to_owned(), errors(kind))).collect(),
         })
-    }
-}
-
-/// What the view `alerts` and the columns beside it say.
-#[derive(Debug, Default)]
-struct Freshness {
-    alerts: Vec<(String, String, i64)>,
-    /// By entity, in seconds since 1970.
-    pending_since: BTreeMap<String, f64>,
-    /// The newest poll, in seconds since 1970.
-    polled_at: Option<f64>,
-}
-
-impl Freshness {
-    /// Reads them, unless the schema has no such view.
-    async fn read(transaction: &mut Transaction) -> Result<Self, JournalError> {
-        let exists = sqlx::query_scalar("select to_regclass('elven_sync.alerts') is not null");
-        if !exists.fetch_one(&mut *transaction).await? {
-            return Ok(Self::default());
-        }
-        let alerts = sqlx::query_as(
-            "select name, severity, count(*) from elven_sync.alerts group by 1, 2 order by 1, 2",
-        )
-        .fetch_all(&mut *transaction)
-        .await?;
-        let pending_since: Vec<(String, f64)> = sqlx::query_as(
-            "select entity_id, extract(epoch from pending_since)::float8 from elven_sync.sync_health
-              where pending_since is not null",
-        )
-        .fetch_all(&mut *transaction)
-        .await?;
-        let polled_at = sqlx::query_scalar(
-            "select extract(epoch from greatest(
-                        (select max(pending_since) from elven_sync.sync_state),
-                        (select max(polled_at) from elven_sync.sync_runs where polled_at is not null)))::float8",
-        )
-        .fetch_one(transaction)
-        .await?;
-        Ok(Self { alerts, pending_since: pending_since.into_iter().collect(), polled_at })
     }
 }

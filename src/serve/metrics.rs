@@ -197,9 +197,9 @@ fn of_installation(families: &mut Families<'_>, readings: &Readings) -> fmt::Res
     families.gauges(
         "elven_sync_alerts",
         "Conditions that need attention, as in the view alerts; missing when there is none",
-        readings.alerts.iter().map(|(name, severity, count)| {
-            let labels = [("name", shown(name)), ("severity", Cow::Borrowed(severity.as_str()))];
-            (labels, *count)
+        readings.alerts.iter().map(|alert| {
+            let labels = [("name", shown(&alert.name)), ("severity", shown(&alert.severity))];
+            (labels, alert.alerts)
         }),
     )?;
     let with_status = |status: &'static str| {

@@ -115,6 +115,10 @@ async fn values_are_those_of_the_tables(pool: PgPool) {
             "select count(*)::text from elven_sync.sync_errors where kind = 'rejected_row'",
         ),
         ("elven_sync_open_errors{kind=\"auth\"}", "select '0'"),
+        (
+            "elven_sync_alerts{name=\"OpenErrors\",severity=\"warning\"}",
+            "select count(*)::text from elven_sync.alerts where name = 'OpenErrors' and severity = 'warning'",
+        ),
         ("elven_sync_requests_total{outcome=\"accepted\"}", "select '1'"),
         ("elven_sync_requests_total{outcome=\"refused\"}", "select '2'"),
     ] {

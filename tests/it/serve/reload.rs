@@ -30,7 +30,7 @@ async fn add_two(scene: &TestEnv, name: &str) {
 
 /// The number of records of the newest batch.
 const ROWS: &str = "select row_count::text from elven_sync.sync_batches order by batch_id desc limit 1";
-const FACT_COUNT: &str = "select count(*)::text from elven_sync.sync_facts where name = 'config'";
+const ALERTS: &str = "select count(*)::text from elven_sync.alerts where name = 'ConfigBroken'";
 const VALID: &str = "elven_sync_process_configuration_valid";
 
 #[sqlx::test(migrations = false)]
@@ -65,12 +65,11 @@ async fn a_configuration_with_a_mistake_is_not_used(pool: PgPool) {
     assert!(service.runs());
     assert_eq!(service.value(VALID).await.as_deref(), Some("0"));
     assert_eq!(service.get("/readyz").await.status, 200);
-    let fact = "select (value ->> 'ok') || ' ' || (value ->> 'message') from elven_sync.sync_facts where name = 'config'";
-    let is_recorded = async || scene.text(FACT_COUNT).await == "1";
-    eventually("the fact is recorded", is_recorded).await;
-    let recorded = scene.text(fact).await;
-    assert!(recorded.starts_with("false ") && recorded.contains("batch_rows = 5000"), "{recorded}");
-    assert!(!recorded.contains("7f3a"), "{recorded}");
+    eventually("the alert begins", async || scene.text(ALERTS).await == "1").await;
+    let alert = scene.text("select message from elven_sync.alerts where name = 'ConfigBroken'").await;
+    assert!(alert.contains("batch_rows = 5000") && !alert.contains("7f3a"), "{alert}");
+    let metric = "elven_sync_alerts{name=\"ConfigBroken\",severity=\"warning\"}";
+    eventually("its metric", async || service.value(metric).await.as_deref() == Some("1")).await;
     assert!(!service.log().contains("7f3a"), "the line may hold a secret: {}", service.log());
     configure(&folder, "[sync]\nbatch_rows = 2\n");
     add_two(&scene, "b").await;
@@ -78,13 +77,12 @@ async fn a_configuration_with_a_mistake_is_not_used(pool: PgPool) {
     arrives(&scene, &service, "b2").await;
     assert_eq!(scene.text(ROWS).await, "2", "the repaired configuration is in use");
     assert_eq!(service.value(VALID).await.as_deref(), Some("1"));
-    let ok = "select (value ->> 'ok') from elven_sync.sync_facts where name = 'config'";
-    eventually("the fact says so", async || scene.text(ok).await == "true").await;
+    eventually("the alert ends", async || scene.text(ALERTS).await == "0").await;
     service.stop().await;
     // The process that recorded a mistake is gone.
     scene.sql("update elven_sync.sync_facts set value = '{\"ok\": false}' where name = 'config'").await;
     let service = Service::start(&scene, &["--every", "1h"]).await;
-    eventually("the next process corrects the fact", async || scene.text(ok).await == "true").await;
+    eventually("the next process ends the alert", async || scene.text(ALERTS).await == "0").await;
     service.stop().await;
 }
 
