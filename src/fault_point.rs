@@ -2,8 +2,8 @@
 //!
 //! Only tests switch on the feature `fault-points`, and with it the variable `ELVEN_SYNC_FAULT_POINT`, e.g.
 //! `settle:before@3=kill`: step, side, occurrence (1 by default), and `kill` (SIGKILL: the process ends without any
-//! clean-up) or `stop` (SIGSTOP: the process is frozen until SIGCONT). Any other build contains no fault points and
-//! ignores the variable.
+//! clean-up), `stop` (SIGSTOP: the process is frozen until SIGCONT) or `panic` (the task panics). Any other build
+//! contains no fault points and ignores the variable.
 
 /// A step whose effect PostgreSQL or the API keeps. As text it is `begin_run`, `take_lease` and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::AsRefStr, strum::EnumIter, strum::EnumString)]
@@ -98,14 +98,23 @@ mod armed {
         After,
     }
 
-    /// The fault point at which this process stops, and the signal that stops it.
+    /// What happens at a fault point.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Action {
+        /// The process gets this signal.
+        Signal(Signal),
+        /// The task panics.
+        Panic,
+    }
+
+    /// The fault point at which this process stops, and what stops it.
     #[derive(Debug)]
     struct Armed {
         step: Step,
         side: Side,
         /// Counted from 1.
         occurrence: u32,
-        signal: Signal,
+        action: Action,
         seen: AtomicU32,
     }
 
@@ -129,13 +138,14 @@ mod armed {
         let (place, action) = text.split_once('=')?;
         let (point, occurrence) = place.split_once('@').unwrap_or((place, "1"));
         let (step, side) = point.split_once(':')?;
-        let signal = match action {
-            "kill" => Signal::SIGKILL,
-            "stop" => Signal::SIGSTOP,
+        let action = match action {
+            "kill" => Action::Signal(Signal::SIGKILL),
+            "stop" => Action::Signal(Signal::SIGSTOP),
+            "panic" => Action::Panic,
             _ => return None,
         };
         let (step, side) = (Step::from_str(step).ok()?, Side::from_str(side).ok()?);
-        Some(Armed { step, side, occurrence: occurrence.parse().ok()?, signal, seen: AtomicU32::new(0) })
+        Some(Armed { step, side, occurrence: occurrence.parse().ok()?, action, seen: AtomicU32::new(0) })
     }
 
     /// Runs a step between its two fault points.
@@ -154,16 +164,22 @@ mod armed {
         reach(step, Side::After);
     }
 
+    #[expect(clippy::panic, reason = "a test asked for it")]
     fn reach(step: Step, side: Side) {
         let Some(armed) = ARMED.get().filter(|armed| (armed.step, armed.side) == (step, side)) else {
             return;
         };
         if armed.seen.fetch_add(1, Ordering::Relaxed) + 1 == armed.occurrence {
             tracing::warn!(step = step.as_ref(), side = side.as_ref(), "stopped at a fault point");
-            // The signal goes to this thread and not to the process: another thread could receive a signal to the
-            // process, and this one would take one more step first.
-            if let Err(problem) = raise(armed.signal) {
-                tracing::error!(%problem, "the fault point had no effect");
+            match armed.action {
+                // The signal goes to this thread and not to the process: another thread could receive a signal to the
+                // process, and this one would take one more step first.
+                Action::Signal(signal) => {
+                    if let Err(problem) = raise(signal) {
+                        tracing::error!(%problem, "the fault point had no effect");
+                    }
+                }
+                Action::Panic => panic!("a test asked for a panic at this fault point"),
             }
         }
     }
@@ -177,6 +193,7 @@ mod armed {
             let armed = parse("set_aside:after@3=stop").unwrap();
             assert_eq!((armed.step, armed.side, armed.occurrence), (Step::SetAside, Side::After, 3));
             assert_eq!(parse("settle:before=kill").unwrap().occurrence, 1);
+            assert_eq!(parse("settle:before=panic").unwrap().action, Action::Panic);
             for wrong in
                 ["", "settle", "settle:before", "settle=kill", "settle:by=kill", "settle:before@x=kill"]
             {

@@ -46,6 +46,8 @@ pub mod fault_point;
 
 pub mod sandbox;
 
+pub mod serve;
+
 pub mod commands;
 
 pub mod output;

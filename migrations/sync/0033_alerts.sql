@@ -233,7 +233,7 @@ select 'VerifyOld', 'warning', f.entity_id, f.checked_at,
 union all
 select 'ConfigBroken', 'warning', null, f.since,
        format('the configuration cannot be used, and the one before stays in use: %s', f.value ->> 'message'),
-       'elven-sync status'
+       'elven-sync check --only configuration'
   from fact f where f.name = 'config' and elven_sync.is_bad(f.value)
 union all
 select 'WebhookFailing', 'warning', null, f.since,

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use super::connect::connect;
 use super::exit_code::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE};
 use super::rebind::check_reason;
-use super::run::stop_on_signal;
+use super::signals::stop_on_signal;
 use crate::config::Settings;
 use crate::journal::{self, Asked, Backfill, Cancelled, RunStatus};
 use crate::output;

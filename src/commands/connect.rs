@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use tokio::sync::watch;
 
 use crate::config::Settings;
-use crate::database::{Address, Database};
+use crate::database::Database;
 use crate::journal::{self, Entity};
-use crate::sync::Worker;
+use crate::sync::{self, Worker};
 
 /// Parses a duration such as `90d` or `1h 30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -37,16 +37,7 @@ pub(super) fn freshness(text: &str) -> Result<i64, String> {
 
 /// Connects to the primary.
 pub(super) async fn connect(settings: &Settings) -> anyhow::Result<Database> {
-    let url = settings.database_url()?;
-    let connections_max = settings.connections_max();
-    let address = Address {
-        url: url.clone(),
-        file: settings.database_url_file.clone(),
-        password_command: settings.database.password_command.clone(),
-    };
-    Database::connect(address, connections_max, settings.database.reconnect_timeout).await.context(
-        "the database cannot be reached; hint: check DATABASE_URL (postgres://user:password@host/database)",
-    )
+    Ok(sync::connect(settings).await?)
 }
 
 /// Connects, and checks that the sync tables are migrated, for commands that open no journal that checks it.

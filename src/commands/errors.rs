@@ -8,7 +8,7 @@ use clap::Subcommand;
 use super::connect::connect;
 use super::error_filter::Filter;
 use super::exit_code::{INCOMPLETE, SUCCEEDED};
-use super::run::stop_on_signal;
+use super::signals::stop_on_signal;
 use super::{error_list, resolve};
 use crate::config::Settings;
 use crate::database::Database;

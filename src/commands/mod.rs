@@ -19,6 +19,8 @@ mod reference;
 mod resolve;
 mod run;
 mod sandbox;
+mod serve;
+mod signals;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -60,6 +62,8 @@ enum Command {
     Check(check::Options),
     /// Upload new rows of all entities, then exit
     Run(run::Options),
+    /// Do the same continuously, one run per interval, and show health and metrics over HTTP
+    Serve(serve::Options),
     /// Upload a range of `captured_at` again
     Backfill(backfill::Options),
     /// Show the state of each entity, or trace one ledger row
@@ -88,7 +92,7 @@ impl Command {
     fn prints_its_product(&self) -> bool {
         match self {
             Command::Check(_) | Command::Status(_) | Command::Verify(_) | Command::Demo(_) => true,
-            Command::Migrate(_) | Command::Sandbox(_) => false,
+            Command::Migrate(_) | Command::Serve(_) | Command::Sandbox(_) => false,
             Command::Attach(options) => options.prints_its_product(),
             Command::Entity(command) => command.prints_its_product(),
             Command::Run(options) => options.prints_its_product(),
@@ -121,7 +125,8 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
 async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     #[cfg(feature = "fault-points")]
     crate::fault_point::arm(environment.get("ELVEN_SYNC_FAULT_POINT"))?;
-    // Read by each command but `check`, which reports what is wrong with them, and the sandbox, which has to start in spite of a wrong setting of the connector.
+    // Read by each command but `check`, which reports what is wrong with them, and the sandbox, which has to start in
+    // spite of a wrong setting of the connector.
     let settings = |environment| Settings::load(&cli.flags, environment);
     match cli.command {
         Command::Migrate(options) => migrate::run(options, &settings(environment)?).await,
@@ -129,6 +134,10 @@ async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Entity(command) => entity::run(command, &settings(environment)?).await,
         Command::Check(options) => Ok(Box::pin(check::run(options, &cli.flags, environment)).await),
         Command::Run(options) => run::run(options, settings(environment)?).await,
+        Command::Serve(options) => {
+            let settings = settings(environment)?;
+            Box::pin(serve::run(options, cli.flags, settings)).await
+        }
         Command::Backfill(options) => Box::pin(backfill::run(options, settings(environment)?)).await,
         Command::Status(options) => run::status(&settings(environment)?, options).await,
         Command::Errors(command) => errors::run(command, &settings(environment)?).await,

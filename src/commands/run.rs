@@ -1,20 +1,18 @@
 //! `run` and `status`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-
-use super::connect::connect;
+use super::connect::{connect, connect_migrated};
 use super::exit_code::{FAILED, INCOMPLETE, SUCCEEDED};
+use super::signals::stop_on_signal;
 use crate::audit::{RecordKey, of_row, rows_of_key};
 use crate::config::Settings;
 use crate::database::Database;
+use crate::journal::metrics::Readings;
 use crate::journal::{Entity, Health, RunStatus};
 use crate::output;
-use crate::sync::{Stop, Worker};
+use crate::serve;
+use crate::sync::Worker;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -66,59 +64,6 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
     })
 }
 
-/// The time that a run may take after the grace to record its end. With the default grace of 25 s it ends before a
-/// scheduler sends SIGKILL, often after 30 s.
-const RECORD_END_MAX: Duration = Duration::from_secs(3);
-
-/// Turns the first SIGHUP, SIGINT or SIGTERM into a request to stop. A second signal ends the process at once; so does
-/// the end of the grace and [`RECORD_END_MAX`], if the process still runs then.
-pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<AtomicU8>)> {
-    const SIGHUP: u8 = 1;
-    const SIGINT: u8 = 2;
-    const SIGTERM: u8 = 15;
-    let (sender, stop) = watch::channel(false);
-    let stopped_by = Arc::new(AtomicU8::new(SIGTERM));
-    let noted = stopped_by.clone();
-    // Under nohup, the end of the session must not stop the work.
-    let mut hangup = if ignores(SIGHUP) { None } else { Some(signal(SignalKind::hangup())?) };
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
-        let mut next = async || {
-            let hung_up = async {
-                match &mut hangup {
-                    Some(hangup) => hangup.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = hung_up => SIGHUP,
-                _ = interrupt.recv() => SIGINT,
-                _ = terminate.recv() => SIGTERM,
-            }
-        };
-        let first = next().await;
-        noted.store(first, Ordering::Relaxed);
-        tracing::warn!("stopping after the requests in flight; a second signal stops at once");
-        let _ = sender.send(true);
-        let second = tokio::time::timeout(grace + RECORD_END_MAX, next()).await;
-        let last = second.unwrap_or_else(|_| {
-            tracing::error!("the requests in flight were not finished in time; the next run recovers them");
-            first
-        });
-        std::process::exit(i32::from(128 + last));
-    });
-    Ok((stop, stopped_by))
-}
-
-/// Returns whether the process was started with this signal ignored. Only Linux says that without unsafe code.
-fn ignores(signal: u8) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    ignored.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
-}
-
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("traced").args(["row", "account"])))]
 pub(super) struct StatusOptions {
@@ -140,9 +85,17 @@ pub(super) struct StatusOptions {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print the metrics of /metrics that come from the sync tables, for the textfile collector of Prometheus
+    #[arg(long, conflicts_with_all = ["traced", "json"])]
+    prometheus: bool,
 }
 
 pub(super) async fn status(settings: &Settings, options: StatusOptions) -> anyhow::Result<u8> {
+    if options.prometheus {
+        let readings = Readings::read(&connect_migrated(settings).await?).await?;
+        output::lines(serve::of_tables(readings)?.trim_end());
+        return Ok(SUCCEEDED);
+    }
     let database = connect(settings).await?;
     if let Some(row) = &options.row {
         let reports = of_row(settings, &database, row, options.entity.as_deref()).await?;

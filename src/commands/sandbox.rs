@@ -85,7 +85,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<u8> {
     if !faults.is_empty() {
         output::lines(format_args!("\nfaults: {}   (--seed {seed} repeats them)", escaped(&faults)));
     }
-    let (mut stop, _) = super::run::stop_on_signal(std::time::Duration::ZERO)?;
+    let (mut stop, _) = super::signals::stop_on_signal(std::time::Duration::ZERO)?;
     stop.changed().await?;
     sandbox.stop().await;
     Ok(SUCCEEDED)

@@ -29,7 +29,7 @@ pub use error_causes::error_causes;
 pub use errors::{ErrorFormat, ErrorRows, error_in_full, no_errors, no_match, no_row_matches};
 pub use health::health;
 pub use progress::{Watched, watch};
-pub use run::run_report;
+pub use run::{run_report, run_summary};
 
 use crate::journal::registering;
 use crate::text::{chain, counted_noun, escaped, escaped_json, escaped_lines};
@@ -98,7 +98,7 @@ pub fn error(problem: &anyhow::Error) {
     let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", escaped(&chain(problem.as_ref())));
 }
 
-/// Starts the log: warnings and how far long work is, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.
+/// Starts the log: warnings, how far long work is and what a service does, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.
 pub fn start_log(verbose: u8, wanted: Option<&str>) {
     let level = match verbose {
         0 => LevelFilter::WARN,
@@ -109,7 +109,8 @@ pub fn start_log(verbose: u8, wanted: Option<&str>) {
     let is_ignored = matches!(chosen, Some(None));
     let filter = chosen.flatten().unwrap_or_else(|| {
         let all = Targets::new().with_default(LevelFilter::WARN).with_target("elven_sync", level);
-        all.with_target("elven_sync::progress", LevelFilter::INFO.max(level))
+        let shown = LevelFilter::INFO.max(level);
+        all.with_target("elven_sync::progress", shown).with_target("elven_sync::serve", shown)
     });
     let format = tracing_subscriber::fmt::layer()
         .with_writer(progress::Log::default)

@@ -8,25 +8,21 @@ use super::{ENTITIES_SHOWN_MAX, counted, json_line, line, lines, number, table, 
 use crate::sync::{Ended, EntityReport, RunReport};
 use crate::text::{counted_noun, quoted_argument, quoted_option};
 
-/// Prints the summary of a run. `paused`: the entities that were asked for, if all of them are paused.
-pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
-    if as_json {
-        json_line(&run_json(report));
-        return;
-    }
-    let pending = pending_words(report);
+/// Returns the first line of the summary of a run: its status and its counters.
+pub fn run_summary(report: &RunReport) -> String {
     let counters = &report.counters;
     match report.run_id {
-        Some(run_id) => line(format_args!(
-            "run {run_id} {}: {} rows read, {} uploaded, {} set aside, {} superseded, {pending}; {} requests",
+        Some(run_id) => format!(
+            "run {run_id} {}: {} rows read, {} uploaded, {} set aside, {} superseded, {}; {} requests",
             report.status.as_ref(),
             counters.rows_read,
             counters.rows_uploaded,
             counters.rows_rejected,
             counters.rows_superseded,
+            pending_words(report),
             counters.requests
-        )),
-        None => line(format_args!(
+        ),
+        None => format!(
             "dry run, nothing was sent or changed: {} rows would be read, {} uploaded in {} requests ({} bytes), {} \
              set aside, {} superseded",
             counters.rows_read,
@@ -35,8 +31,18 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
             counters.bytes_sent,
             counters.rows_rejected,
             counters.rows_superseded
-        )),
+        ),
     }
+}
+
+/// Prints the summary of a run. `paused`: the entities that were asked for, if all of them are paused.
+pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
+    if as_json {
+        json_line(&run_json(report));
+        return;
+    }
+    line(run_summary(report));
+    let counters = &report.counters;
     if counters.rows_beyond_double > 0 {
         line(format_args!(
             "note: {} amounts have more digits than a double holds; they are sent exactly, but a program that reads \

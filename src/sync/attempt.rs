@@ -65,6 +65,7 @@ impl LaneWorker {
         let sent = self.send_fresh(session, lease, batch, attempts.remedies.trial, signed).await?;
         let Sent { answer, begun, by } = sent;
         log::request(answer.as_ref(), begun, attempts.number, batch.body.len());
+        self.progress.step();
         let Some(answer) = answer else {
             lease.fence.note_lost(batch, begun, session.ahead_of_api());
             return Ok(Requested::CutOff(begun));

@@ -5,6 +5,7 @@ mod attempt;
 mod backfill;
 mod batcher;
 mod concurrency;
+mod connect;
 mod decisions;
 mod delivery;
 mod dry_run;
@@ -37,6 +38,7 @@ pub(crate) mod worker;
 mod zone_rules;
 
 pub use backfill::{BackfillError, BackfillReport};
+pub use connect::{ConnectError, connect, primary};
 pub use dry_run::DryRunReport;
 pub use error::RunError;
 pub use foreseen::{Foreseen, ForeseenName, ForeseenReason};

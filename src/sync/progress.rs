@@ -1,6 +1,7 @@
 //! The progress of a run or a backfill, for display.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,10 @@ pub struct Progress(Arc<Shared>);
 struct Shared {
     /// How long after its start the rows of a run are counted. Set only if the progress is displayed.
     counted_after: OnceLock<Duration>,
+    /// The steps that the work has made: requests that ended, and changes of an entity.
+    steps: AtomicU64,
+    /// The ledger was asked for new rows.
+    has_polled: AtomicBool,
     entities: Mutex<BTreeMap<String, EntityProgress>>,
 }
 
@@ -44,6 +49,27 @@ impl Progress {
         self.lock().values().cloned().collect()
     }
 
+    /// Returns how many steps the work has made. Work that is stuck makes none.
+    pub fn steps(&self) -> u64 {
+        self.0.steps.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the ledger was asked for new rows of all entities.
+    pub fn has_polled(&self) -> bool {
+        self.0.has_polled.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the work has made a step.
+    pub(super) fn step(&self) {
+        self.0.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that the ledger was asked for new rows of all entities.
+    pub(super) fn note_poll(&self) {
+        self.0.has_polled.store(true, Ordering::Relaxed);
+        self.step();
+    }
+
     /// Sets the number of rows of an entity, and how many of them earlier runs processed.
     pub(super) fn expect(&self, entity_id: &str, rows_total: i64, rows_done: i64) {
         self.change(entity_id, |entity| {
@@ -68,6 +94,7 @@ impl Progress {
     }
 
     pub(super) fn change(&self, entity_id: &str, change: impl FnOnce(&mut EntityProgress)) {
+        self.step();
         let mut entities = self.lock();
         let entity = entities.entry(entity_id.to_owned()).or_insert_with(|| EntityProgress {
             entity_id: entity_id.to_owned(),

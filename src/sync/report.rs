@@ -136,6 +136,13 @@ pub struct RunReport {
     pub foreseen: Option<Foreseen>,
 }
 
+impl RunReport {
+    /// Returns whether the run processed rows or sent something.
+    pub fn did_something(&self) -> bool {
+        self.counters.rows_read > 0 || self.counters.requests > 0
+    }
+}
+
 /// Entities of the ledger that are not registered, and why they could not be looked for, if that failed.
 #[derive(Debug, Default)]
 pub(crate) struct Unregistered {

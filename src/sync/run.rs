@@ -133,6 +133,7 @@ impl Worker {
         let ids: Vec<String> = selected.iter().map(|entity| entity.entity_id.clone()).collect();
         let lanes = self.journal.lanes(&ids, &self.mapping).await?;
         let probed = self.ledger.probe(&progress(&lanes)).await?;
+        self.progress.note_poll();
         // Before any lane starts: a pause that the API asked for applies to all lanes of the credential.
         for target in targets {
             if let Some(pause) = lanes.get(&target.entity_id).and_then(|lane| lane.not_before) {

@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["admin"],
     &["check"],
     &["output"],
+    &["serve"],
     &["commands"],
 ];
 

@@ -62,6 +62,7 @@ mod sandbox;
 mod sandbox_faults;
 mod schema;
 mod seal;
+mod serve;
 mod session_settings;
 mod shutdown;
 mod simulation;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::super::cursor_columns::{at, xid};
-use super::super::{Counters, CursorAdvance, JournalError, OpenWork, WorkKind};
+use super::super::{Counters, CursorAdvance, JournalError, OpenWork, RequestCounts, WorkKind};
 use super::write::WriteRequest;
 use crate::database::Transaction;
 use crate::ledger::instant_us;
@@ -34,6 +34,8 @@ pub struct LockedLane {
     pub counted: Counters,
     /// The records of all work that were accepted.
     pub uploaded: i64,
+    /// The requests of all work that were answered.
+    pub requests: RequestCounts,
     /// The transaction renews the lease.
     pub renewed: bool,
 }
@@ -91,6 +93,7 @@ impl LockedLane {
         self.renewed |= self.is_aging;
         if let Some(answer) = request.answer() {
             self.uploaded += answer.counted.rows_uploaded;
+            self.requests += RequestCounts::of(&answer.answered);
             if request.pass.work != WorkKind::Retry {
                 self.counted += &answer.counted;
             }
@@ -102,7 +105,8 @@ impl LockedLane {
     }
 
     fn is_changed(&self) -> bool {
-        self.moved_to.is_some() || self.counted.rows_read > 0 || self.uploaded > 0 || self.renewed
+        let counts = self.counted.rows_read > 0 || self.uploaded > 0 || !self.requests.is_zero();
+        self.moved_to.is_some() || counts || self.renewed
     }
 }
 
@@ -267,21 +271,33 @@ pub(super) async fn move_lanes(
     let row_ids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.id)).collect();
     let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.uploaded).collect();
     let renewed: Vec<_> = moved.iter().map(|(_, lane)| lane.renewed).collect();
+    let requests = |of: fn(&RequestCounts) -> i64| -> Vec<i64> {
+        moved.iter().map(|(_, lane)| of(&lane.requests)).collect()
+    };
     sqlx::query!(
         "update elven_sync.sync_state s
             set cursor_xid = coalesce(m.cursor_xid::xid8, s.cursor_xid),
                 cursor_id = coalesce(m.cursor_id, s.cursor_id), rows_uploaded = s.rows_uploaded + m.uploaded,
                 lease_expires_at = case when m.renewed then clock_timestamp() + make_interval(secs => $6)
-                                        else s.lease_expires_at end
-           from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::boolean[])
-                m (entity_id, cursor_xid, cursor_id, uploaded, renewed)
+                                        else s.lease_expires_at end,
+                requests_accepted = s.requests_accepted + m.accepted,
+                requests_refused = s.requests_refused + m.refused,
+                requests_throttled = s.requests_throttled + m.throttled,
+                requests_unknown = s.requests_unknown + m.unknown
+           from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::boolean[], $7::bigint[], $8::bigint[],
+                       $9::bigint[], $10::bigint[])
+                m (entity_id, cursor_xid, cursor_id, uploaded, renewed, accepted, refused, throttled, unknown)
           where s.entity_id = m.entity_id",
         &ids,
         &xids as &[Option<String>],
         &row_ids as &[Option<String>],
         &uploaded,
         &renewed,
-        lease.as_secs_f64()
+        lease.as_secs_f64(),
+        &requests(|requests| requests.accepted),
+        &requests(|requests| requests.refused),
+        &requests(|requests| requests.throttled),
+        &requests(|requests| requests.unknown)
     )
     .execute(&mut *transaction)
     .await?;

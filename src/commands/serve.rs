@@ -1,0 +1,47 @@
+//! `serve`: the connector as a service.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::connect::duration;
+use super::exit_code::SUCCEEDED;
+use super::signals::signals_of_service;
+use crate::config::{Flags, Settings};
+use crate::serve;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Time from the start of a run to the start of the next, from 1s to 24h
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = interval)]
+    every: Duration,
+    /// Address and port of /healthz, /readyz and /metrics; port 0 takes a free port
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    listen: SocketAddr,
+    /// Host name under which the address is known, can be repeated; requests that name another host are refused
+    #[arg(long = "host", value_name = "NAME")]
+    hosts: Vec<String>,
+    /// Serve the status page also on an address that is not loopback
+    #[arg(long)]
+    page: bool,
+}
+
+/// Parses the interval between runs.
+fn interval(text: &str) -> Result<Duration, String> {
+    let wanted = duration(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_hours(24);
+    if range.contains(&wanted) { Ok(wanted) } else { Err("expected 1s to 24h".to_owned()) }
+}
+
+pub(super) async fn run(options: Options, flags: Flags, settings: Settings) -> anyhow::Result<u8> {
+    let Options { every, listen, hosts, page } = options;
+    settings.database_url()?;
+    let signals = signals_of_service()?;
+    let listener = serve::listen(listen).map_err(|problem| {
+        anyhow::anyhow!(
+            "serve cannot listen on {listen}: {problem}; hint: elven-sync serve --listen {}",
+            SocketAddr::new(listen.ip(), 0)
+        )
+    })?;
+    serve::serve(serve::Options { every, hosts, page, flags, settings }, listener, signals).await?;
+    Ok(SUCCEEDED)
+}

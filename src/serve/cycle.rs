@@ -1,0 +1,146 @@
+//! One cycle of the service: one run, as `elven-sync run` makes it.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+
+use super::configuration::ConfigurationFact;
+use super::connected::{Connected, Target, connect_to};
+use super::health::Checked;
+use super::outcome::CycleOutcome;
+use super::shared::Shared;
+use super::systemd;
+use crate::config::Settings;
+use crate::database::{Database, Transient};
+use crate::journal::{JournalError, RunStatus, is_configuration_broken, note_configuration};
+use crate::output;
+use crate::sync::{ConnectError, EntityReport, RunError, RunReport, Stop, Worker};
+use crate::text::chain;
+
+/// The most failures of a run that are logged.
+const FAILURES_MAX: usize = 20;
+
+/// The end of a cycle.
+#[derive(Debug)]
+pub(super) struct CycleEnd {
+    pub outcome: CycleOutcome,
+    /// The connection for the next cycle.
+    pub connected: Option<Connected>,
+    /// The database knows whether the configuration has a mistake.
+    pub fact_recorded: bool,
+}
+
+impl CycleEnd {
+    pub(super) fn of(outcome: CycleOutcome) -> Self {
+        Self { outcome, connected: None, fact_recorded: false }
+    }
+}
+
+/// Makes one run.
+pub(super) async fn cycle(
+    settings: Arc<Settings>,
+    connected: Option<Connected>,
+    stop: Stop,
+    shared: Arc<Shared>,
+    fact: ConfigurationFact,
+) -> CycleEnd {
+    let connected = match unless_stopped(&stop, connect(&settings, connected)).await {
+        None => return CycleEnd::of(CycleOutcome::Ran(RunStatus::Interrupted)),
+        Some(Ok(connected)) => connected,
+        Some(Err(problem)) => {
+            shared.health.note_database(Checked::Away);
+            tracing::error!("the run could not begin: {}", chain(&problem));
+            return CycleEnd::of(CycleOutcome::DatabaseAway);
+        }
+    };
+    match run(&settings, connected.database.clone(), stop, &shared).await {
+        Ok(report) => {
+            shared.health.note_database(Checked::Well);
+            log(&report);
+            let fact_recorded = recorded(&connected.database, &fact).await;
+            CycleEnd { outcome: CycleOutcome::Ran(report.status), connected: Some(connected), fact_recorded }
+        }
+        Err(problem) => {
+            let outcome =
+                if problem.is_transient() { CycleOutcome::DatabaseAway } else { CycleOutcome::Failed };
+            note_failure(&shared, &problem);
+            tracing::error!("the run failed: {}", chain(&problem));
+            systemd::status("the last run failed");
+            // Connections that failed are not used again.
+            CycleEnd::of(outcome)
+        }
+    }
+}
+
+/// Records whether the configuration has a mistake, if the database does not know that. Returns whether it knows.
+async fn recorded(database: &Database, fact: &ConfigurationFact) -> bool {
+    let record = async {
+        let is_known = fact.is_recorded
+            || fact.is_first && fact.mistake.is_none() && !is_configuration_broken(database).await?;
+        if is_known { Ok(()) } else { note_configuration(database, fact.mistake.as_deref()).await }
+    };
+    let recorded: Result<(), JournalError> = record.await;
+    if let Err(problem) = &recorded {
+        tracing::warn!("the state of the configuration could not be recorded: {}", chain(problem));
+    }
+    recorded.is_ok()
+}
+
+async fn connect(settings: &Settings, connected: Option<Connected>) -> Result<Connected, ConnectError> {
+    connect_to(Target::of_worker(settings)?, connected).await
+}
+
+async fn run(
+    settings: &Settings,
+    database: Database,
+    stop: Stop,
+    shared: &Shared,
+) -> Result<RunReport, RunError> {
+    let worker = Worker::open(settings.clone(), database, stop).await?;
+    shared.health.begin_run(worker.progress().clone());
+    let watched = output::watch(worker.progress());
+    // Boxed, so that the compiler need not look through all of a run to see that it can be a task.
+    let report = worker.run(&[]).boxed().await;
+    watched.end().await;
+    report
+}
+
+/// Notes what a failed run says about the database.
+fn note_failure(shared: &Shared, problem: &RunError) {
+    match problem {
+        RunError::Journal(JournalError::Schema(why)) => {
+            shared.health.note_database(Checked::WrongSchema(why.clone()));
+        }
+        problem if problem.is_transient() => shared.health.note_database(Checked::Away),
+        _ => {}
+    }
+}
+
+/// Logs what a run did, if it did something.
+fn log(report: &RunReport) {
+    let summary = output::run_summary(report);
+    systemd::status(&summary);
+    for note in &report.notes {
+        tracing::info!(target: "elven_sync::serve", "note: {note}");
+    }
+    let failures: Vec<String> = report.entities.iter().filter_map(EntityReport::failure).collect();
+    for failure in failures.iter().take(FAILURES_MAX) {
+        tracing::warn!("lane failed: {failure}");
+    }
+    if let Some(more) = failures.len().checked_sub(FAILURES_MAX).filter(|more| *more > 0) {
+        tracing::warn!("lane failed: {more} more entities; hint: elven-sync status");
+    }
+    if report.status != RunStatus::Succeeded || report.did_something() {
+        tracing::info!(target: "elven_sync::serve", "{summary}");
+    }
+}
+
+/// Waits for a future. `None`: the service was asked to stop first.
+async fn unless_stopped<T>(stop: &Stop, waiting: impl Future<Output = T>) -> Option<T> {
+    let mut stop = stop.clone();
+    tokio::select! {
+        biased;
+        Ok(_) = stop.wait_for(|stop| *stop) => None,
+        done = waiting => Some(done),
+    }
+}

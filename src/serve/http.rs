@@ -1,0 +1,108 @@
+//! The HTTP server, on a thread and a runtime of its own: it answers while the main runtime is frozen.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
+
+use super::connection::Listener;
+use super::metrics::{Format, in_format};
+use super::rules::Endpoint;
+use super::shared::Shared;
+use super::systemd;
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// Starts the server. Returns an error if its thread or its runtime cannot be started.
+pub(super) fn start(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let serve = move || {
+        let served = runtime.block_on(async {
+            tokio::spawn(keep_watchdog(shared.clone()));
+            let listener = Listener::new(tokio::net::TcpListener::from_std(listener)?);
+            axum::serve(listener, Router::new().fallback(answer).with_state(shared)).await
+        });
+        if let Err(problem) = served {
+            tracing::error!(error = %problem, "the HTTP server ended");
+        }
+    };
+    std::thread::Builder::new().name("http".to_owned()).spawn(serve)?;
+    Ok(())
+}
+
+/// Tells systemd that the process is well, for as long as it is.
+async fn keep_watchdog(shared: Arc<Shared>) {
+    let Some(every) = systemd::watchdog_every() else { return };
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        if shared.health.ailment().is_none() {
+            systemd::is_well();
+        }
+    }
+}
+
+/// Answers a request.
+async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let response = response(&shared, request).await;
+    shared.process.count_response(response.status().as_u16());
+    response
+}
+
+async fn response(shared: &Shared, request: Request) -> Response {
+    let (head, _) = request.into_parts();
+    let endpoint = match shared.rules.endpoint(&head) {
+        Ok(endpoint) => endpoint,
+        Err(refusal) => return text(refusal.status(), PLAIN, refusal.text().to_owned()),
+    };
+    match endpoint {
+        Endpoint::Healthz => verdict(shared.health.ailment()),
+        Endpoint::Readyz => {
+            shared.check().await;
+            verdict(shared.health.unreadiness())
+        }
+        Endpoint::Metrics => metrics(shared, &head.headers).await,
+    }
+}
+
+async fn metrics(shared: &Shared, headers: &HeaderMap) -> Response {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    let format = Format::accepted(&accept.collect::<Vec<_>>().join(","));
+    let readings = shared.readings().await;
+    match in_format(format, shared.process.registry(), readings) {
+        Ok(metrics) => text(StatusCode::OK, format.content_type(), metrics),
+        Err(problem) => text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{problem}\n")),
+    }
+}
+
+/// The answer of a check. `problem`: why it fails.
+fn verdict(problem: Option<String>) -> Response {
+    match problem {
+        None => text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
+        Some(problem) => text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{problem}\n")),
+    }
+}
+
+fn text(status: StatusCode, content_type: &'static str, text: String) -> Response {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // A connection carries one request.
+        (header::CONNECTION, "close"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}

@@ -1,0 +1,82 @@
+//! What the HTTP server asks the database. It has connections of its own, and no patience.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::connected::{Connected, Target, connect_to};
+use super::health::{Checked, Health};
+use crate::config::Settings;
+use crate::database::Database;
+use crate::journal::metrics::Readings;
+use crate::journal::{self, JournalError};
+use crate::sync::ConnectError;
+
+/// The most connections of the HTTP server.
+const CONNECTIONS_MAX: usize = 2;
+/// How long the HTTP server waits for a database that is away.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time limit of a check of the database.
+const CHECK_MAX: Duration = Duration::from_secs(2);
+/// The time limit of reading the sync tables. A scrape ends after 10 s by default.
+const READ_MAX: Duration = Duration::from_secs(5);
+/// The result of a check or of reading the sync tables is used for this long, so that many requests do not cost many statements.
+const CHECKED_FOR: Duration = Duration::from_secs(1);
+
+/// The database, as the HTTP server sees it.
+#[derive(Debug, Default)]
+pub(super) struct Observer {
+    connected: Mutex<Option<Connected>>,
+    /// When the database was checked last. Held during a check, so that there is one at a time.
+    checked_at: Mutex<Option<Instant>>,
+    /// What the sync tables said last, and when. Held while they are read, so that there is one reading at a time.
+    readings: Mutex<Option<(Instant, Arc<Readings>)>>,
+}
+
+impl Observer {
+    /// Checks whether the database can be reached and has the right schema, and notes the result.
+    pub(super) async fn check(&self, settings: &Settings, health: &Health) {
+        let mut checked_at = self.checked_at.lock().await;
+        if checked_at.is_some_and(|at| at.elapsed() < CHECKED_FOR) {
+            return;
+        }
+        let checked = timeout(CHECK_MAX, self.checked(settings)).await;
+        health.note_database(checked.unwrap_or(Checked::Away));
+        *checked_at = Some(Instant::now());
+    }
+
+    /// Returns what the sync tables say. `None`: they could not be read in time.
+    pub(super) async fn readings(&self, settings: &Settings, health: &Health) -> Option<Arc<Readings>> {
+        let mut latest = self.readings.lock().await;
+        if let Some((at, readings)) = &*latest
+            && at.elapsed() < CHECKED_FOR
+        {
+            return Some(readings.clone());
+        }
+        *latest = None;
+        let read = async { Readings::read(&self.database(settings).await.ok()?).await.ok() };
+        let readings = Arc::new(timeout(READ_MAX, read).await.ok()??);
+        health.note_database(Checked::Well);
+        *latest = Some((Instant::now(), readings.clone()));
+        Some(readings)
+    }
+
+    async fn checked(&self, settings: &Settings) -> Checked {
+        let Ok(database) = self.database(settings).await else { return Checked::Away };
+        match journal::check_schema(&database).await {
+            Ok(()) => Checked::Well,
+            Err(JournalError::Schema(why)) => Checked::WrongSchema(why),
+            Err(_) => Checked::Away,
+        }
+    }
+
+    /// Returns a connection with the configuration in use.
+    async fn database(&self, settings: &Settings) -> Result<Database, ConnectError> {
+        let mut connected = self.connected.lock().await;
+        let target = Target::impatient(settings, CONNECTIONS_MAX, RECONNECT_TIMEOUT)?;
+        let current = connect_to(target, connected.take()).await?;
+        Ok(connected.insert(current).database.clone())
+    }
+}

@@ -1,0 +1,176 @@
+//! When runs begin: the first at once, then one per interval, never two at a time; and at once on SIGHUP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::configuration::Configuration;
+use super::connected::Connected;
+use super::cycle::{CycleEnd, cycle};
+use super::outcome::CycleOutcome;
+use super::shared::Shared;
+use super::systemd;
+use crate::sync::Stop;
+
+/// The longest random delay of a run.
+const JITTER_MAX: Duration = Duration::from_secs(10);
+/// A cycle that could not work because of the database is tried again after this time, if the interval is longer.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// The time that a run may take after the grace to record its end.
+const RECORD_END_MAX: Duration = Duration::from_secs(3);
+
+/// The signals to a service.
+#[derive(Debug)]
+pub struct Signals {
+    /// Becomes true when the service is asked to stop.
+    pub stop: Stop,
+    /// Asks to read the configuration and the entities again at once.
+    pub hangups: mpsc::Receiver<()>,
+}
+
+/// Runs until the service is asked to stop, and until the run under way has ended.
+pub(super) async fn run(
+    shared: &Arc<Shared>,
+    mut configuration: Configuration,
+    every: Duration,
+    mut signals: Signals,
+) {
+    let mut connected = None;
+    let mut asked = false;
+    loop {
+        let begun = Instant::now();
+        if !asked {
+            configuration.read(shared, false);
+        }
+        shared.health.begin_cycle();
+        let ended = one(shared, &mut configuration, connected.take(), &mut signals).await;
+        shared.health.end_cycle();
+        let Some(ended) = ended else { return };
+        shared.process.count_cycle(ended.outcome, begun.elapsed());
+        if *signals.stop.borrow() {
+            systemd::stopping();
+            return;
+        }
+        connected = ended.connected;
+        asked = ended.asked;
+        if asked {
+            continue;
+        }
+        let next = begun + wait(every, ended.outcome, fastrand::f64());
+        tokio::select! {
+            biased;
+            _ = signals.stop.wait_for(|stop| *stop) => {
+                systemd::stopping();
+                return;
+            }
+            Some(()) = signals.hangups.recv() => {
+                reload(shared, &mut configuration);
+                asked = true;
+            }
+            () = tokio::time::sleep_until(next) => {}
+        }
+    }
+}
+
+/// Returns how long after the start of a cycle the next one begins. `random`: 0 to 1. An interval that is over already
+/// is not waited for.
+fn wait(every: Duration, outcome: CycleOutcome, random: f64) -> Duration {
+    let every = if outcome == CycleOutcome::DatabaseAway { every.min(RETRY_AFTER) } else { every };
+    every + (every / 10).min(JITTER_MAX).mul_f64(random)
+}
+
+/// How a cycle ended.
+struct Ended {
+    outcome: CycleOutcome,
+    connected: Option<Connected>,
+    /// The configuration was read again meanwhile, and somebody waits for its effect.
+    asked: bool,
+}
+
+/// Runs one cycle. `None`: the service was asked to stop, and the requests in flight were not finished in time.
+async fn one(
+    shared: &Arc<Shared>,
+    configuration: &mut Configuration,
+    connected: Option<Connected>,
+    signals: &mut Signals,
+) -> Option<Ended> {
+    let settings = configuration.current().clone();
+    let (stopping, stop) = watch::channel(false);
+    // In a task of its own, so that a panic ends it alone.
+    let fact = configuration.fact();
+    let mistake = fact.mistake.clone();
+    let mut task = tokio::spawn(cycle(settings.clone(), connected, stop, shared.clone(), fact));
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut task => {
+                let ended = ended.unwrap_or_else(|problem| {
+                    tracing::error!(
+                        "a run ended in a panic, and the next one is tried in time: {problem}; hint: report it"
+                    );
+                    CycleEnd::of(CycleOutcome::Panicked)
+                });
+                let CycleEnd { outcome, connected, fact_recorded } = ended;
+                if fact_recorded {
+                    configuration.note_recorded(mistake);
+                }
+                return Some(Ended { outcome, connected, asked });
+            }
+            () = asked_to_stop(&mut signals.stop) => break,
+            Some(()) = signals.hangups.recv() => {
+                reload(shared, configuration);
+                asked = true;
+            }
+        }
+    }
+    systemd::stopping();
+    stopping.send_replace(true);
+    let ended = tokio::time::timeout(settings.sync.shutdown_grace + RECORD_END_MAX, task).await;
+    if ended.is_err() {
+        tracing::error!("the requests in flight were not finished in time; the next run recovers them");
+    }
+    None
+}
+
+/// Waits for the request to stop.
+async fn asked_to_stop(stop: &mut Stop) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Reads the configuration again because somebody asked for it.
+fn reload(shared: &Shared, configuration: &mut Configuration) {
+    systemd::reloading();
+    configuration.read(shared, true);
+    systemd::reloaded(configuration.mistake().map_or(
+        "the configuration was read again",
+        |_| "the configuration has a mistake, so the one before stays in use",
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::RunStatus;
+
+    #[test]
+    fn a_run_begins_an_interval_after_the_one_before_with_little_jitter() {
+        let (ran, away) = (CycleOutcome::Ran(RunStatus::Succeeded), CycleOutcome::DatabaseAway);
+        let second = Duration::from_secs(1);
+        for (every, outcome, random, expected) in [
+            (60 * second, ran, 0.0, 60 * second),
+            (60 * second, ran, 1.0, 66 * second),
+            (3600 * second, ran, 1.0, 3610 * second),
+            (3600 * second, CycleOutcome::Failed, 0.0, 3600 * second),
+            (3600 * second, away, 0.0, 10 * second),
+            (3600 * second, away, 1.0, 11 * second),
+            (second, away, 0.0, second),
+        ] {
+            assert_eq!(wait(every, outcome, random), expected, "{every:?} {outcome:?} {random}");
+        }
+    }
+}

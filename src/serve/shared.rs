@@ -1,0 +1,54 @@
+//! What the runs and the HTTP server share.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::health::Health;
+use super::observer::Observer;
+use super::process::Process;
+use super::rules::Rules;
+use crate::config::Settings;
+use crate::journal::metrics::Readings;
+
+/// What the runs and the HTTP server share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub health: Health,
+    pub observer: Observer,
+    pub process: Process,
+    pub rules: Rules,
+    /// The configuration in use.
+    settings: RwLock<Arc<Settings>>,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Arc<Settings>, rules: Rules) -> Self {
+        Self {
+            health: Health::new(&settings),
+            observer: Observer::default(),
+            process: Process::default(),
+            rules,
+            settings: RwLock::new(settings),
+        }
+    }
+
+    /// Checks the database for readiness.
+    pub(super) async fn check(&self) {
+        self.observer.check(&self.settings(), &self.health).await;
+    }
+
+    /// Returns what the sync tables say. `None`: they could not be read in time.
+    pub(super) async fn readings(&self) -> Option<Arc<Readings>> {
+        self.observer.readings(&self.settings(), &self.health).await
+    }
+
+    /// The configuration in use.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a configuration in use.
+    pub(super) fn use_settings(&self, settings: Arc<Settings>) {
+        self.health.set_stuck_after(&settings);
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+}

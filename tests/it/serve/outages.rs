@@ -1,0 +1,92 @@
+//! Outages of the database and of Elven: the service survives them, and says what it should to probes.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+
+use super::{Service, add_row, arrives, value};
+use crate::cluster::Cluster;
+use crate::support::{TestEnv, assert_stays, fault_rules};
+
+const UP: &str = "elven_sync_up";
+
+/// Before the first poll, in a short outage, in a long one, and after it.
+#[sqlx::test(migrations = false)]
+async fn the_service_survives_a_database_restart(pool: PgPool) {
+    let mut cluster = Cluster::new(&pool).await;
+    let mut scene = TestEnv::at(&cluster.url("ledger")).await;
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "1s");
+    scene.entity("acme", "UTC").await;
+    add_row(&scene, "a").await;
+    cluster.crash();
+    let mut service = Service::start(&scene, &["--every", "1s"]).await;
+    service.logs("the run could not begin").await;
+    let unready = service.get("/readyz").await;
+    assert_eq!((unready.status, unready.body.as_str()), (503, "the database was not reached yet\n"));
+    assert_eq!(service.get("/healthz").await.status, 200, "no dependency makes it unhealthy");
+    let metrics = service.get("/metrics").await;
+    assert_eq!((metrics.status, value(&metrics.body, UP).as_deref()), (200, Some("0")));
+    let away = value(&metrics.body, "elven_sync_process_cycles_total{outcome=\"database_away\"}").unwrap();
+    assert!(away.parse::<i64>().unwrap() >= 1, "{}", metrics.body);
+
+    cluster.start().await;
+    arrives(&scene, &service, "a").await;
+    service.answers("/readyz", 200).await;
+    assert_eq!(service.value(UP).await.as_deref(), Some("1"));
+
+    cluster.crash();
+    let begun = Instant::now();
+    let is_ready = async || {
+        assert_eq!(service.get("/healthz").await.status, 200);
+        service.get("/readyz").await.status == 200
+    };
+    assert_stays("it stays ready over a short outage", Duration::from_secs(50), is_ready).await;
+    let mut answer = service.get("/readyz").await;
+    while answer.status == 200 && begun.elapsed() < Duration::from_secs(90) {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        answer = service.get("/readyz").await;
+    }
+    assert!(answer.body.starts_with("the database has been away for 6"), "{answer:?}");
+    assert_eq!(service.get("/healthz").await.status, 200);
+    assert!(service.runs());
+
+    cluster.start().await;
+    service.answers("/readyz", 200).await;
+    add_row(&scene, "b").await;
+    arrives(&scene, &service, "b").await;
+    service.stop().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_outage_of_elven_does_not_make_the_service_unready(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.set("ELVEN_SYNC_RETRY__ATTEMPTS", "2");
+    scene.set("ELVEN_SYNC_RETRY__INITIAL", "10ms");
+    scene.entity("acme", "UTC").await;
+    add_row(&scene, "a").await;
+    scene.sandbox.set_rules(fault_rules(&["error-500"]));
+    let service = Service::start(&scene, &["--every", "1s"]).await;
+    service.logs("lane failed: acme").await;
+    for path in ["/readyz", "/healthz"] {
+        assert_eq!(service.get(path).await.status, 200, "{path}");
+    }
+    let failed = "elven_sync_entities{status=\"failing\"}";
+    assert_eq!(service.value(failed).await.as_deref(), Some("1"));
+    scene.sandbox.set_rules(Vec::new());
+    arrives(&scene, &service, "a").await;
+    service.stop().await;
+}
+
+/// A database without the sync tables is not ready, and the service waits for them.
+#[sqlx::test(migrations = false)]
+async fn the_service_waits_for_the_schema(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    scene.sql("alter schema elven_sync rename to away").await;
+    let service = Service::start(&scene, &["--every", "1s"]).await;
+    service.logs("the sync tables do not exist").await;
+    let unready = service.get("/readyz").await;
+    assert!(unready.status == 503 && unready.body.contains("elven-sync migrate"), "{unready:?}");
+    scene.sql("alter schema away rename to elven_sync").await;
+    service.answers("/readyz", 200).await;
+    service.stop().await;
+}
