@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::finding::{Finding, Outcome, Status, Unmade, age, named};
+use super::finding::{Finding, Outcome, Unmade, age, named};
 use super::surroundings::Surroundings;
 use crate::sync::{ApiProbe, ProbeOutcome};
 use crate::text::counted_noun;
@@ -33,6 +33,10 @@ async fn answered(surroundings: &Surroundings) -> Result<Vec<&ApiProbe>, Unmade>
     if answered.is_empty() { Err(Unmade::Needs("api.reachable")) } else { Ok(answered) }
 }
 
+/// What helps when the API does not answer as itself.
+const REACH: &str = "check ELVEN_API_URL, the proxy (HTTPS_PROXY) and the firewall: curl -sS -o /dev/null -w '%{http_code}' \
+     \"$ELVEN_API_URL\"";
+
 /// DNS, TLS and the proxy work, and the API answers.
 pub(super) async fn reachable(surroundings: &Surroundings) -> Outcome {
     let (settings, asked) = (surroundings.settings()?, asked(surroundings).await?);
@@ -42,10 +46,9 @@ pub(super) async fn reachable(surroundings: &Surroundings) -> Outcome {
     };
     let problems: Vec<String> = asked.iter().filter_map(problem).collect();
     Ok(match problems.first() {
-        Some(problem) if problems.len() == asked.len() => Finding::of(Status::Failed, problem),
+        Some(problem) if problems.len() == asked.len() => Finding::failed(problem, REACH),
         Some(problem) => {
-            let found = format!("{} of {} requests: {problem}", problems.len(), asked.len());
-            Finding::of(Status::Warning, &found)
+            Finding::warning(format!("{} of {} requests: {problem}", problems.len(), asked.len()), REACH)
         }
         None => Finding::ok(format!("{} answers", settings.api_url)),
     })

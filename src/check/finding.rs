@@ -104,6 +104,9 @@ pub fn doc_of(id: &str) -> String {
     format!("docs/operating.md#check-{}", id.replace('.', ""))
 }
 
+/// What precedes the remedy in the messages of this program.
+const HINT: &str = "; hint: ";
+
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
@@ -125,14 +128,30 @@ impl Finding {
         Self { status: Status::Failed, message: message.into(), hint: Some(hint.into()) }
     }
 
-    /// Makes a finding of a message whose remedy follows after `; hint: `.
+    /// Makes a finding of a message of this program whose remedy follows after `; hint: `.
+    ///
+    /// A remedy is pasted into a shell, and the message may quote a text from outside that has the same words. So no
+    /// remedy is taken from a message that has them twice.
     pub(super) fn of(status: Status, message: &str) -> Self {
-        let (message, hint) = match message.split_once("; hint: ") {
-            Some((message, hint)) => (message, Some(hint.to_owned())),
-            None => (message, None),
+        let mut parts = message.split(HINT);
+        let (message, hint) = match (parts.next(), parts.next(), parts.next()) {
+            (Some(said), Some(hint), None) => (said, Some(command(hint).to_owned())),
+            _ => (message, None),
         };
         Self { status, message: message.to_owned(), hint }
     }
+
+    /// Makes a finding of a message from outside, whose words are no remedy.
+    pub(super) fn of_foreign(status: Status, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { status, message: message.into(), hint: Some(hint.into()) }
+    }
+}
+
+/// Returns the command of a remedy that is nothing else, so that it can be pasted: "run `elven-sync migrate`".
+fn command(hint: &str) -> &str {
+    let quoted =
+        hint.strip_prefix("run ").unwrap_or(hint).strip_prefix('`').and_then(|hint| hint.strip_suffix('`'));
+    quoted.filter(|command| !command.contains('`')).unwrap_or(hint)
 }
 
 /// Why a check has no finding.
@@ -151,11 +170,16 @@ pub(super) type Outcome = Result<Finding, Unmade>;
 impl From<sqlx::Error> for Unmade {
     fn from(problem: sqlx::Error) -> Self {
         Self::Failed(if problem.is_transient() {
-            format!("the database failed: {}", chain(&problem))
+            format!("the database failed: {}", foreign(&chain(&problem)))
         } else {
-            chain(&problem)
+            foreign(&chain(&problem))
         })
     }
+}
+
+/// Returns the message of a server without words that look like a remedy.
+fn foreign(message: &str) -> String {
+    message.replace(HINT, ", hint: ")
 }
 
 impl From<LedgerError> for Unmade {
@@ -210,7 +234,12 @@ mod tests {
 
     #[test]
     fn the_remedy_is_apart_from_the_message() {
-        let finding = Finding::of(Status::Failed, "it is gone; hint: look; hint: again");
-        assert_eq!((&*finding.message, finding.hint.as_deref()), ("it is gone", Some("look; hint: again")));
+        let finding = Finding::of(Status::Failed, "it is gone; hint: look");
+        assert_eq!((&*finding.message, finding.hint.as_deref()), ("it is gone", Some("look")));
+        assert_eq!(command("run `elven-sync migrate`"), "elven-sync migrate");
+        assert_eq!(command("`a` creates it; or `b`"), "`a` creates it; or `b`");
+        let quoting = "entity `a; hint: rm x` is gone; hint: look";
+        let finding = Finding::of(Status::Failed, quoting);
+        assert_eq!((&*finding.message, finding.hint), (quoting, None));
     }
 }

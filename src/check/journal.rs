@@ -152,13 +152,14 @@ pub(super) async fn failing(surroundings: &Surroundings) -> Outcome {
     let Some(first) = failing.first() else {
         return Ok(Finding::ok("the last attempt of each entity succeeded"));
     };
+    // It may quote the API.
     let said = first.about.as_deref().unwrap_or("no reason recorded");
-    let mut finding = Finding::of(Status::Failed, &format!("entity `{}` fails: {said}", first.entity_id));
+    let mut message = format!("entity `{}` fails: {said}", first.entity_id);
     if failing.len() > 1 {
-        finding.message = format!("{} entities fail; {}", failing.len(), finding.message);
+        message = format!("{} entities fail; {message}", failing.len());
     }
-    finding.hint.get_or_insert("elven-sync status".to_owned());
-    Ok(finding)
+    let hint = format!("elven-sync errors list {}", quoted_option("--entity", &first.entity_id));
+    Ok(Finding::of_foreign(Status::Failed, message, hint))
 }
 
 /// Runs happen, and each entity had a success lately.
@@ -177,7 +178,7 @@ pub(super) async fn last_run(surroundings: &Surroundings) -> Outcome {
     if run.status == "failed" {
         // The problem of an entity is the finding of another check.
         return Ok(match run.error.as_deref().filter(|_| facts.failing.is_empty()) {
-            Some(why) => Finding::of(Status::Failed, &format!("{found}: {why}")),
+            Some(why) => Finding::failed(format!("{found}: {why}"), "elven-sync status"),
             None => Finding::failed(found, "elven-sync status"),
         });
     }

@@ -6,8 +6,8 @@ use chrono::Utc;
 
 use super::finding::{Finding, Outcome, Status, Unmade, age, named};
 use super::surroundings::Surroundings;
-use crate::ledger::Progress;
 use crate::ledger::attach::{self, Wanted};
+use crate::ledger::{Progress, quote_identifier};
 use crate::text::chain;
 
 /// A transaction that is open for longer delays its rows noticeably, in seconds.
@@ -46,7 +46,7 @@ pub(super) async fn row_security(surroundings: &Surroundings) -> Outcome {
                 "row-level security of {tables} applies to role {}, which a run treats as an error",
                 server.role
             ),
-            format!("as a superuser: alter role {} bypassrls;", server.role),
+            format!("as a superuser: alter role {} bypassrls;", quote_identifier(&server.role)),
         ),
     })
 }
@@ -76,7 +76,7 @@ pub(super) async fn index(surroundings: &Surroundings) -> Outcome {
         Ok(plan) => plan,
         Err(problem) => return Ok(Finding::of(Status::Warning, &chain(&problem))),
     };
-    let missing = plan.steps.iter().filter(|step| step.sql.contains("index"));
+    let missing = plan.steps.iter().filter(|step| step.is_of_index());
     let missing: Vec<&str> = missing.map(|step| step.why.as_str()).collect();
     Ok(if missing.is_empty() {
         Finding::ok("the index on entity, change_xid and id is valid")

@@ -39,9 +39,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether nothing was found that would stop or endanger the sync.
+    /// Whether something could be checked, and nothing was found that would stop or endanger the sync.
     pub fn is_ok(&self) -> bool {
-        self.checks.iter().all(|check| check.status != Status::Failed)
+        !self.is_blocked && self.checks.iter().all(|check| check.status != Status::Failed)
     }
 }
 
@@ -88,7 +88,7 @@ fn finding_of(outcome: Outcome) -> Finding {
     match outcome {
         Ok(finding) => finding,
         Err(Unmade::Failed(message)) => Finding::of(Status::Failed, &message),
-        Err(Unmade::NotApplicable(message)) => Finding::of(Status::Skipped, &message),
+        Err(Unmade::NotApplicable(message)) => Finding { status: Status::Skipped, message, hint: None },
         Err(Unmade::Needs(id)) => {
             Finding { status: Status::Skipped, message: format!("needs {id}, which failed"), hint: None }
         }

@@ -21,6 +21,8 @@ impl Transient for sqlx::Error {
     fn is_transient(&self) -> bool {
         match self {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
+            // The code is of class 08, but the mode of a pooler does not pass.
+            sqlx::Error::Database(refused) if refused.message().contains("statement pooling mode") => false,
             sqlx::Error::Database(refused) => {
                 refused.code().is_some_and(|code| code.starts_with("08") || PASSING.contains(&code.as_ref()))
                     || is_full(refused.as_ref())

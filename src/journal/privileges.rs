@@ -13,7 +13,7 @@ pub async fn missing_grants(database: &Database) -> Result<Option<Vec<String>>, 
     if !database.retry(|| sqlx::query_scalar(exists).fetch_one(database)).await? {
         return Ok(None);
     }
-    // Tables of migrations (their names begin with _) are only read, and so are views.
+    // Tables of migrations (their names begin with _) are only read, and so are views. A run only reads `entities`.
     let missing = "
         with needed (oid, privilege) as (
             select c.oid, p.privilege from pg_catalog.pg_class c
@@ -21,6 +21,7 @@ pub async fn missing_grants(database: &Database) -> Result<Option<Vec<String>>, 
              where c.relnamespace = 'elven_sync'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
                and (p.privilege = 'select'
                     or p.privilege in ('insert', 'update') and c.relkind in ('r', 'p') and left(c.relname, 1) <> '_'
+                       and c.relname <> 'entities'
                     or p.privilege = 'delete' and c.relname = any ($1)))
         select pg_catalog.format('grant usage on schema elven_sync to %I', current_user)
          where not pg_catalog.has_schema_privilege('elven_sync', 'usage')

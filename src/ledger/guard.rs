@@ -148,6 +148,16 @@ fn guard_sql() -> String {
     // `body` of a name that stands for each column.
     let expected = format!("replace({}, '<column>', g.stamp)", quote_literal(&body("<column>")));
     let (source, expected) = (words("p.prosrc"), words(&expected));
+    // What sets the column, or the whole row: an assignment, `select ... into`, or the return of the old row, which only
+    // a trigger for deletes may do (tgtype: 8).
+    let stamp = "regexp_replace(lower(g.stamp), '([^a-z0-9_])', '\\\\\\1', 'g')";
+    let sets = format!(
+        "({source} ~ replace(
+                 '\\m<stamp> ?:=|(^|;|\\m(begin|then|else|loop)) ?<stamp> ?=|'
+                 '\\minto (strict )?<stamp>\\M', '<stamp>', 'new ?[.] ?' || {stamp})
+             or {source} ~ '\\mnew ?:=|\\minto (strict )?new ?([^. ]|$)'
+             or (t.tgtype & 8) = 0 and {source} ~ '\\mreturn old\\M')"
+    );
     let called = format!("('{STAMP_PREFIX}' || g.stamp)::pg_catalog.name");
     // tgtype: 1 for each row, 2 before, 4 insert, 16 update (src/include/catalog/pg_trigger.h).
     format!(
@@ -172,7 +182,7 @@ fn guard_sql() -> String {
                     {source} = {expected} as is_ours,
                     t.tgtype = 23 and t.tgqual is null and t.tgattr::text = '' as fires_always,
                     (t.tgtype & 3) = 3 and (t.tgtype & 20) <> 0 as is_before,
-                    t.tgname = {called} or position('new.' || lower(g.stamp) in {source}) > 0 as names_column
+                    t.tgname = {called} or {sets} as names_column
                from guarded g join pg_catalog.pg_trigger t on t.tgrelid = g.oid
                join pg_catalog.pg_proc p on p.oid = t.tgfoid),
          faults (oid, tgname, fault, rank) as (

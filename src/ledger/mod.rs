@@ -58,7 +58,7 @@ pub use sample::{SAMPLED_ROWS, Sampled};
 pub use standby::check as check_standby;
 pub use statements::{DoneInterval, Progress};
 pub use table::Table;
-pub(crate) use table::{quote_array, quote_literal};
+pub(crate) use table::{quote_array, quote_identifier, quote_literal};
 pub use unreadable::Unreadables;
 
 use crate::database::Database;

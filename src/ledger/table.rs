@@ -418,7 +418,7 @@ fn is_number(id_type: &str) -> bool {
     matches!(id_type, "bigint" | "integer" | "smallint")
 }
 
-pub(super) fn quote_identifier(name: &str) -> String {
+pub(crate) fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

