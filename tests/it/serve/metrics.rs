@@ -329,16 +329,21 @@ async fn a_scrape_over_5000_entities_is_fast(pool: PgPool) {
     // No run changes the tables meanwhile.
     scene.sql("update elven_sync.entities set paused = false").await;
     let database = scene.database(2).await;
-    let mut times = Vec::new();
+    let (mut reads, mut times) = (Vec::new(), Vec::new());
     for _ in 0..7 {
         let begun = Instant::now();
         let readings = elven_sync::journal::metrics::Readings::read(&database).await.unwrap();
+        reads.push(begun.elapsed());
         let metrics = elven_sync::serve::of_tables(readings).unwrap();
         times.push(begun.elapsed());
         assert!(metrics.lines().count() > 15_000, "each entity has an open error, so each is listed");
     }
+    reads.sort();
     times.sort();
-    eprintln!("a scrape over 5,000 entities with an open error each took {:?} (median)", times[3]);
+    let (reading, whole) = (reads[3], times[3]);
+    eprintln!(
+        "a scrape over 5,000 entities with an open error each took {whole:?}, of which {reading:?} to read (medians)"
+    );
     scene.sql("update elven_sync.sync_errors set resolved_at = now(), resolution = 'done' where resolved_at is null").await;
     let begun = Instant::now();
     let readings = elven_sync::journal::metrics::Readings::read(&database).await.unwrap();
