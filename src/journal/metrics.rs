@@ -36,15 +36,6 @@ pub struct EntityReading {
     pub consecutive_failures: i32,
 }
 
-/// The number of entities with a status.
-#[derive(Clone, Debug)]
-pub struct StatusReading {
-    /// `sync_health.status`.
-    pub status: String,
-    /// The number of entities.
-    pub entities: i64,
-}
-
 /// The number of alerts with a name and a severity.
 #[derive(Clone, Debug)]
 pub struct AlertReading {
@@ -61,8 +52,8 @@ pub struct AlertReading {
 pub struct Readings {
     /// All entities, or only those that are not `ok`: see [`ENTITIES_LISTED_MAX`].
     pub entities: Vec<EntityReading>,
-    /// The number of all entities, by status.
-    pub statuses: Vec<StatusReading>,
+    /// The number of all entities.
+    pub entities_total: i64,
     /// Records that the API accepted, ever, also of entities that are not registered any more.
     pub rows_uploaded: i64,
     /// Requests by outcome.
@@ -78,18 +69,27 @@ pub struct Readings {
 impl Readings {
     /// Returns whether all entities are listed.
     pub fn lists_all(&self) -> bool {
-        self.statuses.iter().map(|status| status.entities).sum::<i64>() <= ENTITIES_LISTED_MAX
+        self.entities_total <= ENTITIES_LISTED_MAX
     }
 
-    /// Reads the sync tables, in one transaction that only reads. It is not retried: a scrape has no time for that.
+    /// Returns the number of entities with a status.
+    pub fn with_status(&self, status: &str) -> i64 {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let listed = number(self.entities.iter().filter(|entity| entity.status == status).count());
+        let not_listed = self.entities_total - number(self.entities.len());
+        if status == "ok" { listed + not_listed } else { listed }
+    }
+
+    /// Reads the sync tables, in transactions that only read. They are not retried: a scrape has no time for that.
+    ///
+    /// The alerts are read at the same time in a transaction of their own, because they take as long as all the rest.
     pub async fn read(database: &Database) -> Result<Self, JournalError> {
+        let (readings, alerts) = tokio::try_join!(Self::without_alerts(database), alerts(database))?;
+        Ok(Self { alerts, ..readings })
+    }
+
+    async fn without_alerts(database: &Database) -> Result<Self, JournalError> {
         let mut transaction = database.begin_snapshot().await?;
-        let statuses = sqlx::query_as!(
-            StatusReading,
-            r#"select status as "status!", count(*) as "entities!" from elven_sync.sync_health group by 1"#
-        )
-        .fetch_all(&mut transaction)
-        .await?;
         let entities = sqlx::query_as!(
             EntityReading,
             r#"select h.entity_id as "entity_id!", e.credential as "credential!", h.status as "status!",
@@ -108,7 +108,8 @@ impl Readings {
         .fetch_all(&mut transaction)
         .await?;
         let totals = sqlx::query!(
-            r#"select coalesce(sum(rows_uploaded), 0)::bigint as "rows_uploaded!",
+            r#"select (select count(*) from elven_sync.entities) as "entities!",
+                      coalesce(sum(rows_uploaded), 0)::bigint as "rows_uploaded!",
                       coalesce(sum(requests_accepted), 0)::bigint as "accepted!",
                       coalesce(sum(requests_refused), 0)::bigint as "refused!",
                       coalesce(sum(requests_throttled), 0)::bigint as "throttled!",
@@ -125,19 +126,12 @@ impl Readings {
         )
         .fetch_all(&mut transaction)
         .await?;
-        let alerts = sqlx::query_as!(
-            AlertReading,
-            r#"select name as "name!", severity as "severity!", count(*) as "alerts!" from elven_sync.alerts
-                group by 1, 2 order by 1, 2"#
-        )
-        .fetch_all(&mut transaction)
-        .await?;
         transaction.commit().await?;
         let errors =
             |kind: &str| found.iter().find(|found| found.kind == kind).map_or(0, |found| found.errors);
         Ok(Self {
             entities,
-            statuses,
+            entities_total: totals.entities,
             rows_uploaded: totals.rows_uploaded,
             requests: RequestCounts {
                 accepted: totals.accepted,
@@ -146,8 +140,19 @@ impl Readings {
                 unknown: totals.unknown,
             },
             polled_at: totals.polled_at,
-            alerts,
+            alerts: Vec::new(),
             open_errors: Kind::VARIANTS.iter().map(|kind| ((*kind).to_owned(), errors(kind))).collect(),
         })
     }
+}
+
+/// Returns the number of alerts by name and severity.
+async fn alerts(database: &Database) -> Result<Vec<AlertReading>, JournalError> {
+    Ok(sqlx::query_as!(
+        AlertReading,
+        r#"select name as "name!", severity as "severity!", count(*) as "alerts!" from elven_sync.alerts
+            group by 1, 2 order by 1, 2"#
+    )
+    .fetch_all(database)
+    .await?)
 }

@@ -202,14 +202,10 @@ fn of_installation(families: &mut Families<'_>, readings: &Readings) -> fmt::Res
             (labels, alert.alerts)
         }),
     )?;
-    let with_status = |status: &'static str| {
-        let entities = readings.statuses.iter().find(|reading| reading.status == status);
-        ([("status", Cow::Borrowed(status))], entities.map_or(0, |reading| reading.entities))
-    };
     families.gauges(
         "elven_sync_entities",
         "Registered entities, by their status in the view sync_health",
-        STATUSES.map(with_status),
+        STATUSES.map(|status| ([("status", Cow::Borrowed(status))], readings.with_status(status))),
     )?;
     families.gauges(
         "elven_sync_open_errors",
@@ -266,7 +262,7 @@ mod tests {
         };
         let readings = Readings {
             entities: vec![entity],
-            statuses: Vec::new(),
+            entities_total: 1,
             rows_uploaded: 0,
             requests: RequestCounts::default(),
             polled_at: None,

@@ -329,22 +329,26 @@ async fn a_scrape_over_5000_entities_is_fast(pool: PgPool) {
     // No run changes the tables meanwhile.
     scene.sql("update elven_sync.entities set paused = false").await;
     let database = scene.database(2).await;
-    let mut times = Vec::new();
+    let (mut reads, mut times) = (Vec::new(), Vec::new());
     for _ in 0..7 {
         let begun = Instant::now();
         let readings = elven_sync::journal::metrics::Readings::read(&database).await.unwrap();
+        reads.push(begun.elapsed());
         let metrics = elven_sync::serve::of_tables(readings).unwrap();
         times.push(begun.elapsed());
         assert!(metrics.lines().count() > 15_000, "each entity has an open error, so each is listed");
     }
+    reads.sort();
     times.sort();
-    eprintln!("a scrape over 5,000 entities with an open error each took {:?} (median)", times[3]);
+    let (reading, whole) = (reads[3], times[3]);
+    eprintln!(
+        "a scrape over 5,000 entities with an open error each took {whole:?}, of which {reading:?} to read (medians)"
+    );
     scene.sql("update elven_sync.sync_errors set resolved_at = now(), resolution = 'done' where resolved_at is null").await;
     let begun = Instant::now();
     let readings = elven_sync::journal::metrics::Readings::read(&database).await.unwrap();
     elven_sync::serve::of_tables(readings).unwrap();
     eprintln!("a scrape over 5,000 entities that are ok took {:?}", begun.elapsed());
-    // Generous, since tests run beside each other in a build without optimization; docs/internals/performance.md has
-    // the numbers of the program as it is shipped.
+    // Generous, since tests run beside each other in a build without optimization: a plan that is quadratic takes longer.
     assert!(times[3] < Duration::from_millis(1500), "{times:?}");
 }
