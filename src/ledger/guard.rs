@@ -141,9 +141,10 @@ impl Ledger {
 /// Returns the statement. `$1` is the relation, `$2` the name of its stamp column; a view may take the column from
 /// tables in which it has another name.
 fn guard_sql() -> String {
-    // Two sources are equal if their words are.
+    // Two sources are equal if their words are. A function of the user's may leave out `pg_catalog.`.
     let words = |sql: &str| {
-        format!("btrim(regexp_replace(lower(replace({sql}, '\"', '')), '[[:space:]]+', ' ', 'g'))")
+        let bare = format!("lower(replace(replace({sql}, '\"', ''), 'pg_catalog.', ''))");
+        format!("btrim(regexp_replace({bare}, '[[:space:]]+', ' ', 'g'))")
     };
     // `body` of a name that stands for each column.
     let expected = format!("replace({}, '<column>', g.stamp)", quote_literal(&body("<column>")));
