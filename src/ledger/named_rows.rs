@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::table::quote_array;
+use super::quoting::quote_array;
 use super::{Ledger, LedgerError, Table, quote_literal};
 
 /// The rows of an entity with a name.

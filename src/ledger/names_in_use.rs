@@ -2,7 +2,7 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::table::quote_array;
+use super::quoting::quote_array;
 use super::{Ledger, LedgerError, Table};
 
 /// A name that rows of an entity have.

@@ -176,7 +176,7 @@ impl Table {
             quote_literal(name)
         );
         let columns: Vec<String> =
-            leading.iter().map(|column| super::table::quote_identifier(column)).collect();
+            leading.iter().map(|column| super::quoting::quote_identifier(column)).collect();
         let id = self.id_in_order(id.trim_start_matches("t."));
         let remedy = format!("create index concurrently on {name} ({}, {id})", columns.join(", "));
         Some((sql, remedy))

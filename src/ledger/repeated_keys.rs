@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use sqlx::AssertSqlSafe;
 
-use super::table::quote_array;
+use super::quoting::quote_array;
 use super::{Ledger, LedgerError, Table, quote_literal};
 use crate::align::{NameMap, Names};
 

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::beneath::BENEATH;
 use super::mapping::{Mapped, Relation};
+use super::quoting::{quote_identifier, quote_literal};
 use super::{LedgerError, Mapping};
 use crate::config::{ApiVersion, Columns, LedgerSettings};
 use crate::database::Database;
@@ -15,6 +16,7 @@ use crate::database::Database;
 ///
 /// The columns are SQL expressions over the alias `t`.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own from the catalogue")]
 pub struct Table {
     pub(super) name: String,
     pub(super) mapping: Mapping,
@@ -98,6 +100,7 @@ pub(super) fn columns_sql(schema: &str, relation: &str) -> String {
 
 /// A column of the ledger, as the catalogue describes it.
 #[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own from the catalogue")]
 pub(super) struct Column {
     relation: i64,
     relkind: String,
@@ -416,35 +419,4 @@ pub(super) fn in_byte_order(text: &str) -> String {
 
 fn is_number(id_type: &str) -> bool {
     matches!(id_type, "bigint" | "integer" | "smallint")
-}
-
-pub(crate) fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// Quotes a text as an SQL literal that does not depend on `standard_conforming_strings` (manual, "String Constants
-/// with C-Style Escapes").
-pub(crate) fn quote_literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
-}
-
-/// Quotes texts as an SQL literal of an array.
-pub(crate) fn quote_array<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> String {
-    let quoted = texts.into_iter().map(|text| match text {
-        Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
-        None => "NULL".to_owned(),
-    });
-    format!("{}::text[]", quote_literal(&format!("{{{}}}", quoted.collect::<Vec<_>>().join(","))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotes_cannot_be_broken_out_of() {
-        assert_eq!(quote_literal(r"a'b\"), r"E'a''b\\'");
-        assert_eq!(quote_identifier(r#"a"b"#), r#""a""b""#);
-        assert_eq!(quote_array([Some(r#"a'"\"#), None]), r#"E'{"a''\\"\\\\",NULL}'::text[]"#);
-    }
 }

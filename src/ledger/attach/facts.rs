@@ -4,7 +4,8 @@ use sqlx::AssertSqlSafe;
 
 use super::super::LedgerError;
 use super::super::beneath::BENEATH;
-use super::super::table::{self, Column, quote_identifier};
+use super::super::quoting::quote_identifier;
+use super::super::table::{self, Column};
 use super::names::{SUFFIXES, body, index_called, stamp_called};
 use crate::config::LedgerSettings;
 use crate::database::Database;

@@ -16,7 +16,7 @@ use self::names::{BACKFILL, NAME_BYTES_MAX, index_called, stamp_called};
 pub(super) use self::names::{STAMP_PREFIX, body};
 use super::LedgerError;
 use super::beneath::BENEATH;
-use super::table::quote_identifier;
+use super::quoting::quote_identifier;
 use crate::config::LedgerSettings;
 use crate::database::Database;
 

@@ -1,6 +1,6 @@
 //! Names and source texts of the objects that `attach` creates.
 
-use super::super::table::quote_identifier;
+use super::super::quoting::quote_identifier;
 
 /// The longest name in bytes; PostgreSQL cuts longer names.
 pub(super) const NAME_BYTES_MAX: usize = 63;
