@@ -2,9 +2,10 @@
 
 use super::finding::{Finding, Outcome, Status, Unmade, named};
 use super::surroundings::Surroundings;
-use crate::database::{Address, Database};
+use crate::database::Database;
 use crate::journal;
 use crate::ledger::check_standby;
+use crate::sync::standby_address;
 use crate::text::{chain, counted_noun};
 
 /// The versions of PostgreSQL that are tested.
@@ -73,15 +74,10 @@ pub(super) async fn primary(surroundings: &Surroundings) -> Outcome {
 /// The standby for reading belongs to the primary and follows it.
 pub(super) async fn standby(surroundings: &Surroundings) -> Outcome {
     let (settings, primary) = (surroundings.settings()?, surroundings.database().await?);
-    let Some(url) = &settings.ledger_url else {
+    let Some(address) = standby_address(settings) else {
         return Err(Unmade::NotApplicable(
             "pages are read from the primary (no ELVEN_SYNC_LEDGER_URL)".to_owned(),
         ));
-    };
-    let address = Address {
-        url: url.clone(),
-        file: settings.ledger_url_file.clone(),
-        password_command: settings.database.password_command.clone(),
     };
     let hint = "check ELVEN_SYNC_LEDGER_URL, or unset it to read from the primary";
     let standby = match primary.connect_like(address).await {

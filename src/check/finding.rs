@@ -140,11 +140,6 @@ impl Finding {
         };
         Self { status, message: message.to_owned(), hint }
     }
-
-    /// Makes a finding of a message from outside, whose words are no remedy.
-    pub(super) fn of_foreign(status: Status, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { status, message: message.into(), hint: Some(hint.into()) }
-    }
 }
 
 /// Returns the command of a remedy that is nothing else, so that it can be pasted: "run `elven-sync migrate`".

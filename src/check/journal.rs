@@ -159,7 +159,7 @@ pub(super) async fn failing(surroundings: &Surroundings) -> Outcome {
         message = format!("{} entities fail; {message}", failing.len());
     }
     let hint = format!("elven-sync errors list {}", quoted_option("--entity", &first.entity_id));
-    Ok(Finding::of_foreign(Status::Failed, message, hint))
+    Ok(Finding::failed(message, hint))
 }
 
 /// Runs happen, and each entity had a success lately.

@@ -6,11 +6,11 @@ use tokio::sync::OnceCell;
 
 use super::finding::Unmade;
 use crate::config::{Environment, Flags, Origins, Settings};
-use crate::database::{Address, Database, ServerFacts};
+use crate::database::{Database, ServerFacts};
 use crate::elven::List;
 use crate::journal::{self, Entity, Journal, JournalFacts, Lane, client_name};
 use crate::ledger::{Ledger, Sampled};
-use crate::sync::{ApiProbe, ProbeOutcome, probe_api, read_names};
+use crate::sync::{ApiProbe, ProbeOutcome, primary, probe_api, read_names};
 use crate::text::chain;
 
 /// What the checks look at.
@@ -71,12 +71,7 @@ impl Surroundings {
     pub(super) async fn connected(&self) -> Result<&Database, String> {
         let connect = || async {
             let settings = self.settings().map_err(|_| String::new())?;
-            let url = settings.database_url().map_err(|problem| problem.to_string())?;
-            let address = Address {
-                url: url.clone(),
-                file: settings.database_url_file.clone(),
-                password_command: settings.database.password_command.clone(),
-            };
+            let address = primary(settings).map_err(|problem| problem.to_string())?;
             let connected =
                 Database::connect(address, CONNECTIONS_MAX, settings.database.reconnect_timeout).await;
             connected.map_err(|problem| {

@@ -25,6 +25,15 @@ pub fn primary(settings: &Settings) -> Result<Address, ConfigError> {
     })
 }
 
+/// Returns the address of the standby from which pages are read, if there is one.
+pub fn standby_address(settings: &Settings) -> Option<Address> {
+    settings.ledger_url.as_ref().map(|url| Address {
+        url: url.clone(),
+        file: settings.ledger_url_file.clone(),
+        password_command: settings.database.password_command.clone(),
+    })
+}
+
 /// Connects to the primary.
 pub async fn connect(settings: &Settings) -> Result<Database, ConnectError> {
     let address = primary(settings)?;

@@ -38,7 +38,7 @@ pub(crate) mod worker;
 mod zone_rules;
 
 pub use backfill::{BackfillError, BackfillReport};
-pub use connect::{ConnectError, connect, primary};
+pub use connect::{ConnectError, connect, primary, standby_address};
 pub use dry_run::DryRunReport;
 pub use error::RunError;
 pub use foreseen::{Foreseen, ForeseenName, ForeseenReason};

@@ -10,6 +10,7 @@ use tracing::Instrument;
 
 use super::RunError;
 use super::api_session::ApiSession;
+use super::connect::standby_address;
 use super::lane_worker::{LaneWorker, Stop, Target};
 use super::proving::CredentialProof;
 use super::record_rules::record_rules;
@@ -50,15 +51,8 @@ impl Worker {
         let journal =
             Journal::open(database.clone(), worker, settings.sync.lease, settings.api.signature_window)
                 .await?;
-        let standby = match &settings.ledger_url {
-            Some(url) => {
-                let address = Address {
-                    url: url.clone(),
-                    file: settings.ledger_url_file.clone(),
-                    password_command: settings.database.password_command.clone(),
-                };
-                Some(standby(address, &database).await?)
-            }
+        let standby = match standby_address(&settings) {
+            Some(address) => Some(standby(address, &database).await?),
             None => None,
         };
         let ledger = Ledger::open(database.clone(), standby, &settings).await?;
