@@ -163,7 +163,7 @@ select 'Failing', case when l.needs_a_person or l.failing_since is null then 'cr
  where not e.paused and e.is_failing and (l.failing_since is not null or l.throttled_since is null)
 union all
 select 'Throttled', 'warning', e.entity_id, l.throttled_since,
-       'the API asked to send later'
+       'rate limited by the API'
        || case when e.not_before > now() then format('; nothing is sent before %s', elven_sync.utc(e.not_before))
                else '' end,
        'elven-sync errors list' || coalesce(' --entity ' || elven_sync.quoted_entity(e.entity_id), '')
