@@ -1,5 +1,8 @@
 -- The alerts OpenErrors and NearRejectionBound began when the oldest of the open errors was first seen, so their since
 -- moved each time that the oldest error was resolved. Now the time at which the condition began is recorded.
+--
+-- The alert GuardBroken ended as soon as the trigger was repaired, although no run reads the rows that were written
+-- without it. Now the time without the trigger is recorded, and the alert ends when verify has found these rows stamped.
 
 -- Records since when an entity has rows that are set aside, and since when so many were refused that the entity is near
 -- max_rejections. One call per statement, whoever makes it. It has the rights of its owner, so that a role that may
@@ -18,6 +21,10 @@ declare
     is_begun boolean;
     rejected bigint;
 begin
+    -- With a table and types of their own, others could run their functions with the rights of the owner.
+    if tg_relid <> 'elven_sync.sync_errors'::pg_catalog.regclass then
+        raise exception 'note_set_aside() is only for triggers of elven_sync.sync_errors';
+    end if;
     for changed in
         select entity_id, min(error_id) as first_id, min(first_seen_at) as seen_at,
                count(*) filter (where kind = 'rejected_row' and resolved_at is null) as rejected
@@ -73,6 +80,63 @@ begin
 end
 $$;
 
+-- What a run has observed of the trigger, and the time in which the trigger was broken: from the transactions that were
+-- open when a run last saw it intact (0: none did) until those that had not begun when a run saw it intact again.
+create function elven_sync.with_guard_gap(before jsonb, before_since timestamptz, now jsonb, now_since timestamptz)
+    returns jsonb language sql stable
+    set search_path = pg_catalog, pg_temp
+as
+$$
+    select now || jsonb_strip_nulls(jsonb_build_object(
+               'gap_from', case when w.was_bad or w.is_bad
+                                then coalesce(before -> 'gap_from',
+                                              case when not w.was_bad then before -> 'oldest_xid' end, '0'::jsonb)
+                                else before -> 'gap_from' end,
+               'gap_until', case when w.is_bad then null
+                                 when w.was_bad then now -> 'next_xid'
+                                 else before -> 'gap_until' end,
+               'gap_since', case when w.was_bad or w.is_bad
+                                 then coalesce(before -> 'gap_since',
+                                               to_jsonb(case when w.was_bad then before_since else now_since end))
+                                 else before -> 'gap_since' end))
+      from (select elven_sync.is_bad(before) as was_bad, elven_sync.is_bad(now) as is_bad) w
+$$;
+
+-- The value of a fact after another observation. verify: it stays known whether a sample was enough to find a problem.
+create function elven_sync.merged_fact(name text, before jsonb, before_since timestamptz, now jsonb,
+                                       now_since timestamptz)
+    returns jsonb language sql stable
+    set search_path = pg_catalog, pg_temp
+as
+$$
+    select case name
+               when 'ledger_files' then now || jsonb_build_object('before', before - 'before')
+               when 'guard' then elven_sync.with_guard_gap(before, before_since, now, now_since)
+               when 'verify' then case when elven_sync.is_bad(before) and elven_sync.is_bad(now)
+                                       then now || jsonb_build_object('deep', before -> 'deep')
+                                       else now end
+               else now end
+$$;
+
+-- Whether verify of a sample leaves a finding of all bodies (deep) as it is: it may not have looked at that body.
+create function elven_sync.outlasts(name text, before jsonb, now jsonb) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as
+$$
+    select name = 'verify' and elven_sync.is_bad(before) and not elven_sync.is_bad(now)
+       and coalesce(before -> 'deep' = 'true'::jsonb, false) and not coalesce(now -> 'deep' = 'true'::jsonb, false)
+$$;
+
+-- A time that is not in the future. A clock that was ahead, and was put back, has left times that say nothing. (A
+-- transaction may see what others have written after its own beginning.)
+create function elven_sync.past(instant timestamptz) returns timestamptz
+    language sql stable parallel safe
+as
+$$
+    select case when instant <= now() + interval '5 minutes' then instant end
+$$;
+
 create trigger set_aside_added after insert on elven_sync.sync_errors
     referencing new table as changed_rows
     for each statement execute function elven_sync.note_set_aside();
@@ -89,15 +153,58 @@ select 'rows_set_aside', x.entity_id, min(x.first_seen_at), '{}'
  where x.resolved_at is null and (x.ledger_id is not null or x.ledger_ids is not null)
  group by x.entity_id;
 
+-- A paused entity is not polled, so it is not stale as soon as it is resumed.
+alter table elven_sync.entities add column resumed_at timestamptz;
+
+create function elven_sync.note_resumed() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as
+$$
+begin
+    new.resumed_at := clock_timestamp();
+    return new;
+end
+$$;
+
+create trigger note_resumed before update on elven_sync.entities
+    for each row when (old.paused and not new.paused) execute function elven_sync.note_resumed();
+
+create or replace view elven_sync.sync_health as
+select e.entity_id,
+       e.timezone,
+       case
+           when e.paused then 'paused'
+           when coalesce(s.consecutive_failures, 0) > 0 then 'failing'
+           when greatest(elven_sync.past(coalesce(s.pending_since, s.checked_at)), e.created_at, e.resumed_at)
+                < now() - e.freshness then 'stale'
+           when x.rows_set_aside > 0 then 'incomplete'
+           when s.checked_at is null or s.pending_rows > 0 or s.pending_since is not null then 'behind'
+           else 'ok'
+       end as status,
+       coalesce(s.pending_rows, 0) as pending_rows,
+       s.oldest_pending_at,
+       s.checked_at,
+       s.last_success_at,
+       s.last_error,
+       coalesce(x.open_errors, 0) as open_errors,
+       e.freshness,
+       s.pending_since
+  from elven_sync.entities e
+  left join elven_sync.sync_state s using (entity_id)
+  left join (select entity_id, count(*) as open_errors, count(coalesce(ledger_id, name)) as rows_set_aside
+               from elven_sync.sync_errors where resolved_at is null group by entity_id) x using (entity_id);
+
 -- The open errors are read once, and grouped before anything else, however many there are. No branch calls a function
 -- that looks at the server: a role that may only read the tables sees the same alerts, and so does a copy of the
 -- database. What changes with time is compared with now(); what a run saw, with the time at which it saw it.
 create or replace view elven_sync.alerts as
 with entity as (
-    select e.entity_id, e.paused, e.freshness, e.created_at, s.checked_at, s.pending_since, s.last_success_at,
+    select e.entity_id, e.paused, e.freshness, e.created_at, e.resumed_at, s.checked_at, s.pending_since, s.last_success_at,
            s.last_error, s.not_before,
            coalesce(s.consecutive_failures, 0) > 0 as is_failing,
-           greatest(coalesce(s.pending_since, s.checked_at), e.created_at) as fresh_at
+           greatest(elven_sync.past(coalesce(s.pending_since, s.checked_at)), e.created_at, e.resumed_at)
+               as fresh_at
       from elven_sync.entities e left join elven_sync.sync_state s using (entity_id)),
 error_kind as (
     select entity_id, kind, ledger_id is not null or ledger_ids is not null as is_of_rows,
@@ -123,9 +230,9 @@ select 'NoPoll' as name, 'critical' as severity, null::text as entity_id, p.sinc
               || (select coalesce(r.error, r.status) from elven_sync.sync_runs r
                    where r.kind = 'incremental' and r.status <> 'running' order by r.run_id desc limit 1)) as message,
        'elven-sync run' as hint
-  from (select coalesce(greatest(max(e.checked_at), max(e.pending_since),
+  from (select coalesce(greatest(max(elven_sync.past(e.checked_at)), max(elven_sync.past(e.pending_since)),
                                  (select max(r.polled_at) from elven_sync.sync_runs r
-                                   where r.polled_at is not null)),
+                                   where r.polled_at <= now() + interval '5 minutes'), max(e.resumed_at)),
                         min(e.created_at)) as since,
                min(e.freshness) as freshness
           from entity e where not e.paused having count(*) > 0) p
@@ -195,6 +302,7 @@ select 'UnknownOutcome', 'warning', b.entity_id, min(b.created_at),
        'elven-sync run' || coalesce(' --entity ' || elven_sync.quoted_entity(b.entity_id), '')
   from elven_sync.sync_batches b
  where elven_sync.is_open(b.status, b.row_count) and b.status = 'unknown'
+   and exists (select from elven_sync.entities e where e.entity_id = b.entity_id)
  group by b.entity_id
 union all
 select 'Unregistered', 'warning', x.entity_id, x.first_seen_at, split_part(x.message, '; hint: ', 1),
@@ -229,12 +337,26 @@ select 'OldWriter', 'warning', null, f.since,
   from fact f
  where f.name = 'oldest_writer' and f.value ? 'transaction' and f.since < f.checked_at - interval '15 minutes'
 union all
-select 'GuardBroken', 'critical', null, f.since,
-       format('rows may be skipped: %s, as of %s',
-              coalesce(f.value ->> 'message', 'the trigger of the ledger is not whole'),
-              elven_sync.utc(f.checked_at)),
-       'elven-sync attach --dry-run'
-  from fact f where f.name = 'guard' and elven_sync.is_bad(f.value)
+select 'GuardBroken', 'critical', null, coalesce((f.value ->> 'gap_since')::timestamptz, f.since),
+       case when elven_sync.is_bad(f.value)
+            then coalesce(f.value ->> 'message', 'rows may be skipped: the trigger of the ledger is not whole')
+            else format('the trigger of the ledger was broken until %s, and rows that were written in the meantime may be '
+                        'skipped', elven_sync.utc(f.since)) end
+       || format(', as of %s', elven_sync.utc(f.checked_at)),
+       case when elven_sync.is_bad(f.value) then 'elven-sync attach --dry-run' else 'elven-sync verify' end
+  from fact f where f.name = 'guard' and (elven_sync.is_bad(f.value) or f.value ? 'gap_from')
+union all
+select 'GuardBroken', 'warning', null, g.since,
+       format('runs poll the ledger, the last one on %s, but none has recorded since %s whether each row is stamped',
+              elven_sync.utc(g.polled_at), elven_sync.utc(g.since)),
+       'elven-sync check --only database'
+  from (select (select max(r.polled_at) from elven_sync.sync_runs r
+                 where r.polled_at <= now() + interval '5 minutes') as polled_at,
+               coalesce((select elven_sync.past(f.checked_at) from fact f where f.name = 'guard'),
+                        (select min(r.polled_at) from elven_sync.sync_runs r where r.polled_at is not null)) as since,
+               exists (select from fact f where f.name = 'guard'
+                          and (elven_sync.is_bad(f.value) or f.value ? 'gap_from')) as is_reported) g
+ where not g.is_reported and g.since < g.polled_at - interval '1 hour'
 union all
 select 'ZoneRulesOld', 'warning', null, z.since,
        format('the time zone rules are of version %s, so changes of the law since then are not known', z.version),
@@ -249,7 +371,8 @@ select 'VerifyFailed', 'critical', f.entity_id, f.since,
        format('verify found %s on %s', case f.value ->> 'findings' when '1' then '1 problem'
                                             else (f.value ->> 'findings') || ' problems' end,
               elven_sync.utc(f.checked_at)),
-       'elven-sync verify' || coalesce(' --entity ' || elven_sync.quoted_entity(f.entity_id), '')
+       'elven-sync verify' || case when f.value -> 'deep' = 'true'::jsonb then ' --deep' else '' end
+       || coalesce(' --entity ' || elven_sync.quoted_entity(f.entity_id), '')
   from fact f where f.name = 'verify' and f.entity_id is not null and elven_sync.is_bad(f.value)
 union all
 select 'VerifyOld', 'warning', f.entity_id, f.checked_at,
@@ -280,7 +403,8 @@ comment on function elven_sync.note_begun(text, text, boolean, timestamptz) is
 comment on column elven_sync.sync_facts.name is
     'The subject of the fact. clock: how far the clock of this machine is ahead of the API''s. oldest_writer: the'
     ' oldest open transaction that has written to the ledger; since: when it began. guard: whether a trigger '
-    'stamps each row of the ledger. ledger_files: the tables that the ledger consists of, and their files; '
+    'stamps each row of the ledger; gap_from, gap_until: the transactions by which rows may have been written without '
+    'it, until verify has found none. ledger_files: the tables that the ledger consists of, and their files; '
     'before: those before the last change. server: timeline of the database server, which a promotion changes. '
     'tzdata: version of the zone rules. limits: settings that alerts are '
     'measured by. verify: the result of verify, of all entities or of one. config: whether the configuration can '
@@ -290,6 +414,19 @@ comment on column elven_sync.sync_facts.name is
     'last; runs repeat the same comparison once an hour. maps_compared: the version of the maps of an entity that'
     ' was compared with the ledger. rows_set_aside, near_rejection_bound: since when the alerts OpenErrors and'
     ' NearRejectionBound of an entity hold.';
+comment on function elven_sync.with_guard_gap(jsonb, timestamptz, jsonb, timestamptz) is
+    'The value of the fact guard, with the time in which the trigger was broken: gap_from and gap_until are '
+    'transaction ids.';
 comment on trigger set_aside_added on elven_sync.sync_errors is 'Records since when rows are set aside.';
 comment on trigger set_aside_changed on elven_sync.sync_errors is 'Records when no row is set aside any more.';
 comment on trigger set_aside_removed on elven_sync.sync_errors is 'Records when no row is set aside any more.';
+comment on function elven_sync.merged_fact(text, jsonb, timestamptz, jsonb, timestamptz) is
+    'The value of a fact after another observation, with what is kept of the value before.';
+comment on function elven_sync.outlasts(text, jsonb, jsonb) is
+    'Whether a finding of verify --deep stays, because the later verify looked at a sample only.';
+comment on function elven_sync.past(timestamptz) is
+    'A time, unless it is in the future: then the clock of the database was ahead when it was recorded.';
+comment on function elven_sync.note_resumed() is 'Records when an entity was resumed.';
+comment on trigger note_resumed on elven_sync.entities is 'Records when an entity was resumed.';
+comment on column elven_sync.entities.resumed_at is
+    'When the entity was last resumed. It is not stale before its freshness has passed since then. NULL: never.';

@@ -2,10 +2,10 @@
 
 use super::connect::connect;
 use super::exit_code::{INCOMPLETE, SUCCEEDED};
-use crate::audit::{self, EntityProof};
+use crate::audit::{self, EntityProof, Verification};
 use crate::config::Settings;
 use crate::database::Database;
-use crate::journal::{Verified, note_verified};
+use crate::journal::{JournalError, Verified, close_guard_gap, note_verified};
 use crate::output;
 
 #[derive(Debug, clap::Args)]
@@ -21,24 +21,35 @@ pub(super) struct Options {
     json: bool,
 }
 
-/// Records the result for the alerts `VerifyFailed` and `VerifyOld`, if this role may write it.
-async fn note(database: &Database, options: &Options, entities: &[EntityProof]) {
+/// Records the result for the alerts `VerifyFailed`, `VerifyOld` and `GuardBroken`, if this role may write it.
+async fn note(database: &Database, options: &Options, verification: &Verification) {
     let of_entity = |proof: &EntityProof| Verified {
         entity_id: proof.entity_id.clone(),
         findings: proof.groups.iter().map(|group| group.count).sum(),
     };
-    let verified: Vec<Verified> = entities.iter().map(of_entity).collect();
-    if let Err(problem) = note_verified(database, &verified, options.entities.is_empty(), options.deep).await
-    {
+    let verified: Vec<Verified> = verification.entities.iter().map(of_entity).collect();
+    let note = async {
+        note_verified(database, &verified, options.entities.is_empty(), options.deep).await?;
+        if let Some(gap) = verification.gap_without_rows {
+            close_guard_gap(database, gap).await?;
+        }
+        Ok::<_, JournalError>(())
+    };
+    if let Err(problem) = note.await {
         let error = crate::text::chain(&problem);
-        tracing::info!(error, "the result could not be recorded, so the alerts about verify do not know it");
+        tracing::warn!(
+            error,
+            "the result could not be recorded, so the alerts about verify do not know it; hint: run verify with the \
+             role of the runs"
+        );
     }
 }
 
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
-    let entities = audit::verify(settings, &database, &options.entities, options.deep).await?;
-    note(&database, &options, &entities).await;
+    let verification = audit::verify(settings, &database, &options.entities, options.deep).await?;
+    note(&database, &options, &verification).await;
+    let entities = verification.entities;
     output::verification::report(&entities, options.deep, options.json);
     Ok(if entities.iter().all(EntityProof::holds) { SUCCEEDED } else { INCOMPLETE })
 }

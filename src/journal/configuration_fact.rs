@@ -20,5 +20,5 @@ pub async fn is_configuration_broken(database: &Database) -> Result<bool, Journa
 
 /// Records whether the configuration can be used. `problem`: the mistake in it.
 pub async fn note_configuration(database: &Database, problem: Option<&str>) -> Result<(), JournalError> {
-    note_facts(database, &[Fact::of_state(Subject::Config, problem)]).await
+    note_facts(database, &[Fact::of_state(Subject::Config, problem)]).await.map(drop)
 }

@@ -114,9 +114,9 @@ impl Readings {
                       coalesce(sum(requests_refused), 0)::bigint as "refused!",
                       coalesce(sum(requests_throttled), 0)::bigint as "throttled!",
                       coalesce(sum(requests_unknown), 0)::bigint as "unknown!",
-                      extract(epoch from greatest(max(checked_at), max(pending_since),
-                          (select max(polled_at) from elven_sync.sync_runs where polled_at is not null)))::float8
-                          as polled_at
+                      extract(epoch from greatest(max(elven_sync.past(checked_at)), max(elven_sync.past(pending_since)),
+                          (select max(polled_at) from elven_sync.sync_runs
+                            where polled_at <= now() + interval '5 minutes')))::float8 as polled_at
                  from elven_sync.sync_state"#
         )
         .fetch_one(&mut transaction)

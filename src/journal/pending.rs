@@ -44,8 +44,11 @@ impl Journal {
                        update elven_sync.sync_runs set polled_at = coalesce($4, clock_timestamp())
                         where run_id = $5 and worker = $6),
                    polled as (
-                       select now.entity_id, seen.is_idle, coalesce(now.checked_at <= $4, true) as is_newest,
-                              coalesce(now.pending_since <= $4, true) as has_no_newer_rows,
+                       select now.entity_id, seen.is_idle,
+                              -- A time in the future was recorded by a clock that was put back since.
+                              coalesce(now.checked_at <= $4 or now.checked_at > clock_timestamp(), true) as is_newest,
+                              coalesce(now.pending_since <= $4 or now.pending_since > clock_timestamp(), true)
+                                  as has_no_newer_rows,
                               now.lease_owner is null or now.lease_expires_at < clock_timestamp()
                                   or now.lease_kind is not null as is_free
                          from elven_sync.sync_state now
@@ -61,7 +64,7 @@ impl Journal {
                           oldest_pending_at = case when i.is_newest then null else s.oldest_pending_at end,
                           pending_since = case when i.is_newest and i.has_no_newer_rows then null
                                                else s.pending_since end,
-                          checked_at = greatest(s.checked_at, coalesce($4, clock_timestamp())),
+                          checked_at = case when i.is_newest then coalesce($4, clock_timestamp()) else s.checked_at end,
                           last_success_at = case when i.is_free then clock_timestamp() else last_success_at end,
                           last_error = case when i.is_free then null else last_error end,
                           consecutive_failures = case when i.is_free then 0 else consecutive_failures end,
@@ -110,11 +113,12 @@ impl Journal {
                             checked_at = coalesce($4, clock_timestamp()),
                             pending_since = case when p.rows > 0 then coalesce(s.pending_since, $4, clock_timestamp())
                                                  when s.lease_epoch = p.lease_epoch
-                                                      and coalesce(s.pending_since <= $4, true) then null
+                                                      and coalesce(s.pending_since <= $4 or s.pending_since > clock_timestamp(), true)
+                                                 then null
                                                  else s.pending_since end
                        from unnest($1::text[], $2::bigint[], $3::timestamptz[], $5::bigint[])
                             p (entity_id, rows, oldest_at, lease_epoch)
-                      where s.entity_id = p.entity_id and coalesce(s.checked_at <= $4, true)
+                      where s.entity_id = p.entity_id and coalesce(s.checked_at <= $4 or s.checked_at > clock_timestamp(), true)
                         and s.entity_id in (select entity_id from elven_sync.sync_state
                                              where entity_id = any ($1) order by entity_id for update skip locked)",
                     &ids,

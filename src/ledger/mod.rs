@@ -33,6 +33,7 @@ mod standby;
 mod statements;
 mod table;
 mod unreadable;
+mod unstamped;
 
 use std::sync::Arc;
 
@@ -61,6 +62,7 @@ pub use standby::check as check_standby;
 pub use statements::{DoneInterval, Progress};
 pub use table::Table;
 pub use unreadable::Unreadables;
+pub use unstamped::{GuardGap, Unstamped};
 
 use crate::database::Database;
 

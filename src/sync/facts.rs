@@ -4,16 +4,17 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::Worker;
 use super::decisions::policy::SKEW_MIN;
 use super::lane_worker::Target;
-use crate::journal::{Fact, Subject, note_facts};
+use super::{RunError, Worker};
+use crate::journal::{Fact, Subject, close_guard_gap, guard_gap, note_facts};
 use crate::ledger::{Guard, LedgerError, Writer};
 
 impl Worker {
     /// Records what a run sees before it sends anything. A run without these facts sends rows all the same.
     pub(super) async fn note_observed(&self, guard: (Guard, Instant)) {
         let (guard, observed) = guard;
+        let is_intact = guard.is_intact();
         let mut facts = vec![
             Fact { observed, ..of_guard(&guard) },
             Fact::new(Subject::Tzdata, of_rules(&self.settings.zones.version())),
@@ -27,7 +28,29 @@ impl Worker {
             }
             Err(problem) => not_observed(&problem),
         }
-        self.record(&facts).await;
+        if self.record(&facts).await && is_intact {
+            self.look_into_gap().await;
+        }
+    }
+
+    /// Looks for rows that were written while the trigger was broken and are not stamped yet. Without any, the alert
+    /// ends. They cannot be told from others in a view; then the person who repairs the trigger has to stamp the rows.
+    async fn look_into_gap(&self) {
+        let looked = async {
+            let Some(gap) = guard_gap(&self.database).await? else { return Ok(()) };
+            if self.ledger.unstamped(gap, 1).await?.is_none_or(|unstamped| unstamped.is_empty()) {
+                close_guard_gap(&self.database, gap).await?;
+            }
+            Ok::<_, RunError>(())
+        };
+        if let Err(problem) = looked.await {
+            let error = crate::text::chain(&problem);
+            tracing::warn!(
+                error,
+                "the rows that were written while the trigger of the ledger was broken could not be looked for; the run \
+                 continues; hint: elven-sync verify"
+            );
+        }
     }
 
     /// Records how far the clock is off, if the API has answered in this run. Of several credentials, the one counts
@@ -38,11 +61,13 @@ impl Worker {
         self.record(&[Fact { observed, ..Fact::new(Subject::Clock, of_clock(ahead)) }]).await;
     }
 
-    async fn record(&self, facts: &[Fact]) {
-        if let Err(problem) = note_facts(&self.database, facts).await {
+    /// Returns whether the trigger was broken before, and rows may still be without a stamp.
+    async fn record(&self, facts: &[Fact]) -> bool {
+        note_facts(&self.database, facts).await.unwrap_or_else(|problem| {
             let error = crate::text::chain(&problem);
             tracing::warn!(error, "the facts for the view alerts could not be recorded; the run continues");
-        }
+            false
+        })
     }
 }
 
@@ -61,6 +86,8 @@ fn of_guard(guard: &Guard) -> Fact {
         "message": guard.problem(),
         "tables": guard.tables,
         "broken": guard.broken,
+        "oldest_xid": guard.oldest_xid,
+        "next_xid": guard.next_xid,
     });
     Fact::new(Subject::Guard, value)
 }

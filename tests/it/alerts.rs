@@ -2,6 +2,7 @@
 
 mod entities;
 mod facts;
+mod gap;
 mod plans;
 mod polls;
 mod since;

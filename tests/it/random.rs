@@ -190,7 +190,7 @@ impl<'a> Seed<'a> {
         if step.is_multiple_of(PROVEN_EVERY) || step > STEPS {
             let proof = verify(&self.settings, self.prover, std::slice::from_ref(&self.entity_id), true);
             let proof = proof.await.unwrap();
-            assert!(proof.iter().all(EntityProof::holds), "step {step}: {proof:?}");
+            assert!(proof.entities.iter().all(EntityProof::holds), "step {step}: {proof:?}");
         }
     }
 

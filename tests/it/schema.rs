@@ -1,7 +1,7 @@
 //! The schema: its comments for operators, and the invariants that SQL itself enforces.
 
 use elven_sync::journal::BatchState;
-use sqlx::PgPool;
+use sqlx::{Connection, PgPool};
 
 use crate::support::{TestEnv, stderr};
 
@@ -159,4 +159,53 @@ async fn an_open_batch_is_defined_the_same_in_sql_and_in_the_program(pool: PgPoo
         }
     }
     assert!(BatchState::decode("another", 1, 1).is_err());
+}
+
+/// A role that may execute functions, but write nothing, makes triggers of them on tables of its own, whose types have
+/// casts that call its functions.
+#[sqlx::test(migrations = false)]
+async fn function_with_the_rights_of_its_owner_serves_only_its_own_tables(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    let definers: Vec<(String, bool)> = sqlx::query_as(
+        "select p.oid::regprocedure::text, p.prorettype = 'trigger'::regtype from pg_proc p
+          where p.prosecdef and p.pronamespace in ('elven_sync'::regnamespace, 'ledger'::regnamespace) order by 1",
+    )
+    .fetch_all(&scene.pool)
+    .await
+    .unwrap();
+    assert_eq!(definers.len(), 5, "{definers:?}");
+    let mut transaction = scene.pool.begin().await.unwrap();
+    sqlx::raw_sql(
+        "create role only_reader; grant usage on schema elven_sync to only_reader;
+         grant execute on all functions in schema elven_sync to only_reader;
+         grant select on all tables in schema elven_sync to only_reader; set local role only_reader;
+         create temp table mine (entity_id text, error_id bigint, paused boolean, shared boolean, map_version bigint)",
+    )
+    .execute(&mut *transaction)
+    .await
+    .unwrap();
+    for (function, is_trigger) in definers {
+        assert!(is_trigger, "anybody can call {function}");
+        for event in ["insert", "update", "delete", "truncate"] {
+            let mut nested = (*transaction).begin().await.unwrap();
+            let attach = format!(
+                "insert into mine values ('acme', 1, false, false, 1);
+                 create trigger t before {event} on mine for each statement execute function {function};
+                 {}",
+                match event {
+                    "insert" => "insert into mine values ('beta', 2, false, false, 2)",
+                    "update" => "update mine set entity_id = 'gamma'",
+                    "delete" => "delete from mine",
+                    _ => "truncate mine",
+                }
+            );
+            let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(attach)).execute(&mut *nested).await.unwrap_err();
+            assert!(
+                refused.to_string().contains("only for triggers of elven_sync."),
+                "{function}: {refused}"
+            );
+            nested.rollback().await.unwrap();
+        }
+    }
+    transaction.rollback().await.unwrap();
 }

@@ -9,6 +9,7 @@ mod batches;
 pub(crate) mod chain;
 mod checker;
 mod finding;
+mod gap;
 mod rows;
 mod span;
 
@@ -27,7 +28,7 @@ use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
 use crate::journal::audit as records;
 use crate::journal::{JournalError, Lane, SealState, check_schema};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{GuardGap, Ledger, LedgerError};
 use crate::sync::worker::warn_of;
 use crate::sync::{RunError, watermark_check};
 use crate::watermark::Snapshot;
@@ -37,13 +38,22 @@ const BATCHES_TOGETHER_MAX: usize = 100;
 /// The most passes whose batches are counted together.
 const COUNTED_MAX: usize = 1000;
 
+/// The result of `verify`.
+#[derive(Debug)]
+pub struct Verification {
+    /// The proof of each entity.
+    pub entities: Vec<EntityProof>,
+    /// The trigger of the ledger was broken, is intact again, and each row that was written meanwhile is stamped by now.
+    pub gap_without_rows: Option<GuardGap>,
+}
+
 /// Checks all entities that have a journal, or only those in `only`. `deep`: rebuilds all bodies, not only a sample.
 pub async fn verify(
     settings: &Settings,
     database: &Database,
     only: &[String],
     deep: bool,
-) -> Result<Vec<EntityProof>, RunError> {
+) -> Result<Verification, RunError> {
     check_schema(database).await?;
     let ledger = Ledger::open(database.clone(), None, settings).await?;
     warn_of(&ledger.guard().await?);
@@ -58,11 +68,13 @@ pub async fn verify(
     }
     let selected = all.into_iter().filter(|id| only.is_empty() || only.contains(id));
     let (database, ledger) = (&database, &ledger);
-    stream::iter(selected)
+    let mut entities: Vec<EntityProof> = stream::iter(selected)
         .map(async |entity_id| prove(database, ledger, &settings.zones, &entity_id, deep).await)
         .buffered(settings.sync.entities_at_once.max(1))
         .try_collect()
-        .await
+        .await?;
+    let gap_without_rows = gap::check(database, ledger, &mut entities).await?;
+    Ok(Verification { entities, gap_without_rows })
 }
 
 /// Checks one entity. Ledger rows that cannot be read are a finding.

@@ -44,7 +44,8 @@ pub(super) async fn close(
                          oldest_pending_at = case when s.checked_at > c.started_at then s.oldest_pending_at end,
                          pending_since = case when s.checked_at > c.started_at and s.pending_rows > 0
                                               then greatest(s.pending_since, c.started_at) end,
-                         checked_at = greatest(s.checked_at, c.started_at),
+                         checked_at = case when s.checked_at between c.started_at and clock_timestamp()
+                                           then s.checked_at else c.started_at end,
                          last_success_at = case when c.ends then clock_timestamp() else last_success_at end,
                          last_error = case when c.ends then null else last_error end,
                          consecutive_failures = case when c.ends then 0 else consecutive_failures end,

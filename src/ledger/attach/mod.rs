@@ -161,8 +161,8 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
     if facts.trigger(root).is_none() {
         if column.is_some() {
             plan.notes.push(format!(
-                "{quoted} existed without a trigger that fills it, so rows may carry any value. \
-                 Update them to stamp them, e.g. update {table} set {quoted} = default"
+                "{quoted} existed without a trigger that fills it, so rows may have any value, and a run skips rows \
+                 with an old one. Stamp all rows: update {table} set {quoted} = default"
             ));
         }
         let called = stamp_called(name);
@@ -182,9 +182,9 @@ fn stamp(facts: &Facts, wanted: &Wanted, plan: &mut Plan) {
     for relation in &facts.relations {
         if let Some(trigger) = facts.trigger(relation).filter(|trigger| !trigger.enabled_always) {
             plan.notes.push(format!(
-                "the trigger of {} was disabled or not ALWAYS: rows written in the meantime keep an old stamp \
-                 and are not read. Update them to stamp them, e.g. update {} set {quoted} = default where ...",
-                relation.name(),
+                "the trigger of {} was disabled or not ALWAYS: rows that were written meanwhile were not stamped, so \
+                 no run reads them. Next: elven-sync run, then elven-sync verify, which names these rows and the \
+                 statement that stamps them",
                 relation.name()
             ));
             sql.push(format!(

@@ -137,6 +137,14 @@ async fn batch_of_unknown_outcome_alerts_until_its_outcome_is_known(pool: PgPool
     let unknown = alert(&scene, "UnknownOutcome").await;
     assert!(unknown.message.starts_with("the outcome of 1 batch is unknown"), "{unknown:?}");
     assert_eq!(unknown.hint, "elven-sync run --entity 'acme'");
+    let mut transaction = scene.pool.begin().await.unwrap();
+    sqlx::query("delete from elven_sync.entities").execute(&mut *transaction).await.unwrap();
+    let left: i64 = sqlx::query_scalar("select count(*) from elven_sync.alerts")
+        .fetch_one(&mut *transaction)
+        .await
+        .unwrap();
+    assert_eq!(left, 0, "no run can send the batch of an entity that is not registered");
+    transaction.rollback().await.unwrap();
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(named(&scene).await, NONE);
 }

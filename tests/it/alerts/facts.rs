@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use elven_sync::journal::{Fact, Subject, note_facts};
 use serde_json::json;
+use sqlx::types::chrono::Utc;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tokio::time::Instant;
 
@@ -273,4 +274,100 @@ async fn files_of_the_ledger_are_remembered(pool: PgPool) {
     assert_eq!(scene.text(changed).await, "t t t");
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(scene.text(changed).await, "t t t", "until the next change");
+}
+
+/// A sample that happens to leave out the altered body must not end the alert about it.
+#[sqlx::test(migrations = false)]
+async fn finding_of_all_bodies_is_not_ended_by_a_verify_of_a_sample(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "1");
+    scene.entity("acme", "UTC").await;
+    scene.entity("beta", "UTC").await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', 'a' || n, 'BTC', '2024-01-01Z', n from generate_series(1, 45) n",
+        )
+        .await;
+    scene.run().await;
+    scene.sql("update elven_sync.sync_batches set body_sha256 = repeat('0', 64) where batch_id = 20").await;
+    output_of(&scene, 3, &["verify", "--deep"]).await;
+    let failed = alert(&scene, "VerifyFailed").await;
+    assert_eq!(failed.hint, "elven-sync verify --deep --entity 'acme'");
+    // Every second body is in the sample.
+    for arguments in [&["verify"][..], &["verify", "--entity", "acme"], &["verify", "--entity", "beta"]] {
+        for _ in 0..3 {
+            scene.output(arguments).await;
+            assert_eq!(alert(&scene, "VerifyFailed").await.since, failed.since, "{arguments:?}");
+        }
+    }
+    scene.sql("delete from ledger.balance_snapshots where entity_account_id = 'a20'").await;
+    output_of(&scene, 0, &["verify", "--deep"]).await;
+    assert_eq!(named(&scene).await, NONE);
+}
+
+/// The clock of the database was ahead, and was put back.
+#[sqlx::test(migrations = false)]
+async fn times_in_the_future_silence_no_alert(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    add_row(&scene, "acme").await;
+    output_of(&scene, 0, &["run"]).await;
+    let ahead = "update elven_sync.sync_facts set checked_at = now() + interval '1 year';
+                 update elven_sync.sync_state set checked_at = now() + interval '1 year';
+                 update elven_sync.sync_runs set polled_at = now() + interval '1 year'";
+    scene.sql(ahead).await;
+    scene.sql("update elven_sync.entities set created_at = now() - interval '2 hours'").await;
+    assert_eq!(
+        named(&scene).await,
+        ["NoPoll critical", "Stale critical acme"],
+        "nothing shows that a run polls"
+    );
+    scene.sql("alter table ledger.balance_snapshots disable trigger stamp_change_xid").await;
+    output_of(&scene, 0, &["run"]).await;
+    assert_eq!(named(&scene).await, ["GuardBroken critical"]);
+    let past = "select (max(checked_at) <= now())::text from elven_sync.sync_state";
+    assert_eq!(scene.text(past).await, "true");
+    assert!(!output_of(&scene, 0, &["status", "--prometheus"]).await.contains("poll_timestamp_seconds 1.8"));
+}
+
+/// A role that lacks the rights, as after an upgrade without the new grants, records nothing about the trigger.
+#[sqlx::test(migrations = false)]
+async fn guard_that_no_run_records_alerts(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    output_of(&scene, 0, &["run"]).await;
+    scene.sql("delete from elven_sync.sync_facts").await;
+    assert_eq!(named(&scene).await, NONE, "the first run may not be over");
+    scene
+        .sql(
+            "insert into elven_sync.sync_runs (worker, version, tzdata, status, polled_at)
+             values ('old', '0', '-', 'succeeded', now() - interval '2 hours')",
+        )
+        .await;
+    assert_eq!(named(&scene).await, ["GuardBroken warning"]);
+    assert_eq!(alert(&scene, "GuardBroken").await.hint, "elven-sync check --only database");
+    output_of(&scene, 0, &["run"]).await;
+    assert_eq!(named(&scene).await, NONE);
+    scene
+        .sql("update elven_sync.sync_facts set checked_at = now() - interval '3 hours' where name = 'guard'")
+        .await;
+    assert_eq!(named(&scene).await, ["GuardBroken warning"]);
+}
+
+/// The transaction is the same before and after it is prepared.
+#[sqlx::test(migrations = false)]
+async fn old_writer_that_is_prepared_stays_as_old(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    let database = scene.database(1).await;
+    let of_writer = |transaction: i64, pid: Option<i32>, minutes: u64| Fact {
+        since: Some(Utc::now() - Duration::from_mins(minutes)),
+        ..Fact::new(Subject::OldestWriter, json!({ "transaction": transaction, "pid": pid }))
+    };
+    note_facts(&database, &[of_writer(700, Some(1), 16)]).await.unwrap();
+    let old = alert(&scene, "OldWriter").await;
+    note_facts(&database, &[of_writer(700, None, 0)]).await.unwrap();
+    assert_eq!(alert(&scene, "OldWriter").await.since, old.since);
+    note_facts(&database, &[of_writer(701, None, 0)]).await.unwrap();
+    assert_eq!(named(&scene).await, NONE);
 }

@@ -229,3 +229,20 @@ async fn rows_that_were_counted_during_a_pass_stay_pending_until_the_next_poll(p
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(scene.text(PENDING_SINCE).await, "NULL");
 }
+
+/// A paused entity is not polled, and a poll follows its resumption.
+#[sqlx::test(migrations = false)]
+async fn resumed_entity_is_not_stale_at_once(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    output_of(&scene, 0, &["run"]).await;
+    output_of(&scene, 0, &["entity", "pause", "acme"]).await;
+    scene.sql(TWO_HOURS_PASS).await;
+    output_of(&scene, 0, &["entity", "resume", "acme"]).await;
+    assert_eq!(named(&scene).await, NONE);
+    output_of(&scene, 0, &["status"]).await;
+    scene.sql("update elven_sync.entities set resumed_at = resumed_at - interval '2 hours'").await;
+    assert_eq!(named(&scene).await, ["NoPoll critical", "Stale critical acme"]);
+    let actions = "select string_agg(action, ' ' order by action_id) from elven_sync.sync_actions";
+    assert_eq!(scene.text(actions).await, "entity_add entity_pause entity_resume");
+}

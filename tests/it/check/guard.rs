@@ -24,7 +24,9 @@ async fn attached(pool: PgPool) -> TestEnv {
 
 async fn guard(scene: &TestEnv) -> Guard {
     let database = scene.database(2).await;
-    Ledger::open(database, None, &scene.settings(&[])).await.unwrap().guard().await.unwrap()
+    let guard = Ledger::open(database, None, &scene.settings(&[])).await.unwrap().guard().await.unwrap();
+    assert!(0 < guard.oldest_xid && guard.oldest_xid <= guard.next_xid, "{guard:?}");
+    Guard { oldest_xid: 0, next_xid: 0, ..guard }
 }
 
 fn broken(table: &str, fault: GuardFault, trigger: Option<&str>) -> BrokenGuard {
@@ -34,9 +36,9 @@ fn broken(table: &str, fault: GuardFault, trigger: Option<&str>) -> BrokenGuard 
 #[sqlx::test(migrations = false)]
 async fn default_ledger_and_attached_partitions_are_intact(pool: PgPool) {
     let mut scene = attached(pool).await;
-    assert_eq!(guard(&scene).await, Guard { tables: 3, broken: vec![] });
+    assert_eq!(guard(&scene).await, Guard { tables: 3, broken: vec![], ..Guard::default() });
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.balance_snapshots");
-    assert_eq!(guard(&scene).await, Guard { tables: 1, broken: vec![] });
+    assert_eq!(guard(&scene).await, Guard { tables: 1, broken: vec![], ..Guard::default() });
 }
 
 /// Each fault names the table and the trigger, is reported by the next run, and ends with the repair.
@@ -91,7 +93,7 @@ async fn each_fault_of_the_trigger_is_found_and_ends_with_its_repair(pool: PgPoo
         }
     }
     assert!(scene.output(&["attach"]).await.status.success());
-    assert_eq!(guard(&scene).await, Guard { tables: 3, broken: vec![] });
+    assert_eq!(guard(&scene).await, Guard { tables: 3, broken: vec![], ..Guard::default() });
 }
 
 /// A trigger of the user's that fires before ours, or that only looks, does no harm.
@@ -162,10 +164,10 @@ async fn tables_that_join_the_ledger_later_are_checked(pool: PgPool) {
              create table ledger.\"More rows\" () inherits (ledger.balance_snapshots)",
         )
         .await;
-    assert_eq!(guard(&scene).await, Guard { tables: 4, broken: vec![] });
+    assert_eq!(guard(&scene).await, Guard { tables: 4, broken: vec![], ..Guard::default() });
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.balance_snapshots");
     let missing = broken("ledger.\"More rows\"", GuardFault::Missing, None);
-    assert_eq!(guard(&scene).await, Guard { tables: 2, broken: vec![missing] });
+    assert_eq!(guard(&scene).await, Guard { tables: 2, broken: vec![missing], ..Guard::default() });
 }
 
 /// Behind a view, the tables are checked from which it takes the stamp, under any name and through other views. A table
@@ -185,7 +187,7 @@ async fn tables_behind_a_view_are_checked_where_they_give_the_stamp(pool: PgPool
         .await;
     scene.set("ELVEN_SYNC_LEDGER__TABLE", "books.shown");
     let missing = broken("books.old", GuardFault::Missing, None);
-    assert_eq!(guard(&scene).await, Guard { tables: 4, broken: vec![missing] });
+    assert_eq!(guard(&scene).await, Guard { tables: 4, broken: vec![missing], ..Guard::default() });
     scene
         .sql(
             "create function books.stamp() returns trigger language plpgsql as
@@ -194,7 +196,7 @@ async fn tables_behind_a_view_are_checked_where_they_give_the_stamp(pool: PgPool
              alter table books.old enable always trigger stamp",
         )
         .await;
-    assert_eq!(guard(&scene).await, Guard { tables: 4, broken: vec![] });
+    assert_eq!(guard(&scene).await, Guard { tables: 4, broken: vec![], ..Guard::default() });
     scene
         .sql(
             "create or replace view books.shown as
