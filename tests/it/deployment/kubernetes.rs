@@ -161,6 +161,8 @@ fn cronjob_makes_one_run_at_a_time_and_repeats_none() {
     let pod = &job["template"]["spec"];
     assert_eq!(pod["restartPolicy"], "Never");
     assert_pod("cronjob.yaml", pod, &secret);
+    let verify = manifest("base/verify.yaml").unwrap();
+    assert_pod("verify.yaml", &verify["spec"]["jobTemplate"]["spec"]["template"]["spec"], &secret);
 }
 
 #[test]

@@ -10,9 +10,16 @@ use tempfile::TempDir;
 use super::{STOP_S, assert_parses, not_tested, read};
 use crate::support::{TestEnv, stderr, stdout};
 
-const UNITS: [&str; 3] = ["elven-sync.service", "elven-sync-run.service", "elven-sync-run.timer"];
-const SERVICES: [&str; 2] = ["elven-sync.service", "elven-sync-run.service"];
+const UNITS: [&str; 5] = [
+    "elven-sync.service",
+    "elven-sync-run.service",
+    "elven-sync-run.timer",
+    "elven-sync-verify.service",
+    "elven-sync-verify.timer",
+];
+const SERVICES: [&str; 3] = ["elven-sync.service", "elven-sync-run.service", "elven-sync-verify.service"];
 const PROGRAM: &str = "/usr/local/bin/elven-sync";
+const CHECK: &str = "/usr/local/bin/elven-sync check --only configuration";
 
 fn unit(name: &str) -> String {
     read(&format!("deploy/systemd/{name}"))
@@ -90,15 +97,13 @@ fn systemd_rates_the_exposure_of_the_services_under_two() {
 fn units_start_commands_that_exist_and_leave_time_to_end() {
     for name in SERVICES {
         let unit = unit(name);
-        assert_eq!(
-            values(&unit, "ExecStartPre"),
-            [format!("{PROGRAM} check --only configuration")],
-            "{name}"
-        );
-        for key in ["ExecStartPre", "ExecStart"] {
-            let command = values(&unit, key).pop().unwrap().strip_prefix(PROGRAM).unwrap();
-            let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
-            assert_parses(name, &words);
+        let commands = [values(&unit, "ExecStartPre"), values(&unit, "ExecStart")];
+        // verify uses no key, and reads the configuration itself.
+        let before: &[&str] = if name.contains("verify") { &[] } else { &[CHECK] };
+        assert_eq!(commands[0], before, "{name}");
+        for command in commands.concat() {
+            let words = command.strip_prefix(PROGRAM).unwrap().split_whitespace().map(str::to_owned);
+            assert_parses(name, &words.collect::<Vec<_>>());
         }
         assert_eq!(values(&unit, "SuccessExitStatus"), ["130 143"], "{name}");
         assert_eq!(values(&unit, "DynamicUser"), ["yes"], "{name}");
@@ -143,19 +148,20 @@ async fn units_run_with_credentials_in_files(pool: PgPool) {
     }
     let configuration = folder.path().join("elven-sync.toml");
     std::fs::write(&configuration, read("deploy/kubernetes/base/elven-sync.toml")).unwrap();
-    let unit = unit("elven-sync-run.service");
-    for key in ["ExecStartPre", "ExecStart"] {
-        let mut command = scene.command(&[]);
-        command.env_clear().env("ELVEN_API_URL", value("ELVEN_API_URL"));
-        command.args(values(&unit, key)[0].strip_prefix(PROGRAM).unwrap().split_whitespace());
-        for assignment in values(&unit, "Environment") {
-            let (variable, value) = assignment.split_once('=').unwrap();
-            let value = value.replace("%d", folder.path().to_str().unwrap());
-            let value = value.replace("/etc/elven-sync/elven-sync.toml", configuration.to_str().unwrap());
-            command.env(variable, value);
+    for unit in [unit("elven-sync-run.service"), unit("elven-sync-verify.service")] {
+        for started in [values(&unit, "ExecStartPre"), values(&unit, "ExecStart")].concat() {
+            let mut command = scene.command(&[]);
+            command.env_clear().env("ELVEN_API_URL", value("ELVEN_API_URL"));
+            command.args(started.strip_prefix(PROGRAM).unwrap().split_whitespace());
+            for assignment in values(&unit, "Environment") {
+                let (variable, value) = assignment.split_once('=').unwrap();
+                let value = value.replace("%d", folder.path().to_str().unwrap());
+                let value = value.replace("/etc/elven-sync/elven-sync.toml", configuration.to_str().unwrap());
+                command.env(variable, value);
+            }
+            let output = command.output().await.unwrap();
+            assert_eq!(output.status.code(), Some(0), "{started}: {}{}", stdout(&output), stderr(&output));
         }
-        let output = command.output().await.unwrap();
-        assert_eq!(output.status.code(), Some(0), "{key}: {}{}", stdout(&output), stderr(&output));
     }
     assert_eq!(scene.text("select status from elven_sync.sync_runs").await, "succeeded");
 }
