@@ -61,7 +61,7 @@ fn sections(word: &str) -> BTreeMap<&'static str, &'static str> {
     let begin = format!("\n### {word} ");
     let section = |rest: &'static str| {
         let (heading, text) = rest.split_once('\n').unwrap();
-        (heading, text.split("\n#").next().unwrap())
+        (heading, text.split("\n### ").next().unwrap().split("\n## ").next().unwrap())
     };
     OPERATING.split(&begin).skip(1).map(section).collect()
 }

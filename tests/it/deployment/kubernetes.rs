@@ -65,8 +65,8 @@ fn kustomize_builds_both_forms() {
         let name = text.lines().find_map(|line| line.trim().strip_prefix("name: elven-sync-")).unwrap();
         assert_eq!(
             text.matches(&format!("name: elven-sync-{name}\n")).count(),
-            2,
-            "it is the one mounted: {text}"
+            3,
+            "both pods mount it: {text}"
         );
     }
 }

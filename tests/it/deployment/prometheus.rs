@@ -144,7 +144,7 @@ fn runbooks_become_links_by_the_command_of_the_file() {
         Command::new("/bin/sh").args(["-c", &format!("sed -i {command}")]).current_dir(&folder).output();
     assert!(output.unwrap().status.success());
     let linked = std::fs::read_to_string(folder.path().join("alerts.yml")).unwrap();
-    assert_eq!(linked.matches("runbook_url: https://").count(), Rule::all().len());
+    assert_eq!(linked.matches("\n          runbook_url: https://").count(), Rule::all().len());
     let path = folder.path().join("alerts.yml");
     if Path::new("/usr/bin/promtool").exists() {
         promtool(&["check", "rules", path.to_str().unwrap()]);

@@ -18,7 +18,7 @@ fn quotes_from_files_are_equal_to_the_files() {
     let mut quotes = 0;
     let docs = files_in("docs", "md").into_iter().map(|(name, text)| (format!("docs/{name}"), text));
     for (page, text) in docs.chain([("README.md".to_owned(), read("README.md"))]) {
-        for rest in text.split("<!-- from ").skip(1) {
+        for rest in text.split("\n<!-- from ").skip(1) {
             let (file, rest) = rest.split_once(" -->\n\n```").unwrap_or_else(|| panic!("{page}: {rest:.40}"));
             let quote = rest.split_once('\n').unwrap().1.split("```").next().unwrap();
             assert_quotes(&page, file, quote);

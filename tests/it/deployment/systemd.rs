@@ -65,7 +65,7 @@ fn systemd_accepts_the_units() {
         analyze(folder.path(), &words.collect::<Vec<_>>())
     };
     let Some((is_right, said)) = verify(&paths) else { return };
-    // A key that does not exist is a warning, and leaves the exit code as it is. Other units of the machine may have some.
+    // A key that does not exist is a warning, and leaves the exit code as it is. Other units may have warnings, too.
     let of_ours: Vec<&str> = said.lines().filter(|line| line.contains("elven-sync")).collect();
     assert!(is_right && of_ours.is_empty(), "{said}");
     // The exit code and the warning mean what this test takes them for.
