@@ -25,8 +25,7 @@ impl Rule {
     fn all() -> Vec<Self> {
         let text = read(RULES);
         let rule = |text: &str| {
-            let name =
-                text.lines().next().unwrap().strip_prefix("ElvenSync").expect("the prefix of the names");
+            let name = text.lines().next().unwrap().strip_prefix("ElvenSync").unwrap();
             Self { name: name.to_owned(), text: text.to_owned() }
         };
         text.split("- alert: ").skip(1).map(rule).collect()
