@@ -46,7 +46,7 @@ pub enum ProbeOutcome {
     NoCredential(String),
     /// The API could not be reached, or did not process the request.
     Unreachable(String),
-    /// The API asks to come later.
+    /// The API limits the rate.
     Throttled(String),
     /// The API refused the key or the signature.
     Refused(String),

@@ -4,6 +4,7 @@ mod entities;
 mod facts;
 mod plans;
 mod polls;
+mod since;
 
 use sqlx::PgPool;
 use sqlx::types::chrono::{DateTime, Utc};

@@ -233,7 +233,7 @@ async fn retry_obeys_watermark_check_and_pause(pool: PgPool) {
     for _ in 0..2 {
         output_of(&scene, 3, &["errors", "retry"]).await;
     }
-    assert_eq!(scene.sandbox.requests().len(), sent + 1, "the API asked to come later");
+    assert_eq!(scene.sandbox.requests().len(), sent + 1, "rate limited by the API");
     let later =
         "select (not_before > clock_timestamp() + interval '25 minutes')::text from elven_sync.sync_state";
     assert_eq!(scene.text(later).await, "true");

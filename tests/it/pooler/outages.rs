@@ -51,6 +51,7 @@ async fn run_ends_with_an_error_without_its_pooler(pool: PgPool) {
     let output = ended.expect("the run ends").unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     pooler.start().await;
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "30s");
     assert_complete(&scene).await;
     assert!(scene.text("select status from elven_sync.sync_runs order by run_id limit 1").await != "running");
 }
