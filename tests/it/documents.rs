@@ -268,6 +268,11 @@ impl Document {
     }
 }
 
+/// Returns the anchors of a page.
+pub fn anchors(name: &str) -> BTreeSet<String> {
+    Document { name: name.to_owned(), text: read(name) }.anchors()
+}
+
 /// Splits a command into words as a shell does. Returns `None` if it ends with something that is no command.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
