@@ -8,6 +8,7 @@ use super::process::Process;
 use super::rules::Rules;
 use crate::config::Settings;
 use crate::journal::metrics::Readings;
+use crate::journal::status_page::{EntityPage, StatusPage};
 
 /// What the runs and the HTTP server share.
 #[derive(Debug)]
@@ -39,6 +40,17 @@ impl Shared {
     /// Returns what the sync tables say. `None`: they could not be read in time.
     pub(super) async fn readings(&self) -> Option<Arc<Readings>> {
         self.observer.readings(&self.settings(), &self.health).await
+    }
+
+    /// Returns what the status page shows. `None`: the sync tables could not be read in time.
+    pub(super) async fn status_page(&self) -> Option<Arc<StatusPage>> {
+        self.observer.status_page(&self.settings(), &self.health).await
+    }
+
+    /// Returns what the page of an entity shows; `Some(None)` if it is not registered. `None`: the sync tables could
+    /// not be read in time.
+    pub(super) async fn entity_page(&self, entity_id: &str) -> Option<Option<Arc<EntityPage>>> {
+        self.observer.entity_page(&self.settings(), &self.health, entity_id).await
     }
 
     /// The configuration in use.
