@@ -52,11 +52,8 @@ pub struct EntityShown {
 }
 
 impl Entities {
-    /// Reads the view `sync_health`. `from`: the beginning of the day.
-    pub(super) async fn read(
-        transaction: &mut Transaction,
-        from: DateTime<Utc>,
-    ) -> Result<Self, JournalError> {
+    /// Reads the view `sync_health`.
+    pub(super) async fn read(transaction: &mut Transaction) -> Result<Self, JournalError> {
         let by_status = sqlx::query_as!(
             StatusCount,
             r#"select status as "status!", count(*) as "entities!" from elven_sync.sync_health
@@ -86,12 +83,21 @@ impl Entities {
             open_errors: row.open_errors,
             uploaded_by_hour: Hours::default(),
         });
-        let mut worst: Vec<EntityShown> = shown.collect();
-        let ids: Vec<String> = worst.iter().map(|entity| entity.entity_id.clone()).collect();
-        for (entity, hours) in worst.iter_mut().zip(Hours::read(transaction, &ids, from).await?) {
+        let worst = shown.collect();
+        Ok(Self { total: by_status.iter().map(|count| count.entities).sum(), by_status, worst })
+    }
+
+    /// Reads what the listed entities uploaded since the beginning of the day.
+    pub(super) async fn read_hours(
+        &mut self,
+        transaction: &mut Transaction,
+        from: DateTime<Utc>,
+    ) -> Result<(), JournalError> {
+        let ids: Vec<String> = self.worst.iter().map(|entity| entity.entity_id.clone()).collect();
+        for (entity, hours) in self.worst.iter_mut().zip(Hours::read(transaction, &ids, from).await?) {
             entity.uploaded_by_hour = hours;
         }
-        Ok(Self { total: by_status.iter().map(|count| count.entities).sum(), by_status, worst })
+        Ok(())
     }
 
     /// The number of entities with a status.

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::super::JournalError;
+use super::day::read_by_time;
 use super::{AlertGroup, Causes, Day, VerifyShown, now, without_amounts};
 use crate::database::{Database, Transaction};
 
@@ -138,16 +139,13 @@ impl EntityPage {
                     None => VerifyShown::of_all(&mut transaction).await?,
                     own => own,
                 };
-                Some(Self {
-                    as_of,
-                    entity,
-                    alerts: AlertGroup::read(&mut transaction, Some(entity_id)).await?,
-                    day: Day::read(&mut transaction, as_of, Some(entity_id)).await?,
-                    causes: Causes::read(&mut transaction, Some(entity_id)).await?,
-                    passes: PassShown::last(&mut transaction, entity_id).await?,
-                    batches: BatchShown::last(&mut transaction, entity_id).await?,
-                    verify,
-                })
+                let alerts = AlertGroup::read(&mut transaction, Some(entity_id)).await?;
+                let causes = Causes::read(&mut transaction, Some(entity_id)).await?;
+                let passes = PassShown::last(&mut transaction, entity_id).await?;
+                read_by_time(&mut transaction).await?;
+                let day = Day::read(&mut transaction, as_of, Some(entity_id)).await?;
+                let batches = BatchShown::last(&mut transaction, entity_id).await?;
+                Some(Self { as_of, entity, alerts, day, causes, passes, batches, verify })
             }
         };
         transaction.commit().await?;

@@ -23,6 +23,7 @@ pub use self::entities::{Entities, EntityShown, StatusCount};
 pub use self::entity::{BatchShown, EntityPage, EntityState, PassShown};
 pub use self::runs::{BackfillShown, RunShown};
 pub use self::verified::VerifyShown;
+use self::day::read_by_time;
 use super::JournalError;
 use crate::database::{Database, Transaction};
 use crate::text::without_amounts;
@@ -56,13 +57,15 @@ impl StatusPage {
         let mut transaction = database.begin_snapshot().await?;
         let as_of = now(&mut transaction).await?;
         let alerts = AlertGroup::read(&mut transaction, None).await?;
-        let day = Day::read(&mut transaction, as_of, None).await?;
-        let entities = Entities::read(&mut transaction, day.from).await?;
+        let mut entities = Entities::read(&mut transaction).await?;
         let backfills = BackfillShown::running(&mut transaction).await?;
         let runs = RunShown::last(&mut transaction).await?;
         let causes = Causes::read(&mut transaction, None).await?;
-        let answers = AnswerTimes::since(&mut transaction, day.from).await?;
         let verify = VerifyShown::of_all(&mut transaction).await?;
+        read_by_time(&mut transaction).await?;
+        let day = Day::read(&mut transaction, as_of, None).await?;
+        entities.read_hours(&mut transaction, day.from).await?;
+        let answers = AnswerTimes::since(&mut transaction, day.from).await?;
         transaction.commit().await?;
         Ok(Self { as_of, alerts, entities, day, backfills, runs, causes, answers, verify })
     }
