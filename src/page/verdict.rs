@@ -3,11 +3,10 @@
 use serde::Serialize;
 
 use crate::journal::status_page::StatusPage;
-use crate::text::counted_noun;
+use crate::text::{counted_noun, thousands};
 
 /// The sentence while the sync tables cannot be read.
-pub(super) const UNAVAILABLE: &str =
-    "The sync tables cannot be read, so the state of the sync is not known.";
+pub(super) const UNAVAILABLE: &str = "The sync tables cannot be read, so the state of the sync is not known.";
 
 /// The state of the installation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -16,6 +15,8 @@ pub(super) struct Verdict {
     pub level: Level,
     /// The state in a sentence.
     pub text: String,
+    /// How many entities are up to date, in another one.
+    pub entities: String,
 }
 
 /// How bad the state of the installation is.
@@ -45,23 +46,19 @@ impl Level {
 impl Verdict {
     pub(super) fn of(page: &StatusPage) -> Self {
         let (critical, warnings) = (page.alerts_with("critical"), page.alerts_with("warning"));
-        let entities = entities(page);
-        match (critical, warnings) {
-            (0, 0) if page.entities.total == 0 => Self { level: Level::Warning, text: entities },
-            (0, 0) => Self { level: Level::Ok, text: format!("Nothing needs a person. {entities}") },
-            (0, _) => Self {
-                level: Level::Warning,
-                text: format!("A person should look: {}. {entities}", counted_noun(warnings, "warning", "warnings")),
-            },
+        let counted = |warnings| counted_noun(warnings, "warning", "warnings");
+        let (level, text) = match (critical, warnings) {
+            (0, 0) if page.entities.total == 0 => (Level::Warning, "Nothing is synced.".to_owned()),
+            (0, 0) => (Level::Ok, "Nothing needs a person.".to_owned()),
+            (0, _) => (Level::Warning, format!("A person should look: {}.", counted(warnings))),
             _ => {
-                let warnings = match warnings {
-                    0 => String::new(),
-                    _ => format!(" and {}", counted_noun(warnings, "warning", "warnings")),
-                };
                 let critical = counted_noun(critical, "critical alert", "critical alerts");
-                Self { level: Level::Critical, text: format!("A person must act: {critical}{warnings}. {entities}") }
+                let warnings =
+                    if warnings == 0 { String::new() } else { format!(" and {}", counted(warnings)) };
+                (Level::Critical, format!("A person must act: {critical}{warnings}."))
             }
-        }
+        };
+        Self { level, text, entities: entities(page) }
     }
 }
 
@@ -69,7 +66,7 @@ impl Verdict {
 fn entities(page: &StatusPage) -> String {
     let (total, ok) = (page.entities.total, page.entities.with_status("ok"));
     if total == 0 {
-        return "No entity is registered, so nothing is synced.".to_owned();
+        return "No entity is registered.".to_owned();
     }
     if ok == total {
         return match total {
@@ -79,10 +76,10 @@ fn entities(page: &StatusPage) -> String {
     }
     let others = page.entities.by_status.iter().filter(|count| count.status != "ok");
     let others: Vec<String> =
-        others.map(|count| format!("{} {}", crate::text::thousands(count.entities), count.status)).collect();
+        others.map(|count| format!("{} {}", thousands(count.entities), count.status)).collect();
     format!(
         "{} of {} up to date; {}.",
-        crate::text::thousands(ok),
+        thousands(ok),
         match total {
             1 => "1 entity is".to_owned(),
             _ => format!("{} are", counted_noun(total, "entity", "entities")),

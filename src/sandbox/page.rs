@@ -166,8 +166,7 @@ fn source_list(sources: &[Source]) -> Table {
 fn request_list(memory: &Store) -> Table {
     let rows = memory.requests.iter().rev().take(ROWS_MAX).map(|request| {
         let status = request.status.map_or("cut".to_owned(), |status| status.to_string());
-        let succeeded =
-            !request.refused && request.status.is_some_and(|status| (200..300).contains(&status));
+        let succeeded = !request.refused && request.status.is_some_and(|status| (200..300).contains(&status));
         let cells = vec![
             grouped(request.seq),
             request.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
@@ -182,9 +181,7 @@ fn request_list(memory: &Store) -> Table {
     });
     Table {
         title: "Latest requests, newest first".to_owned(),
-        columns: &[
-            "#no.", "time (UTC)", "credential", "request", "#status", "#records", "#bytes", "remark",
-        ],
+        columns: &["#no.", "time (UTC)", "credential", "request", "#status", "#records", "#bytes", "remark"],
         rows: rows.collect(),
     }
 }

@@ -9,8 +9,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 
-use super::connection::Listener;
 use super::answer::{PLAIN, text};
+use super::connection::Listener;
 use super::metrics::{Format, in_format};
 use super::page;
 use super::rules::Endpoint;

@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn only_hosts_of_this_server_are_answered() {
-        let (ours, &theirs) = (Ok(Endpoint::Healthz), Err(Refusal::Host));
+        let (ours, theirs) = (Ok(Endpoint::Healthz), Err(Refusal::Host));
         for (listen, host, expected) in [
             ("127.0.0.1", "127.0.0.1:9464", &ours),
             ("127.0.0.1", "localhost:9464", &ours),

@@ -9,8 +9,8 @@ const PLACEHOLDER: &str = "<number>";
 const COUNT_DIGITS_MAX: usize = 9;
 /// What the connector counts.
 const NOUNS: [&str; 16] = [
-    "rows", "row", "records", "record", "batches", "batch", "bytes", "requests", "attempts", "entities", "more", "ms",
-    "s", "min", "h", "d",
+    "rows", "row", "records", "record", "batches", "batch", "bytes", "requests", "attempts", "entities",
+    "more", "ms", "s", "min", "h", "d",
 ];
 /// What the connector numbers.
 const NUMBERED: [&str; 8] = ["batch", "pass", "backfill", "run", "transaction", "pid", "line", "port"];
@@ -48,7 +48,8 @@ pub fn without_amounts(message: &str) -> String {
 
 /// Returns the length of what stays of a text that begins with a number: 0 if the number is replaced.
 fn kept_number(before: &str, rest: &str, is_own: bool) -> usize {
-    let after_number = before.chars().next_back().is_some_and(|c| c.is_alphanumeric() || matches!(c, '.' | ',' | '-'));
+    let after_number =
+        before.chars().next_back().is_some_and(|c| c.is_alphanumeric() || matches!(c, '.' | ',' | '-'));
     if after_number {
         return 0;
     }
@@ -70,7 +71,9 @@ fn kept_number(before: &str, rest: &str, is_own: bool) -> usize {
             || NUMBERED.iter().any(|word| {
                 before.strip_suffix(' ').and_then(|before| before.strip_suffix(word)).is_some_and(ends_word)
             })
-            || after.strip_prefix(' ').is_some_and(|after| NOUNS.iter().any(|noun| begins_with_word(after, noun))));
+            || after
+                .strip_prefix(' ')
+                .is_some_and(|after| NOUNS.iter().any(|noun| begins_with_word(after, noun))));
     if ends && (is_status || is_own_number) { length } else { 0 }
 }
 
@@ -89,7 +92,10 @@ fn number(text: &str) -> usize {
     let mut characters = text.char_indices().peekable();
     while let Some((at, c)) = characters.next() {
         let follows = characters.peek().is_some_and(|(_, next)| next.is_numeric());
-        let joins = matches!(c, '.' | ',' | '_' | '\'' | '\u{2019}' | '\u{a0}' | '\u{2009}' | '\u{202f}' | '\u{66b}' | '\u{66c}');
+        let joins = matches!(
+            c,
+            '.' | ',' | '_' | '\'' | '\u{2019}' | '\u{a0}' | '\u{2009}' | '\u{202f}' | '\u{66b}' | '\u{66c}'
+        );
         if !c.is_numeric() && !(joins && follows) {
             break;
         }
@@ -133,7 +139,10 @@ mod tests {
     #[test]
     fn numbers_of_the_api_are_replaced() {
         for (message, expected) in [
-            ("\"balance 1234.56 of USD1,234.5 is wrong\" (code 4001)", "\"balance <number> of USD<number> is wrong\" (code 4001)"),
+            (
+                "\"balance 1234.56 of USD1,234.5 is wrong\" (code 4001)",
+                "\"balance <number> of USD<number> is wrong\" (code 4001)",
+            ),
             ("\"5 rows (code 77) and batch 3\"", "\"<number> rows (code <number>) and batch <number>\""),
             ("\"a \"quoted\" 12 rows\" x", "\"a \"quoted\" <number> rows\" x"),
             ("\"-1e5\"", "\"-<number>e<number>\""),

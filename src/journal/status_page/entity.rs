@@ -174,7 +174,8 @@ impl EntityState {
         )
         .fetch_optional(transaction)
         .await?;
-        let shown = |state: Self| Self { last_error: state.last_error.as_deref().map(without_amounts), ..state };
+        let shown =
+            |state: Self| Self { last_error: state.last_error.as_deref().map(without_amounts), ..state };
         Ok(found.map(shown))
     }
 }
