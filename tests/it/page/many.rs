@@ -92,6 +92,8 @@ async fn a_day_with_too_many_batches_is_cut_at_a_quarter_hour(pool: PgPool) {
     .await;
     let json = page.json().await;
     assert_eq!(json["day"]["is_cut"], true);
+    let from = json["day"]["from"].as_str().unwrap();
+    assert!([":00:00Z", ":15:00Z", ":30:00Z", ":45:00Z"].iter().any(|end| from.ends_with(end)), "{from}");
     let quarters = json["day"]["quarters"].as_array().unwrap();
     assert!((10..=12).contains(&quarters.len()), "{quarters:#?}");
     let whole: Vec<&Value> =
