@@ -96,12 +96,11 @@ pub(super) fn filter(names: &[String], asked: impl Borrow<i32>) -> String {
     if asked == 0 {
         return "all".to_owned();
     }
-    let mut filter = names.iter().map(|text| name(text)).collect::<Vec<_>>().join(", ");
-    let more = asked - i64::try_from(names.len()).unwrap_or(0);
-    if more > 0 {
-        filter += &format!(" and {} more", thousands(more));
+    let shown = names.iter().map(|text| name(text)).collect::<Vec<_>>().join(", ");
+    match asked - i64::try_from(names.len()).unwrap_or(0) {
+        more @ 1.. => format!("{shown} and {} more", thousands(more)),
+        _ => shown,
     }
-    filter
 }
 
 /// A quarter hour.

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::connected::{Connected, Target, connect_to};
 use super::health::{Checked, Health};
-use super::pages::Pages;
+use super::pages::{Pages, Reading};
 use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::metrics::Readings;
@@ -71,21 +71,21 @@ impl Observer {
         Some(readings)
     }
 
-    /// Returns what the status page shows. `None`: the sync tables could not be read in time.
-    pub(super) async fn status_page(&self, settings: &Settings, health: &Health) -> Option<Arc<StatusPage>> {
-        let read = self.read(settings, health, async |database| StatusPage::read(&database).await);
-        timeout(WAIT_MAX, self.pages.status(read)).await.ok()?
+    /// Returns what the status page shows.
+    pub(super) async fn status_page(&self, settings: &Settings, health: &Health) -> Reading<StatusPage> {
+        let read = self.read(settings, health, async |database| StatusPage::read(&database).await.map(Some));
+        timeout(WAIT_MAX, self.pages.status(read)).await.unwrap_or(Reading::Failed)
     }
 
-    /// Returns what the page of an entity shows; `Some(None)` if it is not registered.
+    /// Returns what the page of an entity shows.
     pub(super) async fn entity_page(
         &self,
         settings: &Settings,
         health: &Health,
         entity_id: &str,
-    ) -> Option<Option<Arc<EntityPage>>> {
+    ) -> Reading<EntityPage> {
         let read = self.read(settings, health, async |database| EntityPage::read(&database, entity_id).await);
-        timeout(WAIT_MAX, self.pages.entity(entity_id, read)).await.ok()?
+        timeout(WAIT_MAX, self.pages.entity(entity_id, read)).await.unwrap_or(Reading::Failed)
     }
 
     /// When the sync tables were read last for a page.
@@ -93,23 +93,25 @@ impl Observer {
         self.pages.last_read()
     }
 
-    /// Reads something from the sync tables. `None`: not in time.
+    /// Reads something from the sync tables.
     async fn read<T>(
         &self,
         settings: &Settings,
         health: &Health,
-        what: impl AsyncFnOnce(Database) -> Result<T, JournalError>,
-    ) -> Option<Result<T, JournalError>> {
+        what: impl AsyncFnOnce(Database) -> Result<Option<T>, JournalError>,
+    ) -> Reading<T> {
         let read = async { Some(what(self.database(settings).await.ok()?).await) };
-        let read = timeout(READ_MAX, read).await.ok().flatten();
-        match &read {
-            Some(Ok(_)) => health.note_database(Checked::Well),
-            Some(Err(problem)) => {
-                tracing::warn!("the status page could not be read: {}", chain(problem));
+        match timeout(READ_MAX, read).await.ok().flatten() {
+            Some(Ok(page)) => {
+                health.note_database(Checked::Well);
+                page.map_or(Reading::Unregistered, |page| Reading::Page(Arc::new(page)))
             }
-            None => {}
+            Some(Err(problem)) => {
+                tracing::warn!("the status page could not be read: {}", chain(&problem));
+                Reading::Failed
+            }
+            None => Reading::Failed,
         }
-        read
     }
 
     async fn checked(&self, settings: &Settings) -> Checked {

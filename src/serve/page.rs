@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 
 use super::answer::{PLAIN, text};
+use super::pages::Reading;
 use super::rules::{Refusal, refresh_s};
 use super::shared::Shared;
 use crate::page::{self, POLICY};
@@ -18,16 +19,18 @@ pub(super) async fn status(shared: &Shared, query: Option<&str>) -> Response {
         Err(refusal) => return refused(refusal),
     };
     match shared.status_page().await {
-        Some(read) => html(StatusCode::OK, page::status(&read, refresh_s)),
-        None => unavailable(shared, refresh_s),
+        Reading::Page(page) => html(StatusCode::OK, page::status(&page, refresh_s)),
+        Reading::Unregistered | Reading::Failed => unavailable(shared, refresh_s),
     }
 }
 
 /// Answers with the data of the status page.
 pub(super) async fn json(shared: &Shared) -> Response {
     let (status, written) = match shared.status_page().await {
-        Some(read) => (StatusCode::OK, page::status_json(&read)),
-        None => (StatusCode::SERVICE_UNAVAILABLE, Ok(page::unavailable_json(shared.observer.last_read()))),
+        Reading::Page(page) => (StatusCode::OK, page::status_json(&page)),
+        Reading::Unregistered | Reading::Failed => {
+            (StatusCode::SERVICE_UNAVAILABLE, Ok(page::unavailable_json(shared.observer.last_read())))
+        }
     };
     match written {
         Ok(written) => guarded(text(status, JSON, written)),
@@ -42,9 +45,9 @@ pub(super) async fn entity(shared: &Shared, entity_id: &str, query: Option<&str>
         Err(refusal) => return refused(refusal),
     };
     match shared.entity_page(entity_id).await {
-        Some(Some(read)) => html(StatusCode::OK, page::entity(&read, refresh_s)),
-        Some(None) => html(StatusCode::NOT_FOUND, page::unknown_entity(entity_id)),
-        None => unavailable(shared, refresh_s),
+        Reading::Page(page) => html(StatusCode::OK, page::entity(&page, refresh_s)),
+        Reading::Unregistered => html(StatusCode::NOT_FOUND, page::unknown_entity(entity_id)),
+        Reading::Failed => unavailable(shared, refresh_s),
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::health::Health;
 use super::observer::Observer;
+use super::pages::Reading;
 use super::process::Process;
 use super::rules::Rules;
 use crate::config::Settings;
@@ -42,14 +43,13 @@ impl Shared {
         self.observer.readings(&self.settings(), &self.health).await
     }
 
-    /// Returns what the status page shows. `None`: the sync tables could not be read in time.
-    pub(super) async fn status_page(&self) -> Option<Arc<StatusPage>> {
+    /// Returns what the status page shows.
+    pub(super) async fn status_page(&self) -> Reading<StatusPage> {
         self.observer.status_page(&self.settings(), &self.health).await
     }
 
-    /// Returns what the page of an entity shows; `Some(None)` if it is not registered. `None`: the sync tables could
-    /// not be read in time.
-    pub(super) async fn entity_page(&self, entity_id: &str) -> Option<Option<Arc<EntityPage>>> {
+    /// Returns what the page of an entity shows.
+    pub(super) async fn entity_page(&self, entity_id: &str) -> Reading<EntityPage> {
         self.observer.entity_page(&self.settings(), &self.health, entity_id).await
     }
 

@@ -96,7 +96,7 @@ fn number(text: &str) -> usize {
             c,
             '.' | ',' | '_' | '\'' | '\u{2019}' | '\u{a0}' | '\u{2009}' | '\u{202f}' | '\u{66b}' | '\u{66c}'
         );
-        if !c.is_numeric() && !(joins && follows) {
+        if !(c.is_numeric() || joins && follows) {
             break;
         }
         end = at + c.len_utf8();
