@@ -29,7 +29,7 @@ test: ## formatting, lints and all tests
 	$(CARGO) clippy --locked -- -D warnings # as it is shipped, without what only tests switch on
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	@scripts/kubernetes-validate || echo "NOT TESTED: the manifests of Kubernetes" >&2
-	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off ELVEN_PG_ALSO="pgbouncer promtool" scripts/with-postgres \
+	DATABASE_URL="$$TEST_DATABASE_URL" ELVEN_PG_FSYNC=off ELVEN_PG_ALSO="pgbouncer promtool chromium" scripts/with-postgres \
 		sh -c 'TEST_DATABASE_URL=$$DATABASE_URL exec "$$@"' sh $(CARGO) test --locked $(ARGS)
 ifeq ($(ARGS),)
 	$(MAKE) test-answers

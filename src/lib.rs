@@ -51,3 +51,5 @@ pub mod serve;
 pub mod commands;
 
 pub mod output;
+
+pub mod page;

@@ -14,7 +14,7 @@ pub(super) struct Options {
     /// Time from the start of a run to the start of the next, from 1s to 24h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = interval)]
     every: Duration,
-    /// Address and port of /healthz, /readyz and /metrics; port 0 takes a free port
+    /// Address and port of the status page, /healthz, /readyz and /metrics; port 0 takes a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     listen: SocketAddr,
     /// Host name under which the address is known, can be repeated; requests that name another host are refused

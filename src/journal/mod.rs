@@ -48,6 +48,7 @@ mod retry;
 pub mod row_history;
 mod runs;
 mod skipped;
+pub mod status_page;
 mod storable_text;
 mod unregistered;
 mod watermark_changes;

@@ -1,7 +1,8 @@
 //! The page of the sandbox, and the same content as JSON. It changes nothing.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
+use askama::Template;
 use axum::{
     extract::{Query, State},
     http::{
@@ -29,9 +30,11 @@ pub(super) async fn redirect() -> Redirect {
 
 /// `GET /sandbox`.
 pub(super) async fn html(State(shared): State<Arc<Shared>>) -> Response {
-    let text = render(&shared.memory(), &lock(&shared.sources));
     let headers = [(CONTENT_TYPE, "text/html; charset=utf-8"), (CONTENT_SECURITY_POLICY, POLICY)];
-    (headers, text).into_response()
+    match render(&shared.memory(), &lock(&shared.sources)) {
+        Ok(text) => (headers, text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 /// The query string of a JSON view.
@@ -75,25 +78,49 @@ fn json<T: Serialize>(list: &[T]) -> Response {
     }
 }
 
-fn render(memory: &Store, sources: &Sources) -> String {
-    let mut page = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Elven sandbox</title>\
-         <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style>\
-         <h1>Elven sandbox</h1><p>A local stand-in for the Elven API. Nothing here has left this machine. \
-         As JSON: <a href=\"/sandbox/received\">records</a>, <a href=\"/sandbox/requests\">requests</a>, <a href=\"/sandbox/sources\">sources</a>.</p>"
-    );
-    figures(&mut page, memory, sources);
-    credentials(&mut page, memory);
-    accounts(&mut page, memory);
-    source_list(&mut page, &sources.list);
-    request_list(&mut page, memory);
-    record_list(&mut page, memory);
-    page
+/// The page.
+#[derive(Template)]
+#[template(path = "sandbox/page.html")]
+struct Page {
+    /// Numbers and what they mean.
+    figures: Vec<(String, &'static str)>,
+    tables: Vec<Table>,
 }
 
-fn figures(page: &mut String, memory: &Store, sources: &Sources) {
+/// A table with a title. A column whose name begins with `#` has numbers, aligned to the right.
+struct Table {
+    title: String,
+    columns: &'static [&'static str],
+    rows: Vec<Row>,
+}
+
+/// A row of a table.
+struct Row {
+    class: &'static str,
+    cells: Vec<String>,
+}
+
+impl Table {
+    fn new(title: &str, columns: &'static [&'static str], rows: impl Iterator<Item = Vec<String>>) -> Self {
+        let rows = rows.map(|cells| Row { class: "", cells }).collect();
+        Self { title: title.to_owned(), columns, rows }
+    }
+}
+
+fn render(memory: &Store, sources: &Sources) -> askama::Result<String> {
+    let tables = vec![
+        credentials(memory),
+        accounts(memory),
+        source_list(&sources.list),
+        request_list(memory),
+        record_list(memory),
+    ];
+    Page { figures: figures(memory, sources), tables }.render()
+}
+
+fn figures(memory: &Store, sources: &Sources) -> Vec<(String, &'static str)> {
     let Sums { requests, refused, failed, records, body_bytes } = &memory.total;
-    let figures = [
+    vec![
         (grouped(*records), "records accepted"),
         (
             grouped(memory.repeated() as u64),
@@ -104,64 +131,59 @@ fn figures(page: &mut String, memory: &Store, sources: &Sources) {
         (grouped(*failed), "requests cut or answered with 5xx"),
         (grouped(*body_bytes), "bytes received"),
         (grouped(sources.made_by_imports), "sources created by imports without a sourceId"),
-    ];
-    page.push_str("<dl>");
-    for (value, meaning) in figures {
-        push(page, format_args!("<div><dd>{value}</dd><dt>{meaning}</dt></div>"));
-    }
-    page.push_str("</dl>");
+    ]
 }
 
-fn credentials(page: &mut String, memory: &Store) {
-    let columns = ["credential", "#records", "#requests", "#refused", "#failed", "#bytes"];
-    table(page, "Credentials", &columns, |rows| {
-        for (label, sums) in &memory.credentials {
-            let Sums { requests, refused, failed, records, body_bytes } = sums;
-            rows.text(label).number(*records).number(*requests).number(*refused).number(*failed);
-            rows.number(*body_bytes).end("");
-        }
+fn credentials(memory: &Store) -> Table {
+    let columns = &["credential", "#records", "#requests", "#refused", "#failed", "#bytes"];
+    let rows = memory.credentials.iter().map(|(label, sums)| {
+        let Sums { requests, refused, failed, records, body_bytes } = sums;
+        let numbers = [records, requests, refused, failed, body_bytes].map(|number| grouped(*number));
+        [label.clone()].into_iter().chain(numbers).collect()
     });
+    Table::new("Credentials", columns, rows)
 }
 
-fn accounts(page: &mut String, memory: &Store) {
+fn accounts(memory: &Store) -> Table {
     let title = match memory.accounts.len() {
         all @ 0..=ROWS_MAX => format!("Accounts ({all})"),
         all => format!("Accounts ({ROWS_MAX} of {})", grouped(all as u64)),
     };
-    table(page, &title, &["account", "#records"], |rows| {
-        for (account, records) in memory.accounts.iter().take(ROWS_MAX) {
-            rows.text(account).number(*records).end("");
-        }
-    });
+    let rows = memory.accounts.iter().take(ROWS_MAX);
+    let rows = rows.map(|(account, records)| vec![account.clone(), grouped(*records)]);
+    Table::new(&title, &["account", "#records"], rows)
 }
 
-fn source_list(page: &mut String, sources: &[Source]) {
-    table(page, "Sources", &["source", "name", "type", "created by"], |rows| {
-        for Source { source_id, name, kind, made_by_import } in sources.iter().rev().take(ROWS_MAX) {
-            let created_by = if *made_by_import { "an import without a sourceId" } else { "" };
-            rows.text(source_id).text(name).text(kind.word()).text(created_by).end("");
-        }
+fn source_list(sources: &[Source]) -> Table {
+    let rows = sources.iter().rev().take(ROWS_MAX).map(|source| {
+        let created_by = if source.made_by_import { "an import without a sourceId" } else { "" };
+        let kind = source.kind.word().to_owned();
+        vec![source.source_id.clone(), source.name.clone(), kind, created_by.to_owned()]
     });
+    Table::new("Sources", &["source", "name", "type", "created by"], rows)
 }
 
-fn request_list(page: &mut String, memory: &Store) {
-    let columns = ["#no.", "time (UTC)", "credential", "request", "#status", "#records", "#bytes", "remark"];
-    table(page, "Latest requests, newest first", &columns, |rows| {
-        for request in memory.requests.iter().rev().take(ROWS_MAX) {
-            let status = request.status.map_or("cut".to_owned(), |status| status.to_string());
-            let succeeded =
-                !request.refused && request.status.is_some_and(|status| (200..300).contains(&status));
-            rows.number(request.seq)
-                .text(&request.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string())
-                .text(request.credential.as_deref().unwrap_or("unknown"))
-                .text(&format!("{} {}", request.method, request.path))
-                .figure(&status)
-                .number(request.records)
-                .number(request.body_bytes)
-                .text(&remark(request))
-                .end(if succeeded { "" } else { "bad" });
-        }
+fn request_list(memory: &Store) -> Table {
+    let rows = memory.requests.iter().rev().take(ROWS_MAX).map(|request| {
+        let status = request.status.map_or("cut".to_owned(), |status| status.to_string());
+        let succeeded = !request.refused && request.status.is_some_and(|status| (200..300).contains(&status));
+        let cells = vec![
+            grouped(request.seq),
+            request.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
+            request.credential.as_deref().unwrap_or("unknown").to_owned(),
+            format!("{} {}", request.method, request.path),
+            status,
+            grouped(request.records),
+            grouped(request.body_bytes),
+            remark(request),
+        ];
+        Row { class: if succeeded { "" } else { "bad" }, cells }
     });
+    Table {
+        title: "Latest requests, newest first".to_owned(),
+        columns: &["#no.", "time (UTC)", "credential", "request", "#status", "#records", "#bytes", "remark"],
+        rows: rows.collect(),
+    }
 }
 
 /// Why a request was refused, or which fault struck it.
@@ -170,87 +192,20 @@ fn remark(request: &Request) -> String {
     [fault, request.message.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
-fn record_list(page: &mut String, memory: &Store) {
-    let columns = ["account", "currency", "source", "datetime", "#balance", "#request", "credential"];
-    table(page, "Latest records, newest first", &columns, |rows| {
-        for record in memory.received.iter().rev().take(ROWS_MAX) {
-            rows.text(&record.entity_account_id)
-                .text(&record.currency)
-                .text(record.source_id.as_deref().unwrap_or_default())
-                .text(&record.datetime)
-                .figure(&record.balance)
-                .number(record.request)
-                .text(&record.credential)
-                .end("");
-        }
+fn record_list(memory: &Store) -> Table {
+    let columns = &["account", "currency", "source", "datetime", "#balance", "#request", "credential"];
+    let rows = memory.received.iter().rev().take(ROWS_MAX).map(|record| {
+        vec![
+            record.entity_account_id.clone(),
+            record.currency.clone(),
+            record.source_id.clone().unwrap_or_default(),
+            record.datetime.clone(),
+            record.balance.clone(),
+            grouped(record.request),
+            record.credential.clone(),
+        ]
     });
-}
-
-/// Adds a table with a title. A column whose name begins with `#` has numbers, aligned to the right.
-fn table(page: &mut String, title: &str, columns: &[&str], fill: impl FnOnce(&mut Rows)) {
-    push(page, format_args!("<h2>{}</h2><div class=\"wide\"><table><tr>", escape(title)));
-    for column in columns {
-        match column.strip_prefix('#') {
-            Some(figures) => push(page, format_args!("<th class=\"n\">{}</th>", escape(figures))),
-            None => push(page, format_args!("<th>{}</th>", escape(column))),
-        }
-    }
-    page.push_str("</tr>");
-    let mut rows = Rows::default();
-    fill(&mut rows);
-    if rows.finished.is_empty() {
-        push(page, format_args!("<tr><td colspan=\"{}\" class=\"none\">none yet</td></tr>", columns.len()));
-    }
-    page.push_str(&rows.finished);
-    page.push_str("</table></div>");
-}
-
-/// The rows of a table. Values become HTML only here, where all are escaped.
-#[derive(Default)]
-struct Rows {
-    finished: String,
-    cells: String,
-}
-
-impl Rows {
-    fn text(&mut self, value: &str) -> &mut Self {
-        push(&mut self.cells, format_args!("<td>{}</td>", escape(value)));
-        self
-    }
-
-    fn figure(&mut self, value: &str) -> &mut Self {
-        push(&mut self.cells, format_args!("<td class=\"n\">{}</td>", escape(value)));
-        self
-    }
-
-    fn number(&mut self, value: u64) -> &mut Self {
-        self.figure(&grouped(value))
-    }
-
-    fn end(&mut self, class: &'static str) {
-        push(&mut self.finished, format_args!("<tr class=\"{class}\">{}</tr>", self.cells));
-        self.cells.clear();
-    }
-}
-
-fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    // Writing to a String cannot fail.
-    text.write_fmt(arguments).ok();
-}
-
-fn escape(value: &str) -> String {
-    let mut escaped = String::with_capacity(value.len());
-    for character in value.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
+    Table::new("Latest records, newest first", columns, rows)
 }
 
 /// Formats 1234567 as `1,234,567`.
@@ -302,9 +257,9 @@ mod tests {
             message: Some(hostile.to_owned()),
             ..Request::default()
         });
-        let page = render(&memory, &Sources::of([&hostile.to_owned()]));
+        let page = render(&memory, &Sources::of([&hostile.to_owned()])).unwrap();
         assert!(!page.contains("<script"), "{page}");
-        assert_eq!(page.matches("&lt;script&gt;&quot;&amp;&#39;").count(), 14, "{page}");
+        assert_eq!(page.matches("&#60;script&#62;&#34;&#38;&#39;").count(), 14, "{page}");
     }
 
     #[test]

@@ -5,18 +5,17 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 
+use super::answer::{PLAIN, text};
 use super::connection::Listener;
 use super::metrics::{Format, in_format};
+use super::page;
 use super::rules::Endpoint;
 use super::shared::Shared;
 use super::systemd;
-
-const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// Starts the server. Returns an error if its thread or its runtime cannot be started.
 pub(super) fn start(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
@@ -67,6 +66,9 @@ async fn response(shared: &Shared, request: Request) -> Response {
             verdict(shared.health.unreadiness())
         }
         Endpoint::Metrics => metrics(shared, &head.headers).await,
+        Endpoint::Page => page::status(shared, head.uri.query()).await,
+        Endpoint::StatusJson => page::json(shared).await,
+        Endpoint::Entity(id) => page::entity(shared, &id, head.uri.query()).await,
     }
 }
 
@@ -86,23 +88,4 @@ fn verdict(problem: Option<String>) -> Response {
         None => text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
         Some(problem) => text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{problem}\n")),
     }
-}
-
-fn text(status: StatusCode, content_type: &'static str, text: String) -> Response {
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_TYPE, content_type),
-        (header::CACHE_CONTROL, "no-store"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // A connection carries one request.
-        (header::CONNECTION, "close"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-    }
-    response
 }

@@ -3,6 +3,7 @@
 //! The runs share the main runtime. The HTTP server has a thread, a runtime and database connections of its own
 //! ([`http`]), so that it answers while the main runtime is frozen, and a scrape takes no connection from a lane.
 
+mod answer;
 mod configuration;
 mod connected;
 mod connection;
@@ -12,6 +13,8 @@ mod http;
 mod metrics;
 mod observer;
 mod outcome;
+mod page;
+mod pages;
 mod process;
 mod rules;
 mod schedule;
@@ -65,12 +68,17 @@ pub async fn serve(options: Options, listener: TcpListener, signals: Signals) ->
     let address = listener.local_addr()?;
     let settings = Arc::new(settings);
     let rules = Rules { listen: address.ip(), hosts, page };
+    let endpoints = if rules.has_page() {
+        "the status page, /healthz, /readyz and /metrics"
+    } else {
+        "/healthz, /readyz and /metrics"
+    };
     let shared = Arc::new(Shared::new(settings.clone(), rules));
     http::start(listener, shared.clone())?;
     let ticks = tokio::spawn(tick(shared.clone()));
     tracing::info!(
         target: "elven_sync::serve",
-        "serving: a run every {every:?}, and http://{address} with /healthz, /readyz and /metrics"
+        "serving: a run every {every:?}, and http://{address} with {endpoints}"
     );
     systemd::ready();
     let configuration = Configuration::new(flags, settings);

@@ -3,25 +3,32 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::connected::{Connected, Target, connect_to};
 use super::health::{Checked, Health};
+use super::pages::{Pages, Reading};
 use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::metrics::Readings;
+use crate::journal::status_page::{EntityPage, StatusPage};
 use crate::journal::{self, JournalError};
 use crate::sync::ConnectError;
+use crate::text::chain;
 
 /// The most connections of the HTTP server.
-const CONNECTIONS_MAX: usize = 2;
+const CONNECTIONS_MAX: usize = 3;
 /// How long the HTTP server waits for a database that is away.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time limit of a check of the database.
 const CHECK_MAX: Duration = Duration::from_secs(2);
 /// The time limit of reading the sync tables. A scrape ends after 10 s by default.
 const READ_MAX: Duration = Duration::from_secs(5);
+/// The longest time that a request for a page waits, also for the readings that others began. The server cuts a request
+/// after 10 s.
+const WAIT_MAX: Duration = Duration::from_secs(8);
 /// The result of a check or of reading the sync tables is used for this long, so that many requests do not cost many statements.
 const CHECKED_FOR: Duration = Duration::from_secs(1);
 
@@ -33,6 +40,7 @@ pub(super) struct Observer {
     checked_at: Mutex<Option<Instant>>,
     /// What the sync tables said last, and when. Held while they are read, so that there is one reading at a time.
     readings: Mutex<Option<(Instant, Arc<Readings>)>>,
+    pages: Pages,
 }
 
 impl Observer {
@@ -61,6 +69,49 @@ impl Observer {
         health.note_database(Checked::Well);
         *latest = Some((Instant::now(), readings.clone()));
         Some(readings)
+    }
+
+    /// Returns what the status page shows.
+    pub(super) async fn status_page(&self, settings: &Settings, health: &Health) -> Reading<StatusPage> {
+        let read = self.read(settings, health, async |database| StatusPage::read(&database).await.map(Some));
+        timeout(WAIT_MAX, self.pages.status(read)).await.unwrap_or(Reading::Failed)
+    }
+
+    /// Returns what the page of an entity shows.
+    pub(super) async fn entity_page(
+        &self,
+        settings: &Settings,
+        health: &Health,
+        entity_id: &str,
+    ) -> Reading<EntityPage> {
+        let read = self.read(settings, health, async |database| EntityPage::read(&database, entity_id).await);
+        timeout(WAIT_MAX, self.pages.entity(entity_id, read)).await.unwrap_or(Reading::Failed)
+    }
+
+    /// When the sync tables were read last for a page.
+    pub(super) fn last_read(&self) -> Option<DateTime<Utc>> {
+        self.pages.last_read()
+    }
+
+    /// Reads something from the sync tables.
+    async fn read<T>(
+        &self,
+        settings: &Settings,
+        health: &Health,
+        what: impl AsyncFnOnce(Database) -> Result<Option<T>, JournalError>,
+    ) -> Reading<T> {
+        let read = async { Some(what(self.database(settings).await.ok()?).await) };
+        match timeout(READ_MAX, read).await.ok().flatten() {
+            Some(Ok(page)) => {
+                health.note_database(Checked::Well);
+                page.map_or(Reading::Unregistered, |page| Reading::Page(Arc::new(page)))
+            }
+            Some(Err(problem)) => {
+                tracing::warn!("the status page could not be read: {}", chain(&problem));
+                Reading::Failed
+            }
+            None => Reading::Failed,
+        }
     }
 
     async fn checked(&self, settings: &Settings) -> Checked {

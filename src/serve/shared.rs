@@ -4,10 +4,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::health::Health;
 use super::observer::Observer;
+use super::pages::Reading;
 use super::process::Process;
 use super::rules::Rules;
 use crate::config::Settings;
 use crate::journal::metrics::Readings;
+use crate::journal::status_page::{EntityPage, StatusPage};
 
 /// What the runs and the HTTP server share.
 #[derive(Debug)]
@@ -39,6 +41,16 @@ impl Shared {
     /// Returns what the sync tables say. `None`: they could not be read in time.
     pub(super) async fn readings(&self) -> Option<Arc<Readings>> {
         self.observer.readings(&self.settings(), &self.health).await
+    }
+
+    /// Returns what the status page shows.
+    pub(super) async fn status_page(&self) -> Reading<StatusPage> {
+        self.observer.status_page(&self.settings(), &self.health).await
+    }
+
+    /// Returns what the page of an entity shows.
+    pub(super) async fn entity_page(&self, entity_id: &str) -> Reading<EntityPage> {
+        self.observer.entity_page(&self.settings(), &self.health, entity_id).await
     }
 
     /// The configuration in use.

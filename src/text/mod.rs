@@ -1,11 +1,13 @@
-//! Text for people: errors with their causes, numbers, and escaping and quoting of text from outside.
+//! Text for people: errors with their causes, numbers, messages without amounts, and escaping and quoting of text from outside.
 
+mod amounts;
 mod error_chain;
 mod escape;
 mod near;
 mod number;
 mod similar;
 
+pub use amounts::without_amounts;
 pub use error_chain::chain;
 pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
 pub(crate) use escape::{escaped_json, escaped_lines};

@@ -21,7 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["audit"],
     &["admin"],
     &["check"],
-    &["output"],
+    &["output", "page"],
     &["serve"],
     &["commands"],
 ];

@@ -48,6 +48,7 @@ mod messages;
 mod migrate;
 mod moves;
 mod output;
+mod page;
 mod plans;
 mod pooler;
 mod promises;

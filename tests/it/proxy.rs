@@ -90,6 +90,12 @@ impl Network {
         self.fails.down.send_replace(true);
     }
 
+    /// Blocks all traffic until [`Network::mend`], also that of existing connections.
+    pub fn cut(&self) {
+        self.fails.down.send_replace(true);
+        self.forget();
+    }
+
     pub fn mend(&self) {
         self.fails.down.send_replace(false);
     }

@@ -43,10 +43,10 @@ async fn an_address_that_is_not_loopback_has_only_health_and_metrics(pool: PgPoo
     assert!(service.get("/").await.body.contains("--page"));
     service.stop().await;
     let service = Service::start(&scene, &[]).await;
-    let page = service.get("/").await;
+    let other = service.get("/other").await;
     assert_eq!(
-        (page.status, page.body.as_str()),
-        (404, "elven-sync has /healthz, /readyz and /metrics here\n")
+        (other.status, other.body.as_str()),
+        (404, "elven-sync has /, /entities/ID, /status.json, /healthz, /readyz and /metrics here\n")
     );
     service.stop().await;
 }
