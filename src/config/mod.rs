@@ -10,6 +10,7 @@ mod environment;
 mod error;
 mod ledger;
 mod mistake;
+mod notify;
 mod number;
 mod on_invalid_start;
 mod origins;
@@ -32,6 +33,7 @@ pub use credentials::Credential;
 pub use environment::Environment;
 pub use error::ConfigError;
 pub use ledger::{Columns, LedgerSettings};
+pub use notify::{NotifySettings, SecretUrl, Severity, Webhook};
 pub use on_invalid_start::OnInvalidStart;
 pub use origins::Origins;
 pub use settings::{
@@ -86,6 +88,8 @@ pub struct Settings {
     pub api: ApiSettings,
     /// `[retry]`.
     pub retry: RetrySettings,
+    /// `[notify]`.
+    pub notify: NotifySettings,
     /// The zone rules in use.
     pub zones: Zones,
     /// The environment, which may hold credentials.
@@ -124,6 +128,7 @@ impl Settings {
             sync: file.sync,
             api: file.api,
             retry: file.retry,
+            notify: file.notify,
             zones,
             environment,
         })
@@ -203,6 +208,7 @@ fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
              assetID; hint: set [api] version = 4, or remove currency_kind",
         ));
     }
+    file.notify.check()?;
     file.ledger.check(zones)
 }
 

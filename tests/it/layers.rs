@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["batch"],
     &["journal"],
     &["sync"],
+    &["notify"],
     &["audit"],
     &["admin"],
     &["check"],
