@@ -253,7 +253,7 @@ mod tests {
         }
         std::fs::write(
             &secret,
-            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\nwhsec_bmV3LXNlY3JldC1vZi0yNC1ieXRlcw==\n",
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\nwhsec_bmV3LXNlY3JldC1vZi0yNC1ieXRlcy4u\n",
         )
         .unwrap();
         let webhook = settings.webhook().unwrap().unwrap();

@@ -129,3 +129,6 @@ fn of_alerts(kind: MessageKind, at: DateTime<Utc>, alerts: &[&Alert]) -> Option<
 fn number(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn each_secret_signs() {
         let secrets =
-            [secret("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), secret("bmV3LXNlY3JldC1vZi0yNC1ieXRlcw==")];
+            [secret("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), secret("bmV3LXNlY3JldC1vZi0yNC1ieXRlcy4u")];
         let both = signatures(&secrets, "msg_1", 1, "{}");
         let each: Vec<String> =
             secrets.iter().map(|one| signatures(std::slice::from_ref(one), "msg_1", 1, "{}")).collect();
