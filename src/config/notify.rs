@@ -7,8 +7,8 @@ use secrecy::{ExposeSecret, SecretBox, SecretString};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::addresses::is_loopback;
 use super::error::{ConfigError, error};
-use super::is_loopback;
 
 /// What a secret for signatures begins with (Standard Webhooks).
 const SECRET_PREFIX: &str = "whsec_";

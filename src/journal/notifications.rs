@@ -107,7 +107,7 @@ pub struct ClaimedMessage {
     /// The Unix time by the clock of the database.
     pub claimed_at_s: i64,
     /// The end of the claim, which identifies it.
-    claimed_until: DateTime<Utc>,
+    pub claimed_until: DateTime<Utc>,
 }
 
 impl AlertsNow {

@@ -113,7 +113,8 @@ async fn tell_all(settings: &NotifySettings, database: &Database) -> Result<(), 
     while let Some(claimed) = claim_message(database, CLAIM_EXPIRES_IN, &tried).await? {
         let claimed_at = Instant::now();
         tried.push(claimed.name.clone());
-        let posted = post_once(&webhook, &claimed, claimed_at).await;
+        let posted = around(Step::PostMessage, post_in_time(&webhook, &claimed, claimed_at)).await;
+        let Some(posted) = posted else { return Ok(()) };
         match posted {
             Posted::Delivered => {
                 claimed.delivered(database).await?;
@@ -141,16 +142,13 @@ async fn tell_all(settings: &NotifySettings, database: &Database) -> Result<(), 
     Ok(())
 }
 
-/// Posts a message that was claimed, unless the claim is old by now.
-async fn post_once(webhook: &Webhook, claimed: &ClaimedMessage, claimed_at: Instant) -> Posted {
-    let posting = async {
-        if claimed_at.elapsed() > CLAIM_USED_FOR {
-            let problem = "the process was suspended before it could post".to_owned();
-            return Posted::Failed { problem, retry_after: None };
-        }
-        post(webhook, claimed).await
-    };
-    around(Step::PostMessage, posting).await
+/// Posts a message that was claimed. `None`: the process was suspended meanwhile, so that another worker may have posted
+/// the message, and even its end.
+async fn post_in_time(webhook: &Webhook, claimed: &ClaimedMessage, claimed_at: Instant) -> Option<Posted> {
+    if claimed_at.elapsed() > CLAIM_USED_FOR {
+        return None;
+    }
+    Some(post(webhook, claimed).await)
 }
 
 /// Records that alerts cannot be delivered. `wait`: how long a message is not posted again.
@@ -182,6 +180,26 @@ const _: () = assert!(CLAIM_USED_FOR.as_secs() + REQUEST_MAX.as_secs() < CLAIM_E
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn claim_that_is_old_is_not_used() {
+        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let url = format!("http://{unused}/");
+        let settings = NotifySettings { webhook_url: Some(url.into()), ..NotifySettings::default() };
+        let webhook = settings.webhook().unwrap().unwrap();
+        let claimed = ClaimedMessage {
+            name: "Failing".to_owned(),
+            message_id: "msg_1".to_owned(),
+            json: "{}".to_owned(),
+            attempts: 1,
+            claimed_at_s: 0,
+            claimed_until: chrono::DateTime::UNIX_EPOCH,
+        };
+        for (age_s, is_used) in [(0, true), (61, false)] {
+            let claimed_at = Instant::now().checked_sub(Duration::from_secs(age_s)).unwrap();
+            assert_eq!(post_in_time(&webhook, &claimed, claimed_at).await.is_some(), is_used, "{age_s}");
+        }
+    }
 
     #[test]
     fn waits_grow_up_to_a_bound_and_obey_the_webhook() {

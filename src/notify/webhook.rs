@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderName};
 use reqwest::{Client, Request};
 
 use super::signature::signatures;
@@ -49,14 +49,7 @@ pub(super) async fn post(webhook: &Webhook, message: &ClaimedMessage) -> Posted 
             .header(ID_HEADER, message_id)
             .header(TIMESTAMP_HEADER, *claimed_at_s);
         if !secrets.is_empty() {
-            let mut signature =
-                HeaderValue::try_from(signatures(secrets, message_id, *claimed_at_s, json)).ok();
-            if let Some(signature) = signature.as_mut() {
-                signature.set_sensitive(true);
-            }
-            if let Some(signature) = signature {
-                request = request.header(SIGNATURE_HEADER, signature);
-            }
+            request = request.header(SIGNATURE_HEADER, signatures(secrets, message_id, *claimed_at_s, json));
         }
         request.body(json.clone()).build()
     };

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use chrono::TimeDelta;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::net::TcpListener;
 
@@ -61,10 +62,10 @@ async fn webhook_that_fails_fails_no_run_and_is_an_alert_until_a_post_succeeds(p
         assert!(!printed.contains("webhook"), "{printed}");
         assert_eq!(receiver.requests().len(), posted, "{words}");
         assert_eq!(named(&scene).await, ["GuardBroken critical", "WebhookFailing warning"]);
-        let first = since.get_or_insert(failing.since - chrono::Duration::minutes(11));
-        *first += chrono::Duration::minutes(-11);
-        assert_eq!(failing.since, *first + chrono::Duration::minutes(11), "{words}: it is one condition");
-        *first = failing.since;
+        // Everything, and so its begin, was moved back.
+        let begun = since.map_or(failing.since, |since| since - TimeDelta::minutes(11));
+        assert_eq!(failing.since, begun, "{words}: it is one condition");
+        since = Some(begun);
     }
     assert!(
         receiver.requests().iter().all(|request| request.path.ends_with(TOKEN)),
