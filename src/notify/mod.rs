@@ -171,7 +171,7 @@ fn wait(attempts: i32, retry_after: Option<Duration>) -> Duration {
     let doubled = u32::try_from(attempts - 1).unwrap_or_default().min(10);
     let wait = (first * 2_u32.pow(doubled)).min(longest);
     // Half of a minute earlier, so that a run each minute is not late by one. The webhook may ask for more.
-    (wait - first / 2).max(retry_after.unwrap_or_default())
+    wait.saturating_sub(first / 2).max(retry_after.unwrap_or_default())
 }
 
 // A claim must outlast the post, and the process that uses it.

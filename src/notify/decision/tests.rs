@@ -28,21 +28,13 @@ impl World {
         self.state.alerts = alerts;
         let state = self.state.clone();
         for Decision { name, revision, action } in decide(&state, self.min) {
-            let known = self.state.notifications.iter_mut().find(|known| known.name == name);
-            assert_eq!(known.as_ref().map_or(0, |known| known.revision), revision);
-            let known = match known {
-                Some(known) => known,
-                None => {
-                    let (name, told) = (name.to_owned(), None);
-                    self.state.notifications.push(Notification {
-                        name,
-                        revision: 0,
-                        told,
-                        is_undelivered: false,
-                    });
-                    self.state.notifications.last_mut().unwrap()
-                }
-            };
+            let notifications = &mut self.state.notifications;
+            if notifications.iter().all(|known| known.name != name) {
+                let name = name.to_owned();
+                notifications.push(Notification { name, revision: 0, told: None, is_undelivered: false });
+            }
+            let known = notifications.iter_mut().find(|known| known.name == name).unwrap();
+            assert_eq!(known.revision, revision);
             known.revision += 1;
             match action {
                 Action::Keep(subjects) => known.told.as_mut().unwrap().subjects = subjects,
