@@ -1,9 +1,12 @@
 //! What is posted, by whom, and how often.
 
 use std::fs;
+use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use elven_sync::config::Severity;
 use elven_sync::fault_point::Side;
+use elven_sync::journal::{AlertsNow, MessageKind, Told, claim_message, record_message};
 use hmac::{Hmac, KeyInit, Mac};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -158,6 +161,36 @@ async fn message_of_a_worker_that_died_is_posted_again_under_its_id(pool: PgPool
     }
 }
 
+/// Two workers see an alert. One tells it, and is answered, before the other one records what it has decided.
+#[sqlx::test(migrations = false)]
+async fn decision_on_an_older_state_records_nothing(pool: PgPool) {
+    let (scene, _receiver) = scene_with_webhook(pool).await;
+    let database = scene.database(2).await;
+    let expiry = Duration::from_secs(60);
+    let told = Told {
+        kind: MessageKind::Began,
+        at: AlertsNow::read(&database).await.unwrap().now,
+        severity: Severity::Critical,
+        count: 1,
+        since: chrono::DateTime::UNIX_EPOCH,
+        entities: Vec::new(),
+        subjects: Vec::new(),
+    };
+    for revision in [0, 2] {
+        record_message(&database, "GuardBroken", revision, &told, "{}").await.unwrap();
+        record_message(&database, "GuardBroken", revision, &told, "{\"other\":1}").await.unwrap();
+        let claimed = claim_message(&database, expiry, &[]).await.unwrap().unwrap();
+        assert_eq!((claimed.json.as_str(), claimed.attempts), ("{}", 1));
+        assert!(claim_message(&database, expiry, &[]).await.unwrap().is_none(), "claimed");
+        claimed.delivered(&database).await.unwrap();
+        record_message(&database, "GuardBroken", revision, &told, "{}").await.unwrap();
+        assert!(claim_message(&database, expiry, &[]).await.unwrap().is_none(), "told already");
+        let [known] = &AlertsNow::read(&database).await.unwrap().notifications[..] else { panic!("one row") };
+        assert_eq!((known.revision, known.told.as_ref()), (revision + 2, Some(&told)));
+    }
+    database.close().await;
+}
+
 /// The answer comes after the claim has expired, and another worker has posted the message again.
 #[sqlx::test(migrations = false)]
 async fn late_answer_does_no_harm(pool: PgPool) {
@@ -222,6 +255,8 @@ async fn request_to_stop_ends_a_post(pool: PgPool) {
     eventually("the post arrives", async || receiver.messages().len() == 1).await;
     signal(&child, Signal::SIGTERM);
     assert_eq!(child.wait().await.unwrap().code(), Some(0), "the run itself had ended");
+    let state = "select concat_ws(' ', attempts, last_error) from elven_sync.sync_notifications";
+    assert_eq!(scene.text(state).await, "1", "nobody waited for the answer");
     let id = scene.text("select message_id from elven_sync.sync_notifications").await;
     receiver.hold(false);
     receiver.answer(|_| status(200));

@@ -85,6 +85,17 @@ async fn webhook_that_fails_fails_no_run_and_is_an_alert_until_a_post_succeeds(p
     assert_eq!(named(&scene).await, NONE, "a post succeeded");
 }
 
+#[sqlx::test(migrations = false)]
+async fn webhook_that_does_not_answer_fails_no_run(pool: PgPool) {
+    let (scene, receiver) = scene_with_webhook(pool).await;
+    set_guard(&scene, false).await;
+    add_row(&scene, "ghost").await;
+    receiver.hold(true);
+    output_of(&scene, 3, &["run"]).await;
+    assert_eq!(receiver.told(), [BEGAN], "one attempt, not one for each message");
+    assert!(alert(&scene, "WebhookFailing").await.message.ends_with(": no answer within 10s"));
+}
+
 /// The wait that the webhook asks for is obeyed, up to an hour.
 #[sqlx::test(migrations = false)]
 async fn retry_after_is_obeyed(pool: PgPool) {
@@ -97,7 +108,6 @@ async fn retry_after_is_obeyed(pool: PgPool) {
     minutes_pass(&scene, 55).await;
     receiver.answer(|_| status(200));
     receiver.told();
-    scene.sql("update elven_sync.sync_notifications set attempts = attempts").await;
     output_of(&scene, 3, &["run"]).await;
     assert_eq!(
         receiver.told(),
