@@ -213,14 +213,16 @@ async fn no_url_and_no_secret_reaches_log_or_tables(pool: PgPool) {
     let secret = folder.path().join("secret");
     fs::write(&secret, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n").unwrap();
     scene.set("ELVEN_SYNC_NOTIFY__SECRET_FILE", secret.to_str().unwrap());
-    scene.set("ELVEN_SYNC_NOTIFY__HEARTBEAT_URL", &format!("{}/{TOKEN}?key={TOKEN}", receiver.url));
     scene.set("ELVEN_SYNC_LOG", "trace");
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    for base in [receiver.url.clone(), format!("http://{dead}")] {
+    // First an address at which nobody listens. The message is not delivered before the last run.
+    for base in [format!("http://{dead}"), receiver.url.clone()] {
         for code in [500, 302, 200] {
             receiver
                 .answer(move |_| Answer { status: code, headers: vec![("location", format!("/{TOKEN}"))] });
-            scene.set("ELVEN_SYNC_NOTIFY__WEBHOOK_URL", &format!("{base}/{TOKEN}?key={TOKEN}"));
+            for setting in ["WEBHOOK_URL", "HEARTBEAT_URL"] {
+                scene.set(&format!("ELVEN_SYNC_NOTIFY__{setting}"), &format!("{base}/{TOKEN}?key={TOKEN}"));
+            }
             let mut printed = output_of(&scene, 0, &["run"]).await;
             printed += &output_of(&scene, 0, &["check", "--only", "configuration", "--json"]).await;
             let signature =
@@ -233,5 +235,6 @@ async fn no_url_and_no_secret_reaches_log_or_tables(pool: PgPool) {
             minutes_pass(&scene, 61).await;
         }
     }
+    assert_eq!(receiver.messages().len(), 3);
     assert!(!tables(&scene).await.contains(TOKEN));
 }
