@@ -51,6 +51,8 @@ pub enum Step {
     FinishRun,
     /// Prune a part of the journal.
     Prune,
+    /// Post a message about an alert, which was claimed before.
+    PostMessage,
 }
 
 #[cfg(feature = "fault-points")]

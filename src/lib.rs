@@ -36,6 +36,8 @@ pub mod journal;
 
 pub mod sync;
 
+pub mod notify;
+
 pub mod audit;
 
 pub mod admin;

@@ -69,6 +69,9 @@ pub(super) fn secrets(surroundings: &Surroundings) -> Outcome {
             short.push(format!("`{name}`"));
         }
     }
+    if let Err(problem) = settings.notify.webhook() {
+        return Ok(Finding::of(Status::Failed, &problem.to_string()));
+    }
     Ok(if short.is_empty() {
         Finding::ok(format!("key and secret can be read: {}", named(&names)))
     } else {
@@ -113,6 +116,7 @@ fn files_with_secrets(settings: &Settings) -> Vec<PathBuf> {
         .chain(settings.credentials.values().flat_map(of))
         .chain([settings.database_url_file.clone(), settings.ledger_url_file.clone()])
         .flatten()
+        .chain(settings.notify.secret_files().cloned())
         .collect();
     files.sort();
     files.dedup();

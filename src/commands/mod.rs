@@ -133,7 +133,7 @@ async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Attach(options) => attach::run(options, &settings(environment)?).await,
         Command::Entity(command) => entity::run(command, &settings(environment)?).await,
         Command::Check(options) => Ok(Box::pin(check::run(options, &cli.flags, environment)).await),
-        Command::Run(options) => run::run(options, settings(environment)?).await,
+        Command::Run(options) => Box::pin(run::run(options, settings(environment)?)).await,
         Command::Serve(options) => {
             let settings = settings(environment)?;
             Box::pin(serve::run(options, cli.flags, settings)).await

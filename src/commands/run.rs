@@ -1,6 +1,6 @@
 //! `run` and `status`.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::connect::{connect, connect_migrated};
 use super::exit_code::{FAILED, INCOMPLETE, SUCCEEDED};
@@ -10,9 +10,10 @@ use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::metrics::Readings;
 use crate::journal::{Entity, Health, RunStatus};
+use crate::notify;
 use crate::output;
 use crate::serve;
-use crate::sync::Worker;
+use crate::sync::{RunError, RunReport, Stop, Worker};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -37,31 +38,56 @@ impl Options {
 pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<u8> {
     let (stop, stopped_by) = stop_on_signal(settings.sync.shutdown_grace)?;
     let database = connect(&settings).await?;
-    let caution = settings.ledger.zone_caution();
-    let worker = Worker::open(settings, database.clone(), stop).await?;
-    let report = if options.dry_run {
-        let mut report = worker.dry_run(&options.entities).await?;
+    if options.dry_run {
+        let caution = settings.ledger.zone_caution();
+        let mut report =
+            Worker::open(settings, database.clone(), stop).await?.dry_run(&options.entities).await?;
         report.notes.extend(caution);
-        report
-    } else {
-        let watched = output::watch(worker.progress());
-        let report = worker.run(&options.entities).await;
-        watched.end().await;
-        report?
-    };
+        show(&report, &options, &database).await?;
+        return Ok(exit_code(report.status, &stopped_by));
+    }
+    let (notify, stopped) = (settings.notify.clone(), stop.clone());
+    let report = make_run(&options, settings, &database, stop).await;
+    if let Ok(report) = &report {
+        show(report, &options, &database).await?;
+    }
+    // Last, because a webhook may take its time. Alerts are told also after a run that failed.
+    notify::after_run(&notify, &database, &stopped, &report, options.entities.is_empty()).await;
+    Ok(exit_code(report?.status, &stopped_by))
+}
+
+async fn make_run(
+    options: &Options,
+    settings: Settings,
+    database: &Database,
+    stop: Stop,
+) -> Result<RunReport, RunError> {
+    let worker = Worker::open(settings, database.clone(), stop).await?;
+    let watched = output::watch(worker.progress());
+    let report = worker.run(&options.entities).await;
+    watched.end().await;
+    report
+}
+
+/// Prints the report.
+async fn show(report: &RunReport, options: &Options, database: &Database) -> anyhow::Result<()> {
     // Without a report of an entity, each entity that was asked for is paused.
-    let mut paused = if report.entities.is_empty() { Entity::list(&database).await? } else { Vec::new() };
+    let mut paused = if report.entities.is_empty() { Entity::list(database).await? } else { Vec::new() };
     let is_asked = |id: &String| options.entities.is_empty() || options.entities.contains(id);
     paused.retain(|entity| entity.paused && is_asked(&entity.entity_id));
     let paused: Vec<&str> = paused.iter().map(|entity| entity.entity_id.as_str()).collect();
-    output::run_report(&report, &paused, options.json);
-    Ok(match report.status {
+    output::run_report(report, &paused, options.json);
+    Ok(())
+}
+
+fn exit_code(status: RunStatus, stopped_by: &AtomicU8) -> u8 {
+    match status {
         RunStatus::Succeeded => SUCCEEDED,
         RunStatus::Failed => FAILED,
         RunStatus::Incomplete => INCOMPLETE,
         // By convention: 128 plus the number of the signal.
         RunStatus::Interrupted => 128 + stopped_by.load(Ordering::Relaxed),
-    })
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -3,6 +3,7 @@
 //!
 //! Each setting of the file can also be given as `ELVEN_SYNC_<SECTION>__<KEY>`, e.g. `ELVEN_SYNC_RETRY__INITIAL=50ms`.
 
+mod addresses;
 mod api_version;
 mod codes;
 mod credentials;
@@ -10,6 +11,7 @@ mod environment;
 mod error;
 mod ledger;
 mod mistake;
+mod notify;
 mod number;
 mod on_invalid_start;
 mod origins;
@@ -25,13 +27,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use url::{Host, Url};
+use url::Url;
 
+pub use addresses::is_loopback;
 pub use api_version::ApiVersion;
 pub use credentials::Credential;
 pub use environment::Environment;
 pub use error::ConfigError;
 pub use ledger::{Columns, LedgerSettings};
+pub use notify::{NotifySettings, SecretUrl, Severity, Webhook};
 pub use on_invalid_start::OnInvalidStart;
 pub use origins::Origins;
 pub use settings::{
@@ -39,6 +43,7 @@ pub use settings::{
 };
 pub use time::TimeSettings;
 
+use addresses::{DEFAULT_API_URL, check_api_url};
 use error::error;
 use mistake::Source;
 use overlay::overlay;
@@ -86,6 +91,8 @@ pub struct Settings {
     pub api: ApiSettings,
     /// `[retry]`.
     pub retry: RetrySettings,
+    /// `[notify]`.
+    pub notify: NotifySettings,
     /// The zone rules in use.
     pub zones: Zones,
     /// The environment, which may hold credentials.
@@ -93,7 +100,6 @@ pub struct Settings {
 }
 
 const DEFAULT_FILE: &str = "elven-sync.toml";
-const DEFAULT_API_URL: &str = "https://openapi.elven.com";
 
 impl Settings {
     /// Reads the settings from all sources, and checks them.
@@ -124,6 +130,7 @@ impl Settings {
             sync: file.sync,
             api: file.api,
             retry: file.retry,
+            notify: file.notify,
             zones,
             environment,
         })
@@ -203,6 +210,7 @@ fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
              assetID; hint: set [api] version = 4, or remove currency_kind",
         ));
     }
+    file.notify.check()?;
     file.ledger.check(zones)
 }
 
@@ -218,39 +226,6 @@ fn read_file(flags: &Flags, environment: &Environment) -> Result<(PathBuf, Optio
         Err(problem) => {
             Err(error(format!("the configuration file {} cannot be read: {problem}", path.display())))
         }
-    }
-}
-
-/// Accepts only scheme, host and port, and plain HTTP only for loopback addresses: the headers carry the key and a
-/// signature, which a network could read.
-fn check_api_url(text: &str) -> Result<Url, ConfigError> {
-    let url = Url::parse(text).map_err(|problem| {
-        error(format!("ELVEN_API_URL is not a URL ({problem}); hint: {DEFAULT_API_URL}"))
-    })?;
-    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
-    if url.path() != "/" || !bare || url.fragment().is_some() {
-        return Err(error(format!(
-            "ELVEN_API_URL must be only scheme, host and port, without path and user; hint: {DEFAULT_API_URL}"
-        )));
-    }
-    match url.scheme() {
-        "https" => Ok(url),
-        "http" if is_loopback(&url) => Ok(url),
-        "http" => Err(error(format!(
-            "ELVEN_API_URL={url} would send the API key unencrypted; plain http is accepted only for loopback \
-             addresses; hint: use https"
-        ))),
-        other => Err(error(format!("ELVEN_API_URL begins with {other}://; hint: use https"))),
-    }
-}
-
-/// Returns whether the host of the URL is a loopback address.
-pub fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 

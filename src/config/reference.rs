@@ -28,7 +28,7 @@ pub struct Key {
 }
 
 /// The sections in the order of the documents, each with a description.
-pub const SECTIONS: [(&str, &str); 8] = [
+pub const SECTIONS: [(&str, &str); 9] = [
     ("ledger", "The table or view that holds the balance snapshots."),
     (
         "ledger.columns",
@@ -42,6 +42,7 @@ pub const SECTIONS: [(&str, &str); 8] = [
     ("sync", "How runs, backfills and retries work."),
     ("api", "How the API is called."),
     ("retry", "How a request is repeated after a transient error."),
+    ("notify", "The webhook that is told of alerts, and the heartbeat. Unset: nobody is told."),
     ("database", "How the database is used."),
     ("time", "Which zone rules are used."),
 ];
@@ -71,7 +72,7 @@ const fn unset(
 }
 
 /// All keys of the file, in the order of the documents.
-pub const KEYS: [Key; 37] = [
+pub const KEYS: [Key; 42] = [
     key(
         "ledger",
         "table",
@@ -289,6 +290,44 @@ pub const KEYS: [Key; 37] = [
         "The longest wait before the second attempt. It doubles with each attempt; a random part of it is waited.",
     ),
     key("retry", "max", DURATION, "\"30s\"", "The longest wait between two attempts."),
+    unset(
+        "notify",
+        "webhook_url",
+        "URL",
+        "\"https://hooks.slack.com/services/...\"",
+        "The URL to which a JSON message is posted when an alert begins, becomes worse or ends. Plain `http` is accepted \
+         only for loopback addresses. The URL is a secret: it is never printed.",
+    ),
+    unset(
+        "notify",
+        "webhook_url_file",
+        "path",
+        "\"/run/secrets/webhook-url\"",
+        "The file that holds this URL. It takes precedence over `webhook_url`, and is read again for each run.",
+    ),
+    unset(
+        "notify",
+        "secret_file",
+        "path",
+        "\"/run/secrets/webhook-secret\"",
+        "The file that holds the secret with which messages are signed (Standard Webhooks): `whsec_` and base64. With \
+         several lines, messages carry a signature by each. If it is not set, messages are not signed.",
+    ),
+    key(
+        "notify",
+        "min_severity",
+        "`warning` or `critical`",
+        "\"warning\"",
+        "Alerts of a lower severity are not told.",
+    ),
+    unset(
+        "notify",
+        "heartbeat_url",
+        "URL",
+        "\"https://hc.example.com/ping/...\"",
+        "The URL that is called (GET) after each run that polled all entities. A service that expects the call reports a \
+         schedule that stopped. The URL is a secret: it is never printed.",
+    ),
     key(
         "database",
         "reconnect_timeout",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApiVersion, LedgerSettings, OnInvalidStart, TimeSettings, codes, number};
+use super::{ApiVersion, LedgerSettings, NotifySettings, OnInvalidStart, TimeSettings, codes, number};
 
 /// The most records that the API accepts in one request (documentation of *Import Account Balances*).
 pub const BATCH_ROWS_MAX: usize = 1000;
@@ -21,6 +21,7 @@ pub(super) struct File {
     pub(super) sync: SyncSettings,
     pub(super) api: ApiSettings,
     pub(super) retry: RetrySettings,
+    pub(super) notify: NotifySettings,
     pub(super) time: TimeSettings,
 }
 

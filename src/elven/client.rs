@@ -6,18 +6,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
-use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Method, RequestBuilder, redirect};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Method, RequestBuilder};
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 use url::Url;
 
 use super::body;
 use super::connecting::{Late, OpenedLate};
+use super::http::{client_builder, date, header, retry_after};
 use super::lists::{ListPage, Listing};
 use super::response::Answer;
 use super::signing::{KEY_HEADER, SIGN_HEADER, TIMESTAMP_HEADER, sign};
-use crate::config::{ApiVersion, Credential, is_loopback};
+use crate::config::{ApiVersion, Credential};
 use crate::wall_clock;
 
 /// Path of "Import Account Balances", version 3.
@@ -26,9 +27,6 @@ pub const IMPORT_PATH: &str = "/open/v3/account/treasuryBalance";
 pub const IMPORT_PATH_V4: &str = "/open/v4/account/treasuryBalance";
 /// The path of the cheapest signed call that only reads: it verifies a key without sending records.
 pub const PROBE_PATH: &str = "/open/v3/entityAccount?page=1&limit=1";
-/// The longest `Retry-After` that is obeyed.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Delivers signed requests in place of the network.
 pub trait Transport: std::fmt::Debug + Send + Sync {
@@ -105,22 +103,7 @@ pub fn is_older_than(at: DateTime<Utc>, age: Duration) -> bool {
 impl Client {
     /// Builds a client. It uses the proxies of the environment, except for loopback addresses.
     pub fn new(api_url: &Url, timeout: Duration) -> Result<Self, reqwest::Error> {
-        // Another part of the process may have installed the same provider already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut http = reqwest::Client::builder()
-            .user_agent(concat!("elven-sync/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(timeout)
-            .tcp_nodelay(true)
-            .connector_layer(Late::default());
-        if is_loopback(api_url) {
-            http = http.no_proxy();
-        }
-        if api_url.scheme() == "http" {
-            // Without encryption, the certificates of the system are not needed.
-            http = http.tls_certs_only([]);
-        }
+        let http = client_builder(api_url, timeout).connector_layer(Late::default());
         Ok(Self { http: http.build()?, api_url: api_url.clone(), timeout, transport: None })
     }
 
@@ -233,58 +216,12 @@ impl Client {
         let now = wall_clock::now();
         let status = response.status().as_u16();
         let theirs = header(&response, &DATE).and_then(date);
-        let retry_after = header(&response, &RETRY_AFTER).and_then(|text| wait(text, theirs.unwrap_or(now)));
+        let retry_after = retry_after(&response, theirs.unwrap_or(now));
         let ahead = theirs.map(|theirs| theirs - (now + signed.ahead));
         // On the heap, because this future is large among the futures of a lane.
         match Box::pin(body::read(response, deadline, parse)).await {
             Ok((envelope, parsed)) => (Answer::Response { status, envelope, retry_after, ahead }, parsed),
             Err(problem) => (Answer::Lost(problem), None),
-        }
-    }
-}
-
-fn header<'a>(response: &'a reqwest::Response, name: &HeaderName) -> Option<&'a str> {
-    response.headers().get(name)?.to_str().ok()
-}
-
-fn date(text: &str) -> Option<DateTime<Utc>> {
-    httpdate::parse_http_date(text.trim()).ok().map(DateTime::from)
-}
-
-/// Parses `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). `said_at`: when the answer was made, by the
-/// clock that also made the date.
-fn wait(text: &str, said_at: DateTime<Utc>) -> Option<Duration> {
-    let text = text.trim();
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let wait = if is_number {
-        // A number that is too large for the type is longer than the longest wait.
-        text.parse().map_or(Duration::MAX, Duration::from_secs)
-    } else {
-        (date(text)? - said_at).to_std().unwrap_or_default()
-    };
-    Some(wait.min(RETRY_AFTER_MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date_and_bounded() {
-        let said_at = DateTime::parse_from_rfc3339("2026-01-01T12:00:00Z").unwrap().to_utc();
-        for (text, expected) in [
-            ("0", Some(0)),
-            (" 7 ", Some(7)),
-            ("99999999", Some(3600)),
-            ("99999999999999999999999", Some(3600)),
-            ("Thu, 01 Jan 2026 12:00:09 GMT", Some(9)),
-            ("Thu, 01 Jan 2026 11:00:00 GMT", Some(0)),
-            ("Fri, 02 Jan 2026 12:00:00 GMT", Some(3600)),
-            ("soon", None),
-            ("-1", None),
-            ("", None),
-        ] {
-            assert_eq!(wait(text, said_at), expected.map(Duration::from_secs), "{text:?}");
         }
     }
 }

@@ -39,7 +39,7 @@ pub enum Subject {
     Verify,
     /// Whether the configuration can be used: `ok`, `message`.
     Config,
-    /// Whether alerts can be delivered to the webhook: `ok`, `message`.
+    /// Whether alerts can be delivered to the webhook: `ok`, `message`; or `configured`: false.
     Webhook,
 }
 

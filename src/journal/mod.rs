@@ -36,6 +36,7 @@ mod leases;
 pub mod metrics;
 mod migrate;
 mod name_maps;
+mod notifications;
 mod passes;
 mod pending;
 mod preflight;
@@ -85,6 +86,10 @@ pub use lease::Lease;
 pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
 pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, publications};
 pub use name_maps::{ALL_ENTITIES, MapEntry, MapHistory, MapKind, Mapped};
+pub use notifications::{
+    Alert, AlertsNow, ClaimedMessage, MessageKind, Notification, Told, claim_message, keep_subjects,
+    record_message, undelivered_message,
+};
 pub use pending::Poll;
 pub use preflight::{EntityFact, FilesValue, JournalFacts, LastRun, RecordedFiles};
 pub use privileges::missing_grants;

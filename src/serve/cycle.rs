@@ -13,6 +13,7 @@ use super::systemd;
 use crate::config::Settings;
 use crate::database::{Database, Transient};
 use crate::journal::{JournalError, RunStatus, is_configuration_broken, note_configuration};
+use crate::notify;
 use crate::output;
 use crate::sync::{ConnectError, EntityReport, RunError, RunReport, Stop, Worker};
 use crate::text::chain;
@@ -53,19 +54,28 @@ pub(super) async fn cycle(
             return CycleEnd::of(CycleOutcome::DatabaseAway);
         }
     };
-    match run(&settings, connected.database.clone(), stop, &shared).await {
+    let report = run(&settings, connected.database.clone(), stop.clone(), &shared).await;
+    let fact_recorded = match &report {
         Ok(report) => {
             shared.health.note_database(Checked::Well);
-            log(&report);
-            let fact_recorded = recorded(&connected.database, &fact).await;
+            log(report);
+            recorded(&connected.database, &fact).await
+        }
+        Err(problem) => {
+            note_failure(&shared, problem);
+            tracing::error!("the run failed: {}", chain(problem));
+            systemd::status("the last run failed");
+            false
+        }
+    };
+    notify::after_run(&settings.notify, &connected.database, &stop, &report, true).await;
+    match report {
+        Ok(report) => {
             CycleEnd { outcome: CycleOutcome::Ran(report.status), connected: Some(connected), fact_recorded }
         }
         Err(problem) => {
             let outcome =
                 if problem.is_transient() { CycleOutcome::DatabaseAway } else { CycleOutcome::Failed };
-            note_failure(&shared, &problem);
-            tracing::error!("the run failed: {}", chain(&problem));
-            systemd::status("the last run failed");
             // Connections that failed are not used again.
             CycleEnd::of(outcome)
         }

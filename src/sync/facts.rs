@@ -20,6 +20,10 @@ impl Worker {
             Fact::new(Subject::Tzdata, of_rules(&self.settings.zones.version())),
             Fact::new(Subject::Limits, json!({ "max_rejections": self.settings.sync.max_rejections })),
         ];
+        if !self.settings.notify.has_webhook() {
+            // Ends the alert of a webhook that was removed.
+            facts.push(Fact::new(Subject::Webhook, json!({ "configured": false })));
+        }
         match self.ledger.observe().await {
             Ok(seen) => {
                 facts.push(Fact::new(Subject::LedgerFiles, json!({ "tables": seen.tables })));

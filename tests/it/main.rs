@@ -47,6 +47,7 @@ mod maps;
 mod messages;
 mod migrate;
 mod moves;
+mod notify;
 mod output;
 mod page;
 mod plans;

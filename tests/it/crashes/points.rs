@@ -101,6 +101,8 @@ pub const OF_A_RETRY: [(Step, &[u32]); 8] = [
 /// Points in `tests/it/prune.rs`.
 pub const OF_A_PRUNE: [(Step, &[u32]); 1] =
     [(Step::Prune, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16])];
+/// Points in `tests/it/notify/delivery.rs`.
+pub const OF_A_NOTIFICATION: [(Step, &[u32]); 1] = [(Step::PostMessage, &[1])];
 
 pub const OF_A_BACKFILL: [(Step, &[u32]); 15] = [
     (Step::AskBackfill, &[1]),
@@ -132,6 +134,7 @@ fn every_durable_step_has_a_crash_test() {
         &OF_A_RETRY,
         &OF_A_BACKFILL,
         &OF_A_PRUNE,
+        &OF_A_NOTIFICATION,
     ]
     .into_iter()
     .flatten()
