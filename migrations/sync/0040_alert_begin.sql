@@ -297,7 +297,8 @@ select 'NearRejectionBound', 'warning', x.entity_id, coalesce(g.since, x.since),
  where x.is_of_rows and x.kind = 'rejected_row' and x.errors >= 0.8 * b.bound
 union all
 select 'UnknownOutcome', 'warning', b.entity_id, min(b.created_at),
-       format('the outcome of %s is unknown, so Elven may have the rows or not; the next run sends them again',
+       format('the outcome of %s is unknown, so Elven may have the rows or not; the next run sends them again, unless '
+              '[sync] on_ambiguous is "hold"',
               case count(*) when 1 then '1 batch' else count(*) || ' batches' end),
        'elven-sync run' || coalesce(' --entity ' || elven_sync.quoted_entity(b.entity_id), '')
   from elven_sync.sync_batches b
@@ -313,7 +314,10 @@ select 'Unregistered', 'warning', x.entity_id, x.first_seen_at, split_part(x.mes
  where x.kind = 'unregistered_entity' and x.resolved_at is null
 union all
 select 'BackfillStopped', 'warning', null, coalesce(b.finished_at, b.started_at),
-       format('backfill %s is %s%s', b.backfill_id, b.status, ': ' || split_part(b.error, '; hint: ', 1)),
+       format('backfill %s %s%s', b.backfill_id,
+              case b.status when 'failed' then 'failed' when 'interrupted' then 'was interrupted'
+                            else 'stopped before its end' end,
+              ': ' || split_part(b.error, '; hint: ', 1)),
        replace('elven-sync backfill --resume N', 'N', b.backfill_id::text)
   from elven_sync.sync_backfills b
  where b.status in ('failed', 'interrupted')
@@ -330,9 +334,10 @@ select 'ClockSkew', 'warning', null, f.since,
   from fact f where f.name = 'clock' and elven_sync.is_bad(f.value)
 union all
 select 'OldWriter', 'warning', null, f.since,
-       format('transaction %s has written to the ledger and is open since %s (pid %s), as of %s; its rows are uploaded '
+       format('transaction %s has written to the ledger and is open since %s (%s), as of %s; its rows are uploaded '
               'after it commits', f.value ->> 'transaction', elven_sync.utc(f.since),
-              coalesce(f.value ->> 'pid', 'none: it is prepared'), elven_sync.utc(f.checked_at)),
+              coalesce('pid ' || (f.value ->> 'pid'), format('prepared as %L', f.value ->> 'prepared_as')),
+              elven_sync.utc(f.checked_at)),
        'elven-sync status'
   from fact f
  where f.name = 'oldest_writer' and f.value ? 'transaction' and f.since < f.checked_at - interval '15 minutes'

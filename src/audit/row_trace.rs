@@ -13,7 +13,7 @@ use crate::database::Database;
 use crate::journal::audit::{self as records, Change};
 use crate::journal::row_history::{self, BatchOfRow};
 use crate::journal::{
-    Entity, Health, JournalError, Lane, MapHistory, RecordedError, check_schema, registering,
+    Entity, Health, JournalError, Lane, MapHistory, RecordedError, check_schema, guard_gap, registering,
 };
 use crate::ledger::{Ledger, Row};
 use crate::sync::RunError;
@@ -121,6 +121,8 @@ pub async fn of_row(
     if found.is_empty() {
         require_registered(&entities, only)?;
     }
+    // A row that was changed while the trigger was broken looks as if its present version had been sent.
+    let may_be_unstamped = guard_gap(database).await?.is_some();
     let mut reports = Vec::new();
     for (entity_id, chain, lane, maps) in found {
         let rows = match ledger.rows_with_id(&entity_id, &id.to_string()).await {
@@ -139,7 +141,7 @@ pub async fn of_row(
         let carried: Vec<BatchOfRow> = carried.iter().filter(|b| b.entity_id == entity_id).cloned().collect();
         let errors: Vec<RecordedError> =
             errors.iter().filter(|error| error.entity_id == entity_id).cloned().collect();
-        let (verdict, says) = match &rows {
+        let (verdict, mut says) = match &rows {
             Ok(rows) => {
                 let found = Found { rows, carried: &carried, errors: &errors };
                 judge(&ledger, &entity_id, &known, found).await?
@@ -147,7 +149,10 @@ pub async fn of_row(
             Err(why) => (Verdict::Unreadable, format!("cannot be read: {why}")),
         };
         let rows = rows.unwrap_or_default();
-        let sent = if verdict == Verdict::Uploaded { sent(&known, &rows, &carried) } else { None };
+        let mut sent = if verdict == Verdict::Uploaded { sent(&known, &rows, &carried) } else { None };
+        if may_be_unstamped && sent.take().is_some() {
+            says += "; the trigger of the ledger was broken, so the row may have been changed since; hint: elven-sync verify";
+        }
         reports.push(RowReport {
             sent,
             change_xid: rows.iter().map(|row| row.xid).max().or_else(|| holders.get(&entity_id).copied()?),

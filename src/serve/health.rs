@@ -96,10 +96,12 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adapts the longest time without a step to the configuration: a run waits for a lease, and between two attempts.
+    /// Adapts the longest time without a step to the configuration: a run waits for a lease, and between two attempts,
+    /// and reads a page for up to ten times the time that the database may be away.
     pub(super) fn set_stuck_after(&self, settings: &Settings) {
         let waits = settings.sync.lease + settings.api.signature_window + settings.api.timeout;
-        self.state().stuck_after = STEP_AGE_MIN.max(2 * (waits + settings.retry.max));
+        let page = 11 * settings.database.reconnect_timeout;
+        self.state().stuck_after = STEP_AGE_MIN.max(2 * (waits + settings.retry.max)).max(page);
     }
 
     /// Notes that the main runtime runs, and whether the cycle has made a step.
@@ -139,6 +141,14 @@ impl Health {
         let mut state = self.state();
         let before = std::mem::replace(&mut state.database, DatabaseState::Unknown);
         state.database = before.after(checked, Instant::now());
+    }
+
+    /// Notes that the database was reached. That says nothing about its schema.
+    pub(super) fn note_reached(&self) {
+        let mut state = self.state();
+        if matches!(state.database, DatabaseState::AwaySince(_)) {
+            state.database = DatabaseState::Well;
+        }
     }
 
     /// Returns why the process should be restarted, if it should.

@@ -133,10 +133,13 @@ fn entity(entity: &EntityReading) -> [(&'static str, Cow<'_, str>); 2] {
     [("entity", shown(&entity.entity_id)), ("credential", shown(&entity.credential))]
 }
 
-/// A text from outside as the value of a label. Control characters are escaped: the metrics are printed, too.
+/// A text from outside as the value of a label. Control characters are escaped: the metrics are printed, too. So are
+/// backslashes, or two entities could have one label.
 fn shown(text: &str) -> Cow<'_, str> {
-    let escaped = escaped(text);
-    if escaped == text { Cow::Borrowed(text) } else { Cow::Owned(escaped) }
+    if !text.contains('\\') && escaped(text) == text {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(escaped(&text.replace('\\', "\\\\")))
 }
 
 /// The metrics with one series per entity.
@@ -250,7 +253,7 @@ mod tests {
     #[test]
     fn label_values_are_escaped() {
         let entity = EntityReading {
-            entity_id: "a\"} 9\nb\\\u{1b}".to_owned(),
+            entity_id: "a\"} 9\nb\\n\u{1b}".to_owned(),
             credential: "default".to_owned(),
             status: "ok".to_owned(),
             pending_rows: 5,
@@ -270,7 +273,7 @@ mod tests {
             open_errors: Vec::new(),
         };
         let written = of_tables(readings).unwrap();
-        let expected = r#"elven_sync_pending_rows{entity="a\"} 9\\nb\\\\u{1b}",credential="default"} 5"#;
+        let expected = r#"elven_sync_pending_rows{entity="a\"} 9\\nb\\\\n\\u{1b}",credential="default"} 5"#;
         assert!(written.lines().any(|line| line == expected), "{written}");
     }
 }

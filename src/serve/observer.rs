@@ -29,7 +29,8 @@ const READ_MAX: Duration = Duration::from_secs(5);
 /// The longest time that a request for a page waits, also for the readings that others began. The server cuts a request
 /// after 10 s.
 const WAIT_MAX: Duration = Duration::from_secs(8);
-/// The result of a check or of reading the sync tables is used for this long, so that many requests do not cost many statements.
+/// The result of a check or of reading the sync tables is used for this long, so that many requests do not cost many
+/// statements.
 const CHECKED_FOR: Duration = Duration::from_secs(1);
 
 /// The database, as the HTTP server sees it.
@@ -66,7 +67,7 @@ impl Observer {
         *latest = None;
         let read = async { Readings::read(&self.database(settings).await.ok()?).await.ok() };
         let readings = Arc::new(timeout(READ_MAX, read).await.ok()??);
-        health.note_database(Checked::Well);
+        health.note_reached();
         *latest = Some((Instant::now(), readings.clone()));
         Some(readings)
     }
@@ -103,7 +104,7 @@ impl Observer {
         let read = async { Some(what(self.database(settings).await.ok()?).await) };
         match timeout(READ_MAX, read).await.ok().flatten() {
             Some(Ok(page)) => {
-                health.note_database(Checked::Well);
+                health.note_reached();
                 page.map_or(Reading::Unregistered, |page| Reading::Page(Arc::new(page)))
             }
             Some(Err(problem)) => {

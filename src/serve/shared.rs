@@ -1,6 +1,9 @@
 //! What the runs and the HTTP server share.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::health::Health;
 use super::observer::Observer;
@@ -10,6 +13,9 @@ use super::rules::Rules;
 use crate::config::Settings;
 use crate::journal::metrics::Readings;
 use crate::journal::status_page::{EntityPage, StatusPage};
+
+/// The longest time that a probe waits for a check of the database. A probe of Kubernetes waits 1 s by default.
+const PROBE_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// What the runs and the HTTP server share.
 #[derive(Debug)]
@@ -33,9 +39,12 @@ impl Shared {
         }
     }
 
-    /// Checks the database for readiness.
-    pub(super) async fn check(&self) {
-        self.observer.check(&self.settings(), &self.health).await;
+    /// Checks the database for readiness. A check that takes longer than [`PROBE_WAIT_MAX`] goes on by itself, and what
+    /// was known before counts.
+    pub(super) async fn check(self: &Arc<Self>) {
+        let shared = self.clone();
+        let check = async move { shared.observer.check(&shared.settings(), &shared.health).await };
+        let _ = timeout(PROBE_WAIT_MAX, tokio::spawn(check)).await;
     }
 
     /// Returns what the sync tables say. `None`: they could not be read in time.

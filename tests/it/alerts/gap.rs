@@ -32,6 +32,8 @@ async fn row_that_was_updated_without_the_trigger_is_found_and_uploaded(pool: Pg
     let broken = alert(&scene, "GuardBroken").await;
     assert_eq!(broken.hint, "elven-sync attach --dry-run");
     assert_eq!(broken.message.matches("may be skipped").count(), 1, "{broken:?}");
+    let traced = output_of(&scene, 0, &["status", "--row", "3"]).await;
+    assert!(traced.contains("may have been changed since") && !traced.contains("as it was sent"), "{traced}");
     let verified = output_of(&scene, 3, &["verify"]).await;
     assert!(verified.contains("elven-sync attach and elven-sync run; then update"), "{verified}");
 
@@ -54,6 +56,7 @@ async fn row_that_was_updated_without_the_trigger_is_found_and_uploaded(pool: Pg
     output_of(&scene, 0, &["verify"]).await;
     assert_eq!(named(&scene).await, NONE);
     assert_eq!(scene.text(GAP).await, "false");
+    assert!(output_of(&scene, 0, &["status", "--row", "3"]).await.contains("as it was sent: "));
 }
 
 /// `verify` of a person can close the gap before the next run does.

@@ -6,6 +6,7 @@ use sqlx::PgPool;
 
 use super::{Service, add_row, arrives, value};
 use crate::cluster::Cluster;
+use crate::proxy::Network;
 use crate::support::{TestEnv, assert_stays, fault_rules};
 
 const UP: &str = "elven_sync_up";
@@ -88,5 +89,43 @@ async fn the_service_waits_for_the_schema(pool: PgPool) {
     assert!(unready.status == 503 && unready.body.contains("elven-sync migrate"), "{unready:?}");
     scene.sql("alter schema away rename to elven_sync").await;
     service.answers("/readyz", 200).await;
+    service.stop().await;
+}
+
+/// The database gives no answer, as behind a firewall that drops packets. A check of it takes 2 s then.
+#[sqlx::test(migrations = false)]
+async fn a_probe_waits_less_than_a_check_of_a_silent_database(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    let network = Network::to(&scene.url).await;
+    scene.set("DATABASE_URL", network.url());
+    scene.entity("acme", "UTC").await;
+    let service = Service::start(&scene, &["--every", "24h"]).await;
+    service.answers("/readyz", 200).await;
+    network.cut();
+    for _ in 0..3 {
+        let answer = tokio::time::timeout(Duration::from_millis(1900), service.get("/readyz")).await;
+        assert_eq!(answer.expect("it does not wait for the check").status, 200, "in a short outage");
+    }
+    network.mend();
+    service.stop().await;
+}
+
+/// A scrape reads the tables that it knows, whatever the version of the schema.
+#[sqlx::test(migrations = false)]
+async fn a_scrape_does_not_make_a_wrong_schema_ready(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    let service = Service::start(&scene, &["--every", "24h"]).await;
+    service.answers("/readyz", 200).await;
+    scene
+        .sql(
+            "insert into elven_sync._migrations (version, description, success, checksum, execution_time)
+             values (9999, 'newer', true, '', 0)",
+        )
+        .await;
+    service.answers("/readyz", 503).await;
+    for path in ["/metrics", "/status.json", "/readyz"] {
+        service.get(path).await;
+        assert_eq!(service.get("/readyz").await.status, 503, "after {path}");
+    }
     service.stop().await;
 }
