@@ -162,7 +162,7 @@ async fn note_failure(
         "alerts cannot be delivered to the webhook: {problem}; they are tried again {again}; hint: elven-sync check \
          --only configuration"
     );
-    note_facts(database, &[Fact::of_state(Subject::Webhook, Some(problem))]).await
+    note_facts(database, &[Fact::of_state(Subject::Webhook, Some(problem))]).await.map(drop)
 }
 
 /// Returns how long a message is not posted again. `attempts`: those that were made.

@@ -53,7 +53,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     response
 }
 
-async fn response(shared: &Shared, request: Request) -> Response {
+async fn response(shared: &Arc<Shared>, request: Request) -> Response {
     let (head, _) = request.into_parts();
     let endpoint = match shared.rules.endpoint(&head) {
         Ok(endpoint) => endpoint,
