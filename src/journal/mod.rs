@@ -84,7 +84,7 @@ pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, p
 pub use name_maps::{ALL_ENTITIES, MapEntry, MapHistory, MapKind, Mapped};
 pub use pending::Poll;
 pub use preflight::{EntityFact, FilesValue, JournalFacts, LastRun, RecordedFiles};
-pub use privileges::missing_grants;
+pub use privileges::{MissingGrants, missing_grants};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem, Resolution};
 pub use request_counts::RequestCounts;
