@@ -24,7 +24,7 @@ mod serve;
 mod signals;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::exit_code::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE};
 
@@ -180,7 +180,7 @@ async fn execute(mut cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Verify(options) => verify::run(options, &settings(environment)?).await,
         Command::Prune(options) => prune::run(options, &settings(environment)?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
-        Command::Generate(command) => generate::run(&command),
+        Command::Generate(command) => generate::run(&command, Cli::command()),
         Command::Demo(options) => Box::pin(demo::run(options, settings(environment)?)).await,
     }
 }
