@@ -110,7 +110,7 @@ pub fn error(problem: &anyhow::Error) {
 }
 
 /// How much is logged, and in which form.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct LogOptions<'a> {
     /// `-v` or `-vv`.
     pub verbose: u8,
