@@ -1,6 +1,7 @@
 //! What keeps many checks from being made is found once, and the others say why they are skipped.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
@@ -129,12 +130,15 @@ async fn missing_privileges_are_one_failure_for_each_schema(pool: PgPool) {
     let role = role_of(&mut scene).await;
     assert_fails_once(&scene, &["database.privileges", "ledger.privileges"], "needs ").await;
     execute(&scene, format!("grant usage on schema elven_sync to {role}; grant all on all tables in schema elven_sync to {role}")).await;
+    let words = ["may not read", "as the owner: grant usage on schema ledger to "];
+    assert_found(&scene, "ledger.privileges", "failed", &words).await;
     assert_fails_once(&scene, &["ledger.privileges"], "needs ledger.privileges, which failed").await;
     execute(
         &scene,
         format!("grant usage on schema ledger to {role}; grant select on ledger.balance_snapshots to {role}"),
     )
     .await;
+    assert_found(&scene, "ledger.privileges", "ok", &[&role]).await;
     // Without the right to write, which monitoring does not need, nothing is skipped.
     execute(&scene, format!("revoke insert on elven_sync.sync_errors from {role}")).await;
     let (_, report) = checked(&scene, &[]).await;
@@ -234,19 +238,23 @@ async fn a_time_limit_of_the_role_is_named(pool: PgPool) {
     assert_found(&scene, "database.connection", "ok", &[]).await;
 }
 
-/// Each line is there as soon as it is known, although a later check waits.
+/// Each line is there as soon as it is known, although a later check waits. Without that, all lines would come when the
+/// check of the API is given up, after 30 s.
 #[sqlx::test(migrations = false)]
 async fn each_line_is_printed_as_soon_as_it_is_known(pool: PgPool) {
     let mut scene = synced(pool).await;
-    scene.unset("ELVEN_SYNC_API__SIGNATURE_WINDOW");
-    let _api =
-        Stub::of(&mut scene, |_| StubResponse { after: std::time::Duration::from_mins(10), ..list() }).await;
+    scene.set("ELVEN_SYNC_API__TIMEOUT", "1h");
+    let never = Duration::from_hours(1);
+    let api = Stub::of(&mut scene, move |_| StubResponse { after: never, ..list() }).await;
     let mut child = scene.command(&["check"]).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    eventually("the API is asked", async || !api.requests().is_empty()).await;
     let mut seen = Vec::new();
-    while !seen.last().is_some_and(|line: &String| line.contains("ledger.table: ")) {
-        seen.push(lines.next_line().await.unwrap().unwrap_or_else(|| panic!("{seen:?}")));
-    }
-    assert!(child.try_wait().unwrap().is_none());
+    let reading = async {
+        while !seen.last().is_some_and(|line: &String| line.contains("entities.shared_keys: ")) {
+            seen.push(lines.next_line().await.unwrap().unwrap());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), reading).await.unwrap();
     child.kill().await.unwrap();
 }

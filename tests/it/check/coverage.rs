@@ -26,9 +26,9 @@ fn tests() -> Vec<String> {
     let files = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
-    let pooled = std::iter::once(read("tests/it/pooler/settings.rs"));
+    let others = ["tests/it/pooler/settings.rs", "tests/it/failover.rs"].map(read);
     files
-        .chain(pooled)
+        .chain(others)
         .flat_map(|text| text.split("async fn ").map(str::to_owned).collect::<Vec<_>>())
         .collect()
 }
