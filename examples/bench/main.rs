@@ -117,7 +117,10 @@ fn main() -> anyhow::Result<()> {
 
 #[tokio::main]
 async fn conduct(arguments: Arguments) -> anyhow::Result<()> {
-    output::start_log(0, Some("warn,sqlx=error,bench=info"));
+    output::start_log(output::LogOptions {
+        levels: Some("warn,sqlx=error,bench=info"),
+        ..output::LogOptions::default()
+    });
     let environment = Environment::capture();
     let url = environment.get("DATABASE_URL").context("set DATABASE_URL, or `make bench`")?;
     let connector = match &arguments.binary {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::finding::{Finding, Outcome, Unmade, age, named};
+use super::finding::{Finding, Outcome, Status, Unmade, age, named};
 use super::surroundings::Surroundings;
 use crate::sync::{ApiProbe, ProbeOutcome};
 use crate::text::counted_noun;
@@ -45,13 +45,17 @@ pub(super) async fn reachable(surroundings: &Surroundings) -> Outcome {
         _ => None,
     };
     let problems: Vec<String> = asked.iter().filter_map(problem).collect();
-    Ok(match problems.first() {
-        Some(problem) if problems.len() == asked.len() => Finding::failed(problem, REACH),
-        Some(problem) => {
-            Finding::warning(format!("{} of {} requests: {problem}", problems.len(), asked.len()), REACH)
-        }
-        None => Finding::ok(format!("{} answers", settings.api_url)),
-    })
+    let Some(problem) = problems.first() else {
+        return Ok(Finding::ok(format!("{} answers", settings.api_url)));
+    };
+    let mut finding = if problems.len() == asked.len() {
+        Finding::of(Status::Failed, problem)
+    } else {
+        let part = format!("{} of {} requests: {problem}", problems.len(), asked.len());
+        Finding::of(Status::Warning, &part)
+    };
+    finding.hint = Some(REACH.to_owned());
+    Ok(finding)
 }
 
 /// Each key is accepted.
@@ -64,6 +68,7 @@ pub(super) async fn key(surroundings: &Surroundings) -> Outcome {
     let refused = of(|outcome| if let ProbeOutcome::Refused(said) = outcome { Some(said) } else { None });
     let unlisted =
         of(|outcome| if let ProbeOutcome::NotPermitted(said) = outcome { Some(said) } else { None });
+    let rejected = of(|outcome| if let ProbeOutcome::Rejected(said) = outcome { Some(said) } else { None });
     let later = of(|outcome| if let ProbeOutcome::Throttled(said) = outcome { Some(said) } else { None });
     Ok(if !refused.is_empty() {
         Finding::failed(
@@ -78,6 +83,15 @@ pub(super) async fn key(surroundings: &Surroundings) -> Outcome {
                 named(unlisted)
             ),
             "allow the key to read accounts and currencies at Elven",
+        )
+    } else if !rejected.is_empty() {
+        Finding::warning(
+            format!(
+                "the API rejects the request for the list of accounts, which says nothing about the key: credential {}",
+                named(rejected)
+            ),
+            "check ELVEN_API_URL and [api] version; elven-sync run --dry-run, and look at the answer to the first \
+             import",
         )
     } else if !later.is_empty() {
         Finding::warning(format!("credential {}", named(later)), "elven-sync check --only api, later")

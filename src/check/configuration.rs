@@ -92,34 +92,52 @@ pub(super) fn secret_files(surroundings: &Surroundings) -> Outcome {
     if files.is_empty() {
         return Err(Unmade::NotApplicable("no secret comes from a file".to_owned()));
     }
-    let is_open = |file: &&PathBuf| {
-        std::fs::metadata(file).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0)
-    };
-    let open: Vec<&PathBuf> = files.iter().filter(is_open).collect();
-    Ok(match open.first() {
-        None => {
-            Finding::ok(format!("only owner and group may read {}", named(files.iter().map(|f| f.display()))))
+    let looked = files.iter().map(|(setting, file)| (setting, file, std::fs::metadata(file)));
+    let (mut open, mut closed, mut unseen) = (Vec::new(), Vec::new(), Vec::new());
+    for (setting, file, looked) in looked {
+        match looked {
+            Ok(found) if found.is_file() && found.permissions().mode() & OTHERS_READ != 0 => open.push(file),
+            Ok(_) => closed.push(file),
+            // The name may be the secret itself, in the wrong place.
+            Err(problem) => unseen.push(format!("the file that {setting} names: {problem}")),
         }
-        Some(first) => Finding::warning(
-            format!("every user of this machine may read {}", named(open.iter().map(|file| file.display()))),
+    }
+    let shown = |files: &[&PathBuf]| named(files.iter().map(|file| file.display()));
+    Ok(match (open.first(), unseen.is_empty()) {
+        (Some(first), _) => Finding::warning(
+            format!("every user of this machine may read {}", shown(&open)),
             format!("chmod o-rwx {}", quoted(&first.display().to_string())),
+        ),
+        (None, true) => Finding::ok(format!("only owner and group may read {}", shown(&closed))),
+        // That check reports it.
+        (None, false) if secrets(surroundings)?.status == Status::Failed => {
+            return Err(Unmade::Needs("configuration.secrets"));
+        }
+        (None, false) => Finding::warning(
+            format!("who may read a secret cannot be seen: {}", named(unseen)),
+            "correct the setting, or remove it",
         ),
     })
 }
 
-fn files_with_secrets(settings: &Settings) -> Vec<PathBuf> {
-    let named = ["ELVEN_API_KEY_FILE", "ELVEN_API_SECRET_FILE"].map(|name| settings.environment.get(name));
-    let of = |source: &CredentialSource| [source.key_file.clone(), source.secret_file.clone()];
-    let mut files: Vec<PathBuf> = named
-        .into_iter()
-        .map(|file| file.map(PathBuf::from))
-        .chain(settings.credentials.values().flat_map(of))
-        .chain([settings.database_url_file.clone(), settings.ledger_url_file.clone()])
-        .flatten()
-        .chain(settings.notify.secret_files().cloned())
-        .collect();
-    files.sort();
-    files.dedup();
+/// Returns the files that hold secrets, each with the setting that names it.
+fn files_with_secrets(settings: &Settings) -> Vec<(String, PathBuf)> {
+    let variables = ["ELVEN_API_KEY_FILE", "ELVEN_API_SECRET_FILE"]
+        .map(|name| (name.to_owned(), settings.environment.get(name).map(PathBuf::from)));
+    let of = |(name, source): (&String, &CredentialSource)| {
+        [("key_file", &source.key_file), ("secret_file", &source.secret_file)]
+            .map(|(key, file)| (format!("[credentials.{name}] {key}"), file.clone()))
+    };
+    let addresses = [
+        ("DATABASE_URL_FILE".to_owned(), settings.database_url_file.clone()),
+        ("ELVEN_SYNC_LEDGER_URL_FILE".to_owned(), settings.ledger_url_file.clone()),
+    ];
+    let all = variables.into_iter().chain(settings.credentials.iter().flat_map(of)).chain(addresses);
+    let of_notify = settings.notify.secret_files().map(|file| ("[notify]".to_owned(), file.clone()));
+    let mut files: Vec<(String, PathBuf)> =
+        all.filter_map(|(setting, file)| Some((setting, file?))).chain(of_notify).collect();
+    files.sort_by(|one, two| one.1.cmp(&two.1));
+    files.dedup_by(|one, two| one.1 == two.1);
     files
 }
 

@@ -37,7 +37,6 @@ pub(super) async fn currencies(surroundings: &Surroundings) -> Outcome {
 
 async fn names(surroundings: &Surroundings, list: List) -> Outcome {
     let sample = surroundings.sample().await?;
-    // Each request would be repeated, which takes long.
     if !surroundings.is_reachable().await? {
         return Err(Unmade::Needs("api.reachable"));
     }

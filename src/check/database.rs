@@ -2,17 +2,11 @@
 
 use super::finding::{Finding, Outcome, Status, Unmade, named};
 use super::surroundings::Surroundings;
-use crate::database::Database;
-use crate::journal;
-use crate::ledger::check_standby;
-use crate::sync::standby_address;
-use crate::text::{chain, counted_noun};
+use crate::database::OtherInstallation;
+use crate::text::counted_noun;
 
 /// The versions of PostgreSQL that are tested.
 const VERSIONS: std::ops::RangeInclusive<i32> = 13..=18;
-
-/// A standby that is further behind makes runs wait for it, in seconds.
-const LAG_MAX_S: i64 = 60;
 
 /// The database can be reached.
 pub(super) async fn connection(surroundings: &Surroundings) -> Outcome {
@@ -20,16 +14,26 @@ pub(super) async fn connection(surroundings: &Surroundings) -> Outcome {
     if let Err(problem) = surroundings.connected().await {
         return Ok(Finding::of(Status::Failed, &problem));
     }
-    let server = surroundings.server().await?;
-    Ok(Finding::ok(format!("connected to database {} as role {}", server.database, server.role)))
+    match surroundings.server().await {
+        Ok(server) => {
+            Ok(Finding::ok(format!("connected to database {} as role {}", server.database, server.role)))
+        }
+        // What is wrong is the finding of that check.
+        Err(Unmade::Needs("database.pooler")) => Ok(Finding::ok("connected to a pooler")),
+        Err(problem) => Err(problem),
+    }
 }
 
 /// The version of the server.
 pub(super) async fn version(surroundings: &Surroundings) -> Outcome {
     let server = surroundings.server().await?;
+    Ok(of_version(server.version_number, &server.version))
+}
+
+fn of_version(number: i32, version: &str) -> Finding {
     let (oldest, newest) = (VERSIONS.start(), VERSIONS.end());
-    let found = format!("PostgreSQL {}", server.version);
-    Ok(match server.version_number / 10_000 {
+    let found = format!("PostgreSQL {version}");
+    match number / 10_000 {
         major if major < *oldest => Finding::failed(
             format!("{found} is not supported; the oldest supported version is {oldest}"),
             "upgrade the server",
@@ -39,20 +43,24 @@ pub(super) async fn version(surroundings: &Surroundings) -> Outcome {
             format!("look for a version of elven-sync that supports it; {oldest} to {newest} are supported"),
         ),
         _ => Finding::ok(found),
-    })
+    }
 }
 
 /// The connection is encrypted, or does not leave the machine.
 pub(super) async fn tls(surroundings: &Surroundings) -> Outcome {
     let server = surroundings.server().await?;
-    Ok(match (&server.tls, server.is_local) {
+    Ok(of_tls(server.tls.as_deref(), server.is_local))
+}
+
+fn of_tls(version: Option<&str>, is_local: bool) -> Finding {
+    match (version, is_local) {
         (Some(version), _) => Finding::ok(format!("the server's connection is encrypted ({version})")),
         (None, true) => Finding::ok("not encrypted; the connection does not leave the server's machine"),
         (None, false) => Finding::warning(
             "the server's connection is not encrypted, so that the network can read the ledger",
             "add sslmode=verify-full and sslrootcert=FILE to DATABASE_URL, and set ssl = on at the server",
         ),
-    })
+    }
 }
 
 /// The server is a primary that can be written to.
@@ -69,66 +77,6 @@ pub(super) async fn primary(surroundings: &Surroundings) -> Outcome {
             "set default_transaction_read_only = off at the server, when the reason for it has ended",
         ),
     })
-}
-
-/// The standby for reading belongs to the primary and follows it.
-pub(super) async fn standby(surroundings: &Surroundings) -> Outcome {
-    let (settings, primary) = (surroundings.settings()?, surroundings.database().await?);
-    let Some(address) = standby_address(settings) else {
-        return Err(Unmade::NotApplicable(
-            "pages are read from the primary (no ELVEN_SYNC_LEDGER_URL)".to_owned(),
-        ));
-    };
-    let hint = "check ELVEN_SYNC_LEDGER_URL, or unset it to read from the primary";
-    let standby = match primary.connect_like(address).await {
-        Ok(standby) => standby,
-        Err(problem) => {
-            let problem = format!("the standby cannot be reached: {}", chain(&problem));
-            return Ok(Finding::failed(problem, hint));
-        }
-    };
-    let checked = standby_of(primary, &standby, hint).await;
-    standby.close().await;
-    checked
-}
-
-async fn standby_of(primary: &Database, standby: &Database, hint: &str) -> Outcome {
-    if let Err(problem) = check_standby(primary, standby).await {
-        return Ok(Finding::of(Status::Failed, &chain(&problem)));
-    }
-    if standby.was_primary() {
-        return Ok(Finding::warning(
-            "ELVEN_SYNC_LEDGER_URL leads to the primary itself, or to a promoted copy",
-            hint,
-        ));
-    }
-    Ok(match standby.replay_lag_s().await? {
-        None => Finding::warning("the standby has replayed nothing yet", hint),
-        Some(lag) if lag > LAG_MAX_S => Finding::warning(
-            format!("the standby is {} behind, and runs wait at most 120 s for it", super::finding::age(lag)),
-            "select pg_is_wal_replay_paused(), pg_last_xact_replay_timestamp(); on the standby",
-        ),
-        Some(lag) => Finding::ok(format!("a standby of the primary, {lag} s behind")),
-    })
-}
-
-/// Statements of a transaction stay together, also behind a pooler.
-pub(super) async fn pooler(surroundings: &Surroundings) -> Outcome {
-    let processes = surroundings.database().await?.processes_of_transactions().await?;
-    if processes.iter().any(|(first, second)| first != second) {
-        return Ok(Finding::failed(
-            "the statements of one transaction went to different server processes",
-            "set pool_mode = transaction (or session) in the pooler",
-        ));
-    }
-    let mut distinct: Vec<i32> = processes.iter().map(|(first, _)| *first).collect();
-    distinct.sort_unstable();
-    distinct.dedup();
-    Ok(Finding::ok(format!(
-        "each of {} transactions had one server process, {} in all",
-        processes.len(),
-        distinct.len()
-    )))
 }
 
 /// There is room for the connections of a run.
@@ -150,23 +98,32 @@ pub(super) async fn connections(surroundings: &Surroundings) -> Outcome {
 
 /// No other installation on the server seems to feed the same entities.
 pub(super) async fn installations(surroundings: &Surroundings) -> Outcome {
-    let server = surroundings.server().await?;
-    let others = &server.elsewhere;
-    Ok(if others.is_empty() {
-        Finding::ok("no session of elven-sync is connected to another database of this server")
-    } else {
-        Finding::warning(
+    let (server, database) = (surroundings.server().await?, surroundings.database().await?);
+    Ok(of_installations(&server.role, &database.other_installations().await?))
+}
+
+/// Sessions under another role belong to somebody else in all likelihood, e.g. to another tenant of the server.
+fn of_installations(role: &str, found: &[OtherInstallation]) -> Finding {
+    let shown = |other: &&OtherInstallation| {
+        format!("database {} (role {}, {})", other.database, other.role, other.name)
+    };
+    let (same, others): (Vec<_>, Vec<_>) = found.iter().partition(|other| other.role == role);
+    if !same.is_empty() {
+        return Finding::warning(
             format!(
-                "elven-sync is also connected to {} of this server: {}; two installations that feed one entity \
-                 overwrite each other's balances",
-                counted_noun(
-                    i64::try_from(others.len()).unwrap_or(i64::MAX),
-                    "other database",
-                    "other databases"
-                ),
-                named(others)
+                "another installation runs on this server under the same role: {}; whether it feeds the same entities \
+                 cannot be seen from here, and two that do overwrite each other's balances",
+                named(same.iter().map(shown))
             ),
-            "check that their keys belong to other entities, or stop one of them",
+            "compare its entities and keys with these: elven-sync entity list, there and here",
+        );
+    }
+    Finding::ok(if others.is_empty() {
+        "no session of another installation is connected to this server".to_owned()
+    } else {
+        format!(
+            "other installations run on this server under other roles: {}",
+            named(others.iter().map(shown))
         )
     })
 }
@@ -201,8 +158,8 @@ pub(super) async fn timeline(surroundings: &Surroundings) -> Outcome {
 /// The role has the privileges that a run needs.
 pub(super) async fn privileges(surroundings: &Surroundings) -> Outcome {
     let server = surroundings.server().await?;
-    let missing = journal::missing_grants(surroundings.database().await?).await?;
-    let missing = missing.ok_or(Unmade::Needs("database.schema"))?;
+    let missing = surroundings.grants().await?.ok_or(Unmade::Needs("database.schema"))?;
+    let missing = &missing.grants;
     Ok(if missing.is_empty() {
         let more = if server.is_superuser {
             "; it is a superuser, which is more than a run needs (docs/ledgers.md#grant-the-rights)"
@@ -224,4 +181,39 @@ pub(super) async fn privileges(surroundings: &Surroundings) -> Outcome {
             format!("as the owner: {};", missing.join("; ")),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_are_too_old_or_untested_are_found() {
+        let status = |number| of_version(number, "x").status;
+        assert_eq!(
+            [120_022, 130_000, 180_004, 190_000].map(status),
+            [Status::Failed, Status::Ok, Status::Ok, Status::Warning]
+        );
+    }
+
+    #[test]
+    fn a_connection_that_the_network_can_read_is_found() {
+        let status = |version, is_local| of_tls(version, is_local).status;
+        assert_eq!(status(None, false), Status::Warning);
+        assert_eq!([status(Some("TLSv1.3"), false), status(None, true)], [Status::Ok; 2]);
+    }
+
+    #[test]
+    fn an_installation_under_another_role_is_named_and_no_warning() {
+        let other = |role: &str| OtherInstallation {
+            database: "copy".to_owned(),
+            role: role.to_owned(),
+            name: "elven-sync/0.1.1 serve".to_owned(),
+        };
+        let found = of_installations("ours", &[other("theirs")]);
+        assert_eq!(found.status, Status::Ok);
+        assert!(found.message.contains("database copy (role theirs, elven-sync/0.1.1 serve)"), "{found:?}");
+        assert_eq!(of_installations("ours", &[other("theirs"), other("ours")]).status, Status::Warning);
+        assert_eq!(of_installations("ours", &[]).status, Status::Ok);
+    }
 }

@@ -10,7 +10,7 @@ use crate::align::{Zone, zone_caution};
 use crate::config::Credential;
 use crate::journal::registering;
 use crate::sync::pending::unregistered as look_for_unregistered;
-use crate::text::{counted_noun, quoted_option, quoted_sql};
+use crate::text::{KnownNames, counted_noun, quoted_argument, quoted_option, quoted_sql};
 
 /// How far into the future the rules of the database server are compared: this and next year's changes.
 const COMPARED_DAYS: u64 = 731;
@@ -44,12 +44,12 @@ pub(super) async fn registered(surroundings: &Surroundings) -> Outcome {
 
 /// Each entity of the ledger is registered.
 pub(super) async fn unregistered(surroundings: &Surroundings) -> Outcome {
-    let (settings, ledger) = (surroundings.settings()?, surroundings.ledger().await?);
+    let (settings, ledger) = (surroundings.settings()?, surroundings.indexed_rows().await?);
     let registered: Vec<String> =
         surroundings.entities().await?.iter().map(|entity| entity.entity_id.clone()).collect();
     let lanes = surroundings.lanes().await?;
     let ignored = settings.ledger.ignore_unregistered;
-    let found = look_for_unregistered(ledger, &lanes, &registered, ignored).await?;
+    let found = look_for_unregistered(ledger, lanes, &registered, ignored).await?;
     if let Some(problem) = &found.unknown {
         return Ok(Finding::of(Status::Failed, problem));
     }
@@ -57,7 +57,12 @@ pub(super) async fn unregistered(surroundings: &Surroundings) -> Outcome {
         return Err(Unmade::Needs("journal.watermarks"));
     }
     let left_out = found.left_out.len();
-    Ok(match found.entity_ids.first() {
+    // A command, if there is one. An empty id, for example, has to be corrected in the ledger.
+    let is_command = |id: &&String| registering(id).starts_with("elven-sync");
+    let first = found.entity_ids.iter().find(is_command).or(found.entity_ids.first());
+    let others = found.entity_ids.iter().find(|id| !is_command(id) && Some(*id) != first);
+    let others = others.map(|id| format!("; then {}", registering(id))).unwrap_or_default();
+    Ok(match first {
         None if left_out > 0 => Finding::ok(format!(
             "the rows of {left_out} entities are left out ([ledger] ignore_unregistered)"
         )),
@@ -72,7 +77,7 @@ pub(super) async fn unregistered(surroundings: &Surroundings) -> Outcome {
                 ),
                 named(found.entity_ids.iter().map(|id| format!("`{id}`")))
             ),
-            registering(first),
+            format!("{}{others}", registering(first)),
         ),
     })
 }
@@ -149,22 +154,32 @@ pub(super) async fn zone_rules(surroundings: &Surroundings) -> Outcome {
 
 /// Each entity has rows.
 pub(super) async fn rows(surroundings: &Surroundings) -> Outcome {
-    let (ledger, mut ids) = (surroundings.ledger().await?, surroundings.active_ids().await?);
+    let (ledger, mut ids) = (surroundings.indexed_rows().await?, surroundings.active_ids().await?);
     if ids.is_empty() {
         return Err(Unmade::NotApplicable("no entity is registered and active".to_owned()));
     }
     ids.truncate(ENTITIES_MAX);
     let without = ledger.without_rows(&ids).await?;
-    Ok(match without.first() {
-        None => {
-            Finding::ok(format!("each of {} has rows", counted_noun(count(ids.len()), "entity", "entities")))
-        }
-        Some(first) => Finding::warning(
-            format!(
-                "the ledger has no row of {}; is the id spelled as in the ledger?",
-                named(without.iter().map(|id| format!("`{id}`")))
-            ),
-            format!("elven-sync entity pause {}", crate::text::quoted_argument(first)),
+    let Some(first) = without.first() else {
+        return Ok(Finding::ok(format!(
+            "each of {} has rows",
+            counted_noun(count(ids.len()), "entity", "entities")
+        )));
+    };
+    let found = format!("the ledger has no row of {}", named(without.iter().map(|id| format!("`{id}`"))));
+    let registered: Vec<String> =
+        surroundings.entities().await?.iter().map(|entity| entity.entity_id.clone()).collect();
+    let others = ledger.unregistered(&registered).await?;
+    let near =
+        KnownNames::new(others.iter().map(String::as_str)).near(first).first().map(|id| (*id).to_owned());
+    Ok(match near {
+        Some(near) => Finding::warning(
+            format!("{found}; is `{first}` spelled `{near}` there?"),
+            format!("{}, and elven-sync entity pause {}", registering(&near), quoted_argument(first)),
+        ),
+        None => Finding::warning(
+            format!("{found}; either it was not written yet, or the id is spelled in another way there"),
+            format!("elven-sync entity pause {}, until the ledger has rows of it", quoted_argument(first)),
         ),
     })
 }

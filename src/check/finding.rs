@@ -156,42 +156,72 @@ pub(super) enum Unmade {
     NotApplicable(String),
     /// It needs something that another check found missing.
     Needs(&'static str),
+    /// What another check found keeps it from being made, in these words.
+    Prevented(String),
+    /// A statement waited in vain for a lock.
+    Locked,
+    /// A statement was ended because it took too long.
+    Slow,
     /// The check could not be made, because of an error that would stop a run, too.
     Failed(String),
+}
+
+impl Unmade {
+    /// Returns what an error of the database means, if it is one of those that have a meaning of their own.
+    fn of_limits(problem: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let mut next = Some(problem);
+        while let Some(problem) = next {
+            if let Some(sqlx::Error::Database(refused)) = problem.downcast_ref() {
+                return match refused.code().as_deref() {
+                    // lock_not_available
+                    Some("55P03") => Some(Self::Locked),
+                    // query_canceled
+                    Some("57014") => Some(Self::Slow),
+                    _ => None,
+                };
+            }
+            next = problem.source();
+        }
+        None
+    }
 }
 
 pub(super) type Outcome = Result<Finding, Unmade>;
 
 impl From<sqlx::Error> for Unmade {
     fn from(problem: sqlx::Error) -> Self {
-        Self::Failed(if problem.is_transient() {
-            format!("the database failed: {}", foreign(&chain(&problem)))
-        } else {
-            foreign(&chain(&problem))
+        Self::of_limits(&problem).unwrap_or_else(|| {
+            Self::Failed(if problem.is_transient() {
+                format!("the database failed: {}", foreign(&chain(&problem)))
+            } else {
+                foreign(&chain(&problem))
+            })
         })
     }
 }
 
 /// Returns the message of a server without words that look like a remedy.
-fn foreign(message: &str) -> String {
+pub(super) fn foreign(message: &str) -> String {
     message.replace(HINT, ", hint: ")
 }
 
 impl From<LedgerError> for Unmade {
     fn from(problem: LedgerError) -> Self {
-        Self::Failed(if problem.is_about_rows() { problem.in_words() } else { chain(&problem) })
+        Self::of_limits(&problem).unwrap_or_else(|| {
+            Self::Failed(if problem.is_about_rows() { problem.in_words() } else { chain(&problem) })
+        })
     }
 }
 
 impl From<JournalError> for Unmade {
     fn from(problem: JournalError) -> Self {
-        Self::Failed(chain(&problem))
+        Self::of_limits(&problem).unwrap_or_else(|| Self::Failed(chain(&problem)))
     }
 }
 
 impl From<RunError> for Unmade {
     fn from(problem: RunError) -> Self {
-        Self::Failed(chain(&problem))
+        Self::of_limits(&problem).unwrap_or_else(|| Self::Failed(chain(&problem)))
     }
 }
 
@@ -216,6 +246,16 @@ pub(super) fn age(seconds: i64) -> String {
     }
 }
 
+/// Formats a number of bytes for people, with one unit.
+pub(super) fn size(bytes: i64) -> String {
+    match bytes {
+        ..2048 => format!("{bytes} bytes"),
+        2048..2_097_152 => format!("{} KiB", bytes >> 10),
+        2_097_152..2_147_483_648 => format!("{} MiB", bytes >> 20),
+        _ => format!("{} GiB", bytes >> 30),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +264,10 @@ mod tests {
     fn a_few_are_named_and_the_others_counted() {
         assert_eq!(named(["a", "b", "c"]), "a, b, c");
         assert_eq!(named(["a", "b", "c", "d", "e"]), "a, b, c and 2 more");
+        assert_eq!(
+            [size(7), size(8192), size(5 << 20), size(12 << 30)],
+            ["7 bytes", "8 KiB", "5 MiB", "12 GiB"]
+        );
         assert_eq!([age(90), age(150), age(7300), age(200_000)], ["90 s", "2 min", "2 h", "2 days"]);
     }
 

@@ -16,7 +16,10 @@ const OTHER_FILES: usize = 64;
 /// The clock of this machine against that of the database server.
 pub(super) async fn clock(surroundings: &Surroundings) -> Outcome {
     let skew = surroundings.database().await?.clock_skew().await?;
-    let milliseconds = skew.num_milliseconds();
+    Ok(of_skew(skew.num_milliseconds()))
+}
+
+fn of_skew(milliseconds: i64) -> Finding {
     let direction = match milliseconds.cmp(&0) {
         Ordering::Less => "behind",
         Ordering::Equal | Ordering::Greater => "ahead of",
@@ -26,14 +29,14 @@ pub(super) async fn clock(surroundings: &Surroundings) -> Outcome {
         milliseconds.abs() / 1000,
         milliseconds.abs() % 1000
     );
-    Ok(if milliseconds.abs() < SKEW_MIN_MS {
+    if milliseconds.abs() < SKEW_MIN_MS {
         Finding::ok(off)
     } else {
         Finding::warning(
             format!("{off}; leases use the database's clock and signatures this machine's"),
             "timedatectl status",
         )
-    })
+    }
 }
 
 /// The limit of open files.
@@ -82,4 +85,20 @@ pub(super) fn zone_rules(surroundings: &Surroundings) -> Outcome {
             "update the package tzdata, or upgrade elven-sync",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Status;
+
+    #[test]
+    fn clocks_that_differ_are_found_in_both_directions() {
+        assert_eq!([0, 1_999, -1_999].map(|skew| of_skew(skew).status), [Status::Ok; 3]);
+        for (skew, words) in [(2_000, "2.000 s ahead of"), (-90_500, "90.500 s behind")] {
+            let found = of_skew(skew);
+            assert_eq!(found.status, Status::Warning);
+            assert!(found.message.contains(words), "{found:?}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The journal.
 
-use super::finding::{Finding, Outcome, Status, Unmade, age, named};
+use super::finding::{Finding, Outcome, Status, Unmade, age, named, size as size_text};
 use super::surroundings::Surroundings;
 use crate::journal::EntityFact;
 use crate::sync::watermark_check::check_watermark;
@@ -18,10 +18,6 @@ const VERIFY_MAX_S: i64 = 30 * 86_400;
 /// The sync tables are large from this size on, in bytes.
 const BYTES_MAX: i64 = 10 << 30;
 
-const GIB: i64 = 1 << 30;
-
-const MIB: i64 = 1 << 20;
-
 fn count(things: usize) -> i64 {
     i64::try_from(things).unwrap_or(i64::MAX)
 }
@@ -33,7 +29,7 @@ fn entities(facts: &[&EntityFact], words: impl Fn(&EntityFact) -> String) -> Str
 
 /// Each watermark belongs to this cluster, ledger and mapping.
 pub(super) async fn watermarks(surroundings: &Surroundings) -> Outcome {
-    let (ledger, lanes) = (surroundings.ledger().await?, surroundings.lanes().await?);
+    let (ledger, lanes) = (surroundings.rows().await?, surroundings.lanes().await?);
     // Only the cluster and the snapshot are needed.
     let probed = ledger.probe(&[]).await?;
     let refused: Vec<_> = lanes
@@ -224,13 +220,31 @@ pub(super) async fn verify(surroundings: &Surroundings) -> Outcome {
 /// The sync tables have a reasonable size.
 pub(super) async fn size(surroundings: &Surroundings) -> Outcome {
     let facts = surroundings.journal().await?;
-    let (size, unit) =
-        if facts.bytes >= GIB { (facts.bytes / GIB, "GiB") } else { (facts.bytes / MIB, "MiB") };
-    let largest = facts.largest.as_deref().map(|name| format!(", the largest is {name}")).unwrap_or_default();
-    let found = format!("the sync tables have {size} {unit}{largest}");
-    Ok(if facts.bytes < BYTES_MAX {
+    Ok(of_size(facts.bytes, facts.largest.as_deref()))
+}
+
+fn of_size(bytes: i64, largest: Option<&str>) -> Finding {
+    let largest = largest.map(|name| format!(", the largest is {name}")).unwrap_or_default();
+    let found = format!("the sync tables have {}{largest}", size_text(bytes));
+    if bytes < BYTES_MAX {
         Finding::ok(found)
     } else {
         Finding::warning(found, "elven-sync prune --older-than 90d")
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sync_tables_that_are_large_are_found() {
+        let large = of_size(11 << 30, Some("sync_batches"));
+        assert_eq!(
+            (large.status, large.hint.as_deref()),
+            (Status::Warning, Some("elven-sync prune --older-than 90d"))
+        );
+        assert_eq!(large.message, "the sync tables have 11 GiB, the largest is sync_batches");
+        assert_eq!(of_size(9 << 30, None).status, Status::Ok);
+    }
 }

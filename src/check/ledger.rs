@@ -1,14 +1,11 @@
 //! The ledger table or view.
 
-use std::time::Duration;
-
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 
 use super::finding::{Finding, Outcome, Status, Unmade, age, named};
 use super::surroundings::Surroundings;
-use crate::ledger::attach::{self, Wanted};
-use crate::ledger::{Progress, quote_identifier};
-use crate::text::chain;
+use crate::ledger::{Progress, Writer, quote_identifier};
+use crate::text::quoted_sql;
 
 /// A transaction that is open for longer delays its rows noticeably, in seconds.
 const WRITER_MAX_S: i64 = 3600;
@@ -27,7 +24,7 @@ pub(super) async fn table(surroundings: &Surroundings) -> Outcome {
 /// The role may read what the ledger needs.
 pub(super) async fn privileges(surroundings: &Surroundings) -> Outcome {
     let (ledger, server) = (surroundings.ledger().await?, surroundings.server().await?);
-    Ok(match ledger.facts().await?.missing_grants {
+    Ok(match &surroundings.ledger_facts().await?.missing_grants {
         None => Finding::ok(format!("role {} may read {}", server.role, ledger.name())),
         Some(missing) => Finding::failed(
             format!("role {} may not read {}", server.role, ledger.name()),
@@ -38,9 +35,14 @@ pub(super) async fn privileges(surroundings: &Surroundings) -> Outcome {
 
 /// No policy hides rows.
 pub(super) async fn row_security(surroundings: &Surroundings) -> Outcome {
-    let (ledger, server) = (surroundings.ledger().await?, surroundings.server().await?);
-    Ok(match ledger.facts().await?.filtered {
+    let server = surroundings.server().await?;
+    let reading = surroundings.readable().await?;
+    Ok(match &surroundings.ledger_facts().await?.filtered {
         None => Finding::ok("no row-level security applies to the role"),
+        // A view has the rights of its owner, and a partition is read through its table.
+        Some(tables) if reading.is_ok() => {
+            Finding::ok(format!("the policies of {tables} do not apply to what runs read"))
+        }
         Some(tables) => Finding::failed(
             format!(
                 "row-level security of {tables} applies to role {}, which a run treats as an error",
@@ -51,9 +53,22 @@ pub(super) async fn row_security(surroundings: &Surroundings) -> Outcome {
     })
 }
 
+/// The rows can be read: no session has locked the ledger, and a view works.
+pub(super) async fn readable(surroundings: &Surroundings) -> Outcome {
+    match surroundings.unreadable_by().await? {
+        Some("ledger.readable") => {}
+        Some(other) => return Err(Unmade::Needs(other)),
+        None => return Ok(Finding::ok("rows can be read")),
+    }
+    match surroundings.readable().await? {
+        Ok(()) => Ok(Finding::ok("rows can be read")),
+        Err(problem) => Err(problem.clone()),
+    }
+}
+
 /// The trigger that stamps rows is intact on each table.
 pub(super) async fn guard(surroundings: &Surroundings) -> Outcome {
-    let guard = surroundings.ledger().await?.guard().await?;
+    let guard = surroundings.permitted().await?.guard().await?;
     Ok(match guard.problem() {
         Some(problem) => Finding::failed(problem, guard.hint()),
         None if guard.tables == 0 => Finding::warning(
@@ -67,17 +82,7 @@ pub(super) async fn guard(surroundings: &Surroundings) -> Outcome {
 
 /// The index that runs use is there and valid.
 pub(super) async fn index(surroundings: &Surroundings) -> Outcome {
-    let (settings, database) = (surroundings.settings()?, surroundings.database().await?);
-    if surroundings.ledger().await?.facts().await?.is_view {
-        return Err(Unmade::NotApplicable("the ledger is a view; its tables have the indexes".to_owned()));
-    }
-    let wanted = Wanted { lock_timeout: Duration::from_secs(2), backfill_index: false };
-    let plan = match attach::plan(database, &settings.ledger, &wanted).await {
-        Ok(plan) => plan,
-        Err(problem) => return Ok(Finding::of(Status::Warning, &chain(&problem))),
-    };
-    let missing = plan.steps.iter().filter(|step| step.is_of_index());
-    let missing: Vec<&str> = missing.map(|step| step.why.as_str()).collect();
+    let missing = &surroundings.index().await?.missing;
     Ok(if missing.is_empty() {
         Finding::ok("the index on entity, change_xid and id is valid")
     } else {
@@ -94,12 +99,13 @@ pub(super) async fn index(surroundings: &Surroundings) -> Outcome {
 /// No row has a NULL where rows are found by.
 pub(super) async fn nulls(surroundings: &Surroundings) -> Outcome {
     let ledger = surroundings.ledger().await?;
-    // The stamps have a check of their own, which uses the index.
+    // The stamps have a check of their own.
     let roles: Vec<&str> = ledger.nullable().into_iter().filter(|role| *role != "change_xid").collect();
     if roles.is_empty() {
         return Ok(Finding::ok("id and entity_id are NOT NULL"));
     }
     let mut with_nulls = Vec::new();
+    let ledger = surroundings.indexed_rows().await?;
     for role in &roles {
         match ledger.has_null_in(role).await {
             Ok(true) => with_nulls.push(*role),
@@ -119,7 +125,7 @@ pub(super) async fn nulls(surroundings: &Surroundings) -> Outcome {
 
 /// Each row has the id of a transaction that has happened in this database.
 pub(super) async fn stamps(surroundings: &Surroundings) -> Outcome {
-    let (ledger, lanes) = (surroundings.ledger().await?, surroundings.lanes().await?);
+    let (ledger, lanes) = (surroundings.indexed_rows().await?, surroundings.lanes().await?);
     let progress: Vec<Progress> = lanes.iter().map(|(entity_id, lane)| lane.progress(entity_id)).collect();
     let probed = ledger.probe(&progress).await?;
     if let Some(unreadable) = probed.unreadable.values().next() {
@@ -127,16 +133,26 @@ pub(super) async fn stamps(surroundings: &Surroundings) -> Outcome {
     }
     let of = |is_wrong: fn(&crate::ledger::NewRows) -> bool| {
         let wrong = probed.entities.iter().filter(move |(_, rows)| is_wrong(rows));
-        wrong.map(|(entity_id, _)| format!("`{entity_id}`")).collect::<Vec<_>>()
+        wrong.map(|(entity_id, _)| entity_id.as_str()).collect::<Vec<_>>()
     };
     let (unstamped, future) = (of(|rows| rows.unstamped), of(|rows| rows.from_the_future));
-    let hint =
-        "elven-sync attach, then update these rows, e.g. update TABLE set change_xid = default where ...";
+    let is_view = surroundings.ledger_facts().await?.is_view;
+    let found = |entity_ids: &[&str], what: &str, is_missing| {
+        let named = named(entity_ids.iter().map(|id| format!("`{id}`")));
+        let update = ledger.stamping(entity_ids.first().copied().unwrap_or_default(), is_missing);
+        // A view may rename the columns of its table.
+        let hint = if is_view {
+            format!("elven-sync attach for the table of the view, then stamp these rows there: {update}")
+        } else {
+            format!("elven-sync attach, then in the database: {update}")
+        };
+        Finding::failed(what.replace("{}", &named), hint)
+    };
     Ok(if !unstamped.is_empty() {
-        Finding::failed(format!("rows of {} have no change_xid", named(unstamped)), hint)
+        found(&unstamped, "rows of {} have no change_xid", true)
     } else if !future.is_empty() {
         let what = "rows of {} have a change_xid that has not been given out yet in this database";
-        Finding::failed(what.replace("{}", &named(future)), hint)
+        found(&future, what, false)
     } else {
         Finding::ok("the rows of the registered entities are stamped")
     })
@@ -144,31 +160,35 @@ pub(super) async fn stamps(surroundings: &Surroundings) -> Outcome {
 
 /// No transaction that has written to the ledger stays open for long.
 pub(super) async fn writers(surroundings: &Surroundings) -> Outcome {
-    let Some(writer) = surroundings.ledger().await?.oldest_writer().await? else {
+    let Some(writer) = surroundings.permitted().await?.oldest_writer().await? else {
         return Ok(Finding::ok("no open transaction has written to the ledger"));
     };
-    let open_s = writer.since.map(|since| (Utc::now() - since).num_seconds());
+    Ok(of_writer(&writer, Utc::now()))
+}
+
+fn of_writer(writer: &Writer, now: DateTime<Utc>) -> Finding {
+    let open_s = writer.since.map(|since| (now - since).num_seconds());
     let shown = open_s.map_or_else(|| "an unknown time".to_owned(), |seconds| age(seconds.max(0)));
     let found =
         format!("transaction {} has written to the ledger and is open for {shown}", writer.transaction);
     let limit = if writer.prepared_as.is_some() { PREPARED_MAX_S } else { WRITER_MAX_S };
     if open_s.is_none_or(|seconds| seconds < limit) {
-        return Ok(Finding::ok(format!("{found}; its rows are uploaded after it commits")));
+        return Finding::ok(format!("{found}; its rows are uploaded after it commits"));
     }
     let hint = match (&writer.prepared_as, writer.pid) {
         (Some(name), _) => {
-            format!("commit prepared {0}; or rollback prepared {0};", crate::text::quoted_sql(name))
+            format!("commit prepared {0}; or rollback prepared {0};", quoted_sql(name))
         }
         (None, Some(pid)) => format!("select * from pg_stat_activity where pid = {pid};"),
         (None, None) => "select * from pg_prepared_xacts;".to_owned(),
     };
-    Ok(Finding::warning(format!("{found}; until it ends, its rows are not uploaded"), hint))
+    Finding::warning(format!("{found}; until it ends, its rows are not uploaded"), hint)
 }
 
 /// Which publications carry the ledger and the sync tables.
 pub(super) async fn publications(surroundings: &Surroundings) -> Outcome {
-    let facts = surroundings.ledger().await?.facts().await?;
-    if let Some(publications) = facts.publications_of_journal {
+    let facts = surroundings.ledger_facts().await?;
+    if let Some(publications) = &facts.publications_of_journal {
         return Ok(Finding::warning(
             format!(
                 "publication {publications} carries the sync tables: a subscriber stops when a later migrate adds a \
@@ -177,8 +197,42 @@ pub(super) async fn publications(surroundings: &Surroundings) -> Outcome {
             "create the publication for named tables instead of FOR ALL TABLES",
         ));
     }
-    Ok(match facts.publications {
+    Ok(match &facts.publications {
         None => Finding::ok("no publication carries the ledger"),
         Some(publications) => Finding::ok(format!("publication {publications} carries the ledger")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    #[test]
+    fn a_transaction_that_is_open_for_long_is_found_with_its_end() {
+        let now = Utc::now();
+        let writer = |pid, prepared_as: Option<&str>, minutes| Writer {
+            transaction: "77".to_owned(),
+            pid,
+            prepared_as: prepared_as.map(str::to_owned),
+            user_name: None,
+            application_name: None,
+            state: None,
+            since: Some(now - TimeDelta::minutes(minutes)),
+        };
+        assert_eq!(of_writer(&writer(Some(5), None, 59), now).status, Status::Ok);
+        assert_eq!(of_writer(&writer(None, Some("p"), 9), now).status, Status::Ok);
+        let session = of_writer(&writer(Some(5), None, 90), now);
+        assert_eq!(session.status, Status::Warning);
+        assert!(
+            session.message.contains("open for 90 min; until it ends, its rows are not uploaded"),
+            "{session:?}"
+        );
+        assert_eq!(session.hint.unwrap(), "select * from pg_stat_activity where pid = 5;");
+        let prepared = of_writer(&writer(None, Some("it's"), 11), now);
+        assert_eq!(prepared.hint.unwrap(), "commit prepared 'it''s'; or rollback prepared 'it''s';");
+        let unseen = Writer { since: None, ..writer(Some(5), None, 0) };
+        assert_eq!(of_writer(&unseen, now).status, Status::Ok);
+    }
 }

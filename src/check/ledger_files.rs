@@ -13,7 +13,7 @@ const REPORTED_S: i64 = 7 * 86_400;
 
 /// No table of the ledger was attached or rewritten lately.
 pub(super) async fn files(surroundings: &Surroundings) -> Outcome {
-    let (ledger, facts) = (surroundings.ledger().await?, surroundings.journal().await?);
+    let (ledger, facts) = (surroundings.permitted().await?, surroundings.journal().await?);
     let Some(recorded) = &facts.files else {
         return Err(Unmade::NotApplicable(
             "no run has recorded the tables of the ledger and their files".to_owned(),

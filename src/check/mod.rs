@@ -3,6 +3,7 @@
 
 mod api;
 mod configuration;
+mod connection;
 mod data;
 mod database;
 mod entities;
@@ -11,9 +12,13 @@ mod host;
 mod journal;
 mod ledger;
 mod ledger_files;
+mod pooler;
 mod registry;
+mod standby;
 mod surroundings;
+mod waiting;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -27,7 +32,10 @@ use registry::{CHECKS, Check};
 use surroundings::Surroundings;
 
 /// The longest time for one check.
-const CHECK_MAX: Duration = Duration::from_mins(2);
+const CHECK_MAX: Duration = Duration::from_secs(30);
+
+/// The longest time for all checks. Those that are left then are skipped.
+const ALL_MAX: Duration = Duration::from_mins(2);
 
 /// The results of the checks.
 #[derive(Debug)]
@@ -45,26 +53,29 @@ impl Report {
     }
 }
 
-/// Makes the checks of these categories, or of all if none is named.
-pub async fn check(flags: &Flags, environment: Environment, only: &[Category]) -> Report {
+/// Makes the checks of these categories, or of all if none is named. `known` gets each result as soon as it is known.
+pub async fn check(
+    flags: &Flags,
+    environment: Environment,
+    only: &[Category],
+    mut known: impl FnMut(&Checked),
+) -> Report {
     let surroundings = Surroundings::new(flags, environment);
     let mut checks: Vec<Checked> = Vec::new();
-    let mut made_or_not_needed = false;
-    // The category whose later checks are skipped, and the check that stopped it.
-    let mut stopped: Option<(Category, &'static str)> = None;
+    let mut found = Found::default();
+    let deadline = Instant::now() + ALL_MAX;
     for check in CHECKS.iter().filter(|check| only.is_empty() || only.contains(&check.category)) {
         let begun = Instant::now();
-        let outcome = match stopped {
+        let outcome = match found.stopped {
             Some((category, by)) if category == check.category => Err(Unmade::Needs(by)),
-            _ => make(check, &surroundings).await,
+            _ if deadline <= begun => {
+                let all_s = ALL_MAX.as_secs();
+                Err(Unmade::Prevented(format!("the checks before it took {all_s} s")))
+            }
+            _ => make(check, &surroundings, deadline - begun).await,
         };
-        made_or_not_needed |= !matches!(outcome, Err(Unmade::Needs(_)));
-        let finding = finding_of(outcome);
-        if check.is_fatal && finding.status == Status::Failed {
-            stopped = Some((check.category, check.id));
-        }
-        let Finding { status, message, hint } = finding;
-        checks.push(Checked {
+        let Finding { status, message, hint } = found.take(check, outcome, &surroundings);
+        let checked = Checked {
             id: check.id,
             category: check.category,
             status,
@@ -72,25 +83,64 @@ pub async fn check(flags: &Flags, environment: Environment, only: &[Category]) -
             hint,
             doc: doc_of(check.id),
             elapsed: begun.elapsed(),
-        });
+        };
+        known(&checked);
+        checks.push(checked);
     }
     surroundings.close().await;
-    Report { checks, is_blocked: !made_or_not_needed }
+    Report { checks, is_blocked: !found.is_some_made }
 }
 
-async fn make(check: &Check, surroundings: &Surroundings) -> Outcome {
-    timeout(CHECK_MAX, (check.make)(surroundings)).await.unwrap_or_else(|_| {
-        Err(Unmade::Failed(format!("the check did not end within {} s", CHECK_MAX.as_secs())))
-    })
+async fn make(check: &Check, surroundings: &Surroundings, left: Duration) -> Outcome {
+    let limit = CHECK_MAX.min(left);
+    let made = timeout(limit, (check.make)(surroundings));
+    tokio::select! {
+        biased;
+        made = made => made.unwrap_or_else(|_| {
+            Err(Unmade::Failed(format!("the check did not end within {} s", limit.as_secs())))
+        }),
+        never = surroundings.look_at_waits() => match never {},
+    }
 }
 
-fn finding_of(outcome: Outcome) -> Finding {
-    match outcome {
-        Ok(finding) => finding,
-        Err(Unmade::Failed(message)) => Finding::of(Status::Failed, &message),
-        Err(Unmade::NotApplicable(message)) => Finding { status: Status::Skipped, message, hint: None },
-        Err(Unmade::Needs(id)) => {
-            Finding { status: Status::Skipped, message: format!("needs {id}, which failed"), hint: None }
+/// What the checks so far have found, as far as later ones depend on it.
+#[derive(Default)]
+struct Found {
+    /// Some check was made, or found that there is nothing to check.
+    is_some_made: bool,
+    /// The category whose later checks are skipped, and the check that stopped it.
+    stopped: Option<(Category, &'static str)>,
+    /// The errors that kept checks from being made, and the first check of each. The same error is reported once.
+    errors: BTreeMap<String, &'static str>,
+}
+
+impl Found {
+    /// Takes the outcome of a check, and returns what is reported of it.
+    fn take(&mut self, check: &Check, outcome: Outcome, surroundings: &Surroundings) -> Finding {
+        let outcome = self.without_repetition(check.id, outcome);
+        self.is_some_made |= !matches!(outcome, Err(Unmade::Needs(_) | Unmade::Prevented(_)));
+        let skipped = |message: String| Finding { status: Status::Skipped, message, hint: None };
+        let finding = match outcome {
+            Ok(finding) => finding,
+            Err(Unmade::Failed(message)) => Finding::of(Status::Failed, &message),
+            Err(Unmade::NotApplicable(message) | Unmade::Prevented(message)) => skipped(message),
+            Err(Unmade::Needs(id)) => skipped(format!("needs {id}, which failed")),
+            Err(Unmade::Locked) => surroundings.locked(check.id),
+            Err(Unmade::Slow) => surroundings.slow(),
+        };
+        if check.is_fatal && finding.status == Status::Failed {
+            self.stopped = Some((check.category, check.id));
+        }
+        finding
+    }
+
+    fn without_repetition(&mut self, id: &'static str, outcome: Outcome) -> Outcome {
+        match outcome {
+            Err(Unmade::Failed(message)) => {
+                let first = *self.errors.entry(message.clone()).or_insert(id);
+                Err(if first == id { Unmade::Failed(message) } else { Unmade::Needs(first) })
+            }
+            other => other,
         }
     }
 }

@@ -7,7 +7,9 @@ use futures_util::future::BoxFuture;
 
 use super::finding::{Category, Outcome};
 use super::surroundings::Surroundings;
-use super::{api, configuration, data, database, entities, host, journal, ledger, ledger_files};
+use super::{
+    api, configuration, data, database, entities, host, journal, ledger, ledger_files, pooler, standby,
+};
 
 type Make = for<'a> fn(&'a Surroundings) -> BoxFuture<'a, Outcome>;
 
@@ -38,11 +40,11 @@ pub(super) const CHECKS: &[Check] = &[
     check(Configuration, "configuration.secret_files", |s| ready(configuration::secret_files(s)).boxed()),
     check(Configuration, "configuration.durations", |s| ready(configuration::durations(s)).boxed()),
     fatal(Database, "database.connection", |s| database::connection(s).boxed()),
+    fatal(Database, "database.pooler", |s| pooler::pooler(s).boxed()),
     check(Database, "database.version", |s| database::version(s).boxed()),
     check(Database, "database.tls", |s| database::tls(s).boxed()),
     check(Database, "database.primary", |s| database::primary(s).boxed()),
-    check(Database, "database.standby", |s| database::standby(s).boxed()),
-    check(Database, "database.pooler", |s| database::pooler(s).boxed()),
+    check(Database, "database.standby", |s| standby::standby(s).boxed()),
     check(Database, "database.connections", |s| database::connections(s).boxed()),
     check(Database, "database.installations", |s| database::installations(s).boxed()),
     check(Database, "database.schema", |s| database::schema(s).boxed()),
@@ -51,6 +53,7 @@ pub(super) const CHECKS: &[Check] = &[
     fatal(Ledger, "ledger.table", |s| ledger::table(s).boxed()),
     check(Ledger, "ledger.privileges", |s| ledger::privileges(s).boxed()),
     check(Ledger, "ledger.row_security", |s| ledger::row_security(s).boxed()),
+    check(Ledger, "ledger.readable", |s| ledger::readable(s).boxed()),
     check(Ledger, "ledger.guard", |s| ledger::guard(s).boxed()),
     check(Ledger, "ledger.index", |s| ledger::index(s).boxed()),
     check(Ledger, "ledger.nulls", |s| ledger::nulls(s).boxed()),

@@ -16,8 +16,16 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: Options, flags: &Flags, environment: Environment) -> u8 {
-    let report = check(flags, environment, &options.only).await;
-    output::check::report(&report, options.json);
+    let report = if options.json {
+        let report = check(flags, environment, &options.only, |_| {}).await;
+        output::check::json(&report);
+        report
+    } else {
+        let mut lines = output::check::Lines::default();
+        let report = check(flags, environment, &options.only, |checked| lines.print(checked)).await;
+        output::check::end(&report);
+        report
+    };
     if report.is_blocked {
         FAILED
     } else if report.is_ok() {

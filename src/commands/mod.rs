@@ -11,6 +11,7 @@ mod error_filter;
 mod error_list;
 mod errors;
 mod exit_code;
+mod generate;
 mod map;
 mod migrate;
 mod prune;
@@ -23,7 +24,7 @@ mod serve;
 mod signals;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::exit_code::{FAILED, INCOMPLETE, SUCCEEDED, WRONG_USAGE};
 
@@ -42,6 +43,9 @@ pub struct Cli {
     /// Log more to stderr: -v the milestones, -vv each batch
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Log nothing but errors, and show no progress; results stay on stdout
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -85,13 +89,42 @@ enum Command {
     Sandbox(sandbox::Options),
     /// Show the connector at work on a scratch database and the sandbox
     Demo(demo::Options),
+    /// Generate manual pages, or completions for a shell
+    #[command(subcommand)]
+    Generate(generate::Command),
 }
 
 impl Command {
+    /// What the command does, for the names of its sessions in the database.
+    fn activity(&self) -> &'static str {
+        match self {
+            Self::Migrate(_) => "migrate",
+            Self::Attach(_) => "attach",
+            Self::Entity(_) => "entity",
+            Self::Check(_) => "check",
+            Self::Run(_) => "run",
+            Self::Serve(_) => "serve",
+            Self::Backfill(_) => "backfill",
+            Self::Status(_) => "status",
+            Self::Errors(_) => "errors",
+            Self::Reference(_) => "reference",
+            Self::Map(_) => "map",
+            Self::Verify(_) => "verify",
+            Self::Prune(_) => "prune",
+            Self::Sandbox(_) => "sandbox",
+            Self::Demo(_) => "demo",
+            Self::Generate(_) => "generate",
+        }
+    }
+
     /// Whether people run the command for what it prints. Without its output, such a command has done nothing.
     fn prints_its_product(&self) -> bool {
         match self {
-            Command::Check(_) | Command::Status(_) | Command::Verify(_) | Command::Demo(_) => true,
+            Command::Check(_)
+            | Command::Status(_)
+            | Command::Verify(_)
+            | Command::Demo(_)
+            | Command::Generate(_) => true,
             Command::Migrate(_) | Command::Serve(_) | Command::Sandbox(_) => false,
             Command::Attach(options) => options.prints_its_product(),
             Command::Entity(command) => command.prints_its_product(),
@@ -122,9 +155,10 @@ pub async fn run(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     }
 }
 
-async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
+async fn execute(mut cli: Cli, environment: Environment) -> anyhow::Result<u8> {
     #[cfg(feature = "fault-points")]
     crate::fault_point::arm(environment.get("ELVEN_SYNC_FAULT_POINT"))?;
+    cli.command.activity().clone_into(&mut cli.flags.activity);
     // Read by each command but `check`, which reports what is wrong with them, and the sandbox, which has to start in
     // spite of a wrong setting of the connector.
     let settings = |environment| Settings::load(&cli.flags, environment);
@@ -146,6 +180,7 @@ async fn execute(cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Verify(options) => verify::run(options, &settings(environment)?).await,
         Command::Prune(options) => prune::run(options, &settings(environment)?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
+        Command::Generate(command) => generate::run(&command, Cli::command()),
         Command::Demo(options) => Box::pin(demo::run(options, settings(environment)?)).await,
     }
 }

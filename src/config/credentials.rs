@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Settings;
 use super::environment::Environment;
 use super::error::{ConfigError, error};
+use super::files::read_secret;
 use super::settings::CredentialSource;
 
 /// An API key and its secret, with the name that `entities.credential` refers to.
@@ -96,13 +97,13 @@ fn find(
     let Wanted { name, half, is_configured } = wanted;
     // The place of a value that was found is no secret: there is a file or a variable of this name.
     let (value, place) = if let Some(path) = file {
-        let value = std::fs::read_to_string(path).map_err(|problem| {
+        let value = read_secret(path).map_err(|problem| {
             error(format!(
                 "the {half} of credential `{name}`: the file that {} names cannot be read: {problem}",
                 wanted.setting("file")
             ))
         })?;
-        (value, format!("file {}", path.display().to_string().escape_debug()))
+        (value.expose_secret().to_owned(), format!("file {}", path.display().to_string().escape_debug()))
     } else if let Some(variable) = variable {
         let value = environment.get(variable).ok_or_else(|| {
             let (what, hint) = if is_configured {
@@ -111,7 +112,8 @@ fn find(
             } else {
                 (variable.to_owned(), format!("set {variable} or {variable}_FILE"))
             };
-            error(format!("the {half} of credential `{name}` is missing: {what} is not set; hint: {hint}"))
+            let why = environment.why_missing(variable);
+            error(format!("the {half} of credential `{name}` is missing: {what} {why}; hint: {hint}"))
         })?;
         (value.to_owned(), format!("environment variable {}", variable.escape_debug()))
     } else {

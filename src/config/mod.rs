@@ -9,7 +9,9 @@ mod codes;
 mod credentials;
 mod environment;
 mod error;
+mod files;
 mod ledger;
+mod log_format;
 mod mistake;
 mod notify;
 mod number;
@@ -26,7 +28,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 pub use addresses::is_loopback;
@@ -34,7 +36,9 @@ pub use api_version::ApiVersion;
 pub use credentials::Credential;
 pub use environment::Environment;
 pub use error::ConfigError;
+pub use files::read_secret;
 pub use ledger::{Columns, LedgerSettings};
+pub use log_format::LogFormat;
 pub use notify::{NotifySettings, SecretUrl, Severity, Webhook};
 pub use on_invalid_start::OnInvalidStart;
 pub use origins::Origins;
@@ -64,6 +68,9 @@ pub struct Flags {
     /// URL of the API [env: ELVEN_API_URL; default: https://openapi.elven.com]
     #[arg(long, global = true, value_name = "URL")]
     pub api_url: Option<String>,
+    /// What the process does, in a word or two. It names the sessions in the database.
+    #[arg(skip)]
+    pub activity: String,
 }
 
 /// All settings of a process.
@@ -97,6 +104,8 @@ pub struct Settings {
     pub zones: Zones,
     /// The environment, which may hold credentials.
     pub environment: Environment,
+    /// What the process does, in a word or two. It names the sessions in the database.
+    pub activity: String,
 }
 
 const DEFAULT_FILE: &str = "elven-sync.toml";
@@ -133,6 +142,7 @@ impl Settings {
             notify: file.notify,
             zones,
             environment,
+            activity: flags.activity.clone(),
         })
     }
 
@@ -146,10 +156,11 @@ impl Settings {
     /// Returns the database URL, or an error that says how to set it.
     pub fn database_url(&self) -> Result<&SecretString, ConfigError> {
         self.database_url.as_ref().ok_or_else(|| {
-            error(
-                "DATABASE_URL is not set, which names the PostgreSQL database with the ledger; hint: export \
+            error(format!(
+                "DATABASE_URL {}, which names the PostgreSQL database with the ledger; hint: export \
                  DATABASE_URL=postgres://user:password@host/database",
-            )
+                self.environment.why_missing("DATABASE_URL")
+            ))
         })
     }
 }
@@ -163,8 +174,9 @@ fn url_of(
     let Some(file) = environment.get(file_variable).map(PathBuf::from) else {
         return Ok((environment.get(variable).map(SecretString::from), None));
     };
-    let text = std::fs::read_to_string(&file)
+    let text = read_secret(&file)
         .map_err(|problem| error(format!("the file that {file_variable} names cannot be read: {problem}")))?;
+    let text = text.expose_secret();
     if text.trim().is_empty() {
         return Err(error(format!(
             "the file that {file_variable} names is empty; hint: write the URL into it"
@@ -218,14 +230,15 @@ fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
 fn read_file(flags: &Flags, environment: &Environment) -> Result<(PathBuf, Option<String>), ConfigError> {
     let named = flags.config.as_deref().or(environment.get("ELVEN_SYNC_CONFIG").map(Path::new));
     let path = named.unwrap_or(Path::new(DEFAULT_FILE));
-    match std::fs::read_to_string(path) {
+    match files::read_configuration(path) {
         Ok(text) => Ok((path.to_owned(), Some(text))),
         Err(problem) if named.is_none() && problem.kind() == std::io::ErrorKind::NotFound => {
             Ok((path.to_owned(), None))
         }
-        Err(problem) => {
-            Err(error(format!("the configuration file {} cannot be read: {problem}", path.display())))
-        }
+        Err(problem) => Err(error(format!(
+            "the configuration file {} cannot be read: {problem}; hint: name a file with --config or ELVEN_SYNC_CONFIG",
+            path.display()
+        ))),
     }
 }
 

@@ -40,7 +40,7 @@ impl Origins {
         let is_known = |name: &str| {
             VARIABLES.iter().any(|variable| variable.names.contains(&name)) || INTERNAL.contains(&name)
         };
-        for (name, _) in environment.0.iter().filter(|(_, value)| !value.is_empty()) {
+        for (name, _) in environment.variables.iter().filter(|(_, value)| !value.is_empty()) {
             let is_setting = name.strip_prefix(SETTING_PREFIX).is_some_and(|path| path.contains("__"));
             if is_setting || is_known(name) {
                 origins.variables.push(name.clone());

@@ -8,7 +8,7 @@ use super::settings::File;
 /// Replaces settings of the file by the variables `ELVEN_SYNC_<SECTION>__<KEY>`.
 pub(super) fn overlay(mut file: toml::Table, environment: &Environment) -> Result<File, ConfigError> {
     let mut laid_over = Vec::new();
-    for (name, value) in environment.0.iter().filter(|(_, value)| !value.is_empty()) {
+    for (name, value) in environment.variables.iter().filter(|(_, value)| !value.is_empty()) {
         let Some(path) = name.strip_prefix(SETTING_PREFIX).filter(|path| path.contains("__")) else {
             continue;
         };

@@ -14,7 +14,7 @@ pub struct Variable {
 }
 
 /// The environment variables that are not settings of the file.
-pub const VARIABLES: [Variable; 10] = [
+pub const VARIABLES: [Variable; 12] = [
     Variable {
         names: &["DATABASE_URL"],
         flag: Some("--database-url"),
@@ -65,6 +65,19 @@ pub const VARIABLES: [Variable; 10] = [
         default: "warnings, and the progress of long work",
         sentence: "The level of the log: `error`, `warn`, `info`, `debug` or `trace`, or a list such as \
                    `elven_sync=debug,warn`. It takes precedence over `-v`.",
+    },
+    Variable {
+        names: &["ELVEN_SYNC_LOG_FORMAT"],
+        flag: None,
+        default: "`text`",
+        sentence: "The form of the log: `text`, or `json` for one JSON object per line. The fields are in \
+                   [operating.md](operating.md#logs).",
+    },
+    Variable {
+        names: &["NO_COLOR"],
+        flag: None,
+        default: "",
+        sentence: "Any value that is not empty: no colours in the log.",
     },
     Variable {
         names: &["TZDIR"],

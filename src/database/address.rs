@@ -18,6 +18,8 @@ pub struct Address {
     pub file: Option<PathBuf>,
     /// The command that prints the password.
     pub password_command: Option<String>,
+    /// What the process does, in a word or two, for the names of its sessions.
+    pub activity: String,
 }
 
 impl std::fmt::Debug for Address {
@@ -29,7 +31,7 @@ impl std::fmt::Debug for Address {
 
 impl From<&SecretString> for Address {
     fn from(url: &SecretString) -> Self {
-        Self { url: url.clone(), file: None, password_command: None }
+        Self { url: url.clone(), file: None, password_command: None, activity: String::new() }
     }
 }
 
@@ -42,7 +44,7 @@ impl Address {
     /// Reads the address again. `warn`: name the parameters that have no effect.
     pub(super) async fn hosts(&self, warn: bool) -> Result<Hosts, sqlx::Error> {
         let url = match &self.file {
-            Some(file) => std::fs::read_to_string(file).map(SecretString::from).map_err(|problem| {
+            Some(file) => crate::config::read_secret(file).map_err(|problem| {
                 refused(format!("the file of the address ({}) cannot be read: {problem}", file.display()))
             })?,
             None => self.url.clone(),

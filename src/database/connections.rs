@@ -3,6 +3,8 @@
 //! This is not the pool of sqlx, because that pool pings each connection when it is returned, in a task of its own. So
 //! even sequential transactions opened several connections, with one more round trip for each.
 
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use tokio::time::timeout;
 use super::address::Address;
 use super::defaults::{Defaults, OVERRIDDEN};
 use super::hosts::Hosts;
+use super::session_name::SessionName;
 use super::transient::{no_answer, within};
 
 /// The time limit for a connection that nothing else waits for.
@@ -32,6 +35,28 @@ const AGE_MAX: Duration = Duration::from_mins(30);
 
 /// The connections to one database.
 pub(super) type Connections = Pool<ConnectionManager>;
+
+/// A connection, and the name that its session has.
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: PgConnection,
+    /// `None`: its address names it.
+    pub(super) name: Option<Arc<str>>,
+}
+
+impl Deref for Session {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
 
 /// A connection in use. When it is dropped it becomes idle, so it must not be dropped before its last statement has
 /// ended.
@@ -50,6 +75,8 @@ enum Source {
 #[derive(Debug)]
 pub(super) struct ConnectionManager {
     source: Source,
+    /// The name of new connections. `None`: their address names them.
+    name: Option<SessionName>,
     /// The time limit for a connection, when one of several servers is looked for.
     turn_max: Duration,
     /// A connection was opened before, so its address was right once.
@@ -66,7 +93,11 @@ impl ConnectionManager {
         let opened = async {
             let hosts = match &self.source {
                 Source::Hosts(hosts) => hosts.clone(),
-                Source::Address(address) => named(address.hosts(false).await?),
+                Source::Address(address) => address.hosts(false).await?,
+            };
+            let hosts = match self.name() {
+                Some(name) => named(hosts, &name),
+                None => hosts,
             };
             let with = |options: PgConnectOptions| options.options(settings.iter().copied());
             let hosts = if settings.is_empty() { hosts } else { hosts.with(with) };
@@ -80,6 +111,11 @@ impl ConnectionManager {
                 Ok(connection)
             }
         }
+    }
+
+    /// Returns the name that sessions have by now.
+    pub(super) fn name(&self) -> Option<Arc<str>> {
+        self.name.as_ref().map(SessionName::get)
     }
 
     /// Returns whether the next reading of the address may give another answer: a password that was changed may reach
@@ -96,21 +132,22 @@ impl ConnectionManager {
 }
 
 /// Names the connector to the server. Proxies refuse unknown start-up parameters.
-fn named(hosts: Hosts) -> Hosts {
-    hosts.with(|options| options.application_name("elven-sync").extra_float_digits(None))
+fn named(hosts: Hosts, name: &str) -> Hosts {
+    hosts.with(|options| options.application_name(name).extra_float_digits(None))
 }
 
 impl Manager for ConnectionManager {
-    type Type = PgConnection;
+    type Type = Session;
     type Error = sqlx::Error;
 
-    async fn create(&self) -> Result<PgConnection, sqlx::Error> {
+    async fn create(&self) -> Result<Session, sqlx::Error> {
         self.unwell.store(false, Ordering::Relaxed);
+        let name = self.name();
         // Boxed, because it is large and part of the future of every transaction.
-        Box::pin(self.open(&[])).await
+        Ok(Session { connection: Box::pin(self.open(&[])).await?, name })
     }
 
-    async fn recycle(&self, connection: &mut PgConnection, known: &Metrics) -> RecycleResult<sqlx::Error> {
+    async fn recycle(&self, connection: &mut Session, known: &Metrics) -> RecycleResult<sqlx::Error> {
         if known.age() >= AGE_MAX || self.unwell.load(Ordering::Relaxed) {
             return Err(RecycleError::message("the connection must not be reused"));
         }
@@ -126,25 +163,26 @@ impl Manager for ConnectionManager {
 /// be unreachable.
 pub(super) async fn to(
     address: &Address,
+    name: SessionName,
     count_max: usize,
     away_max: Duration,
 ) -> Result<Connections, sqlx::Error> {
     // It is read here in any case, so that a mistake in it is reported once.
-    let hosts = named(Box::pin(address.hosts(true)).await?);
+    let hosts = Box::pin(address.hosts(true)).await?;
     let source = if address.may_change() { Source::Address(address.clone()) } else { Source::Hosts(hosts) };
-    Ok(new(source, count_max, away_max))
+    Ok(new(source, Some(name), count_max, away_max))
 }
 
 /// Creates the pool for the server of these options.
 pub(super) fn like(options: PgConnectOptions, count_max: usize, away_max: Duration) -> Connections {
-    new(Source::Hosts(Hosts::from(options)), count_max, away_max)
+    new(Source::Hosts(Hosts::from(options)), None, count_max, away_max)
 }
 
 #[expect(clippy::expect_used, reason = "it has the runtime without which its limits would be refused")]
-fn new(source: Source, count_max: usize, away_max: Duration) -> Connections {
+fn new(source: Source, name: Option<SessionName>, count_max: usize, away_max: Duration) -> Connections {
     let turn_max = ACQUIRE_TIMEOUT.min(away_max);
     let (was_opened, unwell) = (AtomicBool::new(false), AtomicBool::new(false));
-    Pool::builder(ConnectionManager { source, turn_max, was_opened, unwell })
+    Pool::builder(ConnectionManager { source, name, turn_max, was_opened, unwell })
         .max_size(count_max)
         .queue_mode(QueueMode::Lifo)
         .runtime(Runtime::Tokio1)
@@ -213,7 +251,7 @@ pub(super) async fn connect(
 /// Closes a connection in any state, and all idle ones: they may have failed for the same reason.
 pub(super) fn end(connections: &Connections, connection: PooledConnection) {
     connections.retain(|_, _| false);
-    let connection = Object::take(connection);
+    let Session { connection, .. } = Object::take(connection);
     // An orderly close, because servers and proxies log a broken connection. Without a runtime nothing can wait for
     // it.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -226,6 +264,6 @@ pub(super) async fn close(connections: &Connections) {
     let idle = connections.retain(|_, _| false).removed;
     connections.close();
     for connection in idle {
-        let _ = timeout(PING_TIMEOUT, connection.close()).await;
+        let _ = timeout(PING_TIMEOUT, connection.connection.close()).await;
     }
 }

@@ -210,8 +210,9 @@ impl SingleRoundTrip<'_> {
             return self.0.read(query).await;
         }
         let limited = self.0.server_ends_after(self.0.read_max());
-        let sql = format!("{}; {limited} {}; commit", self.0.reading(), query.sql().as_str());
         let mut transaction = Transaction::of(self.0).await?;
+        let renaming = transaction.renaming();
+        let sql = format!("{renaming}{}; {limited} {}; commit", self.0.reading(), query.sql().as_str());
         let results = transaction.results(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
         transaction.connection = None;
         Ok(results)

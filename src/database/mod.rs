@@ -13,9 +13,11 @@ mod defaults;
 mod executor;
 mod hosts;
 mod server;
+mod session_name;
 mod tls;
 mod transaction;
 mod transient;
+mod waits;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,10 +32,12 @@ use self::commits::Commits;
 use self::connections::{Connections, Server};
 use self::defaults::Defaults;
 pub use self::executor::SingleRoundTrip;
-pub use self::server::{ServerFacts, TIMELINE};
+pub use self::server::{OtherInstallation, ReplayState, ServerFacts, TIMELINE};
+use self::session_name::SessionName;
 pub use self::transaction::Transaction;
 pub use self::transient::Transient;
 pub(crate) use self::transient::within;
+pub use self::waits::{Blocker, Waits};
 
 /// The first and the longest pause between retries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -53,7 +57,20 @@ pub struct Database {
     was_primary: bool,
     /// The settings of the role and the database that each transaction overrides.
     defaults: Defaults,
+    /// The limits of a process that rather gives up than waits.
+    limits: Option<Limits>,
+    /// The name of the sessions. `None`: their address names them.
+    name: Option<SessionName>,
     process: Arc<Process>,
+}
+
+/// The limits of a process that rather gives up than waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The longest wait for a lock.
+    pub lock: Duration,
+    /// The longest time of a statement that reads.
+    pub statement: Duration,
 }
 
 /// The state that the clones of a [`Database`] share.
@@ -86,7 +103,18 @@ impl Database {
         connections_max: usize,
         reconnect_timeout: Duration,
     ) -> Result<Self, sqlx::Error> {
-        let connections = connections::to(&address.into(), connections_max, reconnect_timeout).await?;
+        let address = address.into();
+        let name = SessionName::of(&address.activity);
+        Self::connect_as(&address, name, connections_max, reconnect_timeout).await
+    }
+
+    async fn connect_as(
+        address: &Address,
+        name: SessionName,
+        connections_max: usize,
+        reconnect_timeout: Duration,
+    ) -> Result<Self, sqlx::Error> {
+        let connections = connections::to(address, name.clone(), connections_max, reconnect_timeout).await?;
         // The first connection is made here, so that a wrong address is reported at once and not after
         // `reconnect_timeout`.
         let Server { limit: server_limit, is_standby, defaults } = connections::first(&connections).await?;
@@ -97,13 +125,37 @@ impl Database {
             server_limit,
             was_primary,
             defaults,
+            limits: None,
+            name: Some(name),
             process: Arc::default(),
         })
     }
 
-    /// Connects to another database with the same limits.
+    /// Connects to another database with the same limits, under the same name.
     pub async fn connect_like(&self, address: impl Into<Address>) -> Result<Self, sqlx::Error> {
-        Self::connect(address, self.connections.status().max_size, self.reconnect_timeout).await
+        let address = address.into();
+        let name = self.name.clone().unwrap_or_else(|| SessionName::of(&address.activity));
+        let count_max = self.connections.status().max_size;
+        let connected = Self::connect_as(&address, name, count_max, self.reconnect_timeout).await?;
+        Ok(Self { limits: self.limits, ..connected })
+    }
+
+    /// Returns the same database with limits for statements that read.
+    #[must_use]
+    pub fn limited(self, limits: Limits) -> Self {
+        Self { limits: Some(limits), ..self }
+    }
+
+    /// Returns the limit that the role or the database has for a statement.
+    pub fn limit_of_role(&self) -> Option<Duration> {
+        Some(self.server_limit).filter(|limit| !limit.is_zero())
+    }
+
+    /// Notes the run that the process works on, for the names of its sessions. `None`: it has ended.
+    pub fn note_run(&self, run_id: Option<i64>) {
+        if let Some(name) = &self.name {
+            name.note_run(run_id);
+        }
     }
 
     /// Returns whether the server is known to have been a primary when the process connected.
@@ -198,7 +250,15 @@ impl From<PgPool> for Database {
         let connections_max = pool.options().get_max_connections() as usize;
         let connections = connections::like(options, connections_max, reconnect_timeout);
         let (server_limit, was_primary) = (Duration::ZERO, false);
-        let defaults = Defaults::default();
-        Self { connections, reconnect_timeout, server_limit, was_primary, defaults, process: Arc::default() }
+        Self {
+            connections,
+            reconnect_timeout,
+            server_limit,
+            was_primary,
+            defaults: Defaults::default(),
+            limits: None,
+            name: None,
+            process: Arc::default(),
+        }
     }
 }

@@ -36,8 +36,30 @@ pub struct ServerFacts {
     pub connections: i64,
     /// The timeline, which each promotion of a copy changes. `None`: the server is a standby.
     pub timeline: Option<i64>,
-    /// Sessions of elven-sync in other databases of the server, as far as the role may see them.
-    pub elsewhere: Vec<String>,
+}
+
+/// Sessions of elven-sync in another database of the server. What they send cannot be seen.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct OtherInstallation {
+    /// The database.
+    pub database: String,
+    /// The role of the sessions.
+    pub role: String,
+    /// The name of one of the sessions: its version, and what it does.
+    pub name: String,
+}
+
+/// How far a standby has replayed. Positions are bytes of the write-ahead log.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct ReplayState {
+    /// The position up to which it has replayed.
+    pub replayed: Option<i64>,
+    /// Somebody has paused the replay.
+    pub is_paused: bool,
+    /// It is connected to the server from which it receives changes.
+    pub is_receiving: bool,
+    /// The age of the last transaction that it has replayed, in seconds. That is no lag: a quiet primary has none newer.
+    pub last_commit_s: Option<i64>,
 }
 
 const FACTS: &str = "
@@ -61,10 +83,25 @@ const FACTS: &str = "
                  (select nullif(rolconnlimit, -1) from pg_catalog.pg_roles where rolname = current_user))::bigint
                as connections_max,
            (select sum(numbackends) from pg_catalog.pg_stat_database)::bigint as connections,
-           ({timeline}) as timeline,
-           array(select distinct a.datname::text from pg_catalog.pg_stat_activity a
-                  where a.datname <> current_database() and a.application_name like 'elven-sync%' order by 1)
-               as elsewhere";
+           ({timeline}) as timeline";
+
+/// Commands that only look send nothing, so their sessions are no installation. Versions before 0.1.2 do not name the
+/// command.
+const ELSEWHERE: &str = "
+    select distinct on (a.datname, a.usename) a.datname::text as database, a.usename::text as role,
+           a.application_name as name
+      from pg_catalog.pg_stat_activity a
+     where a.datname <> current_database() and a.usename is not null
+       and a.application_name ~ '^elven-sync(/[^ ]+ (run|serve|backfill|errors)( [0-9]+)?)?$'
+     order by a.datname, a.usename, a.application_name";
+
+/// The functions that read positions.
+const REPLAY: &str = "
+    select (pg_catalog.pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint as replayed,
+           pg_catalog.pg_is_wal_replay_paused() as is_paused,
+           exists (select from pg_catalog.pg_stat_wal_receiver r where r.pid is not null) as is_receiving,
+           extract(epoch from clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())::bigint as last_commit_s
+     where pg_catalog.pg_is_in_recovery()";
 
 impl Database {
     /// Reads the facts about the server.
@@ -114,13 +151,20 @@ impl Database {
         Ok(processes)
     }
 
-    /// Returns how many seconds a standby is behind. `None`: it has replayed nothing yet, or it is a primary.
-    pub async fn replay_lag_s(&self) -> Result<Option<i64>, sqlx::Error> {
-        // A standby that has replayed everything is not behind, however old the last transaction is.
-        let lag = "select case when pg_catalog.pg_last_wal_receive_lsn() = pg_catalog.pg_last_wal_replay_lsn() then 0
-                        else extract(epoch from clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp()) end::bigint
-                    where pg_catalog.pg_is_in_recovery()";
-        Ok(self.retry(|| sqlx::query_scalar(lag).fetch_optional(self)).await?.flatten())
+    /// Returns the position up to which this primary has written its changes.
+    pub async fn flushed(&self) -> Result<i64, sqlx::Error> {
+        let flushed = "select (pg_catalog.pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint";
+        self.retry(|| sqlx::query_scalar(flushed).fetch_one(self)).await
+    }
+
+    /// Returns how far a standby has replayed. `None`: it is a primary.
+    pub async fn replay_state(&self) -> Result<Option<ReplayState>, sqlx::Error> {
+        self.retry(|| sqlx::query_as(REPLAY).fetch_optional(self)).await
+    }
+
+    /// Returns the sessions of elven-sync in other databases of the server that belong to commands that send.
+    pub async fn other_installations(&self) -> Result<Vec<OtherInstallation>, sqlx::Error> {
+        self.retry(|| sqlx::query_as(ELSEWHERE).fetch_all(self)).await
     }
 }
 

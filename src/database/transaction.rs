@@ -32,6 +32,9 @@ const STATEMENT_MAX_MIN: Duration = Duration::from_secs(1);
 /// PostgreSQL cancels a statement at least this much later than the connector gives it up.
 const SERVER_ENDS_LATER_MIN: Duration = Duration::from_millis(500);
 
+/// With [`super::Limits`], the connector gives a statement up at this time after its limit.
+const LIMITED_LATER: Duration = Duration::from_secs(2);
+
 /// The largest `statement_timeout`, in milliseconds.
 const STATEMENT_TIMEOUT_MAX_MS: u128 = 2_147_483_647;
 
@@ -68,14 +71,29 @@ impl Transaction {
     /// Sends the beginning, whose only row, if there is one, is the id.
     async fn begin(&mut self, sql: String) -> Result<(), sqlx::Error> {
         let limit = self.database.statement_max();
+        let sql = format!("{}{sql}", self.renaming());
         let begun = self.connection()?.fetch_optional(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)));
         self.id = within(limit, begun).await?.map(|row| row.try_get(0)).transpose()?;
         Ok(())
     }
 
+    /// Returns the statement that gives the session the name that it has by now, if it has another one. It belongs to
+    /// the message that begins the transaction. If the transaction fails, its connection is closed.
+    pub(super) fn renaming(&mut self) -> String {
+        let name = self.database.connections.manager().name();
+        match self.connection.as_deref_mut() {
+            Some(session) if session.name != name => {
+                let set = name.as_ref().map(|name| format!("set application_name = '{name}'; "));
+                session.name = name;
+                set.unwrap_or_default()
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Returns the connection, e.g. for a copy.
     pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
-        self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
+        self.connection.as_deref_mut().map(|session| &mut **session).ok_or(sqlx::Error::PoolClosed)
     }
 
     /// Commits. If the connection is lost during the commit, finds out whether it was committed, so that an error
@@ -100,6 +118,10 @@ impl Transaction {
 
     /// Rolls back the transaction.
     pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
+        // What the transaction has set is undone as well, the name included.
+        if let Some(session) = self.connection.as_deref_mut() {
+            session.name = None;
+        }
         self.end("rollback").await
     }
 
@@ -216,11 +238,17 @@ impl Database {
     /// server would not notice that no client waits for the answer. The server's limit is a little later than the
     /// connector's limit, whose error decides what may be retried. A shorter limit of the role or the database stays.
     pub(super) fn server_ends_after(&self, limit: Duration) -> String {
-        let limit = limit + (limit / 10).max(SERVER_ENDS_LATER_MIN);
+        let (lock, limit) = match self.limits {
+            Some(limits) => {
+                let lock = format!("set local lock_timeout = {};", limits.lock.as_millis());
+                (lock, limits.statement)
+            }
+            None => (String::new(), limit + (limit / 10).max(SERVER_ENDS_LATER_MIN)),
+        };
         if !self.server_limit.is_zero() && self.server_limit <= limit {
-            return String::new();
+            return lock;
         }
-        format!("set local statement_timeout = {};", limit.as_millis().min(STATEMENT_TIMEOUT_MAX_MS))
+        format!("{lock} set local statement_timeout = {};", limit.as_millis().min(STATEMENT_TIMEOUT_MAX_MS))
     }
 
     /// Returns the time limit of a statement in a writing transaction, and of its idle time between statements.
@@ -230,7 +258,8 @@ impl Database {
 
     /// Returns the time limit of a statement that reads, or of a page that is copied.
     pub(super) fn read_max(&self) -> Duration {
-        self.reconnect_timeout * 10
+        // With limits, the server ends the statement first.
+        self.limits.map_or(self.reconnect_timeout * 10, |limits| limits.statement + LIMITED_LATER)
     }
 }
 

@@ -77,7 +77,7 @@ impl Journal {
                      left join pg_prepared_xacts p
                        on h.pid is null and h.virtualtransaction = '-1/' || p.transaction::text
                     where h.pid is distinct from pg_backend_pid()
-                      and not coalesce(a.application_name = 'elven-sync' and a.state = 'active', false)
+                      and not coalesce(a.application_name ~ '^elven-sync(/|$)' and a.state = 'active', false)
                     order by since, h.pid"#,
                 entity_id,
                 run_id

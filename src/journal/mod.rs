@@ -92,7 +92,7 @@ pub use notifications::{
 };
 pub use pending::Poll;
 pub use preflight::{EntityFact, FilesValue, JournalFacts, LastRun, RecordedFiles};
-pub use privileges::missing_grants;
+pub use privileges::{MissingGrants, missing_grants};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem, Resolution};
 pub use request_counts::RequestCounts;

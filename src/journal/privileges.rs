@@ -7,8 +7,17 @@ use crate::database::Database;
 const DELETED_FROM: [&str; 5] =
     ["sync_commits", "known_accounts", "known_currencies", "account_map", "currency_map"];
 
-/// Returns the `grant` statements for what the role lacks. `None`: the schema does not exist.
-pub async fn missing_grants(database: &Database) -> Result<Option<Vec<String>>, JournalError> {
+/// What a role lacks on the sync tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MissingGrants {
+    /// The `grant` statements.
+    pub grants: Vec<String>,
+    /// Without some of them, the role cannot read.
+    pub may_not_read: bool,
+}
+
+/// Returns what the role lacks. `None`: the schema does not exist.
+pub async fn missing_grants(database: &Database) -> Result<Option<MissingGrants>, JournalError> {
     let exists = "select pg_catalog.to_regnamespace('elven_sync') is not null";
     if !database.retry(|| sqlx::query_scalar(exists).fetch_one(database)).await? {
         return Ok(None);
@@ -23,18 +32,21 @@ pub async fn missing_grants(database: &Database) -> Result<Option<Vec<String>>, 
                     or p.privilege in ('insert', 'update') and c.relkind in ('r', 'p') and left(c.relname, 1) <> '_'
                        and c.relname <> 'entities'
                     or p.privilege = 'delete' and c.relname = any ($1)))
-        select pg_catalog.format('grant usage on schema elven_sync to %I', current_user)
+        select pg_catalog.format('grant usage on schema elven_sync to %I', current_user), true
          where not pg_catalog.has_schema_privilege('elven_sync', 'usage')
          union all
         (select pg_catalog.format('grant %s on elven_sync.%s to %I', string_agg(n.privilege, ', ' order by n.privilege),
-                                  c.relname, current_user)
+                                  c.relname, current_user), bool_or(n.privilege = 'select')
            from needed n join pg_catalog.pg_class c on c.oid = n.oid
           where not pg_catalog.has_table_privilege(n.oid, n.privilege)
           group by c.relname order by c.relname)
          union all
-        select pg_catalog.format('grant execute on all functions in schema elven_sync to %I', current_user)
+        select pg_catalog.format('grant execute on all functions in schema elven_sync to %I', current_user), true
          where exists (select from pg_catalog.pg_proc p where p.pronamespace = 'elven_sync'::regnamespace
                           and not pg_catalog.has_function_privilege(p.oid, 'execute'))";
-    let read = || sqlx::query_scalar(missing).bind(DELETED_FROM.as_slice()).fetch_all(database);
-    Ok(Some(database.retry(read).await?))
+    let read = || sqlx::query_as(missing).bind(DELETED_FROM.as_slice()).fetch_all(database);
+    let missing: Vec<(String, bool)> = database.retry(read).await?;
+    let may_not_read = missing.iter().any(|(_, is_for_reading)| *is_for_reading);
+    let grants = missing.into_iter().map(|(grant, _)| grant).collect();
+    Ok(Some(MissingGrants { grants, may_not_read }))
 }

@@ -36,6 +36,7 @@ impl Journal {
         )
         .fetch_one(transaction)
         .await?;
+        self.database.note_run(Some(run_id));
         Ok(run_id)
     }
 
@@ -99,6 +100,7 @@ impl Journal {
             Ok::<_, JournalError>(counters)
         };
         let counters = self.database.retry(finish_run).await?;
+        self.database.note_run(None);
         self.database.forget_commits().await;
         Ok(counters)
     }

@@ -5,8 +5,9 @@ use sqlx::AssertSqlSafe;
 
 use super::beneath::BENEATH;
 use super::observation::TABLES;
-use super::{Ledger, LedgerError, quote_array, quote_literal};
+use super::{Ledger, LedgerError, quote_array, quote_identifier, quote_literal};
 use crate::config::Columns;
+use crate::text::quoted_sql;
 
 /// Facts about the ledger table or view.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -83,6 +84,48 @@ impl Ledger {
         );
         let query = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_one(self.primary.single_round_trip());
         Ok(self.primary.retry(query).await?)
+    }
+
+    /// Reads no row, by a statement that a page is read with: it needs the same privileges and the same locks.
+    pub async fn try_reading(&self) -> Result<(), LedgerError> {
+        let super::Table { name, columns, .. } = &self.table;
+        let sql = format!("select {columns} from {name} t limit 0");
+        let query = || sqlx::raw_sql(AssertSqlSafe(sql.clone())).execute(self.primary.single_round_trip());
+        self.primary.retry(query).await?;
+        Ok(())
+    }
+
+    /// Returns the size of the tables that the ledger consists of, without their indexes, in bytes.
+    pub async fn bytes(&self) -> Result<i64, LedgerError> {
+        let sql = format!(
+            "with recursive {BENEATH}
+             select coalesce(sum(pg_catalog.pg_table_size(c.oid)), 0)::bigint
+               from beneath b join pg_catalog.pg_class c on c.oid = b.oid and c.relkind in ('r', 'm')"
+        );
+        let sql = sql.replace("$1", &quote_literal(self.table.name()));
+        let query =
+            || sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(self.primary.single_round_trip());
+        Ok(self.primary.retry(query).await?)
+    }
+
+    /// Returns the statement that stamps rows of an entity: those that have no stamp, or one that this database has not
+    /// given out. A person executes it.
+    pub fn stamping(&self, entity_id: &str, is_missing: bool) -> String {
+        let column =
+            |role: &str| self.table.mapping.columns.get(role).map(|column| quote_identifier(&column.name));
+        let stamp = column("change_xid").unwrap_or_default();
+        let of_entity =
+            column("entity_id").map(|entity| format!("{entity} = {} and ", quoted_sql(entity_id)));
+        let is_wrong = if is_missing {
+            format!("{stamp} is null")
+        } else {
+            format!("{stamp} >= pg_snapshot_xmax(pg_current_snapshot())")
+        };
+        format!(
+            "update {} set {stamp} = default where {}{is_wrong};",
+            self.table.name(),
+            of_entity.unwrap_or_default()
+        )
     }
 
     /// Returns each role of a column that the ledger has, with its column and type.

@@ -3,31 +3,41 @@
 use serde_json::json;
 
 use super::{json_line, line, lines, terminal_columns, wrapped};
-use crate::check::{Checked, Report, Status};
+use crate::check::{Category, Checked, Report, Status};
 use crate::text::escaped;
 
 /// What precedes the message: mark and word.
 const INDENT: usize = 12;
 
-/// Prints the report of `check`.
-pub fn report(report: &Report, as_json: bool) {
-    if as_json {
-        json_line(&json!({ "ok": report.is_ok(), "checks": report.checks }));
-        return;
-    }
-    let mut category = None;
-    for check in &report.checks {
-        if category != Some(check.category) {
-            if category.is_some() {
+/// Prints the results of `check` as text, each as soon as it is known.
+#[derive(Debug, Default)]
+pub struct Lines {
+    category: Option<Category>,
+}
+
+impl Lines {
+    /// Prints a result, with the name of its category before the first one.
+    pub fn print(&mut self, check: &Checked) {
+        if self.category != Some(check.category) {
+            if self.category.is_some() {
                 line("");
             }
             line(check.category.word());
-            category = Some(check.category);
+            self.category = Some(check.category);
         }
         one(check, terminal_columns().map(usize::from));
     }
+}
+
+/// Prints the verdict below the results.
+pub fn end(report: &Report) {
     line("");
     line(verdict(report));
+}
+
+/// Prints the report of `check` as JSON.
+pub fn json(report: &Report) {
+    json_line(&json!({ "ok": report.is_ok(), "checks": report.checks }));
 }
 
 /// Prints a check: what was found, the remedy and where the handbook describes it. The message is wrapped on a terminal;

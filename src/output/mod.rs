@@ -7,6 +7,7 @@ mod error_causes;
 mod errors;
 mod foreseen;
 mod health;
+mod json_log;
 mod log;
 pub mod maps;
 mod progress;
@@ -16,6 +17,7 @@ mod run;
 pub mod verification;
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -31,6 +33,7 @@ pub use health::health;
 pub use progress::{Watched, watch};
 pub use run::{run_report, run_summary};
 
+use crate::config::LogFormat;
 use crate::journal::registering;
 use crate::text::{chain, counted_noun, escaped, escaped_json, escaped_lines};
 
@@ -59,6 +62,11 @@ pub fn json_line(json: &serde_json::Value) {
 
 fn write(text: &str) {
     write_part(&format!("{text}\n"));
+}
+
+/// Writes a generated document to stdout as it is. It has no text from outside.
+pub fn document(text: &str) {
+    write_part(text);
 }
 
 /// Writes text that is escaped already, and ends a line only where the text does.
@@ -95,34 +103,67 @@ pub fn not_written(problem: std::io::Error) -> anyhow::Error {
 
 /// Reports on stderr, once, why a command failed.
 pub fn error(problem: &anyhow::Error) {
+    if IS_JSON.load(Ordering::Relaxed) {
+        return tracing::error!("{}", chain(problem.as_ref()));
+    }
     let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", escaped(&chain(problem.as_ref())));
 }
 
-/// Starts the log: warnings, how far long work is and what a service does, or as much as `-v`, `-vv` or `ELVEN_SYNC_LOG` ask for.
-pub fn start_log(verbose: u8, wanted: Option<&str>) {
-    let level = match verbose {
+/// How much is logged, and in which form.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogOptions<'a> {
+    /// `-v` or `-vv`.
+    pub verbose: u8,
+    /// `--quiet`: errors alone, and no progress.
+    pub is_quiet: bool,
+    /// `ELVEN_SYNC_LOG`.
+    pub levels: Option<&'a str>,
+    /// `ELVEN_SYNC_LOG_FORMAT`.
+    pub format: LogFormat,
+    /// `NO_COLOR`.
+    pub without_colour: bool,
+}
+
+/// The log has the form of JSON, so that stderr has nothing else.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Starts the log: warnings, how far long work is and what a service does, or as much as `-v`, `-vv`, `--quiet` or
+/// `ELVEN_SYNC_LOG` ask for.
+pub fn start_log(options: LogOptions<'_>) {
+    let level = match options.verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    let chosen = wanted.map(log_filter);
+    let chosen = options.levels.filter(|_| !options.is_quiet).map(log_filter);
     let is_ignored = matches!(chosen, Some(None));
     let filter = chosen.flatten().unwrap_or_else(|| {
+        if options.is_quiet {
+            return Targets::new().with_default(LevelFilter::ERROR);
+        }
         let all = Targets::new().with_default(LevelFilter::WARN).with_target("elven_sync", level);
         let shown = LevelFilter::INFO.max(level);
         all.with_target("elven_sync::progress", shown).with_target("elven_sync::serve", shown)
     });
-    let format = tracing_subscriber::fmt::layer()
-        .with_writer(progress::Log::default)
-        .with_ansi(std::io::stderr().is_terminal())
-        .fmt_fields(log::Fields)
-        .with_target(false);
+    let is_json = options.format == LogFormat::Json;
+    IS_JSON.store(is_json, Ordering::Relaxed);
+    progress::choose(options.is_quiet, is_json);
+    let lines = tracing_subscriber::fmt::layer().with_writer(progress::Log::default);
+    let as_text = (!is_json).then(|| {
+        let has_colours = !options.without_colour && std::io::stderr().is_terminal();
+        lines.with_ansi(has_colours).fmt_fields(log::Fields).with_target(false)
+    });
+    let as_json = is_json.then(|| {
+        let lines = tracing_subscriber::fmt::layer().with_writer(progress::Log::default).with_ansi(false);
+        lines.fmt_fields(json_log::JsonFields).event_format(json_log::JsonLines)
+    });
     // A second subscriber, as in tests, is no harm.
     let _ = tracing_subscriber::registry()
         .with(filter)
         .with(filter_fn(is_fit))
         .with(log::NoticesOnce::default())
-        .with(format)
+        .with(as_text)
+        .with(as_json)
         .try_init();
     if is_ignored {
         tracing::warn!(

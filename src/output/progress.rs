@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,16 @@ const ENTITIES_MAX: usize = 6;
 
 /// The bars on the terminal. A line of the log must not be written into their lines.
 static BARS: Mutex<Option<MultiProgress>> = Mutex::new(None);
+
+/// Whether progress is shown, and whether it may be drawn.
+static IS_SHOWN: AtomicBool = AtomicBool::new(true);
+static MAY_DRAW: AtomicBool = AtomicBool::new(true);
+
+/// Chooses how progress is shown: not at all, or as lines of the log also on a terminal.
+pub(super) fn choose(is_quiet: bool, as_lines: bool) {
+    IS_SHOWN.store(!is_quiet, Ordering::Relaxed);
+    MAY_DRAW.store(!as_lines, Ordering::Relaxed);
+}
 
 /// Where the log is written: between two drawings of the bars.
 #[derive(Debug, Default)]
@@ -59,14 +70,19 @@ impl Watched {
 
 /// Shows the progress of long work on stderr.
 pub fn watch(rows_done: &RowsDone) -> Watched {
-    let is_terminal = std::io::stderr().is_terminal();
-    rows_done.watch(if is_terminal { BARS_AFTER } else { COUNTED_FOR_LINES_AFTER });
+    let is_shown = IS_SHOWN.load(Ordering::Relaxed);
+    let is_terminal = std::io::stderr().is_terminal() && MAY_DRAW.load(Ordering::Relaxed);
+    if is_shown {
+        rows_done.watch(if is_terminal { BARS_AFTER } else { COUNTED_FOR_LINES_AFTER });
+    }
     let (end, mut ended) = oneshot::channel();
     let rows_done = rows_done.clone();
     let task = tokio::spawn(async move {
         let begun = Instant::now();
         let shown = async {
-            if is_terminal {
+            if !is_shown {
+                std::future::pending::<()>().await;
+            } else if is_terminal {
                 draw(&rows_done, begun).await;
             } else {
                 log(&rows_done, begun).await;

@@ -48,7 +48,7 @@ impl Target {
         let Self { address, connections_max, reconnect_timeout } = self.clone();
         let database = Database::connect(address, connections_max, reconnect_timeout)
             .await
-            .map_err(ConnectError::Unreachable)?;
+            .map_err(ConnectError::from)?;
         Ok(Connected { target: self, database })
     }
 }

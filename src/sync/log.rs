@@ -3,7 +3,6 @@
 //! A span puts its id on each line that is logged in it, so the events do not repeat the id. The spans have the level
 //! ERROR, because a span is on the lines of its own level and of the levels that show more.
 
-use std::fmt;
 use tokio::time::Instant;
 
 use tracing::Span;
@@ -19,27 +18,12 @@ pub(super) fn run_span(run_id: i64) -> Span {
 
 /// The span of a lane.
 pub(super) fn lane_span(entity_id: &str) -> Span {
-    tracing::error_span!("lane", entity_id = %EntityId(entity_id))
+    tracing::error_span!("lane", entity_id)
 }
 
 /// The span of a batch, or of a part of one.
 pub(super) fn batch_span(batch_id: i64) -> Span {
     tracing::error_span!("batch", batch_id)
-}
-
-/// An entity id as the field of a span: bare if it is a plain word, otherwise quoted and escaped, so that no id looks
-/// like another span.
-struct EntityId<'a>(&'a str);
-
-impl fmt::Display for EntityId<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if !self.0.is_empty() && self.0.chars().all(is_plain) {
-            f.write_str(self.0)
-        } else {
-            write!(f, "{:?}", self.0)
-        }
-    }
 }
 
 /// Logs that a run started.
@@ -116,21 +100,4 @@ pub(super) fn list_page(answer: &Answer, begun: Instant, list: Listing, page: u3
 
 fn elapsed_ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_entity_id_looks_like_no_other_span() {
-        for (entity_id, shown) in [
-            ("acme-eu_1.a", "acme-eu_1.a"),
-            ("", "\"\""),
-            ("a}:batch{batch_id=9", "\"a}:batch{batch_id=9\""),
-            ("a\"b\n\u{1b}[2J\u{202e}", "\"a\\\"b\\n\\u{1b}[2J\\u{202e}\""),
-        ] {
-            assert_eq!(EntityId(entity_id).to_string(), shown);
-        }
-    }
 }

@@ -11,7 +11,7 @@ use super::api_session::ApiSession;
 use super::messages;
 use super::reference::whole_list_of;
 use super::worker::client;
-use crate::config::Settings;
+use crate::config::{RetrySettings, Settings};
 use crate::elven::{Answer, List, ListEntry, ResponseClass};
 
 /// How many credentials ask at once.
@@ -52,12 +52,33 @@ pub enum ProbeOutcome {
     Refused(String),
     /// The key may not list accounts. It may still be permitted to import.
     NotPermitted(String),
+    /// The API refused the request itself, which says nothing about the key.
+    Rejected(String),
     /// Something else answered: another API, a proxy or a firewall.
     OtherApi(String),
 }
 
-/// Reads a whole list of names with a credential, or says why it could not be read.
+impl ProbeOutcome {
+    /// Returns why the same credential cannot read lists either, if it cannot. A key that may not list accounts may list
+    /// currencies.
+    pub fn keeps_from_listing(&self) -> Option<&str> {
+        match self {
+            Self::Listed | Self::NotPermitted(_) => None,
+            Self::NoCredential(why)
+            | Self::Unreachable(why)
+            | Self::Throttled(why)
+            | Self::Refused(why)
+            | Self::Rejected(why)
+            | Self::OtherApi(why) => Some(why),
+        }
+    }
+}
+
+/// Reads a whole list of names with a credential, or says why it could not be read. No request is repeated, so that an
+/// API that throttles costs no time.
 pub async fn read_names(settings: &Settings, credential: &str, list: List) -> Result<Vec<ListEntry>, String> {
+    let retry = RetrySettings { attempts: 1, ..settings.retry.clone() };
+    let settings = &Settings { retry, ..settings.clone() };
     let credential = settings.credential(credential).map_err(|problem| problem.to_string())?;
     let client = client(settings).map_err(|problem| problem.to_string())?;
     let session = ApiSession::new(credential, client, settings.api.requests_per_second, None);
@@ -143,9 +164,11 @@ fn outcome(answer: &Answer, class: ResponseClass, http_status: Option<u16>) -> P
         ResponseClass::Unauthorized(reason, _) if http_status == Some(401) => {
             ProbeOutcome::Refused(format!("{status}: {reason}"))
         }
-        ResponseClass::Unauthorized(reason, _) | ResponseClass::Refused(reason) => {
+        ResponseClass::Unauthorized(reason, _) => ProbeOutcome::NotPermitted(format!("{status}: {reason}")),
+        ResponseClass::Refused(reason) if http_status == Some(403) => {
             ProbeOutcome::NotPermitted(format!("{status}: {reason}"))
         }
+        ResponseClass::Refused(reason) => ProbeOutcome::Rejected(format!("{status}: {reason}")),
         ResponseClass::Accepted => {
             ProbeOutcome::OtherApi(format!("the API did not answer with a list ({status})"))
         }

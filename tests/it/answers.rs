@@ -167,7 +167,7 @@ async fn no_transaction_is_open_during_a_request(pool: PgPool) {
     scene.sandbox.inject(Fault::HoldResponse(gate.clone()));
     let looking = async {
         gate.reached().await;
-        let open = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync'
+        let open = "select count(*)::text from pg_stat_activity where application_name like 'elven-sync%'
                        and datname = current_database() and (xact_start is not null or backend_xmin is not null)";
         eventually("no transaction is open", async || scene.text(open).await == "0").await;
         assert_eq!(scene.text(BATCHES).await, "sending 1 f", "the batch was recorded before it was sent");

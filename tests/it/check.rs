@@ -1,7 +1,9 @@
 //! `check`, and the guard check of each run. Each finding is provoked, seen, and seen to end with its repair.
 
 mod api;
+mod blocked;
 mod configuration;
+mod coverage;
 mod data;
 mod database;
 mod entities;
@@ -9,6 +11,7 @@ mod frame;
 mod guard;
 mod journal;
 mod ledger;
+mod secret_files;
 
 use serde_json::Value;
 use sqlx::PgPool;

@@ -27,7 +27,7 @@ const OLD: &str =
     "select count(*)::text from elven_sync.sync_commits where begun_at < now() - interval '3 hours'";
 /// The number of backends of the connector in the middle of a statement.
 const AT_WORK: &str = "select count(*)::text from pg_stat_activity
-    where datname = current_database() and application_name = 'elven-sync' and state = 'active'";
+    where datname = current_database() and application_name like 'elven-sync%' and state = 'active'";
 
 #[sqlx::test(migrations = false)]
 async fn many_old_commit_records_are_removed_in_steps(pool: PgPool) {

@@ -102,7 +102,7 @@ async fn killed_connections_are_replaced(pool: PgPool) {
     scene
         .sql(
             "select pg_terminate_backend(pid) from pg_stat_activity
-                where datname = current_database() and application_name = 'elven-sync'",
+                where datname = current_database() and application_name like 'elven-sync%'",
         )
         .await;
     gate.open();
@@ -166,7 +166,8 @@ async fn run_waits_for_a_temporarily_read_only_server(pool: PgPool) {
     let cluster = Cluster::new(&pool).await;
     let scene = scene_on(&cluster).await;
     let (child, gate) = scene.held_run().await;
-    let ours = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'elven-sync'";
+    let ours =
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'elven-sync%'";
     let switch = async |to: &str| {
         cluster.sql(&format!("alter system set default_transaction_read_only = {to}")).await;
         cluster.sql("select pg_reload_conf()").await;
@@ -360,7 +361,7 @@ async fn long_statement_is_retried_after_connection_loss(pool: PgPool) {
     scene
         .sql(
             "select pg_terminate_backend(pid) from pg_stat_activity
-                where datname = current_database() and application_name = 'elven-sync'",
+                where datname = current_database() and application_name like 'elven-sync%'",
         )
         .await;
     assert_eq!(long.await.unwrap().unwrap(), 1);

@@ -1,5 +1,7 @@
 //! The log: which lines are printed at which level, and the ids on them.
 
+mod json;
+
 use sqlx::PgPool;
 
 use crate::support::fault_rules;

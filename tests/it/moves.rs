@@ -276,7 +276,7 @@ async fn run_finds_few_pending_entities_among_many_in_few_queries(pool: PgPool) 
         .await;
     scene.sql("insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
                select 'e' || n, 'b', 'BTC', '2024-01-01Z', 1 from unnest('{7,77,4777}'::int[]) n").await;
-    let quiet = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync' and datname = current_database()";
+    let quiet = "select count(*)::text from pg_stat_activity where application_name like 'elven-sync%' and datname = current_database()";
     let count = "select xact_commit from pg_stat_database where datname = current_database()";
     let mut before: i64 = sqlx::query_scalar(count).fetch_one(&scene.pool).await.unwrap();
     let mut queries = Vec::new();

@@ -100,7 +100,7 @@ async fn page_reads_only_its_own_rows(pool: PgPool) {
     let mut run = scene.command(&["run"]).spawn().unwrap();
     gate.reached().await;
     // While the first batch is in flight, two pages are read: its own and the next one.
-    let waiting = "select count(*)::text from pg_stat_activity where application_name = 'elven-sync'
+    let waiting = "select count(*)::text from pg_stat_activity where application_name like 'elven-sync%'
                       and datname = current_database() and state <> 'idle'";
     eventually("the next page is read", async || scene.text(waiting).await == "0").await;
     run.kill().await.unwrap();

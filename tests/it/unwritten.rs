@@ -65,9 +65,9 @@ const BATCH: &str =
     "select 1 from elven_sync.sync_batches where entity_id = $1 and before_id is not null for update";
 /// The number of statements of the connector that wait for a lock.
 const BLOCKED: &str = "select count(*)::text from pg_stat_activity
-                        where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
+                        where application_name like 'elven-sync%' and wait_event_type = 'Lock' and datname = current_database()";
 const CANCEL: &str = "select pg_cancel_backend(pid) from pg_stat_activity
-                       where application_name = 'elven-sync' and wait_event_type = 'Lock' and datname = current_database()";
+                       where application_name like 'elven-sync%' and wait_event_type = 'Lock' and datname = current_database()";
 
 /// Asserts that neither of the two answers is recorded for so many milliseconds.
 async fn unrecorded_for(scene: &TestEnv, millis: u64) {

@@ -56,6 +56,9 @@ async fn keys_that_are_refused_or_may_not_list_are_found(pool: PgPool) {
     assert_found(&scene, "api.envelope", "skipped", &["no list was answered"]).await;
     api.answer(|_| StubResponse { headers: vec![("retry-after", "7".to_owned())], ..answer(429, "{}") });
     assert_found(&scene, "api.key", "warning", &["retry after 7 s"]).await;
+    api.answer(|_| answer(400, r#"{"message":"unknown parameter"}"#));
+    let words = ["says nothing about the key", "HTTP 400", "unknown parameter", "check ELVEN_API_URL"];
+    assert_found(&scene, "api.key", "warning", &words).await;
     api.answer(|_| list());
     assert_found(&scene, "api.key", "ok", &[]).await;
     scene.unset("ELVEN_API_KEY");
@@ -82,6 +85,57 @@ async fn form_clock_and_duration_of_answers_are_shown(pool: PgPool) {
     api.answer(|_| answer(200, r#"{"status":"success","data":{"total":0,"list":[]}}"#));
     assert_found(&scene, "api.envelope", "ok", &["under `data`"]).await;
     assert!(api.requests().iter().all(|request| !request.is_import()) && !api.requests().is_empty());
+}
+
+/// Two keys, of which one is answered by something in between.
+#[sqlx::test(migrations = false)]
+async fn answers_of_different_forms_are_found(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    for (name, value) in [
+        ("ELVEN_SYNC_CREDENTIALS__SECOND__KEY_ENV", "SECOND_KEY"),
+        ("ELVEN_SYNC_CREDENTIALS__SECOND__SECRET_ENV", "SECOND_SECRET"),
+        ("SECOND_KEY", "key-2"),
+        ("SECOND_SECRET", "secret-2"),
+    ] {
+        scene.set(name, value);
+    }
+    scene.entity("beta", "UTC").await;
+    scene.sql("update elven_sync.entities set credential = 'second' where entity_id = 'beta'").await;
+    let wrapped = r#"{"status":"success","data":{"total":0,"list":[]}}"#;
+    let api = Stub::of(
+        &mut scene,
+        move |request| if request.key == "key-2" { answer(200, wrapped) } else { list() },
+    )
+    .await;
+    assert_found(&scene, "api.envelope", "warning", &["lists have different forms", "a proxy"]).await;
+    api.answer(|_| list());
+    assert_found(&scene, "api.envelope", "ok", &["at the top level"]).await;
+}
+
+/// An API that throttles is asked once with each key.
+#[sqlx::test(migrations = false)]
+async fn an_api_that_throttles_costs_no_time(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    let api = Stub::of(&mut scene, |_| StubResponse {
+        headers: vec![("retry-after", "7".to_owned())],
+        ..answer(429, "{}")
+    })
+    .await;
+    for id in ["data.accounts", "data.currencies"] {
+        let before = api.requests().len();
+        assert_found(&scene, id, "skipped", &["could not be read", "retry after 7 s"]).await;
+        assert_eq!(api.requests().len() - before, 1);
+    }
+    // Only the second page is throttled, and it is not asked for again.
+    let first = r#"{"total":1,"list":[{"id":"BTC","symbol":"BTC"}]}"#;
+    api.answer(
+        move |request| {
+            if request.path.contains("account") { answer(200, first) } else { answer(429, "{}") }
+        },
+    );
+    let before = api.requests().len();
+    assert_found(&scene, "data.currencies", "skipped", &["could not be read", "throttled"]).await;
+    assert!(api.requests().len() - before <= 4, "{:?}", api.requests());
 }
 
 #[sqlx::test(migrations = false)]

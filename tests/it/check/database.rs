@@ -109,19 +109,36 @@ async fn too_few_connections_are_found(pool: PgPool) {
 /// Sessions in another database of the server are the sign of a second installation.
 #[sqlx::test(migrations = false)]
 async fn another_installation_on_the_server_is_found(pool: PgPool) {
-    let scene = synced(pool).await;
-    let other = scene
-        .text("select 'elven_sync_other_' || oid from pg_database where datname = current_database()")
-        .await;
-    execute(&scene, format!("create database \"{other}\"")).await;
-    let mut url = url::Url::parse(&scene.url).unwrap();
-    url.set_path(&other);
-    let mut session = PgConnection::connect(url.as_str()).await.unwrap();
-    session.execute("set application_name = 'elven-sync'").await.unwrap();
-    // Other tests are installations, too.
-    assert_found(&scene, "database.installations", "warning", &["other database", "stop one of them"]).await;
+    let server = crate::cluster::Cluster::new(&pool).await;
+    let scene = TestEnv::at(&server.url("ledger")).await;
+    assert_found(&scene, "database.installations", "ok", &["no session of another installation"]).await;
+    execute(&scene, "create database other".to_owned()).await;
+    execute(&scene, "create role tenant superuser login".to_owned()).await;
+    let (ours, theirs) = (server.url("other"), server.url("other").replace("postgres@", "tenant@"));
+    let mut session = PgConnection::connect(&ours).await.unwrap();
+    session.execute("set application_name = 'elven-sync/0.1.1 serve'").await.unwrap();
+    let words = ["database other (role postgres, elven-sync/0.1.1 serve)", "compare its entities and keys"];
+    assert_found(&scene, "database.installations", "warning", &words).await;
     session.close().await.unwrap();
-    execute(&scene, format!("drop database \"{other}\"")).await;
+    for (url, name, status, words) in [
+        (&ours, "elven-sync/0.1.1 run 42", "warning", "whether it feeds the same entities cannot be seen"),
+        (&ours, "elven-sync", "warning", "compare its entities and keys"),
+        (&theirs, "elven-sync/0.1.1 run 42", "ok", "under other roles: database other (role tenant"),
+        // What only looks feeds nothing.
+        (&ours, "elven-sync/0.1.1 check 0a1b2c3d", "ok", "no session of another installation"),
+        (&ours, "elven-sync-report", "ok", "no session of another installation"),
+    ] {
+        let mut session = PgConnection::connect(url).await.unwrap();
+        session
+            .execute(sqlx::raw_sql(AssertSqlSafe(format!("set application_name = '{name}'"))))
+            .await
+            .unwrap();
+        assert_found(&scene, "database.installations", status, &[words]).await;
+        session.close().await.unwrap();
+        let left = "select count(*)::text from pg_stat_activity where datname = 'other'";
+        crate::support::eventually("the session ends", async || scene.text(left).await == "0").await;
+    }
+    assert_found(&scene, "database.installations", "ok", &[]).await;
 }
 
 /// A server whose configuration is read-only, and a standby of another cluster or of none.
@@ -131,15 +148,25 @@ async fn servers_of_the_wrong_kind_are_found(pool: PgPool) {
     let standby = primary.standby().await;
     let mut scene = TestEnv::at(&primary.url("ledger")).await;
     standby.caught_up_with(&primary).await;
-    assert_found(&scene, "database.installations", "ok", &[]).await;
+    assert_found(&scene, "database.primary", "ok", &["is a primary"]).await;
     assert_found(&scene, "database.standby", "skipped", &["from the primary"]).await;
     scene.set("ELVEN_SYNC_LEDGER_URL", &standby.url("ledger"));
     assert_found(&scene, "database.standby", "ok", &["a standby of the primary"]).await;
+    standby.pause_replay().await;
+    let words = ["the replay of the standby is paused", "pg_wal_replay_resume()"];
+    assert_found(&scene, "database.standby", "warning", &words).await;
+    standby.resume_replay().await;
+    assert_found(&scene, "database.standby", "ok", &["has replayed everything"]).await;
     scene.set("ELVEN_SYNC_LEDGER_URL", &primary.url("ledger"));
     assert_found(&scene, "database.standby", "warning", &["leads to the primary itself"]).await;
     let elsewhere = pool.connect_options().to_url_lossy().to_string();
     scene.set("ELVEN_SYNC_LEDGER_URL", &elsewhere);
     assert_found(&scene, "database.standby", "failed", &["another PostgreSQL cluster"]).await;
+    scene.set("ELVEN_SYNC_LEDGER_URL", &standby.url("ledger"));
+    standby.stop_receiving().await;
+    scene.sql("create table ledger.later ()").await;
+    let words = ["behind and not connected to the primary", "pg_stat_wal_receiver"];
+    assert_found(&scene, "database.standby", "warning", &words).await;
     scene.set("ELVEN_SYNC_LEDGER_URL", "postgres://u@127.0.0.1:1/d");
     assert_found(&scene, "database.standby", "failed", &["cannot be reached", "unset it"]).await;
     scene.unset("ELVEN_SYNC_LEDGER_URL");

@@ -40,11 +40,29 @@ async fn entities_that_would_not_be_sent_are_found(pool: PgPool) {
                 "update elven_sync.entities set timezone = 'Europe/Zurich'",
             ),
             (
+                "entities.unregistered",
+                "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+                 values ('', 'a', 'BTC', now(), 1), ('beta', 'a', 'BTC', now(), 1)",
+                "failed",
+                &["2 entities", "hint: elven-sync entity add 'beta' --timezone ZONE; then fill the entity_id"],
+                "delete from ledger.balance_snapshots where entity_id in ('', 'beta')",
+            ),
+            (
                 "entities.rows",
-                "insert into elven_sync.entities (entity_id, timezone) values ('Acme', 'UTC')",
+                "insert into elven_sync.entities (entity_id, timezone) values ('globex', 'UTC')",
                 "warning",
-                &["no row of `Acme`", "spelled as in the ledger"],
-                "delete from elven_sync.entities where entity_id = 'Acme'",
+                &["no row of `globex`; either it was not written yet", "elven-sync entity pause 'globex'"],
+                "delete from elven_sync.entities where entity_id = 'globex'",
+            ),
+            (
+                "entities.rows",
+                "insert into elven_sync.entities (entity_id, timezone) values ('Globex', 'UTC');
+                 insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+                 values ('globex', 'a', 'BTC', now(), 1)",
+                "warning",
+                &["is `Globex` spelled `globex` there?", "elven-sync entity add 'globex'"],
+                "delete from elven_sync.entities where entity_id = 'Globex';
+                 delete from ledger.balance_snapshots where entity_id = 'globex'",
             ),
             (
                 "entities.credentials",
@@ -82,6 +100,10 @@ async fn other_zone_rules_on_the_server_are_found(pool: PgPool) {
     std::fs::write(folder.path().join("Europe/Zurich"), lisbon).unwrap();
     scene.set("ELVEN_SYNC_TIME__ZONEINFO", folder.path().to_str().unwrap());
     assert_found(&scene, "entities.zone_rules", "warning", &["differ for Europe/Zurich", "tzdata"]).await;
+    // The server's rules decide what the times of the ledger mean.
+    scene.set("ELVEN_SYNC_LEDGER__CAPTURED_AT_ZONE", "Europe/Zurich");
+    assert_found(&scene, "entities.zone_rules", "failed", &["which instants captured_at means"]).await;
+    scene.unset("ELVEN_SYNC_LEDGER__CAPTURED_AT_ZONE");
     scene.unset("ELVEN_SYNC_TIME__ZONEINFO");
     assert_found(&scene, "entities.zone_rules", "ok", &[]).await;
 }

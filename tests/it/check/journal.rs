@@ -102,6 +102,26 @@ async fn an_entity_that_fails_is_found_until_it_succeeds(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
+async fn a_schedule_that_never_began_or_never_succeeded_is_found(pool: PgPool) {
+    let scene = crate::support::TestEnv::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    assert_found(&scene, "journal.last_run", "warning", &["no run has ended yet", "elven-sync run"]).await;
+    scene.run().await;
+    assert_found(&scene, "journal.last_run", "ok", &["succeeded"]).await;
+    scene.entity("beta", "UTC").await;
+    let words = ["no run has brought `beta` up to date yet", "elven-sync run --entity 'beta'"];
+    assert_found(&scene, "journal.last_run", "warning", &words).await;
+    scene.run().await;
+    assert_found(&scene, "journal.last_run", "ok", &[]).await;
+    scene.sql("update elven_sync.sync_runs set status = 'failed', error = 'no space left'").await;
+    assert_found(&scene, "journal.last_run", "failed", &["failed: no space left", "elven-sync status"]).await;
+    scene.sql("update elven_sync.sync_runs set status = 'interrupted'").await;
+    assert_found(&scene, "journal.last_run", "ok", &["was interrupted"]).await;
+    scene.sql("update elven_sync.sync_runs set status = 'incomplete'").await;
+    assert_found(&scene, "journal.last_run", "ok", &["ended as incomplete"]).await;
+}
+
+#[sqlx::test(migrations = false)]
 async fn a_watermark_that_would_be_refused_is_found(pool: PgPool) {
     let mut scene = synced(pool).await;
     assert_found(&scene, "journal.watermarks", "ok", &["1 watermark belongs"]).await;

@@ -81,6 +81,70 @@ async fn a_table_that_cannot_be_read_is_found(pool: PgPool) {
     assert_found(&scene, "ledger.publications", "ok", &["feed carries the ledger"]).await;
 }
 
+/// Names that look like a part of a statement.
+#[sqlx::test(migrations = false)]
+async fn a_table_with_the_name_index_is_checked(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    scene
+        .sql(
+            "create table ledger.\"index\" (like ledger.balance_snapshots including all);
+             create trigger stamp before insert or update on ledger.\"index\" for each row
+                 execute function ledger.stamp_change_xid();
+             alter table ledger.\"index\" enable always trigger stamp",
+        )
+        .await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.\"index\"");
+    assert_found(&scene, "ledger.index", "ok", &[]).await;
+    // A step that is not of the index, and names the table.
+    scene.sql("alter table ledger.\"index\" disable trigger stamp").await;
+    assert_found(&scene, "ledger.index", "ok", &[]).await;
+    scene
+        .sql(
+            "do $$ declare i text; begin
+                   select indexrelid::regclass::text into i from pg_index
+                    where indrelid = 'ledger.\"index\"'::regclass and not indisprimary limit 1;
+                   execute 'drop index ' || i; end $$",
+        )
+        .await;
+    assert_found(&scene, "ledger.index", "failed", &["missing or invalid"]).await;
+}
+
+/// The statement of the remedy stamps the rows, whatever the columns are called.
+#[sqlx::test(migrations = false)]
+async fn the_remedy_for_rows_without_a_stamp_can_be_pasted(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    scene
+        .sql(
+            "create table ledger.\"Own\" (\"Row\" bigint primary key, \"Who\" text, entity_account_id text, currency text,
+                 captured_at timestamptz, balance numeric)",
+        )
+        .await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.\"Own\"");
+    for (role, column) in [("ID", "Row"), ("ENTITY_ID", "Who"), ("CHANGE_XID", "Written By")] {
+        scene.set(&format!("ELVEN_SYNC_LEDGER__COLUMNS__{role}"), column);
+    }
+    output_of(&scene, 0, &["attach", "--yes"]).await;
+    scene.sql("delete from elven_sync.sync_state").await;
+    for wrong in ["null", "'9000000000'"] {
+        let insert = format!(
+            "alter table ledger.\"Own\" disable trigger user; alter table ledger.\"Own\" alter \"Written By\" drop not null;
+             insert into ledger.\"Own\" values (1, 'acme', 'a', 'BTC', now(), 1, {wrong});
+             do $$ declare t text; begin
+                 for t in select tgname from pg_trigger where tgrelid = 'ledger.\"Own\"'::regclass loop
+                     execute format('alter table ledger.\"Own\" enable always trigger %I', t); end loop; end $$"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(insert)).execute(&scene.pool).await.unwrap();
+        let (status, message, hint) = super::found(&scene, "ledger.stamps").await;
+        assert_eq!(status, "failed", "{message}");
+        let update = hint
+            .strip_prefix("elven-sync attach, then in the database: ")
+            .unwrap_or_else(|| panic!("{hint}"));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(update.to_owned())).execute(&scene.pool).await.unwrap();
+        assert_found(&scene, "ledger.stamps", "ok", &[]).await;
+        scene.sql("delete from ledger.\"Own\"").await;
+    }
+}
+
 #[sqlx::test(migrations = false)]
 async fn policies_that_apply_to_the_role_are_found(pool: PgPool) {
     let mut scene = synced(pool).await;

@@ -89,7 +89,7 @@ async fn closed_server_connections_lose_no_row(pool: PgPool) {
     scene.sql("update ledger.balance_snapshots set balance = balance + 100").await;
     let child = scene.command(&["run"]).spawn().unwrap();
     let kill = "select coalesce(count(pg_terminate_backend(pid)), 0)::text from pg_stat_activity
-                 where datname = current_database() and pid <> pg_backend_pid() and application_name = 'elven-sync'";
+                 where datname = current_database() and pid <> pg_backend_pid() and application_name like 'elven-sync%'";
     eventually("a connection is closed", async || scene.text(kill).await != "0").await;
     let ended = tokio::time::timeout(std::time::Duration::from_mins(1), child.wait_with_output()).await;
     ended.expect("the run ends").unwrap();

@@ -152,3 +152,20 @@ async fn run_leaves_no_state_in_pooled_connections(pool: PgPool) {
         assert_no_trace(&scene, &pooler).await;
     }
 }
+
+/// The pooler gives the name of a client to the server connection of each of its transactions.
+#[sqlx::test(migrations = false)]
+async fn transactions_behind_a_pooler_have_the_name_of_their_run(pool: PgPool) {
+    let (scene, _pooler) = scene_behind(pool, "").await;
+    enter(&scene, 3, 20).await;
+    crate::session_names::record(&scene).await;
+    for run_id in 1..=2 {
+        let output = scene.output(&["run"]).await;
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let expected = format!("elven-sync/{} run {run_id}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(crate::session_names::names_of(&scene, "sync_batches").await, [expected]);
+        scene
+            .sql("delete from public.names; update ledger.balance_snapshots set balance = balance + 1")
+            .await;
+    }
+}

@@ -105,6 +105,11 @@ impl TestEnv {
         self.set("DATABASE_URL", url);
     }
 
+    /// Returns a variable of the connector's environment.
+    pub fn variable(&self, name: &str) -> String {
+        self.variables.get(name).cloned().unwrap_or_default()
+    }
+
     /// Sets a variable of the connector's environment.
     pub fn set(&mut self, name: &str, value: &str) {
         self.variables.insert(name.to_owned(), value.to_owned());
@@ -168,7 +173,12 @@ impl TestEnv {
 
     /// Builds a command of the binary, with only the variables of this environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_elven-sync"));
+        self.program(env!("CARGO_BIN_EXE_elven-sync"), arguments)
+    }
+
+    /// Builds a command of another program, with only the variables of this environment.
+    pub fn program(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(&self.variables).kill_on_drop(true);
         command.current_dir(env!("CARGO_TARGET_TMPDIR"));
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
