@@ -165,9 +165,10 @@ async fn note_failure(
     wait: Option<Duration>,
 ) -> Result<(), JournalError> {
     let again = wait.map_or_else(|| "with the next run".to_owned(), |wait| format!("in {wait:?}"));
+    let (problem, hint) =
+        problem.split_once("; hint: ").unwrap_or((problem, "elven-sync check --only configuration"));
     tracing::warn!(
-        "alerts cannot be delivered to the webhook: {problem}; they are tried again {again}; hint: elven-sync check \
-         --only configuration"
+        "alerts cannot be delivered to the webhook: {problem}; they are tried again {again}; hint: {hint}"
     );
     note_facts(database, &[Fact::of_state(Subject::Webhook, Some(problem))]).await
 }
