@@ -98,48 +98,55 @@ async fn tell_all(settings: &NotifySettings, database: &Database) -> Result<(), 
         Err(problem) => return note_failure(database, &problem.to_string(), None).await,
     };
     let state = AlertsNow::read(database).await?;
+    let mut has_messages = state.notifications.iter().any(|known| known.is_undelivered);
     for Decision { name, revision, action } in decide(&state, settings.min_severity) {
         match action {
             Action::Tell { told, alerts, holds_below } => {
                 let json = message::json(name, &told, &alerts, holds_below);
                 record_message(database, name, revision, &told, &json).await?;
+                has_messages = true;
             }
             Action::Keep(subjects) => keep_subjects(database, name, revision, &subjects).await?,
         }
     }
-    let mut delivered = false;
+    let is_failing = has_messages && !deliver(database, &webhook).await?;
+    // A message that could not be delivered, and waits, keeps the alert.
+    let is_due = !is_failing && (has_messages || !state.is_webhook_well);
+    if is_due && undelivered_message(database).await?.is_none() {
+        note_facts(database, &[Fact::of_state(Subject::Webhook, None)]).await?;
+    }
+    Ok(())
+}
+
+/// Posts the messages that are due. Returns whether none of them failed.
+async fn deliver(database: &Database, webhook: &Webhook) -> Result<bool, JournalError> {
     let mut tried = Vec::new();
-    let mut failed = false;
+    let mut is_well = true;
     while let Some(claimed) = claim_message(database, CLAIM_EXPIRES_IN, &tried).await? {
         let claimed_at = Instant::now();
         tried.push(claimed.name.clone());
-        let posted = around(Step::PostMessage, post_in_time(&webhook, &claimed, claimed_at)).await;
-        let Some(posted) = posted else { return Ok(()) };
+        let posted = around(Step::PostMessage, post_in_time(webhook, &claimed, claimed_at)).await;
+        let Some(posted) = posted else { break };
         match posted {
             Posted::Delivered => {
                 claimed.delivered(database).await?;
                 tracing::info!(alert = claimed.name, message_id = claimed.message_id, "the webhook was told");
-                delivered = true;
             }
             Posted::Refused(problem) => {
                 let wait = wait(claimed.attempts, None);
                 claimed.not_delivered(database, &problem, wait, false).await?;
                 note_failure(database, &problem, Some(wait)).await?;
-                failed = true;
+                is_well = false;
             }
             Posted::Failed { problem, retry_after } => {
                 let wait = wait(claimed.attempts, retry_after);
                 claimed.not_delivered(database, &problem, wait, true).await?;
-                return note_failure(database, &problem, Some(wait)).await;
+                note_failure(database, &problem, Some(wait)).await?;
+                return Ok(false);
             }
         }
     }
-    // A message that could not be delivered, and waits, keeps the alert.
-    let is_due = !failed && (delivered || !state.is_webhook_well);
-    if is_due && undelivered_message(database).await?.is_none() {
-        note_facts(database, &[Fact::of_state(Subject::Webhook, None)]).await?;
-    }
-    Ok(())
+    Ok(is_well)
 }
 
 /// Posts a message that was claimed. `None`: the process was suspended meanwhile, so that another worker may have posted
@@ -158,9 +165,10 @@ async fn note_failure(
     wait: Option<Duration>,
 ) -> Result<(), JournalError> {
     let again = wait.map_or_else(|| "with the next run".to_owned(), |wait| format!("in {wait:?}"));
+    let (problem, hint) =
+        problem.split_once("; hint: ").unwrap_or((problem, "elven-sync check --only configuration"));
     tracing::warn!(
-        "alerts cannot be delivered to the webhook: {problem}; they are tried again {again}; hint: elven-sync check \
-         --only configuration"
+        "alerts cannot be delivered to the webhook: {problem}; they are tried again {again}; hint: {hint}"
     );
     note_facts(database, &[Fact::of_state(Subject::Webhook, Some(problem))]).await.map(drop)
 }

@@ -213,6 +213,17 @@ async fn late_answer_does_no_harm(pool: PgPool) {
     receiver.told();
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(receiver.told(), NONE);
+    // No other worker has claimed it.
+    set_guard(&scene, true).await;
+    receiver.hold(true);
+    let mut late = scene.command(&["run"]).spawn().unwrap();
+    eventually("the post arrives", async || receiver.messages().len() == 1).await;
+    scene.sql("update elven_sync.sync_notifications set claimed_until = now() - interval '1 second'").await;
+    receiver.hold(false);
+    assert_eq!(late.wait().await.unwrap().code(), Some(0));
+    assert_eq!(scene.text(state).await, "alert.ended 0");
+    output_of(&scene, 0, &["run"]).await;
+    assert_eq!(receiver.told(), ["ended GuardBroken critical 1"]);
 }
 
 /// A run that cannot work at all, here without its ledger, tells that nothing is polled.
