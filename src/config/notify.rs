@@ -9,6 +9,7 @@ use url::Url;
 
 use super::addresses::is_loopback;
 use super::error::{ConfigError, error};
+use super::files::read_secret;
 
 /// What a secret for signatures begins with (Standard Webhooks).
 const SECRET_PREFIX: &str = "whsec_";
@@ -127,9 +128,9 @@ impl NotifySettings {
 }
 
 fn read(setting: &str, file: &Path) -> Result<SecretString, ConfigError> {
-    let text = std::fs::read_to_string(file)
+    let text = read_secret(file)
         .map_err(|problem| error(format!("the file that {setting} names cannot be read: {problem}")))?;
-    Ok(SecretString::from(text.trim()))
+    Ok(SecretString::from(text.expose_secret().trim()))
 }
 
 /// Parses a URL. `name`: what a message calls it.

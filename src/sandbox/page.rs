@@ -259,7 +259,7 @@ mod tests {
         });
         let page = render(&memory, &Sources::of([&hostile.to_owned()])).unwrap();
         assert!(!page.contains("<script"), "{page}");
-        assert_eq!(page.matches("&#60;script&#62;&#34;&#38;&#39;").count(), 14, "{page}");
+        assert_eq!(page.matches("&lt;script&gt;&quot;&amp;&#39;").count(), 14, "{page}");
     }
 
     #[test]

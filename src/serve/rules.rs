@@ -198,7 +198,7 @@ mod tests {
         for (listen, page, path, expected) in [
             ("127.0.0.1", false, "/metrics?x=1", Ok(Endpoint::Metrics)),
             ("127.0.0.1", false, "/", Ok(Endpoint::Page)),
-            ("::ffff:127.0.0.1", false, "/", Err(Refusal::Path)),
+            ("::ffff:127.0.0.1", false, "/", Ok(Endpoint::Page)),
             ("::1", false, "/entities/acme", Ok(Endpoint::Entity("acme".to_owned()))),
             ("::1", false, "/entities/a%2Fb/c%20%25", Ok(Endpoint::Entity("a/b/c %".to_owned()))),
             ("::1", false, "/entities/%FF", Err(Refusal::Path)),

@@ -3,6 +3,7 @@
 mod amounts;
 mod error_chain;
 mod escape;
+mod html;
 mod near;
 mod number;
 mod similar;
@@ -11,6 +12,7 @@ pub use amounts::without_amounts;
 pub use error_chain::chain;
 pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
 pub(crate) use escape::{escaped_json, escaped_lines};
+pub use html::HtmlText;
 pub use near::KnownNames;
 pub use number::{counted_noun, duration_text, thousands};
 pub use similar::{known_names, most_similar};

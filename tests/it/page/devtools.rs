@@ -97,9 +97,9 @@ impl Browser {
 
     /// Returns the width of the viewport and of the whole page.
     pub async fn widths(&mut self) -> (i64, i64) {
-        let metrics = self.ask("Page.getLayoutMetrics", json!({})).await;
-        let width = |of: &str, name: &str| metrics[of][name].as_f64().unwrap().ceil() as i64;
-        (width("cssLayoutViewport", "clientWidth"), width("cssContentSize", "width"))
+        let width = "document.documentElement";
+        let widths = self.value(&format!("[{width}.clientWidth, {width}.scrollWidth]")).await;
+        (widths[0].as_i64().unwrap(), widths[1].as_i64().unwrap())
     }
 
     /// Returns the value of an expression of the page.
@@ -137,7 +137,10 @@ impl Browser {
     async fn next(&mut self) -> Value {
         let mut message = Vec::new();
         let read = timeout(WAIT_MAX, self.output.read_until(0, &mut message)).await;
-        assert!(read.expect("the browser answers").unwrap() > 0, "the browser has ended");
+        assert!(
+            read.unwrap_or_else(|_| panic!("the browser does not answer")).unwrap() > 0,
+            "the browser has ended"
+        );
         let message: Value = serde_json::from_slice(&message[..message.len() - 1]).unwrap();
         let is_complaint = match message["method"].as_str() {
             Some("Log.entryAdded" | "Audits.issueAdded") => true,

@@ -87,7 +87,7 @@ pub fn text(html: &str) -> String {
     }
     text += rest;
     for (reference, character) in
-        [("&#60;", "<"), ("&#62;", ">"), ("&#34;", "\""), ("&#39;", "'"), ("&gt;", ">"), ("&#38;", "&")]
+        [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&nbsp;", " "), ("&amp;", "&")]
     {
         text = text.replace(reference, character);
     }

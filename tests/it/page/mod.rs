@@ -11,6 +11,7 @@ mod many;
 mod numbers;
 mod rights;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use sqlx::PgPool;
 
@@ -78,6 +79,5 @@ pub fn body(answer: &Answer) -> String {
 
 /// Percent-encodes an id for a path.
 pub fn path(entity_id: &str) -> String {
-    let encoded: String = entity_id.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    format!("/entities/{encoded}")
+    format!("/entities/{}", utf8_percent_encode(entity_id, NON_ALPHANUMERIC))
 }
