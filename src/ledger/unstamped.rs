@@ -52,7 +52,7 @@ impl Ledger {
     }
 
     /// Returns the statement that stamps the rows of a gap. A row that needs it not is uploaded once more.
-    pub fn stamping(&self, gap: GuardGap) -> String {
+    pub fn stamping_gap(&self, gap: GuardGap) -> String {
         let Table { name, .. } = &self.table;
         let stamp = self.table.stamp();
         format!("update {name} set {stamp} = default where {}", self.table.in_gap(gap))

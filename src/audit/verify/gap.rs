@@ -36,7 +36,7 @@ pub(super) async fn check(
         let message = format!(
             "rows {named}{more} of the ledger were written while the trigger was broken, and were not stamped, so no \
              run reads them; hint: {first}{}; the next run uploads them",
-            ledger.stamping(gap)
+            ledger.stamping_gap(gap)
         );
         proof.find(Finding::new("unstamped_row", message).of_rows(found.ledger_ids.clone()));
     }
