@@ -295,8 +295,8 @@ pub const KEYS: [Key; 42] = [
         "webhook_url",
         "URL",
         "\"https://hooks.slack.com/services/...\"",
-        "The URL to which a JSON message is posted when an alert begins, becomes worse or ends. Plain `http` is accepted \
-         only for loopback addresses. The URL is a secret: it is never printed.",
+        "The URL to which a JSON message is posted when an alert begins, becomes worse or ends. Plain `http` is \
+         accepted only for loopback addresses. The URL is a secret: it is never printed.",
     ),
     unset(
         "notify",
@@ -325,8 +325,8 @@ pub const KEYS: [Key; 42] = [
         "heartbeat_url",
         "URL",
         "\"https://hc.example.com/ping/...\"",
-        "The URL that is called (GET) after each run that polled all entities. A service that expects the call reports a \
-         schedule that stopped. The URL is a secret: it is never printed.",
+        "The URL that is called (GET) after each run that polled all entities. A service that expects the call reports \
+         a schedule that stopped. The URL is a secret: it is never printed.",
     ),
     key(
         "database",

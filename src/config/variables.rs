@@ -89,7 +89,7 @@ pub const VARIABLES: [Variable; 12] = [
         names: &["HTTPS_PROXY", "NO_PROXY"],
         flag: None,
         default: "",
-        sentence: "The proxy for requests to the API, the webhook and the heartbeat, and the hosts without one. A loopback \
-                   address never uses a proxy.",
+        sentence: "The proxy for requests to the API, the webhook and the heartbeat, and the hosts without one. A \
+                   loopback address never uses a proxy.",
     },
 ];

@@ -166,7 +166,7 @@ async fn message_of_a_worker_that_died_is_posted_again_under_its_id(pool: PgPool
 async fn decision_on_an_older_state_records_nothing(pool: PgPool) {
     let (scene, _receiver) = scene_with_webhook(pool).await;
     let database = scene.database(2).await;
-    let expiry = Duration::from_secs(60);
+    let expiry = Duration::from_mins(1);
     let told = Told {
         kind: MessageKind::Began,
         at: AlertsNow::read(&database).await.unwrap().now,
