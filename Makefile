@@ -9,7 +9,8 @@ ARGS ?=
 # and standby:: need the version of the machine.
 VERSIONS ?= 13 14 15 16 17 18
 VERSION_TESTS = actions:: addresses:: alerts:: attach:: backfill:: check:: commits:: database:: delivery:: errors:: fence:: groups:: \
-	health:: hostile:: invalid_start:: ledgers:: mapping:: maps:: migrate:: moves:: notify::delivery:: plans:: pooler:: promises:: prune:: \
+	health:: hostile:: invalid_start:: ledgers:: mapping:: maps:: migrate:: moves:: notify::delivery:: page::many:: \
+	page::numbers:: page::rights:: plans:: pooler:: promises:: prune:: \
 	record_key:: reference:: row:: schema:: seal:: session_settings:: skipped:: statement_counts:: unreadable:: \
 	unknown_names:: unwritten:: verify:: versions:: watermark:: workers:: zones:: --skip run_survives_a_failover \
 	--skip servers_of_the_wrong_kind_are_found
