@@ -43,7 +43,7 @@ begin
                             from jsonb_each(to_jsonb(o)) was join jsonb_each(to_jsonb(n)) now using (key)
                            where was.value <> now.value and was.key <> 'resumed_at') end
           from old_rows o full join new_rows n using (entity_id)
-         where to_jsonb(o) is distinct from to_jsonb(n)
+         where to_jsonb(o) - 'resumed_at' is distinct from to_jsonb(n) - 'resumed_at'
          order by 3;
     end if;
     return null;

@@ -24,6 +24,8 @@ pub struct Day {
     pub from: DateTime<Utc>,
     /// The day has more batches than are read, so a shorter time than a day is shown.
     pub is_cut: bool,
+    /// The day has more runs than are read, so the earliest ones are missing.
+    pub lacks_runs: bool,
     /// The quarter hours, oldest first. The last one is under way.
     pub quarters: Vec<Quarter>,
 }
@@ -57,7 +59,8 @@ impl Day {
         let wanted_from = first_quarter(now);
         let too_old = oldest_read(transaction, wanted_from).await?;
         let from = too_old.map_or(wanted_from, |at| next_quarter(at).max(wanted_from));
-        let mut day = Self { from, is_cut: from > wanted_from, quarters: quarters(from, now) };
+        let mut day =
+            Self { from, is_cut: from > wanted_from, lacks_runs: false, quarters: quarters(from, now) };
         day.add_batches(transaction, entity_id).await?;
         if entity_id.is_none() {
             day.add_runs(transaction).await?;
@@ -110,6 +113,7 @@ impl Day {
         )
         .fetch_all(transaction)
         .await?;
+        self.lacks_runs = found.iter().map(|found| found.runs).sum::<i64>() >= RUNS_MAX;
         for found in found {
             if let Some(quarter) = self.quarter(found.quarter) {
                 (quarter.runs, quarter.runs_not_succeeded) = (found.runs, found.not_succeeded);

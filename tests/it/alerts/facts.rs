@@ -341,8 +341,8 @@ async fn guard_that_no_run_records_alerts(pool: PgPool) {
     assert_eq!(named(&scene).await, NONE, "the first run may not be over");
     scene
         .sql(
-            "insert into elven_sync.sync_runs (worker, version, tzdata, status, polled_at)
-             values ('old', '0', '-', 'succeeded', now() - interval '2 hours')",
+            "insert into elven_sync.sync_runs (worker, version, tzdata, status, polled_at, finished_at, alive_until)
+             values ('old', '0', '-', 'succeeded', now() - interval '2 hours', now(), now())",
         )
         .await;
     assert_eq!(named(&scene).await, ["GuardBroken warning"]);

@@ -108,5 +108,7 @@ async fn trigger_that_was_broken_from_the_start_has_a_gap_without_a_beginning(po
     let verified = output_of(&scene, 3, &["verify"]).await;
     sqlx::query(sqlx::AssertSqlSafe(printed_statement(&verified))).execute(&scene.pool).await.unwrap();
     output_of(&scene, 0, &["run"]).await;
+    assert_eq!(named(&scene).await, ["VerifyFailed critical acme"]);
+    output_of(&scene, 0, &["verify"]).await;
     assert_eq!(named(&scene).await, NONE);
 }

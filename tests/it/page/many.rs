@@ -103,3 +103,19 @@ async fn a_day_with_too_many_batches_is_cut_at_a_quarter_hour(pool: PgPool) {
     assert!(html.text().contains("The day has more batches than this page reads"), "{}", html.text());
     page.service.stop().await;
 }
+
+/// One run per second for a day is more than the page reads.
+#[sqlx::test(migrations = false)]
+async fn a_day_with_too_many_runs_says_that_some_are_missing(pool: PgPool) {
+    let page = Page::with(
+        pool,
+        "insert into elven_sync.sync_runs (worker, version, tzdata, status, started_at, finished_at, alive_until)
+         select 'w', '0', '-', 'succeeded', now() - make_interval(secs => 21000 - n), now() - make_interval(secs => 21000 - n),
+                now()
+           from generate_series(1, 20990) n",
+    )
+    .await;
+    assert_eq!(page.json().await["day"]["lacks_runs"], true);
+    assert!(page.html("/").await.text().contains("The day has more runs than this page reads"));
+    page.service.stop().await;
+}
