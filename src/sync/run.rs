@@ -33,11 +33,7 @@ impl Worker {
 
     /// Does the same, and polls again whenever it is asked to while lanes are at work: then it also begins lanes of
     /// entities that got new rows or were registered meanwhile, and of entities whose lanes have ended before.
-    pub async fn run_and_poll(
-        &self,
-        only: &[String],
-        asked_to_poll: &Notify,
-    ) -> Result<RunReport, RunError> {
+    pub async fn run_and_poll(&self, only: &[String], asked_to_poll: &Notify) -> Result<RunReport, RunError> {
         let first = self.roster(only, &AtWork::new()).await?;
         refuse_standby(&self.database).await?;
         let run_id =
@@ -142,7 +138,7 @@ impl Worker {
         };
         self.counted_meanwhile(&busy, working).await;
         let results = lanes.results();
-        if let Some(problem) = results.problem.take() {
+        if let Some(problem) = results.problem() {
             return Err(problem);
         }
         self.count_pending(&mut results.reports, &results.idle).await?;

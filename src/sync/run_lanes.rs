@@ -37,8 +37,8 @@ pub(super) struct Results {
     pub(super) notes: Vec<String>,
     /// How far this machine's clock is ahead of the API's, and when that was seen, by credential.
     pub(super) clocks: BTreeMap<String, (TimeDelta, Instant)>,
-    /// The first error of a lane that has no report.
-    pub(super) problem: Option<RunError>,
+    /// The errors of lanes that have no report, by entity.
+    problems: BTreeMap<String, RunError>,
 }
 
 /// The end of something that was started.
@@ -79,7 +79,7 @@ impl<'w> RunLanes<'w> {
         polled.idle.iter().for_each(|entity_id| results.note_idle(entity_id));
         failed.into_iter().for_each(|report| results.report(report));
         let others = busy.iter().map(|target| &target.entity_id).chain(problems.iter().map(|(id, _)| id));
-        others.for_each(|entity_id| _ = results.idle.remove(entity_id));
+        others.for_each(|entity_id| results.note_begin(entity_id));
         let (worker, run_id) = (self.worker, self.run_id);
         for target in busy.into_iter().chain(idle_with_held) {
             self.at_work.insert(target.entity_id.clone(), Some(target.session.clone()));
@@ -119,8 +119,8 @@ impl<'w> RunLanes<'w> {
 
     fn note(&mut self, outcome: Outcome) {
         let Outcome { entity_ids, reports, notes } = outcome;
-        for entity_id in entity_ids {
-            if let Some(session) = self.at_work.remove(&entity_id).flatten()
+        for entity_id in &entity_ids {
+            if let Some(session) = self.at_work.remove(entity_id).flatten()
                 && let Some(clock) = session.clock()
             {
                 self.results.clocks.insert(session.credential.name.clone(), clock);
@@ -129,12 +129,17 @@ impl<'w> RunLanes<'w> {
         self.results.notes.extend(notes);
         match reports {
             Ok(reports) => reports.into_iter().for_each(|report| self.results.report(report)),
-            Err(problem) => _ = self.results.problem.get_or_insert(problem),
+            Err(problem) => self.results.problems.extend(entity_ids.into_iter().next().zip(Some(problem))),
         }
     }
 }
 
 impl Results {
+    /// Returns an error of a lane that has no report, if there is one.
+    pub(super) fn problem(&mut self) -> Option<RunError> {
+        self.problems.pop_first().map(|(_, problem)| problem)
+    }
+
     /// Adds the report of a lane that has ended. The failure of an earlier lane of the entity is logged, because no
     /// summary will show it.
     fn report(&mut self, mut report: EntityReport) {
@@ -145,8 +150,18 @@ impl Results {
         self.reports.insert(report.entity_id.clone(), report);
     }
 
+    /// Notes that an entity is worked on, perhaps again. The error of an earlier lane is logged, because the run does not
+    /// fail with it any more.
+    fn note_begin(&mut self, entity_id: &str) {
+        self.idle.remove(entity_id);
+        if let Some(problem) = self.problems.remove(entity_id) {
+            log::failures_without_summary(&[EntityReport::failed(entity_id, crate::text::chain(&problem))]);
+        }
+    }
+
     /// Notes that an entity has no pending rows.
     fn note_idle(&mut self, entity_id: &str) {
+        self.note_begin(entity_id);
         self.report(EntityReport::idle(entity_id));
         self.idle.insert(entity_id.to_owned());
     }
