@@ -99,7 +99,7 @@ struct Ended {
     asked: bool,
 }
 
-/// Runs one cycle. `None`: the service was asked to stop, and the run did not end in time.
+/// Runs one cycle. `None`: the service was asked to stop meanwhile.
 async fn one(
     shared: &Arc<Shared>,
     configuration: &mut Configuration,
@@ -145,11 +145,13 @@ async fn one(
     systemd::stopping();
     requests.stop();
     let limit = settings.sync.shutdown_grace + RECORD_END_MAX;
-    if tokio::time::timeout(limit, task).await.is_err() {
-        tracing::error!(
+    match tokio::time::timeout(limit, task).await {
+        Ok(Ok(CycleEnd { failure: Some(failure), .. })) => tracing::error!("{failure}"),
+        Ok(_) => {}
+        Err(_) => tracing::error!(
             "the run did not end within {limit:?}, because the database or Elven did not answer; the next run \
              recovers what is open"
-        );
+        ),
     }
     None
 }
@@ -190,8 +192,23 @@ fn reload(shared: &Shared, configuration: &mut Configuration) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::journal::RunStatus;
+
+    #[test]
+    fn a_run_polls_again_until_it_is_old_or_the_configuration_has_changed() {
+        for (is_changed, is_old, ends) in
+            [(false, false, false), (true, false, true), (false, true, true), (true, true, true)]
+        {
+            let (requests, asked_of) = requests();
+            during_run(&requests, is_changed, is_old);
+            let polls = asked_of.poll.notified().now_or_never().is_some();
+            assert_eq!((*asked_of.end.borrow(), polls), (ends, !ends), "{is_changed} {is_old}");
+            assert!(!*asked_of.stop.borrow(), "no request in flight is given up");
+        }
+    }
 
     #[test]
     fn a_run_begins_an_interval_after_the_one_before_with_little_jitter() {

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::api_session::ApiSession;
 use super::lane_worker::Target;
-use super::run_lanes::RunLanes;
 use super::worker::{Unusable, progress, warn_of};
 use super::zone_rules::Seen;
 use super::{EntityReport, RunError, Worker};
@@ -88,26 +87,25 @@ impl<'w> Polls<'w> {
         Self { worker, run_id, only, compared: BTreeMap::new(), problem: None }
     }
 
-    /// Polls again, and starts lanes for the entities that have work. The lanes that are at work go on meanwhile. A
-    /// poll that fails ends nothing: the next one tries again.
-    pub(super) async fn again(&mut self, lanes: &mut RunLanes<'w>) {
-        let (worker, at_work) = (self.worker, lanes.at_work().clone());
+    /// Polls again. A poll that fails ends nothing: the next one tries again. `None`: it has failed, or the run ends.
+    pub(super) async fn again(&mut self, at_work: &AtWork) -> Option<Due> {
+        let worker = self.worker;
         let poll = async {
-            let roster = worker.roster(self.only, &at_work).await?;
-            self.poll(roster, &at_work).await
+            let roster = worker.roster(self.only, at_work).await?;
+            self.poll(roster, at_work).await
         };
-        match lanes.meanwhile(worker.unless_stopped(Box::pin(poll))).await {
-            None => {}
-            Some(Ok(due)) => {
+        match worker.unless_stopped(Box::pin(poll)).await? {
+            Ok(due) => {
                 self.problem = None;
-                lanes.start(due);
+                Some(due)
             }
-            Some(Err(problem)) => {
+            Err(problem) => {
                 let problem = crate::text::chain(&problem);
                 if self.problem.as_ref() != Some(&problem) {
                     tracing::warn!("the run could not poll again, and tries it in time: {problem}");
                 }
                 self.problem = Some(problem);
+                None
             }
         }
     }
@@ -130,8 +128,8 @@ impl<'w> Polls<'w> {
                 target.session.pause(pause);
             }
         }
-        let unusable = unusable.into_iter().filter(|(entity_id, _)| is_free(entity_id)).collect();
-        let problems = problems(&probed, unusable);
+        let unusable = unusable.into_iter().filter(|(entity_id, _)| is_free(entity_id));
+        let problems = problems(&probed, unusable.collect());
         let (busy, idle) = worker.divided(&free, &lanes, &probed);
         // Recorded now, because it is true now: the other entities may take hours.
         let idle_ids: Vec<String> = idle.iter().map(|target| target.entity_id.clone()).collect();
@@ -189,11 +187,11 @@ impl Worker {
 /// Returns the entities that cannot be worked on. An entity that cannot be read and is unusable for another reason
 /// reports that reason.
 fn problems(probed: &ProbeResult, unusable: Vec<Unusable>) -> Vec<Unusable> {
-    let unreadable = probed
-        .unreadable
-        .values()
-        .filter(|unreadable| unusable.iter().all(|(entity_id, _)| *entity_id != unreadable.entity_id))
-        .cloned()
-        .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)));
-    unreadable.chain(unusable.iter().cloned()).collect()
+    let is_usable = |entity_id: &String| unusable.iter().all(|(unusable, _)| unusable != entity_id);
+    let unreadable =
+        probed.unreadable.values().filter(|unreadable| is_usable(&unreadable.entity_id)).cloned();
+    let unreadable: Vec<Unusable> = unreadable
+        .map(|Unreadable { entity_id, message }| (entity_id, Problem::of_lane(Kind::Ledger, message)))
+        .collect();
+    unreadable.into_iter().chain(unusable).collect()
 }

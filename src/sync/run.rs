@@ -1,7 +1,5 @@
 //! One run over all selected entities.
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -17,7 +15,7 @@ use crate::journal::{HeldName, JournalError, RunStatus, refuse_standby};
 
 /// A run that was begun.
 #[derive(Clone, Copy)]
-struct Run<'a> {
+struct BegunRun<'a> {
     run_id: i64,
     /// The entities that were asked for. Empty: all.
     only: &'a [String],
@@ -39,12 +37,12 @@ impl Worker {
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
                 .await?;
-        let run = self.work_and_finish(Run { run_id, only, asked_to_poll }, first);
+        let run = self.work_and_finish(BegunRun { run_id, only, asked_to_poll }, first);
         run.instrument(run_span(run_id)).await
     }
 
     /// Does the work of a run that was begun, and records how it ended.
-    async fn work_and_finish(&self, run: Run<'_>, first: Roster) -> Result<RunReport, RunError> {
+    async fn work_and_finish(&self, run: BegunRun<'_>, first: Roster) -> Result<RunReport, RunError> {
         let (run_id, since) = (run.run_id, Instant::now());
         log::run_started("incremental", first.entity_ids.len());
         let mut lanes = RunLanes::new(self, run_id);
@@ -115,10 +113,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Polls, and works until no lane of the run is at work. Polls again whenever `polls` asks for it meanwhile.
+    /// Polls, and works until no lane of the run is at work. Polls again whenever it is asked to meanwhile.
     async fn work<'w>(
         &'w self,
-        run: Run<'w>,
+        run: BegunRun<'w>,
         first: Roster,
         lanes: &mut RunLanes<'w>,
     ) -> Result<Unregistered, RunError> {
@@ -132,7 +130,12 @@ impl Worker {
                 tokio::select! {
                     biased;
                     ended = lanes.next() => if !ended { break },
-                    () = run.asked_to_poll.notified() => polls.again(lanes).await,
+                    () = run.asked_to_poll.notified() => {
+                        let at_work = lanes.at_work().clone();
+                        if let Some(due) = lanes.meanwhile(polls.again(&at_work)).await {
+                            lanes.start(due);
+                        }
+                    }
                 }
             }
         };
@@ -151,21 +154,4 @@ impl Worker {
         self.note_clock(results.clocks.values().copied()).await;
         Ok(unregistered)
     }
-}
-
-/// Waits for all lanes, and collects the report of each as soon as it ends. Returns the first error of a lane that has
-/// no report.
-pub(super) async fn collect(
-    lanes: impl Iterator<Item = impl Future<Output = Result<EntityReport, RunError>>>,
-    reports: &mut Vec<EntityReport>,
-) -> Result<(), RunError> {
-    let mut lanes: FuturesUnordered<_> = lanes.collect();
-    let mut first = Ok(());
-    while let Some(worked) = lanes.next().await {
-        match worked {
-            Ok(report) => reports.push(report),
-            Err(problem) => first = first.and(Err(problem)),
-        }
-    }
-    first
 }

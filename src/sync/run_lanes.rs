@@ -77,7 +77,9 @@ impl<'w> RunLanes<'w> {
         let Due { polled, busy, idle_with_held, problems, failed, rules } = due;
         let results = &mut self.results;
         polled.idle.iter().for_each(|entity_id| results.note_idle(entity_id));
-        failed.into_iter().for_each(|report| results.report(report));
+        for report in failed {
+            results.report(report);
+        }
         let others = busy.iter().map(|target| &target.entity_id).chain(problems.iter().map(|(id, _)| id));
         others.for_each(|entity_id| results.note_begin(entity_id));
         let (worker, run_id) = (self.worker, self.run_id);
@@ -179,9 +181,9 @@ async fn lane(worker: &Worker, run_id: i64, target: Target, polled: Arc<Polled>)
         };
         worker.then_resend(run_id, &target, &polled.held, report).await
     };
-    let worked = lane.instrument(lane_span(&entity_id)).await;
+    let reports = lane.instrument(lane_span(&entity_id)).await.map(|report| vec![report]);
     worker.progress.end(&entity_id);
-    Outcome { entity_ids: vec![entity_id], reports: worked.map(|report| vec![report]), notes: Vec::new() }
+    Outcome { entity_ids: vec![entity_id], reports, notes: Vec::new() }
 }
 
 /// Records that entities cannot be worked on.
