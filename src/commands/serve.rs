@@ -1,6 +1,6 @@
 //! `serve`: the connector as a service.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::connect::duration;
@@ -18,7 +18,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     listen: SocketAddr,
     /// Host name under which the address is known, can be repeated; requests that name another host are refused
-    #[arg(long = "host", value_name = "NAME")]
+    #[arg(long = "host", value_name = "NAME", value_parser = host)]
     hosts: Vec<String>,
     /// Serve the status page also on an address that is not loopback
     #[arg(long)]
@@ -32,9 +32,20 @@ fn interval(text: &str) -> Result<Duration, String> {
     if range.contains(&wanted) { Ok(wanted) } else { Err("expected 1s to 24h".to_owned()) }
 }
 
+/// Parses a host name as a request names it, without the port. Other names would never be met.
+fn host(text: &str) -> Result<String, String> {
+    let is_label = |label: &str| {
+        !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    if text.parse::<IpAddr>().is_ok() || text.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err("expected a host name or an IP address, without scheme, port, path and a dot at the end".to_owned())
+}
+
 pub(super) async fn run(options: Options, flags: Flags, settings: Settings) -> anyhow::Result<u8> {
     let Options { every, listen, hosts, page } = options;
-    settings.database_url()?;
+    serve::check(&settings)?;
     let signals = signals_of_service()?;
     let listener = serve::listen(listen).map_err(|problem| {
         anyhow::anyhow!(

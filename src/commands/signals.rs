@@ -48,7 +48,11 @@ pub(super) fn stop_on_signal(grace: Duration) -> std::io::Result<(Stop, Arc<Atom
         let _ = sender.send(true);
         let second = tokio::time::timeout(grace + RECORD_END_MAX, next()).await;
         let last = second.unwrap_or_else(|_| {
-            tracing::error!("the requests in flight were not finished in time; the next run recovers them");
+            tracing::error!(
+                "the work did not end within {:?}, because the database or Elven did not answer; the next run \
+                 recovers what is open",
+                grace + RECORD_END_MAX
+            );
             first
         });
         std::process::exit(i32::from(128 + last));

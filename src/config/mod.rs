@@ -20,6 +20,7 @@ mod origins;
 mod overlay;
 pub mod reference;
 mod settings;
+mod sources;
 mod switch;
 mod time;
 mod variables;
@@ -45,6 +46,7 @@ pub use origins::Origins;
 pub use settings::{
     ApiSettings, BATCH_ROWS_MAX, CredentialSource, DatabaseSettings, OnAmbiguous, RetrySettings, SyncSettings,
 };
+pub use sources::Sources;
 pub use time::TimeSettings;
 
 use addresses::{DEFAULT_API_URL, check_api_url};
@@ -106,9 +108,16 @@ pub struct Settings {
     pub environment: Environment,
     /// What the process does, in a word or two. It names the sessions in the database.
     pub activity: String,
+    /// What the settings were read from.
+    pub sources: Sources,
 }
 
 const DEFAULT_FILE: &str = "elven-sync.toml";
+/// The largest number that a setting can have: the database compares some of them with its own, and none is useful
+/// beyond it.
+const NUMBER_MAX: usize = 2_147_483_647;
+/// The longest pause between two attempts that can be set.
+const PAUSE_MAX: Duration = Duration::from_hours(24);
 
 impl Settings {
     /// Reads the settings from all sources, and checks them.
@@ -116,7 +125,9 @@ impl Settings {
         let (path, text) = read_file(flags, &environment)?;
         let source =
             Source { file: text.as_deref().map(|text| (path.as_path(), text)), environment: &environment };
-        let file = overlay(source.parse()?, &environment)?;
+        let in_file = source.parse()?;
+        let used = (!in_file.is_empty()).then(|| path.clone());
+        let file = overlay(in_file, &environment)?;
         let zones = file.time.zones(environment.get("TZDIR")).map_err(|problem| source.located(problem))?;
         check(&file, &zones).map_err(|problem| source.located(problem))?;
         let api_url =
@@ -127,6 +138,10 @@ impl Settings {
         };
         let (ledger_url, ledger_url_file) =
             url_of(&environment, "ELVEN_SYNC_LEDGER_URL", "ELVEN_SYNC_LEDGER_URL_FILE")?;
+        let urls = [&database_url, &ledger_url];
+        let urls = urls.map(|url| url.as_ref().map(ExposeSecret::expose_secret));
+        let sources =
+            Sources::new(used, [text.as_deref(), Some(zones.version().as_str())].into_iter().chain(urls));
         Ok(Self {
             database_url,
             database_url_file,
@@ -143,6 +158,7 @@ impl Settings {
             zones,
             environment,
             activity: flags.activity.clone(),
+            sources,
         })
     }
 
@@ -203,6 +219,23 @@ fn check(file: &File, zones: &Zones) -> Result<(), ConfigError> {
     ] {
         if value == 0 {
             return Err(error(format!("{name} must not be 0; hint: remove the setting for the default")));
+        }
+    }
+    for (name, value) in [
+        ("[sync] entities_at_once", file.sync.entities_at_once),
+        ("[sync] requests_in_flight", file.sync.requests_in_flight),
+        ("[sync] max_rejections", file.sync.max_rejections),
+        ("[sync] batch_bytes", file.sync.batch_bytes.unwrap_or(1)),
+        ("[api] requests_per_second", file.api.requests_per_second.map_or(1, |rate| rate as usize)),
+        ("[retry] attempts", file.retry.attempts as usize),
+    ] {
+        if value > NUMBER_MAX {
+            return Err(error(format!("{name} must be at most {NUMBER_MAX}; hint: use a smaller number")));
+        }
+    }
+    for (name, value) in [("[retry] initial", file.retry.initial), ("[retry] max", file.retry.max)] {
+        if value > PAUSE_MAX {
+            return Err(error(format!("{name} must be at most 24h; hint: use a shorter time")));
         }
     }
     for (name, value) in [
@@ -309,6 +342,26 @@ mod tests {
             ("ELVEN_SYNC_SYNC__BATCH_ROWS", "many", "ELVEN_SYNC_SYNC__BATCH_ROWS"),
             ("ELVEN_SYNC_SYNC__BATCH_ROW", "1", "unknown field"),
             ("ELVEN_SYNC_SYNC__LEASE", "0s", "[sync] lease"),
+            (
+                "ELVEN_SYNC_SYNC__MAX_REJECTIONS",
+                "18446744073709551615",
+                "[sync] max_rejections must be at most",
+            ),
+            ("ELVEN_SYNC_SYNC__ENTITIES_AT_ONCE", "9223372036854775808", "at most 2147483647"),
+            (
+                "ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT",
+                "2147483648",
+                "[sync] requests_in_flight must be at most",
+            ),
+            ("ELVEN_SYNC_SYNC__BATCH_BYTES", "2147483648", "[sync] batch_bytes must be at most"),
+            (
+                "ELVEN_SYNC_API__REQUESTS_PER_SECOND",
+                "4294967295",
+                "[api] requests_per_second must be at most",
+            ),
+            ("ELVEN_SYNC_RETRY__ATTEMPTS", "4294967295", "[retry] attempts must be at most"),
+            ("ELVEN_SYNC_RETRY__INITIAL", "25h", "[retry] initial must be at most 24h"),
+            ("ELVEN_SYNC_RETRY__MAX", "18446744073709551615s", "[retry] max must be at most 24h"),
             (
                 "ELVEN_SYNC_API__VERSION",
                 "5",

@@ -49,7 +49,7 @@ pub const SECTIONS: [(&str, &str); 9] = [
 
 const TEXT: &str = "text";
 const COUNT: &str = "whole number";
-const DURATION: &str = "duration";
+const PAUSE: &str = "duration, up to `24h`";
 
 const fn key(
     section: &'static str,
@@ -285,11 +285,11 @@ pub const KEYS: [Key; 42] = [
     key(
         "retry",
         "initial",
-        DURATION,
+        PAUSE,
         "\"500ms\"",
         "The longest wait before the second attempt. It doubles with each attempt; a random part of it is waited.",
     ),
-    key("retry", "max", DURATION, "\"30s\"", "The longest wait between two attempts."),
+    key("retry", "max", PAUSE, "\"30s\"", "The longest wait between two attempts."),
     unset(
         "notify",
         "webhook_url",

@@ -1,6 +1,6 @@
 //! The address of a database, and the places from which it is read again. It contains secrets.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -41,19 +41,35 @@ impl Address {
         self.file.is_some() || self.password_command.is_some()
     }
 
-    /// Reads the address again. `warn`: name the parameters that have no effect.
+    /// Checks that the address can be parsed, as it was read. The message does not repeat a value.
+    pub fn check(&self) -> Result<(), sqlx::Error> {
+        hosts_of(&self.url, false).map(drop)
+    }
+
+    /// Reads the address again. While its file cannot be used, the address stays as it was read last. `warn`: name the
+    /// parameters that have no effect.
     pub(super) async fn hosts(&self, warn: bool) -> Result<Hosts, sqlx::Error> {
-        let url = match &self.file {
-            Some(file) => crate::config::read_secret(file).map_err(|problem| {
-                refused(format!("the file of the address ({}) cannot be read: {problem}", file.display()))
-            })?,
-            None => self.url.clone(),
+        let hosts = match self.file.as_deref().map(|file| hosts_in(file, warn)) {
+            Some(Ok(hosts)) => hosts,
+            Some(Err(problem)) => hosts_of(&self.url, warn).map_err(|_| problem)?,
+            None => hosts_of(&self.url, warn)?,
         };
-        let hosts = Hosts::of(parameters(url.expose_secret().trim())?, warn)?;
         let Some(command) = &self.password_command else { return Ok(hosts) };
         let password = password_of(command, hosts.first()).await?;
         Ok(hosts.with_password(password.expose_secret()))
     }
+}
+
+fn hosts_of(url: &SecretString, warn: bool) -> Result<Hosts, sqlx::Error> {
+    Hosts::of(parameters(url.expose_secret().trim())?, warn)
+}
+
+/// Returns the hosts of the address in a file.
+fn hosts_in(file: &Path, warn: bool) -> Result<Hosts, sqlx::Error> {
+    let url = crate::config::read_secret(file).map_err(|problem| {
+        refused(format!("the file of the address ({}) cannot be read: {problem}", file.display()))
+    })?;
+    hosts_of(&url, warn)
 }
 
 /// Reads an address for a single connection: that to its first host.
@@ -61,7 +77,7 @@ impl Address {
 /// # Errors
 /// The address is not one that psql accepts, or it has an unsupported parameter. The message does not repeat a value.
 pub fn options(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
-    Ok(Hosts::of(parameters(url.expose_secret().trim())?, true)?.first().clone())
+    Ok(hosts_of(url, true)?.first().clone())
 }
 
 /// Runs the command that prints the password. It finds where the password is for in the variables of libpq, since

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::shared::Shared;
 use crate::config::{ConfigError, Flags, Settings};
+use crate::sync::{primary, standby_address};
 
 /// The configuration in use, and where it is read from.
 #[derive(Debug)]
@@ -92,7 +93,24 @@ impl Configuration {
 
     fn load(&self) -> Result<Settings, ConfigError> {
         let settings = Settings::load(&self.flags, self.current.environment.clone())?;
-        settings.database_url()?;
+        settings.refuse_lost_file(&self.current)?;
+        check(&settings)?;
         Ok(settings)
     }
+}
+
+/// Refuses a configuration with which no run can begin, whatever the database does: one without an address, or with one
+/// that cannot be parsed.
+pub(super) fn check(settings: &Settings) -> Result<(), ConfigError> {
+    let primary = ("DATABASE_URL", primary(settings)?);
+    let standby = standby_address(settings).map(|address| ("ELVEN_SYNC_LEDGER_URL", address));
+    for (variable, address) in std::iter::once(primary).chain(standby) {
+        address.check().map_err(|problem| {
+            ConfigError(format!(
+                "{variable}: {}; hint: postgres://user:password@host/database",
+                crate::text::chain(&problem)
+            ))
+        })?;
+    }
+    Ok(())
 }

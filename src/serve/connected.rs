@@ -68,10 +68,11 @@ pub(super) async fn connect_to(
     match current {
         Some(current) if current.target.is(&target) => Ok(current),
         other => {
+            let connected = target.connect().await?;
             if let Some(other) = other {
                 other.database.close().await;
             }
-            target.connect().await
+            Ok(connected)
         }
     }
 }

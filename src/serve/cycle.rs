@@ -8,6 +8,7 @@ use super::configuration::ConfigurationFact;
 use super::connected::{Connected, Target, connect_to};
 use super::health::Checked;
 use super::outcome::CycleOutcome;
+use super::requests::AskedOf;
 use super::shared::Shared;
 use super::systemd;
 use crate::config::Settings;
@@ -27,13 +28,19 @@ pub(super) struct CycleEnd {
     pub outcome: CycleOutcome,
     /// The connection for the next cycle.
     pub connected: Option<Connected>,
+    /// Why the run could not work, if it could not.
+    pub failure: Option<String>,
     /// The database knows whether the configuration has a mistake.
     pub fact_recorded: bool,
 }
 
 impl CycleEnd {
     pub(super) fn of(outcome: CycleOutcome) -> Self {
-        Self { outcome, connected: None, fact_recorded: false }
+        Self { outcome, connected: None, failure: None, fact_recorded: false }
+    }
+
+    fn failed(outcome: CycleOutcome, failure: String) -> Self {
+        Self { failure: Some(failure), ..Self::of(outcome) }
     }
 }
 
@@ -41,20 +48,21 @@ impl CycleEnd {
 pub(super) async fn cycle(
     settings: Arc<Settings>,
     connected: Option<Connected>,
-    stop: Stop,
+    asked_of: AskedOf,
     shared: Arc<Shared>,
     fact: ConfigurationFact,
 ) -> CycleEnd {
-    let connected = match unless_stopped(&stop, connect(&settings, connected)).await {
+    let connected = match unless_stopped(&asked_of.end, connect(&settings, connected)).await {
         None => return CycleEnd::of(CycleOutcome::Ran(RunStatus::Interrupted)),
         Some(Ok(connected)) => connected,
         Some(Err(problem)) => {
             shared.health.note_database(Checked::Away);
-            tracing::error!("the run could not begin: {}", chain(&problem));
-            return CycleEnd::of(CycleOutcome::DatabaseAway);
+            let failure = format!("the run could not begin: {}", chain(&problem));
+            return CycleEnd::failed(CycleOutcome::DatabaseAway, failure);
         }
     };
-    let report = run(&settings, connected.database.clone(), stop.clone(), &shared).await;
+    let stopping = asked_of.stop.clone();
+    let report = run(&settings, connected.database.clone(), asked_of, &shared).await;
     let fact_recorded = match &report {
         Ok(report) => {
             shared.health.note_database(Checked::Well);
@@ -63,21 +71,21 @@ pub(super) async fn cycle(
         }
         Err(problem) => {
             note_failure(&shared, problem);
-            tracing::error!("the run failed: {}", chain(problem));
             systemd::status("the last run failed");
             false
         }
     };
-    notify::after_run(&settings.notify, &connected.database, &stop, &report, true).await;
+    notify::after_run(&settings.notify, &connected.database, &stopping, &report, true).await;
     match report {
         Ok(report) => {
-            CycleEnd { outcome: CycleOutcome::Ran(report.status), connected: Some(connected), fact_recorded }
+            let (outcome, connected) = (CycleOutcome::Ran(report.status), Some(connected));
+            CycleEnd { outcome, connected, failure: None, fact_recorded }
         }
         Err(problem) => {
             let outcome =
                 if problem.is_transient() { CycleOutcome::DatabaseAway } else { CycleOutcome::Failed };
             // Connections that failed are not used again.
-            CycleEnd::of(outcome)
+            CycleEnd::failed(outcome, format!("the run failed: {}", chain(&problem)))
         }
     }
 }
@@ -103,14 +111,15 @@ async fn connect(settings: &Settings, connected: Option<Connected>) -> Result<Co
 async fn run(
     settings: &Settings,
     database: Database,
-    stop: Stop,
+    asked_of: AskedOf,
     shared: &Shared,
 ) -> Result<RunReport, RunError> {
-    let worker = Worker::open(settings.clone(), database, stop).await?;
+    let AskedOf { stop, end, poll } = asked_of;
+    let worker = Worker::open(settings.clone(), database, stop).await?.ended_by(end);
     shared.health.begin_run(worker.progress().clone());
     let watched = output::watch(worker.progress());
     // Boxed, so that the compiler need not look through all of a run to see that it can be a task.
-    let report = worker.run(&[]).boxed().await;
+    let report = worker.run_and_poll(&[], &poll).boxed().await;
     watched.end().await;
     report
 }

@@ -8,6 +8,7 @@ mod configuration;
 mod connected;
 mod connection;
 mod cycle;
+mod failures;
 mod health;
 mod http;
 mod metrics;
@@ -16,6 +17,7 @@ mod outcome;
 mod page;
 mod pages;
 mod process;
+mod requests;
 mod rules;
 mod schedule;
 mod shared;
@@ -32,7 +34,7 @@ pub use self::metrics::of_tables;
 use self::rules::Rules;
 pub use self::schedule::Signals;
 use self::shared::Shared;
-use crate::config::{Flags, Settings};
+use crate::config::{ConfigError, Flags, Settings};
 
 /// How often the main runtime shows that it runs.
 const TICK_EVERY: Duration = Duration::from_secs(1);
@@ -59,7 +61,12 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Runs the service until it is asked to stop, and until the requests in flight are finished.
+/// Refuses a configuration with which no run can begin, whatever the database does.
+pub fn check(settings: &Settings) -> Result<(), ConfigError> {
+    configuration::check(settings)
+}
+
+/// Runs the service until it is asked to stop, and until the run under way has ended.
 ///
 /// # Errors
 /// The HTTP server cannot be started. Nothing that happens later ends the service.

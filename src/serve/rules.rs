@@ -141,7 +141,10 @@ impl Rules {
         if let Ok(address) = literal.parse::<IpAddr>() {
             let (address, listen) = (address.to_canonical(), self.listen.to_canonical());
             // On all addresses, each address of the machine is the address; nobody can rebind a number.
-            return address.is_loopback() || address == listen || listen.is_unspecified();
+            return address.is_loopback()
+                || address == listen
+                || listen.is_unspecified()
+                || self.hosts.iter().any(|known| known.parse() == Ok(address));
         }
         host.eq_ignore_ascii_case("localhost")
             || self.hosts.iter().any(|known| host.eq_ignore_ascii_case(known))

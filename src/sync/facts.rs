@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::decisions::policy::SKEW_MIN;
-use super::lane_worker::Target;
 use super::{RunError, Worker};
 use crate::journal::{Fact, Subject, close_guard_gap, guard_gap, note_facts};
 use crate::ledger::{Guard, LedgerError, Writer};
@@ -58,9 +57,8 @@ impl Worker {
     }
 
     /// Records how far the clock is off, if the API has answered in this run. Of several credentials, the one counts
-    /// whose API is farther away.
-    pub(super) async fn note_clock(&self, targets: &[Target]) {
-        let clocks = targets.iter().filter_map(|target| target.session.clock());
+    /// whose API is farther away. `clocks`: for each credential how far the clock is ahead, and when that was seen.
+    pub(super) async fn note_clock(&self, clocks: impl Iterator<Item = (TimeDelta, Instant)>) {
         let Some((ahead, observed)) = clocks.max_by_key(|(ahead, _)| ahead.abs()) else { return };
         self.record(&[Fact { observed, ..Fact::new(Subject::Clock, of_clock(ahead)) }]).await;
     }

@@ -63,12 +63,10 @@ impl Worker {
     /// Counts the pending rows, and records the numbers for dashboards. For idle entities the probe has done that.
     pub(super) async fn count_pending(
         &self,
-        reports: &mut [EntityReport],
-        idle: &[String],
+        reports: &mut BTreeMap<String, EntityReport>,
+        idle: &BTreeSet<String>,
     ) -> Result<(), RunError> {
-        let idle_ids: BTreeSet<&String> = idle.iter().collect();
-        let ids: Vec<String> =
-            reports.iter().map(|r| r.entity_id.clone()).filter(|id| !idle_ids.contains(id)).collect();
+        let ids: Vec<String> = reports.keys().filter(|id| !idle.contains(*id)).cloned().collect();
         if ids.is_empty() {
             return Ok(());
         }
@@ -76,11 +74,11 @@ impl Worker {
         let (pending, unreadable) = self.ledger.pending(&self.journal.progress(&lanes).await?).await?;
         // Rows cannot be counted under a mapping that is refused.
         let rows: BTreeMap<&str, i64> = pending.iter().map(|p| (p.entity_id.as_str(), p.rows)).collect();
-        for report in reports.iter_mut().filter(|report| !idle_ids.contains(&report.entity_id)) {
-            report.rows_pending = rows.get(report.entity_id.as_str()).copied();
+        for (entity_id, report) in reports.iter_mut().filter(|(entity_id, _)| !idle.contains(*entity_id)) {
+            report.rows_pending = rows.get(entity_id.as_str()).copied();
         }
         // A failed lane has reported its problem already.
-        let has_failed = |id: &String| reports.iter().any(|r| r.entity_id == *id && r.failure().is_some());
+        let has_failed = |id: &String| reports.get(id).is_some_and(|report| report.failure().is_some());
         for Unreadable { entity_id, message } in unreadable.values().filter(|u| !has_failed(&u.entity_id)) {
             tracing::warn!(entity_id, "the pending rows could not be counted: {message}");
         }

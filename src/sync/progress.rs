@@ -79,7 +79,11 @@ impl Progress {
     }
 
     pub(super) fn begin(&self, entity_id: &str) {
-        self.change(entity_id, |entity| _ = entity.begun_at.get_or_insert_with(Instant::now));
+        self.change(entity_id, |entity| {
+            entity.begun_at.get_or_insert_with(Instant::now);
+            // An earlier lane of the entity may have ended.
+            entity.has_ended = false;
+        });
     }
 
     pub(super) fn add(&self, entity_id: &str, rows: i64) {

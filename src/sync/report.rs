@@ -11,7 +11,7 @@ use crate::journal::{Counters, RunStatus};
 pub enum Ended {
     /// The entity is up to date.
     Done,
-    /// A signal stopped the lane between two batches.
+    /// A signal, or the end of a run of `serve`, stopped the lane between two batches.
     Stopped,
     /// Another worker has the lease.
     Held,

@@ -31,6 +31,8 @@ pub struct Worker {
     pub(crate) database: Database,
     pub(crate) ledger: Ledger,
     pub(crate) journal: Journal,
+    /// Becomes true when the process is asked to stop.
+    pub(super) interrupted: Stop,
 }
 
 impl Deref for Worker {
@@ -56,9 +58,18 @@ impl Worker {
             None => None,
         };
         let ledger = Ledger::open(database.clone(), standby, &settings).await?;
+        let interrupted = stop.clone();
         let lanes =
             LaneWorker::new(Arc::new(settings), Arc::new(journal.clone()), Arc::new(ledger.clone()), stop);
-        Ok(Self { lanes, database, ledger, journal })
+        Ok(Self { lanes, database, ledger, journal, interrupted })
+    }
+
+    /// Lets the lanes end also when `end` becomes true: like a stop, but batches in flight may take their time.
+    /// Whoever asks the process to stop has to set both.
+    #[must_use]
+    pub fn ended_by(mut self, end: Stop) -> Self {
+        self.lanes.stop = end;
+        self
     }
 
     pub(super) async fn select(&self, only: &[String]) -> Result<Vec<Entity>, RunError> {
@@ -78,8 +89,19 @@ impl Worker {
     /// No entity has a usable credential: the installation is not set up yet, so no run is begun. Or the client cannot
     /// be built, e.g. without certificates of authorities; commands that send nothing do not need it.
     pub(super) fn targets(&self, selected: &[Entity]) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
+        self.targets_beside(selected, std::iter::empty())
+    }
+
+    /// Does the same beside lanes that are at work. They share their sessions, so that rate, pauses and clock of a
+    /// credential apply to all its lanes.
+    pub(super) fn targets_beside<'s>(
+        &self,
+        selected: &'s [Entity],
+        at_work: impl Iterator<Item = &'s Arc<ApiSession>>,
+    ) -> Result<(Vec<Target>, Vec<Unusable>), ConfigError> {
         let client = client(&self.settings)?;
-        let mut sessions: BTreeMap<&str, Result<Arc<ApiSession>, String>> = BTreeMap::new();
+        let mut sessions: BTreeMap<&str, Result<Arc<ApiSession>, String>> =
+            at_work.map(|session| (session.credential.name.as_str(), Ok(session.clone()))).collect();
         let mut targets = Vec::new();
         let mut unusable = Vec::new();
         for entity in selected {

@@ -1,5 +1,11 @@
 //! The lanes of a backfill, a slice at a time.
 
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tracing::Instrument;
+
 use super::super::batcher::ReadSource;
 use super::super::delivery::{Delivery, DeliveryOptions};
 use super::super::lane::exit::LaneExit;
@@ -7,7 +13,6 @@ use super::super::lane::lane_run::LaneRun;
 use super::super::lane::lease_wait::{LEASE_POLL, LeaseAttempt};
 use super::super::lane_worker::Target;
 use super::super::log::lane_span;
-use super::super::run::collect;
 use super::super::{Ended, EntityReport, RunError, Worker};
 use super::superseding::SupersedingRows;
 use super::with_shared_names;
@@ -15,8 +20,6 @@ use crate::fault_point::{Step, around};
 use crate::journal::{BackfillLane, BackfillPosition, OpenWork, Purpose, WorkKind};
 use crate::ledger::Range;
 use crate::watermark::Cursor;
-use std::sync::Arc;
-use tracing::Instrument;
 
 impl Worker {
     /// Works on all lanes. The concurrency limits decide how many work at once.
@@ -149,4 +152,21 @@ impl Worker {
         tracing::info!(backfill_id, "range finished");
         Ok(())
     }
+}
+
+/// Waits for all lanes, and collects the report of each as soon as it ends. Returns the first error of a lane that has
+/// no report.
+async fn collect(
+    lanes: impl Iterator<Item = impl Future<Output = Result<EntityReport, RunError>>>,
+    reports: &mut Vec<EntityReport>,
+) -> Result<(), RunError> {
+    let mut lanes: FuturesUnordered<_> = lanes.collect();
+    let mut first = Ok(());
+    while let Some(worked) = lanes.next().await {
+        match worked {
+            Ok(report) => reports.push(report),
+            Err(problem) => first = first.and(Err(problem)),
+        }
+    }
+    first
 }

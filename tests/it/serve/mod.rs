@@ -3,6 +3,7 @@
 mod cost;
 mod frozen;
 mod http;
+mod lanes;
 mod metrics;
 mod outages;
 mod reload;
@@ -10,6 +11,7 @@ mod schedule;
 mod shutdown;
 mod systemd;
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -47,8 +49,12 @@ impl Service {
         Self::start_on(scene, "127.0.0.1:0", arguments).await
     }
 
-    /// Starts `serve`, and waits until it listens.
     pub async fn start_on(scene: &TestEnv, listen: &str, arguments: &[&str]) -> Self {
+        Self::start_in(scene, Path::new(env!("CARGO_TARGET_TMPDIR")), listen, arguments).await
+    }
+
+    /// Starts `serve` in a folder, and waits until it listens.
+    pub async fn start_in(scene: &TestEnv, folder: &Path, listen: &str, arguments: &[&str]) -> Self {
         let arguments = [&["serve", "--listen", listen], arguments].concat();
         let plain = scene.command(&arguments);
         let variables = plain.as_std().get_envs().filter_map(|(name, value)| Some((name, value?)));
@@ -56,7 +62,7 @@ impl Service {
         let mut command = tokio::process::Command::new("/usr/bin/env");
         command.arg("--default-signal=HUP").arg(plain.as_std().get_program()).args(&arguments);
         command.env_clear().envs(variables).kill_on_drop(true);
-        command.current_dir(env!("CARGO_TARGET_TMPDIR"));
+        command.current_dir(folder);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::new(Mutex::new(String::new()));

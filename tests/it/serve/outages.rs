@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use super::{Service, add_row, arrives, value};
 use crate::cluster::Cluster;
 use crate::proxy::Network;
-use crate::support::{TestEnv, assert_stays, fault_rules};
+use crate::support::{TestEnv, assert_stays, eventually, fault_rules};
 
 const UP: &str = "elven_sync_up";
 
@@ -83,7 +83,7 @@ async fn an_outage_of_elven_does_not_make_the_service_unready(pool: PgPool) {
 async fn the_service_waits_for_the_schema(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.sql("alter schema elven_sync rename to away").await;
-    let service = Service::start(&scene, &["--every", "1s"]).await;
+    let service = Service::start(&scene, &["--every", "24h"]).await;
     service.logs("the sync tables do not exist").await;
     let unready = service.get("/readyz").await;
     assert!(unready.status == 503 && unready.body.contains("elven-sync migrate"), "{unready:?}");
@@ -127,5 +127,18 @@ async fn a_scrape_does_not_make_a_wrong_schema_ready(pool: PgPool) {
         service.get(path).await;
         assert_eq!(service.get("/readyz").await.status, 503, "after {path}");
     }
+    service.stop().await;
+}
+
+/// A cycle that fails each second does not fill the log.
+#[sqlx::test(migrations = false)]
+async fn the_same_failure_of_a_cycle_is_logged_once(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    scene.sql("alter schema elven_sync rename to away").await;
+    let service = Service::start(&scene, &["--every", "1s"]).await;
+    let failed = "elven_sync_process_cycles_total{outcome=\"failed\"}";
+    let times = async || service.value(failed).await.and_then(|times| times.parse::<i64>().ok());
+    eventually("some cycles fail", async || times().await >= Some(4)).await;
+    assert_eq!(service.log().matches("the sync tables do not exist").count(), 1, "{}", service.log());
     service.stop().await;
 }

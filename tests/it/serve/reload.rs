@@ -128,5 +128,62 @@ async fn files_of_credentials_and_of_the_address_work(pool: PgPool) {
     service.logs("lane failed: acme").await;
     std::fs::write(folder.path().join("ELVEN_API_SECRET"), "secret-2").unwrap();
     arrives(&scene, &service, "a").await;
+    // The connection that works stays in use, whatever is in the file.
+    let (url, path) = (scene.url.clone(), folder.path().join("DATABASE_URL"));
+    for (account, text) in [("b", Some("mysql://u:s3cret@host/x")), ("c", Some("")), ("d", None)] {
+        match text {
+            Some(text) => std::fs::write(&path, text).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        eventually(account, async || service.value(VALID).await.as_deref() == Some("0")).await;
+        eventually("the alert begins", async || scene.text(ALERTS).await == "1").await;
+        add_row(&scene, account).await;
+        arrives(&scene, &service, account).await;
+        std::fs::write(&path, &url).unwrap();
+        eventually(account, async || service.value(VALID).await.as_deref() == Some("1")).await;
+        eventually("the alert ends", async || scene.text(ALERTS).await == "0").await;
+    }
+    let log = service.log();
+    assert!(!log.contains("s3cret") && !log.contains("could not begin"), "{log}");
     service.stop().await;
+}
+
+/// A file that is written anew is empty for a moment, and the defaults may mean another ledger.
+#[sqlx::test(migrations = false)]
+async fn a_configuration_file_that_is_emptied_or_removed_is_a_mistake(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("elven-sync.toml");
+    for is_named in [true, false] {
+        std::fs::write(&file, "[sync]\nbatch_rows = 1\n").unwrap();
+        if is_named {
+            scene.set("ELVEN_SYNC_CONFIG", file.to_str().unwrap());
+        } else {
+            scene.unset("ELVEN_SYNC_CONFIG");
+        }
+        let service = Service::start_in(&scene, folder.path(), "127.0.0.1:0", &["--every", "1h"]).await;
+        service.answers("/readyz", 200).await;
+        for text in [Some(""), Some("# [sync]\n"), None] {
+            match text {
+                Some(text) => std::fs::write(&file, text).unwrap(),
+                None => std::fs::remove_file(&file).unwrap(),
+            }
+            let name = format!("{is_named}{text:?}");
+            add_two(&scene, &name).await;
+            service.signal(Signal::SIGHUP);
+            arrives(&scene, &service, &format!("{name}2")).await;
+            assert_eq!(scene.text(ROWS).await, "1", "{name}: the old configuration is in use");
+            assert_eq!(service.value(VALID).await.as_deref(), Some("0"), "{name}");
+            eventually("the alert begins", async || scene.text(ALERTS).await == "1").await;
+        }
+        assert!(service.log().contains("was in use, and has no settings any more"), "{}", service.log());
+        std::fs::write(&file, "[sync]\nbatch_rows = 2\n").unwrap();
+        add_two(&scene, &format!("{is_named}")).await;
+        service.signal(Signal::SIGHUP);
+        arrives(&scene, &service, &format!("{is_named}2")).await;
+        assert_eq!(scene.text(ROWS).await, "2", "the repaired configuration is in use");
+        eventually("the alert ends", async || scene.text(ALERTS).await == "0").await;
+        service.stop().await;
+    }
 }

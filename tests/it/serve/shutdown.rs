@@ -63,7 +63,7 @@ async fn shutdown_does_not_wait_for_longer_than_the_grace(pool: PgPool) {
     let mut lock = scene.pool.begin().await.unwrap();
     sqlx::query("lock table elven_sync.sync_batches in exclusive mode").execute(&mut *lock).await.unwrap();
     service.signal(Signal::SIGTERM);
-    service.logs("were not finished in time").await;
+    service.logs("the run did not end within 3.1s, because the database or Elven did not answer").await;
     assert_eq!(service.ended().await.0, Some(0));
     lock.rollback().await.unwrap();
     gate.open();
@@ -95,11 +95,25 @@ async fn a_start_with_a_mistake_fails_before_it_listens(pool: PgPool) {
         (2, &["--listen", "localhost"], "--listen"),
         (1, &["--listen", "192.0.2.1:9464"], "serve cannot listen on 192.0.2.1:9464"),
         (1, &["--config", "/nowhere.toml"], "cannot be read"),
+        (1, &["--database-url", "mysql://u:s3cret@host/x"], "DATABASE_URL: "),
+        (1, &["--database-url", "postgres://u:s3cret@host:port/x"], "DATABASE_URL: "),
+        (2, &["--host", "a:9464"], "expected a host name or an IP address"),
+        (2, &["--host", "Elven."], "--host"),
+        (2, &["--host", "http://x"], "--host"),
+        (2, &["--host", ""], "--host"),
+        (2, &["--host", "*"], "--host"),
+        (2, &["--host", "a b"], "--host"),
+        (2, &["--host", "[::1]"], "--host"),
     ] {
         let arguments = [&["serve"], arguments].concat();
         let printed = output_of(&scene, code, &arguments).await;
         assert!(printed.contains(expected) && !printed.contains("serving"), "{arguments:?}: {printed}");
+        assert!(!printed.contains("s3cret"), "{arguments:?}: {printed}");
     }
+    scene.set("ELVEN_SYNC_LEDGER_URL", "mysql://u:s3cret@host/x");
+    let printed = output_of(&scene, 1, &["serve"]).await;
+    assert!(printed.contains("ELVEN_SYNC_LEDGER_URL: ") && !printed.contains("s3cret"), "{printed}");
+    scene.unset("ELVEN_SYNC_LEDGER_URL");
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "0");
     let printed = output_of(&scene, 1, &["serve"]).await;
     assert!(printed.contains("batch_rows = 0") && !printed.contains("serving"), "{printed}");
