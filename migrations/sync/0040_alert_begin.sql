@@ -13,9 +13,7 @@ create function elven_sync.note_set_aside() returns trigger
 as
 $$
 declare
-    near constant bigint := ceil(0.8 * coalesce(
-        (select (f.value ->> 'max_rejections')::bigint from elven_sync.sync_facts f
-          where f.name = 'limits' and f.entity_id is null), 100));
+    near bigint;
     changed record;
     is_open boolean;
     is_begun boolean;
@@ -25,6 +23,12 @@ begin
     if tg_relid <> 'elven_sync.sync_errors'::pg_catalog.regclass then
         raise exception 'note_set_aside() is only for triggers of elven_sync.sync_errors';
     end if;
+    -- Errors are recorded whatever happened to the facts.
+    if pg_catalog.to_regclass('elven_sync.sync_facts') is null then
+        return null;
+    end if;
+    near := ceil(0.8 * coalesce((select (f.value ->> 'max_rejections')::bigint from elven_sync.sync_facts f
+                                  where f.name = 'limits' and f.entity_id is null), 100));
     for changed in
         select entity_id, min(error_id) as first_id, min(first_seen_at) as seen_at,
                count(*) filter (where kind = 'rejected_row' and resolved_at is null) as rejected
