@@ -355,7 +355,7 @@ select 'GuardBroken', 'critical', null, coalesce((f.value ->> 'gap_since')::time
        case when elven_sync.is_bad(f.value) then 'elven-sync attach --dry-run' else 'elven-sync verify' end
   from fact f where f.name = 'guard' and (elven_sync.is_bad(f.value) or f.value ? 'gap_from')
 union all
-select 'GuardBroken', 'warning', null, g.since,
+select 'GuardBroken', 'critical', null, g.since,
        format('runs poll the ledger, the last one on %s, but none has recorded since %s whether each row is stamped',
               elven_sync.utc(g.polled_at), elven_sync.utc(g.since)),
        'elven-sync check --only database'

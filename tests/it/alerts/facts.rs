@@ -345,14 +345,14 @@ async fn guard_that_no_run_records_alerts(pool: PgPool) {
              values ('old', '0', '-', 'succeeded', now() - interval '2 hours', now(), now())",
         )
         .await;
-    assert_eq!(named(&scene).await, ["GuardBroken warning"]);
+    assert_eq!(named(&scene).await, ["GuardBroken critical"]);
     assert_eq!(alert(&scene, "GuardBroken").await.hint, "elven-sync check --only database");
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(named(&scene).await, NONE);
     scene
         .sql("update elven_sync.sync_facts set checked_at = now() - interval '3 hours' where name = 'guard'")
         .await;
-    assert_eq!(named(&scene).await, ["GuardBroken warning"]);
+    assert_eq!(named(&scene).await, ["GuardBroken critical"]);
 }
 
 /// The transaction is the same before and after it is prepared.
