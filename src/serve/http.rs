@@ -57,7 +57,7 @@ async fn response(shared: &Arc<Shared>, request: Request) -> Response {
     let (head, _) = request.into_parts();
     let endpoint = match shared.rules.endpoint(&head) {
         Ok(endpoint) => endpoint,
-        Err(refusal) => return text(refusal.status(), PLAIN, refusal.text().to_owned()),
+        Err(refusal) => return text(refusal.status(), PLAIN, format!("{}\n", refusal.text())),
     };
     match endpoint {
         Endpoint::Healthz => verdict(shared.health.ailment()),

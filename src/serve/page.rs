@@ -57,7 +57,7 @@ fn unavailable(shared: &Shared, refresh_s: Option<u32>) -> Response {
 }
 
 fn refused(refusal: Refusal) -> Response {
-    text(refusal.status(), PLAIN, refusal.text().to_owned())
+    text(refusal.status(), PLAIN, format!("{}\n", refusal.text()))
 }
 
 fn html(status: StatusCode, rendered: askama::Result<String>) -> Response {

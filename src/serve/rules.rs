@@ -53,19 +53,20 @@ impl Refusal {
         }
     }
 
+    /// What is wrong, in a line.
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::Host => {
-                "the request names a host that this server does not know; hint: elven-sync serve --host NAME\n"
+                "the request names a host that this server does not know; hint: elven-sync serve --host NAME"
             }
-            Self::Method => "only GET and HEAD are possible here\n",
+            Self::Method => "only GET and HEAD are possible here",
             Self::Path => {
-                "elven-sync has /, /entities/ID, /status.json, /healthz, /readyz and /metrics here\n"
+                "elven-sync has /, /entities/ID, /status.json, /healthz, /readyz and /metrics here"
             }
-            Self::Refresh => "refresh takes whole seconds from 5 to 3600; hint: /?refresh=30\n",
+            Self::Refresh => "refresh takes whole seconds from 5 to 3600; hint: /?refresh=30",
             Self::PageElsewhere => {
                 "elven-sync has /healthz, /readyz and /metrics here; the page is served on a loopback address, or \
-                 with --page\n"
+                 with --page"
             }
         }
     }
