@@ -60,9 +60,7 @@ impl Refusal {
                 "the request names a host that this server does not know; hint: elven-sync serve --host NAME"
             }
             Self::Method => "only GET and HEAD are possible here",
-            Self::Path => {
-                "elven-sync has /, /entities/ID, /status.json, /healthz, /readyz and /metrics here"
-            }
+            Self::Path => "elven-sync has /, /entities/ID, /status.json, /healthz, /readyz and /metrics here",
             Self::Refresh => "refresh takes whole seconds from 5 to 3600; hint: /?refresh=30",
             Self::PageElsewhere => {
                 "elven-sync has /healthz, /readyz and /metrics here; the page is served on a loopback address, or \
