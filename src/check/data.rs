@@ -7,7 +7,7 @@ use super::finding::{Finding, Outcome, Unmade, named};
 use super::surroundings::{NameLists, Surroundings};
 use crate::align::NameMap;
 use crate::elven::List;
-use crate::journal::{MapHistory, MapKind};
+use crate::journal::{MapHistory, MapKind, UnknownName};
 use crate::ledger::{SAMPLED_ROWS, Sampled};
 use crate::text::{KnownNames, counted_noun, thousands};
 
@@ -20,9 +20,9 @@ const FRACTION_DIGITS_MAX: i64 = 18;
 /// A name of the sample that the API does not list.
 struct Unlisted<'s> {
     entity_id: &'s str,
-    ledger: &'s str,
     sent: String,
     near: Vec<String>,
+    remedy: String,
 }
 
 /// The API knows the accounts.
@@ -54,17 +54,17 @@ async fn names(surroundings: &Surroundings, list: List) -> Outcome {
         return Ok(Finding::ok(format!("the API lists the {} of the newest rows", list.many())));
     };
     let shown = |name: &Unlisted<'_>| {
-        let near = name.near.first().map_or_else(String::new, |near| format!(" (near: `{near}`)"));
+        let near: Vec<String> = name.near.iter().map(|near| format!("`{near}`")).collect();
+        let near = if near.is_empty() { String::new() } else { format!(" (near: {})", near.join(", ")) };
         format!("`{}` of `{}`{near}", name.sent, name.entity_id)
     };
-    let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
     Ok(Finding::warning(
         format!(
             "the API does not list {}: {}; their rows would be set aside",
             counted_noun(count(unlisted.len()), list.one(), list.many()),
             named(unlisted.iter().map(shown))
         ),
-        kind.command(first.entity_id, first.ledger, first.near.first().map(String::as_str)),
+        first.remedy.clone(),
     ))
 }
 
@@ -89,8 +89,9 @@ async fn unlisted<'s>(
             Some((name.as_str(), KnownNames::new(ids.as_ref().ok()?.iter().map(String::as_str))))
         })
         .collect();
+    let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
     let mut unlisted = Vec::new();
-    for (entity_id, ledger) in names.into_iter().filter(|(_, name)| !name.is_empty()) {
+    for &(entity_id, ledger) in names.iter().filter(|(_, name)| !name.is_empty()) {
         let Some(credential) = credentials.get(entity_id) else { continue };
         let (Some(Ok(listed)), Some(near)) = (lists.get(*credential), known.get(credential)) else {
             continue;
@@ -99,8 +100,15 @@ async fn unlisted<'s>(
         let map: &NameMap = if list == List::Accounts { &of_entity.accounts } else { &of_entity.currencies };
         let sent = map.mapped(ledger).unwrap_or(ledger);
         if !listed.contains(sent) {
-            let near = near.near(sent).into_iter().map(str::to_owned).collect();
-            unlisted.push(Unlisted { entity_id, ledger, sent: sent.to_owned(), near });
+            let near: Vec<String> = near.near(sent).into_iter().map(str::to_owned).collect();
+            // A currency is mapped for all entities.
+            let is_of_ledger = |name: &str| {
+                let is_concerned = |of: &str| list == List::Currencies || of == entity_id;
+                names.iter().any(|(of, used)| is_concerned(of) && *used == name)
+            };
+            let unknown = UnknownName { ledger, sent, near: &near, is_of_ledger: &is_of_ledger };
+            let remedy = kind.remedy(entity_id, &unknown).into_words();
+            unlisted.push(Unlisted { entity_id, sent: sent.to_owned(), near, remedy });
         }
     }
     Ok(unlisted)

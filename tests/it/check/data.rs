@@ -35,6 +35,23 @@ async fn names_that_the_api_does_not_know_are_found(pool: PgPool) {
                 &["does not list 1 currency", "(near: `BTC`)", "elven-sync map currency"],
                 "insert into elven_sync.currency_map (entity_id, ledger_currency, currency) values ('*', 'btc', 'BTC')",
             ),
+            // Another asset is named and not proposed.
+            (
+                "data.currencies",
+                "update ledger.balance_snapshots set currency = 'USDTX'",
+                "warning",
+                &["`USDTX` of `acme` (near: `USDT`", "elven-sync map currency 'USDTX' ELVEN_NAME"],
+                "update ledger.balance_snapshots set currency = 'BTC'",
+            ),
+            // The ledger has the right name, too, so that a map would be refused.
+            (
+                "data.accounts",
+                "update ledger.balance_snapshots set entity_account_id = 'A1' where entity_account_id = 'a2';
+                 update ledger.balance_snapshots set entity_account_id = 'a1' where entity_account_id <> 'A1'",
+                "warning",
+                &["`A1` of `acme` (near: `a1`", "correct account `A1` to `a1` in the ledger"],
+                "update ledger.balance_snapshots set entity_account_id = 'a1'",
+            ),
         ],
     )
     .await;
