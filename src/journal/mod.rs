@@ -93,7 +93,7 @@ pub use notifications::{
     record_message, undelivered_message,
 };
 pub use pending::Poll;
-pub use preflight::{EntityFact, FilesValue, JournalFacts, LastRun, RecordedFiles};
+pub use preflight::{AlertCount, EntityFact, FilesValue, JournalFacts, LastRun, RecordedFiles};
 pub use privileges::{MissingGrants, missing_grants};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem, Resolution};

@@ -57,11 +57,32 @@ fn one(check: &Checked, columns: Option<usize>) {
         lines(format_args!("{rest}{more}"));
     }
     if let Some(hint) = hint {
-        line(format_args!("{rest}hint: {hint}"));
+        for (place, part) in parts(hint).iter().enumerate() {
+            line(format_args!("{rest}{}{part}", if place == 0 { "hint: " } else { "  " }));
+        }
     }
     if matches!(status, Status::Warning | Status::Failed) {
         line(format_args!("{rest}see {doc}"));
     }
+}
+
+/// What precedes the grants of a remedy.
+const AS_OWNER: &str = "as the owner: ";
+
+/// The most grants on one line.
+const GRANTS_MAX: usize = 3;
+
+/// Returns the lines of a remedy: one for each of many grants.
+fn parts(hint: &str) -> Vec<String> {
+    let grants: Vec<&str> = hint.strip_prefix(AS_OWNER).map_or_else(Vec::new, |grants| {
+        let grants = grants.trim_end_matches(';').split("; ");
+        grants.collect()
+    });
+    if grants.len() <= GRANTS_MAX || !grants.iter().all(|grant| grant.starts_with("grant ")) {
+        return vec![hint.to_owned()];
+    }
+    let head = std::iter::once(AS_OWNER.trim_end().to_owned());
+    head.chain(grants.iter().map(|grant| format!("{grant};"))).collect()
 }
 
 /// A mark beside the word, to find a line at a glance.
