@@ -114,6 +114,10 @@ async fn unlisted<'s>(
     Ok(unlisted)
 }
 
+fn have(rows: i64) -> &'static str {
+    if rows == 1 { "has" } else { "have" }
+}
+
 fn count(things: usize) -> i64 {
     i64::try_from(things).unwrap_or(i64::MAX)
 }
@@ -131,9 +135,10 @@ pub(super) async fn amounts(surroundings: &Surroundings) -> Outcome {
     Ok(if wrong > 0 {
         Finding::warning(
             format!(
-                "{} of the {} newest rows have a balance that is NULL, NaN or infinite and would be set aside: {}",
+                "{} of the {} newest rows {} a balance that is NULL, NaN or infinite and would be set aside: {}",
                 thousands(wrong),
                 thousands(rows),
+                have(wrong),
                 of(|row| row.not_finite)
             ),
             "correct these rows; elven-sync run --dry-run counts them all",
@@ -141,10 +146,11 @@ pub(super) async fn amounts(surroundings: &Surroundings) -> Outcome {
     } else if beyond > 0 {
         Finding::warning(
             format!(
-                "{} of the {} newest rows have more digits than a double holds: {}; they are sent exactly, but a \
+                "{} of the {} newest rows {} more digits than a double holds: {}; such balances are sent exactly, but a \
                  reader that uses doubles rounds them",
                 thousands(beyond),
                 thousands(rows),
+                have(beyond),
                 of(|row| row.beyond_double)
             ),
             "compare one of these balances at Elven; docs/guarantees.md",
@@ -207,16 +213,19 @@ pub(super) async fn times(surroundings: &Surroundings) -> Outcome {
     Ok(if odd > 0 {
         Finding::warning(
             format!(
-                "{} of the newest rows have a captured_at that is NULL, infinite or before 1970",
-                thousands(odd)
+                "{} of the newest rows {} a captured_at that is NULL, infinite or before 1970",
+                thousands(odd),
+                have(odd)
             ),
             "correct these rows; elven-sync run --dry-run says which would be set aside",
         )
     } else if future > 0 {
         Finding::warning(
             format!(
-                "{} of the newest rows have a captured_at more than a day in the future; they are sent",
-                thousands(future)
+                "{} of the newest rows {} a captured_at more than a day in the future, and {} sent",
+                thousands(future),
+                have(future),
+                if future == 1 { "is" } else { "are" }
             ),
             "check the clock and the time zone of the writer, and [ledger] captured_at_zone",
         )

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use comfy_table::Table;
 use serde_json::{Value, json};
 
-use super::{json_line, keep_whole, line, lines, number, table, when};
+use super::{json_line, keep_whole, line, lines, number, paragraph, table, when};
 use crate::admin::{NameReport, NameStatus, UsedName};
 use crate::elven::{List, ListEntry, SOURCES_PATH};
 use crate::journal::{KnownName, MapKind, Remedy, StoredList, UnknownName};
@@ -216,7 +216,7 @@ fn unused(unused: &[KnownName], list: List) {
     let more = unused.len().saturating_sub(UNUSED_SHOWN_MAX);
     let more =
         if more > 0 { format!(", and {} more (--json)", thousands(number(more))) } else { String::new() };
-    line(format_args!(
+    paragraph(format_args!(
         "not used by the ledger: {}: {}{more}",
         counted(number(unused.len()), list),
         shown.join(", ")

@@ -142,7 +142,7 @@ async fn a_pull_waits_as_long_as_the_api_asks(pool: PgPool) {
     scene.sql("insert into elven_sync.sync_state (entity_id) values ('acme') on conflict do nothing").await;
     scene.sql("update elven_sync.sync_state set not_before = now() + interval '1 hour'").await;
     let text = output_of(&scene, 1, &PULL).await;
-    assert!(text.contains("throttled by the API; retry after 3"), "{text}");
+    assert!(text.contains("rate limited by the API") && text.contains("; not before 20"), "{text}");
     assert_eq!(stub.requests().len(), 4);
 }
 

@@ -75,7 +75,7 @@ async fn amounts_and_times_that_look_wrong_are_found(pool: PgPool) {
                 "data.amounts",
                 "update ledger.balance_snapshots set balance = 'NaN' where entity_account_id = 'a1'",
                 "warning",
-                &["1 of the 3 newest rows", "`a1` BTC of `acme`"],
+                &["1 of the 3 newest rows has a balance", "`a1` BTC of `acme`"],
                 "update ledger.balance_snapshots set balance = 1 where entity_account_id = 'a1'",
             ),
             (
