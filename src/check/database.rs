@@ -161,7 +161,10 @@ pub(super) async fn privileges(surroundings: &Surroundings) -> Outcome {
     let missing = surroundings.grants().await?.ok_or(Unmade::Needs("database.schema"))?;
     if !missing.grants.is_empty() && !missing.may_not_read && !missing.may_write {
         return Ok(Finding::warning(
-            format!("role {} may read the sync tables and not write to them, so it fits monitoring only", server.role),
+            format!(
+                "role {} may read the sync tables and not write to them, so it fits monitoring only",
+                server.role
+            ),
             "the rights of a role that runs: docs/ledgers.md#grant-the-rights",
         ));
     }

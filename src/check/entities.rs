@@ -9,8 +9,8 @@ use super::surroundings::Surroundings;
 use crate::align::{Zone, zone_caution};
 use crate::config::Credential;
 use crate::journal::registering;
-use crate::sync::setting_zone;
 use crate::sync::pending::unregistered as look_for_unregistered;
+use crate::sync::setting_zone;
 use crate::text::{KnownNames, counted_noun, quoted_argument, quoted_option};
 
 /// How far into the future the rules of the database server are compared: this and next year's changes.

@@ -290,7 +290,10 @@ mod tests {
         assert_eq!(found.message, "the outcome of 1 batch is unknown: `acme` (1); the next run sends them");
         assert_eq!(found.hint.as_deref(), Some("elven-sync run"));
         // `on_ambiguous = "hold"`: a run would hold them again.
-        assert_eq!(of_batches(some, none, true).hint.as_deref(), Some("elven-sync errors list --entity 'acme'"));
+        assert_eq!(
+            of_batches(some, none, true).hint.as_deref(),
+            Some("elven-sync errors list --entity 'acme'")
+        );
         let found = of_batches(none, stopped, false);
         assert_eq!(
             found.message,

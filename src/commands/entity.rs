@@ -304,12 +304,7 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
     Ok(SUCCEEDED)
 }
 
-async fn set_paused(
-    settings: &Settings,
-    id: &str,
-    paused: bool,
-    reason: Option<&str>,
-) -> anyhow::Result<u8> {
+async fn set_paused(settings: &Settings, id: &str, paused: bool, reason: Option<&str>) -> anyhow::Result<u8> {
     rebind::check_reason(reason)?;
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;

@@ -40,14 +40,16 @@ impl Source<'_> {
         });
         // If the text is not TOML, the parser's message has a fixed text; otherwise it may repeat a value.
         let is_section = |keys: &[String]| match keys {
-            [key] => DeTable::parse(text)
-                .is_ok_and(|table| matches!(table.get_ref().get(&**key).map(Spanned::get_ref), Some(DeValue::Table(_)))),
+            [key] => DeTable::parse(text).is_ok_and(|table| {
+                matches!(table.get_ref().get(&**key).map(Spanned::get_ref), Some(DeValue::Table(_)))
+            }),
             _ => false,
         };
         let (setting, what) = match &keys {
-            Some(keys) if is_section(keys) => {
-                (format!(": {}", setting(keys)), what(problem).replacen("unknown field", "unknown section", 1))
-            }
+            Some(keys) if is_section(keys) => (
+                format!(": {}", setting(keys)),
+                what(problem).replacen("unknown field", "unknown section", 1),
+            ),
             Some(keys) => (format!(": {}", setting(keys)), what(problem)),
             None if DeTable::parse(text).is_err() => (String::new(), problem.message().to_owned()),
             None => (String::new(), what(problem)),

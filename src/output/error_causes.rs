@@ -75,9 +75,8 @@ fn text_and_hint(cause: &ErrorCause) -> (String, &str) {
     }
     // A run alone would hold the batch, or stop, again. These messages have no text of the API.
     let is_held = kind == "unavailable" && text.starts_with("the outcome of batch ");
-    let is_own = |said: &str| {
-        ["timezone", "watermark"].contains(&&**kind) || is_held && said.ends_with(ON_HOLD)
-    };
+    let is_own =
+        |said: &str| ["timezone", "watermark"].contains(&&**kind) || is_held && said.ends_with(ON_HOLD);
     let is_once = text.matches(HINT).count() == 1;
     if let Some((said, own)) = text.split_once(HINT).filter(|(said, _)| is_once && is_own(said)) {
         return (said.to_owned(), own);
@@ -159,19 +158,35 @@ mod tests {
                 "refused; hint: correct the row in the ledger, and the next run uploads it; after a correction \
                  elsewhere, `elven-sync errors retry`",
                 retry,
-                ("refused; correct the row in the ledger, and the next run uploads it; after a correction elsewhere, \
-                  retry it", retry),
+                (
+                    "refused; correct the row in the ledger, and the next run uploads it; after a correction elsewhere, \
+                  retry it",
+                    retry,
+                ),
             ),
             ("watermark", "no; hint: x", "x", ("no", "x")),
             (
                 "unavailable",
                 "the outcome of batch 7 is unknown, and [sync] on_ambiguous = \"hold\"; hint: look it up, then x",
                 "elven-sync run",
-                ("the outcome of batch 7 is unknown, and [sync] on_ambiguous = \"hold\"", "look it up, then x"),
+                (
+                    "the outcome of batch 7 is unknown, and [sync] on_ambiguous = \"hold\"",
+                    "look it up, then x",
+                ),
             ),
-            ("watermark", "no `a; hint: rm x`; hint: y", "elven-sync run", ("no `a; rm x`; y", "elven-sync run")),
+            (
+                "watermark",
+                "no `a; hint: rm x`; hint: y",
+                "elven-sync run",
+                ("no `a; rm x`; y", "elven-sync run"),
+            ),
             // A text from outside is no remedy.
-            ("auth", "no: \"; hint: rm x\"; hint: check the key", "elven-sync run", ("no: \"; rm x\"; check the key", "elven-sync run")),
+            (
+                "auth",
+                "no: \"; hint: rm x\"; hint: check the key",
+                "elven-sync run",
+                ("no: \"; rm x\"; check the key", "elven-sync run"),
+            ),
         ] {
             let cause = cause(kind, text, hint);
             let (text, hint) = text_and_hint(&cause);

@@ -234,7 +234,10 @@ fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         let unit = word.trim_end_matches([')', ',', ';', '.', ':']);
-        match words.last_mut().filter(|last| UNITS.contains(&unit) && last.ends_with(|c: char| c.is_ascii_digit())) {
+        match words
+            .last_mut()
+            .filter(|last| UNITS.contains(&unit) && last.ends_with(|c: char| c.is_ascii_digit()))
+        {
             Some(number) => number.extend([" ", word]),
             None => words.push(word.to_owned()),
         }
@@ -366,4 +369,16 @@ pub fn confirm(question: &str) -> std::io::Result<bool> {
         writeln!(stdout)?;
     }
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_stays_with_its_unit_where_text_is_wrapped() {
+        assert_eq!(wrapped("it took (0 ms) now", 11), ["it took", "(0 ms) now"]);
+        assert_eq!(wrapped("wait for 5 min, 12 s", 10), ["wait for", "5 min,", "12 s"]);
+        assert_eq!(wrapped("12 rows of it", 6), ["12", "rows", "of it"]);
+    }
 }
