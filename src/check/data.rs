@@ -7,7 +7,7 @@ use super::finding::{Finding, Outcome, Unmade, named};
 use super::surroundings::{NameLists, Surroundings};
 use crate::align::NameMap;
 use crate::elven::List;
-use crate::journal::{MapHistory, MapKind};
+use crate::journal::{MapHistory, MapKind, UnknownName};
 use crate::ledger::{SAMPLED_ROWS, Sampled};
 use crate::text::{KnownNames, counted_noun, thousands};
 
@@ -20,9 +20,9 @@ const FRACTION_DIGITS_MAX: i64 = 18;
 /// A name of the sample that the API does not list.
 struct Unlisted<'s> {
     entity_id: &'s str,
-    ledger: &'s str,
     sent: String,
     near: Vec<String>,
+    remedy: String,
 }
 
 /// The API knows the accounts.
@@ -54,17 +54,17 @@ async fn names(surroundings: &Surroundings, list: List) -> Outcome {
         return Ok(Finding::ok(format!("the API lists the {} of the newest rows", list.many())));
     };
     let shown = |name: &Unlisted<'_>| {
-        let near = name.near.first().map_or_else(String::new, |near| format!(" (near: `{near}`)"));
+        let near: Vec<String> = name.near.iter().map(|near| format!("`{near}`")).collect();
+        let near = if near.is_empty() { String::new() } else { format!(" (near: {})", near.join(", ")) };
         format!("`{}` of `{}`{near}", name.sent, name.entity_id)
     };
-    let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
     Ok(Finding::warning(
         format!(
             "the API does not list {}: {}; their rows would be set aside",
             counted_noun(count(unlisted.len()), list.one(), list.many()),
             named(unlisted.iter().map(shown))
         ),
-        kind.command(first.entity_id, first.ledger, first.near.first().map(String::as_str)),
+        first.remedy.clone(),
     ))
 }
 
@@ -89,8 +89,9 @@ async fn unlisted<'s>(
             Some((name.as_str(), KnownNames::new(ids.as_ref().ok()?.iter().map(String::as_str))))
         })
         .collect();
+    let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
     let mut unlisted = Vec::new();
-    for (entity_id, ledger) in names.into_iter().filter(|(_, name)| !name.is_empty()) {
+    for &(entity_id, ledger) in names.iter().filter(|(_, name)| !name.is_empty()) {
         let Some(credential) = credentials.get(entity_id) else { continue };
         let (Some(Ok(listed)), Some(near)) = (lists.get(*credential), known.get(credential)) else {
             continue;
@@ -99,11 +100,22 @@ async fn unlisted<'s>(
         let map: &NameMap = if list == List::Accounts { &of_entity.accounts } else { &of_entity.currencies };
         let sent = map.mapped(ledger).unwrap_or(ledger);
         if !listed.contains(sent) {
-            let near = near.near(sent).into_iter().map(str::to_owned).collect();
-            unlisted.push(Unlisted { entity_id, ledger, sent: sent.to_owned(), near });
+            let near: Vec<String> = near.near(sent).into_iter().map(str::to_owned).collect();
+            // A currency is mapped for all entities.
+            let is_of_ledger = |name: &str| {
+                let is_concerned = |of: &str| list == List::Currencies || of == entity_id;
+                names.iter().any(|(of, used)| is_concerned(of) && *used == name)
+            };
+            let unknown = UnknownName { ledger, sent, near: &near, is_of_ledger: &is_of_ledger };
+            let remedy = kind.remedy(entity_id, &unknown).into_words();
+            unlisted.push(Unlisted { entity_id, sent: sent.to_owned(), near, remedy });
         }
     }
     Ok(unlisted)
+}
+
+fn have(rows: i64) -> &'static str {
+    if rows == 1 { "has" } else { "have" }
 }
 
 fn count(things: usize) -> i64 {
@@ -123,9 +135,10 @@ pub(super) async fn amounts(surroundings: &Surroundings) -> Outcome {
     Ok(if wrong > 0 {
         Finding::warning(
             format!(
-                "{} of the {} newest rows have a balance that is NULL, NaN or infinite and would be set aside: {}",
+                "{} of the {} newest rows {} a balance that is NULL, NaN or infinite and would be set aside: {}",
                 thousands(wrong),
                 thousands(rows),
+                have(wrong),
                 of(|row| row.not_finite)
             ),
             "correct these rows; elven-sync run --dry-run counts them all",
@@ -133,10 +146,11 @@ pub(super) async fn amounts(surroundings: &Surroundings) -> Outcome {
     } else if beyond > 0 {
         Finding::warning(
             format!(
-                "{} of the {} newest rows have more digits than a double holds: {}; they are sent exactly, but a \
+                "{} of the {} newest rows {} more digits than a double holds: {}; such balances are sent exactly, but a \
                  reader that uses doubles rounds them",
                 thousands(beyond),
                 thousands(rows),
+                have(beyond),
                 of(|row| row.beyond_double)
             ),
             "compare one of these balances at Elven; docs/guarantees.md",
@@ -199,16 +213,19 @@ pub(super) async fn times(surroundings: &Surroundings) -> Outcome {
     Ok(if odd > 0 {
         Finding::warning(
             format!(
-                "{} of the newest rows have a captured_at that is NULL, infinite or before 1970",
-                thousands(odd)
+                "{} of the newest rows {} a captured_at that is NULL, infinite or before 1970",
+                thousands(odd),
+                have(odd)
             ),
             "correct these rows; elven-sync run --dry-run says which would be set aside",
         )
     } else if future > 0 {
         Finding::warning(
             format!(
-                "{} of the newest rows have a captured_at more than a day in the future; they are sent",
-                thousands(future)
+                "{} of the newest rows {} a captured_at more than a day in the future, and {} sent",
+                thousands(future),
+                have(future),
+                if future == 1 { "is" } else { "are" }
             ),
             "check the clock and the time zone of the writer, and [ledger] captured_at_zone",
         )

@@ -159,6 +159,15 @@ pub(super) async fn timeline(surroundings: &Surroundings) -> Outcome {
 pub(super) async fn privileges(surroundings: &Surroundings) -> Outcome {
     let server = surroundings.server().await?;
     let missing = surroundings.grants().await?.ok_or(Unmade::Needs("database.schema"))?;
+    if !missing.grants.is_empty() && !missing.may_not_read && !missing.may_write {
+        return Ok(Finding::warning(
+            format!(
+                "role {} may read the sync tables and not write to them, so it fits monitoring only",
+                server.role
+            ),
+            "the rights of a role that runs: docs/ledgers.md#grant-the-rights",
+        ));
+    }
     let missing = &missing.grants;
     Ok(if missing.is_empty() {
         let more = if server.is_superuser {

@@ -10,7 +10,8 @@ use crate::align::{Zone, zone_caution};
 use crate::config::Credential;
 use crate::journal::registering;
 use crate::sync::pending::unregistered as look_for_unregistered;
-use crate::text::{KnownNames, counted_noun, quoted_argument, quoted_option, quoted_sql};
+use crate::sync::setting_zone;
+use crate::text::{KnownNames, counted_noun, quoted_argument, quoted_option};
 
 /// How far into the future the rules of the database server are compared: this and next year's changes.
 const COMPARED_DAYS: u64 = 731;
@@ -88,10 +89,9 @@ pub(super) async fn zones(surroundings: &Surroundings) -> Outcome {
     let mut cautions = BTreeSet::new();
     for entity in entities {
         if let Err(problem) = settings.zones.get(&entity.timezone) {
-            let id = quoted_sql(&entity.entity_id);
             return Ok(Finding::failed(
                 format!("entity `{}`: {problem}", entity.entity_id),
-                format!("update elven_sync.entities set timezone = 'ZONE' where entity_id = {id};"),
+                setting_zone(&entity.entity_id),
             ));
         }
         cautions.extend(zone_caution(&entity.timezone));

@@ -2,7 +2,8 @@
 
 use super::finding::{Finding, Outcome, Status, Unmade, age, named, size as size_text};
 use super::surroundings::Surroundings;
-use crate::journal::EntityFact;
+use crate::config::OnAmbiguous;
+use crate::journal::{AlertCount, EntityFact};
 use crate::sync::watermark_check::check_watermark;
 use crate::text::{counted_noun, quoted_option};
 
@@ -70,20 +71,44 @@ pub(super) async fn passes(surroundings: &Surroundings) -> Outcome {
 
 /// No batch is without an answer.
 pub(super) async fn batches(surroundings: &Surroundings) -> Outcome {
-    let unanswered: Vec<&EntityFact> = surroundings.journal().await?.unanswered.iter().collect();
-    Ok(if unanswered.is_empty() {
-        Finding::ok("each batch has an answer")
-    } else {
-        let batches: i64 = unanswered.iter().map(|fact| fact.value).sum();
-        Finding::warning(
-            format!(
-                "the outcome of {} is unknown: {}",
-                counted_noun(batches, "batch", "batches"),
-                entities(&unanswered, |fact| fact.value.to_string())
-            ),
-            "elven-sync run, which sends them again",
+    let facts = surroundings.journal().await?;
+    let holds = surroundings.settings()?.sync.on_ambiguous == OnAmbiguous::Hold;
+    Ok(of_batches(&facts.unanswered, &facts.announced, holds))
+}
+
+/// `holds`: a batch of unknown outcome waits for a decision of a person.
+fn of_batches(unanswered: &[EntityFact], announced: &[EntityFact], holds: bool) -> Finding {
+    let shown = |facts: &[EntityFact]| {
+        let batches = facts.iter().map(|fact| fact.value).sum();
+        let facts: Vec<&EntityFact> = facts.iter().collect();
+        (
+            counted_noun(batches, "batch", "batches"),
+            entities(&facts, |fact| fact.value.to_string()),
+            if batches == 1 { "is" } else { "are" },
         )
-    })
+    };
+    let mut found = Vec::new();
+    if !unanswered.is_empty() {
+        let (batches, entities, _) = shown(unanswered);
+        found.push(format!("the outcome of {batches} is unknown: {entities}"));
+    }
+    if !announced.is_empty() {
+        let (batches, entities, are) = shown(announced);
+        found.push(format!("{batches} {are} announced, and no worker is at them: {entities}"));
+    }
+    let stopped = unanswered.iter().chain(announced).find(|fact| fact.about.is_some());
+    let (what, hint) = match stopped.or(unanswered.first().filter(|_| holds)) {
+        // A run stops again, or holds them again.
+        Some(fact) => (
+            "they are sent when the entity continues",
+            format!("elven-sync errors list {}", quoted_option("--entity", &fact.entity_id)),
+        ),
+        None => ("the next run sends them", "elven-sync run".to_owned()),
+    };
+    if found.is_empty() {
+        return Finding::ok("each batch has an answer");
+    }
+    Finding::warning(format!("{}; {what}", found.join("; ")), hint)
 }
 
 /// No lease expired without being released.
@@ -204,6 +229,24 @@ fn ended(status: &str) -> String {
     }
 }
 
+/// No alert holds, as the view `alerts` has them for the monitoring.
+pub(super) async fn alerts(surroundings: &Surroundings) -> Outcome {
+    let alerts = &surroundings.journal().await?.alerts;
+    let Some(first) = alerts.first() else { return Ok(Finding::ok("no alert holds")) };
+    let shown = |alert: &AlertCount| match alert.alerts {
+        1 => format!("{} ({})", alert.name, alert.severity),
+        count => format!("{} ({}, {count} times)", alert.name, alert.severity),
+    };
+    let names: Vec<String> = alerts.iter().map(shown).collect();
+    let message = format!("alerts hold: {}", names.join(", "));
+    let hint = "select * from elven_sync.alerts;";
+    Ok(if first.severity == "critical" {
+        Finding::failed(message, hint)
+    } else {
+        Finding::warning(message, hint)
+    })
+}
+
 /// `verify` was run lately, where it was run at all.
 pub(super) async fn verify(surroundings: &Surroundings) -> Outcome {
     let Some(verified_s) = surroundings.journal().await?.verified_s else {
@@ -236,6 +279,30 @@ fn of_size(bytes: i64, largest: Option<&str>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn batches_without_an_answer_are_told_from_those_without_an_outcome() {
+        let fact = |about: Option<&str>| {
+            [EntityFact { entity_id: "acme".to_owned(), value: 1, about: about.map(str::to_owned) }]
+        };
+        let [none, some, stopped] = [&[][..], &fact(None), &fact(Some("no more rows are set aside"))];
+        let found = of_batches(some, none, false);
+        assert_eq!(found.message, "the outcome of 1 batch is unknown: `acme` (1); the next run sends them");
+        assert_eq!(found.hint.as_deref(), Some("elven-sync run"));
+        // `on_ambiguous = "hold"`: a run would hold them again.
+        assert_eq!(
+            of_batches(some, none, true).hint.as_deref(),
+            Some("elven-sync errors list --entity 'acme'")
+        );
+        let found = of_batches(none, stopped, false);
+        assert_eq!(
+            found.message,
+            "1 batch is announced, and no worker is at them: `acme` (1); they are sent when the entity continues"
+        );
+        assert_eq!(found.hint.as_deref(), Some("elven-sync errors list --entity 'acme'"));
+        assert_eq!(of_batches(none, some, true).hint.as_deref(), Some("elven-sync run"));
+        assert_eq!(of_batches(none, none, true).status, Status::Ok);
+    }
 
     #[test]
     fn sync_tables_that_are_large_are_found() {

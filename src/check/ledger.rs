@@ -13,6 +13,9 @@ const WRITER_MAX_S: i64 = 3600;
 /// The same for a prepared transaction, which stays open until somebody ends it.
 const PREPARED_MAX_S: i64 = 600;
 
+/// The most open transactions that are judged.
+const WRITERS_MAX: u16 = 1000;
+
 /// The table exists, with the columns and types that it needs.
 pub(super) async fn table(surroundings: &Surroundings) -> Outcome {
     Ok(match surroundings.opened().await? {
@@ -160,29 +163,61 @@ pub(super) async fn stamps(surroundings: &Surroundings) -> Outcome {
 
 /// No transaction that has written to the ledger stays open for long.
 pub(super) async fn writers(surroundings: &Surroundings) -> Outcome {
-    let Some(writer) = surroundings.permitted().await?.oldest_writer().await? else {
-        return Ok(Finding::ok("no open transaction has written to the ledger"));
-    };
-    Ok(of_writer(&writer, Utc::now()))
+    let writers = surroundings.permitted().await?.writers(WRITERS_MAX).await?;
+    Ok(of_writers(&writers, &surroundings.server().await?.role, Utc::now()))
 }
 
-fn of_writer(writer: &Writer, now: DateTime<Utc>) -> Finding {
-    let open_s = writer.since.map(|since| (now - since).num_seconds());
-    let shown = open_s.map_or_else(|| "an unknown time".to_owned(), |seconds| age(seconds.max(0)));
-    let found =
-        format!("transaction {} has written to the ledger and is open for {shown}", writer.transaction);
-    let limit = if writer.prepared_as.is_some() { PREPARED_MAX_S } else { WRITER_MAX_S };
-    if open_s.is_none_or(|seconds| seconds < limit) {
-        return Finding::ok(format!("{found}; its rows are uploaded after it commits"));
-    }
-    let hint = match (&writer.prepared_as, writer.pid) {
-        (Some(name), _) => {
-            format!("commit prepared {0}; or rollback prepared {0};", quoted_sql(name))
-        }
-        (None, Some(pid)) => format!("select * from pg_stat_activity where pid = {pid};"),
-        (None, None) => "select * from pg_prepared_xacts;".to_owned(),
+/// All writers are judged: an older session may hide a prepared transaction that is open for too long.
+fn of_writers(writers: &[Writer], role: &str, now: DateTime<Utc>) -> Finding {
+    let open_s = |writer: &Writer| writer.since.map(|since| (now - since).num_seconds().max(0));
+    let is_late = |writer: &&Writer| {
+        let limit = if writer.prepared_as.is_some() { PREPARED_MAX_S } else { WRITER_MAX_S };
+        open_s(writer).is_some_and(|seconds| seconds >= limit)
     };
-    Finding::warning(format!("{found}; until it ends, its rows are not uploaded"), hint)
+    let late: Vec<&Writer> = writers.iter().filter(is_late).collect();
+    let unseen = writers.iter().find(|writer| writer.since.is_none());
+    let found = |writer: &Writer, shown: &str| {
+        format!("transaction {} has written to the ledger and is {shown}", writer.transaction)
+    };
+    match (late.first(), unseen, writers.first()) {
+        (Some(first), ..) => of_late_writer(first, late.len() - 1, open_s(first).unwrap_or_default()),
+        (None, Some(unseen), _) => Finding {
+            status: Status::Skipped,
+            message: format!(
+                "{}; role {role} may not see for how long",
+                found(unseen, "open; its rows are uploaded after it commits")
+            ),
+            hint: Some(format!("as a superuser: grant pg_monitor to {};", quote_identifier(role))),
+        },
+        (None, None, Some(oldest)) => {
+            let shown = format!("open for {}", age(open_s(oldest).unwrap_or_default()));
+            Finding::ok(format!("{}; its rows are uploaded after it commits", found(oldest, &shown)))
+        }
+        (None, None, None) => Finding::ok("no open transaction has written to the ledger"),
+    }
+}
+
+fn of_late_writer(writer: &Writer, more: usize, open_s: i64) -> Finding {
+    let more = if more == 0 { String::new() } else { format!(", and {more} more are open for long") };
+    let (transaction, open) = (&writer.transaction, age(open_s));
+    let (is_open, until, hint) = match (&writer.prepared_as, writer.pid) {
+        (Some(name), _) => (
+            "is prepared",
+            "until it is ended with commit prepared or rollback prepared",
+            format!("select * from pg_prepared_xacts where gid = {};", quoted_sql(name)),
+        ),
+        (None, Some(pid)) => {
+            ("is open", "until it ends", format!("select * from pg_stat_activity where pid = {pid};"))
+        }
+        (None, None) => ("is open", "until it ends", "select * from pg_prepared_xacts;".to_owned()),
+    };
+    Finding::warning(
+        format!(
+            "transaction {transaction} has written to the ledger and {is_open} for {open}{more}; {until}, its rows are \
+             not uploaded"
+        ),
+        hint,
+    )
 }
 
 /// Which publications carry the ledger and the sync tables.
@@ -221,18 +256,27 @@ mod tests {
             state: None,
             since: Some(now - TimeDelta::minutes(minutes)),
         };
-        assert_eq!(of_writer(&writer(Some(5), None, 59), now).status, Status::Ok);
-        assert_eq!(of_writer(&writer(None, Some("p"), 9), now).status, Status::Ok);
-        let session = of_writer(&writer(Some(5), None, 90), now);
+        let of = |writers: &[Writer]| of_writers(writers, "monitor", now);
+        assert_eq!(of(&[]).status, Status::Ok);
+        assert_eq!(of(&[writer(Some(5), None, 59)]).status, Status::Ok);
+        assert_eq!(of(&[writer(None, Some("p"), 9)]).status, Status::Ok);
+        let session = of(&[writer(Some(5), None, 90)]);
         assert_eq!(session.status, Status::Warning);
         assert!(
-            session.message.contains("open for 90 min; until it ends, its rows are not uploaded"),
+            session.message.contains("is open for 90 min; until it ends, its rows are not uploaded"),
             "{session:?}"
         );
         assert_eq!(session.hint.unwrap(), "select * from pg_stat_activity where pid = 5;");
-        let prepared = of_writer(&writer(None, Some("it's"), 11), now);
-        assert_eq!(prepared.hint.unwrap(), "commit prepared 'it''s'; or rollback prepared 'it''s';");
-        let unseen = Writer { since: None, ..writer(Some(5), None, 0) };
-        assert_eq!(of_writer(&unseen, now).status, Status::Ok);
+        // An older session, whose limit is longer, does not hide a prepared transaction.
+        let prepared = of(&[writer(Some(5), None, 30), writer(None, Some("it's"), 11)]);
+        assert!(prepared.message.contains("is prepared for 11 min; until"), "{prepared:?}");
+        assert_eq!(prepared.hint.unwrap(), "select * from pg_prepared_xacts where gid = 'it''s';");
+        let two = of(&[writer(Some(5), None, 90), writer(None, Some("p"), 11)]);
+        assert!(two.message.contains("open for 90 min, and 1 more are open for long"), "{two:?}");
+        // Without pg_monitor, the age is not known.
+        let unseen = of(&[Writer { since: None, ..writer(Some(5), None, 0) }, writer(Some(6), None, 1)]);
+        assert_eq!(unseen.status, Status::Skipped);
+        assert_eq!(unseen.hint.as_deref(), Some("as a superuser: grant pg_monitor to \"monitor\";"));
+        assert!(unseen.message.ends_with("role monitor may not see for how long"), "{unseen:?}");
     }
 }

@@ -64,7 +64,8 @@ pub async fn check(
     let mut checks: Vec<Checked> = Vec::new();
     let mut found = Found::default();
     let deadline = Instant::now() + ALL_MAX;
-    for check in CHECKS.iter().filter(|check| only.is_empty() || only.contains(&check.category)) {
+    let is_wanted = |check: &&Check| only.is_empty() || only.contains(&check.category);
+    for check in CHECKS.iter().filter(is_wanted) {
         let begun = Instant::now();
         let outcome = match found.stopped {
             Some((category, by)) if category == check.category => Err(Unmade::Needs(by)),
@@ -74,21 +75,53 @@ pub async fn check(
             }
             _ => make(check, &surroundings, deadline - begun).await,
         };
-        let Finding { status, message, hint } = found.take(check, outcome, &surroundings);
-        let checked = Checked {
-            id: check.id,
-            category: check.category,
-            status,
-            message,
-            hint,
-            doc: doc_of(check.id),
-            elapsed: begun.elapsed(),
-        };
+        for failed in prerequisites(&outcome, &is_wanted, &checks, &surroundings, deadline).await {
+            known(&failed);
+            checks.push(failed);
+        }
+        let finding = found.take(check, outcome, &surroundings);
+        let checked = reported(check, finding, begun);
         known(&checked);
         checks.push(checked);
     }
     surroundings.close().await;
     Report { checks, is_blocked: !found.is_some_made }
+}
+
+fn reported(check: &Check, finding: Finding, begun: Instant) -> Checked {
+    let Finding { status, message, hint } = finding;
+    let (id, category) = (check.id, check.category);
+    Checked { id, category, status, message, hint, doc: doc_of(id), elapsed: begun.elapsed() }
+}
+
+/// Makes the checks of other categories that keep a check from being made, so that the reason is reported with it.
+/// Returns those that are not reported yet, the first cause first.
+async fn prerequisites(
+    outcome: &Outcome,
+    is_wanted: &impl Fn(&&Check) -> bool,
+    reported_already: &[Checked],
+    surroundings: &Surroundings,
+    deadline: Instant,
+) -> Vec<Checked> {
+    let mut failed: Vec<Checked> = Vec::new();
+    let mut needed = needs(outcome);
+    while let Some(check) = needed.and_then(|id| CHECKS.iter().find(|check| check.id == id)) {
+        let is_known = reported_already.iter().chain(&failed).any(|known| known.id == check.id);
+        if is_known || is_wanted(&check) {
+            break;
+        }
+        let begun = Instant::now();
+        let outcome = make(check, surroundings, deadline.saturating_duration_since(begun)).await;
+        needed = needs(&outcome);
+        let finding = Found::default().take(check, outcome, surroundings);
+        failed.push(reported(check, finding, begun));
+    }
+    failed.reverse();
+    failed
+}
+
+fn needs(outcome: &Outcome) -> Option<&'static str> {
+    if let Err(Unmade::Needs(id)) = outcome { Some(id) } else { None }
 }
 
 async fn make(check: &Check, surroundings: &Surroundings, left: Duration) -> Outcome {

@@ -85,6 +85,7 @@ pub(super) const CHECKS: &[Check] = &[
     check(Journal, "journal.leases", |s| journal::leases(s).boxed()),
     check(Journal, "journal.errors", |s| journal::errors(s).boxed()),
     check(Journal, "journal.failing", |s| journal::failing(s).boxed()),
+    check(Journal, "journal.alerts", |s| journal::alerts(s).boxed()),
     check(Journal, "journal.last_run", |s| journal::last_run(s).boxed()),
     check(Journal, "journal.verify", |s| journal::verify(s).boxed()),
     check(Journal, "journal.size", |s| journal::size(s).boxed()),

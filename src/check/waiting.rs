@@ -50,7 +50,7 @@ impl Surroundings {
         );
         let last = behind.as_ref().unwrap_or(&blocker);
         let hint = match last.pid {
-            0 => "select * from pg_prepared_xacts; then commit prepared or rollback prepared".to_owned(),
+            0 => "select * from pg_prepared_xacts;".to_owned(),
             pid => format!(
                 "wait for the end of that transaction, or end it: select pg_terminate_backend({pid});"
             ),
@@ -79,7 +79,7 @@ impl Surroundings {
 
 fn shown(session: &Blocker) -> String {
     match (session.pid, session.about.as_str()) {
-        (0, _) => "a prepared transaction".to_owned(),
+        (0, _) => "a prepared transaction (end it with commit prepared or rollback prepared)".to_owned(),
         (pid, "") => format!("pid {pid}"),
         (pid, about) => format!("pid {pid} ({about})"),
     }

@@ -23,7 +23,7 @@ pub(super) async fn run(options: Options, flags: &Flags, environment: Environmen
     } else {
         let mut lines = output::check::Lines::default();
         let report = check(flags, environment, &options.only, |checked| lines.print(checked)).await;
-        output::check::end(&report);
+        lines.end(&report);
         report
     };
     if report.is_blocked {

@@ -12,8 +12,8 @@ use crate::sync::{self, Worker};
 
 /// Parses a duration such as `90d` or `1h 30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let wanted: humantime_serde::Serde<Duration> =
-        serde_json::from_value(text.into()).map_err(|problem| problem.to_string())?;
+    let wanted: humantime_serde::Serde<Duration> = serde_json::from_value(text.into())
+        .map_err(|problem| format!("{problem}, e.g. 60s, 5m or 1h 30m"))?;
     Ok(wanted.into_inner())
 }
 

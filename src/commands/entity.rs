@@ -12,7 +12,7 @@ use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
 use crate::sync;
-use crate::text::{counted_noun, duration_text, quoted_argument, quoted_sql, thousands};
+use crate::text::{counted_noun, duration_text, quoted_argument, quoted_option, thousands};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -52,11 +52,17 @@ pub(super) enum Command {
     Pause {
         /// Entity
         id: String,
+        /// Reason, recorded in `sync_actions`
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
     /// Continue a paused entity where it stopped
     Resume {
         /// Entity
         id: String,
+        /// Reason, recorded in `sync_actions`
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
     /// Move an entity's watermark back, so that the next run uploads the rows after it again
     Rewind {
@@ -99,8 +105,8 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
         }
         Command::List { json } => list(settings, json).await,
         Command::Set(options) => entity_set::run(settings, options).await,
-        Command::Pause { id } => set_paused(settings, &id, true).await,
-        Command::Resume { id } => set_paused(settings, &id, false).await,
+        Command::Pause { id, reason } => set_paused(settings, &id, true, reason.as_deref()).await,
+        Command::Resume { id, reason } => set_paused(settings, &id, false, reason.as_deref()).await,
         Command::Rewind { id, to, reason, yes } => {
             rebind::check_reason(reason.as_deref())?;
             rewind(settings, &id, &to, reason.as_deref(), yes).await
@@ -179,11 +185,10 @@ async fn note_shared_credential(database: &Database, added: &Entity) -> anyhow::
         let others = if more == 0 { String::new() } else { format!(" and {} more", thousands(more)) };
         output::line(format_args!(
             "note: credential `{}` is also that of entity `{}`{others}, but a key belongs to one entity at Elven; \
-             hint: add [credentials.NAME] to the configuration, then update elven_sync.entities set credential = \
-             'NAME' where entity_id = {}",
+             hint: add [credentials.NAME] to the configuration, then {}",
             added.credential,
             other.entity_id,
-            quoted_sql(&added.entity_id)
+            sync::setting_credential(&added.entity_id)
         ));
     }
     Ok(())
@@ -206,11 +211,14 @@ async fn already_registered(
     }
     if (&known.timezone, &known.credential) != (&entity.timezone, &entity.credential) {
         bail!(
-            "entity `{}` is already registered with time zone {} and credential `{}`; nothing was changed; hint: \
-             update its row in elven_sync.entities; records that were uploaded before stay as they are",
+            "entity `{}` is already registered with time zone {} and credential `{}`; nothing was changed, and records \
+             that were uploaded before would stay as they are; hint: elven-sync entity set {} {} {}",
             known.entity_id,
             known.timezone,
-            known.credential
+            known.credential,
+            quoted_option("--timezone", &entity.timezone),
+            quoted_option("--credential", &entity.credential),
+            quoted_argument(&known.entity_id)
         );
     }
     if registering.other_freshness && known.freshness_s != entity.freshness_s {
@@ -296,10 +304,11 @@ async fn list(settings: &Settings, as_json: bool) -> anyhow::Result<u8> {
     Ok(SUCCEEDED)
 }
 
-async fn set_paused(settings: &Settings, id: &str, paused: bool) -> anyhow::Result<u8> {
+async fn set_paused(settings: &Settings, id: &str, paused: bool, reason: Option<&str>) -> anyhow::Result<u8> {
+    rebind::check_reason(reason)?;
     let database = connect_migrated(settings).await?;
     journal::refuse_standby(&database).await?;
-    if !Entity::set_paused(&database, id, paused).await? {
+    if !Entity::set_paused(&database, id, paused, reason).await? {
         registered(&database, id).await?;
     }
     output::line(format_args!(

@@ -1,5 +1,6 @@
 //! `serve`: the connector as a service.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -8,6 +9,9 @@ use super::exit_code::SUCCEEDED;
 use super::signals::signals_of_service;
 use crate::config::{Flags, Settings};
 use crate::serve;
+
+/// The port where none is given.
+const DEFAULT_PORT: u16 = 9464;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -48,10 +52,16 @@ pub(super) async fn run(options: Options, flags: Flags, settings: Settings) -> a
     serve::check(&settings)?;
     let signals = signals_of_service()?;
     let listener = serve::listen(listen).map_err(|problem| {
-        anyhow::anyhow!(
-            "serve cannot listen on {listen}: {problem}; hint: elven-sync serve --listen {}",
-            SocketAddr::new(listen.ip(), 0)
-        )
+        // A fixed port, since the monitoring has to find it.
+        let hint = if problem.kind() == ErrorKind::AddrInUse {
+            let other = listen.port().checked_add(1).unwrap_or(DEFAULT_PORT);
+            let other = SocketAddr::new(listen.ip(), other);
+            let port = listen.port();
+            format!("`ss -ltnp 'sport = :{port}'` shows the process that has it; or elven-sync serve --listen {other}")
+        } else {
+            format!("elven-sync serve --listen 127.0.0.1:{DEFAULT_PORT}")
+        };
+        anyhow::anyhow!("serve cannot listen on {listen}: {problem}; hint: {hint}")
     })?;
     serve::serve(serve::Options { every, hosts, page, flags, settings }, listener, signals).await?;
     Ok(SUCCEEDED)

@@ -39,7 +39,17 @@ impl Source<'_> {
             keys_at(table.get_ref(), offset)
         });
         // If the text is not TOML, the parser's message has a fixed text; otherwise it may repeat a value.
+        let is_section = |keys: &[String]| match keys {
+            [key] => DeTable::parse(text).is_ok_and(|table| {
+                matches!(table.get_ref().get(&**key).map(Spanned::get_ref), Some(DeValue::Table(_)))
+            }),
+            _ => false,
+        };
         let (setting, what) = match &keys {
+            Some(keys) if is_section(keys) => (
+                format!(": {}", setting(keys)),
+                what(problem).replacen("unknown field", "unknown section", 1),
+            ),
             Some(keys) => (format!(": {}", setting(keys)), what(problem)),
             None if DeTable::parse(text).is_err() => (String::new(), problem.message().to_owned()),
             None => (String::new(), what(problem)),
@@ -172,6 +182,7 @@ mod tests {
             ("[credentials.acme]\nkey_env = [\"SECRET\"]\n", "line 2: [credentials.acme] key_env: "),
             ("[credentials.acme]\nkey_env = {a = \"SECRET\"}\n", "line 2: [credentials.acme] key_env: "),
             ("secret = \"SECRET\"\n", "line 1: [secret]: unknown field"),
+            ("[notifi]\nurl = \"SECRET\"\n", "line 1: [notifi]: unknown section"),
             ("[sync]\non_ambiguous = \"SECRET\"\n", "line 2: [sync] on_ambiguous: "),
             ("[sync]\non_ambiguous = \"SECRET, expected SECRET\"\n", "line 2: [sync] on_ambiguous: "),
             ("[sync]\nlease = \"SECRET\"\n", "line 2: [sync] lease: "),

@@ -8,6 +8,7 @@ use serde::Serialize;
 use sqlx::PgExecutor;
 
 use super::JournalError;
+use super::storable_text::storable_one;
 use crate::database::Database;
 use crate::text::{known_names, most_similar, quoted, quoted_argument};
 
@@ -153,22 +154,31 @@ impl Entity {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Pauses or resumes an entity. Returns `false` if it is not registered.
+    /// Pauses or resumes an entity, and records the reason with the action. Returns `false` if nothing has changed.
     pub async fn set_paused(
         database: &Database,
         entity_id: &str,
         paused: bool,
+        reason: Option<&str>,
     ) -> Result<bool, JournalError> {
-        let done = database
-            .execute(|| {
-                sqlx::query!(
-                    "update elven_sync.entities set paused = $2 where entity_id = $1",
-                    entity_id,
-                    paused
-                )
-            })
-            .await?;
-        Ok(done.rows_affected() == 1)
+        let set_paused = async || {
+            let mut transaction = database.begin().await?;
+            let set = "update elven_sync.entities set paused = $2 where entity_id = $1 and paused <> $2";
+            let set = sqlx::query(set).bind(entity_id).bind(paused).execute(&mut transaction).await?;
+            let is_changed = set.rows_affected() == 1;
+            let reason = storable_one(&mut transaction, reason).await?;
+            if let Some(reason) = reason.filter(|_| is_changed) {
+                // The trigger has recorded the action; the row of the entity is locked, so it is the newest one.
+                let explain = "
+                    update elven_sync.sync_actions set reason = $2
+                     where action_id = (select max(action_id) from elven_sync.sync_actions
+                                         where entity_id = $1 and action in ('entity_pause', 'entity_resume'))";
+                sqlx::query(explain).bind(entity_id).bind(reason).execute(&mut transaction).await?;
+            }
+            transaction.commit().await?;
+            Ok(is_changed)
+        };
+        Ok(database.retry(set_paused).await.map_err(|problem: sqlx::Error| problem)?)
     }
 }
 

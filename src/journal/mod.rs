@@ -36,6 +36,7 @@ mod leases;
 pub mod metrics;
 mod migrate;
 mod name_maps;
+mod name_remedy;
 mod notifications;
 mod passes;
 mod pending;
@@ -86,12 +87,13 @@ pub use lease::Lease;
 pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
 pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, publications};
 pub use name_maps::{ALL_ENTITIES, MapEntry, MapHistory, MapKind, Mapped};
+pub use name_remedy::{Remedy, UnknownName};
 pub use notifications::{
     Alert, AlertsNow, ClaimedMessage, MessageKind, Notification, Told, claim_message, keep_subjects,
     record_message, undelivered_message,
 };
 pub use pending::Poll;
-pub use preflight::{EntityFact, FilesValue, JournalFacts, LastRun, RecordedFiles};
+pub use preflight::{AlertCount, EntityFact, FilesValue, JournalFacts, LastRun, RecordedFiles};
 pub use privileges::{MissingGrants, missing_grants};
 pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem, Resolution};

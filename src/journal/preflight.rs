@@ -52,13 +52,27 @@ pub struct FilesValue {
     pub before: Option<Box<FilesValue>>,
 }
 
+/// The alerts of one name and severity.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct AlertCount {
+    /// Their name.
+    pub name: String,
+    /// Their severity: `critical` or `warning`.
+    pub severity: String,
+    /// Their number.
+    pub alerts: i64,
+}
+
 /// Facts about the journal.
 #[derive(Clone, Debug, Deserialize)]
 pub struct JournalFacts {
     /// Entities with an open pass that no worker works on, with the age of the pass.
     pub open_passes: Vec<EntityFact>,
-    /// Entities with batches of unknown outcome, or in flight without a worker, with their number.
+    /// Entities with batches of unknown outcome and no worker, with their number; and the last error of an entity that
+    /// fails.
     pub unanswered: Vec<EntityFact>,
+    /// Entities with batches that were announced and have no outcome, in the same way.
+    pub announced: Vec<EntityFact>,
     /// Entities whose lease expired and was not released, with the seconds since then and its owner.
     pub expired_leases: Vec<EntityFact>,
     /// Entities with rows that the API refused and that are open, with their number.
@@ -78,6 +92,8 @@ pub struct JournalFacts {
     pub last_run: Option<LastRun>,
     /// The seconds since the last `verify` that is recorded.
     pub verified_s: Option<i64>,
+    /// The alerts that hold, the critical ones first.
+    pub alerts: Vec<AlertCount>,
     /// The tables of the ledger and their files. `None`: no run has recorded them.
     pub files: Option<RecordedFiles>,
     /// The timeline of the server, as the last run recorded it. `None`: no run has recorded it.
@@ -96,10 +112,11 @@ const FACTS: &str = "
         select 'open_passes', l.entity_id, extract(epoch from clock_timestamp() - p.started_at)::bigint, null
           from live l join elven_sync.sync_passes p on p.pass_id = l.pass_id where not l.is_leased
          union all
-        select 'unanswered', b.entity_id, count(*), null
+        select case b.status when 'unknown' then 'unanswered' else 'announced' end, b.entity_id, count(*),
+               max(case when l.consecutive_failures > 0 then l.last_error end)
           from elven_sync.sync_batches b join live l using (entity_id)
          where elven_sync.is_open(b.status, b.row_count) and b.status in ('sending', 'unknown') and not l.is_leased
-         group by b.entity_id
+         group by b.status, b.entity_id
          union all
         select 'expired_leases', entity_id, extract(epoch from clock_timestamp() - lease_expires_at)::bigint,
                lease_owner
@@ -134,6 +151,9 @@ const FACTS: &str = "
              order by r.run_id desc limit 1),
         'verified_s', (select extract(epoch from clock_timestamp() - max(f.checked_at))::bigint
                          from elven_sync.sync_facts f where f.name = 'verify'),
+        'alerts', coalesce((
+            select json_agg(a order by a.severity <> 'critical', a.name)
+              from (select name, severity, count(*) as alerts from elven_sync.alerts group by 1, 2) a), '[]'),
         'files', (select json_build_object('value', f.value,
                              'since_s', extract(epoch from clock_timestamp() - f.since)::bigint)
                     from elven_sync.sync_facts f
@@ -144,8 +164,8 @@ const FACTS: &str = "
         'largest', (select relname from tables order by bytes desc limit 1))::text";
 
 /// The lists of facts about entities.
-const LISTS: [&str; 6] =
-    ["open_passes", "unanswered", "expired_leases", "rejections", "failing", "last_success"];
+const LISTS: [&str; 7] =
+    ["open_passes", "unanswered", "announced", "expired_leases", "rejections", "failing", "last_success"];
 
 /// The most entities of a list.
 const LISTED_MAX: usize = 1000;

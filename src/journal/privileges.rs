@@ -14,6 +14,8 @@ pub struct MissingGrants {
     pub grants: Vec<String>,
     /// Without some of them, the role cannot read.
     pub may_not_read: bool,
+    /// The role may write to some sync table, as no role of a monitoring does.
+    pub may_write: bool,
 }
 
 /// Returns what the role lacks. `None`: the schema does not exist.
@@ -48,5 +50,10 @@ pub async fn missing_grants(database: &Database) -> Result<Option<MissingGrants>
     let missing: Vec<(String, bool)> = database.retry(read).await?;
     let may_not_read = missing.iter().any(|(_, is_for_reading)| *is_for_reading);
     let grants = missing.into_iter().map(|(grant, _)| grant).collect();
-    Ok(Some(MissingGrants { grants, may_not_read }))
+    let may_write = "
+        select exists (select from pg_catalog.pg_class c
+                        where c.relnamespace = 'elven_sync'::regnamespace and c.relkind in ('r', 'p')
+                          and pg_catalog.has_table_privilege(c.oid, 'insert, update, delete'))";
+    let may_write = database.retry(|| sqlx::query_scalar(may_write).fetch_one(database)).await?;
+    Ok(Some(MissingGrants { grants, may_not_read, may_write }))
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use sqlx::AssertSqlSafe;
 
 use super::beneath::BENEATH;
-use super::open_transactions::OLDEST;
+use super::open_transactions::WRITERS;
 use super::{Ledger, LedgerError, Writer, quote_literal};
 use crate::database::TIMELINE;
 
@@ -34,7 +34,7 @@ impl Ledger {
         let sql = format!(
             "with recursive {BENEATH},
              tables as ({TABLES}),
-             writer as ({OLDEST})
+             writer as ({WRITERS} limit 1)
              select pg_catalog.json_build_object(
                  'tables', (select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
                                        'table', t.table, 'oid', t.oid, 'file', t.file) order by t.table, t.oid), '[]')

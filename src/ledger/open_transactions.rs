@@ -26,17 +26,21 @@ pub struct Writer {
     pub since: Option<DateTime<Utc>>,
 }
 
-/// Returns the oldest open transaction that has written to the table. It is found by its locks, which every role may
-/// see; `pg_stat_activity` shows other sessions in full only to members of `pg_monitor`.
+/// Returns the oldest open transaction that has written to the table.
 pub(super) async fn oldest(database: &Database, table: &str) -> Result<Option<Writer>, sqlx::Error> {
-    let sql = format!("with recursive {BENEATH} {OLDEST}");
-    database
-        .retry(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_optional(database))
-        .await
+    Ok(writers(database, table, 1).await?.into_iter().next())
 }
 
-/// SQL for the oldest open transaction that has written to one of the tables in `beneath`.
-pub(super) const OLDEST: &str = "
+/// Returns the open transactions that have written to the table, the oldest first, and at most so many. They are found
+/// by their locks, which every role may see; `pg_stat_activity` shows other sessions in full only to members of
+/// `pg_monitor`.
+pub(super) async fn writers(database: &Database, table: &str, max: u16) -> Result<Vec<Writer>, sqlx::Error> {
+    let sql = format!("with recursive {BENEATH} {WRITERS} limit {max}");
+    database.retry(|| sqlx::query_as(sqlx::AssertSqlSafe(sql.clone())).bind(table).fetch_all(database)).await
+}
+
+/// SQL for the open transactions that have written to one of the tables in `beneath`, the oldest first.
+pub(super) const WRITERS: &str = "
          select x.transactionid::text as transaction, x.pid, p.gid as prepared_as,
                 coalesce(a.usename, p.owner)::text as user_name, nullif(a.application_name, '') as application_name,
                 a.state, coalesce(a.xact_start, p.prepared) as since
@@ -50,4 +54,4 @@ pub(super) const OLDEST: &str = "
                      where l.relation in (select oid from beneath) and l.granted
                        and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
                        'AccessExclusiveLock'))
-          order by pg_catalog.age(x.transactionid) desc limit 1";
+          order by pg_catalog.age(x.transactionid) desc";

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::AssertSqlSafe;
 
-use super::open_transactions::oldest;
+use super::open_transactions::{oldest, writers};
 use super::unreadable::Parts;
 use super::{Ledger, LedgerError, Progress, Unreadables, Writer};
 use crate::watermark::Snapshot;
@@ -110,6 +110,11 @@ impl Ledger {
     /// do not wait for it.
     pub async fn oldest_writer(&self) -> Result<Option<Writer>, LedgerError> {
         Ok(oldest(&self.primary, self.table.name()).await?)
+    }
+
+    /// Returns the open transactions that have written to the ledger, the oldest first, and at most so many.
+    pub async fn writers(&self, max: u16) -> Result<Vec<Writer>, LedgerError> {
+        Ok(writers(&self.primary, self.table.name(), max).await?)
     }
 }
 

@@ -33,11 +33,7 @@ pub(super) fn foreseen(foreseen: &Foreseen) {
             unknown.ledger_name,
             unknown.entity_id,
             counted_noun(unknown.records, "record", "records"),
-            unknown.kind.command(
-                &unknown.entity_id,
-                &unknown.ledger_name,
-                unknown.near.first().map(String::as_str)
-            )
+            unknown.remedy
         ));
     }
     more(unknown_names.len(), "unknown to Elven", "name", "names");

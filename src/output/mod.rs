@@ -103,10 +103,21 @@ pub fn not_written(problem: std::io::Error) -> anyhow::Error {
 
 /// Reports on stderr, once, why a command failed.
 pub fn error(problem: &anyhow::Error) {
-    if IS_JSON.load(Ordering::Relaxed) {
-        return tracing::error!("{}", chain(problem.as_ref()));
+    let mut said = chain(problem.as_ref());
+    if is_denied(problem) && !said.contains("; hint: ") {
+        said.push_str("; hint: use a role that has the right: docs/ledgers.md#grant-the-rights");
     }
-    let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", escaped(&chain(problem.as_ref())));
+    if IS_JSON.load(Ordering::Relaxed) {
+        return tracing::error!("{said}");
+    }
+    let _ = writeln!(std::io::stderr().lock(), "elven-sync: {}", escaped(&said));
+}
+
+/// Whether the database server denied a permission (`insufficient_privilege`).
+fn is_denied(problem: &anyhow::Error) -> bool {
+    problem.chain().filter_map(|cause| cause.downcast_ref::<sqlx::Error>()).any(|cause| {
+        cause.as_database_error().is_some_and(|refused| refused.code().as_deref() == Some("42501"))
+    })
 }
 
 /// How much is logged, and in which form.
@@ -203,11 +214,35 @@ fn terminal_columns() -> Option<u16> {
     stdout.is_terminal().then(|| width.unwrap_or(TERMINAL_COLUMNS))
 }
 
+/// Units that stay with their number where text is wrapped.
+const UNITS: [&str; 9] = ["ms", "s", "min", "h", "days", "bytes", "KiB", "MiB", "GiB"];
+
+/// Writes a paragraph to stdout, wrapped on a terminal.
+fn paragraph(text: impl std::fmt::Display) {
+    let text = escaped(&text.to_string());
+    match terminal_columns() {
+        Some(columns) => wrapped(&text, usize::from(columns).max(20)).into_iter().for_each(lines),
+        None => lines(text),
+    }
+}
+
 /// Wraps text at blanks into lines of at most this width, within a word only where the word is longer. The text has to
 /// be [`escaped`].
 fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
+    // A number stays with its unit.
+    let mut words: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
+        let unit = word.trim_end_matches([')', ',', ';', '.', ':']);
+        match words
+            .last_mut()
+            .filter(|last| UNITS.contains(&unit) && last.ends_with(|c: char| c.is_ascii_digit()))
+        {
+            Some(number) => number.extend([" ", word]),
+            None => words.push(word.to_owned()),
+        }
+    }
+    for word in words {
         let mut word: Vec<char> = word.chars().collect();
         let last = lines.last_mut().map(|line| (line.chars().count(), line));
         if let Some((length, line)) = last
@@ -334,4 +369,16 @@ pub fn confirm(question: &str) -> std::io::Result<bool> {
         writeln!(stdout)?;
     }
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_stays_with_its_unit_where_text_is_wrapped() {
+        assert_eq!(wrapped("it took (0 ms) now", 11), ["it took", "(0 ms) now"]);
+        assert_eq!(wrapped("wait for 5 min, 12 s", 10), ["wait for", "5 min,", "12 s"]);
+        assert_eq!(wrapped("12 rows of it", 6), ["12", "rows", "of it"]);
+    }
 }

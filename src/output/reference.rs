@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use comfy_table::Table;
 use serde_json::{Value, json};
 
-use super::{json_line, keep_whole, line, lines, number, table, when};
+use super::{json_line, keep_whole, line, lines, number, paragraph, table, when};
 use crate::admin::{NameReport, NameStatus, UsedName};
 use crate::elven::{List, ListEntry, SOURCES_PATH};
-use crate::journal::{KnownName, MapKind, StoredList};
+use crate::journal::{KnownName, MapKind, Remedy, StoredList, UnknownName};
 use crate::sync::{FailureSubject, ListedSources, PullFailure, PulledList, setting_source};
 use crate::text::{counted_noun, thousands};
 
@@ -159,13 +159,14 @@ fn in_total(report: &NameReport, list: List) {
         )),
     }
     if compared > 0 {
-        commands(&unknown, list);
+        commands(&unknown, &report.used, list);
     }
 }
 
 /// Prints the commands that map names; of many the first ones.
-fn commands(unknown: &[&UsedName], list: List) {
-    let mut commands: Vec<String> = unknown.iter().filter_map(|used| command(used, list)).collect();
+fn commands(unknown: &[&UsedName], all: &[UsedName], list: List) {
+    let remedies = unknown.iter().filter_map(|used| remedy(used, all, list));
+    let mut commands: Vec<String> = remedies.map(Remedy::into_words).collect();
     // A currency is mapped for all entities.
     let mut seen = BTreeSet::new();
     commands.retain(|command| seen.insert(command.clone()));
@@ -178,15 +179,25 @@ fn commands(unknown: &[&UsedName], list: List) {
     }
 }
 
-/// The command that maps an unknown name: to the nearest known one, or to a placeholder.
-fn command(used: &UsedName, list: List) -> Option<String> {
+/// The remedy for an unknown name. `all`: the names of the ledger.
+fn remedy(used: &UsedName, all: &[UsedName], list: List) -> Option<Remedy> {
     // A blank name cannot be mapped: a run sets the rows aside.
     if used.name.trim().is_empty() {
         return None;
     }
-    let near = if let NameStatus::Unknown(near) = &used.status { near.first() } else { None };
+    let NameStatus::Unknown(near) = &used.status else { return None };
+    // A currency is mapped for all entities. A name that is mapped to another one is not sent as itself.
+    let is_of_ledger = |name: &str| {
+        all.iter().any(|other| {
+            other.name == name
+                && (list == List::Currencies || other.entity_id == used.entity_id)
+                && other.mapped_to.as_ref().is_none_or(|elven| elven == name)
+        })
+    };
     let kind = if list == List::Accounts { MapKind::Account } else { MapKind::Currency };
-    Some(kind.command(&used.entity_id, &used.name, near.map(String::as_str)))
+    let sent = used.mapped_to.as_ref().unwrap_or(&used.name);
+    let unknown = UnknownName { ledger: &used.name, sent, near, is_of_ledger: &is_of_ledger };
+    Some(kind.remedy(&used.entity_id, &unknown))
 }
 
 /// Prints the names that the API knows and the ledger does not use; of many names the first ones.
@@ -205,7 +216,7 @@ fn unused(unused: &[KnownName], list: List) {
     let more = unused.len().saturating_sub(UNUSED_SHOWN_MAX);
     let more =
         if more > 0 { format!(", and {} more (--json)", thousands(number(more))) } else { String::new() };
-    line(format_args!(
+    paragraph(format_args!(
         "not used by the ledger: {}: {}{more}",
         counted(number(unused.len()), list),
         shown.join(", ")
@@ -223,7 +234,7 @@ fn names_json(report: &NameReport, list: List, used: &[&UsedName], unused: &[Kno
             NameStatus::Unknown(near) => (Some(false), None, &near[..]),
             NameStatus::NoList => (None, None, &[][..]),
         };
-        let command = (known == Some(false)).then(|| command(used, list)).flatten();
+        let command = remedy(used, &report.used, list).and_then(Remedy::command);
         json!({"entity_id": used.entity_id, id: used.name, "rows": used.rows, "known": known, "name": name,
                "near": near,
                "mapped_to": used.mapped_to, "command": command})

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{json_line, line, lines, table};
+use super::{json_line, line, lines, paragraph, table};
 use crate::admin::{PruneReport, PrunedEntity};
 use crate::audit::{EntityProof, Finding, FindingGroup};
 use crate::text::thousands;
@@ -68,8 +68,8 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
     for entity in entities {
         findings(entity);
     }
-    line(format_args!("proven: {proven}."));
-    line(format_args!("not proven: {not_proven}."));
+    paragraph(format_args!("proven: {proven}."));
+    paragraph(format_args!("not proven: {not_proven}."));
 }
 
 /// Prints the findings of an entity by kind: of a few each in full, of many the first one, and the batches and rows of

@@ -142,12 +142,12 @@ fn log(report: &RunReport) {
     for note in &report.notes {
         tracing::info!(target: "elven_sync::serve", "note: {note}");
     }
-    let failures: Vec<String> = report.entities.iter().filter_map(EntityReport::failure).collect();
+    let failures: Vec<String> = report.entities.iter().filter_map(EntityReport::failure_to_log).collect();
     for failure in failures.iter().take(FAILURES_MAX) {
-        tracing::warn!("lane failed: {failure}");
+        tracing::warn!("{failure}");
     }
     if let Some(more) = failures.len().checked_sub(FAILURES_MAX).filter(|more| *more > 0) {
-        tracing::warn!("lane failed: {more} more entities; hint: elven-sync status");
+        tracing::warn!("{more} more entities failed; hint: elven-sync status");
     }
     if report.status != RunStatus::Succeeded || report.did_something() {
         tracing::info!(target: "elven_sync::serve", "{summary}");

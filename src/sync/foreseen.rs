@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde::Serialize;
 
 use crate::batch::Batch;
-use crate::journal::{Entity, KnownName, MapKind};
+use crate::journal::{Entity, KnownName, MapKind, UnknownName};
 use crate::text::KnownNames;
 
 /// The most reasons that are kept apart for an entity. Rows for further reasons are counted together.
@@ -53,6 +53,9 @@ pub struct ForeseenName {
     pub records: i64,
     /// Known names that are near.
     pub near: Vec<String>,
+    /// The remedy, for people.
+    #[serde(skip)]
+    pub remedy: String,
 }
 
 impl Foreseen {
@@ -73,6 +76,8 @@ pub(super) struct Foresight {
     reasons: BTreeMap<(String, Option<String>), (i64, String)>,
     /// By entity, kind, and name in the ledger: the name that would be sent, and the number of records.
     names: BTreeMap<(String, MapKind, String), (String, i64)>,
+    /// The names of the ledger that the API lists, by entity, for each kind.
+    used: [HashMap<String, HashSet<String>>; 2],
     found: Foreseen,
 }
 
@@ -115,13 +120,16 @@ impl Foresight {
             self.reasons.entry(key).or_insert_with(|| (0, row.id.to_string())).0 += 1;
         }
         let Some(credential) = self.credentials.get(entity_id) else { return };
-        for &place in &batch.records {
-            let [ledger, sent] = [batch.ledger_names(place), batch.sent_names(place)];
-            for (kind, lists) in KINDS.into_iter().zip(&self.lists) {
-                let of = usize::from(kind == MapKind::Currency);
-                if lists.get(credential).is_some_and(|known| !known.contains(sent[of])) {
-                    let key = (entity_id.to_owned(), kind, ledger[of].to_owned());
-                    self.names.entry(key).or_insert_with(|| (sent[of].to_owned(), 0)).1 += 1;
+        for (of, (kind, lists)) in KINDS.into_iter().zip(&self.lists).enumerate() {
+            let Some(known) = lists.get(credential) else { continue };
+            let used = self.used[of].entry(entity_id.to_owned()).or_default();
+            for &place in &batch.records {
+                let (ledger, sent) = (batch.ledger_names(place)[of], batch.sent_names(place)[of]);
+                if !known.contains(sent) {
+                    let key = (entity_id.to_owned(), kind, ledger.to_owned());
+                    self.names.entry(key).or_insert_with(|| (sent.to_owned(), 0)).1 += 1;
+                } else if ledger == sent && !used.contains(sent) {
+                    used.insert(sent.to_owned());
                 }
             }
         }
@@ -129,7 +137,7 @@ impl Foresight {
 
     /// Returns what was found.
     pub(super) fn end(self) -> Foreseen {
-        let Self { lists, credentials, reasons, names, mut found } = self;
+        let Self { lists, credentials, reasons, names, used, mut found } = self;
         let reason = |((entity_id, reason), (rows, example_ledger_id))| ForeseenReason {
             entity_id,
             reason,
@@ -138,7 +146,7 @@ impl Foresight {
         };
         found.set_aside = reasons.into_iter().map(reason).collect();
         found.set_aside.sort_by_key(|reason| (reason.reason.is_none(), std::cmp::Reverse(reason.rows)));
-        for (kind, lists) in KINDS.into_iter().zip(&lists) {
+        for ((kind, lists), used) in KINDS.into_iter().zip(&lists).zip(&used) {
             let near: HashMap<&String, KnownNames<'_>> = lists
                 .iter()
                 .map(|(credential, names)| (credential, KnownNames::new(names.iter().map(String::as_str))))
@@ -149,13 +157,22 @@ impl Foresight {
                 }
                 let known = credentials.get(entity_id).and_then(|credential| near.get(credential));
                 let near = known.map_or_else(Vec::new, |known| known.near(name));
+                let near: Vec<String> = near.into_iter().map(str::to_owned).collect();
+                // A currency is mapped for all entities.
+                let is_concerned = |of: &String| kind == MapKind::Currency || of == entity_id;
+                let is_of_ledger =
+                    |name: &str| used.iter().any(|(of, used)| is_concerned(of) && used.contains(name));
+                let unknown =
+                    UnknownName { ledger: ledger_name, sent: name, near: &near, is_of_ledger: &is_of_ledger };
+                let remedy = kind.remedy(entity_id, &unknown).into_words();
                 found.unknown_names.push(ForeseenName {
                     entity_id: entity_id.clone(),
                     kind,
                     ledger_name: ledger_name.clone(),
                     name: name.clone(),
                     records: *records,
-                    near: near.into_iter().map(str::to_owned).collect(),
+                    near,
+                    remedy,
                 });
             }
         }

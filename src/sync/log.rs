@@ -47,8 +47,8 @@ pub(super) fn run_finished(status: RunStatus, counters: &Counters, since: Instan
 
 /// Logs the failures of lanes whose run ends without a summary.
 pub(super) fn failures_without_summary(reports: &[EntityReport]) {
-    for failure in reports.iter().filter_map(EntityReport::failure) {
-        tracing::warn!("lane failed: {failure}");
+    for failure in reports.iter().filter_map(EntityReport::failure_to_log) {
+        tracing::warn!("{failure}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 
 use crate::batch::Batch;
@@ -25,8 +26,11 @@ pub(super) struct OutcomeMessage {
     of_row: String,
 }
 
+/// A smaller difference of the clocks is not named, in seconds.
+const SKEW_SHOWN_MIN_S: i64 = 2;
+
 /// The message for a batch that was announced and not sent because its lane had to stop.
-pub(super) const NOT_SENT: &str = "not sent, because the lane stopped first; the next run sends it";
+pub(super) const NOT_SENT: &str = "not sent, because the entity stopped first; the next run sends it";
 
 /// The message for a batch that was split before it was sent.
 pub(super) const SPLIT_BY_NAME: &str =
@@ -121,7 +125,9 @@ pub(super) fn of(
             )
         },
         ResponseClass::Unauthorized(reason, ahead) => {
-            let clock = ahead.map_or_else(String::new, |ahead| {
+            // A `Date` has whole seconds.
+            let is_skew = |ahead: &TimeDelta| ahead.num_seconds().abs() >= SKEW_SHOWN_MIN_S;
+            let clock = ahead.filter(is_skew).map_or_else(String::new, |ahead| {
                 format!("; the API's clock is {} s ahead of the signature", ahead.num_seconds())
             });
             OutcomeMessage {
@@ -142,8 +148,8 @@ pub(super) fn of(
             Kind::Throttled,
             "rejected",
             wait.map_or_else(
-                || format!("throttled by the API ({status}); the next run sends the batch again"),
-                come_later,
+                || format!("{}; the next run sends the batch again", rate_limited(&status)),
+                |pause| format!("{}; {}", rate_limited(&status), not_before(pause)),
             ),
         ),
         ResponseClass::NotSent(reason) => {
@@ -209,9 +215,21 @@ pub(super) fn unreachable(reason: &str) -> String {
     format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network")
 }
 
-/// The message for a pause that the API asked for.
+/// The message for a request that the API asked to send later. `status`: `HTTP 429`.
+pub(super) fn rate_limited(status: &str) -> String {
+    format!("rate limited by the API ({status})")
+}
+
+/// The message for a pause that the API asked for. It is stored, so it names the end and not the length.
 pub(super) fn come_later(pause: Duration) -> String {
-    format!("throttled by the API; retry after {} s", pause.as_secs().max(1))
+    format!("rate limited by the API; {}", not_before(pause))
+}
+
+/// The end of a pause, in words.
+pub(super) fn not_before(pause: Duration) -> String {
+    let pause = TimeDelta::from_std(pause).unwrap_or(TimeDelta::MAX);
+    let end = Utc::now().checked_add_signed(pause).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    format!("not before {}", end.format("%Y-%m-%d %H:%M:%SZ"))
 }
 
 /// The message for a fenced lane: a request whose answer was lost may still arrive within this time.

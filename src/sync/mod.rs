@@ -47,7 +47,7 @@ pub use foreseen::{Foreseen, ForeseenName, ForeseenReason};
 pub use lane_worker::{LaneWorker, Stop, Target};
 pub use probe::{ApiProbe, ProbeOutcome, probe_api, read_names};
 pub use progress::{EntityProgress, Progress as RowsDone};
-pub use record_rules::{record_form, setting_source};
+pub use record_rules::{record_form, setting_credential, setting_source, setting_zone};
 pub use reference::{FailureSubject, ListedSources, PullFailure, PulledList, list_sources, pull_reference};
 pub use report::{Ended, EntityReport, RunReport};
 pub use retry::Retried;

@@ -11,7 +11,7 @@ use super::decisions::naming::{Name, Standing, shows_unknown};
 use super::messages::OutcomeMessage;
 use crate::batch::Batch;
 use crate::elven::List;
-use crate::journal::{HeldRows, Kind, MapKind};
+use crate::journal::{HeldRows, Kind, MapKind, UnknownName};
 use crate::text::KnownNames;
 use crate::watermark::LedgerId;
 
@@ -41,7 +41,9 @@ pub(super) struct NamesOfRun(Mutex<State>);
 struct State {
     /// Hashes of the accepted names, because there may be as many accounts as rows.
     accepted: HashSet<u64, FixedState>,
-    unknown: BTreeMap<Name, UnknownName>,
+    /// Hashes of the names of refused batches.
+    refused: HashSet<u64, FixedState>,
+    unknown: BTreeMap<Name, Unknown>,
     /// Names of held rows that are sent again: the API refused them before, so that a list is not enough.
     doubted: BTreeSet<Name>,
     /// The refused records of names in doubt that were sent alone.
@@ -50,11 +52,11 @@ struct State {
 
 /// A name that the API does not know.
 #[derive(Debug)]
-struct UnknownName {
+struct Unknown {
     /// What is unknown, with near names.
     what: String,
-    /// The nearest known name.
-    nearest: Option<String>,
+    /// Known names that are near.
+    near: Vec<String>,
     is_listed: bool,
     /// What the API said.
     said: String,
@@ -81,7 +83,7 @@ fn hash(list: List, id: &str) -> u64 {
 
 impl State {
     /// Returns the name of a record that was refused in this run: its account, or else its currency.
-    fn unknown_of(&self, account: &str, currency: &str) -> Option<(&Name, &UnknownName)> {
+    fn unknown_of(&self, account: &str, currency: &str) -> Option<(&Name, &Unknown)> {
         let names = [(List::Accounts, account), (List::Currencies, currency)];
         let find = |(list, id)| self.unknown.iter().find(|(name, _)| name.list == list && name.id == id);
         names.into_iter().find_map(find)
@@ -108,6 +110,14 @@ impl NamesOfRun {
                 }
             }
             last = (account, currency);
+        }
+    }
+
+    /// Notes the names of a refused batch: rows of the ledger are sent with them.
+    pub(super) fn note_refused(&self, batch: &Batch) {
+        let mut state = self.state();
+        for [account, currency] in batch.names() {
+            state.refused.extend([hash(List::Accounts, account), hash(List::Currencies, currency)]);
         }
     }
 
@@ -174,11 +184,10 @@ impl NamesOfRun {
         http_status: Option<i32>,
     ) {
         let near = lists.near(&name);
-        let nearest = near.first().cloned();
         let is_listed = lists.of(name.list).is_some_and(|listed| listed.contains(&name.id));
-        let near: Vec<String> = near.iter().map(|near| format!("`{near}`")).collect();
-        let near = if near.is_empty() { String::new() } else { format!(" (near: {})", near.join(", ")) };
-        let what = format!("the API does not know the {} `{}`{near}", name.list.one(), name.id);
+        let shown: Vec<String> = near.iter().map(|near| format!("`{near}`")).collect();
+        let shown = if near.is_empty() { String::new() } else { format!(" (near: {})", shown.join(", ")) };
+        let what = format!("the API does not know the {} `{}`{shown}", name.list.one(), name.id);
         let (said, api_code) = outcome.said();
         let mut state = self.state();
         let earlier = state.singles.remove(&name).unwrap_or_default();
@@ -186,7 +195,7 @@ impl NamesOfRun {
             return;
         }
         tracing::warn!("{what}; its rows are held until it is known");
-        let unknown = UnknownName { what, nearest, is_listed, said, api_code, http_status, earlier };
+        let unknown = Unknown { what, near, is_listed, said, api_code, http_status, earlier };
         state.unknown.insert(name, unknown);
     }
 
@@ -208,8 +217,9 @@ impl NamesOfRun {
             }
         }
         let record = batch.records.first().map(|row| batch.record(*row));
+        let State { accepted, refused, unknown: unknown_names, .. } = &mut *state;
         let held = rows.into_iter().map(|(name, (mut ids, in_ledger))| {
-            let unknown = state.unknown.get_mut(&name);
+            let unknown = unknown_names.get_mut(&name);
             let (kind, map) = match name.list {
                 List::Accounts => (Kind::UnknownAccount, MapKind::Account),
                 List::Currencies => (Kind::UnknownCurrency, MapKind::Currency),
@@ -219,8 +229,17 @@ impl NamesOfRun {
                 &*unknown
             });
             let (what, said) = earlier.map_or(("", ""), |unknown| (&unknown.what, &unknown.said));
-            let nearest = earlier.and_then(|unknown| unknown.nearest.as_deref());
-            let hint = map.command(entity_id, in_ledger.first().map_or(&name.id, |name| name), nearest);
+            let is_of_ledger = |id: &str| {
+                let hash = hash(name.list, id);
+                accepted.contains(&hash) || refused.contains(&hash)
+            };
+            let remedy = UnknownName {
+                ledger: in_ledger.first().unwrap_or(&name.id),
+                sent: &name.id,
+                near: earlier.map_or(&[], |unknown| &unknown.near),
+                is_of_ledger: &is_of_ledger,
+            };
+            let hint = map.remedy(entity_id, &remedy).into_words();
             let are = if ids.len() == 1 { "is" } else { "are" };
             let rows = crate::text::counted_noun(i64::try_from(ids.len()).unwrap_or(i64::MAX), "row", "rows");
             HeldRows {

@@ -176,8 +176,12 @@ fn outcome(answer: &Answer, class: ResponseClass, http_status: Option<u16>) -> P
             ProbeOutcome::OtherApi(messages::other_api(&status))
         }
         ResponseClass::Intercepted => ProbeOutcome::OtherApi(messages::intercepted(&status)),
-        ResponseClass::Throttled(Some(pause)) => ProbeOutcome::Throttled(messages::come_later(pause)),
-        ResponseClass::Throttled(None) => ProbeOutcome::Throttled(format!("throttled by the API ({status})")),
+        ResponseClass::Throttled(Some(pause)) => ProbeOutcome::Throttled(format!(
+            "{}; {}",
+            messages::rate_limited(&status),
+            messages::not_before(pause)
+        )),
+        ResponseClass::Throttled(None) => ProbeOutcome::Throttled(messages::rate_limited(&status)),
         ResponseClass::NotSent(reason) if http_status.is_some() => {
             ProbeOutcome::Unreachable(format!("the API did not process the request ({status}): {reason}"))
         }

@@ -35,6 +35,16 @@ pub fn record_form(settings: &Settings, entity: &Entity) -> Result<RecordForm, S
     }
 }
 
+/// Returns the command that sets the time zone of an entity.
+pub fn setting_zone(entity_id: &str) -> String {
+    format!("elven-sync entity set --timezone ZONE {}", quoted_argument(entity_id))
+}
+
+/// Returns the command that sets the credential of an entity.
+pub fn setting_credential(entity_id: &str) -> String {
+    format!("elven-sync entity set --credential NAME {}", quoted_argument(entity_id))
+}
+
 /// Returns the command that sets the source of an entity.
 pub fn setting_source(entity_id: &str, source_id: &str) -> String {
     let source = quoted_option("--source-id", source_id);

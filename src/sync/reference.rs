@@ -294,10 +294,11 @@ fn failure(class: &ResponseClass, answer: &Answer, credential: &str) -> PullFail
             (FailureSubject::List, messages::other_api(&status))
         }
         ResponseClass::Intercepted => (FailureSubject::List, messages::intercepted(&status)),
-        ResponseClass::Throttled(Some(pause)) => (FailureSubject::Credential, messages::come_later(*pause)),
-        ResponseClass::Throttled(None) => {
-            (FailureSubject::Credential, format!("throttled by the API ({status})"))
-        }
+        ResponseClass::Throttled(Some(pause)) => (
+            FailureSubject::Credential,
+            format!("{}; {}", messages::rate_limited(&status), messages::not_before(*pause)),
+        ),
+        ResponseClass::Throttled(None) => (FailureSubject::Credential, messages::rate_limited(&status)),
         ResponseClass::NotSent(reason) if http_status.is_some() => {
             (FailureSubject::Credential, format!("the API did not process the request ({status}): {reason}"))
         }

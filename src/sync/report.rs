@@ -73,6 +73,14 @@ impl EntityReport {
         }
     }
 
+    /// Returns the failure in the words of the log, if its lane failed.
+    pub fn failure_to_log(&self) -> Option<String> {
+        match &self.ended {
+            Ended::Failed(reason) => Some(format!("entity {} failed: {reason}", self.entity_id)),
+            Ended::Done | Ended::Stopped | Ended::Held | Ended::Fenced(_) => None,
+        }
+    }
+
     /// Returns why a later run sends the rest of the rows, with the id of the entity, if the lane is fenced.
     pub fn left_to_a_later_run(&self) -> Option<String> {
         match &self.ended {

@@ -61,7 +61,7 @@ fn message(same: &[&Target]) -> String {
     format!(
         "entities {} use one API key ({of} {}), but a key belongs to one entity at Elven, which refuses the accounts \
          of others; hint: give each entity a credential of its own: [credentials.NAME] in the configuration, then \
-         update elven_sync.entities set credential = 'NAME' where entity_id = 'ID'",
+         elven-sync entity set ID --credential NAME",
         listed(same.iter().map(|target| target.entity_id.as_str()).collect()),
         listed(credentials)
     )

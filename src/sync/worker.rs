@@ -13,7 +13,7 @@ use super::api_session::ApiSession;
 use super::connect::standby_address;
 use super::lane_worker::{LaneWorker, Stop, Target};
 use super::proving::CredentialProof;
-use super::record_rules::record_rules;
+use super::record_rules::{record_rules, setting_zone};
 use crate::batch::RecordRules;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Address, Database};
@@ -21,7 +21,6 @@ use crate::elven::Client;
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Journal, JournalError, Kind, Lane, MapHistory, Problem, client_name};
 use crate::ledger::{Guard, Ledger, LedgerError, Progress};
-use crate::text::quoted_sql;
 
 /// Everything that a worker needs; cheap to clone.
 #[derive(Clone, Debug)]
@@ -111,10 +110,7 @@ impl Worker {
             let session = sessions.entry(credential).or_insert_with(open).clone();
             match (self.settings.zones.get(timezone), session) {
                 (Err(problem), _) => {
-                    let message = format!(
-                        "{problem}; hint: update elven_sync.entities set timezone = '...' where entity_id = {}",
-                        quoted_sql(entity_id)
-                    );
+                    let message = format!("{problem}; hint: {}", setting_zone(entity_id));
                     unusable.push((entity_id.clone(), Problem::of_lane(Kind::Timezone, message)));
                 }
                 (_, Err(message)) => {

@@ -161,7 +161,7 @@ mod tests {
         for message in [
             "the API refused a batch of 1000 records (HTTP 400): \"no\" (code 4001)",
             "entity `acme-7` waits for batch 17; nothing is sent for 20 s",
-            "throttled by the API; retry after 20 s",
+            "rate limited by the API (HTTP 429); not before 2026-12-01 12:45:40Z",
             "last checked at 2026-12-01 12:00:00Z",
             "a body of 104857 bytes is too large for the API (HTTP 413)",
         ] {

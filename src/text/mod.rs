@@ -13,6 +13,6 @@ pub use error_chain::chain;
 pub use escape::{escaped, quoted, quoted_argument, quoted_option, quoted_sql};
 pub(crate) use escape::{escaped_json, escaped_lines};
 pub use html::HtmlText;
-pub use near::KnownNames;
+pub use near::{KnownNames, is_same_word};
 pub use number::{counted_noun, duration_text, thousands};
 pub use similar::{known_names, most_similar};

@@ -52,6 +52,29 @@ impl<'k> KnownNames<'k> {
     }
 }
 
+/// Returns whether two names are the same word in another spelling: they differ in letter case, blanks and punctuation
+/// only. Numbers stay apart: `1-12` is not `11-2`.
+pub fn is_same_word(one: &str, other: &str) -> bool {
+    let word = |name: &str| {
+        let mut word = String::new();
+        let mut is_apart = false;
+        for c in name.chars() {
+            if !c.is_alphanumeric() {
+                is_apart = true;
+                continue;
+            }
+            if is_apart && c.is_numeric() && word.ends_with(char::is_numeric) {
+                word.push(' ');
+            }
+            is_apart = false;
+            word.extend(c.to_lowercase());
+        }
+        word
+    };
+    let one = word(one);
+    !one.is_empty() && one == word(other)
+}
+
 fn folded(name: &str) -> String {
     name.trim().to_lowercase()
 }
@@ -82,6 +105,23 @@ mod tests {
             ("", &[]),
         ] {
             assert_eq!(known.near(name), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn only_another_spelling_is_the_same_word() {
+        for (one, other, is_same) in [
+            ("btc", "BTC", true),
+            (" A1", "a1", true),
+            ("Bank CHF", "bank-chf", true),
+            ("bank_chf", "bankchf", true),
+            ("XYZQ", "XTZ", false),
+            ("bank-chx", "bank-chf", false),
+            ("acct-1-12", "acct-11-2", false),
+            ("a-1-2", "a-1.2", true),
+            ("--", "..", false),
+        ] {
+            assert_eq!(is_same_word(one, other), is_same, "{one} {other}");
         }
     }
 

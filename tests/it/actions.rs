@@ -31,9 +31,9 @@ async fn entity_changes_are_recorded_by_command_and_by_sql(pool: PgPool) {
     for arguments in [
         &["entity", "add", "beta", "--timezone", "Asia/Kolkata"][..],
         &["entity", "add", "beta", "--timezone", "Asia/Kolkata"],
-        &["entity", "pause", "beta"],
-        &["entity", "pause", "beta"],
-        &["entity", "resume", "beta"],
+        &["entity", "pause", "beta", "--reason", "Übernahme"],
+        &["entity", "pause", "beta", "--reason", "again"],
+        &["entity", "resume", "beta", "--reason", "done"],
     ] {
         output_of(&scene, 0, arguments).await;
     }
@@ -45,6 +45,11 @@ async fn entity_changes_are_recorded_by_command_and_by_sql(pool: PgPool) {
     );
     assert_eq!(recorded[1], r#"entity_pause beta {"paused": {"now": true, "before": false}}"#);
     assert_eq!(recorded[2], r#"entity_resume beta {"paused": {"now": false, "before": true}}"#);
+
+    let reasons = "select string_agg(reason, ', ' order by action_id) from elven_sync.sync_actions";
+    assert_eq!(scene.text(reasons).await, "Übernahme, done");
+    output_of(&scene, 1, &["entity", "pause", "beta", "--reason", " "]).await;
+    output_of(&scene, 1, &["entity", "pause", "ghost", "--reason", "x"]).await;
 
     // One row per statement and entity.
     scene

@@ -49,9 +49,10 @@ async fn dry_run_says_why_rows_would_be_set_aside_and_what_elven_does_not_know(p
     {
         let text = output_of(&scene, 3, command).await;
         for words in [
-            "unknown to Elven: currency `usd` of entity `acme`, in 2 records; hint: elven-sync map currency 'usd' 'USD'",
+            "unknown to Elven: currency `usd` of entity `acme`, in 2 records; hint: correct currency `usd` to `USD` in the \
+             ledger",
             "unknown to Elven: account `other` of entity `acme`, mapped to `8nfr-9`, in 1 record; hint: elven-sync map \
-             account --entity 'acme' 'other' '8nfr-1'",
+             account --entity 'acme' 'other' ELVEN_NAME",
         ] {
             assert!(text.contains(words), "{text}");
         }

@@ -132,7 +132,7 @@ async fn the_message_of_a_failed_lane_is_printed_once(pool: PgPool) {
         assert_eq!(output.status.code(), Some(1), "{printed}{log}");
         assert_eq!(format!("{printed}{log}").matches(words).count(), 1, "{arguments:?}: {printed}{log}");
         assert!(!log.contains(words), "{arguments:?}: {log}");
-        assert_eq!(log.contains("lane failed kind=\"auth\""), arguments.contains(&"-v"), "{log}");
+        assert_eq!(log.contains("entity failed kind=\"auth\""), arguments.contains(&"-v"), "{log}");
         if arguments.contains(&"--json") {
             let json: serde_json::Value = serde_json::from_str(&printed).unwrap();
             assert!(json["entities"][0]["reason"].as_str().unwrap().contains(words), "{json}");
@@ -155,7 +155,7 @@ async fn without_a_summary_the_log_has_the_message_of_a_failed_lane(pool: PgPool
     let output = scene.output(&["run"]).await;
     let (printed, log) = (stdout(&output), stderr(&output));
     assert_eq!((output.status.code(), printed.as_str()), (Some(1), ""), "{log}");
-    let failures: Vec<&str> = log.lines().filter(|line| line.contains("lane failed: beta: ")).collect();
+    let failures: Vec<&str> = log.lines().filter(|line| line.contains("entity beta failed: ")).collect();
     assert_eq!(failures.len(), 1, "{log}");
     assert!(failures[0].contains("WARN run{run_id=1}: ") && failures[0].contains("No/Where"), "{log}");
 }

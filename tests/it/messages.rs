@@ -169,4 +169,37 @@ async fn a_sandbox_whose_port_is_in_use_names_it_and_another(pool: PgPool) {
             && refused.contains("hint: elven-sync sandbox --listen 127.0.0.1:0"),
         "{refused}"
     );
+    // The port of a service is fixed, since the monitoring has to find it.
+    let refused = output_of(&scene, 1, &["serve", "--listen", &taken.to_string()]).await;
+    let process = format!("`ss -ltnp 'sport = :{}'` shows the process that has it; or ", taken.port());
+    assert!(
+        refused.contains(&process)
+            && refused.contains(&format!("elven-sync serve --listen 127.0.0.1:{}", taken.port() + 1)),
+        "{refused}"
+    );
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_denied_permission_names_the_rights_of_roles(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.entity("acme", "UTC").await;
+    let role = scene
+        .text("select 'elven_sync_denied_' || oid from pg_database where datname = current_database()")
+        .await;
+    let create = format!(
+        "create role {role}; grant usage on schema elven_sync to {role};
+         grant select on all tables in schema elven_sync to {role}"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&scene.pool).await.unwrap();
+    let separator = if scene.url.contains('?') { '&' } else { '?' };
+    let url = format!("{}{separator}options=-c%20role%3D{role}", scene.url);
+    scene.set("DATABASE_URL", &url);
+    let refused = output_of(&scene, 1, &["entity", "pause", "acme"]).await;
+    assert!(
+        refused.contains("permission denied for table entities")
+            && refused.contains("; hint: use a role that has the right: docs/ledgers.md#grant-the-rights"),
+        "{refused}"
+    );
+    let drop = format!("drop owned by {role}; drop role {role}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&scene.pool).await.unwrap();
 }

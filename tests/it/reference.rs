@@ -142,7 +142,7 @@ async fn a_pull_waits_as_long_as_the_api_asks(pool: PgPool) {
     scene.sql("insert into elven_sync.sync_state (entity_id) values ('acme') on conflict do nothing").await;
     scene.sql("update elven_sync.sync_state set not_before = now() + interval '1 hour'").await;
     let text = output_of(&scene, 1, &PULL).await;
-    assert!(text.contains("throttled by the API; retry after 3"), "{text}");
+    assert!(text.contains("rate limited by the API") && text.contains("; not before 20"), "{text}");
     assert_eq!(stub.requests().len(), 4);
 }
 
@@ -321,11 +321,13 @@ async fn names_of_the_ledger_are_shown_beside_those_that_elven_knows(pool: PgPoo
         serde_json::from_str(&stdout(&output)).unwrap()
     };
     let used = |name: &str, rows: i64, known_as: Option<&str>, near: &[&str]| {
-        let elven = near.first().map_or("ELVEN_NAME".to_owned(), |near| format!("'{near}'"));
+        // Only another spelling is proposed. The ledger has `bank-chf` itself, so that a map would be refused.
+        let elven = if name == " idle" { "'idle'" } else { "ELVEN_NAME" };
+        let is_unknown = known_as.is_none() && name != "Bank-CHF";
         let command = format!("elven-sync map account --entity 'acme' '{name}' {elven}");
         json!({"entity_id": "acme", "entity_account_id": name, "rows": rows, "known": known_as.is_some(),
                "name": known_as, "near": near, "mapped_to": null,
-               "command": known_as.is_none().then_some(command)})
+               "command": is_unknown.then_some(command)})
     };
     let unknown = [
         used(" idle", 1, None, &["idle"]),
@@ -364,7 +366,8 @@ async fn names_of_the_ledger_are_shown_beside_those_that_elven_knows(pool: PgPoo
     assert_eq!(row(&text, "safe"), "acme safe 1 no");
     assert_eq!(row(&text, "` idle`"), "acme ` idle` 1 no near `idle`", "blanks are visible");
     let total = "unknown to Elven: 4 of 5 accounts, with 6 rows; to map a name, or correct it in the ledger:\n  elven-sync \
-                 map account --entity 'acme' ' idle' 'idle'\n";
+                 map account --entity 'acme' ' idle' 'idle'\n  correct account `Bank-CHF` to `bank-chf` in the ledger\n  elven-sync \
+                 map account --entity 'acme' 'safe' ELVEN_NAME\n  elven-sync map account --entity 'acme' 'walet-btc' ELVEN_NAME\n";
     assert!(text.contains(total), "{text}");
     assert!(text.contains("not used by the ledger: 2 accounts: `idle`, `wallet-btc`"), "{text}");
     assert!(text.contains("credential `default`: Elven listed 3 accounts at 20"), "{text}");

@@ -197,3 +197,21 @@ async fn newer_version_of_a_held_row_releases_it(pool: PgPool) {
     assert_eq!(scene.text(health).await, "ok");
     output_of(&scene, 0, &["verify"]).await;
 }
+
+/// A map to a name that the ledger has itself would be refused, so it is not proposed; nor is another currency.
+#[sqlx::test(migrations = false)]
+async fn only_a_map_that_is_possible_is_proposed(pool: PgPool) {
+    let scene = knowing(pool, &["bank-chf", "bank-eur", "bank-usd"]).await;
+    add(&scene, 1, "'bank-eur'", "'BTC'").await;
+    scene.run().await;
+    add(&scene, 12, "(array['Bank-CHF', 'bank-chf', 'BANK USD', 'bank-chx'])[n % 4 + 1]", "'BTC'").await;
+    output_of(&scene, 3, &["run"]).await;
+    let hints = "select string_agg(concat_ws(': ', name, hint), E'\\n' order by name collate \"C\")
+                   from elven_sync.sync_errors where resolved_at is null";
+    let expected = [
+        "BANK USD: elven-sync map account --entity 'acme' 'BANK USD' 'bank-usd'",
+        "Bank-CHF: correct account `Bank-CHF` to `bank-chf` in the ledger",
+        "bank-chx: elven-sync map account --entity 'acme' 'bank-chx' ELVEN_NAME",
+    ];
+    assert_eq!(scene.text(hints).await, expected.join("\n"));
+}

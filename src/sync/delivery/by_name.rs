@@ -80,6 +80,7 @@ impl Delivery {
     pub(super) async fn finding(&self, answered: &mut Answered) -> Result<Finding, LaneExit> {
         let lists = self.lists(answered).await?;
         let (batch, names) = (&answered.task.batch, &self.target.names);
+        names.note_refused(batch);
         match names.cut(batch) {
             Cut::All => return Ok(Finding::Held),
             Cut::Parts(rows) => return Ok(Finding::Parts { rows, by_list: true }),

@@ -82,7 +82,7 @@ impl LaneWorker {
     ) -> Result<Vec<EntityReport>, RunError> {
         self.journal.lanes_failed(run_id, &problems).await?;
         let failed = |(entity_id, problem): (String, Problem)| {
-            lane_span(&entity_id).in_scope(|| tracing::info!(kind = problem.kind.as_ref(), "lane failed"));
+            lane_span(&entity_id).in_scope(|| tracing::info!(kind = problem.kind.as_ref(), "entity failed"));
             EntityReport::failed(&entity_id, problem.message)
         };
         Ok(problems.into_iter().map(failed).collect())
@@ -106,7 +106,7 @@ impl LaneWorker {
             return Ok(None);
         }
         let problem = Problem::of_lane(Kind::Unavailable, messages::locked(entity_id, &blockers));
-        tracing::info!(kind = problem.kind.as_ref(), "lane failed");
+        tracing::info!(kind = problem.kind.as_ref(), "entity failed");
         self.journal.lanes_failed(run_id, &[(entity_id.to_owned(), problem.clone())]).await?;
         Ok(Some(Ended::Failed(problem.message)))
     }
@@ -145,7 +145,7 @@ impl LaneRun<'_> {
         let recorded = match halted {
             Ok(()) => Ok(Ended::Done),
             Err(LaneExit::Problem(problem, not_before)) => {
-                tracing::info!(kind = problem.kind.as_ref(), "lane failed");
+                tracing::info!(kind = problem.kind.as_ref(), "entity failed");
                 let failed = journal.lane_failed(&lease, run_id, &problem, not_before);
                 around(Step::Fail, around(Step::ReleaseLease, failed))
                     .await

@@ -134,7 +134,8 @@ async fn an_api_that_throttles_costs_no_time(pool: PgPool) {
         },
     );
     let before = api.requests().len();
-    assert_found(&scene, "data.currencies", "skipped", &["could not be read", "throttled"]).await;
+    assert_found(&scene, "data.currencies", "skipped", &["could not be read", "rate limited by the API"])
+        .await;
     assert!(api.requests().len() - before <= 4, "{:?}", api.requests());
 }
 

@@ -148,6 +148,21 @@ async fn missing_privileges_are_one_failure_for_each_schema(pool: PgPool) {
         "{report}"
     );
     assert!(!with_status(&report, "skipped").into_values().any(|why| why.starts_with("needs")), "{report}");
+    // A role of the monitoring reads and writes nothing.
+    execute(&scene, format!("revoke insert, update, delete on all tables in schema elven_sync from {role}"))
+        .await;
+    let words = ["may read the sync tables and not write to them", "docs/ledgers.md#grant-the-rights"];
+    assert_found(&scene, "database.privileges", "warning", &words).await;
+    assert_eq!(checked(&scene, &[]).await.0, 0);
+    // Many grants are one a line.
+    execute(&scene, format!("grant insert on elven_sync.sync_runs to {role}")).await;
+    let output = scene.output(&["check", "--only", "database"]).await;
+    let text = crate::support::stdout(&output);
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let place =
+        lines.iter().position(|line| *line == "hint: as the owner:").unwrap_or_else(|| panic!("{text}"));
+    assert!(lines[place + 1].starts_with("grant ") && lines[place + 1].ends_with(';'), "{text}");
+    assert!(lines[place + 4].starts_with("grant "), "{text}");
     execute(&scene, format!("drop owned by {role}; drop role {role}")).await;
 }
 

@@ -35,6 +35,23 @@ async fn names_that_the_api_does_not_know_are_found(pool: PgPool) {
                 &["does not list 1 currency", "(near: `BTC`)", "elven-sync map currency"],
                 "insert into elven_sync.currency_map (entity_id, ledger_currency, currency) values ('*', 'btc', 'BTC')",
             ),
+            // Another asset is named and not proposed.
+            (
+                "data.currencies",
+                "update ledger.balance_snapshots set currency = 'USDTX'",
+                "warning",
+                &["`USDTX` of `acme` (near: `USDT`", "elven-sync map currency 'USDTX' ELVEN_NAME"],
+                "update ledger.balance_snapshots set currency = 'BTC'",
+            ),
+            // The ledger has the right name, too, so that a map would be refused.
+            (
+                "data.accounts",
+                "update ledger.balance_snapshots set entity_account_id = 'A1' where entity_account_id = 'a2';
+                 update ledger.balance_snapshots set entity_account_id = 'a1' where entity_account_id <> 'A1'",
+                "warning",
+                &["`A1` of `acme` (near: `a1`", "correct account `A1` to `a1` in the ledger"],
+                "update ledger.balance_snapshots set entity_account_id = 'a1'",
+            ),
         ],
     )
     .await;
@@ -58,7 +75,7 @@ async fn amounts_and_times_that_look_wrong_are_found(pool: PgPool) {
                 "data.amounts",
                 "update ledger.balance_snapshots set balance = 'NaN' where entity_account_id = 'a1'",
                 "warning",
-                &["1 of the 3 newest rows", "`a1` BTC of `acme`"],
+                &["1 of the 3 newest rows has a balance", "`a1` BTC of `acme`"],
                 "update ledger.balance_snapshots set balance = 1 where entity_account_id = 'a1'",
             ),
             (

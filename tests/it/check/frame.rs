@@ -90,6 +90,28 @@ async fn a_fatal_check_stops_the_later_ones_and_nothing_else(pool: PgPool) {
     // Where nothing can be checked, that is no success.
     let (code, report) = checked(&scene, &["--only", "ledger"]).await;
     assert_eq!((code, &report["ok"]), (1, &Value::Bool(false)), "{report}");
+    // The reason is reported, although it is a check of another category.
+    let reported: Vec<(&str, &str)> = report["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|check| (check["id"].as_str().unwrap(), check["status"].as_str().unwrap()))
+        .filter(|(id, _)| !id.starts_with("ledger."))
+        .collect();
+    assert_eq!(reported, [("database.connection", "failed")], "{report}");
+}
+
+/// A category without a result is one line of the text.
+#[sqlx::test(migrations = false)]
+async fn a_category_that_is_skipped_for_one_reason_is_one_line(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROW", "1");
+    let text = stdout(&scene.output(&["check"]).await);
+    let ledger: Vec<&str> =
+        text.lines().skip_while(|line| *line != "ledger").take_while(|line| !line.is_empty()).collect();
+    assert_eq!(ledger, ["ledger", "  - skipped 11 checks: needs configuration.load, which failed"], "{text}");
+    assert!(text.contains("  x failed  configuration.load: "), "{text}");
+    assert!(text.lines().last().unwrap().contains(" skipped"), "{text}");
 }
 
 #[sqlx::test(migrations = false)]

@@ -30,6 +30,33 @@ async fn what_earlier_runs_left_is_found(pool: PgPool) {
                 "update elven_sync.sync_batches set status = 'accepted'",
             ),
             (
+                "journal.batches",
+                "update elven_sync.sync_batches set status = 'sending';
+                 update elven_sync.sync_state set consecutive_failures = 1, last_error = 'no more rows are set aside'",
+                "warning",
+                &[
+                    "1 batch is announced, and no worker is at them: `acme` (1); they are sent when the entity continues",
+                    "elven-sync errors list --entity 'acme'",
+                ],
+                "update elven_sync.sync_batches set status = 'accepted';
+                 update elven_sync.sync_state set consecutive_failures = 0, last_error = null",
+            ),
+            (
+                "journal.alerts",
+                "insert into elven_sync.sync_facts (name, entity_id, value, checked_at)
+                 values ('verify', 'acme', '{\"ok\": false, \"findings\": 2}', now())",
+                "failed",
+                &["alerts hold: VerifyFailed (critical)", "select * from elven_sync.alerts;"],
+                "delete from elven_sync.sync_facts where name = 'verify'",
+            ),
+            (
+                "journal.alerts",
+                "update elven_sync.sync_batches set status = 'unknown'",
+                "warning",
+                &["alerts hold: UnknownOutcome (warning)"],
+                "update elven_sync.sync_batches set status = 'accepted'",
+            ),
+            (
                 "journal.leases",
                 "update elven_sync.sync_state set lease_owner = 'host-7/123', lease_expires_at = now() - interval '5 minutes'",
                 "warning",

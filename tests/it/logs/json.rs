@@ -80,7 +80,7 @@ async fn each_line_of_runs_with_faults_is_an_object_with_documented_fields(pool:
     has("pass opened", &["run_id", "entity_id", "pass_id"]);
     has("request answered", &["run_id", "entity_id", "batch_id", "http_status", "elapsed_ms", "body_bytes"]);
     has("batch split", &["run_id", "entity_id", "batch_id", "first_part"]);
-    has("lane failed", &["run_id", "entity_id", "kind"]);
+    has("entity failed", &["run_id", "entity_id", "kind"]);
     has("run finished", &["run_id", "rows_uploaded", "status"]);
     for line in &of_run {
         assert!(

@@ -67,7 +67,7 @@ async fn an_outage_of_elven_does_not_make_the_service_unready(pool: PgPool) {
     add_row(&scene, "a").await;
     scene.sandbox.set_rules(fault_rules(&["error-500"]));
     let service = Service::start(&scene, &["--every", "1s"]).await;
-    service.logs("lane failed: acme").await;
+    service.logs("entity acme failed: ").await;
     for path in ["/readyz", "/healthz"] {
         assert_eq!(service.get(path).await.status, 200, "{path}");
     }

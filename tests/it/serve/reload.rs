@@ -125,7 +125,7 @@ async fn files_of_credentials_and_of_the_address_work(pool: PgPool) {
     std::fs::write(folder.path().join("ELVEN_API_SECRET"), "wrong").unwrap();
     add_row(&scene, "a").await;
     let service = Service::start(&scene, &["--every", "1s"]).await;
-    service.logs("lane failed: acme").await;
+    service.logs("entity acme failed: ").await;
     std::fs::write(folder.path().join("ELVEN_API_SECRET"), "secret-2").unwrap();
     arrives(&scene, &service, "a").await;
     // The connection that works stays in use, whatever is in the file.

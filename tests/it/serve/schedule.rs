@@ -110,7 +110,7 @@ async fn a_run_that_fails_is_logged_and_the_next_one_is_made(pool: PgPool) {
     scene.entity("acme", "Nowhere/City").await;
     add_row(&scene, "a").await;
     let service = Service::start(&scene, &["--every", "1s"]).await;
-    service.logs("lane failed: acme").await;
+    service.logs("entity acme failed: ").await;
     scene.sql("update elven_sync.entities set timezone = 'UTC'").await;
     arrives(&scene, &service, "a").await;
     service.signal(Signal::SIGTERM);

@@ -91,6 +91,7 @@ async fn a_start_with_a_mistake_fails_before_it_listens(pool: PgPool) {
     let mut scene = TestEnv::new(pool).await;
     for (code, arguments, expected) in [
         (2, &["--every", "0s"][..], "expected 1s to 24h"),
+        (2, &["--every", "1"], "expected a duration, e.g. 60s"),
         (2, &["--every", "soon"], "--every"),
         (2, &["--listen", "localhost"], "--listen"),
         (1, &["--listen", "192.0.2.1:9464"], "serve cannot listen on 192.0.2.1:9464"),
