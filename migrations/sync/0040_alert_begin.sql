@@ -85,24 +85,30 @@ end
 $$;
 
 -- What a run has observed of the trigger, and the time in which the trigger was broken: from the transactions that were
--- open when a run last saw it intact (0: none did) until those that had not begun when a run saw it intact again.
+-- open when a run last saw it intact (gap_from; 0: none did), through those that were open when a run first saw it broken
+-- (gap_seen), until those that had not begun when a run saw it intact again. Of another ledger it says nothing.
 create function elven_sync.with_guard_gap(before jsonb, before_since timestamptz, now jsonb, now_since timestamptz)
     returns jsonb language sql stable
     set search_path = pg_catalog, pg_temp
 as
 $$
-    select now || jsonb_strip_nulls(jsonb_build_object(
+    select case when before -> 'ledger' <> now -> 'ledger' then now else
+           now || jsonb_strip_nulls(jsonb_build_object(
                'gap_from', case when w.was_bad or w.is_bad
                                 then coalesce(before -> 'gap_from',
                                               case when not w.was_bad then before -> 'oldest_xid' end, '0'::jsonb)
                                 else before -> 'gap_from' end,
+               'gap_seen', case when w.was_bad or w.is_bad
+                                then coalesce(before -> 'gap_seen',
+                                              case when w.was_bad then before else now end -> 'oldest_xid')
+                                else before -> 'gap_seen' end,
                'gap_until', case when w.is_bad then null
                                  when w.was_bad then now -> 'next_xid'
                                  else before -> 'gap_until' end,
                'gap_since', case when w.was_bad or w.is_bad
                                  then coalesce(before -> 'gap_since',
                                                to_jsonb(case when w.was_bad then before_since else now_since end))
-                                 else before -> 'gap_since' end))
+                                 else before -> 'gap_since' end)) end
       from (select elven_sync.is_bad(before) as was_bad, elven_sync.is_bad(now) as is_bad) w
 $$;
 

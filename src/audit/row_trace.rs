@@ -122,7 +122,7 @@ pub async fn of_row(
         require_registered(&entities, only)?;
     }
     // A row that was changed while the trigger was broken looks as if its present version had been sent.
-    let may_be_unstamped = guard_gap(database).await?.is_some();
+    let may_be_unstamped = guard_gap(database, &ledger).await?.is_some();
     let mut reports = Vec::new();
     for (entity_id, chain, lane, maps) in found {
         let rows = match ledger.rows_with_id(&entity_id, &id.to_string()).await {

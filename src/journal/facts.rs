@@ -13,7 +13,8 @@ use crate::database::Database;
 /// A fact that is not written again before this time, unless its value changes.
 const WRITTEN_EVERY: Duration = Duration::from_mins(1);
 /// Keys of a value that are no part of what was observed: they say what was there before, and when it was observed.
-const BESIDE_VALUE: [&str; 6] = ["before", "oldest_xid", "next_xid", "gap_from", "gap_until", "gap_since"];
+const BESIDE_VALUE: [&str; 7] =
+    ["before", "oldest_xid", "next_xid", "gap_from", "gap_seen", "gap_until", "gap_since"];
 
 /// The subject of a fact: `sync_facts.name`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::AsRefStr)]
@@ -25,7 +26,7 @@ pub enum Subject {
     /// nothing if there is none. It holds since the transaction began.
     OldestWriter,
     /// Whether each row of the ledger is stamped: `ok`, `message`, what was found, and the snapshot of that time. After
-    /// the trigger was broken also the gap (`gap_from`, `gap_until`, `gap_since`), until `verify` finds no row in it.
+    /// the trigger was broken also the gap (`gap_from`, `gap_seen`, `gap_until`, `gap_since`), until `verify` finds no row in it.
     Guard,
     /// The tables that the ledger consists of, and their files: `tables`; and `before`, those before the last change.
     LedgerFiles,

@@ -2,22 +2,25 @@
 
 use super::JournalError;
 use crate::database::Database;
-use crate::ledger::GuardGap;
+use crate::ledger::{GuardGap, Ledger};
 
-/// Returns the gap that runs have seen, if rows may still be without a stamp.
-pub async fn guard_gap(database: &Database) -> Result<Option<GuardGap>, JournalError> {
+/// Returns the gap that runs have seen in this ledger, if rows may still be without a stamp.
+pub async fn guard_gap(database: &Database, ledger: &Ledger) -> Result<Option<GuardGap>, JournalError> {
     let read = || {
         sqlx::query!(
-            r#"select coalesce((value ->> 'gap_from')::bigint, 0) as "from!", (value ->> 'gap_until')::bigint as until
+            r#"select coalesce((value ->> 'gap_from')::bigint, 0) as "from!",
+                      coalesce((value ->> 'gap_seen')::bigint, 0) as "seen!", (value ->> 'gap_until')::bigint as until
                  from elven_sync.sync_facts
-                where name = 'guard' and entity_id is null
-                  and (value ? 'gap_from' or elven_sync.is_bad(value))"#
+                where name = 'guard' and entity_id is null and value ->> 'ledger' = $1
+                  and (value ? 'gap_from' or elven_sync.is_bad(value))"#,
+            ledger.name()
         )
         .fetch_optional(database)
     };
     let gap = database.retry(read).await?;
     Ok(gap.map(|gap| GuardGap {
         from: u64::try_from(gap.from).unwrap_or(0),
+        seen: u64::try_from(gap.seen).unwrap_or(0),
         until: gap.until.and_then(|until| u64::try_from(until).ok()),
     }))
 }
@@ -27,7 +30,7 @@ pub async fn close_guard_gap(database: &Database, gap: GuardGap) -> Result<(), J
     let [from, until] = [Some(gap.from), gap.until].map(|xid| xid.and_then(|xid| i64::try_from(xid).ok()));
     let close = || {
         sqlx::query!(
-            "update elven_sync.sync_facts set value = value - '{gap_from,gap_until,gap_since}'::text[]
+            "update elven_sync.sync_facts set value = value - '{gap_from,gap_seen,gap_until,gap_since}'::text[]
               where name = 'guard' and entity_id is null and not elven_sync.is_bad(value)
                 and (value ->> 'gap_from')::bigint = $1 and (value ->> 'gap_until')::bigint = $2",
             from,

@@ -10,6 +10,8 @@ use super::{Ledger, LedgerError, Table, quote_identifier, quote_literal};
 pub struct GuardGap {
     /// Transactions before this one ended while the trigger was intact. 0: no run saw it intact before.
     pub from: u64,
+    /// Transactions before this one had ended when a run first saw the trigger broken.
+    pub seen: u64,
     /// Transactions from this one on began when the trigger was intact again. `None`: it is still broken.
     pub until: Option<u64>,
 }
@@ -26,8 +28,7 @@ pub struct Unstamped {
 }
 
 impl Ledger {
-    /// Returns the rows that a gap has left without a stamp, by entity, with at most `named` ids of each. Rows that
-    /// were written inside a savepoint are among them, because their `xmin` is that of the savepoint. Reads the whole
+    /// Returns the rows that a gap has left without a stamp, by entity, with at most `named` ids of each. Reads the whole
     /// table. `None`: the ledger is a view, whose rows do not show by which transaction they were written.
     pub async fn unstamped(
         &self,
@@ -65,13 +66,22 @@ impl Table {
         quote_identifier(self.mapping.columns.get("change_xid").map_or("change_xid", |column| &column.name))
     }
 
-    /// Returns the condition of rows that a transaction of the gap has written, and that have another one's stamp.
-    fn in_gap(&self, GuardGap { from, until }: GuardGap) -> String {
+    /// Returns the condition of rows that a transaction of the gap has written, and that have the stamp of one that had
+    /// ended before. A row of a savepoint has the stamp of its own transaction, which `xmin` does not show; so of a
+    /// transaction that may still have been at work nothing is said. Where no run saw the trigger intact, each row counts
+    /// that has another stamp than `xmin`.
+    fn in_gap(&self, GuardGap { from, seen, until }: GuardGap) -> String {
         let age = |xid: u64| format!("pg_catalog.age('{}'::pg_catalog.xid)", xid & u64::from(u32::MAX));
-        let mut condition = format!("{}::pg_catalog.xid is distinct from xmin", self.stamp());
-        if from > 0 {
-            condition += &format!(" and pg_catalog.age(xmin) <= {}", age(from));
-        }
+        let stamp = self.stamp();
+        let mut condition = if from == 0 {
+            format!("{stamp}::pg_catalog.xid is distinct from xmin")
+        } else {
+            format!(
+                "({stamp} < '{from}' and pg_catalog.age(xmin) <= {} or {stamp} < '{seen}' and pg_catalog.age(xmin) <= {})",
+                age(from),
+                age(seen)
+            )
+        };
         if let Some(until) = until {
             condition += &format!(" and pg_catalog.age(xmin) > {}", age(until));
         }

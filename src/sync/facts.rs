@@ -15,7 +15,7 @@ impl Worker {
         let (guard, observed) = guard;
         let is_intact = guard.is_intact();
         let mut facts = vec![
-            Fact { observed, ..of_guard(&guard) },
+            Fact { observed, ..of_guard(&guard, self.ledger.name()) },
             Fact::new(Subject::Tzdata, of_rules(&self.settings.zones.version())),
             Fact::new(Subject::Limits, json!({ "max_rejections": self.settings.sync.max_rejections })),
         ];
@@ -40,7 +40,7 @@ impl Worker {
     /// ends. They cannot be told from others in a view; then the person who repairs the trigger has to stamp the rows.
     async fn look_into_gap(&self) {
         let looked = async {
-            let Some(gap) = guard_gap(&self.database).await? else { return Ok(()) };
+            let Some(gap) = guard_gap(&self.database, &self.ledger).await? else { return Ok(()) };
             if self.ledger.unstamped(gap, 1).await?.is_none_or(|unstamped| unstamped.is_empty()) {
                 close_guard_gap(&self.database, gap).await?;
             }
@@ -82,9 +82,10 @@ fn not_observed(problem: &LedgerError) {
 }
 
 /// Returns the fact about the trigger of the ledger.
-fn of_guard(guard: &Guard) -> Fact {
+fn of_guard(guard: &Guard, ledger: &str) -> Fact {
     let value = json!({
         "ok": guard.is_intact(),
+        "ledger": ledger,
         "message": guard.problem(),
         "tables": guard.tables,
         "broken": guard.broken,

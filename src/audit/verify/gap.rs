@@ -15,7 +15,7 @@ pub(super) async fn check(
     ledger: &Ledger,
     entities: &mut [EntityProof],
 ) -> Result<Option<GuardGap>, RunError> {
-    let Some(gap) = guard_gap(database).await? else { return Ok(None) };
+    let Some(gap) = guard_gap(database, ledger).await? else { return Ok(None) };
     let Some(unstamped) = ledger.unstamped(gap, ROWS_NAMED_MAX).await? else {
         tracing::warn!(
             "the trigger of the ledger was broken, and the rows of a view do not show which of them were written then; \

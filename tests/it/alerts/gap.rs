@@ -25,6 +25,15 @@ async fn row_that_was_updated_without_the_trigger_is_found_and_uploaded(pool: Pg
     }
     output_of(&scene, 0, &["run"]).await;
     scene.sql("update ledger.balance_snapshots set balance = 2 where id = 1").await;
+    // The row of a savepoint has another xmin than stamp, too.
+    scene
+        .sql(
+            "begin; savepoint a;
+             insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance)
+             values ('acme', 'savepoint', 'BTC', now(), 4);
+             release a; commit",
+        )
+        .await;
     output_of(&scene, 0, &["run"]).await;
     scene.sql(DISABLE).await;
     scene.sql("update ledger.balance_snapshots set balance = 9999 where id = 3").await;

@@ -22,7 +22,8 @@ async fn amounts_in_messages_are_not_shown(pool: PgPool) {
              insert into elven_sync.sync_backfills (range_from, range_to, status, error, started_at)
              values ('2026-01-01', '2026-02-01', 'failed', 'lane failed: \"balance 16180339\"', now());
              insert into elven_sync.sync_facts (name, value)
-             values ('webhook', '{\"ok\": false, \"message\": \"HTTP 400: balance 14142135\"}')",
+             values ('webhook', '{\"ok\": false, \"message\": \"HTTP 400: balance 14142135\"}')
+             on conflict (name, coalesce(entity_id, '')) do update set value = excluded.value",
         )
         .await;
     let mut read = String::new();
