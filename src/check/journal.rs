@@ -81,11 +81,7 @@ fn of_batches(unanswered: &[EntityFact], announced: &[EntityFact], holds: bool) 
     let shown = |facts: &[EntityFact]| {
         let batches = facts.iter().map(|fact| fact.value).sum();
         let facts: Vec<&EntityFact> = facts.iter().collect();
-        (
-            counted_noun(batches, "batch", "batches"),
-            entities(&facts, |fact| fact.value.to_string()),
-            if batches == 1 { "is" } else { "are" },
-        )
+        (counted_noun(batches, "batch", "batches"), entities(&facts, |fact| fact.value.to_string()), batches)
     };
     let mut found = Vec::new();
     if !unanswered.is_empty() {
@@ -93,16 +89,20 @@ fn of_batches(unanswered: &[EntityFact], announced: &[EntityFact], holds: bool) 
         found.push(format!("the outcome of {batches} is unknown: {entities}"));
     }
     if !announced.is_empty() {
-        let (batches, entities, are) = shown(announced);
-        found.push(format!("{batches} {are} announced, and no worker is at them: {entities}"));
+        let (batches, entities, count) = shown(announced);
+        let (are, them) = if count == 1 { ("is", "it") } else { ("are", "them") };
+        found.push(format!("{batches} {are} announced, and no worker is at {them}: {entities}"));
     }
     let stopped = unanswered.iter().chain(announced).find(|fact| fact.about.is_some());
     let (what, hint) = match stopped.or(unanswered.first().filter(|_| holds)) {
         // A run stops again, or holds them again.
         Some(fact) => (
-            "they are sent when the entity continues",
+            "the error of the entity says what to do",
             format!("elven-sync errors list {}", quoted_option("--entity", &fact.entity_id)),
         ),
+        None if unanswered.iter().chain(announced).map(|fact| fact.value).sum::<i64>() == 1 => {
+            ("the next run sends it", "elven-sync run".to_owned())
+        }
         None => ("the next run sends them", "elven-sync run".to_owned()),
     };
     if found.is_empty() {
@@ -287,7 +287,7 @@ mod tests {
         };
         let [none, some, stopped] = [&[][..], &fact(None), &fact(Some("no more rows are set aside"))];
         let found = of_batches(some, none, false);
-        assert_eq!(found.message, "the outcome of 1 batch is unknown: `acme` (1); the next run sends them");
+        assert_eq!(found.message, "the outcome of 1 batch is unknown: `acme` (1); the next run sends it");
         assert_eq!(found.hint.as_deref(), Some("elven-sync run"));
         // `on_ambiguous = "hold"`: a run would hold them again.
         assert_eq!(
@@ -297,7 +297,7 @@ mod tests {
         let found = of_batches(none, stopped, false);
         assert_eq!(
             found.message,
-            "1 batch is announced, and no worker is at them: `acme` (1); they are sent when the entity continues"
+            "1 batch is announced, and no worker is at it: `acme` (1); the error of the entity says what to do"
         );
         assert_eq!(found.hint.as_deref(), Some("elven-sync errors list --entity 'acme'"));
         assert_eq!(of_batches(none, some, true).hint.as_deref(), Some("elven-sync run"));

@@ -198,7 +198,11 @@ fn of_writers(writers: &[Writer], role: &str, now: DateTime<Utc>) -> Finding {
 }
 
 fn of_late_writer(writer: &Writer, more: usize, open_s: i64) -> Finding {
-    let more = if more == 0 { String::new() } else { format!(", and {more} more are open for long") };
+    let more = match more {
+        0 => String::new(),
+        1 => ", and 1 more is open for long".to_owned(),
+        more => format!(", and {more} more are open for long"),
+    };
     let (transaction, open) = (&writer.transaction, age(open_s));
     let (is_open, until, hint) = match (&writer.prepared_as, writer.pid) {
         (Some(name), _) => (
@@ -272,7 +276,7 @@ mod tests {
         assert!(prepared.message.contains("is prepared for 11 min; until"), "{prepared:?}");
         assert_eq!(prepared.hint.unwrap(), "select * from pg_prepared_xacts where gid = 'it''s';");
         let two = of(&[writer(Some(5), None, 90), writer(None, Some("p"), 11)]);
-        assert!(two.message.contains("open for 90 min, and 1 more are open for long"), "{two:?}");
+        assert!(two.message.contains("open for 90 min, and 1 more is open for long"), "{two:?}");
         // Without pg_monitor, the age is not known.
         let unseen = of(&[Writer { since: None, ..writer(Some(5), None, 0) }, writer(Some(6), None, 1)]);
         assert_eq!(unseen.status, Status::Skipped);

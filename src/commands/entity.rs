@@ -12,7 +12,7 @@ use crate::database::Database;
 use crate::journal::{self, Entity, FromNow};
 use crate::output;
 use crate::sync;
-use crate::text::{counted_noun, duration_text, quoted_argument, quoted_option, thousands};
+use crate::text::{counted_noun, duration_text, quoted, quoted_argument, thousands};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -212,12 +212,13 @@ async fn already_registered(
     if (&known.timezone, &known.credential) != (&entity.timezone, &entity.credential) {
         bail!(
             "entity `{}` is already registered with time zone {} and credential `{}`; nothing was changed, and records \
-             that were uploaded before would stay as they are; hint: elven-sync entity set {} {} {}",
+             that were uploaded before would stay as they are; hint: elven-sync entity set --timezone={} \
+             --credential={} {}",
             known.entity_id,
             known.timezone,
             known.credential,
-            quoted_option("--timezone", &entity.timezone),
-            quoted_option("--credential", &entity.credential),
+            quoted(&entity.timezone),
+            quoted(&entity.credential),
             quoted_argument(&known.entity_id)
         );
     }

@@ -77,7 +77,7 @@ fn text_and_hint(cause: &ErrorCause) -> (String, &str) {
     let is_held = kind == "unavailable" && text.starts_with("the outcome of batch ");
     let is_own =
         |said: &str| ["timezone", "watermark"].contains(&&**kind) || is_held && said.ends_with(ON_HOLD);
-    let is_once = text.matches(HINT).count() == 1;
+    let is_once = text.matches(HINT).count() == 1 && !cause.resolved;
     if let Some((said, own)) = text.split_once(HINT).filter(|(said, _)| is_once && is_own(said)) {
         return (said.to_owned(), own);
     }

@@ -215,14 +215,17 @@ pub(super) fn unreachable(reason: &str) -> String {
     format!("the API could not be reached: {reason}; hint: check ELVEN_API_URL and the network")
 }
 
+/// The begin of the messages for a request that the API asked to send later.
+pub(super) const RATE_LIMITED: &str = "rate limited by the API";
+
 /// The message for a request that the API asked to send later. `status`: `HTTP 429`.
 pub(super) fn rate_limited(status: &str) -> String {
-    format!("rate limited by the API ({status})")
+    format!("{RATE_LIMITED} ({status})")
 }
 
 /// The message for a pause that the API asked for. It is stored, so it names the end and not the length.
 pub(super) fn come_later(pause: Duration) -> String {
-    format!("rate limited by the API; {}", not_before(pause))
+    format!("{RATE_LIMITED}; {}", not_before(pause))
 }
 
 /// The end of a pause, in words.

@@ -64,9 +64,13 @@ impl PullFailure {
         Self { message: message.into(), about, http_status: None }
     }
 
-    /// Whether both are one problem. The API may refuse a key in other words each time, e.g. with the time.
+    /// Whether both are one problem. The API may refuse a key in other words each time, e.g. with the time; and the end
+    /// of a pause is named to the second.
     pub fn is_same(&self, other: &Self) -> bool {
         let is_refusal = self.about == FailureSubject::Permission;
+        if [self, other].iter().all(|failure| failure.message.starts_with(messages::RATE_LIMITED)) {
+            return true;
+        }
         self.about == other.about
             && self.http_status == other.http_status
             && (is_refusal || self.message == other.message)

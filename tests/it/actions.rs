@@ -43,8 +43,8 @@ async fn entity_changes_are_recorded_by_command_and_by_sql(pool: PgPool) {
         recorded[0].starts_with("entity_add beta {") && recorded[0].contains("Asia/Kolkata"),
         "{recorded:?}"
     );
-    assert_eq!(recorded[1], r#"entity_pause beta {"paused": {"now": true, "before": false}}"#);
-    assert_eq!(recorded[2], r#"entity_resume beta {"paused": {"now": false, "before": true}}"#);
+    assert_eq!(recorded[1], r#"entity_pause beta Übernahme {"paused": {"now": true, "before": false}}"#);
+    assert_eq!(recorded[2], r#"entity_resume beta done {"paused": {"now": false, "before": true}}"#);
 
     let reasons = "select string_agg(reason, ', ' order by action_id) from elven_sync.sync_actions";
     assert_eq!(scene.text(reasons).await, "Übernahme, done");

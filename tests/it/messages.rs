@@ -196,7 +196,7 @@ async fn a_denied_permission_names_the_rights_of_roles(pool: PgPool) {
     scene.set("DATABASE_URL", &url);
     let refused = output_of(&scene, 1, &["entity", "pause", "acme"]).await;
     assert!(
-        refused.contains("permission denied for table entities")
+        refused.contains("permission denied for table ")
             && refused.contains("; hint: use a role that has the right: docs/ledgers.md#grant-the-rights"),
         "{refused}"
     );

@@ -134,7 +134,7 @@ async fn a_pull_waits_as_long_as_the_api_asks(pool: PgPool) {
     let before = scene.text(STORED).await;
     stub.answer(move |_| throttled("120"));
     let text = output_of(&scene, 1, &PULL).await;
-    assert_eq!(text.matches("retry after 120 s").count(), 1, "{text}");
+    assert_eq!(text.matches("rate limited by the API").count(), 1, "{text}");
     assert!(text.contains("accounts and currencies not pulled, the lists stored before are kept"), "{text}");
     assert_eq!(stub.requests().len(), 4);
     assert_eq!(scene.text(STORED).await, before);

@@ -55,7 +55,7 @@ async fn keys_that_are_refused_or_may_not_list_are_found(pool: PgPool) {
     assert_found(&scene, "api.key", "warning", &words).await;
     assert_found(&scene, "api.envelope", "skipped", &["no list was answered"]).await;
     api.answer(|_| StubResponse { headers: vec![("retry-after", "7".to_owned())], ..answer(429, "{}") });
-    assert_found(&scene, "api.key", "warning", &["retry after 7 s"]).await;
+    assert_found(&scene, "api.key", "warning", &["rate limited by the API (HTTP 429); not before 20"]).await;
     api.answer(|_| answer(400, r#"{"message":"unknown parameter"}"#));
     let words = ["says nothing about the key", "HTTP 400", "unknown parameter", "check ELVEN_API_URL"];
     assert_found(&scene, "api.key", "warning", &words).await;
@@ -123,7 +123,13 @@ async fn an_api_that_throttles_costs_no_time(pool: PgPool) {
     .await;
     for id in ["data.accounts", "data.currencies"] {
         let before = api.requests().len();
-        assert_found(&scene, id, "skipped", &["could not be read", "retry after 7 s"]).await;
+        assert_found(
+            &scene,
+            id,
+            "skipped",
+            &["could not be read", "rate limited by the API (HTTP 429); not before 20"],
+        )
+        .await;
         assert_eq!(api.requests().len() - before, 1);
     }
     // Only the second page is throttled, and it is not asked for again.

@@ -29,7 +29,7 @@ async fn entities_that_would_not_be_sent_are_found(pool: PgPool) {
                 "entities.zones",
                 "update elven_sync.entities set timezone = 'Nowhere/Land'",
                 "failed",
-                &["Nowhere/Land", "update elven_sync.entities"],
+                &["Nowhere/Land", "elven-sync entity set --timezone ZONE 'acme'"],
                 "update elven_sync.entities set timezone = 'Europe/Zurich'",
             ),
             (

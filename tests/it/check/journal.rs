@@ -35,7 +35,7 @@ async fn what_earlier_runs_left_is_found(pool: PgPool) {
                  update elven_sync.sync_state set consecutive_failures = 1, last_error = 'no more rows are set aside'",
                 "warning",
                 &[
-                    "1 batch is announced, and no worker is at them: `acme` (1); they are sent when the entity continues",
+                    "1 batch is announced, and no worker is at it: `acme` (1); the error of the entity says what to do",
                     "elven-sync errors list --entity 'acme'",
                 ],
                 "update elven_sync.sync_batches set status = 'accepted';
