@@ -85,31 +85,26 @@ end
 $$;
 
 -- What a run has observed of the trigger, and the time in which the trigger was broken: from the transactions that were
--- open when a run last saw it intact (gap_from; 0: none did), through those that were open when a run first saw it broken
--- (gap_seen), until those that had not begun when a run saw it intact again. Of another ledger it says nothing.
-create function elven_sync.with_guard_gap(before jsonb, before_since timestamptz, now jsonb, now_since timestamptz)
+-- open when a run last saw it intact (gap_from), through those that were open when a run first saw it broken
+-- (gap_seen), until those that had not begun when a run saw it intact again. Nothing is known where no run saw it intact,
+-- or where the observation before is of another ledger.
+create function elven_sync.with_guard_gap(before jsonb, now jsonb, now_since timestamptz)
     returns jsonb language sql stable
     set search_path = pg_catalog, pg_temp
 as
 $$
-    select case when before -> 'ledger' <> now -> 'ledger' then now else
+    select case when w.gap_from is null then now else
            now || jsonb_strip_nulls(jsonb_build_object(
-               'gap_from', case when w.was_bad or w.is_bad
-                                then coalesce(before -> 'gap_from',
-                                              case when not w.was_bad then before -> 'oldest_xid' end, '0'::jsonb)
-                                else before -> 'gap_from' end,
-               'gap_seen', case when w.was_bad or w.is_bad
-                                then coalesce(before -> 'gap_seen',
-                                              case when w.was_bad then before else now end -> 'oldest_xid')
-                                else before -> 'gap_seen' end,
-               'gap_until', case when w.is_bad then null
-                                 when w.was_bad then now -> 'next_xid'
+               'gap_from', w.gap_from,
+               'gap_seen', coalesce(before -> 'gap_seen', now -> 'oldest_xid'),
+               'gap_until', case when elven_sync.is_bad(now) then null
+                                 when elven_sync.is_bad(before) then now -> 'next_xid'
                                  else before -> 'gap_until' end,
-               'gap_since', case when w.was_bad or w.is_bad
-                                 then coalesce(before -> 'gap_since',
-                                               to_jsonb(case when w.was_bad then before_since else now_since end))
-                                 else before -> 'gap_since' end)) end
-      from (select elven_sync.is_bad(before) as was_bad, elven_sync.is_bad(now) as is_bad) w
+               'gap_since', coalesce(before -> 'gap_since', to_jsonb(now_since)))) end
+      from (select case when before -> 'ledger' <> now -> 'ledger' then null
+                        else coalesce(before -> 'gap_from',
+                                      case when elven_sync.is_bad(now) and not elven_sync.is_bad(before)
+                                           then before -> 'oldest_xid' end) end as gap_from) w
 $$;
 
 -- The value of a fact after another observation. verify: it stays known whether a sample was enough to find a problem.
@@ -121,7 +116,7 @@ as
 $$
     select case name
                when 'ledger_files' then now || jsonb_build_object('before', before - 'before')
-               when 'guard' then elven_sync.with_guard_gap(before, before_since, now, now_since)
+               when 'guard' then elven_sync.with_guard_gap(before, now, now_since)
                when 'verify' then case when elven_sync.is_bad(before) and elven_sync.is_bad(now)
                                        then now || jsonb_build_object('deep', before -> 'deep')
                                        else now end
@@ -429,7 +424,7 @@ comment on column elven_sync.sync_facts.name is
     'last; runs repeat the same comparison once an hour. maps_compared: the version of the maps of an entity that'
     ' was compared with the ledger. rows_set_aside, near_rejection_bound: since when the alerts OpenErrors and'
     ' NearRejectionBound of an entity hold.';
-comment on function elven_sync.with_guard_gap(jsonb, timestamptz, jsonb, timestamptz) is
+comment on function elven_sync.with_guard_gap(jsonb, jsonb, timestamptz) is
     'The value of the fact guard, with the time in which the trigger was broken: gap_from and gap_until are '
     'transaction ids.';
 comment on trigger set_aside_added on elven_sync.sync_errors is 'Records since when rows are set aside.';

@@ -75,6 +75,17 @@ pub struct RowReport {
     pub says: String,
 }
 
+impl RowReport {
+    /// Says that the row may have changed while the trigger was broken: then it looks as if its present version had been
+    /// sent.
+    fn doubt(&mut self) {
+        if self.sent.take().is_some() {
+            self.says += "; the trigger of the ledger was broken, so the row may have been changed since; \
+                          hint: elven-sync verify";
+        }
+    }
+}
+
 /// The facts about an entity that the trace of its rows needs.
 struct Known<'a> {
     settings: &'a Settings,
@@ -94,10 +105,24 @@ pub async fn of_row(
 ) -> Result<Vec<RowReport>, RunError> {
     check_schema(database).await?;
     let ledger = Ledger::open(database.clone(), None, settings).await?;
+    let mut reports = traced(settings, database, &ledger, written, only).await?;
+    if guard_gap(database, &ledger).await?.is_some() {
+        reports.iter_mut().for_each(RowReport::doubt);
+    }
+    Ok(reports)
+}
+
+async fn traced(
+    settings: &Settings,
+    database: &Database,
+    ledger: &Ledger,
+    written: &str,
+    only: Option<&str>,
+) -> Result<Vec<RowReport>, RunError> {
     let entities = Entity::list(database).await?;
     let health = Health::list(database).await?;
     let id = ledger.id(written).await?;
-    let mut holders = holders(&ledger, &entities, &id).await?;
+    let mut holders = holders(ledger, &entities, &id).await?;
     holders.retain(|entity_id, _| only.is_none_or(|only| only == entity_id));
     let query = || async {
         let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
@@ -121,8 +146,6 @@ pub async fn of_row(
     if found.is_empty() {
         require_registered(&entities, only)?;
     }
-    // A row that was changed while the trigger was broken looks as if its present version had been sent.
-    let may_be_unstamped = guard_gap(database, &ledger).await?.is_some();
     let mut reports = Vec::new();
     for (entity_id, chain, lane, maps) in found {
         let rows = match ledger.rows_with_id(&entity_id, &id.to_string()).await {
@@ -141,18 +164,15 @@ pub async fn of_row(
         let carried: Vec<BatchOfRow> = carried.iter().filter(|b| b.entity_id == entity_id).cloned().collect();
         let errors: Vec<RecordedError> =
             errors.iter().filter(|error| error.entity_id == entity_id).cloned().collect();
-        let (verdict, mut says) = match &rows {
+        let (verdict, says) = match &rows {
             Ok(rows) => {
                 let found = Found { rows, carried: &carried, errors: &errors };
-                judge(&ledger, &entity_id, &known, found).await?
+                judge(ledger, &entity_id, &known, found).await?
             }
             Err(why) => (Verdict::Unreadable, format!("cannot be read: {why}")),
         };
         let rows = rows.unwrap_or_default();
-        let mut sent = if verdict == Verdict::Uploaded { sent(&known, &rows, &carried) } else { None };
-        if may_be_unstamped && sent.take().is_some() {
-            says += "; the trigger of the ledger was broken, so the row may have been changed since; hint: elven-sync verify";
-        }
+        let sent = if verdict == Verdict::Uploaded { sent(&known, &rows, &carried) } else { None };
         reports.push(RowReport {
             sent,
             change_xid: rows.iter().map(|row| row.xid).max().or_else(|| holders.get(&entity_id).copied()?),

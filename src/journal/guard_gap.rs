@@ -4,7 +4,8 @@ use super::JournalError;
 use crate::database::Database;
 use crate::ledger::{GuardGap, Ledger};
 
-/// Returns the gap that runs have seen in this ledger, if rows may still be without a stamp.
+/// Returns the gap that runs have seen in this ledger, if rows may still be without a stamp. `None` also where no run saw
+/// the trigger intact before: then the ledger may be stamped in another way.
 pub async fn guard_gap(database: &Database, ledger: &Ledger) -> Result<Option<GuardGap>, JournalError> {
     let read = || {
         sqlx::query!(
@@ -18,7 +19,7 @@ pub async fn guard_gap(database: &Database, ledger: &Ledger) -> Result<Option<Gu
         .fetch_optional(database)
     };
     let gap = database.retry(read).await?;
-    Ok(gap.map(|gap| GuardGap {
+    Ok(gap.filter(|gap| gap.from > 0).map(|gap| GuardGap {
         from: u64::try_from(gap.from).unwrap_or(0),
         seen: u64::try_from(gap.seen).unwrap_or(0),
         until: gap.until.and_then(|until| u64::try_from(until).ok()),

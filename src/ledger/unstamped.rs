@@ -8,7 +8,7 @@ use super::{Ledger, LedgerError, Table, quote_identifier, quote_literal};
 /// The time in which the trigger may not have stamped rows, by transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuardGap {
-    /// Transactions before this one ended while the trigger was intact. 0: no run saw it intact before.
+    /// Transactions before this one ended while the trigger was intact.
     pub from: u64,
     /// Transactions before this one had ended when a run first saw the trigger broken.
     pub seen: u64,
@@ -68,24 +68,14 @@ impl Table {
 
     /// Returns the condition of rows that a transaction of the gap has written, and that have the stamp of one that had
     /// ended before. A row of a savepoint has the stamp of its own transaction, which `xmin` does not show; so of a
-    /// transaction that may still have been at work nothing is said. Where no run saw the trigger intact, each row counts
-    /// that has another stamp than `xmin`.
+    /// transaction that may still have been at work nothing is said.
     fn in_gap(&self, GuardGap { from, seen, until }: GuardGap) -> String {
         let age = |xid: u64| format!("pg_catalog.age('{}'::pg_catalog.xid)", xid & u64::from(u32::MAX));
         let stamp = self.stamp();
-        let mut condition = if from == 0 {
-            format!("{stamp}::pg_catalog.xid is distinct from xmin")
-        } else {
-            format!(
-                "({stamp} < '{from}' and pg_catalog.age(xmin) <= {} or {stamp} < '{seen}' and pg_catalog.age(xmin) <= {})",
-                age(from),
-                age(seen)
-            )
-        };
-        if let Some(until) = until {
-            condition += &format!(" and pg_catalog.age(xmin) > {}", age(until));
-        }
-        condition
+        let written_since = |xid: u64| format!("{stamp} < '{xid}' and pg_catalog.age(xmin) <= {}", age(xid));
+        let before =
+            until.map_or_else(String::new, |until| format!(" and pg_catalog.age(xmin) > {}", age(until)));
+        format!("({} or {}){before}", written_since(from), written_since(seen))
     }
 
     fn unstamped_sql(&self, gap: GuardGap, named: usize) -> String {

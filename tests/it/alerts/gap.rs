@@ -102,22 +102,18 @@ async fn gap_ends_with_the_run_or_verify_that_finds_no_row_in_it(pool: PgPool) {
     assert_eq!(named(&scene).await, NONE, "a run closes the gap, too");
 }
 
-/// Where no run has seen the trigger intact, it is not known since when rows may lack a stamp.
+/// Where no run has seen the trigger intact, the ledger may be stamped in another way: then nothing is said about rows.
 #[sqlx::test(migrations = false)]
-async fn trigger_that_was_broken_from_the_start_has_a_gap_without_a_beginning(pool: PgPool) {
+async fn trigger_that_was_broken_from_the_start_has_no_gap(pool: PgPool) {
     let scene = TestEnv::new(pool).await;
     scene.entity("acme", "UTC").await;
     add_row(&scene, "acme").await;
     scene.sql(DISABLE).await;
     scene.sql("update ledger.balance_snapshots set balance = 5").await;
     output_of(&scene, 0, &["run"]).await;
+    assert_eq!(named(&scene).await, ["GuardBroken critical"]);
+    output_of(&scene, 0, &["verify"]).await;
     scene.sql(ENABLE).await;
     output_of(&scene, 0, &["run"]).await;
-    assert_eq!(named(&scene).await, ["GuardBroken critical"]);
-    let verified = output_of(&scene, 3, &["verify"]).await;
-    sqlx::query(sqlx::AssertSqlSafe(printed_statement(&verified))).execute(&scene.pool).await.unwrap();
-    output_of(&scene, 0, &["run"]).await;
-    assert_eq!(named(&scene).await, ["VerifyFailed critical acme"]);
-    output_of(&scene, 0, &["verify"]).await;
     assert_eq!(named(&scene).await, NONE);
 }
